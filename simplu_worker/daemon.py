@@ -25,7 +25,7 @@ from simplu_worker.consumers.kinesis.leases.lease import worker_id
 from simplu_worker.consumers.source_retention import EffectiveRetention
 from simplu_worker.dead_letters.queue import ensure_default_queue
 from simplu_worker.errors import WorkerError
-from simplu_worker.memory_tuning import tune_allocator
+from simplu_worker.memory_tuning import tune_allocator, widen_threads
 from simplu_worker.network_errors import listen_cause
 from simplu_worker.shards.health.citrus_watch import CitrusWatch
 from simplu_worker.shards.health.prober import Prober, UnlistedShards
@@ -74,6 +74,7 @@ async def run_worker(settings: Settings, letters: OpenDesk | None = None) -> Non
     *letters* acts on dead letters for operators that ask over HTTP. SIGHUP reloads `SHARD_MAP_FILE` and
     `FEED_FILE`.
     """
+    widen_threads()
     signals = _handle_signals()
     instruments.set_build_info(__version__)
     notifier = SystemdNotifier(os.environ)

@@ -1,4 +1,4 @@
-"""How a client of aiohttp connects: names without an answer hold nobody else, and an answer has a bound.
+"""A bound for what a server sends to a client of aiohttp.
 
 aiohttp bounds neither the interim answers before an answer (`100 Continue`, `103 Early Hints`) nor what comes on a
 connection at rest, and reads them faster than its time-outs are due.
@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket
 from typing import Any
 
 import aiohttp
-from aiohttp.abc import ResolveResult
 from aiohttp.connector import Connection
-from aiohttp.resolver import ThreadedResolver
-
-from simplu_worker.network_lookup import look_up_host
 
 
 class BoundedConnector(aiohttp.TCPConnector):
@@ -26,7 +21,7 @@ class BoundedConnector(aiohttp.TCPConnector):
     """
 
     def __init__(self, answer_max_bytes: int, **options: Any) -> None:
-        super().__init__(resolver=_PatientResolver(), **options)
+        super().__init__(**options)
         self._answer_max_bytes = answer_max_bytes
 
     async def connect(self, *args: Any, **options: Any) -> Connection:
@@ -65,14 +60,3 @@ class _BoundedAnswer(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._protocol.connection_lost(OSError(errno.EMSGSIZE, "a long answer") if self._left_bytes < 0 else exc)
-
-
-class _PatientResolver(ThreadedResolver):
-    """Resolves as aiohttp does, but waits for a name without an answer outside the threads that all share."""
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """Return the addresses of *host*. Raises the error of `socket.getaddrinfo`."""
-        await look_up_host(host)
-        return await super().resolve(host, port, family)

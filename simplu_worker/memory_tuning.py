@@ -1,9 +1,12 @@
-"""Tune the garbage collector and the memory allocator of the process."""
+"""Tune the garbage collector, the memory allocator and the threads of the process."""
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
+import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
@@ -16,11 +19,19 @@ _MIB: Final = 1024 * 1024
 _TRIM_ABOVE: Final = 64 * _MIB  # the default of PREFETCH_MAX_BYTES
 _MAP_ABOVE: Final = 32 * _MIB  # the highest bound that glibc accepts
 
+THREADS: Final = 64  # a lookup of a name without an answer keeps one for up to 40 s
+
 
 def end_start() -> None:
     """Have the garbage collector run from now on, and pass over what the imports have made."""
     gc.freeze()
     gc.enable()
+
+
+def widen_threads() -> None:
+    """Let THREADS lookups of names wait at a time; to be called on the event loop before the first one."""
+    os.environ.setdefault("UV_THREADPOOL_SIZE", str(2 * THREADS))  # of libuv, which gives lookups half of them
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="lookup"))
 
 
 def tune_allocator() -> None:

@@ -92,7 +92,6 @@ async def _open_locator(settings: Settings) -> AsyncIterator[Locator]:
             timeout_s=settings.citrus_timeout / 1000,
             attempts=settings.citrus_retry_attempts,
             allowed_hosts=allowed_hosts,
-            file_folders=settings.database_file_folders,
         ) as citrus:
             yield citrus
     elif settings.shard_map_file is not None:

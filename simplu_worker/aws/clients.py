@@ -6,9 +6,7 @@ with
 
 Log each call of a client of AWS at debug: its operation, duration and error code, never its content.
 
-The HTTP session of AWS clients: aiobotocore's, which reads an answer up to a limit.
-
-Hooks of a client that look at its replies before botocore parses them.
+A hook of a client that looks at its replies before botocore parses them.
 
 A reply that is no JSON of AWS, as a proxy may send, is an error: botocore takes it for a reply without members. The
 records of a stream are decoded here, in place of botocore, to which a reply without members is left: its parser takes
@@ -35,7 +33,6 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -45,7 +42,6 @@ import msgspec
 import structlog
 from aiobotocore.config import AioConfig
 from aiobotocore.credentials import AioCredentialResolver, create_credential_resolver
-from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore import exceptions as botocore_errors
 from botocore import xform_name
@@ -54,10 +50,9 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import EnvProvider
 from botocore.parsers import ResponseParserError
 
-from simplu_worker.aws.credentials import CredentialSource, clock_problem, end_programs_in_time, unanswered_text
+from simplu_worker.aws.credentials import CredentialSource, end_programs_in_time, unanswered_text
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
 from simplu_worker.telemetry.log import is_debug_written
-from simplu_worker.timing.clock import OWN_CLOCK
 
 STARTED_AT: Final = "simplu_worker.started_at"  # in the context of a call, beside what botocore keeps there
 
@@ -98,96 +93,19 @@ def _log(service: str, operation: str, error: str | None, context: dict[str, Any
             log.debug("sqs.called", operation=operation, error=error, duration_s=duration_s)
 
 
-REPLY_MAX_BYTES = 32 * 1024 * 1024  # twice the largest that a service sends, which is 16 MB (BatchGetItem)
-
-
-class BoundedSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
-    """Reads at most REPLY_MAX_BYTES of an answer; aiobotocore reads all, and has no setting for that.
-
-    Nothing is decompressed: requests do not accept compression, and a compressed answer is not parsed.
-    """
-
-    async def open(self, url: str) -> None:
-        """Make what the first request to *url* needs. Raises what is wrong with the CA bundle or the proxy."""
-        await self._get_session(self._proxy_config.proxy_url_for(url))
-
-    async def send(self, request: Any) -> Any:
-        """Send a request as aiobotocore does, and read its answer. Raises errors of botocore."""
-        is_streamed, request.stream_output = request.stream_output, True  # the answer's body is left unread
-        try:
-            response = await super().send(request)
-        finally:
-            request.stream_output = is_streamed
-        if (date := response.headers.get("date")) is not None:
-            OWN_CLOCK.compare(date)
-        response.raw = BoundedReply(response.raw)
-        if not is_streamed:
-            await response.content  # which keeps it
-        return response
-
-
-class BoundedReply:
-    """The unread body of an answer."""
-
-    def __init__(self, reply: aiohttp.ClientResponse) -> None:
-        self._reply = reply
-
-    async def read(self) -> bytes:
-        """Return the body; close its connection if that fails. Raises ResponseParserError if it is too long.
-
-        Raises errors of botocore: aiobotocore reads the body of an error itself, also in place of an event stream.
-        """
-        try:
-            with self._errors_of_botocore():
-                return b"".join([part async for part in self._read_parts()])
-        except BaseException:
-            self._reply.close()
-            raise
-
-    async def read_any(self) -> bytes:
-        """Return the bytes of an event stream that are there, at least one; none at its end. Raises AWS_ERRORS."""
-        with self._errors_of_botocore():
-            return await self._reply.content.readany()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._reply.close()
-
-    @contextmanager
-    def _errors_of_botocore(self) -> Iterator[None]:
-        try:
-            yield
-        except aiohttp.ServerTimeoutError as exc:
-            raise botocore_errors.ReadTimeoutError(endpoint_url=str(self._reply.url), error=exc) from exc
-        except (aiohttp.ClientError, OSError) as exc:
-            raise botocore_errors.ConnectionClosedError(endpoint_url=str(self._reply.url), error=exc) from exc
-
-    async def _read_parts(self) -> AsyncIterator[bytes]:
-        left_bytes = REPLY_MAX_BYTES
-        async for part in self._reply.content.iter_any():
-            left_bytes -= len(part)
-            if left_bytes < 0:
-                place = self._reply.url.with_user(None).with_query(None)
-                raise ResponseParserError(f"{place}: expected an answer of at most {REPLY_MAX_BYTES} bytes, got more")
-            yield part
-
-
 Decode: TypeAlias = Callable[[bytes], dict[str, Any]]
 
 # The operations whose replies are decoded here, each with its decoder, which raises msgspec.DecodeError; the doors to
 # Kinesis and to the lease table have them.
 DECODERS: dict[str, Decode] = {}
 NO_MEMBERS: Final = b"{}"
-# What botocore raises where JSON is not that of the service's model.
-MISFITS: Final = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
 
 _members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def watch_replies(client: Any) -> None:
-    """Register the hooks of *client*, of a service with JSON."""
+    """Register the hook of *client*, of a service with JSON."""
     client.meta.events.register("before-parse", _before_parse)
-    client.meta.events.register("after-call-error", _after_call_error)
 
 
 def _before_parse(
@@ -198,7 +116,7 @@ def _before_parse(
     if response_dict["status_code"] >= 300 or shape is None:
         return
     if operation_model.has_event_stream_output:
-        customized_response_dict[shape.event_stream_name] = body
+        customized_response_dict[shape.event_stream_name] = EventBody(body)
         response_dict["body"] = _BeginningOfEvents()
         return
     try:
@@ -211,12 +129,24 @@ def _before_parse(
         raise ResponseParserError(f"{name}: expected JSON of AWS, got something else ({exc})") from None
 
 
-def _after_call_error(exception: Exception, event_name: str, **_: object) -> None:
-    if isinstance(exception, MISFITS):
-        name = event_name.rpartition(".")[2]
-        raise ResponseParserError(
-            f"{name}: expected JSON of AWS, got something else ({type(exception).__name__})"
-        ) from None
+class EventBody:
+    """The unread body of an event stream."""
+
+    def __init__(self, reply: aiohttp.ClientResponse) -> None:
+        self._reply = reply
+
+    async def read_any(self) -> bytes:
+        """Return the bytes that are there, at least one; none at the end. Raises AWS_ERRORS."""
+        try:
+            return await self._reply.content.readany()
+        except aiohttp.ServerTimeoutError as exc:
+            raise botocore_errors.ReadTimeoutError(endpoint_url=str(self._reply.url), error=exc) from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            raise botocore_errors.ConnectionClosedError(endpoint_url=str(self._reply.url), error=exc) from exc
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._reply.close()
 
 
 class _BeginningOfEvents:
@@ -282,22 +212,31 @@ THROTTLING_CODES = frozenset(
 EXPIRED_CREDENTIALS_CODES = frozenset({"ExpiredToken", "ExpiredTokenException"})
 REFUSED_CREDENTIALS_CODES = EXPIRED_CREDENTIALS_CODES | {"InvalidClientTokenId", "UnrecognizedClientException"}
 
+# AWS accepts signatures for 5 minutes by its clock: set the one of this machine. API references, "Common errors".
+SIGNATURE_CODES = frozenset(
+    {"InvalidSignatureException", "RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch"}
+)
+
 # Transient states with an HTTP status 4xx. botocore 1.43 retries/standard.py, TransientRetryableChecker; DynamoDB
 # developer guide, "Error handling"; Kinesis ListShards and DynamoDB UpdateTable (ResourceInUse: being created, changed
 # or deleted).
-TRANSIENT_CODES = REFUSED_CREDENTIALS_CODES | frozenset(
-    {
-        "AWS.SimpleQueueService.QueueDeletedRecently",  # for 60 s no queue of that name can be created
-        "InternalFailure",
-        "InternalServerError",
-        "PriorRequestNotComplete",
-        "QueueDeletedRecently",
-        "RequestTimeout",
-        "RequestTimeoutException",
-        "ResourceInUseException",
-        "TransactionConflictException",
-        "TransactionInProgressException",
-    },
+TRANSIENT_CODES = (
+    REFUSED_CREDENTIALS_CODES
+    | SIGNATURE_CODES
+    | frozenset(
+        {
+            "AWS.SimpleQueueService.QueueDeletedRecently",  # for 60 s no queue of that name can be created
+            "InternalFailure",
+            "InternalServerError",
+            "PriorRequestNotComplete",
+            "QueueDeletedRecently",
+            "RequestTimeout",
+            "RequestTimeoutException",
+            "ResourceInUseException",
+            "TransactionConflictException",
+            "TransactionInProgressException",
+        },
+    )
 )
 
 # Raised by botocore itself, in place of an answer of the service.
@@ -308,6 +247,7 @@ TRANSIENT_ERRORS: tuple[type[Exception], ...] = (
     ResponseParserError,
 )
 CREDENTIALS_RETRY_MAX_S: Final = 2.0
+WRONG_CLOCK: Final = "; set the clock of this machine by NTP, or correct the secret key"
 
 OF_PROFILE: Final = "AWS_CONFIG_FILE, ~/.aws/config"  # where no variable has the value
 NO_REGION = "AWS_REGION: expected a region such as eu-west-1, none is set"
@@ -376,7 +316,8 @@ async def _open_session(client: Client) -> None:
     """Make what the first request of *client* would. Raises ConfigurationError for the CA bundle and the proxy."""
     url = client.meta.endpoint_url
     try:
-        await client._endpoint.http_session.open(url)  # noqa: SLF001 - botocore has no other way to it
+        session = client._endpoint.http_session  # noqa: SLF001 - botocore has no other way to it
+        await session._get_session(session._proxy_config.proxy_url_for(url))  # noqa: SLF001
     except OSError as exc:  # of TLS too
         names = [name for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE") if name in os.environ]
         got = "another file" if isinstance(exc, ssl.SSLError) else exc.strerror
@@ -465,12 +406,10 @@ def _service_error(exc: botocore_errors.ClientError) -> WorkerError:
     code = error_code(exc)
     message = f"{exc.operation_name}: {code}: {exc.response.get('Error', {}).get('Message', '')}"
     status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
-    if (problem := clock_problem(exc.response, now=datetime.now(UTC))) is not None:
-        return RetryableError(f"{problem}; {message}")
     if code in THROTTLING_CODES or status == 429:
         return ThrottledError(message)
     if code in TRANSIENT_CODES or status >= 500:
-        return RetryableError(message)
+        return RetryableError(message + (WRONG_CLOCK if code in SIGNATURE_CODES else ""))
     return PermanentError(message)
 
 
@@ -480,7 +419,6 @@ def _config(read_timeout_s: float, connect_timeout_s: float, max_attempts: int, 
         connect_timeout=connect_timeout_s,
         max_pool_connections=pool_size,
         retries={"total_max_attempts": max_attempts, "mode": "standard"},
-        http_session_cls=BoundedSession,
         parameter_validation=False,  # ours are of the right types; values are checked by the service
         user_agent=_session().user_agent(),  # else botocore puts a longer one together twice a request
     )

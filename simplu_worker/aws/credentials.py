@@ -7,8 +7,6 @@ it
 had. What was found refreshes itself, by botocore's rules. However a source fails, the request that waits gets a
 `CredentialRetrievalError`, which is transient, and `problem` names the cause.
 
-Tell from an answer of AWS that this machine's clock is wrong: AWS then refuses every signature.
-
 Requests to AWS without an answer of the service, in words.
 
 The region of a profile, by botocore, which reads its files as every AWS client does.
@@ -17,8 +15,7 @@ The region of a profile, by botocore, which reads its files as every AWS client 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import botocore.session
@@ -31,27 +28,7 @@ from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalE
 from yarl import URL
 
 from simplu_worker.network_errors import NO_ANSWER, NO_CONNECTION, network_cause
-from simplu_worker.timing.clock import loop_time, utc_now
-from simplu_worker.timing.clock_agreement import parse_http_date
-
-# AWS accepts signatures for 5 minutes. API references, "Common errors"; STS names it as SQS does.
-SIGNATURE_CODES: Final = frozenset(
-    {"InvalidSignatureException", "RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch"}
-)
-SKEW_MIN_S: Final = 240.0  # the answer came some seconds later
-
-
-def clock_problem(response: Mapping[str, Any], *, now: datetime) -> str | None:
-    """Return by how much this machine's clock is wrong, if that is why AWS refused a request; else None."""
-    date = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
-    theirs = parse_http_date(date)
-    if response.get("Error", {}).get("Code") not in SIGNATURE_CODES or theirs is None:
-        return None
-    if abs(skew_s := (theirs - now).total_seconds()) < SKEW_MIN_S:
-        return None
-    side = "behind" if skew_s > 0 else "ahead of"
-    return f"the clock of this machine is {abs(skew_s):.0f} s {side} that of AWS: set it"
-
+from simplu_worker.timing.clock import loop_time
 
 CA_SETTING: Final = "AWS_CA_BUNDLE"
 
@@ -235,8 +212,6 @@ def describe(exc: Exception) -> str:
     """Return why a source gave no credentials, without what it answered instead."""
     if isinstance(exc, OSError):  # a timeout too
         return f"{exc.filename}: {exc.strerror}" if exc.filename else network_cause(exc, ca_setting=CA_SETTING)
-    if isinstance(exc, ClientError) and (problem := clock_problem(exc.response, now=utc_now())) is not None:
-        return f"{problem}; {exc.operation_name}"
     # botocore's own: that a token may not contain a line break, that new credentials are expired already.
     if isinstance(exc, BotoCoreError):
         return " ".join(unanswered_text(exc).split())[:CAUSE_MAX_LENGTH]

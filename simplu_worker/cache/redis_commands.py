@@ -26,12 +26,8 @@ from simplu_worker.telemetry.log import register_secret, scrub_text
 
 SCAN_COUNT: Final = 1000
 CAUSE_MAX_CHARS: Final = 300  # of the server's text in an error
-EPOCH_MAX_DIGITS: Final = 20  # of a number in Redis: only so much is read of what others may have stored instead
 
 NO_REPLY: Final = (RedisConnectionError, RedisTimeoutError)  # their subclasses have a text of the server
-
-# Raised by the package for bytes that are no reply of Redis.
-UNREADABLE: Final = (ValueError, TypeError, AttributeError, RecursionError)
 
 
 class CacheUnavailableError(RetryableError):
@@ -126,7 +122,7 @@ class RedisCommands:
         """
         async with self._translate_errors():
             after, keys = await self._client.scan(cursor=cursor, match=f"{prefix}*", count=SCAN_COUNT)
-            return int(after), [_decode(key) for key in _as_list(keys)]
+            return int(after), [_decode(key) for key in keys]
 
     async def delete(self, keys: Sequence[str]) -> int:
         """Delete *keys*; return the number of keys that existed."""
@@ -141,8 +137,8 @@ class RedisCommands:
             info: dict[str, Any] = await self._client.info()
             if info.get("redis_mode") == "cluster":
                 return info | {"epoch": None}
-            epoch = await self._client.getrange(EPOCH_KEY, 0, EPOCH_MAX_DIGITS - 1)
-            return info | {"epoch": _decode(epoch) or None}
+            epoch = await self._client.get(EPOCH_KEY)
+            return info | {"epoch": None if epoch is None else _decode(epoch)}
 
     async def read_counts(self) -> dict[str, Any]:
         """Return the part of Redis's INFO that counts what all its clients do; to ask for it is no read of a key."""
@@ -155,7 +151,7 @@ class RedisCommands:
         try:
             async with asyncio.timeout(self._call_timeout_s):
                 yield
-        except (RedisError, OSError, TimeoutError, *UNREADABLE) as exc:
+        except (RedisError, OSError, TimeoutError) as exc:
             # The next reply on this connection may be the answer to an earlier command.
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 await self._client.connection_pool.disconnect()
@@ -171,8 +167,6 @@ class RedisCommands:
 
 
 def _cause_of(error: Exception) -> str:
-    if isinstance(error, UNREADABLE):
-        return f"expected a reply of Redis, got something else ({type(error).__name__})"
     if isinstance(error, AuthenticationError):
         return f"expected a user and a password that it accepts, got {_shown(error)}; correct them in REDIS_URL"
     if isinstance(error, ResponseError):
@@ -196,13 +190,6 @@ def _is_of_one_key(error: Exception) -> bool:
     """
     code = getattr(error, "status_code", None) or str(error).partition(" ")[0]
     return isinstance(error, ResponseError) and code in {"ERR", "WRONGTYPE"}
-
-
-def _as_list(value: object) -> list[Any]:
-    """Return *value*; raises TypeError if it is no list."""
-    if not isinstance(value, list):
-        raise TypeError
-    return value
 
 
 def _decode(value: Any) -> str:

@@ -25,7 +25,7 @@ from simplu_worker.config.loading import draft_settings, find_misspellings, load
 from simplu_worker.config.settings import ROUTES, VARIABLES, Settings, set_of
 from simplu_worker.config.values import is_service_link
 from simplu_worker.errors import ConfigurationError, PermanentError, UsageError, WorkerError
-from simplu_worker.memory_tuning import end_start
+from simplu_worker.memory_tuning import end_start, widen_threads
 from simplu_worker.operations.operation import ID_MAX, is_id, tenant_id_of
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.telemetry.log import configure_logging, flush_logging, scrub_text
@@ -137,6 +137,7 @@ def run_until_interrupted(command: Coroutine[Any, Any, int]) -> int:
 
 async def _run_until_ended(command: Coroutine[Any, Any, int]) -> int:
     """Run *command* until SIGTERM, or SIGHUP from a terminal that closes; a second one ends the process at once."""
+    widen_threads()
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     came: list[signal.Signals] = []
 

@@ -123,16 +123,6 @@ class Settings(BaseSettings):
     """Password at the only shard."""
     database_name: values.Text | None = None
     """Database at the only shard."""
-    database_file_folders: values.Folders = (
-        "/etc/ssl",
-        "/etc/pki",
-        "/usr/share/ca-certificates",
-        "/usr/local/share/ca-certificates",
-        "/etc/simplu-worker",
-    )
-    """Folders that files of a connection string from Citrus have to be below: certificates, keys, password files.
-    Those of a map may be anywhere."""
-
     database_allowed_hosts: values.HostPatterns = ()
     """Comma-separated host patterns that a connection string may name; others are refused. Unset: any."""
     database_pool_size: Annotated[int, Field(ge=1, le=1000)] = 4

@@ -138,12 +138,6 @@ HostsAndNetworks = Annotated[
     NoDecode,
     CommaSeparated,
 ]
-Folders = Annotated[
-    tuple[Annotated[str, Field(pattern="^/")], ...],
-    Field(title="comma-separated whole paths of folders"),
-    NoDecode,
-    CommaSeparated,
-]
 Level = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)]
 SecretText = Secret[Text]
 SecretToken = Secret[Annotated[str, Field(pattern="^[!-~]+$", title="visible ASCII characters without spaces")]]

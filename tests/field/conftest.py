@@ -11,6 +11,5 @@ from support.field.identities import Identities
 
 @pytest_asyncio.fixture
 async def identities(tmp_path: Path) -> AsyncIterator[Identities]:
-    """Run sources of credentials, and a service that accepts those alone."""
     async with Identities(tmp_path).running() as running:
         yield running

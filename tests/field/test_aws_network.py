@@ -1,25 +1,20 @@
-"""The way to AWS: authorities of one's own, proxies, and a clock that is wrong. STS is reached the same way."""
+"""The way to AWS: authorities of one's own, and proxies. STS is reached the same way."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from aiohttp import web
 from support.field.identities import Health, Identities, WebIdentity
 from support.field.proxy import Proxy
 from support.network.tls_front import TlsFront
 
 from simplu_worker.aws import clients
-from simplu_worker.aws import clients as http_session
 from simplu_worker.aws.clients import open_client, translate_errors
 from simplu_worker.aws.credentials import CredentialSource
-from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.timing.clock import OwnClock
+from simplu_worker.errors import RetryableError
 
 REGION = "eu-west-1"
 CALLS = {"kinesis": "list_streams", "dynamodb": "list_tables", "sqs": "list_queues"}
@@ -27,7 +22,6 @@ CALLS = {"kinesis": "list_streams", "dynamodb": "list_tables", "sqs": "list_queu
 
 @pytest_asyncio.fixture
 async def identities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Identities]:
-    """Run the services; the environment has a web identity, and keys that the services accept."""
     async with Identities(tmp_path).running() as running:
         running.life_s = 3600.0
         source = WebIdentity(running)
@@ -47,7 +41,6 @@ async def identities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
 
 async def call_all(url: str) -> None:
-    """Call each service at *url*, and STS for the web identity. Raises our errors."""
     for service, method in CALLS.items():
         async with open_client(service, region=REGION, endpoint_url=f"{url}/kinesis") as client:
             with translate_errors():
@@ -91,34 +84,3 @@ async def test_proxies_are_used_but_for_the_hosts_of_no_proxy(
         await call_all(identities.url)
         await call_all(tls_url)
         assert len(proxy.asked) == 2 * count
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("code", ["InvalidSignatureException", "RequestTimeTooSkewed", "SignatureDoesNotMatch"])
-@pytest.mark.parametrize(("skew", "side"), [(timedelta(minutes=10), "behind"), (timedelta(minutes=-10), "ahead of")])
-async def test_wrong_clock_is_named_and_tried_again(
-    code: str, skew: timedelta, side: str, identities: Identities, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http_session, "OWN_CLOCK", OwnClock())  # other tests of this process have the right time
-
-    async def refuse(_: web.Request) -> web.Response:
-        date = format_datetime(datetime.now(UTC) + skew, usegmt=True)
-        return web.json_response({"__type": code, "message": "Signature expired"}, status=400, headers={"Date": date})
-
-    application = web.Application()
-    application.router.add_post("/", refuse)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        async with open_client("kinesis", region=REGION, endpoint_url=url) as client:
-            # By a few seconds more or less: of those that a busy machine takes for the answer.
-            error = rf"the clock of this machine is (5[89]|60|61)\d s {side} that of AWS: set it; ListStreams: {code}"
-            with pytest.raises(RetryableError, match=error), translate_errors():
-                await client.list_streams()
-            skew *= 0  # the clock is right: the key must be wrong
-            with pytest.raises(PermanentError, match=f"^An error|ListStreams: {code}"), translate_errors():
-                await client.list_streams()
-    finally:
-        await runner.cleanup()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import CredentialRetrievalError
-from support.field.identities import SOURCES, Container, Health, Identities, Source, WebIdentity, base_env, calling
+from support.field.identities import SOURCES, Health, Identities, Source, base_env, calling
 from support.requires import ROOT
 
 from simplu_local.processes.loopback import poll_until
@@ -26,7 +26,6 @@ LIVES = 2  # credentials that end while a client calls
 
 
 def is_answered(end: dict[str, Any]) -> bool:
-    """Return whether a call got an answer."""
     return end["error"] is None
 
 
@@ -39,7 +38,6 @@ def has_no_credentials(end: dict[str, Any]) -> bool:
 
 
 def environment(source: Source) -> dict[str, str]:
-    """Return the environment of a caller whose only source is *source*."""
     python = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": os.environ["PATH"]}
     return python | base_env(source.identities) | source.env()
 
@@ -99,17 +97,3 @@ async def test_program_that_hangs_is_named_and_killed(tmp_path: Path, monkeypatc
 
     assert len(numbers) == 1
     assert await poll_until(are_gone, within_s=60.0)
-
-
-@pytest.mark.slow(3)
-async def test_token_file_with_a_line_break_is_named(identities: Identities) -> None:
-    for kind, cause in ((Container, "not a legal header value"), (WebIdentity, "InvalidIdentityToken")):
-        source = kind(identities)
-        source.make(Health.WELL)
-        env = environment(source)
-        (identities.folder / "token").write_text(f"{identities.token}\n")
-        async with calling(env) as caller:
-            end = await caller.until(has_no_credentials)
-            assert cause in end["error"]
-            (identities.folder / "token").write_text(identities.token)
-            await caller.until(is_answered)

@@ -10,15 +10,11 @@ from pathlib import Path
 import pytest
 from support.field.rds_line import LIFETIME, REGION, USER, RdsLine, issue_certificate, refusal_of, time_of
 from support.postgres.databases import ShardMaker, execute
-from support.postgres.move_cases import settings_of
 from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
-from simplu_worker.assembly.shards import open_shards
 from simplu_worker.aws.clients import credential_source
-from simplu_worker.commands.check.checking import DependencyChecks
-from simplu_worker.commands.check.dependency import CheckStatus
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -32,7 +28,6 @@ SECRETS = {"AKIAFIRST": "first/secret", "AKIASECOND": "second+secret"}
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the certificate of the lines."""
     return issue_certificate(tmp_path_factory.mktemp("rds"))
 
 
@@ -45,7 +40,6 @@ def _identity(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def use_key(monkeypatch: pytest.MonkeyPatch, key_id: str) -> None:
-    """Let botocore find a key in the environment."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", key_id)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS[key_id])
     credential_source.cache_clear()
@@ -53,7 +47,6 @@ def use_key(monkeypatch: pytest.MonkeyPatch, key_id: str) -> None:
 
 @pytest.fixture
 async def shard_at_rds(make_shard: ShardMaker, postgres_server: PostgresServer) -> ShardAddress:
-    """Give a shard with the role of the worker."""
     create = f"DO $$ BEGIN CREATE ROLE {USER} SUPERUSER LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
     await execute(postgres_server.url_of("postgres"), create)
     return await make_shard()
@@ -61,7 +54,6 @@ async def shard_at_rds(make_shard: ShardMaker, postgres_server: PostgresServer) 
 
 @pytest.fixture
 async def line(shard_at_rds: ShardAddress, certificate: Path) -> AsyncIterator[RdsLine]:
-    """Give a line to it."""
     async with RdsLine(shard_at_rds, certificate, dict(SECRETS)).opened() as line:
         yield line
 
@@ -106,25 +98,6 @@ async def test_new_connection_has_a_new_password_after_the_last_one_has_expired(
     assert line.refusals == []
 
 
-async def test_each_of_several_hosts_gets_a_password_of_its_own(
-    line: RdsLine, shard_at_rds: ShardAddress, certificate: Path
-) -> None:
-    async with RdsLine(shard_at_rds, certificate, dict(SECRETS)).opened() as second:
-        pool = ShardPool(line.address_at(line.place, second.place), size=1)
-        line.takes_connections = False
-        assert await fetch(pool, "SELECT 1 AS one") == [{"one": 1}]
-        await pool.close()
-        (password,) = second.passwords
-        assert (line.passwords, line.refusals, second.refusals) == ([], [], [])
-        pool = ShardPool(line.address_at(line.place, second.place, options="&target_session_attrs=any"), size=1)
-        line.takes_connections = True
-        assert await fetch(pool, "SELECT 1 AS one") == [{"one": 1}]
-        await pool.close()
-    assert (len(line.passwords), line.refusals) == (1, [])
-    refusal = refusal_of(password, place=line.place, user=USER, secrets=SECRETS, now=datetime.now(UTC))
-    assert refusal == f"it is for {USER} at {second.place}"
-
-
 async def test_shard_without_a_password_is_back_once_there_are_credentials(
     line: RdsLine, make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -160,33 +133,3 @@ async def test_shard_is_unavailable_when_iam_does_not_know_the_key(line: RdsLine
         await fetch(pool, "SELECT 1 AS one")
     await pool.close()
     assert line.refusals == ["its signature is wrong"]
-
-
-async def test_certificate_of_the_server_is_checked_when_the_string_says_so(line: RdsLine, certificate: Path) -> None:
-    good, bad = (
-        ShardPool(line.address_at(line.place, options=f"&sslmode=verify-full&sslrootcert={path}"), size=1)
-        for path in (certificate.parent / "rds.crt", issue_certificate_elsewhere(certificate))
-    )
-    assert await fetch(good, "SELECT 1 AS one") == [{"one": 1}]
-    with pytest.raises(ShardUnavailableError, match="expected a certificate"):
-        await fetch(bad, "SELECT 1 AS one")
-    for pool in (good, bad):
-        await pool.close()
-    assert (len(line.passwords), line.refusals) == (1, [])
-
-
-def issue_certificate_elsewhere(certificate: Path) -> Path:
-    """Return the certificate of another authority."""
-    folder = certificate.parent / "elsewhere"
-    folder.mkdir(exist_ok=True)
-    issue_certificate(folder)
-    return folder / "rds.crt"
-
-
-async def test_check_uses_passwords_by_iam(line: RdsLine, tmp_path: Path) -> None:
-    settings = settings_of(tmp_path, line.address_at(line.place))
-    async with open_shards(settings) as shards:
-        (checked,) = await DependencyChecks(settings).check_shards(shards)
-    assert (checked.status, "schema" in checked.result, line.refusals) == (CheckStatus.OK, True, [])
-    assert line.passwords
-    assert not any(password in f"{checked.address} {checked.result}" for password in line.passwords)

@@ -27,8 +27,6 @@ TENANT = Tenant("clinic", "main", "dental")
 
 
 class World:
-    """A stack, and a worker whose only credentials are those of *source*."""
-
     def __init__(self, stack: Stack, source: WebIdentity) -> None:
         endpoints = {name: value for name, value in stack.env.items() if name not in CREDENTIALS}
         # The default queue of dead letters is made at the start, which needs credentials too.
@@ -37,7 +35,6 @@ class World:
         self.worker = WorkerProcess(stack.group, self.env, number=1)
 
     async def get(self, path: str, *, as_operator: bool = False) -> tuple[int, dict[str, Any]]:
-        """Return status and JSON of a request; 0 while the worker does not listen yet."""
         headers = self.worker.operator if as_operator else {}
         try:
             async with (
@@ -50,7 +47,6 @@ class World:
             return 0, {}
 
     async def until_unready(self) -> None:
-        """Wait until anybody can read that there are no credentials."""
         expected = {"status": "unavailable", "reason": "credentials_unavailable"}
 
         async def is_so() -> bool:
@@ -59,7 +55,6 @@ class World:
         assert await poll_until(is_so, within_s=PATIENCE_S)
 
     async def seconds_to_ready(self) -> float:
-        """Wait until the worker is ready; return how long that took."""
         began = time.monotonic()
 
         async def is_so() -> bool:
@@ -69,7 +64,6 @@ class World:
         return time.monotonic() - began
 
     async def until_applied(self, *request_ids: str) -> None:
-        """Wait until operations are in the log."""
         query = "SELECT count(*) FROM operations WHERE request_id = ANY($1)"
         connection = await asyncpg.connect(shard_urls(self.stack.env)[0])
 
@@ -137,7 +131,6 @@ async def test_check_names_the_credentials(identities: Identities) -> None:
 
 
 async def check(env: dict[str, str]) -> tuple[int, dict[str, Any]]:
-    """Run `simplu-worker check`; return its exit status and report."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "simplu_worker", "check", "--json"),
         env=env,

@@ -27,7 +27,6 @@ SHARD = TargetKind.SHARD
 
 @pytest.fixture(autouse=True)
 def no_troubles() -> Iterator[None]:
-    """Begin and end without troubles."""
     bulkheads._troubles.clear()
     yield
     bulkheads._troubles.clear()
@@ -38,7 +37,6 @@ def _fail(exc: Exception) -> None:
 
 
 def count_of(target: TargetKind) -> float:
-    """Return the value of the counter."""
     return REGISTRY.get_sample_value("simplu_internal_errors_total", {"target": target}) or 0.0
 
 
@@ -113,8 +111,6 @@ async def test_internal_error_is_noted_once_on_its_way() -> None:
 
 
 def failing(times: int, calls: list[float], *, then: Callable[[], None]) -> Callable[[], asyncio.Future[None]]:
-    """Return work that raises *times* times."""
-
     async def work() -> None:
         calls.append(asyncio.get_running_loop().time())
         if len(calls) <= times:

@@ -6,8 +6,6 @@ from simplu_worker.errors import RetryableError
 
 
 class _StatusError(RetryableError):
-    """An error with arguments of its own."""
-
     def __init__(self, status: int) -> None:
         super().__init__(f"expected status 200, got {status}", retry_after_s=2.0)
 

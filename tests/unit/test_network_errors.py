@@ -14,13 +14,11 @@ from simplu_worker.network_errors import listen_cause, network_cause
 
 
 def chained(error: BaseException, cause: BaseException) -> BaseException:
-    """Return *error* as raised from *cause*."""
     error.__cause__ = cause
     return error
 
 
 def certificate_error(code: int) -> ssl.SSLCertVerificationError:
-    """Return the error of OpenSSL with this number."""
     error: Any = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
     error.verify_code = code
     return error  # type: ignore[no-any-return]

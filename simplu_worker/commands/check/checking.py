@@ -1,10 +1,4 @@
-"""`check`: contact all dependencies once, concurrently; print their answers and the oddities of the configuration.
-
-A sample of the tenants that business-info lists, for `check`: which are registered at Citrus and on no shard.
-
-Citrus does not list its registrations, and its counts include destroyed tenants. So only a tenant that another list
-names can be missed; `tenants audit` looks at all of them.
-"""
+"""`check`: contact all dependencies once, concurrently; print their answers and the oddities of the configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +6,7 @@ import asyncio
 import contextlib
 import resource
 from collections.abc import Coroutine, Mapping
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final
@@ -20,7 +14,7 @@ from typing import Any, Final
 import msgspec
 from rich.text import Text
 
-from simplu_worker.assembly.aws import consumer_name, open_business_info
+from simplu_worker.assembly.aws import consumer_name
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.aws.clients import (
     Client,
@@ -44,16 +38,8 @@ from simplu_worker.commands.check.dependency import (
     check_fleet,
     run_all,
 )
-from simplu_worker.commands.check.findings import (
-    CheckFacts,
-    Finding,
-    RegistrationSample,
-    describe_reading,
-    find_oddities,
-    format_hours,
-)
+from simplu_worker.commands.check.findings import CheckFacts, Finding, describe_reading, find_oddities, format_hours
 from simplu_worker.commands.output import print_json, print_line, print_table
-from simplu_worker.commands.tenants.inventory import TenantInventory
 from simplu_worker.config.settings import Settings, unset_sources
 from simplu_worker.consumers.kinesis.leases.kcl_leader import LEADER_KEY, KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable, TableMissingError, TableRequests
@@ -62,7 +48,7 @@ from simplu_worker.consumers.kinesis.stream.positions import Position
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, ShardObservation, assess
-from simplu_worker.shards.health.prober import probe_shard, read_server_facts
+from simplu_worker.shards.health.prober import probe_shard
 from simplu_worker.shards.health.trial_write import try_write
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
@@ -70,22 +56,6 @@ from simplu_worker.status.problems import CAUSES
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import OWN_CLOCK
 from simplu_worker.vocabulary import ShardProblem
-
-SAMPLE_SIZE: Final = 100  # some tenths of a second with an ordinary Citrus
-
-
-async def sample_registrations(settings: Settings, shards: Shards) -> RegistrationSample:
-    """Compare the first tenants of business-info with Citrus and all shards. Raises `WorkerError`."""
-    async with open_business_info(settings) as info:
-        inventory = TenantInventory(info, shards, page_size=SAMPLE_SIZE)
-        async with aclosing(inventory.read_listed()) as pages:
-            page = await anext(pages, None)
-        subjects = [] if page is None else await inventory.gather_subjects(page.tenants)
-    missing = [subject for subject in subjects if subject.lacks_row and subject.named_shard_id is not None]
-    return RegistrationSample(
-        len(subjects), tuple(f"business {one.business_id}, location {one.location_id}" for one in missing)
-    )
-
 
 # Each takes a connection, and many shards may be databases of a few servers; it also takes processor time, and more at
 # once would not connect within the time of a probe.
@@ -199,7 +169,7 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
                 check_fleet(settings),
             ]
         )
-        await run_all([checks.read_positions(shards), checks.sample_registrations(shards)])
+        await checks.read_positions(shards)
     answers.insert(0, await checks.check_credentials())  # by now AWS has said what it thinks of them
     checks.facts.own_ahead_s = OWN_CLOCK.ahead_s
     dependencies = [dependency for answer in answers for dependency in answer] + describe_unset_sources(settings)
@@ -419,13 +389,6 @@ class DependencyChecks:
 
         await run_all([read(shard_id) for shard_id, pool in shards.pools.by_shard_id().items() if pool.is_healthy])
 
-    async def sample_registrations(self, shards: Shards) -> None:
-        """Note registrations at Citrus without a tenant on any shard, where Citrus and business-info answer."""
-        if isinstance(shards.locator, CitrusClient):
-            with contextlib.suppress(WorkerError, TimeoutError):  # their own checks have named it
-                async with asyncio.timeout(DEADLINE_S):
-                    self.facts.registrations = await sample_registrations(self._settings, shards)
-
     async def check_cache(self) -> list[CheckedDependency]:
         """Check Redis, if it is configured. A failure is a warning: operations continue without Redis."""
         url = self._settings.redis_url
@@ -464,8 +427,6 @@ class DependencyChecks:
                 if finding.problem in TAKES_NO_OPERATIONS:
                     return CheckAnswer(f"shard {address.shard_id}: {finding}", CheckStatus.FAILED)
             await try_write(pool)
-            if (server := await read_server_facts(pool, probe.version_number)) is not None:
-                self.facts.servers[name] = server
             content = f"schema {probe.schema_version}, {probe.tenant_count} tenants"
             if probe.schema_version is None:
                 self.facts.empty_shards.append(name)

@@ -17,7 +17,6 @@ from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.operations.retention_rules import effective_retention
 from simplu_worker.shards.health.assessment import AwaitedType, SchemaCreator
-from simplu_worker.shards.health.server_costs import ServerFacts, find_costs
 from simplu_worker.status.connection_order import CONNECTIONS_MAX
 from simplu_worker.timing.clock_agreement import own_problem, probable_own_ahead_s, shard_problem
 
@@ -39,13 +38,6 @@ class Finding(msgspec.Struct, frozen=True):
         return f"{self.about}: {self.problem}; {self.advice}"
 
 
-class RegistrationSample(msgspec.Struct, frozen=True):
-    """How many tenants were looked at, and the names of those that are registered without a row on any shard."""
-
-    tenant_count: int = 0
-    without_row: tuple[str, ...] = ()
-
-
 @dataclass
 class CheckFacts:
     """The properties of the dependencies that answered."""
@@ -63,12 +55,10 @@ class CheckFacts:
     positions: dict[str, dict[str, Position]] = field(default_factory=dict)  # of shards
     registered_consumers: list[str] | None = None  # of the stream, by name; None where they are unknown
     shard_count: int = 0
-    registrations: RegistrationSample = field(default_factory=RegistrationSample)
     empty_shards: list[str] = field(default_factory=list)
     inactive_shards: list[str] = field(default_factory=list)
     awaited_types: dict[str, Sequence[AwaitedType]] = field(default_factory=dict)  # of shards
     schema_creators: dict[str, Sequence[SchemaCreator]] = field(default_factory=dict)  # of shards
-    servers: dict[str, ServerFacts] = field(default_factory=dict)  # of shards
     skews_s: dict[str, float] = field(default_factory=dict)  # of shards: their clock less ours
     own_ahead_s: float | None = None  # our clock less that of AWS
     eviction_policy: str | None = None  # of Redis
@@ -84,7 +74,6 @@ def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Mapping[s
         *_stream_findings(facts, settings),
         *_consumer_findings(facts, settings),
         *_shard_findings(facts, settings),
-        *_registration_findings(facts),
         *_cache_findings(facts),
         *_clock_findings(facts),
         *_open_files_findings(facts, settings),
@@ -252,8 +241,6 @@ def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
         for creator in creators:
             problem, _, advice = str(creator).rpartition("; ")
             yield Finding(name, problem, advice)
-    for name, server in facts.servers.items():
-        yield from (Finding(name, cost.problem, cost.advice) for cost in find_costs(server))
     connections = facts.shard_count * settings.database_pool_size
     if connections > settings.database_max_connections:
         yield Finding(
@@ -261,19 +248,6 @@ def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
             f"DATABASE_POOL_SIZE {settings.database_pool_size} × {facts.shard_count} shards = {connections}, "
             f"DATABASE_MAX_CONNECTIONS is {settings.database_max_connections}",
             "lower the pool size or raise the maximum, unless few shards are busy at a time",
-        )
-
-
-def _registration_findings(facts: CheckFacts) -> Iterator[Finding]:
-    sample = facts.registrations
-    if sample.without_row:
-        more = len(sample.without_row) - ROWS_NAMED
-        names = "; ".join(sample.without_row[:ROWS_NAMED]) + (f"; and {more} more" if more > 0 else "")
-        yield Finding(
-            "Citrus",
-            f"registered, and on no shard: {names} (of {sample.tenant_count} tenants of business-info looked at)",
-            "unless they are being created just now, simplu-worker tenants provision creates them; simplu-worker "
-            "tenants audit looks at all tenants",
         )
 
 

@@ -21,7 +21,6 @@ import msgspec
 
 from simplu_worker.shards.apply.durability import ReplicationFacts
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.locator import Capacity
 from simplu_worker.timing.backoff import jittered
 from simplu_worker.timing.clock_agreement import shard_problem
 from simplu_worker.vocabulary import MoveOutcome, MoveStep, ServerRole, ShardProblem, ShardState
@@ -253,7 +252,6 @@ class Usage(msgspec.Struct, frozen=True):
     business_count: int | None = None
     business_max: int | None = None
     is_active: bool = True
-    accepts_new: bool | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -303,16 +301,9 @@ class Health(msgspec.Struct, frozen=True):
         return None if self.state is ShardState.UNKNOWN else not self.problems & TAKES_NO_OPERATIONS
 
 
-def usage_of(address: ShardAddress, capacity: Capacity | None = None) -> Usage:
-    """Return a shard's usage from the list of Citrus and from its answer about the shard, which is newer."""
-    if capacity is None:
-        return Usage(address.business_count, address.business_max, address.is_active)
-    return Usage(
-        address.business_count if capacity.business_count is None else capacity.business_count,
-        address.business_max if capacity.business_max is None else capacity.business_max,
-        address.is_active,
-        capacity.accepts_new,
-    )
+def usage_of(address: ShardAddress) -> Usage:
+    """Return a shard's usage as in the list of Citrus."""
+    return Usage(address.business_count, address.business_max, address.is_active)
 
 
 def assess(observation: ShardObservation, before: Collection[ShardProblem] = ()) -> Health:
@@ -415,7 +406,6 @@ def health_view(health: Health) -> dict[str, Any]:
         "problems": [finding.problem for finding in health.findings] or None,
         "odd": [*(finding.detail for finding in health.findings), *risks] or None,
         "usage": None if usage.ratio is None else round(usage.ratio, 4),
-        "acceptsNew": usage.accepts_new,
         "lastCheckAt": _format_time(observation.checked_at),
     }
     if observation.probe is not None:

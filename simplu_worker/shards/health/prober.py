@@ -47,7 +47,6 @@ from simplu_worker.shards.health.assessment import (
     usage_of,
 )
 from simplu_worker.shards.health.registry import HealthRegistry
-from simplu_worker.shards.health.server_costs import ServerFacts, TableRows
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import WrongDatabaseError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
@@ -61,11 +60,7 @@ from simplu_worker.timing.backoff import shared_pause_s
 from simplu_worker.timing.clock import OwnClock, loop_time, utc_now
 from simplu_worker.vocabulary import ConnectionState, ShardProblem, TargetKind
 
-BUSY_TABLES: Final = ("log_rows", "resources")
-OWN_CHECKPOINTER_SINCE: Final = 170000  # its view; before, its counts are among those of the background writer
 PROBE_S: Final = 2.4  # within `ShardTimeouts.probe_s`: a slow shard has answered, and is not lost
-
-_tables = msgspec.json.Decoder(tuple[TableRows, ...])
 
 
 class _EndProbeError(WorkerError):
@@ -192,24 +187,6 @@ async def _read_row(connection: Connection, query: str, *arguments: object) -> A
         if connection.is_closed():
             raise
         return None  # some hosted servers lack such a function, or permit it to no role: no fault of the shard
-
-
-async def read_server_facts(pool: ShardPool, version_number: int) -> ServerFacts | None:
-    """Return the settings and counts of a shard's server; None where the server lacks or hides some, or is too slow."""
-    with contextlib.suppress(WorkerError):
-        async with pool.fresh_connection() as connection:
-            return await _read_facts(connection, version_number)
-    return None
-
-
-async def _read_facts(connection: Connection, version_number: int) -> ServerFacts | None:
-    checkpoints = "count_checkpoints" if version_number >= OWN_CHECKPOINTER_SINCE else "count_checkpoints_before_17"
-    counted = await _read_row(connection, checkpoints)
-    row = await _read_row(connection, "probe_server_costs", BUSY_TABLES)
-    if row is None or counted is None or counted["timed"] is None:
-        return None
-    facts = dict(row) | {"tables": _tables.decode(row["tables"])}
-    return ServerFacts(checkpoints_timed=counted["timed"], checkpoints_requested=counted["requested"], **facts)
 
 
 DROPPED_AFTER_S: Final = 180.0  # three of Citrus's lists: one that lacks a shard may be a mistake

@@ -38,7 +38,12 @@ OPTION_VALUES = {
     "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
 }
 ENCRYPTING = ("require", "verify-ca", "verify-full")  # the modes of `sslmode` that never send a password in clear text
-OPTIONS_WITH_FILES = frozenset({"sslrootcert", "sslcert", "sslkey", "passfile"})
+VARIABLES_OF_FILES = {  # by the option that names a file, the variable that names it for all shards
+    "sslrootcert": "PGSSLROOTCERT",
+    "sslcert": "PGSSLCERT",
+    "sslkey": "PGSSLKEY",
+    "passfile": "PGPASSFILE",
+}
 
 
 class AddressRefusedError(PermanentError):
@@ -62,7 +67,6 @@ class ShardAddress(msgspec.Struct, frozen=True):
     business_max: int | None = None
     last_health_check: str | None = None  # the time of Citrus' own, for people
     refusal: str | None = None  # why the shard may not be used; its connection string is then empty
-    file_folders: tuple[str, ...] | None = None  # that files of its options have to be below; None: anywhere
 
     def __repr__(self) -> str:
         return f"ShardAddress({self.shard_id!r}, is_active={self.is_active})"
@@ -120,22 +124,22 @@ class ShardAddress(msgspec.Struct, frozen=True):
         """Return the message of an error of this shard without the shard's id and place, for lists that show both."""
         return message.removeprefix(self.error_with_place("")).removeprefix(f"shard {self.shard_id}: ")
 
-    def validate_or_refuse(self, allowed_hosts: tuple[str, ...]) -> Self:
+    def validate_or_refuse(self, allowed_hosts: tuple[str, ...], *, may_name_files: bool = True) -> Self:
         """Return itself as `validate` does, or else a copy with the `refusal` and without the connection string.
 
         For lists of shards: a shard that may not be used counts as one without an answer, and the list goes on.
         """
         try:
-            return self.validate(allowed_hosts)
+            return self.validate(allowed_hosts, may_name_files=may_name_files)
         except PermanentError as exc:
             shard_id = self.shard_id[:SHARD_ID_MAX]
             return msgspec.structs.replace(self, shard_id=shard_id, connection_string="", refusal=str(exc))
 
-    def validate(self, allowed_hosts: tuple[str, ...]) -> Self:
+    def validate(self, allowed_hosts: tuple[str, ...], *, may_name_files: bool = True) -> Self:
         """Return itself if its id and connection string may be used.
 
-        *allowed_hosts* are patterns such as `*.db.internal`; without any, all hosts are allowed. Raises
-        `AddressRefusedError` otherwise.
+        *allowed_hosts* are patterns such as `*.db.internal`; without any, all hosts are allowed. Citrus may not name
+        files. Raises `AddressRefusedError` otherwise.
         """
         if not 1 <= len(self.shard_id) <= SHARD_ID_MAX:
             raise AddressRefusedError(f"shard id: expected 1 to {SHARD_ID_MAX} characters, got {len(self.shard_id)}")
@@ -158,7 +162,7 @@ class ShardAddress(msgspec.Struct, frozen=True):
         for host in hosts:
             if allowed_hosts and not any(fnmatchcase(host, pattern.lower()) for pattern in allowed_hosts):
                 raise AddressRefusedError(f"{where}: host {host} is not in DATABASE_ALLOWED_HOSTS")
-        problem = _name_problem(parts) or _option_problem(pairs) or _iam_problem(parts, pairs)
+        problem = _name_problem(parts) or _option_problem(pairs, may_name_files) or _iam_problem(parts, pairs)
         if problem is not None:
             raise AddressRefusedError(f"{where}: {problem}")
         return self
@@ -246,7 +250,7 @@ def _name_problem(parts: SplitResult) -> str | None:
     return None
 
 
-def _option_problem(options: Sequence[tuple[str, str]]) -> str | None:
+def _option_problem(options: Sequence[tuple[str, str]], may_name_files: bool) -> str | None:  # noqa: FBT001  # private
     names = [name for name, _ in options]
     if unknown := sorted(set(names) - ALLOWED_OPTIONS):
         return f"option {unknown[0]} is not allowed; known are {', '.join(sorted(ALLOWED_OPTIONS))}"
@@ -255,7 +259,9 @@ def _option_problem(options: Sequence[tuple[str, str]]) -> str | None:
             return f"option {name}: expected it once"
         if name in OPTION_VALUES and value not in OPTION_VALUES[name]:
             return f"option {name}: expected one of {', '.join(OPTION_VALUES[name])}"
-        if name in OPTIONS_WITH_FILES and not _is_plain_path(value):
+        if name in VARIABLES_OF_FILES and not may_name_files:
+            return f"option {name}: Citrus may not name files; remove it there, and set {VARIABLES_OF_FILES[name]} here"
+        if name in VARIABLES_OF_FILES and not _is_plain_path(value):
             return f"option {name}: expected the whole path of a file, from / on"
         if name == "application_name" and not (value.isprintable() and len(value.encode()) <= NAME_MAX_BYTES):
             return f"option {name}: expected at most {NAME_MAX_BYTES} bytes that can be printed"

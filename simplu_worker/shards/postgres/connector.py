@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,6 @@ from urllib.parse import parse_qs
 import asyncpg
 
 from simplu_worker.errors import WorkerError
-from simplu_worker.network_lookup import look_up_host
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of, split_string, without_hosts
 from simplu_worker.shards.postgres.errors import (
     ENCODING,
@@ -25,8 +23,6 @@ from simplu_worker.shards.postgres.errors import (
     wrong_encoding_message,
     wrong_shard_message,
 )
-from simplu_worker.shards.postgres.files.bounded_reading import READ_S, require_readable
-from simplu_worker.shards.postgres.files.connection_files import files_of
 from simplu_worker.shards.postgres.queries import DEFAULT_HOME, QUERIES, at_home
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
@@ -193,7 +189,6 @@ class Connector:
         if not self._places:
             self._places = places_of(self._address.connection_string)
         end = loop_time() + within_s
-        await require_readable_files(self._address, within_s=min(READ_S, within_s))
         error: Exception | None = None
         attempts = connection_attempts(self._places, target_of(self._address.connection_string, self._places))
         for left, (place, target) in zip(range(len(attempts), 0, -1), attempts, strict=True):
@@ -237,7 +232,6 @@ class Connector:
         return connection
 
     async def _open(self, place: HostPort) -> ShardConnection:
-        await look_up_host(place.host)  # asyncpg gets the name all the same, as TLS compares it with the certificate
         connection: ShardConnection = await asyncpg.connect(
             **connect_options(self._address, place),
             target_session_attrs=asyncpg.connect_utils.SessionAttribute.any,  # checked here, in one query
@@ -329,12 +323,6 @@ async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Rec
     statement = await connection.prepare(query, name="")
     rows: list[asyncpg.Record] = await statement.fetch()
     return rows[0]
-
-
-async def require_readable_files(address: ShardAddress, *, within_s: float = READ_S) -> None:
-    """Raise `FileRefusedError` if asyncpg would open a file for *address* that may not or cannot be read."""
-    home = os.path.expanduser("~")  # noqa: ASYNC240, PTH111  # no I/O; Path.home() would raise without a home
-    await require_readable(files_of(address, os.environ, home), within_s=within_s)
 
 
 def password_file_problem(connection_string: str) -> str | None:

@@ -33,7 +33,6 @@ import asyncpg
 
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.network_errors import network_cause
-from simplu_worker.shards.postgres.files.bounded_reading import FileRefusedError
 from simplu_worker.shards.types import ShardUnavailableError
 
 SHRINKING: Final = 10  # of a statement, after one that ran into its timeout
@@ -221,7 +220,7 @@ def _words_of(exc: BaseException) -> str:  # noqa: PLR0911  # one for each kind
             return state_words(exc.sqlstate)
         case asyncpg.OutdatedSchemaCacheError():
             return OUTDATED
-        case FileRefusedError() | asyncpg.TargetServerAttributeNotMatched():  # with a text of our own
+        case asyncpg.TargetServerAttributeNotMatched():  # with a text of our own
             return str(exc)
         case OSError(filename=str()):
             return f"expected to use the file {exc.filename}, got {exc.strerror}; give it to the user of this process"

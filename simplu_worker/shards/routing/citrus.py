@@ -74,7 +74,7 @@ class _ShardFacts(msgspec.Struct, rename="camel", kw_only=True):
     max_businesses: _Count | None = None
     last_health_check: msgspec.Raw = msgspec.Raw(b"null")  # for people: another value than a time must hold nothing up
 
-    def at(self, connection_string: str, file_folders: tuple[str, ...] | None) -> ShardAddress:
+    def at(self, connection_string: str) -> ShardAddress:
         return ShardAddress(
             shard_id=self.shard_id,
             connection_string=connection_string,
@@ -82,7 +82,6 @@ class _ShardFacts(msgspec.Struct, rename="camel", kw_only=True):
             business_count=self.business_count,
             business_max=self.max_businesses,
             last_health_check=_time_in(self.last_health_check),
-            file_folders=file_folders,
         )
 
 
@@ -107,7 +106,7 @@ class _CapacityReply(msgspec.Struct, rename="camel"):
 class CitrusClient:
     """A client of the Citrus at *place*. Every call is tried *attempts* times in all, backing off with jitter.
 
-    An address may name hosts that match *allowed_hosts*, and files below *file_folders*.
+    An address may name hosts that match *allowed_hosts*, and no files.
 
     Every call raises `CitrusUnavailableError` or `CitrusDeniedError` if no answer came, and `PermanentError` for an
     address that may not be used. During an outage most calls raise at once, and one call every few seconds finds out
@@ -121,7 +120,6 @@ class CitrusClient:
         place: str,
         attempts: int,
         allowed_hosts: tuple[str, ...],
-        file_folders: tuple[str, ...] | None = None,
         clock: Callable[[], float] = loop_time,
         draw: Callable[[], float] = random.random,
     ) -> None:
@@ -129,7 +127,6 @@ class CitrusClient:
         self.place = place  # host and port, for errors
         self._attempts = attempts
         self._allowed_hosts = allowed_hosts
-        self._file_folders = file_folders
         self._clock = clock
         self._draw = draw
         # One for each endpoint: a Citrus that cannot report its shards' health may still know the tenants' shards.
@@ -188,8 +185,8 @@ class CitrusClient:
         for reply in replies:  # of two entries for one shard the first counts
             known = None if reply.connection_string else self.address_book.known_address(reply.shard_id)
             string = known.connection_string if known else reply.connection_string or ""
-            address = reply.at(string, self._file_folders)
-            shards.setdefault(reply.shard_id, address.validate_or_refuse(self._allowed_hosts))
+            address = reply.at(string)
+            shards.setdefault(reply.shard_id, address.validate_or_refuse(self._allowed_hosts, may_name_files=False))
         return [self.address_book.resolve(shard) for shard in shards.values()]
 
     async def list_possible_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
@@ -217,8 +214,8 @@ class CitrusClient:
         return Capacity(reply.business_count, reply.max_businesses, reply.can_accept_new_business)
 
     def _resolve(self, reply: _ShardReply) -> ShardAddress:
-        address = reply.at(reply.connection_string, self._file_folders)
-        return self.address_book.resolve(address.validate(self._allowed_hosts))
+        address = reply.at(reply.connection_string)
+        return self.address_book.resolve(address.validate(self._allowed_hosts, may_name_files=False))
 
     async def _request(
         self, endpoint: str, method: str, path: str, type_: Any, message: Any = None, *, subject: str | None = None
@@ -336,7 +333,6 @@ async def open_citrus(
     timeout_s: float,
     attempts: int,
     allowed_hosts: tuple[str, ...],
-    file_folders: tuple[str, ...] | None = None,
     clock: Callable[[], float] = loop_time,
 ) -> AsyncIterator[CitrusClient]:
     """Open a client with one keep-alive session to the Citrus at *url*."""
@@ -355,7 +351,6 @@ async def open_citrus(
             place=place,
             attempts=attempts,
             allowed_hosts=allowed_hosts,
-            file_folders=file_folders,
             clock=clock,
         )
 

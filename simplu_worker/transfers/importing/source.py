@@ -17,7 +17,7 @@ import msgspec
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.json_record import DOCUMENT_MAX_BYTES
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
-from simplu_worker.shards.postgres.connector import ShardConnection, connect_options, require_readable_files
+from simplu_worker.shards.postgres.connector import ShardConnection, connect_options
 from simplu_worker.shards.postgres.errors import SEE_UPGRADE, ErrorMeaning, error_words, meaning_of, state_words
 from simplu_worker.transfers.importing.mapping import ReadTable, SourceMapping, names_of, read_table_of
 from simplu_worker.transfers.importing.rules import SourceRow, must_be_read_alone
@@ -213,7 +213,6 @@ class ImportSource:
     async def connect_to(self, place: HostPort, *, snapshot_id: str | None = None) -> AsyncIterator[ShardConnection]:
         """Open a connection within a read-only transaction: of the given snapshot, or of one of its own."""
         with _errors_translated():
-            await require_readable_files(self._address)
             connection: ShardConnection = await asyncpg.connect(
                 **connect_options(self._address, place),
                 timeout=CONNECT_S,

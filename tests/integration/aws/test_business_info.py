@@ -32,19 +32,15 @@ _numbers = itertools.count(1)
 
 
 class Clock:
-    """A clock that stands."""
-
     def __init__(self) -> None:
         self.now = 1000.0
 
     def __call__(self) -> float:
-        """Return the time."""
         return self.now
 
 
 @asynccontextmanager
 async def scripted(clock: Clock | None = None) -> AsyncIterator[tuple[ScriptedAws, BusinessInfo]]:
-    """Open business-info at a server that answers by a script."""
     aws = ScriptedAws()
     async with aws.running() as url, client_of("dynamodb", url) as client:
         yield aws, BusinessInfo(client, TABLE, clock=clock or Clock())
@@ -52,13 +48,11 @@ async def scripted(clock: Clock | None = None) -> AsyncIterator[tuple[ScriptedAw
 
 @pytest.fixture
 async def dynamodb(endpoint_url: str) -> AsyncIterator[Client]:
-    """Give a client of moto's DynamoDB."""
     async with client_of("dynamodb", endpoint_url) as client:
         yield client
 
 
 async def make_table(dynamodb: Client) -> str:
-    """Make an empty table of one's own."""
     name = f"business-info-{next(_numbers)}"
     await dynamodb.create_table(
         TableName=name,
@@ -109,18 +103,6 @@ async def test_find_remembers_a_business_for_minutes_and_its_absence_for_seconds
         assert len(aws.requests) == 4
 
 
-async def test_find_asks_anew_when_its_caller_wants_it_fresher() -> None:
-    clock = Clock()
-    async with scripted(clock) as (aws, info):
-        aws.answer({"Item": ITEM})
-        await info.find("clinic")
-        clock.now += ABSENT_FRESH_S + 0.1
-        aws.answer({"Item": {**ITEM, "type": {"S": "gym"}}})
-        assert (await info.find("clinic", max_age_s=ABSENT_FRESH_S)) == Business("clinic", "gym", CLINIC.locations)
-        assert (await info.find("clinic")) == Business("clinic", "gym", CLINIC.locations)
-        assert len(aws.requests) == 2
-
-
 async def test_find_asks_once_for_many_who_want_the_same() -> None:
     async with scripted() as (aws, info):
         aws.refuse("InternalServerError", status=500)
@@ -129,18 +111,6 @@ async def test_find_asks_once_for_many_who_want_the_same() -> None:
         aws.answer({"Item": ITEM})
         assert await asyncio.gather(*(info.find("clinic") for _ in range(20))) == [CLINIC] * 20
         assert len(aws.requests) == 2
-
-
-async def test_find_is_asked_again_when_who_asked_was_cancelled() -> None:
-    async with scripted() as (aws, info):
-        aws.answer({"Item": ITEM})
-        aws.answer({"Item": ITEM})
-        first = asyncio.ensure_future(info.find("clinic"))
-        second = asyncio.ensure_future(info.find("clinic"))
-        await asyncio.sleep(0)
-        first.cancel()
-        assert await second == CLINIC
-        assert repr(info) == "BusinessInfo('business-info', cached=1, lookups=0)"
 
 
 @pytest.mark.parametrize(

@@ -30,19 +30,16 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 @pytest.fixture
 async def client(endpoint_url: str) -> AsyncIterator[Client]:
-    """Open a client of moto."""
     async with client_of("sqs", endpoint_url) as opened:
         yield opened
 
 
 async def new_url(client: Client, suffix: str = "", **attributes: str) -> str:
-    """Make an empty queue."""
     name = f"dead-letters-{next(QUEUE_NUMBERS)}{suffix}"
     return str((await client.create_queue(QueueName=name, Attributes=attributes))["QueueUrl"])
 
 
 async def stored(client: Client, url: str, count: int) -> list[dict[str, Any]]:
-    """Receive *count* letters."""
     messages: list[dict[str, Any]] = []
     async with asyncio.timeout(10):
         while len(messages) < count:
@@ -57,7 +54,6 @@ async def stored(client: Client, url: str, count: int) -> list[dict[str, Any]]:
 
 
 def letter(number: int = 1, record: bytes = b"{}", *, tenant: str = "b") -> DeadLetter:
-    """Return a letter about the record at *number*."""
     origin = Origin(
         source=Source.KINESIS,
         name="stream",
@@ -95,11 +91,6 @@ async def test_store_returns_when_all_letters_are_in_the_queue(client: Client) -
     assert (sum(entry["count"] for entry in logs), "private" in str(logs)) == (23, False)
 
 
-async def test_store_of_nothing_asks_nobody() -> None:
-    async with asyncio.timeout(5), client_of("sqs", "http://127.0.0.1:1") as client:
-        await DeadLetterQueue(client, "http://127.0.0.1:1/1/q").store([], stopping=asyncio.Event())
-
-
 async def test_store_waits_while_the_queue_refuses(client: Client) -> None:
     url = await new_url(client)
     await client.delete_queue(QueueUrl=url)
@@ -121,13 +112,6 @@ async def test_store_raises_when_stopped_before_all_is_stored() -> None:
         letters = DeadLetterQueue(client, "http://127.0.0.1:1/1/q")
         with pytest.raises(RetryableError, match="1 dead letters not stored"):
             await letters.store([letter()], stopping=stopping)
-
-
-async def test_store_still_stores_when_stopping_and_the_queue_answers(client: Client) -> None:
-    url, stopping = await new_url(client), asyncio.Event()
-    stopping.set()
-    await DeadLetterQueue(client, url).store([letter()], stopping=stopping)
-    assert len(await stored(client, url, 1)) == 1
 
 
 async def test_store_sends_failed_entries_again_alone() -> None:

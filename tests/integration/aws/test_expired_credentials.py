@@ -18,7 +18,6 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 
 def reason_of(replica: ReplicaStatus) -> UnreadyReason | None:
-    """Return why the replica is not ready."""
     problem = replica.readiness_problem()
     return problem and problem.reason
 

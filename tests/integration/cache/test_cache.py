@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from prometheus_client import REGISTRY
 from pydantic import Secret
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards
@@ -21,11 +20,10 @@ from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_t
 from support.postgres.trouble import Line
 from support.redis.server import PASSWORD, RedisServer
 
-from simplu_local.processes.loopback import free_port, poll_until
+from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.cache.cache import Cache, CacheAdmin, create_redis_commands, open_cache
-from simplu_worker.cache.invalidations import KEY_OVERHEAD_BYTES, ResourceKey
-from simplu_worker.cache.redis_commands import CacheUnavailableError
+from simplu_worker.cache.invalidations import ResourceKey
 from simplu_worker.commands.check.checking import DependencyChecks
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, RetryableError
@@ -45,7 +43,6 @@ from simplu_worker.shards.types import (
     ShardUnavailableError,
 )
 from simplu_worker.telemetry.log import scrub_text
-from simplu_worker.vocabulary import CacheRead
 
 PATIENCE_S = 60.0
 AT = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -54,14 +51,12 @@ TENANT_ID = "-".join(TENANT)
 
 @pytest.fixture(scope="module")
 def group() -> Iterator[ProcessGroup]:
-    """Give what ends the servers of this module."""
     with ProcessGroup() as group:
         yield group
 
 
 @pytest.fixture
 async def redis(group: ProcessGroup) -> AsyncIterator[RedisServer]:
-    """Give an empty Redis."""
     server = RedisServer(group)
     await server.start()
     yield server
@@ -70,7 +65,6 @@ async def redis(group: ProcessGroup) -> AsyncIterator[RedisServer]:
 
 @contextlib.asynccontextmanager
 async def running(url: str, **options: Any) -> AsyncIterator[Cache]:
-    """Run a cache as the worker does, but for shorter waits between pings: a busy machine may be late with a reply."""
     cache = Cache(url, **({"call_timeout_s": 20.0, "ping_interval_s": 0.2} | options))
     task = asyncio.create_task(cache.run())
     try:
@@ -84,8 +78,6 @@ async def running(url: str, **options: Any) -> AsyncIterator[Cache]:
 
 
 async def eventually(ask: Callable[[], bool]) -> None:
-    """Wait until the answer is yes."""
-
     async def answer() -> bool:
         return ask()
 
@@ -93,13 +85,10 @@ async def eventually(ask: Callable[[], bool]) -> None:
 
 
 async def is_so(ask: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until the answer is yes."""
     assert await poll_until(ask, within_s=PATIENCE_S)
 
 
 async def settled(cache: Cache) -> None:
-    """Wait until nothing is left to tell, and all that was in doubt is swept."""
-
     def is_settled() -> bool:
         summary = cache.summary()
         return bool(summary["epoch"] and cache.is_reachable and not summary["waiting"] and not summary["sweeping"])
@@ -108,54 +97,31 @@ async def settled(cache: Cache) -> None:
 
 
 def key(number: int | str = 1, resource_type: str = "patient") -> ResourceKey:
-    """Return the key of a resource of the tenant."""
     return ResourceKey(TENANT_ID, resource_type, f"r{number}")
 
 
 async def put(redis: RedisServer, *keys: ResourceKey) -> None:
-    """Put entries into the cache as a reader does."""
     for one in keys:
         await redis.ask("SET", one.entry, "stale?")
 
 
 async def fill(redis: RedisServer, count: int) -> None:
-    """Put keys of others there."""
     await redis.ask("MSET", *(word for number in range(count) for word in (f"simplu-not-ours:{number}", "1")))
 
 
 async def epoch_of(redis: RedisServer) -> int:
-    """Return the epoch as readers see it."""
     return int(await redis.ask("GET", "simplu:epoch") or 0)
 
 
 async def version_of(redis: RedisServer, one: ResourceKey) -> int:
-    """Return the version of a type as readers see it."""
     return int(await redis.ask("GET", one.version) or 0)
 
 
 def events(logs: Iterable[Any]) -> list[str]:
-    """Return the names of the events but for the routine ones."""
     return [entry["event"] for entry in logs if entry["event"].startswith("cache.")]
 
 
 # Telling
-
-
-async def test_epoch_is_moved_when_an_invalidation_fails_by_a_defect(redis: RedisServer) -> None:
-    broken: Any = 7  # no resource
-    async with running(redis.url) as cache:
-        assert await poll_until_epoch(cache, "started")
-        cache.invalidate([broken])
-        assert await poll_until_epoch(cache, "internal_error")
-
-
-async def poll_until_epoch(cache: Cache, reason: str) -> bool:
-    """Wait until the epoch was last moved for *reason*."""
-
-    async def is_moved() -> bool:
-        return bool(cache.summary()["epochMovedFor"] == reason)
-
-    return await poll_until(is_moved, within_s=PATIENCE_S)
 
 
 async def test_cache_drops_what_changed_and_nothing_else(redis: RedisServer) -> None:
@@ -190,17 +156,6 @@ async def test_cache_moves_the_epoch_and_sweeps_when_a_process_starts(redis: Red
     assert (moved["reason"], moved["epoch"], moved["redis"]) == ("started", 8, redis.address)
 
 
-@pytest.mark.slow
-async def test_cache_keeps_on_when_it_has_swept_among_many_keys_of_others(redis: RedisServer) -> None:
-    await fill(redis, 30_000)
-    await put(redis, *(key(number) for number in range(100)))
-    async with running(redis.url) as cache:
-        cache.invalidate(key(number) for number in range(200, 1500))
-        await settled(cache)
-        assert await redis.ask("DBSIZE") == 30_000 + 2
-        assert cache.summary()["invalidations"]["done"] == 1300
-
-
 # Trouble
 
 
@@ -229,19 +184,6 @@ async def test_cache_loses_nothing_when_redis_is_killed_and_comes_back(redis: Re
             assert await redis.ask("EXISTS", *(key(number).entry for number in (1, 2, 3))) == 0
     assert events(logs) == ["cache.epoch_moved", "cache.unreachable", "cache.epoch_moved", "cache.recovered"]
     assert PASSWORD not in json.dumps(logs, default=str)
-
-
-async def test_cache_notices_a_restart_of_redis_when_nothing_is_written(redis: RedisServer) -> None:
-    async with running(redis.url) as cache:
-        await settled(cache)
-        await put(redis, key(1))
-        await redis.ask("SAVE")
-        redis.kill()
-        await redis.start()
-        await is_so(lambda: _is_gone(redis, key(1)))
-        await settled(cache)
-        assert await epoch_of(redis) >= 1
-        assert cache.summary()["epochMovedFor"] == "reconnected"
 
 
 async def test_cache_goes_on_when_redis_hung(redis: RedisServer) -> None:
@@ -274,29 +216,6 @@ async def test_cache_starts_without_redis(group: ProcessGroup) -> None:
             assert (await epoch_of(redis), await version_of(redis, key(1))) == (1, 1)
     redis.kill()
     assert events(logs) == ["cache.unreachable", "cache.epoch_moved", "cache.recovered"]
-
-
-@pytest.mark.slow
-async def test_cache_makes_up_for_what_it_had_no_room_for(redis: RedisServer) -> None:
-    with capture_logs() as logs:
-        async with running(redis.url, waiting_max_bytes=10 * (KEY_OVERHEAD_BYTES + 100)) as cache:
-            await settled(cache)
-            epoch = await epoch_of(redis)
-            await put(redis, *(key(number) for number in range(100)))
-            redis.freeze()
-            for number in range(100):
-                cache.invalidate([key(number)])
-                await asyncio.sleep(0)
-            assert cache.summary()["waitingBytes"] <= 10 * (KEY_OVERHEAD_BYTES + 100)
-            redis.thaw()
-            await settled(cache)
-
-            assert await epoch_of(redis) > epoch
-            assert await redis.ask("KEYS", "simplu:resource:*") == []
-    counts = cache.summary()["invalidations"]
-    assert counts["dropped"] > 0
-    assert counts["dropped"] + counts["done"] == 100
-    assert events(logs).count("cache.overflowed") == 1
 
 
 async def test_cache_moves_the_epoch_when_a_version_is_no_number(redis: RedisServer) -> None:
@@ -356,14 +275,6 @@ async def test_cache_waits_while_redis_takes_nothing(redis: RedisServer, trouble
 # Stopping
 
 
-async def test_flush_waits_until_all_is_told(redis: RedisServer) -> None:
-    async with running(redis.url) as cache:
-        cache.invalidate(key(number) for number in range(2000))
-        await cache.flush(PATIENCE_S)
-        assert cache.summary()["waiting"] == 0
-        assert cache.summary()["invalidations"]["done"] == 2000
-
-
 async def test_flush_does_not_wait_for_a_redis_that_is_gone(redis: RedisServer) -> None:
     async with running(redis.url) as cache:
         await settled(cache)
@@ -376,18 +287,6 @@ async def test_flush_does_not_wait_for_a_redis_that_is_gone(redis: RedisServer) 
         assert time.monotonic() - started < PATIENCE_S / 4
     (entry,) = logs
     assert (entry["event"], entry["resource_count"]) == ("cache.not_flushed", 1)
-
-
-@pytest.mark.slow
-async def test_stop_is_not_lost_in_a_call(redis: RedisServer) -> None:
-    for count in range(60):
-        cache = Cache(redis.url, ping_interval_s=0.001)
-        task = asyncio.create_task(cache.run())
-        for _ in range(count):
-            await asyncio.sleep(0)
-        task.cancel()
-        assert await asyncio.wait([task], timeout=PATIENCE_S) == ({task}, set())
-        await cache.close()
 
 
 async def test_flush_ends_in_time_when_redis_hangs(redis: RedisServer) -> None:
@@ -405,7 +304,6 @@ async def test_flush_ends_in_time_when_redis_hangs(redis: RedisServer) -> None:
 
 @pytest.fixture
 async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
-    """Give one shard behind a local Citrus, with an active tenant registered on it."""
     async with routed_shards([await make_shard("shard-1")]) as routed:
         routed.register(TENANT, "shard-1")
         await add_tenant(pool_of(routed))
@@ -413,20 +311,14 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
 
 
 def pool_of(routed: RoutedShards) -> ShardPool:
-    """Return the pool of the one shard."""
     shard = routed.citrus.registry.shards["shard-1"]
     return routed.pools.ensure_pool(ShardAddress("shard-1", shard.connection_string))
 
 
 def gateway_of(routed: RoutedShards, cache: Cache, pools: Pools | None = None) -> ShardGateway:
-    """Return a gateway that tells the cache."""
     return ShardGateway(
         routed.directory, routed.locator, pools or routed.pools, tenant_wait=TENANT_WAIT, on_change=cache.invalidate
     )
-
-
-async def _is_gone(redis: RedisServer, one: ResourceKey) -> bool:
-    return bool(await redis.ask("EXISTS", one.entry) == 0)
 
 
 async def _is_epoch(redis: RedisServer, epoch: int) -> bool:
@@ -479,33 +371,6 @@ async def _is_applied(gateway: ShardGateway, operations: list[Any]) -> bool:
         return await gateway.apply("shard-1", operations) == [DUPLICATE]
     except ShardUnavailableError:
         return False
-
-
-@pytest.mark.slow
-async def test_commits_take_no_longer_when_redis_hangs(routed: RoutedShards, redis: RedisServer) -> None:
-    async def seconds(gateway: ShardGateway, count: int = 40) -> float:
-        """Return the median time of a batch."""
-        times = []
-        for _ in range(count):
-            batch = [operation("create", None, {"n": 1}) for _ in range(5)]
-            started = time.monotonic()
-            assert await gateway.apply("shard-1", batch) == [SUCCEEDED] * 5
-            times.append(time.monotonic() - started)
-        return sorted(times)[count // 2]
-
-    async with running(redis.url, call_timeout_s=2) as cache:
-        gateway = gateway_of(routed, cache)
-        await gateway.find(TENANT_ID)
-        await settled(cache)
-        await seconds(gateway, 10)
-        usual_s = await seconds(gateway)
-        await settled(cache)
-        redis.freeze()
-        frozen_s = await seconds(gateway)
-        assert cache.summary()["waiting"] == 200
-        redis.kill()
-        gone_s = await seconds(gateway)
-    assert max(frozen_s, gone_s) < 3 * usual_s + 1  # a reply is waited for 2 s
 
 
 async def test_renames_and_administrators_tell_the_cache(routed: RoutedShards, redis: RedisServer) -> None:
@@ -564,7 +429,6 @@ async def test_provisioning_tells_the_cache_of_the_default_row(routed: RoutedSha
 
 @pytest.fixture
 async def desk(redis: RedisServer) -> AsyncIterator[CacheAdmin]:
-    """Give what people ask, of a cache that has settled."""
     async with open_cache(redis.url) as (cache, desk), running_task(cache):
         await settled(cache)
         yield desk
@@ -572,7 +436,6 @@ async def desk(redis: RedisServer) -> AsyncIterator[CacheAdmin]:
 
 @contextlib.asynccontextmanager
 async def running_task(cache: Cache) -> AsyncIterator[None]:
-    """Run a cache that somebody else closes."""
     task = asyncio.create_task(cache.run())
     try:
         yield
@@ -597,41 +460,6 @@ async def test_stats_say_what_is_known_here_and_there(redis: RedisServer, desk: 
     assert stats["server"]["evictionPolicy"] == "noeviction"
     assert PASSWORD not in json.dumps(stats)
     json.dumps(stats)
-
-
-async def test_hits_and_misses_of_readers_are_metrics(redis: RedisServer, desk: CacheAdmin) -> None:
-    def reads(outcome: CacheRead) -> float:
-        return REGISTRY.get_sample_value("simplu_cache_reads_total", {"outcome": outcome}) or 0.0
-
-    async def read(hit_count: int, miss_count: int) -> None:
-        for name, count in ((key(1).entry, hit_count), ("nothing", miss_count)):
-            for _ in range(count):
-                await redis.ask("GET", name)
-
-    await put(redis, key(1))
-    await read(5, 5)
-    before = [reads(outcome) for outcome in CacheRead]
-
-    def counted() -> list[float]:
-        return [reads(outcome) - count for outcome, count in zip(CacheRead, before, strict=True)]
-
-    await desk.count_reads()
-    assert counted() == [0, 0]
-    await read(3, 2)
-    await desk.count_reads()
-    await desk.count_reads()
-    assert counted() == [3, 2]
-    redis.kill()
-    await desk.count_reads()
-    await redis.start()
-    await put(redis, key(1))
-    await read(1, 4)
-    await desk.count_reads()
-    assert counted() == [4, 6]
-    await redis.ask("ACL", "SETUSER", "default", "-info")
-    await read(1, 1)
-    await desk.count_reads()
-    assert counted() == [4, 6]
 
 
 async def test_stats_are_given_when_redis_is_gone(redis: RedisServer, desk: CacheAdmin) -> None:
@@ -675,16 +503,6 @@ async def test_check_asks_redis_once(redis: RedisServer) -> None:
     assert PASSWORD not in answer.result
 
 
-async def test_check_warns_of_a_redis_cluster(group: ProcessGroup) -> None:
-    options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--cluster-config-file", "nodes.conf")
-    cluster = RedisServer(group, *options)
-    await cluster.start()
-    (answer,) = await DependencyChecks(Settings(redis_url=Secret(cluster.url))).check_cache()
-    expected = "expected one server, or a primary with replicas, got a Redis Cluster"
-    assert (answer.status, answer.result.partition(", which")[0]) == ("warning", expected)
-    cluster.kill()
-
-
 # The door
 
 
@@ -718,17 +536,6 @@ def test_redis_url_without_the_package_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     with pytest.raises(ConfigurationError, match=r"^REDIS_URL: .*install simplu-worker\[cache\]$"):
         create_redis_commands("redis://host")
-
-
-async def test_redis_errors_name_no_key(redis: RedisServer) -> None:
-    commands = create_redis_commands(redis.url)
-    await redis.ask("SET", "simplu:epoch", "secret-name")
-    with pytest.raises(CacheUnavailableError) as caught:
-        await commands.send_invalidations(
-            move_epoch=True, entries=["simplu:resource:a:b:r1"], versions=["simplu:version:a:b"]
-        )
-    assert "r1" not in str(caught.value)
-    await commands.close()
 
 
 async def test_cache_is_void_when_another_replica_ended_without_giving_back_its_leases(redis: RedisServer) -> None:

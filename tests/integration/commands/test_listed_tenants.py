@@ -18,10 +18,7 @@ from support.settings import settings_in
 
 from simplu_local.stack.aws import put_businesses
 from simplu_local.stack.citrus_server import CitrusServer
-from simplu_worker.assembly.shards import open_shards
 from simplu_worker.aws.clients import Client
-from simplu_worker.commands.check.checking import sample_registrations
-from simplu_worker.commands.check.findings import RegistrationSample
 from simplu_worker.commands.output import StreamedList
 from simplu_worker.commands.tenants.inventory import audit_tenants, provision_listed
 from simplu_worker.config.settings import Settings
@@ -141,36 +138,6 @@ async def test_audit_finds_nothing_when_all_agree(world: World, capsys: pytest.C
     assert printed == {"differences": [], "counts": {}, "tenantsListed": 3, "shardsWithoutAnswer": []}
     assert await audit_tenants(world.settings, as_json=False) == 0
     assert "3 tenants in business-info: no difference" in capsys.readouterr().out
-
-
-@pytest.mark.slow(0.3)
-async def test_check_names_registrations_without_a_tenant(world: World) -> None:
-    await world.enlist("new", "gym", "main")
-    await world.enlist("gone", "gym", "main")
-    await world.enlist("well", "gym", "main")
-    await world.enlist("lost", "dental", "main", "west")
-    await world.close("shut", "main")
-    world.register("shard-1", ("gone", "main"), ("lost", "main"), ("lost", "west"), ("shut", "main"))
-    await world.live(("well", "main"))
-    await world.add("shard-2", ("gone", "main"), state="destroyed")
-
-    async def sample() -> RegistrationSample:
-        async with open_shards(world.settings) as shards:
-            return await sample_registrations(world.settings, shards)
-
-    assert await sample() == RegistrationSample(6, tuple(f"business lost, location {one}" for one in ("main", "west")))
-    down = silent("shard-3")
-    world.citrus.add_shard(down.shard_id, down.connection_string)
-    assert await sample() == RegistrationSample(6)
-
-
-@pytest.mark.slow(0.3)
-async def test_check_looks_at_a_bounded_number_of_registrations(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simplu_worker.commands.check.checking.SAMPLE_SIZE", 3)
-    async with open_shards(world.settings) as shards:
-        assert await sample_registrations(world.settings, shards) == RegistrationSample()
-        await world.enlist("many", "gym", *"abcdefgh")
-        assert (await sample_registrations(world.settings, shards)).tenant_count == 3
 
 
 @pytest.mark.slow(0.3)

@@ -8,22 +8,19 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
-from support.citrus.cases import RoutedShards, routed_shards, silent
+from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
 from support.postgres.pool_trouble import forget_probes
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
-from support.postgres.trouble import Line, nobody_is_left
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.errors import RetryableError
-from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
-from simplu_worker.operations.waves import HOLD
-from simplu_worker.shards.apply.writer import DUPLICATE, GIVEN_UP, SUCCEEDED
-from simplu_worker.shards.gateway import LoggedOperation, ShardGateway
+from simplu_worker.network_errors import NO_ANSWER
+from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.types import ShardUnavailableError
 
 # Its own deadline is far before that of a reply, and far behind the time that a busy machine takes for a probe.
@@ -32,7 +29,6 @@ HURRIED = msgspec.structs.replace(QUICK, acquire_s=6.0, statement_s=5.0, reply_s
 
 @pytest.fixture
 async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
-    """Give a shard behind a local Citrus, with a tenant on it that the gateway has found."""
     async with routed_shards([await make_shard()]) as routed:
         await add_tenant(pool_of(routed))
         routed.register(TENANT, "shard-1")
@@ -41,31 +37,13 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
 
 
 def pool_of(routed: RoutedShards) -> ShardPool:
-    """Return the shard's pool."""
     return routed.pools.ensure_pool(ShardAddress("shard-1", routed.citrus.registry.shards["shard-1"].connection_string))
 
 
 async def amiss(gateway: ShardGateway) -> str:
-    """Probe the shard, which must fail, and return the error."""
     with pytest.raises(RetryableError) as caught:
         await gateway.probe("shard-1")
     return str(caught.value)
-
-
-async def test_gateway_gives_up_an_operation_on_a_shard(routed: RoutedShards) -> None:
-    case = TenantCase(pool_of(routed), TENANT)
-    bad, late = case.operation("create", data={}), case.operation("delete")
-
-    assert await routed.gateway.give_up("shard-1", bad) == GIVEN_UP
-    assert await routed.gateway.give_up("shard-1", bad) == DUPLICATE
-    found, _, _ = await routed.gateway.find_operation(bad.request_id, case.tenant_id)
-    assert isinstance(found, LoggedOperation)
-    assert (found.status, found.error) == ("failed", "retries_exhausted")
-
-    assert routed.gateway.cached_shard_id(case.tenant_id) == "shard-1"
-    await case.set_state("moved")
-    assert await routed.gateway.give_up("shard-1", late) == HOLD
-    assert routed.gateway.cached_shard_id(case.tenant_id) is None
 
 
 async def test_probe_says_nothing_when_the_shard_works(routed: RoutedShards) -> None:
@@ -77,19 +55,6 @@ async def test_probe_says_nothing_when_the_shard_works(routed: RoutedShards) -> 
         )
     assert others == 1
     assert pool.is_healthy
-
-
-async def test_probe_is_one_connection_when_many_readers_ask_at_once(make_shard: ShardMaker) -> None:
-    async with Line(await make_shard()).opened() as line, routed_shards([line.address]) as routed:
-        for expected in (2, 3):
-            forget_probes(pool_of(routed))
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(64):
-                    tasks.create_task(routed.gateway.probe("shard-1"))
-            assert line.connection_count == expected
-            routed.gateway._ensure_writer("shard-1")._shared_probe = SingleFlightProbe(
-                routed.gateway._ensure_writer("shard-1")._probe_once
-            )
 
 
 @pytest.mark.slow(6)
@@ -120,24 +85,6 @@ async def test_probe_raises_in_time_when_the_server_is_frozen(breakable_server: 
         assert await case.apply(case.operation("list", None)) == [SUCCEEDED]
 
 
-async def test_probe_raises_when_nobody_listens_at_the_address(make_shard: ShardMaker) -> None:
-    address = await make_shard()
-    async with Pools(size=1) as pools:
-        down = silent("shard-1")
-        pool = pools.ensure_pool(down)
-        with pytest.raises(ShardUnavailableError, match=NO_SERVER):
-            await pool.probe()
-        assert (pool.is_healthy, pool.last_error) == (False, NO_SERVER)
-
-        pools.ensure_pool(address)
-        with pytest.raises(ShardUnavailableError, match=NO_SERVER):
-            await pool.probe()  # within the moment for which the old answer holds
-        assert (pool.is_healthy, pool.last_error) == (False, NO_SERVER)
-        forget_probes(pool)
-        await pool.probe()
-        assert (pool.is_healthy, pool.last_error) == (True, None)
-
-
 async def test_probe_raises_when_the_server_is_read_only(routed: RoutedShards, postgres_server: PostgresServer) -> None:
     setting = f"ALTER DATABASE {database_of(pool_of(routed).address)} SET default_transaction_read_only"
     await execute(postgres_server.url_of("postgres"), f"{setting} = on")
@@ -159,18 +106,6 @@ async def test_probe_raises_when_the_database_is_not_the_shards(make_shard: Shar
             assert pool_of(routed).is_healthy is (address is not wrong)  # an empty one answers
 
 
-async def test_probe_raises_when_the_server_refuses_the_connection_for_any_reason(make_shard: ShardMaker) -> None:
-    address = await make_shard()
-    for option in ("application_name=x%00y", "target_session_attrs=standby", "work_mem=x"):
-        pool = ShardPool(ShardAddress("shard-1", f"{address.connection_string}?{option}"), size=1)
-        with pytest.raises(ShardUnavailableError):
-            await pool.probe()
-        with pytest.raises(ShardUnavailableError):
-            await fetch(pool, "SELECT 1")
-        await pool.close()
-    assert pool.last_error == state_words("22023")
-
-
 async def test_pool_connects_anew_when_a_probe_finds_that_the_shard_is_back(make_shard: ShardMaker) -> None:
     pool = ShardPool(await make_shard(), size=1)
     old = await fetch(pool, "SELECT pg_backend_pid()")
@@ -184,25 +119,3 @@ async def test_pool_connects_anew_when_a_probe_finds_that_the_shard_is_back(make
 
     assert await fetch(pool, "SELECT pg_backend_pid()") != old
     await pool.close()
-
-
-async def test_probe_leaves_no_connection_when_it_is_cancelled(make_shard: ShardMaker) -> None:
-    address = await make_shard()
-    pool = ShardPool(address, size=1)
-    for number in range(20):
-        async with asyncio.TaskGroup() as tasks:
-            probing = tasks.create_task(pool.probe())
-            for _ in range(number):
-                await asyncio.sleep(0.0005)
-            probing.cancel()
-    await pool.probe()
-
-    assert await nobody_is_left(address)
-
-
-async def test_probe_says_nothing_when_an_operation_can_be_applied(routed: RoutedShards) -> None:
-    case = TenantCase(pool_of(routed), TENANT)
-
-    await routed.gateway.probe("shard-1")
-
-    assert await routed.gateway.apply("shard-1", [case.operation("create", data={})]) == [SUCCEEDED]

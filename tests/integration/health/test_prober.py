@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from support.citrus.cases import requests_to, routed_shards, silent
 from support.clocks import APART, DAYS, clock_off_by
 from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
-from support.postgres.faults import frozen, in_recovery, killed, read_only, without_connections
+from support.postgres.faults import frozen, killed, read_only, without_connections
 from support.postgres.plain_errors import PlainErrorsLine
 from support.postgres.standby import StandbyServer, can_copy
 from support.postgres.tenant_cases import add_tenant, fetch
@@ -24,13 +24,11 @@ from support.requires import require
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
-from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.health.assessment import (
     Health,
     ShardObservation,
     ShardProbe,
-    ShardSilence,
     assess,
     health_view,
     role_of,
@@ -64,21 +62,18 @@ Sees = Callable[[Health], bool]
 
 @pytest.fixture
 async def pools(make_shard: ShardMaker) -> AsyncIterator[Pools]:  # closed before its shards are given back
-    """Give pools with probes that have their time, however busy the machine is."""
     async with Pools(size=2, timeouts=PATIENT) as pools:
         yield pools
 
 
 @pytest.fixture
 async def hurried_pools(make_shard: ShardMaker) -> AsyncIterator[Pools]:
-    """Give pools with probes that end after two seconds, of shards that do not answer."""
     async with Pools(size=2, timeouts=HURRIED) as pools:
         yield pools
 
 
 @contextlib.asynccontextmanager
 async def looking(pools: Pools) -> AsyncIterator[HealthRegistry]:
-    """Let a prober run, and give its registry."""
     book = HealthRegistry()
     async with asyncio.TaskGroup() as tasks:
         prober = tasks.create_task(Prober(pools, book, ReplicationWaiter(pools)).run())
@@ -89,8 +84,6 @@ async def looking(pools: Pools) -> AsyncIterator[HealthRegistry]:
 
 
 async def comes_to(book: HealthRegistry, shard_id: str, sees: Sees) -> Health:
-    """Wait until the book has it about a shard."""
-
     async def seen() -> bool:
         return sees(book.by_shard_id.get(shard_id, Health()))
 
@@ -99,14 +92,12 @@ async def comes_to(book: HealthRegistry, shard_id: str, sees: Sees) -> Health:
 
 
 async def well(pools: Pools, address: ShardAddress) -> ShardProbe:
-    """Look at a shard, which must answer."""
     seen = await inspect_shard(pools.ensure_pool(address))
     assert isinstance(seen, ShardProbe), seen
     return seen
 
 
 def is_(state: ShardState) -> Sees:
-    """Return the facts of a shard in that state."""
     return lambda health: health.state is state
 
 
@@ -149,11 +140,6 @@ async def test_look_sees_an_upgrade_as_long_as_it_lasts(pools: Pools, make_shard
         assert probe.is_upgrading
         assert health_view(Health(ShardObservation(probe)))["upgrading"] is True
         assert "upgrading" not in health_view(Health(ShardObservation(await well(pools, address))))
-
-
-async def test_look_does_not_count_tenants_when_it_is_not_asked_to(pools: Pools, make_shard: ShardMaker) -> None:
-    probe = await probe_shard(pools.ensure_pool(await make_shard()), counts_tenants=False)
-    assert (probe.schema_version, probe.tenant_count) == (SCHEMA_VERSION, None)
 
 
 async def test_look_tells_an_empty_shard_from_one_that_is_not_to_be_touched(
@@ -221,28 +207,6 @@ async def test_look_tells_the_pool_when_its_shard_is_read_only_and_when_no_more(
     assert await poll_until(is_back, within_s=SOON_S)
 
 
-async def test_look_sees_what_there_is_to_see_when_its_role_may_see_little(
-    pools: Pools, make_shard: ShardMaker
-) -> None:
-    address = await make_shard()
-    role = f"little_{database_of(address)}"
-    await execute(address.connection_string, f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 4")
-    for grant in (f"USAGE ON SCHEMA public TO {role}", f"ALL ON ALL TABLES IN SCHEMA public TO {role}"):
-        await execute(address.connection_string, f"GRANT {grant}")
-    theirs = address.connection_string.replace("//postgres:", f"//{role}:")
-    holder = await asyncpg.connect(address.connection_string)
-    own = await asyncpg.connect(theirs)
-    try:
-        probe = await well(pools, ShardAddress("shard-1", theirs))
-        assert (probe.connections_used, probe.connections_max) == (2, 4)
-        assert (probe.standby_count, probe.refusal) == (0, None)
-    finally:
-        await own.close()
-        await holder.close()
-        await pools.ensure_pool(ShardAddress("shard-1", theirs)).close()
-        await execute(address.connection_string, f"DROP OWNED BY {role}; DROP ROLE {role}")
-
-
 async def test_look_goes_on_when_a_function_is_not_permitted(pools: Pools, breakable_server: PostgresServer) -> None:
     address = await copy_shard(breakable_server)
     await execute(address.connection_string, "CREATE ROLE curious LOGIN")
@@ -256,28 +220,6 @@ async def test_look_goes_on_when_a_function_is_not_permitted(pools: Pools, break
     assert (probe.connections_max, probe.standby_count, probe.lag_s, probe.replication) == (None, None, None, None)
     assert assess(ShardObservation(probe=probe)).state is ShardState.HEALTHY
     assert pools.ensure_pool(theirs).is_healthy
-
-
-async def test_look_is_on_a_connection_of_the_pool_when_no_other_is_to_be_had(
-    pools: Pools, make_shard: ShardMaker
-) -> None:
-    address = await make_shard()
-    role = f"single_{database_of(address)}"
-    await execute(address.connection_string, f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
-    await execute(address.connection_string, f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
-    theirs = ShardAddress("shard-1", address.connection_string.replace("//postgres:", f"//{role}:"))
-    pool = pools.ensure_pool(theirs)
-    try:
-        await fetch(pool, "SELECT 1")
-        probe = await well(pools, theirs)
-        assert (probe.connections_used, probe.connections_max, probe.schema_version) == (1, 1, SCHEMA_VERSION)
-        assert assess(ShardObservation(probe=probe)).problems == {ShardProblem.CONNECTIONS}
-        assert health_of(pool) == (True, None)
-        async with pool.connection():  # now it has none to spare
-            assert isinstance(await inspect_shard(pool), ShardSilence)
-    finally:
-        await pool.close()
-        await execute(address.connection_string, f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 async def test_look_says_what_it_has_seen_when_the_shard_is_slow(pools: Pools, make_shard: ShardMaker) -> None:
@@ -294,37 +236,12 @@ async def test_look_says_what_it_has_seen_when_the_shard_is_slow(pools: Pools, m
 
 @contextlib.asynccontextmanager
 async def held_lock(address: ShardAddress, table: str) -> AsyncIterator[None]:
-    """Block all readers of a table."""
     connection = await asyncpg.connect(address.connection_string)
     try:
         await connection.execute(f"BEGIN; LOCK TABLE {table}")
         yield
     finally:
         connection.terminate()
-
-
-async def test_look_says_nothing_of_health_when_it_is_cancelled(pools: Pools, make_shard: ShardMaker) -> None:
-    address = await make_shard()
-    pool = pools.ensure_pool(address)
-    for number in range(15):
-        looking = asyncio.ensure_future(inspect_shard(pool))
-        for _ in range(number):
-            await asyncio.sleep(0.001)
-        looking.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await looking
-    assert (pool.is_healthy, pool.last_error) == (True, None)
-    assert await nobody_is_left(address)
-
-
-async def test_look_shows_a_standby_that_nobody_feeds(pools: Pools, breakable_server: PostgresServer) -> None:
-    address = await copy_shard(breakable_server)
-    async with in_recovery(breakable_server):
-        probe = await well(pools, address)
-        health = assess(ShardObservation(probe=probe))
-        assert (role_of(probe), health.takes_operations) == ("standby", False)
-        assert ShardProblem.READ_ONLY in health.problems
-    assert role_of(await well(pools, address)) == "primary"
 
 
 async def test_look_shows_how_far_a_standby_is_behind() -> None:
@@ -443,18 +360,6 @@ async def test_prober_forgets_a_dead_shard_that_is_not_listed_until_it_is_again(
         book.end(shard_id)
 
 
-async def test_prober_leaves_the_address_of_a_pool_alone(pools: Pools, make_shard: ShardMaker) -> None:
-    used = pools.ensure_pool(await make_shard("used-1"))
-    former = ShardAddress("used-1", "postgresql://u@127.0.0.1:1/former")
-    book = HealthRegistry()
-    async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(Prober(pools, book, ReplicationWaiter(pools), known=lambda: [former]).run())
-        await comes_to(book, "used-1", is_(ShardState.HEALTHY))
-        running.cancel()
-    assert used.address.connection_string != former.connection_string
-    book.end("used-1")
-
-
 @pytest.mark.parametrize("trouble", [killed, frozen, read_only, without_connections])
 async def test_prober_sees_trouble_and_its_end_within_two_seconds(
     trouble: Callable[[PostgresServer], contextlib.AbstractAsyncContextManager[None]],
@@ -482,37 +387,13 @@ async def test_prober_sees_trouble_and_its_end_within_two_seconds(
 
 
 def health_of(pool: ShardPool) -> tuple[bool, str | None]:
-    """Return what the pool thinks of its shard."""
     return pool.is_healthy, pool.last_error
 
 
 async def notice(pool: ShardPool) -> None:
-    """Use a shard that is in trouble, as work would; the prober alone would see it within ten seconds."""
-
     async def fails() -> bool:
         with contextlib.suppress(Exception):
             await pool.probe()
         return not pool.is_healthy
 
     assert await poll_until(fails, within_s=SOON_S)
-
-
-async def test_prober_looks_at_others_while_many_shards_hang(
-    hurried_pools: Pools, breakable_server: PostgresServer, make_shard: ShardMaker
-) -> None:
-    hanging = await copy_shard(breakable_server)
-    for number in range(30):
-        hurried_pools.ensure_pool(ShardAddress(f"hanging-{number}", hanging.connection_string))
-    async with frozen(breakable_server), looking(hurried_pools) as book:
-        await comes_to(book, "hanging-0", is_(ShardState.LOST))
-        hurried_pools.ensure_pool(await make_shard("shard-9"))
-        added = time.monotonic()
-        await comes_to(book, "shard-9", is_(ShardState.HEALTHY))
-        assert time.monotonic() - added < 15.0  # its first turn comes within six and a half
-
-
-async def test_look_names_why_nobody_answers(pools: Pools) -> None:
-    seen = await inspect_shard(pools.ensure_pool(silent("shard-1")))
-    assert isinstance(seen, ShardSilence)
-    assert seen.error.startswith(NO_SERVER)
-    assert "secret-word" not in seen.error

@@ -68,7 +68,6 @@ def test_errors_of_the_network_have_address_cause_and_remedy_at_each_door(tmp_pa
 
 
 def cause_of(error: str) -> str:
-    """Return *error* without its address, and with a word for the setting that it names."""
     cause = error.rpartition(": ")[2]
     for setting in CA_SETTINGS:
         cause = re.sub(rf"name the CA in {setting}[^;]*, or correct", "name the CA in SETTING, or correct", cause)

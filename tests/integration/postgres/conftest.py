@@ -16,14 +16,12 @@ from simplu_worker.shards.postgres.pool import ShardPool
 
 @pytest.fixture
 async def line(make_shard: ShardMaker) -> AsyncIterator[ShardLine]:
-    """Give a line to a shard."""
     async with ShardLine(await make_shard()) as line:
         yield line
 
 
 @pytest.fixture
 async def pool(line: ShardLine) -> AsyncIterator[ShardPool]:
-    """Give the pool of a shard at the other end of the line, which has a connection already."""
     pool = ShardPool(line.address, size=2, timeouts=UNHURRIED)
     assert await poll_until(partial(has_answered, pool), within_s=PATIENT_S)
     yield pool

@@ -24,7 +24,6 @@ from simplu_worker.shards.types import ProvisionRequest, ShardUnavailableError
 
 @pytest.fixture(params=["LATIN1", "SQL_ASCII"])
 async def encoding(request: pytest.FixtureRequest) -> str:
-    """Give the name of an encoding."""
     return str(request.param)
 
 
@@ -32,7 +31,6 @@ async def encoding(request: pytest.FixtureRequest) -> str:
 async def odd(
     encoding: str, request: pytest.FixtureRequest, postgres_server: PostgresServer
 ) -> AsyncIterator[ShardAddress]:
-    """Give a shard with that encoding: an empty one, or one that was restored there with our schema."""
     server, name = postgres_server.url_of("postgres"), f"odd_{encoding.lower()}_{int(request.param)}"
     await execute(
         server, f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"

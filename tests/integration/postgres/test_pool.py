@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import inspect
 import re
-import select
 import time
 import traceback
 from pathlib import Path
@@ -27,7 +26,7 @@ from simplu_local.processes.loopback import HOST, free_port
 from simplu_worker import instruments
 from simplu_worker.config.loading import prepare_environment
 from simplu_worker.errors import ConfigurationError, RetryableError
-from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
+from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import ALL_IN_USE, StatementFailedError, ValueRefusedError, state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -38,11 +37,9 @@ from simplu_worker.telemetry.log import MASK, scrub_text
 
 PASSWORD = "swordfish-7/@:x"
 ENCODED_PASSWORD = "swordfish-7%2F%40%3Ax"
-ANSWERED_WITHIN_S = 30.0
 
 
 async def ask(pool: ShardPool, query: str = "SELECT 1") -> object:
-    """Ask a shard for one value."""
     async with pool.connection() as connection:
         return await connection.fetchval(query)
 
@@ -78,36 +75,6 @@ async def test_variable_that_asyncpg_takes_is_named_or_harmless(
                 problems[name] = str(exc)
     assert [text for name, text in problems.items() if not text.startswith(f"{name}: expected ")] == []
     assert {"PGSSLMODE", "PGSSLCERT"} <= problems.keys() < set(names)
-
-
-async def ask_and_end(pool: ShardPool) -> None:
-    """Ask a shard, and end the connection once the statement is prepared, before it runs."""
-    async with pool.connection() as connection:
-        asking = asyncio.create_task(connection.fetchval("SELECT 1"))
-        await asyncio.sleep(0)
-        # The loop takes the answer to the preparing, then the timer, and in its next turn the statement.
-        answering = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
-        select.select([answering], [], [], ANSWERED_WITHIN_S)
-        asyncio.get_running_loop().call_later(0, connection.terminate)
-        await asking
-
-
-async def test_pool_is_unavailable_when_a_connection_is_ended_between_preparing_and_running(
-    make_shard: ShardMaker,
-) -> None:
-    pool = ShardPool(await make_shard(), size=1)
-    with pytest.raises(ShardUnavailableError, match=re.escape(state_words("08003"))) as raised:
-        await ask_and_end(pool)
-    assert isinstance(raised.value.__cause__, AttributeError)
-    await pool.close()
-
-
-async def test_pool_raises_other_attribute_errors(make_shard: ShardMaker) -> None:
-    pool = ShardPool(await make_shard(), size=1)
-    with pytest.raises(AttributeError, match="nothing"):
-        async with pool.connection():
-            _ = None.nothing  # type: ignore[attr-defined]
-    await pool.close()
 
 
 async def test_pool_is_unavailable_when_no_connection_becomes_free(make_shard: ShardMaker) -> None:
@@ -149,21 +116,6 @@ async def test_transaction_leaves_nothing_when_its_user_fails(shard: ShardPool) 
     assert await nobody_is_left(shard.address, "state LIKE 'idle in transaction%'")
 
 
-async def test_transaction_can_be_used_again_when_its_opening_failed(shard: ShardPool) -> None:
-    complaints: list[str] = []  # asyncpg's, of a connection that comes back within a transaction
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
-    broken = ShardPool(shard.address, size=1, timeouts=ShardTimeouts(pause_lock_s=1e9))
-
-    for _ in range(2):
-        with pytest.raises(ValueRefusedError, match=r"\(22023\)"):
-            async with broken.transaction(budget=StatementBudget.PAUSE):
-                pytest.fail("it was opened")
-
-    assert complaints == []
-    assert await ask(broken) == 1
-    await broken.close()
-
-
 @pytest.mark.slow
 async def test_pool_ends_the_connection_when_its_use_is_cancelled(make_shard: ShardMaker) -> None:
     address = await make_shard()
@@ -190,15 +142,6 @@ async def test_pool_ends_the_connection_when_its_use_is_cancelled(make_shard: Sh
     await pool.close()
 
 
-async def test_pool_is_at_hand_again_when_a_use_took_too_long(shard: ShardPool) -> None:
-    for _ in range(5):
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await ask(shard, "SELECT pg_sleep(1)")
-
-    assert await ask(shard) == 1
-
-
 async def test_pool_follows_its_address_when_that_changes(make_shard: ShardMaker) -> None:
     old, new = await make_shard(), await make_shard()
     async with Line(new).opened() as line, Pools(size=2) as pools:
@@ -212,18 +155,7 @@ async def test_pool_follows_its_address_when_that_changes(make_shard: ShardMaker
         assert f":{line.port}/" in repr(pool)
 
 
-@pytest.mark.slow
-async def test_pool_keeps_its_deadlines_when_its_address_changes(make_shard: ShardMaker) -> None:
-    timeouts = ShardTimeouts(reply_s=0.3)
-    async with Pools(size=1, timeouts=timeouts) as pools:
-        for address in (await make_shard(), await make_shard()):
-            async with asyncio.timeout(AT_ONCE_S):
-                with pytest.raises(ShardUnavailableError, match=NO_ANSWER):
-                    await ask(pools.ensure_pool(address), "SELECT pg_sleep(60)")
-
-
 async def end_last_use(pool: ShardPool) -> None:
-    """Use a pool that leaves meanwhile, and whose server ends the use then."""
     async with pool.connection() as connection:
         pool.retire()
         instruments.SHARD_HEALTHY.remove(pool.address.shard_id)
@@ -296,17 +228,8 @@ async def _check_unhealthy_after_refusal(pool: ShardPool, trouble: str, *, look_
 
 
 def at_port(address: ShardAddress, port: int) -> ShardAddress:
-    """Return the same database at another port."""
     head, _, tail = address.connection_string.rpartition(":")
     return ShardAddress(address.shard_id, f"{head}:{port}/{tail.partition('/')[2]}")
-
-
-async def test_pool_blames_the_statement_when_an_argument_cannot_be_encoded(shard: ShardPool) -> None:
-    with pytest.raises(ValueRefusedError, match="22000"):
-        async with shard.connection() as connection:
-            await connection.fetchval("SELECT $1::text", "\ud800")
-
-    assert shard.is_healthy
 
 
 @pytest.mark.parametrize(
@@ -377,17 +300,7 @@ async def test_pool_is_unavailable_when_something_else_answers(greeting: bytes) 
     await server.wait_closed()
 
 
-async def test_pool_is_unavailable_when_the_server_is_not_what_the_address_asks_for(make_shard: ShardMaker) -> None:
-    address = await make_shard()
-    wanted = ShardAddress("shard-1", f"{address.connection_string}?target_session_attrs=standby")
-    pool = ShardPool(wanted, size=1)
-    with pytest.raises(ShardUnavailableError, match="expected a server that is standby, got another"):
-        await ask(pool)
-    await pool.close()
-
-
 def put_first(path: Path, line: str) -> None:
-    """Put a line before all others of a file."""
     path.write_text(line + path.read_text())
 
 
@@ -416,18 +329,6 @@ async def test_pool_shows_no_password_when_the_server_refuses_it(breakable_serve
     assert REGISTRY.get_sample_value("simplu_shard_errors_total", {"shard_id": "shard-1", "kind": "broken"})
 
 
-async def test_pools_refuse_an_address_that_may_not_be_used(make_shard: ShardMaker) -> None:
-    address = await make_shard()
-    refused = ShardAddress("shard-1", "postgresql://u:p@evil.example/d").validate_or_refuse(("*.internal",))
-    async with Pools(size=1) as pools:
-        pool = pools.ensure_pool(address)
-
-        with pytest.raises(ShardUnavailableError, match=r"evil\.example is not in DATABASE_ALLOWED_HOSTS"):
-            pools.ensure_pool(refused)
-
-        assert (pool.address, await ask(pool)) == (address, 1)
-
-
 async def test_pools_close_in_time_when_a_server_hangs(breakable_server: PostgresServer) -> None:
     address = await copy_shard(breakable_server)
     hurried = msgspec.structs.replace(UNHURRIED, close_s=0.5)
@@ -436,14 +337,3 @@ async def test_pools_close_in_time_when_a_server_hangs(breakable_server: Postgre
         breakable_server.suspend()
         began_at = time.monotonic()
     assert time.monotonic() - began_at < AT_ONCE_S
-
-
-async def test_pool_works_on_when_its_server_was_restarted(breakable_server: PostgresServer) -> None:
-    address = await copy_shard(breakable_server)
-    async with Pools(size=2) as pools:
-        await ask(pools.ensure_pool(address))
-        await breakable_server.kill()
-        await breakable_server.start()
-        await execute(address.connection_string, "SELECT 1")
-
-        assert await ask(pools.ensure_pool(address)) == 1

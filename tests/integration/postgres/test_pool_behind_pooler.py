@@ -22,7 +22,6 @@ SETTINGS = {"auth_type": "any", "pool_mode": "transaction", "default_pool_size":
 
 @pytest.fixture
 async def pooled(make_shard: ShardMaker, postgres_server: PostgresServer) -> AsyncIterator[ShardAddress]:
-    """Give a shard behind a pooler."""
     address = await make_shard()
     async with running_pooler(postgres_server, SETTINGS) as port:
         yield ShardAddress(address.shard_id, f"postgresql://guest@{HOST}:{port}/{database_of(address)}")
@@ -76,29 +75,6 @@ async def test_pooler_that_is_full_cuts_off_no_shard_with_connections_of_its_own
         assert pool.counts()["open"] == 2
 
 
-async def test_pool_takes_no_server_for_a_pooler(shard: ShardPool) -> None:
-    async with shard.connection() as connection:
-        for _ in range(2):
-            await connection.fetchval("SELECT 42")
-        assert await connection.fetchval("SELECT count(*) FROM pg_prepared_statements") >= 1
-    assert not shard._connector.has_pooler
-
-
-async def test_pool_prepares_nothing_any_more_when_a_prepared_statement_is_gone(shard: ShardPool) -> None:
-    async def twice() -> None:
-        async with shard.transaction() as connection:
-            await connection.fetchval("SELECT 42")
-            await connection.execute("DEALLOCATE ALL")
-            await connection.fetchval("SELECT 42")
-
-    with pytest.raises(LostRaceError, match=r"\(26000\)"):
-        await twice()
-    assert shard.counts()["open"] == 0
-
-    await twice()
-    assert shard.is_healthy
-
-
 @pytest.mark.parametrize("change", ["ALTER TABLE things ALTER n TYPE text", "ALTER TABLE things ADD m int"])
 async def test_pool_meets_a_change_of_the_schema_once(shard: ShardPool, change: str) -> None:
     async def read() -> int:
@@ -118,27 +94,3 @@ async def test_pool_meets_a_change_of_the_schema_once(shard: ShardPool, change: 
         await read()
 
     assert [await read() for _ in range(8)] == [0] * 8
-
-
-async def test_pool_tries_again_when_a_type_changed_under_a_statement(shard: ShardPool) -> None:
-    async with shard.connection() as connection:
-        await connection.execute("CREATE TYPE pair AS (a int, b int)")
-        await connection.execute("CREATE TABLE pairs (p pair)")
-        await connection.execute("INSERT INTO pairs VALUES ((1, 2))")
-
-    async def read() -> object:
-        async with shard.transaction() as connection:
-            return await connection.fetchval("SELECT p FROM pairs")
-
-    await read()
-    other = ShardPool(shard.address, size=1)
-    async with other.connection() as connection:
-        await connection.execute("ALTER TYPE pair ADD ATTRIBUTE c text")
-        await connection.execute("UPDATE pairs SET p = (1, 2, 'x')")
-    await other.close()
-
-    with pytest.raises(LostRaceError, match="tables have changed"):
-        await read()
-
-    assert await read() == (1, 2, "x")
-    assert shard.is_healthy

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import random
 import time
-import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
@@ -28,24 +27,19 @@ pytestmark = pytest.mark.slow(2)
 
 @pytest.fixture
 async def empty(make_shard: ShardMaker) -> ShardAddress:
-    """Give a database without an identity, which many shards can share."""
     return await make_shard(is_empty=True)
 
 
 def shards(pools: Pools, address: ShardAddress, count: int) -> list[ShardPool]:
-    """Return the pools of so many shards, all of one database."""
     return [pools.ensure_pool(ShardAddress(f"shard-{n}", address.connection_string)) for n in range(count)]
 
 
 async def use(pool: ShardPool, seconds: float = 0.0) -> None:
-    """Use a connection for so long."""
     async with pool.connection() as connection:
         await connection.execute("SELECT pg_sleep($1)", seconds)
 
 
 async def all_come_back(pooled: list[ShardPool]) -> bool:
-    """Wait until no connection is used or wanted: after a cancelled use it ends once the server has stopped."""
-
     async def have_come_back() -> bool:
         return all(count["open"] == count["idle"] and not count["waiting"] for count in map(ShardPool.counts, pooled))
 
@@ -54,7 +48,6 @@ async def all_come_back(pooled: list[ShardPool]) -> bool:
 
 @contextlib.asynccontextmanager
 async def watched(address: ShardAddress) -> AsyncIterator[list[int]]:
-    """Count a database's backends again and again; gives the counts."""
     counts: list[int] = []
     is_over = False
 
@@ -116,18 +109,6 @@ async def test_pools_serve_a_shard_with_one_who_asks_beside_one_with_a_crowd(emp
                 waited.append(time.monotonic() - started)
             is_over = True
         assert max(waited) < AT_ONCE_S
-
-
-async def test_pools_take_the_connection_that_was_idle_longest(empty: ShardAddress) -> None:
-    async with Pools(size=2, max_connections=2) as pools:
-        first, second, third = shards(pools, empty, 3)
-        for pool in (first, second):
-            await use(pool)
-        await use(first)
-
-        await use(third)
-
-        assert [pool.counts()["open"] for pool in (first, second, third)] == [1, 0, 1]
 
 
 async def test_pools_let_a_shard_grow_when_others_have_done_without_for_a_while(empty: ShardAddress) -> None:
@@ -196,24 +177,6 @@ async def test_pools_give_the_places_of_a_shard_that_hangs_to_others(empty: Shar
                     task.cancel()
 
 
-async def test_pools_lose_no_place_when_uses_are_cancelled(empty: ShardAddress) -> None:
-    async with Pools(size=2, max_connections=3) as pools:
-        pooled = shards(pools, empty, 6)
-        for number in range(40):
-            async with asyncio.TaskGroup() as tasks:
-                using = [tasks.create_task(use(pool, 0.002)) for pool in pooled for _ in range(2)]
-                await asyncio.sleep(number * 0.0005)
-                for task in using[number % 3 :: 3]:
-                    task.cancel()
-
-        counts = [pool.counts() for pool in pooled]
-        assert sum(count["open"] for count in counts) == pools._budget.open_count <= 3
-        assert await all_come_back(pooled)
-        async with asyncio.TaskGroup() as tasks:
-            for pool in pooled:
-                tasks.create_task(use(pool))
-
-
 @pytest.mark.parametrize("seed", range(3))
 async def test_pools_keep_count_whatever_happens_to_their_lines(empty: ShardAddress, seed: int) -> None:
     draw = random.Random(seed)
@@ -255,33 +218,8 @@ async def test_pools_keep_count_whatever_happens_to_their_lines(empty: ShardAddr
 
 
 async def is_served(pool: ShardPool) -> bool:
-    """Return whether a shard is used within the short timeouts; a busy machine may take longer now and then."""
     with contextlib.suppress(ShardUnavailableError):
         await pool.probe()
         await use(pool)
         return True
     return False
-
-
-async def test_pools_have_a_size_within_the_budget(empty: ShardAddress) -> None:
-    async with Pools(size=9, max_connections=2) as pools:
-        (pool,) = shards(pools, empty, 1)
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(5):
-                tasks.create_task(use(pool, 0.01))
-
-        async def two_are_open() -> bool:
-            return pool.counts() == {"open": 2, "idle": 2, "waiting": 0}
-
-        assert await poll_until(two_are_open, within_s=60)
-
-
-async def test_pools_cost_little_for_shards_that_nobody_uses() -> None:
-    tracemalloc.start()
-    try:
-        async with Pools(size=4, max_connections=200) as pools:
-            before = tracemalloc.get_traced_memory()[0]
-            shards(pools, ShardAddress("", "postgresql://u:p@db.internal/d"), 500)
-            assert (tracemalloc.get_traced_memory()[0] - before) / 500 < 5000
-    finally:
-        tracemalloc.stop()

@@ -7,8 +7,7 @@ import contextlib
 
 import msgspec
 import pytest
-from support.postgres.databases import ShardMaker, copy_shard
-from support.postgres.plain_errors import PlainErrorsLine
+from support.postgres.databases import copy_shard
 from support.postgres.pool_trouble import (
     AT_ONCE_S,
     PATIENT_S,
@@ -19,7 +18,7 @@ from support.postgres.pool_trouble import (
     unavailable,
     within,
 )
-from support.postgres.shard_line import STARTING_UP, TOO_MANY, ShardLine
+from support.postgres.shard_line import TOO_MANY, ShardLine
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
@@ -27,14 +26,13 @@ from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
 from simplu_worker.shards.postgres import circuit_breaker
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import FAILURES_MAX
-from simplu_worker.shards.postgres.errors import StatementFailedError, state_words
+from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 
 
 @pytest.fixture
 def no_probe_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no caller probe in the time of a test, however slow the machine is."""
     monkeypatch.setattr(circuit_breaker, "PROBE_INTERVAL_S", 1000.0)
 
 
@@ -90,19 +88,6 @@ async def test_pool_ends_what_hangs_when_it_is_known_that_the_shard_does_not_ans
     await pool.close()
 
 
-async def test_pool_counts_a_server_that_is_starting_as_one_that_is_not_there(
-    line: ShardLine, no_probe_is_due: None
-) -> None:
-    pool = ShardPool(line.address, size=1, timeouts=UNHURRIED)
-    with line.saying(STARTING_UP):
-        for _ in range(FAILURES_MAX + 1):
-            assert await unavailable(pool) == state_words("57P03")
-        assert line.connection_count == FAILURES_MAX
-    await pool.probe()
-    assert await ask(pool) == 1
-    await pool.close()
-
-
 async def test_pool_uses_what_it_has_when_the_server_is_full(line: ShardLine, pool: ShardPool) -> None:
     with line.saying(TOO_MANY):
         async with pool.connection():
@@ -116,40 +101,6 @@ async def test_pool_uses_what_it_has_when_the_server_is_full(line: ShardLine, po
         await pool.probe()
 
         assert (await ask(pool), pool.is_healthy, pool.counts()["open"]) == (1, True, 1)
-
-
-async def test_probe_tells_of_a_server_that_is_full_and_takes_no_writes(line: ShardLine, pool: ShardPool) -> None:
-    async with pool.connection() as connection:
-        await connection.execute("SET default_transaction_read_only = on")
-    with line.saying(TOO_MANY), pytest.raises(ShardUnavailableError, match="25006"):
-        await pool.probe()
-
-
-async def test_pool_does_not_cut_off_a_shard_that_answers_with_errors(make_shard: ShardMaker) -> None:
-    async with PlainErrorsLine(await make_shard()).opened() as line:
-        pool = ShardPool(line.address, size=1)
-        for code in ("23505", "22P05", "25006", "53100", "57014", "P0001", "42501", "40001") * 2:
-            with contextlib.suppress(Exception):
-                await ask(pool, f"DO $$ BEGIN RAISE SQLSTATE '{code}'; END $$")
-        assert "Breaker(closed, failures=0)" in repr(pool)
-        await pool.close()
-
-
-async def test_pool_does_not_cut_off_a_shard_for_what_a_function_raises(pool: ShardPool) -> None:
-    for _ in range(2 * FAILURES_MAX):
-        with pytest.raises(StatementFailedError):
-            await ask(pool, "DO $$ BEGIN RAISE SQLSTATE '57P01'; END $$")
-    assert "Breaker(closed, failures=0)" in repr(pool)
-    assert pool.is_healthy
-
-
-async def test_pool_begins_anew_when_it_is_repointed(line: ShardLine, make_shard: ShardMaker) -> None:
-    async with Pools(size=1, timeouts=UNHURRIED) as pools, line.refuse_connections():
-        pool = pools.ensure_pool(line.address)
-        for _ in range(FAILURES_MAX):
-            await unavailable(pool)
-
-        assert await ask(pools.ensure_pool(await make_shard())) == 1
 
 
 async def test_pool_does_not_go_back_to_an_address_that_a_caller_has_from_before_a_switch() -> None:

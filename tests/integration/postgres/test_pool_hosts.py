@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from support.postgres.databases import SHARD_ID, TEMPLATE, execute
 from support.postgres.pool_trouble import AT_ONCE_S, UNHURRIED, within
-from support.postgres.shard_line import STARTING_UP, ShardLine
+from support.postgres.shard_line import ShardLine
 from support.postgres.trouble import nobody_is_left
 
 from simplu_local.postgres.server import PostgresServer
@@ -19,7 +19,6 @@ from simplu_local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.shards.types import ShardUnavailableError
 
 pytestmark = pytest.mark.slow
@@ -33,14 +32,11 @@ _numbers = itertools.count(1)
 
 
 class Pair:
-    """A database of the same name on two servers, each behind a line; the first server may be harmed."""
-
     def __init__(self, addresses: list[ShardAddress], lines: list[ShardLine]) -> None:
         self.addresses = addresses
         self.first, self.second = lines
 
     def pool(self, option: str = "", *, timeouts: ShardTimeouts = PATIENT) -> ShardPool:
-        """Return a pool for the wanted one of the two servers."""
         head, _, tail = self.addresses[0].connection_string.rpartition("@")
         database = tail.partition("/")[2]
         url = f"{head}@{self.first.place},{self.second.place}/{database}{option}"
@@ -49,7 +45,6 @@ class Pair:
 
 @pytest.fixture
 async def pair(breakable_server: PostgresServer, postgres_server: PostgresServer) -> AsyncIterator[Pair]:
-    """Give such a pair; both take writes."""
     name = f"pair_{next(_numbers)}"
     addresses = [
         ShardAddress(SHARD_ID, await server.create_database(name, template=TEMPLATE))
@@ -61,20 +56,17 @@ async def pair(breakable_server: PostgresServer, postgres_server: PostgresServer
 
 
 async def port_of(pool: ShardPool) -> int:
-    """Return the port of the server that the pool uses."""
     async with pool.connection() as connection:
         return int(await connection.fetchval("SELECT current_setting('port')"))
 
 
 async def unavailable(pool: ShardPool) -> str:
-    """Use a shard that cannot answer, and return the error."""
     with pytest.raises(ShardUnavailableError) as caught:
         await port_of(pool)
     return str(caught.value)
 
 
 async def make_read_only(server: PostgresServer, *, is_on: bool) -> None:
-    """Let a server take no writes, on connections that are there as well, or take them again."""
     setting = "SET default_transaction_read_only = on" if is_on else "RESET default_transaction_read_only"
     expected = "on" if is_on else "off"
     connection = await asyncpg.connect(server.url_of("postgres"))
@@ -97,15 +89,6 @@ async def test_pool_uses_the_second_host_at_once_when_the_first_refuses(
     async with pair.first.refuse_connections():
         with within(0, AT_ONCE_S):
             assert await port_of(pool) == postgres_server.port
-    await pool.close()
-
-
-async def test_pool_uses_the_second_host_at_once_when_the_first_is_starting(
-    pair: Pair, postgres_server: PostgresServer
-) -> None:
-    pool = pair.pool()
-    with pair.first.saying(STARTING_UP), within(0, AT_ONCE_S):
-        assert await port_of(pool) == postgres_server.port
     await pool.close()
 
 
@@ -148,13 +131,6 @@ async def test_pool_uses_the_host_that_is_what_is_wanted(
     finally:
         await make_read_only(breakable_server, is_on=False)
         await pool.close()
-
-
-async def test_pool_is_unavailable_when_no_host_is_what_is_wanted(pair: Pair) -> None:
-    pool = pair.pool("?target_session_attrs=standby")
-    with within(0, AT_ONCE_S):
-        assert "expected a server that is standby, got another" in await unavailable(pool)
-    await pool.close()
 
 
 async def test_pool_leaves_a_host_that_takes_no_writes_any_more(
@@ -208,17 +184,6 @@ async def test_pool_follows_when_its_server_dies_and_the_other_takes_writes(
     await pool.close()
 
 
-async def test_pool_passes_over_a_host_that_leads_to_another_shard(pair: Pair, postgres_server: PostgresServer) -> None:
-    await execute(pair.addresses[0].connection_string, "UPDATE shard_meta SET shard_id = 'shard-9'")
-    pool = pair.pool()
-    assert await port_of(pool) == postgres_server.port
-    async with pair.second.refuse_connections():
-        await pool.close()
-        assert "its connection string leads to the database of shard shard-9" in await unavailable(
-            ShardPool(ShardAddress(SHARD_ID, pair.first.address.connection_string), size=1)
-        )
-
-
 async def test_pool_uses_no_connection_to_another_shards_database_when_a_name_is_given_away(
     pair: Pair, breakable_server: PostgresServer
 ) -> None:
@@ -238,23 +203,3 @@ async def test_pool_uses_no_connection_to_another_shards_database_when_a_name_is
     assert await port_of(pool) == breakable_server.port
     assert pool.is_healthy
     await pool.close()
-
-
-@pytest.mark.parametrize("statement", ["", "CREATE TABLE shard_meta (id int)"])
-async def test_pool_leads_to_an_empty_database_so_that_it_can_be_set_up(
-    postgres_server: PostgresServer, statement: str
-) -> None:
-    name = f"pair_{next(_numbers)}"
-    url = await postgres_server.create_database(name)
-    if statement:
-        await execute(url, statement)
-    pool = ShardPool(ShardAddress("shard-7", url), size=1)
-    assert await port_of(pool) == postgres_server.port
-    if not statement:
-        await ensure_schema(pool)
-        await pool.close()
-        assert await port_of(pool) == postgres_server.port
-        stranger = ShardPool(ShardAddress("shard-8", url), size=1)
-        assert "the database of shard shard-7" in await unavailable(stranger)
-    await pool.close()
-    await execute(postgres_server.url_of("postgres"), f"DROP DATABASE {name} WITH (FORCE)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -12,12 +11,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 from support.postgres.databases import ShardMaker, copy_shard, database_of
-from support.postgres.pool_trouble import AT_ONCE_S, PATIENT_S, UNHURRIED, within
+from support.postgres.pool_trouble import UNHURRIED
 from support.postgres.pooler import running_pooler
 from support.requires import required_program
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_local.processes.loopback import HOST, poll_until
+from simplu_local.processes.loopback import HOST
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import NO_TLS, state_words
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -28,7 +27,6 @@ pytestmark = pytest.mark.slow
 
 GUEST = "visitor"
 PASSWORD = "swordfish:7"
-SLEEPING = "query LIKE 'SELECT pg_sleep%' AND state = 'active'"
 TLS = {"client_tls_key_file": "server.key", "client_tls_cert_file": "server.crt", "client_tls_ca_file": "authority.crt"}
 OFFERED = {"auth_type": "any", "client_tls_sslmode": "allow", **TLS}
 DEMANDED = {"auth_type": "cert", "auth_file": "users", "client_tls_sslmode": "verify-full", **TLS}
@@ -37,16 +35,12 @@ IMPOSSIBLE = {"auth_type": "any"}
 
 @dataclass(frozen=True)
 class Papers:
-    """Keys and certificates of a test's own authorities."""
-
     folder: Path
 
     def path(self, name: str) -> Path:
-        """Return where a file is."""
         return self.folder / name
 
     def issue(self, name: str, *, issuer: str, subject: str, names: str | None = None) -> None:
-        """Make a key and a certificate, signed by *issuer*; self-signed if that is the same."""
         extensions = self.path(f"{name}.ext")
         extensions.write_text(
             "basicConstraints=critical,CA:TRUE" if name == issuer else f"subjectAltName={names or 'DNS:nowhere'}"
@@ -69,7 +63,6 @@ class Papers:
 
 @pytest.fixture(scope="module")
 def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    """Make two authorities, and papers by the first of them for the server and for a guest."""
     papers = Papers(tmp_path_factory.mktemp("papers"))
     for name in ("authority", "stranger"):
         papers.issue(name, issuer=name, subject=name)
@@ -79,7 +72,6 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 
 
 def pool_of(address: ShardAddress, option: str = "", *, place: str, user: str = GUEST) -> ShardPool:
-    """Return a pool of a shard, at another place."""
     url = f"postgresql://{user}@{place}/{database_of(address)}?{option}".rstrip("?")
     return ShardPool(ShardAddress(address.shard_id, url).validate(()), size=1, timeouts=UNHURRIED)
 
@@ -91,7 +83,6 @@ PoolMaker = Callable[..., ShardPool]  # (option, *, host)
 def guarded(
     make_shard: ShardMaker, postgres_server: PostgresServer, papers: Papers
 ) -> Callable[[Mapping[str, object]], contextlib.AbstractAsyncContextManager[PoolMaker]]:
-    """Give what runs PgBouncer before a shard, with these settings, and gives what makes pools through it."""
     files = {name: papers.path(name).read_bytes() for name in ("server.key", "server.crt", "authority.crt")}
 
     @contextlib.asynccontextmanager
@@ -108,7 +99,6 @@ Guard = Callable[[Mapping[str, object]], contextlib.AbstractAsyncContextManager[
 
 
 async def is_encrypted(pool: ShardPool) -> bool:
-    """Use a connection, return whether it is encrypted, and close it."""
     try:
         async with pool.connection() as connection:
             assert await connection.fetchval("SELECT 1") == 1
@@ -118,7 +108,6 @@ async def is_encrypted(pool: ShardPool) -> bool:
 
 
 async def unavailable(pool: ShardPool) -> str:
-    """Use an unreachable shard, and return the error."""
     with pytest.raises(ShardUnavailableError) as caught:
         await is_encrypted(pool)
     assert PASSWORD not in str(caught.value)
@@ -162,37 +151,7 @@ async def test_pool_shows_its_papers_when_the_server_asks(guarded: Guard, papers
         await unavailable(make_pool("sslmode=require"))
 
 
-async def test_pool_stops_the_server_through_tls_when_a_use_is_cancelled(guarded: Guard) -> None:
-    async with guarded(OFFERED) as make_pool:
-        pool = make_pool("sslmode=require")
-
-        async def sleep() -> None:
-            async with pool.connection() as connection:
-                await connection.execute("SELECT pg_sleep(60)")
-
-        observer = make_pool("sslmode=require")
-
-        async def nobody_sleeps() -> bool:
-            async with observer.connection() as connection:
-                return bool(await connection.fetchval(f"SELECT count(*) = 0 FROM pg_stat_activity WHERE {SLEEPING}"))
-
-        async def one_sleeps() -> bool:
-            return not await nobody_sleeps()
-
-        async with asyncio.TaskGroup() as tasks:
-            asking = tasks.create_task(sleep())
-            assert await poll_until(one_sleeps, within_s=PATIENT_S)
-            asking.cancel()
-
-        assert asking.cancelled()
-        with within(0, AT_ONCE_S):
-            assert await poll_until(nobody_sleeps, within_s=PATIENT_S)
-        await pool.close()
-        await observer.close()
-
-
 def rewritten(path: Path, rewrite: Callable[[str], str]) -> str:
-    """Rewrite a file and return its old contents."""
     before = path.read_text()
     path.write_text(rewrite(before))
     return before
@@ -200,7 +159,6 @@ def rewritten(path: Path, rewrite: Callable[[str], str]) -> str:
 
 @pytest.fixture
 async def strict(breakable_server: PostgresServer) -> AsyncIterator[ShardAddress]:
-    """Give a shard on a server that lets a guest in only with a password."""
     address = await copy_shard(breakable_server)
     superuser = await asyncpg.connect(address.connection_string)
     clients = Path(await superuser.fetchval("SHOW hba_file"))

@@ -12,13 +12,11 @@ from support.shard_map_world import Shards, World, worker, write_map
 
 @pytest.fixture
 async def shards(make_shard: ShardMaker) -> Shards:
-    """Give three shards."""
     return await make_shard("shard-1"), await make_shard("shard-2"), await make_shard("shard-3")
 
 
 @pytest.fixture
 async def world(shards: Shards, tmp_path: Path) -> AsyncIterator[World]:
-    """Give a worker whose map has the first two of them."""
     write_map(tmp_path / "map.json", *shards[:2])
     async with worker(tmp_path / "map.json") as world:
         yield world

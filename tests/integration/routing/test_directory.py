@@ -8,11 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from structlog.testing import capture_logs
 from support.citrus.cases import (
-    SHARD,
     RoutedShards,
-    ScriptedCitrus,
-    no_reply,
-    reply,
     requests_to,
     routed_shards,
     silent,
@@ -21,10 +17,8 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 
 from simplu_local.processes.loopback import poll_until
-from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.shards.routing.citrus import CitrusUnavailableError
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
@@ -37,20 +31,17 @@ TENANT_ID = "-".join(TENANT)
 
 @pytest.fixture
 async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
-    """Give two shards behind a local Citrus."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2")]
     async with routed_shards(shards) as routed:
         yield routed
 
 
 async def put(routed: RoutedShards, shard_id: str, state: str = "active", moved_to: str | None = None) -> None:
-    """Put the tenant's row on one of the shards."""
     shard = next(shard for shard in await routed.locator.list_shards() if shard.shard_id == shard_id)
     await add_tenant(routed.pools.ensure_pool(shard), state=state, moved_to=moved_to)
 
 
 async def found(routed: RoutedShards) -> str:
-    """Return the shard id, or the absence, that the directory finds."""
     answer = await routed.directory.find(TENANT_ID)
     return answer.shard_id if isinstance(answer, ShardAddress) else f"absent: {answer}"
 
@@ -107,46 +98,6 @@ async def test_find_shares_an_absence_that_is_fresh_for_everybody(routed: Routed
     assert repr(routed.directory) == "Directory(routes=0, lookups=0)"
 
 
-async def test_find_shares_trouble_when_many_want_the_same_tenant() -> None:
-    citrus = ScriptedCitrus(reply({}, status=500))
-    async with citrus.opened() as client, Pools(size=1) as pools:
-        directory = Directory(client, pools)
-
-        answers = await asyncio.gather(*(directory.find(TENANT_ID) for _ in range(100)), return_exceptions=True)
-
-        assert {type(answer) for answer in answers} == {CitrusUnavailableError}
-        assert len(citrus.requests) == 2
-        assert repr(directory) == "Directory(routes=0, lookups=0)"
-
-
-async def test_find_goes_on_for_the_others_when_the_one_who_asks_is_cancelled() -> None:
-    citrus = ScriptedCitrus(no_reply(), reply({"error": "not registered"}, status=404))
-    async with citrus.opened(timeout_s=60.0) as client, Pools(size=1) as pools:
-        directory = Directory(client, pools)
-        async with asyncio.timeout(50), asyncio.TaskGroup() as tasks:
-            asking = [tasks.create_task(directory.find(TENANT_ID)) for _ in range(3)]
-            assert await poll_until(citrus.was_asked, within_s=50)
-            asking[0].cancel()
-
-        assert [task.result() for task in asking[1:]] == [Absence.UNREGISTERED] * 2
-        assert len(citrus.requests) == 2
-        assert repr(directory) == "Directory(routes=0, lookups=0)"
-
-
-async def test_find_asks_anew_when_a_tenant_was_forgotten(routed: RoutedShards) -> None:
-    routed.register(TENANT, "shard-1")
-    await put(routed, "shard-1")
-    await found(routed)
-    before = requests_to("get_shard")
-
-    routed.directory.forget(TENANT_ID)
-    routed.directory.forget("unknown-tenant")
-
-    assert routed.directory.cached_address(TENANT_ID) is None
-    assert await found(routed) == "shard-1"
-    assert requests_to("get_shard") - before == 1
-
-
 async def test_find_follows_the_shards_when_citrus_names_another(routed: RoutedShards) -> None:
     routed.register(TENANT, "shard-1")
     await put(routed, "shard-2")
@@ -179,12 +130,6 @@ async def test_find_says_not_here_when_no_shard_has_a_row(routed: RoutedShards) 
     assert routed.directory.cached_address(TENANT_ID) is None
 
 
-async def test_find_says_not_here_when_the_named_shard_is_empty(make_shard: ShardMaker) -> None:
-    async with routed_shards([await make_shard("shard-1", is_empty=True)]) as routed:
-        routed.register(TENANT, "shard-1")
-        assert await found(routed) == "absent: not_here"
-
-
 async def test_find_follows_a_tenant_where_it_moved(routed: RoutedShards) -> None:
     routed.register(TENANT, "shard-1")
     await put(routed, "shard-1", "moved", moved_to="shard-2")
@@ -200,15 +145,6 @@ async def test_find_waits_when_a_tenant_moved_where_it_is_not(routed: RoutedShar
 
     with pytest.raises(ShardUnavailableError, match=f"moved from shard shard-1 to {moved_to}: expected its row"):
         await found(routed)
-
-
-async def test_find_ends_when_moves_lead_round_in_a_circle(routed: RoutedShards) -> None:
-    routed.register(TENANT, "shard-1")
-    await put(routed, "shard-1", "moved", moved_to="shard-2")
-    await put(routed, "shard-2", "moved", moved_to="shard-1")
-
-    async with asyncio.timeout(60):
-        assert await found(routed) == "absent: moving"
 
 
 @pytest.mark.parametrize(
@@ -257,15 +193,6 @@ async def test_find_waits_when_a_shard_that_may_be_home_does_not_answer(make_sha
         assert await found(routed) == "shard-1"
 
 
-async def test_find_is_refused_when_the_address_may_not_be_used() -> None:
-    async with (
-        ScriptedCitrus(reply(SHARD)).opened(allowed_hosts=("*.example",)) as client,
-        Pools(size=1) as pools,
-    ):
-        with pytest.raises(PermanentError, match="DATABASE_ALLOWED_HOSTS"):
-            await Directory(client, pools).find(TENANT_ID)
-
-
 async def test_homes_answers_for_each_of_many_tenants(make_shard: ShardMaker) -> None:
     async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2"), silent("shard-3")]) as routed:
         first, second, third = await routed.locator.list_shards()
@@ -311,28 +238,6 @@ async def test_homes_prefers_a_living_row_when_the_named_shard_has_a_destroyed_o
 
         assert isinstance(home, TenantHome)
         assert home.address == second
-
-
-async def test_homes_gives_those_that_were_found_when_citrus_does_not_name_earlier_ones(make_shard: ShardMaker) -> None:
-    address = await make_shard("shard-1")
-    async with ScriptedCitrus(reply(status=503)).opened() as client, Pools(size=1) as pools:
-        await add_tenant(pools.ensure_pool(address))
-
-        homes = await Directory(client, pools).find_homes({TENANT_ID: address, "no-row": address})
-
-        assert isinstance(homes[TENANT_ID], TenantHome)
-        assert isinstance(homes["no-row"], CitrusUnavailableError)
-
-
-async def test_find_uses_the_new_address_when_a_shard_has_moved_to_another_place(make_shard: ShardMaker) -> None:
-    async with routed_shards([silent("shard-1")]) as routed:
-        routed.register(TENANT, "shard-1")
-        with pytest.raises(ShardUnavailableError):
-            await found(routed)
-        routed.citrus.registry.shards["shard-1"].connection_string = (await make_shard("shard-1")).connection_string
-        await put(routed, "shard-1")
-
-        assert await found(routed) == "shard-1"
 
 
 async def test_find_asks_the_earlier_homes_of_a_static_map(make_shard: ShardMaker) -> None:

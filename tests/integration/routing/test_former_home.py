@@ -22,7 +22,6 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.apply.writer import GIVEN_UP, SUCCEEDED
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest, ShardGateway
 from simplu_worker.shards.listing import ListRequest, OperationPage
 from simplu_worker.shards.log import key_of_id
@@ -33,7 +32,7 @@ from simplu_worker.shards.types import Rejection
 from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.types import Move
-from simplu_worker.vocabulary import Absence, Role
+from simplu_worker.vocabulary import Role
 
 TENANT_ID = "-".join(TENANT)
 SEEN_AT = datetime(2026, 3, 1, tzinfo=UTC)
@@ -42,42 +41,34 @@ REJECTION = Rejection(TENANT_ID, TENANT[0], "bad", "invalid_message", "expected 
 
 @dataclass(frozen=True)
 class MovedTenant:
-    """Two shards behind Citrus, and a second replica, *late*, that found the tenant on the first before it moved."""
-
     routed: RoutedShards
     late: ShardGateway
     replica: ReplicaStatus
 
     def case(self, shard_id: str) -> TenantCase:
-        """Return the tenant on a shard."""
         return TenantCase(self.pool(shard_id), TENANT)
 
     def pool(self, shard_id: str) -> ShardPool:
-        """Return the pool of a shard."""
         shard = self.routed.citrus.registry.shards[shard_id]
         return self.routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
 
     async def move(self, source: str = "shard-1", target: str = "shard-2") -> None:
-        """Move the tenant; Citrus is told later."""
         pools = self.routed.pools
         move = Move(TENANT_ID, source, target)
         certificate = await Mover(pools, ReplicationWaiter(pools), move, OPTIONS, show=lambda _: None).run()
         assert certificate.verdict == "equal"
 
     async def noted_on(self, shard_id: str) -> list[str]:
-        """Return what stands beside the log of a shard."""
         both = "SELECT request_id AS id FROM rejections UNION ALL SELECT message_id FROM message_failures ORDER BY id"
         return [row["id"] for row in await fetch(self.pool(shard_id), both)]
 
     async def ask(self, request_id: str, *, is_tenant_named: bool = True) -> tuple[int, dict[str, Any]]:
-        """Return the second replica's answer to `GET /operations/{requestId}`."""
         names: tuple[str | None, str | None] = TENANT if is_tenant_named else (None, None)
         return await http_views(self.replica).operation(request_id, *names, Role.OPERATOR)
 
 
 @asynccontextmanager
 async def moved_tenant(make_shard: ShardMaker) -> AsyncIterator[MovedTenant]:
-    """Open both, with the tenant on the first shard."""
     async with (
         routed_shards([await make_shard("shard-1"), await make_shard("shard-2")]) as routed,
         Pools(size=2) as pools,
@@ -97,28 +88,8 @@ async def moved_tenant(make_shard: ShardMaker) -> AsyncIterator[MovedTenant]:
 
 @pytest.fixture
 async def tenant(make_shard: ShardMaker) -> AsyncIterator[MovedTenant]:
-    """Give both."""
     async with moved_tenant(make_shard) as moved:
         yield moved
-
-
-@pytest.mark.slow(2)
-async def test_answers_come_from_the_home_when_a_replica_has_the_route_from_before_the_move(
-    tenant: MovedTenant,
-) -> None:
-    before = tenant.case("shard-1").operation("create", data={})
-    assert await tenant.routed.gateway.give_up("shard-1", before) == GIVEN_UP
-    await tenant.move()
-    after = tenant.case("shard-2").operation("create", "r2", {})
-    assert await tenant.case("shard-2").apply(after) == [SUCCEEDED]
-    await fetch(tenant.pool("shard-2"), "DELETE FROM log_outcomes")  # it succeeds there
-
-    old = tenant.late.cached_shard_id(TENANT_ID)
-    status, answer = await tenant.ask(after.request_id)
-    assert (old, status, answer.get("status"), answer.get("shardId")) == ("shard-1", 200, "succeeded", "shard-2")
-    for is_tenant_named in (True, False):
-        _, replayed = await tenant.ask(before.request_id, is_tenant_named=is_tenant_named)
-        assert (replayed["status"], replayed["shardId"]) == ("succeeded", "shard-2")
 
 
 @pytest.mark.slow
@@ -184,23 +155,6 @@ async def test_note_is_not_left_behind_when_a_mover_has_the_tenants_row(tenant: 
     assert await noting == {}
     assert await counting == [None]
     assert await tenant.noted_on("shard-1") == []
-
-
-async def test_answer_says_that_the_tenant_moves_when_no_shard_is_its_home(tenant: MovedTenant) -> None:
-    applied = tenant.case("shard-1").operation("create", data={})
-    await tenant.case("shard-1").apply(applied)
-    await add_tenant(tenant.pool("shard-2"))
-    await tenant.case("shard-2").set_state("ready")
-    await fetch(tenant.pool("shard-1"), "UPDATE tenants SET state = 'moved', moved_to = 'shard-2'")
-
-    assert await tenant.ask(applied.request_id) == (
-        200,
-        {"requestId": applied.request_id, "status": "held", "reason": "moving"},
-    )
-    status, unnamed = await tenant.ask(applied.request_id, is_tenant_named=False)
-    assert (status, unnamed["status"], unnamed["readUpTo"]) == (404, "unknown", None)
-    assert await tenant.late.find_tenant(TENANT_ID) is Absence.MOVING
-    assert await tenant.late.list_operations(*TENANT, ListRequest()) is Absence.MOVING
 
 
 async def test_fenced_tenant_is_answered_from_its_shard(tenant: MovedTenant) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker, execute
-from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, add_tenant_at, fetch
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.waves import HOLD
@@ -19,7 +19,7 @@ from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.gateway import FoundOperation, LoggedOperation
 from simplu_worker.shards.listing import ListRequest, OperationPage
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.vocabulary import Absence, Inability
 
 TENANT_ID = "-".join(TENANT)
@@ -27,7 +27,6 @@ TENANT_ID = "-".join(TENANT)
 
 @pytest.fixture
 async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
-    """Give two shards behind a local Citrus, and a tenant on the first."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2")]
     async with routed_shards(shards) as routed:
         await add_tenant(pool_of(routed, "shard-1"))
@@ -36,13 +35,11 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
 
 
 def pool_of(routed: RoutedShards, shard_id: str) -> ShardPool:
-    """Return the pool of one of the shards."""
     shard = routed.citrus.registry.shards[shard_id]
     return routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
 
 
 def case_of(routed: RoutedShards) -> TenantCase:
-    """Return the tenant on the first shard."""
     return TenantCase(pool_of(routed, "shard-1"), TENANT)
 
 
@@ -79,18 +76,6 @@ async def test_gateway_can_do_something_while_one_shard_answers(make_shard: Shar
         assert routed.gateway.inability is None
 
 
-async def test_gateway_keeps_a_tenant_in_use_when_its_operations_are_applied(routed: RoutedShards) -> None:
-    case = case_of(routed)
-    await routed.gateway.find(TENANT_ID)
-    assert routed.gateway.is_up("shard-1")
-    assert not routed.gateway.is_up("unknown")
-    routed.directory.routes.set_time(float("inf"))
-
-    await routed.gateway.apply("shard-1", [case.operation("create", data={"a": 1}) for _ in range(2)])
-
-    assert routed.directory.routes.due_count == 1
-
-
 async def test_gateway_forgets_the_route_when_the_shard_holds_the_tenant(routed: RoutedShards) -> None:
     case = case_of(routed)
     await routed.gateway.find(TENANT_ID)
@@ -103,42 +88,6 @@ async def test_gateway_forgets_the_route_when_the_shard_holds_the_tenant(routed:
     assert await routed.gateway.find(TENANT_ID) == "shard-2"
     assert await routed.gateway.apply("shard-2", [create]) == [SUCCEEDED]
     assert await case.everything() == [[], []]
-
-
-async def test_route_is_used_until_the_lookup_of_a_held_tenant_has_another_answer(routed: RoutedShards) -> None:
-    await routed.gateway.find(TENANT_ID)
-    asking = asyncio.create_task(routed.gateway.find_again(TENANT_ID))
-    await asyncio.sleep(0)
-    assert routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
-    assert await asking == "shard-1"
-
-    await fetch(case_of(routed).pool, "DELETE FROM tenants")
-    assert await routed.gateway.find_again(TENANT_ID) is Absence.NOT_HERE
-    assert routed.gateway.cached_shard_id(TENANT_ID) is None
-
-
-async def test_gateway_writes_to_the_new_place_when_the_address_was_refreshed(
-    routed: RoutedShards, make_shard: ShardMaker
-) -> None:
-    case = case_of(routed)
-    await routed.gateway.find(TENANT_ID)
-    shard = routed.citrus.registry.shards["shard-1"]
-    new, wrong = await make_shard("shard-1"), await make_shard("shard-9")
-    pool = case_of(routed).pool
-    await add_tenant_at(new)
-    create = case.operation("create", data={"a": 1})
-
-    shard.connection_string = wrong.connection_string
-    pool.is_healthy = False
-    assert await routed.gateway.find_again(TENANT_ID) == "shard-1"  # where it was found
-    assert pool.address.connection_string != wrong.connection_string
-    shard.connection_string = new.connection_string
-    pool.is_healthy = False
-    assert await routed.gateway.find_again(TENANT_ID) == "shard-1"
-    assert await routed.gateway.apply("shard-1", [create]) == [SUCCEEDED]
-
-    assert pool.address.connection_string == new.connection_string
-    assert await routed.gateway.find_again("unknown-tenant") is Absence.UNREGISTERED
 
 
 async def test_gateway_returns_an_operation_of_a_tenant(routed: RoutedShards) -> None:
@@ -209,25 +158,6 @@ async def test_gateway_tells_what_is_decided(make_shard: ShardMaker) -> None:
             await routed.gateway.find("gone-l")
 
 
-async def test_gateway_asks_a_shard_together_for_those_that_ask_at_the_same_moment(
-    routed: RoutedShards, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case = case_of(routed)
-    assert await case.apply(case.operation("create", data={}, request_id="r7")) == [SUCCEEDED]
-    assert not await routed.gateway.is_decided(TENANT_ID, TENANT[0], "before")  # its home is known then
-    asked: list[int] = []
-    fetch_of = Connection.fetch
-
-    async def counted(self: Connection, query: str, *arguments: Any) -> Any:
-        asked.append(len(arguments[0]))
-        return await fetch_of(self, query, *arguments)
-
-    monkeypatch.setattr(Connection, "fetch", counted)
-    answers = await asyncio.gather(*(routed.gateway.is_decided(TENANT_ID, TENANT[0], f"r{n}") for n in range(20)))
-
-    assert (asked, answers) == ([1, 19], [n == 7 for n in range(20)])
-
-
 async def test_gateway_asks_all_shards_for_an_operation_when_the_tenant_is_not_given(make_shard: ShardMaker) -> None:
     shards = [await make_shard("shard-1"), await make_shard("shard-2"), await make_shard("shard-3", is_empty=True)]
     async with routed_shards([*shards, silent("shard-4")]) as routed:
@@ -242,16 +172,6 @@ async def test_gateway_asks_all_shards_for_an_operation_when_the_tenant_is_not_g
         assert isinstance(found, LoggedOperation)
         assert (found.shard_id, silent_shards) == ("shard-1", ["shard-4"])
         assert await routed.gateway.find_operation("unknown", None) == FoundOperation(None, ["shard-4"], [{}, {}])
-
-
-@pytest.mark.parametrize("text", ["\0", "\ud800", "a\0b"])
-async def test_gateway_finds_nothing_when_asked_with_text_that_cannot_be_stored(
-    routed: RoutedShards, text: str
-) -> None:
-    assert await routed.gateway.find_operation(text, TENANT_ID) == FoundOperation(None)
-    assert await routed.gateway.find_operation(text, None) == FoundOperation(None)
-    assert await routed.gateway.find_operation("request", text) == FoundOperation(None)
-    assert await routed.gateway.find_tenant(text) is Absence.UNREGISTERED
 
 
 async def test_gateway_returns_a_tenant_with_its_counts(routed: RoutedShards) -> None:
@@ -302,24 +222,3 @@ async def test_gateway_returns_the_present_row_of_a_resource(
     assert (cut[1]["data"], cut[1]["size_bytes"]) == (None, 8)
     assert await routed.gateway.find_resource("unknown", "tenant", "patient", "r1") is Absence.UNREGISTERED
     assert await routed.gateway.find_resource(*TENANT, "patient", "\0") is Absence.UNREGISTERED
-
-
-async def test_gateway_raises_when_the_tenants_shard_does_not_answer(make_shard: ShardMaker) -> None:
-    async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
-        routed.register(TENANT, "shard-2")
-        with pytest.raises(RetryableError):
-            await routed.gateway.find_tenant(TENANT_ID)
-        with pytest.raises(RetryableError):
-            await routed.gateway.find_operation("request", TENANT_ID)
-
-
-async def test_survey_asks_every_shard_and_names_the_silent(make_shard: ShardMaker) -> None:
-    shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True)]
-    wrong = ShardAddress("shard-3", (await make_shard("shard-9")).connection_string)
-    async with routed_shards([*shards, wrong, silent("shard-4")]) as routed:
-        await add_tenant(pool_of(routed, "shard-1"))
-
-        survey = await routed.gateway.survey("list_tenants")
-
-        assert [(shard_id, row["id"]) for shard_id, row in survey.rows] == [("shard-1", TENANT_ID)]
-        assert survey.silent_shard_ids == ["shard-3", "shard-4"]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import msgspec
 import pytest
@@ -19,10 +18,7 @@ from support.postgres.pool_trouble import AT_ONCE_S, UNHURRIED
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_worker.commands.stream.input_lines import parse_lines
-from simplu_worker.commands.stream.outcomes import find_rejected, send_outcomes
-from simplu_worker.consumers import rejection_notes
-from simplu_worker.consumers.rejection_notes import NOTES_MAX, RejectionNotes
+from simplu_worker.consumers.rejection_notes import RejectionNotes
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.operations.operation import Origin
 from simplu_worker.shards.apply.writer import SUCCEEDED
@@ -38,7 +34,6 @@ WITHIN_S = 60.0
 
 
 def letter(request_id: str, tenant: tuple[str, str] = TENANT, *, error: str = "expected an object") -> DeadLetter:
-    """Return the letter of a rejected record."""
     now = datetime.now(UTC)
     return DeadLetter(
         reason=DeadLetterReason.INVALID_MESSAGE,
@@ -54,19 +49,15 @@ def letter(request_id: str, tenant: tuple[str, str] = TENANT, *, error: str = "e
 
 
 class Letters:
-    """A queue that takes every letter at once."""
-
     def __init__(self) -> None:
         self.request_ids: list[str | None] = []
 
     async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
-        """Store *letters*."""
         self.request_ids += [letter.request_id for letter in letters]
 
 
 @asynccontextmanager
 async def open_notes(routed: RoutedShards, letters: Letters) -> AsyncIterator[RejectionNotes]:
-    """Open the notes on *routed*, which are written meanwhile."""
     notes = RejectionNotes(letters, "letters", routed.gateway)
     writing = asyncio.create_task(notes.run())
     yield notes
@@ -75,7 +66,6 @@ async def open_notes(routed: RoutedShards, letters: Letters) -> AsyncIterator[Re
 
 
 async def store(notes: RejectionNotes, *letters: DeadLetter) -> None:
-    """Store *letters*, and wait for their notes."""
     await notes.store(letters, stopping=asyncio.Event())
     await notes.flush(WITHIN_S)
 
@@ -202,41 +192,7 @@ async def test_note_is_written_on_the_new_home_when_its_tenant_has_moved(make_sh
         assert (found.shard_id, moved.pool.address.shard_id) == ("shard-2", "shard-2")
 
 
-@pytest.mark.slow(2)
-async def test_note_waits_until_its_tenant_has_moved(make_shard: ShardMaker) -> None:
-    async with routed_shards([await make_shard("shard-1")]) as routed, open_notes(routed, Letters()) as notes:
-        case = await add_registered(routed, TENANT, "shard-1")
-        await case.set_state("incoming")
-        await notes.store([letter("r-1")], stopping=asyncio.Event())
-        await notes.flush(1.0)
-        assert await fetch(case.pool, "SELECT FROM rejections UNION ALL SELECT FROM unplaced_rejections") == []
-        await case.set_state("active")
-        await notes.flush(WITHIN_S)
-        assert await _is_noted(routed, "r-1", TENANT_ID)
-
-
-async def test_command_shows_lines_that_were_rejected_since_it_sent_them(make_shard: ShardMaker) -> None:
-    line = {"operation": "read", "businessId": "b", "locationId": "l", "resourceType": "x", "resourceId": "y"}
-    at = datetime.now(UTC)
-    text = json.dumps(line | {"requestId": "r-1"}).encode()
-    lines = parse_lines(text, now=at, new_id=str, max_bytes=1000, list_limit=10)
-    async with routed_shards([await make_shard("shard-1")]) as routed, open_notes(routed, Letters()) as notes:
-        await add_registered(routed, ("b", "l"), "shard-1")
-        await store(notes, letter("r-1", ("b", "l")))
-        keys = {("b-l", "r-1"), ("b-l", "r-2")}
-        rows = await find_rejected(routed.gateway, keys, at)
-        assert await find_rejected(routed.gateway, keys, datetime.now(UTC) + timedelta(minutes=1)) == {}
-
-    (outcome,) = send_outcomes(lines, [], rows, waited=True)
-    assert (outcome.status, outcome.error, outcome.shard_id) == (
-        "rejected",
-        "invalid_message: expected an object",
-        "shard-1",
-    )
-
-
 async def add_registered(routed: RoutedShards, tenant: tuple[str, str], shard_id: str) -> TenantCase:
-    """Register a tenant and give it its row."""
     routed.register(tenant, shard_id)
     (address,) = [one for one in await routed.locator.list_shards() if one.shard_id == shard_id]
     pool = routed.pools.ensure_pool(address)
@@ -268,20 +224,3 @@ async def test_note_waits_for_its_shard_while_letters_and_other_notes_do_not(
 
 async def _is_noted(routed: RoutedShards, request_id: str, tenant_id: str) -> bool:
     return isinstance(await routed.gateway.find_rejection(request_id, tenant_id), RejectedRequest)
-
-
-async def test_notes_that_wait_are_bounded_and_those_dropped_are_counted(
-    make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def dropped() -> float:
-        return REGISTRY.get_sample_value("simplu_rejections_unnoted_total") or 0.0
-
-    monkeypatch.setattr(rejection_notes, "KEPT_S", 0.1)
-    before = dropped()
-    async with routed_shards([silent("shard-1")]) as routed, open_notes(routed, Letters()) as notes:
-        routed.register(TENANT, "shard-1")
-        await notes.store([letter(f"r-{n}") for n in range(NOTES_MAX + 3)], stopping=asyncio.Event())
-        assert dropped() - before == 3
-        await notes.flush(WITHIN_S)
-
-    assert dropped() - before == NOTES_MAX + 3

@@ -11,10 +11,9 @@ import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, requests_to, routed_shards, silent
-from support.postgres.databases import SHARD_ID, ShardMaker, copy_shard, execute
+from support.postgres.databases import ShardMaker, execute
 from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_tenant, add_tenant_at, fetch
 
-from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.writer import SUCCEEDED
@@ -34,42 +33,33 @@ LATE_S = 2 * FRESH_S
 
 @dataclass
 class Clock:
-    """The directory's time, in seconds."""
-
     now: float = 1000.0
 
     def __call__(self) -> float:
-        """Return it."""
         return self.now
 
 
 @dataclass(frozen=True)
 class World:
-    """Two shards behind a local Citrus, a tenant found on the first, and the time."""
-
     routed: RoutedShards
     clock: Clock
 
     def pool(self, shard_id: str) -> ShardPool:
-        """Return the pool of a shard."""
         shard = self.routed.citrus.registry.shards[shard_id]
         return self.routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
 
     async def later(self, seconds: float) -> bool:
-        """Let time pass, look at the tenant, and ask for it if it is due; return whether there was an answer."""
         self.clock.now += seconds
         self.routed.refresh.tick()
         self.routed.gateway.cached_shard_id(TENANT_ID)
         return await self.routed.refresh.refresh_next()
 
     async def found(self) -> str:
-        """Return the shard id, or the absence, of the tenant asked for anew."""
         return await self.routed.gateway.find_again(TENANT_ID)
 
 
 @pytest.fixture
 async def world(make_shard: ShardMaker) -> AsyncIterator[World]:
-    """Give the world with its tenant found."""
     clock = Clock()
     shards = [await make_shard("shard-1"), await make_shard("shard-2")]
     async with routed_shards(shards, clock=clock) as routed:
@@ -82,7 +72,6 @@ async def world(make_shard: ShardMaker) -> AsyncIterator[World]:
 
 @contextlib.asynccontextmanager
 async def running(refresh: RouteRefresh) -> AsyncIterator[None]:
-    """Let routes be refreshed meanwhile."""
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(refresh.run())
         try:
@@ -92,8 +81,6 @@ async def running(refresh: RouteRefresh) -> AsyncIterator[None]:
 
 
 def soon(is_so: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
-    """Return *is_so* as `poll_until` wants it."""
-
     async def look() -> bool:
         return is_so()
 
@@ -126,30 +113,6 @@ async def test_known_tenants_are_served_and_new_ones_held_while_citrus_is_away_f
     told = [entry for entry in logs if entry["event"].startswith("routes.")]
     assert [entry["event"] for entry in told] == ["routes.stale", "routes.refreshed"]
     assert told[1]["after_s"] == pytest.approx(3600 - 300 + 60)
-
-
-@pytest.mark.parametrize("status", [401, 403, 418, 429, 503])
-async def test_known_tenants_are_served_while_citrus_refuses_to_answer(world: World, status: int) -> None:
-    world.routed.citrus.faults.status = status
-    world.routed.citrus.faults.retry_after_s = 20
-    assert not await world.later(LATE_S)
-    assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
-    with pytest.raises(RetryableError):
-        await world.routed.gateway.find("new-tenant")
-
-
-async def test_known_tenants_wait_for_nobody_while_citrus_is_slow(world: World) -> None:
-    world.routed.citrus.faults.latency_s = 3600
-    world.clock.now += LATE_S
-    async with running(world.routed.refresh):
-        before = requests_to("get_shard")
-        for _ in range(3):
-            await asyncio.sleep(0.1)
-            async with asyncio.timeout(20):
-                assert await world.routed.gateway.find(TENANT_ID) == "shard-1"
-        is_asked_for = soon(lambda: "due=0" in repr(world.routed.refresh))
-        assert await poll_until(is_asked_for, within_s=60)
-        assert requests_to("get_shard") == before
 
 
 @pytest.mark.slow
@@ -187,17 +150,6 @@ async def test_a_route_stays_when_citrus_lies_and_the_shard_has_the_tenant(world
     assert [(entry["named_shard_id"], entry["shard_id"]) for entry in conflicts] == [(named, "shard-1")] * 2
 
 
-async def test_a_citrus_that_flips_is_followed_only_where_the_shards_say_so(world: World) -> None:
-    case = TenantCase(world.pool("shard-1"), TENANT)
-    for number in range(6):
-        world.routed.citrus.faults.wrong_shards[TENANT_ID] = f"shard-{number % 2 + 1}"
-        assert await world.later(LATE_S)
-        shard_id = world.routed.gateway.cached_shard_id(TENANT_ID)
-        assert shard_id == "shard-1"
-        create = case.operation("create", f"r{number}", data={})
-        assert await world.routed.gateway.apply(shard_id, [create]) == [SUCCEEDED]
-
-
 async def test_a_route_is_given_up_when_citrus_and_the_shard_agree_that_it_is_wrong(world: World) -> None:
     await add_tenant(world.pool("shard-2"))
     await fetch(world.pool("shard-1"), "DELETE FROM tenants")
@@ -212,24 +164,6 @@ async def test_a_route_is_given_up_when_its_shard_is_marked_inactive(world: Worl
     world.routed.citrus.registry.shards["shard-1"].is_active = False
     assert await world.later(LATE_S)
     assert await world.routed.gateway.find(TENANT_ID) == Absence.INACTIVE
-
-
-async def test_a_route_stays_when_citrus_differs_and_the_shard_says_nothing(world: World) -> None:
-    world.routed.citrus.registry.shards["shard-1"].connection_string = silent("shard-1").connection_string
-    world.pool("shard-1")
-    world.routed.citrus.faults.wrong_shards[TENANT_ID] = "shard-2"
-    assert await world.later(LATE_S)
-    assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
-
-
-async def test_a_route_stays_when_citrus_names_an_address_that_may_not_be_used(world: World) -> None:
-    world.routed.locator._allowed_hosts = ("*.internal",)  # type: ignore[attr-defined]
-    with capture_logs() as logs:
-        assert await world.later(LATE_S)
-    assert not await world.later(0)
-    assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
-    (refused,) = [entry for entry in logs if entry["event"] == "route.refused"]
-    assert "DATABASE_ALLOWED_HOSTS" in refused["error"]
 
 
 async def test_a_wrong_address_does_nothing_to_a_shard_that_works(world: World, make_shard: ShardMaker) -> None:
@@ -300,44 +234,6 @@ async def test_route_to_a_dead_shard_ends_when_the_named_one_has_the_tenant(worl
     assert await world.routed.gateway.find(TENANT_ID) == "shard-2"
 
 
-@pytest.mark.slow(0.3)
-async def test_many_shards_in_trouble_are_one_question(make_shard: ShardMaker) -> None:
-    addresses = [await make_shard(f"shard-{number}") for number in range(6)]
-    async with routed_shards(addresses) as routed:
-        for number, address in enumerate(addresses):
-            routed.register(("b", str(number)), address.shard_id)
-            await add_tenant(routed.pools.ensure_pool(address), ("b", str(number)))
-            await routed.gateway.find(f"b-{number}")
-        before = requests_to("get_shard"), requests_to("shards_health")
-        for pool in routed.pools.by_shard_id().values():
-            pool.is_healthy = False
-        await routed.refresh.locate_unhealthy_shards()
-        await routed.refresh.locate_unhealthy_shards()  # not their turn again
-
-        assert (requests_to("get_shard") - before[0], requests_to("shards_health") - before[1]) == (0, 1)
-        for pool in routed.pools.by_shard_id().values():
-            pool.is_healthy = True
-        await routed.refresh.locate_unhealthy_shards()
-        assert "unhealthy: []" in repr(routed.refresh)
-
-
-async def test_an_absence_may_be_a_few_seconds_old_where_the_caller_says_so(world: World) -> None:
-    directory = world.routed.directory
-    before = requests_to("get_shard")
-    for _ in range(10):
-        assert await directory.find("nobody-here", absence_max_age_s=5.0) is Absence.UNREGISTERED
-    assert requests_to("get_shard") - before == 1
-    world.clock.now += 5.1
-    assert await directory.find("nobody-here", absence_max_age_s=5.0) is Absence.UNREGISTERED
-    assert requests_to("get_shard") - before == 2
-    world.routed.register(("nobody", "here"), "shard-2")
-    await add_tenant(world.pool("shard-2"), ("nobody", "here"))
-    answer = await directory.find("nobody-here")
-    assert isinstance(answer, ShardAddress)
-    answer = await directory.find("nobody-here", absence_max_age_s=5.0)
-    assert isinstance(answer, ShardAddress)
-
-
 async def test_other_shards_are_asked_once_in_seconds_for_those_that_their_own_does_not_have(world: World) -> None:
     tenants = [("none", str(number)) for number in range(20)]
     for tenant in tenants:
@@ -385,42 +281,3 @@ async def test_a_promoted_replica_of_the_map_is_followed_and_the_old_primary_is_
         assert address.connection_string == replica.connection_string
         create = TenantCase(pools.ensure_pool(address), TENANT).operation("create", data={})
         assert await gateway.apply("shard-1", [create]) == [SUCCEEDED]
-
-
-@pytest.mark.slow
-async def test_a_killed_shard_is_followed_to_where_citrus_names_it_then(
-    make_shard: ShardMaker, breakable_server: PostgresServer
-) -> None:
-    old, new = await copy_shard(breakable_server), await make_shard()
-    async with routed_shards([old]) as routed:
-        routed.register(TENANT, SHARD_ID)
-        pool = routed.pools.ensure_pool(old)
-        await add_tenant(pool)
-        await add_tenant_at(new)
-        assert await routed.gateway.find(TENANT_ID) == SHARD_ID
-        create = TenantCase(pool, TENANT).operation("create", data={})
-        async with running(routed.refresh):
-            await breakable_server.kill()
-            with pytest.raises(RetryableError):
-                await routed.gateway.apply(SHARD_ID, [create])
-            assert routed.gateway.cached_shard_id(TENANT_ID) == SHARD_ID
-            routed.citrus.registry.shards[SHARD_ID].connection_string = new.connection_string
-            assert await poll_until(soon(lambda: pool.address.connection_string == new.connection_string), within_s=60)
-            assert await poll_until(soon(lambda: pool.is_healthy), within_s=60)
-            assert await routed.gateway.apply(SHARD_ID, [create]) == [SUCCEEDED]
-
-
-async def test_a_replica_of_the_map_is_left_alone_while_the_primary_takes_writes(make_shard: ShardMaker) -> None:
-    primary, copy = await make_shard("shard-1"), await make_shard("shard-1")
-    locator = StaticMap(ShardMap(shards=(MappedShard("shard-1", primary.connection_string, copy.connection_string),)))
-    async with Pools(size=1) as pools:
-        directory = Directory(locator, pools)
-        pool = pools.ensure_pool(primary)
-        await add_tenant(pool)
-        assert isinstance(await directory.find(TENANT_ID), ShardAddress)
-        pool.is_healthy = False
-        await directory.address_changer.try_candidate("shard-1")
-
-        assert pool.address.connection_string == primary.connection_string
-        assert pool.is_healthy
-        assert directory.address_changer.due_shard_ids() == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -16,10 +15,8 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import add_tenant, fetch
 from support.shard_map_world import Shards, World, row_counts, tenant_on, worker, write_map
 
-from simplu_local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.routing.route_refresh import log_unused_reloads
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult, ShardUnavailableError
 from simplu_worker.vocabulary import Absence
 
@@ -27,7 +24,6 @@ pytestmark = pytest.mark.slow
 
 
 def reload_count(outcome: str) -> float:
-    """Return how often a map came to *outcome*."""
     return REGISTRY.get_sample_value("simplu_shard_map_reloads_total", {"outcome": outcome}) or 0.0
 
 
@@ -93,15 +89,6 @@ async def test_reload_refuses_a_bad_file_and_goes_on_by_the_map_before(world: Wo
     assert [shard.shard_id for shard in await world.locator.list_shards()] == ["shard-1", "shard-2"]
 
 
-async def test_reload_refuses_a_file_that_is_gone_and_takes_it_when_it_is_back(world: World, shards: Shards) -> None:
-    applied = reload_count("applied")
-    world.path.unlink()
-    assert "No such file" in (await world.hang_up())["problems"][0]
-
-    assert (await world.reload(*shards))["event"] == "shard_map.reloaded"
-    assert reload_count("applied") == applied + 1
-
-
 async def test_reload_refuses_shards_in_another_order(world: World, shards: Shards) -> None:
     said = await world.reload(*shards[1::-1])
 
@@ -149,20 +136,6 @@ async def test_reload_uses_another_address_once_the_shard_is_found_there(
     assert world.locator.address_book.contested_shard_ids() == ["shard-1"]  # its replica, should it fail
 
 
-async def test_reload_uses_another_address_at_once_where_the_shard_was_never_found(
-    shards: Shards, tmp_path: Path
-) -> None:
-    write_map(tmp_path / "map.json", silent("shard-1"))
-    async with worker(tmp_path / "map.json") as world:
-        with pytest.raises(ShardUnavailableError):
-            await world.found(("clinic", "1"))
-        await world.reload(shards[0])
-
-        assert world.pools.pool_of("shard-1").address == shards[0]
-        await world.pools.pool_of("shard-1").probe()
-        assert await world.found(("clinic", "1")) == Absence.NOT_HERE
-
-
 @pytest.mark.parametrize("is_restarted", [False, True])
 async def test_a_tenant_whose_pin_is_taken_away_is_not_made_again(
     world: World, shards: Shards, *, is_restarted: bool
@@ -176,16 +149,6 @@ async def test_a_tenant_whose_pin_is_taken_away_is_not_made_again(
         assert await of_now.provision(tenant) is ProvisionResult.EXISTED
         assert await of_now.found(tenant) == "shard-2"
     assert await row_counts(shards, "-".join(tenant)) == [0, 1, 0]
-
-
-async def test_a_tenant_of_a_retired_shard_is_not_made_again_while_that_is_silent(
-    shards: Shards, tmp_path: Path
-) -> None:
-    write_map(tmp_path / "map.json", shards[0], silent("shard-2"), retired=("shard-2",))
-    async with worker(tmp_path / "map.json") as world:
-        with pytest.raises(ShardUnavailableError, match="shard-2"):
-            await world.provision(tenant_on(1, 2))
-        assert await world.provision(tenant_on(0, 2)) is ProvisionResult.PROVISIONED  # nobody waits for the silent one
 
 
 async def test_a_tenant_made_while_a_shard_was_retired_is_not_made_again_where_its_shard_is_silent(
@@ -214,7 +177,6 @@ async def test_a_tenant_made_while_a_shard_was_retired_is_not_made_again_where_i
 
 
 def histories(seed: int, count: int) -> Iterator[tuple[int, tuple[str, ...], dict[str, str]]]:
-    """Yield maps that a person may write one after another: how many shards, the retired ones, the pins."""
     draw = random.Random(seed)
     size = 1
     for _ in range(count):
@@ -250,18 +212,3 @@ async def test_no_tenant_is_split_whatever_maps_follow_each_other(shards: Shards
     for pool in pools:
         await pool.close()
     assert len(made) == len(set(made)) > 20
-
-
-async def test_a_hangup_without_a_map_is_said_and_nothing_else() -> None:
-    wanted = asyncio.Event()
-    wanted.set()
-
-    async def was_taken() -> bool:
-        return not wanted.is_set()
-
-    with capture_logs() as logs:
-        async with asyncio.TaskGroup() as tasks:
-            task = tasks.create_task(log_unused_reloads(wanted))
-            assert await poll_until(was_taken, within_s=60)
-            task.cancel()
-    assert logs == [{"event": "shard_map.unused", "log_level": "info"}]

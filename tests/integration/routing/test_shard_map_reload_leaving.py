@@ -15,7 +15,6 @@ from support.shard_map_world import Shards, World, row_counts, tenant_on, worker
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.waves import HOLD
-from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.vocabulary import Absence
 
@@ -48,7 +47,6 @@ async def test_reload_keeps_a_shard_that_does_not_say_whether_it_is_empty(shards
 
 
 async def left(world: World, shards: Shards) -> tuple[str, str]:
-    """Have a shard leave on which a tenant was found; return the tenant."""
     tenant = tenant_on(1, 2)
     await world.provision(tenant)
     assert await world.found(tenant) == "shard-2"
@@ -82,16 +80,6 @@ async def test_a_shard_that_left_is_never_written_to(world: World, shards: Shard
     assert pool.counts()["open"] == 0
 
 
-async def test_a_shard_that_left_may_come_back(world: World, shards: Shards) -> None:
-    tenant = await left(world, shards)
-    assert (await world.reload(*shards[:2]))["added"] == ["shard-2"]
-
-    await world.provision(tenant)
-
-    assert await world.found(tenant) == "shard-2"
-    assert await world.apply("shard-2", tenant) == [SUCCEEDED]
-
-
 async def test_what_is_in_flight_on_a_shard_that_leaves_is_ended_and_not_cut(world: World, shards: Shards) -> None:
     await world.reload(*shards[:2], retired=("shard-2",))
     pool = world.pools.ensure_pool(shards[1])
@@ -114,7 +102,6 @@ async def test_what_is_in_flight_on_a_shard_that_leaves_is_ended_and_not_cut(wor
 
 
 async def add_tenant_on(connection: Any) -> None:
-    """Make a row within a transaction."""
     await connection.execute(
         "INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at)"
         " VALUES ('in-flight', 'in', 'flight', 'dental', 'moved', now(), now())"

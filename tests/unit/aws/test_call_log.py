@@ -44,7 +44,6 @@ ANSWERS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=["debug", "info"])
 def logged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, io.StringIO]]:
-    """Configure the log at a level, and undo it afterwards; give level and output."""
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     configure_logging(request.param, "json", stream=(stream := io.StringIO()))
@@ -58,7 +57,6 @@ def logged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def lines_of(stream: io.StringIO) -> list[dict[str, Any]]:
-    """Return the lines about calls."""
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     return [line for line in lines if line["event"].endswith(".called")]
 

@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 from aiobotocore.credentials import AioCredentialResolver, AioCredentials, AioRefreshableCredentials
-from botocore.exceptions import ClientError, CredentialRetrievalError
+from botocore.exceptions import CredentialRetrievalError
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.credentials import ANSWER_KEPT_S, CredentialSource, describe
@@ -18,8 +17,6 @@ from simplu_worker.network_errors import NO_ANSWER
 
 
 class ScriptedProvider:
-    """A source of botocore's chain: answers as *answers* say, in turn, once *is_open* is set."""
-
     METHOD = "scripted"
 
     def __init__(self, *answers: Callable[[], AioCredentials | None]) -> None:
@@ -29,20 +26,16 @@ class ScriptedProvider:
         self.is_open.set()
 
     async def load(self) -> AioCredentials | None:
-        """Answer."""
         self.asked_count += 1
         await self.is_open.wait()
         return self.answers.pop(0)()
 
 
 def keys(name: str) -> Callable[[], AioCredentials]:
-    """Return an answer with credentials."""
     return lambda: AioCredentials(name, "secret", method="scripted")
 
 
 def failure(exc: Exception) -> Callable[[], AioCredentials]:
-    """Return an answer that raises."""
-
     def answer() -> AioCredentials:
         raise exc
 
@@ -54,7 +47,6 @@ def nothing() -> None:
 
 
 def source_of(provider: ScriptedProvider, *, answer_kept_s: float = ANSWER_KEPT_S) -> CredentialSource:
-    """Return the source whose chain has *provider* alone."""
     return CredentialSource(lambda _: AioCredentialResolver(providers=[provider]), answer_kept_s=answer_kept_s)
 
 
@@ -138,10 +130,6 @@ async def test_credentials_that_are_new_are_kept_whatever_was_refused() -> None:
     assert provider.asked_count == 1
 
 
-DATE = "Thu, 26 Nov 2020 00:00:00 GMT"
-SKEWED: Any = {"Error": {"Code": "SignatureDoesNotMatch"}, "ResponseMetadata": {"HTTPHeaders": {"date": DATE}}}
-
-
 @pytest.mark.parametrize(
     ("exc", "expected"),
     [
@@ -151,7 +139,6 @@ SKEWED: Any = {"Error": {"Code": "SignatureDoesNotMatch"}, "ResponseMetadata": {
         (KeyError("secret"), "expected credentials of AWS, got something else (KeyError)"),
         (UnicodeDecodeError("utf-8", b"secret", 0, 1, "x"), "expected credentials of AWS, got something else"),
         (CredentialRetrievalError(provider="p", error_msg="a\n b " + "x" * 999), "from p: a b xxx"),
-        (ClientError(SKEWED, "AssumeRole"), "s ahead of that of AWS: set it; AssumeRole"),
     ],
 )
 def test_cause_is_named_without_what_the_source_answered(exc: Exception, expected: str) -> None:

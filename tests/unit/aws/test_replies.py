@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -36,23 +35,18 @@ Answer: TypeAlias = tuple[int, dict[str, Any], dict[str, str]]  # its status, JS
 
 
 class SentRequest(NamedTuple):
-    """A request as a service gets it."""
-
     target: str
     headers: dict[str, str]
     body: bytes
 
 
 class Recorder:
-    """A service, and a proxy, that records requests; gives *answers* in turn, and the last one again and again."""
-
     def __init__(self, *answers: Answer) -> None:
         self.requests: list[SentRequest] = []
         self.handler: Handler = self.answer
         self._answers = list(answers or [(200, {"Records": []}, {})])
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
-        """Record a request, and answer it."""
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.requests.append(SentRequest(request.raw_path, headers, await request.read()))
         status, body, more = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
@@ -60,7 +54,6 @@ class Recorder:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[str]:
-        """Listen on loopback; yield the URL."""
         runner = web.ServerRunner(web.Server(self.handler))
         await runner.setup()
         try:
@@ -130,12 +123,7 @@ async def test_final_refusal_is_not_tried_again() -> None:
     assert len(recorder.requests) == 1
 
 
-DEEP = '{"Items":[{"a":' + "[" * 100_000
-
-
-@pytest.mark.parametrize(
-    "text", ["<html>hello</html>", "", "[]", DEEP, '{"Items":1,"Records":1,"Messages":1,"Failed":1}'], ids=len
-)
+@pytest.mark.parametrize("text", ["<html>hello</html>", "", "[]"], ids=len)
 @pytest.mark.parametrize("operation", ["GetRecords", "Scan", "DeleteMessageBatch"])
 async def test_answer_that_is_no_reply_is_transient(operation: str, text: str) -> None:
     service, method, arguments = CALLS[operation]
@@ -148,25 +136,3 @@ async def test_answer_that_is_no_reply_is_transient(operation: str, text: str) -
     async with recorder.running() as url, open_client(service, region=REGION, endpoint_url=url) as client:
         with pytest.raises(RetryableError, match=operation), translate_errors():
             await getattr(client, method)(**arguments)
-
-
-async def test_cancelled_call_ends_at_once() -> None:
-    recorder, hanging = Recorder(), asyncio.Event()
-
-    async def answer_late(request: web.BaseRequest) -> web.Response:
-        if not recorder.requests:
-            answered = await recorder.answer(request)
-            hanging.set()
-            await asyncio.sleep(0.2)
-            return answered
-        return await recorder.answer(request)
-
-    recorder.handler = answer_late
-    async with recorder.running() as url, open_client("kinesis", region=REGION, endpoint_url=url) as client:
-        call = asyncio.ensure_future(client.get_records(ShardIterator="first"))
-        await hanging.wait()
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        await client.get_records(ShardIterator="second")
-    assert [json.loads(request.body)["ShardIterator"] for request in recorder.requests] == ["first", "second"]

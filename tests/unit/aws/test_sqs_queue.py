@@ -42,27 +42,6 @@ def test_message_is_read_with_all_its_facts() -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"Attributes": None},
-        {"Attributes": []},
-        {"Attributes": {"SentTimestamp": "soon", "ApproximateReceiveCount": "many"}},
-        {"Attributes": {"SentTimestamp": "9" * 40, "ApproximateReceiveCount": "-1"}},
-        {"Attributes": {"SentTimestamp": None, "ApproximateReceiveCount": [], "MessageGroupId": 7}},
-        {"MessageAttributes": "x"},
-        {"MessageAttributes": {"A": None, "B": {"StringValue": 5}, "C": {"BinaryValue": b"\0"}}},
-        {"Body": None},
-        {"Body": 7},
-    ],
-)
-def test_message_is_read_whatever_its_attributes_are(change: dict[str, Any]) -> None:
-    message = parse_message(WHOLE | change)
-    assert message is not None
-    assert (message.message_id, message.receive_count >= 1, message.try_count >= 1) == ("m", True, True)
-    assert all(isinstance(text, str) for text in message.attributes.values())
-
-
-@pytest.mark.parametrize(
     "change", [{"MessageId": None}, {"MessageId": ""}, {"ReceiptHandle": None}, {"ReceiptHandle": 5}]
 )
 def test_message_without_its_ids_is_passed_over(change: dict[str, Any]) -> None:
@@ -136,8 +115,3 @@ def test_envelope_of_sns_is_taken_off() -> None:
 )
 def test_what_is_no_envelope_stays_as_it_is(body: str) -> None:
     assert unwrap(body, {"A": "1"}) == (body, {"A": "1"})
-
-
-def test_envelope_with_malformed_attributes_is_taken_off_all_the_same() -> None:
-    body = json.dumps(ENVELOPE | {"MessageAttributes": ["x"]})
-    assert unwrap(body, {}) == ('{"a": 1}', {})

@@ -12,12 +12,10 @@ TYPE = {"S": "dental"}
 
 
 def location(location_id: str, **more: Any) -> dict[str, Any]:
-    """Return a location as DynamoDB's API gives it."""
     return {"M": {"id": {"S": location_id}, "address": {"S": "Main Street 1"}, **more}}
 
 
 def item(*locations: dict[str, Any], **members: Any) -> dict[str, Any]:
-    """Return an item with the members that every business has."""
     return {"id": {"S": "b"}, "type": TYPE, "locations": {"L": list(locations)}} | members
 
 

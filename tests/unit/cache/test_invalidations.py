@@ -27,7 +27,6 @@ UNEXPECTED = Outcome(disposition=Disposition.UNEXPECTED, error="?")
 
 
 def key(number: int, resource_type: str = "patient") -> ResourceKey:
-    """Return one of many keys of the same size."""
     return ResourceKey("clinic-main", resource_type, f"{number:04}")
 
 

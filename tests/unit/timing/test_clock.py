@@ -13,8 +13,6 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 class Machine:
-    """A machine with a monotonic clock, and one of UTC that somebody sets."""
-
     def __init__(self) -> None:
         self.uptime_s = 1000.0
         self.set_by = timedelta()
@@ -22,11 +20,9 @@ class Machine:
 
     @property
     def aws_now(self) -> datetime:
-        """The right time."""
         return NOW + timedelta(seconds=self.uptime_s)
 
     def answer(self, after_s: float = COMPARE_AFTER_S) -> None:
-        """Let time pass, and give an answer of AWS."""
         self.uptime_s += after_s
         self.clock.compare(format_datetime(self.aws_now, usegmt=True))
 

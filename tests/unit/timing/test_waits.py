@@ -13,7 +13,6 @@ LONG_S = 60.0
 
 
 def waiting_at(event: asyncio.Event) -> int:
-    """Return the number of waiters of *event*."""
     return len(cast("Any", event)._waiters)
 
 
@@ -84,7 +83,6 @@ async def test_deadline_is_moved() -> None:
 
 
 async def wait_and_move_deadline() -> None:
-    """Wait beyond a deadline, and put it off then."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout_at(loop.time()) as deadline:
         try:

@@ -8,33 +8,16 @@ import pytest
 from pydantic import Secret
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
-from simplu_worker.commands.check.findings import CheckFacts, RegistrationSample, describe_reading, find_oddities
+from simplu_worker.commands.check.findings import CheckFacts, describe_reading, find_oddities
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import StreamShard
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, HashRange, Position
 from simplu_worker.shards.health.assessment import AwaitedType, SchemaCreator
-from simplu_worker.shards.health.server_costs import GB, ServerFacts
 
 HOUR = timedelta(hours=1)
 OPEN = StreamShard("a", frozenset(), HashRange(0, 1), "100")
 CLOSED = StreamShard("b", frozenset(), HashRange(0, 1), "100", "200")
 AWAITED = AwaitedType("spa", 1, "b-1", datetime(2026, 3, 1, tzinfo=UTC))
-WITHOUT_AUTOVACUUM = ServerFacts(
-    max_wal_size=GB,
-    shared_buffers=GB,
-    wal_compression="off",
-    wal_compressions=(),
-    synchronous_commit="on",
-    synchronous_standby_names="",
-    has_autovacuum=False,
-    checkpoints_timed=0,
-    checkpoints_requested=0,
-    wal_bytes=0,
-    wal_page_images=0,
-    database_bytes=0,
-    pages_read=0,
-    pages_found=0,
-)
 
 
 def settings_with(**changes: object) -> Settings:
@@ -100,17 +83,6 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
         ),
         (CheckFacts(retentions={"queue q": 24 * HOUR}, dead_letters_retention=24 * HOUR), {}, []),
         (CheckFacts(empty_shards=["shard a"]), {}, ["shard a: no schema yet"]),
-        (CheckFacts(registrations=RegistrationSample(100)), {}, []),
-        (
-            CheckFacts(registrations=RegistrationSample(100, ("a", "b"))),
-            {},
-            ["Citrus: registered, and on no shard: a; b (of 100 tenants of business-info looked at); unless "],
-        ),
-        (
-            CheckFacts(registrations=RegistrationSample(100, tuple("abcdefg"))),
-            {},
-            ["Citrus: registered, and on no shard: a; b; c; d; e; and 2 more (of 100 "],
-        ),
         (CheckFacts(inactive_shards=["shard a"]), {}, ["shard a: marked inactive"]),
         (
             CheckFacts(awaited_types={"shard a": [AWAITED]}),
@@ -127,11 +99,6 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
             ],
         ),
         (CheckFacts(schema_creators={"shard a": []}), {}, []),
-        (
-            CheckFacts(servers={"shard a": WITHOUT_AUTOVACUUM}),
-            {},
-            ["shard a: autovacuum off: dead rows stay, and tables grow; set autovacuum to on"],
-        ),
         (CheckFacts(open_files_max=600), {}, []),
         (CheckFacts(open_files_max=599), {}, ["RLIMIT_NOFILE: 599 open files, the settings need up to 600: "]),
         (CheckFacts(open_files_max=1024), {"database_max_connections": 800}, ["RLIMIT_NOFILE: 1024 open files"]),

@@ -25,12 +25,10 @@ from simplu_worker.shards.health.assessment import (
     usage_of,
 )
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.locator import Capacity
 from simplu_worker.vocabulary import ShardProblem, ShardState
 
 
 def with_(**members: Any) -> ShardProbe:
-    """Return the look at a shard that is well but for *members*."""
     return msgspec.structs.replace(WELL, **members)
 
 
@@ -159,8 +157,6 @@ def test_problem_changes_only_when_a_mark_is_passed(lags: list[float]) -> None:
 def test_usage_is_of_the_newer_answer_where_it_says_something() -> None:
     listed = ShardAddress("s", "postgresql://h/d", is_active=False, business_count=3, business_max=10)
     assert usage_of(listed) == Usage(3, 10, is_active=False)
-    assert usage_of(listed, Capacity()) == Usage(3, 10, is_active=False)
-    assert usage_of(listed, Capacity(4, 20, accepts_new=True)) == Usage(4, 20, is_active=False, accepts_new=True)
 
 
 def test_unfit_names_what_was_expected_and_what_came() -> None:
@@ -261,11 +257,10 @@ def test_health_view_keeps_old_figures_apart_while_the_shard_is_silent() -> None
 
 def test_health_view_rounds_what_it_shows() -> None:
     probe = with_(response_s=0.123456789, connect_s=0.987654321, lag_bytes=4096)
-    view = health_view(assess(ShardObservation(probe=probe, usage=Usage(1, 3, accepts_new=False))))
+    view = health_view(assess(ShardObservation(probe=probe, usage=Usage(1, 3))))
 
     expected = {
         "usage": 0.3333,
-        "acceptsNew": False,
         "responseMs": 123.46,
         "connectMs": 987.65,
         "replicationLagBytes": 4096,

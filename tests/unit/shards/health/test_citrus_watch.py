@@ -28,8 +28,6 @@ NAMES = ("watched-1", "watched-2")
 
 @pytest.fixture
 def registry() -> CitrusServer:
-    """Give a local Citrus with two shards that have room for ten tenants each."""
-
     async def make_shard() -> tuple[str, str]:
         raise AssertionError("nobody registers")
 
@@ -41,24 +39,21 @@ def registry() -> CitrusServer:
 
 @pytest.fixture
 async def lying(registry: CitrusServer) -> AsyncIterator[LyingCitrus]:
-    """Give a server in front of it that can lie."""
     async with registry.serve() as url, LyingCitrus(url) as lying:
         yield lying
 
 
 @contextlib.asynccontextmanager
 async def client_of(url: str, *, timeout_s: float = 5.0) -> AsyncIterator[CitrusClient]:
-    """Give the worker's client."""
     async with open_citrus(url, api_key=API_KEY, timeout_s=timeout_s, attempts=3, allowed_hosts=()) as citrus:
         yield citrus
 
 
 @contextlib.asynccontextmanager
 async def watching(citrus: CitrusClient) -> AsyncIterator[HealthRegistry]:
-    """Poll it, over a hundred times as often as a worker does."""
     book = HealthRegistry()
     async with asyncio.TaskGroup() as tasks:
-        polling = tasks.create_task(CitrusWatch(citrus, book, poll_s=0.2, trouble_poll_s=0.2, ask_pause_s=0.01).run())
+        polling = tasks.create_task(CitrusWatch(citrus, book, poll_s=0.05, trouble_poll_s=0.05).run())
         try:
             yield book
         finally:
@@ -67,8 +62,6 @@ async def watching(citrus: CitrusClient) -> AsyncIterator[HealthRegistry]:
 
 
 async def comes_to(book: HealthRegistry, expected: dict[str, Usage]) -> None:
-    """Wait until that is in the book."""
-
     async def is_there() -> bool:
         return {name: health.observation.usage for name, health in book.by_shard_id.items()} == expected
 
@@ -76,7 +69,6 @@ async def comes_to(book: HealthRegistry, expected: dict[str, Usage]) -> None:
 
 
 def fill(registry: CitrusServer, name: str, count: int) -> None:
-    """Register tenants on a shard."""
     for number in range(count):
         registry.registry.place(f"clinic-{name}-{number}", registry.registry.shards[name])
 
@@ -84,56 +76,23 @@ def fill(registry: CitrusServer, name: str, count: int) -> None:
 @pytest.mark.slow
 async def test_watch_shows_how_full_shards_are(registry: CitrusServer, lying: LyingCitrus) -> None:
     async with client_of(lying.url) as citrus, watching(citrus) as book:
-        empty = Usage(0, 10, accepts_new=True)
+        empty = Usage(0, 10)
         await comes_to(book, dict.fromkeys(NAMES, empty))
         fill(registry, "watched-1", 9)
-        await comes_to(book, {"watched-1": Usage(9, 10, accepts_new=True), "watched-2": empty})
+        await comes_to(book, {"watched-1": Usage(9, 10), "watched-2": empty})
         assert REGISTRY.get_sample_value("simplu_shard_usage_ratio", {"shard_id": "watched-1"}) == 0.9
         assert book.by_shard_id["watched-1"].problems == {ShardProblem.USAGE}
         registry.registry.shards["watched-2"].is_active = False
         await comes_to(
             book,
             {
-                "watched-1": Usage(9, 10, accepts_new=True),
-                "watched-2": Usage(0, 10, is_active=False, accepts_new=False),
+                "watched-1": Usage(9, 10),
+                "watched-2": Usage(0, 10, is_active=False),
             },
         )
         assert book.by_shard_id["watched-2"].problems == {ShardProblem.INACTIVE}
         del registry.registry.shards["watched-1"]
-        await comes_to(book, {"watched-2": Usage(0, 10, is_active=False, accepts_new=False)})
-
-
-@pytest.mark.slow
-async def test_watch_asks_a_citrus_hardly_ever_again_that_does_not_know_the_question(
-    registry: CitrusServer, lying: LyingCitrus
-) -> None:
-    def knows_no_capacity(request: web.Request) -> web.Response | None:
-        return web.Response(status=404, text="<html>") if request.path.endswith("/capacity") else None
-
-    async with client_of(lying.url) as citrus:
-        with lying.lying(knows_no_capacity):
-            async with watching(citrus) as book:
-                await comes_to(book, dict.fromkeys(NAMES, Usage(0, 10)))
-                assert await poll_until(lambda: has_asked(lying, "capacity", 1), within_s=SOON_S)
-                polls = len(lying.asked_at("health"))
-                assert await poll_until(lambda: has_asked(lying, "health", polls + 5), within_s=SOON_S)
-        assert len(lying.asked_at("capacity")) == 1
-        assert (citrus.last_error, citrus.is_denied) == (None, False)
-
-
-async def has_asked(lying: LyingCitrus, text: str, count: int) -> bool:
-    """Return whether the question was asked so often."""
-    return len(lying.asked_at(text)) >= count
-
-
-@pytest.mark.slow
-async def test_watch_does_not_ask_again_when_there_is_no_list() -> None:
-    citrus = ScriptedCitrus(reply({"error": "no such path"}, status=404))
-    async with citrus.opened(attempts=3) as client, watching(client) as book:
-        assert await poll_until(citrus.was_asked, within_s=SOON_S)
-        await asyncio.sleep(0.5)
-        assert dict(book.by_shard_id) == {}
-    assert citrus.requests == [("GET", "/api/shards/health")]
+        await comes_to(book, {"watched-2": Usage(0, 10, is_active=False)})
 
 
 @pytest.mark.slow
@@ -194,7 +153,6 @@ async def test_watch_holds_up_no_route_when_the_polled_answers_do_not_come() -> 
 
 
 def polls_of(citrus: ScriptedCitrus) -> int:
-    """Return how often it was polled."""
     return sum("/api/shard" in path and path != "/api/shard/clinic-main" for _, path in citrus.requests)
 
 

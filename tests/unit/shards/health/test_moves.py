@@ -14,7 +14,6 @@ NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 def entry(step: str, *, tenant: str = "smile-berlin", token: int = 1, age_s: float = 0.0, **members: Any) -> MoveEntry:
-    """Return a row of the journal that was written *age_s* ago."""
     return MoveEntry(
         tenant_id=tenant,
         target_shard_id="b",
@@ -48,7 +47,6 @@ def test_each_step_has_an_outcome_or_goes_on(move: MoveEntry, outcome: str | Non
 
 
 def test_each_end_is_new_once() -> None:
-    """The same row again is no new end, a later move of the tenant is one, and so is the end of a failed move."""
     failed, open_again = entry("open", error="disk full"), entry("open", token=2)
     moved, other = entry("done", token=2, verdict="equal"), entry("undone", tenant="hotel-rome")
     seen = ended_keys([])

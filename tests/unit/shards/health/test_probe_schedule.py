@@ -15,7 +15,6 @@ LOOK_S = 0.02
 
 
 def looks(schedule: ProbeSchedule, *, failing: set[str], seconds: float, seed: int = 1) -> list[tuple[float, str]]:
-    """Let time pass, each look taking a moment; return when which shard was looked at."""
     random_numbers = random.Random(seed)
     seen: list[tuple[float, str]] = []
     now = 0.0
@@ -28,7 +27,6 @@ def looks(schedule: ProbeSchedule, *, failing: set[str], seconds: float, seed: i
 
 
 def schedule_of(count: int, *, seed: int = 1) -> ProbeSchedule:
-    """Return a schedule of that many shards, all added at 0."""
     random_numbers = random.Random(seed)
     schedule = ProbeSchedule()
     for number in range(count):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
 import pytest
 from prometheus_client import REGISTRY, generate_latest
@@ -23,7 +22,6 @@ SILENCE = ShardSilence("TimeoutError")
 
 @pytest.fixture
 def book() -> Iterator[HealthRegistry]:
-    """Give a book in which one shard is looked at."""
     book = HealthRegistry()
     book.begin(SHARD)
     yield book
@@ -33,12 +31,10 @@ def book() -> Iterator[HealthRegistry]:
 
 
 def gauge(name: str, shard_id: str = SHARD) -> float | None:
-    """Return what a gauge of a shard shows."""
     return REGISTRY.get_sample_value(f"simplu_shard_{name}", {"shard_id": shard_id})
 
 
 def counted(problem: ShardProblem) -> float | None:
-    """Return how many shards have a problem, as the metrics show it."""
     return REGISTRY.get_sample_value("simplu_shard_problems", {"problem": problem})
 
 
@@ -60,28 +56,6 @@ def test_book_shows_nothing_stale_of_a_silent_shard(book: HealthRegistry) -> Non
     seen = book.by_shard_id[SHARD].observation
     assert seen.probe is not None
     assert (seen.error, seen.probe.lag_s) == ("TimeoutError", 3.5)
-
-
-def test_book_knows_when_a_shard_was_looked_at_and_when_it_answered() -> None:
-    times = iter(datetime(2026, 1, 1, hour, tzinfo=UTC) for hour in range(3))
-    book = HealthRegistry(utc=lambda: next(times))
-    book.begin(SHARD)
-    seen = []
-    for probe in (WELL, SILENCE, WELL):
-        book.note_probe(SHARD, probe)
-        observation = book.by_shard_id[SHARD].observation
-        seen.append((observation.checked_at, observation.answered_at))
-    book.end(SHARD)
-    assert [(a and a.hour, b and b.hour) for a, b in seen] == [(0, 0), (1, 0), (2, 2)]
-    assert book.by_shard_id == {}
-
-
-def test_book_keeps_the_count_of_tenants_when_a_look_did_not_count(book: HealthRegistry) -> None:
-    book.note_probe(SHARD, with_(tenant_count=7))
-    book.note_probe(SHARD, with_(tenant_count=None))
-    assert gauge("tenants") == 7
-    book.note_probe(SHARD, with_(tenant_count=None, schema_version=None))  # its database was emptied
-    assert gauge("tenants") is None
 
 
 def test_book_keeps_gaps_when_a_look_was_too_slow_to_find_them(book: HealthRegistry) -> None:

@@ -16,8 +16,6 @@ LISTED = ("kept",)
 
 
 class World:
-    """A dead shard with a pool, known to the locator before it was removed there."""
-
     def __init__(self) -> None:
         self.pools = Pools(size=1)
         self.locator = StaticMap(ShardMap((MappedShard(GONE.shard_id, GONE.connection_string),)))
@@ -28,7 +26,6 @@ class World:
         self.now = 0.0
 
     def drop_later(self, *listed: str, after_s: float = DROPPED_AFTER_S) -> list[ShardPool]:
-        """Let time pass between two looks at the list; return what the second one drops."""
         assert self.unlisted.drop(listed, now=self.now) == []
         self.now += after_s
         return self.unlisted.drop(listed, now=self.now)
@@ -36,7 +33,6 @@ class World:
 
 @pytest.fixture
 def world() -> World:
-    """Give the world."""
     return World()
 
 

@@ -37,12 +37,10 @@ UNKNOWN = [
 
 
 def claim(*tokens: str) -> PositionClaim:
-    """Return a claim for a row that may have these tokens."""
     return PositionClaim("stream", "shardId-0", fencing_tokens=list(tokens))
 
 
 def attempt(one: PositionClaim, exc: BaseException | None = None) -> str:
-    """Try to write a claim, with this end; return the token that was to be written."""
     with nullcontext() if exc is None else pytest.raises(type(exc)), attempt_claim(one) as token:
         assert one.fencing_tokens[-1] == token
         end(exc)
@@ -50,7 +48,6 @@ def attempt(one: PositionClaim, exc: BaseException | None = None) -> str:
 
 
 def end(exc: BaseException | None) -> None:
-    """Let a transaction end well, or with this."""
     if exc is not None:
         raise exc
 

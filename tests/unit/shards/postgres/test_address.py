@@ -26,17 +26,14 @@ LOCAL = ("*.internal", "10.0.0.?", "::1", "db")
 
 
 def address(connection_string: str, shard_id: str = "shard-1") -> ShardAddress:
-    """Return the address of a shard."""
     return ShardAddress(shard_id=shard_id, connection_string=connection_string)
 
 
 def connected_hosts(connection_string: str) -> list[str]:
-    """Return the hosts that asyncpg would connect to."""
     return [host for place in places_of(connection_string) for host in connected_hosts_of(connection_string, place)]
 
 
 def connected_hosts_of(connection_string: str, place: HostPort) -> list[str]:
-    """Return the same of one place."""
     hosts, _ = asyncpg_utils._parse_connect_dsn_and_args(
         dsn=without_hosts(connection_string),
         host=place.host,
@@ -369,11 +366,11 @@ def test_address_is_refused_when_iam_cannot_be(string: str, problem: str) -> Non
     ],
 )
 def test_address_for_a_reader_has_nothing_of_its_own_user(string: str, expected: str) -> None:
-    one = ShardAddress("shard-1", string, file_folders=("/etc/ssl",))
+    one = ShardAddress("shard-1", string)
     assert one.for_reader("re@d/er", None).connection_string == expected.format("")
     found = one.for_reader("re@d/er", "p:w@/?#").validate(())
     assert found.connection_string == expected.format(":p%3Aw%40%2F%3F%23")
-    assert (found.shard_id, found.file_folders) == ("shard-1", ("/etc/ssl",))
+    assert found.shard_id == "shard-1"
 
 
 def test_address_for_a_reader_uses_iam_only_where_the_reader_has_no_password() -> None:
@@ -381,3 +378,11 @@ def test_address_for_a_reader_uses_iam_only_where_the_reader_has_no_password() -
     assert one.for_reader("reader", None).validate(()).rds_user == "reader"
     found = one.for_reader("reader", "word", target="standby").validate(()).connection_string
     assert found == "postgresql://reader:word@db/app?sslmode=require&target_session_attrs=standby"
+
+
+@pytest.mark.parametrize("option", ["sslrootcert", "sslcert", "sslkey", "passfile"])
+def test_address_from_citrus_may_not_name_files(option: str) -> None:
+    one = address(f"postgresql://worker@db/app?sslmode=require&{option}=/etc/ssl/a.pem")
+    assert one.validate(()) == one
+    with pytest.raises(PermanentError, match=f"option {option}: Citrus may not name files"):
+        one.validate((), may_name_files=False)

@@ -19,7 +19,6 @@ NOW = 1000.0
 
 
 def opened() -> CircuitBreaker:
-    """Return one that opened just now."""
     breaker = CircuitBreaker()
     for _ in range(FAILURES_MAX):
         breaker.record_failure(NOW, asked_at=NOW)

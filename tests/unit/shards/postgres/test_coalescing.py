@@ -12,8 +12,6 @@ from simplu_worker.shards.postgres.coalescing import Coalescer, ReadCoalescer, T
 
 
 class Work:
-    """Runs batches when allowed; `batches` are those that were begun."""
-
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
         self.begun = asyncio.Semaphore(0)
@@ -21,7 +19,6 @@ class Work:
         self.error: Exception | None = None
 
     async def run_batch(self, items: Sequence[str]) -> list[str]:
-        """Return each item in capitals."""
         self.batches.append(list(items))
         self.begun.release()
         await self.permits.acquire()
@@ -89,8 +86,6 @@ async def test_error_is_raised_to_the_caller_that_ran_the_batch_only() -> None:
 
 
 class Shard:
-    """Answers queries: `connections` are those that may start, `answers` those that may end."""
-
     def __init__(self) -> None:
         self.queries: list[tuple[str, list[str]]] = []
         self.connections = asyncio.Semaphore(0)
@@ -98,7 +93,6 @@ class Shard:
         self.error: Exception | None = None
 
     async def run_query(self, source: str, take_keys: TakeKeys[str]) -> dict[str, str]:
-        """Return each key in capitals; none has a row that begins with x."""
         await self.connections.acquire()
         if self.error is not None:
             error, self.error = self.error, None
@@ -110,7 +104,6 @@ class Shard:
 
 
 async def start_reads(reads: ReadCoalescer[str, str, str], *keys: str) -> list[asyncio.Task[str | None]]:
-    """Start a read of each key on one source, in this order; return once all wait."""
     started = [asyncio.create_task(reads.read("shard", key)) for key in keys]
     await asyncio.sleep(0)
     return started

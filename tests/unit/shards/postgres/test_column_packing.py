@@ -16,7 +16,6 @@ plain_texts = st.text(st.sampled_from(["\n", "0", "1", "a", "é"]), max_size=5)
 
 
 def columns_of(column_texts: st.SearchStrategy[str], size: int) -> st.SearchStrategy[list[list[str]]]:
-    """Return columns of *size* texts each."""
     return st.lists(st.lists(column_texts, min_size=size, max_size=size), min_size=1)
 
 

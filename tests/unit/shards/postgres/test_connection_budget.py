@@ -16,8 +16,6 @@ _numbers = itertools.count(1)
 
 
 class Pool:
-    """A pool of numbers instead of connections, with as many waiters as a test wants."""
-
     def __init__(self, budget: ConnectionBudget[int], size: int = 4, waiter_count: int = 0) -> None:
         self.budget = budget
         self.size = size
@@ -29,11 +27,9 @@ class Pool:
 
     @property
     def wants_connection(self) -> bool:
-        """Whether a caller waits, and the pool has fewer connections than it may."""
         return self.waiter_count > 0 and self.open_count < self.size
 
     def open_another(self) -> bool:
-        """Let the first waiter open a connection."""
         if not self.waiter_count:
             return False
         self.waiter_count -= 1
@@ -41,12 +37,10 @@ class Pool:
         return True
 
     def close_idle(self, connection: int) -> None:
-        """Close one that is idle."""
         self.idle.remove(connection)
         self.open_count -= 1
 
     def ask(self, now: float) -> bool:
-        """Borrow a connection, or wait for one; return whether there was one."""
         if self.idle:
             connection = self.idle.pop()
             assert self.budget.take_idle(connection)
@@ -59,7 +53,6 @@ class Pool:
         return True
 
     def give_back(self, now: float, *, used_s: float = 0.0) -> None:
-        """Give a connection back, to the pool's own waiters, to other pools, or to idle."""
         connection = self.lent.pop(0)
         if self.waiter_count and not self.budget.must_yield(self, used_s=used_s):
             self.waiter_count -= 1
@@ -79,7 +72,6 @@ class Pool:
 
 
 def pools(budget: ConnectionBudget[int], count: int, *, size: int = 4) -> list[Pool]:
-    """Return so many pools of one budget."""
     return [Pool(budget, size) for _ in range(count)]
 
 
@@ -236,10 +228,7 @@ def test_place_that_is_not_taken_is_free() -> None:
 
 
 class GivenUp(Pool):
-    """A pool whose callers give up just before they are let in."""
-
     def open_another(self) -> bool:
-        """Let no waiter open a connection."""
         self.waiter_count = 0
         return False
 

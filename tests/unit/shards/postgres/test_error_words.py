@@ -10,7 +10,6 @@ import pytest
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.postgres import errors
 from simplu_worker.shards.postgres.errors import state_words
-from simplu_worker.shards.postgres.files.bounded_reading import FileRefusedError
 
 
 @pytest.mark.parametrize(
@@ -44,7 +43,6 @@ def test_each_code_with_a_reaction_has_words() -> None:
         (asyncpg.InterfaceError("connection is closed"), errors.NOT_POSTGRES),
         (asyncpg.ClientConfigurationError("invalid port"), errors.WRONG_ADDRESS),
         (ValueError("postgresql://u:secret@h"), errors.WRONG_ADDRESS),
-        (FileRefusedError("option passfile: expected a regular file"), "option passfile: expected a regular file"),
         (FileNotFoundError(2, "No such file or directory", "/ca.pem"), "expected to use the file /ca.pem, got No such"),
         (ssl.SSLCertVerificationError(1, "certificate verify failed"), "expected TLS that both sides accept"),
     ],

@@ -22,7 +22,6 @@ MAY_CALL = re.compile(rf"\.\s*(?:{'|'.join(STATEMENT_METHODS)})\b")  # parsing a
 
 
 def without_comments(sql: str) -> str:
-    """Return *sql* without `--` comments."""
     return re.sub(r"--.*$", "", sql, flags=re.MULTILINE)
 
 
@@ -70,7 +69,6 @@ def test_every_query_is_one_statement_with_numbered_arguments() -> None:
 
 
 def statements_of(file: Path) -> list[str]:
-    """Return the first argument, as Python text, of every call in *file* that may run SQL."""
     text = file.read_text()
     if not MAY_CALL.search(text):
         return []

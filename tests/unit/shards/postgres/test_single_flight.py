@@ -11,8 +11,6 @@ from simplu_worker.shards.postgres.single_flight import FAILED_FRESH_S, FRESH_S,
 
 
 class Door:
-    """Something to look at, by a clock of its own: counts the looks and lets them wait while it is shut."""
-
     def __init__(self) -> None:
         self.now = 1000.0
         self.look_count = 0
@@ -22,7 +20,6 @@ class Door:
         self.shared = SingleFlightProbe(self.look, clock=lambda: self.now)
 
     async def look(self) -> None:
-        """Look once."""
         self.look_count += 1
         await self.opened.wait()
         if self.error is not None:

@@ -17,7 +17,6 @@ OLD, NEW, OTHER = (ShardAddress("shard-1", f"postgresql://u:secret@{host}/d") fo
 
 
 def proven(address: ShardAddress = OLD) -> AddressBook:
-    """Return a book whose shard was found at *address*."""
     book = AddressBook()
     book.resolve(address)
     book.mark_proven(address)
@@ -144,7 +143,6 @@ def test_book_only_ever_uses_addresses_where_the_shard_is(
 
 
 def added(*, is_proven: bool = True) -> AddressBook:
-    """Return a book whose shard was added at OLD with a replica at NEW."""
     book = AddressBook()
     book.add(OLD, standby=NEW)
     if is_proven:

@@ -17,14 +17,12 @@ from simplu_worker.shards.routing.citrus_breaker import (
 
 
 def begun(breaker: CitrusBreaker, now: float) -> int:
-    """Return a ticket that must be there."""
     ticket = breaker.begin_call(now)
     assert ticket is not None
     return ticket
 
 
 def opened(now: float = 0.0) -> CitrusBreaker:
-    """Return a breaker that opened at *now*, for half a second."""
     breaker = CitrusBreaker()
     for _ in range(FAILURES_MAX):
         breaker.record_failure(begun(breaker, now), now, draw=1.0)
@@ -185,7 +183,6 @@ def test_no_two_states_have_the_same_ticket() -> None:
 
 
 def failed(breaker: CitrusBreaker, subject: str, now: float = 0.0) -> bool:
-    """Return whether a failure that may be due to *subject* opens the breaker."""
     return breaker.record_failure(begun(breaker, now), now, draw=1.0, subject=subject)
 
 

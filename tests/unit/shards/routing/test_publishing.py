@@ -20,14 +20,12 @@ SHARDS = [{"shardId": name, "connectionString": f"postgresql://u:p@h/{name}"} fo
 
 
 def write(path: Path, **members: Any) -> ShardMap:
-    """Write a map, and return it."""
     path.write_text(json.dumps({"shards": SHARDS, **members}))
     path.chmod(0o640)
     return read(path)
 
 
 def read(path: Path) -> ShardMap:
-    """Return the map of a file."""
     return parse_shard_map(path.read_bytes(), ())
 
 
@@ -77,40 +75,6 @@ def test_lock_of_a_command_that_hangs_is_an_error(tmp_path: Path, monkeypatch: p
     finally:
         os.close(folder)
     assert read(tmp_path / "map.json") == before
-
-
-def test_link_to_the_map_stays_a_link(tmp_path: Path) -> None:
-    (tmp_path / "versions").mkdir()
-    path, link = tmp_path / "versions" / "map.json", tmp_path / "map.json"
-    home = write(path).shard_of("b-l").shard_id
-    link.symlink_to(path)
-
-    pin_in_file(link, {"b-l": next(name for name in "abc" if name != home)})
-
-    assert link.is_symlink()
-    assert "b-l" in read(path).tenants
-
-
-def test_owner_of_the_map_stays_or_it_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "map.json"
-    before = write(path)
-    pin = {"b-l": next(name for name in "abc" if name != before.shard_of("b-l").shard_id)}
-    owned: list[tuple[int, ...]] = []
-    real = os.stat_result(path.stat())
-    other = os.stat_result((real.st_mode, real.st_ino, real.st_dev, 1, 12345, 54321, *real[6:10]))
-
-    def refuse(_: int, *owner: int) -> None:
-        owned.append(owner)
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "fchown", refuse)
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "stat", lambda *_, **__: other)
-        with pytest.raises(PermanentError, match="Operation not permitted"):
-            pin_in_file(path, pin)
-    assert owned == [(12345, 54321)]
-    assert read(path) == before
-    assert [file.name for file in tmp_path.iterdir()] == ["map.json"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"shards": []}', '{"shards": "x"}', '{"tenants": null}'])

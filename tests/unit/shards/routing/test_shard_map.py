@@ -32,7 +32,6 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
 def shard(number: int, **more: Any) -> dict[str, Any]:
-    """Return a shard as the file writes it."""
     return {"shardId": f"shard-{number}", "connectionString": URL.format(number)} | more
 
 
@@ -43,13 +42,11 @@ def map_of(
     was_retired: frozenset[int] = frozenset(),
     tenants: dict[str, str] | None = None,
 ) -> ShardMap:
-    """Return a map of shards 0 to *count* - 1."""
     shards = [shard(one, retired=one in retired, wasRetired=one in was_retired) for one in range(count)]
     return parse_shard_map(json.dumps({"shards": shards, "tenants": tenants or {}}).encode(), ())
 
 
 def names(shards: list[MappedShard]) -> list[str]:
-    """Return the ids of *shards*."""
     return [one.shard_id for one in shards]
 
 
@@ -68,7 +65,6 @@ def paper_hash(key: int, buckets: int) -> int:
 
 
 def paper_place(key: str, count: int, retired: frozenset[int] = frozenset()) -> int:
-    """Return the place of *key* among *count* shards as docs/shards.md says it, by nothing of ours."""
     for attempt in numbers():
         text = key + ("" if attempt == 0 else f"#{attempt}")
         number = paper_hash(int(hashlib.md5(text.encode()).hexdigest()[:16], 16), count)

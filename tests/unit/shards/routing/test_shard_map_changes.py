@@ -16,7 +16,6 @@ BACKED_B = replace(B, replica_connection_string="postgresql://u:correct-horse@re
 
 
 def map_of(*shards: MappedShard, **tenants: str) -> ShardMap:
-    """Return a map of *shards* with pins."""
     return ShardMap(shards=shards, tenants=tenants)
 
 
