@@ -39,9 +39,9 @@ from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.shards.tenants.home_confirmation import ConfirmationSweep
 from simplu_worker.status import metrics_text
 from simplu_worker.status.history import INTERVAL_S
+from simplu_worker.status.live.letter_requests import LetterRequests
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import ReplicaStatus, http_views
-from simplu_worker.status.request_bodies import OpenDesk
 from simplu_worker.status.roles import LIST_VARIABLE, ListedToken, Tokens, decode_tokens
 from simplu_worker.status.server import open_http
 from simplu_worker.status.tls import ServerTls, WatchedFiles, load_tls, rereading
@@ -68,11 +68,10 @@ class Signals(NamedTuple):
     feed_hung_up: asyncio.Event  # the same, for the one other reader of a file
 
 
-async def run_worker(settings: Settings, letters: OpenDesk | None = None) -> None:
+async def run_worker(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, then drain within `SHUTDOWN_GRACE_SECONDS`; a second signal ends the process.
 
-    *letters* acts on dead letters for operators that ask over HTTP. SIGHUP reloads `SHARD_MAP_FILE` and
-    `FEED_FILE`.
+    SIGHUP reloads `SHARD_MAP_FILE` and `FEED_FILE`.
     """
     widen_threads()
     signals = _handle_signals()
@@ -86,7 +85,7 @@ async def run_worker(settings: Settings, letters: OpenDesk | None = None) -> Non
     )
     async with AsyncExitStack() as stack:
         serving = await stack.enter_async_context(AsyncExitStack())
-        port = await _serve_http(serving, settings, replica, letters)
+        port = await _serve_http(serving, settings, replica)
         parts = await stack.enter_async_context(open_parts(settings, replica.name))
         stack.push_async_callback(serving.aclose)  # before the parts that its answers are made of
         health = HealthRegistry()
@@ -145,9 +144,7 @@ def _watch_files(settings: Settings) -> HttpFiles:
     return HttpFiles(tokens, tls)
 
 
-async def _serve_http(
-    stack: AsyncExitStack, settings: Settings, replica: ReplicaStatus, letters: OpenDesk | None
-) -> int:
+async def _serve_http(stack: AsyncExitStack, settings: Settings, replica: ReplicaStatus) -> int:
     """Serve the views of *replica* while *stack* is open; return the port."""
     watched = _watch_files(settings)
     await stack.enter_async_context(rereading([one for one in watched if one is not None]))
@@ -160,7 +157,7 @@ async def _serve_http(
             viewer=None if viewer is None else viewer.get_secret_value(),
             listed=None if (tokens := watched.tokens) is None else lambda: tokens.value,
         ),
-        views=http_views(replica, letters),
+        views=http_views(replica, LetterRequests(settings)),
         allow_destructive=settings.allow_destructive_http,
         opens_reads=settings.api_open_reads,
         is_behind_tls=settings.http_behind_tls,

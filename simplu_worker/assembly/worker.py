@@ -27,7 +27,7 @@ from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.fleet import CpuShare, Fleet, FleetServices, FleetSettings
 from simplu_worker.consumers.kinesis.reader.reader_view import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import Stream
-from simplu_worker.consumers.rejection_notes import RejectionNotes
+from simplu_worker.consumers.rejection_notes import DeadLetterStore, RejectionNotes
 from simplu_worker.consumers.sqs.control_handler import ControlHandler
 from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules, tenant_of_order
@@ -37,7 +37,7 @@ from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, PollTimes, P
 from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver, ReceiverSettings
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
 from simplu_worker.consumers.sqs.receive.verdicts import RetryRules
-from simplu_worker.dead_letters.queue import DeadLetterQueue, DeadLetterStore
+from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.feed.aws_destinations import open_kinesis, open_sqs
 from simplu_worker.feed.feed import ConfiguredDestination, Feed, FeedFileReloader, read_feed_file

@@ -14,9 +14,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Final, Generic, Protocol, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import msgspec
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -249,23 +249,6 @@ class CountProgress:
             print_note(self._describe())
 
 
-class Counted(Protocol):
-    """A count that goes on."""
-
-    def show(self, done: int) -> None:
-        """Show that *done* of the total are done."""
-
-
-class Narration(Protocol):
-    """The place for remarks and progress of a long action."""
-
-    def note(self, text: str) -> None:
-        """Take a remark for people."""
-
-    def count(self, what: str, total: int) -> AbstractContextManager[Counted]:
-        """Begin to count: so many of *total* are *what*."""
-
-
 class StderrNarration:
     """Remarks and progress on stderr."""
 
@@ -273,27 +256,9 @@ class StderrNarration:
         """Print a remark."""
         print_note(text)
 
-    def count(self, what: str, total: int) -> AbstractContextManager[Counted]:
+    def count(self, what: str, total: int) -> CountProgress:
         """Show the progress."""
         return CountProgress(what, total)
-
-
-class NoteList:
-    """Remarks as a list; no progress."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        """Keep a remark."""
-        self.texts.append(text)
-
-    def count(self, what: str, total: int) -> AbstractContextManager[Counted]:  # noqa: ARG002  (the protocol's)
-        """Show nothing."""
-        return nullcontext(self)
-
-    def show(self, done: int) -> None:
-        """Show nothing."""
 
 
 NOTE_AFTER_S: Final = 2.0  # people wonder after three

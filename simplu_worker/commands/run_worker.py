@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +20,6 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.daemon import run_worker
 from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.memory_tuning import end_start
-from simplu_worker.status.request_bodies import LettersDesk
 from simplu_worker.telemetry.background_stream import BackgroundStream
 from simplu_worker.telemetry.log import configure_logging, flush_logging
 
@@ -40,7 +39,7 @@ def _run(settings: Settings) -> int:
     log_misspellings()
     end_start()
     try:
-        uvloop.run(run_worker(settings, cache(partial(_open_desk, settings))))
+        uvloop.run(run_worker(settings))
     except ConfigurationError:
         raise
     except WorkerError as exc:
@@ -79,9 +78,3 @@ def _background_output() -> Iterator[None]:
 
 def _log_recovery(stream: str, lines: int) -> None:
     structlog.get_logger(__name__).warning("log.lines_dropped", stream=stream, lines=lines)
-
-
-def _open_desk(settings: Settings) -> LettersDesk:
-    from simplu_worker.commands.dead_letters.http_desk import HttpDesk
-
-    return HttpDesk(settings)

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from simplu_worker import instruments
-from simplu_worker.dead_letters.letter import DeadLetter, tenant_of
+from simplu_worker.operations.dead_letter import DeadLetter, tenant_of
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 
 TAPS_MAX: Final = 5

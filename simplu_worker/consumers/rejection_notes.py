@@ -15,16 +15,15 @@ import asyncio
 import contextlib
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 import structlog
 
 from simplu_worker.consumers.operation_taps import TAPS
-from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.dead_letters.queue import DeadLetterStore
 from simplu_worker.errors import WorkerError
 from simplu_worker.instruments import REJECTIONS_UNNOTED
+from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Origin, RejectedRecord, control_request_id, is_storable, tenant_id_of
 from simplu_worker.shards.gateway import HOMELESS, ShardGateway
 from simplu_worker.shards.types import Rejection
@@ -49,6 +48,13 @@ UNPLACED: Final = ""  # in place of a shard, and of a tenant that is not named
 Result = TypeVar("Result")
 
 log = structlog.get_logger(__name__)
+
+
+class DeadLetterStore(Protocol):
+    """Stores the dead letters of readers and receivers."""
+
+    async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
+        """Return when all *letters* are stored; raise RetryableError when *stopping* is set before."""
 
 
 class _Note(msgspec.Struct, frozen=True):

@@ -18,8 +18,9 @@ from typing import Annotated, Any, Final, assert_never
 import msgspec
 
 from simplu_worker.aws.sqs_queue import FifoIds
+from simplu_worker.operations.dead_letter import BadParts, DeadLetter, format_ranges, origin_of_part, parse_ranges
 from simplu_worker.operations.json_record import Time, parse_timestamp
-from simplu_worker.operations.operation import Origin, PartNumber, RejectedRecord, derived_request_id, tenant_id_of
+from simplu_worker.operations.operation import Origin, PartNumber, derived_request_id, tenant_id_of
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 ERROR_MAX_BYTES: Final = 2048
@@ -28,51 +29,6 @@ UNPACKED_MAX_BYTES: Final = 64 * 1024 * 1024  # several times the largest record
 PARTS_COUNTED_MAX: Final = 10_000_000  # a record has a byte at least for each of its parts
 REQUEST_ID_USUAL_BYTES: Final = 40  # more than that many ids fit in no letter
 PartCount = Annotated[int, msgspec.Meta(ge=1, le=PARTS_COUNTED_MAX)]
-TENANT_ATTRIBUTES: Final = ("BusinessId", "LocationId")  # docs/sending.md
-
-
-class BadParts(msgspec.Struct, frozen=True, gc=False):
-    """Bad parts of a record of several operations; the record of their letter is an aggregate of these parts alone.
-
-    *part_count* counts all parts of the whole record, *bad_count* the bad ones, *reasons* the bad ones by reason.
-    *numbers* are the places of the bad ones in the whole, *request_ids* those that they have; the effective id of a
-    part without one is derived from its position. Both are None where the letter had no room.
-    *first_parts* are the rejections of the first ones, which are not in the letter's text.
-    """
-
-    part_count: int
-    bad_count: int
-    reasons: Mapping[str, int]
-    numbers: tuple[PartNumber, ...] | None = None
-    request_ids: tuple[str | None, ...] | None = None
-    first_parts: tuple[RejectedRecord, ...] = ()
-
-
-class DeadLetter(msgspec.Struct, frozen=True, gc=False):
-    """A record that is given up, and why.
-
-    *request_id* and *resource_id* are the effective ones, so that a replay is de-duplicated like any redelivery.
-    *error* must not quote the record: it is logged. *attempts* counts the tries of its operation: all failed, for
-    reasons of its own, and waits are none; 1 if it was refused or waited in vain.
-    *message_attributes* and *deduplication_id* are those of an SQS message. With *parts*, the record consists of
-    several bad parts of one. *named* are the first parts of an aggregate that was rejected as a whole; the text of the
-    letter lacks them.
-    """
-
-    reason: DeadLetterReason
-    error: str
-    origin: Origin
-    failed_at: datetime
-    attempts: int
-    record: bytes
-    request_id: str | None = None
-    resource_id: str | None = None
-    business_id: str | None = None
-    location_id: str | None = None
-    message_attributes: Mapping[str, str] | None = None
-    deduplication_id: str | None = None
-    parts: BadParts | None = None
-    named: tuple[RejectedRecord, ...] = ()
 
 
 class WholeRecord(msgspec.Struct, frozen=True, gc=False):
@@ -95,23 +51,6 @@ class ParsedDeadLetter(msgspec.Struct, frozen=True, gc=False):
 
 class NotADeadLetterError(Exception):
     """The text is no dead letter. The message names the expected form, and does not quote the text."""
-
-
-def dead_letter_of(rejected: RejectedRecord, record: bytes, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:
-    """Return the dead letter of a *record* that its decoder rejected."""
-    return DeadLetter(
-        reason=rejected.reason,
-        error=rejected.error,
-        origin=rejected.origin,
-        failed_at=failed_at,
-        attempts=attempts,
-        record=record,
-        request_id=rejected.request_id,
-        resource_id=rejected.resource_id,
-        business_id=rejected.business_id,
-        location_id=rejected.location_id,
-        named=rejected.named,
-    )
 
 
 def encode_dead_letter(letter: DeadLetter, max_bytes: int) -> str:
@@ -164,45 +103,6 @@ def _effective_ids(origin: Origin, parts: BadParts, numbers: Sequence[PartNumber
     ]
 
 
-def origin_of_part(origin: Origin, number: PartNumber) -> Origin:
-    """Return the origin of the part at *number* in the record of *origin*."""
-    sub, index = number if isinstance(number, tuple) else (number, None)
-    return msgspec.structs.replace(origin, sub_sequence_number=sub, part_index=index)
-
-
-def format_ranges(numbers: Sequence[PartNumber]) -> str:
-    """Return rising *numbers* as text, with a hyphen for several in a row: `0-3,7`, or `7:0-4` with indexes."""
-    ranges: list[tuple[int | None, list[int]]] = []
-    for number in numbers:
-        sub, own = number if isinstance(number, tuple) else (None, number)
-        if ranges and ranges[-1][0] == sub and ranges[-1][1][1] == own - 1:
-            ranges[-1][1][1] = own
-        else:
-            ranges.append((sub, [own, own]))
-    return ",".join(
-        ("" if sub is None else f"{sub}:") + (str(first) if first == last else f"{first}-{last}")
-        for sub, (first, last) in ranges
-    )
-
-
-def parse_ranges(text: str, count: int) -> tuple[PartNumber, ...]:
-    """Return the *count* numbers of the output of `format_ranges`. Raises ValueError for another text or count."""
-    numbers: list[PartNumber] = []
-    latest = (-1, -1)
-    for part in text.split(",", count):
-        sub, _, own = part.rpartition(":")
-        first, _, last = own.partition("-")
-        start, end = int(first), int(last or first) + 1
-        begin = (int(sub), start) if sub else (start, -1)
-        if not 0 <= start < end <= start + count - len(numbers) or begin <= latest or begin[0] < 0:
-            raise ValueError("expected rising numbers, as many as there are bad parts")
-        numbers += [(int(sub), index) for index in range(start, end)] if sub else range(start, end)
-        latest = (int(sub), end - 1) if sub else (end - 1, -1)
-    if len(numbers) != count:
-        raise ValueError("expected rising numbers, as many as there are bad parts")
-    return tuple(numbers)
-
-
 def parse_dead_letter(body: str) -> ParsedDeadLetter:
     """Parse the output of `encode_dead_letter`. Raises NotADeadLetterError for anything else."""
     try:
@@ -234,25 +134,6 @@ def parse_dead_letter(body: str) -> ParsedDeadLetter:
     if wire.record_bytes is None or wire.record_sha256 is None:
         raise NotADeadLetterError("expected recordBytes and recordSha256 beside truncated")
     return ParsedDeadLetter(letter, WholeRecord(wire.record_bytes, wire.record_sha256))
-
-
-def tenant_of(letter: DeadLetter) -> tuple[str, str] | None:
-    """Return business and location: the letter's own, else those of its record, else of its message attributes."""
-    try:
-        ids = msgspec.json.decode(letter.record, type=_TenantMembers)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        ids = _TenantMembers()
-    attributes = letter.message_attributes or {}
-    found = [
-        own if own is not None else in_record if isinstance(in_record, str) else attributes.get(name)
-        for own, in_record, name in zip(
-            (letter.business_id, letter.location_id),
-            (ids.business_id, ids.location_id),
-            TENANT_ATTRIBUTES,
-            strict=True,
-        )
-    ]
-    return None if found[0] is None or found[1] is None else (found[0], found[1])
 
 
 def fifo_ids_of(letter: DeadLetter) -> FifoIds:
@@ -396,13 +277,6 @@ class LetterMembers(msgspec.Struct, rename="camel"):
     record_sha256: str | None = None
     truncated: bool = False
     parts: _PartsMembers | None = None
-
-
-class _TenantMembers(msgspec.Struct, rename="camel"):
-    """The members of a record that name its tenant."""
-
-    business_id: object = None
-    location_id: object = None
 
 
 def _origin_of(source: _SourceMembers) -> Origin:

@@ -1,9 +1,7 @@
-"""Store dead letters: no record that is given up is lost, so storing never gives up (docs/outcomes.md).
+"""Store dead letters: no record that is given up is lost, so storing never gives up.
 
 Safe because `store` returns only when the queue has confirmed every letter, and the caller skips a record only after
 that. A letter is stored twice when its confirmation got lost: harmless, because a replay is de-duplicated.
-
-The dead-letter queue of a worker that is given none: beside its control queue, created at the start.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 from yarl import URL
@@ -26,9 +24,10 @@ from simplu_worker.aws.sqs_queue import (
     create_queue,
     find_queue_url,
 )
-from simplu_worker.dead_letters.letter import DeadLetter, encode_dead_letter, fifo_ids_of
+from simplu_worker.dead_letters.letter import encode_dead_letter, fifo_ids_of
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
 from simplu_worker.instruments import DEAD_LETTERS
+from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.waits import sleep_or_event
 
@@ -43,13 +42,6 @@ RETRY_MAX_S: Final = 30.0
 log = structlog.get_logger(__name__)
 
 
-class DeadLetterStore(Protocol):
-    """Stores the dead letters of readers and receivers."""
-
-    async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
-        """Return when all *letters* are stored; raise RetryableError when *stopping* is set before."""
-
-
 class DeadLetterQueue:
     """The queue of dead letters at *url*, one for all sources. Calls of `store` may run concurrently."""
 
@@ -57,9 +49,6 @@ class DeadLetterQueue:
         self.queue = Queue(client, url)
         self._draw = draw
         self._max_bytes = MAX_MESSAGE_DEFAULT_BYTES
-
-    def __repr__(self) -> str:
-        return f"DeadLetterQueue({self.queue.name!r}, max_bytes={self._max_bytes})"
 
     async def read_limits(self) -> None:
         """Read the maximum size of a message; without an answer the default applies until a call fails."""

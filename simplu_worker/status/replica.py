@@ -35,11 +35,11 @@ from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.status.history import FleetHistory, History, ReadRates, StreamHistory, fleet_point, totals_of
+from simplu_worker.status.live.letter_requests import LetterRequests
 from simplu_worker.status.lookups import Lookups, pool_view
 from simplu_worker.status.metrics_text import TopTenants
 from simplu_worker.status.problems import Problems, advice_members, find_problems
 from simplu_worker.status.queues import Monitoring
-from simplu_worker.status.request_bodies import OpenDesk
 from simplu_worker.status.server import HttpAnswer, Views
 from simplu_worker.status.views import (
     Unreadiness,
@@ -468,7 +468,7 @@ class ReplicaStatus:
         }
 
 
-def http_views(replica: ReplicaStatus, letters: OpenDesk | None = None) -> Views:
+def http_views(replica: ReplicaStatus, letters: LetterRequests | None = None) -> Views:
     """Return the views of *replica* for the HTTP server; *letters* acts on dead letters."""
     return Views(
         live=replica.liveness_problem,

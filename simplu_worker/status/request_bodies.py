@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Final, TypeAlias, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from simplu_worker.operations.operation import ID_MAX
 from simplu_worker.shards.types import PAUSE_MAX_S, WEIGHT_MAX, WEIGHT_MIN, Lever
-from simplu_worker.status.guard import Actor
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 BODY_WITHIN_S: Final = 10.0
@@ -102,26 +100,6 @@ class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, renam
     record: str
     request_id: Annotated[str, msgspec.Meta(min_length=1, max_length=ID_MAX)] | None = None
     apply: bool = False
-
-
-class LettersDesk(Protocol):
-    """Answers requests about dead letters, each with an HTTP status and JSON members; the log has the *actor*."""
-
-    async def list(self, request: LettersRequest, actor: Actor) -> tuple[int, dict[str, Any]]:
-        """List dead letters."""
-
-    async def replay(self, request: LettersRequest, actor: Actor) -> tuple[int, dict[str, Any]]:
-        """Send records to their source again, or return the plan."""
-
-    async def discard(self, request: LettersRequest, actor: Actor) -> tuple[int, dict[str, Any]]:
-        """Delete dead letters, or return the plan."""
-
-    async def edit(self, request: EditRequest, actor: Actor) -> tuple[int, dict[str, Any]]:
-        """Send a corrected record under a new request id in place of its dead letter, or return the plan."""
-
-
-OpenDesk: TypeAlias = Callable[[], LettersDesk]
-"""Returns the one desk of the process; it is made at the first call, as few processes need one."""
 
 
 def _in_utc(time: datetime | None) -> datetime | None:

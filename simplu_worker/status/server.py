@@ -40,6 +40,7 @@ from simplu_worker.status.connections import (
 )
 from simplu_worker.status.event_stream import LISTENERS_MAX, Read, changes, parse_tap_query, send_events, tapped
 from simplu_worker.status.guard import Actor, CallRates, Guard, log_call, logged_action
+from simplu_worker.status.live.letter_requests import LetterRequests
 from simplu_worker.status.message_schemas import FEED_SCHEMAS, SCHEMAS
 from simplu_worker.status.metrics_text import MetricsText, SharedAnswer, accepted_format
 from simplu_worker.status.openapi import describe
@@ -49,7 +50,6 @@ from simplu_worker.status.request_bodies import (
     EditRequest,
     LettersRequest,
     LeverRequest,
-    OpenDesk,
     PauseRequest,
     ResumeRequest,
     RetryRequest,
@@ -126,7 +126,7 @@ class Views(msgspec.Struct, frozen=True):
     release_lease: Callable[[str], Awaitable[HttpAnswer]]
     retry_held: Callable[[str | None], Awaitable[HttpAnswer]]
     steer_tenant: Callable[[str, str, Lever], Awaitable[HttpAnswer]]
-    letters: OpenDesk | None
+    letters: LetterRequests | None
     purge: Callable[[str | None], Awaitable[HttpAnswer]]
     clear_cache: Callable[[], Awaitable[HttpAnswer]]
 
@@ -540,18 +540,18 @@ class _Endpoints:
         return await _act(request, lever_action(lever), acting, **asked)
 
     async def list_letters(self, request: web.Request) -> HttpAnswer:
-        return await self._ask_desk(request, "list")
+        return await self._ask_letters(request, "list")
 
     async def replay_letters(self, request: web.Request) -> HttpAnswer:
-        return await self._ask_desk(request, "replay")
+        return await self._ask_letters(request, "replay")
 
     async def discard_letters(self, request: web.Request) -> HttpAnswer:
-        return await self._ask_desk(request, "discard")
+        return await self._ask_letters(request, "discard")
 
     async def edit_letter(self, request: web.Request) -> HttpAnswer:
-        return await self._ask_desk(request, "edit", EditRequest)
+        return await self._ask_letters(request, "edit", EditRequest)
 
-    async def _ask_desk(
+    async def _ask_letters(
         self,
         request: web.Request,
         action: Literal["list", "replay", "discard", "edit"],
@@ -563,7 +563,7 @@ class _Endpoints:
             body = await read_body(request, kind)
         except ValueError as exc:
             return _bad_request(str(exc))
-        act: Callable[[Any, Actor], Awaitable[HttpAnswer]] = getattr(self._views.letters(), action)
+        act: Callable[[Any, Actor], Awaitable[HttpAnswer]] = getattr(self._views.letters, action)
         return await act(body, _actor_of(request))
 
     async def handler_status(self, _: web.Request) -> HttpAnswer:

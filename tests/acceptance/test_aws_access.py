@@ -38,7 +38,8 @@ from simplu_local.processes.worker_process import INHERITED, WorkerProcess, log_
 from simplu_local.stack.aws import put_businesses
 from simplu_local.stack.stack import Stack
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker
-from simplu_worker.dead_letters.letter import DeadLetter, encode_dead_letter
+from simplu_worker.dead_letters.letter import encode_dead_letter
+from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Origin
 from simplu_worker.vocabulary import DeadLetterReason, Source
 

@@ -21,9 +21,9 @@ from support.requires import ROOT
 
 from simplu_local.workload.workload import Tenant
 from simplu_worker.commands.exit_status import EXIT_INTERRUPTED
-from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.network_errors import NO_SERVER
+from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Origin
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import utc_now

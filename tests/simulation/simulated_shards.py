@@ -22,9 +22,9 @@ from simulation.simulated_faults import Fault
 from simulation.simulated_log import ARRIVED, COPIED, LEFT, STANDBY_LAG_S, Batch, FeedTables, Server, ShardLog
 from simulation.simulated_network import Network
 
-from simplu_worker.dead_letters.letter import DeadLetter, origin_of_part
 from simplu_worker.errors import RetryableError
 from simplu_worker.fairness import Demand, ShardTime
+from simplu_worker.operations.dead_letter import DeadLetter, origin_of_part
 from simplu_worker.operations.operation import Disposition, Operation, Origin, Outcome, PartNumber
 from simplu_worker.operations.waves import HOLD, TenantRow, admit
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter

@@ -29,8 +29,8 @@ from simplu_local.sqs.model import SqsAccount
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
-from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
+from simplu_worker.operations.dead_letter import DeadLetter
 
 EPOCH_MS = 1_767_225_600_000
 LATENCY_S = 0.01

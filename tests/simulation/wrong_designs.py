@@ -88,7 +88,7 @@ from simplu_worker.consumers.kinesis.stream.client import ChildShard, Reply, Str
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.results import BatchDecided, Paused
-from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import UNKNOWN_TENANT_MARGIN, Operation, Outcome
 from simplu_worker.shards.types import (
     PositionClaim,

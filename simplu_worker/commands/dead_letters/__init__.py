@@ -12,7 +12,7 @@ from simplu_worker.errors import UsageError
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 if TYPE_CHECKING:
-    from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
+    from simplu_worker.dead_letters.plan import DeadLetterFilter
 
 dead_letters = App(name="dead-letters")
 
@@ -47,7 +47,7 @@ class FilterOptions:
 
     def parse(self) -> DeadLetterFilter:
         """Return the filter. Raises UsageError."""
-        from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
+        from simplu_worker.dead_letters.plan import DeadLetterFilter
         from simplu_worker.vocabulary import DeadLetterReason, Source
 
         return DeadLetterFilter(
@@ -81,7 +81,7 @@ def list_dead_letters(
         Print the content of the records too.
     """
     from simplu_worker.commands.dead_letters.command import list_dead_letters
-    from simplu_worker.commands.dead_letters.desk import ListOptions
+    from simplu_worker.dead_letters.service import ListOptions
 
     chosen, options = filters.parse(), ListOptions(limit=limit, records=records)
     return common.run(lambda settings: list_dead_letters(settings, chosen, options, as_json=common.as_json))
@@ -106,9 +106,9 @@ def replay_dead_letters(
         Also send records that would come back as dead letters.
     """
     from simplu_worker.commands.dead_letters.command import replay_dead_letters
-    from simplu_worker.commands.dead_letters.replay import ReplayOptions
+    from simplu_worker.dead_letters.service import ApplyOptions
 
-    chosen, options = filters.parse(), ReplayOptions(apply=apply, force=force, limit=limit)
+    chosen, options = filters.parse(), ApplyOptions(apply=apply, force=force, limit=limit)
     return common.run(lambda settings: replay_dead_letters(settings, chosen, options, as_json=common.as_json))
 
 
@@ -131,10 +131,10 @@ def discard_dead_letters(
         Delete at most this many.
     """
     from simplu_worker.commands.dead_letters.command import discard_dead_letters
-    from simplu_worker.commands.dead_letters.desk import DiscardOptions
+    from simplu_worker.dead_letters.service import ApplyOptions
 
     chosen = filters.parse()
     if chosen.is_all != every:
         raise UsageError("expected a filter, such as --reason or --tenant, or --all in place of filters")
-    options = DiscardOptions(apply=apply, limit=limit)
+    options = ApplyOptions(apply=apply, limit=limit)
     return common.run(lambda settings: discard_dead_letters(settings, chosen, options, as_json=common.as_json))

@@ -10,19 +10,17 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from simplu_worker.commands.dead_letters.desk import (
-    DiscardOptions,
+from simplu_worker.commands.output import StderrNarration, print_json, print_note, print_table, shorten
+from simplu_worker.config.settings import Settings
+from simplu_worker.dead_letters.plan import DeadLetterFilter
+from simplu_worker.dead_letters.service import (
+    ApplyOptions,
+    DeadLetterService,
     LettersAction,
     ListOptions,
     ReplayResult,
-    discard_letters,
-    list_letters,
-    replay_letters,
+    ReplayStatus,
 )
-from simplu_worker.commands.dead_letters.replay import ReplayOptions, ReplayStatus
-from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
-from simplu_worker.commands.output import StderrNarration, print_json, print_note, print_table, shorten
-from simplu_worker.config.settings import Settings
 from simplu_worker.status.guard import COMMAND, Acted, Actor, logged_action
 
 ERROR_SHOWN_LENGTH: Final = 80
@@ -37,7 +35,7 @@ async def list_dead_letters(
 
     Returns 1 if others may match: hidden from this command, behind those that it saw, or beyond the bytes of records.
     """
-    answer = await list_letters(settings, filters, options, StderrNarration())
+    answer = await DeadLetterService(settings).list(filters, options, StderrNarration())
     if as_json:
         print_json(answer)
     else:
@@ -52,14 +50,14 @@ async def list_dead_letters(
 
 
 async def replay_dead_letters(
-    settings: Settings, filters: DeadLetterFilter, options: ReplayOptions, *, as_json: bool
+    settings: Settings, filters: DeadLetterFilter, options: ApplyOptions, *, as_json: bool
 ) -> int:
     """Send the records of the dead letters that *filters* match to their source, and delete these; or print the plan.
 
     Returns 1 unless all of them were sent, or would be.
     """
     with _logged(LettersAction.REPLAY, filters, options, force=options.force) as acted:
-        result = await replay_letters(settings, filters, options, StderrNarration())
+        result = await DeadLetterService(settings).replay(filters, options, StderrNarration())
         acted.answer = answer = result.members(applied=options.apply)
     if as_json:
         print_json(answer)
@@ -69,14 +67,14 @@ async def replay_dead_letters(
 
 
 async def discard_dead_letters(
-    settings: Settings, filters: DeadLetterFilter, options: DiscardOptions, *, as_json: bool
+    settings: Settings, filters: DeadLetterFilter, options: ApplyOptions, *, as_json: bool
 ) -> int:
     """Delete the dead letters that *filters* match, and with them their records; or print the plan.
 
     Returns 1 unless all that matched were deleted, or would be.
     """
     with _logged(LettersAction.DISCARD, filters, options) as acted:
-        acted.answer = answer = await discard_letters(settings, filters, options, StderrNarration())
+        acted.answer = answer = await DeadLetterService(settings).discard(filters, options, StderrNarration())
     if as_json:
         print_json(answer)
     else:
@@ -90,7 +88,7 @@ async def discard_dead_letters(
 
 
 def _logged(
-    action: LettersAction, filters: DeadLetterFilter, options: ReplayOptions | DiscardOptions, **asked: bool
+    action: LettersAction, filters: DeadLetterFilter, options: ApplyOptions, **asked: bool
 ) -> AbstractContextManager[Acted]:
     """Return the context that logs an action; a plan is printed alone."""
     if not options.apply:
@@ -131,7 +129,7 @@ def _tenant_cell(row: Mapping[str, Any]) -> str:
     return " ".join(part for part in (row["businessId"], row["locationId"]) if part)
 
 
-def _print_outcomes(result: ReplayResult, options: ReplayOptions) -> None:
+def _print_outcomes(result: ReplayResult, options: ApplyOptions) -> None:
     outcomes = result.outcomes
     alike = Counter((outcome.status, outcome.source, outcome.name, outcome.reason, outcome.why) for outcome in outcomes)
     details = {(outcome.reason, outcome.why): outcome.detail for outcome in reversed(outcomes)}

@@ -19,13 +19,12 @@ import msgspec
 from simplu_worker.assembly.aws import open_stream
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.aws.sqs_queue import Queue
-from simplu_worker.commands.dead_letters.desk import QUEUES, open_sqs
-from simplu_worker.commands.dead_letters.erasing import ErasedLetters, erase_letters
-from simplu_worker.commands.dead_letters.erasure_rules import LetterTarget
 from simplu_worker.commands.moves.runner import clear_cache
 from simplu_worker.commands.output import StderrNarration, print_json, print_line, print_note, print_silent, print_table
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings
+from simplu_worker.dead_letters.erasing import ErasedLetters, LetterTarget, erase_letters
+from simplu_worker.dead_letters.service import QUEUES, open_sqs
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import is_storable
 from simplu_worker.shards.postgres.address import ShardAddress

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from simplu_worker.aws.sqs_queue import unwrap
 from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
-from simplu_worker.dead_letters.letter import dead_letter_of, encode_dead_letter, parse_dead_letter
+from simplu_worker.dead_letters.letter import encode_dead_letter, parse_dead_letter
+from simplu_worker.operations.dead_letter import dead_letter_of
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
 from simplu_worker.vocabulary import Source
 

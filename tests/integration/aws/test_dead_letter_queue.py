@@ -15,10 +15,10 @@ from structlog.testing import capture_logs
 from support.aws.endpoints import ScriptedAws, client_of
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import RetryableError
 from simplu_worker.instruments import DEAD_LETTERS
+from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Origin
 from simplu_worker.vocabulary import DeadLetterReason, Source
 

@@ -19,7 +19,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.consumers.rejection_notes import RejectionNotes
-from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Origin
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.gateway import RejectedRequest

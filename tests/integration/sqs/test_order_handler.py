@@ -27,7 +27,6 @@ from support.postgres.trouble import calm, make_touchy, shut_gate
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.commands.dead_letters.replay_plan import ReplayRules, Resend, plan_resend
 from simplu_worker.consumers.sqs.order_handler import CALL_MAX_S, OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
@@ -40,8 +39,9 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     ToDeadLetter,
     Verdict,
 )
-from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.dead_letters.plan import ReplayRules, Resend, plan_resend
 from simplu_worker.errors import RetryableError
+from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Operation, Origin, Outcome
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress

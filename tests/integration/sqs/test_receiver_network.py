@@ -25,8 +25,8 @@ from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, ReturnToQueue, Verdict
-from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.instruments import SQS_POLLS_REPLACED, message_outcomes
+from simplu_worker.operations.dead_letter import DeadLetter
 
 QUEUE_NUMBERS = itertools.count(1)
 

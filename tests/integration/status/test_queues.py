@@ -27,8 +27,8 @@ from simplu_worker.cache.cache import Cache, CacheAdmin
 from simplu_worker.consumers.sqs.order_handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
-from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
+from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.status.metrics_text import FRESH_S
 from simplu_worker.status.queues import KEYS_MAX, Monitoring
 from simplu_worker.status.replica import ReplicaStatus, http_views

@@ -18,7 +18,7 @@ from simplu_worker.consumers.operation_taps import (
     TapFilter,
     count_outcomes,
 )
-from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.vocabulary import DeadLetterReason, Failure
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from simplu_worker.consumers.rejection_notes import ERROR_MAX, rejections_of
-from simplu_worker.dead_letters.letter import BadParts, DeadLetter
+from simplu_worker.operations.dead_letter import BadParts, DeadLetter
 from simplu_worker.operations.operation import Origin, RejectedRecord
 from simplu_worker.shards.types import Rejection
 from simplu_worker.vocabulary import DeadLetterReason, Source

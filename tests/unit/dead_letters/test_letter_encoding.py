@@ -1,5 +1,3 @@
-"""Encoding of dead letters: their members, and how they fit their queue."""
-
 from __future__ import annotations
 
 import base64
@@ -16,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.dead_letters.letter import DeadLetter, dead_letter_of, encode_dead_letter, fifo_ids_of
+from simplu_worker.dead_letters.letter import encode_dead_letter, fifo_ids_of
+from simplu_worker.operations.dead_letter import DeadLetter, dead_letter_of
 from simplu_worker.operations.operation import Origin, RejectedRecord
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.vocabulary import DeadLetterReason, Source
@@ -39,7 +38,6 @@ SQS = Origin(
 
 
 def letter(record: bytes = b"{}", *, origin: Origin = KINESIS, error: str = "expected an object") -> DeadLetter:
-    """Return a letter about *record*."""
     return DeadLetter(
         reason=DeadLetterReason.INVALID_MESSAGE,
         error=error,
@@ -53,7 +51,6 @@ def letter(record: bytes = b"{}", *, origin: Origin = KINESIS, error: str = "exp
 
 
 def decoded(text: str) -> dict[str, Any]:
-    """Return the members of the encoded letter, after a check that it is ASCII."""
     assert text.isascii()
     value: dict[str, Any] = json.loads(text)
     return value

@@ -1,5 +1,3 @@
-"""Parsing of dead letters: an encoded letter comes back unchanged, and other texts are refused."""
-
 from __future__ import annotations
 
 import base64
@@ -17,16 +15,12 @@ from hypothesis import strategies as st
 from simplu_worker.dead_letters import letter
 from simplu_worker.dead_letters.letter import (
     ERROR_MAX_BYTES,
-    BadParts,
-    DeadLetter,
     NotADeadLetterError,
     WholeRecord,
     encode_dead_letter,
-    format_ranges,
     parse_dead_letter,
-    parse_ranges,
-    tenant_of,
 )
+from simplu_worker.operations.dead_letter import BadParts, DeadLetter, format_ranges, parse_ranges, tenant_of
 from simplu_worker.operations.operation import Origin, PartNumber, derived_request_id
 from simplu_worker.vocabulary import DeadLetterReason, Source
 

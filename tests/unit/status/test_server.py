@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -818,7 +818,7 @@ async def send_to_desk(daemon: Daemon, action: str, body: bytes, expected: int) 
 
             return note
 
-    views = replace(daemon.views(), letters=Desk)
+    views = replace(daemon.views(), letters=cast("Any", Desk()))
     async with open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=views) as port, ClientSession() as session:
         url = f"http://127.0.0.1:{port}/dead-letters/{action}"
         async with session.post(url, data=body, headers=VIEWING) as response:

@@ -69,7 +69,7 @@ from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamSha
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
-from simplu_worker.dead_letters.queue import DeadLetterStore
+from simplu_worker.consumers.rejection_notes import DeadLetterStore
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.backoff import jittered

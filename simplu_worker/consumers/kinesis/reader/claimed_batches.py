@@ -20,8 +20,8 @@ from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPositi
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.consumers.pipeline.results import LaneStopError
 from simplu_worker.consumers.producer_traces import traceparents_of_records
-from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
+from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import PositionChangedError, PositionClaim

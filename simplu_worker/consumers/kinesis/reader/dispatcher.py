@@ -35,9 +35,9 @@ from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.lane import Lane
 from simplu_worker.consumers.pipeline.pipeline import Pipeline
 from simplu_worker.consumers.pipeline.results import BatchCrashed, BatchDecided, Overdue, Paused, Unregistered, Waited
-from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError
 from simplu_worker.fairness import OVER_SHARE_S, TURN_S
+from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import is_overdue, unknown_tenant_error
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.backoff import backoff_s

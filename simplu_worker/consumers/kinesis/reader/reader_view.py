@@ -23,7 +23,7 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Stream
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition, Start
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
-from simplu_worker.dead_letters.queue import DeadLetterStore
+from simplu_worker.consumers.rejection_notes import DeadLetterStore
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import UtcClock, loop_time
 from simplu_worker.vocabulary import PartitionKeyRule

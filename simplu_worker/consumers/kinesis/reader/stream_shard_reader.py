@@ -58,8 +58,8 @@ from simplu_worker.consumers.kinesis.stream.positions import (
 )
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.consumers.pipeline.lane import BATCH_MAX_COUNT
-from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.types import StreamPosition
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now

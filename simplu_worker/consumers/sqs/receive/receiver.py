@@ -15,6 +15,7 @@ import structlog
 from simplu_worker.aws.clients import longest_pause_s
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, VISIBILITY_DEFAULT_S, Message, Queue, QueueAttributes
 from simplu_worker.bulkheads import keep_running, note_trouble
+from simplu_worker.consumers.rejection_notes import DeadLetterStore
 from simplu_worker.consumers.sqs.receive.deleter import DeleteBatcher, Visibility
 from simplu_worker.consumers.sqs.receive.group_scheduler import CallDecision, GroupScheduler, SchedulerLimits
 from simplu_worker.consumers.sqs.receive.in_flight import (
@@ -42,8 +43,6 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     retry_delay_s,
     verdicts_after_defect,
 )
-from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.dead_letters.queue import DeadLetterStore
 from simplu_worker.errors import InternalError, PermanentError, RetryableError, places_of
 from simplu_worker.instruments import (
     RETRIES,
@@ -55,6 +54,7 @@ from simplu_worker.instruments import (
     message_outcomes,
     start_queue_at_zero,
 )
+from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, utc_now
 from simplu_worker.timing.waits import sleep_or_event

@@ -1,11 +1,9 @@
-"""The options of the commands about dead letters."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
 from simplu_worker.commands.dead_letters import FilterOptions
-from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
+from simplu_worker.dead_letters.plan import DeadLetterFilter
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 

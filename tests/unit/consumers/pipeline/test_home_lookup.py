@@ -19,8 +19,8 @@ from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
 from simplu_worker.consumers.pipeline.home_lookup import CHECK_INTERVAL_MAX_S, MOVING_RETRY_S, WAIT_MAX_S
-from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.fairness import ShardTime
+from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import ABSENCE_MAX_AGE_S, UNKNOWN_TENANT_MARGIN, Operation, Outcome
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.types import HomeUnknownError, TenantNotMadeError

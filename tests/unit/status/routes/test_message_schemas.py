@@ -20,13 +20,8 @@ from simplu_local.workload.order_workload import OrderWorkload
 from simplu_local.workload.workload import Workload, make_tenants
 from simplu_worker.consumers.sqs.control_messages import TYPE_ATTRIBUTE, decode_control
 from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
-from simplu_worker.dead_letters.letter import (
-    BadParts,
-    DeadLetter,
-    NotADeadLetterError,
-    encode_dead_letter,
-    parse_dead_letter,
-)
+from simplu_worker.dead_letters.letter import NotADeadLetterError, encode_dead_letter, parse_dead_letter
+from simplu_worker.operations.dead_letter import BadParts, DeadLetter
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.json_record import TIME
 from simplu_worker.operations.operation import Origin, RejectedRecord, with_request_id

@@ -16,7 +16,8 @@ from simplu_worker.consumers.kinesis.fetch.record_decoder import FIRST_PARTS_MAX
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, TOO_MANY, deaggregate
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
-from simplu_worker.dead_letters.letter import BadParts, DeadLetter, encode_dead_letter
+from simplu_worker.dead_letters.letter import encode_dead_letter
+from simplu_worker.operations.dead_letter import BadParts, DeadLetter
 from simplu_worker.operations.operation import Operation, RejectedRecord
 from simplu_worker.vocabulary import DeadLetterReason
 

@@ -1,19 +1,32 @@
-"""Decide which dead letters have a resource whose content is erased. Pure."""
+"""Erase a resource from dead letters: delete those about it, and take it out of those with records of others."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Collection
+from contextlib import aclosing
 from enum import StrEnum
 from typing import Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.aws.sqs_queue import unwrap
+from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage, unwrap
+from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, SubRecord, deaggregate
 from simplu_worker.consumers.sqs.order_messages import RESOURCE_TYPE as ORDER
-from simplu_worker.dead_letters.letter import BadParts, DeadLetter, tenant_of
+from simplu_worker.dead_letters.browser import DeadLetterBrowser, Narration
+from simplu_worker.dead_letters.letter import (
+    ParsedDeadLetter,
+    encode_dead_letter,
+    fifo_ids_of,
+    parse_dead_letter,
+)
+from simplu_worker.dead_letters.plan import DeadLetterFilter
+from simplu_worker.dead_letters.queue import MAX_MESSAGE_DEFAULT_BYTES
+from simplu_worker.dead_letters.service import open_browser
+from simplu_worker.operations.dead_letter import BadParts, DeadLetter, tenant_of
 from simplu_worker.vocabulary import Source
 
 ENVELOPE: Final = b'"Notification"'  # of SNS
@@ -131,3 +144,88 @@ def _has_word(record: bytes, text: str) -> bool:
     """Return whether *record* has *text*, as it is or as JSON escapes it, and not as a part of a longer word."""
     forms = {text.encode("utf-8", "surrogatepass"), json.dumps(text)[1:-1].encode()}
     return any(re.search(rb"(?<![\w-])%b(?![\w-])" % re.escape(form), record) for form in forms)
+
+
+class ErasedLetters(msgspec.Struct, rename="camel"):
+    """The number of letters that were deleted, and of those that new ones took the place of; of a plan, would be.
+
+    *mentioning* are the message ids of letters that have the id and are about something else: they stay. *left* could
+    not be deleted; *hidden* and *behind* were not seen.
+    """
+
+    deleted: int = 0
+    rewritten: int = 0
+    mentioning: list[str] = []
+    left: int = 0
+    hidden: int = 0
+    behind: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no letter is left that may have the resource."""
+        return not (self.left or self.hidden or self.behind)
+
+
+async def erase_letters(
+    settings: Settings, target: LetterTarget, narration: Narration, *, apply: bool
+) -> ErasedLetters:
+    """Erase a resource from the dead-letter queue, as far as the queue shows its letters; or count them for a plan.
+
+    A letter is rewritten before the old one is deleted: after a kill in between both are there, and the next run
+    rewrites the old one again; a replay drops what comes twice.
+    """
+    erased = ErasedLetters()
+    async with open_browser(settings, narration) as browser:
+        max_bytes = browser.before.max_message_bytes or MAX_MESSAGE_DEFAULT_BYTES
+        while True:
+            found, rewritten = await _find(browser, target, erased.mentioning)
+            if not apply:
+                erased.deleted, erased.rewritten = len(found), len(rewritten)
+                break
+            replaced = [one for one, letter in rewritten.items() if await _replace(browser, letter, max_bytes)]
+            left = await browser.delete(found + replaced)
+            erased.deleted += len(found) - len(left.intersection(found))
+            erased.rewritten += len(replaced) - len(left.intersection(replaced))
+            erased.left += len(left) + len(rewritten) - len(replaced)
+            # A FIFO queue shows more of a group once the first are deleted.
+            if not (browser.queue.is_fifo and found + replaced):
+                break
+        erased.hidden = browser.warn_of_hidden()
+        erased.behind = await browser.count_behind()
+    return erased
+
+
+async def _find(
+    browser: DeadLetterBrowser, target: LetterTarget, mentioning: list[str]
+) -> tuple[list[str], dict[str, DeadLetter]]:
+    """Return the messages to delete, and those whose letters get another one; *mentioning* gets those that stay."""
+    found: list[str] = []
+    rewritten: dict[str, DeadLetter] = {}
+    async with aclosing(browser.read(DeadLetterFilter())) as letters:
+        async for message, parsed in letters:
+            if isinstance(parsed, ParsedDeadLetter):
+                verdict = judge_letter(parsed.letter, target)
+            else:  # such as a message that SQS itself has moved here
+                verdict = relation_of(message.body.encode("utf-8", "surrogatepass"), None, None, target)
+            match verdict:
+                case DeadLetter():
+                    rewritten[message.message_id] = verdict
+                case Relation.ABOUT:
+                    found.append(message.message_id)
+                case Relation.MENTIONS:
+                    mentioning.append(message.message_id)
+                case Relation.NONE:
+                    pass
+    return found, rewritten
+
+
+async def _replace(browser: DeadLetterBrowser, letter: DeadLetter, max_bytes: int) -> bool:
+    """Send a letter that takes the place of another one; return whether the queue has it, with its whole record."""
+    body = encode_dead_letter(letter, max_bytes)
+    if parse_dead_letter(body).whole is not None:
+        return False
+    fifo = None
+    if browser.queue.is_fifo:  # by its position it would have the id of the other letter, and be dropped
+        own_id = hashlib.sha256(body.encode()).hexdigest()
+        fifo = FifoIds(group_id=fifo_ids_of(letter).group_id, deduplication_id=own_id)
+    return not await browser.queue.send([OutgoingMessage(body, fifo)])

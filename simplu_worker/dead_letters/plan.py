@@ -1,9 +1,9 @@
-"""Decide which dead letters are replayed, in which order, and the exact messages to send. Pure."""
+"""Decide which dead letters are replayed, in which order, and exactly what is sent. Pure."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
@@ -11,21 +11,31 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, FifoIds, unwrap
-from simplu_worker.commands.stream.input_lines import PUT_MAX_BYTES, PUT_MAX_COUNT, SEND_MAX_BYTES
-from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, Part, deaggregate, unpack
-from simplu_worker.consumers.kinesis.stream.client import NewRecord
+from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, TOO_MANY, Part, deaggregate, unpack
+from simplu_worker.consumers.kinesis.stream.client import PUT_MAX_BYTES, PUT_MAX_COUNT, NewRecord
 from simplu_worker.consumers.sqs.control_messages import with_timestamp
 from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order, with_members_of_message
-from simplu_worker.dead_letters.letter import BadParts, DeadLetter, origin_of_part, tenant_of
+from simplu_worker.dead_letters.letter import ParsedDeadLetter
+from simplu_worker.operations.dead_letter import BadParts, DeadLetter, origin_of_part, tenant_of
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.operation import Origin, RejectedRecord, derived_request_id, with_request_id
-from simplu_worker.vocabulary import DeadLetterReason, Source
+from simplu_worker.operations.operation import (
+    KEY_MAX,
+    Operation,
+    Origin,
+    RejectedRecord,
+    derived_request_id,
+    partition_key_by,
+    with_request_id,
+)
+from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
 
 HIDDEN_MIN_S: Final = 60  # a killed command's letters stay hidden from other readers at least that long
 HIDDEN_MAX_S: Final = 43_200  # SQS: 12 hours
+RENEWED_PER_S: Final = 25  # visibility timeouts that can be renewed in a second, ten a call, with a reserve
+SEND_MAX_BYTES: Final = 262_144  # of a batch for a queue that was not configured for more
 # Most entries and bytes of one request: PutRecords, SendMessageBatch.
 REQUEST_LIMITS: Final = {Source.KINESIS: (PUT_MAX_COUNT, PUT_MAX_BYTES), Source.SQS: (BATCH_MAX_COUNT, SEND_MAX_BYTES)}
-RENEWED_PER_S: Final = 25  # visibility timeouts that can be renewed in a second, ten a call, with a reserve
+REPLAY_MEMBER: Final = "simpluReplay"  # names the position of a record that is replayed under its own id
 
 # Faults of a control message itself: they recur when it is sent again.
 LASTING_REASONS: Final = frozenset(
@@ -37,6 +47,8 @@ LASTING_REASONS: Final = frozenset(
         DeadLetterReason.REQUEST_ID_REUSED,
     }
 )
+
+_members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class LeftReason(StrEnum):
@@ -61,9 +73,9 @@ class LeftLetter(msgspec.Struct, frozen=True):
 
 
 class Resend(msgspec.Struct, frozen=True):
-    """The messages to send for a letter to the source *name*: *records* for the stream, or a *message* for a queue.
+    """What to send for a letter to the source *name*: *records* for the stream, or a *message* for a queue.
 
-    Records and resends of one *group* keep their order.
+    Resends of one *group* keep their order.
     """
 
     source: Source
@@ -132,19 +144,15 @@ class DeadLetterFilter(msgspec.Struct, frozen=True):
 
     def match(self, letter: DeadLetter, message_id: str) -> bool:
         """Return whether the filter matches *letter*, which the message *message_id* has."""
+        reasons = {letter.reason, *(letter.parts.reasons if letter.parts is not None else ())}
         return (
-            (not self.reasons or not self.reasons.isdisjoint(_reasons_of(letter)))
+            (not self.reasons or not self.reasons.isdisjoint(reasons))
             and (self.source is None or letter.origin.source is self.source)
             and (self.since is None or letter.failed_at >= self.since)
             and (self.until is None or letter.failed_at < self.until)
             and (self.tenant is None or tenant_of(letter) == self.tenant)
             and (not self.message_ids or message_id in self.message_ids)
         )
-
-
-def _reasons_of(letter: DeadLetter) -> set[str]:
-    """Return the reason of *letter*, and those of its parts."""
-    return {letter.reason, *(letter.parts.reasons if letter.parts is not None else ())}
 
 
 class ReplayRules(msgspec.Struct, frozen=True):
@@ -154,8 +162,13 @@ class ReplayRules(msgspec.Struct, frozen=True):
     queues: Mapping[str, bool]
     operation_max_bytes: int
     list_result_limit: int
+    key_rule: PartitionKeyRule = PartitionKeyRule.RESOURCE_TYPE
     order_tenant: tuple[str, str] | None = None  # of order events that name none
     force: bool = False
+
+    def decode(self, record: bytes, origin: Origin) -> Operation | RejectedRecord:
+        """Decode a record as the worker would."""
+        return decode_operation(record, origin, self.operation_max_bytes, self.list_result_limit)
 
 
 OrderKey: TypeAlias = tuple[Any, ...]
@@ -173,18 +186,18 @@ def sort_key(letter: DeadLetter) -> OrderKey:
     return (origin.source, origin.name, position, origin.arrived_at, letter.failed_at)
 
 
-def record_key(letter: DeadLetter) -> str:
-    """Return a key that all letters of one record share: it is sent once, even if it was stored twice."""
-    origin = letter.origin
-    position = (origin.source, origin.name, origin.stream_shard_id, origin.sequence_number, origin.message_id)
-    text = repr((*position, origin.sub_sequence_number, origin.part_index)).encode()
-    return hashlib.sha256(text + letter.record).hexdigest()
-
-
 def order_group(letter: DeadLetter) -> str:
-    """Return the group that keeps the letter's order: its partition key or message group, or else the record alone."""
+    """Return the group that keeps the letter's order: its partition key or message group, or else the message alone."""
     origin = letter.origin
-    return origin.partition_key or origin.group_id or record_key(letter)
+    return origin.partition_key or origin.group_id or origin.message_id or "replay"
+
+
+def visibility_timeout_s(count: int) -> int:
+    """Return the visibility timeout of *count* letters: the shortest that can be renewed for all of them in time.
+
+    It is short because letters stay hidden that long after a kill.
+    """
+    return min(HIDDEN_MAX_S, HIDDEN_MIN_S + 2 * count // RENEWED_PER_S)
 
 
 def unknown_source(letter: DeadLetter, rules: ReplayRules) -> LeftLetter | None:
@@ -202,25 +215,19 @@ def unknown_source(letter: DeadLetter, rules: ReplayRules) -> LeftLetter | None:
 
 
 def plan_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter:
-    """Return the messages to send for *letter*, which has its whole record, or why it is left."""
+    """Return what to send for *letter*, which has its whole record, or why it is left."""
     if (left := unknown_source(letter, rules)) is not None:
         return left
-    if letter.origin.source is Source.SQS:
+    origin = letter.origin
+    if origin.source is Source.SQS:
         return _queue_resend(letter, rules)
     if letter.parts is not None:
         return _parts_resend(letter, letter.parts, rules)
-    origin, parts = letter.origin, None
     if origin.part_index is None:
-        parts = unpack(letter.record, origin.partition_key or record_key(letter), origin.sub_sequence_number)
-    return _stream_resend(letter, rules) if parts is None else _unpacked_resend(letter, parts, rules)
-
-
-def visibility_timeout_s(count: int) -> int:
-    """Return the visibility timeout of *count* letters: the shortest that can be renewed for all of them in time.
-
-    It is short because letters stay hidden that long after a kill.
-    """
-    return min(HIDDEN_MAX_S, HIDDEN_MIN_S + 2 * count // RENEWED_PER_S)
+        parts = unpack(letter.record, order_group(letter), origin.sub_sequence_number)
+        if parts is not None:
+            return _unpacked_resend(letter, parts, rules)
+    return _record_resend(letter, rules)
 
 
 class ResendRequest:
@@ -255,7 +262,7 @@ class ResendRequest:
         self._size_bytes += resend.size_bytes
 
 
-def _stream_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter:
+def _record_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter:
     record = _ensure_request_id(letter.record, letter.origin, rules)
     if letter.reason is DeadLetterReason.REQUEST_ID_REUSED and not rules.force:
         return _left_returning("another operation has its requestId")
@@ -263,7 +270,7 @@ def _stream_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLette
         if not rules.force:
             return record
         record = letter.record
-    return _records_resend(letter, [NewRecord(letter.origin.partition_key or record_key(letter), record)])
+    return _stream_resend(letter, [NewRecord(order_group(letter), record)])
 
 
 def _unpacked_resend(letter: DeadLetter, parts: Sequence[Part], rules: ReplayRules) -> Resend | LeftLetter:
@@ -271,32 +278,22 @@ def _unpacked_resend(letter: DeadLetter, parts: Sequence[Part], rules: ReplayRul
 
     A record of too many parts is sent as it came, if at all.
     """
-    refusals = [part.refusal for part in parts if part.refusal is not None]
-    if refusals and not rules.force:
-        return _left_returning(f"{DeadLetterReason.TOO_LARGE}: {refusals[0]}")
-    if len(parts) > PARTS_MAX and not rules.force:
-        return LeftLetter(
-            LeftReason.WOULD_COME_BACK,
-            f"an aggregate of {len(parts)} records, some of which are no operations and would come back one by one; "
-            "--force sends them",
-        )
-    records = []
+    refusal = next((part.refusal for part in parts if part.refusal is not None), None)
+    if len(parts) > PARTS_MAX:
+        refusal = TOO_MANY
+    if refusal is not None and not rules.force:
+        return _left_returning(f"{DeadLetterReason.TOO_LARGE}: {refusal}")
+    split = _Split(rules)
     for part in parts:
-        origin = msgspec.structs.replace(
-            letter.origin,
-            sub_sequence_number=part.sub_sequence_number,
-            partition_key=part.partition_key,
-            part_index=part.index,
+        origin = origin_of_part(letter.origin, part.number)
+        split.add(part.data, msgspec.structs.replace(origin, partition_key=part.partition_key))
+    if split.has_new_ids and not rules.force:
+        return LeftLetter(
+            LeftReason.WITHOUT_REQUEST_IDS,
+            "operations of this record have no requestId: if their producer sent them again, as the Kinesis "
+            "Producer Library does, they would be applied twice; --force sends them",
         )
-        record = _ensure_request_id(part.data, origin, rules)
-        if not isinstance(record, LeftLetter) and record != part.data and not rules.force:
-            return LeftLetter(
-                LeftReason.WITHOUT_REQUEST_IDS,
-                "operations of this record have no requestId: if their producer sent them again, as the Kinesis "
-                "Producer Library does, they would be applied twice; --force sends them",
-            )
-        records.append(NewRecord(part.partition_key, part.data if isinstance(record, LeftLetter) else record))
-    return _records_resend(letter, records)
+    return _stream_resend(letter, split.records)
 
 
 def _parts_resend(letter: DeadLetter, bad: BadParts, rules: ReplayRules) -> Resend | LeftLetter:
@@ -307,43 +304,52 @@ def _parts_resend(letter: DeadLetter, bad: BadParts, rules: ReplayRules) -> Rese
     parts = deaggregate(letter.record)
     if parts is None or len(parts) != bad.bad_count:
         return LeftLetter(LeftReason.NOT_A_LETTER, f"expected an aggregate of {bad.bad_count} bad parts as its record")
-    records: list[NewRecord] = []
-    returning: list[LeftLetter] = []
+    split = _Split(rules)
     for index, part in enumerate(parts):
-        origin = msgspec.structs.replace(
-            letter.origin if bad.numbers is None else origin_of_part(letter.origin, bad.numbers[index]),
-            partition_key=part.partition_key,
+        origin = letter.origin if bad.numbers is None else origin_of_part(letter.origin, bad.numbers[index])
+        split.add(part.data, msgspec.structs.replace(origin, partition_key=part.partition_key))
+    if split.has_new_ids and bad.numbers is None:
+        return LeftLetter(
+            LeftReason.WITHOUT_REQUEST_IDS,
+            "the letter had no room for the numbers of its parts, from which their request ids are derived",
         )
-        record = _ensure_request_id(part.data, origin, rules)
-        if isinstance(record, LeftLetter):
-            returning.append(record)
-            record = part.data
-        elif record != part.data and bad.numbers is None:
-            return LeftLetter(
-                LeftReason.WITHOUT_REQUEST_IDS,
-                "the letter had no room for the numbers of its parts, from which their request ids are derived",
-            )
-        records.append(NewRecord(part.partition_key, record))
-    if returning and not rules.force:
-        detail = f"{len(returning)} of {len(parts)} bad parts: {returning[0].detail}"
+    if split.returning and not rules.force:
+        detail = f"{len(split.returning)} of {len(parts)} bad parts: {split.returning[0].detail}"
         return LeftLetter(LeftReason.WOULD_COME_BACK, detail)
-    return _records_resend(letter, records)
+    return _stream_resend(letter, split.records)
 
 
-def _records_resend(letter: DeadLetter, records: Sequence[NewRecord]) -> Resend:
+class _Split:
+    """The records to send for the parts of a record, each with its effective request id."""
+
+    def __init__(self, rules: ReplayRules) -> None:
+        self._rules = rules
+        self.records: list[NewRecord] = []
+        self.returning: list[LeftLetter] = []  # of parts that would come back
+        self.has_new_ids = False
+
+    def add(self, data: bytes, origin: Origin) -> None:
+        record = _ensure_request_id(data, origin, self._rules)
+        if isinstance(record, LeftLetter):
+            self.returning.append(record)
+            record = data
+        self.has_new_ids |= record != data
+        self.records.append(NewRecord(origin.partition_key or "", record))
+
+
+def _stream_resend(letter: DeadLetter, records: Sequence[NewRecord]) -> Resend:
     return Resend(source=Source.KINESIS, name=letter.origin.name, group=order_group(letter), records=records)
 
 
 def _ensure_request_id(record: bytes, origin: Origin, rules: ReplayRules) -> bytes | LeftLetter:
     """Return *record* with its effective request id in it, or why it is not a valid operation."""
-    limits = {"max_bytes": rules.operation_max_bytes, "list_limit": rules.list_result_limit}
-    decoded = decode_operation(record, origin, **limits)
+    decoded = rules.decode(record, origin)
     if isinstance(decoded, RejectedRecord):
         return _left_returning(f"{decoded.reason}: {decoded.error}")
     if decoded.request_id != derived_request_id(origin):
         return record
     record = with_request_id(record, origin)
-    again = decode_operation(record, origin, **limits)
+    again = rules.decode(record, origin)
     if isinstance(again, RejectedRecord):
         return _left_returning(f"with its request id, {again.reason}: {again.error}")
     return record
@@ -388,11 +394,14 @@ def _prepare_order_event(
 ) -> tuple[str, dict[str, str]] | LeftLetter:
     """Return an order event without its SNS envelope, with its tenant, request id and time of sending.
 
-    Or why it is not a valid one.
+    Its tenant stays the one that it had, whatever the default is now. Or why it is not a valid event.
     """
     event, found = unwrap(body, attributes)
+    has_tenant = letter.business_id is not None and letter.location_id is not None
+    tenant = (letter.business_id or "", letter.location_id or "") if has_tenant else rules.order_tenant
     own_id = letter.request_id or letter.deduplication_id
-    decoded = decode_order(event, found, letter.origin, _order_rules(letter, rules), deduplication_id=own_id)
+    order_rules = OrderRules(rules.operation_max_bytes, tenant)
+    decoded = decode_order(event, found, letter.origin, order_rules, deduplication_id=own_id)
     if isinstance(decoded, RejectedRecord):
         refused = _left_returning(f"{decoded.reason}: {decoded.error}")
         return (body, dict(attributes)) if rules.force else refused
@@ -401,8 +410,74 @@ def _prepare_order_event(
     return with_members_of_message(event, found, decoded), found
 
 
-def _order_rules(letter: DeadLetter, rules: ReplayRules) -> OrderRules:
-    """Return the rules for the event of *letter*: its tenant stays the one that it had, whatever the default is now."""
-    if letter.business_id is None or letter.location_id is None:
-        return OrderRules(rules.operation_max_bytes, rules.order_tenant)
-    return OrderRules(rules.operation_max_bytes, (letter.business_id, letter.location_id))
+class EditedRecord(msgspec.Struct, frozen=True):
+    """The record to send in place of a dead letter's; *old_request_id* is the id that the letter's operation had."""
+
+    record: NewRecord
+    operation: Operation
+    old_request_id: str
+
+    def facts(self) -> dict[str, Any]:
+        """Return the members of the plan, without content."""
+        one = self.operation
+        return {
+            "operation": one.kind,
+            "businessId": one.business_id,
+            "locationId": one.location_id,
+            "resourceType": one.resource_type,
+            "resourceId": one.resource_id,
+            "requestId": one.request_id,
+            "oldRequestId": self.old_request_id,
+            "partitionKey": self.record.partition_key,
+        }
+
+
+class NotEditableError(Exception):
+    """A dead letter that cannot be corrected here; the text is for people."""
+
+
+def edit_record(parsed: ParsedDeadLetter, text: str, request_id: str, rules: ReplayRules) -> EditedRecord:
+    """Return the record to send for a letter, whose record a person has replaced by *text*, under a new *request_id*.
+
+    Raises NotEditableError for a letter of which that would lose a part, and ValueError for a text that would become a
+    dead letter again.
+    """
+    _check_editable(parsed, rules)
+    letter = parsed.letter
+    try:
+        members = _members_decoder.decode(text)
+    except (msgspec.DecodeError, UnicodeError) as exc:
+        raise ValueError(f"record: expected a JSON object, got another text ({exc})") from None
+    members.pop(REPLAY_MEMBER, None)
+    members["requestId"] = msgspec.Raw(msgspec.json.encode(request_id))
+    record = msgspec.json.encode(members)
+    decoded = rules.decode(record, letter.origin)
+    if isinstance(decoded, RejectedRecord):
+        error = f"record: it would become a dead letter again ({decoded.reason}: {decoded.error})"
+        raise ValueError(error)  # noqa: TRY004  (the text is at fault)
+    old_request_id = letter.request_id or derived_request_id(letter.origin)
+    if request_id == old_request_id:
+        raise ValueError("requestId: expected a new one, got that of the dead letter, under which it would be dropped")
+    key = partition_key_by(rules.key_rule, decoded.tenant_id, decoded.resource_type)
+    return EditedRecord(NewRecord(key[:KEY_MAX], record), decoded, old_request_id)
+
+
+def _check_editable(parsed: ParsedDeadLetter, rules: ReplayRules) -> None:
+    letter, origin = parsed.letter, parsed.letter.origin
+    if parsed.whole is not None:
+        raise NotEditableError("the dead letter has only the beginning of its record: replay it, or have it sent anew")
+    if origin.source is not Source.KINESIS:
+        raise NotEditableError(
+            "expected a record of the stream, got a message of a queue: have its producer correct it"
+        )
+    if (unknown := unknown_source(letter, rules)) is not None:
+        raise NotEditableError(unknown.detail)
+    is_of_several = origin.part_index is None and unpack(letter.record, "", origin.sub_sequence_number) is not None
+    if letter.parts is not None or is_of_several:
+        raise NotEditableError("the record has several operations, of which one text would replace all: replay it")
+
+
+def parts_at(letter: DeadLetter, record: Iterable[Part]) -> list[Part]:
+    """Return the parts of *record* that are at the letter's position, or that it names as bad."""
+    numbers = {letter.origin.part_number} if letter.parts is None else set(letter.parts.numbers or ())
+    return [part for part in record if part.number in numbers]

@@ -1,5 +1,3 @@
-"""Which dead letters a replay means, in what order it sends them, and what exactly it sends."""
-
 from __future__ import annotations
 
 import json
@@ -13,8 +11,10 @@ from hypothesis import strategies as st
 from support.aws.kpl_aggregates import aggregate
 
 from simplu_worker.aws.sqs_queue import FifoIds
-from simplu_worker.commands.dead_letters import replay_plan
-from simplu_worker.commands.dead_letters.replay_plan import (
+from simplu_worker.consumers.kinesis.stream.client import NewRecord, cut_into_puts
+from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
+from simplu_worker.dead_letters import plan
+from simplu_worker.dead_letters.plan import (
     REQUEST_LIMITS,
     DeadLetterFilter,
     LeftLetter,
@@ -24,17 +24,13 @@ from simplu_worker.commands.dead_letters.replay_plan import (
     Resend,
     ResendRequest,
     plan_resend,
-    record_key,
     sort_key,
     visibility_timeout_s,
 )
-from simplu_worker.commands.stream.input_lines import cut_into_puts
-from simplu_worker.consumers.kinesis.stream.client import NewRecord
-from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
-from simplu_worker.dead_letters.letter import BadParts, DeadLetter, origin_of_part
+from simplu_worker.operations.dead_letter import BadParts, DeadLetter, origin_of_part
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin, PartNumber, derived_request_id
-from simplu_worker.vocabulary import DeadLetterReason, Source
+from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
 
 FAILED_AT = datetime(2026, 1, 2, tzinfo=UTC)
 STREAM = Origin(
@@ -59,6 +55,7 @@ RULES = ReplayRules(
     queues={"orders.fifo": True, "control": False},
     operation_max_bytes=10_000,
     list_result_limit=1000,
+    key_rule=PartitionKeyRule.RESOURCE_TYPE,
 )
 FORCED = msgspec.structs.replace(RULES, force=True)
 VALID: dict[str, Any] = {
@@ -78,21 +75,18 @@ def letter(
     reason: DeadLetterReason = DeadLetterReason.UNKNOWN_TENANT,
     **members: Any,
 ) -> DeadLetter:
-    """Return a letter about *record*."""
     data = record if isinstance(record, bytes) else json.dumps(record).encode()
     whole: dict[str, Any] = {"error": "", "failed_at": FAILED_AT, "attempts": 1} | members
     return DeadLetter(reason=reason, origin=origin, record=data, **whole)
 
 
 def sent_for(one: DeadLetter, rules: ReplayRules = RULES) -> Resend:
-    """Return the resend of a letter that is sent."""
     resend = plan_resend(one, rules)
     assert isinstance(resend, Resend), resend
     return resend
 
 
 def left_for(one: DeadLetter, rules: ReplayRules = RULES) -> LeftReason:
-    """Return why a letter is left that is."""
     left = plan_resend(one, rules)
     assert isinstance(left, LeftLetter), left
     return left.why
@@ -157,11 +151,6 @@ def test_leading_zeros_do_not_change_the_order() -> None:
     assert sorted(mixed, key=sort_key) == expected
 
 
-def test_record_key_takes_any_text() -> None:
-    odd = [letter(origin=msgspec.structs.replace(STREAM, name=name)) for name in ("\ud800", "\ud801", "?")]
-    assert len({record_key(one) for one in odd}) == 3
-
-
 def test_message_counts_with_its_attributes_as_sqs_counts() -> None:
     message = QueueMessage("żó", {"a": "bc"}, FifoIds("g", "d"))
     assert list(message.texts()) == ["żó", "a", "bc", "String"]
@@ -182,20 +171,6 @@ def test_letters_are_ordered_by_source_and_place() -> None:
     assert sorted(mixed, key=sort_key) == expected
 
 
-def test_letters_of_one_place_are_one_and_others_are_not() -> None:
-    again = letter(failed_at=FAILED_AT + timedelta(hours=1), attempts=4)
-    nowhere = msgspec.structs.replace(ORDERS, message_id=None, sequence_number=None)
-    assert record_key(letter()) == record_key(again)
-    others = [
-        letter(origin=msgspec.structs.replace(STREAM, sub_sequence_number=1)),
-        letter(origin=msgspec.structs.replace(STREAM, stream_shard_id="shardId-1")),
-        letter(origin=ORDERS),
-        letter(b"one", origin=nowhere),
-        letter(b"other", origin=nowhere),
-    ]
-    assert len({record_key(one) for one in [letter(), *others]}) == 6
-
-
 # To the stream
 
 
@@ -205,11 +180,9 @@ def test_record_with_a_request_id_is_sent_as_it_is() -> None:
 
 
 def test_record_goes_to_its_stream_in_the_order_of_its_key() -> None:
-    keyless = letter(VALID | {"requestId": "r"}, origin=msgspec.structs.replace(STREAM, partition_key=None))
-    for one, key in ((letter(VALID | {"requestId": "r"}), "b-l-patient"), (keyless, record_key(keyless))):
-        sent = sent_for(one)
-        assert (sent.source, sent.name, sent.group) == (Source.KINESIS, "operations", key)
-        assert [record.partition_key for record in sent.records] == [key]
+    sent = sent_for(letter(VALID | {"requestId": "r"}))
+    assert (sent.source, sent.name, sent.group) == (Source.KINESIS, "operations", "b-l-patient")
+    assert [record.partition_key for record in sent.records] == ["b-l-patient"]
 
 
 def test_record_without_one_is_sent_with_the_id_it_had() -> None:
@@ -281,14 +254,13 @@ def test_letter_of_one_part_of_an_array_is_sent_as_a_record_of_its_own() -> None
     assert decoded.request_id == derived_request_id(place)
 
 
-def test_letters_of_parts_are_sent_in_their_order_and_each_once() -> None:
+def test_letters_of_parts_are_sent_in_their_order() -> None:
     letters = [
         msgspec.structs.replace(letter(VALID), origin=msgspec.structs.replace(STREAM, part_index=index))
         for index in (10, 9, None, 2)
     ]
     in_order = sorted(letters, key=sort_key)
     assert [one.origin.part_index for one in in_order] == [None, 2, 9, 10]
-    assert len({record_key(one) for one in letters}) == len(letters)
 
 
 def test_array_that_the_worker_could_not_unpack_is_sent_in_parts() -> None:
@@ -310,7 +282,6 @@ BAD_PARTS = [("k1", VALID), ("k2", VALID | {"requestId": "own"}), ("k1", VALID)]
 
 
 def letter_of_parts(*more: tuple[str, bytes], numbers: tuple[PartNumber, ...] | None = (3, 8, 9)) -> DeadLetter:
-    """Return a letter of the parts 3, 8 and 9 of an aggregate, which are valid by now, and of *more*."""
     packed = [*((key, json.dumps(members).encode()) for key, members in BAD_PARTS), *more]
     parts = BadParts(100, len(packed), {"invalid_message": len(packed)}, numbers)
     return letter(aggregate([(key, None, data) for key, data in packed]), parts=parts)
@@ -346,7 +317,7 @@ def test_bad_parts_without_numbers_or_an_aggregate_are_left() -> None:
 
 
 def test_aggregate_with_too_many_parts_is_left_unless_forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay_plan, "PARTS_MAX", 2)
+    monkeypatch.setattr(plan, "PARTS_MAX", 2)
     whole = json.dumps(VALID | {"requestId": "own"}).encode()
     one = letter(aggregate([("k", None, whole), ("k", None, b""), ("k", None, b"")]))
     assert left_for(one) is LeftReason.WOULD_COME_BACK
@@ -481,7 +452,7 @@ def test_control_message_goes_to_its_queue() -> None:
     one = letter(b"{}", origin=CONTROL, reason=DeadLetterReason.INVALID_MESSAGE)
     assert "invalid_message" in getattr(plan_resend(one, RULES), "detail", "")
     sent = sent_for(one, FORCED)
-    assert (sent.source, sent.name, sent.group) == (Source.SQS, "control", record_key(one))
+    assert (sent.source, sent.name, sent.group) == (Source.SQS, "control", "m-1")
     assert sent.message is not None
     assert sent.message.fifo.group_id == "replay"
 
@@ -503,7 +474,6 @@ def test_message_that_is_no_text_is_left() -> None:
 
 
 def resend(group: str, size: int = 10, *, source: Source = Source.KINESIS, count: int = 1) -> Resend:
-    """Return something to be sent."""
     return Resend(source=source, name="n", group=group, records=[NewRecord(group, b"x" * size)] * count)
 
 

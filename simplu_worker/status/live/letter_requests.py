@@ -1,4 +1,4 @@
-"""Dead letters over HTTP: what the commands do, for operators of a replica that runs (docs/outcomes.md)."""
+"""Dead letters over HTTP, for operators of a replica that runs (docs/dead-letters.md)."""
 
 from __future__ import annotations
 
@@ -10,21 +10,16 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.commands.dead_letters.desk import (
-    DiscardOptions,
+from simplu_worker.config.settings import Settings
+from simplu_worker.dead_letters.plan import DeadLetterFilter, NotEditableError
+from simplu_worker.dead_letters.service import (
+    ApplyOptions,
+    DeadLetterService,
     EditOptions,
     LettersAction,
     ListOptions,
-    discard_letters,
-    edit_letter,
-    list_letters,
-    replay_letters,
+    NoteList,
 )
-from simplu_worker.commands.dead_letters.edit import NotEditableError
-from simplu_worker.commands.dead_letters.replay import ReplayOptions
-from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
-from simplu_worker.commands.output import NoteList
-from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
 from simplu_worker.status.guard import Actor, logged_action
 from simplu_worker.status.request_bodies import EditRequest, LettersRequest
@@ -48,31 +43,28 @@ HttpAnswer = tuple[int, dict[str, Any]]
 Act: TypeAlias = Callable[[DeadLetterFilter, NoteList], Awaitable[dict[str, Any]]]
 
 
-class HttpDesk:
-    """Lists, replays and discards dead letters, one request at a time: each hides the letters from the others."""
+class LetterRequests:
+    """Answers requests about dead letters, one at a time: each hides the letters from the others."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._service = DeadLetterService(settings)
         self._turn = asyncio.Lock()
-
-    def __repr__(self) -> str:
-        return f"HttpDesk(busy={self._turn.locked()})"
 
     async def list(self, request: LettersRequest, actor: Actor) -> HttpAnswer:
         """Answer `POST /dead-letters/list`."""
         options = ListOptions(request.limit, request.records, ROOM_BYTES, request.newest, LIST_READ_S)
 
         async def look(chosen: DeadLetterFilter, notes: NoteList) -> dict[str, Any]:
-            return await list_letters(self._settings, chosen, options, notes)
+            return await self._service.list(chosen, options, notes)
 
         return await self._answer(LettersAction.LIST, request, actor, look, {"records": request.records})
 
     async def replay(self, request: LettersRequest, actor: Actor) -> HttpAnswer:
         """Answer `POST /dead-letters/replay`."""
-        options = ReplayOptions(apply=request.apply, force=request.force, limit=request.limit)
+        options = ApplyOptions(apply=request.apply, force=request.force, limit=request.limit)
 
         async def replay(chosen: DeadLetterFilter, notes: NoteList) -> dict[str, Any]:
-            result = await replay_letters(self._settings, chosen, options, notes)
+            result = await self._service.replay(chosen, options, notes)
             members: dict[str, Any] = msgspec.to_builtins(result.members(applied=request.apply))
             return members
 
@@ -80,10 +72,10 @@ class HttpDesk:
 
     async def discard(self, request: LettersRequest, actor: Actor) -> HttpAnswer:
         """Answer `POST /dead-letters/discard`."""
-        options = DiscardOptions(apply=request.apply, limit=request.limit)
+        options = ApplyOptions(apply=request.apply, limit=request.limit)
 
         async def discard(chosen: DeadLetterFilter, notes: NoteList) -> dict[str, Any]:
-            return await discard_letters(self._settings, chosen, options, notes)
+            return await self._service.discard(chosen, options, notes)
 
         return await self._answer(LettersAction.DISCARD, request, actor, discard, {})
 
@@ -91,25 +83,21 @@ class HttpDesk:
         """Answer `POST /dead-letters/edit`. The log links the new request id to the old one."""
         if request.apply and request.request_id is None:
             return 400, {"error": NEEDS_REQUEST_ID}
-        if self._turn.locked():
-            return 409, {"error": BUSY}
         request_id = request.request_id or str(uuid.uuid4())
         options = EditOptions(request.message_id, request.record, request_id, request.apply)
         asked: dict[str, Any] = {"messageId": request.message_id, "requestId": request_id}
-        async with self._turn:
-            notes = NoteList()
-            try:
-                with logged_action(LettersAction.EDIT, actor, asked, apply=request.apply) as acted:
-                    status, answer = await self._edit(options, notes)
-                    asked["oldRequestId"] = answer.get("oldRequestId")
-                    acted.answer = answer
-            except WorkerError as exc:
-                return 503, {"error": scrub_text(str(exc))}
-        return status, answer
 
-    async def _edit(self, options: EditOptions, notes: NoteList) -> HttpAnswer:
+        async def edit() -> HttpAnswer:
+            status, answer = await self._edit(options)
+            asked["oldRequestId"] = answer.get("oldRequestId")
+            return status, answer
+
+        return await self._act(LettersAction.EDIT, actor, asked, edit, apply=request.apply)
+
+    async def _edit(self, options: EditOptions) -> HttpAnswer:
+        notes = NoteList()
         try:
-            answer = await edit_letter(self._settings, options, notes)
+            answer = await self._service.edit(options, notes)
         except ValueError as exc:
             return 400, {"error": str(exc)}
         except NotEditableError as exc:
@@ -122,29 +110,44 @@ class HttpDesk:
         request = request.in_utc()
         if request.apply and request.until is None:
             return 400, {"error": NEEDS_UNTIL}
+        filters = filter_of(request, until := request.until or utc_now())
+
+        async def answer() -> HttpAnswer:
+            notes = NoteList()
+            found = await act(filters, notes)
+            return 200, found | {"until": until.isoformat(), "notes": notes.texts}
+
+        asked = filters.facts() | {"limit": request.limit} | asked
+        return await self._act(action, actor, asked, answer, apply=request.apply)
+
+    async def _act(
+        self,
+        action: LettersAction,
+        actor: Actor,
+        asked: dict[str, Any],
+        act: Callable[[], Awaitable[HttpAnswer]],
+        *,
+        apply: bool,
+    ) -> HttpAnswer:
         if self._turn.locked():
             return 409, {"error": BUSY}
         async with self._turn:
-            planned_at, notes = utc_now(), NoteList()
-            filters = filter_of(request, planned_at)
-            asked = filters.facts() | {"limit": request.limit} | asked
             try:
-                with logged_action(action, actor, asked, apply=request.apply) as acted:
-                    acted.answer = answer = await act(filters, notes)
+                with logged_action(action, actor, asked, apply=apply) as acted:
+                    status, acted.answer = await act()
             except WorkerError as exc:
                 return 503, {"error": scrub_text(str(exc))}
-        until = request.until or planned_at
-        return 200, answer | {"until": until.isoformat(), "notes": notes.texts}
+        return status, dict(acted.answer)
 
 
-def filter_of(request: LettersRequest, planned_at: datetime) -> DeadLetterFilter:
-    """Return the filter of a request: without `until` that of letters until *planned_at*."""
+def filter_of(request: LettersRequest, until: datetime) -> DeadLetterFilter:
+    """Return the filter of a request, of letters that failed before *until*."""
     business_id, location_id = request.business_id, request.location_id
     return DeadLetterFilter(
         reasons=frozenset(request.reasons),
         source=request.source,
         tenant=None if business_id is None or location_id is None else (business_id, location_id),
         since=request.since,
-        until=request.until or planned_at,
+        until=until,
         message_ids=frozenset(request.message_ids),
     )

@@ -1,5 +1,3 @@
-"""A dead letter that a person corrects: which one may be, and what exactly is sent."""
-
 from __future__ import annotations
 
 import json
@@ -9,8 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from simplu_worker.commands.dead_letters.edit import EditRules, NotEditableError, edit_record
-from simplu_worker.dead_letters.letter import BadParts, DeadLetter, ParsedDeadLetter, WholeRecord
+from simplu_worker.dead_letters.letter import ParsedDeadLetter, WholeRecord
+from simplu_worker.dead_letters.plan import NotEditableError, ReplayRules, edit_record
+from simplu_worker.operations.dead_letter import BadParts, DeadLetter
 from simplu_worker.operations.operation import Origin, derived_request_id
 from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
 
@@ -18,7 +17,7 @@ AT = datetime(2026, 1, 1, tzinfo=UTC)
 STREAM = Origin(
     *(Source.KINESIS, "operations", AT), stream_shard_id="shardId-0", sequence_number="100", partition_key="old-key"
 )
-RULES = EditRules("operations", PartitionKeyRule.RESOURCE_TYPE, 10_000, 1000)
+RULES = ReplayRules("operations", {}, 10_000, 1000, PartitionKeyRule.RESOURCE_TYPE)
 VALID: dict[str, Any] = {
     "operation": "update",
     "businessId": "b",
@@ -32,19 +31,18 @@ TEXT = json.dumps(VALID)
 
 
 def parsed(record: bytes = b"{", whole: WholeRecord | None = None, **members: Any) -> ParsedDeadLetter:
-    """Return a dead letter."""
     known: dict[str, Any] = {"origin": STREAM, "reason": DeadLetterReason.INVALID_JSON} | members
     return ParsedDeadLetter(DeadLetter(error="", failed_at=AT, attempts=1, record=record, **known), whole)
 
 
-def test_corrected_record_is_another_operation_with_the_key_that_it_has_to_have() -> None:
+def test_corrected_record_is_another_operation_with_its_own_key() -> None:
     text = '{"requestId": "old", "simpluReplay": {}, "data": {"n": 12345678901234567890.10}, ' + TEXT[1:].replace(
         '"data": {"n": 1}', '"date": null'
     )
     edited = edit_record(parsed(request_id="old"), text, "new", RULES)
-    sent = json.loads(edited.record)
-    assert (sent["requestId"], "simpluReplay" in sent, edited.partition_key) == ("new", False, "b-l-patient")
-    assert b'{"n": 12345678901234567890.10}' in edited.record
+    sent = json.loads(edited.record.data)
+    assert (sent["requestId"], "simpluReplay" in sent, edited.record.partition_key) == ("new", False, "b-l-patient")
+    assert b'{"n": 12345678901234567890.10}' in edited.record.data
     assert edited.facts() == {
         "operation": "update",
         "businessId": "b",

@@ -1,5 +1,3 @@
-"""Which dead letters have a resource that is erased, and what takes the place of those with records of others."""
-
 from __future__ import annotations
 
 import json
@@ -11,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.commands.dead_letters.erasure_rules import LetterTarget, Relation, judge_letter
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, deaggregate
-from simplu_worker.dead_letters.letter import BadParts, DeadLetter, encode_dead_letter, parse_dead_letter
+from simplu_worker.dead_letters.erasing import LetterTarget, Relation, judge_letter
+from simplu_worker.dead_letters.letter import encode_dead_letter, parse_dead_letter
+from simplu_worker.operations.dead_letter import BadParts, DeadLetter
 from simplu_worker.operations.operation import Origin
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
@@ -27,12 +26,10 @@ PERSON = {"resourceType": "patient", "resourceId": "anna@example.com"}
 
 
 def record(**members: Any) -> bytes:
-    """Return the record of an operation of the tenant."""
     return json.dumps({"operation": "create", **TENANT, **members}).encode()
 
 
 def letter(data: bytes, origin: Origin = STREAM, **members: Any) -> DeadLetter:
-    """Return a letter."""
     return DeadLetter(DeadLetterReason.INVALID_MESSAGE, "", origin, AT, 1, data, **members)
 
 
@@ -111,7 +108,6 @@ def test_id_is_found_as_json_escapes_it() -> None:
 
 
 def packed(flags: list[bool]) -> bytes:
-    """Return an aggregate with a record of the person for each true flag, and one of others for each false one."""
     packer = AggregatePacker()
     for number, is_of_person in enumerate(flags):
         who = PERSON if is_of_person else {"resourceType": "patient", "resourceId": "b"}

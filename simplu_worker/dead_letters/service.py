@@ -1,0 +1,612 @@
+"""List, replay, discard and edit dead letters (docs/dead-letters.md): what the commands and HTTP requests call.
+
+A letter is deleted only after its record was sent. After a kill in between, a repeated record is dropped by its
+effective request id.
+"""
+
+from __future__ import annotations
+
+import base64
+import heapq
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
+from datetime import datetime
+from enum import StrEnum
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any, Final, NamedTuple
+
+import msgspec
+
+from simplu_worker.aws.clients import Client, open_client
+from simplu_worker.aws.sqs_queue import Message, OutgoingMessage, Queue
+from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, unpack
+from simplu_worker.consumers.kinesis.stream.client import Record, Stream
+from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber
+from simplu_worker.dead_letters.browser import Counted, DeadLetterBrowser, Narration
+from simplu_worker.dead_letters.letter import NotADeadLetterError, ParsedDeadLetter, parse_dead_letter
+from simplu_worker.dead_letters.plan import (
+    DeadLetterFilter,
+    LeftLetter,
+    LeftReason,
+    ReplayRules,
+    Resend,
+    ResendRequest,
+    edit_record,
+    order_group,
+    parts_at,
+    plan_resend,
+    sort_key,
+    unknown_source,
+)
+from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError
+from simplu_worker.operations.dead_letter import DeadLetter, tenant_of
+from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
+
+SQS_ATTEMPTS: Final = 3
+PUT_TIMEOUT_S: Final = 30.0  # a request of 5 MiB over a slow line
+FETCH_POLLS: Final = 5  # a reply may be empty though there are records
+SHOWN_RECORDS_MAX_BYTES: Final = 64 * 1024 * 1024
+KEPT_IN_MEMORY_BYTES: Final = 16 * 1024 * 1024  # of the letters of a replay; the others are in a file
+QUEUES: Final = {  # by setting: whether the queue holds order events
+    "sqs_shard_creation_queue_url": False,
+    "sqs_order_events_queue_url": True,
+    "sqs_priority_queue_url": True,
+}
+
+
+class LettersAction(StrEnum):
+    """What a person has done with dead letters, as the log has it."""
+
+    LIST = "list_letters"
+    REPLAY = "replay_letters"
+    DISCARD = "discard_letters"
+    EDIT = "edit_letter"
+
+
+class ListOptions(NamedTuple):
+    """Which of the letters that match are listed."""
+
+    limit: int | None
+    records: bool
+    room_bytes: int = SHOWN_RECORDS_MAX_BYTES  # of records
+    newest: bool = False  # of all that match: the whole queue is read, as SQS shows messages in no order
+    read_s: float = math.inf  # until the reading ends, with what was found
+
+
+class ApplyOptions(NamedTuple):
+    """Whether to replay or discard, or to plan it; *force* counts for a replay alone."""
+
+    apply: bool
+    limit: int | None
+    force: bool = False
+
+
+class EditOptions(NamedTuple):
+    """A dead letter by the id of its message, the text that is to take the place of its record, and the new id."""
+
+    message_id: str
+    record: str
+    request_id: str
+    apply: bool
+
+
+class ReplayStatus(StrEnum):
+    """The outcome of one letter, done or planned."""
+
+    SENT = "sent"
+    WOULD_SEND = "would send"
+    LEFT = "left"
+
+
+class ReplayOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The outcome of one message of the queue; *why* and *detail* if it was left there."""
+
+    message_id: str
+    status: ReplayStatus
+    reason: DeadLetterReason | None = None
+    source: Source | None = None
+    name: str | None = None
+    failed_at: datetime | None = None
+    why: LeftReason | None = None
+    detail: str | None = None
+
+
+class ReplayResult(NamedTuple):
+    """The outcome of each letter of a replay, or of its plan; *hidden* and *behind* were not seen."""
+
+    outcomes: list[ReplayOutcome]
+    hidden: int
+    behind: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of them were sent, or would be."""
+        return not self.hidden and all(outcome.status is not ReplayStatus.LEFT for outcome in self.outcomes)
+
+    def members(self, *, applied: bool) -> dict[str, Any]:
+        """Return the answer as JSON members."""
+        counts = Counter(outcome.status for outcome in self.outcomes)
+        return {
+            "applied": applied,
+            "sent": counts[ReplayStatus.SENT],
+            "wouldSend": counts[ReplayStatus.WOULD_SEND],
+            "left": counts[ReplayStatus.LEFT],
+            "hidden": self.hidden,
+            "behind": self.behind,
+            "letters": self.outcomes,
+        }
+
+
+class NoteList:
+    """Remarks as a list; no progress."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Keep a remark."""
+        self.texts.append(text)
+
+    def count(self, what: str, total: int) -> AbstractContextManager[Counted]:  # noqa: ARG002  (the protocol's)
+        """Show nothing."""
+        return nullcontext(self)
+
+    def show(self, done: int) -> None:
+        """Show nothing."""
+
+
+class DeadLetterService:
+    """Acts on the dead-letter queue and the sources of *settings*; each call opens and closes them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    async def list(self, filters: DeadLetterFilter, options: ListOptions, narration: Narration) -> dict[str, Any]:
+        """Return dead letters that *filters* match, and leave them in the queue.
+
+        They are the first that SQS shows, up to the limit, by the time of their failure; or with `newest` the newest of
+        the whole queue, as far as it was read in time. `matched` counts those that were seen to match, `isCut`: there
+        may be more than are listed.
+        """
+        shelf = _Shelf(options)
+        foreign: list[dict[str, str]] = []
+        is_cut = False
+        async with (
+            open_browser(self._settings, narration) as browser,
+            aclosing(browser.read(filters, to_act=False, within_s=options.read_s)) as letters,
+        ):
+            async for message, parsed in letters:
+                if isinstance(parsed, NotADeadLetterError):
+                    foreign.append({"messageId": message.message_id, "problem": str(parsed)})
+                elif is_cut := shelf.is_full:
+                    break
+                else:
+                    shelf.add(_members(message, parsed, with_record=options.records), len(message.body))
+            is_cut |= browser.ended_early
+            is_complete = filters.is_complete(shelf.matched)
+            hidden = 0 if is_cut or is_complete else browser.warn_of_hidden()
+            behind = 0 if is_complete else await browser.count_behind()
+        rows = shelf.rows()
+        return {
+            "letters": rows,
+            "notLetters": foreign,
+            "matched": shelf.matched,
+            "isCut": is_cut or shelf.matched > len(rows),
+            "hidden": hidden,
+            "behind": behind,
+        }
+
+    async def replay(self, filters: DeadLetterFilter, options: ApplyOptions, narration: Narration) -> ReplayResult:
+        """Send the records of letters that *filters* match to their source, and delete them; or return the plan.
+
+        In rounds, until one sends nothing: a FIFO queue shows more letters of a group once the first are deleted.
+        """
+        outcomes: list[ReplayOutcome] = []
+        async with AsyncExitStack() as stack:
+            browser = await stack.enter_async_context(open_browser(self._settings, narration))
+            sources = await _open_sources(stack, self._settings, force=options.force)
+            while True:
+                limit = None if options.limit is None else options.limit - _letter_count(outcomes)
+                with SpooledTemporaryFile(max_size=KEPT_IN_MEMORY_BYTES) as file:
+                    replay = _Replay(browser, sources, file, apply=options.apply)
+                    await replay.read(filters)
+                    found = await replay.run(limit)
+                outcomes += found
+                may_show_more = browser.queue.is_fifo and any(one.status is ReplayStatus.SENT for one in found)
+                is_complete = filters.is_complete(len(outcomes))
+                if not may_show_more or is_complete:
+                    break
+            hidden, behind = (0, 0) if is_complete else await _unseen(browser, options, _letter_count(outcomes))
+        return ReplayResult(outcomes, hidden, behind)
+
+    async def discard(self, filters: DeadLetterFilter, options: ApplyOptions, narration: Narration) -> dict[str, Any]:
+        """Delete the dead letters that *filters* match, and with them their records; or return the plan.
+
+        Other messages of the queue stay.
+        """
+        alike: Counter[tuple[str, str, str]] = Counter()
+        count = left_count = 0
+        async with open_browser(self._settings, narration) as browser:
+            while True:
+                found: list[str] = []
+                async with aclosing(browser.read(filters)) as letters:
+                    async for message, parsed in letters:
+                        if count + len(found) == options.limit:
+                            break
+                        if isinstance(parsed, ParsedDeadLetter):
+                            alike[parsed.letter.reason, *(tenant_of(parsed.letter) or ("", ""))] += 1
+                            found.append(message.message_id)
+                count += len(found)
+                left_count += len(await browser.delete(found)) if options.apply else 0
+                is_complete = filters.is_complete(count)
+                may_show_more = options.apply and browser.queue.is_fifo and found
+                if not may_show_more or is_complete or count == options.limit:
+                    break
+            hidden, behind = (0, 0) if is_complete else await _unseen(browser, options, count)
+        return {
+            "applied": options.apply,
+            "discarded": count - left_count if options.apply else 0,
+            "wouldDiscard": 0 if options.apply else count,
+            "left": left_count,
+            "hidden": hidden,
+            "behind": behind,
+            "letters": [
+                {"reason": reason, "businessId": business_id, "locationId": location_id, "count": number}
+                for (reason, business_id, location_id), number in sorted(alike.items())
+            ],
+        }
+
+    async def edit(self, options: EditOptions, narration: Narration) -> dict[str, Any] | None:
+        """Send the corrected record of a letter under a new request id, and delete the letter; or return the plan.
+
+        None where the queue shows no such letter. Sent again after a lost answer, the record is dropped as a
+        redelivery. Raises as `edit_record`.
+        """
+        rules = _rules_of(self._settings)
+        async with open_browser(self._settings, narration) as browser:
+            parsed = await _find_letter(browser, options.message_id)
+            if parsed is None:
+                return None
+            edited = edit_record(parsed, options.record, options.request_id, rules)
+            if options.apply:
+                async with _open_stream(self._settings) as stream:
+                    await stream.put_all([edited.record])
+                if await browser.delete([options.message_id]):
+                    narration.note("the record was sent, but its dead letter was not deleted: discard it")
+        return {"applied": options.apply, "sent": int(options.apply), "arrivedAt": parsed.letter.origin.arrived_at} | (
+            edited.facts()
+        )
+
+
+@asynccontextmanager
+async def open_sqs(settings: Settings) -> AsyncIterator[Client]:
+    """Open SQS."""
+    async with open_client("sqs", region=settings.aws_region, max_attempts=SQS_ATTEMPTS) as client:
+        yield client
+
+
+@asynccontextmanager
+async def open_browser(settings: Settings, narration: Narration) -> AsyncIterator[DeadLetterBrowser]:
+    """Open the dead-letter queue. Raises ConfigurationError without one."""
+    url = settings.dead_letter_queue_url
+    if url is None:
+        raise ConfigurationError("SQS_DEAD_LETTER_QUEUE_URL: expected the dead-letter queue, got nothing; set it")
+    async with open_sqs(settings) as client, DeadLetterBrowser(Queue(client, url), narration) as browser:
+        yield browser
+
+
+@asynccontextmanager
+async def _open_stream(settings: Settings) -> AsyncIterator[Stream]:
+    async with open_client("kinesis", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S) as client:
+        yield Stream(client, settings.kinesis_stream_name or "")
+
+
+def _rules_of(
+    settings: Settings, queues: Mapping[str, bool] | None = None, stream: Stream | None = None, *, force: bool = False
+) -> ReplayRules:
+    return ReplayRules(
+        stream=settings.kinesis_stream_name if stream is None else stream.name,
+        queues=queues or {},
+        operation_max_bytes=settings.operation_max_bytes,
+        list_result_limit=settings.list_result_limit,
+        key_rule=PartitionKeyRule(settings.kinesis_partition_key),
+        order_tenant=settings.order_tenant,
+        force=force,
+    )
+
+
+async def _unseen(browser: DeadLetterBrowser, options: ApplyOptions, count: int) -> tuple[int, int]:
+    """Return how many letters were hidden from a reader that found *count*, and how many are behind these."""
+    hidden = browser.warn_of_hidden()
+    return hidden, await browser.count_behind(is_plan=not options.apply, has_reached_limit=count == options.limit)
+
+
+class _Shelf:
+    """The rows of a list: the first that are added, or the newest, for which the oldest make room."""
+
+    def __init__(self, options: ListOptions) -> None:
+        self._options = options
+        self._heap: list[tuple[datetime, str, int, dict[str, Any]]] = []
+        self._room_bytes = options.room_bytes
+        self.matched = 0
+
+    @property
+    def is_full(self) -> bool:
+        return not self._options.newest and (len(self._heap) == self._options.limit or self._room_bytes < 0)
+
+    def add(self, row: dict[str, Any], size_bytes: int) -> None:
+        self.matched += 1
+        size_bytes = size_bytes if self._options.records else 0
+        heapq.heappush(self._heap, (row["failedAt"], row["messageId"], size_bytes, row))
+        self._room_bytes -= size_bytes
+        while self._options.newest and (
+            len(self._heap) > (self._options.limit or math.inf) or (self._room_bytes < 0 and len(self._heap) > 1)
+        ):
+            self._room_bytes += heapq.heappop(self._heap)[2]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [row for *_, row in sorted(self._heap, reverse=self._options.newest, key=lambda one: one[:2])]
+
+
+def _letter_count(outcomes: Sequence[ReplayOutcome]) -> int:
+    return sum(outcome.why is not LeftReason.NOT_A_LETTER for outcome in outcomes)
+
+
+async def _find_letter(browser: DeadLetterBrowser, message_id: str) -> ParsedDeadLetter | None:
+    chosen = DeadLetterFilter(message_ids=frozenset({message_id}))
+    async with aclosing(browser.read(chosen, to_act=False)) as letters:
+        async for _, parsed in letters:
+            return parsed if isinstance(parsed, ParsedDeadLetter) else None
+    return None
+
+
+class _Chosen(NamedTuple):
+    """A letter to replay, without its content, and where its text is in the file of the round."""
+
+    message_id: str
+    head: DeadLetter
+    offset: int
+    size_bytes: int
+
+
+class _Replay:
+    """One round over the letters that the queue shows: `read` them, then `run`."""
+
+    def __init__(self, browser: DeadLetterBrowser, sources: _Sources, file: IO[bytes], *, apply: bool) -> None:
+        self._browser = browser
+        self._sources = sources
+        self._file = file
+        self._apply = apply
+        self._chosen: list[_Chosen] = []
+        self._outcomes: list[ReplayOutcome] = []
+        self._blocked: set[tuple[str, str]] = set()  # source and group of each letter that was not sent
+
+    async def read(self, filters: DeadLetterFilter) -> None:
+        """Read what the queue shows."""
+        async with aclosing(self._browser.read(filters)) as letters:
+            async for message, parsed in letters:
+                if isinstance(parsed, NotADeadLetterError):
+                    why = LeftReason.NOT_A_LETTER
+                    outcome = ReplayOutcome(message.message_id, ReplayStatus.LEFT, why=why, detail=str(parsed))
+                    self._outcomes.append(outcome)
+                    continue
+                head = msgspec.structs.replace(parsed.letter, record=b"", error="", parts=None, message_attributes=None)
+                text = message.body.encode("utf-8", "surrogatepass")
+                self._chosen.append(_Chosen(message.message_id, head, self._file.seek(0, 2), self._file.write(text)))
+
+    async def run(self, limit: int | None) -> list[ReplayOutcome]:
+        """Send the first *limit* letters, in order; return the outcome of each."""
+        chosen = sorted(self._chosen, key=lambda one: sort_key(one.head))[:limit]
+        request, requested, done = ResendRequest(), list[_Chosen](), 0
+        with self._browser.narration.count("sent" if self._apply else "planned", len(chosen)) as progress:
+            try:
+                for one in chosen:
+                    await self._browser.keep_hidden()
+                    resend = await self._sources.plan(self._parse(one))
+                    if isinstance(resend, LeftLetter):
+                        self._leave(one, resend.why, resend.detail)
+                        continue
+                    if not request.has_room_for(resend):
+                        await self._send(request, requested)
+                        progress.show(done := done + len(requested))
+                        request, requested = ResendRequest(), []
+                    if (one.head.origin.name, resend.group) in self._blocked:
+                        detail = "an earlier record of the same key or group was not sent"
+                        self._leave(one, LeftReason.BEHIND_UNSENT, detail)
+                        continue
+                    request.add(resend)
+                    requested.append(one)
+                await self._send(request, requested)
+                progress.show(done + len(requested))
+            except RetryableError as exc:
+                recorded = {outcome.message_id for outcome in self._outcomes}
+                for one in chosen:
+                    if one.message_id not in recorded:
+                        self._leave(one, LeftReason.NOT_REACHED, f"the replay stopped at an error: {exc}")
+        return self._outcomes
+
+    def _parse(self, chosen: _Chosen) -> ParsedDeadLetter:
+        self._file.seek(chosen.offset)
+        return parse_dead_letter(self._file.read(chosen.size_bytes).decode("utf-8", "surrogatepass"))
+
+    async def _send(self, request: ResendRequest, requested: Sequence[_Chosen]) -> None:
+        """Send, then delete the letters."""
+        if not self._apply:
+            self._outcomes += [_outcome(one, ReplayStatus.WOULD_SEND) for one in requested]
+            return
+        refused = await self._sources.send(request.resends)
+        sent = [one for index, one in enumerate(requested) if index not in refused]
+        for index, error in refused.items():
+            self._blocked.add((requested[index].head.origin.name, order_group(requested[index].head)))
+            self._leave(requested[index], LeftReason.SEND_REFUSED, error)
+        kept = await self._browser.delete([one.message_id for one in sent])
+        for one in sent:
+            if one.message_id in kept:
+                detail = "the record was sent, but its letter was not deleted; sent again, the record would be dropped"
+                self._leave(one, LeftReason.NOT_DELETED, detail)
+            else:
+                self._outcomes.append(_outcome(one, ReplayStatus.SENT))
+
+    def _leave(self, chosen: _Chosen, why: LeftReason, detail: str) -> None:
+        self._outcomes.append(_outcome(chosen, ReplayStatus.LEFT, why, detail))
+
+
+def _outcome(
+    chosen: _Chosen, status: ReplayStatus, why: LeftReason | None = None, detail: str | None = None
+) -> ReplayOutcome:
+    letter = chosen.head
+    return ReplayOutcome(
+        chosen.message_id,
+        status,
+        letter.reason,
+        letter.origin.source,
+        letter.origin.name,
+        letter.failed_at,
+        why,
+        detail,
+    )
+
+
+async def _open_sources(stack: AsyncExitStack, settings: Settings, *, force: bool) -> _Sources:
+    stream = None
+    if settings.kinesis_stream_name is not None:
+        stream = await stack.enter_async_context(_open_stream(settings))
+    client = await stack.enter_async_context(open_sqs(settings))
+    queues = {url: Queue(client, url) for name in QUEUES if (url := getattr(settings, name)) is not None}
+    holds_orders = {
+        queues[url].name: has_orders for name, has_orders in QUEUES.items() if (url := getattr(settings, name))
+    }
+    rules = _rules_of(settings, holds_orders, stream, force=force)
+    return _Sources(stream, {queue.name: queue for queue in queues.values()}, rules)
+
+
+class _Sources:
+    """The configured stream and queues, to which records are sent again."""
+
+    def __init__(self, stream: Stream | None, queues: Mapping[str, Queue], rules: ReplayRules) -> None:
+        self._stream = stream
+        self._queues = queues
+        self._rules = rules
+
+    async def plan(self, parsed: ParsedDeadLetter) -> Resend | LeftLetter:
+        """Return what to send for a letter, or why it is left. Raises RetryableError of the stream."""
+        letter = parsed.letter
+        if (left := unknown_source(letter, self._rules)) is not None:
+            return left
+        if parsed.whole is not None:
+            record = await self._fetch_record(parsed)
+            if isinstance(record, str):
+                detail = f"the letter has only the beginning of the record; {record}"
+                return LeftLetter(LeftReason.RECORD_GONE, detail)
+            letter = msgspec.structs.replace(letter, record=record)
+        return plan_resend(letter, self._rules)
+
+    async def send(self, resends: Sequence[Resend]) -> dict[int, str]:
+        """Send what is for one source; return the errors of refused ones by their index.
+
+        Raises RetryableError of the source.
+        """
+        if not resends:
+            return {}
+        try:
+            return await self._send(resends)
+        except PermanentError as exc:
+            if len(resends) == 1:
+                return {0: str(exc)}
+        refused: dict[int, str] = {}
+        for index, resend in enumerate(resends):  # alone, so that a bad entry does not fail the others
+            if error := await self.send([resend]):
+                refused[index] = error[0]
+        return refused
+
+    async def _send(self, resends: Sequence[Resend]) -> dict[int, str]:
+        if resends[0].source is Source.KINESIS and self._stream is not None:  # without one `unknown_source` leaves all
+            await self._stream.put_all(record for resend in resends for record in resend.records)
+            return {}
+        queue = self._queues[resends[0].name]
+        unsent = await queue.send([_outgoing(resend, queue) for resend in resends])
+        return {entry.index: f"SendMessageBatch: {entry.code}" for entry in unsent}
+
+    async def _fetch_record(self, parsed: ParsedDeadLetter) -> bytes | str:
+        """Return the whole record of a letter that has only the beginning of it, or why there is none."""
+        letter, whole = parsed.letter, parsed.whole
+        if letter.origin.source is Source.SQS or self._stream is None or whole is None:
+            return "a message that was too long for its letter is stored nowhere else"
+        record = await self._read_record(self._stream, letter)
+        if record is None:
+            return f"the stream {self._stream.name} no longer has the record"
+        parts = parts_at(letter, unpack(record.data, record.partition_key) or ())
+        packer = AggregatePacker()
+        for part in parts:
+            packer.add(part.partition_key, part.data)
+        candidates = [record.data, *(part.data for part in parts), packer.seal()]
+        found = (data for data in candidates if whole.matches(data))
+        return next(found, "the stream has another record at its position")
+
+    async def _read_record(self, stream: Stream, letter: DeadLetter) -> Record | None:
+        origin = letter.origin
+        place = AtSequenceNumber(origin.sequence_number or "")
+        try:
+            iterator: str | None = await stream.get_iterator(origin.stream_shard_id or "", place)
+            for _ in range(FETCH_POLLS):
+                if iterator is None:
+                    break
+                reply = await stream.get_records(iterator, limit=1)
+                if reply.records:
+                    record = reply.records[0]
+                    return record if record.sequence_number == origin.sequence_number else None
+                iterator = reply.next_iterator
+        except PermanentError:
+            return None  # past the retention of the stream, or of its shard
+        return None
+
+
+def _outgoing(resend: Resend, queue: Queue) -> OutgoingMessage:
+    message = resend.message
+    if message is None:
+        raise TypeError("a letter of a queue is sent as a message")
+    return OutgoingMessage(message.body, message.fifo if queue.is_fifo else None, message.attributes)
+
+
+def _members(message: Message, parsed: ParsedDeadLetter, *, with_record: bool) -> dict[str, Any]:
+    letter, origin = parsed.letter, parsed.letter.origin
+    tenant = tenant_of(letter)
+    position: dict[str, Any] = {"streamShard": origin.stream_shard_id} if origin.source is Source.KINESIS else {}
+    if origin.part_index is not None:
+        position["partIndex"] = origin.part_index
+    row = {
+        "messageId": message.message_id,
+        "failedAt": letter.failed_at,
+        "reason": letter.reason,
+        "error": letter.error,
+        "source": origin.source,
+        "name": origin.name,
+        **position,
+        "sequenceNumber": origin.sequence_number,
+        "subSequenceNumber": origin.sub_sequence_number,
+        "sourceMessageId": origin.message_id,
+        "groupId": origin.group_id,
+        "partitionKey": origin.partition_key,
+        "arrivedAt": origin.arrived_at,
+        "businessId": tenant and tenant[0],
+        "locationId": tenant and tenant[1],
+        "requestId": letter.request_id,
+        "resourceId": letter.resource_id,
+        "attempts": letter.attempts,
+        "recordBytes": len(letter.record) if parsed.whole is None else parsed.whole.size_bytes,
+        "truncated": parsed.whole is not None,
+    }
+    if (parts := letter.parts) is not None:
+        row["parts"] = {"total": parts.part_count, "bad": parts.bad_count, **parts.reasons}
+    return row | (_record_members(letter) if with_record else {})
+
+
+def _record_members(letter: DeadLetter) -> dict[str, Any]:
+    attributes = {} if letter.message_attributes is None else {"messageAttributes": letter.message_attributes}
+    try:
+        return {"record": letter.record.decode(), **attributes}
+    except UnicodeDecodeError:
+        return {"recordBase64": base64.b64encode(letter.record).decode(), **attributes}

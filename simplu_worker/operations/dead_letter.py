@@ -1,0 +1,131 @@
+"""A record that is given up, and why (docs/dead-letters.md). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from simplu_worker.operations.operation import Origin, PartNumber, RejectedRecord
+from simplu_worker.vocabulary import DeadLetterReason
+
+TENANT_ATTRIBUTES: Final = ("BusinessId", "LocationId")  # docs/sending.md
+
+
+class BadParts(msgspec.Struct, frozen=True, gc=False):
+    """Bad parts of a record of several operations; the record of their letter is an aggregate of these parts alone.
+
+    *part_count* counts all parts of the whole record, *bad_count* the bad ones, *reasons* the bad ones by reason.
+    *numbers* are the places of the bad ones, *request_ids* those that they have, None for a part without one; both are
+    None where the letter had no room. *first_parts*, the rejections of the first ones, are not in the letter's text.
+    """
+
+    part_count: int
+    bad_count: int
+    reasons: Mapping[str, int]
+    numbers: tuple[PartNumber, ...] | None = None
+    request_ids: tuple[str | None, ...] | None = None
+    first_parts: tuple[RejectedRecord, ...] = ()
+
+
+class DeadLetter(msgspec.Struct, frozen=True, gc=False):
+    """A record that is given up.
+
+    *request_id* and *resource_id* are the effective ones, so that a replay is de-duplicated like any redelivery.
+    *error* must not quote the record: it is logged. *attempts* counts the failed tries of its operation, without
+    waits; 1 if it was refused or waited in vain. *message_attributes* and *deduplication_id* are those of an SQS
+    message. *named* are the first parts of an aggregate that was rejected as a whole; the letter's text lacks them.
+    """
+
+    reason: DeadLetterReason
+    error: str
+    origin: Origin
+    failed_at: datetime
+    attempts: int
+    record: bytes
+    request_id: str | None = None
+    resource_id: str | None = None
+    business_id: str | None = None
+    location_id: str | None = None
+    message_attributes: Mapping[str, str] | None = None
+    deduplication_id: str | None = None
+    parts: BadParts | None = None
+    named: tuple[RejectedRecord, ...] = ()
+
+
+def dead_letter_of(rejected: RejectedRecord, record: bytes, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:
+    """Return the dead letter of a *record* that its decoder rejected."""
+    return DeadLetter(
+        reason=rejected.reason,
+        error=rejected.error,
+        origin=rejected.origin,
+        failed_at=failed_at,
+        attempts=attempts,
+        record=record,
+        request_id=rejected.request_id,
+        resource_id=rejected.resource_id,
+        business_id=rejected.business_id,
+        location_id=rejected.location_id,
+        named=rejected.named,
+    )
+
+
+def tenant_of(letter: DeadLetter) -> tuple[str, str] | None:
+    """Return business and location: the letter's own, else those of its record, else of its message attributes."""
+    try:
+        ids = msgspec.json.decode(letter.record, type=_TenantMembers)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        ids = _TenantMembers()
+    attributes = letter.message_attributes or {}
+    own_ids, ids_in_record = (letter.business_id, letter.location_id), (ids.business_id, ids.location_id)
+    business_id, location_id = (
+        own if own is not None else in_record if isinstance(in_record, str) else attributes.get(name)
+        for own, in_record, name in zip(own_ids, ids_in_record, TENANT_ATTRIBUTES, strict=True)
+    )
+    return None if business_id is None or location_id is None else (business_id, location_id)
+
+
+class _TenantMembers(msgspec.Struct, rename="camel"):
+    business_id: object = None
+    location_id: object = None
+
+
+def origin_of_part(origin: Origin, number: PartNumber) -> Origin:
+    """Return the origin of the part at *number* in the record of *origin*."""
+    sub, index = number if isinstance(number, tuple) else (number, None)
+    return msgspec.structs.replace(origin, sub_sequence_number=sub, part_index=index)
+
+
+def format_ranges(numbers: Sequence[PartNumber]) -> str:
+    """Return rising *numbers* as text, with a hyphen for several in a row: `0-3,7`, or `7:0-4` with indexes."""
+    ranges: list[tuple[int | None, list[int]]] = []
+    for number in numbers:
+        sub, own = number if isinstance(number, tuple) else (None, number)
+        if ranges and ranges[-1][0] == sub and ranges[-1][1][1] == own - 1:
+            ranges[-1][1][1] = own
+        else:
+            ranges.append((sub, [own, own]))
+    return ",".join(
+        ("" if sub is None else f"{sub}:") + (str(first) if first == last else f"{first}-{last}")
+        for sub, (first, last) in ranges
+    )
+
+
+def parse_ranges(text: str, count: int) -> tuple[PartNumber, ...]:
+    """Return the *count* numbers of the output of `format_ranges`. Raises ValueError for another text or count."""
+    numbers: list[PartNumber] = []
+    latest = (-1, -1)
+    for part in text.split(",", count):
+        sub, _, own = part.rpartition(":")
+        first, _, last = own.partition("-")
+        start, end = int(first), int(last or first) + 1
+        begin = (int(sub), start) if sub else (start, -1)
+        if not 0 <= start < end <= start + count - len(numbers) or begin <= latest or begin[0] < 0:
+            raise ValueError("expected rising numbers, as many as there are bad parts")
+        numbers += [(int(sub), index) for index in range(start, end)] if sub else range(start, end)
+        latest = (int(sub), end - 1) if sub else (end - 1, -1)
+    if len(numbers) != count:
+        raise ValueError("expected rising numbers, as many as there are bad parts")
+    return tuple(numbers)

@@ -1,0 +1,1 @@
+"""The state of a replica as it changes: histories, advice about held targets, and streams of events."""
