@@ -39,7 +39,7 @@ from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.shards.tenants.home_confirmation import ConfirmationSweep
 from simplu_worker.status import metrics_text
 from simplu_worker.status.history import INTERVAL_S
-from simplu_worker.status.live.letter_requests import LetterRequests
+from simplu_worker.status.letter_requests import LetterRequests
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.status.roles import LIST_VARIABLE, ListedToken, Tokens, decode_tokens

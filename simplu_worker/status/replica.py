@@ -35,7 +35,7 @@ from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.status.history import FleetHistory, History, ReadRates, StreamHistory, fleet_point, totals_of
-from simplu_worker.status.live.letter_requests import LetterRequests
+from simplu_worker.status.letter_requests import LetterRequests
 from simplu_worker.status.lookups import Lookups, pool_view
 from simplu_worker.status.metrics_text import TopTenants
 from simplu_worker.status.problems import Problems, advice_members, find_problems

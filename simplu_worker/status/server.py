@@ -40,7 +40,7 @@ from simplu_worker.status.connections import (
 )
 from simplu_worker.status.event_stream import LISTENERS_MAX, Read, changes, parse_tap_query, send_events, tapped
 from simplu_worker.status.guard import Actor, CallRates, Guard, log_call, logged_action
-from simplu_worker.status.live.letter_requests import LetterRequests
+from simplu_worker.status.letter_requests import LetterRequests
 from simplu_worker.status.message_schemas import FEED_SCHEMAS, SCHEMAS
 from simplu_worker.status.metrics_text import MetricsText, SharedAnswer, accepted_format
 from simplu_worker.status.openapi import describe

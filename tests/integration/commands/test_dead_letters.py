@@ -41,7 +41,7 @@ from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.status.guard import Actor
-from simplu_worker.status.live.letter_requests import LetterRequests
+from simplu_worker.status.letter_requests import LetterRequests
 from simplu_worker.status.request_bodies import EditRequest, LettersRequest
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import DeadLetterReason, Source

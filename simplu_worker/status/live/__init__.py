@@ -1,1 +1,0 @@
-"""The state of a replica as it changes: histories, advice about held targets, and streams of events."""
