@@ -43,7 +43,7 @@ from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Origin
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
-pytestmark = pytest.mark.slow(45)
+pytestmark = pytest.mark.nightly
 
 WITHIN_S = 90.0
 # Names of the embedded stack.

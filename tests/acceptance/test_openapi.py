@@ -12,7 +12,7 @@ from support.requires import required_program
 from simplu_local.processes.worker_process import WorkerProcess
 from simplu_local.stack.stack import Stack
 
-pytestmark = pytest.mark.slow(60)
+pytestmark = pytest.mark.nightly
 
 CHECKS = (
     "status_code_conformance",  # a 503 is described, and a 500 is not

@@ -50,7 +50,6 @@ JUDGED_EVERY_S: Final = 1.0
 
 
 def main() -> None:
-    """Run the program and end with its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=5.0, help="begin no history after that")
@@ -117,7 +116,6 @@ async def run_world(
 
 
 async def run_history(world: World, arguments: argparse.Namespace, console: Console, seed: int) -> Sequence[Violation]:
-    """Run one history, and judge it."""
     begun_at = time.monotonic()
     history = History(arguments.keep / f"{seed}.jsonl")
     history.note("phase", name="begins")
@@ -194,12 +192,10 @@ async def judge_end(world: World, within_s: float) -> tuple[list[Violation], lis
 
 
 def violations_of(errors: BaseException) -> list[Violation]:
-    """Return what errors of the programs break."""
     return [Violation(Promise.END, str(error)) for error in leaves(errors)]
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
-    """Yield the errors of a group of groups."""
     if isinstance(error, BaseExceptionGroup):
         for one in error.exceptions:
             yield from leaves(one)
@@ -208,7 +204,6 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def describe(seed: int, lines: Sequence[dict[str, Any]], ending: Sequence[dict[str, Any]], seconds: float) -> str:
-    """Return a history as a line."""
     counts = Counter(line["what"] for line in (*lines, *ending))
     begun = Counter(line["name"] for line in lines if line["what"] == "nemesis" and line["phase"] == "begins")
     lost = sum(len(line["lost"]) for line in lines if line["what"] == "promoted")
@@ -222,7 +217,6 @@ def describe(seed: int, lines: Sequence[dict[str, Any]], ending: Sequence[dict[s
 
 
 def print_violations(console: Console, violations: Sequence[Violation]) -> None:
-    """Print what is broken."""
     for promise, text in violations:
         console.print(f"  {promise}: {text}", markup=False, soft_wrap=True)
 

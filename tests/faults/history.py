@@ -44,7 +44,6 @@ class History:
         self._write(line)
 
     def close(self, ending: Sequence[Mapping[str, Any]]) -> None:
-        """Write the lines that the run ended with."""
         for line in ending:
             self._write(line)
         self._file.close()
@@ -54,7 +53,6 @@ class History:
 
 
 async def read_rows(servers: Mapping[str, PostgresServer], tenant_ids: Collection[str]) -> list[dict[str, Any]]:
-    """Return the rows of some tenants on all shards as lines."""
     lines = []
     for shard, server in servers.items():
         connection = await asyncpg.connect(server.url, timeout=10, command_timeout=60)

@@ -151,7 +151,6 @@ def _plan_of(puts: Iterable[Line]) -> _Plan:
 
 
 def _merged(target: Any, patch: Any) -> Any:
-    """Return *target* changed by *patch* (RFC 7396)."""
     if not isinstance(patch, dict):
         return patch
     merged = dict(target) if isinstance(target, dict) else {}
@@ -312,5 +311,4 @@ def is_of_an_end_before_its_time(violation: Violation) -> bool:
 
 
 def read_history(text: str) -> list[Line]:
-    """Return the lines of a history."""
     return [json.loads(line) for line in text.splitlines()]

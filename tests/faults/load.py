@@ -53,7 +53,6 @@ class Load:
         self._note = note
 
     async def send(self) -> None:
-        """Put everything."""
         # Each has its own source of chance: which is drawn from first is up to the machine.
         chances = [random.Random(self._chance.getrandbits(64)) for _ in range(2)]
         async with asyncio.TaskGroup() as tasks:

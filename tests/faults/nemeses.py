@@ -62,7 +62,6 @@ STEP_LEAST_S: Final = 2.0
 
 @contextmanager
 def _counted(count: Callable[[], int]) -> Iterator[Effect]:
-    """Yield an effect that has grown by as much as *count* in the end."""
     effect, before = Effect(), count()
     try:
         yield effect
@@ -110,7 +109,6 @@ async def terminated(world: World) -> AsyncIterator[Effect]:
 
 
 async def _heeds_sigterm(worker: WorkerProcess) -> bool:
-    """Return whether the process has handlers already: until then any program ends by the signal."""
     status = await asyncio.to_thread(Path(f"/proc/{worker.pid}/status").read_text)
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
@@ -125,7 +123,6 @@ def _door(world: World, name: str) -> FaultProxy:
 
 @asynccontextmanager
 async def cut(world: World, name: str) -> AsyncIterator[Effect]:
-    """Cut all connections again and again."""
     door = _door(world, name)
 
     async def keep_cutting() -> None:
@@ -143,7 +140,6 @@ async def cut(world: World, name: str) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def refused(world: World, name: str) -> AsyncIterator[Effect]:
-    """Refuse all connections."""
     door = _door(world, name)
     with _counted(lambda: door.struck_count) as effect:
         async with door.refuse_connections():
@@ -152,7 +148,6 @@ async def refused(world: World, name: str) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def slow(world: World, name: str) -> AsyncIterator[Effect]:
-    """Delay all requests."""
     door = _door(world, name)
     with _counted(lambda: door.struck_count) as effect, door.add_latency(world.chance.uniform(*LATENCY_S)):
         yield effect
@@ -170,7 +165,6 @@ async def one_way(world: World, name: str) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def half_answered(world: World, name: str) -> AsyncIterator[Effect]:
-    """Cut connections in the middle of answers."""
     door = _door(world, name)
     with _counted(lambda: door.struck_count) as effect, door.break_answers(BROKEN_SHARE, world.chance):
         yield effect
@@ -181,7 +175,6 @@ async def half_answered(world: World, name: str) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def _struck(opening: AbstractAsyncContextManager[FaultyShard]) -> AsyncIterator[tuple[FaultyShard, Effect]]:
-    """Yield a shard, and how often somebody asked its server for something meanwhile."""
     async with opening as shard:
         with _counted(lambda: shard.door.asked_count) as effect:
             yield shard, effect
@@ -189,21 +182,18 @@ async def _struck(opening: AbstractAsyncContextManager[FaultyShard]) -> AsyncIte
 
 @asynccontextmanager
 async def frozen(world: World) -> AsyncIterator[Effect]:
-    """Let a server hang."""
     async with _struck(world.one_shard()) as (shard, effect), postgres.frozen(shard.primary):
         yield effect
 
 
 @asynccontextmanager
 async def crashed(world: World) -> AsyncIterator[Effect]:
-    """End a server as a crash does, and start it again."""
     async with _struck(world.shard_losing_standby()) as (shard, effect), postgres.killed(shard.primary):
         yield effect
 
 
 @asynccontextmanager
 async def restarted(world: World) -> AsyncIterator[Effect]:
-    """Stop a server in order, and start it again."""
     async with _struck(world.shard_losing_standby()) as (shard, effect):
         await shard.primary.stop()
         try:
@@ -214,21 +204,18 @@ async def restarted(world: World) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def read_only(world: World) -> AsyncIterator[Effect]:
-    """Let a server take no writes."""
     async with _struck(world.one_shard()) as (shard, effect), postgres.read_only(shard.primary):
         yield effect
 
 
 @asynccontextmanager
 async def full(world: World) -> AsyncIterator[Effect]:
-    """Take all connections of a server."""
     async with _struck(world.one_shard()) as (shard, effect), postgres.without_connections(shard.primary):
         yield effect
 
 
 @asynccontextmanager
 async def locked(world: World) -> AsyncIterator[Effect]:
-    """Lock the rows of two tenants, or of their resources."""
     async with world.one_shard() as shard:
         tenants = [one.tenant_id for one in world.chance.sample(world.testbed.tenants_of(), 2)]
         query = world.chance.choice((LOCKED_SQL, LOCKED_RESOURCES_SQL))
@@ -265,7 +252,6 @@ async def promoted_stale(world: World) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def promoted(world: World) -> AsyncIterator[Effect]:
-    """Promote a standby that has everything."""
     async with world.moving, world.shard_losing_standby() as shard:
         await world.promote(shard, lacking_s=0.0)
     yield Effect(1)
@@ -276,7 +262,6 @@ async def promoted(world: World) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def citrus_wrong(world: World) -> AsyncIterator[Effect]:
-    """Let Citrus name another shard for some tenants, or none."""
     faults = world.stack.citrus.faults
     ids = [shard.shard_id for shard in world.shards]
     for tenant in world.chance.sample(world.testbed.tenants_of(), 3):
@@ -290,7 +275,6 @@ async def citrus_wrong(world: World) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def citrus_failing(world: World) -> AsyncIterator[Effect]:
-    """Let Citrus answer with an error, late, or not."""
     faults = world.stack.citrus.faults
     match world.chance.randrange(3):
         case 0:
@@ -308,7 +292,6 @@ async def citrus_failing(world: World) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def citrus_flapping(world: World) -> AsyncIterator[Effect]:
-    """Let Citrus fail and answer by turns."""
     faults = world.stack.citrus.faults
 
     async def flap() -> None:
@@ -345,7 +328,6 @@ def _count(state: Mapping[str, Any], kinds: AbstractSet[str]) -> int:
 
 @asynccontextmanager
 async def kinesis_throttled(world: World) -> AsyncIterator[Effect]:
-    """Throttle all reads, and what describes the stream."""
     actions = ("GetRecords", "GetShardIterator", "SubscribeToShard", "ListShards")
     faults = [KinesisFault(action=action, kind="throttle", count=MANY) for action in actions]
     async with _commanded(world.stack.kinesis_url, *faults) as effect:
@@ -388,7 +370,6 @@ async def sqs_lying(world: World) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def dynamodb_throttled(world: World) -> AsyncIterator[Effect]:
-    """Throttle the lease table."""
     door = world.doors["dynamodb"]
     with _counted(lambda: door.struck_count) as effect, door.answer_all(THROTTLED):
         yield effect
@@ -453,7 +434,6 @@ async def receiver_down(world: World) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def clock_stepped(world: World) -> AsyncIterator[Effect]:
-    """Step the clock of a worker, to and fro."""
     number, effect = world.chance.randrange(len(world.workers)), Effect()
     file = world.clock_file(number)
     file.write_text(world.chance.choice(("+30", "-30", "+3", "-3")))

@@ -16,7 +16,6 @@ Lines = list[dict[str, Any]]
 
 
 def put(number: int, operation: str, data: Any = None) -> dict[str, Any]:
-    """Return the line of an operation on the one resource."""
     return {
         "what": "put",
         "at": float(number),
@@ -55,7 +54,6 @@ def answer(number: int, at: float, status: str, **members: Any) -> dict[str, Any
 
 
 def event(number: int, kind: str, **members: Any) -> dict[str, Any]:
-    """Return the line of an event."""
     usual = {
         "id": f"e-{number}",
         "type": f"simplu.resource.{kind}",
@@ -99,22 +97,18 @@ PROMOTION = {"what": "promoted", "at": 2.8, "until": 2.9, "shard": HOME, "lost":
 
 
 def of(what: str, number: int = 0) -> Callable[[Lines], dict[str, Any]]:
-    """Return what finds a line by its kind and number."""
     return lambda lines: [one for one in lines if one["what"] == what][number]
 
 
 def without(what: str, number: int) -> Callable[[Lines], None]:
-    """Return what removes a line."""
     return lambda lines: lines.remove(of(what, number)(lines))
 
 
 def changed(what: str, number: int, **members: Any) -> Callable[[Lines], None]:
-    """Return what changes members of a line."""
     return lambda lines: of(what, number)(lines).update(members)
 
 
 def added(*more: dict[str, Any]) -> Callable[[Lines], None]:
-    """Return what adds lines."""
     return lambda lines: lines.extend(more)
 
 

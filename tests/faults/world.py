@@ -80,7 +80,6 @@ class FaultyShard(Struck):
         self.is_whole.set()
 
     def is_seen_in(self, log: bytes) -> bool:
-        """Return whether by its log a worker awaits the standby."""
         lines = [line for line in log.splitlines() if SAFETY_EVENT in line and self.shard_id.encode() in line]
         name = self.standby._cluster_name
         return bool(lines) and any(name in standby for standby in msgspec.json.decode(lines[-1])["standbys"])
@@ -149,7 +148,6 @@ class World:
         return self
 
     async def begin(self, history: History, chance: random.Random, name: str) -> None:
-        """Begin a history with tenants whose ids begin with *name*."""
         self.history, self.chance = history, chance
         self.unmoved.clear()
         self._asked.clear()
@@ -186,12 +184,10 @@ class World:
 
     @property
     def workers(self) -> list[WorkerProcess]:
-        """The replicas."""
         return self.testbed.workers
 
     @property
     def directory(self) -> Path:
-        """The folder of everything, which goes in the end."""
         return self.stack.group.directory
 
     async def left_in_sources(self) -> str:
@@ -235,14 +231,12 @@ class World:
 
     @asynccontextmanager
     async def one_shard(self) -> AsyncIterator[FaultyShard]:
-        """Yield a shard to whose servers nothing else is done meanwhile."""
         shard = self.chance.choice(self.shards)
         async with shard.in_use:
             yield shard
 
     @asynccontextmanager
     async def one_worker(self) -> AsyncIterator[WorkerProcess]:
-        """Yield a worker to which nothing else is done meanwhile."""
         number = self.chance.randrange(WORKERS)
         async with self._in_use[number]:
             yield self.workers[number]
@@ -277,7 +271,6 @@ class World:
         worker.start()
 
     async def reshard(self) -> None:
-        """Split the stream shards, or merge them again."""
         async with self._resharding:
             self._is_split = not self._is_split
             await self.testbed.reshard(STREAM_SHARDS * (2 if self._is_split else 1))
@@ -338,7 +331,6 @@ class World:
     # The end
 
     async def heal(self) -> None:
-        """End all faults, and finish the moves."""
         self.stack.citrus.faults = CitrusFaults()
         for url in (self.stack.kinesis_url, self.stack.sqs_url):
             await send_commands(url, ClearFaults())
@@ -414,7 +406,6 @@ async def _age_s(worker: WorkerProcess) -> float:
 
 
 async def lock_rows(url: str, query: str, *arguments: object) -> asyncpg.Connection[Any]:
-    """Return a connection whose open transaction holds what *query* locks."""
     connection = await asyncpg.connect(url, timeout=10, command_timeout=10)
     await connection.execute("BEGIN")
     await connection.fetch(query, *arguments)

@@ -45,7 +45,6 @@ def check_bounded(target: Target, data: bytes) -> None:
 
 
 def check_memory(target: Target, data: bytes) -> None:
-    """Check how much memory *data* takes at most."""
     tracemalloc.start()
     try:
         target.check(data)
@@ -91,7 +90,6 @@ def _limit_s(target: Target, data: bytes, *, again: bool = False) -> float:
 
 @cache
 def _step_s() -> float:
-    """Return the time of one step of the control."""
     return least_cpu_s(_count) / CONTROL_STEPS
 
 

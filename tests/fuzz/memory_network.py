@@ -22,18 +22,15 @@ class MemoryTransport(asyncio.Transport):
         self._is_closing = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Keep what is sent."""
         self.sent += data
         if self._on_write is not None:
             on_write, self._on_write = self._on_write, None
             on_write()
 
     def is_closing(self) -> bool:
-        """Return whether the connection is closed, or is about to be."""
         return self._is_closing
 
     def close(self) -> None:
-        """Close the connection in the next turn."""
         if not self._is_closing:
             self._is_closing = True
             asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
@@ -41,33 +38,25 @@ class MemoryTransport(asyncio.Transport):
     abort = close
 
     def receive(self, data: bytes) -> None:
-        """Let the protocol receive *data*."""
         if not self._is_closing:
             self._protocol.data_received(data)
 
     def receive_end(self) -> None:
-        """Let the protocol see that its peer has ended."""
         if not self._is_closing and not self._protocol.eof_received():
             self.close()
 
-    def pause_reading(self) -> None:
-        """Go on all the same: the input is all there is."""
+    def pause_reading(self) -> None: ...
 
-    def resume_reading(self) -> None:
-        """Go on."""
+    def resume_reading(self) -> None: ...
 
     def get_write_buffer_size(self) -> int:
-        """Return 0: all is taken at once."""
         return 0
 
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Have no limits."""
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
 
-    def write_eof(self) -> None:
-        """Do nothing."""
+    def write_eof(self) -> None: ...
 
     def can_write_eof(self) -> bool:
-        """Return whether one direction can be closed alone."""
         return False
 
 
@@ -96,12 +85,10 @@ def event_loop() -> asyncio.AbstractEventLoop:
 
 
 def call_at_close(closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Have *closer* called when the event loop is closed."""
     _closers.append(closer)
 
 
 def close() -> None:
-    """Close the event loop, and what needs it."""
     global _loop  # noqa: PLW0603 - see event_loop
     while _closers:
         run(_closers.pop()())

@@ -42,14 +42,12 @@ def _keep_faults(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
 
 
 def silence() -> None:
-    """Keep what is logged from now on off the screen."""
     structlog.configure(processors=[_keep_faults], cache_logger_on_first_use=False)
     logging.getLogger().handlers = [_Faults()]
     logging.lastResort = None
 
 
 def note_fault(text: str) -> None:
-    """Note a fault found where no exception would get through."""
     _faults.append(text)
 
 

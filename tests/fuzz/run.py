@@ -42,16 +42,13 @@ class Job:
 
     @property
     def found(self) -> Path:
-        """The file of a failing input."""
         return self.folder / f"{self.target}-{self.engine}"
 
     @property
     def log(self) -> Path:
-        """The file of all that the process prints."""
         return self.folder / f"{self.target}-{self.engine}.log"
 
     def start(self, seconds: float, number: int, corpus: str | None) -> None:
-        """Start the process."""
         command = [sys.executable, "-m", "fuzz.run", "--engine", self.engine, "--target", self.target]
         self.started_at = time.monotonic()
         command += ["--seconds", f"{seconds:.2f}", "--seed", str(number), "--found", str(self.found)]
@@ -89,7 +86,6 @@ class Job:
 
 
 def say(text: str) -> None:
-    """Print a line at once."""
     print(text, flush=True)
 
 
@@ -114,7 +110,6 @@ def run_jobs(jobs: Sequence[Job], *, total_s: float, places: int, number: int, c
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return what to do."""
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="for the inputs of all targets together (60)")
     parser.add_argument("--target", choices=NAMES, help="one target alone")

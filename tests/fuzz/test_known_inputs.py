@@ -21,7 +21,6 @@ KNOWN = sorted((ROOT / "tests" / "fuzz" / "known").iterdir(), key=lambda path: p
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Log as the fuzz does, and close its event loop at the end."""
     monkeypatch.setattr(logging, "lastResort", logging.lastResort)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     monkeypatch.setattr(log_module, "_secrets", log_module._Secrets())

@@ -75,7 +75,6 @@ def _has_transparent_decorator(function: cst.FunctionDef) -> bool:
 
 
 def _arrange(function: cst.FunctionDef, mutants: Any, class_name: str | None, arrange: Callable[..., Any]) -> Any:
-    """Arrange the copies of *function* undecorated, and its decorator around the trampoline."""
     if not _has_transparent_decorator(function):
         return arrange(function, mutants, class_name)
     declarations, (trampoline, *copies), assignments, names = arrange(

@@ -69,7 +69,6 @@ def equivalent_mutants() -> set[Survivor]:
 
 
 def mutant_text(name: str, path: Path) -> Survivor:
-    """Return the lines that mutant *name* changes, without their indentation."""
     from mutmut.mutation.diff_apply import get_diff_for_mutant
 
     lines = get_diff_for_mutant(name, path=path).splitlines()
@@ -91,7 +90,6 @@ def verdict_of(exit_code: int | None) -> str:
 
 
 def read_verdicts(modules: dict[str, Path]) -> Iterator[tuple[str, str, str]]:
-    """Yield module, mutant and verdict of each mutant that was tried."""
     from mutmut.mutation.data import SourceFileMutationData
 
     for module, path in modules.items():
@@ -102,7 +100,6 @@ def read_verdicts(modules: dict[str, Path]) -> Iterator[tuple[str, str, str]]:
 
 
 def package_of(module: str) -> str:
-    """Return the folder of *module*, at most two deep."""
     return "/".join(module.split(".")[:-1][:2]) or module
 
 
@@ -195,7 +192,6 @@ def run_mutmut(modules: dict[str, Path], names: list[str], max_children: int) ->
 
 
 def main() -> None:
-    """Run what the command line names."""
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
     parser.add_argument("modules", nargs="*", help="such as shards/apply or 'operations.*'; all without one")
     parser.add_argument("--again", action="store_true", help="try only what survived the last run, or has no verdict")

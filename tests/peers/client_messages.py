@@ -22,7 +22,6 @@ ARGUMENTS = {
 
 
 def told(name: str, ask: Callable[[], object]) -> list[Any]:
-    """Return what came of a question."""
     try:
         answer = ask()
     except SimpluError as error:
@@ -31,7 +30,6 @@ def told(name: str, ask: Callable[[], object]) -> list[Any]:
 
 
 def main(path: str) -> None:
-    """Send all, and print what came of it."""
     plan = json.loads(Path(path).read_text(encoding="utf-8"))
     tenant, wait_s = plan["tenant"], plan["waitS"]
     business, location = tenant["businessId"], tenant["locationId"]

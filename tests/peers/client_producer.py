@@ -19,7 +19,6 @@ class RetryCount(logging.Handler):
         self.count = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Count those of one request."""
         if record.levelno == logging.WARNING and isinstance(record.args, tuple) and isinstance(record.args[0], int):
             self.count += record.args[0]
 
@@ -59,7 +58,6 @@ def operation_of(plan: dict[str, Any], key: int, step: int) -> Operation:
 
 
 def main(path: str) -> None:
-    """Send all, and wait for the last of each key."""
     plan = json.loads(Path(path).read_text(encoding="utf-8"))
     retries = RetryCount()
     log = logging.getLogger("simplu_client")

@@ -115,13 +115,11 @@ ROWS = list(pairwise_rows({name: list(parts) for name, parts in PARTS.items()}))
 
 
 def values_of(row: Row) -> dict[str, Any]:
-    """Return the values that the names in *row* stand for."""
     return merged(*(PARTS[name][value] for name, value in row.items()))
 
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> list[list[Manifest]]:
-    """Give the manifests for each row."""
     return [render(values_of(row), tmp_path_factory.mktemp("values")) for row in ROWS]
 
 

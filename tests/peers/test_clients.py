@@ -36,7 +36,6 @@ LANGUAGES = ["python", "typescript"]
 
 @pytest.fixture(params=LANGUAGES)
 def language(request: pytest.FixtureRequest) -> Language:
-    """Give a language whose programs run here."""
     found: Language = request.param
     if found == "typescript":
         require_node()
@@ -57,7 +56,6 @@ async def test_operations_of_a_client_are_applied_once_and_in_order(
 
 @pytest.fixture
 def messages_program(language: Language) -> Iterator[Program]:
-    """Give the program that sends messages."""
     with producer(language, "client_messages") as program:
         yield program
 

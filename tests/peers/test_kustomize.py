@@ -19,7 +19,6 @@ REGISTRY = "registry.example.com/simplu-worker"
 
 
 def build(folder: Path) -> list[Manifest]:
-    """Return what kustomize makes of *folder*."""
     done = subprocess.run([*KUSTOMIZE.command(), "build", str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]

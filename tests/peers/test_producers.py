@@ -48,7 +48,6 @@ def items_of(chains: Sequence[Chain]) -> list[Item]:
 
 
 def write_records(path: Path, items: Sequence[Item]) -> None:
-    """Write the file that a producer reads."""
     lines = [f"{item.partition_key} {base64.b64encode(item.record).decode()}\n" for item in items]
     path.write_text("".join(lines), encoding="ascii")
 

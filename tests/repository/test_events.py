@@ -159,29 +159,3 @@ def test_keys_of_an_event_are_the_same_wherever_it_is_logged() -> None:
 def test_catalogue_names_the_keys_of_each_event() -> None:
     expected = {one.event: sorted(one.keys) for one in logged_events()}
     assert catalogued_keys() == sorted(expected.items())
-
-
-def test_events_are_nouns_and_what_became_of_them() -> None:
-    assert not [one.event for one in logged_events() if not re.fullmatch(EVENT, one.event)]
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("log.info('a.b', x=1, y=2)", {"x", "y"}),
-        ("log.exception('a.b', x=1)", {"x"}),
-        ("log.error('a.b', y=1, exc_info=exc)", {"y"}),
-        ("def f():\n facts = {'x': 1} | {'y': 2}\n log.info('a.b', **facts, z=3)", {"x", "y", "z"}),
-        ("def g(self):\n return {'x': 1}\ndef f(self):\n log.info('a.b', **self.g())", {"x"}),
-        ("def f():\n report = log.info if x else log.warning\n report('a.b', x=1)", {"x"}),
-    ],
-)
-def test_keys_are_found_in_each_way_of_writing_them(source: str, expected: set[str]) -> None:
-    (found,) = events_in(ast.parse(source))
-    assert (found.event, set(found.keys)) == ("a.b", expected)
-
-
-@pytest.mark.parametrize("source", ["log.info('a.b', **facts)", "def f(x):\n log.info('a.b', **{x: 1})"])
-def test_keys_that_cannot_be_read_are_an_error(source: str) -> None:
-    with pytest.raises(AssertionError, match="expected keys as literals"):
-        list(events_in(ast.parse(source)))

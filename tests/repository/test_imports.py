@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -63,13 +62,6 @@ def test_help_imports_the_command_lines_alone(arguments: list[str]) -> None:
     assert command_lines(names) == expected
 
 
-@pytest.mark.parametrize("name", ["check", "replay", "tap", "top"])
-def test_summary_of_a_command_is_the_first_line_of_its_docstring(name: str) -> None:
-    module, summary = COMMANDS[name]
-    command = getattr(importlib.import_module(f"simplu_worker.commands.{module}"), name)
-    assert command.__doc__.splitlines()[0] == summary
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
@@ -82,11 +74,3 @@ def test_command_that_asks_one_shard_imports_no_client_of_aws(arguments: list[st
     assert names >= POSTGRES | SETTINGS
     consumers = {name for name in names if name.startswith(("simplu_worker.consumers.", "simplu_worker.aws."))}
     assert consumers == set()
-
-
-def test_worker_imports_what_it_uses() -> None:
-    status, names = imported_by("run")
-    assert status == 78  # a queue for dead letters is missing; everything is imported by then
-    assert names >= AWS | POSTGRES | SETTINGS
-    assert command_lines(names) == set()
-    assert names & (NOT_OURS | {"attrs", "cyclopts"}) == set()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-from itertools import chain
 
 import pytest
 from support.peers.programs import (
@@ -53,15 +51,3 @@ def test_modules_with_schemas_have_exact_versions_and_hashes(module: GoModule) -
     assert module.hash.startswith("h1:")
     assert module.version.removeprefix("v") in PAGES[HELM].read_text(encoding="utf-8")
     assert module.path in dict(CUSTOM_RESOURCES.paths)
-
-
-def test_pins_have_no_addresses() -> None:
-    lock = json.loads((ROOT / "requirements" / "npm" / "package-lock.json").read_text(encoding="utf-8"))
-    poms = [program.pom.read_text(encoding="utf-8") for program in JAVA_PROGRAMS]
-    folders = [program.folder for program in GO_PROGRAMS]
-    files = [CUSTOM_RESOURCES.pins, *chain.from_iterable(folder.glob("go.*") for folder in folders)]
-    go = "".join(path.read_text(encoding="utf-8") for path in files)
-
-    assert [name for name, package in lock["packages"].items() if "resolved" in package] == []
-    assert [pom for pom in poms if "repository" in pom or "<url>" in pom] == []
-    assert "://" not in go

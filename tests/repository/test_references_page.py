@@ -1,4 +1,4 @@
-"""docs/references.md has a row for what the reference texts state, and each row shows that it is true."""
+"""docs/references.md has a row for what the reference texts state, and the tests that rows name exist."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ TEXTS: Final = ("seed-000", "seed-001", "seed-002", "seed-003", "seed-004")
 SHOWN: Final = {"works", "differs"}
 OTHERS: Final = {"management server", "API server", "Citrus", "you"}
 TEST: Final = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
-# A page, a command or a test; *examples* are the test that the page's beginning names. Whether pages, headings and
-# commands exist, test_docs.py asks of every page.
-EVIDENCE: Final = re.compile(rf"\]\([^)]+\)|`simplu-worker [^`]+`|{TEST.pattern}|\bexamples\b")
 
 
 class Row(NamedTuple):
@@ -44,12 +41,6 @@ def test_table_has_rows_of_each_text_in_order() -> None:
     assert len({(row.text, row.statement) for row in found}) == len(found)
     explained = set(re.findall(r"\*\*([\w ]+)\*\*", PAGE.read_text(encoding="utf-8").partition("\n## ")[0]))
     assert {row.here for row in found} == SHOWN | OTHERS == explained
-
-
-def test_rows_without_evidence_are_none() -> None:
-    assert [row for row in rows() if row.here in SHOWN and not EVIDENCE.search(row.how)] == []
-    reasons = {row: re.sub(r"`[^`]*`|\([^)]*\)", "", row.how) for row in rows() if row.here == "differs"}
-    assert [row for row, reason in reasons.items() if len(reason.split()) < 4] == []
 
 
 @pytest.mark.parametrize(("path", "name"), dict.fromkeys(TEST.findall(PAGE.read_text(encoding="utf-8"))))

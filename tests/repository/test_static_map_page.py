@@ -55,10 +55,3 @@ def test_vectors_of_the_page_are_the_workers() -> None:
 def test_code_of_the_page_finds_the_workers_shard(key: str, count: int, retired: set[int]) -> None:
     written = written_map(count, retired - {count - 1})
     assert page_function()(key, written)["shardId"] == read_map(written).shard_of(key).shard_id
-
-
-def test_code_of_the_page_follows_pins() -> None:
-    written = written_map(4, {2}, tenants={"smile-berlin": "2"})
-    found = [page_function()(key, written)["shardId"] for key in ("smile-berlin", "smile-hamburg")]
-    assert found == [read_map(written).shard_of(key).shard_id for key in ("smile-berlin", "smile-hamburg")]
-    assert found[0] == "2"

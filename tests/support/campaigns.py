@@ -10,12 +10,10 @@ from typing import Any
 
 
 def read_campaigns(path: Path) -> list[dict[str, Any]]:
-    """Return the campaigns of a file, the oldest first."""
     campaigns: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return campaigns
 
 
 def add_campaign(path: Path, facts: Mapping[str, Any]) -> None:
-    """Add a campaign of today."""
     campaigns = [*read_campaigns(path), {"day": datetime.now(UTC).date().isoformat(), **facts}]
     path.write_text("[\n" + ",\n".join(map(json.dumps, campaigns)) + "\n]\n", encoding="utf-8")

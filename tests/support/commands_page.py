@@ -61,7 +61,6 @@ class Command(NamedTuple):
 
 @cache
 def program_commands() -> tuple[Command, ...]:
-    """Return the commands of the program by their words."""
     return tuple(sorted(_commands(app, "")))
 
 

@@ -64,7 +64,6 @@ SUBJECTS = {
 
 
 def models() -> str:
-    """Return the table of models."""
     states, wrong, in_code = Counter[str](), Counter(map(_subject, WRONG)), Counter(map(_subject, BY_DESIGN))
     for name, (_, state_count) in SAFE.items():
         states[_subject(name)] += state_count
@@ -90,7 +89,6 @@ def models() -> str:
 
 
 def simulation() -> str:
-    """Return the table of simulated histories."""
     campaigns = read_campaigns(CAMPAIGNS)
     drawn = sum((Counter(one["histories"]) for one in campaigns), Counter[str]())
     rows = [(weather.value, FLOOR[weather], drawn[weather.value]) for weather in FLOOR]
@@ -149,12 +147,10 @@ FIGURES = {"models": models, "simulation": simulation, "faults": faults}
 
 
 def render(page: str) -> str:
-    """Return *page* with the figures of now."""
     return REGION.sub(lambda region: region[1] + FIGURES[region[2]]() + region[3], page)
 
 
 def main() -> None:
-    """Write the page."""
     PAGE.write_text(render(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -90,7 +90,6 @@ class Chain:
     last: int = -1
 
     def next_items(self, count: int = 10) -> list[Item]:
-        """Return the next *count* changes and reads."""
         return [item for _ in range(count) for item in self._change()]
 
     def _change(self) -> Iterator[Item]:
@@ -175,12 +174,10 @@ class FullStack:
 
     @property
     def servers(self) -> list[PostgresServer]:
-        """The Postgres servers, in order of their shards."""
         return list(self.stack.servers.values())
 
     @property
     def stream(self) -> str:
-        """The name of the stream."""
         return self.stack.env["KINESIS_STREAM_NAME"]
 
     # Tenants
@@ -200,7 +197,6 @@ class FullStack:
         return taken
 
     def new_tenant(self) -> Tenant:
-        """Return a tenant that is not registered."""
         return Tenant(f"clinic-{self._run}-{next(_numbers)}", "main", "dental")
 
     async def register(self, tenants: Sequence[Tenant]) -> None:
@@ -213,7 +209,6 @@ class FullStack:
         await create_tenants(self.sqs, self.stack.env["SQS_SHARD_CREATION_QUEUE_URL"], tenants)
 
     async def wait_until_provisioned(self, tenants: Iterable[Tenant], *, within_s: float) -> None:
-        """Wait until the shards have *tenants*."""
         left = list(tenants)
 
         async def are_provisioned() -> bool:
@@ -275,7 +270,6 @@ class FullStack:
         return await poll_until_true(read_whole_log, within_s=within_s)
 
     async def is_applied(self, chain: Chain) -> bool:
-        """Return whether all operations put of *chain* are in the log."""
         return chain.expected.keys() <= (await self.read_operations(chain.tenant)).keys()
 
     async def wait_until_applied(self, *chains: Chain, within_s: float) -> None:
@@ -300,7 +294,6 @@ class FullStack:
             assert row == chain.last
 
     async def is_untouched(self, *chains: Chain) -> bool:
-        """Return whether no operation of *chains* is in the log yet."""
         return not [
             chain for chain in chains if chain.expected.keys() & (await self.read_operations(chain.tenant)).keys()
         ]
@@ -308,7 +301,6 @@ class FullStack:
     # State of the worker
 
     async def read_readiness(self, worker: WorkerProcess | None = None) -> tuple[int, str]:
-        """Return the status and text of `/readyz`, as operators see it."""
         asked = worker or self.worker
         async with self.http.get(f"{asked.url}/readyz", headers=asked.operator) as answer:
             return answer.status, await answer.text()
@@ -323,12 +315,10 @@ class FullStack:
         return await poll_until_true(read_text, within_s=within_s)
 
     async def read_status(self) -> Any:
-        """Return `/status`."""
         async with self.http.get(f"{self.worker.url}/status", headers=self.worker.operator) as answer:
             return await answer.json()
 
     async def read_metric(self, name: str, **labels: str) -> float:
-        """Return the value of a metric, 0 without a sample."""
         async with self.http.get(f"{self.worker.url}/metrics") as answer:
             lines = (await answer.text()).splitlines()
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
@@ -357,13 +347,11 @@ class FullStack:
     # Checkpoints and dead letters
 
     async def read_checkpoint(self, stream_shard_id: str) -> int:
-        """Return the checkpoint in the lease table, 0 for TRIM_HORIZON."""
         answer = await self.dynamodb.scan(TableName=self.stack.env["KINESIS_APPLICATION_NAME"], ConsistentRead=True)
         by_key = {row["leaseKey"]["S"]: row["checkpoint"]["S"] for row in answer["Items"] if "checkpoint" in row}
         return int(by_key[stream_shard_id]) if by_key[stream_shard_id].isdecimal() else 0
 
     async def wait_for_checkpoint(self, position: Position, *, within_s: float) -> None:
-        """Wait until the checkpoint has passed *position*."""
         stream_shard_id, sequence_number = position
 
         async def has_passed() -> bool:

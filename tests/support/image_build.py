@@ -31,7 +31,6 @@ class Instruction(NamedTuple):
 
 
 def parse_dockerfile(text: str) -> list[Instruction]:
-    """Return the instructions of a Dockerfile, each on one line."""
     lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
     joined = re.sub(r"\\\n\s*", "", lines)
     return [Instruction(*line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
@@ -83,7 +82,6 @@ class ImageBuild:
         self._directory = self.root
 
     def follow(self, instructions: Iterable[Instruction]) -> None:
-        """Do what each of *instructions* says."""
         for name, rest in instructions:
             match name:
                 case "FROM":

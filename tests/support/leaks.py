@@ -54,11 +54,9 @@ class Belongings:
         self.children = _children() if HAS_PROC else set()
 
     def is_something(self) -> bool:
-        """Return whether there is anything."""
         return bool(self.descriptors or self.children)
 
     def lines(self) -> list[str]:
-        """Return a line for each."""
         return [
             *(f"{_target(one.number)} (descriptor {one.number})" for one in sorted(self.descriptors)),
             *(f"process {child.pid}: {_command_line(child.pid)}" for child in sorted(self.children)),
@@ -75,7 +73,6 @@ class LeakDetector:
         self._run = ""  # empty in xdist's workers, which end before the one that looks
 
     def install(self, config: pytest.Config) -> None:
-        """Be a plugin of a test run from now on."""
         noting = ExitStack()
         noting.enter_context(self.noting_tasks())
         config.add_cleanup(noting.close)

@@ -13,7 +13,6 @@ FOLDER: Final = ROOT / "docs" / "schemas"
 
 
 def render_files() -> dict[str, str]:
-    """Return the texts of the files by their names."""
     return {f"{name}.json": json.dumps(schema, indent=2) + "\n" for name, schema in (SCHEMAS | FEED_SCHEMAS).items()}
 
 

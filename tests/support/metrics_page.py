@@ -141,7 +141,6 @@ def render_page(page: str) -> str:
 
 
 def _label(metric: str, label: str, comments: dict[str, dict[str, str]], shown: set[type[StrEnum]]) -> str:
-    """Return *label* with its words, explained at their first metric."""
     sets = WORDS.get(f"{metric} {label}", ())
     text = ", ".join(", ".join(_words(one, {} if one in shown else comments.get(one.__name__, {}))) for one in sets)
     links = [f" ([meanings]({EXPLAINED_ELSEWHERE[one]}))" for one in sets if one in EXPLAINED_ELSEWHERE]
@@ -156,7 +155,6 @@ def _words(words: type[StrEnum], comments: dict[str, str]) -> Iterator[str]:
 
 
 def _comments() -> dict[str, dict[str, str]]:
-    """Return the comments of the vocabulary by the names of set and member."""
     found: dict[str, dict[str, str]] = {}
     for line in Path(vocabulary.__file__).read_text(encoding="utf-8").splitlines():
         if opened := _CLASS.match(line):

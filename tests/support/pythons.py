@@ -30,5 +30,4 @@ def find_pythons() -> dict[str, str]:
 
 
 def runs(path: Path) -> bool:
-    """Return whether *path* is a Python that runs with its library."""
     return subprocess.run([path, "-c", "import ssl, venv"], capture_output=True, check=False).returncode == 0

@@ -81,18 +81,15 @@ class World:
         self.locator: Locator
 
     def add_shard(self, address: ShardAddress) -> ShardPool:
-        """Make a shard known to Citrus."""
         self.citrus.add_shard(address.shard_id, address.connection_string)
         return self.pools.ensure_pool(address)
 
     async def shard(self, shard_id: str) -> ShardPool:
-        """Return a shard, made when it is first asked for."""
         if shard_id not in self.citrus.registry.shards:
             self.add_shard(await self._make_shard(shard_id))
         return self.pools.by_shard_id()[shard_id]
 
     async def provision(self, tenant: str, shard_id: str) -> None:
-        """Register a tenant (`business-location`) on one shard and make it there."""
         await self.shard(shard_id)
         business_id, _, location_id = tenant.partition("-")
         self.citrus.registry.place(tenant, self.citrus.registry.shards[shard_id])
@@ -109,7 +106,6 @@ class World:
         return numbers
 
     async def letters(self) -> list[dict[str, Any]]:
-        """Take all dead letters out of their queue."""
         found: list[dict[str, Any]] = []
         while True:
             reply = await self.sqs.receive_message(QueueUrl=self.queue_url, MaxNumberOfMessages=10, WaitTimeSeconds=0)
@@ -215,7 +211,6 @@ async def open_world(
 
 
 def record(kind: str, tenant: str, number: int, *, resource_id: str = "r1", **more: Any) -> bytes:
-    """Return a record of a tenant (`business-location`)."""
     business_id, _, location_id = tenant.partition("-")
     members = {
         "operation": kind,
@@ -237,7 +232,6 @@ def chain(tenant: str, count: int, *, first: int = 0) -> list[bytes]:
 
 
 def mixed(*chains: Sequence[bytes]) -> list[bytes]:
-    """Return the records of equally long chains in turn."""
     return [one for together in zip(*chains, strict=True) for one in together]
 
 
@@ -256,7 +250,6 @@ async def outcomes(pool: ShardPool, tenant: str) -> list[str]:
 
 
 def held_targets(reader: StreamShardReader) -> list[tuple[str, str, str]]:
-    """Return target, reason and state of everything held."""
     return sorted((held["target"], held["reason"], held["state"]) for held in reader.view.held_status())
 
 

@@ -107,7 +107,6 @@ ANALYZE;
 
 
 def mapping_text() -> str:
-    """Return the mapping of all tables, TOML."""
     (text,) = (text for what, name, text in page_examples(PAGE) if (what, name) == ("file", "restaurants.toml"))
     return text
 
@@ -126,5 +125,4 @@ async def fill_restaurants(url: str, *, restaurants: int, orders: int) -> None:
 
 
 def row_count(restaurants: int, orders: int) -> int:
-    """Return the number of rows that `make_restaurants` makes."""
     return restaurants * (1 + 5 + 4 + 20 + orders * 4 + 1 + orders // 2)

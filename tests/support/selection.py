@@ -79,7 +79,6 @@ class Selection:
         return bool(marks)
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
-        """Mark what is not about the worker."""
         for folder, mark in MARKED_FOLDERS.items():
             if item.nodeid.startswith(folder):
                 item.add_marker(mark)
@@ -150,7 +149,6 @@ class Selection:
         self._left_out = Counter(getattr(node, "workeroutput", {}).get("left_out", self._left_out))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Tell the one that reports, or write down what passed."""
         if hasattr(session.config, "workeroutput"):
             session.config.workeroutput["left_out"] = dict(self._left_out)
         elif (path := session.config.option.passed_to) is not None:
@@ -173,7 +171,6 @@ class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no ty
 
 
 def longest_first(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """Return *items* by units of work, those first that take longest."""
     units: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         units[scope_of(item.nodeid)].append(item)

@@ -84,7 +84,6 @@ class World:
         return dict(line)
 
     async def provision(self, tenant: tuple[str, str]) -> ProvisionResult:
-        """Make a tenant as a SHARD_CREATION does."""
         return await self.provisioner.provision(ProvisionRequest(*tenant, "dental", datetime.now(UTC)))
 
     async def found(self, tenant: tuple[str, str]) -> str | Absence:
@@ -107,7 +106,6 @@ def write_map(
     replicas: dict[str, str] | None = None,
     all_in_place: bool = False,
 ) -> None:
-    """Write a map of *shards*."""
     listed = [
         {
             "shardId": one.shard_id,
@@ -123,7 +121,6 @@ def write_map(
 
 @contextlib.asynccontextmanager
 async def worker(path: Path) -> AsyncIterator[World]:
-    """Start what a worker starts with the file as it is."""
     read = partial(read_shard_map, path, ())
     async with Pools(size=2, timeouts=QUICK) as pools:
         locator = StaticMap(read())
@@ -141,7 +138,6 @@ async def worker(path: Path) -> AsyncIterator[World]:
 
 
 async def row_counts(shards: Shards, tenant_id: str) -> list[int]:
-    """Return how many rows each shard has of a tenant."""
     counts = []
     for shard in shards:
         pool = ShardPool(shard, size=1)

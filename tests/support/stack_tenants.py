@@ -14,8 +14,6 @@ from simplu_local.workload.workload import Tenant
 
 
 async def provision(stack: Stack, tenant: Tenant, *, within_s: float) -> None:
-    """Have the running worker make a tenant."""
-
     async def is_there() -> bool:
         return tenant.tenant_id in await read_tenant_ids(shard_urls(stack.env))
 

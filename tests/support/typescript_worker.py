@@ -50,7 +50,6 @@ class TypescriptShard:
         self._row_count = 0
 
     async def make(self) -> None:
-        """Make the table, as that worker does at its first connection."""
         columns = COLUMNS.format(tenant=TENANT_COLUMNS[self._is_joined], data=self._data_type)
         await self.connection.execute(f"CREATE TABLE IF NOT EXISTS resources ({columns})")
         await self.connection.execute(INDEXES)
@@ -101,7 +100,6 @@ class TypescriptShard:
         )
 
     async def delete(self, tenant: tuple[str, str], resource_type: str, resource_id: str) -> None:
-        """Delete a resource."""
         columns, values = self._tenant(tenant)
         named = " AND ".join(f"{column} = ${number + 3}" for number, column in enumerate(columns.split(", ")))
         await self.connection.execute(

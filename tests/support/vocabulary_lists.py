@@ -23,13 +23,11 @@ _EACH: Final = re.compile(r"<!-- each (\w+) -->\n?")
 
 
 def pages() -> list[Path]:
-    """Return the pages with lists of either kind."""
     texts = {page: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").rglob("*.md"))}
     return [page for page, text in texts.items() if _MADE.search(text) or _EACH.search(text)]
 
 
 def render_page(page: str) -> str:
-    """Return *page* with its lists of bare words made anew."""
     return _MADE.sub(lambda match: f"<!-- {match[1]} -->{_list(match[1])}<!-- end -->", page)
 
 

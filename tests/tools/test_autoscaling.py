@@ -10,7 +10,7 @@ from benchmarks.autoscaling.day import LATE_S
 from benchmarks.throughput.page import replace_part
 
 
-@pytest.mark.slow(4)
+@pytest.mark.nightly
 def test_notes_have_the_day_and_the_chart_neither_flaps_nor_falls_behind() -> None:
     page = (ROOT / "benchmarks" / "NOTES.md").read_text(encoding="utf-8")
     assert replace_part(page, "autoscaling", COMMAND, report()) == page

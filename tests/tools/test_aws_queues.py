@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import botocore.session
@@ -14,10 +13,6 @@ from support.aws.command_line import parse_arguments
 from support.aws_access.template_values import Template
 from support.aws_access.templates import TEMPLATES
 from support.requires import ROOT
-
-from simplu_worker.aws.sqs_queue import QueueAttributes
-from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # On this page the dead-letter queue is a new one of another name.
@@ -65,33 +60,3 @@ def test_queues_that_pages_create_are_those_of_the_template() -> None:
     ]
     assert len(created) >= 6
     assert [(name, attributes) for name, attributes in created if expected[name] != attributes] == []
-
-
-def test_redrive_policies_fit_by_the_worker_s_own_rules() -> None:
-    targets = {
-        "ControlRedriveQueue.Arn": "shard-creation-queue-redrive",
-        "OrderRedriveQueue.Arn": "order-events-redrive.fifo",
-    }
-    template = Template(TEMPLATES / "data.yaml", {name: f"arn:aws:sqs:r:1:{queue}" for name, queue in targets.items()})
-    queues = {one["QueueName"]: attributes_of(one) for one in template.resources("AWS::SQS::Queue").values()}
-    rules = RedriveRules(Settings().sqs_retry_delays_seconds, Settings().shutdown_grace_seconds, has_orders=True)
-    problems = [
-        problem
-        for queue in queues.values()
-        if (policy := parse_redrive_policy(queue.redrive_policy)) is not None
-        for problem in redrive_problems(queue, queues[policy.target_name], rules)
-    ]
-    assert problems == []
-
-
-def attributes_of(properties: Mapping[str, Any]) -> QueueAttributes:
-    """Return the attributes of an empty queue with the *properties* of a template."""
-    return QueueAttributes(
-        visibility_timeout_s=properties.get("VisibilityTimeout", 30),
-        max_message_bytes=properties.get("MaximumMessageSize"),
-        retention_s=properties["MessageRetentionPeriod"],
-        visible_count=0,
-        in_flight_count=0,
-        delayed_count=0,
-        redrive_policy=json.dumps(properties["RedrivePolicy"]) if "RedrivePolicy" in properties else None,
-    )

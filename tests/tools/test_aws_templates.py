@@ -93,27 +93,6 @@ def test_source_queues_of_the_template_have_redrive_queues(account: Account) -> 
 
 
 @pytest.mark.slow(3)
-def test_templates_take_an_on_demand_stream_and_a_key() -> None:
-    key = f"arn:aws:kms:{REGION}:{ACCOUNT_ID}:key/k"
-    parameters = {"OnDemand": "true", "KmsKeyArn": key}
-    with running_moto() as url:
-        account = Account(url)
-        urls = account.create("data", parameters)
-        with account.client("sqs") as sqs:
-            queues = sqs.list_queues()["QueueUrls"]
-            asked = [sqs.get_queue_attributes(QueueUrl=one, AttributeNames=["KmsMasterKeyId"]) for one in queues]
-        account.create("access", {"KmsKeyArn": key})
-        (statement,) = account.documents("access")["KeyPolicy"]["Statement"]
-    assert {one.rpartition("/")[2] for one in urls.values()} < {one.rpartition("/")[2] for one in queues}
-    assert {one["Attributes"]["KmsMasterKeyId"] for one in asked} == {key}
-    assert (statement["Action"], statement["Resource"]) == (["kms:Decrypt", "kms:GenerateDataKey"], key)
-    # moto makes every stream of a template a provisioned one.
-    (stream,) = Template(TEMPLATES / "data.yaml", parameters).resources("AWS::Kinesis::Stream").values()
-    assert (stream["StreamModeDetails"], "ShardCount" in stream) == ({"StreamMode": "ON_DEMAND"}, False)
-    assert stream["StreamEncryption"] == {"EncryptionType": "KMS", "KeyId": key}
-
-
-@pytest.mark.slow(3)
 def test_policy_of_the_page_is_the_template_s(account: Account) -> None:
     account.create("access", {})
     page = PAGE.read_text(encoding="utf-8")
@@ -174,18 +153,6 @@ def test_service_runs_the_worker_and_scales(account: Account) -> None:
         assert alarm["AlarmActions"] == [policies["simplu-worker-lag"]["PolicyARN"]]
 
 
-@pytest.mark.parametrize("least", range(1, 9))
-def test_service_can_be_updated_with_any_number_of_tasks(least: int) -> None:
-    unused = dict.fromkeys(("ClusterName", "SecurityGroup", "SubnetIds", "Task"), "")
-    template = Template(TEMPLATES / "service.yaml", unused | {"MinTasks": least})
-    (service,) = template.resources("AWS::ECS::Service").values()
-    rules = service["DeploymentConfiguration"]
-    for count in range(least, 9):
-        most = count * rules["MaximumPercent"] // 100
-        fewest = -(-count * rules["MinimumHealthyPercent"] // 100)
-        assert most > fewest, count
-
-
 def _scale(scaling: Any, parameters: dict[str, str]) -> tuple[tuple[dict[str, Any], dict[str, Any]], dict[str, str]]:
     """Make the target and the policies of service.yaml; return both, and the ARNs of the policies by logical id."""
     template = Template(
@@ -203,20 +170,6 @@ def _scale(scaling: Any, parameters: dict[str, str]) -> tuple[tuple[dict[str, An
     return (made, {one["PolicyName"]: one for one in policies}), arns
 
 
-@pytest.mark.slow(2)
-def test_alarms_are_taken_by_cloudwatch(account: Account) -> None:
-    (deployment,) = [one for one in deployments() if one.name == "alarms"]
-    template = Template(TEMPLATES / "alarms.yaml", deployment.parameters)
-    with account.client("cloudwatch") as cloudwatch:
-        for name, properties in template.resources(ALARM).items():
-            cloudwatch.put_metric_alarm(
-                AlarmName=f"page-{name}", **properties | {"Threshold": float(properties["Threshold"])}
-            )
-        made = cloudwatch.describe_alarms(AlarmNamePrefix="page-")["MetricAlarms"]
-    assert {one["AlarmName"] for one in made} == {f"page-{name}" for name in template.resources(ALARM)}
-    assert {action for one in made for action in one["AlarmActions"]} == {deployment.parameters["TopicArn"]}
-
-
 def test_templates_have_the_same_defaults() -> None:
     defaults: defaultdict[str, set[str]] = defaultdict(set)
     for file in FILES:
@@ -232,10 +185,3 @@ def test_service_sets_variables_that_the_worker_has() -> None:
     named = set(re.findall(r"\{Name: ([A-Z_]+), Value", text))
     assert named - VARIABLES.keys() == set()
     assert named >= {"AWS_REGION", "KINESIS_STREAM_NAME", "SQS_DEAD_LETTER_QUEUE_URL", "CITRUS_SERVER_URL"}
-
-
-def test_alarms_name_pages_that_exist() -> None:
-    text = (TEMPLATES / "alarms.yaml").read_text(encoding="utf-8")
-    for page, names in re.findall(r"(docs/[\w-]+\.md)(?:, ([\w ]+))?", text):
-        content = (ROOT / page).read_text(encoding="utf-8").lower()
-        assert not [name for name in names.split(" and ") if name and name.lower() not in content], page

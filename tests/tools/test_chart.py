@@ -97,9 +97,3 @@ def test_rules_of_the_adapter_are_the_queries_of_the_chart() -> None:
     assert len(rules) == 2
     hpa = (CHART / "templates" / "horizontalpodautoscaler.yaml").read_text(encoding="utf-8")
     assert set(re.findall(r"metric:\n +name: ([\w-]+)", hpa)) == rules.keys()
-
-
-def test_memory_is_enough_for_what_the_worker_takes() -> None:
-    needed_mib = VARIABLES["PREFETCH_MAX_BYTES"].default / 2**20 + 100 + 3 * 32 + 16
-    assert VALUES["resources"]["limits"]["memory"] == VALUES["resources"]["requests"]["memory"] == "512Mi"
-    assert needed_mib < 0.75 * 512

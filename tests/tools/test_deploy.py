@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -74,26 +72,6 @@ def test_dockerfile_runs_the_worker_as_a_numbered_user() -> None:
     ]
 
 
-def test_labels_of_the_image_are_those_of_the_project() -> None:
-    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
-    (labels,) = re.findall(r"^LABEL (.*)$", text, re.MULTILINE)
-    found = dict(re.findall(r'org\.opencontainers\.image\.([\w.]+)="([^"]*)"', labels))
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    description = found.pop("description")
-    assert project["description"].startswith(description)
-    base = re.findall(r"^FROM (\S+)$", text, re.MULTILINE)[-1]
-    assert found == {
-        "title": project["name"],
-        "licenses": project["license"],
-        "base.name": base,
-        "version": "${VERSION}",
-        "revision": "${REVISION}",
-    }
-    arguments = set(re.findall(r"^ARG (\w+)=", text, re.MULTILINE))
-    assert arguments == set(re.findall(r"--build-arg (\w+)=", (ROOT / "docs" / "releasing.md").read_text()))
-    assert arguments == {"VERSION", "REVISION"}
-
-
 def test_settings_of_the_base_are_variables_of_the_worker() -> None:
     settings = yaml.safe_load((DEPLOY / "kubernetes" / "configmap.yaml").read_text())["data"]
     secrets = yaml.safe_load((DEPLOY / "kubernetes" / "secret.example.yaml").read_text())
@@ -108,10 +86,6 @@ def test_settings_of_the_base_are_variables_of_the_worker() -> None:
 def test_manifest_is_valid(path: Path) -> None:
     done = judge(required_program("kubernetes-validate", how=TOOLS_HOW), "--strict", "--quiet", str(path))
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_deployment_has_no_variables_of_services() -> None:
-    assert "\n      enableServiceLinks: false\n" in (DEPLOY / "kubernetes" / "deployment.yaml").read_text()
 
 
 def test_kustomization_lists_every_manifest_but_the_example() -> None:
@@ -210,50 +184,3 @@ def test_alertmanager_example_keeps_fleets_apart() -> None:
 def test_alertmanager_example_passes_amtool() -> None:
     done = judge(required_program("amtool", how=AMTOOL_HOW), "check-config", str(ALERTMANAGER))
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize(("severity", "receiver"), [("critical", "on-call"), ("warning", "tickets")])
-def test_alertmanager_example_sends_each_severity_to_its_receiver(severity: str, receiver: str) -> None:
-    program = required_program("amtool", how=AMTOOL_HOW)
-    done = judge(program, "config", "routes", "test", f"--config.file={ALERTMANAGER}", f"severity={severity}")
-    assert (done.returncode, done.stdout.strip()) == (0, receiver), done.stderr
-    assert set(re.findall(r"severity: (\w+)$", ALERTS.read_text(), re.MULTILINE)) == {"critical", "warning"}
-
-
-def receiver_members(kind: str) -> dict[str, str]:
-    """Return the members of the example's receiver of *kind*, such as `slack_configs`, that are texts; flat."""
-    receivers = yaml.safe_load(ALERTMANAGER.read_text())["receivers"]
-    ((settings,),) = [one[kind] for one in receivers if kind in one]
-    return {name: text for name, text in (settings | settings.get("details", {})).items() if isinstance(text, str)}
-
-
-@pytest.mark.parametrize(
-    ("kind", "secret", "file"),
-    [("pagerduty_configs", "routing_key", "pagerduty-key"), ("slack_configs", "api_url", "slack-url")],
-)
-def test_alertmanager_example_has_its_secrets_in_files(kind: str, secret: str, file: str) -> None:
-    members = receiver_members(kind)
-    assert secret not in members
-    assert members[f"{secret}_file"] == f"/etc/alertmanager/{file}"
-
-
-@pytest.mark.parametrize("kind", ["pagerduty_configs", "slack_configs"])
-def test_alertmanager_example_tells_what_an_alert_says(kind: str, tmp_path: Path) -> None:
-    program = required_program("amtool", how=AMTOOL_HOW)
-    annotations = {"summary": "Summary.", "description": "Description.", "runbook_url": "https://runbook"}
-    alert = {"status": "firing", "labels": {}, "annotations": annotations}
-    data = tmp_path / "data.json"
-    data.write_text(json.dumps({"status": "firing", "alerts": [alert], "commonLabels": {"severity": "critical"}}))
-    told = ""
-    for text in receiver_members(kind).values():
-        if "{{" in text:
-            options = ["--template.glob", str(tmp_path / "*.tmpl"), "--template.data", str(data)]
-            done = judge(program, "template", "render", *options, "--template.text", text)
-            assert done.returncode == 0, done.stderr
-            told += done.stdout
-    assert [text for text in annotations.values() if text not in told] == []
-
-
-def test_alertmanager_example_inhibits_alerts_that_exist() -> None:
-    matched = re.findall(r'alertname=~?"([^"]+)"', ALERTMANAGER.read_text())
-    assert {name for names in matched for name in names.split("|")} <= set(alert_names(ALERTS, "alert"))

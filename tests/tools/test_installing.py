@@ -33,7 +33,7 @@ PAYLOAD_MAX_BYTES = 136_000_000  # 15 MB of it are the library that judges by JS
 PATIENCE_S = 60.0
 
 
-@pytest.mark.slow(30)
+@pytest.mark.nightly
 def test_commands_of_the_page_install_the_worker_and_remove_it(tmp_path: Path) -> None:
     checkout = copy_files(checkout_files(), tmp_path / "checkout")
     place = tmp_path / "place"
@@ -61,7 +61,7 @@ def test_commands_of_the_page_install_the_worker_and_remove_it(tmp_path: Path) -
     assert not (checkout / ".venv").exists()
 
 
-@pytest.mark.slow(20)
+@pytest.mark.nightly
 def test_steps_of_the_dockerfile_make_an_image_of_the_worker(tmp_path: Path) -> None:
     context = context_of(checkout_files(), DOCKERIGNORE.read_text(encoding="utf-8"))
     environment = newcomer_environment(tmp_path / "bin")

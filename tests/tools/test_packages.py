@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from support.checkout import checkout_files, newcomer_environment, run_lines
-from support.imported_modules import IMPORT_ALL, NEEDS
+from support.imported_modules import IMPORT_ALL
 from support.pythons import find_pythons, runs
 from support.requires import ROOT
 
@@ -28,13 +28,6 @@ from simplu_worker import __version__
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 WHEEL_NAME = f"simplu_worker-{__version__}-py3-none-any.whl"
 LOCAL_WHEEL_NAME = f"simplu_local-{__version__}-py3-none-any.whl"
-# A program of a user. With --strict an `ignore` that ignores nothing is an error: so mypy must see the mistake.
-PROGRAM = """
-from simplu_worker.timing.backoff import backoff_s
-
-reveal_type(backoff_s(1, draw=0.5, base_s=1.0, max_s=2.0))
-backoff_s("1", draw=0.5, base_s=1.0, max_s=2.0)  # type: ignore[arg-type]
-"""
 
 
 class Packages(NamedTuple):
@@ -65,11 +58,6 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
     return Packages(folder / WHEEL_NAME, folder / LOCAL_WHEEL_NAME, sdist, other / WHEEL_NAME)
 
 
-@pytest.fixture(scope="module")
-def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("common")
-
-
 def contents(wheel: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
@@ -95,7 +83,7 @@ def test_sdist_has_the_repository_and_no_secret_folder(packages: Packages) -> No
     assert {"tests/conftest.py", "docs/installing.md", "requirements/worker.txt", "run.py"} <= names
 
 
-@pytest.mark.slow(15)
+@pytest.mark.nightly
 def test_packages_install_and_run_on_every_python_of_the_machine(
     packages: Packages, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -123,42 +111,6 @@ def test_packages_install_and_run_on_every_python_of_the_machine(
         done = run_lines(lines, folder=tmp_path, environment=environment)
         refused, version = done.stdout.splitlines()
         assert (json.loads(refused), version) == ([], __version__), name
-
-
-@pytest.mark.slow(5)
-@pytest.mark.parametrize("extra", ["", *PROJECT["optional-dependencies"]])
-def test_extra_alone_is_enough_for_its_modules(extra: str, packages: Packages, common_folder: Path) -> None:
-    """With an extra, or with none, all modules can be imported but those that need another one.
-
-    One environment for all, without what another extra needs: modules are compiled once.
-    """
-    pins = shlex.quote(str(ROOT / "requirements" / "dev.txt"))
-    environment = newcomer_environment(common_folder / "bin")
-    lines = f"""
-        test -d venv || uv venv -q --python python3 venv
-        uv pip install -q --exact --python venv/bin/python -c {pins} --find-links {packages.wheel.parent} \\
-            '{packages.wheel}[{extra}]'
-        uv pip check -q --python venv/bin/python
-        venv/bin/python -I -c {shlex.quote(IMPORT_ALL)}
-        venv/bin/simplu-worker demo --operations 100 2>&1 || echo "status $?"
-    """
-    done = run_lines(lines, folder=common_folder, environment=environment)
-    refused, *demo = done.stdout.splitlines()
-    assert set(json.loads(refused)) == set().union(*(needed for name, needed in NEEDS.items() if name != extra))
-    assert ("status 78" in demo, any("--find-links" in line for line in demo)) == ((extra != "local"),) * 2
-
-
-@pytest.mark.slow(10)
-def test_mark_of_types_tells_the_truth(packages: Packages, tmp_path: Path) -> None:
-    environment = newcomer_environment(tmp_path / "bin")
-    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
-    lines = f"""
-        uv venv -q --python python3 venv
-        uv pip install -q --python venv/bin/python -c {ROOT}/requirements/dev.txt '{packages.wheel}'
-        {shlex.quote(sys.executable)} -m mypy --strict --no-incremental --python-executable venv/bin/python program.py
-    """
-    done = run_lines(lines, folder=tmp_path, environment=environment)
-    assert 'Revealed type is "float"' in done.stdout or 'Revealed type is "builtins.float"' in done.stdout
 
 
 def versions_in(page: str) -> set[str]:

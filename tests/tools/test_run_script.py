@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import fcntl
 import importlib.util
 import os
 import shutil
@@ -120,11 +119,6 @@ def test_choice_is_of_the_pythons_that_run(
     assert script.find_python() == str(tmp_path / expected)
 
 
-def test_choice_has_venv_unless_uv_makes_the_environment(script: ModuleType) -> None:
-    assert script.ask(sys.executable, "venv", "no_such_module") == ("{}.{}".format(*sys.version_info), False)
-    assert script.ask(sys.executable, "venv", "ensurepip")[1]
-
-
 def test_script_ends_with_advice_when_no_python_suits(project: Path, tmp_path: Path) -> None:
     path = shim(tmp_path / "shims" / "python3.13", exit_status=127)
     code = "import run; run.PROBE = 'print(3.9); exit(1)'; run.main('demo', [])"
@@ -157,20 +151,6 @@ def test_environment_follows_its_pins(shell: Shell, project: Path) -> None:
     assert installed(shell.run("demo")[2]) == ["requirements/dev.txt", "."]
 
 
-def test_environment_is_made_anew_when_it_is_stale(shell: Shell, project: Path, tmp_path: Path) -> None:
-    stamp = project / ".venv" / "simplu-worker.json"
-    shell.run("setup")
-    shell.environ["PYTHON_INSIDE"] = "3.13"
-    assert shell.run("setup")[2][0].startswith("1 venv ")
-    (project / ".venv" / "bin" / "python").unlink()
-    assert shell.run("setup")[2][0].startswith("1 venv ")
-    stamp.write_text("")
-    assert shell.run("setup")[2][0].startswith("1 venv ")
-    assert shell.run("setup")[2] == []
-    stamp.write_text(stamp.read_text().replace(str(tmp_path), "/elsewhere"))
-    assert shell.run("setup")[2][0].startswith("1 venv ")
-
-
 def test_pip_installs_what_uv_cannot(shell: Shell) -> None:
     shell.environ["PIP_STATUS"] = "2"
     status, _, calls = shell.run("setup")
@@ -178,35 +158,5 @@ def test_pip_installs_what_uv_cannot(shell: Shell) -> None:
     assert [call.split()[-1] for call in calls if call.startswith("python -m pip ")] == installed(calls)
 
 
-def test_second_run_waits_for_the_first(shell: Shell, project: Path) -> None:
-    with (project / "run.py").open("r+") as own_text:
-        fcntl.flock(own_text, fcntl.LOCK_EX)
-        second = shell.start("setup")
-        assert second.stderr is not None
-        assert second.stderr.readline().startswith("Waiting for another run")
-        assert not (project / ".venv").exists()
-        fcntl.flock(own_text, fcntl.LOCK_UN)
-        second.communicate(timeout=60)
-    assert second.returncode == 0
-    assert (project / ".venv").exists()
-
-
-def test_wrong_command_shows_the_usage() -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "run.py"), "dmeo"], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("Usage: python3 run.py COMMAND")
-
-
 def test_script_has_the_syntax_of_python_3_6() -> None:
     ast.parse((ROOT / "run.py").read_text(), feature_version=(3, 6))
-
-
-@pytest.mark.slow
-def test_make_lists_its_targets() -> None:
-    done = subprocess.run(["make", "-s", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=False)
-    names = [line.split()[1] for line in done.stdout.splitlines()]
-    expected = (
-        "help demo test lint bench bench-directory bench-isolation bench-provisioning bench-writing"
-        " mutants fuzz faults setup tools site peers clients audit lock clean"
-    )
-    assert names == expected.split()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import shutil
-import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -29,7 +27,6 @@ PAGE = ROOT / "docs" / "installing.md"
 PLAIN, TEMPLATE = "simplu-worker.service", "simplu-worker@.service"
 TOKEN = "a-token-from-a-file"
 PATIENCE_S = 60.0
-SHORT_START_S = 15  # a slow machine needs some seconds before a worker can ask for more
 MAP = {"shards": [{"shardId": "db-1", "connectionString": "postgresql://worker@127.0.0.1:1/shard"}]}
 TEST_DROP_IN = """[Service]
 StandardOutput=append:{folder}/%N.log
@@ -139,12 +136,6 @@ def setting(systemd: Systemd, unit: str, line: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def short_start(systemd: Systemd) -> Iterator[None]:
-    with setting(systemd, TEMPLATE, f"TimeoutStartSec={SHORT_START_S}"):
-        yield
-
-
-@pytest.fixture
 def short_watchdog(systemd: Systemd) -> Iterator[None]:
     with setting(systemd, PLAIN, "WatchdogSec=6"):
         yield
@@ -207,35 +198,7 @@ async def test_watchdog_restarts_a_worker_that_is_stuck(machine: Machine, short_
     systemd.wait_for(PLAIN, within_s=120, NRestarts="1", ActiveState="active")
 
 
-async def test_start_is_not_ended_while_a_dependency_is_away(machine: Machine, short_start: None) -> None:
-    systemd = machine.systemd
-    away = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
-    control = {"SQS_SHARD_CREATION_QUEUE_URL": "http://127.0.0.1/000000000000/control"}
-    machine.configure()
-    machine.configure("a.env", **away)
-    machine.configure("b.env", **away, **control, SQS_DEAD_LETTER_QUEUE_URL="")
-    # b waits for the dead-letter queue beside its control queue.
-    waits = {"simplu-worker@a.service": "queue.unreachable", "simplu-worker@b.service": "dead_letter.queue_not_ensured"}
-    systemd.systemctl("start", "--no-block", *waits)
-    began_at = time.monotonic()
-    for unit, event in waits.items():
-        await machine.wait_for_event(unit, event)
-    await asyncio.sleep(max(0.0, began_at + SHORT_START_S + 4 - time.monotonic()))
-    waiting = {"ActiveState": "activating", "SubState": "start", "NRestarts": "0"}
-    assert [systemd.properties(unit, *waiting) for unit in waits] == [waiting, waiting]
-    systemd.systemctl("stop", *waits)
-    stopped = {"ActiveState": "inactive", "Result": "success", "ExecMainStatus": "0"}
-    assert [systemd.properties(unit, *stopped) for unit in waits] == [stopped, stopped]
-
-
-async def test_wrong_configuration_is_not_tried_again(machine: Machine) -> None:
-    machine.configure(TENANT_WAIT_SECONDS="soon")
-    systemd = machine.systemd
-    systemd.systemctl("start", PLAIN, status=1)
-    failed = {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": "78", "NRestarts": "0"}
-    assert systemd.properties(PLAIN, *failed) == failed
-
-
+@pytest.mark.nightly
 async def test_commands_of_the_page_run_a_worker_that_reads_its_own_files(machine: Machine) -> None:
     port = machine.configure()
     systemd = machine.systemd

@@ -19,7 +19,6 @@ STRAY_SQL: Final = (
 
 
 def strikes() -> Any:
-    """Return what tells at each opportunity whether the bug strikes."""
     numbers = itertools.count(1)
     return lambda: next(numbers) % EVERY == 0
 
@@ -101,7 +100,6 @@ def write_elsewhere() -> None:
 
 
 def skip_event() -> None:
-    """Tell that an event is delivered, and send none."""
     from simplu_worker.feed.http_destination import HttpDestination
     from simplu_worker.feed.types import Delivered
 
@@ -115,7 +113,6 @@ def skip_event() -> None:
 
 
 def forget_outcome() -> None:
-    """Answer that a decided operation is unknown."""
     from simplu_worker.status.lookups import Lookups
 
     find_operation, is_due = Lookups.find_operation, strikes()

@@ -63,7 +63,6 @@ class MemoryConnector(aiohttp.BaseConnector):
 
 
 def answer_of(data: bytes) -> bytes:
-    """Return the answer that *data* is."""
     if data[:1] == WHOLE:
         return data[2:]
     body = data[2:]
@@ -71,7 +70,6 @@ def answer_of(data: bytes) -> bytes:
 
 
 def check(data: bytes) -> None:
-    """Make a call that gets the answer."""
     begin(data)
     run(call(data))
     check_faults()
@@ -110,7 +108,6 @@ ARGUMENTS: Final[dict[bytes, tuple[str, ...]]] = {
 
 
 def check_addresses(found: object) -> None:
-    """Check that the worker may connect to what was found."""
     addresses: Iterable[object] = found if isinstance(found, list) else [found]
     for one in addresses:
         address = one.address if isinstance(one, Registration) else one
@@ -125,7 +122,6 @@ def check_addresses(found: object) -> None:
 
 
 def whole(status: bytes, headers: bytes, body: bytes, which: bytes = b"l") -> bytes:
-    """Return the input of a whole answer."""
     return WHOLE + which + b"HTTP/1.1 " + status + b"\r\n" + headers + b"\r\n" + body
 
 
@@ -164,7 +160,6 @@ WORDS: Final = (
 
 
 def as_list(texts: list[bytes]) -> bytes:
-    """Return the JSON array of *texts*."""
     return b"[" + b",".join(texts) + b"]"
 
 

@@ -83,7 +83,6 @@ WORDS: Final = (
 
 
 def of_type(kind: str) -> st.SearchStrategy[bytes]:
-    """Return messages of a type."""
     return messages(USUAL | {"messageType": kind})
 
 

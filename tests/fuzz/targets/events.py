@@ -42,12 +42,10 @@ class _Body:
         """Return the next part; none at the end."""
         return self._parts.pop(0) if self._parts else b""
 
-    def close(self) -> None:
-        """Be done."""
+    def close(self) -> None: ...
 
 
 async def read(data: bytes, part_bytes: int) -> tuple[list[Reply], str]:
-    """Return the replies in a stream, and its end."""
     subscription, replies = Subscription(_Body(data, part_bytes)), list[Reply]()
     try:
         while True:
@@ -60,7 +58,6 @@ async def read(data: bytes, part_bytes: int) -> tuple[list[Reply], str]:
 
 
 def check(data: bytes) -> None:
-    """Read a stream, or one event with a payload."""
     is_raw = data.startswith(RAW)
     stream = data[1:] if is_raw else encode_event("SubscribeToShardEvent", data, JSON)
     assert asyncio.run(read(stream, 1 << 16)) == asyncio.run(read(stream, 1 + len(stream) // 3))

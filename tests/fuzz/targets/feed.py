@@ -37,7 +37,6 @@ OTHERS: Final[list[dict[str, object]]] = [
 
 
 def check(data: bytes) -> None:
-    """Read a file."""
     begin(data)
     try:
         found = parse_feed_file(data, ALLOWED, lambda _: SECRET)

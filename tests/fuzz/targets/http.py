@@ -40,17 +40,14 @@ def storable(*ids: str | None) -> tuple[int, dict[str, Any]]:
 
 
 async def answer_to_lever(business_id: str, location_id: str, lever: Lever) -> tuple[int, dict[str, Any]]:
-    """Answer with what is to be set."""
     return 200, {"ids": [business_id, location_id], "pause": lever.pause_s, "weight": lever.weight}
 
 
 async def answer_with_ids(*ids: str | None) -> tuple[int, dict[str, Any]]:
-    """Answer a request for ids."""
     return storable(*ids)
 
 
 async def answer_with_list(query: OperationListQuery) -> tuple[int, dict[str, Any]]:
-    """Answer a request for a list, as its query was understood."""
     business_id, location_id, request = query
     if not 1 <= request.limit <= LIMIT_MAX or decode_cursor(request.start.encode()) != request.start:
         note_fault(f"a view gets a request that no shard takes: {request}")
@@ -63,12 +60,10 @@ async def answer_to_name(_name: str | None) -> tuple[int, dict[str, Any]]:
 
 
 async def wait_for_nothing(*_: object) -> bool:
-    """Return at once."""
     return True
 
 
 async def answer() -> tuple[int, dict[str, Any]]:
-    """Answer any other request."""
     return 200, {"v": 1}
 
 
@@ -115,7 +110,6 @@ async def open_gate() -> ConnectionGate:
 
 
 async def close_gate(runner: web.AppRunner) -> None:
-    """Close the server."""
     _gates.clear()
     await runner.cleanup()
 
@@ -127,7 +121,6 @@ def check(data: bytes) -> None:
 
 
 async def send(data: bytes) -> None:
-    """Send *data*, end, and look at the answers."""
     gate = await open_gate()
     connection = gate()
     transport = MemoryTransport(connection)
@@ -148,7 +141,6 @@ async def send(data: bytes) -> None:
 
 
 async def settle(transport: MemoryTransport) -> None:
-    """Let the server answer until it has nothing more to send."""
     length = -1
     while length != len(transport.sent) and not transport.is_closing():
         length = len(transport.sent)
@@ -156,7 +148,6 @@ async def settle(transport: MemoryTransport) -> None:
 
 
 def request(path: str, headers: str = "", method: str = "GET") -> bytes:
-    """Return the input of one request, sent in one piece."""
     return f"@{method} {path} HTTP/1.1\r\nHost: worker\r\n{headers}\r\n".encode("utf-8", "surrogateescape")
 
 
@@ -274,7 +265,6 @@ REQUESTS: Final = st.builds(lambda *drawn: request(*drawn)[1:], TARGETS, HEADERS
 
 
 def in_pieces(drawn: tuple[int, list[bytes]]) -> bytes:
-    """Return the input of several requests."""
     return bytes([drawn[0]]) + b"".join(drawn[1])
 
 

@@ -74,7 +74,6 @@ def check_table(table: TableMapping) -> None:
 
 
 def statements_of(read: ReadTable) -> Iterator[SourceStatement]:
-    """Yield every statement about a table."""
     table = read.mapping
     rows = RowSelection(("a",) * len(table.tenant), NOW)
     one = RowSelection(("a",) * len(table.tenant), NOW, ("k",) * len(table.key), NOW)

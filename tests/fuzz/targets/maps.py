@@ -27,7 +27,6 @@ KEYS: Final = ("clinic-main", "", "漢", "x" * 257)
 
 
 def address_of(name: str) -> str:
-    """Return a connection string."""
     return f"postgresql://user:{PASSWORD}@{name}.internal:5432/one?sslmode=require"
 
 
@@ -42,7 +41,6 @@ before: Final = parse_shard_map(json.dumps(USUAL).encode(), ALLOWED_HOSTS)
 
 
 def check(data: bytes) -> None:
-    """Read a map or variables, and find shards with them."""
     begin(data)
     try:
         if data[:1] == OF_VARIABLES:

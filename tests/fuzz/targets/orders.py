@@ -44,7 +44,6 @@ def text_of(data: bytes) -> str:
 
 
 def message_of(data: bytes) -> tuple[str, dict[str, str]]:
-    """Return the body and the attributes that *data* is."""
     body, *values = data.split(NEXT)
     attributes = {name: text_of(value) for name, value in zip(ATTRIBUTES, values, strict=False) if value}
     if not DEDUPLICATION_ID.fullmatch(attributes.get("deduplication", "")):
@@ -78,7 +77,6 @@ def check_letter(rejected: RejectedRecord, body: str) -> None:
 
 
 def envelope(body: bytes) -> bytes:
-    """Return *body* in the envelope of SNS."""
     attributes = {"BusinessId": {"Type": "String", "Value": "clinic"}}
     whole = {"Type": "Notification", "Message": body.decode(errors="replace"), "MessageAttributes": attributes}
     return json.dumps(whole).encode()

@@ -118,17 +118,14 @@ def check_places(record: Record, decoded: Sequence[DecodedRecord]) -> None:
 
 
 def check_producers(record: bytes) -> None:
-    """Check that a record names one span at most."""
     assert len(list(traceparents_of_records([record]))) <= 1
 
 
 def keys_of(decoded: list[DecodedRecord]) -> list[object]:
-    """Return what has to be the same for every reader."""
     return [result.digest if isinstance(result, Operation) else result for _, _, result in decoded]
 
 
 def check_operation(operation: Operation) -> None:
-    """Check the bounds that the rest of the worker relies on."""
     ids = (operation.business_id, operation.location_id, operation.resource_type, operation.request_id)
     assert all(1 <= len(one) <= 128 and is_storable(one) for one in ids)
     assert operation.resource_id is None or (
@@ -169,7 +166,6 @@ def is_json(text: bytes) -> bool | None:
 
 
 def check_reason(rejected: RejectedRecord | None, record: bytes) -> None:
-    """Check that exactly what is no JSON is rejected for that."""
     if rejected is not None and rejected.reason is DeadLetterReason.TOO_LARGE:
         return
     is_called_json = rejected is None or rejected.reason is not DeadLetterReason.INVALID_JSON
@@ -184,12 +180,10 @@ def check_rejection(rejected: RejectedRecord) -> None:
 
 
 def sealed(count: int) -> bytes:
-    """Return the message of an aggregate of *count* records."""
     return sealed_records(*(json.dumps(USUAL | {"requestId": f"request-{number}"}).encode() for number in range(count)))
 
 
 def sealed_records(*records: bytes) -> bytes:
-    """Return the message of an aggregate of *records*."""
     packer = AggregatePacker()
     for number, record in enumerate(records):
         packer.add(f"key-{number % 2}", record)

@@ -32,7 +32,6 @@ class _Writer:
         self._replies = replies
 
     def write(self, data: bytes) -> None:
-        """Answer commands."""
         if set_up := data.count(b"CLIENT"):
             self._reader.feed_data(b"+OK\r\n" * set_up)
         elif (reply := next(self._replies, None)) is not None:
@@ -41,17 +40,13 @@ class _Writer:
             self._reader.feed_eof()
 
     def writelines(self, lines: Iterable[bytes]) -> None:
-        """Answer the commands of a pipeline."""
         self.write(b"".join(lines))
 
-    async def drain(self) -> None:
-        """Be done."""
+    async def drain(self) -> None: ...
 
-    def close(self) -> None:
-        """Be done."""
+    def close(self) -> None: ...
 
-    async def wait_closed(self) -> None:
-        """Be done."""
+    async def wait_closed(self) -> None: ...
 
 
 class MemoryConnection(Connection):
@@ -87,7 +82,6 @@ async def call(which: bytes) -> None:
 
 @cache
 def _commands() -> RedisCommands:
-    """Return a client for all inputs: making one takes longer than most inputs."""
     commands = RedisCommands(URL, on_connect=None, call_timeout_s=CALL_TIMEOUT_S)
     commands._client.connection_pool.connection_class = MemoryConnection
     return commands

@@ -18,7 +18,6 @@ OWN_WORDS: Final = re.compile(r"[A-Za-z_.,()\s=:>-]*")
 
 
 def check(data: bytes) -> None:
-    """Read a file, and make the statements of its views."""
     begin(data)
     try:
         file = read_type(data.decode("utf-8", "replace"))

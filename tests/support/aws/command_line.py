@@ -31,7 +31,6 @@ def parse_arguments(arguments: list[str], shape: Any) -> dict[str, Any]:
 
 
 def wait(client: Any, waiters: Any, arguments: list[str]) -> None:
-    """Do `aws SERVICE wait WAITER --member VALUE …`: nothing is printed."""
     name, *options = arguments
     waiter = client.get_waiter(name.replace("-", "_"))
     operation = waiters.get_waiter("".join(word.capitalize() for word in name.split("-"))).operation
@@ -40,7 +39,6 @@ def wait(client: Any, waiters: Any, arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """Make the request and print its answer."""
     service, operation, *arguments = sys.argv[1:]
     session = botocore.session.get_session()
     client: Any = session.create_client(service)

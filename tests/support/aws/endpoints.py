@@ -31,14 +31,12 @@ def running_moto() -> Iterator[str]:
 
 
 def empty_moto(url: str) -> None:
-    """Delete everything from a moto."""
     with urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset", method="POST")) as answer:  # our own
         assert answer.status == HTTPStatus.OK
 
 
 @asynccontextmanager
 async def client_of(service: str, endpoint_url: str) -> AsyncIterator[Client]:
-    """Open a client as the worker does."""
     async with open_client(service, region=REGION, endpoint_url=endpoint_url) as client:
         yield client
 
@@ -52,11 +50,9 @@ class ScriptedAws:
         self.clock_ahead = timedelta()
 
     def answer(self, body: dict[str, Any]) -> None:
-        """Answer the next request with *body*."""
         self.script.append((200, body))
 
     def refuse(self, code: str, *, status: int = 400) -> None:
-        """Answer the next request with an error."""
         self.script.append((status, {"__type": f"com.amazonaws.example#{code}", "message": "as scripted"}))
 
     @asynccontextmanager

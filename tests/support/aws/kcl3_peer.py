@@ -21,7 +21,6 @@ def leader_row(owner: str, version: str, *, key_name: str = "leaseKey") -> Row:
 
 
 def migration_row(version: str, *, key_name: str = "leaseKey") -> Row:
-    """Return the state of the migration from 2.x to 3.x."""
     return {
         key_name: {"S": "Migration3.0"},
         "entityType": {"S": "CLIENT_VERSION_MIGRATION"},
@@ -56,7 +55,6 @@ def worker_row(worker: str, updated_at: int, *, key_name: str = "leaseKey") -> R
 
 
 def stream_row(stream: str) -> Row:
-    """Return the id of a stream, as multi-stream applications store it."""
     return {"leaseKey": {"S": stream}, "entityType": {"S": "STREAM"}, "streamId": {"S": "1"}}
 
 
@@ -73,7 +71,6 @@ class Kcl3Peer:
         return f"Kcl3Peer({self.me}, holds {sorted(self.held)})"
 
     async def read(self, lease_key: str) -> Row:
-        """Read a row (getLease)."""
         reply = await self._client.get_item(
             TableName=self._table, Key={"leaseKey": {"S": lease_key}}, ConsistentRead=True
         )
@@ -81,7 +78,6 @@ class Kcl3Peer:
         return row
 
     async def initiate_handoff(self, row: Row, next_owner: str) -> bool:
-        """initiateGracefulLeaseHandoff, as the leader: the counter stays as it is."""
         return await self._write(
             row,
             "SET leaseOwner = :next, checkpointOwner = :last",
@@ -123,7 +119,6 @@ class Kcl3Peer:
         )
 
     async def checkpoint(self, lease_key: str, checkpoint: str) -> bool:
-        """Write the checkpoint (updateLease)."""
         update = (
             "SET leaseCounter = :moved, checkpoint = :checkpoint, checkpointSubSequenceNumber = :zero, "
             "ownerSwitchesSinceCheckpoint = :zero"
@@ -131,7 +126,6 @@ class Kcl3Peer:
         return await self._write_held(lease_key, update, "", {":checkpoint": {"S": checkpoint}, ":zero": number(0)})
 
     async def evict(self, lease_key: str) -> bool:
-        """evictLease: at the shutdown of the worker."""
         row = self.held.pop(lease_key)
         return await self._write(
             row,

@@ -21,12 +21,10 @@ PENDING = ("pendingCheckpoint", "pendingCheckpointSubSequenceNumber", "pendingCh
 
 
 def number(value: int) -> Row:
-    """Return a number as DynamoDB writes it."""
     return {"N": str(value)}
 
 
 def reference_row(lease_key: str, checkpoint: str, *, owner: str | None = None, counter: int = 0) -> Row:
-    """Return a row as the KCL 2.x leaves it."""
     row: Row = {
         "leaseKey": {"S": lease_key},
         "leaseCounter": number(counter),
@@ -73,14 +71,12 @@ class KclPeer:
         return f"KclPeer({self.me}, holds {sorted(self.held)})"
 
     async def create(self, row: Row) -> bool:
-        """createLeaseIfNotExists: the whole row, when there is none."""
         written = await write_if(
             self._client.put_item, TableName=self._table, Item=row, ConditionExpression="attribute_not_exists(leaseKey)"
         )
         return written is not None
 
     async def list_rows(self) -> dict[str, Row]:
-        """listLeases: all rows of leases, not consistent."""
         found: dict[str, Row] = {}
         page: dict[str, Any] = {}
         while True:
@@ -91,7 +87,6 @@ class KclPeer:
             page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
 
     async def take(self, row: Row) -> bool:
-        """takeLease: when the counter is as the scan found it."""
         switches = 0 if row.get("leaseOwner") == {"S": self.me} else 1
         update = "SET leaseCounter = :next, leaseOwner = :me"
         values = {":me": {"S": self.me}}
@@ -133,7 +128,6 @@ class KclPeer:
         return is_written
 
     async def prepare_checkpoint(self, lease_key: str, checkpoint: str, state: bytes) -> bool:
-        """prepareCheckpoint: the first phase of two."""
         row = self.held[lease_key]
         update = (
             "SET leaseCounter = :next, checkpoint = :checkpoint, checkpointSubSequenceNumber = :sub, "
@@ -163,11 +157,9 @@ class KclPeer:
         return written is not None
 
     async def delete(self, lease_key: str) -> None:
-        """deleteLease: unconditionally."""
         await self._client.delete_item(TableName=self._table, Key={"leaseKey": {"S": lease_key}})
 
     async def renew_all(self) -> None:
-        """Run one pass of the renewer."""
         for lease_key in sorted(self.held):
             await self.renew(lease_key)
 

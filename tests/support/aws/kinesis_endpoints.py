@@ -68,7 +68,6 @@ class Servers:
 
 @contextmanager
 def kinesis_servers() -> Iterator[Servers]:
-    """Keep every requested server until the end of the context."""
     with ExitStack() as stack:
         yield Servers(stack)
 

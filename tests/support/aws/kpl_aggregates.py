@@ -12,7 +12,6 @@ MAGIC = b"\xf3\x89\x9a\xc2"
 
 
 def varint(value: int) -> bytes:
-    """Encode an unsigned number, however large."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
@@ -21,7 +20,6 @@ def varint(value: int) -> bytes:
 
 
 def number_field(number: int, value: int) -> bytes:
-    """Encode a field of wire type 0."""
     return varint(number << 3) + varint(value)
 
 
@@ -42,7 +40,6 @@ def packed_record(key: int | None, hash_key: int | None, data: bytes | None, mor
 
 
 def sealed(message: bytes) -> bytes:
-    """Put magic and MD5 around the protobuf message."""
     return MAGIC + message + hashlib.md5(message).digest()
 
 

@@ -57,6 +57,5 @@ class Servers:
 
 @contextmanager
 def sqs_servers() -> Iterator[Servers]:
-    """Keep every requested server until the end of the context."""
     with ExitStack() as stack:
         yield Servers(stack)

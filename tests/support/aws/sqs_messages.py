@@ -10,7 +10,6 @@ from simplu_worker.aws.sqs_queue import Message
 def message(
     message_id: str, *, group: str | None = None, handle: str = "h", body: str = "{}", receive_count: int = 1
 ) -> Message:
-    """Return a message."""
     return Message(
         message_id=message_id,
         receipt_handle=handle,

@@ -35,7 +35,6 @@ LEASE = Lease("shardId-forgotten", TRIM_HORIZON)
 
 
 async def delete_lease(settings: Settings) -> None:
-    """Write a lease, read it, and delete it."""
     async with open_lease_table(settings) as table:
         assert await table.create(LEASE)
         found = await table.find(LEASE.lease_key)
@@ -60,7 +59,6 @@ async def follow(settings: Settings) -> None:
 
 
 async def feed(settings: Settings) -> None:
-    """Publish an event to each destination of AWS, and check it."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(feed_file(str(settings.sqs_shard_creation_queue_url)))
         file.flush()
@@ -79,7 +77,6 @@ def feed_file(queue_url: str) -> str:
 
 
 async def run() -> None:
-    """Make all calls."""
     settings = settings_in(os.environ)
     await delete_lease(settings)
     await feed(settings)

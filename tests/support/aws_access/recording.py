@@ -37,7 +37,6 @@ def install_hook(folder: Path) -> None:
 
 
 def recorded_calls(folder: Path) -> list[RecordedCall]:
-    """Return the calls that were written to *folder*."""
     lines = (folder / "calls.jsonl").read_text(encoding="utf-8").splitlines()
     return [RecordedCall(tuple(one["arguments"]), access_of(one)) for one in map(json.loads, lines)]
 
@@ -74,12 +73,10 @@ class Policy:
         return f"Policy({self.name!r}, {len(self.allowed)} pairs)"
 
     def allows(self, access: Access) -> bool:
-        """Return whether a statement allows the call."""
         return any(_covers(pair, access) for pair in self.allowed)
 
 
 def refused(policies: Iterable[Policy], calls: Iterable[Access]) -> list[Access]:
-    """Return the *calls* that none of *policies* allows."""
     held = list(policies)
     return sorted({call for call in calls if not any(policy.allows(call) for policy in held)})
 

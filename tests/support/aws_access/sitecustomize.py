@@ -39,7 +39,6 @@ def write_call(service: str, operation: str, params: dict[str, Any]) -> None:
 
 
 def record(base_classes: list[type], **_: object) -> None:
-    """Make the calls of a client recorded."""
     base_classes.insert(0, RecordingClient)
 
 

@@ -39,11 +39,9 @@ class Account:
             client.close()
 
     def environment(self) -> dict[str, str]:
-        """Return the variables with which the worker uses the account."""
         return {**CREDENTIALS, "AWS_ENDPOINT_URL": self._endpoint_url, "AWS_REGION": REGION}
 
     def create(self, name: str, parameters: Mapping[str, str]) -> dict[str, str]:
-        """Create a stack of the template *name*, and return its outputs."""
         with self.client("cloudformation") as cloudformation:
             cloudformation.create_stack(
                 StackName=name,
@@ -63,11 +61,9 @@ class Account:
         return {one["LogicalResourceId"]: one["PhysicalResourceId"] for one in found if one.get("ResourceType") == kind}
 
     def policies(self, name: str) -> dict[str, Policy]:
-        """Return the managed policies of a stack."""
         return {logical: Policy(logical, document) for logical, document in self.documents(name).items()}
 
     def documents(self, name: str) -> dict[str, Any]:
-        """Return the documents of the managed policies of a stack."""
         documents = {}
         with self.client("iam") as iam:
             for logical, arn in self.resources(name, "AWS::IAM::ManagedPolicy").items():

@@ -34,8 +34,7 @@ def running_cluster(replicas: int | None) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(json.dumps(found or NOT_FOUND).encode())
 
-        def log_message(self, *_: object) -> None:
-            """Keep the output of the tests clean."""
+        def log_message(self, *_: object) -> None: ...
 
     with ThreadingHTTPServer((HOST, 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)

@@ -36,7 +36,6 @@ def strict(schema: Any) -> Any:
 
 
 def schemas_in(definitions: list[Schema]) -> dict[tuple[str, str], Schema]:
-    """Return the schema of each served version by `apiVersion` and `kind`."""
     return {
         (f"{one['spec']['group']}/{version['name']}", one["spec"]["names"]["kind"]): strict(
             version["schema"]["openAPIV3Schema"]
@@ -48,7 +47,6 @@ def schemas_in(definitions: list[Schema]) -> dict[tuple[str, str], Schema]:
 
 
 def problems(schemas: dict[tuple[str, str], Schema], manifest: dict[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with *manifest*, with its place."""
     from jsonschema import Draft202012Validator
 
     key = (manifest["apiVersion"], manifest["kind"])

@@ -10,12 +10,10 @@ Pair = frozenset[tuple[str, str]]
 
 
 def pairs_of(row: Mapping[str, str]) -> set[Pair]:
-    """Return the pairs of values that meet in *row*."""
     return {frozenset(pair) for pair in combinations(sorted(row.items()), 2)}
 
 
 def all_pairs(dimensions: Mapping[str, Sequence[str]]) -> set[Pair]:
-    """Return each two values of different dimensions."""
     return {
         frozenset([(first, one), (second, other)])
         for first, second in combinations(dimensions, 2)

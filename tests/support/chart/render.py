@@ -35,7 +35,6 @@ def render(values: Mapping[str, Any], folder: Path, *, cluster: str | None = Non
 
 
 def chart_arguments(values: Mapping[str, Any], folder: Path) -> list[str]:
-    """Return the arguments of `helm template` for *values*."""
     path = folder / "values.yaml"
     path.write_text(yaml.safe_dump(dict(values)), encoding="utf-8")
     return [RELEASE, str(CHART), "--namespace", NAMESPACE, "--kube-version", "1.33.0", "-f", str(path)]
@@ -58,7 +57,6 @@ def of_kind(manifests: Iterable[Manifest], kind: str) -> Manifest:
 
 
 def is_custom(manifest: Manifest) -> bool:
-    """Return whether the kind is not one of Kubernetes itself."""
     return manifest["apiVersion"].partition("/")[0] in custom_resources.GROUPS
 
 

@@ -123,7 +123,6 @@ class ScriptedCitrus:
             await runner.cleanup()
 
     async def was_asked(self) -> bool:
-        """Tell whether anybody has asked anything yet."""
         return bool(self.requests)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -151,7 +150,6 @@ class RoutedShards:
     refresh: RouteRefresh
 
     def register(self, tenant: tuple[str, str], shard_id: str) -> None:
-        """Register a tenant with Citrus, as somebody else would."""
         self.citrus.registry.place("-".join(tenant), self.citrus.registry.shards[shard_id])
 
 
@@ -191,7 +189,6 @@ async def routed_shards(
 
 
 def silent(shard_id: str) -> ShardAddress:
-    """Return the address of a shard that is down."""
     return ShardAddress(shard_id, f"postgresql://postgres:secret-word@{HOST}:{free_port()}/{shard_id}")
 
 

@@ -25,7 +25,6 @@ class CommandCitrus:
     settings: Settings
 
     def named(self, tenant_id: str) -> str:
-        """Return the shard that Citrus names for a tenant."""
         return self.server.registry.homes[tenant_id].shard_id
 
 
@@ -50,7 +49,6 @@ async def citrus_for_commands(
 
 
 def refused(method: str, status: int) -> Lie:
-    """Return an answer with *status* to each request of a method."""
     return _instead(method, lambda _: web.json_response({"error": "not here"}, status=status))
 
 

@@ -47,7 +47,6 @@ class LyingCitrus:
 
     @contextlib.contextmanager
     def lying(self, lie: Lie) -> Iterator[None]:
-        """Answer as *lie* says."""
         self._lie = lie
         try:
             yield
@@ -56,7 +55,6 @@ class LyingCitrus:
 
     @contextlib.contextmanager
     def slow(self, latency_s: float) -> Iterator[None]:
-        """Answer the truth, but that late."""
         self._latency_s = latency_s
         try:
             yield

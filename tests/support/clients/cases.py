@@ -20,7 +20,6 @@ Step = dict[str, Any]
 
 
 def read_cases(name: str) -> list[dict[str, Any]]:
-    """Return the cases of a file."""
     cases: list[dict[str, Any]] = json.loads((CASES / f"{name}.json").read_text(encoding="utf-8"))
     return cases
 
@@ -70,7 +69,6 @@ class Run:
 
 
 def make_script(seed: int) -> list[Step]:
-    """Return random steps with what this batcher answers to them."""
     random, run, now, steps = Random(seed), Run(), 0.0, list[Step]()
     requests: list[list[int]] = []
     for step in _random_steps(random, requests):

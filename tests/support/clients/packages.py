@@ -38,12 +38,10 @@ def has_node() -> bool:
 
 
 def require_node() -> None:
-    """Skip or fail the running test as `require` does."""
     require("node with TypeScript", found=has_node(), how=HOW)
 
 
 def build_wheel(folder: Path) -> Path:
-    """Build the wheel into *folder*."""
     _run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder), cwd=CLIENTS / "python")
     (wheel,) = folder.glob("simplu_client-*.whl")
     return wheel
@@ -60,7 +58,6 @@ def typescript_copy() -> Iterator[Path]:
 
 
 def build_tarball(copy: Path, folder: Path) -> Path:
-    """Pack the compiled *copy* into *folder*, as npm does."""
     _run("npm", "pack", "--silent", "--ignore-scripts", "--pack-destination", str(folder), cwd=copy)
     (tarball,) = folder.glob("simplu-client-*.tgz")
     return tarball

@@ -68,7 +68,6 @@ class Figures:
 
     @property
     def violations(self) -> int:
-        """What may not happen."""
         return self.out_of_order_in_the_stream + self.out_of_order_as_applied + self.lost + self.wrong_at_the_end
 
 
@@ -244,7 +243,6 @@ async def compare_log(shared: SharedStream, sent: Sequence[tuple[int, int, str]]
 
 
 async def run_alone(language: Language, operations: int, keys: int) -> Figures:
-    """Run a trial on a stack of its own."""
     with producer(language) as program, tempfile.TemporaryDirectory() as folder:
         async with Stack(shards=1, stream_shards=1) as stack:
             await provision_tenant(stack)

@@ -23,7 +23,6 @@ async def main() -> None:
 
 
 async def call(client: Client) -> None:
-    """Call without an end."""
     while True:
         error = None
         try:

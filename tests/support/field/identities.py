@@ -48,7 +48,6 @@ class Identities:
         self.issued_count = 0
 
     def issue(self) -> dict[str, str]:
-        """Return new credentials."""
         self.issued_count += 1
         key = f"ASIA{self.issued_count:06}"
         self._ends_at[key] = time.time() + self.life_s
@@ -61,12 +60,10 @@ class Identities:
         }
 
     def end_all(self) -> None:
-        """Make all credentials invalid that were given out."""
         self._ends_at.clear()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Identities]:
-        """Listen on loopback."""
         application = web.Application()
         application.add_routes(
             [
@@ -130,7 +127,6 @@ class Identities:
         return self._answer(request, lambda: json.dumps({"Code": "Success", **self.issue()}))
 
     async def _kinesis(self, request: web.Request) -> web.Response:
-        """Answer as a service of AWS: to credentials that have not ended."""
         key = request.headers["Authorization"].partition("Credential=")[2].partition("/")[0]
         kind = "application/x-amz-json-1.1"
         if self._ends_at.get(key, 0.0) < time.time():
@@ -148,11 +144,9 @@ class Source:
         self.folder = identities.folder
 
     def env(self) -> dict[str, str]:
-        """Return the variables of this source."""
         raise NotImplementedError
 
     def make(self, health: Health) -> None:
-        """Make the source well, or break it."""
         self.identities.health = health
 
 
@@ -279,7 +273,6 @@ class Caller:
         return end
 
     async def until(self, is_wanted: Callable[[dict[str, Any]], bool], *, within_s: float = 60.0) -> dict[str, Any]:
-        """Return the next end that is wanted."""
         async with asyncio.timeout(within_s):
             while not is_wanted(end := await self.next_end()):
                 pass
@@ -288,7 +281,6 @@ class Caller:
 
 @asynccontextmanager
 async def calling(env: dict[str, str]) -> AsyncIterator[Caller]:
-    """Run a caller with *env* alone."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "support.field.caller", env=env, stdout=asyncio.subprocess.PIPE
     )

@@ -56,7 +56,6 @@ def refusal_of(password: str, *, place: str, user: str, secrets: Mapping[str, st
 
 
 def time_of(password: str) -> datetime:
-    """Return when a password was signed, to the second."""
     (text,) = parse_qs(urlsplit(f"//{password}").query)["X-Amz-Date"]
     return datetime.strptime(text, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
 
@@ -93,17 +92,14 @@ class RdsLine:
 
     @property
     def place(self) -> str:
-        """Host and port."""
         return f"localhost:{self._port}"
 
     def address_at(self, *places: str, options: str = "") -> ShardAddress:
-        """Return the address of the shard at *places*, by IAM."""
         url = f"postgresql://{USER}@{','.join(places)}/{database_of(self._shard)}?auth=rds-iam{options}"
         return ShardAddress(self._shard.shard_id, url).validate(())
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[RdsLine]:
-        """Listen, while this is entered."""
         server = await asyncio.start_server(self._serve, HOST, 0)
         self._port = server.sockets[0].getsockname()[1]
         async with server:

@@ -84,7 +84,6 @@ class _Found:
         self._kinds[kind] = (count + 1, first)
 
     def check_operation(self, url: str, row: asyncpg.Record) -> None:
-        """Compare one row of `operations`."""
         for put, seen in zip(self._puts, self._seen, strict=True):
             number = put.plan.number_of(row["request_id"])
             if number is None:
@@ -107,7 +106,6 @@ class _Found:
         self._note("operations that no plan has", row)
 
     def check_resource(self, url: str, row: asyncpg.Record) -> None:
-        """Compare one row of `resources`."""
         key = (row["id"], row["type"], row["name"])
         numbers: Numbers = (row["n"], row["made"])
         for put, remaining in zip(self._puts, self._remaining, strict=True):
@@ -120,7 +118,6 @@ class _Found:
         self._note("resources that should not be there", key)
 
     def lines(self) -> Iterator[str]:
-        """Yield a line for each kind of difference."""
         for put, seen, remaining in zip(self._puts, self._seen, self._remaining, strict=True):
             if missing := seen.count(0):
                 self._note(f"{missing} operations of {put.plan.name!r} lost", put.plan.row(seen.index(0)))

@@ -69,7 +69,6 @@ class ChainProducer:
 
     @property
     def put_count(self) -> int:
-        """The number of records put, without those of the current request."""
         with self._log_path.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - LINE_BYTES))
             lines = log.read().split(b"\n")
@@ -98,7 +97,6 @@ class ChainProducer:
 
 
 async def produce(order: ProducerOrder) -> None:
-    """Put the records of *order* until SIGTERM."""
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     put_count = 0
@@ -128,7 +126,6 @@ async def produce(order: ProducerOrder) -> None:
 
 
 def main() -> None:
-    """Run the producer as a program."""
     order = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=ProducerOrder)
     asyncio.run(produce(order))
 

@@ -15,7 +15,6 @@ def open_console(*, as_json: bool = False, piped_width: int = 140) -> Console:
 
 
 def log_errors_only() -> None:
-    """Write log events of level error, and no others, to stderr."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger("error"),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

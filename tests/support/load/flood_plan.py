@@ -32,7 +32,6 @@ class FloodPlan(ChainPlan, frozen=True, tag=True):
     resources: int = 1  # a chain has resources of its own
 
     def item(self, number: int) -> Item:
-        """Return the operation of that *number* as a record to put."""
         step, chain = divmod(number, self.chain_count)
         tenant, resource_type, kind = self._tenant(chain), self._type(chain), self._kind(step)
         message: dict[str, Any] = {

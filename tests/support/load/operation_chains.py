@@ -50,15 +50,12 @@ class ChainPlan(msgspec.Struct, frozen=True, tag=True):
 
     @property
     def chain_count(self) -> int:
-        """The number of resources that the plan changes."""
         return len(self.tenants) * self.types * self.resources
 
     def items(self, count: int) -> Iterator[Item]:
-        """Yield the first *count* operations as records to put."""
         return (self.item(number) for number in range(count))
 
     def item(self, number: int) -> Item:
-        """Return the operation of that *number* as a record to put."""
         step, chain = divmod(number, self.chain_count)
         tenant, resource_type = self._tenant(chain), self._type(chain)
         message: dict[str, Any] = {

@@ -59,7 +59,6 @@ async def count_orders(urls: Sequence[str], plan: OrderPlan) -> int:
 
 
 async def read_first_commit_time(urls: Sequence[str], plan: OrderPlan) -> datetime | None:
-    """Return when the first event of the plan was committed."""
     times = []
     for url in urls:
         connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)

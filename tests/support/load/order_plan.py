@@ -119,7 +119,6 @@ class OrderPlan:
         )
 
     def _make_repeat(self, last: PlannedEvent, index: int) -> PlannedEvent:
-        """Send the last event of a group again, without effect."""
         event = last.event
         if index % 2 and "deduplicationId" in json.loads(event.body):
             again = OrderEvent(event.group_id, f"{self.name}-again-{index}", event.body, event.tenant)

@@ -30,7 +30,6 @@ class PerformanceTarget:
 
     @property
     def is_kept(self) -> bool:
-        """Whether the target is kept."""
         return self.value is not None and self.least <= self.value <= self.most
 
     def __str__(self) -> str:
@@ -51,12 +50,10 @@ class LoadReport:
 
     @property
     def control(self) -> PhaseResult:
-        """The first phase, without any fault."""
         return self.phases[0]
 
     @property
     def status(self) -> int:
-        """The exit status of `exit_status`."""
         return exit_status(self.targets, self.differences)
 
     def add_latency_targets(self, measured: PhaseResult, *, most_ratio: float, least_ratio: float) -> None:
@@ -78,7 +75,6 @@ class LoadReport:
             )
 
     def print(self, console: Console) -> None:
-        """Print tables for people."""
         console.print(self._phase_table())
         console.print(self._processor_table())
         console.print(targets_table(self.targets))
@@ -111,7 +107,6 @@ class LoadReport:
         return table
 
     def as_json(self) -> str:
-        """Return the report as JSON for programs."""
         return json.dumps(
             {
                 "title": self.title,
@@ -125,7 +120,6 @@ class LoadReport:
 
 
 def targets_table(targets: Iterable[PerformanceTarget]) -> Table:
-    """Return a table of *targets* for people."""
     table = Table("target", "measured", "promised", "")
     for target in targets:
         kept = "kept" if target.is_kept else "[bold red]MISSED[/]"
@@ -134,7 +128,6 @@ def targets_table(targets: Iterable[PerformanceTarget]) -> Table:
 
 
 def json_targets(targets: Iterable[PerformanceTarget]) -> list[dict[str, Any]]:
-    """Return *targets* as JSON objects for programs."""
     return [{"what": one.what, "value": one.value, "bound": str(one), "kept": one.is_kept} for one in targets]
 
 
@@ -151,7 +144,6 @@ def ratio_of(value: float | None, to: float | None) -> float | None:
 
 
 def format_number(value: float | None, unit: str = "") -> str:
-    """Format a number for people."""
     if value is None:
         return MISSING
     digits = 0 if abs(value) >= 100 else 3 if abs(value) < 1 else 2
@@ -161,8 +153,7 @@ def format_number(value: float | None, unit: str = "") -> str:
 class MeasuredRun(Protocol):
     """One run of a benchmark that compares a kind of trouble with a control."""
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the run for `--json`."""
+    def as_json(self) -> dict[str, Any]: ...
 
 
 def add_kinds(parser: argparse.ArgumentParser, option: str, known: Iterable[str]) -> None:

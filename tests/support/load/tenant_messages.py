@@ -55,11 +55,9 @@ class TenantMessages:
                 self.stop()
 
     def stop(self) -> None:
-        """Send no more."""
         self._is_stopping = True
 
     def describe(self) -> str:
-        """Return how many were sent."""
         return f"{self._events_sent} order events, {self._changes_sent} control messages"
 
     async def find_differences(self, urls: Sequence[str], home: str, *, within_s: float) -> list[str]:

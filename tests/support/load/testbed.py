@@ -64,7 +64,6 @@ class Phase:
 
     @property
     def seconds(self) -> float:
-        """The length of the period."""
         return (self.end - self.begin).total_seconds()
 
 
@@ -80,7 +79,6 @@ class PhaseResult:
     rss_bytes: ValueRange | None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the measurements for `--json`."""
         rss = self.rss_bytes
         return {
             "phase": self.phase.name,
@@ -145,7 +143,6 @@ class Testbed:
         await self._exit.aclose()
 
     async def start_worker(self, env: Mapping[str, str] | None = None) -> None:
-        """Start another replica, with *env* in addition to the common environment."""
         worker_env = self.stack.env | {"AWS_ENDPOINT_URL_SQS": self._sqs_url} | self._worker_env | dict(env or {})
         worker = WorkerProcess(self.stack.group, worker_env, number=self._started_count)
         self._started_count += 1
@@ -159,22 +156,18 @@ class Testbed:
         await self.start_worker(env)
 
     async def replace_killed(self) -> None:
-        """End the first replica with SIGKILL, and start another one."""
         self.workers.pop(0).kill()
         await self.start_worker()
 
     @property
     def worker(self) -> WorkerProcess:
-        """The first replica, of which the testbed measures the memory."""
         return self.workers[0]
 
     @property
     def urls(self) -> list[str]:
-        """The shards' URLs."""
         return [server.url for server in self.stack.servers.values()]
 
     def server(self, number: int = 0) -> PostgresServer:
-        """Return the Postgres server of that number, from 0."""
         return list(self.stack.servers.values())[number]
 
     def tenants_of(self, *servers: PostgresServer) -> tuple[Tenant, ...]:
@@ -184,7 +177,6 @@ class Testbed:
         return tuple(tenant for row in zip(*columns, strict=True) for tenant in row)
 
     def urls_without(self, server: PostgresServer) -> list[str]:
-        """Return the URLs of all shards except that of *server*."""
         return [url for url in self.urls if url != server.url]
 
     # Tenants
@@ -293,7 +285,6 @@ class Testbed:
         )
 
     async def reshard(self, count: int, *, within_s: float = 60.0) -> None:
-        """Split or merge the stream to *count* stream shards."""
         name = self.stack.env["KINESIS_STREAM_NAME"]
         async with self.stack.aws_client("kinesis") as kinesis:
 
@@ -317,7 +308,6 @@ class Testbed:
 
     @property
     def dead_letters(self) -> Sequence[StoredDeadLetter]:
-        """The dead letters that the worker has stored."""
         return self._sink.dead_letters
 
     async def stop_workers(self) -> None:

@@ -38,8 +38,6 @@ Ask = Callable[[str, int, bool, float], Awaitable[object]]  # of host, port, whe
 
 
 async def main(folder: Path) -> dict[str, dict[str, str]]:
-    """Return the errors."""
-
     async def ask_aws(host: str, port: int, by_tls: bool, timeout_s: float) -> None:  # noqa: FBT001
         async with open_client(
             "dynamodb",

@@ -17,7 +17,6 @@ CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 def http_answer(status: int, body: bytes, *headers: str, content_type: str = "application/x-amz-json-1.1") -> bytes:
-    """Return a complete HTTP answer for `FaultProxy.answer_all`."""
     lines = [f"HTTP/1.1 {status} As Scripted", f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, *headers, "Connection: close", "", ""]).encode() + body
 
@@ -41,11 +40,9 @@ class FaultProxy(TcpProxy):
 
     @property
     def url(self) -> str:
-        """The URL of the proxy."""
         return f"http://{HOST}:{self.port}"
 
     def lead_to(self, target_url: str) -> None:
-        """Forward new connections to another server, and cut the open ones."""
         self._target = _place_of(target_url)
         self.cut()
 
@@ -82,7 +79,6 @@ class FaultProxy(TcpProxy):
 
     @contextlib.contextmanager
     def answer_all(self, answer: bytes) -> Iterator[None]:
-        """Answer every request with *answer* instead of forwarding it."""
         self.cut()
         self._answer = answer
         try:

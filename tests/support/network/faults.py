@@ -40,7 +40,6 @@ class Fault(StrEnum):
 
     @property
     def is_asked_by_tls(self) -> bool:
-        """Whether the client is to use TLS."""
         return self in CERTIFIED or self is Fault.PLAIN
 
 

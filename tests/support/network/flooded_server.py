@@ -30,7 +30,6 @@ BEAT_S = 0.001
 
 
 async def serve(config: dict[str, Any]) -> None:
-    """Serve until stdin ends."""
     limits = ConnectionLimits(request_s=config["request_s"], answer_s=config["answer_s"], calls_per_s=1e6)
     result = msgspec.Raw(b'"' + b"x" * config["result_bytes"] + b'"')
     longest_s = 0.0
@@ -105,7 +104,6 @@ def _views(result: msgspec.Raw) -> Views:
 
 
 def main() -> None:
-    """Serve as the first argument, JSON, says."""
     configure_logging("info", "json", stream=sys.stderr)
     config = {"request_s": 10.0, "answer_s": 30.0, "result_bytes": 100, "open_files": None} | msgspec.json.decode(
         sys.argv[1]

@@ -81,7 +81,6 @@ def _print_line(count: int) -> None:
 
 
 def main() -> None:
-    """Flood."""
     config = msgspec.json.decode(sys.argv[1])
     payload = config["payload"].encode()
     match config["how"]:

@@ -38,7 +38,6 @@ class TcpProxy:
 
     @contextlib.asynccontextmanager
     async def refuse_connections(self) -> AsyncIterator[None]:
-        """Cut every open connection and refuse new ones."""
         self._stop_listening()
         try:
             yield
@@ -47,7 +46,6 @@ class TcpProxy:
 
     @contextlib.contextmanager
     def add_latency(self, latency_s: float) -> Iterator[None]:
-        """Delay every chunk from the client by *latency_s*."""
         self._latency_s = latency_s
         try:
             yield

@@ -32,7 +32,6 @@ class ReadRecord(NamedTuple):
 
     @property
     def request_id(self) -> str:
-        """The id of the operation in it."""
         return str(json.loads(self.data)["requestId"])
 
 
@@ -50,7 +49,6 @@ class KclWorker:
         stream: str,
         **options: str,
     ) -> None:
-        """*urls* are those of Kinesis and DynamoDB, *options* those of `Consumer.java`."""
         kinesis, dynamodb = urls
         given = {"kinesis": kinesis, "dynamodb": dynamodb, "application": table, "stream": stream, "worker": name}
         self.name = name
@@ -67,18 +65,15 @@ class KclWorker:
         return f"KclWorker({self.name}, output={self._output})"
 
     def start(self) -> None:
-        """Start the worker."""
         env = {"PATH": os.environ["PATH"], "AWS_REGION": REGION} | CREDENTIALS
         self._process = self._group.spawn(self._command, log_path=self._output, env=env)
 
     def kill(self) -> None:
-        """End it with SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     async def stop(self) -> None:
-        """Have it finish and checkpoint, and wait for its end."""
         process = self._process
         if process is None:
             return
@@ -105,7 +100,6 @@ class KclWorker:
 
     @property
     def records(self) -> Sequence[ReadRecord]:
-        """The records that it was given, in that order."""
         return [
             ReadRecord(shard, int(number), int(sub), base64.b64decode(data))
             for event, shard, number, sub, data in (words for words in self._lines() if len(words) == 5)
@@ -114,7 +108,6 @@ class KclWorker:
 
     @property
     def request_ids(self) -> set[str]:
-        """The ids of the operations that it was given."""
         return {record.request_id for record in self.records}
 
     def noted(self, event: str) -> list[str]:
@@ -133,7 +126,6 @@ class KclWorker:
         return "\n".join(lines)[-TAIL_MAX:]
 
     def _lines(self) -> list[list[str]]:
-        """Return the words of each whole line of its output."""
         return [words for line in _read(self._output).split("\n")[:-1] if (words := line.split())]
 
 

@@ -40,7 +40,6 @@ class JavaProgram(NamedTuple):
 
     @property
     def pom(self) -> Path:
-        """The versions of its libraries."""
         return self.folder / "pom.xml"
 
     @property
@@ -50,7 +49,6 @@ class JavaProgram(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """A digest of all that it is built from."""
         return _digest(self.pom, self.pins, *self.sources)
 
     @property
@@ -77,17 +75,14 @@ class GoProgram(NamedTuple):
 
     @property
     def built(self) -> Path:
-        """The folder of the built program."""
         return BUILT / self.folder.name
 
     @property
     def digest(self) -> str:
-        """A digest of all that it is built from."""
         return _digest(*sorted(self.folder.iterdir()))
 
     @property
     def version(self) -> str:
-        """The version of the library that it is about."""
         found = re.search(rf"{re.escape(self.library)} v(\S+)", (self.folder / "go.mod").read_text(encoding="utf-8"))
         return found[1] if found else "?"
 
@@ -109,27 +104,22 @@ class GoFiles(NamedTuple):
 
     @property
     def built(self) -> Path:
-        """The folder of the files."""
         return BUILT / self.folder.name
 
     @property
     def pins(self) -> Path:
-        """The file with the versions and hashes."""
         return self.folder / "modules.sum"
 
     @property
     def modules(self) -> list[GoModule]:
-        """The modules that are pinned."""
         return [GoModule(*line.split()) for line in self.pins.read_text(encoding="utf-8").splitlines()]
 
     @property
     def digest(self) -> str:
-        """A digest of all that decides which files there are."""
         return _digest(self.pins, content=repr(self.paths))
 
     @property
     def version(self) -> str:
-        """The versions of all modules."""
         return ", ".join(module.version for module in self.modules)
 
     def files(self) -> Path:
@@ -155,7 +145,6 @@ class NodeProgram(NamedTuple):
 
     @property
     def version(self) -> str:
-        """The version of the library that it is about."""
         package = json.loads((ROOT / "requirements" / "npm" / "package.json").read_text(encoding="utf-8"))
         return str(package["devDependencies"][self.library])
 

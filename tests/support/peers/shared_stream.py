@@ -110,13 +110,11 @@ class SharedStream:
     # The stream
 
     async def create(self, stream_shards: int) -> None:
-        """Create the stream, and wait until it takes records."""
         async with self.stack.aws_client("kinesis") as kinesis:
             await kinesis.create_stream(StreamName=self.stream, ShardCount=stream_shards)
             await self._wait_until_active(kinesis)
 
     async def reshard(self, stream_shards: int) -> None:
-        """Split or merge the stream."""
         async with self.stack.aws_client("kinesis") as kinesis:
             await kinesis.update_shard_count(
                 StreamName=self.stream, TargetShardCount=stream_shards, ScalingType="UNIFORM_SCALING"
@@ -169,7 +167,6 @@ class SharedStream:
         return Counter(row["id"] for row in rows if row["id"] in self.put_ids)
 
     async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
-        """Fetch rows from the shard of the tenant."""
         server = next(iter(self.stack.servers.values()))
         connection = await asyncpg.connect(server.url, timeout=10)
         try:
@@ -210,7 +207,6 @@ class SharedStream:
         return {row["leaseKey"]["S"]: row for row in reply["Items"]}
 
     async def leases(self) -> dict[str, dict[str, Any]]:
-        """Return the rows that are leases."""
         rows = await self.rows()
         return {key: row for key, row in rows.items() if row.get("entityType", {"S": "LEASE"}) == {"S": "LEASE"}}
 
@@ -257,7 +253,6 @@ async def stop_replica(worker: WorkerProcess) -> None:
 
 
 async def read_duplicates(worker: WorkerProcess) -> float:
-    """Return how many operations the log has dropped for this replica."""
     async with aiohttp.ClientSession(timeout=REQUEST_TIMEOUT) as http, http.get(f"{worker.url}/metrics") as answer:
         lines = (await answer.text()).splitlines()
     return sum(
@@ -280,8 +275,6 @@ async def read_readiness(worker: WorkerProcess) -> tuple[int, str]:
 
 
 async def provision_tenant(stack: Stack) -> None:
-    """Have a replica make the tenant of all operations."""
-
     async def is_there() -> bool:
         return TENANT.tenant_id in await read_tenant_ids(shard_urls(stack.env))
 

@@ -28,7 +28,6 @@ _numbers = itertools.count(1)
 
 
 async def make_template(server: PostgresServer) -> None:
-    """Make the database that `copy_shard` copies."""
     pool = ShardPool(ShardAddress(SHARD_ID, await server.create_database(TEMPLATE)), size=1)
     await ensure_schema(pool)
     await pool.close()
@@ -44,7 +43,6 @@ async def copy_shard(server: PostgresServer, shard_id: str = SHARD_ID, *, is_emp
 
 
 async def execute(url: str, statement: str, *arguments: Any) -> None:
-    """Run one statement on a connection of its own."""
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(statement, *arguments)
@@ -162,7 +160,6 @@ class Shelf:
         self._fresh: dict[bool, Fresh] = {}
 
     async def take(self, shard_id: str, *, is_empty: bool) -> ShardAddress:
-        """Return the address of a database like a fresh one."""
         shelved = self._shelved[is_empty]
         if not shelved:
             address = await copy_shard(self._server, shard_id, is_empty=is_empty)

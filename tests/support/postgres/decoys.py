@@ -83,7 +83,6 @@ _types: set[int] = set()  # those that the statements contain
 
 
 def called_names(texts: Iterable[str]) -> list[str]:
-    """Return all names that are written like those of functions."""
     return sorted({name for text in texts for name in _CALLED.findall(text)})
 
 
@@ -126,7 +125,6 @@ async def _plant(connection: Any, tables: Iterable[str]) -> None:
 
 
 async def _columns(connection: Any, catalog: str, own: Iterable[str]) -> str:
-    """Return the columns of *catalog*: those in *own* from the decoy, the others from the model."""
     names = await connection.fetchval(
         "SELECT array_agg(attname::text ORDER BY attnum) FROM pg_attribute WHERE attrelid = $1::text::regclass"
         " AND attnum > 0 AND NOT attisdropped",
@@ -157,7 +155,6 @@ class ParseTrees:
 
 @asynccontextmanager
 async def parse_trees(url: str) -> AsyncIterator[ParseTrees]:
-    """Connect, and have the server send the parse trees."""
     connection = await asyncpg.connect(url, statement_cache_size=0)
     trees = ParseTrees(connection)
     connection.add_log_listener(lambda _, message: trees._trees.append(message.detail or ""))

@@ -50,7 +50,6 @@ async def killed(server: PostgresServer) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def frozen(server: PostgresServer) -> AsyncIterator[None]:
-    """Let a server hang: requests are neither refused nor answered."""
     server.suspend()
     try:
         yield
@@ -195,7 +194,6 @@ async def _set(server: PostgresServer, name: str, value: str | None) -> None:
 
 
 async def _take_all(server: PostgresServer, taken: list[Connection]) -> None:
-    """Connect until the server refuses."""
     deadline = asyncio.get_running_loop().time() + TAKES_HOLD_WITHIN_S
     while asyncio.get_running_loop().time() < deadline:
         try:

@@ -24,7 +24,6 @@ on_installed_servers = pytest.mark.parametrize("folder", FOLDERS, ids=lambda fol
 
 @asynccontextmanager
 async def running_server(folder: Path, *, database: str) -> AsyncIterator[PostgresServer]:
-    """Run the server of *folder*, with a database of its own."""
     with ProcessGroup() as group:
         server = PostgresServer(group, PostgresPrograms.find(group.directory, folder=folder), database=database)
         await server.start()

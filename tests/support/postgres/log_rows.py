@@ -96,7 +96,6 @@ class LogRow(NamedTuple):
 
     @property
     def completed_at(self) -> datetime:
-        """The time of completion."""
         return COMPLETED_AT + timedelta(microseconds=self.micros)
 
 
@@ -121,7 +120,6 @@ CROWD: Final = made_up_rows(
 
 
 async def write_log_rows(pool: ShardPool, rows: Iterable[LogRow]) -> None:
-    """Write *rows* of tenants that the shard has into the log."""
     named = list(rows)
     batches = [(row.micros, row.batch or number) for number, row in enumerate(named)]
     numbers = {batch: str(number) for number, batch in enumerate(dict.fromkeys(batches), 1)}
@@ -146,6 +144,5 @@ async def crowd_log(pool: ShardPool, tenant_id: str, count: int) -> None:
 
 
 async def empty_log(pool: ShardPool) -> None:
-    """Delete all rows of the log."""
     for table in LOG_TABLES:
         await fetch(pool, f"DELETE FROM {table}")

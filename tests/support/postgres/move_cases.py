@@ -49,7 +49,6 @@ def settings_of(folder: Path, *shards: ShardAddress, tenants: Mapping[str, str] 
 
 
 def pins_of(folder: Path) -> dict[str, str]:
-    """Return the tenants that the map pins."""
     pins: dict[str, str] = json.loads((folder / "map.json").read_text())["tenants"]
     return pins
 
@@ -64,7 +63,6 @@ async def fill(address: ShardAddress, *tenants: tuple[str, str], rows: int = 20)
 
 
 async def ask(address: ShardAddress, query: str, *arguments: object) -> Any:
-    """Return the rows of a query."""
     pool = ShardPool(address, size=1)
     try:
         return await fetch(pool, query, *arguments)

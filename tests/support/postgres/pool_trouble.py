@@ -22,13 +22,11 @@ AT_ONCE_S = 20.0  # on a busy machine
 
 
 async def ask(pool: ShardPool, query: str = "SELECT 1") -> object:
-    """Ask a shard for one value."""
     async with pool.connection() as connection:
         return await connection.fetchval(query)
 
 
 async def unavailable(pool: ShardPool, query: str = "SELECT 1") -> str:
-    """Use a shard that cannot answer, and return the error."""
     with pytest.raises(ShardUnavailableError) as caught:
         await ask(pool, query)
     assert caught.value.shard_id == pool.address.shard_id
@@ -37,7 +35,6 @@ async def unavailable(pool: ShardPool, query: str = "SELECT 1") -> str:
 
 @contextlib.contextmanager
 def within(least_s: float, max_s: float) -> Iterator[None]:
-    """Require that the block takes so long."""
     started = time.monotonic()
     yield
     assert least_s <= time.monotonic() - started < max_s
@@ -52,7 +49,6 @@ async def has_answered(pool: ShardPool) -> bool:
 
 
 async def nothing_is_open(pool: ShardPool) -> bool:
-    """Return whether the pool has no connection."""
     return pool.counts()["open"] == 0
 
 

@@ -36,7 +36,6 @@ class ShardLine(TcpProxy):
 
     @property
     def place(self) -> str:
-        """Host and port of this end."""
         return f"{HOST}:{self.port}"
 
     @property
@@ -72,7 +71,6 @@ class ShardLine(TcpProxy):
         self._target = urlsplit(address.connection_string)
 
     def half_close(self) -> None:
-        """Half-close every connection, and go on reading from it."""
         for writer in self._connections:
             if writer.can_write_eof():
                 writer.write_eof()

@@ -42,13 +42,11 @@ class SmallDisk:
 
     @property
     def free_bytes(self) -> int:
-        """How much room is left on it."""
         free = os.statvfs(self.folder)
         return free.f_bavail * free.f_frsize
 
     @property
     def is_mounted(self) -> bool:
-        """Whether it is there."""
         return os.path.ismount(self.folder)
 
     def fill(self) -> None:
@@ -62,7 +60,6 @@ class SmallDisk:
                     file.write(bytes(BLOCK_BYTES))
 
     def clear(self) -> None:
-        """Give back what `fill` took."""
         self._filler.unlink(missing_ok=True)
 
     @property
@@ -113,7 +110,6 @@ def _remove(folder: Path) -> None:
 
 
 def main() -> None:
-    """Mount, wait for a signal, unmount."""
     folder, size_bytes, uid = sys.argv[1:]
     signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     options = f"size={size_bytes},mode=0700,uid={uid}"

@@ -22,11 +22,9 @@ class ShardSnapshot:
 
     @classmethod
     async def take(cls, pool: ShardPool) -> ShardSnapshot:
-        """Read all rows that the worker writes."""
         return cls(pool, {table: await fetch(pool, f"SELECT * FROM {table}") for table in TABLES})
 
     async def promote(self) -> None:
-        """Restore the rows, in one step."""
         async with self._pool.transaction() as connection:
             for table, rows in self._rows.items():
                 await connection.execute(f"DELETE FROM {table}")

@@ -40,7 +40,6 @@ class Token:
 
     @property
     def is_query(self) -> bool:
-        """Whether it is a query in parentheses."""
         return bool(self.group) and (self.group[0].text in BEGINNINGS or self.group[0].is_query)
 
 
@@ -60,7 +59,6 @@ class Arm:
 
 
 def tokens_of(sql: str) -> tuple[Token, ...]:
-    """Return the tokens of *sql*, nested by its parentheses."""
     stack: list[list[Token]] = [[]]
     for match in TOKEN.finditer(sql):
         kind = str(match.lastgroup if match.lastgroup != "tag" else "body")
@@ -79,7 +77,6 @@ def tokens_of(sql: str) -> tuple[Token, ...]:
 
 
 def statements_of(sql: str) -> list[tuple[Token, ...]]:
-    """Return the statements of *sql*."""
     return [statement for statement in _cut(tokens_of(sql), ";") if statement]
 
 
@@ -120,7 +117,6 @@ def unbound(
 
 
 def tables_of(arm: Arm) -> set[str]:
-    """Return every table that *arm* and the queries within it name."""
     return set(arm.tables.values()).union(*(tables_of(inner) for inner in arm.inner))
 
 
@@ -184,7 +180,6 @@ def _take_queries(arm: Arm, token: Token) -> None:
 
 
 def _table(arm: Arm, tokens: Sequence[Token], place: int, *, is_insert: bool = False) -> str:
-    """Note the table that begins at *place*, and return its name there."""
     while place < len(tokens) and tokens[place].text in {"LATERAL", "ONLY"}:
         place += 1
     if place >= len(tokens) or tokens[place].kind not in {"word", "quoted", "group"}:
@@ -212,7 +207,6 @@ def _table(arm: Arm, tokens: Sequence[Token], place: int, *, is_insert: bool = F
 
 
 def _links(tokens: Sequence[Token], place: int) -> Iterator[tuple[str, str, str | None]]:
-    """Yield what the `=` at *place* ties to what, either way round."""
     start = place - 3 if place >= 3 and tokens[place - 2].text == "." else place - 1
     if start > 0 and tokens[start - 1].text == "NOT":
         return

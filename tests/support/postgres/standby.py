@@ -65,8 +65,7 @@ class CopiedServer(PostgresServer):
         source = f"host={HOST} port={self.primary.port} user={SUPERUSER}"
         await self._create_data(COPY_PROGRAM, "-D", self._data, *self._options, "-d", source)
 
-    async def _create_content(self) -> None:
-        """Do nothing: the copy has the database."""
+    async def _create_content(self) -> None: ...
 
 
 class StandbyServer(CopiedServer):
@@ -78,8 +77,6 @@ class StandbyServer(CopiedServer):
     _options = (*COPY_OPTIONS, "--write-recovery-conf")
 
     async def wait_streaming(self) -> None:
-        """Return once the primary streams to it."""
-
         async def streams() -> bool:
             return bool(await _value(self.primary, STATE_SQL, self._cluster_name) == "streaming")
 

@@ -26,14 +26,12 @@ class Pair:
     standby: StandbyServer
 
     async def configure(self, name: str, value: str | None) -> None:
-        """Change a setting of the primary, or take the change back."""
         change = f"RESET {name}" if value is None else f"SET {name} = '{value}'"
         await execute(self.primary.url, f"ALTER SYSTEM {change}")
         await execute(self.primary.url, "SELECT pg_reload_conf()")
 
 
 async def start_pair(group: ProcessGroup) -> Pair:
-    """Start both."""
     programs = PostgresPrograms.find(group.directory)
     require("pg_basebackup", found=can_copy(programs.folder), how="install simplu-worker[local]")
     primary = PostgresServer(group, programs, database="safe")
@@ -49,7 +47,6 @@ async def start_pair(group: ProcessGroup) -> Pair:
 
 
 def require_postgres() -> None:
-    """Skip where there is none."""
     try:
         find_postgres_bin()
     except StackError as exc:
@@ -57,7 +54,6 @@ def require_postgres() -> None:
 
 
 def running_pair() -> Iterator[Pair]:
-    """Yield a pair for the tests of a module."""
     require_postgres()
     with ProcessGroup() as group:
         yield asyncio.run(start_pair(group))
@@ -71,7 +67,6 @@ async def restored(pair: Pair) -> AsyncIterator[Pair]:
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until *condition* holds."""
     async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110  # nothing there is to be awaited
             await asyncio.sleep(0.01)
@@ -91,8 +86,6 @@ async def use_slot(pair: Pair, name: str) -> None:
 
 
 async def sender_count_is(pair: Pair, count: int) -> None:
-    """Return when so many stream."""
-
     async def is_so() -> bool:
         return len(await senders(pair)) == count
 
@@ -100,7 +93,6 @@ async def sender_count_is(pair: Pair, count: int) -> None:
 
 
 async def senders(pair: Pair) -> list[int]:
-    """Return the processes of the primary that stream."""
     connection = await asyncpg.connect(pair.primary.url)
     try:
         return [row["pid"] for row in await connection.fetch("SELECT pid FROM pg_stat_replication")]

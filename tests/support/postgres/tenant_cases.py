@@ -127,7 +127,6 @@ async def add_tenant_at(address: ShardAddress, tenant: tuple[str, str] = TENANT)
 
 
 async def fetch(pool: ShardPool, query: str, *arguments: Any) -> list[dict[str, Any]]:
-    """Ask a shard anything, or change anything there."""
     async with pool.connection() as connection:
         return [dict(row) for row in await connection.fetch(query, *arguments)]
 
@@ -153,24 +152,19 @@ class TenantCase:
 
     @property
     def tenant_id(self) -> str:
-        """The id of the tenant."""
         return "-".join(self.ids)
 
     def operation(self, kind: str, resource_id: str | None = "r1", data: Any = None, **members: Any) -> Operation:
-        """Return an operation of the tenant, see `operation`."""
         return operation(kind, resource_id, data, tenant=self.ids, **members)
 
     async def apply(self, *operations: Operation) -> list[Outcome]:
-        """Apply *operations* as one batch."""
         return await writer_of(self.pool).apply(operations)
 
     async def apply_each(self, *operations: Operation) -> list[Outcome]:
-        """Apply each of *operations* as a batch of its own."""
         writer = writer_of(self.pool)
         return [(await writer.apply([one]))[0] for one in operations]
 
     async def give_up(self, operation: Operation) -> Outcome:
-        """Give one operation up."""
         return await writer_of(self.pool).give_up(operation)
 
     async def set_state(self, state: str) -> None:
@@ -211,7 +205,6 @@ class TenantCase:
 
 
 async def log_row(tenant: TenantCase, request_id: str) -> dict[str, Any]:
-    """Return one whole row of the log."""
     (row,) = await fetch(
         tenant.pool,
         "SELECT *, result::text, pg_xact_status(xid) AS xact FROM operations WHERE tenant_id = $1 AND request_id = $2",

@@ -40,7 +40,6 @@ class Line:
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[Line]:
-        """Listen on a free port."""
         server = await asyncio.start_server(self._serve, HOST, 0)
         self.port = server.sockets[0].getsockname()[1]
         try:
@@ -50,7 +49,6 @@ class Line:
             self.cut()
 
     def cut(self) -> None:
-        """Cut every connection now."""
         for writer in self._connections:
             writer.transport.abort()
         self._connections.clear()
@@ -103,7 +101,6 @@ class Gate:
         await waiters(self.holder, "locktype = 'advisory'")
 
     async def open(self) -> None:
-        """Let all sessions through, now and later."""
         await self.holder.execute("SELECT pg_advisory_unlock_all()")
 
 
@@ -165,7 +162,6 @@ async def make_touchy(pool: ShardPool, *, deferred: bool = False) -> None:
 
 
 async def calm(pool: ShardPool) -> None:
-    """End what `make_touchy` began."""
     async with pool.connection() as connection:
         await connection.execute("DROP FUNCTION be_touchy CASCADE")
 

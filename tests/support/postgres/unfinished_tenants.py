@@ -16,12 +16,10 @@ AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def address_of(routed: RoutedShards, shard_id: str) -> ShardAddress:
-    """Return the address of one of the shards."""
     return ShardAddress(shard_id, routed.citrus.registry.shards[shard_id].connection_string)
 
 
 def pool_of(routed: RoutedShards, shard_id: str) -> ShardPool:
-    """Return the pool of one of the shards."""
     return routed.pools.ensure_pool(address_of(routed, shard_id))
 
 

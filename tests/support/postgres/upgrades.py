@@ -26,7 +26,6 @@ WITHIN_S = 60.0
 
 @asynccontextmanager
 async def upgrade_pool(address: ShardAddress) -> AsyncIterator[ShardPool]:
-    """Open the pool of an upgrade."""
     pool = ShardPool(address, size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS)
     yield pool
     await pool.close()
@@ -61,20 +60,17 @@ class Watcher:
         self.seen = asyncio.Event()
 
     def __call__(self, doing: UpgradeActivity) -> None:
-        """Take it."""
         self.told.append(doing)
         if self._wanted(doing):
             self.seen.set()
 
     async def wait(self) -> UpgradeActivity:
-        """Return the wanted activity, once it was reported."""
         async with asyncio.timeout(WITHIN_S):
             await self.seen.wait()
         return next(doing for doing in self.told if self._wanted(doing))
 
 
 async def indexes(pool: ShardPool, name: str) -> list[dict[str, Any]]:
-    """Return oid and validity of an index, if there is one."""
     query = "SELECT indexrelid::int AS oid, indisvalid AS is_valid FROM pg_index WHERE indexrelid = to_regclass($1)"
     return await fetch(pool, query, name)
 

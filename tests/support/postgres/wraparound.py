@@ -31,7 +31,6 @@ async def use_up_transaction_ids(server: PostgresServer) -> None:
 
 
 async def make_room(server: PostgresServer) -> None:
-    """Remove what keeps vacuum from freezing, and freeze everything."""
     connection = await asyncpg.connect(server.url_of(server.database))
     databases = await connection.fetch("SELECT datname FROM pg_database")
     await connection.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")

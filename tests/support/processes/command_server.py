@@ -29,8 +29,6 @@ class CommandServer:
         return f"CommandServer({str(self._socket)!r})"
 
     async def wait_ready(self) -> None:
-        """Return once it serves."""
-
         async def is_served() -> bool:
             return self._socket.exists()
 

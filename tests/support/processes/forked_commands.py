@@ -50,7 +50,6 @@ def serve(path: str) -> None:
 
 
 def _run(connection: socket.socket) -> None:
-    """Fork once more for the command of *connection*, send its exit status, and end this process."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     text, streams, _, _ = socket.recv_fds(connection, LENGTH_MAX, len(STREAMS))
     request = json.loads(text)

@@ -68,7 +68,6 @@ class MemorySampler:
         self.samples: list[tuple[datetime, int]] = []
 
     async def run(self) -> None:
-        """Sample until cancelled."""
         while True:
             pid = self._pid()
             if pid is not None and (size := rss_bytes(pid)) is not None:

@@ -36,12 +36,10 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """The URL with the password."""
         return f"redis://:{PASSWORD}@{HOST}:{self.port}/0"
 
     @property
     def address(self) -> str:
-        """Its address, as our log events contain it."""
         return f"{HOST}:{self.port}/0"
 
     async def start(self) -> None:
@@ -60,7 +58,6 @@ class RedisServer:
         ).read_text()
 
     def kill(self) -> None:
-        """Kill the server."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -76,7 +73,6 @@ class RedisServer:
         self._process.send_signal(signal.SIGCONT)
 
     async def ask(self, *command: str) -> Any:
-        """Send one command on a new connection and return its reply."""
         client = redis.asyncio.Redis.from_url(self.url, decode_responses=True, socket_timeout=30)
         async with client:
             return await client.execute_command(*command)  # type: ignore[no-untyped-call]

@@ -39,7 +39,6 @@ class NewcomerShell:
         return f"NewcomerShell({self._process.pid}, {self._names})"
 
     async def run(self, text: str) -> str:
-        """Run the lines of a block, and return their output."""
         for name, true_name in self._names.items():
             text = text.replace(name, true_name)
         end = f"--- the end of block {next(self._numbers)} ---"

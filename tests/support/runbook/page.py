@@ -51,7 +51,6 @@ def read_steps(page: Path) -> list[Step]:
 
 
 def lines_elsewhere(steps: list[Step]) -> set[str]:
-    """Return the lines that a stand-in carries out."""
     return {line for step in steps if step.kind == "elsewhere" for line in step.text.splitlines()}
 
 

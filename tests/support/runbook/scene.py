@@ -125,7 +125,6 @@ class Scene:
     # The world before the page's first step
 
     async def add_server(self, host: str, *, database: str = DATABASE) -> PostgresServer:
-        """Start an empty server, which the page calls *host*."""
         server = PostgresServer(self.world.group, self.world.programs, database=database, name=f"{self._page}-{host}")
         await server.start()
         self._add(host, server)
@@ -145,7 +144,6 @@ class Scene:
         self.names[f"{host}:5432"] = f"{HOST}:{server.port}"
 
     async def back_up(self, host: str) -> None:
-        """Make a base backup of a server."""
         backup = CopiedServer(
             self.world.group, self.world.programs, self.servers[host], name=f"{self._page}-{host}-backup"
         )
@@ -230,19 +228,16 @@ class Scene:
         return variables | own
 
     async def start_worker(self) -> None:
-        """Start the worker, and wait until it is ready."""
         log_path = self.folder / "worker.log"
         self.worker = WorkerProcess(self.world.group, self.environment, log_path=log_path)
         self.worker.start()
         await self.worker.wait_ready()
 
     async def stop_worker(self) -> None:
-        """Have the worker drain, and wait for its end."""
         assert self.worker is not None
         await self.worker.stop(within_s=STOP_S)
 
     async def _provision(self, business: str, location: str, business_type: str) -> None:
-        """Create a tenant where the map places it."""
         settings = settings_in(self.environment)
         async with open_shards(settings) as shards:
             request = ProvisionRequest(business, location, business_type, requested_at=datetime.now(UTC))
@@ -261,7 +256,6 @@ class Scene:
         return records
 
     async def put(self, *records: Mapping[str, Any]) -> None:
-        """Put records of one tenant on the stream, in order."""
         key = "-".join(str(records[0][name]) for name in ("businessId", "locationId"))
         entries = [{"Data": json.dumps(record).encode(), "PartitionKey": key} for record in records]
         async with aws_client("kinesis", self.shell["AWS_ENDPOINT_URL_KINESIS"]) as kinesis:
@@ -270,15 +264,12 @@ class Scene:
         self._ends |= {one["ShardId"]: one["SequenceNumber"] for one in answer["Records"]}
 
     async def wait_for_log(self, event: str) -> None:
-        """Wait until the worker has logged *event*."""
-
         async def is_logged() -> bool:
             return f'"event": "{event}"' in self.read_log()
 
         assert await poll_until(is_logged, within_s=COMMAND_S), f"expected {event} in the log"
 
     def read_log(self) -> str:
-        """Return the log of all workers of the page."""
         assert self.worker is not None
         return self.worker.log_path.read_text(encoding="utf-8")
 
@@ -343,7 +334,6 @@ class Scene:
         return process.returncode or 0, self.page_text(out.decode())
 
     def true_text(self, text: str) -> str:
-        """Return *text* of the page with the true names."""
         for name in sorted(self.names, key=len, reverse=True):
             text = text.replace(name, self.names[name])
         return text

@@ -108,7 +108,6 @@ def heading_of(page: Path, anchor: str) -> str:
 
 
 def page_of_file(root: Path, path: Path) -> str:
-    """Return a page that shows a file."""
     name = path.relative_to(root).as_posix()
     language = LANGUAGES.get(path.suffix, "text")
     return f"# {name}\n\n{FENCE}{language}\n{path.read_text(encoding='utf-8').rstrip()}\n{FENCE}\n"
@@ -153,7 +152,6 @@ class _PageReader(HTMLParser):
         self.loaded: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note what the element has."""
         given = {name: value for name, value in attrs if value}
         if "id" in given:
             self.ids.add(given["id"])

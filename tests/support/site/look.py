@@ -20,7 +20,6 @@ class Look(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of its folder of pictures."""
         return f"{self.width}-{self.scheme}"
 
 

@@ -68,7 +68,6 @@ class Systemd:
         return f"Systemd({self.folder}, {self._init_pid})"
 
     def inside(self, *command: str) -> list[str]:
-        """Return the command line that runs *command* beside the manager."""
         return ["nsenter", f"--target={self._init_pid}", "--mount", "--pid", "--cgroup", *command]
 
     def run(self, *command: str, status: int | None = 0) -> str:
@@ -78,11 +77,9 @@ class Systemd:
         return done.stdout
 
     def systemctl(self, *arguments: str, status: int | None = 0) -> str:
-        """Run systemctl."""
         return self.run("systemctl", "--no-pager", *arguments, status=status)
 
     def properties(self, unit: str, *names: str) -> dict[str, str]:
-        """Return properties of *unit*."""
         text = self.systemctl("show", unit, *(f"--property={name}" for name in names))
         return dict(line.split("=", 1) for line in text.splitlines())
 
@@ -144,7 +141,6 @@ def _remove_cgroup(cgroup: Path) -> None:
 
 
 def _wait_for_manager(process: subprocess.Popen[bytes], folder: Path) -> int:
-    """Return the process id of the manager once it has reached its target."""
     until = time.monotonic() + START_S
     found = ""
     while time.monotonic() < until and process.poll() is None:
