@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from enum import StrEnum
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -55,6 +55,39 @@ class InputLine(msgspec.Struct, frozen=True):
         return self.decoded.tenant_id, self.decoded.request_id
 
 
+class LineReport(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+    """What a command prints of a line; *error* is why it is no operation, or why it failed."""
+
+    line: int
+    request_id: str | None = None
+    operation: str | None = None
+    business_id: str | None = None
+    location_id: str | None = None
+    resource_type: str | None = None
+    resource_id: str | None = None
+    shard_id: str | None = None
+    error: str | None = None
+
+    @property
+    def tenant(self) -> str:
+        """The names of the tenant, for a table."""
+        return " ".join(filter(None, (self.business_id, self.location_id)))
+
+    @property
+    def resource(self) -> str:
+        """The type and the id of the resource, for a table."""
+        return " ".join(filter(None, (self.resource_type, self.resource_id)))
+
+
+def names_in(line: InputLine) -> dict[str, Any]:
+    """Return the members of a `LineReport` that the line itself gives."""
+    decoded = line.decoded
+    names = {name: getattr(decoded, name) for name in ("request_id", "business_id", "location_id", "resource_id")}
+    if isinstance(decoded, Operation):
+        names |= {"operation": decoded.kind, "resource_type": decoded.resource_type}
+    return names | {"line": line.number}
+
+
 def parse_lines(
     text: bytes,
     *,
@@ -66,8 +99,7 @@ def parse_lines(
 ) -> list[InputLine]:
     """Return the lines of *text*; a missing `requestId` is taken from *new_id*, a missing `timestamp` is *now*.
 
-    No other byte changes. A line that is an array is one for each of its operations, as the worker takes it apart. A
-    line with the request id of another operation before it is rejected, as by the worker.
+    No other byte changes. A line that is an array is one for each of its operations, as the worker takes it apart.
     """
     origin = Origin(source=Source.KINESIS, name="", arrived_at=now)
     timestamp = now.isoformat().replace("+00:00", "Z")
@@ -80,7 +112,7 @@ def parse_lines(
                 decoded = RejectedRecord(DeadLetterReason.TOO_LARGE, part.refusal, origin)
             yield InputLine(number, record, partition_key_of(decoded, number, key_rule), decoded)
 
-    return list(_reject_reused_ids(_parse_each(text, parse), "requestId"))
+    return list(_parse_each(text, parse))
 
 
 def parse_events(text: bytes, *, now: datetime, new_id: Callable[[], str], rules: OrderRules) -> list[InputLine]:
@@ -95,25 +127,13 @@ def parse_events(text: bytes, *, now: datetime, new_id: Callable[[], str], rules
         decoded = decode_order(record.decode("utf-8", "replace"), {}, origin, rules, deduplication_id=None)
         yield InputLine(number, record, _group_of(record) or _order_of(decoded) or f"line-{number}", decoded)
 
-    return list(_reject_reused_ids(_parse_each(text, parse), "deduplicationId"))
+    return list(_parse_each(text, parse))
 
 
 def _parse_each(text: bytes, parse: Callable[[int, bytes], Iterable[InputLine]]) -> Iterator[InputLine]:
     for number, raw in enumerate(text.split(b"\n"), 1):
         if stripped := raw.strip():
             yield from parse(number, stripped)
-
-
-def _reject_reused_ids(lines: Iterable[InputLine], member: str) -> Iterator[InputLine]:
-    """Yield *lines*, those rejected that have the id of another operation in an earlier line."""
-    digests: dict[tuple[str, str], bytes] = {}
-    for line in lines:
-        decoded = line.decoded
-        if isinstance(decoded, Operation):
-            earlier = digests.setdefault((decoded.tenant_id, decoded.request_id), decoded.digest)
-            if earlier != decoded.digest:
-                decoded = _reject_reused(decoded, member)
-        yield msgspec.structs.replace(line, decoded=decoded)
 
 
 def _group_of(record: bytes) -> str | None:
@@ -166,18 +186,6 @@ def partition_key_of(decoded: Operation | RejectedRecord, number: int, rule: Par
     else:
         key = f"{decoded.business_id or 'line'}-{decoded.location_id or number}"
     return key if len(key) <= KEY_MAX else hashlib.sha256(key.encode()).hexdigest()
-
-
-def _reject_reused(operation: Operation, member: str) -> RejectedRecord:
-    return RejectedRecord(
-        reason=DeadLetterReason.REQUEST_ID_REUSED,
-        error=f"{member}: used by another operation in an earlier line; give each its own",
-        origin=operation.origin,
-        business_id=operation.business_id,
-        location_id=operation.location_id,
-        request_id=operation.request_id,
-        resource_id=operation.resource_id,
-    )
 
 
 PUT_MAX_COUNT: Final = 500  # records: Kinesis API reference
@@ -243,8 +251,7 @@ class SendStatus(StrEnum):
 class Undecided(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """Why operations of a tenant are held; else the time before which all of them are decided, where it is known.
 
-    *since* is about when the first of them came, and *target* what is held: the tenant itself, or its shard; as
-    far as a replica has reported them.
+    *target* is held since about *since*, as far as a replica has reported it: the tenant itself, or its shard.
     """
 
     reason: str | None = None
@@ -255,12 +262,9 @@ class Undecided(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True)
     @property
     def hold(self) -> str | None:
         """Why and since when operations are held, for people."""
-        return describe_hold(self.reason, self.target, self.since)
-
-
-def describe_hold(reason: str | None, target: str | None, since: datetime | None) -> str | None:
-    """Return why and since when operations are held, for people; None where they are not."""
-    if reason is None:
-        return None
-    where = "" if target is None else f" ({target})"
-    return f"{reason}{where}" + ("" if since is None else f" since {since.isoformat(timespec='seconds')}")
+        if self.reason is None:
+            return None
+        where = "" if self.target is None else f" ({self.target})"
+        return f"{self.reason}{where}" + (
+            "" if self.since is None else f" since {self.since.isoformat(timespec='seconds')}"
+        )

@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import msgspec
 from rich.text import Text
@@ -35,17 +35,17 @@ from simplu_worker.commands.output import (
     print_table,
 )
 from simplu_worker.commands.running import parse_tenant_id, require_settings
-from simplu_worker.commands.stream.input_lines import InputLine, SendStatus, Undecided, describe_hold
+from simplu_worker.commands.stream.input_lines import InputLine, LineReport, SendStatus, Undecided, names_in
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus, hold_reason, read_status
+from simplu_worker.consumers.kinesis.fleet.fleet_report import hold_reason, read_status
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
-from simplu_worker.operations.operation import Operation, RejectedRecord, tenant_id_of
+from simplu_worker.operations.operation import RejectedRecord, tenant_id_of
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest, ShardGateway
 from simplu_worker.shards.listing import ListedOperation, ListRequest, OperationPage, decode_cursor
 from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.shards.types import ShardPositionRows, StreamShards
+from simplu_worker.shards.types import StreamShards
 from simplu_worker.timing.clock import loop_time, utc_now
 from simplu_worker.vocabulary import Absence, DeadLetterReason
 
@@ -63,17 +63,8 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
         found, silent, _ = await shards.gateway.find_operation(request_id, tenant_id, names=tenant)
         undecided = Undecided()
         if not isinstance(found, LoggedOperation) and tenant_id is not None:
-            from simplu_worker.consumers.kinesis.fleet.fleet_report import read_status
-
-            # Before the log is read: an operation that is applied in between must not count as decided and absent.
-            leases = await read_leases(settings)
-            read = read_status(leases, tenant_id)
-            asked = stream_shards_of(settings, read)
-            found, silent, rows = await shards.gateway.find_operation(request_id, tenant_id, names=tenant, stream=asked)
-            is_paused = shards.gateway.paused_s(tenant_id) > 0
-            undecided = undecided_of(read, found if isinstance(found, Absence) else rows[0], is_paused=is_paused)
-            shard_id = shards.gateway.cached_shard_id(tenant_id)
-            undecided = with_report(undecided, leases, tenant_id, shard_id, now=utc_now())
+            undecided = (await find_undecided(settings, shards, [tenant_id]))[tenant_id]
+            found, silent, _ = await shards.gateway.find_operation(request_id, tenant_id, names=tenant)
         if not isinstance(found, LoggedOperation):
             found = await shards.gateway.find_rejection(request_id, tenant_id, names=tenant) or found
         if isinstance(found, Absence):
@@ -133,11 +124,10 @@ async def find_undecided(
 ) -> dict[str, Undecided]:
     """Return the state of each tenant; less of it where a service does not answer.
 
-    Operations that came by a queue (*is_stream* False) have no time up to which all is read.
+    Operations that came by a queue (*is_stream* False) have no time up to which all is read. Ask before the log is
+    read: an operation that is applied in between must not count as decided and absent.
     """
-    if not tenant_ids:
-        return {}
-    leases = await read_leases(settings) if is_stream else []
+    leases = await _read_leases(settings) if is_stream and tenant_ids else []
     known = dict.fromkeys(tenant_ids, Undecided())
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LOOK_UP_S):
@@ -148,48 +138,39 @@ async def find_undecided(
 
 async def _find_one(settings: Settings, shards: Shards, leases: Sequence[Lease], tenant_id: str) -> Undecided:
     status = read_status(leases, tenant_id)
+    stream_name = (settings.kinesis_stream_name or "").rpartition("/")[2]
+    gateway = shards.gateway
     try:
-        found = await shards.gateway.read_positions_at_home(tenant_id, stream_shards_of(settings, status))
+        found = await gateway.read_positions_at_home(tenant_id, StreamShards(stream_name, status.stream_shard_ids))
     except WorkerError:  # the survey of the shards has named every server without an answer
-        shard_id = None
+        shard_id, undecided = None, Undecided()
         with contextlib.suppress(WorkerError):
             address = await shards.locator.locate(tenant_id)
             shard_id = None if address is None else address.shard_id
-        return with_report(Undecided(), leases, tenant_id, shard_id, now=utc_now())
-    undecided = undecided_of(status, found, is_paused=shards.gateway.paused_s(tenant_id) > 0)
-    shard_id = shards.gateway.cached_shard_id(tenant_id)
+    else:
+        absence = found if isinstance(found, Absence) else None
+        reason = hold_reason(absence, status, is_paused=gateway.paused_s(tenant_id) > 0)
+        read_up_to = None if reason or isinstance(found, Absence) else status.up_to([found])
+        shard_id, undecided = gateway.cached_shard_id(tenant_id), Undecided(reason, read_up_to)
     return with_report(undecided, leases, tenant_id, shard_id, now=utc_now())
 
 
 def with_report(
     undecided: Undecided, leases: Iterable[Lease], tenant_id: str, shard_id: str | None, *, now: datetime
 ) -> Undecided:
-    """Return *undecided* with what the replicas have reported of the tenant, or of its shard: the oldest of that.
+    """Return *undecided* with the oldest hold of the tenant, or of its shard, that the replicas have reported. Pure.
 
-    A report is as old as the last renewal of its lease, some seconds, and has the oldest held targets alone. Pure.
+    A report is as old as the last renewal of its lease, some seconds, and has the oldest held targets alone.
     """
     names = {f"tenant {tenant_id}", *(() if shard_id is None else (f"shard {shard_id}",))}
     held = [one for lease in leases if lease.report is not None for one in lease.report.held if one.target in names]
     if not held:
         return undecided
     oldest = max(held, key=lambda one: one.age_s)
-    since = now - timedelta(seconds=oldest.age_s)
-    return Undecided(oldest.reason, since=since, target=oldest.target)
+    return Undecided(oldest.reason, since=now - timedelta(seconds=oldest.age_s), target=oldest.target)
 
 
-def undecided_of(status: ReadStatus, found: ShardPositionRows | Absence, *, is_paused: bool) -> Undecided:
-    """Return the state of a tenant by the lease table, and by the rows on its shard or why it has none."""
-    if reason := hold_reason(found if isinstance(found, Absence) else None, status, is_paused=is_paused):
-        return Undecided(reason)
-    return Undecided(read_up_to=None if isinstance(found, Absence) else status.up_to([found]))
-
-
-def stream_shards_of(settings: Settings, status: ReadStatus) -> StreamShards:
-    """Return the stream shards whose rows decide how far the stream is read."""
-    return StreamShards((settings.kinesis_stream_name or "").rpartition("/")[2], status.stream_shard_ids)
-
-
-async def read_leases(settings: Settings) -> list[Lease]:
+async def _read_leases(settings: Settings) -> list[Lease]:
     """Return the lease table; nothing if it does not answer, which is noted, and without a stream."""
     if settings.kinesis_stream_name is None:
         return []
@@ -281,29 +262,15 @@ def _format_time(at: datetime) -> str:
 POLL_MIN_S: Final = 0.25
 POLL_REST: Final = 4  # a poll may take a fifth of the time
 KEYS_PER_QUERY: Final = 5000
-LOOK_AFTER_S: Final = 2.0  # without an outcome, at the tenants
-LOOK_INTERVAL_S: Final = 5.0
-HELD_SHOWN: Final = 3
 
 OperationKey = tuple[str, str]
 """A tenant id and a request id."""
 
-LookAtTenants: TypeAlias = Callable[[Collection[str]], Awaitable[Mapping[str, Undecided]]]
 
+class SendOutcome(LineReport, frozen=True, kw_only=True):
+    """The outcome of one line; *result* is JSON text as Postgres wrote it. The last members are of `Undecided`."""
 
-class SendOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """The outcome of one line; *result* is JSON text as Postgres wrote it."""
-
-    line: int
     status: SendStatus
-    request_id: str | None = None
-    operation: str | None = None
-    business_id: str | None = None
-    location_id: str | None = None
-    resource_type: str | None = None
-    resource_id: str | None = None
-    shard_id: str | None = None
-    error: str | None = None
     result: msgspec.Raw | None = None
     reason: str | None = None
     since: datetime | None = None
@@ -313,32 +280,22 @@ class SendOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
     @property
     def remark(self) -> str | None:
         """The error; of a held operation why and since when it is held."""
-        return self.error or describe_hold(self.reason, self.target, self.since)
+        return self.error or Undecided(self.reason, since=self.since, target=self.target).hold
 
 
 @dataclass
 class LastPoll:
-    """The last query of all logs: the shards that did not answer, and the error if the shards could not be listed.
-
-    *held* are the tenants that were held when they were looked at last, by their ids.
-    """
+    """The last query of all logs: the shards that did not answer, and the error if the shards could not be listed."""
 
     pending_count: int
     has_ended: bool = False
     silent_shard_ids: list[str] = field(default_factory=list)
     error: str | None = None
-    held: Mapping[str, Undecided] = field(default_factory=dict)
 
 
 def describe_poll(poll: LastPoll, errors: Mapping[str, str]) -> str:
     """Return what a command waits for; *errors* are those of shards that cannot be used, by their ids."""
     waiting = f"waiting for {poll.pending_count} operations"
-    if poll.held:
-        named = [f"{tenant_id} is held: {held.hold}" for tenant_id, held in sorted(poll.held.items())]
-        more = len(named) - HELD_SHOWN
-        waiting += f"; {', '.join(named[:HELD_SHOWN])}" + (f", and {more} tenants more" if more > 0 else "")
-        if poll.error is None and not poll.silent_shard_ids and not errors:
-            return waiting
     if poll.error is not None:
         return f"{waiting}; the shards were not listed: {poll.error}"
     if poll.silent_shard_ids or errors:
@@ -349,48 +306,25 @@ def describe_poll(poll: LastPoll, errors: Mapping[str, str]) -> str:
 
 
 async def wait_for_outcomes(
-    gateway: ShardGateway,
-    lines: Sequence[InputLine],
-    timeout_s: float,
-    progress: CountProgress,
-    poll: LastPoll,
-    *,
-    look: LookAtTenants,
+    gateway: ShardGateway, lines: Sequence[InputLine], timeout_s: float, progress: CountProgress, poll: LastPoll
 ) -> dict[OperationKey, dict[str, Any]]:
     """Query the logs until they have every line that is an operation, for at most *timeout_s*.
 
-    Returns the rows of the logs, each with its `shard_id`. *poll* is kept up to date, with what *look* finds at the
-    tenants of operations that make no progress.
+    Returns the rows of the logs, each with its `shard_id`. *poll* is kept up to date.
     """
     deadline = time.monotonic() + timeout_s
-    look_at = time.monotonic() + LOOK_AFTER_S
     pending = {line.key for line in lines if line.key is not None}
     rows: dict[OperationKey, dict[str, Any]] = {}
     while True:
         started = time.monotonic()
-        found = await find_operations(gateway, pending, poll)
-        rows |= found
-        pending -= found.keys()
+        rows |= await find_operations(gateway, pending, poll)
+        pending -= rows.keys()
         poll.pending_count, poll.has_ended = len(pending), True
         progress.show(len(rows))
-        if found:
-            poll.held, look_at = {}, time.monotonic() + LOOK_AFTER_S
-        elif pending and look_at < time.monotonic() < deadline:
-            states = await look({tenant_id for tenant_id, _ in pending})
-            held = {one: state for one, state in states.items() if state.reason is not None}
-            poll.held = {one: _steadied(state, poll.held.get(one)) for one, state in held.items()}
-            look_at = time.monotonic() + LOOK_INTERVAL_S
         left_s = deadline - time.monotonic()
         if not pending or left_s <= 0:
             return rows
         await asyncio.sleep(min(left_s, max(POLL_MIN_S, POLL_REST * (time.monotonic() - started))))
-
-
-def _steadied(state: Undecided, before: Undecided | None) -> Undecided:
-    """Return *state*, or *before* if it is the same hold: ages in reports are some seconds old, more or less."""
-    if before is None or before.since is None or (before.reason, before.target) != (state.reason, state.target):
-        return state
-    return before
 
 
 async def find_operations(
@@ -460,11 +394,8 @@ def with_undecided(outcome: SendOutcome, undecided: Mapping[str, Undecided]) -> 
     if outcome.status is not SendStatus.UNKNOWN:
         return outcome
     known = undecided[tenant_id_of(outcome.business_id or "", outcome.location_id or "")]
-    if known.reason is None:
-        return msgspec.structs.replace(outcome, read_up_to=known.read_up_to)
-    return msgspec.structs.replace(
-        outcome, status=SendStatus.HELD, reason=known.reason, since=known.since, target=known.target
-    )
+    status = SendStatus.UNKNOWN if known.reason is None else SendStatus.HELD
+    return msgspec.structs.replace(outcome, status=status, **msgspec.structs.asdict(known))
 
 
 def _outcome(line: InputLine, row: Mapping[str, Any] | None, *, waited: bool) -> SendOutcome:
@@ -472,40 +403,18 @@ def _outcome(line: InputLine, row: Mapping[str, Any] | None, *, waited: bool) ->
         return _describe(line, SendStatus.SENT)
     if row is None:
         return _describe(line, SendStatus.UNKNOWN)
-    if row["status"] == SendStatus.REJECTED:
-        outcome = _describe(line, SendStatus.REJECTED)
-        return msgspec.structs.replace(outcome, shard_id=row["shard_id"], error=row["error"])
+    outcome = _describe(line, SendStatus(row["status"]), shard_id=row["shard_id"], error=row["error"])
+    if outcome.status is SendStatus.REJECTED:
+        return outcome
     if bytes(row["digest"]) != line.decoded.digest:
-        outcome = _describe(line, SendStatus.FAILED)
-        return msgspec.structs.replace(outcome, shard_id=row["shard_id"], error=DeadLetterReason.REQUEST_ID_REUSED)
-    return msgspec.structs.replace(
-        _describe(line, SendStatus(row["status"])),
-        shard_id=row["shard_id"],
-        error=row["error"],
-        result=None if row["result"] is None else msgspec.Raw(row["result"].encode()),
-    )
+        return msgspec.structs.replace(outcome, status=SendStatus.FAILED, error=DeadLetterReason.REQUEST_ID_REUSED)
+    result = row["result"]
+    return outcome if result is None else msgspec.structs.replace(outcome, result=msgspec.Raw(result.encode()))
 
 
-def _describe(line: InputLine, status: SendStatus) -> SendOutcome:
-    match line.decoded:
-        case Operation() as operation:
-            return SendOutcome(
-                line=line.number,
-                status=status,
-                request_id=operation.request_id,
-                operation=operation.kind,
-                business_id=operation.business_id,
-                location_id=operation.location_id,
-                resource_type=operation.resource_type,
-                resource_id=operation.resource_id,
-            )
-        case RejectedRecord() as bad:
-            return SendOutcome(
-                line=line.number,
-                status=status,
-                request_id=bad.request_id,
-                business_id=bad.business_id,
-                location_id=bad.location_id,
-                resource_id=bad.resource_id,
-                error=f"{bad.reason}: {bad.error}",
-            )
+def _describe(
+    line: InputLine, status: SendStatus, *, shard_id: str | None = None, error: str | None = None
+) -> SendOutcome:
+    if isinstance(line.decoded, RejectedRecord):
+        error = f"{line.decoded.reason}: {line.decoded.error}"
+    return SendOutcome(**names_in(line), status=status, shard_id=shard_id, error=error)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -60,36 +60,59 @@ from simplu_worker.timing.waits import retry
 from simplu_worker.vocabulary import Absence, DeadLetterReason, HoldReason, StreamReader
 
 
-class ReplaySink(Protocol):
-    """Takes the operations of a stream shard, in order, and counts their outcomes."""
+class ReplaySink:
+    """Takes the operations of a stream shard, in order, and counts their outcomes in *totals*.
 
-    async def send(self, operations: Sequence[Operation]) -> None:
-        """Send *operations*; return once each is decided, or left. Raises nothing."""
+    With *apply* they are applied, and the logs drop those that were applied before.
+    """
 
-
-class ShardRoutes:
-    """Finds the shards of operations; leaves those of tenants without one."""
-
-    def __init__(self, gateway: ShardGateway, totals: ReplayTotals, *, tenant_wait: timedelta) -> None:
+    def __init__(self, gateway: ShardGateway, totals: ReplayTotals, *, tenant_wait: timedelta, apply: bool) -> None:
         self._gateway = gateway
         self._totals = totals
         self._tenant_wait = tenant_wait
+        self._applies = apply
 
-    async def group_by_shard(self, operations: Sequence[Operation]) -> dict[str, list[Operation]]:
+    async def send(self, operations: Sequence[Operation]) -> None:
+        """Send *operations*; return once each is decided, or left. Raises nothing."""
+        if not self._applies:
+            await self._look_up(operations)
+            return
+        for shard_id, own in (await self._group_by_shard(operations)).items():
+            for batch in batches(own, max_count=BATCH_MAX_COUNT, max_bytes=BATCH_MAX_BYTES):
+                await self._apply(shard_id, batch)
+
+    async def _look_up(self, operations: Sequence[Operation]) -> None:
+        """Count *operations* by the outcome that they would have.
+
+        An operation that comes twice and is in no log counts twice: the second one would be dropped.
+        """
+        keys = {(operation.tenant_id, operation.request_id) for operation in operations}
+        poll = LastPoll(pending_count=len(keys))
+        rows = await find_operations(self._gateway, keys, poll)
+        missing: list[Operation] = []
+        for operation in operations:
+            row = rows.get((operation.tenant_id, operation.request_id))
+            if row is None:
+                missing.append(operation)
+            else:
+                self._totals.count_logged(operation, row)
+        for shard_id, own in (await self._group_by_shard(missing)).items():
+            if poll.error is not None or shard_id in poll.silent_shard_ids:
+                self._totals.leave(own, poll.error or f"shard {shard_id} does not answer")
+            else:
+                self._totals.outcomes[WOULD_APPLY] += len(own)
+
+    async def _group_by_shard(self, operations: Sequence[Operation]) -> dict[str, list[Operation]]:
         """Return *operations* by shard, in order, but for those of tenants that are left."""
         by_tenant: defaultdict[str, list[Operation]] = defaultdict(list)
         for operation in operations:
             by_tenant[operation.tenant_id].append(operation)
-        shard_ids: dict[str, str] = {}
+        by_shard: defaultdict[str, list[Operation]] = defaultdict(list)
         for tenant_id, own in by_tenant.items():
             if self._totals.has_left(tenant_id):
                 self._totals.leave(own, "")
             elif (shard_id := await self._find(tenant_id, own)) is not None:
-                shard_ids[tenant_id] = shard_id
-        by_shard: defaultdict[str, list[Operation]] = defaultdict(list)
-        for operation in operations:
-            if operation.tenant_id in shard_ids:
-                by_shard[shard_ids[operation.tenant_id]].append(operation)
+                by_shard[shard_id] += own
         return by_shard
 
     async def _find(self, tenant_id: str, operations: Sequence[Operation]) -> str | None:
@@ -112,82 +135,30 @@ class ShardRoutes:
                 self._totals.leave([operation], found)
         return None
 
-
-class ApplyingSink:
-    """Applies operations to their shards; the logs drop those that were applied before."""
-
-    def __init__(self, gateway: ShardGateway, totals: ReplayTotals, routes: ShardRoutes) -> None:
-        self._gateway = gateway
-        self._totals = totals
-        self._routes = routes
-
-    async def send(self, operations: Sequence[Operation]) -> None:
-        """Apply *operations*; return once each is decided, or left."""
-        for shard_id, own in (await self._routes.group_by_shard(operations)).items():
-            for batch in batches(own, max_count=BATCH_MAX_COUNT, max_bytes=BATCH_MAX_BYTES):
-                await self._apply(shard_id, batch)
-
     async def _apply(self, shard_id: str, operations: Sequence[Operation]) -> None:
-        """Apply a batch, without the tenants that are left; those that have moved, once more on their new shard."""
-        moved = await self._apply_here(shard_id, operations)
-        for other_id, own in (await self._routes.group_by_shard(moved)).items():
-            for operation in await self._apply_here(other_id, own):
-                self._totals.leave([operation], f"shard {other_id} does not have the tenant now")
-
-    async def _apply_here(self, shard_id: str, operations: Sequence[Operation]) -> list[Operation]:
-        """Return the operations of tenants that the shard does not have."""
+        """Apply a batch, without the tenants that are left meanwhile."""
         batch = [one for one in operations if not self._totals.has_left(one.tenant_id)]
         self._totals.left_count += len(operations) - len(batch)
         if not batch:
-            return []
+            return
         try:
             outcomes = await retry(self._gateway.apply, shard_id, batch)
         except RetryableError as exc:
             self._totals.leave(batch, str(exc))
-            return []
-        moved = []
+            return
         for operation, outcome in zip(batch, outcomes, strict=True):
-            if outcome.disposition is Disposition.UNEXPECTED:
-                self._totals.leave([operation], outcome.error or "it fails on its shard")
-            elif outcome.disposition is Disposition.LOCKED:
-                self._totals.leave(
-                    [operation], f"another transaction keeps rows of the tenant locked on shard {shard_id}"
-                )
-            elif outcome.disposition is not Disposition.HOLD:
-                self._totals.count(outcome)
-            else:
-                moved.append(operation)
-        return moved
-
-
-class CountingSink:
-    """Looks operations up in the logs, and changes nothing.
-
-    An operation that comes twice and is in no log counts twice: the second one would be dropped.
-    """
-
-    def __init__(self, gateway: ShardGateway, totals: ReplayTotals, routes: ShardRoutes) -> None:
-        self._gateway = gateway
-        self._totals = totals
-        self._routes = routes
-
-    async def send(self, operations: Sequence[Operation]) -> None:
-        """Count *operations* by the outcome that they would have."""
-        keys = {(operation.tenant_id, operation.request_id) for operation in operations}
-        poll = LastPoll(pending_count=len(keys))
-        rows = await find_operations(self._gateway, keys, poll)
-        missing: list[Operation] = []
-        for operation in operations:
-            row = rows.get((operation.tenant_id, operation.request_id))
-            if row is None:
-                missing.append(operation)
-            else:
-                self._totals.count_logged(operation, row)
-        for shard_id, own in (await self._routes.group_by_shard(missing)).items():
-            if poll.error is not None or shard_id in poll.silent_shard_ids:
-                self._totals.leave(own, poll.error or f"shard {shard_id} does not answer")
-            else:
-                self._totals.outcomes[WOULD_APPLY] += len(own)
+            match outcome.disposition:
+                case Disposition.UNEXPECTED:
+                    self._totals.leave([operation], outcome.error or "it fails on its shard")
+                case Disposition.LOCKED:
+                    left = f"another transaction keeps rows of the tenant locked on shard {shard_id}"
+                    self._totals.leave([operation], left)
+                case Disposition.HOLD:
+                    if await self._find(operation.tenant_id, [operation]) is not None:
+                        left = f"it is not on shard {shard_id} any more; run the command again"
+                        self._totals.leave([operation], left)
+                case _:
+                    self._totals.count(outcome)
 
 
 async def replay(settings: Settings, chosen: ReplayRange, *, apply: bool, as_json: bool) -> int:
@@ -204,8 +175,7 @@ async def replay(settings: Settings, chosen: ReplayRange, *, apply: bool, as_jso
         stream = await stack.enter_async_context(open_stream(settings))
         table = await stack.enter_async_context(open_lease_table(settings))
         rules = reader_settings(settings)
-        routes = ShardRoutes(shards.gateway, totals, tenant_wait=rules.tenant_wait)
-        sink: ReplaySink = (ApplyingSink if apply else CountingSink)(shards.gateway, totals, routes)
+        sink = ReplaySink(shards.gateway, totals, tenant_wait=rules.tenant_wait, apply=apply)
         leases = {lease.lease_key: lease for lease in await table.scan()}
         totals.left |= _left_the_stream(chosen, (await stream.describe()).retention)
         memory = PrefetchMemory(settings.prefetch_max_bytes)

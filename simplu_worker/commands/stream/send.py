@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 from rich.text import Text
@@ -32,9 +31,10 @@ from simplu_worker.commands.output import (
 from simplu_worker.commands.running import require_settings
 from simplu_worker.commands.stream.input_lines import (
     InputLine,
+    LineReport,
     SendStatus,
-    Undecided,
     message_of,
+    names_in,
     parse_events,
     parse_lines,
 )
@@ -97,34 +97,20 @@ class SendOptions(NamedTuple):
 
 
 def read_lines(file: Path | None) -> bytes:
-    """Return the content of *file*, or of stdin. Raises WorkerError if it cannot be read.
-
-    Stdin is not opened again by its name: another user may own the pipe, as after `sudo -u`.
-    """
+    """Return the content of *file*, or of stdin. Raises WorkerError if it cannot be read."""
     try:
-        if file is not None:
-            return file.read_bytes()
-        if sys.stdin is None:  # closed when the process started
-            raise WorkerError("FILE: expected JSON lines on stdin, got a closed one; name a file, or pipe them in")
-        return sys.stdin.buffer.read()
-    except PermissionError:
-        raise WorkerError(
-            f"FILE: expected a file that this user may read, got {file}; give the user the right, or pipe the file in "
-            "and name it -"
-        ) from None
+        return sys.stdin.buffer.read() if file is None else file.read_bytes()
     except OSError as exc:
-        got = f"{file or 'stdin'} ({exc.strerror})"
-        raise WorkerError(f"FILE: expected a readable file of JSON lines, got {got}") from None
+        raise WorkerError(
+            f"FILE: {file or 'stdin'} cannot be read: {exc.strerror}; name another file, or pipe the lines to -"
+        ) from None
 
 
 async def send_operations(settings: Settings, text: bytes, options: SendOptions, *, as_json: bool) -> int:
-    """Put the operations of *text* on the stream, or order events into their queue.
+    """Put the operations of *text* on the stream, or order events into their queue; nothing if one is invalid.
 
     Print their request ids, or with `wait` their outcomes. An interrupted command prints the ids, too: a repetition
-    would send the operations again, with other ids.
-
-    Puts nothing if a line is invalid, unless `force`. Returns 1 if a line was invalid or not put, or if an operation
-    failed or did not reach the log in time.
+    would send the operations again, with other ids. Returns 1 unless all were put, or with `wait` have succeeded.
     """
     require_settings(settings, stream=not options.orders, routes=options.wait, queue=_queue_name(options))
     lines = parse_input(settings, text, is_orders=options.orders)
@@ -177,9 +163,7 @@ async def _send(
     sent, unsent = lines[: count.done], lines[count.done :]
     if not options.wait or not sent:
         return send_outcomes(sent, unsent, {}, waited=options.wait), {}
-    rows, undecided, silent = await _wait(settings, sent, options, begun_at)
-    outcomes = send_outcomes(sent, unsent, rows, waited=True)
-    return [with_undecided(outcome, undecided) for outcome in outcomes], silent
+    return await _wait(settings, sent, unsent, options, begun_at)
 
 
 async def _put(settings: Settings, lines: Sequence[InputLine], count: PutCount) -> None:
@@ -212,12 +196,11 @@ async def _put_into(sink: Sink[T], items: Sequence[T], place: str, count: PutCou
 
 
 async def _wait(
-    settings: Settings, sent: Sequence[InputLine], options: SendOptions, begun_at: datetime
-) -> tuple[dict[OperationKey, dict[str, Any]], Mapping[str, Undecided], dict[str, str]]:
+    settings: Settings, sent: Sequence[InputLine], unsent: Sequence[InputLine], options: SendOptions, begun_at: datetime
+) -> tuple[list[SendOutcome], dict[str, str]]:
     """Wait for the outcomes of the lines *sent* since *begun_at*.
 
-    Return the rows of the logs and of the records rejected since, the states of the tenants without a row, and the
-    shards without an answer, with the causes.
+    Return the outcomes of all lines, and the shards without an answer, with the causes.
     """
     poll = LastPoll(len(sent))
     async with open_shards(settings) as shards:
@@ -225,21 +208,19 @@ async def _wait(
         def describe() -> str:
             return describe_poll(poll, pool_errors(shards.pools))
 
-        async def look(tenant_ids: Collection[str]) -> Mapping[str, Undecided]:
-            return await find_undecided(settings, shards, tenant_ids, is_stream=not options.orders)
-
         with CountProgress("in the log", len(sent)) as progress, note_what_is_awaited(describe, progress):
-            rows = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, progress, poll, look=look)
+            rows = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, progress, poll)
         absent = {line.key for line in sent if line.key is not None and line.key not in rows}
         tenant_ids = {tenant_id for tenant_id, _ in absent}
-        undecided = await look(tenant_ids)
-        if absent:  # an operation that was applied in between must not count as decided and absent
+        undecided = await find_undecided(settings, shards, tenant_ids, is_stream=not options.orders)
+        if absent:
             rows |= await find_operations(shards.gateway, absent, poll)
             rows |= await find_rejected(shards.gateway, absent - rows.keys(), begun_at)
         errors = pool_errors(shards.pools)
     if poll.error is not None:
         print_note(f"the shards were not listed: {poll.error}")
-    return rows, undecided, {shard_id: errors.get(shard_id, "") for shard_id in poll.silent_shard_ids}
+    outcomes = [with_undecided(one, undecided) for one in send_outcomes(sent, unsent, rows, waited=True)]
+    return outcomes, {shard_id: errors.get(shard_id, "") for shard_id in poll.silent_shard_ids}
 
 
 def _print_invalid(invalid: Sequence[tuple[int, RejectedRecord]], *, as_json: bool) -> None:
@@ -261,8 +242,8 @@ def _print_outcomes(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, 
             outcome.line,
             outcome.request_id,
             outcome.operation,
-            " ".join(filter(None, (outcome.business_id, outcome.location_id))),
-            " ".join(filter(None, (outcome.resource_type, outcome.resource_id))),
+            outcome.tenant,
+            outcome.resource,
             Text(outcome.status, STYLES.get(outcome.status, "")),
             outcome.remark,
             "" if outcome.result is None else shorten(bytes(outcome.result).decode(), RESULT_SHOWN_LENGTH),
@@ -273,8 +254,6 @@ def _print_outcomes(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, 
     print_silent(list(silent), silent)
 
 
-LOOKUPS_AT_ONCE: Final = 10
-SHARDS_AT_ONCE: Final = 64
 ERROR_SHOWN_LENGTH: Final = 100
 RESOURCES_PER_QUERY: Final = 500
 MEMBERS_SHOWN: Final = 5
@@ -297,20 +276,11 @@ class Fate(StrEnum):
     VALID = "valid"  # no way to find shards is configured, or a shard does not answer
 
 
-class Preview(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class Preview(LineReport, frozen=True, kw_only=True):
     """The next step of a worker with one line."""
 
-    line: int
     fate: Fate
     reason: str | None = None
-    error: str | None = None
-    operation: str | None = None
-    business_id: str | None = None
-    location_id: str | None = None
-    resource_type: str | None = None
-    resource_id: str | None = None
-    request_id: str | None = None
-    shard_id: str | None = None
     lost_members: tuple[str, ...] = ()  # of the resource as it is now, which an update would remove
     warning: str | None = None  # of days of a list, which may be others than were meant
 
@@ -353,32 +323,24 @@ def preview(
 
     *foreseen* is by the numbers of lines.
     """
-    decoded = line.decoded
+    decoded, names = line.decoded, names_in(line)
     if isinstance(decoded, RejectedRecord):
-        return Preview(
-            line.number,
-            Fate.DEAD_LETTER,
-            reason=decoded.reason,
-            error=decoded.error,
-            business_id=decoded.business_id,
-            location_id=decoded.location_id,
-            request_id=decoded.request_id,
-        )
+        return Preview(**names, fate=Fate.DEAD_LETTER, reason=decoded.reason, error=decoded.error)
+    if (row := logged.get((decoded.tenant_id, decoded.request_id))) is not None:
+        return Preview(**names, fate=Fate.DUPLICATE, shard_id=str(row["shard_id"]))
     home = homes.get(decoded.tenant_id)
-    row = logged.get((decoded.tenant_id, decoded.request_id))
-    if row is not None:
-        return _of_operation(line.number, decoded, Fate.DUPLICATE, shard_id=str(row["shard_id"]))
     if isinstance(home, Absence):
-        return _of_operation(line.number, decoded, Fate.HELD, reason=home)
+        return Preview(**names, fate=Fate.HELD, reason=home)
     if (finding := foreseen.refusals.get(line.number)) is not None:
-        failed = _of_operation(line.number, decoded, Fate.FAILED, reason=Failure.INVALID_DATA, shard_id=home)
-        return msgspec.structs.replace(failed, error=str(finding))
-    fate = Fate.VALID if home is None else Fate.APPLIED
-    lost = lost_members(decoded, stored.get(_resource_of(decoded), ()))
-    applied = _of_operation(line.number, decoded, fate, shard_id=home, lost_members=lost)
-    if line.number not in foreseen.dateless or decoded.query is None:
-        return applied
-    return msgspec.structs.replace(applied, warning=_describe_days(decoded.resource_type, decoded.query.days))
+        return Preview(**names, fate=Fate.FAILED, shard_id=home, reason=Failure.INVALID_DATA, error=str(finding))
+    days = None if decoded.query is None or line.number not in foreseen.dateless else decoded.query.days
+    return Preview(
+        **names,
+        fate=Fate.VALID if home is None else Fate.APPLIED,
+        shard_id=home,
+        lost_members=lost_members(decoded, stored.get(_resource_of(decoded), ())),
+        warning=None if days is None else _describe_days(decoded.resource_type, days),
+    )
 
 
 def lost_members(operation: Operation, stored: Sequence[str]) -> tuple[str, ...]:
@@ -390,30 +352,6 @@ def lost_members(operation: Operation, stored: Sequence[str]) -> tuple[str, ...]
 
 def _resource_of(operation: Operation) -> ResourceKey:
     return operation.tenant_id, operation.resource_type, operation.resource_id
-
-
-def _of_operation(
-    number: int,
-    operation: Operation,
-    fate: Fate,
-    *,
-    reason: str | None = None,
-    shard_id: str | None = None,
-    lost_members: tuple[str, ...] = (),
-) -> Preview:
-    return Preview(
-        number,
-        fate,
-        reason=reason,
-        operation=operation.kind,
-        business_id=operation.business_id,
-        location_id=operation.location_id,
-        resource_type=operation.resource_type,
-        resource_id=operation.resource_id,
-        request_id=operation.request_id,
-        shard_id=shard_id,
-        lost_members=lost_members,
-    )
 
 
 async def _find_members(gateway: ShardGateway, lines: Iterable[InputLine]) -> dict[ResourceKey, Sequence[str]]:
@@ -438,18 +376,11 @@ async def _find_members(gateway: ShardGateway, lines: Iterable[InputLine]) -> di
 async def _find_homes(gateway: ShardGateway, tenant_ids: Iterable[str]) -> dict[str, str | Absence]:
     """Return the shard of each tenant, or why there is none; tenants without an answer are left out."""
     homes: dict[str, str | Absence] = {}
-    turns = asyncio.Semaphore(LOOKUPS_AT_ONCE)
-
-    async def find(tenant_id: str) -> None:
-        async with turns:
-            try:
-                homes[tenant_id] = await gateway.find(tenant_id)
-            except (RetryableError, PermanentError) as exc:
-                print_note(f"tenant {tenant_id}: {exc}")
-
-    async with asyncio.TaskGroup() as tasks:
-        for tenant_id in tenant_ids:
-            tasks.create_task(find(tenant_id))
+    for tenant_id in tenant_ids:
+        try:
+            homes[tenant_id] = await gateway.find(tenant_id)
+        except (RetryableError, PermanentError) as exc:
+            print_note(f"tenant {tenant_id}: {exc}")
     return homes
 
 
@@ -463,21 +394,14 @@ async def _foresee(gateway: ShardGateway, lines: Iterable[InputLine], homes: Map
                 by_shard[home].append((line.number, line.decoded))
     refusals: dict[int, Finding] = {}
     dateless: set[int] = set()
-    turns = asyncio.Semaphore(SHARDS_AT_ONCE)
-
-    async def foresee(shard_id: str, sent: Sequence[tuple[int, Operation]]) -> None:
-        async with turns:
-            try:
-                found = await gateway.foresee(shard_id, [operation for _, operation in sent])
-            except RetryableError as exc:
-                print_note(f"business types of shard {shard_id}: {exc}")
-            else:
-                refusals.update({sent[index][0]: finding for index, finding in found.refusals.items()})
-                dateless.update(sent[index][0] for index in found.dateless)
-
-    async with asyncio.TaskGroup() as tasks:
-        for shard_id, sent in by_shard.items():
-            tasks.create_task(foresee(shard_id, sent), name=f"foresee:{shard_id}")
+    for shard_id, sent in by_shard.items():
+        try:
+            found = await gateway.foresee(shard_id, [operation for _, operation in sent])
+        except RetryableError as exc:
+            print_note(f"business types of shard {shard_id}: {exc}")
+        else:
+            refusals.update({sent[index][0]: finding for index, finding in found.refusals.items()})
+            dateless.update(sent[index][0] for index in found.dateless)
     return Foreseen(refusals, dateless)
 
 
@@ -488,8 +412,8 @@ def _print_previews(found: Sequence[Preview]) -> None:
             one.fate,
             one.reason,
             one.operation,
-            " ".join(part for part in (one.business_id, one.location_id) if part),
-            " ".join(part for part in (one.resource_type, one.resource_id) if part),
+            one.tenant,
+            one.resource,
             one.shard_id,
             shorten(one.error or "", ERROR_SHOWN_LENGTH),
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from simplu_worker.commands.stream.input_lines import parse_lines
+from simplu_worker.commands.stream.input_lines import InputLine, parse_lines
 from simplu_worker.commands.stream.send import Fate, Preview, preview
 from simplu_worker.operations.schema_judge import Finding
 from simplu_worker.shards.apply.judging import Foreseen
@@ -28,52 +28,36 @@ OF_OPERATION = {
 }
 
 
+def lines_of(text: bytes) -> list[InputLine]:
+    return parse_lines(text, now=datetime(2026, 1, 1, tzinfo=UTC), new_id=str, max_bytes=10_000, list_limit=10)
+
+
+FINDING = Finding("#/required", 'the member "name"')
+REFUSED = {"reason": "invalid_data", "error": '#/required: expected the member "name"'}
+
+
 @pytest.mark.parametrize(
-    ("homes", "logged", "expected"),
+    ("homes", "logged_id", "refusals", "expected"),
     [
-        ({}, {}, {"fate": Fate.VALID}),
-        ({"b-l": "shard-1"}, {}, {"fate": Fate.APPLIED, "shard_id": "shard-1"}),
-        ({"b-l": Absence.UNREGISTERED}, {}, {"fate": Fate.HELD, "reason": "unregistered"}),
-        (
-            {"b-l": "shard-1"},
-            {("b-l", "r1"): {"shard_id": "shard-2"}},
-            {"fate": Fate.DUPLICATE, "shard_id": "shard-2"},
-        ),
-        ({"b-l": "shard-1"}, {("b-l", "r2"): {"shard_id": "shard-2"}}, {"fate": Fate.APPLIED, "shard_id": "shard-1"}),
+        ({}, "", {}, {"fate": Fate.VALID}),
+        ({"b-l": "shard-1"}, "", {}, {"fate": Fate.APPLIED, "shard_id": "shard-1"}),
+        ({"b-l": Absence.UNREGISTERED}, "", {}, {"fate": Fate.HELD, "reason": "unregistered"}),
+        ({"b-l": "shard-1"}, "r1", {1: FINDING}, {"fate": Fate.DUPLICATE, "shard_id": "shard-2"}),
+        ({"b-l": "shard-1"}, "r2", {}, {"fate": Fate.APPLIED, "shard_id": "shard-1"}),
+        ({"b-l": "shard-1"}, "", {1: FINDING}, {"fate": Fate.FAILED, "shard_id": "shard-1"} | REFUSED),
     ],
 )
 def test_valid_record_has_the_fate_of_its_tenant(
-    homes: dict[str, Any], logged: dict[Any, Any], expected: dict[str, Any]
+    homes: dict[str, Any], logged_id: str, refusals: dict[int, Finding], expected: dict[str, Any]
 ) -> None:
-    (line,) = parse_lines(
-        VALID, now=datetime(2026, 1, 1, tzinfo=UTC), new_id=lambda: "new", max_bytes=10_000, list_limit=10
-    )
-    assert preview(line, homes, logged, {RESOURCE: ["name"]}) == Preview(1, **OF_OPERATION | expected)
-
-
-def test_valid_record_fails_when_a_schema_refuses_it() -> None:
-    (line,) = parse_lines(
-        VALID, now=datetime(2026, 1, 1, tzinfo=UTC), new_id=lambda: "new", max_bytes=10_000, list_limit=10
-    )
-    foreseen = Foreseen({1: Finding("#/required", 'the member "name"')}, ())
-    logged = {("b-l", "r1"): {"shard_id": "shard-1"}}
-
-    failed = preview(line, {"b-l": "shard-1"}, {}, {}, foreseen)
-
-    assert (failed.fate, failed.reason, failed.error, failed.shard_id) == (
-        Fate.FAILED,
-        "invalid_data",
-        '#/required: expected the member "name"',
-        "shard-1",
-    )
-    assert preview(line, {"b-l": "shard-1"}, logged, {}, foreseen).fate is Fate.DUPLICATE
+    (line,) = lines_of(VALID)
+    logged = {("b-l", logged_id): {"shard_id": "shard-2"}}
+    found = preview(line, homes, logged, {RESOURCE: ["name"]}, Foreseen(refusals, ()))
+    assert found == Preview(line=1, **OF_OPERATION | expected)
 
 
 def test_record_that_is_no_operation_is_a_dead_letter() -> None:
-    lines = parse_lines(
-        b'{"operation": "upsert"}\n{', now=datetime(2026, 1, 1, tzinfo=UTC), new_id=str, max_bytes=10_000, list_limit=10
-    )
-    found = [preview(line, {}, {}, {}) for line in lines]
+    found = [preview(line, {}, {}, {}) for line in lines_of(b'{"operation": "upsert"}\n{')]
     assert [(one.line, one.fate, one.reason) for one in found] == [
         (1, Fate.DEAD_LETTER, "invalid_message"),
         (2, Fate.DEAD_LETTER, "invalid_json"),
@@ -96,6 +80,5 @@ def test_record_that_is_no_operation_is_a_dead_letter() -> None:
 def test_update_names_the_members_that_it_removes(
     kind: str, data: bytes, stored: list[str], expected: tuple[str, ...]
 ) -> None:
-    text = VALID.replace(b"create", kind.encode()).replace(b'{"secret": 1}', data)
-    (line,) = parse_lines(text, now=datetime(2026, 1, 1, tzinfo=UTC), new_id=str, max_bytes=10_000, list_limit=10)
+    (line,) = lines_of(VALID.replace(b"create", kind.encode()).replace(b'{"secret": 1}', data))
     assert preview(line, {"b-l": "shard-1"}, {}, {RESOURCE: stored}).lost_members == expected
