@@ -110,7 +110,7 @@ async def test_messages_of_a_client_are_applied_and_outcomes_have_their_types(
     ]
 
 
-@pytest.mark.peers(10)
+@pytest.mark.nightly
 @pytest.mark.asyncio(loop_scope="module")
 async def test_example_of_the_page_in_typescript_does_what_it_says(shared: SharedStream) -> None:
     require_node()

@@ -56,7 +56,7 @@ def with_repeats(records: Sequence[PutRecord]) -> list[PutRecord]:
     return [*records[:150], *records[50:100], *records[150:]]
 
 
-@pytest.mark.peers(60)
+@pytest.mark.nightly
 @pytest.mark.parametrize("contender", PEERS)
 async def test_consumer_applies_each_operation_once_and_in_order(contender: Contender) -> None:
     PEERS[contender].command()  # skips the test where it is not built

@@ -69,7 +69,9 @@ async def wait_until_refused(worker: WorkerProcess, leader: str, *, within_s: fl
 
 
 @pytest.mark.peers(30)
-@pytest.mark.parametrize("where", TABLES)
+@pytest.mark.parametrize(
+    "where", [pytest.param(where, marks=pytest.mark.nightly if TABLES[where][0] else ()) for where in TABLES]
+)
 async def test_leader_is_seen_before_anything_is_taken(shared: SharedStream, where: str) -> None:
     await shared.create(STREAM_SHARDS)
     await create_leases(shared)
@@ -134,7 +136,7 @@ async def test_leases_of_a_leader_that_died_are_taken(
     assert await shared.applied_ids() - again == set(after)
 
 
-@pytest.mark.peers(40)
+@pytest.mark.nightly
 async def test_leader_is_handed_the_leases_that_it_assigns_to_itself(shared: SharedStream) -> None:
     """Two of four leases, in order: the KCL begins to read once ours has released them, and ours keep the others.
 
@@ -234,7 +236,7 @@ async def report_metrics(dynamodb: Client, table: str) -> None:
         await asyncio.sleep(METRICS_INTERVAL_S)
 
 
-@pytest.mark.peers(55)
+@pytest.mark.nightly
 async def test_fleet_in_its_upgrade_shares_the_leases_until_it_leads_and_gets_ours_at_their_release(
     shared: SharedStream,
 ) -> None:

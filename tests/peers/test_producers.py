@@ -98,7 +98,9 @@ def by_partition_key(items: Sequence[Item], results: Sequence[PutResult]) -> dic
 
 
 @pytest.mark.peers(2)
-@pytest.mark.parametrize("language", SDKS)
+@pytest.mark.parametrize(
+    "language", [pytest.param(name, marks=() if name == "Java" else pytest.mark.nightly) for name in SDKS]
+)
 async def test_operations_of_an_aws_sdk_are_applied_once_and_in_order(
     shared: SharedStream, tmp_path: Path, language: str
 ) -> None:
