@@ -111,7 +111,7 @@ RowKey: TypeAlias = tuple[str, str]  # of a row of one tenant in a table that is
 FIRST: Final[RowKey] = ("", "")
 
 
-class StatedError(PermanentError):
+class MoveRefusedError(PermanentError):
     """A move cannot go on; the message has the state of the tenant, and the command that comes next."""
 
 
@@ -201,9 +201,9 @@ def tenant_of(row: Any) -> MovingTenant:
 
 
 async def take_token(connection: Connection, tenant_id: str, token: int) -> None:
-    """Write a mover's token into the row that its transaction has locked. Raises `StatedError` during a restore."""
+    """Write a mover's token into the row that its transaction has locked. Raises `MoveRefusedError` during a restore."""
     if affected_count(await connection.execute(QUERIES["take_move_token"], tenant_id, token)) != 1:
-        raise StatedError(
+        raise MoveRefusedError(
             f"{tenant_id}: expected a tenant to move, got one that is being restored: its rows are being replaced; "
             "run: simplu-worker tenants restore, and then this command again"
         )

@@ -1,14 +1,8 @@
-"""Erasing one tenant for good.
+"""Erase a resource on one shard: its row, and what results in the log have of it.
 
-Erase a resource on one shard: its row, and what results in the log have of it.
-
-Safe to kill and to run again: each transaction ends with less of the resource, and none needs another one. The first
-one locks the tenant's row, which waits for the batches in flight, so that no later result has the resource. Every
-transaction finds the row as it was read, or ends the erasure: a mover or a restorer that begins meanwhile may have
-read
-what is erased after that.
-
-What a shard has of a tenant whose resource is erased, and whether that can be done now.
+Safe to kill and to run again: each transaction ends with less of the resource. The first one locks the tenant's row,
+which waits for the batches in flight, so that no later result has the resource. Each finds the row as it was read, or
+ends the erasure: a mover or a restorer that begins meanwhile may have read what is erased after that.
 """
 
 from __future__ import annotations
@@ -52,8 +46,9 @@ class Erasure(msgspec.Struct, frozen=True):
 class Standing(msgspec.Struct, frozen=True):
     """The tenant's row on one shard, and what the shard has of the resource.
 
-    *is_leaving*: a mover from here has begun, and runs. *export* is the file with the rows that the last restore has
-    overwritten. *other_ids* are those that the resource had before or after a rename, *names* all of its type.
+    *is_leaving*: a mover from here runs. *export* is the file with the rows that the last restore overwrote.
+    *other_ids*
+    are those that the resource had by renames, *names* all of its type.
     """
 
     business_id: str
@@ -95,7 +90,7 @@ PAUSE_S: Final = 0.5  # before each new try
 
 
 class ErasedOnShard(msgspec.Struct, frozen=True):
-    """The number of rows and of results in the log with the resource; of a plan, those that there are."""
+    """The number of rows and of results in the log with the resource."""
 
     shard: str
     state: TenantState
@@ -104,7 +99,7 @@ class ErasedOnShard(msgspec.Struct, frozen=True):
 
 
 async def find_standing(shard: ShardPool, erasure: Erasure) -> Standing | None:
-    """Return what *shard* has of the tenant; None if it has no row of it. Raises `RetryableError`."""
+    """Return what *shard* has of the tenant; None without a row. Raises `RetryableError`."""
     async with shard.connection() as connection:
         if not await has_schema(connection, shard):
             return None
@@ -131,8 +126,7 @@ async def erase_on_shard(
 ) -> ErasedOnShard:
     """Erase the resource, and wait until that is as safe as the shard can make it.
 
-    Raises `RetryableError` if the shard does not answer, or if the tenant's row is not that of *standing* any more:
-    what was erased until then stays erased.
+    Raises `RetryableError` if the shard does not answer, or the tenant's row is not that of *standing* any more.
     """
     resources, server = await _delete_row(shard, erasure, standing)
     results = await _page_through(shard, erasure, standing, apply=True)
@@ -163,7 +157,7 @@ async def _delete_row(shard: ShardPool, erasure: Erasure, standing: Standing) ->
 
 
 async def _page_through(shard: ShardPool, erasure: Erasure, standing: Standing, *, apply: bool) -> int:
-    """Erase the resource from the results of the tenant's log, or without *apply* only count these; return how many.
+    """Erase the resource from the results of the tenant's log, or only count these; return how many.
 
     Behind the first transaction: a row that gets another key meanwhile moves to the end, where it is found again.
     """

@@ -1,14 +1,7 @@
-"""Restoring one tenant from a backup of its shard.
+"""Put one tenant back to a backup on its shard while workers run (docs/adr/0008-restoring-one-tenant.md).
 
-Put one tenant back to a backup on its shard while workers run (docs/adr/0008-restoring-one-tenant.md).
-
-All state is in rows, and each transaction checks the tenant's token, the run and the number of the write. So a
-restorer
-that is killed, or loses the shard for a moment, begins again: it reads the rows, and goes on from there.
-
-The journal of a restore on the shard of its tenant, and where a restorer begins by it.
-
-The file with the rows that a restore overwrites: one JSON object a line, a header first, the counts last.
+All state is in rows, and each transaction checks the tenant's token, the run and the number of the write. A restorer
+that is killed, or loses the shard for a moment, begins again by these rows.
 """
 
 from __future__ import annotations
@@ -127,9 +120,8 @@ def beginning_of(
 ) -> Beginning:
     """Return how a restorer begins, by the tenant's row and the journal.
 
-    *own_runs* are those of this command, *earlier_run* that of the journal when it began. Raises `RestoreTakenError` if
-    another restorer has begun since, `RetryableError` while the tenant is being moved, and `PermanentError` if it
-    cannot be restored.
+    *own_runs* are those of this command, *earlier_run* that of the journal when it began. Raises `RestoreTakenError`,
+    `RetryableError` while the tenant is being moved, and `PermanentError` if it cannot be restored.
     """
     if tenant is None:
         raise PermanentError("expected the tenant's home, got no row; run: simplu-worker tenants show")
@@ -159,7 +151,10 @@ MODE: Final = 0o600  # the content of a tenant
 
 
 class ExportFile:
-    """A new file, which is on disk once `finish` has returned; without that it is removed at the end."""
+    """A new file of JSON lines with the rows that a restore overwrites: a header first, the counts last.
+
+    It is on disk once `finish` has returned; without that it is removed at the end.
+    """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self._path = path
@@ -172,7 +167,6 @@ class ExportFile:
         return f"ExportFile({self._path}, {self.counts})"
 
     def __enter__(self) -> Self:
-        """Make the file. Raises `PermanentError` if that is not possible, or if there is one."""
         try:
             self._file = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE), "wb")
         except OSError as exc:
@@ -291,7 +285,7 @@ class RestoreCertificate(msgspec.Struct, frozen=True, rename="camel"):
 class Restorer:
     """Restores one tenant from the database of *backup*; *show* is called as it goes on.
 
-    *find_addresses* gives the pools the addresses that their shards have now.
+    *find_addresses* gives the pools the present addresses of their shards.
     """
 
     def __init__(
@@ -330,8 +324,9 @@ class Restorer:
     async def run(self) -> RestoreCertificate:
         """Restore the tenant, or go on with its restore; return the certificate.
 
-        Raises `PermanentError` if that is not possible, `RestoreTakenError` among them, and `RetryableError` if a
-        database did not answer for a minute: the message has the state of the tenant.
+        Raises `PermanentError` if that is not possible, and `RetryableError` if a database did not answer for a minute:
+        the
+        message has the state of the tenant.
         """
         async with self._live.connection() as connection:
             journal = await read_journal(connection, self._restore.tenant_id)
@@ -483,7 +478,6 @@ class Restorer:
             raise LostRaceError("a worker has ended the fence")
 
     async def _end_fence(self) -> None:
-        """Let the tenant go on at once, and not after the deadline; nothing once rows are being replaced."""
         if self._step is RestoreStep.EXPORTING:
             async with self._live.transaction() as connection:
                 await connection.execute(QUERIES["end_own_fence"], self._restore.tenant_id, self._token)
@@ -491,7 +485,6 @@ class Restorer:
     # Replace
 
     async def _replace(self) -> None:
-        """Delete the live rows, and write those of the backup."""
         self._row_count = 0
         if self._restore.mode is RestoreMode.CATCH_UP:
             await self._drop("drop_operations")
@@ -507,7 +500,6 @@ class Restorer:
         self._step = RestoreStep.COPIED
 
     async def _drop(self, name: str) -> None:
-        """Delete rows of the tenant by the query *name*."""
         deleted, limit, count = -1, DROP_ROWS, 0
         while deleted < 0 or deleted == limit:
             try:
@@ -569,7 +561,6 @@ class Restorer:
             self._show(RestoreStatus("compare the logs", count))
 
     async def _add_logged(self, keys: Sequence[str]) -> None:
-        """Add the rows of the log with *keys*: at most PAGE_ROWS at once, and fewer where these take too long."""
         tenant_id, limit, first = self._restore.tenant_id, PAGE_ROWS, 0
         while first < len(keys):
             page = keys[first : first + limit]
@@ -594,7 +585,6 @@ class Restorer:
         await self._release()
 
     async def _release(self) -> None:
-        """Let the tenant go on, and have the stream read again if that is the mode."""
         restore = self._restore
         carried = await self._read_positions()
         async with self._live.transaction(budget=StatementBudget.PAUSE) as connection:
@@ -612,7 +602,6 @@ class Restorer:
         self._step = RestoreStep.DONE
 
     async def _read_end(self) -> tuple[int, Server]:
-        """Return the tenant's epoch, and the server that has the release. Raises `LostRaceError` if it has lost it."""
         async with self._live.transaction() as connection:
             tenant = await read_tenant(connection, self._restore.tenant_id)
             journal = await read_journal(connection, self._restore.tenant_id)

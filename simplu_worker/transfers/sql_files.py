@@ -1,4 +1,4 @@
-"""The named queries of `transfers/sql/queries/` together with those of the shards, and the scripts of an adoption."""
+"""The named queries of `transfers/sql/queries/` with those of the shards, and the scripts of an adoption."""
 
 from __future__ import annotations
 

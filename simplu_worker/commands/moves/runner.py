@@ -1,11 +1,4 @@
-"""Run moves of tenants, some at a time, and publish each new home.
-
-Show how far moves are: a bar for each on a terminal, elsewhere a line from time to time, or one of JSON for each.
-
-What a request to move a tenant comes to: by the same rules for a plan and for the move itself.
-
-Clear the cache after rows of tenants were moved or replaced: readers may have filled it from the former ones.
-"""
+"""Run moves of tenants, some at a time, show how far they are, and publish each new home."""
 
 from __future__ import annotations
 
@@ -57,10 +50,7 @@ STANDS_S: Final = 10.0  # without progress: the rate of before says nothing of t
 
 
 class _StatusColumn(ProgressColumn):
-    """The text that the task has at the moment."""
-
     def render(self, task: Task) -> Text:
-        """Return the text."""
         return Text(task.fields["status"]())
 
 
@@ -276,9 +266,8 @@ async def find_move(
 ) -> FoundMove | FinishedMove:
     """Return the move of a tenant to the shard *target_id*. Whether that shard has room is not asked.
 
-    Without *places* every shard is asked for the tenant.
-
-    Raises `PermanentError` if it cannot be moved there, and `RetryableError` if a shard does not answer.
+    Without *places* every shard is asked for the tenant. Raises `PermanentError` if it cannot be moved there, and
+    `RetryableError` if a shard does not answer.
     """
     if places is None:
         places = await find_places(shards.locator, shards.pools, tenant_id)
@@ -299,7 +288,6 @@ async def find_move(
 
 
 def _is_finished(departure: Departure) -> bool:
-    """Return whether a move has its certificate, and equal rows or no former ones any more to compare."""
     if not departure.detail.get("certificate"):
         return False
     is_equal = departure.step == MoveStep.DONE and departure.is_equal
@@ -307,7 +295,7 @@ def _is_finished(departure: Departure) -> bool:
 
 
 async def clear_cache(settings: Settings) -> str | None:
-    """Clear the cache, if there is one; return a warning if that failed."""
+    """Clear the cache, if there is one: readers may have filled it from former rows; return a warning if it failed."""
     if settings.redis_url is None:
         return None
     try:
@@ -346,8 +334,7 @@ class MoveRequest(msgspec.Struct, frozen=True):
 class MoveResult(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """What became of one request: a certificate, or an error; *warning*, if Citrus or the map was not written.
 
-    *finished* is a move that an earlier command has finished, *rows_deleted* the number of rows of the copy of one that
-    was taken back.
+    *finished* is a move that an earlier command has finished, *rows_deleted* the size of a copy that was taken back.
     """
 
     tenant: str
@@ -362,8 +349,7 @@ class MoveResult(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 class MoveRunner:
     """Runs moves, some at a time, and publishes each. With *is_drain* the journal has them as moves of a drain.
 
-    For `tenants move`, `tenants rollback`, `shards rebalance` and `shards drain`. Where Citrus limits a shard, moves to
-    that one follow each other: how many it takes is known only once it was told of the move before.
+    Where Citrus limits a shard, moves to it follow each other: how many it takes is known only after the move before.
     """
 
     def __init__(
@@ -452,14 +438,12 @@ class MoveRunner:
         return watch
 
     async def _clear_cache(self) -> None:
-        """Clear the cache if a tenant may have left its shard: readers may have filled it from the rows there."""
         if self._has_stale_cache:
             self._has_stale_cache = False
             if warning := await clear_cache(self._settings):
                 print_note(warning)
 
     async def _publish(self, request: MoveRequest) -> str | None:
-        """Publish the home to Citrus or the map; return a warning where that is not possible: the shards lead to it."""
         locator, tenant_id, shard_id = self._shards.locator, request.tenant_id, request.shard_id
         async with self._publishing:
             try:
@@ -520,7 +504,7 @@ def describe(certificate: Certificate) -> str:
 
 
 def sum_rows(certificate: Certificate) -> list[tuple[object, ...]]:
-    """Return the rows of a table of a certificate: those of the largest resource types, or that differ."""
+    """Return the rows of a table of a certificate: the types that differ, then the largest ones."""
     source, target = certificate.comparison.source, certificate.comparison.target
     names = sorted({**source, **target}, key=lambda name: (source.get(name) == target.get(name), -_rows(source, name)))
     rows = [_sum_row(name, source.get(name, TypeSum()), target.get(name, TypeSum())) for name in names[:TYPES_SHOWN]]

@@ -1,12 +1,8 @@
 """Adopt a table of another program: our tables are made beside it, kept up to date, and swapped in.
 
-Why the adopter may be killed at any instruction: the progress is stored on the shard, in the transaction that made
-it,
-and read from there. Nothing of the other program's is changed before the swap, which is one transaction, and nothing
-is
-ever dropped: the old table stays, under another name. Until the swap no worker uses the shard.
-
-Read the other program's table, its contents, and the tenants that own its rows.
+Why the adopter may be killed at any instruction: each transaction stores its progress on the shard. Nothing of the
+other program's is changed before the swap, which is one transaction, and nothing is ever dropped: the old table stays,
+under another name. Until the swap no worker uses the shard.
 """
 
 from __future__ import annotations
@@ -69,7 +65,7 @@ class OldTable(msgspec.Struct, frozen=True):
 
 
 async def find_old_table(connection: Connection, shard_id: str) -> OldTable:
-    """Return the table to adopt; raise `AdoptionRefusedError` if there is none, or it cannot be adopted."""
+    """Return the table to adopt; raise `AdoptionRefusedError` if it cannot be adopted."""
     row = await connection.fetchrow(QUERIES["find_old_table"], connection.home)
     if row is None:
         raise AdoptionRefusedError(
@@ -112,7 +108,7 @@ async def read_contents(connection: Connection) -> OldContents:
 
 
 async def read_duplicates(connection: Connection, contents: OldContents) -> OldContents:
-    """Return *contents* with the duplicates; reads the whole table. The owners are written before."""
+    """Return *contents* with the duplicates, once the owners are written; reads the whole table."""
     found = msgspec.structs.replace(contents, duplicates=[], duplicate_counts=Counter())
     async for row in connection.cursor(QUERIES["list_duplicates"], prefetch=1000):
         ids = [int(one) for one in row["ids"]]
@@ -123,7 +119,7 @@ async def read_duplicates(connection: Connection, contents: OldContents) -> OldC
 
 
 async def find_owner(source: OldTenant, shard_id: str, locator: Locator, business_info: BusinessFinder) -> Owner:
-    """Return the tenant of a source by business-info and the locator; raise `RetryableError` if one does not answer."""
+    """Return the tenant of a source by business-info and the locator; raises `RetryableError` without an answer."""
     businesses: dict[str, Business | str | None] = {}
     for business_id, location_id in source.candidates:
         if is_id(business_id) and is_id(location_id) and business_id not in businesses:
@@ -139,7 +135,7 @@ async def find_owner(source: OldTenant, shard_id: str, locator: Locator, busines
 
 
 def source_of(row: Any) -> OldTenant | None:
-    """Return the source of a row of the old table, or None if the row names none."""
+    """Return the source of a row of the old table; None if the row names none."""
     if row["source"] is None:
         return None
     return OldTenant(row["source"], row["business_id"], row["location_id"])
@@ -189,16 +185,12 @@ ReportProgress: TypeAlias = Callable[[AdoptionProgress], None]
 
 
 class _StepResult(Enum):
-    """The result of one transaction of a step."""
-
     DONE = auto()
     MORE = auto()  # the step has more to do
     ADOPTED = auto()  # another adopter has swapped the names: nothing is left to do
 
 
 class _UnknownSources(msgspec.Struct, frozen=True):
-    """Sources of rows that were not looked up yet; the transaction that found them has changed nothing."""
-
     sources: list[OldTenant]
 
 
@@ -240,8 +232,7 @@ class Adopter:
     async def make_plan(self) -> AdoptionPlan | AdoptionResult:
         """Return the plan of an adoption, or the result if the shard was adopted before; nothing is changed.
 
-        Raises `PermanentError` if there is nothing to adopt, `RetryableError` while business-info, the locator or the
-        shard does not answer.
+        Raises `PermanentError` if there is nothing to adopt, `RetryableError` without an answer.
         """
         async with self._pool.connection() as connection:
             is_ours, is_empty = await connection.fetchrow(QUERIES["has_schema"], connection.home) or (False, False)
@@ -267,10 +258,7 @@ class Adopter:
         return AdoptionPlan(self._shard_id, old_table.layout, contents, self._owners, is_begun=is_begun)
 
     async def copy(self, plan: AdoptionPlan, choices: AdoptionChoices) -> None:
-        """Copy all rows, and all changes until now; the other program may continue to write, now and afterwards.
-
-        Raises the errors of `make_plan`.
-        """
+        """Copy all rows, and all changes until now; the other program may go on writing. Raises as `make_plan`."""
         await self._copy(plan, choices)
 
     async def adopt(self, plan: AdoptionPlan, choices: AdoptionChoices) -> AdoptionResult:
@@ -291,7 +279,6 @@ class Adopter:
         return AdoptionRefusedError(self._shard_id, *problems)
 
     async def _copy(self, plan: AdoptionPlan, choices: AdoptionChoices) -> bool:
-        """Copy all rows and changes; return False if another adopter has swapped the names."""
         if plan.contents.conflicting_names:
             raise self._refused(*plan.refusals(AdoptionChoices(leave_unresolved=True, leave_faulty=True)))
         await self._run(self._begin)
@@ -327,8 +314,6 @@ class Adopter:
         return "; ".join(users) or "none is left now"
 
     async def _run_locked(self, step: _Step) -> _Result:
-        """Run *step* in a transaction that has locked the adoption against other adopters."""
-
         async def run(connection: Connection) -> _Result:
             adoption = await connection.fetchrow(QUERIES["lock_adoption"])
             if adoption is None or adoption["adopted_at"] is not None:
@@ -338,7 +323,6 @@ class Adopter:
         return await self._run(run)
 
     async def _complete(self, *steps: _Step) -> bool:
-        """Repeat each of *steps* in turn until it is done; return False if another adopter has swapped the names."""
         for step in steps:
             while (result := await self._run_locked(step)) is not _StepResult.DONE:
                 if isinstance(result, _UnknownSources):
@@ -348,8 +332,6 @@ class Adopter:
         return True
 
     async def _rehearse(self, read: Callable[[Connection], Awaitable[T]], *, is_begun: bool) -> T:
-        """Return what *read* finds in the old table; the tables that have to be made for that are rolled back."""
-
         async def rehearsal(connection: Connection) -> T:
             if not is_begun:
                 await self._begin(connection)
@@ -358,7 +340,6 @@ class Adopter:
         return await self._run(rehearsal, is_rehearsal=True)
 
     async def _look_up(self, sources: Sequence[OldTenant]) -> dict[str, Owner]:
-        """Return all owners known so far, with those of *sources*."""
         owners: list[Owner] = []
 
         async def look_up(source: OldTenant) -> None:
@@ -375,7 +356,6 @@ class Adopter:
         return without_collisions([*self._owners.values(), *owners])
 
     async def _look_up_late(self, sources: Sequence[OldTenant]) -> None:
-        """Look up the sources of rows that came after the plan was made."""
         self._owners = await self._look_up(sources)
         self._late.sources |= {source.key: source for source in sources}
         await self._run_locked(partial(self._write_owners, owners=self._owners.values()))
@@ -426,7 +406,6 @@ class Adopter:
         return await self._catch_up(connection, adoption, self._copy_max_rows)
 
     async def _catch_up(self, connection: Connection, adoption: Any, limit: int) -> _Result:
-        """Apply at most *limit* changes, and record the faults and duplicates among them; MORE if there may be more."""
         changes = await connection.fetch(QUERIES["next_changes"], limit)
         ids = sorted({change["old_id"] for change in changes})
         if ids:
@@ -445,7 +424,6 @@ class Adopter:
         return _UnknownSources([source for row in rows if (source := source_of(row)) is not None]) if rows else None
 
     async def _copy_rows(self, connection: Connection, adoption: Any, ids: Sequence[int]) -> list[list[str]]:
-        """Make our resources as the old rows *ids* are now; return their old and new keys, as three columns."""
         rows = await connection.fetch(QUERIES["take_rows"], _texts(ids))
         keys = [[row[name] for row in rows] for name in ("tenant_id", "resource_type", "resource_id")]
         await connection.execute(QUERIES["make_resources"], *keys, adoption["newest_wins"])
@@ -469,7 +447,6 @@ class Adopter:
                 )
 
     async def _swap_names(self, choices: AdoptionChoices) -> bool:
-        """Swap the names, and catch up as often as that needs; return False if another adopter did it."""
         while True:
             self._report(AdoptionProgress(AdoptionStep.SWAPPING))
             result = await self._run_locked(partial(self._swap, choices=choices))
@@ -495,7 +472,6 @@ class Adopter:
         return _StepResult.DONE
 
     def _allow_late(self, choices: AdoptionChoices) -> bool:
-        """Return whether *choices* cover everything that was found after the plan was made."""
         late = self._late
         return (
             (choices.leave_faulty or not late.fault_counts)
@@ -510,5 +486,5 @@ class Adopter:
 
 
 def _texts(ids: Iterable[int]) -> list[str]:
-    """Return *ids* as they are sent: for an array of another type asyncpg would ask the server by unqualified names."""
+    """Return *ids* as texts: for an array of another type asyncpg would ask the server by unqualified names."""
     return [str(one) for one in ids]

@@ -1,6 +1,6 @@
 """The plan of an adoption: the tenants that own the old table's rows, and the decisions to make first. Pure.
 
-Supports both layouts of the TypeScript worker: business and location in one column or in two, data as jsonb or text.
+The TypeScript worker had business and location in one column or in two, and data as jsonb or text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TEXTS: Final = {"character varying", "text"}
 
 
 class Layout(StrEnum):
-    """The old table's columns that name a tenant; the value is also the name of the script for that layout."""
+    """The old table's columns that name a tenant, and the script for them."""
 
     JOINED_IDS = "rows_of_joined_ids"
     TWO_IDS = "rows_of_two_ids"
@@ -43,7 +43,7 @@ class Duplicates(StrEnum):
 
 
 class OldTenant(msgspec.Struct, frozen=True):
-    """A tenant as the old table names it, the source of rows: by *key* alone, or by business and location too."""
+    """A tenant as the old table names it: by *key* alone, or by business and location too."""
 
     key: str
     business_id: str | None = None
@@ -59,10 +59,7 @@ class OldTenant(msgspec.Struct, frozen=True):
 
 
 class SourceLookup(msgspec.Struct, frozen=True):
-    """The answers about a source: the businesses of its candidates, by id, and the shard named for its tenant.
-
-    A business with an unreadable item is its problem, a text.
-    """
+    """The answers about a source: its candidate businesses by id (a text: unreadable), and the shard of its tenant."""
 
     businesses: Mapping[str, Business | str | None]
     named_shard_id: str | None
@@ -79,21 +76,21 @@ class Owner(msgspec.Struct, frozen=True):
 
     @property
     def tenant_id(self) -> str | None:
-        """The tenant's id, or None with a problem."""
+        """The tenant's id; None with a problem."""
         if self.problem is not None or self.business_id is None or self.location_id is None:
             return None
         return tenant_id_of(self.business_id, self.location_id)
 
     @property
     def name(self) -> str:
-        """The name for people: business and location if they are known, else the old table's key."""
+        """Business and location if they are known, else the old table's key."""
         if self.business_id is not None and self.location_id is not None:
             return f"{self.business_id} {self.location_id}"
         return self.source.key
 
 
 class DuplicateRows(msgspec.Struct, frozen=True):
-    """Several old rows of one resource; *old_ids* are the ids of the first ones, oldest first."""
+    """Several old rows of one resource, with the ids of the first ones, oldest first."""
 
     source_key: str
     resource_type: str
@@ -103,7 +100,7 @@ class DuplicateRows(msgspec.Struct, frozen=True):
 
 
 class FaultyRow(msgspec.Struct, frozen=True):
-    """An old row that cannot be a resource, and the reason."""
+    """An old row that cannot be a resource, and why."""
 
     old_id: int
     fault: str
@@ -118,10 +115,7 @@ class AdoptionChoices(msgspec.Struct, frozen=True):
 
 
 class OldContents(msgspec.Struct):
-    """The contents of the old table. *row_counts* are by source, without faulty rows; so are *duplicate_counts*.
-
-    *duplicates* and *faulty* name the first `NAMED_MAX`.
-    """
+    """The contents of the old table, counted by source; *duplicates* and *faulty* name the first `NAMED_MAX`."""
 
     row_counts: Counter[str] = msgspec.field(default_factory=Counter)
     fault_counts: Counter[str] = msgspec.field(default_factory=Counter)
@@ -167,16 +161,16 @@ class AdoptionPlan(msgspec.Struct, frozen=True):
 
     @property
     def row_count(self) -> int:
-        """The number of rows that can be adopted, including all duplicates."""
+        """How many rows can be adopted, all duplicates included."""
         return sum(self.contents.row_counts[owner.source.key] for owner in self.resolved)
 
     @property
     def duplicate_count(self) -> int:
-        """The number of adoptable resources with several rows."""
+        """How many adoptable resources have several rows."""
         return sum(self.contents.duplicate_counts[owner.source.key] for owner in self.resolved)
 
     def refusals(self, choices: AdoptionChoices) -> list[str]:
-        """Return the reasons that prevent the swap, each with the change or choice that removes it."""
+        """Return what prevents the swap, each with the change or choice that removes it."""
         refusals = []
         if names := self.contents.conflicting_names:
             refusals.append(
@@ -203,7 +197,7 @@ class AdoptionPlan(msgspec.Struct, frozen=True):
 
 
 def layout_of(columns: Mapping[str, str]) -> Layout | str:
-    """Return the layout of a table with *columns*, types by name; or, as text, the expected and the actual column."""
+    """Return the layout of a table with *columns*, types by name; or, as text, what is wrong with one."""
     needed = dict(NEEDED)
     if "business_location_id" in columns:
         layout, needed["business_location_id"] = Layout.JOINED_IDS, TEXTS
@@ -250,7 +244,7 @@ def owner_of(source: OldTenant, lookup: SourceLookup, *, shard_id: str, types: I
 
 
 def without_collisions(owners: Iterable[Owner]) -> dict[str, Owner]:
-    """Return *owners* by source, with a problem for those with one id: `a-b` + `c` is `a` + `b-c` (docs/reading.md)."""
+    """Return *owners* by source, with a problem for those with one id: `a-b` + `c` is `a` + `b-c`."""
     by_key = {owner.source.key: owner for owner in owners}
     counts = Counter(owner.tenant_id for owner in by_key.values() if owner.tenant_id is not None)
     return {

@@ -1,15 +1,8 @@
-"""Read the rows of a tenant in a snapshot of the source, and write those that can be taken.
+"""Copy tenants from a snapshot of the source, and follow the source by its change columns.
 
-A tenant is copied whole, or brought up to date by the rows that a change column names. The second may miss rows:
-deleted ones without a tombstone, and those of transactions that took long. So it ends with a comparison of all rows.
-
-Follow a source by its change columns: round by round, each from a snapshot of its own, until a person cuts over.
-
-A tenant that a round cannot bring up to date keeps its time: the next round reads it from there, behind the others.
-So
-does each if the source fails. Rows that a round misses are found by the comparison of all rows, which comes before
-the
-activation in any case.
+A tenant is copied whole, or brought up to date by the rows that a change column names. That may miss rows: deleted ones
+without a tombstone, and those of long transactions. So a comparison of all rows comes before the activation. A tenant
+that a round cannot bring up to date keeps its time: the next round reads it from there, behind the others.
 """
 
 from __future__ import annotations
@@ -74,7 +67,7 @@ class TakenRows(msgspec.Struct):
 
 
 class CopyCallbacks(msgspec.Struct, frozen=True):
-    """The rows that cannot be taken, the number of rows to read, and those read since the last call go to these."""
+    """Who is told of refused rows, of the number of rows to read, and of rows read since the last call."""
 
     note_refused: Callable[[RefusedRow], None] = lambda _: None
     note_total: Callable[[int], None] = lambda _: None
@@ -100,10 +93,7 @@ class TenantCopier:
         self._clock = clock
 
     async def copy(self, source: SourceTenant, made_at: datetime, sink: RowSink) -> TakenRows:
-        """Read all rows of a tenant into *sink*, which is emptied before.
-
-        By their keys, from the beginning, if the source cannot return some.
-        """
+        """Read all rows of a tenant into *sink*, which is emptied before; by their keys if some cannot be returned."""
         for by_key in (False, True):
             try:
                 async with self._snapshot.open_reader() as reader:
@@ -143,7 +133,7 @@ class TenantCopier:
         return taken
 
     async def copy_changes(self, source: SourceTenant, made_at: datetime, since: datetime, target: TargetTenant) -> int:
-        """Write the rows that were changed *since*, and delete those that have a tombstone; return their number.
+        """Write the rows changed *since*, and delete those with a tombstone; return their number.
 
         Raises `UnreadableRowsError` if the source cannot return some.
         """
@@ -183,11 +173,9 @@ class TenantCopier:
         return taken if found.checksum == taken.checksum else None
 
     def _selected(self, source: SourceTenant, selection: RowSelection) -> list[tuple[ReadTable, RowSelection]]:
-        """Return the tables with rows of a tenant."""
         return [(table, selection) for table in self._tables if source.row_counts[table.mapping.name]]
 
     async def _write(self, sink: RowSink, rows: Sequence[SourceRow], page: Sequence[SourceRow]) -> None:
-        """Write the *rows* to take of a page, and keep to the pace."""
         if sink is not None and rows:
             await sink.write(rows)
         self._callbacks.note_rows(len(page))
@@ -197,7 +185,6 @@ class TenantCopier:
 async def _find_duplicates(
     reader: SourceReader, selected: Sequence[tuple[ReadTable, RowSelection]]
 ) -> set[tuple[str, str]]:
-    """Return the types and ids that several rows of a tenant have. Raises `PermanentError` for too many of them."""
     if not selected:
         return set()
     rows = await reader.fetch_all(list_duplicates(selected))
@@ -223,7 +210,7 @@ class FollowedTenant(msgspec.Struct, frozen=True):
 
 
 class FollowRound(msgspec.Struct, frozen=True):
-    """A round: the time of its snapshot, the rows written or deleted. *error*: of tenants that are behind it."""
+    """A round: the time of its snapshot, the rows written or deleted, the error of tenants that are behind it."""
 
     followed_to: datetime
     row_count: int = 0
@@ -233,7 +220,7 @@ class FollowRound(msgspec.Struct, frozen=True):
 class Follower:
     """Follows *source* for *tenants*, from the snapshot of *followed_to* on.
 
-    *find_addresses* gives the pools the addresses that their shards have now.
+    *find_addresses* gives the pools the present addresses of their shards.
     """
 
     def __init__(
@@ -265,7 +252,7 @@ class Follower:
     async def run(
         self, stopping: asyncio.Event, report: Callable[[FollowRound], None], *, interval_s: float = INTERVAL_S
     ) -> None:
-        """Follow until *stopping* is set; *report* each round. `failures` has what could not be noted at the end."""
+        """Follow until *stopping*; *report* each round. `failures` has what could not be noted at the end."""
         noted_at = self._clock()
         while not await sleep_or_event(interval_s, until=stopping):
             report(await self._follow())
@@ -285,7 +272,6 @@ class Follower:
         return FollowRound(self._followed_to, count, text_of(errors))
 
     async def _copy_changes(self, snapshot: SourceSnapshot) -> tuple[int, list[str]]:
-        """Bring all tenants up to date; return the number of rows, and the errors. Raises those of the source."""
         changed: set[tuple[str, ...]] = set()
         for table in self._tables:
             async for page in snapshot.reader.read_pages(list_changed_tenants(table, self._followed_to - OVERLAP)):
@@ -312,7 +298,6 @@ class Follower:
         return count, errors
 
     async def _note(self) -> dict[tuple[str, ...], str]:
-        """Write into the journals how far each tenant was followed; return the errors by tenant."""
         errors = {}
         for key, one in self._tenants.items():
             state = FollowState(self._mapping, self._behind.get(key, self._followed_to))

@@ -1,13 +1,10 @@
 """Import tenants from another database: plan, copy, verify, activate.
 
-A tenant is the unit: it is copied from one snapshot, its rows are compared with those of the source by checksums, and
-only then it becomes active. A run that is killed leaves tenants that are `incoming`; the next run copies those again,
-from a snapshot of its own, and leaves the others alone.
+A tenant is copied from one snapshot, its rows are compared with those of the source by checksums, and only then it
+becomes active. A run that is killed leaves tenants that are `incoming`; the next run copies those again.
 
-Find the shard of each tenant of an import, and make the tenants there, so that their operations are held.
-
-A tenant is made on the shard that the locator names, and only where every known shard has answered that it has no row
-of its id: before, and again afterwards, as the locator may have changed its answer in between.
+A tenant is made on the shard that the locator names, and only if every known shard has answered that it has no row of
+its id: before, and again afterwards, as the locator may have changed its answer in between.
 """
 
 from __future__ import annotations
@@ -89,8 +86,8 @@ MADE_AT_ONCE: Final = 100  # so that a transaction stays far below 30 s, after w
 class PlacedImport(msgspec.Struct, frozen=True):
     """A tenant with its step and its shard; *problem* is the reason of a refusal.
 
-    *is_final*: another run would find the same, until a person changes something. *shard_id* is None while the locator
-    has not registered the tenant. *certificate* is that of a tenant that was imported before.
+    *is_final*: another run would find the same. *shard_id* is None while the tenant is not registered. *certificate* is
+    that of a tenant that was imported before.
     """
 
     tenant: NamedTenant
@@ -102,8 +99,6 @@ class PlacedImport(msgspec.Struct, frozen=True):
 
 
 class _Homes(msgspec.Struct, frozen=True):
-    """The rows of all shards by tenant, and the shards without an answer."""
-
     by_tenant: dict[str, list[HomeFacts]]
     silent: list[str]
 
@@ -136,7 +131,7 @@ class Placer:
         ]
 
     async def find_rivals(self, placed: PlacedImport) -> str | None:
-        """Return why a tenant may not be activated: another shard has it too, or does not answer; None otherwise."""
+        """Return why a tenant may not be activated: another shard has it, or does not answer; None otherwise."""
         homes = await self._read_homes([placed.tenant])
         found = homes.by_tenant.get(placed.tenant.tenant_id, ())
         others = [home for home in found if home.state not in LEFT_STATES and home.shard_id != placed.shard_id]
@@ -161,7 +156,6 @@ class Placer:
     async def _name_shards(
         self, tenants: Sequence[NamedTenant], *, is_registering: bool
     ) -> dict[str, ShardAddress | WorkerError | None]:
-        """Return the shard that the locator names for each tenant, or its error."""
         named: dict[str, ShardAddress | WorkerError | None] = {}
         slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
@@ -189,7 +183,6 @@ class Placer:
         return address
 
     async def _read_homes(self, tenants: Iterable[NamedTenant]) -> _Homes:
-        """Return the rows of tenants on every known shard. Raises the errors of `Locator.list_shards`."""
         ids = [one.tenant_id for one in tenants if one.problem is None]
         by_tenant: defaultdict[str, list[HomeFacts]] = defaultdict(list)
         silent: set[str] = set()
@@ -209,7 +202,6 @@ class Placer:
     async def _make(
         self, placed: Sequence[PlacedImport], named: dict[str, ShardAddress | WorkerError | None], *, token: str
     ) -> dict[str, WorkerError]:
-        """Make the rows of tenants; return the errors by tenant."""
         errors: dict[str, WorkerError] = {}
 
         async def make(shard: ShardAddress, tenants: Sequence[NamedTenant]) -> None:
@@ -232,7 +224,6 @@ class Placer:
         return errors
 
     def _made(self, placed: PlacedImport, error: WorkerError | None, homes: _Homes) -> PlacedImport:
-        """Return a tenant as its shard has it after it was made; refused if a shard does not."""
         if error is not None:
             is_final = isinstance(error, PermanentError)
             return msgspec.structs.replace(placed, step=PlaceStep.REFUSE, problem=str(error), is_final=is_final)
@@ -257,7 +248,7 @@ BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)  # the time of resources wit
 
 
 class ImportOptions(msgspec.Struct, frozen=True):
-    """The options of a run. *max_rows_per_s* bounds the rows that are read, of all connections together."""
+    """The options of a run. *max_rows_per_s* bounds the rows read by all connections together."""
 
     parallel: int = 4
     max_rows_per_s: float | None = None
@@ -265,7 +256,7 @@ class ImportOptions(msgspec.Struct, frozen=True):
 
 
 class ImportResult(msgspec.Struct, frozen=True):
-    """The result of a plan or of a run. *notes* are conditions of the source's state that a person has to know."""
+    """The result of a plan or of a run; *notes* are for people."""
 
     source: SourceFacts
     mapping: str
@@ -274,7 +265,7 @@ class ImportResult(msgspec.Struct, frozen=True):
 
 
 class DiscardResult(msgspec.Struct, frozen=True):
-    """The tenants that were discarded, or not, and the shards that did not answer. *source* is a name for people."""
+    """The tenants that were discarded, or not, and the shards that did not answer."""
 
     source: str
     reports: list[TenantReport]
@@ -317,15 +308,15 @@ class Importer:
     async def plan(self) -> ImportResult:
         """Read every row once, and return what an import would do; nothing is changed anywhere.
 
-        Raises `PermanentError` if the mapping does not fit the source, `RetryableError` if the source or the locator
-        does not answer.
+        Raises `PermanentError` if the mapping does not fit, `RetryableError` without an answer of the source or the
+        locator.
         """
         async with self._opened() as run:
             placed = await run.placer.plan(run.tenants)
             return await run.report(placed, lambda one: self._scan(run, one))
 
     async def apply(self) -> ImportResult:
-        """Import every tenant that can be; return a report on each. Raises as `plan` does, before the first change."""
+        """Import every tenant that can be; return a report on each. Raises as `plan`, before the first change."""
         token = str(uuid4())
         async with self._opened() as run:
             placed = await run.placer.place(run.tenants, token=token)
@@ -338,11 +329,11 @@ class Importer:
         *,
         interval_s: float = INTERVAL_S,
     ) -> ImportResult:
-        """Copy every tenant that can be, and follow the source until *stopping* is set; return a report on each.
+        """Copy every tenant that can be, and follow the source until *stopping*; return a report on each.
 
-        No tenant is activated: `apply` does that, from the state that this leaves. The first round that is reported is
-        the copy, with the error of tenants that are not followed. Returns at once if there is none to follow. Raises as
-        `plan` does.
+        No tenant is activated: `apply` does that later. The first round that is reported is the copy, with the error of
+        tenants
+        that are not followed. Returns at once if there is none to follow. Raises as `plan`.
         """
         token = str(uuid4())
         followed: list[FollowedTenant] = []
@@ -454,7 +445,7 @@ class Importer:
         return _report(placed, state, taken)
 
     async def _copy(self, run: _ImportRun, placed: PlacedImport, target: TargetTenant) -> tuple[TakenRows, CopyState]:
-        """Copy a tenant, or the changes of one that followed the source; its rows are equal to those of the source."""
+        """Copy a tenant, or the changes of one that followed; its rows are equal to those of the source."""
         state = await target.take_over()
         source = placed.tenant.source
         since = followed_since(state.step, state.detail, mapping=run.mapping)
@@ -480,7 +471,6 @@ class Importer:
     async def _begin_to_follow(
         self, run: _ImportRun, placed: PlacedImport, token: str, followed: list[FollowedTenant]
     ) -> TenantReport:
-        """Copy one tenant, and add it to those that are *followed*."""
         target = self._target(placed, token)
         taken, state = await self._copy(run, placed, target)
         if taken.refused and not self._options.leave_refused:
@@ -491,7 +481,6 @@ class Importer:
         return _report(placed, ImportState.FOLLOWED, taken)
 
     async def _import(self, run: _ImportRun, placed: PlacedImport, token: str) -> TenantReport:
-        """Copy, verify and activate one tenant."""
         tenant, shard_id = placed.tenant, placed.shard_id or ""
         target = self._target(placed, token)
         taken, _ = await self._copy(run, placed, target)
@@ -514,8 +503,6 @@ class Importer:
 
 
 class _ImportRun:
-    """One run: the snapshot, and the tenants in it."""
-
     def __init__(
         self,
         snapshot: SourceSnapshot,
@@ -537,7 +524,6 @@ class _ImportRun:
     async def report(
         self, placed: Sequence[PlacedImport], work: Callable[[PlacedImport], Awaitable[TenantReport]]
     ) -> ImportResult:
-        """Return the reports on all tenants, in order of their names: by *work* for those that can be imported."""
         reports = [_report_untouched(one, self.mapping) for one in placed if one.step not in TO_IMPORT]
         pending = iter([one for one in placed if one.step in TO_IMPORT])
 
@@ -622,14 +608,12 @@ def _report(
 
 
 def _report_left(report: TenantReport, error: str | None) -> TenantReport:
-    """Return the report on a tenant that was followed, failed with *error* unless that is None."""
     if error is None or report.state is not ImportState.FOLLOWED:
         return report
     return msgspec.structs.replace(report, state=ImportState.FAILED, detail=error)
 
 
 def _report_untouched(placed: PlacedImport, mapping: str) -> TenantReport:
-    """Return the report on a tenant that was imported before, perhaps not by this *mapping*, or cannot be."""
     if placed.step is PlaceStep.DONE:
         certificate = parse_certificate(placed.certificate)
         report = _report(placed, ImportState.THERE, None, certificate=certificate)

@@ -1,6 +1,6 @@
 """The mapping of a source's tables to resources: the form of the file, and its check against the tables. Pure.
 
-The file has names only, and no SQL: each is quoted where it is used. Without a file the source has our own shape.
+The file has names only, each quoted where it is used. Without a file the source has our own shape.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ class MappingRefusedError(PermanentError):
 class TableMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the rows of one table become resources.
 
-    *key* are the columns of the resource id, joined by `:`. *tenant* are the columns of business and location, or of
-    one of both. *data* are the columns of the members of `data`, by member; without it all columns but those of key,
-    tenant, types and tombstone, and *leave_out*, under their own names. *created* and *changed* are times; *deleted* is
-    a tombstone: a time, or true. *resource_type_column* and *data_column* are for tables with rows of all types.
+    *key* are the columns of the resource id, joined by `:`; *tenant* those of business and location, or of one of both.
+    *data* are the columns of the members of `data`; without it all columns but those of key, tenant, types, tombstone
+    and
+    *leave_out*. *created* and *changed* are times; *deleted* is a tombstone: a time, or true. *resource_type_column*
+    and
+    *data_column* are for tables with rows of all types.
     """
 
     table: Name
@@ -78,9 +80,9 @@ class TableMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TenantMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How tenants are named. *location* is that of tables with one tenant column, which is then the business.
+    """How tenants are named. *location* is that of tables with one tenant column, the business.
 
-    With *joined*, that column has `businessId-locationId` instead. Without *business_type* business-info has it.
+    With *joined* that column has `businessId-locationId`. Without *business_type* business-info has it.
     """
 
     business_type: str | None = None
@@ -124,14 +126,14 @@ OWN_SHAPE: Final = SourceMapping(
 
 
 class SourceColumn(msgspec.Struct, frozen=True):
-    """A column of the source. *type_name* is an SQL text from the source's catalog, which has quoted it."""
+    """A column of the source; *type_name* is quoted SQL of the source's catalog."""
 
     name: str
     type_name: str
 
 
 class ReadTable(msgspec.Struct, frozen=True):
-    """A table and its mapping, which fits: the columns of its members by member, and the type of each column."""
+    """A table and its mapping, which fits: the column of each member, and the type of each column."""
 
     mapping: TableMapping
     members: dict[str, str]
@@ -189,10 +191,7 @@ def _tenant_problems(table: TableMapping, tenants: TenantMapping) -> Iterable[st
 
 
 def read_table_of(mapping: TableMapping, columns: Sequence[SourceColumn]) -> ReadTable:
-    """Return a table to read; raise `MappingRefusedError` if *columns*, those of the source, lack one that is named.
-
-    Without columns the source has no such table, or its role may not see it.
-    """
+    """Return a table to read; raise `MappingRefusedError` unless *columns* of the source has all that are named."""
     types = {column.name: column.type_name for column in columns}
     if not types:
         raise MappingRefusedError(f"{mapping.name}: expected a table or view of this name that the role may read")

@@ -1,17 +1,8 @@
-"""The rules of an import. Pure.
+"""The rules of an import: which rows and tenants can be taken, checksums, pace, certificates, following. Pure.
 
-Which rows and tenants of a source can be taken, and the reason for each that cannot.
-
-The certificate of an import, and the report of a run on each tenant.
-
-The checksum of a set of rows, which does not depend on their order.
-
-The sum of a hash of each row, in two halves of 64 bits, with their number. Both servers compute the hashes, from the
-row as each has it: the type, the id, the document as Postgres writes it, and both times.
-
-The pace of an import: at most so many rows a second, whatever the number of connections.
-
-Following a source by its change columns: the state in the journal, and the limits that people have to know.
+The checksum of a set of rows is the sum of a hash of each row, in two halves of 64 bits, with their number. Both
+servers
+compute the hashes, of type, id, the document as Postgres writes it, and both times.
 """
 
 from __future__ import annotations
@@ -50,9 +41,9 @@ TOO_MANY_DUPLICATES: Final = "too many of its rows share a resource id; correct 
 
 
 class SourceRow(msgspec.Struct, frozen=True):
-    """A row as the source returns it. *document* is None where it is too long to be read with others.
+    """A row as the source returns it. *document* is None if it is too long to be read with others.
 
-    *error* is the source's error, in words with its code, where it cannot return the document.
+    *error* tells why the source cannot return the document.
     """
 
     resource_type: str | None
@@ -127,10 +118,7 @@ class PlaceStep(StrEnum):
 
 
 class HomeFacts(msgspec.Struct, frozen=True):
-    """The row of a tenant's id on a shard, and that of its import: of the source of this name, at this step.
-
-    *detail* is JSON; of an activated one its certificate.
-    """
+    """The row of a tenant's id on a shard, and that of its import; *detail* is JSON, in the end the certificate."""
 
     tenant_id: str
     shard_id: str
@@ -143,10 +131,7 @@ class HomeFacts(msgspec.Struct, frozen=True):
 
 
 def refusal_of_row(row: SourceRow, duplicates: Collection[tuple[str, str]]) -> str | None:
-    """Return why a row cannot be a resource; None if it can. *duplicates* are types and ids.
-
-    Its document was read, unless it is too long; it is looked at only where everything else is right.
-    """
+    """Return why a row cannot be a resource; None if it can. *duplicates* are types and ids."""
     return _refusal_of_ids(row.resource_type, row.resource_id, duplicates) or _refusal_of_content(row)
 
 
@@ -175,12 +160,12 @@ def _refusal_of_content(row: SourceRow) -> str | None:
 
 
 def must_be_read_alone(row: SourceRow) -> bool:
-    """Return whether the document of a row is to be read alone: it is long, and may be stored all the same."""
+    """Return whether the document of a row is to be read alone: it is long, and may be stored."""
     return row.document is None and row.byte_count is not None and row.byte_count <= DOCUMENT_MAX_BYTES
 
 
 def pairs_of(source: SourceTenant, mapping: TenantMapping) -> list[tuple[str, str]]:
-    """Return the businesses and locations that a tenant of the source may be: several for a joined id with dashes."""
+    """Return the businesses and locations that a tenant may be: several for a joined id with dashes."""
     if mapping.joined:
         return OldTenant(source.key[0]).candidates
     business, *locations = source.key
@@ -200,7 +185,7 @@ def name_tenant(
     *,
     known_types: Collection[str],
 ) -> NamedTenant:
-    """Return a tenant with its name and type. *businesses* are those of business-info by id, a text for a problem."""
+    """Return a tenant with its name and type. *businesses* are those of business-info by id, or a problem."""
 
     def refused(problem: str) -> NamedTenant:
         return NamedTenant(source, problem=problem)
@@ -227,7 +212,7 @@ def name_tenant(
 
 
 def without_collisions(tenants: Iterable[NamedTenant]) -> list[NamedTenant]:
-    """Return *tenants*, with a problem for those with one id: `a-b` + `c` is `a` + `b-c` (docs/reading.md)."""
+    """Return *tenants*, with a problem for those with one id: `a-b` + `c` is `a` + `b-c`."""
     every = list(tenants)
     counts = Counter(one.tenant_id for one in every if one.problem is None)
     return [
@@ -243,7 +228,7 @@ def place_of(
 ) -> tuple[PlaceStep, HomeFacts | None, str | None]:
     """Return the step for a tenant by its rows on all shards, the row that decides, and the reason of a refusal.
 
-    A tenant that was imported from *source* is done, wherever it has moved since or moves now, unless it is destroyed.
+    A tenant that was imported from *source* is done, wherever it has moved since, unless it is destroyed.
     """
     living = [home for home in homes if home.state not in LEFT_STATES]
     if sum(home.state in SERVING_STATES for home in living) == 1:
@@ -291,8 +276,9 @@ def _has_location(business: Business | str | None, location_id: str) -> bool:
 class ImportCertificate(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """The proof that a tenant's rows are those of the source, kept in the journal of its shard.
 
-    Both servers computed *checksum* over *rows* rows. *refused* are the rows that were not taken, by reason; *deleted*
-    those with a tombstone. Times are texts in ISO 8601.
+    Both servers computed *checksum* over *rows* rows. *refused* are rows that were not taken, by reason; *deleted*
+    those
+    with a tombstone.
     """
 
     business_id: str
@@ -380,7 +366,7 @@ class RowChecksum(msgspec.Struct):
 
 
 class RowPace:
-    """The pause after each page of rows. Without *max_rows_per_s* there is none; *started_at* is monotonic."""
+    """The pause after each page of rows, whatever the number of connections. *started_at* is monotonic."""
 
     def __init__(self, max_rows_per_s: float | None, *, started_at: float) -> None:
         self._max_rows_per_s = max_rows_per_s
@@ -390,7 +376,7 @@ class RowPace:
         return f"RowPace({self._max_rows_per_s})"
 
     def pause_s(self, row_count: int, *, now: float) -> float:
-        """Note *row_count* rows that were just read; return how long to wait before the next page, in seconds.
+        """Note *row_count* rows just read; return the seconds before the next page.
 
         A slow time is not made up for by a fast one.
         """
@@ -410,16 +396,16 @@ STOP_WRITERS: Final = (
 
 
 class FollowState(msgspec.Struct, frozen=True, rename="camel"):
-    """The details of an import that follows its source: the digest of its mapping, the time of the last snapshot."""
+    """The details of an import that follows: the digest of its mapping, the time of the last snapshot."""
 
     mapping: str
     followed_to: datetime
 
 
 def followed_since(step: str, detail: Mapping[str, Any], *, mapping: str) -> datetime | None:
-    """Return since when rows may have changed that were not copied; None if the tenant has to be copied whole.
+    """Return since when rows may have changed that were not copied; None to copy the tenant whole.
 
-    *mapping* is the digest of the mapping in use: rows that were copied by another one have other content.
+    *mapping* is the digest of the mapping in use: by another one rows have other content.
     """
     if step != FOLLOWING:
         return None
@@ -431,7 +417,7 @@ def followed_since(step: str, detail: Mapping[str, Any], *, mapping: str) -> dat
 
 
 def follow_notes(tables: Iterable[TableMapping]) -> list[str]:
-    """Return the conditions of an import: stopped writers, and the tables that cannot be followed, or only in part."""
+    """Return what people have to know: stopped writers, and tables that cannot be followed, or only in part."""
     every = list(tables)
     unfollowed = [table.name for table in every if table.changed is None]
     without_tombstone = [table.name for table in every if table.changed is not None and table.deleted is None]

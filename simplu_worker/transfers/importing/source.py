@@ -1,7 +1,7 @@
 """The door to the database that an import reads: one read-only snapshot, shared by all connections.
 
-Nothing is written there, and nothing is left behind: no table, no trigger, no replication slot. The snapshot keeps the
-server from removing old row versions until the run ends.
+Nothing is written there, and nothing is left behind. The snapshot keeps the server from removing old row versions until
+the run ends.
 """
 
 from __future__ import annotations
@@ -59,10 +59,11 @@ class UnreadableRowsError(PermanentError):
 
 
 class SourceFacts(msgspec.Struct, frozen=True):
-    """The source of a snapshot, and the time of the snapshot.
+    """The source of a snapshot, and its time.
 
-    *place* is hosts and database, without user and password. *identity* is the same for the same database on its
-    standbys and after a failover, and differs for another one of that name.
+    *place* is hosts and database. *identity* is the same for the same database on its standbys and after a failover,
+    and
+    differs for another one of that name.
     """
 
     place: str
@@ -107,10 +108,11 @@ class SourceReader:
     async def read_table(
         self, table: ReadTable, selection: RowSelection, duplicates: Collection[tuple[str, str]], *, by_key: bool
     ) -> AsyncIterator[list[SourceRow]]:
-        """Yield the rows of a tenant, long documents included; of *duplicates*, types and ids, without a long one.
+        """Yield the rows of a tenant, long documents included, but not those of *duplicates* (types and ids).
 
-        Fewer at a time if their documents are long. Raises `UnreadableRowsError` if a row cannot be returned, unless
-        they are read *by_key*, in some hundred times as long; then the row has the error.
+        Fewer at a time if their documents are long. Raises `UnreadableRowsError` if a row cannot be returned; read
+        *by_key*,
+        some hundred times slower, the row has the error instead.
         """
         if by_key:
             async for page in self.read_pages(list_keys(table, selection)):
@@ -130,7 +132,6 @@ class SourceReader:
         return row
 
     async def _read_alone(self, table: ReadTable, selection: RowSelection, row: SourceRow) -> SourceRow:
-        """Return a row with its document; as it is if its key is null."""
         key = [part for part in row.key_parts if part is not None]
         if len(key) < len(row.key_parts):
             return row
@@ -174,7 +175,7 @@ class SourceSnapshot:
 
 
 class ImportSource:
-    """The database at *address*, in which the shard id is only for messages."""
+    """The database at *address*, whose shard id is only for messages."""
 
     def __init__(self, address: ShardAddress) -> None:
         self._address = address
@@ -211,7 +212,7 @@ class ImportSource:
 
     @contextlib.asynccontextmanager
     async def connect_to(self, place: HostPort, *, snapshot_id: str | None = None) -> AsyncIterator[ShardConnection]:
-        """Open a connection within a read-only transaction: of the given snapshot, or of one of its own."""
+        """Open a read-only transaction: of the given snapshot, or of one of its own."""
         with _errors_translated():
             connection: ShardConnection = await asyncpg.connect(
                 **connect_options(self._address, place),
@@ -246,7 +247,6 @@ async def _in_parts(rows: Iterable[Awaitable[SourceRow]]) -> AsyncIterator[list[
 
 
 async def _import_snapshot(connection: ShardConnection, snapshot_id: str) -> None:
-    """Give a transaction before its first query the snapshot. Raises `SourceUnavailableError` if that has ended."""
     if not _SNAPSHOT_ID.fullmatch(snapshot_id):
         raise SourceRefusedError("IMPORT_SOURCE_URL: expected the id of a snapshot of Postgres, got another text")
     try:
@@ -275,7 +275,7 @@ def row_of(row: Row) -> SourceRow:
 
 @contextlib.contextmanager
 def _errors_translated() -> Iterator[None]:
-    """Translate the errors of the source: by code, since its messages may quote rows."""
+    """Translate the errors of the source by code, since its messages may quote rows."""
     try:
         yield
     except asyncpg.PostgresError as exc:

@@ -1,8 +1,7 @@
 """The statements that read a source, as texts with their arguments. Pure.
 
-They are not among the named queries, since they are about tables that a mapping names. Each name is quoted, each value
-is an argument, and nothing is looked up in the search path, which is that of the catalog. The source computes the
-checksum of each row itself, from the text that Postgres gives the document.
+They are about tables that a mapping names. Each name is quoted, each value is an argument, and nothing is looked up in
+the search path, which is that of the catalog. The source computes the checksum of each row.
 """
 
 from __future__ import annotations
@@ -65,26 +64,22 @@ class SourceStatement(msgspec.Struct, frozen=True):
 
 
 class _Arguments:
-    """The arguments of a statement that is being put together; each is a text."""
-
     def __init__(self) -> None:
         self.values: list[str | None] = []
 
     def add(self, value: str | None) -> str:
-        """Append an argument; return the SQL for it."""
         self.values.append(value)
         return f"${len(self.values)}::pg_catalog.text"
 
     def statement(self, sql: str) -> SourceStatement:
-        """Return the statement of *sql*."""
         return SourceStatement(sql, tuple(self.values))
 
 
 class RowSelection(msgspec.Struct, frozen=True):
-    """The rows of a table to read: of the tenant with these texts in its columns, and if given, of one key.
+    """The rows to read: of the tenant with these texts in its columns, and if given, of one key.
 
-    *made_at* is the time of resources without one. *changed_since* leaves out rows that were changed before. Each row
-    has the resource type under which the shard stores it, by *stored_names*, wherever it is compared.
+    *made_at* is the time of resources without one. *changed_since* leaves out rows changed before. Types of rows become
+    those of *stored_names*.
     """
 
     tenant: tuple[str, ...]
@@ -95,7 +90,7 @@ class RowSelection(msgspec.Struct, frozen=True):
 
 
 def list_tenants(table: ReadTable) -> SourceStatement:
-    """Return the statement that counts the rows of each tenant, and lists the business types in them."""
+    """Count the rows of each tenant, and list the business types in them."""
     mapping = table.mapping
     names = [f"{_column(name)}::pg_catalog.text AS tenant_{number}" for number, name in enumerate(mapping.tenant)]
     places = ", ".join(str(number + 1) for number in range(len(names)))
@@ -110,7 +105,7 @@ def list_tenants(table: ReadTable) -> SourceStatement:
 
 
 def list_rows_without_tenant(table: ReadTable) -> SourceStatement:
-    """Return the statement that lists the rows that name no tenant, with their ids."""
+    """List the ids of rows that name no tenant."""
     missing = " OR ".join(f"{_column(name)} IS NULL" for name in table.mapping.tenant)
     arguments = _Arguments()
     return arguments.statement(
@@ -119,10 +114,7 @@ def list_rows_without_tenant(table: ReadTable) -> SourceStatement:
 
 
 def list_changed_tenants(table: ReadTable, since: datetime) -> SourceStatement:
-    """Return the statement that lists the tenants with rows that were changed *since*, with a tombstone or without.
-
-    For a table with a change column.
-    """
+    """List the tenants with rows changed *since*, of a table with a change column."""
     arguments = _Arguments()
     names = [f"{_column(name)}::pg_catalog.text AS tenant_{number}" for number, name in enumerate(table.mapping.tenant)]
     return arguments.statement(
@@ -132,7 +124,7 @@ def list_changed_tenants(table: ReadTable, since: datetime) -> SourceStatement:
 
 
 def read_rows(table: ReadTable, selection: RowSelection, *, document_max_bytes: int) -> SourceStatement:
-    """Return the statement that reads rows with their checksums; of a longer document its length alone."""
+    """Read rows with their checksums; of a longer document its length alone."""
     arguments = _Arguments()
     rows = _rows(table, selection, arguments)
     limit = arguments.add(str(document_max_bytes))
@@ -146,7 +138,7 @@ def read_rows(table: ReadTable, selection: RowSelection, *, document_max_bytes: 
 
 
 def sum_rows(tables: Sequence[tuple[ReadTable, RowSelection]]) -> SourceStatement:
-    """Return the statement that computes the checksum of the rows of several tables."""
+    """Compute the checksum of the rows of several tables."""
     arguments = _Arguments()
     union = " UNION ALL ".join(f"({_rows(table, selection, arguments)})" for table, selection in tables)
     return arguments.statement(
@@ -159,7 +151,7 @@ def sum_rows(tables: Sequence[tuple[ReadTable, RowSelection]]) -> SourceStatemen
 
 
 def list_keys(table: ReadTable, selection: RowSelection) -> SourceStatement:
-    """Return the statement that lists the rows of a tenant by their keys, without their documents."""
+    """List the rows of a tenant by their keys, without their documents."""
     arguments = _Arguments()
     return arguments.statement(
         f"SELECT {_ids(table, arguments, selection.stored_names)}, {_key_parts(table)} AS key_parts "  # noqa: S608  # names are quoted
@@ -169,7 +161,7 @@ def list_keys(table: ReadTable, selection: RowSelection) -> SourceStatement:
 
 
 def list_deleted(table: ReadTable, selection: RowSelection) -> SourceStatement:
-    """Return the statement that lists the ids of the rows with a tombstone."""
+    """List the ids of the rows with a tombstone."""
     arguments = _Arguments()
     return arguments.statement(
         f"SELECT {_ids(table, arguments, selection.stored_names)} FROM {_table(table)} AS source "  # noqa: S608  # names are quoted
@@ -178,7 +170,7 @@ def list_deleted(table: ReadTable, selection: RowSelection) -> SourceStatement:
 
 
 def list_duplicates(tables: Sequence[tuple[ReadTable, RowSelection]]) -> SourceStatement:
-    """Return the statement that lists the types and ids that several rows of a tenant have."""
+    """List the types and ids that several rows of a tenant have."""
     arguments = _Arguments()
     parts = [
         f"SELECT {_ids(table, arguments, selection.stored_names)} "  # noqa: S608  # names are quoted
@@ -257,7 +249,7 @@ def _of_tenant(table: ReadTable, selection: RowSelection, arguments: _Arguments)
 
 
 def _changed_since(table: ReadTable, since: datetime, arguments: _Arguments) -> str:
-    """Return the condition that a row was changed *since*: by the column's own type if that is a time, for an index."""
+    """Return the condition by the column's own type if that is a time, for an index."""
     changed = table.mapping.changed
     if changed is None:
         raise ValueError(f"expected a change column, got {table.mapping.name} without one")
@@ -274,7 +266,6 @@ def _is(table: ReadTable, name: str, value: str) -> str:
 
 
 def _left(table: ReadTable) -> str:
-    """Return the condition that a row has no tombstone."""
     if table.mapping.deleted is None:
         return "true"
     column = _column(table.mapping.deleted)

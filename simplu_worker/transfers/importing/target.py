@@ -1,7 +1,7 @@
 """The rows of an import on the shard of a tenant, and its row in the journal.
 
-Why two runs at once do no harm: each leaves its token in the journal's row before it writes, and every transaction that
-writes begins with a look at the token. So the run before ends at its next page, and the tenant begins again.
+Why two runs at once do no harm: each leaves its token in the journal before it writes, and every transaction that
+writes looks at the token first. So the earlier run ends at its next page, and the tenant begins again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ImportTakenError(RetryableError):
 
 
 class CopyState(msgspec.Struct, frozen=True):
-    """The state of an import as its run finds it: the time of resources without one, and the details."""
+    """The state of an import as its run finds it; *started_at* is the time of resources without one."""
 
     started_at: datetime
     step: str
@@ -74,10 +74,7 @@ async def read_homes(pool: ShardPool, tenant_ids: Sequence[str]) -> list[HomeFac
 
 
 async def read_open_imports(pool: ShardPool, source: str) -> list[dict[str, Any]]:
-    """Return the tenants of a shard that an import from *source* has not activated.
-
-    Raises `RetryableError` if it does not answer.
-    """
+    """Return the tenants that an import from *source* has not activated. Raises `RetryableError`."""
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
             return []
@@ -85,7 +82,7 @@ async def read_open_imports(pool: ShardPool, source: str) -> list[dict[str, Any]
 
 
 async def count_open_imports(pool: ShardPool, source: str) -> dict[str, int] | None:
-    """Return the numbers of resources of those tenants by id; None where it takes long to count them."""
+    """Return the numbers of their resources by id; None if these take long to count."""
     counts = await pool.count(QUERIES["count_open_imports"], source)
     return None if counts is None else {row["id"]: row["row_count"] for row in counts}
 
@@ -93,7 +90,7 @@ async def count_open_imports(pool: ShardPool, source: str) -> dict[str, int] | N
 async def find_shard_problem(pool: ShardPool, business_types: Iterable[str]) -> str | None:
     """Return why tenants of *business_types* cannot be imported to a shard; None if they can.
 
-    The schema of an empty shard is made first. Raises `RetryableError` if the shard does not answer.
+    Makes the schema of an empty shard first. Raises `RetryableError` if the shard does not answer.
     """
     await ensure_schema(pool)
     shard_id = pool.address.shard_id
@@ -145,7 +142,7 @@ class TargetTenant:
         return CopyState(row["started_at"], row["step"], msgspec.json.decode(row["detail"]))
 
     async def clear(self) -> int:
-        """Delete all rows of the tenant: those of an earlier run, of another snapshot; return their number."""
+        """Delete all rows of the tenant, and return their number."""
         count, limit = 0, CLEAR_MAX_ROWS
         while True:
             try:
@@ -161,7 +158,7 @@ class TargetTenant:
                 return count
 
     async def write(self, rows: Sequence[SourceRow]) -> None:
-        """Write rows that may be taken, in one statement: those of a part, which `read_table` bounds."""
+        """Write rows that may be taken, in one statement."""
         columns = pack_columns(
             [[row.resource_type or "" for row in rows], [row.resource_id or "" for row in rows]],
             [
@@ -207,10 +204,10 @@ class TargetTenant:
             await connection.execute(QUERIES["note_import"], self._tenant_id, self._token, step, detail.decode())
 
     async def activate(self, certificate: bytes, imported_at: datetime, *, verified_on: Server | None) -> Server:
-        """Make the tenant active with its default row, and store *certificate*, JSON; return the server of the commit.
+        """Make the tenant active with its default row, and store *certificate*; return the server of the commit.
 
-        Raises `RetryableError` if the rows were verified in another run of the server, or on another one: this one may
-        lack the last of them.
+        Raises `RetryableError` if the rows were verified in another run of the server: this one may lack the last of
+        them.
         """
         async with self._pool.transaction() as connection:
             row = await connection.fetchrow(QUERIES["lock_import"], self._tenant_id, self._token)

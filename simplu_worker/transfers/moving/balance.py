@@ -1,17 +1,4 @@
-"""Which tenants move where when shards are drained, balanced or removed. Pure.
-
-Which tenants to move so that shards are about equally full, or so that one is empty.
-
-The moves that have begun and not ended, before new ones are planned.
-
-What `tenants rollback` has to do: undo a move, end one, or move a tenant back.
-
-Which tenants to move so that each is where the shard map places it.
-
-Whether a shard may be removed: no tenant is there, and no tenant is looked for there.
-
-Which tenants to move back to a shard that was drained.
-"""
+"""Which tenants move where when shards are drained, balanced, filled by the map, or removed. Pure."""
 
 from __future__ import annotations
 
@@ -98,8 +85,6 @@ def rooms_of(
 
 
 class _Unit(msgspec.Struct, frozen=True):
-    """Tenants of one shard that move together: a tenant, or all of a business."""
-
     tenants: tuple[WeighedTenant, ...]
     weight: int
 
@@ -119,10 +104,12 @@ def plan_balance(
     """Return the moves that make the shards about equally full; few moves, of large tenants first.
 
     The usage of a shard is its weight by its capacity. Each move is from the fullest shard that has a fitting tenant to
-    the emptiest with room for it: the largest tenant that makes the other no fuller than the one. The *settled*
-    tenants stay. *types* are the business types that each shard has; without them every shard takes every tenant.
-    With *by_business* all locations that a business has on a shard move together, and weigh 1, or 0 where the target
-    has the business already.
+    the
+    emptiest with room: the largest tenant that makes the other no fuller than the one. The *settled* tenants stay.
+    *types*
+    are the business types of each shard; without them all take all. With *by_business* all locations that a business
+    has
+    on a shard move together, and weigh 1, or 0 where the target has the business already.
     """
     listed = [one for one in tenants if one.shard_id in {shard.shard_id for shard in shards}]
     units = _businesses(listed) if by_business else [_Unit((one,), one.weight) for one in listed]
@@ -181,8 +168,6 @@ def _businesses(tenants: Iterable[WeighedTenant]) -> list[_Unit]:
 
 
 class _Rooms:
-    """The rooms of shards while a plan fills them."""
-
     def __init__(self, shards: Iterable[ShardRoom]) -> None:
         listed = list(shards)
         self.left = {shard.shard_id: shard.room for shard in listed}
@@ -208,9 +193,9 @@ def plan_drain(
 ) -> tuple[list[PlannedTransfer], list[WeighedTenant]]:
     """Return where the tenants of a shard are to go, and those for which there is no room.
 
-    *shards* are the other ones; *types* as in `plan_balance`. The shard with the most room that has the type is next,
-    so that they fill evenly; without room one with the tenant's business. Tenants whose type no shard has come last, to
-    any shard: its check tells what it lacks.
+    The shard with the most room that has the type is next, so that *shards*, the other ones, fill evenly; without room
+    one
+    with the tenant's business. Tenants whose type no shard has come last, to any shard: its check tells what it lacks.
     """
     rooms = _Rooms(shards)
     heap = [(-shard.room, shard.shard_id) for shard in shards if shard.room > 0]
@@ -261,9 +246,10 @@ class BegunMove(msgspec.Struct, frozen=True):
 class BegunMoves(msgspec.Struct, frozen=True):
     """What to do about moves that have begun, before all others.
 
-    Those of *committed* have left their shard, and those of *opened* have not: both go on. Those of *taken_back* are
-    undone: a rollback has begun, or the target takes no more tenants. Those of *running* are left to their commands; a
-    rollback that runs is one to the shard on which its tenant stays.
+    *committed* have left their shard, *opened* have not: both go on. *taken_back* are undone: a rollback has begun, or
+    the
+    target takes no more tenants. *running* are left to their commands; a running rollback is a move to where its tenant
+    stays.
     """
 
     committed: list[PlannedTransfer] = []
@@ -278,7 +264,7 @@ class BegunMoves(msgspec.Struct, frozen=True):
 
     @property
     def expected(self) -> list[PlannedTransfer]:
-        """The moves that will have ended before others are of use: those that go on here, and in other commands."""
+        """The moves that end before others are of use: those that go on here, and in other commands."""
         return [*self.going_on, *self.running]
 
 
@@ -287,7 +273,7 @@ def sort_begun_moves(
 ) -> BegunMoves:
     """Return what to do about *moves*; *target_ids* are the shards that take tenants.
 
-    Moves that nothing can end are left out: those of tenants that were destroyed, or have moved on since.
+    Moves that nothing can end are left out: of tenants that were destroyed, or have moved on.
     """
     rows: defaultdict[str, dict[str, WeighedTenant]] = defaultdict(dict)
     homes: defaultdict[str, set[str]] = defaultdict(set)
@@ -322,7 +308,7 @@ def homes_of(found: Iterable[FoundTenant]) -> list[WeighedTenant]:
 
 
 def homes_after(homes: Iterable[WeighedTenant], expected: Iterable[PlannedTransfer]) -> list[WeighedTenant]:
-    """Return the tenants on the shards that are their homes once the moves of *expected* have ended."""
+    """Return the tenants on their homes once the moves of *expected* have ended."""
     moved = {one.tenant.tenant_id: one for one in expected}  # an open move comes after a committed one
     return [
         *(tenant for tenant in homes if tenant.tenant_id not in moved),
@@ -353,11 +339,11 @@ def way_back(
     known: Collection[str],
     stay: bool = False,
 ) -> WayBack:
-    """Return the steps of a rollback of a tenant with its home on *home_id*, by the journals; *stay* moves it nowhere.
+    """Return the steps of a rollback of a tenant with its home on *home_id*; *stay* moves it nowhere.
 
-    *copies* are the shards to which the tenant is moving, *came_from* is the one that it left for its home.
-    *last_departure* is the journal of moves away from its home, *last_move* that of the move to its home, on the shard
-    *came_from*. *known* are all shards.
+    *copies* are the shards to which it is moving, *came_from* the one that it left for its home. *last_departure* is
+    the
+    journal of moves away from its home, *last_move* that of the move to it. *known* are all shards.
     """
     targets = set(copies)
     if last_departure is not None and last_departure.step in NOT_COMMITTED:
@@ -391,10 +377,11 @@ def plan_by_map(
     *,
     keep_pins: bool = False,
 ) -> list[PlannedTransfer]:
-    """Return the moves to the shards that the map names for the tenants; only to *targets*.
+    """Return the moves to the shards that the map names, only to *targets*.
 
     Unless *keep_pins*, a tenant that was pinned to its home because shards were added moves to the one of these that
-    the map places it on without the pin. *left* are tenants with shards that they have moved away from.
+    the
+    map places it on without the pin. *left* are tenants with shards that they have moved away from.
     """
     follower = _PinFollower(shard_map, left)
     plan = []
@@ -408,19 +395,12 @@ def plan_by_map(
 
 
 class _PinFollower:
-    """Knows which pins are there only because the list of shards has grown."""
-
     def __init__(self, shard_map: ShardMap, left: Collection[tuple[str, str]]) -> None:
         self._unpinned = shard_map.without_pins()
         self._places = {shard.shard_id: place for place, shard in enumerate(shard_map.shards)}
         self._left = left
 
     def added_shard_of(self, tenant: WeighedTenant) -> str:
-        """Return the shard, added since, on which the map places a tenant without its pin; its home if there is none.
-
-        A pin to a shard on which no shorter list placed the tenant was meant, and so was one of a tenant that was moved
-        away from where the map places it.
-        """
         tenant_id, home = tenant.tenant_id, tenant.shard_id
         hashed = self._unpinned.shard_of(tenant_id).shard_id
         if self._places[hashed] <= self._places[home] or (tenant_id, hashed) in self._left:

@@ -86,12 +86,11 @@ def keys_of(log: Iterable[Any]) -> set[LogKey]:
 async def read_changes(
     connection: Connection, tenant_id: str, since: datetime, known: AbstractSet[LogKey] = NOTHING_KNOWN
 ) -> AsyncIterator[Changes]:
-    """Yield what changed since *since*, by the clock of the shard, in pages of at most `PAGE_ROWS` rows of the log.
+    """Yield what changed since *since*, by the shard's clock, in pages of at most `PAGE_ROWS` rows of the log.
 
-    Without the rows *known*, and the resources that those operations changed: an earlier call has read them.
-
-    A page that was read while the tenant is written to may be older than the next one; what changes later is in the
-    pages since a later time.
+    Without the rows *known*, which an earlier call has read, and the resources that they changed. A page may be older
+    than
+    the next one: what changes later is in the pages since a later time.
     """
     async for log in _read_unknown(connection, tenant_id, since, known):
         yield await read_resources(connection, tenant_id, _changed_by(log), log)
@@ -114,7 +113,6 @@ async def read_last_changes(
 async def _read_unknown(
     connection: Connection, tenant_id: str, since: datetime, known: AbstractSet[LogKey]
 ) -> AsyncIterator[Sequence[Any]]:
-    """Yield the rows of the log since *since* less a margin, without *known*, in pages of at most `PAGE_ROWS`."""
     start = since - CLOCK_MARGIN
     if known and known >= keys_of(await connection.fetch(QUERIES["read_logged_keys"], tenant_id, start, since)):
         start = since
@@ -123,7 +121,6 @@ async def _read_unknown(
 
 
 async def _read_notes(connection: Connection, tenant_id: str, since: datetime) -> AsyncIterator[Changes]:
-    """Yield the rejections and the tries of messages, which are noted beside the log."""
     start = since - CLOCK_MARGIN
     async for rows in _read_pages(connection, "read_new_rejections", tenant_id, start, ("rejected_at", "request_id")):
         yield Changes(rejections=rows)
@@ -134,7 +131,7 @@ async def _read_notes(connection: Connection, tenant_id: str, since: datetime) -
 async def read_changed_keys(
     connection: Connection, tenant_id: str, since: datetime
 ) -> tuple[set[ResourceKey], set[str]]:
-    """Return the resources that may have changed since *since*, and the keys that were logged since then."""
+    """Return the resources that may have changed since *since*, and the keys logged since then."""
     keys, requests = set[ResourceKey](), set[str]()
     async for log in read_log(connection, tenant_id, since - CLOCK_MARGIN):
         keys |= _changed_by(log)
@@ -152,9 +149,9 @@ async def read_log(
 ) -> AsyncIterator[Sequence[Any]]:
     """Yield the rows of a tenant's log from *start* on, in order of time, in pages of at most `PAGE_ROWS` rows.
 
-    Each statement passes by about *scanned_rows* batches, and rows of batches with the tenant, so that it takes a
-    bounded time however many there are. If there are more, and the tenant has no more than *few_rows* rows, these are
-    read alone.
+    Each statement passes by about *scanned_rows* batches and rows, so that it takes a bounded time. If there are more,
+    and
+    the tenant has at most *few_rows* rows, these are read alone.
     """
     end = await connection.fetchval(QUERIES["find_logged_end"], tenant_id, start, scanned_rows)
     if end is not None and await connection.fetchval(QUERIES["has_few_operations"], tenant_id, few_rows):
@@ -175,7 +172,6 @@ async def read_log(
 async def _read_pages(
     connection: Connection, query: str, tenant_id: str, start: datetime, order: tuple[str, str], *values: datetime
 ) -> AsyncIterator[Sequence[Any]]:
-    """Yield the rows of *query* from *start* on, in pages that are not empty. *order*: the columns with time and id."""
     after: tuple[datetime, str] = (start, "")
     is_last = False
     while not is_last:
@@ -189,7 +185,7 @@ async def _read_pages(
 async def find_written_since_ready(
     connection: Connection, tenant_id: str, keys: Collection[ResourceKey]
 ) -> set[ResourceKey]:
-    """Return those of *keys* that were written on the tenant's target since all of its rows were there."""
+    """Return those of *keys* written on the tenant's target since all of its rows were there."""
     if not keys:
         return set()
     rows = await connection.fetch(QUERIES["find_written_since_ready"], tenant_id, *_columns(sorted(keys)))
@@ -197,7 +193,7 @@ async def find_written_since_ready(
 
 
 async def write_changes(connection: Connection, tenant_id: str, changes: Changes) -> None:
-    """Write *changes* in the transaction of *connection*, which has checked that the mover is still the last one.
+    """Write *changes* in a transaction that has checked that the mover is still the last one.
 
     The change of the resources is the caller's to mark.
     """

@@ -1,7 +1,4 @@
-"""Compare a tenant's rows on two shards by checksums that no order changes, without the rows that changed since.
-
-Write resources of a tenant that has moved as they were on its former shard, unless they have changed since.
-"""
+"""Compare a tenant's rows on two shards by checksums that no order changes, and repair the former differences."""
 
 from __future__ import annotations
 
@@ -107,10 +104,10 @@ class Comparison(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class ComparedLog(msgspec.Struct, frozen=True):
-    """The part of the log that is compared: completed from *since* on and before *until*, without the keys *requests*.
+    """The part of the log that is compared: completed from *since* on and before *until*, without *requests*.
 
-    And of the notes beside it: those before *notes_until*, of rejected records without *rejected*, and of the tries of
-    messages those of *failed* alone. For a note may be made beside the fence, and that of a message is deleted with it.
+    Of the notes beside it those before *notes_until*: rejected records without *rejected*, and the tries of messages of
+    *failed* alone. A note may be made beside the fence, and that of a message is deleted with it.
     """
 
     since: datetime
@@ -169,10 +166,10 @@ async def compare_shards(
     live_on_source: bool,
     log_kept: timedelta,
 ) -> Comparison:
-    """Compare a tenant's rows on two shards, without those that changed on the one with the tenant since *since*.
+    """Compare a tenant's rows on two shards, without those that changed at its home since *since*, by its clock.
 
-    By its clock. The log is compared from *log_kept* before that on: older rows may be deleted at different times.
-    Rests between ranges. Begins again with smaller ones where one takes too long.
+    The log is compared from *log_kept* before that on: older rows may be deleted at different times. Begins again with
+    smaller ranges if one takes too long.
     """
     live, other = (source, target) if live_on_source else (target, source)
     ranges = PacedRanges()
@@ -200,7 +197,6 @@ async def _find_compared_log(
     log_kept: timedelta,
     requests: Collection[str],
 ) -> ComparedLog:
-    """Return which part of the log, and of the notes beside it, has to be the same on both shards."""
     # Notes do not wait for the barrier of a move: those of just before it are part of the next delta.
     until = since - CLOCK_MARGIN
     rejected: set[str] = set()
@@ -236,7 +232,6 @@ async def compare(
 async def _compare_resources(
     pair: Pair, tenant_id: str, changed: Collection[ResourceKey], ranges: PacedRanges
 ) -> tuple[tuple[Sums, Sums], list[ResourceKey]]:
-    """Return the sums of both shards by resource type, and the resources that differ."""
     sums: tuple[Sums, Sums] = ({}, {})
     differing: list[ResourceKey] = []
     excluded, excluded_count = sorted(changed), 0
@@ -259,7 +254,6 @@ async def _compare_resources(
 
 
 async def _sum_logs(pair: Pair, tenant_id: str, compared: ComparedLog, ranges: PacedRanges) -> list[TypeSum]:
-    """Return the sums of the log on both shards."""
     sums = [TypeSum(), TypeSum()]
     excluded, excluded_count = sorted(compared.requests), 0
     async for after, end in ranges.of(OPERATIONS, pair, tenant_id):
@@ -271,7 +265,6 @@ async def _sum_logs(pair: Pair, tenant_id: str, compared: ComparedLog, ranges: P
 
 
 def _count_up_to(end: KeyT | None, keys: Sequence[KeyT]) -> int:
-    """Return how many of the sorted *keys* are in the ranges up to *end*; all without one."""
     return len(keys) if end is None else bisect_right(keys, end)
 
 
@@ -294,7 +287,6 @@ async def _sum_range(
 
 
 async def _sum_each(connection: Connection, tenant_id: str, keys: Collection[ResourceKey]) -> list[tuple[str, TypeSum]]:
-    """Return the type and the sum of single resources: a sum without them is that of all less theirs."""
     rows = await connection.fetch(QUERIES["checksum_each"], tenant_id, *_columns(keys))
     return [(row["resource_type"], TypeSum(1, row["byte_count"], int(row["checksum"]))) for row in rows]
 
@@ -351,14 +343,14 @@ def _differs(comparison: Comparison, name: str) -> bool:
 
 
 class Repair(msgspec.Struct, frozen=True):
-    """How many resources are written or deleted, and those *refused*: somebody has written them since the move."""
+    """How many resources are written or deleted, and those *refused*: written by somebody since the move."""
 
     count: int
     refused: AbstractSet[ResourceKey] = frozenset()
 
 
 async def check_former_rows(source: ShardPool, target: ShardPool, tenant_id: str, arrival: Arrival) -> None:
-    """Raise `PermanentError` if *source*, which the tenant has left, does not have its rows as of the move any more."""
+    """Raise `PermanentError` unless *source*, which the tenant has left, has its rows as of the move."""
     async with target.connection() as connection:
         home = await read_tenant(connection, tenant_id)
     async with source.transaction() as connection:
@@ -374,10 +366,11 @@ async def repair_resources(
     *,
     apply: bool = True,
 ) -> Repair:
-    """Write the resources *keys* as *source* has them, but for those that were written since the fence.
+    """Write the resources *keys* as *source* has them, but for those written since the fence.
 
-    Without *apply* only return what would be written. The tenant's batches wait for it. Raises `PermanentError` if the
-    home is not on *target*, or as `check_former_rows`.
+    The tenant's batches wait for it. Without *apply* only return what would be written. Raises `PermanentError` if the
+    home
+    is not on *target*, or as `check_former_rows`.
     """
     async with target.transaction() as connection:
         before = await _lock_home(connection, target, tenant_id)  # behind all batches in flight
@@ -401,7 +394,6 @@ async def repair_resources(
 
 
 async def _lock_home(connection: Connection, target: ShardPool, tenant_id: str) -> MovingTenant:
-    """Return the tenant's row, locked, once no batch of it is in flight."""
     tenant = await read_tenant(connection, tenant_id, locked=True)
     if tenant is None or tenant.state is not TenantState.ACTIVE:
         raise PermanentError(f"{tenant_id}: expected its home on shard {target.address.shard_id}, got none there")
@@ -409,7 +401,7 @@ async def _lock_home(connection: Connection, target: ShardPool, tenant_id: str) 
 
 
 async def _lock_former_rows(former: Connection, tenant_id: str, arrival: Arrival, epoch: int | None) -> None:
-    """Keep cleanups and movers from the rows until the end of the transaction; both take a token before they begin."""
+    """Keep cleanups and movers from the rows until the end of the transaction; both take a token first."""
     is_whole = await former.fetchval(QUERIES["lock_left"], tenant_id, arrival.move_token)
     left = await read_tenant(former, tenant_id)
     if not is_whole or left is None or left.epoch != epoch:

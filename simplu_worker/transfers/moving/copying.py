@@ -1,11 +1,7 @@
 """Copy a tenant's rows from one shard to another, chunk by chunk in order of their keys.
 
-A chunk goes by COPY in binary form from one server to the other, without being looked at. It is read at one moment
-and
-written with the progress in one transaction; chunks need not be of one moment, since all changes since the first one
-are copied afterwards.
-
-How fast a tenant is copied and compared, and when it has caught up: so that both shards answer others.
+A chunk goes by COPY in binary form from one server to the other. It is read at one moment and written with the progress
+in one transaction; chunks need not be of one moment, since all changes since the first one are copied afterwards.
 """
 
 from __future__ import annotations
@@ -39,7 +35,7 @@ SHORT_ROUND_SHARE: Final = 0.25  # of the longest pause: a round that takes no l
 
 
 class ChunkPace(msgspec.Struct, frozen=True):
-    """The size of the next chunk, and how long to rest before it, in seconds; *most* is the largest size for now.
+    """The size of the next chunk, and the rest before it, in seconds; *most* is the largest size for now.
 
     A chunk is to take *chunk_s*, and *rest_share* of the time that it took is a rest.
     """
@@ -65,8 +61,9 @@ def next_pace(
 ) -> ChunkPace:
     """Return the pace after a chunk of *row_count* rows that took *took_s*.
 
-    *answer_s* is the time that the slower of the two shards took for a statement that does next to nothing. While it is
-    far above the usual, chunks get smaller and rests longer.
+    *answer_s* is the slower shard's time for a statement that does next to nothing. While it is far above the usual,
+    chunks
+    get smaller and rests longer.
     """
     usual_s = min(pace.usual_answer_s or answer_s, answer_s)
     most = pace.most if took_s > pace.chunk_s else min(ROWS_MAX, pace.most * GROWTH)
@@ -87,10 +84,9 @@ def next_pace(
 
 
 def is_last_round(row_count: int, took_s: float, max_pause_s: float) -> bool:
-    """Return whether a tenant can be fenced after a round of the catch-up of *row_count* rows that took *took_s*.
+    """Return whether a tenant can be fenced after a round of *row_count* rows that took *took_s*.
 
-    A small round that took longer than the pause may met a moment in which a shard was slow: the next one shows whether
-    that is over.
+    A small round that took longer than the pause may have met a slow moment: the next one shows whether that is over.
     """
     return took_s <= max_pause_s * SHORT_ROUND_SHARE or (row_count <= SMALL_ROUND and took_s <= max_pause_s)
 
@@ -109,8 +105,8 @@ class CopiedColumns(msgspec.Struct, frozen=True):
 class CopiedTable(msgspec.Struct, frozen=True):
     """What is copied in the order of one key, by the query of its boundaries: of one table, or of several.
 
-    A row counts once, in the last of *parts*. Where they *have_places*, the queries have the place of the copied rows
-    in the target's log among their arguments.
+    A row counts once, in the last of *parts*. With *have_places* the queries get the place of the copied rows in the
+    target's log.
     """
 
     name: str
@@ -212,7 +208,7 @@ async def find_end(
 
 
 def slower_after(error: StatementFailedError, pace: ChunkPace) -> ChunkPace:
-    """Return the pace after a chunk that failed. Raises *error* unless it is a timeout that fewer rows may avoid."""
+    """Return the pace after a chunk that failed. Raises *error* unless fewer rows may avoid it."""
     slower = smaller_pace(pace) if error.is_timeout else None
     if slower is None:
         raise error
@@ -222,7 +218,7 @@ def slower_after(error: StatementFailedError, pace: ChunkPace) -> ChunkPace:
 async def copy_chunk(
     source: ShardPool, target: Connection, table: CopiedTable, tenant_id: str, after: RowKey, end: RowKey | None
 ) -> CopiedChunk:
-    """Copy the rows of one chunk; *target* is in the transaction that has checked the mover's token.
+    """Copy one chunk; *target* is in the transaction that has checked the mover's token.
 
     Raises the errors of both shards.
     """
@@ -241,7 +237,7 @@ async def copy_chunk(
 
 
 async def find_copied_place(target: Connection, tenant_id: str) -> tuple[int, int]:
-    """Return where this transaction copies rows of the log: the place of the first batch, and the tenant's number."""
+    """Return where this transaction copies rows of the log: the first batch, and the tenant's number."""
     row = await target.fetchrow(QUERIES["find_copied_place"], tenant_id)
     return row["batch_id"], row["tenant_no"]
 

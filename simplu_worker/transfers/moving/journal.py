@@ -1,8 +1,6 @@
-"""What a mover writes into the journal of the source beside its steps, for people and for metrics.
+"""What a command that works on a move writes into the journal of the source: that it runs, and how far it is.
 
-The notes of a command that works on a move, by which others see that it runs.
-
-They are in the journal: a lock of a session would end with each transaction behind a pooler.
+This is no lock of a session, as that would end with each transaction behind a pooler.
 """
 
 from __future__ import annotations
@@ -34,19 +32,16 @@ class MoveJournal:
         return f"MoveJournal({self._tenant_id})"
 
     async def note_status(self, token: int, step: MoveStep, status: MoveStatus) -> None:
-        """Write how far the move is, which also shows that its mover runs. One that has committed keeps its positions.
-
-        Raises `RetryableError` if the shard does not answer.
-        """
+        """Write how far the move is. One that has committed keeps its positions. Raises `RetryableError`."""
         await self._note(token, step, _encoded(status) if step == MoveStep.OPEN else None)
 
     async def note_end(self, departure: Departure, certificate: Certificate) -> None:
-        """Write the certificate of a move that has ended. Raises as `note_status`."""
+        """Write the certificate of a move that has ended. Raises `RetryableError`."""
         detail = {"verdict": certificate.verdict, "certificate": certificate, "positions": departure.positions}
         await self._note(departure.move_token, MoveStep.DONE, _encoded(detail))
 
     async def note_failure(self, token: int, status: MoveStatus, error: str) -> None:
-        """Write how far the mover got, and why it gives up, if the shard answers and the move has not ended."""
+        """Write why the mover gives up, if the shard answers and the move has not ended."""
         detail = _encoded(msgspec.to_builtins(status) | {"error": scrub_text(error)})
         with contextlib.suppress(RetryableError, PermanentError):
             async with self._source.transaction() as connection:

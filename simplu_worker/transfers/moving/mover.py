@@ -1,7 +1,7 @@
-"""Move one tenant from a shard to another one while workers apply its operations (docs/adr/0007-moving-tenants.md).
+"""Move one tenant from a shard to another while workers apply its operations (docs/adr/0007-moving-tenants.md).
 
-All state is in rows, and each step is a transaction on one shard that checks the mover's token. So a mover that is
-killed, or loses a shard for a moment, begins again: it reads the rows of both shards, and goes on from there.
+All state is in rows, and each step is a transaction on one shard that checks the mover's token. A mover that is killed,
+or loses a shard for a moment, begins again by the rows of both shards.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.settling import (
     FIRST,
+    MoveRefusedError,
     MoveSettler,
     MovingTenant,
     Progress,
     RowKey,
-    StatedError,
     activate_in,
     encoded,
     read_arrival,
@@ -71,9 +71,9 @@ from simplu_worker.transfers.moving.types import (
     Move,
     MoveOptions,
     MoveStatus,
-    OutrunError,
     PauseTooLongError,
     Situation,
+    SupersededError,
     continued_progress,
     describe_state,
     situation_of,
@@ -145,8 +145,9 @@ class Mover:
     async def run(self) -> Certificate:
         """Move the tenant, or go on with its move; return the certificate.
 
-        Raises `StatedError` if it cannot be moved, `OutrunError` and `PauseTooLongError` among them, and
-        `RetryableError` if a shard did not answer for a minute: the message has the state of the tenant.
+        Raises `MoveRefusedError` if it cannot be moved, and `RetryableError` if a shard did not answer for a minute: the
+        message has
+        the state of the tenant.
         """
         source, tenant_id = self._source, self._move.tenant_id
         async with noted_as_running(source, tenant_id, lambda: self._token, is_pause=lambda: self._phase in PAUSE):
@@ -159,7 +160,9 @@ class Mover:
             try:
                 return await self._run_once(began_at)
             except (PermanentError, ValueRefusedError) as exc:
-                stated = exc if isinstance(exc, StatedError) else StatedError(f"{exc}; {self.describe_state()}")
+                stated = (
+                    exc if isinstance(exc, MoveRefusedError) else MoveRefusedError(f"{exc}; {self.describe_state()}")
+                )
                 await self._journal.note_failure(self._token, self._status, str(stated))
                 if stated is exc:
                     raise
@@ -197,12 +200,12 @@ class Mover:
             case Situation.ARRIVED:
                 pass
             case Situation.GONE:
-                raise StatedError(
+                raise MoveRefusedError(
                     f"{self._move.tenant_id}: expected a tenant to move, got one that is destroyed; "
                     "run: simplu-worker tenants rollback --apply, to delete its copy"
                 )
             case Situation.ELSEWHERE:
-                raise StatedError(
+                raise MoveRefusedError(
                     f"{self._move.tenant_id}: expected its home on shard {self._move.source_id} or "
                     f"{self._move.target_id}, got none there; run: simplu-worker tenants show"
                 )
@@ -215,10 +218,7 @@ class Mover:
             return await read_tenant(connection, self._move.tenant_id)
 
     async def _prepare(self, states: AbstractSet[TenantState]) -> Progress:
-        """Take a token on the source, so that no earlier mover can commit, and then the row on the target.
-
-        Raises `RetryableError` if the tenant is in none of *states* on the source any more.
-        """
+        """Take a token on the source, so that no earlier mover can commit, and then the row on the target."""
         self._enter(MovePhase.PREPARE)
         # One that is lost from now on is awaited: promoted, it would still have the tenant as it was before the switch.
         await time_standbys(self._pools, self._commits, self._move)
@@ -234,7 +234,7 @@ class Mover:
                 raise RetryableError(f"the tenant is {'not here' if source is None else source.state} now")
             departure = await read_departure(connection, tenant_id)
             if source.state is TenantState.MOVED and departure is not None and departure.step in CLEANUP_STEPS:
-                raise StatedError(
+                raise MoveRefusedError(
                     f"{tenant_id}: expected its rows on shard {self._move.source_id}, which it has left, got a cleanup "
                     f"of them, and no tenant on shard {self._move.target_id}; restore that shard from a newer backup"
                 )
@@ -258,7 +258,7 @@ class Mover:
                 source.business_id,
                 source.location_id,
             ):
-                raise StatedError(
+                raise MoveRefusedError(
                     f"{tenant_id}: expected a free id on shard {self._move.target_id}, got that of business "
                     f"{target.business_id} at location {target.location_id}; the tenant stays on shard "
                     f"{self._move.source_id}; run: simplu-worker tenants move, to another shard"
@@ -283,27 +283,26 @@ class Mover:
                 source.created_at,
             )
             if affected_count(status) != 1:
-                raise self._outrun_error()
+                raise self._superseded_error()
             await connection.execute(
                 QUERIES["open_arrival"], tenant_id, self._move.source_id, self._token, encoded(progress)
             )
             self._target_server = await note_server(connection)
         if not progress.cursors and await drop_rows(self._target, tenant_id, self._token, "lock_incoming") is None:
-            raise self._outrun_error()
+            raise self._superseded_error()
         return progress
 
     async def _check_token(self, connection: Connection) -> None:
-        """Begin a transaction on the target. Raises as `_check_target`."""
         self._check_target(await connection.fetchrow(QUERIES["lock_incoming"], self._move.tenant_id, self._token))
 
     def _check_target(self, row: Any) -> Server:
         """Return the target's server; *row* is of a statement that finds the tenant only with our token.
 
-        Raises `OutrunError` if another mover has come, and `RetryableError` if the server is not that of our first
-        transaction: it may lack rows that this mover has written, and a new connection to it shows nothing of that.
+        Raises `RetryableError` if the server is not that of our first transaction: it may lack rows that this mover has
+        written, and a new connection to it shows nothing of that.
         """
         if row is None:
-            raise self._outrun_error()
+            raise self._superseded_error()
         server = server_of(row)
         if server != self._target_server:
             raise RetryableError(f"shard {self._move.target_id} has another server now, or was restarted")
@@ -330,7 +329,6 @@ class Mover:
         return progress
 
     async def _copy_chunk(self, progress: Progress, table: CopiedTable, after: RowKey) -> Progress:
-        """Copy the next chunk of *table*; return the progress, which is on the target."""
         began_at = self._clock()
         async with self._source.transaction(budget=StatementBudget.KEY_RANGE) as connection:
             await read_tenant(connection, self._move.tenant_id)
@@ -358,12 +356,11 @@ class Mover:
         return copied
 
     async def _count_rows(self) -> int:
-        """Return the number of rows to copy, which people are shown; 0 if the source takes long to count them."""
         counts = await self._source.count(QUERIES["count_tenant_rows"], self._move.tenant_id)
         return 0 if counts is None else int(sum(counts[0]))
 
     async def _catch_up(self, progress: Progress) -> Progress:
-        """Copy what changed since the barrier, in rounds, until a round is small. Raises `PauseTooLongError`."""
+        """Copy what changed since the barrier, in rounds, until a round is small."""
         self._enter(MovePhase.CATCH_UP)
         for _ in range(ROUNDS_MAX):
             began_at = page_began_at = self._clock()
@@ -401,7 +398,7 @@ class Mover:
         if source is None or source.state not in {TenantState.ACTIVE, TenantState.MOVED}:
             raise RetryableError(f"the tenant is {None if source is None else source.state}")
         if source.move_token != self._token:
-            raise self._outrun_error()
+            raise self._superseded_error()
         self._check_source(source, progress)
         return source
 
@@ -409,20 +406,19 @@ class Mover:
         """Raise `RetryableError` if the source has another server than the one that *progress* is of.
 
         A promoted standby may lack operations that were copied, and new connections to it show nothing of that.
-        Raises as `_check_clock`, too.
         """
         if source.server != progress.server:
             raise RetryableError(f"shard {self._move.source_id} has another server now, or was restarted")
         self._check_clock(source.read_at)
 
     def _check_clock(self, read_at: datetime) -> None:
-        """Raise `PermanentError` if the source's clock was set back: later rows may have times before the barrier."""
+        """Raise if the source's clock was set back: later rows may have times before the barrier."""
         now = self._clock()
         if self._last_barrier is not None:
             at, before = self._last_barrier
             if (now - at) - (read_at - before).total_seconds() > CLOCK_STEP_MAX_S:
                 self._last_barrier = None
-                raise StatedError(
+                raise MoveRefusedError(
                     f"{self._move.tenant_id}: expected the clock of shard {self._move.source_id} to run, got one "
                     f"that was set back; the tenant goes on on shard {self._move.source_id}; "
                     "run: simplu-worker tenants rollback --stay --apply, and then move the tenant again"
@@ -437,7 +433,6 @@ class Mover:
             await write_changes(connection, self._move.tenant_id, changes)
 
     async def _verify_live(self, progress: Progress) -> None:
-        """Compare the rows unchanged since the last round, while the tenant goes on. Raises if they differ."""
         self._enter(MovePhase.VERIFY)
         comparison = await compare_shards(
             self._source,
@@ -448,7 +443,7 @@ class Mover:
             log_kept=self._options.log_kept * LOG_KEPT_SHARE,
         )
         if not comparison.is_equal:
-            raise StatedError(
+            raise MoveRefusedError(
                 f"{self._move.tenant_id}: expected equal rows on both shards, got other ones: "
                 f"{describe_difference(comparison)}; the tenant goes on on shard {self._move.source_id}; "
                 "run: simplu-worker tenants rollback --stay --apply"
@@ -478,8 +473,8 @@ class Mover:
         """Predict the pause, right before the fence; return the progress of the last round of the catch-up.
 
         The prediction is the time of the pause's statements and of the standbys. One that is too long may have met a
-        slow moment, the planning of the statements, or a standby that does not keep up and is then awaited no more: the
-        next one shows whether that is over. Raises `PauseTooLongError`.
+        slow
+        moment: the next one shows whether that is over.
         """
         max_pause_s = self._options.max_pause_s
         for _ in range(REHEARSALS_MAX):
@@ -519,7 +514,7 @@ class Mover:
                     row = await connection.fetchrow(QUERIES["fence_tenant"], tenant_id, self._token, FENCE_S)
                     began_at = self._clock()
                     if row is None:
-                        raise self._outrun_error()
+                        raise self._superseded_error()
                     source = tenant_of(row)
                     if source.epoch != self._source_epoch:  # the copy is of the tenant before that
                         raise RetryableError("the tenant was destroyed, and made again")
@@ -550,7 +545,6 @@ class Mover:
         await self._commits.wait_for_transaction(self._move.target_id, ready)
 
     async def _finish_copy(self, source: MovingTenant, progress: Progress, changes: Sequence[Changes]) -> Server:
-        """Write the last changes, and make the tenant ready, in one transaction; return its server."""
         async with self._target.transaction() as connection:
             return await self._make_ready(connection, source, progress, changes)
 
@@ -596,12 +590,10 @@ class Mover:
         return None if row is None else server_of(row)
 
     async def _end_fence(self) -> None:
-        """Let the tenant go on on the source at once, and not after the deadline."""
         async with self._source.transaction() as connection:
             await connection.execute(QUERIES["end_own_fence"], self._move.tenant_id, self._token)
 
     async def _activate(self, committed: Server | None) -> None:
-        """Activate the tenant on the target; *committed* is the server of the commit, if that is known."""
         self._enter(MovePhase.ACTIVATE)
         move = self._move
         if committed is None:
@@ -626,7 +618,7 @@ class Mover:
         # In these steps no cleanup has begun.
         has_rows = departure is not None and departure.step in {MoveStep.COMMITTED, MoveStep.DONE}
         if target is None or arrival is None or arrival.ready_at is None or departure is None or not has_rows:
-            raise StatedError(
+            raise MoveRefusedError(
                 f"{move.tenant_id}: expected rows to compare on shard {move.source_id}, got none or deleted ones: "
                 f"its home is shard {move.target_id} already; run: simplu-worker tenants show"
             )
@@ -672,8 +664,8 @@ class Mover:
         if self._clock() - self._noted_at > NOTE_INTERVAL_S:
             await self._note_status()
 
-    def _outrun_error(self) -> OutrunError:
-        return OutrunError(f"{self._move.tenant_id}: another mover has begun since; {self.describe_state()}")
+    def _superseded_error(self) -> SupersededError:
+        return SupersededError(f"{self._move.tenant_id}: another mover has begun since; {self.describe_state()}")
 
     def _pause_error(self, got: str) -> PauseTooLongError:
         return PauseTooLongError(

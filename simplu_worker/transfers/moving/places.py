@@ -1,7 +1,4 @@
-"""Where a tenant that is to move has rows, and so the shard that it moves from. Pure, but for the question itself.
-
-How many businesses more the shards take, by the answers of Citrus.
-"""
+"""Where a tenant that is to move has rows, and how many businesses the shards take."""
 
 from __future__ import annotations
 
@@ -67,7 +64,7 @@ class TenantPlaces:
     def source_for(self, target_id: str) -> str:
         """Return the shard that the tenant moves from when *target_id* is to be its home.
 
-        That is its home; or, if it has left one for the target, that one. Raises as `home` does.
+        That is its home; or the one that it has left for the target. Raises as `home` does.
         """
         home = self.home()
         if home is not None and (others := [one for one in self.arriving_on() if one != target_id]):
@@ -142,7 +139,7 @@ async def fetch_capacities(locator: Locator, shard_ids: Collection[str]) -> dict
 
 
 async def has_business(pool: ShardPool, business_id: str) -> bool:
-    """Return whether a shard is the home of a location of a business, so that Citrus counts it there already."""
+    """Return whether a shard is the home of a location of a business, so that Citrus counts it there."""
     async with pool.connection() as connection:
         rows = await connection.fetch(QUERIES["find_locations"], business_id)
     return any(row["state"] in LEAVING for row in rows)

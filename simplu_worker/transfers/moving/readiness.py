@@ -1,7 +1,4 @@
-"""Whether two shards are ready for a move between them, and what one would take; nothing is written.
-
-How long a tenant will wait for its switch, measured before it is fenced.
-"""
+"""Whether two shards are ready for a move, and what it would take; nothing is written."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ LAST_ROUND: Final = timedelta(seconds=0.1)  # about the changes of the last roun
 
 
 class PredictedPause(msgspec.Struct, frozen=True):
-    """The two parts of a pause: until the standbys of both shards have the commits, and the statements themselves."""
+    """The two parts of a pause: until the standbys of both shards have the commits, and the statements."""
 
     standby_s: float
     statement_s: float
@@ -50,8 +47,7 @@ class PredictedPause(msgspec.Struct, frozen=True):
 async def time_standbys(pools: Pools, commits: ReplicationWaiter, move: Move) -> float:
     """Wait for the standbys of both shards, as the switch will; return how long that took.
 
-    A standby that has stopped to keep up is awaited for a while, and then no more: so a second call may be quick.
-    Raises `RetryableError` if a shard does not answer.
+    A standby that does not keep up is awaited for a while, and then no more. Raises `RetryableError`.
     """
     began_at = loop_time()
     for shard_id in (move.target_id, move.source_id):
@@ -62,7 +58,7 @@ async def time_standbys(pools: Pools, commits: ReplicationWaiter, move: Move) ->
 
 
 async def predict_pause(pools: Pools, commits: ReplicationWaiter, move: Move) -> PredictedPause:
-    """Return how long the tenant would wait; before a move, so that nothing of its own statements can be sent.
+    """Return how long the tenant would wait; before a move none of its statements can be sent.
 
     Raises `RetryableError` if a shard does not answer.
     """
@@ -98,11 +94,11 @@ OPERATION_BYTES: Final = 400
 
 
 class MovePlan(msgspec.Struct, frozen=True, rename="camel"):
-    """What a move would take; times in seconds, estimated from a sample of the rows and from commits on both shards.
+    """What a move would take; times in seconds, estimated from a sample of the rows and from commits.
 
-    *byte_count* is of the documents, *disk_bytes* of all rows on the target, with their indexes. *standby_s* is the
-    part of the pause until the standbys follow. *goes_on*: a command has begun the move before, and not ended it. What
-    is of the tenant's size is None where the source takes long to count its rows.
+    *byte_count* is of the documents, *disk_bytes* of all rows on the target, with their indexes. *goes_on*: a command
+    has
+    begun the move. What is of the tenant's size is None if its rows take long to count.
     """
 
     tenant: str
@@ -119,7 +115,7 @@ class MovePlan(msgspec.Struct, frozen=True, rename="camel"):
 
 
 async def check_shards(locator: Locator, pools: Pools, tenant_id: str, source_id: str, target_id: str) -> None:
-    """Raise `PermanentError` if a tenant cannot move from one shard to the other, `RetryableError` if one is silent."""
+    """Raise `PermanentError` if a tenant cannot move between the shards, `RetryableError` if one is silent."""
     known = {shard.shard_id: shard for shard in await locator.list_shards()}
     for shard_id in (source_id, target_id):
         if shard_id not in known:
@@ -139,7 +135,6 @@ async def check_shards(locator: Locator, pools: Pools, tenant_id: str, source_id
 
 
 async def _check_type(pools: Pools, tenant_id: str, source_id: str, target_id: str) -> None:
-    """Raise `PermanentError` if the target lacks the business type of a tenant of the source."""
     async with pools.pool_of(source_id).connection() as connection:
         tenant = await read_tenant(connection, tenant_id)
     if tenant is None:
@@ -164,7 +159,7 @@ async def check_copy(pool: ShardPool) -> None:
 
 
 async def require_schema(pool: ShardPool) -> None:
-    """Raise `PermanentError` if a shard is empty, `RetryableError` if it does not answer or may not be used."""
+    """Raise `PermanentError` if a shard is empty, `RetryableError` if it does not answer."""
     shard_id = pool.address.shard_id
     await pool.probe()
     async with pool.connection() as connection:

@@ -1,7 +1,4 @@
-"""A move, its status and its certificate; the errors that end one. Pure.
-
-The next step of a move, by the rows of the two shards alone (ADR 0007).
-"""
+"""A move, its status and its certificate; its errors, and its next step by the rows of both shards (ADR 0007). Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from enum import StrEnum
 
 import msgspec
 
-from simplu_worker.shards.settling import Arrival, Departure, MovingTenant, Progress, StatedError
+from simplu_worker.shards.settling import Arrival, Departure, MoveRefusedError, MovingTenant, Progress
 from simplu_worker.transfers.moving.checksums import Comparison
 from simplu_worker.vocabulary import MovePhase, MoveStep, TenantState
 
@@ -47,7 +44,7 @@ class MoveStatus(msgspec.Struct, frozen=True, rename="camel"):
 class Certificate(msgspec.Struct, frozen=True, rename="camel"):
     """What a move did; *comparison* is of the rows as of the fence. Times in seconds, *phases_s* of this command.
 
-    *epoch_before* is that of the tenant on its former shard before the move, *epoch* that on its new one.
+    *epoch_before* is that of the tenant on its former shard, *epoch* that on its new one.
     """
 
     tenant: str
@@ -91,11 +88,11 @@ def describe_state(move: Move, phase: MovePhase, *, has_left: bool) -> str:
             return f"the tenant is on shard {target_id}; run the same command again to compare and to publish it"
 
 
-class OutrunError(StatedError):
+class SupersededError(MoveRefusedError):
     """Another mover of the tenant, or a rollback, has begun since; or a worker has ended the fence for good."""
 
 
-class PauseTooLongError(StatedError):
+class PauseTooLongError(MoveRefusedError):
     """The tenant would have to wait for longer than allowed."""
 
 
@@ -138,10 +135,11 @@ def situation_of(source: MovingTenant | None, target: MovingTenant | None, *, ta
 def continued_progress(
     source: MovingTenant, source_shard_id: str, target: MovingTenant | None, arrival: Arrival | None, keeps: timedelta
 ) -> Progress | None:
-    """Return the progress of an earlier mover from which the copy goes on; None if all is to be copied again.
+    """Return the progress of an earlier mover from which the copy goes on; None to copy everything.
 
     Only with the same server on the source, since the barrier is by its clock, and while the log has all rows since:
-    *keeps* is half of the time for which it keeps them.
+    *keeps*
+    is half of the time for which it keeps them.
     """
     if target is None or target.state not in ON_THE_WAY or arrival is None:
         return None

@@ -1,4 +1,4 @@
-"""Take back what a move has left: the copy of one that has not committed, and the rows that a tenant left behind.
+"""Delete the copy of a move that has not committed, and the rows that a tenant left behind.
 
 Each under a token of its own, so that a mover that wakes up late finds another one (ADR 0007).
 """
@@ -43,7 +43,7 @@ async def drop_rows(shard: ShardPool, tenant_id: str, token: int, lock: TenantLo
     """Delete the rows of a tenant, but for its own; return their number, None once the row has another token or state.
 
     Only once the feed has read the tenant's changes in the log; its destinations are told of what they have not read
-    `UNREAD_S` later. Raises `RetryableError` if the shard does not answer.
+    `UNREAD_S` later. Raises `RetryableError`.
     """
     if await _has_unread(shard, tenant_id):
         async with shard.transaction() as connection:
@@ -71,7 +71,7 @@ async def drop_rows(shard: ShardPool, tenant_id: str, token: int, lock: TenantLo
 async def _has_unread(shard: ShardPool, tenant_id: str) -> bool:
     """Return whether the feed still has to read changes of the tenant, after `UNREAD_S` at most.
 
-    A destination that is not in the publisher's file reads nothing now, and is not waited for.
+    A destination that is not in the publisher's file is not waited for.
     """
     deadline = loop_time() + UNREAD_S
     while await _is_unread(shard, tenant_id, is_in_file=True):
@@ -89,8 +89,7 @@ async def _is_unread(shard: ShardPool, tenant_id: str, *, is_in_file: bool) -> b
 async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str) -> int:
     """Delete the copy of a tenant that has not left its source, or was destroyed there; return the rows deleted.
 
-    Raises `PermanentError` if the tenant has left the source, and `RetryableError` if a shard does not answer: then the
-    same call goes on.
+    Raises `PermanentError` if it has left the source, and `RetryableError` without an answer: the same call goes on.
     """
     source, target = pools.pool_of(source_id), pools.pool_of(target_id)
     async with target.connection() as connection:
@@ -115,7 +114,7 @@ async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str
 
 
 async def count_copied(pools: Pools, tenant_id: str, target_id: str) -> int:
-    """Return how many rows of a copy `undo_move` would delete. Raises `RetryableError` if the shard does not answer."""
+    """Return how many rows of a copy `undo_move` would delete. Raises `RetryableError`."""
     async with pools.pool_of(target_id).connection() as connection:
         copy = await read_tenant(connection, tenant_id)
         if copy is None or copy.state not in ON_THE_WAY:
@@ -162,7 +161,7 @@ async def list_left_behind(shard: ShardPool, older_than: timedelta) -> Sequence[
 async def count_left(
     pools: Pools, tenant_id: str, source_id: str, target_id: str, *, home_id: str | None = None
 ) -> int | None:
-    """Return how many rows `clean_up` would delete, or None as it does. Reads them all in the indexes."""
+    """Return how many rows `clean_up` would delete, or None as it does."""
     async with pools.pool_of(home_id or target_id).connection() as connection:
         home = await read_tenant(connection, tenant_id)
     async with pools.pool_of(source_id).connection() as connection:
@@ -173,7 +172,7 @@ async def count_left(
 
 
 def has_left_for(left: MovingTenant, home: MovingTenant, target_id: str) -> bool:
-    """Return whether the tenant has left the shard of *left* for *target_id*, with the row *home*, and is not back."""
+    """Return whether the tenant has left the shard of *left* for *target_id*, and is not back."""
     return (
         (left.state, left.moved_to) == (TenantState.MOVED, target_id)
         and home.state not in ON_THE_WAY  # it has arrived; since then it may have gone on, or been destroyed
@@ -192,10 +191,9 @@ async def clean_up(
 ) -> int | None:
     """Delete the rows that a tenant left on *source_id*, and return their number; the tenant's row stays.
 
-    Its home is asked on *home_id*, if it has gone on from *target_id*. None if the tenant has not arrived there, or has
-    come back. From the first statement on the move can only be taken back by copying everything. Only once the standbys
-    of its home have the tenant there: one that has not would need these rows. Raises `RetryableError` if a shard does
-    not answer.
+    Its home is asked on *home_id*, if it has gone on from *target_id*. None if the tenant has not arrived, or has come
+    back.
+    Only once the standbys of its home have the tenant: one that has not would need these rows. Raises `RetryableError`.
     """
     home_id = home_id or target_id
     source, target = pools.pool_of(source_id), pools.pool_of(home_id)

@@ -327,49 +327,6 @@ async def test_adopt_leaves_in_the_old_table_what_cannot_be_taken(case: Case) ->
     assert len(await fetch(case.pool, "SELECT FROM resources_before_adoption")) == 3
 
 
-async def test_adopt_follows_what_the_other_program_does_after_the_copy(case: Case) -> None:
-    for number in range(8):
-        await case.old.insert(CLINIC, "patient", f"p-{number}", {"n": number})
-    await case.old.insert(CLINIC, "patient", "p-7", {"n": "newer"})
-    await case.old.connection.execute("UPDATE resources SET id = -3 WHERE resource_id = 'p-6'")
-    adopter = case.adopter()
-    plan = await case.plan()
-    await adopter.copy(plan, AdoptionChoices())
-
-    await case.old.insert(GYM, "member", "m-1", {"new": True})
-    await case.old.replace(CLINIC, "patient", "p-1", {"n": 100})
-    await case.old.delete(CLINIC, "patient", "p-2")
-    await case.old.connection.execute("UPDATE resources SET resource_id = 'renamed' WHERE resource_id = 'p-3'")
-    await case.old.connection.execute("UPDATE resources SET id = 4711 WHERE resource_id = 'p-4'")
-    await case.old.connection.execute("DELETE FROM resources WHERE data ->> 'n' = 'newer'")
-    await case.old.delete(CLINIC, "patient", "p-5")
-    await case.old.insert(CLINIC, "patient", "p-5", {"n": "again"})
-    await case.adopt(AdoptionChoices())
-
-    assert await case.resources() == {
-        ("clinic-main", "patient", "p-0"): {"n": 0},
-        ("clinic-main", "patient", "p-1"): {"n": 100},
-        ("clinic-main", "patient", "renamed"): {"n": 3},
-        ("clinic-main", "patient", "p-4"): {"n": 4},
-        ("clinic-main", "patient", "p-5"): {"n": "again"},
-        ("clinic-main", "patient", "p-6"): {"n": 6},
-        ("clinic-main", "patient", "p-7"): {"n": 7},
-        ("gym-west", "member", "m-1"): {"new": True},
-    }
-
-
-async def test_adopt_takes_nothing_of_before_when_the_old_table_was_truncated(case: Case) -> None:
-    for number in range(8):
-        await case.old.insert(CLINIC, "patient", f"p-{number}", {"n": number})
-    await case.adopter().copy(await case.plan(), AdoptionChoices())
-    await case.old.connection.execute("TRUNCATE resources")
-    await case.old.insert(CLINIC, "patient", "p-9", {})
-
-    await case.adopt(AdoptionChoices())
-
-    assert set(await case.resources()) == {("clinic-main", "patient", "p-9")}
-
-
 async def test_adopt_refuses_when_the_other_program_still_writes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     await case.old.insert(CLINIC, "patient", "p-1", {})
     tasks: list[asyncio.Task[int]] = []
@@ -436,16 +393,6 @@ async def test_adopt_takes_rows_anew_when_their_tenant_is_another_one_than_befor
     assert [(row["id"], row["type"]) for row in types] == [("clinic-main", "hotel"), ("gym-west", "gym")]
 
 
-async def test_adopt_takes_the_other_duplicates_when_the_choice_changes(case: Case) -> None:
-    for n in range(3):
-        await case.old.insert(CLINIC, "patient", "p-1", {"n": n})
-    await case.adopter().copy(await case.plan(), AdoptionChoices(duplicates=Duplicates.OLDEST))
-
-    await case.adopt(AdoptionChoices(duplicates=Duplicates.NEWEST))
-
-    assert await case.resources() == {("clinic-main", "patient", "p-1"): {"n": 2}}
-
-
 class KilledError(WorkerError):
     """The process ends here."""
 
@@ -498,13 +445,6 @@ async def test_adopt_again_changes_nothing_and_says_what_was_adopted(case: Case)
 
     assert await case.adopter().make_plan() == adopted
     assert await fetch(case.pool, "SELECT oid FROM pg_class ORDER BY oid") == before
-
-
-async def test_adopt_makes_an_empty_shard_ours_when_the_old_table_has_no_rows(case: Case) -> None:
-    assert await case.adopt(AdoptionChoices()) == AdoptionResult("shard-1", row_count=0, tenant_count=0)
-
-    async with case.pool.connection() as connection:
-        assert await check_schema(connection, "shard-1") is not None
 
 
 async def test_other_program_goes_on_with_its_own_rights_while_it_is_copied(case: Case) -> None:
@@ -601,27 +541,6 @@ async def test_plan_refuses_a_shard_that_is_ours(shard: ShardPool) -> None:
 
     with pytest.raises(PermanentError, match="its schema is ours"):
         await adopter.make_plan()
-
-
-async def test_plan_refuses_a_shard_that_is_being_adopted_as_another_one(case: Case) -> None:
-    await case.old.insert(CLINIC, "patient", "p-1", {})
-    await case.adopter().copy(await case.plan(), AdoptionChoices())
-    pool = ShardPool(ShardAddress("shard-2", case.pool.address.connection_string), size=1)
-
-    with pytest.raises(PermanentError, match="as shard shard-1"):
-        await Adopter(pool, case.names, case.businesses).make_plan()  # type: ignore[arg-type]
-    await pool.close()
-
-
-async def test_plan_holds_an_unreadable_business_against_its_tenants_alone(case: Case) -> None:
-    await case.old.insert(CLINIC, "patient", "p-1", {})
-    await case.old.insert(GYM, "member", "m-1", {})
-    case.businesses.unreadable = {"gym"}
-
-    plan = await case.plan()
-
-    assert [owner.name for owner in plan.resolved] == ["clinic main"]
-    assert "type: expected one" in (plan.unresolved[0].problem or "")
 
 
 async def test_swap_waits_for_no_one_longer_than_a_lock_may_take(case: Case) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import itertools
 import json
 import re
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker, execute
-from support.postgres.tenant_cases import add_tenant, fetch
+from support.postgres.tenant_cases import fetch
 from support.restaurants import make_restaurants, mapping_text, row_count
 
 from simplu_local.postgres.server import PostgresServer
@@ -26,12 +26,8 @@ from simplu_local.processes.loopback import poll_until
 from simplu_worker.business_info import Business
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import state_words
-from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
 from simplu_worker.transfers.importing.copying import CopyCallbacks, FollowRound
 from simplu_worker.transfers.importing.importer import (
-    ALL_DELETED,
     OTHER_MAPPING,
     Importer,
     ImportOptions,
@@ -54,16 +50,6 @@ from simplu_worker.vocabulary import Absence
 slow = pytest.mark.slow(0.7)
 
 RESTAURANTS, ORDERS = 6, 10
-LISTED_PRODUCTS = "SELECT id, name, price FROM products WHERE restaurant_id = $1 AND deleted_at IS NULL ORDER BY id"
-DELETED_ORDERS = (
-    "SELECT id, total, created_at::timestamptz AS created_at, updated_at, deleted_at FROM orders"
-    " WHERE restaurant_id = $1 AND deleted_at IS NOT NULL ORDER BY id"
-)
-END_READERS = """
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid()
-"""
-
 _numbers = itertools.count(1)
 
 
@@ -238,27 +224,6 @@ async def test_values_become_json_as_postgres_writes_it(case: Case) -> None:
 
 
 @slow
-async def test_views_answer_the_old_queries_after_an_import(case: Case) -> None:
-    await case.importer().apply()
-
-    for query in (LISTED_PRODUCTS, DELETED_ORDERS):
-        old = await _query(case.url, query, 2)
-        assert old
-        assert await case.fetch(query.replace("FROM ", "FROM restaurant_"), "2-main") == old
-    assert len(await _query(case.url, LISTED_PRODUCTS, 2)) < len(
-        await case.fetch("SELECT id FROM restaurant_products WHERE restaurant_id = '2-main'")
-    )
-
-
-async def _query(url: str, query: str, *arguments: Any) -> list[dict[str, Any]]:
-    connection = await asyncpg.connect(url)
-    try:
-        return [dict(row) | {"id": str(row["id"])} for row in await connection.fetch(query, *arguments)]
-    finally:
-        await connection.close()
-
-
-@slow
 async def test_second_run_leaves_imported_tenants_alone(case: Case) -> None:
     first = await case.importer().apply()
     await case.fetch("UPDATE resources SET data = '{}' WHERE \"resourceName\" = 'theme'")
@@ -326,18 +291,6 @@ async def test_rows_with_a_tombstone_are_left_and_counted_apart(case: Case) -> N
     assert {(report.state, report.deleted, report.rows) for report in result.reports} == {
         (ImportState.IMPORTED, 3, row_count(1, ORDERS) - 3)
     }
-
-
-@slow
-async def test_tenant_with_deleted_rows_alone_is_noted_in_the_plan(case: Case) -> None:
-    await case.name_tombstones("restaurants")
-    assert not any(ALL_DELETED in note for note in (await case.importer().plan()).notes)
-    await case.change_source("INSERT INTO restaurants VALUES (9, 'Gone', NULL, NULL, now(), now(), now())")
-
-    result = await case.importer().plan()
-
-    assert (report_of(result, "9 main").state, report_of(result, "9 main").rows) == (ImportState.IMPORT, 0)
-    assert f"{ALL_DELETED}: 1" in result.notes
 
 
 @slow
@@ -537,114 +490,12 @@ async def test_tenants_of_a_failed_shard_do_not_keep_the_others_from_being_follo
 
 
 @slow
-async def test_tenants_that_are_not_followed_are_named_when_following_begins(case: Case) -> None:
-    await case.importer().plan()
-    broken = case.routed.pools.pool_of("shard-1").address.connection_string
-    await execute(broken, REFUSE_WRITES)
-    stopping = asyncio.Event()
-    rounds: list[FollowRound] = []
-
-    def report(one: FollowRound) -> None:
-        rounds.append(one)
-        stopping.set()
-
-    result = await case.importer().follow(stopping, report)
-
-    assert sorted(states(result).values()) == ["failed"] * 3 + ["followed"] * 3
-    assert (rounds[0].error or "").startswith("1 main: ")
-    assert (rounds[0].error or "").endswith("(the first of 3 tenants)")
-
-
-@slow
-async def test_tenant_with_a_row_that_the_source_cannot_return_does_not_keep_the_others_back(case: Case) -> None:
-    result = await follow_beside(
-        case,
-        [
-            (case.url, "INSERT INTO orders VALUES (1, 1, 'open', 1, 'n', '{\"a\": \"\\u0000\"}', now(), now())"),
-            (case.url, CHANGE_ALL),
-        ],
-        lambda one: one.row_count >= RESTAURANTS - 1 and one.error is not None,
-    )
-
-    assert {"2-main", "3-main", "4-main", "5-main", "6-main"} <= await changed_tenants(case)
-    assert set(states(result).values()) == {"followed"}
-    applied = states(await case.importer().apply())
-    assert (applied.pop("1 main"), set(applied.values())) == ("left", {"imported"})
-
-
-@slow
-async def test_shard_with_another_address_is_followed_there(case: Case, make_shard: ShardMaker) -> None:
-    pool = case.routed.pools.ensure_pool(next(iter(await case.routed.locator.list_shards())))
-    address = pool.address
-    registered = case.routed.citrus.registry.shards[address.shard_id]
-
-    def wanted(one: FollowRound) -> bool:
-        if one.error is not None:
-            registered.connection_string = address.connection_string
-        return one.error is None and one.row_count > 0
-
-    stopping = asyncio.Event()
-    begun: list[asyncio.Future[None]] = []
-
-    def report(one: FollowRound) -> None:
-        if not begun:
-            begun.append(asyncio.ensure_future(case.change_source(CHANGE_ALL)))
-            pool.address = ShardAddress(address.shard_id, "postgresql://nobody@127.0.0.1:1/nothing")
-        elif wanted(one):
-            stopping.set()
-
-    async with asyncio.timeout(90):
-        await case.importer().follow(stopping, report, interval_s=0.05)
-
-    assert await changed_tenants(case) == {f"{number}-main" for number in range(1, RESTAURANTS + 1)}
-
-
-@slow
-async def test_tenant_that_another_run_has_activated_is_not_followed_any_more(case: Case) -> None:
-    shard = "UPDATE imports SET token = gen_random_uuid() WHERE tenant_id = '2-main'"
-    await case.importer().plan()
-    url = case.routed.pools.pool_of("shard-1").address.connection_string
-
-    result = await follow_beside(case, [(url, shard), (case.url, CHANGE_ALL)], lambda one: one.error is not None)
-
-    assert await changed_tenants(case) == {"1-main", "3-main", "4-main", "5-main", "6-main"}
-    assert states(result) == {f"{number} main": "failed" if number == 2 else "followed" for number in range(1, 7)}
-    assert "another run has taken over" in (report_of(result, "2 main").detail or "")
-
-
-@slow
-async def test_import_goes_on_where_the_clock_of_the_shard_has_gone_back(case: Case) -> None:
-    await follow(case, "SELECT 1")
-    for pool in case.routed.pools.by_shard_id().values():
-        await execute(
-            pool.address.connection_string,
-            "UPDATE tenants SET created_at = now() + interval '4 minutes';"
-            "UPDATE imports SET updated_at = now() + interval '4 minutes'",
-        )
-
-    await follow(case, "SELECT 1")
-
-    assert set(states(await case.importer().apply()).values()) == {"imported"}
-    assert set(states(await case.importer().apply()).values()) == {"there"}
-
-
-@slow
-async def test_discard_deletes_the_tenants_that_are_not_active(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With their rows and their journal; active ones stay, and a later import begins again.
-
-    It waits for no count of their rows: a shard may have millions, and would be without an answer each time.
-    """
+async def test_discard_deletes_the_tenants_that_are_not_active(case: Case) -> None:
     await case.change_source("UPDATE themes SET updated_at = 'infinity' WHERE restaurant_id IN (2, 5)")
     await case.importer().apply()
 
     planned = await case.importer().discard(apply=False)
     assert {report.state for report in planned.reports} == {ImportState.DISCARD}
-    with monkeypatch.context() as patched:
-        patched.setattr("simplu_worker.shards.postgres.pool.COUNT_S", 0.0)
-        uncounted = await case.importer().discard(apply=False)
-    assert {(report.rows, report.detail) for report in uncounted.reports} == {
-        (0, "its rows are not counted, as that takes long")
-    }
     result = await case.importer().discard(apply=True)
 
     assert [(one.name, one.rows) for one in result.reports] == [(one.name, one.rows) for one in planned.reports]
@@ -658,33 +509,6 @@ async def test_discard_deletes_the_tenants_that_are_not_active(case: Case, monke
         assert left == {"1-main", "3-main", "4-main", "6-main"}
     assert await case.routed.gateway.find("2-main") is Absence.NOT_HERE
     assert set(states(await case.importer(leave_refused=True).apply()).values()) == {"imported", "there"}
-
-
-@pytest.mark.slow(3)
-async def test_rows_that_take_long_are_discarded_a_few_at_a_time(case: Case) -> None:
-    await case.change_source("UPDATE themes SET updated_at = 'infinity' WHERE restaurant_id = 2")
-    await case.importer().apply()
-    pool = case.routed.pools.pool_of("shard-1")
-    await fetch(
-        pool,
-        'INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")'
-        " SELECT '2-main', 'restaurant', 'order', 'more' || number, '{}', now(), now()"
-        " FROM generate_series(1, 250) AS number",
-    )
-    await execute(
-        pool.address.connection_string,
-        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN PERFORM pg_sleep(0.006); RETURN OLD; END $$;"
-        " CREATE TRIGGER wait BEFORE DELETE ON resources FOR EACH ROW EXECUTE FUNCTION wait();",
-    )
-
-    async with Pools(size=2, timeouts=ShardTimeouts(statement_s=1.0)) as pools:
-        pools.ensure_pool(pool.address)
-        hurried = dataclasses.replace(case, routed=dataclasses.replace(case.routed, pools=pools))
-        result = await hurried.importer().discard(apply=True)
-
-    assert [(report.name, report.state) for report in result.reports] == [("2 main", ImportState.DISCARDED)]
-    assert await case.fetch("SELECT id FROM resources WHERE id = '2-main'") == []
 
 
 @slow
@@ -705,40 +529,6 @@ async def test_each_tenant_is_imported_by_one_of_two_runs_at_once(case: Case) ->
 
 
 @slow
-async def test_tenant_that_a_shard_has_is_refused(case: Case) -> None:
-    await case.importer().plan()  # opens the pools
-    pools = case.routed.pools.by_shard_id()
-    await add_tenant(pools["shard-1"], ("1", "main"))
-    await add_tenant(pools["shard-2"], ("2", "main"), state="destroyed")
-    await add_tenant(pools["shard-2"], ("3", "main"), state="incoming")
-    await add_tenant(pools["shard-2"], ("4-main", "x"), state="active")
-    await case.change_source("UPDATE themes SET settings = '{}'")
-
-    result = await case.importer().apply()
-
-    assert {name: state for name, state in states(result).items() if state != "imported"} == dict.fromkeys(
-        ("1 main", "2 main", "3 main"), "refused"
-    )
-    assert report_of(result, "1 main").detail == "shard shard-1 has it already, active"
-    assert report_of(result, "2 main").detail == "shard shard-2 has it already, destroyed"
-    assert report_of(result, "3 main").detail == "shard shard-2 has it already, incoming"
-
-
-@slow
-async def test_another_database_of_the_same_name_is_another_source(case: Case) -> None:
-    await case.importer().apply()
-    await case.fetch("UPDATE imports SET source = regexp_replace(source, 'of .*', 'of 7') WHERE tenant_id = '1-main'")
-
-    result = await case.importer().apply()
-
-    assert states(result) == {
-        name: "refused" if name == "1 main" else "there" for name in (f"{number} main" for number in range(1, 7))
-    }
-    sources = await case.fetch("SELECT DISTINCT source FROM imports WHERE tenant_id <> '1-main'")
-    assert all(re.fullmatch(r"restaurants_\d+ of \d{10,}", row["source"]) for row in sources)
-
-
-@slow
 async def test_import_of_a_source_with_another_identity_is_discarded_by_its_name(case: Case) -> None:
     await follow(case, "SELECT 1")
     await case.fetch("UPDATE imports SET source = 'pos of 7' WHERE tenant_id IN ('1-main', '4-main')")
@@ -753,19 +543,6 @@ async def test_import_of_a_source_with_another_identity_is_discarded_by_its_name
     }
     assert result.source == "pos of 7"
     assert set(states(await case.importer().apply()).values()) == {"imported"}
-
-
-@slow
-async def test_tenant_that_was_destroyed_and_made_again_is_not_taken_for_imported(case: Case) -> None:
-    await case.importer().apply()
-    await case.fetch("UPDATE tenants SET state = 'destroyed' WHERE id = '1-main'")
-    request = ProvisionRequest("1", "main", "restaurant", datetime.now(UTC))
-    assert await case.routed.provisioner.provision(request) is ProvisionResult.PROVISIONED
-
-    result = await case.importer().apply()
-
-    assert report_of(result, "1 main").state is ImportState.REFUSED
-    assert report_of(result, "2 main").state is ImportState.THERE
 
 
 @slow
@@ -830,44 +607,6 @@ async def test_tenants_of_a_failed_shard_are_imported_by_the_next_run(case: Case
     assert set(states(await case.importer().apply()).values()) == {"imported", "there"}
 
 
-@pytest.mark.slow(2)
-async def test_tenants_whose_source_connection_breaks_are_imported_by_the_next_run(case: Case) -> None:
-    ended = False
-    tasks: list[asyncio.Future[None]] = []
-
-    def end(_: int) -> None:
-        nonlocal ended
-        if not ended:
-            ended = True
-            tasks.append(asyncio.ensure_future(case.change_source(END_READERS)))
-
-    result = await case.importer(on_rows=end, max_rows_per_s=100).apply()
-    await asyncio.gather(*tasks)
-
-    failed = [report for report in result.reports if report.state is not ImportState.IMPORTED]
-    assert {report.state for report in failed} == {ImportState.FAILED}
-    assert any("expected the snapshot of this run, got none (" in (report.detail or "") for report in failed)
-    assert all((report.detail or "").startswith("IMPORT_SOURCE_URL: ") for report in failed)
-    again = states(await case.importer().apply())
-    assert set(again.values()) <= {"imported", "there"}
-    assert [again[report.name] for report in failed] == ["imported"] * len(failed)
-
-
-@slow
-async def test_transaction_timeout_of_the_source_is_not_that_of_the_import(case: Case) -> None:
-    await case.change_source("""
-        DO $$ BEGIN
-            IF current_setting('server_version_num')::int >= 170000 THEN
-                EXECUTE format('ALTER DATABASE %I SET transaction_timeout = 200', current_database());
-            END IF;
-        END $$
-    """)
-
-    result = await case.importer(max_rows_per_s=500).apply()
-
-    assert set(states(result).values()) == {"imported"}
-
-
 @slow
 async def test_mapping_that_does_not_fit_is_refused_with_every_problem(case: Case) -> None:
     case.mapping = parse_mapping(
@@ -884,28 +623,6 @@ async def test_mapping_that_does_not_fit_is_refused_with_every_problem(case: Cas
 
 
 @slow
-async def test_names_of_a_mapping_are_quoted(case: Case) -> None:
-    await case.change_source("""
-        CREATE TABLE "Robert""); DROP TABLE themes; --" ("o'k" integer, "select" integer, "a ""b" text);
-        INSERT INTO "Robert""); DROP TABLE themes; --" VALUES (1, 5, 'x');
-    """)
-    table = {
-        "table": 'Robert"); DROP TABLE themes; --',
-        "resource_type": "odd",
-        "key": ["select"],
-        "tenant": ["o'k"],
-    }
-    mapping = {"tenants": {"business_type": "gym", "location": "main"}, "tables": [table]}
-    case.mapping = parse_mapping(json.dumps(mapping).encode(), is_json=True)
-
-    result = await case.importer().apply()
-
-    assert states(result) == {"1 main": "imported"}
-    rows = await case.fetch("SELECT data::text FROM resources WHERE \"resourceName\" = 'odd'")
-    assert [json.loads(row["data"]) for row in rows] == [{'a "b': "x"}]
-
-
-@slow
 async def test_role_without_rights_is_refused(case: Case) -> None:
     await case.change_source("CREATE ROLE poor LOGIN PASSWORD 'poor'")
     url, case.url = case.url, re.sub(r"//[^@]*@", "//poor:poor@", case.url)
@@ -918,98 +635,62 @@ async def test_role_without_rights_is_refused(case: Case) -> None:
         await case.change_source("DROP ROLE poor")
 
 
-@slow
-async def test_column_without_an_equality_is_refused_with_a_remedy_of_the_source(case: Case) -> None:
-    await case.change_source("CREATE TABLE odd (tenant json, number integer); INSERT INTO odd VALUES ('1', 1)")
-    table = {"table": "odd", "resource_type": "odd", "key": ["number"], "tenant": ["tenant"]}
-    mapping = {"tenants": {"business_type": "gym", "location": "main"}, "tables": [table]}
-    case.mapping = parse_mapping(json.dumps(mapping).encode(), is_json=True)
-
-    (report,) = (await case.importer().plan()).reports
-
-    assert report.state is ImportState.REFUSED
-    assert (report.detail or "").endswith("as the mapping names them, got: a function is missing (42883)")
+@asynccontextmanager
+async def own_source(make_shard: ShardMaker, server: PostgresServer, rows: str) -> AsyncIterator[Case]:
+    name = f"own_{next(_numbers)}"
+    url = await server.create_database(name)
+    await execute(
+        url,
+        f"""
+        CREATE TABLE resources (
+            id text, "businessType" text, "resourceName" text, "resourceId" text, data json,
+            date timestamptz DEFAULT '2024-01-01', "lastUpdated" timestamptz
+        );
+        INSERT INTO resources VALUES {rows};
+        """,
+    )
+    async with routed_shards([await make_shard("shard-1")]) as routed:
+        yield Case(url, routed, OWN_SHAPE)
+    await execute(server.url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def test_source_of_our_own_shape_needs_no_mapping(
     make_shard: ShardMaker, postgres_server: PostgresServer
 ) -> None:
-    name = f"own_{next(_numbers)}"
-    url = await postgres_server.create_database(name)
-    await execute(
-        url,
-        """
-        CREATE TABLE resources (
-            id text, "businessType" text, "resourceName" text, "resourceId" text, data json,
-            date timestamptz, "lastUpdated" timestamptz
-        );
-        INSERT INTO resources VALUES
-            ('clinic-main', 'dental', 'patients', 'p1', '{"name": "Ada", "n": 1.10}', '2024-01-01', '2024-01-02'),
-            ('clinic-main', 'dental', 'settings', 'default', '{"own": true}', '2024-01-01', NULL),
-            ('a-b-c', 'gym', 'members', 'm1', '{}', '2024-01-01', '2024-01-02'),
-            ('x-y-z', 'gym', 'members', 'm1', '{}', '2024-01-01', '2024-01-02'),
-            ('bad-one', 'gym', 'members', 'm1', '[1]', '2024-01-01', '2024-01-02'),
-            ('shop-main', 'bakery', 'members', 'm1', '{}', '2024-01-01', '2024-01-02'),
-            ('--', 'gym', 'members', 'm1', '{}', '2024-01-01', '2024-01-02'),
-            ('nothing', 'gym', 'members', 'm1', '{}', '2024-01-01', '2024-01-02');
-        """,
-    )
-    async with routed_shards([await make_shard("shard-1")]) as routed:
-        case = Case(url, routed, OWN_SHAPE)
+    source = """
+        ('clinic-main', 'dental', 'patients', 'p1', '{"name": "Ada", "n": 1.10}'),
+        ('clinic-main', 'dental', 'settings', 'default', '{"own": true}'),
+        ('a-b-c', 'gym', 'members', 'm1', '{}'), ('x-y-z', 'gym', 'members', 'm1', '{}'),
+        ('bad-one', 'gym', 'members', 'm1', '[1]'), ('shop-main', 'bakery', 'members', 'm1', '{}'),
+        ('--', 'gym', 'members', 'm1', '{}'), ('nothing', 'gym', 'members', 'm1', '{}')
+    """
+    async with own_source(make_shard, postgres_server, source) as case:
         case.businesses.known["a-b"] = Business("a-b", "gym", frozenset({"c"}))
         result = await case.importer().apply()
         rows = await case.fetch('SELECT id, "resourceName" AS name, data::text FROM resources ORDER BY 1, 2')
-    await execute(postgres_server.url, f"DROP DATABASE {name} WITH (FORCE)")
 
-    assert states(result) == {
-        "clinic main": "imported",
-        "a-b c": "imported",
-        "bad one": "left",
-        "shop main": "refused",
-        "nothing": "refused",
-        "--": "refused",
-        "x-y-z": "refused",
-    }
+    refused = dict.fromkeys(("shop main", "nothing", "--", "x-y-z"), "refused")
+    assert states(result) == {"clinic main": "imported", "a-b c": "imported", "bad one": "left"} | refused
     assert [(one.resource_id, one.reason) for one in case.refused] == [("m1", NOT_AN_OBJECT)]
-    assert [(row["id"], row["name"]) for row in rows] == [
-        ("a-b-c", "member"),
-        ("a-b-c", "settings"),
-        ("clinic-main", "patient"),
-        ("clinic-main", "settings"),
-    ]
+    names = [("a-b-c", "member"), ("a-b-c", "settings"), ("clinic-main", "patient"), ("clinic-main", "settings")]
+    assert [(row["id"], row["name"]) for row in rows] == names
     assert {"id": "clinic-main", "name": "settings", "data": '{"own": true}'} in rows
 
 
 async def test_rows_under_other_names_become_resources_of_their_type(
     make_shard: ShardMaker, postgres_server: PostgresServer
 ) -> None:
-    name = f"own_{next(_numbers)}"
-    url = await postgres_server.create_database(name)
-    await execute(
-        url,
-        """
-        CREATE TABLE resources (
-            id text, "businessType" text, "resourceName" text, "resourceId" text, data json,
-            date timestamptz, "lastUpdated" timestamptz
-        );
-        INSERT INTO resources VALUES
-            ('clinic-main', 'dental', 'patients', 'p1', '{}', '2024-01-01', '2024-01-02'),
-            ('clinic-main', 'dental', 'patient', 'p2', '{}', '2024-01-01', '2024-01-02'),
-            ('clinic-main', 'dental', 'patients', 'p3', '{}', '2024-01-01', '2024-01-02'),
-            ('clinic-main', 'dental', 'patient', 'p3', '{}', '2024-01-01', '2024-01-02');
-        """,
-    )
-    async with routed_shards([await make_shard("shard-1")]) as routed:
-        case = Case(url, routed, OWN_SHAPE)
+    source = """
+        ('clinic-main', 'dental', 'patients', 'p1', '{}'), ('clinic-main', 'dental', 'patient', 'p2', '{}'),
+        ('clinic-main', 'dental', 'patients', 'p3', '{}'), ('clinic-main', 'dental', 'patient', 'p3', '{}')
+    """
+    async with own_source(make_shard, postgres_server, source) as case:
         result = await case.importer(leave_refused=True).apply()
         rows = await case.fetch('SELECT "resourceName" AS name, "resourceId" AS id FROM resources ORDER BY 1, 2')
-    await execute(postgres_server.url, f"DROP DATABASE {name} WITH (FORCE)")
 
     assert states(result) == {"clinic main": "imported"}
-    assert [(one.resource_type, one.resource_id, one.reason) for one in case.refused] == [
-        ("patient", "p3", IS_DUPLICATE),
-        ("patient", "p3", IS_DUPLICATE),
-    ]
+    twice = ("patient", "p3", IS_DUPLICATE)
+    assert [(one.resource_type, one.resource_id, one.reason) for one in case.refused] == [twice, twice]
     assert [tuple(row.values()) for row in rows] == [("patient", "p1"), ("patient", "p2"), ("settings", "default")]
 
 

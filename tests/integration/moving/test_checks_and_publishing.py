@@ -122,25 +122,6 @@ async def test_move_ends_without_citrus_and_the_same_command_publishes_it(
 
 
 @pytest.mark.slow
-async def test_full_target_is_refused_before_anything_is_written(
-    world: CitrusWorld, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("one", "two"):
-        world.registry.place(f"{name}-main", world.registry.shards["b"])
-    error = "shard b: expected room for a business, got a full shard (2 of 2); raise maxBusinesses in Citrus"
-
-    problems = (await plan_moves(world.shards, [MoveRequest(*TENANT, "b")])).refused
-    assert problems[TENANT_ID].startswith(error)
-    result = await world.move(capsys)
-    assert (result["outcome"], result["error"][: len(error)]) == ("failed", error)
-    assert await fetch(world.case("a").pool, "SELECT FROM moves") == []
-    assert await fetch(world.case("b").pool, "SELECT FROM tenants") == []
-
-    world.registry.shards["b"].max_businesses = 3
-    assert (await world.move(capsys))["outcome"] == "moved"
-
-
-@pytest.mark.slow
 async def test_target_without_the_business_type_is_refused_before_anything_is_written(
     world: CitrusWorld, capsys: pytest.CaptureFixture[str]
 ) -> None:

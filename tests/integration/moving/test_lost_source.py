@@ -73,11 +73,7 @@ def let_movers_meet(monkeypatch: pytest.MonkeyPatch, before_delta: Meeting, befo
 async def test_move_ends_with_what_the_promoted_standby_has(
     make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And nothing more: the operations that it lacks come again from the stream, and take effect once.
-
-    One mover for each step, so that one failover meets them all: the standby lacks the last operations, the fences, and
-    the commit of a move.
-    """
+    # One mover for each step: the standby lacks the last operations, the fences, and the commit of a move.
     require_postgres()
     with ProcessGroup() as group:
         pair = await start_pair(group)

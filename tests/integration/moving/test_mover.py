@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -23,7 +21,6 @@ from support.postgres.trouble import waiters
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import PermanentError
-from simplu_worker.shards.health.prober import probe_shard
 from simplu_worker.shards.log import count_failures, note_rejections
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget
@@ -40,10 +37,9 @@ from simplu_worker.transfers.moving.checksums import (
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.types import (
     Certificate,
-    OutrunError,
+    SupersededError,
 )
 from simplu_worker.transfers.moving.undoing import LeftBehind, clean_up, list_left_behind, undo_move
-from simplu_worker.transfers.sql_files import QUERIES
 
 OTHERS_SQL = """
 SELECT count(*) FROM pg_stat_activity
@@ -109,39 +105,12 @@ async def test_tenant_is_written_to_while_it_moves_there_and_back(world: World) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("statement", [*range(2, 40, 12), *range(1, 40, 5)])
-async def test_mover_that_is_killed_is_continued_by_the_next_one(
-    world: World, statement: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    count = 0
-    for pool in world.shard_pools.values():
-        original = pool.transaction
-
-        def counted(*args: Any, original: Any = original, **options: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == statement:
-                raise asyncio.CancelledError
-            return original(*args, **options)
-
-        monkeypatch.setattr(pool, "transaction", counted)
-    before = await world.case("a").resources()
-    with pytest.raises(asyncio.CancelledError):
-        await world.move()
-    certificate = await world.move()
-
-    assert certificate.verdict == "equal"
-    assert await world.states() == {"a": "moved", "b": "active"}
-    assert await world.case("b").resources() == before
-
-
-@pytest.mark.slow
 async def test_two_movers_exclude_each_other(world: World) -> None:
     results = await asyncio.gather(world.move(), world.move(), return_exceptions=True)
 
     assert any(isinstance(one, Certificate) for one in results), results
     assert all(isinstance(one, Certificate | PermanentError) for one in results), results
-    assert not all(isinstance(one, OutrunError) for one in results)
+    assert not all(isinstance(one, SupersededError) for one in results)
     assert await world.states() == {"a": "moved", "b": "active"}
 
 
@@ -156,13 +125,6 @@ async def test_worker_ends_a_fence_after_its_deadline_only(world: World) -> None
     await fetch(pool, fence, timedelta(seconds=-1))
     assert await settler.end_overdue_fence("a", TENANT_ID)
     assert await fetch(pool, "SELECT state, move_token FROM tenants") == [{"state": "active", "move_token": 8}]
-
-
-async def test_worker_ends_a_fence_with_a_deadline_that_no_fence_has(world: World) -> None:
-    pool = world.shard_pools["a"]
-    await fetch(pool, "UPDATE tenants SET state = 'fenced', fenced_until = clock_timestamp() + interval '20 days'")
-    assert await MoveSettler(world.pools, world.commits).end_overdue_fence("a", TENANT_ID)
-    assert (await world.states())["a"] == "active"
 
 
 @pytest.mark.parametrize("clock", CLOCKS_APART.values(), ids=CLOCKS_APART)
@@ -359,20 +321,6 @@ async def test_journal_has_why_a_mover_gave_up_and_then_the_certificate(world: W
     assert (again.pause_s, again.updated_at) == (certificate.pause_s, ended.updated_at)
 
 
-async def test_error_of_a_mover_is_not_that_of_the_one_that_goes_on(world: World) -> None:
-    pool, position = world.shard_pools["a"], {"stream": "s"}
-    await fetch(pool, QUERIES["open_move"], TENANT_ID, "b", 1, "open", False)
-    detail = json.dumps({"positions": [position], "error": "no answer"})
-    await fetch(pool, QUERIES["note_move"], TENANT_ID, 1, "committed", detail)
-    assert [one.outcome for one in await world.journal("a")] == ["failed"]
-
-    await fetch(pool, QUERIES["open_move"], TENANT_ID, "b", 2, "committed", False)
-
-    assert [(one.outcome, one.move_token) for one in await world.journal("a")] == [(None, 2)]
-    (row,) = await fetch(pool, "SELECT detail FROM moves")
-    assert json.loads(row["detail"]) == {"positions": [position]}
-
-
 @pytest.mark.slow(0.4)
 async def test_difference_is_found_and_repaired_when_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     pool, case = world.shard_pools["b"], world.case("b")
@@ -485,37 +433,6 @@ async def test_copy_that_was_not_emptied_to_its_end_is_emptied_by_the_next_mover
 
 
 @pytest.mark.slow(0.3)
-async def test_rollback_that_is_killed_leaves_no_copy_to_go_on_from(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target = world.shard_pools["b"]
-    before = await world.case("a").resources(), await world.case("a").log()
-
-    async def refused(*_: object) -> None:
-        raise PermanentError("stopped before the fence")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Mover, "_switch", refused)
-        with pytest.raises(PermanentError, match="stopped"):
-            await world.move()
-
-    async def killed(shard: ShardPool, tenant_id: str, *_: object) -> int:
-        await fetch(shard, "DELETE FROM resources WHERE id = $1", tenant_id)
-        raise asyncio.CancelledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr("simplu_worker.transfers.moving.undoing.drop_rows", killed)
-        with pytest.raises(asyncio.CancelledError):
-            await undo_move(world.pools, TENANT_ID, "a", "b")
-    assert await fetch(target, "SELECT count(*) FROM resources") == [{"count": 0}]
-    moves = (await probe_shard(world.shard_pools["a"])).moves or ()
-    assert [(one.step, one.is_running) for one in moves] == [("undoing", False)]
-
-    assert (await world.move()).verdict == "equal"
-    assert (await world.case("b").resources(), await world.case("b").log()) == before
-
-
-@pytest.mark.slow(0.3)
 async def test_target_that_lost_the_tenant_after_a_cleanup_is_not_filled_with_nothing(world: World) -> None:
     await world.move()
     assert await clean_up(world.pools, world.commits, TENANT_ID, "a", "b") == 3500
@@ -574,63 +491,3 @@ async def test_rows_that_take_long_are_copied_and_deleted_a_few_at_a_time(world:
         assert (await hurried.move()).verdict == "equal"
         assert await hurried.case("b").resources() == before
         assert await clean_up(pools, hurried.commits, TENANT_ID, "a", "b") == 1500
-
-
-LONG_DOCUMENT = """
-UPDATE resources
-SET data = jsonb_build_object('n', (SELECT jsonb_agg(number * 1.5) FROM generate_series(1, 40000) AS number))
-WHERE "resourceId"::int <= 30
-"""
-
-
-MARKED = """
-WITH batch AS (
-    INSERT INTO log_batches (batch_id, completed_at, row_count, kind, tenants, types, origins)
-    SELECT pg_current_xact_id()::text::bigint, clock_timestamp(), $1::int, 'o', ARRAY[number], '{patient}', '{control}'
-    FROM tenants
-    RETURNING batch_id, tenants[1] AS tenant_no
-)
-INSERT INTO log_rows (batch_id, requested_at, received_at, tenant_no, position, type_at, origin_at, kind, digest,
-    request, resource)
-SELECT batch_id, now(), now(), tenant_no, "resourceId"::int, 1, 1, 'm', '', '\\x04' || int2send("resourceId"::int2),
-    simplu_key("resourceId")
-FROM batch, resources WHERE "resourceId"::int <= $1
-"""
-
-
-@pytest.mark.slow(5)
-@pytest.mark.parametrize("changed_count", [0, 30])
-async def test_long_documents_are_compared_a_few_at_a_time(world: World, changed_count: int) -> None:
-    await fetch(world.shard_pools["a"], 'DELETE FROM resources WHERE "resourceId"::int > 30')
-    await fetch(world.shard_pools["a"], LONG_DOCUMENT)
-    await world.move()
-    since = (await world.arrival("b")).ready_at
-    addresses = [pool.address for pool in world.shard_pools.values()]
-    await fetch(world.shard_pools["b"], MARKED, changed_count)
-
-    async def compared(source: ShardPool, target: ShardPool) -> Comparison:
-        assert since is not None
-        kept = timedelta(days=1)
-        return await compare_shards(source, target, TENANT_ID, since, live_on_source=False, log_kept=kept)
-
-    began_at = time.monotonic()
-    whole = await compared(world.shard_pools["a"], world.shard_pools["b"])
-    took_s = time.monotonic() - began_at
-    async with Pools(size=6, timeouts=ShardTimeouts(statement_s=took_s / 3)) as pools:
-        source, target = (pools.ensure_pool(address) for address in addresses)
-        assert await compared(source, target) == whole
-    assert (whole.is_equal, whole.row_count, whole.excluded) == (True, 30 - changed_count, changed_count)
-
-
-@pytest.mark.slow(0.3)
-async def test_rename_before_an_undone_move_is_not_forgotten_on_the_way_back(world: World) -> None:
-    await world.move()
-    await world.rename("b", "7", "new")
-    before = await world.case("b").resources()
-    await undo_move(world.pools, TENANT_ID, "b", "a")
-
-    certificate = await world.move("b", "a")
-
-    assert certificate.verdict == "equal"
-    assert certificate.rows_copied < 3000  # warm
-    assert await world.case("a").resources() == before

@@ -7,15 +7,14 @@ import re
 import pytest
 from msgspec import structs
 from support.moves.failpoints import set_failpoint
-from support.moves.world import OPTIONS, TENANT_ID, LateCommits, World
+from support.moves.world import OPTIONS, TENANT_ID, World
 from support.postgres.databases import execute
 from support.postgres.tenant_cases import fetch
 
-from simplu_worker.commands.moves.plans import MovePlans, print_plans
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.settling import StatedError
+from simplu_worker.shards.settling import MoveRefusedError
 from simplu_worker.transfers.moving import readiness
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.readiness import plan_move
@@ -76,7 +75,7 @@ async def test_error_that_ends_a_mover_has_the_state_of_the_tenant_and_the_next_
     world: World, shard_id: str, statements: str, error: str
 ) -> None:
     await execute(world.shard_pools[shard_id].address.connection_string, statements)
-    with pytest.raises(StatedError, match=error):
+    with pytest.raises(MoveRefusedError, match=error):
         await world.move()
     for entry in await world.journal("a"):
         assert re.search(error, entry.error or "")
@@ -190,14 +189,3 @@ async def test_plan_predicts_the_pause_with_the_standbys_and_is_refused_if_it_is
     assert (plan.disk_bytes or 0) > (plan.byte_count or 0) > 0
     assert await fetch(world.shard_pools["a"], "SELECT FROM moves") == []
     assert await fetch(world.shard_pools["b"], "SELECT FROM tenants") == []
-
-
-@pytest.mark.slow
-async def test_plan_of_a_tenant_that_takes_long_to_count_has_its_pause(
-    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("simplu_worker.shards.postgres.pool.COUNT_S", 0.0)
-    plan = await plan_move(world.pools, LateCommits(world.pools, late_count=0), Move(TENANT_ID, "a", "b"))
-    assert plan.pause_s > 0
-    assert print_plans(MovePlans([plan]), as_json=False) == 0
-    assert capsys.readouterr().out.count("not counted") == 5

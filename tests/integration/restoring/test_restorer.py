@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.clocks import APART, DAYS, clock_off_by
 from support.postgres.databases import ShardMaker
 from support.postgres.snapshots import copy_rows
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
@@ -18,11 +17,8 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.settling import MoveSettler
-from simplu_worker.shards.types import ClocksApartError
 from simplu_worker.transfers import restoring as module
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.types import Move, MoveOptions
@@ -131,31 +127,6 @@ async def test_tenant_is_as_of_the_backup_and_what_came_since_stays_undone(world
     assert await world.ask("SELECT step, mode FROM restores") == [{"step": "done", "mode": "as-of-backup"}]
 
 
-@pytest.mark.slow(4)
-async def test_rows_that_take_long_are_replaced_a_few_at_a_time(world: World) -> None:
-    many = """
-        INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
-        SELECT $1, 'dental', 'settings', number::text, '{}', now(), now() FROM generate_series(1, 250) AS number
-    """
-    for pool in (world.live, world.backup):
-        await fetch(pool, many, TENANT_ID)
-    wanted = await TenantCase(world.backup, TENANT).resources()
-    await world.ask(
-        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN PERFORM pg_sleep(0.006); RETURN coalesce(NEW, OLD); END $$"
-    )
-    await world.ask("CREATE TRIGGER wait BEFORE INSERT OR DELETE ON resources FOR EACH ROW EXECUTE FUNCTION wait()")
-
-    timeouts = ShardTimeouts(statement_s=1.0)
-    backup = ShardPool(world.backup.address, size=2, timeouts=timeouts)
-    async with Pools(size=6, timeouts=timeouts) as pools:
-        hurried = World(pools, pools.ensure_pool(world.live.address), backup, world.folder)
-        await hurried.restore(RestoreMode.CATCH_UP)
-    await backup.close()
-
-    assert (await world.case.resources(), await world.tenant()) == (wanted, ("active", 2))
-
-
 async def test_log_gets_what_only_the_backup_has(world: World) -> None:
     lost = [row["request_id"] for row in await fetch(world.backup, "SELECT request_id FROM operations")][:2]
     await world.ask("DELETE FROM log_rows WHERE request IN (simplu_key($1), simplu_key($2))", *lost)
@@ -164,35 +135,6 @@ async def test_log_gets_what_only_the_backup_has(world: World) -> None:
     await world.restore(RestoreMode.AS_OF_BACKUP)
 
     assert (await world.case.log()).items() >= before.items()
-
-
-@pytest.mark.slow(3)
-async def test_log_that_is_older_than_its_retention_is_passed_page_by_page(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = await TenantCase(world.backup, TENANT).log()
-    await world.ask("DELETE FROM log_rows WHERE request IN (simplu_key($1), simplu_key($2), simplu_key($3))", *before)
-    batch = """
-        INSERT INTO log_batches
-        SELECT -5, now() - interval '99 days', 3000, kind, gen_random_uuid(), tenants, types, origins
-        FROM log_batches ORDER BY batch_id LIMIT 1
-    """
-    old = """
-        INSERT INTO log_rows
-        SELECT
-            -5, requested_at, received_at, tenant_no, n, type_at, origin_at, kind, digest, simplu_key(n::text), resource
-        FROM (SELECT * FROM log_rows ORDER BY batch_id, position LIMIT 1) AS one, generate_series(1, 3000) AS n
-    """
-    await fetch(world.backup, batch)
-    await fetch(world.backup, old)
-    monkeypatch.setattr(module, "COMPARED_ROWS", 500)
-
-    await world.restore(RestoreMode.AS_OF_BACKUP)
-
-    assert len(world.statuses) > 6
-    log = await world.case.log()
-    assert log.items() >= before.items()
-    assert len(log) < 100
 
 
 async def test_tenant_catches_up_from_the_log_and_the_positions_of_the_backup(world: World) -> None:
@@ -331,15 +273,6 @@ async def test_worker_ends_the_fence_of_a_restorer_that_was_killed_before_it_ove
     assert await world.case.everything() == before
 
 
-async def test_restore_begins_nothing_while_the_clocks_are_apart(world: World) -> None:
-    before = await world.case.everything()
-    world.pools.pool_of("a").clock = clock_off_by(-DAYS)
-    with pytest.raises(ClocksApartError, match=APART):
-        await world.restorer(RestoreMode.CATCH_UP)._begin()
-    assert (await world.tenant())[0] == "active"
-    assert await world.case.everything() == before
-
-
 async def test_nothing_is_overwritten_where_the_file_cannot_be_made(world: World) -> None:
     (world.folder / "export.jsonl").write_text("another one's")
     before = await world.case.everything()
@@ -370,28 +303,6 @@ async def test_restorer_does_not_trust_its_memory_of_a_shard_that_has_lost_commi
     await restorer.run()
 
     assert times == module.RELEASE_TRIES + 1
-    assert await world.case.resources() == await TenantCase(world.backup, TENANT).resources()
-
-
-async def test_restore_goes_on_where_the_shard_is_now(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PAUSE_S", 0.01)
-    address = world.live.address
-    restore = Restore(TENANT_ID, "a", RestoreMode.CATCH_UP, world.folder / "export.jsonl", KEPT)
-    asked = 0
-
-    def lose(status: RestoreStatus) -> None:
-        if status.step == "delete" and not asked:
-            world.live.address = ShardAddress("a", "postgresql://nobody@127.0.0.1:1/nothing")
-
-    async def find_addresses() -> None:
-        nonlocal asked
-        asked += 1
-        world.pools.ensure_pool(address)
-
-    await Restorer(world.pools, world.backup, world.commits, restore, show=lose, find_addresses=find_addresses).run()
-
-    assert asked
-    assert await world.tenant() == ("active", 2)
     assert await world.case.resources() == await TenantCase(world.backup, TENANT).resources()
 
 
@@ -441,55 +352,8 @@ async def test_release_that_is_never_confirmed_is_told_as_one(
     assert await world.tenant() == ("active", 2)
 
 
-async def test_shard_that_has_lost_the_fence_is_exported_once_more(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PAUSE_S", 0.01)
-    restorer = world.restorer(RestoreMode.AS_OF_BACKUP)
-    original, times = restorer._replace, 0
-
-    async def lose_first() -> None:
-        nonlocal times
-        times += 1
-        if times == 1:
-            await world.ask("DELETE FROM restores")
-            await world.ask("UPDATE tenants SET state = 'active', move_token = 0, fenced_until = NULL")
-            await world.case.apply(world.case.operation("create", "since", {}))
-        await original()
-
-    monkeypatch.setattr(restorer, "_replace", lose_first)
-    certificate = await restorer.run()
-
-    assert [path.name for path in _files(world)] == ["export.jsonl", "export.jsonl.2"]
-    assert len(world.exported("export.jsonl.2")) == len(world.exported()) + 2
-    assert certificate.export == str(world.folder / "export.jsonl.2")
-    assert await world.case.resources() == await TenantCase(world.backup, TENANT).resources()
-
-
 def _files(world: World) -> list[Path]:
     return sorted(world.folder.iterdir())
-
-
-async def test_release_waits_for_a_moment_without_batches_and_does_not_copy_again(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    restorer = world.restorer(RestoreMode.CATCH_UP)
-    original, times = restorer._release, 0
-
-    async def release() -> None:
-        nonlocal times
-        times += 1
-        if times > 1:
-            return await original()
-        async with world.live.transaction() as connection:
-            await connection.execute("UPDATE stream_positions SET token = gen_random_uuid()")
-            return await original()
-
-    monkeypatch.setattr(restorer, "_release", release)
-    certificate = await restorer.run()
-
-    assert (times, certificate.rows_restored) == (2, 6)
-    assert [one.step for one in world.statuses].count("export") == 2
 
 
 async def test_rows_that_the_tenant_has_left_elsewhere_do_not_count_as_its_own_any_more(world: World) -> None:

@@ -15,7 +15,6 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
 from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.health.assessment import MoveEntry
 from simplu_worker.shards.health.prober import probe_shard
@@ -143,21 +142,6 @@ class World:
             return self.case("a").operation("delete", key)
         self.values[key] = value
         return self.case("a").operation(kind, key, {"n": value})
-
-
-class LateCommits(ReplicationWaiter):
-    """Commits that standbys confirm late, the first *late_count* of them."""
-
-    def __init__(self, pools: Pools, *, late_count: int) -> None:
-        super().__init__(pools)
-        self._late_count = late_count
-
-    async def wait_for_transaction(self, shard_id: str, server: Server, *, within_s: float | None = None) -> None:
-        """Wait."""
-        self._late_count -= 1
-        if self._late_count >= 0:
-            await asyncio.sleep(0.15)
-        await super().wait_for_transaction(shard_id, server, within_s=within_s)
 
 
 @asynccontextmanager
