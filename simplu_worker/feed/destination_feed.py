@@ -369,8 +369,7 @@ class DestinationFeed:
         """Note that the memory is whole, once everything that an earlier publisher may have delivered came again.
 
         Only from there on: that publisher may have delivered what this one's filter leaves out. No earlier publisher
-        has read
-        beyond *newest*, the newest batch when this one began.
+        has read beyond *newest*, the newest batch when this one began.
         """
         if self.memory.known_from is not None or self._undone_due or self.held:
             return

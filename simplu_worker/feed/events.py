@@ -13,8 +13,7 @@ Only as many bytes are read at a time as a window may hold: the rows of the log 
 
 Which replica publishes a shard, and what its events are part of.
 
-A promotion or restore that loses commits takes the row of the publisher and the cursors back with the log. Whatever
-was
+A promotion or restore that loses commits takes the row of the publisher and the cursors back with the log. Whatever was
 published behind the cursor as this server has it may be undone, so a new incarnation begins there; not behind the
 newest batch, as standbys have commits in another order than that of their numbers.
 
@@ -66,8 +65,7 @@ class LogBatch(NamedTuple):
     """A row of `read_feed`: a batch, its tenants that are there, and some of its rows by column, if it has any.
 
     Numbers of rows are in binary, which is quick. Those in arrays are texts: for other arrays asyncpg would ask the
-    server
-    first.
+    server first.
     """
 
     timeline: str
@@ -411,8 +409,7 @@ def choose_replay(
     """Return how to replay what lies behind a batch, up to *until* if given; None if there is nothing.
 
     Nothing is left out behind the place of a held tenant, whose events were not sent. While an earlier replay, which
-    left
-    out *left_out*, is under way, what either asks for is sent, and what is between.
+    left out *left_out*, is under way, what either asks for is sent, and what is between.
     """
     if left_out is not None and left_out.through <= cursor.batch_id:
         left_out = None

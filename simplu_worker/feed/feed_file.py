@@ -2,8 +2,8 @@
 
 Which hosts and addresses a destination may have: `FEED_ALLOWED_HOSTS`.
 
-Who may write `FEED_FILE`, or the DNS of a destination, must not lead the worker to its own ports, a metadata service
-or a database. So an address that is not of the public internet needs a network of the list, whatever its name.
+Who may write `FEED_FILE`, or the DNS of a destination, must not lead the worker to its own ports, a metadata service or
+a database. So an address that is not of the public internet needs a network of the list, whatever its name.
 """
 
 from __future__ import annotations

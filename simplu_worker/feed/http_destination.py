@@ -220,8 +220,7 @@ class HttpDestination:
         """Deliver *events*; return what became of each.
 
         Senders share the lanes, and each ends with its first failure: a receiver that hangs costs the time of one
-        request, and
-        an event that it cannot take holds no others.
+        request, and an event that it cannot take holds no others.
         """
         order, health = KeyOrder(events), CallHealth()
         lanes = iter(order.lanes())

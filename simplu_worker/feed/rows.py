@@ -93,8 +93,7 @@ class ReadDocuments(msgspec.Struct, frozen=True):
     """Documents by the number of their resource; *left_at* is the first number that has to be read again.
 
     A document is empty if it is too large for every destination. *elsewhere* has the shard to which a tenant has moved,
-    or
-    empty if that is unknown.
+    or empty if that is unknown.
     """
 
     facts: ReplicationFacts

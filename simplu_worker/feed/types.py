@@ -22,9 +22,8 @@ class Incarnation(msgspec.Struct, frozen=True):
     """The history of a shard that an event is part of; a new one begins with a promotion or a restore.
 
     Receivers compare ids as text: the newer one is greater (docs/feed.md). *bounds* are those of the latest
-    incarnations,
-    the newest first, each `<id>:<batch id>`, joined by commas: an event of an earlier incarnation is undone, unless it
-    comes again, if its batch is behind the bound of an incarnation named before its own.
+    incarnations, the newest first, each `<id>:<batch id>`, joined by commas: an event of an earlier incarnation is
+    undone, unless it comes again, if its batch is behind the bound of an incarnation named before its own.
     """
 
     id: str
@@ -128,8 +127,7 @@ class Destination(Protocol):
         """Deliver *events*; return what became of each, in their order.
 
         No event is delivered unless those of its partition key before it were: behind one that was not, the others of
-        its key
-        are `RetryLater`. Raises nothing that the destination's trouble may cause.
+        its key are `RetryLater`. Raises nothing that the destination's trouble may cause.
         """
 
 

@@ -174,8 +174,7 @@ class Window:
         """Note what became of *sent*; return those that are finished, in order.
 
         An event behind one of its key that failed was not tried. The key of a `RefusedForGood` waits until the caller
-        has kept
-        it, and says so by `finish`.
+        has kept it, and says so by `finish`.
         """
         finished: list[Finished] = []
         failed: set[str] = set()

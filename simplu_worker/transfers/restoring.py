@@ -325,8 +325,7 @@ class Restorer:
         """Restore the tenant, or go on with its restore; return the certificate.
 
         Raises `PermanentError` if that is not possible, and `RetryableError` if a database did not answer for a minute:
-        the
-        message has the state of the tenant.
+        the message has the state of the tenant.
         """
         async with self._live.connection() as connection:
             journal = await read_journal(connection, self._restore.tenant_id)

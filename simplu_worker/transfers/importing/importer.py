@@ -332,8 +332,7 @@ class Importer:
         """Copy every tenant that can be, and follow the source until *stopping*; return a report on each.
 
         No tenant is activated: `apply` does that later. The first round that is reported is the copy, with the error of
-        tenants
-        that are not followed. Returns at once if there is none to follow. Raises as `plan`.
+        tenants that are not followed. Returns at once if there is none to follow. Raises as `plan`.
         """
         token = str(uuid4())
         followed: list[FollowedTenant] = []

@@ -1,8 +1,7 @@
 """The rules of an import: which rows and tenants can be taken, checksums, pace, certificates, following. Pure.
 
 The checksum of a set of rows is the sum of a hash of each row, in two halves of 64 bits, with their number. Both
-servers
-compute the hashes, of type, id, the document as Postgres writes it, and both times.
+servers compute the hashes, of type, id, the document as Postgres writes it, and both times.
 """
 
 from __future__ import annotations
@@ -277,8 +276,7 @@ class ImportCertificate(msgspec.Struct, frozen=True, rename="camel", omit_defaul
     """The proof that a tenant's rows are those of the source, kept in the journal of its shard.
 
     Both servers computed *checksum* over *rows* rows. *refused* are rows that were not taken, by reason; *deleted*
-    those
-    with a tombstone.
+    those with a tombstone.
     """
 
     business_id: str

@@ -194,8 +194,8 @@ def plan_drain(
     """Return where the tenants of a shard are to go, and those for which there is no room.
 
     The shard with the most room that has the type is next, so that *shards*, the other ones, fill evenly; without room
-    one
-    with the tenant's business. Tenants whose type no shard has come last, to any shard: its check tells what it lacks.
+    one with the tenant's business. Tenants whose type no shard has come last, to any shard: its check tells what it
+    lacks.
     """
     rooms = _Rooms(shards)
     heap = [(-shard.room, shard.shard_id) for shard in shards if shard.room > 0]
@@ -380,8 +380,7 @@ def plan_by_map(
     """Return the moves to the shards that the map names, only to *targets*.
 
     Unless *keep_pins*, a tenant that was pinned to its home because shards were added moves to the one of these that
-    the
-    map places it on without the pin. *left* are tenants with shards that they have moved away from.
+    the map places it on without the pin. *left* are tenants with shards that they have moved away from.
     """
     follower = _PinFollower(shard_map, left)
     plan = []

@@ -89,8 +89,7 @@ async def read_changes(
     """Yield what changed since *since*, by the shard's clock, in pages of at most `PAGE_ROWS` rows of the log.
 
     Without the rows *known*, which an earlier call has read, and the resources that they changed. A page may be older
-    than
-    the next one: what changes later is in the pages since a later time.
+    than the next one: what changes later is in the pages since a later time.
     """
     async for log in _read_unknown(connection, tenant_id, since, known):
         yield await read_resources(connection, tenant_id, _changed_by(log), log)
@@ -150,8 +149,7 @@ async def read_log(
     """Yield the rows of a tenant's log from *start* on, in order of time, in pages of at most `PAGE_ROWS` rows.
 
     Each statement passes by about *scanned_rows* batches and rows, so that it takes a bounded time. If there are more,
-    and
-    the tenant has at most *few_rows* rows, these are read alone.
+    and the tenant has at most *few_rows* rows, these are read alone.
     """
     end = await connection.fetchval(QUERIES["find_logged_end"], tenant_id, start, scanned_rows)
     if end is not None and await connection.fetchval(QUERIES["has_few_operations"], tenant_id, few_rows):

@@ -369,8 +369,7 @@ async def repair_resources(
     """Write the resources *keys* as *source* has them, but for those written since the fence.
 
     The tenant's batches wait for it. Without *apply* only return what would be written. Raises `PermanentError` if the
-    home
-    is not on *target*, or as `check_former_rows`.
+    home is not on *target*, or as `check_former_rows`.
     """
     async with target.transaction() as connection:
         before = await _lock_home(connection, target, tenant_id)  # behind all batches in flight

@@ -145,9 +145,8 @@ class Mover:
     async def run(self) -> Certificate:
         """Move the tenant, or go on with its move; return the certificate.
 
-        Raises `MoveRefusedError` if it cannot be moved, and `RetryableError` if a shard did not answer for a minute: the
-        message has
-        the state of the tenant.
+        Raises `MoveRefusedError` if it cannot be moved, and `RetryableError` if a shard did not answer for a minute:
+        the message has the state of the tenant.
         """
         source, tenant_id = self._source, self._move.tenant_id
         async with noted_as_running(source, tenant_id, lambda: self._token, is_pause=lambda: self._phase in PAUSE):
@@ -473,8 +472,7 @@ class Mover:
         """Predict the pause, right before the fence; return the progress of the last round of the catch-up.
 
         The prediction is the time of the pause's statements and of the standbys. One that is too long may have met a
-        slow
-        moment: the next one shows whether that is over.
+        slow moment: the next one shows whether that is over.
         """
         max_pause_s = self._options.max_pause_s
         for _ in range(REHEARSALS_MAX):

@@ -192,8 +192,8 @@ async def clean_up(
     """Delete the rows that a tenant left on *source_id*, and return their number; the tenant's row stays.
 
     Its home is asked on *home_id*, if it has gone on from *target_id*. None if the tenant has not arrived, or has come
-    back.
-    Only once the standbys of its home have the tenant: one that has not would need these rows. Raises `RetryableError`.
+    back. Only once the standbys of its home have the tenant: one that has not would need these rows. Raises
+    `RetryableError`.
     """
     home_id = home_id or target_id
     source, target = pools.pool_of(source_id), pools.pool_of(home_id)
