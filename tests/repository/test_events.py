@@ -1,4 +1,4 @@
-"""docs/events.md has every log event of the package, with its levels and its keys; the keys of an event never vary."""
+"""docs/events.md has every log event of the package, with its levels; the keys of an event never vary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "erro
 MAY_LOG = re.compile(r"\blog\b|\bget_logger\b")  # a source without such a name has no logger: see `levels_named_in`
 EVENT = r"[a-z]+(?:_[a-z]+)*\.[a-z]+(?:_[a-z]+)*"
 ROW = re.compile(rf"^\| `({EVENT})` \| ([a-z ]+) \|", re.MULTILINE)
-KEYS_ROW = re.compile(rf"^\| `({EVENT})` \| ([^|]*) \|$", re.MULTILINE)
 
 Assigned: TypeAlias = Mapping[str, list[ast.expr]]
 
@@ -131,12 +130,6 @@ def catalogued_events() -> list[tuple[str, set[str]]]:
     return [(event, set(levels.split(" or "))) for event, levels in ROW.findall(events)]
 
 
-def catalogued_keys() -> list[tuple[str, list[str]]]:
-    """Return each row of the table of keys: the event and its keys."""
-    _, _, keys = PAGE.read_text(encoding="utf-8").partition("\n## Keys\n")
-    return [(event, re.findall(r"`(\w+)`", names)) for event, names in KEYS_ROW.findall(keys)]
-
-
 @pytest.mark.slow
 def test_events_are_in_the_catalogue_and_only_those_that_exist() -> None:
     assert sorted({one.event for one in logged_events()}) == sorted(event for event, _ in catalogued_events())
@@ -154,8 +147,3 @@ def test_keys_of_an_event_are_the_same_wherever_it_is_logged() -> None:
     for one in logged_events():
         keys[one.event].add(one.keys)
     assert {event: sorted(map(sorted, found)) for event, found in keys.items() if len(found) > 1} == {}
-
-
-def test_catalogue_names_the_keys_of_each_event() -> None:
-    expected = {one.event: sorted(one.keys) for one in logged_events()}
-    assert catalogued_keys() == sorted(expected.items())
