@@ -7,8 +7,6 @@ The records of a reply take each step together, in columns: one by one they take
 
 Read ids from a record that is no JSON, such as one that was cut off, for its dead letter and its status.
 
-One object for equal texts that come from outside, so that they take less memory and compare by identity.
-
 The digest of an operation: a redelivery has the same, another operation with its request id has not.
 """
 
@@ -24,7 +22,6 @@ import msgspec
 
 from simplu_worker.operations.json_record import (
     ABSENT,
-    DOCUMENT_MAX_DEPTH,
     NOTHING,
     RECORD,
     Id,
@@ -32,9 +29,8 @@ from simplu_worker.operations.json_record import (
     LongId,
     Time,
     check_texts,
-    exceed_bounds,
+    exceeds_bounds,
     has_escapes,
-    is_nested_deeper,
     json_error,
     member_error,
     object_member,
@@ -86,22 +82,6 @@ def readable_members(record: bytes, names: Collection[str]) -> dict[str, msgspec
             known = token[0][1:-1].decode("ascii", "replace")
             name, value_at = known if known in names else None, colon.end()
     return found
-
-
-TEXTS_MAX: Final = 50_000
-
-_known: dict[str, str] = {}
-
-
-def shared(texts: Iterable[str]) -> list[str]:
-    """Return *texts*, each as the object that came before, for as long as it is remembered.
-
-    Not by `sys.intern`: CPython from 3.12.0 to 3.12.6 never frees what that has seen (python/cpython#113993), and
-    producers may send any number of texts.
-    """
-    if len(_known) >= TEXTS_MAX:
-        _known.clear()
-    return [_known.setdefault(text, text) for text in texts]
 
 
 DIGEST_VERSION: Final = b"\x01"  # first byte of every digest: a later rule must not turn redeliveries into reuses
@@ -227,7 +207,7 @@ def decode_operations(
     if not records:
         return []
     if max(map(len, records)) <= max_bytes and (messages := parse_records(records, _message_decoder)) is not None:
-        return _Columns(messages, records, origins).operations(list_limit, may_be_deep=False)
+        return _Columns(messages, records, origins).operations(list_limit)
     decoded: list[Any] = [_parse(record, origin, max_bytes) for record, origin in zip(records, origins, strict=True)]
     parsed = [index for index, one in enumerate(decoded) if isinstance(one, RecordMembers)]
     if parsed:
@@ -236,7 +216,7 @@ def decode_operations(
             [records[index] for index in parsed],
             [origins[index] for index in parsed],
         )
-        for index, one in zip(parsed, columns.operations(list_limit, may_be_deep=True), strict=True):
+        for index, one in zip(parsed, columns.operations(list_limit), strict=True):
             decoded[index] = one
     return decoded
 
@@ -249,7 +229,7 @@ def _parse(record: bytes, origin: Origin, max_bytes: int) -> RecordMembers | Rej
         return parse_record(record, _message_decoder)
     except msgspec.ValidationError as exc:
         return _reject(shape_error(exc), record, origin)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         return _rejected(DeadLetterReason.INVALID_JSON, json_error(exc), origin, _readable_ids(record))
 
 
@@ -275,8 +255,8 @@ class _Columns:
         self.paginations = self.filters.copy()
         self.queries: list[ListQuery | None] = [None] * len(messages)
 
-    def operations(self, list_limit: int, *, may_be_deep: bool) -> list[Operation | RejectedRecord]:
-        """Return the operation or the rejection of each record; values are nested deep only if they *may_be_deep*."""
+    def operations(self, list_limit: int) -> list[Operation | RejectedRecord]:
+        """Return the operation or the rejection of each record."""
         messages, forms = self.messages, self.forms
         self._check_texts()
         if DERIVED_REQUEST_ID_PREFIX in "\0".join(self.request_ids):
@@ -296,20 +276,15 @@ class _Columns:
         self._amend(self.documents, apart, self._document)
         self._amend(self.filters, apart, lambda index: object_member(messages[index].filters, "filters"))
         self._amend(self.paginations, apart, lambda index: object_member(messages[index].pagination, "pagination"))
-        exceeding = exceed_bounds(self.documents, may_be_deep=may_be_deep)
-        for index in apart:
-            if not forms[index].has_data:
-                deep = may_be_deep and forms[index].is_list
-                exceeding[index] = deep and is_nested_deeper(self.filters[index], DOCUMENT_MAX_DEPTH)
 
         def query_of(index: int) -> ListQuery | None:
-            filters = b"" if exceeding[index] else self.filters[index]
             if not forms[index].is_list:
                 return None
-            return decode_list_query(filters, self.paginations[index], messages[index].resource_type, list_limit)
+            filters, resource_type = self.filters[index], messages[index].resource_type
+            return decode_list_query(filters, self.paginations[index], resource_type, list_limit)
 
         self._amend(self.queries, apart, query_of)
-        resource_types = shared(message.resource_type for message in messages)
+        resource_types = [message.resource_type for message in messages]
         business_ids, location_ids, tenant_ids = self._tenants()
         decoded: list[Any] = list(
             map(
@@ -327,7 +302,7 @@ class _Columns:
                 digests_of(self.kinds, resource_types, self.sent_ids, self.documents, self.filters, self.paginations),
                 self.origins,
                 map(len, self.records),
-                exceeding,
+                [form.has_data and exceeds_bounds(one) for form, one in zip(forms, self.documents, strict=True)],
             )
         )
         for index, error in self.errors.items():
@@ -408,8 +383,7 @@ def _shared_ids(business_id: str, location_id: str) -> tuple[str, str, str]:
 
     All operations of a tenant share these objects: less memory, and lookups and comparisons by identity.
     """
-    business_id, location_id, tenant_id = shared((business_id, location_id, tenant_id_of(business_id, location_id)))
-    return business_id, location_id, tenant_id
+    return business_id, location_id, tenant_id_of(business_id, location_id)
 
 
 class _Ids(msgspec.Struct, rename="camel"):
@@ -428,7 +402,7 @@ def _reject(error: str, record: bytes, origin: Origin) -> RejectedRecord:
     try:
         ids = msgspec.json.decode(replace_lone_surrogates(record), type=_Ids)
     except (msgspec.DecodeError, RecursionError):
-        ids = _Ids()
+        ids = _readable_ids(record)
     return _rejected(DeadLetterReason.INVALID_MESSAGE, error, origin, ids)
 
 

@@ -132,8 +132,8 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     *window_start*, of an order event: an event of its request id that was sent before is another event.
     *sent_type* is the name of the resource type that the record had, where the resource is stored under another one,
     *resource_type* (`stored_under`).
-    *exceeds_bounds*: its *data* may not be stored (`json_record.py`), or its filters are nested as deep; a worker
-    with other bounds may have applied it before.
+    *exceeds_bounds*: its *data* may not be stored (`json_record.py`); a worker with other bounds may have applied
+    it before.
     """
 
     kind: OperationKind

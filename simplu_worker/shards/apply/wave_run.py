@@ -1,10 +1,7 @@
 """Run the waves of a batch in its transaction, in as few round trips as the patches that the worker merges allow.
 
-Why the order is kept: a patch that the worker merges is put off, but not behind a wave with an operation that must
-see
-it or that writes its resource. Operations on other resources have the same effect before it as behind it.
-
-A patch of which the result is judged is merged in the worker too: what is judged is what is stored.
+Those are large and deep patches, each in a wave of its own, and patches of which the result is judged: what is judged
+is what is stored.
 
 The statement that applies the waves of a batch, by what the batch contains, and its arguments.
 
@@ -25,16 +22,8 @@ from simplu_worker.operations.operation import Operation
 from simplu_worker.operations.waves import TenantRow
 from simplu_worker.shards.apply.judging import BatchJudges, Found
 from simplu_worker.shards.apply.operation_log import PLACES
-from simplu_worker.shards.apply.patch_merging import (
-    BoundsExceededError,
-    ResourceId,
-    merge_each,
-    merge_into_row,
-    merge_together,
-    resource_of,
-    updated_by,
-)
-from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
+from simplu_worker.shards.apply.patch_merging import UnmergeableError, merge_each, updated_by
+from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, pack_columns
 from simplu_worker.vocabulary import READING_KINDS, Failure, OperationKind
@@ -132,83 +121,35 @@ class WaveRun:
         self.failures: list[tuple[int, str]] = []
         self.found: dict[int, Found] = {}
         self._judges = judges
-        self._unjudged: set[int] = set()  # judged patches without a resource
         self._refused: list[tuple[str, int, Failure, str | None]] = []  # tenant, place, failure, result
         self._connection = connection
         self._statement = statement
         self._tenants = tenants
         self._waiting: list[tuple[Sequence[int], Sequence[Operation]]] = []  # waves that were not sent yet
-        self._patches: dict[ResourceId, list[tuple[int, Operation]]] = {}  # put off, by resource
 
-    def __repr__(self) -> str:
-        return f"WaveRun({len(self._waiting)} waves waiting, {len(self._patches)} resources with patches put off)"
-
-    async def add_wave(self, places: Sequence[int], operations: Sequence[Operation]) -> None:
-        """Add a wave of *operations* at *places*."""
-        if self._patches:
-            for key in self._resources_before(operations):
-                await self._merge(key)
-        judged = [index for index, operation in enumerate(operations) if self._judges.judges_patch(operation)]
-        wave = await self._judge(places, operations, judged) if judged else (places, operations)
+    async def add_wave(self, places: Sequence[int], operations: Sequence[Operation], *, is_laborious: bool) -> None:
+        """Add a wave of *operations* at *places*, or of one patch that *is_laborious*."""
+        merged = [index for index, one in enumerate(operations) if is_laborious or self._judges.judges_patch(one)]
+        wave = await self._merge(places, operations, merged) if merged else (places, operations)
         if wave[0]:
             self._waiting.append(wave)
 
-    def add_patch(self, place: int, operation: Operation) -> None:
-        """Add a wave with a patch that the worker merges."""
-        self._patches.setdefault(resource_of(operation), []).append((place, operation))
-
     async def finish(self) -> None:
-        """Apply the patches that were put off, and send the last waves."""
-        for key in list(self._patches):
-            await self._merge(key)
+        """Send the last waves."""
         await self._send()
         if self._refused:
             await self._connection.fetchmany(QUERIES["fail_operation"], self._refused)
             self.failures += [(place, failure) for _, place, failure, _ in self._refused]
 
-    def _resources_before(self, operations: Sequence[Operation]) -> list[ResourceId]:
-        """Return the resources with patches put off that must be merged before a wave of *operations*."""
-        resources = {resource_of(operation) for operation in operations}
-        lists = {resource_of(operation)[:2] for operation in operations if operation.kind is LIST}
-        return [key for key in self._patches if key in resources or key[:2] in lists]
-
-    async def _merge(self, key: ResourceId) -> None:
-        """Merge the patches of a resource that were put off."""
-        patches = self._patches.pop(key)
-        await self._send()  # earlier waves: the patches are merged into their result
-        is_judged = self._judges.judges_patch(patches[0][1])  # each result of its own
-        merged = None
-        if not is_judged:
-            merged = await merge_together(self._connection, key, [operation for _, operation in patches])
-        if merged is None:
-            for place, operation in patches:
-                await self._merge_alone(place, operation)
-            return
-        for refused in merged.refused:
-            self._refuse(*patches[refused])
-        if len(merged.refused) < len(patches):
-            place, last = patches[max(set(range(len(patches))).difference(merged.refused))]
-            self._waiting.append(([place], [updated_by(last, merged.data)]))
-
-    async def _merge_alone(self, place: int, patch: Operation) -> None:
-        await self._send()
-        merged: str | BoundsExceededError | None
-        try:
-            merged = await merge_into_row(self._connection, resource_of(patch), patch.text or "")
-        except BoundsExceededError as exc:
-            merged = exc
-        if (operation := self._with_effect_of(place, patch, merged)) is not None:
-            self._waiting.append(([place], [operation]))
-
-    async def _judge(
-        self, places: Sequence[int], operations: Sequence[Operation], judged: Sequence[int]
+    async def _merge(
+        self, places: Sequence[int], operations: Sequence[Operation], merged: Sequence[int]
     ) -> tuple[Sequence[int], Sequence[Operation]]:
-        """Return a wave with updates in place of its patches at the indexes *judged*, and without the refused ones."""
+        """Return a wave with updates in place of its patches at the indexes *merged*, and without the refused ones."""
         await self._send()
-        merged = await merge_each(self._connection, [operations[index] for index in judged])
+        results = await merge_each(self._connection, [operations[index] for index in merged])
         changed: dict[int, Operation | None] = {
             index: self._with_effect_of(places[index], operations[index], one)
-            for index, one in zip(judged, merged, strict=True)
+            for index, one in zip(merged, results, strict=True)
         }
         wave = [
             (place, one)
@@ -217,27 +158,21 @@ class WaveRun:
         ]
         return [place for place, _ in wave], [operation for _, operation in wave]
 
-    def _with_effect_of(
-        self, place: int, patch: Operation, merged: str | BoundsExceededError | None
-    ) -> Operation | None:
+    def _with_effect_of(self, place: int, patch: Operation, merged: str | UnmergeableError | None) -> Operation | None:
         """Return the operation to apply for *patch*, which makes the data *merged*; None if it is refused."""
         if merged is None:
-            if self._judges.judges_patch(patch):
-                self._unjudged.add(place)
-            return patch  # `not_found`, or data that no table can store
-        if isinstance(merged, BoundsExceededError):
-            self._refuse(place, patch)
-            return None
-        found = self._judges.judge(patch, merged.encode())
+            return self._refuse(place, patch, Failure.NOT_FOUND)
+        if isinstance(merged, UnmergeableError):
+            return self._refuse(place, patch, Failure.INVALID_DATA)
+        found = self._judges.judge(patch, merged.encode()) if self._judges.judges_patch(patch) else None
         if found is not None:
             self.found[place] = found
             if found.judge.refuses:
-                self._refuse(place, patch, found.result)
-                return None
+                return self._refuse(place, patch, Failure.INVALID_DATA, found.result)
         return updated_by(patch, merged)
 
-    def _refuse(self, place: int, patch: Operation, result: str | None = None) -> None:
-        self._refused.append((patch.tenant_id, place, Failure.INVALID_DATA, result))
+    def _refuse(self, place: int, patch: Operation, failure: Failure, result: str | None = None) -> None:
+        self._refused.append((patch.tenant_id, place, failure, result))
 
     async def _send(self) -> None:
         """Send the waves that wait. Their arguments, megabytes for each, are made when they are put on the wire."""
@@ -246,9 +181,6 @@ class WaveRun:
             arguments = (wave_arguments(self._statement, *wave, self._tenants) for wave in waiting)
             rows: list[Any] = await self._connection.fetchmany(QUERIES[self._statement.query], arguments)
             self.failures += [(row["place"], row["error"]) for row in rows]
-        if self._unjudged.difference(place for place, _ in self.failures):
-            raise LostRaceError("a resource of a judged patch came after it was looked for")
-        self._unjudged.clear()
 
 
 async def find_unstorable(pool: ShardPool, texts: Sequence[str | None]) -> list[int]:

@@ -803,11 +803,15 @@ class WriteAttempt:
     ) -> list[tuple[int, Failure]]:
         """Apply the operations *applied*, wave after wave; return those without effect, and why.
 
-        In one round trip, but for a few more for each resource of which the worker merges patches.
+        In one round trip, but for two more for each patch that the worker merges. Raises `ApartError` for a second one
+        of a resource: a transaction is to take a bounded time.
         """
         operations = _select(applied, self.operations)
         patches = [index for index, operation in enumerate(operations) if operation.kind is PATCH]
         laborious = find_laborious(operations, patches, self.large)
+        first = {resource_of(operations[index]): index for index in sorted(laborious, reverse=True)}
+        if further := laborious.difference(first.values()):
+            raise ApartError([applied[index] for index in further], "large patches behind another of their resource")
         planned = plan_waves(operations)
         waves = isolate([(*wave.reads, *wave.writes) for wave in planned], laborious)
         statement = statement_for(
@@ -818,10 +822,8 @@ class WriteAttempt:
         )
         run = WaveRun(connection, statement, tenants, judges)
         for wave in waves:
-            if laborious and wave[0] in laborious:  # alone in its wave
-                run.add_patch(applied[wave[0]], operations[wave[0]])
-            else:
-                await run.add_wave([applied[index] for index in wave], [operations[index] for index in wave])
+            own = [operations[index] for index in wave]
+            await run.add_wave([applied[index] for index in wave], own, is_laborious=wave[0] in laborious)
         await run.finish()
         self.found |= run.found
         if unmerged := [self.operations[place] for place, error in run.failures if error == UNMERGED]:

@@ -30,9 +30,7 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.judging import judge_change
 from simplu_worker.shards.apply.patch_merging import ResourceId, merge_into_row
-from simplu_worker.shards.apply.wave_run import find_unstorable
 from simplu_worker.shards.log import MarkOrigin, mark_changes
-from simplu_worker.shards.postgres.errors import ValueRefusedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -117,7 +115,7 @@ class ResourceChanges:
                 raise RetryableError("the resource was created during the rename")
             return ChangeResult.EXISTED if found else ChangeResult.MISSING
 
-        return await self._change(rename.business_id, rename.location_id, change, keys, rename.additional_data)
+        return await self._change(rename.business_id, rename.location_id, change, keys)
 
     async def add_admin(self, admin: AdminAccount) -> ChangeResult:
         """Make the administrator's `role` and staff resource, each unless it is there.
@@ -156,7 +154,6 @@ class ResourceChanges:
         location_id: str,
         change: Change,
         keys: Sequence[ResourceKey],
-        additional_data: str | None = None,
     ) -> ChangeResult:
         """Run *change* on the tenant's shard, and invalidate *keys*, also if the change was applied before."""
         tenant_id = tenant_id_of(business_id, location_id)
@@ -164,12 +161,7 @@ class ResourceChanges:
         if pool is None:
             return ChangeResult.UNKNOWN_TENANT
         with unforeseen_with_shard(pool.address.shard_id, tenant_id):
-            try:
-                return await self._change_on(pool, business_id, location_id, change, keys)
-            except ValueRefusedError as exc:
-                if await find_unstorable(pool, [additional_data]):
-                    raise PermanentError(f"additionalData: expected what Postgres can store, got {exc.error}") from exc
-                raise
+            return await self._change_on(pool, business_id, location_id, change, keys)
 
     async def _change_on(
         self, pool: ShardPool, business_id: str, location_id: str, change: Change, keys: Sequence[ResourceKey]

@@ -192,33 +192,6 @@ async def test_laborious_patch_may_have_the_escape_of_a_nul_as_text(tenant: Tena
     ]
 
 
-async def test_laborious_patch_is_merged_by_postgres_when_the_text_of_the_row_may_be_huge(tenant: TenantCase) -> None:
-    await tenant.apply(tenant.operation("create", "r1", {"n1": 1}))
-    await fetch(
-        tenant.pool,
-        "UPDATE resources SET data = data || jsonb_build_object('big', '1e5000'::jsonb) WHERE id = $1",
-        tenant.tenant_id,
-    )
-
-    assert await tenant.apply(tenant.operation("patch", "r1", LABORIOUS | {"big": None})) == [SUCCEEDED]
-
-    assert await tenant.resources() == {("patient", "r1"): {}}
-
-
-async def test_patches_of_one_large_resource_share_its_reading_and_its_writing(tenant: TenantCase) -> None:
-    await tenant.apply(tenant.operation("create", "r1", members(30_000)))
-    acts = []
-    for count in (2, 32):
-
-        async def act(count: int = count) -> None:
-            batch = [tenant.operation("patch", "r1", {f"m{number}": None, "n": number}) for number in range(count)]
-            assert await tenant.apply(*batch) == [SUCCEEDED] * count
-
-        acts.append(act)
-
-    await assert_is_linear(acts)
-
-
 @pytest.mark.parametrize(
     "patches",
     [

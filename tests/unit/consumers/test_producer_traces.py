@@ -22,7 +22,7 @@ TEXT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
         (b'{"traceparent": {"a": "b"}}', [MALFORMED]),
         (b'{"traceparent": "\\ud800"}', ["\0"]),  # a lone surrogate is replaced, as everywhere
         (b'{"traceparent": "first", "traceparent": "last"}', ["last"]),
-        (b'{"data": ' + b"[" * 600 + b"]" * 600 + b', "traceparent": "deep"}', ["deep"]),
+        (b'{"data": ' + b"[" * 600 + b"]" * 600 + b', "traceparent": "deep"}', [MALFORMED]),
         (b'{"traceparent": ' + b"[" * 600 + b"]" * 600 + b"}", [MALFORMED]),
         (b'{"traceparent": "cut', [MALFORMED]),
         (b'\xff{"traceparent": "x"}', [MALFORMED]),

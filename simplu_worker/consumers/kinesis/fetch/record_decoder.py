@@ -44,7 +44,7 @@ from simplu_worker.consumers.kinesis.stream.aggregation import (
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, HasPosition, Position, RecordPosition
 from simplu_worker.operations.dead_letter import BadParts, DeadLetter, dead_letter_of, format_ranges
-from simplu_worker.operations.decode import SOUND_RECORD, decode_operation, decode_operations, shared
+from simplu_worker.operations.decode import SOUND_RECORD, decode_operation, decode_operations
 from simplu_worker.operations.defects import decode_or_reject, defect_text
 from simplu_worker.operations.operation import KEY_MAX, Operation, Origin, PartNumber, RejectedRecord, partition_key_by
 from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
@@ -130,7 +130,7 @@ class RecordDecoder:
             arrivals.append(arrived_at)
         self._arrived_at = arrived_at
         numbers = [record.sequence_number for record in run]
-        keys = shared(record.partition_key for record in run)
+        keys = [record.partition_key for record in run]
         origins = self._origins(arrivals, numbers, repeat(0), keys)
         data = [record.data for record in run]
         results = self._decode_operations(data, origins)
@@ -186,7 +186,7 @@ class RecordDecoder:
                 repeat(record.arrived_at),
                 repeat(record.sequence_number),
                 [part.sub_sequence_number for part in run],
-                shared(part.partition_key for part in run),
+                [part.partition_key for part in run],
                 [part.index for part in run],
                 [part.parts_behind for part in run],
             )

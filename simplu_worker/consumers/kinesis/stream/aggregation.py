@@ -27,7 +27,13 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.consumers.kinesis.stream.positions import HashRange
-from simplu_worker.operations.json_record import ABSENT, has_escapes, parse_record, replace_lone_surrogates
+from simplu_worker.operations.json_record import (
+    ABSENT,
+    RECORD_MAX_DEPTH,
+    has_escapes,
+    parse_record,
+    replace_lone_surrogates,
+)
 from simplu_worker.operations.operation import PartNumber
 
 # The error of an aggregate that does not lie within its stream shard: one dead letter for the whole aggregate.
@@ -388,7 +394,7 @@ def _elements(record: bytes) -> Sequence[bytes]:
     """Return the elements of an array, one more than it may have at most; none for no JSON."""
     text = replace_lone_surrogates(record) if has_escapes(record) else record
     try:
-        raw = msgspec.structs.astuple(parse_record(text, _elements_decoder))
+        raw = msgspec.structs.astuple(parse_record(text, _elements_decoder, levels=1 + RECORD_MAX_DEPTH))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ()
     elements = list(map(bytes, takewhile(lambda element: element is not ABSENT, raw)))

@@ -349,28 +349,21 @@ THEN (resources.data || wave.data) - ARRAY(
 ELSE resources.data || wave.data
 
 -- fragment: nested_cases
--- Data changed by a patch with objects among its members. The function takes up to three times as long as the rest.
+-- Data changed by a patch with objects among its members; these have neither nulls nor objects (`is_laborious`).
 WHEN pg_catalog.jsonb_path_exists(wave.data, 'strict $.* ? (@.type() == "object")'::pg_catalog.jsonpath)
 THEN CASE
-    WHEN pg_catalog.jsonb_path_exists(
-        wave.data,
-        'strict $.* ? (@ == null || exists (
-            @ ? (@.type() == "object").* ? (@ == null || @.type() == "object")
-        ))'::pg_catalog.jsonpath
+    :flat_cases
+END || (
+    SELECT pg_catalog.jsonb_object_agg(
+        member.key,
+        CASE pg_catalog.jsonb_typeof(resources.data -> member.key)
+            WHEN 'object' THEN (resources.data -> member.key) || member.value
+            ELSE member.value
+        END
     )
-    THEN public.simplu_merge_patch(resources.data, wave.data)
-    ELSE (resources.data || wave.data) || (
-        SELECT pg_catalog.jsonb_object_agg(
-            member.key,
-            CASE pg_catalog.jsonb_typeof(resources.data -> member.key)
-                WHEN 'object' THEN (resources.data -> member.key) || member.value
-                ELSE member.value
-            END
-        )
-        FROM pg_catalog.jsonb_each(wave.data) AS member
-        WHERE pg_catalog.jsonb_typeof(member.value) = 'object'
-    )
-END
+    FROM pg_catalog.jsonb_each(wave.data) AS member
+    WHERE pg_catalog.jsonb_typeof(member.value) = 'object'
+)
 
 -- fragment: changed_rows
 FROM wave
@@ -1006,16 +999,6 @@ SELECT
         THEN checked.document::pg_catalog.text
     END AS data
 FROM locked AS checked;
-
--- name: patch_target
--- The text of the data of a resource of `lock_targets` changed by the patch $4 (RFC 7396), by Postgres, for data that the worker does
--- not read; NULL if the changed data may not be stored.
-SELECT CASE WHEN :is_within_bounds THEN checked.document::pg_catalog.text END AS data
-FROM public.resources
-CROSS JOIN LATERAL (
-    SELECT public.simplu_merge_patch(resources.data, $4::pg_catalog.text::pg_catalog.jsonb) AS document OFFSET 0
-) AS checked
-WHERE resources.id = $1 AND resources."resourceName" = $2 AND resources."resourceId" = $3;
 
 -- fragment: batch_columns
 -- The columns of a wave, and those of the log beside them. As texts: no data are parsed here. The numbers of the rows are

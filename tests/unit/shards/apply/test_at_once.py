@@ -95,7 +95,7 @@ def test_statement_has_the_parts_that_the_batch_needs(
 ) -> None:
     assert query_for(batch, has_claim=has_claim) == query
     assert ("UPDATE public.stream_positions" in QUERIES[query]) is has_claim
-    assert ("simplu_merge_patch" in QUERIES[query]) is (NESTED in batch)
+    assert ("jsonb_object_agg" in QUERIES[query]) is (NESTED in batch)
 
 
 def test_statements_are_all_used() -> None:

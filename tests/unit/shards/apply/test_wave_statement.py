@@ -20,7 +20,7 @@ CASES = [
     ([READ, LIST], "", "apply_wave"),
     ([LIST, READ], "nested", "apply_wave"),
 ]
-PARTS = {READ: "found AS (", LIST: "listed AS (", "nested": "simplu_merge_patch"}
+PARTS = {READ: "found AS (", LIST: "listed AS (", "nested": "jsonb_object_agg"}
 
 
 @pytest.mark.parametrize("creates_new", [False, True], ids=["careful", "new"])

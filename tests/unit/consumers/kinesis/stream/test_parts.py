@@ -106,10 +106,11 @@ def test_record_of_too_many_parts_is_refused_as_a_whole(separator: bytes, extra:
         assert [part.index for part in parts] == list(range(PARTS_OF_RECORD_MAX))
 
 
-def test_deep_parts_do_not_end_the_parser() -> None:
-    deep = b'{"data":' + b"[" * 10_000 + b"]" * 10_000 + b"}"
-    assert texts(b"[%b,%b,%b]" % (ONE, deep, TWO)) == [ONE, deep, TWO]
-    assert texts(b"%b\n%b\n%b" % (ONE, deep, TWO)) == [ONE, deep, TWO]
+@pytest.mark.parametrize("record", [b"[%b,%b,%b]", b"%b\n%b\n%b"])
+def test_record_with_too_deep_a_part_is_one(record: bytes) -> None:
+    deep, deeper = (b'{"data":{"a":' + b"[" * depth + b"]" * depth + b"}}" for depth in (511, 10_000))
+    assert texts(record % (ONE, deep, TWO)) == [ONE, deep, TWO]
+    assert parts_of_record(record % (ONE, deeper, TWO), "key") is None
 
 
 def test_records_of_an_aggregate_are_unpacked_too() -> None:
