@@ -26,8 +26,8 @@ from simplu_worker.operations.operation import (
 )
 from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.apply.crashed_batches import CrashedBatches
 from simplu_worker.shards.apply.judging import Foreseen
-from simplu_worker.shards.apply.rehearsal import CrashedBatches
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.health.trial_write import try_write
 from simplu_worker.shards.listing import ListedOperation, ListRequest, OperationLister, OperationPage, listed_members
