@@ -8,7 +8,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
@@ -20,7 +20,7 @@ from simplu_worker import __version__, instruments
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.assembly.worker import Consumers, Parts, open_parts
 from simplu_worker.bulkheads import contain, keep_running
-from simplu_worker.config.settings import Settings, unset_sources
+from simplu_worker.config.settings import TLS_FILES, Settings, unset_sources
 from simplu_worker.consumers.kinesis.leases.lease import worker_id
 from simplu_worker.consumers.source_retention import EffectiveRetention
 from simplu_worker.dead_letters.queue import ensure_default_queue
@@ -41,10 +41,10 @@ from simplu_worker.status import metrics_text
 from simplu_worker.status.history import INTERVAL_S
 from simplu_worker.status.letter_requests import LetterRequests
 from simplu_worker.status.queues import Monitoring
-from simplu_worker.status.replica import ReplicaStatus, http_views
-from simplu_worker.status.roles import LIST_VARIABLE, ListedToken, Tokens, decode_tokens
+from simplu_worker.status.replica import ReplicaStatus
+from simplu_worker.status.roles import LIST_VARIABLE, Tokens, decode_tokens
 from simplu_worker.status.server import open_http
-from simplu_worker.status.tls import ServerTls, WatchedFiles, load_tls, rereading
+from simplu_worker.status.tls import ServerTls, WatchedFiles
 from simplu_worker.telemetry.systemd import START_EXTENSION_S, SystemdNotifier
 from simplu_worker.timing.backoff import shared_pause_s
 from simplu_worker.timing.waits import repeat_every
@@ -61,17 +61,18 @@ log = structlog.get_logger(__name__)
 
 
 class Signals(NamedTuple):
-    """The signals that came: *stopping* is set by SIGTERM and SIGINT, the others by SIGHUP."""
+    """The signals that came: *stopping* is set by SIGTERM and SIGINT, the others by SIGHUP, which rereads *files*."""
 
     stopping: asyncio.Event
     hung_up: asyncio.Event
     feed_hung_up: asyncio.Event  # the same, for the one other reader of a file
+    files: list[WatchedFiles[Any]]
 
 
 async def run_worker(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, then drain within `SHUTDOWN_GRACE_SECONDS`; a second signal ends the process.
 
-    SIGHUP reloads `SHARD_MAP_FILE` and `FEED_FILE`.
+    SIGHUP reloads `SHARD_MAP_FILE`, `FEED_FILE`, `API_TOKENS_FILE` and the certificate.
     """
     widen_threads()
     signals = _handle_signals()
@@ -85,7 +86,7 @@ async def run_worker(settings: Settings) -> None:
     )
     async with AsyncExitStack() as stack:
         serving = await stack.enter_async_context(AsyncExitStack())
-        port = await _serve_http(serving, settings, replica)
+        port = await _serve_http(serving, settings, replica, signals)
         parts = await stack.enter_async_context(open_parts(settings, replica.name))
         stack.push_async_callback(serving.aclose)  # before the parts that its answers are made of
         health = HealthRegistry()
@@ -108,11 +109,13 @@ async def run_worker(settings: Settings) -> None:
 
 def _handle_signals() -> Signals:
     loop = asyncio.get_running_loop()
-    signals = Signals(asyncio.Event(), asyncio.Event(), asyncio.Event())
+    signals = Signals(asyncio.Event(), asyncio.Event(), asyncio.Event(), [])
 
     def hang_up() -> None:
         signals.hung_up.set()
         signals.feed_hung_up.set()
+        for file in signals.files:
+            file.reread()
 
     def stop() -> None:
         if signals.stopping.is_set():
@@ -125,29 +128,17 @@ def _handle_signals() -> Signals:
     return signals
 
 
-class HttpFiles(NamedTuple):
-    """The files that the HTTP server uses, and reads again."""
-
-    tokens: WatchedFiles[Sequence[ListedToken]] | None
-    tls: WatchedFiles[ServerTls] | None
-
-
-def _watch_files(settings: Settings) -> HttpFiles:
-    """Read the files of the HTTP server. Raises `ConfigurationError` for those that cannot be used."""
-    listed, certificate, key = settings.api_tokens_file, settings.http_tls_cert_file, settings.http_tls_key_file
+async def _serve_http(stack: AsyncExitStack, settings: Settings, replica: ReplicaStatus, signals: Signals) -> int:
+    """Serve what *replica* tells while *stack* is open; return the port. Raises `ConfigurationError` for its files."""
+    path, certificate, key = settings.api_tokens_file, settings.http_tls_cert_file, settings.http_tls_key_file
     tokens, tls = None, None
-    if listed is not None:
-        tokens = WatchedFiles({LIST_VARIABLE: listed}, lambda texts: decode_tokens(*texts))
+    if path is not None:
+        tokens = WatchedFiles((LIST_VARIABLE,), lambda: decode_tokens(path.read_bytes()))
+        signals.files.append(tokens)
     if certificate is not None and key is not None:
-        files = {"HTTP_TLS_CERT_FILE": certificate, "HTTP_TLS_KEY_FILE": key}
-        tls = WatchedFiles(files, lambda _: load_tls(certificate, key))
-    return HttpFiles(tokens, tls)
-
-
-async def _serve_http(stack: AsyncExitStack, settings: Settings, replica: ReplicaStatus) -> int:
-    """Serve the views of *replica* while *stack* is open; return the port."""
-    watched = _watch_files(settings)
-    await stack.enter_async_context(rereading([one for one in watched if one is not None]))
+        tls = ServerTls(certificate, key)
+        replica.certificate = WatchedFiles(TLS_FILES, tls.read)
+        signals.files.append(replica.certificate)
     operator, viewer = settings.api_token, settings.api_viewer_token
     http = open_http(
         settings.http_host,
@@ -155,16 +146,15 @@ async def _serve_http(stack: AsyncExitStack, settings: Settings, replica: Replic
         tokens=Tokens(
             operator=None if operator is None else operator.get_secret_value(),
             viewer=None if viewer is None else viewer.get_secret_value(),
-            listed=None if (tokens := watched.tokens) is None else lambda: tokens.value,
+            listed=tokens,
         ),
-        views=http_views(replica, LetterRequests(settings)),
+        replica=replica,
+        letters=LetterRequests(settings),
         allow_destructive=settings.allow_destructive_http,
         opens_reads=settings.api_open_reads,
         is_behind_tls=settings.http_behind_tls,
-        tls=None if (tls := watched.tls) is None else lambda: tls.value.context,
+        tls=None if tls is None else tls.context,
     )
-    if tls is not None:
-        replica.certificate_end = lambda: tls.value.certificate_end
     try:
         return await stack.enter_async_context(http)
     except OSError as exc:

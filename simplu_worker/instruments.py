@@ -415,7 +415,7 @@ CLOCK_AHEAD = Gauge(
 EVENT_LOOP_LAG = Gauge("simplu_event_loop_lag_seconds", "Delay of a timer of the event loop, measured twice a second.")
 LOG_LINES_DROPPED = Counter(
     "simplu_log_lines_dropped_total",
-    "Lines that stdout or stderr did not take: the disk is full, the pipe closed, or 1 MiB unread.",
+    "Lines that stdout or stderr did not take: the disk is full, the pipe closed, or too much unread.",
     ["stream"],
 )
 

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -64,7 +63,6 @@ def _background_output() -> Iterator[None]:
         BackgroundStream(
             stream or Path(os.devnull).open("w", encoding="utf-8"),  # noqa: SIM115  (closed as the process started)
             on_drop=instruments.LOG_LINES_DROPPED.labels(name).inc,
-            on_recovery=partial(_log_recovery, name),
         )
         for name, stream in zip(instruments.LOG_STREAMS, before, strict=True)
     ]
@@ -74,7 +72,3 @@ def _background_output() -> Iterator[None]:
         for stream in opened:
             stream.drain(within_s=DRAIN_S)
         sys.stdout, sys.stderr = before
-
-
-def _log_recovery(stream: str, lines: int) -> None:
-    structlog.get_logger(__name__).warning("log.lines_dropped", stream=stream, lines=lines)

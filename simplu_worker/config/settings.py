@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     http_port: values.PortOrAny = 8080
     """Port of health, metrics and status, for 100 connections at most; 0: any free one."""
     http_tls_cert_file: Path | None = None
-    """Certificate chain for HTTPS instead of HTTP; read again when it is renewed."""
+    """Certificate chain for HTTPS instead of HTTP; read again on SIGHUP."""
     http_tls_key_file: Path | None = None
     """Its private key, without a password."""
     http_behind_tls: bool = False
@@ -171,8 +171,8 @@ class Settings(BaseSettings):
     api_viewer_token: values.SecretToken | None = None
     """Another one, of viewers: they see no results, records or error texts, and change nothing."""
     api_tokens_file: Path | None = None
-    """JSON file with further tokens by their SHA-256, each with a role, a producer's with its tenants; read again when
-    it changes. See [security.md](security.md#tokens)."""
+    """JSON file with further tokens by their SHA-256, each with a role, a producer's with its tenants; read again on
+    SIGHUP. See [security.md](security.md#tokens)."""
     api_open_reads: bool = False
     """Show counts and states of `/status`, `/shards` and the monitoring points without a token."""
     runbook_url: values.ServerUrl | None = None

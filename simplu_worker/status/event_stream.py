@@ -1,4 +1,4 @@
-"""Answers that last: server-sent events, for a bounded number of listeners (docs/outcomes.md).
+"""Answers that last: server-sent events (docs/outcomes.md).
 
 A listener reads them with `fetch` and the header `Authorization`, so no token is in an address or a cookie.
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import Final
 
@@ -17,12 +17,11 @@ import msgspec
 from aiohttp import web
 
 from simplu_worker.consumers.operation_taps import TAPS, OperationTaps, TapFilter
-from simplu_worker.status.connections import COMMON_HEADERS, connection_of
+from simplu_worker.status.responses import COMMON_HEADERS
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event, wait_any
 from simplu_worker.vocabulary import OperationKind, OperationOutcome
 
-LISTENERS_MAX: Final = 20
 EVENT_EVERY_S: Final = 2.0
 ALIVE_EVERY_S: Final = 15.0
 LISTEN_MAX_S: Final = 3600.0
@@ -62,22 +61,15 @@ async def changes(
         await sleep_or_event(every_s, until=closing)
 
 
-async def send_events(
-    request: web.Request, events: AsyncGenerator[bytes, None], *, taken_within_s: float
-) -> web.StreamResponse:
-    """Send *events* until their end; a listener that does not take one within *taken_within_s* is cut off."""
+async def send_events(request: web.Request, events: AsyncGenerator[bytes, None]) -> web.StreamResponse:
+    """Send *events* until their end, or until the listener has gone."""
     headers = {**COMMON_HEADERS, "Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
     response = web.StreamResponse(headers=headers)
-    try:
+    with suppress(ConnectionError):
         await response.prepare(request)
         async with aclosing(events):
             async for event in events:
-                async with asyncio.timeout(taken_within_s):
-                    await response.write(event)
-    except TimeoutError:
-        connection_of(request).abort()
-    except ConnectionError:  # the listener has gone
-        pass
+                await response.write(event)
     return response
 
 

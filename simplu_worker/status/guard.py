@@ -1,8 +1,6 @@
 """Admit requests by the role of their token and the tenants that it may see, and log each one of an operator.
 
 The log of operators: each of their calls over HTTP, and each action with its facts and its result, never content.
-
-The rate of calls over HTTP, for each peer.
 """
 
 from __future__ import annotations
@@ -10,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import sys
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
@@ -20,9 +18,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from simplu_worker.errors import WorkerError
-from simplu_worker.status.connections import error_response
+from simplu_worker.status.responses import error_response
 from simplu_worker.status.roles import LIST_VARIABLE, VARIABLES, Caller, Tokens, is_own_host
-from simplu_worker.status.routes import Access, Route
+from simplu_worker.status.routes import ROLES, Access, Route
 from simplu_worker.vocabulary import Role
 
 SHOWN_LENGTH: Final = 200  # of an id in the log
@@ -109,6 +107,8 @@ def _shorten(value: Any) -> Any:
     return value[:SHOWN_LENGTH] if isinstance(value, str) else value
 
 
+Respond = Callable[[web.Request, Role | None], Awaitable[web.StreamResponse]]
+
 TENANT_IDS: Final = ("businessId", "locationId")
 OTHER_TENANT: Final = "this token is of other tenants, or there is no such tenant"
 NOT_ENCRYPTED: Final = (
@@ -135,9 +135,6 @@ class Guard:
         self._opens_reads = opens_reads
         self._is_behind_tls = is_behind_tls
 
-    def __repr__(self) -> str:
-        return f"Guard({self._tokens!r})"
-
     def caller_of(self, request: web.Request) -> Caller | None:
         """Return the caller, by its token as the tokens are now; None without a known one."""
         return self._tokens.caller_of(request.headers.get("Authorization", ""))
@@ -147,25 +144,26 @@ class Guard:
         caller = self.caller_of(request)
         return caller is not None and caller.role is Role.OPERATOR
 
-    def protect(self, route: Route, by_role: Mapping[Role, Handler], *, without_token: Handler | None) -> Handler:
-        """Return the handler of *route*: that of the caller's role, or a refusal.
+    def protect(self, route: Route, respond: Respond) -> Handler:
+        """Return the handler of *route*: *respond* as the caller's role sees it, or a refusal.
 
-        *without_token* answers requests that send no token, where reads are open.
+        Requests that send no token have no role, where reads are open.
         """
+        roles = ROLES[route.access]
 
         async def guarded(request: web.Request) -> web.StreamResponse:
             authorization = request.headers.get("Authorization")
-            if authorization is None and without_token is not None and self._opens_reads:
+            if authorization is None and self._opens_reads and route.access is Access.COUNTS:
                 if is_own_host(request.headers.get("Host", ""), self._host):
-                    return await without_token(request)
+                    return await respond(request, None)
                 return error_response(
                     HTTPStatus.FORBIDDEN,
                     "expected the value of HTTP_HOST, an IP address or localhost as Host, since no token was sent",
                 )
             caller = None if authorization is None else self._tokens.caller_of(authorization)
             if caller is None:
-                return self._refusal(by_role, is_sent=authorization is not None)
-            if caller.role not in by_role:
+                return self._refusal(roles, is_sent=authorization is not None)
+            if caller.role not in roles:
                 return error_response(HTTPStatus.FORBIDDEN, _beyond_role(caller.role))
             if caller.role is Role.PRODUCER and (refusal := self._refusal_of_producer(caller, request)) is not None:
                 return refusal
@@ -177,10 +175,7 @@ class Guard:
                     HTTPStatus.FORBIDDEN,
                     "destructive requests are not allowed: set ALLOW_DESTRUCTIVE_HTTP=true and restart",
                 )
-            response = await by_role[caller.role](request)
-            if not response.prepared and self._tokens.caller_of(authorization or "") != caller:
-                return self._refusal(by_role, is_sent=True)  # taken away meanwhile
-            return response
+            return await respond(request, caller.role)
 
         return guarded
 
@@ -200,10 +195,10 @@ class Guard:
             return error_response(HTTPStatus.NOT_FOUND, OTHER_TENANT)
         return None
 
-    def _refusal(self, by_role: Mapping[Role, Handler], *, is_sent: bool) -> web.Response:
-        names = " or ".join(self._tokens.variables(by_role.keys()))
+    def _refusal(self, roles: AbstractSet[Role], *, is_sent: bool) -> web.Response:
+        names = " or ".join(self._tokens.variables(roles))
         if not names:
-            names = " or ".join(VARIABLES[role] for role in VARIABLES if role in by_role)
+            names = " or ".join(VARIABLES[role] for role in VARIABLES if role in roles)
             return error_response(
                 HTTPStatus.FORBIDDEN, f"no token is configured, so this path is closed: set {names} and restart"
             )
@@ -215,7 +210,7 @@ class Guard:
 
 
 def is_encrypted(request: web.Request) -> bool:
-    """Return whether nobody between the caller and this process can read along: HTTPS, or the same machine."""
+    """Return whether nobody can read along: HTTPS, or the same machine."""
     transport = request.transport
     if transport is not None and transport.get_extra_info("sslcontext") is not None:
         return True
@@ -234,31 +229,3 @@ def _beyond_role(role: Role) -> str:
 def _unauthorized_response(message: str, *, error: str | None = None) -> web.Response:
     challenge = 'Bearer realm="simplu-worker"' + (f', error="{error}"' if error else "")  # RFC 6750, section 3
     return error_response(HTTPStatus.UNAUTHORIZED, message, headers={"WWW-Authenticate": challenge})
-
-
-PEERS_MAX: Final = 1000
-
-
-class CallRates:
-    """A token bucket for each peer: *per_s* calls a second, and *burst* at once.
-
-    At most PEERS_MAX peers are remembered; the one that called longest ago is forgotten first.
-    """
-
-    def __init__(self, *, per_s: float, burst: int) -> None:
-        self._per_s = per_s
-        self._burst = float(burst)
-        self._peers: OrderedDict[str, tuple[float, float]] = OrderedDict()  # the calls left, and when that was
-
-    def __repr__(self) -> str:
-        return f"CallRates({self._per_s:g}/s, {len(self._peers)} peers)"
-
-    def wait_s(self, peer: str, now: float) -> float:
-        """Count a call of *peer* at *now* (monotonic); return 0, or the time after which it may call again."""
-        left, counted_at = self._peers.pop(peer, (self._burst, now))
-        left = min(self._burst, left + (now - counted_at) * self._per_s)
-        wait_s = 0.0 if left >= 1 else (1 - left) / self._per_s
-        self._peers[peer] = (left if wait_s else left - 1, now)
-        if len(self._peers) > PEERS_MAX:
-            self._peers.popitem(last=False)
-        return wait_s

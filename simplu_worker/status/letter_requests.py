@@ -21,6 +21,7 @@ from simplu_worker.dead_letters.service import (
     NoteList,
 )
 from simplu_worker.errors import WorkerError
+from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.guard import Actor, logged_action
 from simplu_worker.status.request_bodies import EditRequest, LettersRequest
 from simplu_worker.telemetry.log import scrub_text
@@ -39,7 +40,6 @@ NO_LETTER: Final = (
 )
 BUSY: Final = "another request reads the dead letters: repeat this one later"
 
-HttpAnswer = tuple[int, dict[str, Any]]
 Act: TypeAlias = Callable[[DeadLetterFilter, NoteList], Awaitable[dict[str, Any]]]
 
 

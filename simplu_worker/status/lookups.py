@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
+from simplu_worker.bulkheads import contain
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus, hold_reason, read_status
 from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.rejection_notes import KEPT_S
 from simplu_worker.consumers.sqs.order_handler import OrderHandler
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import control_request_id, tenant_id_of
 from simplu_worker.shards.gateway import NO_STREAM_SHARDS, LoggedOperation, RejectedRequest, ShardGateway
 from simplu_worker.shards.health.prober import ShardInspector
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import Lever, StreamShards
-from simplu_worker.status.operation_waits import OperationListQuery, OperationWaits
+from simplu_worker.status.responses import HttpAnswer
+from simplu_worker.status.listing_request import OperationListQuery
 from simplu_worker.status.problems import advice_members
 from simplu_worker.status.queues import Monitoring
-from simplu_worker.status.server import HttpAnswer
 from simplu_worker.status.views import (
     levers_view,
     not_steered_error,
@@ -35,7 +37,10 @@ from simplu_worker.status.views import (
 )
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import loop_time, utc_now
-from simplu_worker.vocabulary import OTHER_REPLICA, Absence, RequestStatus, Role, TenantState
+from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.vocabulary import OTHER_REPLICA, Absence, RequestStatus, Role, TargetKind, TenantState
+
+LOOK_EVERY_S: Final = 0.2
 
 
 class Lookups:
@@ -60,10 +65,6 @@ class Lookups:
         self.monitoring = monitoring
         self._fleet = fleet
         self._runbook_url = runbook_url
-        self._waits = OperationWaits(gateway.is_decided, lambda *names: self._hold_of(names, Role.PRODUCER) is not None)
-
-    def __repr__(self) -> str:
-        return f"Lookups({self._gateway}, {self._fleet})"
 
     async def find_operation(
         self, request_id: str, business_id: str | None, location_id: str | None, role: Role
@@ -105,10 +106,22 @@ class Lookups:
         return 404, asked | unknown | read_up_to | silent
 
     async def wait_for_operation(
-        self, token: str, request_id: str, business_id: str, location_id: str, within_s: float, end: asyncio.Event
-    ) -> bool:
-        """Return once an operation is decided or held, *end* is set, or after *within_s*; False: too many wait."""
-        return await self._waits.wait(token, business_id, location_id, request_id, within_s, end)
+        self, request_id: str, business_id: str, location_id: str, within_s: float, closing: asyncio.Event
+    ) -> None:
+        """Return once an operation is decided or held, at *closing*, or after *within_s*.
+
+        All waits look at the same moments, so that the gateway asks a shard once for all of them.
+        """
+        names, tenant_id = (business_id, location_id), tenant_id_of(business_id, location_id)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while not closing.is_set():
+                    with contain(TargetKind.REPLICA, "waits", "waits"), contextlib.suppress(WorkerError):
+                        if self._hold_of(names, Role.PRODUCER) is not None:
+                            return
+                        if await self._gateway.is_decided(tenant_id, business_id, request_id):
+                            return
+                    await sleep_or_event(LOOK_EVERY_S - loop_time() % LOOK_EVERY_S, until=closing)
 
     def _readers(self) -> Sequence[StreamShardReader]:
         return self._fleet.readers() if self._fleet else []

@@ -363,8 +363,8 @@ TEXTS: Final = {
     404: "There is none.",
     409: "Not in the present state.",
     413: "The body is too large.",
-    429: "Too many requests; `Retry-After` has the seconds.",
-    503: "Not now: a dependency does not answer, or too many requests are under way.",
+    429: "Too soon; `Retry-After` has the seconds.",
+    503: "Not now: a dependency does not answer, or there are too many listeners.",
 }
 ROLES: Final = {
     Access.ALL: "",
@@ -423,8 +423,6 @@ def _operation(route: Route) -> dict[str, Any]:
 def _answers(route: Route) -> dict[int, str]:
     """Return the schemas of all answers by HTTP status; a 500 is a bug, and not described."""
     statuses: set[int] = set()
-    if not route.is_probe:
-        statuses |= {429}
     if route.answer is not Answer.AT_ONCE:
         statuses |= {503}
     if route.access is not Access.ALL:

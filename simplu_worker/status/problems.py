@@ -189,7 +189,7 @@ CAUSES: Final[dict[ProblemCause, Cause]] = {
     ProblemCause.CERTIFICATE_EXPIRES: Cause(
         WARNING,
         "Certificate of the worker has expired, or does in three days",
-        "Renew the file of HTTP_TLS_CERT_FILE; the worker reads it again by itself.",
+        "Renew the file of HTTP_TLS_CERT_FILE, and send SIGHUP.",
         ("CertificateExpires",),
     ),
     ProblemCause.FEED_STOPPED: Cause(

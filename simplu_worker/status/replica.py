@@ -10,10 +10,10 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, ParamSpec, assert_never
+from typing import Any, Final, assert_never
 
 import msgspec
 
@@ -25,7 +25,7 @@ from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, lon
 from simplu_worker.consumers.kinesis.leases.lease import HoldRetry, ReplicaFigures
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import RetryableError
 from simplu_worker.feed.feed import Feed
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.health.assessment import Health, health_view, longest_standing_s, move_views
@@ -34,18 +34,14 @@ from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.history import FleetHistory, History, ReadRates, StreamHistory, fleet_point, totals_of
-from simplu_worker.status.letter_requests import LetterRequests
 from simplu_worker.status.lookups import Lookups, pool_view
 from simplu_worker.status.metrics_text import TopTenants
 from simplu_worker.status.problems import Problems, advice_members, find_problems
 from simplu_worker.status.queues import Monitoring
-from simplu_worker.status.server import HttpAnswer, Views
-from simplu_worker.status.views import (
-    Unreadiness,
-    feed_view,
-    trouble_view,
-)
+from simplu_worker.status.tls import WatchedFiles
+from simplu_worker.status.views import Unreadiness, feed_view, trouble_view
 from simplu_worker.telemetry.log import recent_errors, scrub_text
 from simplu_worker.timing.clock import OWN_CLOCK, loop_time, utc_now
 from simplu_worker.vocabulary import (
@@ -77,22 +73,20 @@ HEALTH_SUMMARY: Final = (
 FLEET_TURN_MAX_S: Final = 60.0  # twice the time of a scan, a listing and their time-outs
 DRAIN_MARGIN_S: Final = 10.0  # to cancel and to close after the grace time, when the daemon ends the drain
 
-Asked = ParamSpec("Asked")
-
 
 @dataclass
 class ReplicaStatus:
     """The state of this replica for its views; the parts are None until `start`.
 
     *grace_s* is the time to drain once *stopping* is set, *runbook_url* the address of the documentation site,
-    *certificate_end* when the certificate of the HTTP server expires.
+    *certificate* has when the certificate of the HTTP server expires.
     """
 
     name: str
     stopping: asyncio.Event
     grace_s: float = float("inf")
     runbook_url: str | None = None
-    certificate_end: Callable[[], datetime | None] = lambda: None
+    certificate: WatchedFiles[datetime] | None = None
     started_at: float = field(default_factory=time.monotonic)
     gateway: ShardGateway | None = None
     pools: Pools | None = None
@@ -133,6 +127,18 @@ class ReplicaStatus:
             runbook_url=self.runbook_url,
         )
         self.health = health or HealthRegistry()
+
+    @property
+    def certificate_end(self) -> datetime | None:
+        """When the certificate of the HTTP server expires."""
+        return None if self.certificate is None else self.certificate.value
+
+    @property
+    def started(self) -> Lookups:
+        """The answers of the parts. Raises RetryableError before `start`."""
+        if self.lookups is None:
+            raise RetryableError("starting")
+        return self.lookups
 
     def liveness_problem(self) -> str | None:
         """Return which loop is stuck; None if a restart would not help.
@@ -237,7 +243,7 @@ class ReplicaStatus:
         unready = self._readiness_problem()
         for reason in UnreadyReason:
             instruments.UNREADY.labels(reason).set(unready is not None and unready.reason is reason)
-        end = self.certificate_end()
+        end = self.certificate_end
         instruments.CERTIFICATE_END.set(0.0 if end is None else end.timestamp())
         for receiver in self.monitoring.receivers.values():
             receiver.refresh_gauges()
@@ -315,7 +321,7 @@ class ReplicaStatus:
                 "controlBlocked": instruments.totals_by(instruments.RETRIES, "reason").get(QueueRetry.BLOCKED, 0),
             },
             "retentionSeconds": self.fleet and self.fleet.retention and self.fleet.retention.total_seconds(),
-            "certificateEnd": self.certificate_end(),
+            "certificateEnd": self.certificate_end,
             "citrus": self.locator.last_error or DependencyState.OK if isinstance(self.locator, CitrusClient) else None,
         }
 
@@ -442,17 +448,6 @@ class ReplicaStatus:
     def _readers(self) -> Sequence[StreamShardReader]:
         return self.fleet.readers() if self.fleet else []
 
-    async def wait_for_operation(
-        self, token: str, request_id: str, business_id: str, location_id: str, within_s: float, end: asyncio.Event
-    ) -> bool:
-        """Return once an operation is decided or held, *end* is set, or after *within_s*; False: too many wait.
-
-        Also before this replica has started: the answer says so.
-        """
-        if self.lookups is None:
-            return True
-        return await self.lookups.wait_for_operation(token, request_id, business_id, location_id, within_s, end)
-
     def handler_status(self) -> dict[str, Any]:
         """Return the state of the worker (docs/outcomes.md, `GET /handler/status`)."""
         unready = self.readiness_problem()
@@ -466,53 +461,6 @@ class ReplicaStatus:
             "uptimeSeconds": round(time.monotonic() - self.started_at, 1),
             "sources": self._sources(),
         }
-
-
-def http_views(replica: ReplicaStatus, letters: LetterRequests | None = None) -> Views:
-    """Return the views of *replica* for the HTTP server; *letters* acts on dead letters."""
-    return Views(
-        live=replica.liveness_problem,
-        ready=replica.readiness_problem,
-        detail=replica.readiness_detail,
-        refresh_gauges=replica.refresh_gauges,
-        status=replica.status,
-        fleet=replica.fleet_status,
-        fleet_history=replica.history_of_fleet,
-        operation=_once_started(replica, lambda lookups: lookups.find_operation),
-        wait=replica.wait_for_operation,
-        operations=_once_started(replica, lambda lookups: lookups.list_operations),
-        tenant=_once_started(replica, lambda lookups: lookups.find_tenant),
-        tenant_by_id=_once_started(replica, lambda lookups: lookups.find_tenant_by_id),
-        resource=_once_started(replica, lambda lookups: lookups.find_resource),
-        steer_tenant=_once_started(replica, lambda lookups: lookups.steer_tenant),
-        shards=_once_started(replica, lambda lookups: lookups.inspect_shards),
-        sqs_stats=_once_started(replica, lambda lookups: lookups.monitoring.sqs_stats),
-        handler_status=replica.handler_status,
-        handler_stats=_once_started(replica, lambda lookups: lookups.monitoring.handler_stats),
-        cache_stats=_once_started(replica, lambda lookups: lookups.monitoring.cache_stats),
-        cache_keys=_once_started(replica, lambda lookups: lookups.monitoring.cache_keys),
-        release_lease=_once_started(replica, lambda _: replica.release_lease),
-        retry_held=_once_started(replica, lambda _: replica.retry_held),
-        letters=letters,
-        purge=_once_started(replica, lambda lookups: lookups.monitoring.purge),
-        clear_cache=_once_started(replica, lambda lookups: lookups.monitoring.clear_cache),
-    )
-
-
-def _once_started(
-    replica: ReplicaStatus, find: Callable[[Lookups], Callable[Asked, Awaitable[HttpAnswer]]]
-) -> Callable[Asked, Awaitable[HttpAnswer]]:
-    """Return a view that answers as the one that *find* returns: 503 if that fails, and until *replica* has started."""
-
-    async def answer(*args: Asked.args, **kwargs: Asked.kwargs) -> HttpAnswer:
-        if replica.lookups is None:
-            return 503, {"error": "starting"}
-        try:
-            return await find(replica.lookups)(*args, **kwargs)
-        except (RetryableError, PermanentError) as exc:
-            return 503, {"error": scrub_text(str(exc))}
-
-    return answer
 
 
 def _handler_state(unready: Unreadiness | None) -> str:

@@ -17,9 +17,9 @@ import hmac
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from http import HTTPStatus
-from typing import Annotated, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -43,6 +43,9 @@ from simplu_worker.vocabulary import (
     TenantState,
     UnreadyReason,
 )
+
+if TYPE_CHECKING:
+    from simplu_worker.status.tls import WatchedFiles
 
 TOKENS_MAX: Final = 1000
 VARIABLES: Final = {Role.OPERATOR: "API_TOKEN", Role.VIEWER: "API_VIEWER_TOKEN"}
@@ -84,14 +87,14 @@ class Caller(NamedTuple):
 
 
 class Tokens:
-    """The tokens of operators and viewers, and what *listed* returns at the moment, None without a file."""
+    """The tokens of operators and viewers, and those of API_TOKENS_FILE, if there is one."""
 
     def __init__(
         self,
         *,
         operator: str | None = None,
         viewer: str | None = None,
-        listed: Callable[[], Sequence[ListedToken]] | None = None,
+        listed: WatchedFiles[Sequence[ListedToken]] | None = None,
     ) -> None:
         own = ((Role.OPERATOR, operator), (Role.VIEWER, viewer))
         self._own = {role: _digest(token.encode()) for role, token in own if token}
@@ -116,7 +119,7 @@ class Tokens:
         found = [Caller(role) for role, digest in self._own.items() if hmac.compare_digest(sent_digest, digest)]
         found += [
             Caller(one.role, one.name, one.tenants)
-            for one in (() if self._listed is None else self._listed())
+            for one in (() if self._listed is None else self._listed.value)
             if hmac.compare_digest(sent_digest, one.sha256)
         ]
         return found[0] if found and sent.strip() and scheme.lower() == "bearer" else None

@@ -1,4 +1,4 @@
-"""The table of routes: each path with its method, its access, its limits and its description (docs/outcomes.md). Pure.
+"""The table of routes: each path with its method, its access and its description (docs/outcomes.md). Pure.
 
 The router and the description at `/openapi.json` are made from it.
 """
@@ -14,11 +14,11 @@ import msgspec
 
 from simplu_worker.operations.operation import ID_MAX
 from simplu_worker.shards.listing import LIMIT_MAX, TEXT_MAX
-from simplu_worker.status.operation_waits import WAIT_MAX_S
-from simplu_worker.vocabulary import Failure, OperationKind, OperationStatus
+from simplu_worker.vocabulary import Failure, OperationKind, OperationStatus, Role
 
 # An id may contain any character, an encoded slash and braces too; aiohttp decodes it after matching the path.
 ANY_ID: Final = "[^/]+"
+WAIT_MAX_S: Final = 20.0
 
 
 class Access(StrEnum):
@@ -32,14 +32,25 @@ class Access(StrEnum):
     DESTROYERS = "destroyers"  # operators, where ALLOW_DESTRUCTIVE_HTTP allows it
 
 
-class Answer(StrEnum):
-    """How the answers of a route are made, and limited."""
+_VIEWERS: Final = frozenset({Role.VIEWER, Role.OPERATOR})
+_OPERATORS: Final = frozenset({Role.OPERATOR})
+ROLES: Final[Mapping[Access, frozenset[Role]]] = {
+    Access.ALL: frozenset(Role),
+    Access.COUNTS: _VIEWERS,
+    Access.VIEWERS: _VIEWERS,
+    Access.PRODUCERS: frozenset(Role),
+    Access.OPERATORS: _OPERATORS,
+    Access.DESTROYERS: _OPERATORS,
+}
 
-    AT_ONCE = "at once"  # without limits: by a function that returns at once
-    LIMITED = "limited"  # a number of requests at a time
-    SHARED = "shared"  # the same, and one answer for all callers of a moment
-    IN_TURNS = "in turns"  # the same, a few at a time: each answer is another one
-    STREAM = "stream"  # lasts: it has limits of its own
+
+class Answer(StrEnum):
+    """How the answers of a route are made."""
+
+    AT_ONCE = "at once"  # by a function that waits for nothing
+    SHARED = "shared"  # one answer for all callers of a moment
+    IN_TURNS = "in turns"  # a few at a time: each answer is another one
+    STREAM = "stream"  # it lasts
 
 
 class Parameter(msgspec.Struct, frozen=True):
@@ -55,7 +66,7 @@ class Parameter(msgspec.Struct, frozen=True):
 class Route(msgspec.Struct, frozen=True):
     """One path with one method; *name* is that of its view.
 
-    *answers* has the names of schemas by HTTP status, beside those that the access and the limits bring.
+    *answers* has the names of schemas by HTTP status, beside those that the access brings.
     """
 
     method: str
@@ -72,11 +83,6 @@ class Route(msgspec.Struct, frozen=True):
     def pattern(self) -> str:
         """The path for the router."""
         return self.path.replace("}", f":{ANY_ID}}}")
-
-    @property
-    def is_probe(self) -> bool:
-        """Whether the route is never refused: an orchestrator would end the worker."""
-        return self.name in {"live", "healthy", "ready"}
 
 
 def _id(name: str, text: str, *, place: str = "path") -> Parameter:
@@ -161,7 +167,7 @@ ROUTES: Final = (
         "Whether the sources are consumed.",
         {200: "Health", 503: "Health"},
     ),
-    Route("GET", "/metrics", "metrics", Access.ALL, Answer.LIMITED, "Metrics for Prometheus.", {200: "metrics"}),
+    Route("GET", "/metrics", "metrics", Access.ALL, Answer.AT_ONCE, "Metrics for Prometheus.", {200: "metrics"}),
     Route("GET", "/status", "status", Access.COUNTS, Answer.SHARED, "The state of this replica.", {200: "Status"}),
     Route(
         *("GET", "/fleet", "fleet", Access.VIEWERS, Answer.SHARED),
@@ -301,7 +307,7 @@ ROUTES: Final = (
         (QUEUE,),
     ),
     Route(
-        *("GET", "/handler/status", "handler_status", Access.COUNTS, Answer.IN_TURNS),
+        *("GET", "/handler/status", "handler_status", Access.COUNTS, Answer.SHARED),
         "The state of the worker and of its sources.",
         {200: "Handler"},
     ),

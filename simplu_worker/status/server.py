@@ -1,8 +1,8 @@
-"""Serve health, metrics, status and single answers over HTTP (docs/outcomes.md), from views passed as callables.
+"""Serve health, metrics, status and single answers over HTTP (docs/outcomes.md).
 
 Bearer tokens protect every path with data of tenants (`guard`); health and metrics have no such data and are open.
-The DELETEs have to be allowed separately. Every answer but metrics and the page is JSON, errors included, and contains
-no more than necessary.
+Every answer but metrics and the page is JSON, errors included. The number of open connections is bounded, and by that
+the number of requests; all else that strangers may do is for a proxy.
 """
 
 from __future__ import annotations
@@ -10,42 +10,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import math
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from functools import partial
 from http import HTTPStatus
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, cast
 
 import msgspec
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 from prometheus_client.exposition import gzip_accepted
 
 from simplu_worker import __version__
-from simplu_worker.consumers.operation_taps import TAPS_MAX
-from simplu_worker.shards.types import Lever
-from simplu_worker.status.connection_order import Places
-from simplu_worker.status.connections import (
-    BUSY_RETRY_S,
+from simplu_worker.consumers.operation_taps import TAPS, TAPS_MAX
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.status.responses import (
     COMMON_HEADERS,
-    CONNECTION_LIMITS,
-    ConnectionGate,
-    ConnectionLimits,
+    HttpAnswer,
     busy_response,
-    connection_of,
     encoded_response,
     error_response,
     json_response,
 )
-from simplu_worker.status.event_stream import LISTENERS_MAX, Read, changes, parse_tap_query, send_events, tapped
-from simplu_worker.status.guard import Actor, CallRates, Guard, log_call, logged_action
+from simplu_worker.status.event_stream import changes, parse_tap_query, send_events, tapped
+from simplu_worker.status.guard import Actor, Guard, Respond, log_call, logged_action
 from simplu_worker.status.letter_requests import LetterRequests
 from simplu_worker.status.message_schemas import FEED_SCHEMAS, SCHEMAS
 from simplu_worker.status.metrics_text import MetricsText, SharedAnswer, accepted_format
 from simplu_worker.status.openapi import describe
-from simplu_worker.status.operation_waits import WAIT_MAX_S, OperationListQuery, parse_listing_request
+from simplu_worker.status.listing_request import parse_listing_request
 from simplu_worker.status.page.files import PageFiles
+from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.request_bodies import (
     EditRequest,
     LettersRequest,
@@ -57,78 +53,26 @@ from simplu_worker.status.request_bodies import (
     read_body,
 )
 from simplu_worker.status.roles import Tokens, counts_and_states, for_producers, for_viewers
-from simplu_worker.status.routes import ROUTES, Access, Answer, Route
-from simplu_worker.status.tls import accepting
-from simplu_worker.status.views import Unreadiness, lever_action, lever_members
-from simplu_worker.timing.clock import loop_time
+from simplu_worker.status.routes import ROUTES, WAIT_MAX_S, Access, Answer, Route
+from simplu_worker.status.views import lever_action, lever_members
+from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import Role
 
 log = structlog.get_logger(__name__)
 
+CONNECTIONS_MAX: Final = 100  # well below the open files that a process may have
+HANDSHAKE_WITHIN_S: Final = 10.0
+LINGER_S: Final = 1.0  # for the rest of a request's body, which no path reads
 SHUTDOWN_TIMEOUT_S: Final = 1.0  # for unfinished answers; idle connections are closed at once
 IPV4, IPV6 = "0.0.0.0", "::"  # noqa: S104  # probes and scrapers come from other hosts
 NO_IPV6: Final = {None, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}  # of the error, where the kernel has no IPv6
-BACKLOG: Final = 512  # beyond it the kernel drops a connect, which the client repeats after a second
-PATH_REQUESTS_MAX: Final = 20  # of one path, while their answers are made; further ones get a 503 at once
-REQUESTS_MAX: Final = 50  # of all paths; probes, the page and refusals need no place
 VIEWS_AT_ONCE: Final = 4  # of one path without shared answers; further requests wait for their turn
 ANSWER_WITHIN_S: Final = 60.0  # more than the limits that the views themselves have
 BODY_MAX_BYTES: Final = 65_536
-REFUSALS_LOGGED_PER_S: Final = 1.0
-UNKNOWN_PEER: Final = "unknown"  # of a connection without an address
 WITH_ROLE: Final = frozenset({"status", "fleet"})  # answers that name the caller's role
-PROBES: Final = frozenset(route.path for route in ROUTES if route.is_probe)
-HttpAnswer = tuple[int, dict[str, Any]]
 EncodedAnswer = tuple[int, bytes]
 SharedView = Callable[[], Awaitable[HttpAnswer]]
 View = Callable[[web.Request], Awaitable[HttpAnswer]]
-Wait = Callable[[str, str, str, str, float, asyncio.Event], Awaitable[bool]]
-
-
-class Views(msgspec.Struct, frozen=True):
-    """The content of the server's answers; each callable but the last five reads, and changes nothing but gauges.
-
-    *live* and *ready* return why not, or None, and *detail* what a person should know while the replica is ready;
-    *refresh_gauges* sets the gauges that no single event sets, before the metrics are shown. The others return the
-    HTTP status and the JSON; text that is JSON already (a result as Postgres stores it) is passed as `msgspec.Raw`, so
-    that no number loses a digit.
-    *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two ids,
-    both with the caller's role last, and *tenant_by_id* the one id that is made of them; *resource*
-    takes both, the type of the resource and its id;
-    *wait* takes the name of the caller's token and the three, and returns once the operation is decided or held, after
-    some seconds, or at the event, and at once False if too many wait;
-    *operations* takes the query of a list.
-    *release_lease* releases that of a stream shard; *retry_held* has replicas try a held target, or all;
-    *steer_tenant* pauses or weighs a tenant;
-    *letters* acts on dead letters, where that is possible.
-    *purge* empties the queue of that name, or the only source queue for None; *clear_cache* empties the cache.
-    """
-
-    live: Callable[[], str | None]
-    ready: Callable[[], Unreadiness | None]
-    detail: Callable[[], str | None]
-    refresh_gauges: Callable[[], None]
-    status: Callable[[], dict[str, Any]]
-    fleet: Callable[[], dict[str, Any]]
-    fleet_history: Callable[[], dict[str, Any]]
-    operation: Callable[[str, str | None, str | None, Role], Awaitable[HttpAnswer]]
-    wait: Wait
-    operations: Callable[[OperationListQuery], Awaitable[HttpAnswer]]
-    tenant: Callable[[str, str, Role], Awaitable[HttpAnswer]]
-    tenant_by_id: Callable[[str], Awaitable[HttpAnswer]]
-    resource: Callable[[str, str, str, str], Awaitable[HttpAnswer]]
-    shards: Callable[[], Awaitable[HttpAnswer]]
-    sqs_stats: Callable[[], Awaitable[HttpAnswer]]
-    handler_status: Callable[[], dict[str, Any]]
-    handler_stats: Callable[[], Awaitable[HttpAnswer]]
-    cache_stats: Callable[[], Awaitable[HttpAnswer]]
-    cache_keys: Callable[[], Awaitable[HttpAnswer]]
-    release_lease: Callable[[str], Awaitable[HttpAnswer]]
-    retry_held: Callable[[str | None], Awaitable[HttpAnswer]]
-    steer_tenant: Callable[[str, str, Lever], Awaitable[HttpAnswer]]
-    letters: LetterRequests | None
-    purge: Callable[[str | None], Awaitable[HttpAnswer]]
-    clear_cache: Callable[[], Awaitable[HttpAnswer]]
 
 
 @contextlib.asynccontextmanager
@@ -137,83 +81,86 @@ async def open_http(
     port: int,
     *,
     tokens: Tokens,
-    views: Views,
+    replica: ReplicaStatus,
+    letters: LetterRequests | None = None,
     allow_destructive: bool = False,
     opens_reads: bool = False,
     is_behind_tls: bool = False,
-    tls: Callable[[], ssl.SSLContext] | None = None,
-    limits: ConnectionLimits = CONNECTION_LIMITS,
+    tls: ssl.SSLContext | None = None,
+    connections_max: int = CONNECTIONS_MAX,
 ) -> AsyncIterator[int]:
-    """Serve *views* while the context is open, and yield the port (a free one where *port* is 0).
+    """Serve what *replica* tells while the context is open, and yield the port (a free one where *port* is 0).
 
     Without a *host*, on all addresses of IPv4 and, unless the kernel has no IPv6, of IPv6.
     Without *tokens* the protected paths answer 403, and so do the DELETEs without *allow_destructive*. With
-    *opens_reads* some of the others show counts and states to requests without a token. With *tls* by HTTPS, each
-    connection with what it returns then; *is_behind_tls*: a proxy does that. Raises OSError if the port is in use.
+    *opens_reads* some of the others show counts and states to requests without a token. With *tls* by HTTPS;
+    *is_behind_tls*: a proxy does that. *letters* acts on dead letters. Raises OSError if the port is in use.
     """
     guard = Guard(
         tokens, host, allow_destructive=allow_destructive, opens_reads=opens_reads, is_behind_tls=is_behind_tls
     )
-    runner = web.AppRunner(make_application(guard, views, limits), shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+    runner = make_runner(make_application(guard, replica, letters))
     await runner.setup()
+    accept = partial(accept_connection, cast("web.Server", runner.server), connections_max)
     try:
-        gate = ConnectionGate(cast("web.Server", runner.server), limits)  # aiohttp's sites have no place for it
         async with contextlib.AsyncExitStack() as stack:
-            own_port = await _listen(stack, gate, host or IPV4, port, tls)
+            own_port = await _listen(stack, accept, host or IPV4, port, tls)
             if host is None:
                 try:
-                    await _listen(stack, gate, IPV6, own_port, tls)
+                    await _listen(stack, accept, IPV6, own_port, tls)
                 except OSError as exc:
                     if exc.errno not in NO_IPV6:
                         raise
-            log.info(
-                "http.started",
-                host=host,
-                port=own_port,
-                protected_paths="open" if tokens.variables(Role) else "closed",
-                tls=tls is not None,
-            )
+            protected = "open" if tokens.variables(Role) else "closed"
+            log.info("http.started", host=host, port=own_port, protected_paths=protected, tls=tls is not None)
             yield own_port
     finally:
         await runner.cleanup()
 
 
+def make_runner(app: web.Application) -> web.AppRunner:
+    """Return the runner of *app*, with aiohttp's own limits."""
+    return web.AppRunner(
+        app, access_log=None, auto_decompress=False, lingering_time=LINGER_S, shutdown_timeout=SHUTDOWN_TIMEOUT_S
+    )
+
+
+def accept_connection(server: web.Server, connections_max: int) -> web.RequestHandler:
+    """Return the protocol of a new connection, which at the limit takes the place of the oldest one.
+
+    So a probe is answered, whatever strangers keep open.
+    """
+    transports = [one.transport for one in server.connections]
+    is_open = [one for one in transports if one is not None and not one.is_closing()]
+    if len(is_open) >= connections_max:
+        is_open[0].abort()
+    return server()
+
+
 async def _listen(
     stack: contextlib.AsyncExitStack,
-    gate: ConnectionGate,
+    accept: Callable[[], asyncio.BaseProtocol],
     host: str,
     port: int,
-    tls: Callable[[], ssl.SSLContext] | None,
+    tls: ssl.SSLContext | None,
 ) -> int:
     """Listen on *host* until *stack* ends; return the port."""
+    handshake_s = None if tls is None else HANDSHAKE_WITHIN_S
     listener = await asyncio.get_running_loop().create_server(
-        gate, host, port, reuse_address=True, backlog=BACKLOG, start_serving=tls is None
+        accept, host, port, reuse_address=True, ssl=tls, ssl_handshake_timeout=handshake_s
     )
     stack.callback(listener.close)
-    own_port: int = listener.sockets[0].getsockname()[1] if listener.sockets else port
-    if tls is not None:
-        limits = gate.limits
-        await stack.enter_async_context(
-            accepting(
-                *(listener, gate, tls),
-                backlog=BACKLOG,
-                handshakes_max=limits.count,
-                handshake_s=limits.request_s,
-            )
-        )
-    return own_port
+    return int(listener.sockets[0].getsockname()[1]) if listener.sockets else port
 
 
-def make_application(guard: Guard, views: Views, limits: ConnectionLimits = CONNECTION_LIMITS) -> web.Application:
+def make_application(guard: Guard, replica: ReplicaStatus, letters: LetterRequests | None = None) -> web.Application:
     """Return the application with every route of the table."""
-    rates = CallRates(per_s=limits.calls_per_s, burst=limits.calls_burst)
-    middlewares = [_answer_errors_in_json, _limit_rates(rates, guard)]
-    app = web.Application(middlewares=middlewares, client_max_size=BODY_MAX_BYTES)
-    endpoints = _Endpoints(views, guard)
-    handlers = _Handlers(guard, limits, views.wait)
+    app = web.Application(middlewares=[_answer_errors_in_json], client_max_size=BODY_MAX_BYTES)
+    endpoints = _Endpoints(replica, letters, guard)
+    handlers = _Handlers(guard, endpoints)
     app.on_shutdown.append(handlers.close)
     for route in ROUTES:
-        handler = handlers.make(route, getattr(endpoints, route.name))
+        handler = handlers.make(route)
         app.router.add_route(route.method, route.pattern, handler)
         if route.method == "GET" and route.answer is not Answer.STREAM:
             app.router.add_route("HEAD", route.pattern, handler)
@@ -221,61 +168,56 @@ def make_application(guard: Guard, views: Views, limits: ConnectionLimits = CONN
 
 
 class _Handlers:
-    """Makes the handlers of routes: their views, with their limits, as each role sees them."""
+    """Makes the handlers of routes: the endpoints of the same names, as each role sees their answers."""
 
-    def __init__(
-        self,
-        guard: Guard,
-        limits: ConnectionLimits,
-        wait: Wait,
-    ) -> None:
+    def __init__(self, guard: Guard, endpoints: _Endpoints) -> None:
         self._guard = guard
-        self._wait = wait
-        self._limits = limits
-        self._gate = _RequestGate()
+        self._endpoints = endpoints
         self._shared: dict[tuple[str, Role | None], SharedAnswer[EncodedAnswer]] = {}
-        self._listeners: dict[str, Places] = {}
-        self._lasting: set[asyncio.Event] = set()  # of each answer that lasts: what ends it
-        self._is_closing = False
+        self._closing = asyncio.Event()
 
     async def close(self, _: web.Application) -> None:
         """End the answers that last."""
-        self._is_closing = True
-        for closing in self._lasting:
-            closing.set()
+        self._closing.set()
 
-    def make(self, route: Route, view: Any) -> Handler:
-        """Return the handler of *route*; *view* is a handler, a `SharedView` or a `View`, by its kind of answer."""
+    def make(self, route: Route) -> Handler:
+        """Return the handler of *route*."""
         if route.access is Access.ALL:
-            handler: Handler = view
-            return handler if route.answer is Answer.AT_ONCE else self._gate.limit(route.path, handler)
-        kinds: dict[Answer, Callable[[Route, Any, Role | None], Handler]]
-        kinds = {Answer.SHARED: self._share, Answer.STREAM: self._stream, Answer.IN_TURNS: self._run}
-        make = kinds[route.answer]
-        by_role = {Role.OPERATOR: make(route, view, Role.OPERATOR)}
-        if route.access in {Access.COUNTS, Access.VIEWERS, Access.PRODUCERS}:
-            by_role[Role.VIEWER] = make(route, view, Role.VIEWER)
-        if route.access is Access.PRODUCERS:
-            by_role[Role.PRODUCER] = make(route, view, Role.PRODUCER)
-        without_token = make(route, view, None) if route.access is Access.COUNTS else None
-        return self._guard.protect(route, by_role, without_token=without_token)
+            handler: Handler = getattr(self._endpoints, route.name)
+            return handler
+        makers = {Answer.SHARED: self._share, Answer.STREAM: self._stream, Answer.IN_TURNS: self._run}
+        return self._guard.protect(route, makers[route.answer](route))
 
-    def _share(self, route: Route, view: SharedView, role: Role | None) -> Handler:
-        async def encode() -> EncodedAnswer:
-            status, answer = shown_to(role, route, *await view())
+    def _share(self, route: Route) -> Respond:
+        view: SharedView = getattr(self._endpoints, route.name)
+
+        async def encode(role: Role | None) -> EncodedAnswer:
+            status, answer = shown_to(role, route, *await _answer(view()))
             return status, msgspec.json.encode(answer)
 
-        shared = self._shared[route.name, role] = SharedAnswer(encode)
+        for role in (*Role, None):
+            self._shared[route.name, role] = SharedAnswer(partial(encode, role))
 
-        async def respond(_: web.Request) -> web.StreamResponse:
-            return encoded_response(*await shared())
+        async def respond(_: web.Request, role: Role | None) -> web.StreamResponse:
+            return encoded_response(*await self._shared[route.name, role]())
 
-        return self._gate.limit(route.path, respond)
+        return respond
 
-    def _run(self, route: Route, view: View, role: Role | None) -> Handler:
-        async def respond(request: web.Request) -> web.StreamResponse:
+    def _run(self, route: Route) -> Respond:
+        view: View = getattr(self._endpoints, route.name)
+        turns = asyncio.Semaphore(VIEWS_AT_ONCE)
+
+        async def respond(request: web.Request, role: Role | None) -> web.StreamResponse:
+            if any("\0" in value for value in request.match_info.values()):
+                return error_response(HTTPStatus.BAD_REQUEST, "expected ids without the character U+0000")
             try:
-                status, answer = shown_to(role, route, *await view(request))
+                if route.name == "operation":  # it may wait, and takes no turn meanwhile
+                    await self._endpoints.wait_for_operation(request, self._closing)
+            except ValueError as exc:
+                return error_response(HTTPStatus.BAD_REQUEST, str(exc))
+            try:
+                async with turns:
+                    status, answer = shown_to(role, route, *await _answer(view(request)))
             finally:
                 if route.method != "GET":  # it may have changed what the shared answers show
                     for shared in self._shared.values():
@@ -283,70 +225,30 @@ class _Handlers:
             wait_s = answer.get("retryAfterSeconds")
             return json_response(status, answer, headers={"Retry-After": str(wait_s)} if wait_s else None)
 
-        handler = self._gate.limit(route.path, self._gate.take_turns(route.path, respond))
-        return self._after_wait(handler) if route.name == "operation" else handler
+        return respond
 
-    def _after_wait(self, handler: Handler) -> Handler:
-        """Return *handler* for requests that may wait before their answer is made, when they take no turn."""
+    def _stream(self, route: Route) -> Respond:
+        opens = {"events": self._open_changes, "tap": self._open_tap}[route.name]
 
-        async def wait_first(request: web.Request) -> web.StreamResponse:
-            try:
-                wait = parse_wait(request)
-            except ValueError as exc:
-                return error_response(HTTPStatus.BAD_REQUEST, str(exc))
-            if wait is None:
-                return await handler(request)
-            caller = self._guard.caller_of(request)
-            token = "" if caller is None else caller.name or caller.role
-            with self._lasting_until(request) as end:
-                has_waited = await self._wait(token, *wait, end)
-            response = await handler(request)
-            if not has_waited:  # the answer is as of now
-                response.headers.setdefault("Retry-After", str(BUSY_RETRY_S))
-            return response
-
-        return wait_first
-
-    @contextlib.contextmanager
-    def _lasting_until(self, request: web.Request) -> Iterator[asyncio.Event]:
-        """Give the event that ends an answer that lasts: the stop of the server, or the loss of the connection."""
-        end = asyncio.Event()
-        if self._is_closing:
-            end.set()
-        self._lasting.add(end)
-        connection = connection_of(request)
-        connection.call_when_lost(end.set)
-        connection.begin_lasting()
-        try:
-            yield end
-        finally:
-            self._lasting.remove(end)
-            connection.begin_view()
-
-    def _stream(self, route: Route, view: EventView, role: Role | None) -> Handler:
-        """Return the handler of a stream of events, for a bounded number of listeners."""
-        places = self._listeners.setdefault(route.path, Places(each_max=view.listeners_max, all_max=view.listeners_max))
-
-        def read_as(name: str) -> Read:
-            return self._shared[name, role]
-
-        async def respond(request: web.Request) -> web.StreamResponse:
-            with self._lasting_until(request) as closing:  # the place of a listener that has gone is free at once
-                try:
-                    events = view.open(EventRequest(request, role or Role.VIEWER, read_as, closing))
-                except ValueError as exc:
-                    return error_response(HTTPStatus.BAD_REQUEST, str(exc))
-                except PermissionError as exc:
-                    return error_response(HTTPStatus.FORBIDDEN, str(exc))
-                if not places.take(route.path):
-                    return busy_response()
-                try:
-                    admitted = self._while_admitted(request, events)
-                    return await send_events(request, admitted, taken_within_s=self._limits.answer_s)
-                finally:
-                    places.free(route.path)
+        async def respond(request: web.Request, role: Role | None) -> web.StreamResponse:
+            events = opens(request, role)
+            if isinstance(events, web.Response):
+                return events
+            return await send_events(request, self._while_admitted(request, events))
 
         return respond
+
+    def _open_changes(self, _: web.Request, role: Role | None) -> AsyncGenerator[bytes, None]:
+        return changes({name: self._shared[name, role] for name in ("status", "fleet")}, self._closing)
+
+    def _open_tap(self, request: web.Request, role: Role | None) -> AsyncGenerator[bytes, None] | web.Response:
+        try:
+            chosen = parse_tap_query(request.query.items())
+        except ValueError as exc:
+            return error_response(HTTPStatus.BAD_REQUEST, str(exc))
+        if chosen.shows_content and role is not Role.OPERATOR:
+            return error_response(HTTPStatus.FORBIDDEN, "content is shown to the token in API_TOKEN alone")
+        return busy_response() if len(TAPS.open) >= TAPS_MAX else tapped(chosen, self._closing)
 
     async def _while_admitted(
         self, request: web.Request, events: AsyncGenerator[bytes, None]
@@ -360,31 +262,15 @@ class _Handlers:
                 yield event
 
 
-class EventRequest(NamedTuple):
-    """A request for a stream of events: *read_as* returns the shared answer of a route as *role* sees it."""
-
-    request: web.Request
-    role: Role
-    read_as: Callable[[str], Read]
-    closing: asyncio.Event
-
-
-class EventView(NamedTuple):
-    """A stream of events. *open* begins nothing yet; its ValueError or PermissionError has an error for people."""
-
-    listeners_max: int
-    open: Callable[[EventRequest], AsyncGenerator[bytes, None]]
-
-
-def _open_changes(asked: EventRequest) -> AsyncGenerator[bytes, None]:
-    return changes({name: asked.read_as(name) for name in ("status", "fleet")}, asked.closing)
-
-
-def _open_tap(asked: EventRequest) -> AsyncGenerator[bytes, None]:
-    chosen = parse_tap_query(asked.request.query.items())
-    if chosen.shows_content and asked.role is not Role.OPERATOR:
-        raise PermissionError("content is shown to the token in API_TOKEN alone")
-    return tapped(chosen, asked.closing)
+async def _answer(asked: Awaitable[HttpAnswer]) -> HttpAnswer:
+    """Return an answer; 503 before the start, where a dependency fails, and without an answer in time."""
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN_S):
+            return await asked
+    except (RetryableError, PermanentError) as exc:
+        return HTTPStatus.SERVICE_UNAVAILABLE, {"error": scrub_text(str(exc))}
+    except TimeoutError:
+        return HTTPStatus.SERVICE_UNAVAILABLE, {"error": f"no answer within {ANSWER_WITHIN_S:g} s"}
 
 
 def shown_to(role: Role | None, route: Route, status: int, answer: dict[str, Any]) -> HttpAnswer:
@@ -397,48 +283,6 @@ def shown_to(role: Role | None, route: Route, status: int, answer: dict[str, Any
         case None:
             answer = counts_and_states(answer)
     return status, ({"role": role} | answer if role is not None and route.name in WITH_ROLE else answer)
-
-
-class _RequestGate:
-    """Limits the requests for as long as their answers are made."""
-
-    def __init__(self) -> None:
-        self._places = Places(each_max=PATH_REQUESTS_MAX, all_max=REQUESTS_MAX)
-        self._turns: dict[str, asyncio.Semaphore] = {}
-
-    def limit(self, path: str, handler: Handler) -> Handler:
-        """Return *handler* with the limits on the number and the time of requests to *path*."""
-
-        async def limited(request: web.Request) -> web.StreamResponse:
-            if not self._places.take(path):
-                return busy_response()
-            try:
-                async with asyncio.timeout(ANSWER_WITHIN_S) as deadline:
-                    return await handler(request)
-            except TimeoutError:
-                if not deadline.expired():
-                    raise
-                return error_response(HTTPStatus.SERVICE_UNAVAILABLE, f"no answer within {ANSWER_WITHIN_S:g} s")
-            finally:
-                self._places.free(path)
-
-        return limited
-
-    def take_turns(self, path: str, handler: Handler) -> Handler:
-        """Return *handler* for VIEWS_AT_ONCE requests to *path* at one time, each until its answer is sent."""
-        turns = self._turns.setdefault(path, asyncio.Semaphore(VIEWS_AT_ONCE))
-
-        async def wait_for_turn(request: web.Request) -> web.StreamResponse:
-            await turns.acquire()
-            try:
-                response = await handler(request)
-            except BaseException:
-                turns.release()
-                raise
-            connection_of(request).call_when_sent(turns.release)
-            return response
-
-        return wait_for_turn
 
 
 def _metrics_handler(refresh_gauges: Callable[[], None]) -> Handler:
@@ -456,10 +300,11 @@ def _metrics_handler(refresh_gauges: Callable[[], None]) -> Handler:
 
 
 class _Endpoints:
-    """The views by the names of their routes: each turns a request into a call."""
+    """What answers each route, by the names of the routes."""
 
-    def __init__(self, views: Views, guard: Guard) -> None:
-        self._views = views
+    def __init__(self, replica: ReplicaStatus, letters: LetterRequests | None, guard: Guard) -> None:
+        self._replica = replica
+        self._letters = letters
         self._guard = guard
         files = PageFiles()
         self.page = files.show_document
@@ -468,15 +313,8 @@ class _Endpoints:
         schemas = SCHEMAS | FEED_SCHEMAS
         self.message_schemas = _answer_handler({"schemas": [f"{name}.json" for name in schemas]})
         self._message_schemas = {name: msgspec.json.encode(schema) for name, schema in schemas.items()}
-        self.metrics = _metrics_handler(views.refresh_gauges)
+        self.metrics = _metrics_handler(replica.refresh_gauges)
         self.healthy = self.live
-        self.events = EventView(LISTENERS_MAX, _open_changes)
-        self.tap = EventView(TAPS_MAX, _open_tap)
-        self.shards = views.shards
-        self.sqs_stats = views.sqs_stats
-        self.handler_stats = views.handler_stats
-        self.cache_stats = views.cache_stats
-        self.cache_keys = views.cache_keys
 
     async def message_schema(self, request: web.Request) -> web.Response:
         schema = self._message_schemas.get(request.match_info["name"])
@@ -485,38 +323,55 @@ class _Endpoints:
         return encoded_response(HTTPStatus.OK, schema)
 
     async def live(self, _: web.Request) -> web.Response:
-        return _health_response(self._views.live())
+        return _health_response(self._replica.liveness_problem())
 
     async def ready(self, request: web.Request) -> web.Response:
-        unready = self._views.ready()
+        unready = self._replica.readiness_problem()
         if unready is None:
-            return _health_response(None, detail=self._views.detail())
+            return _health_response(None, detail=self._replica.readiness_detail())
         is_shown = unready.text is not None and self._guard.is_operator(request)
         if is_shown:
             log_call(request, "/readyz")
         return _health_response(unready.reason, detail=unready.text if is_shown else None)
 
     async def status(self) -> HttpAnswer:
-        return HTTPStatus.OK, self._views.status()
+        return HTTPStatus.OK, self._replica.status()
 
     async def fleet(self) -> HttpAnswer:
-        return HTTPStatus.OK, self._views.fleet()
+        return HTTPStatus.OK, self._replica.fleet_status()
 
     async def fleet_history(self) -> HttpAnswer:
-        return HTTPStatus.OK, self._views.fleet_history()
+        return HTTPStatus.OK, self._replica.history_of_fleet()
+
+    async def handler_status(self) -> HttpAnswer:
+        return HTTPStatus.OK, self._replica.handler_status()
+
+    async def shards(self) -> HttpAnswer:
+        return await self._replica.started.inspect_shards()
+
+    async def sqs_stats(self) -> HttpAnswer:
+        return await self._replica.started.monitoring.sqs_stats()
+
+    async def handler_stats(self) -> HttpAnswer:
+        return await self._replica.started.monitoring.handler_stats()
+
+    async def cache_stats(self) -> HttpAnswer:
+        return await self._replica.started.monitoring.cache_stats()
+
+    async def cache_keys(self) -> HttpAnswer:
+        return await self._replica.started.monitoring.cache_keys()
 
     async def release_lease(self, request: web.Request) -> HttpAnswer:
         stream_shard_id = request.match_info["streamShard"]
-        return await _act(
-            request, "release_lease", self._views.release_lease(stream_shard_id), streamShard=stream_shard_id
-        )
+        releasing = self._replica.release_lease(stream_shard_id)
+        return await _act(request, "release_lease", releasing, streamShard=stream_shard_id)
 
     async def retry_held(self, request: web.Request) -> HttpAnswer:
         try:
             body = await read_body(request, RetryRequest)
         except ValueError as exc:
             return _bad_request(str(exc))
-        return await _act(request, "retry_held", self._views.retry_held(body.target), target=body.target)
+        return await _act(request, "retry_held", self._replica.retry_held(body.target), target=body.target)
 
     async def pause_tenant(self, request: web.Request) -> HttpAnswer:
         return await self._steer(request, PauseRequest)
@@ -529,93 +384,89 @@ class _Endpoints:
 
     async def _steer(self, request: web.Request, kind: type[LeverRequest]) -> HttpAnswer:
         business_id, location_id = request.match_info["businessId"], request.match_info["locationId"]
-        if not _are_storable(business_id, location_id):
-            return _bad_request("expected ids without the character U+0000")
         try:
             lever = (await read_body(request, kind)).lever
         except ValueError as exc:
             return _bad_request(str(exc))
-        acting = self._views.steer_tenant(business_id, location_id, lever)
+        acting = self._replica.started.steer_tenant(business_id, location_id, lever)
         asked = {"businessId": business_id, "locationId": location_id} | lever_members(lever)
         return await _act(request, lever_action(lever), acting, **asked)
 
     async def list_letters(self, request: web.Request) -> HttpAnswer:
-        return await self._ask_letters(request, "list")
+        return await self._ask_desk(request, "list")
 
     async def replay_letters(self, request: web.Request) -> HttpAnswer:
-        return await self._ask_letters(request, "replay")
+        return await self._ask_desk(request, "replay")
 
     async def discard_letters(self, request: web.Request) -> HttpAnswer:
-        return await self._ask_letters(request, "discard")
+        return await self._ask_desk(request, "discard")
 
     async def edit_letter(self, request: web.Request) -> HttpAnswer:
-        return await self._ask_letters(request, "edit", EditRequest)
+        return await self._ask_desk(request, "edit", EditRequest)
 
-    async def _ask_letters(
+    async def _ask_desk(
         self,
         request: web.Request,
         action: Literal["list", "replay", "discard", "edit"],
         kind: type[EditRequest | LettersRequest] = LettersRequest,
     ) -> HttpAnswer:
-        if self._views.letters is None:
+        if self._letters is None:
             return HTTPStatus.SERVICE_UNAVAILABLE, {"error": "this process does not act on dead letters"}
         try:
             body = await read_body(request, kind)
         except ValueError as exc:
             return _bad_request(str(exc))
-        act: Callable[[Any, Actor], Awaitable[HttpAnswer]] = getattr(self._views.letters, action)
+        act: Callable[[Any, Actor], Awaitable[HttpAnswer]] = getattr(self._letters, action)
         return await act(body, _actor_of(request))
 
-    async def handler_status(self, _: web.Request) -> HttpAnswer:
-        return HTTPStatus.OK, self._views.handler_status()
-
     async def clear_cache(self, request: web.Request) -> HttpAnswer:
-        return await _act(request, "clear_cache", self._views.clear_cache())
+        return await _act(request, "clear_cache", self._replica.started.monitoring.clear_cache())
 
     async def purge(self, request: web.Request) -> HttpAnswer:
         names = [name for name in request.query.getall("queue", []) if name]
         if len(names) > 1:
             return _bad_request("expected the name of one queue, as ?queue=NAME, got several")
         name = names[0] if names else None
-        return await _act(request, "purge", self._views.purge(name), queue=name)
+        return await _act(request, "purge", self._replica.started.monitoring.purge(name), queue=name)
+
+    async def wait_for_operation(self, request: web.Request, closing: asyncio.Event) -> None:
+        """Wait as the request wants, if it does. Raises ValueError with an error for people."""
+        if (wait := parse_wait(request)) is not None:
+            with contextlib.suppress(RetryableError):  # it starts, as the answer says
+                await self._replica.started.wait_for_operation(*wait, closing)
 
     async def operation(self, request: web.Request) -> HttpAnswer:
-        request_id = request.match_info["requestId"]
         business_id, location_id = _named_tenant(request)
         if (business_id is None) != (location_id is None):
             return _bad_request("expected businessId and locationId together, or neither of them")
-        if not _are_storable(request_id, business_id, location_id):
+        if any("\0" in one for one in (business_id, location_id) if one):
             return _bad_request("expected ids without the character U+0000")
-        return await self._views.operation(request_id, business_id, location_id, self._role_of(request))
+        role = self._role_of(request)
+        return await self._replica.started.find_operation(
+            request.match_info["requestId"], business_id, location_id, role
+        )
 
     async def operations(self, request: web.Request) -> HttpAnswer:
         try:
             query = parse_listing_request(request.query.items())
         except ValueError as exc:
             return _bad_request(str(exc))
-        return await self._views.operations(query)
+        return await self._replica.started.list_operations(query)
 
     async def tenant(self, request: web.Request) -> HttpAnswer:
         business_id, location_id = request.match_info["businessId"], request.match_info["locationId"]
-        if not _are_storable(business_id, location_id):
-            return _bad_request("expected ids without the character U+0000")
-        return await self._views.tenant(business_id, location_id, self._role_of(request))
+        return await self._replica.started.find_tenant(business_id, location_id, self._role_of(request))
 
     def _role_of(self, request: web.Request) -> Role:
         caller = self._guard.caller_of(request)
         return Role.PRODUCER if caller is None else caller.role  # None: taken away meanwhile
 
     async def tenant_by_id(self, request: web.Request) -> HttpAnswer:
-        tenant_id = request.match_info["tenantId"]
-        if not _are_storable(tenant_id):
-            return _bad_request("expected an id without the character U+0000")
-        return await self._views.tenant_by_id(tenant_id)
+        return await self._replica.started.find_tenant_by_id(request.match_info["tenantId"])
 
     async def resource(self, request: web.Request) -> HttpAnswer:
         names = [request.match_info[name] for name in ("businessId", "locationId", "resourceType", "resourceId")]
-        if not _are_storable(*names):
-            return _bad_request("expected ids without the character U+0000")
-        return await self._views.resource(*names)
+        return await self._replica.started.find_resource(*names)
 
 
 def _named_tenant(request: web.Request) -> tuple[str | None, str | None]:
@@ -662,7 +513,6 @@ def _bad_request(error: str) -> HttpAnswer:
 
 @web.middleware
 async def _answer_errors_in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    connection_of(request).begin_view()
     try:
         return await handler(request)
     except web.HTTPException as exc:  # the router's own: no such path, no such method
@@ -677,31 +527,6 @@ def _path_of(request: web.Request) -> str | None:
     """Return the path of the route, without the ids in it; None for a path that does not exist."""
     resource = request.match_info.route.resource
     return resource.canonical if resource else None
-
-
-def _limit_rates(rates: CallRates, guard: Guard) -> Middleware:
-    """Return the middleware that limits the calls of each peer; probes are never refused.
-
-    Refused calls of operators are logged, REFUSALS_LOGGED_PER_S of each peer.
-    """
-    logged = CallRates(per_s=REFUSALS_LOGGED_PER_S, burst=1)
-
-    @web.middleware
-    async def limit_rates(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path not in PROBES:
-            peer, now = request.remote or UNKNOWN_PEER, loop_time()
-            wait_s = rates.wait_s(peer, now)
-            if wait_s:
-                if guard.is_operator(request) and not logged.wait_s(peer, now):
-                    log_call(request, _path_of(request), refused=HTTPStatus.TOO_MANY_REQUESTS)
-                return error_response(
-                    HTTPStatus.TOO_MANY_REQUESTS,
-                    "too many requests of one peer; repeat the request later",
-                    headers={"Retry-After": str(math.ceil(wait_s))},
-                )
-        return await handler(request)
-
-    return limit_rates
 
 
 def _http_error(exc: web.HTTPException, method: str) -> web.Response:
@@ -725,11 +550,6 @@ def _answer_handler(answer: dict[str, Any]) -> Handler:
         return encoded_response(HTTPStatus.OK, body)
 
     return show_answer
-
-
-def _are_storable(*ids: str | None) -> bool:
-    """Return whether Postgres could hold each of *ids* as text."""
-    return not any(value and "\0" in value for value in ids)
 
 
 def _health_response(trouble: str | None, *, detail: str | None = None) -> web.Response:

@@ -36,8 +36,8 @@ DEPTH_MAX = 6
 GROUP_MAX_LENGTH = 20
 # At debug these libraries log bodies and signatures; our own doors log each call without them.
 LIBRARIES_NEVER_AT_DEBUG = ("aiobotocore", "boto3", "botocore", "urllib3")
-# What these warn of, with what a source answered, is an event of ours (simplu_worker/aws/credentials.py).
-LIBRARIES_NEVER_HEARD = ("aiobotocore.credentials", "aiobotocore.tokens")
+# What these tell has bytes of requests and answers; where it matters there is an event of ours.
+LIBRARIES_NEVER_HEARD = ("aiobotocore.credentials", "aiobotocore.tokens", "aiohttp.server")
 
 # Every repetition is bounded: texts from outside are matched here, and none may block the event loop.
 _SECRET_NAME = (

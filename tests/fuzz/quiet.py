@@ -45,6 +45,8 @@ def silence() -> None:
     structlog.configure(processors=[_keep_faults], cache_logger_on_first_use=False)
     logging.getLogger().handlers = [_Faults()]
     logging.lastResort = None
+    for library in worker_log.LIBRARIES_NEVER_HEARD:
+        logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def note_fault(text: str) -> None:

@@ -17,7 +17,7 @@ from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.operations.retention_rules import effective_retention
 from simplu_worker.shards.health.assessment import AwaitedType, SchemaCreator
-from simplu_worker.status.connection_order import CONNECTIONS_MAX
+from simplu_worker.status.server import CONNECTIONS_MAX
 from simplu_worker.timing.clock_agreement import own_problem, probable_own_ahead_s, shard_problem
 
 CONSUMERS_MAX: Final = 20  # of a stream: API reference, RegisterStreamConsumer; 50 with on-demand advantage

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
-import msgspec
 from aiohttp import web
 from fuzz.inputs import spliced
 from fuzz.memory_network import MemoryTransport, call_at_close, run, turn_until
@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from simplu_worker.operations.operation import is_storable
 from simplu_worker.shards.listing import LIMIT_MAX, SearchPosition, decode_cursor
-from simplu_worker.shards.types import Lever
-from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate
+from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.guard import Guard
-from simplu_worker.status.operation_waits import OperationListQuery
+from simplu_worker.status.listing_request import OperationListQuery
+from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.roles import Tokens
-from simplu_worker.status.server import Views, make_application
+from simplu_worker.status.server import CONNECTIONS_MAX, accept_connection, make_application, make_runner
 from simplu_worker.status.views import Unreadiness
 from simplu_worker.vocabulary import UnreadyReason
 
@@ -31,86 +31,75 @@ STATUS_LINE: Final = re.compile(rb"HTTP/\d\.\d (\d{3}) ")
 IDLE_TURNS: Final = 30  # of the event loop without an answer: no view waits for anything
 
 
-def storable(*ids: str | None) -> tuple[int, dict[str, Any]]:
-    """Answer, and note ids that Postgres and SQS would refuse with an error that no one expects."""
-    for one in ids:
-        if one is not None and not is_storable(one):
-            note_fault(f"a view gets what cannot be stored: {one!r}")
-    return 200, {"ids": len(ids)}
+class Replica:
+    """A replica whose views answer at once, and note what Postgres, SQS or a shard would refuse."""
+
+    @property
+    def started(self) -> Self:
+        return self
+
+    monitoring = started
+
+    def liveness_problem(self) -> None:
+        return None
+
+    def readiness_problem(self) -> Unreadiness:
+        return Unreadiness(UnreadyReason.STARTING)
+
+    def readiness_detail(self) -> None:
+        return None
+
+    def refresh_gauges(self) -> None:
+        return None
+
+    def status(self) -> dict[str, Any]:
+        return {"v": 1}
+
+    fleet_status = history_of_fleet = handler_status = status
+
+    async def wait_for_operation(self, *_: object) -> None:
+        return None
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[HttpAnswer]]:
+        async def answer(*asked: object) -> HttpAnswer:
+            ids = list(asked)
+            if name == "list_operations":
+                ids = check_list(cast("OperationListQuery", asked[0]))
+            if name in {"purge", "retry_held", "release_lease"}:  # a name, which is only compared with known ones
+                return 429, {"error": "once in 60 s", "retryAfterSeconds": 60}
+            for one in ids:
+                if isinstance(one, str) and not is_storable(one):
+                    note_fault(f"a view gets what cannot be stored: {one!r}")
+            return 200, {"ids": len(ids)}
+
+        return answer
 
 
-async def answer_to_lever(business_id: str, location_id: str, lever: Lever) -> tuple[int, dict[str, Any]]:
-    return 200, {"ids": [business_id, location_id], "pause": lever.pause_s, "weight": lever.weight}
-
-
-async def answer_with_ids(*ids: str | None) -> tuple[int, dict[str, Any]]:
-    return storable(*ids)
-
-
-async def answer_with_list(query: OperationListQuery) -> tuple[int, dict[str, Any]]:
+def check_list(query: OperationListQuery) -> list[object]:
+    """Return the ids of a request for a list, as its query was understood."""
     business_id, location_id, request = query
     if not 1 <= request.limit <= LIMIT_MAX or decode_cursor(request.start.encode()) != request.start:
         note_fault(f"a view gets a request that no shard takes: {request}")
-    return storable(business_id, location_id, request.resource_type, request.resource_id, request.after.request_id)
+    return [business_id, location_id, request.resource_type, request.resource_id, request.after.request_id]
 
 
-async def answer_to_name(_name: str | None) -> tuple[int, dict[str, Any]]:
-    """Answer a request for a name, which is only compared with known ones."""
-    return 429, {"error": "once in 60 s", "retryAfterSeconds": 60}
+_servers: list[web.Server] = []
 
 
-async def wait_for_nothing(*_: object) -> bool:
-    return True
-
-
-async def answer() -> tuple[int, dict[str, Any]]:
-    return 200, {"v": 1}
-
-
-VIEWS: Final = Views(
-    live=lambda: None,
-    ready=lambda: Unreadiness(UnreadyReason.STARTING),
-    detail=lambda: None,
-    refresh_gauges=lambda: None,
-    status=lambda: {"v": 1},
-    fleet=dict,
-    fleet_history=dict,
-    operation=answer_with_ids,
-    wait=wait_for_nothing,
-    operations=answer_with_list,
-    tenant=answer_with_ids,
-    tenant_by_id=answer_with_ids,
-    resource=answer_with_ids,
-    shards=answer,
-    sqs_stats=answer,
-    handler_status=lambda: {"v": 1},
-    handler_stats=answer,
-    cache_stats=answer,
-    cache_keys=answer,
-    release_lease=answer_to_name,
-    retry_held=answer_to_name,
-    steer_tenant=answer_to_lever,
-    letters=None,
-    purge=answer_to_name,
-    clear_cache=answer,
-)
-_gates: list[ConnectionGate] = []
-
-
-async def open_gate() -> ConnectionGate:
-    """Return the server's gate, the same for all inputs."""
-    if not _gates:
+async def open_server() -> web.Server:
+    """Return the server, the same for all inputs."""
+    if not _servers:
         guard = Guard(Tokens(operator=TOKEN), "worker", allow_destructive=True, opens_reads=True)
-        limits = msgspec.structs.replace(CONNECTION_LIMITS, calls_per_s=1e9)
-        runner = web.AppRunner(make_application(guard, VIEWS, limits))
+        runner = make_runner(make_application(guard, cast("ReplicaStatus", Replica())))
         await runner.setup()
-        _gates.append(ConnectionGate(cast("web.Server", runner.server), CONNECTION_LIMITS))
-        call_at_close(partial(close_gate, runner))
-    return _gates[0]
+        _servers.append(cast("web.Server", runner.server))
+        call_at_close(partial(close_server, runner))
+    return _servers[0]
 
 
-async def close_gate(runner: web.AppRunner) -> None:
-    _gates.clear()
+async def close_server(runner: web.AppRunner) -> None:
+    """Close the server."""
+    _servers.clear()
     await runner.cleanup()
 
 
@@ -121,8 +110,9 @@ def check(data: bytes) -> None:
 
 
 async def send(data: bytes) -> None:
-    gate = await open_gate()
-    connection = gate()
+    """Send *data*, end, and look at the answers."""
+    server = await open_server()
+    connection = accept_connection(server, CONNECTIONS_MAX)
     transport = MemoryTransport(connection)
     connection.connection_made(transport)
     piece = 1 + data[0] * len(data) // 64 if data else 1
@@ -133,14 +123,16 @@ async def send(data: bytes) -> None:
     transport.receive_end()
     await settle(transport)
     transport.abort()
-    assert await turn_until(lambda: len(gate.order) == 0), "the connection is not forgotten"
+    assert await turn_until(lambda: connection.transport is None), "the connection is not forgotten"
     sent = bytes(transport.sent)
     assert not sent or STATUS_LINE.match(sent), sent[:100]
     assert {int(status) for status in STATUS_LINE.findall(sent)} <= STATUSES, sent[:1000]
-    check_secrets(sent.decode(errors="replace"))
+    if b"Server: Python" not in sent:  # aiohttp's own answer tells a peer which of its bytes are malformed
+        check_secrets(sent.decode(errors="replace"))
 
 
 async def settle(transport: MemoryTransport) -> None:
+    """Let the server answer until it has nothing more to send."""
     length = -1
     while length != len(transport.sent) and not transport.is_closing():
         length = len(transport.sent)
@@ -148,6 +140,7 @@ async def settle(transport: MemoryTransport) -> None:
 
 
 def request(path: str, headers: str = "", method: str = "GET") -> bytes:
+    """Return the input of one request, sent in one piece."""
     return f"@{method} {path} HTTP/1.1\r\nHost: worker\r\n{headers}\r\n".encode("utf-8", "surrogateescape")
 
 
@@ -265,6 +258,7 @@ REQUESTS: Final = st.builds(lambda *drawn: request(*drawn)[1:], TARGETS, HEADERS
 
 
 def in_pieces(drawn: tuple[int, list[bytes]]) -> bytes:
+    """Return the input of several requests."""
     return bytes([drawn[0]]) + b"".join(drawn[1])
 
 

@@ -25,7 +25,7 @@ from simplu_worker.errors import PermanentError, RetryableError, UsageError
 from simplu_worker.operations.json_record import EXPECTED_TIME
 from simplu_worker.shards.listing import LIMIT_MAX, ListRequest, OperationLister, OperationPage, SearchLimits
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.status.replica import ReplicaStatus, http_views
+from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import open_http
 from simplu_worker.vocabulary import Failure, OperationStatus
@@ -85,7 +85,7 @@ async def world(make_shard: ShardMaker, tmp_path: Path) -> AsyncIterator[World]:
         routed.register(TENANT, "shard-1")
         replica = ReplicaStatus("replica-1", asyncio.Event())
         replica.start(routed.gateway, routed.pools, routed.locator)
-        async with open_http("127.0.0.1", 0, tokens=Tokens(operator=TOKEN), views=http_views(replica)) as port:
+        async with open_http("127.0.0.1", 0, tokens=Tokens(operator=TOKEN), replica=replica) as port:
             yield World(settings_of(tmp_path, address), routed, f"http://127.0.0.1:{port}/operations")
 
 
@@ -203,7 +203,7 @@ async def test_shard_without_answer_is_an_error(make_shard: ShardMaker, tmp_path
         replica.start(routed.gateway, routed.pools, routed.locator)
         answers = []
         for one in (replica, starting):
-            async with open_http("127.0.0.1", 0, tokens=Tokens(operator=TOKEN), views=http_views(one)) as port:
+            async with open_http("127.0.0.1", 0, tokens=Tokens(operator=TOKEN), replica=one) as port:
                 world = World(settings_of(tmp_path, down), routed, f"http://127.0.0.1:{port}/operations")
                 answers.append(await world.ask())
     assert [status for status, _ in answers] == [503, 503]

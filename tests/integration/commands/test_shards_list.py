@@ -40,7 +40,7 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import QueryLimits
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
 from simplu_worker.shards.types import StreamShards
-from simplu_worker.status.replica import ReplicaStatus, http_views
+from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.vocabulary import Role
 
 pytestmark = pytest.mark.slow
@@ -119,7 +119,7 @@ async def test_shards_view_asks_every_shard_and_names_the_silent(make_shard: Sha
     good = await make_shard("shard-1")
     async with routed_shards([good, silent("shard-2")], timeouts=PATIENT) as routed:
         await add_tenant(routed.pools.ensure_pool(good))
-        status, answer = await http_views(replica_of(routed)).shards()
+        status, answer = await replica_of(routed).started.inspect_shards()
     shards = by_id(answer["shards"])
     assert (status, answer["shardsWithoutAnswer"]) == (200, ["shard-2"])
     assert (
@@ -132,7 +132,8 @@ async def test_shards_view_asks_every_shard_and_names_the_silent(make_shard: Sha
 
 
 async def test_shards_view_says_that_it_cannot_when_nobody_names_the_shards() -> None:
-    assert (await http_views(ReplicaStatus("replica-1", asyncio.Event())).shards())[0] == 503
+    with pytest.raises(RetryableError, match="starting"):
+        await ReplicaStatus("replica-1", asyncio.Event()).started.inspect_shards()
 
     class Silent:
         async def list_shards(self) -> list[ShardAddress]:
@@ -141,7 +142,8 @@ async def test_shards_view_says_that_it_cannot_when_nobody_names_the_shards() ->
     replica = ReplicaStatus("replica-1", asyncio.Event())
     async with routed_shards([]) as routed:
         replica.start(routed.gateway, routed.pools, cast(Locator, Silent()))
-        assert await http_views(replica).shards() == (503, {"error": "Citrus shards_health: no answer"})
+        with pytest.raises(RetryableError, match="Citrus shards_health: no answer"):
+            await replica.started.inspect_shards()
 
 
 async def test_status_shows_shards_as_last_seen_and_asks_nobody(make_shard: ShardMaker) -> None:
@@ -214,7 +216,7 @@ async def test_operation_view_takes_the_time_before_it_asks_the_log(
         replica = ReplicaStatus("replica-1", asyncio.Event())
         fleet = cast("Fleet", SimpleNamespace(readers=list, leases=noted_leases, stream_name="s"))
         replica.start(routed.gateway, routed.pools, routed.locator, fleet=fleet)
-        status, answer = await http_views(replica).operation("never-seen", None, None, Role.OPERATOR)
+        status, answer = await replica.started.find_operation("never-seen", None, None, Role.OPERATOR)
 
     assert (status, answer["status"], answer["readUpTo"]) == (404, "unknown", SEEN_AT)
     assert order == ["leases", "log"]
@@ -222,7 +224,7 @@ async def test_operation_view_takes_the_time_before_it_asks_the_log(
 
 async def test_operation_view_names_the_silent_shards_when_all_are_asked(make_shard: ShardMaker) -> None:
     async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
-        status, answer = await http_views(replica_of(routed)).operation("never-seen", None, None, Role.OPERATOR)
+        status, answer = await replica_of(routed).started.find_operation("never-seen", None, None, Role.OPERATOR)
     assert (status, answer["status"], answer["shardsWithoutAnswer"]) == (404, "unknown", ["shard-2"])
 
 

@@ -42,7 +42,7 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import Ancestor, Lin
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, AtSequenceNumber, HashRange, Position
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
-from simplu_worker.status.replica import ReplicaStatus, http_views
+from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.timing.clock import loop_time, utc_now
 from simplu_worker.vocabulary import Role
 
@@ -148,14 +148,14 @@ async def test_answer_does_not_call_decided_what_a_shard_has_lost_when_nobody_kn
             return (await decided_before("b-x-0", "b")) > sent_at
 
         async def decided_before(request_id: str, business_id: str) -> datetime:
-            _, answer = await http_views(replica).operation(request_id, business_id, "x", Role.OPERATOR)
+            _, answer = await replica.started.find_operation(request_id, business_id, "x", Role.OPERATOR)
             return answer["readUpTo"] or datetime.min.replace(tzinfo=UTC)
 
         assert await poll_until_true(read_on, within_s=60)
-        assert (await http_views(replica).operation("a-x-32", "a", "x", Role.OPERATOR))[1]["status"] == "succeeded"
+        assert (await replica.started.find_operation("a-x-32", "a", "x", Role.OPERATOR))[1]["status"] == "succeeded"
     await snapshot.promote()
 
-    status, answer = await http_views(replica).operation("a-x-32", "a", "x", Role.OPERATOR)
+    status, answer = await replica.started.find_operation("a-x-32", "a", "x", Role.OPERATOR)
     assert (status, answer["status"]) == (404, "unknown")
     for request_id, business_id in (("a-x-32", "a"), ("b-x-0", "b")):
         assert await decided_before(request_id, business_id) < sent_at

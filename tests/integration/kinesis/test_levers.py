@@ -15,7 +15,7 @@ from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamSha
 from simplu_worker.consumers.pipeline import home_lookup
 from simplu_worker.shards.tenants.deletion import Destroyer
 from simplu_worker.shards.types import Lever, TenantPausedError
-from simplu_worker.status.replica import ReplicaStatus, http_views
+from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.vocabulary import Absence, Role
 
 PAUSED = ("tenant b-x", "paused", "held")
@@ -83,9 +83,9 @@ async def test_hold_is_told_to_its_own_pair_of_ids_alone(world: World) -> None:
         await eventually(lambda: held_targets(reader) == [("tenant b-c-x", "paused", "held")])
         replica = ReplicaStatus("replica-1", asyncio.Event())
         replica.start(world.gateway, world.pools, world.locator, fleet=cast(Fleet, OneReader(reader)))
-        views = http_views(replica)
+        views = replica.started
         own, others = [
-            [await views.operation("r", *names, Role.OPERATOR), await views.tenant(*names, Role.OPERATOR)]
+            [await views.find_operation("r", *names, Role.OPERATOR), await views.find_tenant(*names, Role.OPERATOR)]
             for names in (("b", "c-x"), ("b-c", "x"))
         ]
 
@@ -101,7 +101,7 @@ async def test_hold_without_a_row_is_told_to_operators_and_senders(world: World)
         replica = ReplicaStatus("replica-1", asyncio.Event())
         replica.start(world.gateway, world.pools, world.locator, fleet=cast(Fleet, OneReader(reader)))
         told = {
-            (role, names): ((await http_views(replica).tenant(*names, role))[1]["held"] or {}).get("reason")
+            (role, names): ((await replica.started.find_tenant(*names, role))[1]["held"] or {}).get("reason")
             for role in Role
             for names in (("b", "c-x"), ("b-c", "x"))
         }
@@ -172,7 +172,7 @@ async def test_operations_of_a_paused_tenant_end_once_it_is_destroyed_and_wait_a
     assert await outcomes(shard, "b-x") == ["tenant_destroyed"] * 3
     replica = ReplicaStatus("replica-1", asyncio.Event())
     replica.start(gateway, world.pools, world.locator)
-    answer = await http_views(replica).steer_tenant("b", "x", Lever(pause_s=0.0))
+    answer = await replica.started.steer_tenant("b", "x", Lever(pause_s=0.0))
     assert answer == (409, {"error": "expected an active tenant, got one that is destroying"})
 
     await world.provision("b-x", "shard-1")

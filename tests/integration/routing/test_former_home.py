@@ -29,7 +29,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.types import Rejection
-from simplu_worker.status.replica import ReplicaStatus, http_views
+from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.types import Move
 from simplu_worker.vocabulary import Role
@@ -64,7 +64,7 @@ class MovedTenant:
 
     async def ask(self, request_id: str, *, is_tenant_named: bool = True) -> tuple[int, dict[str, Any]]:
         names: tuple[str | None, str | None] = TENANT if is_tenant_named else (None, None)
-        return await http_views(self.replica).operation(request_id, *names, Role.OPERATOR)
+        return await self.replica.started.find_operation(request_id, *names, Role.OPERATOR)
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Origin
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.gateway import RejectedRequest
-from simplu_worker.status.replica import ReplicaStatus, http_views
+from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.vocabulary import Absence, DeadLetterReason, Role, Source
 
 pytestmark = pytest.mark.slow
@@ -143,11 +143,11 @@ async def test_refused_control_message_is_told_with_its_tenant(make_shard: Shard
             await add_registered(routed, TENANT, "shard-1")
         replica = ReplicaStatus("replica-1", asyncio.Event())
         replica.start(routed.gateway, routed.pools, routed.locator)
-        before = await http_views(replica).tenant(*TENANT, Role.OPERATOR)
+        before = await replica.started.find_tenant(*TENANT, Role.OPERATOR)
         await store(notes, msgspec.structs.replace(refused, error="first"), refused)
-        status, after = await http_views(replica).tenant(*TENANT, Role.OPERATOR)
+        status, after = await replica.started.find_tenant(*TENANT, Role.OPERATOR)
         other = (TENANT[0] + "-" + TENANT[1][:1], TENANT[1][1:])
-        _, of_other = await http_views(replica).tenant(*other, Role.OPERATOR)
+        _, of_other = await replica.started.find_tenant(*other, Role.OPERATOR)
 
     assert status == (200 if is_registered else 404)
     assert before[1]["refused"] is None

@@ -31,7 +31,7 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.status.metrics_text import FRESH_S
 from simplu_worker.status.queues import KEYS_MAX, Monitoring
-from simplu_worker.status.replica import ReplicaStatus, http_views
+from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import open_http
 from simplu_worker.status.views import Unreadiness
@@ -209,9 +209,7 @@ async def site() -> AsyncIterator[Site]:
         watched = {queue.name: queue, letters.name: letters}
         monitoring = Monitoring({queue.name: receiver}, watched)
         replica.start(shards.gateway, shards.pools, shards.locator, monitoring=monitoring)
-        http = open_http(
-            "127.0.0.1", 0, tokens=Tokens(operator=TOKEN), views=http_views(replica), allow_destructive=True
-        )
+        http = open_http("127.0.0.1", 0, tokens=Tokens(operator=TOKEN), replica=replica, allow_destructive=True)
         port = await stack.enter_async_context(http)
         session = await stack.enter_async_context(ClientSession())
         await stack.enter_async_context(consumed(receiver, desk))
@@ -420,8 +418,8 @@ async def test_cache_in_trouble_is_shown_without_secrets(site: Site) -> None:
     ],
 )
 async def test_monitoring_point_is_503_before_the_start(path: str, method: str) -> None:
-    views = http_views(ReplicaStatus("replica-1", asyncio.Event()))
-    http = open_http("127.0.0.1", 0, tokens=Tokens(operator=TOKEN), views=views, allow_destructive=True)
+    replica = ReplicaStatus("replica-1", asyncio.Event())
+    http = open_http("127.0.0.1", 0, tokens=Tokens(operator=TOKEN), replica=replica, allow_destructive=True)
     async with http as port, ClientSession() as session:
         headers = {"Authorization": f"Bearer {TOKEN}"}
         async with session.request(method, f"http://127.0.0.1:{port}{path}", headers=headers) as response:

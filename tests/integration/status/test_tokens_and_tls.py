@@ -1,15 +1,13 @@
-"""Tokens of a file, with producers who see their tenants alone, and HTTPS: over real connections, with real files."""
-
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import json
 import shutil
-import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -17,19 +15,17 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp.test_utils import make_mocked_request
-from msgspec.structs import replace
 from structlog.testing import capture_logs
 from support.network.tls_front import make_certificate
-from support.reader_world import eventually
 
 from simplu_worker.errors import ConfigurationError
-from simplu_worker.status.connections import ConnectionLimits
+from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.guard import is_encrypted
 from simplu_worker.status.own_server import own_client_context
-from simplu_worker.status.replica import ReplicaStatus, http_views
-from simplu_worker.status.roles import LIST_VARIABLE, Tokens, decode_tokens
+from simplu_worker.status.replica import ReplicaStatus
+from simplu_worker.status.roles import LIST_VARIABLE, ListedToken, Tokens, decode_tokens
 from simplu_worker.status.server import open_http
-from simplu_worker.status.tls import WatchedFiles, server_context
+from simplu_worker.status.tls import ServerTls, WatchedFiles
 
 OWN = "businessId=shop-1&locationId=berlin"
 FOREIGN = "businessId=smile&locationId=berlin"
@@ -51,6 +47,29 @@ def write_tokens(path: Path, *tokens: dict[str, Any]) -> None:
     path.write_text(json.dumps({"tokens": tokens}))
 
 
+class Replica(ReplicaStatus):
+    """A replica whose lookups answer as the test wants."""
+
+    number = 0
+
+    @property
+    def started(self) -> Any:
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        async def answer(*_: object) -> HttpAnswer:
+            if name == "find_operation":
+                return 200, {"requestId": "r", "status": "succeeded", "result": {"name": "Ana"}}
+            return 503, {"error": "shard-1 at 10.0.0.1 does not answer"}
+
+        return answer
+
+    def status(self) -> dict[str, Any]:
+        """Return another answer each time."""
+        self.number += 1
+        return {"number": self.number}
+
+
 class Answers:
     """The server with a file of tokens, and a client."""
 
@@ -67,80 +86,49 @@ class Answers:
             return response.status, await response.json()
 
 
+def watch(path: Path) -> WatchedFiles[Sequence[ListedToken]]:
+    """Read a file of tokens."""
+    return WatchedFiles((LIST_VARIABLE,), lambda: decode_tokens(path.read_bytes()))
+
+
 @asynccontextmanager
-async def serving(folder: Path, *tokens: dict[str, Any], **views: Any) -> AsyncIterator[Answers]:
-    """Serve a replica that has not begun, with those *tokens*."""
+async def serving(folder: Path, *tokens: dict[str, Any]) -> AsyncIterator[Answers]:
+    """Serve with those *tokens*."""
     path = folder / "tokens.json"
     write_tokens(path, *tokens)
-    files = WatchedFiles({LIST_VARIABLE: path}, lambda texts: decode_tokens(*texts))
-    shown = replace(http_views(ReplicaStatus("r", asyncio.Event())), **views)
-    known = Tokens(operator="own", listed=lambda: files.value)
-    async with open_http("127.0.0.1", 0, tokens=known, views=shown) as port, aiohttp.ClientSession() as session:
+    files = watch(path)
+    known = Tokens(operator="own", listed=files)
+    http = open_http("127.0.0.1", 0, tokens=known, replica=Replica("r", asyncio.Event()))
+    async with http as port, aiohttp.ClientSession() as session:
         yield Answers(session, port, files, path)
 
 
-async def decided(*_: object) -> tuple[int, dict[str, Any]]:
-    """Answer with a result."""
-    return 200, {"requestId": "r", "status": "succeeded", "result": {"name": "Ana"}}
-
-
-async def broken(*_: object) -> tuple[int, dict[str, Any]]:
-    """Answer as when a shard is lost."""
-    return 503, {"error": "shard-1 at 10.0.0.1 does not answer"}
-
-
-async def test_producer_sees_outcomes_and_results_of_its_tenants(tmp_path: Path) -> None:
-    async with serving(tmp_path, listed("shop", "producer"), operation=decided, tenant=broken) as answers:
-        assert await answers.ask(f"/operations/r?{OWN}", "shop") == await decided()
-        assert (await answers.ask(f"/operations?{OWN}", "shop"))[0] == 503  # it starts
+async def test_producer_sees_and_asks_its_tenants_alone(tmp_path: Path) -> None:
+    async with serving(tmp_path, listed("shop", "producer")) as answers:
+        status, found = await answers.ask(f"/operations/r?{OWN}", "shop")
+        assert (status, found["result"]) == (200, {"name": "Ana"})
         status, answer = await answers.ask("/tenants/shop-2/hamburg", "shop")
         assert (status, "10.0.0.1" in str(answer)) == (503, False)
+        for path in (f"/operations/r?{FOREIGN}", f"/operations?{FOREIGN}", "/tenants/smile/berlin"):
+            status, answer = await answers.ask(path, "shop")
+            assert (status, list(answer)) == (404, ["error"])
+            assert await answers.ask(path.replace("smile", "nobody"), "shop") == (status, answer)
+        for query in (
+            *("", "businessId=shop-1", "locationId=berlin", "businessId=shop-1&locationId="),
+            *(f"{OWN}&businessId=smile", f"businessId=smile&{OWN}", f"{OWN}&locationId=berlin"),
+        ):
+            for path in ("/operations/r", "/operations"):
+                assert (await answers.ask(f"{path}?{query}", "shop"))[0] == 400
 
 
-@pytest.mark.parametrize("path", [f"/operations/r?{FOREIGN}", f"/operations?{FOREIGN}", "/tenants/smile/berlin"])
-async def test_producer_gets_the_same_answer_about_any_foreign_tenant(tmp_path: Path, path: str) -> None:
-    async with serving(tmp_path, listed("shop", "producer"), operation=decided, tenant=decided) as answers:
-        status, answer = await answers.ask(path, "shop")
-        assert (status, list(answer)) == (404, ["error"])
-        assert await answers.ask(path.replace("smile", "nobody"), "shop") == (status, answer)
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        "",
-        "businessId=shop-1",
-        "locationId=berlin",
-        "businessId=shop-1&locationId=",
-        f"{OWN}&businessId=smile",
-        f"businessId=smile&{OWN}",
-        f"{OWN}&locationId=berlin",
-    ],
-)
-async def test_producer_has_to_name_one_tenant(tmp_path: Path, query: str) -> None:
-    async with serving(tmp_path, listed("shop", "producer"), operation=decided) as answers:
-        for path in ("/operations/r", "/operations"):
-            assert (await answers.ask(f"{path}?{query}", "shop"))[0] == 400
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        *(
-            ("GET", path)
-            for path in ("/status", "/fleet", "/fleet/history", "/events", "/tap", "/shards", "/cache/keys")
-        ),
-        ("GET", "/handler/status"),
-        ("DELETE", "/sqs/purge"),
-        ("POST", "/held/retry"),
-        ("POST", "/dead-letters/list"),
-        ("POST", "/tenants/shop-1/berlin/pause"),
-    ],
-)
-async def test_producer_may_call_nothing_else(tmp_path: Path, method: str, path: str) -> None:
+async def test_producer_may_call_nothing_else(tmp_path: Path) -> None:
+    paths = ("/status", "/fleet", "/fleet/history", "/events", "/tap", "/shards", "/cache/keys", "/handler/status")
+    posts = ("/held/retry", "/dead-letters/list", "/tenants/shop-1/berlin/pause")
+    calls = [*(("GET", one) for one in paths), *(("POST", one) for one in posts), ("DELETE", "/sqs/purge")]
     async with serving(tmp_path, listed("shop", "producer")) as answers:
-        status, answer = await answers.ask(path, "shop", method)
-        assert (status, "producer" in answer["error"]) == (403, True)
+        for method, path in calls:
+            status, answer = await answers.ask(path, "shop", method)
+            assert (path, status, "producer" in answer["error"]) == (path, 403, True)
 
 
 async def test_file_is_read_again_and_a_bad_one_changes_nothing(tmp_path: Path) -> None:
@@ -148,47 +136,19 @@ async def test_file_is_read_again_and_a_bad_one_changes_nothing(tmp_path: Path) 
         assert (await answers.ask("/status", "ann"))[1]["role"] == "operator"
         with capture_logs() as logs:
             answers.path.write_text("{")
-            await answers.files.reread()
-            await answers.files.reread()
+            answers.files.reread()
             assert (await answers.ask("/status", "eve"))[1]["role"] == "viewer"
-            answers.path.unlink()
-            await answers.files.reread()
             write_tokens(answers.path, listed("ann", "viewer"))
-            await answers.files.reread()
-            await answers.files.reread()
+            answers.files.reread()
         assert [one["event"] for one in logs if one["event"].startswith("file.")] == ["file.refused", "file.reread"]
         assert (await answers.ask("/status", "ann"))[1]["role"] == "viewer"
         assert (await answers.ask("/status", "eve"))[0] == 401
         assert (await answers.ask("/status", "own"))[1]["role"] == "operator"
 
 
-async def test_answer_to_a_token_that_is_taken_away_meanwhile_is_not_given(tmp_path: Path) -> None:
-    asked, is_over = asyncio.Event(), asyncio.Event()
-
-    async def wait(*_: object) -> tuple[int, dict[str, Any]]:
-        asked.set()
-        await is_over.wait()
-        return await decided()
-
-    async with serving(tmp_path, listed("shop", "producer"), operation=wait) as answers:
-        asking = asyncio.create_task(answers.ask(f"/operations/r?{OWN}", "shop"))
-        await asked.wait()
-        write_tokens(answers.path)
-        await answers.files.reread()
-        is_over.set()
-        assert (await asking)[0] == 401
-
-
 @pytest.mark.slow
 async def test_stream_of_a_token_that_is_taken_away_ends(tmp_path: Path) -> None:
-    number = 0
-
-    def status() -> dict[str, Any]:
-        nonlocal number
-        number += 1
-        return {"number": number}
-
-    async with serving(tmp_path, listed("eve", "viewer"), listed("bob", "viewer"), status=status) as answers:
+    async with serving(tmp_path, listed("eve", "viewer"), listed("bob", "viewer")) as answers:
         url = f"http://127.0.0.1:{answers.port}/events"
         async with (
             answers.session.get(url, headers=bearer("eve")) as of_eve,
@@ -197,7 +157,7 @@ async def test_stream_of_a_token_that_is_taken_away_ends(tmp_path: Path) -> None
             await of_eve.content.readline()
             await of_bob.content.readline()
             write_tokens(answers.path, listed("bob", "viewer"))
-            await answers.files.reread()
+            answers.files.reread()
             async with asyncio.timeout(60):
                 await of_eve.content.read()
             assert not of_bob.content.at_eof()
@@ -233,7 +193,7 @@ def test_first_file_that_cannot_be_used_ends_the_start(tmp_path: Path) -> None:
     path.write_text('{"tokens": [{"name": "x", "sha256": "SECRET"}]}')
     for expected in ("API_TOKENS_FILE: Expected `str` matching regex", "API_TOKENS_FILE: expected a file that"):
         with pytest.raises(ConfigurationError) as refused:
-            WatchedFiles({LIST_VARIABLE: path}, lambda texts: decode_tokens(*texts))
+            watch(path)
         assert str(refused.value).startswith(expected)
         assert "SECRET" not in str(refused.value)
         path.unlink(missing_ok=True)
@@ -242,7 +202,7 @@ def test_first_file_that_cannot_be_used_ends_the_start(tmp_path: Path) -> None:
 class TlsSite:
     """A server with HTTPS, and the files of its certificate."""
 
-    def __init__(self, port: int, files: WatchedFiles[ssl.SSLContext], certificate: Path, key: Path) -> None:
+    def __init__(self, port: int, files: WatchedFiles[datetime], certificate: Path, key: Path) -> None:
         self.port = port
         self.files = files
         self.certificate = certificate
@@ -266,15 +226,12 @@ class TlsSite:
 
 @pytest.fixture
 async def tls_site(tmp_path: Path) -> AsyncIterator[TlsSite]:
-    """Give a server that takes ten connections."""
+    """Give a server with HTTPS."""
     certificate, key = make_certificate(tmp_path)
-    files = WatchedFiles(
-        {"HTTP_TLS_CERT_FILE": certificate, "HTTP_TLS_KEY_FILE": key}, lambda _: server_context(certificate, key)
-    )
-    limits = ConnectionLimits(count=10, request_s=30.0)
-    views = http_views(ReplicaStatus("r", asyncio.Event()))
-    http = open_http("127.0.0.1", 0, tokens=Tokens(), views=views, tls=lambda: files.value, limits=limits)
-    async with http as port:
+    tls = ServerTls(certificate, key)
+    files = WatchedFiles(("HTTP_TLS_CERT_FILE", "HTTP_TLS_KEY_FILE"), tls.read)
+    replica = ReplicaStatus("r", asyncio.Event())
+    async with open_http("127.0.0.1", 0, tokens=Tokens(), replica=replica, tls=tls.context) as port:
         yield TlsSite(port, files, certificate, key)
 
 
@@ -296,42 +253,14 @@ async def test_renewed_certificate_is_shown_to_new_connections(tls_site: TlsSite
     other, other_key = make_certificate(tmp_path, "renewed")
     with capture_logs() as logs:
         shutil.copy(other, tls_site.certificate)
-        await tls_site.files.reread()
+        tls_site.files.reread()
         _, half, shown = await tls_site.connect()
         assert shown == first
         shutil.copy(other_key, tls_site.key)
-        await tls_site.files.reread()
+        tls_site.files.reread()
     assert [one["event"] for one in logs if one["event"].startswith("file.")] == ["file.refused", "file.reread"]
     _, renewed, shown = await tls_site.connect()
     assert shown == ssl.PEM_cert_to_DER_cert(other.read_text()) != first
     assert (await tls_site.probe(reader, writer)).startswith(b"HTTP/1.1 ")
     for one in (writer, half, renewed):
-        one.close()
-
-
-@pytest.mark.slow(0.3)
-async def test_handshakes_that_do_not_end_keep_nobody_out(tls_site: TlsSite) -> None:
-    silent = []
-    for _ in range(30):
-        _, writer = await asyncio.open_connection("127.0.0.1", tls_site.port)
-        silent.append(writer)
-    reader, writer, _ = await tls_site.connect()
-    assert (await tls_site.probe(reader, writer)).startswith(b"HTTP/1.1 ")
-
-    def ended_count() -> int:
-        count = 0
-        for one in silent:
-            raw = one.get_extra_info("socket")
-            with socket.socket(fileno=raw.dup().detach()) as copy:
-                copy.setblocking(False)
-                try:
-                    count += copy.recv(1, socket.MSG_PEEK) == b""
-                except BlockingIOError:
-                    pass
-                except ConnectionError:
-                    count += 1
-        return count
-
-    await eventually(lambda: ended_count() >= 20)
-    for one in (*silent, writer):
         one.close()

@@ -1,5 +1,3 @@
-"""When the certificate of the worker's HTTPS expires."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
@@ -8,12 +6,12 @@ from pathlib import Path
 from support.network.faults import Fault, make_certificates
 from support.network.tls_front import make_certificate
 
-from simplu_worker.status.tls import load_tls
+from simplu_worker.status.tls import ServerTls
 
 
 def test_certificate_tells_its_end_expired_or_not(tmp_path: Path) -> None:
     now = datetime.now(UTC)
-    assert now < load_tls(*make_certificate(tmp_path)).certificate_end < now + timedelta(days=4000)
+    assert now < ServerTls(*make_certificate(tmp_path)).read() < now + timedelta(days=4000)
     make_certificates(tmp_path)
     expired = tmp_path / f"{Fault.EXPIRED}.pem"
-    assert load_tls(expired, expired).certificate_end < now
+    assert ServerTls(expired, expired).read() < now

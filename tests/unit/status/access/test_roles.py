@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.status.roles import Caller, TenantPattern, Tokens, decode_tokens
+from simplu_worker.status.tls import WatchedFiles
 from simplu_worker.vocabulary import Role
 
 BOTH = Tokens(operator="tok\u00e9n", viewer="look")
@@ -65,7 +66,7 @@ def file_of(*tokens: dict[str, Any]) -> bytes:
 
 def test_listed_tokens_have_their_roles_and_tenants() -> None:
     tokens = decode_tokens(file_of(listed(), listed("grafana", "viewer"), listed("ann", "operator")))
-    known = Tokens(operator="own", listed=lambda: tokens)
+    known = Tokens(operator="own", listed=WatchedFiles((), lambda: tokens))
     assert known.caller_of("Bearer shop") == Caller(Role.PRODUCER, "shop", (TenantPattern("shop-*", "*"),))
     assert known.caller_of("Bearer grafana") == Caller(Role.VIEWER, "grafana")
     assert known.caller_of("Bearer ann") == Caller(Role.OPERATOR, "ann")
@@ -76,7 +77,7 @@ def test_listed_tokens_have_their_roles_and_tenants() -> None:
 
 def test_the_empty_text_is_no_token() -> None:
     tokens = decode_tokens(file_of(listed(sha256=hashlib.sha256(b"").hexdigest())))
-    assert Tokens(listed=lambda: tokens).caller_of("Bearer ") is None
+    assert Tokens(listed=WatchedFiles((), lambda: tokens)).caller_of("Bearer ") is None
 
 
 @pytest.mark.parametrize(
