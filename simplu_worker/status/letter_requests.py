@@ -21,9 +21,9 @@ from simplu_worker.dead_letters.service import (
     NoteList,
 )
 from simplu_worker.errors import WorkerError
-from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.guard import Actor, logged_action
 from simplu_worker.status.request_bodies import EditRequest, LettersRequest
+from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import utc_now
 

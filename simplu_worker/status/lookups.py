@@ -23,10 +23,10 @@ from simplu_worker.shards.gateway import NO_STREAM_SHARDS, LoggedOperation, Reje
 from simplu_worker.shards.health.prober import ShardInspector
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import Lever, StreamShards
-from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.listing_request import OperationListQuery
 from simplu_worker.status.problems import advice_members
 from simplu_worker.status.queues import Monitoring
+from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.views import (
     levers_view,
     not_steered_error,

@@ -34,12 +34,12 @@ from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.history import FleetHistory, History, ReadRates, StreamHistory, fleet_point, totals_of
 from simplu_worker.status.lookups import Lookups, pool_view
 from simplu_worker.status.metrics_text import TopTenants
 from simplu_worker.status.problems import Problems, advice_members, find_problems
 from simplu_worker.status.queues import Monitoring
+from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.tls import WatchedFiles
 from simplu_worker.status.views import Unreadiness, feed_view, trouble_view
 from simplu_worker.telemetry.log import recent_errors, scrub_text

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from simplu_worker.operations.operation import is_storable
 from simplu_worker.shards.listing import LIMIT_MAX, SearchPosition, decode_cursor
-from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.guard import Guard
 from simplu_worker.status.listing_request import OperationListQuery
 from simplu_worker.status.replica import ReplicaStatus
+from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import CONNECTIONS_MAX, accept_connection, make_application, make_runner
 from simplu_worker.status.views import Unreadiness

@@ -25,10 +25,10 @@ from simplu_worker.consumers.operation_taps import TAPS_MAX
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.types import Lever
 from simplu_worker.status import server
-from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.guard import Actor
 from simplu_worker.status.message_schemas import FEED_SCHEMAS, SCHEMAS
 from simplu_worker.status.metrics_text import SharedAnswer
+from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import VIEWS_AT_ONCE, open_http
 from simplu_worker.status.views import Unreadiness

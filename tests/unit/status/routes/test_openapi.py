@@ -9,8 +9,8 @@ import pytest
 from support.requires import ROOT
 
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest
-from simplu_worker.status.openapi import CONTENT_TYPES, SCHEMAS, describe
 from simplu_worker.status.listing_request import _PARSERS, _TENANT
+from simplu_worker.status.openapi import CONTENT_TYPES, SCHEMAS, describe
 from simplu_worker.status.roles import for_viewers
 from simplu_worker.status.routes import ROUTES, Access, Answer, Route
 
