@@ -50,7 +50,7 @@ from simplu_worker.operations.retention_rules import deleting_share, deletion_pa
 from simplu_worker.shards.postgres.errors import StatementFailedError, fewer_after
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
-from simplu_worker.shards.schema.schema_check import check_clocks, has_schema
+from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.types import Rejection
 from simplu_worker.timing.waits import repeat_every
 from simplu_worker.vocabulary import OperationKind, TargetKind
@@ -272,7 +272,6 @@ class LogRetention:
         async with self._slots, pool.transaction() as connection:
             if not await has_schema(connection, pool):
                 return DeletedRows(0, None, 0.0, 0.0, is_last=True)
-            await check_clocks(connection, pool)
             row = await connection.fetchrow(QUERIES["forget_batches"], retention.total_seconds(), limit, after)
             return DeletedRows(**dict(row))
 
@@ -282,7 +281,6 @@ class LogRetention:
             async with self._slots, pool.transaction() as connection:
                 if not await has_schema(connection, pool):
                     return
-                await check_clocks(connection, pool)
                 started = time.monotonic()
                 await forget_old_failures(connection, self._statement_rows)
                 count = max(

@@ -27,8 +27,7 @@ from simplu_worker.shards.types import (
     StoredPositions,
     StreamPosition,
 )
-from simplu_worker.timing.clock import UtcClock, uuid7
-from simplu_worker.timing.clock_agreement import are_apart
+from simplu_worker.timing.clock import uuid7
 
 
 async def write_positions(connection: Connection, claims: Sequence[tuple[PositionClaim, str]]) -> list[PositionClaim]:
@@ -125,12 +124,9 @@ async def accept_gaps(connection: Connection) -> list[dict[str, Any]]:
 
 
 async def read_stored_positions(
-    connection: Connection, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool, utc: UtcClock
+    connection: Connection, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool
 ) -> StoredPositions:
-    """Return the stored positions of stream shards; include when the tenants came, if that may matter.
-
-    If the shard's clock is apart from *utc*, the last move counts as one of just now: then more is read again.
-    """
+    """Return the stored positions of stream shards; include when the tenants came, if that may matter."""
     if not is_first:
         rows = await _read_positions(connection, stream, stream_shard_ids)
         if len(rows) == len(stream_shard_ids) and all(row.parents_done for row in rows.values()):
@@ -138,8 +134,6 @@ async def read_stored_positions(
     (arrivals,) = await connection.fetch(QUERIES["read_tenant_arrivals"])
     rows = await _read_positions(connection, stream, stream_shard_ids)  # read last: not older than the move token
     move_age_s = arrivals["last_move_age_s"]
-    if move_age_s is not None and are_apart((arrivals["clock"] - utc()).total_seconds()):
-        move_age_s = 0.0
     return StoredPositions(rows, arrivals["first_at"], move_age_s, arrivals["move_token"])
 
 

@@ -30,7 +30,6 @@ from simplu_worker.shards.positions import timed_token
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
-from simplu_worker.shards.schema.schema_check import check_clocks
 from simplu_worker.shards.types import token_time
 from simplu_worker.vocabulary import TenantState
 
@@ -252,13 +251,11 @@ class MoveSettler:
     async def end_overdue_fence(self, shard_id: str, tenant_id: str) -> bool:
         """Make a fenced tenant active again if the fence is past its deadline; return whether it was.
 
-        Raises `RetryableError` if the shard does not answer, or its deadline may be wrong: the clocks are apart.
+        Raises `RetryableError` if the shard does not answer.
         """
         pool = self._pools.pool_of(shard_id)
         async with pool.transaction() as connection:
             has_ended = affected_count(await connection.execute(QUERIES["end_overdue_fence"], tenant_id)) == 1
-            if has_ended:
-                await check_clocks(connection, pool)
         if has_ended:
             log.warning("move.fence_ended", shard_id=shard_id, tenant_id=tenant_id)
         return has_ended

@@ -39,10 +39,6 @@ class TenantPausedError(RetryableError):
     """A person has paused the tenant: its operations wait, and nothing else."""
 
 
-class ClocksApartError(RetryableError):
-    """The clocks of a shard, this machine and AWS differ by minutes: nothing ends by the time until they agree."""
-
-
 PAUSE_MAX_S: Final = 14 * 86_400.0  # SQS keeps no message for longer
 WEIGHT_MIN, WEIGHT_MAX = 0.1, 10.0
 

@@ -1,4 +1,4 @@
-"""How far apart two clocks may be where rows are deleted, operations given up or fences ended by the time. Pure."""
+"""How far apart two clocks may be for a shard to be used: rows are deleted and fences ended by the time. Pure."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def are_apart(ahead_s: float) -> bool:
 
 
 def own_problem(ahead_s: float | None) -> str | None:
-    """Return why nothing may end by the time; *ahead_s* is this machine's clock less the right one, if it is known."""
+    """Return why no shard is used; *ahead_s* is this machine's clock less the right one, if it is known."""
     return None if ahead_s is None else _describe("the clock of this machine", ahead_s)
 
 
 def shard_problem(ahead_s: float, own_ahead_s: float | None = None) -> str | None:
-    """Return why nothing may end by the time on a shard; *ahead_s* is its clock less this machine's.
+    """Return why a shard is not used; *ahead_s* is its clock less this machine's.
 
     *own_ahead_s* is this machine's clock less that of AWS: a shard is not blamed for what is wrong here.
     """
@@ -41,7 +41,7 @@ def _describe(subject: str, ahead_s: float) -> str | None:
     if not are_apart(ahead_s):
         return None
     direction = "ahead" if ahead_s > 0 else "behind"
-    return f"{subject} is {abs(ahead_s):.0f} s {direction}; set it by NTP, until then nothing is deleted by the time"
+    return f"{subject} is {abs(ahead_s):.0f} s {direction}; set it by NTP, until then the shard is not used"
 
 
 def parse_http_date(text: str) -> datetime | None:

@@ -29,7 +29,6 @@ from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedE
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
-from simplu_worker.shards.schema.schema_check import check_clocks
 from simplu_worker.shards.settling import (
     FIRST,
     CarriedPosition,
@@ -402,7 +401,6 @@ class Restorer:
             if beginning is Beginning.ENDED:
                 self._step = RestoreStep.DONE
                 return beginning
-            await check_clocks(connection, self._live)  # the deadline of the fence, and how old the log may be
             self._own_runs.add(run)  # before the commit, which may have no answer
             token = 1 if tenant is None else tenant.move_token + 1
             status = await self._fence(connection, beginning, token)

@@ -8,7 +8,7 @@ from email.utils import format_datetime
 from simplu_worker.timing.clock import OwnClock, utc_now
 
 DAYS = timedelta(days=20)
-APART = "set it by NTP, until then nothing is deleted by the time"
+APART = "set it by NTP, until then the shard is not used"
 
 
 def clock_off_by(difference: timedelta, *, of_aws: timedelta | None = None) -> OwnClock:

@@ -160,19 +160,17 @@ class WaveRun:
 
     def _with_effect_of(self, place: int, patch: Operation, merged: str | UnmergeableError | None) -> Operation | None:
         """Return the operation to apply for *patch*, which makes the data *merged*; None if it is refused."""
-        if merged is None:
-            return self._refuse(place, patch, Failure.NOT_FOUND)
-        if isinstance(merged, UnmergeableError):
-            return self._refuse(place, patch, Failure.INVALID_DATA)
-        found = self._judges.judge(patch, merged.encode()) if self._judges.judges_patch(patch) else None
-        if found is not None:
-            self.found[place] = found
-            if found.judge.refuses:
-                return self._refuse(place, patch, Failure.INVALID_DATA, found.result)
-        return updated_by(patch, merged)
-
-    def _refuse(self, place: int, patch: Operation, failure: Failure, result: str | None = None) -> None:
+        if isinstance(merged, str):
+            found = self._judges.judge(patch, merged.encode()) if self._judges.judges_patch(patch) else None
+            if found is not None:
+                self.found[place] = found
+            if found is None or not found.judge.refuses:
+                return updated_by(patch, merged)
+            failure, result = Failure.INVALID_DATA, found.result
+        else:
+            failure, result = Failure.NOT_FOUND if merged is None else Failure.INVALID_DATA, None
         self._refused.append((patch.tenant_id, place, failure, result))
+        return None
 
     async def _send(self) -> None:
         """Send the waves that wait. Their arguments, megabytes for each, are made when they are put on the wire."""

@@ -206,9 +206,7 @@ class ShardWriter:
         async with self._pool.connection() as connection:
             if not await has_schema(connection, self._pool):
                 return None
-            return await read_stored_positions(
-                connection, stream, stream_shard_ids, is_first=is_first, utc=self._pool.clock.utc
-            )
+            return await read_stored_positions(connection, stream, stream_shard_ids, is_first=is_first)
 
     async def find_resident_tenants(self, tenant_ids: Sequence[str]) -> set[str]:
         """Return which of the tenants have a live row on the shard. Raises as `read_positions` does."""
@@ -239,9 +237,7 @@ class ShardWriter:
                 return None
             is_unchanged = await fence_position(connection, claim)
             ids = [claim.stream_shard_id, *ancestors]
-            stored = await read_stored_positions(
-                connection, claim.stream, ids, is_first=is_first, utc=self._pool.clock.utc
-            )
+            stored = await read_stored_positions(connection, claim.stream, ids, is_first=is_first)
             return msgspec.structs.replace(stored, is_unchanged=is_unchanged)
 
     async def write_positions(self, claims: Sequence[PositionClaim]) -> list[PositionClaim]:

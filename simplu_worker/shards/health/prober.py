@@ -58,6 +58,7 @@ from simplu_worker.shards.schema.schema_check import check_schema
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.backoff import shared_pause_s
 from simplu_worker.timing.clock import OwnClock, loop_time, utc_now
+from simplu_worker.timing.clock_agreement import shard_problem
 from simplu_worker.vocabulary import ConnectionState, ShardProblem, TargetKind
 
 PROBE_S: Final = 2.4  # within `ShardTimeouts.probe_s`: a slow shard has answered, and is not lost
@@ -104,6 +105,8 @@ async def _probe_over(
             try:
                 async with asyncio.timeout(max(0.0, started + within_s - time.perf_counter())):
                     await _add_details(connection, pool.address, facts, counts_tenants=counts_tenants)
+                clock_problem = pool.clock.problem or shard_problem(facts["skew_s"], facts["own_ahead_s"])
+                facts["refusal"] = facts.get("refusal") or clock_problem
             except TimeoutError:
                 facts["is_cut_short"] = True
             if facts.get("is_cut_short") or facts["is_read_only"] or not (is_used or pool.is_healthy):

@@ -8,9 +8,7 @@ Read and write the business types of one shard, within a transaction: rows and v
 
 The files that make a shard's schema: migrations, and the business types of the package.
 
-Check in a transaction, before something of a shard ends by the time, that its clock and ours agree.
-
-Safe because the check and what follows have the same transaction: a jump of either clock since the last probe counts.
+With it the clocks are compared: what ends by the age of rows relies on them.
 """
 
 from __future__ import annotations
@@ -53,7 +51,7 @@ from simplu_worker.shards.schema.type_files import (
     stored_type,
     view_statements,
 )
-from simplu_worker.shards.types import ClocksApartError, ShardUnavailableError
+from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock_agreement import shard_problem
 
 VIEW: Final = "v"  # pg_class.relkind
@@ -213,12 +211,16 @@ async def raise_numbers(pool: ShardPool, *, apply: bool) -> ShardNumbers:
 async def has_schema(connection: Connection, pool: ShardPool) -> bool:
     """Return whether the shard has our schema and not an empty database; checked once between two errors of the shard.
 
-    Raises as `check_schema` does. A later change is noticed by the next probe, which checks it again.
+    Raises as `check_schema` does, and `ShardUnavailableError` if the clocks of the shard, this machine and AWS are over
+    a minute apart. A later change is noticed by the next probe, which checks it again.
     """
     address = pool.address
     if pool.checked_address is not address:
         if await check_schema(connection, address.shard_id) is None:
             return False
+        shard_ahead_s = (await connection.fetchval(QUERIES["read_clock"]) - pool.clock.utc()).total_seconds()
+        if (problem := pool.clock.problem or shard_problem(shard_ahead_s, pool.clock.ahead_s)) is not None:
+            raise ShardUnavailableError(f"shard {address.shard_id}: {problem}")
         pool.checked_address = address
     return True
 
@@ -257,20 +259,10 @@ async def _execute(connection: Connection, text: str) -> None:
 REGISTRATION_MOST: Final = timedelta(seconds=30)  # architecture, idea 7
 
 
-async def check_clocks(connection: Connection, pool: ShardPool) -> timedelta:
-    """Return the age of the transaction. Raises `ClocksApartError` if one of the clocks may be wrong."""
-    row = await connection.fetchrow(QUERIES["read_clock"])
-    shard_ahead_s = (row["now"] - pool.clock.utc()).total_seconds()
-    if (problem := pool.clock.problem or shard_problem(shard_ahead_s, pool.clock.ahead_s)) is not None:
-        raise ClocksApartError(f"shard {pool.address.shard_id}: {problem}")
-    age: timedelta = row["transaction_age"]
-    return age
-
-
-async def check_registration(connection: Connection, pool: ShardPool) -> None:
+async def check_registration(connection: Connection) -> None:
     """Check that the start of the transaction may be the `created_at` of its tenants. Raises `RetryableError`.
 
     Operations that arrived long before it are given up: it must be neither far in the past nor in the future.
     """
-    if not timedelta() <= await check_clocks(connection, pool) < REGISTRATION_MOST:
+    if not timedelta() <= await connection.fetchval(QUERIES["transaction_age"]) < REGISTRATION_MOST:
         raise RetryableError("the transaction that inserts tenants took over 30 s")

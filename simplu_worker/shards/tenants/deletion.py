@@ -45,7 +45,7 @@ from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import fetch_from_shard, group_by_shard
-from simplu_worker.shards.schema.schema_check import check_clocks, has_schema
+from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.tenants.control_rules import (
     ControlledTenant,
     ControlStep,
@@ -152,7 +152,6 @@ class TenantDeleter:
         async with pool.transaction() as connection:
             if not await has_schema(connection, pool):
                 return []
-            await check_clocks(connection, pool)
             tenants = [dict(row) for row in await connection.fetch(QUERIES["find_deletions"], grace_s)]
         begun = [tenant for tenant in tenants if tenant["is_begun"]]
         end = time.monotonic() + self._turn_s
@@ -382,7 +381,6 @@ class Destroyer:
             if (error := error_of(step, tenant_id)) is not None:
                 raise error
             if step is ControlStep.DESTROY:
-                await check_clocks(connection, pool)  # the grace time begins by the shard's clock
                 await connection.execute(QUERIES["destroy_tenant"], tenant_id, time_text)
             elif step is ControlStep.NOTE:
                 await connection.execute(QUERIES["note_control"], [tenant_id], [time_text])

@@ -94,7 +94,7 @@ async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRe
             made, changed = await _make_tenants(connection, [one for one in wanted if one.tenant_id not in refused])
             await mark_changes(connection, [(tenant_id, *DEFAULT_ROW) for tenant_id in changed], MarkOrigin.CREATION)
             if not {ControlStep.MAKE, ControlStep.REMAKE}.isdisjoint(one.step for one in made.values()):
-                await check_registration(connection, pool)
+                await check_registration(connection)
             server = await note_server(connection)
     except (StatementFailedError, LostRaceError) as exc:
         if len(wanted) == 1:

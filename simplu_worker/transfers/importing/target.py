@@ -119,7 +119,7 @@ async def make_incoming(pool: ShardPool, tenants: Sequence[NamedTenant], *, sour
             source,
             token,
         )
-        await check_registration(connection, pool)
+        await check_registration(connection)
 
 
 class TargetTenant:

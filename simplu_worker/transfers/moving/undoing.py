@@ -20,7 +20,7 @@ from simplu_worker.shards.postgres.errors import StatementFailedError, fewer_aft
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
-from simplu_worker.shards.schema.schema_check import check_clocks, has_schema
+from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.settling import MovingTenant, read_departure, read_tenant, take_token
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers.moving.journal import noted_as_running
@@ -146,14 +146,10 @@ class LeftBehind(msgspec.Struct, frozen=True):
 
 
 async def list_left_behind(shard: ShardPool, older_than: timedelta) -> Sequence[LeftBehind]:
-    """Return the tenants that left a shard so long ago and have rows there.
-
-    Raises `ClocksApartError`, a `RetryableError`, if that cannot be told.
-    """
+    """Return the tenants that left a shard so long ago and have rows there."""
     async with shard.transaction() as connection:
         if not await has_schema(connection, shard):
             return []
-        await check_clocks(connection, shard)
         rows = await connection.fetch(QUERIES["find_left_behind"], older_than)
     return [LeftBehind(row["tenant_id"], row["target_shard_id"], row["differs"]) for row in rows]
 

@@ -13,7 +13,6 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 from support.aws.endpoints import ScriptedAws, client_of
-from support.clocks import CLOCKS_APART
 from support.postgres.databases import ShardMaker, execute, stop_autovacuum
 from support.postgres.log_rows import made_up_rows
 
@@ -29,7 +28,6 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.timing.clock import OwnClock
 
 DAY = timedelta(days=1)
 TENANT = """
@@ -108,28 +106,6 @@ async def test_retention_forgets_nothing_when_the_window_is_unknown(pools: Pools
     await add_rows(address, "old", age=400 * DAY, count=5)
     assert await LogRetention(pools, keeps(None)).take_turn() == {}
     assert await left_on(address) == 5
-
-
-@pytest.mark.parametrize("clock", CLOCKS_APART.values(), ids=CLOCKS_APART)
-async def test_retention_forgets_nothing_while_the_clocks_are_apart(
-    pools: Pools, make_shard: ShardMaker, clock: OwnClock
-) -> None:
-    address = await make_shard()
-    pool = pools.ensure_pool(address)
-    await add_rows(address, "old", age=15 * DAY + timedelta(minutes=1), count=5)
-    for table, columns in (
-        ("message_failures", "'b-l', 'm', 2"),
-        ("rejections", "'b-l', 'x', 'r', 'e', 'q', 's', '1', NULL"),
-    ):
-        await execute(address.connection_string, f"INSERT INTO {table} VALUES ({columns}, now() - interval '16 days')")
-    right, pool.clock = pool.clock, clock
-    assert await LogRetention(pools, keeps(15 * DAY)).take_turn() == {}
-    assert await left_on(address) == 5
-    await expect_counts(address, 1)
-
-    pool.clock = right
-    assert await LogRetention(pools, keeps(15 * DAY)).take_turn() == {"shard-1": 5}
-    await expect_counts(address, 0)
 
 
 async def expect_counts(address: ShardAddress, count: int) -> None:

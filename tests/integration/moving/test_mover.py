@@ -11,7 +11,6 @@ from typing import Any
 import asyncpg
 import pytest
 from msgspec import structs
-from support.clocks import APART, CLOCKS_APART
 from support.moves.failpoints import set_failpoint
 from support.moves.world import LOGGED, OPTIONS, ROWS, TENANT_ID, World
 from support.postgres.databases import ShardMaker
@@ -25,8 +24,7 @@ from simplu_worker.shards.log import count_failures, note_rejections
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget
 from simplu_worker.shards.settling import MoveSettler, MovingTenant, Progress, read_tenant
-from simplu_worker.shards.types import ClocksApartError, Rejection
-from simplu_worker.timing.clock import OwnClock
+from simplu_worker.shards.types import Rejection
 from simplu_worker.transfers.moving.checksums import (
     Comparison,
     Repair,
@@ -125,22 +123,6 @@ async def test_worker_ends_a_fence_after_its_deadline_only(world: World) -> None
     await fetch(pool, fence, timedelta(seconds=-1))
     assert await settler.end_overdue_fence("a", TENANT_ID)
     assert await fetch(pool, "SELECT state, move_token FROM tenants") == [{"state": "active", "move_token": 8}]
-
-
-@pytest.mark.parametrize("clock", CLOCKS_APART.values(), ids=CLOCKS_APART)
-async def test_fence_and_left_rows_stay_while_the_clocks_are_apart(world: World, clock: OwnClock) -> None:
-    pool = world.shard_pools["a"]
-    await fetch(pool, "UPDATE tenants SET state = 'fenced', fenced_until = clock_timestamp() - interval '1 second'")
-    right, pool.clock = pool.clock, clock
-    settler = MoveSettler(world.pools, world.commits)
-    with pytest.raises(ClocksApartError, match=f"shard a: .* {APART}"):
-        await settler.end_overdue_fence("a", TENANT_ID)
-    with pytest.raises(ClocksApartError, match=f"shard a: .* {APART}"):
-        await list_left_behind(pool, timedelta())
-    assert (await world.states())["a"] == "fenced"
-
-    pool.clock = right
-    assert await settler.end_overdue_fence("a", TENANT_ID)
 
 
 async def test_time_of_a_locked_row_is_that_after_the_wait(world: World) -> None:

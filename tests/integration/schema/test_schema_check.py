@@ -6,12 +6,14 @@ import asyncio
 import re
 
 import pytest
+from support.clocks import APART, CLOCKS_APART
 from support.postgres.databases import ShardMaker, execute
 from support.postgres.tenant_cases import fetch, operation, writer_of
 from support.postgres.upgrades import MADE_UP, NEXT, upgrade_pool
 
+from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.health.assessment import ShardProbe
-from simplu_worker.shards.health.prober import inspect_shard
+from simplu_worker.shards.health.prober import inspect_shard, probe_shard
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -28,6 +30,7 @@ from simplu_worker.shards.schema.schema_check import (
     make_schema,
 )
 from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.timing.clock import OwnClock
 
 pytestmark = pytest.mark.slow
 
@@ -380,3 +383,18 @@ async def test_shard_is_refused_until_the_role_has_the_rights_that_are_named(sha
                     pass
         finally:
             await execute(url, f"DROP OWNED BY {STRANGER}; DROP ROLE {STRANGER}")
+
+
+@pytest.mark.parametrize("clock", CLOCKS_APART.values(), ids=CLOCKS_APART)
+async def test_shard_is_held_while_the_clocks_are_apart(make_shard: ShardMaker, clock: OwnClock) -> None:
+    pool = ShardPool(await make_shard(), size=1)
+    right, pool.clock = pool.clock, clock
+    writer = writer_of(pool)
+    with pytest.raises(ShardUnavailableError, match=APART):
+        await writer.apply([operation("create", "r1", {})])
+    assert APART in ((await probe_shard(pool)).refusal or "")
+
+    pool.clock = right
+    assert await writer.apply([operation("create", "r1", {})]) == [HOLD]  # no tenant is there
+    assert (await probe_shard(pool)).refusal is None
+    await pool.close()

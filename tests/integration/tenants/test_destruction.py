@@ -12,7 +12,6 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, ScriptedCitrus, reply, requests_to, routed_shards, silent
-from support.clocks import APART, CLOCKS_APART
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TenantCase, add_tenant, failed, fetch
 from support.postgres.trouble import waiters
@@ -26,14 +25,12 @@ from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.tenants.deletion import Destroyer, TenantDeleter
 from simplu_worker.shards.types import (
-    ClocksApartError,
     DestructionResult,
     ProvisionRequest,
     ProvisionResult,
     ShardNotAllowedError,
     ShardUnavailableError,
 )
-from simplu_worker.timing.clock import OwnClock
 from simplu_worker.vocabulary import Failure
 
 DESTROYED_AT = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -278,34 +275,6 @@ async def test_deletion_deletes_nothing_before_the_grace_time_is_over(routed: Ro
     assert await fetch(pool_of(routed), "SELECT DISTINCT id FROM resources") == [{"id": "still-there"}]
     (entry,) = [entry for entry in logs if entry["event"] == "tenant.destroyed"]
     assert (entry["location_id"], entry["shard_id"], entry["resource_count"]) == ("main", "shard-1", 3)
-
-
-@pytest.mark.parametrize("clock", CLOCKS_APART.values(), ids=CLOCKS_APART)
-async def test_deletion_destroys_nothing_while_the_clocks_are_apart(routed: RoutedShards, clock: OwnClock) -> None:
-    await destroy(routed)
-    right, pool_of(routed).clock = pool_of(routed).clock, clock
-    assert await deletion(routed).delete_due() == 0
-    assert await states(routed) == {"clinic-main": "destroying"}
-    assert await fetch(pool_of(routed), "SELECT count(*) FROM resources") == [{"count": 3}]
-    assert await fetch(pool_of(routed), "SELECT deletion_began_at FROM tenants") == [{"deletion_began_at": None}]
-
-    pool_of(routed).clock = right
-    assert await deletion(routed).delete_due() == 1
-
-
-@pytest.mark.parametrize("clock", CLOCKS_APART.values(), ids=CLOCKS_APART)
-async def test_tenants_are_neither_destroyed_nor_made_while_the_clocks_are_apart(
-    routed: RoutedShards, clock: OwnClock
-) -> None:
-    right, pool_of(routed).clock = pool_of(routed).clock, clock
-    with pytest.raises(ClocksApartError, match=APART):
-        await destroy(routed)
-    with pytest.raises(ClocksApartError, match=APART):
-        await routed.provisioner.provision(ProvisionRequest("new", "main", "dental", DESTROYED_AT))
-    assert await states(routed) == {"clinic-main": "active"}
-
-    pool_of(routed).clock = right
-    assert await destroy(routed) is DestructionResult.DESTROYING
 
 
 async def test_deletion_keeps_row_and_log_and_the_tenant_can_be_made_again(routed: RoutedShards) -> None:

@@ -48,6 +48,8 @@ SELECT :server_columns;
 
 
 -- name: read_clock
--- The time by the clock of the shard, and the age of this transaction.
-SELECT
-    pg_catalog.clock_timestamp() AS now, pg_catalog.clock_timestamp() - pg_catalog.now() AS transaction_age;
+-- The time by the clock of the shard.
+SELECT pg_catalog.clock_timestamp();
+
+-- name: transaction_age
+SELECT pg_catalog.clock_timestamp() - pg_catalog.now();

@@ -47,7 +47,6 @@ SELECT
     extract(
         epoch FROM pg_catalog.clock_timestamp() - pg_catalog.max(state_changed_at) FILTER (WHERE epoch > 1)
     )::pg_catalog.float8 AS last_move_age_s,
-    pg_catalog.clock_timestamp() AS clock,
     :move_token
 FROM public.tenants;
 
