@@ -95,12 +95,12 @@ def tap(
 
 
 def top(*, url: Url = None, once: Flag = False, common: CommonOptions = NO_OPTIONS) -> int:
-    """Show a replica and its fleet in the terminal: held targets, work in progress, shards, leases, queues, errors.
+    """Show a fleet in the terminal: problems with their advice, replicas, stream shards, tenants that take most time.
 
     Parameters
     ----------
     once
-        Print the status once, and end. So it is without a terminal.
+        Print it once, and end. So it is without a terminal.
     """
     from simplu_worker.commands.fleet.top_screen import show_top
 

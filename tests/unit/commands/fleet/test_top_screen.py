@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from simplu_worker.commands.fleet.top_screen import draw, duration_text, lag_style
+
+PROBLEM = {"severity": "critical", "advice": "Look.", "count": 1, "isOver": False, "reason": None}
+MEASURED = {"lagSeconds": None, "recordsPerSecond": None, "heldTargets": None}
+REPLICA = MEASURED | {
+    "version": "0.1",
+    "leases": 1,
+    "latencyP99Seconds": None,
+    "deadLetters": None,
+    "seenSecondsAgo": 0.25,
+    "isSilent": False,
+    "unable": None,
+}
+FLEET: dict[str, Any] = {
+    "at": "2026-11-30T10:01:30+00:00",
+    "stream": "operations",
+    "problems": [
+        PROBLEM
+        | {"problem": "Held", "reason": "gap", "subject": "shard b\x1b[0m", "since": "2026-11-30T10:00:00+00:00"},
+        PROBLEM | {"problem": "Replica gone", "subject": "r9", "since": "2026-11-30T10:00:00+00:00", "isOver": True},
+    ],
+    "replicas": [
+        REPLICA
+        | {"replica": "host:1", "lagSeconds": 90.0, "recordsPerSecond": 1234.5, "heldTargets": 1, "deadLetters": 3}
+        | {"latencyP99Seconds": 2.5},
+        REPLICA | {"replica": "kcl"},
+    ],
+    "goneReplicas": [{"replica": "r9", "seenSecondsAgo": 60.0}],
+    "streamShards": [
+        MEASURED | {"streamShard": "s0", "state": "reading", "owner": "host:1", "lagSeconds": 0.25},
+        MEASURED | {"streamShard": "s1", "state": "elsewhere", "owner": None, "lagSeconds": 90.0},
+    ],
+    "topTenants": [{"tenant": "a-b", "shardId": "shard-1", "lastMinute": {"seconds": 4.5}, "lastHour": None}],
+}
+
+
+def lines_of(fleet: dict[str, Any], notice: str = "") -> list[str]:
+    output = io.StringIO()
+    Console(file=output, width=200).print(draw(fleet, notice, expand=False))
+    return [" ".join(line.split()) for line in output.getvalue().splitlines()]
+
+
+def test_screen_has_what_is_wrong_first_and_nothing_that_is_over() -> None:
+    lines = lines_of(FLEET, "no answer")
+    measured = "lag 1 min 30 s p99 under 2.5 s dead letters 3/h"
+    assert lines[0] == f"problems 1 held 1 {measured} 2 replicas, 1 gone 1,234 records/s operations"
+    assert [line for line in lines[1:] if line] == [
+        "no answer",
+        *("Problems", "Problem Reason Subject Since Advice", "Held gap shard b\\x1b[0m 1 min 30 s Look."),
+        *("Replicas", "Replica Version Leases Lag Records/s p99 Dead letters/h Held Seen ago"),
+        "host:1 0.1 1 1 min 30 s 1,234.5 under 2.5 s 3 1 250 ms",
+        "kcl 0.1 1 – – – – – 250 ms",
+        *("Stream shards", "Stream shard State Lag Records/s Held Owner"),
+        "s1 elsewhere 1 min 30 s – – –",
+        "s0 reading 250 ms – – host:1",
+        *("Tenants", "Tenant Shard Seconds of the last minute", "a-b shard-1 4.5"),
+    ]
+
+
+def test_screen_of_a_fleet_without_a_stream_is_drawn() -> None:
+    empty: dict[str, Any] = {one: [] for one in ("problems", "replicas", "goneReplicas", "streamShards", "topTenants")}
+    lines = lines_of(FLEET | empty | {"stream": None})
+    assert lines[0].endswith("0 replicas, 0 gone – records/s no stream")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text", "style"),
+    [
+        (None, "–", ""),
+        (0.25, "250 ms", ""),
+        (9.99, "10.0 s", ""),
+        (10.0, "10.0 s", "yellow"),
+        (60.0, "1 min 0 s", "bold red"),
+        (3661.0, "1 h 1 min", "bold red"),
+        (200_000.0, "2 d 7 h", "bold red"),
+    ],
+)
+def test_durations_are_for_people(seconds: float | None, text: str, style: str) -> None:
+    assert (duration_text(seconds), lag_style(seconds)) == (text, style)
