@@ -573,14 +573,12 @@ async def test_unready_worker_names_a_word_to_viewers_and_the_error_to_operators
     await page.wait_for(f"{badge} === 'ready'", within_s=30)
 
 
-async def test_page_and_top_show_an_upgrade_under_way(world: PageWorld, page: BrowserTab) -> None:
+async def test_page_shows_an_upgrade_under_way(world: PageWorld, page: BrowserTab) -> None:
     async with world.stack.connect(world.steady) as connection, connection.transaction():
         assert await connection.fetchval(QUERIES["try_lock_schema"])
         await go(page, "moves")
         await page.wait_for(f"{WORK}?.innerText.includes('under way')", within_s=2 * SEEN_WITHIN_S)
-        _, output, _ = await run_top(world, "--once")
         assert "upgrade" in await page.evaluate(f"{WORK}.innerText")
-    assert "under way" in output
 
 
 async def test_held_targets_are_folded_over_readers_and_replicas(page: BrowserTab) -> None:
@@ -944,11 +942,11 @@ async def test_top_shows_the_same_without_a_terminal(world: PageWorld) -> None:
 async def test_top_follows_the_worker_in_a_terminal_of_any_size(world: PageWorld) -> None:
     async with open_terminal(world.stack.stack.env, "top", rows=40, columns=150) as terminal:
         await terminal.wait_for(lambda screen: "Stream shards" in screen, within_s=SEEN_WITHIN_S)
-        terminal.resize(rows=16, columns=60)
+        terminal.resize(rows=8, columns=60)
         await terminal.wait_for(
             lambda screen: "Problems" in screen and "Stream shards" not in screen, within_s=SEEN_WITHIN_S
         )
-        assert terminal.screen.count("\n") < 16
+        assert terminal.screen.count("\n") < 8
         terminal.send(b"\x03")
         assert await terminal.wait(within_s=SEEN_WITHIN_S) == EXIT_INTERRUPTED
     assert LEAVES_SCREEN in terminal.text

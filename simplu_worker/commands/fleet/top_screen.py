@@ -25,7 +25,7 @@ LAG_WARN_S: Final = 10.0
 LAG_BAD_S: Final = 60.0
 LATENCY_MAX_S: Final = 900.0  # the end of the last step but one
 GOOD, WARN, BAD = "green", "yellow", "bold red"
-FLEXIBLE: Final = frozenset({"Subject", "Advice", "Owner"})  # columns that a narrow terminal cuts
+FLEXIBLE: Final = frozenset({"Advice", "Owner"})  # columns that a narrow terminal cuts
 UNKNOWN: Final = "–"
 
 Json = Mapping[str, Any]
