@@ -1,5 +1,3 @@
-"""Taps: the decided operations that a filter matches, bounded, and nothing of them without a tap."""
-
 from __future__ import annotations
 
 import json
@@ -27,12 +25,10 @@ APPLIED = Outcome(Disposition.APPLIED)
 
 
 def operation(**more: Any) -> Operation:
-    """Return a valid operation."""
     return msgspec.structs.replace(queued_operation().operation, **more)
 
 
 def taken(taps: OperationTaps, chosen: TapFilter, *decided: tuple[Operation, Outcome]) -> list[dict[str, Any]]:
-    """Return the events of a tap for a batch."""
     tap = taps.add(chosen)
     taps.publish([one for one, _ in decided], [outcome for _, outcome in decided], NOW)
     taps.remove(tap)

@@ -1,5 +1,3 @@
-"""The member of a record and the attribute of a message that name a producer's span."""
-
 from __future__ import annotations
 
 import json

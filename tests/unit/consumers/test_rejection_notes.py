@@ -1,5 +1,3 @@
-"""What is noted of dead letters, for those who ask for a request id."""
-
 from __future__ import annotations
 
 from collections import Counter

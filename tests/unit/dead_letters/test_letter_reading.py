@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from simplu_worker.dead_letters import letter
 from simplu_worker.dead_letters.letter import (
-    ERROR_MAX_BYTES,
     NotADeadLetterError,
     WholeRecord,
     encode_dead_letter,
@@ -96,26 +95,6 @@ def test_letter_is_read_as_it_was_written(letter: DeadLetter, max_bytes: int) ->
             assert getattr(read.letter, name) == getattr(letter, name), name
 
 
-def test_letter_is_read_with_every_way_to_hold_its_record() -> None:
-    noise = hashlib.shake_256(b"x").digest(100_000)
-    cases = {
-        "record": b"text",
-        "recordBase64": b"\xff\x00",
-        "recordGzip": b"a" * 100_000,
-        "truncated": noise,
-    }
-    for member, record in cases.items():
-        text = encode_dead_letter(msgspec.structs.replace(LETTER, record=record), 80_000)
-        assert member in json.loads(text)
-        read = parse_dead_letter(text)
-        assert (read.letter.record == record) == (read.whole is None)
-
-
-def test_letter_cuts_the_error_and_is_read() -> None:
-    read = parse_dead_letter(encode_dead_letter(msgspec.structs.replace(LETTER, error="x" * 5000), 262_144))
-    assert read.letter.error == "x" * ERROR_MAX_BYTES
-
-
 WRITTEN = json.loads(encode_dead_letter(LETTER, 262_144))
 
 
@@ -190,13 +169,6 @@ def test_tenant_of_a_letter_is_found_in_the_letter_its_record_or_its_attributes(
     assert tenant_of(letter) == expected
 
 
-def test_whole_record_is_known_by_its_size_and_hash() -> None:
-    record = b"whole"
-    whole = WholeRecord(len(record), hashlib.sha256(record).hexdigest())
-    assert [whole.matches(one) for one in (record, b"whol", b"other")] == [True, False, False]
-    assert not WholeRecord(4, whole.sha256).matches(record)
-
-
 @pytest.mark.parametrize("lacking", ["recordBytes", "recordSha256"])
 def test_reading_refuses_an_excerpt_without_the_facts_of_the_whole(lacking: str) -> None:
     members = WRITTEN | {"truncated": True, "recordBytes": 9, "recordSha256": "0"}
@@ -204,17 +176,6 @@ def test_reading_refuses_an_excerpt_without_the_facts_of_the_whole(lacking: str)
     del members[lacking]
     with pytest.raises(NotADeadLetterError):
         parse_dead_letter(json.dumps(members))
-
-
-def test_reading_refuses_base64_with_other_characters_in_it() -> None:
-    packed = base64.b64encode(gzip.compress(b"x")).decode()
-    with pytest.raises(NotADeadLetterError):
-        parse_dead_letter(json.dumps(WRITTEN | {"record": None, "recordGzip": f"%{packed}"}))
-
-
-def test_refusal_names_the_member_that_is_wrong() -> None:
-    with pytest.raises(NotADeadLetterError, match="attempts"):
-        parse_dead_letter(json.dumps(WRITTEN | {"attempts": "many"}))
 
 
 def test_times_of_a_letter_are_read_as_utc() -> None:

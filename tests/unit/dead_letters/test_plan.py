@@ -10,16 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.aws.kpl_aggregates import aggregate
 
-from simplu_worker.aws.sqs_queue import FifoIds
 from simplu_worker.consumers.kinesis.stream.client import NewRecord, cut_into_puts
 from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
-from simplu_worker.dead_letters import plan
 from simplu_worker.dead_letters.plan import (
     REQUEST_LIMITS,
     DeadLetterFilter,
     LeftLetter,
     LeftReason,
-    QueueMessage,
     ReplayRules,
     Resend,
     ResendRequest,
@@ -27,7 +24,7 @@ from simplu_worker.dead_letters.plan import (
     sort_key,
     visibility_timeout_s,
 )
-from simplu_worker.operations.dead_letter import BadParts, DeadLetter, origin_of_part
+from simplu_worker.operations.dead_letter import BadParts, DeadLetter
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin, PartNumber, derived_request_id
 from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
@@ -144,19 +141,6 @@ def test_filter_is_complete_when_each_named_message_is_found(
     assert [filters.is_complete(count) for count in range(3)] == expected
 
 
-def test_leading_zeros_do_not_change_the_order() -> None:
-    origins = [msgspec.structs.replace(STREAM, sequence_number=number) for number in (None, "9", "0010", "11")]
-    expected = [letter(origin=origin) for origin in origins]
-    mixed = [expected[index] for index in (2, 0, 3, 1)]
-    assert sorted(mixed, key=sort_key) == expected
-
-
-def test_message_counts_with_its_attributes_as_sqs_counts() -> None:
-    message = QueueMessage("żó", {"a": "bc"}, FifoIds("g", "d"))
-    assert list(message.texts()) == ["żó", "a", "bc", "String"]
-    assert Resend(Source.SQS, "q", "g", message=message).size_bytes == 4 + 1 + 2 + 6
-
-
 def test_letters_are_ordered_by_source_and_place() -> None:
     places = [("9", 0), ("10", 0), ("10", 1), ("10", 2), ("200", 0), ("1000", 0)]
     in_stream = [
@@ -179,12 +163,6 @@ def test_record_with_a_request_id_is_sent_as_it_is() -> None:
     assert list(sent_for(letter(data)).records) == [NewRecord("b-l-patient", data)]
 
 
-def test_record_goes_to_its_stream_in_the_order_of_its_key() -> None:
-    sent = sent_for(letter(VALID | {"requestId": "r"}))
-    assert (sent.source, sent.name, sent.group) == (Source.KINESIS, "operations", "b-l-patient")
-    assert [record.partition_key for record in sent.records] == ["b-l-patient"]
-
-
 def test_record_without_one_is_sent_with_the_id_it_had() -> None:
     one = letter()
     (sent,) = sent_for(one).records
@@ -196,13 +174,6 @@ def test_record_without_one_is_sent_with_the_id_it_had() -> None:
     assert isinstance(before, Operation)
     assert isinstance(after, Operation)
     assert (after.request_id, after.resource_id, after.digest) == (before.request_id, before.resource_id, before.digest)
-
-
-def test_replayed_record_that_failed_again_keeps_the_first_id() -> None:
-    (sent,) = sent_for(letter()).records
-    later = msgspec.structs.replace(STREAM, sequence_number="900")
-    (again,) = sent_for(letter(sent.data, origin=later)).records
-    assert again == sent
 
 
 @pytest.mark.parametrize(
@@ -221,11 +192,6 @@ def test_record_that_would_come_back_is_left_unless_forced(
     one = letter(record, reason=reason)
     assert left_for(one) is LeftReason.WOULD_COME_BACK
     assert [sent.data for sent in sent_for(one, FORCED).records] == [one.record]
-
-
-def test_record_that_is_valid_by_now_is_sent() -> None:
-    sent = sent_for(letter(VALID | {"requestId": "r"}, reason=DeadLetterReason.TOO_LARGE))
-    assert len(sent.records) == 1
 
 
 def test_aggregate_is_taken_apart_and_its_records_are_sent_in_order() -> None:
@@ -314,14 +280,6 @@ def test_bad_parts_without_numbers_or_an_aggregate_are_left() -> None:
     broken = msgspec.structs.replace(letter_of_parts(), record=b"{}")
     assert left_for(broken) is LeftReason.NOT_A_LETTER
     assert left_for(broken, FORCED) is LeftReason.NOT_A_LETTER
-
-
-def test_aggregate_with_too_many_parts_is_left_unless_forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "PARTS_MAX", 2)
-    whole = json.dumps(VALID | {"requestId": "own"}).encode()
-    one = letter(aggregate([("k", None, whole), ("k", None, b""), ("k", None, b"")]))
-    assert left_for(one) is LeftReason.WOULD_COME_BACK
-    assert len(sent_for(one, FORCED).records) == 3
 
 
 @pytest.mark.parametrize("name", ["another", "orders.fifo"])
@@ -457,15 +415,6 @@ def test_control_message_goes_to_its_queue() -> None:
     assert sent.message.fifo.group_id == "replay"
 
 
-def test_letter_of_another_source_names_what_is_expected() -> None:
-    stream, queue = (msgspec.structs.replace(origin, name="mine") for origin in (STREAM, ORDERS))
-    stream_detail, queue_detail = (
-        getattr(plan_resend(letter(origin=origin), RULES), "detail", "") for origin in (stream, queue)
-    )
-    assert ("'mine'" in stream_detail, "'operations'" in stream_detail) == (True, True)
-    assert ("'mine'" in queue_detail, "'control', 'orders.fifo'" in queue_detail) == (True, True)
-
-
 def test_message_that_is_no_text_is_left() -> None:
     assert left_for(letter(b"\xff", origin=CONTROL, reason=GIVEN_UP)) is LeftReason.SEND_REFUSED
 
@@ -536,29 +485,7 @@ def test_letters_are_hidden_shortly_and_longer_only_for_very_many() -> None:
     assert [visibility_timeout_s(count) for count in (0, 10, 1_000, 100_000, 10**9)] == [60, 60, 140, 8_060, 43_200]
 
 
-def test_order_event_has_the_deduplication_id_of_its_message_when_its_letter_names_no_request() -> None:
-    one = letter(EVENT, origin=ORDERS, reason=GIVEN_UP, deduplication_id="d-1")
-    message = sent_for(one).message
-    assert message is not None
-    assert json.loads(message.body)["deduplicationId"] == "d-1"
-
-
 def test_order_event_with_a_reused_id_is_sent_only_when_forced() -> None:
     one = letter(EVENT | {"deduplicationId": "d-1"}, origin=ORDERS, reason=DeadLetterReason.REQUEST_ID_REUSED)
     assert left_for(one) is LeftReason.WOULD_COME_BACK
     assert sent_for(one, FORCED).message is not None
-
-
-def test_order_event_gets_its_id_before_its_last_brace() -> None:
-    one = letter(b" " + json.dumps(EVENT).encode() + b"\n", origin=ORDERS, reason=GIVEN_UP, request_id="d-1")
-    message = sent_for(one).message
-    assert message is not None
-    assert json.loads(message.body) == EVENT | {"deduplicationId": "d-1", "firstSentAt": FIRST_SENT_AT}
-
-
-def test_bad_parts_of_an_array_are_sent_with_the_ids_of_their_positions() -> None:
-    numbers = ((0, 3), (0, 8), (2, 0))
-    resend = sent_for(letter_of_parts(numbers=numbers))
-    decoded = [decode_operation(record.data, STREAM, 10_000, 1000) for record in resend.records]
-    expected = [derived_request_id(origin_of_part(STREAM, number)) for number in ((0, 3), (2, 0))]
-    assert [isinstance(one, Operation) and one.request_id for one in decoded] == [expected[0], "own", expected[1]]

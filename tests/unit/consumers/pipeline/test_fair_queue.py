@@ -1,5 +1,3 @@
-"""Which entries go next: those of the tenant that was served least, each tenant's in order."""
-
 from __future__ import annotations
 
 from collections import Counter, defaultdict
@@ -20,8 +18,6 @@ COSTS = {"heavy": 0.02, "light": 0.0005, "p": EXACT_S, "q": EXACT_S}  # by tenan
 
 
 class Entry(msgspec.Struct, eq=False):
-    """An operation of a tenant, numbered."""
-
     chain: str
     operation: Operation
     number: int
@@ -31,25 +27,19 @@ class Entry(msgspec.Struct, eq=False):
 
 
 def entries_of(tenant_id: str, count: int, *, first: int = 0) -> list[Entry]:
-    """Return entries of a tenant."""
     operation = queued_operation(tenant_id).operation
     return [Entry(tenant_id, operation, first + number) for number in range(count)]
 
 
 class Known(ShardTime):
-    """A shard on which the cost of each operation is known."""
-
     def cost_s(self, operation: Operation) -> float:
-        """Return it."""
         return COSTS.get(operation.tenant_id, 0.001)
 
     def batch_cost_s(self, demand: Demand) -> float:
-        """Return the sum."""
         return sum(count * COSTS.get(tenant_id, 0.001) for (tenant_id, _), count in demand.counts.items())
 
 
 def queue_of(*runs: tuple[str, int]) -> FairQueue[Entry]:
-    """Return a queue into which so many entries of tenants came, in this order."""
     queue: FairQueue[Entry] = FairQueue(Known())
     for tenant_id, count in runs:
         queue.append(entries_of(tenant_id, count), 0.0)
@@ -57,14 +47,7 @@ def queue_of(*runs: tuple[str, int]) -> FairQueue[Entry]:
 
 
 def counts(batch: list[Entry]) -> dict[str, int]:
-    """Return how many entries each tenant has in a batch."""
     return dict(Counter(entry.chain for entry in batch))
-
-
-def test_everything_goes_at_once_where_it_fits() -> None:
-    queue = queue_of(("a", 5), ("b", 3))
-    assert counts(queue.take(WIDE)) == {"a": 5, "b": 3}
-    assert (len(queue), list(queue), queue.take(WIDE)) == (0, [], [])
 
 
 def test_tenant_waits_while_it_has_entries() -> None:
@@ -78,12 +61,6 @@ def test_tenant_waits_while_it_has_entries() -> None:
     queue.append(entries_of("a", 1), 6.0)
     queue.append(entries_of("a", 1), 7.0)
     assert queue.count_waits(8.0) == {"a": 2.0}
-
-
-def test_tenant_with_a_thousand_entries_does_not_delay_one_with_a_few() -> None:
-    queue = queue_of(("loud", 1000), ("a", 3), ("b", 2))
-    assert counts(queue.take(BatchBounds(2000, 10**9, 0.0205))) == {"loud": 15, "a": 3, "b": 2}
-    assert counts(queue.take(BatchBounds(2000, 10**9, 0.0205))) == {"loud": 20}
 
 
 def test_tenants_get_the_same_time_not_the_same_count() -> None:
@@ -106,16 +83,6 @@ def test_tenant_that_comes_later_is_in_the_next_batch_and_saves_up_nothing() -> 
 
     assert max(batch.values()) - min(batch.values()) <= 2
     assert set(batch) == {"a", "b", "new"}
-
-
-def test_tenant_that_had_its_turn_does_not_get_the_next_one_by_leaving_for_a_moment() -> None:
-    queue = queue_of(("heavy", 1), ("a", 100), ("b", 100))
-    assert counts(queue.take(BatchBounds(2000, 10**9, 0.03)))["heavy"] == 1
-    queue.append(entries_of("heavy", 1), 0.0)
-
-    batch = counts(queue.take(BatchBounds(2000, 10**9, 0.01)))
-
-    assert "heavy" not in batch
 
 
 def test_tenants_with_entries_and_those_that_had_none() -> None:
@@ -169,14 +136,6 @@ def test_nothing_is_remembered_of_a_tenant_once_the_queue_was_cleared() -> None:
 
     queue.append([*entries_of("heavy", 1), *entries_of("z", 1)], 0.0)
     assert counts(queue.take(BatchBounds(1, 10**9, 1e9))) == {"heavy": 1}
-
-
-def test_tenants_that_were_served_and_left_are_forgotten_while_others_wait() -> None:
-    queue = queue_of(("a", 1000))
-    for number in range(100):
-        queue.append(entries_of(f"t{number}", 1), 0.0)
-        queue.take(BatchBounds(2, 10**9, 1e9))
-    assert repr(queue) == f"FairQueue({len(queue)} of 1 tenants, 0 put back, 0 ahead)"
 
 
 def test_tenant_that_is_hurried_does_not_wait_for_its_turn() -> None:

@@ -1,5 +1,3 @@
-"""The lookup of a tenant's shard: how old the answer may be, and when the tenant is created."""
-
 from __future__ import annotations
 
 import asyncio
@@ -23,7 +21,7 @@ from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import ABSENCE_MAX_AGE_S, UNKNOWN_TENANT_MARGIN, Operation, Outcome
 from simplu_worker.shards.apply.writer import SUCCEEDED
-from simplu_worker.shards.types import HomeUnknownError, TenantNotMadeError
+from simplu_worker.shards.types import TenantNotMadeError
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import Absence, HoldReason
 
@@ -33,26 +31,20 @@ OVERDUE = NOW - WAIT - UNKNOWN_TENANT_MARGIN
 
 
 class NoTenant:
-    """A gateway that knows no tenant and records the lookups."""
-
     def __init__(self) -> None:
         self.ages: list[float] = []
 
     async def find_taker(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
-        """Return that it is not registered."""
         self.ages.append(absence_max_age_s)
         return Absence.UNREGISTERED
 
     def cached_shard_id(self, _tenant_id: str) -> str | None:
-        """Know nothing."""
         return None
 
     def last_applied_at(self, _shard_id: str) -> float:
-        """Report no batch of another reader."""
         return 0.0
 
     def time_of(self, _shard_id: str) -> ShardTime:
-        """Know nothing of what operations cost."""
         return ShardTime()
 
 
@@ -76,7 +68,6 @@ async def test_tenant_is_asked_for_anew_when_something_is_to_be_given_up(
 
 @asynccontextmanager
 async def running(gateway: NoTenant, letters: list[DeadLetter] | None = None) -> AsyncIterator[Dispatcher]:
-    """Run the lookups of a dispatcher, which stores its dead letters in *letters*."""
 
     async def store(stored: Sequence[DeadLetter]) -> None:
         (letters if letters is not None else []).extend(stored)
@@ -99,8 +90,6 @@ async def running(gateway: NoTenant, letters: list[DeadLetter] | None = None) ->
 
 
 class Maker(NoTenant):
-    """A gateway that knows tenants without a shard, creates those of *known* names, and applies their operations."""
-
     def __init__(self, known: set[tuple[str, str]]) -> None:
         super().__init__()
         self._known = known
@@ -108,48 +97,38 @@ class Maker(NoTenant):
         self.applied: list[tuple[str, str]] = []
 
     async def find_taker(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
-        """Return that it is registered, and on no shard."""
         return Absence.NOT_HERE
 
     async def provision_on_first_use(self, _tenant_id: str, names: Sequence[tuple[str, str]]) -> str:
-        """Make it on one shard."""
         self.names.append(list(names))
         if self._known.isdisjoint(names):
             raise TenantNotMadeError("no such business")
         return "shard-1"
 
     async def apply(self, shard_id: str, operations: Sequence[Operation], *, claim: object = None) -> list[Outcome]:
-        """Apply them."""
         self.applied += [(operation.tenant_id, shard_id) for operation in operations]
         return [SUCCEEDED] * len(operations)
 
 
 class FoundSince(Maker):
-    """A gateway that does not know the tenant when its operation comes, and knows it when its lookup is due."""
-
     def __init__(self) -> None:
         super().__init__(set())
         self._known_ids = iter([None])
 
     def cached_shard_id(self, _tenant_id: str) -> str | None:
-        """Return nothing at first."""
         return next(self._known_ids, "shard-1")
 
     async def find_taker(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
-        """Refuse: the answer is known."""
         raise AssertionError(absence_max_age_s)
 
 
 class Moving(Maker):
-    """A gateway whose tenant moves until it has been asked *count* times, and then is on a shard."""
-
     def __init__(self, count: float) -> None:
         super().__init__(set())
         self._count = count
         self.asked_at: list[float] = []
 
     async def find_taker(self, _tenant_id: str, *, absence_max_age_s: float) -> Any:
-        """Return the shard, or that the tenant moves."""
         self.asked_at.append(loop_time())
         return Absence.MOVING if len(self.asked_at) <= self._count else "shard-2"
 
@@ -219,41 +198,9 @@ async def test_tenant_is_held_with_the_reason_when_it_cannot_be_made() -> None:
     assert maker.applied == []
 
 
-class Silent(NoTenant):
-    """A gateway where a shard that may have the tenant does not answer."""
-
-    async def find_taker(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
-        """Raise that."""
-        self.ages.append(absence_max_age_s)
-        raise HomeUnknownError("shard-1 may have it")
-
-
-@pytest.mark.slow
-async def test_tenant_is_held_alone_when_a_silent_shard_may_have_it() -> None:
-    with capture_logs() as logs:
-        async with running(Silent()) as dispatcher:
-            dispatcher.send([queued_operation(arrived_at=NOW)])
-            await eventually(lambda: bool(dispatcher.ownership.holds()))
-            (hold,) = dispatcher.ownership.holds()
-    assert (hold.name, hold.reason) == ("b-l", HoldReason.HOME_UNKNOWN)
-    assert [line["error"] for line in logs if line["event"] == "tenant.held"] == ["shard-1 may have it"]
-
-
 async def eventually(is_so: Callable[[], bool]) -> None:
-    """Wait until *is_so*."""
     while not is_so():  # noqa: ASYNC110  # nothing to await
         await asyncio.sleep(0.01)
-
-
-@pytest.mark.slow
-async def test_tenant_is_asked_for_at_once_when_nobody_was_here_for_long() -> None:
-    maker = Maker({("b", "l")})
-    async with running(maker) as dispatcher:
-        for come in range(1, 4):
-            await asyncio.sleep(2 * CHECK_INTERVAL_MAX_S if come == 1 else 0.0)
-            assert dispatcher.pipeline.lookup._next_check_s() is None
-            dispatcher.send([queued_operation(f"b-l-{come}")])
-            await eventually(lambda come=come: len(maker.applied) == come and dispatcher.pipeline.is_empty)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("has_tenant", [True, False])

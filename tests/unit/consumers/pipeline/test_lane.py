@@ -1,5 +1,3 @@
-"""A lane: what is taken out of it while it is in flight counts no longer, whatever its outcome is."""
-
 from __future__ import annotations
 
 import asyncio
@@ -10,7 +8,7 @@ import msgspec
 import pytest
 from support.queued_operations import queued_operation
 
-from simplu_worker.consumers.pipeline.lane import HOLD_AFTER_S, Lane
+from simplu_worker.consumers.pipeline.lane import Lane
 from simplu_worker.consumers.pipeline.results import BatchCrashed, BatchDecided, LaneEmptied, LaneStopError
 from simplu_worker.errors import RetryableError
 from simplu_worker.fairness import ShardTime
@@ -27,8 +25,6 @@ DOWN = RetryableError("shard-1 is down")
 
 
 class Entry(msgspec.Struct, eq=False):
-    """An operation of a chain."""
-
     chain: str
     operation: Operation
 
@@ -37,20 +33,16 @@ class Entry(msgspec.Struct, eq=False):
 
 
 def entry_of(chain: str, tenant_id: str | None = None) -> Entry:
-    """Return an entry; by default, its chain is its tenant, as in a stream."""
     return Entry(chain, queued_operation(tenant_id or chain).operation)
 
 
 class Answering:
-    """A source that sends when it is told to, and gets for each batch the next of its answers."""
-
     def __init__(self, *answers: Sequence[Outcome] | Outcome | Exception) -> None:
         self.answers, self.held = list(answers), False
         self.sent: list[list[str]] = []  # the chains of each batch
         self.is_asked, self.may_answer = asyncio.Event(), asyncio.Event()
 
     async def send(self, shard_id: str, entries: Sequence[Entry]) -> list[Outcome]:
-        """Answer; with one outcome for all where there is one."""
         assert shard_id == "shard-1"
         self.sent.append([entry.chain for entry in entries])
         self.is_asked.set()
@@ -61,14 +53,11 @@ class Answering:
         return [answer] * len(entries) if isinstance(answer, Outcome) else list(answer)
 
     def is_held(self, _shard_id: str) -> bool:
-        """Return what the test wants."""
         return self.held
 
-    def expect_merge(self, _shard_id: str) -> None:
-        """Expect nothing."""
+    def expect_merge(self, _shard_id: str) -> None: ...
 
     def lane(self, entries: Sequence[Entry], *, held: bool = False, time: ShardTime | None = None) -> Lane[Entry]:
-        """Return a lane with *entries*; its shard may be held."""
         self.held = held
         lane: Lane[Entry] = Lane(
             "shard-1",
@@ -84,7 +73,6 @@ class Answering:
 
 
 async def result_of(lane: Lane[Entry]) -> object:
-    """Return the next result."""
     async with asyncio.timeout(30):
         return await lane.next_result(asyncio.Event())
 
@@ -148,19 +136,6 @@ async def test_what_was_taken_in_flight_does_not_leave_with_the_others() -> None
     source.may_answer.set()
 
     assert (await flight, len(lane)) == (LaneEmptied(entries[1:], DOWN), 0)
-
-
-@pytest.mark.slow
-async def test_shard_that_fails_is_tried_for_a_while_before_its_lane_is_emptied() -> None:
-    source = Answering(*[DOWN] * 20)
-    source.may_answer.set()
-    entries, began_at = [entry_of("a-x")], loop_time()
-
-    assert await result_of(source.lane(entries)) == LaneEmptied(entries, DOWN)
-    assert (len(source.sent) > 1, loop_time() - began_at >= HOLD_AFTER_S) == (True, True)
-    tried = len(source.sent)
-    assert await result_of(source.lane(entries, held=True)) == LaneEmptied(entries, DOWN)
-    assert len(source.sent) == tried + 1
 
 
 async def test_source_that_stops_a_batch_gets_all_of_the_lane() -> None:

@@ -1,5 +1,3 @@
-"""Who has more than its share of a lane."""
-
 from __future__ import annotations
 
 import pytest

@@ -1,21 +1,17 @@
-"""Which messages of a batch are handled together, and which wait for which."""
-
 from __future__ import annotations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.sqs.control_messages import MessageSubject, first_conflict, is_same_group, stages_of
+from simplu_worker.consumers.sqs.control_messages import MessageSubject, first_conflict, stages_of
 
 
 def about(tenant_id: str, group_id: str | None = None) -> MessageSubject:
-    """Return the subject of a message about one tenant; the part of its id before the dash is its business."""
     return MessageSubject(tenant_id, tenant_id.partition("-")[0], group_id)
 
 
 def about_all(business_id: str, group_id: str | None = None) -> MessageSubject:
-    """Return the subject of a `destroy_all`."""
     return MessageSubject(None, business_id, group_id)
 
 
@@ -70,15 +66,6 @@ def test_message_waits_for_the_first_undecided_before_it(
     subjects: list[MessageSubject], undecided: list[int], expected: int | None
 ) -> None:
     assert first_conflict(subjects, len(subjects) - 1, undecided) == expected
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "expected"), [("g", "g", True), ("g", "h", False), ("g", None, False), (None, None, False)]
-)
-def test_messages_without_a_group_are_not_of_the_same_one(
-    one: str | None, other: str | None, *, expected: bool
-) -> None:
-    assert is_same_group(MessageSubject(group_id=one), MessageSubject(group_id=other)) is expected
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,3 @@
-"""The messages of one chain in one call: which are sent together, and which verdicts those behind one get."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -24,7 +22,6 @@ HELD = RetryHeld(1.0)
 
 
 def chain_of(tenants: str) -> Chain:
-    """Return a chain of operations of tenants, a letter each; `!` is a rejected message."""
     chain = Chain()
     origin = queued_operation().operation.origin
     rejected = RejectedRecord(reason=DeadLetterReason.INVALID_MESSAGE, error="no", origin=origin)
@@ -36,12 +33,10 @@ def chain_of(tenants: str) -> Chain:
 
 
 def places(chain: Chain, messages: Sequence[OrderMessage]) -> list[int]:
-    """Return the places of messages in their chain."""
     return [chain.members.index(one) for one in messages]
 
 
 def decide(chain: Chain, verdict: Verdict) -> None:
-    """Give all messages that were sent the same verdict."""
     for one in chain.undecided():
         one.verdict = verdict
 
@@ -92,22 +87,6 @@ def test_messages_behind_one_that_stops_the_chain_are_put_back() -> None:
     assert (chain.has_decided_run, chain.next_run()) == (True, ())
     chain.end()
     assert [one.verdict for one in chain.members] == [Done(), HELD, BEHIND_VERDICT, BEHIND_VERDICT]
-
-
-def test_earlier_message_that_stops_decides_about_those_behind() -> None:
-    chain = chain_of("aa")
-    first, second = chain.next_run()
-    second.verdict, first.verdict = HELD, RetryHeld(7.0)
-    chain.end()
-    assert [one.verdict for one in chain.members] == [RetryHeld(7.0), BEHIND_VERDICT]
-
-
-def test_rejected_message_behind_one_that_waits_is_put_back_too() -> None:
-    chain = chain_of("a!")
-    first, *_ = chain.next_run()
-    first.verdict = HELD
-    chain.end()
-    assert [one.verdict for one in chain.members] == [HELD, BEHIND_VERDICT]
 
 
 def test_messages_behind_a_dead_letter_are_handled_again_once_it_is_stored() -> None:

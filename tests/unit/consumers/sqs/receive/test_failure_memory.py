@@ -1,16 +1,9 @@
-"""The counts of failures in the memory of a process."""
-
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureMemory
-
-
-def test_memory_counts_each_message_by_itself() -> None:
-    memory = FailureMemory()
-    assert [memory.add(message_id) for message_id in ("a", "a", "b", "a")] == [1, 2, 1, 3]
 
 
 def test_memory_forgets_the_message_with_the_oldest_failure_when_it_is_full() -> None:

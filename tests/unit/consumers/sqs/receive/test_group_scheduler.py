@@ -1,5 +1,3 @@
-"""Which messages may be handled now, in which order, and which return to the queue together."""
-
 from __future__ import annotations
 
 from collections import defaultdict
@@ -27,19 +25,16 @@ DEAD_LETTER = ToDeadLetter(DeadLetterReason.INVALID_JSON, "no JSON")
 
 
 def fifo(*names: str) -> GroupScheduler:
-    """Return the lanes of a FIFO queue with these messages; the first letter of a name is its group."""
     groups = GroupScheduler(is_fifo=True)
     groups.add(message(name, group=name[0]) for name in names)
     return groups
 
 
 def names(messages: Sequence[Message]) -> list[str]:
-    """Return the ids of *messages*."""
     return [one.message_id for one in messages]
 
 
 def call(groups: GroupScheduler, *, now: float = 0.0, limits: SchedulerLimits = LIMITS) -> list[Message]:
-    """Take the next call."""
     return groups.take_call(limits, now=now)
 
 
@@ -52,7 +47,6 @@ def decide(
     limits: SchedulerLimits = LIMITS,
     may_hold: bool = True,
 ) -> CallDecision:
-    """Apply the verdicts on a call; the messages with ids in *lost* are no longer ours."""
     lost_ids = lost.split()
     return groups.apply_verdicts(
         messages,
@@ -65,7 +59,6 @@ def decide(
 
 
 def returned(decision: CallDecision) -> list[tuple[str, float]]:
-    """Return the messages that return to the queue, by id, with their delays."""
     return [(one.message_id, delay_s) for one, delay_s in decision.returned]
 
 
@@ -147,7 +140,6 @@ def test_group_waits_for_its_head_and_is_handled_in_order_again() -> None:
 
 
 def held_again() -> GroupScheduler:
-    """Return a group that is held until 9, after a hold until 5 that ended early."""
     groups = fifo("a1", "a2")
     decide(groups, call(groups), RetryHeld(5), RetryHeld(5))
     groups.take_unstarted(keep=lambda _: True)
@@ -167,13 +159,6 @@ def test_next_retry_is_that_of_the_last_hold() -> None:
     assert GroupScheduler(is_fifo=True).next_retry_in_s(0) is None
 
 
-def test_next_retry_is_none_when_the_hold_ended_early() -> None:
-    groups = fifo("a1")
-    decide(groups, call(groups), RetryHeld(5))
-    groups.take_unstarted()
-    assert groups.next_retry_in_s(0) is None
-
-
 def test_wait_goes_back_to_the_queue_after_a_minute_in_hand() -> None:
     groups, now, waits = fifo("a1", "a2"), 0.0, 0
     while not returned(decision := decide(groups, call(groups, now=now), RetryHeld(8.0), ReturnToQueue(0), now=now)):
@@ -188,14 +173,6 @@ def test_wait_goes_back_when_half_of_the_hand_waits() -> None:
     first = call(groups, limits=limits)
     decision = decide(groups, first, *[RetryHeld(1.0)] * 4, limits=limits)
     assert (len(decision.returned), len(groups.held_messages())) == (4, 4)
-
-
-def test_wait_goes_back_when_its_bytes_fill_half_of_the_hand() -> None:
-    groups = GroupScheduler(is_fifo=False)
-    groups.add([message("a", body="x" * 60), message("b", body="x" * 60)])
-    limits = SchedulerLimits(byte_count=200)
-    decision = decide(groups, call(groups), RetryHeld(1.0), RetryHeld(1.0), limits=limits)
-    assert returned(decision) == [("b", 1.0)]
 
 
 def test_wait_goes_back_at_a_stop() -> None:
@@ -228,12 +205,6 @@ def test_wait_is_at_most_a_minute_at_any_time(delay_s: float, expected: list[tup
     assert returned(decide(groups, call(groups), RetryHeld(delay_s), now=100.0)) == expected
 
 
-def test_wait_is_no_retry() -> None:
-    groups = fifo("a1", "b1", "c1")
-    decision = decide(groups, call(groups), Done(), RetryHeld(1.0), ReturnToQueue(1))
-    assert (names(groups.held_messages()), decision.retried_count) == (["b1"], 1)
-
-
 def test_hold_of_a_message_is_forgotten_when_it_leaves() -> None:
     groups, one = fifo("a1", "a2"), SchedulerLimits(batch_count=1)
     decide(groups, call(groups, limits=one), RetryHeld(1.0))
@@ -243,7 +214,6 @@ def test_hold_of_a_message_is_forgotten_when_it_leaves() -> None:
 
 
 def held_behind_a_dead_letter() -> GroupScheduler:
-    """Return a group whose held message was lost and received again while the dead letter before it is stored."""
     groups = fifo("a1", "a2", "b1")
     first = call(groups)
     decide(groups, first, DEAD_LETTER, RetryHeld(5.0), RetryHeld(3.0))
@@ -251,11 +221,6 @@ def held_behind_a_dead_letter() -> GroupScheduler:
     groups.add([message("a2", group="a")])
     groups.finish(first[:1])
     return groups
-
-
-def test_message_that_is_received_again_is_not_held() -> None:
-    groups = held_behind_a_dead_letter()
-    assert [(one.message_id, one.held_count) for one in call(groups)] == [("a2", 0)]
 
 
 def test_hold_that_ended_with_its_message_releases_no_later_hold() -> None:
@@ -297,12 +262,6 @@ def test_held_message_stays_held_when_one_behind_it_is_lost() -> None:
     assert (call(groups, now=4.0), names(call(groups, now=5.0))) == ([], ["a1"])
 
 
-def test_wait_goes_back_when_a_message_before_it_is_lost() -> None:
-    groups = fifo("a1", "a2")
-    decision = decide(groups, call(groups), Done(), RetryHeld(1.0), lost="a1")
-    assert returned(decision) == [("a2", 1.0)]
-
-
 def test_queued_messages_go_back_when_the_only_one_of_a_call_is_lost() -> None:
     groups = fifo("a1", "a2")
     decision = decide(groups, call(groups, limits=SchedulerLimits(batch_count=1)), Done(), lost="a1")
@@ -332,27 +291,12 @@ def test_call_takes_as_many_bytes_as_it_may() -> None:
     assert names(call(groups, limits=SchedulerLimits(batch_bytes=20))) == ["0", "1"]
 
 
-def test_call_without_room_for_a_second_of_a_group_has_all_the_first() -> None:
-    groups = GroupScheduler(is_fifo=True)
-    sizes = {"a1": 10, "a2": 20, "b1": 5}
-    groups.add(message(name, group=name[0], body="x" * size) for name, size in sizes.items())
-    assert names(call(groups, limits=SchedulerLimits(batch_bytes=25))) == ["a1", "b1"]
-
-
 def test_group_without_room_in_a_call_keeps_its_one_place() -> None:
     groups = GroupScheduler(is_fifo=True)
     groups.add(message(name, group=name[0], body="x" * 20) for name in ("a1", "b1"))
     assert names(call(groups, limits=SchedulerLimits(batch_bytes=25))) == ["a1"]
     groups.add(message(name, group=name[0]) for name in ("c1", "b2", "d1"))
     assert names(call(groups, limits=SchedulerLimits(batch_count=3))) == ["b1", "c1", "d1"]
-
-
-def test_group_gets_its_place_when_its_call_has_ended() -> None:
-    groups = fifo("a1")
-    first = call(groups)
-    groups.add([message("a2", group="a"), message("b1", group="b")])
-    decide(groups, first, Done())
-    assert names(call(groups)) == ["b1", "a2"]
 
 
 def test_messages_without_a_group_do_not_wait_for_each_other() -> None:
@@ -364,13 +308,6 @@ def test_messages_without_a_group_do_not_wait_for_each_other() -> None:
 def test_call_takes_one_of_each_group_before_a_second() -> None:
     groups = fifo("a1", "a2", "a3", "b1", "c1", "c2")
     assert names(call(groups, limits=SchedulerLimits(batch_count=5))) == ["a1", "a2", "b1", "c1", "c2"]
-
-
-def test_unstarted_leaves_but_for_what_is_to_be_kept() -> None:
-    groups = fifo("a1", "a2", "a3", "b1", "b2", "c1")
-    call(groups, limits=SchedulerLimits(batch_count=1))
-    assert names(groups.take_unstarted(lambda one: one.message_id == "b1")) == ["a2", "a3", "b2", "c1"]
-    assert names(call(groups)) == ["b1"]
 
 
 @pytest.mark.parametrize(
@@ -415,7 +352,6 @@ def test_t24_thousand_groups_over_eight_slots_starve_none() -> None:
 
 
 def lane_state(groups: GroupScheduler) -> GroupState:
-    """Return the state of the lane of group a."""
     return groups._lanes["group:a"].state
 
 
@@ -455,7 +391,6 @@ def test_state_that_may_not_follow_is_refused() -> None:
 
 @st.composite
 def scripts(draw: st.DrawFn) -> list[tuple[str, int]]:
-    """Return steps and numbers that decide what exactly they do."""
     steps = st.sampled_from(["add", "add", "call", "call", "end", "end", "store", "lose", "tick"])
     return draw(st.lists(st.tuples(steps, st.integers(0, 10_000)), max_size=60))
 
@@ -470,8 +405,6 @@ def test_t31_permits_all_come_back_and_order_holds_whatever_happens(
 
 
 class World:
-    """Lanes, and the state of each of their messages."""
-
     def __init__(self, *, is_fifo: bool) -> None:
         self.groups = GroupScheduler(is_fifo=is_fifo)
         self.is_fifo = is_fifo
@@ -483,7 +416,6 @@ class World:
         self.limits = SchedulerLimits(message_count=10, batch_count=4, call_count=3)
 
     def play(self, script: list[tuple[str, int]]) -> None:  # noqa: C901  # one branch a step
-        """Play *script*, then let everything end."""
         for step, number in script:
             match step:
                 case "add":
@@ -512,7 +444,6 @@ class World:
         assert (self.groups.queued_count, self.groups.handling_count, self.groups._lanes) == (0, 0, {})
 
     def add(self, number: int) -> None:
-        """Add a few messages."""
         for _ in range(number % 4 + 1):
             self.number += 1
             name = f"{'abc'[number % 3]}-{self.number:05}"
@@ -520,7 +451,6 @@ class World:
             self.groups.add([message(name, group=name[0])])
 
     def start_call(self) -> None:
-        """Begin a call."""
         messages = self.groups.take_call(self.limits, now=self.now)
         assert len(messages) <= self.limits.batch_count
         if messages:
@@ -536,7 +466,6 @@ class World:
             self.calls.append(messages)
 
     def end_call(self, messages: list[Message], number: int) -> None:
-        """End a call with verdicts that *number* decides."""
         kinds: list[Verdict] = [Done(), DEAD_LETTER, ReturnToQueue(3), RetryHeld(2.0), Done(), Done()]
         verdicts = [kinds[number // 6**place % 6] for place in range(len(messages))]
         lost = {one.message_id for place, one in enumerate(messages) if number // 7**place % 7 == 0}
@@ -553,20 +482,17 @@ class World:
         self.storing += [one for one, _ in decision.dead_letters]
 
     def end_well(self, messages: list[Message]) -> None:
-        """End a call well."""
         decision = self.groups.apply_verdicts(
             messages, [Done()] * len(messages), now=self.now, limits=self.limits, is_ours=lambda _: True
         )
         self.inside -= {one.message_id for one in decision.done}
 
     def store(self, number: int) -> None:
-        """Let a dead letter be stored."""
         one = self.storing.pop(number % len(self.storing))
         self.groups.finish([one])
         self.inside.discard(one.message_id)
 
     def lose(self, name: str) -> None:
-        """Lose one message; its call, if it has one, goes on."""
         one = message(name, group=name[0])
         was_queued = self.groups.is_queued(one)
         behind = self.groups.remove(one)
@@ -575,7 +501,6 @@ class World:
             self.inside.discard(name)
 
     def check(self) -> None:
-        """Check that each message inside is either queued, with a handler, or being stored as a dead letter."""
         with_handlers = {one.message_id for messages in self.calls for one in messages}
         storing = {one.message_id for one in self.storing}
         assert not with_handlers & storing

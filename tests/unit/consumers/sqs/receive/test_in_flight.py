@@ -1,5 +1,3 @@
-"""Messages in flight: until when each is hidden, and when that is extended."""
-
 from __future__ import annotations
 
 from datetime import timedelta
@@ -24,14 +22,12 @@ A, B = message("a"), message("b")
 
 
 def in_flight(*messages: Message, timeout_s: int = 30, received_at: float = 0.0) -> InFlightMessages:
-    """Return *messages* in flight."""
     made = InFlightMessages(visibility_timeout_s=timeout_s)
     made.add(messages, received_at=received_at)
     return made
 
 
 def due(of: InFlightMessages, now: float) -> list[list[str]]:
-    """Take the due messages; return their ids, call by call."""
     return [[one.message_id for one in batch] for _, batch in of.take_due(now)]
 
 
@@ -40,11 +36,6 @@ def test_message_is_due_a_third_of_the_timeout_after_its_receive() -> None:
     assert (due(one, 9.9), due(one, 10.0)) == ([], [["a"]])
     one.record_extended([(A, 30)], sent_at=10.0)
     assert (due(one, 19.9), due(one, 20.0)) == ([], [["a"]])
-
-
-def test_message_is_not_due_again_while_its_extension_is_under_way() -> None:
-    one = in_flight(A)
-    assert (due(one, 10.0), due(one, 12.0)) == ([["a"]], [])
 
 
 def test_extensions_are_spread_by_the_draw() -> None:
@@ -59,13 +50,6 @@ def test_extensions_go_by_tens_most_urgent_first_and_the_last_call_is_filled_up(
     for number in range(14):
         one.add([message(f"{13 - number:02}")], received_at=(13 - number) * 0.1)
     assert due(one, 11.05) == [[f"{number:02}" for number in range(10)], ["10", "11", "12", "13"]]
-
-
-def test_message_is_due_soon_again_when_its_extension_failed() -> None:
-    one = in_flight(A, timeout_s=9)
-    due(one, 3.0)
-    one.retry_soon([A], now=3.0)
-    assert one.next_due_in_s(3.0) == 1.0
 
 
 def test_pause_ends_at_the_deadline_when_the_next_try_would_come_after_it() -> None:
@@ -132,19 +116,11 @@ def test_t15_extensions_and_delays_are_cut_to_twelve_hours_after_the_receive() -
     assert (one.allowed_timeout_s(A, 10, late + 5000), one.allowed_timeout_s(A, 0.2, 200.0)) == (0, 1)
 
 
-def test_timeout_of_zero_does_not_extend_without_end() -> None:
-    assert in_flight(A, timeout_s=0).next_due_in_s(0.0) > 0.3
-
-
 def test_changed_timeout_counts_from_the_next_extension_on() -> None:
     one = in_flight(A)
     one.set_visibility_timeout(300)
     one.add([B], received_at=0.0)
     assert (one.remaining_s(A, 0.0), one.remaining_s(B, 0.0), one.heartbeat_s) == (30.0, 300.0, 100.0)
-
-
-def test_nothing_received_from_now_on_is_due_before_the_pause_ends() -> None:
-    assert InFlightMessages(visibility_timeout_s=30).next_due_in_s(0.0) == 2.5
 
 
 def test_added_are_those_that_were_not_in_flight() -> None:
@@ -156,11 +132,6 @@ def test_added_are_those_that_were_not_in_flight() -> None:
     assert one.byte_count == large.size_bytes + B.size_bytes
     one.remove([small, B, B])
     assert (one.byte_count, len(one)) == (0, 0)
-
-
-def test_message_that_is_not_in_flight_is_not_ours() -> None:
-    one = in_flight(A)
-    assert (one.is_ours(B, now=0.0), one.remaining_s(B, 0.0)) == (False, 0.0)
 
 
 def test_call_is_filled_up_with_messages_due_within_a_quarter_of_the_interval() -> None:
@@ -176,14 +147,6 @@ def test_calls_are_no_more_than_due_messages_need() -> None:
     one.add([message("due")], received_at=0.0)
     one.add([message(f"{number}") for number in range(30)], received_at=0.5)
     assert [len(batch) for batch in due(one, 4.0)] == [10]
-
-
-def test_extension_of_a_lost_message_does_not_end_the_others() -> None:
-    one = in_flight(A, B)
-    due(one, 10.0)
-    one.mark_refused([A])
-    one.record_extended([(A, 30), (B, 30)], sent_at=10.0)
-    assert (one.remaining_s(A, 10.0), one.remaining_s(B, 10.0)) == (20.0, 30.0)
 
 
 @pytest.mark.parametrize(

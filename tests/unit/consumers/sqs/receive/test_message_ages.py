@@ -1,5 +1,3 @@
-"""How old the oldest message is that a receiver knows."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
@@ -14,7 +12,6 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
 def sent(seconds: float) -> datetime:
-    """Return the time of a message sent so long before noon."""
     return NOON - timedelta(seconds=seconds)
 
 
@@ -40,12 +37,6 @@ def test_message_is_remembered_for_a_minute_after_its_receive() -> None:
     assert received.oldest_sent_at(2 * WINDOW_S - 1) == sent(900)
     assert received.oldest_sent_at(2 * WINDOW_S) == sent(3)
     assert received.oldest_sent_at(4 * WINDOW_S) is None
-
-
-def test_receive_without_messages_changes_nothing() -> None:
-    received = RecentlyReceived()
-    received.note([], now=0.0)
-    assert received.oldest_sent_at(0.0) is None
 
 
 @given(st.lists(st.tuples(st.floats(0, 50), st.integers(0, 10_000)), min_size=1, max_size=40))

@@ -1,5 +1,3 @@
-"""Which messages of paused tenants are hidden for long, and which of them are shown again."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime
@@ -12,7 +10,6 @@ from simplu_worker.consumers.sqs.receive.redrive_rules import BEYOND_S, HIDDEN_S
 
 
 def message(number: int) -> Message:
-    """Return a message."""
     sent_at = datetime(2026, 3, 1, tzinfo=UTC)
     return Message(f"m-{number}", f"receipt-{number}", "{}", {}, sent_at, 1, None, None, None)
 

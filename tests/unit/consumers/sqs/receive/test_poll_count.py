@@ -1,5 +1,3 @@
-"""How many polls run, how much each may ask for, and which receive repeats a failed one."""
-
 from __future__ import annotations
 
 import pytest
@@ -36,13 +34,6 @@ def test_polls_are_at_least_one(max_count: int) -> None:
     assert count.wanted_count == 1
 
 
-def test_polls_become_one_when_one_fails() -> None:
-    count = PollCount(4)
-    count.record_answer(10, 10)
-    count.record_failure()
-    assert count.wanted_count == 1
-
-
 def test_attempt_is_usable_for_less_than_five_minutes() -> None:
     attempt = ReceiveAttempt("x", 10, made_at=100.0)
     assert (attempt.is_usable(100.0 + ATTEMPT_MAX_S - 1), attempt.is_usable(100.0 + ATTEMPT_MAX_S)) == (True, False)
@@ -63,13 +54,6 @@ def test_room_in_bytes_is_counted_by_the_largest_message_of_late() -> None:
     for _ in range(40):
         reservations.release(0, [1])
     assert reservations.reserve(in_flight_count=1, in_flight_bytes=300) == 10
-
-
-def test_message_larger_than_all_the_room_is_taken_alone() -> None:
-    reservations = PollReservations(message_count=100, byte_count=1000)
-    reservations.release(0, [5000])
-    assert [reservations.reserve(in_flight_count=0, in_flight_bytes=0) for _ in range(2)] == [1, 0]
-    assert PollReservations(message_count=100, byte_count=1000).reserve(in_flight_count=0, in_flight_bytes=0) == 10
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 10)), max_size=40))

@@ -1,5 +1,3 @@
-"""How long the polls of one queue wait for another."""
-
 from __future__ import annotations
 
 import pytest

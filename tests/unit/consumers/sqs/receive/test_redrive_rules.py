@@ -1,5 +1,3 @@
-"""Settings of a queue that do not fit how the worker consumes it."""
-
 from __future__ import annotations
 
 import json
@@ -9,7 +7,6 @@ import pytest
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
 from simplu_worker.consumers.sqs.receive.redrive_rules import (
-    RedrivePolicy,
     RedriveRules,
     parse_redrive_policy,
     redrive_problems,
@@ -28,12 +25,10 @@ QUEUE = QueueAttributes(
 
 
 def policy(receives: object, target: str = "letters") -> str:
-    """Return a policy as SQS writes it."""
     return json.dumps({"deadLetterTargetArn": f"arn:aws:sqs:r:1:{target}", "maxReceiveCount": receives})
 
 
 def problems(target_retention_s: int | None = None, **members: object) -> list[str]:
-    """Return the first word of each problem."""
     target = None if target_retention_s is None else msgspec.structs.replace(QUEUE, retention_s=target_retention_s)
     return [
         text.split()[0].rstrip(":")
@@ -115,12 +110,3 @@ def test_policy_spares_the_messages_of_a_paused_tenant(
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", policy("many"), '{"maxReceiveCount": 3}'])
 def test_policy_that_cannot_be_read_is_none(text: str | None) -> None:
     assert parse_redrive_policy(text) is None
-
-
-def test_policy_names_its_target() -> None:
-    assert parse_redrive_policy(policy("7")) == RedrivePolicy("letters", 7)
-
-
-def test_nothing_is_said_about_a_retention_that_is_not_known() -> None:
-    queue = msgspec.structs.replace(QUEUE, redrive_policy=policy(1000))
-    assert list(redrive_problems(queue, msgspec.structs.replace(QUEUE, retention_s=None), RULES)) == []

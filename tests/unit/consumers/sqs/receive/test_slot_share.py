@@ -1,5 +1,3 @@
-"""How many messages in hand a tenant may have while its messages wait, and for how long the others are put back."""
-
 from __future__ import annotations
 
 from collections import Counter
@@ -19,17 +17,14 @@ HOLD = RetryHeld(1.0)
 
 
 def tenant_of(one: Message) -> str | None:
-    """Return the tenant of a message, the first letter of its id; `x` has none."""
     return None if one.message_id.startswith("x") else one.message_id[0]
 
 
 def share(*, is_fifo: bool = False) -> SlotShare:
-    """Return the share of a queue."""
     return SlotShare(SLOTS, tenant_of, is_fifo=is_fifo)
 
 
 def some(tenant: str, count: int, *, group: str | None = None, receive_count: int = 1) -> list[Message]:
-    """Return messages of a tenant; a group of its own for each without *group*."""
     start = group or "0"
     return [
         message(f"{tenant}{start}{number}", group=group or f"{tenant}{number}", receive_count=receive_count)
@@ -38,14 +33,12 @@ def some(tenant: str, count: int, *, group: str | None = None, receive_count: in
 
 
 def ids(messages: Sequence[Message]) -> list[str]:
-    """Return the ids of *messages*."""
     return [one.message_id for one in messages]
 
 
 def bounded(
     of: SlotShare, call: Sequence[Message], in_hand: Sequence[Message], verdict: Verdict = HOLD, *, now: float = 0.0
 ) -> list[Verdict]:
-    """Return the verdicts on a call that are left of the same verdict on each message."""
     return of.bounded(call, [verdict] * len(call), in_hand, now=now, draw=0.0)
 
 
@@ -73,17 +66,6 @@ def test_tenant_waits_with_messages_that_are_in_hand_for_long() -> None:
     assert ids(own.over_share(many[8:], many, now=0.0)) == ids(many[8:])
 
 
-def test_tenant_waits_with_messages_held_one_after_the_other() -> None:
-    own, many = share(), some("a", 11)
-    assert bounded(own, many[:1], many) == [HOLD]
-    assert [type(verdict) for verdict in bounded(own, many[1:2], many)] == [ReturnToQueue]
-
-
-def test_group_of_a_standard_queue_is_no_unit() -> None:
-    own, many = share(), some("a", 8, group="g")
-    assert Counter(map(type, bounded(own, many, many))) == {RetryHeld: 4, ReturnToQueue: 4}
-
-
 def test_share_counts_no_message_without_a_tenant() -> None:
     own, waiting = share(), some("x", SLOTS)
     assert bounded(own, waiting, waiting) == [HOLD] * SLOTS
@@ -97,12 +79,6 @@ def test_tenants_that_wait_share_half_of_the_slots(tenants: str, expected: int) 
     verdicts = bounded(own, in_hand, in_hand)
     kept = Counter(tenant_of(one) for one, verdict in zip(in_hand, verdicts, strict=True) if verdict == HOLD)
     assert kept == dict.fromkeys(tenants, expected)
-
-
-def test_tenants_that_wait_have_half_of_the_slots_though_each_has_one() -> None:
-    own = share()
-    in_hand = [one for tenant in "abcdefghijkl" for one in some(tenant, 1)]
-    assert Counter(map(type, bounded(own, in_hand, in_hand))) == {RetryHeld: 8, ReturnToQueue: 4}
 
 
 def test_group_of_a_fifo_queue_returns_as_a_whole() -> None:
@@ -121,14 +97,6 @@ def test_message_with_its_last_receive_stays_in_hand_with_its_group() -> None:
     in_hand = [*waiting, *last]
     assert bounded(own, last[:1], in_hand) == [HOLD]
     assert ids(own.over_share(in_hand, in_hand, now=0.0)) == ids(waiting[2:])
-
-
-def test_tenant_counts_as_waiting_until_its_messages_are_back() -> None:
-    own, waiting, again = share(), some("a", 8), some("a", 8, group="g")
-    bounded(own, waiting, waiting)
-    for _ in range(2):
-        assert len(own.over_share(again, again, now=10.0)) == 4
-    assert own.over_share(again, again, now=100.0) == []
 
 
 def test_tenant_waits_for_twice_as_long_as_its_messages_are_hidden() -> None:
@@ -195,13 +163,6 @@ def test_hold_that_is_longer_than_the_put_back_stays_as_long() -> None:
     assert ReturnToQueue(60) in bounded(own, waiting, waiting, RetryHeld(59.5))
 
 
-def test_tenant_has_what_others_that_wait_do_not_need() -> None:
-    own = share()
-    in_hand = [*some("a", 8), *(one for tenant in "bcd" for one in some(tenant, 1))]
-    verdicts = bounded(own, in_hand, in_hand)
-    assert [type(verdict) for verdict in verdicts] == [RetryHeld] * 4 + [ReturnToQueue] * 4 + [RetryHeld] * 3
-
-
 def test_tenants_share_what_another_one_leaves() -> None:
     own = share()
     in_hand = [*some("a", 8), *some("b", 2), *some("c", 8)]
@@ -210,7 +171,6 @@ def test_tenants_share_what_another_one_leaves() -> None:
 
 
 def verdicts_by_tenant(in_hand: Sequence[Message], verdicts: Sequence[Verdict], kind: type[Verdict]) -> Counter[str]:
-    """Return how many of one kind each tenant has."""
     pairs = zip(in_hand, verdicts, strict=True)
     return Counter(one.message_id[0] for one, verdict in pairs if isinstance(verdict, kind))
 

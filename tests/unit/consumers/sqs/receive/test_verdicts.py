@@ -1,5 +1,3 @@
-"""The rule from an error to the verdict on its message."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
@@ -28,7 +26,6 @@ IDS = MessageIds("b", "l", "r", "x")
 
 
 def verdict_on(error: RetryableError | PermanentError, one: Message, *, draw: float = 0.0) -> Verdict:
-    """Return the verdict on a message after *error*."""
     return verdict_on_error(error, one, IDS, draw=draw)
 
 
@@ -55,12 +52,6 @@ def test_outage_counts_receives_and_retries_of_held_messages() -> None:
     assert verdict_on(RetryableError("down"), held) == verdict_on(RetryableError("down"), message("m", receive_count=3))
 
 
-def test_permanent_error_is_a_dead_letter_with_its_text() -> None:
-    assert verdict_on(PermanentError("expected another"), message("m")) == ToDeadLetter(
-        DeadLetterReason.INVALID_MESSAGE, "expected another", IDS
-    )
-
-
 @pytest.mark.parametrize(("failure_count", "expected"), [(0, 1.0), (1, 1.0), (2, 5.0), (3, 15.5)])
 def test_failure_of_an_operation_follows_the_configured_delays_in_flight(failure_count: int, expected: float) -> None:
     assert verdict_on_failure("KeyError", failure_count, IDS, rules=RULES) == RetryHeld(expected)
@@ -71,11 +62,6 @@ def test_failure_after_the_last_delay_is_a_dead_letter_with_the_number_of_failur
     verdict = verdict_on_failure("KeyError", failure_count, IDS, rules=RULES)
     text = f"it failed {failure_count} times: KeyError"
     assert verdict == ToDeadLetter(DeadLetterReason.RETRIES_EXHAUSTED, text, IDS, attempts=failure_count)
-
-
-def test_operation_without_delays_is_given_up_at_its_first_failure() -> None:
-    verdict = verdict_on_failure("KeyError", 1, IDS, rules=RetryRules((), timedelta()))
-    assert isinstance(verdict, ToDeadLetter)
 
 
 def test_rejected_message_is_a_dead_letter_with_what_could_be_read() -> None:
