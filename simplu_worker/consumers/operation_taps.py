@@ -1,9 +1,6 @@
-"""Taps: copies of the operations that are decided, for people (docs/outcomes.md).
+"""Count the outcomes of operations, and give copies of those that are decided to taps (docs/outcomes.md).
 
-Without a tap a batch costs one check of an attribute. A tap never delays an operation: it keeps a bounded number of
-events until its reader takes them, and drops and counts those that do not fit.
-
-Count the outcomes of operations from any source.
+A tap never delays an operation: it keeps a bounded number of events, and drops and counts those that do not fit.
 """
 
 from __future__ import annotations
@@ -58,9 +55,6 @@ class Tap:
         self._events: deque[bytes] = deque()
         self._size_bytes = 0
 
-    def __repr__(self) -> str:
-        return f"Tap({len(self._events)} events, {self.dropped_count} dropped)"
-
     def put(self, event: bytes) -> None:
         """Keep an event, or drop it where there is no room."""
         if len(self._events) >= EVENTS_MAX or self._size_bytes + len(event) > KEPT_MAX_BYTES:
@@ -83,9 +77,6 @@ class OperationTaps:
     def __init__(self) -> None:
         self.open: tuple[Tap, ...] = ()
 
-    def __repr__(self) -> str:
-        return f"OperationTaps({self.open})"
-
     def add(self, chosen: TapFilter) -> Tap:
         """Open a tap; the caller removes it. The HTTP server limits their number."""
         tap = Tap(chosen)
@@ -97,7 +88,7 @@ class OperationTaps:
         self.open = tuple(one for one in self.open if one is not tap)
 
     def publish(self, operations: Sequence[Operation], outcomes: Sequence[Outcome], now: datetime) -> None:
-        """Give the operations of a batch that are decided to the taps; their dead letters are published as such."""
+        """Give the decided operations of a batch to the taps."""
         for operation, outcome in zip(operations, outcomes, strict=True):
             if outcome.disposition is Disposition.APPLIED:
                 result: str = outcome.failure or SUCCEEDED
@@ -166,7 +157,7 @@ T = TypeVar("T")
 
 
 def group_by_outcome(items: Sequence[T], outcomes: Sequence[Outcome]) -> Mapping[Outcome, Sequence[T]]:
-    """Return the *items* of a batch by their outcomes, in their order; nearly always all have the same outcome."""
+    """Return the *items* of a batch by their outcomes, in their order."""
     if outcomes and outcomes.count(outcomes[0]) == len(outcomes) == len(items):
         return {outcomes[0]: items}
     groups: defaultdict[Outcome, list[T]] = defaultdict(list)
@@ -176,7 +167,7 @@ def group_by_outcome(items: Sequence[T], outcomes: Sequence[Outcome]) -> Mapping
 
 
 def count_outcomes(operations: Sequence[Operation], outcomes: Sequence[Outcome], *, now: datetime) -> None:
-    """Count a committed batch of one source, and the seconds from arrival to commit; show it to the open taps."""
+    """Count a committed batch of one source, and the seconds from arrival to commit; show it to the taps."""
     if TAPS.open:
         TAPS.publish(operations, outcomes, now)
     for outcome, own in group_by_outcome(operations, outcomes).items():

@@ -1,7 +1,4 @@
-"""Find the `traceparent` of records and messages, with which producers name the spans that sent them. Pure.
-
-Called only for a batch of which a span is recorded.
-"""
+"""Find the `traceparent` of records and messages, of a batch of which a span is recorded. Pure."""
 
 from __future__ import annotations
 

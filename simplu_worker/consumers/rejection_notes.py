@@ -1,12 +1,11 @@
 """Note rejected records on the shards of their tenants, so that their request ids answer `rejected`.
 
 Those of a tenant without a home, and of none, are noted on one of a few shards, which keep a bounded number. A record
-that names no tenant is noted by its request id alone, a message by its own id; and a control message, which has no
-request id, by a key of its tenant.
+that names no tenant is noted by its request id alone, a message by its own id, a control message by a key of its
+tenant.
 
-A note is made beside the dead letter and delays nothing: only the letter must not be lost. A note that its shard does
-not take within a minute is dropped and counted, and so are notes beyond a bound. Then the request id answers `unknown`,
-with a `readUpTo` by which the record is decided (docs/outcomes.md).
+A note delays nothing: only the letter must not be lost. One that its shard does not take within a minute, or beyond a
+bound, is dropped and counted. Then the request id answers `unknown`, with a `readUpTo` (docs/outcomes.md).
 """
 
 from __future__ import annotations
@@ -58,8 +57,6 @@ class DeadLetterStore(Protocol):
 
 
 class _Note(msgspec.Struct, frozen=True):
-    """A rejection that is to be written, and until when (monotonic)."""
-
     rejection: Rejection
     until: float
 
@@ -75,9 +72,6 @@ class RejectionNotes:
         self._has_work = asyncio.Event()
         self._is_written = asyncio.Event()
         self._is_written.set()
-
-    def __repr__(self) -> str:
-        return f"RejectionNotes({len(self._waiting)} wait)"
 
     async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
         """Note the rejections of *letters*, and store these. Raises as the queue does."""
@@ -111,7 +105,6 @@ class RejectionNotes:
         _report_dropped(len(self._waiting))
 
     async def _write_batch(self) -> bool:
-        """Try to write the first notes once; return whether any is done. Those that failed wait again, at the end."""
         batch = [self._waiting.popleft() for _ in range(min(BATCH_MAX_COUNT, len(self._waiting)))]
         by_tenant = _grouped((note.rejection.tenant_id, note) for note in batch)
         shard_ids = await _try_each(by_tenant, self._find, within_s=LOOK_UP_S)
@@ -165,7 +158,6 @@ def _grouped(pairs: Iterable[tuple[str, _Note]]) -> dict[str, list[_Note]]:
 async def _try_each(
     keys: Iterable[str], work: Callable[[str], Awaitable[Result]], *, within_s: float
 ) -> dict[str, Result]:
-    """Return the results of *work* for those of *keys* for which it succeeds, in *within_s* for all of them."""
     results: dict[str, Result] = {}
     slots = asyncio.Semaphore(AT_ONCE)
     ends_at = loop_time() + within_s
@@ -201,7 +193,7 @@ def rejections_of(letters: Iterable[DeadLetter]) -> list[Rejection]:
 
 
 def _key_of(one: DeadLetter | RejectedRecord) -> tuple[str, str, str] | None:
-    """Return the ids of tenant, business and request to note; None for what nobody can ask for, or the log answers."""
+    """Return tenant, business and request to note; None for what nobody can ask for, or the log answers."""
     is_control = one.origin.source is Source.SQS and one.request_id is None
     if one.reason in NOTED_ELSEWHERE and not is_control:
         return None

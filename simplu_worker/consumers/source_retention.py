@@ -24,9 +24,6 @@ class EffectiveRetention:
         self._queues = tuple(queues)
         self._logged: timedelta | None = configured
 
-    def __repr__(self) -> str:
-        return f"EffectiveRetention(configured={self._configured}, stream={self._stream}, queues={list(self._queues)})"
-
     async def read(self) -> timedelta | None:
         """Query every source, because an operator may change its retention; None while one does not report it."""
         retentions = [await self._read_queue_retention(queue) for queue in self._queues]

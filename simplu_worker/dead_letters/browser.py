@@ -1,7 +1,7 @@
 """Read the dead-letter queue without removing anything.
 
-Letters that were read are hidden from other readers by a short visibility timeout, which is renewed while the reading
-goes on, and are returned at the end. After a kill they are visible again when the timeout expires.
+Letters are hidden from other readers by a short visibility timeout, which is renewed while the reading goes on, and are
+returned at the end; after a kill, when the timeout expires.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class DeadLetterBrowser:
     ) -> AsyncGenerator[tuple[Message, ParsedDeadLetter | NotADeadLetterError], None]:
         """Yield the letters that *filters* match and that were not read before; without a filter other messages too.
 
-        *to_act*: without those that arrived after the start. Ends after *within_s*, with a remark: see `ended_early`.
+        *to_act*: without those that arrived after the start. Ends after *within_s*: see `ended_early`.
         """
         ends_at, seen_count, matched_count = self._clock() + within_s, 0, 0
         with self.narration.count("read", self.before.visible_count) as progress:
@@ -161,10 +161,7 @@ class DeadLetterBrowser:
         return left_ids
 
     def warn_of_hidden(self) -> int:
-        """Return how many letters were hidden from this reader, and note it.
-
-        SQS's estimates lag behind, but cannot be less than the number that was read.
-        """
+        """Return how many letters were hidden from this reader, by SQS's estimates, and note it."""
         before = self.before
         count = min(before.in_flight_count, max(0, before.visible_count + before.in_flight_count - self._read_count))
         if count:
@@ -175,11 +172,11 @@ class DeadLetterBrowser:
         return count
 
     async def count_behind(self, *, is_plan: bool = True, has_reached_limit: bool = False) -> int:
-        """Return how many letters are behind those that were read: too many for one run, or withheld by a FIFO queue.
+        """Return how many letters are behind those that were read: too many for one run, or withheld.
 
-        A FIFO queue shows about ten letters of a group until these are gone. A plan leaves all of them in front. An
-        applied command leaves those that the filter does not match or that it could not send or delete; those that
-        came after its start have only later ones behind them. The number is SQS's estimate for all groups.
+        A FIFO queue shows about ten letters of a group until these are gone. A plan leaves all of them in front, an
+        applied command those that the filter does not match or that could not go. The number is SQS's estimate for all
+        groups.
         """
         if not self._was_cut:
             leaves_old = any(message.sent_at <= self.started_at for message in self._in_flight.values())

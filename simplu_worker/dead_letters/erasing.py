@@ -78,10 +78,7 @@ def judge_letter(letter: DeadLetter, target: LetterTarget) -> LetterVerdict:
 def relation_of(
     record: bytes, tenant: tuple[str, str] | None, resource_id: str | None, target: LetterTarget
 ) -> Relation:
-    """Return what *record* has to do with the resource.
-
-    *tenant* and *resource_id* are those that its letter names; without a tenant the record's own count.
-    """
+    """Return what *record* has to do with the resource; without a *tenant* of its letter the record's own counts."""
     if ENVELOPE in record:
         record = unwrap(record.decode("utf-8", "replace"), {})[0].encode("utf-8", "surrogatepass")
     members = _members_of(record)
@@ -104,7 +101,6 @@ def relation_of(
 
 
 def _without_parts(letter: DeadLetter, parts: list[SubRecord], kept: list[int]) -> DeadLetter:
-    """Return the letter of an aggregate with the parts *kept* alone, by their numbers in the whole one."""
     packer = AggregatePacker()
     for index in kept:
         packer.add(parts[index].partition_key, parts[index].data)
@@ -147,10 +143,9 @@ def _has_word(record: bytes, text: str) -> bool:
 
 
 class ErasedLetters(msgspec.Struct, rename="camel"):
-    """The number of letters that were deleted, and of those that new ones took the place of; of a plan, would be.
+    """The number of letters that were deleted, and of those that new ones took the place of; or would be.
 
-    *mentioning* are the message ids of letters that have the id and are about something else: they stay. *left* could
-    not be deleted; *hidden* and *behind* were not seen.
+    *mentioning* are the message ids of letters that have the id and are about something else: they stay.
     """
 
     deleted: int = 0
@@ -169,10 +164,10 @@ class ErasedLetters(msgspec.Struct, rename="camel"):
 async def erase_letters(
     settings: Settings, target: LetterTarget, narration: Narration, *, apply: bool
 ) -> ErasedLetters:
-    """Erase a resource from the dead-letter queue, as far as the queue shows its letters; or count them for a plan.
+    """Erase a resource from the dead-letter queue, as far as the queue shows its letters; or count them.
 
-    A letter is rewritten before the old one is deleted: after a kill in between both are there, and the next run
-    rewrites the old one again; a replay drops what comes twice.
+    A letter is rewritten before the old one is deleted: after a kill in between the next run rewrites the old one
+    again, and a replay drops what comes twice.
     """
     erased = ErasedLetters()
     async with open_browser(settings, narration) as browser:
@@ -198,7 +193,6 @@ async def erase_letters(
 async def _find(
     browser: DeadLetterBrowser, target: LetterTarget, mentioning: list[str]
 ) -> tuple[list[str], dict[str, DeadLetter]]:
-    """Return the messages to delete, and those whose letters get another one; *mentioning* gets those that stay."""
     found: list[str] = []
     rewritten: dict[str, DeadLetter] = {}
     async with aclosing(browser.read(DeadLetterFilter())) as letters:
@@ -220,7 +214,6 @@ async def _find(
 
 
 async def _replace(browser: DeadLetterBrowser, letter: DeadLetter, max_bytes: int) -> bool:
-    """Send a letter that takes the place of another one; return whether the queue has it, with its whole record."""
     body = encode_dead_letter(letter, max_bytes)
     if parse_dead_letter(body).whole is not None:
         return False

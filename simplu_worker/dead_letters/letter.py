@@ -1,7 +1,7 @@
 """Encode dead letters (docs/dead-letters.md), within the size that their queue accepts, and parse them. Pure.
 
-A letter is ASCII, so its length is its size, and it contains no character that SQS refuses. It contains the first of
-these forms of the record that fits: unchanged, compressed, an excerpt with the size and hash of the whole record.
+A letter is ASCII, so its length is its size. It has the first of these forms of the record that fits: unchanged,
+compressed, an excerpt with the size and hash of the whole.
 """
 
 from __future__ import annotations
@@ -54,11 +54,7 @@ class NotADeadLetterError(Exception):
 
 
 def encode_dead_letter(letter: DeadLetter, max_bytes: int) -> str:
-    """Return *letter* as ASCII JSON of at most *max_bytes*.
-
-    When not even the letter without its record fits (ids of hundreds of characters, a queue that accepts 1 KiB), it is
-    returned in that smallest form: the refusal of the queue then names the problem.
-    """
+    """Return *letter* as ASCII JSON of at most *max_bytes*; in its smallest form where not even that fits."""
     head = _head(letter)
     if letter.parts is None:
         return _encode_record(head, letter.record, max_bytes) or _encode_excerpt(head, letter.record, max_bytes)
@@ -72,7 +68,6 @@ def encode_dead_letter(letter: DeadLetter, max_bytes: int) -> str:
 
 
 def _encode_record(head: Mapping[str, Any], record: bytes, max_bytes: int) -> str | None:
-    """Return the letter with the whole record; None if it does not fit."""
     if len(record) <= max_bytes:  # escaping only adds bytes
         text = _json({**head, **_text_or_base64(record, record)})
         if len(text) <= max_bytes:
@@ -82,10 +77,7 @@ def _encode_record(head: Mapping[str, Any], record: bytes, max_bytes: int) -> st
 
 
 def _part_members(letter: DeadLetter, parts: BadParts, max_bytes: int) -> Iterator[dict[str, Any]]:
-    """Yield the member `parts`, complete first, then without the request ids, then without the numbers.
-
-    A reader of the letter can derive the request ids again, by the parts and their numbers.
-    """
+    """Yield the member `parts`: complete, then without the request ids, then without the numbers."""
     counts = {"total": parts.part_count, "bad": parts.bad_count, "reasons": dict(parts.reasons)}
     if parts.numbers is not None:
         numbers = {"subSequenceNumbers": format_ranges(parts.numbers)}
@@ -139,7 +131,7 @@ def parse_dead_letter(body: str) -> ParsedDeadLetter:
 def fifo_ids_of(letter: DeadLetter) -> FifoIds:
     """Return the group that keeps the letters of one key in order, and an id for each position and reason.
 
-    Both are hashes: a group id has at most 128 characters of a small alphabet, and keys may have any.
+    Both are hashes: a group id has at most 128 characters of a small alphabet.
     """
     origin = letter.origin
     tenant = tenant_id_of(letter.business_id or "", letter.location_id or "")
@@ -219,10 +211,7 @@ def _encode_excerpt(head: Mapping[str, Any], record: bytes, max_bytes: int) -> s
 
 
 def _text_or_base64(record: bytes, excerpt: bytes) -> dict[str, str]:
-    """Return *excerpt*, the beginning of *record*, as text if the whole record is text.
-
-    A character that the excerpt cuts is dropped.
-    """
+    """Return *excerpt* as text if the whole record is text; a character that it cuts is dropped."""
     try:
         record.decode()
     except UnicodeDecodeError:
@@ -231,8 +220,6 @@ def _text_or_base64(record: bytes, excerpt: bytes) -> dict[str, str]:
 
 
 class _SourceMembers(msgspec.Struct, rename="camel"):
-    """Members of `source`, of both kinds."""
-
     kind: Source
     arrived_at: Time
     stream: str = ""
@@ -249,8 +236,6 @@ class _SourceMembers(msgspec.Struct, rename="camel"):
 
 
 class _PartsMembers(msgspec.Struct, rename="camel"):
-    """Members of `parts`."""
-
     total: PartCount
     bad: PartCount
     reasons: dict[str, int] = {}
@@ -325,7 +310,6 @@ def _record_of(wire: LetterMembers) -> bytes:
 
 
 def _without_absent(members: Mapping[str, object]) -> dict[str, object]:
-    """Return *members* without those that are `None`."""
     return {name: value for name, value in members.items() if value is not None}
 
 

@@ -73,10 +73,7 @@ class LeftLetter(msgspec.Struct, frozen=True):
 
 
 class Resend(msgspec.Struct, frozen=True):
-    """What to send for a letter to the source *name*: *records* for the stream, or a *message* for a queue.
-
-    Resends of one *group* keep their order.
-    """
+    """What to send for a letter to the source *name*; resends of one *group* keep their order."""
 
     source: Source
     name: str
@@ -108,10 +105,7 @@ class QueueMessage(msgspec.Struct, frozen=True):
 
 
 class DeadLetterFilter(msgspec.Struct, frozen=True):
-    """A filter of dead letters: a letter must meet all given criteria. *since* is inclusive, *until* is not.
-
-    *message_ids* are those of the letters' messages in the dead-letter queue, which SQS keeps.
-    """
+    """A filter of dead letters: all given criteria must be met. *since* is inclusive, *until* is not."""
 
     reasons: frozenset[DeadLetterReason] = frozenset()
     source: Source | None = None
@@ -126,7 +120,7 @@ class DeadLetterFilter(msgspec.Struct, frozen=True):
         return self == DeadLetterFilter()
 
     def facts(self) -> dict[str, Any]:
-        """Return the criteria for the log; of the message ids, which a person chose one by one, their number."""
+        """Return the criteria for the log; of the message ids their number."""
         business_id, location_id = self.tenant or (None, None)
         return {
             "reasons": sorted(self.reasons),
@@ -177,8 +171,7 @@ OrderKey: TypeAlias = tuple[Any, ...]
 def sort_key(letter: DeadLetter) -> OrderKey:
     """Return the key that sorts letters by their source, then by their position in it.
 
-    Sequence numbers compare as numbers; those of a child stream shard are higher than its parents'. Messages of a
-    standard queue have none, and are sorted by time.
+    Sequence numbers compare as numbers; messages of a standard queue have none, and are sorted by time.
     """
     origin = letter.origin
     number = (origin.sequence_number or "").lstrip("0")
@@ -187,16 +180,13 @@ def sort_key(letter: DeadLetter) -> OrderKey:
 
 
 def order_group(letter: DeadLetter) -> str:
-    """Return the group that keeps the letter's order: its partition key or message group, or else the message alone."""
+    """Return the letter's partition key or message group, or else the message alone: its order is kept."""
     origin = letter.origin
     return origin.partition_key or origin.group_id or origin.message_id or "replay"
 
 
 def visibility_timeout_s(count: int) -> int:
-    """Return the visibility timeout of *count* letters: the shortest that can be renewed for all of them in time.
-
-    It is short because letters stay hidden that long after a kill.
-    """
+    """Return the visibility timeout of *count* letters: the shortest that can be renewed for all in time."""
     return min(HIDDEN_MAX_S, HIDDEN_MIN_S + 2 * count // RENEWED_PER_S)
 
 
@@ -274,10 +264,7 @@ def _record_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLette
 
 
 def _unpacked_resend(letter: DeadLetter, parts: Sequence[Part], rules: ReplayRules) -> Resend | LeftLetter:
-    """Send the operations of a whole record one by one. One that can never be applied becomes a dead letter of its own.
-
-    A record of too many parts is sent as it came, if at all.
-    """
+    """Send the operations of a whole record one by one; an invalid one becomes a dead letter of its own."""
     refusal = next((part.refusal for part in parts if part.refusal is not None), None)
     if len(parts) > PARTS_MAX:
         refusal = TOO_MANY
@@ -297,10 +284,7 @@ def _unpacked_resend(letter: DeadLetter, parts: Sequence[Part], rules: ReplayRul
 
 
 def _parts_resend(letter: DeadLetter, bad: BadParts, rules: ReplayRules) -> Resend | LeftLetter:
-    """Send bad parts one by one, each with its effective request id.
-
-    Without *force* all of them or none: a letter stays until nothing of it would come back.
-    """
+    """Send bad parts one by one, each with its effective request id; without *force* all of them or none."""
     parts = deaggregate(letter.record)
     if parts is None or len(parts) != bad.bad_count:
         return LeftLetter(LeftReason.NOT_A_LETTER, f"expected an aggregate of {bad.bad_count} bad parts as its record")
@@ -320,8 +304,6 @@ def _parts_resend(letter: DeadLetter, bad: BadParts, rules: ReplayRules) -> Rese
 
 
 class _Split:
-    """The records to send for the parts of a record, each with its effective request id."""
-
     def __init__(self, rules: ReplayRules) -> None:
         self._rules = rules
         self.records: list[NewRecord] = []
@@ -342,7 +324,6 @@ def _stream_resend(letter: DeadLetter, records: Sequence[NewRecord]) -> Resend:
 
 
 def _ensure_request_id(record: bytes, origin: Origin, rules: ReplayRules) -> bytes | LeftLetter:
-    """Return *record* with its effective request id in it, or why it is not a valid operation."""
     decoded = rules.decode(record, origin)
     if isinstance(decoded, RejectedRecord):
         return _left_returning(f"{decoded.reason}: {decoded.error}")
@@ -392,10 +373,7 @@ def _queue_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter
 def _prepare_order_event(
     letter: DeadLetter, body: str, attributes: Mapping[str, str], rules: ReplayRules
 ) -> tuple[str, dict[str, str]] | LeftLetter:
-    """Return an order event without its SNS envelope, with its tenant, request id and time of sending.
-
-    Its tenant stays the one that it had, whatever the default is now. Or why it is not a valid event.
-    """
+    """Return an order event without its SNS envelope, with the tenant that it had, request id and time of sending."""
     event, found = unwrap(body, attributes)
     has_tenant = letter.business_id is not None and letter.location_id is not None
     tenant = (letter.business_id or "", letter.location_id or "") if has_tenant else rules.order_tenant
@@ -411,7 +389,7 @@ def _prepare_order_event(
 
 
 class EditedRecord(msgspec.Struct, frozen=True):
-    """The record to send in place of a dead letter's; *old_request_id* is the id that the letter's operation had."""
+    """The record to send in place of a dead letter's, and the id that the letter's operation had."""
 
     record: NewRecord
     operation: Operation
@@ -437,10 +415,10 @@ class NotEditableError(Exception):
 
 
 def edit_record(parsed: ParsedDeadLetter, text: str, request_id: str, rules: ReplayRules) -> EditedRecord:
-    """Return the record to send for a letter, whose record a person has replaced by *text*, under a new *request_id*.
+    """Return the record to send for a letter whose record a person has replaced by *text*, under a new *request_id*.
 
-    Raises NotEditableError for a letter of which that would lose a part, and ValueError for a text that would become a
-    dead letter again.
+    Raises NotEditableError for a letter of which that would lose a part, and ValueError for a text that would come
+    back.
     """
     _check_editable(parsed, rules)
     letter = parsed.letter

@@ -1,7 +1,7 @@
 """Store dead letters: no record that is given up is lost, so storing never gives up.
 
 Safe because `store` returns only when the queue has confirmed every letter, and the caller skips a record only after
-that. A letter is stored twice when its confirmation got lost: harmless, because a replay is de-duplicated.
+that. A letter that is stored twice is harmless, because a replay is de-duplicated.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class DeadLetterQueue:
     async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
         """Store all *letters*, however long it takes.
 
-        Raises RetryableError when *stopping* is set while the queue does not accept them: their records must then stay
-        unacknowledged, to be read again.
+        Raises RetryableError when *stopping* is set before: their records must then stay unacknowledged, to be read
+        again.
         """
         batch_count = BATCH_MAX_COUNT
         failure_count = 0
@@ -93,10 +93,7 @@ class DeadLetterQueue:
     async def _send_all(
         self, letters: Sequence[DeadLetter], batch_count: int
     ) -> tuple[list[DeadLetter], WorkerError | None]:
-        """Send each letter once, in order; return the letters that were not stored, and the last error.
-
-        Stops at a call that fails as a whole: the next one would fail in the same way.
-        """
+        """Send each letter once; return those that were not stored, and the last error."""
         left: list[DeadLetter] = []
         error: WorkerError | None = None
         position = 0
@@ -116,7 +113,6 @@ class DeadLetterQueue:
         return left, error
 
     async def _encode_batch(self, letters: Sequence[DeadLetter], position: int, batch_count: int) -> list[str]:
-        """Encode letters from *position* on, as many as fit one call; at least one."""
         bodies: list[str] = []
         room_bytes = max(BATCH_MIN_BYTES, self._max_bytes)
         for letter in letters[position : position + batch_count]:
@@ -136,7 +132,6 @@ class DeadLetterQueue:
         return OutgoingMessage(body=body, fifo=fifo_ids_of(letter) if self.queue.is_fifo else None)
 
     def _log_stored(self, letters: Sequence[DeadLetter]) -> None:
-        """Count and log stored letters: one line for each reason and tenant, or each reason of many tenants."""
         alike: defaultdict[tuple[str, str | None, str | None], list[DeadLetter]] = defaultdict(list)
         is_for_many = len({(letter.business_id, letter.location_id) for letter in letters}) > TENANTS_NAMED_MAX
         for letter in letters:
@@ -166,10 +161,10 @@ async def ensure_default_queue(
     on_failure: Callable[[], None] = lambda: None,
     draw: Callable[[], float] = random.random,
 ) -> None:
-    """Create the queue at *url* unless it exists, and log its name; return early when *stopping* is set.
+    """Create the queue at *url* unless it exists; return early when *stopping* is set.
 
-    Tries again for as long as SQS does not answer, and calls *on_failure* after each such try. Raises
-    `ConfigurationError` when the queue may not be created.
+    Tries again while SQS does not answer, and calls *on_failure* after each try. Raises `ConfigurationError` when the
+    queue may not be created.
     """
     failure_count = 0
     while not stopping.is_set():

@@ -1,7 +1,6 @@
 """List, replay, discard and edit dead letters (docs/dead-letters.md): what the commands and HTTP requests call.
 
-A letter is deleted only after its record was sent. After a kill in between, a repeated record is dropped by its
-effective request id.
+A letter is deleted only after its record was sent; after a kill in between, the repeated record is dropped.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ class ApplyOptions(NamedTuple):
 
 
 class EditOptions(NamedTuple):
-    """A dead letter by the id of its message, the text that is to take the place of its record, and the new id."""
+    """A dead letter by the id of its message, the text in place of its record, and the new request id."""
 
     message_id: str
     record: str
@@ -167,9 +166,8 @@ class DeadLetterService:
     async def list(self, filters: DeadLetterFilter, options: ListOptions, narration: Narration) -> dict[str, Any]:
         """Return dead letters that *filters* match, and leave them in the queue.
 
-        They are the first that SQS shows, up to the limit, by the time of their failure; or with `newest` the newest of
-        the whole queue, as far as it was read in time. `matched` counts those that were seen to match, `isCut`: there
-        may be more than are listed.
+        They are the first that SQS shows, or with `newest` the newest of the whole queue, as far as it was read in
+        time. `matched` counts those that were seen, `isCut`: there may be more than are listed.
         """
         shelf = _Shelf(options)
         foreign: list[dict[str, str]] = []
@@ -200,9 +198,9 @@ class DeadLetterService:
         }
 
     async def replay(self, filters: DeadLetterFilter, options: ApplyOptions, narration: Narration) -> ReplayResult:
-        """Send the records of letters that *filters* match to their source, and delete them; or return the plan.
+        """Send the records of letters that *filters* match to their source, and delete them; or plan it.
 
-        In rounds, until one sends nothing: a FIFO queue shows more letters of a group once the first are deleted.
+        In rounds: a FIFO queue shows more letters of a group once the first are deleted.
         """
         outcomes: list[ReplayOutcome] = []
         async with AsyncExitStack() as stack:
@@ -223,10 +221,7 @@ class DeadLetterService:
         return ReplayResult(outcomes, hidden, behind)
 
     async def discard(self, filters: DeadLetterFilter, options: ApplyOptions, narration: Narration) -> dict[str, Any]:
-        """Delete the dead letters that *filters* match, and with them their records; or return the plan.
-
-        Other messages of the queue stay.
-        """
+        """Delete the dead letters that *filters* match, and with them their records; or return the plan."""
         alike: Counter[tuple[str, str, str]] = Counter()
         count = left_count = 0
         async with open_browser(self._settings, narration) as browser:
@@ -262,8 +257,7 @@ class DeadLetterService:
     async def edit(self, options: EditOptions, narration: Narration) -> dict[str, Any] | None:
         """Send the corrected record of a letter under a new request id, and delete the letter; or return the plan.
 
-        None where the queue shows no such letter. Sent again after a lost answer, the record is dropped as a
-        redelivery. Raises as `edit_record`.
+        None where the queue shows no such letter. A record that is sent again is dropped. Raises as `edit_record`.
         """
         rules = _rules_of(self._settings)
         async with open_browser(self._settings, narration) as browser:
@@ -319,14 +313,11 @@ def _rules_of(
 
 
 async def _unseen(browser: DeadLetterBrowser, options: ApplyOptions, count: int) -> tuple[int, int]:
-    """Return how many letters were hidden from a reader that found *count*, and how many are behind these."""
     hidden = browser.warn_of_hidden()
     return hidden, await browser.count_behind(is_plan=not options.apply, has_reached_limit=count == options.limit)
 
 
 class _Shelf:
-    """The rows of a list: the first that are added, or the newest, for which the oldest make room."""
-
     def __init__(self, options: ListOptions) -> None:
         self._options = options
         self._heap: list[tuple[datetime, str, int, dict[str, Any]]] = []
@@ -364,8 +355,6 @@ async def _find_letter(browser: DeadLetterBrowser, message_id: str) -> ParsedDea
 
 
 class _Chosen(NamedTuple):
-    """A letter to replay, without its content, and where its text is in the file of the round."""
-
     message_id: str
     head: DeadLetter
     offset: int
@@ -373,8 +362,6 @@ class _Chosen(NamedTuple):
 
 
 class _Replay:
-    """One round over the letters that the queue shows: `read` them, then `run`."""
-
     def __init__(self, browser: DeadLetterBrowser, sources: _Sources, file: IO[bytes], *, apply: bool) -> None:
         self._browser = browser
         self._sources = sources
@@ -385,7 +372,6 @@ class _Replay:
         self._blocked: set[tuple[str, str]] = set()  # source and group of each letter that was not sent
 
     async def read(self, filters: DeadLetterFilter) -> None:
-        """Read what the queue shows."""
         async with aclosing(self._browser.read(filters)) as letters:
             async for message, parsed in letters:
                 if isinstance(parsed, NotADeadLetterError):
@@ -398,7 +384,6 @@ class _Replay:
                 self._chosen.append(_Chosen(message.message_id, head, self._file.seek(0, 2), self._file.write(text)))
 
     async def run(self, limit: int | None) -> list[ReplayOutcome]:
-        """Send the first *limit* letters, in order; return the outcome of each."""
         chosen = sorted(self._chosen, key=lambda one: sort_key(one.head))[:limit]
         request, requested, done = ResendRequest(), list[_Chosen](), 0
         with self._browser.narration.count("sent" if self._apply else "planned", len(chosen)) as progress:
@@ -433,7 +418,6 @@ class _Replay:
         return parse_dead_letter(self._file.read(chosen.size_bytes).decode("utf-8", "surrogatepass"))
 
     async def _send(self, request: ResendRequest, requested: Sequence[_Chosen]) -> None:
-        """Send, then delete the letters."""
         if not self._apply:
             self._outcomes += [_outcome(one, ReplayStatus.WOULD_SEND) for one in requested]
             return
@@ -484,15 +468,12 @@ async def _open_sources(stack: AsyncExitStack, settings: Settings, *, force: boo
 
 
 class _Sources:
-    """The configured stream and queues, to which records are sent again."""
-
     def __init__(self, stream: Stream | None, queues: Mapping[str, Queue], rules: ReplayRules) -> None:
         self._stream = stream
         self._queues = queues
         self._rules = rules
 
     async def plan(self, parsed: ParsedDeadLetter) -> Resend | LeftLetter:
-        """Return what to send for a letter, or why it is left. Raises RetryableError of the stream."""
         letter = parsed.letter
         if (left := unknown_source(letter, self._rules)) is not None:
             return left
@@ -505,10 +486,6 @@ class _Sources:
         return plan_resend(letter, self._rules)
 
     async def send(self, resends: Sequence[Resend]) -> dict[int, str]:
-        """Send what is for one source; return the errors of refused ones by their index.
-
-        Raises RetryableError of the source.
-        """
         if not resends:
             return {}
         try:
@@ -531,7 +508,6 @@ class _Sources:
         return {entry.index: f"SendMessageBatch: {entry.code}" for entry in unsent}
 
     async def _fetch_record(self, parsed: ParsedDeadLetter) -> bytes | str:
-        """Return the whole record of a letter that has only the beginning of it, or why there is none."""
         letter, whole = parsed.letter, parsed.whole
         if letter.origin.source is Source.SQS or self._stream is None or whole is None:
             return "a message that was too long for its letter is stored nowhere else"

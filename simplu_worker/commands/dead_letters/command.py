@@ -31,10 +31,7 @@ STYLES: Final = {ReplayStatus.SENT: "green", ReplayStatus.WOULD_SEND: "", Replay
 async def list_dead_letters(
     settings: Settings, filters: DeadLetterFilter, options: ListOptions, *, as_json: bool
 ) -> int:
-    """Print the dead letters that *filters* match, up to the limit, and leave them in the queue.
-
-    Returns 1 if others may match: hidden from this command, behind those that it saw, or beyond the bytes of records.
-    """
+    """Print dead letters. Return 1 if others may match: hidden, behind those that were read, or beyond the room."""
     answer = await DeadLetterService(settings).list(filters, options, StderrNarration())
     if as_json:
         print_json(answer)
@@ -52,10 +49,7 @@ async def list_dead_letters(
 async def replay_dead_letters(
     settings: Settings, filters: DeadLetterFilter, options: ApplyOptions, *, as_json: bool
 ) -> int:
-    """Send the records of the dead letters that *filters* match to their source, and delete these; or print the plan.
-
-    Returns 1 unless all of them were sent, or would be.
-    """
+    """Replay dead letters, or print the plan. Return 1 unless all of them were sent, or would be."""
     with _logged(LettersAction.REPLAY, filters, options, force=options.force) as acted:
         result = await DeadLetterService(settings).replay(filters, options, StderrNarration())
         acted.answer = answer = result.members(applied=options.apply)
@@ -69,10 +63,7 @@ async def replay_dead_letters(
 async def discard_dead_letters(
     settings: Settings, filters: DeadLetterFilter, options: ApplyOptions, *, as_json: bool
 ) -> int:
-    """Delete the dead letters that *filters* match, and with them their records; or print the plan.
-
-    Returns 1 unless all that matched were deleted, or would be.
-    """
+    """Discard dead letters, or print the plan. Return 1 unless all that matched were deleted, or would be."""
     with _logged(LettersAction.DISCARD, filters, options) as acted:
         acted.answer = answer = await DeadLetterService(settings).discard(filters, options, StderrNarration())
     if as_json:
@@ -90,7 +81,6 @@ async def discard_dead_letters(
 def _logged(
     action: LettersAction, filters: DeadLetterFilter, options: ApplyOptions, **asked: bool
 ) -> AbstractContextManager[Acted]:
-    """Return the context that logs an action; a plan is printed alone."""
     if not options.apply:
         return nullcontext(Acted())
     actor = Actor(COMMAND, socket.gethostname())

@@ -1,8 +1,6 @@
-"""`tenants erase-resource`: erase one resource on every shard with a row of its tenant, and from dead letters.
+"""`tenants erase-resource`: erase a resource on every shard with a row of its tenant, and from dead letters.
 
-The shards come first: what workers give up afterwards, and what they read, has the resource no more.
-
-What an erasure cannot reach, and for how long it stays there.
+The shards come first: what workers give up afterwards has the resource no more.
 """
 
 from __future__ import annotations
@@ -48,17 +46,14 @@ ELSEWHERE: Final = (
 
 
 class SourceRemains(msgspec.Struct, frozen=True, rename="camel"):
-    """A stream or a queue, and for how long it keeps its records; None: it did not say so."""
+    """A stream or a queue, and for how long it keeps its records; None: it did not say."""
 
     name: str
     hours: float | None
 
 
 class Remains(msgspec.Struct, frozen=True, rename="camel"):
-    """What stays: records in *sources*, the id in the log for *log_hours*, and *exports*, files of restores.
-
-    *old_tables* are the shards with a table of before their adoption.
-    """
+    """What stays: records in *sources*, the id in the log for *log_hours*, files of restores, old tables."""
 
     sources: list[SourceRemains]
     log_hours: float
@@ -121,8 +116,7 @@ HASH_SHOWN: Final = 16  # hexadecimal digits, in the log
 class Found(msgspec.Struct, frozen=True):
     """What the shards have of the tenant, by shard id, and the shards that did not answer, each with the cause.
 
-    *old_tables* are the shards with a table of before their adoption, whether or not the tenant has a row there: the
-    adoption may have left its rows in that table only.
+    *old_tables* are the shards with a table of before their adoption: the tenant's rows may be in that table only.
     """
 
     standings: dict[str, Standing]
@@ -133,8 +127,8 @@ class Found(msgspec.Struct, frozen=True):
 class ErasureReport(msgspec.Struct, frozen=True, rename="camel"):
     """What was erased, or would be: nothing of it is content, nor the resource's id.
 
-    *letters* is None without a dead-letter queue, or with an error of it. *other_ids* are those that the resource had
-    before or after a rename: results may have it under these. *warning*: the cache was not cleared.
+    *letters* is None without a dead-letter queue, or with an error of it. *other_ids* are ids before or after a rename,
+    under which results may have it. *warning*: the cache was not cleared.
     """
 
     applied: bool
@@ -166,8 +160,8 @@ class ErasureReport(msgspec.Struct, frozen=True, rename="camel"):
 async def erase_resource(settings: Settings, erasure: Erasure, *, apply: bool, as_json: bool) -> int:
     """Erase a resource, or print what would be. Return 1 if something could not be reached that should have been.
 
-    Raises `RetryableError`, before anything is erased, while the tenant is being moved, imported or restored, and
-    `PermanentError` if no shard has the tenant.
+    Raises, before anything is erased, `RetryableError` while the tenant is on the move, and `PermanentError` if no
+    shard has it.
     """
     require_settings(settings, routes=True)
     parse_tenant_id(erasure.business_id, erasure.location_id)
@@ -238,7 +232,6 @@ async def _erase(settings: Settings, erasure: Erasure, *, apply: bool) -> Erasur
 
 
 async def _find(shards: Shards, erasure: Erasure) -> Found:
-    """Ask every shard for the tenant. Raises if nothing may be erased, or if there is no such tenant."""
 
     async def ask(address: ShardAddress) -> tuple[Standing | None, bool]:
         pool = shards.pools.ensure_pool(address)

@@ -1,7 +1,7 @@
 """Find the shards of tenants that have no known one, and keep their operations in memory for a moment.
 
-An operation waits in memory for about a second, which is longer than a move pauses a tenant or a registration takes.
-Then its tenant is held: its operations are dropped from memory, and the lookups go on.
+They wait for about a second, longer than a move or a registration takes. Then the tenant is held: its operations leave
+memory, and the lookups go on.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ log = structlog.get_logger(__name__)
 class WaitingTenant(msgspec.Struct, Generic[EntryT]):
     """A tenant that is being looked up; without entries it is held. Times are monotonic.
 
-    *agenda_number* identifies its entry in the agenda; None without one, and during a lookup.
+    *agenda_number* identifies its entry in the agenda; None during a lookup.
     """
 
     entries: deque[EntryT]
@@ -100,9 +100,6 @@ class HomeLookup(Generic[EntryT]):
         self._patience_ends_at = float("inf")  # no tenant has waited for too long before
         self._change = asyncio.Event()
 
-    def __repr__(self) -> str:
-        return f"HomeLookup({len(self._tenants)} tenants, {len(self._lookup_started_at)} lookups)"
-
     def __len__(self) -> int:
         """Return the number of tenants to look up, with and without entries."""
         return len(self._tenants)
@@ -127,7 +124,7 @@ class HomeLookup(Generic[EntryT]):
 
     @property
     def is_busy(self) -> bool:
-        """Whether as many tenants wait for a lookup as can be looked up soon: a catch-up need not add more."""
+        """Whether as many tenants wait for a lookup as can be looked up soon."""
         return self._unasked_count >= RECENT_LOOKUPS_MAX
 
     @property
@@ -145,14 +142,14 @@ class HomeLookup(Generic[EntryT]):
         return [entry for tenant in waiting for entry in tenant.entries]
 
     def remove(self, ids: AbstractSet[int]) -> None:
-        """Remove the waiting operations with these object ids; a tenant without any is looked up no more for them."""
+        """Remove the waiting operations with these object ids."""
         for tenant in self._tenants.values():
             tenant.entries = deque(entry for entry in tenant.entries if id(entry) not in ids)
 
     def add(self, tenant_id: str, entries: Iterable[EntryT], *, left: str | None = None) -> Waited[EntryT] | None:
-        """Append operations of a tenant; a tenant that is new here is looked up at once. *left* has refused them.
+        """Append operations of a tenant; a new one is looked up at once. *left* is the shard that has refused them.
 
-        Return the tenant where it is to be held at once: too many others wait, and most of them have no shard.
+        Return the tenant where it is to be held at once: too many wait, most of them without a shard.
         """
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
@@ -174,7 +171,6 @@ class HomeLookup(Generic[EntryT]):
         return None
 
     def _schedule(self, tenant_id: str, tenant: WaitingTenant[EntryT], at: float) -> None:
-        """Put a tenant on the agenda, in place of its earlier entry."""
         tenant.agenda_number = next(self._agenda_numbers)
         heapq.heappush(self._agenda, (at, tenant.agenda_number, tenant_id))
         self._change.set()
@@ -186,7 +182,7 @@ class HomeLookup(Generic[EntryT]):
             self._schedule(tenant_id, tenant, loop_time())
 
     def take_due(self) -> list[str]:
-        """Remove and return the tenants that are due for a lookup, the longest due first; `look_up` each at once."""
+        """Remove and return the tenants that are due, the longest due first; `look_up` each at once."""
         due: list[str] = []
         now = loop_time()
         while self._agenda and self._agenda[0][0] <= now and self._can_ask(len(due)):
@@ -202,11 +198,7 @@ class HomeLookup(Generic[EntryT]):
         return due
 
     def _can_ask(self, more: int) -> bool:
-        """Return whether one more lookup may start besides *more* that are about to start.
-
-        Only few start at a time, to leave time of the event loop to other tasks. Lookups without an answer do not
-        count.
-        """
+        """Return whether one more lookup may start besides *more*; those without an answer do not count."""
         now = loop_time()
         lately = sum(now - at < ANSWER_S for at in self._lookup_started_at.values())
         return lately + more < RECENT_LOOKUPS_MAX and len(self._lookup_started_at) + more < LOOKUPS_MAX
@@ -217,7 +209,7 @@ class HomeLookup(Generic[EntryT]):
         await wait_any(self._change, stopping, within_s=self._next_check_s())
 
     def _next_check_s(self) -> float | None:
-        """Return the time until the next check is due, in seconds; None if no tenant waits and the agenda is empty."""
+        """Return the seconds until the next check is due; None if there is none."""
         if not self._tenants and not self._agenda:
             return None
         # With all lookups in use, a due tenant has to wait for an answer.
@@ -227,7 +219,7 @@ class HomeLookup(Generic[EntryT]):
         )
 
     def take_long_waiting(self) -> Iterator[Waited[EntryT]]:
-        """Remove and yield the tenants that have waited for so long that they are to be held; lookups of them go on."""
+        """Remove and yield the tenants that have waited for so long that they are to be held."""
         now = loop_time()
         in_line_s = UNASKED_WAIT_MAX_S if now - self._answered_at < WAIT_MAX_S else WAIT_MAX_S
         if now < self._patience_ends_at and in_line_s == self._in_line_s:
@@ -246,7 +238,6 @@ class HomeLookup(Generic[EntryT]):
         return WAIT_MAX_S if tenant.reason is HoldReason.MOVING else self._patience_s
 
     def _check_patience_for(self, tenant: WaitingTenant[EntryT]) -> None:
-        """Have the next check look at a tenant once it has waited for long enough."""
         self._patience_ends_at = min(self._patience_ends_at, tenant.waiting_since + self._patience_with(tenant))
 
     def _take_waited(self, tenant_id: str, tenant: WaitingTenant[EntryT]) -> Waited[EntryT]:
@@ -310,7 +301,7 @@ class HomeLookup(Generic[EntryT]):
         return self._find_overdue(tenant_id, tenant, asked_at) if tenant.entries else Unregistered(tenant_id, asked_at)
 
     def take_found(self, tenant_id: str, shard_id: str) -> Found[EntryT] | None:
-        """Remove a tenant of which the shard is known, and return its operations; None where it does not wait."""
+        """Remove a tenant with a known shard, and return its operations; None where it does not wait."""
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             return None
@@ -320,16 +311,15 @@ class HomeLookup(Generic[EntryT]):
     async def _create_tenant(
         self, tenant_id: str, names: Sequence[tuple[str, str]]
     ) -> tuple[str | Absence, Exception | None]:
-        """Create a tenant at its first use and return its shard; else `NOT_HERE` and the error."""
         try:
             return await self._gateway.provision_on_first_use(tenant_id, names), None
         except (TenantNotMadeError, RetryableError, PermanentError) as exc:
             return Absence.NOT_HERE, exc
 
     def _absence_max_age_s(self, tenant_id: str, now: datetime) -> float:
-        """Return the maximum age of an answer "not registered": above 0 for the first lookup only; later ones are rare.
+        """Return how old the answer "not registered" may be: above 0 for the first lookup alone.
 
-        So an unregistered tenant that keeps sending costs no request each time it is held again after a catch-up.
+        So an unregistered tenant that keeps sending costs no request each time it is held again.
         """
         tenant = self._tenants.get(tenant_id)
         if tenant is None or tenant.failure_count:
@@ -338,7 +328,6 @@ class HomeLookup(Generic[EntryT]):
         return absence_max_age_s(arrivals, now=now, tenant_wait=self._tenant_wait)
 
     def _schedule_retry(self, tenant_id: str, reason: HoldReason, exc: Exception | None = None) -> None:
-        """Schedule the next lookup, each time after a longer delay."""
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             return
@@ -360,7 +349,6 @@ class HomeLookup(Generic[EntryT]):
     def _find_overdue(
         self, tenant_id: str, tenant: WaitingTenant[EntryT], asked_at: datetime
     ) -> Overdue[EntryT] | None:
-        """Return the overdue operations of a tenant, if it has any. They stay here."""
         entries = [
             entry
             for entry in tenant.entries

@@ -116,7 +116,7 @@ class Lane(Generic[EntryT]):
     def is_stuck(self) -> bool:
         """Whether the batch has been in flight for so long that it may never be answered.
 
-        Not while the shard takes batches of other lanes: then this batch waits for its turn.
+        Not while the shard takes batches of other lanes: then this one waits for its turn.
         """
         if self.state is not LaneState.IN_FLIGHT:
             return False
@@ -204,7 +204,7 @@ class Lane(Generic[EntryT]):
         self._queue.hurried = tenants
 
     def over_share(self, is_paced: Callable[[str], bool]) -> list[EntryT]:
-        """Return the newest entries of the tenant furthest beyond its share of the lane; none where others do not wait.
+        """Return the newest entries of the tenant furthest beyond its share; none where others do not wait.
 
         They stay in the lane. Tenants that are *is_paced* do not count: whoever sends for them waits.
         """
@@ -216,7 +216,6 @@ class Lane(Generic[EntryT]):
         return self._queue.newest_of(tenant_id, beyond_s=SHARE_S / turns)
 
     def _tenants(self) -> AbstractSet[str]:
-        """Return the tenants that have sent to the lane lately."""
         return self._active | self._queue.arrived | self._queue.tenants
 
     def note_flood(self) -> None:
@@ -224,7 +223,7 @@ class Lane(Generic[EntryT]):
         self._time.note_flood(loop_time())
 
     def waiting_s(self, is_paced: Callable[[str], bool]) -> float:
-        """Return the seconds that the queued entries are expected to take, but for those of tenants that are paced."""
+        """Return the seconds that the queued entries are expected to take, but for those of paced tenants."""
         return sum(self._queue.costs_s(is_paced).values())
 
     def queued_s(self, tenant_id: str) -> float:
@@ -232,7 +231,7 @@ class Lane(Generic[EntryT]):
         return self._queue.cost_s(tenant_id)
 
     async def next_result(self, stopping: asyncio.Event) -> LaneResult[EntryT] | None:
-        """Send the next batch and return the result; None once *stopping* is set, when the queue stays pending.
+        """Send the next batch and return the result; None once *stopping* is set.
 
         By this call the caller has dealt with the result before.
         """
@@ -264,7 +263,6 @@ class Lane(Generic[EntryT]):
         return None
 
     async def _wait_for_work(self, stopping: asyncio.Event) -> bool:
-        """Wait for work or *stopping*; return whether it is *stopping*."""
         while not self._queue and not self._is_turn_requested and not stopping.is_set():
             self._failing_since = None  # all that failed was taken
             self._has_work.clear()
@@ -280,7 +278,6 @@ class Lane(Generic[EntryT]):
 
     @asynccontextmanager
     async def _flight(self) -> AsyncIterator[None]:
-        """Be in flight until the block ends, or `give_up_batch` is called."""
         self._enter(LaneState.IN_FLIGHT)
         self._sent_at = loop_time()
         try:
@@ -290,13 +287,11 @@ class Lane(Generic[EntryT]):
             raise RetryableError(f"shard {self.shard_id}: no answer, and the memory of the batch was needed") from None
 
     def _enter(self, state: LaneState) -> None:
-        """Change the state. Raises ValueError where *state* may not follow."""
         if state not in MAY_FOLLOW[self.state]:
             raise ValueError(f"{self}: expected a state that may follow, got {state.name}")
         self.state = state
 
     def _requeue(self) -> None:
-        """Put the batch back, which is not in flight any more."""
         self._queue.put_back(self._own_batch())
         self._batch = []
         if self.state is not LaneState.WAITING:
@@ -306,11 +301,9 @@ class Lane(Generic[EntryT]):
         return self._own_batch() if self.state is LaneState.IN_FLIGHT else ()
 
     def _own_batch(self) -> list[EntryT]:
-        """Return the batch without the entries that were dropped in flight."""
         return [entry for entry in self._batch if id(entry) not in self._dropped] if self._dropped else self._batch
 
     async def _defer(self, exc: RetryableError, stopping: asyncio.Event) -> LaneEmptied[EntryT] | None:
-        """Wait a little; or empty the lane where the shard is held, or has taken no batch for HOLD_AFTER_S."""
         self._failing_since = self._failing_since or self._sent_at
         self._failure_count += 1
         self._retries.inc()
@@ -323,7 +316,6 @@ class Lane(Generic[EntryT]):
         return None
 
     def _decide(self, outcomes: Sequence[Outcome]) -> BatchDecided[EntryT]:
-        """Return the entries of the batch by their outcomes, and count these."""
         count_outcomes([entry.operation for entry in self._batch], outcomes, now=self._utc())
         groups = group_by_outcome(self._batch, outcomes)
         if all(outcome.disposition in DONE and not outcome.is_late for outcome in groups):

@@ -1,4 +1,4 @@
-"""The pipeline of one source: the lanes of the Postgres shards, and the lookup of homes in front of them."""
+"""The pipeline of one source: the lanes of the shards, and the lookup of homes in front of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EntrySource(Protocol[EntryT]):
     """What the pipeline asks of the source of its entries, besides sending their batches."""
 
     def still_wanted(self, entries: Sequence[EntryT]) -> Sequence[EntryT]:
-        """Return those of the entries of a tenant that are still to be applied, once its home is found."""
+        """Return those of a tenant's entries that are still to be applied, once its home is found."""
         return entries
 
     def admitted(self, lane: Lane[EntryT], entries: Sequence[EntryT]) -> Sequence[EntryT]:
@@ -47,8 +47,8 @@ class EntrySource(Protocol[EntryT]):
     async def settle(self, lane: Lane[EntryT], batch: BatchDecided[EntryT]) -> None:
         """Settle a batch that its shard took.
 
-        Before the first `await`, every entry that is not settled by then is in one place: back in the source with all
-        of its chain behind it, or in the lookup (`Pipeline.look_up_again`).
+        Before the first `await`, every entry that is not settled is in one place: back in the source with all of its
+        chain behind it, or in the lookup (`Pipeline.look_up_again`).
         """
 
     def put_back_lane(self, shard_id: str, entries: Sequence[EntryT], cause: WorkerError) -> None:
@@ -102,9 +102,6 @@ class Pipeline(Generic[EntryT]):
         self._tasks = asyncio.TaskGroup()
         self._ending = asyncio.Event()
 
-    def __repr__(self) -> str:
-        return f"Pipeline({self._name}, {self.lanes()}, {self.lookup!r})"
-
     @property
     def is_empty(self) -> bool:
         """Whether no entry is in memory."""
@@ -117,7 +114,7 @@ class Pipeline(Generic[EntryT]):
 
     @property
     def has_idle_lane(self) -> bool:
-        """Whether new entries could be applied at once, or a lane is late and must not delay the others."""
+        """Whether new entries could be applied at once, or a lane is late."""
         return not self._lanes or any(not len(lane) or lane.is_late for lane in self._lanes.values())
 
     @property
@@ -162,10 +159,7 @@ class Pipeline(Generic[EntryT]):
         tasks.create_task(self._run_lookups(), name=f"lookups:{self._name}")
 
     def send(self, entries: Sequence[EntryT]) -> None:
-        """Send entries, each behind those of its tenant that are in memory.
-
-        All entries of a tenant go together: where they are put back, they all are.
-        """
+        """Send entries, each behind those of its tenant that are in memory: where they are put back, they all are."""
         waiting = self.lookup if len(self.lookup) else ()
         by_lane: defaultdict[Lane[EntryT], list[EntryT]] = defaultdict(list)
         without_lane: defaultdict[str, list[EntryT]] = defaultdict(list)
@@ -191,13 +185,12 @@ class Pipeline(Generic[EntryT]):
             self._source.put_back_tenant(waited)
 
     def look_up_again(self, lane: Lane[EntryT], not_here: dict[str, list[EntryT]]) -> None:
-        """Look up the homes of tenants that do not live on the shard of a lane, with all of their entries behind."""
+        """Look up the homes of tenants that do not live on a lane's shard, with all of their entries behind."""
         for tenant_id, entries in not_here.items():
             self._lane_by_tenant.pop(tenant_id, None)
             self._look_up_home(tenant_id, [*entries, *lane.take_tenant(tenant_id)], left=lane.shard_id)
 
     def _send_home(self, tenant_id: str, shard_id: str, entries: Sequence[EntryT]) -> None:
-        """Put all entries of a tenant into the lane of its shard; later ones follow there."""
         if wanted := self._source.still_wanted(entries):
             lane = self.remember_home(tenant_id, shard_id)
             lane.enqueue(self._source.admitted(lane, wanted))
@@ -211,10 +204,7 @@ class Pipeline(Generic[EntryT]):
         return lane
 
     def _forget_idle_tenants(self) -> None:
-        """Forget where the tenants without entries in memory live, who can be looked up again.
-
-        So seldom that it costs each tenant little, however many are left.
-        """
+        """Forget where tenants without entries live; so seldom that it costs each tenant little."""
         busy = {entry.operation.tenant_id for lane in self._lanes.values() for entry in lane.entries()}
         self._lane_by_tenant = {tenant: lane for tenant, lane in self._lane_by_tenant.items() if tenant in busy}
         self._remembered_max = max(TENANTS_REMEMBERED, 2 * len(self._lane_by_tenant))
@@ -240,7 +230,6 @@ class Pipeline(Generic[EntryT]):
         return lane
 
     async def _run_lane(self, lane: Lane[EntryT]) -> None:
-        """Have the source deal with each result of a lane in the step in which it comes."""
         while (result := await lane.next_result(self._ending)) is not None:
             match result:
                 case BatchDecided():
@@ -254,10 +243,7 @@ class Pipeline(Generic[EntryT]):
             del result  # else the memory of its entries would be free only after the next batch
 
     async def _run_lookups(self) -> None:
-        """Do the lookups that are due until the end; then cancel those that are still running.
-
-        No lookup waits for another one, so a tenant of a shard that does not answer delays no other tenant.
-        """
+        """Do the lookups that are due until the end. None waits for another one."""
         async with asyncio.TaskGroup() as tasks:
             running: set[asyncio.Task[None]] = set()
             while not self._ending.is_set():
@@ -277,7 +263,6 @@ class Pipeline(Generic[EntryT]):
                 task.cancel()
 
     async def _look_up(self, tenant_id: str) -> None:
-        """Look a tenant up, and deal with the result in the step in which it comes."""
         try:
             match await self.lookup.look_up(tenant_id):
                 case Found() as found:
@@ -294,7 +279,6 @@ class Pipeline(Generic[EntryT]):
             self.lookup.end(tenant_id)
 
     async def _end_pause(self, tenant_id: str) -> None:
-        """End the pause of a tenant: that nothing is lost comes before it. The next lookup finds its shard."""
         try:
             await self._gateway.end_pause(tenant_id)
         except (RetryableError, PermanentError) as exc:
@@ -303,7 +287,6 @@ class Pipeline(Generic[EntryT]):
             log.warning("tenant.pause_ended", tenant_id=tenant_id)
 
     def _on_found(self, found: Found[EntryT] | None) -> None:
-        """Put the entries of a tenant that waited into the lane of its shard."""
         if found is None:
             return
         if found.entries:

@@ -1,14 +1,8 @@
-"""The results of lanes, and the order in which a lane serves its tenants. Pure.
+"""The results of lanes and of lookups, and the order in which a lane serves its tenants. Pure.
 
-What a lane and the lookup of homes return to the source of the operations: closed sets of results.
-
-The source deals with a result in the step in which it is returned, without an `await` in between: until then the
-operations in it are nowhere else.
-
-Entries that wait for one Postgres shard: each tenant's in order, and the tenant that was served least goes first.
-Weighted fair queueing by cost (start-time fair queueing, Goyal and others, 1996): each tenant has a virtual time,
-which grows by the cost of what was taken of it. One that comes back starts at the time of the tenant that is served
-now, so that nobody saves up time while it sends nothing.
+Weighted fair queueing by cost (start-time fair queueing, Goyal and others, 1996): each tenant has a virtual time, which
+grows by the cost of what was taken of it, and the lowest is next. One that comes back starts at the time of the tenant
+that is served now, so that nobody saves up time.
 """
 
 from __future__ import annotations
@@ -47,17 +41,17 @@ SentT_contra = TypeVar("SentT_contra", bound=Entry, contravariant=True)
 
 
 class LaneStopError(WorkerError):
-    """What a source raises while it sends a batch, where its shard must get none of its operations now."""
+    """A shard must get none of the source's operations now."""
 
 
 class BatchSender(Protocol[SentT_contra]):
     """How the batches of a source go to a shard."""
 
     async def send(self, shard_id: str, entries: Sequence[SentT_contra]) -> list[Outcome]:
-        """Give a batch to a shard, and return the outcome of each operation; none of an empty batch.
+        """Give a batch to a shard, and return the outcome of each operation.
 
-        Raises `RetryableError` where the shard does not take it: whether it was committed is then unknown, and it may
-        be sent again. Raises `LaneStopError` where the shard must not get it.
+        Raises `RetryableError` where the shard does not take it: whether it was committed is then unknown. Raises
+        `LaneStopError` where the shard must not get it.
         """
 
     def is_held(self, shard_id: str) -> bool:
@@ -70,14 +64,12 @@ class BatchSender(Protocol[SentT_contra]):
 class BatchDecided(msgspec.Struct, Generic[EntryT], frozen=True):
     """A batch that its shard took, by outcome; its entries stay in the lane until the next batch is asked for.
 
-    - *applied*: in the log of the shard, by this batch or an earlier one; *late* are those of them that repeat an
-      operation which was sent long before.
+    - *applied*: in the log, by this batch or an earlier one; *late* are those that repeat an operation of long before.
     - *refused*: will never be applied, each with its outcome.
-    - *not_here*: by tenant, those of tenants that do not live on the shard now, by its rows.
-    - *locked*: by tenant, those of tenants with rows that another transaction keeps locked there.
-    - *failing*: failed on the healthy shard, each with the error, at most one of a tenant.
-
-    Later ones of a locked tenant, and of the chain of one that failed, are in *not_here*.
+    - *not_here*: by tenant, those of tenants that do not live on the shard now.
+    - *locked*: by tenant, those of tenants with rows that another transaction keeps locked.
+    - *failing*: failed on the healthy shard, each with the error, at most one of a tenant. Later ones of a locked
+      tenant, and of the chain of one that failed, are in *not_here*.
     """
 
     applied: list[EntryT]
@@ -96,7 +88,7 @@ class LaneEmptied(msgspec.Struct, Generic[EntryT], frozen=True):
 
 
 class BatchCrashed(msgspec.Struct, Generic[EntryT], frozen=True):
-    """Sending the batch raised what nobody foresaw; its *entries* are in the lane until the next batch is asked for."""
+    """Sending raised what nobody foresaw; the *entries* are in the lane until the next batch is asked for."""
 
     entries: list[EntryT]
     error: InternalError
@@ -106,7 +98,7 @@ LaneResult: TypeAlias = BatchDecided[EntryT] | LaneEmptied[EntryT] | BatchCrashe
 
 
 class Waited(msgspec.Struct, Generic[EntryT], frozen=True):
-    """A tenant without a home for so long that its *entries* leave memory; lookups of it go on while it is wanted.
+    """A tenant without a home for so long that its *entries* leave memory.
 
     *shard_id* is the shard that did not answer, *cause* what the last lookup raised.
     """
@@ -177,12 +169,6 @@ class FairQueue(Generic[EntryT]):
         self._served: dict[str, float] = {}  # virtual times, of the tenants that are ahead of now
         self._now = 0.0  # the virtual time of the tenant that was served last
 
-    def __repr__(self) -> str:
-        return (
-            f"FairQueue({len(self)} of {len(self._by_tenant)} tenants, {len(self._returned)} put back, "
-            f"{len(self._served)} ahead)"
-        )
-
     def __len__(self) -> int:
         return len(self._returned) + self._count
 
@@ -229,7 +215,7 @@ class FairQueue(Generic[EntryT]):
         }
 
     def cost_s(self, tenant_id: str) -> float:
-        """Return the seconds that the entries of a tenant are expected to take, but for those that were put back."""
+        """Return the seconds that a tenant's entries are expected to take, without those that were put back."""
         return self._costs_of(self._by_tenant.get(tenant_id, ()))
 
     def count_waits(self, now: float) -> dict[str, float]:
@@ -315,6 +301,5 @@ class FairQueue(Generic[EntryT]):
         return sum([cost_s(entry.operation) for entry in entries])
 
     def _forget_served(self) -> None:
-        """Forget the virtual times that do not count any more: nobody waits, or they have passed."""
         ahead = self._served.items() if self._by_tenant else ()
         self._served = {one: time for one, time in ahead if time > self._now}

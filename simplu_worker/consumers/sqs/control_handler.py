@@ -1,11 +1,7 @@
 """Carry out control messages (docs/sending.md), and return the verdict on each.
 
-Of one batch, creations are provisioned all together and the other messages in parallel; but messages about one tenant
-one after the other, and none behind an undecided one.
-
-A message is given up for failures of its own work on a shard alone. An unforeseen error before a shard is known
-counts
-nothing: the message is retried until it is handled, at most a minute apart.
+Of one batch, creations are provisioned all together and the others in parallel; but messages about one tenant one after
+the other, and none behind an undecided one. A message is given up for failures of its own work on a shard alone.
 """
 
 from __future__ import annotations
@@ -108,23 +104,15 @@ class ResourceChanger(Protocol):
 
 
 class _Item(msgspec.Struct, frozen=True):
-    """One message with its decoded content."""
-
     message: Message
     control: Control
-
-    def __repr__(self) -> str:
-        return f"_Item({self.message.message_id!r}, {self.control!r})"
 
 
 _HandledItem: TypeAlias = "tuple[_Item, Result | Exception]"
 
 
 class ControlHandler:
-    """Handles the messages of one control queue.
-
-    The tenant wait of *retries* counts for a tenant, a resource or a business type that does not exist yet.
-    """
+    """Handles the messages of one control queue."""
 
     def __init__(
         self,
@@ -146,9 +134,6 @@ class ControlHandler:
         self._retries = retries
         self._draw = draw
         self._clock = clock
-
-    def __repr__(self) -> str:
-        return f"ControlHandler({self._queue.name!r}, retry_delays_s={tuple(self._retries.delays_s)})"
 
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
         """Return the verdict on each of *messages*, in their order. Idempotent; raises nothing but a cancellation."""
@@ -193,7 +178,6 @@ class ControlHandler:
         return MessageSubject(tenant_id_of_control(control), control.business_id, group_id)
 
     async def _carry_out(self, items: Sequence[_Item]) -> list[_HandledItem]:
-        """Carry out *items*, which are about different tenants; return each with its result or error."""
         results: dict[str, Result | Exception] = {}
         creations = [(item, item.control) for item in items if isinstance(item.control, ShardCreation)]
 
@@ -251,7 +235,6 @@ class ControlHandler:
         return next((result for result in order if counts[result]), DestructionResult.UNKNOWN)
 
     async def _decide(self, handled: Sequence[_HandledItem]) -> list[Verdict]:
-        """Return the verdicts on *handled* items, and log them."""
         async with asyncio.TaskGroup() as tasks:
             deciding = [tasks.create_task(self._verdict_on(item, result)) for item, result in handled]
         verdicts = [one.result() for one in deciding]
@@ -280,7 +263,7 @@ class ControlHandler:
                 return Done()
 
     async def _verdict_on_unforeseen(self, item: _Item, error: Exception) -> Verdict:
-        """Count a failure on a known shard, and log it; without a count the message is held, and not given up."""
+        """Count and log a failure on a known shard; without a count the message is held."""
         RETRIES.labels(Source.SQS, QueueRetry.UNEXPECTED).inc()
         failure_count = None
         if isinstance(error, FailedOnShardError):
@@ -305,7 +288,6 @@ class ControlHandler:
         return self._refuse(item, msgspec.structs.replace(verdict, before_delete=forget))
 
     def _verdict_on_absence(self, item: _Item, reason: DeadLetterReason, error: str) -> Verdict:
-        """Hold a message for a tenant, a resource or a business type that may still come; give it up after long."""
         left = item.message.sent_at + self._retries.tenant_wait - self._clock()
         if left <= timedelta():
             within = f"within {self._retries.tenant_wait.total_seconds():g} s (TENANT_WAIT_SECONDS)"
@@ -331,7 +313,6 @@ class ControlHandler:
         return verdict_on_rejected(rejected)
 
     def _log_deferred(self, handled: Sequence[_HandledItem], verdicts: Sequence[Verdict]) -> None:
-        """Log held messages: one line for each error of a batch, with the first of its messages."""
         by_error: dict[str, list[tuple[_Item, Result | Exception, RetryHeld]]] = {}
         for (item, result), verdict in zip(handled, verdicts, strict=True):
             is_logged = isinstance(result, Exception) and not isinstance(result, RetryableError)
@@ -380,11 +361,7 @@ def _outcome_of(verdict: Verdict) -> Disposition:
 
 
 def _verdict_behind(verdict: Verdict, *, is_group: bool) -> Verdict:
-    """Return the verdict on a message behind an undecided one.
-
-    A message of its group returns to the queue together with it; another message about the same tenant is retried with
-    it.
-    """
+    """Return the verdict on a message behind an undecided one: one of its group returns to the queue with it."""
     match verdict:
         case RetryHeld() if not is_group:
             return verdict

@@ -1,6 +1,6 @@
 """Decode control messages (docs/sending.md): any text gives a message or a rejection, no exception. Pure.
 
-Which messages of one batch may be handled at the same time, and which have to wait for which.
+And which messages of a batch have to wait for which.
 """
 
 from __future__ import annotations
@@ -141,8 +141,6 @@ class AdminMembers(msgspec.Struct, rename="camel"):
 
 
 class _PeekedControl(PeekedMessage, rename="camel"):
-    """The members that decide the type of a message."""
-
     message_type: msgspec.Raw = ABSENT
     business_type: msgspec.Raw = ABSENT
     admin_email: msgspec.Raw = ABSENT
@@ -286,10 +284,7 @@ _DECODERS: Final[Mapping[ControlType, Callable[[bytes, Origin], Control]]] = {
 
 
 class MessageSubject(msgspec.Struct, frozen=True):
-    """The subject of a message: a tenant, or with *business_id* alone every tenant of a business; and its FIFO group.
-
-    An unreadable message has no subject.
-    """
+    """What a message is about: a tenant, or with *business_id* alone all of a business; and its FIFO group."""
 
     tenant_id: str | None = None
     business_id: str | None = None
@@ -319,10 +314,7 @@ def stages_of(subjects: Sequence[MessageSubject]) -> list[list[int]]:
 
 
 def first_conflict(subjects: Sequence[MessageSubject], index: int, undecided: Collection[int]) -> int | None:
-    """Return the first of the *undecided* for which the message at *index* has to wait, preferably of its own group.
-
-    None when the message may be handled.
-    """
+    """Return the first of the *undecided* for which the message at *index* waits, preferably of its own group."""
     before = [other for other in sorted(undecided) if other < index and subjects[index].conflicts_with(subjects[other])]
     own = [other for other in before if is_same_group(subjects[index], subjects[other])]
     return next(iter(own or before), None)

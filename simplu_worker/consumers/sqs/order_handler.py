@@ -1,12 +1,9 @@
-"""Apply order events (docs/sending.md): many in one transaction for each Postgres shard, in order within each group.
+"""Apply order events (docs/sending.md): many in one transaction for each shard, in order within each group.
 
-The messages of a call are split into chains, each a message group of a FIFO queue or one message of a standard queue,
-where a group id promises no order. A chain goes on with its next transaction only after the former one is safe on its
-shard, or its operation is given up for good: so none is ever applied before an earlier one of its group, whatever
-their
-tenants and shards. What stops a chain takes all of it that is behind out of the pipeline. An operation is given up
-for
-its own failures alone: no wait of its message, behind another one or for a shard, counts.
+The messages of a call are split into chains: a message group of a FIFO queue, or one message of a standard queue. A
+chain goes on with its next transaction only after the former one is safe on its shard, or its operation is given up for
+good: so none is ever applied before an earlier one of its group, whatever their tenants and shards. An operation is
+given up for its own failures alone: no wait of its message counts.
 """
 
 from __future__ import annotations
@@ -124,7 +121,7 @@ async def open_orders(
 
 
 class _Landing(msgspec.Struct, frozen=True, eq=False):
-    """Messages whose operations are in a shard's log since *committed_at*, and not yet known to be safe there.
+    """Messages that are in a shard's log since *committed_at*, and not yet known to be safe there.
 
     *behind* are those of their chains that are sent after that.
     """
@@ -177,15 +174,11 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         self._outages: dict[str, int] = {}  # by shard: how often in a row it did not answer
         self._landings: dict[asyncio.Task[None], _Landing] = {}
 
-    def __repr__(self) -> str:
-        return f"OrderHandler({self._queue.name!r}, {self._pipeline!r}, landings={len(self._landings)})"
-
     async def run(self) -> None:
         """Run the pipeline until a cancellation; what is raised unforeseen begins a new one."""
         await keep_running(TargetKind.QUEUE, self._queue.name, "orders", self._run_once, draw=self._draw)
 
     async def _run_once(self) -> None:
-        """Run a pipeline. One that ends with an error is forgotten: its messages are handled again."""
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._pipeline.start(self._tasks, asyncio.Event())
@@ -247,20 +240,17 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         return decode_or_reject(decode, origin, sound=sound)
 
     def _advance(self, chain: Chain) -> None:
-        """Send the next run of a chain, or end it."""
         if run := chain.next_run():
             self._pipeline.send(run)
         else:
             chain.end()
 
     def _interrupt(self, chain: Chain) -> None:
-        """Hold the messages of a chain that are not decided yet; they leave the pipeline."""
         undecided = chain.undecided()
         self._pipeline.remove(undecided)
         self._hold_unanswered(undecided)
 
     def _decide(self, one: OrderMessage, verdict: Verdict, deferral: Deferral | None = None) -> None:
-        """Decide a message, unless its call has ended, and go on with its chain."""
         if one.verdict is not None:
             return
         one.verdict, one.deferral = verdict, deferral
@@ -270,11 +260,9 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             self._advance(one.members)
 
     def _stop_behind(self, one: OrderMessage) -> None:
-        """Take those of its chain that are behind a message out of the pipeline."""
         self._pipeline.remove(one.members.stop_behind(one))
 
     def _log_deferred(self, call: Sequence[OrderMessage]) -> None:
-        """Log deferred messages: one line for each cause, not for each message."""
         by_cause: defaultdict[Deferral, list[float]] = defaultdict(list)
         for one in call:
             if one.deferral is not None and isinstance(one.verdict, ReturnToQueue | RetryHeld):
@@ -308,7 +296,6 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             self._hold(one, Deferral(f"no answer yet {where}"))
 
     def _lands_slowly(self, shard_id: str) -> bool:
-        """Return whether a commit of a shard is not known to be safe for so long that nobody waits for the next one."""
         landings = (landing for landing in self._landings.values() if landing.shard_id == shard_id)
         return any(loop_time() - landing.committed_at > SLOW_AFTER_S for landing in landings)
 
@@ -326,10 +313,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         return TracedBatch(Source.SQS, self._queue.name, len(entries), traceparents, shard_id)
 
     async def _check_shard(self, shard_id: str, tenant_ids: Sequence[str]) -> None:
-        """Probe, within seconds, whether a shard that failed is back; if not, ask Citrus again for one of its tenants.
-
-        Raises `RetryableError` while the shard does not answer.
-        """
+        """Probe whether a shard that failed is back; if not, ask Citrus again for one of its tenants."""
         try:
             await self._gateway.probe(shard_id)
         except RetryableError:
@@ -354,7 +338,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         """Do nothing, as before."""
 
     async def settle(self, lane: OrderLane, batch: BatchDecided[OrderMessage]) -> None:
-        """Decide the messages of a batch. Those that are applied wait until that is safe, with their chains behind."""
+        """Decide the messages of a batch; the applied ones, with their chains behind, once that is safe."""
         shard_id = lane.shard_id
         self._outages.pop(shard_id, None)
         self._note_late(shard_id, batch.late)
@@ -384,7 +368,6 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             task.add_done_callback(lambda done: self._landings.pop(done, None))
 
     def _note_late(self, shard_id: str, late: Sequence[OrderMessage]) -> None:
-        """Count and log events that were dropped as repetitions, though their producer may have meant another event."""
         if late:
             REPETITIONS_LATE.inc(len(late))
             log.warning(
@@ -398,7 +381,6 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             )
 
     async def _land(self, landing: _Landing) -> None:
-        """Decide messages once they are safe; while that is unknown they are retried, and are found applied."""
         shard_id, operations = landing.shard_id, [one.operation for one in landing.messages]
         try:
             with translate(TargetKind.SHARD, shard_id, "orders", RetryableError):
@@ -413,10 +395,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             self._pipeline.send(behind)
 
     async def _count_failures(self, shard_id: str, failed: Sequence[tuple[OrderMessage, str]]) -> None:
-        """Decide messages whose operations failed, once that is recorded: only then is the try over.
-
-        When the shard is down by then, that is an outage.
-        """
+        """Decide messages whose operations failed, once that is recorded: only then is the try over."""
         keys = [(one.operation.tenant_id, one.message.message_id) for one, _ in failed]
         try:
             with translate(TargetKind.SHARD, shard_id, "orders", RetryableError):
@@ -445,7 +424,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             self._hold_for_outage(one, cause)
 
     def put_back_tenant(self, waited: Waited[OrderMessage]) -> None:
-        """Hold the messages of a tenant without a home, or count a failed try where looking it up crashed."""
+        """Hold the messages of a tenant without a home, or count a try where the lookup crashed."""
         self._pipeline.lookup.forget(waited.tenant_id)
         for one in waited.entries:
             match waited.reason, waited.cause:
@@ -478,12 +457,10 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         return any(self._half_retention_s(one.message) <= 0 for one in paused.entries)
 
     def _half_retention_s(self, message: Message) -> float:
-        """Return the seconds until half of the queue's retention is over for a message, infinity if it is unknown."""
         retention = self._queue.retention
         return inf if retention is None else (message.sent_at + retention / 2 - self._utc()).total_seconds()
 
     def _hide(self, one: OrderMessage) -> None:
-        """Return a message of a paused tenant to the queue, hidden for long: others are received meanwhile."""
         if one.verdict is not None:  # its call has ended: it may be in hand
             return
         tenant_id, now = one.operation.tenant_id, loop_time()
@@ -493,7 +470,6 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         self._has_paused.set()
 
     async def _watch_paused(self) -> None:
-        """Show the hidden messages of tenants that go on."""
         while True:
             await self._has_paused.wait()
             await asyncio.sleep(PAUSED_CHECK_S)
@@ -518,7 +494,6 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
                     await self._show(self._paused.take(tenant_id, now=loop_time() + RETURNED_AFTER_S))
 
     async def _show(self, messages: Sequence[Message]) -> None:
-        """Make messages visible now; one that cannot be comes back by itself."""
         for batch in batches(messages):
             try:
                 await self._queue.change_visibility_batch([(message, 0) for message in batch])
@@ -538,7 +513,6 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         self._decide(one, RetryHeld(delay_s), deferral)
 
     def _decide_failed(self, one: OrderMessage, shard_id: str | None, error: str, count: int) -> None:
-        """Decide a message whose operation failed *count* times, the last time with *error*."""
         operation = one.operation
         verdict = verdict_on_failure(error, count, _ids_of(operation), rules=self._retries)
         if isinstance(verdict, RetryHeld):
@@ -557,7 +531,6 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         self._decide(one, verdict)
 
     async def _give_up(self, shard_id: str, operation: Operation, message_id: str, verdict: ToDeadLetter) -> None:
-        """Write the row of an operation that is given up. Raises `RetryableError` when that cannot be done now."""
         outcome = await self._gateway.give_up(shard_id, operation)
         if outcome.disposition is Disposition.HOLD:
             raise RetryableError(f"a tenant does not live on shard {shard_id} now, where its operation failed")
@@ -576,7 +549,6 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
 
 
 def _deferral_of(one: OrderMessage, text: str) -> Deferral:
-    """Return a deferral of the messages of one tenant."""
     return Deferral(text, one.operation.business_id, one.operation.location_id)
 
 

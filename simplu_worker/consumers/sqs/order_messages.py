@@ -1,8 +1,7 @@
 """Decode order events (docs/sending.md): any text gives an operation or a rejection, no exception. Pure.
 
-An operation is a function of the message alone, so that every receive of it, today or after a crash, gives the same.
-
-The messages of one call that keep their order: a group of a FIFO queue, or one message of a standard queue.
+An operation is a function of the message alone, so that every receive of it gives the same. Messages of one call that
+keep their order are a chain: a group of a FIFO queue, or one message of a standard queue.
 """
 
 from __future__ import annotations
@@ -65,15 +64,13 @@ _KNOWN: Final = ", ".join(ORDER_KINDS)
 
 
 class _PeekedOrder(PeekedMessage, rename="camel"):
-    """The members that decide the type of a message, and those that its dead letter carries."""
-
     type: msgspec.Raw = ABSENT
     order_id: msgspec.Raw = ABSENT
     deduplication_id: msgspec.Raw = ABSENT
 
 
 class OrderMembers(msgspec.Struct, rename="camel", gc=False):
-    """The members of an order event. A `null` counts as absent, and so does a `firstSentAt` that no replay has."""
+    """The members of an order event. `null` counts as absent, and so does a `firstSentAt` that no replay has."""
 
     type: str
     order_id: LongId | None = None
@@ -89,7 +86,7 @@ SOUND_EVENT: Final = '{"type":"CREATE","orderId":"a","data":{},"businessId":"b",
 
 
 class OrderRules(msgspec.Struct, frozen=True):
-    """What holds for all events of a queue. *default_tenant*: business and location of events that name neither.
+    """What holds for all events of a queue. *default_tenant*: of events that name none.
 
     *window* is how long a `deduplicationId` is one event; None: as long as the log has it.
     """
@@ -131,7 +128,7 @@ def decode_order(
 
 
 def tenant_of_order(message: Message, rules: OrderRules) -> str | None:
-    """Return the tenant that a message names, at a fraction of the cost of decoding it; None where it names none."""
+    """Return the tenant that a message names, at a fraction of the cost of decoding it."""
     names = [message.attributes.get(name) for name in TENANT_ATTRIBUTES.values()]
     if None in names:
         ids = peek(message.body.encode("utf-8", "surrogatepass"), _PeekedOrder)
@@ -141,7 +138,6 @@ def tenant_of_order(message: Message, rules: OrderRules) -> str | None:
 
 
 def _peeked_tenant(ids: _PeekedOrder, attributes: Mapping[str, str]) -> list[str | None]:
-    """Return the business and the location of a message, by its attributes or else by its members."""
     sent = (ids.business_id, ids.location_id)
     names = zip(TENANT_ATTRIBUTES.values(), sent, strict=True)
     return [_short_attribute(attributes.get(name)) or short_text(member) for name, member in names]
@@ -205,10 +201,7 @@ def _operation_of(
 
 
 def with_members_of_message(body: str, attributes: Mapping[str, str], operation: Operation) -> str:
-    """Return the *body* of the valid event *operation* for a replay, with what otherwise only its message says.
-
-    That is its request id, its tenant, and when it was first sent.
-    """
+    """Return the *body* of a valid event for a replay, with its request id, its tenant, and its first time."""
     event = _parse(body.encode())
     members: dict[str, str] = {}
     if event.deduplication_id != operation.request_id:
@@ -222,7 +215,6 @@ def with_members_of_message(body: str, attributes: Mapping[str, str], operation:
 
 
 def _first_sent_at(event: OrderMembers, origin: Origin) -> datetime | None:
-    """Return when the first message of a replayed event was sent; None without such a time."""
     try:
         first = _time_decoder.decode(event.first_sent_at)
     except DECODING_ERRORS:  # absent, or a member of the producer's own
@@ -231,12 +223,10 @@ def _first_sent_at(event: OrderMembers, origin: Origin) -> datetime | None:
 
 
 def _named_tenant(event: OrderMembers, attributes: Mapping[str, str]) -> list[str | None]:
-    """Return all ids by which a message names its tenant."""
     return [event.business_id, event.location_id, *(attributes.get(name) for name in TENANT_ATTRIBUTES.values())]
 
 
 def _tenant_of(event: OrderMembers, attributes: Mapping[str, str], rules: OrderRules) -> tuple[str, str]:
-    """Return the business and the location of an event: as named, or the default ones when it names neither."""
     if rules.default_tenant is not None and not any(_named_tenant(event, attributes)):
         return rules.default_tenant
     business_id = _tenant_part("businessId", event.business_id, attributes)
@@ -244,7 +234,6 @@ def _tenant_of(event: OrderMembers, attributes: Mapping[str, str], rules: OrderR
 
 
 def _tenant_part(member: str, sent: str | None, attributes: Mapping[str, str]) -> str:
-    """Return one of the tenant's two ids; an attribute and a member that differ would leave the tenant unknown."""
     name = TENANT_ATTRIBUTES[member]
     attribute = attributes.get(name) or None
     value = attribute or sent
@@ -347,10 +336,7 @@ class Chain:
         return all(one.verdict is not None for one in self.members[: self._position])
 
     def next_run(self) -> Sequence[OrderMessage]:
-        """Return the next messages to send, of one tenant; none where the chain ends here.
-
-        Those before them have a verdict, and so have the rejected ones among them.
-        """
+        """Return the next messages to send, of one tenant; none where the chain ends here."""
         if self.state is ChainState.SENT:
             self._enter(ChainState.IDLE)
         while self._position < len(self.members) and all(one.allows_next for one in self.members[: self._position]):
@@ -366,7 +352,7 @@ class Chain:
         return [one for one in self.members[: self._position] if one.verdict is None]
 
     def stop_behind(self, stopping: OrderMessage) -> list[OrderMessage]:
-        """Defer the messages behind one that may not be passed; return those that were sent and had no verdict."""
+        """Defer the messages behind one that may not be passed; return those that were sent and undecided."""
         place = self.members.index(stopping) + 1
         sent = [one for one in self.members[place : self._position] if one.verdict is None]
         for one in sent:
@@ -376,7 +362,7 @@ class Chain:
     def end(self) -> None:
         """Defer the messages behind the first that may not be passed.
 
-        Behind a dead letter they are handled again as soon as it is stored; further dead letters are stored with it.
+        Behind a dead letter they are handled again once it is stored; further dead letters are stored with it.
         """
         self._enter(ChainState.ENDED)
         self.has_ended.set()
@@ -388,7 +374,6 @@ class Chain:
 
 
 def _run_from(members: Sequence[OrderMessage], position: int) -> Sequence[OrderMessage]:
-    """Return the messages from *position* on that belong to one tenant, with the rejected messages among them."""
     tenant_id: str | None = None
     for end in range(position, len(members)):
         decoded = members[end].decoded

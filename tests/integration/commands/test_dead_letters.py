@@ -402,11 +402,6 @@ async def test_replay_takes_a_truncated_record_from_the_stream(bench: Bench) -> 
     assert (await bench.records())[3:] == [big[2], big[1]]
 
 
-async def read_all(world: World) -> None:
-    async with world.reading() as reader:
-        await eventually(lambda: reader.is_caught_up)
-
-
 @pytest.mark.parametrize(
     ("is_aggregate", "bad_count", "is_cut"), [(True, 2, True), (True, 2, False), (False, 2, True), (False, 11, True)]
 )

@@ -1,5 +1,3 @@
-"""`tenants erase-resource` on real shards: rows, results in the log, former homes, moves, kills, dead letters."""
-
 from __future__ import annotations
 
 import asyncio
@@ -66,7 +64,6 @@ HOLDERS = (
 
 
 async def planted(address: ShardAddress, marker: str = MARKER) -> dict[str, int]:
-    """Return the tables that have the marker, with the numbers of their rows."""
     found = {}
     for table in await ask(address, TABLES):
         (row,) = await ask(address, HOLDERS.format(f'"{table["name"]}"'), marker, marker.encode().hex())
@@ -76,7 +73,6 @@ async def planted(address: ShardAddress, marker: str = MARKER) -> dict[str, int]
 
 
 async def plant(address: ShardAddress, tenant: tuple[str, str] = TENANT) -> dict[str, str]:
-    """Put a tenant on a shard, with the person's resource and what the log has of it for an hour; return read ids."""
     pool = ShardPool(address, size=1)
     await add_tenant(pool, tenant)
     case = TenantCase(pool, tenant)
@@ -102,15 +98,12 @@ async def plant(address: ShardAddress, tenant: tuple[str, str] = TENANT) -> dict
 
 
 async def result_of(address: ShardAddress, request_id: str) -> Any:
-    """Return the result of an operation."""
     (row,) = await ask(address, "SELECT status, result::text FROM operations WHERE request_id = $1", request_id)
     assert row["status"] == "succeeded"
     return json.loads(row["result"])
 
 
 class Ended:
-    """How a command ended: its status, its JSON, all that it has printed, and its log."""
-
     def __init__(self, status: int, out: str, err: str, events: list[MutableMapping[str, Any]]) -> None:
         self.status = status
         self.json = json.loads(out)
@@ -119,18 +112,14 @@ class Ended:
 
     @property
     def counts(self) -> dict[str, tuple[int, int]]:
-        """The resources and results by shard."""
         return {one["shard"]: (one["resources"], one["results"]) for one in self.json["shards"]}
 
 
 class Terminal:
-    """Runs the command."""
-
     def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
         self._capfd = capfd
 
     async def erase(self, settings: Settings, erasure: Erasure = ERASURE, *, apply: bool = True) -> Ended:
-        """Run it with --json."""
         self._capfd.readouterr()
         with capture_logs() as events:
             status = await erase_resource(settings, erasure, apply=apply, as_json=True)
@@ -139,7 +128,6 @@ class Terminal:
 
 @pytest.fixture
 def terminal(capfd: pytest.CaptureFixture[str]) -> Terminal:
-    """Give what runs the command."""
     return Terminal(capfd)
 
 
@@ -195,30 +183,6 @@ async def test_nothing_of_the_resource_is_left_in_any_table(
     assert event["outcome"] == {"resources": 1, "results": 4, "letters": 0, "shardsWithoutAnswer": 0}
 
 
-@pytest.mark.slow
-async def test_people_read_what_was_found_and_what_stays(
-    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    address = await make_shard("a")
-    await plant(address)
-    await ask(
-        address,
-        "INSERT INTO restores (tenant_id, run, move_token, mode, step, detail) VALUES ('clinic-main',"
-        " gen_random_uuid(), 0, 'as-of-backup', 'done', '{\"export\": \"/kept.jsonl\"}')",
-    )
-    settings = settings_of(tmp_path, address)
-    texts = []
-    for apply in (False, True, True):
-        assert await erase_resource(settings, ERASURE, apply=apply, as_json=False) == 0
-        texts.append("".join(capfd.readouterr()))
-    assert "nothing was erased; --apply erases it. Stop its producers first" in texts[0]
-    assert "in the file /kept.jsonl" in texts[0]
-    assert "in the log of operations, for 360 hours" in texts[0]
-    assert "\nerased\n" in texts[1]
-    assert "nothing of the resource was found" in texts[2]
-    assert all(MARKER not in text and PERSON not in text for text in texts)
-
-
 @pytest.mark.slow(0.5)
 async def test_tables_of_before_an_adoption_are_named(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, capfd: pytest.CaptureFixture[str]
@@ -233,19 +197,6 @@ async def test_tables_of_before_an_adoption_are_named(
     printed = capfd.readouterr().err
     for shard_id in "ab":
         assert f"stays: rows of before the adoption of shard {shard_id}, in its table resources_before_" in printed
-
-
-async def test_erasure_leaves_a_mark(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
-    address = await make_shard("a")
-    await plant(address)
-    for _ in range(2):
-        await terminal.erase(settings_of(tmp_path, address))
-    marks = await ask(
-        address,
-        "SELECT simplu_id(resource) AS id, origins, row_count FROM log_rows JOIN log_batches USING (batch_id)"
-        " WHERE log_rows.kind = 'm'",
-    )
-    assert marks == [{"id": PERSON, "origins": ["erasure"], "row_count": 1}]
 
 
 @pytest.mark.parametrize("name", ["patient", "patients"])
@@ -294,7 +245,6 @@ async def test_redelivery_does_not_bring_it_back_and_a_late_operation_is_found(
 
 
 async def move(settings: Settings, shard_id: str) -> int:
-    """Move the tenant."""
     return await move_tenants(settings, [MoveRequest(*TENANT, shard_id)], MoveTerms(), apply=True, as_json=True)
 
 
@@ -318,7 +268,6 @@ async def test_former_home_loses_it_too_and_a_rollback_does_not_bring_it_back(
 async def erase_beside_a_former_home_that_is_down(
     addresses: list[ShardAddress], folder: Path, terminal: Terminal, results: int
 ) -> Settings:
-    """Move the tenant from the first shard to the second, and erase while the first is down; return the settings."""
     settings = settings_of(folder, *addresses)
     assert await move(settings, "b") == 0
     down = ShardAddress("a", f"postgresql://worker@127.0.0.1:{free_port()}/shard")
@@ -391,17 +340,6 @@ async def test_move_that_has_begun_ends_first(make_shard: ShardMaker, tmp_path: 
     assert await move(settings, "b") == 0
     assert (await terminal.erase(settings)).counts == {"a": (1, 4), "b": (1, 4)}
     assert [await planted(one) for one in addresses] == [{}, {}]
-
-
-@pytest.mark.slow(0.3)
-async def test_fenced_tenant_is_left_alone(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
-    address = await make_shard("a")
-    await plant(address)
-    await ask(address, "UPDATE tenants SET state = 'fenced'")
-    before = await planted(address)
-    with pytest.raises(RetryableError, match="a row that is fenced on shard a"):
-        await terminal.erase(settings_of(tmp_path, address))
-    assert await planted(address) == before
 
 
 @pytest.mark.parametrize("change", ["move_token = 3", "state = 'fenced'", "epoch = 2"])
@@ -491,8 +429,6 @@ async def test_ids_before_a_rename_are_named(make_shard: ShardMaker, tmp_path: P
     pools = Pools(size=1)
 
     class Home:
-        """Leads to the shard."""
-
         async def find(self, tenant_id: str) -> ShardAddress:
             return address
 
@@ -543,7 +479,6 @@ async def test_cache_has_nothing_of_it_afterwards(make_shard: ShardMaker, tmp_pa
 
 @pytest.fixture
 async def sqs(endpoint_url: str, aws_credentials: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
-    """Give the SQS of moto, which the commands use as well."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint_url)
     monkeypatch.setattr(browse, "POLL_WAIT_S", 0)  # moto has but one server, which knows at once
     async with client_of("sqs", endpoint_url) as client:
@@ -551,17 +486,14 @@ async def sqs(endpoint_url: str, aws_credentials: None, monkeypatch: pytest.Monk
 
 
 def with_letters(settings: Settings, url: str) -> Settings:
-    """Return settings with a dead-letter queue."""
     return settings.model_copy(update={"sqs_dead_letter_queue_url": url, "aws_region": REGION})
 
 
 def record(**members: Any) -> bytes:
-    """Return the record of an operation of the tenant."""
     return json.dumps({"operation": "create", "businessId": TENANT[0], "locationId": TENANT[1], **members}).encode()
 
 
 def letter(number: int, data: bytes, **members: Any) -> DeadLetter:
-    """Return a letter."""
     at = datetime.now(UTC) - timedelta(minutes=1)
     origin = Origin(
         source=Source.KINESIS,

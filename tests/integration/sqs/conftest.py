@@ -1,5 +1,3 @@
-"""Clients of two SQS servers, moto's and ours."""
-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
@@ -13,13 +11,11 @@ from simplu_worker.aws.clients import Client
 
 @pytest.fixture(scope="module", params=["moto", "ours"])
 def server_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Give the endpoint URL of each server."""
     with sqs_servers() as servers:
         yield servers.url_of(request.param)
 
 
 @pytest.fixture
 async def client(server_url: str) -> AsyncIterator[Client]:
-    """Open a client of each server."""
     async with client_of("sqs", server_url) as opened:
         yield opened

@@ -1,5 +1,3 @@
-"""Messages of queues are done once their commits are as safe as their shard can make them, not before."""
-
 from __future__ import annotations
 
 import asyncio
@@ -53,13 +51,11 @@ def _pair() -> Iterator[Pair]:
 
 @pytest.fixture
 async def pair(_pair: Pair) -> AsyncIterator[Pair]:
-    """Give a pair that both run on."""
     async for pair in restored(_pair):
         yield pair
 
 
 def order(business_id: str, order_id: str) -> Message:
-    """Return the message of a new order, the first of its group."""
     return Message(
         message_id=f"message-{business_id}-{order_id}",
         receipt_handle="receipt",
@@ -73,7 +69,6 @@ def order(business_id: str, order_id: str) -> Message:
 
 
 def open_handler(gateway: ShardGateway) -> AbstractAsyncContextManager[OrderHandler]:
-    """Open a handler of order events with a back-off without randomness."""
     return open_orders(
         gateway,
         FailureCounts(gateway),
@@ -85,7 +80,6 @@ def open_handler(gateway: ShardGateway) -> AbstractAsyncContextManager[OrderHand
 
 
 async def xids_of(pool: ShardPool) -> dict[str, str]:
-    """Return the transactions that applied a shard's orders."""
     rows = await fetch(pool, "SELECT resource_id, xid::text FROM operations")
     return {row["resource_id"]: row["xid"] for row in rows}
 
@@ -121,12 +115,9 @@ async def test_orders_are_done_once_they_are_safe_and_applied_meanwhile(pair: Pa
 
 
 class UnknowingGateway(ShardGateway):
-    """Meets *error* where it is to know whether commits are safe, until `error` is taken away."""
-
     error: Exception | None = None
 
     async def wait_until_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
-        """Raise it."""
         if self.error is not None:
             raise self.error
         await super().wait_until_safe(shard_id, operations)
@@ -204,13 +195,11 @@ async def test_control_messages_are_done_once_they_are_safe(pair: Pair, what: st
 
 
 def commits_of(routed: RoutedShards) -> Iterator[ReplicationWaiter]:
-    """Yield what waits for commits."""
     for part in (routed.provisioner, routed.changes, routed.destroyer):
         yield part._commits
 
 
 async def change(routed: RoutedShards, what: str) -> str:
-    """Do what a control message asks for; return what became of it."""
     match what:
         case "create" | "create again":
             return await routed.provisioner.provision(ProvisionRequest(*TENANT, "dental", AT))
@@ -236,8 +225,5 @@ async def test_control_message_comes_again_when_its_commit_cannot_be_known_to_be
 
 
 class UnknowingCommits(ReplicationWaiter):
-    """Never knows that a commit is safe."""
-
     async def wait_for_transaction(self, shard_id: str, server: Server, *, within_s: float | None = None) -> None:
-        """Raise."""
         raise RetryableError("unknown")

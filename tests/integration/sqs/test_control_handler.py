@@ -1,5 +1,3 @@
-"""Control messages from batch to verdicts, in order and concurrently, with scripted and with real shards."""
-
 from __future__ import annotations
 
 import asyncio
@@ -16,7 +14,7 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
-from support.citrus.cases import RoutedShards, routed_shards, silent
+from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TenantCase, fetch
 
@@ -25,17 +23,15 @@ from simplu_worker.consumers.sqs.control_handler import ControlHandler
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
-    MessageIds,
     RetryHeld,
     RetryRules,
     ReturnToQueue,
     ToDeadLetter,
     Verdict,
 )
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.tenants.deletion import Destroyer, TenantDeleter
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
@@ -79,7 +75,6 @@ def message(
     tries: int = 1,
     **members: Any,
 ) -> Message:
-    """Return a message about business b at *location*, requested at *minute* of an hour."""
     body = {
         "businessId": "b",
         "locationId": location,
@@ -104,8 +99,6 @@ def message(
 
 
 class Desk:
-    """Answers every call by a script, by default with success, and records the calls in the order of their ends."""
-
     def __init__(self) -> None:
         self.script: dict[tuple[str, str], deque[Any]] = {}
         self.asked: list[str] = []
@@ -113,31 +106,25 @@ class Desk:
         self.at_once = self.most_at_once = 0
 
     def script_answers(self, call: str, location: str, *answers: object) -> None:
-        """Answer *call* for *location* with each of *answers* in turn."""
         self.script.setdefault((call, location), deque()).extend(answers)
 
     async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
-        """Provision."""
         self.batches.append(len(requests))
         return [self._answer("create", request.location_id, ProvisionResult.PROVISIONED) for request in requests]
 
     async def destroy(self, business_id: str, location_id: str, requested_at: datetime) -> DestructionResult:
-        """Destroy one."""
         result: DestructionResult = await self._call("destroy", location_id, DestructionResult.DESTROYING)
         return result
 
     async def destroy_all(self, business_id: str, requested_at: datetime) -> Mapping[str, DestructionResult]:
-        """Destroy all."""
         results: dict[str, DestructionResult] = await self._call("destroy_all", "", {"1": DestructionResult.DESTROYING})
         return results
 
     async def rename(self, rename: ResourceRename) -> ChangeResult:
-        """Rename."""
         result: ChangeResult = await self._call("rename", rename.location_id, ChangeResult.APPLIED)
         return result
 
     async def add_admin(self, admin: AdminAccount) -> ChangeResult:
-        """Make the administrator's rows."""
         result: ChangeResult = await self._call("admin", admin.location_id, ChangeResult.APPLIED)
         return result
 
@@ -158,23 +145,18 @@ class Desk:
 
 
 class Counts:
-    """The counts of failures, in memory."""
-
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, str]] = Counter()
 
     async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
-        """Count."""
         self._counts.update(failed)
         return [self._counts[key] for key in failed]
 
     async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
-        """Forget."""
         del self._counts[tenant_id, message_id]
 
 
 def handler(desk: Any = None, *, fifo: bool = False, routed: RoutedShards | None = None) -> ControlHandler:
-    """Return a handler of *desk*, or of real shards."""
     return ControlHandler(
         routed.provisioner if routed else desk,
         routed.destroyer if routed else desk,
@@ -188,7 +170,6 @@ def handler(desk: Any = None, *, fifo: bool = False, routed: RoutedShards | None
 
 
 def kinds(verdicts: Sequence[Verdict]) -> list[type]:
-    """Return the type of each verdict."""
     return [type(verdict) for verdict in verdicts]
 
 
@@ -212,17 +193,6 @@ async def test_message_is_done_when_it_is_applied(what: str, results: list[Any])
     assert verdicts == [Done()] * len(results)
     facts = [(entry["event"], entry["type"], entry["location_id"], entry["result"]) for entry in logs]
     assert facts == [("control.applied", TYPES[what], "1", result) for result in results]
-
-
-@pytest.mark.parametrize(("what", "stale"), [("create", ProvisionResult.STALE), ("destroy", DestructionResult.STALE)])
-async def test_message_is_done_and_logged_when_it_is_stale(what: str, stale: Any) -> None:
-    desk = Desk()
-    desk.script_answers(what, "1", stale)
-    with capture_logs() as logs:
-        assert await handler(desk).handle([message(what)]) == [Done()]
-    assert [(entry["event"], entry["business_id"], entry["type"]) for entry in logs] == [
-        ("control.stale", "b", TYPES[what])
-    ]
 
 
 @pytest.mark.parametrize(
@@ -263,18 +233,7 @@ async def test_outage_holds_a_message_and_never_makes_a_dead_letter(what: str) -
     assert [(entry["event"], entry["error"]) for entry in logs] == [("control.deferred", "the shard is down")] * 3
 
 
-async def test_trouble_of_many_is_logged_once_for_each_error() -> None:
-    desk = Desk()
-    for number in range(30):
-        desk.script_answers("create", str(number), RetryableError("one" if number < 20 else "two"))
-    with capture_logs() as logs:
-        verdicts = await handler(desk).handle([message("create", str(number)) for number in range(30)])
-    assert kinds(verdicts) == [RetryHeld] * 30
-    assert [(entry["error"], entry["message_count"]) for entry in logs] == [("one", 20), ("two", 10)]
-
-
 def retry_count(reason: str) -> float:
-    """Return how many retries of queues were counted with *reason*."""
     return REGISTRY.get_sample_value("simplu_retries_total", {"source": "sqs", "reason": reason}) or 0
 
 
@@ -290,21 +249,7 @@ async def test_trouble_that_only_a_person_can_mend_is_loud(error: Exception) -> 
     assert retry_count("blocked") == counted + 1
 
 
-@pytest.mark.parametrize("what", list(TYPES))
-async def test_refused_message_is_a_dead_letter_with_the_refusal(what: str) -> None:
-    desk = Desk()
-    desk.script_answers(what, "" if what == "destroy_all" else "1", PermanentError("expected something else"))
-    location = None if what == "destroy_all" else "1"
-    with capture_logs() as logs:
-        verdicts = await handler(desk).handle([message(what)])
-    assert verdicts == [
-        ToDeadLetter(DeadLetterReason.INVALID_MESSAGE, "expected something else", MessageIds("b", location))
-    ]
-    assert [(entry["event"], entry["error"]) for entry in logs] == [("control.refused", "expected something else")]
-
-
 def failed_on_shard() -> FailedOnShardError:
-    """Return an unforeseen error on a shard, as the provisioner, the destroyer and the changer raise it."""
     return FailedOnShardError("KeyError", shard_id="shard-1", tenant_id="b-1")
 
 
@@ -355,26 +300,6 @@ async def test_failure_that_cannot_be_counted_is_an_outage() -> None:
     creation = message("create")
     with capture_logs():
         assert [(await handled.handle([creation]))[0] for _ in range(9)] == [RetryHeld(0.5)] * 9
-
-
-async def test_bug_in_provisioning_a_batch_is_every_ones_own() -> None:
-    class Broken(Desk):
-        async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
-            raise KeyError("a bug")
-
-    batch = [message("create", "1"), message("create", "2", tries=3), message("admin", "3")]
-    assert await handler(Broken()).handle(batch) == [RetryHeld(0.5), RetryHeld(2.0), Done()]
-
-
-@pytest.mark.parametrize(
-    ("body", "reason"), [("{", "invalid_json"), ('{"businessType":1}', "invalid_message"), ("{}", "unknown_type")]
-)
-async def test_invalid_message_is_a_dead_letter_and_reaches_no_shard(body: str, reason: str) -> None:
-    desk = Desk()
-    bad = Message("m", "r", body, {}, NOW, 1, None)
-    (verdict,) = await handler(desk).handle([bad])
-    assert isinstance(verdict, ToDeadLetter)
-    assert (verdict.reason, desk.asked) == (reason, [])
 
 
 # Waiting for tenants and resources
@@ -436,13 +361,6 @@ async def test_messages_about_one_tenant_keep_their_order_and_others_go_together
     ]
 
 
-async def test_messages_of_many_tenants_are_handled_at_once() -> None:
-    desk = Desk()
-    verdicts = await handler(desk).handle([message("rename", str(number)) for number in range(100)])
-    assert verdicts == [Done()] * 100
-    assert desk.most_at_once == 100
-
-
 async def test_message_behind_one_that_waits_is_not_applied() -> None:
     desk = Desk()
     desk.script_answers("create", "1", OUTAGE)
@@ -469,18 +387,6 @@ async def test_message_behind_one_that_waits_is_not_applied() -> None:
     assert desk.asked == ["create 1", "admin 2", "admin 3"]
 
 
-async def test_message_behind_a_buried_one_is_applied() -> None:
-    desk = Desk()
-    desk.script_answers("create", "1", PermanentError("no"))
-    batch = [message("create", "1", group="g"), message("admin", "1", group="g"), message("NO_TYPE", group="g")]
-    assert kinds(await handler(desk, fifo=True).handle([*batch, message("admin", "2", group="g")])) == [
-        ToDeadLetter,
-        Done,
-        ToDeadLetter,
-        Done,
-    ]
-
-
 async def test_later_ones_of_a_group_go_back_when_one_of_it_is_not_decided() -> None:
     desk = Desk()
     desk.script_answers("create", "1", OUTAGE)
@@ -495,17 +401,6 @@ async def test_later_ones_of_a_group_go_back_when_one_of_it_is_not_decided() -> 
     verdicts = await handler(desk, fifo=True).handle(batch)
     assert verdicts == [RetryHeld(0.5), ReturnToQueue(0), ReturnToQueue(0), RetryHeld(0.5), ReturnToQueue(0), Done()]
     assert desk.asked == ["create 1", "create 4"]
-
-
-async def test_groups_of_a_standard_queue_say_nothing_about_order() -> None:
-    desk = Desk()
-    desk.script_answers("create", "1", OUTAGE)
-    batch = [message("create", "1", group="g"), message("create", "2", group="g")]
-    assert await handler(desk).handle(batch) == [RetryHeld(0.5), Done()]
-
-
-async def test_empty_call_is_no_trouble() -> None:
-    assert await handler(Desk()).handle([]) == []
 
 
 # Real shards
@@ -541,16 +436,6 @@ async def test_life_of_a_tenant_from_creation_to_destruction_and_back(make_shard
         assert await control.handle([message("create", minute=6), message("create", "2", minute=8)]) == [Done()] * 2
         assert await states(case) == {"b-1": "destroyed", "b-2": "active"}
         assert await fetch(case.pool, "SELECT * FROM operations") == []
-
-
-async def test_destruction_of_a_business_waits_for_a_silent_shard_and_others_do_not(make_shard: ShardMaker) -> None:
-    address = await make_shard("shard-1")
-    async with routed_shards([address, silent("shard-2")]) as routed:
-        control = handler(routed=routed)
-        batch = [message("create"), message("destroy_all"), message("create", businessId="c")]
-        assert kinds(await control.handle(batch)) == [Done, RetryHeld, Done]
-        case = TenantCase(routed.pools.ensure_pool(ShardAddress("shard-1", address.connection_string)), ("b", "1"))
-        assert await states(case) == {"b-1": "active", "c-1": "active"}
 
 
 async def test_bug_on_a_known_shard_is_counted_there_and_given_up(make_shard: ShardMaker) -> None:
@@ -643,24 +528,5 @@ async def test_message_of_a_locked_tenant_waits_and_those_beside_it_do_not(make_
         assert await fetch(routed.pools.ensure_pool(address), "SELECT FROM message_failures") == []
 
 
-async def test_bug_before_a_shard_is_known_counts_nothing(make_shard: ShardMaker) -> None:
-    class Crashing(Desk):
-        async def register(self, *_: object) -> None:
-            raise ZeroDivisionError("a secret")
-
-    address = await make_shard("shard-1")
-    async with routed_shards([address]) as routed:
-        crashing: Any = Crashing()
-        buggy = replace(routed, provisioner=Provisioner(crashing, routed.directory, routed.pools))
-        creation = message("create")
-        control = handler(routed=buggy)
-        with capture_logs():
-            assert [(await control.handle([creation]))[0] for _ in range(9)] == [RetryHeld(0.5)] * 9
-        pool = routed.pools.ensure_pool(address)
-        assert await fetch(pool, "SELECT FROM message_failures") == []
-        assert await handler(routed=routed).handle([creation]) == [Done()]
-
-
 async def states(case: TenantCase) -> dict[str, str]:
-    """Return the states of all tenants of a shard."""
     return {row["id"]: row["state"] for row in await fetch(case.pool, "SELECT id, state FROM tenants")}

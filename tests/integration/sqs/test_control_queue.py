@@ -1,5 +1,3 @@
-"""The control queue from message to delete or dead letter: a real server, and shards that record their calls."""
-
 from __future__ import annotations
 
 import asyncio
@@ -23,7 +21,7 @@ from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import RetryRules
 from simplu_worker.dead_letters.queue import DeadLetterQueue
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import RetryableError
 from simplu_worker.shards.types import (
     ChangeResult,
     DestructionResult,
@@ -38,41 +36,32 @@ CREATION = {"businessId": "b", "locationId": "l", "businessType": "dental", "tim
 
 
 class RecordingShards:
-    """Answers by a script, then with success, and records the requests to provision."""
-
     def __init__(self, *script: ProvisionResult | Exception) -> None:
         self.requests: list[ProvisionRequest] = []
         self.failures: Counter[tuple[str, str]] = Counter()
         self._script = deque(script)
 
     async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
-        """Answer each with the next of the script."""
         self.requests += requests
         return [self._script.popleft() if self._script else ProvisionResult.PROVISIONED for _ in requests]
 
     async def destroy(self, *_: object) -> DestructionResult:
-        """Destroy a tenant that no shard has."""
         return DestructionResult.UNKNOWN
 
     async def destroy_all(self, *_: object) -> dict[str, DestructionResult]:
-        """Destroy the one location of any business."""
         return {"l": DestructionResult.DESTROYING}
 
     async def rename(self, *_: object, **__: object) -> ChangeResult:
-        """Rename."""
         return ChangeResult.APPLIED
 
     async def add_admin(self, *_: object, **__: object) -> ChangeResult:
-        """Make the administrator's rows."""
         return ChangeResult.APPLIED
 
     async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
-        """Count in memory."""
         self.failures.update(failed)
         return [self.failures[key] for key in failed]
 
     async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
-        """Forget."""
         del self.failures[tenant_id, message_id]
 
 
@@ -80,29 +69,23 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 
 class Desk:
-    """A control queue with its dead letters, and what a test asks of them."""
-
     def __init__(self, client: Client, control: Queue, letters: Queue) -> None:
         self.client = client
         self.control = control
         self.letters = letters
 
     async def send(self, body: str, **attributes: str) -> None:
-        """Put a message into the control queue."""
         named = {name: {"DataType": "String", "StringValue": text} for name, text in attributes.items()}
         await self.client.send_message(QueueUrl=self.control.url, MessageBody=body, MessageAttributes=named)
 
     async def counts(self) -> tuple[int, int, int]:
-        """Return how many control messages are visible and in flight, and how many dead letters there are."""
         control, letters = await self.control.read_attributes(), await self.letters.read_attributes()
         return control.visible_count, control.in_flight_count, letters.visible_count
 
     async def reaches(self, *expected: int) -> None:
-        """Wait until `counts` are as *expected*."""
         await until(lambda: self._are(expected))
 
     async def letter(self) -> dict[str, Any]:
-        """Take one dead letter."""
         (message,) = await self.letters.receive(wait_s=1, max_messages=1)
         body: dict[str, Any] = json.loads(message.body)
         return body
@@ -112,7 +95,6 @@ class Desk:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until *condition* holds."""
     async with asyncio.timeout(60):
         while not await condition():  # noqa: ASYNC110  # the server has nothing to await
             await asyncio.sleep(0.05)
@@ -120,7 +102,6 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 @pytest.fixture
 async def desk(endpoint_url: str) -> AsyncIterator[Desk]:
-    """Two new queues."""
     async with client_of("sqs", endpoint_url) as client:
         number = next(QUEUE_NUMBERS)
         urls = [
@@ -133,7 +114,6 @@ async def desk(endpoint_url: str) -> AsyncIterator[Desk]:
 async def consuming(
     desk: Desk, shards: RecordingShards, *, stop_wait_s: float = 0.05, tenant_wait: timedelta = timedelta()
 ) -> AsyncIterator[list[Any]]:
-    """Consume the control queue; yield the log, and drain at the end."""
     stopping = asyncio.Event()
     retries = RetryRules((0, 0), tenant_wait)
     failures = FailureCounts(shards)
@@ -148,7 +128,6 @@ async def consuming(
 
 
 def logged(logs: list[Any], event: str) -> list[dict[str, Any]]:
-    """Return the entries of one event."""
     return [entry for entry in logs if entry["event"] == event]
 
 
@@ -165,37 +144,6 @@ async def test_creation_is_provisioned_and_deleted(desk: Desk) -> None:
     )
     (entry,) = logged(logs, "control.applied")
     assert (entry["business_id"], entry["location_id"], entry["result"]) == ("b", "l", "provisioned")
-
-
-async def test_stale_creation_is_acknowledged(desk: Desk) -> None:
-    await desk.send(json.dumps(CREATION))
-    async with consuming(desk, RecordingShards(ProvisionResult.STALE)) as logs:
-        await desk.reaches(0, 0, 0)
-    assert [entry["business_id"] for entry in logged(logs, "control.stale")] == ["b"]
-
-
-async def test_refused_creation_becomes_a_dead_letter_with_the_refusal(desk: Desk) -> None:
-    await desk.send(json.dumps(CREATION | {"businessType": "zoo"}))
-    async with consuming(desk, RecordingShards(PermanentError("expected one of dental, gym, hotel"))) as logs:
-        await desk.reaches(0, 0, 1)
-    letter = await desk.letter()
-    assert (letter["reason"], letter["error"]) == ("invalid_message", "expected one of dental, gym, hotel")
-    assert (letter["source"]["kind"], letter["source"]["queue"]) == ("sqs", desk.control.name)
-    assert (json.loads(letter["record"])["businessType"], letter["attempts"]) == ("zoo", 1)
-    (entry,) = logged(logs, "control.refused")
-    assert (entry["business_id"], entry["error"]) == ("b", "expected one of dental, gym, hotel")
-
-
-@pytest.mark.parametrize(
-    ("body", "reason"), [("{", "invalid_json"), ('{"businessType":1}', "invalid_message"), ("{}", "unknown_type")]
-)
-async def test_invalid_message_becomes_a_dead_letter(desk: Desk, body: str, reason: str) -> None:
-    shards = RecordingShards()
-    await desk.send(body)
-    async with consuming(desk, shards):
-        await desk.reaches(0, 0, 1)
-    letter = await desk.letter()
-    assert (letter["reason"], letter["record"], shards.requests) == (reason, body, [])
 
 
 @pytest.mark.slow(1)
@@ -225,31 +173,6 @@ async def test_creation_becomes_a_dead_letter_after_the_last_delay(desk: Desk) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("control_type", "members"),
-    [
-        ("SHARD_DESTRUCTION", {"action": "destroy_all"}),
-        ("UPDATE_RESOURCE_ID", {"resourceType": "patient", "oldResourceId": "a", "newResourceId": "b"}),
-        ("ADMIN_ACCOUNT_CREATION", {"adminEmail": "ann@clinic.example", "adminUserId": "u-1"}),
-    ],
-)
-async def test_other_types_are_applied_and_deleted(desk: Desk, control_type: str, members: dict[str, str]) -> None:
-    await desk.send(json.dumps(CREATION | members), MessageType=control_type)
-    async with consuming(desk, RecordingShards()) as logs:
-        await desk.reaches(0, 0, 0)
-    (entry,) = logged(logs, "control.applied")
-    assert (entry["business_id"], entry["type"], "ann" in str(logs)) == ("b", control_type, False)
-
-
-async def test_message_becomes_a_dead_letter_when_its_tenant_does_not_come(desk: Desk) -> None:
-    await desk.send(json.dumps(CREATION | {"action": "destroy"}), MessageType="SHARD_DESTRUCTION")
-    async with consuming(desk, RecordingShards()):
-        await desk.reaches(0, 0, 1)
-    letter = await desk.letter()
-    assert (letter["reason"], json.loads(letter["record"])["action"]) == ("unknown_tenant", "destroy")
-
-
-@pytest.mark.slow
 async def test_message_waits_while_the_dead_letter_queue_refuses(desk: Desk) -> None:
     await desk.client.delete_queue(QueueUrl=desk.letters.url)
     await desk.send("{")
@@ -260,5 +183,4 @@ async def test_message_waits_while_the_dead_letter_queue_refuses(desk: Desk) -> 
 
 
 async def deferred(logs: list[Any]) -> bool:
-    """Return whether a dead letter waits for its queue."""
     return bool(logged(logs, "dead_letter.deferred"))

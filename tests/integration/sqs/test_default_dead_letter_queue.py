@@ -1,5 +1,3 @@
-"""The dead-letter queue of a worker that is given none."""
-
 from __future__ import annotations
 
 import asyncio

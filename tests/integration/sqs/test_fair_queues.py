@@ -1,5 +1,3 @@
-"""Tenants of a queue do not wait for each other's slots, nor for ever the queue beside the one with priority."""
-
 from __future__ import annotations
 
 import asyncio
@@ -23,7 +21,7 @@ from support.postgres.trouble import make_touchy
 from support.reader_world import eventually
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, FifoIds, Message, OutgoingMessage, Queue, batches
+from simplu_worker.aws.sqs_queue import FifoIds, Message, OutgoingMessage, Queue, batches
 from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules, tenant_of_order
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
@@ -49,15 +47,12 @@ _numbers = itertools.count(1)
 
 
 class Desk:
-    """A handler of orders that remembers which were done, in order, and the receives of each."""
-
     def __init__(self, handler: OrderHandler) -> None:
         self._handler = handler
         self.done: dict[str, int] = {}  # by order id: receive count
         self.receive_counts: dict[str, int] = {}
 
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
-        """Handle, and remember."""
         ids = [json.loads(message.body)["orderId"] for message in messages]
         self.receive_counts |= {one: message.receive_count for one, message in zip(ids, messages, strict=True)}
         verdicts = await self._handler.handle(messages)
@@ -67,13 +62,10 @@ class Desk:
         return verdicts
 
     def done_of(self, name: str) -> list[str]:
-        """Return the orders that are done, of those with ids that begin with *name*."""
         return [one for one in self.done if one.startswith(name)]
 
 
 class World:
-    """Two shards with three tenants, and our SQS."""
-
     def __init__(self, routed: RoutedShards, client: Client, polls: Client, pools: dict[str, ShardPool]) -> None:
         self.pools = pools
         self._routed = routed
@@ -81,7 +73,6 @@ class World:
         self._polls = polls
 
     async def make_queue(self, *, is_fifo: bool) -> Queue:
-        """Make a queue."""
         name = f"fair-{next(_numbers)}" + (".fifo" if is_fifo else "")
         attributes = {"VisibilityTimeout": "30"} | ({"FifoQueue": "true"} if is_fifo else {})
         made = await self._client.create_queue(QueueName=name, Attributes=attributes)
@@ -91,7 +82,6 @@ class World:
     async def consuming(
         self, queue: Queue, gate: Callable[[], Awaitable[None]] | None = None
     ) -> AsyncIterator[tuple[Desk, QueueReceiver]]:
-        """Consume a queue as a replica does."""
         gateway, letters = self._routed.gateway, await self.make_queue(is_fifo=False)
         retries, stopping = RetryRules((1, 5, 15), TENANT_WAIT), asyncio.Event()
         async with open_orders(gateway, FailureCounts(gateway), queue, rules=RULES, retries=retries) as handler:
@@ -110,7 +100,6 @@ class World:
                 stopping.set()
 
     async def log_count(self, business_id: str) -> int:
-        """Return how many operations of a tenant are in its log."""
         query = "SELECT count(*) AS count FROM operations WHERE tenant_id = $1"
         (row,) = await fetch(self.pools[HOMES[business_id]], query, f"{business_id}-main")
         return int(row["count"])
@@ -118,14 +107,12 @@ class World:
 
 @pytest.fixture(scope="module")
 def sqs_url() -> Iterator[str]:
-    """Give the endpoint URL of our SQS."""
     with sqs_servers() as servers:
         yield servers.url_of("ours")
 
 
 @pytest.fixture
 async def world(make_shard: ShardMaker, sqs_url: str) -> AsyncIterator[World]:
-    """Give shards with tenants, of which the first sleeps where an order says so."""
     addresses = [await make_shard("shard-1"), await make_shard("shard-2")]
     async with AsyncExitStack() as stack:
         routed = await stack.enter_async_context(routed_shards(addresses))
@@ -139,7 +126,6 @@ async def world(make_shard: ShardMaker, sqs_url: str) -> AsyncIterator[World]:
 
 
 async def send(queue: Queue, business_id: str, orders: Iterable[tuple[str, str]], *, sleep_s: float = 0.0) -> None:
-    """Send new orders of a tenant, each with its group."""
     events = [
         OutgoingMessage(
             json.dumps(
@@ -160,12 +146,10 @@ async def send(queue: Queue, business_id: str, orders: Iterable[tuple[str, str]]
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until *condition* holds, at most for as long as the consumer may take."""
     await eventually(condition, within_s=CONSUMED_S)
 
 
 async def send_in_turn(queue: Queue, desk: Desk, businesses: Sequence[str]) -> None:
-    """Send orders of quiet tenants, each once the one before is done."""
     for number in range(QUIET_COUNT):
         for business_id in businesses:
             order_id = f"{business_id}-{number}"
@@ -221,19 +205,6 @@ async def test_quiet_tenants_do_not_wait_for_one_that_is_slow(world: World, *, i
     done = {one: number for number, one in enumerate(desk.done)}
     second = [one for one in done if is_fifo and one.startswith("flood") and one.endswith("-1")]
     assert all(done[one.removesuffix("1") + "0"] < done[one] for one in second)
-
-
-@pytest.mark.slow(10)
-async def test_group_with_many_messages_has_one_receive_in_hand(world: World) -> None:
-    queue = await world.make_queue(is_fifo=True)
-    await send(queue, "ann", [(f"flood-{number}", "g") for number in range(2 * FLOOD_COUNT)], sleep_s=0.05)
-    async with world.consuming(queue) as (desk, receiver):
-        await until(lambda: len(desk.done_of("flood")) > 0)
-        await send_in_turn(queue, desk, ["bob", "cat"])
-        assert receiver.in_flight_count < 2 * BATCH_MAX_COUNT  # the quiet ones may still be being deleted
-        assert len(desk.done_of("flood")) < 2 * FLOOD_COUNT
-    done = desk.done_of("flood")
-    assert done == [f"flood-{number}" for number in range(len(done))]
 
 
 @pytest.mark.slow(15)

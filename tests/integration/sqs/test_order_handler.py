@@ -1,5 +1,3 @@
-"""Order events from messages to verdicts, on real shards: in order within a group, exactly once, without delay."""
-
 from __future__ import annotations
 
 import asyncio
@@ -20,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
-from support.citrus.cases import RoutedShards, requests_to, routed_shards
+from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.tenant_cases import NO_CHECKS, TENANT_WAIT, add_tenant, fetch
 from support.postgres.trouble import calm, make_touchy, shut_gate
@@ -32,7 +30,6 @@ from simplu_worker.consumers.sqs.order_messages import OrderRules
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
-    MessageIds,
     RetryHeld,
     RetryRules,
     ReturnToQueue,
@@ -40,14 +37,11 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     Verdict,
 )
 from simplu_worker.dead_letters.plan import ReplayRules, Resend, plan_resend
-from simplu_worker.errors import RetryableError
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Operation, Origin, Outcome
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.routing.directory import Directory
-from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.types import Lever, PositionClaim
 from simplu_worker.timing.clock import UtcClock
 from simplu_worker.vocabulary import DeadLetterReason, Source
@@ -75,7 +69,6 @@ def message(
     deduplication_id: str | None = None,
     body: str | None = None,
 ) -> Message:
-    """Return a message as received, the next of its queue."""
     number = next(_numbers)
     event = {"type": type_, "orderId": order_id, "data": {} if data is None else data}
     return Message(
@@ -92,48 +85,39 @@ def message(
 
 
 def received_again(sent: Message, **changes: Any) -> Message:
-    """Return the same message, received once more."""
     changes = {"receive_count": sent.receive_count + 1} | changes
     return msgspec.structs.replace(sent, receipt_handle=f"receipt-{next(_numbers)}", **changes)
 
 
 def steps(business_id: str, order_id: str, count: int, *, group: str) -> list[Message]:
-    """Return messages that make an order and then count it up."""
     kinds = itertools.chain(["CREATE"], itertools.repeat("UPDATE"))
     return [message(business_id, order_id, next(kinds), {"n": n}, group=group) for n in range(count)]
 
 
 class Desk:
-    """Shards with tenants, a handler, and what a test asks of them."""
-
     def __init__(self, routed: RoutedShards, handler: OrderHandler) -> None:
         self.routed = routed
         self.handler = handler
         self.now = NOW
 
     def pool(self, shard_id: str) -> ShardPool:
-        """Return the pool of a shard."""
         shard = self.routed.citrus.registry.shards[shard_id]
         return self.routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
 
     async def handle(self, *messages: Message) -> list[Verdict]:
-        """Hand messages over in one call."""
         return await self.handler.handle(messages)
 
     async def done(self, *messages: Message) -> None:
-        """Hand messages over again and again until all are done."""
         async with asyncio.timeout(60):
             while await self.handle(*messages) != [Done()] * len(messages):  # noqa: ASYNC110  # nothing to await
                 await asyncio.sleep(0.05)
 
     async def orders(self, business_id: str) -> dict[str, Any]:
-        """Return the tenant's orders by id."""
         query = 'SELECT "resourceId", data::text FROM resources WHERE id = $1 AND "resourceName" = $2'
         rows = await fetch(self.pool(HOMES[business_id]), query, f"{business_id}-main", "order")
         return {row["resourceId"]: json.loads(row["data"]) for row in rows}
 
     async def log(self, business_id: str) -> list[dict[str, Any]]:
-        """Return the tenant's log, oldest first."""
         query = "SELECT request_id, error, xid::text, source FROM operations WHERE tenant_id = $1 ORDER BY request_id"
         return await fetch(self.pool(HOMES[business_id]), query, f"{business_id}-main")
 
@@ -141,7 +125,6 @@ class Desk:
 def open_handler(
     gateway: ShardGateway, queue: str, *, utc: UtcClock, window: timedelta | None = None
 ) -> AbstractAsyncContextManager[OrderHandler]:
-    """Open a handler with a back-off without randomness."""
     return open_orders(
         gateway,
         FailureCounts(gateway),
@@ -154,7 +137,6 @@ def open_handler(
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until *condition* holds."""
     async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110  # nothing there is to be awaited
             await asyncio.sleep(0.01)
@@ -164,7 +146,6 @@ async def eventually(condition: Callable[[], bool]) -> None:
 async def open_desk(
     shards: Sequence[ShardAddress], *, queue: str = "orders.fifo", window: timedelta | None = None
 ) -> AsyncIterator[Desk]:
-    """Open a handler in front of *shards*, with the tenants of HOMES."""
     async with routed_shards(shards) as routed:
         desk: Desk | None = None
 
@@ -181,15 +162,7 @@ async def open_desk(
 
 @pytest.fixture
 async def desk(make_shard: ShardMaker) -> AsyncIterator[Desk]:
-    """Give two shards, three tenants and the handler of a FIFO queue."""
     async with open_desk([await make_shard("shard-1"), await make_shard("shard-2")]) as desk:
-        yield desk
-
-
-@pytest.fixture
-async def standard_desk(make_shard: ShardMaker) -> AsyncIterator[Desk]:
-    """Give the same for a standard queue."""
-    async with open_desk([await make_shard("shard-1"), await make_shard("shard-2")], queue="orders") as desk:
         yield desk
 
 
@@ -272,28 +245,6 @@ async def test_orders_are_created_patched_and_deleted(desk: Desk) -> None:
     assert {row["source"] for row in await desk.log("ann")} == {"sqs"}
 
 
-async def test_orders_are_judged_by_the_schema_of_their_type(desk: Desk) -> None:
-    order = {"name": "order", "validation": "enforce", "schema": {"required": ["status"]}}
-    definition = {"name": "dental", "defaultSettings": {}, "staffResourceType": "dentist", "resourceTypes": [order]}
-    await fetch(
-        desk.pool(HOMES["ann"]),
-        "UPDATE public.business_types SET definition = $1 WHERE name = $2",
-        json.dumps(definition),
-        "dental",
-    )
-    messages = [
-        message("ann", "o1", "CREATE", {"note": "x"}),
-        message("ann", "o2", "CREATE", {"status": "new"}),
-        message("ann", "o2", "UPDATE", {"status": None}),
-        message("ann", "o2", "UPDATE", {"note": "x"}),
-    ]
-
-    assert await desk.handle(*messages) == [Done()] * 4
-
-    assert await desk.orders("ann") == {"o2": {"status": "new", "note": "x"}}
-    assert sorted(row["error"] or "" for row in await desk.log("ann")) == ["", "", "invalid_data", "invalid_data"]
-
-
 async def test_order_is_applied_once_when_it_is_received_again(desk: Desk) -> None:
     labels = {"source": "sqs", "operation": "create", "outcome": "duplicate"}
     count = REGISTRY.get_sample_value("simplu_operations_total", labels) or 0
@@ -310,13 +261,11 @@ async def test_order_is_applied_once_when_it_is_received_again(desk: Desk) -> No
 
 @pytest.fixture
 async def desk_with_window(make_shard: ShardMaker) -> AsyncIterator[Desk]:
-    """Give the same with ids that are one event for ten minutes."""
     async with open_desk([await make_shard("shard-1"), await make_shard("shard-2")], window=WINDOW) as desk:
         yield desk
 
 
 def sent_after(seconds: float, type_: str, data: dict[str, Any], **members: Any) -> Message:
-    """Return a message about one order, sent that long after the first."""
     return message("ann", "o1", type_, data, sent_at=NOW + timedelta(seconds=seconds), **members)
 
 
@@ -413,19 +362,6 @@ async def test_order_is_a_dead_letter_when_its_deduplication_id_was_used_before(
     assert await desk.orders("ann") == {"o1": {"n": 3}}
 
 
-async def test_poison_in_the_middle_of_a_group_is_buried_and_the_others_are_applied(desk: Desk) -> None:
-    messages = steps("ann", "o1", 4, group="g")
-    messages[2] = message("ann", "o1", body='{"type":"UPDATE","orderId":"o1","deduplicationId":"p"}', group="g")
-    verdicts = await desk.handle(*messages)
-    assert [type(verdict) for verdict in verdicts] == [Done, Done, ToDeadLetter, Done]
-    assert verdicts[2] == ToDeadLetter(
-        DeadLetterReason.INVALID_MESSAGE,
-        "data: expected an object, got nothing",
-        MessageIds("ann", "main", "p", "o1"),
-    )
-    assert await desk.orders("ann") == {"o1": {"n": 3}}
-
-
 @pytest.mark.slow
 async def test_group_of_several_tenants_is_applied_in_its_order(desk: Desk) -> None:
     await desk.handle(*(message(business_id, "first", group=business_id) for business_id in HOMES))
@@ -448,15 +384,6 @@ async def test_group_of_several_tenants_is_applied_in_its_order(desk: Desk) -> N
     assert await desk.handle(*map(received_again, mixed[1:])) == [Done()] * 3
 
 
-@pytest.mark.slow
-async def test_standard_queue_promises_no_order_within_a_group_id(standard_desk: Desk) -> None:
-    desk = standard_desk
-    await fetch(desk.pool("shard-2"), "UPDATE tenants SET state = 'fenced'")
-    verdicts = await desk.handle(*(message(business_id, "o1") for business_id in ("bob", "ann", "cat")))
-    assert isinstance(verdicts[0], RetryHeld)
-    assert verdicts[1:] == [Done(), Done()]
-
-
 async def test_unregistered_tenant_is_waited_for_and_given_up_when_overdue(desk: Desk) -> None:
     early, late = NOW - TENANT_WAIT - timedelta(seconds=60), NOW - TENANT_WAIT
     fresh = message("dan", "o1", sent_at=late, group="fresh")
@@ -477,18 +404,6 @@ async def test_unregistered_tenant_is_waited_for_and_given_up_when_overdue(desk:
     assert "o3" not in await desk.orders("ann")
 
 
-async def test_unregistered_tenant_costs_one_question_when_it_sends_much(desk: Desk) -> None:
-    early = NOW - TENANT_WAIT - timedelta(seconds=60)
-    before = requests_to("get_shard")
-    for number in range(5):
-        assert await desk.handle(message("eve", f"o{number}")) == [RetryHeld(0.5)]
-    assert requests_to("get_shard") == before + 1
-
-    (verdict,) = await desk.handle(message("eve", "o9", sent_at=early))
-    assert isinstance(verdict, ToDeadLetter)
-    assert requests_to("get_shard") == before + 2
-
-
 async def test_order_that_fails_by_itself_is_tried_again_and_holds_back_its_group_alone(desk: Desk) -> None:
     await make_touchy(desk.pool("shard-1"))
     failing = [message("ann", "o1", data=BAD, group="bad"), message("ann", "o2", group="bad")]
@@ -500,30 +415,16 @@ async def test_order_that_fails_by_itself_is_tried_again_and_holds_back_its_grou
     assert await desk.orders("ann") == {"o3": {"n": 2}}
 
 
-async def test_group_that_is_larger_than_a_batch_stops_where_one_of_it_fails(desk: Desk) -> None:
-    await make_touchy(desk.pool("shard-1"))
-    text = "x" * 90_000
-    large = [message("ann", f"o{number}", data={"text": text}, group="large") for number in range(15)]
-    large[3] = message("ann", "o3", data=BAD, group="large")
-    verdicts = await desk.handle(*large, message("ann", "small", group="small"))
-    assert verdicts == [Done()] * 3 + [RetryHeld(1.0)] + [ReturnToQueue(0)] * 11 + [Done()]
-    assert sorted(await desk.orders("ann")) == ["o0", "o1", "o2", "small"]
-
-
 class WatchedGateway(ShardGateway):
-    """A gateway that notes its transactions, and when they are safe."""
-
     steps: list[str]
 
     async def apply(
         self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
     ) -> list[Outcome]:
-        """Apply."""
         self.steps.append("apply")
         return await super().apply(shard_id, operations, claim=claim)
 
     async def wait_until_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
-        """Wait."""
         await asyncio.sleep(0.05)
         await super().wait_until_safe(shard_id, operations)
         self.steps.append("safe")
@@ -575,17 +476,6 @@ async def test_order_is_given_up_after_its_last_try_and_its_group_goes_on_behind
     assert sorted(await desk.orders("ann")) == ["o1", "o2"]
 
 
-async def test_giving_up_is_refused_when_the_tenant_is_on_the_move(desk: Desk) -> None:
-    await make_touchy(desk.pool("shard-1"))
-    bad = message("ann", "o1", data=BAD)
-    (verdict,) = [await desk.handle(bad) for _ in range(3)][-1]
-    assert isinstance(verdict, ToDeadLetter)
-    assert verdict.before_delete is not None
-    await fetch(desk.pool("shard-1"), "UPDATE tenants SET state = 'fenced'")
-    with pytest.raises(RetryableError):
-        await verdict.before_delete()
-
-
 @pytest.mark.slow(2)
 async def test_shard_that_does_not_answer_keeps_nobody_else_waiting(desk: Desk) -> None:
     await desk.handle(*(message(business_id, "first", group=business_id) for business_id in HOMES))
@@ -627,58 +517,7 @@ async def test_orders_are_applied_when_their_shard_is_back(
         assert await desk.orders("bob") == {"first": {}, "o1": {"n": 2}}
 
 
-@pytest.mark.slow
-async def test_orders_follow_their_tenant_when_it_moved_from_a_shard_that_is_gone(
-    make_shard: ShardMaker, breakable_server: PostgresServer
-) -> None:
-    breakable = await copy_shard(breakable_server, "shard-2")
-    async with open_desk([await make_shard("shard-1"), breakable]) as desk:
-        await desk.handle(message("bob", "first"))
-        await breakable_server.kill()
-        order = message("bob", "o1")
-        assert isinstance((await desk.handle(order))[0], RetryHeld)
-        await add_tenant(desk.pool("shard-1"), ("bob", "main"))
-        desk.routed.register(("bob", "main"), "shard-1")
-        await desk.done(order)
-        query = 'SELECT "resourceId" FROM resources WHERE id = $1'
-        assert await fetch(desk.pool("shard-1"), query, "bob-main") == [{"resourceId": "o1"}]
-
-
-class GatedCitrus:
-    """Citrus, but its answers wait until `gate` is set."""
-
-    def __init__(self, citrus: Locator) -> None:
-        self.gate = asyncio.Event()
-        self.register, self.list_shards = citrus.register, citrus.list_shards
-        self.list_possible_homes, self.list_fallback_homes = citrus.list_possible_homes, citrus.list_fallback_homes
-        self.address_book, self.inability = citrus.address_book, None
-        self._citrus = citrus
-
-    async def locate(self, tenant_id: str) -> ShardAddress | None:
-        """Answer in the end."""
-        await self.gate.wait()
-        return await self._citrus.locate(tenant_id)
-
-
-@pytest.mark.slow(2)
-async def test_slow_answers_of_citrus_are_not_waited_for_and_count_when_they_come(desk: Desk) -> None:
-    routed = desk.routed
-    citrus = GatedCitrus(routed.locator)
-    gateway = ShardGateway(Directory(citrus, routed.pools), citrus, routed.pools, tenant_wait=TENANT_WAIT)
-    async with open_handler(gateway, "orders.fifo", utc=lambda: NOW) as handler:
-        lost = message("dan", "o1", sent_at=NOW - TENANT_WAIT - timedelta(seconds=60), group="lost")
-        orders = [message("bob", "o1", group="slow"), lost]
-        verdicts = await handler.handle(orders)
-        assert [type(verdict) for verdict in verdicts] == [RetryHeld, RetryHeld]
-        citrus.gate.set()
-        await eventually(lambda: gateway.cached_shard_id("bob-main") is not None)
-        verdicts = await handler.handle(orders)
-        assert [type(verdict) for verdict in verdicts] == [Done, ToDeadLetter]
-
-
 class Group:
-    """One message group as SQS and a receiver keep it: a message that is not decided is received again."""
-
     def __init__(self, name: str, business_ids: Sequence[str], poison: Sequence[bool]) -> None:
         self.name = name
         self.places = list(enumerate(business_ids))
@@ -689,12 +528,10 @@ class Group:
                 self.left.append(message(business_id, "x", body="{", group=name))
 
     def settle(self, verdicts: dict[str, Verdict]) -> None:
-        """Remove the decided messages."""
         undecided = [one for one in self.left if isinstance(verdicts.get(one.message_id, ReturnToQueue(0)), UNDECIDED)]
         self.left = [received_again(one) for one in undecided]
 
     async def applied_count(self, desk: Desk) -> int:
-        """Assert that the applied operations are the first of the group; return their count."""
         orders = {business_id: await desk.orders(business_id) for business_id in HOMES}
         is_applied = [f"{self.name}-{place}" in orders[business_id] for place, business_id in self.places]
         assert is_applied == sorted(is_applied, reverse=True)

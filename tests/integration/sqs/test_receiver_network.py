@@ -1,8 +1,3 @@
-"""What receives from a queue over a real network, against our own SQS: what moto gets wrong, and calls that go wrong.
-
-The complaints that need no network are in simulation/test_receiver.py, by their numbers.
-"""
-
 from __future__ import annotations
 
 import asyncio
@@ -35,22 +30,18 @@ pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(1)]
 
 @dataclass
 class Sqs:
-    """Our server, and a client for each kind of call."""
-
     server: SqsServer
     url: str
     client: Client
     polls: Client
 
     async def queue(self, *, is_fifo: bool = False, **attributes: str) -> Queue:
-        """Make an empty queue."""
         fifo = {"FifoQueue": "true", "ContentBasedDeduplication": "true"} if is_fifo else {}
         name = f"network-{next(QUEUE_NUMBERS)}" + (".fifo" if is_fifo else "")
         answer = await self.client.create_queue(QueueName=name, Attributes=attributes | fifo)
         return Queue(self.client, answer["QueueUrl"], poll_client=self.polls)
 
     async def send(self, queue: Queue, *bodies: str) -> None:
-        """Put messages into *queue*; of a FIFO queue, the text before a dash is the group."""
         for start in range(0, len(bodies), 10):
             entries = [
                 {"Id": str(number), "MessageBody": body}
@@ -60,18 +51,15 @@ class Sqs:
             await self.client.send_message_batch(QueueUrl=queue.url, Entries=entries)
 
     def fault(self, action: str, kind: Any, **members: Any) -> None:
-        """Let a call go wrong."""
         self.server.run_command(SqsFault(action=action, kind=kind, **members))
 
     async def emptied(self, queue: Queue) -> None:
-        """Wait until nothing is left in *queue*."""
         there = self.server.account.find(queue.name)
         await reached(lambda: not there.visible_count and not there.in_flight_count)
 
 
 @pytest.fixture
 async def sqs() -> AsyncIterator[Sqs]:
-    """Give a server of ours with its clients."""
     server = SqsServer()
     async with (
         server.serve() as url,
@@ -82,21 +70,17 @@ async def sqs() -> AsyncIterator[Sqs]:
 
 
 async def reached(condition: Callable[[], bool]) -> None:
-    """Wait until *condition* holds."""
     async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  # what changes is behind the network
             await asyncio.sleep(0.02)
 
 
 class Desk:
-    """A handler that records its messages."""
-
     def __init__(self, verdict: Callable[[Message], Verdict] = lambda _: Done()) -> None:
         self.verdict = verdict
         self.handled: list[Message] = []
 
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
-        """Answer, and from the first of a group that is not done put those behind it off."""
         await asyncio.sleep(0.005)
         verdicts: list[Verdict] = []
         failed: set[str | None] = set()
@@ -111,16 +95,12 @@ class Desk:
 
 
 class NoLetters:
-    """A store of dead letters that gets none."""
-
     async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
-        """Refuse."""
         raise AssertionError(letters)
 
 
 @asynccontextmanager
 async def receiving(queue: Queue, desk: Desk, **options: Any) -> AsyncIterator[QueueReceiver]:
-    """Run a receiver; at the end stop it and wait until it has drained."""
     stopping = asyncio.Event()
     options = {"poll_wait_s": 1, "stop_wait_s": 2.0} | options
     receiver = QueueReceiver(queue, desk, NoLetters(), receiver_settings(**options))
@@ -211,12 +191,3 @@ async def test_order_holds_in_every_group_whatever_goes_wrong(sqs: Sqs) -> None:
         by_group[one.group_id].setdefault(one.body)  # the first time counts: a redelivered message is found done
     assert sum(map(len, by_group.values())) == 600
     assert all(list(group) == sorted(group) for group in by_group.values())
-
-
-async def test_throughput_is_that_of_batches(sqs: Sqs) -> None:
-    queue, desk = await sqs.queue(), Desk()
-    await sqs.send(queue, *map(str, range(2000)))
-    async with receiving(queue, desk):
-        await sqs.emptied(queue)
-    calls = sqs.server.state()["calls"]
-    assert (len(desk.handled), calls["DeleteMessageBatch"] < 400) == (2000, True)

@@ -1,5 +1,3 @@
-"""The tries of a message are the failures of its own operation: on real shards, whatever it waited for before."""
-
 from __future__ import annotations
 
 import asyncio
@@ -17,7 +15,7 @@ from support.aws.endpoints import client_of
 from support.aws.receiver_settings import receiver_settings
 from support.aws.sqs_endpoints import sqs_servers
 from support.citrus.cases import RoutedShards, routed_shards
-from support.postgres.databases import SHARD_ID, ShardMaker, copy_shard
+from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.tenant_cases import TENANT_WAIT, add_tenant, fetch
 from support.postgres.trouble import calm, make_touchy
 
@@ -25,17 +23,15 @@ from simplu_local.postgres.server import PostgresServer
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import FifoIds, Message, OutgoingMessage, Queue
 from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
-from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
+from simplu_worker.consumers.sqs.order_messages import OrderRules
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, RetryRules, ReturnToQueue, ToDeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
-from simplu_worker.errors import InternalError, RetryableError
-from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.types import Lever, PositionClaim
+from simplu_worker.shards.types import Lever
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
 
@@ -52,7 +48,6 @@ _numbers = itertools.count(1)
 
 
 def message(order_id: str, data: dict[str, str], *, receive_count: int = 1) -> Message:
-    """Return a message that makes an order, all of one group; another receive of it each time."""
     number = next(_numbers)
     return Message(
         message_id=f"message-{order_id}",
@@ -67,24 +62,12 @@ def message(order_id: str, data: dict[str, str], *, receive_count: int = 1) -> M
     )
 
 
-def order(order_id: str, data: dict[str, str]) -> Operation:
-    """Return the operation of a message."""
-    sent = message(order_id, data)
-    origin = Queue(None, "http://127.0.0.1/000000000000/orders.fifo").origin_of(sent)
-    decoded = decode_order(sent.body, sent.attributes, origin, RULES, deduplication_id=sent.deduplication_id)
-    assert isinstance(decoded, Operation)
-    return decoded
-
-
 def given_up_count() -> float:
-    """Return how many orders the metrics have as given up."""
     labels = {"operation": "create", "outcome": "retries_exhausted", "source": "sqs"}
     return REGISTRY.get_sample_value("simplu_operations_total", labels) or 0.0
 
 
 class Desk:
-    """A shard with one tenant, and handlers of it, each that of another replica."""
-
     def __init__(self, routed: RoutedShards, pool: ShardPool) -> None:
         self.routed = routed
         self.pool = pool
@@ -93,7 +76,6 @@ class Desk:
     async def replica(
         self, gateway: ShardGateway | None = None, *, delays_s: Sequence[float] = (1, 5, 15), queue: Queue | None = None
     ) -> AsyncIterator[OrderHandler]:
-        """Open the handler of a replica."""
         used = gateway or self.gateway()
         async with open_orders(
             used,
@@ -107,22 +89,18 @@ class Desk:
             yield handler
 
     def gateway(self, kind: type[ShardGateway] = ShardGateway) -> ShardGateway:
-        """Return a gateway to the shard."""
         return kind(self.routed.directory, self.routed.locator, self.routed.pools, tenant_wait=TENANT_WAIT)
 
     async def counts(self) -> dict[str, int]:
-        """Return the failures on the shard, by message id."""
         return {row["message_id"]: row["failure_count"] for row in await fetch(self.pool, COUNTS)}
 
     async def orders(self) -> list[str]:
-        """Return the ids of the orders."""
         rows = await fetch(self.pool, 'SELECT "resourceId" AS id FROM resources ORDER BY 1')
         return [row["id"] for row in rows]
 
 
 @asynccontextmanager
 async def open_desk(address: ShardAddress) -> AsyncIterator[Desk]:
-    """Open the shard, with its tenant."""
     async with routed_shards([address]) as routed:
         desk = Desk(routed, routed.pools.ensure_pool(address))
         await add_tenant(desk.pool, TENANT)
@@ -132,7 +110,6 @@ async def open_desk(address: ShardAddress) -> AsyncIterator[Desk]:
 
 @pytest.fixture
 async def desk(make_shard: ShardMaker) -> AsyncIterator[Desk]:
-    """Give a shard that fails at orders with bad data."""
     async with open_desk(await make_shard()) as desk:
         await make_touchy(desk.pool)
         yield desk
@@ -179,16 +156,6 @@ async def test_order_whose_statement_is_always_too_slow_is_given_up(desk: Desk) 
     assert "57014" in verdict.error
 
 
-async def test_success_costs_the_table_nothing(desk: Desk) -> None:
-    async with desk.replica() as handler:
-        assert await handler.handle([message("o1", GOOD), message("o2", GOOD)]) == [Done(), Done()]
-        assert await desk.counts() == {}
-        assert (await handler.handle([message("o3", BAD)])) == [RetryHeld(1)]
-        await calm(desk.pool)
-        assert (await handler.handle([message("o3", BAD)])) == [Done()]
-    assert await desk.counts() == {"message-o3": 1}
-
-
 async def test_failure_is_no_failure_when_its_shard_is_gone_before_it_is_counted(
     breakable_server: PostgresServer,
 ) -> None:
@@ -209,18 +176,6 @@ async def test_failure_is_no_failure_when_its_shard_is_gone_before_it_is_counted
                 while verdict == RetryHeld(0.5):
                     (verdict,) = await handler.handle([message("o1", BAD)])
         assert (verdict, await desk.counts()) == (RetryHeld(1), {"message-o1": 1})
-
-
-async def test_failure_is_no_failure_when_the_tenant_has_moved_before_it_is_counted(desk: Desk) -> None:
-    class Moving(ShardGateway):
-        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
-            await fetch(desk.pool, "UPDATE tenants SET state = 'moved', moved_to = 'shard-9'")
-            return await super().count_failures(shard_id, failed)
-
-    async with desk.replica(desk.gateway(Moving)) as handler:
-        (verdict,) = await handler.handle([message("o1", BAD)])
-    assert verdict == RetryHeld(0.125)
-    assert await desk.counts() == {}
 
 
 @pytest.mark.slow
@@ -259,28 +214,6 @@ async def test_lookup_that_crashes_is_counted_in_memory(desk: Desk) -> None:
     assert await desk.counts() == {}
 
 
-async def test_defect_of_the_gateway_in_a_lookup_is_an_outage_and_no_try(desk: Desk) -> None:
-    class Broken(ShardGateway):
-        async def find_taker(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> Any:
-            raise InternalError("an error inside the worker")
-
-    async with desk.replica(desk.gateway(Broken), delays_s=(1, 5)) as handler:
-        seen = [(await handler.handle([message("o1", GOOD)]))[0] for _ in range(5)]
-    assert seen == [RetryHeld(0.5)] * 5
-
-
-async def test_defect_in_sending_is_an_outage_and_no_try(desk: Desk) -> None:
-    class Broken(ShardGateway):
-        async def apply(
-            self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
-        ) -> list[Outcome]:
-            raise ZeroDivisionError("a secret")
-
-    async with desk.replica(desk.gateway(Broken), delays_s=(1, 5)) as handler:
-        assert await handler.handle([message("o1", GOOD)]) == [RetryHeld(0.5)]
-    assert await desk.counts() == {}
-
-
 async def test_bug_in_counting_ends_nothing(desk: Desk) -> None:
     class Crashing(ShardGateway):
         async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
@@ -292,19 +225,6 @@ async def test_bug_in_counting_ends_nothing(desk: Desk) -> None:
             assert await handler.handle([message("o1", BAD)]) == [RetryHeld(5)]
     assert [one["loop"] for one in logs if one["event"] == "loop.failed"] == ["orders"] * 2
     assert "secret" not in str(logs)
-
-
-async def test_row_whose_deletion_fails_is_left_to_the_retention(desk: Desk) -> None:
-    class Forgetful(ShardGateway):
-        async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
-            raise RetryableError("the shard is down")
-
-    async with desk.replica(desk.gateway(Forgetful), delays_s=()) as handler:
-        (verdict,) = await handler.handle([message("o1", BAD)])
-        assert isinstance(verdict, ToDeadLetter)
-        assert verdict.before_delete is not None
-        await verdict.before_delete()
-    assert await desk.counts() == {"message-o1": 1}
 
 
 # Through a queue
@@ -319,7 +239,6 @@ async def consuming(
     delays_s: Sequence[float],
     gateway: ShardGateway | None = None,
 ) -> AsyncIterator[list[Any]]:
-    """Consume the queue as a replica does; yield the log."""
     stopping = asyncio.Event()
     async with desk.replica(gateway, delays_s=delays_s, queue=queue) as handler:
         receiver = QueueReceiver(
@@ -333,7 +252,6 @@ async def consuming(
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until *condition* holds."""
     async with asyncio.timeout(60):
         while not await condition():  # noqa: ASYNC110  # the server has nothing to await
             await asyncio.sleep(0.05)
@@ -341,13 +259,11 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 @pytest.fixture(scope="module")
 def sqs_url() -> Iterator[str]:
-    """Give the endpoint URL of our SQS."""
     with sqs_servers() as servers:
         yield servers.url_of("ours")
 
 
 async def make_queues(client: Client) -> tuple[Queue, Queue]:
-    """Make an order queue and a queue of dead letters."""
     number = next(_numbers)
     fifo = {"FifoQueue": "true", "VisibilityTimeout": "5"}
     made = await client.create_queue(QueueName=f"orders-{number}.fifo", Attributes=fifo)
@@ -357,7 +273,6 @@ async def make_queues(client: Client) -> tuple[Queue, Queue]:
 
 
 async def send(queue: Queue, data: dict[str, dict[str, str]]) -> None:
-    """Send an event of each order, all of one group."""
     events = [
         OutgoingMessage(
             json.dumps({"type": "CREATE", "orderId": order_id, "data": one, **TENANT_MEMBERS}),
@@ -369,63 +284,16 @@ async def send(queue: Queue, data: dict[str, dict[str, str]]) -> None:
 
 
 def deferred(logs: Sequence[Any]) -> list[str]:
-    """Return why messages were deferred."""
     return [one["error"] for one in logs if one["event"] == "orders.deferred"]
 
 
 async def has_deferred(logs: Sequence[Any]) -> bool:
-    """Tell whether any was."""
     return bool(deferred(logs))
 
 
 async def is_empty(queue: Queue) -> bool:
-    """Tell whether a queue has nothing left."""
     found = await queue.read_attributes()
     return found.visible_count + found.in_flight_count == 0
-
-
-@pytest.mark.slow(8)
-@pytest.mark.parametrize("cause", ["outage", "late tenant"])
-async def test_waits_with_restarts_use_up_no_tries(breakable_server: PostgresServer, sqs_url: str, cause: str) -> None:
-    address = await copy_shard(breakable_server)
-    async with client_of("sqs", sqs_url) as client, routed_shards([address]) as routed:
-        desk = Desk(routed, routed.pools.ensure_pool(address))
-        await add_tenant(desk.pool, TENANT)
-        await make_touchy(desk.pool)
-        queue, letters = await make_queues(client)
-        await send(queue, {"waited": BAD})
-        if cause == "outage":
-            routed.register(TENANT, SHARD_ID)
-            await breakable_server.kill()
-        for _ in range(2):
-            async with consuming(desk, queue, letters, client, (2,)) as logs:
-
-                async def is_deferred(logs: list[Any] = logs) -> bool:
-                    return any(one["event"] == "orders.deferred" for one in logs)
-
-                await until(is_deferred)
-        if cause == "outage":
-            await breakable_server.start()
-        else:
-            routed.register(TENANT, SHARD_ID)
-
-        class Calming(ShardGateway):
-            """Calms the shard behind the first failure: a test that looks for it may see the second one."""
-
-            async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
-                counted = await super().count_failures(shard_id, failed)
-                await calm(desk.pool)
-                return counted
-
-        async def all_is_done() -> bool:
-            return await is_empty(queue)
-
-        async with consuming(desk, queue, letters, client, (2,), desk.gateway(Calming)) as logs:
-            await until(all_is_done)
-        assert await is_empty(letters)
-        assert await desk.orders() == ["waited"]
-        assert list((await desk.counts()).values()) == [1]
-    assert [one["attempts"] for one in logs if one["event"] == "operation.failing"] == [1]
 
 
 @pytest.mark.slow(12)
@@ -464,8 +332,6 @@ async def test_followers_of_a_failing_head_cost_no_receives_and_are_not_buried(d
         failed_ids: list[str] = []
 
         class Calming(ShardGateway):
-            """Calms the shard behind the first failure of a follower: a test that looks may see the next one."""
-
             async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
                 counted = await super().count_failures(shard_id, failed)
                 failed_ids.extend(message_id for _, message_id in failed)

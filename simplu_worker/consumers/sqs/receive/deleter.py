@@ -1,7 +1,4 @@
-"""Delete handled messages, many at a time; retry failed deletes while the messages are hidden from other receivers.
-
-Keep the messages in flight hidden from other receivers, and return messages to the queue.
-"""
+"""Delete handled messages, many at a time; keep the others hidden from other receivers, and return them."""
 
 from __future__ import annotations
 
@@ -31,18 +28,13 @@ log = structlog.get_logger(__name__)
 
 
 class _PendingDelete(msgspec.Struct):
-    """A decided message, and the outcome that is counted once it is deleted."""
-
     message: Message
     outcome: MessageOutcome
     added_at: float
 
 
 class DeleteBatcher:
-    """Deletes messages of *queue*; each stays in *in_flight*, and so hidden, until it is deleted or given up.
-
-    *on_removed* is called after messages left *in_flight*.
-    """
+    """Deletes messages of *queue*; each stays *in_flight*, and so hidden, until it is deleted or given up."""
 
     def __init__(
         self,
@@ -64,9 +56,6 @@ class DeleteBatcher:
         self._call_count = 0
         self._in_calls: set[str] = set()
         self.last_turn = clock()
-
-    def __repr__(self) -> str:
-        return f"DeleteBatcher({self._queue.name!r}, pending={len(self._pending)}, calls={self._call_count})"
 
     @property
     def pending_count(self) -> int:
@@ -125,7 +114,6 @@ class DeleteBatcher:
         self._changed.set()
 
     async def _delete_once(self, batch: Sequence[_PendingDelete]) -> list[_PendingDelete]:
-        """Send one call; return the messages to try again."""
         now = self._clock()
         lost = [one for one in batch if not self._in_flight.is_ours(one.message, now=now)]
         self._give_up(lost, MessageOutcome.LEASE_LOST, "")
@@ -146,7 +134,6 @@ class DeleteBatcher:
     def _finish_call(
         self, entries: Sequence[_PendingDelete], messages: Sequence[Message], failures: Sequence[BatchFailure]
     ) -> list[_PendingDelete]:
-        """Remove the deleted and the refused messages; return those to try again."""
         failed = {failure.message.message_id: failure for failure in failures}
         now = self._clock()
         again: list[_PendingDelete] = []
@@ -173,13 +160,11 @@ class DeleteBatcher:
         return self._in_flight.with_newest_handle(message).receipt_handle != sent.receipt_handle
 
     def _give_up_overdue(self, entries: Sequence[_PendingDelete], error: str) -> list[_PendingDelete]:
-        """Give up those of *entries* that were added a visibility timeout ago; return the others, to try again."""
         ends_at = self._clock() - self._in_flight.visibility_timeout_s
         self._give_up([one for one in entries if one.added_at <= ends_at], MessageOutcome.NOT_DELETED, error)
         return [one for one in entries if one.added_at > ends_at]
 
     def _give_up(self, entries: Sequence[_PendingDelete], outcome: MessageOutcome, error: str) -> None:
-        """Let *entries* be received again; their handlers then find them done."""
         if not entries:
             return
         SQS_MESSAGES.labels(self._queue.name, outcome).inc(len(entries))
@@ -206,11 +191,10 @@ RETURN_TRIES: Final = 3
 
 
 class Visibility:
-    """Extends the visibility timeouts of the messages of *queue* that are *in_flight*, and ends them at their return.
+    """Extends the visibility timeouts of the messages that are *in_flight*, and ends them at their return.
 
-    *on_lost* is called with messages that are no longer ours, and returns the messages that have to return to the queue
-    because of it; *on_removed* after messages left *in_flight*. *is_being_deleted* returns whether SQS may refuse an
-    extension because a delete was faster.
+    *on_lost* gets messages that are no longer ours, and returns those that have to return to the queue because of it.
+    *is_being_deleted* tells whether SQS may refuse an extension because a delete was faster.
     """
 
     def __init__(
@@ -236,9 +220,6 @@ class Visibility:
         self.last_turn = clock()
         self.late_s = 0.0
 
-    def __repr__(self) -> str:
-        return f"Visibility({self._queue.name!r}, extending={len(self._under_way)})"
-
     async def keep_hidden(self, ended: asyncio.Event) -> None:
         """Extend the messages in flight in time, until *ended* is set."""
         async with asyncio.TaskGroup() as calls:
@@ -249,16 +230,16 @@ class Visibility:
                     calls.create_task(self._extend(batch, due_at=due_at), name=f"sqs-extend:{self._queue.name}")
 
     def report_expired(self, tasks: asyncio.TaskGroup) -> None:
-        """Report expired messages as lost; return those to the queue, in *tasks*, that have to return because of it."""
+        """Report expired messages as lost; return to the queue, in *tasks*, those that have to because of it."""
         lost = self._in_flight.mark_expired(self._clock())
         if behind := self._report_lost([message for message, _ in lost], {loss for _, loss in lost}):
             tasks.create_task(self.return_to_queue(behind), name=f"sqs-return:{self._queue.name}")
 
     async def return_to_queue(self, changes: Sequence[tuple[Message, float]], *, retried_count: int = 0) -> None:
-        """Make each message visible after its seconds, in this order; it leaves *in_flight*, even if the call fails.
+        """Make each message visible after its seconds, in this order; it leaves *in_flight* in any case.
 
-        A message that SQS does not accept becomes visible when its visibility timeout has passed. *retried_count* of
-        the messages are retried; the others were not begun, or are behind these.
+        One that SQS does not accept becomes visible when its visibility timeout has passed. *retried_count* of them are
+        retried.
         """
         if not changes:
             return
@@ -280,7 +261,6 @@ class Visibility:
         self._on_removed()
 
     async def _return_batch(self, changes: Sequence[tuple[Message, int]]) -> str:
-        """Return the messages of one call to the queue; return the error of SQS, empty for none."""
         error = ""
         for attempt in range(1, RETURN_TRIES + 1):
             try:
@@ -302,7 +282,6 @@ class Visibility:
         return error or "no answer"
 
     async def _extend(self, batch: Sequence[Message], *, due_at: float) -> None:
-        """Extend those of *batch* that are still ours, when one of the calls at one time is free."""
         async with self._slots:
             now = self._clock()
             timeout_s = self._in_flight.visibility_timeout_s
@@ -350,7 +329,6 @@ class Visibility:
         await self.return_to_queue(self._report_lost(lost, {LossReason.REFUSED}))
 
     def _report_lost(self, messages: Sequence[Message], losses: set[LossReason]) -> Sequence[tuple[Message, float]]:
-        """Log and report lost *messages*; return those that have to return to the queue at once because of it."""
         if not messages:
             return []
         ids = [message.message_id for message in messages[:IDS_MAX]]
@@ -366,7 +344,6 @@ class Visibility:
             SQS_STALE_RECEIPTS.labels(self._queue.name, QueueCall.CHANGE_VISIBILITY).inc(len(failures))
 
     async def _wait_for_extensions(self, messages: Sequence[Message]) -> None:
-        """Wait for the extensions of *messages* under way; no new one starts, since they are not in flight any more."""
         for message in messages:
             while (ended := self._under_way.get(message.message_id)) is not None:
                 await ended.wait()

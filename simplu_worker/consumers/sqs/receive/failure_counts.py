@@ -1,13 +1,7 @@
 """Count how often the operation of each message has failed: on its shard, else in the memory of this process.
 
-On the shard the count is exact: it survives a restart, and all replicas share it. In memory are the failures of which
-no shard can know: while the shard of a tenant is looked up.
-
-How often the operations of messages have failed, as far as this process remembers.
-
-A count contains only failures that this process saw: after a restart it is too low, and never too high. So a message
-is
-never given up too early by it.
+On the shard the count is exact, for all replicas. In memory are failures while the shard of a tenant is looked up:
+after a restart that count is too low, and never too high, so that no message is given up too early.
 """
 
 from __future__ import annotations
@@ -29,9 +23,6 @@ class FailureMemory:
         self._max_count = max_count
         self._counts: dict[str, int] = {}  # by message id, the oldest failure first
 
-    def __repr__(self) -> str:
-        return f"FailureMemory({self._counts})"
-
     def add(self, message_id: str) -> int:
         """Count one failure more of a message; return their number."""
         count = self._counts.pop(message_id, 0) + 1
@@ -48,10 +39,7 @@ class FailureTable(Protocol):
     """The counts on the shards; `shards.gateway.ShardGateway` is one."""
 
     async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
-        """Count one failure more of each message, by tenant and message id.
-
-        A message has no number if its tenant does not live on the shard.
-        """
+        """Count one failure more of each message, by tenant and message id; None if its tenant is elsewhere."""
 
     async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
         """Forget the failures of a message."""
@@ -64,14 +52,10 @@ class FailureCounts:
         self._table = table
         self._memory = FailureMemory()
 
-    def __repr__(self) -> str:
-        return f"FailureCounts({self._memory!r})"
-
     async def add(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> Sequence[int | None]:
         """Count one failure more of each message, by tenant and message id; return their numbers.
 
-        A message has none, and no failure counts, if its tenant lives on another shard by now. Raises `RetryableError`
-        when the shard does not answer. That is an outage: then no failure counts.
+        None, and nothing counts, for a tenant that lives on another shard by now. Raises `RetryableError` in an outage.
         """
         return await self._table.count_failures(shard_id, failed)
 
@@ -80,7 +64,7 @@ class FailureCounts:
         return self._memory.add(message_id)
 
     async def forget(self, shard_id: str, tenant_id: str, message_id: str) -> None:
-        """Forget the failures of a message with a stored dead letter; when its shard is down, the retention does."""
+        """Forget the failures of a message with a stored dead letter, or leave that to the retention."""
         try:
             await self._table.forget_failures(shard_id, tenant_id, message_id)
         except RetryableError as exc:

@@ -22,7 +22,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True):
     """How much a receiver takes at a time.
 
     *message_count* and *byte_count* limit the messages in flight, *batch_count* and *batch_bytes* those of one call of
-    the handler, *call_count* and *poll_count* the calls and the polls at one time.
+    the handler.
     """
 
     message_count: int = 200
@@ -36,9 +36,8 @@ class SchedulerLimits(msgspec.Struct, frozen=True):
 class CallDecision(msgspec.Struct, frozen=True):
     """What to do with the messages of a call, and with those behind them.
 
-    *returned* are messages with the delays after which they become visible, in an order that keeps a group locked until
-    the last of it is back; *retried_count* of them are retried, the others return with these. *lost* messages are no
-    longer ours: their verdicts are not carried out.
+    *returned* are messages with their delays, in an order that keeps a group locked until the last of it is back;
+    *retried_count* of them are retried. *lost* messages are no longer ours: their verdicts do not count.
     """
 
     done: Sequence[Message]
@@ -49,27 +48,22 @@ class CallDecision(msgspec.Struct, frozen=True):
 
 
 class _HoldQuota(msgspec.Struct, frozen=True):
-    """How many messages and bytes more may be held: half of the room in flight, to leave the rest to other messages."""
+    """How many messages and bytes more may be held: half of the room in flight."""
 
     message_count: int
     byte_count: int
 
     def without(self, messages: Sequence[Message]) -> _HoldQuota:
-        """Return the quota that *messages* leave; a negative count when they exceed it."""
         size_bytes = sum(message.size_bytes for message in messages)
         return _HoldQuota(self.message_count - len(messages), self.byte_count - size_bytes)
 
     @property
     def is_exceeded(self) -> bool:
-        """Whether more is held than may be."""
         return self.message_count < 0 or self.byte_count < 0
 
 
 class _LaneDecision(msgspec.Struct, frozen=True):
-    """The decision on one lane after a call, with the members of `CallDecision`, and the *quota* that it leaves.
-
-    *held* messages stay in the lane, in order, and are handled again after *hold_s*.
-    """
+    """The decision on one lane after a call, and the *quota* that it leaves; *held* messages stay for *hold_s*."""
 
     done: Sequence[Message]
     dead_letters: Sequence[tuple[Message, ToDeadLetter]]
@@ -103,8 +97,7 @@ MAY_FOLLOW: Final[Mapping[GroupState, Collection[GroupState]]] = {
 class _GroupLane:
     """The messages in flight of one group, in order.
 
-    *handling* are with the handler, or their dead letters are being stored; *queued* are behind them. A lane that is
-    held waits until *held_until*.
+    *handling* are with the handler, or their dead letters are being stored; *queued* are behind them.
     """
 
     __slots__ = ("handling", "held_until", "holds", "key", "queued", "state")
@@ -122,7 +115,6 @@ class _GroupLane:
         return self.state in {GroupState.HELD, GroupState.BUSY_AND_HELD}
 
     def state_of_messages(self, *, is_held: bool) -> GroupState:
-        """Return the state that follows from the messages; a hold ends when nothing is queued any more."""
         if is_held and self.queued:
             return GroupState.BUSY_AND_HELD if self.handling else GroupState.HELD
         if self.handling:
@@ -140,9 +132,6 @@ class GroupScheduler:
         self._held: list[tuple[float, int, _GroupLane]] = []
         self._numbers = itertools.count()
         self.queued_count = 0
-
-    def __repr__(self) -> str:
-        return f"GroupScheduler({len(self._lanes)} lanes, queued={self.queued_count}, handling={self.handling_count})"
 
     @property
     def handling_count(self) -> int:
@@ -169,7 +158,7 @@ class GroupScheduler:
             self._update(lane, is_held=lane.is_held)
 
     def take_call(self, limits: SchedulerLimits, *, now: float) -> list[Message]:
-        """Return the messages of the next call, those of a group together and in order; empty for nothing now.
+        """Return the messages of the next call, those of a group together and in order.
 
         A message that is larger than a batch may be goes alone.
         """
@@ -209,7 +198,7 @@ class GroupScheduler:
     ) -> CallDecision:
         """Apply the handler's *verdicts* on *call* to the lanes; return what to do with each message.
 
-        Messages with dead letters stay in their lanes until `finish`; all others that are returned have left them.
+        Messages with dead letters stay in their lanes until `finish`.
         """
         by_key: dict[str, list[tuple[Message, Verdict]]] = {}
         for message, verdict in zip(call, verdicts, strict=True):
@@ -241,8 +230,8 @@ class GroupScheduler:
     def remove(self, message: Message) -> list[Message]:
         """Remove *message*, which is lost or returns to the queue, from its lane.
 
-        Return the messages behind it, which leave the lane and have to return to the queue too. A message that is with
-        the handler stays in the lane until its call has ended; those behind it leave.
+        Return the messages behind it, which have to return too. One that is with the handler stays until its call has
+        ended.
         """
         lane = self._lanes.get(self._key(message))
         if lane is None:
@@ -263,7 +252,7 @@ class GroupScheduler:
     def take_unstarted(self, keep: Callable[[Message], bool] = lambda _: False) -> list[Message]:
         """Take out all messages that are not with the handler, those of a group in order.
 
-        Messages to *keep* stay, with those of their groups before them; none of them is held any longer.
+        Messages to *keep* stay, with those of their groups before them, and are held no longer.
         """
         unstarted: list[Message] = []
         for lane in list(self._lanes.values()):
@@ -284,7 +273,6 @@ class GroupScheduler:
         return f"group:{message.group_id}" if self._is_fifo and message.group_id is not None else message.message_id
 
     def _update(self, lane: _GroupLane, *, is_held: bool) -> None:
-        """Give *lane* the state that follows from its messages: put it into the ring, or forget it."""
         state = lane.state_of_messages(is_held=is_held)
         if state is lane.state:
             return
@@ -304,7 +292,6 @@ class GroupScheduler:
     def _take_lane(
         self, taken: list[tuple[_GroupLane, list[Message]]], open_lanes: deque[tuple[_GroupLane, list[Message]]]
     ) -> tuple[_GroupLane, list[Message]] | None:
-        """Return the next lane: one of the ring, which had no turn yet, else the first of those with more messages."""
         while self._ring:
             lane = self._ring.popleft()
             if lane.state is GroupState.READY:  # else its messages have left it
@@ -335,7 +322,6 @@ class GroupScheduler:
         self._update(lane, is_held=decision.hold_s > 0)
 
     def _hold(self, lane: _GroupLane, messages: Sequence[Message], hold_s: float, now: float) -> None:
-        """Put *messages* back to the front of *lane*, to be handled again after *hold_s*."""
         lane.queued.extendleft(reversed(messages))
         self.queued_count += len(messages)
         head = messages[0]
@@ -352,7 +338,6 @@ class GroupScheduler:
                 self._update(entry[2], is_held=False)
 
     def _unqueue(self, lane: _GroupLane, messages: Sequence[Message]) -> None:
-        """Remove *messages*, the last of its queue, from *lane*."""
         for message in reversed(messages):
             lane.queued.pop()
             lane.holds.pop(message.message_id, None)
@@ -369,8 +354,8 @@ def _decide_lane(
 ) -> _LaneDecision:
     """Return the decision on the messages of one lane, given their verdicts in order; change nothing.
 
-    From the first undecided message on, the others stay behind it when it is held, or return with it. A lost message is
-    received again before those behind it may be: they return.
+    From the first undecided message on, the others stay behind it when it is held, or return with it; behind a lost one
+    they return.
     """
     done: list[Message] = []
     dead_letters: list[tuple[Message, ToDeadLetter]] = []
@@ -412,10 +397,7 @@ def _decide_lane(
 def _quota_after_hold(
     lane: _GroupLane, head: Message, verdict: ReturnToQueue | RetryHeld, *, now: float, quota: _HoldQuota | None
 ) -> _HoldQuota | None:
-    """Return the quota that is left when *head* is held with the messages behind it; None when it must not be held.
-
-    It must not be held for long, nor when the held messages would exceed *quota*. Without a delay it takes no quota.
-    """
+    """Return the quota that is left when *head* is held with those behind it; None when it must not be held."""
     if quota is None or not isinstance(verdict, RetryHeld):
         return None
     since, _ = lane.holds.get(head.message_id, (now, 0))
@@ -428,7 +410,6 @@ def _quota_after_hold(
 
 
 def _is_current(entry: tuple[float, int, _GroupLane]) -> bool:
-    """Return whether the lane of *entry* is still held until the time of *entry*."""
     until, _, lane = entry
     return lane.is_held and lane.held_until == until
 

@@ -1,21 +1,11 @@
-"""The messages in flight, received and not decided yet: until when each is hidden, and when to extend that. Pure.
+"""The messages in flight: until when each is hidden, and when to extend that. Pure.
 
-When the oldest message of a queue was sent, of those that a receiver knows.
+Also: the age of the oldest known message, how many polls run and how much each may ask for, and how many slots (places
+for messages in hand) a tenant may have while its messages wait.
 
-SQS reports the age of a queue's oldest message to CloudWatch alone. A receiver sees it as it receives: messages in
-flight, and those that it received a short while ago and decided since, or returned to the queue.
-
-How many polls a queue needs at a time, how much each may ask for, and which receive repeats a failed one.
-
-How many slots, places for messages in hand, a tenant may have while its messages wait.
-
-A tenant waits when a tenth of its messages in hand were held, or are in hand for a second while slots are short: its
-shard is slow or down, or it is locked. All tenants that wait share half of the slots, and none has more than a
-quarter.
-Messages beyond that return to the queue, hidden for 5 to 10 s at first and twice as long each time, up to minutes, so
-that they are received rarely. Until they are back, the tenant counts as one that waits. All others may have all
-slots:
-they soon leave them.
+A tenant waits when a tenth of its messages were held, or are in hand for a second while slots are short. All that wait
+share half of the slots, and none has more than a quarter. Messages beyond that return to the queue, hidden for 5 to 10
+s at first and twice as long each time, so that they are received rarely.
 """
 
 from __future__ import annotations
@@ -66,8 +56,6 @@ MAY_FOLLOW: Final[Mapping[PeriodState, Collection[PeriodState]]] = {
 
 
 class _VisibilityPeriod(msgspec.Struct):
-    """The visibility timeout of *message* with its newest receipt handle; *due_at* is when it was, or is, to extend."""
-
     message: Message
     received_at: float
     deadline: float
@@ -80,7 +68,6 @@ class _VisibilityPeriod(msgspec.Struct):
 
     @property
     def is_at_ceiling(self) -> bool:
-        """Whether no further extension can be made: whole seconds are sent, and none is left for another one."""
         return self.deadline + 1 >= self.ceiling_at
 
     def become(self, state: PeriodState) -> None:
@@ -96,12 +83,6 @@ class InFlightMessages:
         self.visibility_timeout_s = max(visibility_timeout_s, VISIBILITY_MIN_S)
         self._periods: dict[str, _VisibilityPeriod] = {}
         self.byte_count = 0
-
-    def __repr__(self) -> str:
-        lost = sorted(name for name, period in self._periods.items() if period.state is PeriodState.LOST)
-        return (
-            f"InFlightMessages({sorted(self._periods)}, lost={lost}, visibility_timeout_s={self.visibility_timeout_s})"
-        )
 
     def __len__(self) -> int:
         return len(self._periods)
@@ -126,9 +107,8 @@ class InFlightMessages:
     def add(self, messages: Iterable[Message], *, received_at: float, draw: float = 0.0) -> list[Message]:
         """Add *messages*; return those that were not in flight already.
 
-        A message that was in flight and is received again is the same work under a newer receipt handle, with a new
-        visibility period even if the last one was lost. *draw* (0 ≤ draw < 1) spreads the extensions of messages that
-        were received at the same time.
+        One that is received again is the same work under a newer receipt handle, with a new visibility period. *draw*
+        (0 ≤ draw < 1) spreads the extensions.
         """
         fresh = []
         for message in messages:
@@ -163,10 +143,9 @@ class InFlightMessages:
         return min((period.message.sent_at for period in self._periods.values()), default=None)
 
     def take_due(self, now: float) -> list[tuple[float, list[Message]]]:
-        """Return the messages to extend now, most urgent first: for each call, when it was due, and its messages.
+        """Return the messages to extend now: for each call, when it was due, and its messages.
 
-        The last batch is filled up with messages that will be due soon. They are not due again before `record_extended`
-        or `retry_soon`.
+        The last call is filled up with messages that will be due soon.
         """
         soon = now + self.heartbeat_s * EARLY_SHARE
         scheduled = (period for period in self._periods.values() if period.state is PeriodState.SCHEDULED)
@@ -179,7 +158,7 @@ class InFlightMessages:
         return [(batch[0].due_at, [period.message for period in batch]) for batch in batches]
 
     def next_due_in_s(self, now: float) -> float:
-        """Return the seconds until a message may be due or lost; messages received from now on are neither before."""
+        """Return the seconds until a message may be due or lost."""
         dues: list[float] = []
         for period in self._periods.values():
             match period.state:
@@ -248,11 +227,7 @@ class InFlightMessages:
                 self.byte_count -= period.message.size_bytes
 
     def _extending(self, message: Message) -> _VisibilityPeriod | None:
-        """Return the period that an answer about *message* is for.
-
-        None if the answer comes late: the message was lost or decided in the meantime, or was received again under a
-        newer handle.
-        """
+        """Return the period that an answer about *message* is for; None if the answer comes late."""
         period = self._periods.get(message.message_id)
         if period is None or period.state is not PeriodState.EXTENDING:
             return None
@@ -276,9 +251,6 @@ class RecentlyReceived:
     def __init__(self) -> None:
         self._periods: list[_ReceivePeriod] = []  # at most two, the newest last
 
-    def __repr__(self) -> str:
-        return f"RecentlyReceived({self._periods})"
-
     def note(self, sent_at: Iterable[datetime], *, now: float) -> None:
         """Note the times at which messages were sent that were received just now."""
         oldest = min(sent_at, default=None)
@@ -295,7 +267,7 @@ class RecentlyReceived:
 
 
 def oldest_age_s(sent_at: Iterable[datetime | None], *, utc: datetime) -> float:
-    """Return the age of the oldest message at the time *utc*; 0 without one, and for one from a clock ahead of ours."""
+    """Return the age of the oldest message at the time *utc*; 0 without one."""
     return max([0.0, *((utc - one).total_seconds() for one in sent_at if one is not None)])
 
 
@@ -303,7 +275,7 @@ ATTEMPT_MAX_S: Final = 240.0  # SQS API reference, ReceiveRequestAttemptId: five
 
 
 class ReceiveAttempt(msgspec.Struct, frozen=True):
-    """A receive of a FIFO queue; when its answer got lost, a repetition of it gives the same messages."""
+    """A receive of a FIFO queue; when its answer got lost, a repetition gives the same messages."""
 
     attempt_id: str
     max_messages: int
@@ -321,14 +293,8 @@ class PollCount:
         self._max_count = max(max_count, 1)
         self.wanted_count = 1
 
-    def __repr__(self) -> str:
-        return f"PollCount({self.wanted_count} of {self._max_count})"
-
     def record_answer(self, received_count: int, asked_count: int) -> None:
-        """Record that a poll received *received_count* messages of *asked_count*.
-
-        A poll that asked for fewer messages than a receive may give shows nothing about the rest of the queue.
-        """
+        """Record that a poll received *received_count* messages of *asked_count*."""
         if received_count == 0:
             self.wanted_count = 1
         elif received_count >= asked_count == BATCH_MAX_COUNT:
@@ -340,19 +306,13 @@ class PollCount:
 
 
 class PollReservations:
-    """The room in flight that polls under way may need, so that concurrent polls together keep to the limits.
-
-    The sizes of messages are unknown before they arrive: the largest recent size stands for each.
-    """
+    """The room in flight that polls under way may need; the largest recent size stands for each message."""
 
     def __init__(self, *, message_count: int, byte_count: int) -> None:
         self._message_count = message_count
         self._byte_count = byte_count
         self._asked_count = 0
         self._largest_bytes = 0.0
-
-    def __repr__(self) -> str:
-        return f"PollReservations({self._asked_count} messages of about {self._largest_bytes:.0f} bytes)"
 
     def reserve(self, *, in_flight_count: int, in_flight_bytes: int) -> int:
         """Reserve room for a poll until `release`; return how many messages it may ask for, 0 for none."""
@@ -385,7 +345,7 @@ SPREAD: Final = (math.sqrt(5) - 1) / 2  # multiples of it, without their whole p
 
 
 class SlotShare:
-    """The tenants of the messages in hand, once one of these is late; *tenant_of* tells the tenant of a message."""
+    """The tenants of the messages in hand, once one of these is late."""
 
     def __init__(self, message_count: int, tenant_of: Callable[[Message], str | None], *, is_fifo: bool) -> None:
         self._half_count = message_count // 2
@@ -398,9 +358,6 @@ class SlotShare:
         self._put_back_count = 0
         self._unnamed: set[str] = set()  # tenants that wait since the last call of `begun`
         self._named_at = float("-inf")
-
-    def __repr__(self) -> str:
-        return f"SlotShare({len(self._late)} of {len(self._tenants)} were held)"
 
     def note_late(self, message_ids: Iterable[str]) -> None:
         """Note that messages are in hand for LATE_AFTER_S while slots are short."""
@@ -428,7 +385,7 @@ class SlotShare:
         now: float,
         draw: float,
     ) -> list[Verdict]:
-        """Return *verdicts* on a call, but the return of those that are to be held beyond the share of their tenant."""
+        """Return *verdicts* on a call, but the return of those that would be held beyond their tenant's share."""
         pairs = list(zip(call, verdicts, strict=True))
         to_hold = {one.message_id for one, verdict in pairs if isinstance(verdict, RetryHeld) and verdict.delay_s}
         if not to_hold:
@@ -470,7 +427,6 @@ class SlotShare:
         return (self._is_fifo and message.group_id) or message.message_id
 
     def _staying_lanes(self, in_hand: Iterable[Message]) -> set[str]:
-        """Return the lanes with a message that SQS would move to another queue in place of its next receive."""
         most = self.max_receive_count
         return set() if most is None else {self._lane_of(one) for one in in_hand if one.receive_count >= most}
 
@@ -493,8 +449,6 @@ class SlotShare:
 
 
 class _Room:
-    """How many slots each tenant that waits has, and may have."""
-
     def __init__(self, counts: dict[str, int], half_count: int) -> None:
         self._counts = counts
         self._limit = _limit_of(counts.values(), half_count)
@@ -503,7 +457,6 @@ class _Room:
         )  # with one slot for each
 
     def give_up(self, tenant_id: str | None, count: int = 1) -> bool:
-        """Take *count* slots from a tenant that has more than its share; return whether it had."""
         if tenant_id is None or (own_count := self._counts.get(tenant_id)) is None:
             return False
         if own_count <= self._limit and (self._over_count <= 0 or own_count <= 0):
@@ -514,7 +467,6 @@ class _Room:
 
 
 def _limit_of(counts: Collection[int], half_count: int) -> int:
-    """Return how many slots a tenant may have, where the others leave it what they do not need."""
     left_count = half_count
     for number, count in enumerate(sorted(counts)):
         fair_count = left_count // (len(counts) - number)

@@ -1,6 +1,7 @@
-"""Poll a queue: one poll while it is nearly empty, several at a time while it is full, each with a deadline.
+"""Poll a queue: one poll while it is nearly empty, several while it is full, each with a deadline.
 
-Priority of one queue over another: while the other has work, a queue polls in a turn of its own, or each second.
+And the priority of one queue over another: while the other has work, a queue polls in a turn of its own, or each
+second.
 """
 
 from __future__ import annotations
@@ -34,11 +35,10 @@ log = structlog.get_logger(__name__)
 
 
 class PollTimes(msgspec.Struct, frozen=True):
-    """The times of a poll.
+    """The times of a poll. *wait_s* is how long SQS waits for messages.
 
-    *wait_s* is how long SQS waits for messages. *stop_wait_s* is how long polls that are under way at a stop may still
-    answer; keep it above *wait_s*, because SQS may give messages to a poll that was cut, and hides them then until
-    their visibility timeout has passed. *silence_s* after its wait, a poll is abandoned and replaced.
+    *stop_wait_s* is how long polls may still answer at a stop; longer than *wait_s*, because SQS may give messages to a
+    poll that was cut. *silence_s* after its wait, a poll is replaced.
     """
 
     wait_s: int = POLL_WAIT_S
@@ -47,10 +47,7 @@ class PollTimes(msgspec.Struct, frozen=True):
 
 
 class Poller:
-    """Polls *queue* while there is room in *in_flight*; awaits *on_messages* with the messages and when they came.
-
-    *gate*, when given, is awaited before each poll.
-    """
+    """Polls *queue* while there is room in *in_flight*; awaits *gate* before each poll, and *on_messages* after it."""
 
     def __init__(
         self,
@@ -83,10 +80,6 @@ class Poller:
         self.answer_count = 0
         self.replaced_count = 0
         self.last_error: str | None = None
-
-    def __repr__(self) -> str:
-        under_way = sorted(self._under_way)
-        return f"Poller({self._queue.name!r}, under_way={under_way}, {self._count!r}, {self._reservations!r})"
 
     @property
     def last_turn(self) -> float:
@@ -145,7 +138,6 @@ class Poller:
             await self._back_off(error, failure_count, stopping)
 
     def _reserve(self, attempt: ReceiveAttempt | None) -> int:
-        """Reserve room; return how many messages to ask for, as many as before when *attempt* is repeated."""
         asked_count = self._reservations.reserve(
             in_flight_count=len(self._in_flight), in_flight_bytes=self._in_flight.byte_count
         )
@@ -155,7 +147,6 @@ class Poller:
         return asked_count
 
     def _next_attempt(self, attempt: ReceiveAttempt | None, asked_count: int) -> ReceiveAttempt | None:
-        """Return the attempt of the next receive (FIFO queues): *attempt* if its answer got lost, else a new one."""
         if not self._queue.is_fifo:
             return None
         now = self._clock()
@@ -166,7 +157,6 @@ class Poller:
     async def _poll(
         self, number: int, asked_count: int, attempt: ReceiveAttempt | None, stopping: asyncio.Event
     ) -> Exception | None:
-        """Poll once; return the error. A poll that a stop cut is no error."""
         messages: list[Message] = []
         sent_at = self._clock()
         try:
@@ -204,7 +194,6 @@ class Poller:
             )
 
     def _replace_poll(self) -> RetryableError:
-        """Count and log that a poll without an answer is replaced; return the error."""
         self.replaced_count += 1
         SQS_POLLS_REPLACED.labels(self._queue.name).inc()
         silent_s = self._times.wait_s + self._times.silence_s
@@ -212,7 +201,6 @@ class Poller:
         return RetryableError(f"a poll of {self._times.wait_s} s had no answer after {silent_s:g} s")
 
     async def _limit_stop(self, stopping: asyncio.Event) -> None:
-        """When *stopping* is set, wake idle loops, and end the polls under way soon."""
         await stopping.wait()
         self.wake()
         ends_at = asyncio.get_running_loop().time() + self._times.stop_wait_s
@@ -220,7 +208,6 @@ class Poller:
             move_deadline(deadline, min(deadline.when() or ends_at, ends_at))
 
     async def _back_off(self, exc: Exception, failure_count: int, stopping: asyncio.Event) -> None:
-        """Wait after a failed poll."""
         self.last_error = str(exc)
         self._count.record_failure()
         RETRIES.labels(Source.SQS, QueueRetry.RECEIVE).inc()
@@ -251,9 +238,9 @@ POLLS_AHEAD: Final = 4  # of the other queue, before it is this one's turn
 
 
 class PriorityGate:
-    """A gate before each poll of a queue, which is shut while *is_busy* returns that the other queue has work.
+    """A gate before each poll of a queue, which is shut while *is_busy* tells that the other queue has work.
 
-    *poll_count* returns how many polls of the other queue were answered: after some more the gate opens for one poll.
+    After some more polls of the other queue, which *poll_count* counts, it opens for one poll.
     """
 
     def __init__(
@@ -271,7 +258,7 @@ class PriorityGate:
         self._opens_at = POLLS_AHEAD
 
     async def __call__(self) -> None:
-        """Wait until the other queue has no work, or it is this one's turn, but no longer than *max_wait_s*."""
+        """Wait until the other queue has no work, or it is this one's turn, at most *max_wait_s*."""
         for _ in range(self._check_count):
             if not self._is_busy() or self._poll_count() >= self._opens_at:
                 break

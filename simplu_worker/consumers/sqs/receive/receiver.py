@@ -75,17 +75,15 @@ class Handler(Protocol):
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
         """Return one verdict for each of *messages*, in their order. Idempotent; raises nothing but a cancellation.
 
-        The messages of one FIFO group are in order, and none of them is in two calls at the same time. When the verdict
-        on one is neither Done nor ToDeadLetter, those of its group behind it must not be applied: they get
-        ReturnToQueue(0).
+        The messages of one FIFO group are in order, and in one call at a time. Behind one whose verdict is neither Done
+        nor ToDeadLetter, those of its group must not be applied: they get ReturnToQueue(0).
         """
 
 
 class ReceiverSettings(msgspec.Struct, frozen=True):
     """How much a receiver takes at a time, and for how long it polls and drains.
 
-    At a stop, unstarted messages return to the queue, and started ones have *drain_s* to end. *redrive_rules*, when
-    given, are compared with the queue's own settings at the start.
+    At a stop, unstarted messages return to the queue, and started ones have *drain_s* to end.
     """
 
     limits: SchedulerLimits = SchedulerLimits()
@@ -97,8 +95,8 @@ class ReceiverSettings(msgspec.Struct, frozen=True):
 class QueueReceiver:
     """Receives from *queue* and lets *handler* handle the messages.
 
-    *gate*, when given, is awaited before each poll. *tenant_of* tells the tenant of a message: one that waits has its
-    share of the messages in hand. None: the message counts for no tenant.
+    *gate* is awaited before each poll. *tenant_of* tells the tenant of a message, which has its share of the messages
+    in hand while it waits.
     """
 
     def __init__(
@@ -136,7 +134,6 @@ class QueueReceiver:
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        """Begin without any message in flight: what was remembered of them may be wrong. SQS has all of them."""
         queue, settings, clock, draw = self._queue, self._settings, self._clock, self._draw
         self._in_flight = in_flight = InFlightMessages(visibility_timeout_s=VISIBILITY_DEFAULT_S)
         self._groups = GroupScheduler(is_fifo=queue.is_fifo)
@@ -171,9 +168,6 @@ class QueueReceiver:
         self._ended = asyncio.Event()
         self._is_running = False
 
-    def __repr__(self) -> str:
-        return f"QueueReceiver({self._queue.name!r}, {self._in_flight!r}, {self._groups!r}, {self._poller!r})"
-
     @property
     def in_flight_count(self) -> int:
         """How many messages are received and not decided yet."""
@@ -181,7 +175,7 @@ class QueueReceiver:
 
     @property
     def is_busy(self) -> bool:
-        """Whether messages are with the handler, or may be: none of those that wait, for their dead letters neither."""
+        """Whether messages are with the handler, or may be."""
         return self._call_count > 0 or bool(self._groups.ready_messages())
 
     @property
@@ -297,7 +291,6 @@ class QueueReceiver:
     # Receiving
 
     async def _open(self) -> QueueAttributes | None:
-        """Read the queue's own visibility timeout, however long that takes; None when the stop comes before."""
         failure_count = 0
         while not self._stopping.is_set():
             self._turned_at = self._clock()
@@ -329,7 +322,6 @@ class QueueReceiver:
         SQS_QUEUE_DEPTH.labels(self._queue.name).set(attributes.visible_count)
 
     async def _watch_queue(self, attributes: QueueAttributes) -> None:
-        """Log settings of the queue that do not fit, and follow its settings and its depth."""
         await self._log_redrive_problems(attributes)
         while not await sleep_or_event(DEPTH_INTERVAL_S, until=self._ended):
             try:
@@ -363,7 +355,6 @@ class QueueReceiver:
             await self._visibility.return_to_queue(put_back)
 
     def _take_over_share(self, unstarted: Sequence[Message]) -> list[tuple[Message, float]]:
-        """Take those of *unstarted* messages that are beyond the share of their tenant out of their groups."""
         if self._put_back_room <= 0 or self._stopping.is_set():
             return []
         now, draw, put_back = self._clock(), self._draw(), list[tuple[Message, float]]()
@@ -379,7 +370,6 @@ class QueueReceiver:
     # Handling
 
     async def _work(self) -> None:
-        """Poll and handle; at the stop, let polls end, return unstarted messages to the queue, finish the others."""
         async with asyncio.TaskGroup() as self._tasks:
             self._tasks.create_task(self._dispatch(), name=f"sqs-dispatch:{self._queue.name}")
             await self._poller.run(self._stopping)
@@ -388,10 +378,7 @@ class QueueReceiver:
             self._changed.set()
 
     async def _dispatch(self) -> None:
-        """Hand messages to the handler when a call is free, or they were held for long enough.
-
-        After a stop only those that must not return to the queue.
-        """
+        """Hand messages to the handler; after a stop only those that must not return to the queue."""
         while not (self._polls_ended.is_set() and not self._groups.queued_count):
             self._changed.clear()
             self._turned_at = self._clock()
@@ -413,7 +400,6 @@ class QueueReceiver:
         return not has_stopped and not self.overdue_message_ids and self._call_count < self._limits.call_count
 
     def _is_last_receive(self, message: Message) -> bool:
-        """Return whether SQS would move *message* to the queue's own dead-letter queue in place of its next receive."""
         most = self._share.max_receive_count
         return most is not None and message.receive_count >= most
 
@@ -464,7 +450,6 @@ class QueueReceiver:
             await self._store_dead_letters(decision.dead_letters)
 
     async def _store_dead_letters(self, pairs: Sequence[tuple[Message, ToDeadLetter]]) -> None:
-        """Store the dead letters, run each `before_delete`, then delete; return failed messages to the queue."""
         stored: list[Message] = []
         failed: list[tuple[Message, float]] = []
         try:
@@ -503,7 +488,6 @@ class QueueReceiver:
         )
 
     async def _run_before_delete(self, message: Message, verdict: ToDeadLetter) -> float | None:
-        """Run the verdict's `before_delete`; return the delay before the next receive if it failed, else None."""
         if verdict.before_delete is None or not self._in_flight.is_ours(message, now=self._clock()):
             return None  # a lost message is not deleted either: its next receiver runs it
         try:
@@ -520,7 +504,6 @@ class QueueReceiver:
         return None
 
     async def _return_overdue(self, messages: Sequence[Message]) -> None:
-        """At the end of a drain, return *messages*, whose call was cancelled, to the queue at once."""
         if self.overdue_message_ids:
             self._groups.finish(messages)
             await self._visibility.return_to_queue([(one, 0.0) for one in messages], retried_count=len(messages))
@@ -528,13 +511,11 @@ class QueueReceiver:
     # Leaving the messages in flight
 
     async def _return_unstarted(self, messages: Sequence[Message]) -> None:
-        """Return *messages*, none of which was handled, to the queue at once."""
         if messages:
             log.info("message.given_back", queue=self._queue.name, count=len(messages))
             await self._visibility.return_to_queue([(message, 0.0) for message in messages])
 
     def _on_lost(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """Remove lost *messages* unless they are being handled; return those behind them, which must return too."""
         queued = [message for message in messages if self._groups.is_queued(message)]
         behind = [other for message in messages for other in self._groups.remove(message)]
         self._remove_lost(queued)
@@ -555,7 +536,6 @@ class QueueReceiver:
         SQS_IN_FLIGHT.labels(self._queue.name).set(len(self._in_flight))
 
     async def _limit_drain(self) -> None:
-        """Start a drain at once, and end it: cancel the calls that have not ended in time."""
         await self._stopping.wait()
         log.info("queue.draining", queue=self._queue.name, in_hand=len(self._in_flight), calls=len(self._calls))
         self._changed.set()

@@ -1,11 +1,8 @@
-"""Find settings of a queue that do not fit how the worker consumes it. Pure.
+"""Settings of a queue that do not fit how the worker consumes it; messages of paused tenants. Pure.
 
-Messages of paused tenants: hidden in their queue for long, and remembered, so that they come back at a resume.
-
-SQS hides a message for at most 12 hours, counts each receive, and has a quota for what is hidden. So a message of a
-paused tenant is hidden for HIDDEN_S, and of each queue a replica hides no more than HIDDEN_MAX for so long. What it
-has
-not remembered, of a replica that was killed for example, comes back by itself after that time.
+SQS hides a message for at most 12 hours, counts each receive, and has a quota for what is hidden. So messages of a
+paused tenant are hidden for HIDDEN_S, no more than HIDDEN_MAX of a queue, and remembered, so that they come back at a
+resume. What a replica has not remembered comes back by itself.
 """
 
 from __future__ import annotations
@@ -38,9 +35,6 @@ class PausedMessages:
     def __init__(self) -> None:
         self._by_tenant: dict[str, dict[str, _Hidden]] = {}  # by the message's id
 
-    def __repr__(self) -> str:
-        return f"PausedMessages({len(self)} of {len(self._by_tenant)} tenants)"
-
     def __len__(self) -> int:
         return sum(map(len, self._by_tenant.values()))
 
@@ -50,7 +44,7 @@ class PausedMessages:
         return list(self._by_tenant)
 
     def add(self, tenant_id: str, message: Message, *, paused_s: float, now: float) -> float:
-        """Remember a message that is returned to its queue now; return the seconds for which it is to be hidden."""
+        """Remember a message that is returned to its queue now; return for how many seconds to hide it."""
         self._forget(tenant_id, message.message_id)
         if len(self) >= HIDDEN_MAX:
             return min(BEYOND_S, paused_s)
@@ -59,7 +53,7 @@ class PausedMessages:
         return hidden_s
 
     def take(self, tenant_id: str, *, now: float) -> list[Message]:
-        """Remove and return the messages of a tenant that are hidden by now, and have not come back by themselves."""
+        """Remove and return a tenant's messages that are hidden, and have not come back by themselves."""
         own = self._by_tenant.get(tenant_id, {})
         due = [one for one in own.values() if one.decided_at + RETURNED_AFTER_S <= now]
         for one in due:
@@ -84,10 +78,7 @@ OUTAGE_MIN_RECEIVES: Final = 100
 
 
 class RedriveRules(msgspec.Struct, frozen=True):
-    """How the worker consumes a queue: the delays between the tries of a message, and how long a drain may take.
-
-    Messages of one that *has_orders* wait for paused tenants.
-    """
+    """The delays between tries, how long a drain may take, and whether messages wait for paused tenants."""
 
     retry_delays_s: Sequence[float]
     grace_s: float
@@ -95,10 +86,7 @@ class RedriveRules(msgspec.Struct, frozen=True):
 
     @property
     def receive_count(self) -> int:
-        """How many receives the tries of a message take when nothing else happens to it.
-
-        A message stays in flight between its tries, and returns to the queue only where that would take too long.
-        """
+        """How many receives the tries of a message take: it stays in flight between them, unless that is too long."""
         receive_count, held_s = 1, 0.0
         for delay_s in self.retry_delays_s:
             held_s += delay_s
@@ -134,7 +122,7 @@ def parse_redrive_policy(text: str | None) -> RedrivePolicy | None:
 def redrive_problems(queue: QueueAttributes, target: QueueAttributes | None, rules: RedriveRules) -> Iterator[str]:
     """Yield a sentence for each setting that does not fit; *target* is the queue that the redrive policy names.
 
-    SQS counts every receive, of any receiver and with any end, so its policy cannot spare messages during an outage.
+    SQS counts every receive, so its policy cannot spare messages during an outage.
     """
     policy = parse_redrive_policy(queue.redrive_policy)
     if policy is not None and policy.max_receive_count < rules.receive_count:

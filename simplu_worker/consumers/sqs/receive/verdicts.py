@@ -1,9 +1,4 @@
-"""The verdict of a handler on a message, and the rules from an error to a verdict. Pure.
-
-The random draw is a parameter.
-
-From an error of a message's decoder to the reason of its rejection, and the members that can still be read.
-"""
+"""The verdict of a handler on a message, and the rules from an error to a verdict. Pure."""
 
 from __future__ import annotations
 
@@ -47,9 +42,9 @@ class Done(msgspec.Struct, frozen=True):
 class ToDeadLetter(msgspec.Struct, frozen=True):
     """The message can never be handled: store a dead letter, then delete it. *error* does not quote the message.
 
-    *attempts* counts the tries of its operation, which all failed; 1 if it was refused, or waited in vain.
-    *before_delete* is awaited between the two; it records on the shard that the operation was given up. When it raises
-    RetryableError, the message returns to the queue.
+    *attempts* counts the failed tries of its operation; 1 if it was refused, or waited in vain. *before_delete* is
+    awaited between the two, and records on the shard that the operation was given up; after its RetryableError the
+    message returns to the queue.
     """
 
     reason: DeadLetterReason
@@ -68,8 +63,7 @@ class ReturnToQueue(msgspec.Struct, frozen=True):
 class RetryHeld(msgspec.Struct, frozen=True):
     """The message stays in flight, hidden, and is handled again after *delay_s*.
 
-    It waits for a dependency, a tenant or a resource, or its operation failed and is retried. It returns to the queue
-    instead when it was held for long, or when held messages take half of the room in flight.
+    It returns to the queue instead when it was held for long, or held messages take half of the room in flight.
     """
 
     delay_s: float
@@ -79,10 +73,10 @@ Verdict: TypeAlias = Done | ToDeadLetter | ReturnToQueue | RetryHeld
 
 
 class RetryRules(msgspec.Struct, frozen=True):
-    """How long messages are retried.
+    """*delays_s* are the delays after failures of an operation itself, one for each retry.
 
-    *delays_s* are the delays after failures of an operation itself, one for each retry. *tenant_wait* is how long a
-    message waits, counted from when it was sent, for a tenant or a resource that does not exist yet.
+    *tenant_wait* is how long a message waits, from when it was sent, for a tenant or a resource that does not exist
+    yet.
     """
 
     delays_s: Sequence[float]
@@ -92,11 +86,7 @@ class RetryRules(msgspec.Struct, frozen=True):
 def verdict_on_error(
     error: RetryableError | PermanentError, message: Message, ids: MessageIds, *, draw: float
 ) -> RetryHeld | ToDeadLetter:
-    """Return the verdict on *message* after its handling ended with *error*.
-
-    RetryableError: hold the message for at most a minute at a time, for as long as the outage lasts; it is never given
-    up. PermanentError: a dead letter.
-    """
+    """Return the verdict on *message* after *error*: an outage holds it, however long, and never gives it up."""
     match error:
         case RetryableError():
             return RetryHeld(delay_s=retry_delay_s(error, message, draw=draw))
@@ -109,10 +99,9 @@ def verdict_on_error(
 def verdict_on_failure(
     error: str, failure_count: int, ids: MessageIds, *, rules: RetryRules
 ) -> RetryHeld | ToDeadLetter:
-    """Return the verdict on a message with an operation that failed *failure_count* times, the last time with *error*.
+    """Return the verdict on a message whose operation failed *failure_count* times, the last time with *error*.
 
-    The configured delays, one after each failure, and after the last a dead letter. Nothing else counts: no receive,
-    no outage, no wait behind another message. *error* is a type or a code alone, as a text may quote the message.
+    Nothing else counts: no receive, no outage, no wait. *error* is a type or a code, as a text may quote the message.
     """
     if failure_count <= len(rules.delays_s):
         return RetryHeld(delay_s=rules.delays_s[max(failure_count, 1) - 1])
@@ -121,7 +110,7 @@ def verdict_on_failure(
 
 
 def verdicts_after_defect(messages: Sequence[Message], *, is_fifo: bool, draw: float) -> list[Verdict]:
-    """Return the verdicts on the messages of a call whose handler raised what nobody foresaw: all are handled again.
+    """Return the verdicts on a call whose handler raised what nobody foresaw: all are handled again.
 
     The first of each FIFO group is held; those behind it return to the queue.
     """
@@ -157,7 +146,7 @@ class UnknownTypeError(Exception):
 
 
 class PeekedMessage(msgspec.Struct, rename="camel"):
-    """The tenant's ids of a message that may be invalid, of any type; a subclass adds what its queue needs."""
+    """The tenant's ids of a message that may be invalid."""
 
     business_id: msgspec.Raw = ABSENT
     location_id: msgspec.Raw = ABSENT
