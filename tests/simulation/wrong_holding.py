@@ -124,7 +124,7 @@ class DoneOwnership(Ownership):
 
 class KeepingDispatcher(Dispatcher):
     @override
-    def make_way(self, tenant_id: str, catch_up: CatchUp, in_memory: Sequence[QueuedOperation]) -> bool:
+    def drop_later_than(self, tenant_id: str, catch_up: CatchUp, in_memory: Sequence[QueuedOperation]) -> bool:
         return True
 
 

@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 class EntrySource(Protocol[EntryT]):
     """What the pipeline asks of the source of its entries, besides sending their batches."""
 
-    def still_wanted(self, entries: Sequence[EntryT]) -> Sequence[EntryT]:
+    def without_held(self, entries: Sequence[EntryT]) -> Sequence[EntryT]:
         """Return those of a tenant's entries that are still to be applied, once its home is found."""
         return entries
 
@@ -191,7 +191,7 @@ class Pipeline(Generic[EntryT]):
             self._look_up_home(tenant_id, [*entries, *lane.take_tenant(tenant_id)], left=lane.shard_id)
 
     def _send_home(self, tenant_id: str, shard_id: str, entries: Sequence[EntryT]) -> None:
-        if wanted := self._source.still_wanted(entries):
+        if wanted := self._source.without_held(entries):
             lane = self.remember_home(tenant_id, shard_id)
             lane.enqueue(self._source.admitted(lane, wanted))
 

@@ -21,14 +21,6 @@ from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.merge_patch import is_nested
 from simplu_worker.operations.operation import Disposition, ListProblem, Operation, Outcome
 from simplu_worker.operations.waves import HOLD, TenantRow, admit, admits_all, is_too_late, isolate, plan_waves
-from simplu_worker.shards.apply.at_once import (
-    AT_ONCE_MAX_COUNT,
-    TenantMemory,
-    UnusualError,
-    apply_at_once,
-    goes_at_once,
-    unusual_error,
-)
 from simplu_worker.shards.apply.duplicates import (
     TIMEOUT_PARTS_MAX,
     InsertedTable,
@@ -36,6 +28,14 @@ from simplu_worker.shards.apply.duplicates import (
     LogMatch,
     cut_points,
     points_around,
+)
+from simplu_worker.shards.apply.fast_path import (
+    FAST_MAX_COUNT,
+    FastPathError,
+    TenantMemory,
+    apply_fast,
+    fast_path_error,
+    fits_fast_path,
 )
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
 from simplu_worker.shards.apply.judging import (
@@ -278,7 +278,7 @@ class ShardWriter:
         *known_outcomes* are outcomes that are known before the attempt, by index. Operations that took too long before
         are applied apart from the others.
         """
-        course = Course(budget, may_go_at_once=budget is StatementBudget.BATCH and not known_outcomes)
+        course = Course(budget, may_be_fast=budget is StatementBudget.BATCH and not known_outcomes)
         while True:
             attempt = self._next_attempt(batch, known_outcomes, course)
             try:
@@ -308,7 +308,7 @@ class ShardWriter:
         attempt.locked = self._locked if course.budget is StatementBudget.BATCH else ()
         attempt.large = course.large.union(self._large) if course.large else self._large
         attempt.careful_tables = self._insert_forms.careful_tables().union(course.with_duplicates)
-        attempt.remembered = self._tenants if course.may_go_at_once and not known_outcomes else None
+        attempt.remembered = self._tenants if course.may_be_fast and not known_outcomes else None
         return attempt
 
     async def _change_course(
@@ -328,8 +328,8 @@ class ShardWriter:
             case UnmergedPatchesError():
                 course.large.update(exc.resources)
                 remember(self._large, exc.resources, LARGE_MAX_COUNT)
-            case UnusualError():
-                course.may_go_at_once = False
+            case FastPathError():
+                course.may_be_fast = False
                 course.budget = StatementBudget.PART if exc.is_timeout else course.budget
                 if exc.duplicates_in is not None:
                     self._insert_forms[exc.duplicates_in].note_failed()
@@ -514,9 +514,9 @@ class ShardWriter:
                         span.note_begun(*connection.place)
                         return await attempt.apply(connection, claimed)
             except (LockTimeoutError, StatementFailedError) as exc:
-                if not attempt.is_at_once:
+                if not attempt.is_fast:
                     raise
-                raise unusual_error(exc) from exc
+                raise fast_path_error(exc) from exc
             except LostRaceError:
                 await asyncio.sleep(self._draw() * RACE_PAUSE_MAX_S)
         raise ShardUnavailableError(f"shard {address.shard_id}: {RACES_LOST}")
@@ -537,15 +537,15 @@ def remember(known: dict[KeyT, None], keys: Iterable[KeyT], max_count: int) -> N
 class Course:
     """How a batch is attempted: each failed attempt shows more about it."""
 
-    def __init__(self, budget: StatementBudget, *, may_go_at_once: bool) -> None:
+    def __init__(self, budget: StatementBudget, *, may_be_fast: bool) -> None:
         self.budget = budget
-        self.may_go_at_once = may_go_at_once
+        self.may_be_fast = may_be_fast
         self.lock_wait_count = 0  # waits for locks that are of no tenant's rows
         self.large: set[ResourceId] = set()  # resources of which the worker merges every patch
         self.with_duplicates: set[InsertedTable] = set()  # tables with rows that existed
 
     def __repr__(self) -> str:
-        return f"Course({self.budget}, at once: {self.may_go_at_once}, duplicates in {sorted(self.with_duplicates)})"
+        return f"Course({self.budget}, at once: {self.may_be_fast}, duplicates in {sorted(self.with_duplicates)})"
 
 
 class UnmergedPatchesError(RolledBackError):
@@ -580,7 +580,7 @@ class WriteAttempt:
     until the rows of the log were written. Into `careful_tables` rows are inserted that may exist; a row that exists in
     another table fails the transaction while `inserting` is that table. `inserted` are, at the end, the tables into
     which rows were inserted, each with whether any row existed. With `remembered` rows of tenants the batch may be
-    applied in one statement, and `is_at_once` is whether it was. `tenants` are the rows that were read otherwise.
+    applied in one statement, and `is_fast` is whether it was. `tenants` are the rows that were read otherwise.
     `rules` are those of business types, and `operations` the batch's, as they are stored. `found` is, at the end, what
     schemas have found at operations that were decided.
     """
@@ -606,7 +606,7 @@ class WriteAttempt:
         self.inserting: InsertedTable | None = None
         self.inserted: dict[InsertedTable, bool] = {}
         self.remembered: TenantMemory | None = None
-        self.is_at_once = False
+        self.is_fast = False
         self.tenants: Mapping[str, TenantRow] = {}
         self.rules = rules
         self.operations: Sequence[Operation] = ()
@@ -628,7 +628,7 @@ class WriteAttempt:
         Raises `ApartError` if operations of it are to be applied apart from the others.
         """
         self.batch.close()
-        self.inserting, self.inserted, self.is_at_once, self.is_locking_tenants = None, {}, False, False
+        self.inserting, self.inserted, self.is_fast, self.is_locking_tenants = None, {}, False, False
         self.found = {}
         operations = self.operations = self.batch.operations
         if not operations:
@@ -638,11 +638,11 @@ class WriteAttempt:
         claims = [(claim, claimed.enter_context(attempt_claim(claim))) for claim in self.batch.claims]
         known = self._find_known_tenants()
         if known and len(claims) == 1 and is_row_known(*claims[0]):
-            return await self._apply_at_once(connection, known, claims[0])
+            return await self._apply_fast(connection, known, claims[0])
         if changed := await write_positions(connection, claims):
             raise position_changed_error(changed)
         if known:
-            return await self._apply_at_once(connection, known)
+            return await self._apply_fast(connection, known)
         self.is_locking_tenants = True
         tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})
         self.is_locking_tenants = False
@@ -695,14 +695,14 @@ class WriteAttempt:
     def _find_known_tenants(self) -> Mapping[str, TenantRow]:
         """Return the remembered rows of all tenants if the batch may be applied in one statement; otherwise none."""
         operations = self.batch.operations
-        if self.remembered is None or self.careful_tables or len(operations) > AT_ONCE_MAX_COUNT:
+        if self.remembered is None or self.careful_tables or len(operations) > FAST_MAX_COUNT:
             return {}
         tenant_ids = {operation.tenant_id for operation in operations}
         known = self.remembered.rows_of(tenant_ids)
         if len(known) < len(tenant_ids):
             return {}
         self.operations = as_stored(operations, types_of(known), self.rules)
-        is_usual = goes_at_once(self.operations, known, large=self.large, tenant_wait=self._tenant_wait)
+        is_usual = fits_fast_path(self.operations, known, large=self.large, tenant_wait=self._tenant_wait)
         return known if is_usual and self._judges_allow(known) else {}
 
     def _judges_allow(self, known: Mapping[str, TenantRow]) -> bool:
@@ -718,12 +718,12 @@ class WriteAttempt:
     def _judges_for(self, tenants: Mapping[str, TenantRow]) -> BatchJudges:
         return BatchJudges(self.rules, types_of(tenants))
 
-    async def _apply_at_once(
+    async def _apply_fast(
         self, connection: Connection, known: Mapping[str, TenantRow], claimed: tuple[PositionClaim, str] | None = None
     ) -> list[Outcome]:
-        self.is_at_once = True
+        self.is_fast = True
         operations = self.operations
-        missed = await apply_at_once(connection, operations, known, claimed)
+        missed = await apply_fast(connection, operations, known, claimed)
         if unmerged := [operations[index] for index, error in missed if error == UNMERGED]:
             raise UnmergedPatchesError({resource_of(operation) for operation in unmerged})
         outcomes = [SUCCEEDED] * len(operations)

@@ -44,8 +44,8 @@ Why no operation is lost or overtaken; `tests/model/` finds by search what goes 
   without an await.
 - The main reader has read the most. So it may lose a tenant to any hold at any time, as when a slot gets a hold that
   the tenant has never met, and the tenant's operations stay in memory. A catch-up that comes to earlier ones drops them
-  first (`Dispatcher.make_way`), and of those that come out of the lookup of homes the ones are dropped that their owner
-  has still to read. An operation in flight cannot be dropped: its outcome does not count any more.
+  first (`Dispatcher.drop_later_than`), and of those that come out of the lookup of homes the ones are dropped that
+  their owner has still to read. An operation in flight cannot be dropped: its outcome does not count any more.
 - The checkpoint (`Ownership.floor`) is the lowest position of the main reader, the holds and the catch-ups, also of a
   catch-up that has ended with operations pending.
 """

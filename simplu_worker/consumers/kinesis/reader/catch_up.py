@@ -252,7 +252,7 @@ class CatchUpReader:
             if not homes or not self._dispatcher.meet_resident(tenant_id, homes[0], in_memory.get(tenant_id, ())):
                 return False
         own = in_memory.pop(tenant_id, None)
-        return own is None or self._dispatcher.make_way(tenant_id, self.catch_up, own)
+        return own is None or self._dispatcher.drop_later_than(tenant_id, self.catch_up, own)
 
     def _backfills(self) -> list[Hold]:
         return [hold for hold in self.catch_up.holds if hold.is_backfill]

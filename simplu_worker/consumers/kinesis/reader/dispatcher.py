@@ -152,7 +152,7 @@ class Dispatcher:
         self.has_arrivals.set()
         self.pipeline.send(entries)
 
-    def still_wanted(self, entries: Sequence[QueuedOperation]) -> Sequence[QueuedOperation]:
+    def without_held(self, entries: Sequence[QueuedOperation]) -> Sequence[QueuedOperation]:
         """Return those that the tenant's hold has not still to come to.
 
         The others are dropped: the shard may lack earlier ones.
@@ -330,7 +330,7 @@ class Dispatcher:
             self.pipeline.remember_home(tenant_id, hold.name)
         return meeting is Meeting.TAKEN
 
-    def make_way(self, tenant_id: str, catch_up: CatchUp, in_memory: Sequence[QueuedOperation]) -> bool:
+    def drop_later_than(self, tenant_id: str, catch_up: CatchUp, in_memory: Sequence[QueuedOperation]) -> bool:
         """Drop those *in_memory* of a tenant to which *catch_up* is about to come; return whether it may send.
 
         It may not where neither comes to all of the other; then the tenant gets a hold of its own.

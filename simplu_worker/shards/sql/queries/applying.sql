@@ -1051,7 +1051,7 @@ JOIN known ON tenants.id = known.id
 JOIN seen ON seen.id = known.id
 WHERE :matching_tenant
 
--- fragment: logged_at_once
+-- fragment: logged_fast
 -- The batch and its rows of the log, and then the wave and its created resources, as `log_operations_new` and
 -- `apply_writes_new` do; nothing of all unless the rows of all tenants are `confirmed`. $10 are the digests.
 batch AS (
@@ -1083,7 +1083,7 @@ batch AS (
     WHERE (SELECT pg_catalog.count(*) FROM logged) > 0
 ), :created_new
 
--- fragment: missed_at_once
+-- fragment: missed_fast
 -- The operations without effect; or that nothing was applied.
 :undone_new, :noted
 :returned
@@ -1113,25 +1113,25 @@ written AS (
     FOR SHARE OF tenants
 )
 
--- name: at_once
+-- name: fast_path
 -- Apply a batch of one wave in one round trip, where all is expected to be as usual: the tenants' rows are as the writer
 -- remembers them, and all rows of the log and all created resources are new. Otherwise the row 'unconfirmed' is returned,
 -- or the statement fails (23505), and the transaction is repeated step by step. The operations without effect are
 -- returned. The locks are taken in the order of the single steps. For waves without reads and without patches that
 -- have objects among their members.
-WITH :batch_columns, :known_tenants, :confirmed_tenants, :logged_at_once, :changed, :deleted, :missed_at_once;
+WITH :batch_columns, :known_tenants, :confirmed_tenants, :logged_fast, :changed, :deleted, :missed_fast;
 
--- name: at_once_nested
+-- name: fast_path_nested
 -- The same for waves without reads.
-WITH :batch_columns, :known_tenants, :confirmed_tenants, :logged_at_once, :changed_deeply, :deleted, :missed_at_once;
+WITH :batch_columns, :known_tenants, :confirmed_tenants, :logged_fast, :changed_deeply, :deleted, :missed_fast;
 
--- name: at_once_claimed
--- The same as `at_once` for a batch with one claim, of which the row is known.
-WITH :batch_columns, :known_tenants, :claimed_tenants, :logged_at_once, :changed, :deleted, :missed_at_once;
+-- name: fast_path_claimed
+-- The same as `fast_path` for a batch with one claim, of which the row is known.
+WITH :batch_columns, :known_tenants, :claimed_tenants, :logged_fast, :changed, :deleted, :missed_fast;
 
--- name: at_once_claimed_nested
+-- name: fast_path_claimed_nested
 -- The same for waves without reads.
-WITH :batch_columns, :known_tenants, :claimed_tenants, :logged_at_once, :changed_deeply, :deleted, :missed_at_once;
+WITH :batch_columns, :known_tenants, :claimed_tenants, :logged_fast, :changed_deeply, :deleted, :missed_fast;
 
 -- name: fail_operation
 -- The outcome $3 of the operation of the tenant $1 at the place $2 of this transaction's batch, with the finding $4.

@@ -94,7 +94,7 @@ async def test_operations_that_come_late_out_of_the_lookup_are_dropped_where_the
     dispatcher.send(waited)
     dispatcher.pipeline.remove(waited)
 
-    assert dispatcher.still_wanted(waited) == []
+    assert dispatcher.without_held(waited) == []
 
     assert dispatcher.pipeline.is_empty
     assert (len(main), main.checkpoint, hold.unread) == (0, mark(2), Unread(mark(0)))
@@ -119,7 +119,7 @@ async def test_catch_up_makes_way_for_itself_before_it_sends_an_earlier_operatio
     dispatcher._make_ready(hold)
     catch_up = dispatcher.ownership.start_catch_up([hold])
 
-    assert dispatcher.make_way("b-l", catch_up, queued)
+    assert dispatcher.drop_later_than("b-l", catch_up, queued)
 
     assert dispatcher.pipeline.entries() == queued[:left_count]
     assert len(main) == left_count
@@ -138,7 +138,7 @@ async def test_tenant_gets_a_hold_of_its_own_where_neither_cursor_comes_to_all_o
 
     unread = operation.unread
 
-    assert not dispatcher.make_way("b-l", catch_up, [operation])
+    assert not dispatcher.drop_later_than("b-l", catch_up, [operation])
 
     own = dispatcher.ownership.owner_of("b-l")
     assert own is not None

@@ -236,7 +236,7 @@ class Reader:
         if own.target is HeldTarget.TENANT:
             own.enter(HoldState.READY)
 
-    def make_way(self, tenant: str, catch_up: CatchUp) -> bool:
+    def drop_later_than(self, tenant: str, catch_up: CatchUp) -> bool:
         """Drop what a catch-up is about to read again of a tenant; return whether it may."""
         in_memory = [entry for entry in self.in_memory() if entry.tenant == tenant]
         others = [entry for entry in in_memory if entry.tracker is not catch_up.tracker]
@@ -495,7 +495,7 @@ class Reader:
             if meeting is not Meeting.TAKEN:
                 return False
             self.route[tenant] = homes[0].name
-        return self.make_way(tenant, catch_up)
+        return self.drop_later_than(tenant, catch_up)
 
     def lives_on(self, shard_id: str, tenant: str, catch_up: CatchUp) -> bool:
         """Return what a shard said when a catch-up asked it for the first time."""

@@ -100,7 +100,7 @@ async def test_writer_applies_a_usual_batch_in_one_statement(case: TenantCase, w
     async with statements(case.pool) as noted:
         assert await writer.apply(batch, claim) == [SUCCEEDED] * 3
 
-    assert noted == ["BEGIN", "at_once_claimed", "COMMIT"]
+    assert noted == ["BEGIN", "fast_path_claimed", "COMMIT"]
     assert await case.resources() == {
         ("patient", "r0"): {"v": 1, "x": [1]},
         ("patient", "r1"): {"v": 1},
@@ -145,7 +145,7 @@ async def test_operations_without_effect_are_marked_in_the_log(case: TenantCase,
     async with statements(case.pool) as noted:
         assert await writer.apply(batch) == [NOT_FOUND, SUCCEEDED, NOT_FOUND, NOT_FOUND]
 
-    assert noted == ["BEGIN", "at_once_nested", "COMMIT"]
+    assert noted == ["BEGIN", "fast_path_nested", "COMMIT"]
     log = await case.log()
     marked = ("failed", "not_found")
     assert [log[one.request_id] for one in batch] == [marked, ("succeeded", None), marked, marked]
@@ -167,7 +167,7 @@ async def test_readers_that_share_a_transaction_write_their_positions_before(
             await asyncio.sleep(0.01)
         assert await asyncio.gather(*applying) == [[SUCCEEDED]] * 3
 
-    assert noted == ["BEGIN", "update_position", "at_once", "COMMIT"]
+    assert noted == ["BEGIN", "update_position", "fast_path", "COMMIT"]
     assert [row["pending_from"] for row in await fetch(case.pool, "SELECT pending_from FROM stream_positions")] == [
         "8/0"
     ] * 3
@@ -189,7 +189,7 @@ async def test_nothing_is_applied_where_the_log_has_the_number_of_the_transactio
         async with statements(case.pool) as noted:
             with pytest.raises(ForeignNumbersError, match="shards raise-numbers shard-1 --apply"):
                 await writer.apply(batch)
-        assert noted[:2] == ["BEGIN", "at_once"]
+        assert noted[:2] == ["BEGIN", "fast_path"]
     assert await case.everything() == before
     assert case.pool.is_healthy
 
@@ -217,7 +217,7 @@ async def test_batch_goes_step_by_step_when_the_tenant_is_not_as_remembered(
     async with statements(case.pool) as noted:
         (outcome,) = await writer.apply([create])
 
-    assert noted[:4] == ["BEGIN", "at_once", "ROLLBACK", "BEGIN"]
+    assert noted[:4] == ["BEGIN", "fast_path", "ROLLBACK", "BEGIN"]
     assert expected in {outcome, outcome.disposition}
     rows = await fetch(case.pool, 'SELECT "businessType" FROM resources WHERE "resourceId" = $1', "r1")
     assert rows == ([{"businessType": "gym"}] if outcome == SUCCEEDED else [])
@@ -276,7 +276,7 @@ async def test_nothing_is_applied_when_another_reader_has_written_the_row(
         with pytest.raises(PositionChangedError):
             await writer.apply([case.operation("update", "r0", {"v": 2})], claim)
 
-    assert noted == ["BEGIN", "at_once_claimed", "ROLLBACK", "BEGIN", "update_position", "ROLLBACK"]
+    assert noted == ["BEGIN", "fast_path_claimed", "ROLLBACK", "BEGIN", "update_position", "ROLLBACK"]
     assert claim.fencing_tokens == before
     assert await case.resources() == {("patient", "r0"): {"v": 1}}
     assert [row["pending_from"] for row in await fetch(case.pool, "SELECT pending_from FROM stream_positions")] == [
@@ -290,7 +290,7 @@ async def test_operation_that_the_log_has_is_applied_once(case: TenantCase, writ
     async with statements(case.pool) as noted:
         assert await writer.apply([case.operation("update", "r0", {"v": 1}), first]) == [SUCCEEDED, DUPLICATE]
 
-    assert noted[:6] == ["BEGIN", "at_once", "ROLLBACK", "BEGIN", "lock_tenants", "log_operations"]
+    assert noted[:6] == ["BEGIN", "fast_path", "ROLLBACK", "BEGIN", "lock_tenants", "log_operations"]
     assert await case.resources() == {("patient", "r0"): {"v": 1}, ("patient", "r1"): {"v": 1}}
     assert await writer.apply([case.operation("create", "r1", {"v": 2})]) == [failed(Failure.ALREADY_EXISTS)]
 

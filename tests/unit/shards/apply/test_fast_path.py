@@ -11,15 +11,15 @@ from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TENANT_WAIT, o
 
 from simplu_worker.operations.operation import Operation
 from simplu_worker.operations.waves import TenantRow
-from simplu_worker.shards.apply.at_once import (
-    AT_ONCE_MAX_BYTES,
-    AT_ONCE_MAX_COUNT,
-    TenantMemory,
-    goes_at_once,
-    query_for,
-    unusual_error,
-)
 from simplu_worker.shards.apply.duplicates import InsertedTable
+from simplu_worker.shards.apply.fast_path import (
+    FAST_MAX_BYTES,
+    FAST_MAX_COUNT,
+    TenantMemory,
+    fast_path_error,
+    fits_fast_path,
+    query_for,
+)
 from simplu_worker.shards.apply.patch_merging import ResourceId, resource_of
 from simplu_worker.shards.postgres.errors import DuplicateKeyError, LockTimeoutError, StatementFailedError
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -45,13 +45,13 @@ class Batch:
 USUAL = {
     "one": Batch((CREATE,)),
     "all kinds of writes": Batch((CREATE, DELETE, UPDATE, PATCH, NESTED)),
-    "as many as may": Batch(tuple(operation("delete", str(number)) for number in range(AT_ONCE_MAX_COUNT))),
-    "as large as may": Batch((replace(CREATE, size_bytes=AT_ONCE_MAX_BYTES),)),
+    "as many as may": Batch(tuple(operation("delete", str(number)) for number in range(FAST_MAX_COUNT))),
+    "as large as may": Batch((replace(CREATE, size_bytes=FAST_MAX_BYTES),)),
 }
 UNUSUAL = {
     "none": Batch(()),
-    "too many": Batch(tuple(operation("delete", str(number)) for number in range(AT_ONCE_MAX_COUNT + 1))),
-    "too large": Batch((CREATE, replace(UPDATE, size_bytes=AT_ONCE_MAX_BYTES))),
+    "too many": Batch(tuple(operation("delete", str(number)) for number in range(FAST_MAX_COUNT + 1))),
+    "too large": Batch((CREATE, replace(UPDATE, size_bytes=FAST_MAX_BYTES))),
     "a read": Batch((CREATE, operation("read", "c"))),
     "a list": Batch((operation("list", None),)),
     "beyond the bounds of documents": Batch((replace(CREATE, exceeds_bounds=True),)),
@@ -65,29 +65,29 @@ UNUSUAL = {
 }
 
 
-def is_at_once(batch: Batch) -> bool:
+def is_fast(batch: Batch) -> bool:
     """Return whether a batch is applied in one statement."""
     tenants = {} if batch.row is None else {TENANT_ID: batch.row}
-    return goes_at_once(batch.operations, tenants, large=batch.large, tenant_wait=TENANT_WAIT)
+    return fits_fast_path(batch.operations, tenants, large=batch.large, tenant_wait=TENANT_WAIT)
 
 
 @pytest.mark.parametrize("batch", USUAL.values(), ids=USUAL)
 def test_batch_goes_at_once_when_it_is_one_wave_of_writes(batch: Batch) -> None:
-    assert is_at_once(batch)
+    assert is_fast(batch)
 
 
 @pytest.mark.parametrize("batch", UNUSUAL.values(), ids=UNUSUAL)
 def test_batch_goes_step_by_step_when_anything_is_unusual(batch: Batch) -> None:
-    assert not is_at_once(batch)
+    assert not is_fast(batch)
 
 
 @pytest.mark.parametrize(
     ("batch", "has_claim", "query"),
     [
-        ((CREATE, PATCH), False, "at_once"),
-        ((CREATE, NESTED), False, "at_once_nested"),
-        ((CREATE, PATCH), True, "at_once_claimed"),
-        ((CREATE, NESTED), True, "at_once_claimed_nested"),
+        ((CREATE, PATCH), False, "fast_path"),
+        ((CREATE, NESTED), False, "fast_path_nested"),
+        ((CREATE, PATCH), True, "fast_path_claimed"),
+        ((CREATE, NESTED), True, "fast_path_claimed_nested"),
     ],
 )
 def test_statement_has_the_parts_that_the_batch_needs(
@@ -100,7 +100,7 @@ def test_statement_has_the_parts_that_the_batch_needs(
 
 def test_statements_are_all_used() -> None:
     used = {query_for(batch, has_claim=claim) for batch in ((PATCH,), (NESTED,)) for claim in (False, True)}
-    assert used == {name for name in QUERIES if name.startswith("at_once")}
+    assert used == {name for name in QUERIES if name.startswith("fast_path")}
 
 
 def test_memory_keeps_the_newest_rows() -> None:
@@ -129,5 +129,5 @@ def test_memory_keeps_the_newest_rows() -> None:
 def test_error_has_what_the_steps_are_to_know(
     exc: LockTimeoutError | StatementFailedError, duplicates_in: InsertedTable | None, *, is_timeout: bool
 ) -> None:
-    error = unusual_error(exc)
+    error = fast_path_error(exc)
     assert (error.is_timeout, error.duplicates_in) == (is_timeout, duplicates_in)

@@ -31,14 +31,14 @@ from simplu_worker.shards.postgres.queries import QUERIES, pack_columns
 from simplu_worker.shards.types import PositionClaim
 from simplu_worker.vocabulary import READING_KINDS
 
-AT_ONCE_MAX_COUNT: Final = 100  # operations; larger batches have several waves in most cases
-AT_ONCE_MAX_BYTES: Final = 256 * 1024  # of records: the server copies their data twice
+FAST_MAX_COUNT: Final = 100  # operations; larger batches have several waves in most cases
+FAST_MAX_BYTES: Final = 256 * 1024  # of records: the server copies their data twice
 TENANTS_MAX_COUNT: Final = 10_000  # rows that a writer remembers
 UNCONFIRMED: Final = "unconfirmed"  # in `applying.sql`
 INSERTED_TABLES: Final = {"log_rows": InsertedTable.LOG, "resources": InsertedTable.RESOURCES}
 
 
-class UnusualError(RolledBackError):
+class FastPathError(RolledBackError):
     """A batch was not applied in one statement, and is to be applied step by step: that shows the cause.
 
     *is_timeout* means that the statement or a lock took too long, *duplicates_in* is the table with a row that exists,
@@ -51,9 +51,9 @@ class UnusualError(RolledBackError):
         self.duplicates_in = duplicates_in
 
 
-def unusual_error(exc: LockTimeoutError | StatementFailedError) -> UnusualError:
+def fast_path_error(exc: LockTimeoutError | StatementFailedError) -> FastPathError:
     """Return the error for a statement that failed with *exc*."""
-    return UnusualError(
+    return FastPathError(
         type(exc).__name__,
         is_timeout=isinstance(exc, LockTimeoutError) or exc.is_timeout,
         duplicates_in=INSERTED_TABLES.get(exc.table or "") if isinstance(exc, DuplicateKeyError) else None,
@@ -86,7 +86,7 @@ class TenantMemory:
             self._rows.pop(tenant_id, None)
 
 
-def goes_at_once(
+def fits_fast_path(
     operations: Sequence[Operation],
     tenants: Mapping[str, TenantRow],
     *,
@@ -94,9 +94,9 @@ def goes_at_once(
     tenant_wait: timedelta,
 ) -> bool:
     """Return whether *operations* are one wave of writes that the remembered rows *tenants* admit."""
-    if not 0 < len(operations) <= AT_ONCE_MAX_COUNT:
+    if not 0 < len(operations) <= FAST_MAX_COUNT:
         return False
-    if sum([operation.size_bytes for operation in operations]) > AT_ONCE_MAX_BYTES:
+    if sum([operation.size_bytes for operation in operations]) > FAST_MAX_BYTES:
         return False
     if any(operation.kind in READING_KINDS or operation.exceeds_bounds for operation in operations):
         return False
@@ -110,18 +110,18 @@ def goes_at_once(
     return admits_all(operations, tenants, tenant_wait=tenant_wait)
 
 
-async def apply_at_once(
+async def apply_fast(
     connection: Connection,
     operations: Sequence[Operation],
     tenants: Mapping[str, TenantRow],
     claimed: tuple[PositionClaim, str] | None,
 ) -> list[tuple[int, str]]:
-    """Apply *operations*, for which `goes_at_once`; return the places of those without effect, and why.
+    """Apply *operations*, for which `fits_fast_path`; return the places of those without effect, and why.
 
     *tenants* are the remembered rows. *claimed* is a claim with its new token, and is written too. Raises
-    `UnusualError` if a row is not as it was; the statement itself fails at a row that exists.
+    `FastPathError` if a row is not as it was; the statement itself fails at a row that exists.
     """
-    arguments = at_once_arguments(operations, {one.tenant_id: tenants[one.tenant_id] for one in operations})
+    arguments = fast_path_arguments(operations, {one.tenant_id: tenants[one.tenant_id] for one in operations})
     if claimed is not None:
         arguments += position_arguments(*claimed)
     name = query_for(operations, has_claim=claimed is not None)
@@ -130,17 +130,17 @@ async def apply_at_once(
         return []
     missed = [(row["place"], row["error"]) for row in rows]
     if UNCONFIRMED in [error for _, error in missed]:
-        raise UnusualError("a tenant's row or the position is not as it was")
+        raise FastPathError("a tenant's row or the position is not as it was")
     return missed
 
 
 def query_for(operations: Sequence[Operation], *, has_claim: bool) -> str:
     """Return the name of the statement for *operations*."""
     has_nested = any(operation.kind is PATCH and is_nested(operation.text or "") for operation in operations)
-    return f"at_once{'_claimed' * has_claim}{'_nested' * has_nested}"
+    return f"fast_path{'_claimed' * has_claim}{'_nested' * has_nested}"
 
 
-def at_once_arguments(operations: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> tuple[object, ...]:
+def fast_path_arguments(operations: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> tuple[object, ...]:
     """Return the arguments of the statement, those of the position not included."""
     log = log_columns_of(operations, tenants)
     of_wave = wave_columns(operations, tenants)
