@@ -124,41 +124,6 @@ async def send_work(stack: Stack) -> None:
         )
 
 
-async def test_prometheus_scrapes_every_replica(watched: Watched) -> None:
-    states: list[tuple[str, str]] = []
-
-    async def are_up() -> bool:
-        targets = (await watched.prometheus.read("targets"))["activeTargets"]
-        states[:] = [(one["health"], one["lastError"]) for one in targets]
-        return states == [("up", "")] * REPLICAS
-
-    assert await poll_until(are_up, within_s=PATIENCE_S), states
-
-    async def are_told() -> bool:
-        return await watched.prometheus.value("count(simplu_build_info)") == REPLICAS
-
-    assert await poll_until(are_told, within_s=PATIENCE_S)
-
-
-async def test_counts_of_the_fleet_are_those_of_its_work(watched: Watched) -> None:
-    expected = {
-        'sum(simplu_operations_total{source="kinesis",outcome="succeeded"})': RECORDS,
-        'sum(simplu_operations_total{source="sqs",outcome="succeeded"})': 1,
-        "sum(simplu_operation_latency_seconds_count)": RECORDS + 1,
-        'sum(simplu_dead_letters_total{reason="invalid_json"})': 1,
-        'sum(simplu_provisioning_total{outcome="succeeded"})': len(TENANTS),
-        'sum(simplu_kinesis_leases{state="owned"})': 2,
-        "count(count by (shard_id) (simplu_shard_healthy == 1))": 2,
-    }
-    found: dict[str, float | None] = {}
-
-    async def are_so() -> bool:  # a replica that was scraped too slowly has no value until the next time
-        found.update({query: await watched.prometheus.value(query) for query in expected})
-        return found == expected
-
-    assert await poll_until(are_so, within_s=PATIENCE_S), found
-
-
 async def test_rules_are_evaluated_without_an_error(watched: Watched) -> None:
     alerts: set[str] = set()
 

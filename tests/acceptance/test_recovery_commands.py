@@ -79,34 +79,6 @@ async def test_replay_applies_what_a_shard_lacks_and_its_plan_counts_it(scene: S
     await scene.wait_until_applied()
 
 
-async def test_replay_ends_with_the_records_of_its_range(scene: Scene) -> None:
-    now = datetime.now(UTC)
-    assert (await replay(scene, f"--apply --until {(now - timedelta(minutes=59)).isoformat()}"))["outcomes"] == {}
-    assert (await replay(scene, f"--apply --until {now.isoformat()}"))["outcomes"] == {"duplicate": 6}
-    line = "simplu-worker replay --since 2026-01-02 --until 2026-01-01 --env-file worker.env"
-    status, out = await scene.run_lines(line)
-    assert (status, "--until: expected a time after --since" in out) == (2, True)
-
-
-async def test_replay_fails_when_the_stream_lacks_its_beginning(scene: Scene) -> None:
-    answer = await replay(scene, hours=366 * 24, status=1)
-    (left,) = answer["left"].values()
-    assert (answer["outcomes"], left[:25]) == ({"duplicate": 6}, "the stream keeps records ")
-
-
-async def test_replay_leaves_the_tenants_of_a_shard_that_is_down_and_names_them(scene: Scene) -> None:
-    await lose_operations(scene)
-    await scene.servers["db-1"].kill()
-    try:
-        answer = await replay(scene, "--apply", status=1)
-    finally:
-        await scene.servers["db-1"].start()
-    assert answer["outcomes"] == {"succeeded": 3}
-    assert (answer["leftOperations"], list(answer["left"])) == (3, ["tenant smile-berlin"])
-    assert (await replay(scene, "--apply"))["outcomes"] == {"succeeded": 3, "duplicate": 3}
-    await scene.wait_until_applied()
-
-
 async def ask(scene: Scene, query: str) -> asyncpg.Record:
     connection = await asyncpg.connect(scene.servers["db-1"].url)
     try:

@@ -257,18 +257,6 @@ class FullStack:
             rows = await connection.fetch(LOG_SQL, tenant.tenant_id, timeout=QUERY_TIMEOUT_S)
         return {row["request_id"]: row for row in rows}
 
-    async def wait_for_rows(
-        self, tenant: Tenant, request_ids: Iterable[str], *, within_s: float
-    ) -> dict[str, asyncpg.Record]:
-        """Wait until the tenant's log has *request_ids*; return it."""
-        wanted = set(request_ids)
-
-        async def read_whole_log() -> dict[str, asyncpg.Record]:
-            log = await self.read_operations(tenant)
-            return log if wanted <= log.keys() else {}
-
-        return await poll_until_true(read_whole_log, within_s=within_s)
-
     async def is_applied(self, chain: Chain) -> bool:
         return chain.expected.keys() <= (await self.read_operations(chain.tenant)).keys()
 

@@ -122,9 +122,6 @@ class ScriptedCitrus:
         finally:
             await runner.cleanup()
 
-    async def was_asked(self) -> bool:
-        return bool(self.requests)
-
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         self.requests.append((request.method, request.rel_url.raw_path))
         self.authorizations.add(request.headers.get("Authorization"))

@@ -14,7 +14,6 @@ from simplu_local.processes.loopback import HOST
 from simplu_worker.shards.postgres.address import ShardAddress
 
 ASKS_FOR_TLS = struct.pack("!ii", 8, 80877103)
-STARTING_UP = ("57P03", "the database system is starting up")
 TOO_MANY = ("53300", "sorry, too many clients already")
 
 
