@@ -99,9 +99,7 @@ _REGION: Final = re.compile(r"https?://(?:sqs\.)?([a-z]{2,}(?:-[a-z]+)+-\d+)\.(?
 _REFUSED: Final = str.maketrans({"\ufffe": "\\ufffe", "\uffff": "\\uffff"})
 
 
-class QueuedEvent(msgspec.Struct, frozen=True):
-    """An event as a message."""
-
+class _QueuedEvent(msgspec.Struct, frozen=True):
     body: str
     size_bytes: int
     ids: FifoIds
@@ -126,7 +124,7 @@ class SqsDestination:
         """Deliver *events*; return what became of each."""
         return await publish_in_rounds(self, events, self._requests_at_once)
 
-    def pack(self, event: FeedEvent) -> QueuedEvent | None:
+    def pack(self, event: FeedEvent) -> _QueuedEvent | None:
         """Return the message of *event*; None if it is too large."""
         encoded = encode_event(event, SQS_EVENT_MAX_BYTES)
         if encoded is None:
@@ -138,9 +136,9 @@ class SqsDestination:
             size_bytes = len(body.encode())
         sending = f"{event.id}-{event.incarnation.id}-{event.replay or 0}"
         ids = FifoIds(fifo_id(event.subject), fifo_id(sending))
-        return QueuedEvent(body, size_bytes, ids) if size_bytes <= SQS_EVENT_MAX_BYTES else None
+        return _QueuedEvent(body, size_bytes, ids) if size_bytes <= SQS_EVENT_MAX_BYTES else None
 
-    async def send(self, entries: Sequence[QueuedEvent]) -> list[Delivery]:
+    async def send(self, entries: Sequence[_QueuedEvent]) -> list[Delivery]:
         """Send the messages with one request."""
         unsent = await self._queue.send([OutgoingMessage(body=entry.body, fifo=entry.ids) for entry in entries])
         codes = {failure.index: failure.code for failure in unsent}

@@ -19,7 +19,7 @@ BEHIND: Final = "expected the event of its resource before it to be delivered, i
 
 
 class KeyOrder:
-    """The events of one call of `publish`, by their indexes, and what became of each so far."""
+    """The events of one call of `publish`, by their indexes, and what became of each."""
 
     def __init__(self, events: Sequence[FeedEvent]) -> None:
         self._keys = [event.subject for event in events]
@@ -29,15 +29,15 @@ class KeyOrder:
         self._deliveries: list[Delivery] = [RetryLater(BEHIND)] * len(events)
 
     def lanes(self) -> list[list[int]]:
-        """Return the events that were not sent yet, those of each key in order; the key of the first event first."""
+        """Return the events that were not sent yet by key, each key in order; the key of the first event first."""
         return sorted([waiting[::-1] for waiting in self._waiting.values()])
 
     def next_round(self) -> list[int]:
-        """Return in order the next event of each key whose events so far were delivered; none at the end."""
+        """Return the next event of each key whose events so far were delivered; none at the end."""
         return sorted([waiting[-1] for waiting in self._waiting.values()])
 
     def note(self, index: int, delivery: Delivery) -> None:
-        """Note what became of the next event of a key; unless it was delivered, no other of the key is sent."""
+        """Note what became of the next event of a key; behind one that was not delivered none is sent."""
         self._deliveries[index] = delivery
         key = self._keys[index]
         waiting = self._waiting[key]
@@ -58,7 +58,7 @@ class KeyOrder:
         self._waiting.clear()
 
     def deliveries(self) -> list[Delivery]:
-        """Return what became of each event, in their order."""
+        """Return what became of each event."""
         return [*self._deliveries]
 
 
@@ -92,27 +92,23 @@ CONTENT_CODES: Final = frozenset(
 TOO_LARGE: Final = Refused("expected an event that the destination can take, got a larger one, even without its data")
 
 
-class SizedEntry(Protocol):
-    """An entry of a request."""
-
+class _SizedEntry(Protocol):
     @property
     def size_bytes(self) -> int:
         """What counts for the limit of a request."""
 
 
-Entry = TypeVar("Entry", bound=SizedEntry)
+Entry = TypeVar("Entry", bound=_SizedEntry)
 
 
-class EntryService(Protocol[Entry]):
+class _EntryService(Protocol[Entry]):
     """A service that takes entries, and may refuse some of a request."""
 
     @property
-    def request_max_count(self) -> int:
-        """How many entries a request may have."""
+    def request_max_count(self) -> int: ...
 
     @property
-    def request_max_bytes(self) -> int:
-        """How many bytes the entries of a request may have."""
+    def request_max_bytes(self) -> int: ...
 
     def pack(self, event: FeedEvent) -> Entry | None:
         """Return the entry of *event*; None if it is too large."""
@@ -125,7 +121,7 @@ class EntryService(Protocol[Entry]):
 
 
 async def publish_in_rounds(
-    service: EntryService[Entry], events: Sequence[FeedEvent], requests_at_once: asyncio.Semaphore
+    service: _EntryService[Entry], events: Sequence[FeedEvent], requests_at_once: asyncio.Semaphore
 ) -> list[Delivery]:
     """Deliver *events* to *service*; return what became of each.
 
@@ -157,7 +153,7 @@ async def publish_in_rounds(
     return order.deliveries()
 
 
-async def _send(service: EntryService[Entry], entries: Sequence[Entry]) -> Sequence[Delivery] | RetryLater:
+async def _send(service: _EntryService[Entry], entries: Sequence[Entry]) -> Sequence[Delivery] | RetryLater:
     try:
         return await service.send(entries)
     except RetryableError as exc:

@@ -232,7 +232,7 @@ RESOURCE_KINDS: Final = frozenset({*OPERATIONS.values(), FeedKind.RESOURCE_CHANG
 
 
 def undone_event(event: FeedEvent, incarnation: Incarnation, at: datetime) -> FeedEvent:
-    """Return the event that takes *event* back, under its key; the id is the same when it is made again."""
+    """Return the event that takes *event* back; its id is the same when it is made again."""
     return msgspec.structs.replace(
         event,
         id=f"{event.id}-undone-{incarnation.id}",
@@ -246,7 +246,7 @@ def undone_event(event: FeedEvent, incarnation: Incarnation, at: datetime) -> Fe
 
 
 def undone_bounds_event(shard_id: str, behind: Place, incarnation: Incarnation, at: datetime) -> FeedEvent:
-    """Return the event that takes back all events of earlier incarnations behind *behind* that do not come again."""
+    """Return the event that takes back all events of earlier incarnations behind *behind*."""
     return FeedEvent(
         id=f"{shard_id}-undone-{incarnation.id}",
         kind=FeedKind.UNDONE,
@@ -268,7 +268,7 @@ def gap_event(
     *,
     tenant: FeedTenant | None = None,
 ) -> FeedEvent:
-    """Return the event about batches that the log had lost when the feed came to them; of *tenant* alone if given."""
+    """Return the event about lost batches of the log; of *tenant* alone if given."""
     of_tenant = "" if tenant is None else f"{tenant.tenant_id}-"
     return FeedEvent(
         id=f"{shard_id}-gap-{of_tenant}{behind.batch_id}-{through}",
@@ -342,7 +342,7 @@ class WantedDocuments:
         return self._first_rows[left_at]
 
     def by_event(self, documents: Mapping[int, bytes]) -> dict[str, bytes]:
-        """Return *documents*, which are by number, by the ids of their events."""
+        """Return *documents* by the ids of their events."""
         return {
             event_id: documents[number]
             for number, event_ids in enumerate(self._event_ids.values())
@@ -428,7 +428,7 @@ def choose_replay(
 
 
 class Resume(msgspec.Struct, frozen=True):
-    """Let a stopped destination go on. The event that it refused is tried once more, then kept as refused."""
+    """Let a stopped destination go on; the event that it refused is tried once more."""
 
     stopped: FeedStop
     error: str | None
@@ -436,14 +436,14 @@ class Resume(msgspec.Struct, frozen=True):
 
 
 class PassSource(msgspec.Struct, frozen=True):
-    """Send the events of a tenant that has moved without waiting for those of its source."""
+    """Send the events of a tenant that has moved without waiting for its source."""
 
     tenant_id: str
     source: str
 
 
 class PassEvent(msgspec.Struct, frozen=True):
-    """Try an event once more that the destination cannot take, then keep it as refused, whatever the reason."""
+    """Try an event once more, then keep it as refused, whatever the reason."""
 
     event_id: str
 

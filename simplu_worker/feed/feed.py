@@ -68,9 +68,6 @@ class Feed:
         self._budgets = FeedBudgets()
         self._reloading = asyncio.Event()
 
-    def __repr__(self) -> str:
-        return f"Feed({self._name}, {self.published_count} of {len(self._shards)} shards, {self._budgets})"
-
     @property
     def published_count(self) -> int:
         """How many shards this replica publishes."""

@@ -169,12 +169,6 @@ class DestinationMembers(msgspec.Struct, frozen=True, rename="camel", kw_only=Tr
     secret_files: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=SECRETS_MAX)] | None = None
 
 
-class FeedFileMembers(msgspec.Struct, frozen=True):
-    """The members of the file."""
-
-    destinations: Annotated[tuple[DestinationMembers, ...], msgspec.Meta(min_length=1, max_length=DESTINATIONS_MAX)]
-
-
 class FeedDestination(msgspec.Struct, frozen=True):
     """A checked destination. Its repr has neither the target, whose path may be a secret, nor the secrets."""
 

@@ -41,7 +41,7 @@ RETRY_AFTER_MAX_S: Final = 3600.0
 
 
 def delivery_of(place: str, status: int, retry_after: str | None, *, now: datetime) -> Delivery:
-    """Return what an answer of *place*, a host and its port, means for the event of its request."""
+    """Return what an answer of *place*, a host and its port, means for its event."""
     if 200 <= status < 300:
         return Delivered()
     if status == GONE:
@@ -55,7 +55,7 @@ def delivery_of(place: str, status: int, retry_after: str | None, *, now: dateti
 
 
 def retry_after_s(header: str | None, *, now: datetime) -> float | None:
-    """Return the seconds of a `Retry-After`, an hour at most; None without one that can be read."""
+    """Return the seconds of a `Retry-After`, an hour at most; None if it cannot be read."""
     if header is None:
         return None
     if header.isascii() and header.isdecimal():
@@ -65,7 +65,7 @@ def retry_after_s(header: str | None, *, now: datetime) -> float | None:
 
 
 class CallHealth:
-    """Whether to go on with a call: a receiver that asks for a pause, or for no more events, gets no more requests."""
+    """Whether to go on with a call: a receiver that asks for a pause, or for no more, gets no more requests."""
 
     def __init__(self) -> None:
         self.is_over = False
@@ -156,17 +156,13 @@ REQUEST_TIMEOUT_S: Final = 15.0
 NOTIFICATIONS_PATH: Final = "/api/notifications"
 
 
-class Post(msgspec.Struct, frozen=True):
-    """A request, but for its URL."""
-
+class _Post(msgspec.Struct, frozen=True):
     body: bytes
     headers: dict[str, str]
 
 
-class Form(Protocol):
-    """How events become requests."""
-
-    def request(self, event: FeedEvent, now: datetime) -> Post | Delivery:
+class _Form(Protocol):
+    def request(self, event: FeedEvent, now: datetime) -> _Post | Delivery:
         """Return the request of *event*, or what becomes of an event without one."""
 
 
@@ -176,7 +172,7 @@ class WebhookForm:
     def __init__(self, secrets: Sequence[str]) -> None:
         self._signers = [Webhook(secret) for secret in secrets]
 
-    def request(self, event: FeedEvent, now: datetime) -> Post | Delivery:
+    def request(self, event: FeedEvent, now: datetime) -> _Post | Delivery:
         """Return the request of *event*; refused if it is too large."""
         body = encode_event(event, EVENT_MAX_BYTES)
         if body is None:
@@ -188,16 +184,15 @@ class WebhookForm:
             "webhook-timestamp": str(int(now.timestamp())),
             "webhook-signature": " ".join([signer.sign(event.id, now, text) for signer in self._signers]),
         }
-        return Post(body, headers)
+        return _Post(body, headers)
 
 
-class NotificationForm:
+class _NotificationForm:
     """The notifications of the TypeScript worker. An event that has none counts as delivered."""
 
-    def request(self, event: FeedEvent, now: datetime) -> Post | Delivery:  # noqa: ARG002 - the protocol's
-        """Return the request of *event*."""
+    def request(self, event: FeedEvent, now: datetime) -> _Post | Delivery:  # noqa: ARG002 - the protocol's
         body = encode_notification(event, EVENT_MAX_BYTES)
-        return Delivered() if body is None else Post(body, {"Content-Type": "application/json"})
+        return Delivered() if body is None else _Post(body, {"Content-Type": "application/json"})
 
 
 class HttpDestination:
@@ -206,7 +201,7 @@ class HttpDestination:
     max_events = EVENTS_MAX
 
     def __init__(
-        self, session: aiohttp.ClientSession, url: str, form: Form, *, utc: Callable[[], datetime] = utc_now
+        self, session: aiohttp.ClientSession, url: str, form: _Form, *, utc: Callable[[], datetime] = utc_now
     ) -> None:
         self._session = session
         self._url = URL(url, encoded=True)
@@ -248,9 +243,9 @@ class HttpDestination:
     async def _deliver(self, event: FeedEvent) -> Delivery:
         async with self._connections:
             request = self._form.request(event, self._utc())
-            return await self._post(request) if isinstance(request, Post) else request
+            return await self._post(request) if isinstance(request, _Post) else request
 
-    async def _post(self, request: Post) -> Delivery:
+    async def _post(self, request: _Post) -> Delivery:
         """Send a request. A status that came counts, whatever comes after it."""
         try:
             async with self._session.post(
@@ -267,19 +262,19 @@ class HttpDestination:
 def open_webhook(
     url: str, secrets: Sequence[str], allowed: AllowedHosts, *, timeout_s: float = REQUEST_TIMEOUT_S
 ) -> AbstractAsyncContextManager[HttpDestination]:
-    """Return a webhook as a context, in which it is open."""
+    """Return a webhook as a context."""
     return _open(url, WebhookForm(secrets), allowed, timeout_s)
 
 
 def open_notification(
     url: str, allowed: AllowedHosts, *, timeout_s: float = REQUEST_TIMEOUT_S
 ) -> AbstractAsyncContextManager[HttpDestination]:
-    """Return the notifications of the service at *url* as a context, in which they are open."""
-    return _open(url + NOTIFICATIONS_PATH, NotificationForm(), allowed, timeout_s)
+    """Return the notifications of the service at *url* as a context."""
+    return _open(url + NOTIFICATIONS_PATH, _NotificationForm(), allowed, timeout_s)
 
 
 @contextlib.asynccontextmanager
-async def _open(url: str, form: Form, allowed: AllowedHosts, timeout_s: float) -> AsyncIterator[HttpDestination]:
+async def _open(url: str, form: _Form, allowed: AllowedHosts, timeout_s: float) -> AsyncIterator[HttpDestination]:
     host = urlsplit(url).hostname or ""
     async with open_guarded_session(host, allowed, connections=CONNECTIONS, timeout_s=timeout_s) as session:
         yield HttpDestination(session, url, form)

@@ -103,7 +103,7 @@ class ReadDocuments(msgspec.Struct, frozen=True):
 
 
 class OtherPublisher(msgspec.Struct, frozen=True):
-    """For how many seconds another replica publishes the shard yet (0 or less: none does), and its destinations."""
+    """For how many seconds another replica publishes the shard (0 or less: none), and its destinations."""
 
     free_in_s: float
     destinations: tuple[ShardView, ...] = ()

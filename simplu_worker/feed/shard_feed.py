@@ -91,7 +91,7 @@ log = structlog.get_logger(__name__)
 
 
 class FeedBudgets:
-    """The memory that the feeds of all shards by this replica share."""
+    """The memory that the feeds of all shards share."""
 
     def __init__(self) -> None:
         self.events = event_budget()
@@ -102,7 +102,7 @@ class RunChangedError(Exception):
     """Another run of the server answers, or another replica has the row: the incarnation has to be judged anew."""
 
 
-class ReadEvents(msgspec.Struct, frozen=True):
+class _ReadEvents(msgspec.Struct, frozen=True):
     """What was read of the log for *feeds* together; the *facts* of the answers tell when it is safe."""
 
     feeds: Sequence[DestinationFeed]
@@ -112,7 +112,6 @@ class ReadEvents(msgspec.Struct, frozen=True):
     documents: dict[str, bytes]  # by the id of the event
 
     def documents_for(self, feed: DestinationFeed) -> dict[str, bytes]:
-        """Return the documents that a destination gets."""
         return self.documents if feed.terms.data is FeedData.CURRENT else {}
 
 
@@ -165,7 +164,7 @@ class ShardFeed:
         ]
 
     def forget_old_events(self) -> None:
-        """Forget events sent too long ago to be undone, also while another replica publishes."""
+        """Forget events sent too long ago to be undone."""
         for memory in self._memories.values():
             memory.forget_old(loop_time())
 
@@ -416,7 +415,7 @@ class ShardFeed:
                 heads[feed.window.head].append(feed)
             else:
                 feed.is_awaited = True
-        found: list[tuple[list[LogRow], ReadEvents]] = []
+        found: list[tuple[list[LogRow], _ReadEvents]] = []
         places = sorted(heads)
         for place, following in zip(places, [*places[1:], END], strict=False):
             through = min(following, *(feed.reads_through for feed in heads[place]))  # up to the next, to join it
@@ -454,18 +453,18 @@ class ShardFeed:
 
     async def _events_of(
         self, latest: LogBatch, rows: Sequence[LogRow], feeds: Sequence[DestinationFeed]
-    ) -> ReadEvents:
+    ) -> _ReadEvents:
         """Return the events of *rows* for *feeds*, as many rows as there is room for their documents."""
         read = {
             one: [read_row(row, self.shard_id, one) for row in rows] for one in {feed.incarnation for feed in feeds}
         }
         wanted = WantedDocuments(read[feeds[0].incarnation], [feed.terms for feed in feeds])
         if not wanted.resources:
-            return ReadEvents(feeds, latest, [latest.facts], read, {})
+            return _ReadEvents(feeds, latest, [latest.facts], read, {})
         found = await self._read_documents(wanted.resources)
         if found.left_at is not None:
             read = {one: of_one[: wanted.row_count(found.left_at)] for one, of_one in read.items()}
-        return ReadEvents(feeds, latest, [latest.facts, found.facts], read, wanted.by_event(found.by_number))
+        return _ReadEvents(feeds, latest, [latest.facts, found.facts], read, wanted.by_event(found.by_number))
 
     async def _read_documents(self, resources: Sequence[Resource]) -> ReadDocuments:
         """Read documents where their tenants are now; those that cannot be read are empty."""

@@ -40,7 +40,7 @@ class FeedTenant(msgspec.Struct, frozen=True):
 
 
 class EventBounds(msgspec.Struct, frozen=True):
-    """The batches that a shard-wide `gap` or `undone` is about: behind *behind*, up to *through* if there is one.
+    """The batches of a shard-wide `gap` or `undone`: behind *behind*, up to *through* if there is one.
 
     The times are those of the batches at the bounds, as far as known.
     """
@@ -95,14 +95,14 @@ class Delivered(msgspec.Struct, frozen=True):
 
 
 class RetryLater(msgspec.Struct, frozen=True):
-    """The destination cannot take the event now. It is tried again without end, after *after_s* (an hour at most)."""
+    """The destination cannot take the event now: it is tried again without end, after *after_s* (an hour at most)."""
 
     error: str
     after_s: float | None = None
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """The destination refuses the event. It is tried as often as the terms say, then kept as a refusal."""
+    """The destination refuses the event: it is tried as often as the terms say, then kept as a refusal."""
 
     error: str
 
@@ -141,7 +141,7 @@ class FeedFilter(msgspec.Struct, frozen=True):
 
 
 class DestinationTerms(msgspec.Struct, frozen=True):
-    """What the feed of each shard keeps to for one destination, by its entry in `FEED_FILE`."""
+    """What the feed keeps to for one destination, by its entry in `FEED_FILE`."""
 
     name: str
     filter: FeedFilter = FeedFilter()

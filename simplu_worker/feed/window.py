@@ -52,9 +52,6 @@ class Budget(Generic[User]):
         self._users: WeakSet[User] = WeakSet()  # that of a shard which is gone uses nothing
         self.part = most
 
-    def __repr__(self) -> str:
-        return f"Budget({self._total}, users={len(self._users)})"
-
     @property
     def users(self) -> Iterable[User]:
         """Those that use a part."""
@@ -279,7 +276,7 @@ class SentEvents:
         self._leave_if_empty()
 
     def keep_to_part(self) -> None:
-        """Forget the oldest events beyond this memory's part of the budget."""
+        """Forget the oldest events beyond its part of the budget."""
         while len(self._events) > self._budget.part:
             self._forget_oldest()
 
@@ -302,7 +299,7 @@ class SentEvents:
         self.known_from = max(behind, self._forgotten_through)
 
     def is_complete_behind(self, cursor: Place) -> bool:
-        """Return whether every event that was sent from behind *cursor* is remembered."""
+        """Return whether every event sent from behind *cursor* is remembered."""
         return self.known_from is not None and self.known_from <= cursor
 
     def refs_behind(self, cursor: Place) -> list[BatchRef]:

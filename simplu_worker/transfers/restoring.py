@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -29,6 +29,8 @@ from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedE
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
+from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.routing.shard_query import find_addresses
 from simplu_worker.shards.settling import (
     FIRST,
     CarriedPosition,
@@ -162,9 +164,6 @@ class ExportFile:
         self.counts = dict.fromkeys(EXPORT_QUERIES, 0)
         self.byte_count = 0
 
-    def __repr__(self) -> str:
-        return f"ExportFile({self._path}, {self.counts})"
-
     def __enter__(self) -> Self:
         try:
             self._file = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE), "wb")
@@ -282,29 +281,25 @@ class RestoreCertificate(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Restorer:
-    """Restores one tenant from the database of *backup*; *show* is called as it goes on.
-
-    *find_addresses* gives the pools the present addresses of their shards.
-    """
+    """Restores one tenant from the database of *backup*; *show* is called as it goes on."""
 
     def __init__(
         self,
+        locator: Locator,
         pools: Pools,
         backup: ShardPool,
         commits: ReplicationWaiter,
         restore: Restore,
         *,
         show: Callable[[RestoreStatus], None],
-        find_addresses: Callable[[], Awaitable[None]] | None = None,
-        clock: Callable[[], float] = loop_time,
     ) -> None:
         self._restore = restore
         self._live = pools.pool_of(restore.shard_id)
         self._backup = backup
         self._commits = commits
         self._show = show
-        self._find_addresses = find_addresses
-        self._clock = clock
+        self._locator = locator
+        self._pools = pools
         self._earlier_run: str | None = None
         self._own_runs: set[str] = set()
         self._exports = 0
@@ -317,9 +312,6 @@ class Restorer:
         self._fenced_at = 0.0
         self._row_count = 0
 
-    def __repr__(self) -> str:
-        return f"Restorer({self._restore.tenant_id}, {self._step}, token={self._token})"
-
     async def run(self) -> RestoreCertificate:
         """Restore the tenant, or go on with its restore; return the certificate.
 
@@ -329,19 +321,18 @@ class Restorer:
         async with self._live.connection() as connection:
             journal = await read_journal(connection, self._restore.tenant_id)
         self._earlier_run = None if journal is None else journal.run
-        answered_at, step = self._clock(), self._step
+        answered_at, step = loop_time(), self._step
         while True:
             try:
                 return await self._run_once()
             except (LostRaceError, RetryableError) as exc:
                 if self._step != step:
-                    answered_at, step = self._clock(), self._step
-                if self._clock() - answered_at > PATIENCE_S:
+                    answered_at, step = loop_time(), self._step
+                if loop_time() - answered_at > PATIENCE_S:
                     raise RetryableError(f"{self._restore.tenant_id}: {exc}; {self.describe_state()}") from exc
                 log.info("restore.again", tenant_id=self._restore.tenant_id, step=self._step, error=str(exc))
                 await asyncio.sleep(PAUSE_S)
-                if self._find_addresses is not None:
-                    await self._find_addresses()
+                await find_addresses(self._locator, self._pools)
 
     @property
     def is_replacing(self) -> bool:
@@ -373,7 +364,7 @@ class Restorer:
             await self._replace()
             await self._release_in_time()
         epoch, server = await self._read_end()
-        paused_s = self._clock() - self._fenced_at
+        paused_s = loop_time() - self._fenced_at
         await self._commits.wait_for_transaction(self._restore.shard_id, server)
         log.info("restore.done", tenant_id=self._restore.tenant_id, shard_id=self._restore.shard_id)
         return RestoreCertificate(
@@ -418,7 +409,7 @@ class Restorer:
                 msgspec.json.encode(detail).decode(),
             )
         self._run, self._token, self._writes, self._step, self._detail = run, token, 0, step, detail
-        self._fenced_at = self._clock()
+        self._fenced_at = loop_time()
         return beginning
 
     async def _fence(self, connection: Connection, beginning: Beginning, token: int) -> str:
@@ -452,11 +443,11 @@ class Restorer:
     async def _export_table(self, file: ExportFile, table: CopiedTable) -> None:
         after: RowKey | None = FIRST
         while after is not None:
-            began_at, end_of_file = self._clock(), file.byte_count
+            began_at, end_of_file = loop_time(), file.byte_count
             try:
                 async with self._writing(RestoreStep.EXPORTING, budget=StatementBudget.KEY_RANGE) as connection:
                     await self._set_deadline(connection, FENCE_S)
-                    answered_at = self._clock()
+                    answered_at = loop_time()
                     end = await find_end(connection, table, self._restore.tenant_id, after, self._pace.row_count)
                     count = await file.add(connection, table, self._restore.tenant_id, after, end)
             except StatementFailedError as exc:
@@ -517,13 +508,13 @@ class Restorer:
         tenant_id = self._restore.tenant_id
         after: RowKey | None = FIRST
         while after is not None:
-            began_at = self._clock()
+            began_at = loop_time()
             async with self._backup.transaction(budget=StatementBudget.KEY_RANGE) as connection:
                 end = await find_end(connection, table, tenant_id, after, self._pace.row_count)
-            found_at = self._clock()
+            found_at = loop_time()
             try:
                 async with self._writing(RestoreStep.REPLACING) as connection:
-                    answered_at = self._clock()
+                    answered_at = loop_time()
                     chunk = await copy_chunk(self._backup, connection, table, tenant_id, after, end)
             except StatementFailedError as exc:
                 self._pace = slower_after(exc, self._pace)
@@ -638,7 +629,7 @@ class Restorer:
             raise LostRaceError("the journal on the shard is not as this command has left it")
 
     async def _keep_pace(self, row_count: int, began_at: float, answered_at: float) -> None:
-        now = self._clock()
+        now = loop_time()
         self._pace = next_pace(
             self._pace, row_count=row_count, took_s=now - began_at, answer_s=max(0.0, answered_at - began_at)
         )

@@ -54,7 +54,7 @@ class _StatusColumn(ProgressColumn):
         return Text(task.fields["status"]())
 
 
-class MoveFigures(msgspec.Struct, frozen=True):
+class _MoveFigures(msgspec.Struct, frozen=True):
     """How far a move is, or several together; *rows_left* is 0 where it is unknown."""
 
     row_count: int = 0
@@ -64,15 +64,13 @@ class MoveFigures(msgspec.Struct, frozen=True):
 
     @property
     def left_s(self) -> float | None:
-        """The time until all rows are copied, as far as that is known."""
         return self.rows_left / self.rows_per_s if self.rows_left > 0 and self.rows_per_s > 0 else None
 
     def describe(self) -> str:
-        """Return the figures for people."""
         return f"{self.row_count:,} rows, {self.byte_count / 2**20:.1f} MiB, {self.rows_per_s:,.0f} rows/s"
 
 
-class ProgressLine(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class _ProgressLine(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """The progress of one move as a line of JSON; unlike the result it has no outcome."""
 
     tenant: str
@@ -93,10 +91,10 @@ class MoveProgress:
         self._done = 0
         self._began_at = clock()
         self._tasks: dict[str, TaskID] = {}
-        self._figures: dict[str, MoveFigures] = {}  # by tenant, of the moves that run
+        self._figures: dict[str, _MoveFigures] = {}  # by tenant, of the moves that run
         self._phases: dict[str, MovePhase] = {}
         self._moved_at: dict[str, float] = {}  # the last progress, by tenant
-        self._ended = MoveFigures()
+        self._ended = _MoveFigures()
         self._shown_at: dict[str, float] = {}  # by tenant with JSON, else of all
         self._bars = (
             None
@@ -122,7 +120,7 @@ class MoveProgress:
     def watch(self, tenant_id: str) -> Callable[[MoveStatus], None]:
         """Return what a mover calls as it goes on."""
         now = self._clock()
-        self._figures[tenant_id], self._moved_at[tenant_id] = MoveFigures(), now
+        self._figures[tenant_id], self._moved_at[tenant_id] = _MoveFigures(), now
         self._shown_at.setdefault(tenant_id if self._as_json else "", now)
         if self._bars is not None:
             self._tasks[tenant_id] = self._bars.add_task(
@@ -133,17 +131,17 @@ class MoveProgress:
     def finish(self, tenant_id: str) -> None:
         """Note that a move has ended, well or not."""
         self._done += 1
-        ended = self._figures.pop(tenant_id, MoveFigures())
-        self._ended = sum_of((self._ended, MoveFigures(ended.row_count, ended.byte_count)))
+        ended = self._figures.pop(tenant_id, _MoveFigures())
+        self._ended = _sum_of((self._ended, _MoveFigures(ended.row_count, ended.byte_count)))
         if self._bars is not None and tenant_id in self._tasks:
             self._bars.remove_task(self._tasks.pop(tenant_id))
 
     def describe_all(self) -> str:
-        """Return how far all moves are together: their rows, bytes and rate, and the time that is left."""
+        """Return how far all moves are together."""
         standing = {tenant_id for tenant_id in self._figures if self._stood_s(tenant_id) > STANDS_S}
         running = (one for tenant_id, one in self._figures.items() if tenant_id not in standing)
         still = (msgspec.structs.replace(self._figures[one], rows_per_s=0.0) for one in standing)
-        figures = sum_of((self._ended, *running, *still))
+        figures = _sum_of((self._ended, *running, *still))
         left_s = None
         if standing:
             pass  # nobody knows
@@ -154,7 +152,7 @@ class MoveProgress:
         return f"{self._done} of {self._total} ended, {figures.describe()}{describe_time_left(left_s)}"
 
     def describe(self, tenant_id: str) -> str:
-        """Return how far one move is; while it stands, for how long, as its rate and time left are not known then."""
+        """Return how far one move is; while it stands, for how long, as its rate is not known then."""
         if (phase := self._phases.get(tenant_id)) is None:
             return ""
         figures, stood_s = self._figures[tenant_id], self._stood_s(tenant_id)
@@ -191,10 +189,7 @@ class MoveRate:
         self._since = (began_at, 0)
         self._has_rows = False
 
-    def __repr__(self) -> str:
-        return f"MoveRate(since={self._since})"
-
-    def note(self, status: MoveStatus, now: float) -> MoveFigures:
+    def note(self, status: MoveStatus, now: float) -> _MoveFigures:
         """Return the rows and bytes, their rate, and while rows are copied those that are left."""
         began_at, first_count = self._since
         if status.row_count and not self._has_rows:  # some of these may be of a command before this one
@@ -202,13 +197,12 @@ class MoveRate:
             self._since = (now, status.row_count)
         per_s = (status.row_count - first_count) / max(0.001, now - began_at)
         left = max(0, status.row_total - status.row_count) if status.phase is MovePhase.COPY else 0
-        return MoveFigures(status.row_count, status.byte_count, per_s, left)
+        return _MoveFigures(status.row_count, status.byte_count, per_s, left)
 
 
-def sum_of(several: Iterable[MoveFigures]) -> MoveFigures:
-    """Return the figures of several moves together."""
+def _sum_of(several: Iterable[_MoveFigures]) -> _MoveFigures:
     listed = tuple(several)
-    return MoveFigures(
+    return _MoveFigures(
         sum(one.row_count for one in listed),
         sum(one.byte_count for one in listed),
         sum(one.rows_per_s for one in listed),
@@ -217,15 +211,15 @@ def sum_of(several: Iterable[MoveFigures]) -> MoveFigures:
 
 
 def describe_time_left(seconds: float | None) -> str:
-    """Return the rest of a line that ends with the time left: minutes from two on, seconds below, nothing for None."""
+    """Return the rest of a line that ends with the time left; nothing for None."""
     if seconds is None:
         return ""
     return f", about {seconds / 60:.0f} min left" if seconds >= 120 else f", about {seconds:.0f} s left"
 
 
-def _line_of(tenant_id: str, phase: MovePhase, figures: MoveFigures) -> ProgressLine:
+def _line_of(tenant_id: str, phase: MovePhase, figures: _MoveFigures) -> _ProgressLine:
     left_s = None if figures.left_s is None else round(figures.left_s, 1)
-    return ProgressLine(tenant_id, phase, figures.row_count, figures.byte_count, round(figures.rows_per_s, 1), left_s)
+    return _ProgressLine(tenant_id, phase, figures.row_count, figures.byte_count, round(figures.rows_per_s, 1), left_s)
 
 
 class FoundMove(msgspec.Struct, frozen=True):
@@ -369,9 +363,6 @@ class MoveRunner:
             max_rows_per_s=terms.max_rows_per_second,
             is_drain=is_drain,
         )
-
-    def __repr__(self) -> str:
-        return f"MoveRunner({self._terms})"
 
     async def run(self, requests: Sequence[MoveRequest]) -> int:
         """Run all moves, print each result as it comes, and clear the cache in the end, also if it is cancelled.

@@ -37,7 +37,6 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.health.backup_content import BackupContent, read_backup
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
-from simplu_worker.shards.routing.shard_query import find_addresses
 from simplu_worker.shards.schema.migrations import refusal_of
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
 from simplu_worker.timing.clock import utc_now
@@ -118,14 +117,7 @@ async def restore_tenant(settings: Settings, command: RestoreCommand, *, as_json
             kept = timedelta(hours=settings.operation_retention_hours)
             restore = Restore(tenant_id, plan.shard, command.mode, Path(plan.export), kept)
             show = _ignore_status if as_json else _noting()
-            restorer = Restorer(
-                shards.pools,
-                backup,
-                shards.commits,
-                restore,
-                show=show,
-                find_addresses=lambda: find_addresses(shards.locator, shards.pools),
-            )
+            restorer = Restorer(shards.locator, shards.pools, backup, shards.commits, restore, show=show)
             certificate = await _run(settings, restorer)
         except WorkerError as exc:
             text = backup.address.without_name(str(exc))

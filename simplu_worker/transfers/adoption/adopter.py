@@ -56,15 +56,13 @@ class AdoptionRefusedError(PermanentError):
         super().__init__("\n".join(f"shard {shard_id}: {problem}" for problem in problems))
 
 
-class OldTable(msgspec.Struct, frozen=True):
-    """The other program's table."""
-
+class _OldTable(msgspec.Struct, frozen=True):
     oid: int
     home: str
     layout: Layout
 
 
-async def find_old_table(connection: Connection, shard_id: str) -> OldTable:
+async def find_old_table(connection: Connection, shard_id: str) -> _OldTable:
     """Return the table to adopt; raise `AdoptionRefusedError` if it cannot be adopted."""
     row = await connection.fetchrow(QUERIES["find_old_table"], connection.home)
     if row is None:
@@ -82,10 +80,10 @@ async def find_old_table(connection: Connection, shard_id: str) -> OldTable:
             "expected a role that owns the table resources and may create schemas in the database and tables "
             "beside it, got another; use the role of the other program in the connection string, or grant these rights",
         )
-    return OldTable(row["oid"], connection.home, layout)
+    return _OldTable(row["oid"], connection.home, layout)
 
 
-async def begin_adoption(connection: Connection, shard_id: str, old_table: OldTable) -> None:
+async def begin_adoption(connection: Connection, shard_id: str, old_table: _OldTable) -> None:
     """Make our tables and those of the adoption, within a transaction."""
     await connection.execute(ADOPTION["adoption_log"])
     with connection.working_in(OURS):
@@ -95,7 +93,7 @@ async def begin_adoption(connection: Connection, shard_id: str, old_table: OldTa
     await connection.execute(QUERIES["begin_adoption"], shard_id, old_table.oid, old_table.home)
 
 
-async def read_contents(connection: Connection) -> OldContents:
+async def _read_contents(connection: Connection) -> OldContents:
     """Return the contents of the old table but for duplicates; reads the whole table."""
     contents = OldContents()
     contents.conflicting_names = [row["name"] for row in await connection.fetch(QUERIES["find_conflicting_names"])]
@@ -118,7 +116,7 @@ async def read_duplicates(connection: Connection, contents: OldContents) -> OldC
     return found
 
 
-async def find_owner(source: OldTenant, shard_id: str, locator: Locator, business_info: BusinessFinder) -> Owner:
+async def _find_owner(source: OldTenant, shard_id: str, locator: Locator, business_info: BusinessFinder) -> Owner:
     """Return the tenant of a source by business-info and the locator; raises `RetryableError` without an answer."""
     businesses: dict[str, Business | str | None] = {}
     for business_id, location_id in source.candidates:
@@ -226,9 +224,6 @@ class Adopter:
         self._late = OldContents()  # found after the plan was made
         self._owners: dict[str, Owner] = {}
 
-    def __repr__(self) -> str:
-        return f"Adopter({self._shard_id}, tenants={len(self._owners)})"
-
     async def make_plan(self) -> AdoptionPlan | AdoptionResult:
         """Return the plan of an adoption, or the result if the shard was adopted before; nothing is changed.
 
@@ -247,7 +242,7 @@ class Adopter:
         if is_empty:
             raise self._refused("it is empty; there is nothing to adopt, as the worker makes its own tables there")
         old_table = await self._run(lambda connection: find_old_table(connection, self._shard_id))
-        contents = await self._rehearse(read_contents, is_begun=is_begun)
+        contents = await self._rehearse(_read_contents, is_begun=is_begun)
         self._owners = await self._look_up(list(contents.sources.values()))
 
         async def read(connection: Connection) -> OldContents:
@@ -343,7 +338,7 @@ class Adopter:
         owners: list[Owner] = []
 
         async def look_up(source: OldTenant) -> None:
-            owners.append(await find_owner(source, self._shard_id, self._locator, self._business_info))
+            owners.append(await _find_owner(source, self._shard_id, self._locator, self._business_info))
 
         for start in range(0, len(sources), LOOKUPS_AT_ONCE):
             self._report(AdoptionProgress(AdoptionStep.LOOKING_UP, start, len(sources)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Final, TypeAlias
 
@@ -17,6 +17,10 @@ import msgspec
 
 from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.routing.shard_query import find_addresses
+from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
 from simplu_worker.transfers.importing.mapping import ReadTable
 from simplu_worker.transfers.importing.rules import (
@@ -83,14 +87,11 @@ class TenantCopier:
         tables: Sequence[ReadTable],
         callbacks: CopyCallbacks,
         pace: RowPace,
-        *,
-        clock: Callable[[], float],
     ) -> None:
         self._snapshot = snapshot
         self._tables = tables
         self._callbacks = callbacks
         self._pace = pace
-        self._clock = clock
 
     async def copy(self, source: SourceTenant, made_at: datetime, sink: RowSink) -> TakenRows:
         """Read all rows of a tenant into *sink*, which is emptied before; by their keys if some cannot be returned."""
@@ -179,7 +180,7 @@ class TenantCopier:
         if sink is not None and rows:
             await sink.write(rows)
         self._callbacks.note_rows(len(page))
-        await asyncio.sleep(self._pace.pause_s(len(page), now=self._clock()))
+        await asyncio.sleep(self._pace.pause_s(len(page), now=loop_time()))
 
 
 async def _find_duplicates(
@@ -218,53 +219,49 @@ class FollowRound(msgspec.Struct, frozen=True):
 
 
 class Follower:
-    """Follows *source* for *tenants*, from the snapshot of *followed_to* on.
-
-    *find_addresses* gives the pools the present addresses of their shards.
-    """
+    """Follows *source* for *tenants*, from the snapshot of *followed_to* on."""
 
     def __init__(
         self,
         source: ImportSource,
         tables: Sequence[ReadTable],
         tenants: Iterable[FollowedTenant],
-        make_copier: Callable[[SourceSnapshot], TenantCopier],
-        find_addresses: Callable[[], Awaitable[None]],
+        callbacks: CopyCallbacks,
+        pace: RowPace,
+        locator: Locator,
+        pools: Pools,
         *,
         mapping: str,
         followed_to: datetime,
-        clock: Callable[[], float],
     ) -> None:
         self._source = source
         self._tables = [table for table in tables if table.mapping.changed is not None]
         self._tenants = {one.source.key: one for one in tenants}
-        self._make_copier = make_copier
-        self._find_addresses = find_addresses
+        self._callbacks = callbacks
+        self._pace = pace
+        self._locator = locator
+        self._pools = pools
         self._mapping = mapping
         self._followed_to = followed_to
         self._behind: dict[tuple[str, ...], datetime] = {}  # how far the tenants are that the last round left
-        self._clock = clock
         self.failures: dict[tuple[str, ...], str] = {}  # of tenants that another run has, or with no note in the end
-
-    def __repr__(self) -> str:
-        return f"Follower({self._source!r}, {len(self._tenants)} tenants, {self._followed_to})"
 
     async def run(
         self, stopping: asyncio.Event, report: Callable[[FollowRound], None], *, interval_s: float = INTERVAL_S
     ) -> None:
         """Follow until *stopping*; *report* each round. `failures` has what could not be noted at the end."""
-        noted_at = self._clock()
+        noted_at = loop_time()
         while not await sleep_or_event(interval_s, until=stopping):
             report(await self._follow())
-            if self._clock() - noted_at >= NOTE_INTERVAL_S:
-                noted_at = self._clock()
+            if loop_time() - noted_at >= NOTE_INTERVAL_S:
+                noted_at = loop_time()
                 await self._note()  # what fails here was reported, or is tried again
         self.failures |= await self._note()
 
     async def _follow(self) -> FollowRound:
         try:
             if self._behind:
-                await self._find_addresses()
+                await find_addresses(self._locator, self._pools)
             async with self._source.open_snapshot() as snapshot:
                 count, errors = await self._copy_changes(snapshot)
         except WorkerError as exc:
@@ -276,7 +273,7 @@ class Follower:
         for table in self._tables:
             async for page in snapshot.reader.read_pages(list_changed_tenants(table, self._followed_to - OVERLAP)):
                 changed |= {tuple(row.values()) for row in page}
-        copier = self._make_copier(snapshot)
+        copier = TenantCopier(snapshot, self._tables, self._callbacks, self._pace)
         count, behind, errors = 0, {}, []
         # Those that failed before come last: a shard that hangs then delays nobody else.
         for key in [*sorted(changed & (self._tenants.keys() - self._behind.keys())), *sorted(self._behind)]:

@@ -28,7 +28,7 @@ from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.shard_query import find_addresses, group_by_shard, query_all_shards
+from simplu_worker.shards.routing.shard_query import group_by_shard, query_all_shards
 from simplu_worker.shards.tenants.resource_changes import find_known_types
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers.importing.copying import (
@@ -83,7 +83,7 @@ QUERY_MAX_TENANTS: Final = 1000
 MADE_AT_ONCE: Final = 100  # so that a transaction stays far below 30 s, after which created_at is unusable
 
 
-class PlacedImport(msgspec.Struct, frozen=True):
+class _PlacedImport(msgspec.Struct, frozen=True):
     """A tenant with its step and its shard; *problem* is the reason of a refusal.
 
     *is_final*: another run would find the same. *shard_id* is None while the tenant is not registered. *certificate* is
@@ -103,22 +103,19 @@ class _Homes(msgspec.Struct, frozen=True):
     silent: list[str]
 
 
-class Placer:
-    """Places the tenants of the source with the name *source*."""
-
+class _Placer:
     def __init__(self, locator: Locator, pools: Pools, *, source: str) -> None:
         self._locator = locator
         self._pools = pools
         self._source = source
 
-    async def plan(self, tenants: Sequence[NamedTenant]) -> list[PlacedImport]:
-        """Return the step and the shard of each tenant, in order; nothing is changed."""
+    async def plan(self, tenants: Sequence[NamedTenant]) -> list[_PlacedImport]:
         named = await self._name_shards(tenants, is_registering=False)
         homes = await self._read_homes(tenants)
         return [self._place(one, named.get(one.tenant_id), homes) for one in tenants]
 
-    async def place(self, tenants: Sequence[NamedTenant], *, token: str) -> list[PlacedImport]:
-        """Register the tenants, and make them as `incoming`; return each with its shard, in order. Idempotent."""
+    async def place(self, tenants: Sequence[NamedTenant], *, token: str) -> list[_PlacedImport]:
+        """Register the tenants, and make them as `incoming`; return each with its shard. Idempotent."""
         homes = await self._read_homes(tenants)
         unmade = [one for one in tenants if self._place(one, None, homes).step is PlaceStep.MAKE]
         named = await self._name_shards(unmade, is_registering=True)
@@ -130,8 +127,7 @@ class Placer:
             for one in placed
         ]
 
-    async def find_rivals(self, placed: PlacedImport) -> str | None:
-        """Return why a tenant may not be activated: another shard has it, or does not answer; None otherwise."""
+    async def find_rivals(self, placed: _PlacedImport) -> str | None:
         homes = await self._read_homes([placed.tenant])
         found = homes.by_tenant.get(placed.tenant.tenant_id, ())
         others = [home for home in found if home.state not in LEFT_STATES and home.shard_id != placed.shard_id]
@@ -139,19 +135,19 @@ class Placer:
             return f"shard {others[0].shard_id} has it too, {others[0].state}"
         return _silence(homes)
 
-    def _place(self, tenant: NamedTenant, named: ShardAddress | WorkerError | None, homes: _Homes) -> PlacedImport:
+    def _place(self, tenant: NamedTenant, named: ShardAddress | WorkerError | None, homes: _Homes) -> _PlacedImport:
         if tenant.problem is not None:
-            return PlacedImport(tenant, PlaceStep.REFUSE, problem=tenant.problem)
+            return _PlacedImport(tenant, PlaceStep.REFUSE, problem=tenant.problem)
         step, home, problem = place_of(tenant, homes.by_tenant.get(tenant.tenant_id, ()), source=self._source)
         if home is not None:
             certificate = home.detail if step is PlaceStep.DONE else None
-            return PlacedImport(tenant, step, home.shard_id, problem, certificate=certificate)
+            return _PlacedImport(tenant, step, home.shard_id, problem, certificate=certificate)
         if (silence := _silence(homes)) is not None:
-            return PlacedImport(tenant, PlaceStep.REFUSE, problem=silence, is_final=False)
+            return _PlacedImport(tenant, PlaceStep.REFUSE, problem=silence, is_final=False)
         if isinstance(named, WorkerError):
             is_final = isinstance(named, PermanentError)
-            return PlacedImport(tenant, PlaceStep.REFUSE, problem=str(named), is_final=is_final)
-        return PlacedImport(tenant, step, None if named is None else named.shard_id)
+            return _PlacedImport(tenant, PlaceStep.REFUSE, problem=str(named), is_final=is_final)
+        return _PlacedImport(tenant, step, None if named is None else named.shard_id)
 
     async def _name_shards(
         self, tenants: Sequence[NamedTenant], *, is_registering: bool
@@ -200,7 +196,7 @@ class Placer:
         return _Homes(by_tenant, sorted(silent))
 
     async def _make(
-        self, placed: Sequence[PlacedImport], named: dict[str, ShardAddress | WorkerError | None], *, token: str
+        self, placed: Sequence[_PlacedImport], named: dict[str, ShardAddress | WorkerError | None], *, token: str
     ) -> dict[str, WorkerError]:
         errors: dict[str, WorkerError] = {}
 
@@ -223,7 +219,7 @@ class Placer:
                 tasks.create_task(make(shard, tenants), name=f"make-incoming:{shard.shard_id}")
         return errors
 
-    def _made(self, placed: PlacedImport, error: WorkerError | None, homes: _Homes) -> PlacedImport:
+    def _made(self, placed: _PlacedImport, error: WorkerError | None, homes: _Homes) -> _PlacedImport:
         if error is not None:
             is_final = isinstance(error, PermanentError)
             return msgspec.structs.replace(placed, step=PlaceStep.REFUSE, problem=str(error), is_final=is_final)
@@ -290,20 +286,14 @@ class Importer:
         shards: ImportShards,
         options: ImportOptions,
         callbacks: CopyCallbacks | None = None,
-        *,
-        clock: Callable[[], float] = loop_time,
     ) -> None:
         self._source = source
         self._mapping = mapping
         self._shards = shards
         self._options = options
         self._callbacks = callbacks or CopyCallbacks()
-        self._clock = clock
         self._commits = ReplicationWaiter(shards.pools)
-        self._pace = RowPace(options.max_rows_per_s, started_at=clock())
-
-    def __repr__(self) -> str:
-        return f"Importer({self._source!r}, {self._options})"
+        self._pace = RowPace(options.max_rows_per_s, started_at=loop_time())
 
     async def plan(self) -> ImportResult:
         """Read every row once, and return what an import would do; nothing is changed anywhere.
@@ -348,11 +338,12 @@ class Importer:
             self._source,
             run.tables,
             followed,
-            lambda snapshot: self._copier(snapshot, run.tables),
-            lambda: find_addresses(self._shards.locator, self._shards.pools),
+            self._callbacks,
+            self._pace,
+            self._shards.locator,
+            self._shards.pools,
             mapping=run.mapping,
             followed_to=followed_to,
-            clock=self._clock,
         )
         await follower.run(stopping, report_round, interval_s=interval_s)
         errors = {
@@ -411,12 +402,9 @@ class Importer:
             tenants = without_collisions([await self._name(one, known) for one in sources])
             tenants.sort(key=lambda one: -one.source.row_count)  # the largest first: the last ones end together
             self._callbacks.note_total(sum(one.source.row_count for one in tenants if one.problem is None))
-            placer = Placer(self._shards.locator, self._shards.pools, source=snapshot.facts.identity)
-            copier = self._copier(snapshot, tables)
+            placer = _Placer(self._shards.locator, self._shards.pools, source=snapshot.facts.identity)
+            copier = TenantCopier(snapshot, tables, self._callbacks, self._pace)
             yield _ImportRun(snapshot, tables, tenants, placer, copier, self._mapping.digest, self._options.parallel)
-
-    def _copier(self, snapshot: SourceSnapshot, tables: Sequence[ReadTable]) -> TenantCopier:
-        return TenantCopier(snapshot, tables, self._callbacks, self._pace, clock=self._clock)
 
     async def _name(self, source: SourceTenant, known_types: Mapping[str, Mapping[str, str]]) -> NamedTenant:
         businesses: dict[str, Business | str | None] = {}
@@ -438,12 +426,12 @@ class Importer:
                     refused = RefusedRow(table.mapping.name, (), row["resource_type"], row["resource_id"], NO_TENANT)
                     self._callbacks.note_refused(refused)
 
-    async def _scan(self, run: _ImportRun, placed: PlacedImport) -> TenantReport:
+    async def _scan(self, run: _ImportRun, placed: _PlacedImport) -> TenantReport:
         state = ImportState.IMPORT if placed.step is PlaceStep.MAKE else ImportState.CONTINUE
         taken = await run.copier.copy(placed.tenant.source, BEGINNING, None)
         return _report(placed, state, taken)
 
-    async def _copy(self, run: _ImportRun, placed: PlacedImport, target: TargetTenant) -> tuple[TakenRows, CopyState]:
+    async def _copy(self, run: _ImportRun, placed: _PlacedImport, target: TargetTenant) -> tuple[TakenRows, CopyState]:
         """Copy a tenant, or the changes of one that followed; its rows are equal to those of the source."""
         state = await target.take_over()
         source = placed.tenant.source
@@ -464,11 +452,11 @@ class Importer:
             )
         return taken, state
 
-    def _target(self, placed: PlacedImport, token: str) -> TargetTenant:
+    def _target(self, placed: _PlacedImport, token: str) -> TargetTenant:
         return TargetTenant(self._shards.pools.pool_of(placed.shard_id or ""), placed.tenant.tenant_id, token=token)
 
     async def _begin_to_follow(
-        self, run: _ImportRun, placed: PlacedImport, token: str, followed: list[FollowedTenant]
+        self, run: _ImportRun, placed: _PlacedImport, token: str, followed: list[FollowedTenant]
     ) -> TenantReport:
         target = self._target(placed, token)
         taken, state = await self._copy(run, placed, target)
@@ -479,7 +467,7 @@ class Importer:
         followed.append(FollowedTenant(placed.tenant.source, target, state.started_at))
         return _report(placed, ImportState.FOLLOWED, taken)
 
-    async def _import(self, run: _ImportRun, placed: PlacedImport, token: str) -> TenantReport:
+    async def _import(self, run: _ImportRun, placed: _PlacedImport, token: str) -> TenantReport:
         tenant, shard_id = placed.tenant, placed.shard_id or ""
         target = self._target(placed, token)
         taken, _ = await self._copy(run, placed, target)
@@ -507,7 +495,7 @@ class _ImportRun:
         snapshot: SourceSnapshot,
         tables: Sequence[ReadTable],
         tenants: list[NamedTenant],
-        placer: Placer,
+        placer: _Placer,
         copier: TenantCopier,
         mapping: str,
         parallel: int,
@@ -521,7 +509,7 @@ class _ImportRun:
         self._parallel = parallel
 
     async def report(
-        self, placed: Sequence[PlacedImport], work: Callable[[PlacedImport], Awaitable[TenantReport]]
+        self, placed: Sequence[_PlacedImport], work: Callable[[_PlacedImport], Awaitable[TenantReport]]
     ) -> ImportResult:
         reports = [_report_untouched(one, self.mapping) for one in placed if one.step not in TO_IMPORT]
         pending = iter([one for one in placed if one.step in TO_IMPORT])
@@ -560,7 +548,7 @@ async def _list_sources(reader: SourceReader, tables: Iterable[ReadTable]) -> li
     return list(found.values())
 
 
-def _certify(run: _ImportRun, placed: PlacedImport, taken: TakenRows) -> ImportCertificate:
+def _certify(run: _ImportRun, placed: _PlacedImport, taken: TakenRows) -> ImportCertificate:
     tenant, facts = placed.tenant, run.snapshot.facts
     return ImportCertificate(
         business_id=tenant.business_id or "",
@@ -582,7 +570,7 @@ def _certify(run: _ImportRun, placed: PlacedImport, taken: TakenRows) -> ImportC
 
 
 def _report(
-    placed: PlacedImport,
+    placed: _PlacedImport,
     state: ImportState,
     taken: TakenRows | None,
     *,
@@ -612,7 +600,7 @@ def _report_left(report: TenantReport, error: str | None) -> TenantReport:
     return msgspec.structs.replace(report, state=ImportState.FAILED, detail=error)
 
 
-def _report_untouched(placed: PlacedImport, mapping: str) -> TenantReport:
+def _report_untouched(placed: _PlacedImport, mapping: str) -> TenantReport:
     if placed.step is PlaceStep.DONE:
         certificate = parse_certificate(placed.certificate)
         report = _report(placed, ImportState.THERE, None, certificate=certificate)

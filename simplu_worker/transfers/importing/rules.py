@@ -370,9 +370,6 @@ class RowPace:
         self._max_rows_per_s = max_rows_per_s
         self._free_at = started_at
 
-    def __repr__(self) -> str:
-        return f"RowPace({self._max_rows_per_s})"
-
     def pause_s(self, row_count: int, *, now: float) -> float:
         """Note *row_count* rows just read; return the seconds before the next page.
 

@@ -180,9 +180,6 @@ class ImportSource:
     def __init__(self, address: ShardAddress) -> None:
         self._address = address
 
-    def __repr__(self) -> str:
-        return f"ImportSource({self._address.place})"
-
     @contextlib.asynccontextmanager
     async def open_snapshot(self) -> AsyncIterator[SourceSnapshot]:
         """Take a snapshot of the first host that answers, until the end of the context."""

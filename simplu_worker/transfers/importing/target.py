@@ -130,9 +130,6 @@ class TargetTenant:
         self._tenant_id = tenant_id
         self._token = token
 
-    def __repr__(self) -> str:
-        return f"TargetTenant({self._tenant_id!r}, {self._pool!r})"
-
     async def take_over(self) -> CopyState:
         """Make this run the only one that writes the tenant's rows. Raises `ImportTakenError` if it is activated."""
         async with self._pool.transaction() as connection:

@@ -422,9 +422,6 @@ class TenantRows:
             if row["state"] == TenantState.MOVED:
                 self._left_for[row["id"]][shard_id] = row["moved_to"]
 
-    def __repr__(self) -> str:
-        return f"TenantRows({len(self._states)} tenants)"
-
     def on(self, shard_id: str) -> list[str]:
         """Return the tenants that have not left a shard."""
         return sorted(one for one in self._states if not self._has_left(one, shard_id))

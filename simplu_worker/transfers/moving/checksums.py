@@ -103,7 +103,7 @@ class Comparison(msgspec.Struct, frozen=True, rename="camel"):
         return sum(one.byte_count for one in self.source.values())
 
 
-class ComparedLog(msgspec.Struct, frozen=True):
+class _ComparedLog(msgspec.Struct, frozen=True):
     """The part of the log that is compared: completed from *since* on and before *until*, without *requests*.
 
     Of the notes beside it those before *notes_until*: rejected records without *rejected*, and the tries of messages of
@@ -118,20 +118,14 @@ class ComparedLog(msgspec.Struct, frozen=True):
     failed: Collection[str]
 
 
-class PacedRanges:
+class _PacedRanges:
     """Ranges of a tenant's keys: of as many rows as both shards compare in `RANGE_S`, with rests between them."""
 
     def __init__(self) -> None:
         self._pace = ChunkPace(chunk_s=RANGE_S)
 
-    def __repr__(self) -> str:
-        return f"PacedRanges({self._pace})"
-
     async def of(self, table: CopiedTable, pair: Pair, tenant_id: str) -> AsyncIterator[tuple[RowKey, RowKey | None]]:
-        """Yield the keys before and at the end of each range; the last one is without an end.
-
-        A range takes until the next one is asked for.
-        """
+        """Yield the keys before and at the end of each range, which takes until the next one is asked for."""
         after: RowKey | None = FIRST
         while after is not None:
             await asyncio.sleep(self._pace.rest_s)
@@ -153,7 +147,6 @@ class PacedRanges:
             after = end
 
     def slow_down(self, error: StatementFailedError) -> None:
-        """Take fewer rows from now on. Raises *error* unless it is a timeout that fewer rows may avoid."""
         self._pace = slower_after(error, self._pace)
 
 
@@ -172,7 +165,7 @@ async def compare_shards(
     smaller ranges if one takes too long.
     """
     live, other = (source, target) if live_on_source else (target, source)
-    ranges = PacedRanges()
+    ranges = _PacedRanges()
     while True:
         try:
             async with (
@@ -196,7 +189,7 @@ async def _find_compared_log(
     since: datetime,
     log_kept: timedelta,
     requests: Collection[str],
-) -> ComparedLog:
+) -> _ComparedLog:
     # Notes do not wait for the barrier of a move: those of just before it are part of the next delta.
     until = since - CLOCK_MARGIN
     rejected: set[str] = set()
@@ -206,7 +199,7 @@ async def _find_compared_log(
     failures_since = until - min(log_kept, FAILURES_KEPT)
     failed = [row["message_id"] for row in await live.fetch(QUERIES["find_failures"], tenant_id, failures_since, until)]
     later = {row["message_id"] for row in await other.fetch(QUERIES["find_later_failures"], tenant_id, failed, until)}
-    return ComparedLog(since - log_kept, since, requests, until, rejected, [one for one in failed if one not in later])
+    return _ComparedLog(since - log_kept, since, requests, until, rejected, [one for one in failed if one not in later])
 
 
 async def compare(
@@ -214,8 +207,8 @@ async def compare(
     target: Connection,
     tenant_id: str,
     changed: Collection[ResourceKey],
-    compared_log: ComparedLog,
-    ranges: PacedRanges,
+    compared_log: _ComparedLog,
+    ranges: _PacedRanges,
 ) -> Comparison:
     """Return the comparison of a tenant's rows, in ranges of keys; *changed* are left out."""
     pair = (source, target)
@@ -230,7 +223,7 @@ async def compare(
 
 
 async def _compare_resources(
-    pair: Pair, tenant_id: str, changed: Collection[ResourceKey], ranges: PacedRanges
+    pair: Pair, tenant_id: str, changed: Collection[ResourceKey], ranges: _PacedRanges
 ) -> tuple[tuple[Sums, Sums], list[ResourceKey]]:
     sums: tuple[Sums, Sums] = ({}, {})
     differing: list[ResourceKey] = []
@@ -253,7 +246,7 @@ async def _compare_resources(
     return sums, differing
 
 
-async def _sum_logs(pair: Pair, tenant_id: str, compared: ComparedLog, ranges: PacedRanges) -> list[TypeSum]:
+async def _sum_logs(pair: Pair, tenant_id: str, compared: _ComparedLog, ranges: _PacedRanges) -> list[TypeSum]:
     sums = [TypeSum(), TypeSum()]
     excluded, excluded_count = sorted(compared.requests), 0
     async for after, end in ranges.of(OPERATIONS, pair, tenant_id):
@@ -303,7 +296,7 @@ async def _sum_log(
     tenant_id: str,
     after: RowKey,
     end: RowKey | None,
-    compared: ComparedLog,
+    compared: _ComparedLog,
     left_out: Sequence[str],
 ) -> TypeSum:
     keys = (*after, *(end or (None, None)))
@@ -314,7 +307,7 @@ async def _sum_log(
     )
 
 
-async def _sum_notes(connection: Connection, tenant_id: str, compared: ComparedLog) -> dict[str, TypeSum]:
+async def _sum_notes(connection: Connection, tenant_id: str, compared: _ComparedLog) -> dict[str, TypeSum]:
     bounds = (compared.since, compared.notes_until, list(compared.rejected))
     return {
         REJECTIONS: _sum_of(await connection.fetchrow(QUERIES["checksum_rejections"], tenant_id, *bounds)),

@@ -94,9 +94,7 @@ def is_last_round(row_count: int, took_s: float, max_pause_s: float) -> bool:
 PARTS_AHEAD: Final = 8  # parts of a chunk between the two servers, each of what one read of the network had
 
 
-class CopiedColumns(msgspec.Struct, frozen=True):
-    """The columns of a table that are copied, and the query that reads them."""
-
+class _CopiedColumns(msgspec.Struct, frozen=True):
     table: str
     columns: tuple[str, ...]
     query: str
@@ -111,7 +109,7 @@ class CopiedTable(msgspec.Struct, frozen=True):
 
     name: str
     boundary_query: str
-    parts: tuple[CopiedColumns, ...]
+    parts: tuple[_CopiedColumns, ...]
     have_places: bool = False
 
 
@@ -119,7 +117,7 @@ RESOURCES: Final = CopiedTable(
     "resources",
     "resource_boundary",
     (
-        CopiedColumns(
+        _CopiedColumns(
             "resources",
             ("id", "businessType", "resourceName", "resourceId", "data", "date", "lastUpdated"),
             "copy_resources",
@@ -130,17 +128,17 @@ OPERATIONS: Final = CopiedTable(
     "operations",
     "operation_boundary",
     (
-        CopiedColumns(
+        _CopiedColumns(
             "log_batches",
             ("batch_id", "completed_at", "row_count", "kind", "tenants", "types", "origins"),
             "copy_log_batches",
         ),
-        CopiedColumns(
+        _CopiedColumns(
             "log_outcomes",
             ("batch_id", "position", "tenant_no", "error", "sequence_number", "result"),
             "copy_log_outcomes",
         ),
-        CopiedColumns(
+        _CopiedColumns(
             "log_rows",
             (
                 "batch_id",
@@ -164,7 +162,7 @@ REJECTIONS: Final = CopiedTable(
     "rejections",
     "rejection_boundary",
     (
-        CopiedColumns(
+        _CopiedColumns(
             "rejections",
             (
                 "tenant_id",
@@ -184,14 +182,12 @@ REJECTIONS: Final = CopiedTable(
 FAILURES: Final = CopiedTable(
     "message_failures",
     "failure_boundary",
-    (CopiedColumns("message_failures", ("tenant_id", "message_id", "failure_count", "failed_at"), "copy_failures"),),
+    (_CopiedColumns("message_failures", ("tenant_id", "message_id", "failure_count", "failed_at"), "copy_failures"),),
 )
 TABLES: Final = (RESOURCES, OPERATIONS, REJECTIONS, FAILURES)
 
 
-class CopiedChunk(msgspec.Struct, frozen=True):
-    """The size of a chunk that was copied."""
-
+class _CopiedChunk(msgspec.Struct, frozen=True):
     row_count: int
     byte_count: int
 
@@ -217,7 +213,7 @@ def slower_after(error: StatementFailedError, pace: ChunkPace) -> ChunkPace:
 
 async def copy_chunk(
     source: ShardPool, target: Connection, table: CopiedTable, tenant_id: str, after: RowKey, end: RowKey | None
-) -> CopiedChunk:
+) -> _CopiedChunk:
     """Copy one chunk; *target* is in the transaction that has checked the mover's token.
 
     Raises the errors of both shards.
@@ -233,7 +229,7 @@ async def copy_chunk(
         for part in table.parts:
             copied = await _copy_part(connection, target, part, arguments)
             row_count, byte_count = copied.row_count, byte_count + copied.byte_count
-    return CopiedChunk(row_count, byte_count)
+    return _CopiedChunk(row_count, byte_count)
 
 
 async def find_copied_place(target: Connection, tenant_id: str) -> tuple[int, int]:
@@ -243,8 +239,8 @@ async def find_copied_place(target: Connection, tenant_id: str) -> tuple[int, in
 
 
 async def _copy_part(
-    source: Connection, target: Connection, part: CopiedColumns, arguments: Sequence[object]
-) -> CopiedChunk:
+    source: Connection, target: Connection, part: _CopiedColumns, arguments: Sequence[object]
+) -> _CopiedChunk:
     parts: asyncio.Queue[bytes | None] = asyncio.Queue(PARTS_AHEAD)
     byte_count = 0
 
@@ -276,4 +272,4 @@ async def _copy_part(
         if not reading.done():  # the target has failed
             reading.cancel()
         await asyncio.wait([reading])
-    return CopiedChunk(affected_count(status), byte_count)
+    return _CopiedChunk(affected_count(status), byte_count)

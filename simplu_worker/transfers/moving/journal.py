@@ -28,9 +28,6 @@ class MoveJournal:
         self._source = source
         self._tenant_id = tenant_id
 
-    def __repr__(self) -> str:
-        return f"MoveJournal({self._tenant_id})"
-
     async def note_status(self, token: int, step: MoveStep, status: MoveStatus) -> None:
         """Write how far the move is. One that has committed keeps its positions. Raises `RetryableError`."""
         await self._note(token, step, _encoded(status) if step == MoveStep.OPEN else None)

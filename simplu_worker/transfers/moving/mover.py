@@ -139,9 +139,6 @@ class Mover:
         self._phases_s: dict[str, float] = {}
         self._answered_at = clock()  # when it last came further
 
-    def __repr__(self) -> str:
-        return f"Mover({self._move}, token={self._token}, {self._phase})"
-
     async def run(self) -> Certificate:
         """Move the tenant, or go on with its move; return the certificate.
 

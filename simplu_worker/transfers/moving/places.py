@@ -32,9 +32,6 @@ class TenantPlaces:
         self.moved_to = moved_to
         self.silent = silent
 
-    def __repr__(self) -> str:
-        return f"TenantPlaces({self.tenant_id}, {dict(self.states)}, silent={list(self.silent)})"
-
     def home(self) -> str | None:
         """Return the shard with the tenant's home; None if it has left one and not arrived on another.
 

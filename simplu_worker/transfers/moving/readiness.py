@@ -57,11 +57,8 @@ async def time_standbys(pools: Pools, commits: ReplicationWaiter, move: Move) ->
     return loop_time() - began_at
 
 
-async def predict_pause(pools: Pools, commits: ReplicationWaiter, move: Move) -> PredictedPause:
-    """Return how long the tenant would wait; before a move none of its statements can be sent.
-
-    Raises `RetryableError` if a shard does not answer.
-    """
+async def _predict_pause(pools: Pools, commits: ReplicationWaiter, move: Move) -> PredictedPause:
+    """Return how long the tenant would wait; before a move none of its statements can be sent."""
     source, target = pools.pool_of(move.source_id), pools.pool_of(move.target_id)
     async with source.transaction() as connection:
         tenant = await read_tenant(connection, move.tenant_id)
@@ -182,7 +179,7 @@ async def plan_move(
         sample_s = loop_time() - began_at
     sizes = await source.count(QUERIES["describe_tenant_size"], move.tenant_id)
     for _ in range(PREDICTIONS_MAX):
-        pause = await predict_pause(pools, commits, move)
+        pause = await _predict_pause(pools, commits, move)
         if max_pause_s is None or pause.total_s <= max_pause_s:
             break
     else:

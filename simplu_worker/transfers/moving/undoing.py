@@ -162,13 +162,12 @@ async def count_left(
         home = await read_tenant(connection, tenant_id)
     async with pools.pool_of(source_id).connection() as connection:
         left = await read_tenant(connection, tenant_id)
-        if left is None or home is None or not has_left_for(left, home, target_id):
+        if left is None or home is None or not _has_left_for(left, home, target_id):
             return None
         return int(await connection.fetchval(QUERIES["count_left_rows"], tenant_id))
 
 
-def has_left_for(left: MovingTenant, home: MovingTenant, target_id: str) -> bool:
-    """Return whether the tenant has left the shard of *left* for *target_id*, and is not back."""
+def _has_left_for(left: MovingTenant, home: MovingTenant, target_id: str) -> bool:
     return (
         (left.state, left.moved_to) == (TenantState.MOVED, target_id)
         and home.state not in ON_THE_WAY  # it has arrived; since then it may have gone on, or been destroyed
@@ -200,7 +199,7 @@ async def clean_up(
     async with source.transaction() as connection:
         left = await read_tenant(connection, tenant_id, locked=True)
         departure = await read_departure(connection, tenant_id)
-        if left is None or home is None or departure is None or not has_left_for(left, home, target_id):
+        if left is None or home is None or departure is None or not _has_left_for(left, home, target_id):
             return None
         token = max(left.move_token, home.move_token) + 1
         await take_token(connection, tenant_id, token)

@@ -378,21 +378,6 @@ async def test_adopt_swaps_nothing_when_what_was_planned_is_no_longer_so(
     await case.adopt(TAKE_ALL)
 
 
-async def test_adopt_takes_rows_anew_when_their_tenant_is_another_one_than_before(case: Case) -> None:
-    for tenant in (CLINIC, GYM, DASHED):
-        await case.old.insert(tenant, "patient", "p-1", {})
-    case.names.elsewhere = {"gym-west": None}
-    await case.adopter().copy(await case.plan(), AdoptionChoices(leave_unresolved=True))
-
-    case.names.elsewhere = {"9f0c-11-x-2": "shard-2"}
-    case.businesses.known["clinic"] = Business("clinic", "hotel", frozenset({"main"}))
-    await case.adopt(AdoptionChoices(leave_unresolved=True))
-
-    assert set(await case.resources()) == {("clinic-main", "patient", "p-1"), ("gym-west", "patient", "p-1")}
-    types = await fetch(case.pool, 'SELECT DISTINCT id, "businessType" AS type FROM resources ORDER BY 1')
-    assert [(row["id"], row["type"]) for row in types] == [("clinic-main", "hotel"), ("gym-west", "gym")]
-
-
 class KilledError(WorkerError):
     """The process ends here."""
 

@@ -15,7 +15,6 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch, operation
 
 from simplu_local.processes.loopback import poll_until
-from simplu_worker.feed.events import CLAIM_DELAY_MAX_S
 from simplu_worker.feed.feed import Feed
 from simplu_worker.feed.rows import (
     NEW_S,
@@ -43,7 +42,6 @@ from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind
 NO_LAG_SQL = """
 SELECT FROM feed_cursors WHERE behind_since IS NULL AND batch_id = (SELECT max(batch_id) FROM log_batches)
 """
-LEASE_SQL = "SELECT extract(epoch FROM expires_at - clock_timestamp())::float AS left_s FROM feed_shards"
 
 
 @pytest.fixture
@@ -102,9 +100,8 @@ async def test_feed_sends_each_applied_change_when_it_is_committed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seen_by", ["the publisher", "the next publisher"])
 async def test_lag_ends_with_the_delivery_when_the_shard_is_idle(
-    pools: Pools, address: ShardAddress, case: TenantCase, seen_by: str
+    pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
     receiver = Receiver()
     feed = feed_of(pools, [address], [receiver.configured()])
@@ -117,16 +114,10 @@ async def test_lag_ends_with_the_delivery_when_the_shard_is_idle(
 
     async with running(feed):
         await publishing(feed)
-        if seen_by == "the publisher":
-            assert await poll_until(is_at_rest, within_s=30)
+        assert await poll_until(is_at_rest, within_s=30)
         await case.apply(case.operation("create", "r1", {}))
         await receiver.until_count(1)
-        if seen_by == "the publisher":
-            assert await poll_until(has_no_lag, within_s=15)
-    if seen_by == "the next publisher":
-        await fetch(case.pool, "UPDATE feed_cursors SET behind_since = now()")  # by one that was killed
-        async with running(feed_of(pools, [address], [receiver.configured()], "two")):
-            assert await poll_until(has_no_lag, within_s=15)
+        assert await poll_until(has_no_lag, within_s=15)
 
 
 async def test_shard_that_is_out_of_the_map_is_forgotten(
@@ -192,18 +183,6 @@ async def has_begun(pool: ShardPool, destination: str) -> bool:
     return await fetch(pool, "SELECT FROM feed_cursors WHERE destination = $1", destination) != []
 
 
-async def test_publisher_is_replaced_where_the_clock_of_the_shard_has_gone_back(
-    pools: Pools, address: ShardAddress
-) -> None:
-    pool = pools.pool_of(address.shard_id)
-    assert await claim(pool, token=str(uuid4()), publisher="gone", noise="0000")
-    assert not await claim(pool, token=str(uuid4()), publisher="two", noise="0000")
-    await fetch(pool, "UPDATE feed_shards SET expires_at = expires_at + interval '1 hour'")
-    feed = feed_of(pools, [address], [Receiver().configured()])
-    async with running(feed):
-        await publishing(feed)
-
-
 async def test_documents_are_read_by_bytes(
     pools: Pools, address: ShardAddress, case: TenantCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,21 +202,6 @@ async def test_documents_are_read_by_bytes(
     lengths = {one.resource_id: None if one.data is None else len(one.data) for one in receiver.events}
     members = len('{"text": ""}')
     assert lengths == {name: members + size if size < 5000 else 0 for name, size in sizes.items()} | {"r4": None}
-
-
-@pytest.mark.slow(5)
-async def test_feed_ends_when_one_shard_does_not_take_its_row_back(make_shard: ShardMaker) -> None:
-    async with Pools(size=6) as pools:
-        hanging, other = [pools.ensure_pool(await make_shard(name)) for name in ("hanging", "other")]
-        feed, stopping = feed_of(pools, [hanging.address, other.address], [Receiver().configured()]), asyncio.Event()
-        task = asyncio.create_task(feed.run(stopping))
-        await publishing(feed, 2)
-        async with hanging.transaction() as connection:
-            await connection.execute("SELECT FROM feed_shards FOR UPDATE")
-            stopping.set()
-            assert await asyncio.wait([task], timeout=30) == ({task}, set())
-        task.result()
-        assert await fetch(other, "SELECT FROM feed_shards WHERE expires_at <= clock_timestamp()") == [{}]
 
 
 async def test_feed_of_one_destination_goes_on_when_another_one_hangs(
@@ -288,22 +252,6 @@ async def load_feed(pool: ShardPool, token: str, *, last_incarnation: str = "") 
     )
 
 
-async def test_incarnation_begins_when_the_server_has_lost_that_the_first_one_was_published(
-    pools: Pools, address: ShardAddress
-) -> None:
-    pool, token = pools.ensure_pool(address), str(uuid4())
-    await claim(pool, token=token, publisher="a", noise="0001")
-    first = await load_feed(pool, token)
-    assert not first.is_new
-    await fetch(pool, "UPDATE feed_shards SET server_run = NULL")
-    await fetch(pool, "DELETE FROM feed_cursors")
-
-    later = await load_feed(pool, token, last_incarnation=first.state.incarnation)
-
-    assert later.is_new
-    assert later.state.incarnation > first.state.incarnation
-
-
 async def test_incarnation_begins_when_the_one_of_the_publisher_is_lost(pools: Pools, address: ShardAddress) -> None:
     pool, token = pools.pool_of(address.shard_id), str(uuid4())
     assert await claim(pool, token=token, publisher="one", noise="0000")
@@ -333,39 +281,6 @@ async def test_cursor_is_written_in_the_run_of_the_server_in_which_its_events_we
     assert await write_cursors(pool, token, server, [replace(row, place=Place(8, 0))])
     assert not await write_cursors(pool, str(uuid4()), server, [replace(row, place=Place(9, 0))])
     assert await fetch(pool, "SELECT batch_id FROM feed_cursors") == [{"batch_id": 8}]
-
-
-@pytest.mark.slow(14)
-async def test_feed_is_taken_over_within_ten_seconds_when_its_publisher_is_killed(
-    make_shard: ShardMaker,
-) -> None:
-    address = await make_shard("a")
-    first, second = Receiver(), Receiver()
-    async with Pools(size=4) as pools, Pools(size=4) as others:
-        pool = pools.ensure_pool(address)
-        await add_tenant(pool)
-        case = TenantCase(pool, TENANT)
-        one, two = (
-            feed_of(pools, [address], [first.configured()]),
-            feed_of(others, [address], [second.configured()], "two"),
-        )
-        async with running(one) as killed:
-            await publishing(one)
-            async with running(two):
-                await case.apply_each(*(case.operation("create", f"r{number}", {}) for number in range(5)))
-                await first.until_count(5)
-                await until_passed(pool)
-                shard = one._shards["a"]
-                shard._token = None  # so that its end does not give the row back, as at a kill
-                killed.cancel()
-                await case.apply(case.operation("create", "last", {}))
-                (row,) = await fetch(pool, LEASE_SQL)
-                assert row["left_s"] + CLAIM_DELAY_MAX_S < 10
-                began_at = asyncio.get_running_loop().time()
-                await second.until_count(1)
-                # Behind the lease it takes some tenths of a second, and longer on a busy machine.
-                assert asyncio.get_running_loop().time() - began_at < row["left_s"] + 5
-                assert [event.resource_id for event in second.events] == ["last"]
 
 
 @pytest.mark.slow

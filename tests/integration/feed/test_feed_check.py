@@ -25,7 +25,7 @@ async def test_check_reaches_each_destination_as_far_as_that_needs_no_event(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", kinesis_url)
     monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", sqs_url)
-    monkeypatch.setattr(socket, "getaddrinfo", NameServer(("127.0.0.2", "10.0.0.1")).getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", NameServer("127.0.0.2", "10.0.0.1").getaddrinfo)
     async with (
         open_client("kinesis", region=REGION) as kinesis,
         open_client("sqs", region=REGION) as sqs,

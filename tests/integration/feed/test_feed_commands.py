@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from integration.commands.test_upgrade import settings_of
-from prometheus_client import REGISTRY
 from support.citrus.cases import silent
 from support.feed.receiver import Receiver
 from support.feed.running import feed_of, publishing, running
@@ -96,9 +95,6 @@ async def test_replay_sends_again_from_a_time_on_while_the_feed_runs(
         await until(world, "a", "SELECT FROM feed_cursors WHERE again_through IS NOT NULL", 0)
     assert await replay_feed(settings, "receiver", datetime.now(UTC), None, (), apply=True, as_json=True) == 0
     assert [one["changeCount"] for one in output.json()["shards"]] == [0, 0]
-    assert await replay_feed(settings, "nobody", since, None, (), apply=True, as_json=True) == 1
-    with pytest.raises(PermanentError, match="expected a shard out of a, b; got c"):
-        await replay_feed(settings, "receiver", since, None, ("c",), apply=True, as_json=True)
 
 
 @pytest.mark.slow(10)
@@ -142,30 +138,8 @@ async def test_skip_passes_the_event_at_which_a_feed_has_stopped(
 
 
 @pytest.mark.slow(10)
-async def test_skip_lets_a_disabled_destination_go_on_where_it_was(
-    world: World, settings: Settings, output: Output
-) -> None:
-    receiver = Receiver()
-    receiver.answer = lambda _: Disabled("410")
-    feed = feed_of(world.pools, [world.shard_pools["a"].address], [receiver.configured()])
-    case = world.case("a")
-    async with running(feed):
-        await publishing(feed, 2)
-        await case.apply(case.operation("create", "r1", {}))
-        await until_stop(world, "disabled")
-        receiver.answer = lambda _: Delivered()
-        assert await skip_feed(settings, "receiver", "a", None, apply=True, as_json=True) == 0
-        assert output.json()["stopped"] == "disabled"
-        await receiver.until_count(1)
-    for name, problem in {"receiver": "found none", "nobody": "has begun on this shard, got nobody"}.items():
-        with pytest.raises(PermanentError, match=problem):
-            await skip_feed(settings, name, "a", None, apply=True, as_json=True)
-
-
-@pytest.mark.slow(10)
-@pytest.mark.parametrize("on_refusal", OnRefusal)
 async def test_skip_passes_an_event_that_the_receiver_cannot_take(
-    world: World, settings: Settings, output: Output, on_refusal: OnRefusal
+    world: World, settings: Settings, output: Output
 ) -> None:
     receiver = Receiver()
     failed: list[str] = []
@@ -177,7 +151,7 @@ async def test_skip_passes_an_event_that_the_receiver_cannot_take(
         return RetryLater("500")
 
     receiver.answer = answer
-    terms = DestinationTerms("receiver", on_refusal=on_refusal)
+    terms = DestinationTerms("receiver", on_refusal=OnRefusal.STOP)
     feed = feed_of(world.pools, [world.shard_pools["a"].address], [receiver.configured(terms=terms)])
     case = world.case("a")
     async with running(feed):
@@ -270,19 +244,15 @@ async def test_forget_deletes_what_the_shards_have_of_a_destination_that_has_lef
     case = world.case("a")
     async with running(feed):
         await publishing(feed, 2)
-        for apply in (False, True):
-            with pytest.raises(PermanentError, match="no replica has in FEED_FILE, got left, which one has on a; take"):
-                await forget_destination(settings, "left", apply=apply, as_json=True)
-        assert lag_of("left") is not None
+        with pytest.raises(PermanentError, match="no replica has in FEED_FILE, got left, which one has on a; take"):
+            await forget_destination(settings, "left", apply=True, as_json=True)
         feed.replace([other.configured()])
         for shard_id in "ab":
             await until(world, shard_id, "SELECT FROM feed_cursors WHERE NOT is_in_file", 1)
         await case.apply(case.operation("create", "r1", {}))
         await other.until_count(1)
-        await fetch(case.pool, "UPDATE log_batches SET completed_at = completed_at - interval '1 hour'")
         found = await shown(settings, output, "left")
         assert (found["isInFile"], found["lagSeconds"], found["shardsBehind"], found["shardCount"]) == (False, 0, [], 2)
-        assert (lag_of("left"), lag_of("other") is None) == (None, False)
         assert await forget_destination(settings, "left", apply=False, as_json=True) == 0
         planned = output.json()
         assert [(one["shardId"], one["refusalCount"]) for one in planned["shards"]] == [("a", 0), ("b", 0)]
@@ -290,17 +260,11 @@ async def test_forget_deletes_what_the_shards_have_of_a_destination_that_has_lef
         assert await forget_destination(settings, "left", apply=True, as_json=True) == 0
         assert output.json() == planned | {"applied": True}
         await until(world, "a", "SELECT FROM feed_cursors", 1)
-        assert await forget_destination(settings, "left", apply=True, as_json=True) == 1
         feed.replace([left.configured(), other.configured()])
         await until(world, "a", "SELECT FROM feed_cursors WHERE is_in_file", 2)
         await case.apply(case.operation("create", "r2", {}))
         await left.until_count(1)
     assert [one.resource_id for one in left.events] == ["r2"]
-    with pytest.raises(PermanentError, match="which one has on a"):
-        await forget_destination(settings, "left", apply=True, as_json=True)
-    for pool in world.shard_pools.values():
-        await fetch(pool, "UPDATE feed_shards SET expires_at = now() - interval '61 s'")  # FEED_FILE is unset by now
-    assert await forget_destination(settings, "left", apply=True, as_json=True) == 0
 
 
 async def test_show_names_shards_that_do_not_answer_and_those_without_a_publisher(
@@ -337,21 +301,13 @@ async def test_commands_print_tables_for_people(
     assert await show_feed(settings, "receiver", as_json=False) == 0
     assert "receiver, a: stopped (disabled): gone: 410" in capfd.readouterr().out
     assert await replay_feed(settings, "receiver", SINCE, None, (), apply=False, as_json=False) == 0
-    told = capfd.readouterr()
-    assert "goes on after `simplu-worker feed skip`" in told.err
+    assert "goes on after `simplu-worker feed skip`" in capfd.readouterr().err
     assert await skip_feed(settings, "receiver", "a", None, apply=True, as_json=False) == 0
-    told = capfd.readouterr()
-    assert "gone: 410" in told.out
-    assert "done: the feed goes on where it was" in told.err
+    assert "done: the feed goes on where it was" in capfd.readouterr().err
     for pool in world.shard_pools.values():
         await fetch(pool, "UPDATE feed_cursors SET is_in_file = false")
-    assert await show_feed(settings, "receiver", as_json=False) == 0
-    assert "receiver: no replica has it in FEED_FILE; `simplu-worker feed forget" in capfd.readouterr().out
     assert await forget_destination(settings, "receiver", apply=False, as_json=False) == 0
-    told = capfd.readouterr()
-    assert "cursor of" in told.out
-    assert "with --apply this is deleted" in told.err
-    assert await forget_destination(settings, "nobody", apply=False, as_json=False) == 1
+    assert "with --apply this is deleted" in capfd.readouterr().err
 
 
 @pytest.mark.slow(10)
@@ -374,11 +330,6 @@ async def test_each_replica_shows_the_destinations_of_all_shards(world: World) -
     assert (own[0].stopped_shards, own[0].error, own[0].shard_count) == (("a",), "410", 2)
     assert (other.stopped_shards, other.error, other.shard_count) == (("a",), "410", 1)
     assert other.lag_s > 0
-
-
-def lag_of(name: str) -> float | None:
-    """Return the gauge of a destination."""
-    return REGISTRY.get_sample_value("simplu_feed_lag_seconds", {"destination": name})
 
 
 async def until(world: World, shard_id: str, query: str, count: int) -> None:

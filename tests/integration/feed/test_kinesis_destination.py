@@ -17,7 +17,7 @@ from support.feed.publishing import command_server, expected_by_key, first_by_ke
 from simplu_local.stack.aws import aws_client
 from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.put_records import PutRecord, put_records, speed_up_put_records
-from simplu_worker.feed.aws_destinations import EVENT_MAX_BYTES, KinesisDestination, open_kinesis
+from simplu_worker.feed.aws_destinations import KinesisDestination, open_kinesis
 from simplu_worker.feed.delivery_rounds import BEHIND
 from simplu_worker.feed.types import Delivered, Refused, RetryLater
 
@@ -99,26 +99,6 @@ async def test_request_that_fails_as_a_whole_is_the_last_one_of_its_call(
     await command_server(kinesis_url, do="clear_faults")
     await publish_all(KinesisDestination(client, stream), events)
     assert first_by_key(await received(client, stream)) == expected_by_key(events)
-
-
-@pytest.mark.slow(3)
-async def test_event_without_room_for_its_data_says_so_and_large_ones_share_no_request(
-    client: Client, stream: str
-) -> None:
-    data = b'"' + b"x" * (EVENT_MAX_BYTES - 2000) + b'"'
-    events = [feed_event(number, f"p-{number}", data=data) for number in range(8)]
-    events.append(feed_event(8, "p-8", data=b'"' + b"x" * EVENT_MAX_BYTES + b'"'))
-    assert await KinesisDestination(client, stream).publish(events) == [Delivered()] * 9
-    found = {record["id"]: record for record in await records_of(client, stream)}
-    assert [found[event.id]["simpludata"] for event in events] == ["current"] * 8 + ["omitted"]
-
-
-async def test_event_that_is_too_large_without_its_data_is_refused(client: Client, stream: str) -> None:
-    large = feed_event(1, "p-1", request_id="x" * EVENT_MAX_BYTES)
-    events = [feed_event(0, "p-1"), large, feed_event(2, "p-1"), feed_event(3, "p-2")]
-    first, second, third, fourth = await KinesisDestination(client, stream).publish(events)
-    assert (first, fourth, third) == (Delivered(), Delivered(), RetryLater(BEHIND))
-    assert isinstance(second, Refused)
 
 
 async def test_partition_key_is_that_of_the_event_or_the_hash_of_a_longer_one(client: Client, stream: str) -> None:

@@ -122,28 +122,6 @@ async def test_destination_is_told_when_a_tenant_comes_back_before_its_changes_w
     ]
 
 
-@pytest.mark.slow(3)
-async def test_clean_up_does_not_wait_for_a_destination_that_has_left_the_file(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def has_left() -> bool:
-        return await fetch(world.shard_pools["a"], "SELECT FROM feed_cursors WHERE NOT is_in_file") != []
-
-    monkeypatch.setattr("simplu_worker.transfers.moving.undoing.UNREAD_S", 3600.0)
-    receiver, other = Receiver(), Receiver("other")
-    source = world.case("a")
-    feed = feed_of(world.pools, [pool.address for pool in world.shard_pools.values()], [receiver.configured()])
-    async with running(feed), asyncio.timeout(60):
-        await publishing(feed, 2)
-        feed.replace([other.configured()])
-        assert await poll_until(has_left, within_s=30)
-        await source.apply(source.operation("create", "r1", {}))
-        await world.move()
-        await clean_up(world.pools, world.commits, TENANT_ID, "a", "b")
-        feed.replace([receiver.configured()])
-        await receiver.until(lambda events: any(one.kind is FeedKind.TENANT_REPLACED for one in events))
-
-
 @pytest.mark.slow(4)
 @pytest.mark.parametrize("later", [1, 0])
 async def test_tenant_has_a_gap_of_its_own_when_the_log_has_lost_what_was_held(world: World, later: int) -> None:

@@ -128,11 +128,6 @@ async def test_event_that_is_too_large_without_its_data_is_refused(client: Clien
     assert [type(delivery) for delivery in deliveries] == [Refused, Refused]
 
 
-async def test_queue_that_does_not_exist_refuses_no_event(client: Client, url: str) -> None:
-    (delivery,) = await SqsDestination(Queue(client, f"{url[:-5]}-none.fifo")).publish([feed_event()])
-    assert isinstance(delivery, RetryLater)
-
-
 async def test_queue_is_asked_in_the_region_of_its_url(sqs_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", sqs_url)
     regions = []

@@ -432,63 +432,6 @@ async def test_following_is_continued_where_it_ended_unless_the_mapping_is_anoth
     assert "theme" not in {row["kind"] for row in kinds}
 
 
-async def follow_beside(
-    case: Case, steps: list[tuple[str, str]], wanted: Callable[[FollowRound], bool]
-) -> ImportResult:
-    """Follow the source, run *steps*, SQL by database, after the first copy; stop after a round that is *wanted*."""
-    stopping = asyncio.Event()
-    changed: asyncio.Future[None] | None = None
-
-    async def change() -> None:
-        for url, sql in steps:
-            await execute(url, sql)
-
-    def report(one: FollowRound) -> None:
-        nonlocal changed
-        if changed is None:
-            changed = asyncio.ensure_future(change())
-        elif changed.done() and wanted(one):
-            stopping.set()
-
-    async with asyncio.timeout(90):
-        result = await case.importer().follow(stopping, report, interval_s=0.05)
-    assert changed is not None
-    await changed
-    return result
-
-
-REFUSE_WRITES = """
-CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'full' USING ERRCODE = 'disk_full'; END $$;
-CREATE TRIGGER fail BEFORE INSERT ON resources FOR EACH ROW EXECUTE FUNCTION fail();
-"""
-CHANGE_ALL = "UPDATE products SET price = 77.70, updated_at = now() WHERE id % 100000 = 1"
-
-
-async def changed_tenants(case: Case) -> set[str]:
-    """Return the tenants with the price of `CHANGE_ALL`."""
-    sql = "SELECT id FROM resources WHERE \"resourceName\" = 'product' AND data ->> 'price' = '77.70'"
-    return {row["id"] for row in await case.fetch(sql)}
-
-
-@slow
-async def test_tenants_of_a_failed_shard_do_not_keep_the_others_from_being_followed(case: Case) -> None:
-    await case.importer().plan()
-    broken = case.routed.pools.pool_of("shard-1").address.connection_string
-
-    result = await follow_beside(
-        case,
-        [(broken, REFUSE_WRITES), (case.url, CHANGE_ALL)],
-        lambda one: state_words("53100") in (one.error or ""),
-    )
-
-    assert await changed_tenants(case) == {"4-main", "5-main", "6-main"}
-    assert set(states(result).values()) == {"followed"}
-    await execute(broken, "DROP TRIGGER fail ON resources")
-    await case.routed.pools.pool_of("shard-1").probe()
-    await follow_beside(case, [], lambda one: one.error is None)
-    assert await changed_tenants(case) == {f"{number}-main" for number in range(1, RESTAURANTS + 1)}
-
-
 @slow
 async def test_discard_deletes_the_tenants_that_are_not_active(case: Case) -> None:
     await case.change_source("UPDATE themes SET updated_at = 'infinity' WHERE restaurant_id IN (2, 5)")

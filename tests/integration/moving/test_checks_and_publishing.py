@@ -19,7 +19,6 @@ from support.settings import settings_in
 from simplu_worker.commands.moves.plans import plan_moves
 from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
 from simplu_worker.commands.moves.terms import MoveTerms
-from simplu_worker.errors import PermanentError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
 
@@ -138,32 +137,3 @@ async def test_target_without_the_business_type_is_refused_before_anything_is_wr
 
     await fetch(pool, "UPDATE business_types SET name = 'dental' WHERE name = 'another'")
     assert (await world.move(capsys))["outcome"] == "moved"
-
-
-@pytest.mark.slow(2)
-async def test_unfinished_move_to_a_third_shard_is_named_before_anything_is_written(
-    addresses: list[ShardAddress],
-    make_shard: ShardMaker,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    shards = [*addresses, await make_shard("c")]
-    async with routed_shards(shards) as routed:
-        routed.register(TENANT, "a")
-        world = CitrusWorld(routed)
-        for address in shards:
-            world.shards.pools.ensure_pool(address)
-        await add_tenant(world.case("a").pool)
-
-        async def give_up(_: object) -> None:
-            raise PermanentError("stopped")
-
-        with monkeypatch.context() as patch:
-            set_failpoint("after _copy", give_up, patch.setattr)
-            assert "the tenant goes on on shard a" in (await world.move(capsys))["error"]
-        result = await world.move(capsys, "c")
-        assert "got a copy on b; the tenant stays on shard a; run: simplu-worker tenants rollback" in result["error"]
-        assert await fetch(world.case("c").pool, "SELECT FROM tenants") == []
-
-        assert (await world.move(capsys))["outcome"] == "moved"
-        assert (await world.move(capsys, "c"))["outcome"] == "moved"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +10,7 @@ import asyncpg
 import pytest
 from msgspec import structs
 from support.moves.failpoints import set_failpoint
-from support.moves.world import LOGGED, OPTIONS, ROWS, TENANT_ID, World
+from support.moves.world import OPTIONS, ROWS, TENANT_ID, World
 from support.postgres.databases import ShardMaker
 from support.postgres.plans import plan_of
 from support.postgres.tenant_cases import fetch
@@ -177,31 +175,6 @@ async def test_notes_beside_the_log_are_moved_though_they_come_after_the_copy(
     certificate = await world.move("b", "a")
     assert certificate.rows_copied < 3000  # warm
     assert await notes("a") == (["after-the-copy", "before", "on-the-target"], [4])
-
-
-@pytest.mark.slow(0.3)
-async def test_tenant_that_is_destroyed_and_made_again_before_the_fence_takes_no_old_rows_along(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source: ShardPool = world.shard_pools["a"]
-    original, is_remade = source.transaction, False
-
-    @asynccontextmanager
-    async def transaction(**options: Any) -> AsyncIterator[Any]:
-        nonlocal is_remade
-        if not is_remade and world.statuses[-1].phase == "fence":
-            is_remade = True
-            await fetch(source, "DELETE FROM resources WHERE id = $1", TENANT_ID)
-            await fetch(source, "UPDATE tenants SET epoch = epoch + 1, created_at = now() WHERE id = $1", TENANT_ID)
-        async with original(**options) as connection:
-            yield connection
-
-    monkeypatch.setattr(source, "transaction", transaction)
-    certificate = await world.move()
-
-    assert is_remade
-    assert (certificate.verdict, certificate.epoch) == ("equal", 3)
-    assert await world.case("b").resources() == {}
 
 
 @pytest.mark.slow(1)
@@ -391,27 +364,6 @@ async def test_target_that_lost_the_tenant_after_the_commit_gets_it_again_as_of_
     assert await fetch(world.shard_pools["b"], "SELECT pending_from FROM stream_positions") == [
         {"pending_from": "100/0"}
     ]
-
-
-@pytest.mark.slow(0.3)
-async def test_copy_that_was_not_emptied_to_its_end_is_emptied_by_the_next_mover(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target = world.shard_pools["b"]
-    await fetch(target, ROWS, TENANT_ID, 50)
-    await fetch(target, LOGGED, TENANT_ID, 700)
-    before = await world.case("a").resources(), await world.case("a").log()
-
-    async def killed(*_: object) -> int:
-        raise asyncio.CancelledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr("simplu_worker.transfers.moving.mover.drop_rows", killed)
-        with pytest.raises(asyncio.CancelledError):
-            await world.move()
-
-    assert (await world.move()).verdict == "equal"
-    assert (await world.case("b").resources(), await world.case("b").log()) == before
 
 
 @pytest.mark.slow(0.3)

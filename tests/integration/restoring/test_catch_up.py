@@ -64,7 +64,7 @@ async def test_restored_tenant_and_its_neighbour_have_each_operation_once(
 
         restore = Restore("a-x", "shard-1", mode, tmp_path / "export", timedelta(days=15))
         commits = ReplicationWaiter(world.pools)
-        await Restorer(world.pools, backup, commits, restore, show=lambda _: None).run()
+        await Restorer(world.locator, world.pools, backup, commits, restore, show=lambda _: None).run()
         if mode is RestoreMode.CATCH_UP:
             await logs(live, "a-x", COUNT + FIRST)
             assert await data_of(live) == before

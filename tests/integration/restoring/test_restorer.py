@@ -18,6 +18,8 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.routing.locator import StaticMap
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.settling import MoveSettler
 from simplu_worker.transfers import restoring as module
 from simplu_worker.transfers.moving.mover import Mover
@@ -48,6 +50,7 @@ class World:
     """A shard with two tenants, a backup of it, and what was applied since."""
 
     def __init__(self, pools: Pools, live: ShardPool, backup: ShardPool, folder: Path) -> None:
+        self.locator = StaticMap(ShardMap((MappedShard("a", live.address.connection_string),)))
         self.pools = pools
         self.live = live
         self.backup = backup
@@ -61,7 +64,7 @@ class World:
     def restorer(self, mode: RestoreMode, export: str = "export.jsonl") -> Restorer:
         """Return a restorer of the tenant."""
         restore = Restore(TENANT_ID, "a", mode, self.folder / export, KEPT)
-        return Restorer(self.pools, self.backup, self.commits, restore, show=self.statuses.append)
+        return Restorer(self.locator, self.pools, self.backup, self.commits, restore, show=self.statuses.append)
 
     async def restore(self, mode: RestoreMode, export: str = "export.jsonl") -> RestoreCertificate:
         """Restore the tenant."""

@@ -27,4 +27,4 @@ def test_user_that_is_gone_has_no_part() -> None:
     budget.enter(gone)
     del gone
     budget.enter(left)
-    assert (budget.part, repr(budget)) == (90, "Budget(100, users=1)")
+    assert (budget.part, list(budget.users)) == (90, [left])

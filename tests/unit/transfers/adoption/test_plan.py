@@ -79,7 +79,6 @@ def test_layout_says_what_was_expected_when_it_is_another_table(columns: dict[st
 @given(business_id=st.text("ab-", min_size=1, max_size=6), location_id=st.text("ab-", min_size=1, max_size=6))
 def test_candidates_have_every_pair_that_makes_the_id(business_id: str, location_id: str) -> None:
     candidates = OldTenant(f"{business_id}-{location_id}").candidates
-
     assert (business_id, location_id) in candidates
     assert {"-".join(pair) for pair in candidates} == {f"{business_id}-{location_id}"}
     assert len(candidates) == f"{business_id}-{location_id}".count("-")
@@ -87,7 +86,6 @@ def test_candidates_have_every_pair_that_makes_the_id(business_id: str, location
 
 def test_owner_is_the_one_pair_that_business_info_knows() -> None:
     found = owner(OldTenant("clinic-b-c"), CLINIC)
-
     assert (found.business_id, found.location_id, found.business_type) == ("clinic", "b-c", "dental")
     assert (found.tenant_id, found.problem, found.name) == ("clinic-b-c", None, "clinic b-c")
 
@@ -119,7 +117,6 @@ def test_owner_has_a_problem_when_it_is_not_certain(
     source: OldTenant, businesses: tuple[Business | str, ...], shard_id: str | None, says: str
 ) -> None:
     found = owner(source, *businesses, shard_id=shard_id)
-
     assert says in (found.problem or "")
     assert found.tenant_id is None
 
@@ -127,9 +124,35 @@ def test_owner_has_a_problem_when_it_is_not_certain(
 def test_owners_of_one_id_are_none_when_they_are_two_pairs() -> None:
     one, other = OldTenant("1", "clinic", "b-c"), OldTenant("2", "clinic-b", "c")
     owners = without_collisions([owner(one, CLINIC), owner(other, DASHED), owner(OldTenant("clinic-main"), CLINIC)])
-
     assert [found.problem is None for found in owners.values()] == [False, False, True]
     assert "another business and location" in (owners["1"].problem or "")
+
+    without_id = [Owner(OldTenant(key), problem="it is not registered") for key in "ab"]
+    assert list(without_collisions(without_id).values()) == without_id
+
+
+@pytest.mark.parametrize(
+    ("found", "name"),
+    [
+        (Owner(OldTenant("key"), "b", "l"), "b l"),
+        (Owner(OldTenant("key"), "b", None), "key"),
+        (Owner(OldTenant("key"), None, "l"), "key"),
+        (owner(OldTenant("clinic-main"), UNTYPED), "clinic main"),
+        (owner(OldTenant("clinic-main"), CLINIC, shard_id=None), "clinic main"),
+        (owner(OldTenant("clinic-main"), CLINIC, shard_id="shard-2"), "clinic main"),
+        (owner(OldTenant("nowhere-main")), "nowhere-main"),
+        (owner(OldTenant("clinic-other"), CLINIC), "clinic-other"),
+        (owner(OldTenant("k", "nowhere", "main")), "nowhere main"),
+    ],
+)
+def test_owner_is_called_by_both_ids_else_as_the_old_table_calls_it(found: Owner, name: str) -> None:
+    assert found.name == name
+
+
+@pytest.mark.parametrize("half", [{"business_id": "x"}, {"location_id": "x"}])
+def test_half_a_tenant_is_looked_for_by_its_key(half: dict[str, str]) -> None:
+    assert OldTenant("clinic-main", **half).candidates == [("clinic", "main")]
+    assert Owner(OldTenant("clinic-main"), **half).tenant_id is None
 
 
 def plan(found: OldContents, *owners: Owner) -> AdoptionPlan:
@@ -142,47 +165,23 @@ def plan(found: OldContents, *owners: Owner) -> AdoptionPlan:
 def test_plan_refuses_only_what_was_not_chosen() -> None:
     found = OldContents(conflicting_names=["tenants"])
     found.add_rows(None, "it names no tenant", 3)
-    found.add_duplicate(DuplicateRows("clinic-main", "patient", "p-1", 2, [1, 2]))
-    found.add_duplicate(DuplicateRows("who-knows", "patient", "p-1", 2, [3, 4]))
+    found.add_rows(OldTenant("who-knows"), None, 41)
+    for key in ("clinic-main", "who-knows"):
+        found.add_duplicate(DuplicateRows(key, "patient", "p-1", 2, [1, 2]))
     made = plan(found, owner(OldTenant("clinic-main"), CLINIC), owner(OldTenant("who-knows")))
-
     assert (made.row_count, made.duplicate_count) == (1, 1)
-    assert len(made.refusals(AdoptionChoices())) == 4
+    _, unresolved, *others = made.refusals(AdoptionChoices())
+    assert ("unresolved tenants: 1, with 42 rows" in unresolved, len(others)) == (True, 2)
     assert [text.split()[0] for text in made.refusals(AdoptionChoices(Duplicates.OLDEST, True, True))] == ["expected"]
     assert len(made.refusals(AdoptionChoices(leave_unresolved=True, leave_faulty=True))) == 2
+    assert plan(OldContents(), owner(OldTenant("clinic-main"), CLINIC)).refusals(AdoptionChoices()) == []
 
 
-def test_plan_refuses_nothing_when_all_can_be_taken() -> None:
+def test_plan_needs_no_choice_for_duplicates_of_tenants_that_are_left() -> None:
     found = OldContents()
     found.add_duplicate(DuplicateRows("who-knows", "patient", "p-1", 2, [3, 4]))
     made = plan(found, owner(OldTenant("clinic-main"), CLINIC), owner(OldTenant("who-knows")))
-
     assert made.refusals(AdoptionChoices(leave_unresolved=True)) == []
-
-
-def test_found_names_a_bounded_number_of_duplicates() -> None:
-    found = OldContents()
-    for number in range(NAMED_MAX + 5):
-        found.add_duplicate(DuplicateRows("clinic-main", "patient", str(number), 2, []))
-
-    assert (len(found.duplicates), found.duplicate_counts.total()) == (NAMED_MAX, NAMED_MAX + 5)
-
-
-@pytest.mark.parametrize(
-    ("ids", "expected"), [(("b", "l"), "b l"), (("b", None), "key"), ((None, "l"), "key"), ((None, None), "key")]
-)
-def test_owner_is_called_by_both_ids_else_by_its_key(ids: tuple[str | None, str | None], expected: str) -> None:
-    assert Owner(OldTenant("key"), *ids).name == expected
-
-
-def test_contents_count_rows_by_source_and_faults_by_kind() -> None:
-    contents, source = OldContents(), OldTenant("clinic-main")
-    for count in (2, 3):
-        contents.add_rows(source, None, count)
-        contents.add_rows(source, "bad", count)
-        contents.add_rows(None, None, count)
-    assert (contents.row_counts, contents.fault_counts) == ({"clinic-main": 5}, {"bad": 5})
-    assert contents.sources == {"clinic-main": source}
 
 
 def test_plan_lists_owners_by_name() -> None:
@@ -192,43 +191,15 @@ def test_plan_lists_owners_by_name() -> None:
     assert [one.name for one in made.unresolved] == ["c", "d"]
 
 
-def test_plan_says_how_many_rows_are_of_unresolved_tenants() -> None:
-    found = OldContents()
-    found.add_rows(OldTenant("lost"), None, 41)
-    lost = Owner(OldTenant("lost"), problem="it is not registered")
-    (refusal,) = plan(found, lost).refusals(AdoptionChoices())
-    assert "unresolved tenants: 1, with 42 rows" in refusal
-    assert plan(OldContents(), owner(OldTenant("clinic-main"), CLINIC)).refusals(AdoptionChoices()) == []
-
-
-def test_owners_with_a_problem_do_not_collide() -> None:
-    owners = [Owner(OldTenant(key), problem="it is not registered") for key in "ab"]
-    assert list(without_collisions(owners).values()) == owners
-
-
-@pytest.mark.parametrize("half", [{"business_id": "x"}, {"location_id": "x"}])
-def test_half_a_tenant_is_looked_for_by_its_key(half: dict[str, str]) -> None:
-    assert OldTenant("clinic-main", **half).candidates == [("clinic", "main")]
-    assert Owner(OldTenant("clinic-main"), **half).tenant_id is None
-
-
-@pytest.mark.parametrize(("business", "shard_id"), [(UNTYPED, "shard-1"), (CLINIC, None), (CLINIC, "shard-2")])
-def test_owner_with_a_problem_is_called_by_its_pair_where_that_is_known(
-    business: Business, shard_id: str | None
-) -> None:
-    found = owner(OldTenant("clinic-main"), business, shard_id=shard_id)
-    assert (found.name, found.problem is None, found.tenant_id) == ("clinic main", False, None)
-
-
-def test_owner_that_is_not_known_is_called_as_the_old_table_calls_it() -> None:
-    absent, elsewhere = owner(OldTenant("nowhere-main")), owner(OldTenant("clinic-other"), CLINIC)
-    assert (absent.name, elsewhere.name) == ("nowhere-main", "clinic-other")
-    assert owner(OldTenant("k", "nowhere", "main")).name == "nowhere main"
-    assert elsewhere.problem == "its business in business-info has no such location"
-    assert absent.problem == "its business is not in business-info"
-
-
-def test_contents_name_the_first_duplicates() -> None:
-    found, rows = OldContents(), DuplicateRows("clinic-main", "patient", "1", 2, [3, 4])
-    found.add_duplicate(rows)
-    assert found.duplicates == [rows]
+def test_contents_count_rows_and_name_a_bounded_number_of_duplicates() -> None:
+    contents, source = OldContents(), OldTenant("clinic-main")
+    for count in (2, 3):
+        contents.add_rows(source, None, count)
+        contents.add_rows(source, "bad", count)
+        contents.add_rows(None, None, count)
+    rows = [DuplicateRows("clinic-main", "patient", str(number), 2, []) for number in range(NAMED_MAX + 5)]
+    for one in rows:
+        contents.add_duplicate(one)
+    assert (contents.row_counts, contents.fault_counts) == ({"clinic-main": 5}, {"bad": 5})
+    assert contents.sources == {"clinic-main": source}
+    assert (contents.duplicates, contents.duplicate_counts.total()) == (rows[:NAMED_MAX], NAMED_MAX + 5)

@@ -67,7 +67,6 @@ TABLES = [TableMapping(table="t", key=["id"], tenant=["b"])]
 )
 def test_row_is_refused_for_its_reason(changes: dict[str, Any], expected: str | None) -> None:
     reason = refusal_of_row(msgspec.structs.replace(ROW, **changes), {("orders", "twice")})
-
     assert reason == expected if expected is None else (reason or "").startswith(expected)
 
 
@@ -87,7 +86,6 @@ def test_document_is_read_alone_if_it_is_long_and_may_be_stored(
     expected: bool,  # noqa: FBT001  # a column
 ) -> None:
     row = msgspec.structs.replace(ROW, document=document, byte_count=byte_count)
-
     assert must_be_read_alone(row) is expected
 
 
@@ -117,74 +115,35 @@ def test_columns_name_business_and_location(
     assert pairs_of(source(*key), TenantMapping(**tenants)) == expected
 
 
+NO_TYPE = "its business type: expected one of dental, gym, hotel, got"
+NO_PAIR = "expected one business and location in business-info that its id may be, got"
+DASHED = source("a-b-c", types={"gym"})
+LISTED = Business("a", "gym", frozenset({"b-c"}))
+OTHER = Business("a-b", "gym", frozenset({"c"}))
+
+
 @pytest.mark.parametrize(
     ("one", "given", "businesses", "expected"),
     [
         (source("b", "l"), mapping(business_type="gym"), {}, ("b", "l", "gym", None)),
         (source("b", "l"), mapping(), {"b": Business("b", "hotel")}, ("b", "l", "hotel", None)),
-        (
-            source("b", "l"),
-            mapping(),
-            {},
-            ("b", "l", None, "its business type: expected one of dental, gym, hotel, got none"),
-        ),
-        (
-            source("b", "l"),
-            mapping(business_type="bakery"),
-            {},
-            ("b", "l", None, "its business type: expected one of dental, gym, hotel, got bakery"),
-        ),
+        (source("b", "l"), mapping(), {}, ("b", "l", None, f"{NO_TYPE} none")),
+        (source("b", "l"), mapping(business_type="bakery"), {}, ("b", "l", None, f"{NO_TYPE} bakery")),
+        (source("b", "l"), mapping(), {"b": "type: wrong"}, ("b", "l", None, f"{NO_TYPE} type: wrong")),
+        (source("a-b", types={"gym", None}), OWN_SHAPE, {}, ("a", "b", None, f"{NO_TYPE} gym and none")),
+        (source("a-b", types={"gym", "hotel"}), OWN_SHAPE, {}, ("a", "b", None, f"{NO_TYPE} gym and hotel")),
+        (DASHED, OWN_SHAPE, {"a": LISTED}, ("a", "b-c", "gym", None)),
+        (DASHED, OWN_SHAPE, {"a": Business("a", "gym", frozenset({"x"})), "a-b": OTHER}, ("a-b", "c", "gym", None)),
+        (DASHED, OWN_SHAPE, {}, (None, None, None, f"{NO_PAIR} none")),
+        (DASHED, OWN_SHAPE, {"a": LISTED, "a-b": OTHER}, (None, None, None, f"{NO_PAIR} a b-c, a-b c")),
         (
             source("", "l"),
             mapping(business_type="gym"),
             {},
             (None, None, None, "expected a business and a location of 1 to 128 characters each"),
         ),
-        (source("a-b-c", types={"gym"}), OWN_SHAPE, {"a": Business("a", "gym", frozenset({"b-c"}))},
-         ("a", "b-c", "gym", None)),
-        (
-            source("a-b-c", types={"gym"}),
-            OWN_SHAPE,
-            {},
-            (None, None, None, "expected one business and location in business-info that its id may be, got none"),
-        ),
-        (
-            source("a-b-c", types={"gym"}),
-            OWN_SHAPE,
-            {"a": Business("a", "gym", frozenset({"b-c"})), "a-b": Business("a-b", "gym", frozenset({"c"}))},
-            (
-                None,
-                None,
-                None,
-                "expected one business and location in business-info that its id may be, got a b-c, a-b c",
-            ),
-        ),
-        (
-            source("a-b-c", types={"gym"}),
-            OWN_SHAPE,
-            {"a": Business("a", "gym", frozenset({"x"})), "a-b": Business("a-b", "gym", frozenset({"c"}))},
-            ("a-b", "c", "gym", None),
-        ),
-        (
-            source("a-b", types={"gym", None}),
-            OWN_SHAPE,
-            {},
-            ("a", "b", None, "its business type: expected one of dental, gym, hotel, got gym and none"),
-        ),
-        (
-            source("b", "l"),
-            mapping(),
-            {"b": "type: expected one"},
-            ("b", "l", None, "its business type: expected one of dental, gym, hotel, got type: expected one"),
-        ),
-        (
-            source("a-b", types={"gym", "hotel"}),
-            OWN_SHAPE,
-            {},
-            ("a", "b", None, "its business type: expected one of dental, gym, hotel, got gym and hotel"),
-        ),
     ],
-)  # fmt: skip
+)
 def test_tenant_has_a_name_and_a_type_or_a_problem(
     one: SourceTenant,
     given: SourceMapping,
@@ -192,7 +151,6 @@ def test_tenant_has_a_name_and_a_type_or_a_problem(
     expected: tuple[str | None, ...],
 ) -> None:
     named = name_tenant(one, given, businesses, known_types=TYPES)
-
     assert (named.business_id, named.location_id, named.business_type, named.problem) == expected
     assert named.source is one
 
@@ -215,27 +173,16 @@ def test_business_info_is_asked_only_for_names_and_types_that_the_source_lacks(
 
 
 def test_tenants_with_one_id_are_both_refused() -> None:
-    tenants = [
-        NamedTenant(source("a-b", "c"), "a-b", "c", "gym"),
-        NamedTenant(source("a", "b-c"), "a", "b-c", "gym"),
-        NamedTenant(source("a", "c"), "a", "c", "gym"),
-    ]
-
+    tenants = [NamedTenant(source(*pair), *pair, "gym") for pair in (("a-b", "c"), ("a", "b-c"), ("a", "c"))]
+    wrong = [NamedTenant(source(key), problem=f"{key} is wrong") for key in ("x", "y")]
     problems = [one.problem for one in without_collisions(tenants)]
-
     assert problems == ["another tenant of the source has its id a-b-c"] * 2 + [None]
-
-
-def test_tenants_with_a_problem_keep_it() -> None:
-    tenants = [NamedTenant(source(key), problem=f"{key} is wrong") for key in ("x", "y")]
-
-    assert without_collisions(tenants) == tenants
+    assert without_collisions(wrong) == wrong
 
 
 def test_tenant_is_named_by_the_source_until_it_has_a_name() -> None:
     one = source("b", "l")
     names = [NamedTenant(one), NamedTenant(one, "b"), NamedTenant(one, "B", "L"), NamedTenant(one, location_id="l")]
-
     assert [named.name for named in names] == ["b l", "b l", "B L", "b l"]
     assert names[2].tenant_id == "B-L"
     assert one.row_count == 1
@@ -287,7 +234,6 @@ def test_step_is_decided_by_the_rows_of_the_tenant(
     tenant = NamedTenant(source("b", "l"), "b", "l", "gym")
 
     found = place_of(tenant, homes, source="db")
-
     assert (found[0], found[2]) == (step, problem)
     assert (found[1] is None) == (not homes)
     assert found[1] in [None, *homes]

@@ -56,7 +56,6 @@ def statements_of(table: ReadTable, columns: int = 2) -> list[SourceStatement]:
 @given(names=st.lists(NAMES, min_size=7, max_size=7, unique=True), kind=st.sampled_from(["boolean", "timestamp"]))
 def test_names_and_values_of_a_mapping_are_never_sql(names: list[str], kind: str) -> None:
     found = [_bones(statement) for statement in statements_of(_table(names, kind))]
-
     assert found == [_bones(statement) for statement in statements_of(_table(list("abcdefg"), kind))]
     for statement in statements_of(_table(names, kind)):
         assert "it's" not in statement.sql
@@ -94,7 +93,6 @@ def test_statements_are_those_of_the_file() -> None:
     ]
 
     found = [_readable(statement) for table in tables for statement in statements_of(table, len(table.mapping.tenant))]
-
     assert found == STATEMENTS.read_text(encoding="utf-8").rstrip("\n").split("\n\n")
 
 
@@ -104,7 +102,6 @@ def test_many_members_are_put_together_of_several_objects() -> None:
     table = ReadTable(mapping, members, {"id": "integer", "b": "text", "x": "text"})
 
     statement = read_rows(table, RowSelection(("b",), SINCE), document_max_bytes=1)
-
     assert statement.sql.count("jsonb_build_object") == 3
     assert set(members) <= set(statement.arguments)
 
@@ -120,39 +117,30 @@ def test_many_members_are_put_together_of_several_objects() -> None:
 def test_tombstone_is_a_time_or_true(deleted: str | None, kind: str, expected: str) -> None:
     mapping = TableMapping(table="t", key=["id"], tenant=["b"], resource_type="r", deleted=deleted)
     table = ReadTable(mapping, {}, {"id": "integer", "b": "text", "gone": kind})
-
     assert list_keys(table, RowSelection(("b",), SINCE)).sql.endswith(f" AND {expected}")
+
+
+ARGUMENT = "$1::pg_catalog.text::pg_catalog.timestamptz"
 
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        (
-            "timestamp without time zone",
-            'source."at" >= $1::pg_catalog.text::pg_catalog.timestamptz::pg_catalog.timestamp',
-        ),
-        (
-            "timestamp(3) without time zone",
-            'source."at" >= $1::pg_catalog.text::pg_catalog.timestamptz::pg_catalog.timestamp',
-        ),
-        (
-            "timestamp with time zone",
-            'source."at"::pg_catalog.timestamptz >= $1::pg_catalog.text::pg_catalog.timestamptz',
-        ),
-        ("text", 'source."at"::pg_catalog.timestamptz >= $1::pg_catalog.text::pg_catalog.timestamptz'),
+        ("timestamp without time zone", f'source."at" >= {ARGUMENT}::pg_catalog.timestamp'),
+        ("timestamp(3) without time zone", f'source."at" >= {ARGUMENT}::pg_catalog.timestamp'),
+        ("timestamp with time zone", f'source."at"::pg_catalog.timestamptz >= {ARGUMENT}'),
+        ("text", f'source."at"::pg_catalog.timestamptz >= {ARGUMENT}'),
     ],
 )
 def test_times_of_changes_are_compared_by_their_own_type(kind: str, expected: str) -> None:
     mapping = TableMapping(table="t", key=["id"], tenant=["b"], resource_type="r", changed="at")
     table = ReadTable(mapping, {}, {"id": "integer", "b": "text", "at": kind})
-
     assert list_changed_tenants(table, SINCE).sql.endswith(f" WHERE {expected}")
 
 
 def test_tenant_is_compared_by_its_type_and_by_its_text() -> None:
     mapping = TableMapping(table="t", key=["id"], tenant=["b"], resource_type="r")
     table = ReadTable(mapping, {}, {"id": "integer", "b": "public.citext"})
-
     assert list_keys(table, RowSelection(("B",), SINCE)) == SourceStatement(
         'SELECT $1::pg_catalog.text AS resource_type, source."id"::pg_catalog.text AS resource_id,'
         ' ARRAY[source."id"::pg_catalog.text] AS key_parts FROM "public"."t" AS source'
