@@ -35,20 +35,16 @@ WITHIN_S = 30.0
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[Servers]:
-    """Keep the servers for the tests of this file; each test makes its own stream."""
     with kinesis_servers() as servers:
         yield servers
 
 
 @pytest.fixture
 def endpoint_url(request: pytest.FixtureRequest, servers: Servers) -> str:
-    """Return the URL of the server that the test's parameter names."""
     return servers.url_of(request.param)
 
 
 class Stream:
-    """A stream of its own for one test, with one stream shard."""
-
     def __init__(self, client: Client) -> None:
         self.client = client
         self.name = f"stream-{uuid4()}"
@@ -56,7 +52,6 @@ class Stream:
         self.subscriptions = Subscriptions(client, self.consumers, "me")
 
     async def settle(self) -> None:
-        """Wait until the stream is ACTIVE."""
 
         async def active() -> bool:
             described = await self.client.describe_stream_summary(StreamName=self.name)
@@ -65,7 +60,6 @@ class Stream:
         assert await poll_until(active, within_s=30)
 
     async def put(self, *texts: str) -> list[str]:
-        """Put records one by one; return their sequence numbers."""
         put = [
             await self.client.put_record(StreamName=self.name, PartitionKey="key", Data=text.encode()) for text in texts
         ]
@@ -73,7 +67,6 @@ class Stream:
 
     @asynccontextmanager
     async def subscribe(self, start: Start) -> AsyncIterator[Subscription]:
-        """Subscribe, once the consumer is ACTIVE."""
         async with asyncio.timeout(WITHIN_S):
             while True:
                 try:
@@ -89,7 +82,6 @@ class Stream:
 
 @pytest.fixture
 async def stream(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stream]:
-    """Return a stream that is active."""
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     async with client_of("kinesis", endpoint_url) as client:
@@ -100,7 +92,6 @@ async def stream(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 
 async def next_reply(subscription: Subscription) -> Reply:
-    """Return the next event. Raises EndOfSubscriptionError."""
     async with asyncio.timeout(WITHIN_S):
         while (reply := subscription.take()) is None:
             await subscription.receive(asyncio.Event(), within_s=1.0)
@@ -108,7 +99,6 @@ async def next_reply(subscription: Subscription) -> Reply:
 
 
 async def texts(subscription: Subscription, count: int) -> list[str]:
-    """Return the data of the next *count* records."""
     found: list[str] = []
     while len(found) < count:
         found += [record.data.decode() for record in (await next_reply(subscription)).records]

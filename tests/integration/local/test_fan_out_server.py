@@ -23,8 +23,6 @@ QUICK = KinesisOptions(create_delay_ms=0, update_delay_ms=0, consumer_delay_ms=0
 
 
 class Consumer:
-    """A registered consumer of a stream with one stream shard."""
-
     def __init__(self, client: Any, url: str, arn: str) -> None:
         self.client = client
         self.url = url
@@ -32,7 +30,6 @@ class Consumer:
         self.opened: list[Any] = []
 
     async def subscribe(self, kind: str = "TRIM_HORIZON", **more: Any) -> AsyncIterator[dict[str, Any]]:
-        """Subscribe; return the events."""
         answer = await self.client.subscribe_to_shard(
             ConsumerARN=self.arn, ShardId=SHARD, StartingPosition={"Type": kind} | more
         )
@@ -40,13 +37,11 @@ class Consumer:
         return aiter(answer["EventStream"])
 
     async def put(self, text: str) -> None:
-        """Put a record."""
         await self.client.put_record(StreamName=NAME, PartitionKey="k", Data=text.encode())
 
 
 @pytest.fixture
 async def consumer(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Consumer]:
-    """Register a consumer with a local Kinesis."""
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     async with (
@@ -64,24 +59,11 @@ async def consumer(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Consumer]:
 
 
 async def texts(events: AsyncIterator[dict[str, Any]], count: int) -> list[str]:
-    """Return the data of the next *count* records."""
     found: list[str] = []
     while len(found) < count:
         event = await asyncio.wait_for(anext(events), 30)
         found += [one["Data"].decode() for one in event["SubscribeToShardEvent"]["Records"]]
     return found
-
-
-async def test_records_are_pushed_up_to_the_end(consumer: Consumer) -> None:
-    await consumer.put("a")
-    events = await consumer.subscribe()
-    assert await texts(events, 1) == ["a"]
-    await consumer.put("b")
-    assert await texts(events, 1) == ["b"]
-    await consumer.client.split_shard(StreamName=NAME, ShardToSplit=SHARD, NewStartingHashKey=str(2**127))
-    rest = [event["SubscribeToShardEvent"] async for event in events]
-    assert [child["ParentShards"] for child in rest[-1]["ChildShards"]] == [[SHARD]] * 2
-    assert "ContinuationSequenceNumber" not in rest[-1]
 
 
 async def test_earlier_subscription_fails_when_another_takes_it(consumer: Consumer) -> None:

@@ -13,23 +13,19 @@ from aiohttp import ClientSession
 from botocore.exceptions import BotoCoreError, ClientError
 from support.aws.endpoints import CREDENTIALS, client_of
 
-from simplu_local.aws_server.faults import AdvanceClock, ClearFaults, SetOptions
+from simplu_local.aws_server.faults import ClearFaults, SetOptions
 from simplu_local.aws_server.server import send_commands
-from simplu_local.kinesis.faults import ExpireIterators, ForceStatus, KinesisFault, Trim
+from simplu_local.kinesis.faults import KinesisFault
 from simplu_local.kinesis.model import KinesisOptions
 from simplu_local.kinesis.server import serve_kinesis
 from simplu_local.processes.loopback import free_port, poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.aws.clients import Client
-from simplu_worker.consumers.kinesis.stream.client import ExpiredIteratorError, Stream
-from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, TrimHorizon
+from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.consumers.kinesis.stream.positions import TrimHorizon
 
 NAME = "stream"
 SHARD = "shardId-000000000000"
-SPLIT = {
-    "action": "SplitShard",
-    "request": {"StreamName": NAME, "ShardToSplit": SHARD, "NewStartingHashKey": str(2**126)},
-}
 
 
 @pytest.fixture(autouse=True)
@@ -40,57 +36,41 @@ def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def url() -> AsyncIterator[str]:
-    """Run an empty server."""
     async with serve_kinesis(options=KinesisOptions(create_delay_ms=0, update_delay_ms=0, delete_delay_ms=0)) as url:
         yield url
 
 
 @pytest.fixture
 async def kinesis(url: str) -> AsyncIterator[Client]:
-    """Open a client of that server, which has a stream of two stream shards."""
     async with client_of("kinesis", url) as client:
         await client.create_stream(StreamName=NAME, ShardCount=2)
         yield client
 
 
 async def put(kinesis: Client, data: bytes) -> str:
-    """Put a record into the first stream shard; return its sequence number."""
     answer = await kinesis.put_record(StreamName=NAME, PartitionKey="k", Data=data, ExplicitHashKey="0")
     return str(answer["SequenceNumber"])
 
 
 async def iterator(kinesis: Client) -> str:
-    """Return an iterator at the start of the first stream shard."""
     answer = await kinesis.get_shard_iterator(StreamName=NAME, ShardId=SHARD, ShardIteratorType="TRIM_HORIZON")
     return str(answer["ShardIterator"])
 
 
 async def kept(kinesis: Client) -> list[bytes]:
-    """Return the data of the records in the first stream shard."""
     answer = await kinesis.get_records(ShardIterator=await iterator(kinesis))
     return [record.data for record in answer["Records"]]
 
 
 async def has_called(url: str, action: str) -> bool:
-    """Return whether the server has received a call of *action*."""
     return action in (await send_commands(url))["calls"]
 
 
 async def code_of(awaitable: Any) -> tuple[str, int]:
-    """Return the code and the HTTP status that a call fails with."""
     with pytest.raises(ClientError) as caught:
         await awaitable
     response = caught.value.response
     return response["Error"]["Code"], response["ResponseMetadata"]["HTTPStatusCode"]
-
-
-async def test_records_come_back_byte_for_byte(kinesis: Client) -> None:
-    keys, data = ["k", "ключ", 'quoted "k"\n', "k" * 256], [b"", bytes(range(256)), b"\xff\xfe", b"text"]
-    entries = [{"PartitionKey": k, "Data": d, "ExplicitHashKey": "0"} for k, d in zip(keys, data, strict=True)]
-    answer = await kinesis.put_records(StreamName=NAME, Records=entries)
-    read = (await kinesis.get_records(ShardIterator=await iterator(kinesis)))["Records"]
-    assert [(one.partition_key, one.data) for one in read] == list(zip(keys, data, strict=True))
-    assert [one.sequence_number for one in read] == [one["SequenceNumber"] for one in answer["Records"]]
 
 
 @pytest.mark.parametrize(
@@ -134,73 +114,6 @@ async def test_hang_lasts_until_the_faults_are_cleared(url: str, kinesis: Client
     assert await kept(kinesis) == [b"late"]
 
 
-async def test_server_stops_while_a_call_hangs() -> None:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    async with client_of("kinesis", url) as client, asyncio.TaskGroup() as tasks:
-
-        async def hang() -> None:
-            with pytest.raises(BotoCoreError):
-                await client.list_streams()
-
-        async with serve_kinesis(port):
-            await send_commands(url, KinesisFault(action="ListStreams", kind="hang"))
-            tasks.create_task(hang())
-            assert await poll_until(lambda: has_called(url, "ListStreams"), within_s=5)
-
-
-async def test_delay_answers_late(url: str, kinesis: Client) -> None:
-    await send_commands(url, KinesisFault(action="PutRecord", kind="delay", delay_ms=100))
-    started_at = asyncio.get_running_loop().time()
-    await put(kinesis, b"late")
-    assert asyncio.get_running_loop().time() - started_at >= 0.1
-
-
-async def test_empty_answers_are_behind_and_lose_nothing(url: str, kinesis: Client) -> None:
-    await put(kinesis, b"a")
-    await send_commands(url, KinesisFault(action="GetRecords", kind="empty", count=2), AdvanceClock(ms=5000))
-    answers, place = [], await iterator(kinesis)
-    for _ in range(3):
-        answers.append(await kinesis.get_records(ShardIterator=place))
-        place = answers[-1]["NextShardIterator"]
-    assert [len(answer["Records"]) for answer in answers] == [0, 0, 1]
-    behind_ms = [answer["MillisBehindLatest"] for answer in answers]
-    assert behind_ms[0] >= 5000
-    assert behind_ms[2] == 0
-
-
-async def test_pages_are_torn_by_a_reshard_between_them(url: str, kinesis: Client) -> None:
-    await send_commands(url, SetOptions({"page_size": 1}), KinesisFault(action="ListShards", kind="then", then=SPLIT))
-    torn = await Stream(kinesis, NAME).list_stream_shards()
-    whole = await Stream(kinesis, NAME).list_stream_shards()
-    assert [one.is_open for one in torn] == [True, True, True, True]
-    assert [one.is_open for one in whole] == [False, True, True, True]
-
-
-async def test_iterators_expire_by_the_clock_and_on_demand(url: str, kinesis: Client) -> None:
-    stream = Stream(kinesis, NAME)
-    for command in (AdvanceClock(ms=300_001), ExpireIterators()):
-        place = await stream.get_iterator(SHARD, TrimHorizon())
-        await send_commands(url, command)
-        with pytest.raises(ExpiredIteratorError):
-            await stream.get_records(place, limit=1)
-
-
-async def test_trimmed_records_are_skipped(url: str, kinesis: Client) -> None:
-    numbers = [await put(kinesis, data) for data in (b"a", b"b", b"c")]
-    await send_commands(url, Trim(stream=NAME, stream_shard_id=SHARD, keep=1))
-    stream = Stream(kinesis, NAME)
-    reply = await stream.get_records(await stream.get_iterator(SHARD, AtSequenceNumber(numbers[0])), limit=10)
-    assert [record.data for record in reply.records] == [b"c"]
-
-
-async def test_status_is_forced_and_given_back(url: str, kinesis: Client) -> None:
-    await send_commands(url, ForceStatus(NAME, "CREATING"))
-    assert await code_of(kinesis.list_shards(StreamName=NAME)) == ("ResourceInUseException", 400)
-    await send_commands(url, ForceStatus(NAME, None))
-    assert len((await kinesis.list_shards(StreamName=NAME))["Shards"]) == 2
-
-
 async def test_sixth_read_of_a_second_is_throttled_unless_throttling_is_off(url: str, kinesis: Client) -> None:
     place = await iterator(kinesis)
     # At once, and many: on a busy machine a few may take over a second.
@@ -211,20 +124,6 @@ async def test_sixth_read_of_a_second_is_throttled_unless_throttling_is_off(url:
     assert len(answers) - len(throttled) >= 5
     await send_commands(url, SetOptions({"read_throttling": False}))
     assert (await kinesis.get_records(ShardIterator=place))["Records"] == []
-
-
-async def test_reader_sees_the_end_of_a_stream_shard_through_our_door(kinesis: Client) -> None:
-    await kinesis.merge_shards(StreamName=NAME, ShardToMerge=SHARD, AdjacentShardToMerge=f"{SHARD[:-1]}1")
-    stream = Stream(kinesis, NAME)
-    reply = await stream.get_records(await stream.get_iterator(SHARD, TrimHorizon()), limit=1)
-    assert reply.next_iterator is None
-    assert [child.parents for child in reply.child_shards] == [{SHARD, f"{SHARD[:-1]}1"}]
-
-
-@pytest.mark.parametrize("body", [b"", b"[", b'{"do": "dance"}', b'{"do": "set", "options": {"tempo": 1}}'])
-async def test_control_refuses_what_it_does_not_know(url: str, body: bytes) -> None:
-    async with ClientSession() as session, session.post(f"{url}/_control", data=body) as reply:
-        assert (reply.status, list(await reply.json())) == (400, ["error"])
 
 
 @pytest.mark.slow(0.4)

@@ -42,7 +42,6 @@ SOON_S = 20.0
 
 @pytest.fixture
 async def server(breakable_server: PostgresServer) -> AsyncIterator[PostgresServer]:
-    """Give a server with a table, on which no fault may leave a trace."""
     await _execute(breakable_server, "CREATE TABLE notes (text text)")
     yield breakable_server
     connection = await asyncpg.connect(breakable_server.url)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -11,7 +10,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,20 +46,15 @@ sys.exit(asyncio.run(run_stack(Path(sys.argv[1]), 1) if sys.argv[1:] else hold()
 
 
 class Answer(NamedTuple):
-    """An answer of Citrus."""
-
     status: int
     body: Any
 
 
 class CitrusDoor(NamedTuple):
-    """The URL and the key of Citrus."""
-
     url: str
     key: str
 
     async def ask(self, method: str, path: str, body: object = None) -> Answer:
-        """Send one request; *path* is sent as it is, percent-encoded."""
         async with (
             aiohttp.ClientSession(headers={"Authorization": f"Bearer {self.key}"}) as session,
             session.request(method, URL(self.url + path, encoded=True), json=body) as response,
@@ -71,42 +64,25 @@ class CitrusDoor(NamedTuple):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack() -> AsyncIterator[Stack]:
-    """Give one stack to the tests that leave it unchanged."""
-    async with Stack(shards=3) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def other_stack() -> AsyncIterator[Stack]:
-    """Give a second stack with shards that tests may fill."""
     async with Stack(shards=3) as running:
         yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server() -> AsyncIterator[PostgresServer]:
-    """Give a separate Postgres server to tests that would harm others; each leaves it running."""
     with ProcessGroup() as group:
         alone = PostgresServer(group, PostgresPrograms.find(group.directory), database="alone")
         await alone.start()
         yield alone
 
 
-def command_line_of(server: PostgresServer) -> str:
-    """Return the server's arguments in the process list."""
-    listing = ["ps", "-ww", "-o", "args=", "-p", str(server.pid)]
-    return subprocess.run(listing, capture_output=True, text=True, check=True).stdout
-
-
 def pid_listening_on(port: int | None) -> int:
-    """Return the Postgres server with that port on its command line."""
     listing = subprocess.run(["ps", "-axww", "-o", "pid=,args="], capture_output=True, text=True, check=True)
     return next(int(line.split()[0]) for line in listing.stdout.splitlines() if f"/postgres -p {port} " in line)
 
 
 @contextlib.contextmanager
 def program(*arguments: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
-    """Run the program above as a child process, and kill it at the end."""
     command = [sys.executable, "-c", STACK_PROGRAM, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environ) as process:
         try:
@@ -116,24 +92,20 @@ def program(*arguments: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return the names in a folder, hidden files included."""
     return [path.name for path in folder.iterdir()]
 
 
 def is_left(pids: set[int], *paths: Path) -> bool:
-    """Return whether one of the processes runs or one of the paths exists."""
     running = {process.pid for process in running_processes()}
     return bool(pids & running) or any(path.exists() for path in paths)
 
 
 def registration(business_id: str, location_id: str = "x") -> dict[str, str]:
-    """Return the body that registers a tenant."""
     key = f"{business_id}-{location_id}"
     return {"businessId": business_id, "locationId": location_id, "businessType": "gym", "shardKey": key}
 
 
 async def answer_of(url: str, *, timeout_s: float = 5.0) -> object:
-    """Query a Postgres server over a new connection."""
     connection = await asyncpg.connect(url, timeout=timeout_s)
     try:
         return await connection.fetchval("SELECT current_database()")
@@ -164,37 +136,13 @@ async def test_stack_answers_on_all_parts(stack: Stack) -> None:
     assert [shard["connectionString"] for shard in health.body] == urls
 
 
-async def test_postgres_listens_on_loopback_alone_with_its_port_on_the_command_line(stack: Stack) -> None:
-    server = stack.servers["shard-1"]
-    assert f" -p {server.port} " in command_line_of(server)
-    connection = await asyncpg.connect(server.url)
-    assert await connection.fetchval("SHOW listen_addresses") == "127.0.0.1"
-    await connection.close()
-
-
 async def test_citrus_refuses_when_the_key_is_wrong(stack: Stack) -> None:
     for key in ("", "wrong", "\u00e9"):
         assert (await CitrusDoor(stack.citrus_url, key).ask("GET", "/api/shards/health")).status == 401
         assert (await CitrusDoor(stack.citrus_url, key).ask("GET", "/nothing")).status == 401
 
 
-async def test_citrus_makes_a_fourth_shard_when_three_are_full(other_stack: Stack, tmp_path: Path) -> None:
-    file = tmp_path / "env"
-    other_stack.write_env_file(file)
-    door = CitrusDoor(other_stack.citrus_url, other_stack.citrus_api_key)
-    async with asyncio.TaskGroup() as tasks:
-        bodies = [registration(f"business{number}") for number in range(11)]
-        asked = [tasks.create_task(door.ask("POST", "/api/register", body)) for body in bodies]
-    placed = [task.result() for task in asked]
-    assert [answer.status for answer in placed] == [201] * 11
-    homes = sorted(answer.body["shardId"] for answer in placed)
-    assert homes == ["shard-1"] * 3 + ["shard-2"] * 3 + ["shard-3"] * 3 + ["shard-4"] * 2
-    assert await answer_of(other_stack.servers["shard-4"].url) == "shard_4"
-    assert environment_by_shell(file)["STACK_POSTGRES_URLS"].split()[3] == other_stack.servers["shard-4"].url
-
-
 async def never() -> tuple[str, str]:
-    """Fail: no test that uses this may need another shard."""
     raise AssertionError
 
 
@@ -230,7 +178,6 @@ async def test_citrus_speaks_the_contract_from_registration_to_move(business_id:
 
 
 def environment_by_shell(file: Path) -> dict[str, str]:
-    """Return the variables that a shell has after reading *file*, without those it had before."""
     script = f"set -a; . {shlex.quote(str(file))}; env -0"
     shell = subprocess.run(["sh", "-c", script], capture_output=True, check=True, env={"PATH": os.environ["PATH"]})
     pairs = dict(entry.split("=", 1) for entry in shell.stdout.decode().split("\0") if entry)
@@ -269,34 +216,6 @@ async def test_killed_server_leaves_the_others_answering_and_comes_back(stack: S
     open_connection.terminate()
 
 
-async def test_suspended_server_hangs_until_it_is_resumed(server: PostgresServer) -> None:
-    server.suspend()
-    with pytest.raises(TimeoutError):
-        await answer_of(server.url, timeout_s=0.3)
-    server.resume()
-    assert await answer_of(server.url) == "alone"
-
-
-async def test_stopped_server_starts_again_on_the_same_address(server: PostgresServer) -> None:
-    url = await server.create_database('odd "name"')
-    server.suspend()
-    await server.stop()
-    assert not server.is_running
-    await server.start()
-    assert url == server.url_of('odd "name"')
-    connection = await asyncpg.connect(server.url)
-    assert await connection.fetchval("SELECT count(*) FROM pg_database WHERE datname = $1", 'odd "name"') == 1
-    await connection.close()
-
-
-async def test_server_takes_another_port_when_its_own_is_taken(server: PostgresServer) -> None:
-    rival = PostgresServer(server._group, server._programs, database="rival")
-    rival.port = server.port
-    await rival.start()
-    assert rival.port != server.port
-    assert [await answer_of(each.url) for each in (server, rival)] == ["alone", "rival"]
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another user for Postgres")
 async def test_server_runs_as_nobody_when_a_user_namespace_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -319,22 +238,6 @@ async def test_server_runs_as_nobody_when_a_user_namespace_is_refused(
     assert not group.directory.exists()
 
 
-async def test_two_stacks_live_side_by_side(stack: Stack, other_stack: Stack) -> None:
-    secrets = (
-        "STACK_POSTGRES_URLS",
-        "AWS_ENDPOINT_URL",
-        "AWS_ENDPOINT_URL_SQS",
-        "CITRUS_SERVER_URL",
-        "HTTP_PORT",
-        "CITRUS_API_KEY",
-        "API_TOKEN",
-    )
-    for name in secrets:
-        assert not set(stack.env[name].split()) & set(other_stack.env[name].split())
-    assert stack.group.directory != other_stack.group.directory
-    assert [await answer_of(each.servers["shard-1"].url) for each in (stack, other_stack)] == ["shard_1"] * 2
-
-
 async def test_nothing_is_left_when_the_parent_is_killed() -> None:
     with program() as parent:
         assert parent.stdout is not None
@@ -347,28 +250,6 @@ async def test_nothing_is_left_when_the_parent_is_killed() -> None:
         return not is_left(pids, directory)
 
     assert await poll_until(gone, within_s=60.0)
-
-
-async def test_group_ends_a_child_that_ignores_every_request(tmp_path: Path) -> None:
-    script = "trap '' INT TERM; setsid sh -c 'trap \"\" INT TERM; sleep 60' & echo ready; sleep 60; sleep 60"
-    with ProcessGroup() as group:
-        log = tmp_path / "log"
-        child = group.spawn(["sh", "-c", script], log_path=log)
-
-        async def ready() -> bool:
-            return log.read_text() != "" and len(group.pids) >= 5
-
-        assert await poll_until(ready, within_s=30.0)
-        pids = group.pids
-        started = time.monotonic()
-    assert time.monotonic() - started < 20.0  # the children would sleep for a minute and more
-    assert child.returncode == -signal.SIGKILL
-
-    async def gone() -> bool:
-        return not is_left(pids, group.directory)
-
-    # Those of another session have no parent that waits for them: on a busy machine they are killed and still there.
-    assert await poll_until(gone, within_s=30.0)
 
 
 async def test_stack_command_writes_its_file_and_cleans_up_when_it_is_interrupted(tmp_path: Path) -> None:

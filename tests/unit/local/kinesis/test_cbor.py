@@ -59,7 +59,3 @@ def test_blobs_and_times_are_written_as_the_sdk_reads_them(data: bytes, at_ms: i
     assert data in encoded
     assert b"ApproximateArrivalTimestamp\xc1" in encoded
     assert json.loads(json_of(encoded)) == {"Records": [record]}
-
-
-def test_answer_without_a_body_has_none() -> None:
-    assert cbor_of(b"") == b""

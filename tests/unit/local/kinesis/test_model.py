@@ -11,20 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simplu_local.aws_server.faults import FaultQueue
 from simplu_local.kinesis.actions import KinesisActions
 from simplu_local.kinesis.errors import KinesisError
-from simplu_local.kinesis.faults import KinesisFault
 from simplu_local.kinesis.model import HOUR_MS, KinesisAccount, KinesisOptions
 from simplu_local.kinesis.quotas import MIB, ReadQuota, WriteQuota
 from simplu_local.kinesis.reshard import HASH_KEYS, HashRange, Merge, Split, equal_ranges, scaling_steps
 from simplu_local.kinesis.tokens import (
-    IteratorToken,
-    PageToken,
     SequenceNumber,
     encode_sequence_number,
     parse_sequence_number,
-    seal_token,
     unseal_token,
 )
 
@@ -33,8 +28,6 @@ NAME = "stream"
 
 
 class Kinesis:
-    """The API of an account with one active stream, at a time that the test sets."""
-
     def __init__(self, shard_count: int = 1, **options: Any) -> None:
         options = {"create_delay_ms": 0, "update_delay_ms": 0, "delete_delay_ms": 0, "read_throttling": False} | options
         self.account = KinesisAccount(KinesisOptions(**options))
@@ -43,7 +36,6 @@ class Kinesis:
         self("CreateStream", ShardCount=shard_count)
 
     def __call__(self, action: str, **request: Any) -> dict[str, Any]:
-        """Do one action on the stream, unless the request names another or continues from a token."""
         if not request.keys() & {"StreamARN", "NextToken", "ShardIterator"} and action != "ListStreams":
             request.setdefault("StreamName", NAME)
         asked = self.actions.decode(action, json.dumps(request).encode())
@@ -52,35 +44,28 @@ class Kinesis:
         return answer
 
     def put(self, key: str, text: str, **more: Any) -> dict[str, Any]:
-        """Put one record."""
         return self("PutRecord", PartitionKey=key, Data=base64.b64encode(text.encode()).decode(), **more)
 
     def iterator(self, shard: int = 0, kind: str = "TRIM_HORIZON", **more: Any) -> str:
-        """Return an iterator."""
         answer = self("GetShardIterator", ShardId=shard_id(shard), ShardIteratorType=kind, **more)
         return str(answer["ShardIterator"])
 
     def texts(self, iterator: str) -> list[str]:
-        """Return the data of the records of one answer."""
         return texts_of(self("GetRecords", ShardIterator=iterator))
 
     def listed(self, **more: Any) -> list[str]:
-        """Return the last digits of the stream shards that ListShards returns."""
         return [shard["ShardId"][-2:] for shard in self("ListShards", **more)["Shards"]]
 
 
 def shard_id(index: int) -> str:
-    """Return the id of a stream shard."""
     return f"shardId-{index:012d}"
 
 
 def texts_of(answer: dict[str, Any]) -> list[str]:
-    """Return the data of the records."""
     return [base64.b64decode(record["Data"]).decode() for record in answer["Records"]]
 
 
 def refusal(kinesis: Kinesis, action: str, **request: Any) -> str:
-    """Return the code of the error that the action fails with."""
     with pytest.raises(KinesisError) as caught:
         kinesis(action, **request)
     return caught.value.code
@@ -96,18 +81,6 @@ def test_sequence_number_says_what_it_was_made_of(made_s: int, index: int, ordin
     assert (len(text), parse_sequence_number(text)) == (56, parts)
 
 
-@pytest.mark.parametrize("text", ["0", "1", "49", str(2**185), "9" * 56, "9" * 128])
-def test_sequence_number_is_refused_when_it_is_not_of_our_form(text: str) -> None:
-    assert parse_sequence_number(text) is None
-
-
-def test_token_survives_the_way_to_the_client_and_back() -> None:
-    iterator = IteratorToken("s" * 128, START_MS, shard_id(1), 10**12, START_MS, 7)
-    page = PageToken(NAME, START_MS, shard_id(1), "AT_LATEST", 0, START_MS)
-    assert [unseal_token(seal_token(iterator)), unseal_token(seal_token(page))] == [iterator, page]
-    assert len(seal_token(iterator)) <= 512
-
-
 @given(st.text(max_size=100))
 def test_token_is_refused_when_it_is_garbage(text: str) -> None:
     assert unseal_token(text) is None
@@ -115,13 +88,6 @@ def test_token_is_refused_when_it_is_garbage(text: str) -> None:
 
 
 # Hash ranges
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 1000])
-def test_equal_ranges_cover_all_hash_keys(count: int) -> None:
-    ranges = equal_ranges(count)
-    assert [ranges[0].start, ranges[-1].end, len(ranges)] == [0, HASH_KEYS - 1, count]
-    assert [one.end + 1 for one in ranges[:-1]] == [one.start for one in ranges[1:]]
 
 
 @pytest.mark.parametrize(
@@ -164,23 +130,6 @@ def test_write_quota_counts_records_and_bytes() -> None:
 
 
 # Putting and reading
-
-
-def test_iterators_start_where_they_say() -> None:
-    kinesis = Kinesis()
-    numbers = []
-    for text in "abc":
-        numbers.append(kinesis.put("key", text)["SequenceNumber"])
-        kinesis.now_ms += 1000
-    latest = kinesis.iterator(kind="LATEST")
-    kinesis.put("key", "d")
-    at, after = (
-        kinesis.iterator(kind=kind, StartingSequenceNumber=numbers[1])
-        for kind in ("AT_SEQUENCE_NUMBER", "AFTER_SEQUENCE_NUMBER")
-    )
-    by_time = kinesis.iterator(kind="AT_TIMESTAMP", Timestamp=START_MS / 1000 + 0.5)
-    read = [kinesis.texts(iterator) for iterator in (kinesis.iterator(), at, after, by_time, latest)]
-    assert read == [list("abcd"), list("bcd"), list("cd"), list("bcd"), ["d"]]
 
 
 def test_iterator_is_refused_when_its_arguments_make_no_sense() -> None:
@@ -239,53 +188,6 @@ def test_reading_goes_by_number_and_by_size() -> None:
     assert [len(first["Records"]), len(second["Records"])] == [10, 5]
     kinesis.account.streams[NAME].find(shard_id(0)).trim(4)
     assert len(kinesis.texts(kinesis.iterator())) == 10
-
-
-def test_read_throttling_closes_a_stream_shard_for_all_its_readers() -> None:
-    kinesis = Kinesis(2, read_throttling=True)
-    iterators = [kinesis.iterator(0), kinesis.iterator(0), kinesis.iterator(1)]
-    for number in range(5):
-        kinesis.texts(iterators[number % 2])
-    assert refusal(kinesis, "GetRecords", ShardIterator=iterators[0]) == "ProvisionedThroughputExceededException"
-    assert kinesis.texts(iterators[2]) == []
-    kinesis.now_ms += 200
-    assert kinesis.texts(iterators[0]) == []
-
-
-def test_answer_of_ten_mebibytes_closes_the_stream_shard_for_five_seconds() -> None:
-    kinesis = Kinesis(read_throttling=True)
-    for _ in range(11):
-        kinesis.put("k", "x" * (MIB - 1))
-    full = kinesis("GetRecords", ShardIterator=kinesis.iterator())
-    kinesis.now_ms += 4999
-    code = refusal(kinesis, "GetRecords", ShardIterator=full["NextShardIterator"])
-    assert code == "ProvisionedThroughputExceededException"
-    kinesis.now_ms += 1
-    assert len(kinesis.texts(full["NextShardIterator"])) == 1
-
-
-def test_write_throttling_refuses_single_records() -> None:
-    kinesis = Kinesis(2, write_throttling=True)
-    data = base64.b64encode(bytes(MIB - 100)).decode()
-    hash_keys = ["0", "0", str(HASH_KEYS - 1)]
-    entries = [{"PartitionKey": "k", "Data": data, "ExplicitHashKey": hash_key} for hash_key in hash_keys]
-    answer = kinesis("PutRecords", Records=entries)
-    assert answer["FailedRecordCount"] == 1
-    codes = [result.get("ErrorCode") for result in answer["Records"]]
-    assert codes == [None, "ProvisionedThroughputExceededException", None]
-
-
-def test_millis_behind_is_the_distance_of_the_answer_from_the_tip() -> None:
-    kinesis = Kinesis()
-    for text in "abc":
-        kinesis.put("k", text)
-        kinesis.now_ms += 1000
-    behind, iterator = [], kinesis.iterator()
-    for _ in range(3):
-        answer = kinesis("GetRecords", ShardIterator=iterator, Limit=1)
-        behind.append(answer["MillisBehindLatest"])
-        iterator = answer["NextShardIterator"]
-    assert behind == [3000, 2000, 0]
 
 
 def test_iterator_expires_after_five_minutes_and_on_demand() -> None:
@@ -356,50 +258,7 @@ def test_stream_goes_through_its_states_in_its_time() -> None:
     assert refusal(kinesis, "DescribeStreamSummary") == "ResourceNotFoundException"
 
 
-def test_stream_is_found_by_its_arn() -> None:
-    kinesis = Kinesis()
-    arn = kinesis("DescribeStream")["StreamDescription"]["StreamARN"]
-    assert kinesis("ListShards", StreamARN=arn) == kinesis("ListShards")
-    assert kinesis("ListStreams")["StreamSummaries"][0]["StreamARN"] == arn
-
-
 # Reshards
-
-
-def test_split_gives_each_half_a_child_and_leaves_the_records() -> None:
-    kinesis = Kinesis()
-    before = kinesis.put("k", "before", ExplicitHashKey="7")
-    kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey=str(HASH_KEYS // 2))
-    after = [kinesis.put("k", "after", ExplicitHashKey=str(key)) for key in (HASH_KEYS // 2 - 1, HASH_KEYS // 2)]
-    assert [one["ShardId"] for one in after] == [shard_id(1), shard_id(2)]
-    assert int(before["SequenceNumber"]) < min(int(one["SequenceNumber"]) for one in after)
-    assert [kinesis.texts(kinesis.iterator(number)) for number in range(3)] == [["before"], ["after"], ["after"]]
-    shards = kinesis("ListShards")["Shards"]
-    assert [shard.get("ParentShardId") for shard in shards] == [None, shard_id(0), shard_id(0)]
-    ended = ["EndingSequenceNumber" in shard["SequenceNumberRange"] for shard in shards]
-    assert ended == [True, False, False]
-
-
-def test_children_have_greater_numbers_than_their_parents_however_soon_they_follow() -> None:
-    kinesis = Kinesis()
-    for _ in range(20):
-        stream = kinesis.account.streams[NAME]
-        lower = stream.open_stream_shards[0]
-        stream.split(lower.stream_shard_id, lower.hash_range.end // 2)
-        assert covered(kinesis) == (0, HASH_KEYS - 1)
-        first, second = stream.open_stream_shards[:2]
-        stream.merge(first.stream_shard_id, second.stream_shard_id)
-        assert covered(kinesis) == (0, HASH_KEYS - 1)
-
-
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_merge_gives_the_child_both_parents(order: tuple[int, int]) -> None:
-    kinesis = Kinesis(2)
-    first, second = (shard_id(index) for index in order)
-    kinesis("MergeShards", ShardToMerge=first, AdjacentShardToMerge=second)
-    child = kinesis("ListShards")["Shards"][-1]
-    assert [child["ParentShardId"], child["AdjacentParentShardId"]] == [first, second]
-    assert child["HashKeyRange"] == {"StartingHashKey": "0", "EndingHashKey": str(HASH_KEYS - 1)}
 
 
 def test_reshard_is_refused_when_it_is_not_possible() -> None:
@@ -415,20 +274,6 @@ def test_reshard_is_refused_when_it_is_not_possible() -> None:
         ("InvalidArgumentException", "UpdateShardCount", {"TargetShardCount": 1, "ScalingType": "UNIFORM_SCALING"}),
     ]
     assert [refusal(kinesis, action, **request) for _, action, request in table] == [code for code, _, _ in table]
-
-
-def test_end_of_a_closed_stream_shard_names_its_children() -> None:
-    kinesis = Kinesis()
-    kinesis.put("k", "a")
-    open_answer = kinesis("GetRecords", ShardIterator=kinesis.iterator())
-    kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey=str(HASH_KEYS // 2))
-    last = kinesis("GetRecords", ShardIterator=kinesis.iterator())
-    ends = [kinesis("GetRecords", ShardIterator=answer["NextShardIterator"]) for answer in (open_answer, last)]
-    for end in ends:
-        assert (end["Records"], "NextShardIterator" in end) == ([], False)
-        assert [child["ShardId"] for child in end["ChildShards"]] == [shard_id(1), shard_id(2)]
-        assert [child["ParentShards"] for child in end["ChildShards"]] == [[shard_id(0)]] * 2
-    assert "ChildShards" not in last
 
 
 def test_end_comes_with_the_last_records_and_as_null_when_that_is_set() -> None:
@@ -453,41 +298,6 @@ def test_closed_stream_shards_are_forgotten_after_the_retention() -> None:
 # ListShards
 
 
-def test_shard_filters_choose_by_state_and_time() -> None:
-    kinesis = Kinesis(2)
-    kinesis.now_ms += 10_000
-    kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey="10")
-    kinesis.now_ms += 10_000
-    kinesis("SplitShard", ShardToSplit=shard_id(1), NewStartingHashKey=str(HASH_KEYS - 10))
-    start_s = START_MS / 1000
-    table: list[tuple[dict[str, Any], list[str]]] = [
-        ({"Type": "AT_LATEST"}, ["02", "03", "04", "05"]),
-        ({"Type": "AT_TRIM_HORIZON"}, ["00", "01"]),
-        ({"Type": "FROM_TRIM_HORIZON"}, ["00", "01", "02", "03", "04", "05"]),
-        ({"Type": "AFTER_SHARD_ID", "ShardId": shard_id(3)}, ["04", "05"]),
-        ({"Type": "AT_TIMESTAMP", "Timestamp": start_s}, ["00", "01"]),
-        ({"Type": "AT_TIMESTAMP", "Timestamp": start_s - 99}, ["00", "01"]),
-        ({"Type": "AT_TIMESTAMP", "Timestamp": start_s + 15}, ["01", "02", "03"]),
-        ({"Type": "AT_TIMESTAMP", "Timestamp": start_s + 25}, ["02", "03", "04", "05"]),
-        ({"Type": "FROM_TIMESTAMP", "Timestamp": start_s + 15}, ["01", "02", "03", "04", "05"]),
-    ]
-    assert [kinesis.listed(ShardFilter=shard_filter) for shard_filter, _ in table] == [ids for _, ids in table]
-    assert refusal(kinesis, "ListShards", ShardFilter={"Type": "AT_TIMESTAMP"}) == "InvalidArgumentException"
-
-
-def test_pages_keep_their_filter_and_show_a_reshard_between_them() -> None:
-    kinesis = Kinesis(4)
-    latest = {"Type": "AT_LATEST"}
-    first = kinesis("ListShards", MaxResults=2, ShardFilter=latest)
-    kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey="10")
-    kinesis("SplitShard", ShardToSplit=shard_id(3), NewStartingHashKey=str(HASH_KEYS - 10))
-    second = kinesis("ListShards", NextToken=first["NextToken"], MaxResults=3)
-    third = kinesis("ListShards", NextToken=second["NextToken"])
-    ids = [[shard["ShardId"][-1] for shard in page["Shards"]] for page in (first, second, third)]
-    assert ids == [["0", "1"], ["2", "4", "5"], ["6", "7"]]
-    assert "NextToken" not in third
-
-
 def test_page_token_is_refused_when_it_is_old_or_not_alone() -> None:
     kinesis = Kinesis(2)
     token = kinesis("ListShards", MaxResults=1)["NextToken"]
@@ -502,17 +312,6 @@ def test_page_token_is_refused_when_it_is_old_or_not_alone() -> None:
 
 
 # Faults
-
-
-def test_faults_are_taken_in_order_and_count_down() -> None:
-    faults = FaultQueue[KinesisFault]()
-    faults.add(KinesisFault(action="GetRecords", kind="throttle", count=2))
-    faults.add(KinesisFault(action="GetRecords", kind="fail", stream_shard_id="a"))
-    taken = [faults.take(action, shard) for action, shard in [("PutRecord", None), *[("GetRecords", "b")] * 3]]
-    assert [fault and fault.kind for fault in taken] == [None, "throttle", "throttle", None]
-    fault = faults.take("GetRecords", "a")
-    assert fault is not None
-    assert (repr(fault.error()), faults.pending) == ("KinesisError(InternalFailure: failed on demand)", [])
 
 
 # All of it at random
@@ -553,7 +352,6 @@ def test_reader_that_follows_parents_before_children_reads_everything_once_and_i
 
 
 def reshard(kinesis: Kinesis, action: str, argument: int) -> None:
-    """Do a reshard that the stream allows now."""
     stream = kinesis.account.streams[NAME]
     stream.apply_due(kinesis.now_ms)
     if stream.status != "ACTIVE":
@@ -572,7 +370,6 @@ def reshard(kinesis: Kinesis, action: str, argument: int) -> None:
 
 
 def covered(kinesis: Kinesis) -> tuple[int, int]:
-    """Return the union of the open hash ranges. Fails at a gap, an overlap, or numbers below the parents'."""
     stream = kinesis.account.streams[NAME]
     stream.apply_due(kinesis.now_ms)
     for parent in stream.stream_shards.values():
@@ -587,7 +384,6 @@ def covered(kinesis: Kinesis) -> tuple[int, int]:
 
 
 def read_tree(kinesis: Kinesis) -> dict[str, list[str]]:
-    """Read from the trim horizon; the stream shards after an end are known from its ChildShards alone."""
     read: dict[str, list[str]] = defaultdict(list)
     last_numbers: dict[str, int] = defaultdict(int)
     first = kinesis("ListShards", ShardFilter={"Type": "AT_TRIM_HORIZON"})["Shards"]
@@ -612,5 +408,4 @@ def read_tree(kinesis: Kinesis) -> dict[str, list[str]]:
 
 
 def is_drained(kinesis: Kinesis, shard: str, answer: dict[str, Any]) -> bool:
-    """Return whether every record of an open stream shard has been read."""
     return kinesis.account.streams[NAME].find(shard).is_open and answer["MillisBehindLatest"] == 0

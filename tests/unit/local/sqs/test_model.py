@@ -21,20 +21,17 @@ HOUR_MS = 3_600_000
 
 
 def new_account() -> SqsAccount:
-    """Return an account without queues; its ids are 1, 2, 3 …."""
     numbers = itertools.count(1)
     return SqsAccount(new_id=lambda: str(next(numbers)))
 
 
 def new_queue(account: SqsAccount, name: str = "queue.fifo", **attributes: str) -> LocalQueue:
-    """Create a queue at time 0."""
     if name.endswith(".fifo"):
         attributes["FifoQueue"] = "true"
     return account.create(name, attributes, 0)
 
 
 def send(queue: LocalQueue, *bodies: str, now_ms: int = 0) -> None:
-    """Send messages; the first letter is the group, the body the deduplication id."""
     for body in bodies:
         entry = MessageEntry(message_body=body)
         if queue.is_fifo:
@@ -43,39 +40,7 @@ def send(queue: LocalQueue, *bodies: str, now_ms: int = 0) -> None:
 
 
 def bodies(messages: list[StoredMessage]) -> list[str]:
-    """Return the bodies of *messages*."""
     return [message.content.body for message in messages]
-
-
-def test_receive_attempt_puts_the_visibility_timeout_back() -> None:
-    account = new_account()
-    queue = new_queue(account)
-    send(queue, "A0", "A1")
-    first = account.receive(queue, 0, limit=10, visibility_s=30, attempt_id="1")
-    handles = [queue.receipt_handle_of(message) for message in first]
-    again = account.receive(queue, 20_000, limit=10, visibility_s=30, attempt_id="1")
-    assert ([queue.receipt_handle_of(message) for message in again], again[0].receive_count) == (handles, 1)
-    assert account.receive(queue, 49_999) == []
-    assert bodies(account.receive(queue, 50_000, limit=10)) == ["A0", "A1"]
-
-
-@pytest.mark.parametrize("what", ["deleted", "changed", "expired"])
-def test_receive_attempt_is_void_once_something_happened_to_a_message(what: str) -> None:
-    account = new_account()
-    queue = new_queue(account)
-    send(queue, "A0", "A1")
-    first = account.receive(queue, 0, limit=1, visibility_s=30, attempt_id="1")
-    handle = queue.receipt_handle_of(first[0])
-    match what:
-        case "deleted":
-            queue.delete(handle, 1000)
-        case "changed":
-            queue.change_visibility(handle, 60, 1000)
-        case "expired":
-            queue.apply_due(30_000)
-    again = account.receive(queue, 30_000, limit=1, visibility_s=30, attempt_id="1")
-    assert bodies(again) == {"deleted": ["A1"], "changed": [], "expired": ["A0"]}[what]
-    assert not again or queue.receipt_handle_of(again[0]) != handle
 
 
 def test_receive_attempt_is_kept_for_five_minutes() -> None:
@@ -140,13 +105,10 @@ def test_dead_letter_of_a_group_does_not_lock_it() -> None:
 
 @dataclass
 class Book:
-    """The expected state, in simple lists: by group the messages that are not deleted, and those in flight."""
-
     left: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     in_flight: dict[str, str] = field(default_factory=dict)  # receipt handle by body
 
     def locked(self, group: str) -> bool:
-        """Return whether a message of the group is in flight."""
         return any(body[0] == group for body in self.in_flight)
 
 

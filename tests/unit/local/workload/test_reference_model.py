@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,137 +13,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simplu_local.verify.comparison import (
-    ComparisonReport,
     ShardContent,
     StoredDeadLetter,
     StoredOperation,
     StoredRow,
     StoredTenant,
     compare,
-    percentile,
 )
-from simplu_local.verify.shard_checker import parse_dead_letter
 from simplu_local.workload.json_values import JsonValue, canonical_text, parse_json
-from simplu_local.workload.lists import passes_filters
-from simplu_local.workload.producer import Position, creation_message, overtaken_keys, split_into_requests
+from simplu_local.workload.producer import Position, split_into_requests
 from simplu_local.workload.reference_model import (
     Effect,
     LogEntry,
-    ModelRow,
     OperationRequest,
-    ReferenceModel,
     TenantModel,
-    Verdict,
-    is_storable,
     merge_patch,
-    parse_timestamp,
 )
 from simplu_local.workload.workload import Item, Tenant, Workload, encode, make_tenants
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 CREATE = OperationRequest("create", "b", "l", "patient", "p1", NOON, "r1", '{"a": 1, "b": {"c": 2}}')
-REUSED = Verdict(Effect.REJECTED, frozenset({"request_id_reused"}))
 
 json_values: st.SearchStrategy[JsonValue] = st.recursive(
     st.none() | st.booleans() | st.text() | st.decimals(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=12,
 )
-
-
-def _model() -> ReferenceModel:
-    model = ReferenceModel()
-    model.add_tenant("b", "l", "dental")
-    return model
-
-
-def _outcomes(model: ReferenceModel) -> dict[str, str | None]:
-    return {request_id: entry.error for request_id, entry in model.tenants["b-l"].log.items()}
-
-
-def test_model_applies_each_kind_when_the_resource_is_there() -> None:
-    model = _model()
-    later = NOON.replace(hour=13)
-    model.apply(CREATE)
-    model.apply(replace(CREATE, kind="patch", request_id="r2", data='{"a": null, "b": {"d": [1]}}', timestamp=later))
-    row = model.tenants["b-l"].rows["patient", "p1"]
-    assert row == ModelRow({"b": {"c": Decimal(2), "d": [Decimal(1)]}}, NOON, later)
-    model.apply(replace(CREATE, kind="update", request_id="r3", data="{}"))
-    assert model.tenants["b-l"].rows["patient", "p1"].data == {}
-    model.apply(replace(CREATE, kind="delete", request_id="r4", data=None))
-    assert model.tenants["b-l"].rows == {}
-    assert _outcomes(model) == {"r1": None, "r2": None, "r3": None, "r4": None}
-
-
-@pytest.mark.parametrize("kind", ["update", "patch", "delete", "read"])
-def test_model_fails_with_not_found_when_the_resource_is_not_there(kind: str) -> None:
-    model = _model()
-    assert Verdict(Effect.LOGGED) == model.apply(replace(CREATE, kind=kind, data=None if kind == "read" else "{}"))
-    assert _outcomes(model) == {"r1": "not_found"}
-
-
-def test_model_drops_a_redelivery_and_rejects_another_operation_when_the_request_id_was_used() -> None:
-    model = _model()
-    model.apply(CREATE)
-    assert Verdict(Effect.DROPPED) == model.apply(replace(CREATE, timestamp=NOON.replace(year=2025)))
-    assert model.apply(replace(CREATE, data='{"a": 1, "b": {"c":  2}}')) == REUSED
-    assert model.apply(replace(CREATE, kind="update")) == REUSED
-    assert model.apply(replace(CREATE, resource_id=None)) == REUSED
-    assert Verdict(Effect.HELD) == model.apply(replace(CREATE, business_id="unknown"))
-    assert _outcomes(model) == {"r1": None}
-
-
-def test_model_fails_with_already_exists_and_invalid_data_when_they_apply() -> None:
-    model = _model()
-    model.apply(CREATE)
-    model.apply(replace(CREATE, request_id="r2"))
-    model.apply(replace(CREATE, request_id="r3", kind="update", data='{"a": "\\u0000"}'))
-    assert _outcomes(model) == {"r1": None, "r2": "already_exists", "r3": "invalid_data"}
-
-
-def test_model_uses_the_request_id_or_counts_when_a_create_has_no_id() -> None:
-    model = _model()
-    model.apply(replace(CREATE, resource_id=None))
-    model.apply(replace(CREATE, resource_id=None, request_id=None))
-    tenant = model.tenants["b-l"]
-    assert list(tenant.rows) == [("patient", "r1")]
-    assert [kind for kind, _ in tenant.derived_rows] == ["patient"]
-    assert model.logged_count() == 2
-
-
-def test_model_pages_in_order_of_ids_when_it_lists() -> None:
-    model = _model()
-    for number, name in enumerate(("b", "a", "ä", "B")):
-        model.apply(
-            replace(CREATE, resource_id=name, request_id=f"c{number}", data=f'{{"n": {number}.0, "odd": true}}')
-        )
-    listing = replace(CREATE, kind="list", resource_id=None, data=None, request_id="l1")
-    model.apply(replace(listing, pagination='{"page": 1, "limit": 3}', filters='{"odd": true}'))
-    result = model.tenants["b-l"].log["l1"].result
-    assert isinstance(result, dict)
-    items = result["items"]
-    assert isinstance(items, list)
-    assert [item["resourceId"] for item in items if isinstance(item, dict)] == ["B", "a", "b"]
-    assert result["hasMore"] is True
-
-
-@pytest.mark.parametrize(
-    ("filters", "expected"),
-    [
-        ({}, True),
-        ({"n": Decimal("1.0")}, True),
-        ({"n": True}, False),
-        ({"missing": None}, False),
-        ({"none": None}, True),
-        ({"date": "2024-05-01"}, True),
-        ({"date": "2024-05-02"}, False),
-        ({"startDate": "2024-05-01", "endDate": "2024-05-01"}, True),
-        ({"startDate": "2024-05-02"}, False),
-        ({"endDate": "2024-04-30"}, False),
-    ],
-)
-def test_matches_compares_as_json_does_when_filtered(filters: dict[str, JsonValue], *, expected: bool) -> None:
-    assert expected is passes_filters(ModelRow({"n": Decimal(1), "none": None}, NOON, NOON), filters)
 
 
 @pytest.mark.slow
@@ -188,27 +82,6 @@ def test_merge_patch_gives_the_rfc_s_results_when_given_its_examples(target: str
     assert parse_json(expected) == merge_patch(parse_json(target), parse_json(patch))
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [('"\\u0000"', False), ('"\\ud800"', False), ('"\\ud83e\\uddb7"', True), ("1e131071", True), ("1e131072", False)],
-)
-def test_storable_knows_what_jsonb_refuses_when_asked(text: str, *, expected: bool) -> None:
-    assert expected is is_storable(parse_json(text))
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("2024-05-01", datetime(2024, 5, 1, tzinfo=UTC)),
-        ("2024-05-01T12:00:00", NOON),
-        ("2024-05-01T14:00:00+02:00", NOON),
-        ("2024-05-01T12:00:00.000Z", NOON),
-    ],
-)
-def test_parse_timestamp_takes_utc_when_no_offset_is_given(text: str, expected: datetime) -> None:
-    assert expected == parse_timestamp(text)
-
-
 @settings(max_examples=20)
 @given(st.integers(0, 2**32))
 def test_encode_gives_the_same_operation_when_spelt_again(seed: int) -> None:
@@ -225,39 +98,12 @@ def test_workload_repeats_itself_when_the_seed_is_the_same() -> None:
     assert first == second
 
 
-@pytest.mark.slow
-def test_workload_brings_every_kind_of_record_when_long_enough() -> None:
-    workload = _workload()
-    effects = Counter(item.verdict.effect for item in workload.items(2500))
-    assert set(effects) == {Effect.LOGGED, Effect.DROPPED, Effect.REJECTED, Effect.HELD}
-    log = [entry for tenant in workload.model.tenants.values() for entry in tenant.log.values()]
-    assert {entry.error for entry in log} == {None, "already_exists", "not_found", "invalid_data"}
-    assert workload.model.logged_count() == effects[Effect.LOGGED]
-
-
 def test_workload_fits_the_quotas_when_cut_into_requests() -> None:
     items = list(_workload().items(1200))
     requests = list(split_into_requests(items))
     assert [item for request in requests for item in request] == items
     assert all(len(request) <= 500 for request in requests)
     assert all(len(item.partition_key) <= 256 for item in items)
-
-
-def test_overtaken_keys_are_found_when_a_later_record_was_taken() -> None:
-    results = [("a", True), ("a", False), ("b", False), ("b", True), ("a", False), ("c", True)]
-    assert {"b"} == overtaken_keys(results)
-
-
-def test_creation_message_gives_its_type_in_each_way_when_asked() -> None:
-    messages = [creation_message(Tenant("b", "l", "gym"), way=way, now=NOON) for way in range(3)]
-    assert ["MessageAttributes" in message for message in messages] == [True, False, False]
-    assert ["messageType" in json.loads(message["MessageBody"]) for message in messages] == [False, True, False]
-
-
-def test_parse_letter_reads_the_record_when_it_is_text_or_base64() -> None:
-    source = {"kind": "kinesis", "streamShard": "s-0", "sequenceNumber": "17"}
-    body = json.dumps({"reason": "invalid_json", "source": source, "recordBase64": "/w=="})
-    assert StoredDeadLetter("invalid_json", ("s-0", "17"), b"\xff") == parse_dead_letter(body)
 
 
 def test_compare_finds_nothing_when_the_shards_hold_what_the_model_holds() -> None:
@@ -341,12 +187,6 @@ def test_compare_finds_the_difference_when_letters_are_wrong() -> None:
     assert differences([*letters, letters[0]]) == 0
 
 
-def test_percentile_takes_the_value_when_there_is_one() -> None:
-    assert percentile([], 0.5) is None
-    assert percentile([float(number) for number in range(100)], 0.99) == 99.0
-    assert ComparisonReport().differences == []
-
-
 def _spelt(value: JsonValue) -> str:
     match value:
         case Decimal():
@@ -364,7 +204,6 @@ def _workload() -> Workload:
 
 
 def _perfect_run() -> tuple[Workload, dict[Position, Item], list[ShardContent], list[StoredDeadLetter]]:
-    """Return the rows and letters of a worker without a mistake after a small load, two tenants a shard."""
     workload = _workload()
     put = {("shard", str(number)): item for number, item in enumerate(workload.items(400))}
     letters = [
