@@ -35,7 +35,6 @@ from simplu_worker.errors import PermanentError, RetryableError, UsageError, Wor
 from simplu_worker.operations.operation import is_id
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_query import query_with_causes
 from simplu_worker.shards.settling import Arrival, read_arrival, read_departure
 from simplu_worker.transfers.moving.balance import WayBack, way_back
@@ -150,8 +149,6 @@ async def rollback_tenant(
             way = await _find_way_back(shards, tenant_id, home, copies, stay=stay)
         if not way.undone and stay:
             raise PermanentError(f"{tenant_id}: expected a move that has not ended, got none: its home is shard {home}")
-        if way.back_to is not None and way.back_to == way.returned_from:
-            await _check_published(shards, settings, tenant_id, home, way.back_to, shlex.join(tenant))
         if not apply:
             return await _plan(shards, tenant, home, way, bounds, as_json=as_json)
         if way.undone:
@@ -249,25 +246,6 @@ async def _find_way_back(shards: Shards, tenant_id: str, home: str, copies: Sequ
             "it is to move to: simplu-worker tenants move, with --to"
         )
     return way
-
-
-async def _check_published(
-    shards: Shards, settings: Settings, tenant_id: str, home: str, back_to: str, names: str
-) -> None:
-    """Raise `PermanentError` if the shard is still named from which the tenant has come back.
-
-    Then an earlier rollback may have been stopped before it published the home: run again, it must not move the tenant
-    away once more.
-    """
-    if isinstance(shards.locator, StaticMap) and settings.shard_map_file is None:  # nobody can publish there
-        return
-    named = await shards.locator.locate(tenant_id)
-    if named is not None and named.shard_id == back_to:
-        raise PermanentError(
-            f"{tenant_id}: expected shard {home} to be named for it, where it has come back to, got shard {back_to}: "
-            f"the new home was not published; run: simplu-worker tenants move {names} --to {home} --apply, to publish "
-            f"it, or --to {back_to} --apply, to move the tenant there"
-        )
 
 
 def _print_undone(tenant_id: str, count: int, state: str, *, as_json: bool) -> None:

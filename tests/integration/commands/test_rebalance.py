@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,7 +16,6 @@ from support.citrus.for_commands import citrus_for_commands, cut, refused
 from support.postgres.databases import ShardMaker
 from support.postgres.log_rows import made_up_rows
 from support.postgres.move_cases import (
-    NOT_CERTIFIED,
     TENANT_ID,
     ask,
     copy_held_up,
@@ -38,18 +36,15 @@ from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.shards.rebalance import Balance, Drain, drain_shard, rebalance_shards
 from simplu_worker.commands.shards.show import list_shards
 from simplu_worker.commands.shards.tenant_moves import Weight
-from simplu_worker.commands.shards.upgrade import upgrade_shards
-from simplu_worker.commands.tenants.moves import clean_up_tenants, move_tenants, rollback_tenant
+from simplu_worker.commands.tenants.moves import move_tenants
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.health.assessment import RUNNING_S
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.locator import Capacity
 from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
 from simplu_worker.transfers.importing.target import find_shard_problem
 from simplu_worker.transfers.moving import journal
-from simplu_worker.transfers.moving.places import check_room, fetch_capacities
 from simplu_worker.transfers.sql_files import QUERIES
 
 OPERATIONS = made_up_rows(
@@ -64,17 +59,14 @@ def _logs_are_not_printed() -> Iterator[None]:
 
 
 async def make_shards(make_shard: ShardMaker, names: str) -> list[ShardAddress]:
-    """Make shards with ids of one letter each."""
     return [await make_shard(name) for name in names]
 
 
 async def move(settings: Settings, shard_id: str) -> int:
-    """Move the tenant."""
     return await move_tenants(settings, [MoveRequest(*TENANT, shard_id)], MoveTerms(), apply=True, as_json=True)
 
 
 async def make_stopped_move(make_shard: ShardMaker, folder: Path) -> tuple[list[ShardAddress], Settings]:
-    """Make two shards, and stop a move of the tenant to the second one in its copy."""
     addresses = await make_shards(make_shard, "ab")
     await fill(addresses[0])
     settings = settings_of(folder, *addresses)
@@ -83,65 +75,26 @@ async def make_stopped_move(make_shard: ShardMaker, folder: Path) -> tuple[list[
 
 
 async def rebalance(settings: Settings, balance: Balance | None = None, *, apply: bool = False) -> int:
-    """Rebalance, with output for programs."""
     return await rebalance_shards(settings, balance or Balance(), MoveTerms(), apply=apply, as_json=True)
 
 
 async def drain(
     settings: Settings, shard_id: str, *, apply: bool = False, undo: bool = False, partial: bool = False
 ) -> int:
-    """Drain a shard, with output for programs."""
     return await drain_shard(settings, Drain(shard_id, undo, partial), MoveTerms(), apply=apply, as_json=True)
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> list[Any]:
-    """Return the JSON that a command has printed: its plan, and then a line for each result; not how moves went on."""
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     return [line for line in lines if "phase" not in line]
 
 
 def moves_of(plan: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return the moves of a plan."""
     return [(one["tenant"], one["sourceShard"], one["targetShard"]) for one in plan["plan"]]
 
 
 def unpinned(folder: Path) -> ShardMap:
-    """Return the map without its pins."""
     return parse_shard_map((folder / "map.json").read_bytes(), ()).without_pins()
-
-
-async def test_tenant_with_two_homes_is_moved_once_at_most(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    addresses = [await make_shard(name) for name in "abc"]
-    for address in addresses[:2]:
-        await fill(address)
-    settings = settings_of(tmp_path, *addresses)
-    content = json.loads((tmp_path / "map.json").read_text())
-    (tmp_path / "map.json").write_text(json.dumps(content | {"tenants": {TENANT_ID: "c"}}))
-
-    assert await rebalance_shards(settings, Balance(), MoveTerms(), apply=True, as_json=True) == 1
-    plan, *results = printed(capsys)
-    assert len(plan["plan"]) == 2
-    (result,) = results
-    assert "expected one home, got a and b" in result["error"]
-
-
-@pytest.mark.slow(0.3)
-async def test_shard_that_leads_to_a_home_by_way_of_another_one_is_kept(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    addresses = [await make_shard(name) for name in "abc"]
-    await fill(addresses[0])
-    settings = settings_of(tmp_path, *addresses)
-    content = (tmp_path / "map.json").read_text()
-    for shard_id in "bc":
-        assert await move(settings, shard_id) == 0
-        (tmp_path / "map.json").write_text(content)
-    capsys.readouterr()
-
-    assert await drain_shard(settings, Drain("b"), MoveTerms(), apply=True, as_json=False) == 1
-    assert "1 tenants have left it, and are still looked for there" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -177,36 +130,12 @@ async def test_shard_is_kept_while_citrus_names_it(make_shard: ShardMaker, capsy
             verdict = printed(capsys)[-1]
             assert verdict["removable"] is False
             assert "1 tenants have left it, and are still looked for there" in verdict["keptBy"][0]
-
-            await stop_in_copy(
-                rollback_tenant(citrus.settings, TENANT, apply=True, as_json=True), addresses[1], addresses[0]
-            )
-            assert await rollback_tenant(citrus.settings, TENANT, apply=True, as_json=True, stay=True) == 0
-            assert await ask(addresses[0], "SELECT FROM tenants") == []
-            capsys.readouterr()
-            assert await drain(citrus.settings, "a") == 0
-            (plan,) = printed(capsys)
-            assert (plan["removable"], len(plan["keptBy"])) == (False, 1)
         with citrus.door.lying(cut("GET")), pytest.raises(RetryableError, match="Citrus shards_health"):
             await drain(citrus.settings, "a")
         citrus.server.registry.place(TENANT_ID, citrus.server.registry.shards["b"])
         capsys.readouterr()
         assert await drain(citrus.settings, "a") == 0
         assert printed(capsys)[0]["removable"] is True
-
-
-async def test_shard_is_kept_while_citrus_does_not_say_where_it_looks(
-    make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]
-) -> None:
-    addresses = await make_shards(make_shard, "ab")
-    await fill(addresses[1])
-    async with citrus_for_commands(addresses, {TENANT_ID: "b"}) as citrus:
-        away = refused("GET", 503)
-        with citrus.door.lying(lambda request: away(request) if request.path.endswith(TENANT_ID) else None):
-            assert await drain(citrus.settings, "a") == 0
-    (plan,) = printed(capsys)
-    assert plan["removable"] is False
-    assert "where 1 tenants are looked for is unknown, such as clinic-main: Citrus get_shard" in plan["keptBy"][0]
 
 
 @pytest.mark.slow(2)
@@ -242,12 +171,6 @@ async def test_shard_that_was_added_is_filled_with_the_tenants_that_belong_there
     assert pins_of(tmp_path).keys() == homes.keys() - {name for name, _, _ in expected}
     assert await rebalance(settings) == 0
     assert moves_of(printed(capsys)[0]) == []
-
-
-async def test_shard_that_takes_no_tenants_is_no_target(make_shard: ShardMaker, tmp_path: Path) -> None:
-    settings = settings_of(tmp_path, *await make_shards(make_shard, "ab"))
-    with pytest.raises(PermanentError, match="--to: expected shards that take tenants, of a, b, got z"):
-        await rebalance(settings, Balance(to=("b", "z")))
 
 
 @pytest.mark.slow
@@ -366,30 +289,6 @@ async def test_tenants_go_to_shards_with_their_business_type(
     (plan,) = printed(capsys)
     assert {target for _, _, target in moves_of(plan)} == {"b"}
 
-    await ask(addresses[1], "DELETE FROM business_types")
-    assert await drain(settings, "a") == 1
-    (plan,) = printed(capsys)
-    assert len(plan["refused"]) == 3
-    assert all("simplu-worker types apply" in problem for problem in plan["refused"].values())
-    assert plan["after"] == plan["before"]
-
-
-@pytest.mark.slow(0.3)
-async def test_plan_says_whose_pause_would_be_too_long(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    addresses = await make_shards(make_shard, "ab")
-    await fill(addresses[0])
-    settings = settings_of(tmp_path, *addresses, tenants={TENANT_ID: "b"})
-    terms = MoveTerms(max_pause=1e-7)
-    assert await rebalance_shards(settings, Balance(), terms, apply=False, as_json=True) == 1
-    (plan,) = printed(capsys)
-    assert "--max-pause" in plan["refused"][TENANT_ID]
-    assert await drain_shard(settings, Drain("a"), terms, apply=False, as_json=False) == 1
-    said = capsys.readouterr().err
-    assert "--max-pause" in said
-    assert "have no place" not in said
-
 
 @pytest.mark.slow(0.3)
 @pytest.mark.parametrize("by", [Weight.ROWS, Weight.BYTES])
@@ -402,40 +301,6 @@ async def test_weights_of_a_large_shard_are_those_of_a_part_of_its_pages(make_sh
     part = {row["id"]: row["weight"] for row in await ask(address, query, 2500)}
     assert whole.keys() == {"clinic-large", "clinic-small"}
     assert sum(part.values()) == pytest.approx(sum(whole.values()), rel=0.9)
-
-
-@pytest.mark.slow(0.3)
-async def test_drain_gives_a_shard_no_more_than_citrus_allows(
-    make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]
-) -> None:
-    addresses = await make_shards(make_shard, "ab")
-    tenants = [(f"clinic{number}", "main") for number in range(3)]
-    await fill(addresses[0], *tenants, rows=1)
-    async with citrus_for_commands(addresses, {"-".join(tenant): "a" for tenant in tenants}) as citrus:
-        citrus.server.registry.shards["b"].filled_at = 2
-        assert await drain(citrus.settings, "a", apply=True) == 1
-        _, *results, _ = printed(capsys)
-        assert Counter(one["outcome"] for one in results) == {"moved": 2, "failed": 1}
-        assert "got a full shard (2 of 100)" in next(one["error"] for one in results if "error" in one)
-        assert len(citrus.server.registry.shards["b"].tenants) == 2
-
-
-@pytest.mark.slow
-async def test_capacities_are_asked_for_all_shards_at_once(make_shard: ShardMaker) -> None:
-    addresses = await make_shards(make_shard, "abcd")
-    async with citrus_for_commands(addresses, {}) as citrus, open_shards(citrus.settings) as shards:
-        citrus.server.faults.latency_s = 1.0
-        began_at = time.monotonic()
-        found = await fetch_capacities(shards.locator, {"a", "b", "c", "d"})
-        assert time.monotonic() - began_at < 3.9
-        assert found == dict.fromkeys("abcd", Capacity(0, 100, accepts_new=True))
-        away = refused("GET", 503)
-        with citrus.door.lying(lambda request: away(request) if "/c/" in request.path else None):
-            answers = await fetch_capacities(shards.locator, {"a", "c"})
-        assert isinstance(answers["c"], RetryableError)
-        with pytest.raises(RetryableError, match="Citrus capacity: expected 200, got 503"):
-            check_room("c", answers["c"])
-        check_room("a", answers["a"])
 
 
 @pytest.mark.slow(2)
@@ -554,26 +419,6 @@ async def test_move_of_a_command_that_runs_is_left_alone(
     assert await ask(addresses[1], "SELECT state FROM tenants") == [{"state": "active"}]
 
 
-@pytest.mark.slow(0.3)
-async def test_rebalance_that_was_stopped_goes_on_to_the_same_shard(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    addresses = await make_shards(make_shard, "abc")
-    await fill(addresses[0])
-    settings = settings_of(tmp_path, *addresses, tenants={TENANT_ID: "b"})
-    await stop_in_copy(rebalance(settings, apply=True), addresses[0], addresses[1])
-    write_map(tmp_path, addresses, {TENANT_ID: "c"})
-    capsys.readouterr()
-
-    assert await rebalance(settings) == 0
-    (plan,) = printed(capsys)
-    assert (moves_of(plan), plan["plan"][0]["begun"]) == ([(TENANT_ID, "a", "b")], True)
-    assert await rebalance(settings, apply=True) == 0
-    assert printed(capsys)[1]["certificate"]["targetShard"] == "b"
-    assert await ask(addresses[1], "SELECT state FROM tenants") == [{"state": "active"}]
-    assert await unfinished(*addresses) == []
-
-
 @pytest.mark.slow(0.5)
 async def test_move_whose_command_was_killed_goes_on(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -586,27 +431,6 @@ async def test_move_whose_command_was_killed_goes_on(
     assert await rebalance(settings, apply=True) == 0
     plan, result = printed(capsys)
     assert (plan["running"], result["outcome"], result["tenant"]) == ([], "moved", TENANT_ID)
-
-
-@pytest.mark.slow(0.3)
-async def test_move_without_a_certificate_is_ended_by_a_rebalance(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    addresses = await make_shards(make_shard, "ab")
-    await fill(addresses[0])
-    settings = settings_of(tmp_path, *addresses)
-    assert await move(settings, "b") == 0
-    for state in ("ready", "active"):
-        await ask(addresses[0], NOT_CERTIFIED)
-        await ask(addresses[1], f"UPDATE tenants SET state = '{state}'")
-        capsys.readouterr()
-
-        assert await rebalance(settings, apply=True) == 0
-        plan, result = printed(capsys)
-        assert moves_of(plan) == [(TENANT_ID, "a", "b")]
-        assert (result["outcome"], result["certificate"]["targetShard"]) == ("moved", "b")
-        assert await ask(addresses[1], "SELECT state FROM tenants") == [{"state": "active"}]
-        assert await unfinished(*addresses) == []
 
 
 @pytest.mark.slow(0.3)
@@ -624,63 +448,3 @@ async def test_move_to_the_shard_that_is_drained_is_taken_back(
     assert undone == {"tenant": TENANT_ID, "outcome": "undone", "rowsDeleted": 0}
     assert verdict["removable"] is True
     assert await unfinished(*addresses) == []
-
-
-@pytest.mark.slow(0.3)
-async def test_move_to_the_shard_that_is_drained_is_ended_and_its_tenant_moves_on(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    addresses = await make_shards(make_shard, "abc")
-    await fill(addresses[0])
-    settings = settings_of(tmp_path, *addresses)
-    assert await move(settings, "b") == 0
-    await ask(addresses[0], NOT_CERTIFIED)
-    await ask(addresses[1], "UPDATE tenants SET state = 'ready'")
-    capsys.readouterr()
-
-    assert await drain(settings, "b") == 0
-    (plan,) = printed(capsys)
-    (_, (_, _, target)) = moves_of(plan)
-    assert moves_of(plan) == [(TENANT_ID, "a", "b"), (TENANT_ID, "b", target)]
-    assert await drain(settings, "b", apply=True) == 0
-    assert [one["certificate"]["targetShard"] for one in printed(capsys)[1:3]] == ["b", target]
-    assert [await ask(address, "SELECT is_drain FROM moves") for address in addresses[:2]] == [
-        [{"is_drain": False}],
-        [{"is_drain": True}],
-    ]
-
-
-@pytest.mark.slow(0.3)
-async def test_rollback_that_was_stopped_is_ended_by_a_rebalance(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    addresses, settings = await make_stopped_move(make_shard, tmp_path)
-    await ask(addresses[0], "UPDATE moves SET step = 'undoing'")
-    capsys.readouterr()
-
-    assert await rebalance(settings, apply=True) == 0
-    assert printed(capsys)[1]["outcome"] == "undone"
-    assert await ask(addresses[1], "SELECT FROM tenants") == []
-    assert await unfinished(*addresses) == []
-
-
-@pytest.mark.slow(0.3)
-async def test_drain_to_a_shard_without_a_schema_names_the_command_that_creates_it(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    addresses = [await make_shard("a"), await make_shard("b", is_empty=True)]
-    await fill(addresses[0])
-    settings = settings_of(tmp_path, *addresses)
-    command = "simplu-worker shards upgrade b --apply"
-
-    assert await drain(settings, "a") == 1
-    (plan,) = printed(capsys)
-    assert command in plan["refused"][TENANT_ID]
-    assert await drain(settings, "a", apply=True) == 1
-    (plan,) = printed(capsys)
-    assert command in plan["refused"][TENANT_ID]
-    assert await clean_up_tenants(settings, "0s", apply=True, as_json=True) == 0
-
-    assert await upgrade_shards(settings, ["b"], apply=True, timeout_s=60, as_json=True) == 0
-    assert await drain(settings, "a", apply=True) == 0
-    assert await ask(addresses[1], "SELECT state FROM tenants") == [{"state": "active"}]
