@@ -28,7 +28,6 @@ from simplu_worker.aws.clients import (
 from simplu_worker.aws.sqs_queue import Queue, find_queue_url
 from simplu_worker.cache.cache import create_redis_commands
 from simplu_worker.commands.check.dependency import (
-    DEADLINE_S,
     READ_TIMEOUT_S,
     CheckAnswer,
     CheckedDependency,
@@ -44,7 +43,6 @@ from simplu_worker.config.settings import Settings, unset_sources
 from simplu_worker.consumers.kinesis.leases.kcl_leader import LEADER_KEY, KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable, TableMissingError, TableRequests
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamConsumers, StreamGoneError
-from simplu_worker.consumers.kinesis.stream.positions import Position
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, ShardObservation, assess
@@ -169,7 +167,6 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
                 check_fleet(settings),
             ]
         )
-        await checks.read_positions(shards)
     answers.insert(0, await checks.check_credentials())  # by now AWS has said what it thinks of them
     checks.facts.own_ahead_s = OWN_CLOCK.ahead_s
     dependencies = [dependency for answer in answers for dependency in answer] + describe_unset_sources(settings)
@@ -244,7 +241,6 @@ class DependencyChecks:
             return CheckAnswer("does not exist; create it, or set KINESIS_CREATE_STREAM=true", CheckStatus.FAILED)
         self.facts.retentions[f"stream {stream.name}"] = summary.retention
         self.facts.open_stream_shard_count = summary.open_stream_shard_count
-        self.facts.stream_shards = await stream.list_stream_shards()
         count, kept = summary.open_stream_shard_count, format_hours(summary.retention)
         return CheckAnswer(f"{summary.status.lower()}, {count} open stream shards, records kept for {kept}")
 
@@ -286,8 +282,7 @@ class DependencyChecks:
         table = LeaseTable(client, name)
         tables = KclTables.of(name, settings.kinesis_coordinator_table, settings.kinesis_worker_metrics_table)
         watch = KclLeaderWatch(client, table, tables, follows=settings.kinesis_kcl_follower)
-        leases = await table.scan()
-        self.facts.checkpoints = {lease.lease_key: lease.checkpoint for lease in leases}
+        await table.scan()
         self.facts.unreadable_leases = table.unreadable_rows()
         await watch.check()
         if watch.follows and watch.leaders is not None:
@@ -370,24 +365,6 @@ class DependencyChecks:
             known = await shards.locator.list_shards()
         self.facts.shard_count = len(known)
         return checks + await run_all([self._check_shard(shards, address) for address in known])
-
-    async def read_positions(self, shards: Shards) -> None:
-        """Note the positions of the stream on the shards that answer, once the stream was listed."""
-        name = (self._settings.kinesis_stream_name or "").rpartition("/")[2]
-        ids = [one.stream_shard_id for one in self.facts.stream_shards]
-        if not ids:
-            return
-
-        async def read(shard_id: str) -> None:
-            with contextlib.suppress(WorkerError, TimeoutError):  # the check of the shard has named it
-                async with self._shard_turns, asyncio.timeout(DEADLINE_S):
-                    stored = await shards.gateway.read_positions(shard_id, name, ids)
-                rows = {} if stored is None else stored.rows
-                self.facts.positions[f"shard {shard_id}"] = {
-                    key: Position.from_checkpoint(row.pending_from.partition("/")[0]) for key, row in rows.items()
-                }
-
-        await run_all([read(shard_id) for shard_id, pool in shards.pools.by_shard_id().items() if pool.is_healthy])
 
     async def check_cache(self) -> list[CheckedDependency]:
         """Check Redis, if it is configured. A failure is a warning: operations continue without Redis."""

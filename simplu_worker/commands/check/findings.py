@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -12,8 +12,6 @@ import msgspec
 from simplu_worker.aws.sqs_queue import QueueAttributes, queue_name
 from simplu_worker.config.settings import SOURCES, Settings, set_of
 from simplu_worker.consumers.kinesis.fleet.fleet import SCAN_CAPACITY_PER_S
-from simplu_worker.consumers.kinesis.stream.client import StreamShard
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.operations.retention_rules import effective_retention
 from simplu_worker.shards.health.assessment import AwaitedType, SchemaCreator
@@ -48,11 +46,8 @@ class CheckFacts:
     dead_letters_retention: timedelta | None = None
     missing_tables: dict[str, str] = field(default_factory=dict)  # name → remedy
     open_stream_shard_count: int = 0
-    stream_shards: list[StreamShard] = field(default_factory=list)
-    checkpoints: dict[str, Position] = field(default_factory=dict)  # of the lease table, by stream shard
     unreadable_leases: dict[str, str] = field(default_factory=dict)  # rows of the lease table: what is wrong, by key
     lease_table_read_units: int = 0  # provisioned a second; 0 when it is on-demand
-    positions: dict[str, dict[str, Position]] = field(default_factory=dict)  # of shards
     registered_consumers: list[str] | None = None  # of the stream, by name; None where they are unknown
     shard_count: int = 0
     empty_shards: list[str] = field(default_factory=list)
@@ -135,32 +130,6 @@ def _stream_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]
             f"take {SCAN_CAPACITY_PER_S:.0f}",
             "switch it to on-demand",
         )
-    for about, positions in {table: facts.checkpoints, **facts.positions}.items():
-        if other := positions_of_another_stream(positions, facts.stream_shards):
-            kept = "the lease table, or set KINESIS_APPLICATION_NAME to a new name"
-            yield Finding(
-                about,
-                f"its position of {other[0]}{f' and {len(other) - 1} more' if len(other) > 1 else ''} is of another "
-                "stream, which had the name of this one: it cannot be read on from there",
-                f"stop all workers, then delete {kept if about == table else 'its rows of stream_positions'}",
-            )
-
-
-def positions_of_another_stream(positions: Mapping[str, Position], stream_shards: Iterable[StreamShard]) -> list[str]:
-    """Return the stream shards whose positions, by id, cannot be of the stream that has *stream_shards*.
-
-    A stream that is made again has the same ids, and higher sequence numbers. No position of a stream shard is before
-    its first sequence number, and none that is still open has ended.
-    """
-    return [
-        one.stream_shard_id
-        for one in stream_shards
-        if (position := positions.get(one.stream_shard_id)) is not None
-        and (
-            (position == SHARD_END and one.is_open)
-            or (not position.is_sentinel and position.number < int(one.starting_sequence_number))
-        )
-    ]
 
 
 def _retention_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:

@@ -18,7 +18,6 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 @pytest.fixture
 async def sqs() -> AsyncIterator[Any]:
-    """Give a blocking client of an empty server of queues."""
     async with serve_sqs() as url:
         client = boto3.client("sqs", endpoint_url=url, region_name="eu-central-1")
         yield client
@@ -26,7 +25,6 @@ async def sqs() -> AsyncIterator[Any]:
 
 
 def event_of(business_id: str, n: int = 1) -> OrderEvent:
-    """Return an event whose ids other tenants have too."""
     return {
         "type": "CREATE",
         "businessId": business_id,
@@ -38,7 +36,6 @@ def event_of(business_id: str, n: int = 1) -> OrderEvent:
 
 
 def receive(sqs: Any, url: str) -> list[tuple[str, int, str]]:
-    """Receive what no group hides: business, content, and receipt handle."""
     messages = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=1).get("Messages", [])
     bodies = [(json.loads(message["Body"]), message["ReceiptHandle"]) for message in messages]
     return [(body["businessId"], body["data"]["n"], handle) for body, handle in bodies]

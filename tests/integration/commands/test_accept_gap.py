@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.commands.test_upgrade import settings_of
 from support.citrus.cases import silent
 from support.postgres.databases import ShardMaker, execute
+from support.settings import settings_of
 
 from simplu_worker.commands.shards.gaps import accept_gaps
 from simplu_worker.config.settings import Settings
@@ -26,7 +26,6 @@ FROM (VALUES ('s-0', '5/0', '5/0'), ('s-1', '6/0', '5/0'), ('s-2', '5/0', NULL))
 async def answer_of(
     capfd: pytest.CaptureFixture[str], settings: Settings, shard_id: str | None = None, *, apply: bool = True
 ) -> tuple[int, dict[str, Any]]:
-    """Return the status of the command, and its output."""
     capfd.readouterr()
     status = await accept_gaps(settings, shard_id, apply=apply, as_json=True)
     out = capfd.readouterr().out  # with the log, which is not set up here
@@ -35,7 +34,6 @@ async def answer_of(
 
 
 async def held_shard(make_shard: ShardMaker, shard_id: str) -> ShardAddress:
-    """Make a shard with a gap in one row, a void mark in another, and a row without."""
     address = await make_shard(shard_id)
     await execute(address.connection_string, MAKE_ROWS)
     return address

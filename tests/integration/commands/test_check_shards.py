@@ -13,8 +13,6 @@ from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.check.checking import SHARDS_AT_ONCE, DependencyChecks, sparing
-from simplu_worker.consumers.kinesis.stream.client import StreamShard
-from simplu_worker.consumers.kinesis.stream.positions import HashRange
 
 SHARDS = 3 * SHARDS_AT_ONCE
 ROOM = 2 * SHARDS_AT_ONCE  # connections of the server: backends end some time after their connections
@@ -32,11 +30,8 @@ async def test_check_leaves_room_on_a_server_of_many_shards(tmp_path: Path) -> N
         shards = [{"shardId": f"shard-{number}", "connectionString": url} for number, url in enumerate(urls)]
         (path := tmp_path / "map.json").write_text(json.dumps({"shards": shards}))
         checks = DependencyChecks(settings_in({"SHARD_MAP_FILE": str(path), "KINESIS_STREAM_NAME": "operations"}))
-        checks.facts.stream_shards = [StreamShard("shardId-000000000000", frozenset(), HashRange(0, 1), "1")]
         async with open_shards(sparing(checks._settings)) as opened:
             answers = await checks.check_shards(opened)
-            await checks.read_positions(opened)
             open_count = sum(pool.counts()["open"] for pool in opened.pools.by_shard_id().values())
     assert Counter((one.status, one.result.rpartition(", ")[2]) for one in answers) == {("ok", WELL): SHARDS}
-    assert len(checks.facts.positions) == SHARDS
     assert open_count <= SHARDS_AT_ONCE

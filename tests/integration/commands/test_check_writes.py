@@ -25,13 +25,11 @@ DDL = RAISE.format(kind="event_trigger", code="42501") + (
 
 
 def at(table: str, code: str) -> str:
-    """Return what refuses rows of a table."""
     trigger = f"CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION refuse()"
     return RAISE.format(kind="trigger", code=code) + trigger
 
 
 async def checked(address: ShardAddress, folder: Path) -> tuple[CheckStatus, str]:
-    """Return status and result of `check` about a shard."""
     shards = [{"shardId": address.shard_id, "connectionString": address.connection_string}]
     (path := folder / "map.json").write_text(json.dumps({"shards": shards}))
     settings = settings_in({"SHARD_MAP_FILE": str(path)})

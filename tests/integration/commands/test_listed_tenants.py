@@ -32,8 +32,6 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class World:
-    """A table of one's own, a Citrus, and shards."""
-
     dynamodb: Client
     table: str
     citrus: CitrusServer
@@ -41,32 +39,26 @@ class World:
     pools: dict[str, ShardPool]
 
     async def enlist(self, business_id: str, business_type: str, *locations: str) -> None:
-        """Put a business into business-info."""
         await put_businesses(self.dynamodb, self.table, {business_id: (business_type, locations)})
 
     async def close(self, business_id: str, location_id: str) -> None:
-        """Put a business with one location, which is not active."""
         location = {"M": {"id": {"S": location_id}, "active": {"BOOL": False}}}
         item = {"id": {"S": business_id}, "type": {"S": "gym"}, "locations": {"L": [location]}}
         await self.dynamodb.put_item(TableName=self.table, Item=item)
 
     def register(self, shard_id: str, *names: tuple[str, str]) -> None:
-        """Register tenants with Citrus."""
         for name in names:
             self.citrus.registry.place("-".join(name), self.citrus.registry.shards[shard_id])
 
     async def add(self, shard_id: str, *names: tuple[str, str], **row: Any) -> None:
-        """Put rows on a shard."""
         for name in names:
             await add_tenant(self.pools[shard_id], name, **row)
 
     async def live(self, name: tuple[str, str], shard_id: str = "shard-1", **row: Any) -> None:
-        """Let a tenant live as it should, but for its row."""
         self.register(shard_id, name)
         await self.add(shard_id, name, **row)
 
     async def tenants(self, shard_id: str) -> list[tuple[Any, ...]]:
-        """Return the tenants of a shard."""
         rows = await fetch(
             self.pools[shard_id], "SELECT id, business_type, state, extract(year FROM control_at) AS year FROM tenants"
         )
@@ -75,7 +67,6 @@ class World:
 
 @pytest.fixture
 async def world(endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[World]:
-    """Give such a world with two shards."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2")]
 
     async def make() -> tuple[str, str]:
@@ -108,13 +99,11 @@ async def world(endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[Worl
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """Keep the log out of the printed output."""
     with capture_logs():
         yield
 
 
 async def audited(world: World, capsys: pytest.CaptureFixture[str]) -> tuple[int, set[tuple[Any, ...]], dict[str, Any]]:
-    """Audit; return the exit status, the differences without their details, and all that was printed."""
     status = await audit_tenants(world.settings, as_json=True, page_size=3)
     printed = json.loads(capsys.readouterr().out)
     found = [
@@ -145,27 +134,16 @@ async def test_audit_names_every_difference(world: World, capsys: pytest.Capture
     await world.enlist("good", "dental", "main")
     await world.live(("good", "main"))
     await world.enlist("new", "dental", "main")
-    await world.enlist("named", "gym", "main")
-    world.register("shard-1", ("named", "main"))
     await world.add("shard-1", ("stray", "main"))
     world.register("shard-2", ("stray", "main"))
     await world.add("shard-2", ("lost", "main"))
-    await world.enlist("typed", "gym", "main")
-    await world.live(("typed", "main"))
     await world.close("closed", "main")
     await world.live(("closed", "main"), business_type="gym")
     await world.enlist("a", "dental", "b-c")
     await world.enlist("a-b", "dental", "c")
     await world.live(("a-b", "c"))
-    await world.enlist("split", "dental", "main")
-    await world.live(("split", "main"))
-    await world.add("shard-2", ("split", "main"))
     await world.live(("torn", "main"))
     await world.add("shard-2", ("torn", "main"))
-    await world.enlist("gone", "dental", "main")
-    await world.live(("gone", "main"), state="destroyed")
-    await world.live(("past", "main"), state="destroyed")
-    await world.enlist("odd", "spa", "main")
     await world.dynamodb.put_item(TableName=world.table, Item={"id": {"S": "broken"}})
 
     status, found, printed = await audited(world, capsys)
@@ -174,29 +152,19 @@ async def test_audit_names_every_difference(world: World, capsys: pytest.Capture
     assert found == {
         ("no_row", "new", "main"),
         ("not_in_citrus", "new", "main"),
-        ("no_row", "named", "main"),
         ("shard_differs", "stray", "main"),
         ("not_in_business_info", "stray", "main"),
         ("not_in_business_info", "lost", "main"),
         ("not_in_citrus", "lost", "main"),
-        ("type_differs", "typed", "main"),
         ("location_inactive", "closed", "main"),
         ("id_taken", "a", "b-c"),
-        ("two_homes", "split", "main"),
         ("two_homes", "torn", "main"),
         ("not_in_business_info", "torn", "main"),
-        ("destroyed", "gone", "main"),
-        ("unknown_type", "odd", "main"),
-        ("no_row", "odd", "main"),
-        ("not_in_citrus", "odd", "main"),
         ("unreadable", "broken"),
     }
     assert printed["counts"]["not_in_business_info"] == 3
-    assert sum(printed["counts"].values()) == len(found)
     assert await audit_tenants(world.settings, as_json=False) == 1
-    table = capsys.readouterr().out
-    assert "shard shard-1 has its id a-b-c for business a-b, location c" in table
-    assert "its home is on shard shard-1 and shard-2" in table
+    assert "its home is on shard shard-1 and shard-2" in capsys.readouterr().out
 
 
 async def test_audit_calls_nothing_missing_that_a_silent_shard_may_have(

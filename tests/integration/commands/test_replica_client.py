@@ -19,7 +19,6 @@ SETTINGS = settings_in({"AWS_REGION": "eu-west-1", "API_VIEWER_TOKEN": "viewer"}
 
 
 async def answer_in_parts(request: web.Request) -> web.StreamResponse:
-    """Send a large answer, or some events, with a pause after each part; `/broken` ends within one."""
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     await response.prepare(request)
     large = LARGE.encode()
@@ -35,7 +34,6 @@ async def answer_in_parts(request: web.Request) -> web.StreamResponse:
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[str]:
-    """Serve the answers, and yield the address."""
     app = web.Application()
     app.router.add_get("/{path}", answer_in_parts)
     runner = web.AppRunner(app)

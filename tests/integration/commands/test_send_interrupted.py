@@ -37,7 +37,6 @@ LINES = "".join(
 
 @pytest.fixture
 async def kinesis_url() -> AsyncIterator[str]:
-    """Give a Kinesis with the stream."""
     with ProcessGroup() as group:
         url = await start_kinesis(group)
         async with client_of("kinesis", url) as client:
@@ -46,7 +45,6 @@ async def kinesis_url() -> AsyncIterator[str]:
 
 
 async def ids_on(url: str) -> list[str]:
-    """Return the request ids of the records on the stream, in order."""
     async with client_of("kinesis", url) as client:
         stream = Stream(client, NAME)
         (shard,) = await stream.list_stream_shards()
@@ -55,12 +53,10 @@ async def ids_on(url: str) -> list[str]:
 
 
 def _take_interrupts() -> None:
-    """Let Ctrl-C work as in a terminal: who runs in the background inherits that it is ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 async def interrupted(*words: str, awaits: str, **env: str) -> tuple[int, list[dict[str, Any]]]:
-    """Send LINES, and interrupt the command once it says what it *awaits*; return its status and its outcomes."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "simplu_worker", "operations", "send", "-", "--json", *words),
         stdin=asyncio.subprocess.PIPE,

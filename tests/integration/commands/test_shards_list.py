@@ -14,29 +14,23 @@ import pytest
 from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker, copy_shard, execute
 from support.postgres.faults import frozen
-from support.postgres.probes import WELL
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
-from support.settings import settings_in
+from support.settings import settings_of
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_worker.commands.shards import show as command
 from simplu_worker.commands.shards.show import list_shards
 from simplu_worker.commands.tenants.show import list_tenants
-from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange
-from simplu_worker.errors import RetryableError
 from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
 from simplu_worker.shards.apply.writer import SUCCEEDED
-from simplu_worker.shards.health import prober
-from simplu_worker.shards.health.assessment import ShardObservation, ShardSilence, Usage, assess, usage_of
-from simplu_worker.shards.health.prober import InspectedShard, ShardInspector, inspect_all_shards, inspect_shard
+from simplu_worker.shards.health.assessment import ShardSilence, Usage
+from simplu_worker.shards.health.prober import inspect_all_shards, inspect_shard
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import QueryLimits
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
 from simplu_worker.shards.types import StreamShards
@@ -50,23 +44,13 @@ SEEN_AT = datetime(2026, 11, 1, tzinfo=UTC)
 PATIENT = ShardTimeouts(probe_s=60.0)  # a shard that is down refuses at once
 
 
-def settings_of(folder: Path, *shards: ShardAddress) -> Settings:
-    """Return the settings of a worker with a static map of *shards*."""
-    listed = [{"shardId": shard.shard_id, "connectionString": shard.connection_string} for shard in shards]
-    path = folder / "map.json"
-    path.write_text(json.dumps({"shards": listed}))
-    return settings_in({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)})
-
-
 def replica_of(routed: RoutedShards, book: HealthRegistry | None = None) -> ReplicaStatus:
-    """Return a replica that shows these shards."""
     replica = ReplicaStatus("replica-1", asyncio.Event())
     replica.start(routed.gateway, routed.pools, routed.locator, health=book)
     return replica
 
 
 def by_id(shards: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return *shards* by their ids."""
     return {shard["shardId"]: shard for shard in shards}
 
 
@@ -83,18 +67,6 @@ async def test_roll_call_has_every_shard_and_says_of_each_how_it_fares(make_shar
     assert [str(finding.problem) for finding in listed[1].health.findings] == ["no_answer", "inactive"]
 
 
-async def test_roll_call_names_a_shard_whose_address_may_not_be_used(make_shard: ShardMaker) -> None:
-    async with routed_shards([await make_shard("shard-1")]) as routed:
-        refused = ShardAddress("shard-2", "", refusal="host x is not in DATABASE_ALLOWED_HOSTS")
-
-        class Names:
-            async def list_shards(self) -> list[ShardAddress]:
-                return [*await routed.locator.list_shards(), refused]
-
-        listed = await inspect_all_shards(Names(), routed.pools)  # type: ignore[arg-type]  # all that is asked of a locator
-    assert [str(finding) for finding in listed[1].health.findings] == ["host x is not in DATABASE_ALLOWED_HOSTS"]
-
-
 async def test_roll_call_ends_when_its_time_is_up(breakable_server: PostgresServer) -> None:
     address = await copy_shard(breakable_server)
     shards = [ShardAddress(f"shard-{number}", address.connection_string) for number in range(8)]
@@ -103,16 +75,6 @@ async def test_roll_call_ends_when_its_time_is_up(breakable_server: PostgresServ
             routed.locator, routed.pools, limits=QueryLimits(answer_s=0.5, all_s=0.8, at_once=4)
         )
         assert {str(one.health.findings[0]) for one in listed} == {"no answer within 0.8 s, with all shards asked"}
-
-
-async def test_roll_is_called_once_for_all_who_ask_together(make_shard: ShardMaker) -> None:
-    now = 100.0
-    async with routed_shards([await make_shard("shard-1")]) as routed:
-        call = ShardInspector(routed.locator, routed.pools, clock=lambda: now)
-        answers = await asyncio.gather(*(call() for _ in range(20)))
-        assert all(answer is answers[0] for answer in answers)
-        now += prober.FRESH_S + 0.1
-        assert await call() is not answers[0]
 
 
 async def test_shards_view_asks_every_shard_and_names_the_silent(make_shard: ShardMaker) -> None:
@@ -129,21 +91,6 @@ async def test_shards_view_asks_every_shard_and_names_the_silent(make_shard: Sha
     assert (shards["shard-2"]["state"], shards["shard-2"]["healthy"]) == ("lost", False)
     assert all(datetime.fromisoformat(shard["lastHealthCheck"]).tzinfo == UTC for shard in shards.values())
     assert "secret-word" not in json.dumps(answer)
-
-
-async def test_shards_view_says_that_it_cannot_when_nobody_names_the_shards() -> None:
-    with pytest.raises(RetryableError, match="starting"):
-        await ReplicaStatus("replica-1", asyncio.Event()).started.inspect_shards()
-
-    class Silent:
-        async def list_shards(self) -> list[ShardAddress]:
-            raise RetryableError("Citrus shards_health: no answer")
-
-    replica = ReplicaStatus("replica-1", asyncio.Event())
-    async with routed_shards([]) as routed:
-        replica.start(routed.gateway, routed.pools, cast(Locator, Silent()))
-        with pytest.raises(RetryableError, match="Citrus shards_health: no answer"):
-            await replica.started.inspect_shards()
 
 
 async def test_status_shows_shards_as_last_seen_and_asks_nobody(make_shard: ShardMaker) -> None:
@@ -166,31 +113,6 @@ async def test_status_shows_shards_as_last_seen_and_asks_nobody(make_shard: Shar
     assert (lost["state"], figures & lost.keys()) == ("lost", set())
     assert figures | {"at"} <= lost["lastAnswer"].keys()
     assert lost["lastAnswer"]["at"] == shown["lastCheckAt"] <= lost["lastCheckAt"]
-
-
-async def test_status_shows_a_known_shard_that_may_not_be_used(make_shard: ShardMaker) -> None:
-    book = HealthRegistry()
-    async with routed_shards([await make_shard("shard-1")]) as routed:
-        replica = replica_of(routed, book)
-        book.begin("shard-2")
-        book.note_probe("shard-2", ShardSilence("host x is not in DATABASE_ALLOWED_HOSTS", is_refusal=True))
-        (shown,) = replica.status()["shards"]
-        book.end("shard-2")
-    assert (shown["shardId"], shown["state"], shown["odd"]) == (
-        "shard-2",
-        "lost",
-        ["host x is not in DATABASE_ALLOWED_HOSTS"],
-    )
-
-
-async def test_status_says_of_sources_that_they_drain(make_shard: ShardMaker) -> None:
-    async with routed_shards([await make_shard("shard-1")]) as routed:
-        replica = ReplicaStatus("replica-1", asyncio.Event())
-        fleet = cast("Fleet", SimpleNamespace(stream_name="s", outage=None, readers=list, status=list))
-        replica.start(routed.gateway, routed.pools, routed.locator, fleet=fleet)
-        assert [source["state"] for source in replica._sources()] == ["reading"]
-        replica.stopping.set()
-        assert [source["state"] for source in replica._sources()] == ["draining"]
 
 
 async def test_operation_view_takes_the_time_before_it_asks_the_log(
@@ -220,12 +142,6 @@ async def test_operation_view_takes_the_time_before_it_asks_the_log(
 
     assert (status, answer["status"], answer["readUpTo"]) == (404, "unknown", SEEN_AT)
     assert order == ["leases", "log"]
-
-
-async def test_operation_view_names_the_silent_shards_when_all_are_asked(make_shard: ShardMaker) -> None:
-    async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
-        status, answer = await replica_of(routed).started.find_operation("never-seen", None, None, Role.OPERATOR)
-    assert (status, answer["status"], answer["shardsWithoutAnswer"]) == (404, "unknown", ["shard-2"])
 
 
 async def test_shards_list_prints_json_and_fails_when_a_shard_is_silent(
@@ -274,64 +190,6 @@ async def test_tenants_list_names_the_silent_shards(
     answer = json.loads(capfd.readouterr().out)
     assert [(tenant["businessId"], tenant["locationId"]) for tenant in answer["tenants"]] == [TENANT]
     assert answer["shardsWithoutAnswer"] == ["shard-2"]
-
-
-def test_row_shows_room_and_lag_as_people_read_them() -> None:
-    address = ShardAddress("s", "postgresql://u:p@h:1/d", business_count=9, business_max=10)
-    lagging = msgspec.structs.replace(WELL, standby_count=2, lag_s=31.25, lag_bytes=2048)
-    row = command._row(
-        InspectedShard(address, assess(ShardObservation(probe=lagging, usage=usage_of(address)))), {}, ()
-    )
-    assert dict(zip(command.COLUMNS, map(str, row), strict=True)) == {
-        "shard": "s",
-        "place": "h:1/d",
-        "state": "degraded",
-        "role": "primary",
-        "response": "1.0 ms",
-        "PostgreSQL": "17.2",
-        "schema": "1",
-        "tenants": "3",
-        "usage": "90% of 10 businesses",
-        "connections": "5/97",
-        "lag": "31.2 s, 2048 bytes, 2 standbys",
-        "odd": "its standby is 31 s behind; 9 businesses in room for 10",
-    }
-    unknown = dict(
-        zip(
-            command.COLUMNS,
-            command._row(InspectedShard(address, assess(ShardObservation(error=NO_ANSWER))), {}, ()),
-            strict=True,
-        )
-    )
-    assert {name for name, cell in unknown.items() if cell is None} == {
-        "role",
-        "response",
-        "PostgreSQL",
-        "schema",
-        "tenants",
-        "usage",
-        "connections",
-        "lag",
-    }
-
-
-async def test_shards_list_names_a_schema_in_which_others_may_create(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    open_one, closed_one = await make_shard("shard-1"), await make_shard("shard-2")
-    await execute(open_one.connection_string, "GRANT CREATE ON SCHEMA public TO PUBLIC")
-    try:
-        assert await list_shards(settings_of(tmp_path, open_one, closed_one), as_json=True) == 0
-    finally:
-        await execute(open_one.connection_string, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
-    shards = by_id(json.loads(capsys.readouterr().out)["shards"])
-    (odd,) = shards["shard-1"]["odd"]
-    assert odd == (
-        "expected a schema public in which no other role may create, got one in which every role may; "
-        'run REVOKE CREATE ON SCHEMA "public" FROM PUBLIC'
-    )
-    assert [shards[name]["state"] for name in sorted(shards)] == ["healthy", "healthy"]
-    assert "odd" not in shards["shard-2"]
 
 
 async def test_list_counts_documents_beyond_the_bounds(

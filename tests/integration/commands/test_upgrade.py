@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.citrus.cases import silent
 from support.postgres.databases import ShardMaker, execute
-from support.settings import settings_in
+from support.settings import settings_of
 
 from simplu_worker.commands.shards.upgrade import (
-    UpgradeProgress,
-    UpgradeReport,
-    UpgradeStatus,
     describe_activity,
     upgrade_shards,
 )
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
@@ -30,18 +25,9 @@ TITLE = "ALTER TABLE tenants ADD COLUMN note text"
 BLOCKER = Blocker(4711, "nightly-report", "analyst", "client backend", "idle in transaction", 61.4)
 
 
-def settings_of(folder: Path, *shards: ShardAddress) -> Settings:
-    """Return the settings of a worker with a static map of *shards*."""
-    listed = [{"shardId": shard.shard_id, "connectionString": shard.connection_string} for shard in shards]
-    path = folder / "map.json"
-    path.write_text(json.dumps({"shards": listed}))
-    return settings_in({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)})
-
-
 async def answer_of(
     capfd: pytest.CaptureFixture[str], settings: Settings, *shard_ids: str, apply: bool = False
 ) -> tuple[int, dict[str, Any]]:
-    """Return the status of the command, and its output by shard."""
     capfd.readouterr()
     status = await upgrade_shards(settings, shard_ids, apply=apply, timeout_s=10, as_json=True)
     out = capfd.readouterr().out  # with the log, which is not set up here
@@ -52,12 +38,10 @@ async def answer_of(
 
 
 def states_of(shards: dict[str, Any]) -> dict[str, str]:
-    """Return how the schemas stand."""
     return {shard_id: shard["state"] for shard_id, shard in shards.items()}
 
 
 async def lose_gym(address: ShardAddress) -> None:
-    """Have a shard lack the file of a business type, as after a release with another one."""
     await execute(address.connection_string, "UPDATE business_types SET digest = '' WHERE name = 'gym'")
 
 
@@ -130,34 +114,6 @@ async def test_shards_upgrade_fails_for_the_shards_that_cannot_be_upgraded_alone
     assert shards["d-down"]["error"] == NO_SERVER
 
 
-async def test_shards_upgrade_prints_a_table_and_what_to_do(
-    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    behind = await make_shard("shard-1")
-    await lose_gym(behind)
-    settings = settings_of(tmp_path, behind)
-
-    assert await upgrade_shards(settings, (), apply=False, timeout_s=10, as_json=False) == 0
-    planned = capfd.readouterr()
-    assert await upgrade_shards(settings, (), apply=True, timeout_s=10, as_json=False) == 0
-    done = capfd.readouterr()
-
-    assert "behind" in planned.out
-    assert "gym" in planned.out
-    assert f"{SCHEMA_VERSION} and newer" in planned.out
-    assert "nothing was changed; --apply upgrades the shards" in planned.err
-    assert "upgraded" in done.out
-    assert "shard-1: upgraded (1 of 1)" in done.err
-    assert "postgresql://" not in planned.out + planned.err + done.out + done.err
-
-
-async def test_shards_upgrade_refuses_a_shard_that_nobody_knows(make_shard: ShardMaker, tmp_path: Path) -> None:
-    settings = settings_of(tmp_path, await make_shard("shard-1"))
-
-    with pytest.raises(PermanentError, match="expected shards out of shard-1; got shard-9"):
-        await upgrade_shards(settings, ("shard-1", "shard-9"), apply=True, timeout_s=10, as_json=False)
-
-
 @pytest.mark.parametrize(
     ("activity", "text"),
     [
@@ -171,26 +127,7 @@ async def test_shards_upgrade_refuses_a_shard_that_nobody_knows(make_shard: Shar
             UpgradeActivity(TITLE, 0, 3, waits_for=[Blocker(0), Blocker(12, "", None, "autovacuum worker", "active")]),
             f"{TITLE}, waits for a prepared transaction, pid 12 (autovacuum worker, active)",
         ),
-        (UpgradeActivity(TITLE, 0, 3, waits_for=[Blocker(12, "\x1b[2J")]), f"{TITLE}, waits for pid 12 (\\x1b[2J)"),
     ],
 )
 def test_doing_is_described_in_a_line(activity: UpgradeActivity, text: str) -> None:
     assert describe_activity(activity) == text
-
-
-def test_progress_says_now_and_then_whom_a_shard_waits_for_when_it_is_no_terminal(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    now = [0.0]
-    waiting = UpgradeActivity(TITLE, 0, 3, waits_for=[BLOCKER])
-    with UpgradeProgress(2, clock=lambda: now[0]) as progress:
-        for now[0] in (0.0, 5.0, 9.9, 10.0, 12.0):
-            progress.show("shard-1", waiting)
-            progress.show("shard-1", UpgradeActivity(TITLE, 1, 3))
-        progress.show("shard-2", waiting)
-        for shard_id, status in (("shard-1", UpgradeStatus.UPGRADED), ("shard-2", UpgradeStatus.FAILED)):
-            progress.end(UpgradeReport(ShardAddress(shard_id, ""), status))
-    lines: Sequence[str] = capfd.readouterr().err.splitlines()
-
-    assert [line.partition(":")[0] for line in lines] == ["shard-1", "shard-1", "shard-2", "shard-1", "shard-2"]
-    assert lines[-1] == "shard-2: failed (2 of 2)"

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.commands.test_upgrade import settings_of
 from support.citrus.cases import silent
 from support.feed.receiver import Receiver
 from support.feed.running import feed_of, publishing, running
 from support.moves.world import TENANT_ID, World
 from support.postgres.tenant_cases import TENANT, fetch
+from support.settings import settings_of
 
 from simplu_worker.commands.feed.destinations import forget_destination, replay_feed, show_feed, skip_feed
 from simplu_worker.config.settings import Settings

@@ -36,14 +36,11 @@ def test_scripts_reach_what_matters() -> None:
 
 
 class Stream:
-    """A Kinesis that accepts, refuses, or does not say; and what it has of each key."""
-
     def __init__(self, data: st.DataObject) -> None:
         self._data = data
         self.records: dict[str, list[int]] = defaultdict(list)
 
     def put(self, record: Record[int]) -> Answer:
-        """Take a record, or not."""
         key = record[0].key
         kind = self._data.draw(st.sampled_from(["accepted", "refused", "unknown, and there", "unknown, and not there"]))
         if kind in {"accepted", "unknown, and there"}:

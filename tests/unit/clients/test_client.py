@@ -30,8 +30,6 @@ WITHIN_S = 60.0
 
 
 class Memory:
-    """Accepts all records and messages, and keeps them."""
-
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
         self.messages: list[dict[str, Any]] = []
@@ -40,26 +38,21 @@ class Memory:
         return f"Memory({len(self.records)} records, {len(self.messages)} messages)"
 
     def put_records(self, *, StreamName: str, Records: Sequence[dict[str, Any]]) -> dict[str, Any]:  # noqa: N803 - boto3
-        """Accept them."""
         self.records += Records
         return {"Records": [{"ShardId": StreamName, "SequenceNumber": "1"} for _ in Records]}
 
     def operations(self) -> list[dict[str, Any]]:
-        """Return the operations of the records."""
         return [json.loads(line) for record in self.records for line in record["Data"].splitlines()]
 
     def send_message(self, **request: Any) -> None:
-        """Accept it."""
         self.messages.append(request)
 
 
 def operation_of(number: int) -> Operation:
-    """Return an operation of one of few keys."""
     return {"operation": "list", "businessId": "b", "locationId": "l", "resourceType": f"t{number % 3}"}
 
 
 def accepted_of(sent: Sent) -> Future[Position]:
-    """Return what an operation, unlike a message, always has."""
     assert sent.accepted is not None
     return sent.accepted
 
@@ -84,15 +77,12 @@ def test_callbacks_send_while_the_queue_is_full() -> None:
 
 
 class Gate(Memory):
-    """Answers the first request when it is opened, and then with *results*."""
-
     def __init__(self, *results: dict[str, str]) -> None:
         super().__init__()
         self.results = list(results)
         self.is_asked, self.is_open = threading.Event(), threading.Event()
 
     def put_records(self, *, StreamName: str, Records: Sequence[dict[str, Any]]) -> dict[str, Any]:  # noqa: N803 - boto3
-        """Accept the records, or give the results of the first request."""
         if self.is_open.is_set():
             return super().put_records(StreamName=StreamName, Records=Records)
         self.is_asked.set()
@@ -151,13 +141,10 @@ def test_close_does_not_wait_for_a_request_that_it_has_given_up() -> None:
 
 
 class Worker(BaseHTTPRequestHandler):
-    """Answers as a worker that has no outcome yet; for `/slow/` byte by byte."""
-
     asked: ClassVar[list[str | None]] = []
     is_over: ClassVar[threading.Event] = threading.Event()
 
     def do_GET(self) -> None:
-        """Note the token, and answer."""
         self.asked.append(self.headers["Authorization"])
         text = json.dumps({"requestId": "r", "status": "pending"}).encode()
         self.send_response(200)
@@ -175,7 +162,6 @@ class Worker(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def worker_url() -> Iterator[str]:
-    """Give the address of a worker."""
     Worker.asked.clear()
     Worker.is_over.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Worker) as server:
@@ -254,8 +240,6 @@ def test_partition_key_is_by_the_rule_of_the_worker() -> None:
 
 
 class Name(str, Enum):  # noqa: UP042 - a StrEnum is its value everywhere, this one is not
-    """Texts as producers have them, whose names differ from their values."""
-
     BUSINESS = "b"
     LOCATION = "l"
     TYPE = "t"

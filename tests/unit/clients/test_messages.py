@@ -41,7 +41,6 @@ JSON = st.recursive(
 
 
 def message_of(case: dict[str, Any]) -> dict[str, Any]:
-    """Return the message of a case, with what is too long to be written out."""
     message: dict[str, Any] = dict(case["message"])
     if "repeat" in case:
         name, times = case["repeat"]

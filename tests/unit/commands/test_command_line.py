@@ -28,7 +28,6 @@ WORD = "pl4nted-s3cret"
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Give each test an environment of its own, and keep its secrets out of all others."""
     for name in os.environ:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -38,7 +37,6 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
 
 
 def problems_of(monkeypatch: pytest.MonkeyPatch, environ: Mapping[str, str], *, for_run: bool = True) -> list[str]:
-    """Return the problems that a command with *environ* reports."""
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     problems: tuple[str, ...] = ()
@@ -51,7 +49,6 @@ def problems_of(monkeypatch: pytest.MonkeyPatch, environ: Mapping[str, str], *, 
 
 
 def names_of(problems: list[str]) -> list[str]:
-    """Return the variables that *problems* are about."""
     return [problem.partition(":")[0] for problem in problems]
 
 
@@ -71,11 +68,6 @@ def test_redis_without_its_extra_is_named_with_every_other_problem(
     problems = problems_of(monkeypatch, COMPLETE | redis | {"HTTP_PORT": "x", "SQS_DEAD_LETTER_QUEUE_URL": ""})
     assert names_of(problems) == ["HTTP_PORT", "SQS_DEAD_LETTER_QUEUE_URL", "REDIS_URL"]
     assert "install simplu-worker[cache]" in problems[-1]
-
-
-@pytest.mark.usefixtures("_without_redis")
-def test_redis_without_its_extra_does_not_matter_to_a_command_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert problems_of(monkeypatch, COMPLETE | {"REDIS_URL": "redis://cache"}, for_run=False) == []
 
 
 def test_traces_without_their_extra_are_named_with_every_other_problem(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,20 +104,6 @@ def test_problems_of_all_parts_are_named_at_once(monkeypatch: pytest.MonkeyPatch
     assert any("db.example" in problem for problem in problems)
 
 
-def test_only_shard_outside_the_allowed_hosts_is_named_with_every_other_problem(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    changes = {
-        "CITRUS_SERVER_URL": "",
-        "DATABASE_HOST": "db.example",
-        "DATABASE_NAME": "simplu",
-        "DATABASE_USERNAME": "u",
-        "DATABASE_ALLOWED_HOSTS": "*.internal",
-        "HTTP_PORT": "x",
-    }
-    assert names_of(problems_of(monkeypatch, COMPLETE | changes)) == ["HTTP_PORT", "DATABASE_HOST"]
-
-
 def test_region_that_the_profile_lacks_is_named_with_every_other_problem(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -134,22 +112,6 @@ def test_region_that_the_profile_lacks_is_named_with_every_other_problem(
     assert names_of(problems_of(monkeypatch, COMPLETE | changes)) == ["HTTP_PORT", "AWS_REGION"]
     config.write_text("[default]\nregion = eu-central-1\n")
     assert names_of(problems_of(monkeypatch, COMPLETE | changes)) == ["HTTP_PORT"]
-
-
-@pytest.mark.parametrize("name", ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"])
-def test_file_of_profiles_in_another_format_is_named(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (file := tmp_path / "file").write_text("no profiles [[[\n")
-    changes = {name: str(file), "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
-    assert names_of(problems_of(monkeypatch, COMPLETE | changes)) == [name]
-
-
-def test_each_variable_is_named_once_when_its_part_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert names_of(problems_of(monkeypatch, COMPLETE | {"AWS_REGION": "", "REDIS_URL": f"http://{WORD}"})) == [
-        "REDIS_URL",
-        "AWS_REGION",
-    ]
 
 
 def test_region_is_no_problem_before_there_is_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,45 +130,25 @@ def test_misspelt_variable_is_named_beside_the_problem_that_it_caused(
 
 
 @pytest.mark.slow
-def test_address_of_a_service_is_a_warning(tmp_path: Path) -> None:
+def test_variables_that_the_worker_ignores_are_warnings(tmp_path: Path) -> None:
     (path := tmp_path / "map.json").write_text(
         json.dumps({"shards": [{"shardId": "a", "connectionString": "postgresql://u@db.example/one"}]})
     )
-    (tmp_path / "local.env").write_text(f"SHARD_MAP_FILE={path}\nDATABASE_PORT=5433\n")
+    (tmp_path / "local.env").write_text(f"SHARD_MAP_FILE={path}\nDATABASE_PORT=5433\nDATABASE_PASWORD={WORD}\n")
+    route = ["shards", "route", "smile-berlin", "--json", "--env-file", str(tmp_path / "local.env")]
     ran = subprocess.run(
-        [
-            *(sys.executable, "-m", "simplu_worker", "shards", "route", "smile-berlin", "--json"),
-            *("--env-file", str(tmp_path / "local.env")),
-        ],
+        [sys.executable, "-m", "simplu_worker", *route],
         env={"HTTP_PORT": "tcp://10.0.0.1:80", "DATABASE_PORT": "tcp://10.0.0.1:5432", "LOG_FORMAT": "json"},
         capture_output=True,
         check=True,
         text=True,
         timeout=60,
     )
-    line = json.loads(ran.stderr)
-    assert (line["event"], line["level"], line["variable"]) == ("variable.not_ours", "warning", "HTTP_PORT")
-    assert "enableServiceLinks: false" in line["advice"]
-
-
-@pytest.mark.slow
-def test_misspelt_variable_alone_is_a_warning(tmp_path: Path) -> None:
-    (path := tmp_path / "map.json").write_text(
-        json.dumps({"shards": [{"shardId": "a", "connectionString": "postgresql://u@db.example/one"}]})
-    )
-    ran = subprocess.run(
-        [sys.executable, "-m", "simplu_worker", "shards", "route", "smile-berlin", "--json"],
-        env={"SHARD_MAP_FILE": str(path), "DATABASE_PASWORD": WORD, "LOG_FORMAT": "json"},
-        capture_output=True,
-        check=True,
-        text=True,
-        timeout=60,
-    )
     assert json.loads(ran.stdout)
-    line = json.loads(ran.stderr)
-    assert (line["event"], line["level"], line["variable"], line["nearest"]) == (
+    service, misspelt = map(json.loads, ran.stderr.splitlines())
+    assert (service["event"], service["level"], service["variable"]) == ("variable.not_ours", "warning", "HTTP_PORT")
+    assert (misspelt["event"], misspelt["variable"], misspelt["nearest"]) == (
         "variable.ignored",
-        "warning",
         "DATABASE_PASWORD",
         "DATABASE_PASSWORD",
     )
@@ -217,13 +159,6 @@ def test_misspelt_variable_alone_is_a_warning(tmp_path: Path) -> None:
 def test_tenant_cannot_be_left_empty(command: str) -> None:
     with pytest.raises(CycloptsError):
         app.parse_args([*command.split(), "--empty-tenant"], exit_on_error=False, print_error=False)
-
-
-@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0", "1e400"])
-def test_pace_of_a_move_is_a_number(value: str) -> None:
-    command = ["tenants", "move", "clinic", "main", "--to", "b", "--max-rows-per-second", value]
-    with pytest.raises(CycloptsError):
-        app.parse_args(command, exit_on_error=False, print_error=False)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,6 @@ LEVEL, READABLE, LOST = PositionState.LEVEL, PositionState.READABLE, PositionSta
 
 
 def row(pending_from: str, hours: float | None = None) -> StreamPosition:
-    """Return a row with a position that arrived so many hours ago."""
     since = None if hours is None else NOW - timedelta(hours=hours)
     return StreamPosition(pending_from=pending_from, pending_since=since, parents_done=True, fencing_token="t")
 
@@ -37,7 +36,6 @@ def facts(
     shards: dict[str, tuple[str, ...]] | None = None,
     first_tenant_hours: float | None = 1.0,
 ) -> BackupFacts:
-    """Return facts about a backup; *shards* are those of the stream, with their parents."""
     return BackupFacts(
         rows=rows,
         first_tenant_at=None if first_tenant_hours is None else NOW - timedelta(hours=first_tenant_hours),

@@ -10,7 +10,6 @@ ODD = [Finding("queue q", "no redrive policy", "nothing to do")]
 
 
 def verdict(*statuses: CheckStatus, odd: list[Finding] | None = None) -> str:
-    """Return the line about dependencies with these statuses."""
     rows = [CheckedDependency(f"shard {at}", "", status, "", 0.0) for at, status in enumerate(statuses)]
     return verdict_on(CheckReport(rows, odd or []))[0]
 

@@ -17,18 +17,14 @@ MIB = 2**20
 
 
 class Clock:
-    """A clock that stands still."""
-
     def __init__(self) -> None:
         self.now = 100.0
 
     def __call__(self) -> float:
-        """Return the time."""
         return self.now
 
 
 def copied(row_count: int, row_total: int = 0, phase: MovePhase = MovePhase.COPY) -> MoveStatus:
-    """Return the status of a move with so many rows of 1 KiB."""
     return MoveStatus(phase, row_count, row_count * 1024, row_total)
 
 

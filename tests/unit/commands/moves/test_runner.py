@@ -10,7 +10,6 @@ from simplu_worker.transfers.moving.types import Certificate
 
 
 def certificate(source: dict[str, TypeSum], target: dict[str, TypeSum]) -> Certificate:
-    """Return a certificate with these sums."""
     return Certificate(
         tenant="smile-berlin",
         source_shard="shard-1",

@@ -16,7 +16,7 @@ from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.__main__ import main
 from simplu_worker.commands.shards.show import SAMPLE_COUNT, read_keys, route_keys, sample_keys
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import ConfigurationError, PermanentError
+from simplu_worker.errors import PermanentError
 from simplu_worker.shards.routing.shard_map import bucket_of
 
 URL = "postgresql://user:correct-horse@db{}.internal:5432/shard"
@@ -26,7 +26,6 @@ KEYS = [f"clinic-{number}" for number in range(200)]
 def settings_of(
     folder: Path, count: int, *, retired: frozenset[int] = frozenset(), pins: dict[str, str] | None = None
 ) -> Settings:
-    """Return the settings of a worker with a static map of *count* shards."""
     shards = [
         {"shardId": f"shard-{number}", "connectionString": URL.format(number), "retired": number in retired}
         for number in range(count)
@@ -37,7 +36,6 @@ def settings_of(
 
 
 def read_by_hand(key: str, count: int, retired: frozenset[int]) -> list[str]:
-    """Return the shards a key falls on in turn (docs/shards.md), the last of which takes it."""
     way = [bucket_of(key, count)]
     while way[-1] in retired:
         way.append(bucket_of(f"{key}#{len(way)}", count))
@@ -47,7 +45,6 @@ def read_by_hand(key: str, count: int, retired: frozenset[int]) -> list[str]:
 async def printed(
     settings: Settings, *words: str, with_shards: int | None = None, capfd: pytest.CaptureFixture[str]
 ) -> Any:
-    """Return what the command prints as JSON, with its exit status."""
     status = await route_keys(settings, words, with_shards, as_json=True)
     out = capfd.readouterr().out
     assert "correct-horse" not in out
@@ -108,24 +105,6 @@ async def test_route_estimates_by_sample_keys_where_none_are_given(
     }
 
 
-@pytest.mark.slow
-async def test_route_prints_a_table_and_a_sentence_for_people(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    settings = settings_of(tmp_path, 3, pins={"pin-ned": "shard-1"})
-    assert await route_keys(settings, ["pin-ned", "ev\x1bil"], 4, as_json=False) == 0
-    out = capfd.readouterr().out
-    assert "pinned" in out
-    assert "with 4" in out
-    assert "keys would move with 4 shards" in out
-    assert "\x1b" not in out
-
-    await route_keys(settings, [f"k-{number}" for number in range(1500)], None, as_json=False)
-    printed = capfd.readouterr()
-    assert printed.out.count("shard-") == 1000
-    assert "500 more keys" in printed.err
-
-
 @pytest.mark.parametrize(
     ("count", "retired", "with_shards", "expected"),
     [
@@ -149,12 +128,6 @@ def test_keys_are_read_from_stdin_where_a_dash_stands(monkeypatch: pytest.Monkey
         read_keys(["\udcff"])
 
 
-async def test_route_refuses_an_empty_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    with pytest.raises(PermanentError, match="got none on stdin"):
-        await route_keys(settings_of(tmp_path, 2), ["-"], 3, as_json=True)
-
-
 @pytest.mark.parametrize("words", [(), ("a-b", "--with-shard", "3")])
 def test_route_is_wrong_usage_without_keys_and_with_an_unknown_option(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -166,26 +139,7 @@ def test_route_is_wrong_usage_without_keys_and_with_an_unknown_option(
     assert "KEY: expected at least one" in capfd.readouterr().err
 
 
-async def test_route_asks_for_a_way_to_find_shards() -> None:
-    with pytest.raises(ConfigurationError, match="SHARD_MAP_FILE"):
-        await route_keys(settings_in({"AWS_REGION": "eu-west-1"}), ["a-b"], None, as_json=True)
-
-
-async def test_route_goes_by_database_variables_as_a_map_of_one(capfd: pytest.CaptureFixture[str]) -> None:
-    env = {
-        "AWS_REGION": "eu-west-1",
-        "DATABASE_HOST": "db.internal",
-        "DATABASE_USERNAME": "user",
-        "DATABASE_PASSWORD": "correct-horse",
-        "DATABASE_NAME": "shard",
-    }
-    said = await printed(settings_in(env), *KEYS[:3], with_shards=2, capfd=capfd)
-
-    assert {route["shardId"] for route in said["routes"]} == {"database"}
-
-
 def citrus_settings(url: str) -> Settings:
-    """Return the settings of a worker with Citrus."""
     env = {"AWS_REGION": "eu-west-1", "CITRUS_SERVER_URL": url, "CITRUS_API_KEY": API_KEY, "CITRUS_RETRY_ATTEMPTS": "1"}
     return settings_in(env)
 

@@ -21,13 +21,11 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 @asynccontextmanager
 async def queue_of(aws: ScriptedAws) -> AsyncIterator[Queue]:
-    """Open a queue of *aws*."""
     async with aws.running() as url, open_client("sqs", region=REGION, endpoint_url=url) as client:
         yield Queue(client, f"{url}/0/orders")
 
 
 def refusal(code: str, *, is_sender_fault: bool) -> dict[str, object]:
-    """Return an answer that takes all messages but the second one."""
     failed = {"Id": "1", "Code": code, "SenderFault": is_sender_fault}
     return {"Successful": [{"Id": "0", "MessageId": "m", "MD5OfMessageBody": ""}], "Failed": [failed]}
 

@@ -15,7 +15,6 @@ NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
 
 def lease(*held: HeldTarget) -> Lease:
-    """Return a row with a report."""
     return Lease("shardId-0", TRIM_HORIZON, owner="me", report=LeaseReport("me", held=held))
 
 

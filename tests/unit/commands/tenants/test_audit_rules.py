@@ -21,7 +21,6 @@ TYPES = ("dental", "gym")
 def row(
     shard_id: str = "s1", state: str = "active", *, name: tuple[str, str] = ("a", "b-c"), kind: str = "dental"
 ) -> AuditedRow:
-    """Return a row of the tenant `a-b-c`."""
     return AuditedRow(shard_id, *name, kind, TenantState(state))
 
 
@@ -32,7 +31,6 @@ def subject(
     refusal: str | None = None,
     silent: tuple[str, ...] = (),
 ) -> AuditSubject:
-    """Return the tenant `a`, `b-c`."""
     return AuditSubject("a", "b-c", listing, rows, named, refusal, silent)
 
 

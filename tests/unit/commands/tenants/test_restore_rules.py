@@ -31,7 +31,6 @@ ROW: dict[str, Any] = {
 
 
 def judged(age: timedelta | None, state: PositionState = PositionState.READABLE) -> JudgedPosition:
-    """Return a position with a first missing record of that age."""
     return JudgedPosition("shardId-0", "1/0", state, None if age is None else NOW - age)
 
 

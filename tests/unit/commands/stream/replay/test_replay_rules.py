@@ -27,7 +27,6 @@ DECODER = RecordDecoder("stream", "shard-0", operation_max_bytes=10_000, list_re
 
 
 def record(number: int, business: str, *, after_s: float = 0, **members: Any) -> Record:
-    """Return a record of the tenant `business-main` that arrived *after_s* after AT."""
     whole = {
         "operation": "create",
         "businessId": business,
@@ -43,12 +42,10 @@ def record(number: int, business: str, *, after_s: float = 0, **members: Any) ->
 
 
 def decoded(*records: Record) -> list[DecodedRecord]:
-    """Return records as the reader decodes them."""
     return list(DECODER.decode(list(records)))
 
 
 def operations_of(*records: Record) -> list[Operation]:
-    """Return the operations in *records*."""
     return [one for _, _, one in decoded(*records) if isinstance(one, Operation)]
 
 
