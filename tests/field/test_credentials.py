@@ -1,4 +1,4 @@
-"""Sources of AWS credentials: there late, ending every two seconds, away, and answering garbage.
+"""A source of AWS credentials: there late, ending every two seconds, away, and answering garbage.
 
 Of the role of a service account `test_worker_credentials.py` shows it.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import CredentialRetrievalError
-from support.field.identities import SOURCES, Health, Identities, Source, base_env, calling
+from support.field.identities import Container, Health, Identities, base_env, calling
 from support.requires import ROOT
 
 from simplu_local.processes.loopback import poll_until
@@ -37,17 +37,14 @@ def has_no_credentials(end: dict[str, Any]) -> bool:
     return end["error"] is not None and end["problem"] is not None and end["problem"] in end["error"]
 
 
-def environment(source: Source) -> dict[str, str]:
+def environment(source: Container) -> dict[str, str]:
     python = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": os.environ["PATH"]}
     return python | base_env(source.identities) | source.env()
 
 
 @pytest.mark.slow(12)
-@pytest.mark.parametrize("name", SOURCES)
-async def test_client_has_credentials_again_within_seconds_whatever_its_source_did(
-    name: str, identities: Identities
-) -> None:
-    source = SOURCES[name](identities)
+async def test_client_has_credentials_again_whatever_its_source_did(identities: Identities) -> None:
+    source = Container(identities)
     env = environment(source)
     source.make(Health.AWAY)
     async with calling(env) as caller:
@@ -63,8 +60,6 @@ async def test_client_has_credentials_again_within_seconds_whatever_its_source_d
             assert time.monotonic() - mended_at < BACK_S
             seen = len(identities.accepted)
             while len(set(identities.accepted[seen:])) < LIVES:
-                if name == "key file":  # nothing ends by itself there: another program writes new keys
-                    source.make(Health.WELL)
                 await caller.until(is_answered)
         problems = {end["problem"] for end in caller.ends if end["problem"]}
         errors = {end["error"] for end in caller.ends if end["error"]}

@@ -1,6 +1,6 @@
 """Sources of AWS credentials on loopback, and a service that accepts only what they gave out, until it ends.
 
-One server is STS, the portal of SSO, the metadata service of EC2 (version 2) and the agent of a container.
+One server is STS and the agent of a container.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any, Final
 from aiohttp import web
 
 ROLE: Final = "arn:aws:iam::123456789012:role/worker"
-METADATA_PATH: Final = "/latest/meta-data/iam/security-credentials/"
 STS_ANSWER: Final = """<{0}Response xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><{0}Result>
 <AssumedRoleUser><Arn>{1}</Arn><AssumedRoleId>AROA:worker</AssumedRoleId></AssumedRoleUser><Credentials>
 <AccessKeyId>{2}</AccessKeyId><SecretAccessKey>{3}</SecretAccessKey><SessionToken>{4}</SessionToken>
@@ -59,9 +58,6 @@ class Identities:
             "Expiration": ends.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         }
 
-    def end_all(self) -> None:
-        self._ends_at.clear()
-
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Identities]:
         application = web.Application()
@@ -69,9 +65,6 @@ class Identities:
             [
                 web.post("/", self._sts),
                 web.get("/container", self._container),
-                web.put("/latest/api/token", self._metadata_token),
-                web.get(METADATA_PATH, self._role),
-                web.get(f"{METADATA_PATH}worker", self._metadata),
                 web.post("/kinesis", self._kinesis),
             ]
         )
@@ -114,17 +107,6 @@ class Identities:
         if request.headers.get("Authorization") != self.token:
             raise web.HTTPUnauthorized
         return self._answer(request, lambda: json.dumps(self.issue()))
-
-    async def _metadata_token(self, request: web.Request) -> web.Response:
-        return self._answer(request, lambda: "metadata-token")
-
-    async def _role(self, request: web.Request) -> web.Response:
-        return self._answer(request, lambda: "worker")
-
-    async def _metadata(self, request: web.Request) -> web.Response:
-        if request.headers.get("x-aws-ec2-metadata-token") != "metadata-token":
-            raise web.HTTPUnauthorized
-        return self._answer(request, lambda: json.dumps({"Code": "Success", **self.issue()}))
 
     async def _kinesis(self, request: web.Request) -> web.Response:
         key = request.headers["Authorization"].partition("Credential=")[2].partition("/")[0]
@@ -179,35 +161,6 @@ class WebIdentity(Source):
             (self.folder / "token").write_text(self.identities.token)
 
 
-class Process(Source):
-    """A program that prints credentials: `credential_process`."""
-
-    @property
-    def _program(self) -> Path:
-        return self.folder / "program.py"
-
-    def env(self) -> dict[str, str]:
-        # It asks the agent, which knows whether the source is well.
-        (self.folder / "config").write_text(f"[default]\ncredential_process = {sys.executable} -IS {self._program}\n")
-        return {}
-
-    def make(self, health: Health) -> None:
-        super().make(health)
-        if health is Health.AWAY:
-            self._program.unlink(missing_ok=True)
-            return
-        self._program.write_text(
-            "import json, urllib.request\n"
-            f"request = urllib.request.Request('{self.identities.url}/container', "
-            f"headers={{'Authorization': {self.identities.token!r}}})\n"
-            "text = urllib.request.urlopen(request).read().decode()\n"
-            "if text[0] == '{':\n"
-            "    found = json.loads(text)\n"
-            "    text = json.dumps({'Version': 1, 'SessionToken': found.pop('Token'), **found})\n"
-            "print(text)\n"
-        )
-
-
 class Container(Source):
     """The agent of EKS Pod Identity, or of ECS, with the caller's token in a file."""
 
@@ -217,43 +170,6 @@ class Container(Source):
             "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{self.identities.url}/container",
             "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": str(self.folder / "token"),
         }
-
-
-class Metadata(Source):
-    """The metadata of an EC2 instance."""
-
-    def env(self) -> dict[str, str]:
-        return {"AWS_EC2_METADATA_SERVICE_ENDPOINT": self.identities.url}
-
-
-class KeyFile(Source):
-    """A file of keys, which another program writes."""
-
-    def env(self) -> dict[str, str]:
-        return {}
-
-    def make(self, health: Health) -> None:
-        self.identities.end_all()
-        path = self.folder / "credentials"
-        match health:
-            case Health.WELL:
-                found = self.identities.issue()
-                path.write_text(
-                    f"[default]\naws_access_key_id = {found['AccessKeyId']}\n"
-                    f"aws_secret_access_key = {found['SecretAccessKey']}\naws_session_token = {found['Token']}\n"
-                )
-            case Health.AWAY:
-                path.unlink(missing_ok=True)
-            case Health.GARBAGE:
-                path.write_text("<html>hello</html>")
-
-
-SOURCES: Final[dict[str, type[Source]]] = {
-    "process": Process,
-    "container": Container,
-    "ec2 metadata": Metadata,
-    "key file": KeyFile,
-}
 
 
 class Caller:
