@@ -184,7 +184,7 @@ def rejections_of(letters: Iterable[DeadLetter]) -> list[Rejection]:
     noted: list[Rejection] = []
     for letter in letters:
         rejected: Sequence[DeadLetter | RejectedRecord]
-        rejected = (letter, *letter.named) if letter.parts is None else letter.parts.first_parts
+        rejected = (letter,) if letter.parts is None else letter.parts.first_parts
         for one in rejected:
             key = _key_of(one)
             if key is not None and all(map(is_storable, key)) and sum(len(part.encode()) for part in key) <= KEY_MAX:

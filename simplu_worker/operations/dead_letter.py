@@ -36,7 +36,7 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     *request_id* and *resource_id* are the effective ones, so that a replay is de-duplicated like any redelivery.
     *error* must not quote the record: it is logged. *attempts* counts the failed tries of its operation, without
     waits; 1 if it was refused or waited in vain. *message_attributes* and *deduplication_id* are those of an SQS
-    message. *named* are the first parts of an aggregate that was rejected as a whole; the letter's text lacks them.
+    message.
     """
 
     reason: DeadLetterReason
@@ -52,7 +52,6 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     message_attributes: Mapping[str, str] | None = None
     deduplication_id: str | None = None
     parts: BadParts | None = None
-    named: tuple[RejectedRecord, ...] = ()
 
 
 def dead_letter_of(rejected: RejectedRecord, record: bytes, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:
@@ -68,7 +67,6 @@ def dead_letter_of(rejected: RejectedRecord, record: bytes, *, failed_at: dateti
         resource_id=rejected.resource_id,
         business_id=rejected.business_id,
         location_id=rejected.location_id,
-        named=rejected.named,
     )
 
 

@@ -178,7 +178,6 @@ class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
 
     *error* names the expected and the actual form, without the record's data. Ids that could not be read are None.
     *part_count* is the number of parts of the aggregate that the record is a part of; None for a record of its own.
-    *named* are the first parts of an aggregate that is rejected as a whole, which thus are no operations either.
     """
 
     reason: DeadLetterReason
@@ -189,7 +188,6 @@ class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
     request_id: str | None = None
     resource_id: str | None = None
     part_count: int | None = None
-    named: tuple[RejectedRecord, ...] = ()
 
 
 class Disposition(StrEnum):

@@ -430,7 +430,7 @@ ELSEWHERE: Final = (
         "in the end of each history all is repaired, so that nothing waits for ever",
         {
             "ownership: the bound on pipelines counts the held": (
-                "unit/consumers/kinesis/reader/test_catch_up.py::test_oldest_hold_is_caught_up_however_many_short_ones_come"
+                "unit/consumers/kinesis/reader/test_catch_up.py::test_oldest_hold_has_one_place_and_the_shortest_the_others"
             ),
         },
     ),

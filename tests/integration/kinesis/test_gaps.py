@@ -1,5 +1,3 @@
-"""A shard that is restored from a backup older than the stream is held until a person accepts the gap; no other is."""
-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
@@ -53,16 +51,13 @@ class Later:
         self._by = timedelta()
 
     def __call__(self) -> datetime:
-        """Return the time of the readers."""
         return utc_now() + self._by
 
     async def let_pass(self, time: timedelta) -> None:
-        """Put the clocks forward."""
         self._by += time
         await send_commands(self._kinesis_url, AdvanceClock(ms=int(time.total_seconds() * 1000)))
 
     def reading(self, world: World, after: str | None = None) -> AbstractAsyncContextManager[StreamShardReader]:
-        """Run a reader from the beginning, or with the record *after* as its checkpoint."""
         start = None if after is None else AtSequenceNumber(after)
         checkpoint = None if after is None else Position.from_sequence_number(after)
         return world.reading(start, checkpoint=checkpoint, utc=self, retention=RETENTION)
@@ -70,14 +65,12 @@ class Later:
 
 @pytest.fixture
 def later() -> Iterator[Later]:
-    """Run our Kinesis, the clock of which can be put forward."""
     with kinesis_servers() as servers:
         yield Later(servers.url_of("ours"))
 
 
 @pytest.fixture
 async def world(endpoint_url: str, later: Later, make_shard: ShardMaker) -> AsyncIterator[World]:
-    """Give a world with two tenants on one shard, and one on another."""
     async with open_world(endpoint_url, make_shard, kinesis_url=later._kinesis_url, timeouts=DEFAULT_TIMEOUTS) as world:
         for tenant, shard_id in (("a-x", "shard-1"), ("b-x", "shard-1"), ("c-x", "shard-2")):
             await world.provision(tenant, shard_id)
@@ -86,20 +79,16 @@ async def world(endpoint_url: str, later: Later, make_shard: ShardMaker) -> Asyn
 
 @pytest.fixture(autouse=True)
 def _quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look after idle shards, and for an acceptance, more often than every few seconds."""
     monkeypatch.setattr(position_sync, "INTERVAL_S", 0.1)
     monkeypatch.setattr(shard_positions, "WRITE_AFTER_S", 0.2)
     monkeypatch.setattr(catch_up, "GAP_CHECK_S", 0.1)
 
 
 async def rows_of(pool: ShardPool) -> list[Any]:
-    """Return the positions on a shard."""
     return list(await fetch(pool, "SELECT * FROM stream_positions"))
 
 
 async def has_position(pool: ShardPool, number: str) -> None:
-    """Wait until the row of a shard has the position of a record."""
-
     async def has() -> bool:
         return [row["pending_from"] for row in await rows_of(pool)] == [f"{number}/0"]
 
@@ -107,7 +96,6 @@ async def has_position(pool: ShardPool, number: str) -> None:
 
 
 async def back_up_and_lose(world: World, later: Later, reader: StreamShardReader) -> tuple[ShardSnapshot, str]:
-    """Back shard-1 up, apply more, and let all of that expire; return the backup and the last record after that."""
     shard = await world.shard("shard-1")
     numbers = await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
     await logs(shard, "a-x", 3)
@@ -122,7 +110,6 @@ async def back_up_and_lose(world: World, later: Later, reader: StreamShardReader
 
 
 def is_held(reader: StreamShardReader) -> bool:
-    """Return whether shard-1 is held for a gap."""
     held = reader.view.held_status()
     return [(one["target"], one["reason"], one["state"]) for one in held] == [("shard shard-1", "gap", "held")]
 
@@ -171,41 +158,3 @@ async def test_idle_shard_restored_beyond_retention_is_marked_and_nothing_else(w
         await better.promote()
         await logs(shard, "a-x", 9)
         assert (await probe_shard(shard)).gaps == []
-
-
-async def test_failover_after_an_idle_time_beyond_retention_is_made_good_at_once(world: World, later: Later) -> None:
-    shard = await world.shard("shard-1")
-    async with later.reading(world) as reader, looked_after(world, reader):
-        numbers = await world.put(*chain("a-x", 3))
-        await has_position(shard, numbers[-1])
-        await later.let_pass(RETENTION + timedelta(hours=1))
-        assert reader.shard_positions is not None
-        reader.shard_positions.position_on("shard-1").written_at -= 3600.0  # an hour passes here too
-
-        async def is_young() -> bool:
-            stored = await world.gateway.read_positions("shard-1", world.stream.name, [reader.stream_shard_id])
-            row = None if stored is None else stored.rows.get(reader.stream_shard_id)
-            return row is not None and row.written_at is not None and row.written_at > later() - timedelta(minutes=5)
-
-        assert await poll_until(is_young, within_s=60)
-        replica = await ShardSnapshot.take(shard)
-        numbers = await world.put(*chain("a-x", 3, first=3))
-        await reaches(reader, numbers[-1])
-        await replica.promote()
-        await world.put(*chain("a-x", 3, first=6))
-        await logs(shard, "a-x", 9)
-
-
-async def test_fleet_that_was_stopped_beyond_retention_goes_on(world: World, later: Later) -> None:
-    shard = await world.shard("shard-1")
-    async with later.reading(world) as reader, looked_after(world, reader):
-        numbers = await world.put(*chain("a-x", 3))
-        await has_position(shard, numbers[-1])
-        row = await ShardSnapshot.take(shard)
-        numbers = await world.put(*chain("c-x", 3))
-        await reaches(reader, numbers[-1])
-    await row.promote()  # as if it had been killed
-    await later.let_pass(RETENTION + timedelta(hours=1))
-    async with later.reading(world, numbers[-1]) as reader, looked_after(world, reader):
-        await world.put(*chain("a-x", 3, first=3))
-        await logs(shard, "a-x", 6)

@@ -1,5 +1,3 @@
-"""The metrics that a follower writes, and its take of an assigned lease, in a real DynamoDB API."""
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -8,9 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-import structlog
 from msgspec.structs import replace
-from support.aws.endpoints import ScriptedAws, client_of
 from support.aws.kcl3_peer import Kcl3Peer, migration_row, table_migration_row
 
 from simplu_worker.aws.clients import Client
@@ -36,17 +32,12 @@ class Following:
         cpu = CpuShare(cores=1.0, cpu_s=lambda: 0.0, wall_s=lambda: 0.0)
         self.follower = KclFollower(TableRequests(client), self.watch, me=ME, utc=lambda: NOW, cpu=cpu)
 
-    def __repr__(self) -> str:
-        return f"Following({self.follower!r})"
-
     async def put(self, row: dict[str, Any]) -> None:
-        """Write a row of the KCL into the lease table, and look as the fleet does."""
         await self.client.put_item(TableName=self.table.name, Item=row)
         await self.table.scan()
         await self.watch.check()
 
     async def rows(self) -> list[str]:
-        """Return the tables that have a row of the follower: "leases" or "metrics"."""
         found = []
         for label, table, key in (
             ("leases", self.table.name, "leaseKey"),
@@ -60,7 +51,6 @@ class Following:
         return found
 
     async def create_metrics_table(self) -> None:
-        """Create the table that the KCL has until 3.4."""
         await self.client.create_table(
             TableName=self.tables.worker_metrics,
             BillingMode="PAY_PER_REQUEST",
@@ -71,7 +61,6 @@ class Following:
 
 @pytest.fixture
 async def following(dynamodb: Client) -> Following:
-    """Return a follower with a lease table alone."""
     one = Following(dynamodb)
     await one.table.ensure()
     return one
@@ -117,30 +106,7 @@ async def test_metrics_are_not_put_among_the_leases_of_a_kcl_before_3_5(followin
     assert (await following.rows(), following.follower.trouble) == (["metrics"], None)
 
 
-async def test_metrics_that_cannot_be_written_are_trouble_until_they_can(dynamodb: Client) -> None:
-    aws = ScriptedAws()
-    aws.answer({"Items": [migration_row(LEADING), table_migration_row("COMPLETE")]})
-    for _ in range(3):  # the rows of the coordinator table
-        aws.answer({})
-    aws.answer({"Items": []})
-    aws.refuse("AccessDeniedException", status=400)
-    aws.answer({})
-    async with aws.running() as url, client_of("dynamodb", url) as scripted:
-        following = Following(scripted)
-        await following.table.scan()
-        await following.watch.check()
-        with structlog.testing.capture_logs() as logs:
-            await following.follower.report()
-            trouble = str(following.follower.trouble)
-            await following.follower.report()
-
-    assert "metrics" in trouble
-    assert [entry["event"] for entry in logs] == ["kcl_follower.unreported"]
-    assert following.follower.trouble is None
-
-
-async def _leave(_table: LeaseTable, _leader: Kcl3Peer, _row: dict[str, Any]) -> None:
-    """Change nothing."""
+async def _leave(_table: LeaseTable, _leader: Kcl3Peer, _row: dict[str, Any]) -> None: ...
 
 
 async def _assign_again(_table: LeaseTable, leader: Kcl3Peer, row: dict[str, Any]) -> None:

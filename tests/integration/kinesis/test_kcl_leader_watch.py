@@ -1,5 +1,3 @@
-"""The watch for a leader of the KCL 3.x, in a real DynamoDB API: in the lease table, and in the tables beside it."""
-
 from __future__ import annotations
 
 from uuid import uuid4
@@ -13,7 +11,6 @@ from support.aws.kcl_peer import Row
 from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.leases.kcl_leader import KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.errors import RetryableError
 
 pytestmark = pytest.mark.slow
 
@@ -30,11 +27,7 @@ class Application:
         self.tables = KclTables.of(self.table.name, coordinator, worker_metrics)
         self.watch = KclLeaderWatch(client, self.table, self.tables)
 
-    def __repr__(self) -> str:
-        return f"Application({self.table!r}, {self.watch!r})"
-
     async def create(self, table: str, key_name: str) -> None:
-        """Create one of the other tables."""
         await self._client.create_table(
             TableName=table,
             BillingMode="PAY_PER_REQUEST",
@@ -43,11 +36,9 @@ class Application:
         )
 
     async def put(self, table: str, row: Row) -> None:
-        """Write a row as it is given."""
         await self._client.put_item(TableName=table, Item=row)
 
     async def look(self) -> list[bool]:
-        """Look as the fleet does, after a scan; return whether a leader was found, and is named."""
         await self.table.scan()
         await self.watch.check()
         return [self.watch.is_leading, "kcl-" in str(self.watch.trouble)]
@@ -55,7 +46,6 @@ class Application:
 
 @pytest.fixture
 async def application(dynamodb: Client) -> Application:
-    """Return an application with a lease table alone."""
     one = Application(dynamodb)
     await one.table.ensure()
     return one
@@ -84,18 +74,6 @@ async def test_outlook_is_there_from_the_first_look_until_the_leader_comes(appli
 
     assert [outlooks[0], outlooks[3]] == [None, None]
     assert [application.table.name in str(outlook) for outlook in outlooks] == [False, True, True, False]
-
-
-async def test_outlook_follows_each_scan(application: Application) -> None:
-    await application.look()
-    outlooks = []
-    for version in ("CLIENT_VERSION_UPGRADE_FROM_2X", "CLIENT_VERSION_2X"):
-        await application.put(application.table.name, migration_row(version))
-        await application.table.scan()
-        outlooks.append(application.watch.outlook)
-
-    assert "does not begin" in str(outlooks[0])
-    assert outlooks[1] is None
 
 
 async def test_leader_is_found_in_tables_of_other_names(dynamodb: Client) -> None:
@@ -138,20 +116,3 @@ async def test_lease_table_counts_when_the_others_may_not_be_read(dynamodb: Clie
         ("kcl_leader.unread", application.tables.worker_metrics),
         ("kcl_leader.unread", application.tables.coordinator),
     ]
-
-
-async def test_what_was_known_stays_when_a_look_fails(dynamodb: Client) -> None:
-    aws = ScriptedAws()
-    aws.answer({"Items": [migration_row(LEADING), leader_row("kcl-1", "v1")]})
-    for _ in range(3):  # the rows of the coordinator table
-        aws.answer({})
-    aws.answer({"Items": []})
-    aws.answer({"Items": [migration_row(LEADING), leader_row("kcl-1", "v2")]})
-    aws.refuse("ThrottlingException", status=400)
-    async with aws.running() as url, client_of("dynamodb", url) as scripted:
-        application = Application(scripted)
-        before = await application.look()
-        with pytest.raises(RetryableError):
-            await application.look()
-
-    assert (before, application.watch.is_leading) == ([True, True], True)

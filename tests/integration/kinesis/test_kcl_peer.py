@@ -1,12 +1,8 @@
-"""One lease table, shared with workers of the KCL 2.x and 3.5: take-over, mixing, hand-over, hand-back, row by row."""
-
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from datetime import UTC, datetime
 from random import Random
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -21,8 +17,7 @@ from support.aws.kcl3_peer import (
 from support.aws.kcl_peer import KclPeer, Row, number, reference_row
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
-from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, observe
+from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.stream.positions import LATEST, SHARD_END, HashRange, Position
 
@@ -59,7 +54,6 @@ class Clock:
         self.now = 1000.0
 
     def __call__(self) -> float:
-        """Return the time."""
         return self.now
 
 
@@ -72,15 +66,10 @@ class Shared:
         self.clock = Clock()
         self.kcl = self.peer("kcl-a:uuid")
 
-    def __repr__(self) -> str:
-        return f"Shared({self.table!r}, {self.kcl!r})"
-
     def peer(self, me: str, seed: int = 1) -> KclPeer:
-        """Return a worker of the KCL."""
         return KclPeer(self.client, self.table.name, me, now=self.clock, failover_s=DURATION_S, draws=Random(seed))
 
     async def read_row(self, lease_key: str = KEY) -> Row:
-        """Return a row as it is."""
         reply = await self.client.get_item(
             TableName=self.table.name, Key={"leaseKey": {"S": lease_key}}, ConsistentRead=True
         )
@@ -88,11 +77,9 @@ class Shared:
         return row
 
     async def put(self, row: Row) -> None:
-        """Write a row as it is given."""
         await self.client.put_item(TableName=self.table.name, Item=row)
 
     async def read_lease(self, lease_key: str = KEY) -> Lease:
-        """Return a row as the worker reads it."""
         found = await self.table.find(lease_key)
         assert found is not None
         return found
@@ -100,7 +87,6 @@ class Shared:
 
 @pytest.fixture
 async def shared(dynamodb: Client) -> Shared:
-    """Return an empty table to share."""
     one = Shared(dynamodb)
     await one.table.ensure()
     return one
@@ -197,53 +183,6 @@ async def test_peer_resumes_from_our_checkpoint_when_the_lease_is_handed_back(sh
     assert await shared.kcl.checkpoint(KEY, LATER, 6)
 
 
-async def test_finished_lease_names_its_children_when_it_is_handed_back(shared: Shared) -> None:
-    await shared.table.create(Lease(KEY, Position(int(AT)), hash_range=HashRange(0, 17)))
-    taken = await shared.table.take(await shared.read_lease(), OURS)
-    assert taken is not None
-    await shared.table.write_children(taken, OURS, CHILDREN)
-    await shared.table.release(taken, OURS, SHARD_END)
-    row = await shared.read_row()
-
-    assert (row["checkpoint"], row["childShardIds"]) == ({"S": "SHARD_END"}, {"SS": sorted(CHILDREN)})
-    assert set(row) <= KNOWN_TO_THE_KCL | OUR_OWN
-
-
-async def test_list_of_what_is_owed_stays_in_the_row_whatever_the_peer_writes(shared: Shared) -> None:
-    pending = frozenset({"tenant:b-l", "tenant:c-l"})
-    await shared.table.create(Lease(KEY, Position(int(AT)), hash_range=HashRange(0, 17)))
-    taken = await shared.table.take(await shared.read_lease(), OURS)
-    assert taken is not None
-    renewed = await shared.table.renew(taken, OURS, pending_tenants=pending)
-    assert renewed is not None
-    await shared.table.release(renewed, OURS)
-    lists = [(await shared.read_lease()).pending_tenants]
-    took = await shared.kcl.take_some()
-    for write in (
-        shared.kcl.renew(KEY),
-        shared.kcl.checkpoint(KEY, LATER, 6),
-        shared.kcl.prepare_checkpoint(KEY, LATER, b"state"),
-        shared.kcl.checkpoint(KEY, "SHARD_END", children=CHILDREN),
-        shared.kcl.evict(KEY),
-    ):
-        assert await write
-        lists.append((await shared.read_lease()).pending_tenants)
-    finished = await shared.read_lease()
-
-    assert took == [KEY]
-    assert lists == [pending] * 6
-    assert (finished.checkpoint, finished.owner) == (SHARD_END, None)
-
-
-async def test_finished_lease_of_the_peer_is_finished_for_us(shared: Shared) -> None:
-    await shared.kcl.create(reference_row(KEY, AT))
-    await shared.kcl.take(await shared.read_row())
-    await shared.kcl.checkpoint(KEY, "SHARD_END", children=CHILDREN)
-    lease = await shared.read_lease()
-
-    assert (lease.checkpoint, lease.children) == (SHARD_END, frozenset(CHILDREN))
-
-
 async def test_late_checkpoint_of_either_side_changes_nothing_after_the_other_took_the_lease(shared: Shared) -> None:
     await shared.kcl.create(reference_row(KEY, AT))
     await shared.kcl.take(await shared.read_row())
@@ -258,32 +197,6 @@ async def test_late_checkpoint_of_either_side_changes_nothing_after_the_other_to
     assert (await shared.read_lease()).checkpoint == Position(int(AT))
 
 
-async def test_renewal_whose_answer_was_lost_is_known_again_by_both(shared: Shared) -> None:
-    await shared.kcl.create(reference_row(KEY, AT))
-    await shared.kcl.take(await shared.read_row())
-    stale = dict(shared.kcl.held[KEY])
-    await shared.kcl.renew(KEY)
-    shared.kcl.held[KEY] = stale
-
-    assert await shared.kcl.renew(KEY) is True
-    by_us = await shared.table.take(await shared.read_lease(), OURS)
-    assert by_us is not None
-    landed = await shared.table.renew(by_us, OURS)
-    assert await shared.table.renew(by_us, OURS) == landed
-
-
-async def test_row_that_the_peer_deleted_does_not_come_back(shared: Shared) -> None:
-    await shared.kcl.create(reference_row(KEY, AT))
-    taken = await shared.table.take(await shared.read_lease(), OURS)
-    assert taken is not None
-    await shared.kcl.delete(KEY)
-    await shared.table.write_children(taken, OURS, CHILDREN)
-
-    assert await shared.table.renew(taken, OURS, Position(int(LATER))) is None
-    assert await shared.table.release(taken, OURS) is False
-    assert await shared.table.find(KEY) is None
-
-
 class HandOver:
     """A lease of ours that a leader of the KCL 3.5 has begun to hand over to one of its workers."""
 
@@ -292,13 +205,9 @@ class HandOver:
         self.next = Kcl3Peer(shared.client, shared.table.name, "kcl-next:uuid")
         self.lease = lease  # as our last write left it, before the hand-over
 
-    def __repr__(self) -> str:
-        return f"HandOver({self.lease.lease_key} to {self.next.me})"
-
 
 @pytest.fixture
 async def hand_over(shared: Shared) -> HandOver:
-    """Take a lease, and have its hand-over begun."""
     await shared.kcl.create(reference_row(KEY, AT))
     taken = await shared.table.take(await shared.read_lease(), OURS)
     assert taken is not None
@@ -329,17 +238,6 @@ async def test_hand_over_of_a_kcl_3_leader_is_seen_and_ends_with_our_last_checkp
     assert await hand_over.next.renew(KEY)
 
 
-async def test_release_that_does_not_know_of_the_hand_over_ends_it(shared: Shared, hand_over: HandOver) -> None:
-    await shared.table.write_children(hand_over.lease, OURS, CHILDREN)
-    released = await shared.table.release(hand_over.lease, OURS, Position(int(LATER)))
-    row = await shared.read_row()
-
-    assert released
-    assert (row["leaseOwner"], "checkpointOwner" in row) == ({"S": hand_over.next.me}, False)
-    assert (row["checkpoint"], row["childShardIds"]) == ({"S": LATER}, {"SS": sorted(CHILDREN)})
-    assert await hand_over.next.discover() == [KEY]
-
-
 @pytest.mark.parametrize("is_seen", [True, False])
 async def test_lease_that_a_kcl_3_leader_assigned_is_lost_whatever_we_knew(
     shared: Shared,
@@ -363,33 +261,6 @@ async def test_lease_that_a_kcl_3_leader_assigned_is_lost_whatever_we_knew(
     assert await hand_over.next.renew(KEY)
 
 
-async def test_renewal_during_a_hand_over_whose_answer_was_lost_is_recognised(
-    shared: Shared, hand_over: HandOver
-) -> None:
-    landed = await shared.table.renew(hand_over.lease, OURS)
-
-    assert await shared.table.renew(hand_over.lease, OURS) == landed
-    assert landed is not None
-    again = await shared.table.renew(landed, OURS)
-    assert await shared.table.renew(landed, OURS) == again
-
-
-async def test_lease_that_is_being_handed_over_to_us_is_its_last_owners(shared: Shared) -> None:
-    await shared.kcl.create(reference_row(KEY, AT, owner="kcl-last:uuid", counter=5))
-    leader = Kcl3Peer(shared.client, shared.table.name, "kcl-leader:uuid")
-    await leader.initiate_handoff(await shared.read_row(), OURS)
-    ours = OurTaker(shared, OURS)
-    early = [await ours.take_some()]
-    shared.clock.now += DURATION_S - 1
-    early.append(await ours.take_some())
-    shared.clock.now += 2
-    late = await ours.take_some()
-    row = await shared.read_row()
-
-    assert (early, late) == ([[], []], [KEY])
-    assert (row["leaseOwner"], "checkpointOwner" in row, row["leaseCounter"]) == ({"S": OURS}, False, number(6))
-
-
 async def test_lease_has_one_owner_when_both_kinds_try_at_once(shared: Shared) -> None:
     await shared.kcl.create(reference_row(KEY, AT))
     peers = [shared.peer(f"kcl-{count}:uuid") for count in range(4)]
@@ -402,74 +273,3 @@ async def test_lease_has_one_owner_when_both_kinds_try_at_once(shared: Shared) -
 
         assert winners == 1
         assert (await shared.read_lease()).counter == turn + 1
-
-
-class OurTaker:
-    """The worker's decisions and table, a pass at a time; the simulation tests the fleet that runs them."""
-
-    def __init__(self, shared: Shared, me: str) -> None:
-        self.me = me
-        self.held: dict[str, Lease] = {}
-        self._shared = shared
-        self._observations: dict[str, Observation] = {}
-        self._draws = Random(me)
-
-    async def renew_all(self) -> None:
-        """Renew the held leases; drop the lost ones."""
-        for lease_key, lease in list(self.held.items()):
-            renewed = await self._shared.table.renew(lease, self.me)
-            if renewed is None:
-                del self.held[lease_key]
-            else:
-                self.held[lease_key] = renewed
-
-    async def take_some(self) -> list[str]:
-        """Scan, decide and take."""
-        now = self._shared.clock()
-        self._observations = observe(self._observations, await self._shared.table.scan(), now=now)
-        wanted = plan_takes(
-            self._observations,
-            held=self.held,
-            now=now,
-            lease_duration_s=DURATION_S,
-            me=self.me,
-            draw=self._draws.random(),
-        )
-        taken = [await self._shared.table.take(lease, self.me) for lease in wanted]
-        self.held |= {lease.lease_key: lease for lease in taken if lease is not None}
-        return [lease.lease_key for lease in taken if lease is not None]
-
-
-async def passes(shared: Shared, workers: list[KclPeer | OurTaker], count: int) -> int:
-    """Let all workers renew every 3 s of the clock and take every 6 s; return how many leases changed hands at last."""
-    moves = 0
-    for turn in range(count):
-        for worker in workers:
-            await worker.renew_all()
-        shared.clock.now += 3.0
-        if turn % 2:
-            moves = sum([len(await worker.take_some()) for worker in workers])
-    return moves
-
-
-async def owners(shared: Shared) -> Counter[Any]:
-    """Return how many leases each has."""
-    return Counter(lease.owner for lease in await shared.table.scan())
-
-
-async def test_leases_are_shared_evenly_by_both_kinds_and_stay(shared: Shared) -> None:
-    for count in range(10):
-        await shared.table.create(Lease(f"shardId-{count:012}", Position(17)))
-    kcl_b = shared.peer("kcl-b:uuid", seed=2)
-    ours = [OurTaker(shared, "host:1:x"), OurTaker(shared, "host:2:y")]
-    await passes(shared, [shared.kcl, kcl_b], 16)
-    alone = await owners(shared)
-    moves = await passes(shared, [shared.kcl, kcl_b, *ours], 20)
-    together = await owners(shared)
-    await passes(shared, [shared.kcl, *ours], 20)
-    held = [set(shared.kcl.held), *(set(worker.held) for worker in ours)]
-
-    assert sorted(alone.values()) == [5, 5]
-    assert (sorted(together.values()), moves) == ([2, 2, 3, 3], 0)
-    assert sorted((await owners(shared)).values()) == [3, 3, 4]
-    assert sum(map(len, held)) == len(set.union(*held)) == 10

@@ -1,5 +1,3 @@
-"""The ancestors of a stream shard, where the last scan does not show all of them: it is eventually consistent."""
-
 from __future__ import annotations
 
 from uuid import uuid4

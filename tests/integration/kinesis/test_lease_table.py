@@ -1,8 +1,5 @@
-"""The lease table in a real DynamoDB API: every write is conditional, and attributes of others survive."""
-
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -30,7 +27,6 @@ NEW = Lease(
 
 @pytest.fixture
 async def table(dynamodb: Client) -> LeaseTable:
-    """Return an empty lease table."""
     table = LeaseTable(dynamodb, f"leases-{uuid4()}")
     await table.ensure()
     return table
@@ -38,7 +34,6 @@ async def table(dynamodb: Client) -> LeaseTable:
 
 @pytest.fixture
 async def taken(table: LeaseTable) -> Lease:
-    """Return the one lease of the table, owned by ME."""
     await table.create(NEW)
     lease = await table.take(NEW, ME)
     assert lease is not None
@@ -46,17 +41,9 @@ async def taken(table: LeaseTable) -> Lease:
 
 
 async def row_in(dynamodb: Client, table: LeaseTable) -> dict[str, Any]:
-    """Return the row of the lease NEW as DynamoDB has it."""
     reply = await dynamodb.get_item(TableName=table.name, Key={"leaseKey": {"S": NEW.lease_key}}, ConsistentRead=True)
     row: dict[str, Any] = reply["Item"]
     return row
-
-
-async def lease_in(table: LeaseTable) -> Lease:
-    """Return the lease NEW as it is."""
-    lease = await table.find(NEW.lease_key)
-    assert lease is not None
-    return lease
 
 
 async def test_table_is_made_as_the_kcl_expects_it(dynamodb: Client, table: LeaseTable) -> None:
@@ -73,17 +60,6 @@ async def test_table_is_made_as_the_kcl_expects_it(dynamodb: Client, table: Leas
     assert index["Projection"]["ProjectionType"] == "KEYS_ONLY"
 
 
-async def test_table_is_made_once_when_many_replicas_start_together(dynamodb: Client) -> None:
-    table = LeaseTable(dynamodb, f"leases-{uuid4()}")
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(5):
-            tasks.create_task(table.ensure())
-    await table.create(NEW)
-    await table.ensure()
-
-    assert await table.scan() == [NEW]
-
-
 async def test_table_is_refused_when_its_key_is_another(dynamodb: Client) -> None:
     name = f"orders-{uuid4()}"
     await dynamodb.create_table(
@@ -95,15 +71,6 @@ async def test_table_is_refused_when_its_key_is_another(dynamodb: Client) -> Non
 
     with pytest.raises(PermanentError, match="KINESIS_APPLICATION_NAME"):
         await LeaseTable(dynamodb, name).ensure()
-
-
-@pytest.mark.parametrize("state", ["INACCESSIBLE_ENCRYPTION_CREDENTIALS", "ARCHIVED"])
-async def test_table_that_nobody_can_use_is_an_error_and_not_waited_for(dynamodb: Client, state: str) -> None:
-    aws = ScriptedAws()
-    aws.answer({"Table": {"TableStatus": state}})
-    async with aws.running() as url, client_of("dynamodb", url) as client:
-        with pytest.raises(RetryableError, match=state):
-            await LeaseTable(client, "leases").ensure()
 
 
 async def test_lease_is_created_once_with_the_attributes_of_the_kcl(dynamodb: Client, table: LeaseTable) -> None:
@@ -164,13 +131,6 @@ async def test_take_has_one_winner_when_many_try(table: LeaseTable) -> None:
     assert len(winners) == 1
     assert await table.scan() == winners
     assert winners[0] == replace(NEW, owner=winners[0].owner, counter=1, owner_switches=1, metered_by=winners[0].owner)
-
-
-async def test_take_is_refused_when_the_owner_has_renewed_meanwhile(table: LeaseTable, taken: Lease) -> None:
-    renewed = await table.renew(taken, ME)
-
-    assert await table.take(taken, OTHER) is None
-    assert await table.scan() == [renewed]
 
 
 async def test_take_counts_switches_of_the_owner(dynamodb: Client, table: LeaseTable, taken: Lease) -> None:
@@ -269,19 +229,6 @@ async def test_report_of_a_replica_without_a_lease_is_in_the_row(table: LeaseTab
     assert [lease.idle_report for lease in await table.scan()] == [report]
 
 
-async def test_request_to_release_is_withdrawn(table: LeaseTable, taken: Lease) -> None:
-    assert await table.ask_to_release(taken)
-    assert await table.withdraw_release(taken)
-    assert await table.scan() == [taken]
-    assert await table.renew(taken, ME) is not None
-
-
-async def test_request_makes_no_row(table: LeaseTable, taken: Lease) -> None:
-    assert await table.delete(taken)
-    assert not await table.write_retry(taken, HoldRetry("1"))
-    assert await table.scan() == []
-
-
 async def test_renewal_and_checkpoint_are_one_write(table: LeaseTable, taken: Lease) -> None:
     renewed = await table.renew(taken, ME)
     assert renewed is not None
@@ -290,49 +237,6 @@ async def test_renewal_and_checkpoint_are_one_write(table: LeaseTable, taken: Le
     assert renewed == replace(taken, counter=2)
     assert checkpointed == replace(taken, counter=3, checkpoint=Position(17, 3), owner_switches=0)
     assert await table.scan() == [checkpointed]
-
-
-async def test_checkpoint_leaves_attributes_of_others_alone_and_ends_a_prepared_one(
-    dynamodb: Client,
-    table: LeaseTable,
-    taken: Lease,
-) -> None:
-    await dynamodb.update_item(
-        TableName=table.name,
-        Key={"leaseKey": {"S": NEW.lease_key}},
-        UpdateExpression="SET throughputKBps = :one, tomorrow = :map, pendingCheckpoint = :text, "
-        "pendingCheckpointSubSequenceNumber = :one, pendingCheckpointState = :bytes",
-        ExpressionAttributeValues={
-            ":one": {"N": "1"},
-            ":map": {"M": {"a": {"BOOL": True}}},
-            ":text": {"S": "5"},
-            ":bytes": {"B": b"state"},
-        },
-    )
-    renewed = await table.renew(taken, ME)
-    assert renewed is not None
-    assert renewed.pending_checkpoint == Position(5, 1)
-    checkpointed = await table.renew(renewed, ME, Position(17))
-    assert checkpointed is not None
-    await table.release(checkpointed, ME, Position(18))
-    row = await row_in(dynamodb, table)
-
-    assert row["throughputKBps"] == {"N": "1"}
-    assert row["tomorrow"] == {"M": {"a": {"BOOL": True}}}
-    assert row["checkpoint"] == {"S": "18"}
-    assert [name for name in row if name.startswith("pending")] == []
-
-
-@pytest.mark.parametrize("checkpoint", [None, Position(17)])
-async def test_renewal_fails_when_another_took_the_lease(
-    table: LeaseTable,
-    taken: Lease,
-    checkpoint: Position | None,
-) -> None:
-    by_other = await table.take(taken, OTHER)
-
-    assert await table.renew(taken, ME, checkpoint) is None
-    assert await table.scan() == [by_other]
 
 
 async def test_renewal_fails_when_the_row_was_deleted(
@@ -398,26 +302,6 @@ async def test_renewal_sets_pending_tenants_in_the_same_write(
     assert third == replace(second, counter=4)
     assert fourth == replace(third, counter=5, pending_tenants=FEWER)
     assert by_other == replace(fourth, counter=6, owner=OTHER, owner_switches=1, metered_by=OTHER)
-    assert await table.scan() == [by_other]
-
-
-async def test_lease_that_is_finished_or_released_may_keep_its_list(table: LeaseTable, taken: Lease) -> None:
-    renewed = await table.renew(taken, ME, pending_tenants=TENANTS)
-    assert renewed is not None
-    await table.release(renewed, ME)
-    retaken = await table.take(await lease_in(table), ME)
-    assert retaken is not None
-    await table.release(retaken, ME, SHARD_END)
-    finished = await lease_in(table)
-
-    assert retaken.pending_tenants == TENANTS
-    assert (finished.checkpoint, finished.owner, finished.pending_tenants) == (SHARD_END, None, TENANTS)
-
-
-async def test_pending_tenants_are_not_written_when_another_took_the_lease(table: LeaseTable, taken: Lease) -> None:
-    by_other = await table.take(taken, OTHER)
-
-    assert await table.renew(taken, ME, Position(17), pending_tenants=TENANTS) is None
     assert await table.scan() == [by_other]
 
 
@@ -490,33 +374,11 @@ async def test_release_frees_the_lease_with_its_last_checkpoint(
     assert await table.scan() == [replace(taken, owner=None, counter=2, checkpoint=Position(17), owner_switches=0)]
 
 
-async def test_release_keeps_the_checkpoint_when_none_is_given(table: LeaseTable, taken: Lease) -> None:
-    await table.renew(taken, ME, Position(17))
-
-    assert await table.release(taken, ME) is True
-    assert await table.scan() == [replace(taken, owner=None, counter=3, checkpoint=Position(17), owner_switches=0)]
-
-
 async def test_release_changes_nothing_when_another_took_the_lease(table: LeaseTable, taken: Lease) -> None:
     by_other = await table.take(taken, OTHER)
 
     assert await table.release(taken, ME, Position(17)) is False
     assert await table.scan() == [by_other]
-
-
-async def test_renewal_asks_for_the_row_when_the_refusal_does_not_bring_it(dynamodb: Client) -> None:
-    aws = ScriptedAws()
-    aws.refuse("ConditionalCheckFailedException")
-    row = {"leaseKey": {"S": "a"}, "leaseCounter": {"N": "6"}, "leaseOwner": {"S": ME}, "checkpoint": {"S": "17"}}
-    aws.answer({"Item": row})
-    async with aws.running() as url, client_of("dynamodb", url) as client:
-        renewed = await LeaseTable(client, "leases").renew(
-            Lease("a", TRIM_HORIZON, counter=5, owner=ME), ME, Position(17)
-        )
-
-    assert renewed == Lease("a", Position(17), counter=6, owner=ME)
-    assert [operation for operation, _ in aws.requests] == ["UpdateItem", "GetItem"]
-    assert aws.requests[1][1]["ConsistentRead"] is True
 
 
 @pytest.mark.parametrize(
@@ -548,16 +410,7 @@ async def test_errors_of_dynamodb_become_ours_and_are_counted(
     assert request_count("scan", outcome) - before == 1
 
 
-async def test_table_is_out_of_reach_when_nobody_listens(dynamodb: Client) -> None:
-    async with ScriptedAws().running() as url:
-        pass
-    async with client_of("dynamodb", url) as client:
-        with pytest.raises(RetryableError):
-            await LeaseTable(client, "leases").scan()
-
-
 def request_count(operation: str, outcome: str) -> float:
-    """Return how many requests were measured so far."""
     samples = DYNAMODB_REQUEST.labels(operation, outcome)._child_samples()
     return next(sample.value for sample in samples if sample.name == "_count")
 

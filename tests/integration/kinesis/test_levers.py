@@ -1,5 +1,3 @@
-"""What people set for a tenant: a pause, in which its operations wait in the stream, and a weight."""
-
 from __future__ import annotations
 
 import asyncio
@@ -25,12 +23,10 @@ pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(2)]
 
 @pytest.fixture(autouse=True)
 def _quick_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look up held tenants more often than every few seconds."""
     monkeypatch.setattr(home_lookup, "PAUSED_RETRY_MAX_S", 0.25)
 
 
 async def pause(world: World, seconds: float) -> None:
-    """Pause the tenant b-x; 0 resumes it."""
     assert isinstance(await world.gateway.steer_tenant("b", "x", Lever(pause_s=seconds)), tuple)
 
 
@@ -67,11 +63,9 @@ class OneReader:
         self._reader = reader
 
     def readers(self) -> list[StreamShardReader]:
-        """Return the reader."""
         return [self._reader]
 
     def leases(self) -> list[Lease]:
-        """Return none."""
         return []
 
 
@@ -94,22 +88,6 @@ async def test_hold_is_told_to_its_own_pair_of_ids_alone(world: World) -> None:
     assert (others[1][1]["state"], others[1][1]["held"]) == ("unregistered", None)
 
 
-async def test_hold_without_a_row_is_told_to_operators_and_senders(world: World) -> None:
-    async with world.reading() as reader:
-        await world.put(*chain("b-c-x", 3))
-        await eventually(lambda: held_targets(reader) == [("tenant b-c-x", "unregistered", "held")])
-        replica = ReplicaStatus("replica-1", asyncio.Event())
-        replica.start(world.gateway, world.pools, world.locator, fleet=cast(Fleet, OneReader(reader)))
-        told = {
-            (role, names): ((await replica.started.find_tenant(*names, role))[1]["held"] or {}).get("reason")
-            for role in Role
-            for names in (("b", "c-x"), ("b-c", "x"))
-        }
-
-    assert [asked for asked, reason in told.items() if reason is None] == [(Role.PRODUCER, ("b-c", "x"))]
-    assert set(told.values()) == {"unregistered", None}
-
-
 async def test_pause_ends_by_itself(world: World) -> None:
     await world.provision("b-x", "shard-1")
     shard = await world.shard("shard-1")
@@ -123,19 +101,6 @@ async def test_pause_ends_by_itself(world: World) -> None:
     assert await outcomes(shard, "b-x") == ["succeeded"] * 3
     async with shard.connection() as connection:
         assert await connection.fetchval("SELECT min(completed_at) FROM operations") >= steered[1]["paused_until"]
-
-
-async def test_end_of_a_pause_is_known_without_an_operation(world: World) -> None:
-    await world.provision("b-x", "shard-1")
-    gateway = world.gateway
-    await pause(world, 3600.0)
-    gateway._directory.forget("b-x")
-    assert await gateway.find("b-x") == "shard-1"
-    assert gateway.paused_s("b-x") > 3000
-
-    await pause(world, 0.0)
-    assert await gateway.find("b-x") == "shard-1"
-    assert gateway.paused_s("b-x") == 0
 
 
 async def test_pause_ends_when_half_of_the_retention_is_over(world: World) -> None:

@@ -1,5 +1,3 @@
-"""Records of several operations, with everything real behind the reader: tenants, holds, restarts, dead letters."""
-
 from __future__ import annotations
 
 import json
@@ -8,7 +6,7 @@ from itertools import pairwise
 import pytest
 from support.aws.kpl_aggregates import aggregate
 from support.postgres.tenant_cases import fetch
-from support.reader_world import World, chain, eventually, held_targets, logs, mixed, outcomes, reaches, record
+from support.reader_world import World, chain, eventually, held_targets, mixed, outcomes, reaches, record
 
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, Position
 
@@ -16,12 +14,10 @@ pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(1.2)]
 
 
 def array(*parts: bytes) -> bytes:
-    """Return an array of *parts*."""
     return b"[%b]" % b",".join(parts)
 
 
 def without_ids(one: bytes) -> bytes:
-    """Return a `create` without `requestId` and `resourceId`: applied twice, it makes two resources."""
     members = json.loads(one)
     return json.dumps({name: members[name] for name in members if name not in {"requestId", "resourceId"}}).encode()
 
@@ -92,21 +88,6 @@ async def test_parts_that_wait_are_applied_once_after_a_restart_in_the_middle_of
     assert await world.letters() == []
 
 
-async def test_record_of_many_parts_is_read_through_a_small_batch_and_held_parts_are_caught_up(world: World) -> None:
-    await world.provision("a-x", "shard-1")
-    numbers = await world.put(*(array(*mixed(chain("a-x", 500), chain("late-x", 500))) for _ in range(1)))
-    more = await world.put(array(*mixed(chain("a-x", 300, first=500), chain("late-x", 300, first=500))))
-    shard = await world.shard("shard-1")
-
-    async with world.reading() as reader:
-        await logs(shard, "a-x", 800)
-        assert reader.checkpoint == Position(int(numbers[0]), -1) or reader.checkpoint is None
-        await world.provision("late-x", "shard-1")
-        await reaches(reader, more[0])
-
-    assert await outcomes(shard, "late-x") == ["succeeded"] * 800
-
-
 async def test_record_of_too_many_parts_is_one_dead_letter(world: World) -> None:
     await world.provision("a-x", "shard-1")
     numbers = await world.put(
@@ -118,14 +99,3 @@ async def test_record_of_too_many_parts_is_one_dead_letter(world: World) -> None
     letters = [(one["source"]["sequenceNumber"], one["reason"]) for one in await world.letters()]
     assert letters == [(numbers[1], "too_large"), (numbers[3], "invalid_message")]
     assert len(await fetch(await world.shard("shard-1"), "SELECT FROM operations")) == 1001
-
-
-async def test_record_of_bad_parts_alone_holds_up_no_record_behind_it(world: World) -> None:
-    await world.provision("a-x", "shard-1")
-    numbers = await world.put(*chain("a-x", 3), *[array(*[b"0"] * 1000)] * 20, *chain("a-x", 3, first=3))
-    async with world.reading() as reader:
-        await reaches(reader, numbers[-1])
-
-    letters = await world.letters()
-    assert [(one["parts"]["bad"], one["parts"]["subSequenceNumbers"]) for one in letters] == [(1000, "0:0-999")] * 20
-    assert await outcomes(await world.shard("shard-1"), "a-x") == ["succeeded"] * 6

@@ -1,5 +1,3 @@
-"""A cursor by push, with the local Kinesis over HTTP: every record once and in order, whatever happens."""
-
 from __future__ import annotations
 
 import asyncio
@@ -19,7 +17,7 @@ from simplu_local.kinesis.server import serve_kinesis
 from simplu_worker.aws.clients import Client
 from simplu_worker.commands.stream.replaying import remove_consumer
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.fetch import cursor, read_schedule
+from simplu_worker.consumers.kinesis.fetch import read_schedule
 from simplu_worker.consumers.kinesis.fetch.cursor import PushedCursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing, PrefetchMemory
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamConsumers
@@ -51,48 +49,37 @@ class World:
         self.read_texts: list[str] = []
 
     def open(self, start: Start) -> PushedCursor:
-        """Return a cursor."""
         subscriptions = Subscriptions(self.client, self.consumers, "me")
         return PushedCursor(self.access, start, self.pacing, subscriptions)
 
     async def put(self, count: int = 1) -> None:
-        """Put records."""
         for _ in range(count):
             text = str(len(self.put_texts))
             self.put_texts.append(text)
             await self.client.put_record(StreamName=NAME, PartitionKey="k", Data=text.encode())
 
     async def read(self) -> None:
-        """Read once."""
         reply = await self.cursor.read(self.stopping)
         self.read_texts += [] if reply is None else [record.data.decode() for record in reply.records]
 
     async def read_until(self, is_so: Callable[[], bool]) -> None:
-        """Read until *is_so*, and fail if it never is."""
         async with asyncio.timeout(60):
             while not is_so():
                 await self.read()
 
     async def read_all(self) -> None:
-        """Read until all is read, and check that it came once and in order."""
         await self.read_until(lambda: len(self.read_texts) >= len(self.put_texts))
         assert self.read_texts == self.put_texts
 
     async def strike(self, kind: Kind, **more: Any) -> None:
-        """Let the next SubscribeToShard fail."""
         await send_commands(self.url, KinesisFault(action="SubscribeToShard", kind=kind, **more))
 
     async def state(self) -> dict[str, Any]:
-        """Return the state of the server."""
         return await send_commands(self.url)
 
 
 @pytest.fixture
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    """Open a world in which the reader waits for nothing longer than some tenths of a second, but for silence.
-
-    A busy machine may be silent for seconds.
-    """
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(read_schedule, "CALL_INTERVAL_S", 0.2)
@@ -123,52 +110,6 @@ async def test_records_come_by_push_and_the_quota_of_polling_is_left(world: Worl
     world.read_texts.clear()
     await world.read_all()
     assert (await world.state())["calls"]["RegisterStreamConsumer"] == 1
-
-
-async def test_subscription_is_renewed_without_a_gap(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_schedule, "RENEW_AFTER_S", 0.25)
-    await world.read_until(lambda: world.cursor.is_pushed)
-    for _ in range(20):
-        await world.put()
-        await world.read()
-        await asyncio.sleep(0.05)
-    await world.read_all()
-    calls = (await world.state())["calls"]
-    assert calls["SubscribeToShard"] >= 4
-    assert calls.get("GetRecords", 0) <= 1
-
-
-@pytest.mark.parametrize("kind", ["silent", "end", "repeat"])
-async def test_broken_subscription_costs_no_record(world: World, monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
-    monkeypatch.setattr(cursor, "SILENT_AFTER_S", 0.3)
-    await world.strike(kind, count=2)
-    for _ in range(15):
-        await world.put()
-        await world.read()
-        await asyncio.sleep(0.03)
-    await world.read_all()
-    await world.read_until(lambda: world.cursor.is_pushed)
-    await world.put()
-    await world.read_all()
-
-
-async def test_subscription_that_another_takes_is_got_back(world: World) -> None:
-    await world.put()
-    await world.read_until(lambda: world.cursor.is_pushed)
-    await world.read_all()
-    consumer = await world.consumers.find("me")
-    assert consumer is not None
-    await asyncio.sleep(0.2)
-    other = await Subscriptions(world.client, world.consumers, "me").open(SHARD, TrimHorizon())
-    with capture_logs() as logs:
-        await world.put()
-        await world.read_all()
-        await world.read_until(lambda: not world.cursor.is_pushed)
-        await world.put()
-        await world.read_all()
-        await world.read_until(lambda: world.cursor.is_pushed)
-    other.close()
-    assert [entry["how"] for entry in logs if entry["event"] == "subscription.lost"] == ["taken_over"]
 
 
 @pytest.mark.parametrize("action", ["SubscribeToShard", "RegisterStreamConsumer", "DescribeStreamConsumer"])
@@ -244,17 +185,6 @@ async def test_nothing_is_received_while_memory_is_short(world: World) -> None:
     await world.read_all()
     world.cursor.release_memory()
     assert world.memory.held_bytes == 0
-
-
-async def test_stop_ends_a_wait_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cursor, "SILENT_AFTER_S", 60.0)
-    await send_commands(world.url, SetOptions({"heartbeat_ms": 60_000}))
-    await world.read_until(lambda: world.cursor.is_pushed)
-    await world.read_until(lambda: world.cursor.millis_behind == 0)
-    reading = asyncio.create_task(world.cursor.read(world.stopping))
-    await asyncio.sleep(0.05)
-    world.stopping.set()
-    assert await asyncio.wait_for(reading, 20) is None
 
 
 async def test_command_removes_the_consumer(

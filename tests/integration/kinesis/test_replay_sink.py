@@ -1,5 +1,3 @@
-"""What `replay` does with operations on real shards: applied, counted, or left with all later ones of their tenant."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -22,7 +20,6 @@ DECODER = RecordDecoder("stream", "shard-0", operation_max_bytes=100_000, list_r
 
 
 def operations_of(records: Sequence[bytes], *, age: timedelta = timedelta()) -> list[Operation]:
-    """Return the operations in *records*, which arrived so long ago."""
     arrived_at = datetime.now(UTC) - age
     numbered = [Record(str(number), "key", data, arrived_at) for number, data in enumerate(records, 1)]
     return [one for _, _, one in DECODER.decode(numbered) if isinstance(one, Operation)]

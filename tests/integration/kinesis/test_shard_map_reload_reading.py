@@ -1,5 +1,3 @@
-"""Running readers while a shard leaves the map: its operations go to the new shards of its tenants, in order."""
-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
@@ -22,21 +20,18 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 @pytest.fixture
 async def world(endpoint_url: str, make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    """Give a world without tenants, with frequent lookups of held tenants."""
     monkeypatch.setattr(home_lookup, "RETRY_MAX_S", 0.25)
     async with open_world(endpoint_url, make_shard, timeouts=DEFAULT_TIMEOUTS) as world:
         yield world
 
 
 def leave(world: World, shard_id: str) -> None:
-    """Do what a reload does with a shard that is not in the map any more."""
     del world.citrus.registry.shards[shard_id]
     world.pools.retire([shard_id])
     world.gateway._directory.apply_map_change([shard_id])
 
 
 def held_targets(reader: StreamShardReader) -> list[tuple[str, str]]:
-    """Return target and reason of everything held."""
     return sorted((held["target"], held["reason"]) for held in reader.view.held_status())
 
 

@@ -1,5 +1,3 @@
-"""The stream in a real Kinesis API; answers that only AWS gives are taken from its API reference."""
-
 from __future__ import annotations
 
 import asyncio
@@ -41,14 +39,12 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 @pytest.fixture
 async def kinesis(endpoint_url: str) -> AsyncIterator[Client]:
-    """Open a client of that moto."""
     async with client_of("kinesis", endpoint_url) as client:
         yield client
 
 
 @pytest.fixture
 async def stream(kinesis: Client) -> Stream:
-    """Return a stream of one stream shard that holds the records 0, 1 and 2."""
     stream = Stream(kinesis, f"stream-{uuid4()}")
     await stream.ensure(create=True, stream_shard_count=1)
     for number in range(3):
@@ -58,19 +54,16 @@ async def stream(kinesis: Client) -> Stream:
 
 @pytest.fixture
 def aws() -> ScriptedAws:
-    """Return a service without a script yet."""
     return ScriptedAws()
 
 
 @pytest.fixture
 async def scripted(aws: ScriptedAws) -> AsyncIterator[Stream]:
-    """Return a stream that answers by the script of *aws*."""
     async with aws.running() as url, client_of("kinesis", url) as client:
         yield Stream(client, "scripted")
 
 
 async def read(stream: Stream, start: Start, *, limit: int = 100) -> Reply:
-    """Read once, from the first stream shard."""
     shard = (await stream.list_stream_shards())[0]
     return await stream.get_records(await stream.get_iterator(shard.stream_shard_id, start), limit=limit)
 
@@ -136,7 +129,6 @@ async def test_stream_shards_name_their_parents_after_a_split_and_a_merge(kinesi
 
 
 def raw_shard(number: int, **more: Any) -> dict[str, Any]:
-    """Return a stream shard as Kinesis returns it."""
     return {
         "ShardId": f"shardId-{number:012}",
         "HashKeyRange": {"StartingHashKey": "0", "EndingHashKey": str(LAST_HASH_KEY)},
@@ -145,7 +137,6 @@ def raw_shard(number: int, **more: Any) -> dict[str, Any]:
 
 
 def shard_of(number: int) -> StreamShard:
-    """Return the same as the worker reads it."""
     return StreamShard(f"shardId-{number:012}", frozenset(), HashRange(0, LAST_HASH_KEY), "495")
 
 
@@ -178,16 +169,6 @@ async def test_records_come_in_order_with_their_facts(stream: Stream) -> None:
     assert all(abs(record.arrived_at - before) < timedelta(seconds=30) for record in reply.records)
     assert {record.arrived_at.tzinfo for record in reply.records} == {UTC}
     assert (reply.millis_behind, reply.size_bytes, reply.child_shards) == (0, 18, ())
-
-
-async def test_records_are_read_on_from_the_next_iterator(stream: Stream) -> None:
-    replies = [await read(stream, TrimHorizon(), limit=2)]
-    for _ in range(2):
-        iterator = replies[-1].next_iterator
-        assert iterator is not None
-        replies.append(await stream.get_records(iterator, limit=2))
-
-    assert [[record.data for record in reply.records] for reply in replies] == [[b"0", b"1"], [b"2"], []]
 
 
 @pytest.mark.parametrize(
@@ -273,13 +254,3 @@ async def test_errors_of_kinesis_become_ours_by_their_code(
     assert type(raised.value) is expected
     assert len(aws.requests) == 1
     assert KINESIS_THROTTLED._value.get() - before == (expected is ThrottledError)
-
-
-async def test_stream_shard_is_gone_when_the_stream_does_not_have_it(stream: Stream) -> None:
-    with pytest.raises(StreamGoneError):
-        await stream.get_iterator("shardId-000000000099", TrimHorizon())
-
-
-async def test_wrong_call_is_refused_by_the_service(stream: Stream) -> None:
-    with pytest.raises(PermanentError, match="expected it, or its stream shard, to exist"):
-        await stream.get_iterator("", TrimHorizon())

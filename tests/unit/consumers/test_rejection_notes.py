@@ -70,14 +70,6 @@ def test_letter_is_noted_if_its_request_can_be_named(members: dict[str, object],
     assert rejections_of([msgspec.structs.replace(LETTER, **members)]) == expected
 
 
-def test_first_parts_of_an_aggregate_are_noted_when_it_is_rejected_as_a_whole() -> None:
-    part = RejectedRecord(DeadLetterReason.INVALID_MESSAGE, "elsewhere", OF_STREAM, "clinic", "main", "a")
-    letter = msgspec.structs.replace(LETTER, request_id=None, business_id=None, location_id=None, named=(part,))
-
-    (note,) = rejections_of([letter])
-    assert (note.tenant_id, note.request_id, note.error) == ("clinic-main", "a", "elsewhere")
-
-
 def test_parts_of_a_letter_are_noted_each_for_its_own_tenant() -> None:
     first = RejectedRecord(DeadLetterReason.INVALID_JSON, "no JSON", OF_STREAM)
     parts = (

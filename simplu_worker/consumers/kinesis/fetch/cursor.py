@@ -1,10 +1,7 @@
-"""Read a stream shard from one position on: iterators, pacing, memory, and failed reads.
+"""Read a stream shard from one position on: by polling, or by push (enhanced fan-out) while there is a subscription.
 
-Read a stream shard by push (enhanced fan-out), and by polling while there is no subscription.
-
-Both read on from the same position, one at a time, so a record comes once and in its order whatever happens to the
-subscriptions. What polling has to do beside that, it does: an end that is not accepted is read again by polling, and
-an end that no event names is found by a poll after a minute without records.
+Both ways go on from the same position, one at a time, so a record comes once and in order. Polling also does what push
+cannot: it reads an end again that is not accepted, and finds one that no event names, a minute after the last record.
 """
 
 from __future__ import annotations
@@ -51,7 +48,7 @@ log = structlog.get_logger(__name__)
 
 
 class StreamShardAccess:
-    """Shared by all cursors of one stream shard: the stream, the read budget, and the lock that keeps reads apart."""
+    """What all cursors of one stream shard share: the stream, the read budget, and the lock that keeps reads apart."""
 
     def __init__(self, stream: Stream, stream_shard_id: str, memory: MemoryQuota, draw: Callable[[], float]) -> None:
         self.stream = stream
@@ -76,7 +73,7 @@ class Cursor:
         retention: timedelta | None = None,
         expires_at: float | None = None,
     ) -> None:
-        """*kind* is a label of the metrics. With the stream's *retention*, records that expired unread are reported.
+        """With the stream's *retention*, records that expired unread are reported.
 
         From *expires_at* on the stream may have dropped records that came after all that was read; None if unknown.
         """
@@ -113,7 +110,7 @@ class Cursor:
     async def read(self, stopping: asyncio.Event) -> Reply | None:
         """Wait for the pacing, then read once; None when the read failed, *stopping* was set, or memory is short.
 
-        The memory of the reply is reserved until `release_memory`, or until the next read.
+        The memory of the reply stays reserved until `release_memory` or the next read.
         """
         self.release_memory()
         while True:
@@ -126,16 +123,14 @@ class Cursor:
                 return await self._read_within(room_bytes) if room_bytes else None
 
     def release_memory(self) -> None:
-        """Release the memory of the last reply: its operations are in lanes, which reserve their own."""
+        """Release the memory of the last reply, whose operations are in lanes."""
         self._hold_memory(0)
 
     def _hold_memory(self, size_bytes: int) -> None:
-        """Hold *size_bytes*, and no longer those of before."""
         self._access.memory.correct(self._held_bytes, size_bytes)
         self._held_bytes = size_bytes
 
     async def _read_within(self, room_bytes: int) -> Reply | None:
-        """Read a reply that fits into memory, by the expected size of records."""
         limit = self._pacing.limit(min(room_bytes // 2, READ_MAX_BYTES))
         limit = max(1, min(limit, room_bytes // (2 * OPERATION_OVERHEAD_BYTES)))
         started_at = loop_time()
@@ -165,7 +160,7 @@ class Cursor:
         return reply
 
     def close(self) -> None:
-        """Close a connection that stays open between two reads; idempotent. A cursor that polls has none."""
+        """Close a connection that stays open between two reads; idempotent."""
 
     def _note_reply(self, reply: Reply) -> None:
         now = loop_time()
@@ -179,7 +174,6 @@ class Cursor:
         self._byte_count.inc(reply.size_bytes)
 
     def _note_progress(self, reply: Reply, now: float) -> None:
-        """Note the records, the end and the lag of a reply."""
         self._report_expired_records(reply)
         self.millis_behind, self.replied_at = reply.millis_behind, now
         self.child_shards = reply.child_shards
@@ -196,8 +190,8 @@ class Cursor:
     def _detect_end(self, reply: Reply) -> bool:
         """Return whether a reply is the last one of a closed stream shard, which names the children.
 
-        The KCL rejects an end without children (a bare end) as invalid and reads again. Some emulators never name the
-        children, so several bare ends in a row are accepted.
+        The KCL reads again after an end without children (a bare end). Some emulators never name the children, so
+        several in a row are accepted.
         """
         if reply.next_iterator is not None or reply.child_shards:
             self._bare_ends = 0
@@ -222,8 +216,8 @@ class Cursor:
     def _report_expired_records(self, reply: Reply) -> None:
         """Report, once, when records right after the start may have expired unread.
 
-        Kinesis continues with the oldest that it has. So the first reply is as far behind the tip as the stream keeps
-        records; or the record at the start is not there any more, and what came after it was last read so long ago.
+        Then the first reply is as far behind the tip as the stream keeps records, or the record at the start is not
+        there any more, and what came after it was last read so long ago.
         """
         retention = self._retention
         if retention is None or reply.millis_behind is None or not isinstance(self._start, AtSequenceNumber):
@@ -257,7 +251,7 @@ TRANSIT_MAX_S: Final = 3.0  # of an event, from Kinesis to this machine
 
 
 class PushedCursor(Cursor):
-    """The position of the main reader, which reads on from it by push where it can."""
+    """The position of the main reader, read on by push where that is possible."""
 
     def __init__(
         self,
@@ -287,7 +281,7 @@ class PushedCursor(Cursor):
         return self._subscription is not None
 
     async def read(self, stopping: asyncio.Event) -> Reply | None:
-        """Wait for the next event, or for a poll; None when that failed, *stopping* was set, or memory is short."""
+        """Wait for the next event or poll; None when that failed, *stopping* was set, or memory is short."""
         self.release_memory()
         if not self.is_closed:
             await self._subscribe_if_due()
@@ -315,7 +309,6 @@ class PushedCursor(Cursor):
         self._leave()
 
     async def _subscribe_if_due(self) -> None:
-        """Subscribe, or replace the subscription; the other one is in use until the new one is there."""
         called_at = loop_time()
         is_due = self._schedule.is_call_due if self._subscription is None else self._schedule.is_renewal_due
         if not is_due(called_at):
@@ -333,14 +326,12 @@ class PushedCursor(Cursor):
         log.info("subscription.opened", stream_shard_id=self._access.stream_shard_id)
 
     def _next_start(self) -> Start:
-        """Return where the next subscription starts: behind the last record, or further where none was found there."""
         return self._continuation or self._start
 
     async def _read_event(self, subscription: Subscription, stopping: asyncio.Event) -> Reply | None:
         """Return the next event; None when *stopping* is set, memory is short, or the renewal or a poll is due.
 
-        The memory of an event is reserved before all of it is received. Bytes that came while nothing was read are not
-        noticed, so the silence begins with the wait.
+        The memory of an event is reserved before all of it is received.
         """
         heard_at = loop_time()
         while True:
@@ -364,18 +355,15 @@ class PushedCursor(Cursor):
                     self._drained_at = now
 
     def _silent_at(self, heard_at: float) -> float:
-        """Return when the subscription counts as dead: Kinesis would have sent something by then."""
         return heard_at + SILENT_AFTER_S
 
     def _reserve(self, size_bytes: int) -> bool:
-        """Reserve the memory of an event; return False while memory is short."""
         if self._access.memory.is_short:
             return False
         self._hold_memory(size_bytes + size_bytes // RECORD_MIN_BYTES * OPERATION_OVERHEAD_BYTES)
         return True
 
     def _accept(self, event: Reply) -> Reply:
-        """Note an event, and return it without records that came before."""
         records = self._drop_repeats(event.records)
         reply = replace(event, records=records)
         self._hold_memory(memory_bytes_of(reply))
@@ -398,16 +386,12 @@ class PushedCursor(Cursor):
         return reply
 
     def _drop_repeats(self, records: list[Record]) -> list[Record]:
-        """Return the records without those that were read before."""
         if not records or int(records[0].sequence_number) > self._last_number:
             return records
         return [record for record in records if int(record.sequence_number) > self._last_number]
 
     def _note_time(self, arrived_before: datetime | None, now: float, *, has_records: bool) -> None:
-        """Note of which time an event without records is: it may have waited for the reader, unless that waited for it.
-
-        While that is unknown, the arrival of the last record stands for it.
-        """
+        """Note the time of an event without records, which may have waited for the reader."""
         self.asked_at = self._drained_at - TRANSIT_MAX_S
         if has_records:
             self._record_came_at = now
@@ -438,7 +422,6 @@ class PushedCursor(Cursor):
             log.info("subscription.deferred", **facts)
 
     def _note_loss(self, loss: SubscriptionLoss, error: str) -> None:
-        """Note that the subscription has ended: the reader polls until it has another one."""
         self._leave()
         self.push_trouble = error
         self._schedule.note_lost(loop_time(), loss, self._access.draw(), had_event=self._had_event)
@@ -446,7 +429,6 @@ class PushedCursor(Cursor):
         log.info("subscription.lost", stream_shard_id=self._access.stream_shard_id, how=loss.value, error=error)
 
     def _leave(self) -> None:
-        """Close the subscription, if there is one."""
         if self._subscription is not None:
             self._subscription.close()
             self._subscription = None

@@ -1,31 +1,20 @@
-"""When to read a stream shard next, and how much: often enough to see records early, within Kinesis' quota. Pure.
+"""When to read a stream shard next, and how much: early enough, within Kinesis' quota and this replica's memory. Pure.
 
-A stream shard is read by one main reader and, while operations of it are held, by up to a few catch-ups. They share
-one
-budget, the quota of Kinesis; a main reader that reads by push (enhanced fan-out) has a quota of its own, and leaves
-this one to the catch-ups. Why no reader starves, as long as reads do not overlap:
+The main reader and up to a few catch-ups of a stream shard share one budget, the quota of Kinesis; a main reader that
+reads by push has a quota of its own. Why no reader starves, as long as reads do not overlap:
 
-- starts: a catch-up starts only if the main reader's next starts stay in time: every fifth start while the main
-reader
-  is busy or behind, nearly all while it is idle. Of the catch-ups the one that has waited longest goes first;
-- bytes: while both want to read, the catch-ups together get half and the main reader the other half, which is as much
-  as can be written (1 MiB/s). Each may use the bytes that the other leaves: catch-ups while the main reader is idle,
-  the main reader whenever all bytes read are paid for. Within its half the main reader may start AHEAD_S before that,
-  also after the last catch-up has ended.
+- starts: a catch-up starts only if the main reader's next starts stay in time: every fifth start while the main reader
+  is busy, nearly all while it is idle. The catch-up that has waited longest goes first;
+- bytes: while both want to read, the catch-ups together get half, and the main reader the other half, which is as much
+  as can be written (1 MiB/s). Each may use what the other leaves. Within its half the main reader may start AHEAD_S
+  early.
 
-A waiting reader must not keep the others from reading: it waits for `delay_s` before it takes the lock, and reads
-only
-if `delay_s` is 0 then.
+A reader waits for `delay_s` before it takes the lock, and reads only if `delay_s` is 0 then, so that waiting readers
+keep nobody from reading.
 
-How much a replica may have read and not yet applied: one bound for all its stream shards.
-
-Half of it goes to the first readers that ask. The other half is set aside for all readers in equal parts: a reader
-may
-take its part whatever the others hold, so that none waits for the operations of another one. The total passes the
-bound
-by the parts of readers that begin while others hold all of it, at worst twice the bound with eleven stream shards,
-and
-by records that are larger than expected.
+Half of the memory goes to the first readers that ask, the other half in equal parts to all readers, so that none waits
+for the operations of another one. The total passes the bound by the parts of readers that begin while others hold all
+of it, at worst twice the bound with eleven stream shards, and by records that are larger than expected.
 """
 
 from __future__ import annotations
@@ -75,7 +64,7 @@ NEVER: Final = float("-inf")
 
 
 class ReadBudget:
-    """The quota of Kinesis for one stream shard, for all its readers in this process. Their reads must not overlap."""
+    """The quota of Kinesis for one stream shard, for all its readers in this process, whose reads must not overlap."""
 
     def __init__(self) -> None:
         self.main: Pacing | None = None
@@ -87,12 +76,6 @@ class ReadBudget:
         self._closed_until = NEVER
         self._failure_count = 0
         self._record_bytes: float | None = None
-
-    def __repr__(self) -> str:
-        return (
-            f"<ReadBudget opens {self.opens_at:.3f}, paid {self.paid_at:.3f}, {len(self.catch_ups)} catch-ups, "
-            f"{self._failure_count} failures>"
-        )
 
     @property
     def opens_at(self) -> float:
@@ -112,7 +95,7 @@ class ReadBudget:
             self.catch_ups.remove(pacing)
 
     def limit(self, target_bytes: float) -> int:
-        """Return how many records to request, so that the reply has about *target_bytes* or less."""
+        """Return the number of records whose reply has about *target_bytes*."""
         if self._record_bytes is None:
             return LIMIT_UNKNOWN
         return max(1, min(LIMIT_MAX, int(target_bytes / self._record_bytes)))
@@ -159,14 +142,14 @@ class ReadBudget:
             self._record_bytes = max(mean, (before + mean) / 2)
 
     def note_failure(self, now: float, draw: float) -> None:
-        """Note that a read was throttled or not answered; wait longer each time, with full jitter (*draw* in 0..1)."""
+        """Note a throttled or unanswered read; wait longer each time, with full jitter (*draw* in 0..1)."""
         longest = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(self._failure_count, 16))
         self._failure_count += 1
         self._closed_until = max(self._closed_until, now + draw * longest)
 
 
 class Pacing:
-    """How often, and how much, the main reader of a stream shard reads; it goes before the catch-ups."""
+    """The reads of the main reader, which goes before the catch-ups."""
 
     def __init__(self, budget: ReadBudget, schedule: ReadSchedule | None = None) -> None:
         """*schedule* is that of the replica; without one the reader has its own."""
@@ -180,17 +163,14 @@ class Pacing:
         self.is_pushed = False  # it reads by push, and leaves the whole budget to the catch-ups
         budget.main = self
 
-    def __repr__(self) -> str:
-        return f"<Pacing started {self._started_at:.3f}, behind {self._is_behind}, {self._budget!r}>"
-
     def is_busy(self, now: float) -> bool:
-        """Return whether the reader polls a stream shard in use, or one of which it is behind the tip."""
+        """Return whether it polls a stream shard in use, or is behind the tip."""
         if self.has_ended or self.is_pushed:
             return False
         return self._is_behind or now - self._record_seen_at <= BUSY_FOR_S
 
     def is_at_tip_in_use(self, now: float) -> bool:
-        """Return whether the reader is at the tip of a stream shard in use: new records must be seen at once."""
+        """Return whether it is at the tip of a stream shard in use: new records must be seen at once."""
         return self.is_busy(now) and not self._is_behind
 
     def next_start(self, now: float) -> float:
@@ -212,7 +192,7 @@ class Pacing:
         return max(0.0, self.next_start(now) - now)
 
     def limit(self, room_bytes: float = REPLY_MAX_BYTES) -> int:
-        """Return how many records to request: as many as fit into *room_bytes*, less while catch-ups run."""
+        """Return how many records to request: as many as fit into *room_bytes*, fewer while catch-ups run."""
         target_bytes = min(room_bytes, SHARED_REPLY_BYTES) if self._budget.catch_ups else room_bytes
         return LIMIT_MAX if target_bytes >= REPLY_MAX_BYTES else self._budget.limit(target_bytes)
 
@@ -226,7 +206,7 @@ class Pacing:
     def note_reply(self, now: float, *, record_count: int, size_bytes: int, millis_behind: int | None) -> None:
         """Note the reply to the read last started.
 
-        An empty reply behind the tip is normal (Kinesis walks over gaps), so the reader stays busy.
+        An empty reply behind the tip is normal, so the reader stays busy.
         """
         begun_at = max(self._started_at, now - LATENCY_MAX_S)
         self._budget.note_reply(begun_at, now, record_count=record_count, size_bytes=size_bytes)
@@ -246,7 +226,7 @@ class Pacing:
             self._record_seen_at = now
 
     def note_end(self) -> None:
-        """Note that the main reader reads no more: the whole budget goes to the catch-ups."""
+        """Leave the whole budget to the catch-ups: the main reader reads no more."""
         self.has_ended = True
         self._slot.close()
 
@@ -259,14 +239,8 @@ class CatchUpPacing:
         self.started_at = NEVER
         self.asks_at = NEVER  # when it will ask again
 
-    def __repr__(self) -> str:
-        return f"<CatchUpPacing started {self.started_at:.3f}, {self._budget!r}>"
-
     def delay_s(self, now: float) -> float:
-        """Return the seconds until the next read may start, or until the catch-up has to ask again.
-
-        Catch-ups that have waited longer go first, if they ask again in time.
-        """
+        """Return the seconds until the next read may start, or until the catch-up has to ask again."""
         budget = self._budget
         due = max(
             budget.opens_at,
@@ -279,7 +253,7 @@ class CatchUpPacing:
         return self.asks_at - now
 
     def limit(self, room_bytes: float = REPLY_MAX_BYTES) -> int:
-        """Return how many records to request: as many as fit into *room_bytes* and do not keep the others waiting."""
+        """Return how many records to request without keeping the others waiting."""
         return self._budget.limit(min(room_bytes, CATCH_UP_REPLY_BYTES))
 
     def note_start(self, now: float) -> None:
@@ -301,7 +275,6 @@ class CatchUpPacing:
         self._budget.note_failure(now, draw)
 
     def _longer_waiting(self) -> list[CatchUpPacing]:
-        """Return the other catch-ups that have not read for longer, or for as long and were opened before."""
         catch_ups = self._budget.catch_ups
         mine = (self.started_at, catch_ups.index(self))
         return [other for at, other in enumerate(catch_ups) if (other.started_at, at) < mine]
@@ -313,7 +286,7 @@ READ_ROOM_MAX_BYTES: Final = 4 * 1024 * 1024
 
 
 class PrefetchMemory:
-    """The memory of a replica for records that are read and not yet applied, shared by readers with a quota each."""
+    """The memory of a replica for records that are read and not yet applied."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -321,9 +294,6 @@ class PrefetchMemory:
         self._quotas: set[MemoryQuota] = set()
         self._set_aside_bytes = 0  # for one reader
         self._unclaimed_bytes = 0  # of the parts set aside, for all readers
-
-    def __repr__(self) -> str:
-        return f"<PrefetchMemory {self.used_bytes} of {self.max_bytes} bytes, {len(self._quotas)} quotas>"
 
     def open_quota(self) -> MemoryQuota:
         """Return a new quota that holds no memory."""
@@ -340,8 +310,8 @@ class PrefetchMemory:
     def room_bytes_of(self, quota: MemoryQuota) -> int:
         """Return how many more bytes *quota* may reserve now.
 
-        All bytes that are not set aside for other readers; from half of the total on, at most a fair share. What is
-        left of its own part at least.
+        All that are not set aside for others, from half of the total on at most a fair share; what is left of its own
+        part at least.
         """
         own = self._unclaimed_by(quota)
         of_others = self._unclaimed_bytes - own
@@ -359,7 +329,7 @@ class PrefetchMemory:
         self._unclaimed_bytes += self._unclaimed_by(quota)
 
     def close_quota(self, quota: MemoryQuota) -> None:
-        """Take back all memory that *quota* holds, and the part set aside for it."""
+        """Take back all memory of *quota*, and its part."""
         self.change(quota, -quota.held_bytes)
         self._quotas.discard(quota)
         self._divide()
@@ -373,7 +343,7 @@ class PrefetchMemory:
 
 
 class MemoryQuota:
-    """The memory that one reader holds; created by `PrefetchMemory.open_quota`. After `close` it reserves nothing.
+    """The memory that one reader holds; after `close` it reserves nothing.
 
     Memory for the expected reply is reserved before a read, so that concurrent readers do not overshoot together.
     """
@@ -383,18 +353,11 @@ class MemoryQuota:
         self._is_open = True
         self.held_bytes = 0
 
-    def __repr__(self) -> str:
-        return (
-            f"<MemoryQuota {self.held_bytes} bytes, room for {self.room_bytes}>"
-            if self._is_open
-            else "<MemoryQuota closed>"
-        )
-
     @property
     def is_short(self) -> bool:
-        """Whether a read has to wait for more room, because a small read costs as much as a large one.
+        """Whether a read has to wait for more room, as a small read costs as much as a large one.
 
-        False while the reader holds no memory, as its own operations could not free more; true once it is closed.
+        False while the reader holds no memory: its own operations could not free more.
         """
         room_bytes = self.room_bytes
         return not room_bytes or (bool(self.held_bytes) and room_bytes < self._prefetch.read_room_bytes)
@@ -418,7 +381,7 @@ class MemoryQuota:
         self._prefetch.change(self, -size_bytes)
 
     def correct(self, expected_bytes: int, actual_bytes: int) -> None:
-        """Hold the *actual_bytes* of a reply in place of the *expected_bytes* reserved for it."""
+        """Hold *actual_bytes* in place of *expected_bytes*."""
         self.reserve(actual_bytes)
         self.release(expected_bytes)
 

@@ -1,22 +1,9 @@
-"""When readers at the tip of their stream shards read: some of a replica at the same times. Pure.
+"""When stream shards are read by polling, and when they are subscribed to. Pure.
 
-Their batches for a Postgres shard then arrive within milliseconds of each other and share a transaction
-(`shards/apply/group_commit.py`), which costs about as much for one operation as for ten. With more readers at the
-same
-times their operations would wait for each other: so the groups read at different times, spread over the interval.
-Readers of idle stream shards have larger groups: a read right after another one takes much less processor time.
-
-How much rarer a stream shard in use is read while the replica's processor is busy.
-
-Every read brings a batch for each Postgres shard, and a batch costs a transaction, however few operations it has. So
-a
-replica that has little time left reads more rarely: its transactions are fewer and larger, and operations are seen up
-to 0.4 s later. A replica with time to spare reads as often as it may.
-
-When to subscribe to a stream shard, to renew the subscription, and to poll beside it; when it is dead.
-
-While there is no subscription the stream shard is polled, so a wait until the next call costs latency and quota, and
-delays no record for long.
+Readers at the tip read in groups at the same times: their batches for a Postgres shard then share a transaction
+(`shards/apply/group_commit.py`), which costs about as much for one operation as for ten. The groups read at different
+times. While the processor is busy all read more rarely: transactions are fewer and larger, and operations are seen up
+to 0.4 s later.
 """
 
 from __future__ import annotations
@@ -35,7 +22,7 @@ STEP: Final = 0.3  # of the way to the wanted factor: the share follows the fact
 
 
 def wanted_stretch(share: float) -> float:
-    """Return how many times as long as usual readers should wait between two reads, by the processor's *share*."""
+    """Return how many times as long as usual readers should wait, by the processor's *share*."""
     over = (share - EASY_SHARE) / (BUSY_SHARE - EASY_SHARE)
     return 1.0 + (STRETCH_MAX - 1.0) * min(max(over, 0.0), 1.0)
 
@@ -47,14 +34,11 @@ class ReadStretch:
         self.factor = 1.0
         self._has_begun = False
 
-    def __repr__(self) -> str:
-        return f"ReadStretch({self.factor:.2f})"
-
     def note_share(self, share: float) -> None:
-        """Note the share of the processor that the replica used since the last call, 0 to 1.
+        """Note the share of the processor used since the last call, 0 to 1; that of the start does not count.
 
-        The first one is that of the start, and does not count. Where the share would be small even if all of it grew
-        with the number of reads, the replica reads as usual at once.
+        Where the share would be small even if all of it grew with the number of reads, the replica reads as usual at
+        once.
         """
         if not self._has_begun:
             self._has_begun = True
@@ -84,9 +68,6 @@ class ReadSchedule:
         self._first_shift = first_shift
         self._slots: list[ReadSlot] = []
 
-    def __repr__(self) -> str:
-        return f"ReadSchedule({len(self._slots)} readers, {self.stretch!r})"
-
     def open_slot(self) -> ReadSlot:
         """Return the slot of a new reader."""
         slot = ReadSlot(self)
@@ -107,24 +88,15 @@ class ReadSchedule:
 
 
 class ReadSlot:
-    """The times at which one reader reads; created by `ReadSchedule.open_slot`.
-
-    They are *shift* intervals after the multiples of the interval, *idle_shift* on an idle stream shard.
-    """
+    """The times at which one reader reads: *shift* (idle: *idle_shift*) intervals after the multiples of one."""
 
     def __init__(self, schedule: ReadSchedule) -> None:
         self.shift = 0.0
         self.idle_shift = 0.0
         self._schedule = schedule
 
-    def __repr__(self) -> str:
-        return f"ReadSlot({self.shift:.2f})"
-
     def next_start(self, since: float) -> float:
-        """Return when a reader that started a read at *since* should start the next one.
-
-        At a time of its group; if the next of these is further away than usual, it comes nearer to them step by step.
-        """
+        """Return when a reader that started at *since* should start again: with its group, or a step nearer."""
         if isinf(since):
             return since
         factor = self._schedule.stretch.factor
@@ -133,10 +105,7 @@ class ReadSlot:
         return min((count + self.shift) * interval_s, since + interval_s + STEP_S * factor)
 
     def next_idle_start(self, since: float) -> float:
-        """Return when a reader of an idle stream shard that started a read at *since* should start the next one.
-
-        At the next time of its group.
-        """
+        """Return when the reader of an idle stream shard that started at *since* should start again."""
         if isinf(since):
             return since
         return since + shared_pause_s(since - self.idle_shift * IDLE_INTERVAL_S, IDLE_INTERVAL_S)
@@ -159,16 +128,13 @@ NEVER: Final = float("-inf")
 
 
 class SubscriptionSchedule:
-    """The schedule of the subscriptions to one stream shard; callers pass the time, in seconds, and draws of 0..1."""
+    """The subscriptions to one stream shard, which is polled while there is none."""
 
     def __init__(self) -> None:
         self._accepted_at = NEVER
         self._next_call_at = NEVER
         self._polled_at = NEVER  # or had a record, which is as good
         self._failure_count = 0  # in a row: refused calls, and subscriptions without an event or taken over
-
-    def __repr__(self) -> str:
-        return f"<SubscriptionSchedule accepted {self._accepted_at:.3f}, next {self._next_call_at:.3f}>"
 
     def is_call_due(self, now: float) -> bool:
         """Return whether to subscribe now, where there is no subscription."""
@@ -207,8 +173,7 @@ class SubscriptionSchedule:
     def note_lost(self, now: float, loss: SubscriptionLoss, draw: float, *, had_event: bool) -> None:
         """Note the end of the subscription; *had_event* where at least one event had come.
 
-        Two holders of a lease take the subscription from each other. Each waits longer each time: the one that has lost
-        the lease stops before it is on again.
+        Two holders of a lease take the subscription from each other; each waits longer each time.
         """
         self._forget_failures(now)
         if loss is SubscriptionLoss.TAKEN_OVER or not had_event:

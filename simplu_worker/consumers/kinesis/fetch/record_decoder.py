@@ -1,20 +1,10 @@
-"""Records of a stream shard as operations or rejected records. Pure.
+"""Records of a stream shard as operations or rejected records, and the dead letters of these. Pure.
 
-Decode the records of one stream shard into operations, or into rejections; the same for every reader.
+Operations of one resource with different partition keys are applied in any order; they are counted and logged.
 
-Find operations with a wrong partition key.
-
-They are applied: the worker takes the tenant from the record. But operations of one resource with different keys are
-applied in any order, and nobody else notices.
-
-Collect the dead letters of one reply: one for each rejected record, but few for the bad parts of one record.
-
-Up to LETTERS_MAX bad parts of an array or of lines have a letter each. More of them, and several of an aggregate,
-share
-one, which has these parts alone, packed as an aggregate of their own: the good parts of the record are applied, and
-would be applied twice if they were sent again without a `requestId`. Records of many bad parts would otherwise hold
-up
-their stream shard for minutes, ten letters a request.
+Up to LETTERS_MAX bad parts of an array or of lines have a dead letter each. More of them, and several of an aggregate,
+share one, which has these parts alone, packed as an aggregate: the good ones are applied, and would be applied twice if
+they were sent again without a `requestId`. A letter for each would hold up the stream shard for minutes.
 """
 
 from __future__ import annotations
@@ -29,15 +19,14 @@ from typing import Final, TypeAlias
 from msgspec.structs import replace
 
 from simplu_worker.consumers.kinesis.stream.aggregation import (
+    OUTSIDE,
     PARTS_MAX,
     TOO_MANY,
     AggregatePacker,
     Part,
-    SubRecord,
     TooManyPartsError,
     deaggregate,
     lies_within,
-    outside_error,
     parts_of_aggregate,
     parts_of_record,
 )
@@ -50,7 +39,6 @@ from simplu_worker.operations.operation import KEY_MAX, Operation, Origin, PartN
 from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
 
 KINESIS: Final = Source.KINESIS  # looked up once: access to an enum member is slow
-NAMED_PARTS_MAX: Final = 100  # of an aggregate that is rejected as a whole: as many as of its bad parts have a status
 RUN_COUNT: Final = 128  # records that are decoded together: they stay in the processor's caches between two steps
 OBJECT_START: Final = b"{"  # of nearly all records; any other may be an array or an aggregate
 NEWLINE: Final = ord("\n")
@@ -82,10 +70,10 @@ class RecordDecoder:
         self._has_lines = False  # has come: from now on records of several lines are looked at first
 
     def decode(self, records: list[Record], *, after: Position | None = None) -> Iterator[DecodedRecord]:
-        """Yield the decoded *records* and their parts in their order, from the first one after the position *after*.
+        """Yield the decoded *records* and their parts in order, from the first one after the position *after*.
 
-        Empties *records* on the way, so that the memory of a decoded record is reused for the next. An aggregate with
-        a part that belongs to another stream shard, or with too many parts, is rejected as a whole.
+        Empties *records* on the way, so that their memory is reused. An aggregate of which a part belongs to another
+        stream shard, or with too many parts, is rejected as a whole.
         """
         decoded = self._decode_all(records)
         if after is None:
@@ -112,7 +100,6 @@ class RecordDecoder:
         yield from self._decode_ordinary(run[start:])
 
     def _unusual(self, run: Sequence[Record]) -> list[int]:
-        """Return the indexes of records that may have several operations, but for the first JSON lines to come."""
         if self._has_lines:
             return [
                 index
@@ -138,7 +125,6 @@ class RecordDecoder:
         return self._with_lines(run, decoded) if RejectedRecord in map(type, results) else decoded
 
     def _with_lines(self, run: Sequence[Record], decoded: Iterable[DecodedRecord]) -> Iterator[DecodedRecord]:
-        """Yield *decoded*, with the parts of JSON lines in place of the rejection of the whole."""
         for record, one in zip(run, decoded, strict=True):
             result = one[2]
             parts = None
@@ -151,14 +137,10 @@ class RecordDecoder:
                 yield from parts
 
     def _decode_several(self, record: Record) -> Iterator[DecodedRecord] | None:
-        """Return the decoded parts of a record, or the one rejection of an aggregate; None for an ordinary record."""
         try:
             subs = deaggregate(record.data, parts_max=PARTS_MAX)
             if subs is not None and self._hash_range is not None and not lies_within(subs, self._hash_range):
-                error = outside_error(subs, self._hash_range)
-                last, _, whole = self._reject_aggregate(record, error, last_number=subs[-1].sub_sequence_number)
-                named = self._named_parts(record, subs[:NAMED_PARTS_MAX], error)
-                return iter([(last, record.data, replace(whole, named=named))])
+                return iter([self._reject_aggregate(record, OUTSIDE, last_number=subs[-1].sub_sequence_number)])
             if subs is None:
                 parts = parts_of_record(record.data, record.partition_key)
             else:
@@ -178,7 +160,6 @@ class RecordDecoder:
     def _decode_parts(
         self, record: Record, parts: Sequence[Part], *, part_count: int | None
     ) -> Iterator[DecodedRecord]:
-        """Yield the decoded parts of a record; *part_count* is their number in an aggregate."""
         for start in range(0, len(parts), RUN_COUNT):
             run = parts[start : start + RUN_COUNT]
             data = [part.data for part in run]
@@ -197,17 +178,6 @@ class RecordDecoder:
                 if part_count is not None and isinstance(result, RejectedRecord):
                     result = replace(result, part_count=part_count)
                 yield origin, part.data, result
-
-    def _named_parts(self, record: Record, subs: Sequence[SubRecord], error: str) -> tuple[RejectedRecord, ...]:
-        """Return the rejections of parts of an aggregate that is rejected as a whole, with the ids that they have."""
-        named: list[RejectedRecord] = []
-        for sub in subs:
-            places = [record.sequence_number], [sub.sub_sequence_number], [sub.partition_key]
-            (origin,) = self._origins([record.arrived_at], *places)
-            one = self._decode_alone(sub.data, origin)
-            ids = {name: getattr(one, name) for name in ("business_id", "location_id", "request_id", "resource_id")}
-            named.append(RejectedRecord(DeadLetterReason.INVALID_MESSAGE, error, origin, **ids))
-        return tuple(named)
 
     def _reject_aggregate(
         self,
@@ -244,7 +214,6 @@ class RecordDecoder:
         partition_keys: Iterable[str],
         *parts: Iterable[int | None],
     ) -> list[Origin]:
-        """Return origins; *parts* are the indexes of parts, and how many parts follow each."""
         same = repeat(KINESIS), repeat(self._stream_name), arrivals, repeat(self._stream_shard_id)
         return list(map(Origin, *same, sequence_numbers, sub_sequence_numbers, partition_keys, *parts))
 
@@ -279,7 +248,7 @@ class PartitionKeys:
         return key not in (None, expected) and len(expected) <= KEY_MAX
 
     def take_warning(self, now: float) -> tuple[Operation, int] | None:
-        """Return the last operation with a wrong key and how many came since the last warning; None if none is due."""
+        """Return the last operation with a wrong key, and the number since the last warning; None if none is due."""
         if self._last is None or not self._unwarned_count or now < self._warned_at + WARNING_INTERVAL_S:
             return None
         warning = self._last, self._unwarned_count
@@ -288,7 +257,7 @@ class PartitionKeys:
 
 
 def shown_key(key: str) -> str:
-    """Return a partition key, which may be any text, for logs: cut, and without characters that are not printed."""
+    """Return a partition key for logs: cut, and without characters that are not printed."""
     shown = "".join(character if character.isprintable() else "\ufffd" for character in key[:SHOWN_MAX])
     return f"{shown}…" if len(key) > SHOWN_MAX else shown
 
@@ -303,15 +272,12 @@ class RejectionCollector:
     def __init__(self) -> None:
         self._groups: list[_Group] = []
 
-    def __repr__(self) -> str:
-        return f"RejectionCollector({len(self._groups)} records)"
-
     def __len__(self) -> int:
         """Return the number of records with rejections."""
         return len(self._groups)
 
     def add(self, rejected: RejectedRecord, record: bytes) -> None:
-        """Add the rejection of *record*, which may be a part of the same record as the one before."""
+        """Add the rejection of *record*, perhaps another part of the record before."""
         if not (self._groups and self._groups[-1].has_room_for(rejected)):
             self._groups.append(_Group(rejected))
         self._groups[-1].add(rejected, record)
@@ -336,12 +302,10 @@ class _Group:
         self._tenant: tuple[str | None, str | None] = (first.business_id, first.location_id)
 
     def has_room_for(self, rejected: RejectedRecord) -> bool:
-        """Return whether *rejected* is another part of the same record."""
         own, other = self._first.origin, rejected.origin
         return own.sequence_number == other.sequence_number and _is_part(self._first) and _is_part(rejected)
 
     def add(self, rejected: RejectedRecord, record: bytes) -> None:
-        """Add the record, or a bad part."""
         self._alone.append((rejected, record))
         if self._numbers or len(self._alone) > self._letters_max:
             for one in self._alone:
@@ -359,7 +323,6 @@ class _Group:
             self._tenant = (None, None)
 
     def dead_letters(self, failed_at: datetime) -> list[DeadLetter]:
-        """Return the letter of the record, those of its bad parts, or the one of all of these."""
         if self._alone:
             return [dead_letter_of(rejected, record, failed_at=failed_at) for rejected, record in self._alone]
         first, origin = self._first, self._first.origin

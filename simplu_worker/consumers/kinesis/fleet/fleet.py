@@ -1,9 +1,4 @@
-"""This replica's part in reading a stream: it takes leases, reads their stream shards and keeps the leases complete.
-
-The share of processor time that this process uses, of the time that it may use.
-
-Report this replica's metrics to a leader of the Kinesis Client Library 3.x, which assigns leases by them.
-"""
+"""This replica's part in reading a stream: it takes leases, reads their stream shards and keeps the leases complete."""
 
 from __future__ import annotations
 
@@ -90,13 +85,10 @@ class CpuShare:
         cpu_s: Callable[[], float] = time.process_time,
         wall_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """*cores* are those that the process may use: at most one, because it is one thread; None reads the quota."""
+        """*cores* are those that the process, one thread, may use; None reads the quota."""
         self._cores = usable_cores(_read_quota()) if cores is None else cores
         self._cpu_s, self._wall_s = cpu_s, wall_s
         self._last = cpu_s(), wall_s()
-
-    def __repr__(self) -> str:
-        return f"CpuShare(cores={self._cores:g})"
 
     def read_percent(self) -> float:
         """Return the percentage used since the last call, 0 to 100; 0 when no time has passed."""
@@ -128,7 +120,7 @@ log = structlog.get_logger(__name__)
 
 
 class KclFollower:
-    """Keeps the row of this replica; the leader gives leases to workers with a fresh row, and to no others."""
+    """The row of this replica's metrics: a leader of the KCL 3.x gives leases to workers with a fresh row only."""
 
     def __init__(
         self, requests: TableRequests, watch: KclLeaderWatch, *, me: str, utc: UtcClock, cpu: CpuShare | None = None
@@ -142,11 +134,8 @@ class KclFollower:
         self._written: tuple[str, str] | None = None  # the table with the row, and its key
         self.trouble: str | None = None
 
-    def __repr__(self) -> str:
-        return f"KclFollower({self._me}, {self._written}, {self.trouble})"
-
     async def report(self) -> None:
-        """Write the metrics where the KCL reads them; nothing while it does not. A failure is `trouble`."""
+        """Write the metrics where the KCL reads them, if it does. A failure is `trouble`."""
         self._percents.append(self._cpu.read_percent())
         state = self._watch.state
         if state is None or not is_reporting_wanted(state):
@@ -161,7 +150,7 @@ class KclFollower:
             self.trouble = None
 
     async def leave(self) -> None:
-        """Delete the row, so that the leader gives this replica nothing more; a failure lets the row expire."""
+        """Delete the row, so that the leader gives this replica nothing more; if that fails, it expires."""
         if self._written is None:
             return
         table, key_name = self._written
@@ -172,7 +161,7 @@ class KclFollower:
     async def _write(self, state: KclState) -> None:
         """Write the row; an application that began with the KCL 3.5 has no table of metrics.
 
-        A KCL before 3.5 has one, or is about to create it, and does not expect such rows among the leases.
+        A KCL before 3.5 expects no such rows among the leases.
         """
         lease_table, metrics_table = self._watch.lease_table, self._watch.metrics_table
         if not has_moved_metrics(state):
@@ -214,9 +203,9 @@ class LeaseRelease(StrEnum):
 
 
 class FleetServices(msgspec.Struct, frozen=True):
-    """The services that a fleet uses, opened; with *subscriptions* its readers read by push.
+    """The services that a fleet uses, opened.
 
-    With *cpu* they read more rarely while the processor is busy.
+    With *subscriptions* its readers read by push, with *cpu* more rarely while the processor is busy.
     """
 
     stream: Stream
@@ -240,7 +229,7 @@ class FleetSettings(msgspec.Struct, frozen=True):
 
 
 class Fleet:
-    """Scans the lease table periodically; after each scan it runs the chores that are due, and takes leases."""
+    """Scans the lease table; after each scan it runs the chores that are due, and takes leases."""
 
     def __init__(
         self,
@@ -301,9 +290,6 @@ class Fleet:
         self._told_inability: Inability | None = None
         self._idle_beats = 0
 
-    def __repr__(self) -> str:
-        return f"Fleet({self.stream_name}, me={self._me}, holding={sorted(self._coordinator.held)})"
-
     @property
     def stream_name(self) -> str:
         """The name of the stream."""
@@ -316,12 +302,12 @@ class Fleet:
 
     @property
     def reading_trouble(self) -> str | None:
-        """Why nothing is read although the lease table answers: every reader of this replica has failed."""
+        """Why nothing is read though the lease table answers: every reader has failed."""
         return "every reader failed, see the log event loop.failed" if self._coordinator.are_all_failing else None
 
     @property
     def outage(self) -> str | None:
-        """Why the lease table or the stream refuses this replica: that, after some time without a reply to a reader."""
+        """Why the lease table or, for some time, the stream refuses this replica."""
         refused = None if self.is_led_by_kcl else self._coordinator.take_trouble
         return self.trouble or refused or (self.readers()[0].trouble if self._is_unread else None)
 
@@ -332,23 +318,23 @@ class Fleet:
 
     @property
     def inability(self) -> Inability | None:
-        """Why this replica can do nothing, so that it takes no leases and gives those away that it has."""
+        """Why this replica can do nothing, takes no leases and gives its own away."""
         is_told = not self._coordinator.held or self._ability.is_unable(loop_time())
         return self._ability.trouble if is_told else None
 
     @property
     def is_led_by_kcl(self) -> bool:
-        """Whether a leader of the Kinesis Client Library 3.x assigns the leases; this replica takes no others then."""
+        """Whether a leader of the KCL 3.x assigns the leases; this replica takes no others then."""
         return self._kcl_leader.is_leading
 
     @property
     def is_shut_out_by_kcl(self) -> bool:
-        """Whether this replica takes no leases, because such a leader gives them to its own workers."""
+        """Whether such a leader gives the leases to its own workers only."""
         return self._kcl_leader.trouble is not None
 
     @property
     def kcl_outlook(self) -> str | None:
-        """What a KCL 3.x that does not assign the leases now is about to do; None when that is nothing."""
+        """What a KCL 3.x is about to do; None when that is nothing."""
         return self._kcl_leader.outlook
 
     def readers(self) -> Sequence[StreamShardReader]:
@@ -356,7 +342,7 @@ class Fleet:
         return self._coordinator.readers()
 
     def leases(self) -> list[Lease]:
-        """Return the leases of the last scan, those of this replica's readers with the progress of now."""
+        """Return the leases of the last scan, those of own readers with their progress."""
         readers = {reader.stream_shard_id: reader for reader in self.readers()}
         return [
             lease if (reader := readers.get(key)) is None else reader.with_progress(lease)
@@ -364,7 +350,7 @@ class Fleet:
         ]
 
     def status(self) -> list[dict[str, Any]]:
-        """Return every stream shard with a lease: its owner, its state and its checkpoint."""
+        """Return owner, state and checkpoint of every leased stream shard."""
         return self._coordinator.status()
 
     def retry_holds(self, target: str | None) -> int:
@@ -372,10 +358,9 @@ class Fleet:
         return sum(reader.retry_holds(target) for reader in self.readers())
 
     async def ask_to_retry(self, retry: HoldRetry) -> dict[str, bool]:
-        """Ask the other replicas that report held targets to try them, through the rows of their leases.
+        """Ask the replicas that report held targets to try them, through the rows of their leases.
 
-        Return the owners, each with whether it was asked: it carries out the request with its next renewal. Raises
-        ValueError for a request that no row takes.
+        Return the owners, each with whether it was asked. Raises ValueError for a request that no row takes.
         """
         asked: dict[str, bool] = {}
         for lease in self._view.leases().values():
@@ -392,8 +377,7 @@ class Fleet:
     async def release_lease(self, lease_key: str) -> LeaseRelease:
         """Have another replica take a lease, for a person. Raises as the lease table.
 
-        Its owner reads on until another replica has taken it with its next scan, so the stream shard is never unread;
-        two readers do no harm. A lease of another program stays as it is.
+        Its owner reads on until then, so the stream shard is never unread. A lease of another program stays as it is.
         """
         table = self._services.table
         lease = await table.find(lease_key)
@@ -417,7 +401,6 @@ class Fleet:
         return LeaseRelease.HANDED_OVER
 
     async def _is_kept(self, lease: Lease) -> bool:
-        """Return whether nobody else has taken *lease*; also without an answer: what was asked has to be withdrawn."""
         try:
             row = await self._services.table.find(lease.lease_key)
         except RetryableError:
@@ -430,7 +413,7 @@ class Fleet:
         return self._view.retention
 
     def report(self) -> dict[str, Any]:
-        """Return the replicas and the stream shards of the whole fleet, as their leases show them."""
+        """Return the replicas and the stream shards of the whole fleet."""
         states = {row["streamShard"]: row["state"] for row in self.status()}
         now = loop_time()
         return fleet_report(
@@ -512,7 +495,6 @@ class Fleet:
         self._told_inability = inability
 
     async def _report_idleness(self) -> None:
-        """Tell the other replicas why this one has no lease, if it can do nothing, through the row of any lease."""
         keys = sorted(self._view.leases())
         if self._coordinator.held or self.inability is None or not keys:
             return
@@ -521,11 +503,9 @@ class Fleet:
         await self._services.table.write_idle_report(keys[crc32(self._me.encode()) % len(keys)], report)
 
     async def _report_to_leader(self, follower: KclFollower) -> None:
-        """Have a leader of the KCL 3.x assign leases to this replica, or none while it can do nothing."""
         await (follower.report() if self.inability is None else follower.leave())
 
     async def _scan(self) -> list[Lease]:
-        """Return the leases. The first time the stream, the table and the missing leases are created before."""
         table, settings = self._services.table, self._settings
         if self.is_set_up:
             return await table.scan()
@@ -554,15 +534,15 @@ class Fleet:
         return max(usual_s, self._services.table.scan_capacity / SCAN_CAPACITY_PER_S)
 
     def pinned_start(self, lease: Lease) -> datetime | None:
-        """Return the instant from which a lease is read, where a take has to write it."""
+        """See `Replica`."""
         return pinned_start(lease, self._settings.initial_position, now=self._utc())
 
     def note_expired(self) -> None:
-        """Note the take of a lease that its owner neither renewed nor released."""
+        """See `Replica`."""
         self._on_expired()
 
     def create_holder(self, lease: Lease) -> LeaseHolder:
-        """Return the holder of a lease that was taken."""
+        """See `Replica`."""
         table, duration_s = self._services.table, self._settings.lease_duration_s
         return LeaseHolder(
             LeaseRenewer(table, lease, me=self._me, duration_s=duration_s, replica=self),
@@ -576,7 +556,7 @@ class Fleet:
         self._read_schedule.stretch.note_share(cpu.read_percent() / 100)
 
     def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
-        """Return the reader of a lease that is *held*, with the tenants *pending* at its parents."""
+        """See `ReaderMaker`."""
         self._position_sync.request()
         services = self._services
         assignment = ReaderAssignment(
@@ -614,9 +594,6 @@ class _Chore:
         self._draw = draw
         self._due_at = 0.0
 
-    def __repr__(self) -> str:
-        return f"_Chore({self._run!r}, due_at={self._due_at:.1f})"
-
     async def run_if_due(self, now: float) -> None:
         """Run the chore if it is due; the next time after about its interval.
 
@@ -638,7 +615,7 @@ class _Chore:
 
 
 def _usable_ahead(lease: Lease) -> ReadAhead | None:
-    """Return how far the last owner was ahead; None when a KCL has checkpointed past it since or it is unreadable."""
+    """Return how far the last owner was ahead; None when a KCL has checkpointed past it or it is unreadable."""
     ahead = lease.ahead
     if ahead is None or ahead.read_to <= lease.checkpoint:
         return None

@@ -1,11 +1,7 @@
-"""The replicas of a fleet as their leases show them: leases, lag and rate of each. Pure.
+"""What the rows of the leases tell: the fleet, how far a tenant is read, and where a reader starts. Pure.
 
-A replica is known by the rows of its leases alone, so one without a lease is not seen by the others, unless it can do
-nothing and says so. What nobody has renewed lately is not known now: its numbers are None.
-
-How far a whole stream is read for a tenant, by the rows of the lease table and of its shard.
-
-Where the reader of a lease starts.
+A replica is known by its leases alone, so one without a lease is not seen by the others, unless it can do nothing and
+says so. Numbers that nobody has renewed lately are None.
 """
 
 from __future__ import annotations
@@ -45,7 +41,7 @@ SILENT_S: Final = 10.0  # since the last renewal of a lease, or the lease durati
 
 
 class OwnReader(msgspec.Struct, frozen=True):
-    """The reader of a lease of this replica as it is now, which the row shows some seconds later."""
+    """The reader of a lease of this replica as it is now; the row shows it some seconds later."""
 
     lag_s: float | None
     held_count: int
@@ -74,9 +70,8 @@ def fleet_report(
 ) -> dict[str, Any]:
     """Return the stream shards and the replicas of the fleet, this one (*me*) first.
 
-    *states* are those of the leases for people, *own* the readers of this replica, both by lease key; *idle* are the
-    reports of replicas without a lease, each with the time at which it was seen, and *gone* the lost
-    owners, each with the seconds since its last renewal; *now* is monotonic.
+    *states* and the readers of this replica (*own*) are by lease key; *idle* are the reports of replicas without a
+    lease, each with the time at which it was seen, *gone* the lost owners with the seconds since their last renewal.
     """
     rows = [
         _stream_shard(
@@ -146,7 +141,6 @@ def _stream_shard(
 
 
 def _held(seen: Observation, own: OwnReader | None, *, now: float) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the held targets that a row names, each with its owner; their ages are as of now."""
     lease = seen.lease
     if lease.actual_owner is None or lease.checkpoint == SHARD_END:
         return
@@ -218,8 +212,8 @@ def _rounded(value: float | None) -> float | None:
 class ReadStatus(msgspec.Struct, frozen=True, gc=False):
     """How far a stream is read for a tenant, or with None for all tenants together.
 
-    *readings* are the leases of the stream shards that may still have operations of the tenant; None while rows are
-    missing, and while the tenant is held. *held_in* are the stream shards that have the tenant in their list.
+    *readings* are the leases that may still have operations of the tenant; None while rows are missing or the tenant is
+    held, in the stream shards *held_in*.
     """
 
     tenant_id: str | None
@@ -234,8 +228,8 @@ class ReadStatus(msgspec.Struct, frozen=True, gc=False):
     def up_to(self, shards: Iterable[ShardPositionRows]) -> datetime | None:
         """Return the time before which everything that arrived is decided; None while that is unknown.
 
-        *shards* are the rows of each shard on which the tenant may live, read together with the log. What a shard has
-        lost is not decided: its rows go back together with its log, and the lease table does not.
+        *shards* are the rows of each shard on which the tenant may live, read together with the log: what a shard has
+        lost is not decided, and its rows go back with its log.
         """
         instants = [_decided_on(rows, lease, self.tenant_id) for rows in shards for lease in self.readings or ()]
         known = [instant for instant in instants if instant is not None]
@@ -245,8 +239,7 @@ class ReadStatus(msgspec.Struct, frozen=True, gc=False):
 def read_status(leases: Iterable[Lease], tenant_id: str | None) -> ReadStatus:
     """Return the status for a tenant, or with None for all tenants together.
 
-    A stream shard that is read to its end constrains only the tenants that its row lists as pending. While rows are
-    missing, of stream shards that no replica reads yet, the time is unknown.
+    A stream shard that is read to its end constrains only the tenants that its row lists as pending.
     """
     readings: list[Lease] = []
     held_in: list[str] = []
@@ -264,7 +257,6 @@ def read_status(leases: Iterable[Lease], tenant_id: str | None) -> ReadStatus:
 
 
 def _decided_on(rows: ShardPositionRows, lease: Lease, tenant_id: str | None) -> datetime | None:
-    """Return the time before which all operations of a stream shard are decided on one shard; None if unknown."""
     row = rows.get(lease.lease_key)
     if row is None or not (row.parents_done or all(_has_ended(rows.get(key), tenant_id) for key in lease.parents)):
         return None
@@ -277,7 +269,6 @@ def _decided_on(rows: ShardPositionRows, lease: Lease, tenant_id: str | None) ->
 
 
 def _has_ended(row: StreamPosition | None, tenant_id: str | None) -> bool:
-    """Return whether a shard has all operations of the tenant from a parent, by its row of the parent."""
     if row is None or row.pending_from == SHARD_END.checkpoint:
         return row is not None
     return row.read_to == SHARD_END.checkpoint and not _may_contain(row.held, tenant_id)
@@ -291,10 +282,7 @@ def _position_of(text: str) -> Position:
 
 
 def hold_reason(home: str | Absence | None, status: ReadStatus | None, *, is_paused: bool) -> str | None:
-    """Return why a tenant is held, as far as its *home*, its row and the lease table show it; None where it is not.
-
-    Without a home nothing of it can be applied, and nothing that a shard says of it is new.
-    """
+    """Return why a tenant is held, as far as its *home*, its row and the lease table show it; None if it is not."""
     if isinstance(home, Absence):
         return home
     if is_paused:
@@ -303,7 +291,6 @@ def hold_reason(home: str | Absence | None, status: ReadStatus | None, *, is_pau
 
 
 def _may_contain(listed: Collection[str], tenant_id: str | None) -> bool:
-    """Return whether a list of a row has the tenant; also when the list cannot be read."""
     if tenant_id is None:
         return True
     try:
@@ -315,9 +302,9 @@ def _may_contain(listed: Collection[str], tenant_id: str | None) -> bool:
 def pinned_start(lease: Lease, initial_position: str | datetime, *, now: datetime) -> datetime | None:
     """Return the instant from which this application reads a stream shard; None when the row contains one.
 
-    *initial_position* is `KINESIS_INITIAL_POSITION`. A lease with a checkpoint and without this instant comes from a
-    Kinesis Client Library, which is responsible for all records before *now*; one that begins at an instant has been
-    read by nobody, and the library's configuration alone has the instant.
+    *initial_position* is `KINESIS_INITIAL_POSITION`. A KCL is responsible for all records before *now* of a lease with
+    a checkpoint; one that begins at an instant has been read by nobody, and only the KCL's configuration has the
+    instant.
     """
     if lease.started_at is not None:
         return None
@@ -336,9 +323,8 @@ def is_start_unknown(lease: Lease) -> bool:
 def start_of(lease: Lease, now: datetime) -> Start:
     """Return from where to read a stream shard, given its checkpoint.
 
-    LATEST without a pinned instant becomes *now*: an iterator of type LATEST that expires before it returns a record
-    would skip the records that came in between. The record at the checkpoint is read again, as the KCL does: it may be
-    an aggregate of which only some sub-records are done.
+    LATEST becomes *now* at the latest: an iterator of that type which expires before its first record would skip some.
+    The record at the checkpoint is read again: it may be an aggregate of which only some sub-records are done.
     """
     if lease.checkpoint == TRIM_HORIZON:
         return TrimHorizon()

@@ -1,9 +1,7 @@
-"""Take leases up to this replica's share, and run the holder of each.
+"""Take leases up to this replica's share, run the holder of each, and compare them with the listing of the stream.
 
-Compare the leases with the listing of the stream.
-
-As the Kinesis Client Library's LeaseCleanupManager: a stream shard that a listing lacks is past its retention, or so
-new that the listing does not show it yet. Only its own answer tells.
+A stream shard that a listing lacks is past its retention, or so new that the listing does not show it yet. Only its own
+answer tells (as the KCL's LeaseCleanupManager).
 """
 
 from __future__ import annotations
@@ -82,9 +80,6 @@ class LeaseCoordinator:
         self._failures: dict[str, FailureCount] = {}  # of readers, by lease key
         self._untaken: dict[str, str] = {}  # the errors of the last takes, by lease key
 
-    def __repr__(self) -> str:
-        return f"LeaseCoordinator({self._table.name}, me={self._me}, holding={sorted(self._holders)})"
-
     @property
     def held(self) -> Collection[str]:
         """The keys of the leases that this replica holds."""
@@ -92,16 +87,16 @@ class LeaseCoordinator:
 
     @property
     def are_all_failing(self) -> bool:
-        """Whether this replica reads nothing, since every reader that it had has failed, and waits for its next try."""
+        """Whether every reader has failed and waits for its next try."""
         return not self._holders and bool(self._rest_until)
 
     @property
     def take_trouble(self) -> str | None:
-        """Why this replica reads nothing, though it tries to take leases: the lease table refuses it."""
+        """Why the lease table refuses a replica that holds no lease."""
         return None if self._holders else next(iter(self._untaken.values()), None)
 
     def reader(self, lease_key: str) -> StreamShardReader | None:
-        """Return the reader of a lease; None when the lease is not held, or waits for its parents."""
+        """Return the reader of a lease; None when it is not held, or waits for its parents."""
         holder = self._holders.get(lease_key)
         return None if holder is None else holder.reader
 
@@ -111,7 +106,7 @@ class LeaseCoordinator:
         return [reader for reader in found if reader is not None]
 
     def status(self) -> list[dict[str, Any]]:
-        """Return every stream shard with a lease: its owner, its state and its checkpoint."""
+        """Return owner, state and checkpoint of every leased stream shard."""
         return [
             self._holders[lease_key].status()
             if lease_key in self._holders
@@ -125,7 +120,7 @@ class LeaseCoordinator:
         ]
 
     def check(self, lease_key: str) -> None:
-        """Renew a lease at once if this replica takes itself for its owner, so that it notices another owner."""
+        """Renew a lease of this replica at once, so that it notices another owner."""
         holder = self._holders.get(lease_key)
         if holder is not None:
             holder.check()
@@ -139,7 +134,7 @@ class LeaseCoordinator:
         }
 
     def update_gauges(self, *, is_blind: bool = False) -> None:
-        """Set the gauges of leases by the last scan; if *is_blind*, there was none, and some are unowned."""
+        """Set the gauges of leases by the last scan; if *is_blind*, there was none."""
         counts = Counter(self._state_of(one.lease) for one in self._view.observations.values())
         counts[LeaseState.UNOWNED] += is_blind
         for state in LeaseState:
@@ -148,7 +143,7 @@ class LeaseCoordinator:
         instruments.KINESIS_RENEWAL_AGE.set(max(ages, default=0.0))
 
     async def release_from_parents(self) -> None:
-        """Let the readers apply the operations that waited for parents, as far as these have finished."""
+        """Let the readers apply what waited for parents that have finished."""
         for holder in list(self._holders.values()):
             try:
                 await holder.release_from_parents()
@@ -173,7 +168,7 @@ class LeaseCoordinator:
         return await self._take_all(rested, self._table.take, tasks, stopping)
 
     async def take_assigned(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
-        """Take what a KCL 3.x leader has assigned to this replica, and nothing else; run the holders as `take` does.
+        """Take only what a KCL 3.x leader has assigned to this replica; run the holders as `take` does.
 
         A lease that was lost while it was to be handed over is handed over now: the next owner waits for that.
         """
@@ -211,7 +206,6 @@ class LeaseCoordinator:
         return has_lost_race
 
     async def _take(self, lease: Lease, take: _Take, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> bool:
-        """Take a lease and run its holder; return whether another replica was faster."""
         try:
             with translate(TargetKind.LEASES, self._table.name, "take", WorkerError):
                 taken = await take(lease, self._me, start_at=self._replica.pinned_start(lease))
@@ -260,7 +254,6 @@ class LeaseCoordinator:
             instruments.remove_stream_shard(key)
 
     def _state_for_people(self, lease: Lease) -> StreamShardState:
-        """Return the state of a lease that this replica does not hold, by the last scan."""
         if lease.checkpoint == SHARD_END:
             return StreamShardState.ENDED
         if lease.owner is None:
@@ -282,7 +275,7 @@ REMOVED_MAX: Final = 100  # of one run: no lease is taken meanwhile, and other r
 
 
 class LeaseCleanup:
-    """Finds the stream shards past their retention: ends their readers, removes finished leases and their positions."""
+    """Ends the readers of stream shards past their retention, removes finished leases and their positions."""
 
     def __init__(
         self,
@@ -303,11 +296,8 @@ class LeaseCleanup:
         self._position_sync = position_sync
         self._draw = draw
 
-    def __repr__(self) -> str:
-        return f"LeaseCleanup({self._stream.name})"
-
     async def run(self) -> None:
-        """List the stream, update the view, and delete leases that are not needed; add hash ranges to rows of KCL 1.x.
+        """List the stream, update the view, delete leases that are not needed; add hash ranges to rows of KCL 1.x.
 
         Raises RetryableError or PermanentError.
         """
@@ -325,7 +315,6 @@ class LeaseCleanup:
                 await self._table.write_hash_range(lease_key, listed[lease_key].hash_range)
 
     def _abandon_readers(self, leases: dict[str, Lease]) -> None:
-        """End the readers of stream shards that are gone before their end, as they say themselves: records are lost."""
         for lease_key in self._view.gone & set(self._coordinator.held):
             reader = self._coordinator.reader(lease_key)
             if reader is not None and reader.is_refused_as_gone and not reader.is_at_end:

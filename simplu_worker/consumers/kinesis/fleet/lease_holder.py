@@ -1,14 +1,8 @@
 """Hold one lease: renew it while its stream shard waits for its parents and is read, then release it.
 
-Renew one lease and write the progress of its reader into the row.
-
 Renewal and checkpoint are one write, every third of the lease duration. A replica that cannot renew for the whole
-duration stops reading. After a leader of the KCL 3.x assigned the lease to another worker, the reader drains, and the
-lease is renewed with its progress until the release.
-
-The leases that a lease continues: whether its parents are done, and which tenants have operations pending there.
-
-The end of a stream shard: make sure of it, and create the leases of the children.
+duration stops reading. After a leader of the KCL 3.x has assigned the lease to another worker, the reader drains, and
+the lease is renewed with its progress until the release.
 """
 
 from __future__ import annotations
@@ -66,7 +60,7 @@ class HasFigures(Protocol):
 
 
 class LeaseRenewer:
-    """Renews a lease until it is lost or released. *reader*, once there is one, gives the progress to write."""
+    """Renews a lease until it is lost or released, with the progress of its *reader*."""
 
     def __init__(
         self,
@@ -77,7 +71,7 @@ class LeaseRenewer:
         duration_s: float,
         replica: HasFigures,
     ) -> None:
-        """*me* is the owner under which this process took *lease*. Another owner in a row is never this process."""
+        """*me* is the owner under which this process took *lease*."""
         self._table = table
         self._me = me
         self.lease = lease  # as the last write left it
@@ -93,9 +87,6 @@ class LeaseRenewer:
         self._is_requested = asyncio.Event()
         self._is_renewed = asyncio.Event()
         self.reader: StreamShardReader | None = None
-
-    def __repr__(self) -> str:
-        return f"LeaseRenewer({self.lease.lease_key}, counter={self.lease.counter}, age_s={self.age_s:.1f})"
 
     @property
     def age_s(self) -> float:
@@ -148,7 +139,7 @@ class LeaseRenewer:
         self._is_requested.set()
 
     async def confirm(self) -> bool:
-        """Renew at once and wait for the answer, at most for the renewal interval; return whether the lease is held.
+        """Renew at once and wait for the answer, at most for the interval; return whether the lease is held.
 
         When the lease is lost, its reader is cancelled before this returns; only other callers see False.
         """
@@ -161,7 +152,7 @@ class LeaseRenewer:
         return not self._is_over
 
     async def release(self, *, is_ended: bool) -> None:
-        """Write the last checkpoint, SHARD_END where *is_ended*, and release the lease so that others take it at once.
+        """Write the last checkpoint, SHARD_END where *is_ended*, and release the lease at once.
 
         Gives up after the renewal interval; the lease expires then.
         """
@@ -169,7 +160,7 @@ class LeaseRenewer:
         await self._release_within_interval(checkpoint, self._ahead())
 
     async def release_unchanged(self) -> None:
-        """Release the lease with the progress of its last renewal: what its reader did since does not count."""
+        """Release the lease with the progress of its last renewal."""
         await self._release_within_interval(None, self.lease.ahead)
 
     async def _release_within_interval(self, checkpoint: Position | None, ahead: ReadAhead | None) -> None:
@@ -187,7 +178,6 @@ class LeaseRenewer:
         self._is_renewed.set()
 
     async def _release(self, checkpoint: Position | None, ahead: ReadAhead | None) -> bool:
-        """Release the lease, with as many tries as it takes; return False when it is lost."""
         while True:
             try:
                 with translate(TargetKind.LEASES, self._table.name, "release", WorkerError):
@@ -202,7 +192,6 @@ class LeaseRenewer:
             self.is_reassigned.set()
 
     def _carry_out_retry(self) -> None:
-        """Try the held targets if a person has asked another replica for that since the last renewal."""
         retry = self.lease.retry
         if retry is None or retry == self._retry:
             return
@@ -211,7 +200,6 @@ class LeaseRenewer:
         log.info("hold.retried", stream_shard_id=self.lease.lease_key, count=count)
 
     def _report(self, now: float) -> LeaseReport:
-        """Return the state of the reader for the other replicas."""
         figures = self._replica.own_figures()
         if self.reader is None:
             return LeaseReport(self._me, __version__, unable=figures.unable)
@@ -231,16 +219,14 @@ class LeaseRenewer:
         )
 
     def _checkpoint(self) -> Position | None:
-        """Return the checkpoint to write; None when it has not moved."""
         checkpoint = None if self.reader is None else self.reader.checkpoint
         return checkpoint if checkpoint is not None and checkpoint > self.lease.checkpoint else None
 
     def _pending_tenants(self) -> frozenset[str] | None:
         """Return the pending tenants to list, so that the children can begin; None when the row lists them already.
 
-        The list only shrinks. The children have begun by the list in the row, whichever replica wrote it: tenants that
-        this reader holds beyond it were finished before, and the log of operations drops theirs. So a list that cannot
-        be read stays as it is, and the children wait for SHARD_END, as they do without a list.
+        The list only shrinks: the children have begun by the list in the row, whichever replica wrote it. One that
+        cannot be read stays as it is, and the children wait for SHARD_END.
         """
         pending = None if self.reader is None else self.reader.pending_tenants()
         if pending is None:
@@ -260,7 +246,6 @@ class LeaseRenewer:
         self._has_unreadable_list = True
 
     def _ahead(self) -> ReadAhead | None:
-        """Return how far the reader is ahead of its checkpoint; before the first read, the contents of the row stay."""
         return self.lease.ahead if self.reader is None else self.reader.ahead
 
 
@@ -271,9 +256,6 @@ class LeaseAncestry:
         self._table = table
         self._view = view
         self._ancestors: dict[str, Lease] = {}  # kept, because not every scan shows them
-
-    def __repr__(self) -> str:
-        return f"LeaseAncestry({sorted(self._ancestors)})"
 
     def lineage(self, lease: Lease) -> Lineage:
         """Return the stream shards that a lease continues."""
@@ -286,10 +268,8 @@ class LeaseAncestry:
     async def find_pending_at_parents(self, lease: Lease) -> TenantSet | None:
         """Return the tenants with operations pending at the parents of a lease; None while a parent is being read.
 
-        Parents that the last scan does not show at their end are read one by one. A scan is eventually consistent: it
-        may show a new lease and not that of its parent, although the parent's was created first.
-
-        Raises RetryableError when a row cannot be read.
+        Parents that the last scan does not show at their end are read one by one: a scan may show a new lease and not
+        that of its parent. Raises RetryableError when a row cannot be read.
         """
         known = self._view.leases()
         if self.unfinished_parents(lease):
@@ -313,7 +293,6 @@ class LeaseAncestry:
         self._ancestors = {key: lease for key, lease in self._ancestors.items() if key in listed}
 
     async def _find_ancestors(self, lease: Lease) -> None:
-        """Find and keep the leases of all stream shards that *lease* continues."""
         known = self._ancestors | self._view.leases()
         waiting = sorted(lease.parents)
         for key in waiting:  # grows while it is walked
@@ -325,7 +304,6 @@ class LeaseAncestry:
                 waiting += sorted(ancestor.parents.difference(waiting))
 
     async def _find(self, lease_key: str) -> Lease | None:
-        """Read a lease; None when there is none. Raises RetryableError when its row is unreadable."""
         found = await self._table.find(lease_key)
         if found is None and self._table.is_unreadable(lease_key):
             raise RetryableError(f"the lease of its ancestor {lease_key} cannot be read")
@@ -342,14 +320,11 @@ class StreamShardEnd:
         self._syncer = syncer
         self._is_known_closed = False
 
-    def __repr__(self) -> str:
-        return f"StreamShardEnd(is_known_closed={self._is_known_closed})"
-
     async def check(self, lease: Lease, child_shards: Sequence[ChildShard]) -> bool:
         """Create the leases of the children and list them in *lease*; return whether the stream shard has ended.
 
-        The leases of both parents of a merge exist before that of their child: the child would take a parent without
-        a lease for one that is read. Raises RetryableError or PermanentError when a lease cannot be read or written.
+        The leases of both parents of a merge exist before that of their child, which would take a parent without a
+        lease for one that is read. Raises RetryableError or PermanentError.
         """
         children = child_leases(child_shards)
         if not children:
@@ -369,11 +344,10 @@ class StreamShardEnd:
         return True
 
     async def _check_bare_end(self, lease: Lease) -> bool:
-        """Return whether an end without children is the end of a closed stream shard, or of one past its retention.
+        """Return whether an end without children is that of a closed stream shard, or of one past its retention.
 
-        The listing that shows so also creates the leases of the children. The first such end is not accepted: a reply
-        to a stream shard that was still open may look like the end, and records may have followed before it was closed.
-        Only a read that began after the listing proves the end.
+        The first such end is not accepted: a reply to an open stream shard may look like the end, and records may have
+        followed before it was closed. Only a read that began after the listing proves the end.
         """
         if self._is_known_closed:
             return True
@@ -419,9 +393,6 @@ class LeaseHolder:
         self._defect: Exception | None = None
         self.has_failed = False  # by an error that nobody foresaw
 
-    def __repr__(self) -> str:
-        return f"LeaseHolder({self._renewer!r}, {self.reader!r})"
-
     @property
     def lease_key(self) -> str:
         """The key of the lease: the id of the stream shard."""
@@ -451,9 +422,9 @@ class LeaseHolder:
         } | renewed
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Hold the lease until *stopping*, the end of the stream shard, or the loss or reassignment of the lease.
+        """Hold the lease until *stopping*, the end of the stream shard, or its loss or reassignment.
 
-        After what nobody foresaw the lease is given up without a checkpoint: the next reader begins at the stored one.
+        After what nobody foresaw it is given up without a checkpoint: the next reader begins at the stored one.
         """
         try:
             await self._hold(stopping)
@@ -490,20 +461,17 @@ class LeaseHolder:
         self._renewer.request()
 
     def fail(self, exc: Exception) -> None:
-        """End the reader for *exc*, which was raised where other tasks use it, as if the reader had raised it."""
+        """End the reader for *exc*, which was raised where other tasks use it."""
         self._defect = exc
         self._is_failed.set()
 
     def _note_end_of_renewals(self, renewing: asyncio.Task[NoReturn]) -> None:
-        """End the reader where something below the renewals has cancelled them: a task group takes that for an end.
-
-        Where this holder ends them it does not wait for a failure any more.
-        """
+        """End the reader where something below the renewals has cancelled them: a task group takes that for an end."""
         if renewing.cancelled():
             self.fail(RenewalsCancelledError("expected renewals while the lease is held, got their cancellation"))
 
     async def release_from_parents(self) -> None:
-        """Let the reader apply the operations that waited for the parents, as far as the parents have finished."""
+        """Let the reader apply what waited for parents that have finished."""
         if self.reader is not None and self.reader.is_waiting_for_parents:
             pending = await self._find_pending_at_parents()
             if pending is not None:
@@ -531,7 +499,6 @@ class LeaseHolder:
             await self.reader.write_final_positions()
 
     async def _find_pending_at_parents(self) -> TenantSet | None:
-        """Return the tenants with operations pending at the parents; None while that is unknown or a parent is read."""
         try:
             return await self._ancestry.find_pending_at_parents(self._renewer.lease)
         except (RetryableError, PermanentError) as exc:
@@ -540,11 +507,11 @@ class LeaseHolder:
 
     @property
     def started_at(self) -> datetime | None:
-        """The time from which the stream shard is read, if not from its beginning."""
+        """See `ReaderLease`."""
         return self._renewer.lease.started_at
 
     def lineage(self) -> Lineage:
-        """Return the parents of the stream shard and their parents."""
+        """See `ReaderLease`."""
         return self._ancestry.lineage(self._renewer.lease)
 
     async def confirm(self) -> bool:
@@ -552,7 +519,7 @@ class LeaseHolder:
         return await self._renewer.confirm()
 
     async def is_end(self, child_shards: tuple[ChildShard, ...]) -> bool:
-        """Return whether the stream shard is read to its end, and its children can begin."""
+        """See `ReaderLease`."""
         try:
             is_end = await self._end.check(self._renewer.lease, child_shards)
         except (RetryableError, PermanentError) as exc:

@@ -1,7 +1,7 @@
 """Keep the stream positions stored on idle Postgres shards fresh, and detect lost ones (architecture, idea 8).
 
-A shard that receives no operations would not notice that it lost some. Its positions would also grow old, and the next
-reader of the stream shard would have to start there. So every shard is queried every few seconds, for all rows at once.
+A shard that receives no operations would not notice that it lost some, and its old positions would be where the next
+reader starts. So every shard is queried every few seconds, for all rows at once.
 """
 
 from __future__ import annotations
@@ -67,15 +67,12 @@ class PositionSync:
         self._to_remove: set[str] = set()
         self._is_requested = asyncio.Event()
 
-    def __repr__(self) -> str:
-        return f"PositionSync({self._stream_name}, to_remove={sorted(self._to_remove)})"
-
     def request(self) -> None:
         """Have the next round begin soon: there is a new reader."""
         self._is_requested.set()
 
     def remove_rows(self, stream_shard_id: str) -> None:
-        """Have the rows of a stream shard past its retention removed, on the shards that answer in the next round."""
+        """Have the rows of a stream shard past its retention removed in the next round."""
         self._to_remove.add(stream_shard_id)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -155,7 +152,6 @@ class PositionSync:
         await self._write_due(shard_id, changed)
 
     async def _write_due(self, shard_id: str, locked: Sequence[LockedPosition]) -> None:
-        """Write the rows that are out of date."""
         due = [one for one in locked if one.positions.is_write_due(one.position)]
         if due:
             async with asyncio.timeout(QUERY_TIMEOUT_S):
@@ -189,12 +185,10 @@ class PositionSync:
 
 
 def _must_reconcile(locked: LockedPosition, stored: StoredPositions) -> bool:
-    """Return whether a row was never read, or is not as its reader left it."""
     return not locked.position.is_current or locked.positions.must_reread(locked.position, locked.lineage, stored)
 
 
 async def _is_lease_held(locked: LockedPosition) -> bool:
-    """Return whether the reader still has its lease; if not, the row belongs to the new owner."""
     if not locked.position.is_current:
         return True
     locked.position.invalidate()

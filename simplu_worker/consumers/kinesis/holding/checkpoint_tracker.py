@@ -1,8 +1,7 @@
 """The checkpoint of a stream shard: the position up to which no record is pending. Pure.
 
-Records are numbered in the order of reading (their tickets) and may finish in any order. The checkpoint is the last
-position before the first pending record. So it never passes a record that is not applied, failed with an outcome, or
-stored as a dead letter (invariant 1).
+Records are numbered in the order of reading (their tickets) and finish in any order. The checkpoint is the last
+position before the first pending record, so it never passes a record that is not settled (invariant 1).
 """
 
 from __future__ import annotations
@@ -20,22 +19,16 @@ class _Run(Generic[P]):
     __slots__ = ("before", "pending", "positions", "tickets")
 
     def __init__(self, tickets: range, before: P | None, positions: Sequence[P | None]) -> None:
-        """*before* is the last position before the first record."""
         self.tickets = tickets
         self.before = before
         self.positions = positions
         self.pending = set(tickets)
 
-    def __repr__(self) -> str:
-        return f"_Run({self.tickets}, {len(self.pending)} pending)"
-
     @property
     def first_pending(self) -> int:
-        """The ticket of the first pending record."""
         return min(self.pending)
 
     def position_before(self, ticket: int) -> P | None:
-        """Return the last position before a record."""
         index = ticket - self.tickets.start
         return self.positions[index - 1] if index else self.before
 
@@ -43,7 +36,7 @@ class _Run(Generic[P]):
 class CheckpointTracker(Generic[P]):
     """The pending records of one stream shard, by ticket; *P* is the type of a position.
 
-    Takes memory only for runs with a pending record, however many records were read and finished since.
+    Takes memory only for runs with a pending record.
     """
 
     def __init__(self, last: P | None = None) -> None:
@@ -53,16 +46,13 @@ class CheckpointTracker(Generic[P]):
         self._last_read = last
         self._next_ticket = 0
 
-    def __repr__(self) -> str:
-        return f"CheckpointTracker({self.checkpoint}, pending={len(self)}, read={self._next_ticket})"
-
     def __len__(self) -> int:
         """Return the number of pending records."""
         return sum(len(run.pending) for run in self._runs)
 
     @property
     def checkpoint(self) -> P | None:
-        """The last position up to which, itself included, no record is pending; None before there is one."""
+        """The last position up to which no record is pending; None before there is one."""
         for run in self._runs:
             return run.position_before(run.first_pending)
         return self._last_read
@@ -103,7 +93,7 @@ class CheckpointTracker(Generic[P]):
         self._last_read = position
 
     def rewind(self, position: P | None) -> None:
-        """Go back to *position*: all pending records were started at the last one, and now are at *position*."""
+        """Have all pending records, which were started at the last position, at *position*."""
         self._last_read = position
         for run in self._runs:
             run.before, run.positions = position, [position] * len(run.positions)
@@ -121,14 +111,11 @@ class CheckpointTracker(Generic[P]):
         return tickets
 
     def start_at_last(self) -> int:
-        """Add a pending record at the position of the last one; return its ticket.
-
-        For work that must finish before the next record.
-        """
+        """Add a pending record that must finish before the next one, at the last position; return its ticket."""
         return self._add_run([self._last_read]).start
 
     def finish(self, tickets: Iterable[int]) -> None:
-        """Mark the records of *tickets* as finished. Raises KeyError if one of them is already.
+        """Finish the records of *tickets*. Raises KeyError if one of them is finished already.
 
         Never leaves a run without a pending record, not even where an exception comes in between: others look then.
         """
@@ -154,7 +141,6 @@ class CheckpointTracker(Generic[P]):
         return tickets
 
     def _run_index(self, ticket: int) -> int:
-        """Return the index of the run that contains a record. Raises KeyError where no record of it is pending."""
         run_index = bisect_right(self._first_tickets, ticket) - 1
         if run_index < 0 or ticket not in self._runs[run_index].tickets:
             raise KeyError(ticket)

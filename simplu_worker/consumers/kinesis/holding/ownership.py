@@ -1,7 +1,4 @@
-"""Which cursor of a reader sends the operations of a tenant: the main reader, or the catch-up of a hold. Pure.
-
-A hold: the tenants of one target that takes no operations now, and the records still to be read for them.
-"""
+"""Holds, what is still to be read for them, and which cursor sends the operations of a tenant. Pure."""
 
 from __future__ import annotations
 
@@ -34,9 +31,9 @@ class HasTracker(Protocol):
 
 
 class Hold:
-    """One target and its tenants. All their unread operations come through the catch-up of the hold.
+    """One target and its tenants, whose unread operations come through the catch-up of the hold.
 
-    *arrived_at* is about when the first of these operations arrived.
+    *arrived_at* is about when the first of them arrived.
     """
 
     def __init__(
@@ -81,7 +78,7 @@ class Hold:
 
     @property
     def reached(self) -> RecordPosition | None:
-        """The own position after which its tenants' operations are still to come; None is the beginning."""
+        """The own position after which its operations are still to come; None is the beginning."""
         return self.unread.after
 
     @property
@@ -91,7 +88,7 @@ class Hold:
 
     @property
     def is_paced(self) -> bool:
-        """Whether its tenant sends more than its share: its catch-up lasts as long as that, and waits for the lane."""
+        """Whether its tenant sends more than its share, so that its catch-up waits for the lane."""
         return self.target is HeldTarget.TENANT and self.reason == HoldReason.OVER_SHARE
 
     @property
@@ -106,7 +103,7 @@ class Hold:
         return self.arrived_at if reached is None else max(self.arrived_at, reached.arrived_at)
 
     def enter(self, state: HoldState, catch_up: CatchUp | None = None) -> None:
-        """Change the state. The hold leaves its catch-up, if any; one that is catching up is a hold of *catch_up*.
+        """Change the state; the hold leaves its catch-up, or becomes one of *catch_up*.
 
         Raises ValueError where *state* may not follow.
         """
@@ -136,9 +133,6 @@ class CatchUp:
         self._own_from = 0  # the ticket of the first own record
         for hold in holds:
             hold.enter(HoldState.CATCHING_UP, self)
-
-    def __repr__(self) -> str:
-        return f"CatchUp({self.holds}, {self.tracker!r})"
 
     @property
     def unread(self) -> Unread:
@@ -178,7 +172,7 @@ class CatchUp:
         self._own_from = self.tracker.next_ticket
 
     def start_own_lower(self, after: RecordPosition | None) -> None:
-        """Start with its own records no later than after *after*; only while it reads those of parents."""
+        """Start with its own records no later than after *after*, while it reads those of parents."""
         self.tracker.rewind(union([self.unread, Unread(after)]).after)
 
 
@@ -209,9 +203,6 @@ class Ownership:
         self._overflow_count = 0
         self._released_count = 0
 
-    def __repr__(self) -> str:
-        return f"Ownership({list(self._holds.values())})"
-
     def __len__(self) -> int:
         """Return the number of holds."""
         return len(self._holds)
@@ -228,7 +219,7 @@ class Ownership:
         return found
 
     def has_own_hold(self, tenant_id: str) -> bool:
-        """Return whether a tenant has a hold of its own, whose catch-up waits until what it has sent is applied."""
+        """Return whether a tenant has a hold of its own."""
         return (HeldTarget.TENANT, tenant_id) in self._holds
 
     @property
@@ -242,13 +233,13 @@ class Ownership:
         return owner is not None and owner.target is HeldTarget.TENANT and owner.is_waiting
 
     def mark_live(self, tenant_ids: AbstractSet[str]) -> None:
-        """Record that tenants are the main reader's, so that they stay so when their slot gets a hold."""
+        """Keep tenants the main reader's when their slot gets a hold."""
         if len(self._live_tenants) >= LIVE_TENANTS_MAX:
             self._live_tenants.clear()
         self._live_tenants |= tenant_ids
 
     def shard_hold(self, shard_id: str) -> Hold | None:
-        """Return the hold of a Postgres shard, whether it is being caught up or not."""
+        """Return the hold of a Postgres shard, caught up or not."""
         return self._holds.get((HeldTarget.SHARD, shard_id)) if self._holds else None
 
     def is_blocked(self, shard_id: str) -> bool:
@@ -268,19 +259,19 @@ class Ownership:
 
     @property
     def has_pending_parents(self) -> bool:
-        """Whether records of parents are to be read again, or operations of them are not settled."""
+        """Whether records of parents are to be read again or are not settled."""
         return any(hold.unread.parents for hold in self._holds.values()) or any(
             one.has_pending_parents for one in self._catch_ups
         )
 
     @property
     def parents_hold(self) -> Hold | None:
-        """The hold of the tenants with operations pending at the parents of the stream shard."""
+        """The hold of the tenants with operations pending at the parents."""
         hold = self._holds.get((HeldTarget.PARENTS, ""))
         return hold if hold is not None and hold.is_waiting_for_parents else None
 
     def are_waiting_for_parents(self, tenant_ids: AbstractSet[str]) -> bool:
-        """Return whether all of *tenant_ids* are held until none of their operations is pending at the parents."""
+        """Return whether all of *tenant_ids* are held for operations pending at the parents."""
         hold = self.parents_hold
         return hold is not None and all(tenant_id in hold.tenants for tenant_id in tenant_ids)
 
@@ -289,7 +280,7 @@ class Ownership:
     def split(self, tenant_id: str, hold: Hold, in_memory: Iterable[Unread], arrived_at: datetime) -> None:
         """Give a tenant to *hold*, which reads again the operations *in_memory*; the caller drops them.
 
-        *arrived_at* is when the first of these operations arrived.
+        *arrived_at* is when the first of them arrived.
         """
         owner = self.owner_of(tenant_id)
         unread = union([self._unread_of(owner), *in_memory])
@@ -301,7 +292,7 @@ class Ownership:
         return self._open(HeldTarget.SHARD, shard_id, HoldReason.SHARD_UNAVAILABLE, arrived_at, now=now)
 
     def open_backfill(self, shard_id: str, unread: Unread, arrived_at: datetime, *, now: float) -> Hold:
-        """Return the hold of a Postgres shard that lacks *unread*; its tenants are those that the shard names."""
+        """Return the hold of a Postgres shard that lacks *unread*."""
         hold = self._open(HeldTarget.SHARD, shard_id, HoldReason.BACKFILL, arrived_at, now=now)
         hold.reason = HoldReason.BACKFILL
         hold.is_backfill = True
@@ -321,10 +312,10 @@ class Ownership:
         return hold
 
     def meet_resident(self, tenant_id: str, backfill: Hold, in_memory: Iterable[Unread]) -> Meeting:
-        """Decide about a tenant that *backfill*, which is being caught up, meets on its shard; give it where it can.
+        """Decide about a tenant that *backfill* meets on its shard; give it where it can.
 
-        The tenants that wait for the parents are left: when they are released, the rows are read again. A tenant may be
-        the backfill's by its slot alone, before it is met: its operations in memory are then the main reader's.
+        Tenants that wait for the parents are left: when they are released, the rows are read again. A tenant may be the
+        backfill's by its slot alone: its operations in memory are then the main reader's.
         """
         owner, catch_up = self.owner_of(tenant_id), backfill.catch_up
         if owner is backfill:
@@ -346,7 +337,7 @@ class Ownership:
     def join(self, hold: Hold, catch_up: CatchUp) -> bool:
         """Have a running catch-up take a hold along; return whether it still comes to all of it.
 
-        A catch-up without holds (all were lowered) is about to end, and takes none; nor does one at the parents.
+        One without holds is about to end, and takes none; nor does one at the parents.
         """
         if not catch_up.holds or catch_up.parents or not catch_up.unread.includes(hold.unread):
             return False
@@ -354,7 +345,7 @@ class Ownership:
         return True
 
     def meet(self, catch_up: CatchUp) -> None:
-        """End the holds of a catch-up that has reached the main reader: the next record is the next one for both."""
+        """End the holds of a catch-up that has reached the main reader."""
         for hold in list(catch_up.holds):
             self.remove(hold)
 
@@ -368,7 +359,7 @@ class Ownership:
     # The tenants of the last owner of the lease, and of the parents
 
     def hold_predecessors(self, tenants: TenantSet, unread: Unread, arrived_at: datetime, *, now: float) -> None:
-        """Hold the tenants that the last owner of the lease held. The hold is ready at once."""
+        """Hold the tenants that the last owner of the lease held; the hold is ready at once."""
         hold = Hold(
             HeldTarget.PREDECESSOR,
             "",
@@ -401,7 +392,7 @@ class Ownership:
         )
 
     def release_from_parents(self, pending: TenantSet, *, now: float) -> bool:
-        """Make ready the tenants with no operation *pending* at the parents any more; return whether there are any."""
+        """Make ready the tenants with no operation *pending* at the parents; return whether there are any."""
         hold = self.parents_hold
         if hold is None:
             return False
@@ -431,7 +422,7 @@ class Ownership:
     # Pending operations
 
     def floor(self, main: RecordPosition | None) -> RecordPosition | None:
-        """Return the position up to which no operation is pending, given the checkpoint *main* of the main reader."""
+        """Return the position up to which no operation is pending, given the main reader's checkpoint."""
         self._forget_finished_catch_ups()
         return lowest_position(
             [
@@ -462,10 +453,7 @@ class Ownership:
     # Names and slots
 
     def _assign(self, tenant_id: str, hold: Hold) -> None:
-        """Make a hold the owner of a tenant: by name while it has room for names, then by slot.
-
-        By name also where the slot belongs to another hold. A hold that loses its last tenant ends.
-        """
+        """Make a hold the owner of a tenant: by name while there is room, or the slot is another hold's."""
         self._live_tenants.discard(tenant_id)
         owner = self._by_name.get(tenant_id)
         if owner is hold:
@@ -491,7 +479,6 @@ class Ownership:
             self.remove(owner)
 
     def _add_name(self, tenant_id: str, hold: Hold) -> None:
-        """Add the name of a tenant with a slot of another hold."""
         hold.more_names.add(tenant_id)
         self._by_name[tenant_id] = hold
 
@@ -499,7 +486,6 @@ class Ownership:
         return next((hold for hold in self._bitmap_holds if tenant_id in hold.tenants), None)
 
     def _register_slots(self, hold: Hold, names: Iterable[str]) -> None:
-        """Turn the names of a hold into slots, but for those in slots of other holds."""
         for tenant_id in names:
             if self._owner_of_slot(tenant_id) is None:
                 self._by_name.pop(tenant_id, None)
@@ -508,7 +494,6 @@ class Ownership:
         self._bitmap_holds.append(hold)
 
     def _overflow_name(self) -> str:
-        """Return the name of the overflow hold that is not being caught up; a new name where each is."""
         name = str(self._overflow_count)
         overflow = self._holds.get((HeldTarget.OVERFLOW, name))
         if overflow is not None and overflow.catch_up is not None:
@@ -516,7 +501,6 @@ class Ownership:
         return str(self._overflow_count)
 
     def _open(self, target: HeldTarget, name: str, reason: HoldReason, arrived_at: datetime, *, now: float) -> Hold:
-        """Return a hold that waits for its target; a new one has nothing to read that the main reader has read."""
         hold = self._holds.get((target, name))
         if hold is None:
             unread = Unread(self._main.last_read)

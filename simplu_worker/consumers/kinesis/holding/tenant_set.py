@@ -1,10 +1,7 @@
 """Sets of tenants in bounded memory, and their form in a lease row. Pure.
 
-Every record is checked against the held tenants, however many there are. Up to NAMES_MAX tenants are kept by name.
-Beyond that they are kept by slot: one bit of a bitmap, chosen by a checksum of the name, and shared by all tenants of
-that slot. Why this is safe: a set never forgets a tenant, so the worst case is a tenant that waits without need.
-
-The records that are still to be read: of the parents of a stream shard, each to its end, and then its own.
+Up to NAMES_MAX tenants are kept by name; beyond that by slot: one bit of a bitmap, chosen by a checksum of the name and
+shared by all tenants of that slot. A set never forgets a tenant, so the worst case is one that waits without need.
 """
 
 from __future__ import annotations
@@ -38,9 +35,8 @@ BITMAP_PREFIX: Final = "slots:"
 class TenantSet:
     """A set of tenant ids: all names, or all slots.
 
-    The combinations of sets (`update`, `difference`, `intersection`) treat a slot as all its tenants: every tenant of
-    the operands, by name or by slot, is in the result or in the part taken away. A bitmap has any power of two of slots
-    up to SLOT_COUNT; the combination of two sizes has the larger one.
+    Combinations treat a slot as all its tenants: every tenant of the operands is in the result or in the part taken
+    away. A bitmap has a power of two of slots up to SLOT_COUNT; a combination has the larger size.
     """
 
     __slots__ = ("_bitmap", "_mask", "_names")
@@ -51,11 +47,6 @@ class TenantSet:
         self._mask = SLOT_COUNT - 1
         for tenant_id in names:
             self.add(tenant_id)
-
-    def __repr__(self) -> str:
-        if self._bitmap is not None:
-            return f"TenantSet({len(self)} of {self._mask + 1} slots)"
-        return f"TenantSet({len(self)} names)"
 
     def __contains__(self, tenant_id: str) -> bool:
         # Runs for every record that is read: no avoidable call.
@@ -116,10 +107,7 @@ class TenantSet:
             self._set_bitmap(other._to_bits(), other._mask + 1)
 
     def difference(self, other: TenantSet) -> TenantSet:
-        """Return the tenants that are not in *other*.
-
-        Names remove nothing from slots: a slot may stand for tenants that *other* does not contain.
-        """
+        """Return the tenants that are not in *other*; names remove nothing from slots."""
         if self._bitmap is None:
             return TenantSet(tenant_id for tenant_id in self._names if tenant_id not in other)
         if other._bitmap is None:
@@ -128,7 +116,7 @@ class TenantSet:
         return self._from_bits(mine & ~others, size)
 
     def intersection(self, other: TenantSet) -> TenantSet:
-        """Return the tenants that are also in *other*: by name where one of the two sets has names."""
+        """Return the tenants also in *other*: by name where one of the two sets has names."""
         if self._bitmap is None:
             return TenantSet(tenant_id for tenant_id in self._names if tenant_id in other)
         if other._bitmap is None:
@@ -137,7 +125,7 @@ class TenantSet:
         return self._from_bits(mine & others, size)
 
     def encode(self, limit: int = ENCODED_NAMES_MAX) -> frozenset[str]:
-        """Return the entries for a lease row: up to *limit* names, else one bitmap of ROW_SLOT_COUNT; none if empty."""
+        """Return the entries for a lease row: up to *limit* names, else one bitmap of ROW_SLOT_COUNT."""
         if self._bitmap is None:
             if len(self._names) <= limit:
                 return frozenset(NAME_PREFIX + tenant_id for tenant_id in self._names)
@@ -171,18 +159,15 @@ class TenantSet:
         return tenants
 
     def _to_bits(self) -> int:
-        """Return the bitmap as an integer: whole bitmaps are combined as integers, single slots are read as bytes."""
         return int.from_bytes(self._bitmap or b"", "little")
 
     def _set_bitmap(self, bits: int, size: int) -> None:
-        """Replace the names by a bitmap, or by nothing where it has no bit."""
         self._names = set()
         self._bitmap = bytearray(bits.to_bytes(size >> 3, "little")) if bits else None
         self._mask = size - 1
 
 
 def _bitmap_of_names(names: Iterable[str]) -> tuple[int, int]:
-    """Return the bitmap of *names*, and its size."""
     bitmap = bytearray(SLOT_COUNT >> 3)
     for tenant_id in names:
         slot = zlib.crc32(tenant_id.encode()) & (SLOT_COUNT - 1)
@@ -191,7 +176,6 @@ def _bitmap_of_names(names: Iterable[str]) -> tuple[int, int]:
 
 
 def _parse_bitmap(text: str) -> tuple[int, int]:
-    """Return the bitmap of an entry, and its size. The entry may come from a later version, or be damaged."""
     unpack = zlib.decompressobj()
     try:
         bitmap = unpack.decompress(b64decode(text, validate=True), (SLOT_COUNT >> 3) + 1)
@@ -204,11 +188,7 @@ def _parse_bitmap(text: str) -> tuple[int, int]:
 
 
 def _widen(one: int, size: int, other: int, other_size: int) -> tuple[int, int, int]:
-    """Return the larger size and both bitmaps in that size.
-
-    A slot of the larger bitmap, modulo the smaller size, is its slot in the smaller one: so a bitmap grows by
-    repetition.
-    """
+    """Return the larger size and both bitmaps in that size: a bitmap grows by repetition."""
     largest = max(size, other_size)
     return largest, _repeat(one, size, largest), _repeat(other, other_size, largest)
 
@@ -221,7 +201,6 @@ def _repeat(bits: int, size: int, new_size: int) -> int:
 
 
 def _fold(bits: int, size: int) -> tuple[int, int]:
-    """Return a bitmap of at most ROW_SLOT_COUNT slots with all tenants of this one."""
     while size > ROW_SLOT_COUNT:
         size >>= 1
         bits = bits >> size | bits & ((1 << size) - 1)
@@ -241,7 +220,7 @@ class ParentRecords(msgspec.Struct, frozen=True):
 
 
 class Unread(msgspec.Struct, frozen=True):
-    """All records of *parents*, in their order, and then all own ones after *after*; None is the beginning."""
+    """All records of *parents*, in their order, then all own ones after *after*; None is the beginning."""
 
     after: RecordPosition | None
     parents: tuple[ParentRecords, ...] = ()

@@ -12,17 +12,10 @@ Another worker takes a lease that its owner has not renewed for the lease durati
 or one that a person has asked for. In a hand-over the row names the next owner, and as checkpoint owner the actual one,
 which reads until it releases the lease.
 
-What always holds, and why:
-
-- Of two writers one learns that it lost. A take expects the counter last seen, so a lease changes hands once; every
-  write of an owner expects that owner, and a renewal the counter, too. The counter alone is not enough: a leader of the
-  KCL 3.x begins a hand-over without moving it. Creations and deletions are conditional as well, so replicas that do the
-  same at the same time do no harm.
-- An owner is alive while its counter moves, measured by the local monotonic clock alone: clocks that differ between
-  machines do no harm.
-- Two readers of one stream shard do no harm (architecture, idea 2), as while a lease changes hands: each applies in
-  order, and the log of operations drops what the other one applied.
+- Every write of an owner expects that owner, a renewal or a take the counter seen last too; so of two writers one
+  learns that it lost. The counter alone is not enough: a leader of the KCL 3.x begins a hand-over without moving it.
+- An owner is alive while its counter moves, by the local monotonic clock alone.
+- Two readers of one stream shard, as while a lease changes hands, do no harm (architecture, idea 2).
 - Attributes of other programs survive: every write but a lease's creation names the attributes that it changes.
-- Each replica decides alone, from one scan. Scans are eventually consistent, as the KCL's are: a stale row only makes a
-  write fail.
+- Each replica decides alone, from one eventually consistent scan: a stale row only makes a write fail.
 """

@@ -1,41 +1,20 @@
-"""Which leases a replica takes, so that all are held and the shares are even. Pure.
+"""Which leases a replica takes, whether it can do anything for them, and which owners are gone. Pure.
 
-As the Kinesis Client Library's DynamoDBLeaseTaker: first the leases that no replica holds, up to an even share; if
-there are none, one lease of an owner that has too much. Where all owners measure, a share is one of the load
-(`load_balancing`); else it is one of the leases, and the counts differ by at most one.
+As the KCL's DynamoDBLeaseTaker: first the leases that no replica holds, up to an even share; if there are none, one
+lease of an owner that has too much. Where all owners measure, a share is one of the load, else of the number of leases.
 
-Which lease a replica takes from another one, so that the loads become about equal.
+The load of a lease is its throughput, and a fixed part for an idle stream shard. Replicas that see the same scan take
+from different owners: the lightest from the heaviest, the next lightest from the next. The leases come to rest: a move
+must lower the greater of the two loads by GAIN, so it lowers the sum of the squares of all loads. Loads are means of
+minutes, an estimate goes with its lease, and nothing is moved while all are within HEAVY and LIGHT of the mean.
 
-The load of a lease is its throughput, and a fixed part for the reads and renewals of an idle stream shard. Each
-replica
-takes at most one lease. Replicas that see the same scan take from different owners: the lightest from the heaviest,
-the
-next lightest from the next, so that together they do not take too much.
+A replica that finds no homes, reaches no Postgres shard or cannot read the stream renews its leases with a mark in
+their rows, until a replica that can work takes them. A trouble of all replicas moves no lease: each notices it within
+PATIENCE_S, before the first one marks its rows, and takes nothing from others then. Leases do not go back and forth:
+the taker has been able, and the owner has not, for PATIENCE_S each.
 
-Why the leases come to rest: a move must lower the greater of the two loads by GAIN, so it lowers the sum of the
-squares
-of all loads, and no sequence of moves comes back to its beginning. Loads vary, though: so they are means of minutes,
-an
-estimate goes with its lease, and nothing is moved while all loads are within HEAVY and LIGHT of the mean.
-
-Whether this replica can do anything for a stream shard, and which leases it therefore takes.
-
-A replica that finds no homes, reaches no Postgres shard or cannot read the stream gives its leases away: it renews
-them, with a mark in their rows, until a replica that can work takes them. So a stream shard always has its reader.
-
-Why a trouble of all replicas moves no lease: each of them notices it within PATIENCE_S, and only then the first one
-marks its rows. Whoever has the trouble, or has had it within PATIENCE_S, takes nothing from others. When a replica
-ends
-meanwhile, its leases are taken all the same, as soon as it is clear that nobody without a trouble takes them.
-
-Why leases do not go back and forth: each time takes a replica that has been able, and an owner that has not, for
-PATIENCE_S each. Without a lease only a read could show that the stream answers again: a replica tries that every
-STREAM_RETRY_S.
-
-The owners whose leases others took because nobody renewed them any more.
-
-An owner that ends in order, or gives leases away, releases them within a third of the lease duration after a renewal;
-leases of a killed one change hands after a whole lease duration without any.
+An owner that ends in order releases its leases; those of a killed one change hands after a lease duration without a
+renewal, and it is gone until another owner has come in its place.
 """
 
 from __future__ import annotations
@@ -69,8 +48,8 @@ class Loads(msgspec.Struct, frozen=True):
 def measured_loads(unfinished: Mapping[str, Observation]) -> Mapping[str, float] | None:
     """Return the load of each lease; None where an owner does not measure, as a KCL does not.
 
-    Then the numbers of leases are all that counts: two rules in one fleet would move leases back and forth. A lease
-    without a measurement has the mean load of the others.
+    Then the numbers of leases count: two rules in one fleet would move leases back and forth. A lease without a
+    measurement has the mean load of the others.
     """
     leases = [one.lease for one in unfinished.values()]
     if any(not lease.is_metered for lease in leases if lease.actual_owner is not None):
@@ -158,9 +137,6 @@ class Ability:
         self.trouble: Inability | None = None
         self._since = float("-inf")  # at its start a replica finds out before it takes a lease
 
-    def __repr__(self) -> str:
-        return f"Ability({self.trouble}, since={self._since:.1f})"
-
     def note(self, trouble: Inability | None, *, now: float) -> None:
         """Note the trouble of *now*, or that there is none."""
         if (trouble is None) is not (self.trouble is None):
@@ -168,7 +144,7 @@ class Ability:
         self.trouble = trouble
 
     def note_without_lease(self, trouble: Inability | None, *, now: float) -> None:
-        """Note the trouble of *now* of a replica that reads nothing: it does not see whether the stream answers."""
+        """Note the trouble of a replica that reads nothing, and does not see whether the stream answers."""
         is_unread = self.trouble is Inability.STREAM_UNAVAILABLE and now - self._since < STREAM_RETRY_S
         self.note(self.trouble if trouble is None and is_unread else trouble, now=now)
 
@@ -200,7 +176,7 @@ def plan_takes(
 ) -> list[Lease]:
     """Return the leases to try to take now; *held* are the keys of the leases of this replica, 0 ≤ *draw* < 1.
 
-    Finished leases count for no replica. Different draws make replicas that start together try different leases first.
+    Different draws make replicas that start together try different leases first.
     """
     unfinished = {key: one for key, one in observations.items() if one.lease.checkpoint != SHARD_END}
     free = takeable_leases(unfinished, held=held, now=now, lease_duration_s=lease_duration_s, me=me)
@@ -234,7 +210,7 @@ def plan_takes(
 def next_expiry(
     observations: Mapping[str, Observation], *, held: Collection[str], lease_duration_s: float
 ) -> float | None:
-    """Return when the first lease of another owner expires unless it is renewed; None when others hold no lease."""
+    """Return when the first lease of another owner expires unless it is renewed; None without one."""
     return min(
         (
             one.unchanged_since + lease_duration_s
@@ -248,7 +224,6 @@ def next_expiry(
 def _plan_free(
     free: Iterable[Lease], by_lease: Mapping[str, float], *, room: float, urgent: Collection[str]
 ) -> list[Lease]:
-    """Return the *free* leases to take: the urgent ones, and others until the share is full, so that all are taken."""
     wanted: list[Lease] = []
     for lease in free:
         if room > ROUNDING or lease.lease_key in urgent:
@@ -258,7 +233,6 @@ def _plan_free(
 
 
 def _plan_steal(unfinished: Mapping[str, Observation], *, held: Collection[str], me: str, draw: float) -> list[Lease]:
-    """Return one lease of the fullest owner when it has at least two more than this replica."""
     counts = Counter(
         one.lease.actual_owner for key, one in unfinished.items() if key not in held and one.lease.actual_owner
     )
@@ -286,7 +260,7 @@ TOLD_FOR_S: Final = 86400.0
 
 
 class LostOwners:
-    """The owners that are gone, until another one has come in their place: each newcomer takes the place of one."""
+    """The owners that are gone; each newcomer takes the place of one."""
 
     def __init__(self, lease_duration_s: float) -> None:
         self._expired_after_s = EXPIRED_SHARE * lease_duration_s
@@ -295,11 +269,8 @@ class LostOwners:
         self._came_at: dict[str, float] = {}  # by owner; those that were there before take nobody's place
         self._gone_since: dict[str, float] = {}  # by owner, the last renewal
 
-    def __repr__(self) -> str:
-        return f"LostOwners({self._gone_since})"
-
     def note(self, observations: Mapping[str, Observation], *, now: float) -> None:
-        """Take over a scan; *now* is monotonic. Scans that are far apart tell nothing."""
+        """Take over a scan; scans that are far apart tell nothing."""
         owners = {owner for one in observations.values() if (owner := one.lease.actual_owner) is not None}
         is_first = not self._before
         if now - self._noted_at < self._expired_after_s:

@@ -1,13 +1,7 @@
-"""Whether a leader of the Kinesis Client Library 3.x assigns the leases, by the rows that it writes. Pure.
+"""Whether a leader of the Kinesis Client Library 3.x assigns the leases, and the metrics that it assigns them by. Pure.
 
-Until KCL 3.4, and until a later one has moved them, the rows of leader and migration are in a coordinator table, and
-those of the workers in a table of worker metrics. Since 3.5 all are in the lease table, distinguished by
-`entityType`,
-and new applications have no other table. While rows move, each table has some of them.
-
-Watch for a leader of the Kinesis Client Library 3.x, which assigns the leases of the table itself.
-
-The row by which a worker of the KCL 3.x reports its metrics to the leader: its form and its table.
+Until KCL 3.4, the rows of leader and migration are in a coordinator table, those of the workers in a table of worker
+metrics. Since 3.5 all are in the lease table, distinguished by `entityType`; while they move, each table has some.
 """
 
 from __future__ import annotations
@@ -49,10 +43,9 @@ _KIND_BY_KEY: Final = {
 class KclState(msgspec.Struct, frozen=True):
     """The state of a KCL 3.x application at one look.
 
-    Both members of beats are owners by table and what changes at every sign of life: of the leader's lock the record
-    version (every 30 s), of a worker the time of its last metrics (every 30 s, also while there is no leader). Replicas
-    of this worker, which report metrics to that leader, are not among them. *table_states* are those of the move of all
-    rows into the lease table, and *version_tables* have the mode of the application.
+    Beats are owners by table with what changes at every sign of life: the record version of the leader's lock, the time
+    of a worker's last metrics (each every 30 s); replicas of this worker are not among them. *table_states* are those
+    of the move of all rows into the lease table, and *version_tables* have the mode of the application.
     """
 
     client_versions: frozenset[str] = frozenset()
@@ -68,7 +61,7 @@ class KclState(msgspec.Struct, frozen=True):
 
 
 def state_of(tables: Iterable[tuple[str, Iterable[LeaseRow]]]) -> KclState:
-    """Return the state that the rows of *tables* (name, rows) contain, some of which may be of other kinds."""
+    """Return the state that the rows of *tables* (name, rows) contain."""
     versions: set[str] = set()
     table_states: set[str] = set()
     version_tables: set[str] = set()
@@ -92,9 +85,9 @@ def state_of(tables: Iterable[tuple[str, Iterable[LeaseRow]]]) -> KclState:
 def leading_owners(state: KclState, earlier: Sequence[KclState]) -> list[str]:
     """Return the workers that show that the application assigns the leases: its leader, else its live workers.
 
-    Empty when it does not assign them. *earlier* are the states at the last LOOKS looks; a live leader or worker had
-    another beat at one of them. With fewer looks a live leader cannot be distinguished from a dead one, and any leader
-    is taken for live. Workers without a leader count, because one of them becomes the leader soon.
+    *earlier* are the states at the last LOOKS looks; a live leader or worker had another beat at one of them, and with
+    fewer looks any leader is taken for live. Workers without a leader count, because one of them becomes the leader
+    soon.
     """
     if not state.is_version_leading:
         return []
@@ -126,14 +119,13 @@ def outlook_of(state: KclState) -> str | None:
 
 
 def new_leaders(state: KclState, before: KclState | None) -> list[str]:
-    """Return the leaders of an application that assigns the leases with locks that were not there at the last look."""
+    """Return the leaders of a leading application with locks that were not there at the last look."""
     if before is None or not state.is_version_leading:
         return []
     return sorted({owner for table, owner in state.leader_beats if (table, owner) not in before.leader_beats})
 
 
 def _kind_of(row: LeaseRow) -> str | None:
-    """Return the `entityType` of a row, by its key where it has none."""
     if "entityType" in row:
         return _text(row, "entityType")
     return WORKER_ENTITY if "wid" in row else _KIND_BY_KEY.get(_text(row, "key"))
@@ -165,19 +157,16 @@ class KclTables(msgspec.Struct, frozen=True):
 
 
 class KclLeaderWatch:
-    """Knows whether a live leader assigns the leases. It would take back every lease that this replica takes."""
+    """Knows whether a live leader assigns the leases: it would take back every lease that this replica takes."""
 
     def __init__(self, client: Client, table: LeaseTable, kcl_tables: KclTables, *, follows: bool = False) -> None:
-        """With *follows* the replica takes what the leader assigns to it, so a leader is no trouble."""
+        """With *follows* the replica takes what the leader assigns to it."""
         self._requests = TableRequests(client)
         self._table = table
         self._kcl_tables = kcl_tables
         self.follows = follows
         self._states: tuple[KclState, ...] = ()  # at the last looks, newest first
         self._owners: list[str] = []
-
-    def __repr__(self) -> str:
-        return f"KclLeaderWatch({self._table.name}, {self._owners}, {self._states[:1]})"
 
     @property
     def is_leading(self) -> bool:
@@ -186,7 +175,7 @@ class KclLeaderWatch:
 
     @property
     def state(self) -> KclState | None:
-        """The state of the application at the last look, with the modes that the last scan shows; None before."""
+        """The state at the last look, with the modes of the last scan; None before."""
         looked, scanned = next(iter(self._states), None), self._scanned()
         return looked and msgspec.structs.replace(
             looked,
@@ -207,7 +196,7 @@ class KclLeaderWatch:
 
     @property
     def leaders(self) -> str | None:
-        """The names of the leader, or of live workers while there is none; None when nothing assigns the leases."""
+        """The names of the leader, or of live workers while there is none; None without any."""
         owners = self._leading_owners()
         return ", ".join(owners[:OWNERS_NAMED]) + (", …" if len(owners) > OWNERS_NAMED else "") if owners else None
 
@@ -224,7 +213,7 @@ class KclLeaderWatch:
 
     @property
     def outlook(self) -> str | None:
-        """What the KCL's application is about to do, by the last look; None when it is nothing, or leads already."""
+        """What the KCL's application is about to do; None when that is nothing, or it leads already."""
         state = self.state
         text = None if state is None or self.is_leading or self.follows else outlook_of(state)
         return text and f"table {self._table.name}: {text}"
@@ -232,7 +221,7 @@ class KclLeaderWatch:
     async def check(self) -> None:
         """Look for a leader in the last scan of the lease table, and in the KCL's other tables.
 
-        A table that may not be read counts as empty. Raises RetryableError, and keeps the result of the last look then.
+        A table that may not be read counts as empty. Raises RetryableError, and keeps the last result then.
         """
         coordinator, workers = self._kcl_tables.coordinator, self._kcl_tables.worker_metrics
         rows: list[tuple[str, Sequence[LeaseRow]]] = [
@@ -246,14 +235,12 @@ class KclLeaderWatch:
         self._states = (state, *self._states)[:LOOKS]
 
     def _leading_owners(self) -> list[str]:
-        """Return those of the last look, or leaders that have come into the lease table since."""
         return self._owners or new_leaders(self._scanned(), next(iter(self._states), None))
 
     def _scanned(self) -> KclState:
         return state_of([(self._table.name, self._table.other_rows)])
 
     async def _unless_missing(self, table: str, reading: Awaitable[Sequence[LeaseRow]]) -> Sequence[LeaseRow]:
-        """Return the rows; none without the table, or without the right to read it."""
         try:
             return await reading
         except TableMissingError:
@@ -288,12 +275,12 @@ MOVED_STATES: Final = frozenset({"TABLE_MIGRATION_STATUS_PENDING", "TABLE_MIGRAT
 
 
 def is_reporting_wanted(state: KclState) -> bool:
-    """Return whether the application reads metrics: its leader assigns leases, or waits for the metrics of all."""
+    """Return whether the leader assigns leases, or waits for the metrics of all."""
     return state.is_version_leading or UPGRADING_VERSION in state.client_versions
 
 
 def has_moved_metrics(state: KclState) -> bool:
-    """Return whether the metrics are in the lease table, and no longer in a table of their own (KCL 3.5)."""
+    """Return whether the metrics are in the lease table, and no longer in one of their own (KCL 3.5)."""
     return not state.table_states.isdisjoint(MOVED_STATES)
 
 

@@ -1,22 +1,10 @@
 """The contents of a row of the lease table, and which leases may be taken. Pure.
 
-Attributes of a lease row for people: how its owner is doing, and a request to its owner.
-
-Replicas know of each other through the lease table alone, and the KCL before 3.5 takes every row there for a lease.
-So
-a report is an attribute of a row that its owner writes anyway. It names its writer: a worker that does not know the
-attribute would leave it stale. No replica decides by a report.
-
-A request is written by the replica that a person asks, into the rows of others, and read by each with its next
-renewal.
-It stays in the row and needs no clock: an owner carries out those that appear while it owns the lease, each once.
-
-A replica that can do nothing has no lease, so it writes its report into any row, again and again: one that does not
-change any more is of a replica that has ended.
-
-The throughput of a stream shard, as its reader writes it into the lease row.
-
-What this replica last saw of the stream: the leases of the last scan, the facts of the last listing.
+Replicas know of each other through the lease table alone, and the KCL before 3.5 takes every row there for a lease. So
+a report for people, and a person's request to an owner, are attributes of a row. A report names its writer, as a worker
+that does not know the attribute would leave it stale; no replica decides by it. A request stays in the row; an owner
+carries out those that appear while it owns the lease, once each. A replica without a lease, because it can do nothing,
+writes its report into any row, again and again: one that does not change any more is of a replica that has ended.
 """
 
 from __future__ import annotations
@@ -42,10 +30,7 @@ DECIMALS: Final = 3
 
 
 class HeldTarget(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A held target, as `/status` names it, and the age of its first operation.
-
-    *reason* is a `HoldReason`, or a word that only a newer worker knows.
-    """
+    """A held target, as `/status` names it, its `HoldReason` (or a newer word), and the age of its first operation."""
 
     target: str
     reason: str
@@ -61,11 +46,10 @@ class TopTenant(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class ReplicaFigures(msgspec.Struct, frozen=True, gc=False):
-    """The figures of a whole replica: the p99 latency of the last interval, the dead letters of the last hour.
+    """The p99 latency of a replica in the last interval, and its dead letters of the last hour.
 
-    *top* are the tenants that took most of the last minute, at most TOP_MAX, the first one most. *is_clock_apart* is
-    whether the clock of its machine is wrong. *unable* is an `Inability`, or a word that only a newer worker knows: why
-    the replica can do nothing.
+    *top* are the tenants that took most of the last minute, the first one most. *is_clock_apart*: the clock of its
+    machine is wrong. *unable* is an `Inability` (or a newer word): why it can do nothing.
     """
 
     latency_p99_s: float | None = None
@@ -78,8 +62,8 @@ class ReplicaFigures(msgspec.Struct, frozen=True, gc=False):
 class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The state of the reader of a stream shard, as its owner *by* wrote it with the last renewal.
 
-    *held* are the oldest of its held targets; *figures* are those of its replica. *read_count* are the records since
-    the reader began. *beat* counts the reports of a replica without a lease.
+    *held* are the oldest of its held targets; *read_count* are the records since the reader began. *beat* counts the
+    reports of a replica without a lease.
     """
 
     by: str
@@ -103,10 +87,7 @@ class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class HoldRetry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """A request to the owner of a lease to try its held targets now: all of them, or *target*, as `/status` names it.
-
-    The *request_id* is another one for each request of a person.
-    """
+    """A request to try the held targets now: all, or *target*, as `/status` names it."""
 
     request_id: str
     target: str | None = None
@@ -119,11 +100,8 @@ class RecordRate:
         self._noted_at = now
         self._noted_count = 0
 
-    def __repr__(self) -> str:
-        return f"RecordRate({self._noted_count})"
-
     def note(self, count: int, *, now: float) -> float | None:
-        """Take over that *count* records were read since the reader began, until *now* (monotonic); return the rate."""
+        """Return the rate, after *count* records since the reader began, until *now* (monotonic)."""
         passed_s, new = now - self._noted_at, count - self._noted_count
         if passed_s <= 0:
             return None
@@ -132,7 +110,7 @@ class RecordRate:
 
 
 def encode_report(report: LeaseReport) -> str:
-    """Return the text of a report for the row, with the tenants and the held targets that it has room for."""
+    """Return the text of a report, with the tenants and the held targets that it has room for."""
     rounded = msgspec.structs.replace(
         report,
         lag_s=_rounded(report.lag_s),
@@ -226,36 +204,28 @@ class UnreadableLeaseError(ValueError):
 
 
 class ReadAhead(msgspec.Struct, frozen=True, gc=False):
-    """How far a reader is ahead of its checkpoint, because some tenants are held.
-
-    Up to *read_to* no operation is pending, except those of the tenants in *held* (as `TenantSet.encode` writes them).
-    """
+    """How far a reader is ahead of its checkpoint: up to *read_to* only operations of *held* tenants are pending."""
 
     read_to: Position
     held: frozenset[str]
 
 
 class Lease(msgspec.Struct, frozen=True, gc=False):
-    """A row of the lease table as read (KCL `DynamoDBLeaseSerializer`).
+    """A row of the lease table as read (KCL `DynamoDBLeaseSerializer`); tenants are as `TenantSet.encode` writes them.
 
-    *checkpoint* is the last finished position, as with the KCL. *checkpoint_owner* is set while a KCL 3.x leader moves
-    the lease gracefully: *owner* is then the next owner already, and *checkpoint_owner* reads until it hands over.
+    *checkpoint* is the last finished position. During a graceful hand-over by a KCL 3.x leader, *owner* is the next
+    owner already, and *checkpoint_owner* reads until it hands over. *metered_by* is the replica that measures the
+    throughput: while another program owns the lease, the value is stale.
 
-    *throughput_kbps* is what the KCL 3.x and this worker write; *metered_by* is the replica that measures it: while
-    another program owns the lease, the value is stale.
+    *started_at* is the instant from which this application reads the stream shard; where it pins LATEST or
+    AT_TIMESTAMP, every reader starts there until there is a checkpoint. *pending_tenants* are those of a stream shard
+    that is read to its end; None before. Before *read_up_to* no record arrived that is pending, but for the tenants in
+    *ahead*; None unless the actual owner has written it, as is *report*. No reader decides by either. *last_read_up_to*
+    is that of whoever wrote it last: from it a successor tells that records have left the stream since.
 
-    That name and the five from *started_at* on are the worker's own. *started_at* is the instant from which this
-    application reads the stream shard, written when its lease is first taken; where it pins LATEST or AT_TIMESTAMP,
-    every reader starts there until there is a checkpoint. *pending_tenants* are the tenants with pending operations (as
-    `TenantSet.encode` writes them) of a stream shard that is read to its end; None before. *ahead* is None when the
-    reader is not ahead of its checkpoint. Before *read_up_to* no record arrived that is pending, except those of the
-    tenants in *ahead*; None unless the actual owner has written it. *report* is for people, and None in the same case.
-    No reader decides by either. *last_read_up_to* is the same by whoever wrote it last: from it a successor tells that
-    records have left the stream since. *retry* is the last request to the owner, or to one before it, to try its held
-    targets.
-    *release_of* is the owner whom a person has asked to release the lease; *released_by* the one whose lease was taken
-    for that, and who does not take it from its next owner. *unable_of* is the owner that has found that it can do
-    nothing (`ability`). *idle_report* is of a replica like that, which has no lease and uses this row to say so.
+    *retry* is the last request. *release_of* is the owner whom a person has asked to release the lease; *released_by*
+    the one whose lease was taken for that, and who does not take it back. *unable_of* is the owner that can do nothing,
+    *idle_report* that of a replica which has no lease and uses this row.
     """
 
     lease_key: str
@@ -309,22 +279,22 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
 
 
 class Observation(msgspec.Struct, frozen=True, gc=False):
-    """A lease as the last scan found it, and the monotonic time at which its counter was first seen."""
+    """A lease as last scanned, and the monotonic time at which its counter was first seen."""
 
     lease: Lease
     unchanged_since: float
 
 
 def worker_id(host: str, pid: int, token: str) -> str:
-    """Return the id under which a process owns leases; a fresh random *token* keeps two processes from sharing one."""
+    """Return the id under which a process owns leases; a fresh random *token* keeps two processes apart."""
     return f"{host}:{pid}:{token}"
 
 
 def observe(previous: Mapping[str, Observation], leases: Iterable[Lease], *, now: float) -> dict[str, Observation]:
     """Return the observations by lease key, after a scan that found *leases*.
 
-    A lease not seen before counts as renewed now: a new process waits a full lease duration before it takes the lease
-    of an owner that it never saw alive. Leases no longer in the table are dropped.
+    A lease not seen before counts as renewed now: a new process waits a full lease duration before it takes one from an
+    owner that it never saw alive.
     """
     observations: dict[str, Observation] = {}
     for lease in leases:
@@ -344,10 +314,8 @@ def takeable_leases(
 ) -> list[Lease]:
     """Return the leases that may be taken now: free ones first, then those unchanged for longest.
 
-    Free leases have no owner, or one from which they are to be taken, or the owner *me* and are not held by this
-    process: the answer to a take was lost, and no process reads them. Others may be taken once unchanged for longer
-    than *lease_duration_s*; one that is being handed over belongs to its last owner. Finished leases and those in
-    *held* (lease keys) are never taken.
+    Free are those without an owner, those offered, and those of *me* that this process does not hold: the answer to a
+    take was lost. Others once unchanged for longer than *lease_duration_s*. Never finished ones and those in *held*.
     """
     candidates = [
         observation
@@ -382,8 +350,8 @@ def unfinished_hand_overs(leases: Iterable[Lease], *, me: str) -> list[Lease]:
 def is_own_landed_write(lease: Lease, row: Lease, *, me: str) -> bool:
     """Return whether *row*, found where *lease* was expected, was written by an earlier try of *me* with that lease.
 
-    The answer to that write was lost, but it landed, so its repetition fails. Only the actual owner moves the counter
-    without changing the actual owner, so a counter one higher is the worker's own write.
+    Only the actual owner moves the counter without changing the actual owner, so a counter one higher is the worker's
+    own write.
     """
     return row.actual_owner == me and row.counter == lease.counter + 1
 
@@ -397,7 +365,7 @@ def has_hand_over_begun(lease: Lease, row: Lease, *, me: str) -> bool:
 
 
 def is_lease(row: LeaseRow) -> bool:
-    """Return whether a row of the lease table is a lease: since KCL 3.5 leader, workers and migrations have rows."""
+    """Return whether a row is a lease: since KCL 3.5 leader, workers and migrations have rows."""
     return "entityType" not in row or row["entityType"].get("S") == ENTITY_TYPE
 
 
@@ -443,7 +411,7 @@ def lease_of(row: LeaseRow) -> Lease | None:
 
 
 def row_of(lease: Lease) -> dict[str, dict[str, Any]]:
-    """Return the row that creates *lease*. Empty members are left out: DynamoDB has no empty sets, the KCL no nulls."""
+    """Return the row that creates *lease*, without empty members: DynamoDB has no empty sets, the KCL no nulls."""
     row: dict[str, dict[str, Any]] = {
         "leaseKey": {"S": lease.lease_key},
         "leaseCounter": {"N": str(lease.counter)},
@@ -494,7 +462,6 @@ def _required(row: LeaseRow, name: str, kind: str) -> Any:
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Name the attribute *name* in the error for its value."""
     try:
         yield
     except ValueError as exc:
@@ -539,12 +506,11 @@ def _ahead(row: LeaseRow) -> ReadAhead | None:
 
 
 def read_up_to_text(instant: datetime, owner: str) -> str:
-    """Return an instant for a row, with its writer: a worker that does not know the attribute would leave it stale."""
+    """Return an instant for a row, with its writer."""
     return f"{instant.isoformat()} {owner}"
 
 
 def _read_up_to(row: LeaseRow) -> tuple[datetime | None, str]:
-    """Return an instant and its writer; None where none can be read: the lease can be used without it."""
     try:
         instant, _, writer = (_optional(row, READ_UP_TO, "S") or "").partition(" ")
         read_up_to = datetime.fromisoformat(instant)
@@ -576,7 +542,6 @@ def _retry(row: LeaseRow) -> HoldRetry | None:
 
 
 def _throughput(row: LeaseRow) -> float | None:
-    """Return the throughput; None when it is no number that can be: the lease can be used without it."""
     try:
         kbps = float(_optional(row, THROUGHPUT, "N") or "nan")
     except (ValueError, UnreadableLeaseError):
@@ -604,11 +569,8 @@ class ThroughputMeter:
         self._noted_at = now
         self._noted_bytes = 0
 
-    def __repr__(self) -> str:
-        return f"ThroughputMeter({self.kbps})"
-
     def note(self, read_bytes: int, *, now: float) -> None:
-        """Take over that *read_bytes* were read since the meter was made, until *now* (monotonic)."""
+        """Take over the bytes read since the meter was made, until *now* (monotonic)."""
         passed_s = now - self._noted_at
         if passed_s <= 0:
             return
@@ -623,7 +585,7 @@ IDLE_SHOWN_S: Final = 3 * IDLE_INTERVAL_S
 
 
 class StreamView:
-    """The last scan of the lease table and the last listing of the stream, for all that act on them."""
+    """The last scan of the lease table and the last listing of the stream."""
 
     def __init__(self) -> None:
         self.observations: dict[str, Observation] = {}  # by lease key
@@ -632,9 +594,6 @@ class StreamView:
         self._scanned_at = 0.0
         self.gone: frozenset[str] = frozenset()  # leased stream shards past their retention
         self.retention: timedelta | None = None  # of the stream; None before the first listing
-
-    def __repr__(self) -> str:
-        return f"<StreamView {len(self.observations)} leases, gone={sorted(self.gone)}, retention={self.retention}>"
 
     def update(self, leases: Iterable[Lease], *, now: float) -> None:
         """Take over the *leases* of a scan; *now* is monotonic."""
@@ -649,11 +608,11 @@ class StreamView:
         self._idle = {name: seen for name, seen in self._idle.items() if now - seen[1] <= IDLE_SHOWN_S}
 
     def idle_reports(self) -> Iterable[tuple[LeaseReport, float]]:
-        """Return the last reports of replicas without a lease that still run, and when each was first seen."""
+        """Return the last reports of replicas without a lease that still run, and when each was seen."""
         return self._idle.values()
 
     def unchanged_for_s(self, lease_key: str) -> float:
-        """Return for how long nobody had renewed a lease, at the last scan, in seconds."""
+        """Return for how long nobody had renewed a lease, at the last scan."""
         return self._scanned_at - self.observations[lease_key].unchanged_since
 
     def leases(self) -> dict[str, Lease]:

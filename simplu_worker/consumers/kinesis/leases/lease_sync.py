@@ -1,6 +1,6 @@
 """Create the leases of a stream: all of them in an empty table, later the missing ones.
 
-Check that leases cover all hash keys, as the Kinesis Client Library's PeriodicShardSyncManager does.
+The audit is that of the KCL's PeriodicShardSyncManager.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 
 class LeaseSyncer:
-    """Creates leases from listings. Both methods raise RetryableError or PermanentError, as stream and table do."""
+    """Creates leases from listings; raises RetryableError or PermanentError, as stream and table do."""
 
     def __init__(self, stream: Stream, table: LeaseTable, position: str | datetime, *, utc: UtcClock) -> None:
         """*position* is `KINESIS_INITIAL_POSITION`."""
@@ -62,8 +62,8 @@ class LeaseSyncer:
     async def _find_missing(self, leases: Sequence[Lease], listing: Sequence[StreamShard]) -> list[Lease]:
         """Return the leases to be created in addition to *leases*.
 
-        When some seem to be missing, the table is scanned again, consistently: an eventually consistent scan may not
-        show a lease that exists, and where a stream shard starts depends on whether its parent has a lease.
+        When some seem to be missing, the table is scanned again, consistently: where a stream shard starts depends on
+        whether its parent has a lease.
         """
         if missing_leases(listing, {lease.lease_key for lease in leases}, self._initial_position()):
             leases = await self._table.scan(is_consistent=True)
@@ -91,7 +91,6 @@ class LeaseSyncer:
         return InitialPosition(TRIM_HORIZON)
 
     async def _list_at(self, initial: InitialPosition) -> list[StreamShard]:
-        """Return the stream shards at the initial position. Raises RetryableError unless they cover all hash keys."""
         at: TrimHorizon | Latest | AtTimestamp = TrimHorizon()
         if initial.checkpoint == LATEST:
             at = Latest()
@@ -125,11 +124,8 @@ class LeaseAudit:
         self._hole: HashRange | None = None
         self._seen_count = 0  # audits in a row that found this hole
 
-    def __repr__(self) -> str:
-        return f"LeaseAudit({self._stream_name}, hole={self._hole}, seen_count={self._seen_count})"
-
     async def run(self) -> None:
-        """Look for a hole in the last scan; create the missing leases when it stays. Raises what the syncer raises."""
+        """Look for a hole in the last scan; create the missing leases when it stays. Raises as the syncer."""
         hole = first_hole_in_leases(self._view.leases().values())
         self._seen_count = self._seen_count + 1 if hole is not None and hole == self._hole else int(hole is not None)
         self._hole = hole

@@ -78,9 +78,6 @@ class TableRequests:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def __repr__(self) -> str:
-        return f"TableRequests({self._client!r})"
-
     async def call(self, table: str, operation: str, **arguments: Any) -> dict[str, Any]:
         """Make one measured request to *table*; return the reply.
 
@@ -158,10 +155,9 @@ _REMOVE_PENDING = "pendingCheckpoint, pendingCheckpointSubSequenceNumber, pendin
 
 
 class LeaseTable:
-    """The rows of the lease table *name*; every method is one or a few requests over *client*.
+    """The rows of the lease table *name*; all methods raise RetryableError or PermanentError.
 
-    All raise RetryableError or PermanentError, by DynamoDB's error. A write that raised RetryableError may have landed;
-    its repetition with the same lease finds out.
+    A write that raised RetryableError may have landed; its repetition with the same lease finds out.
     """
 
     def __init__(self, client: Client, name: str) -> None:
@@ -171,13 +167,10 @@ class LeaseTable:
         self.other_rows: tuple[LeaseRow, ...] = ()  # of the last scan: those of the KCL 3.5 that are not leases
         self.scan_capacity = 0.0  # of the last scan, in read capacity units
 
-    def __repr__(self) -> str:
-        return f"<LeaseTable {self.name}, {len(self._unreadable)} unreadable rows>"
-
     async def ensure(self) -> None:
         """Create the table unless it exists, and wait until it is ready; idempotent, also among replicas.
 
-        Raises PermanentError when a table of that name is not a lease table, RetryableError while it cannot be used.
+        Raises PermanentError when that is not a lease table, RetryableError while it cannot be used.
         """
         while True:
             table = await self._describe()
@@ -195,8 +188,8 @@ class LeaseTable:
     async def scan(self, *, is_consistent: bool = False) -> list[Lease]:
         """Return all leases, without rows of other kinds (`other_rows`) and unreadable rows (logged once).
 
-        Unless *is_consistent*, which costs twice as much, a row may be a second old. Raises PermanentError if none of
-        the rows can be read.
+        Unless *is_consistent*, which costs twice as much, a row may be a second old. Raises PermanentError if no row
+        can be read.
         """
         leases: list[Lease] = []
         others: list[LeaseRow] = []
@@ -230,11 +223,11 @@ class LeaseTable:
         return self._parse(row) if row else None
 
     def is_unreadable(self, lease_key: str) -> bool:
-        """Return whether the row was there when it was last read, but not a lease as the KCL writes it."""
+        """Return whether the row, when last read, was not a lease as the KCL writes it."""
         return lease_key in self._unreadable
 
     def unreadable_rows(self) -> dict[str, str]:
-        """Return what is wrong with the rows that were unreadable when they were last read, by key."""
+        """Return what is wrong with unreadable rows, by key."""
         return dict(self._unreadable)
 
     async def create(self, lease: Lease) -> bool:
@@ -248,7 +241,7 @@ class LeaseTable:
         return True
 
     async def take(self, lease: Lease, me: str, *, start_at: datetime | None = None) -> Lease | None:
-        """Make *me* the owner; return the lease as written, or None when its counter has moved since it was read.
+        """Make *me* the owner; return the lease as written, or None when its counter has moved since.
 
         *start_at* pins the start of an unread lease to an instant, unless it is pinned already.
         """
@@ -302,17 +295,14 @@ class LeaseTable:
         report: LeaseReport | None = None,
         is_given_away: bool = False,
     ) -> Lease | None:
-        """Renew a lease that *me* holds; in the same write, set its checkpoint and its pending tenants.
+        """Renew a lease that *me* holds; in the same write, set its checkpoint and its progress.
 
-        Returns the lease as written, for the next write; None when another owner has it. With a `checkpoint_owner`,
-        which is *me* then, a KCL 3.x leader has assigned it to another worker, which waits for `release`. An earlier
-        try that landed without an answer counts as this one. If its checkpoint was lower, or it wrote other attributes,
-        this try is written over it; when the answer to that is lost, too, the lease is returned as the earlier try left
-        it.
+        Returns the lease as written, for the next write; None when another owner has it. With a `checkpoint_owner`
+        (*me*), a KCL 3.x leader has assigned it to another worker, which waits for `release`. An earlier try that
+        landed without an answer counts as this one; where it wrote less, this try is written over it.
 
-        Without *pending_tenants*, or with none, the list in the row stays. *ahead* None removes the row's, and so does
-        *read_up_to* what *me* has written. Without *throughput_kbps* or *report* the row's stays. With *is_given_away*
-        the row says that another worker is to take the lease.
+        Without *pending_tenants*, *throughput_kbps* or *report* those of the row stay. *ahead* None removes the row's,
+        and so does *read_up_to*. With *is_given_away* another worker is to take the lease.
         """
         values: dict[str, Any] = {
             ":counter": _number(lease.counter),
@@ -374,9 +364,8 @@ class LeaseTable:
     ) -> bool:
         """Release a lease of *me*, with a last checkpoint, so that others may take it at once.
 
-        A lease that a KCL 3.x leader has assigned to another worker stays that worker's, which begins then. Returns
-        False when *me* does not hold the lease any more: then nothing was changed. The write expects the owner and not
-        the counter, so a renewal in flight does no harm.
+        One that a KCL 3.x leader has assigned to another worker stays that worker's. Returns False when *me* does not
+        hold the lease any more. The write expects the owner and not the counter, so a renewal in flight does no harm.
         """
         values = {":me": {"S": me}, ":one": _number(1)}
         sets: list[str] = []
@@ -399,7 +388,7 @@ class LeaseTable:
         return row is not None and row.actual_owner == next_owner and checkpoint in (None, row.checkpoint)
 
     async def write_children(self, lease: Lease, me: str, children: Collection[str]) -> None:
-        """Write the *children* of a lease, whatever its counter; nothing when *me* does not hold it any more."""
+        """Write the *children* of a lease, whatever its counter, if *me* still holds it."""
         values = {":children": {"SS": sorted(children)}, ":me": {"S": me}}
         try:
             await self._update(lease, "SET childShardIds = :children", self._held_condition(lease), values)
@@ -421,14 +410,14 @@ class LeaseTable:
         return True
 
     async def write_idle_report(self, lease_key: str, report: LeaseReport) -> None:
-        """Write the report of a replica without a lease into the row of any, whatever its owner and counter."""
+        """Write the report of a replica without a lease into the row of any."""
         values = {":report": {"S": encode_report(report)}}
         with contextlib.suppress(ConditionFailedError):
             condition = f"attribute_exists({KEY})"
             await self._update(Lease(lease_key, TRIM_HORIZON), f"SET {IDLE} = :report", condition, values)
 
     async def ask_to_release(self, lease: Lease) -> bool:
-        """Have another worker take *lease*, whatever its counter; return False when that is not its owner now."""
+        """Have another worker take *lease*; return False when its owner is another now."""
         values = {":me": {"S": lease.actual_owner}}
         try:
             await self._update(lease, f"SET {RELEASE} = :me", self._held_condition(lease), values)
@@ -446,10 +435,7 @@ class LeaseTable:
         return True
 
     async def write_hash_range(self, lease_key: str, hash_range: HashRange) -> None:
-        """Write the hash range of a lease, which never changes, whatever its owner and counter.
-
-        Nothing is written when the row is gone: a deleted lease must not come back as half a row.
-        """
+        """Write the hash range of a lease, if its row is there: half a row must not come back."""
         values = {":first": {"S": str(hash_range.first)}, ":last": {"S": str(hash_range.last)}}
         update = "SET startingHashKey = :first, endingHashKey = :last"
         with contextlib.suppress(ConditionFailedError):
@@ -493,10 +479,7 @@ class LeaseTable:
             )
 
     def _held_condition(self, lease: Lease) -> str:
-        """Return the condition that `:me` holds *lease* still, and that no hand-over has begun since it was read.
-
-        During a hand-over the row names the next owner, and the checkpoint owner holds the lease.
-        """
+        """Return the condition that `:me` holds *lease* still, and that no hand-over has begun since it was read."""
         if lease.checkpoint_owner is None:
             return "leaseOwner = :me AND attribute_not_exists(checkpointOwner)"
         return "checkpointOwner = :me"
@@ -515,7 +498,6 @@ class LeaseTable:
         return self._parse(reply["Attributes"])
 
     async def _find_instead(self, lease: Lease, failed: ConditionFailedError) -> Lease | None:
-        """Return the lease that failed the condition; DynamoDB Local and others do not send it with the error."""
         return await self.find(lease.lease_key) if failed.row is None else self._parse(failed.row)
 
     def _parse(self, row: LeaseRow) -> Lease | None:
@@ -536,7 +518,6 @@ def _number(value: int) -> dict[str, str]:
 
 
 def _set_throughput(kbps: float | None, values: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the parts of an update by `:me`, which measures the throughput; add its value to *values*."""
     if kbps is None:
         return [f"{METERED_BY} = :me"]
     values[":kbps"] = {"N": f"{kbps:.3f}"}
@@ -544,7 +525,6 @@ def _set_throughput(kbps: float | None, values: dict[str, dict[str, Any]]) -> li
 
 
 def _set_report(report: LeaseReport | None, values: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the part of an update that writes *report*; add its value to *values*."""
     if report is None:
         return []
     values[":report"] = {"S": encode_report(report)}
@@ -554,7 +534,6 @@ def _set_report(report: LeaseReport | None, values: dict[str, dict[str, Any]]) -
 def _add_ahead(
     ahead: ReadAhead | None, lease: Lease, sets: list[str], removes: list[str], values: dict[str, dict[str, Any]]
 ) -> None:
-    """Add to the parts of an update those that write *ahead* into the row of *lease*."""
     if ahead is UNCHANGED or ahead == lease.ahead:
         return
     if ahead is None:
@@ -568,7 +547,6 @@ def _add_ahead(
 def _add_read_up_to(
     read_up_to: datetime | None, lease: Lease, me: str, sets: list[str], removes: list[str], values: dict[str, Any]
 ) -> None:
-    """Add to the parts of an update those that write *read_up_to*, or remove what *me* has written."""
     if read_up_to is not None:
         sets.append(f"{READ_UP_TO} = :up_to")
         values[":up_to"] = {"S": read_up_to_text(read_up_to, me)}
@@ -577,7 +555,6 @@ def _add_read_up_to(
 
 
 def _add_mark(lease: Lease, sets: list[str], removes: list[str], *, is_given_away: bool) -> None:
-    """Add to the parts of an update by `:me` those that give *lease* away, or no longer."""
     if is_given_away:
         sets.append(f"{UNABLE} = :me")
     elif lease.unable_of is not None:

@@ -34,18 +34,18 @@ class InitialPosition(msgspec.Struct, frozen=True):
 
 
 def first_leases(stream_shards: Iterable[StreamShard], initial: InitialPosition) -> list[Lease]:
-    """Return the leases of an empty table: one for each stream shard that ListShards returned for the position."""
+    """Return the leases of an empty table: one for each listed stream shard."""
     return [_lease(shard, initial) for shard in _in_order(stream_shards)]
 
 
 def missing_leases(
     stream_shards: Collection[StreamShard], leases: Collection[str], initial: InitialPosition
 ) -> list[Lease]:
-    """Return the leases to be created in addition to *leases* (lease keys), so that every open stream shard is read.
+    """Return the leases to be created in addition to *leases* (keys), so that every open stream shard is read.
 
     A stream shard that descends from a leased one starts at its beginning, and so do the ancestors between them: its
-    records follow those of the leased one. Others start at the initial position: with LATEST the open stream shards
-    alone, with TRIM_HORIZON and AT_TIMESTAMP their oldest listed ancestors, too.
+    records follow. Others start at the initial position: with LATEST the open stream shards alone, else their oldest
+    listed ancestors, too.
     """
     walk = _Walk(stream_shards, leases, initial)
     for shard in stream_shards:
@@ -70,7 +70,6 @@ class _Walk:
         self.missing.setdefault(shard.stream_shard_id, _lease(shard, position))
 
     def add_ancestors(self, shard: StreamShard) -> bool:
-        """Return whether *shard* continues a stream shard that is read; add its missing ancestors if so."""
         known = self._is_continuation.get(shard.stream_shard_id)
         if known is None:
             known = self._is_continuation[shard.stream_shard_id] = self._walk_up(shard)
@@ -90,7 +89,7 @@ class _Walk:
 
 
 def child_leases(children: Iterable[ChildShard]) -> list[Lease]:
-    """Return the leases of the children of a stream shard that is read to its end; they start at their beginning."""
+    """Return the leases of the children of a stream shard that is read to its end."""
     return [
         Lease(
             lease_key=child.stream_shard_id,
@@ -105,22 +104,19 @@ def child_leases(children: Iterable[ChildShard]) -> list[Lease]:
 def unfinished_parents(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> list[str]:
     """Return the parents that must finish, or list their pending tenants, before *lease* is read.
 
-    No replica reads a parent without a lease, and a parent past its retention (*gone*) has no records left. A parent
-    that lists pending tenants is read to its end: the child holds those tenants (`pending_at_parents`) and no others.
+    No replica reads a parent without a lease, and one past its retention (*gone*) has no records left. Of a parent that
+    lists pending tenants the child holds these (`pending_at_parents`).
     """
     return [parent.lease_key for parent in _unfinished(lease, leases, gone) if parent.pending_tenants is None]
 
 
 def pending_at_parents(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> frozenset[str]:
-    """Return the tenants that *lease* must hold from its first record: those pending at its parents.
-
-    As `TenantSet.encode` writes them. Parents without a list (`unfinished_parents`) do not count.
-    """
+    """Return the tenants that *lease* must hold from its first record: those listed by its parents."""
     return frozenset[str]().union(*(parent.pending_tenants or () for parent in _unfinished(lease, leases, gone)))
 
 
 def is_torn(stream_shards: Collection[StreamShard]) -> bool:
-    """Return whether a reshard came between the pages of a listing: an open child and its parent, open too."""
+    """Return whether a reshard came between the pages of a listing: an open child has an open parent."""
     opened = {shard.stream_shard_id for shard in stream_shards if shard.is_open}
     return any(shard.parents & opened for shard in stream_shards)
 
@@ -136,16 +132,13 @@ def first_hole(ranges: Iterable[HashRange]) -> HashRange | None:
 
 
 def first_hole_in_leases(leases: Iterable[Lease]) -> HashRange | None:
-    """Return the first hash keys that no unfinished lease covers. Leases of unknown range make it None."""
+    """Return the first hash keys that no unfinished lease covers; None, too, while a range is unknown."""
     ranges = [lease.hash_range for lease in leases if lease.checkpoint != SHARD_END]
     return None if None in ranges else first_hole([one for one in ranges if one is not None])
 
 
 def removable_leases(leases: Mapping[str, Lease], gone: Collection[str]) -> list[Lease]:
-    """Return the finished leases that may be deleted: past their retention, no leased parent, no unread child.
-
-    Unfinished leases of *gone* stream shards are not among them: those lost records, which their holders report.
-    """
+    """Return the finished leases that may be deleted: past their retention, no leased parent, no unread child."""
     awaited = {key for child in leases.values() if child.checkpoint in UNREAD for key in child.parents}
     return [
         lease
@@ -155,7 +148,6 @@ def removable_leases(leases: Mapping[str, Lease], gone: Collection[str]) -> list
 
 
 def _unfinished(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> list[Lease]:
-    """Return the leases of the parents that are not finished and still have records to read."""
     return [
         leases[parent]
         for parent in sorted(lease.parents)

@@ -1,7 +1,7 @@
 """Catch up holds: find out when a target is back, and read its operations again from the stream.
 
-A catch-up has its own position in the stream shard, and shares the Kinesis quota of the stream shard with the main
-reader. It sends only the operations of its holds, and ends them when its next record is also the main reader's.
+A catch-up has its own position in the stream shard, and shares its Kinesis quota with the main reader. It sends only
+the operations of its holds, and ends them when its next record is also the main reader's.
 """
 
 from __future__ import annotations
@@ -97,17 +97,14 @@ class CatchUpReader:
         self.is_oldest = False  # began with the oldest hold that was ready
         self.is_paced = False  # for tenants that are over their share
 
-    def __repr__(self) -> str:
-        return f"CatchUpReader({self.catch_up!r}, read={self._record_count})"
-
     @property
     def lag_s(self) -> float:
-        """How far it is behind the main reader, by the arrival times of the last records that both have read."""
+        """How far it is behind the main reader, by the arrivals of the last records that both have read."""
         main, own = self._main.read_to, self.catch_up.tracker.last_read
         return 0.0 if main is None or own is None else max(0.0, (main.arrived_at - own.arrived_at).total_seconds())
 
     def is_near(self, hold: Hold) -> bool:
-        """Return whether it comes to the start of *hold* soon, by the arrival times of the records in between."""
+        """Return whether it comes to the start of *hold* soon."""
         reached = self.catch_up.tracker.last_read
         return reached is not None and hold.arrived_at - reached.arrived_at <= GROUP_WITHIN
 
@@ -144,7 +141,6 @@ class CatchUpReader:
                     cursor.release_memory()
 
     async def _read_parent(self, records: ParentRecords, ending: asyncio.Event) -> None:
-        """Send the operations of a parent, up to the end of the parent."""
         access, decoder = self._main.open_parent(records)
         after = records.after
         with access.budget.open_catch_up(loop_time()) as pacing:
@@ -159,12 +155,10 @@ class CatchUpReader:
                 self.catch_up.pass_parent()
 
     def _own_start(self) -> tuple[Start, Position | None]:
-        """Return where to start with the own records, and the position of the last one to skip."""
         after = self.catch_up.unread.after
         return self._main.beginning if after is None else (AtSequenceNumber(after.sequence_number), after.position)
 
     async def _read(self, cursor: Cursor, access: StreamShardAccess, ending: asyncio.Event) -> Reply | None:
-        """Read once; None when the read failed, or was put off until some operations are settled."""
         count = len(self.catch_up.tracker)
         has_sent_enough = count >= SENT_MAX_COUNT or self._access.budget.expected_bytes(count) >= SENT_MAX_BYTES
         if has_sent_enough or access.memory.is_short:
@@ -182,11 +176,10 @@ class CatchUpReader:
         return not self.catch_up.parents and (main is None or not is_after(main, self.catch_up.tracker.last_read))
 
     def _keeps_up(self) -> bool:
-        """Return whether no tenant would be over its share again at once, without its hold."""
         return self._dispatcher.paced_s(self.catch_up.holds) < KEPT_UP_S
 
     def _meet(self) -> None:
-        """End the holds. Must run in the same step as the check of the main reader's position: no await in between."""
+        """End the holds, in the same step as the check of the main reader's position: no await in between."""
         log.info(
             "catch_up.ended",
             stream_shard_id=self._access.stream_shard_id,
@@ -198,8 +191,7 @@ class CatchUpReader:
     async def _send_reply(self, arrivals: Iterator[DecodedRecord], ending: asyncio.Event) -> None:
         """Send the operations of its tenants, up to the position of the main reader.
 
-        While it asks a shard, or waits for a lookup, the main reader goes on, and leaves the operations of the held
-        tenants to the catch-up.
+        Meanwhile the main reader leaves the operations of the held tenants to the catch-up.
         """
         decoded: deque[DecodedRecord] = deque()
         while not self._is_over(ending):
@@ -242,7 +234,7 @@ class CatchUpReader:
                 self._dispatcher.send([QueuedOperation(ticket, operation, record, tracker, parents)])
 
     def _may_send(self, tenant_id: str, in_memory: dict[str, list[QueuedOperation]]) -> bool:
-        """Return whether to send the next operation of a tenant; *in_memory* are those that were in memory before.
+        """Return whether to send the next operation of a tenant; *in_memory* were in memory before.
 
         A backfill may take the tenant for that. Later operations in memory are dropped, as they will be read again.
         """
@@ -260,8 +252,8 @@ class CatchUpReader:
     async def _ask_for_residents(self, decoded: Iterable[DecodedRecord], ending: asyncio.Event) -> bool:
         """Ask each shard that is backfilled which tenants of some records live there; return whether it answered.
 
-        An answer is good for all of the catch-up: nothing of a tenant that comes to live there later was lost there
-        before, and after a move the row has another token, with which the backfill restarts.
+        An answer is good for all of the catch-up: nothing of a tenant that comes later was lost there before, and a
+        move changes the token of the row, with which the backfill restarts.
         """
         for hold in self._backfills():
             answers = self._residents.setdefault(hold.name, {})
@@ -282,7 +274,6 @@ class CatchUpReader:
         return all(_tenants_of(decoded) <= self._residents.get(hold.name, {}).keys() for hold in self._backfills())
 
     def _note_silence(self, hold: Hold) -> None:
-        """Go on without the hold of a shard that is silent for a while: the others of the catch-up wait for it."""
         now = loop_time()
         self._silent_since = self._silent_since or now
         if now - self._silent_since >= SILENT_S and len(self.catch_up.holds) > 1:
@@ -305,8 +296,8 @@ class _ProbeHistory(msgspec.Struct):
 def next_to_catch_up(groups: Sequence[Group], running: Sequence[bool]) -> list[Group]:
     """Return the *groups* of holds that may start now, of *groups* in order of age.
 
-    The shortest first, so that a long catch-up delays no other; but one of CATCH_UPS_MAX is the oldest, which new short
-    ones would delay without end. *running* has True for a running catch-up that began as the oldest.
+    The shortest first, so that a long catch-up delays no other; but one place is for the oldest, which short ones would
+    delay without end. *running* has True for a running catch-up that began as the oldest.
     """
     room = max(0, CATCH_UPS_MAX - len(running))
     oldest_count = 1 if room and not any(running) else 0
@@ -333,15 +324,8 @@ class CatchUps:
         self._probe_history: dict[str, _ProbeHistory] = {}  # the same
         self.running: list[CatchUpReader] = []
 
-    def __repr__(self) -> str:
-        return f"CatchUps({self.running}, probing={sorted(self._probes)})"
-
     async def run(self, ending: asyncio.Event) -> None:
-        """Probe and catch up until *ending*.
-
-        Check periodically only while operations are in memory, which may get stuck, or held, which may come due. Both
-        start with an event: an operation is sent, or a hold is ready.
-        """
+        """Probe and catch up until *ending*; check periodically only while operations are in memory or held."""
         has_ready, has_arrivals = self._dispatcher.has_ready, self._dispatcher.has_arrivals
         async with asyncio.TaskGroup() as tasks:
             while not ending.is_set():
@@ -361,7 +345,6 @@ class CatchUps:
                 probe.cancel()
 
     def _start_probes(self, tasks: asyncio.TaskGroup) -> bool:
-        """Probe the held Postgres shards that are due; return whether any is held."""
         is_any_held = False
         for hold in self._dispatcher.ownership.holds():
             if hold.target is HeldTarget.SHARD and hold.is_waiting:
@@ -373,8 +356,8 @@ class CatchUps:
     def _is_probe_due(self, hold: Hold) -> bool:
         """Return whether to probe the shard now: its back-off expired, or another user of the pool succeeded.
 
-        A shard that answers probes but takes no writes seems to be back after each probe, and each time the stream is
-        read again for it. Its back-off continues where it was, from the time when the shard is held again.
+        A shard that answers probes but takes no writes seems to be back after each probe, and the stream is read again
+        for it. So its back-off continues where it was.
         """
         probed = self._probe_history.setdefault(hold.name, _ProbeHistory())
         now = loop_time()
@@ -391,10 +374,6 @@ class CatchUps:
         return backoff_s(hold.attempt_count, draw=self._access.draw(), base_s=PROBE_BASE_S, max_s=max_s)
 
     async def _probe(self, hold: Hold) -> None:
-        """Make the hold of a shard ready when the shard is back and no earlier batch to it is in flight.
-
-        Not while the shard has a gap that no person has accepted.
-        """
         hold.attempt_count += 1
         is_gap = False
         try:
@@ -412,7 +391,6 @@ class CatchUps:
             del self._probes[hold.name]
 
     async def _find_moved_tenant(self, hold: Hold) -> None:
-        """Look up one tenant of a shard that does not answer: the tenant, or the shard, may have moved."""
         names = sorted(hold.tenants.names) or [hold.sample_tenant]
         tenant_id = names[hold.attempt_count % len(names)]
         try:
@@ -423,19 +401,15 @@ class CatchUps:
             self._dispatcher.on_tenant_moved(hold, tenant_id)
 
     def _start_ready(self, tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
-        """Catch up the ready holds: by a running catch-up that is near before their start, else by one of their own.
-
-        So many holds do not each read the same records again, and none waits for a long catch-up of others.
-        """
+        """Catch up the ready holds: by a running catch-up that is near before their start, else by one of their own."""
         ready = [hold for hold in self._dispatcher.ownership.holds() if hold.state is HoldState.READY]
         self._start_groups([hold for hold in ready if not hold.is_paced], tasks, ending)
         self._start_paced([hold for hold in ready if hold.is_paced], tasks, ending)
 
     def _start_paced(self, ready: Sequence[Hold], tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
-        """Catch up tenants that are over their share. That takes as long as they are, so it is apart from the others.
+        """Catch up tenants that are over their share apart from the others: that takes as long as they are.
 
-        Each by a catch-up of its own while there are few, or where all of these have passed it: they may last for long,
-        and one that joins another is as late as that.
+        Each by a catch-up of its own while there are few, or where all of these have passed it.
         """
         for hold in ready:
             running = sorted((one for one in self.running if one.is_paced), key=lambda one: one.lag_s)
@@ -464,7 +438,6 @@ class CatchUps:
             self._join_any(hold, by_lag)
 
     def _join_any(self, hold: Hold, running: Iterable[CatchUpReader]) -> bool:
-        """Have one of *running*, the first that still comes to all of *hold*, catch it up; return whether one does."""
         return any(self._dispatcher.ownership.join(hold, one.catch_up) for one in running)
 
     def _start(

@@ -1,7 +1,4 @@
-"""Send batches of one reader to Postgres shards, each with the claim to the reader's position row there.
-
-An operation in memory, with what its checkpoint and its dead letter need.
-"""
+"""Operations in memory, and their batches to Postgres shards, each with the claim to the reader's row there."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ from simplu_worker.vocabulary import DeadLetterReason
 class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
     """A decoded operation with its source record and its ticket in the tracker of the cursor that read it.
 
-    *parents* are the records of parents from the operation on; empty for an operation of the stream shard itself.
+    *parents* are the records of parents from the operation on; empty for one of the stream shard itself.
     """
 
     ticket: int
@@ -70,7 +67,7 @@ class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
 
 
 def cost_bytes_of(entries: Collection[QueuedOperation]) -> int:
-    """Return the memory that *entries* count for: the records, their copy on the way to the shard, and an overhead."""
+    """Return the memory that *entries* count for: the records, their copy on the way, and an overhead."""
     return 2 * sum([entry.operation.size_bytes for entry in entries]) + OPERATION_OVERHEAD_BYTES * len(entries)
 
 
@@ -93,7 +90,7 @@ class ClaimedBatches:
         self._changed: set[str] = set()  # shards of which another reader, or a move, has written the row
 
     def expect_merge(self, shard_id: str) -> None:
-        """Take the new token of the row before the next batch: with the old one it would be sent in vain."""
+        """Take the new token of the row before the next batch, after a move."""
         self._merging.add(shard_id)
 
     def forget(self, shard_id: str) -> None:
@@ -157,7 +154,7 @@ class ClaimedBatches:
     async def _reconcile(self, shard_positions: ShardPositions, shard_position: ShardPosition) -> None:
         """Read the position row. Raises `RowBehindError` where it is behind.
 
-        Confirm the lease before, if the row is not as it was left: otherwise two readers of the stream shard would make
+        Confirms the lease before, where another reader may have written it: two readers of the stream shard would make
         each other read it again.
         """
         if await shard_positions.follow_moves(shard_position):

@@ -1,7 +1,7 @@
 """Know where each operation of one stream shard is until it is settled: in a lane, in the lookup of homes, or held.
 
-The main reader and the catch-ups send through the same lanes and the same lookup, so a tenant's operations stay in
-order, whichever of them read it. Operations that cannot be applied now are dropped from memory and held.
+The main reader and the catch-ups send through the same lanes and lookup, so a tenant's operations stay in order.
+Operations that cannot be applied now are dropped from memory and held.
 """
 
 from __future__ import annotations
@@ -122,9 +122,6 @@ class Dispatcher:
         self.has_ready = asyncio.Event()  # a hold is ready for its catch-up
         self.has_arrivals = asyncio.Event()  # an operation was sent; the waiting task clears it
 
-    def __repr__(self) -> str:
-        return f"Dispatcher({self.pipeline!r}, {self.ownership!r})"
-
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to check periodically; `has_arrivals` is set when that changes."""
@@ -145,18 +142,15 @@ class Dispatcher:
     def send(self, entries: Sequence[QueuedOperation]) -> None:
         """Send operations read by one cursor, each behind those of its tenant that are in memory.
 
-        Operations of a held tenant must come from a catch-up of its hold. All operations of a tenant go together: where
-        they are held they are all dropped, so none can be sent before the others are read again.
+        Those of a held tenant must come from a catch-up of its hold. Where operations are held, all of their tenant are
+        dropped together, so that none is sent before the others are read again.
         """
         self._memory.reserve(cost_bytes_of(entries))
         self.has_arrivals.set()
         self.pipeline.send(entries)
 
     def without_held(self, entries: Sequence[QueuedOperation]) -> Sequence[QueuedOperation]:
-        """Return those that the tenant's hold has not still to come to.
-
-        The others are dropped: the shard may lack earlier ones.
-        """
+        """Return those that the tenant's hold has not still to come to; drop the others."""
         owner = self.ownership.owner_of(entries[0].operation.tenant_id)
         if owner is None:
             return entries
@@ -228,7 +222,6 @@ class Dispatcher:
         log.warning("operation.failing", attempts=failed.times, error=error, **at, **ids)
 
     def _hold_locked(self, entries: Sequence[QueuedOperation], shard_id: str) -> None:
-        """Hold a tenant of which another transaction keeps rows locked, until its next try."""
         hold, operation = self._hold_tenant(entries, HoldReason.LOCKED), entries[0].operation
         attempts = self._count_failure(entries[0], shard_id, self._lock_waits).times
         delay_s = backoff_s(attempts, draw=self._draw(), base_s=LOCKED_BASE_S, max_s=LOCKED_MAX_S)
@@ -246,7 +239,7 @@ class Dispatcher:
     async def _give_up(self, lane: StreamLane, entry: QueuedOperation, attempts: int, error: str, hold: Hold) -> None:
         """Give up an operation after its last try: store its dead letter, mark its row, and catch up its tenant.
 
-        Where the shard does not take the mark, the operation is tried again, and gets no other dead letter if it fails.
+        Where the shard does not take the mark, the operation is tried again, and gets no other dead letter.
         """
         ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
         hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[-1]
@@ -279,7 +272,7 @@ class Dispatcher:
         await self._finish_stored(overdue.entries, letters)
 
     def put_back_tenant(self, waited: Waited[QueuedOperation]) -> None:
-        """Hold a tenant without a route. With a shard that does not answer, with all others of that shard."""
+        """Hold a tenant without a route; where its shard does not answer, with all others of that shard."""
         operation, error = waited.entries[0].operation, None if waited.cause is None else str(waited.cause)
         ids = {"business_id": operation.business_id, "location_id": operation.location_id}
         log.warning("tenant.held", reason=waited.reason, error=error, **ids)
@@ -302,7 +295,6 @@ class Dispatcher:
     def _admitted_beside_backfill(
         self, lane: StreamLane, hold: Hold, entries: Sequence[QueuedOperation]
     ) -> Sequence[QueuedOperation]:
-        """Return those for a shard that may lack earlier ones to which a backfill has not still to come."""
         by_tenant = _by_tenant(entries)
         queued: dict[str, list[QueuedOperation]] | None = None  # found only if needed: a backfill sends one by one
         admitted: list[QueuedOperation] = []
@@ -349,14 +341,12 @@ class Dispatcher:
         return True
 
     def _meet(self, tenant_id: str, hold: Hold, in_memory: Sequence[QueuedOperation]) -> Meeting:
-        """Have a backfill meet a tenant. Unless the tenant is left, drop the operations *in_memory*."""
         meeting = self.ownership.meet_resident(tenant_id, hold, [entry.unread for entry in in_memory])
         if meeting is Meeting.APART:
             self._set_apart(tenant_id, hold.unread, in_memory)
         return meeting
 
     def _set_apart(self, tenant_id: str, unread: Unread, in_memory: Sequence[QueuedOperation]) -> None:
-        """Give a tenant a hold of its own, for *unread* and the operations *in_memory*."""
         arrived_at = _first_arrival(in_memory) if in_memory else self._utc()
         parts = [unread, *(entry.unread for entry in in_memory)]
         hold = self.ownership.hold_tenant(tenant_id, HoldReason.BACKFILL, parts, arrived_at, now=loop_time())
@@ -366,15 +356,12 @@ class Dispatcher:
     def in_memory_of(
         self, tenant_ids: AbstractSet[str], lanes: Iterable[StreamLane] | None = None
     ) -> dict[str, list[QueuedOperation]]:
-        """Return the operations of tenants that are in *lanes*; by default, also those that wait for a lookup.
-
-        Without those that are being settled.
-        """
+        """Return the operations of tenants in *lanes* (by default also in the lookup) that are not being settled."""
         found = self.pipeline.undecided(lanes)
         return _by_tenant(entry for entry in found if entry.operation.tenant_id in tenant_ids)
 
     def start_backfill(self, shard_id: str, unread: Unread, entries: Sequence[QueuedOperation]) -> None:
-        """Have *unread* read again for all tenants of a Postgres shard; drop *entries*, which are all of its lane.
+        """Have *unread* read again for all tenants of a Postgres shard; drop *entries*, all of its lane.
 
         Must be called in the same step as the decision, with no batch in flight.
         """
@@ -386,24 +373,21 @@ class Dispatcher:
         self._make_ready(hold)
 
     def _split(self, hold: Hold, entries: Sequence[QueuedOperation]) -> None:
-        """Give the tenants of *entries*, all their operations in memory, to a hold; drop *entries*."""
         for tenant_id, own in _by_tenant(entries).items():
             self.ownership.split(tenant_id, hold, [entry.unread for entry in own], _first_arrival(own))
         self._finish(entries)
 
     def _take(self, tenant_ids: AbstractSet[str]) -> list[QueuedOperation]:
-        """Remove and return all operations of tenants in memory, but for those that are being settled."""
         entries = [entry for own in self.in_memory_of(tenant_ids).values() for entry in own]
         self.pipeline.remove(entries)
         return entries
 
     def _drop(self, entries: Sequence[QueuedOperation]) -> None:
-        """Drop operations: they will be read again."""
         self.pipeline.remove(entries)
         self._finish(entries)
 
     def request_row_read(self, shard_id: str) -> bool:
-        """Make the lane to a Postgres shard read its row there again; return False where there is no lane."""
+        """Make the lane to a Postgres shard read its row there again; return False where there is none."""
         lane = self.pipeline.lane_to(shard_id)
         if lane is not None:
             lane.request_turn()
@@ -425,7 +409,7 @@ class Dispatcher:
             self.pipeline.forget_homes({entry.operation.tenant_id for entry in entries})
 
     def set_backfill_apart(self, hold: Hold) -> None:
-        """Have a backfill wait for its shard again, which does not answer, apart from the others of its catch-up.
+        """Have a backfill wait for its silent shard again, apart from the others of its catch-up.
 
         Where operations of the shard are queued, these fail, and do the same.
         """
@@ -434,9 +418,9 @@ class Dispatcher:
             self.ownership.open_shard_hold(hold.name, hold.first_arrival, now=loop_time())
 
     async def is_held_for_gap(self, hold: Hold) -> bool:
-        """Return whether a Postgres shard that answers lacks records that the stream no longer has.
+        """Return whether a Postgres shard that answers has a gap that no person has accepted.
 
-        Until a person accepts that. Raises `RetryableError` when the shard does not answer.
+        Raises `RetryableError` when the shard does not answer.
         """
         positions = self.shard_positions
         if hold.reason != HoldReason.GAP or positions is None:
@@ -471,7 +455,7 @@ class Dispatcher:
             self._make_ready(hold)
 
     def on_unregistered(self, unregistered: Unregistered) -> None:
-        """Catch up a held tenant if it has overdue operations; the catch-up turns these into dead letters."""
+        """Catch up a held tenant with overdue operations, which become dead letters."""
         tenant_id = unregistered.tenant_id
         hold = self.ownership.owner_of(tenant_id)
         if hold is None or not self.ownership.needs_lookup(tenant_id) or loop_time() < hold.next_attempt_at:
@@ -483,7 +467,6 @@ class Dispatcher:
     def _count_failure(
         self, entry: QueuedOperation, shard_id: str, failures: dict[str, _FailedOperation]
     ) -> _FailedOperation:
-        """Count one more failure of an operation on a healthy Postgres shard in *failures*; return all of them."""
         tenant_id, origin = entry.operation.tenant_id, entry.operation.origin
         known, now = failures.get(tenant_id), loop_time()
         position = (origin.sequence_number, origin.sub_sequence_number, origin.part_index)
@@ -495,16 +478,11 @@ class Dispatcher:
         return counted
 
     def _fails_for_many(self, shard_id: str) -> bool:
-        """Return whether operations of many tenants have failed on a Postgres shard lately.
-
-        That may be a fault of the shard, for example a trigger that refuses every row.
-        """
         since = loop_time() - FAILING_COUNTS_S
         recent = (one for one in self._failures.values() if one.shard_id == shard_id and one.last_at > since)
         return sum(1 for _ in recent) > FAILING_TENANTS_MAX
 
     async def _refuses_all(self, shard_id: str) -> bool:
-        """Return whether a Postgres shard refuses any operation, by a trial of some seconds ago at most."""
         tried_at, error = self._trials.get(shard_id, (float("-inf"), None))
         if loop_time() - tried_at > TRIAL_COUNTS_S:
             try:
@@ -538,7 +516,7 @@ class Dispatcher:
             self._make_ready(overflow_holds[0])
 
     def retry_holds(self, target: str | None) -> int:
-        """Try held targets now, and not after their back-off; return how many. *target* is one as people see it.
+        """Try held targets now: all, or *target* as people see it; return how many.
 
         Parents, and the last owner of the lease, are waited for, not tried.
         """
@@ -556,11 +534,10 @@ class Dispatcher:
         return count
 
     def may_read_on(self) -> bool:
-        """Return whether the main reader may send more, since what it sends does not wait long behind what it has sent.
+        """Return whether what the main reader sends would not wait long behind what it has sent.
 
-        Where a lane does not keep up because of one tenant, the tenant is held: the main reader goes on for the others,
-        and a catch-up reads again for the tenant. To see that, a lane has to have more than it takes at once, so a
-        reader with small replies sends some of them ahead.
+        Where a lane does not keep up because of one tenant, the tenant is held. To see that, a lane has to have more
+        than it takes at once.
         """
         lanes = self.pipeline.lanes()
         if self.pipeline.has_idle_lane:
@@ -574,23 +551,22 @@ class Dispatcher:
     def hold_over_share(self) -> None:
         """Hold the tenant furthest beyond its share of each lane: its newest operations leave memory.
 
-        Those before them stay in the lane, in front of what the hold reads again. Not into the overflow hold, which is
-        caught up seldom.
+        Those before them stay in the lane, in front of what the hold reads again.
         """
         for lane in self.pipeline.lanes():
             if self.ownership.has_room and (newest := lane.over_share(self.ownership.has_own_hold)):
                 self._hold_newest(lane, newest)
 
     def paced_s(self, holds: Iterable[Hold]) -> float:
-        """Return the seconds that the queued operations of a tenant over its share take, of the one with most."""
+        """Return the seconds that queued operations of a tenant over its share take, of the one with most."""
         lanes = [(self.pipeline.lane_of(hold.name), hold.name) for hold in holds if hold.is_paced]
         return max([lane.queued_s(tenant_id) for lane, tenant_id in lanes if lane is not None], default=0.0)
 
     def look_after_paced(self) -> None:
         """Have the lanes of tenants that are over their share take short turns.
 
-        Once a tenant's oldest operation is past half of the retention, it goes first: that nothing is lost comes before
-        what is fair. Must be called a few times a second.
+        Past half of the retention a tenant goes first: that nothing is lost comes before what is fair. Must be called a
+        few times a second.
         """
         hurried: set[str] = set()
         for hold in self.ownership.holds():
@@ -604,12 +580,11 @@ class Dispatcher:
             lane.hurry(hurried)
 
     def _is_half_over(self, arrived_at: datetime) -> bool:
-        """Return whether half of the stream's retention is over for what arrived then."""
         retention = self._reader.retention
         return retention is not None and arrived_at < self._utc() - retention / 2
 
     def must_end_pause(self, paused: Paused[QueuedOperation]) -> bool:
-        """Return whether an operation of a paused tenant, in memory or held, is past half of the retention."""
+        """Return whether an operation of a paused tenant is past half of the retention."""
         arrivals = [entry.operation.origin.arrived_at for entry in paused.entries]
         hold = self.ownership.owner_of(paused.tenant_id)
         if hold is not None and hold.target is HeldTarget.TENANT:
@@ -617,7 +592,6 @@ class Dispatcher:
         return any(map(self._is_half_over, arrivals))
 
     def _hold_newest(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
-        """Hold a tenant from the first of its *newest* operations on, and drop these."""
         operation, reason, unread = newest[0].operation, HoldReason.OVER_SHARE, [entry.unread for entry in newest]
         arrived_at = _first_arrival(newest)
         hold = self.ownership.hold_tenant(operation.tenant_id, reason, unread, arrived_at, now=loop_time())
@@ -627,10 +601,7 @@ class Dispatcher:
         self._make_ready(hold)
 
     def shed_stuck_lanes(self, *, is_memory_short: bool) -> None:
-        """Hold the operations behind a batch that may never be answered, so that they take no more memory.
-
-        The batch itself is waited for, unless memory is short.
-        """
+        """Hold the operations behind a batch that may never be answered; with little memory the batch, too."""
         for lane in self.pipeline.lanes():
             if not lane.is_stuck:
                 continue
@@ -641,10 +612,7 @@ class Dispatcher:
                 lane.give_up_batch()
 
     async def _finish_stored(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
-        """Finish *entries*, once their dead letters, if any, are stored.
-
-        Dead letters that arrive during a store are collected and stored together by the next one.
-        """
+        """Finish *entries* once their dead letters are stored; those that arrive during a store share the next one."""
         if letters:
             batch = self._open_batch
             batch.letters += letters
@@ -656,7 +624,6 @@ class Dispatcher:
         self._finish(entries)
 
     def _finish(self, entries: Sequence[QueuedOperation]) -> None:
-        """Finish *entries* with the tracker of the cursor that read them, and release their memory."""
         tickets: defaultdict[CheckpointTracker[RecordPosition], list[int]] = defaultdict(list)
         for entry in entries:
             tickets[entry.tracker].append(entry.ticket)
@@ -667,7 +634,7 @@ class Dispatcher:
 
 
 class _FailedOperation(NamedTuple):
-    """The operation of a tenant that failed, its Postgres shard, how often it failed in a row, first and last."""
+    """The operation of a tenant that failed, how often in a row, first and last."""
 
     shard_id: str
     position: tuple[str | None, int, int | None]

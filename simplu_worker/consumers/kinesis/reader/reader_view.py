@@ -1,7 +1,4 @@
-"""The view of a reader for people and metrics: lags, holds and pending operations. Pure.
-
-The values from which the reader of a stream shard is made: services, settings, assignment and lease.
-"""
+"""The view of a reader for people and metrics, and the values from which a reader is made. Pure."""
 
 from __future__ import annotations
 
@@ -50,15 +47,11 @@ class ReaderView:
         self._catch_ups = catch_ups
         self._utc = utc
 
-    def __repr__(self) -> str:
-        return f"ReaderView({self._tracker!r})"
-
     @property
     def lag_s(self) -> float | None:
         """The age of the first pending record, else the lag of the last reply; None before the first reply.
 
-        The lag grows while reading fails or no reply comes, as new records are unknown then. Held records do not count:
-        `held_age_s`.
+        It grows while reading fails or no reply comes. Held records do not count: `held_age_s`.
         """
         first = self._tracker.first_pending
         if first is not None:
@@ -71,7 +64,7 @@ class ReaderView:
 
     @property
     def least_lag_s(self) -> float:
-        """The lag for metrics: before the first reply, that of records which came since the first try at the least."""
+        """The lag for metrics: before the first reply, the time since the first try."""
         return self.unread_for_s if self.lag_s is None else self.lag_s
 
     @property
@@ -96,25 +89,25 @@ class ReaderView:
         return len(self._catch_ups.running)
 
     def lag_retention_ratio(self, retention: timedelta | None) -> float:
-        """Return the lag over the *retention* of the stream; at 1 the next records are lost. 0 while it is unknown."""
+        """Return the lag over the *retention* of the stream; at 1 the next records are lost. 0 while unknown."""
         return 0.0 if retention is None else self.least_lag_s / retention.total_seconds()
 
     def held_retention_ratio(self, retention: timedelta | None) -> float:
-        """Return the age of the oldest held operation over the *retention* of the stream; at 1 it is lost."""
+        """Return the age of the oldest held operation over the *retention*; at 1 it is lost."""
         if retention is None:
             return 0.0
         return max(map(self.held_age_s, self._holds()), default=0.0) / retention.total_seconds()
 
     def held_age_s(self, hold: Hold) -> float:
-        """Return the age of the first operation of a hold that is not applied."""
+        """Return the age of the first operation of a hold."""
         return max(0.0, (self._utc() - hold.first_arrival).total_seconds())
 
     def is_pending(self, request_id: str, names: tuple[str, str] | None) -> bool:
-        """Return whether an operation is in memory and not yet applied. Searches all of them: for people only."""
+        """Return whether an operation is in memory. Searches all of them: for people only."""
         return any(entry.operation.is_named(request_id, names) for entry in self._dispatcher.pipeline.entries())
 
     def has_operations_of(self, names: tuple[str, str]) -> bool:
-        """Return whether operations with this business id and location id wait for a shard, held ones included."""
+        """Return whether operations with these ids wait for a shard, held ones included."""
         return self._dispatcher.pipeline.lookup.has_names(names)
 
     def hold_of(self, tenant_id: str) -> Hold | None:
@@ -122,7 +115,7 @@ class ReaderView:
         return self._dispatcher.ownership.owner_of(tenant_id)
 
     def held_status(self) -> list[dict[str, Any]]:
-        """Return every hold for the status: its target, reason and start, and the age of its first operation."""
+        """Return every hold for the status."""
         now = loop_time()
         return [
             {
@@ -144,7 +137,7 @@ class ReaderView:
         return first_held(HeldTarget(hold.title, hold.reason, self.held_age_s(hold)) for hold in self._holds())
 
     def activity_status(self) -> dict[str, Any]:
-        """Return the lag, the holds by reason, the catch-ups and the trouble, for the status."""
+        """Return lag, holds, catch-ups and trouble for the status."""
         return {
             "lagSeconds": self.lag_s,
             "held": dict(Counter(hold.reason for hold in self._holds())),
@@ -158,7 +151,7 @@ class ReaderView:
 
 
 class ReaderServices(msgspec.Struct, frozen=True):
-    """The services that a reader uses, opened; with *subscriptions* it reads by push.
+    """The services of a reader, opened; with *subscriptions* it reads by push.
 
     With a *schedule* it reads when other readers of the replica do.
     """
@@ -184,11 +177,10 @@ class ReaderSettings(msgspec.Struct, frozen=True):
 class ReaderAssignment(msgspec.Struct, frozen=True):
     """The stream shard to read, and where its last reader and the readers of its parents stopped.
 
-    *checkpoint* is the position of the record at *start*, if any: of an aggregate, some sub-records may be done. With
-    *read_ahead* the main reader continues where its predecessor was, and the tenants that the predecessor held are read
-    again from the checkpoint. No operation of the tenants in *pending_at_parents* is applied before the readers of the
-    parents have finished with the tenant (`StreamShardReader.release_from_parents`). *retention* is that of the stream;
-    all that arrived before *read_up_to* was read.
+    *checkpoint* is the position of the record at *start*: of an aggregate, some sub-records may be done. With
+    *read_ahead* the main reader continues where its predecessor was, and the tenants that this held are read again from
+    the checkpoint. The tenants in *pending_at_parents* wait for `release_from_parents`. All that arrived before
+    *read_up_to* was read.
     """
 
     stream_shard_id: str
@@ -202,14 +194,11 @@ class ReaderAssignment(msgspec.Struct, frozen=True):
 
 
 class ReaderLease(Protocol):
-    """The lease under which a reader reads.
-
-    *started_at* is the time from which the stream shard is read, if not from its beginning.
-    """
+    """The lease under which a reader reads."""
 
     @property
     def started_at(self) -> datetime | None:
-        """See above."""
+        """The time from which the stream shard is read, if not from its beginning."""
 
     async def confirm(self) -> bool:
         """Return whether the lease is still the replica's at this moment."""
@@ -218,4 +207,4 @@ class ReaderLease(Protocol):
         """Return the parents of the stream shard and their parents."""
 
     async def is_end(self, child_shards: tuple[ChildShard, ...]) -> bool:
-        """Return whether a reply without an iterator is the end of the stream shard; otherwise the reader goes on."""
+        """Return whether a reply without an iterator is the end of the stream shard."""

@@ -1,8 +1,7 @@
 """Read one stream shard: every record becomes an operation that is dispatched to a Postgres shard, or a dead letter.
 
-The reader applies a prefix (architecture, idea 2): the operations of one tenant reach its shard in stream order,
-whatever happens to those of other tenants. Operations that cannot be applied are held, and read again when they can be
-(idea 3): the main reader goes on for all other tenants.
+The operations of one tenant reach its shard in stream order (architecture, idea 2). Those that cannot be applied are
+held, and read again when they can be (idea 3): the main reader goes on for all other tenants.
 """
 
 from __future__ import annotations
@@ -134,12 +133,9 @@ class StreamShardReader:
         self._is_dispatching = False  # some records of the last reply are not dispatched yet
         self._has_published_end = False  # to the Postgres shards that answered
 
-    def __repr__(self) -> str:
-        return f"StreamShardReader({self.stream_shard_id}, {self._tracker!r}, {self._memory!r}, {self._dispatcher!r})"
-
     @property
     def checkpoint(self) -> Position | None:
-        """The position up to which no record is pending; None before the first record is finished."""
+        """The position up to which no record is pending; None before there is one."""
         position = self._dispatcher.ownership.floor(self._tracker.checkpoint)
         return None if position is None else position.stored.position
 
@@ -155,7 +151,7 @@ class StreamShardReader:
 
     @property
     def is_caught_up(self) -> bool:
-        """Whether it is at the tip or the end, and every record it read is finished, or held for its target."""
+        """Whether it is at the tip or the end, and every record it read is finished or held."""
         at_tip = self.is_at_end or (self._cursor.millis_behind == 0 and not self._is_dispatching)
         is_catching_up = not all(hold.is_waiting for hold in self.holds()) or self._catch_ups.running
         has_asked_all = self._dispatcher.pipeline.lookup.has_asked_all
@@ -173,7 +169,7 @@ class StreamShardReader:
 
     @property
     def is_refused_as_gone(self) -> bool:
-        """Whether Kinesis answered the last read, and not only a listing, that there is no such stream shard."""
+        """Whether Kinesis answered the last read that there is no such stream shard."""
         return self._cursor.is_gone
 
     def holds(self) -> list[Hold]:
@@ -210,7 +206,7 @@ class StreamShardReader:
     def pending_tenants(self) -> TenantSet | None:
         """Return the tenants with pending operations, once all is read and the rest may take long; None before.
 
-        The set only shrinks: no new record is read.
+        The set only shrinks.
         """
         takes_long = self.holds() or self._dispatcher.pipeline.is_stuck
         return self._dispatcher.pending_tenants() if self._has_published_end and takes_long else None
@@ -219,7 +215,7 @@ class StreamShardReader:
     def ahead(self) -> ReadAhead | None:
         """How far the reader is ahead of its checkpoint; None while the distance is too short to be noted.
 
-        A successor that starts at the checkpoint would keep all other tenants waiting while it reads the held records.
+        A successor at the checkpoint would keep all other tenants waiting while it reads the held records.
         """
         main, holds = self._tracker.checkpoint, self.holds()
         if main is None or not holds:
@@ -241,7 +237,7 @@ class StreamShardReader:
 
     @property
     def read_bytes(self) -> int:
-        """The bytes that the main reader has read; those of catch-ups do not count, they come once."""
+        """The bytes that the main reader has read; those of catch-ups come once."""
         return self._cursor.read_bytes
 
     @property
@@ -250,10 +246,10 @@ class StreamShardReader:
         return self._cursor.read_records
 
     def read_up_to(self, ahead: ReadAhead | None) -> datetime | None:
-        """Return the time before which no record arrived that is pending, but for the tenants in *ahead*; or None.
+        """Return the time before which no record arrived that is pending, but for the tenants in *ahead* (`ahead` now).
 
-        None while it is unknown; *ahead* is `ahead` as of now. Of a closed stream shard later records are in its
-        children, which may have no lease yet, so there it is unknown.
+        None while it is unknown, as of a closed stream shard: later records are in its children, which may have no
+        lease yet.
         """
         passed_to, holds = self._passed_to(), self.holds()
         is_closed = self.is_at_end or self._cursor.is_closed
@@ -269,7 +265,6 @@ class StreamShardReader:
         return min(instants) - VISIBLE_AFTER
 
     def _passed_to(self) -> datetime | None:
-        """Return a time before which every record is settled or held; None while that is unknown."""
         if (first := self._tracker.first_pending) is not None:
             return first.arrived_at
         if self._cursor.millis_behind is None or self._is_dispatching:
@@ -279,8 +274,7 @@ class StreamShardReader:
     def _fully_read_to(self) -> datetime:
         """Return a time at which the stream shard was open, and before which all of its records are read.
 
-        That of the request of the last reply, less how far the reply was behind. But a reply with the last records of a
-        closed stream shard does not name the end, the next one does: then the time of the last record.
+        A reply with the last records of a closed stream shard does not name the end: then the time of the last record.
         """
         if self._cursor.last_arrival is not None:
             return self._cursor.last_arrival
@@ -296,8 +290,7 @@ class StreamShardReader:
     def release_from_parents(self, pending: TenantSet) -> None:
         """Catch up the tenants that were held for the parents and are no longer in *pending*.
 
-        A shard may since have lost operations that the parents' readers applied. So the rows of all shards are read
-        again before an operation of such a tenant is applied.
+        A shard may have lost what the parents' readers applied: the rows of all shards are read again before.
         """
         if not self._dispatcher.ownership.release_from_parents(pending, now=loop_time()):
             return
@@ -320,18 +313,18 @@ class StreamShardReader:
         return (hold := self._dispatcher.ownership.shard_hold(shard_id)) is not None and hold.is_backfill
 
     def request_row_read(self, shard_id: str) -> bool:
-        """Make the lane to a Postgres shard read its row there again; return False where there is no lane."""
+        """See `Dispatcher.request_row_read`."""
         return self._dispatcher.request_row_read(shard_id)
 
     def abandon(self) -> None:
-        """Treat the stream shard as read to its end: it is past its retention, no record can be read any more."""
+        """Treat the stream shard as read to its end: it is past its retention."""
         self.is_at_end = True
         self._access.is_gone = True
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Read until *stopping* or the end; return when no batch is in flight. The other operations stay pending.
 
-        A batch without an answer is abandoned *drain_s* after the stop; the shard's log shows whether it was applied.
+        A batch without an answer is abandoned *drain_s* after the stop; the log shows whether it was applied.
         """
         self._stopping = stopping
         try:
@@ -365,7 +358,6 @@ class StreamShardReader:
             log.warning("stream_shard.left", stream_shard_id=self.stream_shard_id, error=str(group.exceptions[0]))
 
     async def _publish_end(self) -> None:
-        """Write the final positions to the Postgres shards, before the children read the pending tenants and start."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PUBLISH_END_S):
                 while self._dispatcher.pipeline.has_progress and not self._stopping.is_set():
@@ -377,13 +369,13 @@ class StreamShardReader:
                 await self.shard_positions.confirm_lease()  # writes the lease row from which the children start
 
     def progress(self) -> StreamPosition:
-        """Return the position after which operations may be pending, as rows on the Postgres shards contain it."""
+        """See `RowsReader`."""
         safe_checkpoint = self._dispatcher.ownership.floor(self._tracker.checkpoint)
         pending_from = SHARD_END.checkpoint if self.is_finished else format_position(safe_checkpoint)
         return StreamPosition(pending_from, None if safe_checkpoint is None else safe_checkpoint.arrived_at)
 
     def progress_ahead(self) -> Ahead | None:
-        """Return `ahead` as rows contain it, `read_to` and `held`; at the end of the stream shard, with all tenants."""
+        """See `RowsReader`."""
         if self.is_at_end:
             return SHARD_END.checkpoint, tuple(sorted(self._dispatcher.pending_tenants().encode()))
         ahead = self.ahead
@@ -392,10 +384,7 @@ class StreamShardReader:
         return f"{ahead.read_to.checkpoint}/{ahead.read_to.sub_sequence_number}", tuple(sorted(ahead.held))
 
     async def write_final_positions(self) -> None:
-        """Write the progress to the Postgres shards once `run` has returned, so that the next reader starts there.
-
-        Only the shards that answer at once get it.
-        """
+        """Write the progress to the Postgres shards that answer at once, when `run` has returned."""
         if self.shard_positions is None:
             return
         with contextlib.suppress(TimeoutError):
@@ -405,23 +394,23 @@ class StreamShardReader:
                     tasks.create_task(work, name=f"final-position:{shard_position.shard_id}")
 
     def decided_up_to(self, *, is_ahead: bool) -> datetime | None:
-        """Return `read_up_to` for a row, with *is_ahead* but for the held tenants of `progress_ahead`."""
+        """See `RowsReader`."""
         return self.read_up_to(self.ahead if is_ahead else None)
 
     async def confirm_lease(self) -> bool:
-        """Return whether the reader still has the lease."""
+        """See `RowsReader`."""
         return await self._lease.confirm()
 
     def lineage(self) -> Lineage:
-        """Return the parents of the stream shard and their parents."""
+        """See `RowsReader`."""
         return self._lease.lineage()
 
     async def find_first_since(self, instant: datetime) -> RecordPosition | None:
-        """Return the position before the first record that arrived since *instant*; None while there is none."""
+        """See `RowsReader`."""
         return await self._find_first(self.stream_shard_id, AtTimestamp(instant))
 
     async def find_oldest(self, stream_shard_id: str) -> RecordPosition | None:
-        """Return the position before the oldest record of a stream shard; None if it has none.
+        """See `RowsReader`.
 
         A reply may look like the end by mistake, so the absence of records has to show several times.
         """
@@ -457,7 +446,7 @@ class StreamShardReader:
         return None
 
     def open_parent(self, records: ParentRecords) -> tuple[StreamShardAccess, RecordDecoder]:
-        """Return the access to a parent of the stream shard, and the decoder of its records."""
+        """See `MainReader`."""
         access = StreamShardAccess(self._stream, records.stream_shard_id, self._memory, self._draw)
         return access, self._create_decoder(records.stream_shard_id, records.hash_range)
 
@@ -496,7 +485,6 @@ class StreamShardReader:
                 self.is_at_end = True
 
     async def _dispatch_records(self, records: list[Record]) -> None:
-        """Dispatch the operations of a reply; return when its dead letters are stored."""
         rejections = RejectionCollector()
         rejected: list[list[int]] = []
         arrivals = self.decoder.decode(records, after=self._read_after)
@@ -533,7 +521,6 @@ class StreamShardReader:
         instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.view.least_lag_s)
 
     def _check_partition_keys(self, operations: Sequence[Operation]) -> None:
-        """Count and report operations with a wrong partition key. A catch-up, which reads them again, does not."""
         if count := self._partition_keys.note(operations):
             instruments.KINESIS_WRONG_KEYS.inc(count)
         if (warning := self._partition_keys.take_warning(loop_time())) is not None:
@@ -551,9 +538,8 @@ class StreamShardReader:
     async def _decode_batch(self, arrivals: Iterator[DecodedRecord]) -> list[DecodedRecord]:
         """Wait until a lane may get more, then decode as many records as a batch takes; empty at the end of *arrivals*.
 
-        Not earlier: undecoded records take half the memory, and those decoded together go to the lane as one batch.
-        Without a pause, for some milliseconds: objects created alternately with those of other readers are scattered in
-        memory, and every later step up to their release takes a tenth more processor time.
+        Undecoded records take half the memory, and those decoded together go to the lane as one batch. Objects created
+        alternately with those of other readers would be scattered in memory, which takes a tenth more processor time.
         """
         decoded = list(islice(arrivals, 1))  # shows whether there are more
         while decoded and not self._dispatcher.may_read_on() and not self._stopping.is_set():
@@ -566,6 +552,5 @@ class StreamShardReader:
         await self._dead_letters.store(letters, stopping=self._stopping)
 
     async def _wait_for_settled(self) -> None:
-        """Wait until an operation is settled, or SETTLED_WAIT_S to check for a stop."""
         self._dispatcher.has_settled.clear()
         await sleep_or_event(SETTLED_WAIT_S, until=self._dispatcher.has_settled)

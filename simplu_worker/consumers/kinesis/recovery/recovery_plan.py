@@ -1,35 +1,21 @@
-"""Compute from which position a Postgres shard is read for again, given the positions stored on it. Pure.
+"""From which position a Postgres shard is read for again, given the positions stored on it. Pure.
 
-Decide whether a Postgres shard lacks records that the stream no longer has.
+**Gaps.** A shard that was restored from a backup older than the stream's retention is behind by more than the stream
+can bring back. One of its rows shows it, if all of this holds:
 
-A shard that was restored from a backup older than the stream's retention is behind by more than the stream can bring
-back. The shard's own rows show it, if all of this holds for one of them:
-
-- the row went back: it is behind the checkpoint of the lease, which never goes back;
-- it was written longer ago than the stream keeps records. Readers write the rows of all shards again within an hour,
-  with and without records, so a row is as old only on a shard that was restored, or unreachable for as long;
+- the row is behind the checkpoint of the lease, which never goes back;
+- it was written longer ago than the stream keeps records. Readers write all rows again within an hour, so it is as old
+  only on a shard that was restored, or unreachable for as long;
 - the record at its position has left the stream;
-- the fleet has read in the meantime: this reader knew the shard before, or the stream has the record to which the
-last
-  owner of the lease had read. If the fleet was stopped for as long, all shards lack the same records, and a hold
-  would
-  let the remaining ones expire too.
+- the fleet has read in the meantime: this reader knew the shard before, or the stream has the record to which the last
+  owner of the lease had read. After a stop of the fleet all shards lack the same records, and a hold would let the
+  remaining ones expire too.
 
-A shard without a row, at a first contact or after an adoption, has nothing that could have gone back.
-
-Whether a reader need read nothing again when a move has changed the token of its row.
-
-When a tenant comes to a Postgres shard, the rows of `stream_positions` there get lower positions and new tokens,
-since
-either shard may have lost operations of the tenant or of others (architecture, idea 8). The shard notes which token a
-row had before, and which one the source's row had when the tenant was fenced there. So a reader can see that nothing
-was lost, and goes on. Operations are lost without each of these conditions (`tests/model/move_failover_model.py`):
-
-- it knew the token that the row had before: the target has all that the reader has written there;
-- it wrote the carried token itself, and has adopted no row since: at any loss that it has found on one of its shards
-  the tenant had its home where the reader looked for it, and was read again;
-- it knows the token that the source's row has now: the source has all that the reader has written there, the tenant's
-  last operations too.
+**Moves.** When a tenant comes to a shard, the rows there get lower positions and new tokens (architecture, idea 8). The
+shard notes which token a row had before, and which one the source's row had when the tenant was fenced there. A reader
+need read nothing again if it knew the former token, wrote the carried token itself and has adopted no row since, and
+knows the token that the source's row has now. Without each of these operations are lost
+(`tests/model/move_failover_model.py`).
 """
 
 from __future__ import annotations
@@ -72,8 +58,7 @@ class Ancestor(msgspec.Struct, frozen=True):
 class Lineage(msgspec.Struct, frozen=True):
     """The parents of a stream shard and the parents of these, by id.
 
-    *is_ended*: no operation of any of them is pending, as far as was known when this was made. *unreadable_parents* are
-    past their retention.
+    *is_ended*: no operation of any of them is pending. *unreadable_parents* are past their retention.
     """
 
     parents: frozenset[str] = frozenset()
@@ -89,7 +74,7 @@ class Lineage(msgspec.Struct, frozen=True):
 
 
 def lineage_of(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> Lineage:
-    """Return the ancestors of a leased stream shard among *leases*, without those of *gone*, which cannot be read."""
+    """Return the ancestors of a leased stream shard among *leases*, without those of *gone*."""
     ancestors: dict[str, Ancestor] = {}
     waiting = list(lease.parents)
     while waiting:
@@ -128,7 +113,7 @@ def is_own_row(row: StreamPosition | None, known_tokens: Collection[str]) -> boo
 
 
 def may_lack_writes(row: StreamPosition | None, stored: StoredPositions, known_tokens: Collection[str]) -> bool:
-    """Return whether writes of this reader, or of earlier ones, may be lost: its row has none of the *known_tokens*."""
+    """Return whether writes of readers may be lost: the row has none of the *known_tokens*."""
     return not stored.is_unchanged and (row is None or row.fencing_token not in known_tokens)
 
 
@@ -141,11 +126,8 @@ def compared_position(
 ) -> RecordPosition | None:
     """Return the position of a reader with which its row is compared; None is the start of reading.
 
-    | its row | may be lost besides what earlier readers wrote | compared with |
-    |---|---|---|
-    | is read for the first time | nothing: all records since its start are in its memory | where it began |
-    | … and a tenant was moved to the shard since | operations that the tenant's last shard has | where it is now |
-    | was read before | what this reader wrote | where it is now |
+    At the first read all records since its start are in its memory. A tenant that was moved to the shard since may lack
+    operations that its last shard has.
     """
     return began_behind if is_first and not was_tenant_moved_in else read_to
 
@@ -161,9 +143,8 @@ def replay_start(
 ) -> ReplayStart:
     """Return the position after which the tenants of a shard may lack operations; None if they lack none.
 
-    *covers* returns whether the reader re-reads everything after a position for the given tenants. *started_at* is the
-    time from which the stream shard is read, if not from its beginning. Without a row, no operation was applied there
-    that arrived before the first tenant was made, less *tenant_wait* (idea 7).
+    *covers* returns whether the reader re-reads everything after a position for the given tenants. Without a row, no
+    operation was applied there that arrived before the first tenant was made, less *tenant_wait* (idea 7).
     """
     if row is None:
         if first_tenant_at is None:
@@ -190,9 +171,8 @@ def missing_parent_records(
 ) -> tuple[ParentRecords, ...]:
     """Return the records of ancestors that a shard may lack, in the order in which they must be applied.
 
-    An ancestor with SHARD_END in its row lacks nothing there; with `parents_done` in its row, neither do its own
-    parents. A shard without tenants lacks nothing: for tenants made later, no record may be read ahead of the
-    operations pending at the ancestors.
+    An ancestor with SHARD_END in its row lacks nothing there; with `parents_done` neither do its own parents. For
+    tenants made later than that, no record may be read ahead of the operations pending at the ancestors.
     """
     if stored.first_tenant_at is None:
         return ()
@@ -219,8 +199,8 @@ def missing_parent_records(
 def ignoring_pending(stored: StoredPositions, waits_for: Callable[[AbstractSet[str]], bool]) -> StoredPositions:
     """Return the stored rows with SHARD_END for each ancestor that has only operations of waiting tenants pending.
 
-    *waits_for* returns whether the reader holds all given tenants until the ancestors have applied these operations: no
-    backfill takes them, and the rows are read again when they are released.
+    *waits_for* returns whether the reader holds all given tenants until then; no backfill takes them, and the rows are
+    read again when they are released.
     """
     rows = {
         key: msgspec.structs.replace(row, pending_from=SHARD_END.checkpoint)
@@ -254,7 +234,7 @@ CLOCKS_MARGIN: Final = timedelta(minutes=1)  # between the clock of a reader and
 
 
 class Gap(msgspec.Struct, frozen=True):
-    """The row of a stream shard to which the stream does not reach back; *pending_from* is the row's position."""
+    """The row of a stream shard to which the stream does not reach back, and its position."""
 
     stream_shard_id: str
     pending_from: str
@@ -284,8 +264,8 @@ def is_older_than_stream(row: StreamPosition, *, now: datetime, retention: timed
 def went_back(row: StreamPosition, behind: RecordPosition | datetime, checkpoint: RecordPosition | None) -> bool:
     """Return whether a shard that lacks records from *behind* on lacks some before *checkpoint*.
 
-    *behind* is before the reader's position: an instant where the row is at the beginning of the stream shard, else the
-    row's position, or its `read_to`. The checkpoint is behind that by the operations of the held tenants.
+    *behind* is an instant where the row is at the beginning, else the row's position, or its `read_to`. The checkpoint
+    is behind that by the operations of the held tenants.
     """
     if isinstance(behind, datetime):
         return checkpoint is not None
@@ -293,18 +273,12 @@ def went_back(row: StreamPosition, behind: RecordPosition | datetime, checkpoint
 
 
 def has_left_stream(behind: RecordPosition | datetime, oldest: RecordPosition | None) -> bool:
-    """Return whether the record at *behind* has left the stream, where *oldest* is before the oldest one that it has.
-
-    The beginning has left it: the row of the shard is older than all records that the stream has.
-    """
+    """Return whether the record at *behind* has left the stream; *oldest* is before the oldest one that it has."""
     return isinstance(behind, datetime) or oldest is None or is_after(oldest, behind)
 
 
 def has_read_on(read_to: RecordPosition | None, oldest: RecordPosition | None) -> bool:
-    """Return whether the stream has the record to which earlier owners of the lease have read.
-
-    Then the fleet was not stopped for as long as the stream keeps records.
-    """
+    """Return whether the stream has the record to which earlier owners of the lease have read."""
     return read_to is not None and oldest is not None and not is_after(oldest, read_to)
 
 
@@ -313,7 +287,7 @@ def rows_of_ancestors_behind(
 ) -> list[tuple[str, StreamPosition]]:
     """Return the rows of ancestors that went back, the parents' parents first, as far as records of them are missing.
 
-    Of those that cannot be read any more too. *is_old* returns whether a row is older than the stream.
+    *is_old* returns whether a row is older than the stream.
     """
     own = stored.rows.get(stream_shard_id)
     if stored.first_tenant_at is None or (own is not None and own.parents_done):
@@ -338,7 +312,6 @@ def rows_of_ancestors_behind(
 
 
 def _is_ancestor_behind(row: StreamPosition, ancestor: Ancestor | None) -> bool:
-    """Return whether the row of an ancestor went back; of one that cannot be read any more (None), all was read."""
     if row.has_gap or row.pending_from == SHARD_END.checkpoint:
         return False
     is_beginning = row.pending_from == TRIM_HORIZON.checkpoint
@@ -347,10 +320,7 @@ def _is_ancestor_behind(row: StreamPosition, ancestor: Ancestor | None) -> bool:
 
 
 def merges_since(token: str, known_tokens: Collection[str], merges: Iterable[PositionMerge]) -> list[PositionMerge]:
-    """Return the merges, the last one first, by which a row with one of the *known_tokens* has got *token*.
-
-    Empty if it has got the token otherwise.
-    """
+    """Return the merges, the last one first, by which a row with a known token has got *token*, if it has."""
     by_token = {one.token: one for one in merges}
     found: list[PositionMerge] = []
     while (merge := by_token.pop(token, None)) is not None:

@@ -193,9 +193,6 @@ class ShardPositions:
         self._highest = reader.checkpoint_at_start  # the highest position that the lease may have as its checkpoint
         self._oldest: dict[str, tuple[float, RecordPosition | None]] = {}  # by stream shard, and until when it is good
 
-    def __repr__(self) -> str:
-        return f"ShardPositions({list(self._positions.values())})"
-
     def position_on(self, shard_id: str) -> ShardPosition:
         """Return the position on a Postgres shard."""
         shard_position = self._positions.get(shard_id)
@@ -209,9 +206,9 @@ class ShardPositions:
         return [shard_position for shard_position in self._positions.values() if shard_position.is_current]
 
     def prepare_claim(self, shard_position: ShardPosition) -> PositionClaim:
-        """Return the claim for the next write of the row: where the reader is before that write, not after it.
+        """Return the claim for the next write of the row: where the reader is before that write.
 
-        The outcomes of a batch are known only later, and an operation of the batch may not be applied.
+        The outcomes of a batch are known only later, and an operation of it may not be applied.
         """
         claim = shard_position.claim
         claim.position = self._position_now(shard_position)
@@ -224,7 +221,7 @@ class ShardPositions:
         return claim
 
     def is_write_due(self, shard_position: ShardPosition, *, within_s: float | None = None) -> bool:
-        """Return whether a known row was not written for *within_s*, and is old or would have another content now."""
+        """Return whether a known row was not written for *within_s*, and is old or would have another content."""
         age_s = loop_time() - shard_position.written_at
         if not shard_position.is_current or age_s < (shard_position.rewrite_after_s if within_s is None else within_s):
             return False
@@ -234,7 +231,6 @@ class ShardPositions:
         return written != msgspec.structs.replace(self._position_now(shard_position), read_up_to=written.read_up_to)
 
     def _position_now(self, shard_position: ShardPosition) -> StreamPosition:
-        """Return the content of a row: the reader's progress, and how far all but the held tenants are."""
         progress = self._reader.progress()
         self._note_highest(progress)
         ahead, read_up_to = self._recent_reach()
@@ -250,9 +246,9 @@ class ShardPositions:
         )
 
     async def write_final_position(self, shard_position: ShardPosition) -> None:
-        """Write the final progress of the reader, without operations, where the shard is up and the row is not locked.
+        """Write the final progress of the reader where the shard is up and the row is not locked.
 
-        Skip it where another reader owns the row or the shard fails: the next reader then reads a little more again.
+        Where that fails the next reader reads a little more again.
         """
         self._reach = (0.0, (None, None))
         is_free = self._gateway.is_up(shard_position.shard_id) and not shard_position.lock.locked()
@@ -276,7 +272,7 @@ class ShardPositions:
         """Read the row, and return the records to be read again for all tenants of the shard; None without any.
 
         Must be called with the lock of *shard_position*. Raises `RetryableError` while that is unknown, and
-        `PositionGapError` where the stream no longer has some of them, until a person has accepted that.
+        `PositionGapError` where the stream no longer has some of them and no person has accepted that.
         """
         claim, lineage = shard_position.claim, self.lineage()  # the lineage before the rows are read
         shard_id, is_first = shard_position.shard_id, not shard_position.was_read
@@ -292,10 +288,10 @@ class ShardPositions:
         return await self.reconcile_with(shard_position, lineage, stored)
 
     async def follow_moves(self, shard_position: ShardPosition) -> bool:
-        """Take the token that moves of tenants to the shard have left, if neither side has lost anything; return that.
+        """Take the token that moves to the shard have left, if neither side has lost anything; return that.
 
-        Must be called with the lock of *shard_position*. See `recovery_plan.py` for the conditions. Raises
-        `RetryableError` when the shard does not answer.
+        Must be called with the lock of *shard_position*. See `recovery_plan.py`. Raises `RetryableError` when the shard
+        does not answer.
         """
         claim, shard_id = shard_position.claim, shard_position.shard_id
         if not claim.fencing_tokens or not self._is_whole(shard_position):
@@ -327,7 +323,6 @@ class ShardPositions:
         return True
 
     async def _has_all_from(self, merge: PositionMerge) -> bool:
-        """Return whether the source of a tenant has all that this reader has written there."""
         source, era = self.position_on(merge.source_shard_id), self._era
         claim = source.claim
         written_before, known = {*claim.written}, {*claim.fencing_tokens}
@@ -340,7 +335,6 @@ class ShardPositions:
         return is_known and source.is_current and self._is_whole(source) and self._era == era
 
     def _is_whole(self, shard_position: ShardPosition) -> bool:
-        """Return whether nothing is to be read again for the shard, of the parents' records neither."""
         is_held = self._ownership.shard_hold(shard_position.shard_id) is not None
         return shard_position.was_read and shard_position.claim.position.parents_done and not is_held
 
@@ -403,7 +397,6 @@ class ShardPositions:
         return unread
 
     def _find_replay_start(self, shard_position: ShardPosition, stored: StoredPositions) -> ReplayStart:
-        """Return the position after which the tenants of the shard may lack own operations."""
         return replay_start(
             stored.rows.get(self._reader.stream_shard_id),
             stored.first_tenant_at,
@@ -422,8 +415,8 @@ class ShardPositions:
     ) -> Gap | None:
         """Return the row of the shard to which the stream does not reach back; None without one.
 
-        *behind* is where the own records begin that the shard lacks, if it lacks any. The stream is asked only about
-        rows that are older than its records.
+        *behind* is where the own records begin that the shard lacks. The stream is asked only about rows older than its
+        records.
         """
         self._note_highest(self._reader.progress())
         own, was_read = self._reader.stream_shard_id, shard_position.was_read
@@ -455,7 +448,6 @@ class ShardPositions:
         return has_left_stream(behind, oldest) and (was_read or has_read_on(self._reader.began_behind, oldest))
 
     async def _has_ancestor_left(self, key: str, row: StreamPosition, lineage: Lineage, *, was_read: bool) -> bool:
-        """Return whether records of an ancestor after its row have left the stream since the fleet has read them."""
         oldest = await self._find_oldest(key) if key in lineage.ancestors else None
         if row.pending_from != TRIM_HORIZON.checkpoint:
             position = parse_position(row.pending_from, self._utc())
@@ -466,7 +458,6 @@ class ShardPositions:
         return has_read_on(self._reader.began_behind, await self._find_oldest(self._reader.stream_shard_id))
 
     async def _keep_gap(self, shard_position: ShardPosition, gap: Gap, row: StreamPosition) -> None:
-        """Mark a gap on the shard, so that it lasts until a person accepts it; log it once."""
         if not row.has_gap:
             await self._mark_gap(shard_position.shard_id, gap)
         is_known, shard_position.gap = shard_position.gap == gap, gap
@@ -486,10 +477,9 @@ class ShardPositions:
         await self._gateway.mark_gap(shard_id, self._reader.stream_name, gap.stream_shard_id, gap.pending_from)
 
     async def has_open_gap(self, shard_id: str) -> bool:
-        """Return whether the gap that was found on a shard is still there, and no person has accepted it.
+        """Return whether the gap found on a shard is still there and not accepted. Raises `RetryableError`.
 
-        A mark that a failover has lost is made again. Raises `RetryableError` when the shard does
-        not answer.
+        A mark that a failover has lost is made again.
         """
         shard_position = self.position_on(shard_id)
         if (gap := shard_position.gap) is None:
@@ -505,7 +495,6 @@ class ShardPositions:
         return False
 
     async def _find_oldest(self, stream_shard_id: str) -> RecordPosition | None:
-        """Return the position before the oldest record of a stream shard, as it was a few seconds ago at most."""
         good_until, oldest = self._oldest.get(stream_shard_id, (0.0, None))
         if loop_time() >= good_until:
             oldest = await self._reader.find_oldest(stream_shard_id)
@@ -528,8 +517,7 @@ class ShardPositions:
     def _covers(self, names: AbstractSet[str], pending_from: RecordPosition | None, *, was_read: bool) -> bool:
         """Return whether this reader re-reads everything after *pending_from* for these tenants.
 
-        It does so for tenants that it holds, and, before it has sent anything to the shard, for those held at its
-        start.
+        For those that it holds, and, before it has sent anything to the shard, for those held at its start.
         """
         began_lower = not _is_after(self._reader.checkpoint_at_start, pending_from)
         if not was_read and began_lower and names <= self._reader.predecessor_tenants:
@@ -538,7 +526,6 @@ class ShardPositions:
         return all(owner is not None and not _is_after(owner.reached, pending_from) for owner in owners)
 
     async def _resolve_replay_start(self, start: ReplayStart, read_to: RecordPosition) -> RecordPosition | None:
-        """Return the position of *start* if it is before *read_to*, which is after the start of reading."""
         if isinstance(start, datetime):
             # The time of a position taken over is that of this replica's clock: the arrival of its record is unknown.
             if read_to.arrived_at < start - CLOCKS_APART_MOST:
@@ -559,7 +546,6 @@ class ShardPositions:
         return invalidated
 
     def _recent_reach(self) -> Reach:
-        """Return how far all but the held tenants are, if a row has room for the held tenants' names; and the time."""
         if self._ownership.has_backfill:
             return None, None  # not all of its tenants are known by name
         good_until, reach = self._reach
@@ -573,10 +559,8 @@ class ShardPositions:
 
 
 def _is_after(position: RecordPosition | None, other: RecordPosition | None) -> bool:
-    """Return whether *position* is after *other*; None is the start of reading, before every record."""
     return position is not None and is_after(position, other)
 
 
 def _arrival(position: RecordPosition | None) -> str | None:
-    """Return about when the record of *position* arrived, for people; None for the start of reading."""
     return None if position is None else position.arrived_at.isoformat(timespec="seconds")

@@ -1,26 +1,22 @@
-"""Unpack aggregates: the records into which the Kinesis Producer Library packs many user records. Pure.
+"""Unpack records of several operations: JSON arrays, JSON lines, and aggregates, whose records may be either. Pure.
 
-The format (KPL, `aggregation-format.md`) is magic, protobuf message, MD5 of the message:
+What a record's parts are is a function of its bytes alone. The Kinesis Producer Library's aggregates
+(`aggregation-format.md`) are magic, protobuf message, MD5 of the message:
 
     AggregatedRecord { repeated string partition_key_table = 1; repeated string explicit_hash_key_table = 2;
                        repeated Record records = 3; }
     Record { required uint64 partition_key_index = 1; optional uint64 explicit_hash_key_index = 2;
              required bytes data = 3; repeated Tag tags = 4; }
 
-Why nothing is lost: either a whole aggregate is decoded, or the record is treated as an ordinary one. An aggregate
-that
-does not belong to its stream shard is not applied, as with the KCL, but not dropped either: it is one dead letter.
-
-Unpack records of several operations: JSON arrays, JSON lines, and aggregates, whose records may be either.
-
-What a record's parts are is a function of its bytes alone: every reader finds the same ones, with the same numbers.
+Either a whole aggregate is decoded, or the record is an ordinary one. An aggregate that does not belong to its stream
+shard is not applied, as with the KCL, but not dropped either: it is one dead letter.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice, takewhile
 from typing import Any, Final
 
@@ -98,10 +94,8 @@ class TooManyPartsError(Exception):
 def deaggregate(data: bytes, *, parts_max: int | None = None) -> list[SubRecord] | None:
     """Return the sub-records of an aggregate, at least one; None for an ordinary record.
 
-    A record is ordinary unless it is an aggregate to the last byte: no magic, another MD5, invalid protobuf, a missing
-    required field, an index beyond its table, a partition key that is not UTF-8, an impossible explicit hash key, or no
-    sub-record make it ordinary. The KCL delivers the sub-records before a bad index and drops the rest; the worker
-    drops none. Raises only TooManyPartsError, for more than *parts_max*, and reads no further then.
+    A record is ordinary unless it is an aggregate to the last byte. (The KCL delivers the sub-records before a bad
+    index and drops the rest.) Raises only TooManyPartsError, for more than *parts_max*, and reads no further then.
     """
     if not data.startswith(MAGIC) or len(data) <= _MAGIC_BYTES + _DIGEST_BYTES:
         return None
@@ -121,9 +115,6 @@ class AggregatePacker:
         self._key_indexes: dict[str, int] = {}
         self._records = bytearray()
 
-    def __repr__(self) -> str:
-        return f"AggregatePacker({len(self._records)} bytes, {len(self._key_indexes)} keys)"
-
     def add(self, partition_key: str, data: bytes) -> None:
         """Add a record."""
         index = self._key_indexes.setdefault(partition_key, len(self._key_indexes))
@@ -138,7 +129,7 @@ class AggregatePacker:
 
 
 def hash_key_of(sub: SubRecord) -> int:
-    """Return the hash key that decides on the sub-record's stream shard: the explicit one, else the MD5 of its key."""
+    """Return the hash key of a sub-record: the explicit one, else the MD5 of its key."""
     if sub.explicit_hash_key is not None:
         return int(sub.explicit_hash_key)
     return hash_of(sub.partition_key)
@@ -152,31 +143,15 @@ def hash_of(partition_key: str) -> int:
 def lies_within(subs: Iterable[SubRecord], hash_range: HashRange | None) -> bool:
     """Return whether all of *subs* belong to the stream shard of *hash_range*; True when the range is unknown.
 
-    The KCL discards a whole aggregate when this is false (`AggregatorUtil.deaggregate`): it was packed for one stream
-    shard and landed in another one, for example during a reshard. Applying it would break the order: a sub-record
-    outside belongs to the stream shard of its own hash key. Later ones of its partition key are read there, perhaps
-    earlier, and the KPL resends it there. Producers that pack without regard to stream shards (aws-kinesis-agg) resend
-    none, nor does the KPL resend those within, which it counts as delivered (`Retrier`): hence the dead letter.
+    The KCL discards a whole aggregate when this is false (`AggregatorUtil.deaggregate`): it landed on another stream
+    shard, as during a reshard. Applying it would break the order: later records of an outside sub-record's key are read
+    elsewhere, perhaps earlier, where the KPL resends it. Other producers resend none, nor does the KPL those within:
+    hence the dead letter.
     """
-    return hash_range is None or all(_is_within(sub, hash_range) for sub in _with_distinct_keys(subs))
-
-
-def outside_error(subs: Iterable[SubRecord], hash_range: HashRange) -> str:
-    """Return OUTSIDE with the actual hash keys. It names no partition key, because errors are logged."""
-    subs = list(subs)
-    outside = [sub for sub in subs if not _is_within(sub, hash_range)]
-    return (
-        f"{OUTSIDE} ({len(outside)} of {len(subs)} sub-records lie outside {hash_range.first} to {hash_range.last}, "
-        f"the first is number {outside[0].sub_sequence_number} with hash key {hash_key_of(outside[0])})"
-    )
-
-
-def _is_within(sub: SubRecord, hash_range: HashRange) -> bool:
-    return hash_range.first <= hash_key_of(sub) <= hash_range.last
-
-
-def _with_distinct_keys(subs: Iterable[SubRecord]) -> Collection[SubRecord]:
-    return {(sub.partition_key, sub.explicit_hash_key): sub for sub in subs}.values()  # many records, few keys
+    if hash_range is None:
+        return True
+    distinct = {(sub.partition_key, sub.explicit_hash_key): sub for sub in subs}  # many records, few keys
+    return all(hash_range.first <= hash_key_of(sub) <= hash_range.last for sub in distinct.values())
 
 
 # The two loops read varints of one byte, nearly all, inline: a call for each would cost as much as the rest.
@@ -259,7 +234,6 @@ def _encode_varint(value: int) -> bytes:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """Return the unsigned number at *at*, and where it ends. Raises _MalformedError above 64 bits."""
     byte = message[at]
     value = byte & 0x7F
     shift = 7
@@ -274,7 +248,6 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def _after(message: bytes, at: int, tag: int) -> int:
-    """Return where the value of an unknown field ends; may be beyond the message, which the caller checks."""
     if tag >> 3 == 0 or tag > _TAG_MAX:
         raise _MalformedError
     wire_type = tag & 7
@@ -326,8 +299,8 @@ _object_decoder = msgspec.json.Decoder(_AnyObject)
 class Part(msgspec.Struct, frozen=True, gc=False):
     """One operation, or what stands in its place.
 
-    *index* counts from 0 in an array or in lines, of which *parts_behind* follow it; None for a record, or one of an
-    aggregate, that is one operation. *refusal* is why a record of too many parts is none.
+    *index* counts from 0 in an array or in lines, of which *parts_behind* follow it; None for a record that is one
+    operation. *refusal* is why a record of too many parts is none.
     """
 
     partition_key: str
@@ -373,8 +346,8 @@ def parts_of_aggregate(subs: Iterable[SubRecord], *, parts_max: int | None = Non
 def parts_of_record(record: bytes, partition_key: str, sub_sequence_number: int = 0) -> list[Part] | None:
     """Return the parts of a JSON array or of JSON lines; None for another record, such as a broken or an empty array.
 
-    JSON lines are no JSON as a whole, and their first or second line is a JSON object: so is no object that is written
-    over several lines. Empty lines do not count.
+    JSON lines are no JSON as a whole, and their first or second line is an object, which no object over several lines
+    is.
     """
     if record.lstrip(_JSON_SPACE).startswith(b"["):
         found = _elements(record)
@@ -391,7 +364,6 @@ def parts_of_record(record: bytes, partition_key: str, sub_sequence_number: int 
 
 
 def _elements(record: bytes) -> Sequence[bytes]:
-    """Return the elements of an array, one more than it may have at most; none for no JSON."""
     text = replace_lone_surrogates(record) if has_escapes(record) else record
     try:
         raw = msgspec.structs.astuple(parse_record(text, _elements_decoder, levels=1 + RECORD_MAX_DEPTH))
@@ -402,7 +374,6 @@ def _elements(record: bytes) -> Sequence[bytes]:
 
 
 def _same_places(elements: Iterable[bytes], text: bytes, record: bytes) -> list[bytes]:
-    """Return the bytes of *record* at the places of the *elements* of *text*, which has the same length."""
     found: list[bytes] = []
     end = text.index(b"[") + 1
     for element in elements:  # only spaces and a comma are before it, with which no element begins
@@ -413,7 +384,6 @@ def _same_places(elements: Iterable[bytes], text: bytes, record: bytes) -> list[
 
 
 def _lines(record: bytes) -> Sequence[bytes]:
-    """Return the lines of JSON lines, one more than these may have at most; none for another text."""
     if record.startswith(_BYTE_ORDER_MARK) or _is_json(record):
         return ()
     lines = [match.group().rstrip(_JSON_SPACE) for match in islice(_LINES.finditer(record), PARTS_OF_RECORD_MAX + 1)]

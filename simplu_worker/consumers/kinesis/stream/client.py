@@ -43,7 +43,7 @@ PUT_RETRY_MAX_S: Final = 5.0
 
 
 class StreamShard(msgspec.Struct, frozen=True):
-    """A stream shard as ListShards returns it; *parents* may name stream shards that are past their retention."""
+    """A stream shard as ListShards returns it; *parents* may be past their retention."""
 
     stream_shard_id: str
     parents: frozenset[str]
@@ -70,7 +70,7 @@ class ExpiredIteratorError(RetryableError):
 
 
 class StreamGoneError(PermanentError):
-    """The stream, or the stream shard, does not exist: it never did, was deleted, or is past its retention."""
+    """The stream or stream shard never existed, was deleted, or is past its retention."""
 
 
 class Record(
@@ -96,7 +96,7 @@ class Reply(msgspec.Struct, frozen=True):
     """The reply of one GetRecords, in stream order; an empty reply is normal, also behind the tip.
 
     *next_iterator* is None at the end of a closed stream shard, together with *child_shards*. *millis_behind* is the
-    reply's distance from the tip of the stream, not the age of a record. *size_bytes* counts for the quota.
+    reply's distance from the tip. *size_bytes* counts for the quota.
     """
 
     records: list[Record]
@@ -133,9 +133,6 @@ class Stream:
         self._key = self._arn or {"StreamName": name_or_arn}
         self.name = name_or_arn.rpartition("/")[2]  # arn:aws:kinesis:region:account:stream/name
 
-    def __repr__(self) -> str:
-        return f"<Stream {self.name}>"
-
     @property
     def address(self) -> str:
         """The endpoint and the name, for people."""
@@ -166,9 +163,9 @@ class Stream:
         )
 
     async def put(self, records: Sequence[NewRecord]) -> list[NewRecord]:
-        """Put up to 500 *records* (5 MiB) with one request; return those that the stream rejected.
+        """Put up to 500 *records* (5 MiB); return those that the stream rejected.
 
-        When the stream rejects some records of a request, it keeps no order among the records of that request.
+        When it rejects some, it keeps no order among the records of that request.
         """
         entries = [{"Data": record.data, "PartitionKey": record.partition_key} for record in records]
         if len(entries) == 1:
@@ -201,7 +198,7 @@ class Stream:
                     await asyncio.sleep(pause_s)
 
     async def list_stream_shards(self, at: TrimHorizon | Latest | AtTimestamp | None = None) -> list[StreamShard]:
-        """Return the stream shards that still hold records, open and closed; with *at*, those that were open then."""
+        """Return the stream shards that still hold records; with *at*, those that were open then."""
         first_page = self._key | _shard_filter(at)
         found: list[StreamShard] = []
         page: dict[str, Any] = first_page
@@ -254,7 +251,6 @@ class Stream:
         log.info("stream.created", stream=self.name, stream_shard_count=stream_shard_count)
 
     async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        """Make one request; translate Kinesis' errors."""
         try:
             reply: dict[str, Any] = await getattr(self._client, operation)(**arguments)
         except AWS_ERRORS as exc:
@@ -369,7 +365,7 @@ _get_records_decoder = msgspec.json.Decoder(_GetRecords, strict=False)  # times 
 
 
 def decode_get_records(body: bytes) -> dict[str, Any]:
-    """Return a reply of GetRecords as botocore would, but with `Record`s as its records. Raises msgspec.DecodeError."""
+    """Return a reply as botocore would, but with `Record`s as its records. Raises msgspec.DecodeError."""
     reply = _get_records_decoder.decode(body)
     return {
         "Records": reply.records,
@@ -413,9 +409,6 @@ class StreamConsumers:
         self._name_or_arn = name_or_arn
         self._stream_arn = name_or_arn if name_or_arn.startswith("arn:") else None
 
-    def __repr__(self) -> str:
-        return f"<StreamConsumers of {self._name_or_arn}>"
-
     async def list(self) -> list[StreamConsumer]:
         """Return all registered consumers, of any application."""
         found: list[StreamConsumer] = []
@@ -440,7 +433,7 @@ class StreamConsumers:
         return _consumer(reply["ConsumerDescription"])
 
     async def ensure(self, name: str) -> StreamConsumer:
-        """Return the consumer *name*; register it where it is missing. Idempotent, also among replicas."""
+        """Return the consumer *name*, registered where it is missing. Idempotent, also among replicas."""
         found = await self.find(name)
         if found is not None:
             return found

@@ -1,8 +1,6 @@
 """Positions in a stream shard, ordered and written as the Kinesis Client Library orders and writes them. Pure.
 
-And where reading may start: after a position, at an end of the stream shard, or at an instant.
-
-The library knows no records of several operations. So a position within one exists in memory alone: what is stored is
+The library knows no records of several operations, so a position within one exists in memory alone: what is stored is
 the position before the record, from which all of its parts are read again.
 """
 
@@ -31,10 +29,9 @@ class HashRange(msgspec.Struct, frozen=True, gc=False):
 class Position(msgspec.Struct, frozen=True, order=True, gc=False):
     """The position of a record in its stream shard, or one of the four sentinels below.
 
-    *number* is the sequence number: positions compare as big integers, then by sub-sequence number, never as text.
-    *part* counts the parts of a record of several operations back from its last one, which is 0: -2, -1, 0. So behind
-    its last part one is behind the record.
-    Sentinels have numbers that no record has: AT_TIMESTAMP < TRIM_HORIZON < LATEST < every record < SHARD_END.
+    *number* is the sequence number: positions compare as big integers, then by sub-sequence number. *part* counts the
+    parts of a record of several operations back from its last one: -2, -1, 0. Sentinels have numbers that no record
+    has: AT_TIMESTAMP < TRIM_HORIZON < LATEST < every record < SHARD_END.
     """
 
     number: int
@@ -43,7 +40,7 @@ class Position(msgspec.Struct, frozen=True, order=True, gc=False):
 
     @classmethod
     def from_sequence_number(cls, sequence_number: str, sub_sequence_number: int = 0) -> Position:
-        """Return the position of a record, or the one before it. Raises ValueError for numbers that no record has."""
+        """Return the position of a record, or the one before it. Raises ValueError for impossible numbers."""
         if not _SEQUENCE_NUMBER.fullmatch(sequence_number):
             raise ValueError(f"expected a sequence number (decimal digits), got {sequence_number[:140]!r}")
         if sub_sequence_number < BEFORE_SUB_RECORDS:
@@ -70,7 +67,7 @@ class Position(msgspec.Struct, frozen=True, order=True, gc=False):
 
 
 class HasPosition(Protocol):
-    """A record with its position in its stream shard and its arrival, as an `Origin` from Kinesis is."""
+    """A record with its position and its arrival, as an `Origin` from Kinesis is."""
 
     @property
     def sequence_number(self) -> str | None:
@@ -114,10 +111,7 @@ class RecordPosition(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def stored(self) -> RecordPosition:
-        """The position to store: this one, or the one before the record of which it is a part, but not the last.
-
-        A reader that starts there reads the parts before it again, and the log drops them.
-        """
+        """The position to store: this one, or the one before the record of which it is a part, but not the last."""
         if not self.parts_behind:
             return self
         return RecordPosition(self.sequence_number, self.sub_sequence_number - 1, self.arrived_at)
@@ -168,9 +162,6 @@ class LazyPositions(Sequence[RecordPosition]):
 
     def __init__(self, records: Sequence[HasPosition]) -> None:
         self._records = records
-
-    def __repr__(self) -> str:
-        return f"LazyPositions({len(self)})"
 
     def __len__(self) -> int:
         return len(self._records)

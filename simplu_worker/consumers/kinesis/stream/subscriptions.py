@@ -1,10 +1,8 @@
 """The door to SubscribeToShard: a stream shard's records by push, over one connection for each stream shard.
 
-All that knows of this transport is here: the connection, event streams, and the errors of both.
-
-Cut the bytes of an event stream (`application/vnd.amazon.eventstream`) into messages.
-
-A message is its length and that of its headers, a checksum of both, the headers, the payload, and a checksum of all.
+All that knows of this transport is here: the connection, event streams (`application/vnd.amazon.eventstream`), and the
+errors of both. A message is its length and that of its headers, a checksum of both, the headers, the payload, and a
+checksum of all.
 """
 
 from __future__ import annotations
@@ -55,9 +53,6 @@ class MessageBuffer:
     def __init__(self) -> None:
         self._parts: deque[bytes] = deque()
         self._held_bytes = 0
-
-    def __repr__(self) -> str:
-        return f"MessageBuffer({self._held_bytes} bytes)"
 
     def add(self, part: bytes) -> None:
         """Add received bytes."""
@@ -148,7 +143,7 @@ class Body(Protocol):
 
 
 class Subscriptions:
-    """Subscribes to stream shards as the consumer *name*, which is registered when it is first needed."""
+    """Subscribes to stream shards as the consumer *name*, registered when it is first needed."""
 
     def __init__(self, client: Client, consumers: StreamConsumers, name: str) -> None:
         self._client = client
@@ -156,9 +151,6 @@ class Subscriptions:
         self._name = name
         self._arn: str | None = None
         self._finding = asyncio.Lock()
-
-    def __repr__(self) -> str:
-        return f"<Subscriptions of {self._name}>"
 
     async def open(self, stream_shard_id: str, start: Start) -> Subscription:
         """Subscribe to a stream shard.
@@ -195,16 +187,13 @@ class Subscriptions:
 
 
 class Subscription:
-    """One subscription. Nothing is received but while a caller waits in `wait`, and a part of a message before that."""
+    """One subscription. Nothing is received but while a caller waits in `receive`."""
 
     def __init__(self, body: Body) -> None:
         self._body = body
         self._buffer = MessageBuffer()
         self._receiving: asyncio.Task[bytes] | None = None
         self._has_received = asyncio.Event()
-
-    def __repr__(self) -> str:
-        return f"Subscription({self._buffer!r})"
 
     def next_size(self) -> int | None:
         """Return the size of the next message; None while it is unknown. Raises RetryableError."""

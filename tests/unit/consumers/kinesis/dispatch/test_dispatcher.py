@@ -1,9 +1,6 @@
-"""When a dispatcher is idle, so that each arrival must set an event; and what becomes of operations found late."""
-
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -20,7 +17,6 @@ from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords, Un
 from simplu_worker.consumers.kinesis.reader.claimed_batches import QueuedOperation
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.stream.positions import AtTimestamp, RecordPosition
-from simplu_worker.consumers.pipeline.pipeline import Pipeline
 from simplu_worker.fairness import Demand, ShardTime
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.timing.clock import UtcClock, utc_now
@@ -32,8 +28,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 class Lost:
     """A gateway that knows no tenant."""
 
-    def cached_shard_id(self, _tenant_id: str) -> None:
-        """Know nothing."""
+    def cached_shard_id(self, _tenant_id: str) -> None: ...
 
 
 class Taking:
@@ -46,24 +41,19 @@ class Taking:
             self.time.note([demand], 100.0)
 
     def cached_shard_id(self, _tenant_id: str) -> str:
-        """Know the shard."""
         return "shard-a"
 
     def last_applied_at(self, _shard_id: str) -> float:
-        """Report no batch of another reader."""
         return 0.0
 
     def time_of(self, _shard_id: str) -> ShardTime:
-        """Return that an operation takes a tenth of a second."""
         return self.time
 
     async def apply(self, _shard_id: str, operations: Sequence[Operation], *, claim: object = None) -> list[Outcome]:
-        """Apply all."""
         return [Outcome(Disposition.APPLIED)] * len(operations)
 
 
 def mark(number: int) -> RecordPosition:
-    """Return the position before a record."""
     return RecordPosition.before_record(str(number), NOW)
 
 
@@ -74,7 +64,6 @@ def make_dispatcher(
     retention: timedelta | None = None,
     utc: UtcClock = utc_now,
 ) -> Dispatcher:
-    """Return the dispatcher of a reader with the tracker *main*."""
     return Dispatcher(
         cast("Any", SimpleNamespace(stream_shard_id="shard-1", retention=retention)),
         cast("Any", gateway or Lost()),
@@ -148,35 +137,6 @@ async def test_tenant_gets_a_hold_of_its_own_where_neither_cursor_comes_to_all_o
     assert dispatcher.pipeline.is_empty
 
 
-async def test_memory_of_a_settled_batch_is_free_while_its_lane_waits_for_another() -> None:
-    dispatcher, ending = make_dispatcher(CheckpointTracker(), Taking()), asyncio.Event()
-    record = bytes(32)  # an object of its own: a constant may be shared
-    referrers = sys.getrefcount(record)
-    async with asyncio.TaskGroup() as tasks:
-        dispatcher.pipeline.start(tasks, ending)
-        dispatcher.send([msgspec.structs.replace(queued_operation(), record=record)])
-        assert sys.getrefcount(record) > referrers
-        async with asyncio.timeout(5):
-            await dispatcher.has_settled.wait()
-        await asyncio.sleep(0)  # the lane waits
-        left = sys.getrefcount(record) - referrers
-        ending.set()
-
-    assert left == 0
-
-
-async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
-    dispatcher = make_dispatcher(CheckpointTracker())
-    assert (dispatcher.is_idle, dispatcher.has_arrivals.is_set()) == (True, False)
-
-    dispatcher.send([queued_operation()])
-    assert (dispatcher.is_idle, dispatcher.has_arrivals.is_set()) == (False, True)
-
-    dispatcher._hold_tenant(dispatcher._take({"b-l"}), HoldReason.NOT_HERE)
-    assert dispatcher.pipeline.is_empty
-    assert not dispatcher.is_idle
-
-
 async def test_held_targets_are_tried_now_by_name_or_all() -> None:
     dispatcher = make_dispatcher(CheckpointTracker(mark(0)))
     tenant = dispatcher.ownership.hold_tenant("b-l", HoldReason.NOT_HERE, [Unread(mark(0))], NOW, now=0.0)
@@ -198,7 +158,6 @@ async def test_held_targets_are_tried_now_by_name_or_all() -> None:
 
 
 def sent(dispatcher: Dispatcher, main: CheckpointTracker[RecordPosition], tenants: str) -> list[QueuedOperation]:
-    """Send an operation for each letter, a tenant's, at the positions from 1 on."""
     entries = [queued_operation(f"{one}-l", tracker=main, number=number) for number, one in enumerate(tenants, 1)]
     dispatcher.send(entries)
     return entries
@@ -281,33 +240,6 @@ async def test_tenant_over_its_share_goes_first_before_its_records_are_lost(
         ending.set()
 
     assert hurried == ({"b-l"} if is_first else set())
-
-
-async def test_lanes_of_tenants_are_remembered_while_they_have_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simplu_worker.consumers.pipeline.pipeline.TENANTS_REMEMBERED", 10)
-    forgotten_count, forget = 0, Pipeline._forget_idle_tenants
-
-    def counted(pipeline: Pipeline[Any]) -> None:
-        nonlocal forgotten_count
-        forgotten_count += 1
-        forget(pipeline)
-
-    monkeypatch.setattr(Pipeline, "_forget_idle_tenants", counted)
-    main = CheckpointTracker(mark(0))
-    dispatcher = make_dispatcher(main, Taking())
-    names = [f"t{number}" for number in range(1000)]
-    async with asyncio.TaskGroup() as tasks:
-        dispatcher.pipeline.start(tasks, ending := asyncio.Event())
-        dispatcher.send([queued_operation(name, tracker=main, number=number) for number, name in enumerate(names, 1)])
-        known = [dispatcher.pipeline.lane_of(name) for name in names]
-        dispatcher.pipeline.remove(dispatcher.pipeline.entries())
-        dispatcher.pipeline._forget_idle_tenants()
-        left = [name for name in names if dispatcher.pipeline.lane_of(name) is not None]
-        ending.set()
-
-    assert None not in known
-    assert left == []
-    assert forgotten_count <= 9
 
 
 async def test_backfill_of_a_silent_shard_waits_apart() -> None:

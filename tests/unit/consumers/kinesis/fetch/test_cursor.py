@@ -1,28 +1,21 @@
-"""What replies of GetRecords are to a cursor: the end of a closed stream shard, trouble, and memory."""
-
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import random
-import tracemalloc
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
-from simplu_worker.consumers.kinesis.fetch.pacing import RECORD_OVERHEAD_BYTES, Pacing, PrefetchMemory, ReadBudget
+from simplu_worker.consumers.kinesis.fetch.pacing import RECORD_OVERHEAD_BYTES, PrefetchMemory, ReadBudget
 from simplu_worker.consumers.kinesis.stream.client import (
     ExpiredIteratorError,
     Record,
     Stream,
     StreamGoneError,
-    decode_get_records,
 )
 from simplu_worker.consumers.kinesis.stream.positions import AfterSequenceNumber, AtSequenceNumber, Start, TrimHorizon
 from simplu_worker.errors import PermanentError, RetryableError
@@ -40,11 +33,9 @@ class Kinesis:
         self._replies = list(replies)
 
     async def get_shard_iterator(self, **_asked: Any) -> dict[str, Any]:
-        """Return the same iterator for any request."""
         return {"ShardIterator": "first"}
 
     async def get_records(self, **_asked: Any) -> dict[str, Any]:
-        """Return the next reply."""
         letter = self._replies.pop(0)
         return {
             "Records": [RECORD] if letter == "r" else [],
@@ -78,44 +69,6 @@ async def test_bare_end_is_accepted_when_it_repeats(replies: str, are_ends: list
     assert found == are_ends
 
 
-@pytest.mark.slow
-async def test_records_of_a_stream_shard_are_counted_once_each() -> None:
-    memory = PrefetchMemory(1024 * 1024).open_quota()
-    access = StreamShardAccess(Stream(Kinesis("rnrr"), "stream"), "shardId-counted", memory, random.random)
-    main = Cursor(access, TrimHorizon(), Pacing(access.budget), kind=StreamReader.MAIN)
-    for _ in range(3):
-        assert await main.read(asyncio.Event()) is not None
-    with access.budget.open_catch_up(loop_time()) as pacing:
-        assert await Cursor(access, TrimHorizon(), pacing, kind=StreamReader.CATCH_UP).read(asyncio.Event())
-
-    names = ("simplu_kinesis_stream_shard_records_total", "simplu_kinesis_stream_shard_bytes_total")
-    counted = [REGISTRY.get_sample_value(name, {"stream_shard": "shardId-counted"}) for name in names]
-    instruments.remove_stream_shard("shardId-counted")
-    assert counted == [2, 2 * len(RECORD.partition_key) + 2 * len(RECORD.data)]
-
-
-def test_record_is_counted_with_its_objects() -> None:
-    records = [
-        {
-            "SequenceNumber": f"{number:056}",
-            "PartitionKey": f"tenant-{number:05}",
-            "Data": base64.b64encode(bytes(300)).decode(),
-            "ApproximateArrivalTimestamp": 1.7e9 + number,
-        }
-        for number in range(1000)
-    ]
-    body = json.dumps({"Records": records}).encode()
-    tracemalloc.start()
-    try:
-        reply = decode_get_records(body)
-        taken_bytes, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-
-    size_bytes = sum(len(record.data) + len(record.partition_key) for record in reply["Records"])
-    assert 0.85 < (taken_bytes - size_bytes) / (len(records) * RECORD_OVERHEAD_BYTES) <= 1
-
-
 async def test_reply_holds_memory_for_each_of_its_records_until_it_is_released() -> None:
     quota = PrefetchMemory(1024 * 1024).open_quota()
     access = StreamShardAccess(Stream(Kinesis("rr"), "stream"), "shardId-0", quota, random.random)
@@ -138,7 +91,6 @@ class ScriptedKinesis(Kinesis):
         self._answers = list(answers)
 
     async def get_records(self, **_asked: Any) -> dict[str, Any]:
-        """Return an empty reply that is so many milliseconds behind, or raise."""
         answer = self._answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -146,7 +98,6 @@ class ScriptedKinesis(Kinesis):
 
 
 async def read_all(cursor_of: Start, kinesis: ScriptedKinesis, *, retention: timedelta | None = None) -> Cursor:
-    """Return a cursor after it has read once for each answer of *kinesis*."""
     memory = PrefetchMemory(1024 * 1024).open_quota()
     access = StreamShardAccess(Stream(kinesis, "stream"), "shardId-0", memory, random.random)
     with ReadBudget().open_catch_up(loop_time()) as pacing:

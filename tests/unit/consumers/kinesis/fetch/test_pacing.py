@@ -1,5 +1,3 @@
-"""When to read a stream shard next: early enough, and never more than Kinesis allows."""
-
 from __future__ import annotations
 
 import heapq
@@ -46,7 +44,6 @@ def after_reply(
     size_bytes: int = 0,
     millis_behind: int | None = 0,
 ) -> Pacing:
-    """Return the pacing of a reader after its first read, which started at 100 s and took 20 ms."""
     pacing = Pacing(ReadBudget())
     pacing.note_start(100.0)
     pacing.note_reply(100.02, record_count=record_count, size_bytes=size_bytes, millis_behind=millis_behind)
@@ -205,7 +202,6 @@ def test_pacing_never_exceeds_the_quotas_whatever_is_answered(
 
 
 def assert_five_starts_a_second(starts: list[float]) -> None:
-    """Assert that no second, counted from anywhere, holds six of *starts*."""
     assert all(later - earlier > 1.0 for earlier, later in zip(starts, starts[5:], strict=False))
 
 
@@ -258,7 +254,6 @@ def test_reads_pause_for_five_seconds_when_a_reply_was_cut_off_by_its_size(
 
 
 def busy_main(budget: ReadBudget, starts: list[tuple[float, bool]]) -> Pacing:
-    """Return the main reader of a stream shard in use after *starts*, each of its own or of a catch-up."""
     main = Pacing(budget)
     for at, is_own in starts:
         if is_own:
@@ -396,23 +391,6 @@ def test_expected_reply_is_of_that_many_records_and_no_more_than_kinesis_gives()
     assert budget.expected_bytes(10_000) == 1_000_000
 
 
-def test_catch_up_is_counted_while_it_runs() -> None:
-    budget = ReadBudget()
-    with budget.open_catch_up(0.0), budget.open_catch_up(0.0):
-        assert repr(budget) == "<ReadBudget opens -inf, paid -inf, 2 catch-ups, 0 failures>"
-    assert not budget.catch_ups
-
-
-def test_pacing_shows_where_it_is() -> None:
-    budget = ReadBudget()
-    main = Pacing(budget)
-    main.note_start(1.0)
-    assert repr(main).startswith("<Pacing started 1.000, behind False, <ReadBudget opens -inf")
-    with budget.open_catch_up(1.0) as catch_up:
-        catch_up.note_start(2.0)
-        assert repr(catch_up).startswith("<CatchUpPacing started 2.000, <ReadBudget opens -inf")
-
-
 def test_catch_ups_have_all_starts_when_the_main_reader_has_ended() -> None:
     budget = ReadBudget()
     main = Pacing(budget)
@@ -449,19 +427,6 @@ def test_main_reader_may_start_early_when_it_had_no_more_than_its_half(second_st
         catch_up.note_reply(second_start + 0.3, record_count=1, size_bytes=2 * MIB)
         assert main.next_start(second_start + 0.3) == pytest.approx(expected)
     assert main.next_start(second_start + 0.3) == pytest.approx(expected)  # the end of a catch-up changes nothing
-
-
-def test_main_reader_is_not_throttled_after_a_large_reply_to_a_catch_up_that_has_ended() -> None:
-    budget, quota = ReadBudget(), ReadQuota()
-    main = Pacing(budget)
-    main.note_start(100.0)
-    main.note_reply(100.0, record_count=1, size_bytes=0, millis_behind=1)
-    with budget.open_catch_up(100.0) as catch_up:
-        catch_up.note_start(101.0)
-        quota.count_read(8 * MIB, 101_400, was_full=not quota.acquire(101_400))
-        catch_up.note_reply(101.4, record_count=1, size_bytes=8 * MIB)
-    early = main.next_start(101.4)
-    assert (early, quota.acquire(int(early * 1000))) == (104.5, True)
 
 
 def test_reader_is_busy_while_behind_and_a_minute_after_a_record() -> None:
@@ -513,7 +478,6 @@ class World:
     refused: list[float] = field(default_factory=list)
 
     def run(self, until: float, catch_up_count: int) -> list[Read]:
-        """Run all readers until then; return the reads."""
         budget = ReadBudget()
         reads: list[Read] = []
         with ExitStack() as stack:
@@ -539,7 +503,6 @@ class World:
         return reads
 
     def read(self, pacing: Pacing | CatchUpPacing, reader: int, now: float, waiting_bytes: float) -> Read:
-        """Do one read, which Kinesis counts at some time between start and reply."""
         duration_s = self.duration_s()
         counted_ms = int((now + duration_s * self.counted_at()) * 1000)
         replied_at = now + duration_s
@@ -563,12 +526,10 @@ class World:
 
 
 def gaps(starts: list[float]) -> list[float]:
-    """Return how far apart *starts* are."""
     return [later - earlier for earlier, later in pairwise(starts)]
 
 
 def starts_of(reads: list[Read], reader: int | None = None) -> list[float]:
-    """Return when the reads of *reader*, or of all, started."""
     return [read.started_at for read in reads if reader in {None, read.reader}]
 
 

@@ -1,5 +1,3 @@
-"""Readers of a replica read together: soon after the first reads, no sooner than allowed, and never much later."""
-
 from __future__ import annotations
 
 from itertools import pairwise
@@ -23,7 +21,6 @@ MILLISECOND_S = 0.001
 
 
 def late_start_of(slot: ReadSlot, first: float) -> float:
-    """Return when a reader that starts each read in time, the first one at *first*, starts one of the later ones."""
     start = first
     for _ in range(TURNS_UNTIL_TOGETHER):
         start = slot.next_start(start)

@@ -1,5 +1,3 @@
-"""How much rarer a busy replica reads: not at all with time to spare, and without swinging."""
-
 from __future__ import annotations
 
 import pytest

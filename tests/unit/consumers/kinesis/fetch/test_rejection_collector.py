@@ -1,15 +1,10 @@
-"""The dead letters of a reply: one for each rejected record, and one for all bad parts of an aggregate."""
-
 from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from functools import partial
 
 import msgspec
-import pytest
 from support.aws.kpl_aggregates import aggregate, sealed
-from support.processor_time import least_cpu_s
 from unit.consumers.kinesis.fetch.test_record_decoder import STREAM, STREAM_SHARD_ID, data, decoder, record
 
 from simplu_worker.consumers.kinesis.fetch.record_decoder import FIRST_PARTS_MAX, LETTERS_MAX, RejectionCollector
@@ -18,7 +13,7 @@ from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
 from simplu_worker.dead_letters.letter import encode_dead_letter
 from simplu_worker.operations.dead_letter import BadParts, DeadLetter
-from simplu_worker.operations.operation import Operation, RejectedRecord
+from simplu_worker.operations.operation import RejectedRecord
 from simplu_worker.vocabulary import DeadLetterReason
 
 FAILED_AT = datetime(2026, 3, 2, tzinfo=UTC)
@@ -26,7 +21,6 @@ BOMB_COUNT = PARTS_MAX + 1
 
 
 def letters_of(*records: Record, after: Position | None = None) -> list[DeadLetter]:
-    """Return the letters of a reply with *records*."""
     rejections = RejectionCollector()
     for _, content, decoded in decoder().decode(list(records), after=after):
         if isinstance(decoded, RejectedRecord):
@@ -37,7 +31,6 @@ def letters_of(*records: Record, after: Position | None = None) -> list[DeadLett
 
 
 def with_bad_parts(number: int, *parts: bytes) -> Record:
-    """Return an aggregate of *parts*, each with a key of its own."""
     return record(number, aggregate([(f"key-{n}", None, part) for n, part in enumerate(parts)]))
 
 
@@ -124,46 +117,11 @@ def test_aggregate_with_more_parts_than_valid_operations_can_be_is_one_rejection
     assert list(decoder().decode([bomb], after=last)) == []
 
 
-def test_bound_on_parts_is_above_what_valid_operations_fill() -> None:
-    smallest = b'{"operation":"list","businessId":"a","locationId":"b","resourceType":"c","timestamp":"2026-01-01"}'
-    (one,) = decoder().decode([record(1, smallest)])
-    assert isinstance(one[2], Operation)
-    packed = aggregate([("k", None, smallest)] * 1000)
-    assert 10 * 1024 * 1024 / (len(packed) / 1000) < PARTS_MAX
-
-
-@pytest.mark.slow
-def test_letter_of_very_many_bad_parts_is_small() -> None:
-    (letter,) = letters_of(with_many(40_000))
-    members = msgspec.json.decode(encode_dead_letter(letter, 262_144))
-    assert members["parts"] == {
-        "total": 40_000,
-        "bad": 40_000,
-        "reasons": {"invalid_json": 40_000},
-        "subSequenceNumbers": "0-39999",
-    }
-    assert "recordGzip" in members
-
-
-@pytest.mark.slow
-def test_letter_of_bad_parts_takes_time_in_proportion_to_them() -> None:
-    few, many = (least_cpu_s(partial(encode_letter_of, with_many(count))) for count in (5_000, 20_000))
-    assert many < 10 * few
-
-
-def encode_letter_of(record: Record) -> None:
-    """Go from a record to the encoded form of its letter."""
-    (letter,) = letters_of(record)
-    encode_dead_letter(letter, 262_144)
-
-
 def with_many(count: int) -> Record:
-    """Return an aggregate of empty parts, cheaply."""
     return record(7, sealed(b"\x0a\x01k" + b"\x1a\x04\x08\x00\x1a\x00" * count))
 
 
 def array(number: int, *parts: bytes) -> Record:
-    """Return an array of *parts*."""
     return record(number, b"[%b]" % b",".join(parts))
 
 

@@ -1,5 +1,3 @@
-"""When to subscribe, and when to renew."""
-
 from __future__ import annotations
 
 import pytest

@@ -1,5 +1,3 @@
-"""The share of processor time that a follower reports."""
-
 from __future__ import annotations
 
 import pytest

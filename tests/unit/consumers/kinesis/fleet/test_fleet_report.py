@@ -1,12 +1,10 @@
-"""The fleet as the rows of its leases show it."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, OwnReader, fleet_report, lone_report
+from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, OwnReader, fleet_report
 from simplu_worker.consumers.kinesis.leases.lease import (
     HeldTarget,
     Lease,
@@ -23,7 +21,6 @@ UP_TO = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
 def lease(key: str, owner: str | None, **more: Any) -> Lease:
-    """Return a lease that its owner measures, unless it is the KCL's."""
     metered_by = None if owner == KCL else owner
     return Lease(key, Position(17), owner=owner, metered_by=metered_by, throughput_kbps=2.5, **more)
 
@@ -34,7 +31,6 @@ def report_of(
     me: ReplicaFigures = ReplicaFigures(0.25, 2),  # noqa: B008  (frozen)
     idle: Sequence[tuple[LeaseReport, float]] = (),
 ) -> dict[str, Any]:
-    """Return the report, at 100, of leases with the time of their last renewal."""
     observations = {one.lease_key: Observation(one, seen_at) for one, seen_at in leases}
     replica = KnownReplica(ME, "2", me)
     states = {"a": "reading", "c": "unowned"}
@@ -125,28 +121,6 @@ def test_numbers_of_a_silent_replica_are_not_known() -> None:
     assert (row["isSilent"], replica["isSilent"], len(replica["held"])) == (True, True, 1)
 
 
-def test_owner_that_writes_no_report_has_leases_and_no_numbers() -> None:
-    found = report_of((lease("b", KCL), 99.0))
-    assert found["replicas"][1] == {
-        "replica": KCL,
-        "isThis": False,
-        "version": None,
-        "leases": 1,
-        "lagSeconds": None,
-        "recordsPerSecond": None,
-        "readKBps": None,
-        "latencyP99Seconds": None,
-        "deadLetters": None,
-        "unable": None,
-        "isClockApart": False,
-        "heldTargets": None,
-        "held": [],
-        "topTenants": [],
-        "seenSecondsAgo": 1.0,
-        "isSilent": False,
-    }
-
-
 def test_replica_has_its_oldest_held_targets() -> None:
     rows = {
         key: LeaseReport(
@@ -188,9 +162,3 @@ def test_leases_without_an_owner_count_for_no_replica() -> None:
     found = report_of((lease("c", None), 99.0), (ended, 99.0))
     assert found["counts"] == {"replicas": 1, "leases": 0, "unowned": 1, "ended": 1}
     assert [(row["owner"], row["state"]) for row in found["streamShards"]] == [(None, "unowned"), (None, "ended")]
-
-
-def test_replica_without_a_stream_is_alone() -> None:
-    found = lone_report(KnownReplica(ME, "2"))
-    assert [(one["replica"], one["leases"]) for one in found["replicas"]] == [(ME, 0)]
-    assert found["streamShards"] == []

@@ -1,5 +1,3 @@
-"""A lease is held for as long as it is renewed, and no longer."""
-
 from __future__ import annotations
 
 import asyncio
@@ -30,8 +28,7 @@ async def test_lease_is_released_when_something_below_its_renewals_cancels_them(
         released.append(f"{lease.lease_key} of {me}, checkpoint {checkpoint}")
         return True
 
-    async def find_pending_at_parents(lease: Lease) -> None:
-        """Have the lease wait for its parents."""
+    async def find_pending_at_parents(lease: Lease) -> None: ...
 
     ancestry: Any = SimpleNamespace(find_pending_at_parents=find_pending_at_parents)
     table: Any = SimpleNamespace(name="leases", renew=renew, release=release)

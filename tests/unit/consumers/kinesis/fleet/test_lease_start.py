@@ -1,5 +1,3 @@
-"""Where the reader of a lease starts: by its checkpoint, and by the instant that pins it."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime

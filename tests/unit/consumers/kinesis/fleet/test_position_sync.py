@@ -1,5 +1,3 @@
-"""A visit to a shard leaves the rows of the readers to their lanes, however it ends."""
-
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,3 @@
-"""How far a stream is read for a tenant, by the rows of the lease table and of its shard."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime
@@ -43,7 +41,6 @@ CHILD = Lease(
 
 
 def shard_with(rows: str, **changes: Any) -> dict[str, StreamPosition]:
-    """Return the rows of a shard that has everything up to the leases' positions."""
     return {name: StreamPosition("9/0", parents_done=True, **changes) for name in rows.split()}
 
 

@@ -1,5 +1,3 @@
-"""The checkpoint of a stream shard: it never passes a pending record."""
-
 from __future__ import annotations
 
 import sys
@@ -7,7 +5,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -25,14 +23,12 @@ class PendingMachine(RuleBasedStateMachine):
 
     @initialize(has_beginning=st.booleans())
     def begin(self, has_beginning: bool) -> None:  # noqa: FBT001 - as hypothesis gives it
-        """Begin behind a position, or at the beginning."""
         if has_beginning:
             self.tracker = CheckpointTracker("position 0")
             self.is_done = [True]
 
     @rule(count=st.integers(1, 5))
     def take(self, count: int) -> None:
-        """Read a few records."""
         for _ in range(count):
             record = len(self.is_done)
             ticket = self.tracker.start(f"position {record}")
@@ -43,7 +39,6 @@ class PendingMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(0, 5))
     def take_all(self, count: int) -> None:
-        """Read as many at once."""
         records = range(len(self.is_done), len(self.is_done) + count)
         tickets = self.tracker.start_all([f"position {record}" for record in records])
         assert tickets == range(len(self.records), len(self.records) + count)
@@ -54,7 +49,6 @@ class PendingMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 3))
     def pass_over(self, count: int) -> None:
-        """Read a few that are another's."""
         for _ in range(count):
             self.tracker.skip(f"position {len(self.is_done)}")
             self.is_done.append(True)
@@ -62,7 +56,6 @@ class PendingMachine(RuleBasedStateMachine):
     @precondition(lambda self: not all(self.is_done))
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
-        """Finish some of those that are not."""
         left = [ticket for ticket, record in self.records.items() if not self.is_done[record]]
         tickets = data.draw(st.lists(st.sampled_from(left), unique=True))
         self.tracker.finish(iter(tickets))
@@ -71,7 +64,6 @@ class PendingMachine(RuleBasedStateMachine):
 
     @invariant()
     def checkpoint_is_before_the_first_pending(self) -> None:
-        """Exactly there: not past it, and not behind it either."""
         first_pending = self.is_done.index(False) if False in self.is_done else len(self.is_done)
         assert self.tracker.checkpoint == (f"position {first_pending - 1}" if first_pending else None)
         assert self.tracker.first_pending == (
@@ -83,40 +75,6 @@ class PendingMachine(RuleBasedStateMachine):
 
 TestPending = PendingMachine.TestCase
 TestPending.settings = settings(max_examples=30, stateful_step_count=30)
-
-
-@given(st.permutations(range(12)))
-def test_checkpoint_is_the_last_position_when_all_are_done(order: list[int]) -> None:
-    tracker: CheckpointTracker[int] = CheckpointTracker()
-    tickets = [tracker.start(position) for position in range(12)]
-
-    for number in order:
-        tracker.finish([tickets[number]])
-
-    assert (tracker.checkpoint, tracker.first_pending, len(tracker)) == (11, None, 0)
-    assert repr(tracker) == "CheckpointTracker(11, pending=0, read=12)"
-
-
-def test_nothing_is_owed_at_first() -> None:
-    tracker: CheckpointTracker[int] = CheckpointTracker()
-
-    assert (tracker.checkpoint, tracker.first_pending, tracker.last_read, len(tracker)) == (None, None, None, 0)
-
-
-def test_checkpoint_is_where_it_begins_until_something_is_read() -> None:
-    tracker = CheckpointTracker("position 7")
-    assert (tracker.checkpoint, tracker.last_read, len(tracker)) == ("position 7", "position 7", 0)
-
-    ticket = tracker.start("position 8")
-    tracker.skip("position 9")
-    assert (tracker.checkpoint, tracker.position_before(ticket), tracker.last_read) == (
-        "position 7",
-        "position 7",
-        "position 9",
-    )
-
-    tracker.finish([ticket])
-    assert tracker.checkpoint == "position 9"
 
 
 @pytest.mark.parametrize(
@@ -140,13 +98,6 @@ def test_record_is_finished_once(finished: list[int], again: int) -> None:
         tracker.finish([again])
     tracker.finish(left)
     assert (tracker.checkpoint, len(tracker)) == (6, 0)
-
-
-def test_record_that_is_named_twice_in_a_call_is_one() -> None:
-    tracker: CheckpointTracker[int] = CheckpointTracker()
-    tickets = tracker.start_all([0, 1])
-    tracker.finish([tickets[0]] * 2)
-    assert (tracker.checkpoint, len(tracker)) == (0, 1)
 
 
 def test_position_before_a_pending_record_is_that_of_the_record_before_it() -> None:

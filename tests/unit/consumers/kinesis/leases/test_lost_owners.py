@@ -1,5 +1,3 @@
-"""Replicas that were killed: known by leases that nobody renewed, until another one has come."""
-
 from __future__ import annotations
 
 from simplu_worker.consumers.kinesis.leases.balancing import TOLD_FOR_S, LostOwners
@@ -21,7 +19,6 @@ class Table:
         self._seen: dict[str, Observation] = {}
 
     def pass_time(self, seconds: int) -> list[str]:
-        """Let time pass, and return the owners that are gone."""
         for _ in range(seconds):
             for key, owner in self.owners.items():
                 self._counters[key] += owner not in self.silent and self.now % 3 == 0
@@ -29,7 +26,6 @@ class Table:
         return [owner for owner, _ in self.lost.gone(now=self.now)]
 
     def scan(self) -> None:
-        """Scan once, a second later."""
         self.now += 1.0
         leases = [
             Lease(key, Position(1), owner=owner, counter=self._counters[key]) for key, owner in self.owners.items()
@@ -38,7 +34,6 @@ class Table:
         self.lost.note(self._seen, now=self.now)
 
     def take(self, owner: str, *keys: str) -> None:
-        """Give leases another owner."""
         for key in keys:
             self.owners[key] = owner
             self._counters[key] += 1

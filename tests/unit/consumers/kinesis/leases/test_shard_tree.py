@@ -1,5 +1,3 @@
-"""Which leases the tree of stream shards lacks, which parents a lease waits for, and which leases may be deleted."""
-
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
@@ -15,17 +13,15 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.shard_tree import (
     HASH_KEY_LAST,
     InitialPosition,
-    child_leases,
     first_hole,
     first_hole_in_leases,
-    first_leases,
     is_torn,
     missing_leases,
     pending_at_parents,
     removable_leases,
     unfinished_parents,
 )
-from simplu_worker.consumers.kinesis.stream.client import ChildShard, StreamShard
+from simplu_worker.consumers.kinesis.stream.client import StreamShard
 from simplu_worker.consumers.kinesis.stream.positions import (
     AT_TIMESTAMP,
     LATEST,
@@ -39,12 +35,10 @@ INSTANT = datetime(2026, 1, 31, 9, tzinfo=UTC)
 
 
 def name(number: int) -> str:
-    """Return the id of a stream shard as Kinesis forms it."""
     return f"shardId-{number:012}"
 
 
 def shard(number: int, parents: Iterable[int], hash_range: HashRange, *, is_open: bool) -> StreamShard:
-    """Return a stream shard as ListShards returns it."""
     return StreamShard(
         name(number),
         frozenset(map(name, parents)),
@@ -55,7 +49,6 @@ def shard(number: int, parents: Iterable[int], hash_range: HashRange, *, is_open
 
 
 def _tenth(first: int, last: int) -> HashRange:
-    """Return the hash keys from one tenth of all to another."""
     step = (HASH_KEY_LAST + 1) // 10
     return HashRange(first * step, HASH_KEY_LAST if last == 9 else (last + 1) * step - 1)
 
@@ -88,7 +81,6 @@ INITIAL = {
 
 
 def wanted(leases: Iterable[int], initial: str = FIRST, shards: Collection[StreamShard] = TREE) -> dict[int, str]:
-    """Return the leases that are missing, by number, and where they start."""
     missing = missing_leases(shards, {name(number) for number in leases}, INITIAL[initial])
     return {int(lease.lease_key[-12:]): lease.checkpoint.checkpoint for lease in missing}
 
@@ -118,10 +110,6 @@ def test_missing_leases_are_those_that_close_the_gaps(
     assert wanted(leases, initial) == expected
 
 
-def test_missing_leases_come_in_the_order_in_which_they_are_to_be_created() -> None:
-    assert list(wanted(())) == sorted(wanted(()))
-
-
 def test_missing_lease_carries_what_the_listing_says() -> None:
     lease = missing_leases(TREE, {name(n) for n in (4, 8, 9)}, INITIAL[THEN])[-1]
 
@@ -130,13 +118,8 @@ def test_missing_lease_carries_what_the_listing_says() -> None:
     )
 
 
-def test_parents_that_are_past_their_retention_are_not_wanted() -> None:
-    assert wanted((4, 9, 10), FIRST, TREE[4:]) == dict.fromkeys((6, 7, 8), FIRST)
-
-
 @st.composite
 def trees(draw: st.DrawFn) -> list[StreamShard]:
-    """Return the listing of a stream after random reshards, the oldest maybe past their retention."""
     random = Random(draw(st.integers(0, 2**32)))
     edges = sorted(random.sample(range(1, 1000), draw(st.integers(0, 5))))
     keys = [(HASH_KEY_LAST + 1) // 1000 * edge for edge in edges]
@@ -192,67 +175,8 @@ def test_every_open_stream_shard_has_a_lease_when_the_missing_ones_are_created(
         assert not lease.parents & set(created[place:])
 
 
-@pytest.mark.slow
-@settings(max_examples=100)
-@given(tree=trees(), initial=st.sampled_from(sorted(INITIAL)), leased=st.randoms(use_true_random=False))
-def test_whoever_continues_something_leased_waits_for_it(tree: list[StreamShard], initial: str, leased: Random) -> None:
-    by_id = {one.stream_shard_id: one for one in tree}
-    before = {key for key in by_id if leased.random() < 0.3}
-    missing = {lease.lease_key: lease for lease in missing_leases(tree, before, INITIAL[initial])}
-    after = before | missing.keys()
-
-    def is_read(key: str) -> bool:
-        return key in after or any(map(is_read, by_id[key].parents & by_id.keys()))
-
-    for lease in missing.values():
-        assert [parent for parent in lease.parents & by_id.keys() - after if is_read(parent)] == []
-        if initial == LATEST_POSITION and any(map(is_read, lease.parents & before)):
-            assert lease.checkpoint == TRIM_HORIZON
-
-
-def test_first_leases_are_one_for_each_stream_shard_listed_open_or_closed() -> None:
-    leases = first_leases(reversed(TREE[:6]), INITIAL[LATEST_POSITION])
-
-    assert [lease.lease_key for lease in leases] == [name(number) for number in range(6)]
-    assert {(lease.checkpoint, lease.started_at) for lease in leases} == {(LATEST, INSTANT)}
-
-
-def test_leases_of_children_start_at_their_beginning() -> None:
-    child = ChildShard(name(8), frozenset({name(6), name(7)}), _tenth(0, 3))
-
-    assert child_leases([child]) == [
-        Lease(name(8), TRIM_HORIZON, parents=frozenset({name(6), name(7)}), hash_range=_tenth(0, 3))
-    ]
-
-
 READ = Position(17)
 CHILD = Lease("child", TRIM_HORIZON, parents=frozenset({"left", "right"}))
-
-
-@pytest.mark.parametrize(
-    ("left", "right", "gone", "expected"),
-    [
-        (READ, READ, (), ["left", "right"]),
-        (SHARD_END, READ, (), ["right"]),
-        (TRIM_HORIZON, SHARD_END, (), ["left"]),
-        (SHARD_END, SHARD_END, (), []),
-        (None, READ, (), ["right"]),
-        (None, None, (), []),
-        (READ, SHARD_END, ("left",), []),
-        (READ, READ, ("left",), ["right"]),
-    ],
-)
-def test_child_waits_for_both_parents_that_are_read(
-    left: Position | None, right: Position | None, gone: tuple[str, ...], expected: list[str]
-) -> None:
-    leases = {key: Lease(key, at) for key, at in (("left", left), ("right", right)) if at is not None}
-
-    assert unfinished_parents(CHILD, leases, gone) == expected
-
-
-def test_lease_without_parents_waits_for_nobody() -> None:
-    assert unfinished_parents(Lease("a", TRIM_HORIZON), {}, ()) == []
-    assert pending_at_parents(Lease("a", TRIM_HORIZON), {}, ()) == frozenset()
 
 
 A, B, C = "tenant:a-l", "tenant:b-l", "slots:eJw="
@@ -290,15 +214,6 @@ def test_child_waits_for_no_parent_that_lists_what_it_owes_and_holds_all_that_is
     assert pending_at_parents(CHILD, leases, gone) == holds
 
 
-def test_child_holds_nothing_of_stream_shards_that_are_not_its_parents() -> None:
-    leases = {
-        "left": Lease("left", READ, pending_tenants=LISTS_A),
-        "other": Lease("other", READ, pending_tenants=LISTS_BC),
-    }
-
-    assert pending_at_parents(CHILD, leases, ()) == LISTS_A
-
-
 def test_listing_is_torn_when_a_parent_is_open() -> None:
     parent, child = shard(0, (), _tenth(0, 9), is_open=True), shard(1, (0,), _tenth(0, 4), is_open=True)
     ended = shard(0, (), _tenth(0, 9), is_open=False)
@@ -328,22 +243,11 @@ def test_hole_is_the_first_hash_keys_that_nothing_covers(ranges: list[HashRange]
     assert first_hole(ranges) == expected
 
 
-@settings(max_examples=100)
-@given(tree=trees())
-def test_open_stream_shards_of_a_tree_have_no_hole(tree: list[StreamShard]) -> None:
-    opened = [one.hash_range for one in tree if one.is_open]
-
-    assert first_hole(opened) is None
-    assert [first_hole([one for one in opened if one != left_out]) for left_out in opened] == opened
-
-
 def lease(key: str, checkpoint: Position, *parents: str, hash_range: HashRange | None = None) -> Lease:
-    """Return a lease."""
     return Lease(key, checkpoint, parents=frozenset(parents), hash_range=hash_range)
 
 
 def lists(key: str, checkpoint: Position, *parents: str) -> Lease:
-    """Return a lease that lists pending tenants."""
     return Lease(key, checkpoint, parents=frozenset(parents), pending_tenants=LISTS_A)
 
 

@@ -1,5 +1,3 @@
-"""The moving mean of the bytes that a reader reads."""
-
 from __future__ import annotations
 
 import math

@@ -1,5 +1,3 @@
-"""The metrics of a follower: their form, when they are wanted, and their table."""
-
 from __future__ import annotations
 
 import pytest

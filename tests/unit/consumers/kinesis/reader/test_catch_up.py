@@ -1,5 +1,3 @@
-"""When a held Postgres shard is probed, and which holds are caught up first."""
-
 from __future__ import annotations
 
 import asyncio
@@ -9,8 +7,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from simulation.virtual_time import VirtualLoop
 
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
@@ -34,7 +30,6 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def mark(number: int) -> RecordPosition:
-    """Return the position before a record."""
     return RecordPosition.before_record(str(number), NOW)
 
 
@@ -45,11 +40,9 @@ class Way:
         self.up = False
 
     def is_up(self, shard_id: str) -> bool:
-        """Whether it is up."""
         return self.up
 
     def draw(self) -> float:
-        """Draw."""
         return 1.0
 
 
@@ -64,7 +57,6 @@ class Waiting:
         self.hold_again()
 
     def hold_again(self) -> None:
-        """Hold the shard again, after its catch-up."""
         arrived_at = datetime(2026, 1, 1, tzinfo=UTC)
         self.hold = Hold(
             HeldTarget.SHARD,
@@ -76,23 +68,19 @@ class Waiting:
         )
 
     def asked(self) -> None:
-        """Record a probe that failed."""
         self.hold.attempt_count += 1
         self.hold.next_attempt_at = self.now + self.catch_ups._delay_s(self.hold)
 
     def is_due(self) -> bool:
-        """Return whether it is probed now."""
         return self.catch_ups._is_probe_due(self.hold)
 
     def made_ready(self) -> None:
-        """Record a probe that succeeded."""
         self.asked()
         self.catch_ups._probe_history["shard-1"].ready_at = self.now
 
 
 @pytest.fixture
 def waiting(monkeypatch: pytest.MonkeyPatch) -> Waiting:
-    """Give a hold."""
     return Waiting(monkeypatch)
 
 
@@ -132,14 +120,6 @@ def test_shard_is_asked_ever_later_when_it_answers_and_takes_nothing(waiting: Wa
     assert pauses == pytest.approx([PROBE_BASE_S, 2 * PROBE_BASE_S, PROBE_MAX_S, PROBE_MAX_S], abs=0.1)
 
 
-def test_shard_is_asked_at_once_when_it_is_held_again_after_long(waiting: Waiting) -> None:
-    waiting.is_due()
-    waiting.made_ready()
-    waiting.now += RELAPSE_S
-    waiting.hold_again()
-    assert waiting.is_due()
-
-
 @pytest.mark.parametrize(
     ("waiting", "running", "expected"),
     [
@@ -160,21 +140,6 @@ def test_oldest_hold_has_one_place_and_the_shortest_the_others(
     assert next_to_catch_up(list(waiting), running) == list(expected)
 
 
-@given(st.lists(st.sampled_from(["short", "end"]), min_size=20, max_size=60))
-def test_oldest_hold_is_caught_up_however_many_short_ones_come(events: list[str]) -> None:
-    waiting, running = ["long", *(f"first-{n}" for n in range(9))], [("other", True), *[("other", False)] * 3]
-    for number, event in enumerate(events):
-        if event == "short":
-            waiting.append(f"short-{number}")
-        else:
-            running = running[1:]
-        begun = next_to_catch_up(waiting, [is_oldest for _, is_oldest in running])
-        running += [(one, one is waiting[0]) for one in begun]
-        waiting = [one for one in waiting if one not in begun]
-        assert len(running) <= CATCH_UPS_MAX
-    assert "long" not in waiting or "end" not in events
-
-
 class Looked:
     """A dispatcher without holds that counts its checks, and an access with memory."""
 
@@ -187,29 +152,22 @@ class Looked:
         self.ownership = self.memory = self
 
     def holds(self) -> list[Hold]:
-        """Return no holds."""
         return []
 
-    def shed_stuck_lanes(self, *, is_memory_short: bool) -> None:
-        """Do nothing."""
+    def shed_stuck_lanes(self, *, is_memory_short: bool) -> None: ...
 
     def ready_due_holds(self) -> None:
-        """Count the check."""
         self.looks += 1
 
-    def look_after_paced(self) -> None:
-        """There are none."""
+    def look_after_paced(self) -> None: ...
 
     async def looks_within(self, seconds: float) -> int:
-        """Return the number of checks in that time."""
         before = self.looks
         await asyncio.sleep(seconds)
         return self.looks - before
 
 
 def watch(story: Callable[[Looked], Awaitable[None]]) -> None:
-    """Run the loop with these fakes until *story* ends; in virtual time, in which no check is late."""
-
     async def go() -> None:
         looked, ending = Looked(), asyncio.Event()
         one = cast("Any", looked)
@@ -223,13 +181,6 @@ def watch(story: Callable[[Looked], Awaitable[None]]) -> None:
         runner.run(go())
 
 
-def test_nothing_is_looked_at_by_the_clock_while_at_rest() -> None:
-    async def story(looked: Looked) -> None:
-        assert await looked.looks_within(3 * CHECK_INTERVAL_S) == 0
-
-    watch(story)
-
-
 def test_looks_begin_when_an_operation_arrives_and_end_when_it_is_settled() -> None:
     async def story(looked: Looked) -> None:
         for _ in range(2):
@@ -239,14 +190,6 @@ def test_looks_begin_when_an_operation_arrives_and_end_when_it_is_settled() -> N
             looked.is_idle = True
             await looked.looks_within(1.5 * CHECK_INTERVAL_S)
             assert await looked.looks_within(2 * CHECK_INTERVAL_S) == 0
-
-    watch(story)
-
-
-def test_hold_that_is_ready_is_looked_at_while_at_rest() -> None:
-    async def story(looked: Looked) -> None:
-        looked.has_ready.set()
-        assert await looked.looks_within(CHECK_INTERVAL_S / 2) == 1
 
     watch(story)
 
@@ -263,7 +206,6 @@ class Paced:
         self.catch_ups._create_reader = cast("Any", Endless)  # type: ignore[method-assign]
 
     def hold(self, tenant_id: str, number: int, reason: HoldReason = HoldReason.OVER_SHARE) -> Hold:
-        """Hold a tenant from a record on, ready for its catch-up."""
         unread = Unread(RecordPosition.before_record(str(number), NOW + number * timedelta(seconds=100)))
         hold = self.ownership.hold_tenant(tenant_id, reason, [unread], NOW + number * timedelta(seconds=100), now=0.0)
         hold.enter(HoldState.READY)
@@ -279,13 +221,11 @@ class Endless:
 
     @property
     def lag_s(self) -> float:
-        """How far it is behind."""
         reached = self.catch_up.unread.after
         assert reached is not None
         return (NOW + timedelta(days=1) - reached.arrived_at).total_seconds()
 
     async def run(self, ending: asyncio.Event) -> None:
-        """Read until the end."""
         await ending.wait()
 
 

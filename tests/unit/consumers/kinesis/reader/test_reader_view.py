@@ -1,5 +1,3 @@
-"""A reader as people and metrics see it."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
@@ -19,7 +17,6 @@ NOT_USED = cast("Any", None)  # a part that the lag of a pending record does not
 
 
 def view_of(*pending_since: timedelta) -> ReaderView:
-    """Return the view of a reader whose records in memory arrived so long before noon."""
     tracker = CheckpointTracker[RecordPosition]()
     tracker.start_all([RecordPosition(str(number), 0, NOON - age) for number, age in enumerate(pending_since, 1)])
     return ReaderView(tracker, NOT_USED, NOT_USED, NOT_USED, utc=lambda: NOON)

@@ -1,5 +1,3 @@
-"""Which rows of a shard show that the stream has lost records that the shard lacks."""
-
 from __future__ import annotations
 
 import uuid
@@ -14,16 +12,14 @@ from simplu_worker.consumers.kinesis.holding.tenant_set import HORIZON
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     CLOCKS_MARGIN,
     Ancestor,
-    Gap,
     Lineage,
-    PositionGapError,
     has_left_stream,
     has_read_on,
     is_older_than_stream,
     rows_of_ancestors_behind,
     went_back,
 )
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position, RecordPosition
+from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
 from simplu_worker.shards.positions import timed_token
 from simplu_worker.shards.types import StoredPositions, StreamPosition
 
@@ -41,7 +37,6 @@ def row(
     is_accepted: bool = False,
     parents_done: bool = False,
 ) -> StreamPosition:
-    """Return a row with this content."""
     token = timed_token(uuid.uuid4(), written_at)
     return StreamPosition(
         pending_from, HORIZON, parents_done, token, read_to=read_to, gap_from=gap_from, is_gap_accepted=is_accepted
@@ -49,7 +44,6 @@ def row(
 
 
 def at(number: int, part: int = 0) -> RecordPosition:
-    """Return the position of a record."""
     return RecordPosition(str(number), part, NOW)
 
 
@@ -123,7 +117,6 @@ FAMILY = {
 
 
 def behind(rows: Mapping[str, StreamPosition], *, first_tenant_at: datetime | None = NOW) -> list[str]:
-    """Return the ancestors of a child of both that went back."""
     lineage = Lineage(frozenset(["left", "right"]), FAMILY, unreadable_parents=frozenset(["lost"]))
     stored = StoredPositions(dict(rows), first_tenant_at)
     found = rows_of_ancestors_behind(lineage, stored, "child", is_old=lambda one: one.written_at == EDGE)
@@ -161,10 +154,6 @@ def test_ancestors_that_went_back(rows: Mapping[str, StreamPosition], expected: 
     assert behind(rows) == expected
 
 
-def test_shard_without_tenants_lacks_nothing_of_ancestors() -> None:
-    assert behind({"left": OLD}, first_tenant_at=None) == []
-
-
 def test_mark_is_void_once_the_row_has_another_position() -> None:
     marked = row(gap_from="5/0")
     assert (marked.has_gap, marked.has_open_gap) == (True, True)
@@ -173,12 +162,3 @@ def test_mark_is_void_once_the_row_has_another_position() -> None:
     void = row("6/0", gap_from="5/0")
     assert (void.has_gap, void.has_open_gap) == (False, False)
     assert not row().has_gap
-
-
-def test_error_of_a_gap_names_what_was_expected_and_what_came() -> None:
-    error = PositionGapError(Gap("shardId-0", "5/0"))
-    assert (error.gap, "shardId-0" in str(error), "5/0" in str(error)) == (Gap("shardId-0", "5/0"), True, True)
-
-
-def test_end_of_an_ancestor_is_its_default_checkpoint() -> None:
-    assert Ancestor(frozenset(), None, None).checkpoint == SHARD_END

@@ -1,5 +1,3 @@
-"""Which moves have changed the token of a row since its reader has written it."""
-
 from __future__ import annotations
 
 import pytest
@@ -9,7 +7,6 @@ from simplu_worker.shards.types import PositionMerge
 
 
 def merge(token: str, former: str) -> PositionMerge:
-    """Return a merge of a row."""
     return PositionMerge(token, former, f"source of {token}", f"carried of {token}")
 
 

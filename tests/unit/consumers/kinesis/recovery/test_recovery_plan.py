@@ -1,5 +1,3 @@
-"""The operations that a shard may lack, given its rows: from the lowest position needed, and no lower."""
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -10,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.holding.tenant_set import HORIZON, ParentRecords, merge
+from simplu_worker.consumers.kinesis.holding.tenant_set import HORIZON
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     CLOCK_MARGIN,
@@ -58,17 +56,14 @@ def row(
     parents_done: bool = False,
     pending_since: datetime | None = SINCE,
 ) -> StreamPosition:
-    """Return a row with this content."""
     return StreamPosition(pending_from, pending_since, parents_done, "token", read_to=read_to, held=held)
 
 
 def at(number: int, part: int = 0) -> RecordPosition:
-    """Return the place of a record's part."""
     return RecordPosition(str(number), part, SINCE)
 
 
 def covering(*expected: str) -> Callable[[AbstractSet[str], RecordPosition | None], bool]:
-    """Return a reader's answer: it holds these, from behind record 5 on or from the beginning."""
     return lambda names, pending_from: names <= set(expected) and pending_from in {at(5), None}
 
 
@@ -79,7 +74,6 @@ def place_of(
     started_at: datetime | None = None,
     held: tuple[str, ...] = (),
 ) -> ReplayStart:
-    """Ask for the place behind which something may be lacking, where a reader holds these."""
     return replay_start(
         found,
         first_tenant_at,
@@ -200,11 +194,6 @@ def test_row_that_says_nothing_is_one_of_the_beginning(
         assert place_of(found, first_tenant_at=None, started_at=started_at, held=("a-x",)) == expected
 
 
-def test_row_of_the_beginning_tells_how_far_all_others_are() -> None:
-    found = row("TRIM_HORIZON", read_to="9/0", held=("tenant:a-x",))
-    assert place_of(found, started_at=NOW, held=("a-x",)) == at(9)
-
-
 @given(st.one_of(st.none(), marks), st.one_of(st.none(), marks), st.booleans())
 def test_place_is_never_behind_what_the_row_says(
     pending_from: RecordPosition | None,
@@ -237,7 +226,6 @@ def unread(
     first_tenant_at: datetime | None = MADE_AT,
     waited_for: frozenset[str] = frozenset(),
 ) -> list[tuple[str, object, Position | None]]:
-    """Return the records of ancestors to be read again: of which, from where, and after which position."""
     lineage = Lineage(frozenset(parents), ancestors)
     stored = StoredPositions(dict(rows), first_tenant_at)
     rest = ignoring_pending(stored, waited_for.issuperset) if waited_for else stored
@@ -313,11 +301,6 @@ def test_what_an_ancestor_owes_to_those_waited_for_is_its_own_affair(
     assert unread(rows, waited_for=frozenset({"a"})) == [("left", AtSequenceNumber("8"), Position(8))]
 
 
-def test_ancestors_are_nothing_to_a_shard_without_tenants() -> None:
-    assert unread({}, first_tenant_at=None) == []
-    assert unread({"left": row("8/0")}, first_tenant_at=None) == []
-
-
 @pytest.mark.parametrize(
     ("found", "started_at", "expected"),
     [
@@ -366,7 +349,6 @@ def test_ancestors_are_read_again_whole_lines_at_a_time_and_parents_first(
 
 
 def lease(key: str, *parents: str, checkpoint: Position = SHARD_END, started_at: datetime | None = None) -> Lease:
-    """Return a lease of a stream shard with these parents."""
     return Lease(key, checkpoint, parents=frozenset(parents), hash_range=LOWER, started_at=started_at)
 
 
@@ -409,67 +391,3 @@ def test_lineage_has_ended_when_all_of_it_has(checkpoints: dict[str, Position], 
     leases = {key: lease(key, *parents[key], checkpoint=checkpoint) for key, checkpoint in checkpoints.items()}
 
     assert lineage_of(lease("child", "left"), leases, ()).is_ended is expected
-
-
-def records(key: str, after: int | None = None, *, since: datetime = FIRST) -> ParentRecords:
-    """Return the records of a stream shard to be read again."""
-    if after is None:
-        return ParentRecords(key, AtTimestamp(since), None, LOWER)
-    return ParentRecords(key, AtSequenceNumber(str(after)), Position(after), LOWER)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "expected"),
-    [
-        pytest.param([], [], [], id="nothing"),
-        pytest.param([records("s-1", 5)], [], [records("s-1", 5)], id="one"),
-        pytest.param([records("s-2", 5)], [records("s-1")], [records("s-1"), records("s-2", 5)], id="in their order"),
-        pytest.param([records("s-1", 5)], [records("s-1", 100)], [records("s-1", 5)], id="the lower of two places"),
-        pytest.param([records("s-1")], [records("s-1")], [records("s-1")], id="the same instant"),
-        pytest.param([records("s-1", 5)], [records("s-1")], [records("s-1", since=HORIZON)], id="a place, an instant"),
-        pytest.param(
-            [records("s-1", since=SINCE)], [records("s-1")], [records("s-1", since=HORIZON)], id="two instants"
-        ),
-    ],
-)
-def test_what_two_lack_is_read_from_the_lower_place_on(
-    one: list[ParentRecords], other: list[ParentRecords], expected: list[ParentRecords]
-) -> None:
-    assert merge(tuple(one), tuple(other)) == tuple(expected)
-    assert merge(tuple(other), tuple(one)) == tuple(expected)
-
-
-some_records = st.lists(
-    st.builds(records, st.sampled_from(["s-1", "s-2", "s-3"]), st.one_of(st.none(), st.integers(0, 200))),
-    unique_by=lambda found: found.stream_shard_id,
-).map(tuple)
-
-
-@pytest.mark.slow
-@given(some_records, some_records)
-def test_what_two_lack_together_leaves_out_nothing_of_either(
-    one: tuple[ParentRecords, ...], other: tuple[ParentRecords, ...]
-) -> None:
-    found = merge(one, other)
-    keys = [both.stream_shard_id for both in found]
-
-    assert keys == sorted({records.stream_shard_id for records in (*one, *other)})
-    by_key = {both.stream_shard_id: both for both in found}
-    for lacking in (*one, *other):
-        both = by_key[lacking.stream_shard_id]
-        if lacking.after is None:
-            assert both.after is None
-        else:
-            assert both.after is None or both.after <= lacking.after
-    assert merge(found, one) == merge(found, other) == found
-
-
-@pytest.mark.parametrize(
-    ("read_to", "expected"),
-    [(SHARD_END.checkpoint, None), ("9/0", RecordPosition("9", 0, NOW))],
-)
-def test_reader_that_covers_the_held_tenants_needs_only_what_was_not_read(
-    read_to: str, expected: RecordPosition | None
-) -> None:
-    found = row(TRIM_HORIZON.checkpoint, read_to=read_to, held=("tenant:a-x",), pending_since=None)
-    assert replay_start(found, None, tenant_wait=WAIT, started_at=None, covers=lambda *_: True, now=NOW) == expected

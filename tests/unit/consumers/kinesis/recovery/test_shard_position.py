@@ -1,5 +1,3 @@
-"""What a reader knows of its row on a Postgres shard: this decides what the shard may lack, and whether it is a gap."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -23,7 +21,6 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def make_position(*states: RowState) -> ShardPosition:
-    """Return a position that went through these states."""
     position = ShardPosition("shard-1", PositionClaim("stream", "shardId-0"))
     for state in states:
         position.enter(state)
@@ -31,7 +28,6 @@ def make_position(*states: RowState) -> ShardPosition:
 
 
 def adopt(position: ShardPosition, *, token: str = "", parents_done: bool = False, settled: bool = True) -> None:
-    """Adopt a row."""
     row = StreamPosition("TRIM_HORIZON", fencing_token=token, parents_done=parents_done)
     position.adopt(row, None, are_parents_settled=settled)
 
@@ -109,11 +105,9 @@ class Releasing:
     positions: ShardPositions
 
     def is_up(self, shard_id: str) -> bool:
-        """Return whether the shard is up."""
         return bool(shard_id)
 
     async def write_positions(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
-        """Take the write."""
         assert (shard_id, len(claims)) == ("shard-1", 1)
         self.positions.invalidate_parent_rows()
         return []
@@ -147,6 +141,5 @@ async def test_row_is_read_again_if_parents_release_tenants_while_it_is_written(
 
 
 def stored(position: ShardPosition) -> StoredPositions:
-    """Return what a shard has where the row is as it was adopted."""
     token = position.claim.fencing_tokens[0]
     return StoredPositions({"shardId-0": StreamPosition("TRIM_HORIZON", fencing_token=token)}, first_tenant_at=None)

@@ -1,5 +1,3 @@
-"""Unpacking KPL aggregates: every sub-record, or an ordinary record."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,14 +17,12 @@ from support.aws.kpl_aggregates import (
 )
 
 from simplu_worker.consumers.kinesis.stream.aggregation import (
-    OUTSIDE,
     AggregatePacker,
     SubRecord,
     TooManyPartsError,
     deaggregate,
     hash_key_of,
     lies_within,
-    outside_error,
 )
 from simplu_worker.consumers.kinesis.stream.positions import HashRange
 
@@ -62,12 +58,10 @@ ENTRY = [SubRecord("k0", None, b"one", 0)]
 
 
 def taken_apart(data: bytes) -> list[SubRecord] | None:
-    """Unpack *data*; the record's own partition key does not matter."""
     return deaggregate(data)
 
 
 def changed_in_one_byte(data: bytes) -> list[bytes]:
-    """Return every text that differs from *data* in one byte."""
     return [
         data[:at] + bytes([value]) + data[at + 1 :]
         for at, was in enumerate(data)
@@ -77,7 +71,6 @@ def changed_in_one_byte(data: bytes) -> list[bytes]:
 
 
 def assert_is_sound(subs: list[SubRecord] | None) -> None:
-    """Assert that any bytes give None, or numbered sub-records with hash keys of the stream."""
     if subs is None:
         return
     assert [sub.sub_sequence_number for sub in subs] == list(range(len(subs)))
@@ -86,7 +79,6 @@ def assert_is_sound(subs: list[SubRecord] | None) -> None:
 
 
 def sub_records(packed: Sequence[Packed]) -> list[SubRecord]:
-    """Return the sub-records of an aggregate of *packed*."""
     return [SubRecord(key, hash_key, data, number) for number, (key, hash_key, data) in enumerate(packed)]
 
 
@@ -94,17 +86,8 @@ def test_aggregate_is_taken_apart_when_written_byte_by_byte() -> None:
     assert taken_apart(LITERAL) == sub_records(LITERAL_RECORDS)
 
 
-def test_aggregate_written_for_tests_is_the_literal_one() -> None:
-    assert aggregate(LITERAL_RECORDS) == LITERAL
-
-
 @given(records)
 def test_aggregate_comes_back_as_it_was_packed_whatever_was_packed(packed: list[Packed]) -> None:
-    assert taken_apart(aggregate(packed)) == sub_records(packed)
-
-
-def test_aggregate_is_taken_apart_when_it_is_large() -> None:
-    packed = [(f"key-{number}", str(number), b"x" * 20_000 * (number % 2)) for number in range(300)]
     assert taken_apart(aggregate(packed)) == sub_records(packed)
 
 
@@ -209,11 +192,6 @@ def test_record_is_ordinary_when_an_aggregate_is_cut_short() -> None:
     assert valid == [smaller_aggregate]
 
 
-def test_nothing_is_raised_when_any_byte_of_an_aggregate_changed_and_the_digest_with_it() -> None:
-    for message in changed_in_one_byte(LITERAL_MESSAGE):
-        assert_is_sound(taken_apart(sealed(message)))
-
-
 @given(st.binary(max_size=200) | st.lists(st.sampled_from([KEYS, ONE, HASH_KEY, b"\x1a", b"\x80"])).map(b"".join))
 @example(b"\xff" * 100)
 def test_nothing_is_raised_when_the_message_is_anything(message: bytes) -> None:
@@ -257,35 +235,6 @@ def test_aggregate_lies_within_a_stream_shard_when_every_record_does(
     packed = [SubRecord(key, hash_key, b"", number) for number, (key, hash_key) in enumerate(subs)]
     assert lies_within(packed, hash_range) is expected
     assert lies_within(packed, None) is True
-
-
-def test_aggregate_is_taken_when_the_hash_range_is_not_known() -> None:
-    subs = taken_apart(LITERAL)
-    assert subs is not None
-    assert (lies_within(subs, None), lies_within(subs, HashRange(7, 7))) == (True, False)
-
-
-@given(records, st.integers(0, HASH_KEY_MAX), st.integers(0, HASH_KEY_MAX))
-def test_aggregate_lies_within_exactly_one_of_three_or_in_none(packed: list[Packed], one: int, other: int) -> None:
-    first, last = sorted((one, other))
-    ranges = [HashRange(0, first), HashRange(first + 1, last), HashRange(last + 1, HASH_KEY_MAX)]
-    subs = taken_apart(aggregate(packed))
-    assert subs is not None
-    keys = {hash_key_of(sub) for sub in subs}
-    for hash_range in ranges:
-        is_within = lies_within(subs, hash_range)
-        assert is_within is all(hash_range.first <= key <= hash_range.last for key in keys)
-        assert is_within or f" of {len(subs)} sub-records lie outside" in outside_error(subs, hash_range)
-
-
-def test_outside_error_contains_expected_actual_and_remedy() -> None:
-    subs = taken_apart(aggregate([("key-a", "5", b"data"), ("key-b", "10", b"data"), ("key-c", "11", b"data")]))
-    assert subs is not None
-    error = outside_error(subs, HashRange(5, 9))
-    assert error == f"{OUTSIDE} (2 of 3 sub-records lie outside 5 to 9, the first is number 1 with hash key 10)"
-    assert ("expected" in error, "got" in error, "send all sub-records again" in error) == (True, True, True)
-    assert not any(word in error for word in ("key-a", "key-b", "key-c", "data"))
-    assert len(error) < 1024
 
 
 def test_packer_packs_what_is_unpacked_again() -> None:

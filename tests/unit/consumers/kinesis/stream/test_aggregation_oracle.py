@@ -1,5 +1,3 @@
-"""The KPL's format as AWS's own library has it: the same bytes, the same records."""
-
 from __future__ import annotations
 
 import hashlib
@@ -18,17 +16,12 @@ from support.requires import require
 from simplu_worker.consumers.kinesis.stream.aggregation import (
     SubRecord,
     deaggregate,
-    hash_key_of,
-    lies_within,
-    outside_error,
 )
-from simplu_worker.consumers.kinesis.stream.positions import HashRange
 
 hash_keys = st.integers(0, 2**128 - 1).map(str)
 
 
 def packed_with(hash_keys: st.SearchStrategy[str | None]) -> st.SearchStrategy[list[Packed]]:
-    """Return records to pack, with explicit hash keys from *hash_keys*."""
     data = st.binary(max_size=20) | st.binary(min_size=120, max_size=300)
     return st.lists(st.tuples(st.text(max_size=8), hash_keys, data), min_size=1, max_size=12)
 
@@ -45,7 +38,6 @@ class Oracle:
             sys.path[:] = path
 
     def aggregate(self, packed: Sequence[Packed]) -> bytes:
-        """Pack *packed* as the library does."""
         packer = self._aggregator.RecordAggregator()
         for key, hash_key, data in packed:
             assert packer.add_user_record(key, data, hash_key) is None
@@ -54,7 +46,6 @@ class Oracle:
         return data
 
     def hash_key_of_first(self, packed: Sequence[Packed]) -> int:
-        """Return the hash key that the library wants an aggregate of *packed* to be put under."""
         packer = self._aggregator.RecordAggregator()
         for key, hash_key, data in packed:
             assert packer.add_user_record(key, data, hash_key) is None
@@ -62,10 +53,6 @@ class Oracle:
         return int(hash_key) if hash_key is not None else int.from_bytes(hashlib.md5(key.encode()).digest())
 
     def parse(self, message: bytes) -> list[SubRecord] | None:
-        """Read *message* with protobuf and the tables as they are meant; `None` when that fails.
-
-        Not with the library's own de-aggregator: that gives hash key 0 to records that have none.
-        """
         parsed = self._deaggregator.messages_pb2.AggregatedRecord()
         try:
             parsed.ParseFromString(message)
@@ -79,7 +66,6 @@ class Oracle:
         return SubRecord(parsed.partition_key_table[record.partition_key_index], hash_key, record.data, number)
 
     def deaggregate(self, data: bytes) -> list[SubRecord]:
-        """Unpack *data* as the library does."""
         record = {"SequenceNumber": "1", "PartitionKey": "k", "ApproximateArrivalTimestamp": 0, "Data": data}
         found = [sub["kinesis"] for sub in self._deaggregator.iter_deaggregate_records(record, data_format="Boto3")]
         decode = self._deaggregator.base64.b64decode
@@ -91,14 +77,12 @@ class Oracle:
 
 @pytest.fixture(scope="module")
 def oracle() -> Oracle:
-    """AWS's library, where it is installed."""
     found = importlib.util.find_spec("aws_kinesis_agg") is not None
     require("aws-kinesis-agg", found=found, how="install requirements/dev.txt")
     return Oracle()
 
 
 def sub_records(packed: Sequence[Packed]) -> list[SubRecord]:
-    """Return the sub-records of an aggregate of *packed*."""
     return [SubRecord(key, hash_key, data, number) for number, (key, hash_key, data) in enumerate(packed)]
 
 
@@ -108,31 +92,6 @@ def test_aggregate_of_the_library_is_taken_apart_whatever_was_packed(oracle: Ora
 
     assert deaggregate(data) == sub_records(packed)
     assert aggregate(packed) == data
-
-
-@given(packed=packed_with(st.none()) | packed_with(hash_keys))
-def test_library_takes_apart_what_the_tests_pack_when_all_or_none_have_hash_keys(
-    oracle: Oracle, packed: list[Packed]
-) -> None:
-    data = aggregate(packed)
-
-    assert oracle.deaggregate(data) == deaggregate(data)
-
-
-@given(packed=packed_with(st.none() | hash_keys), split_at=st.integers(0, 2**128 - 2))
-def test_aggregate_of_the_library_is_applied_in_the_stream_shard_that_all_of_it_belongs_to(
-    oracle: Oracle, packed: list[Packed], split_at: int
-) -> None:
-    put_under = oracle.hash_key_of_first(packed)
-    hash_range = HashRange(0, split_at) if put_under <= split_at else HashRange(split_at + 1, 2**128 - 1)
-    subs = deaggregate(oracle.aggregate(packed))
-    assert subs is not None
-
-    others = [sub for sub in subs if (hash_key_of(sub) <= split_at) != (put_under <= split_at)]
-
-    assert hash_key_of(subs[0]) == put_under
-    assert lies_within(subs, hash_range) is (not others)
-    assert not others or f"({len(others)} of {len(subs)} sub-records lie outside" in outside_error(subs, hash_range)
 
 
 PIECES = [

@@ -1,5 +1,3 @@
-"""Messages of event streams, cut from bytes that come in any parts."""
-
 from __future__ import annotations
 
 import struct
@@ -36,7 +34,6 @@ def test_messages_are_the_same_in_whatever_parts_they_come(
 
 
 def with_headers(head: bytes, payload: bytes = b"{}") -> bytes:
-    """Return a message with these bytes as its headers."""
     prelude = struct.pack(">II", len(head) + len(payload) + 16, len(head))
     message = prelude + struct.pack(">I", zlib.crc32(prelude)) + head + payload
     return message + struct.pack(">I", zlib.crc32(message))
@@ -55,7 +52,6 @@ def test_headers_of_other_types_are_passed_over() -> None:
 
 
 def flip(message: bytes, at: int) -> bytes:
-    """Return the message with another byte at *at*."""
     return message[:at] + bytes([message[at] ^ 1]) + message[at + 1 :]
 
 

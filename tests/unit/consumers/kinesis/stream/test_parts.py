@@ -1,5 +1,3 @@
-"""What of a record is one operation: arrays, lines, and what only looks like them."""
-
 from __future__ import annotations
 
 import json
@@ -24,7 +22,6 @@ BOM = b"\xef\xbb\xbf"
 
 
 def texts(record: bytes) -> list[bytes] | None:
-    """Return the bytes of the parts of a record; None for one without."""
     parts = parts_of_record(record, "key")
     return None if parts is None else [part.data for part in parts]
 

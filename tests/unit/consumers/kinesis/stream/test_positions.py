@@ -1,5 +1,3 @@
-"""Positions in a stream shard: order, and the way to the lease table and back."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -60,11 +58,6 @@ def test_positions_are_ordered_as_the_kcl_orders_them() -> None:
     assert sorted(backwards) == expected
 
 
-@given(numbers, numbers)
-def test_positions_compare_as_big_integers_for_any_two_sequence_numbers(one: int, other: int) -> None:
-    assert (Position.from_sequence_number(str(one)) < Position.from_sequence_number(str(other))) == (one < other)
-
-
 @given(positions)
 def test_position_survives_the_lease_row_whatever_it_is(position: Position) -> None:
     assert Position.from_checkpoint(position.checkpoint, position.sub_sequence_number) == position
@@ -105,12 +98,6 @@ def test_position_is_refused_when_its_sub_sequence_number_is_that_of_no_place() 
 def test_mark_is_behind_another_exactly_when_its_position_is(one: RecordPosition, other: RecordPosition) -> None:
     assert is_after(one, other) == (one.position > other.position)
     assert one.position == Position(int(one.sequence_number), one.sub_sequence_number, -one.parts_behind)
-
-
-@given(near)
-def test_every_mark_is_behind_the_beginning_and_none_behind_itself(mark: RecordPosition) -> None:
-    assert is_after(mark, None)
-    assert not is_after(mark, mark)
 
 
 @given(st.lists(near, min_size=1))
@@ -160,21 +147,3 @@ def test_position_within_a_record_of_several_operations_is_stored_as_the_one_bef
         assert later.position > earlier.position
     assert [one.stored.position for one in parts] == [Position(10, -1), Position(10, -1), Position(10)]
     assert RecordPosition("10", 3, now, 5).stored.position == Position(10, 2)
-
-
-@given(near, near)
-def test_stored_positions_keep_the_order(one: RecordPosition, other: RecordPosition) -> None:
-    assert one.stored.position <= one.position
-    assert (one.stored.position <= other.stored.position) or (one.position > other.position)
-
-
-@given(st.builds(Position, numbers, st.integers(0, 9), st.integers(-9, 0)))
-def test_record_position_is_that_of_its_position(position: Position) -> None:
-    arrived_at = datetime(2026, 1, 2, tzinfo=UTC)
-    made = RecordPosition.from_position(position, arrived_at)
-
-    assert (made.position, made.arrived_at) == (position, arrived_at)
-
-
-def test_position_without_a_sub_sequence_number_is_that_of_the_whole_record() -> None:
-    assert Position.from_sequence_number("5") == Position.from_checkpoint("5") == Position(5, 0)

@@ -1,5 +1,3 @@
-"""Events of a subscription as replies, and the error of everything else that may come."""
-
 from __future__ import annotations
 
 import asyncio
@@ -26,16 +24,13 @@ class Body:
         self._data = data
 
     async def read_any(self) -> bytes:
-        """Return all of it, then the end."""
         data, self._data = self._data, b""
         return data
 
-    def close(self) -> None:
-        """Be done."""
+    def close(self) -> None: ...
 
 
 async def first(data: bytes) -> Reply:
-    """Return the first reply of an event stream."""
     subscription = Subscription(Body(data))
     while (reply := subscription.take()) is None:
         await subscription.receive(asyncio.Event(), within_s=1.0)
