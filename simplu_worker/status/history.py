@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from simplu_worker.consumers.kinesis.leases.lease import ReplicaFigures
+from simplu_worker.status import answers
 from simplu_worker.vocabulary import StreamShardState
 
 INTERVAL_S: Final = 30.0
@@ -75,22 +76,22 @@ class History:
         dead_letter_count = sum(point.dead_letters for point in self._points)
         return ReplicaFigures(_rounded(self._points[-1].latency_p99_s), dead_letter_count)
 
-    def view(self) -> dict[str, Any]:
-        """Return the points as JSON members: one list for each quantity."""
+    def view(self) -> answers.History:
+        """Return the points: one list for each quantity."""
         points = list(self._points)
         last_at = self._last_at
         begin = None if last_at is None else last_at - timedelta(seconds=INTERVAL_S * max(len(points) - 1, 0))
-        return {
-            "intervalSeconds": INTERVAL_S,
-            "from": None if begin is None else begin.isoformat(timespec="seconds"),
-            "operationsPerSecond": [round(point.operations_per_s, 3) for point in points],
-            "failedPerSecond": [round(point.failed_per_s, 3) for point in points],
-            "deadLetters": [point.dead_letters for point in points],
-            "latencyP50Seconds": [_rounded(point.latency_p50_s) for point in points],
-            "latencyP99Seconds": [_rounded(point.latency_p99_s) for point in points],
-            "lagSeconds": [_rounded(point.lag_s) for point in points],
-            "heldTargets": [point.held_count for point in points],
-        }
+        return answers.History(
+            interval_seconds=INTERVAL_S,
+            from_=None if begin is None else begin.isoformat(timespec="seconds"),
+            operations_per_second=[round(point.operations_per_s, 3) for point in points],
+            failed_per_second=[round(point.failed_per_s, 3) for point in points],
+            dead_letters=[point.dead_letters for point in points],
+            latency_p50_seconds=[_rounded(point.latency_p50_s) for point in points],
+            latency_p99_seconds=[_rounded(point.latency_p99_s) for point in points],
+            lag_seconds=[_rounded(point.lag_s) for point in points],
+            held_targets=[point.held_count for point in points],
+        )
 
 
 def point_between(before: Totals, after: Totals, *, passed_s: float, bounds_s: Sequence[float]) -> HistoryPoint:
@@ -197,10 +198,10 @@ class FleetHistory:
             self._day.append(fold(self._unfolded))
             self._unfolded = []
 
-    def view(self) -> dict[str, Any]:
-        """Return the points as JSON members; the day ends with what is not a whole point yet."""
+    def view(self) -> tuple[answers.FleetPoints, answers.FleetPoints]:
+        """Return the points of the hour, and of the day, which ends with what is not a whole point yet."""
         day = [*self._day, *([fold(self._unfolded)] if self._unfolded else [])]
-        return {"hour": _lists(self._hour, INTERVAL_S), "day": _lists(day, DAY_INTERVAL_S)}
+        return _lists(self._hour, INTERVAL_S), _lists(day, DAY_INTERVAL_S)
 
 
 def fold(points: Sequence[FleetPoint]) -> FleetPoint:
@@ -217,19 +218,19 @@ def fold(points: Sequence[FleetPoint]) -> FleetPoint:
     )
 
 
-def _lists(points: Iterable[FleetPoint], interval_s: float) -> dict[str, Any]:
-    """Return the members of *points* as lists; `at` are the times, in seconds since 1970."""
+def _lists(points: Iterable[FleetPoint], interval_s: float) -> answers.FleetPoints:
+    """Return *points* as lists; `at` are the times, in seconds since 1970."""
     points = list(points)
-    return {
-        "intervalSeconds": interval_s,
-        "at": [round(one.at.timestamp()) for one in points],
-        "recordsPerSecond": [_rounded(one.records_per_s) for one in points],
-        "lagSeconds": [_rounded(one.lag_s) for one in points],
-        "latencyP99Seconds": [_rounded(one.latency_p99_s) for one in points],
-        "heldTargets": [_rounded(one.held_targets) for one in points],
-        "deadLetters": [_rounded(one.dead_letters) for one in points],
-        "replicas": [_rounded(one.replicas) for one in points],
-    }
+    return answers.FleetPoints(
+        interval_seconds=interval_s,
+        at=[round(one.at.timestamp()) for one in points],
+        records_per_second=[_rounded(one.records_per_s) for one in points],
+        lag_seconds=[_rounded(one.lag_s) for one in points],
+        latency_p99_seconds=[_rounded(one.latency_p99_s) for one in points],
+        held_targets=[_rounded(one.held_targets) for one in points],
+        dead_letters=[_rounded(one.dead_letters) for one in points],
+        replicas=[_rounded(one.replicas) for one in points],
+    )
 
 
 def _combined(combine: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:
@@ -300,17 +301,14 @@ class StreamHistory:
             points = self._points[row["streamShard"]] = before.get(row["streamShard"]) or deque(maxlen=POINTS_MAX)
             points.append(StreamPoint(row["lagSeconds"], row["recordsPerSecond"]))
 
-    def view(self) -> dict[str, Any]:
-        """Return the points as JSON members; the last one of each stream shard is of the time `at`."""
-        return {
-            "intervalSeconds": INTERVAL_S,
-            "at": None if self._noted_at is None else self._noted_at.isoformat(timespec="seconds"),
-            "streamShards": [
-                {
-                    "streamShard": name,
-                    "lagSeconds": [point.lag_s for point in points],
-                    "recordsPerSecond": [point.records_per_s for point in points],
-                }
-                for name, points in sorted(self._points.items())
-            ],
-        }
+    @property
+    def noted_at(self) -> str | None:
+        """The time of the last point of each stream shard."""
+        return None if self._noted_at is None else self._noted_at.isoformat(timespec="seconds")
+
+    def view(self) -> list[answers.StreamPoints]:
+        """Return the points of each stream shard."""
+        return [
+            answers.StreamPoints(name, [point.lag_s for point in points], [point.records_per_s for point in points])
+            for name, points in sorted(self._points.items())
+        ]

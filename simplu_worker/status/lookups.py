@@ -23,6 +23,7 @@ from simplu_worker.shards.gateway import NO_STREAM_SHARDS, LoggedOperation, Reje
 from simplu_worker.shards.health.prober import ShardInspector
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import Lever, StreamShards
+from simplu_worker.status.answers import NoTenant, Resource
 from simplu_worker.status.listing_request import OperationListQuery
 from simplu_worker.status.problems import advice_members
 from simplu_worker.status.queues import Monitoring
@@ -31,7 +32,6 @@ from simplu_worker.status.views import (
     levers_view,
     not_steered_error,
     refused_view,
-    resource_view,
     shard_view,
     tenant_view,
 )
@@ -223,10 +223,21 @@ class Lookups:
     ) -> HttpAnswer:
         """Answer `GET /resources/{businessId}/{locationId}/{resourceType}/{resourceId}`."""
         found = await self._gateway.find_resource(business_id, location_id, resource_type, resource_id)
-        asked = {"businessId": business_id, "locationId": location_id}
         if isinstance(found, Absence):
-            return 404, asked | {"state": found}
-        return 200, asked | resource_view(resource_type, resource_id, *found)
+            return 404, NoTenant(found, business_id, location_id).json()
+        shard_id, row = found
+        return 200, Resource(
+            business_id,
+            location_id,
+            resource_type,
+            resource_id,
+            shard_id,
+            exists=row["is_there"],
+            size_bytes=row["size_bytes"],
+            date=row["date"],
+            last_updated=row["last_updated"],
+            data=None if row["data"] is None else msgspec.Raw(row["data"].encode()),
+        ).json()
 
     async def steer_tenant(self, business_id: str, location_id: str, lever: Lever) -> HttpAnswer:
         """Answer `POST /tenants/{businessId}/{locationId}/pause`, `/resume` and `/weight`."""

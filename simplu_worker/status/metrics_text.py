@@ -12,7 +12,7 @@ import gzip
 from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
 from functools import partial
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client import generate_latest as generate_text
@@ -23,6 +23,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.leases.lease import TOP_MAX, TopTenant
 from simplu_worker.fairness import RANK_COUNT, TenantUsage, WindowUse
+from simplu_worker.status import answers
 from simplu_worker.timing.clock import loop_time
 
 FRESH_S: Final = 1.0
@@ -134,17 +135,14 @@ ROWS_MAX: Final = 200
 
 
 class TopTenants:
-    """The tenants as of the last `note`."""
+    """The tenants as of the last `note`, those first that took most of the last minute."""
 
     def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []  # as JSON members, those first that took most of the last minute
-
-    def __repr__(self) -> str:
-        return f"TopTenants({len(self.rows)} rows)"
+        self.rows: list[answers.TopTenant] = []
 
     async def note(self, usages: Mapping[str, TenantUsage]) -> None:
         """Take over what tenants took of the shards that are in use, and set the metrics of these."""
-        rows: list[dict[str, Any]] = []
+        rows: list[answers.TopTenant] = []
         for shard_id, usage in usages.items():
             now = loop_time()
             minute, hour = usage.last_minute(now), usage.last_hour(now)
@@ -154,39 +152,39 @@ class TopTenants:
                 gauge.set(seconds[rank] if rank < len(seconds) else 0.0)
             rows += tenant_rows(shard_id, minute, hour)
             await asyncio.sleep(0)  # there may be hundreds of shards
-        self.rows = sorted(rows, key=lambda row: [-_seconds(row["lastMinute"]), -_seconds(row["lastHour"])])[:ROWS_MAX]
+        self.rows = sorted(rows, key=lambda row: [-_seconds(row.last_minute), -_seconds(row.last_hour)])[:ROWS_MAX]
 
     def first(self) -> tuple[TopTenant, ...]:
         """Return those for the other replicas, which took most of the last minute."""
-        rows = [row for row in self.rows[:TOP_MAX] if row["lastMinute"] is not None]
-        return tuple(TopTenant(row["tenant"], row["shardId"], row["lastMinute"]["seconds"]) for row in rows)
+        return tuple(
+            TopTenant(row.tenant, row.shard_id, row.last_minute.seconds)
+            for row in self.rows[:TOP_MAX]
+            if row.last_minute is not None
+        )
 
 
-def tenant_rows(shard_id: str, minute: WindowUse, hour: WindowUse) -> list[dict[str, Any]]:
-    """Return as JSON members the tenants that took most of a shard's time in one of the windows, with both figures.
+def tenant_rows(shard_id: str, minute: WindowUse, hour: WindowUse) -> list[answers.TopTenant]:
+    """Return the tenants that took most of a shard's time in one of the windows, with both figures.
 
     None that took less than a hundredth of the window; null for a window that does not have the tenant.
     """
     shown = [one for one in minute.largest() if minute.by_tenant[one].took_s >= MINUTE_MIN_S]
     shown += [one for one in hour.largest() if hour.by_tenant[one].took_s >= HOUR_MIN_S and one not in shown]
-    return [
-        {"shardId": shard_id, "tenant": one, "lastMinute": _use_view(minute, one), "lastHour": _use_view(hour, one)}
-        for one in shown
-    ]
+    return [answers.TopTenant(shard_id, one, _use_of(minute, one), _use_of(hour, one)) for one in shown]
 
 
-def _use_view(window: WindowUse, tenant_id: str) -> dict[str, Any] | None:
+def _use_of(window: WindowUse, tenant_id: str) -> answers.TenantUse | None:
     use = window.by_tenant.get(tenant_id)
     if use is None:
         return None
-    return {
-        "seconds": round(use.took_s, 3),
-        "share": round(use.took_s / window.total_s, 3) if window.total_s else 0.0,
-        "operations": use.operation_count,
-        "bytes": use.size_bytes,
-        "waitedSeconds": round(use.waited_s, 3),
-    }
+    return answers.TenantUse(
+        seconds=round(use.took_s, 3),
+        share=round(use.took_s / window.total_s, 3) if window.total_s else 0.0,
+        operations=use.operation_count,
+        bytes=use.size_bytes,
+        waited_seconds=round(use.waited_s, 3),
+    )
 
 
-def _seconds(view: dict[str, Any] | None) -> float:
-    return 0.0 if view is None else float(view["seconds"])
+def _seconds(use: object) -> float:
+    return use.seconds if isinstance(use, answers.TenantUse) else 0.0

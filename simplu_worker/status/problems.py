@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
+from simplu_worker.status.answers import Problem
 from simplu_worker.vocabulary import (
     DependencyState,
     HoldReason,
@@ -578,8 +579,8 @@ class Problems:
                 return one
         return None
 
-    def view(self, now: datetime, site: str | None = None) -> list[dict[str, Any]]:
-        """Return the incidents as JSON members: those of now, the worst first, then those over, the last one first."""
+    def view(self, now: datetime, site: str | None = None) -> list[Problem]:
+        """Return the incidents: those of now, the worst first, then those over, the last one first."""
         by_kind: defaultdict[Kind, list[_Incident]] = defaultdict(list)
         over = [one for several in self._over.values() for one in several]
         for one in self._open.values():
@@ -601,17 +602,17 @@ def _rank(kind: Kind) -> tuple[bool, int, str]:
     return cause_of(cause, reason).severity is not Severity.CRITICAL, ORDER[cause], reason or ""
 
 
-def _view(incident: _Incident, count: int, site: str | None) -> dict[str, Any]:
+def _view(incident: _Incident, count: int, site: str | None) -> Problem:
     found, words = incident.found, cause_of(incident.found.cause, incident.found.reason)
-    return {
-        "cause": found.cause,
-        "reason": found.reason,
-        "severity": words.severity,
-        "problem": words.text,
-        "subject": found.subject,
-        "count": count if found.number is None else found.number,
-        "since": incident.since.isoformat(timespec="milliseconds"),
-        "at": incident.at.isoformat(timespec="milliseconds"),
-        "isOver": incident.is_over,
+    return Problem(
+        cause=found.cause,
+        reason=found.reason,
+        severity=words.severity,
+        problem=words.text,
+        subject=found.subject,
+        count=count if found.number is None else found.number,
+        since=incident.since.isoformat(timespec="milliseconds"),
+        at=incident.at.isoformat(timespec="milliseconds"),
+        is_over=incident.is_over,
         **words.members(site),
-    }
+    )

@@ -21,6 +21,7 @@ from simplu_worker.consumers.sqs.order_handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.status.answers import CacheKeys, Purge
 from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.telemetry.log import scrub, scrub_text
 
@@ -121,7 +122,7 @@ class Monitoring(msgspec.Struct, frozen=True):
         except (RetryableError, PermanentError, OSError) as exc:
             return 503, {"error": scrub_text(str(exc)), "queue": name}
         log.warning("queue.purged", queue=name)
-        return 202, {"queue": name, "emptyWithinSeconds": PURGE_INTERVAL_S}
+        return 202, Purge(name, PURGE_INTERVAL_S).json()
 
     async def cache_stats(self) -> HttpAnswer:
         """Answer `GET /cache/stats`; a cache that does not answer is shown as such."""
@@ -134,7 +135,7 @@ class Monitoring(msgspec.Struct, frozen=True):
         if self.cache_admin is None:
             return 404, {"error": NO_CACHE}
         keys, are_all = await self.cache_admin.list_keys(KEYS_MAX)
-        return 200, {"keys": keys, "count": len(keys), "hasMore": not are_all}
+        return 200, CacheKeys(keys, len(keys), has_more=not are_all).json()
 
     async def clear_cache(self) -> HttpAnswer:
         """Answer `DELETE /cache/clear`. Raises `RetryableError`."""

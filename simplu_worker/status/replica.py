@@ -34,14 +34,24 @@ from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.status.history import FleetHistory, History, ReadRates, StreamHistory, fleet_point, totals_of
+from simplu_worker.status import answers
+from simplu_worker.status.answers import Json
+from simplu_worker.status.history import (
+    INTERVAL_S,
+    FleetHistory,
+    History,
+    ReadRates,
+    StreamHistory,
+    fleet_point,
+    totals_of,
+)
 from simplu_worker.status.lookups import Lookups, pool_view
 from simplu_worker.status.metrics_text import TopTenants
 from simplu_worker.status.problems import Problems, advice_members, find_problems
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.tls import WatchedFiles
-from simplu_worker.status.views import Unreadiness, feed_view, trouble_view
+from simplu_worker.status.views import Unreadiness, feed_state, trouble_view
 from simplu_worker.telemetry.log import recent_errors, scrub_text
 from simplu_worker.timing.clock import OWN_CLOCK, loop_time, utc_now
 from simplu_worker.vocabulary import (
@@ -271,25 +281,21 @@ class ReplicaStatus:
         instruments.PREFETCH_BYTES.set(fleet.prefetch.used_bytes)
         instruments.PREFETCH_MAX_BYTES.set(fleet.prefetch.max_bytes)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Json:
         """Return the whole status, for people and their tools."""
         state = self._state()
         unready = self.readiness_problem()
-        return {
+        prefetch = self.fleet and self.fleet.prefetch
+        return state | {
             "replica": self.name,
             "version": __version__,
             "uptime_s": round(time.monotonic() - self.started_at, 1),
             "unreadyDetail": None if unready is None else unready.text,
             "sources": self._sources(),
-            **state,
             "heldAdvice": self._advice({one["reason"] for one in state["held"]}),
-            "prefetch": self.fleet
-            and {
-                "usedBytes": self.fleet.prefetch.used_bytes,
-                "maxBytes": self.fleet.prefetch.max_bytes,
-            },
+            "prefetch": prefetch and {"usedBytes": prefetch.used_bytes, "maxBytes": prefetch.max_bytes},
             "recentErrors": recent_errors(),
-            "history": self.history.view(),
+            "history": self.history.view().json(),
             "counters": {
                 "operations": instruments.totals_by(instruments.OPERATIONS, "outcome"),
                 "deadLetters": instruments.totals_by(instruments.DEAD_LETTERS, "reason"),
@@ -311,7 +317,7 @@ class ReplicaStatus:
                 for target in reader.view.held_status()
             ],
             "moves": move_views(self.health.unfinished_moves()),
-            "feed": self.feed and feed_view(self.feed.published_count, self.feed.views()),
+            "feed": self.feed and feed_state(self.feed.published_count, self.feed.views()).json(),
             "cache": self.monitoring.cache_state(),
             "troubles": [trouble_view(trouble) for trouble in current_troubles()],
             "clock": OWN_CLOCK.problem or DependencyState.OK,
@@ -335,14 +341,16 @@ class ReplicaStatus:
             "at": at.isoformat(timespec="milliseconds"),
             "stream": self.fleet and self.fleet.stream_name,
             **report,
-            "topTenants": self.top_tenants.rows,
+            "topTenants": [one.json() for one in self.top_tenants.rows],
             "heldAdvice": self._advice(reasons),
-            "problems": self.problems.view(at, self.runbook_url),
+            "problems": [one.json() for one in self.problems.view(at, self.runbook_url)],
         }
 
     def history_of_fleet(self) -> dict[str, Any]:
         """Answer `GET /fleet/history`."""
-        return self.stream_history.view() | self.fleet_history.view()
+        hour, day = self.fleet_history.view()
+        streams = self.stream_history
+        return answers.FleetHistory(INTERVAL_S, streams.noted_at, streams.view(), hour, day).json()
 
     def _fleet_report(self) -> dict[str, Any]:
         if self.fleet is None:
@@ -364,7 +372,7 @@ class ReplicaStatus:
         result = await self.fleet.release_lease(stream_shard_id)
         match result:
             case LeaseRelease.HANDED_OVER:
-                return 202, {"streamShard": stream_shard_id, "how": result}
+                return 202, answers.Release(stream_shard_id, "handed over").json()
             case LeaseRelease.UNKNOWN:
                 return 404, {"error": "expected a stream shard with a lease, as /fleet lists them"}
             case LeaseRelease.ALONE:
@@ -379,16 +387,16 @@ class ReplicaStatus:
     async def retry_held(self, target: str | None) -> HttpAnswer:
         """Answer `POST /held/retry`."""
         if self.fleet is None:
-            return 200, {"retried": 0, "asked": [], "notAsked": []}
+            return 200, answers.Retry(0, [], []).json()
         try:
             asked = await self.fleet.ask_to_retry(HoldRetry(secrets.token_hex(8), target))
         except ValueError as exc:
             return 400, {"error": str(exc)}
-        return 200, {
-            "retried": self.fleet.retry_holds(target),
-            "asked": sorted(owner for owner, is_asked in asked.items() if is_asked),
-            "notAsked": sorted(owner for owner, is_asked in asked.items() if not is_asked),
-        }
+        return 200, answers.Retry(
+            retried=self.fleet.retry_holds(target),
+            asked=sorted(owner for owner, is_asked in asked.items() if is_asked),
+            not_asked=sorted(owner for owner, is_asked in asked.items() if not is_asked),
+        ).json()
 
     async def note_history(self) -> None:
         """Add the present moment to the history."""
@@ -448,19 +456,19 @@ class ReplicaStatus:
     def _readers(self) -> Sequence[StreamShardReader]:
         return self.fleet.readers() if self.fleet else []
 
-    def handler_status(self) -> dict[str, Any]:
+    def handler_status(self) -> Json:
         """Return the state of the worker (docs/outcomes.md, `GET /handler/status`)."""
         unready = self.readiness_problem()
-        return {
-            "running": unready is None,
-            "state": _handler_state(unready),
-            "reason": None if unready is None else unready.reason,
-            "detail": None if unready is None else unready.text,
-            "replica": self.name,
-            "version": __version__,
-            "uptimeSeconds": round(time.monotonic() - self.started_at, 1),
-            "sources": self._sources(),
-        }
+        return answers.Handler(
+            running=unready is None,
+            state=_handler_state(unready),
+            reason=None if unready is None else unready.reason,
+            detail=None if unready is None else unready.text,
+            replica=self.name,
+            version=__version__,
+            uptime_seconds=round(time.monotonic() - self.started_at, 1),
+            sources=self._sources(),
+        ).json()
 
 
 def _handler_state(unready: Unreadiness | None) -> str:

@@ -14,8 +14,23 @@ import msgspec
 
 from simplu_worker.operations.operation import ID_MAX
 from simplu_worker.shards.listing import LIMIT_MAX, TEXT_MAX
+from simplu_worker.status import answers
+from simplu_worker.status.request_bodies import (
+    EditRequest,
+    LettersRequest,
+    PauseRequest,
+    ResumeRequest,
+    RetryRequest,
+    WeightRequest,
+)
 from simplu_worker.vocabulary import Failure, OperationKind, OperationStatus, Role
 
+CONTENT_TYPES: Final = {
+    "html": "text/html",
+    "file": "text/*",
+    "metrics": "text/plain",
+    "events": "text/event-stream",
+}
 # An id may contain any character, an encoded slash and braces too; aiohttp decodes it after matching the path.
 ANY_ID: Final = "[^/]+"
 WAIT_MAX_S: Final = 20.0
@@ -66,7 +81,7 @@ class Parameter(msgspec.Struct, frozen=True):
 class Route(msgspec.Struct, frozen=True):
     """One path with one method; *name* is that of its view.
 
-    *answers* has the names of schemas by HTTP status, beside those that the access brings.
+    *answers* has types by HTTP status, beside those that the access brings, or a key of CONTENT_TYPES.
     """
 
     method: str
@@ -75,9 +90,9 @@ class Route(msgspec.Struct, frozen=True):
     access: Access
     answer: Answer
     summary: str
-    answers: Mapping[int, str]
+    answers: Mapping[int, type | str]
     parameters: tuple[Parameter, ...] = ()
-    body: str | None = None
+    body: type | None = None
 
     @property
     def pattern(self) -> str:
@@ -137,47 +152,57 @@ ROUTES: Final = (
     Route(
         *("GET", "/page/{file}", "page_file", Access.ALL, Answer.AT_ONCE),
         "A style or a script of the status page.",
-        {200: "file", 404: "Error"},
+        {200: "file", 404: answers.Error},
         (Parameter("file", "The name of the file.", "path", is_required=True),),
     ),
-    Route("GET", "/openapi.json", "description", Access.ALL, Answer.AT_ONCE, "This description.", {200: "Description"}),
+    Route(
+        "GET",
+        "/openapi.json",
+        "description",
+        Access.ALL,
+        Answer.AT_ONCE,
+        "This description.",
+        {200: dict},
+    ),
     Route(
         *("GET", "/schemas/", "message_schemas", Access.ALL, Answer.AT_ONCE),
         "The names of the JSON Schemas of messages, below this path.",
-        {200: "MessageSchemas"},
+        {200: dict},
     ),
     Route(
         *("GET", "/schemas/{name}.json", "message_schema", Access.ALL, Answer.AT_ONCE),
         "The JSON Schema of one kind of message.",
-        {200: "object", 404: "Error"},
+        {200: dict, 404: answers.Error},
         (Parameter("name", "The kind of message.", "path", is_required=True),),
     ),
     Route(
         *("GET", "/livez", "live", Access.ALL, Answer.AT_ONCE),
         "Whether the loops of the worker turn.",
-        {200: "Health", 503: "Health"},
+        {200: answers.Health, 503: answers.Health},
     ),
     Route(
         *("GET", "/healthz", "healthy", Access.ALL, Answer.AT_ONCE),
         "The same as /livez.",
-        {200: "Health", 503: "Health"},
+        {200: answers.Health, 503: answers.Health},
     ),
     Route(
         *("GET", "/readyz", "ready", Access.ALL, Answer.AT_ONCE),
         "Whether the sources are consumed.",
-        {200: "Health", 503: "Health"},
+        {200: answers.Health, 503: answers.Health},
     ),
     Route("GET", "/metrics", "metrics", Access.ALL, Answer.AT_ONCE, "Metrics for Prometheus.", {200: "metrics"}),
-    Route("GET", "/status", "status", Access.COUNTS, Answer.SHARED, "The state of this replica.", {200: "Status"}),
+    Route(
+        "GET", "/status", "status", Access.COUNTS, Answer.SHARED, "The state of this replica.", {200: answers.Status}
+    ),
     Route(
         *("GET", "/fleet", "fleet", Access.VIEWERS, Answer.SHARED),
         "The replicas that share the stream.",
-        {200: "Fleet"},
+        {200: answers.Fleet},
     ),
     Route(
         *("GET", "/fleet/history", "fleet_history", Access.VIEWERS, Answer.SHARED),
         "Lag and rate of the fleet and of each stream shard over the last hour, and of the fleet over the last day.",
-        {200: "StreamHistory"},
+        {200: answers.FleetHistory},
     ),
     Route(
         *("GET", "/events", "events", Access.VIEWERS, Answer.STREAM),
@@ -193,62 +218,62 @@ ROUTES: Final = (
     Route(
         *("POST", "/leases/{streamShard}/release", "release_lease", Access.OPERATORS, Answer.IN_TURNS),
         "Have the owner of a stream shard's lease release it.",
-        {202: "Release", 404: "Error", 409: "Error"},
+        {202: answers.Release, 404: answers.Error, 409: answers.Error},
         (_id("streamShard", "The stream shard."),),
     ),
     Route(
         *("POST", "/held/retry", "retry_held", Access.OPERATORS, Answer.IN_TURNS),
         "Try the held targets of all replicas now.",
-        {200: "Retry"},
-        body="RetryRequest",
+        {200: answers.Retry},
+        body=RetryRequest,
     ),
     Route(
         *("POST", "/dead-letters/list", "list_letters", Access.OPERATORS, Answer.IN_TURNS),
         "Look at dead letters, which are hidden from other receivers for that time.",
-        {200: "Letters", 409: "Error"},
-        body="LettersRequest",
+        {200: answers.Letters, 409: answers.Error},
+        body=LettersRequest,
     ),
     Route(
         *("POST", "/dead-letters/replay", "replay_letters", Access.OPERATORS, Answer.IN_TURNS),
         "Send the records of dead letters to their source again; without `apply` the plan.",
-        {200: "Replay", 409: "Error"},
-        body="LettersRequest",
+        {200: answers.ActedOnLetters, 409: answers.Error},
+        body=LettersRequest,
     ),
     Route(
         *("POST", "/dead-letters/discard", "discard_letters", Access.OPERATORS, Answer.IN_TURNS),
         "Delete dead letters and their records; without `apply` the plan.",
-        {200: "Discard", 409: "Error"},
-        body="LettersRequest",
+        {200: answers.ActedOnLetters, 409: answers.Error},
+        body=LettersRequest,
     ),
     Route(
         *("POST", "/dead-letters/edit", "edit_letter", Access.OPERATORS, Answer.IN_TURNS),
         "Send a corrected record in place of a dead letter's, under a new request id; without `apply` the plan.",
-        {200: "Edit", 404: "Error", 409: "Error"},
-        body="EditRequest",
+        {200: answers.Edit, 404: answers.Error, 409: answers.Error},
+        body=EditRequest,
     ),
-    Route("GET", "/shards", "shards", Access.COUNTS, Answer.SHARED, "Every known shard now.", {200: "Shards"}),
+    Route("GET", "/shards", "shards", Access.COUNTS, Answer.SHARED, "Every known shard now.", {200: answers.Shards}),
     Route(
         *("GET", "/operations", "operations", Access.PRODUCERS, Answer.IN_TURNS),
         "The operations of a tenant, those completed last first.",
-        {200: "Operations", 404: "NoTenant"},
+        {200: answers.Operations, 404: answers.NoTenant},
         LIST,
     ),
     Route(
         *("GET", "/operations/{requestId}", "operation", Access.PRODUCERS, Answer.IN_TURNS),
         "The outcome of one operation.",
-        {200: "Operation", 404: "Operation"},
+        {200: answers.Operation, 404: answers.Operation},
         (_id("requestId", "The operation's `requestId`."), BUSINESS, LOCATION, WAIT),
     ),
     Route(
         *("GET", "/tenants/{businessId}/{locationId}", "tenant", Access.PRODUCERS, Answer.IN_TURNS),
         "One tenant, with the numbers of its rows.",
-        {200: "Tenant", 404: "NoTenant", 503: "TenantError"},
+        {200: answers.Tenant, 404: answers.NoTenant, 503: answers.Error},
         (_id("businessId", "The business of the tenant."), _id("locationId", "Its location.")),
     ),
     Route(
         *("GET", "/tenants/{tenantId}", "tenant_by_id", Access.VIEWERS, Answer.IN_TURNS),
         "One tenant by the id that held targets and moves have.",
-        {200: "Tenant", 404: "NoTenantOfId", 503: "TenantError"},
+        {200: answers.Tenant, 404: answers.NoTenant, 503: answers.Error},
         (
             Parameter(
                 "tenantId",
@@ -263,7 +288,7 @@ ROUTES: Final = (
         *("GET", "/resources/{businessId}/{locationId}/{resourceType}/{resourceId}", "resource"),
         *(Access.OPERATORS, Answer.IN_TURNS),
         "One resource as its row is now.",
-        {200: "Resource", 404: "NoTenant"},
+        {200: answers.Resource, 404: answers.NoTenant},
         (
             _id("businessId", "The business of the tenant."),
             _id("locationId", "Its location."),
@@ -281,14 +306,14 @@ ROUTES: Final = (
         Route(
             *("POST", f"/tenants/{{businessId}}/{{locationId}}/{word}", name, Access.OPERATORS, Answer.IN_TURNS),
             summary,
-            {200: "Levers", 404: "Error", 409: "Error"},
+            {200: answers.Levers, 404: answers.Error, 409: answers.Error},
             (_id("businessId", "The business of the tenant."), _id("locationId", "Its location.")),
             body=body,
         )
         for word, name, body, summary in (
-            ("pause", "pause_tenant", "PauseRequest", "Have a tenant's operations and order events wait, for a time."),
-            ("resume", "resume_tenant", "ResumeRequest", "End the pause of a tenant."),
-            ("weight", "weigh_tenant", "WeightRequest", "Give a tenant more or less of its shard's time."),
+            ("pause", "pause_tenant", PauseRequest, "Have a tenant's operations and order events wait, for a time."),
+            ("resume", "resume_tenant", ResumeRequest, "End the pause of a tenant."),
+            ("weight", "weigh_tenant", WeightRequest, "Give a tenant more or less of its shard's time."),
         )
     ),
     Route(
@@ -298,23 +323,23 @@ ROUTES: Final = (
         Access.COUNTS,
         Answer.SHARED,
         "The queues as SQS reports them.",
-        {200: "Queues"},
+        {200: answers.Queues},
     ),
     Route(
         *("DELETE", "/sqs/purge", "purge", Access.DESTROYERS, Answer.IN_TURNS),
         "Empty a queue.",
-        {202: "Purge", 404: "Error", 429: "Error"},
+        {202: answers.Purge, 404: answers.Error, 429: answers.Error},
         (QUEUE,),
     ),
     Route(
         *("GET", "/handler/status", "handler_status", Access.COUNTS, Answer.SHARED),
         "The state of the worker and of its sources.",
-        {200: "Handler"},
+        {200: answers.Handler},
     ),
     Route(
         *("GET", "/handler/stats", "handler_stats", Access.COUNTS, Answer.SHARED),
         "The queues and their handlers.",
-        {200: "Queues"},
+        {200: answers.Queues},
     ),
     Route(
         "GET",
@@ -323,16 +348,16 @@ ROUTES: Final = (
         Access.COUNTS,
         Answer.SHARED,
         "The state of the cache.",
-        {200: "CacheStats"},
+        {200: dict},
     ),
     Route(
         *("GET", "/cache/keys", "cache_keys", Access.OPERATORS, Answer.SHARED),
         "Keys of the cache.",
-        {200: "CacheKeys", 404: "Error"},
+        {200: answers.CacheKeys, 404: answers.Error},
     ),
     Route(
         *("DELETE", "/cache/clear", "clear_cache", Access.DESTROYERS, Answer.IN_TURNS),
         "Empty the cache.",
-        {200: "object", 404: "Error"},
+        {200: dict, 404: answers.Error},
     ),
 )

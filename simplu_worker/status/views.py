@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import msgspec
-
 from simplu_worker.bulkheads import Trouble
 from simplu_worker.feed.types import DestinationView
 from simplu_worker.shards.gateway import RejectedRequest
 from simplu_worker.shards.health.assessment import health_view
 from simplu_worker.shards.health.prober import InspectedShard
 from simplu_worker.shards.types import Lever
+from simplu_worker.status.answers import FeedDestination, FeedState, Json, Levers, Refusal, Tenant
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import Absence, TenantState, UnreadyReason
 
@@ -33,72 +32,58 @@ def trouble_view(trouble: Trouble) -> dict[str, Any]:
     }
 
 
-def feed_view(published_count: int, destinations: Iterable[DestinationView]) -> dict[str, Any]:
-    """Return the feed as JSON members: how many shards this replica publishes, and the destinations over all shards."""
-    return {
-        "publishedShards": published_count,
-        "destinations": [
-            {
-                "name": one.name,
-                "lagSeconds": round(one.lag_s, 1),
-                "shards": one.shard_count,
-                "heldTenants": one.held_count,
-                "stoppedShards": one.stopped_shards,
-                "error": None if one.error is None else scrub_text(one.error),
-            }
+def feed_state(published_count: int, destinations: Iterable[DestinationView]) -> FeedState:
+    """Return the feed: how many shards this replica publishes, and the destinations over all shards."""
+    return FeedState(
+        published_count,
+        [
+            FeedDestination(
+                name=one.name,
+                lag_seconds=round(one.lag_s, 1),
+                shards=one.shard_count,
+                held_tenants=one.held_count,
+                stopped_shards=list(one.stopped_shards),
+                error=None if one.error is None else scrub_text(one.error),
+            )
             for one in destinations
         ],
-    }
+    )
 
 
-def tenant_view(shard_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
+def tenant_view(shard_id: str, row: Mapping[str, Any]) -> Json:
     """Return a tenant's row as JSON members."""
-    return {
-        "businessId": row["business_id"],
-        "locationId": row["location_id"],
-        "businessType": row["business_type"],
-        "state": row["state"],
-        "shardId": shard_id,
-        "movedTo": row["moved_to"],
-        "createdAt": row["created_at"],
-        "pausedUntil": row["paused_until"],
-        "weight": row["weight"],
-        "resources": row.get("resource_count"),
-        "operations": row.get("operation_count"),
-    }
+    return Tenant(
+        business_id=row["business_id"],
+        location_id=row["location_id"],
+        business_type=row["business_type"],
+        state=row["state"],
+        shard_id=shard_id,
+        moved_to=row["moved_to"],
+        created_at=row["created_at"],
+        paused_until=row["paused_until"],
+        weight=row["weight"],
+        resources=row.get("resource_count"),
+        operations=row.get("operation_count"),
+    ).json()
 
 
-def refused_view(found: RejectedRequest | Absence | None) -> dict[str, Any] | None:
+def refused_view(found: RejectedRequest | Absence | None) -> Json | None:
     """Return the last refused control message of a tenant as JSON members; None without one."""
     if not isinstance(found, RejectedRequest):
         return None
-    return {
-        "reason": found.reason,
-        "error": found.error,
-        "at": found.rejected_at,
-        "queue": found.source,
-        "messageId": found.message_id,
-        "deadLetterQueue": found.dead_letter_queue,
-    }
+    return Refusal(
+        reason=found.reason,
+        error=found.error,
+        at=found.rejected_at,
+        queue=found.source,
+        message_id=found.message_id,
+        dead_letter_queue=found.dead_letter_queue,
+    ).json()
 
 
-def resource_view(resource_type: str, resource_id: str, shard_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of a resource as JSON members; *exists* is false without a row."""
-    return {
-        "resourceType": resource_type,
-        "resourceId": resource_id,
-        "shardId": shard_id,
-        "exists": row["is_there"],
-        "sizeBytes": row["size_bytes"],
-        "date": row["date"],
-        "lastUpdated": row["last_updated"],
-        "data": None if row["data"] is None else msgspec.Raw(row["data"].encode()),
-    }
-
-
-def levers_view(shard_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
+def levers_view(shard_id: str, row: Mapping[str, Any]) -> Json:
     """Return what people have set for a tenant as JSON members."""
-    return {"shardId": shard_id, "pausedUntil": row["paused_until"], "weight": row["weight"]}
+    return Levers(shard_id, row["paused_until"], row["weight"]).json()
 
 
 def lever_action(lever: Lever) -> str:

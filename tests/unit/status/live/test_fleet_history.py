@@ -1,5 +1,3 @@
-"""The history of the fleet: an hour in half minutes, a day in ten minutes, and no number that is not known."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
@@ -56,21 +54,21 @@ def test_hour_has_its_last_points_with_their_times() -> None:
     history = FleetHistory()
     for number in range(POINTS_MAX + 3):
         history.note(point(number, lag_s=float(number)))
-    hour = history.view()["hour"]
-    assert hour["lagSeconds"] == [float(number) for number in range(3, POINTS_MAX + 3)]
-    assert (hour["at"][0], hour["at"][-1] - hour["at"][0]) == (NOW.timestamp() + 90, 119 * 30)
-    assert hour["recordsPerSecond"] == [None] * POINTS_MAX
+    hour, _ = history.view()
+    assert hour.lag_seconds == [float(number) for number in range(3, POINTS_MAX + 3)]
+    assert (hour.at[0], hour.at[-1] - hour.at[0]) == (NOW.timestamp() + 90, 119 * 30)
+    assert hour.records_per_second == [None] * POINTS_MAX
 
 
 def test_day_folds_ten_minutes_into_a_point() -> None:
     history = FleetHistory()
     for number in range(FOLDED + 1):
         history.note(point(number, lag_s=float(number), records_per_s=float(number)))
-    day = history.view()["day"]
-    assert (day["lagSeconds"], day["recordsPerSecond"]) == ([19.0, 20.0], [9.5, 20.0])
+    _, day = history.view()
+    assert (day.lag_seconds, day.records_per_second) == ([19.0, 20.0], [9.5, 20.0])
     for number in range(FOLDED + 1, (DAY_POINTS_MAX + 2) * FOLDED):
         history.note(point(number))
-    assert len(history.view()["day"]["at"]) == DAY_POINTS_MAX
+    assert len(history.view()[1].at) == DAY_POINTS_MAX
 
 
 def test_fold_of_unknown_points_is_unknown() -> None:

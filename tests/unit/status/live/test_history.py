@@ -1,5 +1,3 @@
-"""The history of a replica: rates between two moments, quantiles of buckets, a fixed number of points."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
@@ -22,7 +20,7 @@ def test_point_is_what_came_between_two_moments() -> None:
     history.note(NOTHING, now=100.0, at=START)
     history.note(Totals(600, 30, 2, (0, 300, 300, 0), lag_s=0.5, held_count=3), now=130.0, at=START)
     history.note(Totals(600, 30, 2, (0, 300, 300, 0), lag_s=None, held_count=0), now=160.0, at=START)
-    assert history.view() == {
+    assert history.view().json() == {
         "intervalSeconds": INTERVAL_S,
         "from": "2026-11-23T11:59:30+00:00",
         "operationsPerSecond": [20.0, 0.0],
@@ -47,9 +45,9 @@ def test_figures_are_the_last_latency_and_the_dead_letters_of_the_hour() -> None
 
 def test_history_is_empty_before_the_second_moment() -> None:
     history = History(BOUNDS_S)
-    assert (history.view()["from"], history.view()["lagSeconds"]) == (None, [])
+    assert (history.view().from_, history.view().lag_seconds) == (None, [])
     history.note(NOTHING, now=1.0, at=START)
-    assert history.view()["lagSeconds"] == []
+    assert history.view().lag_seconds == []
 
 
 def test_history_keeps_an_hour() -> None:
@@ -58,8 +56,8 @@ def test_history_keeps_an_hour() -> None:
         at = START + timedelta(seconds=INTERVAL_S * number)
         history.note(msgspec.structs.replace(NOTHING, held_count=number), now=INTERVAL_S * number, at=at)
     view = history.view()
-    assert view["heldTargets"] == list(range(2 * POINTS_MAX, 3 * POINTS_MAX))
-    assert view["from"] == (START + timedelta(seconds=INTERVAL_S * 2 * POINTS_MAX)).isoformat(timespec="seconds")
+    assert view.held_targets == list(range(2 * POINTS_MAX, 3 * POINTS_MAX))
+    assert view.from_ == (START + timedelta(seconds=INTERVAL_S * 2 * POINTS_MAX)).isoformat(timespec="seconds")
 
 
 @pytest.mark.parametrize(

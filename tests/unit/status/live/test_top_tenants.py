@@ -1,5 +1,3 @@
-"""The tenants that take most of the shards' time, for people and for metrics."""
-
 from __future__ import annotations
 
 import pytest
@@ -32,7 +30,7 @@ def test_tenant_has_the_figures_of_both_windows() -> None:
     minute = WindowUse({"a": LOUD, "small": TenantUse(MINUTE_MIN_S - 0.1)}, 16.0)
     hour = WindowUse({"a": LOUD, "before": TenantUse(HOUR_MIN_S, 2, 3)}, 72.0)
 
-    assert tenant_rows("shard-1", minute, hour) == [
+    assert [one.json() for one in tenant_rows("shard-1", minute, hour)] == [
         {
             "shardId": "shard-1",
             "tenant": "a",
@@ -52,7 +50,7 @@ async def test_tenants_of_all_shards_are_in_the_order_of_their_seconds() -> None
     top = TopTenants()
     await top.note({"top-1": usage_of(a=1.0, b=3.0), "top-2": usage_of(a=2.0, c=0.75, d=0.1)})
 
-    assert [(row["shardId"], row["tenant"]) for row in top.rows] == [
+    assert [(row.shard_id, row.tenant) for row in top.rows] == [
         ("top-1", "b"),
         ("top-2", "a"),
         ("top-1", "a"),
@@ -80,6 +78,6 @@ async def test_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_text, "ROWS_MAX", 2)
     top = TopTenants()
     await top.note({f"many-{number}": usage_of(a=number + 1.0) for number in range(3)})
-    assert [row["shardId"] for row in top.rows] == ["many-2", "many-1"]
+    assert [row.shard_id for row in top.rows] == ["many-2", "many-1"]
     for number in range(3):
         instruments.remove_shard(f"many-{number}")

@@ -1,5 +1,3 @@
-"""The description of the HTTP interface: of every route, with schemas that exist."""
-
 from __future__ import annotations
 
 import re
@@ -10,7 +8,7 @@ from support.requires import ROOT
 
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest
 from simplu_worker.status.listing_request import _PARSERS, _TENANT
-from simplu_worker.status.openapi import CONTENT_TYPES, SCHEMAS, describe
+from simplu_worker.status.openapi import SCHEMAS, describe
 from simplu_worker.status.roles import for_viewers
 from simplu_worker.status.routes import ROUTES, Access, Answer, Route
 
@@ -36,10 +34,9 @@ def test_every_route_is_described_once() -> None:
     assert DESCRIPTION["info"]["version"] == "1.2.3"
 
 
-def test_references_lead_to_schemas_and_each_schema_is_used() -> None:
+def test_references_lead_to_schemas() -> None:
     used = {one.removeprefix("#/components/schemas/") for one in references(DESCRIPTION)}
     assert used == SCHEMAS.keys()
-    assert {name for route in ROUTES for name in route.answers.values()} <= SCHEMAS.keys() | CONTENT_TYPES.keys()
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
@@ -61,12 +58,20 @@ def test_members_of_an_operation_are_described() -> None:
     assert members <= SCHEMAS["Operation"]["properties"].keys()
 
 
+def sample(schema: dict[str, Any]) -> Any:
+    """Return a value of *schema*."""
+    if "$ref" in schema:
+        return sample(SCHEMAS[schema["$ref"].rpartition("/")[2]])
+    if "anyOf" in schema:
+        return sample(schema["anyOf"][0])
+    values = {"string": "text", "array": [], "object": {}, "boolean": True, "number": 1.0, "integer": 1}
+    return schema["enum"][0] if "enum" in schema else values[schema["type"]]
+
+
 @pytest.mark.parametrize("name", ["Status", "Fleet", "Tenant", "NoTenant", "Operation", "Handler"])
 def test_required_members_stay_for_viewers(name: str) -> None:
-    samples = {"string": "text", "array": [], "object": {}, "boolean": True, "number": 1.0, "integer": 1}
     schema = SCHEMAS[name]
-    kinds = {member: schema["properties"][member]["type"] for member in schema["required"]}
-    answer = {member: samples[kind if isinstance(kind, str) else kind[0]] for member, kind in kinds.items()}
+    answer = {member: sample(schema["properties"][member]) for member in schema["required"]}
     assert for_viewers(200, answer).keys() == answer.keys()
 
 
