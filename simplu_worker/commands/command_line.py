@@ -1,4 +1,4 @@
-"""The common part of the command lines: their options. It imports only what `--help` needs."""
+"""The options that commands share. Imports only what `--help` needs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class CommonOptions:
     as_json: AsJson = False
 
     def run(self, command: Command, *, for_run: bool = False, reports_misspellings: bool = False) -> int:
-        """Run *command* with the settings, as `run_command` does; return its exit status."""
+        """Run *command* with the settings; return its exit status."""
         from simplu_worker.commands.running import run_command
 
         return run_command(command, self.env_file, for_run=for_run, reports_misspellings=reports_misspellings)
@@ -46,7 +46,7 @@ DURATION_DIGITS_MAX: Final = 6
 
 
 def parse_duration(option: str, text: str) -> timedelta:
-    """Return the duration in *text*, the value of *option*, such as 7d. Raises UsageError."""
+    """Return the duration in *text*, such as 7d. Raises UsageError."""
     number, unit = text[:-1], UNITS.get(text[-1:])
     if unit is None or not (number.isascii() and number.isdecimal() and len(number) <= DURATION_DIGITS_MAX):
         raise UsageError(f"{option}: expected a number and one of s, m, h, d, such as 7d, got {text!r}")
@@ -54,7 +54,7 @@ def parse_duration(option: str, text: str) -> timedelta:
 
 
 def parse_time(option: str, text: str) -> datetime:
-    """Return the time in *text*, the value of *option*. Raises UsageError."""
+    """Return the time in *text*. Raises UsageError."""
     from simplu_worker.operations.json_record import EXPECTED_TIME, parse_timestamp
 
     try:

@@ -12,10 +12,7 @@ from simplu_worker.errors import ConfigurationError
 
 
 def end_process(command: Callable[[], object]) -> NoReturn:
-    """Run *command* and end the process with the status that it returns; 0 for any other result.
-
-    A ConfigurationError is printed, a line for each problem.
-    """
+    """Run *command* and end the process with its status, 0 for any other result; print a ConfigurationError."""
     try:
         result = command()
     except ConfigurationError as exc:
@@ -35,7 +32,6 @@ def complain_and_exit(*problems: str, status: int) -> NoReturn:
 
 
 def _release_outputs() -> None:
-    """Discard what stdout and stderr do not take: Python would end with another status at its last flush."""
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed when the process started
         try:
             stream.flush()

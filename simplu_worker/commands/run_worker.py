@@ -57,7 +57,6 @@ def _run(settings: Settings) -> int:
 
 @contextmanager
 def _background_output() -> Iterator[None]:
-    """Have stdout and stderr, on which Python and libraries print too, written from threads in the block."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = opened = [
         BackgroundStream(

@@ -1,8 +1,6 @@
-"""How a command runs: the settings that it loads, its log, its end by an error or a signal.
+"""How a command runs: its settings, its log, its end, and what it requires.
 
-Imported once a command runs: with the settings, logging and asyncio it takes as long as all of `--help`.
-
-Check what a command needs: settings that are present, a tenant with valid names, a known shard.
+Imported once a command runs: it takes as long as all of `--help`.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 
 class _Stderr(io.TextIOBase):
-    """The stderr of the moment: while progress bars are shown, lines of the log appear above them."""
+    """The stderr of the moment: while progress bars are shown, the log appears above them."""
 
     def write(self, text: str) -> int:
         """Write *text*."""
@@ -59,7 +57,7 @@ def run_command(
 ) -> int:
     """Run *command* with the settings; return its exit status. Its answer goes to stdout, its log to stderr.
 
-    *for_run* requires every setting that `run` needs. A command that *reports_misspellings* has them in its answer.
+    *for_run* requires every setting that `run` needs. A command that *reports_misspellings* prints them itself.
     """
     settings = read_settings(env_file, for_run=for_run)
     configure_logging(
@@ -88,8 +86,8 @@ def run_command(
 def read_settings(env_file: Path | None, *, for_run: bool) -> Settings:
     """Return the settings of the environment and *env_file*, and prepare the environment for libraries.
 
-    *for_run* also checks what opening the parts of a worker needs. Raises ConfigurationError with every problem, and
-    with the misspelt variables, one of which may be the cause.
+    Raises ConfigurationError with every problem, with *for_run* those of the worker's parts too, and with misspelt
+    variables.
     """
     if env_file is not None:
         load_env_file(env_file)
@@ -114,20 +112,20 @@ def given_misspellings() -> dict[str, str]:
 
 
 def log_service_links() -> None:
-    """Log the variables of ours that are ignored because Kubernetes has set them for a service of that name."""
+    """Log our variables that Kubernetes has set for a service of that name."""
     for name in VARIABLES:
         if name.endswith("_PORT") and is_service_link(os.environ.get(name, "")):
             log.warning("variable.not_ours", variable=name, advice=SERVICE_LINK_ADVICE)
 
 
 def log_misspellings() -> None:
-    """Log the misspelt variables of the environment: they may be of another program, so they stop nothing."""
+    """Log the misspelt variables: they may be another program's."""
     for name, nearest in given_misspellings().items():
         log.warning("variable.ignored", variable=name, nearest=nearest)
 
 
 def run_until_interrupted(command: Coroutine[Any, Any, int]) -> int:
-    """Run *command*; return its exit status. A signal ends the command and what it has asked of servers."""
+    """Run *command*; return its exit status. A signal ends it and what it has asked of servers."""
     end_start()
     try:
         return asyncio.run(_run_until_ended(command))
@@ -136,7 +134,6 @@ def run_until_interrupted(command: Coroutine[Any, Any, int]) -> int:
 
 
 async def _run_until_ended(command: Coroutine[Any, Any, int]) -> int:
-    """Run *command* until SIGTERM, or SIGHUP from a terminal that closes; a second one ends the process at once."""
     widen_threads()
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     came: list[signal.Signals] = []
@@ -159,7 +156,7 @@ async def _run_until_ended(command: Coroutine[Any, Any, int]) -> int:
 
 
 def complain(problem: str) -> None:
-    """Print *problem* on stderr, without secrets. Nothing happens where stderr takes nothing."""
+    """Print *problem* on stderr, without secrets, if stderr takes it."""
     with contextlib.suppress(OSError):
         print(scrub_text(problem), file=sys.stderr)  # noqa: T201  (for the person at the terminal)
 
@@ -167,10 +164,7 @@ def complain(problem: str) -> None:
 def require_settings(
     settings: Settings, *, routes: bool = False, stream: bool = False, queue: str | None = None
 ) -> None:
-    """Raise ConfigurationError, which names every missing variable, unless the required settings are present.
-
-    *queue* is the name of the variable with the URL of a required queue.
-    """
+    """Raise ConfigurationError, which names every missing variable, unless the required settings are present."""
     problems = []
     if stream and settings.kinesis_stream_name is None:
         problems.append("KINESIS_STREAM_NAME: expected the stream to put operations on, got nothing; set it")
@@ -183,7 +177,7 @@ def require_settings(
 
 
 def parse_tenant_id(business_id: str, location_id: str) -> str:
-    """Return the tenant id of two names from the command line. Raises PermanentError if one is invalid."""
+    """Return the tenant id of two names. Raises PermanentError if one is invalid."""
     for name, value in {"business": business_id, "location": location_id}.items():
         if not is_id(value):
             raise PermanentError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8, got {len(value)}")
@@ -191,7 +185,7 @@ def parse_tenant_id(business_id: str, location_id: str) -> str:
 
 
 def known_shard(shards: Iterable[ShardAddress], shard_id: str) -> ShardAddress:
-    """Return the one of *shards* that the command line names. Raises PermanentError if it is none of them."""
+    """Return the one of *shards* with this id. Raises PermanentError."""
     known = {address.shard_id: address for address in shards}
     if shard_id not in known:
         raise PermanentError(f"expected a shard out of {', '.join(sorted(known)) or 'none'}; got {shard_id}")

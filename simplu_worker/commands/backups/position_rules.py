@@ -28,7 +28,7 @@ class PositionState(StrEnum):
 
 
 class JudgedPosition(msgspec.Struct, frozen=True):
-    """The position of a stream shard in a backup; *since* is about the time of the first record that it lacks."""
+    """The position of a stream shard in a backup; *since* is about the time of the first missing record."""
 
     stream_shard_id: str
     position: str
@@ -49,10 +49,10 @@ class BackupFacts(msgspec.Struct, frozen=True):
 
 
 def judge_positions(facts: BackupFacts) -> list[JudgedPosition]:
-    """Return the positions of the stream shards in the backup, and of those without a row that are read for it.
+    """Return the positions of the stream shards in the backup, and of those that are read for it without a row.
 
-    A stream shard without a row is read from about the first tenant on; one with parents has records since its parents'
-    rows only.
+    Without a row a stream shard is read from about the first tenant on; one with parents has records since their rows
+    only.
     """
     judged = [_judge_row(facts, name, row) for name, row in sorted(facts.rows.items())]
     if facts.first_tenant_at is None:
@@ -73,7 +73,6 @@ def _judge_row(facts: BackupFacts, name: str, row: StreamPosition) -> JudgedPosi
 
 
 def _is_level(lease: Lease | None, row: StreamPosition, now: datetime) -> bool:
-    """Return whether the checkpoint of the fleet is not ahead of a row."""
     if lease is None:
         return False
     if row.pending_from == TRIM_HORIZON.checkpoint:
@@ -87,7 +86,7 @@ def _judge_time(facts: BackupFacts, name: str, position: str, since: datetime | 
 
 
 def record_to_confirm(judged: JudgedPosition) -> str | None:
-    """Return the sequence number of a record that the stream must still have, if the position is readable."""
+    """Return the sequence number that the stream must still have, if the position is readable."""
     is_record = judged.position not in {NO_ROW, TRIM_HORIZON.checkpoint}
     return judged.position.partition("/")[0] if is_record and judged.state is PositionState.READABLE else None
 

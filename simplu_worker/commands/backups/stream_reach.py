@@ -24,7 +24,7 @@ from simplu_worker.timing.clock import utc_now
 
 
 def backup_address(settings: Settings, shard_id: str) -> ShardAddress:
-    """Return the address at BACKUP_URL, of a restored backup of *shard_id*. Raises `ConfigurationError` without one."""
+    """Return the address at BACKUP_URL. Raises `ConfigurationError` without one."""
     if settings.backup_url is None:
         raise ConfigurationError(
             "BACKUP_URL: expected the connection string of a restored backup, got nothing; set it, or BACKUP_URL_FILE"
@@ -42,12 +42,12 @@ class StreamReach(msgspec.Struct, frozen=True):
 
     @property
     def lost(self) -> list[str]:
-        """The stream shards with records since the backup that may have left the stream."""
+        """The stream shards whose records since the backup may have left the stream."""
         return [one.stream_shard_id for one in self.positions if one.state is PositionState.LOST]
 
 
 async def judge_reach(settings: Settings, content: BackupContent) -> StreamReach:
-    """Return whether the stream reaches back to a backup. Raises the errors of the stream and of the lease table."""
+    """Return whether the stream reaches back to a backup."""
     async with open_stream(settings) as stream, open_lease_table(settings) as table:
         retention = (await stream.describe()).retention
         checked_at = utc_now()
@@ -65,7 +65,6 @@ async def judge_reach(settings: Settings, content: BackupContent) -> StreamReach
 
 
 async def _confirm(stream: Stream, judged: JudgedPosition) -> JudgedPosition:
-    """Return *judged* as lost if the stream no longer has its record: later ones may have gone with it."""
     wanted = record_to_confirm(judged)
     if wanted is None:
         return judged

@@ -1,4 +1,4 @@
-"""`check`: contact all dependencies once, concurrently; print their answers and the oddities of the configuration."""
+"""`check`: contact all dependencies once, concurrently; print their answers and what is odd."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class CheckReport(msgspec.Struct, frozen=True):
 
 
 async def check(settings: Settings, *, as_json: bool, misspellings: Mapping[str, str]) -> int:
-    """Check all dependencies that *settings* name, and print the report. Return 1 if one failed, else 0."""
+    """Check all dependencies that *settings* name, and print the report. Return 1 if one failed."""
     report = scrub_report(await check_dependencies(settings, misspellings))
     if as_json:
         print_json(report)
@@ -111,7 +111,7 @@ def print_report(report: CheckReport) -> None:
 
 
 def verdict_on(report: CheckReport) -> list[str]:
-    """Return the last lines: what failed and what to do, else what warns; that nothing is odd only if nothing is."""
+    """Return the last lines: what failed and what to do, else what warns."""
     for status in (CheckStatus.FAILED, CheckStatus.WARNING):
         if found := [one for one in report.dependencies if one.status is status]:
             names = [one.dependency for one in found]
@@ -126,7 +126,7 @@ def verdict_on(report: CheckReport) -> list[str]:
 
 
 def scrub_report(report: CheckReport) -> CheckReport:
-    """Return *report* with secrets masked: addresses and the errors of libraries may contain some."""
+    """Return *report* with secrets masked."""
     return CheckReport(
         dependencies=[
             msgspec.structs.replace(
@@ -139,7 +139,7 @@ def scrub_report(report: CheckReport) -> CheckReport:
 
 
 async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]) -> CheckReport:
-    """Contact all dependencies. Raises ConfigurationError only; any other failure is in the report."""
+    """Contact all dependencies. A failure is in the report."""
     checks = DependencyChecks(settings)
     checks.facts.open_files_max = open_files_max()
     async with AsyncExitStack() as stack:
@@ -174,13 +174,13 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
 
 
 def sparing(settings: Settings) -> Settings:
-    """Return *settings* with one try at Citrus, and with few connections in all: each pool would keep one open."""
+    """Return *settings* with one try at Citrus, and few connections."""
     connections = min(settings.database_max_connections, SHARDS_AT_ONCE // 2)  # beside those of probes
     return settings.model_copy(update={"citrus_retry_attempts": 1, "database_max_connections": connections})
 
 
 class DependencyChecks:
-    """The check of each kind of dependency. Collects in `facts` the properties that the findings need."""
+    """The check of each kind of dependency; `facts` get what the findings need."""
 
     def __init__(self, settings: Settings) -> None:
         self.facts = CheckFacts()
@@ -188,7 +188,7 @@ class DependencyChecks:
         self._shard_turns = asyncio.Semaphore(SHARDS_AT_ONCE)  # the time of a shard's check begins with its turn
 
     async def check_credentials(self) -> list[CheckedDependency]:
-        """Check that a source has credentials of AWS, which has not just called them expired."""
+        """Check that there are credentials of AWS, which have not expired."""
         source = credential_source()
 
         async def ask() -> CheckAnswer:
@@ -216,7 +216,6 @@ class DependencyChecks:
         ]
 
     async def _read_consumers(self, consumers: StreamConsumers) -> CheckAnswer:
-        """Count the registered consumers. A failure is a warning at most: the worker polls without them."""
         is_pushed = self._settings.kinesis_read == "fan-out"
         if not self.facts.open_stream_shard_count:
             return CheckAnswer("unknown without the stream")
@@ -245,7 +244,7 @@ class DependencyChecks:
         return CheckAnswer(f"{summary.status.lower()}, {count} open stream shards, records kept for {kept}")
 
     async def check_tables(self, client: Client) -> list[CheckedDependency]:
-        """Check the lease table and the KCL's tables that have names, if a stream is configured, and business-info."""
+        """Check the lease table, the KCL's tables that have names, and business-info."""
         leases, info = self._settings.kinesis_application_name, self._settings.dynamodb_business_info_table
         checks = [
             check_dependency("business-info", address_of(client, info), lambda: self._check_business_info(client, info))
@@ -274,10 +273,6 @@ class DependencyChecks:
         return await self._check_kcl_leader(client, name) or CheckAnswer(table.status.lower())
 
     async def _check_kcl_leader(self, client: Client, name: str) -> CheckAnswer | None:
-        """Return the leader that a replica that starts now would follow, or why it would take no leases, or soon none.
-
-        None without a KCL 3.x.
-        """
         settings = self._settings
         table = LeaseTable(client, name)
         tables = KclTables.of(name, settings.kinesis_coordinator_table, settings.kinesis_worker_metrics_table)
@@ -291,7 +286,6 @@ class DependencyChecks:
         return None if problem is None else CheckAnswer(problem, CheckStatus.WARNING)
 
     def _check_kcl_tables(self, client: Client) -> list[Coroutine[Any, Any, CheckedDependency]]:
-        """Return the checks of the KCL 3.x's tables with names of their own: a wrong name would hide a leader."""
         settings = self._settings
         tables = (
             ("KCL coordinator table", settings.kinesis_coordinator_table, _check_coordinator_table),
@@ -351,7 +345,7 @@ class DependencyChecks:
         return CheckAnswer(f"answers, {attributes.visible_count} waiting")
 
     async def check_shards(self, shards: Shards) -> list[CheckedDependency]:
-        """Check Citrus, if it is configured, and every shard that it or the shard map names."""
+        """Check Citrus, and every shard that it or the shard map names."""
         known: list[ShardAddress] = []
 
         async def ask_citrus() -> CheckAnswer:
@@ -367,7 +361,7 @@ class DependencyChecks:
         return checks + await run_all([self._check_shard(shards, address) for address in known])
 
     async def check_cache(self) -> list[CheckedDependency]:
-        """Check Redis, if it is configured. A failure is a warning: operations continue without Redis."""
+        """Check Redis. A failure is a warning: operations continue without Redis."""
         url = self._settings.redis_url
         if url is None:
             return []

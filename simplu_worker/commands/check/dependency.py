@@ -1,11 +1,4 @@
-"""The dependencies that `check` asks.
-
-One dependency and its answer, as `check` shows them.
-
-The destinations of `FEED_FILE`, reached as far as that is possible without an event.
-
-What the worker that runs on this machine says of itself and its fleet, for `check`.
-"""
+"""The dependencies that `check` asks, and their answers."""
 
 from __future__ import annotations
 
@@ -70,7 +63,7 @@ CAUSES: Final = {
 
 
 class CheckedDependency(msgspec.Struct, frozen=True):
-    """One dependency with its answer: a line of the table."""
+    """A line of the table."""
 
     dependency: str
     address: str
@@ -107,7 +100,7 @@ async def run_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def check_feed(settings: Settings) -> list[CheckedDependency]:
-    """Check each destination, in the order of the file. The file was found to be right before."""
+    """Check each destination of FEED_FILE, as far as possible without an event."""
     if settings.feed_file is None:
         return []
     file = read_feed_file(settings.feed_file, settings.feed_allowed_hosts)
@@ -120,7 +113,6 @@ async def check_feed(settings: Settings) -> list[CheckedDependency]:
 
 
 def _address(destination: FeedDestination) -> str:
-    """Return the target, but of a URL over HTTP the host alone: its path may be a secret."""
     if destination.kind in {DestinationKind.KINESIS, DestinationKind.SQS}:
         return destination.target
     url = urlsplit(destination.target)
@@ -172,7 +164,7 @@ LASTS: Final = timedelta(minutes=1)  # what is critical for so long does not pas
 
 
 async def check_fleet(settings: Settings) -> list[CheckedDependency]:
-    """Ask the worker of this machine for what is wrong now. Without a worker, or a token for it, nothing is known."""
+    """Ask the worker of this machine what is wrong now."""
 
     async def ask() -> CheckAnswer:
         try:
@@ -193,7 +185,7 @@ async def check_fleet(settings: Settings) -> list[CheckedDependency]:
 
 
 def describe_problems(problems: Iterable[Mapping[str, Any]], now: datetime) -> CheckAnswer:
-    """Return as its answer the problems of `/fleet` that are not over *now*, the worst first."""
+    """Return the problems of `/fleet` that are not over *now*, the worst first."""
     found = [one for one in problems if not one["isOver"]]
     if not found:
         return CheckAnswer("nothing is wrong")

@@ -1,4 +1,4 @@
-"""Find the oddities of a configuration that works, and the remedy of each. Pure."""
+"""Find what is odd about a configuration that works, and the remedy. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OTHER_FILES: Final = 300  # connections to AWS, Citrus and Redis, the log, the e
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """An oddity: the thing concerned, its problem, and the remedy."""
+    """Something odd, its problem, and the remedy."""
 
     about: str
     problem: str
@@ -154,7 +154,7 @@ def _retention_findings(facts: CheckFacts, settings: Settings) -> Iterator[Findi
 
 
 def describe_reading(registered: Sequence[str], own: str | None, stream_shard_count: int) -> str:
-    """Return the use of quotas by this configuration; *own* is the name of its consumer, None where it polls."""
+    """Return the use of quotas; *own* is the name of the configured consumer, None where it polls."""
     others = ", ".join(sorted(name for name in registered if name != own)) or "none"
     if own is None:
         return (

@@ -1,9 +1,4 @@
-"""`shards accept-gap`, and the numbers of tokens that it raises.
-
-`shards accept-gap`: let shards go on that lack records which the stream no longer has.
-
-`shards raise-numbers`: let a shard go on whose database has come to a server with lower numbers of transactions.
-"""
+"""`shards accept-gap` and `shards raise-numbers`, which let a shard go on that waits for a person."""
 
 from __future__ import annotations
 
@@ -31,7 +26,7 @@ COLUMNS: Final = ("shard", "stream shard", "lacks records after", "found at")
 
 
 class FoundGap(msgspec.Struct, frozen=True):
-    """A gap of a shard for which it is held, until now."""
+    """A gap for which a shard is held."""
 
     shard_id: str
     stream: str
@@ -41,8 +36,6 @@ class FoundGap(msgspec.Struct, frozen=True):
 
 
 class _Refusal(msgspec.Struct, frozen=True):
-    """Why the gaps of a shard could not be accepted."""
-
     error: str
 
 
@@ -113,10 +106,7 @@ def _members(gap: FoundGap) -> dict[str, Any]:
 
 
 async def raise_numbers(settings: Settings, shard_id: str, *, apply: bool, as_json: bool) -> int:
-    """Raise the numbers of a shard's batches above those in its log, and print what they were; 1 if they are not.
-
-    Raises `PermanentError` for a shard that is not known, `RetryableError` if it does not answer.
-    """
+    """Raise the numbers of a shard's batches above those in its log; return 1 if they are not."""
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         address = known_shard(await shards.locator.list_shards(), shard_id)

@@ -1,7 +1,4 @@
-"""`shards query`: one statement on all shards, as a role that can only read.
-
-How `shards query` prints the rows of many shards: as a table, as CSV or as JSON Lines.
-"""
+"""`shards query`: one statement on all shards, as a role that can only read."""
 
 from __future__ import annotations
 
@@ -60,8 +57,6 @@ class RowPrinter(Protocol):
 
 
 class _Columns:
-    """The columns of the first answer, which every other one must have."""
-
     def __init__(self) -> None:
         self.names: list[str] | None = None
         self._first = ""
@@ -77,7 +72,7 @@ class _Columns:
 
 
 class TablePrinter:
-    """Keeps the first rows for one table, in order of the shards' ids."""
+    """Keeps the first rows for one table."""
 
     def __init__(self) -> None:
         self._columns = _Columns()
@@ -92,7 +87,7 @@ class TablePrinter:
             self._rows.append((shard_id, [shorten(cell or "", CELL_MAX) for cell in row]))
 
     def finish(self) -> bool:
-        """Print the table, and how many rows it has no room for."""
+        """Print the table."""
         if self._columns.names is not None:
             rows = sorted(self._rows, key=itemgetter(0))
             print_table(["shard", *self._columns.names], [[shard_id, *cells] for shard_id, cells in rows])
@@ -108,19 +103,19 @@ class CsvPrinter:
         self._columns = _Columns()
 
     def add(self, shard_id: str, answer: ShardAnswer) -> None:
-        """Print the rows, the first time below the names of the columns."""
+        """Print the rows."""
         is_first = self._columns.names is None
         self._columns.check(shard_id, answer.columns)
         header = csv_line(["shard", *answer.columns]) if is_first else ""
         _write(header + "".join(csv_line([shard_id, *row]) for row in answer.rows))
 
     def finish(self) -> bool:
-        """Do nothing: all is printed."""
+        """Do nothing."""
         return True
 
 
 class JsonLinesPrinter:
-    """Prints one JSON object a line, in which the row is one as well."""
+    """Prints a JSON object a line."""
 
     def add(self, shard_id: str, answer: ShardAnswer) -> None:
         """Print the rows."""
@@ -130,7 +125,7 @@ class JsonLinesPrinter:
         _write("".join(f'{{"shardId":{shard},"row":{row}}}\n' for row in rows))
 
     def finish(self) -> bool:
-        """Do nothing: all is printed."""
+        """Do nothing."""
         return True
 
 
@@ -167,10 +162,7 @@ SHOWN_MAX: Final = 60  # characters
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """Which shards are asked: all, or some, or that of a tenant; and which of their servers.
-
-    Who *wants_all* rows has given no limit.
-    """
+    """Which shards are asked, and which of their servers. *wants_all*: no limit of rows was given."""
 
     shard_ids: tuple[str, ...] = ()
     tenant: tuple[str, str] | None = None
@@ -204,7 +196,7 @@ def _shown(text: str) -> str:
 
 
 async def query_shards(settings: Settings, question: ShardQuestion, asked: Asked, row_format: RowFormat) -> int:
-    """Ask the shards, and print their rows as they answer. Return 1 if one of them did not, or if rows are left out."""
+    """Ask the shards, and print their rows as they answer. Return 1 if one did not, or if rows are left out."""
     require_settings(settings, routes=True)
     reader = _reader_of(settings)
     tenant_id = None if asked.tenant is None else parse_tenant_id(*asked.tenant)
@@ -217,7 +209,6 @@ async def query_shards(settings: Settings, question: ShardQuestion, asked: Asked
 
 
 def _reader_of(settings: Settings) -> tuple[str, str | None]:
-    """Return the user and the password of the reader. Raises `ConfigurationError` without one."""
     if settings.reader_username is None:
         raise ConfigurationError(
             "READER_USERNAME: expected the role that asks shards, got nothing; make one that can only read "
@@ -228,7 +219,6 @@ def _reader_of(settings: Settings) -> tuple[str, str | None]:
 
 
 async def _choose_shards(shards: Shards, asked: Asked, tenant_id: str | None) -> list[ShardAddress]:
-    """Return the shards to ask. Raises `PermanentError` for a shard or a tenant that is unknown."""
     if tenant_id is not None:
         found = await shards.directory.find(tenant_id)
         if isinstance(found, Absence):
@@ -239,8 +229,6 @@ async def _choose_shards(shards: Shards, asked: Asked, tenant_id: str | None) ->
 
 
 class _Round:
-    """One question to some shards, its printer, and the notes on shards beside their rows."""
-
     def __init__(
         self,
         question: ShardQuestion,
@@ -301,10 +289,7 @@ class _Round:
             self._notes.setdefault(note, []).append(shard_id)
 
     def finish(self) -> bool:
-        """Print what the printer has kept, and on stderr each note and each failure once, with its shards.
-
-        Return whether all shards have answered, and all rows that were asked for are printed.
-        """
+        """Print what is left, and on stderr each note once, with its shards; return whether all is printed."""
         has_printed_all = self._printer.finish()
         for shard_id, failure in sorted(self._failures.items()):
             self._notes.setdefault(f"no rows: {failure}", []).append(shard_id)

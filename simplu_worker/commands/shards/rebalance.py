@@ -1,7 +1,4 @@
-"""`shards rebalance`: plan moves of tenants so that shards are about equally full, and carry them out.
-
-`shards drain`: plan the moves of all tenants away from a shard, carry them out, and take them back with `--undo`.
-"""
+"""`shards rebalance` and `shards drain`: plan moves of tenants, and carry them out."""
 
 from __future__ import annotations
 
@@ -43,10 +40,7 @@ from simplu_worker.transfers.sql_files import QUERIES
 
 
 class Balance(msgspec.Struct, frozen=True):
-    """How to balance: *by* a measure, or else by the map or the capacities; only *to* these shards, if any is named.
-
-    With *keep_pins* every tenant stays where the map pins it.
-    """
+    """How to balance: *by* a measure, or else by the map or the capacities; only *to* these shards, if any is named."""
 
     by: Weight | None = None
     to: tuple[str, ...] = ()
@@ -58,8 +52,8 @@ async def rebalance_shards(
 ) -> int:
     """Plan moves that make the shards about equally full, or follow the map; with *apply* carry them out.
 
-    Moves that have begun and not ended come first, but for those of commands that run. Return 1 if a move fails or
-    would be refused, or if another command still moves a tenant in the end.
+    Moves that have begun come first. Return 1 if a move fails or would be refused, or another command still moves a
+    tenant.
     """
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
@@ -85,7 +79,6 @@ async def rebalance_shards(
 
 
 def _plan_rebalance(survey: Survey, locator: Locator, balance: Balance) -> Sequence[PlannedTransfer]:
-    """Return the moves beside those that have begun."""
     target_ids = balance.to or survey.target_ids
     if balance.by is None and isinstance(locator, StaticMap):
         tenants = [one for one in survey.homes_after if one.tenant_id not in survey.settled]
@@ -100,7 +93,6 @@ def _plan_rebalance(survey: Survey, locator: Locator, balance: Balance) -> Seque
 
 
 def _count_pinned(plan: Sequence[PlannedTransfer], locator: Locator) -> int:
-    """Return how many tenants the shard map pins to the shards that they are to leave."""
     pins = locator.map.tenants if isinstance(locator, StaticMap) else {}
     return sum(pins.get(one.tenant.tenant_id) == one.tenant.shard_id for one in plan)
 
@@ -116,9 +108,8 @@ class Drain(msgspec.Struct, frozen=True):
 async def drain_shard(settings: Settings, drain: Drain, terms: MoveTerms, *, apply: bool, as_json: bool) -> int:
     """Plan the moves of all tenants of a shard, or of those that a drain has moved away; with *apply* carry them out.
 
-    Nothing is moved unless all tenants have a place. From then on the shard takes no tenants, until `undo`. Without
-    that print whether the shard can be removed. Return 1 if a tenant has no place, if a move fails, or if the shard has
-    to be kept after all moves.
+    Nothing is moved unless all tenants have a place. From then on the shard takes no tenants, until `undo`. Return 1 if
+    a move fails, or if the shard has to be kept.
     """
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
@@ -160,10 +151,6 @@ async def _plan(shards: Shards, shard_id: str) -> tuple[Survey, list[PlannedTran
 
 
 async def _plan_undo(shards: Shards, shard_id: str) -> tuple[Survey, list[PlannedTransfer], dict[str, str]]:
-    """Return the moves back to a shard of the tenants that a drain has moved away, as `_plan` does.
-
-    Raises `PermanentError` if it takes no tenants.
-    """
     survey = await survey_tenants(shards, None, refilled=shard_id)
     if shard_id not in survey.target_ids:
         raise PermanentError(
@@ -182,7 +169,6 @@ async def _plan_undo(shards: Shards, shard_id: str) -> tuple[Survey, list[Planne
 async def _judge(
     shards: Shards, survey: Survey, plan: Sequence[PlannedTransfer], terms: MoveTerms, *, apply: bool
 ) -> MovePlans:
-    """Return why moves would be refused, and without *apply* also what they would take."""
     if not apply:
         return await plan_moves(shards, requests_of(plan), max_pause_s=terms.max_pause, places=survey.places)
     _, refused = await check_moves(shards, requests_of(plan), survey.places)

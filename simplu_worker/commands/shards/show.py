@@ -1,9 +1,4 @@
-"""`shards list`, `shards show` and `shards route`.
-
-`shards list`.
-
-`shards route`: print the shards of keys, and how many keys would move with another number of shards.
-"""
+"""`shards list` and `shards route`."""
 
 from __future__ import annotations
 
@@ -51,7 +46,7 @@ STYLES: Final = {ShardState.HEALTHY: "green", ShardState.DEGRADED: "yellow", Sha
 
 
 async def list_shards(settings: Settings, *, as_json: bool) -> int:
-    """Inspect every shard that Citrus or the shard map names, and print them. Return 1 if one did not answer."""
+    """Inspect every known shard, and print them. Return 1 if one did not answer."""
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         listed = await inspect_all_shards(shards.locator, shards.pools)
@@ -68,7 +63,6 @@ async def list_shards(settings: Settings, *, as_json: bool) -> int:
 
 
 async def _count_beyond_bounds(listed: Sequence[InspectedShard], pools: Pools) -> dict[str, int]:
-    """Return, by shard, how many documents may not be stored any more; without shards that take too long to count."""
 
     async def count(address: ShardAddress) -> int:
         rows = await fetch_from_shard(pools.ensure_pool(address), QUERIES["count_beyond_bounds"])
@@ -78,7 +72,6 @@ async def _count_beyond_bounds(listed: Sequence[InspectedShard], pools: Pools) -
 
 
 def _members(shard: InspectedShard, beyond: Mapping[str, int], drained: Collection[str]) -> dict[str, Any]:
-    """Return the facts of a shard; *beyond* are the counts of documents beyond the bounds, by shard."""
     view = {name: value for name, value in shard_view(shard).items() if value is not None}
     view |= {"odd": [scrub_text(one) for one in view["odd"]]} if "odd" in view else {}
     view |= {"drained": True} if shard.address.shard_id in drained else {}
@@ -109,7 +102,6 @@ def _row(shard: InspectedShard, beyond: Mapping[str, int], drained: Collection[s
 
 
 def _format_usage(health: Health) -> str | None:
-    """Return the share of the shard's room for businesses that is used, as Citrus counts them."""
     usage = health.observation.usage
     if usage.ratio is None:
         return None
@@ -121,7 +113,6 @@ def _format_connections(used: int | None, most: int | None) -> str | None:
 
 
 def _format_lag(view: dict[str, Any]) -> str | None:
-    """Return the lag of a standby, or the number of a primary's standbys."""
     parts = [f"{view['replicationLagSeconds']:.1f} s"] if "replicationLagSeconds" in view else []
     parts += [f"{view['replicationLagBytes']} bytes"] if "replicationLagBytes" in view else []
     if view.get("standbys"):
@@ -137,7 +128,7 @@ NEW: Final = " (new)"
 
 
 class KeyRoute(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """The shard of one key; *retired* are the retired shards to which it was hashed first, in order."""
+    """The shard of one key; *retired* are the retired shards to which it was hashed first."""
 
     key: str
     shard_id: str | None = None
@@ -174,7 +165,7 @@ def read_keys(words: Sequence[str]) -> list[str]:
 
 
 async def route_keys(settings: Settings, words: Sequence[str], with_shards: int | None, *, as_json: bool) -> int:
-    """Print the shards of keys, by the shard map or by Citrus. Return 1 if the shard of a key is unknown."""
+    """Print the shards of keys. Return 1 if the shard of a key is unknown."""
     require_settings(settings, routes=True)
     keys = read_keys(words)
     if words and not keys:
@@ -201,12 +192,12 @@ async def route_keys(settings: Settings, words: Sequence[str], with_shards: int 
 
 
 def sample_keys(count: int = SAMPLE_COUNT) -> list[str]:
-    """Return sample keys of tenants; the same ones each time."""
+    """Return the same sample keys each time."""
     return [f"business-{number}-location-{number % 3}" for number in range(count)]
 
 
 def place_keys(shard_map: ShardMap, keys: Iterable[str], with_shards: int | None) -> list[KeyRoute]:
-    """Return the shards of *keys* by a map, also if it had *with_shards* shards: its first ones, or more of them."""
+    """Return the shards of *keys* by a map, also if it had *with_shards* shards."""
     other = None if with_shards is None else _resize(shard_map, with_shards)
     routes = []
     for key in keys:
@@ -251,7 +242,6 @@ def summarize_moves(routes: Sequence[KeyRoute], shard_ids: Sequence[str], count:
 
 
 async def _locate_keys(locator: Locator, keys: Sequence[str]) -> list[KeyRoute]:
-    """Ask Citrus for the shard of each key."""
     if not keys:
         raise PermanentError("expected keys, because Citrus is asked for each; give some, or - to read them from stdin")
     routes: dict[str, KeyRoute] = {}

@@ -1,13 +1,4 @@
-"""The moves of many tenants that `shards drain` and `shards rebalance` plan and carry out.
-
-Ask all shards for their tenants and for the moves that have begun, to plan moves.
-
-Whether a shard can be removed, for `shards drain`.
-
-Print a plan of moves between shards: each move, and how full the shards are before and after.
-
-Carry out a plan of moves between shards, after the moves that have begun.
-"""
+"""The moves of many tenants that `shards drain` and `shards rebalance` plan and carry out."""
 
 from __future__ import annotations
 
@@ -69,10 +60,9 @@ class Weight(StrEnum):
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """The tenants of all shards, and the moves that have begun and not ended; *targets* take tenants.
+    """The tenants of all shards, and the moves that have not ended; *targets* take tenants.
 
-    *places* has the same by tenant, *types* the business types of each target. *full* are the targets that take no more
-    by the answer of Citrus, *drained* the shards that were drained and take none. *drains* are the tenants of moves by
+    *full* are the targets that take no more by Citrus, *drained* the shards that take none, *drains* the tenants of
     drains that have not ended, each with the shard that it leaves.
     """
 
@@ -102,12 +92,12 @@ class Survey(msgspec.Struct, frozen=True):
 
     @property
     def settled(self) -> frozenset[str]:
-        """The tenants with moves that have begun, and are to end first, here or in other commands."""
+        """The tenants whose moves have begun."""
         return frozenset(one.tenant.tenant_id for one in self.begun.expected)
 
     @property
     def left(self) -> frozenset[tuple[str, str]]:
-        """The tenants, each with a shard that it has moved away from."""
+        """The tenants, each with a shard that it has left."""
         return frozenset((one.tenant_id, one.shard_id) for one, state in self.found if state is TenantState.MOVED)
 
     def rooms(self, *, by_capacity: bool) -> list[ShardRoom]:
@@ -167,10 +157,7 @@ async def survey_tenants(
 
 
 async def outwait_killed_movers(shards: Shards) -> None:
-    """Wait until no move counts as running whose command was killed, `RUNNING_S` at most; then it can go on here.
-
-    Commands that run note that meanwhile, and are not waited for.
-    """
+    """Wait, `RUNNING_S` at most, until no move of a killed command counts as running; then it can go on here."""
     began_at, is_told = loop_time(), False
     while silent := await running_tenants(shards, RUNNING_S) - await running_tenants(shards, loop_time() - began_at):
         if not is_told and loop_time() - began_at > 2 * NOTE_INTERVAL_S:
@@ -183,20 +170,18 @@ async def outwait_killed_movers(shards: Shards) -> None:
 
 
 async def running_tenants(shards: Shards, within_s: float) -> set[str]:
-    """Return the tenants whose moves have not ended, and were noted as running *within_s*."""
+    """Return the tenants whose moves were noted as running *within_s*."""
     journal = (await survey_shards(shards, QUERIES["list_begun_moves"], within_s)).rows
     return {row["tenant_id"] for _, row in journal if row["is_running"]}
 
 
 async def _weigh(shards: Shards, by: Weight) -> dict[tuple[str, str], int]:
-    """Return the weights of tenants, by shard and tenant."""
     arguments = () if by is Weight.LOAD else (WEIGHED_ROWS,)
     weighed = await survey_shards(shards, QUERIES[f"weigh_{by}"], *arguments, limits=WEIGH_LIMITS)
     return {(shard_id, row["id"]): row["weight"] for shard_id, row in weighed.rows}
 
 
 def _with_limit(shard: ShardAddress, capacity: Capacity | None) -> ShardAddress:
-    """Return a shard with the count and the limit that Citrus gives for it, which its list of shards may lack."""
     if capacity is None:
         return shard
     business_count = shard.business_count if capacity.business_count is None else capacity.business_count
@@ -216,7 +201,6 @@ async def survey_shards(shards: Shards, query: str, *arguments: object, limits: 
 
 
 async def _list_usable_shards(shards: Shards) -> list[ShardAddress]:
-    """Return the shards that tenants may move to."""
     locator = shards.locator
     retired = locator.map.retired_ids if isinstance(locator, StaticMap) else frozenset[str]()
     known = await locator.list_shards()
@@ -227,10 +211,7 @@ REQUESTS_AT_ONCE: Final = 16  # to Citrus, one for each tenant
 
 
 async def find_removal(settings: Settings, shards: Shards, shard_id: str) -> Removal:
-    """Return whether a shard can be removed: all shards are asked for all tenants, and the locator for each of these.
-
-    The locator only once no tenant is there. Raises `RetryableError` if a shard does not answer.
-    """
+    """Return whether a shard can be removed, by the rows of all shards, and by the locator once no tenant is there."""
     if isinstance(shards.locator, StaticMap) and settings.shard_map_file is not None:  # with the new pins
         shards.locator.replace(read_shard_map(settings.shard_map_file, settings.database_allowed_hosts))
     rows = TenantRows((await survey_shards(shards, SHARD_QUERIES["list_tenants"])).rows)
@@ -241,7 +222,6 @@ async def find_removal(settings: Settings, shards: Shards, shard_id: str) -> Rem
 
 
 async def _locate_all(shards: Shards, tenant_ids: Sequence[str]) -> tuple[dict[str, str | None], dict[str, str]]:
-    """Return the shards that the locator names by tenant, and the errors of those for which it names none."""
     named: dict[str, str | None] = {}
     errors: dict[str, str] = {}
     at_once = asyncio.Semaphore(REQUESTS_AT_ONCE)
@@ -273,10 +253,9 @@ def print_removal(removal: Removal) -> None:
 
 
 class ShownPlan(msgspec.Struct, frozen=True):
-    """The moves of *plan*, after those that have begun; *by* is the measure, *removal* is about a shard to empty.
+    """The moves of *plan*, after those that have begun; *planned* is what they would take, or why they are refused.
 
-    *planned* is what the moves of *plan* would take, where they were measured, and why some would be refused. If that
-    *is_blocked*, none is carried out.
+    *by* is the measure, *removal* is about a shard to empty. If the plan *is_blocked*, nothing is carried out.
     """
 
     survey: Survey
@@ -305,7 +284,7 @@ class ShownPlan(msgspec.Struct, frozen=True):
 
 
 def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
-    """Print the moves, and the weights before and after; as far as they were measured also what each move takes."""
+    """Print the moves, and the weights before and after."""
     if as_json:
         print_json_line(_plan_members(shown))
         return
@@ -341,7 +320,6 @@ def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
 
 
 def _print_usage(shown: ShownPlan) -> None:
-    """Print how full the shards are; where Citrus has limits also how many businesses they have."""
     limits = {one.shard_id: one.business_max for one in shown.survey.targets if one.business_max is not None}
     counts = [count(homes) for count in (_loads, _businesses) for homes in (shown.survey.homes, shown.homes_after)]
     names = sorted({*counts[0], *counts[1], *shown.survey.target_ids})
@@ -374,7 +352,7 @@ def _plan_members(shown: ShownPlan) -> dict[str, Any]:
 
 
 def requests_of(plan: Sequence[PlannedTransfer]) -> list[MoveRequest]:
-    """Return the moves, one of each tenant: the answers of two shards about one that moves are not of one moment."""
+    """Return the moves, one of each tenant: two shards may both name one that moves."""
     requests = [MoveRequest(*one.tenant.names, one.target_id) for one in plan]
     return list({one.tenant_id: one for one in requests}.values())
 
@@ -428,11 +406,9 @@ async def carry_out(
     as_json: bool,
     is_drain: bool = False,
 ) -> int:
-    """Take back or end the moves that have begun, then carry out *plan*.
+    """Take back or end the moves that have begun, then carry out *plan*, with *is_drain* as moves of a drain.
 
-    Return 1 if something fails, or if other commands still move tenants that they did before.
-
-    With *is_drain* the journals have those of *plan* as moves of a drain; the others stay what they were.
+    Return 1 if something fails, or if other commands still move tenants.
     """
     taken_back = survey.begun.taken_back
     kept = [one.tenant.tenant_id for one in taken_back if not await _take_back(shards, one, as_json=as_json)]
@@ -451,7 +427,6 @@ async def carry_out(
 
 
 async def _take_back(shards: Shards, transfer: PlannedTransfer, *, as_json: bool) -> bool:
-    """Undo a move that has not committed; print what became of it, and return whether it is undone."""
     tenant_id = transfer.tenant.tenant_id
     try:
         count = await undo_move(shards.pools, tenant_id, transfer.tenant.shard_id, transfer.target_id)

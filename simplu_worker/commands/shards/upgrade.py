@@ -1,4 +1,4 @@
-"""`shards upgrade`: upgrade the schemas of shards while workers run, or print what each schema lacks."""
+"""`shards upgrade`: upgrade the schemas of shards while workers run, or print what each lacks."""
 
 from __future__ import annotations
 
@@ -107,7 +107,6 @@ async def upgrade_shards(
 
 
 def _choose_shards(known: Sequence[ShardAddress], shard_ids: Sequence[str]) -> list[ShardAddress]:
-    """Return the chosen shards, or all *known* ones, by id. Raises PermanentError for an unknown shard."""
     by_id = {address.shard_id: address for address in known}
     unknown = sorted(set(shard_ids) - by_id.keys())
     if unknown:
@@ -116,7 +115,6 @@ def _choose_shards(known: Sequence[ShardAddress], shard_ids: Sequence[str]) -> l
 
 
 async def _read_upgrades(pools: Pools, addresses: Sequence[ShardAddress]) -> list[UpgradeReport]:
-    """Read from every shard which upgrade it needs."""
 
     async def ask(address: ShardAddress) -> UpgradeReport:
         try:
@@ -133,7 +131,6 @@ async def _read_upgrades(pools: Pools, addresses: Sequence[ShardAddress]) -> lis
 
 
 async def _upgrade_shards(pools: Pools, reports: Sequence[UpgradeReport], *, timeout_s: float) -> list[UpgradeReport]:
-    """Upgrade the shards that are behind, a few at a time; a failure on one does not stop the others."""
     behind = [report.address for report in reports if report.status is UpgradeStatus.BEHIND]
     turns = asyncio.Semaphore(SHARDS_AT_ONCE)
     done: dict[str, UpgradeReport] = {}
@@ -159,7 +156,6 @@ async def _upgrade_shards(pools: Pools, reports: Sequence[UpgradeReport], *, tim
 
 
 async def _create_schema(pools: Pools, report: UpgradeReport) -> UpgradeReport:
-    """Create the schema of a shard if that is empty; return its report afterwards."""
     if report.status is not UpgradeStatus.EMPTY:
         return report
     address = report.address
@@ -223,7 +219,6 @@ def _row(report: UpgradeReport) -> tuple[object, ...]:
 
 
 def _format_workers(upgrade: Upgrade) -> str | None:
-    """Return the schema versions of the workers that can use the shard after its upgrade."""
     if upgrade.version is None:
         return None
     return f"{upgrade.version if upgrade.works_from is None else upgrade.works_from} and newer"

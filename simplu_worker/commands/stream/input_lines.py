@@ -1,9 +1,4 @@
-"""Parse JSON lines of operations and order events: complete them, or reject them as the worker would. Pure.
-
-Cut records into requests of PutRecords, and messages into requests of SendMessageBatch.
-
-The status of an operation that was sent, as commands print it.
-"""
+"""JSON lines of operations and order events, completed, judged as by the worker, and cut into requests. Pure."""
 
 from __future__ import annotations
 
@@ -37,10 +32,7 @@ _group_decoder = msgspec.json.Decoder(_Grouped)
 
 
 class InputLine(msgspec.Struct, frozen=True):
-    """A line that is not empty, or a part of one: its number from 1 on, the record to put, and what that decodes to.
-
-    *partition_key* keeps the order: of an order event it is the message group.
-    """
+    """A line, or a part of one, by its number from 1 on; the *partition_key* of an order event is its message group."""
 
     number: int
     record: bytes
@@ -49,7 +41,7 @@ class InputLine(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> tuple[str, str] | None:
-        """The tenant id and the request id: the operation's key in the log. None for a record that is rejected."""
+        """The tenant id and the request id, by which the log knows it; None for a rejected record."""
         if isinstance(self.decoded, RejectedRecord):
             return None
         return self.decoded.tenant_id, self.decoded.request_id
@@ -75,7 +67,7 @@ class LineReport(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 
     @property
     def resource(self) -> str:
-        """The type and the id of the resource, for a table."""
+        """The type and the id, for a table."""
         return " ".join(filter(None, (self.resource_type, self.resource_id)))
 
 
@@ -99,7 +91,7 @@ def parse_lines(
 ) -> list[InputLine]:
     """Return the lines of *text*; a missing `requestId` is taken from *new_id*, a missing `timestamp` is *now*.
 
-    No other byte changes. A line that is an array is one for each of its operations, as the worker takes it apart.
+    No other byte changes. An array is taken apart as by the worker.
     """
     origin = Origin(source=Source.KINESIS, name="", arrived_at=now)
     timestamp = now.isoformat().replace("+00:00", "Z")
@@ -116,10 +108,7 @@ def parse_lines(
 
 
 def parse_events(text: bytes, *, now: datetime, new_id: Callable[[], str], rules: OrderRules) -> list[InputLine]:
-    """Return the lines of *text* as order events; a missing `deduplicationId` is taken from *new_id*.
-
-    The group is the member `groupId`, else the order of its tenant.
-    """
+    """Return order events; *new_id* gives a missing `deduplicationId`. The group is `groupId`, else the order."""
     origin = Origin(source=Source.SQS, name="", arrived_at=now)
 
     def parse(number: int, raw: bytes) -> Iterator[InputLine]:
@@ -144,17 +133,16 @@ def _group_of(record: bytes) -> str | None:
 
 
 def _order_of(decoded: Operation | RejectedRecord) -> str | None:
-    """Return the order with its tenant, as tenants share a queue: in one group they would wait for each other."""
     if decoded.resource_id is None:
         return None
     return f"{decoded.business_id or ''}-{decoded.location_id or ''}-{decoded.resource_id}"
 
 
 def message_of(line: InputLine, *, is_fifo: bool, run_id: str) -> OutgoingMessage:
-    """Return the message of an order event. SQS has its own rules for ids: a group that breaks them is hashed.
+    """Return the message of an order event; a group that breaks the rules of SQS for ids is hashed.
 
-    SQS would drop an event whose id another one of the queue had in the last five minutes: of another tenant, or sent
-    by an earlier run and a dead letter since. So an id is new in each run, *run_id*; the worker drops repetitions.
+    SQS drops an event whose id the queue had in the last five minutes: of another tenant, or a dead letter since. So an
+    id is new in each run, *run_id*; the worker drops repetitions.
     """
     own_id = hashlib.sha256(run_id.encode() + b"\0" + line.record).hexdigest()
     fifo = FifoIds(group_id=_sqs_id(line.partition_key), deduplication_id=own_id)
@@ -166,7 +154,7 @@ def _sqs_id(text: str) -> str:
 
 
 def complete_record(record: bytes, defaults: dict[str, str]) -> bytes:
-    """Return *record* with the *defaults* of members that are missing or null; unchanged if it is no JSON object."""
+    """Return *record* with the *defaults* of missing members; unchanged if it is no JSON object."""
     try:
         members = parse_record(record, _members_decoder)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -196,10 +184,7 @@ T = TypeVar("T")
 
 
 def cut_into_puts(records: Iterable[NewRecord]) -> Iterator[list[NewRecord]]:
-    """Cut *records* into requests, in order, none with two records of one partition key.
-
-    A request that Kinesis refuses in part may store its records in any order, which must not change the order of a key.
-    """
+    """Cut *records* into requests, in order, none with two of one key: Kinesis may accept the later one alone."""
 
     def size_of(record: NewRecord) -> int:
         return len(record.data) + len(record.partition_key.encode())
@@ -208,7 +193,7 @@ def cut_into_puts(records: Iterable[NewRecord]) -> Iterator[list[NewRecord]]:
 
 
 def cut_into_sends(messages: Iterable[OutgoingMessage]) -> Iterator[list[OutgoingMessage]]:
-    """Cut messages of a queue into requests in the same way, none with two messages of one group."""
+    """Cut messages into requests in the same way, none with two of one group."""
 
     def group_of(message: OutgoingMessage) -> str | None:
         return None if message.fifo is None else message.fifo.group_id
@@ -251,7 +236,7 @@ class SendStatus(StrEnum):
 class Undecided(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """Why operations of a tenant are held; else the time before which all of them are decided, where it is known.
 
-    *target* is held since about *since*, as far as a replica has reported it: the tenant itself, or its shard.
+    *target* is what a replica has reported as held since *since*: the tenant itself, or its shard.
     """
 
     reason: str | None = None

@@ -1,13 +1,4 @@
-"""`operations show` and `operations list`, and the wait for outcomes.
-
-`operations show`.
-
-Find out why operations are in no log: whether their tenants are held, and how far the stream is read.
-
-`operations list`.
-
-Wait until operations that were sent are in the logs of the shards, and return their outcomes.
-"""
+"""`operations show` and `list`, and the wait for outcomes."""
 
 from __future__ import annotations
 
@@ -51,7 +42,7 @@ from simplu_worker.vocabulary import Absence, DeadLetterReason
 
 
 async def show_operation(settings: Settings, request_id: str, tenant: tuple[str, str] | None, *, as_json: bool) -> int:
-    """Print the log's row of one operation; without *tenant* query all shards. Return 1 if it is not found."""
+    """Print the log's row of one operation; without *tenant* ask all shards. Return 1 if it is not found."""
     require_settings(settings, routes=True)
     try:
         "".join([request_id, *(tenant or ())]).encode()
@@ -124,8 +115,8 @@ async def find_undecided(
 ) -> dict[str, Undecided]:
     """Return the state of each tenant; less of it where a service does not answer.
 
-    Operations that came by a queue (*is_stream* False) have no time up to which all is read. Ask before the log is
-    read: an operation that is applied in between must not count as decided and absent.
+    Ask before the log is read: an operation applied in between must not count as decided and absent. For a queue
+    (*is_stream* False) no time is known up to which all is read.
     """
     leases = await _read_leases(settings) if is_stream and tenant_ids else []
     known = dict.fromkeys(tenant_ids, Undecided())
@@ -158,10 +149,7 @@ async def _find_one(settings: Settings, shards: Shards, leases: Sequence[Lease],
 def with_report(
     undecided: Undecided, leases: Iterable[Lease], tenant_id: str, shard_id: str | None, *, now: datetime
 ) -> Undecided:
-    """Return *undecided* with the oldest hold of the tenant, or of its shard, that the replicas have reported. Pure.
-
-    A report is as old as the last renewal of its lease, some seconds, and has the oldest held targets alone.
-    """
+    """Return *undecided* with the oldest hold of the tenant or its shard that replicas have reported. Pure."""
     names = {f"tenant {tenant_id}", *(() if shard_id is None else (f"shard {shard_id}",))}
     held = [one for lease in leases if lease.report is not None for one in lease.report.held if one.target in names]
     if not held:
@@ -171,7 +159,6 @@ def with_report(
 
 
 async def _read_leases(settings: Settings) -> list[Lease]:
-    """Return the lease table; nothing if it does not answer, which is noted, and without a stream."""
     if settings.kinesis_stream_name is None:
         return []
     try:
@@ -279,13 +266,13 @@ class SendOutcome(LineReport, frozen=True, kw_only=True):
 
     @property
     def remark(self) -> str | None:
-        """The error; of a held operation why and since when it is held."""
+        """The error, or the hold."""
         return self.error or Undecided(self.reason, since=self.since, target=self.target).hold
 
 
 @dataclass
 class LastPoll:
-    """The last query of all logs: the shards that did not answer, and the error if the shards could not be listed."""
+    """What became of the last query of all logs."""
 
     pending_count: int
     has_ended: bool = False
@@ -294,7 +281,7 @@ class LastPoll:
 
 
 def describe_poll(poll: LastPoll, errors: Mapping[str, str]) -> str:
-    """Return what a command waits for; *errors* are those of shards that cannot be used, by their ids."""
+    """Return what a command waits for; *errors* are those of unusable shards, by id."""
     waiting = f"waiting for {poll.pending_count} operations"
     if poll.error is not None:
         return f"{waiting}; the shards were not listed: {poll.error}"
@@ -308,10 +295,7 @@ def describe_poll(poll: LastPoll, errors: Mapping[str, str]) -> str:
 async def wait_for_outcomes(
     gateway: ShardGateway, lines: Sequence[InputLine], timeout_s: float, progress: CountProgress, poll: LastPoll
 ) -> dict[OperationKey, dict[str, Any]]:
-    """Query the logs until they have every line that is an operation, for at most *timeout_s*.
-
-    Returns the rows of the logs, each with its `shard_id`. *poll* is kept up to date.
-    """
+    """Query the logs until they have all *lines*, for at most *timeout_s*; return their rows, and keep *poll*."""
     deadline = time.monotonic() + timeout_s
     pending = {line.key for line in lines if line.key is not None}
     rows: dict[OperationKey, dict[str, Any]] = {}
@@ -330,7 +314,7 @@ async def wait_for_outcomes(
 async def find_operations(
     gateway: ShardGateway, keys: Iterable[OperationKey], poll: LastPoll
 ) -> dict[OperationKey, dict[str, Any]]:
-    """Query all logs once; return the rows that they have, each with its `shard_id`, and note in *poll* what failed."""
+    """Query all logs once; return their rows, each with its `shard_id`, and note in *poll* what failed."""
     ordered = sorted(keys)
     rows: dict[OperationKey, dict[str, Any]] = {}
     silent: set[str] = set()
@@ -371,16 +355,13 @@ def send_outcomes(
     *,
     waited: bool,
 ) -> list[SendOutcome]:
-    """Return the outcome of each line, in order; *rows* are the rows that the logs have of the sent ones."""
+    """Return the outcome of each line, in order; *rows* are those of the logs."""
     outcomes = [_outcome(line, rows.get(line.key) if line.key else None, waited=waited) for line in sent]
     return outcomes + [_describe(line, SendStatus.NOT_SENT) for line in unsent]
 
 
 def interrupted_outcomes(lines: Sequence[InputLine], *, sent_count: int, under_way_count: int) -> list[SendOutcome]:
-    """Return the outcomes of *lines* when the command ended before them: the first so many had been put by then.
-
-    The lines of the request that was under way may be on the stream or not.
-    """
+    """Return the outcomes of *lines* so far: those of the request under way may be on the stream or not."""
     unknown_up_to = sent_count + under_way_count
     return [
         *(_describe(line, SendStatus.SENT) for line in lines[:sent_count]),
@@ -390,7 +371,7 @@ def interrupted_outcomes(lines: Sequence[InputLine], *, sent_count: int, under_w
 
 
 def with_undecided(outcome: SendOutcome, undecided: Mapping[str, Undecided]) -> SendOutcome:
-    """Return an outcome with the state of its tenant, where no log has the operation; *undecided* is by tenant id."""
+    """Return an outcome with the state of its tenant, by *undecided*, where no log has the operation."""
     if outcome.status is not SendStatus.UNKNOWN:
         return outcome
     known = undecided[tenant_id_of(outcome.business_id or "", outcome.location_id or "")]

@@ -34,20 +34,20 @@ def ignore_failure(_: RetryableError) -> None:
 
 @contextlib.asynccontextmanager
 async def open_stream_for_puts(settings: Settings) -> AsyncIterator[Stream]:
-    """Open the stream with time-outs for large requests; no request is made yet."""
+    """Open the stream with time-outs for large requests."""
     async with open_client("kinesis", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S) as client:
         yield Stream(client, settings.kinesis_stream_name or "")
 
 
 @contextlib.asynccontextmanager
 async def open_queue_for_sends(settings: Settings, url: str) -> AsyncIterator[Queue]:
-    """Open a queue; no request is made yet."""
+    """Open a queue with time-outs for large requests."""
     async with open_client("sqs", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S) as client:
         yield Queue(client, url)
 
 
 class Refused(NamedTuple, Generic[T]):
-    """A refused item; *code* names the reason where the place gives one. *is_final*: it would be refused again."""
+    """A refused item, by the reason's *code* where one is given; *is_final*: it would be refused again."""
 
     item: T
     code: str | None = None
@@ -56,11 +56,7 @@ class Refused(NamedTuple, Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Sink(Generic[T]):
-    """The place of records or messages that a command puts.
-
-    *cut* cuts items into requests, in order. *put* puts the items of one request and returns the refused ones; it
-    raises the errors of the door.
-    """
+    """A place of items: *cut* makes requests of them, *put* sends one and returns the refused items, or raises."""
 
     name: str
     cut: Callable[[Iterable[T]], Iterable[list[T]]]
@@ -69,7 +65,7 @@ class Sink(Generic[T]):
 
 @dataclass
 class PutCount:
-    """How many items were put, and how many after these are in the request that is under way."""
+    """How many items were put, and how many more are under way."""
 
     done: int = 0
     under_way: int = 0
@@ -105,9 +101,9 @@ async def put_in_order(
     *,
     on_failure: OnFailure = ignore_failure,
 ) -> WorkerError | None:
-    """Put *items* in their order, one request at a time. Return the error that stopped it. *count* is kept up to date.
+    """Put *items*, one request at a time, and keep *count*. Return the error that stopped it.
 
-    A request without an answer is put again: the log drops the second operation, which has the same request id.
+    A request without an answer is put again: the log drops the second operation by its request id.
     """
     for request in sink.cut(items):
         count.under_way = len(request)
@@ -121,9 +117,9 @@ async def put_in_order(
 
 
 async def put_all(sink: Sink[T], items: Sequence[T], *, on_failure: OnFailure = ignore_failure) -> None:
-    """Put all *items* of a request in any order, and refused ones again. Raises the error of the last try.
+    """Put all *items* of a request, and refused ones again. Raises the error of the last try.
 
-    *on_failure* gets the error of each failed try. An item that would be refused again ends the tries at once.
+    *on_failure* gets the error of each failed try. An item that would be refused again ends the tries.
     """
     failure_count = 0
     while items:
@@ -144,7 +140,6 @@ async def put_all(sink: Sink[T], items: Sequence[T], *, on_failure: OnFailure = 
 
 
 def _error_of(name: str, refused: Iterable[Refused[T]]) -> RetryableError:
-    """Return the error for items that may be put again. Raises PermanentError for one that would be refused again."""
     codes = []
     for one in refused:
         if one.is_final:

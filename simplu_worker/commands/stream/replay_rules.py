@@ -29,7 +29,7 @@ class ReplayRange(msgspec.Struct, frozen=True):
     tenant_id: str | None = None
 
     def is_past(self, arrived_at: datetime) -> bool:
-        """Return whether a record that arrived then is behind the range, and with it all that follow."""
+        """Return whether this record and all later ones are behind the range."""
         return self.end is not None and arrived_at >= self.end
 
     def has_tenant(self, tenant_id: str | None) -> bool:
@@ -67,7 +67,7 @@ def _tenant_id_of(record: RejectedRecord) -> str | None:
 
 
 def batches(operations: Sequence[Operation], *, max_count: int, max_bytes: int) -> Iterator[Sequence[Operation]]:
-    """Yield *operations* in parts of at most *max_count* and *max_bytes*, or of one operation that is larger."""
+    """Yield *operations* in parts of at most *max_count* and *max_bytes*, or of one larger operation."""
     ends = list(accumulate(operation.size_bytes for operation in operations))
     first = 0
     while first < len(operations):
@@ -80,7 +80,7 @@ def batches(operations: Sequence[Operation], *, max_count: int, max_bytes: int) 
 
 
 def generations(stream_shards: Sequence[StreamShard]) -> Iterator[list[StreamShard]]:
-    """Yield groups of stream shards, as large as possible, each shard in a later group than its parents."""
+    """Yield groups of stream shards, each shard in a later group than its parents."""
     left = {shard.stream_shard_id: shard for shard in stream_shards}
     while left:
         ready = [shard for shard in left.values() if not shard.parents & left.keys()]
@@ -90,15 +90,15 @@ def generations(stream_shards: Sequence[StreamShard]) -> Iterator[list[StreamSha
 
 
 def became_dead_letter(absence: Absence, arrived_at: datetime, *, tenant_wait: timedelta, now: datetime) -> bool:
-    """Return whether an operation of a tenant that is not registered has waited so long that it is a dead letter."""
+    """Return whether an operation has waited for its tenant for longer than *tenant_wait*."""
     return absence is Absence.UNREGISTERED and arrived_at < now - tenant_wait - CLOCKS_APART
 
 
 @dataclass
 class ReplayTotals:
-    """The counts of a replay. *left* are the tenants and stream shards that it could not finish, with the reasons.
+    """The counts of a replay, and why tenants and stream shards were *left*.
 
-    No later operation of such a tenant is applied: it would come before the one that was left.
+    No later operation of a left tenant is applied: it would come before the one that was left.
     """
 
     record_count: int = 0
@@ -108,7 +108,7 @@ class ReplayTotals:
     left_count: int = 0
 
     def count(self, outcome: Outcome) -> None:
-        """Count the outcome of an operation that a shard has decided."""
+        """Count a decided operation."""
         match outcome.disposition:
             case Disposition.APPLIED:
                 self.outcomes[outcome.failure or SUCCEEDED] += 1
@@ -120,14 +120,14 @@ class ReplayTotals:
                 raise AssertionError(f"expected a decided operation, got {outcome.disposition}")
 
     def count_logged(self, operation: Operation, row: Mapping[str, Any]) -> None:
-        """Count an operation that a log has, or has another one of its request id."""
+        """Count an operation whose request id a log has."""
         if bytes(row["digest"]) == operation.digest:
             self.outcomes[Disposition.DUPLICATE] += 1
         else:
             self.count_dead_letter(DeadLetterReason.REQUEST_ID_REUSED)
 
     def count_dead_letter(self, reason: DeadLetterReason) -> None:
-        """Count an operation that is a dead letter."""
+        """Count a dead letter."""
         self.outcomes[Disposition.DEAD_LETTER] += 1
         self.dead_letters[reason] += 1
 
@@ -142,5 +142,5 @@ class ReplayTotals:
             self.left.setdefault(f"tenant {operation.tenant_id}", reason)
 
     def has_left(self, tenant_id: str) -> bool:
-        """Return whether an earlier operation of the tenant was left."""
+        """Return whether the tenant was left."""
         return f"tenant {tenant_id}" in self.left

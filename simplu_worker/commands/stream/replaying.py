@@ -1,11 +1,4 @@
-"""`replay`, and `stream` for the registered consumer.
-
-`replay`: read the stream again from a time. The log drops operations that were applied; the others are applied.
-
-Where `replay` sends operations: to their shards, or without `--apply` to the logs, to be looked up there.
-
-`stream remove-consumer`: deregister the consumer of enhanced fan-out, which no stop of a worker does.
-"""
+"""`replay`, which reads the stream again and applies what no log has, and `stream remove-consumer`."""
 
 from __future__ import annotations
 
@@ -61,10 +54,7 @@ from simplu_worker.vocabulary import Absence, DeadLetterReason, HoldReason, Stre
 
 
 class ReplaySink:
-    """Takes the operations of a stream shard, in order, and counts their outcomes in *totals*.
-
-    With *apply* they are applied, and the logs drop those that were applied before.
-    """
+    """Takes the operations of a stream shard, in order, and counts their outcomes; with *apply* it applies them."""
 
     def __init__(self, gateway: ShardGateway, totals: ReplayTotals, *, tenant_wait: timedelta, apply: bool) -> None:
         self._gateway = gateway
@@ -82,10 +72,6 @@ class ReplaySink:
                 await self._apply(shard_id, batch)
 
     async def _look_up(self, operations: Sequence[Operation]) -> None:
-        """Count *operations* by the outcome that they would have.
-
-        An operation that comes twice and is in no log counts twice: the second one would be dropped.
-        """
         keys = {(operation.tenant_id, operation.request_id) for operation in operations}
         poll = LastPoll(pending_count=len(keys))
         rows = await find_operations(self._gateway, keys, poll)
@@ -103,7 +89,6 @@ class ReplaySink:
                 self._totals.outcomes[WOULD_APPLY] += len(own)
 
     async def _group_by_shard(self, operations: Sequence[Operation]) -> dict[str, list[Operation]]:
-        """Return *operations* by shard, in order, but for those of tenants that are left."""
         by_tenant: defaultdict[str, list[Operation]] = defaultdict(list)
         for operation in operations:
             by_tenant[operation.tenant_id].append(operation)
@@ -136,7 +121,6 @@ class ReplaySink:
         return None
 
     async def _apply(self, shard_id: str, operations: Sequence[Operation]) -> None:
-        """Apply a batch, without the tenants that are left meanwhile."""
         batch = [one for one in operations if not self._totals.has_left(one.tenant_id)]
         self._totals.left_count += len(operations) - len(batch)
         if not batch:
@@ -164,9 +148,8 @@ class ReplaySink:
 async def replay(settings: Settings, chosen: ReplayRange, *, apply: bool, as_json: bool) -> int:
     """Read every stream shard from the start of *chosen* to its end, parents before their children; print the outcomes.
 
-    Needs no lease and moves no checkpoint. Is safe beside the workers' readers, because it starts no later than their
-    first pending operation: no operation is applied before an earlier one of its key (architecture, idea 2). Without
-    *apply* nothing is applied. Returns 1 if tenants or stream shards were left, or the stream no longer has the start.
+    Needs no lease and moves no checkpoint. It is safe beside workers, as it starts no later than their first pending
+    operation: none is applied before an earlier one of its key (architecture, idea 2). Returns 1 if something was left.
     """
     require_settings(settings, routes=True, stream=True)
     totals = ReplayTotals()
@@ -192,7 +175,6 @@ async def replay(settings: Settings, chosen: ReplayRange, *, apply: bool, as_jso
 
 
 def _left_the_stream(chosen: ReplayRange, retention: timedelta) -> dict[str, str]:
-    """Return that the stream no longer has the beginning of *chosen*, if it has not."""
     oldest = utc_now() - retention
     if chosen.start >= oldest:
         return {}
@@ -262,10 +244,6 @@ class _StreamReplay:
             self.lags_s.pop(shard.stream_shard_id, None)
 
     async def _read_reply(self, cursor: Cursor, decoder: RecordDecoder) -> bool:
-        """Read once, and send the operations on; return whether the stream shard is done.
-
-        Raises PermanentError if it cannot be read.
-        """
         reply = await cursor.read(asyncio.Event())
         if reply is None:
             if cursor.refusal is not None and not cursor.is_gone:
@@ -298,7 +276,6 @@ class _StreamReplay:
         return start if is_before else AtSequenceNumber(lease.checkpoint.checkpoint)
 
     def _show_progress(self, cursor: Cursor) -> None:
-        """Print on stderr, from time to time, how far the replay is."""
         if time.monotonic() - self.shown_at < LINE_INTERVAL_S:
             return
         self.shown_at = time.monotonic()
@@ -319,10 +296,7 @@ class RemovedConsumer(msgspec.Struct, frozen=True):
 
 
 async def remove_consumer(settings: Settings, name: str | None, *, apply: bool, as_json: bool) -> int:
-    """Print the consumer *name*, else that of the settings; with *apply* deregister it.
-
-    Raises PermanentError where none is registered.
-    """
+    """Print the consumer *name*, else that of the settings; with *apply* deregister it."""
     require_settings(settings, stream=True)
     chosen, stream = name or consumer_name(settings), settings.kinesis_stream_name or ""
     async with open_stream_consumers(settings) as consumers:

@@ -1,7 +1,4 @@
-"""`operations send`.
-
-`operations test`: show what the worker would make of records. Nothing is sent, and nothing is applied.
-"""
+"""`operations send`, and `operations test`, which sends nothing."""
 
 from __future__ import annotations
 
@@ -87,7 +84,7 @@ T = TypeVar("T")
 
 
 class SendOptions(NamedTuple):
-    """The options of `operations send`. *orders* sends order events, *priority* to the priority queue."""
+    """The options of `operations send`."""
 
     wait: bool
     timeout_s: float
@@ -97,7 +94,7 @@ class SendOptions(NamedTuple):
 
 
 def read_lines(file: Path | None) -> bytes:
-    """Return the content of *file*, or of stdin. Raises WorkerError if it cannot be read."""
+    """Return the content of *file*, or of stdin. Raises WorkerError."""
     try:
         return sys.stdin.buffer.read() if file is None else file.read_bytes()
     except OSError as exc:
@@ -109,8 +106,8 @@ def read_lines(file: Path | None) -> bytes:
 async def send_operations(settings: Settings, text: bytes, options: SendOptions, *, as_json: bool) -> int:
     """Put the operations of *text* on the stream, or order events into their queue; nothing if one is invalid.
 
-    Print their request ids, or with `wait` their outcomes. An interrupted command prints the ids, too: a repetition
-    would send the operations again, with other ids. Returns 1 unless all were put, or with `wait` have succeeded.
+    An interrupted command prints the request ids too: a repetition would send the operations again, with other ids.
+    Returns 1 unless all were put, or with `wait` have succeeded.
     """
     require_settings(settings, stream=not options.orders, routes=options.wait, queue=_queue_name(options))
     lines = parse_input(settings, text, is_orders=options.orders)
@@ -167,14 +164,12 @@ async def _send(
 
 
 async def _put(settings: Settings, lines: Sequence[InputLine], count: PutCount) -> None:
-    """Put *lines* on the stream; count those that were put, and print the error if these are not all."""
     records = [NewRecord(line.partition_key, line.record) for line in lines]
     async with open_stream_for_puts(settings) as stream:
         await _put_into(stream_sink(stream), records, str(stream.address), count)
 
 
 async def _put_events(settings: Settings, lines: Sequence[InputLine], options: SendOptions, count: PutCount) -> None:
-    """Do the same with order events and their queue."""
     url = settings.sqs_priority_queue_url if options.priority else settings.sqs_order_events_queue_url
     async with open_queue_for_sends(settings, url or "") as queue:
         run_id = _new_id()
@@ -198,10 +193,7 @@ async def _put_into(sink: Sink[T], items: Sequence[T], place: str, count: PutCou
 async def _wait(
     settings: Settings, sent: Sequence[InputLine], unsent: Sequence[InputLine], options: SendOptions, begun_at: datetime
 ) -> tuple[list[SendOutcome], dict[str, str]]:
-    """Wait for the outcomes of the lines *sent* since *begun_at*.
-
-    Return the outcomes of all lines, and the shards without an answer, with the causes.
-    """
+    """Return the outcomes of all lines, and the shards without an answer, with the causes."""
     poll = LastPoll(len(sent))
     async with open_shards(settings) as shards:
 
@@ -286,9 +278,9 @@ class Preview(LineReport, frozen=True, kw_only=True):
 
 
 async def preview_operations(settings: Settings, text: bytes, *, is_orders: bool, as_json: bool) -> int:
-    """Print the next step of a worker with each line of *text*.
+    """Print the next step of a worker with each line.
 
-    Returns 1 if one of them would be a dead letter, or be refused by a schema, or if a shard does not answer.
+    Returns 1 if one would be a dead letter or refused by a schema, or a shard does not answer.
     """
     lines = parse_input(settings, text, is_orders=is_orders)
     homes: Mapping[str, str | Absence] = {}
@@ -319,10 +311,7 @@ def preview(
     stored: Mapping[ResourceKey, Sequence[str]],
     foreseen: Foreseen = NOTHING_FORESEEN,
 ) -> Preview:
-    """Return the next step with a line, by the shards of tenants, the rows of the logs, and the members of resources.
-
-    *foreseen* is by the numbers of lines.
-    """
+    """Return the next step with a line, by the shards of tenants, the logs, and the members of resources."""
     decoded, names = line.decoded, names_in(line)
     if isinstance(decoded, RejectedRecord):
         return Preview(**names, fate=Fate.DEAD_LETTER, reason=decoded.reason, error=decoded.error)
@@ -344,7 +333,7 @@ def preview(
 
 
 def lost_members(operation: Operation, stored: Sequence[str]) -> tuple[str, ...]:
-    """Return the members of a resource, which now has those that are *stored*, that an update would remove; sorted."""
+    """Return which of the *stored* members of a resource an update would remove; sorted."""
     if operation.kind is not OperationKind.UPDATE or operation.data is None or operation.exceeds_bounds:
         return ()
     return tuple(sorted(set(stored) - _members_decoder.decode(operation.data).keys()))
@@ -355,7 +344,6 @@ def _resource_of(operation: Operation) -> ResourceKey:
 
 
 async def _find_members(gateway: ShardGateway, lines: Iterable[InputLine]) -> dict[ResourceKey, Sequence[str]]:
-    """Return the members that the resources of updates have now, of those that are there."""
     updates = {
         _resource_of(line.decoded)
         for line in lines
@@ -374,7 +362,6 @@ async def _find_members(gateway: ShardGateway, lines: Iterable[InputLine]) -> di
 
 
 async def _find_homes(gateway: ShardGateway, tenant_ids: Iterable[str]) -> dict[str, str | Absence]:
-    """Return the shard of each tenant, or why there is none; tenants without an answer are left out."""
     homes: dict[str, str | Absence] = {}
     for tenant_id in tenant_ids:
         try:
@@ -385,7 +372,6 @@ async def _find_homes(gateway: ShardGateway, tenant_ids: Iterable[str]) -> dict[
 
 
 async def _foresee(gateway: ShardGateway, lines: Iterable[InputLine], homes: Mapping[str, str | Absence]) -> Foreseen:
-    """Return what the rules of shards say, by the numbers of lines; nothing of a shard that does not answer."""
     by_shard: defaultdict[str, list[tuple[int, Operation]]] = defaultdict(list)
     for line in lines:
         if isinstance(line.decoded, Operation):

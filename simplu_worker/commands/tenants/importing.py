@@ -62,15 +62,12 @@ class ImportCommand(msgspec.Struct, frozen=True):
 
 
 class _RefusedRows:
-    """The rows that cannot be taken: their number, the first of them, and all of them in a file if there is one."""
-
     def __init__(self, file: IO[bytes] | None) -> None:
         self._file = file
         self.count = 0
         self.first: list[RefusedRow] = []
 
     def note(self, row: RefusedRow) -> None:
-        """Count and keep a row."""
         self.count += 1
         if len(self.first) < REFUSED_SHOWN_MAX:
             self.first.append(row)
@@ -79,7 +76,7 @@ class _RefusedRows:
 
 
 async def import_tenants(settings: Settings, command: ImportCommand, *, as_json: bool) -> int:
-    """Print the plan of an import, or carry it out. Return 1 if a row or a tenant cannot be taken, or not now."""
+    """Print the plan of an import, or carry it out. Return 1 if a row or a tenant cannot be taken."""
     require_settings(settings, routes=True)
     address = source_address(settings)
     mapping = OWN_SHAPE if command.mapping is None else read_mapping(command.mapping)
@@ -94,10 +91,7 @@ async def import_tenants(settings: Settings, command: ImportCommand, *, as_json:
 
 
 async def discard_imports(settings: Settings, source: str | None, *, apply: bool, as_json: bool) -> int:
-    """Print the tenants of a source that are not active yet; with *apply* delete them. Return 1 if one is left then.
-
-    Return 1 also if a shard does not answer.
-    """
+    """Print the tenants of a source that are not active yet; with *apply* delete them. Return 1 if one is left then."""
     require_settings(settings, routes=True)
     address = source_address(settings)
     async with _opened_importer(settings, address, OWN_SHAPE, ImportOptions(), CopyCallbacks()) as importer:
@@ -161,15 +155,12 @@ async def _follow(importer: Importer, progress: _Progress) -> ImportResult:
 
 
 class _LateBusinessInfo:
-    """Business-info, opened on *stack* at the first request: most imports need none, and no AWS then."""
-
     def __init__(self, settings: Settings, stack: AsyncExitStack) -> None:
         self._settings = settings
         self._stack = stack
         self._opened: BusinessFinder | None = None
 
     async def find(self, business_id: str, *, max_age_s: float = FRESH_S) -> Business | None:
-        """Return a business; None if there is none with this id."""
         if self._opened is None:
             self._opened = await self._stack.enter_async_context(
                 open_business_info(self._settings, attempts=BUSINESS_INFO_ATTEMPTS)
@@ -213,10 +204,7 @@ def read_mapping(path: Path) -> SourceMapping:
 
 @contextmanager
 def _opened(path: Path | None) -> Iterator[IO[bytes] | None]:
-    """Open the file of refused rows, which may not exist: it has data of tenants, so only its owner may read it.
-
-    After a failure an empty one is removed, so that the same command can run again.
-    """
+    """Open the new file of refused rows for its owner only; after a failure an empty one is removed."""
     if path is None:
         yield None
         return
@@ -242,18 +230,15 @@ class _Progress:
         self._count = 0
 
     def begin(self, total: int) -> None:
-        """Show the progress towards *total*."""
         self._shown = CountProgress(self._what, total)
         self._shown.__enter__()
 
     def add(self, count: int) -> None:
-        """Show *count* rows more."""
         self._count += count
         if self._shown is not None:
             self._shown.show(self._count)
 
     def end(self) -> None:
-        """End the display."""
         if self._shown is not None:
             self._shown.__exit__(*sys.exc_info())
             self._shown = None

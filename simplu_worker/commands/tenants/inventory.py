@@ -1,11 +1,4 @@
-"""`tenants audit` and `tenants provision`, and the tenants that they find.
-
-Gather the entries of tenants in business-info, Citrus or the shard map, and on the shards, page by page.
-
-`tenants audit`: business-info × Citrus × the tenants of all shards.
-
-`tenants provision`: create one tenant, or all that business-info lists and no shard has.
-"""
+"""`tenants audit` and `tenants provision`, which compare business-info, Citrus and the shards page by page."""
 
 from __future__ import annotations
 
@@ -98,10 +91,7 @@ class TenantInventory:
         )
 
     async def read_unlisted(self) -> AsyncIterator[list[AuditSubject]]:
-        """Yield the tenants that have a home shard and are not in business-info, a page of a shard at a time.
-
-        Yields each tenant once, with the first of its home shards.
-        """
+        """Yield the tenants that have a home and are not in business-info, each with the first of its homes."""
         for address in await self._shards.locator.list_shards():
             async for rows in self._read_pages(address):
                 subjects = await self._find_unlisted(rows)
@@ -131,7 +121,6 @@ class TenantInventory:
         return subjects
 
     async def _fetch_rows(self, tenant_ids: Sequence[str]) -> tuple[Mapping[str, list[AuditedRow]], list[str]]:
-        """Return the rows that all shards have of tenants, by id, and the shards that did not answer."""
         survey = await self._shards.gateway.survey("find_tenants", list(tenant_ids))
         self.silent.update(survey.silent_shard_ids)
         rows: defaultdict[str, list[AuditedRow]] = defaultdict(list)
@@ -156,7 +145,6 @@ class TenantInventory:
         return named
 
     async def _read_pages(self, address: ShardAddress) -> AsyncIterator[list[AuditedRow]]:
-        """Yield the tenants of one shard in pages; end when the shard does not answer."""
         after = ""
         while True:
             try:
@@ -174,7 +162,6 @@ class TenantInventory:
             after = rows[-1]["id"]
 
     async def _find_unlisted(self, rows: Sequence[AuditedRow]) -> list[AuditSubject]:
-        """Return the tenants of *rows* that are active on their shard and are not in business-info."""
         living = [row for row in rows if row.state in {TenantState.ACTIVE, TenantState.FENCED}]
         ids = sorted({row.business_id for row in living if is_id(row.business_id)})
         businesses = await self._business_info.find_all(ids)
@@ -201,7 +188,6 @@ def unreadable_parts(business: Business | UnreadableBusiness) -> list[Difference
 
 
 def _is_listed(business: Business | UnreadableBusiness | None, location_id: str) -> bool:
-    """Return whether business-info lists a location, or may: an unreadable business is a difference of its own."""
     return isinstance(business, UnreadableBusiness) or (business is not None and location_id in business.locations)
 
 
@@ -278,7 +264,7 @@ TROUBLES: Final = frozenset(
 
 
 class PlannedTenant(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """A tenant that business-info lists as active and that has no intact home, with the step for it."""
+    """A tenant of business-info without an intact home, with the step for it."""
 
     step: ProvisionStep
     business_id: str | None = None
@@ -292,7 +278,7 @@ async def provision_tenant(
 ) -> int:
     """Register the tenant and create it on its shard; never change one that exists, as any control message is newer.
 
-    Return 1 for a tenant that is not active: destroyed, being destroyed, or being moved.
+    Return 1 for a tenant that is not active.
     """
     require_settings(settings, routes=True)
     tenant_id = parse_tenant_id(business_id, location_id)
@@ -328,8 +314,7 @@ def _remedy(state: str) -> str:
 async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, page_size: int = PAGE_SIZE) -> int:
     """Plan to create every active tenant of business-info that no shard has; with *apply* create them. Idempotent.
 
-    A destroyed tenant is not created again, and any control message counts as newer. Returns 1 if a tenant cannot be
-    created, or not now.
+    A destroyed tenant is not created again. Returns 1 if a tenant cannot be created, or not now.
     """
     require_settings(settings, routes=True)
     counts: Counter[ProvisionStep] = Counter()
@@ -385,7 +370,6 @@ def plan_tenant(subject: AuditSubject, known_types: Collection[str]) -> PlannedT
 async def _plan_page(
     inventory: TenantInventory, page: ListingPage, known_types: Collection[str]
 ) -> list[PlannedTenant]:
-    """Return the plan for a page. Routing is not queried: creating a tenant finds out whether it is registered."""
     subjects = await inventory.gather_subjects(
         [tenant for tenant in page.tenants if tenant.listing.is_active], located=False
     )
@@ -403,7 +387,6 @@ async def _plan_page(
 
 
 async def _carry_out(provisioner: Provisioner, planned: Sequence[PlannedTenant]) -> list[PlannedTenant]:
-    """Create the tenants that are planned so; return all of *planned*, with the results."""
     wanted = [(one, request) for one in planned if (request := _provision_request(one)) is not None]
     answers = await provisioner.provision_all([request for _, request in wanted])
     results = {id(one): _with_result(one, answer) for (one, _), answer in zip(wanted, answers, strict=True)}

@@ -1,13 +1,4 @@
-"""`tenants move`, `rollback`, `verify` and `cleanup`.
-
-`tenants move`: move tenants to other shards while workers apply their operations.
-
-`tenants rollback`: take a move back.
-
-`tenants verify`: compare a tenant that has moved with the shard that it left, and repair what differs.
-
-`tenants cleanup`: delete the rows that tenants have left on their former shards.
-"""
+"""`tenants move`, `rollback`, `verify` and `cleanup`."""
 
 from __future__ import annotations
 
@@ -63,7 +54,7 @@ SHOWN_LENGTH: Final = 200  # of a line that is refused
 
 
 def read_requests(path: Path) -> list[MoveRequest]:
-    """Return the requests of a file with a line `business,location,shard` for each tenant. Raises UsageError."""
+    """Return the requests of a file of lines `business,location,shard`. Raises UsageError."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin a file with a byte order mark
             requests = [_parse_row(row, number) for number, row in enumerate(csv.reader(file), 1) if _is_request(row)]
@@ -92,7 +83,7 @@ def _parse_row(row: Sequence[str], number: int) -> MoveRequest:
 async def move_tenants(
     settings: Settings, requests: Sequence[MoveRequest], terms: MoveTerms, *, apply: bool, as_json: bool
 ) -> int:
-    """Print what moves of tenants would take; with *apply* move them, some at a time, and print a certificate of each.
+    """Print what moves of tenants would take; with *apply* move them, and print a certificate of each.
 
     Return 1 if one is refused, or was not moved, or its rows differ.
     """
@@ -107,11 +98,7 @@ async def move_tenants(
 
 
 class RollbackPlan(msgspec.Struct, frozen=True, rename="camel"):
-    """What a rollback does, in this order.
-
-    The rows of the copies on the shards *deletes_copies_on* are deleted, the last move, to the tenant's shard, is ended
-    if *ends_last_move*, and the tenant moves *back_to* a shard. *shard* has its home, or its row if it was destroyed.
-    """
+    """What a rollback does, in the order of its members. *shard* has its home, or its row if it was destroyed."""
 
     tenant: str
     shard: str
@@ -132,8 +119,8 @@ async def rollback_tenant(
 ) -> int:
     """Plan to delete the copy of a move that has not ended, or to move the tenant back; with *apply* do so.
 
-    A rollback that was stopped goes on. With *stay* copies are deleted, and the tenant stays. Return 1 if it fails or
-    would be refused.
+    A stopped rollback goes on. With *stay* the tenant stays, and copies are deleted. Return 1 if it fails or is
+    refused.
     """
     require_settings(settings, routes=True)
     tenant_id = parse_tenant_id(*tenant)
@@ -169,7 +156,6 @@ async def rollback_tenant(
 
 
 def _home_of(places: TenantPlaces) -> str:
-    """Return the shard of a tenant. Raises `RetryableError` if it has left one and not arrived on another."""
     home = places.home()
     if home is None:
         raise RetryableError(
@@ -190,7 +176,6 @@ def _note_return(tenant: tuple[str, str], home: str, way: WayBack) -> None:
 async def _plan(
     shards: Shards, tenant: tuple[str, str], home: str, way: WayBack, bounds: MoveBounds, *, as_json: bool
 ) -> int:
-    """Print what a rollback would do. Return 1 if its move would be refused."""
     tenant_id = parse_tenant_id(*tenant)
     count = sum([await count_copied(shards.pools, tenant_id, copy) for copy in way.undone])
     plan = RollbackPlan(tenant_id, home, way.undone, count, way.ends_last_move, way.back_to)
@@ -221,7 +206,6 @@ def _print_plan(plan: RollbackPlan, moves: MovePlans) -> None:
 
 
 async def _find_way_back(shards: Shards, tenant_id: str, home: str, copies: Sequence[str], *, stay: bool) -> WayBack:
-    """Return the steps of a rollback. Raises `PermanentError` if there is nothing to take back."""
     pools = shards.pools
     async with pools.pool_of(home).connection() as connection:
         arrival, departure = await read_arrival(connection, tenant_id), await read_departure(connection, tenant_id)
@@ -355,8 +339,7 @@ async def clean_up_tenants(
 ) -> int:
     """Delete the rows that tenants have left on their former shards, or without *apply* count them.
 
-    Those of moves that ended with rows that differ stay, but with *differing*. Return 1 if some stay, also as a shard
-    does not answer or a deletion fails.
+    Those of moves that ended with other rows stay, but with *differing*. Return 1 if some stay.
     """
     require_settings(settings, routes=True)
     age = parse_duration("--older-than", older_than)
@@ -400,7 +383,6 @@ async def clean_up_tenants(
 
 
 async def _find_home(shards: Shards, tenant_id: str) -> str:
-    """Return the shard with the home of a tenant, or on which it was destroyed."""
     places = await find_places(shards.locator, shards.pools, tenant_id)
     if (home_id := places.home()) is not None:
         return home_id
@@ -413,7 +395,6 @@ async def _find_home(shards: Shards, tenant_id: str) -> str:
 async def _clean_up_one(
     shards: Shards, one: LeftBehind, shard_id: str, home_id: str, silent: Collection[str], *, apply: bool
 ) -> dict[str, Any]:
-    """Delete or count what a tenant has left on a shard, and return the number of rows. Raises `WorkerError`."""
     if home_id in silent:  # each try would take as long as its deadline
         raise RetryableError(f"no answer from shard {home_id}, where its home is")
     way = one.tenant_id, shard_id, one.target_id

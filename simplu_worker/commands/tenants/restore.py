@@ -62,7 +62,7 @@ IN_DOUBT = timedelta(minutes=1)  # a transaction that is not in the backup may h
 
 @dataclass(frozen=True)
 class RestoreCommand:
-    """What the command line asks for; *export* is the file for the overwritten rows, None for one of the usual name."""
+    """What the command line asks for; *export* is the file for the overwritten rows, None for the usual name."""
 
     business: str
     location: str
@@ -72,10 +72,10 @@ class RestoreCommand:
 
 
 class RestorePlan(msgspec.Struct, frozen=True, rename="camel"):
-    """What a restore would do. *since_backup* are the live operations that the backup lacks, by source.
+    """What a restore would do; None is what takes long to count.
 
-    None is what takes long to count. *erased_since_backup* are the types and ids of erased resources that come back.
-    *repeats*: why it is refused with `--apply`, as the tenant was restored just before.
+    *since_backup* counts the operations that the backup lacks, by source, *erased_since_backup* names erased resources
+    that come back, *repeats* says why `--apply` is refused.
     """
 
     tenant: str
@@ -94,10 +94,7 @@ class RestorePlan(msgspec.Struct, frozen=True, rename="camel"):
 
 
 async def restore_tenant(settings: Settings, command: RestoreCommand, *, as_json: bool) -> int:
-    """Print what a restore would do; with `apply`, do it and print a certificate.
-
-    Raises `PermanentError` if the tenant cannot be restored.
-    """
+    """Print what a restore would do; with `apply`, do it and print a certificate. Raises `PermanentError`."""
     require_settings(settings, routes=True, stream=command.mode is RestoreMode.CATCH_UP)
     tenant_id = parse_tenant_id(command.business, command.location)
     async with AsyncExitStack() as stack:
@@ -128,7 +125,7 @@ async def restore_tenant(settings: Settings, command: RestoreCommand, *, as_json
 
 
 async def _run(settings: Settings, restorer: Restorer) -> RestoreCertificate:
-    """Run a restore; where it ends too early, print the state of the tenant on stderr, also after Ctrl-C.
+    """Run a restore; where it ends too early, print the state of the tenant on stderr.
 
     Nobody runs it again once the tenant was released, so the cache is cleared also where that was not confirmed.
     """
@@ -145,7 +142,6 @@ async def _run(settings: Settings, restorer: Restorer) -> RestoreCertificate:
 
 
 async def _find_home(shards: Shards, tenant_id: str) -> ShardPool:
-    """Return the tenant's shard. Raises if it has none, or if the shard is not ready for a restore."""
     places = await find_places(shards.locator, shards.pools, tenant_id)
     shard_id = places.home()
     if shard_id is None:
@@ -207,7 +203,7 @@ async def _judge_stream(
 ) -> float | None:
     """Return the age of the oldest record that will be read again; None if none will. Raises `PermanentError`.
 
-    A restore that goes on has no way back: its tenant is fenced, so it is not refused any more.
+    A restore that goes on is not refused any more: its tenant is fenced.
     """
     if command.mode is not RestoreMode.CATCH_UP:
         return None

@@ -1,10 +1,6 @@
 """What an audit and a restore of tenants decide. Pure.
 
-Compare the entries that business-info, Citrus and the shards have of one tenant.
-
 Business-info lists the tenants that are wanted, Citrus names the shard of each, and the shards have the rows.
-
-Whether a tenant can be restored from a backup: by its rows there and on its shard, and by the positions.
 """
 
 from __future__ import annotations
@@ -61,11 +57,10 @@ class AuditedRow(msgspec.Struct, frozen=True):
 
 
 class AuditSubject(msgspec.Struct, frozen=True):
-    """One tenant with its entries everywhere.
+    """One tenant with its entries everywhere; the *silent* shards may have rows too.
 
-    *listing* is None if business-info does not list the tenant. *rows* are the rows of its id on all shards.
-    *named_shard_id* is the shard that Citrus or the shard map names; None if the tenant is not registered, or if that
-    shard may not be used, as *refusal* explains. *silent* are the shards that did not answer: they may have rows too.
+    *listing* is None if business-info does not list it, *named_shard_id* if it is not registered, or its shard may not
+    be used (*refusal*).
     """
 
     business_id: str
@@ -83,7 +78,7 @@ class AuditSubject(msgspec.Struct, frozen=True):
 
     @property
     def is_wanted(self) -> bool:
-        """Whether business-info lists the tenant as active."""
+        """Whether business-info lists it as active."""
         return self.listing is not None and self.listing.is_active
 
     @property
@@ -93,19 +88,19 @@ class AuditSubject(msgspec.Struct, frozen=True):
 
     @property
     def homes(self) -> list[AuditedRow]:
-        """The tenant's rows on its home shards."""
+        """The rows on its home shards."""
         return [row for row in self.own_rows if row.state in HOME_STATES]
 
     @property
     def lacks_row(self) -> bool:
-        """Whether business-info wants the tenant, all shards have answered, and none has it or is to forget it."""
+        """Whether business-info wants it, and no shard has it or is to forget it, as all have answered."""
         states = {row.state for row in self.own_rows}
         is_ending = bool(states & {TenantState.DESTROYING, TenantState.DESTROYED})
         return self.is_wanted and not (self.homes or is_ending or self.silent or self.id_taker)
 
     @property
     def id_taker(self) -> AuditedRow | None:
-        """A row of its id that belongs to another business and location, if any."""
+        """A row of its id that belongs to another business and location."""
         return next((row for row in self.rows if row not in self.own_rows), None)
 
 
@@ -201,7 +196,7 @@ REPEATED_WITHIN: Final = timedelta(hours=24)  # a restore in the same mode may b
 
 
 def refusal_of_database(backup: Mapping[str, Any], live: Mapping[str, Any]) -> str | None:
-    """Return why the database at BACKUP_URL is no backup: rows that are deleted on the shard would go there as well."""
+    """Return why the database at BACKUP_URL is no backup: its rows would be deleted too."""
     if backup["is_standby"]:
         return "expected a server that takes writes, got a standby, which follows another one; promote it first"
     if (backup["started_at"], backup["database"]) == (live["started_at"], live["database"]):
@@ -210,7 +205,7 @@ def refusal_of_database(backup: Mapping[str, Any], live: Mapping[str, Any]) -> s
 
 
 def refusal_of_rows(backup: Mapping[str, Any] | None, live: Mapping[str, Any], mode: RestoreMode) -> str | None:
-    """Return why the tenant's rows in a backup cannot take the place of the live ones; None if they can.
+    """Return why the tenant's rows in a backup cannot take the place of the live ones.
 
     *backup* and *live* are its rows of `tenants`.
     """
@@ -233,9 +228,9 @@ def refusal_of_rows(backup: Mapping[str, Any] | None, live: Mapping[str, Any], m
 def refusal_of_positions(
     positions: Iterable[JudgedPosition], *, now: datetime, retention: timedelta, log_kept: timedelta
 ) -> str | None:
-    """Return why the stream cannot be read again from the positions in a backup; None if it can.
+    """Return why the stream cannot be read again from the positions in a backup.
 
-    *log_kept* is OPERATION_RETENTION_HOURS: the logs of the other tenants drop the operations that come again.
+    *log_kept* is OPERATION_RETENTION_HOURS: the logs of the other tenants drop what comes again.
     """
     for one in positions:
         if one.state is PositionState.LEVEL:
@@ -257,10 +252,7 @@ def refusal_of_positions(
 
 
 def refusal_of_repetition(journal: Journal | None, mode: RestoreMode, export: Path | None) -> str | None:
-    """Return why the same command does not restore a tenant twice; None if it has not restored it, or long ago.
-
-    It restores it once more with another file as *export*: the person knows then that it is another restore.
-    """
+    """Return why the command would restore a tenant twice by mistake; another file as *export* shows the intent."""
     if journal is None or (journal.step, journal.mode) != (RestoreStep.DONE, mode):
         return None
     age = timedelta(seconds=journal.written_s_ago)

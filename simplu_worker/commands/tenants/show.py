@@ -1,9 +1,4 @@
-"""`tenants show`, `pause` and `resume`.
-
-`tenants list` and `show`.
-
-`tenants pause`, `resume` and `weight`: what people set for one tenant, on its row of its shard.
-"""
+"""`tenants list`, `show`, `pause`, `resume` and `weight`."""
 
 from __future__ import annotations
 
@@ -53,10 +48,7 @@ async def list_tenants(settings: Settings, *, as_json: bool) -> int:
 
 
 async def show_tenant(settings: Settings, business_id: str, location_id: str, *, as_json: bool) -> int:
-    """Print the rows that the shards have of one tenant, and its routing.
-
-    Return 1 if no shard has it, or one does not answer.
-    """
+    """Print the rows that the shards have of one tenant, and its routing. Return 1 if no shard has it."""
     require_settings(settings, routes=True)
     tenant_id = parse_tenant_id(business_id, location_id)
     async with open_shards(settings) as shards:
