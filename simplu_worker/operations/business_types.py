@@ -25,9 +25,8 @@ class ViewColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
 class ResourceType(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """Resources that are sent as *name* or one of *also_named*, and stored as *name*.
 
-    They have a view where *view* names one, whose first columns are the tenant's id and the resource's. The days of a
-    list are those of the member *date*; lists find resources by indexes of the members *filtered*. Both are names of
-    members with dots between.
+    *view* names their view. The days of a list are those of the member *date*; the members *filtered* have indexes.
+    Both are names of members with dots between.
     """
 
     name: str

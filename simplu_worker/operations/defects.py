@@ -15,7 +15,7 @@ T = TypeVar("T")
 def decode_or_reject(decode: Callable[[], T], origin: Origin, *, sound: Callable[[], object]) -> T | RejectedRecord:
     """Return what *decode* returns for one record; where it raises, the record's rejection.
 
-    *sound* decodes a record that is known to be sound. What it raises passes: then no record is at fault.
+    What *sound*, for a record that is known to be sound, raises passes: then no record is at fault.
     """
     try:
         return decode()

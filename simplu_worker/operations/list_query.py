@@ -1,7 +1,7 @@
 """Decode the query of a `list` from the members `filters` and `pagination` of its record. Pure.
 
 Equality of whole members is left to the index and to `@>`; all other filters become one JSON path, whose values are
-variables. Its text has names of members alone, each as a JSON string, which a JSON path has the same form of.
+variables, and whose text has names of members alone.
 """
 
 from __future__ import annotations
@@ -57,16 +57,12 @@ class _Sort(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _ProblemError(Exception):
-    """The query cannot be meant; *expected* is what *member* could be."""
-
     def __init__(self, member: str, expected: str) -> None:
         super().__init__(member, expected)
         self.problem = ListProblem(member, expected)
 
 
 class _Cursor(msgspec.Struct, array_like=True, frozen=True):
-    """The place behind which a page begins: the list that it is of, the keys of its sort, and the resource's id."""
-
     list_id: str
     is_last: bool
     rank: Annotated[int, msgspec.Meta(ge=-3, le=3)]
@@ -88,8 +84,8 @@ _values_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 def decode_list_query(filters: bytes, pagination: bytes, resource_type: str, list_limit: int) -> ListQuery:
     """Return the query; *filters* and *pagination* are objects, or empty.
 
-    A query that cannot be meant has a `problem`, which is its outcome. Raises `InvalidRecordError` for a `pagination`
-    without numbers of a page.
+    A query that cannot be meant has a `problem`. Raises `InvalidRecordError` for a `pagination` without numbers of a
+    page.
     """
     try:
         pages = parse_record(pagination or b"{}", _pagination_decoder)
@@ -124,8 +120,6 @@ def decode_list_query(filters: bytes, pagination: bytes, resource_type: str, lis
 
 
 class _FilterParts:
-    """What the filters of a list are made into, one by one."""
-
     def __init__(self) -> None:
         self.members: dict[str, msgspec.Raw] = {}  # that are equal as a whole
         self.values: dict[str, msgspec.Raw] = {}  # the variables of the path
@@ -134,11 +128,9 @@ class _FilterParts:
 
     @property
     def path(self) -> str:
-        """The JSON path of all conditions; empty without one."""
         return f"strict {' && '.join(self._conditions)}" if self._conditions else ""
 
     def add(self, name: str, raw: msgspec.Raw) -> None:
-        """Add the filter *name*, with the JSON value *raw*."""
         member = f"filters.{name[:NAME_MAX]}"
         operators = _members_decoder.decode(raw) if bytes(raw)[:1] == b"{" else {"equals": raw}
         if "equals" in operators and len(operators) == 1 and "." not in name:
@@ -228,7 +220,6 @@ def _sort(raw: msgspec.Raw) -> Sort | None:
 
 
 def _after(raw: msgspec.Raw, list_id: str) -> str | None:
-    """Return the sort keys and the id of the cursor, as JSON."""
     if bytes(raw) == b"null":
         return None
     error = _ProblemError("pagination.after", "the `next` of a page of this list, with the same filters and sort")
@@ -243,7 +234,6 @@ def _after(raw: msgspec.Raw, list_id: str) -> str | None:
 
 
 def _list_id(resource_type: str, filters: bytes, sort: Sort | None) -> str:
-    """Return what pages of one list have in common, whatever the order of its filters is."""
     members = sorted((name, bytes(raw)) for name, raw in _members_decoder.decode(filters or b"{}").items())
     return hashlib.sha256(repr((resource_type, members, sort)).encode()).hexdigest()[:16]
 
@@ -263,7 +253,7 @@ def _day(name: str, raw: msgspec.Raw) -> date:
 
 
 class ListRules(msgspec.Struct, frozen=True):
-    """What a resource type's file says of its lists: the path of its date, and the paths that have an index."""
+    """The path of a resource type's date, and the paths that have an index."""
 
     date: Path | None = None
     filtered: frozenset[Path] = frozenset()
@@ -273,7 +263,7 @@ NO_LIST_RULES: Final = ListRules()
 
 
 def resolved(query: ListQuery, rules: ListRules) -> ListQuery:
-    """Return *query* with what it `asked` by the *rules* of its type, and with `days` only if they are of creation."""
+    """Return *query* with what it `asked` by the *rules* of its type; its `days` only if they are of creation."""
     days, own_date = query.days, None
     if not days.is_open:
         own_date = rules.date or (("date",) if days.is_one else None)

@@ -24,7 +24,6 @@ _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def _parse_patch(patch: str) -> dict[str, Any]:
-    """Parse a patch. Raises `ValueError` for a text that Postgres refuses, also where the merged data lack it."""
     encoded = patch.encode()
     if has_escapes(encoded) and _NUL.search(replace_lone_surrogates(encoded)) is not None:
         raise ValueError("expected a text without U+0000 and lone surrogates, got one with them")
@@ -35,8 +34,7 @@ def _parse_patch(patch: str) -> dict[str, Any]:
 def is_laborious(patch: str) -> bool:
     """Return whether the worker is to merge *patch*, a JSON object, and not the shard.
 
-    The shard merges an object of a patch only where it has neither nulls nor objects, and takes more than linear time
-    for many nulls or objects.
+    The shard merges only objects without nulls and objects, and takes more than linear time for many nulls or objects.
     """
     if patch.count("{") == 1 and (len(patch) <= SMALL_PATCH_MAX_CHARS or "null" not in patch):
         return False  # nearly always
@@ -57,15 +55,14 @@ def is_nested(patch: str) -> bool:
 
 
 def merge_texts(document: str, patch: str) -> bytes:
-    """Return the JSON text of *document* changed by *patch*, both JSON objects; of equal names the last one counts.
+    """Return the JSON text of *document* changed by *patch*, both JSON objects.
 
-    Raises `ValueError` for a text that Postgres refuses: with a lone surrogate, or a patch with U+0000.
+    Raises `ValueError` where Postgres would.
     """
     return msgspec.json.encode(_merge(_parse_with_texts(document), _parse_patch(patch)))
 
 
 def _merge(target: Any, patch: dict[str, Any]) -> dict[str, Any]:
-    """Change *target* by *patch*, and return it; an empty object stands for a target that is no object."""
     merged: dict[str, Any] = target if isinstance(target, dict) else {}
     for name, value in patch.items():
         if value is None:

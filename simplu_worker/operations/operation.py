@@ -1,11 +1,4 @@
-"""The types that consumers and shards share: an operation, its origin, and its outcome. Pure.
-
-The partition key that an operation has to have.
-
-The request ids of records that have none, derived from their positions.
-
-The time after which an operation of an unregistered tenant is given up (architecture, idea 7).
-"""
+"""The types that consumers and shards share: an operation, its keys and ids, its origin, and its outcome. Pure."""
 
 from __future__ import annotations
 
@@ -30,9 +23,8 @@ PartNumber: TypeAlias = int | tuple[int, int]
 class Origin(msgspec.Struct, frozen=True, gc=False):
     """The origin of one record; the same for every reader of the record.
 
-    For Kinesis *name* is the stream and *stream_shard_id*, *sequence_number* are set; for SQS *name* is the queue.
-    Of a part of a record of several operations, *part_index* is its number from 0, and *parts_behind* how many follow.
-    *arrived_at* is Kinesis's approximate arrival or SQS's sent timestamp.
+    *name* is the stream or the queue. Of a part of a record of several operations, *part_index* is its number from 0,
+    and *parts_behind* how many follow. *arrived_at* is Kinesis's approximate arrival or SQS's sent timestamp.
     """
 
     source: Source
@@ -94,11 +86,9 @@ class ListProblem(msgspec.Struct, frozen=True, gc=False):
 class ListQuery(msgspec.Struct, frozen=True, gc=False):
     """The query of a `list`.
 
-    *members* is a JSON object: each member must equal the row's member of that name. *path* is a JSON path that the
-    document must match, with the *values* of its variables, a JSON object. *after* is the place behind which the page
-    begins, as JSON (`list_query.py`), and *list_id* what cursors of the list have in common. *names* are those of its
-    filters. *asked* is what the list asks for beyond equality of members, days of creation and pages, by the rules of
-    its type, as JSON for `applying.sql`.
+    Each of *members*, a JSON object, must equal the row's member of that name. *path* is a JSON path with the *values*
+    of its variables. *after* is where the page begins (`list_query.py`), *list_id* what cursors of the list have in
+    common. *names* are those of its filters, *asked* what it asks for beyond equality, days of creation and pages.
     """
 
     members: str = "{}"
@@ -125,15 +115,11 @@ class ListQuery(msgspec.Struct, frozen=True, gc=False):
 class Operation(msgspec.Struct, frozen=True, gc=False):
     """A decoded, valid record: the kind of operation, the tenant and the resource.
 
-    *resource_id* and *request_id* are the effective ones (generated or derived if the record had none); only a `list`
-    has no *resource_id*. *data* is the JSON text as received, in the memory of its record, of which it is most;
-    *requested_at* is a time in UTC. *digest* distinguishes an identical redelivery from another operation with the
-    same request id. *size_bytes* is the record's size as read.
-    *window_start*, of an order event: an event of its request id that was sent before is another event.
-    *sent_type* is the name of the resource type that the record had, where the resource is stored under another one,
-    *resource_type* (`stored_under`).
-    *exceeds_bounds*: its *data* may not be stored (`json_record.py`); a worker with other bounds may have applied
-    it before.
+    *resource_id* and *request_id* are the effective ones; only a `list` has no *resource_id*. *data* is the JSON text
+    as received. *digest* distinguishes a redelivery from another operation with its request id. Of an order event, one
+    that was sent before *window_start* is another event. *sent_type* is the record's name of the type, where it is
+    stored under another. *exceeds_bounds*: its *data* may not be stored; a worker with other bounds may have applied
+    it.
     """
 
     kind: OperationKind
@@ -154,7 +140,6 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     sent_type: str | None = None
 
     def __eq__(self, other: object) -> bool:
-        """Return whether all is equal, the data by their bytes: msgspec compares them by identity."""
         if not isinstance(other, Operation):
             return False
         own, others = (msgspec.structs.asdict(one) | {"data": one.text} for one in (self, other))
@@ -164,7 +149,7 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
         return hash((self.tenant_id, self.request_id))
 
     def is_named(self, request_id: str, names: tuple[str, str] | None) -> bool:
-        """Return whether it has the request id and, unless that is None, the business id and location id of *names*."""
+        """Return whether it has the request id and, unless None, these ids of business and location."""
         return self.request_id == request_id and names in (None, (self.business_id, self.location_id))
 
     @property
@@ -176,8 +161,7 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
 class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
     """A record that can never be an operation, for a reason in its own bytes.
 
-    *error* names the expected and the actual form, without the record's data. Ids that could not be read are None.
-    *part_count* is the number of parts of the aggregate that the record is a part of; None for a record of its own.
+    *error* does not quote the record. *part_count* is that of its aggregate.
     """
 
     reason: DeadLetterReason
@@ -205,8 +189,7 @@ class Disposition(StrEnum):
 class Outcome(msgspec.Struct, frozen=True, gc=False):
     """The outcome of one operation.
 
-    *failure* only with APPLIED, *reason* only with DEAD_LETTER. *error*, with DEAD_LETTER and UNEXPECTED, is the cause
-    without the record's data. *is_late*, with DUPLICATE: an order event that was sent long after the one in the log.
+    *error* does not quote the record; *is_late*: an order event sent long after its row's.
     """
 
     disposition: Disposition
@@ -235,7 +218,7 @@ KEY_MAX: Final = 256  # characters: Kinesis API reference, PutRecord
 
 
 def partition_key_by(rule: PartitionKeyRule, tenant_id: str, resource_type: str) -> str:
-    """Return the key by *rule*, which may be longer than Kinesis allows; where any may be used, the usual one."""
+    """Return the key by *rule*, which may be longer than Kinesis allows."""
     match rule:
         case PartitionKeyRule.TENANT:
             return tenant_id
@@ -249,7 +232,7 @@ DERIVED_REQUEST_ID_PREFIX: Final = "simplu:"
 
 
 class ReplayedFrom(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Member `simpluReplay`: the first position of a record without a request id that is replayed as a dead letter."""
+    """Member `simpluReplay`: the first position of a replayed record without a request id."""
 
     stream: str
     stream_shard: str
@@ -268,18 +251,17 @@ def derived_request_id(origin: Origin) -> str:
 
 
 def control_request_id(business_id: str, location_id: str) -> str:
-    """Return the key of the last refused control message of a tenant: no request id, which may not begin like that.
+    """Return the key of the last refused control message of a tenant.
 
-    With both ids, as another tenant may have the same joined one.
+    With both ids, as another may have the same joined one.
     """
     return f"{DERIVED_REQUEST_ID_PREFIX}control:{business_id}/{location_id}"
 
 
 def with_request_id(record: bytes, origin: Origin) -> bytes:
-    """Return *record*, a valid one without `requestId`, with the id derived from its *origin*, and with that origin.
+    """Return *record*, valid and without `requestId`, with the id derived from its *origin*, and with that origin.
 
-    The record's own bytes stay, and no `resourceId` is added, as the digest covers both as they were sent. Of a member
-    that occurs twice (as after `"requestId": null`) the last one counts.
+    The record's own bytes stay, as the digest covers them. Of a member that occurs twice the last one counts.
     """
     replayed = ReplayedFrom(
         stream=origin.name,
@@ -326,7 +308,7 @@ def is_overdue(arrived_at: datetime, *, now: datetime, tenant_wait: timedelta) -
 
 
 def absence_max_age_s(arrivals: Iterable[datetime], *, now: datetime, tenant_wait: timedelta) -> float:
-    """Return the allowed age of a "not registered" for operations of these *arrivals*: 0 if one would be given up."""
+    """Return the allowed age of a "not registered" for operations of these *arrivals*."""
     gives_up = any(is_overdue(arrived_at, now=now, tenant_wait=tenant_wait) for arrived_at in arrivals)
     return 0.0 if gives_up else ABSENCE_MAX_AGE_S
 

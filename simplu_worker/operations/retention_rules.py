@@ -18,8 +18,7 @@ ROWS_GROWTH: Final = 10  # the most rows of a statement ÷ those of the first on
 def effective_retention(configured: timedelta, sources: Iterable[timedelta | None]) -> timedelta | None:
     """Return how long a row must stay: as *configured*, or longer if a source keeps its records longer.
 
-    A record that a source still has may be read again, and only its row in the log then shows that it was applied. A
-    source with an unknown retention (None) may keep records for any time: then return None; nothing may be deleted.
+    Only a record's row shows that it was applied. None, if a source's retention is unknown: nothing may be deleted.
     """
     longest = configured
     for retention in sources:
@@ -30,25 +29,17 @@ def effective_retention(configured: timedelta, sources: Iterable[timedelta | Non
 
 
 def deletion_pause_s(busy_s: float, share: float = DELETING_SHARE) -> float:
-    """Return the pause after a deletion that took *busy_s*, so that deletions take at most *share* of the time."""
+    """Return the pause after a deletion that took *busy_s*, for at most *share* of the time."""
     return busy_s * (1 / share - 1)
 
 
 def deleting_share(late_s: float, turn_s: float) -> float:
-    """Return the share of the time that deletions may take; the oldest row has been due for *late_s*.
-
-    A row is due up to a turn before the turn that deletes it. If rows are due for longer, they become more faster than
-    they are deleted, or the retention was made shorter.
-    """
+    """Return the share of the time that deletions may take; the oldest row has been due for *late_s*."""
     return LATE_SHARE if late_s > LATE_TURNS * turn_s else DELETING_SHARE
 
 
 def next_row_count(row_count: int, busy_s: float, first_count: int) -> int:
-    """Return how many rows the statement after one of *row_count* rows deletes; the shard took *busy_s* for it.
-
-    Each statement is a transaction and some round trips of a worker that is busy with other work, so one of a fixed few
-    rows bounds how many are deleted in a second, far below what the shard could take.
-    """
+    """Return how many rows the statement after one of *row_count* rows deletes; the shard took *busy_s* for it."""
     if busy_s > STATEMENT_MOST_S:
         return max(row_count // 2, 1)
     if busy_s < STATEMENT_LEAST_S:

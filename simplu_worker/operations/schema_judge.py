@@ -1,18 +1,10 @@
 """Judge documents by the JSON Schemas of their resource types (draft 2020-12), in bounded time. Pure.
 
-What is found is told in words of the schema: its place there, and what was expected. No value of a document is among
-them, and no name but those that the schema has itself.
+What is found is told in words of the schema; no value of a document is among them.
 
-What a schema may refer to, and how much work it may be: bounds that its text alone decides.
-
-A schema refers to itself alone, so nothing is ever fetched. Why the time for a document is bounded: each value in it
-is
-compared with at most VISITS_MAX subschemas; a keyword that takes as long as several counts as several. They are
-counted
-over all ways through the schema: a state has, for the values at one path of a document, how often each subschema is
-reached, and the next states are those of their members and elements. Without the bound, two alternatives that both
-lead
-back to the schema take time exponential in the depth of a document.
+A schema refers to itself alone, so nothing is fetched. Each value of a document is compared with at most VISITS_MAX
+subschemas, counted over all ways through the schema. Otherwise two alternatives that lead back to the schema would
+take time exponential in the depth of a document.
 """
 
 from __future__ import annotations
@@ -72,8 +64,6 @@ _EVERY: Final = {"propertyNames": Inside.MEMBERS, "contains": Inside.ELEMENTS}
 
 
 class _Subschema:
-    """A subschema, and the numbers of those that it leads to."""
-
     def __init__(self, pointer: str) -> None:
         self.pointer = pointer
         self.visits = 1  # how many subschemas comparing a value with it counts as
@@ -87,7 +77,6 @@ class _Subschema:
         return f"_Subschema({self.pointer!r})"
 
     def inside(self, place: Place) -> list[int]:
-        """Return the numbers of the subschemas for a member or an element at *place*."""
         named = self.named.get(place)
         return [*(self.others[place[0]] if named is None else [named]), *self.every[place[0]]]
 
@@ -112,15 +101,12 @@ def pointer_to(pointer: str, *parts: str | int) -> str:
 
 
 class _Survey:
-    """All subschemas of a schema, which is the first, by their numbers."""
-
     def __init__(self) -> None:
         self.subschemas: list[_Subschema] = []
         self._targets: dict[str, int] = {}  # by what is behind the # of a reference
         self._pattern_count = 0
 
     def add(self, schema: Any, pointer: str) -> int:
-        """Add *schema*, and what is below; return its number."""
         number = len(self.subschemas)
         subschema = _Subschema(pointer)
         self.subschemas.append(subschema)
@@ -173,7 +159,6 @@ class _Survey:
             raise InvalidSchemaError(f"#{pointer}: expected at most {PATTERNS_MAX} patterns in a schema, got more")
 
     def resolve(self) -> None:
-        """Add the targets of references to what a subschema leads to."""
         for subschema in self.subschemas:
             for keyword, reference in subschema.references:
                 target = self._targets.get(unquote(reference[1:])) if reference.startswith("#") else None
@@ -186,7 +171,6 @@ class _Survey:
 
 
 def _visits_of(keyword: str, value: Any) -> int:
-    """Return how many subschemas a keyword counts as, beside those in it: all of it may be compared with a value."""
     match keyword, value:
         case "enum", list():
             return sum(CONSTANT_VISITS if isinstance(one, dict | list) else _is_number(one) for one in value)
@@ -240,10 +224,6 @@ def _check_visits(subschemas: Sequence[_Subschema]) -> None:
 
 
 def _order_of(subschemas: Sequence[_Subschema]) -> Mapping[int, int]:
-    """Return for each number its place in an order in which each subschema comes before those compared with its value.
-
-    Raises `InvalidSchemaError` where a subschema leads back to itself without going into the value.
-    """
     order: dict[int, int] = {}
     open_: set[int] = set()
     for root in range(len(subschemas)):
@@ -264,7 +244,6 @@ def _order_of(subschemas: Sequence[_Subschema]) -> Mapping[int, int]:
 
 
 def _spread(reached: Counter[int], subschemas: Sequence[_Subschema], order: Mapping[int, int]) -> State:
-    """Return *reached* with all subschemas that are compared with the same value."""
     pending = [(order[number], number) for number in reached]
     heapify(pending)
     spread: dict[int, int] = {}
@@ -296,17 +275,13 @@ _decode_exactly = msgspec.json.Decoder(float_hook=Decimal).decode  # numbers tha
 
 
 class Finding(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What is wrong with a document: the place in the schema, and what was expected there.
-
-    *document_path* is the place in the document, where the schema has all names of it.
-    """
+    """What is wrong with a document: the place in the schema, what was expected, and the place in the document."""
 
     schema_path: str
     expected: str
     document_path: str | None = None
 
     def __str__(self) -> str:
-        """Return the finding as one line."""
         place = f" at {self.document_path}" if self.document_path else ""
         return f"{self.schema_path}: expected {self.expected}{place}"
 
@@ -427,7 +402,6 @@ def _read(document: bytes | msgspec.Raw) -> Any:
 
 
 def _is_of_library(exc: BaseException) -> bool:
-    """Return whether *exc* is about a text or a value, or a panic of the library, which is no `Exception`."""
     return isinstance(exc, ValueError | RecursionError) or type(exc).__name__ == "PanicException"
 
 
@@ -484,7 +458,6 @@ _CLOSING: Final = (["additionalProperties"], ["unevaluatedProperties"], ["uneval
 
 
 def _expected_by(exc: ValidationError, schema: Any) -> str:
-    """Return what the keyword at which a document failed asks for, in words and values of *schema* alone."""
     from jsonschema_rs import ValidationErrorKind
 
     if isinstance(exc.kind, ValidationErrorKind.Required):

@@ -1,16 +1,10 @@
-"""Split a batch into waves, so that one statement per wave has the effect of applying the batch one by one. Pure.
+"""Split a batch into waves, each one statement, and decide which operations a shard admits. Pure.
 
-Why it is safe: within a wave, all reads see the rows as they were before the wave, and each resource is written at
-most
-once. So an operation may share a wave with an earlier one unless it must see that one's effect: a write after a write
-of its resource, a `read` after a write of its resource, a `list` after a write of its type or of the settings, which
-have the time zone of its days. A write may share a wave with an earlier read, which does not see it.
+Why a wave is safe: its reads see the rows as they were before it, and it writes each resource at most once. So an
+operation may share a wave with an earlier one unless it must see that one's effect: a write after a write of its
+resource, a `read` after one, a `list` after a write of its type or of the settings, which have its time zone.
 
-Admission of an operation by a shard: decided by the shard's `tenants` row.
-
-The shard is authoritative (architecture, idea 4): whatever a cache or Citrus contains, an operation is applied only
-on
-a shard with an `active` row of its tenant.
+The shard's `tenants` row is authoritative (architecture, idea 4), whatever a cache or Citrus contains.
 """
 
 from __future__ import annotations
@@ -69,10 +63,7 @@ def plan_waves(operations: Sequence[Operation]) -> list[Wave]:
 
 
 def isolate(waves: Sequence[Sequence[int]], isolated: Collection[int]) -> Sequence[Sequence[int]]:
-    """Return *waves* with each of the operations *isolated* in a wave of its own, right behind its former one.
-
-    Its former wave writes no resource of it, and contains the reads that must not see it.
-    """
+    """Return *waves* with each of *isolated* in a wave of its own, right behind its former one, which has its reads."""
     if not isolated:
         return waves
     apart: list[Sequence[int]] = []
@@ -103,10 +94,7 @@ DESTROYED = Outcome(disposition=Disposition.APPLIED, failure=Failure.TENANT_DEST
 
 
 def admit(operation: Operation, tenant: TenantRow | None, *, tenant_wait: timedelta) -> Outcome | None:
-    """Return the outcome of an *operation* that is not to be applied, or None if it is.
-
-    An outcome APPLIED still writes the operation's row in the log.
-    """
+    """Return the outcome of an *operation* that is not to be applied (APPLIED still writes its row); None if it is."""
     if tenant is None:
         return HOLD
     if not _belongs_to(tenant, operation):
@@ -124,9 +112,9 @@ def admit(operation: Operation, tenant: TenantRow | None, *, tenant_wait: timede
 
 
 def admits_all(operations: Sequence[Operation], tenants: Mapping[str, TenantRow], *, tenant_wait: timedelta) -> bool:
-    """Return True only if all *operations*, at least one, are to be applied, i.e. `admit` returns None for each.
+    """Return True only if `admit` returns None for each of *operations*, at least one.
 
-    False also where only `admit` can decide. A fast path: in nearly every batch all are admitted, for few tenants.
+    False where only that can decide.
     """
     pairs = {*zip([one.tenant_id for one in operations], [one.business_id for one in operations], strict=True)}
     rows = [(business_id, tenants.get(tenant_id)) for tenant_id, business_id in pairs]
@@ -141,10 +129,7 @@ def admits_all(operations: Sequence[Operation], tenants: Mapping[str, TenantRow]
 
 
 def is_too_late(operation: Operation, tenant: TenantRow | None, *, tenant_wait: timedelta) -> bool:
-    """Return whether *operation* arrived more than *tenant_wait* before its tenant was made.
-
-    Another reader may have skipped it before the tenant was made; so no reader may apply it any more (idea 7).
-    """
+    """Return whether *operation* arrived more than *tenant_wait* before its tenant was made: then it may be skipped."""
     if tenant is None or not _belongs_to(tenant, operation) or operation.origin.source is not Source.KINESIS:
         return False
     return operation.origin.arrived_at + tenant_wait <= tenant.created_at

@@ -1,11 +1,4 @@
-"""Lists of operations of the log.
-
-List the operations of a tenant from its shard's log, with little work for the shard (sql/queries/listing.sql).
-
-The request for a page of a tenant's operations, and its cursor.
-
-The search for a page of a tenant's operations: its results, its position and its end.
-"""
+"""List the operations of a tenant from its shard's log, page by page, with bounded work for the shard."""
 
 from __future__ import annotations
 
@@ -44,8 +37,8 @@ INSTANT: Final = timedelta(microseconds=1)  # the resolution of times in Postgre
 class SearchPosition(msgspec.Struct, frozen=True):
     """The place in the log, newest first, after which a page begins.
 
-    After it come the operations that were completed before *at*, and those of that time with a request id before
-    *request_id*; all of that time if it is None. *is_large*: the tenant is known to have many operations.
+    After it come the operations completed before *at*, and those of that time with a lower request id; all of that time
+    if it is None. *is_large*: the tenant is known to have many operations.
     """
 
     at: datetime = NEWEST
@@ -53,7 +46,7 @@ class SearchPosition(msgspec.Struct, frozen=True):
     is_large: bool = False
 
     def encode(self) -> str:
-        """Return the position as a cursor, of characters that need no escape in a URL or a shell."""
+        """Return the position as a cursor, of characters that need no escape."""
         micros = (self.at - EPOCH) // INSTANT
         text = msgspec.json.encode((CURSOR_VERSION, micros, self.request_id, self.is_large))
         return base64.urlsafe_b64encode(text).decode().rstrip("=")
@@ -82,10 +75,7 @@ def decode_cursor(text: str) -> SearchPosition:
 
 
 class ListRequest(msgspec.Struct, frozen=True):
-    """The operations to list, newest first: at most *limit* after *after* that are as each other member that is given.
-
-    *since*, inclusive, and *until*, exclusive, are times of completion.
-    """
+    """The operations to list, newest first: at most *limit* after *after*, completed from *since* to before *until*."""
 
     resource_type: str | None = None
     resource_id: str | None = None
@@ -129,10 +119,9 @@ def check_request(request: ListRequest) -> ListRequest:
 
 
 class SearchLimits(msgspec.Struct, frozen=True):
-    """The bounds of the work for a page.
+    """The bounds of the work for a page: rows of a chunk and of all, seconds before a chunk.
 
-    A search reads chunks of at most *chunk_rows* batches of the log and as many rows, *rows* of both in all, and begins
-    none after *seconds*. A tenant with at most *few* operations has all of them read instead.
+    A tenant with at most *few* operations has all of them read instead.
     """
 
     chunk_rows: int = 10_000
@@ -166,11 +155,7 @@ def listed_members(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class OperationPage(msgspec.Struct, frozen=True, rename="camel"):
-    """Operations of a tenant, newest first.
-
-    *next* is the cursor of the next page, None after the last one; *searched_to* the time to which the search came,
-    None for the end. A page with *next* may be short, or empty: the search has bounds.
-    """
+    """Operations of a tenant, newest first. A page with a *next* may be short, or empty; *searched_to* is its end."""
 
     operations: list[ListedOperation]
     next: str | None
@@ -179,10 +164,7 @@ class OperationPage(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class SearchChunk(msgspec.Struct, frozen=True):
-    """The wanted operations of a part of the log, of which *oldest* is the oldest time.
-
-    *row_count* is the number of its batches and of the rows that were read; *is_last*: there are no older batches.
-    """
+    """The wanted operations of a part of the log, of which *oldest* is the oldest time; *row_count* were read."""
 
     operations: list[ListedOperation]
     row_count: int
@@ -220,14 +202,11 @@ class PageSearch:
 
     @property
     def missing_count(self) -> int:
-        """How many operations to read at most: one more than the page has room for shows that there is a next one."""
+        """How many operations to read at most: one more than the page has room for."""
         return self._request.limit + 1 - len(self._found)
 
     def is_complete(self, spent_s: float) -> bool:
-        """Return whether the page ends here, after *spent_s*: full, with nothing left to read, or at a bound.
-
-        The search ends only before a chunk, so that each page gets further than the one before.
-        """
+        """Return whether the page ends here, after *spent_s*; only before a chunk, so that each page gets further."""
         if self._has_ended or self.missing_count <= 0:
             return True
         may_go_on = self._row_count < self._limits.rows and spent_s < self._limits.seconds
@@ -246,7 +225,7 @@ class PageSearch:
             self.step = SearchStep.CHUNK if self.position.is_large else SearchStep.FEW
 
     def add_instant(self, operations: Sequence[ListedOperation]) -> None:
-        """Take the operations of the time of the position; if there was room for more, these are all."""
+        """Take the operations of the time of the position."""
         has_all = len(operations) < self.missing_count
         self._found += operations
         if has_all:
@@ -280,7 +259,7 @@ class PageSearch:
 
 
 class OperationLister:
-    """Lists operations. Of all lists one at a time uses a connection to a shard, so that batches find one free."""
+    """Lists operations, one list at a time on a shard, so that batches find a connection."""
 
     def __init__(
         self,
@@ -302,8 +281,7 @@ class OperationLister:
     async def list_page(self, business_id: str, location_id: str, request: ListRequest) -> OperationPage | Absence:
         """Return a page of the operations of a tenant, or why no shard has the tenant.
 
-        Raises `RetryableError` if Citrus or the shard does not answer, or takes too long; `PermanentError` if the
-        shard's address may not be used.
+        Raises `RetryableError` without an answer in time, `PermanentError` if the shard's address may not be used.
         """
         if not (is_id(business_id) and is_id(location_id)):
             return Absence.UNREGISTERED
@@ -315,7 +293,6 @@ class OperationLister:
     async def _search(
         self, pool: ShardPool, tenant: tuple[str, str], request: ListRequest
     ) -> OperationPage | Absence | None:
-        """Return a page, or that another pair of ids has the row; None if the tenant does not live on the shard."""
         search = PageSearch(request, self._limits)
         tenant_id, shard_id = tenant_id_of(*tenant), pool.address.shard_id
         started_at = self._clock()
@@ -348,7 +325,6 @@ class OperationLister:
     async def _read_next(
         self, connection: Connection, tenant_id: str, request: ListRequest, search: PageSearch
     ) -> None:
-        """Read the next part of the log for *search*."""
         types = None
         if request.resource_type is not None:  # operations have the names that were sent
             types = await connection.fetchval(QUERIES["find_type_names"], tenant_id, request.resource_type)

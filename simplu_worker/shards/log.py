@@ -1,34 +1,17 @@
-"""The operation log: its keys, marks, rejections and retention.
+"""The operation log: its keys, marks of changes by no operation, rejections, failures of messages, and retention.
 
-Delete old batches of the log with their rows, in small statements with long pauses, and never on an unhealthy shard.
+Old batches are deleted in small statements with long pauses, never on an unhealthy shard; with them old counts,
+rejections and refused events of the feed. Safe because no source can still have their records: `window` is that time,
+None while it is unknown. Replicas skip batches that another one has locked.
 
-Old counts of failed messages, rows of rejected records, and events that destinations of the feed refused are deleted
-with them.
+A rejected record's row is written once, beside its dead letter, and decides about no operation.
 
-Safe because a batch is deleted only when no source can still have its record: `window` is that time, None while it is
-unknown. The shard's clock measures it, while that clock agrees with ours. Replicas may do this at the same time; each
-skips the batches that another one has locked.
+A count of failures is exact: its row is made after the failed try. A killed process loses nothing.
 
-The rejected records of a shard's tenants: a row each, found by request id.
+A key is a byte that says what follows, then a UUID's 16 bytes or an id's UTF-8, as `simplu_key` of migration 0001.
+It is sent as hexadecimal text.
 
-The row is written beside the dead letter, once, and by nothing else: it decides about no operation.
-
-How often the operations of messages have failed, counted on the shard of their tenant.
-
-Why exact: the count is a row of its own transaction, made after the failed try. A process that is killed between two
-tries loses nothing, and another replica goes on counting; one that is killed during a try counts nothing, because the
-operation did not fail. An operation that never fails costs no statement.
-
-Ids as keys of the log: a byte that says what follows, and the id in as few bytes as it takes.
-
-A UUID in its usual form is 16 bytes, any other id its UTF-8. `simplu_key` and `simplu_id` of migration 0001 do the
-same in SQL. Keys go to Postgres as hexadecimal text, which has no character that separates columns
-(queries.py).
-
-Marks in the log of changes to resources that no operation made, each in the transaction of its change.
-
-What follows a tenant's changes (moves, repairs, restores) finds these beside the operations. A transaction has one
-batch in the log, so it marks its changes once, with the rows of their tenants locked.
+Marks are in the transaction of their change, which has the tenants' rows locked.
 """
 
 from __future__ import annotations
@@ -57,10 +40,9 @@ from simplu_worker.vocabulary import OperationKind, TargetKind
 
 
 async def note_rejections(pool: ShardPool, dead_letter_queue: str, rejections: Sequence[Rejection]) -> dict[str, str]:
-    """Write the rows of *rejections* of tenants that live on the shard, the last one for each key.
+    """Write the rows of *rejections* of tenants that live on the shard.
 
-    Return the businesses of the tenants with these ids that live there. Raises `RetryableError` when the shard does not
-    answer.
+    Return the businesses of these, by tenant id.
     """
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
@@ -70,10 +52,7 @@ async def note_rejections(pool: ShardPool, dead_letter_queue: str, rejections: S
 
 
 async def note_unplaced_rejections(pool: ShardPool, dead_letter_queue: str, rejections: Sequence[Rejection]) -> bool:
-    """Write the rows of *rejections* of tenants without a home; return False where the shard has no room for them.
-
-    Raises `RetryableError` when the shard does not answer.
-    """
+    """Write the rows of *rejections* of tenants without a home; return False where the shard has no room for them."""
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
             return False
@@ -83,17 +62,13 @@ async def note_unplaced_rejections(pool: ShardPool, dead_letter_queue: str, reje
 
 
 def _columns(rejections: Sequence[Rejection]) -> list[list[str | None]]:
-    """Return the columns of the last rejection for each key."""
     rows = {(one.tenant_id, one.business_id, one.request_id): one for one in rejections}.values()
     names = ("tenant_id", "business_id", "request_id", "reason", "error", "source", "sequence_number", "message_id")
     return [[getattr(row, name) for row in rows] for name in names]
 
 
 async def find_rejections(pool: ShardPool, query: str, *arguments: object) -> list[dict[str, Any]]:
-    """Return the rows of one of the queries of rejections.
-
-    Raises `RetryableError` when the shard does not answer.
-    """
+    """Return the rows of one of the queries of rejections."""
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
             return []
@@ -101,7 +76,7 @@ async def find_rejections(pool: ShardPool, query: str, *arguments: object) -> li
 
 
 async def forget_rejections_of_tenant(connection: Connection, tenant_id: str, max_rows: int) -> None:
-    """Delete at most *max_rows* rows of a tenant; the retention deletes the others with the tenant's log."""
+    """Delete at most *max_rows* rows of a tenant."""
     await connection.execute(QUERIES["forget_rejections_of_tenant"], tenant_id, max_rows)
 
 
@@ -119,11 +94,7 @@ MessageKey: TypeAlias = tuple[str, str]  # the tenant's id and the message's id
 
 
 async def count_failures(pool: ShardPool, failed: Sequence[MessageKey]) -> list[int | None]:
-    """Count one failure more of each message; return their numbers by now.
-
-    A message whose tenant lives on another shard by now has no number. Raises `RetryableError` when the shard does not
-    answer: whether they were counted is then unknown.
-    """
+    """Count one failure more of each message; return their numbers, None for one of a tenant that lives elsewhere."""
     async with pool.connection() as connection:
         tenant_ids, message_ids = zip(*failed, strict=True)
         rows = await connection.fetch(QUERIES["count_failures"], list(tenant_ids), list(message_ids))
@@ -157,9 +128,9 @@ log = structlog.get_logger(__name__)
 
 
 class DeletedRows(NamedTuple):
-    """The rows that one statement has deleted in *busy_s*; the oldest had been due for *late_s*.
+    """The rows that one statement deleted in *busy_s*.
 
-    *newest* is the time of the newest; *is_last*: there are no more.
+    The oldest had been due for *late_s*, *newest* is the last one's time.
     """
 
     row_count: int
@@ -171,14 +142,14 @@ class DeletedRows(NamedTuple):
 
 @dataclass
 class Progress:
-    """The rows of the next statement on one shard, and the turns in a row that ended with old rows of its log left."""
+    """The rows of the next statement on one shard, and the turns in a row that left old rows."""
 
     row_count: int
     late_turns: int = 0
 
 
 class LogRetention:
-    """The retention of the logs of all shards of *pools*: as short as *window* allows; every turn reads *window*."""
+    """The retention of the logs of all shards of *pools*; every turn reads *window*."""
 
     def __init__(
         self,
@@ -227,10 +198,9 @@ class LogRetention:
         return counts
 
     async def _forget_old(self, pool: ShardPool, retention: timedelta) -> int:
-        """Delete old rows until none is left or the turn is over, once at least; return how many of the log.
+        """Delete old rows until none is left or the turn is over, at the pace of the shard.
 
-        The pace follows the time that the shard takes for a statement. Most of the time that this replica takes is its
-        other work, and no load on the shard. A statement that runs into its timeout is followed by one of fewer rows.
+        Return how many of the log.
         """
         if not pool.is_healthy:
             return 0
@@ -268,7 +238,6 @@ class LogRetention:
         return count
 
     async def _delete(self, pool: ShardPool, retention: timedelta, limit: int, after: datetime) -> DeletedRows:
-        """Delete old batches that were completed at *after* or later, with about *limit* rows together."""
         async with self._slots, pool.transaction() as connection:
             if not await has_schema(connection, pool):
                 return DeletedRows(0, None, 0.0, 0.0, is_last=True)
@@ -276,7 +245,6 @@ class LogRetention:
             return DeletedRows(**dict(row))
 
     async def _forget_beside(self, pool: ShardPool, retention: timedelta, end: float) -> None:
-        """Delete old counts of failures, rows of rejected records, and refused events of the feed."""
         while pool.is_healthy:
             async with self._slots, pool.transaction() as connection:
                 if not await has_schema(connection, pool):
@@ -294,7 +262,7 @@ class LogRetention:
 
 
 async def forget_old_refusals(connection: Connection, retention: timedelta, max_rows: int) -> int:
-    """Delete at most *max_rows* refused events of the feed that are older than *retention*; return how many."""
+    """Delete at most *max_rows* refused events of the feed older than *retention*; return how many."""
     deleted = await connection.execute(QUERIES["forget_old_refusals"], retention.total_seconds(), max_rows)
     return affected_count(deleted)
 

@@ -1,23 +1,12 @@
-"""A person's question to all shards, in a read-only transaction.
-
-Questions of people: one statement, asked of a shard as a role that may only read, with a bounded answer.
+"""Questions of people: one statement, asked of a shard as a role that may only read, with a bounded answer.
 
 No text can tell what a statement does, for it may call any function. So these make it safe:
 
-- The role is neither a superuser, nor one that replicates, signals other sessions, reaches the server's files or
-writes
-  our tables, and is no member of such a role (`inspect_reader`).
-- The transaction is READ ONLY and always rolled back, with what large objects, notifications or `set_config` have
-done
-  in it. Its first snapshot is taken before the statement, so that no function can make it a writing one.
-- The statement is a subquery in another one: the server's own parser admits nothing there that writes, no INTO, and
-no
-  second statement, as nothing but prepared statements are sent.
-- Advisory locks are released with the transaction, also on a server behind a pooler.
-
-Ask a shard: the connection, the transaction and the checks of one question.
-
-The statement of a question: what may be asked, where, and the statement that bounds its answer.
+- The role is no superuser, does not replicate, signal sessions, reach the server's files or write our tables, and is no
+  member of such a role (`inspect_reader`).
+- The transaction is READ ONLY and always rolled back. Its first snapshot is taken before the statement, so that no
+  function can make it a writing one. Advisory locks end with it.
+- The statement is a subquery in a prepared one: the parser admits nothing there that writes, and no second statement.
 """
 
 from __future__ import annotations
@@ -65,7 +54,6 @@ def first_word(statement: str) -> str:
 
 
 def _behind_comment(text: str) -> str:
-    """Return the rest of *text* behind the comment at its beginning, which may have others in it."""
     depth = 0
     for bound in _COMMENT_BOUND.finditer(text):
         depth += 1 if bound[0] == "/*" else -1
@@ -85,11 +73,10 @@ def column_problem(columns: Sequence[str], *, as_json: bool) -> str | None:
 
 
 def bounded(statement: str, column_count: int, *, as_json: bool, row_count: int, byte_count: int) -> str:
-    """Return the statement that gives the first rows of *statement*, each as one array `cells` of texts.
+    """Return the statement that gives the first rows of *statement* in its order, each as one array `cells` of texts.
 
-    The array is null from the row on with which all have more than *byte_count* bytes. *as_json* its only text is the
-    row as a JSON object. The rows are in the order of *statement*: neither LIMIT nor a window without an order of its
-    own changes it. The bounds are no parameters, as a plan for any LIMIT reads more than that for a small one.
+    The array is null from the row on with which all have more than *byte_count* bytes. *as_json*: one JSON object a
+    row. The bounds are no parameters, as a plan for any LIMIT reads more than that for a small one.
     """
     names = [f"c{number}" for number in range(1, column_count + 1)]
     if as_json:
@@ -126,8 +113,7 @@ def reader_addresses(
 ) -> list[ShardAddress]:
     """Return where a reader finds the primary or the standby of a shard, the likelier address first.
 
-    A standby may have taken the primary's place, so each server has to be of the wanted kind; but the only one that is
-    known is its shard's primary. Raises `PermanentError` if no standby is known, or the address may not be used.
+    Raises `PermanentError` if no standby is known, or the address may not be used.
     """
     if named.refusal is not None:
         raise PermanentError(named.refusal)
@@ -153,11 +139,11 @@ STOP_S: Final = 2.0  # for servers to stop their statements when the command is 
 
 
 class QuestionFailedError(PermanentError):
-    """The shard answered with an error, or may not be asked in this way; the text is for the person who asked."""
+    """The shard answered with an error, or may not be asked; the text is for the person who asked."""
 
 
 class ShardQuestion(msgspec.Struct, frozen=True):
-    """A statement, and the bounds of its answer. The policies show the rows of *tenant_id* to its readers."""
+    """A statement, and the bounds of its answer. Policies show the rows of *tenant_id* to its readers."""
 
     statement: str
     as_json: bool = False
@@ -168,10 +154,9 @@ class ShardQuestion(msgspec.Struct, frozen=True):
 
 
 class ShardAnswer(msgspec.Struct, frozen=True):
-    """The first rows of a shard, as texts; of a question *as_json*, one JSON object each.
+    """The first rows of a shard, as texts.
 
-    *bounded_role* is the reader's where the policies show it the rows of one tenant at most, and the question names
-    none.
+    *bounded_role* is the reader's if policies bound it, and no tenant is named.
     """
 
     columns: list[str]
@@ -182,10 +167,9 @@ class ShardAnswer(msgspec.Struct, frozen=True):
 
 
 async def ask_shard(addresses: Sequence[ShardAddress], question: ShardQuestion) -> ShardAnswer:
-    """Ask the first of *addresses* that has a server of the wanted kind.
+    """Ask the first of *addresses* that has a server of the wanted kind; a cancelled call stops the statement there.
 
-    A cancelled call has the server stop the statement. Raises `ShardUnavailableError`, the first address's, and
-    `QuestionFailedError`.
+    Raises `ShardUnavailableError`, the first address's, and `QuestionFailedError`.
     """
     error: ShardUnavailableError | None = None
     for address in addresses:
@@ -215,7 +199,6 @@ async def _ask_server(address: ShardAddress, question: ShardQuestion) -> ShardAn
 
 @contextlib.asynccontextmanager
 async def _ended(connection: ShardConnection) -> AsyncIterator[None]:
-    """End the question in the block, and raise an error of its statement in the server's words."""
     try:
         yield
     except asyncpg.PostgresError as exc:

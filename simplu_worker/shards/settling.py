@@ -1,16 +1,9 @@
-"""Moves whose mover was killed: reading their rows and settling them.
+"""End what a killed mover has left: a fence after its deadline, and a tenant between two shards.
 
-End what a mover that was killed has left: a fence after its deadline, and a tenant between two shards.
+The rows of the two shards decide, the same for a mover and for any worker that looks up the tenant.
 
-The same for a mover and for any worker that looks up the tenant: the rows of the two shards decide.
-
-The stream positions of a target once a tenant has come: what the tenant lacks on both shards is read again.
-
-A row states that everything before its position is applied, for the tenants of its shard. For a tenant that has come
-the row of the shard it left counts as well: so the lower of both. Where one of the two shards has no row of a stream
-shard, nothing is known of the tenant, and the target has none either (docs/adr/0015-readers-follow-a-move.md).
-
-The rows that have all the state of a move: the tenant's on both shards, and the journal on each. Read here.
+A row of positions states that everything before it is applied for the tenants of its shard. For a tenant that has come
+the lower of both shards' rows counts; where one has none, nothing is known (docs/adr/0015-readers-follow-a-move.md).
 """
 
 from __future__ import annotations
@@ -39,7 +32,7 @@ _ENDS: Final[Mapping[str, tuple[float, int]]] = {"TRIM_HORIZON": (-1, 0), "SHARD
 
 
 class CarriedPosition(msgspec.Struct, frozen=True):
-    """A row of `stream_positions`, without what counts on its own shard alone; *written_at* is that of its content."""
+    """A row of `stream_positions`, without what counts on its own shard alone."""
 
     stream: str
     stream_shard_id: str
@@ -56,7 +49,7 @@ class CarriedPosition(msgspec.Struct, frozen=True):
 
 
 class LoweredPosition(msgspec.Struct, frozen=True):
-    """What a row of the target gets, and the tokens that it and the row of the source had."""
+    """What a row of the target gets, and the former tokens of it and of the source's row."""
 
     position: CarriedPosition
     former_token: str
@@ -93,12 +86,10 @@ def _lower(one: CarriedPosition, other: CarriedPosition) -> CarriedPosition:
 
 
 def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:
-    """Return the earlier time; None if one is unknown."""
     return None if one is None or other is None else min(one, other)
 
 
 def _order_of(position: str) -> tuple[float, int]:
-    """Return a key that sorts positions as the stream does: `number/sub-number`, or one of the two ends."""
     if position in _ENDS:
         return _ENDS[position]
     number, _, sub_number = position.partition("/")
@@ -111,7 +102,7 @@ FIRST: Final[RowKey] = ("", "")
 
 
 class MoveRefusedError(PermanentError):
-    """A move cannot go on; the message has the state of the tenant, and the command that comes next."""
+    """A move cannot go on; the message has the state of the tenant, and the next command."""
 
 
 class MovingTenant(msgspec.Struct, frozen=True):
@@ -136,9 +127,9 @@ class MovingTenant(msgspec.Struct, frozen=True):
 class Progress(msgspec.Struct, frozen=True):
     """What of a tenant is on the target, stored there with the rows themselves.
 
-    All changes on the source before *barrier*, by the clock of *server*, are on the target as far as *cursors* have
-    come: the key of the last row copied of each table, None for a whole table. *epoch* is that of the source.
-    *positions* are those of the source as of the fence, *target_server* is the server where all rows have arrived.
+    All changes on the source before *barrier*, by the clock of *server*, are on the target up to *cursors*: the last
+    key of each table, None for a whole one. *positions* are those of the source as of the fence; on *target_server* all
+    rows have arrived.
     """
 
     server: Server
@@ -153,7 +144,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Arrival(msgspec.Struct, frozen=True):
-    """The journal of a tenant on its target, at *read_at*. *ready_at*: everything written since was written there."""
+    """The journal of a tenant on its target, at *read_at*. *ready_at*: everything since was written there."""
 
     source_shard_id: str
     move_token: int
@@ -249,10 +240,7 @@ class MoveSettler:
         self._commits = commits
 
     async def end_overdue_fence(self, shard_id: str, tenant_id: str) -> bool:
-        """Make a fenced tenant active again if the fence is past its deadline; return whether it was.
-
-        Raises `RetryableError` if the shard does not answer.
-        """
+        """Make a fenced tenant active again if the fence is past its deadline; return whether it was."""
         pool = self._pools.pool_of(shard_id)
         async with pool.transaction() as connection:
             has_ended = affected_count(await connection.execute(QUERIES["end_overdue_fence"], tenant_id)) == 1
@@ -261,7 +249,7 @@ class MoveSettler:
         return has_ended
 
     async def activate_left(self, source_id: str, target_id: str, tenant_id: str) -> bool:
-        """Do as `activate` for a tenant that has been ready for a while: its mover takes milliseconds."""
+        """Do as `activate` for a tenant that has been ready for a while."""
         async with self._pools.pool_of(target_id).connection() as connection:
             arrival = await read_arrival(connection, tenant_id)
         if arrival is None or arrival.ready_at is None or arrival.read_at - arrival.ready_at < LEFT_FOR:
@@ -271,8 +259,7 @@ class MoveSettler:
     async def activate(self, source_id: str, target_id: str, tenant_id: str) -> bool:
         """Make a tenant that has left *source_id* active on *target_id*; return whether this call did.
 
-        Only once the standbys of the source have the commit: a promoted one would still have the tenant active. Raises
-        `RetryableError` if a shard does not answer, or the standbys do not confirm.
+        Only once the standbys of the source have the commit: a promoted one would still have the tenant active.
         """
         async with self._pools.pool_of(source_id).transaction() as connection:
             left = await read_tenant(connection, tenant_id)
@@ -282,7 +269,7 @@ class MoveSettler:
         return await self.activate_after(source_id, server, target_id, tenant_id, left.move_token)
 
     async def activate_after(self, source_id: str, server: Server, target_id: str, tenant_id: str, token: int) -> bool:
-        """Do the same after the commit on *source_id*, made by *server*; *token* is that of the `moved` row there."""
+        """Do the same after the commit on *source_id*, made by *server*; *token* is that of its `moved` row."""
         await self._commits.wait_for_transaction(source_id, server)
         target = self._pools.pool_of(target_id)
         if not await _activate(target, tenant_id, token):
@@ -292,13 +279,12 @@ class MoveSettler:
 
 
 async def _activate(target: ShardPool, tenant_id: str, token: int) -> bool:
-    """Activate the tenant, and merge the stream positions, in one transaction."""
     async with target.transaction(budget=StatementBudget.PAUSE) as connection:
         return await activate_in(connection, tenant_id, token)
 
 
 async def activate_in(connection: Connection, tenant_id: str, token: int) -> bool:
-    """Activate the tenant, and merge the stream positions, in the transaction of *connection*, which begins with it."""
+    """Activate the tenant, and merge the stream positions, in the transaction of *connection*."""
     # In the order in which batches lock: first the positions, then the tenant.
     await connection.execute(QUERIES["lock_positions"])
     row = await connection.fetchrow(QUERIES["activate_tenant"], tenant_id, token)
@@ -317,8 +303,7 @@ async def lower_positions(
 ) -> None:
     """Merge *carried* into the rows of the shard, with tokens that no reader knows: all of them read again from there.
 
-    With the *source_id* of a tenant that has come, readers that know the former tokens may go on without reading again.
-    In a transaction that has locked the rows against other writes.
+    With the *source_id* of a tenant that has come, readers that know the former tokens may go on.
     """
     merged = merge_positions(carried, await read_positions(connection))
     if merged.lowered:

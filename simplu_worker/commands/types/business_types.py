@@ -1,13 +1,4 @@
-"""The commands of `types`: apply, check and show business types.
-
-`types apply`: write the business types of a folder to all shards, or print what that would change.
-
-`types show`: the business types of all shards, and where they differ.
-
-Read the business types of a folder.
-
-`types check`: whether the files of a folder are valid, and which existing resources they do not know or refuse.
-"""
+"""The commands of `types`: apply, check and show business types, the files of a folder."""
 
 from __future__ import annotations
 
@@ -193,10 +184,7 @@ BAD: Final = frozenset({ApplyStatus.REFUSED, ApplyStatus.FAILED})
 
 
 class ApplyReport(msgspec.Struct, frozen=True, rename="camel"):
-    """One shard: its changes by type, the views that go, and its problems.
-
-    *other_names* are resources under other names than that of their type, once they were *moved* those that are left.
-    """
+    """One shard: its changes by type, the views that go, its problems, and resources under other names."""
 
     shard_id: str
     state: ApplyStatus
@@ -211,9 +199,9 @@ class ApplyReport(msgspec.Struct, frozen=True, rename="camel"):
 async def apply_types(
     settings: Settings, folder: Path, remove: Collection[str], *, apply: bool, timeout_s: float, as_json: bool
 ) -> int:
-    """Print what the types of *folder* change on each shard; with *apply* write them. Return 1 on failure.
+    """Print what the types of *folder* change on each shard; with *apply* write them, in one transaction a shard.
 
-    Each shard gets all of it in one transaction, or nothing. Resources under other names are moved after that.
+    Resources under other names are moved after that. Return 1 on failure.
     """
     require_settings(settings, routes=True)
     files = read_folder(folder)
@@ -250,8 +238,6 @@ async def _ask_all(
     apply: bool,
     timeout_s: float,
 ) -> list[ApplyReport]:
-    """Return the report of each shard that answered, in order."""
-
     async def ask(address: ShardAddress) -> ApplyReport:
         shard_id = address.shard_id
         try:
@@ -273,7 +259,6 @@ async def _ask_all(
 async def _move_all(
     pools: Pools, reports: Sequence[ApplyReport], known: Sequence[ShardAddress], files: Mapping[str, TypeFile]
 ) -> list[ApplyReport]:
-    """Move the resources under other names; return *reports* with what is left."""
     by_id = {report.shard_id: report for report in reports}
 
     async def move(address: ShardAddress) -> ApplyReport:
@@ -405,7 +390,6 @@ def _schemas_of(file: TypeFile) -> Schemas:
 
 
 async def _check_rows(pool: ShardPool, files: Mapping[str, TypeFile], schemas: Mapping[str, Schemas]) -> CheckedRows:
-    """Return what the files say of the rows of one shard. Raises `RetryableError`."""
     unknown: list[UnknownName] = []
     findings: list[SchemaFinding] = []
     for name, file in files.items():
@@ -422,7 +406,6 @@ def _counts(row: Mapping[str, Any]) -> tuple[str, int, int]:
 
 
 async def _judge_rows(pool: ShardPool, name: str, schemas: Schemas) -> list[SchemaFinding]:
-    """Return what *schemas* find in the rows of the type *name* on one shard, whatever follows from a finding."""
     if not schemas:
         return []
     tenants = [row["id"] for row in await fetch_from_shard(pool, QUERIES["list_tenants_of_type"], name)]
@@ -441,7 +424,6 @@ async def _judge_rows(pool: ShardPool, name: str, schemas: Schemas) -> list[Sche
 
 
 async def _documents(pool: ShardPool, tenant_id: str, name: str) -> AsyncIterator[Iterable[bytes]]:
-    """Yield all documents with *name* of a tenant, page by page."""
     last = ""
     while True:
         rows = await fetch_from_shard(pool, QUERIES["read_documents"], tenant_id, name, last, PAGE_ROWS, PAGE_BYTES)

@@ -1,13 +1,8 @@
 """Wait until commits on a shard are as safe as the shard can make them: before messages are deleted.
 
-Why it holds, whatever happens between the commit and the check: the check shows, in one answer of one server, that the
-operations are in its log, or that the server is still in the run that the transaction itself noted. So a promoted
-replica without them, or a crash before they reached the disk, is noticed, and the messages come again. From then on
-positions of the write-ahead log are compared, and only while the server stays the same.
-
-All waiting commits share one statement, repeated after a growing pause while a standby is behind, and not sent while no
-commit waits. No fact about a server is kept that could be out of date. Which standbys keep up is noted between commits
-too, from what others read: one that is away when the next commit waits is awaited.
+Why it holds: one answer of one server shows that the operations are in its log, or that the server is still in the run
+that the transaction noted. So a promoted replica without them, or a crash before they reached the disk, is noticed.
+From then on positions of the write-ahead log are compared, while the server stays the same.
 """
 
 from __future__ import annotations
@@ -42,8 +37,6 @@ log = structlog.get_logger(__name__)
 
 
 class _CommitWait(msgspec.Struct, eq=False):
-    """Commits that a caller waits for: those that wrote *keys* into the log, or were made on *server*."""
-
     keys: Sequence[Key] = ()
     server: Server | None = None
     position: int | None = None  # from the first check on: all of the commits are before it
@@ -51,7 +44,6 @@ class _CommitWait(msgspec.Struct, eq=False):
     error: RetryableError | None = None
 
     def finish(self, error: RetryableError | None = None) -> None:
-        """End the wait."""
         self.is_over, self.error = True, error
 
 
@@ -79,8 +71,7 @@ class ReplicationWaiter:
     async def wait_for_transaction(self, shard_id: str, server: Server, *, within_s: float | None = None) -> None:
         """Wait until a committed transaction is safe; *server* is the result of `note_server` in it.
 
-        Raises as `wait_for_operations`, and where that takes longer than *within_s*: then the caller must repeat the
-        transaction.
+        Raises as `wait_for_operations`, also after *within_s*: then the caller must repeat the transaction.
         """
         try:
             async with asyncio.timeout(within_s):
@@ -89,15 +80,12 @@ class ReplicationWaiter:
             raise RetryableError(f"shard {shard_id}: its commit is not known to be safe yet") from None
 
     async def wait_for_read(self, shard_id: str, facts: ReplicationFacts) -> None:
-        """Wait until everything is safe that an answer has shown; *facts* are of that answer.
-
-        Raises as `wait_for_operations`.
-        """
+        """Wait until everything is safe that an answer with *facts* has shown. Raises as `wait_for_operations`."""
         if not self.is_read_safe(shard_id, facts):
             await self.wait_for_transaction(shard_id, facts.server)
 
     def is_read_safe(self, shard_id: str, facts: ReplicationFacts) -> bool:
-        """Return whether *facts* tell enough, as mostly: no standby is awaited, or each has all that they show."""
+        """Return whether *facts* tell that no standby is awaited, or each has all that they show."""
         return self._shard(shard_id).is_safe(facts)
 
     def note(self, shard_id: str, facts: ReplicationFacts) -> None:
@@ -117,8 +105,6 @@ class ReplicationWaiter:
 
 
 class _ShardReplication:
-    """The waits for one shard. One caller checks for all; when it ends, or is cancelled, the next caller does."""
-
     def __init__(self, shard_id: str, pools: Pools, write_s: float, clock: Callable[[], float]) -> None:
         self._shard_id = shard_id
         self._pools = pools
@@ -149,10 +135,9 @@ class _ShardReplication:
             raise wait.error
 
     def is_safe(self, facts: ReplicationFacts) -> bool:
-        """Return whether *facts* alone show that everything is safe that was committed before they were read.
+        """Return whether *facts* alone show that all is safe.
 
-        An answer may be late, and its server gone: facts of another server than the last known one show nothing, and do
-        not take the place of its facts.
+        Those of another server than the last known one show nothing.
         """
         if self._watch.server not in (None, facts.server):
             return False
@@ -160,10 +145,6 @@ class _ShardReplication:
         return not facts.needs_write and not self._watch.standbys_behind(facts.position)
 
     def note_between(self, facts: ReplicationFacts) -> None:
-        """Note *facts* unless they are of an earlier run: the answer may be late, and its server gone.
-
-        They are reported only where commits are waited for.
-        """
         if self._watch.server is not None and facts.server < self._watch.server:
             return
         self._watch.note(facts, now=self._clock())
@@ -180,7 +161,6 @@ class _ShardReplication:
         self._waits = [wait for wait in self._waits if not wait.is_over]
 
     async def _check(self, waits: Sequence[_CommitWait]) -> None:
-        """Ask the server once, and end those of *waits* that are decided."""
         new = [wait for wait in waits if wait.position is None]
         async with self._pools.pool_of(self._shard_id).connection() as connection:
             facts, unlogged = await _read_replication(connection, new)
@@ -201,7 +181,6 @@ class _ShardReplication:
                 wait.finish()
 
     async def _write_marker(self, connection: Connection, new: Sequence[_CommitWait]) -> tuple[Server, set[int]]:
-        """Commit a marker behind all earlier commits; return its server, and which of *new* left the log."""
         warnings: list[object] = []
 
         def note(_: object, message: object) -> None:
@@ -230,7 +209,6 @@ class _ShardReplication:
         return RetryableError(f"shard {self._shard_id} {what}")
 
     def _report(self) -> None:
-        """Report how safe commits are, once for every change."""
         safety, standbys = self._watch.safety, self._watch.awaited
         if (safety, standbys) == self._reported:
             return
@@ -263,6 +241,5 @@ def _keys(waits: Sequence[_CommitWait]) -> tuple[list[str], list[str]]:
 
 
 def _unlogged(row: Any, waits: Sequence[_CommitWait]) -> set[int]:
-    """Return the ids of those of *waits* with a key that is not in the log."""
     owners = [id(wait) for wait in waits for _ in wait.keys]
     return {owners[int(index)] for index in row["unlogged"]}

@@ -1,7 +1,7 @@
 """Apply a batch at which the worker's own code raised what nobody foresaw: tenant by tenant, then one by one.
 
-An operation that raises alone fails like one that its shard refuses: it is tried again, and after the last try it is a
-dead letter. It has no row in the log then. Where nothing was ever applied, no operation is at fault, but the worker.
+An operation that raises alone is tried again as one that its shard refuses, then it is a dead letter, without a row in
+the log. Where nothing was ever applied, no operation is at fault.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Apply: TypeAlias = Callable[[Sequence[Operation]], Awaitable[list[Outcome]]]
 
 
 class CrashedBatches:
-    """The operations that raised alone, and how often; *has_applied* is to be set after any batch was applied."""
+    """The operations that raised alone, and how often."""
 
     def __init__(self) -> None:
         self.has_applied = False
@@ -33,7 +33,7 @@ class CrashedBatches:
     async def apply_apart(self, apply: Apply, operations: Sequence[Operation]) -> list[Outcome]:
         """Return the outcomes of *operations*, by *apply* for those of each tenant.
 
-        Raises what *apply* raises where the worker itself is at fault, and every `WorkerError`.
+        Raises as *apply* without one at fault.
         """
         outcomes = [HOLD] * len(operations)
         by_tenant: defaultdict[str, list[int]] = defaultdict(list)
@@ -53,7 +53,6 @@ class CrashedBatches:
         return outcomes
 
     async def _apply_singly(self, apply: Apply, operations: Sequence[Operation]) -> list[Outcome]:
-        """Return the outcomes of operations of one tenant; behind one that stops the tenant, HOLD."""
         outcomes = [HOLD] * len(operations)
         for index, operation in enumerate(operations):
             try:
@@ -71,7 +70,6 @@ class CrashedBatches:
         return outcomes
 
     def _count(self, operation: Operation, exc: Exception) -> Outcome:
-        """Count a try at which an operation raised alone; return its outcome."""
         key = key_of(operation)
         tries = self._tries.pop(key, 0) + 1
         if tries >= TRIES_MAX:

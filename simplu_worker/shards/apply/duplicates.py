@@ -1,23 +1,11 @@
-"""Whether the next batch is expected to have rows that exist, and so which form of insert it uses. Pure.
+"""Which form of insert the next batch uses, how an operation matches its row in the log, where to cut a batch. Pure.
 
-A plain `INSERT` costs Postgres about an eighth less than one with `ON CONFLICT`: one search of an index less for each
-row, and one WAL record. It fails at a row that exists, and the whole batch is repeated in the other form. So it pays
-where hardly any batch has such a row; after redeliveries, replays and repeated creates the other form is used from
-the
-start for a while.
+A plain `INSERT` costs Postgres an eighth less than `ON CONFLICT`. It fails at a row that exists, and the batch is
+repeated in the other form; so after redeliveries and repeated creates that form is used for a while.
 
-How an operation matches the log's row with its request id.
-
-The operation of a row with `retries_exhausted` was given up, and its dead letter may be sent again: that replay has a
-later position in its source, and replaces the row. The given-up record stays in the stream. A reader that reads it
-again compares its position with the row's, and does not apply it behind later operations.
-
-The request id of an order event is its `deduplicationId`, which is one event for a time
-(ORDER_DEDUPLICATION_SECONDS).
-A message sent longer after the row's is another event, and replaces the row. Only the times of sending count: so a
-message that is redelivered, however late, and the replay of its dead letter, which carries its time, stay duplicates.
-
-Where to cut a batch, to find the operation at fault or to apply an operation apart from the others.
+A replay of an operation that was given up has a later position, and replaces its row. The given-up record, read again
+from the stream, has not, and is not applied behind later operations. The id of an order event is one event for a time
+(ORDER_DEDUPLICATION_SECONDS); a message sent longer after the row's is another event. Only times of sending count.
 """
 
 from __future__ import annotations
@@ -45,13 +33,9 @@ class InsertedTable(StrEnum):
 
 
 class DuplicateMemory:
-    """The recent batches of one table on one shard: when they last had a row that existed.
-
-    At first the form with `ON CONFLICT` is used: a replica that starts reads what another one may have applied.
-    """
+    """When the batches of one table on one shard last had a row that existed; at first such rows are expected."""
 
     def __init__(self, *, careful_least: int = CAREFUL_LEAST) -> None:
-        """*careful_least* of 0 tries every batch by plain inserts first."""
         self._least = careful_least
         self._wait = careful_least  # batches in the form with `ON CONFLICT` from a row that existed on
         self._careful_left = careful_least
@@ -66,11 +50,11 @@ class DuplicateMemory:
         return self._careful_left > 0
 
     def expect_duplicates(self) -> None:
-        """Use the form with `ON CONFLICT` for a while: a batch is repeated, and may have been committed."""
+        """Use the form with `ON CONFLICT` for a while: a batch may have been committed."""
         self._careful_left = max(self._careful_left, self._wait)
 
     def note_applied(self, *, was_careful: bool, has_duplicates: bool) -> None:
-        """Note a batch that was applied in the form with `ON CONFLICT` (*was_careful*) or by plain inserts."""
+        """Note a batch that was applied in the form with `ON CONFLICT`, or not."""
         if has_duplicates:
             self._careful_left = self._wait
         elif was_careful:
@@ -164,8 +148,7 @@ def _is_another_event(operation: Operation, row: LoggedRow) -> bool:
 def _is_resent(origin: Origin, row: LoggedRow) -> bool:
     """Return whether *origin* is in another source than the row's, or later in the same one.
 
-    An earlier position is that of a replay which was given up as well. This holds across stream shards too: a replay
-    after a reshard is in a child, and a child's sequence numbers are higher than its parents'. A FIFO queue is another
+    Across stream shards too: a replay after a reshard is in a child, with higher numbers. A FIFO queue is another
     source than a standard one, whose messages have times for numbers.
     """
     own, before = _order_of(origin.sequence_number), _order_of(row.sequence_number)
@@ -184,8 +167,7 @@ TIMEOUT_PARTS_MAX: Final = 64  # of a batch that took too long: three such cuts 
 def cut_points(suspects: Sequence[int], *, is_timeout: bool) -> list[int]:
     """Return where to cut a batch, to find the one of several *suspects* that makes it fail.
 
-    In two, each with half of the suspects. After a timeout, though, into many parts at once: a part with the culprit
-    takes its whole time again, and the other parts take little more time than together.
+    In two halves; after a timeout into many parts: a part with the culprit takes its whole time again.
     """
     if not is_timeout:
         return [suspects[len(suspects) // 2]]

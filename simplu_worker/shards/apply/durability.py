@@ -1,12 +1,10 @@
 """How safe a commit on a shard is, decided from the replication facts of its server. Pure.
 
-Records of the stream can be read again, so a shard that lost its last commits is backfilled. A message of a queue is
-gone once it is deleted. So it is deleted only when its commit is as safe as its shard can make it:
+A message is deleted only when its commit is as safe as its shard can make it:
 
 - with `synchronous_standby_names`, when a later commit has been confirmed as the server's owner configured it;
-- otherwise when every standby that keeps up has it on disk. A standby that lags or is gone is awaited if it kept up
-  within the last minute (Postgres itself gives up a silent one after `wal_sender_timeout`, a minute by default), and
-  after that not until it keeps up again: a permanently lagging copy must not stop a queue;
+- otherwise when every standby that keeps up has it on disk. One that lags or is gone is awaited for a minute (the
+  default `wal_sender_timeout`): a permanently lagging copy must not stop a queue;
 - otherwise when the server itself has it on disk.
 """
 
@@ -29,7 +27,7 @@ SPACING_S: Final = 1.0  # between the remembered positions
 class Server(msgspec.Struct, frozen=True, order=True):
     """One run of one server on one timeline: positions in its log compare only with each other.
 
-    Of two runs of one shard the earlier is less: a promotion begins a higher timeline.
+    Later runs are greater.
     """
 
     timeline: str
@@ -37,10 +35,7 @@ class Server(msgspec.Struct, frozen=True, order=True):
 
 
 class Standby(msgspec.Struct, frozen=True):
-    """One receiver of the server's log that could take its place.
-
-    *state* is None if the role may not see it, *flushed* while the position is unknown.
-    """
+    """A receiver of the server's log. *state* is None if the role may not see it, *flushed* while it is unknown."""
 
     name: str
     state: str | None
@@ -48,7 +43,7 @@ class Standby(msgspec.Struct, frozen=True):
 
     @property
     def is_hidden(self) -> bool:
-        """Whether its state and position are hidden: it has no slot, and the role may not see more."""
+        """Whether it has no slot, and the role may not see its state."""
         return self.state is None and self.flushed is None
 
 
@@ -74,8 +69,7 @@ class ReplicationFacts(msgspec.Struct, frozen=True):
     def needs_write(self) -> bool:
         """Whether only another commit, made to wait, proves that earlier ones are safe.
 
-        A commit's own answer does not: it is the same if its wait for a standby was cut short, and a commit of another
-        client may never have waited. With `synchronous_commit` off, commits do not wait for the disk either.
+        A commit's own answer does not: its wait may have been cut short, and commits of others may never have waited.
         """
         return self.is_synchronous or self.synchronous_commit == "off"
 
@@ -99,9 +93,9 @@ class StandbyWatch:
         return f"StandbyWatch(kept_up_at={self._kept_up_at}, flushed={self._flushed})"
 
     def note(self, facts: ReplicationFacts, *, now: float) -> None:
-        """Note the newest facts; those of another server replace all earlier ones.
+        """Note the newest facts.
 
-        After a restart, standbys connect again within seconds. Until then one of them may become the primary.
+        Those of another server replace all. Standbys connect again within seconds of a restart.
         """
         if self._facts is not None and facts.server != self._facts.server:
             self._positions.clear()
@@ -131,7 +125,7 @@ class StandbyWatch:
 
     @property
     def safety(self) -> CommitSafety:
-        """How safe a commit is once `standbys_behind` is empty and, with `needs_write`, a later commit has waited."""
+        """How safe a commit is once `standbys_behind` is empty, and with `needs_write` a later one has waited."""
         facts = self._facts
         if facts is None:
             return CommitSafety.UNKNOWN
@@ -146,7 +140,6 @@ class StandbyWatch:
         return CommitSafety.LOCAL if facts.fsync else CommitSafety.VOLATILE
 
     def _required_position(self, position: int, *, now: float) -> int:
-        """Return the position that a standby must have by now to keep up; at first any position."""
         if not self._positions or now - self._positions[-1][0] >= SPACING_S:
             self._positions.append((now, position))
         old = sum(1 for at, _ in self._positions if now - at >= KEEPS_UP_S)
@@ -157,10 +150,6 @@ class StandbyWatch:
 
 
 def _flushed_by_name(standbys: Sequence[Standby]) -> dict[str, int]:
-    """Return the position of each standby with the whole log up to there; of several of one name the lowest.
-
-    A standby that is being built, or copies missed log (`catchup`), is not awaited.
-    """
     by_name: defaultdict[str, list[int]] = defaultdict(list)
     for standby in standbys:
         if standby.flushed is not None and standby.state in {None, "streaming"}:

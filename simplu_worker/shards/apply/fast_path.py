@@ -1,8 +1,7 @@
 """Apply a batch in one statement, where all is expected to be as usual; otherwise step by step.
 
-Why it is as safe as the steps: the statement compares what the writer remembers with the shard's rows, which it locks,
-and applies nothing where they differ. It fails as a whole at a row of the log that exists. So an operation is applied
-under the same conditions, and within the same locks.
+Why it is safe: the statement compares what the writer remembers with the shard's rows, which it locks, and applies
+nothing where they differ. It fails as a whole at a row of the log that exists.
 """
 
 from __future__ import annotations
@@ -39,11 +38,7 @@ INSERTED_TABLES: Final = {"log_rows": InsertedTable.LOG, "resources": InsertedTa
 
 
 class FastPathError(RolledBackError):
-    """A batch was not applied in one statement, and is to be applied step by step: that shows the cause.
-
-    *is_timeout* means that the statement or a lock took too long, *duplicates_in* is the table with a row that exists,
-    if any.
-    """
+    """A batch is to be applied step by step, which shows the cause. *duplicates_in*: a row of that table exists."""
 
     def __init__(self, cause: str, *, is_timeout: bool = False, duplicates_in: InsertedTable | None = None) -> None:
         super().__init__(f"not applied in one statement: {cause}")
@@ -118,8 +113,8 @@ async def apply_fast(
 ) -> list[tuple[int, str]]:
     """Apply *operations*, for which `fits_fast_path`; return the places of those without effect, and why.
 
-    *tenants* are the remembered rows. *claimed* is a claim with its new token, and is written too. Raises
-    `FastPathError` if a row is not as it was; the statement itself fails at a row that exists.
+    *claimed* is a claim with its new token, and is written too. Raises `FastPathError` if a row is not as it was; the
+    statement itself fails at a row that exists.
     """
     arguments = fast_path_arguments(operations, {one.tenant_id: tenants[one.tenant_id] for one in operations})
     if claimed is not None:

@@ -1,10 +1,7 @@
 """Group commit: batches that wait for the same Postgres shard share a transaction.
 
-A transaction costs about as much for a hundred operations as for one: round trips, locks of tenants, a flush of the
-WAL. Readers of many stream shards have small batches, and connections are few; so batches that arrive while no
-connection is free join the next transaction. No batch waits for others: with a free connection it starts at once. How
-large a group is depends on how long it is expected to take (`ShardTime`): every batch waits for the whole group, and
-the locks are held that long.
+Batches that arrive while no connection is free join the next transaction; with a free one a batch starts at once. How
+large a group is depends on the time that it is expected to take (`ShardTime`): every batch waits for the whole group.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ GROUP_MAX_BYTES: Final = 4 * 1024 * 1024  # of records; the same
 
 
 class LockWaits:
-    """How often a batch, and all parts that it was cut into, has waited in vain for rows of tenants."""
+    """How often a batch, with its parts, has waited in vain for rows of tenants."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -36,9 +33,9 @@ class LockWaits:
 
 
 class CommitBatch:
-    """Operations, in effect applied one by one in order, and the claims that each of their transactions writes.
+    """Operations, applied in order, and the claims that each of their transactions writes.
 
-    *spans* are those of the callers that are traced. A part of a batch has the *lock_waits* of the whole.
+    *spans* are those of callers.
     """
 
     def __init__(
@@ -103,7 +100,6 @@ class GroupCommit:
         *,
         clock: Callable[[], float] = loop_time,
     ) -> None:
-        """*apply* applies a batch, in one transaction or several, and closes it in the first of them."""
         self._apply = apply
         self._time = time
         self._clock = clock
@@ -115,9 +111,9 @@ class GroupCommit:
         return f"GroupCommit({len(self._waiting)} waiting, {list(self._groups.values())})"
 
     async def apply(self, operations: Sequence[Operation], claim: PositionClaim | None) -> list[Outcome]:
-        """Apply a batch, alone or together with others, and return the outcomes of its operations.
+        """Apply a batch, and return the outcomes.
 
-        Raises as *apply* does. After a cancellation the batch's outcome is unknown; the other batches go on.
+        Raises as *apply* does; after a cancellation its outcome is unknown.
         """
         part = Part(operations, claim, now=self._clock())
         self._waiting.append(part)
@@ -136,7 +132,6 @@ class GroupCommit:
         self._time.waiting_count = len(self._waiting)
 
     def _start_group(self) -> None:
-        """Start a transaction for the waiting parts, unless one is about to begin."""
         if self._waiting and self._forming is None:
             group = CommitGroup(self._take_parts, self._clock)
             task = asyncio.get_running_loop().create_task(self._run(group), name="group commit")
@@ -145,7 +140,6 @@ class GroupCommit:
             task.add_done_callback(self._groups.pop)
 
     def _take_parts(self) -> list[Part]:
-        """Return the parts for the transaction that has begun, and start another group for the rest."""
         parts: list[Part] = []
         count = size_bytes = 0
         cost_s, turn_s, is_shared = 0.0, self._time.turn_s(self._clock()), len(self._waiting) > 1
@@ -180,7 +174,6 @@ class GroupCommit:
                     part.outcomes.set_result(own)
 
     def _note(self, group: CommitGroup) -> None:
-        """Note how long a committed group took, and what each tenant took and waited."""
         now = self._clock()
         uses = self._time.note([part.demand for part in group.parts], now - group.began_at)
         for part in group.parts:
@@ -189,7 +182,6 @@ class GroupCommit:
         self._time.usage.note(uses, now)
 
     def _fail_parts(self, group: CommitGroup, exc: BaseException) -> None:
-        """Pass *exc* to the parts of a failed group, or, if no transaction began, to all waiting parts."""
         if self._forming is asyncio.current_task():
             self._forming = None
             group.parts, self._waiting = list(self._waiting), deque()
@@ -207,7 +199,6 @@ class GroupCommit:
                 part.outcomes.set_exception(exc)
 
     def _cancel_part(self, part: Part) -> None:
-        """Drop the part of a cancelled caller; cancel a transaction without any remaining caller."""
         if part in self._waiting:
             self._waiting.remove(part)
             self._count_waiting()

@@ -1,7 +1,6 @@
 """The rules of a shard's business types: names of their resources, and the schemas that judge a batch's operations.
 
-Which schema judges an operation is a matter of the moment: a shard's schemas are read again every few seconds. What it
-decides stays, since the outcome is in the log.
+They are read again every few seconds. What they decided stays, since the outcome is in the log.
 """
 
 from __future__ import annotations
@@ -91,7 +90,6 @@ class ShardRules:
         self._address = address
 
     async def _compile(self, name: str, definition: str) -> TypeRules:
-        """Return the rules of a type. Of what cannot be used there are none: that is the trouble of the type alone."""
         try:
             rules, problems = await asyncio.to_thread(_rules_in, definition)
         except Exception as exc:  # noqa: BLE001  # whatever a definition leads to
@@ -125,10 +123,7 @@ def _union(mappings: Iterable[Mapping[str, str]]) -> dict[str, set[str]]:
 def as_stored(
     operations: Sequence[Operation], business_types: Mapping[str, str], rules: Mapping[str, TypeRules]
 ) -> Sequence[Operation]:
-    """Return *operations* as their tenants' types, *business_types* by id, have them.
-
-    With the names under which resources are stored (`ResourceType.also_named`), and lists with what they ask for.
-    """
+    """Return *operations* with the names under which types store resources, and lists with what they ask."""
     names = {one: rules[one].stored_names for one in set(business_types.values()) if one in rules}
     sent = {operation.resource_type for operation in operations}
     if not all(sent.isdisjoint(one) for one in names.values()):
@@ -153,9 +148,9 @@ def _with_rules(operation: Operation, lists: Mapping[str, ListRules]) -> Operati
 
 
 async def judge_change(connection: Connection, tenant_id: str, documents: Mapping[str, str], *, member: str) -> None:
-    """Judge the *documents*, by resource types, of a change that is no operation, by the tenant's schemas as they are.
+    """Judge the *documents*, by resource types, of a change that is no operation.
 
-    Raises `PermanentError` for one that is refused, with the *member* of the message that it came from.
+    Raises `PermanentError` for a refused one.
     """
     definition = await connection.fetchval(QUERIES["read_definition"], tenant_id)
     try:
@@ -187,10 +182,7 @@ class Found(NamedTuple):
 
 
 class Foreseen(NamedTuple):
-    """What the rules of shards say of operations before these are sent, by index or line.
-
-    The *refusals* of schemas, and the *dateless* ones: lists by days of a resource type that names no date.
-    """
+    """What the rules of shards say of operations before these are sent; *dateless* are lists by days without a date."""
 
     refusals: Mapping[int, Finding]
     dateless: Collection[int]

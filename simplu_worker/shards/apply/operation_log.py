@@ -85,14 +85,12 @@ def log_columns_of(operations: Sequence[Operation], tenants: Mapping[str, Tenant
 
 
 def _origin_text(operation: Operation) -> str:
-    """Return the text of an operation's origin in the log (`log_batches.origins`)."""
     origin = operation.origin
     parts = (origin.source, origin.stream_shard_id or "", operation.sent_type or "")
     return "/".join(parts).rstrip("/")
 
 
 def _microseconds_of(times: Iterable[datetime]) -> list[str]:
-    """Return *times* as microseconds since 1970: both ends take less than half the time that ISO 8601 takes them."""
     texts: list[str] = []
     last, text = None, ""
     for time in times:
@@ -103,13 +101,10 @@ def _microseconds_of(times: Iterable[datetime]) -> list[str]:
 
 
 def _places_of(values: Iterable[Any]) -> dict[Any, str]:
-    """Return the distinct *values* with their places, from 1."""
     return {value: PLACES[place] for place, value in enumerate(dict.fromkeys(values), 1)}
 
 
 class _Replacement(msgspec.Struct, frozen=True):
-    """The number of an operation that is applied, and takes the key of the row of *batch_id* at *position*."""
-
     number: int
     batch_id: int
     position: int
@@ -127,9 +122,9 @@ async def write_log(
 ) -> dict[int, LogMatch]:
     """Write the batch, and the rows of *operations* at its *places*; return how each that was logged matches its row.
 
-    By index, as *failures*, which are known before the attempt, and their *results*. A replay and another order event
-    take the keys of those before. Raises `LostRaceError` when another transaction changes a row in between. With
-    *expects_new* the statement fails at an operation that was logged before.
+    By index, as *failures*, which are known before the attempt, and their *results*. Raises `LostRaceError` when
+    another transaction changes a row in between. With *expects_new* the statement fails at an operation that was logged
+    before.
     """
     if not operations:
         return {}
@@ -181,7 +176,6 @@ async def find_logged(
 def _match_rows(
     operations: Sequence[Operation], failures: Mapping[int, Failure | None], rows: Iterable[Any], places: Sequence[int]
 ) -> tuple[dict[int, LogMatch], list[_Replacement]]:
-    """Return, by index, how *operations* match the *rows* that existed before, and those that take the key of a row."""
     keys = [(operation.tenant_id, operation.request_id) for operation in operations]
     by_key = {keys[row["index"]]: row for row in rows}
     written = {key for key, row in by_key.items() if row["is_fresh"]}  # by this batch

@@ -1,6 +1,6 @@
 """Merge patches in the worker: those of which the shard would take more than linear time, and judged ones.
 
-The rows stay locked from their read to the end of the transaction, so that no other batch changes them in between.
+The rows stay locked from their read to the end of the transaction.
 """
 
 from __future__ import annotations
@@ -52,10 +52,7 @@ def updated_by(patch: Operation, data: str) -> Operation:
 
 
 async def merge_each(connection: Connection, patches: Sequence[Operation]) -> list[str | UnmergeableError | None]:
-    """Lock the rows of resources, and return the data of each changed by its one patch; change nothing.
-
-    None where there is no row.
-    """
+    """Lock the rows of resources, and return the data of each changed by its one patch; None where there is no row."""
     keys = list(map(resource_of, patches))
     stored = await _lock(connection, keys, TOGETHER_MAX_BYTES)
     merged: list[str | UnmergeableError | None] = []
@@ -73,16 +70,15 @@ async def merge_each(connection: Connection, patches: Sequence[Operation]) -> li
 
 
 async def merge_into_row(connection: Connection, key: ResourceId, patch: str) -> str | None:
-    """Lock the row of a resource (tenant, type, id), and return its data changed by *patch*; change nothing.
+    """Lock the row of a resource, and return its data changed by *patch*.
 
-    Return None where there is no row. Raises `UnmergeableError`.
+    None without a row. Raises `UnmergeableError`.
     """
     stored = await _lock(connection, [key], DOCUMENT_MAX_BYTES)
     return await _merge(stored[0], patch) if stored else None
 
 
 async def _lock(connection: Connection, keys: Sequence[ResourceId], max_bytes: int) -> dict[int, str | None]:
-    """Lock the rows of resources; return the data of those that exist, None for larger ones, by their places."""
     rows = await connection.fetch(QUERIES["lock_targets"], *map(list, zip(*keys, strict=True)), max_bytes)
     return {row["number"]: row["data"] for row in rows}
 

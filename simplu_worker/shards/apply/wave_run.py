@@ -1,14 +1,9 @@
 """Run the waves of a batch in its transaction, in as few round trips as the patches that the worker merges allow.
 
-Those are large and deep patches, each in a wave of its own, and patches of which the result is judged: what is judged
-is what is stored.
+Those are large and deep patches, each in a wave of its own, and judged ones: what is judged is what is stored.
 
-The statement that applies the waves of a batch, by what the batch contains, and its arguments.
-
-A server prepares every part of a plan again at each run. For small batches that takes as long as the work itself, so
-there is a text for each of the frequent contents (`applying.sql`).
-
-Find the values that Postgres cannot store in any table: by a cast of each alone, without the owner's table.
+A server prepares every part of a plan again at each run, so there is a text for each frequent content of a wave
+(`applying.sql`).
 """
 
 from __future__ import annotations
@@ -45,8 +40,7 @@ def statement_for(
 ) -> WaveStatement:
     """Return the statement for waves with reads of *reading_kinds*; *has_nested*: with patches that have objects.
 
-    *has_asked*: with lists that ask for more than equality, days of creation and pages (`ListQuery.asked`). With
-    *creates_new* the statement fails at a created resource that exists.
+    *has_asked*: with lists by `ListQuery.asked`. With *creates_new* it fails at a created resource that exists.
     """
     has_lists, has_reads = LIST in reading_kinds, READ in reading_kinds
     if has_asked or has_nested or (has_lists and has_reads):
@@ -60,7 +54,7 @@ def statement_for(
 
 
 def wave_columns(wave: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> list[list[str]]:
-    """Return the columns of a wave's statement that each operation has: its keys, its kind, and its tenant's type."""
+    """Return the columns of a wave's statement that each operation has."""
     return [
         [operation.tenant_id for operation in wave],
         [operation.kind for operation in wave],
@@ -71,7 +65,7 @@ def wave_columns(wave: Sequence[Operation], tenants: Mapping[str, TenantRow]) ->
 
 
 def pack_documents(wave: Sequence[Operation], separator: str) -> bytes:
-    """Return the JSON text of each operation's data, or of its query's members, joined by *separator*: UTF-8."""
+    """Return the JSON text of each operation's data, or of its query's members, joined by *separator*."""
     return separator.encode().join(
         [operation.data or (operation.query.members.encode() if operation.query else b"") for operation in wave]
     )
@@ -80,7 +74,7 @@ def pack_documents(wave: Sequence[Operation], separator: str) -> bytes:
 def wave_arguments(
     statement: WaveStatement, places: Sequence[int], wave: Sequence[Operation], tenants: Mapping[str, TenantRow]
 ) -> tuple[object, ...]:
-    """Return the arguments of *statement* for a wave, reads first; its operations have these *places* in the batch."""
+    """Return the arguments of *statement* for a wave, reads first, with these *places* in the batch."""
     queries = [operation.query for operation in wave if operation.kind in READING_KINDS] if statement.has_lists else []
     separator, *keys, packed_places, requested_at = pack_columns(
         wave_columns(wave, tenants),
@@ -105,11 +99,7 @@ def wave_arguments(
 
 
 class WaveRun:
-    """The waves of one batch. Operations are known by their places in it.
-
-    At the end, `failures` are the errors of the operations without effect, by place, and `found` is what *judges* have
-    found at patches.
-    """
+    """The waves of one batch, known by their places. At the end, `failures` are the errors of those without effect."""
 
     def __init__(
         self,
@@ -144,7 +134,6 @@ class WaveRun:
     async def _merge(
         self, places: Sequence[int], operations: Sequence[Operation], merged: Sequence[int]
     ) -> tuple[Sequence[int], Sequence[Operation]]:
-        """Return a wave with updates in place of its patches at the indexes *merged*, and without the refused ones."""
         await self._send()
         results = await merge_each(self._connection, [operations[index] for index in merged])
         changed: dict[int, Operation | None] = {
@@ -159,7 +148,6 @@ class WaveRun:
         return [place for place, _ in wave], [operation for _, operation in wave]
 
     def _with_effect_of(self, place: int, patch: Operation, merged: str | UnmergeableError | None) -> Operation | None:
-        """Return the operation to apply for *patch*, which makes the data *merged*; None if it is refused."""
         if isinstance(merged, str):
             found = self._judges.judge(patch, merged.encode()) if self._judges.judges_patch(patch) else None
             if found is not None:
@@ -173,7 +161,6 @@ class WaveRun:
         return None
 
     async def _send(self) -> None:
-        """Send the waves that wait. Their arguments, megabytes for each, are made when they are put on the wire."""
         waiting, self._waiting = self._waiting, []
         if waiting:
             arguments = (wave_arguments(self._statement, *wave, self._tenants) for wave in waiting)
@@ -182,10 +169,9 @@ class WaveRun:
 
 
 async def find_unstorable(pool: ShardPool, texts: Sequence[str | None]) -> list[int]:
-    """Return the indexes of the texts that cannot be stored as jsonb.
+    """Return the indexes of the texts that cannot be stored as jsonb in any table.
 
-    Returns none where the statement fails as a whole: what failed was not the cast of one text. Raises
-    `ShardUnavailableError`.
+    None where the statement fails as a whole.
     """
     try:
         async with pool.connection() as connection:

@@ -156,28 +156,25 @@ class ShardWriter:
 
     @property
     def stored_names(self) -> Mapping[str, Collection[str]]:
-        """The names under which the shard's business types store resources that are sent under another, by that one."""
+        """The names under which types store resources that are sent under another, by that one."""
         return self._rules.stored_names
 
     async def apply(self, operations: Sequence[Operation], claim: PositionClaim | None = None) -> list[Outcome]:
         """Apply *operations*, in effect one by one in their order, and return the outcome of each.
 
         With *claim*, every transaction also writes the claim into the reader's row, and is rolled back with
-        `PositionChangedError` if another reader has written the row.
-
-        The writer finds the operations that Postgres refuses. Those with a value that no table can store fail alone,
-        and the tenant's later ones are applied; one that only this shard does not take is UNEXPECTED, and its tenant's
-        later ones are held. Those of a tenant with locked rows are LOCKED.
-        Raises `ShardUnavailableError`: the outcome is then unknown, and the caller may retry the same batch.
+        `PositionChangedError` if another reader has written the row. Operations with a value that no table can store
+        fail alone; one that only this shard does not take is UNEXPECTED, and its tenant's later ones are held. Those of
+        a tenant with locked rows are LOCKED. Raises `ShardUnavailableError`: the caller may retry the same batch.
         """
         await self._check(self._pool.connection)
         await self._rules.refresh()
         return await self._group_commit.apply(operations, claim)
 
     async def give_up(self, operation: Operation, claim: PositionClaim | None = None) -> Outcome:
-        """Log an operation as given up (`retries_exhausted`); idempotent.
+        """Log an operation as given up (`retries_exhausted`), unless the tenant's row or the log decides it.
 
-        Returns another outcome if the tenant's row or the log decides it. Raises as `apply` does.
+        Idempotent.
         """
         await self._check(self._pool.connection)
         batch = CommitBatch([operation], () if claim is None else [claim])
@@ -185,10 +182,7 @@ class ShardWriter:
         return outcome
 
     async def probe(self) -> None:
-        """Check that the shard can apply operations now; concurrent callers share one probe.
-
-        Raises `RetryableError` if not.
-        """
+        """Check that the shard can apply operations now, with concurrent callers. Raises `RetryableError` if not."""
         await self._shared_probe()
 
     async def _probe_once(self) -> None:
@@ -200,8 +194,8 @@ class ShardWriter:
     ) -> StoredPositions | None:
         """Return the stored positions of stream shards; None if the shard has no schema, and so no tenant, yet.
 
-        *is_first* is for a reader's first request: the answer then includes when the shard's tenants came. Raises
-        `ShardUnavailableError`, also if another shard answers.
+        With *is_first* also when the shard's tenants came. Raises `ShardUnavailableError`, also if another shard
+        answers.
         """
         async with self._pool.connection() as connection:
             if not await has_schema(connection, self._pool):
@@ -217,7 +211,7 @@ class ShardWriter:
         return {row["id"] for row in rows if row["state"] in {TenantState.ACTIVE, TenantState.FENCED}}
 
     async def foresee(self, operations: Sequence[Operation]) -> Foreseen:
-        """Return what the rules of the shard's types say of operations, patches aside. Raises as `apply` does."""
+        """Return what the rules of the shard's types say of operations, patches aside."""
         await self._check(self._pool.connection)
         await self._rules.refresh()
         async with self._pool.connection() as connection:
@@ -229,8 +223,7 @@ class ShardWriter:
     ) -> StoredPositions | None:
         """Write a new fencing token into the row of *claim*, and return the positions of it and of *ancestors*.
 
-        In one transaction: otherwise a failover could lose the rows of ancestors but not the token, and the reader of
-        the stream shard would not notice. Raises and returns None as `read_positions` does.
+        In one transaction: otherwise a failover could lose the rows of ancestors but not the token.
         """
         async with self._pool.transaction() as connection:
             if not await has_schema(connection, self._pool):
@@ -241,9 +234,9 @@ class ShardWriter:
             return msgspec.structs.replace(stored, is_unchanged=is_unchanged)
 
     async def write_positions(self, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
-        """Write *claims* without operations; return those with a row that another reader has written.
+        """Write *claims* without operations, not waiting for the disk.
 
-        Does not wait for the disk: lost writes are repeated. Raises `ShardUnavailableError`.
+        Return those with a row that another reader has written.
         """
         with ExitStack() as attempts:
             tokens = [attempts.enter_context(attempt_claim(claim)) for claim in claims]
@@ -273,11 +266,6 @@ class ShardWriter:
         known_outcomes: Mapping[int, Outcome] = NO_KNOWN_OUTCOMES,
         budget: StatementBudget = StatementBudget.BATCH,
     ) -> list[Outcome]:
-        """Apply *batch*; repeat until no operation makes it fail, with the outcomes found for those that did.
-
-        *known_outcomes* are outcomes that are known before the attempt, by index. Operations that took too long before
-        are applied apart from the others.
-        """
         course = Course(budget, may_be_fast=budget is StatementBudget.BATCH and not known_outcomes)
         while True:
             attempt = self._next_attempt(batch, known_outcomes, course)
@@ -314,10 +302,7 @@ class ShardWriter:
     async def _change_course(
         self, attempt: WriteAttempt, course: Course, exc: RolledBackError | LockTimeoutError
     ) -> list[Outcome] | None:
-        """Change the course of the next attempts after one that ended with *exc*; None if there is to be another one.
-
-        Otherwise apply the batch in parts, and return the outcomes.
-        """
+        """Change the course of the next attempts; or apply the batch in parts, and return the outcomes."""
         match exc:
             case LockTimeoutError():
                 return await self._react_to_lock(attempt, course, exc)
@@ -344,8 +329,7 @@ class ShardWriter:
     ) -> list[Outcome]:
         """Apply a batch, cut at *indexes*, part by part, each with *budget*.
 
-        A tenant that is stopped in one part is held in the next ones: otherwise the operations of a tenant that comes
-        back between two transactions would be applied out of order.
+        A tenant that is stopped in one part is held in the next ones: it may come back between two transactions.
         """
         operations = attempt.batch.operations
         outcomes = [HOLD] * len(operations)
@@ -365,7 +349,6 @@ class ShardWriter:
     async def _apply_part(
         self, attempt: WriteAttempt, indexes: Sequence[int], budget: StatementBudget
     ) -> list[Outcome]:
-        """Apply the operations at *indexes* of a batch in a transaction of their own."""
         whole, known = attempt.batch, attempt.known_outcomes
         part = CommitBatch([whole.operations[index] for index in indexes], whole.claims, whole.spans, whole.lock_waits)
         known = {number: known[index] for number, index in enumerate(indexes) if index in known}
@@ -376,8 +359,7 @@ class ShardWriter:
     ) -> list[Outcome] | None:
         """Return the outcomes of a batch that waited for a lock for too long; None if it is to be tried again.
 
-        Raises `ShardUnavailableError` once it has waited in vain several times for another lock than that of a tenant's
-        row: for one of a whole table, or for the position of another reader of the stream shard.
+        Raises `ShardUnavailableError` after several waits for another lock than that of a tenant's row.
         """
         self._insert_forms.expect_duplicates()
         if not attempt.lock_suspects or await self._are_tables_locked():
@@ -407,9 +389,8 @@ class ShardWriter:
     ) -> list[Outcome]:
         """Apply a batch in which rows of some of *tenant_ids* are locked by other transactions.
 
-        First the operations of all other tenants, with *budget*, then those of *tenant_ids*, in parts with the short
-        budget, until only tenants with locked rows are left. No more than LOCK_WAITS_MAX waits: of the parts behind
-        these it is not known whether rows are locked, and they wait as well.
+        First the operations of all other tenants, then those of *tenant_ids*, in parts with the short budget, until
+        only tenants with locked rows are left, or after LOCK_WAITS_MAX waits.
         """
         operations, lock_waits = attempt.batch.operations, attempt.batch.lock_waits
         size = -(-len(tenant_ids) // TIMEOUT_PARTS_MAX)
@@ -430,7 +411,6 @@ class ShardWriter:
         return outcomes
 
     async def _find_refused(self, attempt: WriteAttempt, exc: StatementFailedError) -> dict[int, Outcome]:
-        """Return outcomes, by index, for the operations with a value that no table can store."""
         operations = attempt.batch.operations
         texts = [one.text if one.query is None else one.query.text for one in operations]
         found = set(await find_unstorable(self._pool, texts)).difference(attempt.known_outcomes)
@@ -444,8 +424,8 @@ class ShardWriter:
     ) -> dict[int, Outcome]:
         """Return the outcomes, by index, of operations at fault; none if the batch must be cut to find one.
 
-        Raises *exc* if no operation can be at fault, and `ShardUnavailableError` if the shard does not work. An
-        operation that took too long is at fault only on a shard that was quick with its row of the log.
+        Raises *exc* if no operation can be at fault. One that took too long is at fault only on a shard that was quick
+        with its row of the log.
         """
         if not attempt.suspects:
             raise exc
@@ -465,7 +445,6 @@ class ShardWriter:
         return {index: Outcome(disposition=Disposition.UNEXPECTED, error=exc.error)}
 
     def _is_duplicate(self, attempt: WriteAttempt, course: Course, exc: StatementFailedError) -> bool:
-        """Return whether a statement failed at a row that was expected to be new, and exists."""
         table = attempt.inserting
         if isinstance(exc, DuplicateKeyError) and table is not None and table not in attempt.careful_tables:
             self._insert_forms[table].note_failed()
@@ -475,7 +454,6 @@ class ShardWriter:
         return False
 
     def _note_applied(self, attempt: WriteAttempt) -> None:
-        """Remember the rows of the tenants of a batch that was applied, and whether its rows were new."""
         for table, has_duplicates in attempt.inserted.items():
             was_careful = table in attempt.careful_tables
             self._insert_forms[table].note_applied(was_careful=was_careful, has_duplicates=has_duplicates)
@@ -487,7 +465,6 @@ class ShardWriter:
                 self._locked.pop(operation.tenant_id, None)
 
     async def _check(self, connect: Callable[[], AbstractAsyncContextManager[Connection]]) -> None:
-        """Check identity and schema at the first use and after every change of address."""
         if self._pool.checked_address is self._pool.address:
             return
         async with connect() as connection:
@@ -557,7 +534,7 @@ class UnmergedPatchesError(RolledBackError):
 
 
 class ApartError(RolledBackError):
-    """The operations at *indexes* of the batch are to be applied apart from the others, for *reason*."""
+    """The operations at *indexes* of the batch are to be applied apart from the others."""
 
     def __init__(self, indexes: Sequence[int], reason: str) -> None:
         super().__init__(f"{len(indexes)} operations are to be applied apart: {reason}")
@@ -565,7 +542,7 @@ class ApartError(RolledBackError):
 
 
 class LockedTenantsError(RolledBackError):
-    """The operations of *tenant_ids* are to be applied apart from the others: rows of these tenants were locked."""
+    """The operations of *tenant_ids* are to be applied apart: rows of these tenants were locked."""
 
     def __init__(self, tenant_ids: Sequence[str]) -> None:
         super().__init__(f"operations of {len(tenant_ids)} tenants are to be applied apart: rows were locked")
@@ -575,14 +552,10 @@ class LockedTenantsError(RolledBackError):
 class WriteAttempt:
     """One attempt to apply a batch; may be repeated after a lost race.
 
-    `suspects` are, after an error, the indexes of the operations that can have caused it: those of the failed
-    statement. Empty if no operation can have caused it. `log_took_s` is the time from the beginning of the transaction
-    until the rows of the log were written. Into `careful_tables` rows are inserted that may exist; a row that exists in
-    another table fails the transaction while `inserting` is that table. `inserted` are, at the end, the tables into
-    which rows were inserted, each with whether any row existed. With `remembered` rows of tenants the batch may be
-    applied in one statement, and `is_fast` is whether it was. `tenants` are the rows that were read otherwise.
-    `rules` are those of business types, and `operations` the batch's, as they are stored. `found` is, at the end, what
-    schemas have found at operations that were decided.
+    After an error `suspects` are the indexes of the operations that can have caused it, and `log_took_s` the time until
+    the rows of the log were written. Into `careful_tables` rows are inserted that may exist; in another table, that of
+    `inserting`, they fail the transaction. `inserted` tells by table whether any row existed. With `remembered` rows of
+    tenants the batch may be applied in one statement; `tenants` are rows that were read.
     """
 
     def __init__(
@@ -594,7 +567,6 @@ class WriteAttempt:
         tenant_wait: timedelta,
         rules: Mapping[str, TypeRules],
     ) -> None:
-        """*slow* are operations that must not be in one transaction with others."""
         self.batch = batch
         self.known_outcomes = known_outcomes
         self.suspects: Sequence[int] = ()
@@ -619,13 +591,13 @@ class WriteAttempt:
 
     @property
     def lock_suspects(self) -> Sequence[int]:
-        """After a wait for a lock, the indexes of the operations that may need it; empty if none does."""
+        """After a wait for a lock, the indexes of the operations that may need it."""
         return range(len(self.batch.operations)) if self.is_locking_tenants else self.suspects
 
     async def apply(self, connection: Connection, claimed: ExitStack) -> list[Outcome]:
-        """Apply the batch in the transaction of *connection*; *claimed* passes the transaction's end to the claims.
+        """Apply the batch in the transaction of *connection*.
 
-        Raises `ApartError` if operations of it are to be applied apart from the others.
+        Raises `ApartError` if operations are to be applied apart.
         """
         self.batch.close()
         self.inserting, self.inserted, self.is_fast, self.is_locking_tenants = None, {}, False, False
@@ -683,7 +655,6 @@ class WriteAttempt:
         return outcomes
 
     def _result_of(self, index: int, outcome: Outcome) -> str | None:
-        """Return why an operation with this known outcome was refused, as JSON for the log."""
         query = self.operations[index].query
         if query is not None and outcome == INVALID_QUERY:
             return msgspec.json.encode(query.problem).decode()
@@ -693,7 +664,6 @@ class WriteAttempt:
         return self.found[index].result if outcome == INVALID_DATA and index in self.found else None
 
     def _find_known_tenants(self) -> Mapping[str, TenantRow]:
-        """Return the remembered rows of all tenants if the batch may be applied in one statement; otherwise none."""
         operations = self.batch.operations
         if self.remembered is None or self.careful_tables or len(operations) > FAST_MAX_COUNT:
             return {}
@@ -706,7 +676,6 @@ class WriteAttempt:
         return known if is_usual and self._judges_allow(known) else {}
 
     def _judges_allow(self, known: Mapping[str, TenantRow]) -> bool:
-        """Return whether no operation is refused by a judge, and no patch has to be merged for one."""
         judges, operations = self._judges_for(known), self.operations
         if judges.is_empty:
             return True
@@ -746,7 +715,6 @@ class WriteAttempt:
             raise ApartError(indexes, "they took too long before")
 
     def _decide(self, tenants: Mapping[str, TenantRow]) -> dict[int, Outcome]:
-        """Return, by index, the outcomes of operations that are not applied; after one that stops a tenant, HOLD."""
         operations = self.batch.operations
         has_excess = any(operation.exceeds_bounds or problem_of(operation) for operation in operations)
         refused = {index for index, found in self.found.items() if found.judge.refuses}
@@ -776,10 +744,6 @@ class WriteAttempt:
     async def _mark_known_duplicates(
         self, connection: Connection, tenants: Mapping[str, TenantRow], decided: dict[int, Outcome]
     ) -> None:
-        """Replace the outcome of operations that came too late for their tenant, but are in the log, by DUPLICATE.
-
-        They were applied before the tenant was made again, or were sent again from their dead letter.
-        """
         operations = self.batch.operations
         late = [
             index
@@ -799,8 +763,8 @@ class WriteAttempt:
     ) -> list[tuple[int, Failure]]:
         """Apply the operations *applied*, wave after wave; return those without effect, and why.
 
-        In one round trip, but for two more for each patch that the worker merges. Raises `ApartError` for a second one
-        of a resource: a transaction is to take a bounded time.
+        Raises `ApartError` for a second patch of a resource that the worker merges: a transaction is to take a bounded
+        time.
         """
         operations = _select(applied, self.operations)
         patches = [index for index, operation in enumerate(operations) if operation.kind is PATCH]
@@ -830,7 +794,6 @@ class WriteAttempt:
 
 
 def _select(indexes: Sequence[int], operations: Sequence[Operation]) -> Sequence[Operation]:
-    """Return the operations at *indexes*, which are in order: nearly always all of them."""
     return operations if len(indexes) == len(operations) else [operations[index] for index in indexes]
 
 

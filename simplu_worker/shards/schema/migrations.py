@@ -1,7 +1,6 @@
 """The migrations of a shard's schema: the contents of their files, and the plan of an upgrade. Pure.
 
-Online, a statement with CONCURRENTLY runs alone and outside a transaction; the statements between two of them share
-one. All of them may be run again: the next upgrade finds the statements of a killed one done, and goes on.
+A statement with CONCURRENTLY runs alone and outside a transaction; those between two share one. All may be run again.
 """
 
 from __future__ import annotations
@@ -53,10 +52,7 @@ _BUILDS_INDEX: Final = re.compile(
 
 
 class Migration(msgspec.Struct, frozen=True):
-    """The migration of a shard to *version*.
-
-    Workers of the schema versions from *works_from* on can use a shard with it; None: only those of *version*.
-    """
+    """The migration of a shard to *version*, with which workers of the versions from *works_from* on can use it."""
 
     version: int
     name: str
@@ -91,8 +87,8 @@ class MigrationStep(msgspec.Struct, frozen=True):
 class ShardSchema(msgspec.Struct, frozen=True):
     """A shard's schema: its version, the oldest worker version that works with it, and its types' digests.
 
-    *applied_types* are those that `types apply` wrote. *is_behind*: the shard's server has yet to reach numbers of
-    transactions that are in its log.
+    *applied_types* are those that `types apply` wrote. *is_behind*: the log has numbers that the server has yet to
+    reach.
     """
 
     version: int | None
@@ -103,7 +99,7 @@ class ShardSchema(msgspec.Struct, frozen=True):
 
 
 class UniqueKey(msgspec.Struct, frozen=True):
-    """A primary key, or another unique one, of a table, with the columns of its index, which Postgres names so."""
+    """A unique key of a table, with the columns of its index."""
 
     table_name: str
     kind: str  # as in SQL
@@ -125,10 +121,7 @@ class UniqueKey(msgspec.Struct, frozen=True):
 
 
 class MissingPart(msgspec.Struct, frozen=True):
-    """What a shard lacks: a table, a column, a unique index, a right of the worker's role, or rows that it sees.
-
-    *kind* is one of `find_missing`, *name* that of the column, the index, the right, or the policy that may hide rows.
-    """
+    """What a shard lacks: a table, a column, a unique index, a right, or rows that a policy may hide."""
 
     kind: str
     table_name: str
@@ -178,10 +171,7 @@ def migration_of(version: int, name: str, text: str) -> Migration:
 
 
 def refusal_of(schema: ShardSchema, *, worker_version: int) -> str | None:
-    """Return why a worker of *worker_version* may not use a shard with *schema*; None if it may.
-
-    It may use its own version and the one before, and a later one with a suitable `works_from`.
-    """
+    """Return why a worker of *worker_version* may not use a shard with *schema*; None if it may."""
     version = schema.version
     if version is None:
         return f"expected schema version {worker_version}, got none; restore its schema_migrations"
@@ -200,10 +190,7 @@ def refusal_of(schema: ShardSchema, *, worker_version: int) -> str | None:
 
 
 def refusal_of_missing(missing: Sequence[MissingPart], keys: Sequence[UniqueKey] = ()) -> str | None:
-    """Return why a worker may not use a shard that lacks *missing*, the worst first; None if it lacks nothing.
-
-    *keys* are those that the shard has to have.
-    """
+    """Return why a worker may not use a shard that lacks *missing*, the worst first; None if it lacks nothing."""
     kind = min((part.kind for part in missing), key=MISSING_KINDS.index, default=None)
     parts = [part for part in missing if part.kind == kind or {part.kind, kind} <= {"table", "column"}]
     named = ", ".join(map(str, parts[:NAMED_MAX]))
@@ -238,10 +225,7 @@ def refusal_of_missing(missing: Sequence[MissingPart], keys: Sequence[UniqueKey]
 
 
 def tables_of(schema: ShardSchema, migrations: Sequence[Migration]) -> dict[str, list[str]]:
-    """Return the tables that a shard with *schema* has by *migrations*, each with its columns.
-
-    A column begins a line of its statement, or follows ADD COLUMN.
-    """
+    """Return the tables, with their columns, that a shard with *schema* has by *migrations*."""
     tables: defaultdict[str, list[str]] = defaultdict(list)
     for migration in migrations:
         if migration.version <= (schema.version or 0):
@@ -251,13 +235,13 @@ def tables_of(schema: ShardSchema, migrations: Sequence[Migration]) -> dict[str,
 
 
 def keys_of(schema: ShardSchema, migrations: Sequence[Migration]) -> list[UniqueKey]:
-    """Return the unique keys of these tables, which are a part of the statement that creates the table."""
+    """Return the unique keys in the statements that create these tables."""
     made = [migration for migration in migrations if migration.version <= (schema.version or 0)]
     return [key for migration in made for key in _keys_of(migration.text)]
 
 
 def plan_upgrade(schema: ShardSchema, migrations: Sequence[Migration], types: Mapping[str, TypeFile]) -> Upgrade:
-    """Return the upgrade of a shard with *schema* to the last of *migrations* and to *types*, the packaged ones."""
+    """Return the upgrade of a shard with *schema* to the last of *migrations* and to the packaged *types*."""
     newest = migrations[-1].version
     if schema.version is None:
         return Upgrade(schema, refusal="expected a schema version, got none; restore its schema_migrations")
@@ -292,13 +276,13 @@ def steps_of(text: str) -> list[MigrationStep]:
 def statements_of(text: str) -> list[Statement]:
     """Return the statements of *text*, each without the comments before it.
 
-    Raises `ValueError` if one builds an index CONCURRENTLY in a form that cannot be run again.
+    Raises `ValueError` for an index CONCURRENTLY in a form that cannot be run again.
     """
     return [_statement(part) for part in _split(text)]
 
 
 def drop_statement(index: str) -> Statement:
-    """Return the statement that drops a half-built index; *index* is its name in one of our statements."""
+    """Return the statement that drops a half-built index."""
     return Statement(f"DROP INDEX CONCURRENTLY IF EXISTS public.{index}", is_concurrent=True)
 
 
@@ -316,7 +300,6 @@ def without_concurrently(text: str) -> str:
 
 @cache  # the texts are those of files
 def _columns_of(text: str) -> list[tuple[str, list[str]]]:
-    """Return the columns that a migration makes, by table."""
     made = []
     for statement in statements_of(text):
         for table, column in ((_TABLE, _COLUMN), (_CHANGED_TABLE, _ADDED_COLUMN)):
@@ -327,7 +310,6 @@ def _columns_of(text: str) -> list[tuple[str, list[str]]]:
 
 @cache
 def _keys_of(text: str) -> list[UniqueKey]:
-    """Return the unique keys of the tables that a migration makes."""
     keys = []
     for statement in statements_of(text):
         if named := _TABLE.match(statement.text):
@@ -359,5 +341,4 @@ def _split(text: str) -> Iterator[str]:
 
 
 def _blank_quoted(text: str) -> str:
-    """Return *text* with quoted text and comments blanked, of the same length."""
     return _QUOTED.sub(lambda match: " " * len(match[0]), text)

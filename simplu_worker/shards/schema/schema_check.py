@@ -1,14 +1,7 @@
 """The schema of a shard: made on an empty one, checked on every other before the first read or write.
 
-This is the only check of tables, columns, unique indexes and rights, and of whether policies hide rows: what comes
-after it takes them for granted. It is made when a pool first uses its address, at the first use after an error of the
-shard, and with each probe; a probe that finds something missing ends the use of the pool.
-
-Read and write the business types of one shard, within a transaction: rows and views together, or nothing.
-
-The files that make a shard's schema: migrations, and the business types of the package.
-
-With it the clocks are compared: what ends by the age of rows relies on them.
+This is the only check of tables, columns, unique indexes, rights, policies that hide rows, and clocks. It is made when
+a pool first uses its address, after an error of the shard, and with each probe, which ends the use of the pool.
 """
 
 from __future__ import annotations
@@ -58,7 +51,7 @@ VIEW: Final = "v"  # pg_class.relkind
 
 
 async def read_types(connection: Connection, files: Iterable[TypeFile] = ()) -> ShardTypes:
-    """Return the types of a shard, and the relations that have the names of the views of *files*."""
+    """Return the types of a shard, and its relations with the names of the views of *files*."""
     rows = await connection.fetch(QUERIES["read_types"])
     types: dict[str, StoredType] = {}
     for row in rows:
@@ -161,9 +154,8 @@ async def check_schema(
 ) -> ShardSchema | None:
     """Return the schema of this database; None if it is empty. All of it is there, and this role may use it.
 
-    Raises `ShardUnavailableError` as `read_schema` does, for a schema version that this worker may not use
-    (docs/reading.md), and for tables, columns, unique indexes and rights that are missing, or rows that a policy hides;
-    `ForeignNumbersError` for the database of another server.
+    Raises `ShardUnavailableError` where it is not so (docs/reading.md), `ForeignNumbersError` for the database of
+    another server.
     """
     schema = await read_schema(connection, shard_id)
     if schema is None:
@@ -188,17 +180,14 @@ async def check_schema(
 
 
 class ShardNumbers(NamedTuple):
-    """The offset of the numbers of a shard's batches, and whether its log was ahead of its server."""
+    """The offset of a shard's batch numbers, and whether its log was ahead of its server."""
 
     offset: int
     is_behind: bool
 
 
 async def raise_numbers(pool: ShardPool, *, apply: bool) -> ShardNumbers:
-    """Raise the numbers of a shard's batches above those in its log, where that is needed; return them.
-
-    With *apply* off only says whether it is. Raises as `read_schema` does.
-    """
+    """Raise the numbers of a shard's batches above those in its log, where needed and with *apply*; return them."""
     async with pool.transaction() as connection:
         if await read_schema(connection, pool.address.shard_id) is None:
             raise ShardUnavailableError(f"shard {pool.address.shard_id}: its database is empty")
@@ -212,7 +201,7 @@ async def has_schema(connection: Connection, pool: ShardPool) -> bool:
     """Return whether the shard has our schema and not an empty database; checked once between two errors of the shard.
 
     Raises as `check_schema` does, and `ShardUnavailableError` if the clocks of the shard, this machine and AWS are over
-    a minute apart. A later change is noticed by the next probe, which checks it again.
+    a minute apart.
     """
     address = pool.address
     if pool.checked_address is not address:
@@ -226,9 +215,9 @@ async def has_schema(connection: Connection, pool: ShardPool) -> bool:
 
 
 async def ensure_schema(pool: ShardPool) -> None:
-    """Make the schema if the shard is empty; idempotent, also with many workers at once.
+    """Make the schema if the shard is empty.
 
-    Raises as `check_schema` does.
+    Idempotent, also with many workers at once. Raises as `check_schema` does.
     """
     shard_id = pool.address.shard_id
     async with pool.connection() as connection:
@@ -252,7 +241,6 @@ async def make_schema(connection: Connection, shard_id: str, *, migrations: Sequ
 
 
 async def _execute(connection: Connection, text: str) -> None:
-    """Run the statements of a file."""
     await connection.execute(without_concurrently(text))
 
 
@@ -262,7 +250,7 @@ REGISTRATION_MOST: Final = timedelta(seconds=30)  # architecture, idea 7
 async def check_registration(connection: Connection) -> None:
     """Check that the start of the transaction may be the `created_at` of its tenants. Raises `RetryableError`.
 
-    Operations that arrived long before it are given up: it must be neither far in the past nor in the future.
+    Operations that arrived long before it are given up.
     """
     if not timedelta() <= await connection.fetchval(QUERIES["transaction_age"]) < REGISTRATION_MOST:
         raise RetryableError("the transaction that inserts tenants took over 30 s")

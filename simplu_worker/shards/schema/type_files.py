@@ -1,21 +1,11 @@
 """Business types: their files, views, indexes and the plan of a change. Pure.
 
-The files of business types: decoded, and refused where a shard could not have the type or its views.
+No SQL comes from a file. Names have few characters, and texts become literals of SQL here alone.
 
-No SQL comes from a file. Names of types, views and columns have few characters; texts become literals of SQL in
-`type_views` alone.
+A list finds an index only by its own expression, which `simplu_indexed` (migrations) puts together as here.
 
-The SQL of a business type's views, made from its struct alone.
-
-The indexes of the members that business types name as `filtered`, and what a shard lacks of them.
-
-A list finds such an index only by its own expression, which `simplu_indexed` (migrations) puts together as here.
-
-What one shard needs so that it has the business types of some files.
-
-A view is replaced, never dropped and made again: those who may read it still may. So its columns stay as they are,
-new
-ones come last, and the last ones may end as null; every other change is refused.
+A view is replaced, never dropped: those who may read it still may. So its columns stay, new ones come last, and the
+last ones may end as null; every other change is refused.
 """
 
 from __future__ import annotations
@@ -98,7 +88,7 @@ def read_type(text: str) -> TypeFile:
 
 
 def stored_type(definition: str | None) -> TypeFile | None:
-    """Return a type as its row on a shard has it; None for a row that cannot be read."""
+    """Return a type as its row on a shard has it; None for one that cannot be read."""
     try:
         return None if definition is None else TypeFile(definition, _decoder.decode(definition))
     except (msgspec.DecodeError, RecursionError):
@@ -212,7 +202,6 @@ def _column_problems(column: ViewColumn) -> Iterator[str]:
 
 
 def _texts(value: Any) -> Iterable[str]:
-    """Yield the texts in a JSON value, names of members among them."""
     match value:
         case str():
             yield value
@@ -252,9 +241,9 @@ _NAMES: Final = {"text": "pg_catalog.text", "jsonb": "pg_catalog.jsonb"}  # of t
 def view_statements(
     business_type: BusinessType, *, server_version: int, there: Mapping[str, Columns] = NOTHING_THERE
 ) -> list[str]:
-    """Return the statements that make the views of a type that `read_type` accepted, or replace them.
+    """Return the statements that make or replace the views of a type that `read_type` accepted.
 
-    *there* are the columns of views that exist: the last ones, which the type has no more, become null.
+    *there* are their columns.
     """
     return [
         _view_statement(business_type.name, one.view, one, there.get(one.view, ()), server_version=server_version)
@@ -306,10 +295,7 @@ INDEX_PREFIX: Final = "simplu_list_"
 
 
 def index_statements(business_type: BusinessType) -> dict[str, str]:
-    """Return the statements that build the indexes of a type that `read_type` accepted, by name.
-
-    Types with a member in common share its index.
-    """
+    """Return the statements that build the indexes of a type, by name; types with a member in common share one."""
     statements: dict[str, str] = {}
     for one in business_type.resource_types:
         for path in one.filtered_paths:
@@ -329,7 +315,7 @@ def index_statements(business_type: BusinessType) -> dict[str, str]:
 
 
 def index_changes(wanted: Iterable[Mapping[str, str]], there: Collection[str]) -> list[str]:
-    """Return the statements by which a shard with the indexes *there* has those that are wanted, and no others."""
+    """Return the statements by which a shard with the indexes *there* has those that are wanted."""
     statements = {name: text for one in wanted for name, text in one.items()}
     return [
         *(text for name, text in sorted(statements.items()) if name not in there),
@@ -338,9 +324,9 @@ def index_changes(wanted: Iterable[Mapping[str, str]], there: Collection[str]) -
 
 
 class StoredType(msgspec.Struct, frozen=True):
-    """The row of a type on a shard. *is_applied*: `types apply` wrote it, and no upgrade overwrites it.
+    """The row of a type on a shard.
 
-    *tenant_count* counts its tenants in any state but `moved` and `destroyed`.
+    *is_applied*: no upgrade overwrites it. *tenant_count*: not `moved` or `destroyed`.
     """
 
     name: str
@@ -352,14 +338,14 @@ class StoredType(msgspec.Struct, frozen=True):
 
 
 class Relation(msgspec.Struct, frozen=True):
-    """A table, a view or the like that has the name of a view, and its columns."""
+    """A table, a view or the like that has the name of a view."""
 
     is_view: bool
     columns: Columns = ()
 
 
 class ShardTypes(msgspec.Struct, frozen=True):
-    """The types of a shard by name, the relations that have the names of views, and the indexes for lists."""
+    """The types of a shard by name, the relations with names of views, and the indexes for lists."""
 
     types: Mapping[str, StoredType]
     relations: Mapping[str, Relation] = msgspec.field(default_factory=dict)
@@ -378,10 +364,7 @@ class TypeChange(StrEnum):
 
 
 class TypesPlan(msgspec.Struct, frozen=True):
-    """The changes by type, the views that go, and why the shard cannot be changed: then nothing there is.
-
-    *index_statements* build and drop indexes, once the types are written.
-    """
+    """The changes by type, the views that go, and why the shard cannot be changed. Indexes come after the types."""
 
     changes: Mapping[str, TypeChange]
     dropped_views: Sequence[str] = ()
@@ -411,10 +394,7 @@ class TypesPlan(msgspec.Struct, frozen=True):
 def plan_types(
     shard: ShardTypes, files: Mapping[str, TypeFile], *, remove: Collection[str] = (), by_upgrade: bool = False
 ) -> TypesPlan:
-    """Return the plan for the types of *files* and for those to *remove*; all others are left alone.
-
-    *by_upgrade*: the files are those of the package, which leave alone what `types apply` wrote.
-    """
+    """Return the plan for the types of *files* and for those to *remove*; *by_upgrade* leaves applied ones alone."""
     owned = {
         name: file
         for name, file in sorted(files.items())
@@ -459,7 +439,6 @@ def _refusals(
 
 
 def _view_problem(relation: Relation, resource: ResourceType) -> str | None:
-    """Return why a view cannot become that of *resource*; None if it can."""
     if not relation.is_view:
         return "expected a view, got a table of that name; give the view another name"
     wanted = [

@@ -1,14 +1,8 @@
 """The upgrade of a shard's schema while workers run: short locks, and no transaction around a long statement.
 
 Why it is safe to kill at any instruction: every statement may be run again, a file is recorded after its statements,
-and a half-built index is dropped and built again. Two upgrades of one shard exclude each other by an advisory lock. A
-transaction of its own, which does and sees nothing, holds the lock, so that it works through a pooler too.
-
-Plan and apply the business types of a folder on one shard while workers run (`types apply`).
-
-Safe under load: a replaced view keeps its readers' grants, and is locked until the commit, some milliseconds later; a
-lock is waited for no longer than `UPGRADE_TIMEOUTS` say. It and upgrades of the shard exclude each other by the
-advisory lock of the schema.
+and a half-built index is dropped and built again. Upgrades and `types apply` of a shard exclude each other by an
+advisory lock, held by a transaction of its own, so that it works through a pooler.
 """
 
 from __future__ import annotations
@@ -60,7 +54,7 @@ log = structlog.get_logger(__name__)
 
 
 class Blocker(msgspec.Struct, frozen=True):
-    """A session that blocks a statement; *pid* is 0 for a prepared transaction. None: the role may not see it."""
+    """A session that blocks a statement; *pid* is 0 for a prepared transaction."""
 
     pid: int
     application: str | None = None
@@ -79,7 +73,7 @@ class Blocker(msgspec.Struct, frozen=True):
 
 
 class UpgradeActivity(msgspec.Struct, frozen=True):
-    """The activity of an upgrade: a statement, its progress as *share* if known, and the sessions that block it."""
+    """A statement of an upgrade, its progress as *share*, and the sessions that block it."""
 
     title: str
     done_count: int
@@ -98,10 +92,7 @@ async def read_upgrade(
     migrations: Sequence[Migration] = MIGRATIONS,
     types: Mapping[str, TypeFile] = BUSINESS_TYPES,
 ) -> Upgrade | None:
-    """Return the upgrade that the shard of *connection* needs; None if it is empty.
-
-    Raises `ShardUnavailableError` as `read_schema` does.
-    """
+    """Return the upgrade that the shard of *connection* needs; None if it is empty. Raises as `read_schema` does."""
     schema = await read_schema(connection, shard_id)
     if schema is None:
         return None
@@ -112,10 +103,7 @@ async def read_upgrade(
 
 
 class Upgrader:
-    """The upgrade of the shard of *pool*, which has room for two connections; *report* gets each activity.
-
-    It retries statements that get no lock until one has waited for *patience_s*.
-    """
+    """The upgrade of the shard of *pool*, which has room for two connections; retries locks for *patience_s*."""
 
     def __init__(
         self,
@@ -183,8 +171,7 @@ class Upgrader:
     async def _lock(self) -> AsyncIterator[Connection]:
         """Lend the connection that locks out other upgrades of this shard. Raises `LostRaceError` when one runs.
 
-        It must not be used: building an index CONCURRENTLY waits for the end of every transaction with an older
-        snapshot, and this transaction ends last.
+        It must not be used: building an index CONCURRENTLY waits for transactions with an older snapshot.
         """
         async with self._pool.transaction() as guard:
             if not await guard.fetchval(QUERIES["try_lock_schema"]):
@@ -206,7 +193,6 @@ class Upgrader:
             self._set_activity(UpgradeActivity(title, self._activity.done_count + 1, self._activity.count))
 
     async def _write_types(self) -> None:
-        """Write the packaged business types with their views, in one transaction."""
         self._set_activity(UpgradeActivity(TYPES_TITLE, self._activity.done_count, self._activity.count))
         async with self._pool.transaction() as connection:
             plan = await write_types(connection, self._types, by_upgrade=True)
@@ -215,13 +201,11 @@ class Upgrader:
         self._set_activity(UpgradeActivity(TYPES_TITLE, self._activity.done_count + 1, self._activity.count))
 
     async def _run_in_transaction(self, step: MigrationStep) -> None:
-        """Run the statements of *step* in one transaction."""
         async with self._pool.transaction() as connection:
             for statement in step.statements:
                 await self._execute(connection, statement)
 
     async def _run_outside_transaction(self, statement: Statement) -> None:
-        """Run *statement* outside a transaction, after dropping an index that an earlier run left half built."""
         if statement.index is not None and await self._is_half_built(statement, statement.index):
             await self._run_outside_transaction(drop_statement(statement.index))
         async with self._pool.connection() as connection:
@@ -238,7 +222,6 @@ class Upgrader:
                 connection.terminate()  # a session of its own has not our timeouts any more
 
     async def _is_half_built(self, statement: Statement, index: str) -> bool:
-        """Return whether *index* exists and is invalid, after waiting until no session builds it."""
         while True:
             async with self._pool.connection() as connection:
                 row = await connection.fetchrow(QUERIES["read_index"], connection.home, index)
@@ -251,7 +234,6 @@ class Upgrader:
             await asyncio.sleep(WATCH_INTERVAL_S)
 
     async def _execute(self, connection: Connection, statement: Statement, *, within_s: float | None = None) -> None:
-        """Run one statement, and look up its blockers while it runs."""
         self._set_activity(self._activity_at(statement))
         self._waited_for = ()
         error: Exception | None = None
@@ -266,7 +248,6 @@ class Upgrader:
             raise error
 
     async def _watch(self, statement: Statement) -> None:
-        """Report the blockers and the progress of *statement* until cancelled."""
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
             with contextlib.suppress(WorkerError):  # a failed look-up must not end the upgrade
@@ -288,10 +269,6 @@ class Upgrader:
             await connection.execute(QUERIES[query], *values)
 
     async def _retry_while_blocked(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
-        """Repeat *attempt* while it loses against other sessions; return its result.
-
-        Raises `ShardUnavailableError` when that lasts longer than *patience_s*.
-        """
         shard_id, started, tries = self._pool.address.shard_id, loop_time(), 0
         while True:
             tries += 1

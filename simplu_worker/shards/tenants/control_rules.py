@@ -1,18 +1,11 @@
-"""The effect of a control message on a tenant, decided by the tenant's row (docs/sending.md). Pure.
+"""The effect of a control message on a tenant, by its row, and the home that stays of several (docs/sending.md). Pure.
 
-Messages arrive in any order and more than once. So the timestamp of each is compared with the newest that was
-applied,
-and of a creation and a destruction of the same instant the destruction is the newer one. A tenant therefore ends in
-the
-same state whatever the order of its messages. The exception: `destroy_all` ends the locations that exist when it is
-applied; a creation that is still on its way is made.
+Messages arrive in any order and more than once. The timestamp of each is compared with the newest that was applied; of
+a creation and a destruction of one instant the destruction is newer. So a tenant ends in the same state whatever the
+order. The exception: `destroy_all` ends the locations that exist when it is applied.
 
-The home that stays, where a tenant was made on more than one shard.
-
-Several replicas may resolve one conflict at once, each from rows read a moment ago; yet they never undo all homes. A
-home is undone only if, under the lock of its row, the row is still as it was read: untouched, and as far confirmed.
-Both only grow until the home is undone. So if two homes had each been undone in favour of the other, the first one
-undone would have ranked above the other at that time, and it did not.
+Several replicas may resolve one conflict of homes at once, yet never undo all: a home is undone only if, under the
+lock of its row, it is untouched and as far confirmed as it was read. Both only grow until then.
 """
 
 from __future__ import annotations
@@ -111,9 +104,8 @@ def step_of_destruction(
 def homes_to_destroy(states: Mapping[str, TenantState]) -> list[str]:
     """Return the shards on which a tenant is to be destroyed, by its states on all shards.
 
-    None where it has moved away. No destruction waits for a copy beside the home: without the home the move cannot end,
-    and its copy may stay until a person deletes it. Whether the move has ended since these states were read shows under
-    the lock of the home's row. Beside a destroyed row an import may be under way.
+    None where it has moved away. No destruction waits for a copy beside the home. Beside a destroyed row an import may
+    be under way.
     """
     found = set(states.values())
     has_home = TenantState.ACTIVE in found or (TenantState.DESTROYING in found and TenantState.MOVED not in found)
@@ -122,7 +114,7 @@ def homes_to_destroy(states: Mapping[str, TenantState]) -> list[str]:
 
 
 def error_of(step: ControlStep, tenant_id: str) -> WorkerError | None:
-    """Return the error of a step that cannot be taken, or cannot be taken now; None for the others."""
+    """Return the error of a step that cannot be taken, or not now; None for the others."""
     match step:
         case ControlStep.TAKEN:
             return id_taken_error(tenant_id)
@@ -143,21 +135,17 @@ def id_taken_error(tenant_id: str) -> PermanentError:
 
 
 def is_row_of(row: Mapping[str, Any], business_id: str, location_id: str) -> bool:
-    """Return whether a tenant's row is of this business and location, and not of another pair with the same id."""
+    """Return whether a tenant's row is of this business and location, and not of another pair with its id."""
     return (row["business_id"], row["location_id"]) == (business_id, location_id)
 
 
 def timestamp_text(requested_at: datetime) -> str:
-    """Return a time as an argument of a query: as text, as asyncpg turns the extremes of `datetime` into infinities."""
+    """Return a time as text for a query: asyncpg turns the extremes of `datetime` into infinities."""
     return requested_at.isoformat()
 
 
 def with_shard(error: Exception, *, shard_id: str, tenant_id: str) -> Exception:
-    """Return *error* of the work for a tenant on a shard; one that is none of ours becomes a `FailedOnShardError`.
-
-    A failed statement becomes a `RefusedOnShardError`: waiting would not end it. After a timeout the shard may only be
-    slow.
-    """
+    """Return *error* of the work for a tenant on a shard; a failed statement becomes a `RefusedOnShardError`."""
     failed: FailedOnShardError
     if isinstance(error, StatementFailedError) and not error.is_timeout:
         failed = RefusedOnShardError(error.error, shard_id=shard_id, tenant_id=tenant_id)
@@ -195,7 +183,7 @@ HOME_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.FENCED, TenantSt
 
 
 class HomeCandidate(msgspec.Struct, frozen=True):
-    """A tenant's row on one shard. *is_touched*: the tenant has other writes there than those of provisioning."""
+    """A tenant's row on one shard. *is_touched*: it has other writes than those of provisioning."""
 
     shard_id: str
     state: TenantState
@@ -235,7 +223,7 @@ class HomeCandidate(msgspec.Struct, frozen=True):
 
 
 class HomeResolution(msgspec.Struct, frozen=True):
-    """The home that stays, and those to undo; none stays and none is undone if two homes have data to lose."""
+    """The home that stays, and those to undo; none of either if two homes have data to lose."""
 
     kept: HomeCandidate | None
     undone: tuple[HomeCandidate, ...] = ()

@@ -1,15 +1,9 @@
-"""Delete the resources of destroyed tenants after their grace time, in small batches, never on an unhealthy shard.
+"""Begin the destruction of tenants, and delete their resources after the grace time, in small batches.
 
-Safe because the shard's clock counts only while it agrees with ours, and because each step locks the tenant's row and
-checks its state: a tenant that was restored, or made again after another replica had ended its deletion, loses
-nothing.
-A step waits only shortly for a locked row, and leaves its tenant to the next turn: the other tenants keep their time.
-After the first deletion the tenant cannot be restored any more (`deletion_began_at`). The tenant's log is deleted by
-the log's own retention, and its row stays.
-
-Begin the destruction of tenants: their operations then fail as `tenant_destroyed`, and the grace time runs.
-
-Citrus gets no message: the tenant's row stays on its shard, and decides the operations that are routed there.
+Operations fail as `tenant_destroyed` at once. Safe because each step locks the tenant's row and checks its state: a
+tenant that was restored or made again loses nothing. A step leaves a locked row to the next turn. After the first
+deletion the tenant cannot be restored (`deletion_began_at`). Its log is deleted by the log's retention; its row stays.
+Citrus gets no message.
 """
 
 from __future__ import annotations
@@ -96,10 +90,7 @@ class TenantDeleter:
         await repeat_every(self._turn_s, self.delete_due)
 
     async def delete_due(self) -> int:
-        """Delete due resources; return the number of tenants with a complete deletion.
-
-        Each shard has `turn_s` to begin deletions, and then as long to delete.
-        """
+        """Delete due resources, for at most `turn_s` a shard; return the number of tenants with a complete deletion."""
         pools = await self._list_pools()
         async with asyncio.TaskGroup() as tasks:
             turns = [
@@ -108,7 +99,6 @@ class TenantDeleter:
         return sum(turn.result() for turn in turns)
 
     async def _list_pools(self) -> list[ShardPool]:
-        """Return the pools in use, and at intervals those of all shards: one may have only destroyed tenants."""
         now = time.monotonic()
         if self._all_shards_listed_at is None or now >= self._all_shards_listed_at + ALL_SHARDS_INTERVAL_S:
             try:
@@ -147,7 +137,6 @@ class TenantDeleter:
         return count
 
     async def _begin_due(self, pool: ShardPool) -> list[dict[str, Any]]:
-        """Return the tenants to delete from, all marked as begun; the next turn has those that could not be marked."""
         grace_s = self._grace.total_seconds()
         async with pool.transaction() as connection:
             if not await has_schema(connection, pool):
@@ -167,7 +156,6 @@ class TenantDeleter:
         return begun
 
     async def _delete(self, pool: ShardPool, tenant: dict[str, Any], *, within_s: float) -> bool:
-        """Delete a tenant's resources; return whether all are deleted, and the tenant is destroyed, by this call."""
         end = time.monotonic() + within_s
         row_count = 0
         limit = self._statement_max_rows
@@ -198,7 +186,6 @@ class TenantDeleter:
         return False
 
     async def _delete_rows(self, pool: ShardPool, tenant_id: str, limit: int) -> int | None:
-        """Delete up to *limit* rows, and return their number; None if the tenant's deletion is over or cancelled."""
         keys: list[ResourceKey] = []
         try:
             async with pool.transaction(budget=StatementBudget.PAUSE) as connection:
@@ -243,10 +230,10 @@ class Destroyer:
         self._slots = ShardSlots()
 
     async def destroy(self, business_id: str, location_id: str, requested_at: datetime) -> DestructionResult:
-        """Destroy one tenant on its present shard, and wait until that is as safe as the shard can make it; idempotent.
+        """Destroy one tenant on its present shard, and wait until that is safe; idempotent.
 
-        Raises `PermanentError` if another tenant has its id, and `RetryableError` while Citrus or a shard does not
-        answer, or the tenant is being moved.
+        Raises `PermanentError` if another tenant has its id, `RetryableError` without an answer, or while it is being
+        moved.
         """
         home = await self._find_home(tenant_id_of(business_id, location_id))
         if home is None:
@@ -258,10 +245,7 @@ class Destroyer:
         return result
 
     async def destroy_all(self, business_id: str, requested_at: datetime) -> dict[str, DestructionResult]:
-        """Destroy every tenant of a business; return the results by location id.
-
-        Begins only once every shard has answered. Raises the errors of `destroy`, once the other tenants are destroyed.
-        """
+        """Destroy every tenant of a business once every shard has answered; return the results by location id."""
         homes = group_by_shard(await self._find_locations(business_id))
         async with asyncio.TaskGroup() as tasks:
             running = [
@@ -284,7 +268,6 @@ class Destroyer:
     async def _destroy_all_on(
         self, shard: ShardAddress, business_id: str, location_ids: Sequence[str], requested_at: datetime
     ) -> tuple[dict[str, DestructionResult], list[Exception]]:
-        """Destroy tenants on one shard, a few at a time; return the results by location, and what failed."""
         results: dict[str, DestructionResult] = {}
         servers: dict[Server, str] = {}  # each with the last location of which the commit is on it
         errors: list[Exception] = []
@@ -326,10 +309,6 @@ class Destroyer:
         return None if home is None else home.address
 
     async def _find_locations(self, business_id: str) -> list[tuple[ShardAddress, str]]:
-        """Return each home of each of a business's tenants, with its location. Raises an error of any shard.
-
-        A tenant has more than one only during a move, or after a destruction.
-        """
         answers: dict[str, list[dict[str, Any]]] = {}
         errors: list[WorkerError] = []
 
@@ -361,7 +340,6 @@ class Destroyer:
     async def _destroy_on(
         self, shard: ShardAddress, business_id: str, location_id: str, requested_at: datetime
     ) -> tuple[DestructionResult, Server]:
-        """Destroy a tenant on a shard; return the server on which that was committed, too."""
         step, server = await self._mark_destroying(shard, business_id, location_id, requested_at)
         if step is ControlStep.DESTROY:
             log.info("tenant.destroying", business_id=business_id, location_id=location_id, shard_id=shard.shard_id)

@@ -1,15 +1,11 @@
 """The last step of provisioning: check that a new tenant has no other home, and record that.
 
-The provisioner asks for other homes before the commit and again after it. So if two replicas make a tenant on two
-shards at once, because Citrus changed its answer in between, the one that commits last finds both homes. One home is
-undone (`home_conflict`), or a person has to decide if both have data to lose. The same answer of Citrus after the
-commit is no proof, as Citrus may have given another one in between: so the shards are asked every time, and Citrus is
-asked whether the tenant is still registered.
+Earlier homes are asked before the commit and again after it. So if two replicas make a tenant on two shards at once,
+the one that commits last finds both. One home is undone, or a person decides if both have data to lose. The same answer
+of Citrus after the commit is no proof: the shards are asked every time.
 
-A tenant takes operations from its commit on, confirmed or not. The row of an unconfirmed tenant shows this, and the
-confirmation is tried again by the same message when it is delivered again, and by `ConfirmationSweep`.
-
-Confirm tenants left unconfirmed: the replica that made them was killed, or a shard did not answer.
+A tenant takes operations from its commit on. An unconfirmed one is confirmed by the same message when it comes again,
+and by `ConfirmationSweep`.
 """
 
 from __future__ import annotations
@@ -46,7 +42,7 @@ log = structlog.get_logger(__name__)
 
 
 class HomeUndoneError(RetryableError):
-    """The tenant was made on another shard at the same time, and this home is undone; the next try finds the other."""
+    """The tenant was made on another shard at the same time, and this home is undone."""
 
 
 class TenantSplitError(RetryableError):
@@ -54,10 +50,7 @@ class TenantSplitError(RetryableError):
 
 
 class PlacedTenant(msgspec.Struct, frozen=True):
-    """A tenant that was found or made on *shard*.
-
-    *is_new*: Citrus registered the tenant just now, so that it need not wait for a shard that is down.
-    """
+    """A tenant that was found or made on *shard*. *is_new*: it need not wait for a shard that is down."""
 
     business_id: str
     location_id: str
@@ -72,8 +65,6 @@ class PlacedTenant(msgspec.Struct, frozen=True):
 
 
 class _RivalSearch(msgspec.Struct):
-    """The search for other homes of one tenant."""
-
     placed: PlacedTenant
     home: HomeCandidate
     shards: dict[str, ShardAddress]  # to query, by shard id
@@ -103,10 +94,7 @@ class HomeConfirmer:
         self._confirmations: dict[str, Coalescer[tuple[str, datetime], WorkerError | None]] = {}  # by shard id
 
     async def confirm(self, placed: Sequence[PlacedTenant]) -> dict[str, WorkerError]:
-        """Confirm the unconfirmed tenants of *placed*, each once; return the errors of the others by tenant id.
-
-        `HomeUndoneError` and `TenantSplitError` beside the usual ones; the same call may be repeated after any of them.
-        """
+        """Confirm the unconfirmed tenants of *placed*, each once; return the errors of the others by tenant id."""
         errors: dict[str, WorkerError] = {}
         homes = await self._fetch_unconfirmed(placed, errors)
         searches = await self._begin_searches([one for one in placed if one.tenant_id in homes], homes, errors)
@@ -123,10 +111,7 @@ class HomeConfirmer:
         return errors
 
     def forget_splits(self, still_unconfirmed: Collection[str], *, found_before: float) -> None:
-        """Forget the split tenants that were found before that loop time and are not among *still_unconfirmed*.
-
-        Those are the unconfirmed tenants of all shards: a person has removed the others.
-        """
+        """Forget the split tenants that were found before that loop time and are not among *still_unconfirmed*."""
         self._split = {
             tenant_id: found_at
             for tenant_id, found_at in self._split.items()
@@ -135,7 +120,6 @@ class HomeConfirmer:
         instruments.TENANTS_SPLIT.set(len(self._split))
 
     def _note_splits(self, searched: Iterable[str], errors: Mapping[str, WorkerError]) -> None:
-        """Count the split tenants; one that could not be searched now stays as it was."""
         for tenant_id in searched:
             match errors.get(tenant_id):
                 case TenantSplitError():
@@ -147,7 +131,6 @@ class HomeConfirmer:
     async def _fetch_unconfirmed(
         self, placed: Iterable[PlacedTenant], errors: dict[str, WorkerError]
     ) -> dict[str, HomeCandidate]:
-        """Return the present rows of the unconfirmed tenants."""
         found: dict[str, HomeCandidate] = {}
 
         async def fetch(shard: ShardAddress, tenant_ids: Sequence[str]) -> None:
@@ -178,7 +161,6 @@ class HomeConfirmer:
     async def _begin_searches(
         self, placed: Sequence[PlacedTenant], homes: Mapping[str, HomeCandidate], errors: dict[str, WorkerError]
     ) -> dict[str, _RivalSearch]:
-        """Ask the locator again for each tenant; return the shards on which each tenant may have another home."""
         searches: dict[str, _RivalSearch] = {}
 
         async def locate(one: PlacedTenant) -> None:
@@ -207,7 +189,6 @@ class HomeConfirmer:
         return searches
 
     async def _locate(self, one: PlacedTenant) -> ShardAddress | None:
-        """Return the shard named for a tenant now; register the tenant again if Citrus lost the registration."""
         try:
             named = await self._locator.locate(one.tenant_id)
             if named is None:
@@ -217,7 +198,6 @@ class HomeConfirmer:
         return named
 
     async def _find_rivals(self, searches: Mapping[str, _RivalSearch], errors: dict[str, WorkerError]) -> None:
-        """Query every shard that may have one of the tenants, then the targets of moves; each shard once a round."""
         for _ in range(MOVES_MAX):
             groups = group_by_shard(
                 (shard, search)
@@ -259,7 +239,6 @@ class HomeConfirmer:
             search.shards[target.shard_id] = target
 
     async def _resolve(self, search: _RivalSearch, errors: dict[str, WorkerError]) -> None:
-        """Undo all homes of a tenant but one."""
         one = search.placed
         resolution = resolve_homes([search.home, *search.rivals])
         shards = {**search.shards, one.shard.shard_id: one.shard}
@@ -279,7 +258,6 @@ class HomeConfirmer:
             errors.setdefault(one.tenant_id, _undone_error(one.shard.shard_id))
 
     async def _undo(self, pool: ShardPool, one: PlacedTenant, home: HomeCandidate, *, kept: str) -> None:
-        """Remove the rows that provisioning made on one shard, if they are still as they were read. Idempotent."""
         async with pool.transaction() as connection:
             # Locked first and read then, so that the read sees a batch that was being applied.
             await connection.fetch(QUERIES["lock_tenants_for_control"], [one.tenant_id])
@@ -305,8 +283,6 @@ class HomeConfirmer:
     async def _mark_confirmed(
         self, placed: Iterable[PlacedTenant], homes: Mapping[str, HomeCandidate], errors: dict[str, WorkerError]
     ) -> None:
-        """Record that tenants are confirmed; concurrent calls share one transaction a shard."""
-
         async def mark(shard: ShardAddress, tenant_ids: Sequence[str]) -> None:
             coalescer = self._confirmations.get(shard.shard_id)
             if coalescer is None:
@@ -341,7 +317,6 @@ def _undone_error(shard_id: str) -> HomeUndoneError:
 
 
 def _defer_unanswered(searches: Sequence[_RivalSearch], errors: dict[str, WorkerError]) -> None:
-    """Put the errors of tenants that are not new into *errors*; log the number of new ones, which stay unconfirmed."""
     new = [search for search in searches if search.placed.is_new]
     for search in searches:
         if not search.placed.is_new and search.error is not None:
@@ -357,7 +332,7 @@ SHARDS_AT_ONCE: Final = 8
 
 
 class ConfirmationSweep:
-    """Confirms tenants on the shards in use, *overdue* after they were made. Safe on many replicas at once."""
+    """Confirms tenants on the shards in use, *overdue* after they were made."""
 
     def __init__(
         self,
@@ -405,7 +380,6 @@ class ConfirmationSweep:
         return len(errors)
 
     async def _fetch_overdue(self, pool: ShardPool) -> list[PlacedTenant] | None:
-        """Return the overdue tenants of a shard; None if it does not answer."""
         address = pool.address
         try:
             rows = await fetch_from_shard(

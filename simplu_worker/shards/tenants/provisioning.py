@@ -1,18 +1,13 @@
 """Make tenants: register them with Citrus, make their rows on the named shards, and confirm them; idempotent.
 
-A missing row alone is never a reason to make one: if an earlier home still had the tenant, its data would be split
-between two shards. So earlier homes are asked first, and no tenant is made while one of them is silent.
+A missing row alone is never a reason to make one: an earlier home might still have the tenant's data. So earlier homes
+are asked first, and no tenant is made while one of them is silent.
 
-A crash may follow each of the three steps. *Registered*: Citrus names a shard; the next try gets the same one (409).
-*Provisioned*: tenant and default row are there, in one commit; the next try finds them. *Confirmed*: the tenant was
-not
-made on another shard at the same time (`home_confirmation`); the row shows whether the confirmation is done.
+A crash may follow each step. *Registered*: Citrus names the same shard again (409). *Provisioned*: tenant and default
+row came in one commit. *Confirmed*: the row shows it (`home_confirmation`).
 
-Make tenants that Citrus knows and no shard has, when their first operation comes (`PROVISION_ON_FIRST_USE`).
-
-Why this is safe without a control message: business-info must list the location as active, and every shard that may
-have the tenant must answer that it has no row of the id, not even that of a destroyed tenant, which only a control
-message may make again. The tenant's `control_at` is the year 1970, so that any control message is newer.
+At a first operation (`PROVISION_ON_FIRST_USE`) business-info must list the location as active, and every shard must
+answer that it has no row of the id, destroyed ones included. `control_at` is the year 1970: any message is newer.
 """
 
 from __future__ import annotations
@@ -94,9 +89,8 @@ class Provisioner:
     async def provision(self, request: ProvisionRequest) -> ProvisionResult:
         """Make the tenant unless it is there, and wait until its rows are as safe as the shard can make them.
 
-        Raises `PermanentError` for a request that can never succeed (another tenant's id), `UnknownBusinessTypeError`
-        while the shard lacks the business type, and `RetryableError` while Citrus or a shard does not answer, or for a
-        named shard that may not be used.
+        Raises `PermanentError` for a request that can never succeed, `UnknownBusinessTypeError` while the shard lacks
+        the type, and `RetryableError` without an answer, or for a shard that may not be used.
         """
         (answer,) = await self.provision_all([request])
         if isinstance(answer, Exception):
@@ -106,7 +100,7 @@ class Provisioner:
     async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
         """Make many tenants, each at most once among *requests*; return for each what `provision` returns or raises.
 
-        An error of one tenant does not affect the others. Requests of concurrent calls share one transaction a shard.
+        Requests of concurrent calls share one transaction a shard.
         """
         answers = await self._make(requests)
         undone = [request for request in requests if isinstance(answers[request.tenant_id], HomeUndoneError)]
@@ -131,7 +125,6 @@ class Provisioner:
     async def _place(
         self, requests: Sequence[ProvisionRequest], answers: dict[str, ProvisionAnswer]
     ) -> Mapping[str, PlacedTenant]:
-        """Return the shard of each tenant, present or future; put the errors of the others into *answers*."""
         named: dict[str, Registration] = {}
         slots = asyncio.Semaphore(REGISTRATIONS_AT_ONCE)
 
@@ -215,7 +208,6 @@ class Provisioner:
         return await self._wait_until_safe(shard.shard_id, made, servers)
 
     async def _make_rows(self, shard_id: str, wanted: Sequence[ProvisionRequest]) -> list[RowOutcome]:
-        """Make all tenants that were submitted for one shard, after one check of its schema."""
         try:
             pool = self._pools.pool_of(shard_id)
             try:
@@ -229,7 +221,6 @@ class Provisioner:
     async def _wait_until_safe(
         self, shard_id: str, made: Mapping[str, ProvisionAnswer], servers: Collection[Server]
     ) -> Mapping[str, ProvisionAnswer]:
-        """Return *made* once the commits are safe; otherwise an error each, after which the next try finds the rows."""
         try:
             for server in servers:
                 await self._commits.wait_for_transaction(shard_id, server, within_s=SAFE_WITHIN_S)
@@ -239,7 +230,7 @@ class Provisioner:
 
 
 def check_request(request: ProvisionRequest) -> None:
-    """Raise `PermanentError` for a tenant that can never be made, before Citrus is asked to register it."""
+    """Raise `PermanentError` for a tenant that can never be made."""
     for name, value in {"businessId": request.business_id, "locationId": request.location_id}.items():
         if not is_id(value):
             raise PermanentError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8 without U+0000, got {len(value)}")
@@ -325,14 +316,12 @@ class FirstUse:
         raise TenantNotMadeError(last_reason)
 
     async def _find_business(self, business_id: str, location_id: str) -> Business | None:
-        """Return a business, read again if its cached item would be a reason to refuse the location."""
         business = await self._business_info.find(business_id)
         if business is not None and refusal_reason(business, location_id) is not None:
             return await self._business_info.find(business_id, max_age_s=ABSENT_FRESH_S)
         return business
 
     async def _make_all(self, requests: Sequence[ProvisionRequest]) -> list[str | None]:
-        """Make tenants; return for each None, or why it was not made. Of two with one id the first is made."""
         by_id: dict[str, ProvisionRequest] = {}
         for request in requests:
             by_id.setdefault(request.tenant_id, request)
@@ -375,7 +364,6 @@ class FirstUse:
 
 
 def _failure_reason(answer: ProvisionAnswer) -> str | None:
-    """Return None if a shard has the tenant now, made by this call or by another one."""
     if isinstance(answer, WorkerError):
         return str(answer)
     if isinstance(answer, Exception):

@@ -1,17 +1,9 @@
-"""Change a tenant's resources for control messages: rename a resource, add the rows of the first administrator.
+"""Change a tenant's resources for control messages, and move those under another name to the one of their type.
 
-Serialised against operations as batches are against each other: the tenant's row is locked `FOR SHARE` and must be
-`active`, so that nothing is written after a mover's fence or a destruction. Each change leaves a mark in the log, by
-which a move in progress finds it.
+Serialised against operations: the tenant's row is locked `FOR SHARE` and must be `active`, so that nothing is written
+after a mover's fence or a destruction. Each change leaves a mark in the log, by which moves and the feed find it.
 
-The business types that a tenant can have: those of the shards, and those of the package.
-
-Resources under another name than the one under which their type stores them: found, and moved to that one.
-
-They are from before their type got the name (`types apply`), or from a backup of that time. Safe to kill and to run
-again: each page is a transaction, with the tenant's row locked against batches and movers, and with marks of both
-keys
-in the log, by which a move in progress and the feed find it.
+Names from before `types apply`, or from a backup, are moved page by page, each in a transaction; safe to run again.
 """
 
 from __future__ import annotations
@@ -61,10 +53,9 @@ Change: TypeAlias = "Callable[[Connection, str], Awaitable[ChangeResult]]"  # wi
 
 
 class ResourceChanges:
-    """Changes resources on the tenant's shard, and waits until that is as safe as the shard can make it. Idempotent.
+    """Changes resources on the tenant's shard, and waits until that is safe. Idempotent.
 
-    Every method raises `PermanentError` for a change that can never succeed, and `RetryableError` while Citrus or a
-    shard does not answer, or the tenant is being moved.
+    Raises `PermanentError` for a change that can never succeed, `RetryableError` without an answer, or during a move.
     """
 
     def __init__(
@@ -82,10 +73,9 @@ class ResourceChanges:
         self._slots = ShardSlots()
 
     async def rename(self, rename: ResourceRename) -> ChangeResult:
-        """Give a resource another id, and merge `additional_data` into it.
+        """Give a resource another id, and merge `additional_data` into it. Any name of its type may be sent.
 
-        If only a resource with the new id exists, the rename was done before: later changes may have replaced the
-        merged data, so it is not merged again. Refused if both resources exist. Any name of its type may be sent.
+        If only the new id exists, the rename was done before, and nothing is merged. Refused if both exist.
         """
         tenant_id = tenant_id_of(rename.business_id, rename.location_id)
         old_id, new_id = rename.old_resource_id, rename.new_resource_id
@@ -120,8 +110,8 @@ class ResourceChanges:
     async def add_admin(self, admin: AdminAccount) -> ChangeResult:
         """Make the administrator's `role` and staff resource, each unless it is there.
 
-        The staff resource's type follows the tenant's own business type. Raises `UnknownBusinessTypeError` while the
-        shard lacks the sent business type.
+        The staff's type follows the tenant's own business type. Raises `UnknownBusinessTypeError` while the shard lacks
+        it.
         """
         check_business_type(admin.business_type)
         tenant_id, user_id = tenant_id_of(admin.business_id, admin.location_id), admin.admin_user_id
@@ -155,7 +145,6 @@ class ResourceChanges:
         change: Change,
         keys: Sequence[ResourceKey],
     ) -> ChangeResult:
-        """Run *change* on the tenant's shard, and invalidate *keys*, also if the change was applied before."""
         tenant_id = tenant_id_of(business_id, location_id)
         pool = await self._find_pool(tenant_id)
         if pool is None:
@@ -209,7 +198,6 @@ class ResourceChanges:
 
 
 async def _rename(connection: Connection, key: ResourceId, rename: ResourceRename) -> str:
-    """Rename the resource of *key*, with its data merged; return the statement's status. Raises `PermanentError`."""
     patch = rename.additional_data
     merged = None if patch is None else await merge_into_row(connection, key, patch)
     if merged is not None:
@@ -226,10 +214,7 @@ READ_MAX: Final = 10_000  # of one shard
 
 
 async def find_known_types(locator: Locator, pools: Pools) -> dict[str, Mapping[str, str]]:
-    """Return the types that a shard which answers has, and those that an empty one gets, by name; raise as *locator*.
-
-    Each with its `stored_names`.
-    """
+    """Return the types that a shard which answers has, and those that an empty one gets, with their `stored_names`."""
     found = await fetch_from_all_shards(locator, pools, QUERIES["name_types"], READ_MAX)
     known = {name: file.type.stored_names for name, file in BUSINESS_TYPES.items()}
     known |= {row["name"]: msgspec.json.decode(row["stored_names"]) for _, row in found.rows}
@@ -272,7 +257,7 @@ async def find_other_names(pool: ShardPool, files: Mapping[str, TypeFile]) -> li
 async def store_under_names(pool: ShardPool, files: Mapping[str, TypeFile]) -> int:
     """Move what `find_other_names` finds to the names of the types; return the number of resources.
 
-    An id under both names stays, as do resources of tenants that are not active. Raises `RetryableError`.
+    An id under both names stays, as do resources of tenants that are not active.
     """
     rows = await _find(pool, files)
     return sum([await _store(pool, row["tenant_id"], row["name"], row["stored_as"]) for row in rows])

@@ -1,7 +1,4 @@
-"""Make the rows of tenants on one shard: each tenant in one transaction, and none twice.
-
-Slots for the changes of control messages on each shard, so that neither batches nor other shards wait for them.
-"""
+"""Make the rows of tenants on one shard: each tenant in one transaction, and none twice."""
 
 from __future__ import annotations
 
@@ -80,7 +77,6 @@ def batches_of(wanted: Sequence[ProvisionRequest], size: int = TRANSACTION_MAX_T
 
 
 async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRequest]) -> dict[str, RowOutcome]:
-    """Make tenants in one transaction, or, after a failure, in smaller ones until only the tenant at fault fails."""
     try:
         async with pool.transaction(budget=StatementBudget.PAUSE) as connection:
             missing = await find_missing_types(
@@ -140,10 +136,6 @@ async def find_missing_types(
 async def _make_tenants(
     connection: Connection, wanted: Sequence[ProvisionRequest]
 ) -> tuple[dict[str, DecidedTenant], list[str]]:
-    """Insert the tenants' rows within the transaction of *connection*, unless they are there.
-
-    Return the step taken for each tenant, and the tenants that got a default row.
-    """
     by_id = {one.tenant_id: one for one in wanted}
     decided = await _lock_and_decide(connection, wanted)
     to_make = _ids_of_step(decided, ControlStep.MAKE)
@@ -161,7 +153,6 @@ async def _make_tenants(
 
 
 async def _lock_and_decide(connection: Connection, wanted: Sequence[ProvisionRequest]) -> dict[str, DecidedTenant]:
-    """Lock the tenants' rows, and return the step to take for each tenant."""
     if not wanted:
         return {}
     rows = await connection.fetch(QUERIES["lock_tenants_for_control"], [one.tenant_id for one in wanted])
@@ -182,7 +173,6 @@ def _ids_of_step(decided: Mapping[str, DecidedTenant], step: ControlStep) -> lis
 
 
 async def _insert(connection: Connection, wanted: Sequence[ProvisionRequest]) -> tuple[set[str], list[str]]:
-    """Insert rows of new tenants; return the ids of the tenants inserted, and of those that got a default row."""
     if not wanted:
         return set(), []
     rows = await connection.fetch(
