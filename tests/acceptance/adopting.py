@@ -223,7 +223,6 @@ async def run(arguments: argparse.Namespace) -> int:
 
 
 async def fill(url: str, tenants: Sequence[tuple[str, str]], row_count: int) -> None:
-    """Make the TypeScript worker's table, with rows that can be taken and some that cannot."""
     connection = await asyncpg.connect(url)
     shard = TypescriptShard(connection)
     await shard.make()

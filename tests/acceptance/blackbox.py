@@ -195,8 +195,6 @@ def stack_of(pids: set[int]) -> int:
 
 
 async def settled_share(trial: Trial, share: float) -> None:
-    """Return when *share* of what leaves a trace (most records do) has been seen settled."""
-
     async def settled() -> bool:
         snapshot = trial.snapshot()
         return snapshot.progress is not None and snapshot.progress.finished_count >= share * MOST * snapshot.total

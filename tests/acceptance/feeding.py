@@ -151,7 +151,6 @@ class StreamReader:
         return itertools.chain(*self._events.values())
 
     async def follower(self) -> Follower:
-        """Return what a receiver holds that reads one stream shard after the other."""
         if not self._iterators:  # not before: an iterator that is not used expires within five minutes
             await self._begin_reading()
         for shard in self._iterators:

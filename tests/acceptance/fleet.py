@@ -156,7 +156,6 @@ class _Fleet:
         self._console.print(f"{len(self._workers)} replicas")
 
     async def kill(self) -> None:
-        """Kill one with -9, for good."""
         worker = self._workers.pop(0)
         self._console.print(f"kill -9 of {worker.pid}; {len(self._workers)} replicas")
         worker.kill()

@@ -221,7 +221,6 @@ async def follow_and_cut_over(testbed: Testbed, url: str, mapping: Path, options
 
 
 async def start_command(testbed: Testbed, url: str, mapping: Path, *options: str) -> asyncio.subprocess.Process:
-    """Start `tenants import` with *options* as people do. The URL is in a file."""
     secret = mapping.with_name("source-url")
     secret.touch(mode=0o600)
     secret.write_text(url, encoding="utf-8")
@@ -285,7 +284,6 @@ async def compare(testbed: Testbed, url: str, result: dict[str, Any]) -> list[st
 
 
 async def compare_views(source: asyncpg.Connection, url: str, business_id: str) -> list[str]:
-    """Ask the source's tables and the shard's views the same, for one restaurant."""
     differences = []
     for table, columns in VIEW_COLUMNS.items():
         column = "id" if table == "restaurants" else "restaurant_id"

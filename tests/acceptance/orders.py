@@ -125,7 +125,6 @@ async def running_workers(env: Mapping[str, str], env_file: Path, count: int) ->
 
 
 async def set_max_receive_count(sqs: Any, queue_url: str, count: int) -> None:
-    """Let the queue move what was received more than *count* times to its redrive queue."""
     answer = await sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["RedrivePolicy"])
     policy = json.loads(answer["Attributes"]["RedrivePolicy"]) | {"maxReceiveCount": count}
     await sqs.set_queue_attributes(QueueUrl=queue_url, Attributes={"RedrivePolicy": json.dumps(policy)})
@@ -172,7 +171,6 @@ class OrderTrial:
         return trial
 
     def env(self) -> dict[str, str]:
-        """Return the stack's variables as they are now."""
         return read_env_file(self._env_file)
 
     # Sending

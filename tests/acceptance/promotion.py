@@ -217,7 +217,6 @@ class Scenario:
         )
 
     async def _prepare(self, variant: Variant, flow: Flow) -> None:
-        """Have the standby fall behind, and all else that is to happen before the primary's end."""
         await asyncio.sleep(WARM_UP_S)
         if variant.lags:
             await self._shard.standby.fall_behind()
@@ -322,7 +321,6 @@ class Scenario:
 
 
 def seconds_between(begin: datetime, end: datetime | None) -> float | None:
-    """Return how much later *end* is, none when it never came."""
     return None if end is None else (end - begin).total_seconds()
 
 

@@ -46,7 +46,6 @@ async def add_shard(scene: Scene) -> None:
 
 
 async def shard_failed_over(scene: Scene) -> None:
-    """Kill the primary of a shard with a standby that lacks the last operations."""
     await scene.deploy("db-1", "db-2")
     await scene.wait_until_applied()
     standby = await scene.add_standby("db-1b", "db-1")
@@ -114,7 +113,6 @@ async def shard_held_for_gap(scene: Scene) -> None:
 
 
 async def rotate_credentials(scene: Scene) -> None:
-    """Deploy shards that ask the worker for a password, which it has in a file."""
     scene.write("pgpass", "*:*:shard:worker:old\n")
     (scene.folder / "pgpass").chmod(0o600)
     await scene.deploy("db-1", "db-2", options="?passfile=/etc/simplu-worker/pgpass")
@@ -144,7 +142,6 @@ async def stream_near_retention(scene: Scene) -> None:
 
 
 async def poisoned_producer(scene: Scene) -> None:
-    """Send a tenant's resource and its deletion, and two records without `data`."""
     await scene.deploy("db-1", "db-2")
     tenant = {"businessId": "fit", "locationId": "oslo", "resourceType": "members"}
     tenant |= {"timestamp": "2026-01-31T09:00:00Z"}
@@ -171,7 +168,6 @@ async def two_shards(scene: Scene) -> None:
 
 
 async def tenant_split(scene: Scene) -> None:
-    """Let db-1 have a tenant of db-2 too, with an operation of its own."""
     await scene.deploy("db-1", "db-2")
     await scene.wait_until_applied()
     await execute(scene.servers["db-1"].url, STRAY_SQL)

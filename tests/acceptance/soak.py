@@ -167,7 +167,6 @@ class Soak:
         await testbed.register(tenants)
 
     async def measure_full_rate(self) -> float:
-        """Return at how many operations a second a backlog is put and applied."""
         testbed, begun_at = self._testbed, time.monotonic()
         self._start_flow("backlog", self._others, rate=None, count=BACKLOG)
         (flow,) = testbed.flows

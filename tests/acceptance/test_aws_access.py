@@ -110,7 +110,6 @@ def of_worker(calls: list[RecordedCall]) -> set[Access]:
 
 
 async def run_program(*words: str, env: dict[str, str]) -> None:
-    """Run a program of ours to its end, which has to be a good one."""
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
     process = await asyncio.create_subprocess_exec(
         sys.executable, *words, env=inherited | env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
@@ -333,7 +332,6 @@ async def _run_commands(stack: Stack, terminal: Terminal) -> None:
 
 
 async def _put_aggregate(stack: Stack) -> None:
-    """Put a dead letter of two records into its queue, one of them of the resource that is erased."""
     packer = AggregatePacker()
     for resource_id in ("erased", "other"):
         packer.add("key", json.dumps({**TENANT, "resourceType": "patient", "resourceId": resource_id}).encode())

@@ -65,7 +65,6 @@ class Terminal:
         self._server = CommandServer(stack.group)
 
     async def start(self, *words: str, **env: str) -> asyncio.subprocess.Process:
-        """Start a command with the stack's variables, those of *env* before them."""
         return await self._start([sys.executable, "-m", "simplu_worker", *words], env)
 
     async def _start(self, command: Sequence[str], env: Mapping[str, str]) -> asyncio.subprocess.Process:
@@ -81,7 +80,6 @@ class Terminal:
         )
 
     async def end(self, process: asyncio.subprocess.Process, text: str = "", *, within_s: float = COMMAND_S) -> Ended:
-        """Give *text* to a command's stdin and wait for its end."""
         async with asyncio.timeout(within_s):
             out, err = await process.communicate(text.encode())
         ended = Ended(process.returncode or 0, out.decode(), err.decode())
@@ -114,7 +112,6 @@ async def terminal(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Te
 
 
 def operation(**members: object) -> dict[str, object]:
-    """Return a `create` of an order of the tenant `clinic main`, changed by *members*."""
     whole = {"operation": "create", "businessId": "clinic", "locationId": "main", "resourceType": "order", "data": {}}
     return {name: value for name, value in (whole | members).items() if value is not None}
 

@@ -89,7 +89,6 @@ async def until_so(ask: Any, *, within_s: float = PATIENCE_S) -> None:
 
 
 async def shard_of_tenant(stack: Stack) -> str:
-    """Return the connection string of the tenant's shard."""
     for url in shard_urls(stack.env):
         if TENANT.tenant_id in await read_tenant_ids([url]):
             return url

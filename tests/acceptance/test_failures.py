@@ -106,7 +106,6 @@ def denied(_: web.Request) -> web.Response:
 
 
 def down(full_stack: FullStack) -> AbstractAsyncContextManager[None]:
-    """Have nobody listen at Citrus's address."""
     return full_stack.citrus_proxy.refuse_connections()
 
 
@@ -147,7 +146,6 @@ async def test_worker_serves_known_tenants_and_holds_new_ones_when_citrus_is(
 
 
 async def held_line(full_stack: FullStack, chain: Chain, since: int) -> dict[str, Any]:
-    """Return the log's line about the tenant of *chain* being held."""
     business_id = chain.tenant.business_id
     return await full_stack.wait_for_log_event("tenant.held", since=since, within_s=PATIENCE_S, business_id=business_id)
 

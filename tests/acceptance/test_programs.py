@@ -29,7 +29,6 @@ nightly = pytest.mark.nightly
 
 @contextmanager
 def running_stack(env_file: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `simplu-worker stack` as a process of its own, and end it as Ctrl-C would."""
     argv = [sys.executable, "-m", "simplu_worker", "stack", "--env-file", str(env_file)]
     log_path = env_file.with_suffix(".log")
     with log_path.open("wb") as log:

@@ -191,7 +191,6 @@ async def test_drawing_of_the_dashboard_has_every_panel(watched: Watched, tmp_pa
 
 
 async def work_on(stack: Stack, *, seconds: float) -> None:
-    """Put records and send order events for a while, now more and now fewer."""
     ends_at = time.monotonic() + seconds
     async with stack.aws_client("kinesis") as kinesis:
         for turn in itertools.count():

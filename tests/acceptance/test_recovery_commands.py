@@ -90,7 +90,6 @@ async def ask(scene: Scene, query: str) -> asyncpg.Record:
 
 
 async def start_restore(scene: Scene, export: str) -> asyncio.subprocess.Process:
-    """Start a restore of the tenant on db-1 as a process of its own."""
     command = ["tenants", "restore", *TENANTS[0].split("-"), "--catch-up", "--apply", "--export", export, "--json"]
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "simplu_worker", *command),

@@ -240,7 +240,6 @@ async def ask(worker: WorkerProcess, path: str, token: str | None = None) -> tup
 
 
 async def ask_citrus(stack: Stack, path: str) -> Any:
-    """Return the answer of Citrus to the request of the first text, with its header."""
     headers = {"Authorization": f"Bearer {stack.citrus_api_key}"}
     async with aiohttp.ClientSession(headers=headers) as session, session.get(stack.citrus_url + path) as answer:
         assert answer.status == 200

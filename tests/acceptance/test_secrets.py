@@ -159,12 +159,10 @@ def quoting(kind: str, status: int) -> Callable[[web.Request, str], web.Response
 
 
 def naming(make: Callable[[str], Any]) -> Callable[[web.Request, str], web.Response]:
-    """Return what answers with the JSON that *make* makes of a connection string."""
     return lambda _, url: web.json_response(make(url))
 
 
 def reply(url: str) -> dict[str, Any]:
-    """Return the members of Citrus's answer."""
     return {"shardId": "shard-9", "connectionString": url, "isActive": True}
 
 
@@ -242,7 +240,6 @@ def _set_access(server: PostgresServer, access: Path, text: str) -> None:
 
 
 async def in_log(worker: WorkerProcess, text: str) -> bool:
-    """Tell whether *text* is in the worker's log."""
     return text in worker.log_path.read_text()
 
 
@@ -314,7 +311,6 @@ async def test_worker_shows_no_content_of_records_above_debug(observer: Observer
 
 
 def refused_run(*arguments: str, **env: str) -> str:
-    """Return what `run` says, on both its outputs, to a configuration that it must refuse."""
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
     queue = "http://127.0.0.1:9/123456789012/dead-letters"
     base = {"AWS_REGION": "us-east-1", "KINESIS_STREAM_NAME": "stream", "SQS_DEAD_LETTER_QUEUE_URL": queue}

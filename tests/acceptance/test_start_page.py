@@ -54,7 +54,6 @@ class Checkout:
 
     @contextmanager
     def terminal(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Run the command *name* in a terminal of its own, which Ctrl-C ends."""
         line = self._examples.pop(("terminal", name)).strip()
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(

@@ -101,7 +101,6 @@ def copy_package(folder: Path) -> Path:
 
 
 def new_package(folder: Path) -> Path:
-    """Copy the package with the next migration, and return what PYTHONPATH is to be."""
     copy = copy_package(folder / "new")
     (copy / SQL / "migrations" / f"{LAST:04}_{MADE_UP.name}.sql").write_text(MADE_UP.text)
     return copy.parent

@@ -141,7 +141,6 @@ async def run_history(world: World, arguments: argparse.Namespace, console: Cons
 
 
 async def disturb(world: World, arguments: argparse.Namespace, seed: int) -> None:
-    """Have the load, with one episode after the other beside it, and end all faults."""
     everything = WITH_CLOCKS if world.is_clock_stepped else NEMESES
     names = arguments.nemeses.split(",") if arguments.nemeses else [*everything, *OFTEN]
     next_episode = plan(random.Random(seed), names)

@@ -98,7 +98,6 @@ class _Plan:
 
 
 def judge(history: Iterable[Line]) -> list[Violation]:
-    """Return the promises that *history* breaks, a few examples of each kind."""
     lines: defaultdict[str, list[Line]] = defaultdict(list)
     for line in history:
         lines[line["what"]].append(line)

@@ -86,7 +86,6 @@ async def killed(world: World) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def paused(world: World) -> AsyncIterator[Effect]:
-    """Stop a worker for longer than its leases, or shorter, and let it go on."""
     async with world.one_worker() as worker:
         worker.send_signal(signal.SIGSTOP)
         try:
@@ -97,7 +96,6 @@ async def paused(world: World) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def terminated(world: World) -> AsyncIterator[Effect]:
-    """End a worker with SIGTERM, which has to end with status 0."""
     async with world.one_worker() as worker:
         effect = Effect(int(worker.pid is not None))
         await poll_until(partial(_heeds_sigterm, worker), within_s=STOP_WITHIN_S)
@@ -349,7 +347,6 @@ async def kinesis_lying(world: World) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def sqs_throttled(world: World) -> AsyncIterator[Effect]:
-    """Throttle all calls of a queue's consumer."""
     actions = ("ReceiveMessage", "DeleteMessageBatch", "ChangeMessageVisibilityBatch")
     faults = [SqsFault(action=action, kind="throttle", count=MANY) for action in actions]
     async with _commanded(world.stack.sqs_url, *faults) as effect:
@@ -377,7 +374,6 @@ async def dynamodb_throttled(world: World) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def expired(world: World) -> AsyncIterator[Effect]:
-    """Let the credentials be expired, for one service."""
     door = world.doors[world.chance.choice(("kinesis", "sqs", "dynamodb"))]
     with _counted(lambda: door.struck_count) as effect, door.answer_all(EXPIRED):
         yield effect
@@ -385,7 +381,6 @@ async def expired(world: World) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def resharded(world: World) -> AsyncIterator[Effect]:
-    """Split the stream's shards, or merge them."""
     await world.reshard()
     yield Effect(1)
 
@@ -412,7 +407,6 @@ async def moved(world: World) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def moved_and_promoted(world: World) -> AsyncIterator[Effect]:
-    """Move a tenant, while a standby that lacks the last commits takes its primary's place."""
     async with world.moving, world.shard_losing_standby() as shard, asyncio.TaskGroup() as tasks:
         tenant, number = world.next_move()
         tasks.create_task(world.move(tenant, number, killed_after_s=15.0))
@@ -423,7 +417,6 @@ async def moved_and_promoted(world: World) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def receiver_down(world: World) -> AsyncIterator[Effect]:
-    """Let the feed's receiver have an outage."""
     world.receiver.toggle_outage()
     with _counted(lambda: world.doors["receiver"].asked_count) as effect:
         try:
@@ -498,7 +491,6 @@ class Episode(NamedTuple):
 
 
 def plan(chance: random.Random, names: list[str]) -> Callable[[], Episode]:
-    """Return what draws one episode after the other: one nemesis, two, or three to five."""
     left: list[str] = []
 
     def episode() -> Episode:
@@ -513,8 +505,6 @@ def plan(chance: random.Random, names: list[str]) -> Callable[[], Episode]:
 
 
 async def run_episode(world: World, episode: Episode) -> None:
-    """Have all nemeses of an episode, and note when each began and ended."""
-
     async def have(name: str, after_s: float, for_s: float) -> None:
         await asyncio.sleep(after_s)
         world.history.note("nemesis", name=name, phase="begins")

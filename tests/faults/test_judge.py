@@ -30,7 +30,6 @@ def put(number: int, operation: str, data: Any = None) -> dict[str, Any]:
 
 
 def row(number: int, operation: str, *, error: str | None = None, data: Any = None) -> dict[str, Any]:
-    """Return the line of its row, a row of a batch of its own."""
     return {
         "what": "operation",
         "shard": HOME,
@@ -48,7 +47,6 @@ def row(number: int, operation: str, *, error: str | None = None, data: Any = No
 
 
 def answer(number: int, at: float, status: str, **members: Any) -> dict[str, Any]:
-    """Return the line of an answer that took a tenth of a second."""
     line = {"what": "answer", "at": at, "until": at + 0.1, "tenant": TENANT, "request": f"r-{number}"}
     return line | {"status": status} | members
 

@@ -200,7 +200,6 @@ class World:
         return f"{count} messages, and records or events of {age_s:.0f} s" if count or age_s >= AGE_S else ""
 
     def clock_file(self, number: int) -> Path:
-        """Return the file with what is added to the clock of a worker."""
         return self.directory / f"clock-{number}"
 
     def _worker_env(self, number: int) -> dict[str, str]:
@@ -350,7 +349,6 @@ class World:
             raise StackError(f"moves do not come to their end: {list(self.unmoved)}")
 
     async def ask(self) -> None:
-        """Ask for outcomes of operations over HTTP, all the time, and note the answers."""
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session,
             asyncio.TaskGroup() as tasks,

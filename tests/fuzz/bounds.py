@@ -99,7 +99,6 @@ def _count() -> None:
 
 
 def _once_s(work: Callable[[], object]) -> float:
-    """Return the processor seconds of one run: cheap, and as coarse as the system's clock."""
     started = time.process_time()
     work()
     return time.process_time() - started

@@ -34,7 +34,6 @@ class HangError(AssertionError):
 
 
 def has_coverage() -> bool:
-    """Return whether atheris is here: it has no wheel for some systems."""
     return importlib.util.find_spec("atheris") is not None
 
 
@@ -150,5 +149,4 @@ def repeat(name: str, path: Path) -> None:
 
 
 def report_count(count: int) -> None:
-    """Print the count of inputs for the process that started this one."""
     sys.stdout.write(json.dumps({"inputs": count}) + "\n")

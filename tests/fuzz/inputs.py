@@ -57,7 +57,6 @@ def messages(usual: Mapping[str, object]) -> st.SearchStrategy[bytes]:
 
 @st.composite
 def spliced(draw: st.DrawFn, texts: st.SearchStrategy[bytes], words: Sequence[bytes]) -> bytes:
-    """Draw a text with a few bytes cut out, others put in, and parts repeated."""
     text = draw(texts)
     pieces = st.sampled_from([*words, *WORDS]) | st.binary(max_size=4)
     for _ in range(draw(st.integers(0, 3))):

@@ -76,7 +76,6 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 def event_loop() -> asyncio.AbstractEventLoop:
-    """Return the event loop of this process, which logs what none of its tasks raises."""
     global _loop  # noqa: PLW0603 - one for all inputs: making one takes longer than most inputs
     if _loop is None:
         _loop = asyncio.new_event_loop()

@@ -54,7 +54,6 @@ def note_fault(text: str) -> None:
 
 
 def check_secrets(text: str) -> None:
-    """Note a fault if *text*, of an error or a log, has a secret."""
     if f"Bearer {TOKEN}" in text or (PASSWORD in text and not any(_stray)):
         _faults.append(f"a secret is shown: {text[:2000]}")
 

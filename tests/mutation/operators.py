@@ -42,7 +42,6 @@ def install() -> None:
 
 
 def is_message(node: cst.CSTNode) -> bool:
-    """Return whether *node* is a text for people: a literal with a space in it."""
     match node:
         case cst.ConcatenatedString():
             return True

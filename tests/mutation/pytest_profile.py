@@ -24,5 +24,4 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out the searches in wrong designs, and the tests of the cost of decoding."""
     items[:] = [item for item in items if "wrong_design" not in item.nodeid and "is_cheap" not in item.nodeid]

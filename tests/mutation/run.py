@@ -63,7 +63,6 @@ def chosen_modules(patterns: list[str], modules: dict[str, Path]) -> list[str]:
 
 
 def equivalent_mutants() -> set[Survivor]:
-    """Return the mutants that are listed as without effect, each with a reason beside it."""
     listed: list[dict[str, str]] = tomllib.loads(EQUIVALENT.read_text()).get("mutant", [])
     return {Survivor(entry["module"], entry["function"], entry["was"], entry["becomes"]) for entry in listed}
 
@@ -83,7 +82,6 @@ def mutant_text(name: str, path: Path) -> Survivor:
 
 
 def verdict_of(exit_code: int | None) -> str:
-    """Return mutmut's word for *exit_code*."""
     from mutmut.stats import status_by_exit_code
 
     return str(status_by_exit_code[exit_code])
@@ -104,7 +102,6 @@ def package_of(module: str) -> str:
 
 
 def print_table(modules: dict[str, Path], *, by_package: bool, show_survivors: bool) -> None:
-    """Print a row for each module, or package: mutants, killed, survived, equivalent, score."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     equivalent = equivalent_mutants()
     used: set[Survivor] = set()

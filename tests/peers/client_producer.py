@@ -24,7 +24,6 @@ class RetryCount(logging.Handler):
 
 
 def operation_of(plan: dict[str, Any], key: int, step: int) -> Operation:
-    """Return the operation of a step: changes of a resource, each followed by a read."""
     business, location = plan["tenant"]["businessId"], plan["tenant"]["locationId"]
     name, n = f"{plan['run']}-{key}", step // 2
     operation: Operation

@@ -12,7 +12,6 @@ from simplu_local.stack.stack import Stack
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack() -> AsyncIterator[Stack]:
-    """Run one stack for a file, with the tenant of its operations."""
     async with Stack(shards=1, stream_shards=1) as running:
         await provision_tenant(running)
         yield running

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from support.chart.cluster import running_cluster
 from support.chart.pairwise import Row, pairwise_rows
 from support.chart.render import (
     CHART,
@@ -27,9 +25,6 @@ from support.chart.render import (
 from support.exported_metrics import METRIC, metric_names
 from support.requires import ROOT
 
-from benchmarks.autoscaling.__main__ import CHART as CHART_DESIGN
-from benchmarks.autoscaling.__main__ import designs
-from benchmarks.autoscaling.day import STREAM_SHARDS, TICK_S
 from simplu_worker.config.loading import KNOWN_VARIABLES
 
 BASE = ROOT / "deploy" / "kubernetes"
@@ -124,7 +119,6 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> list[list[Manifest]]:
 
 
 def queries_of(manifests: list[Manifest]) -> dict[str, str]:
-    """Return the queries of the ScaledObject by the name of their trigger."""
     triggers = of_kind(manifests, "ScaledObject")["spec"]["triggers"]
     return {trigger["name"]: trigger["metadata"]["query"] for trigger in triggers}
 
@@ -186,40 +180,6 @@ def test_variables_are_those_of_the_worker(rendered: list[list[Manifest]]) -> No
         assert [path for path in files if not any(path.startswith(mount) for mount in mounts)] == []
 
 
-def test_feed_file_is_in_the_secret_that_the_pod_mounts(tmp_path: Path) -> None:
-    manifests = render(MINIMAL | {"feed": {"secret": "destinations", "key": "all.json"}}, tmp_path)
-    pod = of_kind(manifests, "Deployment")["spec"]["template"]["spec"]
-    (mount,) = [one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "feed"]
-    (volume,) = [one for one in pod["volumes"] if one["name"] == "feed"]
-    assert of_kind(manifests, "ConfigMap")["data"]["FEED_FILE"] == f"{mount['mountPath']}/all.json"
-    assert (mount["readOnly"], volume["secret"]["secretName"]) == (True, "destinations")
-    assert volume["secret"]["defaultMode"] & 0o007 == 0
-    assert "FEED_FILE" not in of_kind(render(MINIMAL, tmp_path), "ConfigMap")["data"]
-
-
-def test_volumes_of_a_person_are_mounted_beside_the_chart_s_own(tmp_path: Path) -> None:
-    mine = {"name": "authorities", "configMap": {"name": "rds"}}
-    mount = {"name": "authorities", "mountPath": "/etc/ssl/shards", "readOnly": True}
-    for others in ({}, {"shardMap": {"secret": "map"}}):
-        manifests = render(MINIMAL | others | {"volumes": [mine], "volumeMounts": [mount]}, tmp_path)
-        pod = of_kind(manifests, "Deployment")["spec"]["template"]["spec"]
-        assert [one["name"] for one in pod["volumes"]] == [*(["shard-map"] if others else []), "authorities"]
-        assert pod["volumes"][-1] == mine
-        assert pod["containers"][0]["volumeMounts"][-1] == mount
-        assert pod["securityContext"]["fsGroup"] == 65532
-
-
-def test_identity_of_irsa_is_an_annotation_and_that_of_pods_is_none(rendered: list[list[Manifest]]) -> None:
-    seen: Counter[str] = Counter()
-    for row, manifests in zip(ROWS, rendered, strict=True):
-        for account in [one for one in manifests if one["kind"] == "ServiceAccount"]:
-            annotations = dict(account["metadata"].get("annotations", {}))
-            assert (annotations.pop("eks.amazonaws.com/role-arn", None) == ROLE) == (row["aws"] == "irsa"), row
-            assert annotations == ({"team": "shards"} if row["account"] == "annotated" else {}), row
-            seen[row["aws"]] += 1
-    assert seen.keys() == PARTS["aws"].keys()
-
-
 def test_ports_of_policy_monitors_and_service_are_the_container_s(tmp_path: Path) -> None:
     settings = {"settings": STREAM | CITRUS | {"HTTP_PORT": 9090}, "networkPolicy": {"enabled": True}}
     for kind, list_name in (("ServiceMonitor", "endpoints"), ("PodMonitor", "podMetricsEndpoints")):
@@ -257,38 +217,6 @@ def test_probes_and_scrapers_use_https_where_it_is_served(kind: str, tmp_path: P
             case _:
                 scraped = of_kind(manifests, "ServiceMonitor")["spec"]["endpoints"][0].get("scheme")
         assert scraped == (scheme and scheme.lower())
-
-
-def test_behavior_is_that_of_the_simulated_day(tmp_path: Path) -> None:
-    (design,) = [one for one in designs() if one.name == CHART_DESIGN]
-    expected = design.behavior
-    scaling = {"openStreamShards": STREAM_SHARDS}
-    both = {"settings": STREAM | QUEUE | CITRUS}
-    for kind, external in (("keda", False), ("hpa", True)):
-        values = merged(both, {"autoscaling": {**scaling, "kind": kind, "hpa": {"external": external}}})
-        manifests = render(values, tmp_path)
-        (spec,) = [one["spec"] for one in manifests if one["kind"] in {"ScaledObject", "HorizontalPodAutoscaler"}]
-        if kind == "keda":
-            assert spec["pollingInterval"] == TICK_S
-            assert len(spec["triggers"]) == len(design.triggers)
-            spec = {
-                "behavior": spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"],
-                "minReplicas": spec["minReplicaCount"],
-                "maxReplicas": spec["maxReplicaCount"],
-            }
-        else:
-            assert len(spec["metrics"]) == len(design.triggers)
-        assert (spec["minReplicas"], spec["maxReplicas"]) == (expected.least, expected.most)
-        up, down = spec["behavior"]["scaleUp"], spec["behavior"]["scaleDown"]
-        period = {"periodSeconds": expected.period_s}
-        assert up["policies"] == [
-            {"type": "Percent", "value": expected.up_percent, **period},
-            {"type": "Pods", "value": expected.up_count, **period},
-        ]
-        assert down["policies"] == [{"type": "Pods", "value": expected.down_count, **period}]
-        windows = [one["stabilizationWindowSeconds"] for one in (up, down)]
-        assert windows == [0, expected.down_after_s]
-        assert {up["selectPolicy"], down["selectPolicy"]} == {"Max"}
 
 
 def test_values_of_the_page_make_the_chart_that_it_describes(
@@ -363,17 +291,6 @@ def test_queries_count_late_stream_shards_messages_and_processor_time(tmp_path: 
     assert query_problems(queries, series, expected | {"processor-time": 0.5}, tmp_path) != ""
 
 
-@pytest.mark.parametrize("name", ["applier", "a" * 52])
-def test_queries_select_the_pods_of_this_release_alone(name: str, tmp_path: Path) -> None:
-    values = {"nameOverride": name, "autoscaling": {"kind": "keda", "openStreamShards": 4}}
-    queries = queries_of(render(merged(MINIMAL, values), tmp_path)).values()
-    (matcher,) = {found for query in queries for found in re.findall(r'pod=~"(.*?)"', query)}
-    pods = [f"{f'{name}-{replica_set}-'[:58]}x2k4b" for replica_set in ("7d9f8b6c54", "5c4d")]
-    assert [pod for pod in pods if re.fullmatch(matcher, pod) is None] == []
-    others = ["applier-eu-7d9f8b6c54-x2k4b", "applier-eu-west-5c4d-x2k4b", "other-applier-5c4d-x2k4b", "applier"]
-    assert [pod for pod in others if re.fullmatch(matcher, pod)] == []
-
-
 @pytest.mark.parametrize(
     ("shards", "most", "bound"), [(4, 16, 4), (64, 16, 16), (1, 16, 2)], ids=["few", "many", "one"]
 )
@@ -386,14 +303,6 @@ def test_replicas_are_bounded_by_open_stream_shards(
     specs = [one["spec"] for one in manifests if one["kind"] in {"ScaledObject", "HorizontalPodAutoscaler"}]
     assert [spec.get("maxReplicaCount", spec.get("maxReplicas")) for spec in specs] == [bound]
     assert "replicas" not in of_kind(manifests, "Deployment")["spec"]
-
-
-@pytest.mark.parametrize("running", [7, 0, None])
-def test_upgrade_with_autoscaling_leaves_the_replicas_that_run(running: int | None, tmp_path: Path) -> None:
-    scaled = merged(MINIMAL, {"autoscaling": {"kind": "keda", "openStreamShards": 4}})
-    with running_cluster(running) as cluster:
-        deployments = [of_kind(render(values, tmp_path, cluster=cluster), "Deployment") for values in (scaled, MINIMAL)]
-    assert [one["spec"].get("replicas") for one in deployments] == [running, 2]
 
 
 @pytest.mark.parametrize(
@@ -442,7 +351,6 @@ HOSTNAME = "kubernetes.io/hostname"
 
 
 def without_names(value: Any) -> Any:
-    """Return *value* without what a release decides: labels, checksums, the image, and the Secrets."""
     if isinstance(value, list):
         kept = [without_names(one) for one in value]
         return [one for one in kept if one != {"secretRef": {"name": "simplu-worker"}}]

@@ -52,7 +52,6 @@ def apply(records: Iterable[PutRecord]) -> tuple[Documents, LogRows]:
 
 
 def with_repeats(records: Sequence[PutRecord]) -> list[PutRecord]:
-    """Return *records*, in which some come again after later ones have changed what they wrote."""
     return [*records[:150], *records[50:100], *records[150:]]
 
 

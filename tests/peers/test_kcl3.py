@@ -230,7 +230,6 @@ async def hold_until_reassigned(table: LeaseTable, lease: Lease, handed_over: li
 
 
 async def report_metrics(dynamodb: Client, table: str) -> None:
-    """Report metrics in our name, as a worker of the KCL 3 would."""
     while True:
         await dynamodb.put_item(TableName=table, Item=worker_row(OURS, int(time.time())))
         await asyncio.sleep(METRICS_INTERVAL_S)

@@ -43,7 +43,6 @@ PutResult = tuple[str, int]
 
 
 def items_of(chains: Sequence[Chain]) -> list[Item]:
-    """Return the operations of *chains*, mixed: those of a chain in their order."""
     return [item for items in zip(*(chain.next_items(CHANGES) for chain in chains), strict=True) for item in items]
 
 
@@ -89,7 +88,6 @@ async def check_applied(shared: SharedStream, chains: Sequence[Chain]) -> None:
 
 
 def by_partition_key(items: Sequence[Item], results: Sequence[PutResult]) -> dict[str, list[PutResult]]:
-    """Return what each partition key's records were answered, in their order."""
     assert len(results) == len(items)
     found = defaultdict(list)
     for item, result in zip(items, results, strict=True):

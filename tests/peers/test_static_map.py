@@ -43,7 +43,6 @@ func main() {
 
 
 def worker_place(case: dict[str, Any]) -> int:
-    """Return the place that the worker's map has for a key."""
     shards = [
         {"shardId": f"{place}", "connectionString": f"postgresql://u@h/{place}", "retired": place in case["retired"]}
         for place in range(case["shards"])

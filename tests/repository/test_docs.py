@@ -47,7 +47,6 @@ def test_alerts_have_a_runbook_each() -> None:
 
 
 def source_of(path: str) -> Path:
-    """Return the page from which the site's build makes *path*, an `.html`."""
     assert path.endswith(".html"), path
     page = DOCS / f"{path.removesuffix('.html')}.md"
     return page if page.exists() else page.with_name("README.md")

@@ -55,7 +55,6 @@ def events_in(tree: ast.AST) -> Iterator[LoggedEvent]:
 
 
 def assignments_in(nodes: Iterable[ast.AST]) -> dict[str, list[ast.expr]]:
-    """Return what is assigned to each name in the *nodes* of a scope."""
     assigned: defaultdict[str, list[ast.expr]] = defaultdict(list)
     for node in nodes:
         if isinstance(node, ast.Assign):

@@ -47,7 +47,6 @@ def unqualified_calls(code: str) -> set[str]:
 
 
 def unqualified_tables(code: str) -> set[str]:
-    """Return the tables that are named without a schema, but for those of a WITH."""
     made = set(re.findall(r"(\w+) AS (?:MATERIALIZED )?\(", code))
     named = re.findall(r"(?<!DISTINCT )\b(?:FROM|JOIN|INTO|UPDATE|USING|TABLE|VIEW) ([a-z]\w*)\b(?![.(])", code)
     return set(named) - made - {"unnest", "old_oid", "named"}

@@ -27,7 +27,6 @@ def page_function() -> Callable[[str, dict[str, Any]], dict[str, Any]]:
 
 
 def written_map(count: int, retired: set[int], tenants: dict[str, str] | None = None) -> dict[str, Any]:
-    """Return the JSON of a map of *count* shards, whose ids are their places."""
     shards = [
         {"shardId": f"{place}", "connectionString": f"postgresql://u@h/{place}", "retired": place in retired}
         for place in range(count)

@@ -58,7 +58,6 @@ class Source:
         return found
 
     def named_in(self, annotation: ast.expr | None) -> set[str]:
-        """Return the names of the classes in an annotation."""
         if annotation is None:
             return set()
         names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
@@ -68,18 +67,15 @@ class Source:
         return names.union(*map(self.named_in, aliased))
 
     def bases(self, class_name: str) -> set[str]:
-        """Return *class_name* and the names of what it inherits from."""
         direct = {name for one in self.classes[class_name] for base in one.bases for name in self.named_in(base)}
         return {class_name}.union(*(self.bases(name) for name in direct if name != class_name))
 
     def methods(self, class_name: str) -> dict[str, Function]:
-        """Return the methods of a class by name, its own before inherited ones."""
         inherited = sorted(self.bases(class_name) - {class_name})
         classes = [one for name in (*inherited, class_name) for one in self.classes[name]]
         return {node.name: node for one in classes for node in one.body if isinstance(node, Function)}
 
     def is_one_of(self, class_name: str, expected: set[str]) -> bool:
-        """Return whether a class is one of *expected*, or fits a protocol among them."""
         return bool(self.bases(class_name) & expected) or any(
             "Protocol" in self.bases(name) and self.methods(name).keys() <= self.methods(class_name).keys()
             for name in expected
@@ -87,7 +83,6 @@ class Source:
         )
 
     def attribute_types(self, class_name: str, name: str, depth: int) -> set[str]:
-        """Return what the attribute *name* may be: a property, an annotated or an assigned one."""
         methods = self.methods(class_name)
         if name in methods:
             return self.named_in(methods[name].returns)
@@ -103,7 +98,6 @@ class Source:
         return found
 
     def types_of(self, value: ast.expr, function: Function, class_name: str, depth: int = 0) -> set[str]:
-        """Return the names of the classes that an expression in a method may have."""
         if depth > DEPTH_MAX:
             return set()
         match value:
@@ -127,7 +121,6 @@ class Source:
 
 
 def bindings_of(name: str, function: Function) -> Iterator[tuple[ast.expr | None, list[ast.expr]]]:
-    """Yield the annotations, and the values, of what binds a local *name*."""
     for node in ast.walk(function):
         match node:
             case ast.AnnAssign(target=ast.Name(id=bound), annotation=annotation) if bound == name:
@@ -146,12 +139,10 @@ def source() -> Source:
 
 
 def uses_in(function: Function, name: str) -> Iterator[ast.Attribute]:
-    """Yield each `receiver.name` in a method: a call, or the use of a property."""
     return (node for node in ast.walk(function) if isinstance(node, ast.Attribute) and node.attr == name)
 
 
 def leads_to(start: tuple[str, str], station: Station) -> bool:
-    """Return whether the method *start*, a class and a name, uses the method of *station*."""
     class_name, name = start
     function = source().methods(class_name)[name]
     uses = [*uses_in(function, station[1])]

@@ -16,7 +16,6 @@ PATIENCE_S = 480
 
 
 def checkout_files() -> list[str]:
-    """Return the paths of the files that a commit made now would have."""
     git = required_program("git", how="apt-get install git")
     command = [git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -24,7 +23,6 @@ def checkout_files() -> list[str]:
 
 
 def copy_files(paths: list[str], folder: Path) -> Path:
-    """Copy the files *paths* of the repository to *folder*, and return it."""
     for path in paths:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / path, folder / path)

@@ -43,7 +43,6 @@ def length_of(node: ast.stmt) -> int:
 
 
 def too_long(path: Path, text: str) -> list[str]:
-    """Return the module and its functions that are longer than they may be."""
     length = text.count("\n")
     found = [f"{path}: {length} lines"] if length > LONGEST_MODULE else []
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, FUNCTIONS)]

@@ -13,7 +13,6 @@ METRIC = re.compile(r"\b(?:simplu|process)_[a-z_]+")
 
 
 def metric_names() -> set[str]:
-    """Return every series name the worker can export, labelled ones without a series yet included."""
     names = set()
     for family in REGISTRY.collect():
         suffixes: Sequence[str] = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(

@@ -56,7 +56,6 @@ async def poll_until_true(ask: Callable[[], Awaitable[T]], *, within_s: float) -
 
 
 def make_record(tenant: Tenant, operation: str, request_id: str | None, **members: Any) -> dict[str, Any]:
-    """Return a valid record's members (docs/sending.md), overridden by *members*."""
     record: dict[str, Any] = {
         "operation": operation,
         "businessId": tenant.business_id,
@@ -68,7 +67,6 @@ def make_record(tenant: Tenant, operation: str, request_id: str | None, **member
 
 
 def make_item(key: str, record: bytes | dict[str, Any]) -> Item:
-    """Return an item that puts *record*, bytes or members, with the partition key *key*."""
     data = record if isinstance(record, bytes) else json.dumps(record).encode()
     return Item(key, data, Verdict(Effect.LOGGED))
 
@@ -200,7 +198,6 @@ class FullStack:
         return Tenant(f"clinic-{self._run}-{next(_numbers)}", "main", "dental")
 
     async def register(self, tenants: Sequence[Tenant]) -> None:
-        """Have Citrus place *tenants* on the shards in turn, and send the worker their `SHARD_CREATION`."""
         shards = list(self.stack.citrus.registry.shards.values())
         for number, tenant in enumerate(tenants):
             shard = shards[number % len(shards)]
@@ -228,7 +225,6 @@ class FullStack:
 
     @asynccontextmanager
     async def connect(self, tenant: Tenant) -> AsyncIterator[asyncpg.Connection[Any]]:
-        """Connect to the tenant's shard."""
         connection = await asyncpg.connect(self.homes[tenant.tenant_id].url, timeout=QUERY_TIMEOUT_S)
         try:
             yield connection
@@ -236,7 +232,6 @@ class FullStack:
             connection.terminate()
 
     async def fetchval(self, tenant: Tenant, query: str, *arguments: Any) -> Any:
-        """Fetch one value from the tenant's shard."""
         async with self.connect(tenant) as connection:
             return await connection.fetchval(query, *arguments)
 
@@ -252,7 +247,6 @@ class FullStack:
         return positions
 
     async def read_operations(self, tenant: Tenant) -> dict[str, asyncpg.Record]:
-        """Return the tenant's rows of `operations`, by request id."""
         async with self.connect(tenant) as connection:
             rows = await connection.fetch(LOG_SQL, tenant.tenant_id, timeout=QUERY_TIMEOUT_S)
         return {row["request_id"]: row for row in rows}
@@ -314,13 +308,11 @@ class FullStack:
         return sum(float(line.rpartition(" ")[2]) for line in samples if all(pair in line for pair in wanted))
 
     def read_log(self, *, since: int = 0) -> list[dict[str, Any]]:
-        """Return the worker's log from byte *since* on."""
         text = self.worker.log_path.read_bytes()[since:].decode()
         return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
     @property
     def log_end(self) -> int:
-        """The length of the worker's log now, for `read_log(since=…)`."""
         return self.worker.log_path.stat().st_size
 
     async def wait_for_log_event(self, event: str, *, since: int, within_s: float, **facts: str) -> dict[str, Any]:

@@ -189,7 +189,6 @@ def _wait_for_end_of(run: str) -> list[str]:
 
 
 def processes_of(run: str) -> list[str]:
-    """Return a line for each process that has *run* in its environment."""
     mark = f"{RUN_VARIABLE}={run}\0"
     pids = {int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()} - {os.getpid()}
     return [f"process {pid}: {_command_line(pid)}" for pid in pids if mark in _read(Path(f"/proc/{pid}/environ"))]

@@ -20,7 +20,6 @@ def use_memory() -> None:
 
 
 def is_roomy(folder: str) -> bool:
-    """Tell whether temporary files of the tests, and programs among them, can be in *folder*."""
     try:
         facts = os.statvfs(folder)
     except OSError:

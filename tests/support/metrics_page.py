@@ -113,7 +113,6 @@ class Defined(NamedTuple):
 
 
 def defined_metrics() -> list[Defined]:
-    """Return every metric of the package, in the order of their definitions."""
     found = []
     for metric in vars(instruments).values():
         if isinstance(metric, BatchHistogram):

@@ -12,7 +12,6 @@ MARK = "Pure."
 
 
 def worker_modules() -> dict[str, Path]:
-    """Return the files of the package by their dotted names below it."""
     return {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -21,5 +20,4 @@ def worker_modules() -> dict[str, Path]:
 
 
 def is_marked_pure(path: Path) -> bool:
-    """Return whether the module's docstring has the mark."""
     return MARK in (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "")

@@ -20,7 +20,6 @@ FOLDERS = (Path(sys.base_prefix, "bin"), *BESIDE, Path("/usr/local/bin"), Path("
 
 @cache
 def find_pythons() -> dict[str, str]:
-    """Return the first Python of each version that runs, by its name, such as `python3.12`."""
     found: dict[str, str] = {}
     for path in chain.from_iterable(sorted(folder.glob("python3.*")) for folder in FOLDERS):
         version = NAME.fullmatch(path.name)

@@ -22,7 +22,6 @@ def queued_operation(
     tracker: CheckpointTracker[RecordPosition] | None = None,
     number: int = 1,
 ) -> QueuedOperation:
-    """Return an operation of the record *number* as the cursor with *tracker* sends it."""
     operation = Operation(
         kind=OperationKind.CREATE,
         business_id="b",

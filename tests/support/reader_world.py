@@ -130,7 +130,6 @@ class World:
         utc: UtcClock = utc_now,
         retention: timedelta | None = None,
     ) -> AsyncIterator[StreamShardReader]:
-        """Run a reader for as long as the context, which ends when it has drained."""
         dead_letters = DeadLetterQueue(self.sqs, queue_url or self.queue_url, draw=lambda: 0.0)
         assignment = ReaderAssignment(
             stream_shard_id,
@@ -162,7 +161,6 @@ class World:
 
 @asynccontextmanager
 async def looked_after(world: World, *readers: StreamShardReader) -> AsyncIterator[PositionSync]:
-    """Look after what idle shards know."""
     looking = PositionSync(world.gateway, world.stream.name, Readers(readers))
     stopping = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
@@ -186,8 +184,6 @@ class Readers(NamedTuple):
 async def open_world(
     endpoint_url: str, make_shard: ShardMaker, *, kinesis_url: str | None = None, timeouts: ShardTimeouts = QUICK
 ) -> AsyncIterator[World]:
-    """Make a world without tenants for as long as the context."""
-
     async def no_more_shards() -> tuple[str, str]:
         raise AssertionError("the tests place their tenants themselves")
 

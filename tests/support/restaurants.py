@@ -119,7 +119,6 @@ async def make_restaurants(server: PostgresServer, name: str, *, restaurants: in
 
 
 async def fill_restaurants(url: str, *, restaurants: int, orders: int) -> None:
-    """Make the tables and rows of the source in an empty database."""
     await execute(url, TABLES)
     await execute(url, ROWS.format(restaurants=restaurants, orders=orders))
 

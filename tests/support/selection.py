@@ -46,7 +46,6 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def scope_of(nodeid: str) -> str:
-    """Return the unit of work that a test belongs to: its file, or itself."""
     return nodeid if SEPARATE.match(nodeid) else nodeid.partition("::")[0]
 
 
@@ -64,7 +63,6 @@ class Selection:
         self._notes: list[str] = []
 
     def _is_left_out(self, item: pytest.Item) -> bool:
-        """Return whether a test is slow, beside real peers or for the night, and nothing that runs it does now."""
         if item.nodeid in self._done:
             return True
         if any("::" in argument for argument in self._config.args):
@@ -145,7 +143,6 @@ class Selection:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Take over what a process of xdist has left out: all have the same."""
         self._left_out = Counter(getattr(node, "workeroutput", {}).get("left_out", self._left_out))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -155,7 +152,6 @@ class Selection:
             path.write_text("".join(f"{one}\n" for one in sorted(self._passed)), encoding="utf-8")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Say what ran beyond the tests' names, and in one line what did not run."""
         for note in self._notes:
             terminalreporter.write_line(note)
         if self._simulated:

@@ -16,7 +16,6 @@ def settings_in(environ: Mapping[str, str]) -> Settings:
 
 
 def settings_of(folder: Path, *shards: ShardAddress, **more: str) -> Settings:
-    """Return the settings of a command with a static map of *shards* in *folder*."""
     listed = [{"shardId": shard.shard_id, "connectionString": shard.connection_string} for shard in shards]
     (path := folder / "map.json").write_text(json.dumps({"shards": listed}))
     return settings_in({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)} | more)

@@ -87,11 +87,9 @@ class World:
         return await self.provisioner.provision(ProvisionRequest(*tenant, "dental", datetime.now(UTC)))
 
     async def found(self, tenant: tuple[str, str]) -> str | Absence:
-        """Return where a tenant is found when it is asked for anew."""
         return await self.gateway.find_again("-".join(tenant))
 
     async def apply(self, shard_id: str, tenant: tuple[str, str]) -> list[Outcome]:
-        """Send one operation of a tenant, which comes just now, to a shard."""
         return await self.gateway.apply(
             shard_id, [operation("create", "r1", {}, tenant=tenant, arrived_at=datetime.now(UTC))]
         )

@@ -10,18 +10,15 @@ import pytest
 
 
 def slow_after(count: int, values: Iterable[Any]) -> list[Any]:
-    """Return *values* for `parametrize`, marked as slow but for the first *count*."""
     marks: list[list[pytest.MarkDecorator]] = [[], [pytest.mark.slow]]
     return [pytest.param(value, marks=marks[number >= count]) for number, value in enumerate(values)]
 
 
 def slow_ones(names: AbstractSet[str], cases: Mapping[str, tuple[Any, ...]]) -> list[Any]:
-    """Return *cases* for `parametrize`, with their names as ids, those of *names* marked as slow."""
     return _marked(pytest.mark.slow(1), names, cases)
 
 
 def nightly_ones(names: AbstractSet[str], cases: Mapping[str, tuple[Any, ...]]) -> list[Any]:
-    """Return *cases* for `parametrize`, with their names as ids, those of *names* left to `.ci/nightly`."""
     return _marked(pytest.mark.nightly, names, cases)
 
 

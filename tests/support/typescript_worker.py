@@ -87,7 +87,6 @@ class TypescriptShard:
         return row_id
 
     async def replace(self, tenant: tuple[str, str], resource_type: str, resource_id: str, data: Any) -> None:
-        """Replace the data of a resource, as its `update` and its `patch` do."""
         columns, values = self._tenant(tenant)
         named = " AND ".join(f"{column} = ${number + 4}" for number, column in enumerate(columns.split(", ")))
         await self.connection.execute(

@@ -32,7 +32,6 @@ def render_page(page: str) -> str:
 
 
 def unexplained(page: str) -> Iterator[str]:
-    """Yield the words that a list with explanations lacks, with the name of their set."""
     for match in _EACH.finditer(page):
         start = page.rfind("\n", 0, match.start()) + 1
         is_row = not match[0].endswith("\n")

@@ -28,7 +28,6 @@ QUEUE_OUTPUTS = ("ControlQueueUrl", "OrderQueueUrl", "PriorityQueueUrl", "DeadLe
 
 
 def lint(*files: Path) -> subprocess.CompletedProcess[str]:
-    """Run cfn-lint, for a region that has all services."""
     program = required_program("cfn-lint", how="python3 run.py tools")
     command = [program, "--regions", "eu-central-1", "--", *map(str, files)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

@@ -34,7 +34,6 @@ def tags_of(platform: str, python: tuple[int, int]) -> set[Tag]:
 
 
 def missing(files: dict[str, list[str]], tags: set[Tag]) -> list[str]:
-    """Return the packages of *files* (wheel file names by package) without a wheel for *tags*."""
     return [name for name, wheels in files.items() if not any(parse_wheel_filename(w)[3] & tags for w in wheels)]
 
 
@@ -54,7 +53,6 @@ def asked_for(packages: list[dict[str, Any]], platform: str, python: tuple[int, 
 
 
 def pinned_wheels(packages: Iterable[dict[str, Any]], hashes: set[str]) -> dict[str, list[str]]:
-    """Return the wheel file names of each package, those alone whose hash is among *hashes*."""
     return {
         package["name"]: [
             wheel.get("name") or PurePosixPath(wheel["url"]).name

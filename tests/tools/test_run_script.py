@@ -32,7 +32,6 @@ fi
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """Give a small project with a copy of run.py, in a folder with a space."""
     folder = tmp_path / "new comer"
     (folder / "requirements").mkdir(parents=True)
     for name in ("uv", "dev", "local", "tools"):

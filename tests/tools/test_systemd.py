@@ -142,7 +142,6 @@ def short_watchdog(systemd: Systemd) -> Iterator[None]:
 
 
 def status_of(port: int, token: str) -> int:
-    """Return the HTTP status with which a worker answers for its protected page."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}/status", headers={"Authorization": f"Bearer {token}"})
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:

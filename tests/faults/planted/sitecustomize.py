@@ -24,7 +24,6 @@ def strikes() -> Any:
 
 
 def commit_twice() -> None:
-    """Apply an operation of a batch again, under an id of its own."""
     import msgspec
 
     from simplu_worker.shards.apply.writer import ShardWriter
@@ -43,7 +42,6 @@ def commit_twice() -> None:
 
 
 def drop_operation() -> None:
-    """Tell that an operation of a batch is applied, and leave it out."""
     from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
 
     apply, is_due = ShardWriter.apply, strikes()
@@ -79,7 +77,6 @@ def swap_operations() -> None:
 
 
 def write_elsewhere() -> None:
-    """Write a resource to a shard that has applied nothing of its tenant."""
     from simplu_worker.shards.apply.writer import ShardWriter
 
     apply, is_due = ShardWriter.apply, strikes()

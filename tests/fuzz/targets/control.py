@@ -46,7 +46,6 @@ USUAL: Final = {
 
 
 def check(data: bytes) -> None:
-    """Decode a message, and do with it what the worker does without I/O."""
     begin(data)
     body, attributes = message_of(data)
     decoded = decode_control(body, attributes, ORIGIN)

@@ -76,7 +76,6 @@ class Replica:
 
 
 def check_list(query: OperationListQuery) -> list[object]:
-    """Return the ids of a request for a list, as its query was understood."""
     business_id, location_id, request = query
     if not 1 <= request.limit <= LIMIT_MAX or decode_cursor(request.start.encode()) != request.start:
         note_fault(f"a view gets a request that no shard takes: {request}")
@@ -87,7 +86,6 @@ _servers: list[web.Server] = []
 
 
 async def open_server() -> web.Server:
-    """Return the server, the same for all inputs."""
     if not _servers:
         guard = Guard(Tokens(operator=TOKEN), "worker", allow_destructive=True, opens_reads=True)
         runner = make_runner(make_application(guard, cast("ReplicaStatus", Replica())))
@@ -98,7 +96,6 @@ async def open_server() -> web.Server:
 
 
 async def close_server(runner: web.AppRunner) -> None:
-    """Close the server."""
     _servers.clear()
     await runner.cleanup()
 
@@ -110,7 +107,6 @@ def check(data: bytes) -> None:
 
 
 async def send(data: bytes) -> None:
-    """Send *data*, end, and look at the answers."""
     server = await open_server()
     connection = accept_connection(server, CONNECTIONS_MAX)
     transport = MemoryTransport(connection)
@@ -140,7 +136,6 @@ async def settle(transport: MemoryTransport) -> None:
 
 
 def request(path: str, headers: str = "", method: str = "GET") -> bytes:
-    """Return the input of one request, sent in one piece."""
     return f"@{method} {path} HTTP/1.1\r\nHost: worker\r\n{headers}\r\n".encode("utf-8", "surrogateescape")
 
 
@@ -258,7 +253,6 @@ REQUESTS: Final = st.builds(lambda *drawn: request(*drawn)[1:], TARGETS, HEADERS
 
 
 def in_pieces(drawn: tuple[int, list[bytes]]) -> bytes:
-    """Return the input of several requests."""
     return bytes([drawn[0]]) + b"".join(drawn[1])
 
 

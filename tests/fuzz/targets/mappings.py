@@ -44,7 +44,6 @@ OWN_WORDS: Final = re.compile(r"(?:[\w ().,:$=<>|*+\[\]]|(?<!-)-(?!-))*", re.ASC
 
 
 def check(data: bytes) -> None:
-    """Read a mapping, TOML or JSON, and put the statements of its first tables together."""
     begin(data)
     try:
         mapping = parse_mapping(data, is_json=data.lstrip()[:1] == b"{")
@@ -58,7 +57,6 @@ def check(data: bytes) -> None:
 
 
 def check_table(table: TableMapping) -> None:
-    """Compare a table with columns that it fits, and with columns that it does not."""
     names = sorted({*table.named_columns, "another"})
     columns = [SourceColumn(name, "pg_catalog.text") for name in names]
     read = read_table_of(table, columns)

@@ -53,7 +53,6 @@ def check(data: bytes) -> None:
 
 
 def check_map(shard_map: ShardMap) -> None:
-    """Find the shards of some keys, and change to the map from another."""
     for key in (*KEYS, *list(shard_map.tenants)[:3]):
         try:
             key.encode()
@@ -71,7 +70,6 @@ def check_map(shard_map: ShardMap) -> None:
 
 
 def check_variables(data: bytes) -> None:
-    """Read settings from a file of variables, all but those that name files."""
     with NamedTemporaryFile(prefix="variables-") as file, patch.dict(os.environ, clear=True):
         file.write(data.decode("utf-8", "replace").encode())
         file.flush()

@@ -52,7 +52,6 @@ def message_of(data: bytes) -> tuple[str, dict[str, str]]:
 
 
 def check(data: bytes) -> None:
-    """Decode a message, and encode the letter of one that is no order."""
     body, attributes = message_of(data)
     own_id = attributes.pop("deduplication", None)
     decoded = decode_order(body, attributes, ORIGIN, RULES, deduplication_id=own_id)
@@ -66,7 +65,6 @@ def check(data: bytes) -> None:
 
 
 def check_letter(rejected: RejectedRecord, body: str) -> None:
-    """Check that the letter of a rejected message can be written and read."""
     assert len(rejected.error) < 1000
     record = body.encode("utf-8", "surrogatepass")
     check_reason(rejected, record)

@@ -192,7 +192,6 @@ def sealed_records(*records: bytes) -> bytes:
 
 
 def field(number: int, wire: int) -> st.SearchStrategy[bytes]:
-    """Return fields of protobuf with the tag of *number* and *wire*, whatever is behind it."""
     tag = bytes([number << 3 | wire])
     small = st.integers(0, 300).map(
         lambda value: bytes([value & 127 | 128, value >> 7]) if value > 127 else bytes([value])

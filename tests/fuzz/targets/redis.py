@@ -60,7 +60,6 @@ class MemoryConnection(Connection):
 
 
 def check(data: bytes) -> None:
-    """Call what the first byte chooses, and get the rest as replies."""
     MemoryConnection.replies = iter(data[1:].split(NEXT))
     run(call(data[:1]))
     check_faults()

@@ -10,7 +10,6 @@ from support.aws.kcl_peer import Client, Row, number, write_if
 
 
 def leader_row(owner: str, version: str, *, key_name: str = "leaseKey") -> Row:
-    """Return the lock of the leader, as the lock client of KCL 3.x writes it."""
     return {
         key_name: {"S": "Leader"},
         "entityType": {"S": "LEADER"},
@@ -31,7 +30,6 @@ def migration_row(version: str, *, key_name: str = "leaseKey") -> Row:
 
 
 def table_migration_row(status: str, *, key_name: str = "leaseKey") -> Row:
-    """Return the state of the migration of the other tables into the lease table."""
     return {
         key_name: {"S": "TableMigration3.5"},
         "entityType": {"S": "TABLE_MIGRATION"},

@@ -38,7 +38,6 @@ class Servers:
         return self._urls[name]
 
     def clock_step_s(self, url: str) -> float:
-        """Return the step of the clock of the server at *url*: kinesis-mock counts in seconds."""
         return 1.1 if url == self._urls.get("kinesis-mock") else 0.01
 
     def _start(self, name: str) -> str:

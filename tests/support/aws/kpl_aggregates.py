@@ -24,7 +24,6 @@ def number_field(number: int, value: int) -> bytes:
 
 
 def bytes_field(number: int, value: bytes) -> bytes:
-    """Encode a field of wire type 2: bytes, text or a message."""
     return varint(number << 3 | 2) + varint(len(value)) + value
 
 

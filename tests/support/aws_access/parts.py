@@ -43,7 +43,6 @@ async def delete_lease(settings: Settings) -> None:
 
 
 async def follow(settings: Settings) -> None:
-    """Report metrics beside an application of the KCL 3.x, and delete them."""
     async with (
         open_leases(settings) as (table, watch),
         open_client("dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint) as client,

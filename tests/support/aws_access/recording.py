@@ -31,7 +31,6 @@ class RecordedCall(NamedTuple):
 
 
 def install_hook(folder: Path) -> None:
-    """Have the Python programs with *folder* in PYTHONPATH write their calls there."""
     folder.mkdir(exist_ok=True)
     shutil.copy(HOOK, folder)
 

@@ -26,10 +26,9 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
 
 
-def render(values: Mapping[str, Any], folder: Path, *, cluster: str | None = None) -> list[Manifest]:
-    """Return the manifests for *values*, in Helm's order; *folder* takes a file. *cluster* is the URL of one to ask."""
-    asking = [] if cluster is None else ["--dry-run=server", "--kube-apiserver", cluster]
-    done = helm("template", *chart_arguments(values, folder), *asking)
+def render(values: Mapping[str, Any], folder: Path) -> list[Manifest]:
+    """Return the manifests for *values*, in Helm's order; *folder* takes a file."""
+    done = helm("template", *chart_arguments(values, folder))
     assert done.returncode == 0, f"{json.dumps(values)}\n{done.stderr}"
     return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
 
@@ -51,7 +50,6 @@ def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_kind(manifests: Iterable[Manifest], kind: str) -> Manifest:
-    """Return the only manifest of *kind*."""
     (found,) = [manifest for manifest in manifests if manifest["kind"] == kind]
     return found
 
@@ -61,7 +59,6 @@ def is_custom(manifest: Manifest) -> bool:
 
 
 def schema_problems(manifests: Sequence[Manifest], folder: Path) -> str:
-    """Return what the schemas of Kubernetes, of KEDA and of prometheus-operator have against *manifests*."""
     built_in, custom = folder / "built-in.yaml", folder / "custom.yaml"
     built_in.write_text(yaml.safe_dump_all(one for one in manifests if not is_custom(one)), encoding="utf-8")
     custom.write_text(yaml.safe_dump_all(one for one in manifests if is_custom(one)), encoding="utf-8")
@@ -70,7 +67,6 @@ def schema_problems(manifests: Sequence[Manifest], folder: Path) -> str:
 
 
 def custom_resource_problems(path: Path) -> str:
-    """Return what the schemas of custom resources have against the manifests in *path*."""
     python = TOOLS / "python"
     require("jsonschema", found=python.exists(), how="python3 run.py tools")
     return _output(str(python), custom_resources.__file__, str(CUSTOM_RESOURCES.files()), str(path))
@@ -84,7 +80,6 @@ def _output(*command: str) -> str:
 def query_problems(
     queries: Mapping[str, str], series: Mapping[str, str], expected: Mapping[str, float], folder: Path
 ) -> str:
-    """Return what promtool has against *queries* having the *expected* values after five minutes of *series*."""
     promtool = required_program("promtool", how="apt-get install --no-install-recommends prometheus")
     test = {
         "interval": "15s",

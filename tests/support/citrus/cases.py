@@ -57,8 +57,6 @@ def reply(body: Any = None, *, status: int = 200, content_type: str = "applicati
 
 
 def half_a_reply(body: bytes) -> Reply:
-    """Return an answer that promises twice of what comes before the connection is cut."""
-
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(
             headers={"Content-Type": "application/json", "Content-Length": f"{2 * len(body)}"}
@@ -73,8 +71,6 @@ def half_a_reply(body: bytes) -> Reply:
 
 
 def no_reply() -> Reply:
-    """Return an answer that does not come as long as anybody would wait."""
-
     async def answer(_: web.Request) -> web.StreamResponse:
         await asyncio.sleep(60)
         return web.Response()
@@ -102,7 +98,6 @@ class ScriptedCitrus:
         allowed_hosts: tuple[str, ...] = (),
         clock: Callable[[], float] = loop_time,
     ) -> AsyncIterator[CitrusClient]:
-        """Serve on a free port, and yield the worker's client of it."""
         # An answer that is not waited for any more ends with its connection, and not some time after its test.
         server = web.Server(self._answer, handler_cancellation=True)
         runner = web.ServerRunner(server, shutdown_timeout=0.1)
@@ -195,7 +190,6 @@ def requests_to(endpoint: str) -> int:
 
 
 def requests_by_outcome(endpoint: str) -> Counter[str]:
-    """Return how many requests were made to one endpoint of Citrus so far, by outcome."""
     name = "simplu_citrus_request_seconds_count"
     return Counter(
         {

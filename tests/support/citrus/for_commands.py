@@ -53,8 +53,6 @@ def refused(method: str, status: int) -> Lie:
 
 
 def cut(method: str) -> Lie:
-    """Return no answer to any request of a method: the connection ends."""
-
     def abort(request: web.Request) -> web.Response:
         assert request.transport is not None
         request.transport.abort()

@@ -62,7 +62,6 @@ class LyingCitrus:
             self._latency_s = 0.0
 
     def asked_at(self, text: str) -> list[float]:
-        """Return when, by the loop's clock, something was asked whose path holds *text*."""
         return [at for at, _, path in self.requests if text in path]
 
     async def _serve(self, request: web.Request) -> web.Response:

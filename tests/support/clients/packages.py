@@ -33,7 +33,6 @@ def main() -> None:
 
 
 def has_node() -> bool:
-    """Return whether what the client in TypeScript is built with is here."""
     return shutil.which("node") is not None and all((NODE_MODULES / library).is_dir() for library in LIBRARIES)
 
 
@@ -65,7 +64,6 @@ def build_tarball(copy: Path, folder: Path) -> Path:
 
 @contextmanager
 def installed_typescript() -> Iterator[Path]:
-    """Give a folder whose programs find the packed client, and the libraries of node."""
     with typescript_copy() as copy:
         folder = copy / "installed"
         modules = folder / "node_modules"
@@ -77,7 +75,6 @@ def installed_typescript() -> Iterator[Path]:
 
 
 def compile_program(path: Path) -> Path:
-    """Compile a program in TypeScript, strictly, and return that for node beside it."""
     options = ("--strict", "--module", "NodeNext", "--target", "ES2022", "--types", "node", "--skipLibCheck")
     _run("node", str(COMPILER), *options, str(path), cwd=path.parent)
     return path.with_suffix(".mjs")

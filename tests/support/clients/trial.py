@@ -169,7 +169,6 @@ async def make_faults(shared: SharedStream, progress: Callable[[], float]) -> No
 
 
 async def kill_worker(worker: WorkerProcess, progress: Callable[[], float]) -> None:
-    """Kill the worker with -9 when a third is queued, and start it again."""
     assert await poll_until(_is_reached(progress, KILL_AT), within_s=float("inf"))
     worker.kill()
     worker.start()
@@ -184,7 +183,6 @@ def _is_reached(progress: Callable[[], float], due: float) -> Any:
 
 
 def count_lines(path: Path) -> int:
-    """Return the number of lines of a file that is being written."""
     return path.read_bytes().count(b"\n")
 
 
@@ -250,7 +248,6 @@ async def run_alone(language: Language, operations: int, keys: int) -> Figures:
 
 
 def main() -> None:
-    """Run a trial, print its figures, and end with status 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("language", choices=get_args(Language))
     parser.add_argument("--operations", type=int, default=100_000)

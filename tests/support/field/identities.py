@@ -133,7 +133,6 @@ class Source:
 
 
 def base_env(identities: Identities) -> dict[str, str]:
-    """Return the variables that all clients have: no source, and the endpoints of *identities*."""
     return {
         "HOME": str(identities.folder),
         "AWS_REGION": "eu-west-1",

@@ -61,7 +61,6 @@ def time_of(password: str) -> datetime:
 
 
 def issue_certificate(folder: Path) -> Path:
-    """Make a certificate of localhost with its key in one file, and return its path."""
     path = folder / "rds.pem"
     subprocess.run(
         [required_program("openssl", how="apt-get install openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes",

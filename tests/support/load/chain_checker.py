@@ -136,7 +136,6 @@ async def count_operations(url: str) -> int:
 
 
 async def read_latencies_s(urls: Sequence[str], plan: ChainPlan, begin: datetime, end: datetime) -> list[float]:
-    """Return arrival → committed of the plan's operations that arrived in that time, sorted."""
     found: list[float] = []
     for url in urls:
         connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
@@ -148,7 +147,6 @@ async def read_latencies_s(urls: Sequence[str], plan: ChainPlan, begin: datetime
 
 
 async def count_completed(urls: Sequence[str], plan: ChainPlan, begin: datetime, end: datetime) -> int:
-    """Return the number of the plan's operations that were committed in that time."""
     return sum([int(await _fetch_value(url, COMPLETED_SQL, begin, end, plan.name)) for url in urls])
 
 

@@ -62,7 +62,6 @@ class FloodPlan(ChainPlan, frozen=True, tag=True):
         return ExpectedOperation(self._tenant(chain).tenant_id, kind, self._resource(chain, step), result)
 
     def remaining_rows(self, count: int) -> dict[tuple[str, str, str], Numbers]:
-        """Return the resources that exist after *count* operations, by tenant, type and id."""
         rows: dict[tuple[str, str, str], Numbers] = {}
         for chain in range(min(count, self.chain_count)):
             steps = (count - chain - 1) // self.chain_count + 1
@@ -91,7 +90,6 @@ class FloodPlan(ChainPlan, frozen=True, tag=True):
                 return self._created(chain, 0)
 
     def _created(self, chain: int, step: int) -> str:
-        """Return the id of the resource that *step* creates: in the order of a `list`, later ones come last."""
         return f"{self.name}-{chain}-{step:08d}"
 
     def _type(self, chain: int) -> str:

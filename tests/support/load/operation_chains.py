@@ -87,11 +87,9 @@ class ChainPlan(msgspec.Struct, frozen=True, tag=True):
         return ExpectedOperation(self._tenant(chain).tenant_id, kind, self.resource_id(chain), result)
 
     def resource_id(self, chain: int) -> str:
-        """Return the id of a chain's resource."""
         return f"{self.name}-{chain}"
 
     def remaining_rows(self, count: int) -> dict[tuple[str, str, str], Numbers]:
-        """Return the resources that exist after *count* operations, by tenant, type and id."""
         rows: dict[tuple[str, str, str], Numbers] = {}
         for chain in range(min(count, self.chain_count)):
             last_step = (count - chain - 1) // self.chain_count
@@ -100,7 +98,6 @@ class ChainPlan(msgspec.Struct, frozen=True, tag=True):
         return rows
 
     def count_of(self, tenant_ids: frozenset[str], count: int) -> int:
-        """Return how many of the first *count* operations belong to those tenants."""
         rounds, rest = divmod(count, len(self.tenants))
         chosen = [tenant.tenant_id in tenant_ids for tenant in self.tenants]
         return rounds * sum(chosen) + sum(chosen[:rest])

@@ -145,7 +145,6 @@ def _compare_log(
 
 
 def _compare_order(lines: _Differences, pairs: Sequence[tuple[OrderStep, asyncpg.Record]], moment: str) -> None:
-    """Check that each group's events are in order, by the column *moment*, and by their places in a transaction."""
     last: dict[str, tuple[OrderStep, asyncpg.Record]] = {}
     for step, row in pairs:  # in the order of the plan
         if (before := last.get(step.group_id)) is not None:

@@ -67,7 +67,6 @@ class OrderPlan:
         return f"OrderPlan({self.name!r}, {len(self.planned)} events, {self.poison_count} poison)"
 
     def rows(self) -> dict[tuple[str, str], Any]:
-        """Return the orders that exist at the end, by tenant and id."""
         rows: dict[tuple[str, str], Any] = {}
         for number in range(self.group_count):
             tenant_id = self._tenant(number).tenant_id
@@ -137,7 +136,6 @@ class OrderPlan:
     def _make_event(
         self, group: int, own_id: str, kind: str, order_id: str, data: Members
     ) -> tuple[OrderEvent, Members]:
-        """Return an event with its tenant and its id in the body or in attributes, depending on the group."""
         tenant, group_id = self._tenant(group), f"{self.name}-{group}"
         in_body = tenant if group % 3 == 0 else None
         named = own_id if group % 2 == 0 else None
@@ -155,5 +153,4 @@ class OrderPlan:
 
 
 def _change_number(number: int) -> int:
-    """Return which change of the group's own order the event with that *number* is, or the last change before it."""
     return number - (number + 1) // ROUND

@@ -65,7 +65,6 @@ class LoadReport:
         self.targets.append(PerformanceTarget(f"{name}: throughput ÷ control's", ratio, least=least_ratio))
 
     def add_memory_targets(self, growth_mib: float) -> None:
-        """Add the targets that no phase takes more than *growth_mib* beyond the control."""
         before = self.control.rss_bytes
         for measured in self.phases[1:]:
             now = measured.rss_bytes
@@ -132,7 +131,6 @@ def json_targets(targets: Iterable[PerformanceTarget]) -> list[dict[str, Any]]:
 
 
 def print_differences(console: Console, differences: Sequence[str]) -> None:
-    """Print the differences between the expected rows and the rows on the shards."""
     console.print(f"lost, done twice, out of order or misplaced: {len(differences) or 'nothing'}")
     for difference in differences:
         console.print(f"  {difference}", markup=False, soft_wrap=True)
@@ -157,7 +155,6 @@ class MeasuredRun(Protocol):
 
 
 def add_kinds(parser: argparse.ArgumentParser, option: str, known: Iterable[str]) -> None:
-    """Add *option*, a comma-separated choice of the kinds to measure, by default all *known* ones."""
     kinds = tuple(known)
     parser.add_argument(
         option, type=partial(_parse_kinds, kinds), default=",".join(kinds), help="comma-separated; default: %(default)s"
@@ -187,5 +184,4 @@ def report_runs(
 
 
 def exit_status(targets: Iterable[PerformanceTarget], differences: Sequence[str]) -> int:
-    """Return 1 when a target is missed or a row differs, else 0."""
     return 0 if not differences and all(target.is_kept for target in targets) else 1

@@ -122,7 +122,6 @@ class TenantMessages:
         return "UPDATE_RESOURCE_ID", {"resourceType": "settings", **ids}
 
     async def _compare_changes(self, url: str, *, is_home: bool) -> list[str]:
-        """Return what the control messages have not done on a shard, or have done on one that is not the home."""
         numbers = range(1, self._changes_sent + 1) if is_home else ()
         renamed = {number for number in numbers if number % ADMIN_EVERY}
         wanted = {("settings", f"renamed-{number}") for number in renamed}

@@ -151,7 +151,6 @@ class Testbed:
         self.workers.append(worker)
 
     async def replace_worker(self, env: Mapping[str, str] | None = None) -> None:
-        """End the first replica with SIGTERM, and start another one with *env*."""
         await self.workers.pop(0).stop(within_s=STOP_WITHIN_S)
         await self.start_worker(env)
 
@@ -258,7 +257,6 @@ class Testbed:
 
     @asynccontextmanager
     async def phase(self, name: str) -> AsyncIterator[None]:
-        """Record the time in which the context is entered as a phase."""
         before, begin = self._processor_seconds(), datetime.now(UTC)
         yield
         self.check_running()
@@ -317,5 +315,4 @@ class Testbed:
 
 
 def process_name(line: str) -> str:
-    """Return the name of a process of the stack, by its command line."""
     return next((name for part, name in PROCESS_NAMES.items() if part in line), "this, Citrus")

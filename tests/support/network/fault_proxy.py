@@ -59,7 +59,6 @@ class FaultProxy(TcpProxy):
 
     @contextlib.contextmanager
     def break_answers(self, share: float, chance: random.Random) -> Iterator[None]:
-        """Cut connections in the middle of a *share* of the server's answers."""
         self._broken_share, self._chance = share, chance
         try:
             yield

@@ -115,7 +115,6 @@ class KclWorker:
         return [words[1] for words in self._lines() if words[0] == event]
 
     def begun_at(self, stream_shard_id: str) -> list[str]:
-        """Return the checkpoints at which it has begun to read a stream shard."""
         return [words[2] for words in self._lines() if words[:2] == ["begins", stream_shard_id]]
 
     @property

@@ -35,7 +35,6 @@ class JavaProgram(NamedTuple):
 
     @property
     def built(self) -> Path:
-        """The folder of the built program: its jars are in `lib`, its classes in `classes`."""
         return BUILT / self.folder.name
 
     @property
@@ -44,7 +43,6 @@ class JavaProgram(NamedTuple):
 
     @property
     def pins(self) -> Path:
-        """The hashes and names of all jars that these versions lead to."""
         return self.folder / "jars.sha256"
 
     @property
@@ -53,7 +51,6 @@ class JavaProgram(NamedTuple):
 
     @property
     def version(self) -> str:
-        """The version of the library that it is about: the first of its pom."""
         found = re.search(r"<dependency>.*?<version>(.*?)</version>", self.pom.read_text(encoding="utf-8"), re.DOTALL)
         return found[1] if found else "?"
 
@@ -162,7 +159,6 @@ BuiltProgram: TypeAlias = JavaProgram | GoProgram | GoFiles
 
 
 def is_built(program: BuiltProgram) -> bool:
-    """Return whether the built program is that of today's sources."""
     stamp = program.built / STAMP
     return stamp.exists() and stamp.read_text(encoding="utf-8") == program.digest
 

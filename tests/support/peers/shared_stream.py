@@ -36,7 +36,6 @@ _numbers = itertools.count(1)
 
 
 def number_of_next() -> int:
-    """Return a number that no other stream, worker or operation of this process has."""
     return next(_numbers)
 
 
@@ -78,7 +77,6 @@ class SharedStream:
 
     @contextmanager
     def replica(self, **more: str) -> Iterator[WorkerProcess]:
-        """Run a replica of ours, which is killed at the end of the context."""
         number = number_of_next()
         log_path = self.stack.group.directory / f"replica-{number}.log"
         worker = WorkerProcess(self.stack.group, self.environment() | more, number=number, log_path=log_path)
@@ -89,7 +87,6 @@ class SharedStream:
             worker.kill()
 
     def environment(self) -> dict[str, str]:
-        """Return the environment of a replica: it reads the stream and no queue."""
         return self.stack.env | {
             "KINESIS_STREAM_NAME": self.stream,
             "KINESIS_APPLICATION_NAME": self.table,
@@ -129,7 +126,6 @@ class SharedStream:
         assert await poll_until(is_active, within_s=WITHIN_S)
 
     def new_items(self, count: int) -> list[Item]:
-        """Return records of *count* operations, each about a resource of its own."""
         items: list[Item] = []
         for _ in range(count):
             request_id = f"request-{number_of_next()}"
@@ -158,11 +154,9 @@ class SharedStream:
     # What became of it
 
     async def applied_ids(self) -> set[str]:
-        """Return the ids of the operations of this stream that are in the log."""
         return self.put_ids & {row["request_id"] for row in await self.fetch("SELECT request_id FROM operations")}
 
     async def resource_counts(self) -> Counter[str]:
-        """Return how many rows each resource has that operations of this stream have made."""
         rows = await self.fetch("""SELECT "resourceId" AS id FROM resources WHERE "resourceName" = 'note'""")
         return Counter(row["id"] for row in rows if row["id"] in self.put_ids)
 

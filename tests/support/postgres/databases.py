@@ -215,5 +215,4 @@ async def _fingerprint(connection: asyncpg.Connection[Any], *, is_empty: bool) -
 
 
 def database_of(address: ShardAddress) -> str:
-    """Return the name of a shard's database."""
     return address.connection_string.rpartition("/")[2]

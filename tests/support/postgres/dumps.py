@@ -14,7 +14,6 @@ DO $$ BEGIN FOR i IN 1..20000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOO
 
 
 async def dumped(old: str, new: str, *options: str) -> None:
-    """Restore a dump of the database at *old*, made with *options*, into that at *new*."""
     await asyncio.to_thread(_pipe, old, new, options)
 
 

@@ -99,7 +99,6 @@ async def slowed(server: PostgresServer, *tables: str, statement_s: float = 1.0)
 
 @contextlib.asynccontextmanager
 async def without_connections(server: PostgresServer) -> AsyncIterator[None]:
-    """Take all of a server's connections, including those for superusers, and end all others."""
     taken: list[Connection] = []
     try:
         await _take_all(server, taken)
@@ -150,7 +149,6 @@ async def without_disk(server: PostgresServer, disk: SmallDisk, *tables: str) ->
 
 
 async def is_writable(server: PostgresServer, statement: str) -> bool:
-    """Return whether a new client can run *statement* on the server's own database."""
     try:
         async with _connected(server, server.database) as connection:
             await connection.execute(statement)

@@ -81,7 +81,6 @@ async def unfinished(*addresses: ShardAddress) -> list[Any]:
 
 @contextlib.asynccontextmanager
 async def copy_held_up(source: ShardAddress) -> AsyncIterator[None]:
-    """Let no move from *source* read a resource of a tenant, while this is entered."""
     connection = await asyncpg.connect(source.connection_string)
     try:
         async with connection.transaction():

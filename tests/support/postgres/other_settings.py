@@ -46,13 +46,11 @@ POOLER_SETTINGS: Final = {"auth_type": "any", "pool_mode": "transaction", "defau
 
 
 async def isolate(address: ShardAddress, level: str) -> None:
-    """Make *level* the default isolation of a shard's database."""
     setting = f"ALTER DATABASE {database_of(address)} SET default_transaction_isolation = '{level}'"
     await execute(address.connection_string, setting)
 
 
 async def set_otherwise(address: ShardAddress) -> None:
-    """Make these settings the defaults of a shard's database, with decoys in the search path."""
     await execute(address.connection_string, DECOYS)
     lines = [f"ALTER DATABASE {database_of(address)} SET {name} = {value}" for name, value in OTHER_SETTINGS.items()]
     await execute(address.connection_string, ";".join(lines))

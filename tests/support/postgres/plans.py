@@ -10,7 +10,6 @@ from simplu_worker.transfers.sql_files import QUERIES
 
 
 async def plan_of(connection: Connection, query: str, *arguments: Any) -> str:
-    """Return the plan of a named query, with as many of *arguments* as it takes."""
     count = len({*re.findall(r"\$\d+", QUERIES[query])})
     rows = await connection.fetch(f"EXPLAIN {QUERIES[query]}", *arguments[:count])
     return "\n".join(row[0] for row in rows)

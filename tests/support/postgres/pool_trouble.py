@@ -53,5 +53,4 @@ async def nothing_is_open(pool: ShardPool) -> bool:
 
 
 def forget_probes(pool: ShardPool) -> None:
-    """Let the next probe ask the server: it shares no earlier result."""
     pool._shared_probe = SingleFlightProbe(pool._probe_once)

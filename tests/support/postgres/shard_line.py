@@ -39,7 +39,6 @@ class ShardLine(TcpProxy):
 
     @property
     def address(self) -> ShardAddress:
-        """The shard's address at this end of the line."""
         netloc = f"{self._target.netloc.rpartition('@')[0]}@{self.place}"
         return ShardAddress(self._address.shard_id, urlunsplit(self._target._replace(netloc=netloc)))
 
@@ -58,7 +57,6 @@ class ShardLine(TcpProxy):
 
     @contextlib.contextmanager
     def saying(self, refusal: tuple[str, str]) -> Iterator[None]:
-        """Refuse every new connection, as a server does that is starting, or full."""
         self._refusal = refusal
         try:
             yield
@@ -115,6 +113,5 @@ class ShardLine(TcpProxy):
 
 
 def error_message(code: str, text: str) -> bytes:
-    """Return the error that a server sends instead of accepting a connection."""
     fields = f"SFATAL\0VFATAL\0C{code}\0M{text}\0\0".encode()
     return b"E" + struct.pack("!i", 4 + len(fields)) + fields

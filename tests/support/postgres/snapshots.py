@@ -34,7 +34,6 @@ class ShardSnapshot:
 
 
 async def copy_rows(source: ShardPool, target: ShardPool) -> None:
-    """Copy all rows of a shard to an empty one: its backup."""
     for table in OF_BACKUP:
         for row in await fetch(source, f"SELECT * FROM {table}"):
             places = ", ".join(f"${number}" for number in range(1, len(row) + 1))

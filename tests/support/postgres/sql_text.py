@@ -218,7 +218,6 @@ def _links(tokens: Sequence[Token], place: int) -> Iterator[tuple[str, str, str 
 
 
 def _column(tokens: Sequence[Token], place: int) -> tuple[str, str] | None:
-    """Return (table's name or nothing, column) of what begins at *place*."""
     if place >= len(tokens) or tokens[place].kind not in {"word", "quoted"}:
         return None
     if place + 2 < len(tokens) and tokens[place + 1].text == "." and tokens[place + 2].kind in {"word", "quoted"}:

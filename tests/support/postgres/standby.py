@@ -107,7 +107,6 @@ class StandbyServer(CopiedServer):
         await _insist(is_cut, f"{self.name} has stopped receiving")
 
     async def make_synchronous(self) -> None:
-        """Let each commit of the primary wait for this standby, to the degree of `synchronous_commit`."""
         await _configure(self.primary, "synchronous_standby_names", f'"{self._cluster_name}"')
 
         async def waits() -> bool:

@@ -73,7 +73,6 @@ async def eventually(condition: Callable[[], bool]) -> None:
 
 
 async def use_slot(pair: Pair, name: str) -> None:
-    """Let the standby stream by a slot, or by none, from now on."""
     before = await senders(pair)
     await execute(pair.standby.url, f"ALTER SYSTEM SET primary_slot_name = '{name}'")
     await execute(pair.standby.url, "SELECT pg_reload_conf()")

@@ -33,7 +33,6 @@ _numbers = itertools.count(1)
 
 
 def failed(failure: Failure) -> Outcome:
-    """Return the outcome of an operation that was decided and could not take effect."""
     return Outcome(disposition=SUCCEEDED.disposition, failure=failure)
 
 
@@ -105,7 +104,6 @@ async def add_tenant(
     created_at: datetime = TENANT_MADE_AT,
     moved_to: str | None = None,
 ) -> None:
-    """Put a tenant's row on a shard, as if it had been provisioned long ago."""
     await fetch(
         pool,
         "INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at, moved_to)"
@@ -120,7 +118,6 @@ async def add_tenant(
 
 
 async def add_tenant_at(address: ShardAddress, tenant: tuple[str, str] = TENANT) -> None:
-    """Put an active tenant's row on a shard for which the test has no pool."""
     pool = ShardPool(address, size=1)
     await add_tenant(pool, tenant)
     await pool.close()
@@ -168,17 +165,14 @@ class TenantCase:
         return await writer_of(self.pool).give_up(operation)
 
     async def set_state(self, state: str) -> None:
-        """Change the tenant's state."""
         await fetch(self.pool, "UPDATE tenants SET state = $2 WHERE id = $1", self.tenant_id, state)
 
     async def resources(self) -> dict[tuple[str, str], JsonValue]:
-        """Return the data of the tenant's resources by type and id."""
         query = 'SELECT "resourceName", "resourceId", data::text FROM public.resources WHERE id = $1'
         rows = await fetch(self.pool, query, self.tenant_id)
         return {(row["resourceName"], row["resourceId"]): parse_json(row["data"]) for row in rows}
 
     async def log(self) -> dict[str, tuple[str, str | None]]:
-        """Return status and error of the tenant's operations by request id."""
         query = "SELECT request_id, status, error FROM operations WHERE tenant_id = $1"
         rows = await fetch(self.pool, query, self.tenant_id)
         return {row["request_id"]: (row["status"], row["error"]) for row in rows}
@@ -198,7 +192,6 @@ class TenantCase:
         return [await fetch(self.pool, query, self.tenant_id) for query in queries]
 
     async def result(self, operation: Operation) -> Any:
-        """Return the result that a `read` or `list` left, its numbers as `Decimal`."""
         query = "SELECT result::text FROM operations WHERE tenant_id = $1 AND request_id = $2"
         (row,) = await fetch(self.pool, query, self.tenant_id, operation.request_id)
         return None if row["result"] is None else parse_json(row["result"])

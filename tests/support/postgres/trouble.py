@@ -34,7 +34,6 @@ class Line:
 
     @property
     def address(self) -> ShardAddress:
-        """The shard's address at this end of the line."""
         netloc = f"{self._target.netloc.rpartition(':')[0]}:{self.port}"
         return ShardAddress(self._shard_id, urlunsplit(self._target._replace(netloc=netloc)))
 
@@ -118,7 +117,6 @@ async def waiters(connection: asyncpg.Connection[Any], condition: str = "true", 
 
 
 async def backends(address: ShardAddress, condition: str = "true") -> int:
-    """Return how many connections of others the server has to a shard's database."""
     connection = await asyncpg.connect(address.connection_string)
     try:
         count = await connection.fetchval(
@@ -168,7 +166,6 @@ async def calm(pool: ShardPool) -> None:
 
 @contextlib.asynccontextmanager
 async def shut_gate(pool: ShardPool) -> AsyncIterator[Gate]:
-    """Put a gate, shut, behind the first statement that writes the log."""
     holder = await asyncpg.connect(pool.address.connection_string)
     try:
         await holder.execute(

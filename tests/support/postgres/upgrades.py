@@ -76,6 +76,5 @@ async def indexes(pool: ShardPool, name: str) -> list[dict[str, Any]]:
 
 
 async def versions(pool: ShardPool) -> list[tuple[int, int | None]]:
-    """Return the shard's own list of its migrations."""
     rows = await fetch(pool, "SELECT version, works_from FROM schema_migrations ORDER BY version")
     return [(row["version"], row["works_from"]) for row in rows]

@@ -35,5 +35,4 @@ class CommandServer:
         assert await poll_until(is_served, within_s=START_S)
 
     def command(self, name: str) -> list[str]:
-        """Return the argument vector that runs *name*, to which further arguments may be added."""
         return [sys.executable, "-I", "-S", str(PROGRAM), str(self._socket), name]

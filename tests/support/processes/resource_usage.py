@@ -56,7 +56,6 @@ class ValueRange(NamedTuple):
 
     @classmethod
     def from_values(cls, values: Sequence[float]) -> ValueRange:
-        """Return the range of *values*, of which there must be one."""
         return cls(min(values), statistics.median(values), max(values))
 
 

@@ -63,12 +63,10 @@ class RedisServer:
             self._process.wait()
 
     def freeze(self) -> None:
-        """Make the server hang: the system accepts connections, and the server answers none."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let the server continue, with the commands sent while it was frozen."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 

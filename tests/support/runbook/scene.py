@@ -131,7 +131,6 @@ class Scene:
         return server
 
     async def add_standby(self, host: str, primary: str) -> StandbyServer:
-        """Start a standby of the server *primary*, which the page calls *host*."""
         group, programs = self.world.group, self.world.programs
         standby = StandbyServer(group, programs, self.servers[primary], name=f"{self._page}-{host}")
         await standby.start()
@@ -152,17 +151,14 @@ class Scene:
         self.backups[host] = backup
 
     async def restore(self, host: str, new_host: str) -> None:
-        """Start the backup of a server on another one, which the page calls *new_host*."""
         backup = self.backups.pop(host)
         await backup.start()
         self._add(new_host, backup)
 
     async def require_passwords(self, host: str) -> None:
-        """Let the server ask the worker's role for its password."""
         await execute(self.servers[host].url, PASSWORDS_SQL)
 
     async def make_role(self, host: str) -> None:
-        """Make the worker's role, which owns the shard's database."""
         await execute(self.servers[host].url, ROLE_SQL)
 
     async def deploy(self, *hosts: str, options: str = "") -> None:
@@ -193,7 +189,6 @@ class Scene:
             await self.send(f"{business}-{location}", 3)
 
     def _write_map(self, hosts: Sequence[str], options: str) -> None:
-        """Write the shard map: a shard on each host, with its name, and the tenants of `TENANTS` on their shards."""
         shards = [
             {"shardId": host, "connectionString": f"postgresql://worker@{host}:5432/{DATABASE}{options}"}
             for host in hosts
@@ -202,12 +197,10 @@ class Scene:
         self.write("shards.json", json.dumps({"shards": shards, "tenants": pins}, indent=2) + "\n")
 
     def replace(self, name: str, pattern: str, text: str) -> None:
-        """Replace the lines that *pattern* matches in a file of the page's folder."""
         path = self.folder / name
         path.write_text(re.sub(f"(?m)^{pattern}$", self.true_text(text), path.read_text(encoding="utf-8")))
 
     def write(self, name: str, text: str) -> None:
-        """Write a file of the page's folder, with the page's names in *text*."""
         (self.folder / name).write_text(self.true_text(text), encoding="utf-8")
 
     async def _create_aws(self) -> None:
@@ -222,7 +215,6 @@ class Scene:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables of a worker that is started with the page's `worker.env`."""
         variables = {name: value or "" for name, value in dotenv_values(self.folder / "worker.env").items()}
         own = {name: value for name, value in self.shell.items() if name.startswith(("AWS_", "DYNAMODB_", "HTTP_"))}
         return variables | own
@@ -296,7 +288,6 @@ class Scene:
             assert await poll_until(are_written, within_s=COMMAND_S), f"expected checkpoints {self._ends}"
 
     def _shard_urls(self) -> list[str]:
-        """Return the addresses of the shards in the map, for the superuser."""
         shards = json.loads((self.folder / "shards.json").read_text(encoding="utf-8"))["shards"]
         places = [shard["connectionString"].partition("@")[2] for shard in shards]
         return [f"postgresql://postgres@{place.partition('?')[0]}" for place in places]
@@ -339,7 +330,6 @@ class Scene:
         return text
 
     def page_text(self, text: str) -> str:
-        """Return output with the page's names."""
         for name in sorted(self.names, key=lambda name: len(self.names[name]), reverse=True):
             text = text.replace(self.names[name], name)
         return text

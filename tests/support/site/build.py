@@ -78,7 +78,6 @@ def staged_path(root: Path, path: Path) -> PurePosixPath:
 
 
 def linked_files(page: Path, text: str) -> Iterator[Path]:
-    """Yield the files of the repository that *text*, of *page*, links to."""
     for match in LINK.finditer(text):
         if match["path"] and not urlsplit(match["path"]).scheme:
             yield (page.parent / match["path"]).resolve()
@@ -101,7 +100,6 @@ def change_links(root: Path, page: Path, text: str) -> str:
 
 
 def heading_of(page: Path, anchor: str) -> str:
-    """Return the heading of a page with *anchor*, else its first one, the title."""
     headings: list[str] = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
     return headings[slugs.index(anchor) if anchor in slugs else 0]
@@ -134,7 +132,6 @@ def build(root: Path, work: Path, site: Path) -> None:
 
 
 def use_own_worker(site: Path) -> None:
-    """Have the pages of *site* load the script that replaces workers from the site itself."""
     script = site / "assets" / "javascripts" / OWN_WORKER.name
     shutil.copy(OWN_WORKER, script)
     for page in site.rglob("*.html"):

@@ -44,7 +44,6 @@ BROKEN_IMAGES = "[...document.images].filter((one) => one.complete && !one.natur
 
 
 async def find_faults(tab: BrowserTab, page: Path, look: Look) -> list[str]:
-    """Open the file *page* in a *look*, and return what is wrong with it there."""
     await tab.show_as(*look)
     tab.faults.clear()
     tab.requests.clear()

@@ -71,7 +71,6 @@ class Systemd:
         return ["nsenter", f"--target={self._init_pid}", "--mount", "--pid", "--cgroup", *command]
 
     def run(self, *command: str, status: int | None = 0) -> str:
-        """Run *command* beside the manager, expect its exit *status*, and return its output."""
         done = subprocess.run(self.inside(*command), capture_output=True, text=True, check=False, timeout=COMMAND_S)
         assert status in {None, done.returncode}, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
         return done.stdout
