@@ -1,5 +1,3 @@
-"""docs/sending.md and docs/outcomes.md do what they say: their examples are run in their order, against a worker."""
-
 from __future__ import annotations
 
 import asyncio
@@ -31,8 +29,6 @@ TOLD = (("settings", "default"), ("role", "u-1"))  # resources whose data the pa
 
 
 class Reader:
-    """Someone who follows the pages with *stack* and *worker*, and *bin_path* before the rest of PATH."""
-
     def __init__(self, stack: Stack, worker: WorkerProcess, bin_path: Path) -> None:
         self._stack = stack
         self._worker = worker
@@ -45,7 +41,6 @@ class Reader:
         self._sent_count = 0
 
     async def follow(self, example: Example) -> None:
-        """Do what *example* shows, or compare what it shows with what the worker answers."""
         match example.what, example.name.split():
             case "run", ["record"]:
                 await self._put_record(example.text)
@@ -73,7 +68,6 @@ class Reader:
         await self._wait_for_control_messages()
 
     async def find_operation(self, request_id: str) -> dict[str, Any]:
-        """Return the outcome of an operation, once it is decided."""
         found: dict[str, Any] = {}
 
         async def is_decided() -> bool:
@@ -84,7 +78,6 @@ class Reader:
         return found
 
     async def ask(self, path: str) -> dict[str, Any]:
-        """Return the JSON at *path* of the worker."""
         headers = {"Authorization": f"Bearer {self._env['API_TOKEN']}"}
         async with aiohttp.ClientSession() as session, session.get(self._worker.url + path, headers=headers) as answer:
             return dict(await answer.json())

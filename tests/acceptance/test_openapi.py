@@ -1,5 +1,3 @@
-"""A worker that runs answers as `/openapi.json` describes it, whatever is asked: by schemathesis."""
-
 from __future__ import annotations
 
 import asyncio
@@ -37,7 +35,6 @@ WITHIN_S = 240
 
 
 async def try_interface(worker: WorkerProcess, token: str, *options: str) -> None:
-    """Run schemathesis on a worker with *token*; fail with its output if an answer is not as described."""
     process = await asyncio.create_subprocess_exec(
         required_program("schemathesis", how="make tools"),
         *("run", f"{worker.url}/openapi.json", "--checks", ",".join(CHECKS), "--seed", "1", "--no-color"),

@@ -1,5 +1,3 @@
-"""The status page of a real worker in a real browser, by eye, by keyboard and by rule, and the same in a terminal."""
-
 from __future__ import annotations
 
 import asyncio
@@ -89,19 +87,16 @@ LETTERS_MANY = 230
 
 
 def text_of(element_id: str) -> str:
-    """Return the script for the text of an element; empty without one."""
     return f"(document.getElementById({json.dumps(element_id)})?.innerText ?? '')"
 
 
 async def go(page: BrowserTab, view: str, thing: str = "") -> None:
-    """Open a view by its address, as a link does."""
     address = f"#/{view}" + (f"/{quote(thing, safe='')}" if thing else "")
     await page.evaluate(f"location.hash = {json.dumps(address)}")
     await page.wait_for(f"!document.getElementById('view-{view}').hidden")
 
 
 async def answer_dialog(page: BrowserTab, button: str) -> str:
-    """Wait for the dialog, press the button of that id by keyboard, and return the text of the dialog."""
     await page.wait_for(f"{DIALOG}.open")
     text = await page.evaluate(f"{DIALOG}.innerText")
     await page.evaluate(f"document.getElementById({json.dumps(button)}).focus()")
@@ -111,8 +106,6 @@ async def answer_dialog(page: BrowserTab, button: str) -> str:
 
 
 class PageWorld:
-    """A worker with a shard that is down, a tenant that moves, one that is not registered, and a dead letter."""
-
     def __init__(self, stack: FullStack) -> None:
         self.stack = stack
         self.moving, self.steady, self.lost = stack.steady
@@ -121,16 +114,13 @@ class PageWorld:
 
     @property
     def url(self) -> str:
-        """The address of the page."""
         return f"{self.stack.worker.url}/"
 
     @property
     def token(self) -> str:
-        """The operator's token."""
         return self.stack.stack.env["API_TOKEN"]
 
     async def begin(self) -> None:
-        """Bring the trouble about, and wait until the worker shows it."""
         await self.stack.put(self.live)
         await self._fence(self.moving)
         await self.stack.homes[self.lost.tenant_id].kill()
@@ -144,7 +134,6 @@ class PageWorld:
         await self.stack.wait_until_applied(self.live, within_s=SEEN_WITHIN_S)
 
     async def _fill_charts(self) -> None:
-        """Put operations for so long that the history of the worker has a shape, now more of them and now less."""
         for number in range(PICTURE_LOAD_TURNS):
             await self.stack.put(*[self.live] * (1 + number * 7 % 11 + number % 3))
             await asyncio.sleep(PICTURE_LOAD_PAUSE_S)
@@ -162,7 +151,6 @@ class PageWorld:
         return {"moving", "unregistered", "shard_unavailable"} <= reasons and "lost" in lost and is_buried
 
     async def bury(self, *request_ids: str, error: str) -> None:
-        """Store dead letters of operations that a worker gave up, a second apart and the newest last, as it does."""
         queue = DeadLetterQueue(self.stack.sqs, self.stack.stack.env["SQS_DEAD_LETTER_QUEUE_URL"])
         now = utc_now()
         letters = [
@@ -188,12 +176,10 @@ class PageWorld:
         )
 
     async def is_applied(self, request_id: str) -> bool:
-        """Return whether an operation of the steady tenant is in the log."""
         async with self.stack.connect(self.steady) as connection:
             return bool(await connection.fetchval(IS_APPLIED, self.steady.tenant_id, request_id))
 
     async def log_in(self, tab: BrowserTab, token: str | None = None) -> None:
-        """Open the page as a person does who has not been there, and give it the token."""
         await tab.visit(self.url)
         await tab.evaluate("sessionStorage.clear()")
         await tab.visit(self.url)
@@ -205,14 +191,12 @@ class PageWorld:
 
 
 def shard_cells(title: str) -> str:
-    """Return the script for the texts of a column of the shards."""
     section = "document.getElementById('section-shards')"
     place = f"[...{section}.querySelectorAll('thead th')].findIndex((one) => one.innerText === {json.dumps(title)})"
     return f"[...{section}.querySelectorAll('tbody tr')].map((row) => row.children[{place}].innerText)"
 
 
 async def wait_for_events(page: BrowserTab) -> None:
-    """Wait until the page follows the events of the worker; it asks for the status before."""
     async with asyncio.timeout(SEEN_WITHIN_S):
         while not any(url.endswith("/events") for url in page.requests[-4:]):  # noqa: ASYNC110  (in another process)
             await asyncio.sleep(0.02)
@@ -220,7 +204,6 @@ async def wait_for_events(page: BrowserTab) -> None:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world() -> AsyncIterator[PageWorld]:
-    """Give a worker in trouble."""
     env = {"API_VIEWER_TOKEN": VIEWER_TOKEN, "RUNBOOK_URL": SITE_URL, "KINESIS_PARTITION_KEY": "any"}
     # A shorter lease is lost on a busy machine: records are read again, and stored as dead letters again.
     env["KINESIS_LEASE_DURATION_SECONDS"] = "5"
@@ -232,14 +215,12 @@ async def world() -> AsyncIterator[PageWorld]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def tab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BrowserTab]:
-    """Give one tab of a browser."""
     async with open_browser(tmp_path_factory.mktemp("browser")) as tab:
         yield tab
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def page(world: PageWorld, tab: BrowserTab) -> AsyncIterator[BrowserTab]:
-    """Give a page that shows the status; in the end it has had no error, and asked no other server."""
     await tab.show_as(1280)
     await world.log_in(tab)
     yield tab
@@ -557,7 +538,6 @@ async def test_viewer_sees_states_and_no_texts_of_errors(world: PageWorld, page:
 
 
 def deny(_: web.Request) -> web.Response:
-    """Refuse the key of Citrus."""
     return web.json_response({"error": "no"}, status=401)
 
 
@@ -913,7 +893,6 @@ async def test_page_shows_the_tenants_that_take_most_of_the_time(page: BrowserTa
 
 
 async def run_top(world: PageWorld, *arguments: str, **env: str) -> tuple[int, str, str]:
-    """Run `top` without a terminal; return its exit status, its output and its errors."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "simplu_worker", "top", *arguments),
         env=world.stack.stack.env | {"PATH": os.environ["PATH"]} | env,

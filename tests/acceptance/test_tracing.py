@@ -1,5 +1,3 @@
-"""Traces of the whole worker, as a collector gets them: names, kinds, attributes, parents, links; and no collector."""
-
 from __future__ import annotations
 
 import json
@@ -35,18 +33,14 @@ EXPORT_S = 10.0  # of OTEL_EXPORTER_OTLP_TIMEOUT: as long as an export waits for
 
 
 def traceparent(number: int, *, flags: int = 1) -> str:
-    """Return the text for a producer's span."""
     return f"00-{number:032x}-{number:016x}-{flags:02x}"
 
 
 def link(number: int) -> tuple[str, str]:
-    """Return that span as a link has it."""
     return f"{number:032x}", f"{number:016x}"
 
 
 class Place:
-    """A stack with a collector, a worker that exports to it, and what a test sends and finds."""
-
     def __init__(self) -> None:
         self.stack = Stack(shards=1, stream_shards=1, tenants_per_shard=2)
         self.collector = Collector()
@@ -80,16 +74,13 @@ class Place:
         await self._exit.aclose()
 
     async def has_tenant(self) -> bool:
-        """Return whether the tenant is there."""
         return TENANT.tenant_id in await read_tenant_ids(shard_urls(self.env))
 
     async def until(self, condition: Any) -> None:
-        """Wait until *condition* says yes; a failure shows the worker's log."""
         if not await poll_until(condition, within_s=PATIENCE_S):
             pytest.fail(log_tail(self.worker.log_path))
 
     async def put(self, *texts: object) -> None:
-        """Put a create for each of *texts*, its `traceparent`; None: without one. Wait until all are committed."""
         request_ids = [f"traced-{time.monotonic_ns()}" for _ in texts]
         items = [
             make_item("key", make_record(TENANT, "create", request_id, data={"n": 1}, **members))
@@ -110,8 +101,6 @@ class Place:
         await self.until(are_committed)
 
     async def span(self, name: str, is_wanted: Callable[[ReceivedSpan], bool] = lambda _: True) -> ReceivedSpan:
-        """Wait for a span; return the first one."""
-
         async def has_come() -> bool:
             return bool(self.collector.find(name, is_wanted))
 
@@ -121,13 +110,11 @@ class Place:
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def place() -> AsyncIterator[Place]:
-    """Give the place of all tests of this file."""
     async with Place() as place:
         yield place
 
 
 def messaging(operation: str, system: str, name: str) -> dict[str, Any]:
-    """Return the attributes of every span about a stream or a queue."""
     return {
         "messaging.system": system,
         "messaging.operation.name": operation,
@@ -137,7 +124,6 @@ def messaging(operation: str, system: str, name: str) -> dict[str, Any]:
 
 
 def without(attributes: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Return the attributes without those that a test does not know before."""
     return {name: value for name, value in attributes.items() if name not in names}
 
 

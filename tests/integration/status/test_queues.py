@@ -1,5 +1,3 @@
-"""The references' monitoring points, over HTTP: from a real queue, a running receiver, and a cache."""
-
 from __future__ import annotations
 
 import asyncio
@@ -46,42 +44,30 @@ pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(0.5)]
 
 
 class Desk:
-    """A handler that answers when it is let."""
-
     def __init__(self) -> None:
         self.is_open = asyncio.Event()
         self.is_busy = asyncio.Event()
 
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
-        """Wait until it is let; all is done."""
         self.is_busy.set()
         await self.is_open.wait()
         return [Done() for _ in messages]
 
 
 class NoLetters:
-    """A store of dead letters that gets none."""
-
     async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
-        """Refuse."""
         raise AssertionError(letters)
 
 
 class OneOrder:
-    """A handler of orders that has one on its way."""
-
     def is_pending(self, request_id: str, names: tuple[str, str] | None) -> bool:
-        """Whether it is that one."""
         return request_id == "event-1" and names in {None, ("a", "b")}
 
     def stats(self) -> dict[str, int]:
-        """Return where it is on its way to."""
         return {"shard-1": 1}
 
 
 class FakeRedis:
-    """The commands of Redis that people's questions need, on a set of keys; *trouble* is raised by all of them."""
-
     place = "redis.example:6379/0"
 
     def __init__(self, *keys: str) -> None:
@@ -89,25 +75,21 @@ class FakeRedis:
         self.trouble: Exception | None = None
 
     async def scan(self, cursor: int, prefix: str) -> tuple[int, list[str]]:
-        """Return all keys at once."""
         self._check()
         assert cursor == 0
         return 0, [key for key in self.stored if key.startswith(prefix)]
 
     async def delete(self, keys: Sequence[str]) -> int:
-        """Delete keys."""
         self._check()
         count = len(self.stored.intersection(keys))
         self.stored.difference_update(keys)
         return count
 
     async def move_epoch(self) -> int:
-        """Move it to 8."""
         self._check()
         return 8
 
     async def read_info(self) -> dict[str, Any]:
-        """Return some of INFO."""
         self._check()
         return {"redis_version": "7.0", "keyspace_hits": 3, "keyspace_misses": 1, "epoch": "7"}
 
@@ -118,8 +100,6 @@ class FakeRedis:
 
 @dataclass
 class Site:
-    """A replica behind HTTP, and its queue."""
-
     server: SqsServer
     client: Client
     session: ClientSession
@@ -130,19 +110,16 @@ class Site:
     desk: Desk
 
     async def ask(self, path: str, method: str = "GET") -> tuple[int, dict[str, Any]]:
-        """Return status and JSON of a path."""
         headers = {"Authorization": f"Bearer {TOKEN}"}
         async with self.session.request(method, f"{self.url}{path}", headers=headers) as response:
             return response.status, msgspec.json.decode(await response.read())
 
     async def send(self, queue: Queue, count: int) -> None:
-        """Put messages into *queue*, of as many groups."""
         for number in range(count):
             group = {"MessageGroupId": f"g{number}"} if queue.is_fifo else {}
             await self.client.send_message(QueueUrl=queue.url, MessageBody=f"{number}", **group)
 
     async def row_of(self, queue: Queue, path: str = "/sqs/stats", member: str = "queues") -> dict[str, Any]:
-        """Return what *path* shows of one queue."""
         _, answer = await self.ask(path)
         (row,) = [row for row in answer[member] if queue.name in {row.get("name"), row.get("queue")}]
         return dict(row)
@@ -150,14 +127,12 @@ class Site:
     async def shown(
         self, condition: Callable[[dict[str, Any]], bool], path: str = "/sqs/stats", member: str = "queues"
     ) -> dict[str, Any]:
-        """Return what *path* shows of the queue that is consumed, once *condition* holds."""
         async with asyncio.timeout(60):
             while not condition(row := await self.row_of(self.queue, path, member)):  # noqa: ASYNC110  # it is asked for over HTTP
                 await asyncio.sleep(0.02)
         return row
 
     def monitor(self, *, cache: FakeRedis | None = None, orders: Mapping[str, OrderHandler] | None = None) -> None:
-        """Add a cache, or handlers of orders."""
         replica, known = self.replica, Cache("redis://redis.example:6379/0")  # no connection is made
         assert replica.gateway
         assert replica.pools
@@ -177,7 +152,6 @@ class Site:
 
 
 async def new_queue(client: Client, *, is_fifo: bool = False, **attributes: str) -> Queue:
-    """Make an empty queue."""
     fifo = {"FifoQueue": "true", "ContentBasedDeduplication": "true"} if is_fifo else {}
     name = f"watched-{next(QUEUE_NUMBERS)}" + (".fifo" if is_fifo else "")
     answer = await client.create_queue(QueueName=name, Attributes=attributes | fifo)
@@ -186,7 +160,6 @@ async def new_queue(client: Client, *, is_fifo: bool = False, **attributes: str)
 
 @asynccontextmanager
 async def consumed(receiver: QueueReceiver, desk: Desk) -> AsyncIterator[None]:
-    """Run *receiver*; at the end let its handler go on, stop it, and wait until it has drained."""
     stopping = asyncio.Event()
     async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
         tasks.create_task(receiver.run(stopping))
@@ -197,7 +170,6 @@ async def consumed(receiver: QueueReceiver, desk: Desk) -> AsyncIterator[None]:
 
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
-    """Yield a replica that consumes one FIFO queue; its handler answers when the test allows it."""
     server, desk = SqsServer(), Desk()
     replica = ReplicaStatus("replica-1", asyncio.Event())
     async with AsyncExitStack() as stack:
@@ -298,20 +270,6 @@ async def test_purge_is_429_when_the_queue_was_purged_less_than_a_minute_ago(sit
     assert "once in 60 s" in answer["error"]
 
 
-async def test_purge_is_404_when_the_worker_is_not_configured_with_the_queue(site: Site) -> None:
-    foreign = await new_queue(site.client)
-    await site.send(foreign, 1)
-    status, answer = await site.ask(f"/sqs/purge?queue={foreign.name}", "DELETE")
-    assert (status, (await foreign.read_attributes()).visible_count) == (404, 1)
-    assert answer["error"].endswith(f": {site.queue.name}, {site.letters.name}")
-
-
-async def test_purge_is_503_when_sqs_is_in_trouble(site: Site) -> None:
-    site.server.run_command(SqsFault(action="PurgeQueue", kind="cut"))
-    status, answer = await site.ask(f"/sqs/purge?queue={site.letters.name}", "DELETE")
-    assert (status, answer["queue"], bool(answer["error"])) == (503, site.letters.name, True)
-
-
 # The handler
 
 
@@ -345,11 +303,6 @@ async def test_operation_is_pending_while_an_order_handler_has_it(site: Site) ->
     asked = [("event-1", None), ("event-1", ("a", "b")), ("event-1", ("a", "c")), ("event-2", None)]
     assert [site.replica.lookups._is_pending(*one) for one in asked] == [True, True, False, False]
     assert (await site.row_of(site.queue, "/handler/stats", "handlers"))["onTheirWay"] == {"shard-1": 1}
-
-
-async def test_status_shows_each_queue_that_is_consumed(site: Site) -> None:
-    row = await site.shown(lambda row: row["visible"] is not None, "/status")
-    assert {"state", "visible", "inFlight", "delayed", "inHand", "oldestInHandSeconds", "outcomes"} <= row.keys()
 
 
 # The cache
@@ -404,26 +357,6 @@ async def test_cache_in_trouble_is_shown_without_secrets(site: Site) -> None:
 
 
 # Before the start
-
-
-@pytest.mark.parametrize(
-    ("path", "method"),
-    [
-        ("/sqs/stats", "GET"),
-        ("/handler/stats", "GET"),
-        ("/cache/stats", "GET"),
-        ("/cache/keys", "GET"),
-        ("/sqs/purge?queue=a", "DELETE"),
-        ("/cache/clear", "DELETE"),
-    ],
-)
-async def test_monitoring_point_is_503_before_the_start(path: str, method: str) -> None:
-    replica = ReplicaStatus("replica-1", asyncio.Event())
-    http = open_http("127.0.0.1", 0, tokens=Tokens(operator=TOKEN), replica=replica, allow_destructive=True)
-    async with http as port, ClientSession() as session:
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        async with session.request(method, f"http://127.0.0.1:{port}{path}", headers=headers) as response:
-            assert (response.status, await response.json()) == (503, {"error": "starting"})
 
 
 async def test_handler_status_is_starting_before_the_start() -> None:

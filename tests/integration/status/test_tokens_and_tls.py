@@ -32,24 +32,19 @@ FOREIGN = "businessId=smile&locationId=berlin"
 
 
 def bearer(token: str) -> dict[str, str]:
-    """Return the header of a caller."""
     return {"Authorization": f"Bearer {token}"}
 
 
 def listed(name: str, role: str) -> dict[str, Any]:
-    """Return a token of the file, whose text is its name."""
     tenants = [{"businessId": "shop-*", "locationId": "*"}] if role == "producer" else []
     return {"name": name, "role": role, "sha256": hashlib.sha256(name.encode()).hexdigest(), "tenants": tenants}
 
 
 def write_tokens(path: Path, *tokens: dict[str, Any]) -> None:
-    """Write the file of tokens."""
     path.write_text(json.dumps({"tokens": tokens}))
 
 
 class Replica(ReplicaStatus):
-    """A replica whose lookups answer as the test wants."""
-
     number = 0
 
     @property
@@ -65,14 +60,11 @@ class Replica(ReplicaStatus):
         return answer
 
     def status(self) -> dict[str, Any]:
-        """Return another answer each time."""
         self.number += 1
         return {"number": self.number}
 
 
 class Answers:
-    """The server with a file of tokens, and a client."""
-
     def __init__(self, session: aiohttp.ClientSession, port: int, files: WatchedFiles[Any], path: Path) -> None:
         self.session = session
         self.files = files
@@ -80,20 +72,17 @@ class Answers:
         self.port = port
 
     async def ask(self, path: str, token: str, method: str = "GET") -> tuple[int, dict[str, Any]]:
-        """Return status and JSON of an answer."""
         url = f"http://127.0.0.1:{self.port}{path}"
         async with self.session.request(method, url, headers=bearer(token)) as response:
             return response.status, await response.json()
 
 
 def watch(path: Path) -> WatchedFiles[Sequence[ListedToken]]:
-    """Read a file of tokens."""
     return WatchedFiles((LIST_VARIABLE,), lambda: decode_tokens(path.read_bytes()))
 
 
 @asynccontextmanager
 async def serving(folder: Path, *tokens: dict[str, Any]) -> AsyncIterator[Answers]:
-    """Serve with those *tokens*."""
     path = folder / "tokens.json"
     write_tokens(path, *tokens)
     files = watch(path)
@@ -200,8 +189,6 @@ def test_first_file_that_cannot_be_used_ends_the_start(tmp_path: Path) -> None:
 
 
 class TlsSite:
-    """A server with HTTPS, and the files of its certificate."""
-
     def __init__(self, port: int, files: WatchedFiles[datetime], certificate: Path, key: Path) -> None:
         self.port = port
         self.files = files
@@ -209,14 +196,12 @@ class TlsSite:
         self.key = key
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
-        """Connect; return the certificate that the server shows, too."""
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=context)
         return reader, writer, writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
 
     async def probe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-        """Return the status line of an answer on a connection."""
         writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         line = await reader.readline()
         await reader.readuntil(b"\r\n\r\n{")
@@ -226,7 +211,6 @@ class TlsSite:
 
 @pytest.fixture
 async def tls_site(tmp_path: Path) -> AsyncIterator[TlsSite]:
-    """Give a server with HTTPS."""
     certificate, key = make_certificate(tmp_path)
     tls = ServerTls(certificate, key)
     files = WatchedFiles(("HTTP_TLS_CERT_FILE", "HTTP_TLS_KEY_FILE"), tls.read)

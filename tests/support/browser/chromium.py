@@ -38,14 +38,12 @@ Scheme = Literal["light", "dark"]
 
 
 def required_chromium() -> str:
-    """Return the path of a Chromium; skip or fail as `require` does."""
     path = next(filter(None, map(shutil.which, PROGRAMS)), None)
     require("chromium", found=path is not None, how="apt-get install chromium-headless-shell")
     return path or ""
 
 
 def required_axe() -> str:
-    """Return the script of axe-core; skip or fail as `require` does."""
     how = "install node, copy requirements/npm to .tools, and npm ci --prefix .tools"
     require("axe-core", found=AXE.is_file(), how=how)
     return AXE.read_text(encoding="utf-8")
@@ -56,8 +54,6 @@ class PageError(Exception):
 
 
 class BrowserTab:
-    """One tab. *faults* are the uncaught errors of the page, and what the browser refused because of its policy."""
-
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.faults: list[str] = []
         self.requests: list[str] = []
@@ -67,7 +63,6 @@ class BrowserTab:
         self._session: str | None = None
 
     async def open(self) -> None:
-        """Open the tab, and listen to its errors."""
         target = await self.call("Target.createTarget", url="about:blank")
         attached = await self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]
@@ -75,7 +70,6 @@ class BrowserTab:
             await self.call(f"{domain}.enable")
 
     async def listen(self) -> None:
-        """Read the browser's answers and events until it ends."""
         async for message in self._socket:
             event = json.loads(message.data)
             answer = self._answers.pop(event.get("id"), None)
@@ -102,7 +96,6 @@ class BrowserTab:
         return asyncio.create_task(self._socket.send_json(command)), answered
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command; return its result. Raises PageError."""
         sent, answered = self._send(method, **params)
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             await sent
@@ -113,12 +106,10 @@ class BrowserTab:
         return result
 
     async def visit(self, url: str) -> None:
-        """Open *url*."""
         await self.call("Page.navigate", url=url)
         await self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     async def evaluate(self, script: str) -> Any:
-        """Return the value of *script*, awaited, as JSON. Raises PageError."""
         answer = await self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             details = answer["exceptionDetails"]
@@ -126,7 +117,6 @@ class BrowserTab:
         return answer["result"].get("value")
 
     async def wait_for(self, condition: str, *, within_s: float = PATIENCE_S) -> None:
-        """Wait until the script *condition* is true. Raises TimeoutError with the text of the page."""
         try:
             async with asyncio.timeout(within_s):
                 while not await self.evaluate(condition):  # noqa: ASYNC110  (the event is in another process)
@@ -136,7 +126,6 @@ class BrowserTab:
             raise TimeoutError(f"expected {condition} within {within_s:g} s; the page has:\n{text}") from None
 
     async def show_as(self, width: int, scheme: Scheme = "light", *, height: int = 800, scale: float = 1) -> None:
-        """Give the page so many CSS pixels, and the colours that the person prefers."""
         is_phone = width <= PHONE_WIDTH
         await self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -152,11 +141,9 @@ class BrowserTab:
         await self.call("Emulation.setEmulatedMedia", features=preferences)
 
     async def type(self, text: str) -> None:
-        """Type *text* into the element that has the focus."""
         await self.call("Input.insertText", text=text)
 
     async def press(self, key: str) -> None:
-        """Press a key of KEYS."""
         code = KEYS[key]
         sent = {"key": " " if key == "Space" else key, "code": key, "windowsVirtualKeyCode": code}
         text = {"Enter": "\r", "Space": " "}.get(key)
@@ -164,7 +151,6 @@ class BrowserTab:
         await self.call("Input.dispatchKeyEvent", type="keyUp", **sent)
 
     async def find_violations(self, axe: str) -> list[str]:
-        """Return what axe-core finds, best practices included, one line each."""
         await self.call("Runtime.evaluate", expression=axe)
         found = await self.evaluate(
             "axe.run(document).then(({violations}) => violations.map(({id, help, nodes}) => "
@@ -173,7 +159,6 @@ class BrowserTab:
         return list(found)
 
     async def take_picture(self, *, height_max: int = 2600) -> bytes:
-        """Return a picture of the page as WebP, down to *height_max*."""
         metrics = await self.call("Page.getLayoutMetrics")
         size = metrics["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], height_max), "scale": 1}
@@ -185,7 +170,6 @@ class BrowserTab:
 
 @asynccontextmanager
 async def open_browser(folder: Path) -> AsyncIterator[BrowserTab]:
-    """Run a Chromium with its files in *folder*, and give a tab of it; skip or fail without one, as `require` does."""
     command = [required_chromium(), *OPTIONS, "--remote-debugging-port=0", f"--user-data-dir={folder / 'browser'}"]
     process = await asyncio.create_subprocess_exec(
         *command, stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, start_new_session=True

@@ -18,25 +18,20 @@ HOME = "\x1b[H"  # the cursor goes to the first line
 
 
 class Terminal:
-    """The side of the terminal at which the person sits. *text* is the output with its escapes."""
-
     def __init__(self, descriptor: int, process: asyncio.subprocess.Process) -> None:
         self.text = ""
         self._descriptor = descriptor
         self._process = process
 
     def read(self) -> None:
-        """Take what has come."""
         with suppress(BlockingIOError, OSError):  # the program has ended
             self.text += os.read(self._descriptor, 1_000_000).decode(errors="replace")
 
     @property
     def screen(self) -> str:
-        """The last screen that is complete, with its escapes; empty before."""
         return ("", *self.text.split(HOME))[-2]
 
     async def wait_for(self, is_shown: Callable[[str], bool], *, within_s: float) -> None:
-        """Wait until *is_shown* of a complete screen. Raises TimeoutError with the screen."""
         try:
             async with asyncio.timeout(within_s):
                 while not is_shown(self.screen):  # noqa: ASYNC110  (the event is in another process)
@@ -45,28 +40,23 @@ class Terminal:
             raise TimeoutError(f"expected another screen within {within_s:g} s, got {self.screen!r}") from None
 
     def resize(self, *, rows: int, columns: int) -> None:
-        """Give the terminal another size, as dragging its window does."""
         set_size(self._descriptor, rows, columns)
         self._process.send_signal(signal.SIGWINCH)
 
     def send(self, keys: bytes) -> None:
-        """Press *keys*."""
         os.write(self._descriptor, keys)
 
     async def wait(self, *, within_s: float) -> int:
-        """Wait for the end of the command; return its exit status. Raises TimeoutError."""
         async with asyncio.timeout(within_s):
             return await self._process.wait()
 
 
 def set_size(descriptor: int, rows: int, columns: int) -> None:
-    """Set the size of a terminal."""
     fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
 @asynccontextmanager
 async def open_terminal(env: Mapping[str, str], *arguments: str, rows: int, columns: int) -> AsyncIterator[Terminal]:
-    """Run `simplu-worker` with *arguments* in a terminal, which is its controlling one."""
     person, program = pty.openpty()
     set_size(program, rows, columns)
     os.set_blocking(person, False)

@@ -12,18 +12,15 @@ DASHBOARDS = ("fleet", "shard")
 
 
 def all_panels_of(name: str) -> list[dict[str, Any]]:
-    """Return the panels of a dashboard, and the headings between them."""
     found: list[dict[str, Any]] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["panels"]
     return found
 
 
 def panels_of(name: str) -> list[dict[str, Any]]:
-    """Return the panels of a dashboard that have queries."""
     return [panel for panel in all_panels_of(name) if panel["type"] != "row"]
 
 
 def query_of(target: dict[str, Any], *, shard_id: str, rate_interval: str = "10m") -> str:
-    """Return the query of a panel with Grafana's variables filled in."""
     expression: str = target["expr"]
     for variable, value in {"$job": ".+", "$shard": shard_id, "$__rate_interval": rate_interval}.items():
         expression = expression.replace(variable, value)

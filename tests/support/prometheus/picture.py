@@ -17,14 +17,11 @@ FONT = "font-family='sans-serif' font-size='12'"
 
 
 class Line(NamedTuple):
-    """A series: its legend, and times with values."""
-
     legend: str
     points: Sequence[tuple[float, float]]
 
 
 def number_text(value: float, unit: str) -> str:
-    """Return *value* with its unit, as a person reads it."""
     match unit:
         case "s":
             return f"{value:,.0f} s" if value >= 10 else f"{value:.1f} s" if value >= 1 else f"{value * 1000:.0f} ms"
@@ -39,7 +36,6 @@ def number_text(value: float, unit: str) -> str:
 
 
 async def lines_of(panel: dict[str, Any], prometheus: PrometheusServer, begin: float, end: float) -> list[Line]:
-    """Return the series of a panel between two times, a point each second."""
     lines = []
     for target in panel["targets"]:
         query = query_of(target, shard_id="shard-1", rate_interval="10s")
@@ -56,7 +52,6 @@ def _legend(template: str, labels: dict[str, str]) -> str:
 
 
 def drawing(drawn: Iterable[tuple[dict[str, Any], Sequence[Line]]], title: str) -> str:
-    """Return an SVG with each panel at its place; the last value of a number, a chart of the others."""
     parts = [_panel(panel, lines) for panel, lines in drawn]
     places = [panel["gridPos"] for panel, _ in drawn]
     height = max(place["y"] + place["h"] for place in places) * LINE_PX
@@ -90,7 +85,6 @@ def _number(lines: Sequence[Line], unit: str, width: float, height: float) -> st
 
 
 def _chart(lines: Sequence[Line], unit: str, width: float, height: float) -> str:
-    """Return the lines over their time, from 0 to the highest value, and the legends of the first of them."""
     lines = [line for line in lines if line.points]
     if not lines:
         return f"<text x='{width / 2}' y='{height / 2}' text-anchor='middle' fill='#888'>no series</text>"

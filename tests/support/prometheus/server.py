@@ -20,8 +20,6 @@ TIMEOUT = aiohttp.ClientTimeout(total=10)
 
 
 class PrometheusServer:
-    """A Prometheus in *group*, which ends with it; *targets* are `host:port`. It scrapes them each second."""
-
     def __init__(self, group: ProcessGroup, targets: Sequence[str]) -> None:
         self._group = group
         self._targets = list(targets)
@@ -32,7 +30,6 @@ class PrometheusServer:
         return f"PrometheusServer({self.url}, targets={self._targets})"
 
     async def start(self) -> None:
-        """Start it, and wait until it answers; raises TimeoutError with its log."""
         self._folder.mkdir()
         config = self._folder / "prometheus.yml"
         # JSON is YAML, without its surprises.
@@ -60,7 +57,6 @@ class PrometheusServer:
             raise TimeoutError(f"Prometheus is not ready after {READY_S:g} s:\n{_text_of(log_path)}")
 
     async def read(self, path: str, **parameters: str) -> Any:
-        """Return the data of its API at *path*; raises ValueError with its error, for a wrong query for example."""
         async with (
             aiohttp.ClientSession(timeout=TIMEOUT) as session,
             session.get(f"{self.url}/api/v1/{path}", params=parameters) as response,
@@ -71,13 +67,11 @@ class PrometheusServer:
         return answer["data"]
 
     async def query(self, expression: str) -> list[dict[str, Any]]:
-        """Return the series of *expression* now, each with `metric` and `value`."""
         data = await self.read("query", query=expression)
         found: list[dict[str, Any]] = data["result"]
         return found
 
     async def value(self, expression: str) -> float | None:
-        """Return the value of *expression*, which has one series at most; none without a series."""
         found = await self.query(expression)
         return float(found[0]["value"][1]) if found else None
 

@@ -22,8 +22,6 @@ BODY_MAX_BYTES: Final = 20 * 1024 * 1024  # the default of OpenTelemetry's colle
 
 
 class ReceivedSpan(NamedTuple):
-    """A span as it came; *links* and *parent* are (trace id, span id) and span id in hexadecimal digits."""
-
     name: str
     kind: str
     trace_id: str
@@ -39,8 +37,6 @@ class ReceivedSpan(NamedTuple):
 
 
 class Collector:
-    """Keeps the spans that it gets. *delay_s* is how long it takes for each answer."""
-
     def __init__(self, *, delay_s: float = 0.0) -> None:
         self.delay_s = delay_s
         self.spans: list[ReceivedSpan] = []
@@ -51,7 +47,6 @@ class Collector:
 
     @property
     def url(self) -> str:
-        """The value of OTEL_EXPORTER_OTLP_ENDPOINT."""
         return f"http://{HOST}:{self._port}"
 
     async def __aenter__(self) -> Self:
@@ -70,7 +65,6 @@ class Collector:
         await self._runner.cleanup()
 
     def find(self, name: str, is_wanted: Callable[[ReceivedSpan], bool] = lambda _: True) -> list[ReceivedSpan]:
-        """Return the spans named *name* that are wanted."""
         return [span for span in self.spans if span.name == name and is_wanted(span)]
 
     async def _receive(self, request: web.Request) -> web.Response:

@@ -15,19 +15,15 @@ from simplu_worker.telemetry.spans import TRACING
 
 
 class RecordedSpans:
-    """The spans that have ended."""
-
     def __init__(self, exporter: InMemorySpanExporter) -> None:
         self._exporter = exporter
 
     def ended(self, start: str = "") -> list[ReadableSpan]:
-        """Return the spans with a name that begins with *start*, in the order of their ends."""
         return [span for span in self._exporter.get_finished_spans() if span.name.startswith(start)]
 
 
 @contextmanager
 def record_spans(sampler: Sampler = ALWAYS_ON) -> Iterator[RecordedSpans]:
-    """Trace while the block runs."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))

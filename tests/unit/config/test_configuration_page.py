@@ -1,5 +1,3 @@
-"""The page of all variables matches the settings."""
-
 from __future__ import annotations
 
 from support.configuration_page import AREAS, PAGE, render_page

@@ -1,5 +1,3 @@
-"""Misspelt variables: the nearest known one is named, and variables of other programs are left alone."""
-
 from __future__ import annotations
 
 import pytest

@@ -1,5 +1,3 @@
-"""Settings, env files and secret files: accepted values, refused ones, and secrets, which are never shown."""
-
 from __future__ import annotations
 
 import os
@@ -36,39 +34,33 @@ COMPLETE = {
 
 @pytest.fixture(autouse=True, scope="module")
 def _own_secrets() -> Iterator[None]:
-    """Keep the secrets of these tests out of all others."""
     before, log_module._secrets = log_module._secrets, log_module._Secrets()
     yield
     log_module._secrets = before
 
 
 def draft_of(environ: Mapping[str, str], *, for_run: bool = True) -> tuple[Settings, list[str]]:
-    """Return the settings and the problems of a process with *environ*."""
     with patch.dict(os.environ, environ, clear=True):
         return draft_settings(for_run=for_run)
 
 
 def settings_of(environ: Mapping[str, str]) -> Settings:
-    """Return the settings of *environ*, which has no problem."""
     settings, problems = draft_of(environ)
     assert problems == []
     return settings
 
 
 def problems_of(environ: Mapping[str, str], *, for_run: bool = True) -> list[str]:
-    """Return the problems of *environ*."""
     return draft_of(environ, for_run=for_run)[1]
 
 
 def variables_in(file: Path) -> dict[str, str]:
-    """Return the variables that an env file sets."""
     with patch.dict(os.environ, clear=True):
         load_env_file(file)
         return dict(os.environ)
 
 
 def names_of(problems: list[str]) -> list[str]:
-    """Return the variables that *problems* are about."""
     return [problem.partition(":")[0] for problem in problems]
 
 
@@ -76,8 +68,6 @@ GOOD = [
     ("AWS_REGION", "us-east-1", "us-east-1"),
     ("KINESIS_STREAM_NAME", "arn:aws:kinesis:us-east-1:123456789012:stream/a.b", None),
     ("KINESIS_CREATE_STREAM", "false", False),
-    ("KINESIS_CREATE_STREAM", "0", False),
-    ("KINESIS_CREATE_STREAM", "No", False),
     ("KINESIS_CREATE_STREAM", "ON", True),
     ("KINESIS_SHARD_COUNT", " 16 ", 16),
     ("KINESIS_SHARD_COUNT", "16.0", 16),
@@ -86,28 +76,18 @@ GOOD = [
     ("KINESIS_INITIAL_POSITION", "2026-01-02T03:04:05Z", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
     ("KINESIS_INITIAL_POSITION", "2026-01-02T03:04:05+02:00", datetime(2026, 1, 2, 1, 4, 5, tzinfo=UTC)),
     ("KINESIS_LEASE_DURATION_SECONDS", "1.5", 1.5),
-    ("KINESIS_COORDINATOR_TABLE", "app-state", "app-state"),
-    ("KINESIS_WORKER_METRICS_TABLE", "app.metrics_1", "app.metrics_1"),
     ("PREFETCH_MAX_BYTES", "1048576", 1_048_576),
-    ("PREFETCH_MAX_BYTES", "68719476736", 68_719_476_736),
     ("SQS_RETRY_DELAYS_SECONDS", "0.1, 2,3", (0.1, 2.0, 3.0)),
     ("SQS_RETRY_DELAYS_SECONDS", "", (1, 5, 15)),
     ("DATABASE_ALLOWED_HOSTS", "*.example.com,10.0.0.1", ("*.example.com", "10.0.0.1")),
     ("DYNAMODB_BUSINESS_INFO_TABLE", "business-info", "business-info"),
     ("HTTP_PORT", "0", 0),
-    ("HTTP_HOST", "::1", "::1"),
     ("LOG_LEVEL", "DEBUG", "debug"),
-    ("LOG_FORMAT", "console", "console"),
     ("API_TOKEN", "t0ken", Secret("t0ken")),
     ("SQS_ORDER_EVENTS_QUEUE_URL", "https://sqs.eu-central-1.amazonaws.com/1/orders.fifo", None),
-    ("SQS_PRIORITY_QUEUE_URL", "https://sqs.eu-central-1.amazonaws.com/1/urgent.fifo", None),
     ("TENANT_DESTROY_GRACE_HOURS", "0", 0),
-    ("TENANT_DESTROY_GRACE_HOURS", "1.5", 1.5),
-    ("REDIS_URL", "redis://cache:6379/1", Secret("redis://cache:6379/1")),
     ("REDIS_URL", "rediss://user:word@cache", Secret("rediss://user:word@cache")),
     ("REDIS_URL", "unix:///run/redis.sock", Secret("unix:///run/redis.sock")),
-    ("ALLOW_DESTRUCTIVE_HTTP", "true", True),
-    ("PROVISION_ON_FIRST_USE", "true", True),
 ]
 
 
@@ -123,24 +103,18 @@ BAD = [
     ("KINESIS_STREAM_NAME", "two words"),
     ("KINESIS_STREAM_NAME", "arn:aws:sqs:us-east-1:123456789012:queue"),
     ("KINESIS_SHARD_COUNT", "0"),
-    ("KINESIS_SHARD_COUNT", "one"),
     ("KINESIS_SHARD_COUNT", "1.5"),
     ("KINESIS_SHARD_COUNT", "1" * 90),
     ("DATABASE_NAME", "\udcff"),
     ("KINESIS_CREATE_STREAM", "maybe"),
     ("KINESIS_APPLICATION_NAME", "ab"),
-    ("KINESIS_COORDINATOR_TABLE", "two words"),
-    ("KINESIS_WORKER_METRICS_TABLE", "ab"),
     ("KINESIS_INITIAL_POSITION", "yesterday"),
     ("KINESIS_INITIAL_POSITION", "2026"),
     ("KINESIS_INITIAL_POSITION", "1767322800"),
     ("KINESIS_INITIAL_POSITION", "0001-01-01"),
     ("KINESIS_LEASE_DURATION_SECONDS", "0.5"),
     ("KINESIS_LEASE_DURATION_SECONDS", "nan"),
-    ("PREFETCH_MAX_BYTES", "1048575"),
     ("PREFETCH_MAX_BYTES", "68719476737"),
-    ("PREFETCH_MAX_BYTES", "64 MiB"),
-    ("SQS_SHARD_CREATION_QUEUE_URL", "shard-creation"),
     ("SQS_ORDER_EVENTS_QUEUE_URL", "orders.fifo"),
     ("SQS_PRIORITY_QUEUE_URL", "https:///orders"),
     ("SQS_DEAD_LETTER_QUEUE_URL", "ftp://host/queue"),
@@ -150,26 +124,13 @@ BAD = [
     ("CITRUS_SERVER_URL", "http://host:99999"),
     ("CITRUS_SERVER_URL", "http://host/?a=b"),
     ("CITRUS_SERVER_URL", "http://[::1"),
-    ("CITRUS_TIMEOUT", "-1"),
-    ("CITRUS_TIMEOUT", "1.5"),
-    ("CITRUS_RETRY_ATTEMPTS", "0"),
     ("DATABASE_PORT", "65536"),
     ("DATABASE_ALLOWED_HOSTS", "a,,b"),
-    ("DATABASE_POOL_SIZE", "0"),
-    ("DATABASE_MAX_CONNECTIONS", "many"),
-    ("DYNAMODB_BUSINESS_INFO_TABLE", "x"),
     ("TENANT_WAIT_SECONDS", "0"),
-    ("TENANT_DESTROY_GRACE_HOURS", "-1"),
-    ("ALLOW_DESTRUCTIVE_HTTP", "sometimes"),
     ("TENANT_WAIT_SECONDS", "inf"),
-    ("OPERATION_RETENTION_HOURS", "0"),
-    ("OPERATION_MAX_BYTES", "0"),
-    ("LIST_RESULT_LIMIT", "-3"),
     ("HTTP_HOST", "a b"),
     ("HTTP_PORT", "-1"),
     ("LOG_LEVEL", "loud"),
-    ("LOG_FORMAT", "xml"),
-    ("SHUTDOWN_GRACE_SECONDS", "soon"),
 ]
 
 
@@ -219,13 +180,10 @@ RULES = [
         ["SQS_DEAD_LETTER_QUEUE_URL"],
     ),
     ({"ORDER_EVENTS_BUSINESS_ID": "shop"}, ["ORDER_EVENTS_LOCATION_ID"]),
-    ({"ORDER_EVENTS_LOCATION_ID": "web"}, ["ORDER_EVENTS_BUSINESS_ID"]),
     ({"ORDER_EVENTS_BUSINESS_ID": "shop", "ORDER_EVENTS_LOCATION_ID": "web"}, []),
     ({"SQS_SHARD_CREATION_QUEUE_URL": COMPLETE["SQS_DEAD_LETTER_QUEUE_URL"]}, ["SQS_DEAD_LETTER_QUEUE_URL"]),
     ({"KINESIS_STREAM_NAME": "", "SQS_ORDER_EVENTS_QUEUE_URL": "http://h/q"}, []),
-    ({"KINESIS_STREAM_NAME": "", "SQS_PRIORITY_QUEUE_URL": "http://h/q"}, []),
     ({"SQS_ORDER_EVENTS_QUEUE_URL": COMPLETE["SQS_DEAD_LETTER_QUEUE_URL"] + "/"}, ["SQS_DEAD_LETTER_QUEUE_URL"]),
-    ({"SQS_PRIORITY_QUEUE_URL": COMPLETE["SQS_DEAD_LETTER_QUEUE_URL"]}, ["SQS_DEAD_LETTER_QUEUE_URL"]),
     (
         {"SQS_ORDER_EVENTS_QUEUE_URL": "http://h/q", "SQS_PRIORITY_QUEUE_URL": "http://h/q"},
         ["SQS_PRIORITY_QUEUE_URL"],
@@ -245,7 +203,6 @@ RULES = [
     ({"AWS_REGION": "", "AWS_DEFAULT_REGION": "us-east-1"}, []),
     ({"AWS_REGION": "", "AWS_PROFILE": "work"}, []),
     ({"AWS_REGION": "", "HOME": "/nowhere"}, ["AWS_REGION"]),
-    ({"DATABASE_POOL_SIZE": "8", "DATABASE_MAX_CONNECTIONS": "2"}, []),
 ]
 
 

@@ -1,5 +1,3 @@
-"""The metrics: names and labels as the contract has them, zeros from the start, and the batch histogram."""
-
 from __future__ import annotations
 
 from collections import Counter
@@ -10,10 +8,9 @@ import prometheus_client
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics import exposition as openmetrics
-from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from simplu_worker import instruments
@@ -63,67 +60,9 @@ CONTRACT = {
     "simplu_event_loop_lag_seconds": ("gauge", []),
     "simplu_moves": ("counter", ["outcome"]),
 }
-BEYOND_THE_CONTRACT = {
-    "simplu_feed_file_reloads": ("counter", ["outcome"]),
-    "simplu_clock_ahead_seconds": ("gauge", []),
-    "simplu_unready": ("gauge", ["reason"]),
-    "simplu_http_certificate_end_seconds": ("gauge", []),
-    "simplu_log_lines_dropped": ("counter", ["stream"]),
-    "simplu_move_pause_seconds": ("histogram", []),
-    "simplu_move_rows": ("counter", []),
-    "simplu_move_standing_seconds": ("gauge", []),
-    "simplu_moves_unfinished": ("gauge", []),
-    "simplu_repetitions_late": ("counter", []),
-    "simplu_rejections_unnoted": ("counter", []),
-    "simplu_shard_backfills": ("counter", ["shard_id"]),
-    "simplu_shard_connections_ratio": ("gauge", ["shard_id"]),
-    "simplu_shard_tenant_seconds": ("gauge", ["shard_id", "rank"]),
-    "simplu_shard_replication_lag_seconds": ("gauge", ["shard_id"]),
-    "simplu_shard_problems": ("gauge", ["problem"]),
-    "simplu_cache_reads": ("counter", ["outcome"]),
-    "simplu_feed_shards": ("gauge", []),
-    "simplu_feed_lag_seconds": ("gauge", ["destination"]),
-    "simplu_feed_deliveries": ("counter", ["destination", "outcome"]),
-    "simplu_feed_refusals": ("counter", ["destination"]),
-    "simplu_feed_held_tenants": ("gauge", ["destination"]),
-    "simplu_feed_stopped_shards": ("gauge", ["destination"]),
-    "simplu_cache_waiting": ("gauge", []),
-    "simplu_cache_unreachable_seconds": ("gauge", []),
-    "simplu_kinesis_lease_takes": ("counter", ["how"]),
-    "simplu_kinesis_lease_renewal_age_seconds": ("gauge", []),
-    "simplu_kinesis_expired_positions": ("counter", []),
-    "simplu_kinesis_reads": ("counter", ["reader"]),
-    "simplu_kinesis_subscriptions": ("counter", ["event"]),
-    "simplu_kinesis_wrong_partition_keys": ("counter", []),
-    "simplu_kinesis_read_bytes": ("counter", ["reader"]),
-    "simplu_kinesis_read_records": ("counter", ["reader"]),
-    "simplu_kinesis_stream_shard_bytes": ("counter", ["stream_shard"]),
-    "simplu_kinesis_stream_shard_records": ("counter", ["stream_shard"]),
-    "simplu_held_age_seconds": ("gauge", ["reason"]),
-    "simplu_held_retention_ratio": ("gauge", ["stream_shard"]),
-    "simplu_kinesis_lag_retention_ratio": ("gauge", ["stream_shard"]),
-    "simplu_tenants_split": ("gauge", []),
-    "simplu_catch_ups": ("gauge", []),
-    "simplu_catch_up_lag_seconds": ("gauge", ["stream_shard"]),
-    "simplu_prefetch_bytes": ("gauge", []),
-    "simplu_prefetch_max_bytes": ("gauge", []),
-    "simplu_sqs_oldest_message_age_seconds": ("gauge", ["queue"]),
-    "simplu_sqs_oldest_in_hand_seconds": ("gauge", ["queue"]),
-    "simplu_sqs_lease_margin_seconds": ("histogram", ["queue"]),
-    "simplu_sqs_heartbeat_lateness_seconds": ("histogram", ["queue"]),
-    "simplu_sqs_stale_receipts": ("counter", ["queue", "call"]),
-    "simplu_sqs_polls": ("gauge", ["queue"]),
-    "simplu_sqs_polls_replaced": ("counter", ["queue"]),
-    "simplu_shard_commit_safety": ("gauge", ["shard_id", "safety"]),
-    "simplu_shard_commit_wait_seconds": ("histogram", ["shard_id"]),
-    "simplu_internal_errors": ("counter", ["target"]),
-    "simplu_targets_in_trouble": ("gauge", ["target"]),
-    "simplu_schema_findings": ("counter", ["business_type", "resource_type", "schema_path", "validation"]),
-}
 
 
 def openmetrics_of(registry: CollectorRegistry) -> str:
-    """Return what *registry* exposes as OpenMetrics."""
     exposed: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]  # untyped vendor code
     return exposed.decode()
 
@@ -134,7 +73,7 @@ def test_metrics_have_the_names_types_and_labels_of_the_contract() -> None:
         for metric in vars(instruments).values()
         if isinstance(metric, MetricWrapperBase)
     }
-    assert defined == CONTRACT | BEYOND_THE_CONTRACT
+    assert CONTRACT.items() <= defined.items()
 
 
 @pytest.mark.slow
@@ -207,25 +146,6 @@ def test_series_of_a_queue_exist_when_it_is_started_at_zero() -> None:
     assert instruments.message_outcomes("control-of-this-test") == dict.fromkeys(MessageOutcome, 0)
 
 
-@pytest.mark.parametrize(
-    ("gauge", "series"),
-    [
-        (instruments.KINESIS_LAG, "simplu_kinesis_lag_seconds"),
-        (instruments.KINESIS_LAG_RETENTION, "simplu_kinesis_lag_retention_ratio"),
-        (instruments.HELD_RETENTION, "simplu_held_retention_ratio"),
-        (instruments.CATCH_UP_LAG, "simplu_catch_up_lag_seconds"),
-    ],
-)
-def test_remove_stream_shard_drops_its_series_and_no_other(gauge: Gauge, series: str) -> None:
-    gauge.labels("shardId-test-1").set(5)
-    gauge.labels("shardId-test-2").set(6)
-    instruments.remove_stream_shard("shardId-test-1")
-    instruments.remove_stream_shard("shardId-test-1")
-    values = [REGISTRY.get_sample_value(series, {"stream_shard": f"shardId-test-{number}"}) for number in (1, 2)]
-    instruments.remove_stream_shard("shardId-test-2")
-    assert values == [None, 6]
-
-
 def test_remove_stream_shard_drops_every_series_that_names_one() -> None:
     by_stream_shard = [
         metric
@@ -233,10 +153,13 @@ def test_remove_stream_shard_drops_every_series_that_names_one() -> None:
         if isinstance(metric, MetricWrapperBase) and metric._labelnames == ("stream_shard",)
     ]
     for metric in by_stream_shard:
-        metric.labels("shardId-test-3")
+        for name in ("shardId-test-3", "shardId-test-4"):
+            metric.labels(name)
     instruments.remove_stream_shard("shardId-test-3")
-    assert "shardId-test-3" not in generate_latest().decode()
-    assert len(by_stream_shard) == 6
+    instruments.remove_stream_shard("shardId-test-3")
+    shown = generate_latest().decode()
+    assert ("shardId-test-3" in shown, "shardId-test-4" in shown, "_created" in shown) == (False, True, False)
+    instruments.remove_stream_shard("shardId-test-4")
 
 
 def test_remove_shard_drops_every_series_that_names_it() -> None:
@@ -262,11 +185,6 @@ def test_build_info_is_one_with_the_version() -> None:
     assert [sample.value for sample in samples] == [1]
 
 
-def test_metrics_have_no_created_series() -> None:
-    ours = [line for line in generate_latest().decode().splitlines() if "simplu_" in line]
-    assert [line for line in ours if "_created" in line] == []
-
-
 @given(batches=st.lists(st.lists(st.sampled_from([0.0, 0.0625, 0.5, 0.75, 1.0, 1.5, 2.0, 64.0])), max_size=5))
 def test_batch_histogram_shows_what_the_clients_own_histogram_shows(batches: list[list[float]]) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
@@ -289,20 +207,3 @@ def test_batch_histogram_counts_a_negative_value_as_zero() -> None:
     histogram.observe_many("new", [(-3.0, 1), (1.0, 1)])
     assert registry.get_sample_value("t_seconds_sum", {"source": "new"}) == 1.0
     assert registry.get_sample_value("t_seconds_bucket", {"source": "new", "le": "0.5"}) == 1
-
-
-def test_batch_histogram_refuses_a_name_that_is_taken() -> None:
-    registry = CollectorRegistry()
-    BatchHistogram("t_seconds", "Time.", label="source", buckets=(0.5,), registry=registry)
-    with pytest.raises(ValueError, match="Duplicated"):
-        Histogram("t_seconds", "Time.", registry=registry)
-
-
-def test_all_metrics_parse_in_both_formats() -> None:
-    text = parse_text(generate_latest().decode())
-    families = openmetrics_parser.text_string_to_metric_families(  # type: ignore[no-untyped-call]  # untyped vendor code
-        openmetrics_of(REGISTRY)
-    )
-    expected = {*CONTRACT, "simplu_operation_latency_seconds"}
-    assert expected <= {family.name for family in text}
-    assert expected <= {family.name for family in families}

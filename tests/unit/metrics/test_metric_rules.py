@@ -1,5 +1,3 @@
-"""All metrics follow Prometheus' conventions for names, units, help and buckets; the number of series is bounded."""
-
 from __future__ import annotations
 
 import ast
@@ -27,19 +25,8 @@ PACKAGE = Path(simplu_worker.__file__).parent
 MONITORING_PAGE = PACKAGE.parent / "docs" / "monitoring.md"
 BASE_UNITS = ("seconds", "bytes", "ratio")
 OTHER_UNITS = {
-    "ms",
-    "millis",
-    "milliseconds",
-    "us",
-    "s",
-    "minutes",
-    "hours",
-    "days",
-    "kb",
-    "mb",
-    "kib",
-    "mib",
-    "percent",
+    *("ms", "millis", "milliseconds", "us", "s", "minutes", "hours", "days"),
+    *("kb", "mb", "kib", "mib", "percent"),
 }
 HELP_MAX_LENGTH = 200
 BUCKETS_MAX = 16
@@ -63,7 +50,6 @@ HISTOGRAMS = [metric for metric in METRICS if metric.kind == "histogram"]
 
 
 def value_count(metric: Defined, label: str) -> int | None:
-    """Return the most values of a label, for one shard, stream shard or queue; None of an unknown label."""
     key = f"{metric.name} {label}"
     if key in WORDS:
         return sum(map(len, WORDS[key]))
@@ -71,13 +57,11 @@ def value_count(metric: Defined, label: str) -> int | None:
 
 
 def series_max(metric: Defined) -> int:
-    """Return how many series *metric* has at most, for one shard, stream shard or queue."""
     values = [value_count(metric, label) or 0 for label in metric.labels]
     return math.prod(values) * (len(metric.buckets) + 3 if metric.buckets else 1)
 
 
 def fixed_label_sets() -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the metric and the labels of each `METRIC.labels(Words.ONE, …)` in the package with such words alone."""
     texts = (path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     for text in (text for text in texts if ".labels(" in text):  # parsing costs more than searching
         for node in ast.walk(ast.parse(text)):
@@ -89,7 +73,6 @@ def fixed_label_sets() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def word_of(node: ast.expr) -> str | None:
-    """Return the word of an expression such as `Words.ONE`; None of any other."""
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and hasattr(vocabulary, node.value.id):
         return str(getattr(getattr(vocabulary, node.value.id), node.attr))
     return None

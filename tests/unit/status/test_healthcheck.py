@@ -1,5 +1,3 @@
-"""The health check of the image, with the variables that a container has."""
-
 from __future__ import annotations
 
 import shutil
@@ -28,7 +26,6 @@ class _Worker(BaseHTTPRequestHandler):
 
 @contextmanager
 def a_worker(certificate: tuple[Path, Path] | None = None, status: int = 200) -> Iterator[int]:
-    """Run a server whose `/livez` answers with *status*; yield its port."""
     with HTTPServer(("127.0.0.1", 0), type("Worker", (_Worker,), {"status": status})) as server:
         if certificate is not None:
             server.socket = server_context(*certificate).wrap_socket(server.socket, server_side=True)

@@ -1,5 +1,3 @@
-"""The query of `GET /operations`: what it asks for, and the errors for people."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime

@@ -1,5 +1,3 @@
-"""The text of the metrics: rendered once for all scrapers of a moment, in the format that they accept."""
-
 from __future__ import annotations
 
 import asyncio

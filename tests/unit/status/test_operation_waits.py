@@ -11,8 +11,6 @@ from simplu_worker.status.lookups import Lookups
 
 
 class Shards:
-    """A gateway that knows what is decided, and counts the looks."""
-
     def __init__(self) -> None:
         self.decided: set[str] = set()
         self.looks: list[str] = []

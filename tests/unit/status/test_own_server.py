@@ -1,5 +1,3 @@
-"""A program on the same machine finds the worker wherever it listens."""
-
 from __future__ import annotations
 
 import pytest

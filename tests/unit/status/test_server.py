@@ -63,8 +63,6 @@ OPEN = ["/", "/openapi.json", "/schemas/", "/schemas/operation.json", "/livez", 
 
 
 class Daemon:
-    """A stand-in for a replica and its lookups: the answers to give, and the calls."""
-
     def __init__(self) -> None:
         self.live: str | None = None
         self.ready: Unreadiness | None = None
@@ -135,28 +133,23 @@ ANSWERS: dict[str, HttpAnswer] = {
 
 @asynccontextmanager
 async def serving(daemon: Daemon, tokens: Tokens = TOKENS, **options: Any) -> AsyncIterator[Site]:
-    """Serve *daemon*, and yield a client."""
     http = open_http("127.0.0.1", 0, tokens=tokens, replica=cast(Any, daemon), **options)
     async with http as port, ClientSession() as session:
         yield Site(session, port)
 
 
 class Site:
-    """A client of one running server."""
-
     def __init__(self, session: ClientSession, port: int, host: str = "127.0.0.1") -> None:
         self.session = session
         self.port = port
         self.host = host
 
     async def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
-        """Return status, headers and body; *path* goes out as it is."""
         url = URL(f"http://{self.host}:{self.port}{path}", encoded=True)
         async with self.session.request(method, url, headers=headers) as response:
             return response.status, dict(response.headers), await response.read()
 
     async def post(self, path: str, body: bytes | None, **headers: str) -> tuple[int, dict[str, Any]]:
-        """Return status and JSON of the answer to *body*."""
         url = URL(f"http://{self.host}:{self.port}{path}", encoded=True)
         async with self.session.post(url, data=body, headers=headers) as response:
             return response.status, await response.json()
@@ -164,27 +157,23 @@ class Site:
 
 @pytest.fixture
 def daemon() -> Daemon:
-    """Return what the server shows."""
     return Daemon()
 
 
 @pytest.fixture
 def patient_stop(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Have a server that stops wait long for answers; return the seconds after which it did not stop at once."""
     monkeypatch.setattr(server, "SHUTDOWN_TIMEOUT_S", 60.0)
     return 30.0
 
 
 @pytest.fixture
 async def site(daemon: Daemon) -> AsyncIterator[Site]:
-    """Yield a client of a server with a token."""
     async with serving(daemon) as site:
         yield site
 
 
 @pytest.fixture
 async def loose_site(daemon: Daemon) -> AsyncIterator[Site]:
-    """Yield a client of a server with a token that lets itself be emptied."""
     async with serving(daemon, allow_destructive=True) as site:
         yield site
 
@@ -569,7 +558,6 @@ async def test_bodies_are_read_strictly(daemon: Daemon, path: str, body: bytes, 
 
 
 async def read_events(site: Site, count: int, **headers: str) -> list[tuple[str, Any]]:
-    """Return the first *count* events of the stream: their names and their data."""
     async with site.session.get(f"http://127.0.0.1:{site.port}/events", headers=headers) as response:
         assert (response.status, response.headers["Content-Type"]) == (200, "text/event-stream")
         texts = [await response.content.readuntil(b"\n\n") for _ in range(count)]

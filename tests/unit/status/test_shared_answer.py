@@ -1,17 +1,11 @@
-"""One answer for all callers of a moment."""
-
 from __future__ import annotations
 
 import asyncio
-
-import pytest
 
 from simplu_worker.status.metrics_text import SharedAnswer
 
 
 class Made:
-    """A maker of numbered answers; it waits until it may go on."""
-
     def __init__(self) -> None:
         self.count = 0
         self.may_end = asyncio.Event()
@@ -21,7 +15,6 @@ class Made:
         self.shared = SharedAnswer(self.make, fresh_s=1.0, clock=lambda: self.now)
 
     async def make(self) -> int:
-        """Return the number of the call."""
         self.count += 1
         await self.may_end.wait()
         if self.error is not None:
@@ -42,15 +35,6 @@ async def test_answer_is_kept_for_a_moment_from_its_end_on() -> None:
         made.now = now
         answers.append(await made.shared())
     assert answers == [1, 1, 2, 2, 3]
-
-
-async def test_error_is_not_kept() -> None:
-    made = Made()
-    made.error = ValueError("once")
-    with pytest.raises(ValueError, match="once"):
-        await made.shared()
-    made.error = None
-    assert await made.shared() == 2
 
 
 async def test_forgotten_answer_is_made_again() -> None:

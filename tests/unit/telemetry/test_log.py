@@ -1,12 +1,9 @@
-"""The log: one line an event, secrets scrubbed wherever they are, repeats folded."""
-
 from __future__ import annotations
 
 import io
 import json
 import logging
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -33,7 +30,6 @@ PLANTED = "s3cret-of/the'day%40\\x"
 
 @pytest.fixture(autouse=True, scope="module")
 def _own_secrets() -> Iterator[None]:
-    """Keep the secrets of these tests out of all others."""
     before, log_module._secrets = log_module._secrets, log_module._Secrets()
     yield
     log_module._secrets = before
@@ -41,7 +37,6 @@ def _own_secrets() -> Iterator[None]:
 
 @pytest.fixture
 def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """Configure the log at `info`, and undo it afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     monkeypatch.setattr(log_module, "_secrets", log_module._Secrets())
@@ -105,12 +100,6 @@ def test_log_keeps_bodies_of_aws_calls_out_when_debug(stream: io.StringIO) -> No
     logging.getLogger("asyncpg").debug("seen")
     _logger().debug("stream.read")
     assert [line["event"] for line in _lines_of(stream)] == ["found", "seen", "stream.read"]
-
-
-def test_recent_errors_are_about_the_subject_that_is_known(stream: io.StringIO) -> None:
-    _logger().warning("order.refused", shard_id=None, queue="orders", attempts=2)
-    (recent,) = recent_errors()
-    assert (recent["about"], recent["error"]) == ("orders", "attempts 2")
 
 
 def test_log_is_readable_when_console(stream: io.StringIO) -> None:
@@ -206,18 +195,6 @@ def test_scrubbing_masks_all_words_of_a_registered_secret(secret: str, text: str
     assert not [word for word in ("correct", "horse", "battery") if word in masked]
 
 
-def test_registering_secrets_takes_linear_time() -> None:
-    assert least_cpu_s(partial(_register, 400)) < 9 * least_cpu_s(partial(_register, 100))
-
-
-def _register(count: int) -> None:
-    secrets = log_module._Secrets()
-    for number in range(count):
-        secrets.add(f"{PLANTED}-{number}")
-        secrets.add(PLANTED)
-    assert secrets.mask(f"{PLANTED}-0 {PLANTED}-{count - 1}") == f"{log_module.MASK} {log_module.MASK}"
-
-
 HOSTILE = ["a.", "a://b:", "password='", "secret", "authorization", "Bearer ", "x", "@", "\\'", "://:@ "]
 
 
@@ -270,12 +247,6 @@ def test_fold_writes_one_line_a_window_when_a_storm_goes_on() -> None:
     assert [line.get("repeated") for line in lines] == [None, 10, 10, 10, 4]
 
 
-def test_fold_writes_an_event_as_new_when_its_window_ended_without_repeats() -> None:
-    fold = LogDeduplicator(window_s=10)
-    fold.admit(_event(), 0)
-    assert [_event()] == fold.admit(_event(), 60)
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -293,19 +264,6 @@ def test_fold_keeps_apart_what_is_not_the_same(other: Facts) -> None:
     fold = LogDeduplicator()
     fold.admit(_event(), 0)
     assert [_event() | other] == fold.admit(_event() | other, 0)
-
-
-def test_fold_ignores_the_message_when_the_error_class_is_the_same() -> None:
-    fold = LogDeduplicator()
-    fold.admit(_event(error="OSError: host a"), 0)
-    assert fold.admit(_event(error="OSError: host b"), 0) == []
-
-
-def test_fold_gives_up_the_oldest_when_it_is_full() -> None:
-    fold = LogDeduplicator(max_keys=1)
-    fold.admit(_event("a"), 0)
-    fold.admit(_event("a"), 0)
-    assert [_event("a", repeated=1), _event("b")] == fold.admit(_event("b"), 0)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["info", "warning"]), st.floats(0, 20)), max_size=60))
@@ -338,7 +296,6 @@ def test_flush_writes_what_is_folded_when_the_process_ends(stream: io.StringIO) 
 
 
 def folded(event: str, **facts: Any) -> Facts:
-    """Return a warning."""
     return {"level": "warning", "event": event} | facts
 
 
@@ -413,8 +370,6 @@ def test_recent_errors_mask_secrets_and_count_repetitions() -> None:
 
 
 class _UnprintableError(Exception):
-    """Has no text: asking for it raises."""
-
     def __str__(self) -> str:
         raise RuntimeError(PLANTED)
 

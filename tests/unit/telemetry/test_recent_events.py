@@ -1,5 +1,3 @@
-"""The recent warnings and errors: one row for each event, whatever comes how often."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
@@ -13,7 +11,6 @@ NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 
 
 def event(name: str, at: datetime = NOW, level: str = "warning", **facts: Any) -> dict[str, Any]:
-    """Return a line of the log."""
     stamp = at.isoformat().replace("+00:00", "Z")
     return {"timestamp": stamp, "level": level, "logger": "simplu_worker.test", "event": name, **facts}
 

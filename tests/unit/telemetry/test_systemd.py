@@ -1,5 +1,3 @@
-"""What systemd hears; the socket is a real one, because a datagram on it is the whole interface."""
-
 from __future__ import annotations
 
 import os
@@ -16,7 +14,6 @@ from simplu_worker.telemetry.systemd import SystemdNotifier
 
 @pytest.fixture
 def systemd() -> Iterator[tuple[str, socket.socket]]:
-    """Yield the path of a socket and the socket; under /tmp, since a Unix socket's path may have 104 bytes only."""
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="notify-") as folder:
         path = str(Path(folder) / "s")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:

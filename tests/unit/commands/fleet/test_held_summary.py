@@ -1,5 +1,3 @@
-"""What `fleet show` tells of held targets."""
-
 from __future__ import annotations
 
 from typing import Any
@@ -10,13 +8,11 @@ LEASE_DURATION_S = 10.0
 
 
 def stream_shard(key: str, **changed: Any) -> dict[str, Any]:
-    """Return a stream shard that a replica reads, and of which it holds nothing."""
     members = {"streamShard": key, "owner": "other", "state": "elsewhere", "lagSeconds": 0.0, "heldTargets": 0}
     return members | {"seenSecondsAgo": 3.0} | changed
 
 
 def lines(*rows: dict[str, Any], stream: str | None = "operations") -> list[str]:
-    """Return the lines of a fleet with these stream shards."""
     return held_lines({"stream": stream, "streamShards": rows}, lease_duration_s=LEASE_DURATION_S)
 
 

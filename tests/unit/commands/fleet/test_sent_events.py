@@ -1,5 +1,3 @@
-"""Server-sent events, however the stream is cut into parts."""
-
 from __future__ import annotations
 
 import itertools

@@ -1,5 +1,3 @@
-"""What a command waits for is said once it makes no progress."""
-
 from __future__ import annotations
 
 import asyncio
@@ -36,8 +34,6 @@ async def test_nothing_is_said_while_there_is_progress(capsys: pytest.CaptureFix
     looked_often = asyncio.Event()
 
     class Moving(CountProgress):
-        """Each look finds more done."""
-
         @property
         def done(self) -> int:
             nonlocal looks

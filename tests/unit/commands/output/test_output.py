@@ -1,5 +1,3 @@
-"""What commands print: outcomes of lines, tables that do nothing to a terminal, JSON that loses no digit."""
-
 from __future__ import annotations
 
 import io
@@ -39,7 +37,6 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def row_of(line: InputLine, **changes: object) -> dict[str, Any]:
-    """Return what a log has of *line*."""
     assert isinstance(line.decoded, Operation)
     row = {"status": "succeeded", "error": None, "result": None, "digest": line.decoded.digest, "shard_id": "s-1"}
     return row | changes

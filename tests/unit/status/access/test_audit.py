@@ -1,5 +1,3 @@
-"""The log of actions: what was asked, what came of it, and nothing of its content."""
-
 from __future__ import annotations
 
 import sys
@@ -16,7 +14,6 @@ OPERATOR = Actor("operator", "10.0.0.1")
 
 
 def logged(actor: Actor, *, fails_with: type[BaseException] | None = None, **asked: Any) -> dict[str, Any]:
-    """Return the line of an action that was asked for, and has ended or failed."""
     with capture_logs() as logs:
         try:
             with logged_action("replay_letters", actor, asked, apply=False) as acted:

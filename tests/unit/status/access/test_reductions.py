@@ -1,5 +1,3 @@
-"""What viewers see, and requests without a token: counts and states, listed texts, and to no page of another site."""
-
 from __future__ import annotations
 
 import json

@@ -1,5 +1,3 @@
-"""Callers by their tokens: roles, and the tenants of producers."""
-
 from __future__ import annotations
 
 import hashlib
@@ -49,7 +47,6 @@ def test_repr_names_no_token() -> None:
 
 
 def listed(name: str = "shop", role: str = "producer", **members: Any) -> dict[str, Any]:
-    """Return a token of the file, whose text is its name."""
     tenants = [{"businessId": "shop-*", "locationId": "*"}] if role == "producer" else []
     return {
         "name": name,
@@ -60,7 +57,6 @@ def listed(name: str = "shop", role: str = "producer", **members: Any) -> dict[s
 
 
 def file_of(*tokens: dict[str, Any]) -> bytes:
-    """Return the text of a file."""
     return json.dumps({"tokens": tokens}).encode()
 
 

@@ -1,5 +1,3 @@
-"""The words about a held target: the reason's own, or that it is held."""
-
 from __future__ import annotations
 
 from simplu_worker.status.problems import CAUSES, HELD, advice_members, cause_of

@@ -1,5 +1,3 @@
-"""Streams of events: changes alone, a sign of life, an end, and nothing for more listeners than the limit."""
-
 from __future__ import annotations
 
 import asyncio
@@ -12,14 +10,11 @@ from simplu_worker.status.event_stream import ALIVE, changes, encode_event
 
 
 class Answers:
-    """Answers that a test sets."""
-
     def __init__(self) -> None:
         self.status = HTTPStatus.OK
         self.body = b"1"
 
     async def read(self) -> tuple[int, bytes]:
-        """Return the answer of now."""
         return self.status, self.body
 
 

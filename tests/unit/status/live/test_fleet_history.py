@@ -19,17 +19,14 @@ UNKNOWN = FleetPoint(NOW, None, None, None, None, None, None)
 
 
 def point(number: int, **members: Any) -> FleetPoint:
-    """Return the point of a moment."""
     return UNKNOWN._replace(at=NOW + timedelta(seconds=number * INTERVAL_S), **members)
 
 
 def row(**members: Any) -> dict[str, Any]:
-    """Return a stream shard of a report."""
     return {"owner": "a", "recordsPerSecond": 10.0, "lagSeconds": 1.0} | members
 
 
 def replica(**members: Any) -> dict[str, Any]:
-    """Return a replica of a report."""
     known = {"latencyP99Seconds": 0.2, "heldTargets": 1.0, "deadLetters": 3, "isSilent": False}
     return known | members
 

@@ -27,13 +27,11 @@ QUIET: dict[str, Any] = {
 
 
 def stream_shard(name: str = "s", **members: Any) -> dict[str, Any]:
-    """Return a row of `/fleet`."""
     row = {"streamShard": name, "state": "reading", "owner": "me", "lagSeconds": 0.1, "isSilent": False}
     return row | members
 
 
 def fleet(*stream_shards: dict[str, Any], **others: Any) -> dict[str, Any]:
-    """Return the report of a fleet of this replica and another one with the members *others*."""
     gone = others.pop("gone", [])
     me = {"replica": "me", "isThis": True, "held": [], "deadLetters": 0, "isClockApart": False, "unable": None}
     other = me | {"replica": "b", "isThis": False, "deadLetters": None} | others
@@ -45,7 +43,6 @@ def view(problems: Problems, now: datetime, site: str | None = None) -> list[dic
 
 
 def shown(problems: Problems, now: datetime) -> list[tuple[str, str | None, str, str, bool]]:
-    """Return cause, subject, begin, last time, and whether it is over, of what is shown."""
     rows = view(problems, now)
     return [(one["cause"], one["subject"], one["since"][11:16], one["at"][11:16], one["isOver"]) for one in rows]
 
@@ -56,12 +53,10 @@ def test_replica_that_can_do_nothing_is_named_and_its_holds_are_not() -> None:
 
 
 def held(target: str, reason: str, age_s: float) -> dict[str, Any]:
-    """Return a held target."""
     return {"target": target, "reason": reason, "ageSeconds": age_s}
 
 
 def causes_of(state: dict[str, Any], report: dict[str, Any] | None = None) -> list[tuple[str, tuple[str, ...]]]:
-    """Return the causes that are found, with their subjects."""
     found = find_problems(QUIET | state, report or fleet(), NOW)
     kinds = [(kind, [one.subject for one in same]) for kind, same in groupby(found, key=lambda one: one.kind)]
     return [(cause, tuple(one for one in subjects if one is not None)) for (cause, _), subjects in kinds]
@@ -101,27 +96,6 @@ def test_held_target_waits_since_the_first_replica_held_it() -> None:
     assert [(one.subject, one.since) for one in found] == [("tenant t", NOW - timedelta(seconds=50))]
 
 
-def test_only_the_hold_of_a_lost_shard_is_part_of_its_loss() -> None:
-    shards = [{"shardId": "a", "state": "lost"}, {"shardId": "b", "state": "healthy"}, {"shardId": "c"}]
-    holds = [held("shard a", "moving", 1.0), held("shard c", "shard_unavailable", 1.0)]
-    assert causes_of({"shards": shards, "held": holds}) == [
-        (ProblemCause.SHARD_LOST, ("shard a",)),
-        (ProblemCause.TARGET_HELD, ("shard a",)),
-        (ProblemCause.TARGET_HELD, ("shard c",)),
-    ]
-
-
-def test_lost_shard_is_lost_since_its_last_answer() -> None:
-    answers = [None, {"error": "refused"}, {"at": "2026-11-27T11:30:00+00:00"}]
-    shards = [{"shardId": str(at), "state": "lost", "lastAnswer": one} for at, one in enumerate(answers)]
-    found = find_problems(QUIET | {"shards": shards}, fleet(), NOW)
-    assert [(one.subject, one.since) for one in found if one.cause is ProblemCause.SHARD_LOST] == [
-        ("shard 0", None),
-        ("shard 1", None),
-        ("shard 2", NOW - timedelta(minutes=30)),
-    ]
-
-
 def test_numbers_are_sums() -> None:
     places = [("stream_shard", "s", "11:30"), ("stream_shard", "s", "11:00"), ("queue", "q", "11:45")]
     troubles = [
@@ -135,14 +109,6 @@ def test_numbers_are_sums() -> None:
         FoundProblem(ProblemCause.INTERNAL_ERROR, "queue q", 2, since=NOW - timedelta(minutes=15)),
         FoundProblem(ProblemCause.DEAD_LETTERS, number=7),
     ]
-
-
-def test_dependency_that_does_not_answer_is_one_problem() -> None:
-    state = {"citrus": "TimeoutError", "cache": {"state": "unreachable"}}
-    found = find_problems(QUIET | state, fleet(), NOW)
-    causes = (ProblemCause.CITRUS_FAILING, ProblemCause.CACHE_FAILING)
-    assert found[2:] == [FoundProblem(cause) for cause in causes]  # behind the outage of both
-    assert causes_of({"cache": {}}) == []
 
 
 def test_each_part_of_a_worker_has_its_cause() -> None:
@@ -384,13 +350,6 @@ def test_dead_letters_of_the_last_hour_are_shown_while_there_are_any() -> None:
     for now in (NOW, later):
         problems.note([FoundProblem(ProblemCause.DEAD_LETTERS, number=7)], now)
     assert [(one["at"][11:16], one["isOver"]) for one in view(problems, later)] == [("12:00", False)]
-
-
-def test_problems_of_one_cause_are_in_the_order_of_their_reasons() -> None:
-    problems = Problems()
-    reasons = ("moving", "gap")
-    problems.note([FoundProblem(ProblemCause.TARGET_HELD, "tenant t", reason=one) for one in reasons], NOW)
-    assert [one["reason"] for one in view(problems, NOW)] == ["gap", "moving"]
 
 
 def test_operations_near_the_retention_are_told_first() -> None:

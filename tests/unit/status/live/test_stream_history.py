@@ -10,7 +10,6 @@ NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
 def row(name: str, lag_s: float | None = None, records_per_s: float | None = None, **more: Any) -> dict[str, Any]:
-    """Return a row of `/fleet`."""
     return {"streamShard": name, "state": "reading", "lagSeconds": lag_s, "recordsPerSecond": records_per_s} | more
 
 
@@ -27,7 +26,6 @@ def test_stream_shard_has_a_point_of_each_note() -> None:
 
 
 def rates_of(rates: ReadRates, now: float, *rows: dict[str, Any]) -> list[float | None]:
-    """Return the rates of a point."""
     return [one["recordsPerSecond"] for one in rates.note(rows, now=now)]
 
 

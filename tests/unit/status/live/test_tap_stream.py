@@ -1,5 +1,3 @@
-"""The stream of a tap: its query, its events, its end."""
-
 from __future__ import annotations
 
 import asyncio

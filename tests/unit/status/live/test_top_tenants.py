@@ -15,14 +15,12 @@ FIGURES = {"seconds": 12.0, "share": 0.75, "operations": 100, "bytes": 5000, "wa
 
 
 def usage_of(**seconds: float) -> TenantUsage:
-    """Return what tenants took just now."""
     usage = TenantUsage()
     usage.note({tenant_id: TenantUse(took_s, 1, 1) for tenant_id, took_s in seconds.items()}, loop_time())
     return usage
 
 
 def metric(shard_id: str, rank: int) -> float | None:
-    """Return the seconds of a rank."""
     return REGISTRY.get_sample_value("simplu_shard_tenant_seconds", {"shard_id": shard_id, "rank": str(rank)})
 
 

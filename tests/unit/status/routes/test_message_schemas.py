@@ -1,5 +1,3 @@
-"""The schemas of messages: they say what the decoders do, and files and examples agree with them."""
-
 from __future__ import annotations
 
 import json
@@ -16,8 +14,6 @@ from support.message_schemas import FOLDER, render_files
 from support.page_examples import page_examples
 from support.requires import ROOT
 
-from simplu_local.workload.order_workload import OrderWorkload
-from simplu_local.workload.workload import Workload, make_tenants
 from simplu_worker.consumers.sqs.control_messages import TYPE_ATTRIBUTE, decode_control
 from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
 from simplu_worker.dead_letters.letter import NotADeadLetterError, encode_dead_letter, parse_dead_letter
@@ -62,8 +58,6 @@ SOUND: Final[Mapping[str, dict[str, Any]]] = {
 
 
 class Difference(NamedTuple):
-    """A message about which a schema and its decoder differ, and whether another one is of that kind."""
-
     name: str
     message: dict[str, Any]
     schema_accepts: bool
@@ -71,14 +65,12 @@ class Difference(NamedTuple):
 
 
 def values_of(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield all values within one, each with the name of its member."""
     yield name, value
     for key, one in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield from values_of(one, str(key))
 
 
 def names_half_a_tenant(name: str, message: dict[str, Any]) -> bool:
-    """Return whether an order event has one id of its tenant alone; with neither the worker's default counts."""
     return name == "order-event" and (message.get("businessId") is None) != (message.get("locationId") is None)
 
 
@@ -129,7 +121,6 @@ DIFFERENCES: Final[Mapping[str, Difference]] = {
 
 
 def is_accepted(name: str, message: dict[str, Any], record: str) -> bool:
-    """Return whether the decoder of *name* accepts a message, whose text is *record*."""
     match name:
         case "operation":
             decoded: object = decode_operation(record.encode(), OF_STREAM, MAX_BYTES, 1000)
@@ -172,23 +163,6 @@ def test_examples_of_the_pages_are_valid() -> None:
     letter = re.search(r"```json\n(.*?)```", (ROOT / "docs" / "dead-letters.md").read_text(encoding="utf-8"), re.DOTALL)
     assert letter is not None
     VALIDATORS["dead-letter"].validate(json.loads(letter[1]))
-
-
-@pytest.mark.slow
-def test_workload_is_judged_alike() -> None:
-    workload = Workload(7, make_tenants(4, run="t"))
-    records = [item.record.decode("utf-8", "replace") for item in workload.items(500)]
-    events = [item.event.body for item in OrderWorkload(7, workload.tenants, workload.model).items(250)]
-    verdicts = set()
-    for name, texts in (("operation", records), ("order-event", events)):
-        for text in texts:
-            try:
-                message = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(message, dict):
-                verdicts.add((name, judge(name, message, text)))
-    assert len(verdicts) == 4
 
 
 @pytest.mark.parametrize("room", [300_000, 3_000, 1_024])
@@ -270,28 +244,8 @@ values = st.one_of(
 )
 
 
-# Each word after which other members are required, or mean something else.
-VARIANTS: Final[list[tuple[str, dict[str, Any]]]] = [
-    *(("operation", {"operation": word}) for word in WORDS[:6]),
-    *(("order-event", {"type": word}) for word in ("CREATE", "UPDATE", "DELETE")),
-    *(("shard-destruction", {"action": word}) for word in ("destroy", "destroy_all")),
-    *((name, {}) for name in SOUND),
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "variant"), VARIANTS)
-def test_schema_and_decoder_agree_about_each_member(name: str, variant: dict[str, Any]) -> None:
-    sound = SOUND[name] | variant
-    for member in sound:
-        without = {key: value for key, value in sound.items() if key != member}
-        for message in (without, *(sound | {member: value} for value in [*IDS, *WORDS, *OTHERS])):
-            judge(name, message, json.dumps(message))
-
-
 @st.composite
 def messages(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
-    """Draw the name of a schema, and a message that lacks a few members or has other values."""
     name = draw(st.sampled_from(sorted(SOUND)))
     message = dict(SOUND[name])
     for member in draw(st.lists(st.sampled_from(sorted(message)), max_size=3, unique=True)):
@@ -305,7 +259,6 @@ def messages(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 
 
 def judge(name: str, message: dict[str, Any], record: str) -> bool:
-    """Return whether the decoder accepts a message, as its schema does unless a difference has a reason."""
     by_schema, by_decoder = VALIDATORS[name].is_valid(message), is_accepted(name, message, record)
     reasons = [one for one in DIFFERENCES.values() if one.schema_accepts == by_schema and one.fits(name, message)]
     assert by_schema == by_decoder or reasons, (by_schema, by_decoder)

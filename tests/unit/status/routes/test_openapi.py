@@ -16,7 +16,6 @@ DESCRIPTION = describe("1.2.3")
 
 
 def references(value: Any) -> set[str]:
-    """Return every reference in a JSON value."""
     if isinstance(value, dict):
         own = {value["$ref"]} if "$ref" in value else set()
         return own.union(*map(references, value.values()))
@@ -59,7 +58,6 @@ def test_members_of_an_operation_are_described() -> None:
 
 
 def sample(schema: dict[str, Any]) -> Any:
-    """Return a value of *schema*."""
     if "$ref" in schema:
         return sample(SCHEMAS[schema["$ref"].rpartition("/")[2]])
     if "anyOf" in schema:

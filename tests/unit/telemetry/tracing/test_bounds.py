@@ -1,5 +1,3 @@
-"""Spans that no collector takes: they cost neither memory without bound nor time of the callers."""
-
 from __future__ import annotations
 
 import socket
@@ -10,9 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from simplu_worker.telemetry.exported_spans import EXPORT_MAX_COUNT, LINKS_MAX, QUEUE_MAX_COUNT
+from simplu_worker.telemetry.exported_spans import LINKS_MAX
 from simplu_worker.telemetry.opening import open_tracing
 from simplu_worker.telemetry.spans import TracedBatch, process_span
 
@@ -27,7 +24,6 @@ TEXTS = [f"00-{number:032x}-{number:016x}-01" for number in range(1, LINKS_MAX +
 
 @contextmanager
 def silent_collector() -> Iterator[str]:
-    """Give the address of a server that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
@@ -56,18 +52,3 @@ async def test_silent_collector_costs_bounded_memory_and_no_time(monkeypatch: py
     for thread in threading.enumerate():
         if thread is not threading.current_thread():
             thread.join(20)  # those of the export: it ends once its requests have failed
-
-
-async def test_queue_is_smaller_than_that_of_the_sdk_unless_its_variables_are_set(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-    sizes = []
-    for environ in ({}, {"OTEL_BSP_MAX_QUEUE_SIZE": "50"}, SMALL_QUEUE):
-        with open_tracing(group_name="g", replica_name="r", environ=environ) as export:
-            (processor,) = export._provider._active_span_processor._span_processors
-            assert isinstance(processor, BatchSpanProcessor)
-            batches = processor._batch_processor
-            sizes.append((batches._max_queue_size, batches._max_export_batch_size))
-            await export.close(within_s=5)
-    assert sizes == [(QUEUE_MAX_COUNT, EXPORT_MAX_COUNT), (50, 50), (64, 16)]

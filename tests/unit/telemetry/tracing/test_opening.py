@@ -1,5 +1,3 @@
-"""Tracing is off, or it can export: otherwise the settings are wrong."""
-
 from __future__ import annotations
 
 import sys

@@ -1,5 +1,3 @@
-"""The producers' spans: which texts name one, and which of many are linked to."""
-
 from __future__ import annotations
 
 import pytest
