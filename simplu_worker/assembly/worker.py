@@ -314,7 +314,7 @@ async def _open_receivers(
         )
         consumers.add(queue, orders, receiver)
         # Order events wait while the priority queue is busy.
-        gate = PriorityGate(partial(_is_busy, receiver), partial(_poll_count, receiver))
+        gate = PriorityGate(receiver)
 
 
 def _receiver(
@@ -344,11 +344,3 @@ def _receiver(
         gate=gate,
         tenant_of=tenant_of,
     )
-
-
-def _poll_count(receiver: QueueReceiver) -> int:
-    return receiver.poll_count
-
-
-def _is_busy(receiver: QueueReceiver) -> bool:
-    return receiver.is_busy

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, FifoIds, unwrap
+from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, FifoIds, OutgoingMessage, unwrap
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, TOO_MANY, Part, deaggregate, unpack
 from simplu_worker.consumers.kinesis.stream.client import PUT_MAX_BYTES, PUT_MAX_COUNT, NewRecord
 from simplu_worker.consumers.sqs.control_messages import with_timestamp
@@ -79,29 +79,17 @@ class Resend(msgspec.Struct, frozen=True):
     name: str
     group: str
     records: Sequence[NewRecord] = ()
-    message: QueueMessage | None = None
+    message: OutgoingMessage | None = None
 
     @property
     def size_bytes(self) -> int:
         """The approximate size of the request."""
         sizes = [len(record.data) + len(record.partition_key) for record in self.records]
         if self.message is not None:
-            sizes += [len(text.encode("utf-8", "surrogatepass")) for text in self.message.texts()]
+            attributes = (self.message.attributes or {}).items()
+            texts = [self.message.body, *(text for pair in attributes for text in (*pair, "String"))]
+            sizes = [len(text.encode("utf-8", "surrogatepass")) for text in texts]
         return sum(sizes)
-
-
-class QueueMessage(msgspec.Struct, frozen=True):
-    """A message for a queue; *fifo* counts only for a FIFO queue."""
-
-    body: str
-    attributes: Mapping[str, str]
-    fifo: FifoIds
-
-    def texts(self) -> Iterator[str]:
-        """Yield all texts that count towards SQS's limit."""
-        yield self.body
-        for name, value in self.attributes.items():
-            yield from (name, value, "String")
 
 
 class DeadLetterFilter(msgspec.Struct, frozen=True):
@@ -366,7 +354,7 @@ def _queue_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter
         source=Source.SQS,
         name=origin.name,
         group=order_group(letter),
-        message=QueueMessage(body=body, attributes=attributes, fifo=fifo),
+        message=OutgoingMessage(body, fifo, attributes),
     )
 
 

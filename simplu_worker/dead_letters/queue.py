@@ -30,12 +30,11 @@ from simplu_worker.instruments import DEAD_LETTERS
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.vocabulary import DeadLetterReason
 
 MAX_MESSAGE_DEFAULT_BYTES: Final = 262_144  # the limit of every queue before August 2025
 BATCH_MIN_BYTES: Final = 262_144  # limit of a whole batch, even when that of one message is lower
 IN_THREAD_BYTES: Final = 262_144  # compressing more would block the event loop for tens of milliseconds
-TENANTS_NAMED_MAX: Final = 5  # in the log, of one batch
-POSITIONS_NAMED_MAX: Final = 10
 RETRY_BASE_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
 
@@ -132,14 +131,11 @@ class DeadLetterQueue:
         return OutgoingMessage(body=body, fifo=fifo_ids_of(letter) if self.queue.is_fifo else None)
 
     def _log_stored(self, letters: Sequence[DeadLetter]) -> None:
-        alike: defaultdict[tuple[str, str | None, str | None], list[DeadLetter]] = defaultdict(list)
-        is_for_many = len({(letter.business_id, letter.location_id) for letter in letters}) > TENANTS_NAMED_MAX
+        alike: defaultdict[tuple[DeadLetterReason, str | None, str | None], list[DeadLetter]] = defaultdict(list)
         for letter in letters:
-            tenant = (None, None) if is_for_many else (letter.business_id, letter.location_id)
-            alike[letter.reason, *tenant].append(letter)
+            alike[letter.reason, letter.business_id, letter.location_id].append(letter)
         for (reason, business_id, location_id), group in alike.items():
             DEAD_LETTERS.labels(reason).inc(len(group))
-            positions = [letter.origin.sequence_number or letter.origin.message_id for letter in group]
             log.warning(
                 "dead_letter.stored",
                 reason=reason,
@@ -148,7 +144,7 @@ class DeadLetterQueue:
                 source=group[0].origin.source,
                 name=group[0].origin.name,
                 count=len(group),
-                positions=positions[:POSITIONS_NAMED_MAX] if is_for_many else positions,
+                positions=[letter.origin.sequence_number or letter.origin.message_id for letter in group],
                 error=group[0].error,
             )
 

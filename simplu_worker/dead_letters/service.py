@@ -19,10 +19,10 @@ from typing import IO, Any, Final, NamedTuple
 import msgspec
 
 from simplu_worker.aws.clients import Client, open_client
-from simplu_worker.aws.sqs_queue import Message, OutgoingMessage, Queue
+from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, unpack
-from simplu_worker.consumers.kinesis.stream.client import Record, Stream
+from simplu_worker.consumers.kinesis.stream.client import Record, Stream, stream_name
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber
 from simplu_worker.dead_letters.browser import Counted, DeadLetterBrowser, Narration
 from simplu_worker.dead_letters.letter import NotADeadLetterError, ParsedDeadLetter, parse_dead_letter
@@ -30,11 +30,11 @@ from simplu_worker.dead_letters.plan import (
     DeadLetterFilter,
     LeftLetter,
     LeftReason,
+    OrderKey,
     ReplayRules,
     Resend,
     ResendRequest,
     edit_record,
-    order_group,
     parts_at,
     plan_resend,
     sort_key,
@@ -83,15 +83,6 @@ class ApplyOptions(NamedTuple):
     force: bool = False
 
 
-class EditOptions(NamedTuple):
-    """A dead letter by the id of its message, the text in place of its record, and the new request id."""
-
-    message_id: str
-    record: str
-    request_id: str
-    apply: bool
-
-
 class ReplayStatus(StrEnum):
     """The outcome of one letter, done or planned."""
 
@@ -111,32 +102,6 @@ class ReplayOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     failed_at: datetime | None = None
     why: LeftReason | None = None
     detail: str | None = None
-
-
-class ReplayResult(NamedTuple):
-    """The outcome of each letter of a replay, or of its plan; *hidden* and *behind* were not seen."""
-
-    outcomes: list[ReplayOutcome]
-    hidden: int
-    behind: int
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all of them were sent, or would be."""
-        return not self.hidden and all(outcome.status is not ReplayStatus.LEFT for outcome in self.outcomes)
-
-    def members(self, *, applied: bool) -> dict[str, Any]:
-        """Return the answer as JSON members."""
-        counts = Counter(outcome.status for outcome in self.outcomes)
-        return {
-            "applied": applied,
-            "sent": counts[ReplayStatus.SENT],
-            "wouldSend": counts[ReplayStatus.WOULD_SEND],
-            "left": counts[ReplayStatus.LEFT],
-            "hidden": self.hidden,
-            "behind": self.behind,
-            "letters": self.outcomes,
-        }
 
 
 class NoteList:
@@ -197,7 +162,7 @@ class DeadLetterService:
             "behind": behind,
         }
 
-    async def replay(self, filters: DeadLetterFilter, options: ApplyOptions, narration: Narration) -> ReplayResult:
+    async def replay(self, filters: DeadLetterFilter, options: ApplyOptions, narration: Narration) -> dict[str, Any]:
         """Send the records of letters that *filters* match to their source, and delete them; or plan it.
 
         In rounds: a FIFO queue shows more letters of a group once the first are deleted.
@@ -218,7 +183,16 @@ class DeadLetterService:
                 if not may_show_more or is_complete:
                     break
             hidden, behind = (0, 0) if is_complete else await _unseen(browser, options, _letter_count(outcomes))
-        return ReplayResult(outcomes, hidden, behind)
+        counts = Counter(outcome.status for outcome in outcomes)
+        return {
+            "applied": options.apply,
+            "sent": counts[ReplayStatus.SENT],
+            "wouldSend": counts[ReplayStatus.WOULD_SEND],
+            "left": counts[ReplayStatus.LEFT],
+            "hidden": hidden,
+            "behind": behind,
+            "letters": outcomes,
+        }
 
     async def discard(self, filters: DeadLetterFilter, options: ApplyOptions, narration: Narration) -> dict[str, Any]:
         """Delete the dead letters that *filters* match, and with them their records; or return the plan."""
@@ -254,25 +228,24 @@ class DeadLetterService:
             ],
         }
 
-    async def edit(self, options: EditOptions, narration: Narration) -> dict[str, Any] | None:
-        """Send the corrected record of a letter under a new request id, and delete the letter; or return the plan.
+    async def edit(
+        self, message_id: str, text: str, request_id: str, narration: Narration, *, apply: bool
+    ) -> dict[str, Any] | None:
+        """Send *text* in place of a letter's record under a new request id, and delete the letter; or return the plan.
 
         None where the queue shows no such letter. A record that is sent again is dropped. Raises as `edit_record`.
         """
-        rules = _rules_of(self._settings)
         async with open_browser(self._settings, narration) as browser:
-            parsed = await _find_letter(browser, options.message_id)
+            parsed = await _find_letter(browser, message_id)
             if parsed is None:
                 return None
-            edited = edit_record(parsed, options.record, options.request_id, rules)
-            if options.apply:
+            edited = edit_record(parsed, text, request_id, _rules_of(self._settings))
+            if apply:
                 async with _open_stream(self._settings) as stream:
                     await stream.put_all([edited.record])
-                if await browser.delete([options.message_id]):
+                if await browser.delete([message_id]):
                     narration.note("the record was sent, but its dead letter was not deleted: discard it")
-        return {"applied": options.apply, "sent": int(options.apply), "arrivedAt": parsed.letter.origin.arrived_at} | (
-            edited.facts()
-        )
+        return {"applied": apply, "sent": int(apply), "arrivedAt": parsed.letter.origin.arrived_at} | edited.facts()
 
 
 @asynccontextmanager
@@ -298,11 +271,9 @@ async def _open_stream(settings: Settings) -> AsyncIterator[Stream]:
         yield Stream(client, settings.kinesis_stream_name or "")
 
 
-def _rules_of(
-    settings: Settings, queues: Mapping[str, bool] | None = None, stream: Stream | None = None, *, force: bool = False
-) -> ReplayRules:
+def _rules_of(settings: Settings, queues: Mapping[str, bool] | None = None, *, force: bool = False) -> ReplayRules:
     return ReplayRules(
-        stream=settings.kinesis_stream_name if stream is None else stream.name,
+        stream=None if settings.kinesis_stream_name is None else stream_name(settings.kinesis_stream_name),
         queues=queues or {},
         operation_max_bytes=settings.operation_max_bytes,
         list_result_limit=settings.list_result_limit,
@@ -355,8 +326,10 @@ async def _find_letter(browser: DeadLetterBrowser, message_id: str) -> ParsedDea
 
 
 class _Chosen(NamedTuple):
-    message_id: str
-    head: DeadLetter
+    """A letter to replay: what is told of it, its place in the order, and where its text is in the file."""
+
+    outcome: ReplayOutcome
+    order: OrderKey
     offset: int
     size_bytes: int
 
@@ -379,79 +352,72 @@ class _Replay:
                     outcome = ReplayOutcome(message.message_id, ReplayStatus.LEFT, why=why, detail=str(parsed))
                     self._outcomes.append(outcome)
                     continue
-                head = msgspec.structs.replace(parsed.letter, record=b"", error="", parts=None, message_attributes=None)
+                letter, origin = parsed.letter, parsed.letter.origin
+                outcome = ReplayOutcome(
+                    message.message_id,
+                    ReplayStatus.WOULD_SEND,
+                    letter.reason,
+                    origin.source,
+                    origin.name,
+                    letter.failed_at,
+                )
                 text = message.body.encode("utf-8", "surrogatepass")
-                self._chosen.append(_Chosen(message.message_id, head, self._file.seek(0, 2), self._file.write(text)))
+                self._chosen.append(_Chosen(outcome, sort_key(letter), self._file.seek(0, 2), self._file.write(text)))
 
     async def run(self, limit: int | None) -> list[ReplayOutcome]:
-        chosen = sorted(self._chosen, key=lambda one: sort_key(one.head))[:limit]
-        request, requested, done = ResendRequest(), list[_Chosen](), 0
+        chosen = sorted(self._chosen, key=lambda one: one.order)[:limit]
+        request, requested, done = ResendRequest(), list[ReplayOutcome](), 0
         with self._browser.narration.count("sent" if self._apply else "planned", len(chosen)) as progress:
             try:
                 for one in chosen:
                     await self._browser.keep_hidden()
                     resend = await self._sources.plan(self._parse(one))
                     if isinstance(resend, LeftLetter):
-                        self._leave(one, resend.why, resend.detail)
+                        self._leave(one.outcome, resend.why, resend.detail)
                         continue
                     if not request.has_room_for(resend):
                         await self._send(request, requested)
                         progress.show(done := done + len(requested))
                         request, requested = ResendRequest(), []
-                    if (one.head.origin.name, resend.group) in self._blocked:
+                    if (resend.name, resend.group) in self._blocked:
                         detail = "an earlier record of the same key or group was not sent"
-                        self._leave(one, LeftReason.BEHIND_UNSENT, detail)
+                        self._leave(one.outcome, LeftReason.BEHIND_UNSENT, detail)
                         continue
                     request.add(resend)
-                    requested.append(one)
+                    requested.append(one.outcome)
                 await self._send(request, requested)
                 progress.show(done + len(requested))
             except RetryableError as exc:
                 recorded = {outcome.message_id for outcome in self._outcomes}
                 for one in chosen:
-                    if one.message_id not in recorded:
-                        self._leave(one, LeftReason.NOT_REACHED, f"the replay stopped at an error: {exc}")
+                    if one.outcome.message_id not in recorded:
+                        self._leave(one.outcome, LeftReason.NOT_REACHED, f"the replay stopped at an error: {exc}")
         return self._outcomes
 
     def _parse(self, chosen: _Chosen) -> ParsedDeadLetter:
         self._file.seek(chosen.offset)
         return parse_dead_letter(self._file.read(chosen.size_bytes).decode("utf-8", "surrogatepass"))
 
-    async def _send(self, request: ResendRequest, requested: Sequence[_Chosen]) -> None:
+    async def _send(self, request: ResendRequest, requested: Sequence[ReplayOutcome]) -> None:
+        """Send, then delete the letters."""
         if not self._apply:
-            self._outcomes += [_outcome(one, ReplayStatus.WOULD_SEND) for one in requested]
+            self._outcomes += requested
             return
         refused = await self._sources.send(request.resends)
-        sent = [one for index, one in enumerate(requested) if index not in refused]
         for index, error in refused.items():
-            self._blocked.add((requested[index].head.origin.name, order_group(requested[index].head)))
+            self._blocked.add((request.resends[index].name, request.resends[index].group))
             self._leave(requested[index], LeftReason.SEND_REFUSED, error)
+        sent = [one for index, one in enumerate(requested) if index not in refused]
         kept = await self._browser.delete([one.message_id for one in sent])
         for one in sent:
             if one.message_id in kept:
                 detail = "the record was sent, but its letter was not deleted; sent again, the record would be dropped"
                 self._leave(one, LeftReason.NOT_DELETED, detail)
             else:
-                self._outcomes.append(_outcome(one, ReplayStatus.SENT))
+                self._outcomes.append(msgspec.structs.replace(one, status=ReplayStatus.SENT))
 
-    def _leave(self, chosen: _Chosen, why: LeftReason, detail: str) -> None:
-        self._outcomes.append(_outcome(chosen, ReplayStatus.LEFT, why, detail))
-
-
-def _outcome(
-    chosen: _Chosen, status: ReplayStatus, why: LeftReason | None = None, detail: str | None = None
-) -> ReplayOutcome:
-    letter = chosen.head
-    return ReplayOutcome(
-        chosen.message_id,
-        status,
-        letter.reason,
-        letter.origin.source,
-        letter.origin.name,
-        letter.failed_at,
-        why,
-        detail,
-    )
+    def _leave(self, one: ReplayOutcome, why: LeftReason, detail: str) -> None:
+        self._outcomes.append(msgspec.structs.replace(one, status=ReplayStatus.LEFT, why=why, detail=detail))
 
 
 async def _open_sources(stack: AsyncExitStack, settings: Settings, *, force: bool) -> _Sources:
@@ -459,12 +425,13 @@ async def _open_sources(stack: AsyncExitStack, settings: Settings, *, force: boo
     if settings.kinesis_stream_name is not None:
         stream = await stack.enter_async_context(_open_stream(settings))
     client = await stack.enter_async_context(open_sqs(settings))
-    queues = {url: Queue(client, url) for name in QUEUES if (url := getattr(settings, name)) is not None}
-    holds_orders = {
-        queues[url].name: has_orders for name, has_orders in QUEUES.items() if (url := getattr(settings, name))
-    }
-    rules = _rules_of(settings, holds_orders, stream, force=force)
-    return _Sources(stream, {queue.name: queue for queue in queues.values()}, rules)
+    queues: dict[str, Queue] = {}
+    holds_orders: dict[str, bool] = {}
+    for name, has_orders in QUEUES.items():
+        if (url := getattr(settings, name)) is not None:
+            queue = Queue(client, url)
+            queues[queue.name], holds_orders[queue.name] = queue, has_orders
+    return _Sources(stream, queues, _rules_of(settings, holds_orders, force=force))
 
 
 class _Sources:
@@ -504,7 +471,10 @@ class _Sources:
             await self._stream.put_all(record for resend in resends for record in resend.records)
             return {}
         queue = self._queues[resends[0].name]
-        unsent = await queue.send([_outgoing(resend, queue) for resend in resends])
+        messages = [resend.message for resend in resends if resend.message is not None]
+        if not queue.is_fifo:
+            messages = [msgspec.structs.replace(message, fifo=None) for message in messages]
+        unsent = await queue.send(messages)
         return {entry.index: f"SendMessageBatch: {entry.code}" for entry in unsent}
 
     async def _fetch_record(self, parsed: ParsedDeadLetter) -> bytes | str:
@@ -538,13 +508,6 @@ class _Sources:
         except PermanentError:
             return None  # past the retention of the stream, or of its shard
         return None
-
-
-def _outgoing(resend: Resend, queue: Queue) -> OutgoingMessage:
-    message = resend.message
-    if message is None:
-        raise TypeError("a letter of a queue is sent as a message")
-    return OutgoingMessage(message.body, message.fifo if queue.is_fifo else None, message.attributes)
 
 
 def _members(message: Message, parsed: ParsedDeadLetter, *, with_record: bool) -> dict[str, Any]:

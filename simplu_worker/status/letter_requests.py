@@ -6,16 +6,14 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any, Final, TypeAlias
-
-import msgspec
+from functools import partial
+from typing import Any, Final
 
 from simplu_worker.config.settings import Settings
 from simplu_worker.dead_letters.plan import DeadLetterFilter, NotEditableError
 from simplu_worker.dead_letters.service import (
     ApplyOptions,
     DeadLetterService,
-    EditOptions,
     LettersAction,
     ListOptions,
     NoteList,
@@ -40,8 +38,6 @@ NO_LETTER: Final = (
 )
 BUSY: Final = "another request reads the dead letters: repeat this one later"
 
-Act: TypeAlias = Callable[[DeadLetterFilter, NoteList], Awaitable[dict[str, Any]]]
-
 
 class LetterRequests:
     """Answers requests about dead letters, one at a time: each hides the letters from the others."""
@@ -53,51 +49,39 @@ class LetterRequests:
     async def list(self, request: LettersRequest, actor: Actor) -> HttpAnswer:
         """Answer `POST /dead-letters/list`."""
         options = ListOptions(request.limit, request.records, ROOM_BYTES, request.newest, LIST_READ_S)
-
-        async def look(chosen: DeadLetterFilter, notes: NoteList) -> dict[str, Any]:
-            return await self._service.list(chosen, options, notes)
-
-        return await self._answer(LettersAction.LIST, request, actor, look, {"records": request.records})
+        act = partial(self._service.list, options=options)
+        return await self._answer(LettersAction.LIST, request, actor, act, {"records": request.records})
 
     async def replay(self, request: LettersRequest, actor: Actor) -> HttpAnswer:
         """Answer `POST /dead-letters/replay`."""
-        options = ApplyOptions(apply=request.apply, force=request.force, limit=request.limit)
-
-        async def replay(chosen: DeadLetterFilter, notes: NoteList) -> dict[str, Any]:
-            result = await self._service.replay(chosen, options, notes)
-            members: dict[str, Any] = msgspec.to_builtins(result.members(applied=request.apply))
-            return members
-
-        return await self._answer(LettersAction.REPLAY, request, actor, replay, {"force": request.force})
+        act = partial(self._service.replay, options=ApplyOptions(request.apply, request.limit, request.force))
+        return await self._answer(LettersAction.REPLAY, request, actor, act, {"force": request.force})
 
     async def discard(self, request: LettersRequest, actor: Actor) -> HttpAnswer:
         """Answer `POST /dead-letters/discard`."""
-        options = ApplyOptions(apply=request.apply, limit=request.limit)
-
-        async def discard(chosen: DeadLetterFilter, notes: NoteList) -> dict[str, Any]:
-            return await self._service.discard(chosen, options, notes)
-
-        return await self._answer(LettersAction.DISCARD, request, actor, discard, {})
+        act = partial(self._service.discard, options=ApplyOptions(request.apply, request.limit))
+        return await self._answer(LettersAction.DISCARD, request, actor, act, {})
 
     async def edit(self, request: EditRequest, actor: Actor) -> HttpAnswer:
         """Answer `POST /dead-letters/edit`. The log links the new request id to the old one."""
         if request.apply and request.request_id is None:
             return 400, {"error": NEEDS_REQUEST_ID}
         request_id = request.request_id or str(uuid.uuid4())
-        options = EditOptions(request.message_id, request.record, request_id, request.apply)
         asked: dict[str, Any] = {"messageId": request.message_id, "requestId": request_id}
 
         async def edit() -> HttpAnswer:
-            status, answer = await self._edit(options)
+            status, answer = await self._edit(request, request_id)
             asked["oldRequestId"] = answer.get("oldRequestId")
             return status, answer
 
         return await self._act(LettersAction.EDIT, actor, asked, edit, apply=request.apply)
 
-    async def _edit(self, options: EditOptions) -> HttpAnswer:
+    async def _edit(self, request: EditRequest, request_id: str) -> HttpAnswer:
         notes = NoteList()
         try:
-            answer = await self._service.edit(options, notes)
+            answer = await self._service.edit(
+                request.message_id, request.record, request_id, notes, apply=request.apply
+            )
         except ValueError as exc:
             return 400, {"error": str(exc)}
         except NotEditableError as exc:
@@ -105,7 +89,12 @@ class LetterRequests:
         return (404, {"error": NO_LETTER}) if answer is None else (200, answer | {"notes": notes.texts})
 
     async def _answer(
-        self, action: LettersAction, request: LettersRequest, actor: Actor, act: Act, asked: dict[str, Any]
+        self,
+        action: LettersAction,
+        request: LettersRequest,
+        actor: Actor,
+        act: Callable[..., Awaitable[dict[str, Any]]],
+        asked: dict[str, Any],
     ) -> HttpAnswer:
         request = request.in_utc()
         if request.apply and request.until is None:
@@ -114,7 +103,7 @@ class LetterRequests:
 
         async def answer() -> HttpAnswer:
             notes = NoteList()
-            found = await act(filters, notes)
+            found = await act(filters, narration=notes)
             return 200, found | {"until": until.isoformat(), "notes": notes.texts}
 
         asked = filters.facts() | {"limit": request.limit} | asked

@@ -18,7 +18,7 @@ from simplu_worker.dead_letters.service import (
     DeadLetterService,
     LettersAction,
     ListOptions,
-    ReplayResult,
+    ReplayOutcome,
     ReplayStatus,
 )
 from simplu_worker.status.guard import COMMAND, Acted, Actor, logged_action
@@ -51,13 +51,12 @@ async def replay_dead_letters(
 ) -> int:
     """Replay dead letters, or print the plan. Return 1 unless all of them were sent, or would be."""
     with _logged(LettersAction.REPLAY, filters, options, force=options.force) as acted:
-        result = await DeadLetterService(settings).replay(filters, options, StderrNarration())
-        acted.answer = answer = result.members(applied=options.apply)
+        acted.answer = answer = await DeadLetterService(settings).replay(filters, options, StderrNarration())
     if as_json:
         print_json(answer)
     else:
-        _print_outcomes(result, options)
-    return 0 if result.is_whole and not (options.apply and result.behind) else 1
+        _print_outcomes(answer["letters"], options)
+    return _status(answer, options)
 
 
 async def discard_dead_letters(
@@ -75,7 +74,11 @@ async def discard_dead_letters(
             print_note(f"{answer['discarded']} dead letters were deleted, with their records")
         else:
             print_note("nothing was deleted; --apply deletes these letters, and their records are then nowhere else")
-    return 0 if not (answer["left"] or answer["hidden"] or (options.apply and answer["behind"])) else 1
+    return _status(answer, options)
+
+
+def _status(answer: Mapping[str, Any], options: ApplyOptions) -> int:
+    return 1 if answer["left"] or answer["hidden"] or (options.apply and answer["behind"]) else 0
 
 
 def _logged(
@@ -119,8 +122,7 @@ def _tenant_cell(row: Mapping[str, Any]) -> str:
     return " ".join(part for part in (row["businessId"], row["locationId"]) if part)
 
 
-def _print_outcomes(result: ReplayResult, options: ApplyOptions) -> None:
-    outcomes = result.outcomes
+def _print_outcomes(outcomes: Sequence[ReplayOutcome], options: ApplyOptions) -> None:
     alike = Counter((outcome.status, outcome.source, outcome.name, outcome.reason, outcome.why) for outcome in outcomes)
     details = {(outcome.reason, outcome.why): outcome.detail for outcome in reversed(outcomes)}
     rows = [

@@ -214,7 +214,7 @@ async def test_ordinary_queue_has_its_turns_beside_a_full_priority_queue(world: 
     await send(second, "ann", [(f"low-{number}", f"l{number}") for number in range(FLOOD_COUNT // 4)])
     async with world.consuming(first) as (high, receiver):
         await until(lambda: len(high.done) > 0)
-        gate = PriorityGate(lambda: receiver.in_flight_count > 0, lambda: receiver.poll_count)
+        gate = PriorityGate(receiver)
         async with world.consuming(second, gate) as (low, _):
             await until(lambda: len(low.done) == FLOOD_COUNT // 4)
             assert len(low.done) < len(high.done) < 8 * FLOOD_COUNT

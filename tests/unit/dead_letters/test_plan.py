@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.aws.kpl_aggregates import aggregate
 
+from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage
 from simplu_worker.consumers.kinesis.stream.client import NewRecord, cut_into_puts
 from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
 from simplu_worker.dead_letters.plan import (
@@ -81,6 +82,17 @@ def sent_for(one: DeadLetter, rules: ReplayRules = RULES) -> Resend:
     resend = plan_resend(one, rules)
     assert isinstance(resend, Resend), resend
     return resend
+
+
+def message_for(one: DeadLetter, rules: ReplayRules = RULES) -> OutgoingMessage:
+    message = sent_for(one, rules).message
+    assert message is not None
+    return message
+
+
+def fifo_of(message: OutgoingMessage) -> FifoIds:
+    assert message.fifo is not None
+    return message.fifo
 
 
 def left_for(one: DeadLetter, rules: ReplayRules = RULES) -> LeftReason:
@@ -301,32 +313,27 @@ FIRST_SENT_AT = ORDERS.arrived_at.isoformat()
 def test_message_is_sent_as_it_was() -> None:
     attributes = {"MessageType": "SHARD_CREATION"}
     one = letter(b'{"a": 1}', origin=CONTROL, reason=GIVEN_UP, message_attributes=attributes, deduplication_id="d-1")
-    message = sent_for(one).message
-    assert message is not None
-    assert (message.body, dict(message.attributes)) == ('{"a": 1}', attributes)
+    message = message_for(one)
+    assert (message.body, message.attributes) == ('{"a": 1}', attributes)
     event = EVENT | {"deduplicationId": "d-1", "firstSentAt": "2025-12-31T00:00:00Z"}  # it was a replay itself
     fifo = letter(event, origin=ORDERS, reason=GIVEN_UP, deduplication_id="d-1")
-    sent = sent_for(fifo)
-    assert sent.message is not None
-    assert sent.message.body.encode() == fifo.record
-    assert (sent.group, sent.message.fifo.group_id) == ("g-1", "g-1")
-    assert sent.message.fifo.deduplication_id != "d-1"
+    message = message_for(fifo)
+    assert message.body.encode() == fifo.record
+    assert (sent_for(fifo).group, fifo_of(message).group_id) == ("g-1", "g-1")
+    assert fifo_of(message).deduplication_id != "d-1"
 
 
 def test_message_has_the_same_new_id_whenever_it_is_sent_again() -> None:
     first, again, other = (
-        sent_for(letter(EVENT, origin=origin, reason=GIVEN_UP, failed_at=failed_at)).message
+        fifo_of(message_for(letter(EVENT, origin=origin, reason=GIVEN_UP, failed_at=failed_at)))
         for origin, failed_at in (
             (ORDERS, FAILED_AT),
             (ORDERS, FAILED_AT + timedelta(days=1)),
             (msgspec.structs.replace(ORDERS, message_id="m-2"), FAILED_AT),
         )
     )
-    assert first is not None
-    assert again is not None
-    assert other is not None
-    assert first.fifo == again.fifo
-    assert first.fifo.deduplication_id != other.fifo.deduplication_id
+    assert first == again
+    assert first.deduplication_id != other.deduplication_id
 
 
 @pytest.mark.parametrize(
@@ -340,8 +347,7 @@ def test_message_has_the_same_new_id_whenever_it_is_sent_again() -> None:
     ],
 )
 def test_order_event_is_sent_with_its_request_id(members: dict[str, Any], effective: str | None, expected: str) -> None:
-    message = sent_for(letter(EVENT | members, origin=ORDERS, reason=GIVEN_UP, request_id=effective)).message
-    assert message is not None
+    message = message_for(letter(EVENT | members, origin=ORDERS, reason=GIVEN_UP, request_id=effective))
     body = json.loads(message.body)
     assert (body.get("deduplicationId"), body["firstSentAt"]) == (expected, FIRST_SENT_AT)
     assert {name: body[name] for name in EVENT} == {**EVENT, "data": body["data"]}
@@ -353,8 +359,7 @@ def test_order_event_is_sent_with_its_request_id(members: dict[str, Any], effect
 )
 def test_order_event_is_sent_with_its_own_time_when_its_member_says_nothing(sent: object) -> None:
     one = letter(EVENT | {"firstSentAt": sent, "deduplicationId": "d-1"}, origin=ORDERS, reason=GIVEN_UP)
-    message = sent_for(one).message
-    assert message is not None
+    message = message_for(one)
     later = msgspec.structs.replace(ORDERS, message_id="m-2", arrived_at=ORDERS.arrived_at + timedelta(days=30))
     first, replayed = (
         decode_order(body, {}, origin, OrderRules(10_000), deduplication_id=None)
@@ -371,8 +376,7 @@ def test_order_event_without_a_tenant_keeps_the_one_that_it_had() -> None:
     for had, expected in ((("b", "l"), ("b", "l")), ((None, None), ("other", "place"))):
         ids = dict(zip(("business_id", "location_id"), had, strict=True))
         one = letter(event, origin=ORDERS, reason=GIVEN_UP, request_id="d-1", **ids)
-        message = sent_for(one, rules=rules).message
-        assert message is not None
+        message = message_for(one, rules=rules)
         body = json.loads(message.body)
         assert (body["businessId"], body["locationId"], body["deduplicationId"]) == (*expected, "d-1")
 
@@ -382,8 +386,7 @@ def test_order_event_from_sns_is_sent_out_of_its_envelope() -> None:
     event = {name: value for name, value in EVENT.items() if name not in {"businessId", "locationId"}}
     envelope = {"Type": "Notification", "Message": json.dumps(event), "MessageAttributes": found}
     one = letter(envelope, origin=ORDERS, reason=GIVEN_UP, request_id="d-1", message_attributes={"LocationId": "inner"})
-    message = sent_for(one).message
-    assert message is not None
+    message = message_for(one)
     assert json.loads(message.body) == event | {"deduplicationId": "d-1", "firstSentAt": FIRST_SENT_AT}
     assert message.attributes == {"BusinessId": "b", "LocationId": "inner"}
 
@@ -392,8 +395,7 @@ def test_order_event_from_sns_is_sent_out_of_its_envelope() -> None:
 def test_message_that_is_no_event_is_sent_as_it_is_when_forced(body: bytes) -> None:
     one = letter(body, origin=ORDERS, reason=DeadLetterReason.INVALID_JSON, request_id="d-1")
     assert left_for(one) is LeftReason.WOULD_COME_BACK
-    message = sent_for(one, FORCED).message
-    assert message is not None
+    message = message_for(one, FORCED)
     assert message.body.encode() == body
 
 
@@ -411,8 +413,7 @@ def test_control_message_goes_to_its_queue() -> None:
     assert "invalid_message" in getattr(plan_resend(one, RULES), "detail", "")
     sent = sent_for(one, FORCED)
     assert (sent.source, sent.name, sent.group) == (Source.SQS, "control", "m-1")
-    assert sent.message is not None
-    assert sent.message.fifo.group_id == "replay"
+    assert fifo_of(message_for(one, FORCED)).group_id == "replay"
 
 
 def test_message_that_is_no_text_is_left() -> None:

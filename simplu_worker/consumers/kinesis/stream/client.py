@@ -131,7 +131,7 @@ class Stream:
         self._client = client
         self._arn = {"StreamARN": name_or_arn} if name_or_arn.startswith("arn:") else {}
         self._key = self._arn or {"StreamName": name_or_arn}
-        self.name = name_or_arn.rpartition("/")[2]  # arn:aws:kinesis:region:account:stream/name
+        self.name = stream_name(name_or_arn)
 
     @property
     def address(self) -> str:
@@ -271,6 +271,11 @@ class Stream:
             case "ResourceNotFoundException":
                 return StreamGoneError(f"stream {self.name}: expected it, or its stream shard, to exist; {exc}")
         return translate(exc)
+
+
+def stream_name(name_or_arn: str) -> str:
+    """Return the name of a stream."""
+    return name_or_arn.rpartition("/")[2]  # arn:aws:kinesis:region:account:stream/name
 
 
 def cut_into_puts(records: Iterable[NewRecord]) -> Iterator[list[NewRecord]]:

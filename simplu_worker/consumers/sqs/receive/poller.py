@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 import structlog
@@ -237,30 +237,30 @@ CHECK_INTERVAL_S: Final = 0.05
 POLLS_AHEAD: Final = 4  # of the other queue, before it is this one's turn
 
 
+class PriorQueue(Protocol):
+    """The queue that goes first, as its receiver knows it."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether messages are with the handler, or may be."""
+
+    @property
+    def poll_count(self) -> int:
+        """How many polls were answered."""
+
+
 class PriorityGate:
-    """A gate before each poll of a queue, which is shut while *is_busy* tells that the other queue has work.
+    """A gate before each poll of a queue, which is shut while *prior* has work; after some polls of that it opens."""
 
-    After some more polls of the other queue, which *poll_count* counts, it opens for one poll.
-    """
-
-    def __init__(
-        self,
-        is_busy: Callable[[], bool],
-        poll_count: Callable[[], int],
-        *,
-        max_wait_s: float = GATE_MAX_WAIT_S,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._is_busy = is_busy
-        self._poll_count = poll_count
-        self._check_count = round(max_wait_s / CHECK_INTERVAL_S)
+    def __init__(self, prior: PriorQueue, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        self._prior = prior
         self._sleep = sleep
         self._opens_at = POLLS_AHEAD
 
     async def __call__(self) -> None:
-        """Wait until the other queue has no work, or it is this one's turn, at most *max_wait_s*."""
-        for _ in range(self._check_count):
-            if not self._is_busy() or self._poll_count() >= self._opens_at:
+        """Wait until the other queue has no work, or it is this one's turn, at most GATE_MAX_WAIT_S."""
+        for _ in range(round(GATE_MAX_WAIT_S / CHECK_INTERVAL_S)):
+            if not self._prior.is_busy or self._prior.poll_count >= self._opens_at:
                 break
             await self._sleep(CHECK_INTERVAL_S)
-        self._opens_at = self._poll_count() + POLLS_AHEAD
+        self._opens_at = self._prior.poll_count + POLLS_AHEAD
