@@ -25,7 +25,7 @@ SUCCEEDED: Final = "succeeded"
 
 
 class TapFilter(msgspec.Struct, frozen=True):
-    """A filter of decided operations: each given criterion must be met. *shows_content* adds their data."""
+    """A filter of decided operations, of which each criterion must be met."""
 
     business_id: str | None = None
     location_id: str | None = None
@@ -46,7 +46,7 @@ class TapFilter(msgspec.Struct, frozen=True):
 
 
 class Tap:
-    """One reader: the events that it has not taken, as JSON, and how many were dropped."""
+    """One reader, with the events that it has not taken."""
 
     def __init__(self, chosen: TapFilter) -> None:
         self.chosen = chosen
@@ -78,7 +78,7 @@ class OperationTaps:
         self.open: tuple[Tap, ...] = ()
 
     def add(self, chosen: TapFilter) -> Tap:
-        """Open a tap; the caller removes it. The HTTP server limits their number."""
+        """Open a tap; the caller removes it."""
         tap = Tap(chosen)
         self.open = (*self.open, tap)
         return tap
@@ -115,7 +115,7 @@ def _shown(content: bytes | msgspec.Raw | None) -> str | None:
 
 
 def operation_members(operation: Operation, outcome: str, now: datetime) -> dict[str, Any]:
-    """Return an operation that was decided *now* as JSON members, without its content."""
+    """Return a decided operation as JSON members, without its content."""
     origin = operation.origin
     return {
         "at": now,
@@ -133,7 +133,7 @@ def operation_members(operation: Operation, outcome: str, now: datetime) -> dict
 
 
 def letter_members(letter: DeadLetter) -> dict[str, Any]:
-    """Return a dead letter as JSON members, without its content; its kind of operation is not known."""
+    """Return a dead letter as JSON members, without its content."""
     origin = letter.origin
     tenant = tenant_of(letter) or (None, None)
     return {

@@ -22,14 +22,14 @@ _decoder = msgspec.json.Decoder(_Traced)
 
 
 def traceparents_of_records(records: Iterable[bytes]) -> Iterator[str]:
-    """Yield the member `traceparent` of each of *records* that has one; a `null` counts as absent."""
+    """Yield the `traceparent` of each record that has one; `null` counts as absent."""
     for record in records:
         if _MARK in record and (text := _traceparent_of(record)) is not None:
             yield text
 
 
 def traceparents_of_messages(attributes: Iterable[Mapping[str, str]]) -> Iterator[str]:
-    """Yield the attribute `traceparent` of each message that has one, given the attributes of each."""
+    """Yield the `traceparent` of each message that has one, by its attributes."""
     for own in attributes:
         if (text := own.get(MEMBER)) is not None:
             yield text

@@ -62,7 +62,7 @@ class _Note(msgspec.Struct, frozen=True):
 
 
 class RejectionNotes:
-    """The dead letters of *queue*, with a note of each rejected record: a `DeadLetterStore` for all sources."""
+    """The dead letters of *queue*, with a note of each rejected record."""
 
     def __init__(self, queue: DeadLetterStore, queue_name: str, gateway: ShardGateway) -> None:
         self._queue = queue
@@ -100,7 +100,7 @@ class RejectionNotes:
                 self._is_written.set()
 
     async def flush(self, within_s: float) -> None:
-        """Wait until all notes are written or dropped, at most for *within_s*; `run` writes them."""
+        """Wait until all notes are written or dropped, at most *within_s*."""
         await wait_any(self._is_written, within_s=within_s)
         _report_dropped(len(self._waiting))
 
@@ -180,7 +180,7 @@ def _report_dropped(count: int) -> None:
 
 
 def rejections_of(letters: Iterable[DeadLetter]) -> list[Rejection]:
-    """Return the notes of *letters*: of those with an id by which a sender can ask."""
+    """Return the notes of *letters* by which a sender can ask."""
     noted: list[Rejection] = []
     for letter in letters:
         rejected: Sequence[DeadLetter | RejectedRecord]

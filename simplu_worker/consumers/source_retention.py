@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 
 
 class EffectiveRetention:
-    """The retention of the log of operations: *configured*, or longer when a source keeps its records longer."""
+    """The retention of the log: *configured*, or longer where a source keeps its records longer."""
 
     def __init__(self, configured: timedelta, *, stream: Stream | None, queues: Sequence[Queue]) -> None:
         self._configured = configured
@@ -25,7 +25,7 @@ class EffectiveRetention:
         self._logged: timedelta | None = configured
 
     async def read(self) -> timedelta | None:
-        """Query every source, because an operator may change its retention; None while one does not report it."""
+        """Ask every source; None while one does not answer."""
         retentions = [await self._read_queue_retention(queue) for queue in self._queues]
         if self._stream is not None:
             retentions.append(await self._read_stream_retention(self._stream))

@@ -45,7 +45,7 @@ class Narration(Protocol):
 
 
 class DeadLetterBrowser:
-    """Reads the dead-letter queue while the context is open, and returns the letters at its end."""
+    """Reads the dead-letter queue while it is open, and returns the letters at its end."""
 
     def __init__(self, queue: Queue, narration: Narration, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.queue = queue
@@ -107,7 +107,7 @@ class DeadLetterBrowser:
                             return
 
     async def read_messages(self) -> AsyncGenerator[Message, None]:
-        """Yield the messages of the queue that were not yielded before, each once, until no new one arrives."""
+        """Yield each message of the queue once, until no new one arrives."""
         without_new = 0
         while without_new < LAST_POLLS:
             if len(self._in_flight) >= IN_FLIGHT_MAX:
@@ -143,7 +143,7 @@ class DeadLetterBrowser:
                 )
 
     async def delete(self, message_ids: Sequence[str]) -> set[str]:
-        """Delete letters, however many; return the ids of those that could not be deleted. The others stay hidden."""
+        """Delete letters; return the ids of those that could not be deleted."""
         left_ids = set[str]()
         for at in range(0, len(message_ids), DELETED_AT_ONCE):
             await self.keep_hidden()

@@ -32,7 +32,7 @@ PartCount = Annotated[int, msgspec.Meta(ge=1, le=PARTS_COUNTED_MAX)]
 
 
 class WholeRecord(msgspec.Struct, frozen=True, gc=False):
-    """The size and hash of a record of which a letter contains only an excerpt."""
+    """The size and hash of a record of which a letter has an excerpt."""
 
     size_bytes: int
     sha256: str
@@ -43,18 +43,18 @@ class WholeRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 class ParsedDeadLetter(msgspec.Struct, frozen=True, gc=False):
-    """A letter as parsed; with *whole*, the letter's record is only the beginning of that record."""
+    """A letter; with *whole*, its record is only the beginning of that one."""
 
     letter: DeadLetter
     whole: WholeRecord | None = None
 
 
 class NotADeadLetterError(Exception):
-    """The text is no dead letter. The message names the expected form, and does not quote the text."""
+    """The text is no dead letter; the message does not quote it."""
 
 
 def encode_dead_letter(letter: DeadLetter, max_bytes: int) -> str:
-    """Return *letter* as ASCII JSON of at most *max_bytes*; in its smallest form where not even that fits."""
+    """Return *letter* as ASCII JSON of at most *max_bytes*, if it can be so small."""
     head = _head(letter)
     if letter.parts is None:
         return _encode_record(head, letter.record, max_bytes) or _encode_excerpt(head, letter.record, max_bytes)

@@ -66,7 +66,7 @@ class LeftReason(StrEnum):
 
 
 class LeftLetter(msgspec.Struct, frozen=True):
-    """A letter that is left in the queue; *detail* explains it without the content of the record."""
+    """A letter that is left in the queue; *detail* has no content."""
 
     why: LeftReason
     detail: str
@@ -121,7 +121,7 @@ class DeadLetterFilter(msgspec.Struct, frozen=True):
         }
 
     def is_complete(self, count: int) -> bool:
-        """Return whether no more than *count* letters can match: a reader of the queue need not go on."""
+        """Return whether no more than *count* letters can match."""
         return 0 < len(self.message_ids) <= count
 
     def match(self, letter: DeadLetter, message_id: str) -> bool:
@@ -168,18 +168,18 @@ def sort_key(letter: DeadLetter) -> OrderKey:
 
 
 def order_group(letter: DeadLetter) -> str:
-    """Return the letter's partition key or message group, or else the message alone: its order is kept."""
+    """Return the partition key or message group, of which the order is kept, or the message."""
     origin = letter.origin
     return origin.partition_key or origin.group_id or origin.message_id or "replay"
 
 
 def visibility_timeout_s(count: int) -> int:
-    """Return the visibility timeout of *count* letters: the shortest that can be renewed for all in time."""
+    """Return the shortest visibility timeout that can be renewed for *count* letters in time."""
     return min(HIDDEN_MAX_S, HIDDEN_MIN_S + 2 * count // RENEWED_PER_S)
 
 
 def unknown_source(letter: DeadLetter, rules: ReplayRules) -> LeftLetter | None:
-    """Return why *letter* cannot be sent to its source; None if its source is configured."""
+    """Return why *letter* cannot be sent to its source, if so."""
     origin = letter.origin
     if origin.source is Source.KINESIS:
         if origin.name == rules.stream:
@@ -193,7 +193,7 @@ def unknown_source(letter: DeadLetter, rules: ReplayRules) -> LeftLetter | None:
 
 
 def plan_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter:
-    """Return what to send for *letter*, which has its whole record, or why it is left."""
+    """Return what to send for *letter*, with its whole record, or why it is left."""
     if (left := unknown_source(letter, rules)) is not None:
         return left
     origin = letter.origin
@@ -377,7 +377,7 @@ def _prepare_order_event(
 
 
 class EditedRecord(msgspec.Struct, frozen=True):
-    """The record to send in place of a dead letter's, and the id that the letter's operation had."""
+    """The record to send in place of a dead letter's, and its old request id."""
 
     record: NewRecord
     operation: Operation
@@ -399,7 +399,7 @@ class EditedRecord(msgspec.Struct, frozen=True):
 
 
 class NotEditableError(Exception):
-    """A dead letter that cannot be corrected here; the text is for people."""
+    """A dead letter that cannot be corrected here."""
 
 
 def edit_record(parsed: ParsedDeadLetter, text: str, request_id: str, rules: ReplayRules) -> EditedRecord:
@@ -444,6 +444,6 @@ def _check_editable(parsed: ParsedDeadLetter, rules: ReplayRules) -> None:
 
 
 def parts_at(letter: DeadLetter, record: Iterable[Part]) -> list[Part]:
-    """Return the parts of *record* that are at the letter's position, or that it names as bad."""
+    """Return the parts of *record* at the letter's position, or that it names as bad."""
     numbers = {letter.origin.part_number} if letter.parts is None else set(letter.parts.numbers or ())
     return [part for part in record if part.number in numbers]

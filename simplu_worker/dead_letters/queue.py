@@ -42,7 +42,7 @@ log = structlog.get_logger(__name__)
 
 
 class DeadLetterQueue:
-    """The queue of dead letters at *url*, one for all sources. Calls of `store` may run concurrently."""
+    """The queue of dead letters of all sources. Calls of `store` may run concurrently."""
 
     def __init__(self, client: Client, url: str, *, draw: Callable[[], float] = random.random) -> None:
         self.queue = Queue(client, url)
@@ -50,7 +50,7 @@ class DeadLetterQueue:
         self._max_bytes = MAX_MESSAGE_DEFAULT_BYTES
 
     async def read_limits(self) -> None:
-        """Read the maximum size of a message; without an answer the default applies until a call fails."""
+        """Read the maximum size of a message; without an answer the default stays."""
         try:
             attributes = await self.queue.read_attributes()
         except (RetryableError, PermanentError) as exc:

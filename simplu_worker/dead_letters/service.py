@@ -76,7 +76,7 @@ class ListOptions(NamedTuple):
 
 
 class ApplyOptions(NamedTuple):
-    """Whether to replay or discard, or to plan it; *force* counts for a replay alone."""
+    """Whether to do it or to plan it; *force* counts for a replay alone."""
 
     apply: bool
     limit: int | None
@@ -92,7 +92,7 @@ class ReplayStatus(StrEnum):
 
 
 class ReplayOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """The outcome of one message of the queue; *why* and *detail* if it was left there."""
+    """The outcome of one message of the queue, and why it was left there."""
 
     message_id: str
     status: ReplayStatus
@@ -123,7 +123,7 @@ class NoteList:
 
 
 class DeadLetterService:
-    """Acts on the dead-letter queue and the sources of *settings*; each call opens and closes them."""
+    """Acts on the dead-letter queue and the sources of *settings*."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -71,7 +71,7 @@ def dead_letter_of(rejected: RejectedRecord, record: bytes, *, failed_at: dateti
 
 
 def tenant_of(letter: DeadLetter) -> tuple[str, str] | None:
-    """Return business and location: the letter's own, else those of its record, else of its message attributes."""
+    """Return business and location: the letter's own, else of its record, else of its attributes."""
     try:
         ids = msgspec.json.decode(letter.record, type=_TenantMembers)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -97,7 +97,7 @@ def origin_of_part(origin: Origin, number: PartNumber) -> Origin:
 
 
 def format_ranges(numbers: Sequence[PartNumber]) -> str:
-    """Return rising *numbers* as text, with a hyphen for several in a row: `0-3,7`, or `7:0-4` with indexes."""
+    """Return rising *numbers* as text: `0-3,7`, or `7:0-4` with indexes."""
     ranges: list[tuple[int | None, list[int]]] = []
     for number in numbers:
         sub, own = number if isinstance(number, tuple) else (None, number)
@@ -112,7 +112,7 @@ def format_ranges(numbers: Sequence[PartNumber]) -> str:
 
 
 def parse_ranges(text: str, count: int) -> tuple[PartNumber, ...]:
-    """Return the *count* numbers of the output of `format_ranges`. Raises ValueError for another text or count."""
+    """Return the *count* numbers of `format_ranges`. Raises ValueError for another text or count."""
     numbers: list[PartNumber] = []
     latest = (-1, -1)
     for part in text.split(",", count):

@@ -40,7 +40,7 @@ BUSY: Final = "another request reads the dead letters: repeat this one later"
 
 
 class LetterRequests:
-    """Answers requests about dead letters, one at a time: each hides the letters from the others."""
+    """Answers requests about dead letters, one at a time: each hides them from others."""
 
     def __init__(self, settings: Settings) -> None:
         self._service = DeadLetterService(settings)
@@ -130,7 +130,7 @@ class LetterRequests:
 
 
 def filter_of(request: LettersRequest, until: datetime) -> DeadLetterFilter:
-    """Return the filter of a request, of letters that failed before *until*."""
+    """Return the filter of a request."""
     business_id, location_id = request.business_id, request.location_id
     return DeadLetterFilter(
         reasons=frozenset(request.reasons),

@@ -49,7 +49,7 @@ async def list_dead_letters(
 async def replay_dead_letters(
     settings: Settings, filters: DeadLetterFilter, options: ApplyOptions, *, as_json: bool
 ) -> int:
-    """Replay dead letters, or print the plan. Return 1 unless all of them were sent, or would be."""
+    """Replay dead letters, or print the plan. Return 1 unless all go."""
     with _logged(LettersAction.REPLAY, filters, options, force=options.force) as acted:
         acted.answer = answer = await DeadLetterService(settings).replay(filters, options, StderrNarration())
     if as_json:
@@ -62,7 +62,7 @@ async def replay_dead_letters(
 async def discard_dead_letters(
     settings: Settings, filters: DeadLetterFilter, options: ApplyOptions, *, as_json: bool
 ) -> int:
-    """Discard dead letters, or print the plan. Return 1 unless all that matched were deleted, or would be."""
+    """Discard dead letters, or print the plan. Return 1 unless all that match go."""
     with _logged(LettersAction.DISCARD, filters, options) as acted:
         acted.answer = answer = await DeadLetterService(settings).discard(filters, options, StderrNarration())
     if as_json:

@@ -46,7 +46,7 @@ ELSEWHERE: Final = (
 
 
 class SourceRemains(msgspec.Struct, frozen=True, rename="camel"):
-    """A stream or a queue, and for how long it keeps its records; None: it did not say."""
+    """A stream or a queue, and for how long it keeps its records, if it says so."""
 
     name: str
     hours: float | None
@@ -183,7 +183,7 @@ async def erase_resource(settings: Settings, erasure: Erasure, *, apply: bool, a
 
 
 def id_hash(erasure: Erasure) -> str:
-    """Return the beginning of the SHA-256 of the id: ids may be personal, as mail addresses are."""
+    """Return the beginning of the SHA-256 of the id, which may be personal."""
     return hashlib.sha256(erasure.resource_id.encode()).hexdigest()[:HASH_SHOWN]
 
 

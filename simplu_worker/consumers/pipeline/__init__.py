@@ -1,9 +1,8 @@
 """The way of an operation from "decoded" to "settled", the same for every source.
 
-A source decodes, and sends entries (`results.Entry`): each is an operation, and has a chain. A chain is the unit of
-order: a tenant of a stream shard, a group of a FIFO queue, one message of a standard queue. The pipeline knows nothing
-of streams and queues, and asks of a source only what `pipeline.EntrySource` and `results.BatchSender` name: to settle
-entries, to put them back, to count a try.
+A source decodes, and sends entries (`results.Entry`), each with its chain, the unit of order: a tenant of a stream
+shard, a group of a FIFO queue, one message of a standard queue. The pipeline knows nothing of streams and queues; it
+asks of a source what `pipeline.EntrySource` and `results.BatchSender` name.
 
               home known                          batch              BatchDecided
     send ─────────────────────► in a lane ──────────────► in flight ──────────────► settled by the source
@@ -14,8 +13,8 @@ entries, to put them back, to count a try.
                        Waited │ Overdue                       ▼
                               └───────────────────────► put back into the source, or given up
 
-A lane (`lane.py`) belongs to one source and one Postgres shard. It has one batch in flight, made up of
-all tenants in turn (`results.py`), and is first in, first out for each of them:
+A lane (`lane.py`) belongs to one source and one Postgres shard. It has one batch in flight, made up of all tenants in
+turn (`results.py`), and is first in, first out for each of them:
 
                   next batch                  its shard took it, or it crashed
     WAITING ────────────────────► IN_FLIGHT ───────────────────────────────────► DECIDED
@@ -25,21 +24,17 @@ all tenants in turn (`results.py`), and is first in, first out for each of them:
 
 What always holds, and why it keeps the order of each chain:
 
-- The entries of a tenant are in one place at a time, in order: in one lane, or in the lookup. They move between these
-  places together. So a chain of one tenant needs no more; a source with chains of several tenants sends the run of one
-  tenant after the run before is settled.
-- A result is dealt with in the step in which it is returned, without an `await` in between. Until then its entries are
-  nowhere else.
-- What is put back leaves with all of its chain behind it, from lanes and lookup. In flight it cannot leave: its outcome
-  counts no more, and whoever sends it again finds it in the shard's log.
+- The entries of a tenant are in one place at a time, in order: in one lane, or in the lookup; they move together. A
+  source with chains of several tenants sends the run of one tenant after the run before is settled.
+- A result is dealt with in the step in which it is returned, without an `await` in between.
+- What is put back leaves with all of its chain behind it. In flight it cannot leave: its outcome counts no more, and
+  whoever sends it again finds it in the shard's log.
 - Whether a batch without an answer was committed is unknown. It is sent again, first of all; the log drops what is in
   it. After a second of that the source gets all of the lane.
-- A batch that crashes is the trouble of its shard and its source (`bulkheads.py`): a stream holds the shard, a queue
-  sends each of its entries alone to find the one at fault.
+- A batch that crashes is the trouble of its shard and its source (`bulkheads.py`).
 
 A checkpoint trusts a commit, because a shard that lost some is read for again. A message is deleted only after
-`commit_safety`, since a queue cannot be read again; until then its chain sends nothing more.
+`commit_safety`, since a queue cannot be read again.
 
-Sources do not share a lane. `tests/model/shared_lane_model.py` shows who would wait for whom: a queue for the lease of
-a stream shard, a stream for a standby that confirms a message.
+Sources do not share a lane: `tests/model/shared_lane_model.py` shows who would wait for whom.
 """

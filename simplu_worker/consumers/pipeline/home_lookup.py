@@ -101,7 +101,6 @@ class HomeLookup(Generic[EntryT]):
         self._change = asyncio.Event()
 
     def __len__(self) -> int:
-        """Return the number of tenants to look up, with and without entries."""
         return len(self._tenants)
 
     def __contains__(self, tenant_id: str) -> bool:
@@ -110,7 +109,7 @@ class HomeLookup(Generic[EntryT]):
         return tenant is not None and bool(tenant.entries)
 
     def has_names(self, names: tuple[str, str]) -> bool:
-        """Return whether operations with this pair of business and location wait, or are held."""
+        """Return whether operations of this business and location wait, or are held."""
         tenant = self._tenants.get(tenant_id_of(*names))
         return tenant is not None and names in tenant.names
 
@@ -129,7 +128,7 @@ class HomeLookup(Generic[EntryT]):
 
     @property
     def has_asked_all(self) -> bool:
-        """Whether every tenant was looked up at least once, without a shard as the answer."""
+        """Whether every tenant was looked up, without a shard as the answer."""
         return all(tenant.failure_count for tenant in self._tenants.values())
 
     def entries(self) -> list[EntryT]:
@@ -137,7 +136,7 @@ class HomeLookup(Generic[EntryT]):
         return [entry for tenant in self._tenants.values() for entry in tenant.entries]
 
     def in_memory(self) -> list[EntryT]:
-        """Return the waiting operations, but for those of tenants of which some are being settled."""
+        """Return the waiting operations, but for tenants of which some are being settled."""
         waiting = [tenant for tenant in self._tenants.values() if not tenant.is_settling]
         return [entry for tenant in waiting for entry in tenant.entries]
 
@@ -182,7 +181,7 @@ class HomeLookup(Generic[EntryT]):
             self._schedule(tenant_id, tenant, loop_time())
 
     def take_due(self) -> list[str]:
-        """Remove and return the tenants that are due, the longest due first; `look_up` each at once."""
+        """Remove and return the tenants that are due, the longest due first."""
         due: list[str] = []
         now = loop_time()
         while self._agenda and self._agenda[0][0] <= now and self._can_ask(len(due)):
@@ -198,18 +197,17 @@ class HomeLookup(Generic[EntryT]):
         return due
 
     def _can_ask(self, more: int) -> bool:
-        """Return whether one more lookup may start besides *more*; those without an answer do not count."""
+        """Return whether one more lookup may start; those without an answer do not count."""
         now = loop_time()
         lately = sum(now - at < ANSWER_S for at in self._lookup_started_at.values())
         return lately + more < RECENT_LOOKUPS_MAX and len(self._lookup_started_at) + more < LOOKUPS_MAX
 
     async def wait_for_change(self, stopping: asyncio.Event) -> None:
-        """Wait until a tenant is added, answered or due, or may have waited too long."""
+        """Wait until something may have to be done."""
         self._change.clear()
         await wait_any(self._change, stopping, within_s=self._next_check_s())
 
     def _next_check_s(self) -> float | None:
-        """Return the seconds until the next check is due; None if there is none."""
         if not self._tenants and not self._agenda:
             return None
         # With all lookups in use, a due tenant has to wait for an answer.
@@ -219,7 +217,7 @@ class HomeLookup(Generic[EntryT]):
         )
 
     def take_long_waiting(self) -> Iterator[Waited[EntryT]]:
-        """Remove and yield the tenants that have waited for so long that they are to be held."""
+        """Remove and yield the tenants that are to be held."""
         now = loop_time()
         in_line_s = UNASKED_WAIT_MAX_S if now - self._answered_at < WAIT_MAX_S else WAIT_MAX_S
         if now < self._patience_ends_at and in_line_s == self._in_line_s:
@@ -252,11 +250,11 @@ class HomeLookup(Generic[EntryT]):
         self._unasked_count -= not self._tenants.pop(tenant_id).failure_count
 
     def begin(self, tenant_id: str) -> None:
-        """Note that a lookup of a tenant begins; until its `end` no other one does."""
+        """Note that a lookup of a tenant begins."""
         self._lookup_started_at[tenant_id] = loop_time()
 
     def end(self, tenant_id: str) -> None:
-        """Note that a lookup of a tenant has ended, and its result is dealt with."""
+        """Note that a lookup has ended, and its result is dealt with."""
         del self._lookup_started_at[tenant_id]
         tenant = self._tenants.get(tenant_id)
         if tenant is not None and tenant.agenda_number is None:  # added, or due, during the lookup
@@ -264,7 +262,7 @@ class HomeLookup(Generic[EntryT]):
         self._change.set()
 
     async def look_up(self, tenant_id: str) -> LookupResult[EntryT] | None:
-        """Look up a tenant's shard once, and return the result; None where the tenant waits on."""
+        """Look up a tenant's shard once; None where the tenant waits on."""
         asked_at = self._utc()
         max_age_s = self._absence_max_age_s(tenant_id, asked_at)
         asked_at -= timedelta(seconds=max_age_s)
@@ -301,7 +299,7 @@ class HomeLookup(Generic[EntryT]):
         return self._find_overdue(tenant_id, tenant, asked_at) if tenant.entries else Unregistered(tenant_id, asked_at)
 
     def take_found(self, tenant_id: str, shard_id: str) -> Found[EntryT] | None:
-        """Remove a tenant with a known shard, and return its operations; None where it does not wait."""
+        """Remove a tenant with a known shard, and return its operations, if it waits."""
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             return None
@@ -360,7 +358,7 @@ class HomeLookup(Generic[EntryT]):
         return Overdue(tenant_id, entries)
 
     def remove_overdue(self, overdue: Overdue[EntryT]) -> None:
-        """Remove the operations of *overdue*, which are settled; the others of the tenant wait on."""
+        """Remove the operations of *overdue*, which are settled."""
         tenant = self._tenants[overdue.tenant_id]
         tenant.waiting_since, tenant.is_settling = loop_time(), False
         self._check_patience_for(tenant)

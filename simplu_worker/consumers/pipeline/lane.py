@@ -80,7 +80,7 @@ class Lane(Generic[EntryT]):
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """*last_applied_at* returns when a shard took a batch of any lane last (monotonic), *time* is the shard's."""
+        """*last_applied_at* returns when a shard took a batch of any lane last (monotonic)."""
         self.shard_id = shard_id
         self.state = LaneState.WAITING
         self._sender = sender
@@ -124,7 +124,7 @@ class Lane(Generic[EntryT]):
 
     @property
     def is_late(self) -> bool:
-        """Whether the batch takes longer than other lanes should wait: it is unanswered, or being settled."""
+        """Whether the batch takes longer than other lanes should wait."""
         match self.state:
             case LaneState.WAITING:
                 return self._failing_since is not None
@@ -137,7 +137,7 @@ class Lane(Generic[EntryT]):
 
     @property
     def in_flight(self) -> Sequence[EntryT]:
-        """The batch in flight, with the entries of which the outcome counts no longer."""
+        """The batch in flight, also what counts no longer."""
         return self._batch if self.state is LaneState.IN_FLIGHT else ()
 
     @property
@@ -170,18 +170,18 @@ class Lane(Generic[EntryT]):
         return self._queue.clear()
 
     def take_all(self) -> list[EntryT]:
-        """Remove and return all entries, the batch's first: it is not in flight any more."""
+        """Remove and return all entries, the batch's first."""
         self._requeue()
         self._failing_since = None
         return self.take_queue()
 
     def take_tenant(self, tenant_id: str) -> list[EntryT]:
-        """Remove and return the entries of a tenant, but for those that are being settled."""
+        """Remove and return a tenant's entries that are not being settled."""
         taken = [entry for entry in self._own_in_flight() if entry.operation.tenant_id == tenant_id]
         return self._take([*taken, *self._queue.of_tenant(tenant_id)])
 
     def take_chains(self, chains: AbstractSet[str]) -> list[EntryT]:
-        """Remove and return the entries of *chains*, but for those that are being settled."""
+        """Remove and return the entries of *chains* that are not being settled."""
         return self._take([entry for entry in self.in_memory() if entry.chain in chains])
 
     def _take(self, taken: list[EntryT]) -> list[EntryT]:
@@ -189,13 +189,13 @@ class Lane(Generic[EntryT]):
         return taken
 
     def remove(self, ids: AbstractSet[int]) -> None:
-        """Remove the entries with these object ids. Of one in flight the outcome counts no longer."""
+        """Remove the entries with these object ids. In flight, their outcome counts no longer."""
         if self.state is LaneState.IN_FLIGHT:
             self._dropped |= {id(entry) for entry in self._batch} & ids
         self._queue.remove(ids)
 
     def give_up_batch(self) -> None:
-        """Stop waiting for the batch in flight: whether it was committed is unknown then."""
+        """Stop waiting for the batch: whether it was committed is unknown then."""
         if self.state is LaneState.IN_FLIGHT:
             move_deadline(self._flight_timeout, loop_time())
 
@@ -219,15 +219,15 @@ class Lane(Generic[EntryT]):
         return self._active | self._queue.arrived | self._queue.tenants
 
     def note_flood(self) -> None:
-        """Note that a tenant of the lane sends more than its shard takes."""
+        """Note that a tenant sends more than its shard takes."""
         self._time.note_flood(loop_time())
 
     def waiting_s(self, is_paced: Callable[[str], bool]) -> float:
-        """Return the seconds that the queued entries are expected to take, but for those of paced tenants."""
+        """Return the expected seconds of the queued entries of tenants that are not paced."""
         return sum(self._queue.costs_s(is_paced).values())
 
     def queued_s(self, tenant_id: str) -> float:
-        """Return the seconds that the queued entries of a tenant are expected to take."""
+        """Return the expected seconds of a tenant's queued entries."""
         return self._queue.cost_s(tenant_id)
 
     async def next_result(self, stopping: asyncio.Event) -> LaneResult[EntryT] | None:

@@ -35,14 +35,14 @@ log = structlog.get_logger(__name__)
 
 
 class EntrySource(Protocol[EntryT]):
-    """What the pipeline asks of the source of its entries, besides sending their batches."""
+    """What the pipeline asks of the source of its entries."""
 
     def without_held(self, entries: Sequence[EntryT]) -> Sequence[EntryT]:
-        """Return those of a tenant's entries that are still to be applied, once its home is found."""
+        """Return those of a tenant's entries that are still to be applied."""
         return entries
 
     def admitted(self, lane: Lane[EntryT], entries: Sequence[EntryT]) -> Sequence[EntryT]:
-        """Return those of *entries* that may join a lane now; the source has put back the others."""
+        """Return those of *entries* that may join a lane; the source has put back the others."""
 
     async def settle(self, lane: Lane[EntryT], batch: BatchDecided[EntryT]) -> None:
         """Settle a batch that its shard took.
@@ -52,13 +52,13 @@ class EntrySource(Protocol[EntryT]):
         """
 
     def put_back_lane(self, shard_id: str, entries: Sequence[EntryT], cause: WorkerError) -> None:
-        """Put back *entries*, all of the lane of a shard, until *cause* is over."""
+        """Put back *entries*, all of a shard's lane, until *cause* is over."""
 
     def crash(self, lane: Lane[EntryT], crashed: BatchCrashed[EntryT]) -> None:
         """Put back the lane, have the batch sent one by one, or count a try of its only entry."""
 
     def put_back_tenant(self, waited: Waited[EntryT]) -> None:
-        """Put back the entries of a tenant, until it has a home."""
+        """Put back a tenant's entries, until it has a home."""
 
     def on_home_found(self, tenant_id: str) -> None:
         """Go on with a tenant that was put back."""
@@ -67,14 +67,14 @@ class EntrySource(Protocol[EntryT]):
         """Note that a tenant that was put back has no home."""
 
     def must_end_pause(self, paused: Paused[EntryT]) -> bool:
-        """Return whether an operation that waits for a paused tenant has half of its source's retention behind it."""
+        """Return whether what waits has half of its source's retention behind it."""
 
     async def give_up(self, overdue: Overdue[EntryT]) -> None:
         """Give up entries whose tenant was not registered in time."""
 
 
 class Pipeline(Generic[EntryT]):
-    """The lanes of one source, and the lookup of the homes that are not known."""
+    """The lanes of one source, and the lookup of homes."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Pipeline(Generic[EntryT]):
 
     @property
     def is_stuck(self) -> bool:
-        """Whether a batch has been in flight for so long that it may never be answered."""
+        """Whether a batch in flight may never be answered."""
         return any(lane.is_stuck for lane in self._lanes.values())
 
     @property
@@ -119,7 +119,7 @@ class Pipeline(Generic[EntryT]):
 
     @property
     def has_progress(self) -> bool:
-        """Whether an entry is in memory that does not wait for a stuck batch."""
+        """Whether an entry does not wait for a stuck batch."""
         return bool(self.lookup.entries()) or any(len(lane) and not lane.is_stuck for lane in self._lanes.values())
 
     def lanes(self) -> list[Lane[EntryT]]:
@@ -127,11 +127,11 @@ class Pipeline(Generic[EntryT]):
         return list(self._lanes.values())
 
     def lane_to(self, shard_id: str) -> Lane[EntryT] | None:
-        """Return the lane of a shard; None while there is none."""
+        """Return the lane of a shard, if there is one."""
         return self._lanes.get(shard_id)
 
     def lane_of(self, tenant_id: str) -> Lane[EntryT] | None:
-        """Return the lane of the last entries of a tenant; None where it is not known any more."""
+        """Return the lane of a tenant's last entries, if it is known."""
         return self._lane_by_tenant.get(tenant_id)
 
     def entries(self) -> list[EntryT]:
@@ -139,13 +139,13 @@ class Pipeline(Generic[EntryT]):
         return [entry for lane in self._lanes.values() for entry in lane.entries()] + self.lookup.entries()
 
     def undecided(self, lanes: Iterable[Lane[EntryT]] | None = None) -> list[EntryT]:
-        """Return the entries without a known outcome that are in *lanes*; by default, all."""
+        """Return the entries without a known outcome, of *lanes* or of all."""
         if lanes is None:
             return self.undecided(self._lanes.values()) + self.lookup.in_memory()
         return [entry for lane in lanes for entry in lane.in_memory()]
 
     def remove(self, entries: Iterable[EntryT]) -> None:
-        """Remove entries, wherever they are. Of one in flight the outcome counts no longer."""
+        """Remove entries, wherever they are. In flight, their outcome counts no longer."""
         ids = {id(entry) for entry in entries}
         if ids:
             self.lookup.remove(ids)
@@ -153,7 +153,7 @@ class Pipeline(Generic[EntryT]):
                 lane.remove(ids)
 
     def start(self, tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
-        """Work in *tasks* until *ending*; then finish the batches in flight. The other entries stay pending."""
+        """Work in *tasks* until *ending*; then finish the batches in flight."""
         self._tasks = tasks
         self._ending = ending
         tasks.create_task(self._run_lookups(), name=f"lookups:{self._name}")
@@ -196,7 +196,7 @@ class Pipeline(Generic[EntryT]):
             lane.enqueue(self._source.admitted(lane, wanted))
 
     def remember_home(self, tenant_id: str, shard_id: str) -> Lane[EntryT]:
-        """Send later entries of a tenant into the lane of a shard; return the lane."""
+        """Return the lane of a shard, into which a tenant's later entries go."""
         lane = self._open_lane(shard_id)
         if len(self._lane_by_tenant) >= self._remembered_max:
             self._forget_idle_tenants()
@@ -210,7 +210,7 @@ class Pipeline(Generic[EntryT]):
         self._remembered_max = max(TENANTS_REMEMBERED, 2 * len(self._lane_by_tenant))
 
     def forget_homes(self, tenant_ids: Iterable[str]) -> None:
-        """Look up the homes of tenants again, for their next entries; none of theirs may be in memory."""
+        """Look up the homes of tenants again, of which nothing is in memory."""
         for tenant_id in tenant_ids:
             self._lane_by_tenant.pop(tenant_id, None)
 

@@ -33,7 +33,7 @@ class Entry(Protocol):
 
     @property
     def chain(self) -> str:
-        """The unit of order: entries of one chain take effect in the order in which they were enqueued."""
+        """The unit of order."""
 
 
 EntryT = TypeVar("EntryT", bound=Entry)
@@ -55,10 +55,10 @@ class BatchSender(Protocol[SentT_contra]):
         """
 
     def is_held(self, shard_id: str) -> bool:
-        """Return whether a shard that fails is given nothing more at once."""
+        """Return whether a failing shard gets nothing more at once."""
 
     def expect_merge(self, shard_id: str) -> None:
-        """Expect that tenants have moved to a shard from another one that has taken batches."""
+        """Expect that tenants have moved to a shard from another one."""
 
 
 class BatchDecided(msgspec.Struct, Generic[EntryT], frozen=True):
@@ -81,14 +81,14 @@ class BatchDecided(msgspec.Struct, Generic[EntryT], frozen=True):
 
 
 class LaneEmptied(msgspec.Struct, Generic[EntryT], frozen=True):
-    """The shard gets no operations now because of *cause*; *entries* were all of the lane, in order."""
+    """The shard gets no operations now; *entries* were all of the lane, in order."""
 
     entries: list[EntryT]
     cause: WorkerError
 
 
 class BatchCrashed(msgspec.Struct, Generic[EntryT], frozen=True):
-    """Sending raised what nobody foresaw; the *entries* are in the lane until the next batch is asked for."""
+    """Sending raised what nobody foresaw; the *entries* are still in the lane."""
 
     entries: list[EntryT]
     error: InternalError
@@ -111,7 +111,7 @@ class Waited(msgspec.Struct, Generic[EntryT], frozen=True):
 
 
 class Found(msgspec.Struct, Generic[EntryT], frozen=True):
-    """A tenant with a home; *entries* were all that waited for it. *has_moved*: another shard has refused them."""
+    """A tenant with a home, and all that waited for it. *has_moved*: another shard refused it."""
 
     tenant_id: str
     shard_id: str
@@ -127,14 +127,14 @@ class Unregistered(msgspec.Struct, frozen=True):
 
 
 class Paused(msgspec.Struct, Generic[EntryT], frozen=True):
-    """A tenant that is wanted, and paused by a person; *entries* are those that wait in memory."""
+    """A tenant that a person has paused, and the *entries* that wait in memory."""
 
     tenant_id: str
     entries: Sequence[EntryT]
 
 
 class Overdue(msgspec.Struct, Generic[EntryT], frozen=True):
-    """Entries that have waited for their tenant's registration for too long; they wait until they are settled."""
+    """Entries that have waited too long for their tenant's registration."""
 
     tenant_id: str
     entries: list[EntryT]
@@ -148,7 +148,7 @@ HURRIED_WEIGHT: Final = 1000.0
 
 
 class BatchBounds(msgspec.Struct, frozen=True):
-    """What a batch may have at most; its first entry may exceed the bytes and the cost."""
+    """What a batch may have; its first entry may exceed bytes and cost."""
 
     count: int
     size_bytes: int
@@ -184,7 +184,7 @@ class FairQueue(Generic[EntryT]):
         return self._by_tenant.keys()
 
     def append(self, entries: Sequence[EntryT], now: float) -> None:
-        """Add *entries*, which came at *now* (monotonic), behind those of their tenants."""
+        """Add *entries*, which came at *now* (monotonic)."""
         by_tenant = self._by_tenant
         for entry in entries:
             tenant_id = entry.operation.tenant_id
@@ -207,7 +207,7 @@ class FairQueue(Generic[EntryT]):
         return [*returned, *self._by_tenant.get(tenant_id, ())]
 
     def costs_s(self, is_left_out: Callable[[str], bool]) -> dict[str, float]:
-        """Return the seconds that the entries of each tenant are expected to take, but for those left out."""
+        """Return the expected seconds of each tenant's entries, but for those left out."""
         return {
             tenant_id: self._costs_of(entries)
             for tenant_id, entries in self._by_tenant.items()
@@ -215,17 +215,17 @@ class FairQueue(Generic[EntryT]):
         }
 
     def cost_s(self, tenant_id: str) -> float:
-        """Return the seconds that a tenant's entries are expected to take, without those that were put back."""
+        """Return the expected seconds of a tenant's entries, without those put back."""
         return self._costs_of(self._by_tenant.get(tenant_id, ()))
 
     def count_waits(self, now: float) -> dict[str, float]:
-        """Return the seconds for which each tenant has had entries without a break, since they were counted last."""
+        """Return for how many seconds each tenant has had entries since the last count."""
         waits_s = {tenant_id: now - self._waiting_since[tenant_id] for tenant_id in self._by_tenant}
         self._waiting_since = dict.fromkeys(waits_s, now)
         return waits_s
 
     def newest_of(self, tenant_id: str, *, beyond_s: float) -> list[EntryT]:
-        """Return the entries of a tenant behind those that are expected to take *beyond_s*."""
+        """Return a tenant's entries behind those that take *beyond_s*."""
         entries = list(self._by_tenant.get(tenant_id, ()))
         ends_s = list(accumulate(self._time.cost_s(entry.operation) for entry in entries))
         return entries[bisect_right(ends_s, beyond_s) :]

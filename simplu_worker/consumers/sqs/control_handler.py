@@ -136,7 +136,7 @@ class ControlHandler:
         self._clock = clock
 
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
-        """Return the verdict on each of *messages*, in their order. Idempotent; raises nothing but a cancellation."""
+        """Return the verdict on each message, in their order. Idempotent; raises only a cancellation."""
         with process_span(lambda: self._describe(messages)) as span:
             verdicts = await self._handle(messages)
             span.note_outcomes(map(_outcome_of, verdicts))

@@ -70,7 +70,7 @@ class ShardCreation(msgspec.Struct, frozen=True):
 
 
 class ShardDestruction(msgspec.Struct, frozen=True):
-    """Destroy a tenant, or without *location_id* (action `destroy_all`) every tenant of the business."""
+    """Destroy a tenant, or without *location_id* every tenant of the business."""
 
     business_id: str
     location_id: str | None
@@ -93,7 +93,7 @@ def control_type_of(control: Control) -> ControlType:
 
 
 def tenant_id_of_control(control: Control) -> str | None:
-    """Return the id of the tenant of a message; None when it concerns every tenant of a business."""
+    """Return the tenant of a message; None for every tenant of a business."""
     return None if control.location_id is None else tenant_id_of(control.business_id, control.location_id)
 
 
@@ -178,7 +178,7 @@ def decode_control(body: str | bytes, attributes: Mapping[str, str], origin: Ori
 
 
 def with_timestamp(body: str, attributes: Mapping[str, str], origin: Origin) -> str:
-    """Return *body*; a `SHARD_CREATION` without `timestamp` gets the time when it was first sent, for a replay."""
+    """Return *body*, with the time of its first sending where a `SHARD_CREATION` has no `timestamp`."""
     control = decode_control(body, attributes, origin)
     if not isinstance(control, ShardCreation) or parse_record(body.encode(), _creation_decoder).timestamp is not None:
         return body
@@ -314,7 +314,7 @@ def stages_of(subjects: Sequence[MessageSubject]) -> list[list[int]]:
 
 
 def first_conflict(subjects: Sequence[MessageSubject], index: int, undecided: Collection[int]) -> int | None:
-    """Return the first of the *undecided* for which the message at *index* waits, preferably of its own group."""
+    """Return the first of the *undecided* for which a message waits, preferably of its own group."""
     before = [other for other in sorted(undecided) if other < index and subjects[index].conflicts_with(subjects[other])]
     own = [other for other in before if is_same_group(subjects[index], subjects[other])]
     return next(iter(own or before), None)

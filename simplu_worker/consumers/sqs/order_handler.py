@@ -106,7 +106,7 @@ async def open_orders(
     draw: Callable[[], float] = random.random,
     utc: UtcClock = utc_now,
 ) -> AsyncIterator[OrderHandler]:
-    """Open the handler of one order queue. Leaving cancels operations under way: leave it after its receiver ended."""
+    """Open the handler of one order queue; leave it after its receiver ended."""
     handler = OrderHandler(gateway, failures, queue, rules=rules, retries=retries, draw=draw, utc=utc)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(handler.run(), name=f"orders:{queue.name}")
@@ -175,7 +175,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         self._landings: dict[asyncio.Task[None], _Landing] = {}
 
     async def run(self) -> None:
-        """Run the pipeline until a cancellation; what is raised unforeseen begins a new one."""
+        """Run the pipeline; what is raised unforeseen begins a new one."""
         await keep_running(TargetKind.QUEUE, self._queue.name, "orders", self._run_once, draw=self._draw)
 
     async def _run_once(self) -> None:
@@ -208,7 +208,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         return counts
 
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
-        """Return the verdict on each message, in their order. Idempotent; raises nothing but a cancellation."""
+        """Return the verdict on each message, in their order. Idempotent; raises only a cancellation."""
         if not self.is_running.is_set():  # after an error that nobody foresaw
             return verdicts_after_defect(messages, is_fifo=self._queue.is_fifo, draw=self._draw())
         chains: defaultdict[str, Chain] = defaultdict(Chain)
@@ -282,7 +282,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
     # The source of the pipeline
 
     def admitted(self, lane: OrderLane, entries: Sequence[OrderMessage]) -> Sequence[OrderMessage]:
-        """Return all, unless the shard is late with its batch: then nobody waits for it."""
+        """Return all, unless the shard is late with its batch."""
         for one in entries:
             one.shard_id = lane.shard_id
         if lane.state is LaneState.DECIDED or not lane.is_late:
@@ -300,7 +300,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         return any(loop_time() - landing.committed_at > SLOW_AFTER_S for landing in landings)
 
     async def send(self, shard_id: str, entries: Sequence[OrderMessage]) -> list[Outcome]:
-        """Apply *entries* to a shard; after an outage, only when it answers a probe."""
+        """Apply *entries* to a shard; after an outage, when it answers a probe."""
         if shard_id in self._outages:
             await self._check_shard(shard_id, [one.operation.tenant_id for one in entries])
         with process_span(partial(self._describe, shard_id, entries)) as span:
@@ -325,20 +325,20 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             raise
 
     def is_held(self, shard_id: str) -> bool:
-        """Return whether a shard has not answered since its lane was emptied."""
+        """Return whether a shard has not answered lately."""
         return shard_id in self._outages
 
     def expect_merge(self, _shard_id: str) -> None:
         """Do nothing: a queue has no row on a shard."""
 
     def on_home_found(self, _tenant_id: str) -> None:
-        """Do nothing: a message that was put back is handled again after its delay."""
+        """Do nothing: what was put back comes again."""
 
     def on_unregistered(self, _unregistered: Unregistered) -> None:
         """Do nothing, as before."""
 
     async def settle(self, lane: OrderLane, batch: BatchDecided[OrderMessage]) -> None:
-        """Decide the messages of a batch; the applied ones, with their chains behind, once that is safe."""
+        """Decide the messages of a batch; the applied ones once that is safe."""
         shard_id = lane.shard_id
         self._outages.pop(shard_id, None)
         self._note_late(shard_id, batch.late)
@@ -395,7 +395,6 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             self._pipeline.send(behind)
 
     async def _count_failures(self, shard_id: str, failed: Sequence[tuple[OrderMessage, str]]) -> None:
-        """Decide messages whose operations failed, once that is recorded: only then is the try over."""
         keys = [(one.operation.tenant_id, one.message.message_id) for one, _ in failed]
         try:
             with translate(TargetKind.SHARD, shard_id, "orders", RetryableError):
@@ -413,7 +412,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
                 self._decide_failed(one, shard_id, error, count)
 
     def crash(self, lane: OrderLane, crashed: BatchCrashed[OrderMessage]) -> None:
-        """Hold the messages of a lane: which operation is at fault the gateway has looked for."""
+        """Hold the messages of a lane."""
         self.put_back_lane(lane.shard_id, lane.take_all(), crashed.error)
 
     def put_back_lane(self, shard_id: str, entries: Sequence[OrderMessage], cause: WorkerError) -> None:
@@ -424,7 +423,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             self._hold_for_outage(one, cause)
 
     def put_back_tenant(self, waited: Waited[OrderMessage]) -> None:
-        """Hold the messages of a tenant without a home, or count a try where the lookup crashed."""
+        """Hold a tenant's messages, or count a try where the lookup crashed."""
         self._pipeline.lookup.forget(waited.tenant_id)
         for one in waited.entries:
             match waited.reason, waited.cause:
@@ -453,7 +452,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
     # Messages of paused tenants
 
     def must_end_pause(self, paused: Paused[OrderMessage]) -> bool:
-        """Return whether a message of a paused tenant has half of the queue's retention behind it."""
+        """Return whether half of the queue's retention is over for a message."""
         return any(self._half_retention_s(one.message) <= 0 for one in paused.entries)
 
     def _half_retention_s(self, message: Message) -> float:

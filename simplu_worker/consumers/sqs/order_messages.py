@@ -104,7 +104,7 @@ _time_decoder = msgspec.json.Decoder(Annotated[datetime, msgspec.Meta(tz=True)])
 def decode_order(
     body: str, attributes: Mapping[str, str], origin: Origin, rules: OrderRules, *, deduplication_id: str | None
 ) -> Operation | RejectedRecord:
-    """Decode one message; *attributes* are its message attributes, *deduplication_id* is its own, from a FIFO queue."""
+    """Decode one message; *deduplication_id* is its own, from a FIFO queue."""
     record = body.encode("utf-8", "surrogatepass")
     own_id = deduplication_id or origin.message_id or ""
     if len(record) > rules.max_bytes:
@@ -128,7 +128,7 @@ def decode_order(
 
 
 def tenant_of_order(message: Message, rules: OrderRules) -> str | None:
-    """Return the tenant that a message names, at a fraction of the cost of decoding it."""
+    """Return the tenant that a message names, without decoding it."""
     names = [message.attributes.get(name) for name in TENANT_ATTRIBUTES.values()]
     if None in names:
         ids = peek(message.body.encode("utf-8", "surrogatepass"), _PeekedOrder)
@@ -257,7 +257,7 @@ RETRIABLE_LETTERS: Final = frozenset({DeadLetterReason.UNKNOWN_TENANT, DeadLette
 
 
 class Deferral(msgspec.Struct, frozen=True):
-    """Why messages are deferred; with the tenant's ids when the tenant is the cause."""
+    """Why messages are deferred, and the tenant that is the cause, if any."""
 
     text: str
     business_id: str | None = None
@@ -332,11 +332,11 @@ class Chain:
 
     @property
     def has_decided_run(self) -> bool:
-        """Whether no message of the run that was sent waits for its verdict."""
+        """Whether the run that was sent has its verdicts."""
         return all(one.verdict is not None for one in self.members[: self._position])
 
     def next_run(self) -> Sequence[OrderMessage]:
-        """Return the next messages to send, of one tenant; none where the chain ends here."""
+        """Return the next messages to send, of one tenant, if any."""
         if self.state is ChainState.SENT:
             self._enter(ChainState.IDLE)
         while self._position < len(self.members) and all(one.allows_next for one in self.members[: self._position]):
@@ -352,7 +352,7 @@ class Chain:
         return [one for one in self.members[: self._position] if one.verdict is None]
 
     def stop_behind(self, stopping: OrderMessage) -> list[OrderMessage]:
-        """Defer the messages behind one that may not be passed; return those that were sent and undecided."""
+        """Defer the messages behind one; return those that were sent and undecided."""
         place = self.members.index(stopping) + 1
         sent = [one for one in self.members[place : self._position] if one.verdict is None]
         for one in sent:

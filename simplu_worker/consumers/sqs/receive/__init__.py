@@ -10,21 +10,19 @@ A message belongs to the queue, or it is in flight and belongs to the worker:
 
 What always holds, and why:
 
-- A message leaves the queue only by a delete. The delete comes after the commit, or after the dead letter is stored,
-  and while the message is still hidden from other receivers. After any other end (a crash, a lost visibility timeout, a
-  failed delete) the message is received again.
+- A message leaves the queue only by a delete, which comes after the commit, or after the dead letter is stored, and
+  while the message is still hidden from other receivers. After any other end the message is received again.
 - A message that another receiver may have is lost here: it is neither deleted nor counted as done, and no late answer
-  makes it ours again. Its deadline is on the safe side: it counts from before an extension was sent, where SQS counts
-  from when the extension arrived.
-- A returned message is not hidden again. It leaves the messages in flight first, and extensions of it that are under
-  way are waited for, before its visibility timeout is ended: no extension can arrive later.
+  makes it ours again. Its deadline counts from before an extension was sent, where SQS counts from its arrival.
+- A returned message is not hidden again: extensions of it that are under way are waited for before its visibility
+  timeout is ended.
 - In a FIFO queue no message overtakes another one of its group. The group is a lane: in order, in one call of the
-  handler at a time. While the first message is undecided, those behind it stay. When it returns or is lost, they return
-  too, visible at once and the first one last: until SQS gives out the first one again, it gives out none of the group.
+  handler at a time. While the first message is undecided, those behind it stay. When it returns or is lost, they
+  return too, visible at once and the first one last: until SQS gives out that one, it gives out none of the group.
 
-A visibility timeout (`in_flight`) is extended each third of it, counted from the receive, so that two extensions may
-fail. SQS hides a message for twelve hours after its receive at most, and refuses longer timeouts: extensions and delays
-are cut to the rest of that time, and the extension up to its end is the final one.
+A visibility timeout (`in_flight`) is extended each third of it, so that two extensions may fail. SQS hides a message
+for twelve hours after its receive at most: extensions and delays are cut to that, and the extension up to its end is
+final.
 
                       due                      extended to the end
     SCHEDULED ───────────────────► EXTENDING ───────────────────────► FINAL
@@ -33,8 +31,8 @@ are cut to the rest of that time, and the extension up to its end is the final o
       └────── past its deadline ───────► LOST ◄── past its deadline ────┘
 
 A lane (`group_scheduler`) that is READY is in a ring. A call takes one message of every such lane in turn, then a
-second one, for as long as there is room: a lane with many messages fills calls that no other lane needs, and delays no
-other lane. In a standard queue each message is a lane of its own: its group id, if any, promises no order.
+second one: a lane with many messages delays no other lane. In a standard queue each message is a lane of its own: its
+group id promises no order.
 
              add            take_call           held behind a dead letter
     EMPTY ────────► READY ───────────► BUSY ────────────────────────────► BUSY_AND_HELD
@@ -42,6 +40,4 @@ other lane. In a standard queue each message is a lane of its own: its group id,
                      │ └─── decided ───┘ │ └────────── time is up ───────────┘     │ stored
                      │                   │ held                                    │
                      └── time is up ── HELD ◄──────────────────────────────────────┘
-
-A lane without messages is EMPTY, and is forgotten; a lane is held for as long as messages wait in it.
 """

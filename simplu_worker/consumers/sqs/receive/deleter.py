@@ -34,7 +34,7 @@ class _PendingDelete(msgspec.Struct):
 
 
 class DeleteBatcher:
-    """Deletes messages of *queue*; each stays *in_flight*, and so hidden, until it is deleted or given up."""
+    """Deletes messages, each of which stays *in_flight*, and so hidden, until then."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class DeleteBatcher:
         return message.message_id in self._in_calls
 
     def stop_retrying(self) -> None:
-        """Retry nothing from now on: the process is about to end."""
+        """Retry nothing from now on."""
         self._no_retries.set()
 
     async def run(self, no_more: asyncio.Event) -> None:
@@ -230,7 +230,7 @@ class Visibility:
                     calls.create_task(self._extend(batch, due_at=due_at), name=f"sqs-extend:{self._queue.name}")
 
     def report_expired(self, tasks: asyncio.TaskGroup) -> None:
-        """Report expired messages as lost; return to the queue, in *tasks*, those that have to because of it."""
+        """Report expired messages as lost; return what has to return because of it, in *tasks*."""
         lost = self._in_flight.mark_expired(self._clock())
         if behind := self._report_lost([message for message, _ in lost], {loss for _, loss in lost}):
             tasks.create_task(self.return_to_queue(behind), name=f"sqs-return:{self._queue.name}")

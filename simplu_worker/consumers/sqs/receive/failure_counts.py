@@ -39,14 +39,14 @@ class FailureTable(Protocol):
     """The counts on the shards; `shards.gateway.ShardGateway` is one."""
 
     async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
-        """Count one failure more of each message, by tenant and message id; None if its tenant is elsewhere."""
+        """Count a failure of each message, by tenant and message id; None if its tenant is elsewhere."""
 
     async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
         """Forget the failures of a message."""
 
 
 class FailureCounts:
-    """The counts of all queues of this process; *table* has those on the shards."""
+    """The counts of all queues of this process, and those on the shards."""
 
     def __init__(self, table: FailureTable) -> None:
         self._table = table
@@ -60,11 +60,11 @@ class FailureCounts:
         return await self._table.count_failures(shard_id, failed)
 
     def remember(self, message_id: str) -> int:
-        """Count one failure more of a message without a known shard; return their number."""
+        """Count a failure of a message without a known shard."""
         return self._memory.add(message_id)
 
     async def forget(self, shard_id: str, tenant_id: str, message_id: str) -> None:
-        """Forget the failures of a message with a stored dead letter, or leave that to the retention."""
+        """Forget the failures of a message, or leave that to the retention."""
         try:
             await self._table.forget_failures(shard_id, tenant_id, message_id)
         except RetryableError as exc:

@@ -76,7 +76,7 @@ class _LaneDecision(msgspec.Struct, frozen=True):
 
 
 class GroupState(Enum):
-    """What becomes of the messages of a lane: drawn in the docstring of the package."""
+    """What becomes of a lane's messages: drawn in the docstring of the package."""
 
     EMPTY = auto()  # it has no messages: it is new, or forgotten
     READY = auto()  # its messages may be handled now: it is in the ring
@@ -135,15 +135,15 @@ class GroupScheduler:
 
     @property
     def handling_count(self) -> int:
-        """How many messages are with the handler, or have a dead letter that is being stored."""
+        """How many messages are with the handler, or have a dead letter to store."""
         return sum(len(lane.handling) for lane in self._lanes.values())
 
     def held_messages(self) -> list[Message]:
-        """Return the messages that are held for a dependency, and those behind them."""
+        """Return the messages that are held, and those behind them."""
         return [message for entry in self._held if _is_current(entry) for message in entry[2].queued]
 
     def ready_messages(self) -> list[Message]:
-        """Return the messages that may be handled now, those of a group in order."""
+        """Return the messages that may be handled, those of a group in order."""
         return [message for lane in self._ring if lane.state is GroupState.READY for message in lane.queued]
 
     def add(self, messages: Iterable[Message]) -> None:
@@ -221,7 +221,7 @@ class GroupScheduler:
         )
 
     def finish(self, messages: Iterable[Message]) -> None:
-        """Record that the dead letters of *messages* are stored, or that their call was cancelled."""
+        """Record that the dead letters of *messages* are stored, or their call was cancelled."""
         for message in messages:
             lane = self._lanes.get(self._key(message))
             if lane is not None and lane.handling.pop(message.message_id, None) is not None:
@@ -264,7 +264,7 @@ class GroupScheduler:
         return unstarted
 
     def next_retry_in_s(self, now: float) -> float | None:
-        """Return the seconds until the next held message may be handled again; None when none is held."""
+        """Return the seconds until the next held message is due; None without one."""
         while self._held and not _is_current(self._held[0]):
             heapq.heappop(self._held)
         return max(self._held[0][0] - now, 0.0) if self._held else None

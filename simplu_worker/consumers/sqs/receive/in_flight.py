@@ -39,7 +39,7 @@ class LossReason(StrEnum):
 
 
 class PeriodState(Enum):
-    """What becomes of the visibility timeout of a message in flight: drawn in the docstring of the package."""
+    """What becomes of a visibility timeout: drawn in the docstring of the package."""
 
     SCHEDULED = auto()  # its extension is due at a time
     EXTENDING = auto()  # a call that extends it is under way
@@ -92,7 +92,7 @@ class InFlightMessages:
         return [period.message for period in self._periods.values()]
 
     def received_before(self, at: float) -> list[str]:
-        """Return the ids of the messages that were received before a time."""
+        """Return the ids of messages that were received before a time."""
         return [message_id for message_id, period in self._periods.items() if period.received_at < at]
 
     def set_visibility_timeout(self, visibility_timeout_s: int) -> None:
@@ -130,16 +130,16 @@ class InFlightMessages:
         return message if period is None else period.message
 
     def is_ours(self, message: Message, *, now: float) -> bool:
-        """Return whether *message* is in flight and hidden from every other receiver now."""
+        """Return whether *message* is in flight and hidden from all others."""
         period = self._periods.get(message.message_id)
         return period is not None and period.state is not PeriodState.LOST and now < period.deadline
 
     def oldest_age_s(self, now: float) -> float:
-        """Return the time since the receive of the oldest message in flight; 0 when there is none."""
+        """Return the time since the oldest receive in flight; 0 without one."""
         return max((now - period.received_at for period in self._periods.values()), default=0.0)
 
     def oldest_sent_at(self) -> datetime | None:
-        """Return when the message in flight was sent that was sent first; None when there is none."""
+        """Return when the oldest message in flight was sent; None without one."""
         return min((period.message.sent_at for period in self._periods.values()), default=None)
 
     def take_due(self, now: float) -> list[tuple[float, list[Message]]]:
@@ -178,13 +178,13 @@ class InFlightMessages:
         return 0.0 if period is None else period.deadline - now
 
     def allowed_timeout_s(self, message: Message, wanted_s: float, now: float) -> int:
-        """Return *wanted_s* in whole seconds, cut to the longest timeout that SQS still accepts; at least 0."""
+        """Return *wanted_s* in whole seconds, cut to what SQS still accepts; at least 0."""
         period = self._periods.get(message.message_id)
         left_s = VISIBILITY_MAX_S - CEILING_MARGIN_S if period is None else period.ceiling_at - now
         return max(min(math.ceil(wanted_s), math.floor(left_s)), 0)
 
     def record_extended(self, extensions: Sequence[tuple[Message, int]], *, sent_at: float, draw: float = 0.0) -> None:
-        """Record that each message was extended by its seconds, with a call sent at *sent_at*."""
+        """Record the extensions of a call sent at *sent_at*."""
         for message, visibility_s in extensions:
             period = self._extending(message)
             if period is not None:
@@ -193,7 +193,7 @@ class InFlightMessages:
                 period.become(PeriodState.FINAL if period.is_at_ceiling else PeriodState.SCHEDULED)
 
     def retry_soon(self, messages: Iterable[Message], *, now: float) -> None:
-        """Schedule another extension of *messages* after a failed one: there is time for some more tries."""
+        """Schedule another extension of *messages* after a failed one."""
         for message in messages:
             period = self._extending(message)
             if period is not None:
@@ -201,7 +201,7 @@ class InFlightMessages:
                 period.become(PeriodState.SCHEDULED)
 
     def mark_refused(self, messages: Iterable[Message]) -> list[Message]:
-        """Record that SQS refuses to extend *messages*; return those that are lost by it."""
+        """Record refused extensions; return the messages that are lost by it."""
         lost: list[Message] = []
         for message in messages:
             period = self._extending(message)
@@ -211,7 +211,7 @@ class InFlightMessages:
         return lost
 
     def mark_expired(self, now: float) -> list[tuple[Message, LossReason]]:
-        """Return the messages with a visibility period that ended since the last call, and why."""
+        """Return the messages that were lost since the last call, and why."""
         lost: list[tuple[Message, LossReason]] = []
         for period in self._periods.values():
             if period.state is not PeriodState.LOST and period.deadline <= now:
@@ -220,7 +220,7 @@ class InFlightMessages:
         return lost
 
     def remove(self, messages: Iterable[Message]) -> None:
-        """Remove *messages*: they are decided, or on their way back to the queue."""
+        """Remove *messages*: they are decided, or on their way back."""
         for message in messages:
             period = self._periods.pop(message.message_id, None)
             if period is not None:
@@ -246,13 +246,13 @@ class _ReceivePeriod(msgspec.Struct):
 
 
 class RecentlyReceived:
-    """The oldest of the messages received in the last WINDOW_S, or up to twice that time."""
+    """The oldest of the messages received in the last WINDOW_S, or twice that time."""
 
     def __init__(self) -> None:
         self._periods: list[_ReceivePeriod] = []  # at most two, the newest last
 
     def note(self, sent_at: Iterable[datetime], *, now: float) -> None:
-        """Note the times at which messages were sent that were received just now."""
+        """Note when messages were sent that came just now."""
         oldest = min(sent_at, default=None)
         if oldest is None:
             return
@@ -262,7 +262,7 @@ class RecentlyReceived:
             self._periods = [*self._periods[-1:], _ReceivePeriod(now, oldest)]
 
     def oldest_sent_at(self, now: float) -> datetime | None:
-        """Return when the oldest message was sent; None if none was received lately."""
+        """Return when the oldest of them was sent, if any."""
         return min((one.oldest for one in self._periods if now - one.started_at < 2 * WINDOW_S), default=None)
 
 
@@ -275,7 +275,7 @@ ATTEMPT_MAX_S: Final = 240.0  # SQS API reference, ReceiveRequestAttemptId: five
 
 
 class ReceiveAttempt(msgspec.Struct, frozen=True):
-    """A receive of a FIFO queue; when its answer got lost, a repetition gives the same messages."""
+    """A receive of a FIFO queue; a repetition gives the same messages."""
 
     attempt_id: str
     max_messages: int
@@ -301,12 +301,12 @@ class PollCount:
             self.wanted_count = min(self.wanted_count + 1, self._max_count)
 
     def record_failure(self) -> None:
-        """Record that a poll failed: one poll is enough to notice the recovery."""
+        """Record a failed poll: one is enough to notice the recovery."""
         self.wanted_count = 1
 
 
 class PollReservations:
-    """The room in flight that polls under way may need; the largest recent size stands for each message."""
+    """The room that polls under way may need, by the largest recent size."""
 
     def __init__(self, *, message_count: int, byte_count: int) -> None:
         self._message_count = message_count
@@ -315,7 +315,7 @@ class PollReservations:
         self._largest_bytes = 0.0
 
     def reserve(self, *, in_flight_count: int, in_flight_bytes: int) -> int:
-        """Reserve room for a poll until `release`; return how many messages it may ask for, 0 for none."""
+        """Reserve room until `release`; return how many messages to ask for."""
         room = min(self._message_count - in_flight_count - self._asked_count, BATCH_MAX_COUNT)
         room_bytes = self._byte_count - in_flight_bytes - self._asked_count * self._largest_bytes
         if self._largest_bytes:
@@ -327,7 +327,7 @@ class PollReservations:
         return count
 
     def release(self, asked_count: int, sizes_bytes: list[int]) -> None:
-        """Release the room of a poll that asked for *asked_count* messages and received messages of these sizes."""
+        """Release the room of a poll, which received messages of these sizes."""
         self._asked_count -= asked_count
         if sizes_bytes:
             self._largest_bytes = max(*sizes_bytes, 0.9 * self._largest_bytes, 1.0)
@@ -360,11 +360,11 @@ class SlotShare:
         self._named_at = float("-inf")
 
     def note_late(self, message_ids: Iterable[str]) -> None:
-        """Note that messages are in hand for LATE_AFTER_S while slots are short."""
+        """Note that messages are in hand for LATE_AFTER_S."""
         self._late.update(message_ids)
 
     def over_share(self, unstarted: Sequence[Message], in_hand: Sequence[Message], *, now: float) -> list[Message]:
-        """Return those of *unstarted* messages, which are some of those in hand, that have to be put back."""
+        """Return those of *unstarted* messages that have to be put back."""
         if not self._late and not self._waiting_until:
             return []
         room = self._count(in_hand, now)
@@ -385,7 +385,7 @@ class SlotShare:
         now: float,
         draw: float,
     ) -> list[Verdict]:
-        """Return *verdicts* on a call, but the return of those that would be held beyond their tenant's share."""
+        """Return *verdicts*, but the return of what would be held beyond its tenant's share."""
         pairs = list(zip(call, verdicts, strict=True))
         to_hold = {one.message_id for one, verdict in pairs if isinstance(verdict, RetryHeld) and verdict.delay_s}
         if not to_hold:
@@ -405,7 +405,7 @@ class SlotShare:
         return [bound(*pair) for pair in reversed(pairs)][::-1]
 
     def put_back_s(self, message: Message, *, now: float, draw: float) -> float:
-        """Note that *message* is put back, and return for how long; one *draw* spreads many."""
+        """Note that *message* is put back; return for how long."""
         self._put_back_count += 1
         draw = (draw + self._put_back_count * SPREAD) % 1.0
         delay_s = backoff_s(message.receive_count, draw=draw, base_s=PUT_BACK_BASE_S, max_s=PUT_BACK_MAX_S)
@@ -416,7 +416,7 @@ class SlotShare:
         return delay_s
 
     def begun(self, *, now: float) -> Sequence[str]:
-        """Return the tenants whose messages are put back from now on; each once, and none twice in NAMED_EVERY_S."""
+        """Return the tenants whose messages are put back from now on, each once."""
         if not self._unnamed or now - self._named_at < NAMED_EVERY_S:
             return ()
         self._named_at = now

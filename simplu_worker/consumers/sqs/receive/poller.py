@@ -47,7 +47,7 @@ class PollTimes(msgspec.Struct, frozen=True):
 
 
 class Poller:
-    """Polls *queue* while there is room in *in_flight*; awaits *gate* before each poll, and *on_messages* after it."""
+    """Polls while there is room in *in_flight*; awaits *gate* before each poll, *on_messages* after it."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Poller:
                 loops.create_task(self._loop(number, stopping), name=f"sqs-poll-{number}:{self._queue.name}")
 
     def wake(self) -> None:
-        """Let the loops that are idle, or wait for room, check again."""
+        """Let idle loops check again."""
         self._changed.set()
         self._changed.clear()
 
@@ -219,7 +219,7 @@ class Poller:
 
 
 def log_unreachable(queue: Queue, exc: Exception, failure_count: int, delay_s: float) -> None:
-    """Log that *queue* does not answer: the 1st, 2nd, 4th, 8th … time in a row."""
+    """Log that *queue* does not answer: the 1st, 2nd, 4th, 8th … time."""
     if failure_count.bit_count() > 1:
         return
     level = log.error if isinstance(exc, PermanentError) else log.warning

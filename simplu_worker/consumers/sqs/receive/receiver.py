@@ -197,12 +197,12 @@ class QueueReceiver:
 
     @property
     def is_reachable(self) -> bool:
-        """Whether the queue has answered, and did so at the last call."""
+        """Whether the queue has answered the last call."""
         return self._attributes is not None and self.last_error is None
 
     @property
     def internal_error(self) -> str | None:
-        """The error that nobody foresaw, for which nothing is received now."""
+        """The unforeseen error for which nothing is received now."""
         return self._internal_error
 
     @property

@@ -30,7 +30,7 @@ class _Hidden(msgspec.Struct, frozen=True):
 
 
 class PausedMessages:
-    """The messages of one queue that this replica has hidden, by tenant. Times are monotonic."""
+    """The messages that this replica has hidden, by tenant. Times are monotonic."""
 
     def __init__(self) -> None:
         self._by_tenant: dict[str, dict[str, _Hidden]] = {}  # by the message's id
@@ -44,7 +44,7 @@ class PausedMessages:
         return list(self._by_tenant)
 
     def add(self, tenant_id: str, message: Message, *, paused_s: float, now: float) -> float:
-        """Remember a message that is returned to its queue now; return for how many seconds to hide it."""
+        """Remember a message that is returned now; return for how long to hide it."""
         self._forget(tenant_id, message.message_id)
         if len(self) >= HIDDEN_MAX:
             return min(BEYOND_S, paused_s)
@@ -53,7 +53,7 @@ class PausedMessages:
         return hidden_s
 
     def take(self, tenant_id: str, *, now: float) -> list[Message]:
-        """Remove and return a tenant's messages that are hidden, and have not come back by themselves."""
+        """Remove and return a tenant's messages that are still hidden."""
         own = self._by_tenant.get(tenant_id, {})
         due = [one for one in own.values() if one.decided_at + RETURNED_AFTER_S <= now]
         for one in due:
@@ -96,19 +96,19 @@ class RedriveRules(msgspec.Struct, frozen=True):
 
 
 def pause_receives(retention_s: int) -> int:
-    """Return how many receives a message takes whose tenant is paused for as long as that is possible."""
+    """Return how many receives the longest pause of its tenant costs a message."""
     return math.ceil(retention_s / 2 / HIDDEN_S)
 
 
 class RedrivePolicy(msgspec.Struct, frozen=True):
-    """The queue to which SQS itself moves a message, and after how many receives."""
+    """The queue to which SQS itself moves messages, and after how many receives."""
 
     target_name: str
     max_receive_count: int
 
 
 def parse_redrive_policy(text: str | None) -> RedrivePolicy | None:
-    """Parse the attribute RedrivePolicy; None when it is missing or malformed."""
+    """Parse the attribute RedrivePolicy; None when it is malformed."""
     try:
         found: Any = json.loads(text or "null")
         return RedrivePolicy(

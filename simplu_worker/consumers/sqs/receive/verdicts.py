@@ -27,7 +27,7 @@ OUTAGE_MAX_S = 60.0
 
 
 class MessageIds(msgspec.Struct, frozen=True):
-    """The ids that a dead letter carries beside the message; `None` for an id that is unknown."""
+    """The ids that a dead letter carries, as far as they are known."""
 
     business_id: str | None = None
     location_id: str | None = None
@@ -86,7 +86,7 @@ class RetryRules(msgspec.Struct, frozen=True):
 def verdict_on_error(
     error: RetryableError | PermanentError, message: Message, ids: MessageIds, *, draw: float
 ) -> RetryHeld | ToDeadLetter:
-    """Return the verdict on *message* after *error*: an outage holds it, however long, and never gives it up."""
+    """Return the verdict after *error*: an outage holds a message, however long."""
     match error:
         case RetryableError():
             return RetryHeld(delay_s=retry_delay_s(error, message, draw=draw))
@@ -131,7 +131,7 @@ def verdict_on_rejected(rejected: RejectedRecord) -> ToDeadLetter:
 
 
 def retry_delay_s(error: RetryableError, message: Message, *, draw: float) -> float:
-    """Return the delay after *error*: the back-off of *message*, or longer when the dependency asked for that."""
+    """Return the back-off of *message*, or longer when *error* asks for that."""
     asked_s = min(error.retry_after_s or 0.0, OUTAGE_MAX_S)
     return max(message_backoff_s(message, draw=draw), asked_s)
 
@@ -165,7 +165,7 @@ DECODING_ERRORS: Final = (
 
 
 def rejection_of(error: Exception) -> tuple[DeadLetterReason, str]:
-    """Return the reason and the text of a rejection because of *error*, one of DECODING_ERRORS."""
+    """Return reason and text of a rejection because of one of DECODING_ERRORS."""
     match error:
         case UnknownTypeError():
             return DeadLetterReason.UNKNOWN_TYPE, str(error)
@@ -178,7 +178,7 @@ def rejection_of(error: Exception) -> tuple[DeadLetterReason, str]:
 
 
 def peek(record: bytes, message_type: type[P]) -> P:
-    """Return the readable members of an invalid *record*; only texts when it is no JSON object."""
+    """Return the readable members of an invalid *record*."""
     try:
         return msgspec.json.decode(replace_lone_surrogates(record), type=message_type)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
