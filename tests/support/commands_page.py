@@ -47,7 +47,6 @@ MORE: Final = {  # by the beginning of a command; the longest one counts
     "types": "tenants.md#business-types",
 }
 _ALWAYS_THERE: Final = frozenset({"--help", "-h", "--version"})
-_IN_THE_TEXT: Final = frozenset({"--env-file", "--json"})  # of nearly all commands; the text above the table has them
 
 
 class Command(NamedTuple):
@@ -67,13 +66,12 @@ def program_commands() -> tuple[Command, ...]:
 def render_page(page: str) -> str:
     """Return *page* with its last table made anew; the text before it is written by hand."""
     page = page.partition(HEADING)[0] + HEADING
-    page += "\n| command | what it does | options | more |\n|---|---|---|---|\n"
+    page += "\n| command | what it does | more |\n|---|---|---|\n"
     for command in program_commands():
-        options = ", ".join(f"`{one}`" for one in command.options if one not in _IN_THE_TEXT) or "–"
         link = MORE[max((words for words in MORE if f"{command.words} ".startswith(f"{words} ")), key=len)]
-        name = " ".join(("simplu-worker", command.words, *command.arguments))
+        name = " ".join((command.words, *command.arguments))
         title = link.partition("#")[0].removesuffix(".md").removeprefix("runbook/").replace("-", " ")
-        page += f"| `{name}` | {command.help} | {options} | [{title}]({link}) |\n"
+        page += f"| `{name}` | {command.help} | [{title}]({link}) |\n"
     return page
 
 

@@ -141,15 +141,19 @@ def render_page(page: str) -> str:
 
 def _label(metric: str, label: str, comments: dict[str, dict[str, str]], shown: set[type[StrEnum]]) -> str:
     sets = WORDS.get(f"{metric} {label}", ())
-    text = ", ".join(", ".join(_words(one, {} if one in shown else comments.get(one.__name__, {}))) for one in sets)
-    links = [f" ([meanings]({EXPLAINED_ELSEWHERE[one]}))" for one in sets if one in EXPLAINED_ELSEWHERE]
+    if sets and shown.issuperset(sets):
+        return f"`{label}` as above"
+    texts = [
+        f"[values]({EXPLAINED_ELSEWHERE[one]})" if one in EXPLAINED_ELSEWHERE else ", ".join(_words(one, comments))
+        for one in sets
+    ]
     shown.update(sets)
-    return f"`{label}`" + (f": {text}" if text else "") + "".join(links)
+    return f"`{label}`" + (f": {', '.join(texts)}" if texts else "")
 
 
-def _words(words: type[StrEnum], comments: dict[str, str]) -> Iterator[str]:
+def _words(words: type[StrEnum], comments: dict[str, dict[str, str]]) -> Iterator[str]:
     for name, word in words.__members__.items():
-        comment = comments.get(name) if words not in EXPLAINED_ELSEWHERE else None
+        comment = comments.get(words.__name__, {}).get(name)
         yield f"`{word}`" + (f" ({comment})" if comment else "")
 
 
