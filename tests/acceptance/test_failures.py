@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,7 +16,6 @@ from support.full_stack import Chain, FullStack, make_item, partition_key
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
-from simplu_worker.network_errors import NO_SERVER
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(6)]
 BYSTANDER_S = 5.0  # for what has nothing to do with a shard in trouble: as long as a connection to one is tried
@@ -28,7 +26,6 @@ FROZEN_S = 8.0
 
 Trouble = Callable[[PostgresServer], AbstractAsyncContextManager[None]]
 CitrusTrouble = Callable[[FullStack], AbstractAsyncContextManager[None]]
-LineTrouble = Callable[[FullStack], AbstractAsyncContextManager[None]]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -151,77 +148,6 @@ async def held_line(full_stack: FullStack, chain: Chain, since: int) -> dict[str
 
 
 # The sources, leases and dead letters
-
-
-async def failed_reads(full_stack: FullStack) -> float:
-    """Return how many reads of the stream have failed, as the worker counts."""
-    return await full_stack.read_metric("simplu_retries_total", source="kinesis", reason="read_failed")
-
-
-@asynccontextmanager
-async def refused(full_stack: FullStack) -> AsyncIterator[None]:
-    """Cut all connections to Kinesis and refuse new ones for two seconds, and until a read has failed."""
-    before = await failed_reads(full_stack)
-
-    async def has_failed() -> bool:
-        return await failed_reads(full_stack) > before
-
-    async with full_stack.kinesis_proxy.refuse_connections():
-        yield
-        await asyncio.sleep(2)
-        assert await poll_until(has_failed, within_s=RECOVERY_S)
-
-
-@asynccontextmanager
-async def cut(full_stack: FullStack) -> AsyncIterator[None]:
-    """Cut the connections to Kinesis 20 times at least, and until a read has failed.
-
-    In the middle of requests, which are made to take a while: a slow worker may have none in two seconds.
-    """
-    before, line = await failed_reads(full_stack), full_stack.kinesis_proxy
-    yield
-    with line.add_latency(0.1):
-        async with asyncio.timeout(RECOVERY_S):
-            for number in itertools.count(1):
-                await asyncio.sleep(0.1)
-                line.cut()
-                if number >= 20 and await failed_reads(full_stack) > before:
-                    break
-
-
-@pytest.mark.parametrize("trouble", [refused, cut])
-async def test_worker_reads_on_after_its_last_record_when_kinesis_was(
-    full_stack: FullStack, trouble: LineTrouble
-) -> None:
-    chains = [Chain(tenant) for tenant in (*full_stack.steady, *full_stack.steady)]
-    await full_stack.put(*chains)
-    failed = await failed_reads(full_stack)
-    async with trouble(full_stack):
-        await full_stack.put(*chains)
-        await full_stack.make_tenants(1)
-    await full_stack.wait_until_applied(*chains, within_s=RECOVERY_S)
-    assert await failed_reads(full_stack) > failed
-
-
-async def test_worker_stops_reading_until_dynamodb_is_back_when_its_leases_expire(full_stack: FullStack) -> None:
-    chains = [Chain(tenant) for tenant in full_stack.steady]
-    await full_stack.put(*chains)
-    await full_stack.wait_until_applied(*chains, within_s=PATIENCE_S)
-    since = full_stack.log_end
-    async with full_stack.dynamodb_proxy.refuse_connections():
-        for stream_shard_id in ("shardId-000000000000", "shardId-000000000001"):
-            await full_stack.wait_for_log_event(
-                "lease.lost", since=since, within_s=PATIENCE_S, stream_shard_id=stream_shard_id
-            )
-        reason = await full_stack.wait_for_readiness(503, within_s=PATIENCE_S)
-        await full_stack.put(*chains)
-        await asyncio.sleep(1)
-        assert [await full_stack.is_applied(chain) for chain in chains] == [False] * 3
-        full_stack.worker.check_running()
-    await full_stack.wait_until_applied(*chains, within_s=RECOVERY_S)
-    assert NO_SERVER in reason
-    assert "stream_unavailable" in reason
-    await full_stack.wait_for_readiness(200, within_s=PATIENCE_S)
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import aiohttp
 import asyncpg
@@ -108,14 +108,13 @@ class FullStack:
     def __init__(
         self,
         *,
-        aws: Literal["local", "moto"] = "local",
         env: Mapping[str, str] | None = None,
         priority_queue: str | None = None,
     ) -> None:
         """*env* is for the worker only, and overrides the stack's environment; *priority_queue* is the name of one."""
         self._more_env = dict(env or {})
         self._priority_queue = priority_queue
-        self.stack = Stack(shards=3, stream_shards=2, tenants_per_shard=1000, aws=aws)
+        self.stack = Stack(shards=3, stream_shards=2, tenants_per_shard=1000)
         self.homes: dict[str, PostgresServer] = {}  # by tenant id
         self.steady: list[Tenant] = []  # one on each shard, known to the worker
         self._spare: list[Tenant] = []
@@ -127,10 +126,6 @@ class FullStack:
             enter = entered.enter_async_context
             await enter(self.stack)
             env = self.stack.env
-            aws_url = env["AWS_ENDPOINT_URL"]
-            self.kinesis_proxy = await enter(FaultProxy(env.get("AWS_ENDPOINT_URL_KINESIS", aws_url)))
-            self.dynamodb_proxy = await enter(FaultProxy(env["DYNAMODB_ENDPOINT"]))
-            self.sqs_proxy = await enter(FaultProxy(env.get("AWS_ENDPOINT_URL_SQS", aws_url)))
             self.citrus = await enter(LyingCitrus(self.stack.citrus_url))
             self.citrus_proxy = await enter(FaultProxy(self.citrus.url))
             self.kinesis = await enter(open_client("kinesis", env))
@@ -138,10 +133,6 @@ class FullStack:
             self.dynamodb = await enter(open_client("dynamodb", env))
             self.dead_letter_reader = DeadLetterReader(self.sqs, env["SQS_DEAD_LETTER_QUEUE_URL"])
             self.http = await enter(aiohttp.ClientSession(timeout=REQUEST_TIMEOUT))
-            # A message that a cut poll has received is visible again after that time.
-            await self.sqs.set_queue_attributes(
-                QueueUrl=env["SQS_SHARD_CREATION_QUEUE_URL"], Attributes={"VisibilityTimeout": "4"}
-            )
             if self._priority_queue is not None:
                 queue = await self.sqs.create_queue(QueueName=self._priority_queue, Attributes={"FifoQueue": "true"})
                 env["SQS_PRIORITY_QUEUE_URL"] = queue["QueueUrl"]
@@ -161,9 +152,6 @@ class FullStack:
 
     def _troubled_env(self) -> dict[str, str]:
         return {
-            "AWS_ENDPOINT_URL_KINESIS": self.kinesis_proxy.url,
-            "AWS_ENDPOINT_URL_SQS": self.sqs_proxy.url,
-            "DYNAMODB_ENDPOINT": self.dynamodb_proxy.url,
             "CITRUS_SERVER_URL": self.citrus_proxy.url,
             "CITRUS_TIMEOUT": "1000",
             "DATABASE_ALLOWED_HOSTS": "127.0.0.1",
@@ -299,13 +287,6 @@ class FullStack:
     async def read_status(self) -> Any:
         async with self.http.get(f"{self.worker.url}/status", headers=self.worker.operator) as answer:
             return await answer.json()
-
-    async def read_metric(self, name: str, **labels: str) -> float:
-        async with self.http.get(f"{self.worker.url}/metrics") as answer:
-            lines = (await answer.text()).splitlines()
-        wanted = [f'{label}="{value}"' for label, value in labels.items()]
-        samples = [line for line in lines if line.startswith((f"{name}{{", f"{name} "))]
-        return sum(float(line.rpartition(" ")[2]) for line in samples if all(pair in line for pair in wanted))
 
     def read_log(self, *, since: int = 0) -> list[dict[str, Any]]:
         text = self.worker.log_path.read_bytes()[since:].decode()

@@ -65,9 +65,6 @@ class Kcl3Peer:
         self._client = client
         self._table = table
 
-    def __repr__(self) -> str:
-        return f"Kcl3Peer({self.me}, holds {sorted(self.held)})"
-
     async def read(self, lease_key: str) -> Row:
         reply = await self._client.get_item(
             TableName=self._table, Key={"leaseKey": {"S": lease_key}}, ConsistentRead=True

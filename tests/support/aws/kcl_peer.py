@@ -67,9 +67,6 @@ class KclPeer:
         self._draws = draws
         self._seen: dict[str, tuple[str, float]] = {}  # by lease key: the counter, and since when
 
-    def __repr__(self) -> str:
-        return f"KclPeer({self.me}, holds {sorted(self.held)})"
-
     async def create(self, row: Row) -> bool:
         written = await write_if(
             self._client.put_item, TableName=self._table, Item=row, ConditionExpression="attribute_not_exists(leaseKey)"

@@ -68,9 +68,6 @@ class Policy:
         self.name = name
         self.allowed = sorted({pair for one in document["Statement"] for pair in _pairs(one)})
 
-    def __repr__(self) -> str:
-        return f"Policy({self.name!r}, {len(self.allowed)} pairs)"
-
     def allows(self, access: Access) -> bool:
         return any(_covers(pair, access) for pair in self.allowed)
 

@@ -32,9 +32,6 @@ class Run:
         self.added = 0
         self.in_requests: dict[int, Record[int]] = {}
 
-    def __repr__(self) -> str:
-        return f"Run({self.batcher}, in requests: {sorted(self.in_requests)})"
-
     def do(self, step: Mapping[str, Any]) -> Step:
         """Do a step; return what it was answered, as members of the step."""
         match step["do"]:

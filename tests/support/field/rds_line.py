@@ -86,9 +86,6 @@ class RdsLine:
         self._context.load_cert_chain(certificate)
         self._port = 0
 
-    def __repr__(self) -> str:
-        return f"<RdsLine {self.place}: {len(self.passwords)} passwords, refused {self.refusals}>"
-
     @property
     def place(self) -> str:
         return f"localhost:{self._port}"

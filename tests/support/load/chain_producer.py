@@ -64,9 +64,6 @@ class ChainProducer:
         inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "VIRTUAL_ENV") if name in os.environ}
         self._process: subprocess.Popen[bytes] = group.spawn(argv, log_path=self._log_path, env=inherited | dict(env))
 
-    def __repr__(self) -> str:
-        return f"ChainProducer(pid={self._process.pid}, put_count={self.put_count})"
-
     @property
     def put_count(self) -> int:
         with self._log_path.open("rb") as log:

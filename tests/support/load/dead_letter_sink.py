@@ -33,9 +33,6 @@ class DeadLetterSink:
         self._endpoint_url = endpoint_url
         self._queue_url = queue_url
 
-    def __repr__(self) -> str:
-        return f"DeadLetterSink({self._queue_url}, {len(self.dead_letters)} dead letters)"
-
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:
         """Serve on a free port of loopback; yields the endpoint URL for SQS."""

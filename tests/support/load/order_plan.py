@@ -63,9 +63,6 @@ class OrderPlan:
         self.steps = [one.step for one in self.planned if one.step is not None]
         self.poison_count = sum(bool(one.reasons) for one in self.planned)
 
-    def __repr__(self) -> str:
-        return f"OrderPlan({self.name!r}, {len(self.planned)} events, {self.poison_count} poison)"
-
     def rows(self) -> dict[tuple[str, str], Any]:
         rows: dict[tuple[str, str], Any] = {}
         for number in range(self.group_count):

@@ -119,9 +119,6 @@ class Testbed:
         self._worker_env = dict(worker_env or {})
         self._exit = AsyncExitStack()
 
-    def __repr__(self) -> str:
-        return f"ProvingGround({self.stack!r}, {self.flows}, phases={[phase.name for phase in self.phases]})"
-
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as entered:
             await entered.enter_async_context(self.stack)

@@ -35,9 +35,6 @@ class FaultProxy(TcpProxy):
         self._answer: bytes | None = None
         self.asked_count = 0  # connections, and chunks that clients have sent
 
-    def __repr__(self) -> str:
-        return f"FaultProxy(port={self.port}, target={self._target}, connections={len(self._connections)})"
-
     @property
     def url(self) -> str:
         return f"http://{HOST}:{self.port}"

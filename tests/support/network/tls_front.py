@@ -21,9 +21,6 @@ class TlsFront(TcpProxy):
         self._target = (parts.hostname, parts.port)
         self._context = _context(folder)
 
-    def __repr__(self) -> str:
-        return f"TlsFront({self.port} -> {self._target})"
-
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._serve, "localhost", self.port, ssl=self._context)
 

@@ -61,9 +61,6 @@ class KclWorker:
         self._command = [java, log_option, *rest, *(f"{key}={value}" for key, value in (given | options).items())]
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __repr__(self) -> str:
-        return f"KclWorker({self.name}, output={self._output})"
-
     def start(self) -> None:
         env = {"PATH": os.environ["PATH"], "AWS_REGION": REGION} | CREDENTIALS
         self._process = self._group.spawn(self._command, log_path=self._output, env=env)

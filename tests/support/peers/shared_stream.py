@@ -50,9 +50,6 @@ class SharedStream:
         self.put_ids: set[str] = set()
         self._failover_s = failover_s
 
-    def __repr__(self) -> str:
-        return f"SharedStream({self.stream}, {self.table}, {len(self.put_ids)} records)"
-
     # Workers
 
     @contextmanager

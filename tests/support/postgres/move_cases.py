@@ -23,13 +23,6 @@ ROWS = """
 INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
 SELECT $1, 'dental', 'patient', number::text, '{}', now(), now() FROM generate_series(1, $2::int) AS number
 """
-# As a command that was killed after the commit leaves the journal, a minute later.
-NOT_CERTIFIED = """
-UPDATE moves
-SET step = 'committed', updated_at = updated_at - interval '1 minute', detail = jsonb_build_object(
-  'positions', detail -> 'positions', 'epochBefore', detail -> 'certificate' -> 'epochBefore'
-)
-"""
 COPIED_WITHIN_S = 60.0
 
 

@@ -30,9 +30,6 @@ class ShardLine(TcpProxy):
         self.connection_count = 0
         self.asked: list[bytes] = []  # the bytes sent to the server, part by part
 
-    def __repr__(self) -> str:
-        return f"ShardLine(port={self.port}, connections={len(self._connections)})"
-
     @property
     def place(self) -> str:
         return f"{HOST}:{self.port}"

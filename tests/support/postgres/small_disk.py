@@ -37,9 +37,6 @@ class SmallDisk:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __repr__(self) -> str:
-        return f"SmallDisk({str(self.folder)!r}, free_bytes={self.free_bytes})"
-
     @property
     def free_bytes(self) -> int:
         free = os.statvfs(self.folder)

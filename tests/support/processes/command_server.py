@@ -25,9 +25,6 @@ class CommandServer:
         command = [sys.executable, "-m", MODULE, str(self._socket)]
         group.spawn(command, log_path=group.directory / "commands.log", env=dict(os.environ) | {"PYTHONPATH": path})
 
-    def __repr__(self) -> str:
-        return f"CommandServer({str(self._socket)!r})"
-
     async def wait_ready(self) -> None:
         async def is_served() -> bool:
             return self._socket.exists()

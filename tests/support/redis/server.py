@@ -31,9 +31,6 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
 
-    def __repr__(self) -> str:
-        return f"RedisServer(port={self.port}, pid={self._process.pid if self._process else None})"
-
     @property
     def url(self) -> str:
         return f"redis://:{PASSWORD}@{HOST}:{self.port}/0"

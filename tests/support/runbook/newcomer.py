@@ -35,9 +35,6 @@ class NewcomerShell:
         self._names = names
         self._numbers = itertools.count(1)
 
-    def __repr__(self) -> str:
-        return f"NewcomerShell({self._process.pid}, {self._names})"
-
     async def run(self, text: str) -> str:
         for name, true_name in self._names.items():
             text = text.replace(name, true_name)

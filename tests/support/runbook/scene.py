@@ -95,9 +95,6 @@ class Scene:
         self._port = free_port()
         self.shell = world.shell | {"HTTP_HOST": HOST, "HTTP_PORT": str(self._port)}
 
-    def __repr__(self) -> str:
-        return f"Scene({self._page}, {self.servers}, {self.worker})"
-
     async def __aenter__(self) -> Self:
         self.folder.mkdir()
         queue = f"dead-letters-{self._page}"

@@ -64,9 +64,6 @@ class Systemd:
         self.folder = folder
         self._init_pid = init_pid
 
-    def __repr__(self) -> str:
-        return f"Systemd({self.folder}, {self._init_pid})"
-
     def inside(self, *command: str) -> list[str]:
         return ["nsenter", f"--target={self._init_pid}", "--mount", "--pid", "--cgroup", *command]
 
