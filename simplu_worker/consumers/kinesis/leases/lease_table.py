@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from itertools import product
 from typing import Any, Final, TypedDict
 
@@ -328,18 +329,11 @@ class LeaseTable:
             row = await self._find_instead(lease, failed)
         if row is None:
             return None
+        again = partial(
+            self.renew, pending_tenants=pending_tenants, ahead=ahead, read_up_to=read_up_to, is_given_away=is_given_away
+        )
         if has_hand_over_begun(lease, row, me=me) and row.counter == lease.counter:
-            return await self.renew(
-                row,
-                me,
-                checkpoint,
-                pending_tenants=pending_tenants,
-                ahead=ahead,
-                read_up_to=read_up_to,
-                throughput_kbps=throughput_kbps,
-                report=report,
-                is_given_away=is_given_away,
-            )
+            return await again(row, me, checkpoint, throughput_kbps=throughput_kbps, report=report)
         if not is_own_landed_write(lease, row, me=me):
             return None
         higher = checkpoint if checkpoint is not None and row.checkpoint < checkpoint else None
@@ -347,15 +341,7 @@ class LeaseTable:
         if higher is None and has_tenants and (ahead is UNCHANGED or row.ahead == ahead):
             return row
         try:
-            return await self.renew(
-                row,
-                me,
-                higher,
-                pending_tenants=pending_tenants,
-                ahead=ahead,
-                read_up_to=read_up_to,
-                is_given_away=is_given_away,
-            )
+            return await again(row, me, higher)
         except RetryableError:
             return row  # it is renewed; the next renewal writes the rest, and recognises this one if it landed
 
@@ -402,12 +388,7 @@ class LeaseTable:
 
         Raises ValueError as `encode_retry`.
         """
-        values = {":retry": {"S": encode_retry(retry)}, ":me": {"S": lease.actual_owner}}
-        try:
-            await self._update(lease, f"SET {RETRY} = :retry", self._held_condition(lease), values)
-        except ConditionFailedError:
-            return False
-        return True
+        return await self._ask_owner(lease, f"SET {RETRY} = :retry", {":retry": {"S": encode_retry(retry)}})
 
     async def write_idle_report(self, lease_key: str, report: LeaseReport) -> None:
         """Write the report of a replica without a lease into the row of any."""
@@ -418,18 +399,16 @@ class LeaseTable:
 
     async def ask_to_release(self, lease: Lease) -> bool:
         """Have another worker take *lease*; return False when its owner is another now."""
-        values = {":me": {"S": lease.actual_owner}}
-        try:
-            await self._update(lease, f"SET {RELEASE} = :me", self._held_condition(lease), values)
-        except ConditionFailedError:
-            return False
-        return True
+        return await self._ask_owner(lease, f"SET {RELEASE} = :me", {})
 
     async def withdraw_release(self, lease: Lease) -> bool:
         """Take `ask_to_release` back; return False when another worker has taken *lease* before."""
-        values = {":me": {"S": lease.actual_owner}}
+        return await self._ask_owner(lease, f"REMOVE {RELEASE}", {})
+
+    async def _ask_owner(self, lease: Lease, update: str, values: dict[str, Any]) -> bool:
+        values[":me"] = {"S": lease.actual_owner}
         try:
-            await self._update(lease, f"REMOVE {RELEASE}", self._held_condition(lease), values)
+            await self._update(lease, update, self._held_condition(lease), values)
         except ConditionFailedError:
             return False
         return True

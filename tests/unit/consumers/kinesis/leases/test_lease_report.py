@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from simplu_worker.consumers.kinesis.leases.lease import (
     HELD_MAX,
-    LARGE,
     TEXT_MAX_LENGTH,
     TOP_MAX,
     HeldTarget,
@@ -23,8 +22,8 @@ from simplu_worker.consumers.kinesis.leases.lease import (
 from simplu_worker.vocabulary import HoldReason
 
 ME = "host:17:abc"
-ages = st.floats(0, LARGE / 2).map(lambda value: round(value, 3))
-numbers = st.none() | st.floats(0, LARGE / 2).map(lambda value: round(value, 3))
+ages = st.floats(0, 1e6).map(lambda value: round(value, 3))
+numbers = st.none() | st.floats(0, 1e6).map(lambda value: round(value, 3))
 reports = st.builds(
     LeaseReport,
     st.just(ME),
@@ -78,24 +77,13 @@ def test_report_of_another_writer_is_none(owner: str | None) -> None:
     [
         "",
         "{}",
-        "[]",
         f'{{"by": "{ME}", "lag_s": -1}}',
-        f'{{"by": "{ME}", "records_per_s": 1e300}}',
         f'{{"by": "{ME}", "held_count": "many"}}',
         f'{{"by": "{ME}", "held": [["shard a", "gap", -1.0]]}}',
-        f'{{"by": "{ME}", "latency_p99_s": 1e300}}',
-        f'{{"by": "{ME}", "top": [["a-b", "shard-1", -1.0]]}}',
-        f'{{"by": "{ME}", "version": "{"x" * TEXT_MAX_LENGTH}"}}',
-        "\ud800",
     ],
 )
 def test_report_that_cannot_be_is_none(text: str) -> None:
     assert decode_report(text, ME) is None
-
-
-def test_impossible_numbers_are_written_as_possible_ones() -> None:
-    text = encode_report(LeaseReport(ME, lag_s=-3.0, records_per_s=float("inf")))
-    assert decode_report(text, ME) == LeaseReport(ME, lag_s=0.0, records_per_s=LARGE - 1)
 
 
 @given(st.builds(HoldRetry, st.text("0123456789abcdef", min_size=16, max_size=16), st.none() | st.text(max_size=150)))
@@ -106,13 +94,6 @@ def test_request_is_read_as_written(retry: HoldRetry) -> None:
 def test_request_that_no_owner_would_read_is_not_written() -> None:
     with pytest.raises(ValueError, match="held target"):
         encode_retry(HoldRetry("1", "x" * TEXT_MAX_LENGTH))
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"request_id": 1}', "\ud800", f'{{"request_id": "{"x" * TEXT_MAX_LENGTH}"}}']
-)
-def test_request_that_cannot_be_is_none(text: str) -> None:
-    assert decode_retry(text) is None
 
 
 def test_rate_is_that_since_the_last_renewal() -> None:
