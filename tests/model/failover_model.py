@@ -2,10 +2,8 @@
 
 The shard, A, has a row for the stream shard: what it claims to have applied, and a token that is new with every write.
 A reader's transaction counts only while the row has a token that the reader knows. Otherwise the reader *adopts*: it
-takes the row's token and reads again from where the row says. Row and effects are lost together.
-
-Another shard, where there is one, loses nothing, and its row is left out. A batch is one operation. A commit whose
-acknowledgement is lost happens at any later time, or never. What the replica has ends behind any one commit.
+takes the row's token and reads again from where the row says. Another shard, where there is one, loses nothing. A
+commit whose acknowledgement is lost happens at any later time, or never.
 """
 
 from __future__ import annotations
@@ -49,8 +47,6 @@ AGREED = Rules()
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How often each kind of trouble comes."""
-
     troubles: int = 0
     crashes: int = 1
     takes: int = 0
@@ -59,15 +55,11 @@ class Budget:
 
 
 class Version(StatePart, frozen=True):
-    """The shard as of one commit."""
-
     applied: int  # bits
     row: Row
 
 
 class Batch(StatePart, frozen=True):
-    """A transaction; without an operation it only touches the row."""
-
     operation: int | None
     row: Row
     tokens: tuple[int, ...]  # of which the row is to have one
@@ -77,8 +69,6 @@ class Batch(StatePart, frozen=True):
 
 
 class Worker(StatePart, frozen=True):
-    """A reader and its knowledge of the shard."""
-
     reader: Any
     token: int = NEW
     unknown: tuple[int, ...] = ()  # tokens of its transactions of which it did not learn the outcome
@@ -87,8 +77,6 @@ class Worker(StatePart, frozen=True):
 
 
 class State(StatePart, frozen=True):
-    """All of it."""
-
     shard: Version
     replica: Version | None  # gets nothing any more; None: it has everything
     elsewhere: int  # bits: applied on the other shard
@@ -135,7 +123,6 @@ class FailoverModel:
         self._may_be_down = scene.is_shard_trouble and not scene.troubled.isdisjoint(self._its)
 
     def first(self) -> State:
-        """Return a reader at the start of the stream shard, and a shard without a row."""
         budget = self._budget
         return State(
             shard=Version(0, NO_ROW),
@@ -151,7 +138,6 @@ class FailoverModel:
         )
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the owner of the lease does, and the end of trouble."""
         yield from self._work(state, "owner")
         if (pending := self._readers.pending(state.owner.reader, self._all)) > state.checkpoint:
             yield f"checkpoint {pending}", replace(state, checkpoint=pending)
@@ -181,7 +167,6 @@ class FailoverModel:
             yield "replica gets no more", replace(_spend(state, FAILOVERS), replica=state.shard)
 
     def broken(self, state: State) -> str:
-        """Return the promise that was broken: order, or that a row claims only what is applied."""
         if state.promise or not self._checks_claims:
             return state.promise
         for version in {state.shard, state.replica or state.shard}:
@@ -192,7 +177,6 @@ class FailoverModel:
         return ""
 
     def unsettled(self, state: State) -> str:
-        """Return what is left over at the end."""
         if missing := ((1 << self._end) - 1) & ~(state.shard.applied | state.elsewhere):
             return f"lost: nobody will apply {(missing & -missing).bit_length() - 1}"
         return "" if state.checkpoint == self._end else f"unsettled: {state}"
@@ -202,7 +186,6 @@ class FailoverModel:
         return Worker(self._readers.start(checkpoint), started_at=checkpoint if notes_start else 0)
 
     def _work(self, state: State, role: Role) -> Iterator[tuple[str, State]]:
-        """Return what a reader may do. It depends neither on the checkpoint nor on trouble to come."""
         worker = state.owner if role == "owner" else state.zombie
         if worker is None:
             return
@@ -214,7 +197,6 @@ class FailoverModel:
             yield label, replace(after, checkpoint=state.checkpoint, left=state.left)
 
     def _works_of(self, state: State, role: Role, worker: Worker) -> Iterator[tuple[str, State]]:
-        """Return what a reader may do: as any reader, but for what it does with the shard."""
         barred = self._its if worker.token <= TO_ADOPT else ()
         for label, reader, commits in self._readers.moves(worker.reader, is_troubled=state.is_troubled, barred=barred):
             following = _with(state, role, replace(worker, reader=reader))
@@ -241,7 +223,6 @@ class FailoverModel:
             yield self._send(state, role, worker, None)
 
     def _send(self, state: State, role: Role, worker: Worker, operation: int | None) -> tuple[str, State]:
-        """Return what comes of a reader's transaction."""
         if operation is not None and self._rules.claims_early and worker.claim is None:
             claim = self._claim(state, worker, operation)
             return f"send {operation}", _with(state, role, replace(worker, claim=claim))
@@ -268,14 +249,12 @@ class FailoverModel:
         return Batch(operation, replace(claim, token=token), tokens)
 
     def _committed(self, state: State, batch: Batch) -> State:
-        """Return what follows the commit of a transaction."""
         applied, promise = state.shard.applied, ""
         if batch.operation is not None and not self._is_refused(state, batch.operation):
             applied, promise = self._scene.take_effect(applied, batch.operation)
         return self._named(replace(state, shard=Version(applied, batch.row), promise=promise))
 
     def _lost_acknowledgements(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return how the owner may not learn of the outcome of a transaction, which it tries again."""
         for operation in self._readers.ready(state.owner.reader) or (None,):
             batch = self._batch(state, state.owner, operation)
             owner = replace(state.owner, unknown=(*state.owner.unknown, batch.row.token), claim=None)
@@ -283,7 +262,6 @@ class FailoverModel:
             yield f"{batch}: acknowledgement lost", self._named(following)
 
     def _claim(self, state: State, worker: Worker, operation: int | None) -> Row:
-        """Return what a reader's transaction claims: as of before it, for its outcome is not known."""
         rules, reader, tenants = self._rules, worker.reader, {*self._all}
         if rules.claims_own_batch and operation is not None:
             reader = self._readers.settled(reader, operation)
@@ -306,7 +284,6 @@ class FailoverModel:
         return {*self._scene.tenants[worker.started_at : worker.reader.dispatch]}
 
     def _adopt(self, state: State, role: Role, worker: Worker) -> tuple[str, State]:
-        """Let a reader take the row's token, and hold the shard's tenants from where they have to be read again."""
         row, rules, starts = state.shard.row, self._rules, {}
         trusts = (rules.trusts_first_contact and worker.token == NEW) or (rules.trusts_missing_row and row == NO_ROW)
         is_above = rules.rewinds_if_below_pending and row.pending_from >= self._readers.pending(
@@ -327,12 +304,10 @@ class FailoverModel:
         return state.is_troubled and self._scene.tenants[operation] in self._scene.troubled
 
     def _named(self, state: State) -> State:
-        """Return the same state whatever its tokens were: they are only compared with each other."""
         return state if self._rules.counts_tokens else _renamed(state)
 
 
 def _renamed(state: State) -> State:
-    """Return a state with its tokens renamed, and without transactions that no row lets through any more."""
     rows = [version.row.token for version in (state.shard, state.replica) if version is not None]
     if state.adrift:
         names: Mapping[int, int] = names_of(rows, [(batch.row.token, batch.tokens) for batch in state.adrift])

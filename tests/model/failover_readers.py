@@ -14,47 +14,32 @@ A = 0  # the shard that fails over
 class Readers(Protocol):
     """What readers may do, and what they know; a reader itself is only handed back."""
 
-    def start(self, checkpoint: int) -> Any:
-        """Return a reader that starts at a checkpoint."""
-        ...
+    def start(self, checkpoint: int) -> Any: ...
 
     def moves(self, reader: Any, *, is_troubled: bool, barred: tuple[int, ...]) -> Sequence[Move]:
         """Return what a reader may do by itself and with the other shard; it may not catch up tenants *barred*."""
         ...
 
-    def ready(self, reader: Any) -> tuple[int, ...]:
-        """Return the operations of which one may be the next for the shard."""
-        ...
+    def ready(self, reader: Any) -> tuple[int, ...]: ...
 
-    def settled(self, reader: Any, operation: int) -> Any:
-        """Return a reader that knows of the commit of an operation on the shard."""
-        ...
+    def settled(self, reader: Any, operation: int) -> Any: ...
 
-    def refused(self, reader: Any, operation: int) -> Any:
-        """Return a reader whose operation was not taken by the shard."""
-        ...
+    def refused(self, reader: Any, operation: int) -> Any: ...
 
     def rewound(self, reader: Any, starts: Mapping[int, int]) -> Any:
         """Return a reader that holds tenants from their starts, or from where it owes them, if that is lower."""
         ...
 
-    def pending(self, reader: Any, tenants: Collection[int]) -> int:
-        """Return the lowest position that a reader owes to some of the tenants."""
-        ...
+    def pending(self, reader: Any, tenants: Collection[int]) -> int: ...
 
-    def held(self, reader: Any) -> tuple[int, ...]:
-        """Return the tenants that are behind the others."""
-        ...
+    def held(self, reader: Any) -> tuple[int, ...]: ...
 
 
 class WholeReaders(ReaderModel):
-    """Readers as they are."""
-
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene, AGREED, end=len(scene.tenants))
 
     def _moves_of(self, reader: Reader, barred: Collection[int], *, is_troubled: bool) -> Iterator[Move]:
-        """Return what a reader may do but for what is in the lane of the shard."""
         if reader.dispatch < self.end:
             yield self._dispatch(reader)
         for number, operation in ((number, lane[0]) for number, lane in enumerate(reader.lanes) if lane):
@@ -68,15 +53,12 @@ class WholeReaders(ReaderModel):
                 yield from self._catch_up(reader, catch_up)
 
     def ready(self, reader: Reader) -> tuple[int, ...]:
-        """Return the first operation in the lane of the shard."""
         return reader.lanes[A][:1]
 
     def settled(self, reader: Reader, operation: int) -> Reader:
-        """Return a reader without the first operation in the lane of the shard."""
         return _without_first(reader, A)
 
     def refused(self, reader: Reader, operation: int) -> Reader:
-        """Return a reader that holds the target."""
         return self._fail(reader, operation, A).reader
 
     def rewound(self, reader: Reader, starts: Mapping[int, int]) -> Reader:
@@ -94,7 +76,6 @@ class WholeReaders(ReaderModel):
         )
 
     def pending(self, reader: Reader, tenants: Collection[int] | None = None) -> int:
-        """Return the lowest of dispatch, and of the lanes, holds and catch-ups of the tenants."""
         if tenants is None:
             return super().pending(reader)
         sent = (one for lane in reader.lanes for one in lane if self.scene.tenants[one] in tenants)
@@ -102,7 +83,6 @@ class WholeReaders(ReaderModel):
         return min((reader.dispatch, *sent, *at, *(reader.held[tenant] for tenant in tenants)))
 
     def held(self, reader: Reader) -> tuple[int, ...]:
-        """Return the tenants that are held or being caught up."""
         return tuple(tenant for tenant, before in enumerate(reader.held) if before != FREE)
 
 
@@ -123,35 +103,27 @@ class PlainReaders:
         ]
 
     def start(self, checkpoint: int) -> tuple[int, ...]:
-        """Return the next operation of each tenant."""
         return tuple(self._next(tenant, checkpoint) for tenant in self._all)
 
     def moves(self, reader: tuple[int, ...], *, is_troubled: bool, barred: tuple[int, ...]) -> Sequence[Move]:
-        """Return nothing: it reads as soon as it can."""
         return ()
 
     def ready(self, reader: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the next operation of every tenant."""
         return tuple(sorted({*reader} - {self._end}))
 
     def settled(self, reader: tuple[int, ...], operation: int) -> tuple[int, ...]:
-        """Return the reader with its tenant's next operation."""
         return tuple(self._next(tenant, at + 1) if at == operation else at for tenant, at in enumerate(reader))
 
     def refused(self, reader: tuple[int, ...], operation: int) -> tuple[int, ...]:
-        """Return the same reader: nobody else waits for the operation."""
         return reader
 
     def rewound(self, reader: tuple[int, ...], starts: Mapping[int, int]) -> tuple[int, ...]:
-        """Return the lower of what it had and of the starts."""
         return tuple(min(at, self._next(tenant, starts.get(tenant, at))) for tenant, at in enumerate(reader))
 
     def pending(self, reader: tuple[int, ...], tenants: Collection[int] | None = None) -> int:
-        """Return the lowest of the tenants' next operations."""
         return min((self._end, *(reader[tenant] for tenant in (self._all if tenants is None else tenants))))
 
     def held(self, reader: tuple[int, ...]) -> tuple[int, ...]:
-        """Return all but the tenants that are furthest."""
         return tuple(tenant for tenant, at in enumerate(reader) if at < max(reader))
 
     def _next(self, tenant: int, position: int) -> int:

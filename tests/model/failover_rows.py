@@ -28,7 +28,6 @@ class Row(StatePart, frozen=True):
     is_after_parents: bool = False  # everything of the parents of the stream shard is applied here too
 
     def claimed(self, tenant: int) -> int:
-        """Return up to where everything of a tenant is applied."""
         return self.pending_from if tenant in self.held else self.read_to
 
 

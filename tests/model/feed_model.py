@@ -1,21 +1,17 @@
 """The feed of two shards to one destination, while publishers are killed, a tenant moves, a stale standby is promoted.
 
-The shards, their transactions, the move and the promotions are those of `log_order_model`. What the feed keeps on a
-shard is a commit like others, which a promotion takes back if the standby lacks it. A publisher has the row, reads
-below the horizon, publishes, and then moves its cursor. Where the server has another run than the row, or no row, a new
-incarnation begins behind the cursor, and the receiver is told.
+The shards, the move and the promotions are those of `log_order_model`. What the feed keeps on a shard is a commit like
+others, which a promotion may take back. Where the server has another run than the row, or no row, a new incarnation
+begins behind the cursor, and the receiver is told.
 
 The receiver keeps to what events say: an event of an earlier incarnation of its shard is undone, if its number is
-behind a bound of a later one, unless it comes again. A queue may swallow repetitions within an incarnation: they change
-nothing. With *lagging* no standby is awaited, so that events of lost commits were published; without it none ever is.
-Then the source of a move may also go back behind a departure that the target has passed, so that events come again
-behind those of the target; without it they never do.
+behind a bound of a later one, unless it comes again. A queue may swallow repetitions within an incarnation. With
+*lagging* no standby is awaited: events of lost commits were published, and the source of a move may go back behind a
+departure that the target has passed.
 
-A destination that *leaves* the file comes back, and its row keeps the run of the server in which it was judged last.
-With *remembers* a publisher lives through a promotion, and no incarnation begins where it knows that nothing is undone:
-it remembers every event that came from behind the cursor, and the server has all of them. After a kill the next
-publisher knows that once it has published everything again that was there when it began, of what comes from there on.
-Where its file *narrows*, the filter of the destination leaves tenant a out for a while.
+A destination that *leaves* the file comes back with its row. With *remembers* a publisher lives through a promotion,
+and begins no incarnation where it knows that nothing is undone. Where its file *narrows*, the filter leaves tenant a
+out for a while.
 """
 
 from __future__ import annotations
@@ -86,7 +82,6 @@ class Remembered(StatePart, frozen=True):
     batches: tuple[tuple[int, str], ...] = ()
 
     def holds(self, cursor: int, log: Sequence[Batch]) -> bool:
-        """Return whether nothing that came from behind *cursor* is missing in *log*."""
         there = {one.token for one in log}
         is_undone = any(number > cursor and token not in there for number, token in self.batches)
         return self.is_whole and self.begun <= cursor and not is_undone
@@ -104,8 +99,6 @@ class FeedState(State, frozen=True):
 
 
 class FeedRow(StatePart, frozen=True):
-    """What a shard keeps of its feed."""
-
     cursor: int
     incarnation: str
     bounds: str
@@ -138,13 +131,11 @@ class FeedModel(LogOrderModel):
         self._feed = feed
 
     def first(self) -> FeedState:
-        """Return two empty logs."""
         begin = super().first()
         parts = {name: getattr(begin, name) for name in State.__struct_fields__}
         return FeedState(**parts | {"left": (*begin.left, self._kills, self._leaves, self._narrows)})
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return the faults of shards, and kills of publishers."""
         assert isinstance(state, FeedState)
         for label, after in super().faults(state):
             yield label, after
@@ -166,7 +157,6 @@ class FeedModel(LogOrderModel):
             yield f"the publisher of {place} is killed", replace(killed, left=one_less(state.left, KILLS))
 
     def _write_late(self, state: FeedState, after: State) -> Iterator[tuple[str, State]]:
-        """Write the cursors that publishers had when a standby was promoted."""
         assert isinstance(after, FeedState)
         for place in SHARDS:
             row, head = _row_of(after.shards[place].log), state.heads[place]
@@ -175,7 +165,6 @@ class FeedModel(LogOrderModel):
                 yield f"standby {place} is promoted, and the cursor {head} is written there", late
 
     def unsettled(self, state: State) -> str:
-        """Return what the receiver lacks at the end."""
         assert isinstance(state, FeedState)
         for tenant, received, count in zip(TENANTS, state.received, self._counts, strict=True):
             values = [one.value for one in received if not one.is_undone]
@@ -192,7 +181,6 @@ class FeedModel(LogOrderModel):
         return replace(_without_publisher(promoted, place), runs=(runs[0], runs[1]))
 
     def _read(self, state: State, place: int) -> Iterator[tuple[str, State]]:
-        """Take the row, publish the next batch, or move the cursor."""
         assert isinstance(state, FeedState)
         row, head = _row_of(state.shards[place].log), state.heads[place]
         if head == OUT_OF_FILE:
@@ -246,14 +234,12 @@ class FeedModel(LogOrderModel):
         return self._begin(told, place, row.cursor)
 
     def _begin(self, state: FeedState, place: int, cursor: int) -> FeedState:
-        """Publish from behind *cursor* on, and remember that."""
         begun = _with_head(state, place, cursor)
         if not self._remembers:
             return begun
         return self._note_whole(_with_memory(begun, place, Remembered(cursor, self._feed.knows_at_once)), place)
 
     def _with_filter(self, state: FeedState, place: int, *, is_narrow: bool) -> FeedState:
-        """Let the publisher read another file, and begin anew where its cursor is."""
         first, second = put_at(state.narrow, place, is_narrow)
         after = _with_head(replace(state, narrow=(first, second)), place, NOBODY)
         memory = state.memories[place]
@@ -262,7 +248,6 @@ class FeedModel(LogOrderModel):
         return _with_memory(after, place, replace(memory, is_whole=False))
 
     def _note_whole(self, state: FeedState, place: int) -> FeedState:
-        """Note whether everything is published that an earlier publisher may have published."""
         memory = state.memories[place]
         if memory is None or memory.is_whole or self._next(state, place, state.heads[place]) is not None:
             return state
@@ -270,7 +255,6 @@ class FeedModel(LogOrderModel):
         return _with_memory(state, place, replace(memory, is_whole=True, begun=begun))
 
     def _next(self, state: FeedState, place: int, head: int) -> Batch | None:
-        """Return the next batch that may be published."""
         shard = state.shards[place]
         running = [one.number for one in shard.running] + [shard.idle] * bool(shard.idle)
         horizon = readable_below(min(running, default=shard.next_number), 0)
@@ -342,7 +326,6 @@ class FeedModel(LogOrderModel):
 
 
 def _row_of(log: Sequence[Batch]) -> FeedRow | None:
-    """Return the newest commit of the feed in *log*; its parts are in those of a batch."""
     for one in reversed(log):
         if one.kind == ROW:
             run, bounds = one.tenant.split("|")
@@ -377,7 +360,6 @@ def _without_publisher(state: FeedState, place: int) -> FeedState:
 
 
 def _judged(state: FeedState, place: int, row: FeedRow) -> FeedState:
-    """Mark what an event with the incarnation and the bounds of *row* shows to be undone."""
     bounds = [one.split(":") for one in row.bounds.split(",") if one]
 
     def is_undone(one: Received) -> bool:

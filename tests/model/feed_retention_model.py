@@ -1,10 +1,9 @@
 """The feed of a move's target while the retention deletes what was not read: each change comes, or a gap that has it.
 
 Tenant a arrives in the log, and its events wait until the source is passed; those of b do not. The retention deletes
-batches from the front of the log at any time, and notes the highest one in the same transaction. A publisher that comes
-to a place before that one tells of a gap of the whole shard; where it catches up with tenant a, of a gap of a alone. A
-killed publisher leaves the row, with the place of the others and that of a. Where a gap of the shard has the arrival,
-nothing waits for the source any more.
+batches from the front, and notes the highest one. A publisher that comes to a place before that one tells of a gap: of
+the whole shard, or of a alone where it catches up with it. Where a gap of the shard has the arrival, nothing waits for
+the source any more.
 """
 
 from __future__ import annotations
@@ -64,11 +63,9 @@ class FeedRetentionModel:
         self._rules = rules
 
     def first(self) -> State:
-        """Return an empty log."""
         return State(deletions=self._left[0], kills=self._left[1])
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what writers, the source and the publisher do."""
         if state.written < len(self._log):
             yield f"{self._log[state.written]}{state.written + 1} is written", replace(state, written=state.written + 1)
         if not state.is_passed:
@@ -82,7 +79,6 @@ class FeedRetentionModel:
         yield from self._publish(state, state.publisher)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return deletions, and kills of the publisher."""
         if state.deletions:
             for number in range(state.forgotten + 1, state.written + 1):
                 yield (
@@ -93,11 +89,9 @@ class FeedRetentionModel:
             yield "the publisher is killed", replace(state, publisher=Publisher(), kills=state.kills - 1)
 
     def broken(self, state: State) -> str:
-        """Return the promise that was broken."""
         return state.promise
 
     def unsettled(self, state: State) -> str:
-        """Return what has not come at the end."""
         for number, tenant in enumerate(self._log, 1):
             has_gap = any(
                 behind < number <= through and of in {"", tenant.lower()} for of, behind, through in state.gaps
@@ -130,7 +124,6 @@ class FeedRetentionModel:
         return after if tenant != B and publisher.held != NOT_HELD else self._send(after, number)
 
     def _catch_up(self, state: State, publisher: Publisher) -> Iterator[tuple[str, State]]:
-        """Send the next event of the held tenant, or what was deleted of it; without one it is held no more."""
         head, held = publisher.head, publisher.held
         own = [
             number
@@ -150,7 +143,6 @@ class FeedRetentionModel:
             yield "a is held no more", replace(state, publisher=replace(publisher, held=NOT_HELD))
 
     def _send(self, state: State, number: int) -> State:
-        """Note an event; one that comes again is a repetition."""
         if number in state.told:
             return state
         promise = state.promise

@@ -1,9 +1,8 @@
 """A shard that goes back by more than the stream keeps, and shards that only seem to: when a reader holds one.
 
-Every even record is for the shard, every odd one for another. A tick is a part of the retention, within which a fleet
-that runs reads everything, meets the shard, and writes its row again. No operation may take effect over one that the
-shard had, that it lost, and that the stream has dropped, before a person accepts that. And the shard is held only if a
-backup older than the stream took its place: whether records came since that backup, nothing can show.
+Every even record is for the shard, every odd one for another. Within a tick, a part of the retention, a fleet that runs
+reads everything, meets the shard, and writes its row again. No operation may take effect over one that the shard lost
+and the stream has dropped, before a person accepts that. The shard is held only if an older backup took its place.
 """
 
 from __future__ import annotations
@@ -43,15 +42,11 @@ class Row(StatePart, frozen=True):
 
 
 class Shard(StatePart, frozen=True):
-    """What the shard has."""
-
     applied: int  # a bit for each record
     row: Row
 
 
 class Reader(StatePart, frozen=True):
-    """What the owner of the lease has in memory."""
-
     position: int
     began: int
     knows_row: bool = False
@@ -61,8 +56,6 @@ class Reader(StatePart, frozen=True):
 
 
 class State(StatePart, frozen=True):
-    """All of it."""
-
     now: int
     records: tuple[int, ...]  # the tick at which each arrived
     shard: Shard
@@ -78,8 +71,6 @@ class State(StatePart, frozen=True):
 
 
 class GapModel:
-    """One stream shard, one shard, and one reader at a time."""
-
     def __init__(
         self,
         *,
@@ -95,13 +86,11 @@ class GapModel:
         self._rules = rules
 
     def first(self) -> State:
-        """Return an empty stream shard and a shard that the reader has met."""
         shard = Shard(0, Row(0, 0))
         reader = Reader(0, 0, knows_row=True, was_read=True)
         return State(0, (), shard, shard, None, 0, 0, reader, False, False, self._left, "")
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the reader does, and the start of one where there is none."""
         reader = state.reader
         if reader is None:
             yield "a reader starts", replace(state, reader=Reader(state.checkpoint, state.checkpoint))
@@ -121,7 +110,6 @@ class GapModel:
             yield f"checkpoint {floor}", replace(state, checkpoint=floor)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what happens to the stream, the shard and the fleet, and what a person does."""
         records, ticks, kills, restores, failovers, acceptances = state.left
         if records:
             yield "a record", replace(state, records=(*state.records, state.now), left=one_less(state.left, 0))
@@ -150,7 +138,6 @@ class GapModel:
             )
 
     def broken(self, state: State) -> str:
-        """Return the promise that was broken."""
         return state.promise
 
     def unsettled(self, state: State) -> str:
@@ -164,7 +151,6 @@ class GapModel:
         return ""
 
     def _is_prompt(self, state: State) -> bool:
-        """Return whether a fleet that runs has done all that it does within a tick."""
         reader = state.reader
         if reader is None:
             return True
@@ -175,7 +161,6 @@ class GapModel:
         return reader.is_holding or state.shard.row.written_at == state.now
 
     def _tick(self, state: State) -> State:
-        """Let time pass. What expires while no reader runs is lost by that, unless the shard is held."""
         now, had, row = state.now + 1, state.had, state.shard.row
         if state.reader is None and (row.marked_from != row.position or row.is_accepted):
             for record, arrived_at in enumerate(state.records):
@@ -184,7 +169,6 @@ class GapModel:
         return replace(state, now=now, had=had, replica=state.shard, left=one_less(state.left, 1))
 
     def _has(self, state: State, position: int) -> bool:
-        """Return whether the stream has the last record before a position."""
         return position > 0 and state.records[position - 1] > state.now - RETENTION
 
     def _put_back(self, state: State, shard: Shard, *, place: int) -> State:
@@ -201,7 +185,6 @@ class GapModel:
         )
 
     def _meet(self, state: State, reader: Reader) -> tuple[str, State]:
-        """Compare the row with the reader: hold the shard, or read again from the row on."""
         row = state.shard.row
         met = replace(state, is_unmet=False)
         if self._is_gap(state, reader, row):
@@ -240,7 +223,6 @@ class GapModel:
         return is_old and went_back and has_left and has_read_on
 
     def _read(self, state: State, reader: Reader) -> Iterator[tuple[str, State]]:
-        """Read the next record, apply it, or leave it to a hold."""
         record = reader.position
         past = replace(reader, position=record + 1)
         if state.records[record] <= state.now - RETENTION:
@@ -254,7 +236,6 @@ class GapModel:
             yield f"applies record {record}", self._apply(state, past, record)
 
     def _apply(self, state: State, past: Reader, record: int) -> State:
-        """Commit a record and the claim of before it."""
         missing = state.had & ~state.shard.applied & (1 << record) - 1
         gone = [r for r in range(record) if missing >> r & 1 and state.records[r] <= state.now - RETENTION]
         promise = f"over a gap: record {record} took effect, and {gone} is missing" if gone else ""

@@ -29,30 +29,22 @@ AGREED = Rules()
 
 
 class Mark(IntEnum):
-    """The status of a request in the log."""
-
     NONE = 0
     GIVEN_UP = 1
     APPLIED = 2
 
 
 class Row(StatePart, frozen=True):
-    """The log's row of one request."""
-
     mark: Mark
     position: int  # of the record that it is about
 
 
 class Reader(StatePart, frozen=True):
-    """What one reader has in memory."""
-
     position: int
     is_half_given_up: bool = False  # of letter and row the first is there
 
 
 class State(StatePart, frozen=True):
-    """All of it."""
-
     records: tuple[int, ...]  # the request of each
     log: tuple[Row, ...]  # by request
     last_effect: int  # the highest position of a record that took effect
@@ -76,7 +68,6 @@ class GivingUpModel:
         self._rules = rules
 
     def first(self) -> State:
-        """Return a stream shard with every request once."""
         records = tuple(range(self._count))
         log = (Row(Mark.NONE, -1),) * self._count
         return State(
@@ -93,14 +84,12 @@ class GivingUpModel:
         )
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the owner of the lease does."""
         for label, reader, following in self._moves(state, state.owner):
             yield label, replace(following, owner=reader)
         if state.owner.position > state.checkpoint:
             yield f"checkpoint {state.owner.position}", replace(state, checkpoint=state.owner.position)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the zombie does, what a person does, and trouble."""
         if state.zombie is not None:
             for label, reader, following in self._moves(state, state.zombie):
                 yield f"zombie: {label}", replace(following, zombie=reader)
@@ -121,7 +110,6 @@ class GivingUpModel:
             yield label, replace(state, is_failing=not state.is_failing, left=left)
 
     def broken(self, state: State) -> str:
-        """Return the promise that was broken: order, one effect, or nothing lost."""
         if state.promise:
             return state.promise
         for record in range(state.checkpoint):
@@ -161,7 +149,6 @@ class GivingUpModel:
             yield f"applies record {record}", past, self._apply(state, record)
 
     def _give_up(self, state: State, record: int) -> State:
-        """Write the marked row, unless one is there that the record may not replace."""
         request = state.records[record]
         if self._rules.leaves_no_row or not self._may_replace(state.log[request], record):
             return state
@@ -176,7 +163,6 @@ class GivingUpModel:
         return replace(state, log=log, last_effect=max(state.last_effect, record), promise=promise)
 
     def _may_replace(self, row: Row, record: int) -> bool:
-        """Tell whether a record's transaction goes on: the log has nothing, or a mark of an earlier record."""
         if row.mark is not Mark.GIVEN_UP:
             return row.mark is Mark.NONE
         if self._rules.any_other_position_replaces:

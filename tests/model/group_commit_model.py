@@ -36,8 +36,6 @@ AGREED = Rules()
 
 
 class Budget(StatePart, frozen=True):
-    """How often each fault may happen."""
-
     takes: int = 1
     lost_answers: int = 0
     failovers: int = 0
@@ -53,8 +51,6 @@ class Row(StatePart, frozen=True):
 
 
 class Reader(StatePart, frozen=True):
-    """One replica's reader of one stream shard."""
-
     position: int
     has_read: bool = False  # the row
     inserts: bool = False  # it found none
@@ -73,8 +69,6 @@ class Transaction(StatePart, frozen=True):
 
 
 class State(StatePart, frozen=True):
-    """All of it."""
-
     rows: tuple[Row, ...]
     standby: tuple[Row, ...]
     is_same: tuple[bool, ...]  # whether the standby's row has the token of the row
@@ -87,8 +81,6 @@ class State(StatePart, frozen=True):
 
 
 class GroupCommitModel:
-    """*stream_shards* with *count* operations each; Postgres refuses the operations *refused*."""
-
     def __init__(
         self,
         *,
@@ -108,7 +100,6 @@ class GroupCommitModel:
         self._rules = rules
 
     def first(self) -> State:
-        """Return a fleet in which replica 0 has begun all stream shards."""
         row = Row(self._has_rows, 0, (False,) * self._count)
         rows = (row,) * len(self._all)
         begun: tuple[Reader | None, ...] = (Reader(0),) * len(self._all)
@@ -124,7 +115,6 @@ class GroupCommitModel:
         )
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the owners of the leases do, and what running transactions do."""
         for replica in REPLICAS:
             for part in self._all:
                 yield from self._read_row(state, replica, part)
@@ -136,7 +126,6 @@ class GroupCommitModel:
                 yield from self._proceed(state, replica)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what readers without a lease do, and trouble."""
         for replica in REPLICAS:
             if state.running[replica] is None:
                 for parts in self._groups(state, replica):
@@ -169,16 +158,11 @@ class GroupCommitModel:
         return ""
 
     def unsettled(self, state: State) -> str:
-        """Return which operations were never applied."""
         if missing := [part for part, row in enumerate(state.rows) if not all(row.log)]:
             return f"lost: operations of {missing} are not applied, for ever"
         return ""
 
     def _read_row(self, state: State, replica: int, part: int) -> Iterator[tuple[str, State]]:
-        """Read a row before the first batch, behind another token, or in a round that finds one.
-
-        A reader without the lease ends instead.
-        """
         reader, row = state.readers[replica][part], state.rows[part]
         if reader is None or self._is_in_flight(state, replica, part):
             return
@@ -198,7 +182,6 @@ class GroupCommitModel:
         yield f"{replica} reads the row of {part}", _with_reader(state, replica, part, read)
 
     def _groups(self, state: State, replica: int) -> Iterator[tuple[int, ...]]:
-        """Return the groups that a replica may commit."""
         ready = [part for part in self._all if self._is_ready(state.readers[replica][part])]
         together = [part for part in ready if not self._goes_alone(state.readers[replica][part])]
         yield from ((part,) for part in ready)
@@ -255,7 +238,6 @@ class GroupCommitModel:
         return running is not None and part in running.parts[: running.locked] and part not in running.untokened
 
     def _waits_for(self, state: State, replica: int) -> int | None:
-        """Return the row for which a transaction waits; None if it does not."""
         running = state.running[replica]
         if running is None or self._is_locked(state, replica):
             return None
@@ -265,7 +247,6 @@ class GroupCommitModel:
         return part if self._holds(state, 1 - replica, part) and (reader.inserts or reader.knows_row) else None
 
     def _roll_back(self, state: State, replica: int, changed: tuple[int, ...]) -> State:
-        """Roll a group back; *changed* are the parts with another reader's token."""
         running = _running(state, replica)
         is_group = len(running.parts) > 1
         state = _with_running(state, replica, None)
@@ -290,14 +271,12 @@ class GroupCommitModel:
         return replace(reader, position=reader.position + 1, goes_alone=False)
 
     def _commit_positions(self, state: State, replica: int) -> State:
-        """Commit the rows without the effects."""
         running = _running(state, replica)
         for part in running.parts:
             state = self._write_row(state, replica, part, _reader(state, replica, part).position + 1)
         return _with_running(state, replica, replace(running, has_positions=True))
 
     def _write_row(self, state: State, replica: int, part: int, position: int) -> State:
-        """Write a row with a new token, which only its writer knows."""
         row = replace(state.rows[part], exists=True, position=position)
         state = replace(state, rows=put_at(state.rows, part, row), is_same=put_at(state.is_same, part, False))
         other = state.readers[1 - replica][part]
@@ -326,7 +305,6 @@ class GroupCommitModel:
         return _with_running(state, replica, None)
 
     def _apply(self, state: State, part: int, number: int) -> State:
-        """Apply an operation unless the log has it; one that is refused gets its row with the error."""
         row = state.rows[part]
         if row.log[number]:
             return state
@@ -354,7 +332,6 @@ class GroupCommitModel:
         )
 
     def _fail_over(self, state: State) -> State:
-        """Promote the standby; what runs is rolled back, and tried again."""
         return replace(
             _with_known(state, of_standby=False),
             rows=state.standby,
@@ -386,7 +363,6 @@ def _with_running(state: State, replica: int, running: Transaction | None) -> St
 
 
 def _with_known(state: State, *, of_standby: bool) -> State:
-    """Return the state with one copy's tokens known as the other's are."""
     for replica, part in chain.from_iterable(
         [(replica, part) for part in range(len(state.rows))] for replica in REPLICAS
     ):

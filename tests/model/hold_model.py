@@ -16,8 +16,6 @@ from msgspec.structs import replace
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How often each kind of trouble comes."""
-
     troubles: int = 1
     crashes: int = 1
     takes: int = 1
@@ -38,8 +36,6 @@ class State(StatePart, frozen=True):
 
 
 class HoldModel:
-    """One stream shard of which everything has to be applied."""
-
     def __init__(self, scene: Scene, budget: Budget, rules: Rules = AGREED) -> None:
         self._scene = scene
         self._budget = budget
@@ -47,13 +43,11 @@ class HoldModel:
         self._readers = ReaderModel(scene, rules, end=self._end)
 
     def first(self) -> State:
-        """Return a reader at the start of the stream shard."""
         budget = self._budget
         left = (budget.troubles, budget.crashes, budget.takes, budget.lost_acks)
         return State(0, 0, self._readers.start(0), None, (), is_troubled=False, left=left, promise="")
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the owner of the lease does, and the end of trouble."""
         for label, reader, commits in self._readers.moves(state.owner, is_troubled=state.is_troubled):
             yield label, self._commit(replace(state, owner=reader), commits)
         if (pending := self._readers.pending(state.owner)) > state.checkpoint:
@@ -62,7 +56,6 @@ class HoldModel:
             yield "trouble ends", replace(state, is_troubled=False)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the zombie does, commits that come late, and trouble."""
         if state.zombie is not None:
             for label, reader, commits in self._readers.moves(state.zombie, is_troubled=state.is_troubled):
                 yield f"zombie: {label}", self._commit(replace(state, zombie=reader), commits)
@@ -87,11 +80,9 @@ class HoldModel:
                 yield label, replace(state, adrift=(*state.adrift, operation), left=left)
 
     def broken(self, state: State) -> str:
-        """Return the promise that was broken: order, one effect, or nothing lost."""
         return state.promise or self._scene.lost_before(state.checkpoint, state.applied)
 
     def unsettled(self, state: State) -> str:
-        """Return what is left over at the end."""
         is_settled = state.checkpoint == self._end and state.applied == (1 << self._end) - 1
         return "" if is_settled else f"unsettled: {state}"
 

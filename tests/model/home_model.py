@@ -1,8 +1,8 @@
 """The home of one tenant under a static map: the map changes, the tenant moves, shards are silent, and it is made.
 
 One tenant may be provisioned at any time and as often as messages come. A shard keeps a row of each tenant that lived
-there. The map of two shards, to which a third is added, is that of the key "2 shards: the first, 3 shards: the second".
-What two replicas with different maps do at once is not here: the confirmation after the commit is about that.
+there. The map is that of the key "2 shards: the first, 3 shards: the second". Two replicas with different maps at once
+are not here.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ AGREED = Rules()
 
 
 class State(StatePart, frozen=True):
-    """The map, the rows, and the shards that do not answer."""
-
     count: int
     pin: int
     is_marked: bool  # `allInPlace`
@@ -45,12 +43,10 @@ class State(StatePart, frozen=True):
 
     @property
     def place(self) -> int:
-        """The shard where the map places the tenant."""
         return HASHED[self.count] if self.pin == NO_PIN else self.pin
 
     @property
     def exists(self) -> bool:
-        """Whether the tenant was ever made."""
         return HOME in self.rows
 
 
@@ -58,18 +54,15 @@ class HomeModel:
     """One tenant, and a map that is marked from the beginning, or is not."""
 
     def __init__(self, *, is_marked: bool, lost: int | None = None, rules: Rules = AGREED) -> None:
-        """*lost* is a shard that never answers."""
         self._is_marked = is_marked
         self._lost = lost
         self._rules = rules
 
     def first(self) -> State:
-        """Return two shards and no tenant."""
         silent = tuple(number == self._lost for number in SHARDS)
         return State(2, NO_PIN, self._is_marked, (NO_ROW,) * 3, silent, (1, 2, 1, 2))
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return that shards answer again, and the provisioning of the tenant."""
         for number in SHARDS:
             if state.silent[number] and number != self._lost:
                 yield f"{number} answers", replace(state, silent=put_at(state.silent, number, False))
@@ -83,7 +76,6 @@ class HomeModel:
             yield f"made on {state.place}", replace(state, rows=put_at(state.rows, state.place, HOME))
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what a person does with the map and the tenant, and shards that fall silent."""
         yield from self._map_changes(state)
         if state.left[MOVES] and state.exists and not any(state.silent):
             home = state.rows.index(HOME)
@@ -108,18 +100,12 @@ class HomeModel:
                     yield from self._change_map(f"pin: {pin}", replace(changed, pin=pin))
 
     def broken(self, state: State) -> str:
-        """Return the promise that was broken: one home."""
         return "homes: two shards have it" if state.rows.count(HOME) > 1 else ""
 
     def unsettled(self, state: State) -> str:
-        """Return that the tenant waits for ever for a shard that is not its own."""
         return "" if state.exists or state.place == self._lost else f"unsettled: not made, {state}"
 
     def _change_map(self, label: str, state: State) -> Iterator[tuple[str, State]]:
-        """Take the mark off, unless the tenant has a row where the map places it, or is nowhere.
-
-        An existing tenant is pinned to where it has a row, or stays where the hash has placed it: a person's duty.
-        """
         is_in_place = not state.exists or state.rows[state.place] != NO_ROW
         if not is_in_place and not self._rules.marks_anyway:
             state = replace(state, is_marked=False)

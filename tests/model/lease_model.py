@@ -1,8 +1,7 @@
 """One lease, two workers and a leader of the KCL 3.x: who may write to the row, while it is taken and handed over.
 
-Worker a is ours. Worker b is ours, too, or one of the KCL 3.x. A leader hands the lease over to either: worker b begins
-by what it reads, as the KCL does, and ours by a write. A worker writes by its copy of the row, as its last write, or
-its take, left it. The leader may die, also in the midst of a hand-over.
+Worker a is ours, worker b ours or one of the KCL 3.x. A leader hands the lease over to either, and may die in the midst
+of that. A worker writes by its copy of the row, as its last write, or its take, left it.
 """
 
 from __future__ import annotations
@@ -39,8 +38,6 @@ AGREED = Rules()
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How often each thing comes that need not come."""
-
     takes: int = 1
     hand_overs: int = 1
     lost_answers: int = 1
@@ -50,8 +47,6 @@ class Budget:
 
 
 class Row(StatePart, frozen=True):
-    """What the rules look at."""
-
     counter: int = 0
     owner: str = NOBODY
     checkpoint_owner: str = NOBODY
@@ -61,13 +56,10 @@ class Row(StatePart, frozen=True):
 
     @property
     def actual_owner(self) -> str:
-        """The worker that may write."""
         return self.checkpoint_owner or self.owner
 
 
 class Worker(StatePart, frozen=True):
-    """What a worker has in memory."""
-
     copy: Row | None = None  # of the row; None when it holds nothing
     read_to: int = 0
     is_stopping: bool = False
@@ -75,8 +67,6 @@ class Worker(StatePart, frozen=True):
 
 
 class State(StatePart, frozen=True):
-    """All of it."""
-
     row: Row
     workers: tuple[Worker, Worker]
     left: tuple[int, ...]  # as in Budget
@@ -97,7 +87,6 @@ class LeaseModel:
         self._end = end
 
     def first(self) -> State:
-        """Return a lease that worker a holds."""
         budget, row = self._budget, Row(1, "a")
         left = (
             budget.takes,
@@ -110,7 +99,6 @@ class LeaseModel:
         return State(row, (Worker(row), Worker()), left)
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what workers and leader do: read, renew, hand over, begin, assign."""
         for place, name in enumerate(NAMES):
             worker = state.workers[place]
             if worker.copy is None:
@@ -129,7 +117,6 @@ class LeaseModel:
             yield f"leader assigns to {state.row.owner}", replace(state, row=assigned)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what need not happen: takes of a lease whose owner seems dead, hand-overs, stops."""
         takes, hand_overs, _, stops, leader_deaths, requests = state.left
         for place, name in enumerate(NAMES):
             worker = state.workers[place]
@@ -163,7 +150,6 @@ class LeaseModel:
         return worker.copy is not None and worker.copy.checkpoint_owner != NOBODY
 
     def _begin(self, state: State, place: int) -> Iterator[tuple[str, State]]:
-        """Return how a worker comes to a lease that is free, or that is assigned to it."""
         name, row = NAMES[place], state.row
         is_assigned = row.owner == name and row.checkpoint_owner == NOBODY
         if row.actual_owner == NOBODY:
@@ -204,7 +190,6 @@ class LeaseModel:
         return _with_worker(replace(state, row=row, promise=promise), place, Worker(row, row.checkpoint))
 
     def _renew(self, state: State, place: int) -> Iterator[tuple[str, State]]:
-        """Return a renewal with a checkpoint: written, refused, or written and its answer lost."""
         worker, row = state.workers[place], state.row
         copy = worker.copy
         if copy is None:
@@ -222,7 +207,6 @@ class LeaseModel:
             yield self._refused(state, place, name)
 
     def _refused(self, state: State, place: int, name: str) -> tuple[str, State]:
-        """Return what a worker makes of a row that was not as expected."""
         worker, row = state.workers[place], state.row
         copy = worker.copy
         label = NAMES[place]
@@ -237,7 +221,6 @@ class LeaseModel:
         return f"{label} has lost it", _with_worker(state, place, Worker())
 
     def _release(self, state: State, place: int) -> Iterator[tuple[str, State]]:
-        """Return the release, or the end of a hand-over, with the last checkpoint; refused, it changes nothing."""
         worker, row = state.workers[place], state.row
         copy = worker.copy
         if copy is None:
@@ -260,7 +243,6 @@ class LeaseModel:
         yield f"{NAMES[place]} releases at {checkpoint}", replace(gone, row=freed, promise=promise)
 
     def _is_held(self, copy: Row, row: Row, name: str) -> bool:
-        """Return whether the condition of a write holds: the worker has the lease, as its copy shows it."""
         if copy.checkpoint_owner == NOBODY:
             return row.owner == name and row.checkpoint_owner == NOBODY
         return row.checkpoint_owner == name

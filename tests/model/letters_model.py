@@ -33,15 +33,11 @@ AGREED = Rules()
 
 
 class Reader(StatePart, frozen=True):
-    """What one reader has in memory."""
-
     position: int  # of the first operation that it has not settled
     asked_at: int = NEVER  # when it asked last and heard: not registered
 
 
 class State(StatePart, frozen=True):
-    """All of it."""
-
     now: int
     arrivals: tuple[int, ...]  # of what was put so far
     begun_at: int  # of the registering transaction that is open
@@ -69,11 +65,9 @@ class LettersModel:
         self._last = LAST_ARRIVAL + WAIT + MARGIN + 1
 
     def first(self) -> State:
-        """Return an empty stream shard and a tenant nobody knows."""
         return State(0, (), NEVER, NEVER, 0, 0, 0, Reader(0), None, self._left, promise="")
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the owner of the lease does, the clock, and what is put."""
         for label, reader, following in self._moves(state, state.owner):
             yield label, replace(following, owner=reader)
         if state.owner.position > state.checkpoint:
@@ -86,7 +80,6 @@ class LettersModel:
                 yield f"{len(state.arrivals)} arrives at {stamp}", replace(state, arrivals=(*state.arrivals, stamp))
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the zombie does, registration, and trouble."""
         if state.zombie is not None:
             for label, reader, following in self._moves(state, state.zombie):
                 yield f"zombie: {label}", replace(following, zombie=reader)
@@ -105,7 +98,6 @@ class LettersModel:
             yield "lease taken", replace(state, owner=fresh, zombie=state.owner, left=(crashes, takes - 1))
 
     def broken(self, state: State) -> str:
-        """Return the promise that was broken: order, nothing lost, or not both."""
         if state.promise:
             return state.promise
         if state.applied & state.letters:
@@ -114,7 +106,6 @@ class LettersModel:
         return f"lost: the checkpoint is {state.checkpoint}" if is_lost else ""
 
     def unsettled(self, state: State) -> str:
-        """Return what is left over at the end."""
         count = len(state.arrivals)
         is_settled = state.checkpoint == count and state.applied | state.letters == (1 << count) - 1
         return "" if is_settled else f"unsettled: {state}"

@@ -1,7 +1,6 @@
 """Following the logs of two shards, while transactions run, a tenant moves, and a stale standby is promoted.
 
 Tenant a moves between the shards 0 and 1; tenant b stays on shard 0, where its transactions run beside those of a. The
-changes of a tenant have numbers, and one begins when the one before has committed, as a stream shard is applied. The
 standby has a prefix of the commits; what a promotion loses is applied again from the stream. A commit that a mover
 makes is safe before it goes on.
 """
@@ -50,7 +49,6 @@ class Batch(StatePart, frozen=True):
 
     @property
     def ref(self) -> BatchRef:
-        """The reference to it that a reader remembers."""
         return BatchRef(self.number, self.token)
 
 
@@ -73,8 +71,6 @@ class Reader(StatePart, frozen=True):
 
 
 class State(StatePart, frozen=True):
-    """All of it."""
-
     shards: tuple[Shard, Shard]
     readers: tuple[Reader, Reader]
     home: int  # of tenant a; -1 between the two shards
@@ -88,8 +84,6 @@ class State(StatePart, frozen=True):
 
 
 class LogOrderModel:
-    """*counts* changes of the tenants a and b."""
-
     def __init__(
         self,
         counts: tuple[int, int] = (2, 1),
@@ -105,11 +99,9 @@ class LogOrderModel:
         self._rules = rules
 
     def first(self) -> State:
-        """Return two empty logs."""
         return State((Shard(), Shard()), (Reader(), Reader()), 0, 1, -1, ((), ()), 1, 0, self._left)
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what workers, the mover, the standbys and the reader do."""
         for tenant in TENANTS:
             yield from self._begin_change(state, tenant)
         for place in SHARDS:
@@ -124,7 +116,6 @@ class LogOrderModel:
         yield from self._move(state)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return idle transactions, rollbacks, promotions of stale standbys, and the begin of a move."""
         for place in SHARDS:
             shard = state.shards[place]
             if state.left[IDLE] and not shard.idle:
@@ -143,18 +134,15 @@ class LogOrderModel:
             yield f"a move to {begun.target} begins", begun
 
     def broken(self, state: State) -> str:
-        """Return the promise that was broken."""
         return state.promise
 
     def unsettled(self, state: State) -> str:
-        """Return what is not read at the end."""
         for tenant, seen, count in zip(TENANTS, state.seen, self._counts, strict=True):
             if seen != tuple(range(count)):
                 return f"missed: of {tenant} {seen} of {count} changes were read"
         return ""
 
     def _applied(self, state: State, tenant: str) -> int:
-        """Return how many changes of a tenant the logs have."""
         return sum(one.tenant == tenant and one.kind == CHANGE for shard in state.shards for one in shard.log)
 
     def _begin_change(self, state: State, tenant: str) -> Iterator[tuple[str, State]]:
@@ -203,7 +191,6 @@ class LogOrderModel:
         return _with_shard(state, place, promoted, PROMOTIONS)
 
     def _read(self, state: State, place: int) -> Iterator[tuple[str, State]]:
-        """Read the next batch of a log, after what is undone there."""
         shard, reader = state.shards[place], state.readers[place]
         cursor = LogCursor(0, tuple(BatchRef(*one) for one in reader.remembered), reader.position)
         there = {one.ref for one in shard.log}
@@ -261,7 +248,6 @@ class LogOrderModel:
         return replace(following, seen=put_at(state.seen, index, (*seen, batch.value)), promise=promise)
 
     def _forget(self, state: State, place: int, cursor: LogCursor, gone: set[str]) -> State:
-        """Take back what was read of undone batches; their tokens name the change."""
         seen = tuple(
             tuple(one for one in known if not any(token.startswith(f"{tenant}{one}-") for token in gone))
             for tenant, known in zip(TENANTS, state.seen, strict=True)

@@ -16,8 +16,6 @@ KINDS = {"main dispatches", "catch-up reads", "batch is committed"}
 
 
 class Progress(NamedTuple):
-    """How far a catch-up is."""
-
     behind: int  # replies of the stream that the main reader has dispatched and the catch-up has not
     in_flight: int  # batches of the catch-up
 
@@ -31,7 +29,6 @@ def shared_lanes(progress: Progress) -> bool:
 
 
 def own_lanes(progress: Progress) -> bool:
-    """Return whether a catch-up with lanes of its own may end."""
     return not progress.behind and not progress.in_flight
 
 
@@ -62,7 +59,6 @@ def _steps(progress: Progress) -> Iterator[tuple[str, Progress]]:
 
 
 def _reachable(start: Progress, can_merge: CanMerge) -> set[Progress]:
-    """Return the states that are reached from *start* by steps through states in which the catch-up may not end."""
     found, waiting = set[Progress](), [start]
     while waiting:
         for _, following in _steps(waiting.pop()):

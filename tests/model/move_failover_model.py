@@ -1,14 +1,12 @@
 """A tenant that moves between shards that may each be replaced by a replica without their last commits.
 
-Beside what `move_model.py` has there are here: a replica of each shard, which may get nothing for a while; the row with
-the position of the stream shard and its token on each shard (`failover_model.py`); and one message of a queue, which is
-deleted when its commit is on the replica, and comes again until then. All of a shard's commits are lost together.
+Beside what `move_model.py` has: a replica of each shard, which may get nothing for a while; the row with the position
+of the stream shard and its token on each shard; and one message of a queue, which is deleted when its commit is on the
+replica. There is one mover at a time, and its copy is one step. It moves the tenant from shard A to shard B.
 
-There is one mover at a time, and its copy is one step. It moves the tenant from shard A to shard B.
-
-The activation gives B's row a new token, and notes which token the row had before, and which one A's row had as of the
-fence. A reader *follows* it: it takes the new token and reads nothing again, if it knew the former token, wrote the
-carried one itself since it last adopted any row, and finds that A's row still has a token that it knows.
+The activation gives B's row a new token, and notes the token that it had before and the one of A's row as of the fence.
+A reader *follows* it: it takes the new token and reads nothing again, if it knew the former token, wrote the carried
+one itself since it last adopted any row, and finds that A's row still has a token that it knows.
 """
 
 from __future__ import annotations
@@ -89,8 +87,6 @@ class Merge(StatePart, frozen=True):
 
 
 class Version(StatePart, frozen=True):
-    """A shard as of one commit."""
-
     state: TenantState
     token: int = 0  # of the move
     has_old: bool = False
@@ -106,8 +102,6 @@ class Version(StatePart, frozen=True):
 
 
 class Mover(StatePart, frozen=True):
-    """The process that moves the tenant."""
-
     phase: Phase = "take"
     token: int = 0
     carried: int = NO_ROW
@@ -126,8 +120,6 @@ class Reader(StatePart, frozen=True):
 
 
 class State(StatePart, frozen=True):
-    """All of it."""
-
     shards: tuple[Version, ...]  # A and B
     replicas: tuple[Version | None, ...]  # one that gets nothing any more; None: it has everything
     mover: Mover | None
@@ -153,7 +145,6 @@ class MoveFailoverModel:
         has_message: bool = False,
         has_rows: str = "AB",
     ) -> None:
-        """Make a model. *has_rows*: the shards that have a row of the stream shard at first."""
         self._count = count
         self._budget = budget
         self._rules = rules
@@ -162,7 +153,6 @@ class MoveFailoverModel:
         self._remembered: Memory[State, tuple[Works, Works]] = Memory()
 
     def first(self) -> State:
-        """Return a tenant on shard A."""
         with_rows = [name in self._has_rows for name in SHARD_NAMES]
         (token_a, position_a), (token_b, position_b) = [
             (1, 0) if has_row else (NO_TOKEN, NO_ROW) for has_row in with_rows
@@ -193,10 +183,6 @@ class MoveFailoverModel:
         yield from self._take_message(state)
 
     def _works(self, state: State) -> tuple[Works, Works]:
-        """Return what the reader does, with the ends of lags, and what the mover and workers do.
-
-        It does not depend on the checkpoint, on the message, or on what is left of the budget.
-        """
         works = self._remembered.get(state)
         if works is None:
             reads = [one for shard in (A, B) for one in (*self._read(state, shard), *self._end_of_lag(state, shard))]
@@ -245,7 +231,6 @@ class MoveFailoverModel:
         return ""
 
     def unsettled(self, state: State) -> str:
-        """Return what is left over at the end."""
         home = next((one for one in state.shards if one.state == "active"), None)
         if home is None:
             return f"unsettled: no home, {state.shards}"
@@ -270,7 +255,6 @@ class MoveFailoverModel:
             yield f"write the row of {name}", self._written(state, shard, None)
 
     def _adopted(self, state: State, shard: int) -> State:
-        """Return what follows when a reader takes the token of a row: it reads again what its tenants there lack."""
         version, reader = state.shards[shard], state.reader
         resident_states = {"active", "fenced"} | ({"ready"} if self._rules.counts_ready_as_resident else set())
         position = min(reader.next, max(0, version.position)) if version.state in resident_states else reader.next
@@ -288,7 +272,6 @@ class MoveFailoverModel:
         return _renamed(replace(state, reader=adopted))
 
     def _followed(self, state: State, merge: Merge) -> State:
-        """Return what follows when a reader that has found a merge on B looks at the row of A."""
         rules, reader, source = self._rules, state.reader, state.shards[A]
         has_all = (source.row_token == reader.tokens[A] or rules.follows_without_source) and (
             merge.carried in reader.written or rules.follows_without_carried
@@ -297,7 +280,6 @@ class MoveFailoverModel:
         return _renamed(replace(state, reader=replace(reader, tokens=tokens, following=None)))
 
     def _written(self, state: State, shard: int, operation: int | None) -> State:
-        """Return what follows a transaction of the reader, which counts only if it knows the token of the row."""
         version, reader = state.shards[shard], state.reader
         is_known = version.row_token == reader.tokens[shard]
         if is_known and version.row_token == NO_TOKEN and not self._rules.makes_row_beside_move:
@@ -322,7 +304,6 @@ class MoveFailoverModel:
         return _renamed(replace(_put(state, shard, version), reader=reader, promise=promise))
 
     def _may_follow(self, reader: Reader, shard: int, version: Version) -> bool:
-        """Return whether a row has its token by a move, and the reader knew the token before."""
         merge = version.merge
         if self._rules.never_follows or shard == A or merge is None or merge.token != version.row_token:
             return False
@@ -354,7 +335,6 @@ class MoveFailoverModel:
     # The mover
 
     def _move(self, state: State, mover: Mover) -> Iterator[tuple[str, State]]:
-        """Return what the mover's next statement does; nothing while it waits for a replica."""
         if mover.phase == "activate":
             if self._may_activate(state):
                 yield "activate", replace(self._activated(state), mover=None)
@@ -421,7 +401,6 @@ class MoveFailoverModel:
         return replace(_put(state, A, replace(source, state="active", token=token)), mover=mover)
 
     def _finish_copy(self, state: State, mover: Mover) -> State | None:
-        """Return what follows when the target gets the rest, and is ready."""
         source, target = state.shards
         if (target.state, target.token) != ("incoming", mover.token):
             return None
@@ -444,7 +423,6 @@ class MoveFailoverModel:
         return _renamed(replace(_put(state, B, ready), mover=replace(mover, phase=phase)))
 
     def _is_safe_to_commit(self, state: State, mover: Mover) -> bool:
-        """Return whether the replica of the target has its rows, or the target itself has lost them."""
         replica, mark = state.replicas[B], ("ready", mover.token)
         has_lost_rows = (state.shards[B].state, state.shards[B].token) != mark
         is_safe = replica is None or (replica.state, replica.token) == mark
@@ -477,11 +455,9 @@ class MoveFailoverModel:
         return _renamed(_put(state, B, replace(target, carried=NO_ROW, carried_token=NO_TOKEN)))
 
     def _arrived(self, target: Version) -> int:
-        """Return what shows a reader that a tenant has arrived; it matters only where rows may be missing."""
         return target.arrivals if self._has_rows == SHARD_NAMES else target.arrivals + 1
 
     def _merged(self, target: Version) -> Version:
-        """Return the target with the lower of both positions, and a new token; without a row if one side has none."""
         rules = self._rules
         if rules.carries_no_position:
             return target
@@ -494,7 +470,6 @@ class MoveFailoverModel:
 
 
 def _renamed(state: State) -> State:
-    """Return the same state with other names for the tokens of rows, which are only compared with each other."""
     mover = state.mover
     carried_token = None if mover is None else mover.carried_token
     shards, replicas, reader, carried_token = _named(state.shards, state.replicas, state.reader, carried_token)
@@ -507,7 +482,6 @@ def _renamed(state: State) -> State:
 def _named(
     shards: tuple[Version, ...], replicas: tuple[Version | None, ...], reader: Reader, carried_token: int | None
 ) -> tuple[tuple[Version, ...], tuple[Version | None, ...], Reader, int | None]:
-    """Return the same with other names for the tokens of rows; *carried_token* is the mover's, if there is one."""
     versions = [[shards[shard], *([] if (one := replicas[shard]) is None else [one])] for shard in (A, B)]
     merges = [one.merge for one in versions[B] if one.merge is not None and one.merge.token == one.row_token]
     merges += [] if reader.following is None else [reader.following]

@@ -1,18 +1,12 @@
 """A tenant that moves from a Postgres shard to another one while workers apply its operations; no shard loses commits.
 
-A mover is a process that may die before each of its statements, and that may wake up late beside another one. It works
-in the phases of docs/adr/0007-moving-tenants.md: *take* a token on the source, *prepare* the target, *read* and *write*
-the copy, *fence*, read and write the *last* delta, *commit* on the source, *activate* on the target. A read and the
-write that follows it are two steps, for they are statements on two shards.
+A mover may die before each of its statements, and wake up late beside another one. It works in the phases of
+docs/adr/0007-moving-tenants.md: *take*, *prepare*, *read* and *write* the copy, *fence*, the *last* delta, *commit*,
+*activate*. A read and the write that follows it are two steps, for they are statements on two shards.
 
-The tenant's data are the old rows, one value that each operation of the stream changes, one rename, which is not in the
-log of operations, and the resources of two order events with one id, each with a resource of its own. The second event
-replaces the row of the first in the log; the shard notes the first one's resource if the tenant is leaving it, or has
-come by a move. A batch is one operation, and begins before it commits: it holds the lock of the tenant's row from one
-to the other. A reader sends the next operation to any shard with an active row: routes can only delay.
-
-Another round of catching up is the same as a longer last delta, so there is none here. `move_failover_model.py` has
-shards that lose commits, stream positions and messages.
+The tenant's data are the old rows, one value that each operation changes, one rename, which is not in the log, and the
+resources of two order events with one id. A batch is one operation, and holds the lock of the tenant's row. A reader
+sends the next operation to any shard with an active row: routes can only delay.
 """
 
 from __future__ import annotations
@@ -65,8 +59,6 @@ AGREED = Rules()
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How often each thing happens."""
-
     moves: int = 1
     moves_back: int = 0
     rollbacks: int = 0  # before the commit
@@ -109,8 +101,6 @@ NO_ROWS = Rows()
 
 
 class Side(StatePart, frozen=True):
-    """The tenant on one shard."""
-
     state: TenantState
     token: int = 0
     rows: Rows = NO_ROWS
@@ -137,8 +127,6 @@ class Reader(StatePart, frozen=True):
 
 
 class State(StatePart, frozen=True):
-    """All of it."""
-
     sides: tuple[Side, ...]  # of shards A and B
     movers: tuple[Mover, ...]
     cleaner: tuple[int, int] | None  # a cleanup that has begun: its shard, its token
@@ -153,17 +141,13 @@ class State(StatePart, frozen=True):
 
 
 class MoveModel:
-    """One tenant, two shards, a stream of *count* operations."""
-
     def __init__(self, count: int, budget: Budget, rules: Rules = AGREED, *, keeps_copies: bool = False) -> None:
-        """Make a model. With *keeps_copies* a mover goes on from the copy that an earlier one has left."""
         self._keeps_copies = keeps_copies
         self._count = count
         self._budget = budget
         self._rules = rules
 
     def first(self) -> State:
-        """Return a tenant with old rows on shard A."""
         return State(
             sides=(Side("active", rows=Rows(has_old=True)), Side("none")),
             movers=(),
@@ -192,7 +176,6 @@ class MoveModel:
                 yield f"a worker activates {SHARD_NAMES[1 - source]}", _activated(state, 1 - source)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return starts and deaths of movers, lost answers, the zombie, crashes, renames, orders, repairs, cleanups."""
         if state.zombie is not None:
             for label, (following, zombie) in self._read(state, state.zombie):
                 yield f"zombie: {label}", replace(following, zombie=zombie)
@@ -238,7 +221,6 @@ class MoveModel:
         return ""
 
     def unsettled(self, state: State) -> str:
-        """Return what is left over at the end."""
         homes = {"active", "fenced"} if self._rules.reads_expired_fence_as_active else {"active"}
         if not any(side.state in homes for side in state.sides):
             return f"unsettled: no home, {state.sides}"
@@ -270,11 +252,9 @@ class MoveModel:
         return replace(_put(state, number, replace(side, rows=rows)), promise=promise)
 
     def _is_locked(self, state: State, number: int) -> bool:
-        """Return whether a batch has locked the tenant's row."""
         return any(reader is not None and reader.shard == number for reader in (state.owner, state.zombie))
 
     def _end_of_fences(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what any worker writes after the deadline: the tenant is active again, with another token."""
         if self._rules.reads_expired_fence_as_active:
             return
         for number, side in enumerate(state.sides):
@@ -297,7 +277,6 @@ class MoveModel:
             yield "start a rollback", _with_mover(_spend(state, Left.ROLLBACKS), Mover(0, phase, is_rollback=True))
 
     def _move(self, state: State, number: int, mover: Mover) -> tuple[str, State]:
-        """Return what a mover's next statement does; one that finds its token outdated ends."""
         if mover.phase in {"read", "read last"}:
             phase: Phase = "write" if mover.phase == "read" else "write last"
             read = replace(mover, phase=phase, rows=state.sides[mover.source].rows)
@@ -370,7 +349,6 @@ class MoveModel:
         return _put(following, mover.source, replace(source, state="active", token=token))
 
     def _prepared(self, source: Side, target: Side, token: int) -> tuple[Side, Phase]:
-        """Return the target, and what comes next: a copy, unless it has all rows as of when the tenant left it."""
         if self._keeps_copies and target.state in {"incoming", "ready"} and target.has_copy:
             covered = source.rows.log if self._rules.continues_from_own_start else target.copied_log
             return replace(target, state="incoming", token=token, copied_log=covered), "fence"
@@ -381,7 +359,6 @@ class MoveModel:
         return Side("incoming", token, target.rows, copied_log), "fence"
 
     def _written(self, state: State, mover: Mover, target: Side) -> Side:
-        """Return the target after the copy, or after the last delta: then it is ready."""
         rules, rows = self._rules, mover.rows
         log = 0 if rules.leaves_log else rows.log
         if mover.phase == "write":
@@ -423,13 +400,11 @@ class MoveModel:
         return is_fenced and (source.token == token or self._rules.has_no_token)
 
     def _may_activate(self, token: int, target: Side) -> bool:
-        """Return whether the target may be activated; *token* was read in the row of the tenant that had left."""
         if self._rules.activates_incoming and target.state == "incoming":
             return True
         return target.state == "ready" and (target.token == token or self._rules.has_no_token)
 
     def _late_commits(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return commits without an answer, after which the mover begins again, and their arrival."""
         if state.left[Left.LATE_COMMITS]:
             for number, mover in enumerate(state.movers):
                 if mover.phase == "commit":
@@ -445,7 +420,6 @@ class MoveModel:
             yield "the commit arrives late", arrived
 
     def _repair(self, state: State, number: int) -> Iterator[tuple[str, State]]:
-        """Return the home with the resources as the former shard has them that seem unchanged since the fence."""
         home, former = state.sides[number], state.sides[1 - number]
         if home.state != "active" or former.state != "moved" or not former.is_whole or former.token != home.token:
             return
@@ -457,7 +431,6 @@ class MoveModel:
         yield f"repair on {SHARD_NAMES[number]}", _put(state, number, repaired)
 
     def _clean_up(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return the two steps of a cleanup: it sees that the tenant has left, and deletes its rows."""
         if state.cleaner is not None:
             shard, token = state.cleaner
             side = state.sides[shard]
@@ -474,7 +447,6 @@ class MoveModel:
 
 
 def _named_since(before: Rows, now: Rows, *, by_newest: bool) -> int:
-    """Return bits: the resources of order events that the log names since *before*; *by_newest*: by the newest row."""
     if not by_newest:
         return now.orders & ~before.orders
     return now.order_row if now.order_row != before.order_row else 0

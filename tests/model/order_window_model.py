@@ -64,11 +64,9 @@ class OrderWindowModel:
         self._rules = rules
 
     def first(self) -> State:
-        """Return an empty queue and a log without the id."""
         return State(0, (), NONE, NONE, (), self._left)
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what sends, the clock, the worker, and a replay of each dead letter."""
         count, lost_deletes, letters = state.left
         if state.now < LAST:
             yield f"it is {state.now + 1}", replace(state, now=state.now + 1)
@@ -86,7 +84,6 @@ class OrderWindowModel:
                 yield f"replay {number}", replace(following, messages=(*following.messages, again))
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return deletes that are lost, crashes between two transactions, and dead letters, also of applied events."""
         count, lost_deletes, letters = state.left
         for number, message in self._receivable(state):
             if lost_deletes:
@@ -101,11 +98,9 @@ class OrderWindowModel:
                 yield f"{number} becomes a dead letter", _with(moved, number, is_there=False, is_letter=True)
 
     def broken(self, state: State) -> str:
-        """Return the promise that was broken."""
         return state.promise
 
     def unsettled(self, state: State) -> str:
-        """Return what is left over at the end."""
         decided = {message.original for message in state.messages if message.is_decided}
         missing = {message.original for message in state.messages} - decided
         return f"undecided: {sorted(missing)}" if missing else ""
@@ -139,7 +134,6 @@ class OrderWindowModel:
         return (abs(distance) if self._rules.any_other_time else distance) > WINDOW
 
     def _promise_of_drop(self, state: State, message: Message) -> str:
-        """Return the promise that is broken when *message* is dropped: it may be late, and nothing else."""
         if message.original in state.applied:
             return ""
         sent_at = state.messages[message.original].time

@@ -2,11 +2,9 @@
 
 A pipeline reads the stream: the main reader, a catch-up, or the backfill of a Postgres shard. Two invariants hold.
 
-- Unique: every tenant has exactly one owner, a pipeline or the main reader, and only its owner sends its operations.
+- Unique: every tenant has exactly one owner, and only its owner sends its operations.
 - Handed in: every operation of a tenant before the next one of its owner is applied or in memory; those in memory are
   all in one place, a lane or the lookup of homes, in the order of the stream.
-
-Routes are no part of ownership: a remembered route may be old at any time.
 """
 
 from __future__ import annotations
@@ -70,8 +68,6 @@ class Pipeline(StatePart, frozen=True):
 
 
 class Reader(StatePart, frozen=True):
-    """The memory of one reader."""
-
     main: int  # the operation that the main reader reads next
     began: int  # where it began
     owners: tuple[int, ...]  # by tenant: the number of its pipeline, or MAIN
@@ -83,33 +79,26 @@ class Reader(StatePart, frozen=True):
 
 
 class Ownership:
-    """What a reader decides about the owners of its tenants."""
-
     def __init__(self, tenants: Sequence[int], tenant_count: int, rules: Rules) -> None:
-        """*tenants*: the tenant of each operation."""
         self._tenants = tenants
         self._all = range(tenant_count)
         self.rules = rules
 
     def in_memory(self, reader: Reader, tenant: int) -> list[int]:
-        """Return the tenant's operations that the reader has in memory."""
         return [
             *reader.lookup[tenant],
             *(one for lane in reader.lanes for one in lane if self._tenants[one] == tenant),
         ]
 
     def tenants_of(self, operations: Iterable[int]) -> list[int]:
-        """Return the tenants of *operations*, in order and each once."""
         return sorted({self._tenants[one] for one in operations})
 
     def first_pending(self, reader: Reader, tenant: int) -> int:
-        """Return the tenant's first operation in memory, else the next one that its owner reads."""
         owner = reader.owners[tenant]
         following = reader.main if owner == MAIN else reader.pipelines[owner].next
         return min([following, *self.in_memory(reader, tenant)])
 
     def safe_checkpoint(self, reader: Reader) -> int:
-        """Return the position before which everything is applied."""
         queued = [one for queue in (*reader.lanes, *reader.lookup) for one in queue]
         others = () if self.rules.ignores_holds else reader.pipelines
         return min([reader.main, *queued, *(one.next for one in others)])
@@ -121,7 +110,6 @@ class Ownership:
         return min((reader.main, *pending)), tuple(one for one in self._all if reader.owners[one] != MAIN)
 
     def drop(self, reader: Reader, tenant: int) -> Reader:
-        """Drop the tenant's operations from memory: its owner reads them again."""
         lanes = tuple(tuple(one for one in lane if self._tenants[one] != tenant) for lane in reader.lanes)
         return replace(reader, lanes=lanes, lookup=put_at(reader.lookup, tenant, ()))
 
@@ -231,24 +219,20 @@ class Ownership:
         return self.queue(reader, shard, operations)
 
     def queue(self, reader: Reader, shard: int, operations: tuple[int, ...]) -> Reader:
-        """Append operations to a lane."""
         return replace(reader, lanes=put_at(reader.lanes, shard, (*reader.lanes[shard], *operations)))
 
     def _look_up(self, reader: Reader, tenant: int, operations: tuple[int, ...]) -> Reader:
         return replace(reader, lookup=put_at(reader.lookup, tenant, (*reader.lookup[tenant], *operations)))
 
     def _unit(self, tenant: int) -> Iterable[int]:
-        """Return the tenants that change hands together."""
         return self._all if self.rules.slots else (tenant,)
 
 
 def change(reader: Reader, number: int, **changes: int) -> Reader:
-    """Return the reader with a pipeline changed."""
     return replace(reader, pipelines=put_at(reader.pipelines, number, replace(reader.pipelines[number], **changes)))
 
 
 def add(reader: Reader, pipeline: Pipeline) -> tuple[Reader, int]:
-    """Return the reader with one more pipeline, and the number of that."""
     return replace(reader, pipelines=(*reader.pipelines, pipeline)), len(reader.pipelines)
 
 
@@ -258,7 +242,6 @@ def hand_over(reader: Reader, number: int, to: int) -> Reader:
 
 
 def hold_of(reader: Reader, target: int) -> int | None:
-    """Return the number of the pipeline that is held for a target."""
     held = (n for n, one in enumerate(reader.pipelines) if not one.is_reading and one.waits_for == target)
     return next(held, None)
 
@@ -272,7 +255,6 @@ def ensure_hold(reader: Reader, target: int) -> tuple[Reader, int]:
 
 
 def backfill_of(reader: Reader, shard: int) -> int | None:
-    """Return the number of the backfill of a shard."""
     return next((n for n, one in enumerate(reader.pipelines) if one.backfills == shard), None)
 
 

@@ -1,24 +1,18 @@
 """Exclusive ownership of tenants in one stream shard's reader, on Postgres shards that lose commits and tenants.
 
-This is a design: the reader's code (`simplu_worker/consumers/kinesis/`) has sets of tenants that may overlap, and asks
-of each operation afterwards which of them it belongs to. Here every tenant has one owner among the reader's pipelines
-(`ownership.py`), and routes decide nothing.
+Every tenant has one owner among the reader's pipelines (`ownership.py`), and routes decide nothing. The reader's code
+(`simplu_worker/consumers/kinesis/`) has sets of tenants that may overlap, and asks of each operation whose it is.
 
-An operation is the number of its place in the stream, a batch is one operation, and a commit is atomic. A shard that
-fails over loses the commits that its replica did not get. Its row then has another token or a lower position, and the
-reader sends all operations from that position to all tenants of the shard again: a backfill. The question to the shard
-which tenants it has, and the use of its answer, are two steps. A reader whose lease was taken goes on as a zombie.
+A batch is one operation, and a commit is atomic. A shard that fails over loses the commits that its replica did not
+get. Its row then has another token or a lower position, and the reader sends all operations from there to all tenants
+of the shard again: a backfill. The question to the shard which tenants it has, and the use of its answer, are two
+steps. A reader whose lease was taken goes on as a zombie. No cycle of steps is without a fault, so that no two
+pipelines can hand a tenant to each other for ever. Parents are stream shards that ended before; the same backfill has
+their operations.
 
-Beside the promises of the other models there is one more: no cycle of steps without a fault, so that no two pipelines
-can hand a tenant to each other for ever (`search(..., forbids_cycles=True)`).
-
-A model may have parents: stream shards that ended before, with operations that come before the reader's own. A shard
-that lost those too gets them in the same backfill, from the position of the parents' rows on.
-
-Not searched: two readers (a zombie) on two shards, and two readers with outages or moves of tenants; slots and parents
-in every scope; children that start before their parents' end (`reshard_failover_model.py` has them, without pipelines);
-a parent's parents; the clock, and how reads are shared; aggregated records; lost acknowledgements (`failover_model.py`
-has them); a scan of lease rows.
+Not searched: a zombie on two shards, or with outages or moves; slots and parents in every scope; children that start
+before their parents' end (`reshard_failover_model.py`); a parent's parents; the clock; aggregated records; lost
+acknowledgements (`failover_model.py`); a scan of lease rows.
 """
 
 from __future__ import annotations
@@ -49,8 +43,6 @@ Role = Literal["owner", "zombie"]
 
 
 class Trouble(IntEnum):
-    """The kinds of trouble, by their place in `State.left`."""
-
     OUTAGE = 0
     FAILOVER = 1
     MOVE = 2
@@ -80,8 +72,6 @@ class Row(StatePart, frozen=True):
 
 
 class Shard(StatePart, frozen=True):
-    """A shard as of one commit."""
-
     applied: int  # bits
     row: Row
     parents_position: int = 0  # of the parents' rows: everything before it is applied
@@ -101,8 +91,6 @@ class State(StatePart, frozen=True):
 
 
 class OwnershipModel:
-    """One stream shard of which everything has to be applied."""
-
     def __init__(
         self,
         operations: str,
@@ -142,7 +130,6 @@ class OwnershipModel:
         self._works: Memory[tuple[State, Role], tuple[tuple[str, State], ...]] = Memory()
 
     def first(self) -> State:
-        """Return a reader at the start of the stream shard."""
         count = len(self._shards)
         row = Row(1, self._begin, is_after_parents=not self._begin)
         applied = (
@@ -161,7 +148,6 @@ class OwnershipModel:
         )
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the owner of the lease does, the end of outages, and late registrations."""
         yield from self._work(state, "owner")
         lease = self._readers.prospect(state.owner, state.placement).lease
         if not self._continues_ahead:
@@ -182,7 +168,6 @@ class OwnershipModel:
                 yield label, replace(state, placement=registered)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the zombie does, and all trouble."""
         if state.zombie is not None:
             for label, following in self._work(state, "zombie"):
                 yield f"zombie: {label}", following
@@ -205,7 +190,6 @@ class OwnershipModel:
             yield "lease taken", replace(state, owner=started, zombie=state.owner, left=left)
 
     def broken(self, state: State) -> str:
-        """Return the promise that was broken: order, or that a row claims only what is applied."""
         if state.promise:
             return state.promise
         for shard, versions in enumerate(zip(state.shards, state.replicas, strict=True)):
@@ -220,7 +204,6 @@ class OwnershipModel:
         return ""
 
     def unsettled(self, state: State) -> str:
-        """Return what is left over at the end."""
         for operation, tenant in enumerate(self._scene.tenants):
             home = state.placement.homes[tenant]
             if home == NO_SHARD or not state.shards[home].applied >> operation & 1:
@@ -231,7 +214,6 @@ class OwnershipModel:
         return self._readers.start(lease if self._continues_ahead else Lease(lease.checkpoint, lease.checkpoint))
 
     def _work(self, state: State, role: Role) -> Iterator[tuple[str, State]]:
-        """Return what one reader may do. It depends neither on the lease row nor on trouble to come."""
         alike = replace(state, lease=NO_LEASE, left=())
         works = self._works.get((alike, role))
         if works is None:
@@ -251,7 +233,6 @@ class OwnershipModel:
                 yield from self._contact(state, role, reader, shard, row)
 
     def _contact(self, state: State, role: Role, reader: Reader, shard: int, own: Row) -> Iterator[tuple[str, State]]:
-        """Return what a reader may do with a shard: compare the row, then commit an operation, or its *own* row."""
         name, row, token = SHARD_NAMES[shard], state.shards[shard].row, reader.tokens[shard]
         if token < OUTDATED:
             yield self._adopt(state, role, reader, shard)
@@ -272,16 +253,10 @@ class OwnershipModel:
             yield f"{name} stores {own.position}", self._wrote(state, role, reader, shard, written)
 
     def _row(self, state: State, shard: int, position: int) -> Row:
-        """Return the row that a reader writes, by its checkpoint before the operations in the same transaction."""
         is_done = position >= self._begin or self._rules.done_early or state.shards[shard].row.is_after_parents
         return Row(TO_COME, max(position, self._begin), is_done)
 
     def _adopt(self, state: State, role: Role, reader: Reader, shard: int) -> tuple[str, State]:
-        """Return what follows from a row with a token that the reader has not written.
-
-        A position before everything that the reader has read since it began means that the shard lost commits, or is
-        new to the reader.
-        """
         found, name = state.shards[shard], SHARD_NAMES[shard]
         row, start = found.row, found.row.position
         if not row.is_after_parents and found.parents_position < self._begin and not self._rules.forgets_parents:
@@ -300,7 +275,6 @@ class OwnershipModel:
     def _commit(
         self, state: State, role: Role, reader: Reader, shard: int, operation: int, row: Row
     ) -> tuple[str, State]:
-        """Return what follows a commit."""
         applied, promise = self._scene.take_effect(state.shards[shard].applied, operation)
         lane = list(reader.lanes[shard])
         lane.remove(operation)
@@ -312,12 +286,10 @@ class OwnershipModel:
         return f"{SHARD_NAMES[shard]} commits {operation}", following
 
     def _wrote(self, state: State, role: Role, reader: Reader, shard: int, written: Shard) -> State:
-        """Return what follows a reader's transaction."""
         known = replace(reader, tokens=put_at(reader.tokens, shard, TO_COME))
         return _renamed(replace(_with(state, role, known), shards=put_at(state.shards, shard, written)), shard)
 
     def _outages(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return the beginnings of outages."""
         placement = state.placement
         for shard in self._falls:
             if not placement.is_down[shard]:
@@ -326,7 +298,6 @@ class OwnershipModel:
                 yield label, replace(state, placement=down, left=_spend(state, Trouble.OUTAGE))
 
     def _fail_over(self, state: State, shard: int) -> Iterator[tuple[str, State]]:
-        """Return a failover in its two steps: the replica gets no more, later it takes the place of the shard."""
         name, replica = SHARD_NAMES[shard], state.replicas[shard]
         if replica is None:
             if state.left[Trouble.FAILOVER]:
@@ -338,7 +309,6 @@ class OwnershipModel:
             yield f"failover of {name}", _renamed(replace(state, shards=shards, replicas=replicas), shard)
 
     def _moves_of_tenants(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return moves, which need both shards, and a replica that has everything."""
         is_replicated = all(replica is None for replica in state.replicas)
         if is_replicated and not any(state.placement.is_down):
             for tenant in self._moving:
@@ -346,7 +316,6 @@ class OwnershipModel:
                     yield self._move(state, tenant)
 
     def _move(self, state: State, tenant: int) -> tuple[str, State]:
-        """Return a move of a tenant to the other shard, with the lower position of both rows and a new token."""
         home = state.placement.homes[tenant]
         target_place = 1 - home
         source, target = state.shards[home], state.shards[target_place]
@@ -373,7 +342,6 @@ class OwnershipModel:
 
 
 def _renamed(state: State, shard: int) -> State:
-    """Return the same state with other names for the tokens of a shard, which are only compared with each other."""
     current, replica = state.shards[shard], state.replicas[shard]
     versions = (current,) if replica is None else (current, replica)
     names = names_of_rows(*[one.row.token for one in versions])

@@ -35,13 +35,10 @@ SHARD_NAMES = "AB"
 
 
 class Placement(StatePart, frozen=True):
-    """Where tenants are, and which shards answer."""
-
     homes: tuple[int, ...]  # by tenant; NO_SHARD: not registered yet
     is_down: tuple[bool, ...]  # by shard
 
     def answers(self, target: int) -> bool:
-        """Return whether the reason why something waits for *target* is over."""
         if target in (NOTHING, NEVER):
             return target == NOTHING
         return self.homes[target - TENANT] != NO_SHARD if target >= TENANT else not self.is_down[target]
@@ -74,8 +71,6 @@ class Prospect(NamedTuple):
 
 
 class OwnershipReaders:
-    """Everything that a reader may do."""
-
     def __init__(
         self,
         tenants: Sequence[int],
@@ -84,7 +79,6 @@ class OwnershipReaders:
         rules: Rules,
         bounds: Bounds = UNBOUNDED,
     ) -> None:
-        """*tenants*: the tenant of each operation."""
         self.ownership = Ownership(tenants, tenant_count, rules)
         self._tenants = tenants
         self._end = len(tenants)
@@ -110,7 +104,6 @@ class OwnershipReaders:
         )
 
     def prospect(self, reader: Reader, placement: Placement) -> Prospect:
-        """Return what the reader may do where it needs no row."""
         key = (reader, placement)
         if key not in self._prospects:
             moves = tuple((label, tidied(following)) for label, following in self._moves(reader, placement))
@@ -127,7 +120,6 @@ class OwnershipReaders:
         return (*first.values(),)
 
     def sheddings(self, reader: Reader) -> Iterator[tuple[str, Reader]]:
-        """Return the holds of tenants for their share of the memory."""
         for shard in self._shards:
             for tenant in self.ownership.tenants_of(reader.lanes[shard]):
                 count = sum(self._tenants[one] == tenant for one in reader.lanes[shard])
@@ -198,7 +190,6 @@ class OwnershipReaders:
         return sum(map(len, (*reader.lanes, *reader.lookup))) < self._bounds.operations_in_memory
 
     def _begin(self, reader: Reader, number: int, pipeline: Pipeline) -> Iterator[tuple[str, Reader]]:
-        """Return the beginnings of a held pipeline whose target answers: of its own, or together with another."""
         rules = self.ownership.rules
         if rules.lifts_holds and pipeline.backfills == NO_SHARD:
             yield f"hold from {pipeline.next} lifted", hand_over(reader, number, MAIN)
@@ -216,7 +207,6 @@ class OwnershipReaders:
     def _read(
         self, reader: Reader, number: int, pipeline: Pipeline, placement: Placement
     ) -> Iterator[tuple[str, Reader]]:
-        """Return the next step of a reading pipeline, and its end where it meets the main reader."""
         rules, operation = self.ownership.rules, pipeline.next
         is_answered_late = rules.passes_before_answer and pipeline.is_here != NOT_ASKED
         if is_answered_late:
@@ -240,10 +230,6 @@ class OwnershipReaders:
     def _backfill_meets(
         self, reader: Reader, number: int, pipeline: Pipeline, placement: Placement
     ) -> tuple[str, Reader]:
-        """Return what a backfill does about an operation of another owner's tenant: it asks its shard, or has asked.
-
-        It takes the tenant, unless an earlier operation of the tenant is pending: then its owner will send this one.
-        """
         rules, ownership, operation, shard = self.ownership.rules, self.ownership, pipeline.next, pipeline.backfills
         tenant, shard_name = self._tenants[operation], SHARD_NAMES[shard]
         passed = change(reader, number, next=operation + 1, is_here=NOT_ASKED)
@@ -274,7 +260,6 @@ class OwnershipReaders:
         return f"backfill of {shard_name} takes {TENANT_NAMES[tenant]} at {operation}", taken
 
     def _answer_late(self, reader: Reader, number: int, pipeline: Pipeline) -> tuple[str, Reader]:
-        """Return the deviation in which a backfill has passed the operation that its shard was asked about."""
         operation = pipeline.next - 1
         tenant = self._tenants[operation]
         answered = change(reader, number, is_here=NOT_ASKED)
@@ -285,7 +270,6 @@ class OwnershipReaders:
         return f"backfill of {SHARD_NAMES[pipeline.backfills]} has the answer for {operation}", answered
 
     def _find(self, reader: Reader, tenant: int, placement: Placement) -> tuple[str, Reader]:
-        """Return what follows a lookup: a tenant that is not registered, or with a shard that is down, is held."""
         name, home = TENANT_NAMES[tenant], placement.homes[tenant]
         if home == NO_SHARD:
             pipeline = Pipeline(NO_SHARD, reader.main, is_reading=False, waits_for=TENANT + tenant)

@@ -14,7 +14,6 @@ STEPS_MAX = 3_000
 
 
 def walk_all(seeds: Iterable[int], rules: Rules | None = None) -> None:
-    """Go through the histories of some seeds. Raises Violation at the first bad one."""
     for seed in seeds:
         walk(seed, rules)
 
@@ -49,7 +48,6 @@ def walk(seed: int, rules: Rules | None = None) -> None:
 
 
 def _drawn(draw: Random, rules: Rules | None) -> OwnershipModel:
-    """Return a model with two or three tenants; a third of those without *rules* has them share a slot."""
     tenants = "abc"[: draw.choice([2, 3])]
     operations = "".join(draw.choice(tenants) for _ in range(draw.randint(3, 8)))
     homes = "".join(draw.choice("AB.") if draw.random() < 0.7 else "A" for _ in tenants)

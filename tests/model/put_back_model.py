@@ -1,28 +1,19 @@
 """One group of a FIFO queue through the lanes of Postgres shards: put back, received again, given up, deleted.
 
-This is a design, and rules that today's code does not keep are among it. A message is the number of its place in the
-group. It belongs to a tenant, whose home is one of two shards. The worker takes the messages that it received in order:
-a message finds its home, waits in the lane of that shard, is sent in a transaction, and is deleted once it is settled.
-A message that cannot go on returns to the queue.
-
-Order and one effect rest on these rules. Without any of them a search finds a broken promise:
+A message is the number of its place in the group. It belongs to a tenant, whose home is one of two shards. It finds its
+home, waits in the lane of that shard, is sent, and is deleted once it is settled; one that cannot go on returns to the
+queue. Order and one effect rest on these rules:
 
 - With the first message that returns, all those behind it return too, out of their lanes as well. The first stays
   hidden until its target is back, and the queue gives out no message of a group while one is hidden.
 - A message is sent in the transaction of those before it, if they have the same tenant, or after they are settled. As
-  right: in the next transaction to the same shard, if that finds the former ones in the log, as no failover lost them.
-- Settled is what is safe on the standby: a commit, one that the log has from an earlier try, or the mark of an
-  operation that is given up. The mark comes after the dead letter.
-- A dead letter without a mark is for what every shard refuses for ever, as the operations of a tenant that was
-  registered after they were overdue.
+  right: in the next transaction to the same shard, if that finds the former ones in the log.
+- Settled is what is safe on the standby: a commit, or the mark of an operation given up, behind its dead letter.
+- A dead letter without a mark is for what every shard refuses for ever.
 
-They do not rest on visibility. A worker that does not notice that it lost its messages (a zombie) may send, mark and
-delete them beside the next worker: the log drops what is settled. Nor do they rest on the order in which returned
-messages become visible.
-
-A transaction that nobody waits for any more may commit later, even after a failover, as behind a pooler. A standby gets
-all commits of a shard at once. A tenant arrives on its new shard when its commits are safe (`move_failover_model.py`).
-Not searched: two groups; the clock (`letters_model.py`); one `deduplicationId` for two messages
+They rest neither on visibility (a zombie may send, mark and delete messages: the log drops what is settled) nor on the
+order in which returned messages become visible. A transaction that nobody waits for may commit later, even after a
+failover. Not searched: two groups; the clock (`letters_model.py`); one `deduplicationId` for two messages
 (`order_window_model.py`). A standard queue is a group for each message.
 """
 
@@ -96,8 +87,6 @@ AGREED = Rules()
 
 
 class Trouble(IntEnum):
-    """The kinds of trouble, by their place in `State.left`."""
-
     OUTAGE = 0
     FAILOVER = 1
     MOVE = 2
@@ -110,8 +99,6 @@ class Trouble(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How often each kind of trouble comes."""
-
     outages: int = 0
     failovers: int = 0
     moves: int = 0
@@ -123,8 +110,6 @@ class Budget:
 
 
 class State(StatePart, frozen=True):
-    """All of it."""
-
     queue: tuple[int, ...]
     owner: Hand
     zombie: Hand
@@ -145,10 +130,6 @@ class PutBackModel:
     def __init__(
         self, tenants: str, homes: str, budget: Budget, rules: Rules = AGREED, *, failing: int | None = None
     ) -> None:
-        """Make a model: `aab` and `AB` are three messages, of tenant a on shard A and b on B; *failing* is one.
-
-        A tenant with the home `.` is not registered, and its messages are overdue.
-        """
         self._tenants = tuple(map(TENANT_NAMES.index, tenants))
         self._homes = tuple(UNREGISTERED if name == "." else SHARD_NAMES.index(name) for name in homes)
         self._budget = budget
@@ -158,7 +139,6 @@ class PutBackModel:
         self._nothing = (NOT_IN_HAND,) * len(tenants)
 
     def first(self) -> State:
-        """Return a queue with all messages."""
         return State(
             queue=(VISIBLE,) * len(self._all),
             owner=self._nothing,
@@ -196,7 +176,6 @@ class PutBackModel:
                 yield f"{TENANT_NAMES[tenant]} arrives on {SHARD_NAMES[home - MOVING]}", replace(state, homes=arrived)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the zombie does, late commits, and all trouble."""
         for label, after, hand in self._work(state, state.zombie, is_ours=False):
             yield f"zombie: {label}", replace(after, zombie=hand)
         for shard, bits in state.air:
@@ -230,7 +209,6 @@ class PutBackModel:
             yield "the cause of the failure ends", replace(_spend(state, Trouble.CURE), is_failing=False)
 
     def _losses(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return how a worker may lose its messages, or the answer to a transaction."""
         if OURS in state.queue:
             queue = tuple(BACK + FOR_NOW if place == OURS else place for place in state.queue)
             if state.left[Trouble.LOSS]:
@@ -245,7 +223,6 @@ class PutBackModel:
             yield f"no answer, {sent[0]} returns", replace(after, owner=hand)
 
     def broken(self, state: State) -> str:
-        """Return the promise that was broken: order, one effect, or nothing lost."""
         if state.promise:
             return state.promise
         for message, place in enumerate(state.queue):
@@ -254,13 +231,11 @@ class PutBackModel:
         return ""
 
     def unsettled(self, state: State) -> str:
-        """Return what is left over at the end."""
         return "" if all(place == GONE for place in state.queue) else f"unsettled: {state}"
 
     # The queue
 
     def _receive(self, state: State) -> Iterator[tuple[str, State]]:
-        """Give out the first messages of the group, one or more, unless one of them is hidden."""
         is_locked = OURS in state.queue or (
             any(place >= BACK for place in state.queue) and not self._rules.delay_unlocks
         )
@@ -274,7 +249,6 @@ class PutBackModel:
             yield f"receive {there[:count]}", replace(state, queue=tuple(queue), owner=tuple(hand))
 
     def _put_back(self, state: State, hand: Hand, first: int, target: int, *, is_ours: bool) -> tuple[State, Hand]:
-        """Return messages from *first* on to the queue, until *target* is back; what is in flight may still commit."""
         last = len(hand)
         if self._rules.returns_run:
             last = first + len(list(takewhile(lambda m: self._tenants[m] == self._tenants[first], self._all[first:])))
@@ -301,7 +275,6 @@ class PutBackModel:
     # The worker
 
     def _work(self, state: State, hand: Hand, *, is_ours: bool) -> Iterator[tuple[str, State, Hand]]:
-        """Return what a worker may do with the messages in its hand."""
         for message, stage in enumerate(hand):
             if stage == WAITING and self._may_queue(state, hand, message):
                 yield from self._find_home(state, hand, message, is_ours=is_ours)
@@ -344,7 +317,6 @@ class PutBackModel:
             yield f"{message} returns: its tenant moves", *back
 
     def _may_queue(self, state: State, hand: Hand, message: int) -> bool:
-        """Tell whether a message may go to its lane: behind those of its tenant that are there, else behind none."""
         for earlier in self._all[:message]:
             stage = hand[earlier]
             shard = _shard_in(stage, LANE, FLIGHT, UNSAFE)
@@ -357,7 +329,6 @@ class PutBackModel:
         return True
 
     def _may_send(self, hand: Hand, message: int) -> bool:
-        """Tell whether the first message of a lane may be sent."""
         stages = [hand[m] for m in self._all[:message]]
         if self._rules.next_before_safe or self._rules.next_run_before_safe:
             stages = [stage for stage in stages if _shard_in(stage, UNSAFE) is None]
@@ -368,7 +339,6 @@ class PutBackModel:
     def _answer(
         self, state: State, hand: Hand, shard: int, batch: list[int], *, is_ours: bool
     ) -> tuple[str, State, Hand]:
-        """Return what follows the answer of a shard to a transaction."""
         state, failed, homeless = self._commit(state, shard, sum(1 << m for m in batch))
         after = list(hand)
         for message in batch:
@@ -388,7 +358,6 @@ class PutBackModel:
         return f"{label}: {failed} fails", replace(state, failures=failures), tuple(after)
 
     def _commit(self, state: State, shard: int, bits: int) -> tuple[State, int | None, int | None]:
-        """Apply a transaction; also return the operation that failed, and the first whose tenant is not here."""
         homeless = None
         sent = [message for message in self._all if bits >> message & 1]
         if self._rules.checks_former and self._lacks_former(state, sent[0]):
@@ -410,7 +379,6 @@ class PutBackModel:
     def _await_safety(
         self, state: State, hand: Hand, message: int, shard: int, *, is_ours: bool
     ) -> Iterator[tuple[str, State, Hand]]:
-        """Settle a message whose row is safe; put it back where the row was lost, or the shard does not answer."""
         row = state.log[message]
         is_enough = row in SAFE or self._rules.deletes_unsafe or (row is Log.MARKED and self._rules.marks_unsafe)
         if is_enough:
@@ -423,7 +391,6 @@ class PutBackModel:
             )
 
     def _mark(self, state: State, hand: Hand, message: int, *, is_ours: bool) -> tuple[str, State, Hand]:
-        """Mark the row of an operation that is given up, unless it has a row."""
         home = state.homes[self._tenants[message]]
         if not is_ours and self._rules.lost_unmarked:
             return f"leave {message} unmarked", state, put_at(hand, message, SETTLED)
@@ -441,7 +408,6 @@ class PutBackModel:
     # Small things
 
     def _to_air(self, state: State, hand: Hand) -> State:
-        """Leave what a hand has in flight to itself."""
         air = set(state.air)
         for shard in range(len(SHARD_NAMES)):
             if bits := sum(1 << m for m in self._all if hand[m] == FLIGHT + shard):
@@ -449,16 +415,13 @@ class PutBackModel:
         return replace(state, air=tuple(sorted(air)))
 
     def _lacks_former(self, state: State, message: int) -> bool:
-        """Tell whether an earlier message of the same tenant has no row."""
         rows = zip(self._tenants, state.log[:message], strict=False)
         return any(tenant == self._tenants[message] and row is Log.NONE for tenant, row in rows)
 
     def _is_late(self, message: int) -> bool:
-        """Tell whether a shard refuses a message because its tenant came too late for it."""
         return self._homes[self._tenants[message]] == UNREGISTERED and not self._rules.admits_late
 
     def _is_on(self, state: State, message: int, shard: int) -> bool:
-        """Tell whether the row of a message is on a shard: a tenant that moves is on the one that it leaves."""
         home = state.homes[self._tenants[message]]
         return home == shard or home == MOVING + 1 - shard
 
@@ -467,7 +430,6 @@ class PutBackModel:
 
 
 def _shard_in(stage: int, *kinds: int) -> int | None:
-    """Return the shard of a stage that is of one of *kinds*."""
     return next((stage - kind for kind in kinds if kind <= stage < kind + len(SHARD_NAMES)), None)
 
 

@@ -19,8 +19,6 @@ CATCH_UPS_MAX = 2
 
 
 class Scene(NamedTuple):
-    """The operations in the stream, and the trouble."""
-
     tenants: tuple[int, ...]  # of each operation
     earlier: tuple[int, ...]  # bits of the operations of the same tenant before each
     shards: tuple[int, ...]  # of each tenant
@@ -58,7 +56,6 @@ class Scene(NamedTuple):
         return applied | 1 << operation, ""
 
     def lost_before(self, checkpoint: int, applied: int) -> str:
-        """Return the promise that a checkpoint breaks."""
         missing = ((1 << checkpoint) - 1) & ~applied
         return f"lost: the checkpoint is {checkpoint} and passes over operations not applied" if missing else ""
 
@@ -81,15 +78,11 @@ AGREED = Rules()
 
 
 class CatchUp(StatePart, frozen=True):
-    """One second reading of the stream shard."""
-
     position: int  # of what it reads next
     tenants: tuple[int, ...]
 
 
 class Reader(StatePart, frozen=True):
-    """What one reader has in memory."""
-
     dispatch: int
     lanes: tuple[tuple[int, ...], ...]
     held: tuple[int, ...]  # by tenant: the first operation not applied, or FREE, or CAUGHT
@@ -97,16 +90,12 @@ class Reader(StatePart, frozen=True):
 
 
 class Move(NamedTuple):
-    """One thing that a reader may do next."""
-
     label: str
     reader: Reader
     commits: int | None = None
 
 
 class ReaderModel:
-    """Everything that a reader of the operations before *end* may do."""
-
     def __init__(self, scene: Scene, rules: Rules, *, end: int) -> None:
         self.scene = scene
         self.rules = rules
@@ -118,12 +107,10 @@ class ReaderModel:
         self._pending: Memory[Reader, int] = Memory()
 
     def start(self, checkpoint: int, *, held: Collection[int] = ()) -> Reader:
-        """Return a reader that starts at a checkpoint, with some tenants held from there on."""
         holds = tuple(checkpoint if tenant in held else FREE for tenant in range(len(self.scene.shards)))
         return Reader(checkpoint, ((),) * self._lane_count, holds)
 
     def moves(self, reader: Reader, *, is_troubled: bool, barred: tuple[int, ...] = ()) -> Sequence[Move]:
-        """Return what the reader may do; for tenants *barred* it may not catch up yet."""
         key = (reader, is_troubled, barred)
         moves = self._moves.get(key)
         if moves is None:
@@ -145,7 +132,6 @@ class ReaderModel:
                 yield from self._catch_up(reader, catch_up)
 
     def pending(self, reader: Reader) -> int:
-        """Return the lowest position that the reader owes: its checkpoint."""
         pending = self._pending.get(reader)
         if pending is None:
             pending = self._pending[reader] = self._pending_of(reader)
@@ -158,13 +144,11 @@ class ReaderModel:
         return min((pending, *reader.held, *(catch_up.position for catch_up in reader.catch_ups)))
 
     def owes(self, reader: Reader, tenant: int) -> bool:
-        """Return whether an operation of the tenant that the reader has read may not be applied."""
         if reader.held[tenant] != FREE:
             return True
         return any(self.scene.tenants[operation] == tenant for lane in reader.lanes for operation in lane)
 
     def in_flight(self, reader: Reader) -> Iterator[int]:
-        """Return the operations whose commit the reader waits for."""
         for lane in reader.lanes:
             yield from lane[: self._in_flight_max]
 
@@ -177,7 +161,6 @@ class ReaderModel:
         return Move(f"dispatch {operation}", replace(reader, dispatch=operation + 1, lanes=lanes))
 
     def _fail(self, reader: Reader, operation: int, number: int) -> Move:
-        """Empty the lanes of the target into a hold, which starts at the first operation without a known commit."""
         scene = self.scene
         refused = {scene.tenants[operation]}
         if scene.is_shard_trouble:
@@ -199,7 +182,6 @@ class ReaderModel:
         return Move(f"{operation} fails, hold {_names(refused)} from {before}", following)
 
     def _lift(self, reader: Reader, barred: Collection[int], *, is_troubled: bool) -> Iterator[Move]:
-        """Return how the reader may go about the holds of targets that answer again."""
         ready = [
             tenant
             for tenant, before in enumerate(reader.held)
@@ -216,7 +198,6 @@ class ReaderModel:
                 yield Move(f"catch up {_names(tenants)} from {start}", replace(reader, held=held, catch_ups=catch_ups))
 
     def _catch_up(self, reader: Reader, catch_up: CatchUp) -> Iterator[Move]:
-        """Return the next step of one catch-up, and its end where it meets the main reader."""
         operation = catch_up.position
         others = tuple(one for one in reader.catch_ups if one is not catch_up)
         if operation < reader.dispatch:

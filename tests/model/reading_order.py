@@ -1,20 +1,15 @@
 """A safe order in which to follow the log of a shard, and a tenant that moves between shards. Pure.
 
-*Below the horizon.* Each batch of the log has the number of its transaction as its id, and transactions do not commit
-in the order of their numbers. Whoever reads on from the last id that was seen misses what commits later under a lower
-one. So only batches below the oldest running transaction are read: all of those have ended, and later ones get higher
-numbers.
+*Below the horizon.* A batch has the number of its transaction as its id, and transactions do not commit in that order.
+So only batches below the oldest running transaction are read.
 
-*A token beside the number.* A standby that is promoted without the last commits uses their numbers again, for other
-batches. So each batch has a token at random, and a reader remembers both. Where its last batch is not there any more,
-it reads on behind the newest one that is: all new ones have higher numbers. Those that are not there are undone, also
-below that one: the standby has the commits in their order, and that is not the order of their numbers. So a batch is
-remembered until it is known to be on every server that may be promoted, however many were read since.
+*A token beside the number.* A standby that is promoted without the last commits uses their numbers again. So each batch
+has a token at random. A reader whose last batch is not there any more reads on behind the newest one that is; those
+that are not there are undone. A batch is remembered until it is on every server that may be promoted.
 
-*A marker where a tenant leaves.* The mover writes it on the source behind the fence, which has waited for all batches
-of the tenant: so its number follows all of theirs. Whoever follows the tenant reads nothing of it on the target before
-that marker. The target's own marker, which comes before the tenant's first batch there, tells that there is one to wait
-for; it does not tell that the source has been read.
+*A marker where a tenant leaves.* The mover writes it on the source behind the fence, so its number follows those of all
+batches of the tenant. Whoever follows the tenant reads nothing of it on the target before that marker. The target's own
+marker tells only that there is one to wait for.
 
 `log_order_model.py` searches all orders of these events, and what breaks where a rule is left out.
 """
@@ -44,7 +39,6 @@ class LogCursor(msgspec.Struct, frozen=True):
 
     @property
     def batch_id(self) -> int:
-        """The batch that the next rows belong to, or come behind."""
         return self.remembered[-1].batch_id if self.remembered else self.begins_behind
 
     def advanced(self, batch: BatchRef, position: int) -> LogCursor:

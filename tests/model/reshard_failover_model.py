@@ -1,12 +1,10 @@
 """A reshard, and a Postgres shard that fails over: which reader applies the parent's lost operations again.
 
-The first operations are the grandparent's, if there is one: it has ended before. Those before *end* are the parent's,
-the others the child's. On the shard each of them has its own row, and a stream shard is not read any more once
-SHARD_END is in its lease row. A child whose own row does not contain that the parent is finished reads the parent's
-records again when it adopts that row, from the parent's row to the parent's end.
-
-A child may learn something from the parent's row, or its lease row, that is lost while the child's own row stays: it
-counts only if the child's row is written in the transaction that reads the parent's.
+The first operations are the grandparent's, if there is one. Those before *end* are the parent's, the others the
+child's. Each has its own row on the shard, and a stream shard is not read any more once SHARD_END is in its lease row.
+A child whose row does not contain that the parent is finished reads the parent's records again when it adopts that row.
+What a child learns from the parent's row, or its lease row, counts only if its own row is written in the same
+transaction.
 """
 
 from __future__ import annotations
@@ -46,8 +44,6 @@ AGREED = Rules()
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How often each kind of trouble comes."""
-
     failovers: int = 1
     parent_crashes: int = 0
     parent_takes: int = 0
@@ -56,8 +52,6 @@ class Budget:
 
 
 class Version(StatePart, frozen=True):
-    """The shard as of one commit."""
-
     applied: int  # bits
     grandparent: int  # what its row claims, or would without one
     parent: Row
@@ -81,8 +75,6 @@ class Side(StatePart, frozen=True):
 
 
 class State(StatePart, frozen=True):
-    """All of it."""
-
     shard: Version
     replica: Version | None  # gets nothing any more; None: it has everything
     parent: Side
@@ -111,7 +103,6 @@ class ReshardFailoverModel:
         grandparent: str = "",
         checks_claims: bool = True,
     ) -> None:
-        """Of the *grandparent* everything is applied on the shard, and nothing on its replica."""
         operations = grandparent + parent + child
         self._scene = Scene.of(operations, shards="AA", trouble="")
         self._rules = rules
@@ -125,7 +116,6 @@ class ReshardFailoverModel:
         self._works: Memory[tuple[object, ...], tuple[Work, ...]] = Memory()
 
     def first(self) -> State:
-        """Return a reader at the start of the parent, and a shard without its row."""
         budget = self._budget
         own = [replace(NO_ROW, pending_from=begin, read_to=begin) for begin in (self._begin, self._end)]
         return State(
@@ -146,7 +136,6 @@ class ReshardFailoverModel:
         )
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the owners of the leases do."""
         for name, _ in SIDES:
             side = _side(state, name)
             yield from self._work(state, name, side.owner, is_zombie=False)
@@ -157,7 +146,6 @@ class ReshardFailoverModel:
             yield "child starts", _with(state, "child", self._started(state, "child"))
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the zombies do, who is replaced, and a failover in its two steps."""
         for name, place in SIDES:
             side = _side(state, name)
             yield from self._work(state, name, side.zombie, is_zombie=True)
@@ -175,7 +163,6 @@ class ReshardFailoverModel:
             yield "replica gets no more", replace(_spend(state, 0), replica=state.shard)
 
     def broken(self, state: State) -> str:
-        """Return the promise that was broken: order, or that a row claims only what is applied."""
         if state.promise or not self._checks_claims:
             return state.promise
         for version in {state.shard, state.replica or state.shard}:
@@ -191,7 +178,6 @@ class ReshardFailoverModel:
         return ""
 
     def unsettled(self, state: State) -> str:
-        """Return what is left over at the end."""
         if missing := ((1 << self._last) - 1) & ~state.shard.applied:
             return f"lost: nobody will apply {(missing & -missing).bit_length() - 1}"
         is_settled = state.is_ended and state.child.checkpoint == self._last
@@ -200,7 +186,6 @@ class ReshardFailoverModel:
     def _work(
         self, state: State, name: SideName, worker: Worker | None, *, is_zombie: bool
     ) -> Iterator[tuple[str, State]]:
-        """Return what one reader may do, and what follows from it."""
         if worker is None:
             return
         shard = state.shard
@@ -217,10 +202,6 @@ class ReshardFailoverModel:
             yield f"{who}: {label}", following
 
     def _works_of(self, state: State, name: SideName, worker: Worker) -> Iterator[Work]:
-        """Return what one reader may do: adopt, or one transaction.
-
-        It depends on the shard's rows and on the parent's lease row, on nothing else that the state has.
-        """
         if self._rules.frees_without_adopting:
             worker = replace(worker, left_out=())
         row = state.shard.parent if name == "parent" else state.shard.child
@@ -253,7 +234,6 @@ class ReshardFailoverModel:
             yield label, replace(worker, reader=after), self._claim(state, name, worker), operation
 
     def _claim(self, state: State, name: SideName, worker: Worker) -> Row:
-        """Return the row that a transaction writes."""
         pending = self._readers[name].pending(worker.reader)
         if name == "parent":
             own = max(pending, self._begin)
@@ -270,7 +250,6 @@ class ReshardFailoverModel:
     def _wrote(
         self, state: State, name: SideName, worker: Worker, row: Row, operation: int | None, *, is_zombie: bool
     ) -> State:
-        """Return what follows the commit of a reader's transaction."""
         applied, promise = state.shard.applied, ""
         if operation is not None:
             applied, promise = self._scene.take_effect(applied, operation)
@@ -281,7 +260,6 @@ class ReshardFailoverModel:
         return _renamed(replace(settled, shard=shard, promise=promise))
 
     def _left_out(self, state: State, worker: Worker) -> tuple[int, ...]:
-        """Return the tenants whose records of the parent an adopting child leaves to it."""
         listed, parent, rules = self._pending_at_parent(state), state.shard.parent, self._rules
         if state.shard.child.is_after_parents or not (rules.adopts_again_when_freed or rules.leaves_listed):
             return ()
@@ -292,13 +270,11 @@ class ReshardFailoverModel:
         return listed if lacking <= {*listed} and (rules.leaves_anyway or not is_reading_again) else ()
 
     def _lacks_for_others(self, state: State, listed: tuple[int, ...]) -> bool:
-        """Return whether something before the child may not be applied for tenants that are not *listed*."""
         parent = state.shard.parent
         is_whole = parent.is_after_parents or not self._begin
         return not is_whole or any(parent.claimed(one) < self._end for one in self._all if one not in listed)
 
     def _rewound(self, state: State, name: SideName, worker: Worker, left_out: tuple[int, ...]) -> tuple[int, ...]:
-        """Return a reader that reads again from where the shard says; what is the parent's as well, if it has to."""
         shard = state.shard
         own = shard.parent if name == "parent" else shard.child
         starts = dict.fromkeys(self._all, own.pending_from)
@@ -314,7 +290,6 @@ class ReshardFailoverModel:
         return self._readers[name].rewound(worker.reader, starts)
 
     def _before(self, state: State, name: SideName) -> int:
-        """Return from where what was before a stream shard has to be read again; its beginning or later: nothing."""
         shard = state.shard
         if name == "parent":
             return shard.grandparent
@@ -322,7 +297,6 @@ class ReshardFailoverModel:
         return shard.parent.pending_from if is_whole or self._rules.forgets_grandparents else shard.grandparent
 
     def _parent_row(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the owner of the parent writes into its lease row."""
         owner = state.parent.owner
         if owner is None:
             return
@@ -352,7 +326,6 @@ class ReshardFailoverModel:
 
 
 def _renamed(state: State) -> State:
-    """Return the same state with other names for its tokens, which are only compared with each other."""
     shard, replica = state.shard, state.replica
     versions = (shard,) if replica is None else (shard, replica)
     names = {

@@ -33,8 +33,6 @@ AGREED = Rules()
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How often each kind of trouble comes."""
-
     troubles: int = 1
     parent_crashes: int = 0
     parent_takes: int = 1
@@ -51,8 +49,6 @@ class Side(StatePart, frozen=True):
 
 
 class State(StatePart, frozen=True):
-    """All of it."""
-
     applied: int  # bits
     parent: Side
     child: Side
@@ -81,7 +77,6 @@ class ReshardModel:
         }
 
     def first(self) -> State:
-        """Return a reader at the start of the parent."""
         budget = self._budget
         left = (
             budget.troubles,
@@ -94,7 +89,6 @@ class ReshardModel:
         return State(0, parent, Side(self._end), listed=None, is_ended=False, is_troubled=False, left=left, promise="")
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the owners of the leases do, and the end of trouble."""
         yield from self._side_steps(state, "parent")
         yield from self._side_steps(state, "child")
         yield from self._parent_row(state)
@@ -104,7 +98,6 @@ class ReshardModel:
             yield "trouble ends", replace(state, is_troubled=False)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the zombies do, and trouble."""
         yield from self._moves(state, "parent", is_zombie=True)
         yield from self._moves(state, "child", is_zombie=True)
         if state.left[0] and not state.is_troubled:
@@ -115,7 +108,6 @@ class ReshardModel:
             yield from self._replacements(state, "child", 3)
 
     def broken(self, state: State) -> str:
-        """Return the promise that was broken: order, or nothing lost."""
         if state.promise:
             return state.promise
         if state.is_ended and (promise := self._scene.lost_before(self._end, state.applied)):
@@ -126,7 +118,6 @@ class ReshardModel:
         return self._scene.lost_before(state.child.checkpoint, state.applied | of_parent)
 
     def unsettled(self, state: State) -> str:
-        """Return what is left over at the end."""
         is_settled = state.is_ended and state.child.checkpoint == self._last
         return "" if is_settled else f"unsettled: {state}"
 
@@ -154,7 +145,6 @@ class ReshardModel:
             yield f"{name}: checkpoint {pending}", _with(state, name, replace(side, checkpoint=pending))
 
     def _parent_row(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the owner of the parent writes into its lease row at the end of reading."""
         owner = state.parent.owner
         if owner is None or state.is_ended:
             return
@@ -186,7 +176,6 @@ class ReshardModel:
         return () if state.is_ended or state.listed is None else state.listed
 
     def _replacements(self, state: State, name: SideName, place: int) -> Iterator[tuple[str, State]]:
-        """Return a crash and a taken lease of a stream shard; its new reader reads the list of its parent."""
         fresh = self._restarted(state, name)
         if state.left[place]:
             yield f"{name}: crash", replace(_with(state, name, fresh), left=one_less(state.left, place))

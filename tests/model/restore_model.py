@@ -1,9 +1,8 @@
 """One tenant that is put back to a backup on its shard, while the shard's reader goes on, and the shard fails over.
 
 Every even operation of the stream is for that tenant, every odd one for another tenant of the shard. There are the
-shard, a replica that may get nothing for a while, the row with the position of the stream shard and its token
-(`failover_model.py`), one reader, and restorers: each goes on where the one before it was killed, and an older one may
-still take a step. The rows of a tenant are written by one step, and deleted by another.
+shard, a replica that may get nothing for a while, the row with the position of the stream shard and its token, one
+reader, and restorers: each goes on where the one before it was killed, and an older one may still take a step.
 """
 
 from __future__ import annotations
@@ -70,8 +69,6 @@ class Left(IntEnum):
 
 
 class Version(StatePart, frozen=True):
-    """The shard as of one commit."""
-
     is_fenced: bool = False
     token: int = 0  # of the tenant's row
     run: Run = (0, 0)  # in the journal
@@ -87,8 +84,6 @@ class Version(StatePart, frozen=True):
 
 
 class Restorer(StatePart, frozen=True):
-    """The process that restores the tenant."""
-
     run: Run  # at random; another one at each new beginning
     phase: Phase = "fence"
     token: int = 0
@@ -104,8 +99,6 @@ class Reader(StatePart, frozen=True):
 
 
 class State(StatePart, frozen=True):
-    """All of it."""
-
     shard: Version
     replica: Version | None  # one that gets nothing any more; None: it has everything
     backup: Version | None
@@ -134,12 +127,10 @@ class RestoreModel:
         self._own = sum(1 << operation for operation in range(0, count, 2))
 
     def first(self) -> State:
-        """Return a shard before all operations."""
         left = astuple(self._budget)
         return State(Version(), None, None, (), Reader(), 0, 0, is_reported=False, left=left)
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the reader and the restorers do, the backup, and the end of a lag."""
         alike = replace(state, checkpoint=0, left=())  # what these do depends on neither
         works = self._works.get(alike)
         if works is None:
@@ -165,7 +156,6 @@ class RestoreModel:
                 yield "run the command again", _put(state, last, _again(state.restorers[last]))
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return restorers beside others, fences past their deadline, crashes of the reader, and a replica's lag."""
         shard = state.shard
         may_end = shard.is_fenced and (shard.step == "exporting" or self._rules.ends_every_fence)
         if may_end and state.left[Left.EXPIRIES]:
@@ -182,7 +172,6 @@ class RestoreModel:
             yield "the replica gets no more", replace(_spend(state, Left.FAILOVERS), replica=state.shard)
 
     def broken(self, state: State) -> str:
-        """Return the promise that was broken."""
         shard = state.shard
         if state.promise:
             return state.promise
@@ -195,7 +184,6 @@ class RestoreModel:
         return ""
 
     def unsettled(self, state: State) -> str:
-        """Return what is left over at the end."""
         shard = state.shard
         if not state.is_reported:
             return f"unsettled: no restore has ended, {state.restorers}"
@@ -225,7 +213,6 @@ class RestoreModel:
             yield "write the row", self._written(state, None)
 
     def _written(self, state: State, operation: int | None) -> State:
-        """Return what follows a transaction of the reader, which counts only if it knows the token of the row."""
         shard, reader = state.shard, state.reader
         if shard.row_token != reader.token:
             return _renamed(replace(state, reader=replace(reader, token=TO_ADOPT)))
@@ -255,7 +242,6 @@ class RestoreModel:
     # The restorers
 
     def _restore(self, state: State, place: int, restorer: Restorer) -> Iterator[tuple[str, State]]:
-        """Return what the next transaction of a restorer does; if it is refused, the restorer begins again, or ends."""
         if restorer.phase == "over":
             return
         if restorer.phase == "confirm":
@@ -305,7 +291,6 @@ class RestoreModel:
         return replace(restorer, phase="delete"), replace(state, shard=shard)
 
     def _begin(self, state: State, restorer: Restorer) -> tuple[Restorer, State] | None:
-        """Take the deadline from the fence: from here on only a restorer ends it."""
         if not self._is_current(state, restorer) or state.shard.step != "exporting":
             return None
         shard = replace(state.shard, step="replacing", exported=restorer.exported)
@@ -350,7 +335,6 @@ class RestoreModel:
         return replace(restorer, phase="confirm"), _renamed(replace(state, shard=shard))
 
     def _confirm(self, state: State, place: int, restorer: Restorer) -> Iterator[tuple[str, State]]:
-        """Report the end, once the replica has the release; begin again if the shard has lost it."""
         shard, replica = state.shard, state.replica
         if shard.step != "done" or not self._is_of(shard, restorer):
             one = _again(restorer) if place == len(state.restorers) - 1 else replace(restorer, phase="over")
@@ -368,7 +352,6 @@ class RestoreModel:
         return replace(shard, position=min(shard.position, backup.position), row_token=token)
 
     def _is_current(self, state: State, restorer: Restorer) -> bool:
-        """Return whether the row has the restorer's token, and is fenced: what each transaction checks."""
         if self._rules.writes_without_token:
             return True
         return self._is_of(state.shard, restorer) and (state.shard.is_fenced or self._rules.has_no_fence)
@@ -378,7 +361,6 @@ class RestoreModel:
 
 
 def _renamed(state: State) -> State:
-    """Return the same state with other names for the tokens of the row, which are only compared with each other."""
     shard, replica, backup, reader = state.shard, state.replica, state.backup, state.reader
     if replica is None:
         names = names_of_rows(shard.row_token)

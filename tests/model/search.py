@@ -35,9 +35,7 @@ _memories: WeakValueDictionary[int, Memory[Any, Any]] = WeakValueDictionary()
 class Model(Protocol[State]):
     """What can happen, one step at a time, and what must never be."""
 
-    def first(self) -> State:
-        """Return the state that everything starts from."""
-        ...
+    def first(self) -> State: ...
 
     def steps(self, state: State) -> Iterable[tuple[str, State]]:
         """Return what happens by itself sooner or later, each with its label: work, and repairs of what broke."""
@@ -47,9 +45,7 @@ class Model(Protocol[State]):
         """Return what may happen and need not, each with its label: trouble, and readers without a lease."""
         ...
 
-    def broken(self, state: State) -> str:
-        """Return the promise that *state* breaks; empty when it breaks none."""
-        ...
+    def broken(self, state: State) -> str: ...
 
     def unsettled(self, state: State) -> str:
         """Return what is not settled in a state that no step leads out of; empty when everything is."""
@@ -66,12 +62,10 @@ class Violation(Exception):  # noqa: N818 - it is what a search is for
 
 
 def put_at(items: tuple[Item, ...], place: int, item: Item) -> tuple[Item, ...]:
-    """Return *items* with another one at *place*."""
     return (*items[:place], item, *items[place + 1 :])
 
 
 def one_less(left: tuple[int, ...], place: int) -> tuple[int, ...]:
-    """Return how often each thing may still happen, after the one at *place* has happened."""
     return put_at(left, place, left[place] - 1)
 
 
@@ -98,10 +92,6 @@ def _search(model: Model[State], *, forbids_cycles: bool) -> int:
 
 
 def _visit(model: Model[State], *, notes_steps: bool) -> tuple[list[State], list[int], list[set[int]]]:
-    """Return all states, for each the number of the one that it was found from, and with *notes_steps* its steps.
-
-    The steps of a state are the numbers of the states that they lead to, without its own. Raises Violation.
-    """
     first = model.first()
     numbers = {first: 0}
     states = [first]
@@ -133,7 +123,6 @@ def _visit(model: Model[State], *, notes_steps: bool) -> tuple[list[State], list
 
 
 def _trace(model: Model[State], states: Sequence[State], came_from: Sequence[int], number: int) -> list[str]:
-    """Return the labels of what led to a state, the first one first."""
     path = [number]
     while path[-1]:
         path.append(came_from[path[-1]])
@@ -141,7 +130,6 @@ def _trace(model: Model[State], states: Sequence[State], came_from: Sequence[int
 
 
 def _labels_between(model: Model[State], states: Sequence[State]) -> list[str]:
-    """Return the labels of what leads from each state to the next one, of a step where there is one."""
     return [
         next(label for label, one in chain(model.steps(at), model.faults(at)) if one == to)
         for at, to in pairwise(states)
@@ -149,10 +137,6 @@ def _labels_between(model: Model[State], states: Sequence[State]) -> list[str]:
 
 
 def _cycle_of(steps: Sequence[AbstractSet[int]]) -> list[int]:
-    """Return a shortest cycle through the lowest state that is on one, from there on; empty if there is none.
-
-    *steps* are the following states of each state, without itself.
-    """
     incoming = [0] * len(steps)
     for following in steps:
         for number in following:

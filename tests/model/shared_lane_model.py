@@ -1,16 +1,9 @@
 """Whether a stream and a queue may share the lane of a Postgres shard, when each has trouble of its own.
 
-A replica has operations of one stream shard, and one chain of messages, for the same Postgres shard. Nothing orders the
-one against the other. Trouble need not end here, so what waits for the trouble of the other source waits for ever:
-
-- the stream's row has another token, and the lease has to be confirmed before the row is read; or the row turns out to
-  be behind, and the stream is read again from there;
-- the stream's transaction waits for the lock of its row, which another reader of the stream shard holds;
-- the standby is behind: the next message of the chain waits until the commit before it is safe. The stream trusts a
-  commit, and need not wait;
-- messages are put back.
-
-Trouble of the shard itself stops both sources, whether they share a lane or not, and is not here.
+A replica has operations of one stream shard, and one chain of messages, for the same Postgres shard. Trouble of one
+source (a row with another token, the lock of its row, a standby that is behind, messages put back) need not end here,
+so what waits for the trouble of the other source waits for ever. Trouble of the shard itself stops both, and is not
+here.
 
 The result: one lane, first in, first out, with one batch in flight, is not free. It is free if it passes over the
 entries of a source in trouble, takes out those of that source alone, and has a transaction in flight for each source.
@@ -32,8 +25,6 @@ NAMES = ("stream", "queue")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the sources share; without any, each has a lane."""
-
     one_lane: bool = False  # the first entry that cannot be sent stops those behind it
     empties_lane: bool = False  # a row that is behind, or messages put back, take out what is in the lane
     one_in_flight: bool = False  # at a time, though entries of a source in trouble are passed over
@@ -44,16 +35,12 @@ AGREED = Rules()
 
 
 class Row(IntEnum):
-    """What the replica knows of the stream's row on the shard."""
-
     CURRENT = 0
     UNKNOWN = 1  # it has another token
     BEHIND = 2  # the same, and its position is before what was applied
 
 
 class Trouble(IntEnum):
-    """The kinds of trouble, by their place in `State.left`."""
-
     TOKEN = 0
     LOSS = 1
     LEASE = 2
@@ -89,7 +76,6 @@ class SharedLaneModel:
         self._rules = rules
 
     def first(self) -> State:
-        """Return a lane without entries."""
         return State(
             next=(0, 0),
             lane=(),
@@ -104,7 +90,6 @@ class SharedLaneModel:
         )
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return what the replica and the shard do."""
         for source, name in enumerate(NAMES):
             if (number := state.next[source]) < self._counts[source]:
                 following = put_at(state.next, source, number + 1)
@@ -121,7 +106,6 @@ class SharedLaneModel:
                 yield f"{self._named(answered)} answered", self._answer(state, answered)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return trouble, and its end."""
         left = state.left
         if left[Trouble.TOKEN] and state.row is Row.CURRENT:
             yield "another token", replace(_spend(state, Trouble.TOKEN), row=Row.UNKNOWN)
@@ -144,11 +128,9 @@ class SharedLaneModel:
             yield "the standby catches up", replace(state, is_behind=False)
 
     def broken(self, state: State) -> str:
-        """Return the promise that was broken."""
         return state.promise
 
     def unsettled(self, state: State) -> str:
-        """Return which source waits without trouble of its own."""
         is_stream_free = state.row is Row.CURRENT and not state.is_locked
         if is_stream_free and state.done[STREAM] < self._counts[STREAM]:
             return f"stream waits: for the queue's trouble, {state}"
@@ -157,7 +139,6 @@ class SharedLaneModel:
         return ""
 
     def _batches(self, state: State) -> Iterator[tuple[tuple[int, int], ...]]:
-        """Return what may be sent next."""
         rules = self._rules
         if state.flight and (rules.one_lane or rules.one_in_flight or rules.one_transaction):
             return
@@ -174,17 +155,14 @@ class SharedLaneModel:
             yield from ((one,) for one in ready)
 
     def _is_ready(self, state: State, entry: tuple[int, int]) -> bool:
-        """Tell whether an entry may be sent: of the stream with a row as it was left, of the queue behind safe ones."""
         return state.row is Row.CURRENT if entry[0] == STREAM else state.safe == state.done[QUEUE]
 
     def _answered(self, state: State, source: int) -> tuple[tuple[int, int], ...]:
-        """Return what of the flight a shard answers at once; what waits for a lock is in flight until that is free."""
         own = tuple(one for one in state.flight if self._rules.one_transaction or one[0] == source)
         is_waiting = state.is_locked and any(one[0] == STREAM for one in own)
         return () if is_waiting else own
 
     def _answer(self, state: State, answered: tuple[tuple[int, int], ...]) -> State:
-        """Apply a transaction; one with a token that the row has not is tried again, the others' part without it."""
         flight = tuple(one for one in state.flight if one not in answered)
         for source, number in answered:
             if source == STREAM and state.row is not Row.CURRENT:
@@ -199,7 +177,6 @@ class SharedLaneModel:
         return replace(state, flight=flight)
 
     def _may_read_row(self, state: State) -> bool:
-        """Tell whether the row may be read: with no batch of the stream in flight, and the lane at such a batch."""
         if self._rules.one_lane:
             return not state.flight
         return all(source != STREAM for source, _ in state.flight)
@@ -210,7 +187,6 @@ class SharedLaneModel:
         return "read the row: behind", self._take_out(replace(state, row=Row.CURRENT), STREAM)
 
     def _take_out(self, state: State, source: int) -> State:
-        """Take a source's entries out of the lane; the source reads or receives them again."""
         other, promise = 1 - source, state.promise
         taken = [one for one in state.lane if one[0] == source or self._rules.empties_lane]
         if any(one[0] == other for one in taken):

@@ -76,7 +76,6 @@ def hold(
     takes: int = 1,
     lost_acks: int = 0,
 ) -> HoldModel:
-    """Return a model of one stream shard."""
     budget = hold_model.Budget(troubles=troubles, crashes=crashes, takes=takes, lost_acks=lost_acks)
     return HoldModel(Scene.of(operations, **trouble), budget, rules)
 
@@ -88,7 +87,6 @@ def reshard(
     rules: reshard_model.Rules = reshard_model.AGREED,
     budget: reshard_model.Budget = ALL_TROUBLE,
 ) -> ReshardModel:
-    """Return a model of a parent and its child."""
     return ReshardModel(Scene.of(parent + child, **trouble), budget, rules, end=len(parent))
 
 
@@ -106,7 +104,6 @@ def failover(
     failovers: int = 1,
     checks_claims: bool = True,
 ) -> FailoverModel:
-    """Return a model of one stream shard, of whose shards the first fails over."""
     budget = failover_model.Budget(troubles, crashes, takes, lost_acks, failovers)
     return FailoverModel(
         Scene.of(operations, **trouble),
@@ -127,7 +124,6 @@ def reshard_failover(
     checks_claims: bool = True,
     **budget: int,
 ) -> ReshardFailoverModel:
-    """Return a model of a parent and its child on a shard that fails over."""
     return ReshardFailoverModel(
         parent,
         child,
@@ -144,17 +140,14 @@ def harm(operations: str, *args: Any, **kwargs: Any) -> FailoverModel:
 
 
 def reshard_harm(*args: Any, **kwargs: Any) -> ReshardFailoverModel:
-    """Return the same of a parent and its child."""
     return reshard_failover(*args, **kwargs, checks_claims=False)
 
 
 def gap(**rules: bool) -> GapModel:
-    """Return a model of a shard that goes back, with a deviation from the agreed way."""
     return GapModel(failovers=0, acceptances=0, rules=gap_model.Rules(**rules))
 
 
 def group(**faults: int) -> group_commit_model.Budget:
-    """Return how often each fault of a group commit may happen; no other may."""
     return group_commit_model.Budget(**{"takes": 0, **faults})
 
 

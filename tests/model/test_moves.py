@@ -35,7 +35,6 @@ def failing(
     message: bool = False,
     rows: str = "AB",
 ) -> MoveFailoverModel:
-    """Return a model in which the source and the target fail over so many times."""
     budget = move_failover_model.Budget(movers, source, target, crashes)
     return MoveFailoverModel(count, budget, rules, has_message=message, has_rows=rows)
 

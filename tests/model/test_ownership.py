@@ -23,17 +23,14 @@ ONE_AT_A_TIME = Bounds(pipelines_reading=1, operations_in_memory=1)
 
 
 def on_a(operations: str, homes: str, budget: Budget, rules: Rules = AGREED, *, ahead: bool = False) -> OwnershipModel:
-    """Return a model in which all trouble is shard A's."""
     return OwnershipModel(operations, homes, budget, rules, falls="A", fails_over="A", continues_ahead=ahead)
 
 
 def on_b(operations: str, homes: str, rules: Rules = AGREED) -> OwnershipModel:
-    """Return a model in which shard B fails over."""
     return OwnershipModel(operations, homes, FAILOVER, rules, fails_over="B")
 
 
 def moves_a(operations: str, homes: str, budget: Budget, rules: Rules = AGREED) -> OwnershipModel:
-    """Return a model in which tenant a moves, and shard A fails over."""
     return OwnershipModel(operations, homes, budget, rules, fails_over="A", moves="a")
 
 

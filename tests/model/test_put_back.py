@@ -24,12 +24,10 @@ CHECKS_FORMER = Rules(next_before_safe=True, checks_former=True)
 def put_back(
     tenants: str, homes: str, rules: Rules = put_back_model.AGREED, failing: int | None = None, **budget: int
 ) -> PutBackModel:
-    """Return a model of one group."""
     return PutBackModel(tenants, homes, Budget(**budget), rules, failing=failing)
 
 
 def shared(*troubles: Trouble, **rules: bool) -> SharedLaneModel:
-    """Return a model of one stream shard and one chain of messages that share something."""
     return SharedLaneModel(troubles, shared_lane_model.Rules(**rules))
 
 

@@ -1,5 +1,3 @@
-"""The safe order to follow logs: cursors, what is undone, tenants that move."""
-
 from __future__ import annotations
 
 import pytest
@@ -20,7 +18,6 @@ A, B, C = (BatchRef(number, f"token-{number}") for number in (3, 5, 9))
 
 
 def read(*batches: BatchRef, position: int = ROWS_MAX) -> LogCursor:
-    """Return the cursor of a reader that has read *batches*, the last one up to *position*."""
     cursor = LogCursor(0)
     for batch in batches:
         cursor = cursor.advanced(batch, ROWS_MAX if batch != batches[-1] else position)

@@ -18,17 +18,14 @@ AnyModel: TypeAlias = Model[Any]
 
 
 def restore(mode: Mode, count: int = 3, rules: Rules = restore_model.AGREED, **budget: int) -> RestoreModel:
-    """Return a model of restorers in one of the two modes."""
     return RestoreModel(count, mode, restore_model.Budget(**budget), rules)
 
 
 def catch_up(count: int = 3, rules: Rules = restore_model.AGREED, **budget: int) -> RestoreModel:
-    """Return a model of restorers that catch up."""
     return restore("catch up", count, rules, **budget)
 
 
 def as_of_backup(count: int = 3, rules: Rules = restore_model.AGREED, **budget: int) -> RestoreModel:
-    """Return a model of restorers that leave the tenant as of the backup."""
     return restore("as of backup", count, rules, **budget)
 
 

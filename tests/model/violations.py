@@ -9,7 +9,6 @@ from model.search import Model, Violation, search
 
 
 def assert_is_violated(model: Model[Any], promise: str, length: int, *, forbids_cycles: bool = False) -> None:
-    """Check that a search finds a violation of *promise*, with a trace of *length* steps."""
     with pytest.raises(Violation) as caught:
         search(model, forbids_cycles=forbids_cycles)
     assert promise == caught.value.promise.partition(":")[0], caught.value

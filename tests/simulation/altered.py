@@ -1,5 +1,3 @@
-"""A stand-in for an object of which some members are others."""
-
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -2,11 +2,8 @@
 
     python -m simulation.campaign --seconds 3600
 
-On all processors; each draws the seeds of its own range, from a number that is new for each campaign. Of the weathers
-come as many histories as in CI, again and again. The first history that breaks a rule ends it with exit status 1 and
-the command that shows the history again. A campaign that ends well is added to `campaigns.json`, for
-docs/correctness.md, with how often each fault struck in each weather, and how often the worker noticed
-(`simulated_faults.py`).
+The first history that breaks a rule ends it with exit status 1 and the command that shows the history again. A campaign
+that ends well is added to `campaigns.json`, for docs/correctness.md.
 """
 
 from __future__ import annotations
@@ -68,7 +65,6 @@ class LaneResult(NamedTuple):
 
 
 def run_lane(first_seed: int, seconds: float) -> LaneResult:
-    """Simulate histories of the weathers in turn, for so many seconds of processor time."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     counts: Counter[str] = Counter()
     faults = {weather.value: FaultCounts() for weather in Weather}
@@ -86,7 +82,6 @@ def run_lane(first_seed: int, seconds: float) -> LaneResult:
 
 
 def expected_faults(weather: str) -> list[Fault]:
-    """Return the faults that a weather has: in a campaign, none of them may change nothing."""
     narrow = {Weather.MOVES: OF_MOVES, Weather.RESHARDS: OF_RESHARDS, Weather.FEEDS: OF_FEEDS}
     if weather in narrow:
         return list(narrow[Weather(weather)])
@@ -94,13 +89,11 @@ def expected_faults(weather: str) -> list[Fault]:
 
 
 def current_commit() -> str:
-    """Return the commit that runs."""
     asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     return asked.stdout.strip()
 
 
 def main() -> int:
-    """Run a campaign; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600.0, help="processor time of each process (600)")
     seconds = parser.parse_args().seconds

@@ -1,8 +1,7 @@
 """Exceptions that nobody foresaw, raised at places that the seed draws: by the doors to services, and in our own code.
 
-In our own code one is raised at a drawn step of the interpreter, in the middle of whatever runs then, but not between
-the end of a `with` block and its exit: Python itself lets nothing come in between. Python ends the trace with the first
-exception, so a history has one of these.
+In our own code one is raised at a drawn step of the interpreter, but not between the end of a `with` block and its
+exit. Python ends the trace with the first exception, so a history has one of these.
 """
 
 from __future__ import annotations
@@ -26,13 +25,11 @@ LOOKS: Final = ("problems", "check_read_status", "check_fates", "start_replica",
 CALLED_BACK: Final = "_note_end_of_renewals"  # by asyncio, which has nobody to give an exception to
 
 
-class DefectError(Exception):
-    """Raised where nobody foresees it."""
+class DefectError(Exception): ...
 
 
 @contextlib.contextmanager
 def a_defect(draws: Random) -> Iterator[list[str]]:
-    """Raise `DefectError` at one drawn step inside the block; yield the list that gets the place."""
     left = draws.randrange(STEPS_MAX)
     places: list[str] = []
 
@@ -75,12 +72,10 @@ def _spared_offsets(code: CodeType) -> set[int]:
 
 
 def _is_prelude(step: dis.Instruction) -> bool:
-    """Return whether a step before an exit only keeps the value of a `return`, or does nothing."""
     return step.opname in {"SWAP", "NOP"}
 
 
 def _is_looked_at(frame: FrameType | None) -> bool:
-    """Return whether the simulation itself looks at the state of the worker now, or nobody can catch anything."""
     while frame is not None:
         if frame.f_code.co_name in {*LOOKS, CALLED_BACK}:
             return True

@@ -1,5 +1,3 @@
-"""What may happen to a world, one after another, in any order."""
-
 from __future__ import annotations
 
 import asyncio
@@ -23,12 +21,10 @@ log = structlog.get_logger(__name__)
 
 
 def strike(world: World) -> None:
-    """Let something happen."""
     _let_happen(world, EVENTS)
 
 
 async def storm(world: World) -> None:
-    """Lose commits, split stream shards, kill and start replicas: further losses disturb the recoveries."""
     world.kinesis.false_ends = world.draws.choice([0.0, 0.1, 0.4])
     count, events = STORMS[world.plan.weather]
     for _ in range(count):
@@ -43,7 +39,6 @@ def _let_happen(world: World, events: Sequence[Callable[[World], None]]) -> None
 
 
 def draw_trouble(world: World) -> Trouble:
-    """Draw how bad the network is."""
     draw, choice = world.draws.random, world.draws.choice
     level = choice([0.0, 0.02, 0.1])
     return Trouble(
@@ -57,7 +52,6 @@ def draw_trouble(world: World) -> Trouble:
 
 
 def reshard(world: World, action: str, **arguments: Any) -> None:
-    """Begin a reshard, unless one is under way."""
     fault = RESHARDS[action]
     world.network.faults.fired[fault] += 1
     with suppress(ClientError):
@@ -66,14 +60,12 @@ def reshard(world: World, action: str, **arguments: Any) -> None:
 
 
 def split(world: World) -> None:
-    """Split a stream shard in the middle."""
     shard = world.draws.choice(list(world.kinesis.stream.open_stream_shards))
     middle = (shard.hash_range.start + shard.hash_range.end) // 2
     reshard(world, "SplitShard", ShardToSplit=shard.stream_shard_id, NewStartingHashKey=str(middle))
 
 
 def merge(world: World) -> None:
-    """Merge two neighbours."""
     shards = list(world.kinesis.stream.open_stream_shards)
     if len(shards) > 1:
         at = world.draws.randrange(len(shards) - 1)
@@ -82,7 +74,6 @@ def merge(world: World) -> None:
 
 
 def scale(world: World, count: int) -> None:
-    """Change the number of stream shards."""
     reshard(world, "UpdateShardCount", TargetShardCount=count, ScalingType="UNIFORM_SCALING")
 
 
@@ -91,7 +82,6 @@ def _scale(world: World) -> None:
 
 
 def kill(world: World) -> None:
-    """Kill a replica."""
     if alive := world.alive():
         replica = world.draws.choice(alive)
         world.network.faults.note(Fault.KILLED, is_felt=bool(replica.running()))
@@ -99,7 +89,6 @@ def kill(world: World) -> None:
 
 
 def _suspend(world: World) -> None:
-    """Stop a replica for some part of a lease's duration, or longer than it."""
     running = [replica for replica in world.alive() if not replica.process.is_stopped]
     if running:
         process = world.draws.choice(running).process
@@ -114,7 +103,6 @@ def _suspend(world: World) -> None:
 
 
 def retire(world: World) -> None:
-    """Stop a replica in order."""
     if alive := world.alive():
         replica = world.draws.choice(alive)
         world.network.faults.note(Fault.RETIRED, is_felt=bool(replica.running()))
@@ -129,7 +117,6 @@ def _start(world: World) -> None:
 
 
 def _take_away(world: World) -> None:
-    """Let a service answer nobody for a while."""
     service = world.draws.choice(SERVICES)
     world.network.faults.fired[Fault.AWAY] += 1
     world.network.down.add(service)
@@ -137,7 +124,6 @@ def _take_away(world: World) -> None:
 
 
 def _flap(world: World) -> None:
-    """Let a Postgres shard go and come back a few times, so that it fails while it is being caught up."""
     shard_id = world.draws.choice(SHARD_IDS)
     at_s = 0.0
     world.network.faults.fired[Fault.AWAY] += 1
@@ -149,7 +135,6 @@ def _flap(world: World) -> None:
 
 
 def _slow(world: World) -> None:
-    """Let a Postgres shard take seconds for an answer, for a while."""
     shard_id = world.draws.choice(SHARD_IDS)
     world.network.faults.fired[Fault.SLOW] += 1
     world.network.slow[shard_id] = world.draws.uniform(0.5, 4.0)
@@ -157,7 +142,6 @@ def _slow(world: World) -> None:
 
 
 def fail_over(world: World) -> None:
-    """Let the replica of a Postgres shard take its place, without some of the last commits."""
     shard_id = world.draws.choice(SHARD_IDS)
     lost_count = world.draws.choice([0, 1, 1, 2, 5, 1000])
     world.network.down.add(shard_id)
@@ -181,7 +165,6 @@ def _register(world: World) -> None:
 
 
 def _move(world: World) -> None:
-    """Fence a tenant for a while; it goes on at the same shard or at another."""
     tenant = world.draws.choice(list(world.shards.tenants.values()))
 
     world.shards.fence(tenant)

@@ -1,5 +1,3 @@
-"""A simulated fleet whose feed changes hands, shards and files, while the Postgres shards lose commits."""
-
 from __future__ import annotations
 
 import asyncio
@@ -21,7 +19,6 @@ UNREPLICATED = 0.5  # of the histories: what was published may be lost
 
 
 def with_room_for_feeds(plan: Plan, draws: Random) -> WholePlan:
-    """Return a plan with the feed, without order events, and with fewer other things to happen."""
     whole = whole_plan(with_room_for_moves(plan), draws)
     is_replicated = draws.random() >= UNREPLICATED
     return replace(
@@ -41,7 +38,6 @@ def _move(world: World) -> None:
 
 
 def _hand_over(world: World) -> None:
-    """Let a replica end and another begin; often a shard loses commits before its next publisher has sent any."""
     retire(world)
     world.start_replica()
     if world.draws.random() < LOST:
@@ -49,7 +45,6 @@ def _hand_over(world: World) -> None:
 
 
 def _silence(world: World) -> None:
-    """Let a receiver answer nobody for a while, so that it has less than the other."""
     name = world.draws.choice(world.receivers).name
     world.network.down.add(name)
     world.loop.call_later(world.draws.uniform(*SILENT_S), world.network.down.discard, name)

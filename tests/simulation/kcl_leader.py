@@ -40,7 +40,6 @@ async def _lead(world: World, next_owner: str) -> None:
 
 
 async def _hand_over(world: World, leader: Kcl3Peer, row: Row, next_owner: str) -> None:
-    """Have a lease handed over; after some time it is assigned, whether its owner was ready or not."""
     await leader.initiate_handoff(row, next_owner)
     await asyncio.sleep(world.draws.uniform(0, 2) * world.plan.lease_duration_s)
     row = await leader.read(row["leaseKey"]["S"])
@@ -49,7 +48,6 @@ async def _hand_over(world: World, leader: Kcl3Peer, row: Row, next_owner: str) 
 
 
 async def _work(world: World, worker: Kcl3Peer) -> None:
-    """Hold what is assigned, without reading, each lease for a while."""
     duration_s = world.plan.lease_duration_s
     evict_at: dict[str, float] = {}
     renew_at = 0.0

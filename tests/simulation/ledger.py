@@ -63,13 +63,11 @@ class Ledger:
         shards.on_lost = self._note_lost
 
     def violate(self, rule: str) -> None:
-        """Note that a rule was broken."""
         self.violations.append(rule)
 
     def note_put(
         self, parts: Sequence[PutPart], partition_key: str, answer: Mapping[str, str], arrived_at: datetime
     ) -> None:
-        """Note the parts of a record that the stream took."""
         stream_shard_id, sequence_number = answer["ShardId"], answer["SequenceNumber"]
         for record, sub_sequence_number, part_index, parts_behind in parts:
             origin = Origin(
@@ -92,7 +90,6 @@ class Ledger:
             self._by_key[record_key(origin)] = put
 
     def note_order(self, body: str, group_id: str, sequence_number: str, arrived_at: datetime) -> None:
-        """Note an order event that the queue took."""
         origin = Origin(Source.SQS, "orders", arrived_at, sequence_number=sequence_number, group_id=group_id)
         decoded = decode_order(body, {}, origin, ORDER_RULES, deduplication_id=None)
         operation = decoded if isinstance(decoded, Operation) else None
@@ -120,7 +117,6 @@ class Ledger:
         }
 
     def first_unsettled(self, stream_shard_id: str) -> Put | None:
-        """Return the first record of a stream shard that is not settled."""
         puts = self.by_stream_shard.get(stream_shard_id, [])
         count = self._settled.get(stream_shard_id, 0)
         while count < len(puts) and self.is_settled(puts[count]):
@@ -134,16 +130,13 @@ class Ledger:
         return next((put for put in puts if put.index not in self.lost and not self.is_settled(put)), None)
 
     def open_operations(self) -> list[Put]:
-        """Return the operations that are not settled, or that a shard has lost."""
         return [put for put in self.puts if put.operation is not None and not self.is_settled(put)]
 
     def unsettled(self) -> list[str]:
-        """Return the stream shards with an unsettled record."""
         orders = [f"order event {put.index}" for put in self._orders if not self.is_settled(put)]
         return orders + [one for one in self.by_stream_shard if self.first_unsettled(one)]
 
     def check_fates(self) -> None:
-        """Check that every record had the one end that it should have."""
         for put in self.puts:
             expected = self._expected_letter(put)
             reason = self._shards.letters.get(record_key(put.origin))
@@ -160,7 +153,6 @@ class Ledger:
     def watch_lease(
         self, key: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, *, replica: str | None
     ) -> None:
-        """Check one write to the lease table, by *replica* where a replica sent it."""
         rows = [row for row in (before, after) if row is not None]
         if not all(map(is_lease, rows)):
             if replica not in (None, key):  # a follower writes its own metrics
@@ -181,7 +173,6 @@ class Ledger:
             self._check_checkpoint(new)
 
     def _check_writer(self, old: Lease, new: Lease, replica: str) -> None:
-        """Check that the lease of another worker was taken whole, or not written, and that a next owner stays."""
         if old.checkpoint_owner == replica and new.checkpoint_owner is None and new.owner not in (old.owner, replica):
             self.violate(f"{replica} hands lease {old.lease_key} over to {new.owner}, and not to {old.owner}")
         is_taken = new.actual_owner == replica and new.counter == old.counter + 1
@@ -198,7 +189,6 @@ class Ledger:
             self.violate(f"SHARD_END of {lease.lease_key}, which is open")
 
     def _note_lost(self, keys: Sequence[tuple[str, str]]) -> None:
-        """Take back effects that a shard has lost."""
         self.has_lost = self.has_lost or bool(keys)
         self._settled.clear()
         gone = {self._applied.pop(key) for key in keys}
@@ -231,7 +221,6 @@ class Ledger:
         self._last_applied[line] = put
 
     def _may_be_given_up(self, put: Put) -> bool:
-        """Return whether an order event came so long before its tenant that a fast clock may have given it up."""
         created_at = None if put.operation is None else self._shards.tenants[put.operation.tenant_id].created_at
         is_order = put.origin.source is Source.SQS
         return is_order and created_at is not None and put.origin.arrived_at + self._tenant_wait <= created_at
@@ -253,7 +242,6 @@ class Ledger:
 
 
 def _line(origin: Origin) -> tuple[Source, str]:
-    """Return what operations keep their order within."""
     return origin.source, origin.partition_key or origin.group_id or ""
 
 

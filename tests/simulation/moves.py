@@ -1,5 +1,3 @@
-"""A simulated fleet whose tenants move from shard to shard, while the shards lose commits."""
-
 from __future__ import annotations
 
 import asyncio
@@ -35,13 +33,11 @@ def with_room_for_moves(plan: Plan) -> Plan:
 
 
 async def keep_moving(world: World) -> None:
-    """Move a tenant every moment; around some of the moves a shard loses commits."""
     async for _ in moments(world, EVERY_S, LASTS_S):
         move(world, world.draws.choice(list(world.shards.tenants.values())))
 
 
 async def moments(world: World, every_s: tuple[float, float], lasts_s: float) -> AsyncIterator[None]:
-    """Register all tenants and let the network be good; then yield every moment, for *lasts_s*."""
     world.network.trouble = Trouble(longest_s=0.05)
     for tenant in world.shards.tenants.values():
         tenant.created_at = world.loop.utc()
@@ -52,7 +48,6 @@ async def moments(world: World, every_s: tuple[float, float], lasts_s: float) ->
 
 
 def happen_again(world: World, events: Sequence[Callable[[World], None]], again_s: tuple[float, float]) -> None:
-    """Let one of *events* happen, and often once more after *again_s*."""
     happen = world.draws.choice(events)
     happen(world)
     if world.draws.random() < AGAIN:

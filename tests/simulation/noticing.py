@@ -1,10 +1,9 @@
-"""Count how many histories each wrong design takes until the simulation notices it, and write that down.
+"""Count how many histories each wrong design takes until the simulation notices it, and write that to `noticed.json`.
 
     python -m simulation.noticing --seconds 3000
 
-The seeds of a design begin at 1, in the weather that it names; with `--all-weathers` in the others too. All designs get
-a few histories first, then more, up to `--histories`. The counts so far are in `noticed.json`: another call goes on
-there, `--again` begins anew. `--only TEXT` takes the designs with that text in their names.
+Another call goes on there; `--again` begins anew, `--all-weathers` takes not only the weather that a design names,
+`--only TEXT` the designs with that text in their names.
 """
 
 from __future__ import annotations
@@ -46,12 +45,10 @@ Counts = dict[str, dict[str, dict[str, Any]]]  # by design and weather
 
 
 def own_weather(design: str) -> str:
-    """Return the weather that a design names."""
     return QUEUES if design in WRONG_ABOUT_QUEUES else DESIGNS[design].weather.value
 
 
 def is_noticed(design: str, weather: str, seed: int) -> bool:
-    """Return whether the history of *seed* breaks a rule, or does not end."""
     signal.signal(signal.SIGVTALRM, _give_up)
     signal.setitimer(signal.ITIMER_VIRTUAL, HISTORY_S)
     _endless.clear()
@@ -113,7 +110,6 @@ def count_of(counts: Counts, design: str, weather: str) -> dict[str, Any]:
 
 
 def read_counts() -> Counts:
-    """Return what was written down, without the designs that are no more."""
     known: Counts = json.loads(NOTICED.read_text(encoding="utf-8")) if NOTICED.exists() else {}
     return {design: one for design, one in known.items() if design in DESIGNS or design in WRONG_ABOUT_QUEUES}
 
@@ -132,18 +128,15 @@ def histories_until_noticed(design: str) -> int | None:
 
 
 def histories_of(design: str) -> int:
-    """Return how many histories a design has had in all weathers."""
     return sum(one["histories"] for one in read_counts().get(design, {}).values())
 
 
 def seed_of(design: str) -> tuple[Weather, int] | None:
-    """Return the weather and the seed that show a design; None where none has."""
     found = [(one["histories"], weather) for weather, one in read_counts().get(design, {}).items() if one["isNoticed"]]
     return (Weather(min(found)[1]), min(found)[0]) if found else None
 
 
 def main() -> int:
-    """Count; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--histories", type=int, default=HISTORIES, help=f"at most, of a design ({HISTORIES})")
     parser.add_argument("--seconds", type=float, default=600.0, help="after which no job begins (600)")
@@ -169,7 +162,6 @@ def main() -> int:
 
 
 def _give_up(_number: int, _frame: FrameType | None) -> None:
-    """End the history by the one exception that no bulkhead of the worker, nor the event loop, keeps to itself."""
     _endless.append(True)
     raise KeyboardInterrupt
 

@@ -47,18 +47,14 @@ class Ledger:
         self._has_log = has_log
 
     def apply(self, body: str) -> None:
-        """Apply a message, unless the log has it."""
         if not self._has_log or body not in self.applied:
             self.applied.append(body)
 
     def poisoned(self, body: str) -> bool:
-        """Tell whether a message can never be handled."""
         return int(body.partition("-")[2]) % 40 == 7
 
 
 class Shop:
-    """The handler of one replica."""
-
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._busy: set[str | None] = set()
@@ -138,7 +134,6 @@ async def disturb(world: World, queue: Queue, letters: Letters) -> None:
 
 
 async def replica(world: World, queue: Queue, ledger: Ledger, letters: Letters, wrong: WrongAboutQueues) -> None:
-    """Run one receiver after another: stopped well, or killed at any moment."""
     limits = SchedulerLimits(message_count=40, batch_count=6, call_count=3, poll_count=2)
     while world.counts(queue) != (0, 0) or world.loop.time() < CALM_AFTER_S:
         stopping = asyncio.Event()
@@ -157,7 +152,6 @@ async def replica(world: World, queue: Queue, ledger: Ledger, letters: Letters, 
 
 
 async def check_queues(world: World, seed: int, wrong: WrongAboutQueues = RIGHT) -> None:
-    """Run one history, and compare what became of each message. Raises AssertionError or TimeoutError."""
     world.draws.seed(seed)
     queue = world.queue(is_fifo=True, VisibilityTimeout=str(world.draws.choice([5, 8, 20])))
     ledger, letters = Ledger(world.draws, has_log=wrong.has_log), Letters()
@@ -184,8 +178,6 @@ async def check_queues(world: World, seed: int, wrong: WrongAboutQueues = RIGHT)
 
 
 def are_queues_wrong(seed: int, wrong: WrongAboutQueues) -> bool:
-    """Return whether the history of *seed* breaks a rule."""
-
     async def check(world: World) -> None:
         await check_queues(world, seed, wrong)
 

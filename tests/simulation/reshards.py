@@ -1,5 +1,3 @@
-"""A simulated fleet whose stream shards are split and merged, while the Postgres shards lose commits."""
-
 from __future__ import annotations
 
 from msgspec.structs import replace
@@ -33,11 +31,9 @@ def _reshard(world: World) -> None:
 
 
 def lose(world: World) -> None:
-    """Let a Postgres shard lose its last commits."""
     world.shards.fail_over(world.draws.choice(SHARD_IDS), world.draws.choice(LOSSES))
 
 
 def replace_replica(world: World) -> None:
-    """Kill a replica, and start another."""
     kill(world)
     world.start_replica()

@@ -38,7 +38,6 @@ class Table:
         self._past: dict[str, list[tuple[float, Row | None]]] = {}  # by key: until when a row was what
 
     def put(self, key: str, row: Row | None, now: float) -> None:
-        """Replace a row; None deletes it."""
         before = self.rows.get(key)
         self._past.setdefault(key, []).append((now, before))
         if row is None:
@@ -48,12 +47,10 @@ class Table:
         self.watch(key, before, row)
 
     def keys(self, now: float) -> list[str]:
-        """Return the keys of the rows that are there, or were until a moment ago."""
         self._forget(now)
         return sorted(self.rows.keys() | self._past.keys())
 
     def row_at(self, key: str, at: float) -> Row | None:
-        """Return a row as it was at an instant not long ago."""
         for until, row in self._past.get(key, ()):
             if at < until:
                 return row
@@ -77,15 +74,12 @@ class DynamoDb:
         self.sender: str | None = None  # of the request that lands at this moment: the name of its process
 
     def table(self, name: str, key_name: str = "leaseKey") -> Table:
-        """Return a table, made when it is not there."""
         return self.tables.setdefault(name, Table(key_name))
 
     async def describe_table(self, **request: Any) -> dict[str, Any]:
-        """Answer as the API does."""
         return await self._ask("DescribeTable", self._described, request)
 
     async def create_table(self, **request: Any) -> dict[str, Any]:
-        """Answer as the API does."""
         return await self._ask("CreateTable", self._create_table, request)
 
     async def scan(self, **request: Any) -> dict[str, Any]:
@@ -93,19 +87,15 @@ class DynamoDb:
         return await self._ask("Scan", self._scan, request)
 
     async def get_item(self, **request: Any) -> dict[str, Any]:
-        """Answer with a row."""
         return await self._ask("GetItem", self._get_item, request)
 
     async def put_item(self, **request: Any) -> dict[str, Any]:
-        """Replace a row, if the condition holds."""
         return await self._ask("PutItem", self._put_item, request)
 
     async def update_item(self, **request: Any) -> dict[str, Any]:
-        """Change a row, if the condition holds."""
         return await self._ask("UpdateItem", self._update_item, request)
 
     async def delete_item(self, **request: Any) -> dict[str, Any]:
-        """Delete a row, if the condition holds."""
         return await self._ask("DeleteItem", self._delete_item, request)
 
     async def _ask(
@@ -198,7 +188,6 @@ class DynamoDb:
 
 
 def holds(row: Row | None, condition: str, values: Row) -> bool:
-    """Whether a condition is true of a row, absent or not."""
     for name, value, is_negated, existing in _conditions(condition):
         if name and (row is None or row.get(name) != values[value]):
             return False
@@ -208,7 +197,6 @@ def holds(row: Row | None, condition: str, values: Row) -> bool:
 
 
 def updated(row: Row, expression: str, values: Row) -> dict[str, Any]:
-    """Return a row after an update."""
     after = dict(row)
     for verb, clauses in _clauses(expression):
         for name, value, existing in clauses:
@@ -231,7 +219,6 @@ def _conditions(condition: str) -> list[tuple[str, str, str, str]]:
 
 @cache
 def _clauses(expression: str) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """Return for SET, REMOVE and ADD the attributes, with the name of the value, and for SET of what may be kept."""
     parts = _SECTIONS.split(expression)[1:]
     found: list[tuple[str, list[tuple[str, str, str]]]] = []
     for verb, text in zip(parts[::2], parts[1::2], strict=True):
@@ -245,14 +232,12 @@ def _clauses(expression: str) -> list[tuple[str, list[tuple[str, str, str]]]]:
 
 
 def _check(operation: str, row: Row | None, request: Row) -> None:
-    """Raise unless the request's condition holds; with the row, where the request asks for it."""
     if not holds(row, request.get("ConditionExpression", ""), request.get("ExpressionAttributeValues", {})):
         is_shown = row is not None and request.get("ReturnValuesOnConditionCheckFailure") == "ALL_OLD"
         _refuse(operation, "ConditionalCheckFailedException", **({"Item": row} if is_shown else {}))
 
 
 def _check_sets(operation: str, values: Row) -> None:
-    """Raise for a set that DynamoDB would not have: an empty one, or one with a member twice."""
     for value in values.values():
         if "SS" in value and len(set(value["SS"])) != (len(value["SS"]) or -1):
             _refuse(operation, "ValidationException")

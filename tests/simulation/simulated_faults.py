@@ -45,11 +45,9 @@ class FaultCounts:
         return f"FaultCounts({self.fired}, {self.felt})"
 
     def note(self, fault: Fault, *, is_felt: bool) -> None:
-        """Count a fault of which is known at once whether it changes anything."""
         self.fired[fault] += 1
         self.felt[fault] += is_felt
 
     def add(self, other: FaultCounts) -> None:
-        """Add the counts of another history."""
         self.fired.update(other.fired)
         self.felt.update(other.felt)

@@ -31,10 +31,7 @@ EVENT_MAX_BYTES = 256 * 1024
 
 
 class Locations:
-    """The locator of the feed: all shards."""
-
     async def list_shards(self) -> list[Address]:
-        """Return all shards."""
         return [Address(shard_id) for shard_id in SHARD_IDS]
 
 
@@ -68,16 +65,13 @@ class SimulatedReceiver:
         return f"SimulatedReceiver({self.name}, {len(self.came)} came)"
 
     async def publish(self, events: Sequence[FeedEvent]) -> list[Delivery]:
-        """Deliver *events*, as the destinations with requests of several events do."""
         return await publish_in_rounds(self, events, asyncio.Semaphore(2))
 
     def pack(self, event: FeedEvent) -> SizedEvent | None:
-        """Return an event as it is sent."""
         encoded = encode_event(event, EVENT_MAX_BYTES)
         return None if encoded is None else SizedEvent(encoded, len(encoded))
 
     async def send(self, entries: Sequence[SizedEvent]) -> list[Delivery]:
-        """Send a request; raise RetryableError without an answer."""
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 return await self._network.ask(self.name, lambda: self._take(entries), lost=_no_answer)
@@ -100,8 +94,6 @@ class SimulatedReceiver:
         return answer
 
     def configured(self) -> ConfiguredDestination:
-        """Return it as a destination of a feed."""
-
         @asynccontextmanager
         async def opened() -> AsyncIterator[SimulatedReceiver]:
             yield self
@@ -111,19 +103,15 @@ class SimulatedReceiver:
 
 
 class SizedEvent(msgspec.Struct, frozen=True):
-    """An event as it is sent."""
-
     body: bytes
     size_bytes: int
 
 
 def pools_of(shards: PostgresShards) -> SimulatedPools:
-    """Return the pools of a replica."""
     return SimulatedPools(shards.network, shards.servers)
 
 
 def changes_in(shards: PostgresShards) -> list[Change]:
-    """Return all changes in the logs, in the order in which they were committed."""
     found = [(batch.committed, shard_id, batch) for shard_id, log in shards.logs.items() for batch in log.batches]
     return [change for _, shard_id, batch in sorted(found) for change in _changes_of(shard_id, batch)]
 
@@ -150,7 +138,6 @@ def _members(batch: Batch, row: LogRow | None) -> dict[str, object]:
 
 
 def feed_problems(receiver: SimulatedReceiver, shards: PostgresShards) -> list[str]:
-    """Return what a receiver holds that it should not, or lacks, after all that came."""
     follower = Follower()
     for body in receiver.came:
         follower.take(Event.of(msgspec.json.decode(body)))

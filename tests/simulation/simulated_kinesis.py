@@ -36,28 +36,23 @@ class KinesisService:
         self._actions = KinesisActions(self.account)
 
     def _draws_false_end(self) -> bool:
-        """Never twice in a row."""
         self._was_false = not self._was_false and self.network.draws.random() < self.false_ends
         return self._was_false
 
     @property
     def stream(self) -> LocalStream:
-        """The one stream, with all that was due by now done."""
         self.account.apply_due(self.now_ms)
         return self.account.streams[STREAM]
 
     @property
     def now_ms(self) -> int:
-        """The instant it is, in milliseconds of the epoch."""
         return int(EPOCH.timestamp() * 1000 + self.network.loop.time() * 1000)
 
     def is_closed(self, stream_shard_id: str) -> bool:
-        """Whether a stream shard takes no more records, or is past its retention."""
         stream_shard = self.stream.stream_shards.get(stream_shard_id)
         return stream_shard is None or not stream_shard.is_open
 
     def do(self, action: str, **arguments: Any) -> dict[str, Any]:
-        """Do what one request asks, now. Raises ClientError."""
         try:
             request = self._actions.decode(action, msgspec.json.encode(arguments))
             answer = self._actions.answer(action, request, self.now_ms)
@@ -68,7 +63,6 @@ class KinesisService:
         return reply
 
     def subscribe(self, **arguments: Any) -> dict[str, Any]:
-        """Do what SubscribeToShard asks; the events come later. Raises ClientError."""
         faults = self.push_faults
         try:
             faults.refuse()
@@ -80,35 +74,28 @@ class KinesisService:
 
 
 class KinesisClient:
-    """What the worker's door to Kinesis calls."""
-
     def __init__(self, service: KinesisService) -> None:
         self._service = service
 
     async def describe_stream_summary(self, **arguments: Any) -> dict[str, Any]:
-        """API_DescribeStreamSummary."""
         return await self._ask("DescribeStreamSummary", arguments)
 
     async def create_stream(self, **arguments: Any) -> dict[str, Any]:
-        """API_CreateStream."""
         return await self._ask("CreateStream", arguments)
 
     async def list_shards(self, **arguments: Any) -> dict[str, Any]:
-        """API_ListShards."""
         shard_filter = arguments.get("ShardFilter", {})
         if "Timestamp" in shard_filter:
             arguments["ShardFilter"] = shard_filter | {"Timestamp": shard_filter["Timestamp"].timestamp()}
         return await self._ask("ListShards", arguments)
 
     async def get_shard_iterator(self, **arguments: Any) -> dict[str, Any]:
-        """API_GetShardIterator."""
         self._service.iterators.append((arguments["ShardId"], arguments["ShardIteratorType"]))
         if "Timestamp" in arguments:
             arguments["Timestamp"] = arguments["Timestamp"].timestamp()
         return await self._ask("GetShardIterator", arguments)
 
     async def get_records(self, **arguments: Any) -> dict[str, Any]:
-        """API_GetRecords."""
         reply = decode_get_records(msgspec.json.encode(await self._ask("GetRecords", arguments)))
         if self._service.is_false_end():
             had_next = reply.get("NextShardIterator") is not None
@@ -117,15 +104,12 @@ class KinesisClient:
         return reply
 
     async def describe_stream_consumer(self, **arguments: Any) -> dict[str, Any]:
-        """API_DescribeStreamConsumer."""
         return await self._ask("DescribeStreamConsumer", arguments)
 
     async def register_stream_consumer(self, **arguments: Any) -> dict[str, Any]:
-        """API_RegisterStreamConsumer."""
         return await self._ask("RegisterStreamConsumer", arguments)
 
     async def subscribe_to_shard(self, **arguments: Any) -> dict[str, Any]:
-        """API_SubscribeToShard."""
         start = arguments["StartingPosition"]
         if "Timestamp" in start:
             arguments["StartingPosition"] = start | {"Timestamp": start["Timestamp"].timestamp()}

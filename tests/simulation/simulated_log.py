@@ -1,7 +1,7 @@
 """The order of a simulated shard's log, and the statements that read it: those of the feed, and how safe a commit is.
 
-The door is the one to the database: the worker's own code sends its named queries, and what `shards/sql/queries/` says
-of each happens here. Transactions have numbers, and do not commit in the order of these: some begin long before.
+The worker's own code sends its named queries (`shards/sql/queries/`). Transactions do not commit in the order of their
+numbers.
 """
 
 from __future__ import annotations
@@ -45,8 +45,6 @@ class Record(dict[str, Any]):
 
 
 class LogRow(msgspec.Struct):
-    """A row of the log."""
-
     position: int
     kind: str
     tenant_id: str
@@ -72,8 +70,6 @@ class Batch(msgspec.Struct, eq=False):
 
 
 class Publisher(msgspec.Struct, frozen=True):
-    """The row of `feed_shards`."""
-
     token: str
     publisher: str
     incarnation: str
@@ -82,8 +78,6 @@ class Publisher(msgspec.Struct, frozen=True):
 
 
 class Cursor(msgspec.Struct, frozen=True):
-    """A row of `feed_cursors`."""
-
     destination: str
     batch_id: int
     position: int
@@ -103,8 +97,6 @@ class Cursor(msgspec.Struct, frozen=True):
 
 
 class FeedTables(msgspec.Struct, frozen=True):
-    """What the feed keeps on a shard."""
-
     publisher: Publisher | None = None
     cursors: Mapping[str, Cursor] = {}
     refusals: Mapping[tuple[str, str], str] = {}  # by destination and id of the event
@@ -149,13 +141,11 @@ class ShardLog:
 
     @property
     def horizon(self) -> int:
-        """Return the oldest number whose transaction may be running."""
         now = self.network.loop.time()
         self._running = {number: until for number, until in self._running.items() if until > now}
         return min(self._running, default=self._next_number)
 
     def add(self, operations: Sequence[tuple[Operation, bool]]) -> Batch:
-        """Add the batch of a transaction with operations, and whether each has failed."""
         tenant_ids = list(dict.fromkeys(operation.tenant_id for operation, _ in operations))
         rows = [
             LogRow(
@@ -172,7 +162,6 @@ class ShardLog:
         return self._insert(self._number(tenant_ids), OPERATIONS, tenant_ids, rows)
 
     def mark(self, kind: str, tenant_id: str, *, origin: str | None = None, epoch: int | None = None) -> Batch:
-        """Add a batch without rows, about a tenant."""
         self._next_number += 1
         self._last_numbers[tenant_id] = self._next_number - 1
         return self._insert(self._next_number - 1, kind, [tenant_id], [], origin, epoch)
@@ -194,7 +183,6 @@ class ShardLog:
         return batch
 
     def _number(self, tenant_ids: Sequence[str]) -> int:
-        """Return the number of a transaction: a new one, or that of one that began before, with other tenants."""
         now = self.network.loop.time()
         self._running = {number: until for number, until in self._running.items() if until > now}
         if self._draws.random() < RUNNING:
@@ -213,13 +201,11 @@ class ShardLog:
         return number
 
     def drop(self, tenant_id: str) -> None:
-        """Drop the rows of a tenant that comes back."""
         for batch in self.batches:
             for row in batch.rows:
                 row.is_dropped = row.is_dropped or row.tenant_id == tenant_id
 
     def has_rows(self, tenant_id: str) -> bool:
-        """Return whether the log has rows of a tenant."""
         return any(row.tenant_id == tenant_id and not row.is_dropped for batch in self.batches for row in batch.rows)
 
     def is_read(self, tenant_id: str, *, is_in_file: bool) -> bool:
@@ -241,7 +227,6 @@ class ShardLog:
         )
 
     def fail_over(self, lost: Sequence[Batch], tables: FeedTables) -> None:
-        """Go on as another server, without *lost* batches, and with *tables*."""
         gone = {id(batch) for batch in lost}
         self.lost += lost
         self.batches = [batch for batch in self.batches if id(batch) not in gone]
@@ -257,7 +242,6 @@ class ShardLog:
         self.transactions.clear()
 
     def commit(self, tables: FeedTables) -> None:
-        """Commit what the feed keeps."""
         before, self.tables = self.tables, tables
         self.on_commit(before)
 
@@ -275,14 +259,12 @@ class Server:
         facts: Callable[[], Mapping[str, Any]],
         is_unlogged: Callable[[str, str], bool],
     ) -> None:
-        """*tenants* are all there are, *facts* those of the server's standbys, *is_unlogged* takes tenant and key."""
         self._log = log
         self._tenants = tenants
         self._facts = facts
         self._is_unlogged = is_unlogged
 
     def run(self, name: str, arguments: Sequence[Any], transaction: str | None) -> Answer:
-        """Run a query, within a transaction of its own or within *transaction*."""
         log, now = self._log, self._log.network.loop.time()
         log.transactions = {key: one for key, one in log.transactions.items() if now - one.used_at < LOCKED_S}
         if transaction is None:
@@ -303,7 +285,6 @@ class Server:
         return answer
 
     def end(self, transaction: str, *, is_commit: bool) -> None:
-        """Commit a transaction, or roll it back."""
         own = self._log.transactions.pop(transaction, None)
         if own is None and is_commit:
             _refuse("the transaction has ended")
@@ -555,27 +536,20 @@ BEGINS = {"claim_feed", "lock_feed"}
 
 
 class SimulatedPools:
-    """The pools of one replica."""
-
     def __init__(self, network: Network, servers: Mapping[str, Server]) -> None:
         self._pools = {shard_id: SimulatedPool(shard_id, network, server) for shard_id, server in servers.items()}
 
     def by_shard_id(self) -> Mapping[str, SimulatedPool]:
-        """Return all pools."""
         return self._pools
 
     def pool_of(self, shard_id: str) -> SimulatedPool:
-        """Return the pool of a shard."""
         return self._pools[shard_id]
 
     def ensure_pool(self, address: Any) -> SimulatedPool:
-        """Return the pool of a shard."""
         return self._pools[address.shard_id]
 
 
 class Address(msgspec.Struct):
-    """The address of a shard."""
-
     shard_id: str
     refusal: None = None
 
@@ -591,12 +565,10 @@ class SimulatedPool:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[SimulatedConnection]:
-        """Lend a connection."""
         yield SimulatedConnection(self.address.shard_id, self._network, self._server, None)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[SimulatedConnection]:
-        """Lend a connection within a transaction; after an error the server ends it by itself."""
         self._count += 1
         name = f"{id(self)}-{self._count}"
         yield SimulatedConnection(self.address.shard_id, self._network, self._server, name)
@@ -613,14 +585,12 @@ class SimulatedConnection:
         self._transaction = transaction
 
     async def fetch(self, query: str, *arguments: Any) -> Answer:
-        """Send a query; a lost answer leaves open whether it had an effect."""
         name = NAMES[query]
         return await self._network.ask(
             self._shard_id, lambda: self._server.run(name, arguments, self._transaction), lost=_no_answer
         )
 
     async def fetchrow(self, query: str, *arguments: Any) -> Record | None:
-        """Send a query; return its first row."""
         return next(iter(await self.fetch(query, *arguments)), None)
 
     execute = fetch

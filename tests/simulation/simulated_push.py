@@ -1,5 +1,3 @@
-"""The events of a subscription over the simulated network, and the faults of subscriptions."""
-
 from __future__ import annotations
 
 import asyncio
@@ -35,7 +33,6 @@ class PushFaults(msgspec.Struct, frozen=True):
     draws: Random = Random(0)
 
     def refuse(self) -> None:
-        """Raise KinesisError, by chance."""
         if self.draws.random() < self.refused:
             raise KinesisError(self.draws.choice(REFUSALS), "as simulated")
 
@@ -73,7 +70,6 @@ class PushedBody:
         self._later(0.0, self._check)
 
     async def read_any(self) -> bytes:
-        """Return what came; none at the end."""
         await self._came.wait()
         part = self._parts.popleft()
         if not self._parts:
@@ -83,14 +79,12 @@ class PushedBody:
         return part
 
     def close(self) -> None:
-        """Close the connection."""
         self.is_closed = True
 
     def _later(self, delay_s: float, callback: Callable[..., None], *arguments: object) -> None:
         self._network.loop.call_later(delay_s, callback, *arguments, context=self._nobody)
 
     def _check(self) -> None:
-        """Send an event, if there is one and it can be sent."""
         if self.is_closed:
             return
         unread_bytes = sum(len(part) for part in self._parts if isinstance(part, bytes))
@@ -99,7 +93,6 @@ class PushedBody:
         self._later(CHECK_INTERVAL_S, self._check)
 
     def _send_next(self) -> bool:
-        """Send the next event; return whether it was the last."""
         try:
             event = self._subscription.next_event(self._now_ms())
         except KinesisError as exc:
@@ -124,14 +117,12 @@ class PushedBody:
         return self._subscription.is_over
 
     def _take(self) -> None:
-        """Call SubscribeToShard as another does, which has the name of the same consumer."""
         try:
             self._subscription.consumer.subscribe(self._subscription.stream_shard.stream_shard_id, self._now_ms())
         except KinesisError:
             return  # another was faster
 
     def _deliver(self, *parts: bytes | Exception) -> None:
-        """Let *parts* come some time later, in order."""
         delay_s = 0.001 + self._draws.random() * 0.02
         if self._draws.random() < self._late:
             delay_s += self._draws.random() * self._network.trouble.longest_s

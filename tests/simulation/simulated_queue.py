@@ -38,8 +38,6 @@ RETRY_DELAYS_S = (0.5, 1.0)
 
 
 class QueueService:
-    """SQS with one queue."""
-
     def __init__(self, network: Network, *, visibility_s: int) -> None:
         self.network = network
         ids = itertools.count()
@@ -52,25 +50,21 @@ class QueueService:
 
     @property
     def now_ms(self) -> int:
-        """The time of SQS."""
         return int(self.network.loop.utc().timestamp() * 1000)
 
     @property
     def message_count(self) -> int:
-        """How many messages there are, hidden ones too."""
         queue = self.account.find(QUEUE)
         queue.apply_due(self.now_ms)
         return queue.visible_count + queue.in_flight_count
 
     def do(self, action: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Do one call at once."""
         try:
             return do(self._actions, action, arguments, self.now_ms)
         except SqsError as exc:
             raise client_error(exc.code, exc.status, action) from None
 
     def send(self, body: str, group_id: str, deduplication_id: str) -> str:
-        """Send a message; return its sequence number."""
         ids = {"MessageGroupId": group_id, "MessageDeduplicationId": deduplication_id}
         answer = self.do("SendMessage", {"QueueUrl": self.url, "MessageBody": body, **ids})
         return str(answer["SequenceNumber"])
@@ -104,7 +98,6 @@ async def consume_orders(
     draws: Random,
     utc: UtcClock,
 ) -> None:
-    """Consume the order events, as a worker does, until *stopping*."""
     queue = Queue(cast("Any", QueueClient(service)), service.url)
     rules, retries = OrderRules(100_000), RetryRules(RETRY_DELAYS_S, tenant_wait)
     settings = receiver_settings(limits=LIMITS, poll_wait_s=POLL_WAIT_S, stop_wait_s=POLL_WAIT_S, drain_s=4.0)
@@ -126,7 +119,6 @@ async def consume_orders(
 
 
 def order_event(tenant_id: str, request_id: str, order_id: str, number: str) -> str:
-    """Return an order event."""
     business_id, _, location_id = tenant_id.partition("-")
     members = {
         "type": "UPDATE",

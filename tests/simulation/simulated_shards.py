@@ -131,7 +131,6 @@ class PostgresShards:
         self._tenant_wait = tenant_wait
 
     def keep_logs(self, draws: Random, *, is_replicated: bool) -> None:
-        """Keep the order of the logs as well, for what reads them."""
         self.is_replicated = is_replicated
         commits = count()
         for shard_id in SHARD_IDS:
@@ -146,7 +145,6 @@ class PostgresShards:
             self.servers[shard_id] = Server(self.logs[shard_id], list(self.tenants), facts, self._is_unlogged)
 
     def _replication_of(self, shard_id: str) -> dict[str, Any]:
-        """Return what a server says of its standby, which is never far behind."""
         history, now = self._history[shard_id], self.network.loop.time()
         if self.is_replicated:
             history[:] = [one for one in history if one.at > now - STANDBY_LAG_S]
@@ -159,19 +157,16 @@ class PostgresShards:
         return not any(one == tenant_id and key_of_id(request_id) == key for one, request_id in self.log)
 
     def _append(self, shard_id: str, transaction: Transaction) -> None:
-        """Commit a transaction."""
         transaction.at = self.network.loop.time()
         self._positions[shard_id] += 1
         self._history[shard_id].append(transaction)
 
     def _end(self, shard_id: str) -> None:
-        """End the last transaction, with its batch in the log."""
         transaction = self._history[shard_id][-1]
         if self.logs and transaction.operations:
             transaction.batch = self.logs[shard_id].add(transaction.operations)
 
     def locate(self, tenant_id: str) -> str | Absence:
-        """Return the shard that confirms a tenant, or why there is none."""
         tenant = self.tenants[tenant_id]
         if tenant.created_at is None:
             return Absence.UNREGISTERED
@@ -180,7 +175,6 @@ class PostgresShards:
         return tenant.shard_id if tenant.is_active else Absence.INACTIVE
 
     def positions_at_home(self, tenant_id: str) -> dict[str, StreamPosition] | None:
-        """Return the rows of the shard on which a tenant lives; None without one."""
         tenant = self.tenants[tenant_id]
         if tenant.created_at is None or tenant.is_ready:
             return None
@@ -202,12 +196,10 @@ class PostgresShards:
         return outcomes
 
     def find_resident_tenants(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
-        """Return which tenants live on a shard."""
         found = [self.tenants[tenant_id] for tenant_id in tenant_ids]
         return {one.tenant_id for one in found if one.created_at and one.shard_id == shard_id and not one.is_ready}
 
     def read_positions(self, shard_id: str, stream_shard_ids: Sequence[str]) -> StoredPositions:
-        """Return what a shard knows of stream shards."""
         rows = {key: self.positions[shard_id, key] for key in stream_shard_ids if (shard_id, key) in self.positions}
         made = [one.created_at for one in self.tenants.values() if one.created_at and one.shard_id == shard_id]
         now = self.network.loop.time()
@@ -218,7 +210,6 @@ class PostgresShards:
     def fence_and_read_positions(
         self, shard_id: str, claim: PositionClaim, ancestors: Sequence[str], token: str
     ) -> StoredPositions:
-        """Return what a shard knows, and leave another token in the row of the claim."""
         place = shard_id, claim.stream_shard_id
         before = self.positions.get(place)
         self._append(shard_id, Transaction([], {place: before}))
@@ -233,7 +224,6 @@ class PostgresShards:
         return msgspec.structs.replace(standing, is_unchanged=is_unchanged)
 
     def write_positions(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[str]:
-        """Write claims; return the stream shards whose rows are not as they were left."""
         changed = []
         for claim in claims:
             try:
@@ -243,7 +233,6 @@ class PostgresShards:
         return changed
 
     def fail_over(self, shard_id: str, lost_count: int) -> None:
-        """Go on with the replica, which lacks the last *lost_count* transactions."""
         history = self._history[shard_id]
         self.network.faults.note(Fault.FAILOVER, is_felt=bool(history and lost_count))
         lost: list[LogKey] = []
@@ -307,7 +296,6 @@ class PostgresShards:
         return self.logs[shard_id].mark(kind, tenant.tenant_id, origin=origin, epoch=tenant.epoch)
 
     def _is_free(self, tenant: Tenant, shard_id: str) -> bool:
-        """Return whether nothing is left of a tenant that comes back to a shard: the feed has some time to read it."""
         log, now = self.logs[shard_id], self.network.loop.time()
         if shard_id == tenant.shard_id or not log.has_rows(tenant.tenant_id):
             return True
@@ -321,12 +309,10 @@ class PostgresShards:
         return True
 
     def let_go_on(self, tenant: Tenant) -> None:
-        """End what keeps a tenant from going on."""
         tenant.is_active, tenant.fenced_rows = True, None
         self._activate(tenant)
 
     def _activate(self, tenant: Tenant) -> None:
-        """Make a tenant active that has come, and merge what both shards know of the stream."""
         if not tenant.is_ready or tenant.came_with is None:
             return
         (source, rows), shard_id = tenant.came_with, tenant.shard_id
@@ -350,7 +336,6 @@ class PostgresShards:
                 )
 
     def _begin(self, shard_id: str, claim: PositionClaim | None) -> None:
-        """Begin a transaction with the write of its claim, which has the new token as its last one."""
         if claim is None:
             self._append(shard_id, Transaction([]))
             return
@@ -368,14 +353,12 @@ class PostgresShards:
         )
 
     def mark_gap(self, shard_id: str, stream_shard_id: str, pending_from: str) -> None:
-        """Mark a row whose position has left the stream."""
         row = self.positions.get((shard_id, stream_shard_id))
         if row is not None and row.pending_from == pending_from and not row.has_gap:
             marked = msgspec.structs.replace(row, gap_from=pending_from, is_gap_accepted=False)
             self.positions[shard_id, stream_shard_id] = marked
 
     def accept_gaps(self, shard_id: str) -> int:
-        """Accept the gaps of a shard; return how many it had."""
         open_rows = {key: row for key, row in self.positions.items() if key[0] == shard_id and row.has_open_gap}
         for key, row in open_rows.items():
             self.positions[key] = msgspec.structs.replace(row, is_gap_accepted=True)
@@ -383,14 +366,12 @@ class PostgresShards:
         return len(open_rows)
 
     def back_up(self, shard_id: str) -> Backup:
-        """Return what a shard has now."""
         here = {one.tenant_id for one in self.tenants.values() if one.shard_id == shard_id}
         log = frozenset(key for key in self.log if key[0] in here)
         epochs = {one.tenant_id: one.epoch for one in self.tenants.values()}
         return Backup(shard_id, log, {key: row for (at, key), row in self.positions.items() if at == shard_id}, epochs)
 
     def restore(self, backup: Backup, *, is_held_back: bool) -> None:
-        """Put a shard back; with *is_held_back* nothing may be applied there until its gaps are accepted."""
         shard_id = backup.shard_id
         lost = [key for key in self.back_up(shard_id).log if key not in backup.log]
         for key in lost:
@@ -432,11 +413,9 @@ class PostgresShards:
         return gone
 
     def _move_token(self, shard_id: str) -> str:
-        """Return a text that changes with each tenant moved to a shard."""
         return " ".join(str(one.moved_at) for one in self.tenants.values() if one.shard_id == shard_id and one.moved_at)
 
     def give_up(self, shard_id: str, operation: Operation, claim: PositionClaim | None = None) -> Outcome:
-        """Leave the row of an operation that is given up."""
         self._begin(shard_id, claim)
         outcome = admit(operation, self._row(shard_id, operation), tenant_wait=self._tenant_wait)
         if outcome is not None:
@@ -449,13 +428,11 @@ class PostgresShards:
         return GIVEN_UP
 
     def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
-        """Count failures of messages, by tenant and message; None of a tenant that is elsewhere."""
         here = self.find_resident_tenants(shard_id, [tenant_id for tenant_id, _ in failed])
         self.message_failures.update(message_id for tenant_id, message_id in failed if tenant_id in here)
         return [self.message_failures[message_id] if tenant_id in here else None for tenant_id, message_id in failed]
 
     def store(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep dead letters; one of several bad parts of a record is that of each."""
         for letter in letters:
             numbers = (letter.origin.part_number,) if letter.parts is None else letter.parts.numbers or ()
             for number in numbers:
@@ -492,11 +469,9 @@ class PostgresShards:
         return TenantRow(*names, "gym", state, tenant.created_at, 1, is_paused=is_paused)
 
     def is_paused(self, tenant_id: str) -> bool:
-        """Return whether a person has paused a tenant."""
         return self.tenants[tenant_id].paused_until > self.network.loop.time()
 
     def end_pause(self, tenant_id: str) -> None:
-        """End the pause of a tenant."""
         self.tenants[tenant_id].paused_until = 0.0
 
 
@@ -508,11 +483,9 @@ class KnownTime(ShardTime):
         self._cost_s = cost_s
 
     def cost_s(self, operation: Operation) -> float:
-        """Return the same for all."""
         return self._cost_s
 
     def batch_cost_s(self, demand: Demand) -> float:
-        """Return the sum."""
         return self._cost_s * demand.counts.total()
 
 
@@ -520,7 +493,6 @@ class SimulatedGateway(ShardGateway):
     """One replica's way to the shards; it remembers where it found a tenant."""
 
     def __init__(self, shards: PostgresShards, *, cost_s: float, commits: ReplicationWaiter | None = None) -> None:
-        """*cost_s* is what each operation is expected to take: it bounds the batches. Orders need *commits*."""
         self._shards = shards
         self._safety = commits
         self._times = defaultdict(lambda: KnownTime(cost_s))
@@ -531,26 +503,20 @@ class SimulatedGateway(ShardGateway):
 
     @property
     def inability(self) -> Inability | None:
-        """Return what the history says."""
         return self.reaches_nothing
 
-    async def look_around(self) -> None:
-        """Do nothing: `inability` is known."""
+    async def look_around(self) -> None: ...
 
-    async def try_write(self, shard_id: str) -> None:
-        """Do nothing: an operation that fails by itself is never the fault of its shard here."""
+    async def try_write(self, shard_id: str) -> None: ...
 
     def cached_shard_id(self, tenant_id: str) -> str | None:
-        """Return where the tenant was last found."""
         return self._remembered.get(tenant_id)
 
     def is_up(self, shard_id: str) -> bool:
-        """Whether a shard is there."""
         return shard_id not in self._shards.network.down
 
     @of_tenant
     async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
-        """Ask for the shard of a tenant."""
         found = await self._shards.network.ask(CITRUS, lambda: self._shards.locate(tenant_id), lost=_lost)
         if isinstance(found, Absence):
             self._remembered.pop(tenant_id, None)
@@ -560,7 +526,6 @@ class SimulatedGateway(ShardGateway):
 
     @of_tenant
     async def find_taker(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
-        """Ask for the shard of a tenant, unless it is paused."""
         found = await self.find(tenant_id)
         if not isinstance(found, Absence) and self._shards.is_paused(tenant_id):
             self._remembered.pop(tenant_id, None)
@@ -570,14 +535,12 @@ class SimulatedGateway(ShardGateway):
 
     @of_tenant
     async def end_pause(self, tenant_id: str) -> None:
-        """End the pause of a tenant."""
         await self._shards.network.ask(CITRUS, lambda: self._shards.end_pause(tenant_id), lost=_lost)
 
     @of_shard
     async def apply(
         self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
     ) -> list[Outcome]:
-        """Apply a batch; a lost answer leaves open whether it was committed."""
         with nullcontext() if claim is None else attempt_claim(claim):
             said = _said(claim)
             outcomes = await self._shards.network.ask(
@@ -591,12 +554,10 @@ class SimulatedGateway(ShardGateway):
 
     @of_shard
     async def probe(self, shard_id: str) -> None:
-        """Ask whether a shard is there."""
         await self._shards.network.ask(shard_id, lambda: None, lost=_lost)
 
     @of_shard
     async def give_up(self, shard_id: str, operation: Operation, *, claim: PositionClaim | None = None) -> Outcome:
-        """Mark an operation as given up."""
         with nullcontext() if claim is None else attempt_claim(claim):
             said = _said(claim)
             return await self._shards.network.ask(
@@ -604,38 +565,32 @@ class SimulatedGateway(ShardGateway):
             )
 
     def paused_s(self, tenant_id: str) -> float:
-        """Return for how long a tenant is still paused."""
         return max(0.0, self._shards.tenants[tenant_id].paused_until - self._shards.network.loop.time())
 
     @of_shard
     async def wait_until_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
-        """Wait until operations are safe, as the worker does."""
         assert self._safety is not None
         await self._safety.wait_for_operations(shard_id, operations)
 
     @of_shard
     async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
-        """Count failures of messages."""
         return await self._shards.network.ask(
             shard_id, lambda: self._shards.count_failures(shard_id, failed), lost=_lost
         )
 
     @of_shard
     async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
-        """Forget the failures of a message."""
         await self._shards.network.ask(
             shard_id, lambda: self._shards.message_failures.pop(message_id, None), lost=_lost
         )
 
     async def list_shard_ids(self) -> list[str]:
-        """Return all shards."""
         return list(SHARD_IDS)
 
     @of_shard
     async def read_positions(
         self, shard_id: str, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions:
-        """Ask what a shard knows of stream shards."""
         wanted = list(stream_shard_ids)
         return await self._shards.network.ask(
             shard_id, lambda: self._shards.read_positions(shard_id, wanted), lost=_lost
@@ -645,7 +600,6 @@ class SimulatedGateway(ShardGateway):
     async def fence_and_read_positions(
         self, shard_id: str, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions:
-        """Ask the same, and leave another token."""
         wanted, token, known = list(ancestors), str(uuid4()), msgspec.structs.replace(claim)
         return await self._shards.network.ask(
             shard_id, lambda: self._shards.fence_and_read_positions(shard_id, known, wanted, token), lost=_lost
@@ -653,7 +607,6 @@ class SimulatedGateway(ShardGateway):
 
     @of_shard
     async def find_resident_tenants(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
-        """Ask which tenants live on a shard."""
         here = await self._shards.network.ask(
             shard_id, lambda: self._shards.find_resident_tenants(shard_id, tenant_ids), lost=_lost
         )
@@ -663,7 +616,6 @@ class SimulatedGateway(ShardGateway):
 
     @of_shard
     async def write_positions(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
-        """Write claims beside no effect."""
         with ExitStack() as attempts:
             for claim in claims:
                 attempts.enter_context(attempt_claim(claim))
@@ -675,21 +627,18 @@ class SimulatedGateway(ShardGateway):
 
     @of_shard
     async def read_merges(self, shard_id: str, stream: str, stream_shard_id: str) -> list[PositionMerge]:
-        """Ask how a row got its tokens."""
         return await self._shards.network.ask(
             shard_id, lambda: list(self._shards.merges.get((shard_id, stream_shard_id), ())), lost=_lost
         )
 
     @of_shard
     async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, pending_from: str) -> None:
-        """Mark a row whose position has left the stream."""
         await self._shards.network.ask(
             shard_id, lambda: self._shards.mark_gap(shard_id, stream_shard_id, pending_from), lost=_lost
         )
 
     @of_shard
     async def forget_positions(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> None:
-        """Forget stream shards past their retention."""
         for key in stream_shard_ids:
             row = self._shards.positions.get((shard_id, key))
             if row is not None and not row.has_open_gap:
@@ -697,7 +646,6 @@ class SimulatedGateway(ShardGateway):
 
     @of_tenant
     async def find_again(self, tenant_id: str) -> str | Absence:
-        """Ask for the shard of a tenant anew."""
         return await self.find(tenant_id)
 
 
@@ -708,7 +656,6 @@ class SimulatedDeadLetters:
         self._shards = shards
 
     async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
-        """Store, however long it takes; raise RetryableError when it is to stop first."""
         while True:
             try:
                 return await self._shards.network.ask(LETTERS, lambda: self._shards.store(letters), lost=_lost)
@@ -718,17 +665,14 @@ class SimulatedDeadLetters:
 
 
 def record_key(origin: Origin) -> RecordKey:
-    """Return what tells a record from all others."""
     return origin.stream_shard_id or "", origin.sequence_number or "", origin.part_number
 
 
 def _said(claim: PositionClaim | None) -> PositionClaim | None:
-    """Return what a claim says when it is sent; the last of its tokens is the new one."""
     return None if claim is None else msgspec.structs.replace(claim, fencing_tokens=list(claim.fencing_tokens))
 
 
 def _order(position: str) -> tuple[int, str, int]:
-    """Return what positions of rows compare by."""
     if position in {"TRIM_HORIZON", "SHARD_END"}:
         return (0 if position == "TRIM_HORIZON" else 1000), "", 0
     sequence_number, _, part = position.partition("/")

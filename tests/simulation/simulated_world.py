@@ -1,5 +1,3 @@
-"""The world of one simulation: services, replicas of the worker, and the checks of the final state."""
-
 from __future__ import annotations
 
 import asyncio
@@ -53,13 +51,10 @@ LOOK_EVERY_S = 0.25
 FleetMaker: TypeAlias = Callable[..., Fleet]
 
 
-class ViolationError(AssertionError):
-    """A simulation broke a rule."""
+class ViolationError(AssertionError): ...
 
 
 class Weather(StrEnum):
-    """How much happens."""
-
     FAIR = "fair"  # what was drawn
     STORM = "storm"  # and shards fail over, stream shards split and replicas are killed, again and again
     GREAT_STORM = "great storm"  # and all the rest, in a world with more of everything
@@ -101,8 +96,6 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class WholePlan(Plan, frozen=True):
-    """The decisions about what only some worlds have."""
-
     order_count: int = 0  # of order events, from a queue
     has_feed: bool = False
     is_replicated: bool = True  # whether the shards' standbys are awaited, by orders and the feed
@@ -178,19 +171,15 @@ class Replica:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it still runs, and is to go on."""
         return not (self.process.is_dead or self.stopping.is_set() or self.task.done())
 
     def kill(self) -> None:
-        """End it as kill -9 does: not one more line of it runs."""
         self.process.is_dead = True
 
     def running(self) -> list[str]:
-        """Return the stream shards of which it runs a reader."""
         return [reader.stream_shard_id for reader in self.fleet.readers()]
 
     def bug(self) -> BaseException | None:
-        """Return the unknown exception that ended it, if one did."""
         return None if not self.task.done() or self.task.cancelled() else self.task.exception()
 
 
@@ -240,7 +229,6 @@ class World:
         return f"World(at {self.loop.time():.3f} s, {self.plan}, {self.kinesis.stream}, {self.replicas})"
 
     async def open(self) -> None:
-        """Make the stream and start the replicas."""
         self.kinesis.do("CreateStream", StreamName=STREAM, ShardCount=self.plan.stream_shard_count)
         if self.plan.retention_s is not None:
             self.kinesis.stream.retention_hours = self.plan.retention_s / 3600  # type: ignore[assignment]  # a fraction
@@ -249,31 +237,25 @@ class World:
             self.start_replica()
 
     def start(self, process: Process, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run *work* as *process*."""
         self._processes.append(process)
         return self.loop.start(process, work)
 
     def start_replica(self) -> Replica:
-        """Start one more replica."""
         replica = Replica(self, len(self.replicas))
         self.replicas.append(replica)
         return replica
 
     def alive(self) -> list[Replica]:
-        """Return the replicas that are to go on."""
         return [replica for replica in self.replicas if replica.is_alive]
 
     def leases(self) -> dict[str, Lease]:
-        """Return the leases as the table has them."""
         found = {key: lease_of(row) for key, row in self.table.rows.items()}
         return {key: lease for key, lease in found.items() if lease is not None}
 
     def owners(self) -> dict[str, str | None]:
-        """Return the owner of each lease that is not finished."""
         return {key: lease.owner for key, lease in self.leases().items() if lease.checkpoint != SHARD_END}
 
     def register_all(self) -> None:
-        """Register every tenant."""
         for tenant in self.shards.tenants.values():
             tenant.created_at = tenant.created_at or self.loop.utc()
 
@@ -286,23 +268,19 @@ class World:
         self.ledger.note_put(parts, key, answer, arrived_at)
 
     def put_order(self, body: str, group_id: str, deduplication_id: str) -> None:
-        """Put an order event into the queue."""
         assert self.queue is not None
         arrived_at = datetime.fromtimestamp(self.queue.now_ms / 1000, UTC)
         sequence_number = self.queue.send(body, group_id, deduplication_id)
         self.ledger.note_order(body, group_id, sequence_number, arrived_at)
 
     def destinations(self) -> list[ConfiguredDestination]:
-        """Return the destinations in the file of the feed."""
         return [one.configured() for one in self.receivers if one.name not in self.left_out]
 
     def tenant_of(self, key: str) -> str:
-        """Return the tenant of a partition key."""
         tenants = list(self.shards.tenants)
         return tenants[sum(key.encode()) % len(tenants)]
 
     def operation(self, key: str, request_id: str | None, number: str) -> bytes:
-        """Return an operation of the tenant of *key*."""
         business_id, _, location_id = self.tenant_of(key).partition("-")
         message = {
             "operation": "update",
@@ -322,7 +300,6 @@ class World:
         self.ledger.watch_lease(key, before, after, replica=writer if is_replica else None)
 
     def check(self) -> None:
-        """Raise ViolationError when a rule was broken, or something failed."""
         bugs = [bug for replica in self.replicas if (bug := replica.bug()) is not None]
         if self.ledger.violations or bugs or self.loop.failures:
             problems = [*self.ledger.violations[:3], *map(repr, bugs), *map(repr, self.loop.failures)]
@@ -349,7 +326,6 @@ class World:
                     self.ledger.violate(f"{replica.me} has read up to {up_to}, and record {put.index} is open")
 
     async def until(self, is_reached: Callable[[], object], *, within_s: float) -> None:
-        """Wait until *is_reached*. Raises ViolationError when that takes longer, or a rule was broken."""
         deadline = self.loop.time() + within_s
         while not is_reached():
             self.check()
@@ -359,7 +335,6 @@ class World:
         self.check()
 
     def problems(self) -> list[str]:
-        """Return the deviations from the state that must hold when nothing was wrong for a while."""
         leases = self.leases()
         unfinished = {key: lease for key, lease in leases.items() if lease.checkpoint != SHARD_END}
         open_keys = {shard.stream_shard_id for shard in self.kinesis.stream.open_stream_shards}
@@ -383,7 +358,6 @@ class World:
         return problems or self._feed_problems()
 
     def _feed_problems(self) -> list[str]:
-        """Return what the receivers hold, or lack, as of the last time at which something came or was committed."""
         logs = self.shards.logs.values()
         seen = (*(len(one.came) for one in self.receivers), *((len(one.batches), one.timeline) for one in logs))
         if self._judged is None or self._judged[0] != seen:
@@ -391,7 +365,6 @@ class World:
         return self._judged[1]
 
     def _is_passed(self, replica: Replica, lease: Lease) -> bool:
-        """Return whether no record put so far is pending, as far as a replica knows."""
         puts = self.ledger.by_stream_shard.get(lease.lease_key)
         readers = [reader for reader in replica.fleet.readers() if reader.stream_shard_id == lease.lease_key]
         checkpoints = [reader.checkpoint for reader in readers]
@@ -426,7 +399,6 @@ async def _run_all(parts: Sequence[Coroutine[Any, Any, None]]) -> None:
 
 
 def _cpu(world: World) -> CpuShare:
-    """Return what measures the share of the plan."""
     return CpuShare(cores=1.0, cpu_s=lambda: world.plan.cpu_share * world.loop.time(), wall_s=world.loop.time)
 
 
@@ -442,7 +414,6 @@ def bound_sets(names_max: int, tenant_holds_max: int) -> None:
 
 @contextmanager
 def a_world(draws: Random, plan: Plan, *, make_fleet: FleetMaker = Fleet) -> Iterator[World]:
-    """Make a world; end everything in it afterwards."""
     loop = VirtualLoop()
     bound_sets(plan.names_max, plan.tenant_holds_max)
     try:
@@ -457,7 +428,6 @@ def a_world(draws: Random, plan: Plan, *, make_fleet: FleetMaker = Fleet) -> Ite
 
 
 def _packed(key: str, records: Sequence[bytes], draws: Random) -> tuple[bytes, list[PutPart]]:
-    """Return a record that contains *records*, and its parts: lines, an aggregate, or an aggregate of lines."""
     if len(records) == 1:
         return records[0], [PutPart(records[0])]
     is_lines = any(one.startswith(b"{") for one in records[:2])

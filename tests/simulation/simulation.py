@@ -56,7 +56,6 @@ def simulate(
     make_fleet: FleetMaker = Fleet,
     twist: Callable[[World], None] | None = None,
 ) -> World:
-    """Run the simulation of *seed*; *twist* changes its world before it starts. Raises ViolationError."""
     draws = Random(seed)
     # By draws of its own: what the others decide stays as it was.
     cost_s = Random(f"cost {seed}").choice([100e-6, 0.03, 0.2])
@@ -86,7 +85,6 @@ def simulate(
 
 @contextmanager
 def _retrying(seed: int) -> Iterator[None]:
-    """Draw how long an operation that fails by itself is retried: as ever, or until amid the trouble."""
     dispatcher.FAILING_RETRIES_S = Random(f"retries {seed}").choice([FAILING_RETRIES_S, QUICK_RETRIES_S])  # type: ignore[misc]  # Final elsewhere
     try:
         yield
@@ -95,7 +93,6 @@ def _retrying(seed: int) -> Iterator[None]:
 
 
 def draw_plan(draws: Random) -> Plan:
-    """Draw what is decided beforehand."""
     draw, choice = draws.random, draws.choice
     initial_position = choice(["TRIM_HORIZON", "TRIM_HORIZON", "AT_TIMESTAMP", "LATEST"])
     return Plan(
@@ -129,7 +126,6 @@ def draw_plan(draws: Random) -> Plan:
 
 
 def enlarged(plan: Plan, draws: Random) -> Plan:
-    """Draw more of everything."""
     return replace(
         plan,
         replica_count=draws.randint(2, 4),
@@ -174,7 +170,6 @@ async def _run(world: World) -> None:
 
 
 async def watch_read_status(world: World) -> None:
-    """Check what the replicas tell about their progress, often at first: later little changes, for long."""
     pause_s = STATUS_PAUSE_S
     while True:
         await asyncio.sleep(pause_s)
@@ -206,7 +201,6 @@ async def produce(world: World) -> None:
 
 
 async def pause_tenants(world: World) -> None:
-    """Pause tenants, and resume some of them before their time."""
     draws = Random(f"pauses {world.plan}")  # its own, as above
     for _ in range(PAUSES):
         await asyncio.sleep(draws.uniform(0, world.plan.trouble_s / PAUSES))
@@ -217,7 +211,6 @@ async def pause_tenants(world: World) -> None:
 
 
 async def settle_down(world: World) -> None:
-    """Wait until all is well and stays so: no lease changes hands any more."""
     plan = world.plan
     within_s = WELL_WITHIN_S + (UNKNOWN_AFTER_S + plan.tenant_wait_s if plan.has_strangers else 0.0)
     within_s += GIVEN_UP_AFTER_S * len(world.shards.poison)
@@ -261,7 +254,6 @@ def _record(world: World, key: str, number: str) -> bytes:
 
 
 def _repair(world: World) -> None:
-    """Let everything be well again, and two replicas at least run, where there were so many."""
     world.network.trouble = Trouble(stale=0.2)
     world.network.down.clear()
     world.network.slow.clear()

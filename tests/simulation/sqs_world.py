@@ -54,11 +54,9 @@ class World:
         self._queue_numbers = itertools.count(1)
 
     def now_ms(self) -> int:
-        """Return the server's time."""
         return EPOCH_MS + math.floor(self.loop.time() * 1000 + 1e-6)
 
     def queue(self, *, is_fifo: bool = False, **attributes: str) -> Queue:
-        """Make a queue; its name is one that no other test uses."""
         name = f"world-{next(QUEUE_NUMBERS)}" + (".fifo" if is_fifo else "")
         if is_fifo:
             attributes |= {"FifoQueue": "true", "ContentBasedDeduplication": "true"}
@@ -66,11 +64,9 @@ class World:
         return Queue(ModelClient(self), f"http://sqs/123456789012/{name}")
 
     def arn_of(self, queue: Queue) -> str:
-        """Return the ARN of *queue*."""
         return self.account.find(queue.name).arn
 
     async def send(self, queue: Queue, *bodies: str, group: str | None = None) -> None:
-        """Put messages into *queue*, without any latency."""
         for body in bodies:
             entry: dict[str, Any] = {"QueueUrl": queue.url, "MessageBody": body}
             if queue.is_fifo:
@@ -79,26 +75,21 @@ class World:
         self.wake()
 
     def do(self, action: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Do one call at once."""
         return do(self.actions, action, arguments, self.now_ms())
 
     def wake(self) -> None:
-        """Let parked polls look again."""
         self.changed.set()
         self.changed.clear()
 
     def counts(self, queue: Queue) -> tuple[int, int]:
-        """Return how many messages are visible, and in flight."""
         there = self.account.find(queue.name)
         there.apply_due(self.now_ms())
         return there.visible_count, there.in_flight_count
 
     async def emptied(self, queue: Queue) -> None:
-        """Wait until nothing is left in *queue*."""
         await self.until(lambda: self.counts(queue) == (0, 0))
 
     async def until(self, condition: Callable[[], bool], *, within_s: float = 100_000.0) -> None:
-        """Wait, in virtual time, until *condition* holds."""
         started_at = self.loop.time()
         async with asyncio.timeout(within_s):
             while not condition():  # noqa: ASYNC110  # what changes is the model, in which there is nothing to await
@@ -112,7 +103,6 @@ class World:
         gate: Callable[[], Awaitable[None]] | None = None,
         **options: Any,
     ) -> QueueReceiver:
-        """Return a receiver in virtual time."""
         return QueueReceiver(
             queue,
             desk,
@@ -128,7 +118,6 @@ class World:
     async def receiving(
         self, queue: Queue, desk: Handler, letters: Letters | None = None, **options: Any
     ) -> AsyncIterator[Running]:
-        """Run a receiver; at the end stop it, and wait until it has drained."""
         running = Running(self.receiver(queue, desk, letters, **options))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.receiver.run(running.stopping))
@@ -136,7 +125,6 @@ class World:
             running.stopping.set()
 
     def called(self, action: str) -> list[tuple[float, dict[str, Any]]]:
-        """Return when *action* was called, and how."""
         return [(at_s, arguments) for at_s, name, arguments in self.calls if name == action]
 
 
@@ -145,8 +133,6 @@ QUEUE_NUMBERS = itertools.count(1)
 
 @dataclass
 class Running:
-    """A receiver that runs until its stop."""
-
     receiver: QueueReceiver
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -165,7 +151,6 @@ class Desk:
         self.ended_at = 0.0
 
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
-        """Take the time and answer."""
         loop = asyncio.get_running_loop()
         self.handled += [(loop.time(), message) for message in messages]
         self.calls.append([message.body for message in messages])
@@ -182,12 +167,10 @@ class Desk:
 
     @property
     def bodies(self) -> list[str]:
-        """What was handled, in order."""
         return [message.body for _, message in self.handled]
 
     @property
     def receive_counts(self) -> list[int]:
-        """The receive counts of what was handled, in order."""
         return [message.receive_count for _, message in self.handled]
 
 
@@ -200,7 +183,6 @@ class Letters:
         self.works.set()
 
     async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
-        """Store them when it works; raise at a stop before."""
         while not self.works.is_set():
             if stopping.is_set():
                 raise RetryableError("the dead-letter queue is down")
@@ -266,7 +248,6 @@ class ModelClient(NamedCalls):
         return answer
 
     async def _park(self, arguments: dict[str, Any], ends_at: float) -> None:
-        """Wait until there may be something, or the poll's time is over."""
         world = self._world
         queue = world.account.find(arguments["QueueUrl"].rpartition("/")[2])
         due_ms = world.account.next_due_ms(queue, world.now_ms())
@@ -279,7 +260,6 @@ class ModelClient(NamedCalls):
             pass
 
     async def _suffer(self, fault: SqsFault, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Let the call go wrong; return what is left of it to be done."""
         if error := fault.error():
             raise client_error(error.code, error.status, fault.action)
         match fault.kind:
@@ -297,14 +277,12 @@ class ModelClient(NamedCalls):
 
 
 def do(actions: SqsActions, action: str, arguments: dict[str, Any], now_ms: int) -> dict[str, Any]:
-    """Do one call at once. Raises `SqsError`."""
     answer = actions.answer(action, actions.decode(action, json.dumps(arguments).encode()), now_ms) or {}
     builtin: dict[str, Any] = json.loads(json.dumps(answer, default=_plain))
     return builtin
 
 
 def client_error(code: str, status: int, action: str) -> ClientError:
-    """Return what botocore raises for an answer with an error."""
     return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, action)  # type: ignore[typeddict-item,unused-ignore]
 
 
@@ -321,8 +299,6 @@ def _pascal(value: Any) -> dict[str, Any]:
 def virtually(
     test: Callable[Concatenate[World, P], Coroutine[Any, Any, None]],
 ) -> Callable[P, None]:
-    """Make a test of a coroutine that gets a world: it runs in virtual time."""
-
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         loop = VirtualLoop()
 

@@ -45,13 +45,10 @@ STEPS = 20  # more than any of these takes
 
 
 class _At(Random):
-    """Draws one number."""
-
     def __init__(self, number: int) -> None:
         self._number = number
 
     def randrange(self, *_: object) -> int:
-        """Return the number."""
         return self._number
 
 

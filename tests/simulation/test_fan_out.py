@@ -41,7 +41,6 @@ DESIGNS = [
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """Drop what is logged."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield
@@ -49,7 +48,6 @@ def _quiet() -> Iterator[None]:
 
 
 def read_by_push(world: World) -> None:
-    """Let the replicas read by push, with faults."""
     draws = Random(world.draws.random())
     world.is_pushed = True
     world.plan.options.subscription_ms = draws.choice([8_000, 300_000])
@@ -60,7 +58,6 @@ def read_by_push(world: World) -> None:
 
 
 def seeds() -> range:
-    """Return the seeds to run."""
     first, _, end = os.environ.get(VARIABLE, f"0:{SEEDS}").partition(":")
     return range(int(first), int(end or int(first) + 1))
 
@@ -105,7 +102,6 @@ async def watch_read_status(world: World) -> None:
 
 
 def is_noticed(seed: int, make_fleet: FleetMaker, wrong: WrongAboutFanOut) -> bool:
-    """Return whether the scene breaks a rule."""
     options = KinesisOptions(scaling_limits=False, heartbeat_ms=300 if wrong.longest_s > 1 else 5000)
     plan = Plan(replica_count=1, tenant_count=3, options=options)
     with a_world(Random(seed), plan, make_fleet=make_fleet) as world:

@@ -48,8 +48,6 @@ def play(
     tenants_wait: bool = False,
     make_fleet: FleetMaker = Fleet,
 ) -> None:
-    """Run *work* in a calm world that is open, with all tenants registered unless *tenants_wait*."""
-
     async def run(world: World) -> None:
         await world.open()
         if not tenants_wait:
@@ -62,12 +60,10 @@ def play(
 
 
 async def until_well(world: World, *, within_s: float = 60.0) -> None:
-    """Wait until nothing is pending and the leases are even."""
     await world.until(lambda: not world.problems(), within_s=within_s)
 
 
 async def time_until(world: World, is_reached: Callable[[], object], *, within_s: float) -> float:
-    """Return how long it took."""
     started_at = world.loop.time()
     while not is_reached():
         if world.loop.time() > started_at + within_s:
@@ -77,18 +73,15 @@ async def time_until(world: World, is_reached: Callable[[], object], *, within_s
 
 
 def is_all_read(world: World) -> bool:
-    """Whether every open stream shard is read by one that is alive."""
     running = {key for replica in world.alive() for key in replica.running()}
     return running >= {shard.stream_shard_id for shard in world.kinesis.stream.open_stream_shards}
 
 
 def lost_in(logs: list[structlog.typing.EventDict]) -> list[str]:
-    """Return the stream shards whose lease was lost."""
     return [entry["stream_shard_id"] for entry in logs if entry["event"] == "lease.lost"]
 
 
 def put_one(world: World, key: str, number: int) -> str:
-    """Put an operation; return the stream shard that it came to."""
     world.put(key, [world.operation(key, f"one-{number}", str(number))])
     return world.ledger.puts[-1].origin.stream_shard_id or ""
 
@@ -602,7 +595,6 @@ def put_for_both(world: World, first: int) -> None:
 
 
 def lose(world: World, lost_count: int) -> int:
-    """Fail the first shard over; return how many operations it has lost."""
     before = len(world.shards.log)
     world.shards.fail_over(SHARD_IDS[0], lost_count)
     return before - len(world.shards.log)
@@ -899,7 +891,6 @@ def test_request_to_release_is_withdrawn_after_errors_too() -> None:
 
 
 def give_troubles(world: World, trouble: Inability | None, *numbers: int) -> None:
-    """Let these replicas have *trouble*."""
     for number in numbers:
         world.replicas[number].gateway.reaches_nothing = trouble
 

@@ -1,5 +1,3 @@
-"""Our fleet and workers of the Kinesis Client Library on one table, alive, in virtual time."""
-
 from __future__ import annotations
 
 import asyncio
@@ -82,13 +80,11 @@ def play(work: Callable[[World], Awaitable[None]]) -> None:
 
 
 def put_all(world: World, request: str) -> None:
-    """Put one operation of every key."""
     for key in KEYS:
         world.put(key, [world.operation(key, f"{request}-{key}", request)])
 
 
 def shares(world: World) -> list[int]:
-    """Return how many leases each owner has."""
     return sorted(Counter(owner for owner in world.owners().values() if owner is not None).values())
 
 
@@ -357,7 +353,6 @@ def test_fleet_loses_a_lease_that_a_kcl_3_leader_assigns_because_its_hand_over_t
 
 
 async def _led_replica(world: World) -> tuple[Replica, Kcl3Peer, Kcl3Peer, str]:
-    """Return a replica that has all leases and then sees a leader of the KCL, that leader, a worker, and a lease."""
     put_all(world, "ours")
     replica = world.start_replica()
     await settle_down(world)
@@ -368,7 +363,6 @@ async def _led_replica(world: World) -> tuple[Replica, Kcl3Peer, Kcl3Peer, str]:
 
 
 async def _lead(world: World, version: str, places: Places) -> None:
-    """Write what a leader of the KCL 3.x does to its tables."""
     _put(world, places.migration, lambda key_name: migration_row(version, key_name=key_name))
     beats = 0
     while True:
@@ -382,7 +376,6 @@ def _leader_row(beats: int, key_name: str) -> Row:
 
 
 async def _report_metrics(world: World, table: str) -> None:
-    """Write what two workers of the KCL 3.x do, leader or not."""
     while True:
         for worker in ("kcl-3-a", "kcl-3-b"):
             updated_at = int(world.loop.utc().timestamp())
@@ -395,7 +388,6 @@ def _worker_row(worker: str, updated_at: int, key_name: str) -> Row:
 
 
 def _put(world: World, table: str, row_of: Callable[[str], Row], *, key_name: str = "key") -> None:
-    """Write a row to a table: to the lease table under its key, to another one under *key_name*."""
     own_key = "leaseKey" if table == APPLICATION else key_name
     row = row_of(own_key)
     world.dynamodb.table(table, own_key).put(row[own_key]["S"], row, world.loop.time())

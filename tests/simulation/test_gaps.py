@@ -28,23 +28,19 @@ WORLD = Plan(tenant_count=2, replica_count=2, retention_s=RETENTION_S, tenant_wa
 
 @pytest.fixture(autouse=True)
 def _quick_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write rows again within a part of the retention, as an hour is of a day."""
     monkeypatch.setattr(shard_positions, "IDLE_WRITE_AFTER_S", 20.0)
 
 
 def play_gap(work: Callable[[World], Awaitable[None]], make_fleet: FleetMaker = Fleet) -> None:
-    """Run *work* with a tenant on each shard."""
     play(WORLD, work, make_fleet=make_fleet)
 
 
 def own_puts(world: World, shard_id: str, first: int = 0) -> set[int]:
-    """Return the indexes of the records of a shard's tenants, from the record *first* on."""
     here = {one.tenant_id for one in world.shards.tenants.values() if one.shard_id == shard_id}
     return {put.index for put in world.ledger.puts[first:] if put.operation and put.operation.tenant_id in here}
 
 
 def put_for_other(world: World, first: int) -> None:
-    """Put twenty operations for the shard that is not put back."""
     own = [
         key for key in map("key-{}".format, range(8)) if world.shards.tenants[world.tenant_of(key)].shard_id == OTHER
     ]
@@ -54,24 +50,20 @@ def put_for_other(world: World, first: int) -> None:
 
 
 def is_settled(world: World, shard_id: str) -> bool:
-    """Return whether all records of a shard's tenants are settled."""
     own = own_puts(world, shard_id)
     return all(world.ledger.is_settled(world.ledger.puts[index]) for index in own)
 
 
 def gap_holds(world: World) -> set[str]:
-    """Return the shards that are held for a gap."""
     readers = [reader for replica in world.alive() for reader in replica.fleet.readers()]
     return {hold.name for reader in readers for hold in reader.holds() if hold.reason == "gap"}
 
 
 def has_open_gap(world: World) -> bool:
-    """Return whether the shard that was put back has a mark that nobody has accepted."""
     return any(row.has_open_gap for (shard_id, _), row in world.shards.positions.items() if shard_id == BACK)
 
 
 async def replace_all(world: World, *, after_s: float = 0.0) -> None:
-    """Kill all replicas, and start others *after_s* later."""
     for replica in world.alive():
         replica.kill()
     await asyncio.sleep(after_s)
@@ -81,7 +73,6 @@ async def replace_all(world: World, *, after_s: float = 0.0) -> None:
 
 
 async def accept(world: World) -> None:
-    """Accept the gaps, and wait until all records are settled that the stream has."""
     assert world.shards.accept_gaps(BACK) > 0
     await settle_down(world)
     await stop_all(world)
@@ -231,8 +222,6 @@ def test_fleet_that_was_stopped_beyond_retention_goes_on() -> None:
 
 
 def stream_is_idle_before_a_failover(make_fleet: FleetMaker) -> None:
-    """Let the record of all rows expire; a shard then loses the first commits after that."""
-
     async def work(world: World) -> None:
         put_for_both(world, 0)
         await until_well(world)

@@ -44,7 +44,6 @@ class Leader:
         world.start(self.process, self._run())
 
     def set_version(self, version: str) -> None:
-        """Write the state of the application."""
         self._put("Migration3.0", migration_row(version))
 
     def _put(self, key: str, row: dict[str, object]) -> None:
@@ -74,7 +73,6 @@ class Leader:
             await asyncio.sleep(FAILOVER_S / 3)
 
     async def _pass(self) -> None:
-        """Assign leases that no worker renews; hand over one of the fullest worker to the emptiest."""
         now, utc = self._world.loop.time(), self._world.loop.utc().timestamp()
         rows = {key: dict(row) for key, row in self._world.table.rows.items()}
         workers = {key for key, row in rows.items() if "lut" in row and utc - int(row["lut"]["N"]) < FRESH_S}
@@ -101,8 +99,6 @@ class Leader:
 
 
 def play(work: Callable[[World], Awaitable[None]]) -> None:
-    """Run *work* in a world without replicas, with a stream and a lease table."""
-
     async def run(world: World) -> None:
         await world.open()
         world.register_all()
@@ -115,13 +111,11 @@ def play(work: Callable[[World], Awaitable[None]]) -> None:
 
 
 def put_all(world: World, request: str) -> None:
-    """Put one operation of every key."""
     for key in KEYS:
         world.put(key, [world.operation(key, f"{request}-{key}", request)])
 
 
 def owner_counts(world: World) -> Counter[str | None]:
-    """Return how many leases each worker has."""
     return Counter(world.owners().values())
 
 

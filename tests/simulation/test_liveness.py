@@ -1,5 +1,3 @@
-"""Liveness in virtual time: which loop is stuck, and when a restart would only do harm."""
-
 from __future__ import annotations
 
 import asyncio
@@ -22,7 +20,6 @@ class FleetThatTurned:
 
 
 def replica_of(stopping: asyncio.Event, grace_s: float = 25.0, **receivers: QueueReceiver) -> ReplicaStatus:
-    """Return a replica that consumes queues, by their names."""
     return ReplicaStatus("r", stopping, grace_s=grace_s, monitoring=Monitoring(receivers=receivers))
 
 

@@ -46,7 +46,6 @@ class Fleet:
         return self.means[number] * (1 + 0.33 * math.sin(self._phases[number] + 2 * math.pi * self.now / HOUR_S))
 
     def _measure(self) -> None:
-        """Let a round pass, with bursts."""
         self.now += ROUND_S
         for number, meter in enumerate(self._meters):
             self._bytes[number] += (
@@ -55,7 +54,6 @@ class Fleet:
             meter.note(int(self._bytes[number]), now=self.now)
 
     def run(self, for_s: float) -> None:
-        """Scan and move in rounds."""
         until = self.now + for_s
         while self.now < until:
             self._measure()
@@ -94,7 +92,6 @@ class Fleet:
                 self.owners[number] = me
 
     def add(self, count: int) -> None:
-        """Start replicas."""
         self.replicas += [f"replica-{len(self.replicas) + number:02}" for number in range(count)]
 
     def spread(self) -> float:
@@ -106,7 +103,6 @@ class Fleet:
         return most / (sum(loads.values()) / len(loads))
 
     def moves_since(self, instant: float) -> int:
-        """Return how many leases have moved."""
         return sum(1 for move in self.moves if move[0] >= instant)
 
 

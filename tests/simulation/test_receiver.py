@@ -46,18 +46,15 @@ RETRIES = RetryRules((1, 5, 15), timedelta())
 
 
 def bodies(count: int, prefix: str = "") -> list[str]:
-    """Return *count* bodies, none like another."""
     return [f"{prefix}{number:04}" for number in range(count)]
 
 
 def outcomes(receiver: QueueReceiver) -> dict[str, int]:
-    """Return what became of the messages; zeros left out."""
     counted = message_outcomes(receiver._queue.name)
     return {name: count for name, count in counted.items() if count}
 
 
 def logged(logs: list[Any], event: str) -> list[Any]:
-    """Return the lines of an event."""
     return [line for line in logs if line["event"] == event]
 
 
@@ -371,7 +368,6 @@ class FailureDesk(Desk):
         return verdict_on_failure("KeyError", self._failures[message.message_id], MessageIds(), rules=RETRIES)
 
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
-        """Decide the messages of a group until the first undecided one."""
         await super().handle([])
         verdicts: list[Verdict] = []
         stopped: set[str | None] = set()

@@ -1,13 +1,8 @@
 """The worker's Kinesis side as a whole: thousands of random histories, none of which may break an invariant.
 
-Each seed is a history. Some of each weather but the great storm run in every test run (QUICK), more in CI (FLOOR);
-`simulation.campaign` runs as many as there is time for. The summary of the run says how many there were.
-
 SIMULATION_SEED=17 runs one seed and shows what happens in it; SIMULATION_SEED=10000:20000 runs others than the usual.
 SIMULATION_STORM_SEED, SIMULATION_GREAT_STORM_SEED, SIMULATION_DEFECTS_SEED, SIMULATION_MOVES_SEED,
-SIMULATION_RESHARDS_SEED, SIMULATION_FEEDS_SEED and SIMULATION_WHOLE_SEED do the same for histories in a storm, in a
-great one, with exceptions that nobody foresaw, of tenants that move, of reshards, of the feed, and of all that the
-product does.
+SIMULATION_RESHARDS_SEED, SIMULATION_FEEDS_SEED and SIMULATION_WHOLE_SEED do the same for the other weathers.
 """
 
 from __future__ import annotations
@@ -62,14 +57,12 @@ def blocks_of(weather: Weather) -> list[Any]:
 
 
 def designs() -> list[Any]:
-    """Return the names of the wrong designs; in a great storm they take their time."""
     slow = [[pytest.mark.slow] if wrong.weather is Weather.GREAT_STORM else [] for wrong in DESIGNS.values()]
     return [pytest.param(name, marks=marks) for name, marks in zip(DESIGNS, slow, strict=True)]
 
 
 @pytest.fixture(autouse=True)
 def log_of_simulation() -> Iterator[None]:
-    """Drop what is logged; with one seed to run, show it with the virtual time."""
     before = structlog.get_config()
     is_one = any(":" not in os.environ.get(variable, ":") for variable in VARIABLES.values())
     level = logging.INFO if is_one else logging.CRITICAL
@@ -196,7 +189,6 @@ def test_simulation_notices_when_a_further_design_is_wrong(design: str) -> None:
 
 
 def is_noticed(seed: int, wrong: WrongDesign) -> bool:
-    """Tell whether the simulation of *seed* breaks a rule."""
     try:
         simulate(seed, weather=wrong.weather, make_fleet=wrong.make_fleet, twist=wrong.twist)
     except ViolationError:

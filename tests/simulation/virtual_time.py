@@ -23,8 +23,7 @@ ROUNDING_S = 1e-9
 _process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
 
 
-class QuietError(AssertionError):
-    """Nothing is left that could ever run."""
+class QuietError(AssertionError): ...
 
 
 class Process:
@@ -45,7 +44,6 @@ class Process:
 
 
 def current_process() -> Process | None:
-    """Return the process that runs now; None outside of all."""
     return _process.get()
 
 
@@ -66,38 +64,29 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.set_exception_handler(self._note_failure)
 
     def time(self) -> float:
-        """Return the virtual time in seconds, by the clock of the process that runs now."""
         process = _process.get()
         return self._now if process is None else self._now * process.rate
 
     def call_at(  # type: ignore[override]  # with any arguments
         self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        """Call *callback* at a time by the clock of the process that runs now, never before."""
         process = _process.get()
         if process is not None and process.rate != 1.0:
             when = when / process.rate + ROUNDING_S
         return super().call_at(when, callback, *args, context=context)
 
     def utc(self) -> datetime:
-        """Return the virtual instant."""
         return EPOCH + timedelta(seconds=self._now)
 
     def start(self, process: Process, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run *work* as *process*."""
         return self.create_task(work, context=process.context)
 
     def resume(self, process: Process) -> None:
-        """Let a stopped process go on: first with what became due meanwhile."""
         process.is_stopped = False
         self._ready.extend(process.put_by)
         process.put_by.clear()
 
     def _run_once(self) -> None:
-        """Run what is ready now, as BaseEventLoop does, less the selector; what belongs to a stopped process is put by.
-
-        CPython 3.11 to 3.13, Lib/asyncio/base_events.py.
-        """
         timers, ready = self._scheduled, self._ready
         if not ready and not self._stopping:
             while timers and timers[0]._cancelled:
@@ -117,8 +106,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             else:
                 handle._run()
 
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Do without the count of cancelled timers: they go when their time comes."""
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None: ...
 
     def _numbered_task(self, _loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
         return _NumberedTask(next(self._task_numbers), work, loop=self, **options)

@@ -30,7 +30,6 @@ OF_STREAM = 0.03  # order events with the request id of a record
 
 
 def whole_plan(plan: Plan, draws: Random) -> WholePlan:
-    """Return a plan with both sources, the feed, or both, and clocks that are wrong."""
     is_replicated = draws.random() < 0.7
     has_orders = is_replicated and draws.random() < 0.7
     has_feed = not has_orders or draws.random() < 0.7
@@ -50,7 +49,6 @@ def whole_plan(plan: Plan, draws: Random) -> WholePlan:
 
 @contextmanager
 def bounded_reads(draws: Random, plan: Plan) -> Iterator[None]:
-    """Let the feed read few rows at once: its bound is for logs that are longer."""
     before = shard_feed.READ_MAX
     if isinstance(plan, WholePlan) and plan.has_feed:
         shard_feed.READ_MAX = draws.choice(READS)  # type: ignore[misc]  # Final elsewhere
@@ -61,7 +59,6 @@ def bounded_reads(draws: Random, plan: Plan) -> Iterator[None]:
 
 
 async def live(world: World) -> None:
-    """Let happen what other weathers have not."""
     draws = world.draws
     if draws.random() < 0.5:
         world.register_all()
@@ -100,7 +97,6 @@ async def _produce_orders(world: World) -> None:
 
 
 async def _move_tenants(world: World) -> None:
-    """Move tenants from shard to shard; sometimes half of those of a shard."""
     draws, loop = world.draws, world.loop
     ends_at = loop.time() + world.plan.trouble_s
     while loop.time() < ends_at:
@@ -117,7 +113,6 @@ async def _move_tenants(world: World) -> None:
 
 
 async def _restore_tenants(world: World) -> None:
-    """Put tenants back to a backup of seconds ago, where they still are."""
     draws, shards = world.draws, world.shards
     for _ in range(draws.randint(1, 3)):
         await asyncio.sleep(draws.uniform(0, world.plan.trouble_s / 3))
@@ -134,20 +129,17 @@ async def _lose_commits(world: World) -> None:
 
 
 async def _change_file(world: World) -> None:
-    """Take a receiver out of the file of all replicas, and put it back."""
     for _ in range(world.draws.randint(0, 3)):
         await asyncio.sleep(world.draws.uniform(0, world.plan.trouble_s / 2))
         change_file(world)
 
 
 def change_file(world: World) -> None:
-    """Take a receiver out of the file of all replicas, or put it back."""
     world.left_out ^= {world.draws.choice(world.receivers).name}
     use_file(world)
 
 
 def end_faults_of_feed(world: World) -> None:
-    """Let receivers be well, and all be in the file."""
     for receiver in world.receivers:
         receiver.faults = ReceiverFaults()
     world.left_out.clear()
@@ -155,7 +147,6 @@ def end_faults_of_feed(world: World) -> None:
 
 
 def use_file(world: World) -> None:
-    """Let all replicas read the file of the feed again."""
     for replica in world.alive():
         if replica.feed is not None:
             replica.process.context.run(replica.feed.replace, world.destinations())

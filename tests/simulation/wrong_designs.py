@@ -450,14 +450,12 @@ def _safe_checkpoint(positions: ShardPositions) -> RecordPosition | None:
 
 class _NoPositionSync(PositionSync):
     @override
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Leave idle shards alone."""
+    async def run(self, stopping: asyncio.Event) -> None: ...
 
 
 class _SafeShards(PostgresShards):
     @override
-    def fail_over(self, shard_id: str, lost_count: int) -> None:
-        """Go on with a replica that lacks nothing."""
+    def fail_over(self, shard_id: str, lost_count: int) -> None: ...
 
 
 class _SlackOwnership(Ownership):
@@ -659,7 +657,6 @@ def _set_clocks_apart(world: World) -> None:
 
 
 def _kill_after_giving_up(world: World) -> None:
-    """Let operations fail by themselves, and a replica die within moments of the row of one that is given up."""
     world.plan = replace(world.plan, has_poison=True)
     give_up = world.shards.give_up
 
@@ -680,7 +677,6 @@ def _with_shards(shards_class: type[PostgresShards]) -> Callable[[World], None]:
 
 
 def _lose_all_behind_splits(world: World) -> None:
-    """Split twice, which scans show late; then both shards lose all, and replies look like ends."""
     draws, splits_at = world.draws, world.draws.uniform(0.3, 0.7) * world.plan.trouble_s
 
     def lose() -> None:
@@ -695,7 +691,6 @@ def _lose_all_behind_splits(world: World) -> None:
 
 
 def _move_after_a_loss(world: World) -> None:
-    """Put all tenants on one shard, which loses its commits, and then move some of them to the other."""
     first, second = SHARD_IDS
     tenants = list(world.shards.tenants.values())
     for tenant in tenants:

@@ -1,5 +1,3 @@
-"""More designs that must not be: of lanes, holds, catch-ups, dead letters and leases. See `wrong_designs`."""
-
 from __future__ import annotations
 
 import asyncio
