@@ -68,8 +68,6 @@ def test_lease_reads_a_row_of_the_kcl() -> None:
     assert lease_of(KCL_ROW) == KCL_LEASE
 
 
-
-
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
