@@ -15,7 +15,7 @@ from simplu_worker.feed.types import Delivered, Delivery, FeedEvent, Refused, Re
 
 T = TypeVar("T")
 
-BEHIND: Final = "expected the event of its resource before it to be delivered, it was not"
+BEHIND: Final = "the event of its resource before it was not delivered"
 
 
 class KeyOrder:
@@ -89,7 +89,7 @@ CONTENT_CODES: Final = frozenset(
         "ValidationException",
     }
 )
-TOO_LARGE: Final = Refused("expected an event that the destination can take, got a larger one, even without its data")
+TOO_LARGE: Final = Refused("it is too large for the destination, even without its data")
 
 
 class _SizedEntry(Protocol):

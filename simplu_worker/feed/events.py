@@ -463,19 +463,19 @@ def choose_skip(
     if tenant_id is not None:
         if tenant_id not in waiting:
             names = ", ".join(sorted(waiting)) or "none"
-            raise PermanentError(f"expected a tenant that waits for its source, out of {names}; got {tenant_id}")
+            raise PermanentError(f"{tenant_id} does not wait for its source; these tenants do: {names}")
         return PassSource(tenant_id, waiting[tenant_id].source)
     if stopped is not None:
         return Resume(stopped, error, refused_event)
     if waiting:
         names = ", ".join(sorted(waiting))
-        raise PermanentError(f"expected --tenant, out of those that wait for their source: {names}; got none")
-    raise PermanentError("expected a destination that has stopped, or a tenant that waits for its source; found none")
+        raise PermanentError(f"name one of the tenants that wait for their source with --tenant: {names}")
+    raise PermanentError("the destination has not stopped, and no tenant waits for its source: nothing is to be passed")
 
 
 def _choose_event(stopped: FeedStop | None, tenant_id: str | None, event_id: str) -> PassEvent:
     if tenant_id is not None:
         raise PermanentError("expected --tenant or --event, got both")
     if stopped is not None:
-        raise PermanentError("expected no --event, as the destination has stopped; got one")
+        raise PermanentError("the destination has stopped: leave out --event")
     return PassEvent(event_id)

@@ -168,7 +168,7 @@ _refusals: Final = msgspec.json.Decoder(tuple[RefusedEvent, ...])
 
 
 def _no_cursor(destination: str) -> PermanentError:
-    return PermanentError(f"expected a destination that has begun on this shard, got {destination}")
+    return PermanentError(f"{destination} has not begun on this shard; run: simplu-worker feed show")
 
 
 def _stop(text: str | None) -> FeedStop | None:

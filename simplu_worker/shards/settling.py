@@ -194,7 +194,7 @@ async def take_token(connection: Connection, tenant_id: str, token: int) -> None
     """Write a mover's token into the row that its transaction has locked. Raises during a restore."""
     if affected_count(await connection.execute(QUERIES["take_move_token"], tenant_id, token)) != 1:
         raise MoveRefusedError(
-            f"{tenant_id}: expected a tenant to move, got one that is being restored: its rows are being replaced; "
+            f"{tenant_id}: the tenant is being restored: its rows are being replaced; "
             "run: simplu-worker tenants restore, and then this command again"
         )
 

@@ -71,15 +71,15 @@ def obstacle_to(erasure: Erasure, standings: Mapping[str, Standing]) -> str | No
     for shard_id, standing in sorted(standings.items()):
         if (standing.business_id, standing.location_id) != (erasure.business_id, erasure.location_id):
             return (
-                f"{erasure.tenant_id}: expected business {erasure.business_id} at location {erasure.location_id}, got "
-                f"a row of another one on shard {shard_id}; see docs/runbook/tenant-split.md"
+                f"{erasure.tenant_id}: shard {shard_id} has this id for another business or location than "
+                f"{erasure.business_id} and {erasure.location_id}; see docs/runbook/tenant-split.md"
             )
         if standing.is_leaving or standing.state not in AT_REST:
-            got = "a mover" if standing.is_leaving else f"a row that is {standing.state}"
+            what = "a mover runs" if standing.is_leaving else f"its row is {standing.state}"
             return (
-                f"{erasure.tenant_id}: expected no move, import or restore that has begun, got {got} on shard "
-                f"{shard_id}; nothing was erased; let it end, or take it back (simplu-worker tenants rollback --stay "
-                "--apply), and run this command again"
+                f"{erasure.tenant_id}: a move, an import or a restore has begun: {what} on shard {shard_id}; nothing "
+                "was erased; let it end, or take it back (simplu-worker tenants rollback --stay --apply), and run this "
+                "command again"
             )
     return None
 
@@ -188,6 +188,6 @@ async def _page_through(shard: ShardPool, erasure: Erasure, standing: Standing, 
 
 def _changed_error(shard: ShardPool, erasure: Erasure) -> RetryableError:
     return RetryableError(
-        f"{erasure.tenant_id}: expected its row on shard {shard.address.shard_id} as it was read, got another one: a "
-        "move, a restore or a destruction has begun; run the command again once it has ended"
+        f"{erasure.tenant_id}: its row on shard {shard.address.shard_id} has changed: a move, a restore or a "
+        "destruction has begun; run the command again once it has ended"
     )

@@ -125,14 +125,14 @@ def beginning_of(
     `RetryableError` while the tenant is being moved, and `PermanentError` if it cannot be restored.
     """
     if tenant is None:
-        raise PermanentError("expected the tenant's home, got no row; run: simplu-worker tenants show")
+        raise PermanentError("the shard has no row of the tenant; run: simplu-worker tenants show")
     if journal is not None and journal.run not in {*own_runs, earlier_run}:
         raise RestoreTakenError(f"{tenant.id}: another restore has begun since; it goes on, and this one has ended")
     if tenant.state is TenantState.ACTIVE:
         is_own = journal is not None and journal.run in own_runs and journal.step is RestoreStep.DONE
         return Beginning.ENDED if is_own else Beginning.NEW
     if tenant.state is not TenantState.FENCED:
-        raise PermanentError(f"{tenant.id}: expected an active tenant, got one that is {tenant.state}")
+        raise PermanentError(f"{tenant.id}: the tenant is {tenant.state}; only an active one can be restored")
     if journal is None or journal.step is RestoreStep.DONE or journal.move_token != tenant.move_token:
         raise RetryableError(f"{tenant.id}: the tenant is being moved")
     if journal.step is RestoreStep.EXPORTING:

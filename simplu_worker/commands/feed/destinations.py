@@ -208,8 +208,8 @@ def _unused(destination: str, answers: Mapping[str, ForgetPlan | None]) -> dict[
     for shard_id, plan in plans.items():
         if plan.user is not None:
             raise PermanentError(
-                f"expected a destination that no replica has in FEED_FILE, got {destination}, which {plan.user} has on "
-                f"{shard_id}; take it out of the file of every replica, and send SIGHUP"
+                f"{plan.user}, which publishes {shard_id}, has {destination} in its FEED_FILE; take it out of "
+                "the file of every replica, and send SIGHUP"
             )
     return plans
 

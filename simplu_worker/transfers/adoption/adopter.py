@@ -294,7 +294,7 @@ class Adopter:
             except LostRaceError:
                 await asyncio.sleep(pause_s(attempt, draw=self._draw()))
         raise ShardUnavailableError(
-            f"shard {self._shard_id}: expected a lock on the old table within {self._attempts} tries, got none; "
+            f"shard {self._shard_id}: others kept the old table locked in {self._attempts} tries; "
             f"end the transactions that use it ({await self._describe_users()}) and run this again; "
             "it continues where it stopped"
         )
@@ -437,8 +437,8 @@ class Adopter:
         async with self._pool.connection() as connection:
             if await connection.fetchval(QUERIES["is_written"]):
                 raise self._refused(
-                    f"expected no write of the other program within {self._quiet_s:g} s, got one; stop it, and run "
-                    "this again: all rows are copied, and kept up to date"
+                    "the other program still writes; stop it, and run this again: all rows are copied, and kept up to "
+                    "date"
                 )
 
     async def _swap_names(self, choices: AdoptionChoices) -> bool:
@@ -459,7 +459,7 @@ class Adopter:
         if result is not _StepResult.DONE:
             return result
         if await connection.fetch(QUERIES["find_conflicting_names"]) or not self._allow_late(choices):
-            raise self._refused("expected the old table as planned, got later rows that need a choice; run this again")
+            raise self._refused("later rows of the old table need a choice; run this again")
         await connection.execute(QUERIES["make_adopted_tenants"])
         await connection.execute(QUERIES["add_adopted_default_rows"])
         await connection.execute(ADOPTION["swap"])

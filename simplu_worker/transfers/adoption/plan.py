@@ -174,8 +174,8 @@ class AdoptionPlan(msgspec.Struct, frozen=True):
         refusals = []
         if names := self.contents.conflicting_names:
             refusals.append(
-                f"expected no other {', '.join(names)} beside the old table; rename the tables, types or functions "
-                "with these names"
+                f"beside the old table there is {', '.join(names)} already; rename the tables, types or functions with "
+                "these names"
             )
         if self.unresolved and not choices.leave_unresolved:
             row_count = sum(self.contents.row_counts[owner.source.key] for owner in self.unresolved)

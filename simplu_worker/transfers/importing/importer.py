@@ -225,7 +225,7 @@ class _Placer:
             return msgspec.structs.replace(placed, step=PlaceStep.REFUSE, problem=str(error), is_final=is_final)
         found = self._place(placed.tenant, None, homes)
         if found.step is PlaceStep.MAKE:
-            problem = f"shard {placed.shard_id}: expected the row that was made, got none; run this again"
+            problem = f"shard {placed.shard_id}: the row that was made is gone; run this again"
             return msgspec.structs.replace(placed, step=PlaceStep.REFUSE, problem=problem, is_final=False)
         return found
 

@@ -250,8 +250,8 @@ async def _import_snapshot(connection: ShardConnection, snapshot_id: str) -> Non
         await connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot_id}'")
     except asyncpg.PostgresError as exc:  # 42704 or 22023, which otherwise mean a wrong mapping or an unreadable row
         raise SourceUnavailableError(
-            f"IMPORT_SOURCE_URL: expected the snapshot of this run, got none ({exc.sqlstate}): its connection has"
-            " ended, or another server answers; run it again"
+            f"IMPORT_SOURCE_URL: the snapshot of this run is gone ({exc.sqlstate}): its connection has ended, or"
+            " another server answers; run it again"
         ) from exc
 
 

@@ -100,10 +100,7 @@ async def find_shard_problem(pool: ShardPool, business_types: Iterable[str]) -> 
             return describe_drained(shard_id)
     if rows:
         missing = ", ".join(row["name"] for row in rows)
-        return (
-            f"shard {shard_id}: expected the business types {missing}, got a shard without them;"
-            " write them with `simplu-worker types apply`"
-        )
+        return f"shard {shard_id} lacks the business types {missing}; write them with `simplu-worker types apply`"
     return None
 
 
@@ -242,8 +239,8 @@ class TargetTenant:
     def _check_server(self, server: Server, expected: Server | None) -> None:
         if server != expected:
             raise RetryableError(
-                f"shard {self._pool.address.shard_id}: expected the server on which the rows of {self._tenant_id} were"
-                " verified, got another one, or one that has restarted; run this again"
+                f"shard {self._pool.address.shard_id}: the rows of {self._tenant_id} were verified on another server,"
+                " or before it restarted; run this again"
             )
 
     def _taken(self) -> ImportTakenError:

@@ -388,7 +388,7 @@ async def repair_resources(
 async def _lock_home(connection: Connection, target: ShardPool, tenant_id: str) -> MovingTenant:
     tenant = await read_tenant(connection, tenant_id, locked=True)
     if tenant is None or tenant.state is not TenantState.ACTIVE:
-        raise PermanentError(f"{tenant_id}: expected its home on shard {target.address.shard_id}, got none there")
+        raise PermanentError(f"{tenant_id}: its home is not on shard {target.address.shard_id}")
     return tenant
 
 
@@ -398,6 +398,6 @@ async def _lock_former_rows(former: Connection, tenant_id: str, arrival: Arrival
     left = await read_tenant(former, tenant_id)
     if not is_whole or left is None or left.epoch != epoch:
         raise PermanentError(
-            f"{tenant_id}: expected its rows on shard {arrival.source_shard_id} as of the move, got other ones: a "
-            "cleanup or a move back has begun, or the tenant was made again since; compare with a backup"
+            f"{tenant_id}: shard {arrival.source_shard_id} does not have its rows as of the move any more: a cleanup "
+            "or a move back has begun, or the tenant was made again since; compare with a backup"
         )

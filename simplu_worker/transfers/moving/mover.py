@@ -197,13 +197,13 @@ class Mover:
                 pass
             case Situation.GONE:
                 raise MoveRefusedError(
-                    f"{self._move.tenant_id}: expected a tenant to move, got one that is destroyed; "
+                    f"{self._move.tenant_id}: the tenant is destroyed; "
                     "run: simplu-worker tenants rollback --apply, to delete its copy"
                 )
             case Situation.ELSEWHERE:
                 raise MoveRefusedError(
-                    f"{self._move.tenant_id}: expected its home on shard {self._move.source_id} or "
-                    f"{self._move.target_id}, got none there; run: simplu-worker tenants show"
+                    f"{self._move.tenant_id}: its home is neither shard {self._move.source_id} nor shard "
+                    f"{self._move.target_id}; run: simplu-worker tenants show"
                 )
         return await self._certify(began_at)
 
@@ -231,8 +231,8 @@ class Mover:
             departure = await read_departure(connection, tenant_id)
             if source.state is TenantState.MOVED and departure is not None and departure.step in CLEANUP_STEPS:
                 raise MoveRefusedError(
-                    f"{tenant_id}: expected its rows on shard {self._move.source_id}, which it has left, got a cleanup "
-                    f"of them, and no tenant on shard {self._move.target_id}; restore that shard from a newer backup"
+                    f"{tenant_id}: shard {self._move.target_id} has lost the tenant, after a cleanup of its former "
+                    f"rows on shard {self._move.source_id}; restore shard {self._move.target_id} from a newer backup"
                 )
             self._token = max(source.move_token, token_of_target) + 1
             await take_token(connection, tenant_id, self._token)
@@ -255,8 +255,8 @@ class Mover:
                 source.location_id,
             ):
                 raise MoveRefusedError(
-                    f"{tenant_id}: expected a free id on shard {self._move.target_id}, got that of business "
-                    f"{target.business_id} at location {target.location_id}; the tenant stays on shard "
+                    f"{tenant_id}: shard {self._move.target_id} has this id for business {target.business_id} at "
+                    f"location {target.location_id}; the tenant stays on shard "
                     f"{self._move.source_id}; run: simplu-worker tenants move, to another shard"
                 )
             arrival = await read_arrival(connection, tenant_id)
@@ -415,8 +415,8 @@ class Mover:
             if (now - at) - (read_at - before).total_seconds() > CLOCK_STEP_MAX_S:
                 self._last_barrier = None
                 raise MoveRefusedError(
-                    f"{self._move.tenant_id}: expected the clock of shard {self._move.source_id} to run, got one "
-                    f"that was set back; the tenant goes on on shard {self._move.source_id}; "
+                    f"{self._move.tenant_id}: the clock of shard {self._move.source_id} was set back, and the move "
+                    f"was stopped; the tenant goes on on shard {self._move.source_id}; "
                     "run: simplu-worker tenants rollback --stay --apply, and then move the tenant again"
                 )
         self._last_barrier = (now, read_at)
@@ -440,7 +440,7 @@ class Mover:
         )
         if not comparison.is_equal:
             raise MoveRefusedError(
-                f"{self._move.tenant_id}: expected equal rows on both shards, got other ones: "
+                f"{self._move.tenant_id}: the rows on both shards differ: "
                 f"{describe_difference(comparison)}; the tenant goes on on shard {self._move.source_id}; "
                 "run: simplu-worker tenants rollback --stay --apply"
             )
@@ -522,8 +522,7 @@ class Mover:
                 return began_at, source, fenced, changes
             await asyncio.sleep(PAUSE_S)
         raise PauseTooLongError(
-            f"{tenant_id}: expected a moment without a batch that keeps others waiting, got none in "
-            f"{FENCE_TRIES} tries; {self.describe_state()}"
+            f"{tenant_id}: in {FENCE_TRIES} tries a batch kept the fence waiting for too long; {self.describe_state()}"
         )
 
     async def _copy_rest(self, progress: Progress) -> None:
@@ -614,8 +613,8 @@ class Mover:
         has_rows = departure is not None and departure.step in {MoveStep.COMMITTED, MoveStep.DONE}
         if target is None or arrival is None or arrival.ready_at is None or departure is None or not has_rows:
             raise MoveRefusedError(
-                f"{move.tenant_id}: expected rows to compare on shard {move.source_id}, got none or deleted ones: "
-                f"its home is shard {move.target_id} already; run: simplu-worker tenants show"
+                f"{move.tenant_id}: its home is shard {move.target_id} already, and shard {move.source_id} has no rows "
+                "to compare any more; run: simplu-worker tenants show"
             )
         comparison = await compare_shards(
             self._source,

@@ -40,22 +40,20 @@ class TenantPlaces:
         homes = sorted(shard_id for shard_id, state in self.states.items() if state in LEAVING)
         if len(homes) > 1:
             raise PermanentError(
-                f"{self.tenant_id}: expected one home, got {' and '.join(homes)}; see docs/runbook/tenant-split.md"
+                f"{self.tenant_id}: it has a home on {' and on '.join(homes)}; see docs/runbook/tenant-split.md"
             )
         if homes:
             return homes[0]
         if (gone := self.destroyed_on()) is not None:
             copies = "; run: simplu-worker tenants rollback --apply, to delete its copy" if self.arriving_on() else ""
-            raise PermanentError(
-                f"{self.tenant_id}: expected a tenant to move, got one that is destroyed on {gone}{copies}"
-            )
+            raise PermanentError(f"{self.tenant_id}: the tenant is destroyed on {gone}{copies}")
         if self.silent:
             raise RetryableError(
-                f"{self.tenant_id}: expected an answer of every shard, got none of {', '.join(sorted(self.silent))}; "
+                f"{self.tenant_id}: no answer of {', '.join(sorted(self.silent))}, which may have it; "
                 "nothing was done; see whether they run, and run the same command again"
             )
         if not self._departures():
-            raise PermanentError(f"{self.tenant_id}: expected a tenant of some shard, got none; run: tenants provision")
+            raise PermanentError(f"{self.tenant_id}: no shard has this tenant; run: tenants provision")
         return None
 
     def source_for(self, target_id: str) -> str:
@@ -66,7 +64,7 @@ class TenantPlaces:
         home = self.home()
         if home is not None and (others := [one for one in self.arriving_on() if one != target_id]):
             raise PermanentError(
-                f"{self.tenant_id}: expected no unfinished move to another shard, got a copy on "
+                f"{self.tenant_id}: an unfinished move has left a copy on "
                 f"{' and '.join(others)}; the tenant stays on shard {home}; run: simplu-worker tenants rollback "
                 f"--stay --apply, to delete the copy, or tenants move to {others[0]}, to end that move"
             )
@@ -75,7 +73,7 @@ class TenantPlaces:
         left = [shard_id for shard_id, to in self._departures().items() if to == target_id]
         if not left:
             where = f"its home is shard {target_id} already" if home else "it is on its way to another shard"
-            raise PermanentError(f"{self.tenant_id}: expected another shard to move to, got {target_id}: {where}")
+            raise PermanentError(f"{self.tenant_id}: it cannot move to shard {target_id}: {where}")
         return left[-1]
 
     def destroyed_on(self) -> str | None:
@@ -163,6 +161,6 @@ def check_room(shard_id: str, answer: CapacityAnswer, *, coming_count: int = 0, 
         return
     coming = f", and {coming_count} are to move there before" if coming_count else ""
     raise PermanentError(
-        f"shard {shard_id}: expected room for a business, got a full shard "
-        f"({answer.business_count} of {answer.business_max}{coming}); raise maxBusinesses in Citrus, or choose another"
+        f"shard {shard_id} is full ({answer.business_count} of {answer.business_max}{coming}); raise maxBusinesses in "
+        "Citrus, or choose another"
     )

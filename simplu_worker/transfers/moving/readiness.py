@@ -117,16 +117,13 @@ async def check_shards(locator: Locator, pools: Pools, tenant_id: str, source_id
     for shard_id in (source_id, target_id):
         if shard_id not in known:
             names = ", ".join(sorted(known))
-            raise PermanentError(f"shard {shard_id}: expected one of {names}, got a shard that is unknown")
+            raise PermanentError(f"shard {shard_id} is unknown; choose one of {names}")
         await require_schema(pools.ensure_pool(known[shard_id]))
     target = known[target_id]
     if not target.is_active:
-        raise PermanentError(f"shard {target_id}: expected an active shard, got one that is marked inactive")
+        raise PermanentError(f"shard {target_id} is marked inactive; choose another, or have it activated")
     if isinstance(locator, StaticMap) and target_id in locator.map.retired_ids:
-        raise PermanentError(
-            f"shard {target_id}: expected one that takes tenants, got one that is retired in the map; "
-            "take that back first"
-        )
+        raise PermanentError(f"shard {target_id} is retired in the map, and takes no tenants; take that back first")
     await check_copy(pools.pool_of(target_id))
     await _check_type(pools, tenant_id, source_id, target_id)
 
@@ -140,8 +137,8 @@ async def _check_type(pools: Pools, tenant_id: str, source_id: str, target_id: s
         missing = await connection.fetch(QUERIES["find_missing_types"], [tenant.business_type])
     if missing:
         raise PermanentError(
-            f"shard {target_id}: expected the business type {tenant.business_type} of the tenant, got a shard without "
-            "it; write it there with `simplu-worker types apply`, then move the tenant"
+            f"shard {target_id} lacks the tenant's business type {tenant.business_type}; write it there with "
+            "`simplu-worker types apply`, then move the tenant"
         )
 
 
@@ -150,8 +147,8 @@ async def check_copy(pool: ShardPool) -> None:
     async with pool.connection() as connection:
         if not await connection.fetchval(QUERIES["may_copy_into"]):
             raise PermanentError(
-                f"shard {pool.address.shard_id}: expected the role that owns the tables, or one with BYPASSRLS, got "
-                "another role; COPY needs it: run the command with the connection strings of that role"
+                f"shard {pool.address.shard_id}: COPY needs the role that owns the tables, or one with BYPASSRLS; run "
+                "the command with the connection strings of that role"
             )
 
 
@@ -162,8 +159,7 @@ async def require_schema(pool: ShardPool) -> None:
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
             raise PermanentError(
-                f"shard {shard_id}: expected our schema, got an empty database; "
-                f"run: simplu-worker shards upgrade {shard_id} --apply"
+                f"shard {shard_id} is an empty database; run: simplu-worker shards upgrade {shard_id} --apply"
             )
 
 

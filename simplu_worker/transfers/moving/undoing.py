@@ -98,7 +98,7 @@ async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str
         tenant = await read_tenant(connection, tenant_id, locked=True)
         if tenant is None or tenant.state not in LEAVING | GONE:
             state = "none" if tenant is None else tenant.state
-            raise PermanentError(f"{tenant_id}: expected its home on shard {source_id}, got a row that is {state}")
+            raise PermanentError(f"{tenant_id}: its home is not on shard {source_id}, where its row is {state}")
         token = max(tenant.move_token, 0 if copy is None else copy.move_token) + 1
         if tenant.state in LEAVING:  # no mover can do anything about a tenant that is destroyed
             await take_token(connection, tenant_id, token)

@@ -490,9 +490,9 @@ async def test_adopt_does_not_overwrite_the_default_row_when_the_other_program_h
 @pytest.mark.parametrize(
     ("statement", "says"),
     [
-        ("CREATE TABLE tenants (id int)", "expected no other tenants"),
-        ("CREATE TYPE moves AS ENUM ('a')", "expected no other moves"),
-        ("CREATE TABLE resources_before_adoption (id int)", "expected no other resources_before_adoption"),
+        ("CREATE TABLE tenants (id int)", "there is tenants already"),
+        ("CREATE TYPE moves AS ENUM ('a')", "there is moves already"),
+        ("CREATE TABLE resources_before_adoption (id int)", "there is resources_before_adoption already"),
     ],
 )
 async def test_plan_names_what_is_in_the_way_of_our_tables(case: Case, statement: str, says: str) -> None:

@@ -330,7 +330,7 @@ async def test_move_that_has_begun_ends_first(make_shard: ShardMaker, tmp_path: 
     running = move_tenants(settings, [MoveRequest(*TENANT, "b")], MoveTerms(), apply=True, as_json=True)
     await stop_in_copy(running, *addresses)
 
-    for shard_state in ("got a mover on shard a", "got a row that is incoming on shard b"):
+    for shard_state in ("a mover runs on shard a", "its row is incoming on shard b"):
         for apply in (False, True):
             with pytest.raises(RetryableError, match=shard_state):
                 await terminal.erase(settings, apply=apply)
@@ -354,9 +354,9 @@ async def test_erasure_ends_where_a_mover_has_come_meanwhile(make_shard: ShardMa
         assert standing is not None
         before = await planted(pool.address)
         await ask(pool.address, f"UPDATE tenants SET {change}")
-        with pytest.raises(RetryableError, match="as it was read"):
+        with pytest.raises(RetryableError, match="has changed: a move, a restore"):
             await eraser.erase_on_shard(pool, commits, ERASURE, standing)
-        with pytest.raises(RetryableError, match="as it was read"):
+        with pytest.raises(RetryableError, match="has changed: a move, a restore"):
             await eraser._page_through(pool, ERASURE, standing, apply=True)
         assert await planted(pool.address) == before
 

@@ -256,9 +256,9 @@ async def test_copy_is_deleted_by_a_rollback_before_the_commit(
 @pytest.mark.parametrize(
     ("tenant", "shard_id", "error"),
     [
-        (("no", "body"), "b", "expected a tenant of some shard, got none"),
+        (("no", "body"), "b", "no shard has this tenant"),
         (TENANT, "a", "its home is shard a already"),
-        (TENANT, "z", "expected one of a, b, got a shard that is unknown"),
+        (TENANT, "z", "shard z is unknown; choose one of a, b"),
     ],
 )
 async def test_move_that_cannot_be_is_refused_with_the_reason(
@@ -303,7 +303,7 @@ async def test_plan_of_moves_to_a_shard_is_what_becomes_of_them(
         plan = answer_of(capsys)
         planned = {one["tenant"] for one in plan["plan"]}
         assert planned == {TENANT_ID, "second-main", f"{TENANT[0]}-other"}
-        assert "full shard (0 of 2, and 2 are to move there before)" in plan["refused"]["third-main"]
+        assert "full (0 of 2, and 2 are to move there before)" in plan["refused"]["third-main"]
         assert await move_tenants(citrus.settings, requests, MoveTerms(), apply=True, as_json=True) == 1
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert {one["tenant"] for one in lines if one.get("outcome") == "moved"} == planned

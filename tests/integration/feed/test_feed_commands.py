@@ -191,7 +191,7 @@ async def test_skip_passes_the_source_of_a_tenant_that_has_moved(
         await until(world, "b", "SELECT FROM feed_cursors WHERE held <> '[]'", 1)
         (waiting,) = (await shown(settings, output))["waitingTenants"]
         assert waiting == {"tenantId": TENANT_ID, "shardId": "b", "sourceShardId": "a"}
-        with pytest.raises(PermanentError, match=f"expected --tenant, out of .*: {TENANT_ID}"):
+        with pytest.raises(PermanentError, match=f"with --tenant: {TENANT_ID}"):
             await skip_feed(settings, "receiver", "b", None, apply=True, as_json=True)
         assert await skip_feed(settings, "receiver", "b", TENANT, apply=False, as_json=True) == 0
         assert not receiver.events
@@ -244,7 +244,7 @@ async def test_forget_deletes_what_the_shards_have_of_a_destination_that_has_lef
     case = world.case("a")
     async with running(feed):
         await publishing(feed, 2)
-        with pytest.raises(PermanentError, match="no replica has in FEED_FILE, got left, which one has on a; take"):
+        with pytest.raises(PermanentError, match="one, which publishes a, has left in its FEED_FILE; take"):
             await forget_destination(settings, "left", apply=True, as_json=True)
         feed.replace([other.configured()])
         for shard_id in "ab":

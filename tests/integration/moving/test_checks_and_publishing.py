@@ -126,7 +126,7 @@ async def test_target_without_the_business_type_is_refused_before_anything_is_wr
 ) -> None:
     pool = world.case("b").pool
     await fetch(pool, "UPDATE business_types SET name = 'another' WHERE name = 'dental'")
-    error = "shard b: expected the business type dental of the tenant, got a shard without it; write it there with"
+    error = "shard b lacks the tenant's business type dental; write it there with"
 
     problems = (await plan_moves(world.shards, [MoveRequest(*TENANT, "b")])).refused
     assert problems[TENANT_ID].startswith(error)

@@ -66,8 +66,8 @@ VALUES ('clinic-main', 'clinic-main', '', 'dental', 'destroyed', now(), now())
     [
         ("b", REFUSED_DATA, "the tenant goes on on shard a; run the same command again to go on, or tenants rollback"),
         ("a", "UPDATE tenants SET state = 'fenced'", "is being restored: .* run: simplu-worker tenants restore"),
-        ("a", "UPDATE tenants SET state = 'destroyed'", "one that is destroyed; run: simplu-worker tenants rollback"),
-        ("b", OTHER_TENANT, "got that of business clinic-main at location ; the tenant stays on shard a; run: "),
+        ("a", "UPDATE tenants SET state = 'destroyed'", "the tenant is destroyed; run: simplu-worker tenants rollback"),
+        ("b", OTHER_TENANT, "has this id for business clinic-main at location ; the tenant stays on shard a; run: "),
     ],
     ids=["data", "restore", "destroyed", "other tenant"],
 )

@@ -73,11 +73,11 @@ def test_replay_during_another_one_sends_what_either_asks_for(
         (FeedStop.DISABLED, (held("x"),), None, Resume(FeedStop.DISABLED, "why", "id-1")),
         (None, (held("x"), held("y")), "y", PassSource("y", "a")),
         (FeedStop.REFUSED, (held("x"),), "x", PassSource("x", "a")),
-        (None, (held("y"), held("x")), None, "expected --tenant, out of those that wait for their source: x, y"),
-        (None, (held("x", is_passed=True),), None, "expected a destination that has stopped"),
-        (None, (held("x"),), "z", "out of x; got z"),
-        (None, (held("x", is_passed=True),), "x", "out of none; got x"),
-        (FeedStop.REFUSED, (), "z", "out of none; got z"),
+        (None, (held("y"), held("x")), None, "name one of the tenants that wait for their source with --tenant: x, y"),
+        (None, (held("x", is_passed=True),), None, "the destination has not stopped"),
+        (None, (held("x"),), "z", "z does not wait for its source; these tenants do: x"),
+        (None, (held("x", is_passed=True),), "x", "x does not wait for its source; these tenants do: none"),
+        (FeedStop.REFUSED, (), "z", "these tenants do: none"),
     ],
 )
 def test_skip_passes_what_is_named_and_nothing_else(
@@ -92,7 +92,7 @@ def test_skip_passes_what_is_named_and_nothing_else(
 
 def test_skip_passes_an_event_of_a_destination_that_goes_on() -> None:
     assert choose_skip(None, "503", None, (held("x"),), None, "id-2") == PassEvent("id-2")
-    with pytest.raises(PermanentError, match="expected no --event"):
+    with pytest.raises(PermanentError, match="leave out --event"):
         choose_skip(FeedStop.REFUSED, "why", "id-1", (), None, "id-2")
     with pytest.raises(PermanentError, match="expected --tenant or --event"):
         choose_skip(None, None, None, (held("x"),), "x", "id-2")

@@ -172,7 +172,7 @@ def test_plan_refuses_only_what_was_not_chosen() -> None:
     assert (made.row_count, made.duplicate_count) == (1, 1)
     _, unresolved, *others = made.refusals(AdoptionChoices())
     assert ("unresolved tenants: 1, with 42 rows" in unresolved, len(others)) == (True, 2)
-    assert [text.split()[0] for text in made.refusals(AdoptionChoices(Duplicates.OLDEST, True, True))] == ["expected"]
+    assert [text.split()[0] for text in made.refusals(AdoptionChoices(Duplicates.OLDEST, True, True))] == ["beside"]
     assert len(made.refusals(AdoptionChoices(leave_unresolved=True, leave_faulty=True))) == 2
     assert plan(OldContents(), owner(OldTenant("clinic-main"), CLINIC)).refusals(AdoptionChoices()) == []
 

@@ -61,8 +61,8 @@ def test_restorer_begins_where_the_rows_are(state: TenantState, found: Journal |
         (TenantState.FENCED, None, RetryableError, "being moved"),
         (TenantState.FENCED, journal(RestoreStep.DONE), RetryableError, "being moved"),
         (TenantState.FENCED, journal(RestoreStep.REPLACING, token=2), RetryableError, "being moved"),
-        (TenantState.MOVED, None, PermanentError, "expected an active tenant, got one that is moved"),
-        (TenantState.DESTROYING, None, PermanentError, "got one that is destroying"),
+        (TenantState.MOVED, None, PermanentError, "the tenant is moved; only an active one"),
+        (TenantState.DESTROYING, None, PermanentError, "the tenant is destroying"),
     ],
 )
 def test_restorer_is_refused_with_the_reason(
@@ -75,5 +75,5 @@ def test_restorer_is_refused_with_the_reason(
 def test_restore_goes_on_in_its_mode_only() -> None:
     with pytest.raises(PermanentError, match=r"expected --as-of-backup, .* got --catch-up"):
         beginning_of(tenant(TenantState.FENCED), journal(RestoreStep.REPLACING), RestoreMode.CATCH_UP, set(), "earlier")
-    with pytest.raises(PermanentError, match="got no row"):
+    with pytest.raises(PermanentError, match="has no row of the tenant"):
         beginning_of(None, None, RestoreMode.CATCH_UP)

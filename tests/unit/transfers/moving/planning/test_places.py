@@ -38,14 +38,14 @@ def test_source(found: TenantPlaces, source: str) -> None:
 @pytest.mark.parametrize(
     ("found", "error", "text"),
     [
-        (places(a="active", c="active"), PermanentError, "expected one home, got a and c"),
+        (places(a="active", c="active"), PermanentError, "it has a home on a and on c"),
         (places(b="active"), PermanentError, "its home is shard b already"),
         (places(a="moved:c", c="ready"), PermanentError, "it is on its way to another shard"),
-        (places(a="active", c="incoming"), PermanentError, "got a copy on c; the tenant stays on shard a; run"),
+        (places(a="active", c="incoming"), PermanentError, "has left a copy on c; the tenant stays on shard a; run"),
         (places(a="destroyed"), PermanentError, "destroyed on a$"),
         (places(a="destroying", b="incoming"), PermanentError, "destroyed on a; run: simplu-worker tenants rollback"),
-        (places(), PermanentError, "got none; run: tenants provision"),
-        (places(("c",), a="moved:b"), RetryableError, "got none of c; .* run the same command again"),
+        (places(), PermanentError, "no shard has this tenant; run: tenants provision"),
+        (places(("c",), a="moved:b"), RetryableError, "no answer of c, .* run the same command again"),
     ],
 )
 def test_no_source(found: TenantPlaces, error: type[Exception], text: str) -> None:
