@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
+from simplu_worker.aws.sending import RequestBounds, cut
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, FifoIds, OutgoingMessage
 from simplu_worker.consumers.kinesis.stream.aggregation import Part, parts_of_record
-from simplu_worker.consumers.kinesis.stream.client import NewRecord
 from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.json_record import parse_record
@@ -176,49 +176,17 @@ def partition_key_of(decoded: Operation | RejectedRecord, number: int, rule: Par
     return key if len(key) <= KEY_MAX else hashlib.sha256(key.encode()).hexdigest()
 
 
-PUT_MAX_COUNT: Final = 500  # records: Kinesis API reference
-PUT_MAX_BYTES: Final = 3_500_000  # below the 5 MiB of PutRecords, which some servers count after base64
 SEND_MAX_BYTES: Final = 262_144  # of a queue that was not configured for more
-
-T = TypeVar("T")
-
-
-def cut_into_puts(records: Iterable[NewRecord]) -> Iterator[list[NewRecord]]:
-    """Cut *records* into requests, in order, none with two of one key: Kinesis may accept the later one alone."""
-
-    def size_of(record: NewRecord) -> int:
-        return len(record.data) + len(record.partition_key.encode())
-
-    return _cut(records, lambda record: record.partition_key, size_of, PUT_MAX_COUNT, PUT_MAX_BYTES)
 
 
 def cut_into_sends(messages: Iterable[OutgoingMessage]) -> Iterator[list[OutgoingMessage]]:
-    """Cut messages into requests in the same way, none with two of one group."""
+    """Cut messages into requests of SendMessageBatch, none with two of one group."""
 
     def group_of(message: OutgoingMessage) -> str | None:
         return None if message.fifo is None else message.fifo.group_id
 
-    return _cut(messages, group_of, lambda message: len(message.body.encode()), BATCH_MAX_COUNT, SEND_MAX_BYTES)
-
-
-def _cut(
-    items: Iterable[T], key_of: Callable[[T], str | None], size_of: Callable[[T], int], max_count: int, max_bytes: int
-) -> Iterator[list[T]]:
-    request: list[T] = []
-    keys: set[str] = set()
-    size_bytes = 0
-    for item in items:
-        key, item_bytes = key_of(item), size_of(item)
-        is_full = len(request) == max_count or size_bytes + item_bytes > max_bytes
-        if request and (is_full or key in keys):
-            yield request
-            request, keys, size_bytes = [], set(), 0
-        request.append(item)
-        if key is not None:
-            keys.add(key)
-        size_bytes += item_bytes
-    if request:
-        yield request
+    bounds = RequestBounds(BATCH_MAX_COUNT, SEND_MAX_BYTES)
+    return cut(messages, bounds, key_of=group_of, size_of=lambda message: len(message.body.encode()))
 
 
 class SendStatus(StrEnum):

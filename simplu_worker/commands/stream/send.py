@@ -6,7 +6,8 @@ import contextlib
 import sys
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +17,9 @@ import msgspec
 from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
+from simplu_worker.aws.clients import THROTTLING_CODES, open_client
+from simplu_worker.aws.sending import OnFailure, send_request
+from simplu_worker.aws.sqs_queue import OutgoingMessage, Queue
 from simplu_worker.commands.output import (
     CountProgress,
     note_what_is_awaited,
@@ -30,6 +34,7 @@ from simplu_worker.commands.stream.input_lines import (
     InputLine,
     LineReport,
     SendStatus,
+    cut_into_sends,
     message_of,
     names_in,
     parse_events,
@@ -49,17 +54,8 @@ from simplu_worker.commands.stream.outcomes import (
     wait_for_outcomes,
     with_undecided,
 )
-from simplu_worker.commands.stream.put_records import (
-    PutCount,
-    Sink,
-    open_queue_for_sends,
-    open_stream_for_puts,
-    put_in_order,
-    queue_sink,
-    stream_sink,
-)
 from simplu_worker.config.settings import ROUTES, Settings, set_of
-from simplu_worker.consumers.kinesis.stream.client import NewRecord
+from simplu_worker.consumers.kinesis.stream.client import NewRecord, Stream, cut_into_puts
 from simplu_worker.consumers.sqs.order_messages import OrderRules
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import Days, Operation, RejectedRecord
@@ -69,6 +65,7 @@ from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import uuid7
 from simplu_worker.vocabulary import Absence, Failure, OperationKind, PartitionKeyRule
 
+PUT_TIMEOUT_S: Final = 30.0  # a request of 5 MiB over a slow line
 RESULT_SHOWN_LENGTH: Final = 60
 
 STYLES: Final = {
@@ -81,6 +78,15 @@ STYLES: Final = {
 }
 
 T = TypeVar("T")
+
+
+@dataclass
+class PutCount:
+    """How many items of *total* were put, and how many more are under way."""
+
+    total: int
+    done: int = 0
+    under_way: int = 0
 
 
 class SendOptions(NamedTuple):
@@ -115,7 +121,7 @@ async def send_operations(settings: Settings, text: bytes, options: SendOptions,
     if invalid and not options.force:
         _print_invalid(invalid, as_json=as_json)
         return 1
-    count = PutCount()
+    count = PutCount(len(lines))
     try:
         outcomes, silent = await _send(settings, lines, options, count)
     except BaseException:
@@ -164,30 +170,67 @@ async def _send(
 
 
 async def _put(settings: Settings, lines: Sequence[InputLine], count: PutCount) -> None:
-    records = [NewRecord(line.partition_key, line.record) for line in lines]
-    async with open_stream_for_puts(settings) as stream:
-        await _put_into(stream_sink(stream), records, str(stream.address), count)
+    """Put *lines* on the stream; count those that were put, and print the error if these are not all."""
+    requests = cut_into_puts(NewRecord(line.partition_key, line.record) for line in lines)
+    async with open_client("kinesis", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S) as client:
+        stream = Stream(client, settings.kinesis_stream_name or "")
+        await _send_requests(f"stream {stream.name}", str(stream.address), requests, stream.put_all, count)
 
 
 async def _put_events(settings: Settings, lines: Sequence[InputLine], options: SendOptions, count: PutCount) -> None:
     url = settings.sqs_priority_queue_url if options.priority else settings.sqs_order_events_queue_url
-    async with open_queue_for_sends(settings, url or "") as queue:
+    async with open_client("sqs", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S) as client:
+        queue = Queue(client, url or "")
         run_id = _new_id()
         messages = [message_of(line, is_fifo=queue.is_fifo, run_id=run_id) for line in lines]
-        await _put_into(queue_sink(queue), messages, queue.name, count)
+
+        async def send_all(request: Sequence[OutgoingMessage], on_failure: OnFailure) -> None:
+            await send_messages(queue, request, on_failure)
+
+        await _send_requests(f"queue {queue.name}", queue.name, cut_into_sends(messages), send_all, count)
 
 
-async def _put_into(sink: Sink[T], items: Sequence[T], place: str, count: PutCount) -> None:
+async def send_messages(queue: Queue, messages: Sequence[OutgoingMessage], on_failure: OnFailure | None = None) -> None:
+    """Send the messages of a request. Raises PermanentError for one that would be refused again."""
+    name = f"queue {queue.name}"
+
+    async def send(left: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
+        unsent = await queue.send(left)
+        for one in unsent:  # SQS calls it the sender's fault, too, that it gets too many requests
+            if one.is_sender_fault and one.code not in THROTTLING_CODES:
+                raise PermanentError(f"{name}: expected an entry that it accepts, got one that it refuses: {one.code}")
+        return [left[one.index] for one in unsent]
+
+    await send_request(name, messages, send, on_failure)
+
+
+async def _send_requests(
+    name: str,
+    place: str,
+    requests: Iterable[list[T]],
+    send: Callable[[list[T], OnFailure], Awaitable[None]],
+    count: PutCount,
+) -> None:
+    """Send *requests* one at a time.
+
+    One without an answer is sent again: the log drops the second operation by its request id.
+    """
     failures: list[RetryableError] = []
 
     def describe() -> str:
         cause = failures[-1] if failures else f"no answer from {place} yet"
-        return f"waiting for {sink.name}: {cause}"
+        return f"waiting for {name}: {cause}"
 
-    with CountProgress("put", len(items)) as progress, note_what_is_awaited(describe, progress):
-        error = await put_in_order(sink, items, progress, count, on_failure=failures.append)
-    if error is not None:
-        print_note(f"{count.done} of {len(items)} were put on {place}, then: {error}")
+    with CountProgress("put", count.total) as progress, note_what_is_awaited(describe, progress):
+        for request in requests:
+            count.under_way = len(request)
+            try:
+                await send(request, failures.append)
+            except WorkerError as exc:
+                print_note(f"{count.done} of {count.total} were put on {place}, then: {exc}")
+                return
+            count.done, count.under_way = count.done + len(request), 0
+            progress.show(count.done)
 
 
 async def _wait(

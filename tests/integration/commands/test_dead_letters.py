@@ -22,6 +22,7 @@ from support.postgres.tenant_cases import fetch
 from support.reader_world import MARGIN, SETTINGS, WAIT, World, eventually, open_world, reaches, record
 from support.settings import settings_in
 
+from simplu_worker.aws import sending
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.commands.dead_letters.command import (
     discard_dead_letters,
@@ -29,7 +30,6 @@ from simplu_worker.commands.dead_letters.command import (
     replay_dead_letters,
 )
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.stream import client
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import TrimHorizon
 from simplu_worker.dead_letters import browser
@@ -684,7 +684,7 @@ async def test_newest_letters_are_those_of_the_whole_queue(bench: Bench) -> None
 async def test_replay_stops_by_name_when_the_stream_is_in_trouble(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "PUT_RETRY_MAX_S", 0.01)
+    monkeypatch.setattr(sending, "RETRY_MAX_S", 0.01)
     monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", "http://127.0.0.1:1")
     await bench.store(*(letter(bench, record("create", "a-x", n), str(n)) for n in range(3)))
     done = await bench.replay()

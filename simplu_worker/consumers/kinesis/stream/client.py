@@ -8,7 +8,6 @@ Find the first record from a position on, for commands.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, assert_never
@@ -17,6 +16,7 @@ import msgspec
 import structlog
 
 from simplu_worker.aws.clients import AWS_ERRORS, DECODERS, Client, ThrottledError, address_of, error_code, translate
+from simplu_worker.aws.sending import OnFailure, RequestBounds, cut, send_request
 from simplu_worker.consumers.kinesis.stream.positions import (
     AfterSequenceNumber,
     AtSequenceNumber,
@@ -28,7 +28,6 @@ from simplu_worker.consumers.kinesis.stream.positions import (
 )
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.instruments import KINESIS_GET_RECORDS, KINESIS_THROTTLED
-from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.waits import retry
 
 log = structlog.get_logger(__name__)
@@ -37,9 +36,6 @@ READY_STATES = frozenset({"ACTIVE", "UPDATING"})
 STATE_POLL_INTERVAL_S = 0.5  # DescribeStreamSummary: 20 a second and account
 PUT_MAX_COUNT: Final = 500  # records: Kinesis API reference
 PUT_MAX_BYTES: Final = 3_500_000  # below the 5 MiB of PutRecords, which some servers count after base64
-PUT_TRIES_MAX: Final = 8  # in a row, without a record taken
-PUT_RETRY_BASE_S: Final = 0.2
-PUT_RETRY_MAX_S: Final = 5.0
 
 
 class StreamShard(msgspec.Struct, frozen=True):
@@ -174,28 +170,13 @@ class Stream:
         reply = await self._call("put_records", **self._key, Records=entries)
         return [record for record, entry in zip(records, reply["Records"], strict=True) if entry.get("ErrorCode")]
 
-    async def put_all(self, records: Iterable[NewRecord]) -> None:
+    async def put_all(self, records: Iterable[NewRecord], on_failure: OnFailure | None = None) -> None:
         """Put *records*, those of one partition key in their order, and refused ones again.
 
         Raises the error of the last try; any number of the records may be in the stream then.
         """
         for request in cut_into_puts(records):
-            left, failure_count = request, 0
-            while left:
-                try:
-                    refused = await self.put(left)
-                    error = RetryableError(f"stream {self.name} takes no more now")
-                except RetryableError as exc:
-                    refused, error = left, exc
-                failure_count = failure_count + 1 if len(refused) == len(left) else 1
-                if refused and failure_count == PUT_TRIES_MAX:
-                    raise error
-                left = refused
-                if left:
-                    pause_s = backoff_s(
-                        failure_count, draw=random.random(), base_s=PUT_RETRY_BASE_S, max_s=PUT_RETRY_MAX_S
-                    )
-                    await asyncio.sleep(pause_s)
+            await send_request(f"stream {self.name}", request, self.put, on_failure)
 
     async def list_stream_shards(self, at: TrimHorizon | Latest | AtTimestamp | None = None) -> list[StreamShard]:
         """Return the stream shards that still hold records; with *at*, those that were open then."""
@@ -279,24 +260,13 @@ def stream_name(name_or_arn: str) -> str:
 
 
 def cut_into_puts(records: Iterable[NewRecord]) -> Iterator[list[NewRecord]]:
-    """Cut *records* into requests, in order, none with two records of one partition key.
+    """Cut *records* into requests of PutRecords, none with two records of one partition key."""
 
-    A request that Kinesis refuses in part may store its records in any order, which must not change the order of a key.
-    """
-    request: list[NewRecord] = []
-    keys: set[str] = set()
-    size_bytes = 0
-    for record in records:
-        record_bytes = len(record.data) + len(record.partition_key.encode())
-        is_full = len(request) == PUT_MAX_COUNT or size_bytes + record_bytes > PUT_MAX_BYTES
-        if request and (is_full or record.partition_key in keys):
-            yield request
-            request, keys, size_bytes = [], set(), 0
-        request.append(record)
-        keys.add(record.partition_key)
-        size_bytes += record_bytes
-    if request:
-        yield request
+    def size_of(record: NewRecord) -> int:
+        return len(record.data) + len(record.partition_key.encode())
+
+    bounds = RequestBounds(PUT_MAX_COUNT, PUT_MAX_BYTES)
+    return cut(records, bounds, key_of=lambda record: record.partition_key, size_of=size_of)
 
 
 class _ExpiredTokenError(RetryableError):
