@@ -61,7 +61,7 @@ log = structlog.get_logger(__name__)
 
 
 class Signals(NamedTuple):
-    """The signals that came: *stopping* is set by SIGTERM and SIGINT, the others by SIGHUP, which rereads *files*."""
+    """The signals that came: *stopping* by SIGTERM and SIGINT, the others by SIGHUP, which rereads *files*."""
 
     stopping: asyncio.Event
     hung_up: asyncio.Event
@@ -70,10 +70,7 @@ class Signals(NamedTuple):
 
 
 async def run_worker(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT, then drain within `SHUTDOWN_GRACE_SECONDS`; a second signal ends the process.
-
-    SIGHUP reloads `SHARD_MAP_FILE`, `FEED_FILE`, `API_TOKENS_FILE` and the certificate.
-    """
+    """Run until SIGTERM or SIGINT, then drain; a second signal ends the process. SIGHUP reloads files."""
     widen_threads()
     signals = _handle_signals()
     instruments.set_build_info(__version__)
@@ -129,7 +126,6 @@ def _handle_signals() -> Signals:
 
 
 async def _serve_http(stack: AsyncExitStack, settings: Settings, replica: ReplicaStatus, signals: Signals) -> int:
-    """Serve what *replica* tells while *stack* is open; return the port. Raises `ConfigurationError` for its files."""
     path, certificate, key = settings.api_tokens_file, settings.http_tls_cert_file, settings.http_tls_key_file
     tokens, tls = None, None
     if path is not None:
@@ -171,7 +167,6 @@ async def _ensure_dead_letter_queue(
 
 
 def _show_parts(parts: Parts, health: HealthRegistry, replica: ReplicaStatus) -> None:
-    """Make *replica* show *parts* from now on."""
     shards, consumers = parts.shards, parts.consumers
     monitoring = Monitoring(
         consumers.receivers, consumers.all_queues(), consumers.orders, parts.cache, parts.cache_admin
@@ -188,7 +183,6 @@ def _show_parts(parts: Parts, health: HealthRegistry, replica: ReplicaStatus) ->
 
 
 def _background_tasks(settings: Settings, parts: Parts, health: HealthRegistry, signals: Signals) -> dict[str, Task]:
-    """Return by name the tasks that run beside the sources until these are drained."""
     shards, consumers = parts.shards, parts.consumers
     grace = timedelta(hours=settings.tenant_destroy_grace_hours)
     tasks: dict[str, Task] = {
@@ -233,7 +227,6 @@ def _effective_retention(settings: Settings, consumers: Consumers) -> EffectiveR
 
 
 async def _reload_map(settings: Settings, shards: Shards, wanted: asyncio.Event) -> None:
-    """Reload the shard map, where there is one, whenever *wanted* is set."""
     path = settings.shard_map_file
     if path is None or not isinstance(shards.locator, StaticMap):
         await log_unused_reloads(wanted)
@@ -243,7 +236,6 @@ async def _reload_map(settings: Settings, shards: Shards, wanted: asyncio.Event)
 
 
 async def _send_heartbeats(notifier: SystemdNotifier, replica: ReplicaStatus) -> None:
-    """Measure the event loop's lag, and notify systemd."""
     was_ready = False
     extend_at = watchdog_at = 0.0
     while True:
@@ -273,7 +265,6 @@ async def _run_until_drained(
     stopping: asyncio.Event,
     notifier: SystemdNotifier,
 ) -> None:
-    """Consume the sources until *stopping* is set, then drain them. Raises TimeoutError after the grace time."""
     loop = asyncio.get_running_loop()
     grace_s = settings.shutdown_grace_seconds
     consumers, cache = parts.consumers, parts.cache
@@ -316,7 +307,7 @@ async def _flush(flush: Coroutine[Any, Any, None]) -> None:
 
 
 def _require_drained(consumers: Consumers) -> None:
-    """Raise TimeoutError if handlers of a queue were cancelled at the end of the drain."""
+    """Raise TimeoutError if handlers were cancelled at the end of the drain."""
     overdue = sorted(name for name, receiver in consumers.receivers.items() if receiver.overdue_message_ids)
     if overdue:
         raise TimeoutError(f"not drained in time, their messages come again: {', '.join(overdue)}")

@@ -1,7 +1,7 @@
-"""Define every metric of the worker and its labels, on the default registry (docs/metrics.md).
+"""All metrics and their labels, on the default registry (docs/metrics.md).
 
-Callers count once a batch and not once a record. Label values are bounded: no tenant, resource or request id ever is
-one. Every label set that is known in advance exists from the start with 0, so that `rate()` sees the first error too.
+Callers count once a batch. No tenant, resource or request id is a label. Known label sets exist from the start with 0,
+so that `rate()` sees the first error too.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ SHARD_BUCKETS_S = (0.001, 0.0025, *REQUEST_BUCKETS_S)
 
 
 class BatchHistogram(Collector):
-    """A histogram of one label that observes a whole batch in one call, for thousands of values.
+    """A histogram of one label that observes a whole batch in one call.
 
-    It has no lock: observe in one thread only (the event loop's). What another one collects meanwhile may lack a batch.
+    It has no lock: observe in the event loop's thread only.
     """
 
     def __init__(
@@ -88,15 +88,8 @@ class BatchHistogram(Collector):
         if registry is not None:
             registry.register(self)
 
-    def __repr__(self) -> str:
-        totals = {value: sum(counts) for value, counts in self._counts.items()}
-        return f"BatchHistogram({self._name}, {totals})"
-
     def observe_many(self, source: str, observed: Iterable[tuple[float, int]]) -> None:
-        """Count *observed*, pairs of seconds and their number, under the label value *source*.
-
-        Seconds that are negative because of clock skew count as 0.
-        """
+        """Count pairs of seconds and their number; a negative time, of clock skew, is 0."""
         counts = self._counts.setdefault(source, self._no_counts())
         total = 0.0
         for seconds, times in observed:
@@ -106,15 +99,15 @@ class BatchHistogram(Collector):
         self._sums[source] = self._sums.get(source, 0.0) + total
 
     def bucket_counts(self) -> list[int]:
-        """Return how many values each bucket has, of all label values; those beyond the last bound last."""
+        """Return the count of each bucket over all labels, that beyond the last bound last."""
         return [sum(counts) for counts in zip(*self._counts.values(), strict=True)] or self._no_counts()
 
     def describe(self) -> Iterable[HistogramMetricFamily]:
-        """Return the family without samples, for the registry's check of names."""
+        """Return the family without samples."""
         return [HistogramMetricFamily(self._name, self._documentation, labels=[self._label])]
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
-        """Return the family with a cumulative series for each label value seen."""
+        """Return the family with its series."""
         family = HistogramMetricFamily(self._name, self._documentation, labels=[self._label])
         names = [*map(repr, self._bounds), "+Inf"]
         for value, counts in list(self._counts.items()):
@@ -426,7 +419,7 @@ def set_build_info(version: str) -> None:
 
 
 def start_queue_at_zero(queue: str) -> None:
-    """Create the series of the queue named *queue* before its first message."""
+    """Create the series of a queue."""
     _start_at_zero(SQS_MESSAGES, [queue], MessageOutcome)
     _start_at_zero(SQS_STALE_RECEIPTS, [queue], QueueCall)
     for metric in (
@@ -445,7 +438,7 @@ _FEED_GAUGES = (FEED_LAG, FEED_HELD_TENANTS, FEED_STOPPED_SHARDS)
 
 
 def start_feed_at_zero(destinations: Iterable[str]) -> None:
-    """Create the series of the feed's destinations before their first event."""
+    """Create the series of the feed's destinations."""
     for name in destinations:
         _start_at_zero(FEED_DELIVERIES, [name], FeedDelivery)
         for metric in (FEED_REFUSALS, *_FEED_GAUGES):
@@ -453,7 +446,7 @@ def start_feed_at_zero(destinations: Iterable[str]) -> None:
 
 
 def end_feed_gauges(destinations: Iterable[str]) -> None:
-    """Remove the gauges of destinations that have left the file: nothing sets them any more."""
+    """Remove the gauges of destinations that have left the file."""
     for name in destinations:
         for metric in _FEED_GAUGES:
             metric.remove(name)
@@ -463,7 +456,7 @@ _finding_labels: set[tuple[str, str, str, str]] = set()
 
 
 def count_finding(business_type: str, resource_type: str, schema_path: str, validation: str) -> None:
-    """Count a finding. Beyond the first FINDING_PATHS_MAX new ones have the path `other`, and at last the types too."""
+    """Count a finding; beyond FINDING_PATHS_MAX new ones have the path `other`, at last the types too."""
     labels = (business_type, resource_type, schema_path, validation)
     of_type, of_any = (business_type, resource_type, OTHER, validation), (OTHER, OTHER, OTHER, validation)
     if labels not in _finding_labels and len(_finding_labels) >= FINDING_PATHS_MAX:
@@ -479,7 +472,7 @@ def total_of(metric: Counter | Gauge) -> int:
 
 
 def totals_by(counter: Counter, label: str) -> dict[str, int]:
-    """Return the values of *counter*, summed by one of its labels, without zeros."""
+    """Return the values of *counter* by one label, without zeros."""
     sums: dict[str, int] = {}
     for metric in counter.collect():
         for sample in metric.samples:
@@ -489,13 +482,13 @@ def totals_by(counter: Counter, label: str) -> dict[str, int]:
 
 
 def message_outcomes(queue: str) -> dict[str, int]:
-    """Return how many messages of the queue named *queue* were decided, by outcome."""
+    """Return how many messages of a queue had each outcome."""
     samples = [sample for metric in SQS_MESSAGES.collect() for sample in metric.samples]
     return {one.labels["outcome"]: int(one.value) for one in samples if one.labels["queue"] == queue}
 
 
 def remove_stream_shard(stream_shard_id: str) -> None:
-    """Remove the series of a stream shard that this replica no longer reads, which would be stale. Idempotent."""
+    """Remove the series of a stream shard that is no longer read here. Idempotent."""
     for gauge in (KINESIS_LAG, KINESIS_LAG_RETENTION, HELD_RETENTION, CATCH_UP_LAG):
         gauge.remove(stream_shard_id)
     for counter in (KINESIS_STREAM_SHARD_BYTES, KINESIS_STREAM_SHARD_RECORDS):
@@ -503,14 +496,14 @@ def remove_stream_shard(stream_shard_id: str) -> None:
 
 
 def remove_shard(shard_id: str) -> None:
-    """Remove every series of a Postgres shard that is no longer known. Idempotent."""
+    """Remove every series of a Postgres shard. Idempotent."""
     remove_shard_use(shard_id)
     for gauge in (SHARD_USAGE, SHARD_TENANTS):
         gauge.remove(shard_id)
 
 
 def remove_shard_use(shard_id: str) -> None:
-    """Remove the series of a Postgres shard that its use and its probes set. Idempotent."""
+    """Remove the series that use and probes of a Postgres shard set. Idempotent."""
     for metric in (SHARD_RESPONSE, SHARD_HEALTHY, SHARD_CONNECTIONS_RATIO, SHARD_REPLICATION_LAG):
         metric.remove(shard_id)
     for state in ConnectionState:
@@ -523,7 +516,7 @@ def remove_shard_use(shard_id: str) -> None:
 
 
 def set_or_remove(gauge: Gauge, label: str, value: float | None) -> None:
-    """Set a gauge of one label; without a value remove its series, which would be stale."""
+    """Set a gauge of one label; without a value remove its series."""
     if value is None:
         gauge.remove(label)
     else:

@@ -36,14 +36,14 @@ def consumer_name(settings: Settings) -> str:
 
 @contextlib.asynccontextmanager
 async def open_stream_consumers(settings: Settings) -> AsyncIterator[StreamConsumers]:
-    """Open the access to the registered consumers of the stream."""
+    """Open the registered consumers of the stream."""
     async with open_client("kinesis", region=settings.aws_region, read_timeout_s=KINESIS_READ_TIMEOUT_S) as client:
         yield StreamConsumers(client, settings.kinesis_stream_name or "")
 
 
 @contextlib.asynccontextmanager
 async def open_subscriptions(settings: Settings) -> AsyncIterator[Subscriptions]:
-    """Open the subscriptions to stream shards, each with a connection of its own."""
+    """Open the subscriptions to stream shards."""
     async with (
         open_stream_consumers(settings) as consumers,
         open_client(
@@ -65,7 +65,7 @@ async def open_lease_table(settings: Settings) -> AsyncIterator[LeaseTable]:
 
 @contextlib.asynccontextmanager
 async def open_leases(settings: Settings) -> AsyncIterator[tuple[LeaseTable, KclLeaderWatch]]:
-    """Open the lease table, and the watch for a leader of the KCL 3.x there and in the tables beside it."""
+    """Open the lease table, and the watch for a leader of the KCL 3.x."""
     name = settings.kinesis_application_name
     kcl_tables = KclTables.of(name, settings.kinesis_coordinator_table, settings.kinesis_worker_metrics_table)
     async with open_client(
@@ -77,7 +77,7 @@ async def open_leases(settings: Settings) -> AsyncIterator[tuple[LeaseTable, Kcl
 
 @contextlib.asynccontextmanager
 async def open_business_info(settings: Settings, *, attempts: int = 1) -> AsyncIterator[BusinessInfo]:
-    """Open business-info; each request is tried *attempts* times in all."""
+    """Open business-info; each request is tried *attempts* times."""
     async with open_client(
         "dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint, max_attempts=attempts
     ) as client:

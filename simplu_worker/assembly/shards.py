@@ -46,7 +46,7 @@ class Shards(msgspec.Struct, frozen=True):
 async def open_shards(
     settings: Settings, *, on_change: OnChange = ignore_changes, business_info: BusinessFinder | None = None
 ) -> AsyncIterator[Shards]:
-    """Open access to the shards; no connection is made yet. *on_change* gets the resources that were changed.
+    """Open access to the shards; *on_change* gets the changed resources.
 
     With *business_info* a tenant is made at its first use.
     """

@@ -1,9 +1,4 @@
-"""Open all parts of the worker: its cache, its shards, its consumers.
-
-Open the destinations of `FEED_FILE`.
-
-Open the feed: the destinations of `FEED_FILE`, for all shards.
-"""
+"""Open all parts of the worker: cache, shards, consumers, feed."""
 
 from __future__ import annotations
 
@@ -75,10 +70,7 @@ class FeedParts(NamedTuple):
 
 
 def make_feed(settings: Settings, shards: Shards, replica_name: str) -> FeedParts | None:
-    """Return the feed of a replica; None without `FEED_FILE`. No request is made yet.
-
-    Raises `ConfigurationError` for a file that cannot be used.
-    """
+    """Return the feed of a replica; None without `FEED_FILE`. Raises `ConfigurationError` for an unusable file."""
     path = settings.feed_file
     if path is None:
         return None
@@ -127,7 +119,7 @@ class Consumers(msgspec.Struct):
     queues: dict[str, Queue] = msgspec.field(default_factory=dict)
 
     def all_queues(self) -> dict[str, Queue]:
-        """Return every configured queue by its displayed name: the URL where queues of two accounts share a name."""
+        """Return every queue by its name, or its URL where queues of two accounts share a name."""
         dead_letters = self.dead_letters.queue
         name = dead_letters.url if dead_letters.name in self.queues else dead_letters.name
         return {**self.queues, name: dead_letters}
@@ -154,10 +146,7 @@ class Parts(msgspec.Struct, frozen=True):
 
 
 def find_part_problems(settings: Settings) -> list[str]:
-    """Return the problems of *settings* at which opening the parts of a worker would stop, one part after another.
-
-    Reads files, but contacts no dependency. The environment is prepared for botocore.
-    """
+    """Return at what opening the parts of a worker would stop. Reads files, but contacts no dependency."""
     checks: list[Callable[[], object]] = []
     if settings.kinesis_stream_name is not None or any(url is not None for url in _queue_urls(settings)):
         checks.append(partial(check_aws_profile, settings.aws_region))
@@ -272,7 +261,6 @@ async def _open_consumers(
 
 
 def _queue_urls(settings: Settings) -> tuple[str | None, str | None, str | None]:
-    """Return the source queues: of control messages, of order events that go first, of order events."""
     return (
         settings.sqs_shard_creation_queue_url,
         settings.sqs_priority_queue_url,
@@ -283,7 +271,6 @@ def _queue_urls(settings: Settings) -> tuple[str | None, str | None, str | None]
 async def _open_receivers(
     stack: AsyncExitStack, settings: Settings, shards: Shards, consumers: Consumers, sqs: Client, polls: Client
 ) -> None:
-    """Open the consumers of the source queues."""
     control_url, priority_url, orders_url = _queue_urls(settings)
     retries = RetryRules(settings.sqs_retry_delays_seconds, timedelta(seconds=settings.tenant_wait_seconds))
     failures = FailureCounts(shards.gateway)

@@ -1,11 +1,4 @@
-"""Print the results of commands: tables and lines for people, JSON for programs.
-
-Print a list that may not fit in memory: as JSON item by item, or as a table of the first rows.
-
-Show on stderr how far a command is: a bar on a terminal, elsewhere a line from time to time.
-
-A note on stderr with the reason why a command makes no progress.
-"""
+"""Print the results of commands, and on stderr how far they are."""
 
 from __future__ import annotations
 
@@ -47,17 +40,15 @@ def _cell_of(cell: object) -> Text | _Word:
 
 
 class _Word:
-    """A cell of one word, such as an id: where it has no room, its middle is left out, as ids differ at their end."""
+    """A cell of one word: without room its middle is left out, as ids differ at their end."""
 
     def __init__(self, text: str) -> None:
         self._text = text
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        """Return the widths of the whole word."""
         return Measurement.get(console, options, Text(self._text))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the word, or its ends."""
         yield Text(shorten_middle(self._text, options.max_width))
 
 
@@ -75,12 +66,12 @@ def print_line(text: str, style: str = "") -> None:
 
 
 def print_note(text: str) -> None:
-    """Print one line on stderr: a remark that is no part of the result."""
+    """Print a remark on stderr."""
     _print(Console(stderr=True, highlight=False), Text(escape_unprintable(text)), soft_wrap=True)
 
 
 def print_silent(shard_ids: Sequence[str], causes: Mapping[str, str] = NO_CAUSES) -> None:
-    """Print on stderr which shards did not answer, if any, each with its cause where it is known."""
+    """Print on stderr which shards did not answer, with their causes."""
     if shard_ids:
         print_note(describe_silent(shard_ids, causes))
 
@@ -92,20 +83,20 @@ def describe_silent(shard_ids: Sequence[str], causes: Mapping[str, str]) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print *value*, of structs, dicts, lists and texts, as JSON on stdout; a `msgspec.Raw` in it is not changed."""
+    """Print *value* as JSON on stdout; a `msgspec.Raw` in it is not changed."""
     sys.stdout.flush()
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
     sys.stdout.buffer.flush()
 
 
 def print_json_line(value: Any) -> None:
-    """Print *value*, as of `print_json`, as one line of JSON on stdout, whose texts have no control characters."""
+    """Print *value* as one line of JSON without control characters."""
     text = msgspec.json.encode(value).decode()
     print_line("".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text))
 
 
 def escape_unprintable(value: object) -> str:
-    """Return *value* as text without control characters for the terminal: ids come from outside."""
+    """Return *value* without control characters: ids come from outside."""
     text = "" if value is None else str(value)
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
@@ -116,18 +107,18 @@ def shorten(text: str, length: int) -> str:
 
 
 def shorten_middle(text: str, length: int) -> str:
-    """Return *text* with at most *length* characters: its begin, and more of its end."""
+    """Return *text* with at most *length* characters, without its middle."""
     head = max(0, length - 1) // 3
     return text if len(text) <= length else f"{text[:head]}…{text[len(text) - max(0, length - 1 - head) :]}"
 
 
 def show_count(count: float | None, *, decimals: int = 0, unit: int = 1) -> str:
-    """Return *count* in *unit* as text, with so many *decimals*."""
+    """Return *count* in *unit* as text."""
     return NOT_COUNTED if count is None else f"{count / unit:.{decimals}f}"
 
 
 def _print(console: Console, shown: RenderableType, *, soft_wrap: bool = False) -> None:
-    """Print, and while progress bars are on the same terminal print above them: a console knows its own bars alone."""
+    """Print above progress bars on the same terminal: a console knows its own bars alone."""
     stream = sys.stderr if console.stderr else sys.stdout
     if not isinstance(stream, FileProxy):
         console.print(shown, soft_wrap=soft_wrap)
@@ -147,7 +138,7 @@ T = TypeVar("T")
 
 
 class StreamedList(Generic[T]):
-    """A list that is the member *name* of a JSON object, or a table of *columns*; *row* returns an item's cells."""
+    """A list that may not fit in memory: the member *name* of a JSON object, or a table of the first rows."""
 
     def __init__(
         self,
@@ -177,7 +168,7 @@ class StreamedList(Generic[T]):
             self.count += 1
 
     def finish(self, rest: dict[str, Any]) -> None:
-        """Print the table, or *rest*: the other members of the JSON object."""
+        """Print the table, or *rest*, the other members of the object."""
         if self._as_json:
             beginning = f'{{\n  "{self._name}": [' if not self.count else "\n  "
             members = [f'  "{name}": '.encode() + msgspec.json.encode(value) for name, value in rest.items()]
@@ -198,7 +189,7 @@ LINE_INTERVAL_S: Final = 2.0
 
 
 def terminal_bars(*columns: ProgressColumn) -> Progress | None:
-    """Return progress bars of *columns* on stderr, which disappear at the end; None if stderr is no terminal."""
+    """Return progress bars on stderr; None if it is no terminal."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         return None
@@ -206,7 +197,7 @@ def terminal_bars(*columns: ProgressColumn) -> Progress | None:
 
 
 def end_bars(bars: Progress | None, kind: type[BaseException] | None, describe: Callable[[], str]) -> None:
-    """Remove the bars; where Ctrl-C or a signal has ended the command (*kind*), print how far it came."""
+    """Remove the bars; at an interruption (*kind*) print how far the command came."""
     if bars is not None:
         bars.stop()
     if kind is not None and issubclass(kind, asyncio.CancelledError):
@@ -240,7 +231,7 @@ class CountProgress:
         return f"{self._what}: {self.done} of {self._total}"
 
     def show(self, done: int) -> None:
-        """Show that *done* of the total are done."""
+        """Show *done* of the total."""
         self.done = done
         if self._bars is not None:
             self._bars.update(self._task, completed=done)
@@ -265,8 +256,6 @@ NOTE_AFTER_S: Final = 2.0  # people wonder after three
 
 
 class _AwaitedNote:
-    """Prints *describe()* after each *after_s* without progress, unless it was printed last."""
-
     def __init__(self, describe: Callable[[], str], progress: CountProgress, *, after_s: float) -> None:
         self._describe = describe
         self._progress = progress
@@ -294,7 +283,7 @@ class _AwaitedNote:
 def note_what_is_awaited(
     describe: Callable[[], str], progress: CountProgress, *, after_s: float = NOTE_AFTER_S
 ) -> Iterator[None]:
-    """Print what the calls inside wait for when *progress* stands still for *after_s*, each text once in a row."""
+    """Print what is awaited when *progress* stands still for *after_s*."""
     note = _AwaitedNote(describe, progress, after_s=after_s)
     try:
         yield

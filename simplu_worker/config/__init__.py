@@ -1,1 +1,1 @@
-"""Settings from environment variables and files, and the page that documents them."""
+"""Settings from environment variables and files."""

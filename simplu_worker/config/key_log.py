@@ -1,4 +1,4 @@
-"""The file to which TLS libraries write their keys; aiohttp opens it as it is imported."""
+"""The file of SSLKEYLOGFILE; aiohttp opens it as it is imported."""
 
 import os
 
@@ -6,7 +6,7 @@ from simplu_worker.errors import ConfigurationError
 
 
 def require_key_log() -> None:
-    """Raise ConfigurationError if the file that SSLKEYLOGFILE names cannot be written."""
+    """Raise ConfigurationError if the file cannot be written."""
     if path := os.environ.get("SSLKEYLOGFILE"):
         try:
             os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))

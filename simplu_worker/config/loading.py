@@ -1,9 +1,4 @@
-"""Load the settings: an env file, secrets in files, every problem at once, and the environment that libraries read.
-
-The order for a command: `load_env_file`, `draft_settings`, `prepare_environment`.
-
-Find misspelt variables in an environment that other programs share: those that resemble a variable of ours.
-"""
+"""Load the settings: `load_env_file`, `draft_settings`, then `prepare_environment` for libraries."""
 
 from __future__ import annotations
 
@@ -39,10 +34,9 @@ AWS_SECRETS: Final = tuple(name for name in SECRETS if name.startswith("AWS_"))
 
 
 def load_env_file(path: Path) -> None:
-    """Set the variables of the file at *path* that the environment lacks, has empty, or has as a service link.
+    """Set the variables of the file that the environment lacks, has empty, or has as a service link.
 
-    Raises ConfigurationError if the file cannot be read or has too many blanks in a row, and for lines that are not
-    `NAME=value`, without their text.
+    Raises ConfigurationError for an unreadable file, and for lines that are not `NAME=value`, without their text.
     """
     try:
         content = path.read_text("utf-8")
@@ -70,10 +64,9 @@ def load_env_file(path: Path) -> None:
 
 
 def draft_settings(*, for_run: bool) -> tuple[Settings, list[str]]:
-    """Return the settings of the environment, with defaults in place of invalid values, and every problem.
+    """Return the settings, with defaults in place of invalid values, and every problem.
 
-    *for_run* requires every variable that `run` needs; without it, for commands that need fewer, those that are present
-    must be valid. Registers every secret with the log, which masks it from then on.
+    *for_run* requires what `run` needs. Registers every secret with the log, which masks it.
     """
     secrets, problems = _read_secret_files()
     given: dict[str, Any] = {name: value for name, value in os.environ.items() if value} | secrets
@@ -100,7 +93,6 @@ def draft_settings(*, for_run: bool) -> tuple[Settings, list[str]]:
 
 
 def _read_secret_files() -> tuple[dict[str, str], list[str]]:
-    """Return the secrets that NAME_FILE gives, and the problems."""
     secrets = {}
     problems = []
     for name in SECRETS:
@@ -136,7 +128,6 @@ def _register(name: str, secret: str) -> None:
 
 
 def _describe_problem(name: str, value: str) -> str:
-    """Describe the expected value of the variable *name*, and *value* unless it is or may contain a secret."""
     if name in SECRETS:
         got = "something else, which is not shown"
     elif "@" in value:
@@ -148,7 +139,7 @@ def _describe_problem(name: str, value: str) -> str:
 
 
 def prepare_environment(settings: Settings) -> None:
-    """Change the environment so that libraries read it as documented: empty means unset, and NAME_FILE works."""
+    """Have libraries read the environment as documented: empty means unset, and NAME_FILE works."""
     for name in [name for name, value in os.environ.items() if name.startswith(("AWS_", "PG")) and not value]:
         del os.environ[name]  # botocore takes an empty AWS_PROFILE as a profile without a name
     for name in OF_OTHER_SERVERS:
@@ -177,7 +168,7 @@ _CANDIDATES: Final = sorted(KNOWN_VARIABLES - {"AWS_ENDPOINT_URL_SQS"})
 
 
 def find_misspellings(names: Iterable[str]) -> dict[str, str]:
-    """Return, for each of *names* that is no variable of ours but resembles one, the one that it resembles most."""
+    """Return those of *names* that resemble a variable of ours, each with the nearest one."""
     nearest = {name: get_close_matches(name.upper(), _CANDIDATES, 1, SIMILARITY_MIN) for name in names}
     return {
         name: found[0]

@@ -1,7 +1,4 @@
-"""The configuration: a table of all variables, from which docs/configuration.md is made.
-
-The rules across variables. They apply to invalid values too: *given* has these as the texts that were given.
-"""
+"""The table of all variables, from which docs/configuration.md is made, and the rules across them."""
 
 from __future__ import annotations
 
@@ -24,10 +21,7 @@ QUEUE_NAME_MAX_LENGTH: Final = 80  # SQS API reference, CreateQueue
 
 
 class Settings(BaseSettings):
-    """The whole configuration. An attribute has the lower-case name of its variable, and the variable's unit.
-
-    What is not given is read from the environment.
-    """
+    """The whole configuration. An attribute has its variable's lower-case name, and its unit."""
 
     model_config = SettingsConfigDict(
         alias_generator=str.upper,
@@ -203,10 +197,9 @@ class Settings(BaseSettings):
 
     @property
     def dead_letter_queue_url(self) -> str | None:
-        """The queue of dead letters: the named one, else the default one beside the control queue.
+        """The named queue of dead letters, else the default one beside the control queue, a standard queue.
 
-        The default one is a standard queue, since dead letters have no order to keep. None where its name would be too
-        long.
+        None where its name would be too long.
         """
         if self.sqs_dead_letter_queue_url is not None or self.sqs_shard_creation_queue_url is None:
             return self.sqs_dead_letter_queue_url
@@ -215,7 +208,7 @@ class Settings(BaseSettings):
 
     @property
     def order_tenant(self) -> tuple[str, str] | None:
-        """The business and location of order events that name no tenant."""
+        """The tenant of order events that name none."""
         business_id, location_id = self.order_events_business_id, self.order_events_location_id
         return None if business_id is None or location_id is None else (business_id, location_id)
 
@@ -234,12 +227,12 @@ SECRETS: Final = tuple(
 
 @cache
 def schemas() -> dict[str, dict[str, Any]]:
-    """Return the JSON schema of each variable, by its name; the same each time, which takes 20 ms to make."""
+    """Return the JSON schema of each variable."""
     return dict(Settings.model_json_schema()["properties"])
 
 
 class SourceVariable(NamedTuple):
-    """A source of the worker, each of which may be left out: its name for people, its variable, and what it brings."""
+    """A source, which may be left out: its name, its variable, and what it brings."""
 
     name: str
     variable: str
@@ -269,12 +262,12 @@ def set_of(settings: Settings, *names: str) -> list[str]:
 
 
 def unset_sources(settings: Settings) -> list[SourceVariable]:
-    """Return the sources that are not configured, and of which the worker reads nothing."""
+    """Return the sources that are not configured."""
     return [source for source in ALL_SOURCES if not set_of(settings, source.variable)]
 
 
 def find_contradictions(given: Settings) -> Iterator[str]:
-    """Yield a problem for each pair of variables that contradict each other."""
+    """Yield the contradictions between variables."""
     queues = {name: getattr(given, name.lower()) for name in set_of(given, *SOURCE_QUEUES)}
     queues["SQS_DEAD_LETTER_QUEUE_URL"] = given.dead_letter_queue_url or ""
     for first, second in combinations(queues, 2):
@@ -297,7 +290,7 @@ def find_contradictions(given: Settings) -> Iterator[str]:
 
 
 def find_omissions(given: Settings, environ: Mapping[str, str]) -> Iterator[str]:
-    """Yield a problem for each variable that `run` needs and that is not set."""
+    """Yield what `run` needs and is not set."""
     sources = set_of(given, *SOURCES)
     if not sources:
         yield f"{SOURCES[0]}: expected a source, {' or '.join(SOURCES)}, got none; set one"
@@ -313,10 +306,7 @@ def find_omissions(given: Settings, environ: Mapping[str, str]) -> Iterator[str]
 
 
 def find_region(environ: Mapping[str, str]) -> str | None:
-    """Return the region that *environ* names, in a variable or in the URL of a source queue.
-
-    None where the profile names one, which botocore finds.
-    """
+    """Return the region in a variable or a queue's URL; None where the profile names one."""
     if region := environ.get("AWS_REGION", environ.get("AWS_DEFAULT_REGION")):
         return region
     hosts = (_QUEUE_HOST.match(environ.get(name, "")) for name in SOURCE_QUEUES)
@@ -330,7 +320,7 @@ def find_region(environ: Mapping[str, str]) -> str | None:
 
 
 def _has_aws_profile(environ: Mapping[str, str]) -> bool:
-    """Return whether a profile may name the region; botocore, which the caller asks, decides whether it does."""
+    """Return whether a profile may name the region; botocore decides."""
     # os.path, because Path raises for a folder that this user may not enter.
     config = os.path.join(environ.get("HOME", ""), ".aws", "config")  # noqa: PTH118
     named = {"AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE"} & environ.keys()

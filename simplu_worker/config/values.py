@@ -1,4 +1,4 @@
-"""The types of the variables' values, and the words for them in docs/configuration.md and in problems. Pure."""
+"""The types of variables' values, and the words for them. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from simplu_worker.operations.json_record import parse_timestamp
 
 
 def describe_values(schema: Mapping[str, Any]) -> str:
-    """Return the words for the values that a JSON schema of pydantic allows."""
+    """Return the words for the values that a JSON schema allows."""
     match schema:
         case {"anyOf": parts}:
             return " or ".join(describe_values(part) for part in parts if part.get("type") != "null")
@@ -38,7 +38,7 @@ def describe_values(schema: Mapping[str, Any]) -> str:
 
 
 def is_service_link(value: str) -> bool:
-    """Return whether Kubernetes has set the variable: it sets HTTP_PORT so for a service that is called `http`."""
+    """Return whether Kubernetes has set the variable, as it does for a service called `http`."""
     return value.startswith(("tcp://", "udp://", "sctp://"))
 
 

@@ -1,8 +1,6 @@
-"""Answers that last: server-sent events (docs/outcomes.md).
+"""Server-sent events: changes of answers, and the tap (docs/outcomes.md).
 
-A listener reads them with `fetch` and the header `Authorization`, so no token is in an address or a cookie.
-
-`GET /tap`: the operations of this replica as they are decided, as server-sent events (docs/outcomes.md).
+A listener uses `fetch` with the header `Authorization`, so no token is in an address or a cookie.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ Read = Callable[[], Awaitable[tuple[int, bytes]]]  # an HTTP status, and JSON
 
 
 def encode_event(name: str, body: bytes) -> bytes:
-    """Return an event with JSON as its data, which has no line break."""
+    """Return an event with JSON, which has no line break, as its data."""
     return b"event: " + name.encode() + b"\ndata: " + body + b"\n\n"
 
 
@@ -43,9 +41,9 @@ async def changes(
     alive_s: float = ALIVE_EVERY_S,
     listen_s: float = LISTEN_MAX_S,
 ) -> AsyncGenerator[bytes, None]:
-    """Yield each of *answers* as an event whenever it has changed, until *closing*, and at most for *listen_s*.
+    """Yield each of *answers* when it has changed, until *closing*, at most for *listen_s*.
 
-    Without a change for *alive_s* a comment shows that the connection is open.
+    After *alive_s* without a change a comment shows that the connection is open.
     """
     shown: dict[str, bytes] = {}
     ends_at, sent_at = loop_time() + listen_s, loop_time()
@@ -62,7 +60,7 @@ async def changes(
 
 
 async def send_events(request: web.Request, events: AsyncGenerator[bytes, None]) -> web.StreamResponse:
-    """Send *events* until their end, or until the listener has gone."""
+    """Send *events* until their end, or the listener has gone."""
     headers = {**COMMON_HEADERS, "Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
     response = web.StreamResponse(headers=headers)
     with suppress(ConnectionError):
@@ -85,10 +83,7 @@ PARAMETERS: Final = {
 
 
 def parse_tap_query(pairs: Iterable[tuple[str, str]]) -> TapFilter:
-    """Return the filter of the decoded *pairs* of a query; an empty value counts as absent.
-
-    Raises ValueError with an error for people.
-    """
+    """Return the filter of a query; an empty value counts as absent. Raises ValueError with an error for people."""
     given: dict[str, str] = {}
     for name, value in pairs:
         if name not in PARAMETERS:
@@ -112,10 +107,9 @@ async def tapped(
     alive_s: float = ALIVE_EVERY_S,
     tap_s: float = TAP_MAX_S,
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the decided operations that *chosen* matches, until *closing*, and at most for *tap_s*.
+    """Yield the decided operations that *chosen* matches, until *closing*, at most for *tap_s*.
 
-    An event `dropped` has the number of those that came faster than they were taken, so far. The tap is open from the
-    first step on, and is closed with the generator.
+    An event `dropped` has how many came faster than they were taken. The tap is open from the first step on.
     """
     tap = taps.add(chosen)
     ends_at, dropped_count = loop_time() + tap_s, 0

@@ -1,7 +1,4 @@
-"""Admit requests by the role of their token and the tenants that it may see, and log each one of an operator.
-
-The log of operators: each of their calls over HTTP, and each action with its facts and its result, never content.
-"""
+"""Admit requests by the role and the tenants of their token, and log what operators do, never content."""
 
 from __future__ import annotations
 
@@ -34,14 +31,14 @@ log = structlog.get_logger(__name__)
 
 
 class Actor(NamedTuple):
-    """The subject of an action: an operator at the address *peer*, or a command on the machine *peer*."""
+    """An operator at the address *peer*, or a command on the machine *peer*."""
 
     role: str
     peer: str | None
 
 
 def log_call(request: web.Request, path: str | None, *, refused: int | None = None) -> None:
-    """Log the call of an operator: its peer and its subject; *refused* is the HTTP status of a refusal."""
+    """Log the call of an operator; *refused* is the HTTP status of a refusal."""
     about = {**request.match_info, **{name: request.query[name] for name in LOGGED_QUERY if name in request.query}}
     log.info(
         "http.called",
@@ -55,7 +52,7 @@ def log_call(request: web.Request, path: str | None, *, refused: int | None = No
 
 
 class Acted:
-    """An action under way; its *answer* once it has one."""
+    """An action under way, and its *answer*."""
 
     def __init__(self) -> None:
         self.answer: Mapping[str, Any] | None = None
@@ -63,10 +60,9 @@ class Acted:
 
 @contextlib.contextmanager
 def logged_action(action: str, actor: Actor, asked: Mapping[str, Any], *, apply: bool = True) -> Iterator[Acted]:
-    """Log an action at its end: the facts that were *asked* for, the counts of its answer, or its error.
+    """Log an action at its end: what was *asked*, the counts of its answer, or its error.
 
-    Without *apply* it was a plan, or a look. Commands write warnings alone unless `LOG_LEVEL` is set; on a terminal the
-    person sees the result.
+    Without *apply* it was a plan. Commands write warnings alone; on a terminal the person sees the result.
     """
     acted = Acted()
     error: str | None = UNENDED
@@ -91,7 +87,7 @@ def logged_action(action: str, actor: Actor, asked: Mapping[str, Any], *, apply:
 
 
 def counts_of(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of an answer, and the lengths of its lists; no text but words of a closed set."""
+    """Return the numbers of an answer and the lengths of its lists; no text but words of a closed set."""
     counts: dict[str, Any] = {}
     for name, value in answer.items():
         if name in RESULT_WORDS:
@@ -118,7 +114,7 @@ NOT_ENCRYPTED: Final = (
 
 
 class Guard:
-    """Admits requests by their token; destructive ones, and those without a token, only if allowed."""
+    """Admits requests by their token; destructive ones, and those without one, only if allowed."""
 
     def __init__(
         self,
@@ -136,18 +132,18 @@ class Guard:
         self._is_behind_tls = is_behind_tls
 
     def caller_of(self, request: web.Request) -> Caller | None:
-        """Return the caller, by its token as the tokens are now; None without a known one."""
+        """Return the caller, by the tokens as they are now; None without one."""
         return self._tokens.caller_of(request.headers.get("Authorization", ""))
 
     def is_operator(self, request: web.Request) -> bool:
-        """Return whether *request* has the token of an operator."""
+        """Return whether the caller is an operator."""
         caller = self.caller_of(request)
         return caller is not None and caller.role is Role.OPERATOR
 
     def protect(self, route: Route, respond: Respond) -> Handler:
-        """Return the handler of *route*: *respond* as the caller's role sees it, or a refusal.
+        """Return the handler of *route*: *respond* with the caller's role, or a refusal.
 
-        Requests that send no token have no role, where reads are open.
+        Without a token there is no role, where reads are open.
         """
         roles = ROLES[route.access]
 
@@ -180,7 +176,7 @@ class Guard:
         return guarded
 
     def _refusal_of_producer(self, caller: Caller, request: web.Request) -> web.Response | None:
-        """Return why a producer may not call, if so: it must not learn whether a tenant of others exists."""
+        """Return why a producer may not call: it must not learn whether others' tenants exist."""
         if not (self._is_behind_tls or is_encrypted(request)):
             return error_response(HTTPStatus.FORBIDDEN, NOT_ENCRYPTED)
         given = [
@@ -210,7 +206,7 @@ class Guard:
 
 
 def is_encrypted(request: web.Request) -> bool:
-    """Return whether nobody can read along: HTTPS, or the same machine."""
+    """Return whether nobody can read along."""
     transport = request.transport
     if transport is not None and transport.get_extra_info("sslcontext") is not None:
         return True

@@ -1,10 +1,6 @@
-"""The last hour of a replica, for small charts: a fixed number of points in memory. Pure.
+"""The last hour and day of a replica and its fleet, for charts: a fixed number of points. Pure.
 
-The last hour and the last day of a fleet, for charts: a fixed number of points in memory.
-
-A replica notes what it sees of the fleet, so its history begins with it. What is not known is None, and a gap.
-
-The last hour of each stream shard of the fleet, for small charts: a fixed number of points in memory.
+What is not known is None, and a gap.
 """
 
 from __future__ import annotations
@@ -28,7 +24,7 @@ HIGH: Final = 0.99
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """The counters and gauges of a moment; *latency* has the count of each bucket, that of the rest last."""
+    """Counters and gauges of a moment; *latency* has the count of each bucket, that of the rest last."""
 
     operations: float
     failed: float
@@ -39,7 +35,7 @@ class Totals(msgspec.Struct, frozen=True):
 
 
 class HistoryPoint(msgspec.Struct, frozen=True):
-    """The interval that ends at a moment. A latency is the bound below which it was, None without an operation."""
+    """An interval. A latency is the bound below which it was, None without an operation."""
 
     operations_per_s: float
     failed_per_s: float
@@ -51,7 +47,7 @@ class HistoryPoint(msgspec.Struct, frozen=True):
 
 
 class History:
-    """The points of the last hour, the oldest first; *bounds_s* are those of the buckets of latencies."""
+    """The points of the last hour, the oldest first; *bounds_s* are those of buckets."""
 
     def __init__(self, bounds_s: Sequence[float]) -> None:
         self._bounds_s = tuple(bounds_s)
@@ -59,18 +55,15 @@ class History:
         self._last: tuple[float, Totals] | None = None
         self._last_at: datetime | None = None
 
-    def __repr__(self) -> str:
-        return f"History({len(self._points)} points)"
-
     def note(self, totals: Totals, *, now: float, at: datetime) -> None:
-        """Add the point of the interval since the last call, which ends *now* (monotonic), at the time *at*."""
+        """Add the interval since the last call, which ends *now* (monotonic), at the time *at*."""
         if self._last is not None and now > self._last[0]:
             before_at, before = self._last
             self._points.append(point_between(before, totals, passed_s=now - before_at, bounds_s=self._bounds_s))
         self._last, self._last_at = (now, totals), at
 
     def figures(self) -> ReplicaFigures:
-        """Return the p99 latency of the last point, and the dead letters of all; unknown before the first point."""
+        """Return the last p99 latency and all dead letters; unknown before the first point."""
         if not self._points:
             return ReplicaFigures()
         dead_letter_count = sum(point.dead_letters for point in self._points)
@@ -95,7 +88,7 @@ class History:
 
 
 def point_between(before: Totals, after: Totals, *, passed_s: float, bounds_s: Sequence[float]) -> HistoryPoint:
-    """Return the point of the interval between two moments, *passed_s* > 0 apart."""
+    """Return the point between two moments, *passed_s* > 0 apart."""
     counts = [max(0, new - old) for old, new in zip(before.latency, after.latency, strict=True)]
     return HistoryPoint(
         operations_per_s=max(0.0, after.operations - before.operations) / passed_s,
@@ -109,10 +102,9 @@ def point_between(before: Totals, after: Totals, *, passed_s: float, bounds_s: S
 
 
 def quantile(share: float, counts: Sequence[int], bounds_s: Sequence[float]) -> float | None:
-    """Return the bound of the bucket that has the latency which *share* of the operations do not exceed.
+    """Return the bound of the bucket with the latency that *share* of the operations do not exceed.
 
-    Where within its bucket the latency is, nobody knows. *counts* are those of the buckets up to each bound, and of the
-    rest last; there the last bound is returned. None without operations.
+    *counts* are those up to each bound, and of the rest, for which the last bound stands. None without operations.
     """
     wanted = share * sum(counts)
     if not wanted:
@@ -129,7 +121,7 @@ def totals_of(
     lag_s: float | None,
     held_count: int,
 ) -> Totals:
-    """Return the totals of a moment, from the counters by outcome and by reason."""
+    """Return the totals of a moment from counters."""
     succeeded = operations.get("succeeded", 0.0)
     repeated = operations.get("duplicate", 0.0)
     total = sum(operations.values())
@@ -153,7 +145,7 @@ FOLDED: Final = round(DAY_INTERVAL_S / INTERVAL_S)  # points of the hour in one 
 
 
 class FleetPoint(NamedTuple):
-    """A fleet at a moment; *dead_letters* are those of the hour before."""
+    """A fleet at a moment; *dead_letters* of the hour before."""
 
     at: datetime
     records_per_s: float | None
@@ -165,7 +157,7 @@ class FleetPoint(NamedTuple):
 
 
 def fleet_point(report: Mapping[str, Any], at: datetime) -> FleetPoint:
-    """Return the point of a report, the members `replicas` and `streamShards` of `/fleet`."""
+    """Return the point of a report, the members of `/fleet`."""
     rows = [one for one in report["streamShards"] if one["owner"] is not None]
     replicas = [one for one in report["replicas"] if not one["isSilent"]]
     return FleetPoint(
@@ -180,15 +172,12 @@ def fleet_point(report: Mapping[str, Any], at: datetime) -> FleetPoint:
 
 
 class FleetHistory:
-    """The points of the last hour, and of the last day, the oldest first."""
+    """The points of the last hour and day, the oldest first."""
 
     def __init__(self) -> None:
         self._hour: deque[FleetPoint] = deque(maxlen=POINTS_MAX)
         self._day: deque[FleetPoint] = deque(maxlen=DAY_POINTS_MAX)
         self._unfolded: list[FleetPoint] = []
-
-    def __repr__(self) -> str:
-        return f"FleetHistory({len(self._hour)} of the hour, {len(self._day)} of the day)"
 
     def note(self, point: FleetPoint) -> None:
         """Add a point, INTERVAL_S after the last one."""
@@ -199,13 +188,13 @@ class FleetHistory:
             self._unfolded = []
 
     def view(self) -> tuple[answers.FleetPoints, answers.FleetPoints]:
-        """Return the points of the hour, and of the day, which ends with what is not a whole point yet."""
+        """Return the points of the hour and of the day."""
         day = [*self._day, *([fold(self._unfolded)] if self._unfolded else [])]
         return _lists(self._hour, INTERVAL_S), _lists(day, DAY_INTERVAL_S)
 
 
 def fold(points: Sequence[FleetPoint]) -> FleetPoint:
-    """Return one point for *points*: the mean rate, and the highest of all else, as of the last one."""
+    """Return the mean rate and the highest of all else, as of the last point."""
     rates = [one.records_per_s for one in points if one.records_per_s is not None]
     return FleetPoint(
         points[-1].at,
@@ -219,7 +208,6 @@ def fold(points: Sequence[FleetPoint]) -> FleetPoint:
 
 
 def _lists(points: Iterable[FleetPoint], interval_s: float) -> answers.FleetPoints:
-    """Return *points* as lists; `at` are the times, in seconds since 1970."""
     points = list(points)
     return answers.FleetPoints(
         interval_seconds=interval_s,
@@ -249,16 +237,13 @@ class StreamPoint(NamedTuple):
 
 
 class ReadRates:
-    """The records a second of each stream shard since the last point, by counts: a burst between two is not missed."""
+    """The records a second of each stream shard between points, by counts: no burst is missed."""
 
     def __init__(self) -> None:
         self._counts: dict[str, tuple[str | None, int, float]] = {}  # by stream shard: owner, count, time
 
-    def __repr__(self) -> str:
-        return f"ReadRates({len(self._counts)} stream shards)"
-
     def note(self, rows: Iterable[Mapping[str, Any]], *, now: float) -> list[dict[str, Any]]:
-        """Return *rows* of `/fleet` with these rates; *now* is monotonic. The first time a row keeps its own."""
+        """Return *rows* of `/fleet` with these rates; the first time a row keeps its own."""
         before, self._counts = self._counts, {}
         return [dict(row) | self._note(row, before, now) for row in rows]
 
@@ -279,19 +264,16 @@ class ReadRates:
 
 
 class StreamHistory:
-    """The points of each stream shard, the oldest first; of more than STREAM_SHARDS_MAX the furthest behind."""
+    """The points of each stream shard; of more than STREAM_SHARDS_MAX the furthest behind."""
 
     def __init__(self) -> None:
         self._points: dict[str, deque[StreamPoint]] = {}
         self._noted_at: datetime | None = None
 
-    def __repr__(self) -> str:
-        return f"StreamHistory({len(self._points)} stream shards)"
-
     def note(self, stream_shards: Iterable[Mapping[str, Any]], at: datetime) -> None:
-        """Add a point of each of *stream_shards*, rows of `/fleet`; those that have ended or gone are dropped.
+        """Add a point of each row of `/fleet`; ended and gone ones are dropped.
 
-        A stream shard keeps its place until then, so that its points have no holes.
+        A stream shard keeps its place until then, so its points have no holes.
         """
         rows = [row for row in stream_shards if row["state"] != StreamShardState.ENDED]
         rows.sort(key=lambda row: (row["streamShard"] not in self._points, -(row["lagSeconds"] or 0.0)))
@@ -303,7 +285,7 @@ class StreamHistory:
 
     @property
     def noted_at(self) -> str | None:
-        """The time of the last point of each stream shard."""
+        """The time of the last points."""
         return None if self._noted_at is None else self._noted_at.isoformat(timespec="seconds")
 
     def view(self) -> list[answers.StreamPoints]:

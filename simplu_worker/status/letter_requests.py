@@ -1,4 +1,4 @@
-"""Dead letters over HTTP, for operators of a replica that runs (docs/dead-letters.md)."""
+"""Dead letters over HTTP (docs/dead-letters.md)."""
 
 from __future__ import annotations
 

@@ -26,10 +26,7 @@ class OperationListQuery(NamedTuple):
 
 
 def parse_listing_request(pairs: Iterable[tuple[str, str]]) -> OperationListQuery:
-    """Return the request of the decoded *pairs* of a query; an empty value counts as absent.
-
-    Raises `ValueError` with an error for people.
-    """
+    """Return the request of a query; an empty value counts as absent. Raises `ValueError` with an error for people."""
     given: dict[str, str] = {}
     for name, value in pairs:
         if name not in _PARSERS and name not in _TENANT:

@@ -1,4 +1,4 @@
-"""What a replica that has started answers about operations, tenants, resources and shards. Read-only but for levers."""
+"""What a started replica answers about operations, tenants, resources and shards."""
 
 from __future__ import annotations
 
@@ -44,10 +44,7 @@ LOOK_EVERY_S: Final = 0.2
 
 
 class Lookups:
-    """The answers of all shards; each may raise `RetryableError` or `PermanentError` in place of one.
-
-    The *fleet* of the replica is None without a stream. *runbook_url* is the address of the documentation site.
-    """
+    """The answers; each may raise `RetryableError` or `PermanentError`. *fleet* is None without a stream."""
 
     def __init__(
         self,
@@ -110,7 +107,7 @@ class Lookups:
     ) -> None:
         """Return once an operation is decided or held, at *closing*, or after *within_s*.
 
-        All waits look at the same moments, so that the gateway asks a shard once for all of them.
+        All waits look at the same moments, so that a shard is asked once for all.
         """
         names, tenant_id = (business_id, location_id), tenant_id_of(business_id, location_id)
         with contextlib.suppress(TimeoutError):
@@ -137,7 +134,6 @@ class Lookups:
     def _find_held(
         self, names: tuple[str, str], role: Role, absence: Absence | None, status: ReadStatus | None
     ) -> dict[str, Any] | None:
-        """Return why and since when operations of a tenant are held, if they are; *absence* is why it has no home."""
         if (held := self._own_hold_of(names, role)) is not None:
             return held
         is_paused = self._gateway.paused_s(tenant_id_of(*names)) > 0
@@ -145,7 +141,7 @@ class Lookups:
         return None if reason is None else {"reason": reason}
 
     def _may_tell(self, names: tuple[str, str], role: Role) -> bool:
-        """Return whether callers with *role* may see a hold of the joined id: its tenant may be another pair's."""
+        """Return whether *role* may see a hold of the joined id: it may be another pair's."""
         is_tenant = self._gateway.is_tenant(*names)
         if is_tenant is None:  # no row was read, as of an unregistered tenant
             return role is not Role.PRODUCER or any(one.view.has_operations_of(names) for one in self._readers())
@@ -164,9 +160,9 @@ class Lookups:
         return self._tenant_hold(tenant_id_of(*names)) if self._may_tell(names, role) else None
 
     def _tenant_hold(self, tenant_id: str) -> dict[str, Any] | None:
-        """Return why operations of a tenant are held, by any replica, and what to do; None if none are.
+        """Return why a tenant's operations are held, by any replica, and what to do.
 
-        Asks no shard: that of the tenant may be the one that does not answer.
+        Asks no shard: that of the tenant may not answer.
         """
         status = self._read_status(tenant_id)
         held = self._own_hold(tenant_id)
@@ -183,7 +179,7 @@ class Lookups:
         return any(handler.is_pending(request_id, names) for handler in handlers)
 
     async def list_operations(self, query: OperationListQuery) -> HttpAnswer:
-        """Answer `GET /operations`: those of one tenant, newest first (docs/outcomes.md)."""
+        """Answer `GET /operations`."""
         business_id, location_id, request = query
         page = await self._gateway.list_operations(business_id, location_id, request)
         if isinstance(page, Absence):
@@ -210,7 +206,7 @@ class Lookups:
         return 200, tenant_view(shard_id, row) | {"refused": asked["refused"]} | held
 
     async def find_tenant_by_id(self, tenant_id: str) -> HttpAnswer:
-        """Answer `GET /tenants/{tenantId}`: the id of a held target or of a move, which does not tell its two ids."""
+        """Answer `GET /tenants/{tenantId}`: the id of a held target does not tell its two ids."""
         held = {"tenant": tenant_id, "held": self._tenant_hold(tenant_id)}
         try:
             found = await self._gateway.find_tenant(tenant_id)
@@ -248,7 +244,7 @@ class Lookups:
         return 200, levers_view(*found)
 
     async def inspect_shards(self) -> HttpAnswer:
-        """Answer `GET /shards`: every known shard as it is now, inspected concurrently; names those without answer."""
+        """Answer `GET /shards`: every shard as it is now; names those without answer."""
         listed = await self._inspector()
         pools = self._pools.by_shard_id()
         silent = [shard.address.shard_id for shard in listed if shard.is_silent]
@@ -257,7 +253,7 @@ class Lookups:
 
 
 def pool_view(pool: ShardPool | None) -> dict[str, Any]:
-    """Return the members of a shard that its pool tells; none without one."""
+    """Return what a pool tells of its shard."""
     if pool is None:
         return {}
     return {
@@ -270,7 +266,7 @@ def pool_view(pool: ShardPool | None) -> dict[str, Any]:
 
 
 def _answer_until(lag_s: float | None) -> datetime | None:
-    """Return until when an operation that is in the stream by now gets its answer: also a rejection, which is noted."""
+    """Return until when an operation in the stream gets its answer, as a rejection too is noted."""
     return None if lag_s is None else utc_now() + timedelta(seconds=lag_s + KEPT_S)
 
 

@@ -1,14 +1,6 @@
-"""JSON Schemas of the messages of the stream, the queues and the feed. Pure.
+"""JSON Schemas of messages, dead letters, events of the feed and `FEED_FILE`, made from their types. Pure.
 
-The JSON Schemas of the messages that producers send, and of dead letters (docs/schemas/).
-
-They are made from the types that decode the messages. A schema accepts what a producer may send, and refuses what
-JSON
-Schema can refuse of the rest.
-
-The JSON Schemas of the feed: of its events, and of `FEED_FILE` (docs/feed.md).
-
-They are made from the types that encode events and decode the file.
+A schema accepts what may be sent, and refuses what JSON Schema can refuse of the rest.
 """
 
 from __future__ import annotations
@@ -50,7 +42,7 @@ RECORD_FORMS: Final = ("record", "recordBase64", "recordGzip")
 
 
 def members_of(kind: type[msgspec.Struct], **rules: Schema) -> Schema:
-    """Return the schema of an object with the members of *kind*; *rules* has what their types do not say."""
+    """Return the schema of an object of *kind*; *rules* has what types do not say."""
     fields = [one for one in msgspec.structs.fields(kind) if one.encode_name not in KEPT_FOR_REPLAYS]
     return {
         "type": "object",
@@ -67,7 +59,6 @@ def schema_of(kind: Any) -> Schema:
 
 
 def _resolve(value: Any, parts: dict[str, Any]) -> Any:
-    """Return a schema of msgspec with its parts in their places, and without the texts of the code."""
     match value:
         case {"$ref": str(name)}:
             return _resolve(parts[name], parts)
@@ -95,7 +86,6 @@ def document(title: str, text: str, schema: Schema, *rules: Schema) -> Schema:
 
 
 def _control(kind: ControlType, text: str, members: Schema, *rules: Schema) -> Schema:
-    """Return the schema of a control message, which the attribute `MessageType` names, or else its `messageType`."""
     own_type: Schema = {"messageType": {"enum": [kind, None]}}
     return document(kind, text, members | {"properties": own_type | members["properties"]}, *rules)
 
@@ -196,7 +186,6 @@ A_TIME: Final = r"^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2
 
 
 def _event() -> Schema:
-    """Return the schema of an event. A member is absent, never null; only `data` may be anything."""
     members = members_of(CloudEventMembers)
     for name in members["properties"]:
         members["properties"][name] = FEED_SCHEMAS_TEXT

@@ -1,9 +1,4 @@
-"""The metrics as text for Prometheus, rendered by a thread, so that the event loop turns meanwhile.
-
-One answer for all callers of a moment.
-
-The tenants that took most of the shards' time: for `/fleet`, for other replicas, and as metrics without names.
-"""
+"""The metrics as text, answers shared by callers of a moment, and the tenants that take most time."""
 
 from __future__ import annotations
 
@@ -32,7 +27,7 @@ Answer = TypeVar("Answer")
 
 
 class SharedAnswer(Generic[Answer]):
-    """An answer that *make* makes for one caller at a time; callers within *fresh_s* of its end get the same one.
+    """An answer, made for one caller at a time and kept for *fresh_s*.
 
     A cancelled caller leaves the work to the next one. An error is not kept.
     """
@@ -51,9 +46,6 @@ class SharedAnswer(Generic[Answer]):
         self._kept: tuple[float, Answer] | None = None
         self._forgotten_count = 0
 
-    def __repr__(self) -> str:
-        return f"SharedAnswer(made_at={None if self._kept is None else self._kept[0]})"
-
     async def __call__(self) -> Answer:
         """Return the present answer."""
         async with self._turn:
@@ -66,7 +58,7 @@ class SharedAnswer(Generic[Answer]):
             return answer
 
     def forget(self) -> None:
-        """Make a new answer for the next caller: what the kept one shows was changed."""
+        """Make a new answer for the next caller."""
         self._kept = None
         self._forgotten_count += 1
 
@@ -85,10 +77,7 @@ ENCODERS: Final[dict[MetricsFormat, Callable[[CollectorRegistry], bytes]]] = {
 
 
 class MetricsText:
-    """The metrics of *registry*; *refresh* sets the gauges that no event sets.
-
-    One rendering runs at a time, and is kept for a moment, compressed too.
-    """
+    """The metrics of *registry*, rendered by a thread; *refresh* sets gauges that no event sets."""
 
     def __init__(self, refresh: Callable[[], None], *, registry: CollectorRegistry = REGISTRY) -> None:
         self._refresh = refresh
@@ -119,7 +108,7 @@ class MetricsText:
 
 
 def accepted_format(accept: str) -> MetricsFormat:
-    """Return the format for a request with the header `Accept`; text if it cannot be read."""
+    """Return the format for the header `Accept`; text if it cannot be read."""
     try:
         _, content_type = choose_encoder(accept)
     except TypeError:  # a version that is no number
@@ -135,13 +124,13 @@ ROWS_MAX: Final = 200
 
 
 class TopTenants:
-    """The tenants as of the last `note`, those first that took most of the last minute."""
+    """The tenants that took most of the last minute."""
 
     def __init__(self) -> None:
         self.rows: list[answers.TopTenant] = []
 
     async def note(self, usages: Mapping[str, TenantUsage]) -> None:
-        """Take over what tenants took of the shards that are in use, and set the metrics of these."""
+        """Take over what tenants took of shards, and set the metrics."""
         rows: list[answers.TopTenant] = []
         for shard_id, usage in usages.items():
             now = loop_time()
@@ -155,7 +144,7 @@ class TopTenants:
         self.rows = sorted(rows, key=lambda row: [-_seconds(row.last_minute), -_seconds(row.last_hour)])[:ROWS_MAX]
 
     def first(self) -> tuple[TopTenant, ...]:
-        """Return those for the other replicas, which took most of the last minute."""
+        """Return those for the other replicas."""
         return tuple(
             TopTenant(row.tenant, row.shard_id, row.last_minute.seconds)
             for row in self.rows[:TOP_MAX]
@@ -164,10 +153,7 @@ class TopTenants:
 
 
 def tenant_rows(shard_id: str, minute: WindowUse, hour: WindowUse) -> list[answers.TopTenant]:
-    """Return the tenants that took most of a shard's time in one of the windows, with both figures.
-
-    None that took less than a hundredth of the window; null for a window that does not have the tenant.
-    """
+    """Return the tenants that took a hundredth of a shard's time in a window, with the figures of both."""
     shown = [one for one in minute.largest() if minute.by_tenant[one].took_s >= MINUTE_MIN_S]
     shown += [one for one in hour.largest() if hour.by_tenant[one].took_s >= HOUR_MIN_S and one not in shown]
     return [answers.TopTenant(shard_id, one, _use_of(minute, one), _use_of(hour, one)) for one in shown]

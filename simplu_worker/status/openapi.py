@@ -1,4 +1,4 @@
-"""The description of the HTTP interface as OpenAPI 3.1, made from the table of routes and the types in it. Pure."""
+"""The interface as OpenAPI 3.1, made from the table of routes and its types. Pure."""
 
 from __future__ import annotations
 
@@ -84,7 +84,6 @@ def _operation(route: Route) -> dict[str, Any]:
 
 
 def _answers(route: Route) -> dict[int, type | str]:
-    """Return the types of all answers by HTTP status; a 500 is a bug, and not described."""
     statuses: set[int] = set()
     if route.answer is not Answer.AT_ONCE:
         statuses |= {503}

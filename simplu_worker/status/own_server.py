@@ -46,10 +46,9 @@ def main() -> None:
 
 
 def _any_certificate() -> ssl.SSLContext:
-    """Return the context of a client that takes every certificate: whether the worker lives depends on none.
+    """Return a client's context that takes every certificate: an expired one must not end replicas that work.
 
-    An expired one, or a file that was renewed and that the server refused, would end replicas that work. The request
-    has no token, and nobody's answer to it is worth forging.
+    The request has no token.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False

@@ -1,15 +1,7 @@
-"""What a replica and its fleet have wrong, with causes and next steps. Pure.
+"""What is wrong with a fleet, since when, and what to do. Pure.
 
-What is wrong with a fleet: an incident for each cause and target, with its begin and end, and what to do.
-
-The causes and the reasons of holds are closed sets, and the incidents that each of them shows are bounded apart: none
-takes the place of another cause, however often it comes.
-
-The table of causes: what can be wrong, how bad it is, what to do, and which alerts tell it.
-
-The status page, `/fleet` and `check` show its words, and docs/monitoring.md has it as a table. A test holds the
-alerts
-of deploy/prometheus to it (tests/repository/test_causes.py).
+Causes and reasons of holds are closed sets, and the incidents of each are bounded apart. docs/monitoring.md has the
+table of causes, and a test holds the alerts to it.
 """
 
 from __future__ import annotations
@@ -41,7 +33,7 @@ CRITICAL, WARNING = Severity.CRITICAL, Severity.WARNING
 class Cause(NamedTuple):
     """What is wrong, how bad that is, and what to do.
 
-    *alerts* tell it to people who do not look; the section about the first one has the rest, unless *page* is another.
+    *alerts* tell it; the section of the first one has the rest, unless *page* does.
     """
 
     severity: Severity
@@ -52,11 +44,11 @@ class Cause(NamedTuple):
 
     @property
     def runbook(self) -> str:
-        """The page of the repository with all of it, and its heading."""
+        """The page of the repository, and its heading."""
         return self.page or f"{ALERTS_PAGE}#{self.alerts[0].lower()}"
 
     def members(self, site: str | None = None) -> dict[str, str]:
-        """Return what to do as JSON members; the page is a link where *site*, that of the documentation, is known."""
+        """Return what to do; the page is a link where *site* is known."""
         return {"advice": self.advice, "runbook": self.runbook if site is None else page_url(site, self.runbook)}
 
 
@@ -267,18 +259,18 @@ HELD: Final[dict[str, Cause]] = {  # what is held for a reason
 
 
 def cause_of(cause: ProblemCause, reason: str | None) -> Cause:
-    """Return the words about a cause; with the *reason* of a hold those about that one, where it is known."""
+    """Return the words about a cause, with the *reason* of a hold about that."""
     return HELD.get(reason or "", CAUSES[cause])
 
 
 def advice_members(reason: str, site: str | None = None) -> dict[str, str]:
-    """Return the members of a held target that name what to do; none for an unknown reason."""
+    """Return what to do about a hold; nothing for an unknown reason."""
     held = HELD.get(reason)
     return {} if held is None else held.members(site)
 
 
 def page_url(site: str, page: str) -> str:
-    """Return the address of a page of the repository, such as `docs/moving.md#the-end`, on the site at *site*."""
+    """Return the address of *page*, such as `docs/moving.md#the-end`, on *site*."""
     path, hash_sign, heading = page.removeprefix("docs/").partition("#")
     return f"{site}/{path.removesuffix('.md')}.html{hash_sign}{heading}"
 
@@ -318,10 +310,9 @@ ORDER: Final = {cause: number for number, cause in enumerate(ProblemCause)}
 
 
 class FoundProblem(NamedTuple):
-    """What is wrong with one target at this moment; None is the whole worker or fleet.
+    """What is wrong with one target now; None is the whole fleet.
 
-    *reason* tells apart what is held; *number* is that of what is counted. *since* is when it began, where that is
-    known.
+    *reason* is of a hold, *number* of what is counted, *since* the begin where it is known.
     """
 
     cause: ProblemCause
@@ -337,7 +328,7 @@ class FoundProblem(NamedTuple):
 
 
 def find_problems(state: Json, fleet: Json, now: datetime) -> list[FoundProblem]:
-    """Return what is wrong: *state* has members of this replica's `/status`, *fleet* those of the fleet's report."""
+    """Return what is wrong: *state* is of `/status`, *fleet* the fleet's report."""
     lost = {one["shardId"] for one in state["shards"] if _is_lost(one)}
     return [
         *_each(ProblemCause.NEAR_RETENTION, _near_retention(state, fleet)),
@@ -358,7 +349,6 @@ def find_problems(state: Json, fleet: Json, now: datetime) -> list[FoundProblem]
 
 
 def _near_retention(state: Json, fleet: Json) -> Iterator[str]:
-    """Yield the stream shards with records or held operations of over half the age at which they are lost."""
     if (retention_s := state["retentionSeconds"]) is None:
         return
     ages_s = [(one["streamShard"], one["lagSeconds"]) for one in fleet["streamShards"] if one["owner"] is not None]
@@ -374,7 +364,6 @@ def _is_lost(shard: Json) -> bool:
 
 
 def _failing_dependencies(state: Json) -> tuple[str, ...]:
-    """Return the dependencies of which nothing answers this replica, if there are several."""
     shards, streams, queues = state["shards"], state["streamShards"], state["queues"]
     failing = {
         "Kinesis or DynamoDB": state["ready"] in STREAM_OUTAGES
@@ -445,9 +434,9 @@ def _of_shards(shards: Iterable[Json]) -> Iterator[FoundProblem]:
 
 
 def _of_stream(stream_shards: Iterable[Json], own: Iterable[Json]) -> Iterator[FoundProblem]:
-    """Yield the problems of *stream_shards*, those of the fleet; *own* tells which ones this replica cannot read.
+    """Yield problems of the fleet's *stream_shards*; *own* tells which this replica cannot read.
 
-    Of another replica no error is known: what it reads late and not at all, while this one cannot read, fails likewise.
+    Of another replica no error is known: what it reads late and not at all fails likewise.
     """
     troubled = {one["streamShard"] for one in own if one.get("trouble")}
     rows = [one for one in stream_shards if one["state"] != StreamShardState.ENDED]
@@ -476,16 +465,12 @@ def _streams_named(stream_shards: Iterable[Json]) -> Iterator[str]:
 
 
 def _lag_s(stream_shard: Json) -> float:
-    """Return the lag; without any read yet it is endless."""
     lag_s: float | None = stream_shard["lagSeconds"]
     return float("inf") if lag_s is None else lag_s
 
 
 def _of_held(own: Iterable[Json], replicas: Iterable[Json], lost: set[str], now: datetime) -> Iterator[FoundProblem]:
-    """Yield the targets that any replica names, by reason and the oldest first; not a shard that is lost.
-
-    What a replica holds that can do nothing tells about that replica.
-    """
+    """Yield held targets by reason, the oldest first, without lost shards and replicas that can do nothing."""
     oldest_s: defaultdict[str, dict[str, float]] = defaultdict(dict)  # of each target, by reason
     for one in (
         *own,
@@ -508,7 +493,6 @@ def _of_moves(moves: Iterable[Json], now: datetime) -> Iterator[FoundProblem]:
 
 
 def _of_feed(destinations: Iterable[Json], now: datetime) -> Iterator[FoundProblem]:
-    """Yield what is stopped, and what is behind without that."""
     for one in destinations:
         subject = f"destination {one['name']}"
         if one["stoppedShards"]:
@@ -523,15 +507,12 @@ def _of_letters(replicas: Iterable[Json]) -> Iterator[FoundProblem]:
 
 
 class _Incident(msgspec.Struct):
-    """A problem as it was seen last, since when, and when it was seen last."""
-
     found: FoundProblem
     since: datetime
     at: datetime
     is_over: bool = False
 
     def note(self, found: FoundProblem, now: datetime) -> None:
-        """Take over that it is there *now*; what is counted is there when its number grows."""
         has_grown = (found.number or 0) > (self.found.number or 0)
         if found.cause not in COUNTED or has_grown:
             self.at = now
@@ -546,11 +527,8 @@ class Problems:
         self._open: dict[tuple[Kind, str | None], _Incident] = {}
         self._over: defaultdict[Kind, deque[_Incident]] = defaultdict(lambda: deque(maxlen=OVER_MAX))
 
-    def __repr__(self) -> str:
-        return f"Problems({list(self._open)})"
-
     def note(self, found: Iterable[FoundProblem], now: datetime) -> None:
-        """Take over what is wrong *now*; what is not among *found* is over, and forgotten after a day."""
+        """Take over what is wrong *now*; all else is over, and forgotten after a day."""
         present = {(one.kind, one.subject): one for one in found}
         is_blind = any(one.cause in BLIND for one in present.values())
         for key in self._open.keys() - present.keys():
@@ -571,7 +549,6 @@ class Problems:
             self._open[key] = known
 
     def _take_back(self, found: FoundProblem, now: datetime) -> _Incident | None:
-        """Return the incident that *found* goes on with, which is not over then; None without one."""
         over = self._over[found.kind]
         for one in reversed(over):
             if one.found.subject == found.subject and now - one.at <= GOES_ON:
@@ -580,7 +557,7 @@ class Problems:
         return None
 
     def view(self, now: datetime, site: str | None = None) -> list[Problem]:
-        """Return the incidents: those of now, the worst first, then those over, the last one first."""
+        """Return the incidents of now, the worst first, then those over, the last one first."""
         by_kind: defaultdict[Kind, list[_Incident]] = defaultdict(list)
         over = [one for several in self._over.values() for one in several]
         for one in self._open.values():

@@ -1,7 +1,6 @@
-"""The references' monitoring points (docs/outcomes.md): the queues as SQS reports them, their handlers, and the cache.
+"""The references' monitoring points: queues, their handlers, and the cache (docs/outcomes.md).
 
-The answers show a queue or cache that does not answer as such, and do not wait for it for long. Texts of dependencies
-are scrubbed.
+A queue or cache that does not answer is shown as such. Texts of dependencies are scrubbed.
 """
 
 from __future__ import annotations
@@ -44,15 +43,11 @@ class WatchedQueue(Protocol):
         """Return the attributes as SQS reports them now."""
 
     async def purge(self) -> None:
-        """Delete all messages. Raises ThrottledError less than a minute after the last purge."""
+        """Delete all messages; ThrottledError within a minute of the last purge."""
 
 
 class Monitoring(msgspec.Struct, frozen=True):
-    """The parts that the monitoring points show.
-
-    *queues* are all configured queues by name, the dead-letter queue included; *receivers* and *orders* (the handlers
-    of order events) belong to the consumed ones, by the same names. *cache* and *cache_admin* are None without a cache.
-    """
+    """The parts that are shown: all *queues*, the *receivers* and *orders* of consumed ones, the cache if any."""
 
     receivers: Mapping[str, QueueReceiver] = msgspec.field(default_factory=dict)
     queues: Mapping[str, WatchedQueue] = msgspec.field(default_factory=dict)
@@ -65,7 +60,7 @@ class Monitoring(msgspec.Struct, frozen=True):
         return [{"name": name} | _receiver_view(receiver) for name, receiver in self.receivers.items()]
 
     def cache_state(self) -> dict[str, Any] | None:
-        """Return the state of the cache as last seen; None without a cache."""
+        """Return the cache as last seen."""
         if self.cache is None:
             return None
         summary = self.cache.summary()
@@ -79,7 +74,7 @@ class Monitoring(msgspec.Struct, frozen=True):
         }
 
     async def sqs_stats(self) -> HttpAnswer:
-        """Answer `GET /sqs/stats`: each queue as SQS reports it now."""
+        """Answer `GET /sqs/stats`."""
         rows: dict[str, dict[str, Any]] = {}
         async with asyncio.TaskGroup() as tasks:
             for name, queue in self.queues.items():
@@ -87,7 +82,7 @@ class Monitoring(msgspec.Struct, frozen=True):
         return 200, {"queues": [rows[name] for name in self.queues]}
 
     async def handler_stats(self) -> HttpAnswer:
-        """Answer `GET /handler/stats`: the queues, their handlers, and the outcomes of messages."""
+        """Answer `GET /handler/stats`."""
         _, queues = await self.sqs_stats()
         return 200, queues | {
             "handlers": [
@@ -101,7 +96,7 @@ class Monitoring(msgspec.Struct, frozen=True):
         }
 
     async def purge(self, name: str | None) -> HttpAnswer:
-        """Answer `DELETE /sqs/purge`: delete all messages of a queue. Those in flight are handled all the same.
+        """Answer `DELETE /sqs/purge`; messages in flight are handled all the same.
 
         Without *name* it is the one source queue; the dead-letter queue has to be named.
         """
@@ -125,7 +120,7 @@ class Monitoring(msgspec.Struct, frozen=True):
         return 202, Purge(name, PURGE_INTERVAL_S).json()
 
     async def cache_stats(self) -> HttpAnswer:
-        """Answer `GET /cache/stats`; a cache that does not answer is shown as such."""
+        """Answer `GET /cache/stats`."""
         if self.cache_admin is None:
             return 200, {"enabled": False}
         return 200, {"enabled": True} | scrub(await self.cache_admin.read_stats())
@@ -162,7 +157,6 @@ class Monitoring(msgspec.Struct, frozen=True):
 
 
 def _attributes_view(queue: QueueAttributes) -> dict[str, Any]:
-    """Return the attributes of a queue; the counts are SQS's estimates."""
     policy = parse_redrive_policy(queue.redrive_policy)
     return {
         "visible": queue.visible_count,
@@ -176,7 +170,6 @@ def _attributes_view(queue: QueueAttributes) -> dict[str, Any]:
 
 
 def _receiver_view(receiver: QueueReceiver) -> dict[str, Any]:
-    """Return a queue as its receiver saw it last, and its messages in flight."""
     stats = receiver.stats()
     return {
         "state": scrub_text(stats["state"]),
@@ -190,7 +183,6 @@ def _receiver_view(receiver: QueueReceiver) -> dict[str, Any]:
 
 
 def _handler_view(receiver: QueueReceiver) -> dict[str, Any]:
-    """Return the activity and the totals of a receiver and its handler."""
     stats = receiver.stats()
     return {
         "state": scrub_text(stats["state"]),

@@ -1,8 +1,4 @@
-"""The views of this replica: health, status, fleet, its leases and holds.
-
-Those of operations, tenants and shards are in `lookups`; the references' monitoring points, and the requests that empty
-a queue or the cache, are in `queues`.
-"""
+"""Health, status and fleet of this replica; `lookups` and `queues` have the rest."""
 
 from __future__ import annotations
 
@@ -86,10 +82,9 @@ DRAIN_MARGIN_S: Final = 10.0  # to cancel and to close after the grace time, whe
 
 @dataclass
 class ReplicaStatus:
-    """The state of this replica for its views; the parts are None until `start`.
+    """The state of this replica; its parts are None until `start`.
 
-    *grace_s* is the time to drain once *stopping* is set, *runbook_url* the address of the documentation site,
-    *certificate* has when the certificate of the HTTP server expires.
+    *grace_s* is the time to drain once *stopping* is set.
     """
 
     name: str
@@ -145,16 +140,13 @@ class ReplicaStatus:
 
     @property
     def started(self) -> Lookups:
-        """The answers of the parts. Raises RetryableError before `start`."""
+        """The lookups. Raises RetryableError before `start`."""
         if self.lookups is None:
             raise RetryableError("starting")
         return self.lookups
 
     def liveness_problem(self) -> str | None:
-        """Return which loop is stuck; None if a restart would not help.
-
-        In a drain the loops end one after the other: then only the drain itself can be stuck.
-        """
+        """Return which loop is stuck; None if a restart would not help. In a drain only the drain can be."""
         now = loop_time()
         if self.stopping.is_set():
             return self._stuck_drain(now)
@@ -175,7 +167,7 @@ class ReplicaStatus:
         return f"drain: not ended after {drained_s:.0f} s, with {self.grace_s:g} s of grace"
 
     def readiness_problem(self) -> Unreadiness | None:
-        """Return why no work can be done now, without secrets; None while the sources are consumed."""
+        """Return why no work can be done, without secrets."""
         problem = self._readiness_problem()
         return problem and problem._replace(text=problem.text and scrub_text(problem.text))
 
@@ -221,10 +213,7 @@ class ReplicaStatus:
         return None if refusal is None else Unreadiness(UnreadyReason.STREAM_UNREADABLE, refusal)
 
     def readiness_detail(self) -> str | None:
-        """Return what a person should know while the replica is ready: gaps, internal errors, the plans of a KCL 3.x.
-
-        Names no shard: it is read without a token.
-        """
+        """Return gaps, internal errors, and plans of a KCL 3.x; no names, as it is read without a token."""
         marked = {
             shard_id for shard_id, health in self.health.by_shard_id.items() if ShardProblem.GAP in health.problems
         }
@@ -282,7 +271,7 @@ class ReplicaStatus:
         instruments.PREFETCH_MAX_BYTES.set(fleet.prefetch.max_bytes)
 
     def status(self) -> Json:
-        """Return the whole status, for people and their tools."""
+        """Answer `GET /status`."""
         state = self._state()
         unready = self.readiness_problem()
         prefetch = self.fleet and self.fleet.prefetch
@@ -304,7 +293,6 @@ class ReplicaStatus:
         }
 
     def _state(self) -> dict[str, Any]:
-        """Return the members of the status that tell what is wrong."""
         unready = self.readiness_problem()
         return {
             "ready": True if unready is None else unready.reason,
@@ -332,7 +320,7 @@ class ReplicaStatus:
         }
 
     def fleet_status(self) -> dict[str, Any]:
-        """Return the replicas of the fleet: those with a lease, and this one."""
+        """Answer `GET /fleet`."""
         report, at = self._fleet_report(), utc_now()
         self.problems.note(find_problems(self._state(), report, at), at)
         reasons = {one["reason"] for replica in report["replicas"] for one in replica["held"]}
@@ -419,7 +407,7 @@ class ReplicaStatus:
         self.problems.note(find_problems(self._state(), report, at), at)
 
     async def note_top_tenants(self) -> None:
-        """Note which tenants take most of the shards' time now."""
+        """Note which tenants take most time."""
         if self.gateway is not None and self.pools is not None:
             known = self.pools.by_shard_id()
             await self.top_tenants.note({one: usage for one, usage in self.gateway.usages().items() if one in known})
@@ -440,11 +428,9 @@ class ReplicaStatus:
         return [{"kind": "kinesis", "name": self.fleet.stream_name, "state": state}, *queues]
 
     def _activity(self, usual: str) -> str:
-        """Return the state of a source without trouble: *usual*, and in a drain that nothing new is fetched."""
         return "draining" if self.stopping.is_set() else usual
 
     def _shards(self) -> list[dict[str, Any]]:
-        """Return the known shards as last seen, without a request."""
         pools, health = self.pools.by_shard_id() if self.pools else {}, self.health.by_shard_id
         return [
             {"shardId": shard_id}
@@ -457,7 +443,7 @@ class ReplicaStatus:
         return self.fleet.readers() if self.fleet else []
 
     def handler_status(self) -> Json:
-        """Return the state of the worker (docs/outcomes.md, `GET /handler/status`)."""
+        """Answer `GET /handler/status`."""
         unready = self.readiness_problem()
         return answers.Handler(
             running=unready is None,
@@ -478,5 +464,4 @@ def _handler_state(unready: Unreadiness | None) -> str:
 
 
 def _health_summary(view: dict[str, Any]) -> dict[str, Any]:
-    """Return the members of a shard's health for a row of the status page; `/shards` has all of them."""
     return {name: view[name] for name in HEALTH_SUMMARY if name in view}

@@ -1,4 +1,4 @@
-"""The bodies of requests that act: JSON objects, bounded in size and time."""
+"""The bodies of requests that act."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 class RetryRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /held/retry`: a target as `/status` shows it, or none for all."""
+    """A target as `/status` shows it, or none for all."""
 
     target: str | None = None
 
@@ -65,9 +65,9 @@ LeverRequest: TypeAlias = PauseRequest | ResumeRequest | WeightRequest
 
 
 class LettersRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """The body of a request about dead letters: a filter, and what to do.
+    """A filter of dead letters, and what to do.
 
-    *since* is inclusive, *until* is not; both by `failedAt`, and without an offset in UTC.
+    *since* is inclusive, *until* is not; by `failedAt`, without an offset in UTC.
     """
 
     reasons: tuple[DeadLetterReason, ...] = ()
@@ -94,7 +94,7 @@ class LettersRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, re
 
 
 class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """The body of `POST /dead-letters/edit`: a dead letter, the text in place of its record, and the new request id."""
+    """A dead letter, the text in place of its record, and the new request id."""
 
     message_id: MessageId
     record: str
@@ -107,9 +107,9 @@ def _in_utc(time: datetime | None) -> datetime | None:
 
 
 async def read_body(request: web.Request, kind: type[Body]) -> Body:
-    """Return the body of *request*; an empty one is an empty object. The server limits its size.
+    """Return the body of *request*; an empty one is an empty object.
 
-    Raises ValueError with an error for people, which quotes no value of the body.
+    Raises ValueError with an error for people, which quotes no value.
     """
     try:
         async with asyncio.timeout(BODY_WITHIN_S):

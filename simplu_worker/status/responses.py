@@ -1,4 +1,4 @@
-"""The responses of the HTTP server: JSON, errors included, with the headers that all of them have."""
+"""Responses: JSON, errors included, with common headers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HttpAnswer = tuple[int, dict[str, Any]]  # an HTTP status, and JSON members
 
 
 def json_response(status: int, answer: dict[str, Any], *, headers: Mapping[str, str] | None = None) -> web.Response:
-    """Return *answer* as JSON; a `msgspec.Raw` in it is JSON already, so that no number loses a digit."""
+    """Return *answer* as JSON; a `msgspec.Raw` in it is JSON already."""
     return encoded_response(status, msgspec.json.encode(answer), headers=headers)
 
 
@@ -36,7 +36,7 @@ def error_response(status: int, message: str, *, headers: Mapping[str, str] | No
 
 
 def busy_response() -> web.Response:
-    """Return the answer to a request for one stream of events more than there may be."""
+    """Return the answer where there are too many listeners."""
     return error_response(
         HTTPStatus.SERVICE_UNAVAILABLE, "too many listeners; repeat the request", headers={"Retry-After": "1"}
     )

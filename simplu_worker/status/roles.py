@@ -1,12 +1,8 @@
-"""The callers over HTTP, by their bearer tokens: roles, and the tenants that a producer may ask for. Pure.
+"""Callers by their tokens, and what each role sees of an answer. Pure.
 
-Reduce answers for callers that may not see all of them: viewers, and requests without a token.
-
-An answer has texts of all kinds: errors, addresses, names of tenants, content. So texts are shown by a list of
-members,
-and states by a list of words; a new member of an answer is hidden until it is listed here. Requests without a token,
-where `API_OPEN_READS` allows them, see counts and states. Viewers see names, ids, places and times too, and no error
-text, result or record.
+Texts are shown by a list of members, states by a list of words; a new member is hidden until it is listed. Without a
+token, where `API_OPEN_READS` allows it, counts and states are seen; viewers see names, ids, places and times too, and
+no error text, result or record.
 """
 
 from __future__ import annotations
@@ -66,7 +62,7 @@ class TenantPattern(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
 
 
 class ListedToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """A token of API_TOKENS_FILE, by its SHA-256; a producer's has the tenants that it may ask for."""
+    """A token of API_TOKENS_FILE, by its SHA-256; a producer's has its tenants."""
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,64}$")]
     role: Role
@@ -82,12 +78,12 @@ class Caller(NamedTuple):
     tenants: tuple[TenantPattern, ...] = ()
 
     def may_see(self, business_id: str, location_id: str) -> bool:
-        """Return whether the caller may see the tenant: a producer only those of its token."""
+        """Return whether the caller may see the tenant."""
         return self.role is not Role.PRODUCER or any(one.fits(business_id, location_id) for one in self.tenants)
 
 
 class Tokens:
-    """The tokens of operators and viewers, and those of API_TOKENS_FILE, if there is one."""
+    """The tokens of the variables, and those of API_TOKENS_FILE."""
 
     def __init__(
         self,
@@ -100,18 +96,15 @@ class Tokens:
         self._own = {role: _digest(token.encode()) for role, token in own if token}
         self._listed = listed
 
-    def __repr__(self) -> str:
-        return f"Tokens({', '.join(self.variables(Role)) or 'none'})"
-
     def variables(self, roles: Collection[Role] | type[Role]) -> Sequence[str]:
         """Return the variables that hold tokens of *roles*."""
         own = [VARIABLES[role] for role in self._own if role in roles]
         return own if self._listed is None else [*own, LIST_VARIABLE]
 
     def caller_of(self, authorization: str) -> Caller | None:
-        """Return the caller with the header `Authorization`; None for a wrong one.
+        """Return the caller with the header `Authorization`, if any.
 
-        Every token is compared, each in a time that does not depend on its bytes.
+        Every token is compared, in a time that does not depend on its bytes.
         """
         scheme, _, sent = authorization.partition(" ")
         # aiohttp represents undecodable bytes as surrogates, which no token has.
@@ -126,10 +119,7 @@ class Tokens:
 
 
 def decode_tokens(text: bytes) -> Sequence[ListedToken]:
-    """Return the tokens of API_TOKENS_FILE, `{"tokens": [{"name", "role", "sha256", "tenants"}]}`.
-
-    Raises ValueError with an error for people.
-    """
+    """Return the tokens of API_TOKENS_FILE. Raises ValueError with an error for people."""
     try:
         tokens = msgspec.json.decode(text, type=_TokensFile).tokens
     except msgspec.ValidationError as exc:
@@ -211,9 +201,9 @@ _HOST: Final = re.compile(r"(?P<name>\[[^\]]*\]|[^:\[\]]*)(:\d*)?")
 
 
 class Reduction(msgspec.Struct, frozen=True):
-    """The texts that are shown: those of members in *texts*, the words in *states* of members that are states.
+    """The shown texts: of members in *texts*, words in *states*, and *errors* that are words.
 
-    *errors* are the words that the member `error` may show. With *keeps_null* members without a value stay.
+    With *keeps_null* members without a value stay.
     """
 
     texts: frozenset[str]
@@ -223,7 +213,7 @@ class Reduction(msgspec.Struct, frozen=True):
     keeps_null: bool = False
 
     def apply(self, view: Any) -> Any:
-        """Return *view*, a JSON value, with its numbers, truth values and states, and with the listed texts alone."""
+        """Return the shown part of a JSON value."""
         match view:
             case dict():
                 shown = {name: self._member(name, value) for name, value in view.items() if name not in self.hidden}
@@ -241,7 +231,6 @@ class Reduction(msgspec.Struct, frozen=True):
                 return None
 
     def _member(self, name: str, value: Any) -> Any:
-        """Return the shown part of a member; None for nothing."""
         if isinstance(value, list | tuple) and name in self.texts:
             return [str(item) if isinstance(item, str) else self.apply(item) for item in value]
         if not isinstance(value, str):
@@ -259,12 +248,12 @@ FOR_VIEWERS: Final = Reduction(VIEWER_TEXTS, VIEWER_STATES, errors=OUTCOMES, kee
 
 
 def counts_and_states(view: Any) -> Any:
-    """Return *view*, a JSON value, as requests without a token see it."""
+    """Return *view* as requests without a token see it."""
     return COUNTS_AND_STATES.apply(view)
 
 
 def for_viewers(status: int, answer: dict[str, Any]) -> dict[str, Any]:
-    """Return an answer with the HTTP status *status* as viewers see it: errors of the request itself stay."""
+    """Return an answer as viewers see it: errors of the request itself stay."""
     plain = msgspec.to_builtins(answer, builtin_types=(msgspec.Raw,))
     shown: dict[str, Any] = FOR_VIEWERS.apply(plain)
     if isinstance(error := plain.get("error"), str) and "error" not in shown:
@@ -276,16 +265,16 @@ def for_viewers(status: int, answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def for_producers(status: int, answer: dict[str, Any]) -> dict[str, Any]:
-    """Return an answer about a producer's own tenant as it sees it: all of it, but for what is wrong with a shard."""
+    """Return an answer as a producer sees it, without what is wrong with a shard."""
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and "error" in answer:
         return answer | {"error": HIDDEN_CAUSE}
     return answer
 
 
 def is_own_host(host: str, http_host: str | None) -> bool:
-    """Return whether *host*, the `Host` of a request, is *http_host*, an IP address or localhost.
+    """Return whether the `Host` of a request is *http_host*, an IP address or localhost.
 
-    A page of another site may have a name of its own lead here (DNS rebinding); a browser then sends that name.
+    A page of another site may lead here by a name of its own (DNS rebinding), which a browser then sends.
     """
     found = _HOST.fullmatch(host)
     if found is None:

@@ -1,7 +1,4 @@
-"""The table of routes: each path with its method, its access and its description (docs/outcomes.md). Pure.
-
-The router and the description at `/openapi.json` are made from it.
-"""
+"""The table of routes, from which the router and `/openapi.json` are made. Pure."""
 
 from __future__ import annotations
 
@@ -79,9 +76,9 @@ class Parameter(msgspec.Struct, frozen=True):
 
 
 class Route(msgspec.Struct, frozen=True):
-    """One path with one method; *name* is that of its view.
+    """One path with one method; *name* is that of its endpoint.
 
-    *answers* has types by HTTP status, beside those that the access brings, or a key of CONTENT_TYPES.
+    *answers* has types, or keys of CONTENT_TYPES, beside those that the access brings.
     """
 
     method: str

@@ -1,8 +1,7 @@
 """Serve health, metrics, status and single answers over HTTP (docs/outcomes.md).
 
-Bearer tokens protect every path with data of tenants (`guard`); health and metrics have no such data and are open.
-Every answer but metrics and the page is JSON, errors included. The number of open connections is bounded, and by that
-the number of requests; all else that strangers may do is for a proxy.
+Tokens protect every path with data of tenants. Every answer but metrics and the page is JSON. Open connections are
+bounded, and so are requests; all else is for a proxy.
 """
 
 from __future__ import annotations
@@ -89,12 +88,11 @@ async def open_http(
     tls: ssl.SSLContext | None = None,
     connections_max: int = CONNECTIONS_MAX,
 ) -> AsyncIterator[int]:
-    """Serve what *replica* tells while the context is open, and yield the port (a free one where *port* is 0).
+    """Serve what *replica* tells, and yield the port (a free one where *port* is 0). Raises OSError if it is in use.
 
-    Without a *host*, on all addresses of IPv4 and, unless the kernel has no IPv6, of IPv6.
-    Without *tokens* the protected paths answer 403, and so do the DELETEs without *allow_destructive*. With
-    *opens_reads* some of the others show counts and states to requests without a token. With *tls* by HTTPS;
-    *is_behind_tls*: a proxy does that. *letters* acts on dead letters. Raises OSError if the port is in use.
+    Without a *host* on all addresses of IPv4 and IPv6. Without *tokens* protected paths answer 403, and so do DELETEs
+    without *allow_destructive*. *opens_reads* shows counts without a token. *tls*: by HTTPS; *is_behind_tls*: a proxy
+    does that.
     """
     guard = Guard(
         tokens, host, allow_destructive=allow_destructive, opens_reads=opens_reads, is_behind_tls=is_behind_tls
@@ -126,10 +124,7 @@ def make_runner(app: web.Application) -> web.AppRunner:
 
 
 def accept_connection(server: web.Server, connections_max: int) -> web.RequestHandler:
-    """Return the protocol of a new connection, which at the limit takes the place of the oldest one.
-
-    So a probe is answered, whatever strangers keep open.
-    """
+    """Return a new connection, which at the limit takes the place of the oldest one: so probes are answered."""
     transports = [one.transport for one in server.connections]
     is_open = [one for one in transports if one is not None and not one.is_closing()]
     if len(is_open) >= connections_max:
@@ -144,7 +139,6 @@ async def _listen(
     port: int,
     tls: ssl.SSLContext | None,
 ) -> int:
-    """Listen on *host* until *stack* ends; return the port."""
     handshake_s = None if tls is None else HANDSHAKE_WITHIN_S
     listener = await asyncio.get_running_loop().create_server(
         accept, host, port, reuse_address=True, ssl=tls, ssl_handshake_timeout=handshake_s
@@ -168,8 +162,6 @@ def make_application(guard: Guard, replica: ReplicaStatus, letters: LetterReques
 
 
 class _Handlers:
-    """Makes the handlers of routes: the endpoints of the same names, as each role sees their answers."""
-
     def __init__(self, guard: Guard, endpoints: _Endpoints) -> None:
         self._guard = guard
         self._endpoints = endpoints
@@ -177,11 +169,9 @@ class _Handlers:
         self._closing = asyncio.Event()
 
     async def close(self, _: web.Application) -> None:
-        """End the answers that last."""
         self._closing.set()
 
     def make(self, route: Route) -> Handler:
-        """Return the handler of *route*."""
         if route.access is Access.ALL:
             handler: Handler = getattr(self._endpoints, route.name)
             return handler
@@ -253,7 +243,7 @@ class _Handlers:
     async def _while_admitted(
         self, request: web.Request, events: AsyncGenerator[bytes, None]
     ) -> AsyncGenerator[bytes, None]:
-        """Yield *events* until their end, or until the token of the caller is another one's, or nobody's."""
+        """Yield *events* until their end, or until the token is another one's, or nobody's."""
         caller = self._guard.caller_of(request)
         async with contextlib.aclosing(events):
             async for event in events:
@@ -263,7 +253,6 @@ class _Handlers:
 
 
 async def _answer(asked: Awaitable[HttpAnswer]) -> HttpAnswer:
-    """Return an answer; 503 before the start, where a dependency fails, and without an answer in time."""
     try:
         async with asyncio.timeout(ANSWER_WITHIN_S):
             return await asked
@@ -286,7 +275,6 @@ def shown_to(role: Role | None, route: Route, status: int, answer: dict[str, Any
 
 
 def _metrics_handler(refresh_gauges: Callable[[], None]) -> Handler:
-    """Return the handler of the metrics, which refreshes the gauges first."""
     metrics = MetricsText(refresh_gauges)
 
     async def show_metrics(request: web.Request) -> web.StreamResponse:
@@ -300,8 +288,6 @@ def _metrics_handler(refresh_gauges: Callable[[], None]) -> Handler:
 
 
 class _Endpoints:
-    """What answers each route, by the names of the routes."""
-
     def __init__(self, replica: ReplicaStatus, letters: LetterRequests | None, guard: Guard) -> None:
         self._replica = replica
         self._letters = letters
@@ -430,7 +416,6 @@ class _Endpoints:
         return await _act(request, "purge", self._replica.started.monitoring.purge(name), queue=name)
 
     async def wait_for_operation(self, request: web.Request, closing: asyncio.Event) -> None:
-        """Wait as the request wants, if it does. Raises ValueError with an error for people."""
         if (wait := parse_wait(request)) is not None:
             with contextlib.suppress(RetryableError):  # it starts, as the answer says
                 await self._replica.started.wait_for_operation(*wait, closing)
@@ -470,15 +455,11 @@ class _Endpoints:
 
 
 def _named_tenant(request: web.Request) -> tuple[str | None, str | None]:
-    """Return the ids that the query names; an empty one counts as absent."""
     return request.query.get("businessId") or None, request.query.get("locationId") or None
 
 
 def parse_wait(request: web.Request) -> tuple[str, str, str, float] | None:
-    """Return request id, business id, location id and seconds of a request that waits; None of another one.
-
-    Raises ValueError with an error for people.
-    """
+    """Return request id, tenant and seconds of a request that waits, else None. Raises ValueError."""
     texts = [text for text in request.query.getall("wait", []) if text]
     if not texts:
         return None
@@ -500,7 +481,6 @@ def _actor_of(request: web.Request) -> Actor:
 
 
 async def _act(request: web.Request, action: str, acting: Awaitable[HttpAnswer], **asked: Any) -> HttpAnswer:
-    """Return the answer of an operator's action, which is logged."""
     with logged_action(action, _actor_of(request), asked) as acted:
         answer = await acting
         acted.answer = answer[1]
@@ -524,7 +504,6 @@ async def _answer_errors_in_json(request: web.Request, handler: Handler) -> web.
 
 
 def _path_of(request: web.Request) -> str | None:
-    """Return the path of the route, without the ids in it; None for a path that does not exist."""
     resource = request.match_info.route.resource
     return resource.canonical if resource else None
 
@@ -543,7 +522,6 @@ def _http_error(exc: web.HTTPException, method: str) -> web.Response:
 
 
 def _answer_handler(answer: dict[str, Any]) -> Handler:
-    """Return the handler of an answer that never changes."""
     body = msgspec.json.encode(answer)
 
     async def show_answer(_: web.Request) -> web.Response:
@@ -553,7 +531,6 @@ def _answer_handler(answer: dict[str, Any]) -> Handler:
 
 
 def _health_response(trouble: str | None, *, detail: str | None = None) -> web.Response:
-    """Return the answer to a probe; *detail* is what a person should know beside it."""
     more = {} if detail is None else {"detail": detail}
     if trouble is None:
         return json_response(HTTPStatus.OK, {"status": "ok"} | more)

@@ -1,7 +1,4 @@
-"""The TLS of the HTTP server: one context, into which renewed files are loaded.
-
-Files of settings that are read at the start and again at each SIGHUP: a certificate, a list of tokens.
-"""
+"""TLS of the HTTP server, and files of settings that are read again at each SIGHUP."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ NO_CHECK_TIME: Final = 0x200000  # OpenSSL, x509_vfy.h: X509_V_FLAG_NO_CHECK_TIM
 
 
 class ServerTls:
-    """The *context* of a server with a certificate and its key; handshakes need `read` first."""
+    """The *context* of a server; handshakes need `read` first."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self._certificate = certificate
@@ -40,7 +37,7 @@ class ServerTls:
 
 
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Return the context of a server: TLS 1.2 or newer. Raises OSError for files that do not fit."""
+    """Return a server's context. Raises OSError for files that do not fit."""
     context = _empty_context()
     context.load_cert_chain(certificate, key, password=_refuse_password)
     return context
@@ -54,7 +51,7 @@ def _empty_context() -> ssl.SSLContext:
 
 
 def _end_of(certificate: Path, context: ssl.SSLContext) -> datetime:
-    """Return when a certificate expires, by a handshake in memory: `ssl` decodes none but that of a peer."""
+    """Return when a certificate expires, by a handshake in memory: `ssl` decodes only a peer's."""
     trusting = own_client_context(certificate)
     trusting.verify_flags |= NO_CHECK_TIME
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -80,8 +77,7 @@ log = structlog.get_logger(__name__)
 class WatchedFiles(Generic[Value]):
     """The *value* that *load* makes of the files that *variables* name.
 
-    *load* raises ValueError or OSError for files that it cannot use: at first that is a `ConfigurationError`, later the
-    value before them stays.
+    Where *load* raises ValueError or OSError, that is a `ConfigurationError` at first; later the value stays.
     """
 
     def __init__(self, variables: Sequence[str], load: Callable[[], Value]) -> None:
@@ -93,7 +89,7 @@ class WatchedFiles(Generic[Value]):
             raise ConfigurationError(f"{', '.join(variables)}: {_problem_of(exc)}") from exc
 
     def reread(self) -> None:
-        """Take over what the files have now; log where they cannot be used."""
+        """Take over the files, or log why not."""
         try:
             self.value = self._load()
         except (OSError, ValueError) as exc:
@@ -103,5 +99,5 @@ class WatchedFiles(Generic[Value]):
 
 
 def _problem_of(exc: Exception) -> str:
-    """Return what is wrong; an error of the system or of TLS without the path, and ValueErrors are for people."""
+    """Return what is wrong, without the path; ValueErrors are for people."""
     return f"expected a file that can be used, got: {exc.strerror or exc}" if isinstance(exc, OSError) else str(exc)

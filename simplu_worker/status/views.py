@@ -1,7 +1,4 @@
-"""Rows of tenants and shards as JSON members, for the status page and for commands. Pure.
-
-Why a replica is not ready: a word for all callers, and a text for operators.
-"""
+"""Rows of tenants and shards as JSON members, for HTTP and commands. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ def trouble_view(trouble: Trouble) -> dict[str, Any]:
 
 
 def feed_state(published_count: int, destinations: Iterable[DestinationView]) -> FeedState:
-    """Return the feed: how many shards this replica publishes, and the destinations over all shards."""
+    """Return the feed: the shards published here, and all destinations."""
     return FeedState(
         published_count,
         [
@@ -68,7 +65,7 @@ def tenant_view(shard_id: str, row: Mapping[str, Any]) -> Json:
 
 
 def refused_view(found: RejectedRequest | Absence | None) -> Json | None:
-    """Return the last refused control message of a tenant as JSON members; None without one."""
+    """Return the last refused control message of a tenant, if any."""
     if not isinstance(found, RejectedRequest):
         return None
     return Refusal(
@@ -119,7 +116,7 @@ def shard_view(shard: InspectedShard) -> dict[str, Any]:
 
 
 class Unreadiness(NamedTuple):
-    """A reason, and what a person should know beside it: *text* may be an error of a dependency."""
+    """A reason for all callers, and a *text* for operators."""
 
     reason: UnreadyReason
     text: str | None = None

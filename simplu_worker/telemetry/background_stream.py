@@ -1,7 +1,7 @@
-"""Write lines to stdout or stderr from a thread of its own, so that a full disk or an unread pipe stops nothing else.
+"""Write lines from a thread of its own, so that a full disk or an unread pipe stops nothing else.
 
-A line that finds no room in the queue, or that the system refuses, is dropped and counted. The queue is a
-`SimpleQueue`, as the garbage collector may run a `__del__` that logs at any instruction.
+A line without room, or that the system refuses, is dropped and counted. The queue is a `SimpleQueue`: the garbage
+collector may run a `__del__` that logs at any instruction.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ CountLines = Callable[[int], None]
 
 
 class BackgroundStream(io.TextIOBase):
-    """A text stream to the descriptor of *stream*, whose `write` never blocks and never fails.
+    """A text stream whose `write` never blocks and never fails.
 
-    *on_drop* is called with the number of lines of each drop, in whichever thread.
+    *on_drop* is called with the number of dropped lines, in whichever thread.
     """
 
     def __init__(self, stream: TextIO, *, on_drop: CountLines) -> None:
@@ -51,7 +51,7 @@ class BackgroundStream(io.TextIOBase):
         return len(text)
 
     def drain(self, *, within_s: float) -> bool:
-        """Write what waits and end the thread, for *within_s* at most; return whether that is done."""
+        """Write what waits and end the thread; return whether that is done *within_s*."""
         ending = threading.Thread(target=self._listener.stop, daemon=True)
         ending.start()
         ending.join(within_s)
@@ -59,7 +59,7 @@ class BackgroundStream(io.TextIOBase):
 
 
 class _Writer(logging.Handler):
-    """Writes without a buffer and without a lock: a write that never returns would keep the end of the process."""
+    """Writes without a lock: a write that never returns would hold up the end of the process."""
 
     def __init__(self, descriptor: int, on_drop: CountLines) -> None:
         super().__init__()
@@ -67,7 +67,6 @@ class _Writer(logging.Handler):
         self._on_drop = on_drop
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Write the whole text, or drop it."""
         rest = record.msg.encode("utf-8", "backslashreplace")
         try:
             while rest:

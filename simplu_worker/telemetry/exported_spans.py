@@ -1,11 +1,7 @@
-"""The door to OpenTelemetry: spans with the names of its conventions, exported by OTLP over HTTP from a thread.
+"""The door to OpenTelemetry: spans by its conventions, exported by OTLP over HTTP from a thread.
 
-Imported only when `TRACES` is on: the packages are the extra `tracing`. The SDK reads its own variables (`OTEL_*`).
-No
-call of a span waits: spans that end are put into a queue of fixed size, and the oldest are dropped while that is
-full.
-
-Choose the spans of producers to link to, by the texts of their `traceparent` (W3C Trace Context).
+Imported only when `TRACES` is on. The SDK reads its own variables. No call waits: spans that end go into a queue of
+fixed size, and the oldest are dropped while it is full.
 """
 
 from __future__ import annotations
@@ -55,9 +51,9 @@ class ChosenLinks(NamedTuple):
 
 
 def choose_links(texts: Iterable[str], max_count: int) -> ChosenLinks:
-    """Return the spans that *texts*, one for each record that has any, name: each once, *max_count* at most.
+    """Return the spans that *texts* name, each once, *max_count* at most.
 
-    Sampled ones go first: a link to a span that was not recorded leads nowhere. Otherwise in the order of the texts.
+    Sampled ones go first: a link to a span that was not recorded leads nowhere.
     """
     malformed_count = 0
     spans: dict[tuple[int, int, bool], SpanContext] = {}
@@ -85,7 +81,7 @@ Attributes = dict[str, AttributeValue]
 
 
 class ExportedBatch(BatchSpan):
-    """A recorded span `process`; a batch that is not sampled has one too, which records nothing."""
+    """A span `process`; one that is not sampled records nothing."""
 
     __slots__ = ("_token", "span")
 
@@ -111,7 +107,7 @@ class ExportedBatch(BatchSpan):
 
 
 class ExportedTransaction(TransactionSpan):
-    """A span of a transaction: the child of the first batch in it, linked to the others."""
+    """A child of the first batch of a transaction, linked to the others."""
 
     __slots__ = ("_begun_ns", "_place", "_tracer", "_transaction")
 
@@ -189,18 +185,15 @@ class SpanExport:
     """The tracer of a process, and its thread that exports."""
 
     def __init__(self, provider: TracerProvider, *, group_name: str) -> None:
-        """*group_name* is the name of the application that reads the stream. Reads OTEL_SPAN_LINK_COUNT_LIMIT."""
+        """*group_name* is that of the application. Reads OTEL_SPAN_LINK_COUNT_LIMIT."""
         limit = SpanLimits().max_links
         self._links_max = LINKS_MAX if limit is None else min(LINKS_MAX, limit)
         self._provider = provider
         self._tracer = provider.get_tracer("simplu_worker", __version__)
         self._group_name = group_name
 
-    def __repr__(self) -> str:
-        return f"SpanExport({self._group_name!r})"
-
     def process(self, batch: TracedBatch) -> BatchSpan:
-        """Start the span of *batch*, with links to the spans of its producers."""
+        """Start the span of *batch*, with links to its producers."""
         attributes = self._messaging("process", batch.source, batch.name, batch.stream_shard_id)
         attributes |= _batch_size("messaging.batch.message_count", batch.message_count)
         if batch.shard_id is not None:
@@ -211,15 +204,15 @@ class SpanExport:
         return ExportedBatch(span)
 
     def transact(self, transaction: TracedTransaction) -> TransactionSpan:
-        """Return the span of *transaction*, which starts when that has begun."""
+        """Return the span of *transaction*."""
         return ExportedTransaction(self._tracer, transaction)
 
     def receive(self, source: str, name: str, stream_shard_id: str | None) -> ReceiveSpan:
-        """Return the span of a request, which is made at its end."""
+        """Return the span of a request, made at its end."""
         return ExportedReceive(self._tracer, name, self._messaging("receive", source, name, stream_shard_id))
 
     async def close(self, *, within_s: float) -> None:
-        """Export the queued spans, for *within_s* at most; the rest is lost. Idempotent."""
+        """Export the queued spans *within_s*; the rest is lost. Idempotent."""
         loop, is_done = asyncio.get_running_loop(), asyncio.Event()
 
         def shut_down() -> None:
@@ -236,7 +229,6 @@ class SpanExport:
             log.warning("tracing.not_flushed", after_s=round(within_s, 2))
 
     def _messaging(self, operation: str, source: str, name: str, stream_shard_id: str | None) -> Attributes:
-        """Return the attributes of all spans about a stream or a queue."""
         attributes: Attributes = {
             "messaging.system": SYSTEMS[source],
             "messaging.operation.name": operation,
@@ -250,7 +242,7 @@ class SpanExport:
 
 
 def create_span_export(*, group_name: str, replica_name: str, environ: Mapping[str, str] = os.environ) -> SpanExport:
-    """Return the tracer of the replica *replica_name*, with its thread. Raises ValueError for wrong `OTEL_*` values."""
+    """Return the tracer of a replica. Raises ValueError for wrong `OTEL_*` values."""
     provider = TracerProvider(resource=resource_of(replica_name), shutdown_on_exit=False)
     queue_max = int(environ.get("OTEL_BSP_MAX_QUEUE_SIZE") or QUEUE_MAX_COUNT)
     export_max = int(environ.get("OTEL_BSP_MAX_EXPORT_BATCH_SIZE") or min(queue_max, EXPORT_MAX_COUNT))
@@ -262,7 +254,7 @@ def create_span_export(*, group_name: str, replica_name: str, environ: Mapping[s
 
 
 def resource_of(replica_name: str) -> Resource:
-    """Return the attributes of all spans of a replica; those of the standard variables win."""
+    """Return the attributes of a replica's spans; those of the standard variables win."""
     own = {"service.name": DEFAULT_SERVICE, "service.version": __version__, "service.instance.id": replica_name}
     return Resource.create(own | dict(OTELResourceDetector().detect().attributes))
 
@@ -277,12 +269,10 @@ def _link_producers(span: Span, chosen: ChosenLinks) -> None:
 
 
 def _batch_size(name: str, count: int) -> Attributes:
-    """Return the attribute of a batch's size; by the conventions a single one has none."""
     return {name: count} if count > 1 else {}
 
 
 def _end(span: Span, error: BaseException | None) -> None:
-    """End *span*, failed by *error*, if any: by class and code, without its text."""
     if error is not None:
         kind = type(error).__name__
         span.set_attribute("error.type", kind)
@@ -291,7 +281,7 @@ def _end(span: Span, error: BaseException | None) -> None:
 
 
 def _sqlstate_of(error: BaseException | None) -> str | None:
-    """Return the SQLSTATE of the error of Postgres from which *error* was raised, if there is one."""
+    """Return the SQLSTATE of the cause of *error*, if any."""
     while error is not None:
         if isinstance(code := getattr(error, "sqlstate", None), str):
             return code

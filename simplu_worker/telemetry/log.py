@@ -1,7 +1,6 @@
-"""Logging: one line for each event on stdout, for our own events and those of libraries, scrubbed and folded.
+"""One line for each event on stdout, ours and those of libraries, scrubbed of secrets and folded.
 
-Every event of any logger goes through one `_Output`, which scrubs secrets, folds repetitions and renders the line. A
-secret is a registered value, or a text that looks like one (a password in a URL, a bearer token).
+A secret is a registered value, or a text that looks like one (a password in a URL, a bearer token).
 """
 
 from __future__ import annotations
@@ -60,8 +59,6 @@ _PATTERNS = tuple(
 
 
 class _Secrets:
-    """The registered secrets, in every spelling in which a text may contain them."""
-
     def __init__(self) -> None:
         self._values: set[str] = set()
         self._spellings: set[str] = set()
@@ -85,7 +82,6 @@ class _Secrets:
         return self._mask(text, self._phrases)
 
     def mask(self, text: str) -> str:
-        """Return *text* without all of them."""
         return self._mask(text, self._spellings)
 
     @staticmethod
@@ -100,12 +96,12 @@ _secrets = _Secrets()
 
 
 def register_secret(value: str) -> None:
-    """Mask *value* in the log from now on, unless it is shorter than SECRET_MIN_LENGTH. Idempotent."""
+    """Mask *value* from now on, unless it is shorter than SECRET_MIN_LENGTH."""
     _secrets.add(value)
 
 
 def scrub_text(text: str) -> str:
-    """Return *text* with every secret masked, and truncated if it is very long."""
+    """Return *text* with every secret masked, truncated if very long."""
     text = _secrets.mask_phrases(text[:SCRUBBED_TEXT_MAX_LENGTH])
     for pattern in _PATTERNS:
         text = pattern.sub(rf"\g<kept>{MASK}", text)
@@ -114,7 +110,7 @@ def scrub_text(text: str) -> str:
 
 
 def scrub(value: Any, *, depth: int = DEPTH_MAX) -> Any:
-    """Return *value* as JSON types, with every text scrubbed; values under the name of a secret are masked entirely."""
+    """Return *value* as JSON types, every text scrubbed; members named as secrets are masked."""
     match value:
         case None | bool() | int():
             return value
@@ -149,7 +145,7 @@ def _scrub_member(key: object, member: Any, depth: int) -> Any:
 
 
 def describe_exception(exc: BaseException, *, with_traceback: bool) -> Facts:
-    """Return the type, the scrubbed message, the exceptions of a group and, with *with_traceback*, the traceback."""
+    """Return type, message, exceptions of a group and *with_traceback* the traceback, scrubbed."""
     facts: Facts = {"type": type(exc).__name__, "message": scrub_text(str(exc))}
     if isinstance(exc, BaseExceptionGroup):
         facts["exceptions"] = [
@@ -164,7 +160,7 @@ Render = Callable[[Facts], str]
 
 
 def render_json(facts: Facts) -> str:
-    """Return *facts* as one line of JSON, ASCII only, so that any terminal and any collector accepts it."""
+    """Return *facts* as one line of ASCII JSON."""
     return json.dumps(facts)
 
 
@@ -186,8 +182,6 @@ def _exception_lines(exception: Facts) -> Iterator[str]:
 
 
 class _Output:
-    """The only output: scrubs, folds, renders and writes events, from any thread."""
-
     def __init__(self, stream: TextIO, render: Render, clock: Callable[[], float]) -> None:
         self._stream = stream
         self._render = render
@@ -197,7 +191,6 @@ class _Output:
         self._lock = threading.RLock()  # re-entrant: the garbage collector may run a __del__ that logs
 
     def write(self, event: Facts) -> None:
-        """Write *event*; where that fails, its name alone: whoever logs goes on, and bulkheads log what they catch."""
         try:
             # Scrub before folding: a folded event must not keep an exception's frames and their variables alive.
             facts = _scrub_event(event)
@@ -214,7 +207,6 @@ class _Output:
             self._write_lines(self._fold.flush())
 
     def _write_name(self, event: Facts, exc: Exception) -> None:
-        """Write the name of an event of ours, and why the rest could not be written: both without texts of others."""
         name = event.get("event")
         head = {key: event[key] for key in ("timestamp", "level", "logger") if isinstance(event.get(key), str)}
         shown = name if isinstance(name, str) and EVENT_NAME.fullmatch(name) else "log.failed"
@@ -245,7 +237,6 @@ _output: _Output | None = None
 
 
 def _resolve_exc_info(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Turn the forms of `exc_info` (True, an exception, sys.exc_info()) into the exception."""
     exc_info = event.pop("exc_info", None)
     if exc_info and not isinstance(exc_info, BaseException):
         exc_info = exc_info[1] if isinstance(exc_info, tuple) else sys.exc_info()[1]
@@ -255,8 +246,6 @@ def _resolve_exc_info(_logger: WrappedLogger, _method: str, event: EventDict) ->
 
 
 class _NamedLogger:
-    """The end of structlog's bound loggers: adds the logger's name, and passes the event to the output."""
-
     def __init__(self, *names: str) -> None:
         self._name = names[0] if names else "simplu_worker"
 
@@ -268,8 +257,6 @@ class _NamedLogger:
 
 
 class _LibraryHandler(logging.Handler):
-    """Passes the events of libraries, logged by the standard library's logging, to the output."""
-
     def emit(self, record: logging.LogRecord) -> None:
         facts: EventDict = {
             "logger": record.name,
@@ -293,7 +280,6 @@ def _record_message(record: logging.LogRecord) -> str:
 
 
 def _in_words(argument: object) -> object:
-    """Return the cause of an error of the network; anything else as it is."""
     if not isinstance(argument, BaseException) or (cause := network_cause(argument)) == UNEXPLAINED:
         return argument
     return f"({cause})"
@@ -313,10 +299,10 @@ def configure_logging(
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Write events at *level* or above to *stream* (stdout if None), those of libraries from `warning` on.
+    """Write events at *level* or above to *stream* (stdout if None), libraries' from `warning` on.
 
-    At `debug` libraries log at `debug` too, except for LIBRARIES_NEVER_AT_DEBUG. Loggers that were used before keep
-    their level, because structlog caches it.
+    At `debug` libraries' too, except LIBRARIES_NEVER_AT_DEBUG. Loggers used before keep their level, which structlog
+    caches.
     """
     global _output  # noqa: PLW0603 - loggers are global, and so is their output
     stream = stream or sys.stdout
@@ -340,16 +326,16 @@ def configure_logging(
 
 
 def is_debug_written() -> bool:
-    """Return whether events at `debug` are written; not before `configure_logging`."""
+    """Return whether events at `debug` are written."""
     return _output is not None and logging.getLogger().level == logging.DEBUG
 
 
 def recent_errors() -> list[Facts]:
-    """Return the warnings and errors of the last day, one row for each event, newest first: `RecentEvents.view`."""
+    """Return the warnings and errors of the last day, newest first."""
     return [] if _output is None else _output.recent.view(datetime.now(UTC))
 
 
 def flush_logging() -> None:
-    """Write the events that are still folded. Call this last of all."""
+    """Write the events that are still folded. Call this last."""
     if _output is not None:
         _output.flush()

@@ -1,9 +1,6 @@
-"""Fold log events that repeat, so that one broken shard does not fill the disk. Pure.
+"""Fold log events that repeat, and keep the warnings and errors of the last day, one row an event. Pure.
 
-The warnings and errors of the last day, folded by their event, so that a frequent one drives no other out.
-
-An event of ours is one row, however many subjects it has; those of a library share one. The names of our events are
-literals, so the rows are a closed set.
+Our events are a closed set of literals; a library's share one row.
 """
 
 from __future__ import annotations
@@ -41,8 +38,6 @@ FOLD_FACTS = (
 
 @dataclass
 class _Window:
-    """The repetitions of one event since it was last written, and the newest of them."""
-
     ends_at: float
     repeated: int = 0
     newest: Facts | None = None
@@ -52,9 +47,9 @@ class _Window:
 
 
 class LogDeduplicator:
-    """Folds repeated warnings and errors: the first is written at once, the others once a window with their number.
+    """Writes the first of repeated warnings and errors, the others once a window with their number.
 
-    At most *max_keys* events are remembered; a further one replaces the oldest.
+    Of more than *max_keys* events the oldest is forgotten.
     """
 
     def __init__(self, *, window_s: float = FOLD_WINDOW_S, max_keys: int = FOLD_MAX_KEYS) -> None:
@@ -62,15 +57,10 @@ class LogDeduplicator:
         self._max_keys = max_keys
         self._windows: dict[tuple[str, ...], _Window] = {}  # in order of their ends, because all have the same length
 
-    def __repr__(self) -> str:
-        return (
-            f"LogDeduplicator({len(self._windows)} windows, {sum(w.repeated for w in self._windows.values())} repeats)"
-        )
-
     def admit(self, event: Facts, now: float) -> list[Facts]:
-        """Return the events to write now: the summaries of windows that ended, then *event* unless it is folded.
+        """Return the events to write now: summaries of ended windows, then *event* unless it is folded.
 
-        A summary is the newest repetition with `repeated`, the number of repetitions since the last line.
+        A summary is the newest repetition, with the number since the last line as `repeated`.
         """
         if event.get("level") not in FOLDED_LEVELS:
             return [*self._close_ended(now), event]
@@ -87,13 +77,12 @@ class LogDeduplicator:
         return [*due, event]
 
     def flush(self) -> list[Facts]:
-        """Return the summaries of all windows, ended or not, and remove the windows."""
+        """Return the summaries of all windows, and remove these."""
         summaries = [summary for window in self._windows.values() for summary in window.summary()]
         self._windows.clear()
         return summaries
 
     def _close_ended(self, now: float, *, going_on: tuple[str, ...] | None = None) -> list[Facts]:
-        """Close the windows that ended, and return their summaries; the window of *going_on* opens again at once."""
         due: list[Facts] = []
         while self._windows:
             key, window = next(iter(self._windows.items()))
@@ -107,7 +96,7 @@ class LogDeduplicator:
 
 
 def dedup_key(event: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the key by which events are the same: their FOLD_FACTS and the class of their exception or `error`."""
+    """Return the FOLD_FACTS, and the class of the exception or `error`."""
     exception = event.get("exception")
     error_class = exception["type"] if exception else str(event.get("error", "")).partition(":")[0]
     facts = (*(str(event.get(fact, "")) for fact in FOLD_FACTS), error_class)
@@ -128,8 +117,6 @@ EVENT_NAME: Final = re.compile(r"[a-z_]{1,30}\.[a-z_]{1,40}")
 
 
 class _Event(msgspec.Struct):
-    """All occurrences of an event; *subjects* are the last ones, the newest last."""
-
     event: str
     level: str
     since: datetime
@@ -145,11 +132,8 @@ class RecentEvents:
     def __init__(self) -> None:
         self._events: dict[str, _Event] = {}  # those that came last are last
 
-    def __repr__(self) -> str:
-        return f"RecentEvents({list(self._events)})"
-
     def note(self, facts: Facts) -> None:
-        """Note an event, before equal ones are folded into one line."""
+        """Note an event, before folding."""
         if facts["level"] not in LEVELS:
             return
         at, name = datetime.fromisoformat(facts["timestamp"]), str(facts["event"])
@@ -170,7 +154,7 @@ class RecentEvents:
             del self._events[next(iter(self._events))]
 
     def view(self, now: datetime) -> list[dict[str, Any]]:
-        """Return the events of the last day as JSON members, the newest first."""
+        """Return the events of the last day, the newest first."""
         return [
             {
                 "at": one.at.isoformat(),
@@ -187,7 +171,7 @@ class RecentEvents:
 
 
 def cause_of(facts: Facts) -> str | None:
-    """Return the cause that an event names: its error or problems, or else its other facts; None without facts."""
+    """Return the cause that an event names, or else its other facts."""
     for name in CAUSES:
         if cause := facts.get(name):
             return _shortened("; ".join(map(str, cause)) if isinstance(cause, list) else str(cause), TEXT_MAX)

@@ -1,4 +1,4 @@
-"""Turn tracing on and off for the process. The door to OpenTelemetry is imported here, when it is on."""
+"""Turn tracing on and off; OpenTelemetry is imported only when it is on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEADER_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_O
 
 
 def check_tracing(environ: Mapping[str, str] = os.environ) -> None:
-    """Check that spans can be exported. Raises `ConfigurationError` without the packages, and for another protocol."""
+    """Raise `ConfigurationError` where spans cannot be exported."""
     try:
         import simplu_worker.telemetry.exported_spans  # noqa: F401, PLC0415 - the packages are an extra
     except ModuleNotFoundError as exc:
@@ -39,7 +39,7 @@ def check_tracing(environ: Mapping[str, str] = os.environ) -> None:
 def open_tracing(
     *, group_name: str, replica_name: str, environ: Mapping[str, str] = os.environ
 ) -> Iterator[SpanExport]:
-    """Trace until left. Close the export before that. Raises as `check_tracing`, and for wrong values of `OTEL_*`."""
+    """Trace until left; close the export before. Raises `ConfigurationError` for wrong values of `OTEL_*` too."""
     check_tracing(environ)
     from simplu_worker.telemetry.exported_spans import create_span_export  # noqa: PLC0415 - see above
 

@@ -1,8 +1,6 @@
-"""The spans of the worker, as its parts see them: nothing, unless a tracer is set.
+"""The spans as the worker's parts see them: context managers that do nothing unless a tracer is set.
 
-A span is a context manager. While there is no tracer, each is one object that does nothing: a batch costs a few
-calls,
-and a record nothing. Only the tracer (`exported_spans.py`) imports OpenTelemetry.
+Only the tracer (`exported_spans.py`) imports OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -14,10 +12,9 @@ from typing import Final, NamedTuple, Protocol, Self
 
 
 class TracedBatch(NamedTuple):
-    """A batch of records that are processed together.
+    """Records that are processed together, of the stream or queue *name*.
 
-    *source* is a `Source`, *name* the stream or the queue. *shard_id* is the Postgres shard, *stream_shard_id* that of
-    the stream. *traceparents* returns the texts of the records that have one; it is called if the span is recorded.
+    *shard_id* is a Postgres shard. *traceparents* is called if the span is recorded.
     """
 
     source: str
@@ -29,7 +26,7 @@ class TracedBatch(NamedTuple):
 
 
 class TracedTransaction(NamedTuple):
-    """A transaction of a Postgres shard; its *work* is read at its end."""
+    """A transaction; its *work* is read at its end."""
 
     shard_id: str
     database: str
@@ -37,7 +34,7 @@ class TracedTransaction(NamedTuple):
 
 
 class TracedWork(Protocol):
-    """The work of a transaction: how many operations, and the spans of the batches that they are of."""
+    """The operations, and the spans of their batches."""
 
     @property
     def operations(self) -> Sequence[object]:
@@ -45,12 +42,10 @@ class TracedWork(Protocol):
 
     @property
     def spans(self) -> Sequence[BatchSpan]:
-        """The spans, without those of batches that are not traced."""
+        """The spans of traced batches."""
 
 
 class _Span:
-    """A span that does nothing."""
-
     __slots__ = ()
 
     def __enter__(self) -> Self:
@@ -63,7 +58,7 @@ class _Span:
 
 
 class BatchSpan(_Span):
-    """The span of a batch, `process`; within it `current_batch` returns it."""
+    """The span of a batch; within it `current_batch` returns it."""
 
     __slots__ = ()
 
@@ -72,16 +67,16 @@ class BatchSpan(_Span):
 
 
 class TransactionSpan(_Span):
-    """The span of a transaction; it begins with `note_begun`, and without that there is none."""
+    """The span of a transaction, from `note_begun` on."""
 
     __slots__ = ()
 
     def note_begun(self, host: str, port: int | None) -> None:
-        """Note that the server at *host* has begun the transaction."""
+        """Note that the server has begun."""
 
 
 class ReceiveSpan(_Span):
-    """The span of one request for records, `receive`; there is none for a reply without records."""
+    """The span of a request for records; none for an empty reply."""
 
     __slots__ = ()
 
@@ -99,17 +94,14 @@ class Tracer(Protocol):
         """Return the span of *transaction*."""
 
     def receive(self, source: str, name: str, stream_shard_id: str | None) -> ReceiveSpan:
-        """Return the span of a request to a stream or a queue."""
+        """Return the span of a request for records."""
 
 
 class Tracing:
-    """Whether this process traces: its tracer; None while it does not."""
+    """The tracer of this process, if it traces."""
 
     def __init__(self) -> None:
         self.tracer: Tracer | None = None
-
-    def __repr__(self) -> str:
-        return f"Tracing({self.tracer!r})"
 
 
 TRACING: Final = Tracing()  # of the process, as the metrics are
@@ -120,7 +112,7 @@ CURRENT: Final[ContextVar[BatchSpan | None]] = ContextVar("simplu_batch_span", d
 
 
 def process_span(describe: Callable[[], TracedBatch]) -> BatchSpan:
-    """Return the span of the batch that *describe* returns, which is called only by a process that traces."""
+    """Return the span of a batch; *describe* is called if this process traces."""
     tracer = TRACING.tracer
     return _NO_BATCH if tracer is None else tracer.process(describe())
 
@@ -138,5 +130,5 @@ def receive_span(source: str, name: str, stream_shard_id: str | None = None) -> 
 
 
 def current_batch() -> BatchSpan | None:
-    """Return the span of the batch within which the caller runs, if it is traced."""
+    """Return the span of the batch within which the caller runs, if any."""
     return CURRENT.get()

@@ -1,4 +1,4 @@
-"""Notify systemd of the worker's state (sd_notify(3)): one datagram for each message, if systemd wants any."""
+"""Notify systemd (sd_notify(3)), if it wants that."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ START_EXTENSION_S = 60  # longer than any pause between two tries of what a star
 
 
 class SystemdNotifier:
-    """The service's side of `Type=notify`, as *environ* describes it. Without a socket every call does nothing.
+    """The service's side of `Type=notify`; without a socket every call does nothing.
 
-    Each message opens a socket of its own, so that nothing has to be closed. A message that systemd does not accept is
-    dropped: systemd's own time limits detect the loss.
+    Each message has a socket of its own. One that systemd does not accept is dropped: its time limits detect the loss.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -25,17 +24,14 @@ class SystemdNotifier:
         self.watchdog_interval_s = _watchdog_interval_s(environ) if self._address else None
         """Seconds between two calls of `notify_watchdog`; None if systemd does not watch this process."""
 
-    def __repr__(self) -> str:
-        return f"SystemdNotifier({self._address!r}, watchdog_interval_s={self.watchdog_interval_s})"
-
     def notify_ready(self) -> None:
         """Report the end of the start."""
         self._send("READY=1")
 
     def extend_start(self) -> None:
-        """Give the start START_EXTENSION_S more from now on, where TimeoutStartSec= is over before.
+        """Give the start START_EXTENSION_S more.
 
-        Call this only while the start waits for something that a restart would not bring back.
+        Call this only while it waits for what a restart would not bring back.
         """
         self._send(f"EXTEND_TIMEOUT_USEC={START_EXTENSION_S * 1_000_000}")
 
@@ -44,7 +40,7 @@ class SystemdNotifier:
         self._send("STOPPING=1")
 
     def notify_watchdog(self) -> None:
-        """Report that the worker is live. Call this every `watchdog_interval_s`, and only while it is."""
+        """Report that the worker is live, every `watchdog_interval_s`."""
         self._send("WATCHDOG=1")
 
     def _send(self, message: str) -> None:
@@ -56,7 +52,6 @@ class SystemdNotifier:
 
 
 def _watchdog_interval_s(environ: Mapping[str, str]) -> float | None:
-    """Return half of WATCHDOG_USEC; None if it is unset, no positive number, or for another process."""
     if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     text = environ.get("WATCHDOG_USEC", "")

@@ -1,9 +1,4 @@
-"""`fleet show`, `fleet release` and `fleet retry`: see and steer running replicas over HTTP.
-
-`tap`: the operations of a replica as they are decided, over HTTP.
-
-The held targets of a whole fleet: which they are, and whether there are none.
-"""
+"""`fleet show`, `fleet release`, `fleet retry` and `tap`, over HTTP."""
 
 from __future__ import annotations
 
@@ -22,9 +17,9 @@ from simplu_worker.vocabulary import StreamShardState
 
 
 async def tap_operations(settings: Settings, url: str | None, query: Mapping[str, str], *, as_json: bool) -> int:
-    """Print the operations of the replica at *url* that *query* matches, one a line, until it ends the stream.
+    """Print the operations that *query* matches, one a line, until the replica ends the stream.
 
-    Content needs the operators' token. Return 1 if the replica left operations out.
+    Return 1 if it left some out.
     """
     dropped = 0
     async with open_replica(settings, url, acts="content" in query) as replica:
@@ -63,15 +58,15 @@ Json = Mapping[str, Any]
 
 
 def named_held(fleet: Json) -> list[Json]:
-    """Return the held targets that the replicas of `/fleet` name, each with its replica, the oldest first."""
+    """Return the held targets of `/fleet`, each with its replica, the oldest first."""
     held = [{"replica": one["replica"], **target} for one in fleet["replicas"] for target in one["held"]]
     return sorted(held, key=lambda one: -one["ageSeconds"])
 
 
 def held_lines(fleet: Json, *, lease_duration_s: float) -> list[str]:
-    """Return how much is held according to `/fleet`, in lines for people.
+    """Return how much is held.
 
-    Nothing is held only if the replicas have reported so for every stream shard within *lease_duration_s*.
+    Nothing is only if replicas have reported so for every stream shard within *lease_duration_s*.
     """
     return list(_held_lines(fleet, lease_duration_s)) or [NOTHING_IS_HELD]
 
@@ -89,7 +84,6 @@ def _held_lines(fleet: Json, lease_duration_s: float) -> Iterator[str]:
 
 
 def _is_known(row: Json, lease_duration_s: float) -> bool:
-    """Return whether a replica reads the stream shard, and has reported so lately."""
     has_read = row["heldTargets"] is not None and row["lagSeconds"] is not None
     return has_read and row["seenSecondsAgo"] <= lease_duration_s
 
@@ -114,7 +108,7 @@ HEADS = {  # shorter than the members, as ids need the room
 
 
 async def show_fleet(settings: Settings, url: str | None, *, as_json: bool) -> int:
-    """Print the replicas, the stream shards and the held targets as the replica at *url* sees them."""
+    """Print the replicas, the stream shards and the held targets."""
     async with open_replica(settings, url) as replica:
         fleet = await replica.ask("GET", "/fleet")
     if as_json:
@@ -135,7 +129,7 @@ async def show_fleet(settings: Settings, url: str | None, *, as_json: bool) -> i
 async def release_lease(
     settings: Settings, url: str | None, stream_shard_id: str, *, apply: bool, as_json: bool
 ) -> int:
-    """Have another replica take a lease, by the replica at *url*; without *apply* print the owner alone."""
+    """Have another replica take a lease; without *apply* print its owner."""
     async with open_replica(settings, url, acts=True) as replica:
         fleet = await replica.ask("GET", "/fleet")
         found = [row for row in fleet["streamShards"] if row["streamShard"] == stream_shard_id]
@@ -155,7 +149,7 @@ async def release_lease(
 
 
 async def retry_held(settings: Settings, url: str | None, target: str | None, *, as_json: bool) -> int:
-    """Have the replica at *url* and, through it, the others try their held targets now: all of them, or *target*.
+    """Have all replicas try their held targets now, or *target*.
 
     Returns 1 if none is tried, or a replica could not be asked.
     """

@@ -1,7 +1,4 @@
-"""Ask a running replica over HTTP (docs/outcomes.md), with the token of the settings.
-
-Split a stream of server-sent events, as `GET /events` sends them, into events.
-"""
+"""Ask a running replica over HTTP, with the token of the settings."""
 
 from __future__ import annotations
 
@@ -30,17 +27,14 @@ class SentEvent(NamedTuple):
 
 
 class EventSplitter:
-    """Collects the parts of a stream until an event is complete."""
+    """Collects the parts of server-sent events."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._rest = b""
 
-    def __repr__(self) -> str:
-        return f"EventSplitter({len(self._rest)} bytes)"
-
     def feed(self, part: bytes) -> Iterator[SentEvent]:
-        """Yield the events that *part* completes, without comments. Raises ValueError for one that is too large."""
+        """Yield the events that *part* completes. Raises ValueError for a too large one."""
         *complete, self._rest = (self._rest + part).split(END)
         if len(self._rest) > self._max_bytes:
             raise ValueError(f"expected an event of at most {self._max_bytes} bytes, got a larger one")
@@ -69,11 +63,8 @@ class ReplicaClient:
         self._session = session
         self.url = url.rstrip("/")
 
-    def __repr__(self) -> str:
-        return f"ReplicaClient({self.url})"
-
     async def ask(self, method: str, path: str, *, body: Any = None) -> dict[str, Any]:
-        """Return the JSON of a successful answer. Raises WorkerError with the replica's error otherwise."""
+        """Return the JSON of a successful answer. Raises WorkerError otherwise."""
         data = None if body is None else msgspec.json.encode(body)
         try:
             async with self._session.request(method, self.url + path, data=data, allow_redirects=False) as response:
@@ -86,10 +77,9 @@ class ReplicaClient:
     async def listen(
         self, path: str, *, on_open: Callable[[], None] = lambda: None
     ) -> AsyncGenerator[tuple[str, str, dict[str, Any]], None]:
-        """Yield the events of a stream until its end: the name, and the data as text and as JSON.
+        """Yield the events of a stream: the name, and the data as text and as JSON.
 
-        *on_open* is called once the replica has accepted the request, however long the first event takes.
-        Raises WorkerError if the replica sends none, if the connection breaks, or if it is silent for too long.
+        *on_open* is called once the replica accepts the request. Raises WorkerError for a broken or silent connection.
         """
         splitter = EventSplitter(ANSWER_MAX_BYTES)
         try:
@@ -116,7 +106,7 @@ class ReplicaClient:
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> bytes:
-    """Return the whole body: a single read returns no more than has come so far."""
+    """Return the whole body: a single read returns what has come so far."""
     body = bytearray()
     async for part in response.content.iter_any():
         body += part
@@ -127,9 +117,9 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes:
 
 @asynccontextmanager
 async def open_replica(settings: Settings, url: str | None, *, acts: bool = False) -> AsyncIterator[ReplicaClient]:
-    """Open a client of the replica at *url*, else of the one at `HTTP_HOST` and `HTTP_PORT` of this machine.
+    """Open a client of the replica at *url*, else of that of this machine.
 
-    Raises ConfigurationError without a token: that in `API_TOKEN`, or to look (not *acts*) that in `API_VIEWER_TOKEN`.
+    Raises ConfigurationError without `API_TOKEN`, or to look (not *acts*) `API_VIEWER_TOKEN`.
     """
     token = settings.api_token or (None if acts else settings.api_viewer_token)
     if token is None:

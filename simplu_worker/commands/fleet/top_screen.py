@@ -33,10 +33,7 @@ Cell = tuple[object, str] | object  # with a style
 
 
 async def show_top(settings: Settings, url: str | None, *, once: bool, as_json: bool) -> int:
-    """Show the fleet of the replica at *url*, or of the one of this machine; once without a terminal, and as JSON.
-
-    Raises WorkerError if the replica does not answer the first time, or refuses the token.
-    """
+    """Show the fleet; once without a terminal, and as JSON. Raises WorkerError without a first answer."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH)
     async with open_replica(settings, url) as replica:
         fleet = await replica.ask("GET", "/fleet")
@@ -50,7 +47,6 @@ async def show_top(settings: Settings, url: str | None, *, once: bool, as_json: 
 
 
 async def _follow(replica: ReplicaClient, console: Console, fleet: Json) -> None:
-    """Draw the screen whenever the replica sends the fleet; without events every POLL_EVERY_S."""
     notice = ""
     with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
@@ -95,7 +91,6 @@ def draw(fleet: Json, notice: str = "", *, expand: bool = True) -> RenderableTyp
 
 
 def _summary(fleet: Json, problem_count: int) -> Text:
-    """Return the first line, of which a narrow terminal shows the beginning."""
     replicas, gone_count = fleet["replicas"], len(fleet["goneReplicas"])
     lag_s = max(_known(fleet["streamShards"], "lagSeconds"), default=None)
     latency_s = max(_known(replicas, "latencyP99Seconds"), default=None)
@@ -210,7 +205,6 @@ def lag_style(seconds: float | None) -> str:
 
 
 def _latency_text(seconds: float | None) -> str:
-    """Return a latency that is measured in steps: the end of its step."""
     return (
         UNKNOWN if seconds is None else f"under {duration_text(seconds)}" if seconds < LATENCY_MAX_S else "over 5 min"
     )

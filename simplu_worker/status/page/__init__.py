@@ -1,1 +1,1 @@
-"""The status page: one document, its style and its scripts, and the server's part of it."""
+"""The status page."""

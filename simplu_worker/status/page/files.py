@@ -1,6 +1,6 @@
-"""Serve the files of the status page. They are static and open: a person types the token in the browser.
+"""Serve the files of the status page: static and open, as a person types the token.
 
-The policy allows scripts and styles of this server alone, none within the document, and no text as a script.
+The policy allows scripts and styles of this server alone.
 """
 
 from __future__ import annotations
@@ -36,9 +36,6 @@ class PageFiles:
             for suffix, content_type in CONTENT_TYPES.items()
             if entry.name.endswith(suffix)
         }
-
-    def __repr__(self) -> str:
-        return f"PageFiles({sorted(self._files)})"
 
     async def show_document(self, _: web.Request) -> web.Response:
         """Answer `GET /`."""

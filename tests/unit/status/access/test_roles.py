@@ -42,10 +42,6 @@ def test_other_texts_have_no_role(sent: str) -> None:
     assert sent in {"tok\u00e9n", "look"} or BOTH.caller_of(f"Bearer x{sent}") is None
 
 
-def test_repr_names_no_token() -> None:
-    assert repr(BOTH) == "Tokens(API_TOKEN, API_VIEWER_TOKEN)"
-
-
 def listed(name: str = "shop", role: str = "producer", **members: Any) -> dict[str, Any]:
     tenants = [{"businessId": "shop-*", "locationId": "*"}] if role == "producer" else []
     return {
@@ -68,7 +64,6 @@ def test_listed_tokens_have_their_roles_and_tenants() -> None:
     assert known.caller_of("Bearer ann") == Caller(Role.OPERATOR, "ann")
     assert known.caller_of("Bearer own") == Caller(Role.OPERATOR)
     assert known.caller_of(f"Bearer {tokens[0].sha256}") is None
-    assert repr(known) == "Tokens(API_TOKEN, API_TOKENS_FILE)"
 
 
 def test_the_empty_text_is_no_token() -> None:
