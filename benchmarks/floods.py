@@ -39,7 +39,8 @@ from support.load.targets import (
     targets_table,
 )
 from support.load.testbed import Flow, PhaseResult, Testbed
-from support.network import http_flood
+
+from benchmarks import http_flood
 
 PROBE_WITHIN_S: Final = 1.0
 LATER_MOST_S: Final = 0.1
@@ -56,7 +57,7 @@ HALF_SENT: Final = "GET /livez HTTP/1.1\r\nHost: "
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """A flood: what it is, and the arguments of `support.network.http_flood`."""
+    """A flood: what it is, and the arguments of `benchmarks.http_flood`."""
 
     what: str
     how: str

@@ -81,6 +81,7 @@ def _print_line(count: int) -> None:
 
 
 def main() -> None:
+    """Send the flood of the first argument, and print the number of its requests."""
     config = msgspec.json.decode(sys.argv[1])
     payload = config["payload"].encode()
     match config["how"]:
