@@ -12,11 +12,9 @@ from datetime import timedelta
 
 import asyncpg
 import pytest
-from msgspec.structs import replace
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.postgres.databases import ShardMaker, copy_shard, database_of, execute
-from support.postgres.other_settings import POOLED, reached
 from support.postgres.standby_pair import (
     Pair,
     eventually,
@@ -25,7 +23,6 @@ from support.postgres.standby_pair import (
     running_pair,
     sender_count_is,
     start_pair,
-    use_slot,
 )
 from support.postgres.tenant_cases import add_tenant, fetch, operation, writer_of
 
@@ -35,15 +32,10 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import (
-    GRACE_S,
-    KEEPS_UP_S,
     ReplicationFacts,
     Server,
-    Standby,
     facts_of,
 )
-from simplu_worker.shards.health.prober import Prober
-from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -149,12 +141,6 @@ async def shard(pair: Pair) -> AsyncIterator[Shard]:
         yield shard
 
 
-def as_role(address: ShardAddress, role: str) -> ShardAddress:
-    """Return the address for another role."""
-    place = address.connection_string.rpartition("@")[2]
-    return ShardAddress(address.shard_id, f"postgresql://{role}@{place}")
-
-
 @asynccontextmanager
 async def without_wal_writer(pair: Pair) -> AsyncIterator[None]:
     """Stop the process that flushes what no commit waits for: it could be in time by chance."""
@@ -170,65 +156,7 @@ async def without_wal_writer(pair: Pair) -> AsyncIterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-@pytest.fixture
-async def plain_role(pair: Pair) -> AsyncIterator[str]:
-    """Give a role that may read and write the tables of every database, and see nothing else."""
-    await execute(pair.primary.url, "CREATE ROLE plain LOGIN; GRANT pg_read_all_data, pg_write_all_data TO plain")
-    yield "plain"
-    await execute(pair.primary.url, "DROP ROLE plain")
-
-
 # Without a standby
-
-
-async def test_commit_is_safe_at_once_on_a_server_without_a_standby(make_shard: ShardMaker) -> None:
-    async with open_shard(await make_shard()) as shard:
-        await add_tenant(shard.pool)
-        await shard.are_safe(await shard.applied(3))
-        await shard.commits.wait_for_transaction(SHARD_ID, await shard.note_server())
-        assert (shard.pools.look_count, shard.safety) == (2, ["volatile"])
-        await shard.wait_for_read(await shard.facts())  # which tell enough
-        assert shard.pools.look_count == 2
-
-
-@pytest.mark.parametrize("setting", [{"synchronous_standby_names": "none"}, {"synchronous_commit": "off"}])
-async def test_facts_are_not_enough_where_only_another_commit_tells(
-    make_shard: ShardMaker, setting: dict[str, str]
-) -> None:
-    async with open_shard(await make_shard()) as shard:
-        await shard.wait_for_read(replace(await shard.facts(), **setting))
-        assert shard.pools.look_count == 1
-
-
-async def test_what_another_run_has_shown_is_not_safe_once_a_standby_is_awaited(make_shard: ShardMaker) -> None:
-    async with open_shard(await make_shard()) as shard:
-        facts = await shard.facts()
-        run = Server("00000009", facts.server.started_at)
-        with pytest.raises(RetryableError, match="has another server now"):
-            await shard.commits.wait_for_read(
-                SHARD_ID, replace(facts, server=run, standbys=(Standby("s", "streaming", 0),))
-            )
-
-
-async def test_late_answer_of_another_run_shows_nothing(make_shard: ShardMaker) -> None:
-    async with open_shard(await make_shard()) as shard:
-        await shard.wait_for_read(facts := await shard.facts())
-        late = replace(facts, server=Server("00000009", facts.server.started_at))
-        with pytest.raises(RetryableError, match="has another server now"):
-            await shard.commits.wait_for_read(SHARD_ID, late)
-        await shard.wait_for_read(facts)
-        assert shard.pools.look_count == 1
-
-
-async def test_standbys_are_noted_between_commits_unless_the_answer_is_of_an_earlier_run(
-    make_shard: ShardMaker,
-) -> None:
-    async with open_shard(await make_shard()) as shard:
-        await shard.wait_for_read(facts := await shard.facts())
-        seen = replace(facts, standbys=(Standby("s", "streaming", 0),))
-        for timeline, safety in (("00000000", "volatile"), ("00000009", "replicated")):
-            shard.commits.note(SHARD_ID, replace(seen, server=Server(timeline, facts.server.started_at)))
-            assert shard.safety == [safety]
 
 
 async def test_operation_that_is_not_in_the_log_is_not_safe(make_shard: ShardMaker) -> None:
@@ -273,21 +201,6 @@ async def test_commits_are_on_disk_where_none_waits_for_it_by_default(shard: Sha
         assert await fetch(unhurried.pool, "SHOW synchronous_commit") == [{"synchronous_commit": "off"}]
 
 
-@pytest.mark.slow(0.4)
-async def test_server_that_tells_no_positions_is_not_asked_for_them(shard: Shard) -> None:
-    url = shard.pool.address.connection_string
-    await execute(url, "CREATE FUNCTION pg_catalog.aurora_version() RETURNS text RETURN '16.1'")
-    try:
-        server = await shard.note_server()
-        assert server.timeline == ""
-        await shard.commits.wait_for_transaction(SHARD_ID, server)
-        await shard.are_safe(await shard.applied())
-        with pytest.raises(RetryableError, match="lost its last commits"):
-            await shard.are_safe([operation("create", "never", "{}")])
-    finally:
-        await execute(url, "DROP FUNCTION pg_catalog.aurora_version()")  # a database is given back but for `public`
-
-
 # With a standby
 
 
@@ -300,37 +213,6 @@ async def test_commit_is_safe_once_the_standby_has_it(shard: Shard, pair: Pair) 
     pair.standby.resume()
     await asyncio.gather(*tasks)
     assert shard.safety == ["replicated"]
-
-
-async def test_what_is_read_is_safe_once_the_standby_has_it(shard: Shard, pair: Pair) -> None:
-    await pair.standby.catch_up()
-    await shard.applied()
-    await pair.standby.catch_up()
-    await shard.wait_for_read(await shard.facts())
-    assert shard.safety == ["replicated"]
-    pair.standby.suspend()
-    await shard.applied()
-    task = shard.wait_for_read(await shard.facts())
-    await shard.looks_in_vain(task)
-    pair.standby.resume()
-    await task
-
-
-async def test_standby_that_the_prober_has_seen_is_awaited_when_it_is_away(shard: Shard, pair: Pair) -> None:
-    registry = HealthRegistry()
-    prober = asyncio.create_task(Prober(shard.pools, registry, shard.commits).run())
-    await eventually(lambda: any(health.observation.probe for health in registry.by_shard_id.values()))
-    prober.cancel()
-    registry.end(SHARD_ID)
-    await pair.standby.stop()
-    try:
-        operations = await shard.applied()
-        task = shard.wait_for(operations)
-        await shard.looks_in_vain(task)
-        await ReplicationWaiter(shard.pools).wait_for_operations(SHARD_ID, operations)  # which has seen nothing
-    finally:
-        await pair.standby.start()
-    await task
 
 
 async def test_many_wait_with_one_look(shard: Shard, pair: Pair) -> None:
@@ -353,36 +235,6 @@ async def test_others_go_on_waiting_when_the_one_who_looks_is_cancelled(shard: S
     assert first.cancelled()
     pair.standby.resume()
     await asyncio.gather(*others)
-
-
-async def test_standby_that_hangs_for_a_minute_is_not_waited_for(shard: Shard, pair: Pair) -> None:
-    with capture_logs() as logs:
-        await shard.are_safe(await shard.applied())
-        pair.standby.suspend()
-        operations = await shard.applied()
-        task = shard.wait_for(operations)
-        await shard.looks_in_vain(task)
-        shard.skipped_s += KEEPS_UP_S
-        await shard.looks_in_vain(task)
-        shard.skipped_s += GRACE_S
-        await task
-        assert shard.safety == ["lagging"]
-        await shard.are_safe(await shard.applied())
-        pair.standby.resume()
-        await pair.standby.catch_up()
-        shard.skipped_s += KEEPS_UP_S
-
-        async def keeps_up() -> bool:
-            await shard.are_safe(await shard.applied())
-            return shard.safety == ["replicated"]
-
-        assert await poll_until(keeps_up, within_s=20)  # the primary learns of it a moment later
-    told = [
-        (one["log_level"], one["safety"], len(one["standbys"]))
-        for one in logs
-        if one["event"] == "commit_safety.changed"
-    ]
-    assert told == [("info", "replicated", 1), ("warning", "lagging", 0), ("info", "replicated", 1)]
 
 
 @pytest.mark.slow(0.3)
@@ -421,58 +273,6 @@ async def test_named_standby_confirms_for_those_who_do_not_wait_for_it_by_defaul
     finally:
         pair.standby.resume()
         await pair.configure("synchronous_standby_names", None)
-
-
-@pytest.mark.slow(3)
-async def test_commit_behind_a_pooler_is_given_up_as_soon_as_any_other(shard: Shard, pair: Pair) -> None:
-    await pair.standby.make_synchronous()
-    try:
-        async with (
-            reached(POOLED, pair.primary, shard.pool.address) as (address,),
-            open_shard(address) as named,
-        ):
-            operations = await named.applied()
-            pair.standby.suspend()
-            async with asyncio.timeout(15):  # of the 30 s that any request has
-                with pytest.raises(RetryableError, match=r"shard-1 did not confirm a commit within 0\.5 s"):
-                    await ReplicationWaiter(named.pools, write_s=0.5).wait_for_operations(SHARD_ID, operations)
-            pair.standby.resume()
-    finally:
-        pair.standby.resume()
-        await pair.configure("synchronous_standby_names", None)
-
-
-async def test_standby_that_may_not_be_seen_is_said_and_not_waited_for(
-    shard: Shard, pair: Pair, plain_role: str
-) -> None:
-    with capture_logs() as logs:
-        async with open_shard(as_role(shard.pool.address, plain_role)) as blind:
-            await blind.are_safe(await blind.applied())
-            assert blind.safety == ["unknown"]
-            await execute(pair.primary.url, "GRANT pg_monitor TO plain")
-            await blind.are_safe(await blind.applied())
-            assert blind.safety == ["replicated"]
-    told = [(one["log_level"], one["safety"]) for one in logs if one["event"] == "commit_safety.changed"]
-    assert told == [("warning", "unknown"), ("info", "replicated")]
-
-
-@pytest.mark.slow(0.3)
-async def test_slot_shows_how_far_a_standby_is_without_any_right(shard: Shard, pair: Pair, plain_role: str) -> None:
-    await execute(pair.primary.url, "SELECT pg_create_physical_replication_slot('follower')")
-    await use_slot(pair, "follower")
-    try:
-        async with open_shard(as_role(shard.pool.address, plain_role)) as sighted:
-            await sighted.are_safe(await sighted.applied())
-            assert sighted.safety == ["replicated"]
-            pair.standby.suspend()
-            task = sighted.wait_for(await sighted.applied())
-            await sighted.looks_in_vain(task)
-            pair.standby.resume()
-            await task
-    finally:
-        pair.standby.resume()
-        await use_slot(pair, "")
-        await execute(pair.primary.url, "SELECT pg_drop_replication_slot('follower')")
 
 
 @pytest.mark.slow(0.4)

@@ -23,12 +23,12 @@ from support.postgres.tenant_cases import (
     fetch,
     writer_of,
 )
-from support.postgres.trouble import make_touchy, shut_gate, waiters
+from support.postgres.trouble import waiters
 
 from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.operations.waves import DESTROYED, HOLD
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
-from simplu_worker.shards.postgres.errors import ForeignNumbersError, state_words
+from simplu_worker.shards.postgres.errors import ForeignNumbersError
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
@@ -135,44 +135,6 @@ async def test_rows_of_the_log_are_those_of_the_steps(case: TenantCase, writer: 
     ]
 
 
-async def test_operations_without_effect_are_marked_in_the_log(case: TenantCase, writer: ShardWriter) -> None:
-    batch = [
-        case.operation("update", "none", {"v": 1}),
-        case.operation("update", "r0", {"v": 1}),
-        case.operation("patch", "neither", {"v": {"w": 1}}),
-        case.operation("delete", "nor"),
-    ]
-    async with statements(case.pool) as noted:
-        assert await writer.apply(batch) == [NOT_FOUND, SUCCEEDED, NOT_FOUND, NOT_FOUND]
-
-    assert noted == ["BEGIN", "fast_path_nested", "COMMIT"]
-    log = await case.log()
-    marked = ("failed", "not_found")
-    assert [log[one.request_id] for one in batch] == [marked, ("succeeded", None), marked, marked]
-
-
-async def test_readers_that_share_a_transaction_write_their_positions_before(
-    case: TenantCase, writer: ShardWriter
-) -> None:
-    claims = [claim_of(number) for number in (2, 0, 1)]
-    for claim in claims:
-        await writer.apply([case.operation("update", "r0", {"v": 0})], claim)
-        claim.position = StreamPosition("8/0")
-    async with statements(case.pool) as noted:
-        async with case.pool.connection():
-            applying = [
-                asyncio.create_task(writer.apply([case.operation("create", f"r{number}", {})], claim))
-                for number, claim in enumerate(claims, 1)
-            ]
-            await asyncio.sleep(0.01)
-        assert await asyncio.gather(*applying) == [[SUCCEEDED]] * 3
-
-    assert noted == ["BEGIN", "update_position", "fast_path", "COMMIT"]
-    assert [row["pending_from"] for row in await fetch(case.pool, "SELECT pending_from FROM stream_positions")] == [
-        "8/0"
-    ] * 3
-
-
 async def test_nothing_is_applied_where_the_log_has_the_number_of_the_transaction(
     case: TenantCase, writer: ShardWriter
 ) -> None:
@@ -224,12 +186,6 @@ async def test_batch_goes_step_by_step_when_the_tenant_is_not_as_remembered(
     assert (create.request_id in await case.log()) is (outcome.disposition is Disposition.APPLIED)
 
 
-async def test_batch_of_a_tenant_without_a_row_is_held(case: TenantCase, writer: ShardWriter) -> None:
-    await fetch(case.pool, "DELETE FROM tenants WHERE id = $1", TENANT_ID)
-    assert await writer.apply([case.operation("update", "r0", {"v": 1})]) == [HOLD]
-    assert await case.resources() == {("patient", "r0"): {"v": 0}}
-
-
 async def test_batch_sees_what_was_committed_while_it_waited_for_its_tenant(
     case: TenantCase, writer: ShardWriter, rival: asyncpg.Connection[Any]
 ) -> None:
@@ -239,25 +195,6 @@ async def test_batch_sees_what_was_committed_while_it_waited_for_its_tenant(
     await rival.execute("UPDATE tenants SET state = 'active'")
     async with asyncio.TaskGroup() as tasks:
         applying = tasks.create_task(writer.apply([case.operation("update", "r9", {"v": 9})]))
-        await waiters(rival)
-        await rival.execute("COMMIT")
-
-    assert applying.result() == [SUCCEEDED]
-    assert await case.resources() == {("patient", "r9"): {"v": 9}}
-
-
-async def test_batch_sees_what_an_attempt_before_it_has_committed_while_it_waited(
-    case: TenantCase, writer: ShardWriter, rival: asyncpg.Connection[Any]
-) -> None:
-    claim = claim_of()
-    await writer.apply([case.operation("update", "r0", {"v": 1})], claim)
-    late = str(uuid.uuid4())
-    claim.fencing_tokens.append(late)
-    await rival.execute("BEGIN")
-    await rival.execute("UPDATE stream_positions SET token = $1::uuid", late)
-    await rival.execute("""UPDATE resources SET "resourceId" = 'r9'""")
-    async with asyncio.TaskGroup() as tasks:
-        applying = tasks.create_task(writer.apply([case.operation("update", "r9", {"v": 9})], claim))
         await waiters(rival)
         await rival.execute("COMMIT")
 
@@ -282,40 +219,3 @@ async def test_nothing_is_applied_when_another_reader_has_written_the_row(
     assert [row["pending_from"] for row in await fetch(case.pool, "SELECT pending_from FROM stream_positions")] == [
         "99/0"
     ]
-
-
-async def test_operation_that_the_log_has_is_applied_once(case: TenantCase, writer: ShardWriter) -> None:
-    first = case.operation("create", "r1", {"v": 1})
-    assert await writer.apply([first]) == [SUCCEEDED]
-    async with statements(case.pool) as noted:
-        assert await writer.apply([case.operation("update", "r0", {"v": 1}), first]) == [SUCCEEDED, DUPLICATE]
-
-    assert noted[:6] == ["BEGIN", "fast_path", "ROLLBACK", "BEGIN", "lock_tenants", "log_operations"]
-    assert await case.resources() == {("patient", "r0"): {"v": 1}, ("patient", "r1"): {"v": 1}}
-    assert await writer.apply([case.operation("create", "r1", {"v": 2})]) == [failed(Failure.ALREADY_EXISTS)]
-
-
-async def test_operation_at_fault_is_found_step_by_step(case: TenantCase, writer: ShardWriter) -> None:
-    await make_touchy(case.pool)
-    batch = [
-        case.operation("create", "r1", {"v": 1}),
-        case.operation("delete", "r0"),
-        case.operation("create", "r3", '{"v": "\\u0000"}'),
-    ]
-    assert await writer.apply(batch) == [SUCCEEDED, SUCCEEDED, failed(Failure.INVALID_DATA)]
-    (outcome,) = await writer.apply([case.operation("create", "r4", {"raise": "P0001"})])
-    assert outcome == Outcome(disposition=Disposition.UNEXPECTED, error=state_words("P0001"))
-    assert await case.resources() == {("patient", "r1"): {"v": 1}}
-
-
-async def test_locks_are_those_of_the_steps(case: TenantCase, writer: ShardWriter) -> None:
-    claim = claim_of()
-    await writer.apply([case.operation("update", "r0", {"v": 1})], claim)
-    async with shut_gate(case.pool) as gate, asyncio.TaskGroup() as tasks:
-        applying = tasks.create_task(writer.apply([case.operation("update", "r0", {"v": 2})], claim))
-        await gate.reached()
-        for table in ("tenants", "stream_positions"):
-            with pytest.raises(asyncpg.LockNotAvailableError):
-                await gate.holder.execute(f"SELECT FROM {table} FOR UPDATE NOWAIT")
-        await gate.open()
-    assert applying.result() == [SUCCEEDED]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import datetime, timedelta
 
 import asyncpg
 import msgspec
@@ -26,16 +25,15 @@ from support.postgres.tenant_cases import (
     fetch,
     log_row,
 )
-from support.postgres.trouble import Line, calm, make_touchy, shut_gate, waiters
+from support.postgres.trouble import Line, shut_gate, waiters
 
-from simplu_worker.operations.operation import Disposition, Operation, Outcome
-from simplu_worker.operations.waves import DESTROYED, HOLD
-from simplu_worker.shards.apply.writer import DUPLICATE, GIVEN_UP, REUSED, SUCCEEDED
+from simplu_worker.operations.operation import Operation, Outcome
+from simplu_worker.shards.apply.writer import DUPLICATE, GIVEN_UP, SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
-from simplu_worker.vocabulary import DeadLetterReason, Failure, Source
+from simplu_worker.vocabulary import Failure, Source
 
 pytestmark = pytest.mark.slow
 
@@ -97,59 +95,6 @@ async def test_give_up_leaves_a_marked_row_and_no_effect(tenant: TenantCase, sen
     assert await tenant.apply(sent, sent) == [DUPLICATE, DUPLICATE]
     assert await tenant.resources() == {}
     assert await tenant.everything() == before
-
-
-async def test_give_up_changes_nothing_when_another_reader_applied_the_operation(
-    tenant: TenantCase, sent: Operation
-) -> None:
-    await tenant.apply(sent)
-    before = await tenant.everything()
-
-    assert await tenant.give_up(sent) == DUPLICATE
-    assert await tenant.give_up(replayed(sent, "200")) == DUPLICATE
-    assert await tenant.give_up(tenant.operation("delete", request_id=sent.request_id)) == REUSED
-
-    assert await tenant.everything() == before
-
-
-@pytest.mark.parametrize(
-    ("state", "expected"),
-    [("fenced", HOLD), ("moved", HOLD), ("incoming", HOLD), ("destroying", DESTROYED), ("destroyed", DESTROYED)],
-)
-async def test_give_up_obeys_the_tenants_row(
-    tenant: TenantCase, sent: Operation, state: str, expected: Outcome
-) -> None:
-    await tenant.set_state(state)
-
-    assert await tenant.give_up(sent) == expected
-
-    assert await tenant.log() == ({} if expected is HOLD else {sent.request_id: ("failed", "tenant_destroyed")})
-
-
-async def test_give_up_writes_nothing_when_the_tenant_is_unknown(tenant: TenantCase) -> None:
-    stranger = TenantCase(tenant.pool, ("nobody", "nowhere"))
-    young = TenantCase(tenant.pool, (tenant.ids[0], "young"))
-    await add_tenant(tenant.pool, young.ids, created_at=datetime(2027, 1, 1, tzinfo=UTC))
-
-    assert await stranger.give_up(stranger.operation("delete")) == HOLD
-    assert (await young.give_up(young.operation("delete"))).reason is DeadLetterReason.UNKNOWN_TENANT
-
-    assert (await stranger.log(), await young.log()) == ({}, {})
-
-
-async def test_give_up_waits_for_a_fence(tenant: TenantCase, sent: Operation) -> None:
-    mover = await asyncpg.connect(tenant.pool.address.connection_string)
-    await mover.execute("BEGIN")
-    await mover.execute("UPDATE tenants SET state = 'fenced' WHERE id = $1", tenant.tenant_id)
-
-    async with asyncio.TaskGroup() as tasks:
-        giving_up = tasks.create_task(tenant.give_up(sent))
-        await waiters(mover)
-        await mover.execute("COMMIT")
-
-    assert giving_up.result() == HOLD
-    assert await tenant.log() == {}
-    await mover.close()
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["after it", "before it"])
@@ -244,96 +189,6 @@ async def test_row_whose_place_a_replay_took_is_kept_under_another_key(tenant: T
     assert await fetch(tenant.pool, KEPT, tenant.tenant_id) == kept
     (shown,) = await fetch(tenant.pool, QUERIES["show_tenant"], tenant.tenant_id)
     assert shown["operation_count"] == 3
-
-
-@pytest.mark.parametrize(
-    ("kind", "data", "expected"),
-    [
-        ("create", '{"v": "\\u0000"}', failed(Failure.INVALID_DATA)),
-        ("update", {"v": 1}, NOT_FOUND),
-        ("read", None, NOT_FOUND),
-        ("list", None, SUCCEEDED),
-    ],
-)
-async def test_replay_leaves_its_own_outcome(tenant: TenantCase, kind: str, data: Any, expected: Outcome) -> None:
-    first = tenant.operation(kind, None if kind == "list" else "r1", data, sequence_number="100")
-    await tenant.give_up(first)
-
-    assert await tenant.apply(replayed(first, "200")) == [expected]
-
-    assert (await tenant.log())[first.request_id][1] == expected.failure
-    assert (await tenant.result(first) is not None) == (kind == "list")
-    assert await tenant.apply(replayed(first, "300")) == [DUPLICATE]
-
-
-async def test_replay_comes_to_tenant_destroyed_when_the_tenant_is(tenant: TenantCase, sent: Operation) -> None:
-    await tenant.give_up(sent)
-    await tenant.set_state("destroying")
-
-    assert await tenant.apply(replayed(sent, "200")) == [DESTROYED]
-    assert await tenant.log() == {sent.request_id: ("failed", "tenant_destroyed")}
-
-
-async def test_replay_under_a_used_request_id_is_told_when_it_is_another_operation(
-    tenant: TenantCase, sent: Operation
-) -> None:
-    await tenant.give_up(sent)
-    other = tenant.operation("create", data={"v": 2}, request_id=sent.request_id, sequence_number="200")
-
-    assert await tenant.apply(other) == [REUSED]
-    assert await tenant.apply(other, replayed(sent, "300"), other) == [REUSED, SUCCEEDED, REUSED]
-    assert await tenant.resources() == {R1: {"v": 1}}
-
-
-async def test_replays_in_one_batch_are_applied_once_and_in_order(tenant: TenantCase, sent: Operation) -> None:
-    gone = tenant.operation("patch", data={"w": 1}, sequence_number="101")
-    await tenant.give_up(sent)
-    await tenant.give_up(gone)
-    fresh = tenant.operation("update", data={"v": 2}, sequence_number="400")
-    batch = [sent, replayed(sent, "200"), fresh, replayed(gone, "500"), replayed(sent, "600"), gone, fresh]
-
-    outcomes = await tenant.apply(*batch)
-
-    assert outcomes == [DUPLICATE, SUCCEEDED, SUCCEEDED, SUCCEEDED, DUPLICATE, DUPLICATE, DUPLICATE]
-    assert await tenant.resources() == {R1: {"v": 2, "w": 1}}
-    assert (await log_row(tenant, sent.request_id))["position"] == 1
-    assert await tenant.apply(*batch) == [DUPLICATE] * len(batch)
-
-
-async def test_replay_can_be_given_up_as_well(tenant: TenantCase, sent: Operation) -> None:
-    replay = replayed(sent, "200")
-    await tenant.give_up(sent)
-
-    assert await tenant.give_up(replay) == GIVEN_UP
-
-    assert (await log_row(tenant, sent.request_id))["sequence_number"] == "200"
-    assert await tenant.apply(sent, replay) == [DUPLICATE, DUPLICATE]
-    assert await tenant.give_up(sent) == DUPLICATE
-    assert await tenant.apply(replayed(sent, "300")) == [SUCCEEDED]
-
-
-async def test_replay_stays_a_replay_when_it_fails_by_itself_again(make_shard: ShardMaker) -> None:
-    pool = ShardPool(await make_shard(), size=2)
-    await make_touchy(pool)
-    case = TenantCase(pool, TENANT)
-    await add_tenant(pool, TENANT)
-    bad = case.operation("create", data={"raise": "P0001"}, sequence_number="100")
-    after = case.operation("create", "r2", {})
-    (outcome,) = await case.apply(bad)
-    assert outcome.disposition is Disposition.UNEXPECTED
-    await case.give_up(bad)
-    assert await case.apply(bad, after) == [DUPLICATE, SUCCEEDED]
-
-    again, held = await case.apply(replayed(bad, "200"), case.operation("delete", "r2"))
-
-    assert (again, held) == (outcome, HOLD)
-    assert await case.log() == {
-        bad.request_id: ("failed", "retries_exhausted"),
-        after.request_id: ("succeeded", None),
-    }
-    await calm(pool)
-    assert await case.apply(replayed(bad, "300")) == [SUCCEEDED]
-    await pool.close()
 
 
 @pytest.mark.parametrize("number", ["200", "300"], ids=["one record", "two replays"])

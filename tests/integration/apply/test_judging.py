@@ -181,41 +181,6 @@ async def test_laborious_patches_are_judged_one_by_one(judged: TenantCase) -> No
     assert await judged.resources() == {("patient", "r1"): {"v": 2, "w": 3}}
 
 
-async def test_data_that_cannot_be_stored_are_invalid_whatever_the_schema_says(judged: TenantCase) -> None:
-    await judged.apply(judged.operation("create", "r1", {"v": 1}))
-    batch = [
-        judged.operation("create", "r2", '{"v": 1, "w": "\\u0000"}'),
-        judged.operation("patch", "r1", '{"w": "\\u0000"}'),
-        judged.operation("patch", "r3", '{"w": "\\u0000"}'),
-        judged.operation("update", "r1", '{"v": 2, "w": 1e400}'),
-    ]
-
-    assert await judged.apply(*batch) == [INVALID_DATA, INVALID_DATA, INVALID_DATA, SUCCEEDED]
-    assert [await judged.result(one) for one in batch[:3]] == [None] * 3
-
-
-async def test_other_operations_and_types_are_not_judged(judged: TenantCase) -> None:
-    outcomes = await judged.apply(
-        judged.operation("create", "r1", {}, resource_type="room"),
-        judged.operation("create", "r1", {}, resource_type="client"),
-        judged.operation("list", None, filters={"v": "x"}),
-        judged.operation("delete", "r1", resource_type="room"),
-    )
-
-    assert outcomes == [SUCCEEDED, INVALID_DATA, SUCCEEDED, SUCCEEDED]
-
-
-async def test_operation_keeps_its_outcome_when_the_schema_changes(tenant: TenantCase) -> None:
-    bad, late = tenant.operation("create", "r1", {}), tenant.operation("create", "r2", {})
-    assert await tenant.apply(bad) == [SUCCEEDED]
-
-    await define(tenant.pool, patient("enforce"))
-    assert await tenant.apply(bad, late) == [DUPLICATE, INVALID_DATA]
-
-    await define(tenant.pool, patient("off"))
-    assert await tenant.apply(late, tenant.operation("create", "r3", {})) == [DUPLICATE, SUCCEEDED]
-
-
 async def test_schema_is_read_again_while_the_writer_runs(tenant: TenantCase, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("simplu_worker.shards.apply.judging.loop_time", lambda: now)

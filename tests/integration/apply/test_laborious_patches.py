@@ -115,19 +115,6 @@ async def test_list_takes_linear_time_whatever_its_filters(tenant: TenantCase, s
     await assert_is_linear(acts)
 
 
-async def test_waves_take_linear_time_when_a_batch_changes_one_resource(tenant: TenantCase) -> None:
-    await tenant.apply(tenant.operation("create", data={}))
-    acts = []
-    for count in (100, 400):
-
-        async def act(count: int = count) -> None:
-            await tenant.apply(*(tenant.operation("patch", data={"v": number}) for number in range(count)))
-
-        acts.append(act)
-
-    await assert_is_linear(acts)
-
-
 async def test_laborious_patches_keep_their_place_in_the_batch(tenant: TenantCase) -> None:
     assert is_laborious(json.dumps(LABORIOUS))
     batch = [
@@ -181,15 +168,6 @@ async def test_laborious_patch_is_invalid_data_when_postgres_cannot_store_it(ten
 
     assert outcomes == [SUCCEEDED, failed(Failure.INVALID_DATA), SUCCEEDED]
     assert (await tenant.resources())["patient", "r1"] == {"a": 1}
-
-
-async def test_laborious_patch_may_have_the_escape_of_a_nul_as_text(tenant: TenantCase) -> None:
-    await tenant.apply(tenant.operation("create", "r1", {}))
-    patch = json.dumps(LABORIOUS)[:-1] + ', "fine": "\\\\u0000"}'
-    assert await tenant.apply(tenant.operation("patch", "r1", patch)) == [SUCCEEDED]
-    assert await fetch(tenant.pool, "SELECT data->>'fine' AS fine FROM resources WHERE id = $1", tenant.tenant_id) == [
-        {"fine": "\\u0000"}
-    ]
 
 
 @pytest.mark.parametrize(

@@ -161,11 +161,6 @@ async def test_lists_answer_as_the_model(tenant: TenantCase) -> None:
     await compare(tenant, await fill(tenant, 300), limit=7)
 
 
-@pytest.mark.slow(20)
-async def test_lists_of_20000_answer_as_the_model(tenant: TenantCase) -> None:
-    await compare(tenant, await fill(tenant, 20_000), limit=500)
-
-
 async def test_cursor_walks_a_whole_list_once(tenant: TenantCase) -> None:
     rows = await fill(tenant, 100)
     for sort in SORTS:

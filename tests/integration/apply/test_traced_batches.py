@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT_MADE_AT, TenantCase, add_tenant, writer_of
@@ -17,7 +16,7 @@ from support.tracing.recorded_spans import RecordedSpans, record_spans
 from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.telemetry.spans import TRACING, TracedBatch, current_batch, process_span
+from simplu_worker.telemetry.spans import TracedBatch, current_batch, process_span
 
 
 @pytest.fixture
@@ -101,23 +100,3 @@ async def test_failed_transactions_of_a_batch_have_spans_by_class_and_code(
     assert all(span.parent is not None and span.parent.span_id == id_of(batch) for span in spans.ended("transaction"))
     assert batch.status.status_code is StatusCode.UNSET
     assert (batch.attributes or {})["simplu.outcomes.unexpected"] == 1
-
-
-async def test_batch_that_is_not_sampled_costs_no_search_for_producers(case: TenantCase) -> None:
-    def traceparents() -> list[str]:
-        raise AssertionError("asked for the producers of a batch that is not recorded")
-
-    with record_spans(ALWAYS_OFF) as spans:
-        with process_span(lambda: TracedBatch("kinesis", "a", 1, traceparents)):
-            assert await writer_of(case.pool).apply(batch_of(case, "a", 1)) == [SUCCEEDED]
-        assert spans.ended() == []
-
-
-async def test_process_that_does_not_trace_describes_no_batch(case: TenantCase) -> None:
-    def describe() -> TracedBatch:
-        raise AssertionError("described a batch that is not traced")
-
-    assert TRACING.tracer is None
-    with process_span(describe):
-        assert current_batch() is None
-        assert await writer_of(case.pool).apply(batch_of(case, "a", 1)) == [SUCCEEDED]

@@ -13,20 +13,18 @@ from support.postgres.tenant_cases import (
     TENANT_WAIT,
     TenantCase,
     add_tenant,
-    failed,
     fetch,
     log_row,
     operation,
 )
 
 from simplu_worker.operations.json_record import parse_timestamp, utc_text
-from simplu_worker.operations.operation import Disposition, Operation
-from simplu_worker.operations.waves import HOLD
+from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
 from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
-from simplu_worker.vocabulary import DeadLetterReason, Failure, Source
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 DATA = '{"name": "Ann", "age": 30, "address": {"city": "Oslo", "zip": "0150"}}'
 STORED = {"name": "Ann", "age": Decimal(30), "address": {"city": "Oslo", "zip": "0150"}}
@@ -46,7 +44,6 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
     "read": ({}, {"resource_id": "r2"}, STORED),
     "list": ({"resource_id": None}, {"resource_id": None, "filters": '{"age": 30}'}, STORED),
 }
-CANNOT = dict.fromkeys(("update", "patch", "delete", "read"), Failure.NOT_FOUND) | {"create": Failure.ALREADY_EXISTS}
 
 
 async def prepare(tenant: TenantCase, kind: str) -> None:
@@ -94,21 +91,6 @@ async def test_writer_applies_and_logs_an_operation_when_it_is_fresh(tenant: Ten
     }
 
 
-@pytest.mark.parametrize("kind", CANNOT)
-async def test_writer_logs_a_failure_when_the_resource_is_not_as_it_must_be(tenant: TenantCase, kind: str) -> None:
-    if kind == "create":
-        await tenant.apply(tenant.operation("create", data='{"first": true}'))
-    before = await tenant.resources()
-    conflicting = of_kind(tenant, kind)
-
-    assert await tenant.apply(conflicting) == [failed(CANNOT[kind])]
-
-    assert await tenant.resources() == before
-    row = await log_row(tenant, conflicting.request_id)
-    assert (row["status"], row["error"], row["result"]) == ("failed", CANNOT[kind], None)
-    assert row["digest"] == conflicting.digest
-
-
 @pytest.mark.parametrize("conflicting", [False, True], ids=["succeeded", "failed"])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_writer_changes_nothing_when_an_operation_is_redelivered(
@@ -128,19 +110,6 @@ async def test_writer_changes_nothing_when_an_operation_is_redelivered(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_writer_applies_once_when_an_operation_comes_twice_in_one_batch(tenant: TenantCase, kind: str) -> None:
-    await prepare(tenant, kind)
-    first = of_kind(tenant, kind)
-    second = of_kind(tenant, kind, request_id=first.request_id, arrived_at=ARRIVED_AT + timedelta(seconds=1))
-
-    assert await tenant.apply(first, second) == [SUCCEEDED, DUPLICATE]
-
-    row = await log_row(tenant, first.request_id)
-    assert (row["position"], row["received_at"]) == (0, ARRIVED_AT)
-    assert (await tenant.resources()).get(R1) == KINDS[kind][2]
-
-
-@pytest.mark.parametrize("kind", KINDS)
 async def test_writer_makes_a_dead_letter_when_a_request_id_is_used_for_something_else(
     tenant: TenantCase, kind: str
 ) -> None:
@@ -155,19 +124,6 @@ async def test_writer_makes_a_dead_letter_when_a_request_id_is_used_for_somethin
 
     assert await tenant.everything() == before
     assert (await tenant.resources()).get(R1) == KINDS[kind][2]
-
-
-async def test_writer_keeps_the_same_request_id_apart_for_two_tenants(tenant: TenantCase) -> None:
-    other = TenantCase(tenant.pool, (tenant.ids[0], "other"))
-    await add_tenant(tenant.pool, other.ids)
-
-    outcomes = await tenant.apply(
-        tenant.operation("create", data={"a": 1}, request_id="same"),
-        other.operation("create", data={"a": 2}, request_id="same"),
-    )
-
-    assert outcomes == [SUCCEEDED, SUCCEEDED]
-    assert [await tenant.resources(), await other.resources()] == [{R1: {"a": 1}}, {R1: {"a": 2}}]
 
 
 async def test_writer_dates_a_resource_by_the_operations_timestamps(tenant: TenantCase) -> None:
@@ -186,94 +142,6 @@ async def test_writer_dates_a_resource_by_the_operations_timestamps(tenant: Tena
         ("r1", "dental", "2020-02-29 21:59:59.999999+00", "9999-12-31 23:59:59.999999+00"),
         ("r2", "dental", "0001-01-01 00:00:00+00", "1969-07-20 20:17:40+00"),
     ]
-
-
-async def test_writer_takes_ids_of_the_greatest_length(tenant: TenantCase) -> None:
-    ids = ("🏨" * 128, "🦷" * 128)
-    case = TenantCase(tenant.pool, ids)
-    await add_tenant(tenant.pool, ids)
-    longest = {"resource_type": "🛏" * 128, "request_id": "🔑" * 128}
-
-    assert await case.apply(case.operation("create", "🧑" * 256, data={"a": 1}, **longest)) == [SUCCEEDED]
-
-    assert await case.resources() == {("🛏" * 128, "🧑" * 256): {"a": 1}}
-
-
-@pytest.mark.parametrize(
-    "text", ["a'b", '"; DROP TABLE tenants; --', "../../etc", "%2F\\", "$1", "NULL", "\u0001", " "]
-)
-async def test_writer_keeps_ids_as_they_are(tenant: TenantCase, text: str) -> None:
-    assert await tenant.apply(tenant.operation("create", text, data={text: text}, resource_type=text)) == [SUCCEEDED]
-
-    assert await tenant.resources() == {(text, text): {text: text}}
-
-
-async def test_writer_keeps_data_as_jsonb_does(tenant: TenantCase) -> None:
-    big = "123456789012345678901234567890.123456789012345678901234567890"
-    text = f'{{"b": {big}, "a": 1.50, "a": 9223372036854775808, "aa": -0.0, "é": "\\u00e9\\ud83c\\udfe8"}}'
-
-    await tenant.apply(tenant.operation("create", data=text))
-
-    (row,) = await fetch(tenant.pool, "SELECT data::text FROM resources WHERE id = $1", tenant.tenant_id)
-    assert row["data"] == f'{{"a": 9223372036854775808, "b": {big}, "aa": 0.0, "é": "é🏨"}}'
-
-
-HELD_STATES = ("incoming", "ready", "fenced", "moved")
-DESTROYED_STATES = ("destroying", "destroyed")
-
-
-async def test_writer_holds_operations_when_the_shard_has_no_row_of_the_tenant(tenant: TenantCase) -> None:
-    stranger = TenantCase(tenant.pool, ("nobody", "nowhere"))
-
-    assert await tenant.apply(stranger.operation("create", data={}), tenant.operation("create", data={})) == [
-        HOLD,
-        SUCCEEDED,
-    ]
-    assert await stranger.everything() == [[], []]
-
-
-@pytest.mark.parametrize("state", HELD_STATES)
-async def test_writer_holds_operations_when_the_tenant_is_on_the_move(tenant: TenantCase, state: str) -> None:
-    waiting = tenant.operation("create", data={"a": 1})
-    await tenant.set_state(state)
-
-    assert await tenant.apply(waiting, waiting) == [HOLD, HOLD]
-    assert await tenant.everything() == [[], []]
-
-    await tenant.set_state("active")
-    assert await tenant.apply(waiting) == [SUCCEEDED]
-
-
-@pytest.mark.parametrize("state", DESTROYED_STATES)
-async def test_writer_logs_tenant_destroyed_when_the_tenant_is(tenant: TenantCase, state: str) -> None:
-    await tenant.apply(tenant.operation("create", data={"a": 1}))
-    await tenant.set_state(state)
-    late = tenant.operation("update", data={"a": 2})
-    other = tenant.operation("delete", request_id=late.request_id)
-
-    assert await tenant.apply(late, tenant.operation("read"), late, other) == [
-        failed(Failure.TENANT_DESTROYED),
-        failed(Failure.TENANT_DESTROYED),
-        DUPLICATE,
-        REUSED,
-    ]
-
-    assert await tenant.resources() == {R1: {"a": 1}}
-    assert (await tenant.log())[late.request_id] == ("failed", "tenant_destroyed")
-
-
-async def test_writer_refuses_an_operation_when_another_tenant_has_the_same_id(tenant: TenantCase) -> None:
-    business, location = tenant.ids
-    owner = TenantCase(tenant.pool, (business, f"{location}-x"))
-    other = TenantCase(tenant.pool, (f"{business}-{location}", "x"))
-    await add_tenant(tenant.pool, owner.ids)
-
-    mine, refused = await tenant.apply(owner.operation("create", data={}), other.operation("delete"))
-
-    assert mine == SUCCEEDED
-    assert (refused.disposition, refused.reason) == (Disposition.DEAD_LETTER, DeadLetterReason.UNKNOWN_TENANT)
-    assert owner.tenant_id in str(refused.error)
-    assert len(await owner.log()) == 1
 
 
 @pytest.mark.parametrize(
@@ -305,12 +173,6 @@ async def test_writer_refuses_to_write_when_the_database_is_another_shards(shard
         await case.apply(operation("create", data={}))
 
     assert await case.everything() == [[], []]
-
-
-def test_outcomes_of_the_log_are_told_apart() -> None:
-    assert (DUPLICATE.disposition, DUPLICATE.reason) == (Disposition.DUPLICATE, None)
-    assert (REUSED.disposition, REUSED.reason) == (Disposition.DEAD_LETTER, DeadLetterReason.REQUEST_ID_REUSED)
-    assert "requestId" in str(REUSED.error)
 
 
 @pytest.mark.parametrize(

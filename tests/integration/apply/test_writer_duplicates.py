@@ -69,20 +69,6 @@ async def test_writer_applies_the_rest_when_every_batch_has_a_duplicate(case: Te
     assert case.pool.is_healthy
 
 
-async def test_writer_is_plain_again_when_duplicates_have_gone(case: TenantCase) -> None:
-    writer, before = writer_of(case.pool, careful_least=1), failures(case)
-    first = case.operation("create", "r1", {"v": 1})
-    forms = []
-    for batch in ([first], [first], [first], [], [], [first]):
-        count = failures(case)
-        new = case.operation("update", "r1", {"v": 2})
-        await writer.apply([*batch, new])
-        forms.append(failures(case) - count)
-
-    assert forms == [0, 1, 0, 0, 0, 1]
-    assert failures(case) - before == 2
-
-
 @pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
 async def test_writer_waits_for_another_transaction_that_writes_the_same_row(case: TenantCase, end: str) -> None:
     create = case.operation("create", "r1", {"v": 1})

@@ -19,7 +19,6 @@ from support.postgres.trouble import calm, make_touchy
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
-from simplu_worker.instruments import SHARD_ERRORS, totals_by
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
@@ -113,63 +112,6 @@ async def test_writer_blames_an_operation_when_it_fails_by_itself(
     assert REGISTRY.get_sample_value("simplu_shard_errors_total", labels)
 
 
-async def test_writer_holds_only_the_tenants_later_operations_when_one_fails_by_itself(touchy: ShardPool) -> None:
-    case, other = await case_on(touchy), await case_on(touchy, "other")
-    bad = case.operation("create", "r2", BAD)
-    batch = [
-        case.operation("create", data={"v": 1}),
-        other.operation("create", data={"v": 1}),
-        case.operation("list", None),
-        bad,
-        other.operation("update", data={"v": 2}),
-        case.operation("update", data={"v": 2}),
-        case.operation("read", "r1"),
-        other.operation("list", None),
-    ]
-
-    outcomes = await case.apply(*batch)
-
-    assert outcomes == [SUCCEEDED] * 3 + [RAISED, SUCCEEDED, HOLD, HOLD, SUCCEEDED]
-    assert await case.resources() == {("patient", "r1"): {"v": 1}}
-    assert await other.resources() == {("patient", "r1"): {"v": 2}}
-    assert len(await case.log()) == 2
-
-    await calm(touchy)
-    assert await case.apply(bad, *batch[5:7]) == [SUCCEEDED] * 3
-
-
-@pytest.mark.slow
-async def test_writer_tells_the_kinds_of_fault_apart_when_a_batch_has_several(hurried: ShardPool) -> None:
-    case, other, slow = await case_on(hurried), await case_on(hurried, "other"), await case_on(hurried, "slow")
-    batch = [
-        case.operation("create", "r1", '{"v": "\\u0000"}'),
-        other.operation("create", "r1", BAD),
-        case.operation("create", "r2", {"v": 2}),
-        slow.operation("create", "r1", {"v": 1}),
-        slow.operation("create", "r2", SLOW),
-        case.operation("create", "r3", {"v": 3}),
-        other.operation("create", "r2", BAD),
-        slow.operation("create", "r3", {"v": 3}),
-        case.operation("create", "r4", BAD),
-        case.operation("create", "r5", {"v": 5}),
-    ]
-
-    assert await case.apply(*batch) == [
-        INVALID_DATA,
-        RAISED,
-        SUCCEEDED,
-        SUCCEEDED,
-        TIMED_OUT,
-        SUCCEEDED,
-        HOLD,
-        HOLD,
-        RAISED,
-        HOLD,
-    ]
-    assert sorted(await case.resources()) == [("patient", "r2"), ("patient", "r3")]
-    assert await other.everything() == [[], []]
-
-
 async def test_writer_blames_an_operation_when_only_the_commit_shows_it(make_shard: ShardMaker) -> None:
     pool = ShardPool(await make_shard(), size=2)
     await make_touchy(pool, deferred=True)
@@ -214,20 +156,6 @@ async def test_writer_blames_the_first_of_each_tenant_whatever_the_batch(
 
 
 @pytest.mark.slow
-async def test_writer_has_the_wait_twice_when_one_of_many_takes_too_long(hurried: ShardPool) -> None:
-    case, other = await case_on(hurried), await case_on(hurried, "other")
-    batch = [other.operation("create", f"r{number}", {"v": number}) for number in range(60)]
-    batch[40] = case.operation("create", data=SLOW)
-    refused_before = sum(totals_by(SHARD_ERRORS, "kind").values())
-
-    outcomes = await case.apply(*batch)
-
-    assert outcomes == [SUCCEEDED] * 40 + [TIMED_OUT] + [SUCCEEDED] * 19
-    assert sum(totals_by(SHARD_ERRORS, "kind").values()) - refused_before == 2  # six halvings would be seven
-    assert len(await other.resources()) == 59
-
-
-@pytest.mark.slow
 async def test_writer_finds_a_slow_operation_once_when_it_is_tried_again(
     hurried: ShardPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,20 +188,6 @@ async def test_writer_blames_nobody_when_the_shard_is_slow_with_the_log_as_well(
     with pytest.raises(ShardUnavailableError, match="57014"):
         await case.apply(case.operation("create", "r1", SLOW))
     await touchy.close()
-
-
-@pytest.mark.slow
-async def test_writer_blames_at_once_when_one_operation_alone_was_to_be_applied(
-    hurried: ShardPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case, other = await case_on(hurried), await case_on(hurried, "other")
-    known = [case.operation("create", data={"v": 0}), other.operation("create", data={"v": 0})]
-    assert await case.apply(*known) == [SUCCEEDED] * 2
-    failed_in = failed_budgets(hurried, monkeypatch)
-
-    assert await case.apply(*known, case.operation("update", data=SLOW)) == [DUPLICATE, DUPLICATE, TIMED_OUT]
-
-    assert failed_in == [StatementBudget.BATCH]  # the deadline was waited for once
 
 
 @pytest.mark.slow
@@ -332,20 +246,6 @@ async def test_writer_blames_nobody_when_the_shard_does_not_work(
 
     await execute(postgres_server.url_of("postgres"), f"{setting} true")
     await pool.close()
-
-
-async def test_writer_blames_an_operation_when_the_log_itself_refuses_its_row(touchy: ShardPool) -> None:
-    case = await case_on(touchy)
-    await fetch(touchy, "ALTER TABLE log_rows ADD CHECK (1 / (octet_length(request) - 4) > -10)")
-    poisonous = case.operation("create", data={}, request_id="abc")
-
-    outcomes = await case.apply(case.operation("create", "r2", {}), poisonous)
-
-    assert outcomes == [
-        SUCCEEDED,
-        Outcome(disposition=Disposition.UNEXPECTED, error=state_words("22012")),
-    ]
-    assert await case.resources() == {("patient", "r2"): {}}
 
 
 async def test_writer_blames_no_value_when_an_expression_index_of_the_owner_refuses_it(shard: ShardPool) -> None:

@@ -11,11 +11,11 @@ import pytest
 from prometheus_client import REGISTRY
 from support.postgres.databases import ShardMaker
 from support.postgres.log_rows import made_up_rows
-from support.postgres.tenant_cases import STREAM, STREAM_SHARD_ID, TenantCase, add_tenant, fetch, writer_of
+from support.postgres.tenant_cases import STREAM, STREAM_SHARD_ID, TenantCase, add_tenant, writer_of
 from support.postgres.trouble import waiters
 
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.apply.writer import LOCK_WAITS_MAX, LOCKED, SUCCEEDED, ShardWriter
+from simplu_worker.shards.apply.writer import LOCKED, SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import PositionClaim, StreamPosition
@@ -133,26 +133,6 @@ async def test_writer_finds_a_locked_row_when_the_batch_went_at_once(pool: Shard
     assert await writer.apply(batch[:1]) == [SUCCEEDED]
 
 
-async def test_writer_finds_a_locked_row_when_batches_share_a_transaction(make_shard: ShardMaker) -> None:
-    pool = ShardPool(await make_shard(), size=1, timeouts=QUICK)
-    case, other = await case_on(pool, "locked"), await case_on(pool, "other")
-    writer, rival = writer_of(pool), Rival(await asyncpg.connect(pool.address.connection_string))
-    await rival.lock(LOCKS["tenant"])
-    batches = [batch_of(case, other), [other.operation("create", "r4", {})], [case.operation("list", None)]]
-
-    async with asyncio.TaskGroup() as tasks, pool.connection():
-        applying = [tasks.create_task(writer.apply(batch)) for batch in batches]
-        await asyncio.sleep(0)
-
-    assert [task.result() for task in applying] == [
-        [SUCCEEDED, LOCKED, LOCKED, SUCCEEDED, LOCKED, SUCCEEDED],
-        [SUCCEEDED],
-        [LOCKED],
-    ]
-    await rival.connection.close()
-    await pool.close()
-
-
 async def test_writer_waits_once_for_a_tenant_that_was_locked_before(pool: ShardPool, rival: Rival) -> None:
     case, other = await case_on(pool, "locked"), await case_on(pool, "other")
     writer = writer_of(pool)
@@ -167,30 +147,6 @@ async def test_writer_waits_once_for_a_tenant_that_was_locked_before(pool: Shard
     await rival.leave()
     assert await writer.apply([locked, other.operation("create", "r4", {})]) == [SUCCEEDED] * 2
     assert writer._locked == {}
-
-
-@pytest.mark.slow
-async def test_writer_waits_no_more_than_a_second_when_many_tenants_are_locked(pool: ShardPool, rival: Rival) -> None:
-    writer = writer_of(pool)
-    cases = [TenantCase(pool, ("clinic", f"location-{number}")) for number in range(40)]
-    for case in cases:
-        await add_tenant(pool, case.ids)
-    batch, before = [case.operation("create", "r1", {}) for case in cases], waits(pool)
-    await rival.lock("SELECT FROM tenants WHERE id <> 'clinic-location-39' FOR UPDATE")
-
-    assert await writer.apply(batch) == [LOCKED] * 40
-
-    assert waits(pool) - before <= LOCK_WAITS_MAX + 1
-    assert await writer.apply([batch[39]]) == [SUCCEEDED]
-    await rival.leave()
-    assert await apply_until_done(writer, batch) == 40
-
-
-async def apply_until_done(writer: ShardWriter, batch: list[Operation]) -> int:
-    """Apply a batch again and again until no operation waits; return how many are in the log then."""
-    while LOCKED in (outcomes := await writer.apply(batch)):
-        pass
-    return len(outcomes)
 
 
 async def test_writer_holds_nobody_for_the_position_that_another_reader_locks(pool: ShardPool, rival: Rival) -> None:
@@ -208,18 +164,3 @@ async def test_writer_holds_nobody_for_the_position_that_another_reader_locks(po
         await rival.leave()
 
     assert applying.result() == [SUCCEEDED]
-
-
-async def test_writer_holds_nobody_when_a_lock_is_released_in_time(pool: ShardPool, rival: Rival) -> None:
-    pool = ShardPool(pool.address, size=2, timeouts=ShardTimeouts(row_lock_s=60.0))
-    case = await case_on(pool, "main")
-    await rival.lock("SELECT FROM tenants FOR UPDATE")
-
-    async with asyncio.TaskGroup() as tasks:
-        applying = tasks.create_task(writer_of(pool).apply([case.operation("create", "r2", {})]))
-        await waiters(rival.connection)
-        await rival.leave()
-
-    assert applying.result() == [SUCCEEDED]
-    assert [row["count"] for row in await fetch(pool, "SELECT count(*) FROM resources")] == [2]
-    await pool.close()

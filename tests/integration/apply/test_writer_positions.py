@@ -6,7 +6,6 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import pytest
@@ -32,10 +31,9 @@ from simplu_worker.shards.types import (
     PositionChangedError,
     PositionClaim,
     ShardUnavailableError,
-    StoredPositions,
     StreamPosition,
 )
-from simplu_worker.vocabulary import DeadLetterReason, Failure
+from simplu_worker.vocabulary import Failure
 
 pytestmark = pytest.mark.slow
 
@@ -135,11 +133,6 @@ async def test_writer_makes_the_row_with_the_first_batch_and_moves_it_with_the_n
     assert claim.fencing_tokens != [first["token"]]
 
 
-async def test_writer_writes_no_row_without_a_claim(case: TenantCase, writer: ShardWriter) -> None:
-    assert await writer.apply([case.operation("create", data={})]) == [SUCCEEDED]
-    assert await rows(case.pool) == {}
-
-
 @pytest.mark.parametrize("known", ["no row", "a row"])
 async def test_writer_applies_nothing_when_the_row_is_another_readers(
     case: TenantCase, writer: ShardWriter, known: str
@@ -185,20 +178,6 @@ async def test_writer_makes_no_row_when_a_tenant_was_moved_here_since_the_reader
     claim = claim_of(move_token=standing.move_token)
     await add_tenant(case.pool, ("clinic", "new"), created_at=TENANT_MADE_AT)
     assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
-
-
-async def test_writer_applies_nothing_when_the_row_that_a_reader_knew_is_gone(
-    case: TenantCase, writer: ShardWriter
-) -> None:
-    claim = claim_of()
-    await writer.apply([case.operation("create", data={})], claim)
-    await fetch(case.pool, "DELETE FROM stream_positions")
-    before = await case.everything()
-
-    with pytest.raises(PositionChangedError):
-        await writer.apply([case.operation("update", data={"v": 1})], claim)
-
-    assert (await case.everything(), await rows(case.pool)) == (before, {})
 
 
 async def test_writer_lets_only_one_of_two_readers_write_that_saw_the_same_row(
@@ -278,52 +257,6 @@ async def test_reader_goes_on_when_it_does_not_know_whether_its_batch_was_commit
         await pool.close()
 
 
-async def test_reader_goes_on_when_its_connection_is_ended_within_the_batch(
-    case: TenantCase, writer: ShardWriter
-) -> None:
-    claim = claim_of()
-    await writer.apply([case.operation("create", data={})], claim)
-    batch = [case.operation("update", data={"v": 1})]
-    claim.position = StreamPosition("8/0")
-
-    async with shut_gate(case.pool) as gate, asyncio.TaskGroup() as tasks:
-        applying = tasks.create_task(_outcome(writer, batch, claim))
-        await gate.reached()
-        await gate.holder.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
-        )
-        assert isinstance(await applying, ShardUnavailableError)
-        await gate.open()
-
-    assert (len(claim.fencing_tokens), await position(case.pool)) == (2, "7/0")
-    assert await writer.apply(batch, claim) == [SUCCEEDED]
-    assert (len(claim.fencing_tokens), await position(case.pool)) == (1, "8/0")
-
-
-async def _outcome(writer: ShardWriter, operations: list[Any], claim: PositionClaim) -> object:
-    try:
-        return await writer.apply(operations, claim)
-    except ShardUnavailableError as exc:
-        return exc
-
-
-async def test_attempt_that_was_given_up_writes_nothing_when_it_comes_late(
-    case: TenantCase, writer: ShardWriter
-) -> None:
-    claim = claim_of()
-    await writer.apply([case.operation("create", data={"v": 0})], claim)
-    seen = list(claim.fencing_tokens)
-    late = claim_of(fencing_tokens=seen)
-    claim.position = StreamPosition("8/0")
-    assert await writer.apply([case.operation("update", data={"v": 1})], claim) == [SUCCEEDED]
-
-    with pytest.raises(PositionChangedError):
-        await writer.apply([case.operation("update", data={"v": -1})], late)
-
-    assert await case.resources() == {("patient", "r1"): {"v": 1}}
-    assert await position(case.pool) == "8/0"
-
-
 async def test_writer_writes_the_row_with_each_part_of_a_batch(make_shard: ShardMaker) -> None:
     pool = ShardPool(await make_shard(), size=2)
     await make_touchy(pool)
@@ -359,35 +292,6 @@ async def test_writer_writes_the_row_with_each_part_of_a_batch(make_shard: Shard
     assert len({row["token"] for row in written}) == len(written)
     assert claim.fencing_tokens == [(await rows(pool))[STREAM_SHARD_ID]["token"]]
     await calm(pool)
-    await pool.close()
-
-
-async def test_writer_stops_between_two_parts_when_the_row_is_another_readers_by_then(
-    make_shard: ShardMaker,
-) -> None:
-    pool = ShardPool(await make_shard(), size=2)
-    await make_touchy(pool)
-    await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
-    case, claim = TenantCase(pool, ("clinic", "main")), claim_of()
-    await fetch(
-        pool,
-        """
-        CREATE FUNCTION steal() RETURNS trigger LANGUAGE plpgsql AS
-        $$ BEGIN UPDATE stream_positions SET token = gen_random_uuid(); RETURN NULL; END $$
-        """,
-    )
-    await fetch(
-        pool,
-        "CREATE TRIGGER steal AFTER INSERT ON resources FOR EACH ROW WHEN (NEW.\"resourceId\" = 'r1')"
-        " EXECUTE FUNCTION steal()",
-    )
-    batch = [case.operation("create", f"r{number}", {"raise": "22000"} if number == 6 else {}) for number in range(8)]
-
-    with pytest.raises(PositionChangedError):
-        await writer_of(pool).apply(batch, claim)
-
-    assert sorted(name for _, name in await case.resources()) == ["r0", "r1", "r2", "r3"]
-    assert await position(pool) == "7/0"
     await pool.close()
 
 
@@ -430,40 +334,6 @@ async def test_touch_writes_what_is_its_readers_and_says_what_is_not(case: Tenan
     assert await writer.write_positions([]) == []
 
 
-async def test_touch_leaves_the_rows_in_doubt_when_nobody_answers(make_shard: ShardMaker) -> None:
-    async with Line(await make_shard()).opened() as line:
-        pool = ShardPool(line.address, size=2)
-        await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
-        writer, claims = writer_of(pool), [claim_of("shardId-0"), claim_of("shardId-1")]
-        await writer.write_positions(claims)
-        for cut_after in (True, False):
-            line.cut_after_commit, line.cut_before_commit = cut_after, not cut_after
-            with pytest.raises(ShardUnavailableError):
-                await writer.write_positions(claims)
-            assert [len(claim.fencing_tokens) for claim in claims] == [2, 2]
-            assert await writer.write_positions(claims) == []
-        await pool.close()
-
-
-async def test_standing_is_all_that_a_shard_knows(case: TenantCase, writer: ShardWriter) -> None:
-    unmoved = partial(StoredPositions, move_token="")
-    assert await writer.read_positions(STREAM, [STREAM_SHARD_ID]) == unmoved({}, TENANT_MADE_AT)
-    claim = claim_of(pending_since=ARRIVED_AT, read_to="9/1", held=("tenant:a-x",), parents_done=True)
-    await writer.write_positions([claim, claim_of("shardId-9")])
-    row = StreamPosition("7/0", ARRIVED_AT, True, claim.fencing_tokens[0], read_to="9/1", held=("tenant:a-x",))
-
-    assert await writer.read_positions(STREAM, [STREAM_SHARD_ID]) == StoredPositions({STREAM_SHARD_ID: row}, None)
-    assert await writer.read_positions(STREAM, [STREAM_SHARD_ID, PARENT]) == unmoved(
-        {STREAM_SHARD_ID: row}, TENANT_MADE_AT
-    )
-    assert await writer.read_positions("another-stream", [STREAM_SHARD_ID]) == unmoved({}, TENANT_MADE_AT)
-    assert await writer.read_positions(STREAM, [STREAM_SHARD_ID], is_first=True) == unmoved(
-        {STREAM_SHARD_ID: row}, TENANT_MADE_AT
-    )
-    await fetch(case.pool, "DELETE FROM tenants")
-    assert await writer.read_positions(STREAM, [PARENT]) == unmoved({}, None)
-
-
 async def test_standing_tells_when_the_last_tenant_was_moved_here(case: TenantCase, writer: ShardWriter) -> None:
     for name, moved_ago in (("earlier", "1 hour"), ("later", "20 minutes")):
         await add_tenant(case.pool, (name, "main"), created_at=TENANT_MADE_AT)
@@ -480,18 +350,6 @@ async def test_standing_tells_when_the_last_tenant_was_moved_here(case: TenantCa
     for standing in (asked_first, adopted):
         assert standing is not None
         assert standing.last_move_age_s == pytest.approx(1200, abs=60)
-
-
-async def test_shard_says_who_lives_there(case: TenantCase, writer: ShardWriter) -> None:
-    states = ("active", "fenced", "incoming", "ready", "moved", "destroying", "destroyed")
-    for state in states:
-        await add_tenant(case.pool, (state, "main"), created_at=TENANT_MADE_AT)
-        await fetch(case.pool, "UPDATE tenants SET state = $2 WHERE id = $1", f"{state}-main", state)
-
-    here = await writer.find_resident_tenants([*(f"{state}-main" for state in states), "never-came"])
-
-    assert here == {"active-main", "fenced-main"}
-    assert await writer.find_resident_tenants([]) == set()
 
 
 async def test_adoption_leaves_another_token_in_the_row_that_it_reads(case: TenantCase, writer: ShardWriter) -> None:
@@ -515,31 +373,6 @@ async def test_adoption_leaves_another_token_in_the_row_that_it_reads(case: Tena
     assert not again.is_unchanged
     claim.fencing_tokens = [again.rows[STREAM_SHARD_ID].fencing_token]
     assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
-
-
-async def test_adoption_makes_a_row_that_says_nothing_where_there_is_none(
-    case: TenantCase, writer: ShardWriter
-) -> None:
-    standing = await writer.fence_and_read_positions(claim_of(), [PARENT])
-
-    assert standing is not None
-    assert not standing.is_unchanged
-    row = standing.rows[STREAM_SHARD_ID]
-    assert row == StreamPosition("TRIM_HORIZON", None, False, row.fencing_token)
-    assert (await rows(case.pool))[STREAM_SHARD_ID]["token"] == row.fencing_token
-    assert standing.first_tenant_at == TENANT_MADE_AT
-    with pytest.raises(PositionChangedError):
-        await writer.apply([case.operation("create", data={})], claim_of())
-
-
-async def test_shard_without_a_schema_knows_nothing(make_shard: ShardMaker) -> None:
-    pool = ShardPool(await make_shard(is_empty=True), size=1)
-    writer = writer_of(pool)
-
-    assert await writer.read_positions(STREAM, [STREAM_SHARD_ID]) is None
-    assert await writer.fence_and_read_positions(claim_of(), [PARENT]) is None
-    await writer.forget_positions(STREAM, [STREAM_SHARD_ID])
-    await pool.close()
 
 
 async def test_positions_of_stream_shards_past_their_retention_are_forgotten(
@@ -586,30 +419,3 @@ async def test_gap_is_marked_for_one_position_and_lasts_until_it_is_accepted(
     assert not (await standing(writer)).has_gap
     await writer.mark_gap(STREAM, STREAM_SHARD_ID, "8/0")
     assert (await standing(writer)).has_open_gap
-
-
-@pytest.mark.parametrize("knows_row", [True, False])
-async def test_fence_leaves_the_time_of_the_content(case: TenantCase, writer: ShardWriter, *, knows_row: bool) -> None:
-    claim = claim_of()
-    claim.as_of = ARRIVED_AT
-    await writer.write_positions([claim])
-    before = await standing(writer)
-    await writer.fence_and_read_positions(claim if knows_row else claim_of(), [PARENT])
-    fenced = await standing(writer)
-    assert fenced.fencing_token != before.fencing_token
-    assert fenced.written_at == before.written_at == ARRIVED_AT
-    token = await take_away(case.pool)  # without a time
-    await writer.fence_and_read_positions(claim_of(), [PARENT])
-    fenced = await standing(writer)
-    assert (fenced.written_at, fenced.fencing_token == token) == (None, False)
-
-
-async def test_dead_letter_is_part_of_a_batch_that_moves_the_row(case: TenantCase, writer: ShardWriter) -> None:
-    claim = claim_of()
-    early = case.operation("create", data={}, arrived_at=TENANT_MADE_AT - timedelta(days=1))
-
-    (outcome,) = await writer.apply([early], claim)
-
-    assert outcome.reason is DeadLetterReason.UNKNOWN_TENANT
-    assert await position(case.pool) == "7/0"
-    assert await case.log() == {}

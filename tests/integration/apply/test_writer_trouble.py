@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
 
 import asyncpg
 import msgspec
@@ -21,7 +20,7 @@ from simplu_local.processes.loopback import poll_until
 from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.waves import HOLD
-from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
+from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
@@ -80,34 +79,9 @@ async def test_writer_fails_an_operation_when_postgres_cannot_store_its_data(
     assert await tenant.resources() == before
 
 
-@pytest.mark.parametrize("exists", [True, False], ids=["there", "not there"])
-async def test_writer_fails_a_list_when_postgres_cannot_read_its_filters(tenant: TenantCase, *, exists: bool) -> None:
-    if exists:
-        await tenant.apply(tenant.operation("create", data={"a": 1}))
-
-    assert await tenant.apply(tenant.operation("list", None, filters='{"a": "\\u0000"}')) == [INVALID_DATA]
-
-
 def deep(operation: Operation, depth: int) -> Operation:
     """Return *operation* with data nested so deep."""
     return msgspec.structs.replace(operation, data=msgspec.Raw('{"a":' * depth + "1" + "}" * depth))
-
-
-async def test_writer_fails_an_operation_when_its_data_is_nested_too_deep_for_the_server(tenant: TenantCase) -> None:
-    batch = [
-        tenant.operation("create", data={"a": 1}),
-        deep(tenant.operation("create", "r2", data={}), 100_000),
-        tenant.operation("patch", data={"b": 2}),
-    ]
-
-    assert await tenant.apply(*batch) == [SUCCEEDED, INVALID_DATA, SUCCEEDED]
-    assert await tenant.resources() == {R1: {"a": 1, "b": 2}}
-
-
-async def test_writer_stores_and_merges_data_as_deep_as_a_record_may_be(tenant: TenantCase) -> None:
-    create, patch = tenant.operation("create", data={}), tenant.operation("patch", data={})
-
-    assert await tenant.apply(deep(create, 510), deep(patch, 510)) == [SUCCEEDED, SUCCEEDED]
 
 
 @pytest.fixture
@@ -159,21 +133,6 @@ async def test_writer_applies_all_others_in_order_when_some_of_a_batch_are_unsto
     tenant: TenantCase, places: tuple[int, ...]
 ) -> None:
     await check_fifty(tenant, places, '{"v": 1e200000}')
-
-
-async def test_writer_makes_the_same_of_a_reuse_when_its_batch_is_cut(refusing: TenantCase) -> None:
-    other_tenant = TenantCase(refusing.pool, ("other", "main"))
-    await add_tenant(refusing.pool, other_tenant.ids)
-    first = refusing.operation("create", data={"v": 1})
-    other = refusing.operation("update", data={"v": 2}, request_id=first.request_id)
-    bad = refusing.operation("create", "r2", data='{"v": "\\u0000"}')
-    good_under_the_bad_id = refusing.operation("create", "r2", data={"v": 3}, request_id=bad.request_id)
-    cut = other_tenant.operation("create", data={"refused": 1})
-
-    outcomes = await refusing.apply(first, bad, other, cut, first, good_under_the_bad_id, bad)
-
-    assert outcomes == [SUCCEEDED, INVALID_DATA, REUSED, REFUSED, DUPLICATE, REUSED, DUPLICATE]
-    assert await refusing.resources() == {R1: {"v": 1}}
 
 
 async def test_writer_lets_nothing_overtake_when_a_held_tenant_comes_back_between_two_halves(
@@ -294,22 +253,6 @@ async def test_writer_gives_the_batch_back_when_it_loses_every_race(hurried: Sha
     assert await case.everything() == [[], []]
 
 
-async def test_writer_tries_again_when_a_row_of_the_log_goes_between_two_looks(shard: ShardPool) -> None:
-    case = await case_on(shard)
-    old, new = case.operation("create", data={"v": 1}), case.operation("create", "r2", {"v": 2})
-    await case.apply(old)
-    lost = races_lost(shard)
-
-    async with shut_gate(shard) as gate, asyncio.TaskGroup() as tasks:
-        applying = tasks.create_task(case.apply(old, new))
-        await gate.reached()
-        await gate.holder.execute("DELETE FROM log_rows WHERE request = simplu_key($1)", old.request_id)
-        await gate.open()
-
-    assert applying.result() == [failed(Failure.ALREADY_EXISTS), SUCCEEDED]  # beyond the window it is a new one
-    assert races_lost(shard) == lost
-
-
 @pytest.mark.parametrize("after", [True, False], ids=["after it", "before it"])
 async def test_writer_asks_the_log_when_the_line_is_cut_at_the_commit(make_shard: ShardMaker, *, after: bool) -> None:
     async with Line(await make_shard()).opened() as line:
@@ -402,22 +345,3 @@ async def test_writer_gives_the_batch_back_when_the_server_is_read_only(
     assert await again.apply(*batch) == [SUCCEEDED, SUCCEEDED]
     await again.pool.close()
     await pool.close()
-
-
-async def test_writer_gives_the_batch_back_when_the_database_is_empty(make_shard: ShardMaker) -> None:
-    pool = ShardPool(await make_shard(is_empty=True), size=1)
-    case = TenantCase(pool, TENANT)
-
-    assert "its database is empty" in await unavailable(case, [case.operation("create", data={})])
-    await pool.close()
-
-
-async def test_writer_gives_the_batch_back_when_an_argument_shows_that_the_shard_is_not_ours(
-    shard: ShardPool,
-) -> None:
-    case = await case_on(shard)
-    batch: list[Any] = [case.operation("create", data={})]
-    assert await case.apply(*batch) == [SUCCEEDED]
-    await fetch(shard, "ALTER TABLE log_rows RENAME COLUMN digest TO fingerprint")
-
-    assert state_words("42703") in await unavailable(case, [case.operation("delete")])

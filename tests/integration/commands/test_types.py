@@ -19,7 +19,6 @@ from simplu_worker.commands.types import business_types
 from simplu_worker.commands.types import business_types as apply_module
 from simplu_worker.commands.types.business_types import apply_types, check_types, show_types
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import ConfigurationError
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.operations.schema_judge import Schema, count_findings
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -29,7 +28,6 @@ from simplu_worker.shards.tenants import resource_changes
 
 EXAMPLES = Path(__file__).parents[3] / "tests" / "support" / "business_types"
 
-KNOWN = ("order", "tables", "role", "waiter")
 
 Answer = tuple[int, dict[str, Any]]
 
@@ -141,22 +139,6 @@ async def test_types_show_has_a_line_for_each_version(
     assert shown["types"][0]["digest"] == BUSINESS_TYPES["dental"].digest
     assert shown["types"][0]["writtenBy"] == "the package"
     assert (await terminal.show("spa"))[0] == 1
-
-
-async def test_type_is_removed_by_name_alone(
-    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    terminal = Terminal(tmp_path, capfd, await make_shard("a"))
-    terminal.write("bistro", "boutique")
-    await terminal.apply()
-    (terminal.types / "boutique.json").unlink()
-
-    assert (await terminal.apply())[1]["a"]["types"] == {"bistro": "current"}
-    with pytest.raises(ConfigurationError, match=r"--remove: expected types without a file in .*, got bistro"):
-        await terminal.apply(remove=("bistro",))
-    answer = (await terminal.apply(remove=("boutique", "spa")))[1]["a"]
-    assert answer["types"] == {"bistro": "current", "boutique": "removed", "spa": "absent"}
-    assert answer["droppedViews"] == ["boutique_customers", "boutique_products", "boutique_sales"]
 
 
 @pytest.mark.slow(0.3)
@@ -288,28 +270,3 @@ async def test_resources_under_other_names_are_moved_once_the_type_has_these(
     await pool.close()
 
     assert (last[0], last[1]["a"]["moved"], last[1]["a"]["otherNames"]) == (0, 1, [])
-
-
-async def test_folder_is_refused_with_the_problems_of_all_files(
-    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    terminal = Terminal(tmp_path, capfd, await make_shard("a"))
-    with pytest.raises(ConfigurationError, match=r"expected a file NAME\.json for each business type, got none"):
-        await terminal.apply()
-
-    terminal.write("boutique", "bistro")
-    (terminal.types / "kiosk.json").write_bytes((EXAMPLES / "boutique.json").read_bytes())
-    (terminal.types / "bad.json").write_bytes(b"\xff")
-    for command in (terminal.apply, terminal.check):
-        with pytest.raises(ConfigurationError) as caught:
-            await command()
-        assert [problem.partition(":")[0] for problem in caught.value.problems] == ["bad.json", "kiosk.json"]
-    (terminal.types / "kiosk.json").unlink()
-    (terminal.types / "bad.json").unlink()
-
-    cafe = (EXAMPLES / "bistro.json").read_text().replace('"bistro"', '"cafe"')
-    (terminal.types / "cafe.json").write_text(cafe)
-    with pytest.raises(ConfigurationError, match="view bistro_orders: expected one type that has it"):
-        await terminal.check()
-    with pytest.raises(ConfigurationError, match="expected a folder"):
-        await check_types(terminal._settings, tmp_path / "nowhere", as_json=True)

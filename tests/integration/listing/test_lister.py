@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -11,16 +10,13 @@ from typing import Any
 
 import asyncpg
 import pytest
-from msgspec.structs import replace
-from support.citrus.cases import RoutedShards, routed_shards, silent
-from support.postgres.databases import ShardMaker, database_of, execute
+from support.citrus.cases import RoutedShards, routed_shards
+from support.postgres.databases import ShardMaker
 from support.postgres.log_rows import COMPLETED_AT, LogRow, crowd_log, write_log_rows
 from support.postgres.plans import plan_of
-from support.postgres.pooler import running_pooler
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
-from simplu_local.postgres.server import PostgresServer
-from simplu_local.processes.loopback import HOST, poll_until
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.listing import (
     INSTANT,
@@ -32,7 +28,7 @@ from simplu_worker.shards.listing import (
     decode_cursor,
 )
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget
 from simplu_worker.vocabulary import Absence, Failure, OperationStatus
 
@@ -191,87 +187,6 @@ async def test_list_has_the_members_of_an_operation(routed: RoutedShards) -> Non
     assert (page.next, page.searched_to, page.shard_id) == (None, None, "shard-1")
 
 
-async def test_page_ends_at_a_bound_and_tells_how_far_it_came(routed: RoutedShards) -> None:
-    pool = pool_of(routed)
-    await crowd_log(pool, OTHERS[0], 1000)
-    await write_log_rows(pool, [LogRow(TENANT_ID, "old", -10_000_000_000)])
-    lister = lister_of(routed, SearchLimits(chunk_rows=100, rows=300, few=0))
-
-    pages = await pages_of(lister)
-
-    assert [len(page.operations) for page in pages] == [0, 0, 0, 1]
-    assert [page.searched_to for page in pages] == [
-        *(COMPLETED_AT - timedelta(seconds=seconds) for seconds in (298, 595, 892)),  # of each chunk but its oldest row
-        None,
-    ]
-
-
-async def test_page_ends_when_its_time_is_over(routed: RoutedShards) -> None:
-    pool = pool_of(routed)
-    await crowd_log(pool, OTHERS[0], 100)
-    await write_log_rows(pool, [LogRow(TENANT_ID, "old", -10_000_000_000)])
-    clock = itertools.count()
-    limits = SearchLimits(chunk_rows=10, few=0, seconds=3.5)
-    lister = OperationLister(routed.directory, routed.pools, limits=limits, clock=lambda: float(next(clock)))
-
-    first = await page_of(lister)
-    assert first.searched_to == COMPLETED_AT - timedelta(
-        seconds=19
-    )  # two chunks, at 1 and 3 s; at 2 s the tenant is counted
-    hurried = OperationLister(
-        routed.directory, routed.pools, limits=SearchLimits(chunk_rows=10, few=0, seconds=0.0), clock=lambda: 0.0
-    )
-    assert (await page_of(hurried)).searched_to == COMPLETED_AT - timedelta(seconds=10)
-
-
-@pytest.mark.parametrize(("count", "page_count"), [(4, 1), (5, 10)])
-async def test_tenant_with_few_operations_has_them_listed_at_once(
-    routed: RoutedShards, count: int, page_count: int
-) -> None:
-    pool = pool_of(routed)
-    await crowd_log(pool, OTHERS[0], 1000)
-    await write_log_rows(pool, [LogRow(TENANT_ID, f"old-{n}", -10_000_000_000 - n) for n in range(count)])
-    lister = lister_of(routed, SearchLimits(chunk_rows=100, rows=100, few=4))
-
-    pages = await pages_of(lister)
-
-    assert ids_of(pages) == [f"old-{n}" for n in range(count)]
-    assert len(pages) >= page_count
-    assert {decode_cursor(page.next).is_large for page in pages if page.next} <= {True}
-
-
-async def test_instant_with_more_rows_than_a_chunk_is_read_to_its_end(routed: RoutedShards) -> None:
-    rows = [LogRow(tenant_id, f"r{n:03}") for n in range(50) for tenant_id in (TENANT_ID, *OTHERS)]
-    rows += [LogRow(TENANT_ID, "before", -1), LogRow(TENANT_ID, "after", 1)]
-    await write_log_rows(pool_of(routed), rows)
-
-    pages = await pages_of(lister_of(routed, SearchLimits(chunk_rows=10, rows=10, few=0)), limit=20)
-
-    assert ids_of(pages) == expected_ids(rows)
-    assert len(pages) <= 6
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("rows_a_batch", "least_pages", "most_pages"), [(1, 4, 5), (3, 6, 7), (100, 40, 41)])
-async def test_chunk_ends_after_batches_and_rows(
-    routed: RoutedShards, rows_a_batch: int, least_pages: int, most_pages: int
-) -> None:
-    rows = [
-        LogRow(TENANT_ID if number == 0 else OTHERS[0], f"{batch}-{number}", -batch, batch="b")
-        for batch in range(40)
-        for number in range(rows_a_batch)
-    ]
-    rows += [
-        LogRow(OTHERS[0], f"other-{batch}-{number}", -batch, batch="o") for batch in range(40) for number in (1, 2)
-    ]
-    await write_log_rows(pool_of(routed), rows)
-
-    pages = await pages_of(lister_of(routed, SearchLimits(chunk_rows=20, rows=20, few=0)), limit=500)
-
-    assert ids_of(pages) == [f"{batch}-0" for batch in range(40)]
-    assert least_pages <= len(pages) <= most_pages
-
-
 async def test_search_reads_the_log_by_its_indexes_where_the_planner_would_not(routed: RoutedShards) -> None:
     pool = pool_of(routed)
     await crowd_log(pool, TENANT_ID, 3000)
@@ -309,40 +224,6 @@ async def test_search_that_takes_too_long_is_ended_and_leaves_the_shard_healthy(
         assert pool.is_healthy
 
 
-async def test_operations_that_take_too_long_at_once_are_searched_for_by_time(routed: RoutedShards) -> None:
-    pool = pool_of(routed)
-    await crowd_log(pool, TENANT_ID, 100)
-    pool._timeouts = replace(pool._timeouts, search_s=0.0)
-    lister = lister_of(routed, SearchLimits(chunk_rows=10, rows=30, few=1_000_000))
-    assert (await page_of(lister)).next is not None  # and the check of the schema is behind it, which reads the log too
-    first, second = [await asyncpg.connect(pool.address.connection_string) for _ in range(2)]
-
-    async def wait_for(count: int) -> None:
-        assert await poll_until(lambda: has_waiting(first, count), within_s=20)
-
-    try:
-        # The first chunk passes between the two locks, what follows it waits for the second one.
-        await first.execute(LOCK_LOG)
-        listing = asyncio.create_task(page_of(lister))
-        await wait_for(1)
-        locking = asyncio.create_task(second.execute(LOCK_LOG))
-        await wait_for(2)
-        await first.execute("ROLLBACK")
-        await locking
-        await wait_for(1)
-        # What a statement timeout does, at a moment of the test's own: there is no other.
-        await first.execute(f"SELECT pg_cancel_backend(pid) {WAITING}")
-        await second.execute("ROLLBACK")
-        page = await listing
-    finally:
-        await first.close()
-        await second.close()
-
-    assert ids_of([page]) == [f"c{number}" for number in range(1, len(page.operations) + 1)]
-    assert page.next is not None
-    assert decode_cursor(page.next).is_large
-
-
 async def test_lists_leave_connections_to_operations(routed: RoutedShards) -> None:
     pool = pool_of(routed)
     blocker = await asyncpg.connect(pool.address.connection_string)
@@ -360,19 +241,6 @@ async def test_lists_leave_connections_to_operations(routed: RoutedShards) -> No
         assert [task.result() for task in lists] == [OperationPage([], None, None, "shard-1")] * 4
     finally:
         await blocker.close()
-
-
-async def test_lister_follows_a_tenant_that_has_moved(routed: RoutedShards) -> None:
-    lister = OperationLister(routed.directory, routed.pools)
-    assert (await page_of(lister)).shard_id == "shard-1"
-    await add_tenant(pool_of(routed, "shard-2"))
-    await fetch(pool_of(routed), "UPDATE tenants SET state = 'moved', moved_to = 'shard-2'")
-
-    assert (await page_of(lister)).shard_id == "shard-2"
-    await fetch(pool_of(routed, "shard-2"), "UPDATE tenants SET state = 'fenced'")
-    assert (await page_of(lister)).shard_id == "shard-2", "its log is whole there"
-    await fetch(pool_of(routed, "shard-2"), "UPDATE tenants SET state = 'incoming'")
-    assert await lister.list_page(*TENANT, ListRequest()) is Absence.MOVING
 
 
 @pytest.mark.parametrize(
@@ -403,55 +271,8 @@ async def test_list_is_not_that_of_another_pair_with_the_same_id(routed: RoutedS
     assert ids_of([page]) == ["r"]
 
 
-async def test_list_raises_when_the_shard_does_not_answer(make_shard: ShardMaker) -> None:
-    async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
-        routed.register(TENANT, "shard-2")
-        with pytest.raises(RetryableError):
-            await routed.gateway.list_operations(*TENANT, ListRequest())
-
-
 async def test_forged_cursor_leads_to_no_row_of_another_tenant(routed: RoutedShards) -> None:
     await write_log_rows(pool_of(routed), [LogRow(OTHERS[0], "r1"), LogRow(TENANT_ID, "r0")])
     lister = lister_of(routed, NO_FEW)
     for after in (SearchPosition(COMPLETED_AT, "r2"), SearchPosition(COMPLETED_AT, OTHERS[0]), SearchPosition()):
         assert set(ids_of(await pages_of(lister, after=after))) <= {"r0"}
-
-
-async def check_pages(address: ShardAddress) -> None:
-    """List rows of a shard that another role or a pooler leads to."""
-    rows = random_rows(1)
-    async with routed_shards([address]) as routed, Pools(size=2) as pools:
-        routed.register(TENANT, "shard-1")
-        for limits in (SearchLimits(chunk_rows=7, few=0), SearchLimits(chunk_rows=7)):
-            lister = OperationLister(routed.directory, pools, limits=limits)
-            assert ids_of(await pages_of(lister, limit=5)) == expected_ids(rows)
-
-
-async def fill(address: ShardAddress) -> None:
-    """Put the tenant and its log on a shard."""
-    async with Pools(size=1) as pools:
-        pool = pools.ensure_pool(address)
-        await add_tenants(pool)
-        await write_log_rows(pool, random_rows(1))
-
-
-async def test_list_works_behind_a_pooler(make_shard: ShardMaker, postgres_server: PostgresServer) -> None:
-    address = await make_shard("shard-1")
-    await fill(address)
-    async with running_pooler(postgres_server, {"auth_type": "any", "pool_mode": "transaction"}) as port:
-        await check_pages(ShardAddress("shard-1", f"postgresql://guest@{HOST}:{port}/{database_of(address)}"))
-
-
-async def test_list_works_for_a_role_with_row_level_security(make_shard: ShardMaker) -> None:
-    address = await make_shard("shard-1")
-    await fill(address)
-    tables = "ALL TABLES IN SCHEMA public"
-    await execute(
-        address.connection_string,
-        f"CREATE ROLE listing_role LOGIN; GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO listing_role",
-    )
-    try:
-        url = f"postgresql://listing_role@{address.connection_string.rpartition('@')[2]}"
-        await check_pages(ShardAddress("shard-1", url))
-    finally:
-        await execute(address.connection_string, "DROP OWNED BY listing_role; DROP ROLE listing_role")

@@ -198,26 +198,6 @@ async def test_view_is_read_by_an_index_when_the_tenant_is_named(filled: ShardPo
     assert (all_index.startswith("resources_"), all_rows <= 300) == (True, True)
 
 
-async def test_check_of_a_type_looks_at_no_rows_but_those_it_counts_and_judges(filled: ShardPool) -> None:
-    (known,) = await fetch(filled, 'SELECT array_agg(DISTINCT "resourceName") AS names FROM resources')
-    names = sorted(known["names"])
-    async with filled.connection() as connection:
-        none = await explained(connection, QUERIES["count_unknown_names"], "dental", names)
-        one = await explained(connection, QUERIES["count_unknown_names"], "dental", names[1:])
-        page = await explained(connection, QUERIES["read_documents"], SMALL, names[0], "r000290", 200, 2**20)
-    assert {index for index, _ in scans(none)} == {"resources_pkey"}
-    assert sum(count for _, count in scans(none)) < 10
-    assert {index for index, _ in scans(one)} == {"resources_pkey"}
-    assert scans(page) == [("resources_pkey", 10)]
-
-
-async def test_locations_of_a_business_are_found_by_their_index(filled: ShardPool) -> None:
-    async with filled.connection() as connection:
-        plan = await explained(connection, QUERIES["find_locations"], "business-7")
-
-    assert scans(plan, "tenants") == [("tenants_business_id", 3)]
-
-
 async def updates(pool: ShardPool, batches: list[list[Operation]]) -> tuple[int, int]:
     """Apply *batches* and return how many rows of `resources` were updated, and how many of them heap-only."""
     counts = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'resources'"

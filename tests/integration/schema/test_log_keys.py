@@ -229,37 +229,3 @@ async def test_query_looks_at_no_row_of_a_large_log_but_its_own(
     looked_at = [(one["Actual Rows"] + one.get("Rows Removed by Filter", 0)) * one["Actual Loops"] for one in scans]
     assert scans
     assert round(sum(looked_at)) == count, scans
-
-
-@pytest.mark.slow(2)
-@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
-async def test_tenant_that_was_made_again_is_confirmed_without_a_look_at_its_former_log(
-    large_address: Callable[[], Awaitable[ShardAddress]], mode: str
-) -> None:
-    connection = await asyncpg.connect((await large_address()).connection_string)
-    await connection.execute(f"SET plan_cache_mode = {mode}; PREPARE asked AS {QUERIES['find_home_candidates']}")
-    batch = f"(SELECT max(batch_id) FROM log_rows JOIN tenants ON number = tenant_no WHERE id = '{TENANT_ID}')"
-
-    async def count_looks() -> float:
-        explain = f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) EXECUTE asked ('{{{TENANT_ID}}}')"
-        ((text,),) = await connection.fetch(explain)
-        scans = log_scans(text)
-        assert scans
-        looked_at: float = sum(
-            (one["Actual Rows"] + one.get("Rows Removed by Filter", 0)) * one["Actual Loops"] for one in scans
-        )
-        return looked_at
-
-    try:
-        await connection.execute(f"BEGIN; UPDATE tenants SET created_at = now() WHERE id = '{TENANT_ID}'")
-        assert await count_looks() == 0
-        await connection.execute(f"UPDATE log_batches SET completed_at = clock_timestamp() WHERE batch_id = {batch}")
-        (row,) = await connection.fetch(f"EXECUTE asked ('{{{TENANT_ID}}}')")
-        assert row["is_touched"]
-        await connection.execute(f"UPDATE log_rows SET kind = 'm' WHERE batch_id = {batch}")
-        (row,) = await connection.fetch(f"EXECUTE asked ('{{{TENANT_ID}}}')")
-        assert not row["is_touched"]
-        assert await count_looks() <= 3 * 1000  # also versions of before the update
-    finally:
-        await connection.execute("ROLLBACK")
-        await connection.close()

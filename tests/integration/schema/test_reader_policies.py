@@ -172,23 +172,6 @@ async def test_reader_sees_nothing_of_the_log_but_its_view(shard: ShardPool, mak
         assert await seen(one, "SELECT tenant_id FROM operations", tenant="clinic-main") == ["clinic-main"]
 
 
-async def test_reader_that_names_another_tenant_sees_that_one_alone(shard: ShardPool, make_role: RoleMaker) -> None:
-    connection = await asyncpg.connect(await make_role("GRANT SELECT ON operations TO {role}"))
-    requests = {row["tenant_id"]: row["request_id"] for row in await fetch(shard, "SELECT * FROM operations")}
-    assert len(requests) == 2
-
-    for mine in requests:
-        await connection.execute("SELECT set_config('simplu.tenant', $1, false)", mine)
-        rows = await connection.fetch("SELECT tenant_id FROM operations")
-        single = [
-            row["tenant_id"]
-            for tenant, request in requests.items()
-            for row in await connection.fetch("SELECT tenant_id FROM simplu_operation($1, $2)", tenant, request)
-        ]
-        assert ([row["tenant_id"] for row in rows], single) == ([mine], [mine])
-    await connection.close()
-
-
 @pytest.mark.parametrize("tenant", ["clinic-main", "smile-center", "", None])
 async def test_role_confined_to_a_tenant_has_a_view_of_the_owners(
     shard: ShardPool, make_role: RoleMaker, tenant: str | None
@@ -237,23 +220,6 @@ async def test_reader_sees_no_more_when_it_plants_what_the_view_uses(shard: Shar
     assert [row["tenant_id"] for row in rows] == ["clinic-main"]  # by the planted operator: only the query means it
     assert single == rows
     assert rows[0]["request_id"] != "planted"
-
-
-async def test_reader_sees_its_own_resource_type_when_two_tenants_share_a_batch(
-    shard: ShardPool, make_role: RoleMaker
-) -> None:
-    reader = await make_role("GRANT SELECT ON operations TO {role}")
-    types = {ids: f"type-of-{ids[0]}" for ids in TENANTS}
-    await writer_of(shard).apply(
-        [operation("create", "x", {}, tenant=ids, resource_type=named) for ids, named in types.items()]
-    )
-
-    (batch,) = await fetch(shard, "SELECT types FROM log_batches WHERE row_count = 2")
-    assert sorted(batch["types"]) == sorted(types.values())
-    for ids, named in types.items():
-        query = "SELECT operations::text FROM operations WHERE resource_id = 'x'"
-        (row,) = await seen(reader, query, tenant="-".join(ids))
-        assert [one in row for one in types.values()] == [one == named for one in types.values()]
 
 
 @pytest.mark.parametrize(
@@ -307,19 +273,6 @@ async def test_worker_does_all_when_it_owns_no_table(shard: ShardPool, make_role
         assert [item["resourceId"] for item in (await tenant.result(listing))["items"]] == [*others, "p9"]
     assert await seen(url, "SELECT tenant_id FROM moves") == ["clinic-main", "smile-center"]
     await pool.close()
-
-
-async def test_reader_has_its_tenant_looked_up_when_its_query_names_it_too(
-    shard: ShardPool, make_role: RoleMaker
-) -> None:
-    reader = await make_role(f"GRANT SELECT ON {TABLES} TO {{role}}")
-    connection = await asyncpg.connect(reader)
-    await connection.execute("SET simplu.tenant = 'clinic-main'; SET enable_seqscan = off")
-
-    for relation in ("resources", "dental_patients"):
-        plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN SELECT * FROM {relation} WHERE id = 'x'"))
-        assert re.search(r"Index Cond: .*id = 'x'", plan), plan
-    await connection.close()
 
 
 def as_table(rows: Sequence[asyncpg.Record]) -> str:

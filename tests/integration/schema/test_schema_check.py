@@ -15,7 +15,6 @@ from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.health.assessment import ShardProbe
 from simplu_worker.shards.health.prober import inspect_shard, probe_shard
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
@@ -86,31 +85,6 @@ async def test_ensure_schema_makes_it_once_when_many_do_it_at_once(make_shard: S
         await replica.close()
 
 
-async def test_ensure_schema_leaves_nothing_when_it_fails_half_way(make_shard: ShardMaker) -> None:
-    async with Pools(size=1) as pools:
-        pool = pools.ensure_pool(await make_shard("shard-7", is_empty=True))
-        await fetch(pool, "CREATE TYPE moves AS (a int)")  # no table, so the shard counts as empty
-
-        with pytest.raises(ShardUnavailableError, match=r"\(42\w+\)"):
-            await ensure_schema(pool)
-
-        await fetch(pool, "DROP TYPE moves")
-        assert await version_of(pool) is None
-
-
-async def test_ensure_schema_can_be_tried_again_when_another_takes_too_long(make_shard: ShardMaker) -> None:
-    address = await make_shard("shard-7", is_empty=True)
-    async with Pools(size=1) as others, Pools(size=1, timeouts=ShardTimeouts(lock_s=0.05)) as pools:
-        async with others.ensure_pool(address).transaction() as connection:
-            await connection.execute(QUERIES["lock_schema"])
-
-            with pytest.raises(LostRaceError, match="shard-7"):
-                await ensure_schema(pools.ensure_pool(address))
-
-        await ensure_schema(pools.ensure_pool(address))
-        assert await version_of(pools.ensure_pool(address)) is not None
-
-
 async def test_check_schema_refuses_another_shards_database(make_shard: ShardMaker) -> None:
     address = await make_shard("shard-2")
     async with Pools(size=1) as pools:
@@ -138,62 +112,6 @@ async def test_check_schema_refuses_another_programs_tables(make_shard: ShardMak
 
         with pytest.raises(ShardUnavailableError, match="another program's tables"):
             await ensure_schema(pool)
-
-
-async def test_check_schema_calls_a_database_empty_when_only_an_extension_has_put_something_there(
-    make_shard: ShardMaker,
-) -> None:
-    async with Pools(size=1) as pools:
-        pool = pools.ensure_pool(await make_shard("shard-7", is_empty=True))
-        await fetch(pool, "CREATE EXTENSION pg_buffercache")
-
-        assert await version_of(pool) is None
-
-
-LATER = "INSERT INTO schema_migrations (version, name, works_from) VALUES"
-AFTER_NEXT = NEXT + 1
-
-
-@pytest.mark.parametrize(
-    ("statement", "came"),
-    [
-        (f"{LATER} ({NEXT}, 'later', NULL)", f"got {NEXT}; run a worker"),
-        (
-            f"{LATER} ({NEXT}, 'one', {SCHEMA_VERSION}), ({AFTER_NEXT}, 'two', {NEXT})",
-            f"got {AFTER_NEXT}; run a worker of schema version {NEXT} or newer",
-        ),
-        (
-            f"UPDATE schema_migrations SET version = version - {SCHEMA_VERSION + 1}",
-            "got -1; run a worker of that version or upgrade the shard",
-        ),
-        ("DELETE FROM schema_migrations", "got none"),
-    ],
-)
-async def test_check_schema_refuses_a_version_it_does_not_work_on(shard: ShardPool, statement: str, came: str) -> None:
-    await fetch(shard, statement)
-
-    with pytest.raises(ShardUnavailableError, match=came):
-        await version_of(shard)
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        f"{LATER} ({NEXT}, 'later', {SCHEMA_VERSION})",
-        f"{LATER} ({NEXT}, 'one', NULL), ({AFTER_NEXT}, 'two', 1)",
-    ],
-)
-async def test_check_schema_takes_later_versions_that_work_with_it(shard: ShardPool, statement: str) -> None:
-    await fetch(shard, statement)
-
-    assert await version_of(shard) is not None
-
-
-async def test_check_schema_refuses_a_shard_without_an_identity(shard: ShardPool) -> None:
-    await fetch(shard, "DELETE FROM shard_meta")
-
-    with pytest.raises(ShardUnavailableError, match="no identity"):
-        await version_of(shard)
 
 
 @pytest.mark.parametrize("version", [SCHEMA_VERSION, NEXT])
@@ -269,19 +187,6 @@ async def test_shard_is_held_until_its_unique_index_is_remade(shard: ShardPool, 
     remake = REMAKE.search(refusal or "")
     assert remake is not None
     await execute(shard.address.connection_string, remake[1])
-    assert await probe_refusal(shard) is None
-
-
-async def test_shard_is_well_with_the_same_key_in_another_form(shard: ShardPool) -> None:
-    await fetch(shard, NO_KEY)
-    await fetch(shard, f"{UNIQUE} (request, tenant_no) INCLUDE (batch_id)")
-    async with shard.transaction() as connection:
-        await connection.execute(
-            "ALTER TABLE resources RENAME TO first_part; CREATE TABLE resources (LIKE first_part)"
-            ' PARTITION BY HASH (id); ALTER TABLE resources ADD PRIMARY KEY (id, "resourceName", "resourceId");'
-            "ALTER TABLE resources ATTACH PARTITION first_part FOR VALUES WITH (MODULUS 1, REMAINDER 0)"
-        )
-
     assert await probe_refusal(shard) is None
 
 

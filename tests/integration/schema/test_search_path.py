@@ -9,18 +9,16 @@ from typing import Any
 
 import asyncpg
 import pytest
-from support.postgres.databases import ShardMaker, database_of, execute
+from support.postgres.databases import ShardMaker, execute
 from support.postgres.decoys import ATTACKER, parse_trees, trap
-from support.postgres.pooler import running_pooler
 from support.postgres.tenant_cases import operation, writer_of
 from support.postgres.upgrades import NEXT, upgrader
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_local.processes.loopback import HOST
 from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.schema.schema_check import check_schema, ensure_schema
+from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS
 from simplu_worker.transfers.adoption.adopter import begin_adoption, find_old_table
 from simplu_worker.transfers.sql_files import QUERIES
@@ -173,13 +171,6 @@ async def test_operations_run_no_decoy(trapped: ShardAddress) -> None:
 
 
 @pytest.mark.slow(0.3)
-async def test_operations_run_no_decoy_behind_a_pooler(trapped: ShardAddress, postgres_server: PostgresServer) -> None:
-    async with running_pooler(postgres_server, {"auth_type": "any", "pool_mode": "transaction"}) as port:
-        url = f"postgresql://guest@{HOST}:{port}/{database_of(trapped)}"
-        await apply_all_kinds(ShardAddress(trapped.shard_id, url))
-
-
-@pytest.mark.slow(0.3)
 async def test_schema_is_made_beside_decoys(make_shard: ShardMaker, postgres_server: PostgresServer) -> None:
     address = await make_shard("shard-3", is_empty=True)
     await trap(postgres_server, address, tables=[])
@@ -201,36 +192,6 @@ async def test_upgrade_runs_no_decoy(trapped: ShardAddress) -> None:
     assert await ask(trapped.connection_string, CAPTURED) == []
     assert await ask(trapped.connection_string, OPEN_FUNCTIONS) == []
     await apply_all_kinds(trapped)
-
-
-@pytest.mark.slow(0.3)
-async def test_shard_is_found_in_the_schema_of_a_trusted_role(trapped: ShardAddress) -> None:
-    async with pool_of(trapped) as pool, pool.connection() as connection:
-        path = await connection.fetchval("SELECT pg_catalog.current_schemas(false)::pg_catalog.text")
-        found = connection.home
-
-    assert (path, found) == ("{postgres,public}", "public")
-    assert ATTACKER not in found
-
-
-@pytest.mark.slow
-async def test_shard_may_be_in_any_schema_of_the_search_path(
-    make_shard: ShardMaker, postgres_server: PostgresServer
-) -> None:
-    address = await make_shard("shard-4", is_empty=True)
-    await execute(address.connection_string, 'CREATE SCHEMA "Our ""home"""')
-    path = f'ALTER DATABASE {database_of(address)} SET search_path = "Our ""home""", public'
-    await execute(postgres_server.url_of("postgres"), path)
-    async with pool_of(address) as pool:
-        await ensure_schema(pool)
-        async with pool.connection() as connection:
-            assert connection.home == 'Our "home"'
-            assert await check_schema(connection, "shard-4") is not None
-
-    assert (
-        await ask(address.connection_string, "SELECT FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
-    )
-    await apply_all_kinds(address, '"Our ""home"""')
 
 
 @pytest.mark.parametrize("owner", ["worker_role", "owner_role", "postgres"])

@@ -13,11 +13,9 @@ import pytest
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
 from support.postgres.trouble import waiters
-from support.postgres.upgrades import upgrader
 
 from simplu_worker.operations.business_types import BusinessType
 from simplu_worker.shards.apply.writer import SUCCEEDED
-from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES
@@ -156,15 +154,6 @@ async def test_view_that_gets_a_column_keeps_its_readers(pool: ShardPool) -> Non
     await fetch(pool, f"DROP ROLE {role}")
 
 
-@pytest.mark.parametrize("statement", ["CREATE VIEW bakery_loaves AS SELECT 1 AS a", "CREATE TABLE bakery_loaves ()"])
-async def test_what_is_no_view_of_ours_is_not_replaced(pool: ShardPool, statement: str) -> None:
-    await fetch(pool, statement)
-    plan = await applied(pool, file_of("bakery", NAME))
-
-    assert [" bakery_loaves is there" in refusal for refusal in plan.refusals] == [True]
-    assert await rows_of(pool) == {}
-
-
 async def test_type_is_removed_with_its_views_when_no_tenant_has_it(pool: ShardPool) -> None:
     await applied(pool, file_of("bakery", NAME))
     await add_tenant(pool)
@@ -180,32 +169,6 @@ async def test_type_is_removed_with_its_views_when_no_tenant_has_it(pool: ShardP
         assert await rows_of(pool) == {}
         assert await fetch(pool, "SELECT to_regclass('bakery_loaves') AS name") == [{"name": None}]
         await applied(pool, file_of("bakery", NAME))
-
-
-async def test_upgrade_leaves_a_type_that_was_applied(pool: ShardPool) -> None:
-    own = file_of("gym", NAME, view="gym_loaves")
-    plan = await applied(pool, own)
-    assert set(plan.dropped_views) == set(BUSINESS_TYPES["gym"].views)
-
-    await upgrader(pool).run()
-    assert (await fetch(pool, "SELECT digest FROM business_types WHERE name = 'gym'")) == [{"digest": own.digest}]
-
-    await applied(pool, remove=("gym",))
-    await upgrader(pool).run()
-    digest = BUSINESS_TYPES["gym"].digest
-    assert (await fetch(pool, "SELECT digest FROM business_types WHERE name = 'gym'")) == [{"digest": digest}]
-
-
-async def test_upgrade_is_refused_when_another_type_has_a_view_of_the_package(pool: ShardPool) -> None:
-    await applied(pool, file_of("fitness", NAME, view="gym_loaves"))
-    types = {"gym": file_of("gym", NAME, view="gym_loaves")}
-    with pytest.raises(ShardUnavailableError, match="the view gym_loaves is one of the type fitness"):
-        await upgrader(pool, types=types).run()
-
-
-async def test_packaged_type_of_the_same_file_is_taken_over(pool: ShardPool) -> None:
-    assert (await applied(pool, BUSINESS_TYPES["gym"])).changes == {"gym": TypeChange.TAKEN_OVER}
-    assert (await applied(pool, BUSINESS_TYPES["gym"])).changes == {"gym": TypeChange.CURRENT}
 
 
 @pytest.mark.slow
@@ -224,12 +187,3 @@ async def test_apply_gives_up_when_a_reader_keeps_the_view_and_works_behind_one_
 
     assert plan is not None
     assert plan.changes == {"bakery": TypeChange.CHANGED}
-
-
-async def test_empty_shard_gets_nothing(make_shard: ShardMaker) -> None:
-    address: ShardAddress = await make_shard("shard-7", is_empty=True)
-    pool = ShardPool(address, size=1)
-
-    assert await plan_on(pool, {"bakery": file_of()}, remove=()) is None
-    assert await apply_types(pool, {"bakery": file_of()}, remove=(), patience_s=0.0) is None
-    await pool.close()

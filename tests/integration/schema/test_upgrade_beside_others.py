@@ -11,14 +11,9 @@ from typing import Any
 import asyncpg
 import pytest
 from msgspec.structs import replace
-from support.postgres.databases import ShardMaker, database_of
-from support.postgres.pooler import running_pooler
 from support.postgres.tenant_cases import add_tenant, fetch
-from support.postgres.upgrades import INDEX, NEXT, WITHIN_S, Watcher, indexes, upgrade_pool, upgrader, versions
+from support.postgres.upgrades import INDEX, NEXT, Watcher, indexes, upgrader, versions
 
-from simplu_local.postgres.server import PostgresServer
-from simplu_local.processes.loopback import HOST, poll_until
-from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS
@@ -117,40 +112,6 @@ async def test_upgrade_builds_an_index_anew_when_it_was_left_half_built(pool: Sh
 
 
 @pytest.mark.slow
-async def test_upgrade_waits_for_a_build_that_a_killed_one_has_left_to_the_server(
-    pool: ShardPool, stranger: asyncpg.Connection[Any]
-) -> None:
-    killed = await asyncpg.connect(pool.address.connection_string)
-    watcher = Watcher(lambda doing: any(one.application == "builds the same index" for one in doing.waits_for))
-    async with asyncio.TaskGroup() as tasks:
-        snapshot = stranger.transaction(isolation="repeatable_read")
-        await snapshot.start()
-        await stranger.fetch("SELECT count(*) FROM tenants")
-        building = tasks.create_task(killed.execute(INDEX))
-        await until_built(pool)
-        running = tasks.create_task(upgrader(pool, f"{INDEX};", report=watcher).run())
-        await watcher.wait()
-        (begun,) = await indexes(pool, "tenants_age")
-        await snapshot.rollback()
-        await building
-        await running
-    killed.terminate()
-
-    assert not begun["is_valid"]
-    assert await indexes(pool, "tenants_age") == [begun | {"is_valid": True}]
-    assert (await versions(pool))[-1] == (NEXT, None)
-
-
-async def until_built(pool: ShardPool) -> None:
-    """Wait until a session builds an index."""
-
-    async def is_built() -> bool:
-        return bool(await fetch(pool, "SELECT 1 FROM pg_stat_progress_create_index WHERE index_relid <> 0"))
-
-    assert await poll_until(is_built, within_s=WITHIN_S)
-
-
-@pytest.mark.slow
 async def test_upgrade_can_be_cancelled_and_run_again(pool: ShardPool, stranger: asyncpg.Connection[Any]) -> None:
     watcher = Watcher(lambda doing: bool(doing.waits_for))
     snapshot = stranger.transaction(isolation="repeatable_read")
@@ -168,19 +129,3 @@ async def test_upgrade_can_be_cancelled_and_run_again(pool: ShardPool, stranger:
     assert done is not None
     assert done.is_needed
     assert [one["is_valid"] for one in await indexes(pool, "tenants_age")] == [True]
-
-
-async def test_upgrade_works_through_a_pooler_in_transaction_mode(
-    make_shard: ShardMaker, postgres_server: PostgresServer
-) -> None:
-    address = await make_shard()
-    settings = {"auth_type": "any", "pool_mode": "transaction", "default_pool_size": 2}
-    async with running_pooler(postgres_server, settings) as port:
-        place = f"postgresql://guest@{HOST}:{port}/{database_of(address)}"
-        async with upgrade_pool(ShardAddress(address.shard_id, place)) as pool:
-            done = await upgrader(pool).run()
-
-            assert done is not None
-            assert done.is_needed
-            assert (await versions(pool))[-1] == (NEXT, SCHEMA_VERSION)
-            assert [one["is_valid"] for one in await indexes(pool, "tenants_age")] == [True]

@@ -11,24 +11,22 @@ from typing import Any
 import asyncpg
 import pytest
 from structlog.testing import capture_logs
-from support.citrus.cases import RoutedShards, ScriptedCitrus, reply, requests_to, routed_shards, silent
+from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TenantCase, add_tenant, failed, fetch
 from support.postgres.trouble import waiters
 
 from simplu_local.processes.loopback import poll_until
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.shards.routing.directory import Directory
-from simplu_worker.shards.tenants.deletion import Destroyer, TenantDeleter
+from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.shards.types import (
     DestructionResult,
     ProvisionRequest,
     ProvisionResult,
-    ShardNotAllowedError,
     ShardUnavailableError,
 )
 from simplu_worker.vocabulary import Failure
@@ -107,11 +105,6 @@ async def test_destroy_changes_nothing_when_it_is_redelivered(routed: RoutedShar
     assert row == before | {"control_at": newer}
 
 
-async def test_destroy_is_stale_when_a_newer_creation_was_applied(routed: RoutedShards) -> None:
-    assert await destroy(routed, at=TENANT_MADE_AT - timedelta(seconds=1)) is DestructionResult.STALE
-    assert await states(routed) == {"clinic-main": "active"}
-
-
 async def test_destroy_says_unknown_when_every_shard_was_asked_and_has_no_row(routed: RoutedShards) -> None:
     assert await destroy(routed, ("no", "one")) is DestructionResult.UNKNOWN
     routed.register(("no", "one"), "shard-2")
@@ -142,20 +135,6 @@ async def test_destroy_waits_when_somebody_who_must_be_asked_is_silent(make_shar
         routed.citrus.registry.shards["shard-2"].is_active = False
         with pytest.raises(RetryableError, match="shard shard-2 is not active"):
             await destroy(routed)
-
-
-async def test_destroy_waits_when_citrus_names_a_host_that_is_not_allowed() -> None:
-    evil = {"shardId": "shard-2", "connectionString": "postgresql://u:secret-word@evil.example/d"}
-    async with ScriptedCitrus(reply(evil)).opened(allowed_hosts=("db",)) as client, Pools(size=1) as pools:
-        with pytest.raises(ShardNotAllowedError, match=r"evil\.example"):
-            await Destroyer(client, Directory(client, pools), pools).destroy(*TENANT, DESTROYED_AT)
-
-
-async def test_destroy_is_refused_when_another_tenant_has_the_id(routed: RoutedShards) -> None:
-    await add_tenant(pool_of(routed), ("a-b", "c"))
-    with pytest.raises(PermanentError, match="'a-b-c' is taken"):
-        await destroy(routed, ("a", "b-c"))
-    assert (await states(routed))["a-b-c"] == "active"
 
 
 async def test_destroy_waits_for_a_batch_under_way_and_for_no_later_one(make_shard: ShardMaker) -> None:
@@ -224,37 +203,6 @@ async def test_destroy_all_begins_nothing_when_a_shard_is_silent(make_shard: Sha
         assert await routed.destroyer.destroy_all("clinic", DESTROYED_AT) == {"main": DestructionResult.DESTROYING}
 
 
-async def test_destroy_all_leaves_a_creation_alone_that_is_still_on_its_way(routed: RoutedShards) -> None:
-    assert await routed.destroyer.destroy_all("clinic", DESTROYED_AT) == {"main": DestructionResult.DESTROYING}
-
-    late = ProvisionRequest("clinic", "second", "dental", DESTROYED_AT - timedelta(hours=1))
-    assert await routed.provisioner.provision(late) is ProvisionResult.PROVISIONED
-
-    assert await states(routed) == {"clinic-main": "destroying", "clinic-second": "active"}
-
-
-async def test_destroy_all_waits_when_a_location_is_being_moved(routed: RoutedShards) -> None:
-    await add_tenant(pool_of(routed), ("clinic", "second"), state="fenced")
-    with pytest.raises(RetryableError, match="being moved"):
-        await routed.destroyer.destroy_all("clinic", DESTROYED_AT)
-    assert await states(routed) == {"clinic-main": "destroying", "clinic-second": "fenced"}
-
-    await fetch(pool_of(routed), "UPDATE tenants SET state = 'moved', moved_to = 'shard-2' WHERE state = 'fenced'")
-    with pytest.raises(ShardUnavailableError, match="expected their rows on the target shards"):
-        await routed.destroyer.destroy_all("clinic", DESTROYED_AT)
-
-
-async def test_destroy_all_waits_for_no_copy_of_a_move_that_was_given_up(routed: RoutedShards) -> None:
-    await add_tenant(pool_of(routed, "shard-2"), ("clinic", "main"), state="incoming")
-
-    assert await routed.destroyer.destroy_all("clinic", DESTROYED_AT) == {"main": DestructionResult.DESTROYING}
-    assert await routed.destroyer.destroy_all("clinic", DESTROYED_AT) == {"main": DestructionResult.EXISTED}
-    assert (await states(routed), await states(routed, "shard-2")) == (
-        {"clinic-main": "destroying"},
-        {"clinic-main": "incoming"},
-    )
-
-
 # The deletion
 
 
@@ -295,20 +243,6 @@ async def test_deletion_keeps_row_and_log_and_the_tenant_can_be_made_again(route
     assert list(await case.resources()) == [("settings", "default")]
 
 
-async def test_deletion_forgets_failed_messages_and_rejected_records_of_the_tenant(routed: RoutedShards) -> None:
-    for tenant_id in ("clinic-main", "another-one"):
-        await fetch(pool_of(routed), "INSERT INTO message_failures VALUES ($1, 'm', 1, now())", tenant_id)
-        rejection = "INSERT INTO rejections VALUES ($1, 'r', 'too_large', 'e', 'q', 's', '1', NULL, now())"
-        await fetch(pool_of(routed), rejection, tenant_id)
-    await destroy(routed)
-    assert await deletion(routed, GRACE).delete_due() == 0
-    assert len(await fetch(pool_of(routed), "SELECT FROM message_failures")) == 2
-    assert await deletion(routed).delete_due() == 1
-    for table in ("message_failures", "rejections"):
-        rows = await fetch(pool_of(routed), f"SELECT tenant_id FROM {table}")
-        assert rows == [{"tenant_id": "another-one"}]
-
-
 @pytest.mark.slow
 async def test_deletion_goes_in_small_statements_and_on_in_the_next_turn(routed: RoutedShards) -> None:
     await fetch(pool_of(routed), ADD_RESOURCES.replace("number::text", "'more-' || number"), "clinic-main", 25)
@@ -323,68 +257,6 @@ async def test_deletion_goes_in_small_statements_and_on_in_the_next_turn(routed:
     assert await deletion(routed, statement_max_rows=10).delete_due() == 1
     assert await states(routed) == {"clinic-main": "destroyed"}
     assert await routed.provisioner.provision(again) is ProvisionResult.PROVISIONED
-
-
-@pytest.mark.slow(2)
-async def test_large_tenant_does_not_keep_a_small_one_from_its_end(routed: RoutedShards) -> None:
-    await fetch(pool_of(routed), ADD_RESOURCES.replace("1, $2::int", "10, 5000 + $2::int"), "clinic-main", 0)
-    await destroy(routed)
-    small = ("small", "main")
-    routed.register(small, "shard-1")
-    await add_tenant(pool_of(routed), small)
-    await destroy(routed, small)
-
-    assert await deletion(routed, statement_max_rows=1, turn_s=5.0).delete_due() == 1
-
-    assert await states(routed) == {"clinic-main": "destroying", "small-main": "destroyed"}
-
-
-@pytest.mark.slow(2)
-@pytest.mark.parametrize("lock", ["SHARE", "UPDATE"])
-@pytest.mark.parametrize("is_begun", [False, True])
-async def test_locked_tenants_do_not_keep_the_others_from_their_end(
-    make_shard: ShardMaker, lock: str, *, is_begun: bool
-) -> None:
-    locked = [f"clinic-{number}" for number in range(3)]
-    others = [f"clinic-{number}" for number in range(3, 10)]
-    async with routed_shards([await make_shard("shard-1")], timeouts=ShardTimeouts()) as routed:
-        pool = pool_of(routed)
-        for tenant_id in (*locked, *others):
-            await add_tenant(pool, ("clinic", tenant_id.removeprefix("clinic-")), state="destroying")
-            await fetch(pool, ADD_RESOURCES, tenant_id, 3)
-        if is_begun:
-            await fetch(pool, "UPDATE tenants SET deletion_began_at = now()")
-        holder = await asyncpg.connect(pool.address.connection_string)
-        await holder.execute("BEGIN")
-        await holder.execute(f"SELECT FROM tenants WHERE id = ANY($1) FOR {lock}", locked)
-
-        assert await deletion(routed, turn_s=20.0).delete_due() == len(others)
-        assert await states(routed) == dict.fromkeys(locked, "destroying") | dict.fromkeys(others, "destroyed")
-
-        await holder.close()
-        assert await deletion(routed).delete_due() == len(locked)
-
-
-@pytest.mark.slow
-async def test_deletion_takes_fewer_rows_when_a_statement_takes_too_long(make_shard: ShardMaker) -> None:
-    async with routed_shards([await make_shard("shard-1")], timeouts=ShardTimeouts(statement_s=1.0)) as routed:
-        routed.register(TENANT, "shard-1")
-        pool = pool_of(routed)
-        await add_tenant(pool)
-        await fetch(pool, ADD_RESOURCES, "clinic-main", 30)
-        await fetch(
-            pool,
-            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
-            " $$ BEGIN PERFORM pg_sleep(5) FROM gone HAVING count(*) > 10; RETURN NULL; END $$",
-        )
-        await fetch(
-            pool,
-            "CREATE TRIGGER slow AFTER DELETE ON resources REFERENCING OLD TABLE AS gone"
-            " FOR EACH STATEMENT EXECUTE FUNCTION slow()",
-        )
-        await destroy(routed)
-        assert await deletion(routed, statement_max_rows=100, turn_s=60).delete_due() == 1
-        assert await fetch(pool, "SELECT count(*) FROM resources") == [{"count": 0}]
 
 
 async def test_deletion_goes_on_with_other_tenants_when_one_cannot_be_deleted(routed: RoutedShards) -> None:
@@ -402,22 +274,6 @@ async def test_deletion_goes_on_with_other_tenants_when_one_cannot_be_deleted(ro
     assert [entry["location_id"] for entry in logs if entry["event"] == "tenant.not_deleted"] == ["main"]
     await fetch(pool, "DROP TABLE guard")
     assert await deletion(routed).delete_due() == 1
-
-
-async def test_deletion_by_two_replicas_at_once_ends_the_tenant_once(make_shard: ShardMaker) -> None:
-    address = await make_shard("shard-1")
-    async with routed_shards([address]) as one, routed_shards([address]) as other:
-        one.register(TENANT, "shard-1")
-        await add_tenant(pool_of(one))
-        await fetch(pool_of(one), ADD_RESOURCES, "clinic-main", 300)
-        await destroy(one)
-        with capture_logs() as logs:
-            async with asyncio.TaskGroup() as tasks:
-                for routed in (one, other):
-                    tasks.create_task(deletion(routed, statement_max_rows=20).delete_due())
-            await deletion(one).delete_due()  # when each left the last rows to the other
-        assert await states(one) == {"clinic-main": "destroyed"}
-        assert len([entry for entry in logs if entry["event"] == "tenant.destroyed"]) == 1
 
 
 @pytest.mark.slow(1)
@@ -474,32 +330,3 @@ async def test_deletion_leaves_a_tenant_alone_that_was_made_again_meanwhile(rout
     assert await late._delete(pool_of(routed), due, within_s=60.0) is False
     assert await states(routed) == {"clinic-main": "active"}
     assert await fetch(pool_of(routed), "SELECT count(*) FROM resources") == [{"count": 1}]
-
-
-async def test_deletion_goes_on_with_other_shards_when_one_is_down(make_shard: ShardMaker) -> None:
-    well = await make_shard("shard-1")
-    shards = [well, await make_shard("shard-2", is_empty=True), silent("shard-3")]
-    async with Pools(size=1) as pools:
-        await add_tenant(pools.ensure_pool(well), state="destroying")
-    async with routed_shards(shards) as routed:
-        its = deletion(routed)
-        assert await its.delete_due() == 1
-        assert await states(routed) == {"clinic-main": "destroyed"}
-        before = requests_to("shards_health")
-        assert await its.delete_due() == 0
-        assert requests_to("shards_health") == before  # those that nobody uses are asked now and then only
-
-
-async def test_deletion_runs_beside_everything_until_it_is_cancelled(routed: RoutedShards) -> None:
-    await destroy(routed)
-    for shard in routed.citrus.registry.shards.values():
-        shard.connection_string = "no-address"  # Citrus says nothing that could be used
-
-    async def is_destroyed() -> bool:
-        return await fetch(known, "SELECT state FROM tenants") == [{"state": "destroyed"}]
-
-    known = routed.pools.by_shard_id()["shard-1"]
-    async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(deletion(routed, turn_s=0.05).run())
-        assert await poll_until(is_destroyed, within_s=60)
-        running.cancel()

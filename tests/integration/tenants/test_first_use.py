@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -137,16 +136,6 @@ async def test_any_control_message_counts_as_newer_than_a_first_use(world: World
     assert (await world.tenants("shard-1"))[0]["state"] == "destroying"
 
 
-async def test_nothing_is_made_when_citrus_does_not_know_the_tenant(world: World) -> None:
-    assert await world.use(NAME) is Absence.UNREGISTERED
-    assert world.businesses.ages == []
-
-
-async def test_nothing_is_made_when_it_is_not_wanted(world: World) -> None:
-    world.routed.register(NAME, "shard-1")
-    assert await world.routed.gateway.provision_on_first_use(ID, [NAME]) is Absence.NOT_HERE
-
-
 async def test_tenant_is_made_beside_a_silent_shard_that_cannot_have_it(make_shard: ShardMaker) -> None:
     shards = [silent("shard-1"), await make_shard("shard-2")]
     mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
@@ -189,12 +178,6 @@ async def test_nothing_is_made_when_business_info_gives_no_reason(
     assert await world.use(name) == "shard-1"
 
 
-async def test_location_that_is_not_remembered_is_asked_for_anew(world: World) -> None:
-    world.routed.register(("clinic", "closed"), "shard-1")
-    await why(world, ("clinic", "closed"))
-    assert world.businesses.ages == [FRESH_S, 5.0]
-
-
 async def test_nothing_is_made_when_the_tenant_was_destroyed_on_another_shard(world: World) -> None:
     await add_tenant(world.pool("shard-2"), NAME, state="destroyed")
     world.routed.register(NAME, "shard-1")
@@ -211,47 +194,3 @@ async def test_nothing_is_made_while_a_shard_that_may_have_it_does_not_answer(ma
         with pytest.raises(TenantNotMadeError, match="no answer from shards that may have it: shard-2"):
             await world.gateway.provision_on_first_use(ID, [NAME])
         assert await world.tenants("shard-1") == []
-
-
-async def test_trouble_with_business_info_is_told_and_passes(world: World) -> None:
-    world.routed.register(NAME, "shard-1")
-    with capture_logs() as logs:
-        for error in ("slow down", "slow down", "no access"):
-            world.businesses.error = RetryableError(error)
-            assert await why(world, NAME) == error
-    assert [line["error"] for line in logs if line["event"] == "tenant.not_provisioned"] == ["slow down", "no access"]
-    world.businesses.error = None
-    assert await world.use(NAME) == "shard-1"
-
-
-async def test_name_that_business_info_knows_is_made_when_two_give_one_id(world: World) -> None:
-    world.businesses.known["a-b"] = Business("a-b", "gym", frozenset({"c"}))
-    world.routed.register(("a-b", "c"), "shard-1")
-
-    assert await world.use(("a", "b-c"), ("a-b", "c")) == "shard-1"
-    assert [row["business_id"] for row in await world.tenants("shard-1")] == ["a-b"]
-
-
-@pytest.mark.slow
-async def test_tenants_that_come_together_are_made_together(world: World) -> None:
-    names = [(f"b-{number}", "main") for number in range(40)]
-    for name in names:
-        world.businesses.known[name[0]] = Business(name[0], "hotel", frozenset({"main"}))
-        world.routed.register(name, "shard-1")
-
-    found = await asyncio.gather(*(world.use(name) for name in names * 3))
-
-    assert found == ["shard-1"] * 120
-    assert len(await world.tenants("shard-1")) == 40
-    groups = await fetch(world.pool("shard-1"), "SELECT count(DISTINCT xmin::text) FROM tenants")
-    assert groups[0]["count"] <= 8
-    defaults = await fetch(world.pool("shard-1"), "SELECT count(*) FROM resources WHERE \"resourceName\" = 'settings'")
-    assert defaults == [{"count": 40}]
-
-
-async def test_others_are_made_when_who_makes_them_is_cancelled(world: World) -> None:
-    world.routed.register(NAME, "shard-1")
-    tasks = [asyncio.ensure_future(world.gateway.provision_on_first_use(ID, [NAME])) for _ in range(2)]
-    await asyncio.sleep(0)
-    tasks[0].cancel()
-    assert await tasks[1] == "shard-1"

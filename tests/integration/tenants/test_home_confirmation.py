@@ -16,7 +16,6 @@ from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 from support.postgres.trouble import waiters
 from support.postgres.unfinished_tenants import AT, TENANT_ID, address_of, homes, make_unfinished, pool_of
 
-from simplu_worker.cache.invalidations import ResourceKey
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import StaticMap
@@ -34,7 +33,6 @@ pytestmark = pytest.mark.slow
 
 
 REQUEST = ProvisionRequest(*TENANT, "dental", AT)
-SETTINGS = ResourceKey(TENANT_ID, "settings", "default")
 
 
 async def confirmed(routed: RoutedShards, shard_id: str) -> Exception | None:
@@ -42,15 +40,6 @@ async def confirmed(routed: RoutedShards, shard_id: str) -> Exception | None:
     confirmer = HomeConfirmer(routed.locator, routed.pools)
     place = PlacedTenant(*TENANT, "dental", address_of(routed, shard_id))
     return (await confirmer.confirm([place])).get(TENANT_ID)
-
-
-async def test_confirm_tells_the_other_one_when_its_home_was_undone(routed: RoutedShards) -> None:
-    routed.register(TENANT, "shard-2")
-    await make_unfinished(pool_of(routed, "shard-2"))
-
-    assert isinstance(await confirmed(routed, "shard-1"), HomeUndoneError)
-    assert await routed.provisioner.provision(REQUEST) is ProvisionResult.EXISTED
-    assert await homes(routed) == {"shard-2": ("active", True, 1)}
 
 
 @pytest.mark.parametrize(
@@ -116,43 +105,6 @@ async def test_split_tenant_is_counted_until_a_person_has_removed_one_home(
     assert counts == [1, 1, *[0] * len(removed_from)]
 
 
-async def test_split_tenant_stays_counted_while_a_shard_does_not_answer(routed: RoutedShards) -> None:
-    routed.register(TENANT, "shard-2")
-    for shard_id in ("shard-1", "shard-2"):
-        await make_unfinished(pool_of(routed, shard_id), touched=True, age_s=3600)
-    sweep = ConfirmationSweep(routed.provisioner.confirmer, routed.pools)
-    await sweep.sweep()
-    await fetch(pool_of(routed, "shard-1"), "UPDATE shard_meta SET shard_id = 'another'")
-    await fetch(pool_of(routed, "shard-2"), "UPDATE shard_meta SET shard_id = 'another'")
-    await sweep.sweep()
-    assert REGISTRY.get_sample_value("simplu_tenants_split") == 1
-    for shard_id in ("shard-1", "shard-2"):
-        await fetch(pool_of(routed, shard_id), "UPDATE shard_meta SET shard_id = $1", shard_id)
-        await fetch(pool_of(routed, shard_id), "DELETE FROM tenants")
-    routed.provisioner.confirmer.forget_splits((), found_before=float("inf"))
-    assert REGISTRY.get_sample_value("simplu_tenants_split") == 0
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        """UPDATE resources SET data = data || '{"locale": "nb"}'""",
-        """UPDATE resources SET "lastUpdated" = now()""",
-        """INSERT INTO resources SELECT id, "businessType", 'role', 'admin', '{}', date, date FROM resources""",
-        "UPDATE tenants SET state = 'fenced', state_changed_at = now() WHERE epoch = 1",
-        "UPDATE tenants SET state = 'destroying', state_changed_at = now() WHERE epoch = 1",
-    ],
-)
-async def test_confirm_keeps_what_more_than_provisioning_wrote_to(routed: RoutedShards, change: str) -> None:
-    routed.register(TENANT, "shard-1")
-    await make_unfinished(pool_of(routed, "shard-1"), age_s=60.0)
-    await make_unfinished(pool_of(routed, "shard-2"))
-    await fetch(pool_of(routed, "shard-2"), change)
-
-    assert isinstance(await confirmed(routed, "shard-1"), HomeUndoneError)
-    assert list(await homes(routed)) == ["shard-2"]
-
-
 @pytest.mark.parametrize("level", ["read committed", "repeatable read"])
 async def test_confirm_waits_for_a_batch_and_keeps_what_it_wrote(routed: RoutedShards, level: str) -> None:
     routed.register(TENANT, "shard-1")
@@ -174,25 +126,6 @@ async def test_confirm_waits_for_a_batch_and_keeps_what_it_wrote(routed: RoutedS
     assert list(await homes(routed)) == ["shard-1", "shard-2"]
     assert isinstance(await confirmed(routed, "shard-1"), HomeUndoneError)
     assert await homes(routed) == {"shard-2": ("active", False, 2)}
-
-
-async def test_confirm_leaves_a_tenant_destroyed_that_was_made_again(routed: RoutedShards) -> None:
-    routed.register(TENANT, "shard-1")
-    await make_unfinished(pool_of(routed, "shard-1"), age_s=60.0)
-    await make_unfinished(pool_of(routed, "shard-2"), epoch=2)
-
-    assert await confirmed(routed, "shard-1") is None
-    assert await homes(routed) == {"shard-1": ("active", True, 1), "shard-2": ("destroyed", True, 0)}
-
-
-@pytest.mark.parametrize("state", ["destroyed", "incoming", "ready", "moved"])
-async def test_confirm_has_no_rival_in_a_row_where_nobody_lives(routed: RoutedShards, state: str) -> None:
-    routed.register(TENANT, "shard-1")
-    await make_unfinished(pool_of(routed, "shard-1"))
-    await add_tenant(pool_of(routed, "shard-2"), state=state, moved_to="shard-1" if state == "moved" else None)
-
-    assert await confirmed(routed, "shard-1") is None
-    assert await homes(routed) == {"shard-1": ("active", True, 1), "shard-2": (state, True, 0)}
 
 
 async def test_confirm_follows_a_move_to_a_shard_that_is_no_earlier_home(make_shard: ShardMaker) -> None:
@@ -240,17 +173,3 @@ async def test_unconfirmed_confirms_what_was_made_while_a_shard_was_silent(make_
         assert await unconfirmed.sweep() == 1  # it was undone
         assert await unconfirmed.sweep() == 0
         assert await homes(routed) == {"shard-2": ("active", True, 0)}
-
-
-async def test_unconfirmed_gives_the_rest_a_turn_when_a_shard_is_in_trouble(make_shard: ShardMaker) -> None:
-    shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True), await make_shard("shard-3")]
-    async with routed_shards(shards) as routed:
-        routed.register(TENANT, "shard-1")
-        await make_unfinished(pool_of(routed, "shard-1"), age_s=3600)
-        pool_of(routed, "shard-2")
-        await fetch(pool_of(routed, "shard-3"), "UPDATE shard_meta SET shard_id = 'another'")
-        unconfirmed = ConfirmationSweep(routed.provisioner.confirmer, routed.pools)
-        assert await unconfirmed.sweep() == 1
-
-        await fetch(pool_of(routed, "shard-3"), "UPDATE shard_meta SET shard_id = 'shard-3'")
-        assert await unconfirmed.sweep() == 0

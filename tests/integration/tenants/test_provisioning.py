@@ -8,14 +8,12 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
-from support.citrus.cases import RoutedShards, ScriptedCitrus, reply, routed_shards, silent
+from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker
-from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TenantCase, add_tenant, failed, fetch
-from support.postgres.trouble import Line
+from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TenantCase, add_tenant, fetch
 
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation
@@ -34,11 +32,10 @@ from simplu_worker.shards.types import (
     ProvisionRequest,
     ProvisionResult,
     RefusedOnShardError,
-    ShardNotAllowedError,
     ShardUnavailableError,
     UnknownBusinessTypeError,
 )
-from simplu_worker.vocabulary import Absence, Failure
+from simplu_worker.vocabulary import Absence
 
 REQUESTED_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SETTINGS = ("settings", "default")
@@ -139,30 +136,6 @@ async def test_provision_changes_nothing_when_it_is_redelivered(routed: RoutedSh
     assert provisioned("existed") == before + 2
 
 
-async def test_provision_remembers_the_newest_control_message(routed: RoutedShards) -> None:
-    newer, older = REQUESTED_AT + timedelta(microseconds=1), REQUESTED_AT - timedelta(days=1)
-    await routed.provisioner.provision(request())
-
-    results = [await routed.provisioner.provision(request(at=at)) for at in (newer, REQUESTED_AT, older, newer)]
-
-    assert results == [
-        ProvisionResult.EXISTED,
-        ProvisionResult.STALE,
-        ProvisionResult.STALE,
-        ProvisionResult.EXISTED,
-    ]
-    assert [row["control_at"] for row in await tenants(routed, "shard-1")] == [newer]
-
-
-async def test_provision_takes_the_first_and_the_last_time_there_is(routed: RoutedShards) -> None:
-    first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-    await routed.provisioner.provision(request(at=first))
-    assert await routed.provisioner.provision(request(at=last)) is ProvisionResult.EXISTED
-
-    query = "SELECT isfinite(control_at) AS is_finite FROM tenants UNION ALL SELECT isfinite(date) FROM resources"
-    assert await fetch(pool_of(routed, "shard-1"), query) == [{"is_finite": True}] * 2
-
-
 async def test_provision_is_refused_when_no_shard_can_have_the_business_type(routed: RoutedShards) -> None:
     before = provisioned("failed")
     with pytest.raises(PermanentError, match=r"businessType: expected a letter, .*, got 'no type'"):
@@ -170,17 +143,6 @@ async def test_provision_is_refused_when_no_shard_can_have_the_business_type(rou
 
     assert routed.citrus.registry.homes == {}
     assert provisioned("failed") == before + 1
-
-
-async def test_provision_is_refused_when_another_tenant_has_the_same_id(routed: RoutedShards) -> None:
-    await routed.provisioner.provision(request(("a-b", "c")))
-    before = await tenants(routed, "shard-1")
-
-    for at in (REQUESTED_AT, REQUESTED_AT - timedelta(days=1), REQUESTED_AT + timedelta(days=1)):
-        with pytest.raises(PermanentError, match="'a-b-c' is taken by another business and location"):
-            await routed.provisioner.provision(request(("a", "b-c"), at=at))
-
-    assert await tenants(routed, "shard-1") == before
 
 
 async def test_provision_makes_the_schema_once_when_two_come_to_an_empty_shard(make_shard: ShardMaker) -> None:
@@ -221,13 +183,6 @@ async def test_provision_makes_nothing_when_the_tenant_lives_elsewhere(
     assert [row["control_at"] for row in await tenants(routed, "shard-2")] == [REQUESTED_AT]
 
 
-async def test_provision_makes_the_tenant_when_another_shard_has_only_a_destroyed_one(routed: RoutedShards) -> None:
-    await add_tenant(pool_of(routed, "shard-2"), state="destroyed")
-
-    assert await routed.provisioner.provision(request()) is ProvisionResult.PROVISIONED
-    assert len(await tenants(routed, "shard-1")) == 1
-
-
 @pytest.mark.parametrize("is_empty", [True, False])
 async def test_provision_waits_for_a_silent_shard_only_when_the_tenant_was_registered_before(
     make_shard: ShardMaker, *, is_empty: bool
@@ -244,15 +199,6 @@ async def test_provision_waits_for_a_silent_shard_only_when_the_tenant_was_regis
             await routed.provisioner.provision(request())
 
 
-async def test_provision_finds_the_home_when_another_shard_is_silent(make_shard: ShardMaker) -> None:
-    shards = [await make_shard("shard-1"), await make_shard("shard-2"), silent("shard-3")]
-    async with routed_shards(shards) as routed:
-        routed.register(TENANT, "shard-1")
-        await add_tenant(pool_of(routed, "shard-2"))
-
-        assert await routed.provisioner.provision(request()) is ProvisionResult.EXISTED
-
-
 async def test_provision_waits_when_the_named_shard_is_silent_or_not_active(make_shard: ShardMaker) -> None:
     async with routed_shards([silent("shard-1"), await make_shard("shard-2")], tenants_per_shard=1) as routed:
         with pytest.raises(ShardUnavailableError, match="shard shard-1"):
@@ -262,23 +208,6 @@ async def test_provision_waits_when_the_named_shard_is_silent_or_not_active(make
             await routed.provisioner.provision(request())
 
         assert await tenants(routed, "shard-2") == []
-
-
-async def test_provision_waits_when_the_list_of_shards_has_one_that_may_not_be_used(make_shard: ShardMaker) -> None:
-    address = await make_shard("shard-1")
-    named = {"shardId": "shard-1", "connectionString": address.connection_string}
-    evil = {"shardId": "shard-2", "connectionString": "postgresql://u:secret-word@evil.example/d"}
-    before = (reply({}, status=409), reply(named), reply([named, evil]))
-    new = (reply(named), reply([evil]), reply(named), reply([evil]))  # the last two when it is to be confirmed
-    citrus = ScriptedCitrus(*before, *new)
-    async with citrus.opened(allowed_hosts=("127.0.0.1",)) as client, Pools(size=1) as pools:
-        provisioner = Provisioner(client, Directory(client, pools), pools)
-
-        with pytest.raises(ShardUnavailableError, match=r"evil\.example is not in DATABASE_ALLOWED_HOSTS") as caught:
-            await provisioner.provision(request())
-        assert "secret-word" not in str(caught.value)
-
-        assert await provisioner.provision(request()) is ProvisionResult.PROVISIONED
 
 
 async def test_provision_leaves_nothing_when_it_is_cut_off_half_way(routed: RoutedShards) -> None:
@@ -304,21 +233,6 @@ async def test_provision_is_undone_when_its_transaction_took_too_long(
         assert await fetch(pool_of(routed, "shard-1"), "SELECT * FROM resources") == []
 
 
-async def test_provision_waits_when_another_transaction_holds_the_tenant(make_shard: ShardMaker) -> None:
-    address = await make_shard("shard-1")
-    async with routed_shards([address], timeouts=ShardTimeouts(lock_s=0.1)) as routed:
-        await add_tenant(pool_of(routed, "shard-1"))
-        rival = await asyncpg.connect(address.connection_string)
-        await rival.execute("BEGIN")
-        await rival.execute("SELECT FROM tenants FOR UPDATE")
-
-        with pytest.raises(RetryableError, match=r"shard shard-1: another transaction .* \(55P03\)"):
-            await routed.provisioner.provision(request())
-
-        await rival.close()
-        assert await routed.provisioner.provision(request()) is ProvisionResult.EXISTED
-
-
 async def test_provision_takes_a_destruction_back_when_it_is_newer(routed: RoutedShards) -> None:
     routed.register(TENANT, "shard-1")
     case = TenantCase(pool_of(routed, "shard-1"), TENANT)
@@ -336,26 +250,6 @@ async def test_provision_takes_a_destruction_back_when_it_is_newer(routed: Route
     assert await case.resources() == {("patient", "r1"): {"n": Decimal(1)}}
 
 
-async def test_provision_logs_the_type_that_an_existing_tenant_has(routed: RoutedShards) -> None:
-    routed.register(TENANT, "shard-1")
-    await add_tenant(pool_of(routed, "shard-1"))
-    with capture_logs() as logs:
-        assert await routed.provisioner.provision(request(business_type="gym")) is ProvisionResult.EXISTED
-    (entry,) = [entry for entry in logs if entry["event"] == "tenant.provisioned"]
-    assert (entry["business_type"], entry["asked_type"]) == ("dental", "gym")
-
-
-async def test_provision_waits_when_rows_are_being_deleted(routed: RoutedShards) -> None:
-    routed.register(TENANT, "shard-1")
-    pool = pool_of(routed, "shard-1")
-    await add_tenant(pool, state="destroying")
-    await fetch(pool, "UPDATE tenants SET deletion_began_at = now()")
-
-    with pytest.raises(RetryableError, match="rows are being deleted"):
-        await routed.provisioner.provision(request())
-    assert await routed.provisioner.provision(request(at=TENANT_MADE_AT)) is ProvisionResult.STALE
-
-
 async def test_provision_makes_a_destroyed_tenant_again(routed: RoutedShards) -> None:
     routed.register(TENANT, "shard-1")
     case = TenantCase(pool_of(routed, "shard-1"), TENANT)
@@ -369,41 +263,6 @@ async def test_provision_makes_a_destroyed_tenant_again(routed: RoutedShards) ->
     assert abs(datetime.now(UTC) - row.pop("created_at")) < timedelta(minutes=1)
     assert row == {"state": "active", "business_type": "gym", "control_at": REQUESTED_AT, "epoch": 2}
     assert list(await case.resources()) == [SETTINGS]
-
-
-async def test_operations_of_before_are_not_applied_when_the_tenant_was_made_again(routed: RoutedShards) -> None:
-    routed.register(TENANT, "shard-1")
-    case = TenantCase(pool_of(routed, "shard-1"), TENANT)
-    await add_tenant(case.pool)
-    applied, late = case.operation("create", "r1", {}), case.operation("create", "r2", {})
-    meanwhile, young = (case.operation("create", name, {}, arrived_at=datetime.now(UTC)) for name in ("r3", "r4"))
-    assert await case.apply(applied) == [SUCCEEDED]
-    await fetch(case.pool, "UPDATE tenants SET state = 'destroyed'")
-    await fetch(case.pool, "DELETE FROM resources")
-    assert await case.apply(meanwhile) == [failed(Failure.TENANT_DESTROYED)]
-    assert await routed.provisioner.provision(request()) is ProvisionResult.PROVISIONED
-
-    outcomes = await case.apply(applied, late, meanwhile, young)
-
-    assert [outcome.disposition for outcome in outcomes] == ["duplicate", "dead_letter", "duplicate", "applied"]
-    assert outcomes[1].reason == "unknown_tenant"
-    assert set(await case.resources()) == {SETTINGS, ("patient", "r4")}
-
-
-async def test_provision_waits_when_citrus_names_a_host_that_is_not_allowed(make_shard: ShardMaker) -> None:
-    address = await make_shard("shard-1")
-    named = {"shardId": "shard-1", "connectionString": address.connection_string}
-    evil = {"shardId": "shard-2", "connectionString": "postgresql://u:secret-word@evil.example/d"}
-    citrus = ScriptedCitrus(reply(evil), reply(evil), reply(named), reply([named]), reply(named), reply([named]))
-    async with citrus.opened(allowed_hosts=("127.0.0.1",)) as client, Pools(size=1) as pools:
-        provisioner = Provisioner(client, Directory(client, pools), pools)
-        with pytest.raises(ShardNotAllowedError, match=r"evil\.example is not in DATABASE_ALLOWED_HOSTS") as caught:
-            await provisioner.provision(request())
-        assert "secret-word" not in str(caught.value)
-
-        answers = await provisioner.provision_all([request(("a", "1")), request(("a", "2"))])
-        assert isinstance(answers[0], ShardNotAllowedError)
-        assert answers[1] is ProvisionResult.PROVISIONED
 
 
 @pytest.mark.slow
@@ -448,22 +307,6 @@ async def test_provision_all_makes_the_others_when_some_cannot_be_made(make_shar
         assert await fetch(pool, "SELECT count(*) FROM resources") == [{"count": 3}]
         assert provisioned("failed") == before + 4
         await fetch(pool, "ALTER TABLE tenants DROP CONSTRAINT picky")
-
-
-@pytest.mark.parametrize(("moment", "again"), [("before", "provisioned"), ("after", "existed")])
-async def test_provision_all_is_whole_or_nothing_when_the_line_is_cut_at_the_commit(
-    make_shard: ShardMaker, moment: str, again: str
-) -> None:
-    address = await make_shard("shard-1")
-    requests = [request(("b", str(number))) for number in range(5)]
-    async with Line(address).opened() as line, routed_shards([line.address]) as routed:
-        line.cut_before_commit, line.cut_after_commit = moment == "before", moment == "after"
-        answers = await routed.provisioner.provision_all(requests)
-        assert [type(answer) for answer in answers] == [ShardUnavailableError] * 5
-
-        assert await routed.provisioner.provision_all(requests) == [ProvisionResult(again)] * 5
-        assert len(await tenants(routed, "shard-1")) == 5
-        assert await fetch(pool_of(routed, "shard-1"), "SELECT count(*) FROM resources") == [{"count": 5}]
 
 
 async def test_provision_all_makes_each_once_when_two_replicas_do_it_at_once(make_shard: ShardMaker) -> None:

@@ -11,21 +11,17 @@ import pytest
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, requests_to, routed_shards, silent
 from support.postgres.databases import ShardMaker
-from support.postgres.tenant_cases import TENANT, add_tenant, fetch
-from support.postgres.trouble import waiters
+from support.postgres.tenant_cases import TENANT, fetch
 from support.postgres.unfinished_tenants import AT, TENANT_ID, homes, make_unfinished, pool_of
 
 from simplu_worker.cache.invalidations import ResourceKey
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import RetryableError
 from simplu_worker.shards.health.prober import probe_shard
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.type_files import read_type
 from simplu_worker.shards.schema.upgrade import apply_types
 from simplu_worker.shards.tenants.provisioning import Provisioner
-from simplu_worker.shards.tenants.tenant_rows import AWAITED_MAX
 from simplu_worker.shards.types import (
     ProvisionAnswer,
     ProvisionRequest,
@@ -186,110 +182,3 @@ async def test_provision_waits_when_the_shard_lacks_the_business_type(routed: Ro
         ProvisionResult.EXISTED,
         ProvisionResult.PROVISIONED,
     ]
-
-
-async def test_tenants_that_are_not_tried_again_wait_no_longer(routed: RoutedShards) -> None:
-    pool = pool_of(routed, "shard-1")
-    await routed.provisioner.provision_all([ProvisionRequest("b", "1", "spa", AT)])
-    await fetch(pool, "UPDATE awaited_types SET tried_at = tried_at - interval '6 minutes'")
-    assert (await probe_shard(pool)).awaited_types == []
-
-    await fetch(pool, "UPDATE awaited_types SET tried_at = tried_at - interval '1 hour'")
-    fill = "INSERT INTO awaited_types SELECT number::text, 'x' FROM generate_series(2, $1::int) AS number"
-    await fetch(pool, fill, AWAITED_MAX)
-    await routed.provisioner.provision_all([ProvisionRequest("b", "2", "spa", AT)])
-    assert await fetch(pool, "SELECT count(*) FROM awaited_types") == [{"count": AWAITED_MAX - 1}]
-    await routed.provisioner.provision_all([ProvisionRequest("b", "2", "spa", AT)])
-    await routed.provisioner.provision_all([ProvisionRequest("b", "3", "spa", AT)])
-    left = await fetch(pool, "SELECT tenant_id FROM awaited_types WHERE business_type = 'spa'")
-    assert left == [{"tenant_id": "b-2"}]
-
-
-async def test_no_tenant_is_made_of_a_type_that_is_removed_meanwhile(routed: RoutedShards) -> None:
-    pool = pool_of(routed, "shard-1")
-    async with pool.transaction() as removing:
-        await removing.execute(QUERIES["lock_tenants_table"])
-        making = asyncio.create_task(routed.provisioner.provision_all([ProvisionRequest("b", "1", "gym", AT)]))
-        await waiters(removing)
-        await removing.execute(QUERIES["remove_business_type"], "gym")
-    (answer,) = await making
-
-    assert isinstance(answer, RetryableError)
-    assert await fetch(pool, "SELECT id FROM tenants") == []
-
-
-@pytest.mark.parametrize(
-    ("tenant", "complaint"),
-    [
-        (("", "main"), "businessId"),
-        (("clinic", "x" * 129), "locationId"),
-        (("clinic\0", "main"), "businessId"),
-        (("clinic", "\ud800"), "locationId"),
-    ],
-)
-async def test_provision_is_refused_when_an_id_cannot_be_stored(
-    routed: RoutedShards, tenant: tuple[str, str], complaint: str
-) -> None:
-    with pytest.raises(PermanentError, match=f"{complaint}: expected 1 to 128 characters"):
-        await routed.provisioner.provision(ProvisionRequest(*tenant, "dental", AT))
-    assert routed.citrus.registry.homes == {}
-
-
-async def test_provision_makes_nothing_twice_when_a_destroyed_row_is_named(routed: RoutedShards) -> None:
-    routed.register(TENANT, "shard-1")
-    await add_tenant(pool_of(routed, "shard-1"), state="destroyed")
-    await add_tenant(pool_of(routed, "shard-2"))
-
-    assert await routed.provisioner.provision(REQUEST) is ProvisionResult.EXISTED
-    assert await homes(routed) == {"shard-1": ("destroyed", True, 0), "shard-2": ("active", True, 0)}
-
-
-async def test_provisioner_uses_the_directory_it_is_given(routed: RoutedShards) -> None:
-    directory = Directory(routed.locator, routed.pools)
-    assert await directory.find(TENANT_ID) == "unregistered"
-
-    assert await Provisioner(routed.locator, directory, routed.pools).provision(REQUEST) == "provisioned"
-
-    found = await directory.find(TENANT_ID, absence_max_age_s=60.0)
-    assert isinstance(found, ShardAddress)
-    assert found.shard_id == "shard-1"
-
-
-@pytest.mark.parametrize(
-    ("forgets", "wavers"),
-    [
-        (True, True),
-        pytest.param(True, False, marks=pytest.mark.slow),
-        pytest.param(False, True, marks=pytest.mark.slow),
-    ],
-)
-async def test_provision_leaves_one_home_when_citrus_forgets_and_changes_its_answers(
-    routed: RoutedShards, *, forgets: bool, wavers: bool
-) -> None:
-    faults = routed.citrus.faults
-    faults.drops_registrations, faults.rotates_shards = forgets, wavers
-    requests = [ProvisionRequest("b", str(number), "gym", AT) for number in range(5)]
-
-    async def provision(request: ProvisionRequest) -> None:
-        while isinstance((await routed.provisioner.provision_all([request]))[0], RetryableError):
-            pass
-
-    async with asyncio.TaskGroup() as tasks:
-        for request in requests * 4:
-            tasks.create_task(provision(request))
-
-    query = "SELECT id, state_changed_at <> created_at AS is_confirmed FROM tenants"
-    rows = [row for shard_id in ("shard-1", "shard-2") for row in await fetch(pool_of(routed, shard_id), query)]
-    assert sorted(row["id"] for row in rows) == [request.tenant_id for request in requests]
-    assert all(row["is_confirmed"] for row in rows)
-
-
-async def test_provision_makes_the_first_to_come_when_citrus_knows_a_stranger_by_the_same_id(
-    routed: RoutedShards,
-) -> None:
-    routed.register(("a-b", "c"), "shard-2")
-
-    assert await routed.provisioner.provision(ProvisionRequest("a", "b-c", "gym", AT)) is ProvisionResult.PROVISIONED
-    with pytest.raises(PermanentError, match="'a-b-c' is taken by another business and location"):
-        await routed.provisioner.provision(ProvisionRequest("a-b", "c", "gym", AT))
-    assert [row["location_id"] for row in await fetch(pool_of(routed, "shard-2"), "SELECT * FROM tenants")] == ["b-c"]

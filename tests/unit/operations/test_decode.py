@@ -6,15 +6,13 @@ import hashlib
 import json
 import re
 from datetime import UTC, date, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
-from support.processor_time import least_cpu_s
 
 import simplu_worker
 from simplu_worker.operations.decode import decode_operation, digest_of
@@ -301,29 +299,6 @@ def test_request_id_is_derived_from_the_position_when_the_record_has_none() -> N
     assert decoded(requestId=...).request_id == ids[0]
 
 
-@given(st.tuples(st.text(), st.text(), st.integers(0)), st.tuples(st.text(), st.text(), st.integers(0)))
-@example(("a\0b", "c", 1), ("a", "b\0c", 1))
-@example(("1", "1", 1), ("1", "11", 1))
-def test_derived_ids_differ_when_positions_do(one: tuple[str, str, int], other: tuple[str, str, int]) -> None:
-    one_id, other_id = (
-        derived_request_id(
-            msgspec.structs.replace(
-                ORIGIN,
-                stream_shard_id=re.sub(r"[^\w-]", "", shard, flags=re.ASCII),
-                sequence_number=re.sub(r"\D", "", number, flags=re.ASCII),
-                sub_sequence_number=sub,
-            )
-        )
-        for shard, number, sub in (one, other)
-    )
-    shown = [
-        (re.sub(r"[^\w-]", "", shard, flags=re.ASCII), re.sub(r"\D", "", number, flags=re.ASCII), sub)
-        for shard, number, sub in (one, other)
-    ]
-
-    assert (one_id == other_id) == (shown[0] == shown[1])
-
-
 def test_create_takes_its_request_id_when_it_has_no_resource_id() -> None:
     assert decoded(resourceId=...).resource_id == "request-1"
     assert decoded(resourceId=..., requestId=...).resource_id == derived_request_id(ORIGIN)
@@ -373,70 +348,6 @@ def test_data_that_postgres_will_refuse_is_an_operation(data: str, kept: str) ->
         operation = decode(with_text("data", data, kind))
         assert isinstance(operation, Operation)
         assert operation.text == kept
-
-
-NOT_JSON: list[bytes] = [
-    b"",
-    b" ",
-    b"\n",
-    b"not json at all",
-    b"{",
-    b"}",
-    b'{"operation": "create", ',
-    b'{"operation": "create"} and more',
-    b'{"operation": "create"}{}',
-    b"{'operation': 'create'}",
-    b'{operation: "create"}',
-    b'{"operation": NaN}',
-    b'{"operation": create}',
-    b'{"operation" "create"}',
-    b'{"operation": "create",}',
-    b"\xef\xbb\xbf{}",
-    b"\xff\xfe{\x00}\x00",
-    b"\x1f\x8b\x08\x00",
-    b'{"a": "\x00"}',
-    b'{"a": "\n"}',
-    b'{"a": "\\q"}',
-    b'{"a": "\\u12"}',
-    b'{"a": "\\ud800\\u12"}',
-    b'{"a": 01}',
-    b'{"a": 1.}',
-    b'{"a": .5}',
-    b'{"a": +1}',
-    b'{"a": -Infinity}',
-    b'{"a": [1,]}',
-    b'{"a": "\xff"}',
-    b'{"a": "\xed\xa0\x80"}',
-    b'{"a": "\xc0\x80"}',
-    b'{"a": "\xf4\x90\x80\x80"}',
-    b'{"a": "caf\xe9"}',
-    b'{"\xc3": 1}',
-]
-
-
-@pytest.mark.parametrize("record", NOT_JSON)
-def test_record_is_invalid_json_when_it_is_no_json_text_in_utf_8(record: bytes) -> None:
-    refusal = decode(record)
-    assert isinstance(refusal, RejectedRecord)
-    assert (refusal.reason, refusal.business_id) == (DeadLetterReason.INVALID_JSON, None)
-
-    valid = json.dumps(message("list", filters={"x": "@@"}, data={"x": "@@"}, noise={"x": "@@"})).encode()
-    for position in range(3):
-        parts = valid.split(b'{"x": "@@"}')
-        parts[position : position + 2] = [parts[position] + b'{"x": ' + record + b"," + parts[position + 1]]
-        inside = decode(b'{"x": 1}'.join(parts))
-        assert isinstance(inside, RejectedRecord)
-        assert inside.reason is DeadLetterReason.INVALID_JSON
-
-
-@pytest.mark.parametrize("name", ["data", "filters"])
-@pytest.mark.parametrize("character", ["\x1e", "\x1f"])
-@pytest.mark.parametrize("text", ['{{"a": "{0}"}}', '{{"{0}": 1}}', '{{{0}"a": 1}}', '{{"a": [1,{0} 2]}}'])
-def test_json_with_a_character_of_separators_is_none(name: str, character: str, text: str) -> None:
-    refusal = decode(with_text(name, text.format(character), "create" if name == "data" else "list"))
-
-    assert isinstance(refusal, RejectedRecord)
-    assert refusal.reason is DeadLetterReason.INVALID_JSON
 
 
 def test_invalid_json_wins_when_a_record_has_other_faults_before_it() -> None:
@@ -532,44 +443,6 @@ def test_record_is_too_large_when_it_passes_the_bound() -> None:
         request_id="request-1",
         resource_id="a-1",
     )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "body",
-    [
-        b'"' + b"[" * 500_000 + b'"',
-        b'["' + rb"\"" * 250_000 + b'"]',
-        b"[" * 500_000,
-        b'{"a": ' + b"[" * 175_000 + b"]" * 175_000 + b"}",
-        b"[" * 600 + b"]" * 600 + b",[]" * 150_000,
-        b'["",' + b'["["],' * 80_000 + b"1]",
-        b'"' + rb"\"" * 250_000 + rb"\ud800" + b'"',
-        b'{"":0},' * 70_000,
-    ],
-    ids=[
-        "brackets in a string",
-        "escapes",
-        "deep",
-        "deep and closed",
-        "wide and deep",
-        "strings of brackets",
-        "a lone surrogate",
-        "objects",
-    ],
-)
-def test_decoding_is_cheap_when_a_record_is_megabytes_of_trouble(body: bytes) -> None:
-    record = b'{"data": ' + body + b"}"
-    assert least_cpu_s(lambda: decode(record)) < 10 * _least_s_of_counting()
-
-
-@cache
-def _least_s_of_counting() -> float:
-    return least_cpu_s(_count_to_a_quarter_million)
-
-
-def _count_to_a_quarter_million() -> None:
-    assert sum(1 for _ in range(250_000)) == 250_000
 
 
 @pytest.mark.parametrize(
@@ -783,47 +656,6 @@ def test_any_bytes_are_an_operation_or_a_reason(record: bytes) -> None:
         text = ""
     is_invalid_json = isinstance(result, RejectedRecord) and result.reason is DeadLetterReason.INVALID_JSON
     assert is_invalid_json == (not is_json(text))
-
-
-MEMBER_VALUES = st.fixed_dictionaries(
-    {},
-    optional={
-        name: JSON_VALUES | st.sampled_from(["2026-01-31", "create", "list", "read", "x" * 128, {}, {"page": 1}])
-        for name in (*message(), "filters", "pagination")
-    },
-)
-
-
-@pytest.mark.slow
-@given(st.sampled_from(list(OperationKind)), MEMBER_VALUES)
-def test_any_members_are_an_operation_or_a_reason(kind: str, members: dict[str, Any]) -> None:
-    record = json.dumps(message(kind) | members, ensure_ascii=True).encode()
-    result = decode(record)
-    if isinstance(result, RejectedRecord):
-        assert result.reason is DeadLetterReason.INVALID_MESSAGE
-        return
-    sent = json.loads(record)
-
-    assert all(1 <= len(sent[name]) <= 128 for name in ("businessId", "locationId", "resourceType"))
-    assert result.resource_id is None or 1 <= len(result.resource_id) <= 256
-    assert "\0" not in result.tenant_id + result.resource_type + (result.resource_id or "") + result.request_id
-    if result.kind in KINDS_WITH_DATA:
-        expected = json.dumps(sent["data"]).encode()
-        assert (result.text or "").encode() == replace_lone_surrogates(expected)
-
-
-@pytest.mark.slow
-@given(st.dictionaries(TEXTS, JSON_VALUES, max_size=4), st.sampled_from([None, 0, 3]), st.booleans())
-def test_data_is_kept_as_the_bytes_it_came_as(data: dict[str, Any], indent: int | None, ascii_only: bool) -> None:  # noqa: FBT001
-    try:
-        text = json.dumps(data, indent=indent, ensure_ascii=ascii_only)
-        record = with_text("data", f" {text}\n")
-    except UnicodeEncodeError:  # a lone surrogate cannot be written but as an escape
-        return
-    result = decode(record)
-
-    assert isinstance(result, Operation)
-    assert (result.text or "").encode() == replace_lone_surrogates(text.encode())
 
 
 def test_error_never_quotes_the_record() -> None:

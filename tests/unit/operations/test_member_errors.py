@@ -10,8 +10,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from simplu_worker.consumers.sqs.control_messages import decode_control
-from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.json_record import EXPECTED_TIME, shape_error
 from simplu_worker.operations.operation import Origin, RejectedRecord
@@ -28,19 +26,6 @@ RECORD = {
     "data": {},
     "timestamp": "2026-03-01",
 }
-EVENT = {"type": "UPDATE", "orderId": "o", "data": {}, "businessId": "b", "locationId": "l"}
-CREATION = {"messageType": "SHARD_CREATION", "businessId": "b", "locationId": "l", "businessType": "gym"}
-RENAME = {
-    "messageType": "UPDATE_RESOURCE_ID",
-    "businessId": "b",
-    "locationId": "l",
-    "resourceType": "t",
-    "oldResourceId": "o",
-    "newResourceId": "n",
-    "timestamp": "2026-03-01",
-}
-DESTRUCTION = {"messageType": "SHARD_DESTRUCTION", "businessId": "b", "action": "destroy", "timestamp": "2026-03-01"}
-TYPES = "SHARD_CREATION, SHARD_DESTRUCTION, UPDATE_RESOURCE_ID, ADMIN_ACCOUNT_CREATION"
 KINDS = "create, update, patch, delete, list, read"
 
 
@@ -97,43 +82,6 @@ def test_error_of_an_operation_names_member_expected_and_got(members: dict[str, 
 )
 def test_error_of_a_whole_record_names_it(record: bytes, error: str) -> None:
     assert error_of(decode_operation(record, ORIGIN, 100, 100)) == error
-
-
-@pytest.mark.parametrize(
-    ("members", "error"),
-    [
-        ({"type": ...}, "type: expected one of CREATE, UPDATE, DELETE, got nothing"),
-        ({"type": "no"}, "type: expected one of CREATE, UPDATE, DELETE, got another value"),
-        ({"orderId": ...}, "orderId: expected text, for UPDATE, got nothing"),
-        ({"orderId": 7}, "orderId: expected text, got an integer"),
-        ({"data": ...}, "data: expected an object, got nothing"),
-        ({"businessId": ...}, "businessId: expected message attribute BusinessId or the member, got neither"),
-    ],
-)
-def test_error_of_an_order_event_names_member_expected_and_got(members: dict[str, Any], error: str) -> None:
-    body = json.dumps({name: value for name, value in (EVENT | members).items() if value is not ...})
-
-    assert error_of(decode_order(body, {}, ORIGIN, OrderRules(10_000), deduplication_id=None)) == error
-
-
-@pytest.mark.parametrize(
-    ("message", "error"),
-    [
-        ({}, f"messageType: expected one of {TYPES}, here or as message attribute MessageType, got nothing"),
-        ({"messageType": "NO"}, f"messageType: expected one of {TYPES}, got 'NO'"),
-        (CREATION | {"businessId": True}, "businessId: expected text, got true or false"),
-        (CREATION | {"timestamp": "now"}, f"timestamp: expected {EXPECTED_TIME}, got another text"),
-        (DESTRUCTION | {"action": "no"}, "action: expected destroy or destroy_all, got another text"),
-        (
-            DESTRUCTION,
-            "locationId: expected 1 to 128 characters, or action destroy_all for every location, got nothing",
-        ),
-        (RENAME | {"newResourceId": "o"}, "newResourceId: expected another id than oldResourceId, got the same one"),
-        (RENAME | {"additionalData": 1}, "additionalData: expected an object, got a number"),
-    ],
-)
-def test_error_of_a_control_message_names_member_expected_and_got(message: dict[str, Any], error: str) -> None:
-    assert error_of(decode_control(json.dumps(message), {}, ORIGIN)) == error
 
 
 @pytest.mark.parametrize(

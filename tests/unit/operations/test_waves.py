@@ -183,15 +183,3 @@ def test_waves_are_what_a_person_would_draw(
     operations: list[Operation], expected: list[tuple[list[int], list[int]]]
 ) -> None:
     assert [(wave.reads, wave.writes) for wave in plan_waves(operations)] == expected
-
-
-def test_list_sees_every_write_before_it_however_early_the_last_one_can_be() -> None:
-    create, read_all = OperationKind.CREATE, OperationKind.LIST
-    waves = plan_waves([operation(create, "1"), operation(create, "1"), operation(create, "2"), operation(read_all)])
-    assert [(wave.reads, wave.writes) for wave in waves] == [([], [0, 2]), ([], [1]), ([3], [])]
-
-
-def test_waves_of_many_resources_are_few() -> None:
-    batch = [operation(PATCH, str(number % 1000)) for number in range(5000)]
-
-    assert [len(wave.writes) for wave in plan_waves(batch)] == [1000] * 5
