@@ -7,7 +7,6 @@ import sys
 from typing import NoReturn
 
 from simplu_worker.commands.process_end import end_process
-from simplu_worker.config.key_log import require_key_log
 
 
 def main() -> NoReturn:
@@ -27,7 +26,6 @@ def _use_utf8() -> None:
 
 
 def _run() -> object:
-    require_key_log()
     if sys.argv[1:] == ["run"]:
         from simplu_worker.commands.run_worker import run
 

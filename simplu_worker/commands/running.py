@@ -18,7 +18,6 @@ from typing import Any, Final, TextIO, cast
 import structlog
 
 from simplu_worker.commands.exit_status import EXIT_BY_SIGNAL, EXIT_FAILED, EXIT_INTERRUPTED
-from simplu_worker.config.key_log import require_key_log
 from simplu_worker.config.loading import draft_settings, find_misspellings, load_env_file, prepare_environment
 from simplu_worker.config.settings import ROUTES, VARIABLES, Settings, set_of
 from simplu_worker.config.values import is_service_link
@@ -91,7 +90,6 @@ def read_settings(env_file: Path | None, *, for_run: bool) -> Settings:
     """
     if env_file is not None:
         load_env_file(env_file)
-        require_key_log()
     settings, problems = draft_settings(for_run=for_run)
     prepare_environment(settings)
     if for_run:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,7 +26,6 @@ from simplu_worker.errors import ConfigurationError
 from simplu_worker.telemetry.log import register_secret, scrub_text
 
 SHOWN_VALUE_MAX_LENGTH: Final = 100
-BLANKS_MAX: Final = 1000  # in a row: python-dotenv takes time by their square
 # asyncpg would take them for what the address of a shard lacks; psql and others in the environment have them.
 OF_OTHER_SERVERS: Final = ("PGPASSWORD", "PGPORT", "PGUSER")
 AWS_SECRETS: Final = tuple(name for name in SECRETS if name.startswith("AWS_"))
@@ -43,11 +41,6 @@ def load_env_file(path: Path) -> None:
     except (OSError, ValueError) as exc:
         got = f"{str(path)!r} ({_reason(exc)})"
         raise ConfigurationError(f"--env-file: expected a readable UTF-8 file, got {got}") from None
-    for blanks in re.finditer(r"[^\S\r\n]+", content):
-        if (count := len(blanks.group())) > BLANKS_MAX:
-            line = 1 + content.count("\n", 0, blanks.start())
-            expected = f"expected at most {BLANKS_MAX} blanks in a row in {path}"
-            raise ConfigurationError(f"--env-file: {expected}, got {count} in line {line}")
     variables = {}
     problems = []
     for name, value, (text, line), is_invalid in parse_stream(io.StringIO(content)):

@@ -236,33 +236,6 @@ class StreamPoint(NamedTuple):
     records_per_s: float | None
 
 
-class ReadRates:
-    """The records a second of each stream shard between points, by counts: no burst is missed."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, tuple[str | None, int, float]] = {}  # by stream shard: owner, count, time
-
-    def note(self, rows: Iterable[Mapping[str, Any]], *, now: float) -> list[dict[str, Any]]:
-        """Return *rows* of `/fleet` with these rates; the first time a row keeps its own."""
-        before, self._counts = self._counts, {}
-        return [dict(row) | self._note(row, before, now) for row in rows]
-
-    def _note(
-        self, row: Mapping[str, Any], before: Mapping[str, tuple[str | None, int, float]], now: float
-    ) -> dict[str, float]:
-        key, owner, count = row["streamShard"], row["owner"], row["recordsRead"]
-        known = before.get(key)
-        if count is None:
-            if known is not None:
-                self._counts[key] = known
-            return {}
-        self._counts[key] = owner, count, now
-        if known is None or now <= known[2]:
-            return {}
-        counted = known[1] if known[0] == owner and known[1] <= count else 0  # another reader begins at none
-        return {"recordsPerSecond": (count - counted) / (now - known[2])}
-
-
 class StreamHistory:
     """The points of each stream shard; of more than STREAM_SHARDS_MAX the furthest behind."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
 from functools import partial
@@ -84,22 +83,10 @@ class MetricsText:
         self._registry = registry
         self._rendering = asyncio.Lock()
         self._texts = {one: SharedAnswer(partial(self._render, one)) for one in MetricsFormat}
-        self._compressing = asyncio.Lock()
-        self._compressed: dict[MetricsFormat, tuple[bytes, bytes]] = {}  # a text, and the same compressed
 
     async def read(self, wanted: MetricsFormat) -> bytes:
         """Return the metrics in the format *wanted*."""
         return await self._texts[wanted]()
-
-    async def read_compressed(self, wanted: MetricsFormat) -> bytes:
-        """Return the same, as gzip."""
-        text = await self.read(wanted)
-        async with self._compressing:
-            known, compressed = self._compressed.get(wanted, (None, b""))
-            if known is not text:
-                compressed = await asyncio.to_thread(gzip.compress, text, mtime=0)
-                self._compressed[wanted] = text, compressed
-            return compressed
 
     async def _render(self, wanted: MetricsFormat) -> bytes:
         async with self._rendering:

@@ -36,7 +36,6 @@ from simplu_worker.status.history import (
     INTERVAL_S,
     FleetHistory,
     History,
-    ReadRates,
     StreamHistory,
     fleet_point,
     totals_of,
@@ -103,7 +102,6 @@ class ReplicaStatus:
     monitoring: Monitoring = field(default_factory=Monitoring)
     history: History = field(default_factory=lambda: History(instruments.LATENCY_BUCKETS_S))
     stream_history: StreamHistory = field(default_factory=StreamHistory)
-    read_rates: ReadRates = field(default_factory=ReadRates)
     fleet_history: FleetHistory = field(default_factory=FleetHistory)
     problems: Problems = field(default_factory=Problems)
     top_tenants: TopTenants = field(default_factory=TopTenants)
@@ -401,7 +399,6 @@ class ReplicaStatus:
         if self.fleet is not None:
             self.fleet.figures = self._figures()
         report = self._fleet_report()
-        report["streamShards"] = self.read_rates.note(report["streamShards"], now=loop_time())
         self.stream_history.note(report["streamShards"], at)
         self.fleet_history.note(fleet_point(report, at))
         self.problems.note(find_problems(self._state(), report, at), at)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 from typing import Annotated, Final, TypeAlias, TypeVar
 
@@ -13,7 +12,6 @@ from simplu_worker.operations.operation import ID_MAX
 from simplu_worker.shards.types import PAUSE_MAX_S, WEIGHT_MAX, WEIGHT_MIN, Lever
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
-BODY_WITHIN_S: Final = 10.0
 PAUSE_DEFAULT_S: Final = 4 * 3600.0
 LETTERS_DEFAULT: Final = 1000
 LETTERS_MAX: Final = 10_000  # in one answer
@@ -112,10 +110,7 @@ async def read_body(request: web.Request, kind: type[Body]) -> Body:
     Raises ValueError with an error for people, which quotes no value.
     """
     try:
-        async with asyncio.timeout(BODY_WITHIN_S):
-            text = await request.read()
-    except TimeoutError:
-        raise ValueError(f"expected the whole body within {BODY_WITHIN_S:g} s") from None
+        text = await request.read()
     except (ConnectionError, web.RequestPayloadError):
         raise ValueError("expected the whole body, got the end of the connection or another encoding") from None
     try:

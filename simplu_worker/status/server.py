@@ -19,7 +19,6 @@ import msgspec
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from prometheus_client.exposition import gzip_accepted
 
 from simplu_worker import __version__
 from simplu_worker.consumers.operation_taps import TAPS, TAPS_MAX
@@ -280,9 +279,9 @@ def _metrics_handler(refresh_gauges: Callable[[], None]) -> Handler:
     async def show_metrics(request: web.Request) -> web.StreamResponse:
         wanted = accepted_format(",".join(request.headers.getall("Accept", [])))
         headers = {**COMMON_HEADERS, "Content-Type": wanted.value, "Vary": "Accept, Accept-Encoding"}
-        if not gzip_accepted(request.headers.get("Accept-Encoding", "")):
-            return web.Response(body=await metrics.read(wanted), headers=headers)
-        return web.Response(body=await metrics.read_compressed(wanted), headers=headers | {"Content-Encoding": "gzip"})
+        response = web.Response(body=await metrics.read(wanted), headers=headers)
+        response.enable_compression()
+        return response
 
     return show_metrics
 

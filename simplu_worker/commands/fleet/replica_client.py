@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import aiohttp
 import msgspec
@@ -16,44 +16,10 @@ from simplu_worker.network_errors import network_cause
 from simplu_worker.status.own_server import own_client_context, own_url
 from simplu_worker.telemetry.log import scrub_text
 
-END: Final = b"\n\n"
-
-
-class SentEvent(NamedTuple):
-    """The name of an event, and its data."""
-
-    name: str
-    data: bytes
-
-
-class EventSplitter:
-    """Collects the parts of server-sent events."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._rest = b""
-
-    def feed(self, part: bytes) -> Iterator[SentEvent]:
-        """Yield the events that *part* completes. Raises ValueError for a too large one."""
-        *complete, self._rest = (self._rest + part).split(END)
-        if len(self._rest) > self._max_bytes:
-            raise ValueError(f"expected an event of at most {self._max_bytes} bytes, got a larger one")
-        for text in complete:
-            members = dict(_member(line) for line in text.split(b"\n") if line and not line.startswith(b":"))
-            if b"data" in members:
-                yield SentEvent(members.get(b"event", b"message").decode(errors="replace"), members[b"data"])
-
-
-def _member(line: bytes) -> tuple[bytes, bytes]:
-    name, _, value = line.partition(b":")
-    return name, value.removeprefix(b" ")
-
-
 CONNECT_WITHIN_S: Final = 5.0
 ANSWER_WITHIN_S: Final = 65.0  # more than a replica takes for an answer
 LISTENING: Final = aiohttp.ClientTimeout(sock_connect=CONNECT_WITHIN_S, sock_read=40)  # a comment comes every 15 s
 CA_SETTING: Final = "SSL_CERT_FILE, or HTTP_TLS_CERT_FILE for a replica of this machine"
-ANSWER_MAX_BYTES: Final = 32 * 1024 * 1024
 
 
 class ReplicaClient:
@@ -68,7 +34,7 @@ class ReplicaClient:
         data = None if body is None else msgspec.json.encode(body)
         try:
             async with self._session.request(method, self.url + path, data=data, allow_redirects=False) as response:
-                text = await _read_body(response)
+                text = await response.read()
                 status = response.status
         except (aiohttp.ClientError, TimeoutError) as exc:
             raise RetryableError(f"{self.url}: {network_cause(exc, ca_setting=CA_SETTING)}") from None
@@ -81,15 +47,19 @@ class ReplicaClient:
 
         *on_open* is called once the replica accepts the request. Raises WorkerError for a broken or silent connection.
         """
-        splitter = EventSplitter(ANSWER_MAX_BYTES)
+        rest = b""
         try:
             async with self._session.get(self.url + path, timeout=LISTENING, allow_redirects=False) as response:
                 if response.status != HTTPStatus.OK:
-                    self._parse(response.status, await _read_body(response))
+                    self._parse(response.status, await response.read())
                 on_open()
                 async for part in response.content.iter_any():
-                    for name, data in splitter.feed(part):
-                        yield name, data.decode(), msgspec.json.decode(data, type=dict[str, Any])
+                    *complete, rest = (rest + part).split(b"\n\n")
+                    for event in complete:
+                        head, _, data = event.partition(b"\ndata: ")
+                        if data:  # no comment
+                            name = head.removeprefix(b"event: ").decode()
+                            yield name, data.decode(), msgspec.json.decode(data, type=dict[str, Any])
         except (aiohttp.ClientError, TimeoutError) as exc:
             raise RetryableError(f"{self.url}: {network_cause(exc, ca_setting=CA_SETTING)}") from None
         except ValueError:
@@ -103,16 +73,6 @@ class ReplicaClient:
         if status >= HTTPStatus.BAD_REQUEST:
             raise WorkerError(f"{self.url}: {scrub_text(str(answer.get('error', f'HTTP status {status}')))}")
         return answer
-
-
-async def _read_body(response: aiohttp.ClientResponse) -> bytes:
-    """Return the whole body: a single read returns what has come so far."""
-    body = bytearray()
-    async for part in response.content.iter_any():
-        body += part
-        if len(body) > ANSWER_MAX_BYTES:
-            raise PermanentError(f"expected an answer of at most {ANSWER_MAX_BYTES} bytes, got a larger one")
-    return bytes(body)
 
 
 @asynccontextmanager

@@ -382,14 +382,6 @@ def test_env_file_problems_name_lines_without_their_text_when_they_cannot_be_rea
     )
 
 
-def test_env_file_has_a_bound_for_blanks_in_a_row(tmp_path: Path) -> None:
-    (file := tmp_path / "env").write_text("A=1\nB=2" + " \t" * 500 + "# comment\nC=3\n")
-    assert variables_in(file) == {"A": "1", "B": "2", "C": "3"}
-    file.write_text("A=1\nB=2" + "\x1f" * 1001 + "3\n")
-    with pytest.raises(ConfigurationError, match=r"at most 1000 blanks in a row in .*, got 1001 in line 2$"):
-        load_env_file(file)
-
-
 @pytest.mark.parametrize("content", [None, b"A=\xff\n"])
 def test_env_file_is_a_configuration_error_when_missing_or_not_text(content: bytes | None, tmp_path: Path) -> None:
     file = tmp_path / "env"

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from simplu_worker.status.answers import StreamPoints
-from simplu_worker.status.history import POINTS_MAX, STREAM_SHARDS_MAX, ReadRates, StreamHistory
+from simplu_worker.status.history import POINTS_MAX, STREAM_SHARDS_MAX, StreamHistory
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -22,28 +22,6 @@ def test_stream_shard_has_a_point_of_each_note() -> None:
     assert history.view() == [
         StreamPoints("a", [None, 0.25], [None, 3.0]),
         StreamPoints("b", [1.5, None], [20.0, None]),
-    ]
-
-
-def rates_of(rates: ReadRates, now: float, *rows: dict[str, Any]) -> list[float | None]:
-    return [one["recordsPerSecond"] for one in rates.note(rows, now=now)]
-
-
-def test_burst_between_two_points_is_in_the_rate() -> None:
-    rates, idle = ReadRates(), row("a", 0.0, 0.0, owner="me", recordsRead=500)
-    assert rates_of(rates, 0.0, idle) == [0.0]
-    assert rates_of(rates, 40.0, idle | {"recordsRead": 20_500}) == [500.0]
-    assert rates_of(rates, 80.0, idle | {"recordsRead": None, "recordsPerSecond": None}) == [None]
-    assert rates_of(rates, 120.0, idle | {"recordsRead": 28_500}) == [100.0]
-
-
-def test_rate_of_a_new_reader_is_what_it_has_read() -> None:
-    rates = ReadRates()
-    rows = [row("a", owner="me", recordsRead=500), row("b", owner="me", recordsRead=500)]
-    rates.note(rows, now=0.0)
-    assert rates_of(rates, 10.0, rows[0] | {"owner": "other", "recordsRead": 900}, rows[1] | {"recordsRead": 40}) == [
-        90.0,
-        4.0,
     ]
 
 
