@@ -12,7 +12,7 @@ from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output import print_json, print_members, print_note, print_silent, print_table
 from simplu_worker.commands.running import known_shard, require_settings
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError, WorkerError
+from simplu_worker.errors import WorkerError
 from simplu_worker.shards.positions import accept_gaps as accept_gaps_of_shard
 from simplu_worker.shards.positions import list_gaps
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -35,10 +35,6 @@ class FoundGap(msgspec.Struct, frozen=True):
     gap_found_at: datetime
 
 
-class _Refusal(msgspec.Struct, frozen=True):
-    error: str
-
-
 async def accept_gaps(settings: Settings, shard_id: str | None, *, apply: bool, as_json: bool) -> int:
     """Print all gaps of *shard_id*, or of every shard; with *apply* accept them.
 
@@ -47,27 +43,29 @@ async def accept_gaps(settings: Settings, shard_id: str | None, *, apply: bool, 
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         known = await shards.locator.list_shards()
-        chosen = known if shard_id is None else [address for address in known if address.shard_id == shard_id]
-        if not chosen:
-            ids = ", ".join(sorted(address.shard_id for address in known))
-            raise PermanentError(f"expected a shard out of {ids or 'none'}; got {shard_id}")
-        answers = await query_all_shards(chosen, lambda address: _find(shards.pools, address, apply=apply))
+        chosen = known if shard_id is None else [known_shard(known, shard_id)]
+        refusals: dict[str, str] = {}
+
+        async def ask(address: ShardAddress) -> list[FoundGap]:
+            try:
+                return await _find(shards.pools, address, apply=apply)
+            except WorkerError as exc:
+                refusals[address.shard_id] = address.without_name(scrub_text(str(exc)))
+                return []
+
+        answers = await query_all_shards(chosen, ask)
     silent = sorted({address.shard_id for address in chosen} - answers.keys())
-    gaps = [gap for _, answer in sorted(answers.items()) if not isinstance(answer, _Refusal) for gap in answer]
-    refusals = {name: answer.error for name, answer in sorted(answers.items()) if isinstance(answer, _Refusal)}
-    _print(gaps, refusals, silent, apply=apply, as_json=as_json)
+    gaps = [gap for _, found in sorted(answers.items()) for gap in found]
+    _print(gaps, dict(sorted(refusals.items())), silent, apply=apply, as_json=as_json)
     return 1 if silent or refusals or (shard_id is not None and not gaps) else 0
 
 
-async def _find(pools: Pools, address: ShardAddress, *, apply: bool) -> list[FoundGap] | _Refusal:
-    try:
-        pool = pools.ensure_pool(address)
-        async with pool.connection() as connection:
-            if not await has_schema(connection, pool):
-                return []
-            rows = await (accept_gaps_of_shard if apply else list_gaps)(connection)
-    except WorkerError as exc:
-        return _Refusal(address.without_name(scrub_text(str(exc))))
+async def _find(pools: Pools, address: ShardAddress, *, apply: bool) -> list[FoundGap]:
+    pool = pools.ensure_pool(address)
+    async with pool.connection() as connection:
+        if not await has_schema(connection, pool):
+            return []
+        rows = await (accept_gaps_of_shard if apply else list_gaps)(connection)
     return [FoundGap(address.shard_id, **row) for row in rows]
 
 

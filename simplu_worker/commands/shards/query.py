@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from operator import itemgetter
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, assert_never
 
 import msgspec
 
@@ -46,97 +46,55 @@ class RowFormat(StrEnum):
     JSONL = "jsonl"
 
 
-class RowPrinter(Protocol):
-    """Prints rows on stdout, each with its shard."""
+class RowPrinter:
+    """Prints rows on stdout, each with its shard: JSON Lines and CSV at once, a table of the first ones at the end."""
 
-    def add(self, shard_id: str, answer: ShardAnswer) -> None:
-        """Print or keep the rows of a shard. Raises `PermanentError` for other columns than before."""
-
-    def finish(self) -> bool:
-        """Print what was kept; return whether all rows are printed."""
-
-
-class _Columns:
-    def __init__(self) -> None:
-        self.names: list[str] | None = None
-        self._first = ""
-
-    def check(self, shard_id: str, columns: list[str]) -> None:
-        if self.names is None:
-            self.names, self._first = columns, shard_id
-        elif self.names != columns:
-            raise PermanentError(
-                f"expected the columns of shard {self._first}, {', '.join(self.names)}, "
-                f"got {', '.join(columns)}; name the columns in place of *"
-            )
-
-
-class TablePrinter:
-    """Keeps the first rows for one table."""
-
-    def __init__(self) -> None:
-        self._columns = _Columns()
-        self._rows: list[tuple[str, list[str]]] = []
+    def __init__(self, row_format: RowFormat) -> None:
+        self._format = row_format
+        self._columns: list[str] | None = None
+        self._first_shard = ""
+        self._rows: list[tuple[str, list[str]]] = []  # of the table
         self._count = 0
 
     def add(self, shard_id: str, answer: ShardAnswer) -> None:
-        """Keep the rows that have room."""
-        self._columns.check(shard_id, answer.columns)
-        self._count += len(answer.rows)
-        for row in answer.rows[: TABLE_MAX - len(self._rows)]:
-            self._rows.append((shard_id, [shorten(cell or "", CELL_MAX) for cell in row]))
+        """Print or keep the rows of a shard. Raises `PermanentError` for other columns than before."""
+        match self._format:
+            case RowFormat.JSONL:
+                shard = msgspec.json.encode(shard_id).decode()
+                # A value of the type json may have line breaks.
+                rows = (msgspec.json.format(row[0] or "", indent=-1) for row in answer.rows)
+                _write("".join(f'{{"shardId":{shard},"row":{row}}}\n' for row in rows))
+            case RowFormat.CSV:
+                header = csv_line(["shard", *answer.columns]) if self._columns is None else ""
+                self._check_columns(shard_id, answer.columns)
+                _write(header + "".join(csv_line([shard_id, *row]) for row in answer.rows))
+            case RowFormat.TABLE:
+                self._check_columns(shard_id, answer.columns)
+                self._count += len(answer.rows)
+                for row in answer.rows[: TABLE_MAX - len(self._rows)]:
+                    self._rows.append((shard_id, [shorten(cell or "", CELL_MAX) for cell in row]))
+            case _:
+                assert_never(self._format)
+
+    def _check_columns(self, shard_id: str, columns: list[str]) -> None:
+        if self._columns is None:
+            self._columns, self._first_shard = columns, shard_id
+        elif self._columns != columns:
+            raise PermanentError(
+                f"expected the columns of shard {self._first_shard}, {', '.join(self._columns)}, "
+                f"got {', '.join(columns)}; name the columns in place of *"
+            )
 
     def finish(self) -> bool:
-        """Print the table."""
-        if self._columns.names is not None:
+        """Print the table, if it is one; return whether all rows are printed."""
+        if self._format is not RowFormat.TABLE:
+            return True
+        if self._columns is not None:
             rows = sorted(self._rows, key=itemgetter(0))
-            print_table(["shard", *self._columns.names], [[shard_id, *cells] for shard_id, cells in rows])
+            print_table(["shard", *self._columns], [[shard_id, *cells] for shard_id, cells in rows])
         if self._count > len(self._rows):
             print_note(f"and {self._count - len(self._rows)} more; --format csv and jsonl print all")
         return self._count == len(self._rows)
-
-
-class CsvPrinter:
-    """Prints CSV as COPY does: null is empty, an empty text is quoted."""
-
-    def __init__(self) -> None:
-        self._columns = _Columns()
-
-    def add(self, shard_id: str, answer: ShardAnswer) -> None:
-        """Print the rows."""
-        is_first = self._columns.names is None
-        self._columns.check(shard_id, answer.columns)
-        header = csv_line(["shard", *answer.columns]) if is_first else ""
-        _write(header + "".join(csv_line([shard_id, *row]) for row in answer.rows))
-
-    def finish(self) -> bool:
-        """Do nothing."""
-        return True
-
-
-class JsonLinesPrinter:
-    """Prints a JSON object a line."""
-
-    def add(self, shard_id: str, answer: ShardAnswer) -> None:
-        """Print the rows."""
-        shard = msgspec.json.encode(shard_id).decode()
-        # A value of the type json may have line breaks.
-        rows = (msgspec.json.format(row[0] or "", indent=-1) for row in answer.rows)
-        _write("".join(f'{{"shardId":{shard},"row":{row}}}\n' for row in rows))
-
-    def finish(self) -> bool:
-        """Do nothing."""
-        return True
-
-
-def open_printer(row_format: RowFormat) -> RowPrinter:
-    """Return what prints rows in a format."""
-    printers: dict[RowFormat, type[RowPrinter]] = {
-        RowFormat.TABLE: TablePrinter,
-        RowFormat.CSV: CsvPrinter,
-        RowFormat.JSONL: JsonLinesPrinter,
-    }
-    return printers[row_format]()
 
 
 def csv_line(cells: Sequence[str | None]) -> str:
@@ -203,7 +161,7 @@ async def query_shards(settings: Settings, question: ShardQuestion, asked: Asked
     question = msgspec.structs.replace(question, as_json=row_format is RowFormat.JSONL, tenant_id=tenant_id)
     async with open_shards(settings) as shards:
         chosen = await _choose_shards(shards, asked, tenant_id)
-        round_ = _Round(question, asked, reader, shards.locator, open_printer(row_format))
+        round_ = _Round(question, asked, reader, shards.locator, RowPrinter(row_format))
         await round_.ask_all(chosen)
     return EXIT_DONE if round_.finish() else EXIT_FAILED
 

@@ -244,25 +244,38 @@ def summarize_moves(routes: Sequence[KeyRoute], shard_ids: Sequence[str], count:
 async def _locate_keys(locator: Locator, keys: Sequence[str]) -> list[KeyRoute]:
     if not keys:
         raise PermanentError("expected keys, because Citrus is asked for each; give some, or - to read them from stdin")
-    routes: dict[str, KeyRoute] = {}
+    found, errors = await locate_all(locator, keys)
+
+    def route(key: str) -> KeyRoute:
+        if key in errors:
+            return KeyRoute(key, odd=scrub_text(errors[key]))
+        address = found[key]
+        if address is None:
+            return KeyRoute(key, odd="not registered")
+        return KeyRoute(key, shard_id=address.shard_id, inactive=not address.is_active)
+
+    return [route(key) for key in keys]
+
+
+async def locate_all(
+    locator: Locator, tenant_ids: Iterable[str]
+) -> tuple[dict[str, ShardAddress | None], dict[str, str]]:
+    """Return the shards that the locator names by tenant, and the errors of those for which it names none."""
+    named: dict[str, ShardAddress | None] = {}
+    errors: dict[str, str] = {}
     at_once = asyncio.Semaphore(REQUESTS_AT_ONCE)
 
-    async def ask(key: str) -> None:
+    async def locate(tenant_id: str) -> None:
         async with at_once:
             try:
-                address = await locator.locate(key)
+                named[tenant_id] = await locator.locate(tenant_id)
             except (RetryableError, PermanentError) as exc:
-                routes[key] = KeyRoute(key, odd=scrub_text(str(exc)))
-                return
-        if address is None:
-            routes[key] = KeyRoute(key, odd="not registered")
-        else:
-            routes[key] = KeyRoute(key, shard_id=address.shard_id, inactive=not address.is_active)
+                errors[tenant_id] = str(exc)
 
     async with asyncio.TaskGroup() as tasks:
-        for key in keys:
-            tasks.create_task(ask(key), name=f"route:{key}")
-    return [routes[key] for key in keys]
+        for tenant_id in tenant_ids:
+            tasks.create_task(locate(tenant_id), name=f"locate:{tenant_id}")
+    return named, errors
 
 
 def _print_routes(routes: Sequence[KeyRoute], summary: dict[str, Any] | None) -> None:

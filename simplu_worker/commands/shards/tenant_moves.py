@@ -15,8 +15,9 @@ from simplu_worker.commands.moves.plans import MovePlans
 from simplu_worker.commands.moves.runner import MoveRequest, MoveResult, MoveRunner, print_result, with_tenant
 from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.output import print_json_line, print_line, print_note, print_table, show_count
+from simplu_worker.commands.shards.show import locate_all
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.shards.health.assessment import RUNNING_S
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.queries import QUERIES as SHARD_QUERIES
@@ -207,38 +208,16 @@ async def _list_usable_shards(shards: Shards) -> list[ShardAddress]:
     return [one for one in known if one.refusal is None and one.is_active and one.shard_id not in retired]
 
 
-REQUESTS_AT_ONCE: Final = 16  # to Citrus, one for each tenant
-
-
 async def find_removal(settings: Settings, shards: Shards, shard_id: str) -> Removal:
     """Return whether a shard can be removed, by the rows of all shards, and by the locator once no tenant is there."""
     if isinstance(shards.locator, StaticMap) and settings.shard_map_file is not None:  # with the new pins
         shards.locator.replace(read_shard_map(settings.shard_map_file, settings.database_allowed_hosts))
     rows = TenantRows((await survey_shards(shards, SHARD_QUERIES["list_tenants"])).rows)
     staying = rows.on(shard_id)
-    named, errors = await _locate_all(shards, () if staying else rows.elsewhere(shard_id))
+    found, errors = await locate_all(shards.locator, () if staying else rows.elsewhere(shard_id))
+    named = {tenant_id: None if one is None else one.shard_id for tenant_id, one in found.items()}
     error = next(iter(errors.values()), None)
     return describe_removal(shard_id, staying, rows.led_through(shard_id, named), sorted(errors), error)
-
-
-async def _locate_all(shards: Shards, tenant_ids: Sequence[str]) -> tuple[dict[str, str | None], dict[str, str]]:
-    named: dict[str, str | None] = {}
-    errors: dict[str, str] = {}
-    at_once = asyncio.Semaphore(REQUESTS_AT_ONCE)
-
-    async def locate(tenant_id: str) -> None:
-        async with at_once:
-            try:
-                address = await shards.locator.locate(tenant_id)
-            except (RetryableError, PermanentError) as exc:
-                errors[tenant_id] = str(exc)
-            else:
-                named[tenant_id] = None if address is None else address.shard_id
-
-    async with asyncio.TaskGroup() as tasks:
-        for tenant_id in tenant_ids:
-            tasks.create_task(locate(tenant_id), name=f"locate:{tenant_id}")
-    return named, errors
 
 
 def print_removal(removal: Removal) -> None:

@@ -24,9 +24,9 @@ from simplu_worker.commands.output import (
     shorten,
     terminal_bars,
 )
-from simplu_worker.commands.running import require_settings
+from simplu_worker.commands.running import known_shard, require_settings
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError, WorkerError
+from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.shard_query import LIMITS, query_all_shards
@@ -83,7 +83,7 @@ async def upgrade_shards(
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         known = await shards.locator.list_shards()
-    addresses = _choose_shards(known, shard_ids)
+    addresses = [known_shard(known, one) for one in sorted(set(shard_ids) or {one.shard_id for one in known})]
     async with Pools(size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS) as pools:
         reports = await _read_upgrades(pools, addresses)
         if apply:
@@ -104,14 +104,6 @@ async def upgrade_shards(
                     f"shard {shard_id} has no schema; to create it: simplu-worker shards upgrade {shard_id} --apply"
                 )
     return 1 if any(report.status in BAD for report in reports) else 0
-
-
-def _choose_shards(known: Sequence[ShardAddress], shard_ids: Sequence[str]) -> list[ShardAddress]:
-    by_id = {address.shard_id: address for address in known}
-    unknown = sorted(set(shard_ids) - by_id.keys())
-    if unknown:
-        raise PermanentError(f"expected shards out of {', '.join(sorted(by_id))}; got {', '.join(unknown)}")
-    return [by_id[shard_id] for shard_id in sorted(set(shard_ids) or by_id)]
 
 
 async def _read_upgrades(pools: Pools, addresses: Sequence[ShardAddress]) -> list[UpgradeReport]:

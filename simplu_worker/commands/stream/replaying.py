@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-import msgspec
-
 from simplu_worker.assembly.aws import consumer_name, open_lease_table, open_stream, open_stream_consumers
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.assembly.worker import reader_settings
@@ -287,14 +285,6 @@ class _StreamReplay:
         )
 
 
-class RemovedConsumer(msgspec.Struct, frozen=True):
-    """The result of `stream remove-consumer`."""
-
-    applied: bool
-    consumer: str
-    stream: str
-
-
 async def remove_consumer(settings: Settings, name: str | None, *, apply: bool, as_json: bool) -> int:
     """Print the consumer *name*, else that of the settings; with *apply* deregister it."""
     require_settings(settings, stream=True)
@@ -304,7 +294,7 @@ async def remove_consumer(settings: Settings, name: str | None, *, apply: bool, 
             known = ", ".join(sorted(one.name for one in await consumers.list())) or "none"
             raise PermanentError(f"expected a consumer of stream {stream} out of: {known}; got {chosen}")
     if as_json:
-        print_json(RemovedConsumer(apply, chosen, stream))
+        print_json({"applied": apply, "consumer": chosen, "stream": stream})
     elif not apply:
         print_note(
             f"consumer {chosen} of stream {stream} is registered; with --apply it is removed, and the subscriptions of "
