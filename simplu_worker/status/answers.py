@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from simplu_worker.vocabulary import ProblemCause, RequestStatus, Role, Severity, UnreadyReason
+from simplu_worker.status.words import ProblemCause, RequestStatus, Role, Severity, UnreadyReason
 
 Json: TypeAlias = dict[str, Any]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]

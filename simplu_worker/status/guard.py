@@ -18,7 +18,7 @@ from simplu_worker.errors import WorkerError
 from simplu_worker.status.responses import error_response
 from simplu_worker.status.roles import LIST_VARIABLE, VARIABLES, Caller, Tokens, is_own_host
 from simplu_worker.status.routes import ROLES, Access, Route
-from simplu_worker.vocabulary import Role
+from simplu_worker.status.words import Role
 
 SHOWN_LENGTH: Final = 200  # of an id in the log
 LOGGED_QUERY: Final = frozenset({"businessId", "locationId", "queue", "content"})  # names, of which none is content

@@ -35,10 +35,11 @@ from simplu_worker.status.views import (
     shard_view,
     tenant_view,
 )
+from simplu_worker.status.words import RequestStatus, Role
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event
-from simplu_worker.vocabulary import OTHER_REPLICA, Absence, RequestStatus, Role, TargetKind, TenantState
+from simplu_worker.vocabulary import OTHER_REPLICA, Absence, TargetKind, TenantState
 
 LOOK_EVERY_S: Final = 0.2
 

@@ -14,16 +14,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from simplu_worker.status.answers import Problem
-from simplu_worker.vocabulary import (
-    DependencyState,
-    HoldReason,
-    ProblemCause,
-    Severity,
-    ShardState,
-    SourceState,
-    StreamShardState,
-    UnreadyReason,
-)
+from simplu_worker.status.words import DependencyState, ProblemCause, Severity, UnreadyReason
+from simplu_worker.vocabulary import HoldReason, ShardState, SourceState, StreamShardState
 
 ALERTS_PAGE: Final = "docs/monitoring.md"
 HOLDS: Final = "docs/holding.md#holding"

@@ -47,17 +47,10 @@ from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.tls import WatchedFiles
 from simplu_worker.status.views import Unreadiness, feed_state, trouble_view
+from simplu_worker.status.words import DependencyState, UnreadyReason
 from simplu_worker.telemetry.log import recent_errors, scrub_text
 from simplu_worker.timing.clock import OWN_CLOCK, loop_time, utc_now
-from simplu_worker.vocabulary import (
-    DependencyState,
-    HoldReason,
-    QueueRetry,
-    ShardProblem,
-    SourceState,
-    TargetKind,
-    UnreadyReason,
-)
+from simplu_worker.vocabulary import HoldReason, QueueRetry, ShardProblem, SourceState, TargetKind
 
 HEALTH_SUMMARY: Final = (
     "state",

@@ -21,23 +21,19 @@ import msgspec
 
 from simplu_worker.operations.operation import ID_MAX
 from simplu_worker.shards.health.assessment import UNFINISHED
+from simplu_worker.status.words import DependencyState, ProblemCause, Role, Severity, UnreadyReason
 from simplu_worker.vocabulary import (
     OTHER_REPLICA,
     DeadLetterReason,
-    DependencyState,
     Failure,
     HoldReason,
     HoldState,
     Inability,
-    ProblemCause,
-    Role,
     ServerRole,
-    Severity,
     ShardState,
     SourceState,
     StreamShardState,
     TenantState,
-    UnreadyReason,
 )
 
 if TYPE_CHECKING:

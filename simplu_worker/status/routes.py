@@ -20,7 +20,8 @@ from simplu_worker.status.request_bodies import (
     RetryRequest,
     WeightRequest,
 )
-from simplu_worker.vocabulary import Failure, OperationKind, OperationStatus, Role
+from simplu_worker.status.words import Role
+from simplu_worker.vocabulary import Failure, OperationKind, OperationStatus
 
 CONTENT_TYPES: Final = {
     "html": "text/html",

@@ -53,8 +53,8 @@ from simplu_worker.status.responses import (
 from simplu_worker.status.roles import Tokens, counts_and_states, for_producers, for_viewers
 from simplu_worker.status.routes import ROUTES, WAIT_MAX_S, Access, Answer, Route
 from simplu_worker.status.views import lever_action, lever_members
+from simplu_worker.status.words import Role
 from simplu_worker.telemetry.log import scrub_text
-from simplu_worker.vocabulary import Role
 
 log = structlog.get_logger(__name__)
 

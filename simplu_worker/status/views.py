@@ -12,8 +12,9 @@ from simplu_worker.shards.health.assessment import health_view
 from simplu_worker.shards.health.prober import InspectedShard
 from simplu_worker.shards.types import Lever
 from simplu_worker.status.answers import FeedDestination, FeedState, Json, Levers, Refusal, Tenant
+from simplu_worker.status.words import UnreadyReason
 from simplu_worker.telemetry.log import scrub_text
-from simplu_worker.vocabulary import Absence, TenantState, UnreadyReason
+from simplu_worker.vocabulary import Absence, TenantState
 
 
 def trouble_view(trouble: Trouble) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from support.requires import ROOT
 
 from simplu_worker.status import problems
 from simplu_worker.status.problems import CAUSES, HELD
+from simplu_worker.status.words import ProblemCause, Severity
 from simplu_worker.timing.clock_agreement import APART_MOST_S
-from simplu_worker.vocabulary import HoldReason, ProblemCause, Severity
+from simplu_worker.vocabulary import HoldReason
 
 (GROUP,) = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
 SEVERITIES = {rule["alert"]: rule["labels"]["severity"] for rule in GROUP["rules"]}

@@ -14,6 +14,8 @@ from support.requires import ROOT
 
 from simplu_worker import instruments, vocabulary
 from simplu_worker.instruments import BatchHistogram
+from simplu_worker.status import words
+from simplu_worker.status.words import UnreadyReason
 from simplu_worker.vocabulary import (
     CacheOutcome,
     CacheRead,
@@ -42,7 +44,6 @@ from simplu_worker.vocabulary import (
     StreamRetry,
     SubscriptionEvent,
     TargetKind,
-    UnreadyReason,
 )
 
 PAGE: Final = ROOT / "docs" / "metrics.md"
@@ -159,7 +160,8 @@ def _words(words: type[StrEnum], comments: dict[str, dict[str, str]]) -> Iterato
 
 def _comments() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
-    for line in Path(vocabulary.__file__).read_text(encoding="utf-8").splitlines():
+    texts = (Path(one.__file__).read_text(encoding="utf-8") for one in (vocabulary, words))
+    for line in "".join(texts).splitlines():
         if opened := _CLASS.match(line):
             members = found.setdefault(opened[1], {})
         elif commented := _COMMENTED.fullmatch(line):

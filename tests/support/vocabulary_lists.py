@@ -16,6 +16,7 @@ from typing import Final
 from support.requires import ROOT
 
 from simplu_worker import vocabulary
+from simplu_worker.status import words
 from simplu_worker.status.problems import CAUSES
 
 _MADE: Final = re.compile(r"<!-- ([A-Z]\w+) -->(.*?)<!-- end -->", re.DOTALL)
@@ -58,7 +59,7 @@ def _causes() -> str:
 
 
 def _words(name: str) -> list[str]:
-    found: type[StrEnum] = getattr(vocabulary, name)
+    found: type[StrEnum] = getattr(vocabulary, name, None) or getattr(words, name)
     return [word.value for word in found]
 
 

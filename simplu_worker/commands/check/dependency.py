@@ -25,7 +25,8 @@ from simplu_worker.feed.feed_file import AllowedHosts, FeedDestination
 from simplu_worker.feed.http_destination import REQUEST_ERRORS, cause_of, connect
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.status.own_server import own_url
-from simplu_worker.vocabulary import DestinationKind, ProblemCause, Severity
+from simplu_worker.status.words import ProblemCause, Severity
+from simplu_worker.vocabulary import DestinationKind
 
 DEADLINE_S: Final = 10.0
 READ_TIMEOUT_S: Final = 8.0  # below DEADLINE_S: the client's own error names the service that hangs

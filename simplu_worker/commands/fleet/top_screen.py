@@ -18,7 +18,7 @@ from simplu_worker.commands.fleet.replica_client import ReplicaClient, open_repl
 from simplu_worker.commands.output import NOT_A_TERMINAL_WIDTH, escape_unprintable, print_json
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
-from simplu_worker.vocabulary import Severity
+from simplu_worker.status.words import Severity
 
 POLL_EVERY_S: Final = 2.0
 LAG_WARN_S: Final = 10.0

@@ -24,7 +24,7 @@ from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import CONNECTIONS_MAX, accept_connection, make_application, make_runner
 from simplu_worker.status.views import Unreadiness
-from simplu_worker.vocabulary import UnreadyReason
+from simplu_worker.status.words import UnreadyReason
 
 STATUSES: Final = frozenset({100, 200, 400, 401, 403, 404, 405, 413, 414, 417, 429, 431, 503})
 STATUS_LINE: Final = re.compile(rb"HTTP/\d\.\d (\d{3}) ")

@@ -11,8 +11,8 @@ from support.aws.endpoints import ScriptedAws, client_of
 from simplu_worker.aws.clients import credential_source
 from simplu_worker.aws.credentials import EXPIRED_AFTER_S
 from simplu_worker.status.replica import ReplicaStatus
+from simplu_worker.status.words import UnreadyReason
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.vocabulary import UnreadyReason
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
 

@@ -35,7 +35,7 @@ from simplu_worker.shards.routing.shard_query import QueryLimits
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
 from simplu_worker.shards.types import StreamShards
 from simplu_worker.status.replica import ReplicaStatus
-from simplu_worker.vocabulary import Role
+from simplu_worker.status.words import Role
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,8 @@ from simplu_worker.consumers.pipeline import home_lookup
 from simplu_worker.shards.tenants.deletion import Destroyer
 from simplu_worker.shards.types import Lever, TenantPausedError
 from simplu_worker.status.replica import ReplicaStatus
-from simplu_worker.vocabulary import Absence, Role
+from simplu_worker.status.words import Role
+from simplu_worker.vocabulary import Absence
 
 PAUSED = ("tenant b-x", "paused", "held")
 

@@ -30,9 +30,9 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.types import Rejection
 from simplu_worker.status.replica import ReplicaStatus
+from simplu_worker.status.words import Role
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.types import Move
-from simplu_worker.vocabulary import Role
 
 TENANT_ID = "-".join(TENANT)
 SEEN_AT = datetime(2026, 3, 1, tzinfo=UTC)

@@ -24,7 +24,8 @@ from simplu_worker.operations.operation import Origin
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.gateway import RejectedRequest
 from simplu_worker.status.replica import ReplicaStatus
-from simplu_worker.vocabulary import Absence, DeadLetterReason, Role, Source
+from simplu_worker.status.words import Role
+from simplu_worker.vocabulary import Absence, DeadLetterReason, Source
 
 pytestmark = pytest.mark.slow
 

@@ -33,8 +33,8 @@ from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import open_http
 from simplu_worker.status.views import Unreadiness
+from simplu_worker.status.words import UnreadyReason
 from simplu_worker.telemetry.log import register_secret
-from simplu_worker.vocabulary import UnreadyReason
 
 TOKEN = "token-of-the-monitoring-points"
 QUEUE_NUMBERS = itertools.count(1)

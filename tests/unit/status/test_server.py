@@ -32,9 +32,10 @@ from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import VIEWS_AT_ONCE, open_http
 from simplu_worker.status.views import Unreadiness
+from simplu_worker.status.words import Role, UnreadyReason
 from simplu_worker.telemetry.log import LIBRARIES_NEVER_HEARD
 from simplu_worker.timing.waits import sleep_or_event
-from simplu_worker.vocabulary import DeadLetterReason, Role, UnreadyReason
+from simplu_worker.vocabulary import DeadLetterReason
 
 TOKEN = "tokén-1"
 VIEWER_TOKEN = "viewer-1"

@@ -18,7 +18,8 @@ from simplu_worker.status.roles import (
     for_viewers,
     is_own_host,
 )
-from simplu_worker.vocabulary import HoldReason, UnreadyReason
+from simplu_worker.status.words import UnreadyReason
+from simplu_worker.vocabulary import HoldReason
 
 STATUS: dict[str, Any] = {
     "replica": "host-1:17:abc",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from simplu_worker.status.roles import Caller, TenantPattern, Tokens, decode_tokens
 from simplu_worker.status.tls import WatchedFiles
-from simplu_worker.vocabulary import Role
+from simplu_worker.status.words import Role
 
 BOTH = Tokens(operator="tok\u00e9n", viewer="look")
 

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from simplu_worker.status.problems import CAUSES, HELD, advice_members, cause_of
-from simplu_worker.vocabulary import HoldReason, ProblemCause
+from simplu_worker.status.words import ProblemCause
+from simplu_worker.vocabulary import HoldReason
 
 
 def test_unknown_reason_has_the_words_of_any_hold() -> None:

@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import Any
 
 from simplu_worker.status.problems import CAUSES, OPEN_MAX, OVER_FOR, OVER_MAX, FoundProblem, Problems, find_problems
-from simplu_worker.vocabulary import ProblemCause
+from simplu_worker.status.words import ProblemCause
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 SITE = "https://docs.example.com/simplu-worker"
