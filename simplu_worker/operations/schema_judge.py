@@ -2,18 +2,15 @@
 
 What is found is told in words of the schema; no value of a document is among them.
 
-A schema refers to itself alone, so nothing is fetched. Each value of a document is compared with at most VISITS_MAX
-subschemas, counted over all ways through the schema. Otherwise two alternatives that lead back to the schema would
-take time exponential in the depth of a document.
+A schema refers to itself alone, so nothing is fetched, and no reference leads back to where it is: with two of these,
+a document would take time exponential in its depth. With all references followed it has at most SIZE_MAX subschemas.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from enum import Enum, auto
-from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import unquote
 
@@ -27,58 +24,36 @@ from simplu_worker.vocabulary import Validation
 SCHEMA_MAX_BYTES: Final = 256 * 1024  # of JSON text
 SCHEMA_MAX_DEPTH: Final = 100  # of JSON text
 PATTERNS_MAX: Final = 100  # a compiled pattern takes up to a megabyte
-VISITS_MAX: Final = 1000
-CONSTANT_VISITS: Final = 10  # an object or array of `enum` or `const` takes as long as ten subschemas
-STEPS_MAX: Final = 2_000_000  # of the count itself, about a second
+SIZE_MAX: Final = 10_000  # subschemas, with all references followed
+REFERENCES_MAX: Final = 100  # one behind the other
+CONSTANT_SIZE: Final = 10  # an object or array of `enum` or `const` takes as long as ten subschemas
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
-
-Place: TypeAlias = tuple["Inside", str | int | None]  # a member or an element; None: any that no subschema names
-State: TypeAlias = Mapping[int, int]  # how often the subschemas of these numbers are reached
 
 
 class InvalidSchemaError(WorkerError):
     """A schema that cannot be used; the message begins with the place in it."""
 
 
-class Inside(Enum):
-    """What a value has inside."""
-
-    MEMBERS = auto()
-    ELEMENTS = auto()
-
-
-_HERE: Final = frozenset({"not", "if", "then", "else"})  # compared with the same value
-_HERE_ALL: Final = frozenset({"allOf", "anyOf", "oneOf", "dependentSchemas", "dependencies"})
-_NAMED: Final = {"properties": Inside.MEMBERS, "prefixItems": Inside.ELEMENTS}
-_SEVERAL: Final = frozenset({*_HERE_ALL, *_NAMED, "patternProperties", "$defs", "definitions"})
+_DEFINITIONS: Final = frozenset({"$defs", "definitions"})
+_SEVERAL: Final = _DEFINITIONS | {
+    *("allOf", "anyOf", "oneOf", "dependentSchemas", "dependencies", "properties", "prefixItems", "patternProperties")
+}
+_ONE: Final = frozenset(
+    {
+        *("not", "if", "then", "else", "propertyNames", "contains"),
+        *("additionalProperties", "unevaluatedProperties", "items", "unevaluatedItems"),
+    }
+)
 _PATTERNS: Final = frozenset({"pattern", "patternProperties"})
 _REFERENCES: Final = frozenset({"$ref", "$dynamicRef"})
 _ANCHORS: Final = frozenset({"$anchor", "$dynamicAnchor"})
-_OTHERS: Final = {  # compared with what no other keyword names
-    "additionalProperties": Inside.MEMBERS,
-    "unevaluatedProperties": Inside.MEMBERS,
-    "items": Inside.ELEMENTS,
-    "unevaluatedItems": Inside.ELEMENTS,
-}
-_EVERY: Final = {"propertyNames": Inside.MEMBERS, "contains": Inside.ELEMENTS}
 
 
 class _Subschema:
-    def __init__(self, pointer: str) -> None:
-        self.pointer = pointer
-        self.visits = 1  # how many subschemas comparing a value with it counts as
-        self.here: list[int] = []
+    def __init__(self) -> None:
+        self.size = 1  # of its own
+        self.inner: list[str] = []  # pointers
         self.references: list[tuple[str, str]] = []  # keyword and target
-        self.named: dict[Place, int] = {}
-        self.others: defaultdict[Inside, list[int]] = defaultdict(list)
-        self.every: defaultdict[Inside, list[int]] = defaultdict(list)
-
-    def __repr__(self) -> str:
-        return f"_Subschema({self.pointer!r})"
-
-    def inside(self, place: Place) -> list[int]:
-        named = self.named.get(place)
-        return [*(self.others[place[0]] if named is None else [named]), *self.every[place[0]]]
 
 
 def check_bounds(schema: Any) -> frozenset[str]:
@@ -90,9 +65,9 @@ def check_bounds(schema: Any) -> frozenset[str]:
         raise InvalidSchemaError(f"#: expected at most {SCHEMA_MAX_DEPTH} levels, got more")
     survey = _Survey()
     survey.add(schema, "")
-    survey.resolve()
-    _check_visits(survey.subschemas)
-    return frozenset(str(key) for one in survey.subschemas for inside, key in one.named if inside is Inside.MEMBERS)
+    for pointer in survey.subschemas:
+        survey.measure(pointer, [])
+    return frozenset(survey.names)
 
 
 def pointer_to(pointer: str, *parts: str | int) -> str:
@@ -102,20 +77,19 @@ def pointer_to(pointer: str, *parts: str | int) -> str:
 
 class _Survey:
     def __init__(self) -> None:
-        self.subschemas: list[_Subschema] = []
-        self._targets: dict[str, int] = {}  # by what is behind the # of a reference
+        self.names: set[str] = set()
+        self.subschemas: dict[str, _Subschema] = {}  # by pointer
+        self._anchors: dict[str, str] = {}
+        self._sizes: dict[str, int] = {}  # with all that is compared
         self._pattern_count = 0
 
-    def add(self, schema: Any, pointer: str) -> int:
-        number = len(self.subschemas)
-        subschema = _Subschema(pointer)
-        self.subschemas.append(subschema)
-        self._targets[pointer] = number
+    def add(self, schema: Any, pointer: str) -> str:
+        subschema = self.subschemas[pointer] = _Subschema()
         if isinstance(schema, dict):
             self._check_identity(schema, pointer)
             for keyword, value in schema.items():
-                self._add_keyword(subschema, keyword, value)
-        return number
+                self._add_keyword(subschema, pointer_to(pointer, keyword), keyword, value)
+        return pointer
 
     def _check_identity(self, schema: Mapping[str, Any], pointer: str) -> None:
         dialect = schema.get("$schema", DIALECT)
@@ -124,58 +98,62 @@ class _Survey:
         if pointer and "$id" in schema:
             raise InvalidSchemaError(f"#{pointer}/$id: expected none below the root; use $anchor")
         for keyword in _ANCHORS.intersection(schema):
-            self._targets[str(schema[keyword])] = self._targets[pointer]
+            self._anchors[str(schema[keyword])] = pointer
 
-    def _add_keyword(self, subschema: _Subschema, keyword: str, value: Any) -> None:
-        pointer = pointer_to(subschema.pointer, keyword)
+    def _add_keyword(self, subschema: _Subschema, pointer: str, keyword: str, value: Any) -> None:
         if keyword in _REFERENCES:
             subschema.references.append((keyword, str(value)))
-        elif keyword in _HERE:
-            subschema.here.append(self.add(value, pointer))
-        elif keyword in _OTHERS:
-            subschema.others[_OTHERS[keyword]].append(self.add(value, pointer))
-        elif keyword in _EVERY:
-            subschema.every[_EVERY[keyword]].append(self.add(value, pointer))
+        elif keyword in _ONE:
+            subschema.inner.append(self.add(value, pointer))
         elif keyword in _SEVERAL:
-            self._add_several(subschema, keyword, self._add_all(value, pointer))
+            added = [self.add(one, pointer_to(pointer, key)) for key, one in _items(value)]
+            subschema.inner += [] if keyword in _DEFINITIONS else added
+        if keyword == "properties" and isinstance(value, dict):
+            self.names.update(value)
         if keyword in _PATTERNS:
-            self._count_patterns(pointer, value)
-        subschema.visits += _visits_of(keyword, value)
+            self._pattern_count += len(value) if isinstance(value, dict) else 1
+            if self._pattern_count > PATTERNS_MAX:
+                raise InvalidSchemaError(f"#{pointer}: expected at most {PATTERNS_MAX} patterns in a schema, got more")
+        subschema.size += _size_of(keyword, value)
 
-    def _add_several(self, subschema: _Subschema, keyword: str, numbers: Mapping[str | int, int]) -> None:
-        if keyword in _HERE_ALL:
-            subschema.here += numbers.values()
-        elif keyword in _NAMED:
-            subschema.named |= {(_NAMED[keyword], key): number for key, number in numbers.items()}
-        elif keyword == "patternProperties":
-            subschema.every[Inside.MEMBERS] += numbers.values()
+    def measure(self, pointer: str, behind: Sequence[str]) -> int:
+        """Return how many subschemas a value may be compared with; *behind* are those that lead to this one."""
+        if pointer in self._sizes:
+            return self._sizes[pointer]
+        if pointer in behind or len(behind) > SCHEMA_MAX_DEPTH + REFERENCES_MAX:
+            raise InvalidSchemaError(
+                f"#{pointer}: expected no reference that leads back to it, and at most {REFERENCES_MAX} behind each"
+                " other, got another one; write out as many levels as documents have"
+            )
+        subschema, behind = self.subschemas[pointer], [*behind, pointer]
+        targets = [self._target_of(pointer, *reference) for reference in subschema.references]
+        size = subschema.size + sum(self.measure(one, behind) for one in [*subschema.inner, *targets])
+        if size > SIZE_MAX:
+            raise InvalidSchemaError(
+                f"#{pointer}: expected at most {SIZE_MAX} subschemas with all references followed, got {size}; have"
+                f" fewer references, and fewer objects and arrays in enum and const (each counts as {CONSTANT_SIZE}),"
+                " numbers in enum, and names in dependentRequired (as 1)"
+            )
+        self._sizes[pointer] = size
+        return size
 
-    def _add_all(self, value: Any, pointer: str) -> dict[str | int, int]:
-        return {key: self.add(one, pointer_to(pointer, key)) for key, one in _items(value)}
-
-    def _count_patterns(self, pointer: str, patterns: Any) -> None:
-        self._pattern_count += len(patterns) if isinstance(patterns, dict) else 1
-        if self._pattern_count > PATTERNS_MAX:
-            raise InvalidSchemaError(f"#{pointer}: expected at most {PATTERNS_MAX} patterns in a schema, got more")
-
-    def resolve(self) -> None:
-        for subschema in self.subschemas:
-            for keyword, reference in subschema.references:
-                target = self._targets.get(unquote(reference[1:])) if reference.startswith("#") else None
-                if target is None:
-                    raise InvalidSchemaError(
-                        f"#{subschema.pointer}/{keyword}: expected the place of a subschema of the same schema, such as"
-                        " #/$defs/name, got another reference; nothing is fetched"
-                    )
-                subschema.here.append(target)
+    def _target_of(self, pointer: str, keyword: str, reference: str) -> str:
+        name = unquote(reference[1:]) if reference.startswith("#") else None
+        target = name if name in self.subschemas else self._anchors.get(name or "")
+        if target is None:
+            raise InvalidSchemaError(
+                f"#{pointer}/{keyword}: expected the place of a subschema of the same schema, such as #/$defs/name,"
+                " got another reference; nothing is fetched"
+            )
+        return target
 
 
-def _visits_of(keyword: str, value: Any) -> int:
+def _size_of(keyword: str, value: Any) -> int:
     match keyword, value:
         case "enum", list():
-            return sum(CONSTANT_VISITS if isinstance(one, dict | list) else _is_number(one) for one in value)
+            return sum(CONSTANT_SIZE if isinstance(one, dict | list) else _is_number(one) for one in value)
         case "const", dict() | list():
-            return CONSTANT_VISITS
+            return CONSTANT_SIZE
         case "dependentRequired" | "dependencies", dict():
             return sum(isinstance(names, list) for names in value.values())
         case _:
@@ -191,71 +169,6 @@ def _items(value: Any) -> Iterator[tuple[str | int, Any]]:
         yield from ((key, one) for key, one in value.items() if isinstance(one, dict | bool))
     elif isinstance(value, list):
         yield from enumerate(value)
-
-
-def _check_visits(subschemas: Sequence[_Subschema]) -> None:
-    order = _order_of(subschemas)
-    first = _spread(Counter([0]), subschemas, order)
-    waiting, known = [first], {frozenset(first.items())}
-    steps = 0
-    while waiting:
-        state = waiting.pop()
-        visits = {number: times * subschemas[number].visits for number, times in state.items()}
-        if (count := sum(visits.values())) > VISITS_MAX:
-            busiest = max(visits, key=lambda number: visits[number])
-            raise InvalidSchemaError(
-                f"#{subschemas[busiest].pointer}: expected a value to be compared with at most {VISITS_MAX}"
-                f" subschemas, got {count}; have fewer alternatives lead here, and fewer objects and arrays in enum and"
-                f" const (each counts as {CONSTANT_VISITS}), numbers in enum, and names in dependentRequired (as 1)"
-            )
-        places = {(inside, None) for inside in Inside} | {place for one in state for place in subschemas[one].named}
-        for place in places:
-            reached: Counter[int] = Counter()
-            for number, times in state.items():
-                for target in subschemas[number].inside(place):
-                    reached[target] += times
-            following = _spread(reached, subschemas, order)
-            steps += len(state) + len(following)
-            if steps > STEPS_MAX:
-                raise InvalidSchemaError("#: expected a schema with fewer ways through it, got one too large to check")
-            if following and (key := frozenset(following.items())) not in known:
-                known.add(key)
-                waiting.append(following)
-
-
-def _order_of(subschemas: Sequence[_Subschema]) -> Mapping[int, int]:
-    order: dict[int, int] = {}
-    open_: set[int] = set()
-    for root in range(len(subschemas)):
-        stack = [(root, iter(subschemas[root].here))] if root not in order else []
-        while stack:
-            number, targets = stack[-1]
-            open_.add(number)
-            target = next(targets, None)
-            if target is None:
-                stack.pop()
-                open_.discard(number)
-                order[number] = -len(order)
-            elif target in open_:
-                raise InvalidSchemaError(f"#{subschemas[target].pointer}: expected an end, got a reference to itself")
-            elif target not in order:
-                stack.append((target, iter(subschemas[target].here)))
-    return order
-
-
-def _spread(reached: Counter[int], subschemas: Sequence[_Subschema], order: Mapping[int, int]) -> State:
-    pending = [(order[number], number) for number in reached]
-    heapify(pending)
-    spread: dict[int, int] = {}
-    while pending:
-        _, number = heappop(pending)
-        if number in spread:
-            continue
-        spread[number] = reached[number]
-        for target in subschemas[number].here:
-            reached[target] += reached[number]
-            heappush(pending, (order[target], target))
-    return spread
 
 
 if TYPE_CHECKING:
@@ -314,9 +227,6 @@ class Schema:
             if not _is_of_library(exc):
                 raise
             raise InvalidSchemaError(_problem_of(exc)) from None
-
-    def __repr__(self) -> str:
-        return f"Schema({len(self._names)} names)"
 
     def judge(self, document: bytes | msgspec.Raw) -> Finding | None:
         """Return what is wrong with *document*, JSON text within the bounds of documents; None if it fits."""

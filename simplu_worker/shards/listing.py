@@ -192,9 +192,6 @@ class PageSearch:
         self.position = request.start
         self.step = SearchStep.CHUNK
 
-    def __repr__(self) -> str:
-        return f"PageSearch({self.position}, {self.step}, found={len(self._found)}, rows={self._row_count})"
-
     @property
     def since(self) -> datetime:
         """The oldest time of a wanted operation."""
@@ -274,9 +271,6 @@ class OperationLister:
         self._limits = limits
         self._clock = clock
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-
-    def __repr__(self) -> str:
-        return f"OperationLister({self._limits})"
 
     async def list_page(self, business_id: str, location_id: str, request: ListRequest) -> OperationPage | Absence:
         """Return a page of the operations of a tenant, or why no shard has the tenant.

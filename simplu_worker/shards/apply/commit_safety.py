@@ -56,9 +56,6 @@ class ReplicationWaiter:
         self._clock = clock
         self._shards: dict[str, _ShardReplication] = {}
 
-    def __repr__(self) -> str:
-        return f"ReplicationWaiter({self._shards})"
-
     async def wait_for_operations(self, shard_id: str, operations: Sequence[Operation]) -> None:
         """Wait until operations that are in a shard's log are safe there.
 
@@ -114,9 +111,6 @@ class _ShardReplication:
         self._waits: list[_CommitWait] = []
         self._watch = StandbyWatch()
         self._reported: tuple[CommitSafety, list[str]] | None = None
-
-    def __repr__(self) -> str:
-        return f"_ShardReplication({len(self._waits)} waiting, {self._watch!r})"
 
     async def wait(self, wait: _CommitWait) -> None:
         self._waits.append(wait)

@@ -41,9 +41,6 @@ class DuplicateMemory:
         self._careful_left = careful_least
         self._plain_run = 0  # batches since the last such failure
 
-    def __repr__(self) -> str:
-        return f"DuplicateMemory({self._careful_left} careful of {self._wait}, {self._plain_run} plain)"
-
     @property
     def is_careful(self) -> bool:
         """Whether the next batch is to use the form with `ON CONFLICT`."""
@@ -77,9 +74,6 @@ class InsertForms:
 
     def __init__(self, *, careful_least: int = CAREFUL_LEAST) -> None:
         self._memories = {table: DuplicateMemory(careful_least=careful_least) for table in InsertedTable}
-
-    def __repr__(self) -> str:
-        return f"InsertForms({self._memories})"
 
     def __getitem__(self, table: InsertedTable) -> DuplicateMemory:
         return self._memories[table]

@@ -89,9 +89,6 @@ class StandbyWatch:
         self._kept_up_at: dict[str, float] = {}
         self._positions: list[tuple[float, int]] = []  # time, and end of the log; oldest first
 
-    def __repr__(self) -> str:
-        return f"StandbyWatch(kept_up_at={self._kept_up_at}, flushed={self._flushed})"
-
     def note(self, facts: ReplicationFacts, *, now: float) -> None:
         """Note the newest facts.
 

@@ -62,9 +62,6 @@ class TenantMemory:
         self._rows: dict[str, TenantRow] = {}  # oldest first
         self._max_count = max_count
 
-    def __repr__(self) -> str:
-        return f"TenantMemory({len(self._rows)} tenants)"
-
     def rows_of(self, tenant_ids: Iterable[str]) -> dict[str, TenantRow]:
         """Return the remembered rows of tenants, by id."""
         return {tenant_id: row for tenant_id in tenant_ids if (row := self._rows.get(tenant_id)) is not None}

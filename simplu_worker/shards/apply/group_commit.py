@@ -28,9 +28,6 @@ class LockWaits:
     def __init__(self) -> None:
         self.count = 0
 
-    def __repr__(self) -> str:
-        return f"LockWaits({self.count})"
-
 
 class CommitBatch:
     """Operations, applied in order, and the claims that each of their transactions writes.
@@ -76,9 +73,6 @@ class CommitGroup(CommitBatch):
         self._clock = clock
         self._take_parts: Callable[[], list[Part]] | None = take_parts
 
-    def __repr__(self) -> str:
-        return f"CommitGroup({len(self.parts)} parts, {len(self.operations)} operations)"
-
     def close(self) -> None:
         """Take the waiting parts, at the first call."""
         if self._take_parts is not None:
@@ -106,9 +100,6 @@ class GroupCommit:
         self._waiting: deque[Part] = deque()
         self._forming: asyncio.Task[None] | None = None  # the transaction has not begun
         self._groups: dict[asyncio.Task[None], CommitGroup] = {}  # all running groups
-
-    def __repr__(self) -> str:
-        return f"GroupCommit({len(self._waiting)} waiting, {list(self._groups.values())})"
 
     async def apply(self, operations: Sequence[Operation], claim: PositionClaim | None) -> list[Outcome]:
         """Apply a batch, and return the outcomes.

@@ -59,9 +59,6 @@ class ShardRules:
         self._read_at = float("-inf")
         self._first_read = asyncio.Lock()
 
-    def __repr__(self) -> str:
-        return f"ShardRules({sorted(self.by_type)})"
-
     async def refresh(self) -> None:
         """Read what has changed on the shard, unless a call did a moment ago.
 
@@ -213,9 +210,6 @@ class BatchJudges:
             for tenant_id, business_type in business_types.items()
             if business_type in by_type and by_type[business_type].judges
         }
-
-    def __repr__(self) -> str:
-        return f"BatchJudges({len(self._by_tenant)} tenants)"
 
     @property
     def is_empty(self) -> bool:

@@ -521,9 +521,6 @@ class Course:
         self.large: set[ResourceId] = set()  # resources of which the worker merges every patch
         self.with_duplicates: set[InsertedTable] = set()  # tables with rows that existed
 
-    def __repr__(self) -> str:
-        return f"Course({self.budget}, at once: {self.may_be_fast}, duplicates in {sorted(self.with_duplicates)})"
-
 
 class UnmergedPatchesError(RolledBackError):
     """The shard did not merge patches of *resources*, which the worker has to merge."""
@@ -585,9 +582,6 @@ class WriteAttempt:
         self.found: dict[int, Found] = {}
         self._slow = slow
         self._tenant_wait = tenant_wait
-
-    def __repr__(self) -> str:
-        return f"WriteAttempt({len(self.batch.operations)} operations, {len(self.suspects)} suspects)"
 
     @property
     def lock_suspects(self) -> Sequence[int]:

@@ -124,9 +124,6 @@ class Upgrader:
         self._activity = UpgradeActivity("", 0, 0)
         self._waited_for: Sequence[Blocker] = ()  # by the last statement, when it was last seen to wait
 
-    def __repr__(self) -> str:
-        return f"Upgrader({self._pool.address.shard_id}, {self._activity})"
-
     async def run(self) -> Upgrade | None:
         """Run the upgrade that the shard needs, and return it; None if the shard is empty. Idempotent.
 

@@ -347,9 +347,6 @@ class ConfirmationSweep:
         self._interval_s = interval_s
         self._overdue = overdue
 
-    def __repr__(self) -> str:
-        return f"ConfirmationSweep(interval_s={self._interval_s:g}, overdue={self._overdue})"
-
     async def run(self) -> None:
         """Sweep until cancelled, one sweep at a time; each begins at least `interval_s` after the one before."""
         await repeat_every(self._interval_s, self.sweep)

@@ -290,9 +290,6 @@ class FirstUse:
         self._requests: Coalescer[ProvisionRequest, str | None] = Coalescer(self._make_all)
         self._reported: dict[str, str] = {}
 
-    def __repr__(self) -> str:
-        return f"FirstUse({self._requests!r}, reported={len(self._reported)})"
-
     async def make_tenant(self, names: Iterable[TenantName]) -> None:
         """Make the tenant of the first of *names*, which all give one id, that business-info lists as active.
 

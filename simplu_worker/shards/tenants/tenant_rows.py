@@ -221,9 +221,6 @@ class ShardSlots:
     def __init__(self) -> None:
         self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE))
 
-    def __repr__(self) -> str:
-        return f"ShardSlots({sorted(shard_id for shard_id, slots in self._slots.items() if slots.locked())} full)"
-
     @asynccontextmanager
     async def take(self, shard_id: str) -> AsyncIterator[None]:
         """Have a slot of a shard. Raises `RetryableError` while none becomes free."""

@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 
 from simplu_worker.operations.schema_judge import (
-    CONSTANT_VISITS,
+    CONSTANT_SIZE,
     PATTERNS_MAX,
     SCHEMA_MAX_BYTES,
-    VISITS_MAX,
+    SIZE_MAX,
     InvalidSchemaError,
     check_bounds,
 )
 
 ROOT = {"$ref": "#"}
-OBJECTS = [{"a": number} for number in range(VISITS_MAX // CONSTANT_VISITS)]
-NAMES = {f"n{number}": ["a"] for number in range(VISITS_MAX)}
+OBJECTS = [{"a": number} for number in range(SIZE_MAX // CONSTANT_SIZE)]
+NAMES = {f"n{number}": ["a"] for number in range(SIZE_MAX)}
 
 
 def chain(length: int) -> dict[str, Any]:
@@ -40,29 +40,24 @@ def deep(levels: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "schema",
     [
-        {"properties": {"a": ROOT}},
-        {"items": ROOT, "additionalProperties": ROOT, "prefixItems": [ROOT]},
-        {"properties": {"left": {"properties": {"next": ROOT}}, "right": {"properties": {"next": ROOT}}}},
-        {"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"items": {"$ref": "#/$defs/b"}}}},
-        {"properties": {"a": {"$ref": "#here"}}, "$anchor": "here"},
-        {"properties": {"a": {"$dynamicRef": "#here"}}, "$dynamicAnchor": "here"},
+        {"properties": {"a": {"$ref": "#/$defs/b"}, "c": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"items": {}}}},
+        {"properties": {"a": {"$ref": "#here"}}, "$defs": {"b": {"$anchor": "here"}}},
+        {"properties": {"a": {"$dynamicRef": "#here"}}, "$defs": {"b": {"$dynamicAnchor": "here"}}},
         {"$ref": "#/properties/a%20~1b", "properties": {"a /b": {}}},
         {"$ref": "#/$defs/yes", "$defs": {"yes": True}},
         {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "https://simplu.example/patient"},
         {"const": {"$ref": "http://simplu.example/x"}},  # a value
-        {"properties": {"a": {"anyOf": [{} for _ in range(VISITS_MAX - 1)]}}},
+        {"properties": {"a": {"anyOf": [{} for _ in range(SIZE_MAX - 3)]}}},
         {"properties": {f"p{number}": {"pattern": "a"} for number in range(PATTERNS_MAX)}},
         {"enum": OBJECTS[1:]},
         {"enum": [*map(str, range(10_000)), None, True]},
-        {"properties": {f"p{number}": {"enum": OBJECTS[1:]} for number in range(10)}},  # each of another value
-        {"oneOf": [{"const": str(number)} for number in range(VISITS_MAX - 1)]},
         {"dependentRequired": dict(list(NAMES.items())[1:])},
         {"enum": "no array", "dependentRequired": []},  # the library refuses them
         deep(100),
         chain(7),
     ],
 )
-def test_schema_is_accepted_when_each_value_is_compared_with_few_subschemas(schema: dict[str, Any]) -> None:
+def test_schema_is_accepted_when_it_has_few_subschemas(schema: dict[str, Any]) -> None:
     check_bounds(schema)
 
 
@@ -78,18 +73,15 @@ def test_schema_is_accepted_when_each_value_is_compared_with_few_subschemas(sche
         ("#/properties/a/$id", {"properties": {"a": {"$id": "x"}}}),
         ("#/$schema", {"$schema": "http://json-schema.org/draft-07/schema#"}),
         ("#", ROOT),
-        ("#/$defs/a", {"$defs": {"a": {"allOf": [{"not": {"$ref": "#/$defs/a"}}]}}}),
-        ("#", {"anyOf": [{"properties": {"a": ROOT}}, {"properties": {"a": ROOT}}]}),
-        ("#", {"patternProperties": {"a": ROOT, "b": ROOT}}),
-        ("#", {"properties": {"a": ROOT}, "patternProperties": {"b": ROOT}}),
-        ("#", {"items": ROOT, "contains": ROOT}),
-        ("#/$defs/d25", chain(25)),
-        ("#/properties/a", {"properties": {"a": {"anyOf": [{} for _ in range(VISITS_MAX)]}}}),
+        ("#", {"properties": {"a": ROOT}}),
+        ("#", {"properties": {"a": {"$ref": "#here"}}, "$anchor": "here"}),
+        ("#/$defs/a", {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"not": {"$ref": "#/$defs/a"}}]}}}),
+        ("#/$defs/d14", chain(25)),
+        ("#/properties/a", {"properties": {"a": {"anyOf": [{} for _ in range(SIZE_MAX)]}}}),
         ("#/items", {"items": {"enum": OBJECTS}}),
-        ("#/items", {"items": {"enum": [[number] for number in range(VISITS_MAX // CONSTANT_VISITS)]}}),
-        ("#", {"enum": [number / 2 for number in range(VISITS_MAX)]}),
-        ("#/allOf/1", {"allOf": [{"enum": OBJECTS[:40]}, {"not": {}, "enum": OBJECTS[:60]}]}),
-        (f"#/oneOf/{len(OBJECTS) - 1}", {"oneOf": [{"const": one} for one in OBJECTS]}),
+        ("#/items", {"items": {"enum": [[number] for number in range(SIZE_MAX // CONSTANT_SIZE)]}}),
+        ("#", {"enum": [number / 2 for number in range(SIZE_MAX)]}),
+        ("#", {"oneOf": [{"const": one} for one in OBJECTS]}),
         ("#/items", {"items": {"dependentRequired": NAMES}}),
         ("#/items", {"items": {"dependencies": NAMES}}),
         ("#/patternProperties", {"patternProperties": {f"p{number}": {} for number in range(PATTERNS_MAX + 1)}}),
@@ -97,9 +89,7 @@ def test_schema_is_accepted_when_each_value_is_compared_with_few_subschemas(sche
         ("#", deep(101)),
     ],
 )
-def test_schema_is_refused_with_its_place_when_it_refers_elsewhere_or_costs_too_much(
-    place: str, schema: dict[str, Any]
-) -> None:
+def test_schema_is_refused_with_its_place(place: str, schema: dict[str, Any]) -> None:
     with pytest.raises(InvalidSchemaError) as refused:
         check_bounds(schema)
 
@@ -107,7 +97,7 @@ def test_schema_is_refused_with_its_place_when_it_refers_elsewhere_or_costs_too_
 
 
 def test_refusal_says_what_came_and_what_to_do() -> None:
-    with pytest.raises(InvalidSchemaError, match=r"at most 1000 subschemas, got 1001; have fewer .* in enum"):
+    with pytest.raises(InvalidSchemaError, match=r"at most 10000 subschemas .* got 10001; have fewer .* in enum"):
         check_bounds({"enum": OBJECTS})
 
 
