@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -95,25 +95,21 @@ class Bench:
         }
         return settings_in(env | self.more)
 
-    async def replay(self, options: ApplyOptions = APPLY, filters: DeadLetterFilter = ALL) -> Ended:
+    async def _run(self, command: Awaitable[int]) -> Ended:
         self._capfd.readouterr()
         with capture_logs():  # which go to stderr when the command runs as a process
-            status = await replay_dead_letters(self.settings, filters, options, as_json=True)
+            status = await command
         return Ended(status, json.loads(self._capfd.readouterr().out))
+
+    async def replay(self, options: ApplyOptions = APPLY, filters: DeadLetterFilter = ALL) -> Ended:
+        return await self._run(replay_dead_letters(self.settings, filters, options, as_json=True))
 
     async def discard(self, filters: DeadLetterFilter, *, apply: bool, limit: int | None = None) -> Ended:
-        self._capfd.readouterr()
-        with capture_logs():
-            status = await discard_dead_letters(
-                self.settings, filters, ApplyOptions(apply=apply, limit=limit), as_json=True
-            )
-        return Ended(status, json.loads(self._capfd.readouterr().out))
+        options = ApplyOptions(apply=apply, limit=limit)
+        return await self._run(discard_dead_letters(self.settings, filters, options, as_json=True))
 
     async def shown(self, options: ListOptions = LIST, filters: DeadLetterFilter = ALL) -> Ended:
-        self._capfd.readouterr()
-        with capture_logs():
-            status = await list_dead_letters(self.settings, filters, options, as_json=True)
-        return Ended(status, json.loads(self._capfd.readouterr().out))
+        return await self._run(list_dead_letters(self.settings, filters, options, as_json=True))
 
     async def store(self, *letters: DeadLetter, url: str | None = None) -> None:
         await DeadLetterQueue(self.world.sqs, url or self.world.queue_url).store(letters, stopping=asyncio.Event())

@@ -30,11 +30,9 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.types import AdminAccount, ProvisionRequest, ResourceRename
 
 pytestmark = pytest.mark.slow
@@ -212,18 +210,3 @@ async def change(routed: RoutedShards, what: str) -> str:
         case _:
             (result,) = (await routed.destroyer.destroy_all(TENANT[0], AT + timedelta(days=1))).values()
             return result
-
-
-async def test_control_message_comes_again_when_its_commit_cannot_be_known_to_be_safe(pair: Pair) -> None:
-    address = await copy_shard(pair.primary)
-    async with routed_shards([address]) as routed:
-        request = ProvisionRequest(*TENANT, "dental", AT)
-        commits = UnknowingCommits(routed.pools)
-        provisioner = Provisioner(routed.locator, routed.directory, routed.pools, commits=commits)
-        assert [str(answer) for answer in await provisioner.provision_all([request])] == ["unknown"]
-        assert await routed.provisioner.provision_all([request]) == ["existed"]
-
-
-class UnknowingCommits(ReplicationWaiter):
-    async def wait_for_transaction(self, shard_id: str, server: Server, *, within_s: float | None = None) -> None:
-        raise RetryableError("unknown")

@@ -48,7 +48,6 @@ from simplu_worker.shards.types import (
     ShardNotAllowedError,
     UnknownBusinessTypeError,
 )
-from simplu_worker.vocabulary import DeadLetterReason
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WAIT = timedelta(seconds=900)
@@ -285,23 +284,6 @@ async def test_unforeseen_error_without_a_known_shard_never_gives_a_message_up(w
     assert await handled.handle([message(what)]) == [Done()]
 
 
-async def test_failure_that_cannot_be_counted_is_an_outage() -> None:
-    class Down(Counts):
-        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
-            raise OUTAGE
-
-    desk = Desk()
-    desk.script_answers("create", "1", *(failed_on_shard() for _ in range(9)))
-    queue = Queue(None, "http://sqs/000/control")
-    retries = RetryRules((1, 5), WAIT)
-    handled = ControlHandler(
-        desk, desk, desk, FailureCounts(Down()), queue, retries=retries, draw=lambda: 0.0, clock=lambda: NOW
-    )
-    creation = message("create")
-    with capture_logs():
-        assert [(await handled.handle([creation]))[0] for _ in range(9)] == [RetryHeld(0.5)] * 9
-
-
 # Waiting for tenants and resources
 
 
@@ -471,37 +453,6 @@ async def test_bug_on_a_known_shard_is_counted_there_and_given_up(make_shard: Sh
             assert verdicts[2].before_delete is not None
             await verdicts[2].before_delete()
             assert await fetch(pool, "SELECT FROM message_failures") == []
-
-
-REFUSING = (
-    "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'a secret'; END $$",
-    (
-        "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON tenants"
-        " FOR EACH ROW WHEN (NEW.location_id = 'refused') EXECUTE FUNCTION refuse()"
-    ),
-)
-
-
-async def test_message_whose_statement_fails_is_given_up_and_those_beside_it_are_not(make_shard: ShardMaker) -> None:
-    address = await make_shard("shard-1")
-    async with routed_shards([address]) as routed:
-        for statement in REFUSING:
-            await fetch(routed.pools.ensure_pool(address), statement)
-        refused = message("create", "refused")
-        verdicts = []
-        for tries in (7, 8, 9):
-            again = msgspec.structs.replace(refused, receive_count=tries)
-            with capture_logs():
-                others = message("create", f"other-{tries}"), message("create", "other")
-                found = await handler(routed=routed).handle([others[0], again, others[1]])
-            assert found[::2] == [Done(), Done()]
-            verdicts.append(found[1])
-    assert verdicts[:2] == [RetryHeld(1), RetryHeld(5)]
-    assert isinstance(verdicts[2], ToDeadLetter)
-    assert (verdicts[2].reason, verdicts[2].error) == (
-        DeadLetterReason.RETRIES_EXHAUSTED,
-        "it failed 3 times: a function or trigger of the database raised it (P0001)",
-    )
 
 
 @pytest.mark.slow(2)

@@ -175,17 +175,6 @@ async def emptied(queue: Queue) -> bool:
     return await counts(queue) == (0, 0)
 
 
-async def test_receiver_keeps_a_message_hidden_while_it_is_in_hand(client: Client) -> None:
-    queue, desk = await new_queue(client, VisibilityTimeout="4"), Desk()
-    await send(queue, "a")
-    async with receiving(queue, desk):
-        await desk.taken.wait()
-        assert await queue.receive(wait_s=6, max_messages=10) == []
-        desk.opened.set()
-        await reached(lambda: emptied(queue))
-    assert [message.receive_count for message in desk.handled] == [1]
-
-
 async def test_receiver_gives_back_what_a_late_poll_brings_when_stopped(client: Client) -> None:
     queue, desk = await new_queue(client), Desk()
     async with receiving(queue, desk, poll_wait_s=9, stop_wait_s=30) as (receiver, stopping):
@@ -198,19 +187,3 @@ async def test_receiver_gives_back_what_a_late_poll_brings_when_stopped(client: 
 
 async def parked(receiver: QueueReceiver) -> bool:
     return bool(receiver.stats()["polls"])
-
-
-async def test_receiver_goes_on_when_the_queue_comes_back(client: Client) -> None:
-    queue, desk = await new_queue(client), Desk()
-    desk.opened.set()
-    await client.delete_queue(QueueUrl=queue.url)
-    async with receiving(queue, desk) as (receiver, _):
-        await reached(lambda: troubled(receiver))
-        await client.create_queue(QueueName=queue.name)
-        await send(queue, "a")
-        await reached(lambda: emptied(queue))
-        assert (len(desk.handled), receiver.last_error) == (1, None)
-
-
-async def troubled(receiver: QueueReceiver) -> bool:
-    return receiver.last_error is not None

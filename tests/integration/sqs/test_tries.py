@@ -26,7 +26,7 @@ from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
-from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, RetryRules, ReturnToQueue, ToDeadLetter
+from simplu_worker.consumers.sqs.receive.verdicts import RetryHeld, RetryRules, ToDeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -176,55 +176,6 @@ async def test_failure_is_no_failure_when_its_shard_is_gone_before_it_is_counted
                 while verdict == RetryHeld(0.5):
                     (verdict,) = await handler.handle([message("o1", BAD)])
         assert (verdict, await desk.counts()) == (RetryHeld(1), {"message-o1": 1})
-
-
-@pytest.mark.slow
-async def test_follower_is_not_applied_while_the_failure_of_its_head_is_recorded(desk: Desk) -> None:
-    class Slow(ShardGateway):
-        recorded = asyncio.Event()
-
-        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
-            await self.recorded.wait()
-            return await super().count_failures(shard_id, failed)
-
-    gateway = desk.gateway(Slow)
-    group = [message("o1", BAD), message("o2", GOOD), message("o3", GOOD)]
-    async with desk.replica(gateway) as handler:
-        verdicts = await handler.handle(group)
-        assert [type(verdict) for verdict in verdicts] == [RetryHeld, ReturnToQueue, ReturnToQueue]
-        assert await desk.orders() == []
-
-        Slow.recorded.set()
-        assert await handler.handle(group) != [Done()] * 3
-        await calm(desk.pool)
-        assert await handler.handle(group) == [Done()] * 3
-    assert await desk.orders() == ["o1", "o2", "o3"]
-
-
-async def test_lookup_that_crashes_is_counted_in_memory(desk: Desk) -> None:
-    class Crashing(ShardGateway):
-        async def find_taker(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> Any:
-            raise ZeroDivisionError("a secret")
-
-    async with desk.replica(desk.gateway(Crashing), delays_s=(1, 5)) as handler:
-        seen = [(await handler.handle([message("o1", GOOD, receive_count=50)]))[0] for _ in range(3)]
-    assert seen[:2] == [RetryHeld(1), RetryHeld(5)]
-    assert isinstance(seen[2], ToDeadLetter)
-    assert (seen[2].error, seen[2].attempts) == ("it failed 3 times: ZeroDivisionError", 3)
-    assert await desk.counts() == {}
-
-
-async def test_bug_in_counting_ends_nothing(desk: Desk) -> None:
-    class Crashing(ShardGateway):
-        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
-            raise ZeroDivisionError("a secret")
-
-    async with desk.replica(desk.gateway(Crashing)) as handler:
-        with capture_logs() as logs:
-            assert await handler.handle([message("o1", BAD)]) == [RetryHeld(1)]
-            assert await handler.handle([message("o1", BAD)]) == [RetryHeld(5)]
-    assert [one["loop"] for one in logs if one["event"] == "loop.failed"] == ["orders"] * 2
-    assert "secret" not in str(logs)
 
 
 # Through a queue

@@ -6,15 +6,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.aws.kpl_aggregates import aggregate
 
 from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage
 from simplu_worker.consumers.kinesis.stream.client import NewRecord, cut_into_puts
 from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
 from simplu_worker.dead_letters.plan import (
-    REQUEST_LIMITS,
     DeadLetterFilter,
     LeftLetter,
     LeftReason,
@@ -425,37 +422,6 @@ def test_message_that_is_no_text_is_left() -> None:
 
 def resend(group: str, size: int = 10, *, source: Source = Source.KINESIS, count: int = 1) -> Resend:
     return Resend(source=source, name="n", group=group, records=[NewRecord(group, b"x" * size)] * count)
-
-
-@pytest.mark.slow
-@given(
-    items=st.lists(
-        st.tuples(
-            st.sampled_from("abc"),
-            st.sampled_from([1, 100_000, 2_000_000, 5_000_000]),
-            st.sampled_from(Source),
-            st.integers(1, 3),
-        ),
-        max_size=40,
-    )
-)
-def test_requests_keep_order_and_limits(items: list[tuple[str, int, Source, int]]) -> None:
-    requests = [ResendRequest()]
-    resends = [resend(group, size, source=source, count=count) for group, size, source, count in items]
-    for one in resends:
-        if not requests[-1].has_room_for(one):
-            requests.append(ResendRequest())
-        requests[-1].add(one)
-    assert [one for request in requests for one in request.resends] == resends
-    for request in requests:
-        groups = [one.group for one in request.resends]
-        assert len(groups) == len(set(groups))
-        if len(request.resends) > 1:
-            most_count, most_bytes = REQUEST_LIMITS[request.resends[0].source]
-            assert len({one.source for one in request.resends}) == 1
-            assert sum(one.size_bytes for one in request.resends) <= most_bytes
-            assert all(len(one.records) == 1 for one in request.resends)
-            assert len(request.resends) <= most_count
 
 
 @pytest.mark.parametrize(

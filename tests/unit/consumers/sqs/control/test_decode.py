@@ -6,8 +6,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from simplu_worker.consumers.sqs.control_messages import (
     Control,
@@ -195,28 +193,3 @@ def test_unknown_type_is_shown_only_if_it_looks_like_one(name: object) -> None:
     rejected = decode_control(body(messageType=name), {}, ORIGIN)
     assert isinstance(rejected, RejectedRecord)
     assert rejected.error.startswith("messageType: expected one of SHARD_CREATION, ")
-
-
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-MEMBERS = st.sampled_from([*{name for members in BODIES.values() for name in members}, "messageType", "additionalData"])
-
-
-@given(
-    text=st.binary(max_size=50)
-    | st.text(max_size=50)
-    | st.text(alphabet=st.characters(), max_size=20)
-    | st.builds(
-        lambda known, members: json.dumps(BODIES[known] | members),
-        st.sampled_from(ControlType),
-        st.dictionaries(MEMBERS, JSON_VALUES, max_size=3),
-    ),
-    attributes=st.dictionaries(
-        st.sampled_from(["MessageType", "Other"]), st.text(max_size=20) | st.sampled_from(ControlType), max_size=2
-    ),
-)
-def test_decoding_decides_whatever_comes(text: str | bytes, attributes: dict[str, str]) -> None:
-    assert isinstance(decode_control(text, attributes, ORIGIN), Control | RejectedRecord)

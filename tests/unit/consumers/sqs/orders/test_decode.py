@@ -7,8 +7,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from simplu_worker.aws.sqs_queue import Message
 from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order, tenant_of_order
@@ -270,31 +268,6 @@ def test_refusal_carries_the_ids_that_could_be_read() -> None:
     refusal = rejected(json.dumps(event("PAY", businessId="x", locationId="y")), {})
     ids = (refusal.business_id, refusal.location_id, refusal.request_id, refusal.resource_id)
     assert ids == ("x", "y", "event-1", "order-1")
-
-
-@given(
-    st.one_of(
-        st.text(st.characters(codec=None)),
-        st.dictionaries(
-            st.sampled_from(["type", "orderId", "data", "deduplicationId", "businessId", "locationId", "groupId"]),
-            st.one_of(
-                st.none(),
-                st.integers(),
-                st.text(st.characters(codec=None)),
-                st.sampled_from([*KINDS, {}, [], {"a": 1}]),
-            ),
-        ).map(json.dumps),
-    ),
-    st.dictionaries(st.sampled_from(["BusinessId", "LocationId", "x"]), st.text(st.characters(codec=None))),
-)
-def test_message_is_decided_whatever_its_text(body: str, attributes: dict[str, str]) -> None:
-    decision = decode(body, attributes)
-    assert decision == decode(body, attributes)
-    if isinstance(decision, Operation):
-        texts = (decision.business_id, decision.location_id, decision.request_id, decision.resource_id or "")
-        for text in texts:
-            assert "\0" not in text
-            text.encode()
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ from datetime import timedelta
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.aws.sqs_messages import message
 
 from simplu_worker.aws.sqs_queue import Message
@@ -214,36 +212,6 @@ def test_states_follow_each_other_by_the_table() -> None:
     period.become(PeriodState.LOST)
     with pytest.raises(AssertionError, match=r"EXTENDING does not follow PeriodState\.LOST"):
         period.become(PeriodState.EXTENDING)
-
-
-STEPS = st.sampled_from(["add", "remove", "refuse", "extend", "expire", "due", "retry"])
-
-
-@given(st.lists(st.tuples(STEPS, st.sampled_from("abcdef"), st.floats(0, 20), st.integers(0, 50))))
-def test_counts_add_up_whatever_happens(steps: list[tuple[str, str, float, int]]) -> None:
-    one, held, now = InFlightMessages(visibility_timeout_s=30), dict[str, int](), 0.0
-    for step, name, pause_s, size in steps:
-        now += pause_s
-        any_message = message(name)
-        match step:
-            case "add":
-                one.add([message(name, body="x" * size)], received_at=now)
-                held[name] = size
-            case "remove":
-                one.remove([any_message])
-                held.pop(name, None)
-            case "refuse":
-                one.mark_refused([any_message])
-            case "extend":
-                one.record_extended([(any_message, 30)], sent_at=now)
-            case "due":
-                one.take_due(now)
-            case "retry":
-                one.retry_soon([any_message], now=now)
-            case _:
-                assert all(not one.is_ours(lost, now=now) for lost, _ in one.mark_expired(now))
-    assert (len(one), one.byte_count) == (len(held), sum(held.values()))
-    assert all((one.remaining_s(message(name), now) > 0) or not one.is_ours(message(name), now=now) for name in held)
 
 
 def test_messages_in_flight_are_known_with_the_time_of_their_receive() -> None:

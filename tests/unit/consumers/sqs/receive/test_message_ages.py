@@ -3,8 +3,6 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from simplu_worker.consumers.sqs.receive.in_flight import WINDOW_S, RecentlyReceived, oldest_age_s
 
@@ -37,16 +35,3 @@ def test_message_is_remembered_for_a_minute_after_its_receive() -> None:
     assert received.oldest_sent_at(2 * WINDOW_S - 1) == sent(900)
     assert received.oldest_sent_at(2 * WINDOW_S) == sent(3)
     assert received.oldest_sent_at(4 * WINDOW_S) is None
-
-
-@given(st.lists(st.tuples(st.floats(0, 50), st.integers(0, 10_000)), min_size=1, max_size=40))
-def test_oldest_is_one_of_the_last_minute_and_none_of_before_two(receives: list[tuple[float, int]]) -> None:
-    received, now, times = RecentlyReceived(), 0.0, []
-    for pause_s, age_s in receives:
-        now += pause_s
-        times.append((now, sent(age_s)))
-        received.note([sent(age_s)], now=now)
-    oldest = received.oldest_sent_at(now)
-    assert oldest is not None
-    assert oldest <= min(at for received_at, at in times if now - received_at < WINDOW_S)
-    assert oldest >= min(at for received_at, at in times if now - received_at < 2 * WINDOW_S)

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from simplu_worker.consumers.sqs.receive.in_flight import ATTEMPT_MAX_S, PollCount, PollReservations, ReceiveAttempt
 
@@ -56,20 +54,6 @@ def test_room_in_bytes_is_counted_by_the_largest_message_of_late() -> None:
     assert reservations.reserve(in_flight_count=1, in_flight_bytes=300) == 10
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 10)), max_size=40))
-def test_polls_never_ask_for_more_than_the_room(steps: list[tuple[bool, int]]) -> None:
-    reservations, open_polls, in_flight = PollReservations(message_count=25, byte_count=10**9), list[int](), 0
-    for is_ask, number in steps:
-        if is_ask:
-            open_polls.append(reservations.reserve(in_flight_count=in_flight, in_flight_bytes=in_flight))
-        elif open_polls:
-            asked = open_polls.pop(0)
-            came = min(asked, number)
-            reservations.release(asked, [1] * came)
-            in_flight += came
-        assert in_flight + sum(open_polls) <= 25
-
-
 @pytest.mark.parametrize(
     ("in_flight_count", "in_flight_bytes", "expected"),
     [(0, 0, 10), (1, 990, 1), (1, 989, 1), (1, 991, 0), (0, 2000, 1), (1, 2000, 0), (0, 980, 2)],
@@ -82,12 +66,3 @@ def test_room_is_at_least_for_one_message_when_nothing_is_in_flight(
     count = reservations.reserve(in_flight_count=in_flight_count, in_flight_bytes=in_flight_bytes)
     assert count == expected
     assert reservations.reserve(in_flight_count=0, in_flight_bytes=2000) == (0 if expected else 1)
-
-
-def test_sizes_start_unknown_and_are_at_least_a_byte() -> None:
-    reservations = PollReservations(message_count=100, byte_count=5)
-    assert reservations.reserve(in_flight_count=0, in_flight_bytes=0) == 10
-    reservations.release(10, [])
-    assert reservations.reserve(in_flight_count=0, in_flight_bytes=0) == 10
-    reservations.release(10, [0])
-    assert reservations.reserve(in_flight_count=0, in_flight_bytes=0) == 5

@@ -190,21 +190,3 @@ def test_share_is_fair_and_no_smaller_than_it_has_to_be(tenants: list[str]) -> N
     for tenant in returned:
         assert kept[tenant] == max(kept.values()) <= SLOTS // 4
         assert kept[tenant] == SLOTS // 4 or kept.total() + len(returned) > SLOTS // 2
-
-
-@given(
-    hands=st.lists(st.tuples(st.sampled_from("abcx"), st.integers(0, 5), st.booleans()), max_size=40),
-    is_fifo=st.booleans(),
-)
-def test_share_changes_only_holds_of_tenants_that_wait(hands: list[tuple[str, int, bool]], *, is_fifo: bool) -> None:
-    own = share(is_fifo=is_fifo)
-    in_hand = [
-        message(f"{tenant}{number}", group=f"{tenant}{group}") for number, (tenant, group, _) in enumerate(hands)
-    ]
-    verdicts: list[Verdict] = [HOLD if is_held else Done() for *_, is_held in hands]
-
-    after = own.bounded(in_hand, verdicts, in_hand, now=0.0, draw=0.5)
-
-    assert [kept for kept in after if kept == Done()] == [verdict for verdict in verdicts if verdict == Done()]
-    counts, held = Counter(map(tenant_of, in_hand)), verdicts_by_tenant(in_hand, verdicts, RetryHeld)
-    assert all(counts[one] <= 10 * held[one] for one in verdicts_by_tenant(in_hand, after, ReturnToQueue))
