@@ -1,7 +1,6 @@
 """Read a stream shard from one position on: by polling, or by push (enhanced fan-out) while there is a subscription.
 
-Both ways go on from the same position, one at a time, so a record comes once and in order. Polling also does what push
-cannot: it reads an end again that is not accepted, and finds one that no event names, a minute after the last record.
+Both go on from the same position, one at a time. Polling also finds an end that no event names.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ log = structlog.get_logger(__name__)
 
 
 class StreamShardAccess:
-    """What all cursors of one stream shard share: the stream, the read budget, and the lock that keeps reads apart."""
+    """What all cursors of one stream shard share."""
 
     def __init__(self, stream: Stream, stream_shard_id: str, memory: MemoryQuota, draw: Callable[[], float]) -> None:
         self.stream = stream
@@ -75,7 +74,7 @@ class Cursor:
     ) -> None:
         """With the stream's *retention*, records that expired unread are reported.
 
-        From *expires_at* on the stream may have dropped records that came after all that was read; None if unknown.
+        From *expires_at* on the stream may have dropped records that came after all that was read.
         """
         self._access = access
         self._start = start
@@ -108,7 +107,7 @@ class Cursor:
         return False
 
     async def read(self, stopping: asyncio.Event) -> Reply | None:
-        """Wait for the pacing, then read once; None when the read failed, *stopping* was set, or memory is short.
+        """Wait for the pacing, then read once; None on failure, *stopping*, or short memory.
 
         The memory of the reply stays reserved until `release_memory` or the next read.
         """
@@ -188,11 +187,7 @@ class Cursor:
             instruments.KINESIS_STREAM_SHARD_RECORDS.labels(self._access.stream_shard_id).inc(len(reply.records))
 
     def _detect_end(self, reply: Reply) -> bool:
-        """Return whether a reply is the last one of a closed stream shard, which names the children.
-
-        The KCL reads again after an end without children (a bare end). Some emulators never name the children, so
-        several in a row are accepted.
-        """
+        # The KCL reads again after an end without children. Some emulators never name them: several in a row count.
         if reply.next_iterator is not None or reply.child_shards:
             self._bare_ends = 0
             return reply.next_iterator is None
@@ -214,11 +209,7 @@ class Cursor:
             log.error("stream_shard.refused", stream_shard_id=self._access.stream_shard_id, error=str(exc))
 
     def _report_expired_records(self, reply: Reply) -> None:
-        """Report, once, when records right after the start may have expired unread.
-
-        Then the first reply is as far behind the tip as the stream keeps records, or the record at the start is not
-        there any more, and what came after it was last read so long ago.
-        """
+        # Once: the first reply is a retention behind the tip, or the record at the start is gone.
         retention = self._retention
         if retention is None or reply.millis_behind is None or not isinstance(self._start, AtSequenceNumber):
             self._retention = None
@@ -251,7 +242,7 @@ TRANSIT_MAX_S: Final = 3.0  # of an event, from Kinesis to this machine
 
 
 class PushedCursor(Cursor):
-    """The position of the main reader, read on by push where that is possible."""
+    """The position of the main reader, read on by push where possible."""
 
     def __init__(
         self,
@@ -281,7 +272,7 @@ class PushedCursor(Cursor):
         return self._subscription is not None
 
     async def read(self, stopping: asyncio.Event) -> Reply | None:
-        """Wait for the next event or poll; None when that failed, *stopping* was set, or memory is short."""
+        """Wait for the next event or poll; None on failure, *stopping*, or short memory."""
         self.release_memory()
         if not self.is_closed:
             await self._subscribe_if_due()
@@ -329,10 +320,7 @@ class PushedCursor(Cursor):
         return self._continuation or self._start
 
     async def _read_event(self, subscription: Subscription, stopping: asyncio.Event) -> Reply | None:
-        """Return the next event; None when *stopping* is set, memory is short, or the renewal or a poll is due.
-
-        The memory of an event is reserved before all of it is received.
-        """
+        # The memory of an event is reserved before all of it is received.
         heard_at = loop_time()
         while True:
             self.release_memory()
@@ -391,7 +379,6 @@ class PushedCursor(Cursor):
         return [record for record in records if int(record.sequence_number) > self._last_number]
 
     def _note_time(self, arrived_before: datetime | None, now: float, *, has_records: bool) -> None:
-        """Note the time of an event without records, which may have waited for the reader."""
         self.asked_at = self._drained_at - TRANSIT_MAX_S
         if has_records:
             self._record_came_at = now

@@ -1,20 +1,17 @@
 """When to read a stream shard next, and how much: early enough, within Kinesis' quota and this replica's memory. Pure.
 
-The main reader and up to a few catch-ups of a stream shard share one budget, the quota of Kinesis; a main reader that
-reads by push has a quota of its own. Why no reader starves, as long as reads do not overlap:
+The main reader and up to a few catch-ups of a stream shard share the quota of Kinesis; a main reader that reads by push
+has one of its own. Why no reader starves, as long as reads do not overlap:
 
 - starts: a catch-up starts only if the main reader's next starts stay in time: every fifth start while the main reader
   is busy, nearly all while it is idle. The catch-up that has waited longest goes first;
 - bytes: while both want to read, the catch-ups together get half, and the main reader the other half, which is as much
-  as can be written (1 MiB/s). Each may use what the other leaves. Within its half the main reader may start AHEAD_S
-  early.
+  as can be written (1 MiB/s). Within its half the main reader may start AHEAD_S early.
 
-A reader waits for `delay_s` before it takes the lock, and reads only if `delay_s` is 0 then, so that waiting readers
-keep nobody from reading.
+A reader waits for `delay_s` before it takes the lock, and reads only if `delay_s` is 0 then.
 
-Half of the memory goes to the first readers that ask, the other half in equal parts to all readers, so that none waits
-for the operations of another one. The total passes the bound by the parts of readers that begin while others hold all
-of it, at worst twice the bound with eleven stream shards, and by records that are larger than expected.
+Half of the memory goes to the first readers that ask, the other half in equal parts to all readers. The total passes
+the bound, at worst to about twice, by the parts of readers that begin while others hold all of it, and large records.
 """
 
 from __future__ import annotations
@@ -64,7 +61,7 @@ NEVER: Final = float("-inf")
 
 
 class ReadBudget:
-    """The quota of Kinesis for one stream shard, for all its readers in this process, whose reads must not overlap."""
+    """The quota of one stream shard, for all its readers in this process, whose reads must not overlap."""
 
     def __init__(self) -> None:
         self.main: Pacing | None = None
@@ -106,7 +103,7 @@ class ReadBudget:
         return min(REPLY_MAX_BYTES, int(limit * one))
 
     def start_beside_main(self, start: float, now: float) -> float:
-        """Return when, from *start* on, a catch-up may start without delaying the main reader, or has to ask again."""
+        """Return when, from *start* on, a catch-up may start or has to ask again."""
         main = self.main
         if main is None or main.has_ended or main.is_pushed:
             return start
@@ -142,7 +139,7 @@ class ReadBudget:
             self._record_bytes = max(mean, (before + mean) / 2)
 
     def note_failure(self, now: float, draw: float) -> None:
-        """Note a throttled or unanswered read; wait longer each time, with full jitter (*draw* in 0..1)."""
+        """Note a throttled or unanswered read; wait longer each time (*draw* in 0..1)."""
         longest = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(self._failure_count, 16))
         self._failure_count += 1
         self._closed_until = max(self._closed_until, now + draw * longest)
@@ -170,7 +167,7 @@ class Pacing:
         return self._is_behind or now - self._record_seen_at <= BUSY_FOR_S
 
     def is_at_tip_in_use(self, now: float) -> bool:
-        """Return whether it is at the tip of a stream shard in use: new records must be seen at once."""
+        """Return whether it is at the tip of a stream shard in use."""
         return self.is_busy(now) and not self._is_behind
 
     def next_start(self, now: float) -> float:
@@ -192,7 +189,7 @@ class Pacing:
         return max(0.0, self.next_start(now) - now)
 
     def limit(self, room_bytes: float = REPLY_MAX_BYTES) -> int:
-        """Return how many records to request: as many as fit into *room_bytes*, fewer while catch-ups run."""
+        """Return how many records to request: as many as fit, fewer while catch-ups run."""
         target_bytes = min(room_bytes, SHARED_REPLY_BYTES) if self._budget.catch_ups else room_bytes
         return LIMIT_MAX if target_bytes >= REPLY_MAX_BYTES else self._budget.limit(target_bytes)
 
@@ -204,10 +201,7 @@ class Pacing:
         self._budget.note_start(now)
 
     def note_reply(self, now: float, *, record_count: int, size_bytes: int, millis_behind: int | None) -> None:
-        """Note the reply to the read last started.
-
-        An empty reply behind the tip is normal, so the reader stays busy.
-        """
+        """Note the reply to the read last started. An empty one behind the tip is normal."""
         begun_at = max(self._started_at, now - LATENCY_MAX_S)
         self._budget.note_reply(begun_at, now, record_count=record_count, size_bytes=size_bytes)
         self._paid_at = max(self._paid_at, begun_at) + size_bytes / HALF_BYTES_PER_S
@@ -220,7 +214,7 @@ class Pacing:
         self._budget.note_failure(now, draw)
 
     def note_pushed(self, now: float, *, record_count: int, millis_behind: int | None) -> None:
-        """Note records that came by push: where that ends, the reader polls as a busy one."""
+        """Note records that came by push."""
         self._is_behind = bool(millis_behind)
         if record_count:
             self._record_seen_at = now
@@ -240,7 +234,7 @@ class CatchUpPacing:
         self.asks_at = NEVER  # when it will ask again
 
     def delay_s(self, now: float) -> float:
-        """Return the seconds until the next read may start, or until the catch-up has to ask again."""
+        """Return the seconds until it may read, or has to ask again."""
         budget = self._budget
         due = max(
             budget.opens_at,
@@ -286,7 +280,7 @@ READ_ROOM_MAX_BYTES: Final = 4 * 1024 * 1024
 
 
 class PrefetchMemory:
-    """The memory of a replica for records that are read and not yet applied."""
+    """The memory of a replica for records read and not yet applied."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -310,8 +304,7 @@ class PrefetchMemory:
     def room_bytes_of(self, quota: MemoryQuota) -> int:
         """Return how many more bytes *quota* may reserve now.
 
-        All that are not set aside for others, from half of the total on at most a fair share; what is left of its own
-        part at least.
+        From half of the total on at most a fair share; what is left of its own part at least.
         """
         own = self._unclaimed_by(quota)
         of_others = self._unclaimed_bytes - own
@@ -345,7 +338,7 @@ class PrefetchMemory:
 class MemoryQuota:
     """The memory that one reader holds; after `close` it reserves nothing.
 
-    Memory for the expected reply is reserved before a read, so that concurrent readers do not overshoot together.
+    Memory for a reply is reserved before the read, so that concurrent readers do not overshoot together.
     """
 
     def __init__(self, prefetch: PrefetchMemory) -> None:
@@ -355,7 +348,7 @@ class MemoryQuota:
 
     @property
     def is_short(self) -> bool:
-        """Whether a read has to wait for more room, as a small read costs as much as a large one.
+        """Whether a read has to wait for more room.
 
         False while the reader holds no memory: its own operations could not free more.
         """
@@ -364,7 +357,7 @@ class MemoryQuota:
 
     @property
     def room_bytes(self) -> int:
-        """The bytes that may be reserved now. If not 0, one read may start, however large its only record is."""
+        """The bytes that may be reserved now. If not 0, one read may start."""
         return self._prefetch.room_bytes_of(self) if self._is_open else 0
 
     def reserve(self, size_bytes: int) -> None:

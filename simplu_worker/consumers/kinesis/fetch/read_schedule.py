@@ -1,9 +1,7 @@
 """When stream shards are read by polling, and when they are subscribed to. Pure.
 
-Readers at the tip read in groups at the same times: their batches for a Postgres shard then share a transaction
-(`shards/apply/group_commit.py`), which costs about as much for one operation as for ten. The groups read at different
-times. While the processor is busy all read more rarely: transactions are fewer and larger, and operations are seen up
-to 0.4 s later.
+Readers at the tip read in groups at the same times: their batches for a Postgres shard then share a transaction. While
+the processor is busy all read more rarely: transactions are fewer and larger.
 """
 
 from __future__ import annotations
@@ -35,10 +33,9 @@ class ReadStretch:
         self._has_begun = False
 
     def note_share(self, share: float) -> None:
-        """Note the share of the processor used since the last call, 0 to 1; that of the start does not count.
+        """Note the share of the processor used since the last call, 0 to 1.
 
-        Where the share would be small even if all of it grew with the number of reads, the replica reads as usual at
-        once.
+        Where it would be small even at the usual rate, the replica reads as usual at once.
         """
         if not self._has_begun:
             self._has_begun = True
@@ -63,7 +60,7 @@ class ReadSchedule:
     """The times at which the readers of a replica read."""
 
     def __init__(self, first_shift: float = 0.0) -> None:
-        """*first_shift*, 0 to 1, is the first group's: by chance, as all replicas of a host have the same clock."""
+        """*first_shift*, 0 to 1, is by chance, as all replicas of a host have the same clock."""
         self.stretch = ReadStretch()
         self._first_shift = first_shift
         self._slots: list[ReadSlot] = []
@@ -96,7 +93,7 @@ class ReadSlot:
         self._schedule = schedule
 
     def next_start(self, since: float) -> float:
-        """Return when a reader that started at *since* should start again: with its group, or a step nearer."""
+        """Return when a reader that started at *since* should start again."""
         if isinf(since):
             return since
         factor = self._schedule.stretch.factor
@@ -105,7 +102,7 @@ class ReadSlot:
         return min((count + self.shift) * interval_s, since + interval_s + STEP_S * factor)
 
     def next_idle_start(self, since: float) -> float:
-        """Return when the reader of an idle stream shard that started at *since* should start again."""
+        """Return the same of an idle stream shard."""
         if isinf(since):
             return since
         return since + shared_pause_s(since - self.idle_shift * IDLE_INTERVAL_S, IDLE_INTERVAL_S)
@@ -171,7 +168,7 @@ class SubscriptionSchedule:
         self._wait(now, draw, least_s=REFUSED_PAUSE_S if is_refused else 0.0)
 
     def note_lost(self, now: float, loss: SubscriptionLoss, draw: float, *, had_event: bool) -> None:
-        """Note the end of the subscription; *had_event* where at least one event had come.
+        """Note the end of the subscription; *had_event* where an event had come.
 
         Two holders of a lease take the subscription from each other; each waits longer each time.
         """

@@ -1,10 +1,7 @@
 """Records of a stream shard as operations or rejected records, and the dead letters of these. Pure.
 
-Operations of one resource with different partition keys are applied in any order; they are counted and logged.
-
 Up to LETTERS_MAX bad parts of an array or of lines have a dead letter each. More of them, and several of an aggregate,
-share one, which has these parts alone, packed as an aggregate: the good ones are applied, and would be applied twice if
-they were sent again without a `requestId`. A letter for each would hold up the stream shard for minutes.
+share one, which has these parts alone: a letter for each would hold up the stream shard for minutes.
 """
 
 from __future__ import annotations
@@ -70,10 +67,9 @@ class RecordDecoder:
         self._has_lines = False  # has come: from now on records of several lines are looked at first
 
     def decode(self, records: list[Record], *, after: Position | None = None) -> Iterator[DecodedRecord]:
-        """Yield the decoded *records* and their parts in order, from the first one after the position *after*.
+        """Yield the decoded *records* and their parts in order, from the first one after *after*.
 
-        Empties *records* on the way, so that their memory is reused. An aggregate of which a part belongs to another
-        stream shard, or with too many parts, is rejected as a whole.
+        Empties *records* on the way, so that their memory is reused.
         """
         decoded = self._decode_all(records)
         if after is None:
@@ -187,10 +183,7 @@ class RecordDecoder:
         last_number: int,
         reason: DeadLetterReason = DeadLetterReason.INVALID_MESSAGE,
     ) -> tuple[HasPosition, bytes, RejectedRecord]:
-        """Return the rejection of a whole aggregate.
-
-        Its position is that of the last sub-record: a reader that starts within the aggregate must not skip it.
-        """
+        # Its position is that of the last sub-record: a reader that starts within it must not skip it.
         (origin,) = self._origins([record.arrived_at], [record.sequence_number], [0], [record.partition_key])
         last = RecordPosition(record.sequence_number, last_number, record.arrived_at)
         return last, record.data, RejectedRecord(reason, error, origin)
@@ -248,7 +241,7 @@ class PartitionKeys:
         return key not in (None, expected) and len(expected) <= KEY_MAX
 
     def take_warning(self, now: float) -> tuple[Operation, int] | None:
-        """Return the last operation with a wrong key, and the number since the last warning; None if none is due."""
+        """Return the last operation with a wrong key, and their number; None if no warning is due."""
         if self._last is None or not self._unwarned_count or now < self._warned_at + WARNING_INTERVAL_S:
             return None
         warning = self._last, self._unwarned_count
@@ -257,7 +250,7 @@ class PartitionKeys:
 
 
 def shown_key(key: str) -> str:
-    """Return a partition key for logs: cut, and without characters that are not printed."""
+    """Return a partition key for logs: cut and printable."""
     shown = "".join(character if character.isprintable() else "\ufffd" for character in key[:SHOWN_MAX])
     return f"{shown}…" if len(key) > SHOWN_MAX else shown
 

@@ -85,7 +85,7 @@ class CpuShare:
         cpu_s: Callable[[], float] = time.process_time,
         wall_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """*cores* are those that the process, one thread, may use; None reads the quota."""
+        """*cores* are those that one thread may use; None reads the quota."""
         self._cores = usable_cores(_read_quota()) if cores is None else cores
         self._cpu_s, self._wall_s = cpu_s, wall_s
         self._last = cpu_s(), wall_s()
@@ -120,7 +120,7 @@ log = structlog.get_logger(__name__)
 
 
 class KclFollower:
-    """The row of this replica's metrics: a leader of the KCL 3.x gives leases to workers with a fresh row only."""
+    """The row of this replica's metrics: a leader of the KCL 3.x gives leases to workers with a fresh one only."""
 
     def __init__(
         self, requests: TableRequests, watch: KclLeaderWatch, *, me: str, utc: UtcClock, cpu: CpuShare | None = None
@@ -135,7 +135,7 @@ class KclFollower:
         self.trouble: str | None = None
 
     async def report(self) -> None:
-        """Write the metrics where the KCL reads them, if it does. A failure is `trouble`."""
+        """Write the metrics where the KCL reads them. A failure is `trouble`."""
         self._percents.append(self._cpu.read_percent())
         state = self._watch.state
         if state is None or not is_reporting_wanted(state):
@@ -150,7 +150,7 @@ class KclFollower:
             self.trouble = None
 
     async def leave(self) -> None:
-        """Delete the row, so that the leader gives this replica nothing more; if that fails, it expires."""
+        """Delete the row; if that fails, it expires."""
         if self._written is None:
             return
         table, key_name = self._written
@@ -159,10 +159,7 @@ class KclFollower:
         self._written = None
 
     async def _write(self, state: KclState) -> None:
-        """Write the row; an application that began with the KCL 3.5 has no table of metrics.
-
-        A KCL before 3.5 expects no such rows among the leases.
-        """
+        # An application that began with the KCL 3.5 has no table of metrics; before, none may be among the leases.
         lease_table, metrics_table = self._watch.lease_table, self._watch.metrics_table
         if not has_moved_metrics(state):
             try:
@@ -203,10 +200,7 @@ class LeaseRelease(StrEnum):
 
 
 class FleetServices(msgspec.Struct, frozen=True):
-    """The services that a fleet uses, opened.
-
-    With *subscriptions* its readers read by push, with *cpu* more rarely while the processor is busy.
-    """
+    """The opened services; with *subscriptions* readers read by push, with *cpu* more rarely while it is busy."""
 
     stream: Stream
     table: LeaseTable
@@ -241,7 +235,7 @@ class Fleet:
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """*me* is the owner in the lease table; *on_expired* is called for each lease taken from one that ended."""
+        """*on_expired* is called for each lease taken from an owner that ended."""
         self._services = services
         self._settings = settings
         self._me = me
@@ -318,13 +312,13 @@ class Fleet:
 
     @property
     def inability(self) -> Inability | None:
-        """Why this replica can do nothing, takes no leases and gives its own away."""
+        """Why this replica can do nothing, and gives its leases away."""
         is_told = not self._coordinator.held or self._ability.is_unable(loop_time())
         return self._ability.trouble if is_told else None
 
     @property
     def is_led_by_kcl(self) -> bool:
-        """Whether a leader of the KCL 3.x assigns the leases; this replica takes no others then."""
+        """Whether a leader of the KCL 3.x assigns the leases."""
         return self._kcl_leader.is_leading
 
     @property
@@ -342,7 +336,7 @@ class Fleet:
         return self._coordinator.readers()
 
     def leases(self) -> list[Lease]:
-        """Return the leases of the last scan, those of own readers with their progress."""
+        """Return the leases of the last scan, with the progress of own readers."""
         readers = {reader.stream_shard_id: reader for reader in self.readers()}
         return [
             lease if (reader := readers.get(key)) is None else reader.with_progress(lease)
@@ -354,13 +348,13 @@ class Fleet:
         return self._coordinator.status()
 
     def retry_holds(self, target: str | None) -> int:
-        """Try held targets of this replica now: all of them, or *target*; return how many."""
+        """Try held targets now: all of them, or *target*; return how many."""
         return sum(reader.retry_holds(target) for reader in self.readers())
 
     async def ask_to_retry(self, retry: HoldRetry) -> dict[str, bool]:
-        """Ask the replicas that report held targets to try them, through the rows of their leases.
+        """Ask the replicas that report held targets to try them.
 
-        Return the owners, each with whether it was asked. Raises ValueError for a request that no row takes.
+        Return the owners, each with whether it was asked. Raises ValueError.
         """
         asked: dict[str, bool] = {}
         for lease in self._view.leases().values():
@@ -377,7 +371,7 @@ class Fleet:
     async def release_lease(self, lease_key: str) -> LeaseRelease:
         """Have another replica take a lease, for a person. Raises as the lease table.
 
-        Its owner reads on until then, so the stream shard is never unread. A lease of another program stays as it is.
+        Its owner reads on until then. A lease of another program stays as it is.
         """
         table = self._services.table
         lease = await table.find(lease_key)
@@ -518,10 +512,7 @@ class Fleet:
         return leases
 
     def _pause_s(self) -> float:
-        """Return the time until the next scan: shorter when a lease expires before, longer when scans are expensive.
-
-        Short, too, after a lost race: of several leases that were released at once, some may be left.
-        """
+        # Shorter when a lease expires before, or a race was lost; longer when scans are expensive.
         duration_s = self._settings.lease_duration_s
         pause_s = self._scan_pause_s(LOST_RACE_PAUSE_S if self._has_lost_race else None)
         expiry = next_expiry(self._view.observations, held=self._coordinator.held, lease_duration_s=duration_s)
@@ -595,10 +586,7 @@ class _Chore:
         self._due_at = 0.0
 
     async def run_if_due(self, now: float) -> None:
-        """Run the chore if it is due; the next time after about its interval.
-
-        A first run that fails is repeated at once: no lease may be taken before the first look for a KCL leader.
-        """
+        # A first run that fails is repeated at once: no lease may be taken before the first look for a KCL leader.
         if now >= self._due_at:
             is_first = self._due_at == 0.0
             self._due_at = loop_time() + jittered(self._interval_s, ratio=0.1, draw=self._draw())
@@ -615,7 +603,7 @@ class _Chore:
 
 
 def _usable_ahead(lease: Lease) -> ReadAhead | None:
-    """Return how far the last owner was ahead; None when a KCL has checkpointed past it or it is unreadable."""
+    # No more once a KCL has checkpointed past it.
     ahead = lease.ahead
     if ahead is None or ahead.read_to <= lease.checkpoint:
         return None

@@ -1,7 +1,6 @@
 """What the rows of the leases tell: the fleet, how far a tenant is read, and where a reader starts. Pure.
 
-A replica is known by its leases alone, so one without a lease is not seen by the others, unless it can do nothing and
-says so. Numbers that nobody has renewed lately are None.
+A replica is known by its leases alone. Numbers that nobody has renewed lately are None.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ SILENT_S: Final = 10.0  # since the last renewal of a lease, or the lease durati
 
 
 class OwnReader(msgspec.Struct, frozen=True):
-    """The reader of a lease of this replica as it is now; the row shows it some seconds later."""
+    """The reader of a lease of this replica as it is now."""
 
     lag_s: float | None
     held_count: int
@@ -70,8 +69,8 @@ def fleet_report(
 ) -> dict[str, Any]:
     """Return the stream shards and the replicas of the fleet, this one (*me*) first.
 
-    *states* and the readers of this replica (*own*) are by lease key; *idle* are the reports of replicas without a
-    lease, each with the time at which it was seen, *gone* the lost owners with the seconds since their last renewal.
+    *states* and own readers are by lease key; *idle* are reports with when they were seen, *gone* owners with the
+    seconds since.
     """
     rows = [
         _stream_shard(
@@ -213,7 +212,7 @@ class ReadStatus(msgspec.Struct, frozen=True, gc=False):
     """How far a stream is read for a tenant, or with None for all tenants together.
 
     *readings* are the leases that may still have operations of the tenant; None while rows are missing or the tenant is
-    held, in the stream shards *held_in*.
+    held.
     """
 
     tenant_id: str | None
@@ -228,8 +227,7 @@ class ReadStatus(msgspec.Struct, frozen=True, gc=False):
     def up_to(self, shards: Iterable[ShardPositionRows]) -> datetime | None:
         """Return the time before which everything that arrived is decided; None while that is unknown.
 
-        *shards* are the rows of each shard on which the tenant may live, read together with the log: what a shard has
-        lost is not decided, and its rows go back with its log.
+        *shards* are the rows of each shard on which the tenant may live, read together with the log.
         """
         instants = [_decided_on(rows, lease, self.tenant_id) for rows in shards for lease in self.readings or ()]
         known = [instant for instant in instants if instant is not None]
@@ -237,9 +235,9 @@ class ReadStatus(msgspec.Struct, frozen=True, gc=False):
 
 
 def read_status(leases: Iterable[Lease], tenant_id: str | None) -> ReadStatus:
-    """Return the status for a tenant, or with None for all tenants together.
+    """Return the status for a tenant, or for all.
 
-    A stream shard that is read to its end constrains only the tenants that its row lists as pending.
+    A stream shard that is read to its end constrains only the tenants that its row lists.
     """
     readings: list[Lease] = []
     held_in: list[str] = []
@@ -282,7 +280,7 @@ def _position_of(text: str) -> Position:
 
 
 def hold_reason(home: str | Absence | None, status: ReadStatus | None, *, is_paused: bool) -> str | None:
-    """Return why a tenant is held, as far as its *home*, its row and the lease table show it; None if it is not."""
+    """Return why a tenant is held, as far as it is known here; None if it is not."""
     if isinstance(home, Absence):
         return home
     if is_paused:
@@ -300,11 +298,10 @@ def _may_contain(listed: Collection[str], tenant_id: str | None) -> bool:
 
 
 def pinned_start(lease: Lease, initial_position: str | datetime, *, now: datetime) -> datetime | None:
-    """Return the instant from which this application reads a stream shard; None when the row contains one.
+    """Return the instant from which a stream shard is read; None when the row contains one.
 
-    *initial_position* is `KINESIS_INITIAL_POSITION`. A KCL is responsible for all records before *now* of a lease with
-    a checkpoint; one that begins at an instant has been read by nobody, and only the KCL's configuration has the
-    instant.
+    A KCL is responsible for all records before *now* of a lease with a checkpoint; one that begins at an instant has
+    been read by nobody.
     """
     if lease.started_at is not None:
         return None
@@ -316,15 +313,15 @@ def pinned_start(lease: Lease, initial_position: str | datetime, *, now: datetim
 
 
 def is_start_unknown(lease: Lease) -> bool:
-    """Return whether a lease begins at an instant that its row does not contain."""
+    """Return whether a lease begins at an instant that its row lacks."""
     return lease.checkpoint == AT_TIMESTAMP and lease.started_at is None
 
 
 def start_of(lease: Lease, now: datetime) -> Start:
-    """Return from where to read a stream shard, given its checkpoint.
+    """Return from where to read a stream shard.
 
-    LATEST becomes *now* at the latest: an iterator of that type which expires before its first record would skip some.
-    The record at the checkpoint is read again: it may be an aggregate of which only some sub-records are done.
+    LATEST becomes *now*: an iterator of that type which expires before its first record would skip some. The record at
+    the checkpoint is read again: it may have parts that are not done.
     """
     if lease.checkpoint == TRIM_HORIZON:
         return TrimHorizon()

@@ -1,7 +1,6 @@
 """Take leases up to this replica's share, run the holder of each, and compare them with the listing of the stream.
 
-A stream shard that a listing lacks is past its retention, or so new that the listing does not show it yet. Only its own
-answer tells (as the KCL's LeaseCleanupManager).
+A stream shard that a listing lacks is past its retention, or new. Only its own answer tells (as for the KCL).
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 class _Take(Protocol):
-    """How the table makes a worker the holder of a lease: `LeaseTable.take` or `begin`."""
+    """`LeaseTable.take` or `begin`."""
 
     async def __call__(self, lease: Lease, me: str, *, start_at: datetime | None) -> Lease | None: ...
 
@@ -50,7 +49,7 @@ class Replica(Protocol):
         """Return the holder of a lease that was taken."""
 
     def pinned_start(self, lease: Lease) -> datetime | None:
-        """Return the instant from which a lease is read, where a take has to write it."""
+        """Return the instant for a take to write, if any."""
 
     def note_expired(self) -> None:
         """Note the take of a lease that its owner neither renewed nor released."""
@@ -96,7 +95,7 @@ class LeaseCoordinator:
         return None if self._holders else next(iter(self._untaken.values()), None)
 
     def reader(self, lease_key: str) -> StreamShardReader | None:
-        """Return the reader of a lease; None when it is not held, or waits for its parents."""
+        """Return the reader of a lease, if it runs."""
         holder = self._holders.get(lease_key)
         return None if holder is None else holder.reader
 
@@ -120,7 +119,7 @@ class LeaseCoordinator:
         ]
 
     def check(self, lease_key: str) -> None:
-        """Renew a lease of this replica at once, so that it notices another owner."""
+        """Renew a lease at once, so that another owner is noticed."""
         holder = self._holders.get(lease_key)
         if holder is not None:
             holder.check()
@@ -134,7 +133,7 @@ class LeaseCoordinator:
         }
 
     def update_gauges(self, *, is_blind: bool = False) -> None:
-        """Set the gauges of leases by the last scan; if *is_blind*, there was none."""
+        """Set the gauges by the last scan; if *is_blind*, there was none."""
         counts = Counter(self._state_of(one.lease) for one in self._view.observations.values())
         counts[LeaseState.UNOWNED] += is_blind
         for state in LeaseState:
@@ -151,7 +150,7 @@ class LeaseCoordinator:
                 holder.fail(exc)
 
     async def take(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event, reach: Reach) -> bool:
-        """Take this replica's share of the leases and run their holders in *tasks* until *stopping*.
+        """Take this replica's share and run the holders in *tasks* until *stopping*.
 
         Returns whether another replica was faster with one of them.
         """
@@ -168,9 +167,9 @@ class LeaseCoordinator:
         return await self._take_all(rested, self._table.take, tasks, stopping)
 
     async def take_assigned(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
-        """Take only what a KCL 3.x leader has assigned to this replica; run the holders as `take` does.
+        """Take only what a KCL 3.x leader has assigned to this replica.
 
-        A lease that was lost while it was to be handed over is handed over now: the next owner waits for that.
+        A lease that was lost while it was to be handed over is handed over now.
         """
         leases = [one.lease for one in self._view.observations.values() if one.lease.lease_key not in self._holders]
         for lease in unfinished_hand_overs(leases, me=self._me):
@@ -275,7 +274,7 @@ REMOVED_MAX: Final = 100  # of one run: no lease is taken meanwhile, and other r
 
 
 class LeaseCleanup:
-    """Ends the readers of stream shards past their retention, removes finished leases and their positions."""
+    """Removes finished leases, and ends readers of stream shards past their retention."""
 
     def __init__(
         self,
@@ -297,7 +296,7 @@ class LeaseCleanup:
         self._draw = draw
 
     async def run(self) -> None:
-        """List the stream, update the view, delete leases that are not needed; add hash ranges to rows of KCL 1.x.
+        """List the stream, and delete leases that are not needed; add hash ranges to rows of KCL 1.x.
 
         Raises RetryableError or PermanentError.
         """

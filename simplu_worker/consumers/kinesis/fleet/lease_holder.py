@@ -1,8 +1,7 @@
 """Hold one lease: renew it while its stream shard waits for its parents and is read, then release it.
 
 Renewal and checkpoint are one write, every third of the lease duration. A replica that cannot renew for the whole
-duration stops reading. After a leader of the KCL 3.x has assigned the lease to another worker, the reader drains, and
-the lease is renewed with its progress until the release.
+duration stops reading. After a leader of the KCL 3.x has assigned the lease to another worker, the reader drains.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ log = structlog.get_logger(__name__)
 
 
 class LeaseLostError(Exception):
-    """Another replica has the lease, or it could not be renewed for its whole duration."""
+    """Another replica has the lease, or it could not be renewed in time."""
 
 
 class HasFigures(Protocol):
@@ -139,9 +138,9 @@ class LeaseRenewer:
         self._is_requested.set()
 
     async def confirm(self) -> bool:
-        """Renew at once and wait for the answer, at most for the interval; return whether the lease is held.
+        """Renew at once; return whether the lease is held.
 
-        When the lease is lost, its reader is cancelled before this returns; only other callers see False.
+        When it is lost, its reader is cancelled before this returns.
         """
         if not self._is_over:
             self._is_renewed.clear()
@@ -152,9 +151,9 @@ class LeaseRenewer:
         return not self._is_over
 
     async def release(self, *, is_ended: bool) -> None:
-        """Write the last checkpoint, SHARD_END where *is_ended*, and release the lease at once.
+        """Write the last checkpoint, SHARD_END where *is_ended*, and release the lease.
 
-        Gives up after the renewal interval; the lease expires then.
+        Gives up after the renewal interval.
         """
         checkpoint = SHARD_END if is_ended else self._checkpoint()
         await self._release_within_interval(checkpoint, self._ahead())
@@ -223,11 +222,7 @@ class LeaseRenewer:
         return checkpoint if checkpoint is not None and checkpoint > self.lease.checkpoint else None
 
     def _pending_tenants(self) -> frozenset[str] | None:
-        """Return the pending tenants to list, so that the children can begin; None when the row lists them already.
-
-        The list only shrinks: the children have begun by the list in the row, whichever replica wrote it. One that
-        cannot be read stays as it is, and the children wait for SHARD_END.
-        """
+        # The list only shrinks: the children have begun by the list in the row, whichever replica wrote it.
         pending = None if self.reader is None else self.reader.pending_tenants()
         if pending is None:
             return None
@@ -250,7 +245,7 @@ class LeaseRenewer:
 
 
 class LeaseAncestry:
-    """The parents of leases, and the ancestors of all leases that this replica began to read."""
+    """The parents of leases, and the ancestors of those that this replica began to read."""
 
     def __init__(self, table: LeaseTable, view: StreamView) -> None:
         self._table = table
@@ -266,10 +261,9 @@ class LeaseAncestry:
         return unfinished_parents(lease, self._view.leases(), self._view.gone)
 
     async def find_pending_at_parents(self, lease: Lease) -> TenantSet | None:
-        """Return the tenants with operations pending at the parents of a lease; None while a parent is being read.
+        """Return the tenants with operations pending at the parents; None while a parent is read.
 
-        Parents that the last scan does not show at their end are read one by one: a scan may show a new lease and not
-        that of its parent. Raises RetryableError when a row cannot be read.
+        Parents that the last scan does not show at their end are read one by one. Raises RetryableError.
         """
         known = self._view.leases()
         if self.unfinished_parents(lease):
@@ -311,7 +305,7 @@ class LeaseAncestry:
 
 
 class StreamShardEnd:
-    """Decides whether a reply without an iterator is the end of one stream shard."""
+    """Decides whether a reply without an iterator is the end."""
 
     def __init__(self, table: LeaseTable, syncer: LeaseSyncer, *, me: str) -> None:
         """*me* is the owner under which this process took the lease."""
@@ -321,10 +315,9 @@ class StreamShardEnd:
         self._is_known_closed = False
 
     async def check(self, lease: Lease, child_shards: Sequence[ChildShard]) -> bool:
-        """Create the leases of the children and list them in *lease*; return whether the stream shard has ended.
+        """Create the leases of the children and list them in *lease*; return whether it has ended.
 
-        The leases of both parents of a merge exist before that of their child, which would take a parent without a
-        lease for one that is read. Raises RetryableError or PermanentError.
+        The leases of both parents of a merge exist before that of their child, which would take one without for read.
         """
         children = child_leases(child_shards)
         if not children:
@@ -344,11 +337,7 @@ class StreamShardEnd:
         return True
 
     async def _check_bare_end(self, lease: Lease) -> bool:
-        """Return whether an end without children is that of a closed stream shard, or of one past its retention.
-
-        The first such end is not accepted: a reply to an open stream shard may look like the end, and records may have
-        followed before it was closed. Only a read that began after the listing proves the end.
-        """
+        # A reply to an open stream shard may look like the end: only a read that began after the listing proves it.
         if self._is_known_closed:
             return True
         listed = {shard.stream_shard_id: shard for shard in await self._syncer.sync()}
@@ -368,7 +357,7 @@ class ReaderMaker(Protocol):
     """The replica, which makes the reader of a lease."""
 
     def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
-        """Return the reader of a lease that is *held*, with the tenants *pending* at its parents."""
+        """Return the reader of a lease, with the tenants *pending* at its parents."""
 
 
 class LeaseHolder:
@@ -400,7 +389,7 @@ class LeaseHolder:
 
     @property
     def reader(self) -> StreamShardReader | None:
-        """The reader of the stream shard; None while the lease waits for its parents."""
+        """The reader; None while the lease waits for its parents."""
         return self._renewer.reader
 
     @property
@@ -422,9 +411,9 @@ class LeaseHolder:
         } | renewed
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Hold the lease until *stopping*, the end of the stream shard, or its loss or reassignment.
+        """Hold the lease until *stopping*, the end, its loss or reassignment.
 
-        After what nobody foresaw it is given up without a checkpoint: the next reader begins at the stored one.
+        After what nobody foresaw it is given up without a checkpoint.
         """
         try:
             await self._hold(stopping)
@@ -466,7 +455,7 @@ class LeaseHolder:
         self._is_failed.set()
 
     def _note_end_of_renewals(self, renewing: asyncio.Task[NoReturn]) -> None:
-        """End the reader where something below the renewals has cancelled them: a task group takes that for an end."""
+        # A task group takes a cancellation below the renewals for an end.
         if renewing.cancelled():
             self.fail(RenewalsCancelledError("expected renewals while the lease is held, got their cancellation"))
 

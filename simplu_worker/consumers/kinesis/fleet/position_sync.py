@@ -1,7 +1,6 @@
 """Keep the stream positions stored on idle Postgres shards fresh, and detect lost ones (architecture, idea 8).
 
-A shard that receives no operations would not notice that it lost some, and its old positions would be where the next
-reader starts. So every shard is queried every few seconds, for all rows at once.
+A shard that receives no operations would not notice that it lost some. So every shard is queried every few seconds.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class HasReaders(Protocol):
 
 
 class LockedPosition(NamedTuple):
-    """The row of a reader on one Postgres shard, its lock held until *lock* is closed."""
+    """A row of a reader, its lock held until *lock* is closed."""
 
     reader: StreamShardReader
     positions: ShardPositions
@@ -49,7 +48,7 @@ class LockedPosition(NamedTuple):
 
 
 class PositionSync:
-    """Visits the shards in rounds, for the rows of the readers that run then."""
+    """Visits the shards in rounds."""
 
     def __init__(
         self,
@@ -72,7 +71,7 @@ class PositionSync:
         self._is_requested.set()
 
     def remove_rows(self, stream_shard_id: str) -> None:
-        """Have the rows of a stream shard past its retention removed in the next round."""
+        """Have the rows of a stream shard removed in the next round."""
         self._to_remove.add(stream_shard_id)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -126,10 +125,7 @@ class PositionSync:
                 raise
 
     async def _compare(self, shard_id: str, locked: list[LockedPosition]) -> None:
-        """Compare the rows on a shard with the state of the readers, and mend both; leave in *locked* the locked rows.
-
-        Rows that are as their readers left them are unlocked first: the checks of the others may take seconds.
-        """
+        # Rows that are as their readers left them are unlocked first: the checks of the others may take seconds.
         ids = [one.reader.stream_shard_id for one in locked]
         is_first = not all(one.position.was_read for one in locked)
         async with asyncio.timeout(QUERY_TIMEOUT_S):
@@ -164,7 +160,7 @@ class PositionSync:
                     one.position.invalidate()
 
     async def _reconcile(self, shard_id: str, locked: LockedPosition, stored: StoredPositions) -> None:
-        """Backfill what a shard lacks. Where the reader has a lane to it, the lane does so before its next batch."""
+        # Where the reader has a lane to the shard, the lane does so before its next batch.
         reader, positions, position, lineage, _ = locked
         if reader.request_row_read(shard_id):
             return

@@ -1,8 +1,7 @@
 """Which operations are held, which cursor sends a tenant's operations, and up to where the checkpoint may go. Pure.
 
-A hold (`ownership.py`) has a target that takes no operations now, the target's tenants (`tenant_set.py`), and the
-records still to be read for them: those of the parents, each from a position to its end, then the own ones from a
-position on. A catch-up reads the union of what its holds have still to read. The states of a hold:
+A hold has a target that takes no operations now, the target's tenants, and the records still to be read for them: those
+of the parents, then the own ones from a position on. A catch-up reads the union of what its holds have still to read.
 
                  the target                    a catch-up starts,               it meets the
                   is back                      or takes it along                main reader
@@ -15,7 +14,6 @@ A hold also ends, in any state, when its last tenant gets another owner; a backf
 names, does not.
 
 The operations of a tenant are sent by one cursor: the main reader, or the catch-up of the hold that owns the tenant.
-Two invariants:
 
 - *unique*: the sets of tenants of the holds are disjoint. A name goes before its slot, and a slot belongs to its oldest
   hold; all other tenants are the main reader's;
@@ -31,17 +29,17 @@ Five verbs change an owner:
 - *meet*: a catch-up has reached the main reader, which gets the tenants; nothing is dropped;
 - *restart* (`lower`): a hold leaves its catch-up, and reads again from a lower position.
 
-Why no operation is lost or overtaken; `tests/model/` finds by search what goes wrong without each rule:
+Why no operation is lost or overtaken (`tests/model/`):
 
 - A reader has at most one batch in flight to a Postgres shard, and one lane to it, first in first out for each tenant.
-- A hold is sticky: its operations leave the reader only through a catch-up, even if the target answers earlier.
+- A hold's operations leave the reader only through a catch-up, even if the target answers earlier.
 - Of a tenant over its share the newest operations leave memory, and its hold begins before the first of these.
 - After a failure, in a catch-up too, a hold begins before the first operation whose commit is not *known*.
 - A catch-up meets the main reader only when its next record is the main reader's next one at *dispatch*, in one step
   without an await.
-- The main reader has read the most, so it may lose a tenant to any hold at any time, with its operations in memory. A
-  catch-up that comes to earlier ones drops these first (`Dispatcher.drop_later_than`). Of those that come out of the
-  lookup of homes, those are dropped that their owner has still to read. The outcome of one in flight does not count.
+- The main reader may lose a tenant to any hold at any time, with its operations in memory. A catch-up that comes to
+  earlier ones drops these first; of those that come out of the lookup of homes, those are dropped that their owner has
+  still to read. The outcome of one in flight does not count.
 - The checkpoint (`Ownership.floor`) is the lowest position of the main reader, the holds and the catch-ups, also of a
   catch-up that has ended with operations pending.
 """

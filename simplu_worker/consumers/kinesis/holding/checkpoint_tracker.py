@@ -1,7 +1,6 @@
 """The checkpoint of a stream shard: the position up to which no record is pending. Pure.
 
-Records are numbered in the order of reading (their tickets) and finish in any order. The checkpoint is the last
-position before the first pending record, so it never passes a record that is not settled (invariant 1).
+Records are numbered in the order of reading (their tickets) and finish in any order.
 """
 
 from __future__ import annotations
@@ -34,10 +33,7 @@ class _Run(Generic[P]):
 
 
 class CheckpointTracker(Generic[P]):
-    """The pending records of one stream shard, by ticket; *P* is the type of a position.
-
-    Takes memory only for runs with a pending record.
-    """
+    """The pending records of one stream shard, by ticket; *P* is the type of a position."""
 
     def __init__(self, last: P | None = None) -> None:
         """*last* is the position before the first record, None if there is none."""
@@ -82,10 +78,7 @@ class CheckpointTracker(Generic[P]):
         return self._last_read
 
     def position_before(self, ticket: int) -> P | None:
-        """Return the last position before a pending record; None before there is one.
-
-        Raises KeyError where no record of the ticket's run is pending.
-        """
+        """Return the last position before a pending record. Raises KeyError where its run has none pending."""
         return self._runs[self._run_index(ticket)].position_before(ticket)
 
     def skip(self, position: P) -> None:
@@ -111,13 +104,13 @@ class CheckpointTracker(Generic[P]):
         return tickets
 
     def start_at_last(self) -> int:
-        """Add a pending record that must finish before the next one, at the last position; return its ticket."""
+        """Add a pending record at the last position; return its ticket."""
         return self._add_run([self._last_read]).start
 
     def finish(self, tickets: Iterable[int]) -> None:
-        """Finish the records of *tickets*. Raises KeyError if one of them is finished already.
+        """Finish the records of *tickets*. Raises KeyError if one is finished.
 
-        Never leaves a run without a pending record, not even where an exception comes in between: others look then.
+        Never leaves a run without a pending record, not even at an exception.
         """
         left = set(tickets)
         while left:

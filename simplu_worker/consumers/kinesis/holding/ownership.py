@@ -78,7 +78,7 @@ class Hold:
 
     @property
     def reached(self) -> RecordPosition | None:
-        """The own position after which its operations are still to come; None is the beginning."""
+        """The own position after which its operations come; None is the beginning."""
         return self.unread.after
 
     @property
@@ -103,10 +103,7 @@ class Hold:
         return self.arrived_at if reached is None else max(self.arrived_at, reached.arrived_at)
 
     def enter(self, state: HoldState, catch_up: CatchUp | None = None) -> None:
-        """Change the state; the hold leaves its catch-up, or becomes one of *catch_up*.
-
-        Raises ValueError where *state* may not follow.
-        """
+        """Change the state. Raises ValueError where *state* may not follow."""
         if state not in MAY_FOLLOW[self.state] or (catch_up is None) is (state is HoldState.CATCHING_UP):
             raise ValueError(f"{self}: expected a state that may follow, got {state}, {catch_up}")
         if self.catch_up is not None:
@@ -123,7 +120,7 @@ class Hold:
 
 
 class CatchUp:
-    """A cursor that reads again for some holds: the records it has still to read, and its pending operations."""
+    """A cursor that reads again for some holds."""
 
     def __init__(self, holds: Sequence[Hold]) -> None:
         unread = union([hold.unread for hold in holds])
@@ -151,7 +148,7 @@ class CatchUp:
         return bool(self.parents) or (first is not None and first < self._own_from)
 
     def comes_to(self, unread: Unread) -> bool:
-        """Return whether it comes to *unread*; while it reads those of parents, it may start lower with its own."""
+        """Return whether it comes to *unread*; at the parents, it may start lower with its own."""
         if self.parents and self.unread.includes_parents_of(unread):
             self.start_own_lower(unread.after)
         return self.unread.includes(unread)
@@ -172,7 +169,7 @@ class CatchUp:
         self._own_from = self.tracker.next_ticket
 
     def start_own_lower(self, after: RecordPosition | None) -> None:
-        """Start with its own records no later than after *after*, while it reads those of parents."""
+        """Start with its own records no later than after *after*."""
         self.tracker.rewind(union([self.unread, Unread(after)]).after)
 
 
@@ -228,7 +225,7 @@ class Ownership:
         return self._tenant_count < TENANT_HOLDS_MAX
 
     def needs_lookup(self, tenant_id: str) -> bool:
-        """Return whether a tenant is held because it has no shard, and is not being caught up."""
+        """Return whether a tenant is held because it has no shard."""
         owner = self.owner_of(tenant_id)
         return owner is not None and owner.target is HeldTarget.TENANT and owner.is_waiting
 
@@ -278,17 +275,14 @@ class Ownership:
     # Verbs
 
     def split(self, tenant_id: str, hold: Hold, in_memory: Iterable[Unread], arrived_at: datetime) -> None:
-        """Give a tenant to *hold*, which reads again the operations *in_memory*; the caller drops them.
-
-        *arrived_at* is when the first of them arrived.
-        """
+        """Give a tenant to *hold*, which reads again the operations *in_memory*; the caller drops them."""
         owner = self.owner_of(tenant_id)
         unread = union([self._unread_of(owner), *in_memory])
         hold.lower(unread, arrived_at if owner is None else min(arrived_at, owner.first_arrival))
         self._assign(tenant_id, hold)
 
     def open_shard_hold(self, shard_id: str, arrived_at: datetime, *, now: float) -> Hold:
-        """Return the hold of a Postgres shard that takes no operations; its catch-up, if any, has ended."""
+        """Return the hold of a Postgres shard that takes no operations."""
         return self._open(HeldTarget.SHARD, shard_id, HoldReason.SHARD_UNAVAILABLE, arrived_at, now=now)
 
     def open_backfill(self, shard_id: str, unread: Unread, arrived_at: datetime, *, now: float) -> Hold:
@@ -302,7 +296,7 @@ class Ownership:
     def hold_tenant(
         self, tenant_id: str, reason: HoldReason, in_memory: Iterable[Unread], arrived_at: datetime, *, now: float
     ) -> Hold:
-        """Split a tenant off: to a hold of its own, or the overflow hold where TENANT_HOLDS_MAX have theirs."""
+        """Split a tenant off: to a hold of its own, or the overflow hold behind TENANT_HOLDS_MAX."""
         if self.has_own_hold(tenant_id) or self.has_room:
             hold = self._open(HeldTarget.TENANT, tenant_id, reason, arrived_at, now=now)
             hold.reason = reason
@@ -314,8 +308,7 @@ class Ownership:
     def meet_resident(self, tenant_id: str, backfill: Hold, in_memory: Iterable[Unread]) -> Meeting:
         """Decide about a tenant that *backfill* meets on its shard; give it where it can.
 
-        Tenants that wait for the parents are left: when they are released, the rows are read again. A tenant may be the
-        backfill's by its slot alone: its operations in memory are then the main reader's.
+        A tenant may be the backfill's by its slot alone: its operations in memory are then the main reader's.
         """
         owner, catch_up = self.owner_of(tenant_id), backfill.catch_up
         if owner is backfill:
@@ -359,7 +352,7 @@ class Ownership:
     # The tenants of the last owner of the lease, and of the parents
 
     def hold_predecessors(self, tenants: TenantSet, unread: Unread, arrived_at: datetime, *, now: float) -> None:
-        """Hold the tenants that the last owner of the lease held; the hold is ready at once."""
+        """Hold the tenants that the last owner of the lease held."""
         hold = Hold(
             HeldTarget.PREDECESSOR,
             "",
@@ -373,10 +366,7 @@ class Ownership:
         self._register(hold)
 
     def hold_parents(self, tenants: TenantSet, unread: Unread, arrived_at: datetime, *, now: float) -> None:
-        """Hold the tenants with pending operations at the parents of the stream shard.
-
-        Must be called after `hold_predecessors`: a tenant in both belongs to the parents.
-        """
+        """Hold the tenants with pending operations at the parents, after `hold_predecessors`."""
         for tenant_id in [one for one in self._by_name if one in tenants]:
             self._by_name.pop(tenant_id).tenants.discard(tenant_id)
         self._register(
@@ -392,7 +382,7 @@ class Ownership:
         )
 
     def release_from_parents(self, pending: TenantSet, *, now: float) -> bool:
-        """Make ready the tenants with no operation *pending* at the parents; return whether there are any."""
+        """Make ready the tenants with no operation *pending* at the parents; return whether any."""
         hold = self.parents_hold
         if hold is None:
             return False
@@ -422,7 +412,7 @@ class Ownership:
     # Pending operations
 
     def floor(self, main: RecordPosition | None) -> RecordPosition | None:
-        """Return the position up to which no operation is pending, given the main reader's checkpoint."""
+        """Return the position up to which nothing is pending, given the main reader's checkpoint."""
         self._forget_finished_catch_ups()
         return lowest_position(
             [
@@ -453,7 +443,6 @@ class Ownership:
     # Names and slots
 
     def _assign(self, tenant_id: str, hold: Hold) -> None:
-        """Make a hold the owner of a tenant: by name while there is room, or the slot is another hold's."""
         self._live_tenants.discard(tenant_id)
         owner = self._by_name.get(tenant_id)
         if owner is hold:

@@ -1,7 +1,7 @@
 """Sets of tenants in bounded memory, and their form in a lease row. Pure.
 
-Up to NAMES_MAX tenants are kept by name; beyond that by slot: one bit of a bitmap, chosen by a checksum of the name and
-shared by all tenants of that slot. A set never forgets a tenant, so the worst case is one that waits without need.
+Up to NAMES_MAX tenants are kept by name; beyond that by slot: one bit of a bitmap, shared by all tenants with the same
+checksum. A set never forgets a tenant, so the worst case is one that waits without need.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ BITMAP_PREFIX: Final = "slots:"
 class TenantSet:
     """A set of tenant ids: all names, or all slots.
 
-    Combinations treat a slot as all its tenants: every tenant of the operands is in the result or in the part taken
-    away. A bitmap has a power of two of slots up to SLOT_COUNT; a combination has the larger size.
+    Combinations treat a slot as all its tenants, and have the larger size.
     """
 
     __slots__ = ("_bitmap", "_mask", "_names")
@@ -81,7 +80,7 @@ class TenantSet:
         return frozenset(self._names)
 
     def add(self, tenant_id: str) -> None:
-        """Add a tenant. The first one beyond NAMES_MAX names turns all names into slots."""
+        """Add a tenant. The first one beyond NAMES_MAX turns all names into slots."""
         if self._bitmap is None:
             self._names.add(tenant_id)
             if len(self._names) > NAMES_MAX:
@@ -116,7 +115,7 @@ class TenantSet:
         return self._from_bits(mine & ~others, size)
 
     def intersection(self, other: TenantSet) -> TenantSet:
-        """Return the tenants also in *other*: by name where one of the two sets has names."""
+        """Return the tenants also in *other*."""
         if self._bitmap is None:
             return TenantSet(tenant_id for tenant_id in self._names if tenant_id in other)
         if other._bitmap is None:
@@ -138,10 +137,7 @@ class TenantSet:
 
     @classmethod
     def decode(cls, entries: Iterable[str]) -> TenantSet:
-        """Return the set of the entries that `encode` returned for one set or several.
-
-        Raises ValueError for an unknown entry: no tenant may be taken for absent then.
-        """
+        """Return the set of the entries of one set or several. Raises ValueError for an unknown entry."""
         tenants = cls()
         for entry in sorted(entries, reverse=True):  # names first: into the most slots, not into the few of a row
             if entry.startswith(NAME_PREFIX) and entry != NAME_PREFIX:
@@ -188,7 +184,6 @@ def _parse_bitmap(text: str) -> tuple[int, int]:
 
 
 def _widen(one: int, size: int, other: int, other_size: int) -> tuple[int, int, int]:
-    """Return the larger size and both bitmaps in that size: a bitmap grows by repetition."""
     largest = max(size, other_size)
     return largest, _repeat(one, size, largest), _repeat(other, other_size, largest)
 
@@ -211,7 +206,7 @@ HORIZON: Final = datetime(1970, 1, 1, tzinfo=UTC)  # before every record (Kinesi
 
 
 class ParentRecords(msgspec.Struct, frozen=True):
-    """The records of an ancestor to be read again: from *start* to its end, only those after *after*."""
+    """The records of an ancestor to be read again: those after *after*, from *start* to its end."""
 
     stream_shard_id: str
     start: Start
@@ -220,7 +215,7 @@ class ParentRecords(msgspec.Struct, frozen=True):
 
 
 class Unread(msgspec.Struct, frozen=True):
-    """All records of *parents*, in their order, then all own ones after *after*; None is the beginning."""
+    """All records of *parents*, in order, then all own ones after *after*; None is the beginning."""
 
     after: RecordPosition | None
     parents: tuple[ParentRecords, ...] = ()
@@ -247,7 +242,7 @@ def union(parts: Iterable[Unread]) -> Unread:
 
 
 def merge(one: tuple[ParentRecords, ...], other: tuple[ParentRecords, ...]) -> tuple[ParentRecords, ...]:
-    """Return the records of both, in order: a stream shard has a higher id than its parents."""
+    """Return the records of both, in order."""
     found = {records.stream_shard_id: records for records in one}
     for records in other:
         known = found.get(records.stream_shard_id)

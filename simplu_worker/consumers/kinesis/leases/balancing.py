@@ -3,18 +3,15 @@
 As the KCL's DynamoDBLeaseTaker: first the leases that no replica holds, up to an even share; if there are none, one
 lease of an owner that has too much. Where all owners measure, a share is one of the load, else of the number of leases.
 
-The load of a lease is its throughput, and a fixed part for an idle stream shard. Replicas that see the same scan take
-from different owners: the lightest from the heaviest, the next lightest from the next. The leases come to rest: a move
-must lower the greater of the two loads by GAIN, so it lowers the sum of the squares of all loads. Loads are means of
-minutes, an estimate goes with its lease, and nothing is moved while all are within HEAVY and LIGHT of the mean.
+The load of a lease is its throughput, and a fixed part. Replicas that see the same scan take from different owners: the
+lightest from the heaviest, the next lightest from the next. The leases come to rest: a move must lower the greater of
+the two loads by GAIN, so it lowers the sum of the squares of all loads, and nothing is moved while all are within HEAVY
+and LIGHT of the mean.
 
-A replica that finds no homes, reaches no Postgres shard or cannot read the stream renews its leases with a mark in
-their rows, until a replica that can work takes them. A trouble of all replicas moves no lease: each notices it within
-PATIENCE_S, before the first one marks its rows, and takes nothing from others then. Leases do not go back and forth:
-the taker has been able, and the owner has not, for PATIENCE_S each.
-
-An owner that ends in order releases its leases; those of a killed one change hands after a lease duration without a
-renewal, and it is gone until another owner has come in its place.
+A replica that can do nothing renews its leases with a mark in their rows, until a replica that can work takes them. A
+trouble of all replicas moves no lease: each notices it within PATIENCE_S, before the first one marks its rows, and
+takes nothing from others then. Leases do not go back and forth: the taker has been able, and the owner has not, for
+PATIENCE_S each.
 """
 
 from __future__ import annotations
@@ -48,8 +45,7 @@ class Loads(msgspec.Struct, frozen=True):
 def measured_loads(unfinished: Mapping[str, Observation]) -> Mapping[str, float] | None:
     """Return the load of each lease; None where an owner does not measure, as a KCL does not.
 
-    Then the numbers of leases count: two rules in one fleet would move leases back and forth. A lease without a
-    measurement has the mean load of the others.
+    A lease without a measurement has the mean load of the others.
     """
     leases = [one.lease for one in unfinished.values()]
     if any(not lease.is_metered for lease in leases if lease.actual_owner is not None):
@@ -81,7 +77,7 @@ def plan_move(
 ) -> Lease | None:
     """Return the lease to take now from another owner; None when none should move to this replica.
 
-    *held* are the keys of the leases of this replica, 0 ≤ *draw* < 1.
+    *held* are the keys of its leases, 0 ≤ *draw* < 1.
     """
     by_owner = {owner: load for owner, load in loads.by_owner.items() if owner != me}
     mine = sum(loads.by_lease[key] for key in held if key in loads.by_lease)
@@ -105,10 +101,7 @@ def plan_move(
 def _giver(
     by_owner: Mapping[str, float], mine: float, *, mean: float, is_new: bool, me: str, draw: float
 ) -> str | None:
-    """Return the owner from which this replica takes: to each light replica another one.
-
-    A replica without a lease is not seen by the others, which rank without it: it draws.
-    """
+    # A replica without a lease is not seen by the others, which rank without it: it draws.
     givers = sorted(
         (owner for owner, load in by_owner.items() if load > mean * (1.0 if mine < LIGHT * mean else HEAVY)),
         key=lambda owner: (-by_owner[owner], owner),
@@ -174,7 +167,7 @@ def plan_takes(
     draw: float,
     reach: Reach = Reach.ALL,
 ) -> list[Lease]:
-    """Return the leases to try to take now; *held* are the keys of the leases of this replica, 0 ≤ *draw* < 1.
+    """Return the leases to try to take now; 0 ≤ *draw* < 1.
 
     Different draws make replicas that start together try different leases first.
     """
@@ -210,7 +203,7 @@ def plan_takes(
 def next_expiry(
     observations: Mapping[str, Observation], *, held: Collection[str], lease_duration_s: float
 ) -> float | None:
-    """Return when the first lease of another owner expires unless it is renewed; None without one."""
+    """Return when the first lease of another owner expires; None without one."""
     return min(
         (
             one.unchanged_since + lease_duration_s

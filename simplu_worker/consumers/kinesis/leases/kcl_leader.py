@@ -85,9 +85,8 @@ def state_of(tables: Iterable[tuple[str, Iterable[LeaseRow]]]) -> KclState:
 def leading_owners(state: KclState, earlier: Sequence[KclState]) -> list[str]:
     """Return the workers that show that the application assigns the leases: its leader, else its live workers.
 
-    *earlier* are the states at the last LOOKS looks; a live leader or worker had another beat at one of them, and with
-    fewer looks any leader is taken for live. Workers without a leader count, because one of them becomes the leader
-    soon.
+    *earlier* are the states at the last LOOKS looks; a live one had another beat at one of them. Workers count because
+    one of them becomes the leader soon.
     """
     if not state.is_version_leading:
         return []
@@ -150,14 +149,14 @@ class KclTables(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, lease_table: str, coordinator: str | None = None, worker_metrics: str | None = None) -> KclTables:
-        """Return the names: those given, else those that the KCL derives from the application's name."""
+        """Return the names given, else those that the KCL derives."""
         return cls(
             coordinator or f"{lease_table}-CoordinatorState", worker_metrics or f"{lease_table}-WorkerMetricStats"
         )
 
 
 class KclLeaderWatch:
-    """Knows whether a live leader assigns the leases: it would take back every lease that this replica takes."""
+    """Knows whether a live leader assigns the leases."""
 
     def __init__(self, client: Client, table: LeaseTable, kcl_tables: KclTables, *, follows: bool = False) -> None:
         """With *follows* the replica takes what the leader assigns to it."""

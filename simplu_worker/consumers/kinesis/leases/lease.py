@@ -1,10 +1,9 @@
 """The contents of a row of the lease table, and which leases may be taken. Pure.
 
 Replicas know of each other through the lease table alone, and the KCL before 3.5 takes every row there for a lease. So
-a report for people, and a person's request to an owner, are attributes of a row. A report names its writer, as a worker
-that does not know the attribute would leave it stale; no replica decides by it. A request stays in the row; an owner
-carries out those that appear while it owns the lease, once each. A replica without a lease, because it can do nothing,
-writes its report into any row, again and again: one that does not change any more is of a replica that has ended.
+a report for people, and a person's request to an owner, are attributes of a row. No replica decides by a report. An
+owner carries out a request that appears while it owns the lease, once. A replica without a lease, because it can do
+nothing, writes its report into any row, again and again.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _T = TypeVar("_T")
 
 
 class HeldTarget(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A held target, as `/status` names it, its `HoldReason` (or a newer word), and the age of its first operation."""
+    """A held target as `/status` names it, its `HoldReason`, and the age of its first operation."""
 
     target: str
     reason: str
@@ -41,7 +40,7 @@ class HeldTarget(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class TopTenant(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A tenant and the seconds of the last minute that its operations took of a Postgres shard."""
+    """A tenant and the seconds of the last minute that it took of a Postgres shard."""
 
     tenant_id: str
     shard_id: str
@@ -49,10 +48,10 @@ class TopTenant(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class ReplicaFigures(msgspec.Struct, frozen=True, gc=False):
-    """The p99 latency of a replica in the last interval, and its dead letters of the last hour.
+    """What a replica tells of itself.
 
-    *top* are the tenants that took most of the last minute, the first one most. *is_clock_apart*: the clock of its
-    machine is wrong. *unable* is an `Inability` (or a newer word): why it can do nothing.
+    The p99 latency of the last interval, the dead letters of the last hour, and the tenants that took most of the last
+    minute. *unable* is an `Inability`: why it can do nothing.
     """
 
     latency_p99_s: float | None = None
@@ -63,10 +62,10 @@ class ReplicaFigures(msgspec.Struct, frozen=True, gc=False):
 
 
 class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """The state of the reader of a stream shard, as its owner *by* wrote it with the last renewal.
+    """The state of a reader, as the owner *by* wrote it with the last renewal.
 
-    *held* are the oldest of its held targets; *read_count* are the records since the reader began. *beat* counts the
-    reports of a replica without a lease.
+    *held* are the oldest held targets, *read_count* the records since the reader began, *beat* the reports of a replica
+    without a lease.
     """
 
     by: str
@@ -90,7 +89,7 @@ class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class HoldRetry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """A request to try the held targets now: all, or *target*, as `/status` names it."""
+    """A request to try the held targets now: all, or *target*."""
 
     request_id: str
     target: str | None = None
@@ -113,7 +112,7 @@ class RecordRate:
 
 
 def encode_report(report: LeaseReport) -> str:
-    """Return the text of a report, with the tenants and the held targets that it has room for."""
+    """Return the text of a report, with the tenants and targets that it has room for."""
     rounded = msgspec.structs.replace(
         report,
         lag_s=_rounded_if_known(report.lag_s),
@@ -136,18 +135,18 @@ def first_held(targets: Iterable[HeldTarget]) -> tuple[HeldTarget, ...]:
 
 
 def decode_report(text: str, owner: str | None) -> LeaseReport | None:
-    """Return the report in the *text* of a row of *owner*; None for that of another one, and if it cannot be read."""
+    """Return the report of *owner* in *text*; None for that of another, or an unreadable one."""
     report = decode_idle_report(text)
     return report if report is not None and report.by == owner else None
 
 
 def decode_idle_report(text: str) -> LeaseReport | None:
-    """Return the report in *text*, of whichever replica; None if it cannot be read."""
+    """Return the report in *text*; None if it cannot be read."""
     return _decoded(text, LeaseReport)
 
 
 def encode_retry(retry: HoldRetry) -> str:
-    """Return the text of a request for the row. Raises ValueError for one that no owner would read."""
+    """Return the text of a request. Raises ValueError for one of more than TEXT_MAX_LENGTH."""
     text = msgspec.json.encode(retry).decode()
     if len(text) > TEXT_MAX_LENGTH:
         raise ValueError("target: expected the name of a held target, as /status has it, got a longer text")
@@ -155,7 +154,7 @@ def encode_retry(retry: HoldRetry) -> str:
 
 
 def decode_retry(text: str) -> HoldRetry | None:
-    """Return the request in the *text* of a row; None if it cannot be read."""
+    """Return the request in *text*; None if it cannot be read."""
     return _decoded(text, HoldRetry)
 
 
@@ -195,7 +194,7 @@ class UnreadableLeaseError(ValueError):
 
 
 class ReadAhead(msgspec.Struct, frozen=True, gc=False):
-    """How far a reader is ahead of its checkpoint: up to *read_to* only operations of *held* tenants are pending."""
+    """How far a reader is ahead: up to *read_to* only operations of *held* tenants are pending."""
 
     read_to: Position
     held: frozenset[str]
@@ -204,19 +203,16 @@ class ReadAhead(msgspec.Struct, frozen=True, gc=False):
 class Lease(msgspec.Struct, frozen=True, gc=False):
     """A row of the lease table as read (KCL `DynamoDBLeaseSerializer`); tenants are as `TenantSet.encode` writes them.
 
-    *checkpoint* is the last finished position. During a graceful hand-over by a KCL 3.x leader, *owner* is the next
-    owner already, and *checkpoint_owner* reads until it hands over. *metered_by* is the replica that measures the
-    throughput: while another program owns the lease, the value is stale.
+    During a hand-over by a KCL 3.x leader, *owner* is the next owner already, and *checkpoint_owner* reads until it
+    hands over. *metered_by* is the replica that measures the throughput.
 
-    *started_at* is the instant from which this application reads the stream shard; where it pins LATEST or
-    AT_TIMESTAMP, every reader starts there until there is a checkpoint. *pending_tenants* are those of a stream shard
-    that is read to its end; None before. Before *read_up_to* no record arrived that is pending, but for the tenants in
-    *ahead*; None unless the actual owner has written it, as is *report*. No reader decides by either. *last_read_up_to*
-    is that of whoever wrote it last: from it a successor tells that records have left the stream since.
+    *started_at* is the instant from which the stream shard is read, until there is a checkpoint. *pending_tenants* are
+    those of a stream shard that is read to its end. Before *read_up_to* no record arrived that is pending, but for the
+    tenants in *ahead*; None unless the actual owner has written it. *last_read_up_to* is that of whoever wrote it last.
 
-    *retry* is the last request. *release_of* is the owner whom a person has asked to release the lease; *released_by*
-    the one whose lease was taken for that, and who does not take it back. *unable_of* is the owner that can do nothing,
-    *idle_report* that of a replica which has no lease and uses this row.
+    *release_of* is the owner whom a person has asked to release the lease; *released_by* the one whose lease was taken
+    for that, and who does not take it back. *unable_of* is the owner that can do nothing, *idle_report* that of a
+    replica without a lease.
     """
 
     lease_key: str
@@ -245,7 +241,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def actual_owner(self) -> str | None:
-        """The worker that may read the stream shard and write the row (KCL `Lease.actualOwner`)."""
+        """The worker that reads the stream shard and writes the row (KCL `Lease.actualOwner`)."""
         return self.checkpoint_owner or self.owner
 
     @property
@@ -255,12 +251,12 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def is_to_be_released(self) -> bool:
-        """Whether a person wants another worker to take it; its owner reads until then."""
+        """Whether a person wants another worker to take it."""
         return self.release_of is not None and self.release_of == self.actual_owner
 
     @property
     def is_given_away(self) -> bool:
-        """Whether its owner can do nothing for it, and reads until another worker has taken it."""
+        """Whether its owner can do nothing for it."""
         return self.unable_of is not None and self.unable_of == self.actual_owner
 
     @property
@@ -270,22 +266,21 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
 
 
 class Observation(msgspec.Struct, frozen=True, gc=False):
-    """A lease as last scanned, and the monotonic time at which its counter was first seen."""
+    """A lease as last scanned, and when its counter was first seen."""
 
     lease: Lease
     unchanged_since: float
 
 
 def worker_id(host: str, pid: int, token: str) -> str:
-    """Return the id under which a process owns leases; a fresh random *token* keeps two processes apart."""
+    """Return the id under which a process owns leases."""
     return f"{host}:{pid}:{token}"
 
 
 def observe(previous: Mapping[str, Observation], leases: Iterable[Lease], *, now: float) -> dict[str, Observation]:
     """Return the observations by lease key, after a scan that found *leases*.
 
-    A lease not seen before counts as renewed now: a new process waits a full lease duration before it takes one from an
-    owner that it never saw alive.
+    A lease not seen before counts as renewed now.
     """
     observations: dict[str, Observation] = {}
     for lease in leases:
@@ -306,7 +301,7 @@ def takeable_leases(
     """Return the leases that may be taken now: free ones first, then those unchanged for longest.
 
     Free are those without an owner, those offered, and those of *me* that this process does not hold: the answer to a
-    take was lost. Others once unchanged for longer than *lease_duration_s*. Never finished ones and those in *held*.
+    take was lost.
     """
     candidates = [
         observation
@@ -325,7 +320,7 @@ def takeable_leases(
 
 
 def assigned_leases(leases: Iterable[Lease], *, me: str) -> list[Lease]:
-    """Return the unfinished *leases* that a KCL 3.x leader has assigned to *me*, and that no other worker reads."""
+    """Return the unfinished *leases* that a KCL 3.x leader has assigned to *me*, and nobody reads."""
     return [
         lease
         for lease in leases
@@ -339,18 +334,17 @@ def unfinished_hand_overs(leases: Iterable[Lease], *, me: str) -> list[Lease]:
 
 
 def is_own_landed_write(lease: Lease, row: Lease, *, me: str) -> bool:
-    """Return whether *row*, found where *lease* was expected, was written by an earlier try of *me* with that lease.
+    """Return whether *row*, found in place of *lease*, was written by an earlier try of *me*.
 
-    Only the actual owner moves the counter without changing the actual owner, so a counter one higher is the worker's
-    own write.
+    Only the actual owner moves the counter without changing the actual owner.
     """
     return row.actual_owner == me and row.counter == lease.counter + 1
 
 
 def has_hand_over_begun(lease: Lease, row: Lease, *, me: str) -> bool:
-    """Return whether *row* shows that *me* has *lease* still, but is to hand it over, or need not any more.
+    """Return whether *me* has *lease* still, but is to hand it over, or need not any more.
 
-    A KCL 3.x leader writes the next owner, and *me* as checkpoint owner, without moving the counter.
+    A KCL 3.x leader writes the owners without moving the counter.
     """
     return row.actual_owner == me and row.checkpoint_owner != lease.checkpoint_owner
 
@@ -361,10 +355,7 @@ def is_lease(row: LeaseRow) -> bool:
 
 
 def lease_of(row: LeaseRow) -> Lease | None:
-    """Parse a row of the lease table; None for rows that are not leases.
-
-    Raises UnreadableLeaseError when an attribute is missing or of another type or form than the KCL's.
-    """
+    """Parse a row of the lease table; None for rows that are not leases. Raises UnreadableLeaseError."""
     if not is_lease(row):
         return None
     try:
@@ -402,7 +393,7 @@ def lease_of(row: LeaseRow) -> Lease | None:
 
 
 def row_of(lease: Lease) -> dict[str, dict[str, Any]]:
-    """Return the row that creates *lease*, without empty members: DynamoDB has no empty sets, the KCL no nulls."""
+    """Return the row that creates *lease*, without empty members."""
     row: dict[str, dict[str, Any]] = {
         "leaseKey": {"S": lease.lease_key},
         "leaseCounter": {"N": str(lease.counter)},
@@ -528,7 +519,7 @@ KILOBYTE: Final = 1024.0  # of the KCL's `throughputKBps`
 
 
 class ThroughputMeter:
-    """A moving mean of the bytes read, which begins with the estimate of the last owner."""
+    """A moving mean of the bytes read, from the estimate of the last owner on."""
 
     def __init__(self, estimate_kbps: float | None, *, now: float) -> None:
         self.kbps = estimate_kbps
@@ -574,7 +565,7 @@ class StreamView:
         self._idle = {name: seen for name, seen in self._idle.items() if now - seen[1] <= IDLE_SHOWN_S}
 
     def idle_reports(self) -> Iterable[tuple[LeaseReport, float]]:
-        """Return the last reports of replicas without a lease that still run, and when each was seen."""
+        """Return the reports of replicas without a lease, and when each was seen."""
         return self._idle.values()
 
     def unchanged_for_s(self, lease_key: str) -> float:
@@ -582,5 +573,5 @@ class StreamView:
         return self._scanned_at - self.observations[lease_key].unchanged_since
 
     def leases(self) -> dict[str, Lease]:
-        """Return the leases of the last scan by lease key, to be read only."""
+        """Return the leases of the last scan by key, to be read only."""
         return self._leases

@@ -48,7 +48,7 @@ class LeaseSyncer:
         self._utc = utc
 
     async def sync_at_start(self, leases: Sequence[Lease]) -> list[Lease]:
-        """Create the leases that are missing at the start, where a scan found *leases*; return all."""
+        """Create the leases missing at the start; return all."""
         initial = self._initial_position()
         if not leases:
             first = first_leases(await self._list_at(initial), initial)
@@ -60,11 +60,7 @@ class LeaseSyncer:
         return [*leases, *await self._create(await self._find_missing(leases, await self._list_all()))]
 
     async def _find_missing(self, leases: Sequence[Lease], listing: Sequence[StreamShard]) -> list[Lease]:
-        """Return the leases to be created in addition to *leases*.
-
-        When some seem to be missing, the table is scanned again, consistently: where a stream shard starts depends on
-        whether its parent has a lease.
-        """
+        # Scans again, consistently: where a stream shard starts depends on whether its parent has a lease.
         if missing_leases(listing, {lease.lease_key for lease in leases}, self._initial_position()):
             leases = await self._table.scan(is_consistent=True)
         return missing_leases(listing, {lease.lease_key for lease in leases}, self._initial_position())
@@ -125,7 +121,7 @@ class LeaseAudit:
         self._seen_count = 0  # audits in a row that found this hole
 
     async def run(self) -> None:
-        """Look for a hole in the last scan; create the missing leases when it stays. Raises as the syncer."""
+        """Create the missing leases when a hole stays. Raises as the syncer."""
         hole = first_hole_in_leases(self._view.leases().values())
         self._seen_count = self._seen_count + 1 if hole is not None and hole == self._hole else int(hole is not None)
         self._hole = hole

@@ -1,7 +1,4 @@
-"""The lease table in DynamoDB, shared with the Kinesis Client Library.
-
-Requests to the tables of a Kinesis application in DynamoDB: measured, and with DynamoDB's errors as ours.
-"""
+"""The lease table in DynamoDB, shared with the Kinesis Client Library."""
 
 from __future__ import annotations
 
@@ -58,7 +55,7 @@ for _labels in product(_OPERATIONS, ("ok", "error", "condition_failed", "missing
 
 
 class ConditionFailedError(Exception):
-    """The row was not as expected; *row* is the actual one, if DynamoDB sent it."""
+    """The row was not as expected; *row* is the actual one, if sent."""
 
     def __init__(self, row: LeaseRow | None) -> None:
         super().__init__()
@@ -80,7 +77,7 @@ class TableRequests:
         self._client = client
 
     async def call(self, table: str, operation: str, **arguments: Any) -> dict[str, Any]:
-        """Make one measured request to *table*; return the reply.
+        """Make one measured request; return the reply.
 
         Raises ConditionFailedError, and RetryableError or PermanentError by DynamoDB's error.
         """
@@ -118,7 +115,7 @@ _reply_decoder = msgspec.json.Decoder(_Reply)
 
 
 def decode_rows(body: bytes) -> dict[str, Any]:
-    """Return a reply with rows as botocore would, but with binary values as text. Raises msgspec.DecodeError."""
+    """Return a reply with rows, binary values as text. Raises msgspec.DecodeError."""
     return {name: value for name, value in _reply_decoder.decode(body).items() if value is not None}
 
 
@@ -169,7 +166,7 @@ class LeaseTable:
         self.scan_capacity = 0.0  # of the last scan, in read capacity units
 
     async def ensure(self) -> None:
-        """Create the table unless it exists, and wait until it is ready; idempotent, also among replicas.
+        """Create the table unless it exists, and wait until it is ready.
 
         Raises PermanentError when that is not a lease table, RetryableError while it cannot be used.
         """
@@ -187,10 +184,9 @@ class LeaseTable:
                 )
 
     async def scan(self, *, is_consistent: bool = False) -> list[Lease]:
-        """Return all leases, without rows of other kinds (`other_rows`) and unreadable rows (logged once).
+        """Return all leases, without rows of other kinds (`other_rows`) and unreadable ones (logged once).
 
-        Unless *is_consistent*, which costs twice as much, a row may be a second old. Raises PermanentError if no row
-        can be read.
+        Unless *is_consistent*, a row may be a second old. Raises PermanentError if no row can be read.
         """
         leases: list[Lease] = []
         others: list[LeaseRow] = []
@@ -218,13 +214,13 @@ class LeaseTable:
             )
 
     async def find(self, lease_key: str) -> Lease | None:
-        """Return a lease by a consistent read; None without a row, or with an unreadable one."""
+        """Return a lease by a consistent read; None without a readable row."""
         reply = await self.requests.call(self.name, "get_item", Key={KEY: {"S": lease_key}}, ConsistentRead=True)
         row = reply.get("Item")
         return self._parse(row) if row else None
 
     def is_unreadable(self, lease_key: str) -> bool:
-        """Return whether the row, when last read, was not a lease as the KCL writes it."""
+        """Return whether the row, when last read, was unreadable."""
         return lease_key in self._unreadable
 
     def unreadable_rows(self) -> dict[str, str]:
@@ -232,7 +228,7 @@ class LeaseTable:
         return dict(self._unreadable)
 
     async def create(self, lease: Lease) -> bool:
-        """Write *lease* as a new row; return False when there is a row, which stays as it is."""
+        """Write *lease* as a new row; return False when there is one."""
         try:
             await self.requests.call(
                 self.name, "put_item", Item=row_of(lease), ConditionExpression=f"attribute_not_exists({KEY})"
@@ -242,9 +238,9 @@ class LeaseTable:
         return True
 
     async def take(self, lease: Lease, me: str, *, start_at: datetime | None = None) -> Lease | None:
-        """Make *me* the owner; return the lease as written, or None when its counter has moved since.
+        """Make *me* the owner; return the lease as written, or None when its counter has moved.
 
-        *start_at* pins the start of an unread lease to an instant, unless it is pinned already.
+        *start_at* pins the start of an unread lease, unless it is pinned already.
         """
         return await self._take(lease, me, "leaseCounter = :counter", start_at)
 
@@ -276,9 +272,9 @@ class LeaseTable:
         return row if row is not None and is_own_landed_write(lease, row, me=me) else None
 
     async def begin(self, lease: Lease, me: str, *, start_at: datetime | None = None) -> Lease | None:
-        """Begin to hold a lease that a KCL 3.x leader has assigned to *me*; None when that is not so any more.
+        """Begin to hold a lease that a KCL 3.x leader has assigned to *me*; None when it is not any more.
 
-        As `take`, but expects the owner, too: a leader that assigns it to another worker again leaves the counter.
+        Expects the owner, too: a leader that assigns it again leaves the counter.
         """
         condition = "leaseCounter = :counter AND leaseOwner = :me AND attribute_not_exists(checkpointOwner)"
         return await self._take(lease, me, condition, start_at)
@@ -298,12 +294,12 @@ class LeaseTable:
     ) -> Lease | None:
         """Renew a lease that *me* holds; in the same write, set its checkpoint and its progress.
 
-        Returns the lease as written, for the next write; None when another owner has it. With a `checkpoint_owner`
-        (*me*), a KCL 3.x leader has assigned it to another worker, which waits for `release`. An earlier try that
-        landed without an answer counts as this one; where it wrote less, this try is written over it.
+        Returns the lease as written; None when another owner has it. With a `checkpoint_owner` (*me*), another worker
+        waits for `release`. An earlier try that landed without an answer counts as this one; where it wrote less, this
+        try is written over it.
 
-        Without *pending_tenants*, *throughput_kbps* or *report* those of the row stay. *ahead* None removes the row's,
-        and so does *read_up_to*. With *is_given_away* another worker is to take the lease.
+        Without *pending_tenants*, *throughput_kbps* or *report* those of the row stay; *ahead* or *read_up_to* None
+        remove the row's.
         """
         values: dict[str, Any] = {
             ":counter": _number(lease.counter),
@@ -348,10 +344,10 @@ class LeaseTable:
     async def release(
         self, lease: Lease, me: str, checkpoint: Position | None = None, *, ahead: ReadAhead | None = UNCHANGED
     ) -> bool:
-        """Release a lease of *me*, with a last checkpoint, so that others may take it at once.
+        """Release a lease of *me*, with a last checkpoint; return False when *me* does not hold it.
 
-        One that a KCL 3.x leader has assigned to another worker stays that worker's. Returns False when *me* does not
-        hold the lease any more. The write expects the owner and not the counter, so a renewal in flight does no harm.
+        One that a KCL 3.x leader has assigned to another worker stays that worker's. The write expects the owner and
+        not the counter, so a renewal in flight does no harm.
         """
         values = {":me": {"S": me}, ":one": _number(1)}
         sets: list[str] = []
@@ -374,7 +370,7 @@ class LeaseTable:
         return row is not None and row.actual_owner == next_owner and checkpoint in (None, row.checkpoint)
 
     async def write_children(self, lease: Lease, me: str, children: Collection[str]) -> None:
-        """Write the *children* of a lease, whatever its counter, if *me* still holds it."""
+        """Write the *children* of a lease, if *me* still holds it."""
         values = {":children": {"SS": sorted(children)}, ":me": {"S": me}}
         try:
             await self._update(lease, "SET childShardIds = :children", self._held_condition(lease), values)
@@ -384,14 +380,14 @@ class LeaseTable:
                 await self.write_children(row, me, children)
 
     async def write_retry(self, lease: Lease, retry: HoldRetry) -> bool:
-        """Write a request to the owner of *lease*, whatever its counter; return False when that is not its owner now.
+        """Write a request to the owner of *lease*; return False when that is another now.
 
         Raises ValueError as `encode_retry`.
         """
         return await self._ask_owner(lease, f"SET {RETRY} = :retry", {":retry": {"S": encode_retry(retry)}})
 
     async def write_idle_report(self, lease_key: str, report: LeaseReport) -> None:
-        """Write the report of a replica without a lease into the row of any."""
+        """Write the report of a replica without a lease into a row."""
         values = {":report": {"S": encode_report(report)}}
         with contextlib.suppress(ConditionFailedError):
             condition = f"attribute_exists({KEY})"
@@ -414,14 +410,14 @@ class LeaseTable:
         return True
 
     async def write_hash_range(self, lease_key: str, hash_range: HashRange) -> None:
-        """Write the hash range of a lease, if its row is there: half a row must not come back."""
+        """Write the hash range, if the row is there: half a row must not come back."""
         values = {":first": {"S": str(hash_range.first)}, ":last": {"S": str(hash_range.last)}}
         update = "SET startingHashKey = :first, endingHashKey = :last"
         with contextlib.suppress(ConditionFailedError):
             await self._update(Lease(lease_key, TRIM_HORIZON), update, f"attribute_exists({KEY})", values)
 
     async def delete(self, lease: Lease) -> bool:
-        """Delete the row unless it was written since it was read; return whether it was deleted."""
+        """Delete the row unless it was written since; return whether it was deleted."""
         try:
             await self.requests.call(
                 self.name,
@@ -458,7 +454,7 @@ class LeaseTable:
             )
 
     def _held_condition(self, lease: Lease) -> str:
-        """Return the condition that `:me` holds *lease* still, and that no hand-over has begun since it was read."""
+        # No hand-over has begun since it was read.
         if lease.checkpoint_owner is None:
             return "leaseOwner = :me AND attribute_not_exists(checkpointOwner)"
         return "checkpointOwner = :me"

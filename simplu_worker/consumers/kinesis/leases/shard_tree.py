@@ -43,9 +43,8 @@ def missing_leases(
 ) -> list[Lease]:
     """Return the leases to be created in addition to *leases* (keys), so that every open stream shard is read.
 
-    A stream shard that descends from a leased one starts at its beginning, and so do the ancestors between them: its
-    records follow. Others start at the initial position: with LATEST the open stream shards alone, else their oldest
-    listed ancestors, too.
+    A descendant of a leased one starts at its beginning, and so do the ancestors between them. Others start at the
+    initial position: with LATEST the open stream shards alone, else their oldest listed ancestors, too.
     """
     walk = _Walk(stream_shards, leases, initial)
     for shard in stream_shards:
@@ -55,7 +54,7 @@ def missing_leases(
 
 
 class _Walk:
-    """One walk from the open stream shards up to leased ancestors, or to the oldest."""
+    """A walk from the open stream shards up to leased ancestors, or to the oldest."""
 
     def __init__(self, stream_shards: Iterable[StreamShard], leases: Collection[str], initial: InitialPosition) -> None:
         self._by_id = {shard.stream_shard_id: shard for shard in stream_shards}
@@ -89,7 +88,7 @@ class _Walk:
 
 
 def child_leases(children: Iterable[ChildShard]) -> list[Lease]:
-    """Return the leases of the children of a stream shard that is read to its end."""
+    """Return the leases of the children of an ended stream shard."""
     return [
         Lease(
             lease_key=child.stream_shard_id,
@@ -104,25 +103,24 @@ def child_leases(children: Iterable[ChildShard]) -> list[Lease]:
 def unfinished_parents(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> list[str]:
     """Return the parents that must finish, or list their pending tenants, before *lease* is read.
 
-    No replica reads a parent without a lease, and one past its retention (*gone*) has no records left. Of a parent that
-    lists pending tenants the child holds these (`pending_at_parents`).
+    A parent past its retention (*gone*) has no records left.
     """
     return [parent.lease_key for parent in _unfinished(lease, leases, gone) if parent.pending_tenants is None]
 
 
 def pending_at_parents(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> frozenset[str]:
-    """Return the tenants that *lease* must hold from its first record: those listed by its parents."""
+    """Return the tenants that *lease* must hold: those listed by its parents."""
     return frozenset[str]().union(*(parent.pending_tenants or () for parent in _unfinished(lease, leases, gone)))
 
 
 def is_torn(stream_shards: Collection[StreamShard]) -> bool:
-    """Return whether a reshard came between the pages of a listing: an open child has an open parent."""
+    """Return whether a reshard came between the pages of a listing."""
     opened = {shard.stream_shard_id for shard in stream_shards if shard.is_open}
     return any(shard.parents & opened for shard in stream_shards)
 
 
 def first_hole(ranges: Iterable[HashRange]) -> HashRange | None:
-    """Return the first hash keys that no range covers; None when all are covered."""
+    """Return the first hash keys that no range covers, if any."""
     next_key = 0
     for covered in sorted(ranges, key=lambda one: one.first):
         if covered.first > next_key:
@@ -132,13 +130,13 @@ def first_hole(ranges: Iterable[HashRange]) -> HashRange | None:
 
 
 def first_hole_in_leases(leases: Iterable[Lease]) -> HashRange | None:
-    """Return the first hash keys that no unfinished lease covers; None, too, while a range is unknown."""
+    """Return the first hash keys that no unfinished lease covers; None while a range is unknown."""
     ranges = [lease.hash_range for lease in leases if lease.checkpoint != SHARD_END]
     return None if None in ranges else first_hole([one for one in ranges if one is not None])
 
 
 def removable_leases(leases: Mapping[str, Lease], gone: Collection[str]) -> list[Lease]:
-    """Return the finished leases that may be deleted: past their retention, no leased parent, no unread child."""
+    """Return the finished leases past their retention, without a leased parent or an unread child."""
     awaited = {key for child in leases.values() if child.checkpoint in UNREAD for key in child.parents}
     return [
         lease

@@ -1,7 +1,7 @@
 """Catch up holds: find out when a target is back, and read its operations again from the stream.
 
-A catch-up has its own position in the stream shard, and shares its Kinesis quota with the main reader. It sends only
-the operations of its holds, and ends them when its next record is also the main reader's.
+A catch-up has its own position, and shares the quota of Kinesis with the main reader. It sends only the operations of
+its holds, and ends them when its next record is also the main reader's.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class MainReader(Protocol):
         """The position of dispatch."""
 
     def open_parent(self, records: ParentRecords) -> tuple[StreamShardAccess, RecordDecoder]:
-        """Return the access to a parent of the stream shard, and the decoder of its records."""
+        """Return the access to a parent of the stream shard, and its decoder."""
 
 
 class CatchUpReader:
@@ -99,7 +99,7 @@ class CatchUpReader:
 
     @property
     def lag_s(self) -> float:
-        """How far it is behind the main reader, by the arrivals of the last records that both have read."""
+        """How far it is behind the main reader, by arrivals."""
         main, own = self._main.read_to, self.catch_up.tracker.last_read
         return 0.0 if main is None or own is None else max(0.0, (main.arrived_at - own.arrived_at).total_seconds())
 
@@ -121,7 +121,7 @@ class CatchUpReader:
         }
 
     async def run(self, ending: asyncio.Event) -> None:
-        """Read until it reaches the main reader, until its last hold is gone, or until *ending*."""
+        """Read until it reaches the main reader, its last hold is gone, or *ending*."""
         while self.catch_up.parents and self.catch_up.holds and not ending.is_set():
             await self._read_parent(self.catch_up.parents[0], ending)
         with self._access.budget.open_catch_up(loop_time()) as pacing:
@@ -179,7 +179,7 @@ class CatchUpReader:
         return self._dispatcher.paced_s(self.catch_up.holds) < KEPT_UP_S
 
     def _meet(self) -> None:
-        """End the holds, in the same step as the check of the main reader's position: no await in between."""
+        # In the same step as the check of the main reader's position: no await in between.
         log.info(
             "catch_up.ended",
             stream_shard_id=self._access.stream_shard_id,
@@ -189,10 +189,6 @@ class CatchUpReader:
         self._dispatcher.ownership.meet(self.catch_up)
 
     async def _send_reply(self, arrivals: Iterator[DecodedRecord], ending: asyncio.Event) -> None:
-        """Send the operations of its tenants, up to the position of the main reader.
-
-        Meanwhile the main reader leaves the operations of the held tenants to the catch-up.
-        """
         decoded: deque[DecodedRecord] = deque()
         while not self._is_over(ending):
             if not decoded:
@@ -213,7 +209,7 @@ class CatchUpReader:
         return (self._has_caught_up() and self._keeps_up()) or not self.catch_up.holds or ending.is_set()
 
     def _send_decoded(self, decoded: deque[DecodedRecord]) -> None:
-        """Send and remove the records, until a lookup has to be waited for. No await in between: all were asked for."""
+        # No await in between: all homes were asked for.
         in_memory = self._dispatcher.in_memory_of(_tenants_of(decoded))
         lookup = self._dispatcher.pipeline.lookup
         while decoded and self.catch_up.holds and not self._has_caught_up() and not lookup.is_busy:
@@ -234,10 +230,7 @@ class CatchUpReader:
                 self._dispatcher.send([QueuedOperation(ticket, operation, record, tracker, parents)])
 
     def _may_send(self, tenant_id: str, in_memory: dict[str, list[QueuedOperation]]) -> bool:
-        """Return whether to send the next operation of a tenant; *in_memory* were in memory before.
-
-        A backfill may take the tenant for that. Later operations in memory are dropped, as they will be read again.
-        """
+        # Later operations *in_memory* are dropped, as they will be read again.
         owner = self._dispatcher.ownership.owner_of(tenant_id)
         if owner is None or owner.catch_up is not self.catch_up:
             homes = [hold for hold in self._backfills() if self._residents[hold.name][tenant_id]]
@@ -250,11 +243,7 @@ class CatchUpReader:
         return [hold for hold in self.catch_up.holds if hold.is_backfill]
 
     async def _ask_for_residents(self, decoded: Iterable[DecodedRecord], ending: asyncio.Event) -> bool:
-        """Ask each shard that is backfilled which tenants of some records live there; return whether it answered.
-
-        An answer is good for all of the catch-up: nothing of a tenant that comes later was lost there before, and a
-        move changes the token of the row, with which the backfill restarts.
-        """
+        # An answer is good for all of the catch-up: a move changes the token of the row, which restarts it.
         for hold in self._backfills():
             answers = self._residents.setdefault(hold.name, {})
             unknown = _tenants_of(decoded) - answers.keys()
@@ -294,10 +283,10 @@ class _ProbeHistory(msgspec.Struct):
 
 
 def next_to_catch_up(groups: Sequence[Group], running: Sequence[bool]) -> list[Group]:
-    """Return the *groups* of holds that may start now, of *groups* in order of age.
+    """Return the *groups* of holds, oldest first, that may start now.
 
-    The shortest first, so that a long catch-up delays no other; but one place is for the oldest, which short ones would
-    delay without end. *running* has True for a running catch-up that began as the oldest.
+    The shortest first; one place is for the oldest, which short ones would delay without end. *running* has True for a
+    running catch-up that began as the oldest.
     """
     room = max(0, CATCH_UPS_MAX - len(running))
     oldest_count = 1 if room and not any(running) else 0
@@ -307,7 +296,7 @@ def next_to_catch_up(groups: Sequence[Group], running: Sequence[bool]) -> list[G
 
 
 class CatchUps:
-    """Finds out when holds can be caught up, and catches up a few at a time."""
+    """Finds out when holds can be caught up, and does so for a few at a time."""
 
     def __init__(
         self,
@@ -325,7 +314,7 @@ class CatchUps:
         self.running: list[CatchUpReader] = []
 
     async def run(self, ending: asyncio.Event) -> None:
-        """Probe and catch up until *ending*; check periodically only while operations are in memory or held."""
+        """Probe and catch up until *ending*; by the clock only while operations are in memory or held."""
         has_ready, has_arrivals = self._dispatcher.has_ready, self._dispatcher.has_arrivals
         async with asyncio.TaskGroup() as tasks:
             while not ending.is_set():
@@ -354,11 +343,7 @@ class CatchUps:
         return is_any_held
 
     def _is_probe_due(self, hold: Hold) -> bool:
-        """Return whether to probe the shard now: its back-off expired, or another user of the pool succeeded.
-
-        A shard that answers probes but takes no writes seems to be back after each probe, and the stream is read again
-        for it. So its back-off continues where it was.
-        """
+        # A shard that answers probes but takes no writes seems back after each: its back-off goes on where it was.
         probed = self._probe_history.setdefault(hold.name, _ProbeHistory())
         now = loop_time()
         if probed.ready_at is not None:
@@ -401,16 +386,12 @@ class CatchUps:
             self._dispatcher.on_tenant_moved(hold, tenant_id)
 
     def _start_ready(self, tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
-        """Catch up the ready holds: by a running catch-up that is near before their start, else by one of their own."""
         ready = [hold for hold in self._dispatcher.ownership.holds() if hold.state is HoldState.READY]
         self._start_groups([hold for hold in ready if not hold.is_paced], tasks, ending)
         self._start_paced([hold for hold in ready if hold.is_paced], tasks, ending)
 
     def _start_paced(self, ready: Sequence[Hold], tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
-        """Catch up tenants that are over their share apart from the others: that takes as long as they are.
-
-        Each by a catch-up of its own while there are few, or where all of these have passed it.
-        """
+        # Each by a catch-up of its own while there are few, or where all of these have passed it.
         for hold in ready:
             running = sorted((one for one in self.running if one.is_paced), key=lambda one: one.lag_s)
             may_join = len(running) >= PACED_MAX

@@ -27,9 +27,9 @@ from simplu_worker.vocabulary import DeadLetterReason
 
 
 class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
-    """A decoded operation with its source record and its ticket in the tracker of the cursor that read it.
+    """A decoded operation with its record and its ticket in the tracker of its cursor.
 
-    *parents* are the records of parents from the operation on; empty for one of the stream shard itself.
+    *parents* are the records of parents from the operation on.
     """
 
     ticket: int
@@ -45,7 +45,7 @@ class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def unread(self) -> Unread:
-        """The records from the operation on, which are read again when it is dropped."""
+        """The records from the operation on."""
         return Unread(self.tracker.position_before(self.ticket), self.parents)
 
     def dead_letter(
@@ -67,7 +67,7 @@ class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
 
 
 def cost_bytes_of(entries: Collection[QueuedOperation]) -> int:
-    """Return the memory that *entries* count for: the records, their copy on the way, and an overhead."""
+    """Return the memory that *entries* count for."""
     return 2 * sum([entry.operation.size_bytes for entry in entries]) + OPERATION_OVERHEAD_BYTES * len(entries)
 
 
@@ -110,7 +110,7 @@ class ClaimedBatches:
                 return outcomes
 
     async def write_failure(self, shard_id: str, operation: Operation) -> Outcome:
-        """Write the row of an operation that is given up. Raises `RetryableError` where the shard does not take it."""
+        """Write the row of an operation that is given up. Raises `RetryableError`."""
         if self._shard_positions is None:
             outcome = await self._gateway.give_up(shard_id, operation)
         else:
@@ -128,7 +128,7 @@ class ClaimedBatches:
 
     @asynccontextmanager
     async def _known_row(self, shard_id: str) -> AsyncIterator[ShardPosition | None]:
-        """Lock the position on a shard, and give it once its row is known and not behind; None without positions."""
+        # None without positions.
         positions = self._shard_positions
         if positions is None:
             yield None
@@ -152,11 +152,8 @@ class ClaimedBatches:
         return self._ownership.is_blocked(shard_id)
 
     async def _reconcile(self, shard_positions: ShardPositions, shard_position: ShardPosition) -> None:
-        """Read the position row. Raises `RowBehindError` where it is behind.
-
-        Confirms the lease before, where another reader may have written it: two readers of the stream shard would make
-        each other read it again.
-        """
+        # Confirms the lease where another reader may have written the row: each would make the other read again.
+        # Raises `RowBehindError`.
         if await shard_positions.follow_moves(shard_position):
             return
         if shard_position.shard_id in self._changed:

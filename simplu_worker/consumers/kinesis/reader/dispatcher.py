@@ -1,7 +1,6 @@
 """Know where each operation of one stream shard is until it is settled: in a lane, in the lookup of homes, or held.
 
 The main reader and the catch-ups send through the same lanes and lookup, so a tenant's operations stay in order.
-Operations that cannot be applied now are dropped from memory and held.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ class Dispatcher:
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """Without *has_rows* no positions are written on Postgres shards; *main* is the tracker of the main reader."""
+        # *main* is the tracker of the main reader.
         self._reader = reader
         self._gateway = gateway
         self._memory = memory
@@ -142,8 +141,7 @@ class Dispatcher:
     def send(self, entries: Sequence[QueuedOperation]) -> None:
         """Send operations read by one cursor, each behind those of its tenant that are in memory.
 
-        Those of a held tenant must come from a catch-up of its hold. Where operations are held, all of their tenant are
-        dropped together, so that none is sent before the others are read again.
+        Those of a held tenant must come from a catch-up of its hold.
         """
         self._memory.reserve(cost_bytes_of(entries))
         self.has_arrivals.set()
@@ -162,7 +160,7 @@ class Dispatcher:
         return kept
 
     def put_back_lane(self, shard_id: str, entries: Sequence[QueuedOperation], cause: WorkerError) -> None:
-        """Have *entries*, all of the lane of a Postgres shard, read again once *cause* is over."""
+        """Have *entries*, all of a lane, read again once *cause* is over."""
         match cause:
             case RowBehindError():
                 self.start_backfill(shard_id, cause.unread, entries)
@@ -182,9 +180,9 @@ class Dispatcher:
         self.put_back_lane(lane.shard_id, lane.take_all(), crashed.error)
 
     async def settle(self, lane: StreamLane, batch: BatchDecided[QueuedOperation]) -> None:
-        """Settle, hold or look up each operation, together with those of its tenant behind it.
+        """Settle, hold or look up each operation, with those of its tenant behind it.
 
-        Nothing is awaited before all operations that are not finished are in one place again.
+        Awaits nothing before all that are not finished are in one place again.
         """
         failing: list[tuple[QueuedOperation, _FailedOperation, str, Hold]] = []
         for entry, error in batch.failing:
@@ -237,10 +235,7 @@ class Dispatcher:
         )
 
     async def _give_up(self, lane: StreamLane, entry: QueuedOperation, attempts: int, error: str, hold: Hold) -> None:
-        """Give up an operation after its last try: store its dead letter, mark its row, and catch up its tenant.
-
-        Where the shard does not take the mark, the operation is tried again, and gets no other dead letter.
-        """
+        # Where the shard does not take the mark, the operation is tried again, and gets no other dead letter.
         ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
         hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[-1]
         failed = self._failures.get(entry.operation.tenant_id)
@@ -272,7 +267,7 @@ class Dispatcher:
         await self._finish_stored(overdue.entries, letters)
 
     def put_back_tenant(self, waited: Waited[QueuedOperation]) -> None:
-        """Hold a tenant without a route; where its shard does not answer, with all others of that shard."""
+        """Hold a tenant without a route; where its shard does not answer, the shard."""
         operation, error = waited.entries[0].operation, None if waited.cause is None else str(waited.cause)
         ids = {"business_id": operation.business_id, "location_id": operation.location_id}
         log.warning("tenant.held", reason=waited.reason, error=error, **ids)
@@ -314,7 +309,7 @@ class Dispatcher:
         return admitted
 
     def meet_resident(self, tenant_id: str, hold: Hold, in_memory: Sequence[QueuedOperation]) -> bool:
-        """Return whether a backfill takes a tenant of its shard; *in_memory* are the tenant's operations."""
+        """Return whether a backfill takes a tenant of its shard."""
         meeting = self._meet(tenant_id, hold, in_memory)
         if meeting is Meeting.APART:
             self._drop(in_memory)
@@ -323,7 +318,7 @@ class Dispatcher:
         return meeting is Meeting.TAKEN
 
     def drop_later_than(self, tenant_id: str, catch_up: CatchUp, in_memory: Sequence[QueuedOperation]) -> bool:
-        """Drop those *in_memory* of a tenant to which *catch_up* is about to come; return whether it may send.
+        """Drop those *in_memory* to which *catch_up* is about to come; return whether it may send.
 
         It may not where neither comes to all of the other; then the tenant gets a hold of its own.
         """
@@ -356,7 +351,7 @@ class Dispatcher:
     def in_memory_of(
         self, tenant_ids: AbstractSet[str], lanes: Iterable[StreamLane] | None = None
     ) -> dict[str, list[QueuedOperation]]:
-        """Return the operations of tenants in *lanes* (by default also in the lookup) that are not being settled."""
+        """Return the operations of tenants in *lanes* that are not being settled; by default also in the lookup."""
         found = self.pipeline.undecided(lanes)
         return _by_tenant(entry for entry in found if entry.operation.tenant_id in tenant_ids)
 
@@ -387,7 +382,7 @@ class Dispatcher:
         self._finish(entries)
 
     def request_row_read(self, shard_id: str) -> bool:
-        """Make the lane to a Postgres shard read its row there again; return False where there is none."""
+        """Make the lane to a Postgres shard read its row; return False without a lane."""
         lane = self.pipeline.lane_to(shard_id)
         if lane is not None:
             lane.request_turn()
@@ -396,10 +391,7 @@ class Dispatcher:
     def hold_shard(
         self, shard_id: str, entries: Sequence[QueuedOperation], reason: HoldReason = HoldReason.SHARD_UNAVAILABLE
     ) -> None:
-        """Hold a Postgres shard with the tenants of *entries*, all of which are dropped.
-
-        *reason* is that of a new hold. A gap becomes the reason of a hold that exists, too.
-        """
+        """Hold a Postgres shard with the tenants of *entries*, which are dropped."""
         hold = self.ownership.open_shard_hold(shard_id, _first_arrival(entries), now=loop_time())
         if reason is HoldReason.GAP or hold.reason == HoldReason.SHARD_UNAVAILABLE:
             hold.reason = reason
@@ -409,19 +401,13 @@ class Dispatcher:
             self.pipeline.forget_homes({entry.operation.tenant_id for entry in entries})
 
     def set_backfill_apart(self, hold: Hold) -> None:
-        """Have a backfill wait for its silent shard again, apart from the others of its catch-up.
-
-        Where operations of the shard are queued, these fail, and do the same.
-        """
+        """Have a backfill wait for its silent shard apart from the others of its catch-up."""
         lane = self.pipeline.lane_to(hold.name)
         if lane is None or not len(lane):
             self.ownership.open_shard_hold(hold.name, hold.first_arrival, now=loop_time())
 
     async def is_held_for_gap(self, hold: Hold) -> bool:
-        """Return whether a Postgres shard that answers has a gap that no person has accepted.
-
-        Raises `RetryableError` when the shard does not answer.
-        """
+        """Return whether a Postgres shard has a gap that no person has accepted. Raises `RetryableError`."""
         positions = self.shard_positions
         if hold.reason != HoldReason.GAP or positions is None:
             return False
@@ -431,7 +417,7 @@ class Dispatcher:
         return is_open
 
     def on_tenant_moved(self, hold: Hold, tenant_id: str) -> None:
-        """Catch up a tenant of a held Postgres shard that has another shard now."""
+        """Catch up a tenant of a held Postgres shard that has another one now."""
         entries = self._take({tenant_id})
         arrived_at = min([hold.first_arrival, *(entry.operation.origin.arrived_at for entry in entries)])
         unread = [entry.unread for entry in entries]
@@ -500,7 +486,7 @@ class Dispatcher:
         self.has_ready.set()
 
     def ready_due_holds(self) -> None:
-        """Make the holds ready that are due. Must be called a few times a second."""
+        """Make the holds ready that are due."""
         now = loop_time()
         holds = self.ownership.holds()
         for hold in holds:
@@ -516,10 +502,7 @@ class Dispatcher:
             self._make_ready(overflow_holds[0])
 
     def retry_holds(self, target: str | None) -> int:
-        """Try held targets now: all, or *target* as people see it; return how many.
-
-        Parents, and the last owner of the lease, are waited for, not tried.
-        """
+        """Try held targets now: all, or *target* as people see it; return how many."""
         now, count = loop_time(), 0
         for hold in self.ownership.holds():
             is_tried = hold.target not in (HeldTarget.PARENTS, HeldTarget.PREDECESSOR)
@@ -534,10 +517,9 @@ class Dispatcher:
         return count
 
     def may_read_on(self) -> bool:
-        """Return whether what the main reader sends would not wait long behind what it has sent.
+        """Return whether what the main reader sends would not wait long.
 
-        Where a lane does not keep up because of one tenant, the tenant is held. To see that, a lane has to have more
-        than it takes at once.
+        Where a lane does not keep up because of one tenant, the tenant is held.
         """
         lanes = self.pipeline.lanes()
         if self.pipeline.has_idle_lane:
@@ -549,24 +531,20 @@ class Dispatcher:
         return any(len(lane) < AHEAD_MAX_COUNT and lane.waiting_s(is_paced) < AHEAD_MAX_S for lane in lanes)
 
     def hold_over_share(self) -> None:
-        """Hold the tenant furthest beyond its share of each lane: its newest operations leave memory.
-
-        Those before them stay in the lane, in front of what the hold reads again.
-        """
+        """Hold the tenant furthest beyond its share of each lane: its newest operations leave memory."""
         for lane in self.pipeline.lanes():
             if self.ownership.has_room and (newest := lane.over_share(self.ownership.has_own_hold)):
                 self._hold_newest(lane, newest)
 
     def paced_s(self, holds: Iterable[Hold]) -> float:
-        """Return the seconds that queued operations of a tenant over its share take, of the one with most."""
+        """Return the most seconds that queued operations of a tenant over its share take."""
         lanes = [(self.pipeline.lane_of(hold.name), hold.name) for hold in holds if hold.is_paced]
         return max([lane.queued_s(tenant_id) for lane, tenant_id in lanes if lane is not None], default=0.0)
 
     def look_after_paced(self) -> None:
-        """Have the lanes of tenants that are over their share take short turns.
+        """Have the lanes of tenants over their share take short turns.
 
-        Past half of the retention a tenant goes first: that nothing is lost comes before what is fair. Must be called a
-        few times a second.
+        Past half of the retention a tenant goes first.
         """
         hurried: set[str] = set()
         for hold in self.ownership.holds():
@@ -601,7 +579,7 @@ class Dispatcher:
         self._make_ready(hold)
 
     def shed_stuck_lanes(self, *, is_memory_short: bool) -> None:
-        """Hold the operations behind a batch that may never be answered; with little memory the batch, too."""
+        """Hold what is behind a batch that may never be answered; with little memory the batch, too."""
         for lane in self.pipeline.lanes():
             if not lane.is_stuck:
                 continue
@@ -612,7 +590,7 @@ class Dispatcher:
                 lane.give_up_batch()
 
     async def _finish_stored(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
-        """Finish *entries* once their dead letters are stored; those that arrive during a store share the next one."""
+        # Those that arrive during a store share the next one.
         if letters:
             batch = self._open_batch
             batch.letters += letters
@@ -634,7 +612,7 @@ class Dispatcher:
 
 
 class _FailedOperation(NamedTuple):
-    """The operation of a tenant that failed, how often in a row, first and last."""
+    """The operation of a tenant that failed, how often, first and last."""
 
     shard_id: str
     position: tuple[str | None, int, int | None]

@@ -49,10 +49,7 @@ class ReaderView:
 
     @property
     def lag_s(self) -> float | None:
-        """The age of the first pending record, else the lag of the last reply; None before the first reply.
-
-        It grows while reading fails or no reply comes. Held records do not count: `held_age_s`.
-        """
+        """The age of the first pending record, else the lag of the last reply. Held records do not count."""
         first = self._tracker.first_pending
         if first is not None:
             return max(0.0, (self._utc() - first.arrived_at).total_seconds())
@@ -73,7 +70,7 @@ class ReaderView:
         return loop_time() - self._cursor.replied_at if self._cursor.trouble else 0.0
 
     def lag_of(self, tenant_id: str | None) -> float | None:
-        """Return how far a tenant's operations may be behind, held ones included; of any tenant with None."""
+        """Return how far a tenant's operations, or any tenant's, may be behind, held ones included."""
         owner = None if tenant_id is None else self.hold_of(tenant_id)
         holds = self._holds() if tenant_id is None else [] if owner is None else [owner]
         return max((age for age in [self.lag_s, *map(self.held_age_s, holds)] if age is not None), default=None)
@@ -89,11 +86,11 @@ class ReaderView:
         return len(self._catch_ups.running)
 
     def lag_retention_ratio(self, retention: timedelta | None) -> float:
-        """Return the lag over the *retention* of the stream; at 1 the next records are lost. 0 while unknown."""
+        """Return the lag over the *retention*; at 1 the next records are lost. 0 while unknown."""
         return 0.0 if retention is None else self.least_lag_s / retention.total_seconds()
 
     def held_retention_ratio(self, retention: timedelta | None) -> float:
-        """Return the age of the oldest held operation over the *retention*; at 1 it is lost."""
+        """Return the age of the oldest held operation over the *retention*."""
         if retention is None:
             return 0.0
         return max(map(self.held_age_s, self._holds()), default=0.0) / retention.total_seconds()
@@ -103,7 +100,7 @@ class ReaderView:
         return max(0.0, (self._utc() - hold.first_arrival).total_seconds())
 
     def is_pending(self, request_id: str, names: tuple[str, str] | None) -> bool:
-        """Return whether an operation is in memory. Searches all of them: for people only."""
+        """Return whether an operation is in memory. Searches all of them."""
         return any(entry.operation.is_named(request_id, names) for entry in self._dispatcher.pipeline.entries())
 
     def has_operations_of(self, names: tuple[str, str]) -> bool:
@@ -151,10 +148,7 @@ class ReaderView:
 
 
 class ReaderServices(msgspec.Struct, frozen=True):
-    """The services of a reader, opened; with *subscriptions* it reads by push.
-
-    With a *schedule* it reads when other readers of the replica do.
-    """
+    """The opened services; with *subscriptions* the reader reads by push, with a *schedule* when others do."""
 
     stream: Stream
     gateway: ShardGateway
@@ -177,9 +171,8 @@ class ReaderSettings(msgspec.Struct, frozen=True):
 class ReaderAssignment(msgspec.Struct, frozen=True):
     """The stream shard to read, and where its last reader and the readers of its parents stopped.
 
-    *checkpoint* is the position of the record at *start*: of an aggregate, some sub-records may be done. With
-    *read_ahead* the main reader continues where its predecessor was, and the tenants that this held are read again from
-    the checkpoint. The tenants in *pending_at_parents* wait for `release_from_parents`. All that arrived before
+    *checkpoint* is the position of the record at *start*. With *read_ahead* the main reader continues where its
+    predecessor was. The tenants in *pending_at_parents* wait for `release_from_parents`. All that arrived before
     *read_up_to* was read.
     """
 
@@ -198,7 +191,7 @@ class ReaderLease(Protocol):
 
     @property
     def started_at(self) -> datetime | None:
-        """The time from which the stream shard is read, if not from its beginning."""
+        """The time from which it is read, if not from its beginning."""
 
     async def confirm(self) -> bool:
         """Return whether the lease is still the replica's at this moment."""

@@ -1,7 +1,7 @@
 """Read one stream shard: every record becomes an operation that is dispatched to a Postgres shard, or a dead letter.
 
 The operations of one tenant reach its shard in stream order (architecture, idea 2). Those that cannot be applied are
-held, and read again when they can be (idea 3): the main reader goes on for all other tenants.
+held (idea 3), and the main reader goes on for all other tenants.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class StreamShardReader:
 
     @property
     def checkpoint(self) -> Position | None:
-        """The position up to which no record is pending; None before there is one."""
+        """The position up to which no record is pending, if any."""
         position = self._dispatcher.ownership.floor(self._tracker.checkpoint)
         return None if position is None else position.stored.position
 
@@ -146,12 +146,12 @@ class StreamShardReader:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the stream shard was read to its end and no record of it is pending."""
+        """Whether it is read to its end, with no record pending."""
         return self.is_at_end and not len(self._tracker) and self._dispatcher.ownership.is_settled()
 
     @property
     def is_caught_up(self) -> bool:
-        """Whether it is at the tip or the end, and every record it read is finished or held."""
+        """Whether it is at the tip or the end, with every record finished or held."""
         at_tip = self.is_at_end or (self._cursor.millis_behind == 0 and not self._is_dispatching)
         is_catching_up = not all(hold.is_waiting for hold in self.holds()) or self._catch_ups.running
         has_asked_all = self._dispatcher.pipeline.lookup.has_asked_all
@@ -204,7 +204,7 @@ class StreamShardReader:
         return any(hold.is_waiting_for_parents for hold in self.holds())
 
     def pending_tenants(self) -> TenantSet | None:
-        """Return the tenants with pending operations, once all is read and the rest may take long; None before.
+        """Return the tenants with pending operations, once all is read and the rest may take long.
 
         The set only shrinks.
         """
@@ -213,10 +213,7 @@ class StreamShardReader:
 
     @property
     def ahead(self) -> ReadAhead | None:
-        """How far the reader is ahead of its checkpoint; None while the distance is too short to be noted.
-
-        A successor at the checkpoint would keep all other tenants waiting while it reads the held records.
-        """
+        """How far the reader is ahead of its checkpoint; None while that is not worth noting."""
         main, holds = self._tracker.checkpoint, self.holds()
         if main is None or not holds:
             return None
@@ -246,10 +243,9 @@ class StreamShardReader:
         return self._cursor.read_records
 
     def read_up_to(self, ahead: ReadAhead | None) -> datetime | None:
-        """Return the time before which no record arrived that is pending, but for the tenants in *ahead* (`ahead` now).
+        """Return the time before which nothing arrived that is pending, but for the tenants in *ahead*.
 
-        None while it is unknown, as of a closed stream shard: later records are in its children, which may have no
-        lease yet.
+        None while unknown, as of a closed stream shard: its children may have no lease yet.
         """
         passed_to, holds = self._passed_to(), self.holds()
         is_closed = self.is_at_end or self._cursor.is_closed
@@ -272,10 +268,7 @@ class StreamShardReader:
         return self._fully_read_to()
 
     def _fully_read_to(self) -> datetime:
-        """Return a time at which the stream shard was open, and before which all of its records are read.
-
-        A reply with the last records of a closed stream shard does not name the end: then the time of the last record.
-        """
+        # The last reply of a closed stream shard may not name the end: then the time of its last record.
         if self._cursor.last_arrival is not None:
             return self._cursor.last_arrival
         unread_for = timedelta(seconds=loop_time() - self._cursor.asked_at)
@@ -288,7 +281,7 @@ class StreamShardReader:
         return msgspec.structs.replace(lease, checkpoint=highest, ahead=ahead, read_up_to=self.read_up_to(ahead))
 
     def release_from_parents(self, pending: TenantSet) -> None:
-        """Catch up the tenants that were held for the parents and are no longer in *pending*.
+        """Catch up the tenants held for the parents and no longer in *pending*.
 
         A shard may have lost what the parents' readers applied: the rows of all shards are read again before.
         """
@@ -309,7 +302,7 @@ class StreamShardReader:
         self._dispatcher.start_backfill(shard_id, unread, ())
 
     def is_backfilling(self, shard_id: str) -> bool:
-        """Return whether the stream is being read again for all tenants of a Postgres shard."""
+        """Return whether a Postgres shard is backfilled."""
         return (hold := self._dispatcher.ownership.shard_hold(shard_id)) is not None and hold.is_backfill
 
     def request_row_read(self, shard_id: str) -> bool:
@@ -317,14 +310,14 @@ class StreamShardReader:
         return self._dispatcher.request_row_read(shard_id)
 
     def abandon(self) -> None:
-        """Treat the stream shard as read to its end: it is past its retention."""
+        """Treat the stream shard as read to its end."""
         self.is_at_end = True
         self._access.is_gone = True
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Read until *stopping* or the end; return when no batch is in flight. The other operations stay pending.
+        """Read until *stopping* or the end; return when no batch is in flight.
 
-        A batch without an answer is abandoned *drain_s* after the stop; the log shows whether it was applied.
+        A batch without an answer is abandoned *drain_s* after the stop.
         """
         self._stopping = stopping
         try:
@@ -384,7 +377,7 @@ class StreamShardReader:
         return f"{ahead.read_to.checkpoint}/{ahead.read_to.sub_sequence_number}", tuple(sorted(ahead.held))
 
     async def write_final_positions(self) -> None:
-        """Write the progress to the Postgres shards that answer at once, when `run` has returned."""
+        """Write the progress to the Postgres shards that answer at once, after `run`."""
         if self.shard_positions is None:
             return
         with contextlib.suppress(TimeoutError):
@@ -420,10 +413,7 @@ class StreamShardReader:
         return None
 
     async def _find_first(self, stream_shard_id: str, start: Start) -> RecordPosition | None:
-        """Return the position before the first record from *start* on; None while there is none.
-
-        Takes nothing from the memory quota: operations that wait for the answer may fill all of it.
-        """
+        # Takes nothing from the memory quota: operations that wait for the answer may fill it.
         try:
             iterator: str | None = await self._stream.get_iterator(stream_shard_id, start)
             with self._access.budget.open_catch_up(loop_time()) as pacing:
@@ -536,11 +526,8 @@ class StreamShardReader:
             )
 
     async def _decode_batch(self, arrivals: Iterator[DecodedRecord]) -> list[DecodedRecord]:
-        """Wait until a lane may get more, then decode as many records as a batch takes; empty at the end of *arrivals*.
-
-        Undecoded records take half the memory, and those decoded together go to the lane as one batch. Objects created
-        alternately with those of other readers would be scattered in memory, which takes a tenth more processor time.
-        """
+        # Undecoded records take half the memory, and those decoded together go to the lane as one batch.
+        # Objects created alternately with those of other readers would be scattered in memory.
         decoded = list(islice(arrivals, 1))  # shows whether there are more
         while decoded and not self._dispatcher.may_read_on() and not self._stopping.is_set():
             await self._wait_for_settled()

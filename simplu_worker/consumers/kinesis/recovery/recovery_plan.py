@@ -1,21 +1,18 @@
 """From which position a Postgres shard is read for again, given the positions stored on it. Pure.
 
-**Gaps.** A shard that was restored from a backup older than the stream's retention is behind by more than the stream
-can bring back. One of its rows shows it, if all of this holds:
+**Gaps.** A shard restored from a backup older than the retention lacks more than the stream can bring back. One of its
+rows shows it, if all of this holds:
 
 - the row is behind the checkpoint of the lease, which never goes back;
-- it was written longer ago than the stream keeps records. Readers write all rows again within an hour, so it is as old
-  only on a shard that was restored, or unreachable for as long;
+- it was written longer ago than the stream keeps records: readers write all rows again within an hour;
 - the record at its position has left the stream;
 - the fleet has read in the meantime: this reader knew the shard before, or the stream has the record to which the last
   owner of the lease had read. After a stop of the fleet all shards lack the same records, and a hold would let the
   remaining ones expire too.
 
-**Moves.** When a tenant comes to a shard, the rows there get lower positions and new tokens (architecture, idea 8). The
-shard notes which token a row had before, and which one the source's row had when the tenant was fenced there. A reader
-need read nothing again if it knew the former token, wrote the carried token itself and has adopted no row since, and
-knows the token that the source's row has now. Without each of these operations are lost
-(`tests/model/move_failover_model.py`).
+**Moves.** When a tenant comes to a shard, the rows there get lower positions and new tokens (architecture, idea 8). A
+reader need read nothing again if it knew the former token, wrote the carried token itself and has adopted no row since,
+and knows the token that the source's row has now (`tests/model/move_failover_model.py`).
 """
 
 from __future__ import annotations
@@ -108,12 +105,12 @@ def parse_position(text: str, arrived_at: datetime) -> RecordPosition:
 
 
 def is_own_row(row: StreamPosition | None, known_tokens: Collection[str]) -> bool:
-    """Return whether a row is as its reader left it, or is missing as it was then: *known_tokens* are empty."""
+    """Return whether a row is as its reader left it, or is missing as it was then."""
     return not known_tokens if row is None else row.fencing_token in known_tokens
 
 
 def may_lack_writes(row: StreamPosition | None, stored: StoredPositions, known_tokens: Collection[str]) -> bool:
-    """Return whether writes of readers may be lost: the row has none of the *known_tokens*."""
+    """Return whether the row has none of the *known_tokens*."""
     return not stored.is_unchanged and (row is None or row.fencing_token not in known_tokens)
 
 
@@ -126,8 +123,7 @@ def compared_position(
 ) -> RecordPosition | None:
     """Return the position of a reader with which its row is compared; None is the start of reading.
 
-    At the first read all records since its start are in its memory. A tenant that was moved to the shard since may lack
-    operations that its last shard has.
+    A tenant that was moved to the shard since may lack operations that its last shard has.
     """
     return began_behind if is_first and not was_tenant_moved_in else read_to
 
@@ -143,8 +139,8 @@ def replay_start(
 ) -> ReplayStart:
     """Return the position after which the tenants of a shard may lack operations; None if they lack none.
 
-    *covers* returns whether the reader re-reads everything after a position for the given tenants. Without a row, no
-    operation was applied there that arrived before the first tenant was made, less *tenant_wait* (idea 7).
+    *covers* returns whether the reader re-reads everything after a position for the given tenants. Without a row,
+    nothing was applied that arrived before the first tenant was made, less *tenant_wait* (idea 7).
     """
     if row is None:
         if first_tenant_at is None:
@@ -161,7 +157,7 @@ def replay_start(
 
 
 def named_tenants(entries: tuple[str, ...]) -> frozenset[str] | None:
-    """Return the tenants in *entries* (`TenantSet.encode`); None where an entry is not a name."""
+    """Return the tenants in *entries* (`TenantSet.encode`); None if one is not a name."""
     names = frozenset(entry.removeprefix(NAME_PREFIX) for entry in entries)
     return names if all(entry.startswith(NAME_PREFIX) for entry in entries) else None
 
@@ -171,8 +167,7 @@ def missing_parent_records(
 ) -> tuple[ParentRecords, ...]:
     """Return the records of ancestors that a shard may lack, in the order in which they must be applied.
 
-    An ancestor with SHARD_END in its row lacks nothing there; with `parents_done` neither do its own parents. For
-    tenants made later than that, no record may be read ahead of the operations pending at the ancestors.
+    An ancestor with SHARD_END in its row lacks nothing there; with `parents_done` neither do its own parents.
     """
     if stored.first_tenant_at is None:
         return ()
@@ -197,10 +192,9 @@ def missing_parent_records(
 
 
 def ignoring_pending(stored: StoredPositions, waits_for: Callable[[AbstractSet[str]], bool]) -> StoredPositions:
-    """Return the stored rows with SHARD_END for each ancestor that has only operations of waiting tenants pending.
+    """Return the rows with SHARD_END for each ancestor that has only operations of waiting tenants pending.
 
-    *waits_for* returns whether the reader holds all given tenants until then; no backfill takes them, and the rows are
-    read again when they are released.
+    *waits_for* returns whether the reader holds all given tenants until then.
     """
     rows = {
         key: msgspec.structs.replace(row, pending_from=SHARD_END.checkpoint)
@@ -234,14 +228,14 @@ CLOCKS_MARGIN: Final = timedelta(minutes=1)  # between the clock of a reader and
 
 
 class Gap(msgspec.Struct, frozen=True):
-    """The row of a stream shard to which the stream does not reach back, and its position."""
+    """The row of a stream shard to which the stream does not reach back."""
 
     stream_shard_id: str
     pending_from: str
 
 
 class PositionGapError(LaneStopError):
-    """A shard lacks records that the stream no longer has: nothing is written there until a person accepts that."""
+    """A shard lacks records that the stream no longer has; nothing is written until a person accepts that."""
 
     def __init__(self, gap: Gap) -> None:
         super().__init__(
@@ -254,7 +248,7 @@ class PositionGapError(LaneStopError):
 def is_older_than_stream(row: StreamPosition, *, now: datetime, retention: timedelta | None) -> bool:
     """Return whether a row was written longer ago than the stream keeps records.
 
-    True where that is unknown, unless the row is at the beginning of the stream shard, as each new row is.
+    True where that is unknown, unless the row is new: at the beginning of the stream shard.
     """
     if row.written_at is None or retention is None:
         return row.pending_from != TRIM_HORIZON.checkpoint
@@ -264,8 +258,7 @@ def is_older_than_stream(row: StreamPosition, *, now: datetime, retention: timed
 def went_back(row: StreamPosition, behind: RecordPosition | datetime, checkpoint: RecordPosition | None) -> bool:
     """Return whether a shard that lacks records from *behind* on lacks some before *checkpoint*.
 
-    *behind* is an instant where the row is at the beginning, else the row's position, or its `read_to`. The checkpoint
-    is behind that by the operations of the held tenants.
+    *behind* is an instant where the row is at the beginning.
     """
     if isinstance(behind, datetime):
         return checkpoint is not None
@@ -273,19 +266,19 @@ def went_back(row: StreamPosition, behind: RecordPosition | datetime, checkpoint
 
 
 def has_left_stream(behind: RecordPosition | datetime, oldest: RecordPosition | None) -> bool:
-    """Return whether the record at *behind* has left the stream; *oldest* is before the oldest one that it has."""
+    """Return whether the record at *behind* has left; *oldest* is before the oldest one of the stream."""
     return isinstance(behind, datetime) or oldest is None or is_after(oldest, behind)
 
 
 def has_read_on(read_to: RecordPosition | None, oldest: RecordPosition | None) -> bool:
-    """Return whether the stream has the record to which earlier owners of the lease have read."""
+    """Return whether the stream has the record to which earlier owners have read."""
     return read_to is not None and oldest is not None and not is_after(oldest, read_to)
 
 
 def rows_of_ancestors_behind(
     lineage: Lineage, stored: StoredPositions, stream_shard_id: str, *, is_old: Callable[[StreamPosition], bool]
 ) -> list[tuple[str, StreamPosition]]:
-    """Return the rows of ancestors that went back, the parents' parents first, as far as records of them are missing.
+    """Return the rows of ancestors that went back, the oldest ancestors first.
 
     *is_old* returns whether a row is older than the stream.
     """
@@ -320,7 +313,7 @@ def _is_ancestor_behind(row: StreamPosition, ancestor: Ancestor | None) -> bool:
 
 
 def merges_since(token: str, known_tokens: Collection[str], merges: Iterable[PositionMerge]) -> list[PositionMerge]:
-    """Return the merges, the last one first, by which a row with a known token has got *token*, if it has."""
+    """Return the merges, the last one first, by which a row with a known token has got *token*."""
     by_token = {one.token: one for one in merges}
     found: list[PositionMerge] = []
     while (merge := by_token.pop(token, None)) is not None:

@@ -1,4 +1,4 @@
-"""The rows of one reader on the Postgres shards: read them, compare them with the reader, and write its progress."""
+"""The rows of one reader on the Postgres shards: read, compared with the reader, and written."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ MAY_FOLLOW: Final = {
 
 
 class ShardPosition:
-    """The row of one reader on one Postgres shard. Hold *lock* to write the row, or to decide about it."""
+    """The row on one Postgres shard. Hold *lock* to write it, or to decide about it."""
 
     def __init__(self, shard_id: str, claim: PositionClaim) -> None:
         self.shard_id = shard_id
@@ -98,7 +98,7 @@ class ShardPosition:
 
     @property
     def is_current(self) -> bool:
-        """Whether the row is known, and the operations that it lacks are being read again."""
+        """Whether the row is known, and what it lacks is being read again."""
         return self.state in {RowState.PROVISIONAL, RowState.SETTLED}
 
     @property
@@ -127,7 +127,7 @@ class ShardPosition:
         self.gap = None
 
     def forget_row(self, former: RowState) -> None:
-        """Go back to the state before the row was adopted: nothing was sent to the shard since."""
+        """Go back to the state before the row was adopted."""
         self.enter(former)
         self.claim.fencing_tokens = []
 
@@ -154,10 +154,10 @@ class RowsReader(Protocol):
         """Return the position that all but the held tenants have reached, and these."""
 
     def decided_up_to(self, *, is_ahead: bool) -> datetime | None:
-        """Return the time before which nothing arrived that is pending, with *is_ahead* but for the held tenants."""
+        """Return the time before which nothing is pending, with *is_ahead* but for held tenants."""
 
     async def find_first_since(self, instant: datetime) -> RecordPosition | None:
-        """Return the position before the first record that arrived since *instant*; None without one."""
+        """Return the position before the first record since *instant*; None without one."""
 
     async def find_oldest(self, stream_shard_id: str) -> RecordPosition | None:
         """Return the position before the oldest record of a stream shard; None without one."""
@@ -206,10 +206,7 @@ class ShardPositions:
         return [shard_position for shard_position in self._positions.values() if shard_position.is_current]
 
     def prepare_claim(self, shard_position: ShardPosition) -> PositionClaim:
-        """Return the claim for the next write of the row: where the reader is before that write.
-
-        The outcomes of a batch are known only later, and an operation of it may not be applied.
-        """
+        """Return the claim for the next write of the row: where the reader is before that write."""
         claim = shard_position.claim
         claim.position = self._position_now(shard_position)
         claim.as_of = self._utc()
@@ -221,7 +218,7 @@ class ShardPositions:
         return claim
 
     def is_write_due(self, shard_position: ShardPosition, *, within_s: float | None = None) -> bool:
-        """Return whether a known row was not written for *within_s*, and is old or would have another content."""
+        """Return whether a known row was not written for *within_s*, and would change or is old."""
         age_s = loop_time() - shard_position.written_at
         if not shard_position.is_current or age_s < (shard_position.rewrite_after_s if within_s is None else within_s):
             return False
@@ -246,10 +243,7 @@ class ShardPositions:
         )
 
     async def write_final_position(self, shard_position: ShardPosition) -> None:
-        """Write the final progress of the reader where the shard is up and the row is not locked.
-
-        Where that fails the next reader reads a little more again.
-        """
+        """Write the final progress where the shard is up and the row is not locked."""
         self._reach = (0.0, (None, None))
         is_free = self._gateway.is_up(shard_position.shard_id) and not shard_position.lock.locked()
         if not is_free or not self.is_write_due(shard_position, within_s=0.0):
@@ -269,10 +263,10 @@ class ShardPositions:
         return await self._reader.confirm_lease()
 
     async def reconcile(self, shard_position: ShardPosition) -> Unread | None:
-        """Read the row, and return the records to be read again for all tenants of the shard; None without any.
+        """Read the row; return the records to be read again for all tenants of the shard, if any.
 
-        Must be called with the lock of *shard_position*. Raises `RetryableError` while that is unknown, and
-        `PositionGapError` where the stream no longer has some of them and no person has accepted that.
+        Must be called with the lock. Raises `RetryableError` while that is unknown, and `PositionGapError` where the
+        stream no longer has some of them and no person has accepted that.
         """
         claim, lineage = shard_position.claim, self.lineage()  # the lineage before the rows are read
         shard_id, is_first = shard_position.shard_id, not shard_position.was_read
@@ -288,10 +282,9 @@ class ShardPositions:
         return await self.reconcile_with(shard_position, lineage, stored)
 
     async def follow_moves(self, shard_position: ShardPosition) -> bool:
-        """Take the token that moves to the shard have left, if neither side has lost anything; return that.
+        """Take the token that moves to the shard have left, if neither side lost anything; return that.
 
-        Must be called with the lock of *shard_position*. See `recovery_plan.py`. Raises `RetryableError` when the shard
-        does not answer.
+        Must be called with the lock. Raises `RetryableError`.
         """
         claim, shard_id = shard_position.claim, shard_position.shard_id
         if not claim.fencing_tokens or not self._is_whole(shard_position):
@@ -343,7 +336,7 @@ class ShardPositions:
         return self._reader.lineage()
 
     def must_reread(self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions) -> bool:
-        """Return whether a row must be read again: it has another token, or the parents have ended since."""
+        """Return whether a row has another token, or the parents have ended since."""
         if not is_own_row(stored.rows.get(self._reader.stream_shard_id), shard_position.claim.fencing_tokens):
             return True
         return shard_position.state is RowState.PROVISIONAL and self._are_parents_settled(lineage)
@@ -354,7 +347,7 @@ class ShardPositions:
     async def reconcile_with(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Unread | None:
-        """Do what `reconcile` does, with the rows that were just read from the shard."""
+        """Do what `reconcile` does, with rows that were just read."""
         row, reader = stored.rows.get(self._reader.stream_shard_id), self._reader
         read_to = compared_position(
             is_first=not shard_position.was_read,
@@ -413,11 +406,7 @@ class ShardPositions:
         stored: StoredPositions,
         behind: ReplayStart,
     ) -> Gap | None:
-        """Return the row of the shard to which the stream does not reach back; None without one.
-
-        *behind* is where the own records begin that the shard lacks. The stream is asked only about rows older than its
-        records.
-        """
+        # The stream is asked only about rows older than its records.
         self._note_highest(self._reader.progress())
         own, was_read = self._reader.stream_shard_id, shard_position.was_read
         row = stored.rows.get(own)
@@ -437,10 +426,7 @@ class ShardPositions:
         *,
         was_read: bool,
     ) -> bool:
-        """Return whether own records from *behind* on have left the stream since the fleet has read them.
-
-        At the first contact the last owner's positions count, whatever this reader has read since.
-        """
+        # At the first contact the last owner's positions count, whatever this reader has read since.
         checkpoint = self._highest if was_read else self._reader.checkpoint_at_start
         if behind is None or row.has_gap or not is_old(row) or not went_back(row, behind, checkpoint):
             return False
@@ -477,7 +463,7 @@ class ShardPositions:
         await self._gateway.mark_gap(shard_id, self._reader.stream_name, gap.stream_shard_id, gap.pending_from)
 
     async def has_open_gap(self, shard_id: str) -> bool:
-        """Return whether the gap found on a shard is still there and not accepted. Raises `RetryableError`.
+        """Return whether a gap is still there and not accepted. Raises `RetryableError`.
 
         A mark that a failover has lost is made again.
         """
@@ -508,17 +494,13 @@ class ShardPositions:
                 self._highest = position
 
     def _was_tenant_moved_in(self, stored: StoredPositions) -> bool:
-        """Return whether a tenant was moved to the shard since the reader began: it may have sent to the old shard."""
         return (
             stored.last_move_age_s is not None
             and stored.last_move_age_s < loop_time() - self._began_at + MOVED_MARGIN_S
         )
 
     def _covers(self, names: AbstractSet[str], pending_from: RecordPosition | None, *, was_read: bool) -> bool:
-        """Return whether this reader re-reads everything after *pending_from* for these tenants.
-
-        For those that it holds, and, before it has sent anything to the shard, for those held at its start.
-        """
+        # For the tenants that it holds and, before it has sent anything to the shard, those held at its start.
         began_lower = not _is_after(self._reader.checkpoint_at_start, pending_from)
         if not was_read and began_lower and names <= self._reader.predecessor_tenants:
             return True
@@ -534,10 +516,7 @@ class ShardPositions:
         return start if start is not None and is_after(read_to, start) else None
 
     def invalidate_parent_rows(self) -> list[ShardPosition]:
-        """Have all rows without `parents_done` read again; return their positions.
-
-        The shard may have lost operations since the parents' readers applied them.
-        """
+        """Have all rows without `parents_done` read again; return their positions."""
         invalidated = [
             one for one in self._positions.values() if one.is_current and not one.claim.position.parents_done
         ]

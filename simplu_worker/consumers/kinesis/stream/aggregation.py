@@ -7,9 +7,6 @@ What a record's parts are is a function of its bytes alone. The Kinesis Producer
                        repeated Record records = 3; }
     Record { required uint64 partition_key_index = 1; optional uint64 explicit_hash_key_index = 2;
              required bytes data = 3; repeated Tag tags = 4; }
-
-Either a whole aggregate is decoded, or the record is an ordinary one. An aggregate that does not belong to its stream
-shard is not applied, as with the KCL, but not dropped either: it is one dead letter.
 """
 
 from __future__ import annotations
@@ -75,7 +72,7 @@ _FIELDS_OF_RECORD: Final = frozenset({_PARTITION_KEY_INDEX, _EXPLICIT_HASH_KEY_I
 
 
 class SubRecord(msgspec.Struct, frozen=True, gc=False):
-    """One user record of an aggregate; *sub_sequence_number* counts from 0, in the order of packing."""
+    """One user record of an aggregate; *sub_sequence_number* counts from 0."""
 
     partition_key: str
     explicit_hash_key: str | None
@@ -92,10 +89,9 @@ class TooManyPartsError(Exception):
 
 
 def deaggregate(data: bytes, *, parts_max: int | None = None) -> list[SubRecord] | None:
-    """Return the sub-records of an aggregate, at least one; None for an ordinary record.
+    """Return the sub-records of an aggregate; None for a record that is none to the last byte.
 
-    A record is ordinary unless it is an aggregate to the last byte. (The KCL delivers the sub-records before a bad
-    index and drops the rest.) Raises only TooManyPartsError, for more than *parts_max*, and reads no further then.
+    Raises only TooManyPartsError, for more than *parts_max*, and reads no further then.
     """
     if not data.startswith(MAGIC) or len(data) <= _MAGIC_BYTES + _DIGEST_BYTES:
         return None
@@ -122,7 +118,7 @@ class AggregatePacker:
         self._records += _encode_field(_RECORD, record)
 
     def seal(self) -> bytes:
-        """Return the aggregate of all records, in the order in which they were added."""
+        """Return the aggregate of all records, in order."""
         keys = b"".join(_encode_field(_PARTITION_KEY, key.encode()) for key in self._key_indexes)
         message = keys + self._records
         return MAGIC + message + hashlib.md5(message, usedforsecurity=False).digest()
@@ -141,12 +137,10 @@ def hash_of(partition_key: str) -> int:
 
 
 def lies_within(subs: Iterable[SubRecord], hash_range: HashRange | None) -> bool:
-    """Return whether all of *subs* belong to the stream shard of *hash_range*; True when the range is unknown.
+    """Return whether all of *subs* belong to the stream shard of *hash_range*; True when that is unknown.
 
-    The KCL discards a whole aggregate when this is false (`AggregatorUtil.deaggregate`): it landed on another stream
-    shard, as during a reshard. Applying it would break the order: later records of an outside sub-record's key are read
-    elsewhere, perhaps earlier, where the KPL resends it. Other producers resend none, nor does the KPL those within:
-    hence the dead letter.
+    As the KCL's `AggregatorUtil.deaggregate`. Applying others would break the order: later records of their keys are
+    read elsewhere.
     """
     if hash_range is None:
         return True
@@ -299,8 +293,8 @@ _object_decoder = msgspec.json.Decoder(_AnyObject)
 class Part(msgspec.Struct, frozen=True, gc=False):
     """One operation, or what stands in its place.
 
-    *index* counts from 0 in an array or in lines, of which *parts_behind* follow it; None for a record that is one
-    operation. *refusal* is why a record of too many parts is none.
+    *index* counts from 0 in an array or in lines, of which *parts_behind* follow. *refusal* is why a record of too many
+    parts is none.
     """
 
     partition_key: str
@@ -317,7 +311,7 @@ class Part(msgspec.Struct, frozen=True, gc=False):
 
 
 def unpack(record: bytes, partition_key: str, sub_sequence_number: int = 0) -> list[Part] | None:
-    """Return the parts of a record of several operations, however many an aggregate has; None for another record."""
+    """Return the parts of a record of several operations; None for another record."""
     subs = deaggregate(record)
     if subs is not None:
         return parts_of_aggregate(subs)
@@ -344,10 +338,9 @@ def parts_of_aggregate(subs: Iterable[SubRecord], *, parts_max: int | None = Non
 
 
 def parts_of_record(record: bytes, partition_key: str, sub_sequence_number: int = 0) -> list[Part] | None:
-    """Return the parts of a JSON array or of JSON lines; None for another record, such as a broken or an empty array.
+    """Return the parts of a JSON array or of JSON lines; None for another record.
 
-    JSON lines are no JSON as a whole, and their first or second line is an object, which no object over several lines
-    is.
+    JSON lines are no JSON as a whole, and their first or second line is an object.
     """
     if record.lstrip(_JSON_SPACE).startswith(b"["):
         found = _elements(record)

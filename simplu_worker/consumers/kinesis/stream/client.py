@@ -62,7 +62,7 @@ class ChildShard(msgspec.Struct, frozen=True):
 
 
 class ExpiredIteratorError(RetryableError):
-    """The iterator is older than five minutes; get a new one, after the last record read."""
+    """The iterator is older than five minutes."""
 
 
 class StreamGoneError(PermanentError):
@@ -80,7 +80,7 @@ class Record(
         "arrived_at": "ApproximateArrivalTimestamp",
     },
 ):
-    """A record as Kinesis returns it; *arrived_at* (UTC) is approximate and the same for every reader."""
+    """A record as Kinesis returns it; *arrived_at* (UTC) is approximate."""
 
     sequence_number: str
     partition_key: str
@@ -89,10 +89,10 @@ class Record(
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """The reply of one GetRecords, in stream order; an empty reply is normal, also behind the tip.
+    """The reply of one GetRecords; an empty one is normal, also behind the tip.
 
     *next_iterator* is None at the end of a closed stream shard, together with *child_shards*. *millis_behind* is the
-    reply's distance from the tip. *size_bytes* counts for the quota.
+    distance from the tip. *size_bytes* counts for the quota.
     """
 
     records: list[Record]
@@ -118,9 +118,9 @@ class NewRecord(msgspec.Struct, frozen=True):
 
 
 class Stream:
-    """The stream *name_or_arn*; every method is one or a few requests over *client*.
+    """The stream *name_or_arn*.
 
-    All raise ThrottledError, another RetryableError, StreamGoneError or another PermanentError.
+    All methods raise ThrottledError, another RetryableError, StreamGoneError or another PermanentError.
     """
 
     def __init__(self, client: Client, name_or_arn: str) -> None:
@@ -135,7 +135,7 @@ class Stream:
         return address_of(self._client, self.name)
 
     async def ensure(self, *, create: bool, stream_shard_count: int) -> None:
-        """Wait until the stream can be read; create a missing one if *create*. Idempotent, also among replicas.
+        """Wait until the stream can be read; create a missing one if *create*.
 
         Raises StreamGoneError when it is missing and must not be created.
         """
@@ -159,10 +159,7 @@ class Stream:
         )
 
     async def put(self, records: Sequence[NewRecord]) -> list[NewRecord]:
-        """Put up to 500 *records* (5 MiB); return those that the stream rejected.
-
-        When it rejects some, it keeps no order among the records of that request.
-        """
+        """Put up to 500 *records* (5 MiB); return those rejected. Then it keeps no order."""
         entries = [{"Data": record.data, "PartitionKey": record.partition_key} for record in records]
         if len(entries) == 1:
             await self._call("put_record", **self._key, **entries[0])
@@ -179,7 +176,7 @@ class Stream:
             await send_request(f"stream {self.name}", request, self.put, on_failure)
 
     async def list_stream_shards(self, at: TrimHorizon | Latest | AtTimestamp | None = None) -> list[StreamShard]:
-        """Return the stream shards that still hold records; with *at*, those that were open then."""
+        """Return the stream shards that hold records; with *at*, those open then."""
         first_page = self._key | _shard_filter(at)
         found: list[StreamShard] = []
         page: dict[str, Any] = first_page
@@ -448,7 +445,7 @@ POLL_INTERVAL_S: Final = 0.25
 
 
 async def find_first_record(stream: Stream, stream_shard_id: str, start: Start) -> Record | None:
-    """Return the first record of a stream shard from *start* on; None without one. Raises as `Stream` does."""
+    """Return the first record of a stream shard from *start* on; None without one."""
 
     async def search() -> Record | None:
         iterator: str | None = await stream.get_iterator(stream_shard_id, start)

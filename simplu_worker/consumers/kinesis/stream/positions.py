@@ -1,7 +1,6 @@
 """Positions in a stream shard, ordered and written as the Kinesis Client Library orders and writes them. Pure.
 
-The library knows no records of several operations, so a position within one exists in memory alone: what is stored is
-the position before the record, from which all of its parts are read again.
+The library knows no records of several operations: what is stored is the position before such a record.
 """
 
 from __future__ import annotations
@@ -29,9 +28,8 @@ class HashRange(msgspec.Struct, frozen=True, gc=False):
 class Position(msgspec.Struct, frozen=True, order=True, gc=False):
     """The position of a record in its stream shard, or one of the four sentinels below.
 
-    *number* is the sequence number: positions compare as big integers, then by sub-sequence number. *part* counts the
-    parts of a record of several operations back from its last one: -2, -1, 0. Sentinels have numbers that no record
-    has: AT_TIMESTAMP < TRIM_HORIZON < LATEST < every record < SHARD_END.
+    *number* is the sequence number; *part* counts the parts of a record back from its last one: -2, -1, 0. Sentinels:
+    AT_TIMESTAMP < TRIM_HORIZON < LATEST < every record < SHARD_END.
     """
 
     number: int
@@ -40,7 +38,7 @@ class Position(msgspec.Struct, frozen=True, order=True, gc=False):
 
     @classmethod
     def from_sequence_number(cls, sequence_number: str, sub_sequence_number: int = 0) -> Position:
-        """Return the position of a record, or the one before it. Raises ValueError for impossible numbers."""
+        """Return the position of a record, or the one before it. Raises ValueError."""
         if not _SEQUENCE_NUMBER.fullmatch(sequence_number):
             raise ValueError(f"expected a sequence number (decimal digits), got {sequence_number[:140]!r}")
         if sub_sequence_number < BEFORE_SUB_RECORDS:
@@ -49,10 +47,7 @@ class Position(msgspec.Struct, frozen=True, order=True, gc=False):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str, sub_sequence_number: int = 0) -> Position:
-        """Parse the attributes `checkpoint` and `checkpointSubSequenceNumber` of a lease row.
-
-        Raises ValueError when *checkpoint* is neither a sentinel nor a sequence number.
-        """
+        """Parse a checkpoint of a lease row. Raises ValueError."""
         return _SENTINELS.get(checkpoint) or cls.from_sequence_number(checkpoint, sub_sequence_number)
 
     @property
@@ -106,12 +101,12 @@ class RecordPosition(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def before_record(cls, sequence_number: str, arrived_at: datetime) -> RecordPosition:
-        """Return the position before all sub-records of a record, and after all records before it."""
+        """Return the position before all sub-records of a record."""
         return cls(sequence_number, BEFORE_SUB_RECORDS, arrived_at)
 
     @property
     def stored(self) -> RecordPosition:
-        """The position to store: this one, or the one before the record of which it is a part, but not the last."""
+        """The position to store: this one, or the one before a record of which it is a part."""
         if not self.parts_behind:
             return self
         return RecordPosition(self.sequence_number, self.sub_sequence_number - 1, self.arrived_at)
@@ -149,7 +144,7 @@ class Latest(msgspec.Struct, frozen=True):
 
 
 class AtTimestamp(msgspec.Struct, frozen=True):
-    """Start with the first record that arrived at this instant (with a time zone) or later."""
+    """Start with the first record of this instant (with a time zone) or later."""
 
     instant: datetime
 
@@ -184,7 +179,7 @@ def is_after(one: RecordPosition, other: RecordPosition | None) -> bool:
 
 
 def lowest_position(positions: Iterable[RecordPosition | None]) -> RecordPosition | None:
-    """Return the lowest of *positions*, at least one; None is the beginning, before every record."""
+    """Return the lowest of *positions*, at least one; None is the beginning."""
     found = list(positions)
     return None if None in found else min((one for one in found if one), key=lambda one: one.sort_key)
 

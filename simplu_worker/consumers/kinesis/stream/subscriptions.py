@@ -1,7 +1,6 @@
 """The door to SubscribeToShard: a stream shard's records by push, over one connection for each stream shard.
 
-All that knows of this transport is here: the connection, event streams (`application/vnd.amazon.eventstream`), and the
-errors of both. A message is its length and that of its headers, a checksum of both, the headers, the payload, and a
+A message of an event stream is its length and that of its headers, a checksum of both, the headers, the payload, and a
 checksum of all.
 """
 
@@ -48,7 +47,7 @@ class EventMessage(msgspec.Struct, frozen=True):
 
 
 class MessageBuffer:
-    """The received bytes of an event stream that no message was made of yet."""
+    """The received bytes of which no message was made yet."""
 
     def __init__(self) -> None:
         self._parts: deque[bytes] = deque()
@@ -61,7 +60,7 @@ class MessageBuffer:
             self._held_bytes += len(part)
 
     def next_size(self) -> int | None:
-        """Return the size of the next message; None before its prelude is there. Raises MessageError."""
+        """Return the size of the next message; None before its prelude. Raises MessageError."""
         if self._held_bytes < PRELUDE_BYTES:
             return None
         while len(self._parts[0]) < PRELUDE_BYTES:
@@ -129,14 +128,14 @@ IN_USE = "ResourceInUseException"
 
 
 class TakenOverError(RetryableError):
-    """Another call has the subscription: of another replica, or one less than five seconds ago."""
+    """Another call has the subscription."""
 
 
 class Body(Protocol):
     """The unread body of an answer."""
 
     async def read_any(self) -> bytes:
-        """Return the bytes that are there, at least one; none at the end. Raises AWS_ERRORS."""
+        """Return the bytes that are there; none at the end. Raises AWS_ERRORS."""
 
     def close(self) -> None:
         """Close the connection."""
@@ -196,7 +195,7 @@ class Subscription:
         self._has_received = asyncio.Event()
 
     def next_size(self) -> int | None:
-        """Return the size of the next message; None while it is unknown. Raises RetryableError."""
+        """Return the size of the next message, if known. Raises RetryableError."""
         try:
             return self._buffer.next_size()
         except MessageError as exc:
@@ -232,8 +231,7 @@ class Subscription:
     def take(self) -> Reply | None:
         """Return the next event as a reply of GetRecords; None before all of it is there.
 
-        *next_iterator* is the position to continue from. Raises TakenOverError, another RetryableError, or
-        PermanentError.
+        *next_iterator* is the position to continue from. Raises as `Subscriptions.open`.
         """
         try:
             while (message := self._buffer.take()) is not None:
@@ -276,7 +274,7 @@ _failure_decoder = msgspec.json.Decoder(_Failure)
 
 
 def decode_event(message: EventMessage) -> Reply | None:
-    """Return the reply of an event with records; None of any other. Raises the error of an exception."""
+    """Return the reply of an event with records; None of any other. Raises its exception."""
     headers = message.headers
     if headers.get(":message-type") != "event":
         raise _error_of(message)
