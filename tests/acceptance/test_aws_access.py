@@ -118,9 +118,7 @@ async def run_program(*words: str, env: dict[str, str]) -> None:
     assert process.returncode == 0, out.decode()
 
 
-async def test_demo_needs_the_policies_of_the_worker_and_of_the_producers(
-    policies: dict[str, Policy], recording: Path
-) -> None:
+async def test_demo_needs_the_policies_of_worker_and_producers(policies: dict[str, Policy], recording: Path) -> None:
     await run_program("-m", "simplu_worker", "demo", "--operations=200", "--tenants=3", "--shards=1", env={})
     calls = recorded_calls(recording)
     assert refused([policies["WorkerPolicy"]], of_worker(calls)) == []

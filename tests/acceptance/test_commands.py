@@ -211,7 +211,7 @@ async def test_operations_send_waits_for_outcomes_in_the_order_sent(terminal: Te
     assert (held.status, held.out) == (1, "held: unregistered; if operation never-sent was sent, it waits\n")
 
 
-async def test_operations_send_sends_order_events_and_waits_for_their_outcomes(terminal: Terminal) -> None:
+async def test_operations_send_waits_for_outcomes_of_order_events(terminal: Terminal) -> None:
     tenant = {"businessId": "clinic", "locationId": "main"}
     events = [{"type": "CREATE", "orderId": "e-1", "data": {"n": 0}, **tenant}]
     events += [{"type": "UPDATE", "orderId": "e-1", "data": {"n": number}, **tenant} for number in range(1, 13)]

@@ -197,7 +197,7 @@ async def ended(worker: WorkerProcess, *, within_s: float) -> int:
 
 
 @in_stacks_loop
-async def test_worker_drains_and_gives_its_leases_back_when_it_gets_sigterm(stack: Stack) -> None:
+async def test_worker_drains_and_releases_its_leases_at_sigterm(stack: Stack) -> None:
     async with running_worker(stack, with_queue=True) as worker:
         await holds_all(stack, worker)
         ids = [f"drained-{number}" for number in range(20)]
@@ -325,7 +325,7 @@ async def test_worker_answers_over_http(stack: Stack) -> None:
     assert "Traceback" not in taken.stdout + taken.stderr
 
 
-def test_worker_names_all_problems_of_its_configuration_and_no_secret(tmp_path: Path) -> None:
+def test_worker_names_all_problems_of_settings_and_no_secret(tmp_path: Path) -> None:
     secret = "planted-secret-7f3a"
     secret_file = tmp_path / "token"
     secret_file.write_text(f"{secret} with spaces\n")

@@ -122,7 +122,7 @@ def lying(lie: Lie) -> CitrusTrouble:
         pytest.param(lying(denied), 503, id="denied"),
     ],
 )
-async def test_worker_serves_known_tenants_and_holds_new_ones_when_citrus_is(
+async def test_known_tenants_go_on_and_new_ones_wait_when_citrus_is(
     full_stack: FullStack, trouble: CitrusTrouble, status: int
 ) -> None:
     known, new = [Chain(tenant) for tenant in full_stack.steady], Chain((await full_stack.take_fresh_tenants())[0])
@@ -160,7 +160,7 @@ async def deleted(full_stack: FullStack) -> AsyncIterator[None]:
         await full_stack.sqs.create_queue(QueueName=url.rpartition("/")[2])
 
 
-async def test_worker_passes_over_nothing_when_dead_letters_cannot_be_stored(full_stack: FullStack) -> None:
+async def test_nothing_is_passed_over_while_letters_cannot_be_stored(full_stack: FullStack) -> None:
     waiting, other = (Chain(full_stack.steady[0], key=partition_key(number)) for number in (0, 1))
     async with deleted(full_stack):
         bad = make_item(waiting.key, b"not JSON")

@@ -107,7 +107,7 @@ def test_feed_is_complete_through_moves_kills_and_fail_overs() -> None:
 
 
 @pytest.mark.slow(30)
-def test_nothing_is_lost_when_a_standby_that_lacks_commits_is_promoted() -> None:
+def test_nothing_is_lost_when_a_standby_that_lags_is_promoted() -> None:
     require_standbys()
     small = "--rounds 2 --rate 100 --lag-operations 60 --variants loaded,idle-restarted"
     run_program("acceptance.promotion", *small.split())
@@ -121,7 +121,7 @@ def test_moves_lose_nothing_when_a_primary_is_killed_on_the_way() -> None:
 
 
 @pytest.mark.slow(40)
-def test_promises_are_kept_beside_a_kill_cut_connections_and_a_move(tmp_path: Path) -> None:
+def test_promises_are_kept_beside_a_kill_cuts_and_a_move(tmp_path: Path) -> None:
     require_standbys()
     nemeses = "kill,half-answered postgres,move"
     small = ("--minutes", "0", "--operations", "200", "--rate", "25", "--nemeses", nemeses, "--keep", str(tmp_path))
@@ -130,7 +130,7 @@ def test_promises_are_kept_beside_a_kill_cut_connections_and_a_move(tmp_path: Pa
 
 
 @nightly
-def test_worker_goes_on_for_others_whatever_trouble_a_shard_is_in() -> None:
+def test_worker_goes_on_for_others_when_a_shard_is_in_trouble() -> None:
     small = "--troubles slow,disk --seconds 2 --rate 100 --shards 3 --stream-shards 4"
     # Whether they go on at all; how well is for a machine that does nothing else.
     loose = "--p99-ratio 50 --rate-ratio 0.3 --first-seconds 30 --last-seconds 60"

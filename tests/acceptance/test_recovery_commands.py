@@ -68,7 +68,7 @@ async def replay(scene: Scene, options: str = "", *, status: int = 0, hours: int
     return answer
 
 
-async def test_replay_applies_what_a_shard_lacks_and_its_plan_counts_it(scene: Scene) -> None:
+async def test_replay_applies_what_a_shard_lacks_as_planned(scene: Scene) -> None:
     assert (await replay(scene))["outcomes"] == {"duplicate": 6}
     await lose_operations(scene)
     planned = await replay(scene)
@@ -99,7 +99,7 @@ async def start_restore(scene: Scene, export: str) -> asyncio.subprocess.Process
     )
 
 
-async def test_restore_of_a_tenant_that_is_killed_while_it_replaces_rows_goes_on(scene: Scene) -> None:
+async def test_restore_that_is_killed_while_it_replaces_rows_goes_on(scene: Scene) -> None:
     await execute(scene.servers["db-1"].url, ROWS_SQL, TENANTS[0])  # so many that the copy can be caught
     await scene.back_up("db-1")
     await scene.backups["db-1"].start()

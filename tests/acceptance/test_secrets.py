@@ -201,7 +201,7 @@ async def test_worker_shows_no_secret_when_citrus_quotes_it_back(observer: Obser
 
 
 @in_module_loop
-async def test_worker_shows_no_secret_when_a_shard_refuses_or_is_unreachable(observer: Observer) -> None:
+async def test_worker_shows_no_secret_when_a_shard_is_unreachable(observer: Observer) -> None:
     full_stack, server = observer.full_stack, observer.full_stack.servers[2]
     since = full_stack.log_end
     tenants = [(await full_stack.take_fresh_tenants())[2] for _ in range(2)]
@@ -322,7 +322,7 @@ def refused_run(*arguments: str, **env: str) -> str:
     return ended.stdout + ended.stderr
 
 
-def test_configuration_shows_no_secret_when_every_variable_is_wrong(tmp_path: Path) -> None:
+def test_settings_show_no_secret_when_every_variable_is_wrong(tmp_path: Path) -> None:
     names = ("key", "token", "url", "queue", "host", "password", "aws")
     secret = {name: planted(name) for name in names}
     file = tmp_path / "secret"

@@ -74,9 +74,7 @@ async def test_shard_is_used_with_passwords_by_iam(line: RdsLine, caplog: pytest
     assert not any(password in f"{pool!r} {caplog.text}" for password in line.passwords)
 
 
-async def test_new_connection_has_a_new_password_after_the_last_one_has_expired(
-    line: RdsLine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_new_connection_has_a_new_password_after_expiry(line: RdsLine, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = ShardPool(line.address_at(line.place), size=1)
     (server,) = await fetch(pool, "SELECT pg_backend_pid() AS pid")
     (first,) = line.passwords
@@ -98,7 +96,7 @@ async def test_new_connection_has_a_new_password_after_the_last_one_has_expired(
     assert line.refusals == []
 
 
-async def test_shard_without_a_password_is_back_once_there_are_credentials(
+async def test_shard_is_back_once_there_are_credentials(
     line: RdsLine, make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

@@ -180,7 +180,7 @@ def test_variables_are_those_of_the_worker(rendered: list[list[Manifest]]) -> No
         assert [path for path in files if not any(path.startswith(mount) for mount in mounts)] == []
 
 
-def test_ports_of_policy_monitors_and_service_are_the_container_s(tmp_path: Path) -> None:
+def test_ports_of_policy_and_monitors_are_the_container_s(tmp_path: Path) -> None:
     settings = {"settings": STREAM | CITRUS | {"HTTP_PORT": 9090}, "networkPolicy": {"enabled": True}}
     for kind, list_name in (("ServiceMonitor", "endpoints"), ("PodMonitor", "podMetricsEndpoints")):
         monitoring = {"monitoring": {"kind": kind[0].lower() + kind[1:]}}
@@ -265,7 +265,7 @@ def test_queries_name_metrics_of_the_worker(rendered: list[list[Manifest]]) -> N
     assert named <= metric_names()
 
 
-def test_queries_count_late_stream_shards_messages_and_processor_time(tmp_path: Path) -> None:
+def test_queries_count_late_shards_messages_and_cpu(tmp_path: Path) -> None:
     settings = {"settings": STREAM | QUEUE | CITRUS, "autoscaling": {"kind": "keda", "openStreamShards": 4}}
     own, other = 'namespace="resources",pod="applier-7-a"', 'namespace="resources",pod="applier-7-b"'
     foreign = 'namespace="resources",pod="web-1"'

@@ -62,7 +62,7 @@ def messages_program(language: Language) -> Iterator[Program]:
 
 @pytest.mark.peers(15)
 @pytest.mark.asyncio(loop_scope="module")
-async def test_messages_of_a_client_are_applied_and_outcomes_have_their_types(
+async def test_messages_of_a_client_are_applied_with_typed_outcomes(
     shared: SharedStream, tmp_path: Path, messages_program: Program
 ) -> None:
     env = shared.stack.env
@@ -128,7 +128,7 @@ async def test_example_of_the_page_in_typescript_does_what_it_says(shared: Share
 
 
 @pytest.mark.peers(8)
-def test_client_in_typescript_does_what_the_cases_say_and_what_the_one_in_python_does(tmp_path: Path) -> None:
+def test_client_in_typescript_does_what_that_in_python_does(tmp_path: Path) -> None:
     require_node()
     scripts = [{"name": f"seed {seed}", "steps": make_script(seed)} for seed in range(SCRIPTS)]
     path = tmp_path / "scripts.json"

@@ -44,7 +44,7 @@ LONG_LEASE_S = 15  # a replica without the lease table reads on for so long
 
 
 @pytest.mark.peers(60)
-async def test_application_is_taken_over_and_handed_back_replica_by_replica(
+async def test_application_is_taken_over_and_handed_back(
     shared: SharedStream, record_property: Callable[[str, object], None]
 ) -> None:
     await shared.create(STREAM_SHARDS)
@@ -94,7 +94,7 @@ async def test_application_is_taken_over_and_handed_back_replica_by_replica(
 
 
 @pytest.mark.peers(15)
-async def test_records_that_both_have_read_are_dropped_by_the_log_when_a_replica_reads_them_again(
+async def test_records_that_both_have_read_are_applied_once(
     shared: SharedStream,
 ) -> None:
     await shared.create(STREAM_SHARDS)

@@ -166,7 +166,7 @@ async def test_leader_is_handed_the_leases_that_it_assigns_to_itself(shared: Sha
 
 
 @pytest.mark.peers(70)
-async def test_follower_is_assigned_its_share_reads_it_and_hands_it_back(
+async def test_follower_reads_its_share_and_hands_it_back(
     shared: SharedStream, record_property: Callable[[str, object], None]
 ) -> None:
     """The leader hands over half of its leases, gracefully; ours is ready, and leaves them to it at its stop.
@@ -236,7 +236,7 @@ async def report_metrics(dynamodb: Client, table: str) -> None:
 
 
 @pytest.mark.nightly
-async def test_fleet_in_its_upgrade_shares_the_leases_until_it_leads_and_gets_ours_at_their_release(
+async def test_fleet_in_its_upgrade_shares_leases_until_it_leads(
     shared: SharedStream,
 ) -> None:
     """In its 2.x-compatible mode the KCL 3.5 does not begin to lead beside ours. Once it leads, ours take nothing more.

@@ -26,7 +26,7 @@ def test_every_left_out_rule_is_left_out_in_code_or_has_a_reason() -> None:
     assert [test for one in ELSEWHERE for test in one.tests.values() if test and not _exists(test)] == []
 
 
-def test_every_fault_of_a_weather_has_changed_the_course_of_histories() -> None:
+def test_every_fault_of_a_weather_has_changed_histories() -> None:
     campaigns = read_campaigns(CAMPAIGNS)
     last = [one["faults"] for one in campaigns if one["commit"] == campaigns[-1]["commit"]]
     without = [

@@ -68,7 +68,7 @@ def test_causes_lead_to_headings_that_exist() -> None:
         assert not anchor or anchor in map(anchor_of, headings(ROOT / path)), cause.runbook
 
 
-def test_links_of_dashboards_lead_to_pages_and_headings_that_exist() -> None:
+def test_links_of_dashboards_lead_to_headings_that_exist() -> None:
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "deploy" / "grafana").glob("*.json")]
     urls = {url for text in texts for url in re.findall(rf'"{DOCS_URL}/([^"]+)"', text)}
     assert len(urls) > 10

@@ -112,11 +112,11 @@ def bodies_of(tokens: tuple[Token, ...]) -> list[str]:
     return [token.text.strip("$") for token in tokens if token.kind == "body"]
 
 
-def test_queries_name_the_tenant_when_they_are_about_tenants_rows() -> None:
+def test_queries_about_rows_of_tenants_name_the_tenant() -> None:
     assert {name for name, text in QUERIES.items() if unnamed(text)} == NOT_OF_ONE_TENANT.keys()
 
 
-def test_every_table_has_a_column_that_names_the_tenant_or_no_tenants_rows() -> None:
+def test_every_table_names_the_tenant_or_has_none() -> None:
     assert set(TABLES) == TENANT_COLUMNS.keys() | OF_NO_TENANT.keys()
 
 

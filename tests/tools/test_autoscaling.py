@@ -11,7 +11,7 @@ from benchmarks.throughput.page import replace_part
 
 
 @pytest.mark.nightly
-def test_notes_have_the_day_and_the_chart_neither_flaps_nor_falls_behind() -> None:
+def test_notes_have_the_day_in_which_the_chart_does_not_flap() -> None:
     page = (ROOT / "benchmarks" / "NOTES.md").read_text(encoding="utf-8")
     assert replace_part(page, "autoscaling", COMMAND, report()) == page
     days = results()

@@ -64,7 +64,7 @@ def contents(wheel: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow(2)
-def test_wheels_have_one_package_each_and_the_sdist_makes_the_same_wheel(packages: Packages) -> None:
+def test_wheels_have_one_package_and_the_sdist_makes_the_same(packages: Packages) -> None:
     wheel = contents(packages.wheel)
     files = set(checkout_files())
     for name, found in (("simplu_worker", wheel), ("simplu_local", contents(packages.local_wheel))):

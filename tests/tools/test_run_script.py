@@ -131,7 +131,7 @@ def test_script_ends_with_advice_when_no_python_suits(project: Path, tmp_path: P
     assert "apt-get install python3 python3-venv" in advice[1]
 
 
-def test_uv_installs_with_hashes_and_the_certificates_of_the_system(shell: Shell) -> None:
+def test_uv_installs_with_hashes_and_system_certificates(shell: Shell) -> None:
     status, out, calls = shell.run("demo", "--hold")
     assert (status, out) == (0, "demo demo --hold\n")
     assert {call.split()[0] for call in calls} == {"1"}

@@ -35,5 +35,5 @@ def test_navigation_has_every_page_once() -> None:
 
 
 @pytest.mark.slow(8)
-def test_site_has_no_broken_link_and_loads_nothing_from_elsewhere(site: Path) -> None:
+def test_site_has_no_broken_link_and_loads_nothing_else(site: Path) -> None:
     assert find_problems(site) == []

@@ -198,7 +198,7 @@ async def test_watchdog_restarts_a_worker_that_is_stuck(machine: Machine, short_
 
 
 @pytest.mark.nightly
-async def test_commands_of_the_page_run_a_worker_that_reads_its_own_files(machine: Machine) -> None:
+async def test_commands_of_the_page_run_a_worker_with_its_files(machine: Machine) -> None:
     port = machine.configure()
     systemd = machine.systemd
     machine.write_map(MAP, mode=0o600)
