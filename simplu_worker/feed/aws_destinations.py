@@ -1,9 +1,4 @@
-"""Destinations of the feed in AWS: streams of Kinesis and queues of SQS.
-
-A stream of Kinesis as a destination of the feed.
-
-A FIFO queue of SQS as a destination of the feed.
-"""
+"""Destinations of the feed in AWS: streams of Kinesis and FIFO queues of SQS."""
 
 from __future__ import annotations
 

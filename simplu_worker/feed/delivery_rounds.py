@@ -1,7 +1,4 @@
-"""Send the events of a call in rounds of requests, each with one event of a partition key at most.
-
-Which of a call's events may be sent next, so that those of a partition key stay in order.
-"""
+"""Send the events of a call in rounds of requests, each with one event of a partition key at most, in order."""
 
 from __future__ import annotations
 

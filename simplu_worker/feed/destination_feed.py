@@ -67,8 +67,7 @@ class CatchUp(msgspec.Struct):
 class DestinationFeed:
     """What one destination gets of one shard, while this replica publishes it.
 
-    `run` delivers; the reader of the log calls `add`. *changed* is set when the reader has something to do; if
-    `is_awaited`, when there is room for more.
+    `run` delivers; the reader of the log calls `add`. *changed* tells the reader that it has something to do.
     """
 
     def __init__(
@@ -368,8 +367,8 @@ class DestinationFeed:
     def note_memory(self, newest: int) -> None:
         """Note that the memory is whole, once everything that an earlier publisher may have delivered came again.
 
-        Only from there on: that publisher may have delivered what this one's filter leaves out. No earlier publisher
-        has read beyond *newest*, the newest batch when this one began.
+        Only from there on, as that publisher may have had another filter. It has read nothing beyond *newest*, the
+        newest batch when this one began.
         """
         if self.memory.known_from is not None or self._undone_due or self.held:
             return

@@ -1,25 +1,12 @@
 """The changes of a shard as events of a destination. Pure.
 
-The events of a row of the log.
-
-A row may be no event: an operation that failed or only reads, a copy that a move makes, the mark of a departure. The
-row of a new tenant tells of the tenant and of its default row.
-
-Which events a destination gets (docs/feed.md).
-
-The documents of resources that events are sent with.
-
-Only as many bytes are read at a time as a window may hold: the rows of the log behind them are read again.
-
-Which replica publishes a shard, and what its events are part of.
+A row of the log may be no event: an operation that failed or only reads, a copy that a move makes, the mark of a
+departure. The row of a new tenant tells of the tenant and of its default row. Documents are read only as many bytes at
+a time as a window may hold.
 
 A promotion or restore that loses commits takes the row of the publisher and the cursors back with the log. Whatever was
 published behind the cursor as this server has it may be undone, so a new incarnation begins there; not behind the
 newest batch, as standbys have commits in another order than that of their numbers.
-
-A run of the server is its timeline and its start: a base backup that is started as it is has the same timeline.
-
-Where a replay of a destination begins on a shard, and what a skip passes.
 """
 
 from __future__ import annotations
@@ -64,8 +51,7 @@ OPERATIONS: Final = {
 class LogBatch(NamedTuple):
     """A row of `read_feed`: a batch, its tenants that are there, and some of its rows by column, if it has any.
 
-    Numbers of rows are in binary, which is quick. Those in arrays are texts: for other arrays asyncpg would ask the
-    server first.
+    Arrays are texts: for others asyncpg would ask the server first.
     """
 
     timeline: str
@@ -289,8 +275,8 @@ ALWAYS_SENT = frozenset({FeedKind.UNDONE, FeedKind.GAP})
 def lets_through(chosen: FeedFilter, event: FeedEvent) -> bool:
     """Return whether a destination with the filter *chosen* gets *event*.
 
-    A filter of kinds lets each `undone` and `gap` through, and no filter holds a shard-wide event back. One of resource
-    types goes by any of their names, and lets events of a whole tenant through.
+    Each `undone` and `gap` passes a filter of kinds, each shard-wide event every filter. A filter of resource types
+    goes by any of their names, and lets events of a whole tenant through.
     """
     tenant = event.tenant
     if tenant is None:
@@ -408,8 +394,8 @@ def choose_replay(
 ) -> Replay | None:
     """Return how to replay what lies behind a batch, up to *until* if given; None if there is nothing.
 
-    Nothing is left out behind the place of a held tenant, whose events were not sent. While an earlier replay, which
-    left out *left_out*, is under way, what either asks for is sent, and what is between.
+    Nothing is left out behind the place of a held tenant. While an earlier replay is under way, what either asks for is
+    sent, and what is between.
     """
     if left_out is not None and left_out.through <= cursor.batch_id:
         left_out = None

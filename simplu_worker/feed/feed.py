@@ -1,7 +1,4 @@
-"""The feed of all shards by this replica: one task a shard, one set of destinations for all.
-
-Read `FEED_FILE` and the secrets that it names; read them again at SIGHUP. A bad file changes nothing.
-"""
+"""The feed of all shards by this replica: one task a shard, one set of destinations, read again at SIGHUP."""
 
 from __future__ import annotations
 

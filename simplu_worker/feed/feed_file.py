@@ -1,6 +1,4 @@
-"""`FEED_FILE`: the destinations of the feed, checked as a whole before any of it is used (docs/feed.md). Pure.
-
-Which hosts and addresses a destination may have: `FEED_ALLOWED_HOSTS`.
+"""`FEED_FILE` and `FEED_ALLOWED_HOSTS`, checked as a whole before any of it is used (docs/feed.md). Pure.
 
 Who may write `FEED_FILE`, or the DNS of a destination, must not lead the worker to its own ports, a metadata service or
 a database. So an address that is not of the public internet needs a network of the list, whatever its name.

@@ -1,11 +1,7 @@
 """Receivers over HTTP as destinations of the feed: webhooks, and the notifications of the TypeScript worker.
 
-What the answers of a receiver over HTTP mean for its events.
-
-HTTP to a host that others named: each address is judged as it is connected to, and an answer is bounded.
-
 A name may lead to another address at each look-up, so the address of each socket is judged as it is made. No redirect
-is followed, and no proxy of the environment is used, which would connect in the worker's place.
+is followed, no proxy of the environment is used, and an answer is bounded.
 """
 
 from __future__ import annotations

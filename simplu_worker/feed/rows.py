@@ -92,8 +92,7 @@ class LoadedFeed(msgspec.Struct, frozen=True):
 class ReadDocuments(msgspec.Struct, frozen=True):
     """Documents by the number of their resource; *left_at* is the first number that has to be read again.
 
-    A document is empty if it is too large for every destination. *elsewhere* has the shard to which a tenant has moved,
-    or empty if that is unknown.
+    A document that is too large is empty. *elsewhere* has the shard to which a tenant has moved, empty if unknown.
     """
 
     facts: ReplicationFacts
@@ -154,12 +153,10 @@ async def load(
 ) -> LoadedFeed:
     """Return the state and the cursors; make those of new destinations. Raises `NotPublisherError`.
 
-    If the server has another run since the incarnation was last found to hold, a new incarnation, whose id ends with
-    *noise*, begins behind the cursors. It does not if the publisher knows that nothing is undone: *remembered* has, by
-    destination, all batches published behind *complete_from*, the log has all of them, and the incarnation is not older
-    than *last_incarnation*, its own.
-
-    A destination that is not in *terms* begins no incarnation: its cursor keeps the run in which it was judged last.
+    If the server has another run since the incarnation was last found to hold, a new one, whose id ends with *noise*,
+    begins behind the cursors; not if the publisher knows that nothing is undone: the log has all batches that it
+    *remembered* behind *complete_from*, by destination, and the incarnation is not older than *last_incarnation*, its
+    own. The cursor of a destination that is not in *terms* keeps the run in which it was judged.
     """
     async with pool.transaction() as connection:
         state = _state(await connection.fetchrow(QUERIES["lock_feed"], token))

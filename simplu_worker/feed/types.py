@@ -1,11 +1,4 @@
-"""The types of the feed. Pure.
-
-The types between the feed and its destinations: events, what became of them, terms.
-
-Places in a shard's log, and tenants that wait for their source.
-
-How each destination is doing over all shards, by a replica's own knowledge and the rows of others.
-"""
+"""The types of the feed: events, what became of them, terms, places in a log, states of destinations. Pure."""
 
 from __future__ import annotations
 
@@ -21,9 +14,9 @@ from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind, OnRefusa
 class Incarnation(msgspec.Struct, frozen=True):
     """The history of a shard that an event is part of; a new one begins with a promotion or a restore.
 
-    Receivers compare ids as text: the newer one is greater (docs/feed.md). *bounds* are those of the latest
-    incarnations, the newest first, each `<id>:<batch id>`, joined by commas: an event of an earlier incarnation is
-    undone, unless it comes again, if its batch is behind the bound of an incarnation named before its own.
+    The newer id is greater as text (docs/feed.md). *bounds* are those of the latest incarnations, the newest first,
+    each `<id>:<batch id>`, joined by commas: an event of an earlier incarnation is undone, unless it comes again, if
+    its batch is behind the bound of an incarnation named before its own.
     """
 
     id: str
@@ -55,12 +48,9 @@ class FeedEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A change on a shard, or what became of events sent before.
 
     *id* stays the same when the event is sent again; *position* is `<batch id>-<place in the batch>`. *reapplies* is
-    the id
-    of the undone event of the same change; *undoes* that of the event that this one takes back, else it is about
-    *bounds*.
-    *data* is the row as JSON when it was published: None if it is not wanted or gone, empty if it is too large or could
-    not
-    be read. *replay* differs for each replay that sends the event again.
+    the id of the undone event of the same change; *undoes* that of the event that this one takes back. *data* is the
+    row as JSON when it was published: None if not wanted or gone, empty if too large or unreadable. *replay* differs
+    for each replay.
     """
 
     id: str
@@ -126,8 +116,8 @@ class Destination(Protocol):
     async def publish(self, events: Sequence[FeedEvent]) -> Sequence[Delivery]:
         """Deliver *events*; return what became of each, in their order.
 
-        No event is delivered unless those of its partition key before it were: behind one that was not, the others of
-        its key are `RetryLater`. Raises nothing that the destination's trouble may cause.
+        Behind one that was not delivered, the others of its partition key are `RetryLater`, undelivered. Raises nothing
+        that the destination's trouble may cause.
         """
 
 

@@ -5,11 +5,8 @@
                 └─ later ◄─┘      a key waits behind its first event that is not done, no other key does
 
 The cursor is the place before the oldest event that is not done: the next publisher sends what is behind it again.
-Delivered events beyond the cursor stay here, so that this publisher sends none twice.
-
-Room that the shards and destinations of a process share in equal parts.
-
-The events that were sent lately, in case that the shard has lost their commits.
+Delivered events beyond the cursor stay here, so that this publisher sends none twice. Events that were sent lately are
+remembered, in case that the shard has lost their commits.
 """
 
 from __future__ import annotations
@@ -170,8 +167,7 @@ class Window:
     ) -> list[Finished]:
         """Note what became of *sent*; return those that are finished, in order.
 
-        An event behind one of its key that failed was not tried. The key of a `RefusedForGood` waits until the caller
-        has kept it, and says so by `finish`.
+        An event behind one of its key that failed was not tried. The key of a `RefusedForGood` waits for `finish`.
         """
         finished: list[Finished] = []
         failed: set[str] = set()

@@ -46,9 +46,8 @@ class Erasure(msgspec.Struct, frozen=True):
 class Standing(msgspec.Struct, frozen=True):
     """The tenant's row on one shard, and what the shard has of the resource.
 
-    *is_leaving*: a mover from here runs. *export* is the file with the rows that the last restore overwrote.
-    *other_ids*
-    are those that the resource had by renames, *names* all of its type.
+    *is_leaving*: a mover from here runs. *export* is the file of the last restore. *other_ids* are those by renames,
+    *names* those of its type.
     """
 
     business_id: str
@@ -126,7 +125,7 @@ async def erase_on_shard(
 ) -> ErasedOnShard:
     """Erase the resource, and wait until that is as safe as the shard can make it.
 
-    Raises `RetryableError` if the shard does not answer, or the tenant's row is not that of *standing* any more.
+    Raises `RetryableError` without an answer, or if the tenant's row has changed.
     """
     resources, server = await _delete_row(shard, erasure, standing)
     results = await _page_through(shard, erasure, standing, apply=True)

@@ -122,7 +122,7 @@ def beginning_of(
     """Return how a restorer begins, by the tenant's row and the journal.
 
     *own_runs* are those of this command, *earlier_run* that of the journal when it began. Raises `RestoreTakenError`,
-    `RetryableError` while the tenant is being moved, and `PermanentError` if it cannot be restored.
+    `RetryableError` during a move, and `PermanentError` if the tenant cannot be restored.
     """
     if tenant is None:
         raise PermanentError("the shard has no row of the tenant; run: simplu-worker tenants show")
@@ -152,10 +152,7 @@ MODE: Final = 0o600  # the content of a tenant
 
 
 class ExportFile:
-    """A new file of JSON lines with the rows that a restore overwrites: a header first, the counts last.
-
-    It is on disk once `finish` has returned; without that it is removed at the end.
-    """
+    """A new file of JSON lines with the rows that a restore overwrites; removed unless `finish` has returned."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self._path = path
@@ -315,8 +312,7 @@ class Restorer:
     async def run(self) -> RestoreCertificate:
         """Restore the tenant, or go on with its restore; return the certificate.
 
-        Raises `PermanentError` if that is not possible, and `RetryableError` if a database did not answer for a minute:
-        the message has the state of the tenant.
+        Raises `PermanentError` if that is not possible, and `RetryableError` if a database did not answer for a minute.
         """
         async with self._live.connection() as connection:
             journal = await read_journal(connection, self._restore.tenant_id)

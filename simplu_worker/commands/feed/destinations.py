@@ -1,15 +1,4 @@
-"""The commands of `feed`: show destinations, send them events again, let them go on, forget them.
-
-`feed show`.
-
-`feed replay`: send a destination all events again from a time on.
-
-`feed skip`: let a destination go on that has stopped; or pass the lost source of a moved tenant, or an event.
-
-`feed forget`: delete the cursors and refusals of a destination that has left `FEED_FILE`.
-
-Add up what the shards tell of each destination.
-"""
+"""The commands of `feed`: show destinations, send them events again, let them go on, forget them."""
 
 from __future__ import annotations
 
@@ -27,8 +16,7 @@ from simplu_worker.commands.running import known_shard, parse_tenant_id, require
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.feed.cloud_events import TYPE_PREFIX
-from simplu_worker.feed.events import PassEvent, PassSource, Resume
-from simplu_worker.feed.steering import (
+from simplu_worker.feed.cursors import (
     REFUSALS_SHOWN,
     ForgetPlan,
     RefusedEvent,
@@ -39,6 +27,7 @@ from simplu_worker.feed.steering import (
     replay,
     skip,
 )
+from simplu_worker.feed.events import PassEvent, PassSource, Resume
 from simplu_worker.shards.routing.shard_query import query_all_shards, query_with_causes
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import FeedStop
@@ -56,7 +45,7 @@ async def replay_feed(
     apply: bool,
     as_json: bool,
 ) -> int:
-    """Print what each shard sends again, or the shards that are named; with *apply* begin it.
+    """Print what each shard, or each of *shard_ids*, sends again; with *apply* begin it.
 
     Returns 1 if a shard did not answer, or none has the destination.
     """
@@ -180,14 +169,12 @@ async def forget_destination(settings: Settings, destination: str, *, apply: boo
     async with open_shards(settings) as shards:
         known = await shards.locator.list_shards()
         answers = await query_all_shards(
-            known, lambda address: forget(shards.pools.ensure_pool(address), destination, apply=False)
+            known, lambda one: forget(shards.pools.ensure_pool(one), destination, apply=False)
         )
         plans = _unused(destination, answers)
         if apply:
-            concerned = [address for address in known if address.shard_id in plans]
-            answers = {shard_id: plan for shard_id, plan in answers.items() if plan is None}
-            answers |= await query_all_shards(
-                concerned, lambda address: forget(shards.pools.ensure_pool(address), destination, apply=True)
+            answers = await query_all_shards(
+                known, lambda one: forget(shards.pools.ensure_pool(one), destination, apply=True)
             )
             plans = _unused(destination, answers)
     silent = sorted({address.shard_id for address in known} - answers.keys())

@@ -86,8 +86,7 @@ MADE_AT_ONCE: Final = 100  # so that a transaction stays far below 30 s, after w
 class _PlacedImport(msgspec.Struct, frozen=True):
     """A tenant with its step and its shard; *problem* is the reason of a refusal.
 
-    *is_final*: another run would find the same. *shard_id* is None while the tenant is not registered. *certificate* is
-    that of a tenant that was imported before.
+    *is_final*: another run would find the same. *certificate* is that of a tenant that was imported before.
     """
 
     tenant: NamedTenant
@@ -298,8 +297,7 @@ class Importer:
     async def plan(self) -> ImportResult:
         """Read every row once, and return what an import would do; nothing is changed anywhere.
 
-        Raises `PermanentError` if the mapping does not fit, `RetryableError` without an answer of the source or the
-        locator.
+        Raises `PermanentError` if the mapping does not fit, `RetryableError` without an answer.
         """
         async with self._opened() as run:
             placed = await run.placer.plan(run.tenants)
@@ -321,8 +319,8 @@ class Importer:
     ) -> ImportResult:
         """Copy every tenant that can be, and follow the source until *stopping*; return a report on each.
 
-        No tenant is activated: `apply` does that later. The first round that is reported is the copy, with the error of
-        tenants that are not followed. Returns at once if there is none to follow. Raises as `plan`.
+        `apply` activates them later. The first round that is reported is the copy, with the error of tenants that are
+        not followed. Returns at once if there is none to follow. Raises as `plan`.
         """
         token = str(uuid4())
         followed: list[FollowedTenant] = []
@@ -356,8 +354,7 @@ class Importer:
     async def discard(self, *, apply: bool, identity: str | None = None) -> DiscardResult:
         """Delete the tenants of the source that no run has activated, with their rows; without *apply* list them.
 
-        Of the source with *identity*, if given, which is not asked: it may have another one by now, or be gone. Raises
-        as `plan` does.
+        Of the source with *identity*, if given: the database may have another one by now, or be gone.
         """
         token = str(uuid4())
         reports: list[TenantReport] = []

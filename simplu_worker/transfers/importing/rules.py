@@ -70,7 +70,7 @@ class RefusedRow(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 class SourceTenant(msgspec.Struct):
     """A tenant as the source names it: the texts in its columns, and the number of its rows by table.
 
-    *deleted_count* are rows with a tombstone, which count nowhere else. *stored_names* are those of its business type.
+    *deleted_count* are rows with a tombstone. *stored_names* are those of its business type.
     """
 
     key: tuple[str, ...]
@@ -275,8 +275,7 @@ def _has_location(business: Business | str | None, location_id: str) -> bool:
 class ImportCertificate(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """The proof that a tenant's rows are those of the source, kept in the journal of its shard.
 
-    Both servers computed *checksum* over *rows* rows. *refused* are rows that were not taken, by reason; *deleted*
-    those with a tombstone.
+    Both servers computed *checksum* over *rows* rows. *refused* were not taken, *deleted* have a tombstone.
     """
 
     business_id: str
@@ -398,10 +397,7 @@ class FollowState(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def followed_since(step: str, detail: Mapping[str, Any], *, mapping: str) -> datetime | None:
-    """Return since when rows may have changed that were not copied; None to copy the tenant whole.
-
-    *mapping* is the digest of the mapping in use: by another one rows have other content.
-    """
+    """Return since when rows may have changed that were not copied; None to copy the tenant whole."""
     if step != FOLLOWING:
         return None
     try:

@@ -61,9 +61,8 @@ class UnreadableRowsError(PermanentError):
 class SourceFacts(msgspec.Struct, frozen=True):
     """The source of a snapshot, and its time.
 
-    *place* is hosts and database. *identity* is the same for the same database on its standbys and after a failover,
-    and
-    differs for another one of that name.
+    *place* is hosts and database; *identity* stays the same after a failover, and differs for another database of that
+    name.
     """
 
     place: str
@@ -110,9 +109,8 @@ class SourceReader:
     ) -> AsyncIterator[list[SourceRow]]:
         """Yield the rows of a tenant, long documents included, but not those of *duplicates* (types and ids).
 
-        Fewer at a time if their documents are long. Raises `UnreadableRowsError` if a row cannot be returned; read
-        *by_key*,
-        some hundred times slower, the row has the error instead.
+        Raises `UnreadableRowsError` if a row cannot be returned; *by_key*, some hundred times slower, the row has the
+        error.
         """
         if by_key:
             async for page in self.read_pages(list_keys(table, selection)):

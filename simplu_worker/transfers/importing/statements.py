@@ -78,8 +78,7 @@ class _Arguments:
 class RowSelection(msgspec.Struct, frozen=True):
     """The rows to read: of the tenant with these texts in its columns, and if given, of one key.
 
-    *made_at* is the time of resources without one. *changed_since* leaves out rows changed before. Types of rows become
-    those of *stored_names*.
+    *made_at* is the time of resources without one. *changed_since* leaves out rows changed before.
     """
 
     tenant: tuple[str, ...]

@@ -200,8 +200,7 @@ class TargetTenant:
     async def activate(self, certificate: bytes, imported_at: datetime, *, verified_on: Server | None) -> Server:
         """Make the tenant active with its default row, and store *certificate*; return the server of the commit.
 
-        Raises `RetryableError` if the rows were verified in another run of the server: this one may lack the last of
-        them.
+        Raises `RetryableError` if the rows were verified in another run of the server, as this one may lack some.
         """
         async with self._pool.transaction() as connection:
             row = await connection.fetchrow(QUERIES["lock_import"], self._tenant_id, self._token)

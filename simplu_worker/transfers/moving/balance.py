@@ -66,9 +66,9 @@ def rooms_of(
     *,
     by_capacity: bool,
 ) -> list[ShardRoom]:
-    """Return the room of each shard; with *by_capacity* a shard without a limit counts as one with the mean limit.
+    """Return the room of each shard; with *by_capacity* one without a limit counts as one with the mean limit.
 
-    *there* are the businesses of each shard, of which Citrus may know more; *coming* those of tenants on their way.
+    *there* are the businesses of each shard, of which Citrus may know more; *coming* those on their way.
     """
     listed = list(shards)
     limits = [shard.business_max for shard in listed if shard.business_max is not None] if by_capacity else []
@@ -103,13 +103,10 @@ def plan_balance(
 ) -> list[PlannedTransfer]:
     """Return the moves that make the shards about equally full; few moves, of large tenants first.
 
-    The usage of a shard is its weight by its capacity. Each move is from the fullest shard that has a fitting tenant to
-    the
-    emptiest with room: the largest tenant that makes the other no fuller than the one. The *settled* tenants stay.
-    *types*
-    are the business types of each shard; without them all take all. With *by_business* all locations that a business
-    has
-    on a shard move together, and weigh 1, or 0 where the target has the business already.
+    Each move is from the shard with the largest weight by capacity that has a fitting tenant to the one with the
+    smallest and room: the largest tenant that makes the other no fuller than the one. The *settled* tenants stay.
+    *types* are the business types of each shard; without them all take all. With *by_business* all locations that a
+    business has on a shard move together, and weigh 1, or 0 where the target has the business already.
     """
     listed = [one for one in tenants if one.shard_id in {shard.shard_id for shard in shards}]
     units = _businesses(listed) if by_business else [_Unit((one,), one.weight) for one in listed]
@@ -193,9 +190,8 @@ def plan_drain(
 ) -> tuple[list[PlannedTransfer], list[WeighedTenant]]:
     """Return where the tenants of a shard are to go, and those for which there is no room.
 
-    The shard with the most room that has the type is next, so that *shards*, the other ones, fill evenly; without room
-    one with the tenant's business. Tenants whose type no shard has come last, to any shard: its check tells what it
-    lacks.
+    The shard with the most room that has the type is next; without room one with the tenant's business. Tenants whose
+    type no shard has come last, to any shard: its check tells what it lacks.
     """
     rooms = _Rooms(shards)
     heap = [(-shard.room, shard.shard_id) for shard in shards if shard.room > 0]
@@ -247,9 +243,7 @@ class BegunMoves(msgspec.Struct, frozen=True):
     """What to do about moves that have begun, before all others.
 
     *committed* have left their shard, *opened* have not: both go on. *taken_back* are undone: a rollback has begun, or
-    the
-    target takes no more tenants. *running* are left to their commands; a running rollback is a move to where its tenant
-    stays.
+    the target takes no more tenants. *running* are left to their commands.
     """
 
     committed: list[PlannedTransfer] = []
@@ -342,8 +336,7 @@ def way_back(
     """Return the steps of a rollback of a tenant with its home on *home_id*; *stay* moves it nowhere.
 
     *copies* are the shards to which it is moving, *came_from* the one that it left for its home. *last_departure* is
-    the
-    journal of moves away from its home, *last_move* that of the move to it. *known* are all shards.
+    the journal of moves away from its home, *last_move* that of the move to it.
     """
     targets = set(copies)
     if last_departure is not None and last_departure.step in NOT_COMMITTED:
@@ -379,8 +372,8 @@ def plan_by_map(
 ) -> list[PlannedTransfer]:
     """Return the moves to the shards that the map names, only to *targets*.
 
-    Unless *keep_pins*, a tenant that was pinned to its home because shards were added moves to the one of these that
-    the map places it on without the pin. *left* are tenants with shards that they have moved away from.
+    Unless *keep_pins*, a tenant that was pinned to its home because shards were added moves to the added one that the
+    map names without the pin. *left* are tenants with shards that they have moved away from.
     """
     follower = _PinFollower(shard_map, left)
     plan = []
@@ -427,7 +420,7 @@ class TenantRows:
         return sorted(one for one in self._states if not self._has_left(one, shard_id))
 
     def elsewhere(self, shard_id: str) -> list[str]:
-        """Return the tenants that live, or may live, on other shards: also those without any row on *shard_id*."""
+        """Return the tenants that live, or may live, on other shards, also without a row on *shard_id*."""
         return sorted(
             one
             for one, states in self._states.items()
@@ -435,7 +428,7 @@ class TenantRows:
         )
 
     def led_through(self, shard_id: str, named: Mapping[str, str | None]) -> list[str]:
-        """Return the tenants that are looked for on a shard; *named* are the shards that the locator names for them."""
+        """Return the tenants that are looked for on a shard; *named* is what the locator names for them."""
         return sorted(one for one, name in named.items() if leads_through(name, shard_id, self._left_for.get(one, {})))
 
     def _has_left(self, tenant_id: str, shard_id: str) -> bool:
@@ -455,7 +448,7 @@ class Removal(msgspec.Struct, frozen=True):
 
 
 def leads_through(named: str | None, shard_id: str, left_for: Mapping[str, str]) -> bool:
-    """Return whether the way to a tenant's home from the shard that is *named* for it leads through *shard_id*.
+    """Return whether the way to a tenant's home from the shard *named* for it leads through *shard_id*.
 
     *left_for* has the next shard by each one that the tenant has left.
     """
@@ -469,7 +462,7 @@ def leads_through(named: str | None, shard_id: str, left_for: Mapping[str, str])
 def describe_removal(
     shard_id: str, staying: list[str], routed: list[str], unknown: list[str], error: str | None = None
 ) -> Removal:
-    """Return the verdict: tenants that are *staying*, that are *routed* there, or of which that is *unknown*."""
+    """Return the verdict: tenants that are *staying*, *routed* there, or of which that is *unknown*."""
     reasons = []
     if staying:
         reasons.append(f"{len(staying)} tenants are still there, such as {staying[0]}: keep it")
@@ -487,7 +480,7 @@ def describe_removal(
 
 
 class Undrained(msgspec.Struct, frozen=True):
-    """The moves back of *plan*, after those of *begun*; the tenants of *moved_on* have left their new shards since."""
+    """The moves back of *plan*, after those of *begun*; tenants of *moved_on* have left their new shards since."""
 
     begun: BegunMoves
     plan: list[PlannedTransfer]
@@ -503,9 +496,8 @@ def plan_undrain(
 ) -> Undrained:
     """Return the moves of tenants back to *shard_id*.
 
-    *drained* has the shards to which tenants have moved, *stopped* the tenants of moves of the drain that have not
-    ended. Of these the ones that have committed end first, and the others are taken back; moves of other commands
-    stay as they are.
+    *drained* has the shards to which tenants have moved, *stopped* the tenants of moves that have not ended: those that
+    have committed end first, the others are taken back.
     """
 
     def is_own(one: PlannedTransfer) -> bool:

@@ -48,10 +48,7 @@ _RESOURCE_COLUMNS: Final = ("business_type", "resource_type", "resource_id", "da
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """Rows of the log, and the resources that have changed: as they are now, or gone.
-
-    And rejected records, and the tries of messages, which are noted beside the log.
-    """
+    """Rows of the log, the resources that have changed (as they are now, or gone), and the notes beside the log."""
 
     log: Sequence[Any] = ()
     resources: Sequence[Any] = ()
@@ -88,8 +85,8 @@ async def read_changes(
 ) -> AsyncIterator[Changes]:
     """Yield what changed since *since*, by the shard's clock, in pages of at most `PAGE_ROWS` rows of the log.
 
-    Without the rows *known*, which an earlier call has read, and the resources that they changed. A page may be older
-    than the next one: what changes later is in the pages since a later time.
+    Without the rows *known*, which an earlier call has read, and the resources that they changed. What changes after a
+    page was read is in the pages since a later time.
     """
     async for log in _read_unknown(connection, tenant_id, since, known):
         yield await read_resources(connection, tenant_id, _changed_by(log), log)
@@ -148,8 +145,8 @@ async def read_log(
 ) -> AsyncIterator[Sequence[Any]]:
     """Yield the rows of a tenant's log from *start* on, in order of time, in pages of at most `PAGE_ROWS` rows.
 
-    Each statement passes by about *scanned_rows* batches and rows, so that it takes a bounded time. If there are more,
-    and the tenant has at most *few_rows* rows, these are read alone.
+    Each statement passes by about *scanned_rows* batches and rows. If there are more, and the tenant has at most
+    *few_rows* rows, these are read alone.
     """
     end = await connection.fetchval(QUERIES["find_logged_end"], tenant_id, start, scanned_rows)
     if end is not None and await connection.fetchval(QUERIES["has_few_operations"], tenant_id, few_rows):

@@ -54,7 +54,7 @@ FAILURES_KEPT: Final = KEPT_FOR / 2  # older ones may be deleted at different ti
 
 
 class TypeSum(msgspec.Struct, frozen=True, rename="camel"):
-    """The rows of one resource type on one shard: their number, the bytes of their data, the sum of their hashes."""
+    """The rows of one resource type on one shard: number, bytes of their data, sum of their hashes."""
 
     row_count: int = 0
     byte_count: int = 0
@@ -104,10 +104,10 @@ class Comparison(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class _ComparedLog(msgspec.Struct, frozen=True):
-    """The part of the log that is compared: completed from *since* on and before *until*, without *requests*.
+    """The log from *since* until *until*, without *requests*; and of the notes beside it a part.
 
-    Of the notes beside it those before *notes_until*: rejected records without *rejected*, and the tries of messages of
-    *failed* alone. A note may be made beside the fence, and that of a message is deleted with it.
+    Rejections before *notes_until* without *rejected*, and the tries of the messages *failed* alone: a note may be made
+    beside the fence.
     """
 
     since: datetime
@@ -161,8 +161,7 @@ async def compare_shards(
 ) -> Comparison:
     """Compare a tenant's rows on two shards, without those that changed at its home since *since*, by its clock.
 
-    The log is compared from *log_kept* before that on: older rows may be deleted at different times. Begins again with
-    smaller ranges if one takes too long.
+    The log is compared from *log_kept* before that on: older rows may be deleted at different times.
     """
     live, other = (source, target) if live_on_source else (target, source)
     ranges = _PacedRanges()
@@ -361,8 +360,8 @@ async def repair_resources(
 ) -> Repair:
     """Write the resources *keys* as *source* has them, but for those written since the fence.
 
-    The tenant's batches wait for it. Without *apply* only return what would be written. Raises `PermanentError` if the
-    home is not on *target*, or as `check_former_rows`.
+    The tenant's batches wait for it. Without *apply* nothing is written. Raises `PermanentError` if the home is not on
+    *target*, or as `check_former_rows`.
     """
     async with target.transaction() as connection:
         before = await _lock_home(connection, target, tenant_id)  # behind all batches in flight

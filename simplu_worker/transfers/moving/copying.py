@@ -35,10 +35,7 @@ SHORT_ROUND_SHARE: Final = 0.25  # of the longest pause: a round that takes no l
 
 
 class ChunkPace(msgspec.Struct, frozen=True):
-    """The size of the next chunk, and the rest before it, in seconds; *most* is the largest size for now.
-
-    A chunk is to take *chunk_s*, and *rest_share* of the time that it took is a rest.
-    """
+    """The size of the next chunk, which is to take *chunk_s*, and the rest before it; *most* is the largest for now."""
 
     row_count: int = ROWS_FIRST
     rest_s: float = 0.0
@@ -61,9 +58,8 @@ def next_pace(
 ) -> ChunkPace:
     """Return the pace after a chunk of *row_count* rows that took *took_s*.
 
-    *answer_s* is the slower shard's time for a statement that does next to nothing. While it is far above the usual,
-    chunks
-    get smaller and rests longer.
+    While *answer_s*, the slower shard's time for a tiny statement, is far above the usual, chunks get smaller and rests
+    longer.
     """
     usual_s = min(pace.usual_answer_s or answer_s, answer_s)
     most = pace.most if took_s > pace.chunk_s else min(ROWS_MAX, pace.most * GROWTH)
@@ -86,7 +82,7 @@ def next_pace(
 def is_last_round(row_count: int, took_s: float, max_pause_s: float) -> bool:
     """Return whether a tenant can be fenced after a round of *row_count* rows that took *took_s*.
 
-    A small round that took longer than the pause may have met a slow moment: the next one shows whether that is over.
+    A small round that took longer than the pause may have met a slow moment: the next one shows that.
     """
     return took_s <= max_pause_s * SHORT_ROUND_SHARE or (row_count <= SMALL_ROUND and took_s <= max_pause_s)
 
@@ -101,10 +97,9 @@ class _CopiedColumns(msgspec.Struct, frozen=True):
 
 
 class CopiedTable(msgspec.Struct, frozen=True):
-    """What is copied in the order of one key, by the query of its boundaries: of one table, or of several.
+    """What is copied in the order of one key: of one table, or of several.
 
-    A row counts once, in the last of *parts*. With *have_places* the queries get the place of the copied rows in the
-    target's log.
+    A row counts once, in the last of *parts*. With *have_places* the queries get the place in the target's log.
     """
 
     name: str
@@ -195,10 +190,7 @@ class _CopiedChunk(msgspec.Struct, frozen=True):
 async def find_end(
     connection: Connection, table: CopiedTable, tenant_id: str, after: RowKey, row_count: int
 ) -> RowKey | None:
-    """Return the key of the last row of the next chunk; None if the chunk has all that is left.
-
-    In a transaction with `StatementBudget.KEY_RANGE`.
-    """
+    """Return the key of the last row of the next chunk; None if it has all that is left. In a `KEY_RANGE` budget."""
     row = await connection.fetchrow(QUERIES[table.boundary_query], tenant_id, *after, row_count)
     return None if row is None else (row["first"], row["second"])
 
@@ -214,10 +206,7 @@ def slower_after(error: StatementFailedError, pace: ChunkPace) -> ChunkPace:
 async def copy_chunk(
     source: ShardPool, target: Connection, table: CopiedTable, tenant_id: str, after: RowKey, end: RowKey | None
 ) -> _CopiedChunk:
-    """Copy one chunk; *target* is in the transaction that has checked the mover's token.
-
-    Raises the errors of both shards.
-    """
+    """Copy one chunk; *target* is in the transaction that has checked the mover's token."""
     arguments: list[object] = [tenant_id, *after, *(end or (None, None))]
     if table.have_places:
         arguments += await find_copied_place(target, tenant_id)

@@ -63,7 +63,7 @@ async def noted_as_running(
 ) -> AsyncIterator[None]:
     """Note every NOTE_INTERVAL_S on *source* that the command with the token *token()* runs, and at an error its end.
 
-    Nothing is noted in the pause of a move, which would wait for it. A shard that does not answer ends nothing here.
+    Not in the pause of a move, which would wait for it. A silent shard ends nothing here.
     """
     noting = asyncio.create_task(_keep_noting(source, tenant_id, token, is_pause), name=f"note-running:{tenant_id}")
     try:

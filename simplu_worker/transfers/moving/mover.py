@@ -142,8 +142,8 @@ class Mover:
     async def run(self) -> Certificate:
         """Move the tenant, or go on with its move; return the certificate.
 
-        Raises `MoveRefusedError` if it cannot be moved, and `RetryableError` if a shard did not answer for a minute:
-        the message has the state of the tenant.
+        Raises `MoveRefusedError` if it cannot be moved, and `RetryableError` if a shard did not answer for a minute,
+        with the state of the tenant.
         """
         source, tenant_id = self._source, self._move.tenant_id
         async with noted_as_running(source, tenant_id, lambda: self._token, is_pause=lambda: self._phase in PAUSE):
@@ -294,8 +294,8 @@ class Mover:
     def _check_target(self, row: Any) -> Server:
         """Return the target's server; *row* is of a statement that finds the tenant only with our token.
 
-        Raises `RetryableError` if the server is not that of our first transaction: it may lack rows that this mover has
-        written, and a new connection to it shows nothing of that.
+        Another server than that of our first transaction may lack rows that this mover has written, and a new
+        connection to it shows nothing of that.
         """
         if row is None:
             raise self._superseded_error()
@@ -401,7 +401,7 @@ class Mover:
     def _check_source(self, source: MovingTenant, progress: Progress) -> None:
         """Raise `RetryableError` if the source has another server than the one that *progress* is of.
 
-        A promoted standby may lack operations that were copied, and new connections to it show nothing of that.
+        A promoted standby may lack operations that were copied, and new connections show nothing of that.
         """
         if source.server != progress.server:
             raise RetryableError(f"shard {self._move.source_id} has another server now, or was restarted")
@@ -468,8 +468,7 @@ class Mover:
     async def _rehearse(self, progress: Progress) -> Progress:
         """Predict the pause, right before the fence; return the progress of the last round of the catch-up.
 
-        The prediction is the time of the pause's statements and of the standbys. One that is too long may have met a
-        slow moment: the next one shows whether that is over.
+        One that is too long may have met a slow moment: the next one shows whether that is over.
         """
         max_pause_s = self._options.max_pause_s
         for _ in range(REHEARSALS_MAX):

@@ -152,7 +152,7 @@ def room_of(capacity: Capacity) -> int | None:
 def check_room(shard_id: str, answer: CapacityAnswer, *, coming_count: int = 0, is_counted: bool = False) -> None:
     """Raise `PermanentError` unless a shard takes another business beside *coming_count* that are to come. Pure.
 
-    One that *is_counted* there, or among these, needs no room. Raises the error where Citrus has not answered.
+    One that *is_counted* there needs no room. Raises the error where Citrus has not answered.
     """
     if isinstance(answer, RetryableError | PermanentError):
         raise answer

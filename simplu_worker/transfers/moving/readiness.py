@@ -47,7 +47,7 @@ class PredictedPause(msgspec.Struct, frozen=True):
 async def time_standbys(pools: Pools, commits: ReplicationWaiter, move: Move) -> float:
     """Wait for the standbys of both shards, as the switch will; return how long that took.
 
-    A standby that does not keep up is awaited for a while, and then no more. Raises `RetryableError`.
+    A standby that does not keep up is awaited for a while, and then no more.
     """
     began_at = loop_time()
     for shard_id in (move.target_id, move.source_id):
@@ -93,9 +93,8 @@ OPERATION_BYTES: Final = 400
 class MovePlan(msgspec.Struct, frozen=True, rename="camel"):
     """What a move would take; times in seconds, estimated from a sample of the rows and from commits.
 
-    *byte_count* is of the documents, *disk_bytes* of all rows on the target, with their indexes. *goes_on*: a command
-    has
-    begun the move. What is of the tenant's size is None if its rows take long to count.
+    *byte_count* is of the documents, *disk_bytes* of all rows on the target, with indexes. What is of the tenant's size
+    is None if its rows take long to count.
     """
 
     tenant: str

@@ -137,9 +137,8 @@ def continued_progress(
 ) -> Progress | None:
     """Return the progress of an earlier mover from which the copy goes on; None to copy everything.
 
-    Only with the same server on the source, since the barrier is by its clock, and while the log has all rows since:
-    *keeps*
-    is half of the time for which it keeps them.
+    Only with the same server on the source, whose clock the barrier is by, and while the log has all rows since:
+    *keeps* is half of that time.
     """
     if target is None or target.state not in ON_THE_WAY or arrival is None:
         return None

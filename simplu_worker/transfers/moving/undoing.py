@@ -42,8 +42,7 @@ log = structlog.get_logger(__name__)
 async def drop_rows(shard: ShardPool, tenant_id: str, token: int, lock: TenantLock) -> int | None:
     """Delete the rows of a tenant, but for its own; return their number, None once the row has another token or state.
 
-    Only once the feed has read the tenant's changes in the log; its destinations are told of what they have not read
-    `UNREAD_S` later. Raises `RetryableError`.
+    First the feed reads the tenant's changes in the log; `UNREAD_S` later its destinations are told of what they lack.
     """
     if await _has_unread(shard, tenant_id):
         async with shard.transaction() as connection:
@@ -89,7 +88,7 @@ async def _is_unread(shard: ShardPool, tenant_id: str, *, is_in_file: bool) -> b
 async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str) -> int:
     """Delete the copy of a tenant that has not left its source, or was destroyed there; return the rows deleted.
 
-    Raises `PermanentError` if it has left the source, and `RetryableError` without an answer: the same call goes on.
+    Raises `PermanentError` if it has left the source, and `RetryableError` without an answer.
     """
     source, target = pools.pool_of(source_id), pools.pool_of(target_id)
     async with target.connection() as connection:
@@ -186,9 +185,8 @@ async def clean_up(
 ) -> int | None:
     """Delete the rows that a tenant left on *source_id*, and return their number; the tenant's row stays.
 
-    Its home is asked on *home_id*, if it has gone on from *target_id*. None if the tenant has not arrived, or has come
-    back. Only once the standbys of its home have the tenant: one that has not would need these rows. Raises
-    `RetryableError`.
+    None if the tenant has not arrived on *target_id*, or on *home_id* if it has gone on, or has come back. Only once
+    the standbys of its home have it: one that has not would need these rows.
     """
     home_id = home_id or target_id
     source, target = pools.pool_of(source_id), pools.pool_of(home_id)

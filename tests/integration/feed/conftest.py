@@ -22,20 +22,17 @@ def _no_shard_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def group() -> Iterator[ProcessGroup]:
-    """Give the processes of the servers."""
     with ProcessGroup() as group:
         yield group
 
 
 @pytest.fixture(scope="module")
 def kinesis_url(group: ProcessGroup) -> str:
-    """Start our Kinesis."""
     return asyncio.run(start_kinesis(group))
 
 
 @pytest.fixture(scope="module")
 def sqs_url(group: ProcessGroup) -> str:
-    """Start our SQS."""
     return asyncio.run(start_sqs(group))
 
 

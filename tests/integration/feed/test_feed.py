@@ -46,7 +46,6 @@ SELECT FROM feed_cursors WHERE behind_since IS NULL AND batch_id = (SELECT max(b
 
 @pytest.fixture
 async def address(make_shard: ShardMaker) -> ShardAddress:
-    """Give a shard."""
     return await make_shard("a")
 
 
@@ -60,7 +59,6 @@ async def pools(address: ShardAddress) -> AsyncIterator[Pools]:
 
 @pytest.fixture
 async def case(pools: Pools, address: ShardAddress) -> TenantCase:
-    """Give a tenant on that shard."""
     pool = pools.ensure_pool(address)
     await add_tenant(pool)
     return TenantCase(pool, TENANT)
@@ -179,7 +177,6 @@ async def test_feed_of_a_shard_that_gets_its_tables_has_all_changes(
 
 
 async def has_begun(pool: ShardPool, destination: str) -> bool:
-    """Return whether the shard has a cursor of *destination*."""
     return await fetch(pool, "SELECT FROM feed_cursors WHERE destination = $1", destination) != []
 
 
@@ -345,7 +342,6 @@ async def test_feed_tells_of_a_gap_when_the_log_has_lost_what_it_did_not_read(
 
 
 async def forget_log(case: TenantCase) -> None:
-    """Delete batches older than ten days, as the retention does."""
     await fetch(case.pool, QUERIES["forget_batches"], 864_000.0, 1000, datetime(1, 1, 2, tzinfo=UTC))
 
 

@@ -71,7 +71,6 @@ async def test_check_reaches_each_destination_as_far_as_that_needs_no_event(
 
 
 async def _refuse_all(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer as a server without TLS does."""
     writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
     writer.close()
 

@@ -28,31 +28,25 @@ SINCE = datetime(2026, 1, 1, tzinfo=UTC)
 
 @pytest.fixture
 def settings(world: World, tmp_path: Path) -> Settings:
-    """Give the settings of a command."""
     return settings_of(tmp_path, *(pool.address for pool in world.shard_pools.values()))
 
 
 class Output:
-    """What a command prints."""
-
     def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
         self._capfd = capfd
         capfd.readouterr()
 
     def json(self) -> Any:
-        """Return the JSON on stdout; the log comes before it here."""
         text = self._capfd.readouterr().out
         return json.loads(text[text.index("\n{\n") if "\n{\n" in text else text.index("{\n") :])
 
 
 @pytest.fixture
 def output(capfd: pytest.CaptureFixture[str]) -> Output:
-    """Give what a command prints."""
     return Output(capfd)
 
 
 async def shown(settings: Settings, output: Output, name: str = "receiver") -> dict[str, Any]:
-    """Return what `feed show` has of a destination."""
     assert await show_feed(settings, name, as_json=True) == 0
     (found,) = output.json()["destinations"]
     return dict(found)
@@ -333,12 +327,10 @@ async def test_each_replica_shows_the_destinations_of_all_shards(world: World) -
 
 
 async def until(world: World, shard_id: str, query: str, count: int) -> None:
-    """Wait until *query* gives *count* rows on a shard."""
     async with asyncio.timeout(30):
         while len(await fetch(world.shard_pools[shard_id], query)) != count:  # noqa: ASYNC110  # rows on a shard
             await asyncio.sleep(0.1)
 
 
 async def until_stop(world: World, reason: str) -> None:
-    """Wait until the destination has stopped on the first shard."""
     await until(world, "a", f"SELECT FROM feed_cursors WHERE stopped = '{reason}'", 1)

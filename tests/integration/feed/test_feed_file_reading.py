@@ -20,8 +20,6 @@ STREAM = {"name": "stream", "kind": "kinesis", "target": "changes", "allTenants"
 
 
 class Folder:
-    """A folder with a `FEED_FILE` and a secret of its webhook."""
-
     def __init__(self, path: Path) -> None:
         self.feed, self.secret = path / "feed.json", path / "secret"
         self.webhook = {"name": "crm", "kind": "webhook", "target": "https://crm.example", "allTenants": True}
@@ -33,29 +31,24 @@ class Folder:
         self.secret.write_text(f"whsec_{base64.b64encode(bytes([number]) * 32).decode()}\n")
 
     def write(self, *entries: dict[str, Any]) -> None:
-        """Write the destinations."""
         self.feed.write_text(json.dumps({"destinations": entries}))
 
     def read(self) -> FeedFile:
-        """Read the file."""
         return read_feed_file(self.feed, ())
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
-    """Give a folder with two destinations."""
     folder = Folder(tmp_path)
     folder.write(STREAM, folder.webhook)
     return folder
 
 
 def reload_count(outcome: str) -> float:
-    """Return how often a file came to *outcome*."""
     return REGISTRY.get_sample_value("simplu_feed_file_reloads_total", {"outcome": outcome}) or 0.0
 
 
 def problems_of(folder: Folder) -> tuple[str, ...]:
-    """Return the problems of the file."""
     with pytest.raises(ConfigurationError) as raised:
         folder.read()
     return raised.value.problems

@@ -52,14 +52,12 @@ class Receiver:
 
 
 def batch(number: int, incarnation: Incarnation, resource_id: str = "p-1", **members: Any) -> FeedEvent:
-    """Return the only event of a batch."""
     names = {"id": f"{incarnation.id}-{number}-0", "position": f"{number}-0", "incarnation": incarnation}
     return feed_event(0, resource_id, **(names | members))
 
 
 @pytest.fixture
 async def receiver(tmp_path: Path) -> AsyncIterator[Receiver]:
-    """Serve the receiver of the page."""
     found = Receiver(tmp_path)
     application = web.Application()
     application.router.add_post("/", found.names["receive"])
@@ -73,7 +71,6 @@ async def receiver(tmp_path: Path) -> AsyncIterator[Receiver]:
 
 
 async def state_after(receiver: Receiver, *events: FeedEvent, secret: str = SECRET) -> list[str]:
-    """Send *events*, and return what holds then."""
     async with open_webhook(receiver.url, [secret], LOOPBACK) as webhook:
         for event in events:
             assert await webhook.publish([event]) == [Delivered()]

@@ -42,8 +42,6 @@ Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Receiver:
-    """A receiver that notes what came, and answers as `respond` does."""
-
     def __init__(self) -> None:
         self.url = ""
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
@@ -54,11 +52,9 @@ class Receiver:
         self.is_over = asyncio.Event()  # what hangs ends with the test
 
     async def accept(self, request: web.Request) -> web.StreamResponse:
-        """Answer 204."""
         return web.Response(status=204)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Note a request, and answer it."""
         body = await request.read()
         self.requests.append((request.path, dict(request.headers), body))
         event = json.loads(body)
@@ -77,7 +73,6 @@ class Receiver:
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
-    """Serve a receiver."""
     found = Receiver()
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", found.handle)
@@ -92,7 +87,6 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @pytest.fixture
 async def webhook(receiver: Receiver) -> AsyncIterator[HttpDestination]:
-    """Open the receiver as a webhook."""
     async with open_webhook(f"{receiver.url}/hooks?v=1", SECRETS[:1], LOOPBACK) as destination:
         yield destination
 
@@ -105,13 +99,10 @@ async def impatient(receiver: Receiver) -> AsyncIterator[HttpDestination]:
 
 
 def resources(count: int, keys: int) -> list[FeedEvent]:
-    """Return *count* events of *keys* resources."""
     return [feed_event(number, f"p-{number % keys}") for number in range(count)]
 
 
 def status(number: int, **headers: str) -> Respond:
-    """Return what answers with one status."""
-
     async def respond(_: web.Request) -> web.StreamResponse:
         return web.Response(status=number, headers={name.replace("_", "-"): text for name, text in headers.items()})
 
@@ -284,14 +275,11 @@ async def test_notification_is_posted_as_the_typescript_worker_did(receiver: Rec
 
 
 class NameServer:
-    """A DNS of one name, `rebound.example`."""
-
     def __init__(self, *addresses: str) -> None:
         self.addresses = addresses
         self._real = socket.getaddrinfo
 
     def getaddrinfo(self, host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the addresses of a name."""
         if host != "rebound.example":
             return self._real(host, port, *args, **kwargs)
         return [found for one in self.addresses for found in self._real(one, port, type=socket.SOCK_STREAM)]

@@ -26,7 +26,6 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 @pytest.fixture
 async def client(kinesis_url: str) -> AsyncIterator[Client]:
-    """Open a client."""
     async with open_client("kinesis", region=REGION, endpoint_url=kinesis_url, read_timeout_s=60.0) as client:
         speed_up_put_records(client)
         yield client
@@ -66,7 +65,6 @@ async def records_of(client: Client, stream: str) -> list[dict[str, Any]]:
 
 
 async def received(client: Client, stream: str) -> list[tuple[str, str]]:
-    """Return the key and the id of each record."""
     return [(record["key"], record["id"]) for record in await records_of(client, stream)]
 
 

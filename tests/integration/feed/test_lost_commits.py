@@ -45,7 +45,6 @@ def undone_by_bounds(events: Sequence[FeedEvent]) -> set[str]:
 
 
 async def fail_over(pair: Pair, pools: Pools, address: ShardAddress) -> ShardAddress:
-    """Promote the standby without the last commits, and go there."""
     await pair.primary.kill()
     await pair.standby.promote()
     promoted = ShardAddress("s", pair.standby.url_of(database_of(address)))
@@ -125,7 +124,6 @@ async def test_incarnation_begins_where_an_earlier_filter_may_have_let_more_thro
         case = TenantCase(pool, TENANT)
 
         async def cursor_at_end() -> int:
-            """Return the batch of the cursor, once all is read."""
             assert await poll_until(lambda: has_row(pool, AT_END_SQL), within_s=30)
             return int((await fetch(pool, "SELECT batch_id FROM feed_cursors"))[0]["batch_id"])
 
@@ -160,7 +158,6 @@ async def test_incarnation_begins_where_an_earlier_filter_may_have_let_more_thro
 
 
 async def has_row(pool: ShardPool, query: str) -> bool:
-    """Return whether *query* gives a row."""
     return await fetch(pool, query) != []
 
 

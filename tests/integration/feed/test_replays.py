@@ -11,7 +11,7 @@ from support.moves.world import World
 from support.postgres.tenant_cases import fetch
 
 from simplu_local.processes.loopback import poll_until
-from simplu_worker.feed.steering import replay
+from simplu_worker.feed.cursors import replay
 from simplu_worker.feed.types import Delivered, RetryLater
 
 UP_TO_R5_SQL = "SELECT FROM feed_cursors JOIN log_rows USING (batch_id) WHERE resource = simplu_key('r5')"

@@ -24,7 +24,6 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 @pytest.fixture
 async def client(sqs_url: str) -> AsyncIterator[Client]:
-    """Open a client."""
     async with open_client("sqs", region=REGION, endpoint_url=sqs_url, read_timeout_s=60.0) as client:
         yield client
 
@@ -38,7 +37,6 @@ async def impatient(sqs_url: str) -> AsyncIterator[Client]:
 
 @pytest.fixture
 async def url(client: Client, sqs_url: str) -> AsyncIterator[str]:
-    """Make a FIFO queue; all faults end with the test."""
     answer = await client.create_queue(QueueName=f"changes-{uuid4()}.fifo", Attributes={"FifoQueue": "true"})
     yield answer["QueueUrl"]
     await command_server(sqs_url, do="clear_faults")
@@ -56,7 +54,6 @@ async def messages_of(client: Client, url: str) -> list[dict[str, Any]]:
 
 
 def resources(count: int, keys: int) -> list[FeedEvent]:
-    """Return *count* events of *keys* resources."""
     return [feed_event(number, f"p-{number * number % keys}") for number in range(count)]
 
 

@@ -55,20 +55,15 @@ _numbers = itertools.count(1)
 
 @dataclass
 class Businesses:
-    """A business-info."""
-
     known: dict[str, Business] = field(default_factory=dict)
 
     async def find(self, business_id: str, *, max_age_s: float = 0.0) -> Business | None:
-        """Return a business. DynamoDB refuses an empty key."""
         assert business_id
         return self.known.get(business_id)
 
 
 @dataclass
 class Case:
-    """A source, two shards behind a Citrus, and the importer."""
-
     url: str
     routed: RoutedShards
     mapping: SourceMapping
@@ -94,7 +89,6 @@ class Case:
         )
 
     async def change_source(self, sql: str) -> None:
-        """Run statements on the source."""
         await execute(self.url, sql)
 
     async def name_tombstones(self, table: str) -> None:
@@ -105,28 +99,23 @@ class Case:
         await self.change_source(f"UPDATE {table} SET deleted_at = NULL")
 
     async def has_rows(self) -> bool:
-        """Return whether a shard has a row of an import."""
         return bool(await self.fetch("SELECT id FROM resources LIMIT 1"))
 
     async def fetch(self, sql: str, *arguments: Any) -> list[dict[str, Any]]:
-        """Return the rows of all shards."""
         pools = self.routed.pools.by_shard_id()
         return [row for name in sorted(pools) for row in await fetch(pools[name], sql, *arguments)]
 
 
 def states(result: ImportResult) -> dict[str, str]:
-    """Return the state of each tenant."""
     return {report.name: report.state.value for report in result.reports}
 
 
 def report_of(result: ImportResult, name: str) -> TenantReport:
-    """Return the report on one tenant."""
     return next(report for report in result.reports if report.name == name)
 
 
 @pytest.fixture(scope="session")
 def restaurants(postgres_server: PostgresServer) -> str:
-    """Give the name of the database that each test copies."""
     asyncio.run(make_restaurants(postgres_server, "restaurants", restaurants=RESTAURANTS, orders=ORDERS))
     return "restaurants"
 
@@ -188,8 +177,8 @@ async def test_values_become_json_as_postgres_writes_it(case: Case) -> None:
         "/",
     )
     found = {row["key"]: row for row in rows}
-    order = json.loads(found["order/10000005"]["data"])
-    assert order == {
+    order = found["order/10000005"]
+    assert json.loads(order["data"]) == {
         "total": 17.5,
         "note": "no onions",
         "details": {"table": 5, "guests": [1, 2]},
@@ -198,28 +187,14 @@ async def test_values_become_json_as_postgres_writes_it(case: Case) -> None:
         "updated_at": "2025-08-01T00:00:00+00:00",
         "deleted_at": None,
     }
-    assert '"total": 17.50' in found["order/10000005"]["data"]
-    assert found["order/10000005"]["date"].isoformat() == "2022-01-01T12:05:00.500000+00:00"
-    assert json.loads(found["order_item/10000001:2"]["data"]) == {
-        "order_id": 10000001,
-        "product_id": 100002,
-        "quantity": 2,
-        "price": 9.99,
-        "created_at": "2025-08-01T00:00:00+00:00",
-        "updated_at": "2025-08-01T00:00:00+00:00",
-        "deleted_at": None,
-    }
+    assert '"total": 17.50' in order["data"]
+    assert order["date"].isoformat() == "2022-01-01T12:05:00.500000+00:00"
+    assert json.loads(found["order_item/10000001:2"]["data"])["price"] == 9.99
     user = next(row for key, row in found.items() if key.startswith("user/"))
     assert json.loads(user["data"]).keys() == {"email", "created_at", "updated_at", "deleted_at"}
     assert user["date"].isoformat() == "2021-05-01T06:00:00+00:00"
     assert json.loads(found["product/100001"]["data"])["tags"] == ["hot", None, "1"]
-    assert json.loads(found["theme/1"]["data"]) == {
-        "settings": {"colour": "red", "sizes": {"a": 100}},
-        "dark": False,
-        "created_at": "2025-09-01T00:00:00+00:00",
-        "updated_at": "2025-09-01T00:00:00+00:00",
-        "deleted_at": None,
-    }
+    assert json.loads(found["theme/1"]["data"])["dark"] is False
     assert json.loads(found["analytics_event/1000002"]["data"])["duration"] == "00:00:02"
 
 

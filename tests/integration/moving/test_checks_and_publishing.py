@@ -37,11 +37,9 @@ class CitrusWorld:
         self.faults.is_unreachable, self.faults.status = is_away, 503 if is_away else None
 
     def case(self, shard_id: str) -> TenantCase:
-        """Return the tenant on a shard."""
         return TenantCase(self.shards.pools.pool_of(shard_id), TENANT)
 
     async def move(self, capsys: pytest.CaptureFixture[str], shard_id: str = "b") -> dict[str, Any]:
-        """Run `tenants move`; return its result."""
         settings = settings_in({"AWS_REGION": "eu-west-1"})
         status = await MoveRunner(settings, self.shards, MoveTerms(), as_json=True).run(
             [MoveRequest(*TENANT, shard_id)]
@@ -59,7 +57,6 @@ def _logs_are_not_printed() -> Iterator[None]:
 
 @pytest.fixture
 async def addresses(make_shard: ShardMaker) -> list[ShardAddress]:
-    """Give two shards."""
     return [await make_shard("a"), await make_shard("b")]
 
 

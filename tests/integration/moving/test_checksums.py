@@ -24,7 +24,6 @@ OLD_7 = "WHERE request = simplu_key('old-7')"
 
 
 def outcome(column: str, value: str) -> str:
-    """Return the statement that gives an operation this outcome."""
     return (
         f"INSERT INTO log_outcomes (batch_id, position, tenant_no, {column})"
         f" SELECT batch_id, position, tenant_no, '{value}' FROM log_rows {OLD_7}"
@@ -35,7 +34,6 @@ OUTCOMES = {"error": "not_found", "result": '{"n": 1}', "sequence_number": "1"}
 
 
 async def compared(world: World) -> Comparison:
-    """Compare the tenant with its former shard."""
     since = (await world.arrival("b")).ready_at
     assert since is not None
     source, target = world.shard_pools["a"], world.shard_pools["b"]
@@ -44,7 +42,6 @@ async def compared(world: World) -> Comparison:
 
 
 def differing(comparison: Comparison) -> list[str]:
-    """Return the names of the sums that differ."""
     names = sorted({**comparison.source, **comparison.target})
     return [name for name in names if comparison.source.get(name) != comparison.target.get(name)]
 

@@ -40,7 +40,6 @@ class Struck:
         self.expected: tuple[Any, Any] = ({}, {})
 
     async def fill(self) -> None:
-        """Put the tenant on its first shard."""
         pool = self.cases["a"].pool
         await add_tenant(pool)
         await fetch(pool, ROWS, TENANT_ID, 250)
@@ -52,7 +51,6 @@ class Struck:
         self.expected = await self.cases[shard_id].resources(), await self.cases[shard_id].log()
 
     async def states(self) -> tuple[str, str]:
-        """Return the states of the tenant on the two shards."""
         found = []
         for case in self.cases.values():
             rows = await fetch(case.pool, "SELECT state FROM tenants WHERE id = $1", TENANT_ID)
@@ -91,7 +89,6 @@ def _logs_are_not_printed() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def movers() -> Iterator[KilledMovers]:
-    """Give the program with the movers that kill themselves."""
     with running_movers() as movers:
         yield movers
 

@@ -35,19 +35,16 @@ class Meeting:
         self._is_over = asyncio.Event()
 
     async def wait(self, mover: Any) -> None:
-        """Wait until the meeting has ended."""
         self._waiting.add(mover._move.tenant_id)
         if len(self._waiting) == len(POINT_OF):
             self._are_all_here.set()
         await self._is_over.wait()
 
     async def wait_for_all(self) -> None:
-        """Return when all movers wait here."""
         async with asyncio.timeout(60):
             await self._are_all_here.wait()
 
     def end(self) -> None:
-        """Let them go on, and all that come later."""
         self._is_over.set()
 
 

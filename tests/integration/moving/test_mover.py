@@ -209,7 +209,6 @@ async def test_cleanup_finds_rows_by_their_keys(world: World) -> None:
         return bool(await observer.fetchval(OTHERS_SQL) == 0)
 
     async def scan_count() -> int:
-        """Return how often tables were scanned by connections that have ended."""
         await observer.execute(END_OTHERS_SQL)
         assert await poll_until(are_alone, within_s=60)
         return int(await observer.fetchval(SCANS_SQL))

@@ -87,7 +87,6 @@ class Time:
     now = 1000.0
 
     def __call__(self) -> float:
-        """Return it, in seconds."""
         self.now += 0.001
         return self.now
 
@@ -98,8 +97,6 @@ class Time:
         return Mover(world.pools, world.commits, move, options, show=world.statuses.append, clock=self)
 
     def commits(self, world: World, *, late_count: int) -> ReplicationWaiter:
-        """Return commits of which standbys confirm the first *late_count* late."""
-
         class LateByThisTime(ReplicationWaiter):
             async def wait_for_transaction(_, shard_id: str, server: Server, *, within_s: float | None = None) -> None:  # noqa: N805
                 nonlocal late_count
@@ -112,7 +109,6 @@ class Time:
 
 @pytest.fixture
 def moment(monkeypatch: pytest.MonkeyPatch) -> Time:
-    """Let moves go by a time of the test's own."""
     moment = Time()
     monkeypatch.setattr(readiness, "loop_time", moment)
     return moment

@@ -52,7 +52,6 @@ async def take_id(world: World, shard_id: str) -> None:
 
 
 async def rename(world: World, shard_id: str) -> None:
-    """Give a resource another id, as a control message does."""
     await world.rename(shard_id, "17", "renamed")
 
 
@@ -75,7 +74,6 @@ EACH_CHANGE = pytest.mark.parametrize(("change", "keys"), CHANGES.values(), ids=
 
 
 async def compared(world: World) -> Comparison:
-    """Return what `tenants verify` compares."""
     ready_at = (await world.arrival("b")).ready_at
     assert ready_at is not None
     source, target = world.shard_pools["a"], world.shard_pools["b"]
@@ -84,7 +82,6 @@ async def compared(world: World) -> Comparison:
 
 
 async def repaired(world: World, *keys: tuple[str, str]) -> Repair:
-    """Repair *keys* as `tenants verify --repair` does."""
     source, target = world.shard_pools["a"], world.shard_pools["b"]
     return await repair_resources(source, target, TENANT_ID, await world.arrival("b"), keys)
 

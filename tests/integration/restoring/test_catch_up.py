@@ -24,7 +24,6 @@ FIRST, COUNT = 2, 42  # of operations before the backup, and since; the last one
 
 @pytest.fixture
 async def world(endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[World]:
-    """Give a world with two tenants on one shard."""
     async with open_world(endpoint_url, make_shard) as world:
         for tenant in ("a-x", "b-x"):
             await world.provision(tenant, "shard-1")
@@ -33,13 +32,11 @@ async def world(endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[Worl
 
 @pytest.fixture(autouse=True)
 def _quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look after idle shards more often than every few seconds."""
     monkeypatch.setattr(position_sync, "INTERVAL_S", 0.1)
     monkeypatch.setattr(shard_positions, "WRITE_AFTER_S", 0.2)
 
 
 async def data_of(pool: ShardPool) -> list[dict[str, object]]:
-    """Return the resources of both tenants."""
     query = 'SELECT id, "resourceId", data::text AS data FROM resources WHERE "resourceName" = \'class\' ORDER BY 1, 2'
     return await fetch(pool, query)
 

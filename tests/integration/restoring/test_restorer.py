@@ -62,25 +62,20 @@ class World:
         self.since: list[Operation] = []
 
     def restorer(self, mode: RestoreMode, export: str = "export.jsonl") -> Restorer:
-        """Return a restorer of the tenant."""
         restore = Restore(TENANT_ID, "a", mode, self.folder / export, KEPT)
         return Restorer(self.locator, self.pools, self.backup, self.commits, restore, show=self.statuses.append)
 
     async def restore(self, mode: RestoreMode, export: str = "export.jsonl") -> RestoreCertificate:
-        """Restore the tenant."""
         return await self.restorer(mode, export).run()
 
     async def ask(self, query: str, *arguments: Any) -> list[dict[str, Any]]:
-        """Ask the live shard."""
         return await fetch(self.live, query, *arguments)
 
     async def tenant(self) -> tuple[str, int]:
-        """Return the tenant's state and epoch."""
         (row,) = await self.ask("SELECT state, epoch FROM tenants WHERE id = $1", TENANT_ID)
         return row["state"], row["epoch"]
 
     def exported(self, export: str = "export.jsonl") -> list[dict[str, Any]]:
-        """Return the lines of the file."""
         text = (self.folder / export).read_text(encoding="utf-8")
         return [json.loads(line) for line in text.removesuffix("\n").split("\n")]
 
@@ -109,7 +104,6 @@ async def world(make_shard: ShardMaker, tmp_path: Path) -> AsyncIterator[World]:
 
 
 def are_duplicates(outcomes: list[Outcome]) -> bool:
-    """Return whether all operations were dropped."""
     return {one.disposition for one in outcomes} == {Disposition.DUPLICATE}
 
 

@@ -43,7 +43,6 @@ class Change(NamedTuple):
 
     @property
     def identity(self) -> tuple[str, str, str, str, str | None]:
-        """What the event of the change, and of no other, has."""
         return self.shard, f"{self.batch}-{self.place}", self.type, self.key, self.request
 
 
@@ -59,7 +58,6 @@ class ShardLogs:
         self._kept |= await self._read(shard, url, tenant_id)
 
     async def changes(self, urls: Mapping[str, str]) -> list[Change]:
-        """Return all changes, those of each key in their order."""
         found = set(self._kept)
         for shard, url in urls.items():
             found |= await self._read(shard, url, None)
@@ -82,7 +80,6 @@ class ShardLogs:
 
 
 def changes_of(shard: str, row: Any) -> Iterator[Change]:
-    """Return the changes of a row of `LOG_SQL`."""
     kind, tenant = row["kind"], row["tenant_id"]
 
     def change(name: str, key: str = f"{tenant}/{row['type']}/{row['resource_id']}") -> Change:

@@ -10,8 +10,6 @@ GAP: Final = "simplu.gap"
 
 
 class Event(NamedTuple):
-    """What counts of an event."""
-
     id: str
     type: str
     key: str
@@ -25,7 +23,6 @@ class Event(NamedTuple):
 
     @classmethod
     def of(cls, members: dict[str, Any]) -> Event:
-        """Return the event with the *members* of its JSON."""
         bounds = [one.rsplit(":", 1) for one in members.get("simplubehind", "").split(",") if one]
         return cls(
             id=members["id"],
@@ -42,7 +39,6 @@ class Event(NamedTuple):
 
     @property
     def batch(self) -> int:
-        """The batch of its position."""
         return int(self.position.split("-")[0])
 
     def is_undone_by(self, newer: Event) -> bool:

@@ -12,8 +12,7 @@ from simplu_worker.feed.types import Delivered, Delivery, Destination, FeedEvent
 CALLS_MAX = 200
 
 
-async def nothing() -> None:
-    """Do nothing between two calls."""
+async def nothing() -> None: ...
 
 
 async def publish_all(
@@ -46,11 +45,9 @@ def first_by_key(received: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def expected_by_key(events: Iterable[FeedEvent]) -> dict[str, list[str]]:
-    """Return by key the ids of *events*, in their order."""
     return first_by_key((event.subject, event.id) for event in events)
 
 
 async def command_server(url: str, **command: Any) -> None:
-    """Send a command to the server at *url*."""
     async with aiohttp.ClientSession() as session, session.post(f"{url}/_control", json=command) as answer:
         assert answer.status < 300, await answer.text()

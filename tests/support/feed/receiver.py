@@ -52,7 +52,6 @@ class Receiver:
         return answers
 
     async def until(self, condition: Callable[[Sequence[FeedEvent]], bool], within_s: float = PATIENCE_S) -> None:
-        """Wait until *condition* holds of the events."""
         try:
             async with self._came, asyncio.timeout(within_s):
                 await self._came.wait_for(lambda: condition(self.events))
@@ -60,11 +59,9 @@ class Receiver:
             raise AssertionError([(one.kind.value, one.subject, one.id, one.position) for one in self.events]) from None
 
     async def until_count(self, count: int, within_s: float = PATIENCE_S) -> None:
-        """Wait for *count* events, each id once."""
         await self.until(lambda events: len({one.id for one in events}) >= count, within_s)
 
     def told(self) -> list[tuple[str, str]]:
-        """Return what came, each id once: kind and subject."""
         first = {one.id: one for one in reversed(self.events)}
         seen = sorted(first.values(), key=self.events.index)
         return [(one.kind.value, one.subject) for one in seen]
@@ -83,8 +80,6 @@ class Receiver:
     def configured(
         self, *, begin: FeedBeginning = FeedBeginning.NOW, terms: DestinationTerms | None = None
     ) -> ConfiguredDestination:
-        """Return it as a destination of a feed."""
-
         @asynccontextmanager
         async def opened() -> AsyncIterator[Receiver]:
             yield self

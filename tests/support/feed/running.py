@@ -27,7 +27,6 @@ WHERE destination = $1
 def feed_of(
     pools: Pools, addresses: Sequence[ShardAddress], destinations: Sequence[ConfiguredDestination], name: str = "one"
 ) -> Feed:
-    """Return the feed of a replica *name*."""
     shards = tuple(MappedShard(one.shard_id, one.connection_string) for one in addresses)
     locator = StaticMap(ShardMap(shards=shards))
     return Feed(locator, pools, ReplicationWaiter(pools), name=name, destinations=destinations)
@@ -51,7 +50,6 @@ async def running(feed: Feed) -> AsyncIterator[asyncio.Task[None]]:
 
 
 async def publishing(feed: Feed, count: int = 1) -> None:
-    """Return once *feed* publishes *count* shards."""
     async with asyncio.timeout(PATIENCE_S):
         while feed.published_count < count:  # noqa: ASYNC110  # nothing there is to be awaited
             await asyncio.sleep(0.02)

@@ -30,8 +30,6 @@ FAULTS: Final = ("refuse", "repeat", "close", "close-accepted")
 
 
 class Receiver:
-    """The receiver, and what it does to requests."""
-
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._webhook = Webhook(arguments.secret)
         self._journal = arguments.journal.open("ab", buffering=0)
@@ -42,11 +40,9 @@ class Receiver:
         self._is_down = False
 
     def toggle(self) -> None:
-        """Begin an outage, or end it."""
         self._is_down = not self._is_down
 
     async def receive(self, request: web.Request) -> web.StreamResponse:
-        """Accept an event, or fail."""
         body = await request.read()
         if self._is_down:
             return web.Response(status=503)
@@ -67,7 +63,6 @@ class Receiver:
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    """Serve until SIGTERM."""
     receiver, stop = Receiver(arguments), listen_for_stop()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, receiver.toggle)
     application = web.Application()
@@ -79,7 +74,6 @@ async def serve(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run the receiver as a program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("journal", type=Path)
     parser.add_argument("secret")

@@ -29,8 +29,6 @@ from simplu_worker.config.settings import Settings
 
 
 class KilledMovers:
-    """The program, as a process of its own."""
-
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
@@ -48,24 +46,20 @@ class KilledMovers:
 
 @contextmanager
 def running_movers() -> Iterator[KilledMovers]:
-    """Start the program, and end it."""
     argv = [sys.executable, "-m", "support.moves.killed_movers"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield KilledMovers(process)
 
 
 def settings_of(path: Path) -> Settings:
-    """Return the settings of a command with the map at *path*."""
     return settings_in({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)})
 
 
 async def move(settings: Settings, shard_id: str) -> int:
-    """Run `tenants move` for the tenant; return its exit status."""
     return await move_tenants(settings, [MoveRequest(*TENANT, shard_id)], MoveTerms(), apply=True, as_json=True)
 
 
 def main() -> None:
-    """Serve until the end of the input."""
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()

@@ -59,8 +59,6 @@ FROM batch, generate_series(1, $2::int) AS number
 
 
 class World:
-    """Two shards and a tenant on the first one."""
-
     def __init__(self, pools: Pools, addresses: list[ShardAddress]) -> None:
         self.pools = pools
         self.commits = ReplicationWaiter(pools)
@@ -76,24 +74,19 @@ class World:
         return ResourceChanges(Directory(locator, self.pools), self.pools)
 
     async def rename(self, shard_id: str, old_id: str, new_id: str) -> None:
-        """Give a patient another id, as a control message does."""
         rename = ResourceRename(*TENANT, "patient", old_id, new_id, None, datetime.now(UTC))
         assert await self.changes_on(shard_id).rename(rename) is ChangeResult.APPLIED
 
     def mover(self, source: str = "a", target: str = "b", options: MoveOptions = OPTIONS) -> Mover:
-        """Return a mover of the tenant."""
         return Mover(self.pools, self.commits, Move(TENANT_ID, source, target), options, show=self.statuses.append)
 
     async def move(self, source: str = "a", target: str = "b") -> Certificate:
-        """Move the tenant."""
         return await self.mover(source, target).run()
 
     def case(self, shard_id: str) -> TenantCase:
-        """Return the tenant on a shard."""
         return TenantCase(self.shard_pools[shard_id], TENANT)
 
     async def states(self) -> dict[str, str]:
-        """Return the states of the tenant by shard."""
         rows = {}
         for shard_id, pool in self.shard_pools.items():
             for row in await fetch(pool, "SELECT state FROM public.tenants WHERE id = $1", TENANT_ID):
@@ -101,13 +94,11 @@ class World:
         return rows
 
     async def journal(self, shard_id: str) -> list[MoveEntry]:
-        """Return the moves from a shard, as its probe sees them."""
         probe = await probe_shard(self.shard_pools[shard_id])
         assert probe.moves is not None
         return list(probe.moves)
 
     async def arrival(self, shard_id: str) -> Arrival:
-        """Return the journal of the tenant's move to a shard."""
         async with self.shard_pools[shard_id].connection() as connection:
             arrival = await read_arrival(connection, TENANT_ID)
         assert arrival is not None

@@ -8,7 +8,7 @@ from simplu_worker.feed.window import Budget
 
 
 class User:
-    """Uses a part."""
+    pass
 
 
 @pytest.mark.parametrize(("count", "part"), [(0, 50), (1, 50), (2, 50), (3, 33), (10, 10), (20, 5), (1000, 5)])

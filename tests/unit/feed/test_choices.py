@@ -25,7 +25,6 @@ def test_replay_puts_a_cursor_back_only(cursor: Place, behind: int | None, expec
 
 
 def held(tenant_id: str, batch_id: int = 5, *, is_passed: bool = False) -> HeldTenant:
-    """Return a tenant that waits for the source `a`."""
     return HeldTenant(1, tenant_id, 2, "a", batch_id, 0, is_passed)
 
 

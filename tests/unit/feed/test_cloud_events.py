@@ -26,7 +26,6 @@ OF_SHARD: dict[str, Any] = {"tenant": None, "resource_type": None, "resource_id"
 
 
 def decoded(event: FeedEvent, max_bytes: int = ENOUGH) -> dict[str, Any]:
-    """Return *event* as a receiver reads it."""
     encoded = encode_event(event, max_bytes)
     assert encoded is not None
     found: dict[str, Any] = json.loads(encoded)

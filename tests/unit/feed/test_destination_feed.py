@@ -21,7 +21,6 @@ ROW = CursorRow("receiver", Place(0, 0), "", undone_due=False, held=())
 
 @asynccontextmanager
 async def running(receiver: Receiver) -> AsyncIterator[DestinationFeed]:
-    """Run the feed to *receiver* for the length of the block."""
     terms, memory, changed = DestinationTerms("receiver"), SentEvents(event_budget()), asyncio.Event()
     feed = DestinationFeed(
         "s", terms, receiver, memory, ROW, Incarnation("one"), changed=changed, documents=document_budget()

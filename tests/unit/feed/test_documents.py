@@ -19,7 +19,6 @@ TERMS = [
 
 
 def row(number: int, resource_id: str, **members: Any) -> ReadRow:
-    """Return a row of the log with an event."""
     event = feed_event(id=f"e{number}", resource_id=resource_id, **members)
     return ReadRow(Place(number, 0), "token", 1, (event,))
 

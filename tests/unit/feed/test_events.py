@@ -72,7 +72,6 @@ def log_batch(**columns: Any) -> LogBatch:
 
 
 def log_row(**columns: Any) -> LogRow:
-    """Return the row of such a batch."""
     (row,) = log_batch(**columns).rows()
     return row
 

@@ -36,7 +36,6 @@ NO_HOSTS = AllowedHosts()
 
 
 def read_secret(path: str) -> str:
-    """Return the secret at *path*."""
     if path == "/run/large":
         raise ValueError("expected at most 64 KiB, got more")
     if path not in SECRETS:
@@ -45,12 +44,10 @@ def read_secret(path: str) -> str:
 
 
 def parse(*entries: Any, allowed: AllowedHosts = NO_HOSTS) -> tuple[FeedDestination, ...]:
-    """Return the destinations of a file with *entries*."""
     return parse_feed_file(json.dumps({"destinations": entries}).encode(), allowed, read_secret).destinations
 
 
 def problems_of(parsing: Callable[[], object]) -> list[str]:
-    """Return the problems that *parsing* raises."""
     with pytest.raises(ConfigurationError) as raised:
         parsing()
     assert "hunter2" not in str(raised.value)

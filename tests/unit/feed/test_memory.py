@@ -12,7 +12,6 @@ from simplu_worker.feed.window import PROCESS_EVENTS_MAX as EVENTS_MAX
 
 
 def event(number: int, name: str = "") -> FeedEvent:
-    """Return the event of the request *number*."""
     return feed_event(number, id=name or f"e{number}", data=b"{}")
 
 

@@ -22,7 +22,6 @@ from simplu_worker.vocabulary import FeedKind
 
 
 def event(number: int, key: str = "r") -> WindowEvent:
-    """Return an event of the batch *number*."""
     return WindowEvent(feed_event(number, key), Place(number, 0))
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from support.feed.events import feed_event
 
 from simplu_worker.commands.feed.destinations import DestinationSummary, StoppedShard, WaitingTenant, summarise
-from simplu_worker.feed.steering import RefusedEvent, ShardDestination
+from simplu_worker.feed.cursors import RefusedEvent, ShardDestination
 from simplu_worker.feed.types import HeldTenant
 from simplu_worker.vocabulary import FeedStop
 

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from simplu_worker.commands.moves.runner import MoveProgress, MoveRate, describe_time_left
+from simplu_worker.commands.moves.runner import MoveProgress, MoveRate
 from simplu_worker.commands.output import CountProgress
 from simplu_worker.transfers.moving.types import MoveStatus
 from simplu_worker.vocabulary import MovePhase
@@ -45,34 +45,6 @@ def test_figures_have_rows_bytes_rate_and_the_rows_left() -> None:
         ("60,000 rows, 12.0 MiB, 5,000 rows/s", 8.0),
         ("100,100 rows, 20.0 MiB, 5,010 rows/s", None),
     ]
-
-
-def test_all_moves_together_have_the_sums() -> None:
-    clock = Clock()
-    with MoveProgress(2, as_json=True, clock=clock) as progress:
-        one, two = progress.watch("one"), progress.watch("two")
-        assert progress.describe_all() == "0 of 2 ended, 0 rows, 0.0 MiB, 0 rows/s"
-        clock.now += 1
-        for show, total in ((one, 4096), (two, 10_240)):
-            show(copied(1024, total))
-        clock.now += 1
-        one(copied(2048, 4096))
-        two(copied(4096, 10_240))
-        assert progress.describe_all() == "0 of 2 ended, 6,144 rows, 6.0 MiB, 4,096 rows/s, about 2 s left"
-        clock.now += 8
-        progress.finish("one")
-        assert progress.describe_all() == "1 of 2 ended, 6,144 rows, 6.0 MiB, 3,072 rows/s, about 10 s left"
-        progress.finish("two")
-        assert progress.describe_all() == "2 of 2 ended, 6,144 rows, 6.0 MiB, 0 rows/s, about 0 s left"
-
-
-def test_time_left_is_unknown_while_tenants_have_not_begun() -> None:
-    clock = Clock()
-    with MoveProgress(3, as_json=True, clock=clock) as progress:
-        show = progress.watch("one")
-        clock.now += 1
-        show(copied(1000, 5000))
-        assert "left" not in progress.describe_all()
 
 
 def test_time_left_is_not_known_while_nothing_is_copied() -> None:
@@ -145,16 +117,3 @@ def test_lines_for_people_have_all_and_the_one_that_went_on(capsys: pytest.Captu
     assert output.out == ""
     figures = "1,024 rows, 1.0 MiB, 512 rows/s, about 4 s left"
     assert output.err == f"0 of 2 ended, {figures}; one: copy: {figures}\n"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (None, ""),
-        (0.4, ", about 0 s left"),
-        (119.0, ", about 119 s left"),
-        (120.0, ", about 2 min left"),
-    ],
-)
-def test_time_left(seconds: float | None, text: str) -> None:
-    assert describe_time_left(seconds) == text

@@ -13,7 +13,6 @@ ROWS = st.lists(st.tuples(HASHES, HASHES), max_size=20)
 
 
 def checksum_of(rows: list[tuple[int, int]]) -> RowChecksum:
-    """Return the checksum of rows, added one by one."""
     checksum = RowChecksum()
     for high, low in rows:
         checksum.add(high, low)

@@ -30,7 +30,6 @@ COLUMNS = [SourceColumn(name, "text") for name in ("id", "b", "l", "x", "y")]
 
 
 def parse(*tables: dict[str, Any], tenants: dict[str, Any] | None = None) -> SourceMapping:
-    """Return the mapping of *tables*."""
     text = json.dumps({"tables": list(tables), "tenants": tenants or {}})
     return parse_mapping(text.encode(), is_json=True)
 

@@ -90,12 +90,10 @@ def test_document_is_read_alone_if_it_is_long_and_may_be_stored(
 
 
 def source(*key: str, types: set[str | None] | None = None) -> SourceTenant:
-    """Return a tenant of a source."""
     return SourceTenant(key, Counter(t=1), business_types=types or set())
 
 
 def mapping(**tenants: Any) -> SourceMapping:
-    """Return a mapping with these tenants."""
     return SourceMapping(TABLES, TenantMapping(**tenants))
 
 
@@ -189,7 +187,6 @@ def test_tenant_is_named_by_the_source_until_it_has_a_name() -> None:
 
 
 def home(state: TenantState, source: str | None = None, step: str | None = None, shard_id: str = "s1") -> HomeFacts:
-    """Return a row on a shard."""
     return HomeFacts("b-l", shard_id, "b", "l", state, source, step)
 
 

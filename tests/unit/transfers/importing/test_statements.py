@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.postgres.queries import quote_name
 from simplu_worker.transfers.importing.mapping import ReadTable, TableMapping
 from simplu_worker.transfers.importing.statements import (
     MEMBERS_AT_ONCE,
@@ -36,7 +35,6 @@ TEXT = re.compile(r"'[^']*'")
 
 
 def statements_of(table: ReadTable, columns: int = 2) -> list[SourceStatement]:
-    """Return every statement about a table with so many tenant columns."""
     key = ("k'",) * len(table.mapping.key)
     one = RowSelection(("it's", "$1")[:columns], SINCE, key=key, changed_since=SINCE)
     both = [(table, one), (table, RowSelection(("b", "l")[:columns], SINCE))]
@@ -138,18 +136,6 @@ def test_times_of_changes_are_compared_by_their_own_type(kind: str, expected: st
     assert list_changed_tenants(table, SINCE).sql.endswith(f" WHERE {expected}")
 
 
-def test_tenant_is_compared_by_its_type_and_by_its_text() -> None:
-    mapping = TableMapping(table="t", key=["id"], tenant=["b"], resource_type="r")
-    table = ReadTable(mapping, {}, {"id": "integer", "b": "public.citext"})
-    assert list_keys(table, RowSelection(("B",), SINCE)) == SourceStatement(
-        'SELECT $1::pg_catalog.text AS resource_type, source."id"::pg_catalog.text AS resource_id,'
-        ' ARRAY[source."id"::pg_catalog.text] AS key_parts FROM "public"."t" AS source'
-        ' WHERE source."b" = $2::pg_catalog.text::public.citext AND source."b"::pg_catalog.text = $2::pg_catalog.text'
-        " AND true",
-        ("r", "B"),
-    )
-
-
 def _table(names: list[str], kind: str) -> ReadTable:
     table, key, business, location, member, deleted, changed = names
     mapping = TableMapping(
@@ -170,7 +156,3 @@ def _readable(statement: SourceStatement) -> str:
 
 def _bones(statement: SourceStatement) -> str:
     return TEXT.sub("''", QUOTED.sub('""', statement.sql))
-
-
-def test_quoted_names_end_where_they_should() -> None:
-    assert QUOTED.fullmatch(quote_name('a"; --"b')) is not None

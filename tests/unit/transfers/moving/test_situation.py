@@ -19,7 +19,6 @@ KEEPS = timedelta(hours=1)
 
 
 def tenant(state: str, token: int = 3, **changes: Any) -> MovingTenant:
-    """Return a row."""
     row = MovingTenant("b-l", "b", "l", "gym", TenantState(state), 1, token, None, NOW, NOW, None, 1.0, NOW, SERVER)
     return replace(row, **changes)
 

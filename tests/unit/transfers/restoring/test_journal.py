@@ -23,12 +23,10 @@ NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 def tenant(state: TenantState, token: int = 3) -> MovingTenant:
-    """Return a tenant's row."""
     return MovingTenant("a-x", "a", "x", "gym", state, 1, token, None, NOW, NOW, None, 1.0, NOW, Server("1", NOW))
 
 
 def journal(step: RestoreStep, run: str = "earlier", token: int = 3) -> Journal:
-    """Return the journal of a restore as of the backup."""
     return Journal(run, token, RestoreMode.AS_OF_BACKUP, step, 4, {"export": "file"}, NOW, 1.0)
 
 

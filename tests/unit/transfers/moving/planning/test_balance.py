@@ -36,7 +36,6 @@ def loads_of(tenants: list[WeighedTenant], plan: list[tuple[WeighedTenant, str]]
 
 
 def share_of(load: int, capacity: int) -> float:
-    """Return the usage of a shard."""
     return load / capacity if capacity else float("inf") if load else 0.0
 
 

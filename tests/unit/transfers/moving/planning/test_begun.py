@@ -24,7 +24,6 @@ def found(**states: str) -> list[FoundTenant]:
 
 
 def transfer(source_id: str, target_id: str, weight: int) -> PlannedTransfer:
-    """Return a move of the tenant."""
     return PlannedTransfer(WeighedTenant("b", "l", source_id, weight), target_id)
 
 

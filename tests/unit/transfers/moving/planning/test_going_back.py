@@ -9,7 +9,6 @@ from simplu_worker.transfers.moving.balance import WayBack, way_back
 
 
 def journal(target_id: str, step: str) -> Departure:
-    """Return the journal of a move to a shard."""
     return Departure(target_id, 1, step, {})
 
 

@@ -11,13 +11,11 @@ NAMES = ["s1", "s2", "s3", "s4", "s5"]
 
 
 def map_of(count: int, tenants: dict[str, str] | None = None, *, retired: tuple[str, ...] = ()) -> ShardMap:
-    """Return a map of the first shards."""
     shards = [MappedShard(name, f"postgresql://u@h/{name}", retired=name in retired) for name in NAMES[:count]]
     return ShardMap(tuple(shards), tenants or {})
 
 
 def placed(shard_map: ShardMap, count: int = 500) -> list[WeighedTenant]:
-    """Return tenants where a map places them."""
     names = map(str, range(count))
     return [WeighedTenant("b", name, shard_map.shard_of(f"b-{name}").shard_id) for name in names]
 

@@ -10,7 +10,6 @@ from simplu_worker.transfers.moving.balance import TenantRows, describe_removal,
 
 
 def row(tenant_id: str, state: str, moved_to: str | None = None) -> dict[str, Any]:
-    """Return a row of a tenant."""
     return {"id": tenant_id, "state": state, "moved_to": moved_to}
 
 

@@ -6,7 +6,6 @@ from simplu_worker.transfers.moving.balance import BegunMoves, PlannedTransfer, 
 
 
 def on(shard_id: str, location_id: str) -> WeighedTenant:
-    """Return a tenant with its home on a shard."""
     return WeighedTenant("b", location_id, shard_id)
 
 
