@@ -20,7 +20,6 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -29,7 +28,7 @@ import structlog
 
 from simplu_worker.bulkheads import note_trouble
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.retention_rules import deleting_share, deletion_pause_s, next_row_count
+from simplu_worker.operations.retention_rules import deletion_pause_s
 from simplu_worker.shards.postgres.errors import StatementFailedError, fewer_after
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
@@ -119,7 +118,7 @@ async def forget_old_failures(connection: Connection, max_rows: int) -> None:
 
 
 TURN_S: Final = 60.0
-STATEMENT_ROWS: Final = 1000  # of the first statement of a turn
+STATEMENT_ROWS: Final = 2000
 SHARDS_AT_ONCE: Final = 8
 LATE_TURNS: Final = 10  # with old rows left, until a warning, and between two
 EVER: Final = datetime(1, 1, 2, tzinfo=UTC)  # before the time of every row
@@ -128,24 +127,12 @@ log = structlog.get_logger(__name__)
 
 
 class DeletedRows(NamedTuple):
-    """The rows that one statement deleted in *busy_s*.
-
-    The oldest had been due for *late_s*, *newest* is the last one's time.
-    """
+    """The rows that one statement deleted in *busy_s*; *newest* is the last one's time."""
 
     row_count: int
     newest: datetime | None
-    late_s: float
     busy_s: float
     is_last: bool
-
-
-@dataclass
-class Progress:
-    """The rows of the next statement on one shard, and the turns in a row that left old rows."""
-
-    row_count: int
-    late_turns: int = 0
 
 
 class LogRetention:
@@ -164,7 +151,7 @@ class LogRetention:
         self._turn_s = turn_s
         self._statement_rows = statement_rows
         self._slots = asyncio.Semaphore(SHARDS_AT_ONCE)
-        self._progress: dict[str, Progress] = {}  # by shard id
+        self._late_turns: dict[str, int] = {}  # in a row that left old rows, by shard id
 
     async def run(self) -> None:
         """Take turns until cancelled, one at a time; each begins at least `turn_s` after the one before."""
@@ -176,10 +163,6 @@ class LogRetention:
         retention = await self._window() if pools else None
         if retention is None:
             return {}
-        self._progress = {
-            pool.address.shard_id: self._progress.get(pool.address.shard_id, Progress(self._statement_rows))
-            for pool in pools
-        }
         async with asyncio.TaskGroup() as tasks:
             turns = {
                 pool.address.shard_id: tasks.create_task(
@@ -205,25 +188,23 @@ class LogRetention:
         if not pool.is_healthy:
             return 0
         end = time.monotonic() + self._turn_s
-        shard_id, count, after = pool.address.shard_id, 0, EVER
+        shard_id, count, after, limit = pool.address.shard_id, 0, EVER, self._statement_rows
         error: str | None = None
-        progress = self._progress[shard_id]
-        progress.late_turns += 1
+        is_late = True
         try:
             while pool.is_healthy:
-                limit, pause_s = progress.row_count, 0.0
+                pause_s = 0.0
                 try:
                     deleted = await self._delete(pool, retention, limit, after)
                 except StatementFailedError as exc:
-                    progress.row_count = fewer_after(exc, limit)
+                    limit = fewer_after(exc, limit)
                 else:
                     count += deleted.row_count
                     if deleted.is_last:
-                        progress.late_turns = 0
+                        is_late = False
                         break
                     after = deleted.newest or after
-                    progress.row_count = next_row_count(limit, deleted.busy_s, self._statement_rows)
-                    pause_s = deletion_pause_s(deleted.busy_s, deleting_share(deleted.late_s, self._turn_s))
+                    pause_s = deletion_pause_s(deleted.busy_s)
                 if time.monotonic() >= end:
                     break
                 await asyncio.sleep(pause_s)
@@ -233,14 +214,18 @@ class LogRetention:
             log.debug("retention.deferred", shard_id=shard_id, error=error)
         except Exception as exc:  # noqa: BLE001  # of this shard; the others continue
             note_trouble(TargetKind.SHARD, shard_id, "retention", exc)
-        if progress.late_turns and progress.late_turns % LATE_TURNS == 0:
-            log.warning("retention.late", shard_id=shard_id, turn_count=progress.late_turns, error=error)
+        self._note_turn(shard_id, is_late=is_late, error=error)
         return count
+
+    def _note_turn(self, shard_id: str, *, is_late: bool, error: str | None) -> None:
+        turn_count = self._late_turns[shard_id] = self._late_turns.get(shard_id, 0) + 1 if is_late else 0
+        if turn_count and turn_count % LATE_TURNS == 0:
+            log.warning("retention.late", shard_id=shard_id, turn_count=turn_count, error=error)
 
     async def _delete(self, pool: ShardPool, retention: timedelta, limit: int, after: datetime) -> DeletedRows:
         async with self._slots, pool.transaction() as connection:
             if not await has_schema(connection, pool):
-                return DeletedRows(0, None, 0.0, 0.0, is_last=True)
+                return DeletedRows(0, None, 0.0, is_last=True)
             row = await connection.fetchrow(QUERIES["forget_batches"], retention.total_seconds(), limit, after)
             return DeletedRows(**dict(row))
 

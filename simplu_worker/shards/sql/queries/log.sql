@@ -129,8 +129,8 @@ WHERE tenants.id = $2;
 -- None completed before $3: until a vacuum the index has the entries of deleted batches too, and while a transaction may
 -- still see these, each statement that begins with the oldest would pass by all of them.
 -- Where the shard has a feed, the highest of them is noted: a cursor before it has a gap.
--- Return how many operations there were, the time of the newest, how long ago the oldest was due, and what the statement
--- took, for which it reads the clock once all rows are deleted: what no other part refers to would be deleted after that.
+-- Return how many operations there were, the time of the newest, and what the statement took, for which it reads the
+-- clock once all rows are deleted: what no other part refers to would be deleted after that.
 -- `is_last` if there are no more.
 WITH due AS MATERIALIZED (
     SELECT batch_id, completed_at, row_count
@@ -169,9 +169,6 @@ WITH due AS MATERIALIZED (
 SELECT
     (SELECT pg_catalog.count(*) FROM rows) AS row_count,
     pg_catalog.max(completed_at) AS newest,
-    coalesce(
-        extract(EPOCH FROM pg_catalog.now() - pg_catalog.min(completed_at))::pg_catalog.float8 - $1, 0
-    ) AS late_s,
     CASE
         WHEN (SELECT pg_catalog.count(*) FROM outcomes) IS NOT NULL AND (SELECT pg_catalog.count(*) FROM rows) IS NOT NULL
         THEN extract(EPOCH FROM pg_catalog.clock_timestamp() - pg_catalog.statement_timestamp())::pg_catalog.float8
