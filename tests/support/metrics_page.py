@@ -160,7 +160,7 @@ def _words(words: type[StrEnum], comments: dict[str, dict[str, str]]) -> Iterato
 
 def _comments() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
-    texts = (Path(one.__file__).read_text(encoding="utf-8") for one in (vocabulary, words))
+    texts = (Path(str(one.__file__)).read_text(encoding="utf-8") for one in (vocabulary, words))
     for line in "".join(texts).splitlines():
         if opened := _CLASS.match(line):
             members = found.setdefault(opened[1], {})
