@@ -14,8 +14,8 @@ from typing import Any, Final, Generic, Self, TypeVar
 import msgspec
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.file_proxy import FileProxy
+from rich.live import Live
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -43,13 +43,13 @@ class _Word:
     """A cell of one word: without room its middle is left out, as ids differ at their end."""
 
     def __init__(self, text: str) -> None:
-        self._text = text
+        self.text = text
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement.get(console, options, Text(self._text))
+        return Measurement.get(console, options, Text(self.text))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text(shorten_middle(self._text, options.max_width))
+        yield Text(shorten_middle(self.text, options.max_width))
 
 
 def print_members(members: Mapping[str, object]) -> None:
@@ -188,56 +188,59 @@ def _write(text: bytes) -> None:
 LINE_INTERVAL_S: Final = 2.0
 
 
-def terminal_bars(*columns: ProgressColumn) -> Progress | None:
-    """Return progress bars on stderr; None if it is no terminal."""
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        return None
-    return Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
+class ProgressLine:
+    """How far a command is, as a line on stderr: kept up to date on a terminal, elsewhere printed every *every_s*.
 
+    At an interruption the last one is printed.
+    """
 
-def end_bars(bars: Progress | None, kind: type[BaseException] | None, describe: Callable[[], str]) -> None:
-    """Remove the bars; at an interruption (*kind*) print how far the command came."""
-    if bars is not None:
-        bars.stop()
-    if kind is not None and issubclass(kind, asyncio.CancelledError):
-        print_note(f"interrupted: {describe()}")
-
-
-class CountProgress:
-    """The progress of one count: so many of *total* are *what*."""
-
-    def __init__(self, what: str, total: int) -> None:
-        self._what = what
-        self._total = total
-        self.done = 0
-        self._shown_at = time.monotonic()
-        self._bars = terminal_bars(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        )
+    def __init__(
+        self, text: str, *, every_s: float = LINE_INTERVAL_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.text = text
+        self._every_s = every_s
+        self._clock = clock
+        self._shown_at = clock()
+        console = Console(stderr=True, highlight=False)
+        shown = Text(escape_unprintable(text))
+        self._live = Live(shown, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
+        self._is_live = console.is_terminal
 
     def __enter__(self) -> Self:
-        if self._bars is not None:
-            self._task = self._bars.add_task(self._what, total=self._total)
-            self._bars.start()
+        if self._is_live:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        end_bars(self._bars, kind, self._describe)
+        self._live.stop()
+        if kind is not None and issubclass(kind, asyncio.CancelledError):
+            print_note(f"interrupted: {self.text}")
 
-    def _describe(self) -> str:
-        return f"{self._what}: {self.done} of {self._total}"
+    def tell(self, text: str) -> None:
+        """Show *text* from now on."""
+        self.text = text
+        if self._is_live:
+            self._live.update(Text(escape_unprintable(text), no_wrap=True, overflow="ellipsis"))
+        elif self._clock() - self._shown_at >= self._every_s:
+            self._shown_at = self._clock()
+            print_note(text)
+
+
+class CountProgress(ProgressLine):
+    """The progress of one count: so many of *total* are *what*."""
+
+    def __init__(self, what: str, total: int) -> None:
+        super().__init__(f"{what}: 0 of {total}")
+        self._what = what
+        self._total = total
+        self.done = 0
 
     def show(self, done: int) -> None:
         """Show *done* of the total."""
         self.done = done
-        if self._bars is not None:
-            self._bars.update(self._task, completed=done)
-        elif time.monotonic() - self._shown_at >= LINE_INTERVAL_S:
-            self._shown_at = time.monotonic()
-            print_note(self._describe())
+        self.tell(f"{self._what}: {done} of {self._total}")
 
 
 class StderrNarration:

@@ -14,21 +14,17 @@ from typing import Any, Final, Self
 
 import msgspec
 import structlog
-from rich.progress import ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.cache.cache import open_cache
 from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.output import (
     LINE_INTERVAL_S,
-    end_bars,
-    escape_unprintable,
+    ProgressLine,
     print_json_line,
     print_line,
     print_note,
     print_table,
-    terminal_bars,
 )
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
@@ -47,11 +43,6 @@ PAUSE: Final = frozenset(
     {MovePhase.LAST_DELTA, MovePhase.COMMIT, MovePhase.ACTIVATE}
 )  # the tenant waits: nothing is printed
 STANDS_S: Final = 10.0  # without progress: the rate of before says nothing of the time that is left
-
-
-class _StatusColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(task.fields["status"]())
 
 
 class _MoveFigures(msgspec.Struct, frozen=True):
@@ -90,42 +81,30 @@ class MoveProgress:
         self._clock = clock
         self._done = 0
         self._began_at = clock()
-        self._tasks: dict[str, TaskID] = {}
         self._figures: dict[str, _MoveFigures] = {}  # by tenant, of the moves that run
         self._phases: dict[str, MovePhase] = {}
         self._moved_at: dict[str, float] = {}  # the last progress, by tenant
         self._ended = _MoveFigures()
-        self._shown_at: dict[str, float] = {}  # by tenant with JSON, else of all
-        self._bars = (
-            None
-            if as_json
-            else terminal_bars(
-                TextColumn("{task.description}", markup=False),
-                _StatusColumn(),
-                TimeElapsedColumn(),
-            )
-        )
-        self._all = None if self._bars is None else self._bars.add_task("all", total=None, status=self.describe_all)
+        self._shown_at: dict[str, float] = {}  # by tenant, with JSON
+        self._line = None if as_json else ProgressLine(self.describe_all(), clock=clock)
 
     def __enter__(self) -> Self:
-        if self._bars is not None:
-            self._bars.start()
+        if self._line is not None:
+            self._line.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        end_bars(self._bars, kind, lambda: f"{self.describe_all()}; the same command goes on with the moves")
+        if self._line is not None:
+            self._line.text = f"{self.describe_all()}; the same command goes on with the moves"
+            self._line.__exit__(kind, error, trace)
 
     def watch(self, tenant_id: str) -> Callable[[MoveStatus], None]:
         """Return what a mover calls as it goes on."""
         now = self._clock()
         self._figures[tenant_id], self._moved_at[tenant_id] = _MoveFigures(), now
-        self._shown_at.setdefault(tenant_id if self._as_json else "", now)
-        if self._bars is not None:
-            self._tasks[tenant_id] = self._bars.add_task(
-                escape_unprintable(tenant_id), total=None, status=partial(self.describe, tenant_id)
-            )
+        self._shown_at[tenant_id] = now
         return partial(self._show, tenant_id, MoveRate(now))
 
     def finish(self, tenant_id: str) -> None:
@@ -133,8 +112,6 @@ class MoveProgress:
         self._done += 1
         ended = self._figures.pop(tenant_id, _MoveFigures())
         self._ended = _sum_of((self._ended, _MoveFigures(ended.row_count, ended.byte_count)))
-        if self._bars is not None and tenant_id in self._tasks:
-            self._bars.remove_task(self._tasks.pop(tenant_id))
 
     def describe_all(self) -> str:
         """Return how far all moves are together."""
@@ -170,16 +147,13 @@ class MoveProgress:
         self._phases[tenant_id] = status.phase
         if (figures.row_count, status.phase) != (before.row_count, phase):
             self._moved_at[tenant_id] = now
-        if self._bars is not None:
+        if status.phase in PAUSE:
             return
-        key = tenant_id if self._as_json else ""
-        if status.phase in PAUSE or now - self._shown_at[key] < LINE_INTERVAL_S:
-            return
-        self._shown_at[key] = now
-        if self._as_json:
+        if self._line is not None:
+            self._line.tell(f"{self.describe_all()}; {tenant_id}: {self.describe(tenant_id)}")
+        elif now - self._shown_at[tenant_id] >= LINE_INTERVAL_S:
+            self._shown_at[tenant_id] = now
             print_json_line(_line_of(tenant_id, status.phase, figures))
-        else:
-            print_note(f"{self.describe_all()}; {tenant_id}: {self.describe(tenant_id)}")
 
 
 class MoveRate:

@@ -5,22 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from enum import StrEnum
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output import (
-    end_bars,
+    ProgressLine,
     print_json,
     print_line,
     print_note,
     print_table,
     shorten,
-    terminal_bars,
 )
 from simplu_worker.commands.running import known_shard, require_settings
 from simplu_worker.config.settings import Settings
@@ -224,42 +221,13 @@ def _print_first(
         print_note(f"and {more} more {what}; --json names more of them")
 
 
-class AdoptionReporter:
-    """Shows on stderr the progress of an adoption: a bar on a terminal, elsewhere a line every ten seconds."""
+class AdoptionReporter(ProgressLine):
+    """The progress of an adoption."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._reported_at = clock()
-        self._last = "reading the old table"
-        self._bars = terminal_bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-        )
-        self._task = None if self._bars is None else self._bars.add_task("reading the old table", total=None)
-
-    def __repr__(self) -> str:
-        return f"AdoptionProgress(is_terminal={self._bars is not None})"
-
-    def __enter__(self) -> Self:
-        if self._bars is not None:
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        end_bars(self._bars, kind, lambda: self._last)
+        super().__init__("reading the old table", every_s=REPORT_INTERVAL_S, clock=clock)
 
     def show(self, progress: AdoptionProgress) -> None:
         """Show *progress*."""
         share = f", {progress.done / progress.total:.0%}" if progress.total else ""
-        self._last = f"{progress.step}{share}"
-        if self._bars is not None and self._task is not None:
-            self._bars.update(
-                self._task, description=str(progress.step), completed=progress.done, total=progress.total or None
-            )
-        elif self._clock() - self._reported_at >= REPORT_INTERVAL_S:
-            self._reported_at = self._clock()
-            print_note(self._last)
+        self.tell(f"{progress.step}{share}")

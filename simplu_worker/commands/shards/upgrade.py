@@ -7,22 +7,19 @@ import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output import (
-    end_bars,
+    ProgressLine,
     escape_unprintable,
     print_json,
     print_note,
     print_table,
     shorten,
-    terminal_bars,
 )
 from simplu_worker.commands.running import known_shard, require_settings
 from simplu_worker.config.settings import Settings
@@ -216,60 +213,23 @@ def _format_workers(upgrade: Upgrade) -> str | None:
     return f"{upgrade.version if upgrade.works_from is None else upgrade.works_from} and newer"
 
 
-class UpgradeProgress:
-    """Shows on stderr the progress of each shard: bars on a terminal, elsewhere lines about waits and results."""
+class UpgradeProgress(ProgressLine):
+    """How many shards are done, and what one of them waits for or does."""
 
     def __init__(self, shard_count: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(f"0 of {shard_count} shards are done", every_s=REPORT_INTERVAL_S, clock=clock)
         self._shard_count = shard_count
-        self._clock = clock
         self._ended_count = 0
-        self._tasks: dict[str, Any] = {}
-        self._reported_at: dict[str, float] = {}
-        self._bars = terminal_bars(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[activity]}", markup=False),
-        )
-
-    def __repr__(self) -> str:
-        return f"UpgradeProgress({self._ended_count} of {self._shard_count})"
-
-    def __enter__(self) -> Self:
-        if self._bars is not None:
-            self._all = self._bars.add_task("shards", total=self._shard_count, activity="")
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        end_bars(self._bars, kind, lambda: f"{self._ended_count} of {self._shard_count} shards are done")
 
     def show(self, shard_id: str, activity: UpgradeActivity) -> None:
         """Show the activity of a shard."""
-        if self._bars is not None:
-            if shard_id not in self._tasks:
-                self._tasks[shard_id] = self._bars.add_task(
-                    escape_unprintable(shard_id), total=activity.count, activity=""
-                )
-            text = shorten(describe_activity(activity), ACTIVITY_MAX_LENGTH)
-            self._bars.update(self._tasks[shard_id], total=activity.count, completed=activity.done_count, activity=text)
-        elif activity.waits_for and self._clock() - self._reported_at.get(shard_id, float("-inf")) >= REPORT_INTERVAL_S:
-            self._reported_at[shard_id] = self._clock()
-            print_note(f"{shard_id}: {describe_activity(activity)}")
+        text = shorten(describe_activity(activity), ACTIVITY_MAX_LENGTH)
+        self.tell(f"{self._ended_count} of {self._shard_count} shards are done; {shard_id}: {text}")
 
     def end(self, report: UpgradeReport) -> None:
-        """Show the result of a shard."""
-        shard_id = report.address.shard_id
+        """Print the result of a shard."""
         self._ended_count += 1
-        if self._bars is None:
-            print_note(f"{shard_id}: {report.status} ({self._ended_count} of {self._shard_count})")
-            return
-        self._bars.advance(self._all)
-        if shard_id in self._tasks:
-            self._bars.remove_task(self._tasks.pop(shard_id))
+        print_note(f"{report.address.shard_id}: {report.status} ({self._ended_count} of {self._shard_count})")
 
 
 def describe_activity(activity: UpgradeActivity) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,8 +16,8 @@ from simplu_worker.commands.backups.position_rules import longest_gap
 from simplu_worker.commands.backups.stream_reach import backup_address, judge_reach
 from simplu_worker.commands.moves.runner import clear_cache
 from simplu_worker.commands.output import (
-    LINE_INTERVAL_S,
     NOT_COUNTED,
+    ProgressLine,
     print_json,
     print_line,
     print_members,
@@ -113,9 +111,10 @@ async def restore_tenant(settings: Settings, command: RestoreCommand, *, as_json
                 _print_plan(plan, as_json=False)
             kept = timedelta(hours=settings.operation_retention_hours)
             restore = Restore(tenant_id, plan.shard, command.mode, Path(plan.export), kept)
-            show = _ignore_status if as_json else _noting()
-            restorer = Restorer(shards.locator, shards.pools, backup, shards.commits, restore, show=show)
-            certificate = await _run(settings, restorer)
+            with RestoreProgress("restoring") as progress:
+                show = _ignore_status if as_json else progress.show
+                restorer = Restorer(shards.locator, shards.pools, backup, shards.commits, restore, show=show)
+                certificate = await _run(settings, restorer)
         except WorkerError as exc:
             text = backup.address.without_name(str(exc))
             raise (RetryableError if isinstance(exc, RetryableError) else PermanentError)(text) from None
@@ -233,16 +232,12 @@ def _ignore_status(_: RestoreStatus) -> None:
     """Show nothing."""
 
 
-def _noting() -> Callable[[RestoreStatus], None]:
-    shown_at = time.monotonic()
+class RestoreProgress(ProgressLine):
+    """The progress of a restore."""
 
-    def show(status: RestoreStatus) -> None:
-        nonlocal shown_at
-        if time.monotonic() - shown_at >= LINE_INTERVAL_S:
-            shown_at = time.monotonic()
-            print_note(f"{status.step}: {status.row_count:,} rows")
-
-    return show
+    def show(self, status: RestoreStatus) -> None:
+        """Show *status*."""
+        self.tell(f"{status.step}: {status.row_count:,} rows")
 
 
 def _print_plan(plan: RestorePlan, *, as_json: bool) -> None:
