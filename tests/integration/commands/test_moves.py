@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shlex
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ from support.postgres.move_cases import (
     ROWS,
     TENANT_ID,
     ask,
-    copy_held_up,
     fill,
     settings_of,
     stop_in_copy,
@@ -28,7 +26,6 @@ from support.postgres.move_cases import (
 from support.postgres.tenant_cases import TENANT
 from support.redis.server import RedisServer
 
-from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.commands.moves.runner import MoveRequest
 from simplu_worker.commands.moves.terms import DEFAULT_BOUNDS, MoveBounds, MoveTerms
@@ -204,31 +201,6 @@ async def test_cache_is_cleared_after_moves(
     assert "the cache was not cleared" in capsys.readouterr().err
 
 
-@pytest.mark.slow(1.5)
-async def test_cache_is_cleared_when_a_command_is_interrupted(
-    shards: list[ShardAddress], make_shard: ShardMaker, tmp_path: Path, redis: RedisServer
-) -> None:
-    other, third = ("clinic", "second"), await make_shard("c")
-    await fill(third, other)
-    settings = with_redis(settings_of(tmp_path, *shards, third, tenants={"-".join(other): "c"}), redis)
-    requests = [MoveRequest(*other, "b")]
-
-    await stop_in_copy(move_tenants(settings, requests, MoveTerms(), apply=True, as_json=True), third, shards[1])
-    assert await redis.ask("EXISTS", ENTRY) == 1
-    async with copy_held_up(third):
-        requests.append(MoveRequest(*TENANT, "b"))
-        moving = asyncio.create_task(move_tenants(settings, requests, MoveTerms(), apply=True, as_json=True))
-        assert await poll_until(lambda: _is_certified(shards[0]), within_s=60)
-        moving.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await moving
-    assert await redis.ask("EXISTS", ENTRY) == 0
-
-
-async def _is_certified(source: ShardAddress) -> bool:
-    return bool(await ask(source, "SELECT FROM moves WHERE step = 'done'"))
-
-
 @pytest.mark.slow(0.3)
 async def test_copy_is_deleted_by_a_rollback_before_the_commit(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -282,34 +254,6 @@ async def test_move_that_cannot_be_is_refused_with_the_reason(
     )
 
 
-@pytest.mark.slow
-async def test_citrus_is_given_the_new_home(shards: list[ShardAddress], capsys: pytest.CaptureFixture[str]) -> None:
-    async with citrus_for_commands(shards, {TENANT_ID: "a"}) as citrus:
-        assert await move(citrus.settings, "b") == 0
-        assert citrus.named(TENANT_ID) == "b"
-    assert "warning" not in answer_of(capsys)
-
-
-@pytest.mark.slow(0.3)
-async def test_plan_of_moves_to_a_shard_is_what_becomes_of_them(
-    shards: list[ShardAddress], capsys: pytest.CaptureFixture[str]
-) -> None:
-    tenants = [TENANT, ("second", "main"), (TENANT[0], "other"), ("third", "main")]
-    await fill(shards[0], *tenants[1:], rows=1)
-    requests = [MoveRequest(*tenant, "b") for tenant in tenants]
-    homes = {"-".join(tenant): "a" for tenant in tenants}
-    async with citrus_for_commands(shards, homes, limits={"a": 10, "b": 2}) as citrus:
-        assert await move_tenants(citrus.settings, requests, MoveTerms(), apply=False, as_json=True) == 1
-        plan = answer_of(capsys)
-        planned = {one["tenant"] for one in plan["plan"]}
-        assert planned == {TENANT_ID, "second-main", f"{TENANT[0]}-other"}
-        assert "full (0 of 2, and 2 are to move there before)" in plan["refused"]["third-main"]
-        assert await move_tenants(citrus.settings, requests, MoveTerms(), apply=True, as_json=True) == 1
-        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        assert {one["tenant"] for one in lines if one.get("outcome") == "moved"} == planned
-        assert [len(citrus.server.registry.shards[name].tenants) for name in "ab"] == [1, 3]
-
-
 @pytest.mark.parametrize(
     ("lie", "warning"),
     [
@@ -352,26 +296,6 @@ async def test_rollback_that_was_stopped_goes_on(
     assert certificate["rowsCopied"] < 20
     assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "active"}]
     assert await unfinished(*shards) == []
-
-
-@pytest.mark.slow(0.3)
-async def test_rollback_that_cannot_be_ends_with_the_tenant_where_it_is(
-    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = settings_of(tmp_path, *shards)
-    assert await move(settings, "b") == 0
-    capsys.readouterr()
-
-    assert await roll_back(settings, MoveBounds(max_pause=1e-9)) == 1
-    printed = capsys.readouterr()
-    assert "expected a pause of at most 1e-09 s" in json.loads(printed.out)["error"]
-    assert "or with --stay to leave the tenant on shard b" in printed.err
-    assert await roll_back(settings, stay=True) == 0
-    assert answer_of(capsys) == {"tenant": TENANT_ID, "outcome": "undone", "rowsDeleted": 20}
-    assert await ask(shards[0], "SELECT FROM tenants") == []
-    assert await ask(shards[1], "SELECT state FROM tenants") == [{"state": "active"}]
-    with pytest.raises(PermanentError, match="expected a move that has not ended, got none: its home is shard b"):
-        await roll_back(settings, stay=True)
 
 
 @pytest.mark.parametrize(

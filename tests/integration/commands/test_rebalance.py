@@ -195,22 +195,6 @@ async def test_shards_are_balanced_by_a_measure(
 
 
 @pytest.mark.slow(0.3)
-async def test_citrus_balances_by_capacity(make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]) -> None:
-    addresses = await make_shards(make_shard, "ab")
-    tenants = [(f"clinic{number}", "main") for number in range(6)]
-    await fill(addresses[0], *tenants, rows=1)
-    homes = {"-".join(tenant): "a" for tenant in tenants}
-    async with citrus_for_commands(addresses, homes, limits={"a": 10, "b": 2}) as citrus:
-        assert await rebalance(citrus.settings) == 0
-        assert [target for _, _, target in moves_of(printed(capsys)[0])] == ["b"]
-        assert await rebalance(citrus.settings, Balance(Weight.ROWS)) == 0
-        assert [target for _, _, target in moves_of(printed(capsys)[0])] == ["b", "b"]
-        assert await rebalance_shards(citrus.settings, Balance(), MoveTerms(), apply=True, as_json=False) == 0
-        assert "1 of 6 tenants move" in capsys.readouterr().out
-        assert Counter(shard.shard_id for shard in citrus.server.registry.homes.values()) == {"a": 5, "b": 1}
-
-
-@pytest.mark.slow(0.3)
 async def test_citrus_balances_whole_businesses(make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]) -> None:
     addresses = await make_shards(make_shard, "ab")
     tenants = [*(("chain", str(number)) for number in range(4)), ("clinic", "main"), ("shop", "main")]
@@ -363,27 +347,6 @@ async def test_drained_shard_takes_no_tenants_until_its_undo(
     assert await ask(addresses[0], "SELECT id FROM tenants WHERE state = 'active'") == [{"id": TENANT_ID}]
     async with open_shards(settings) as shards:
         assert await shards.provisioner.provision(new) is ProvisionResult.PROVISIONED
-
-
-@pytest.mark.slow(0.4)
-async def test_drain_that_was_stopped_is_undone(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    addresses = await make_shards(make_shard, "ab")
-    await fill(addresses[0])
-    settings = settings_of(tmp_path, *addresses)
-    await stop_in_copy(drain(settings, "a", apply=True), addresses[0], addresses[1])
-    capsys.readouterr()
-
-    assert await drain(settings, "a", undo=True, apply=True) == 0
-    plan, result = printed(capsys)
-    assert (moves_of(plan), plan["takenBack"][0]["tenant"], result["outcome"]) == ([], TENANT_ID, "undone")
-    assert await ask(addresses[1], "SELECT FROM tenants") == []
-    content = json.loads((tmp_path / "map.json").read_text())
-    content["shards"][1]["retired"] = True
-    (tmp_path / "map.json").write_text(json.dumps(content))
-    with pytest.raises(PermanentError, match="got one that is retired or inactive"):
-        await drain(settings, "b", undo=True)
 
 
 @pytest.mark.slow(0.3)

@@ -23,7 +23,7 @@ from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.transfers.erasing import Erasure
-from simplu_worker.transfers.restoring import RestoreMode, Restorer
+from simplu_worker.transfers.restoring import RestoreMode
 
 TENANT_ID = "-".join(TENANT)
 
@@ -125,22 +125,6 @@ async def test_restore_that_was_killed_goes_on_with_its_own_file(
     assert (certificate["export"], certificate["resourcesBefore"]) == ("/first", 7)
     assert exports(tmp_path) == []
     assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "active"}]
-
-
-@pytest.mark.slow(0.3)
-async def test_restore_that_ends_too_early_names_the_next_command(
-    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def fail(_: Restorer) -> None:
-        raise PermanentError("a disk is full")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Restorer, "_release", fail)
-        with pytest.raises(PermanentError):
-            await restore_tenant(backed(tmp_path, *shards), command(), as_json=False)
-    assert "wait until the same command has ended: run it again" in capsys.readouterr().err
-    assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "fenced"}]
-    assert await restore_tenant(backed(tmp_path, *shards), command(), as_json=False) == 0
 
 
 @pytest.mark.slow(0.3)

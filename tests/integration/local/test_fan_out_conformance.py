@@ -1,8 +1,4 @@
-"""The same tests of enhanced fan-out, of the local Kinesis and of another one, read by the worker's own door.
-
-moto has no subscriptions. kinesis-mock 0.6 sends events as AWS does, but no initial-response, and each test names what
-else it lacks.
-"""
+"""The same tests of enhanced fan-out, of the local Kinesis and of another one, read by the worker's own door."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ from support.aws.kinesis_endpoints import Servers, kinesis_servers
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.stream.client import Reply, StreamConsumers
-from simplu_worker.consumers.kinesis.stream.positions import AfterSequenceNumber, Latest, Start, TrimHorizon
+from simplu_worker.consumers.kinesis.stream.positions import Start, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.subscriptions import (
     EndOfSubscriptionError,
     Subscription,
@@ -137,17 +133,6 @@ async def test_records_are_pushed_from_the_position_on(stream: Stream) -> None:
         assert (record.data, record.sequence_number, record.partition_key) == (b"c", number, "key")
         assert reply.next_iterator is not None
         assert int(reply.next_iterator) >= int(number)
-
-
-@BOTH
-@pytest.mark.parametrize("kind", ["after", "latest"])
-async def test_subscription_begins_behind_a_record_or_with_the_next(stream: Stream, kind: str) -> None:
-    numbers = await stream.put("a", "b")
-    start: Start = AfterSequenceNumber(numbers[0]) if kind == "after" else Latest()
-    async with stream.subscribe(start) as subscription:
-        await stream.put("c")
-        expected = ["b", "c"] if kind == "after" else ["c"]
-        assert await texts(subscription, len(expected)) == expected
 
 
 @pytest.mark.parametrize("endpoint_url", ["ours"], indirect=True)

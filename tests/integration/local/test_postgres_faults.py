@@ -5,23 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import asyncpg
 import pytest
 from support.postgres.faults import (
     Connection,
     frozen,
-    in_recovery,
     is_writable,
     killed,
     on_small_disk,
     read_only,
-    slowed,
-    without_connections,
     without_disk,
 )
-from support.postgres.small_disk import NoDiskError, SmallDisk, small_disk
+from support.postgres.small_disk import NoDiskError, SmallDisk
 from support.requires import require
 
 from simplu_local.postgres.server import PostgresServer
@@ -96,39 +92,6 @@ async def test_server_refuses_writes_when_it_is_read_only(server: PostgresServer
         assert await poll_until(lambda: _works(old), within_s=SOON_S)
 
 
-@pytest.mark.slow
-async def test_server_refuses_writes_when_it_is_a_standby(server: PostgresServer) -> None:
-    await _execute(server, WRITE)
-    async with in_recovery(server):
-        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
-            await _execute(server, WRITE)
-        assert await _value(server, "SELECT pg_is_in_recovery()") == 1
-
-    assert await is_writable(server, WRITE)
-    assert await _value(server, "SELECT count(*) FROM notes") == 2
-
-
-async def test_statement_takes_longer_when_a_server_is_slowed(server: PostgresServer) -> None:
-    loop = asyncio.get_running_loop()
-    async with slowed(server, "notes", statement_s=0.3):
-        started = loop.time()
-        await _execute(server, WRITE)
-        assert loop.time() - started >= 0.3
-        assert await _value(server, "SELECT count(*) FROM pg_trigger WHERE tgname = 'be_slow'") == 1
-
-
-@pytest.mark.slow(1)
-async def test_server_takes_no_connection_when_all_are_taken(server: PostgresServer) -> None:
-    async with AsyncExitStack() as around:
-        old = await _connected(server, around)
-        async with without_connections(server):
-            assert await poll_until(lambda: _is_closed(old), within_s=SOON_S)
-            with pytest.raises(asyncpg.TooManyConnectionsError):
-                await _execute(server, WRITE)
-
-    assert await poll_until(lambda: is_writable(server, WRITE), within_s=SOON_S)
-
-
 @pytest.mark.slow(0.3)
 async def test_server_refuses_what_needs_room_when_its_disk_is_full(server: PostgresServer) -> None:
     with ProcessGroup() as group:
@@ -143,19 +106,6 @@ async def test_server_refuses_what_needs_room_when_its_disk_is_full(server: Post
 
         assert not disk.is_mounted
         assert await _value(server, "SELECT count(*) FROM notes") == 1
-
-
-@pytest.mark.slow
-async def test_disk_goes_when_the_process_group_ends(tmp_path: Path) -> None:
-    with ProcessGroup() as group:
-        try:
-            async with small_disk(group, tmp_path / "disk", DISK_BYTES) as disk:
-                assert disk.is_mounted
-                await asyncio.to_thread(group.close)
-                assert not disk.is_mounted
-        except NoDiskError as reason:
-            require("the right to mount", found=False, how=str(reason))
-            raise
 
 
 async def _enter_disk(around: AsyncExitStack, server: PostgresServer, group: ProcessGroup) -> SmallDisk:
@@ -184,7 +134,3 @@ async def _works(connection: Connection) -> bool:
 
 async def _is_refused(connection: Connection) -> bool:
     return not await _works(connection)
-
-
-async def _is_closed(connection: Connection) -> bool:
-    return connection.is_closed()

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError
 from support.aws.endpoints import client_of
 
-from simplu_local.aws_server.faults import ClearFaults, SetOptions
+from simplu_local.aws_server.faults import SetOptions
 from simplu_local.aws_server.server import send_commands
 from simplu_local.processes.loopback import poll_until
 from simplu_local.sqs.faults import SqsFault
@@ -54,13 +54,6 @@ def queue_url(url: str, name: str = "queue") -> str:
     return f"{url}/123456789012/{name}"
 
 
-async def code_of(awaitable: Any) -> tuple[str, int]:
-    with pytest.raises(ClientError) as caught:
-        await awaitable
-    response = caught.value.response
-    return response["Error"]["Code"], response["ResponseMetadata"]["HTTPStatusCode"]
-
-
 async def parked(url: str, count: int) -> bool:
     return bool((await send_commands(url))["polls"] == count)
 
@@ -77,25 +70,6 @@ async def test_error_names_shape_and_older_code(url: str) -> None:
         assert answer.content_type == "application/x-amz-json-1.0"
 
 
-@pytest.mark.parametrize(
-    ("fault", "expected"),
-    [
-        (SqsFault(action="SendMessage", kind="throttle"), ("RequestThrottled", 400)),
-        (SqsFault(action="SendMessage", kind="fail"), ("InternalFailure", 500)),
-        (SqsFault(action="SendMessage", kind="fail", status=503), ("InternalFailure", 503)),
-        (SqsFault(action="SendMessage", kind="fail", code="OverLimit"), ("OverLimit", 400)),
-        (SqsFault(action="SendMessage", kind="fail", code="KmsDisabled"), ("KMS.DisabledException", 400)),
-    ],
-)
-async def test_fault_refuses_the_next_calls_only(
-    url: str, sqs: Client, fault: SqsFault, expected: tuple[str, int]
-) -> None:
-    await send_commands(url, fault)
-    assert await code_of(send(sqs, url, "refused")) == expected
-    await send(sqs, url, "taken")
-    assert await bodies(sqs, url) == ["taken"]
-
-
 @pytest.mark.parametrize(("applied", "expected"), [(False, []), (True, ["cut"])])
 async def test_cut_loses_the_request_or_only_its_answer(
     url: str, sqs: Client, *, applied: bool, expected: list[str]
@@ -104,21 +78,6 @@ async def test_cut_loses_the_request_or_only_its_answer(
     with pytest.raises(BotoCoreError):
         await send(sqs, url, "cut")
     assert await bodies(sqs, url) == expected
-
-
-async def test_hang_lasts_until_the_faults_are_cleared(url: str, sqs: Client) -> None:
-    await send_commands(url, SqsFault(action="ReceiveMessage", kind="hang"))
-    await send(sqs, url, "a")
-
-    async def asked() -> bool:
-        return "ReceiveMessage" in (await send_commands(url))["calls"]
-
-    async with asyncio.TaskGroup() as tasks:
-        late = tasks.create_task(bodies(sqs, url))
-        assert await poll_until(asked, within_s=5)
-        assert not late.done()
-        await send_commands(url, ClearFaults())
-    assert late.result() == ["a"]
 
 
 @pytest.mark.parametrize(("outlive", "expected"), [(False, ["a"]), (True, [])])

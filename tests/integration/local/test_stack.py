@@ -21,8 +21,7 @@ import pytest
 import pytest_asyncio
 from yarl import URL
 
-from simplu_local.postgres import server as postgres
-from simplu_local.postgres.server import PostgresPrograms, PostgresServer, find_postgres_bin
+from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup, running_processes, send_signal
 from simplu_local.stack.citrus_server import CitrusServer
@@ -136,12 +135,6 @@ async def test_stack_answers_on_all_parts(stack: Stack) -> None:
     assert [shard["connectionString"] for shard in health.body] == urls
 
 
-async def test_citrus_refuses_when_the_key_is_wrong(stack: Stack) -> None:
-    for key in ("", "wrong", "\u00e9"):
-        assert (await CitrusDoor(stack.citrus_url, key).ask("GET", "/api/shards/health")).status == 401
-        assert (await CitrusDoor(stack.citrus_url, key).ask("GET", "/nothing")).status == 401
-
-
 async def never() -> tuple[str, str]:
     raise AssertionError
 
@@ -196,46 +189,6 @@ async def test_env_file_is_private_and_a_shell_reads_what_the_stack_means(stack:
     file.write_text("OTHER=1\n")
     stack.remove_env_file()
     assert file.exists()
-
-
-async def test_killed_server_leaves_the_others_answering_and_comes_back(stack: Stack) -> None:
-    one, other = stack.servers["shard-1"], stack.servers["shard-2"]
-    open_connection = await asyncpg.connect(one.url)
-    await open_connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
-    url = one.url
-    await one.kill()
-    with pytest.raises(OSError):  # noqa: PT011  # refused, in any wording of the system
-        await answer_of(one.url)
-    assert await answer_of(other.url) == "shard_2"
-    assert await stack.start_ended_servers() == ["shard-1"]
-    assert one.url == url
-    connection = await asyncpg.connect(url)
-    assert await connection.fetchval("SELECT answer FROM kept") == 42
-    await connection.execute("DROP TABLE kept")
-    await connection.close()
-    open_connection.terminate()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another user for Postgres")
-async def test_server_runs_as_nobody_when_a_user_namespace_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    private = tmp_path / "private"
-    private.mkdir(mode=0o700)
-    package = find_postgres_bin().parent.parent
-    for folder in (package, *package.parent.glob(f"{package.name}*.libs")):
-        (private / folder.name).symlink_to(folder)
-    hidden = private / package.name / find_postgres_bin().parent.name / "bin"
-    monkeypatch.setattr(postgres, "find_postgres_bin", lambda: hidden)
-    with ProcessGroup() as group:
-        programs = PostgresPrograms.find(group.directory, unshare="/bin/false")
-        assert programs.user == "nobody"
-        assert programs.folder.is_relative_to(group.directory)
-        server = PostgresServer(group, programs, database="modest")
-        await server.start()
-        assert await answer_of(server.url) == "modest"
-    assert stat.S_IMODE(private.stat().st_mode) == 0o700
-    assert not group.directory.exists()
 
 
 async def test_nothing_is_left_when_the_parent_is_killed() -> None:

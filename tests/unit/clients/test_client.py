@@ -6,8 +6,6 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from datetime import datetime
-from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar, cast
 
@@ -197,29 +195,12 @@ def test_token_that_no_worker_has_is_refused_and_not_shown(token: str) -> None:
         Client(url="http://127.0.0.1:1", token=token)
 
 
-def test_callback_closes_the_client() -> None:
-    client = Client(stream="s", kinesis=Memory())
-    left: Future[list[NotSentError]] = Future()
-    accepted_of(client.send(operation_of(0))).add_done_callback(lambda _: left.set_result(client.close(WITHIN_S)))
-    assert left.result(WITHIN_S) == []
-    assert client.close(WITHIN_S) == []
-
-
 CREATION: ControlMessage = {
     "messageType": "SHARD_CREATION",
     "businessId": "b",
     "locationId": "l",
     "businessType": "gym",
 }
-
-
-def test_timestamp_that_is_none_is_the_time_of_sending() -> None:
-    memory = Memory()
-    with Client(stream="s", control_queue_url="q", kinesis=memory, sqs=memory) as client:
-        client.send(cast("Operation", {**operation_of(0), "timestamp": None}))
-        client.send_control(cast("ControlMessage", {**CREATION, "timestamp": None}))
-    sent = [json.loads(text) for text in (memory.records[0]["Data"], memory.messages[0]["MessageBody"])]
-    assert all(datetime.fromisoformat(message["timestamp"]).tzinfo for message in sent)
 
 
 @pytest.mark.parametrize("name", ["businessId", "locationId", "businessType"])
@@ -237,24 +218,3 @@ def test_partition_key_is_by_the_rule_of_the_worker() -> None:
     assert [record["PartitionKey"] for record in kinesis.records] == ["b-l"]
     with pytest.raises(SimpluError, match="partition_key: expected one of"):
         Client(partition_key=cast("Any", "any"))
-
-
-class Name(str, Enum):  # noqa: UP042 - a StrEnum is its value everywhere, this one is not
-    BUSINESS = "b"
-    LOCATION = "l"
-    TYPE = "t"
-    ORDER = "o"
-
-
-def test_texts_of_an_enum_are_their_values() -> None:
-    memory = Memory()
-    tenant: dict[str, Any] = {"businessId": Name.BUSINESS, "locationId": Name.LOCATION}
-    listing: Any = {"operation": "list", **tenant, "resourceType": Name.TYPE}
-    queues: dict[str, Any] = {"order_queue_url": "orders.fifo", "control_queue_url": "control.fifo"}
-    with Client(stream="s", kinesis=memory, sqs=memory, **queues) as client:
-        sent = client.send(listing)
-        event = client.send_order(cast("Any", {"type": "DELETE", **tenant, "orderId": Name.ORDER}))
-        client.send_control(cast("Any", {**CREATION, **tenant}))
-    assert memory.records[0]["PartitionKey"] == "b-l-t"
-    assert [message["MessageGroupId"] for message in memory.messages] == ["b-l-o", "b-l"]
-    assert {f"{one.business_id} {one.location_id}" for one in (sent, event)} == {"b l"}

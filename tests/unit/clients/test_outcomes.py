@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 from simplu_client.errors import Failure, OperationFailedError, OperationRejectedError
-from simplu_client.outcomes import AskAgain, ask_after_s, judge
+from simplu_client.outcomes import AskAgain, judge
 from support.clients.cases import read_cases
 from support.requires import ROOT
 
@@ -35,8 +35,3 @@ def test_failures_are_those_of_the_worker() -> None:
     source = (ROOT / "clients" / "typescript" / "src" / "errors.ts").read_text(encoding="utf-8")
     listed = source.partition("FAILURES = [")[2].partition("]")[0]
     assert {word.strip(' \n"') for word in listed.split(",")} - {""} == failures
-
-
-@pytest.mark.parametrize(("count", "draw", "expected"), [(1, 0.0, 0.05), (2, 0.5, 0.15), (5, 0.0, 0.8), (99, 0.5, 1.5)])
-def test_pause_between_questions_grows(count: int, draw: float, expected: float) -> None:
-    assert ask_after_s(count, draw=draw) == pytest.approx(expected)

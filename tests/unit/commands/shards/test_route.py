@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.citrus.cases import API_KEY, ScriptedCitrus, reply
+from support.citrus.cases import API_KEY
 from support.settings import settings_in
 
 from simplu_local.processes.loopback import HOST
 from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.__main__ import main
-from simplu_worker.commands.shards.show import SAMPLE_COUNT, read_keys, route_keys, sample_keys
+from simplu_worker.commands.shards.show import read_keys, route_keys
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.routing.shard_map import bucket_of
@@ -88,23 +88,6 @@ async def test_route_tells_what_would_move_when_a_shard_is_added(
     assert summary["perShard"][-1]["after"] == len(moved)
 
 
-async def test_route_estimates_by_sample_keys_where_none_are_given(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    said = await printed(settings_of(tmp_path, 8), with_shards=7, capfd=capfd)
-
-    assert said["routes"] == []
-    assert said["withShards"]["keys"] == SAMPLE_COUNT
-    assert said["withShards"]["moved"] == sum(bucket_of(key, 8) == 7 for key in sample_keys())
-    assert said["withShards"]["movedShare"] == pytest.approx(1 / 8, abs=0.015)
-    assert said["withShards"]["perShard"][-1] == {
-        "shardId": "shard-7",
-        "isNew": False,
-        "before": said["withShards"]["moved"],
-        "after": 0,
-    }
-
-
 @pytest.mark.parametrize(
     ("count", "retired", "with_shards", "expected"),
     [
@@ -166,13 +149,3 @@ async def test_route_asks_citrus_where_keys_are_registered(capfd: pytest.Capture
     ]
     assert (said["status"], unknown["status"]) == (0, 1)
     assert unknown["routes"][1] == {"key": "c-1", "odd": "not registered"}
-
-
-async def test_route_says_of_which_keys_citrus_gives_no_answer(capfd: pytest.CaptureFixture[str]) -> None:
-    scripted = ScriptedCitrus(reply(status=503))
-    async with scripted.opened():
-        said = await printed(citrus_settings(scripted.url), "a-1", capfd=capfd)
-
-    assert said["status"] == 1
-    assert said["routes"][0]["key"] == "a-1"
-    assert "503" in said["routes"][0]["odd"] or "Citrus" in said["routes"][0]["odd"]

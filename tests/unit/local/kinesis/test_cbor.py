@@ -49,13 +49,3 @@ def test_what_is_no_item_is_refused(encoded: str) -> None:
 @given(JSON)
 def test_answer_is_read_again_as_it_was(value: Any) -> None:
     assert json.loads(json_of(cbor_of(json.dumps(value).encode()))) == value
-
-
-@given(st.binary(max_size=300), st.integers(0, 2**41))
-def test_blobs_and_times_are_written_as_the_sdk_reads_them(data: bytes, at_ms: int) -> None:
-    record = {"Data": base64.b64encode(data).decode(), "ApproximateArrivalTimestamp": at_ms / 1000}
-    encoded = cbor_of(json.dumps({"Records": [record]}).encode())
-
-    assert data in encoded
-    assert b"ApproximateArrivalTimestamp\xc1" in encoded
-    assert json.loads(json_of(encoded)) == {"Records": [record]}

@@ -104,17 +104,6 @@ def test_later_call_takes_the_subscription_after_five_seconds() -> None:
     assert code_of(kinesis.event, later) == "ResourceNotFoundException"
 
 
-def test_subscription_ends_after_its_time() -> None:
-    kinesis = Kinesis()
-    subscription = kinesis.subscribe(kinesis.register())
-    kinesis.now_ms += 299_999
-    assert kinesis.event(subscription) is not None
-    assert not subscription.is_over
-    kinesis.now_ms += 1
-    assert kinesis.event(subscription) is None
-    assert subscription.is_over
-
-
 @given(
     headers=st.dictionaries(st.text("abc:-", min_size=1, max_size=30), st.text(max_size=40), max_size=4),
     payload=st.binary(max_size=300),

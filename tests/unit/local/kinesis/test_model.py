@@ -14,14 +14,8 @@ from hypothesis import strategies as st
 from simplu_local.kinesis.actions import KinesisActions
 from simplu_local.kinesis.errors import KinesisError
 from simplu_local.kinesis.model import HOUR_MS, KinesisAccount, KinesisOptions
-from simplu_local.kinesis.quotas import MIB, ReadQuota, WriteQuota
-from simplu_local.kinesis.reshard import HASH_KEYS, HashRange, Merge, Split, equal_ranges, scaling_steps
-from simplu_local.kinesis.tokens import (
-    SequenceNumber,
-    encode_sequence_number,
-    parse_sequence_number,
-    unseal_token,
-)
+from simplu_local.kinesis.quotas import ReadQuota
+from simplu_local.kinesis.reshard import HASH_KEYS, HashRange
 
 START_MS = 1_700_000_000_000
 NAME = "stream"
@@ -74,30 +68,7 @@ def refusal(kinesis: Kinesis, action: str, **request: Any) -> str:
 # Numbers and tokens
 
 
-@given(st.integers(0, 2**36 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**36 - 1))
-def test_sequence_number_says_what_it_was_made_of(made_s: int, index: int, ordinal: int, second: int) -> None:
-    parts = SequenceNumber(made_s, index, ordinal, second)
-    text = str(encode_sequence_number(parts))
-    assert (len(text), parse_sequence_number(text)) == (56, parts)
-
-
-@given(st.text(max_size=100))
-def test_token_is_refused_when_it_is_garbage(text: str) -> None:
-    assert unseal_token(text) is None
-    assert unseal_token(base64.b64encode(text.encode()).decode()) is None
-
-
 # Hash ranges
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "splits", "merges"),
-    [(1, 2, 1, 0), (2, 4, 2, 0), (4, 2, 0, 2), (3, 6, 3, 0), (6, 3, 0, 3), (2, 3, 2, 1), (3, 2, 1, 2), (4, 4, 0, 0)],
-)
-def test_scaling_takes_as_few_steps_as_it_can(before: int, after: int, splits: int, merges: int) -> None:
-    steps = scaling_steps(equal_ranges(before), after)
-    kinds = [type(step) for step in steps]
-    assert (kinds.count(Split), kinds.count(Merge)) == (splits, merges)
 
 
 # Quotas
@@ -110,96 +81,7 @@ def test_read_quota_allows_five_reads_a_second() -> None:
     assert all(paced.acquire(START_MS + 200 * number) for number in range(50))
 
 
-@pytest.mark.parametrize(
-    ("size_bytes", "was_full", "closed_ms"),
-    [(MIB, False, 0), (2 * MIB, False, 1), (4 * MIB, False, 1001), (10 * MIB, True, 5000)],
-)
-def test_read_quota_closes_for_as_long_as_the_answer_was_large(size_bytes: int, was_full: bool, closed_ms: int) -> None:  # noqa: FBT001
-    quota = ReadQuota()
-    assert quota.acquire(START_MS)
-    quota.count_read(size_bytes, START_MS, was_full=was_full)
-    if closed_ms:
-        assert not quota.acquire(START_MS + closed_ms - 1)
-    assert quota.acquire(START_MS + closed_ms)
-
-
-def test_write_quota_counts_records_and_bytes() -> None:
-    small, large = WriteQuota(), WriteQuota()
-    assert [small.acquire(1, START_MS) for _ in range(1001)] == [True] * 1000 + [False]
-    assert [large.acquire(3 * MIB, START_MS + at_ms) for at_ms in (0, 1000, 2000, 3000)] == [True, False, False, True]
-
-
 # Putting and reading
-
-
-def test_iterator_is_refused_when_its_arguments_make_no_sense() -> None:
-    kinesis = Kinesis(2)
-    number = kinesis.put("key", "a", ExplicitHashKey="0")["SequenceNumber"]
-    at = {"ShardIteratorType": "AT_SEQUENCE_NUMBER"}
-    table: list[tuple[str, dict[str, Any]]] = [
-        ("ResourceNotFoundException", {"ShardId": shard_id(9), "ShardIteratorType": "LATEST"}),
-        ("InvalidArgumentException", {"ShardId": shard_id(1), "StartingSequenceNumber": number, **at}),
-        ("InvalidArgumentException", {"ShardId": shard_id(0), "StartingSequenceNumber": "17", **at}),
-        ("InvalidArgumentException", {"ShardId": shard_id(0), **at}),
-        (
-            "InvalidArgumentException",
-            {"ShardId": shard_id(0), "ShardIteratorType": "AT_TIMESTAMP", "Timestamp": START_MS / 1000 + 1},
-        ),
-        ("ValidationException", {"ShardId": shard_id(0), "ShardIteratorType": "MIDDLE"}),
-    ]
-    assert [refusal(kinesis, "GetShardIterator", **request) for _, request in table] == [code for code, _ in table]
-
-
-@pytest.mark.parametrize(
-    ("code", "action", "request_"),
-    [
-        ("InvalidArgumentException", "GetRecords", {"ShardIterator": "garbage"}),
-        ("InvalidArgumentException", "GetRecords", {"ShardIterator": "garbage", "Limit": 10_001}),
-        ("ValidationException", "PutRecords", {"Records": [{"PartitionKey": "k", "Data": ""}] * 501}),
-        ("InvalidArgumentException", "PutRecord", {"PartitionKey": "k", "Data": "", "ExplicitHashKey": str(HASH_KEYS)}),
-        ("SerializationException", "PutRecord", {"PartitionKey": "k", "Data": "?"}),
-        (
-            "InvalidArgumentException",
-            "PutRecord",
-            {"PartitionKey": "k", "Data": base64.b64encode(bytes(MIB)).decode()},
-        ),
-        (
-            "InvalidArgumentException",
-            "PutRecords",
-            {"Records": [{"PartitionKey": "k", "Data": base64.b64encode(bytes(MIB - 1)).decode()}] * 11},
-        ),
-        ("ResourceNotFoundException", "DescribeStreamSummary", {"StreamName": "other"}),
-        ("ResourceInUseException", "CreateStream", {"ShardCount": 1}),
-        ("UnknownOperationException", "PutEverything", {}),
-    ],
-)
-def test_request_is_refused_as_the_api_reference_says(code: str, action: str, request_: dict[str, Any]) -> None:
-    assert refusal(Kinesis(), action, **request_) == code
-
-
-@pytest.mark.slow
-def test_reading_goes_by_number_and_by_size() -> None:
-    kinesis = Kinesis()
-    for number in range(15):
-        kinesis.put("k", str(number % 10) * (MIB - 1))
-    assert len(kinesis("GetRecords", ShardIterator=kinesis.iterator(), Limit=3)["Records"]) == 3
-    first = kinesis("GetRecords", ShardIterator=kinesis.iterator())
-    second = kinesis("GetRecords", ShardIterator=first["NextShardIterator"])
-    assert [len(first["Records"]), len(second["Records"])] == [10, 5]
-    kinesis.account.streams[NAME].find(shard_id(0)).trim(4)
-    assert len(kinesis.texts(kinesis.iterator())) == 10
-
-
-def test_iterator_expires_after_five_minutes_and_on_demand() -> None:
-    kinesis = Kinesis()
-    iterator = kinesis.iterator()
-    kinesis.now_ms += 300_000
-    assert kinesis.texts(iterator) == []
-    kinesis.now_ms += 1
-    assert refusal(kinesis, "GetRecords", ShardIterator=iterator) == "ExpiredIteratorException"
-    fresh = kinesis.iterator()
-    kinesis.account.expire_iterators()
-    assert refusal(kinesis, "GetRecords", ShardIterator=fresh) == "ExpiredIteratorException"
 
 
 def test_records_go_when_their_retention_is_over() -> None:
@@ -261,29 +143,6 @@ def test_stream_goes_through_its_states_in_its_time() -> None:
 # Reshards
 
 
-def test_reshard_is_refused_when_it_is_not_possible() -> None:
-    kinesis = Kinesis(3)
-    kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey="10")
-    table: list[tuple[str, str, dict[str, Any]]] = [
-        ("InvalidArgumentException", "MergeShards", {"ShardToMerge": shard_id(3), "AdjacentShardToMerge": shard_id(2)}),
-        ("ResourceInUseException", "MergeShards", {"ShardToMerge": shard_id(0), "AdjacentShardToMerge": shard_id(1)}),
-        ("ResourceInUseException", "SplitShard", {"ShardToSplit": shard_id(0), "NewStartingHashKey": "5"}),
-        ("ResourceNotFoundException", "SplitShard", {"ShardToSplit": shard_id(9), "NewStartingHashKey": "5"}),
-        ("InvalidArgumentException", "SplitShard", {"ShardToSplit": shard_id(3), "NewStartingHashKey": "10"}),
-        ("InvalidArgumentException", "UpdateShardCount", {"TargetShardCount": 9, "ScalingType": "UNIFORM_SCALING"}),
-        ("InvalidArgumentException", "UpdateShardCount", {"TargetShardCount": 1, "ScalingType": "UNIFORM_SCALING"}),
-    ]
-    assert [refusal(kinesis, action, **request) for _, action, request in table] == [code for code, _, _ in table]
-
-
-def test_end_comes_with_the_last_records_and_as_null_when_that_is_set() -> None:
-    kinesis = Kinesis(end_with_last_records=True, null_next_iterator=True)
-    kinesis.put("k", "a")
-    kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey=str(HASH_KEYS // 2))
-    answer = kinesis("GetRecords", ShardIterator=kinesis.iterator())
-    assert (texts_of(answer), answer["NextShardIterator"], len(answer["ChildShards"])) == (["a"], None, 2)
-
-
 def test_closed_stream_shards_are_forgotten_after_the_retention() -> None:
     kinesis = Kinesis()
     kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey=str(HASH_KEYS // 2))
@@ -296,19 +155,6 @@ def test_closed_stream_shards_are_forgotten_after_the_retention() -> None:
 
 
 # ListShards
-
-
-def test_page_token_is_refused_when_it_is_old_or_not_alone() -> None:
-    kinesis = Kinesis(2)
-    token = kinesis("ListShards", MaxResults=1)["NextToken"]
-    codes = [
-        refusal(kinesis, "ListShards", NextToken=token, StreamName=NAME),
-        refusal(kinesis, "ListShards", NextToken=token, ShardFilter={"Type": "AT_LATEST"}),
-        refusal(kinesis, "ListShards", NextToken="garbage"),
-    ]
-    assert codes == ["InvalidArgumentException"] * 3
-    kinesis.now_ms += 300_001
-    assert refusal(kinesis, "ListShards", NextToken=token) == "ExpiredNextTokenException"
 
 
 # Faults

@@ -7,17 +7,13 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_local.sqs.errors import SqsError
 from simplu_local.sqs.message import StoredMessage, parse_content
 from simplu_local.sqs.model import SqsAccount
 from simplu_local.sqs.queue import LocalQueue
 from simplu_local.sqs.requests import MessageEntry
-
-HOUR_MS = 3_600_000
 
 
 def new_account() -> SqsAccount:
@@ -59,35 +55,6 @@ def test_repetition_is_taken_after_five_minutes() -> None:
     assert queue.visible_count == 1
     send(queue, "A0", now_ms=300_000)
     assert queue.visible_count == 2
-
-
-def test_visibility_ends_12_hours_after_the_receive_at_most() -> None:
-    account = new_account()
-    queue = new_queue(account, "queue")
-    send(queue, "a")
-    (message,) = account.receive(queue, 0)
-    for half_hour in range(23):
-        queue.change_visibility(queue.receipt_handle_of(message), 3600, half_hour * HOUR_MS // 2)
-    with pytest.raises(SqsError, match=r"beyond the limit \[43200 seconds\]"):
-        queue.change_visibility(queue.receipt_handle_of(message), 2, 12 * HOUR_MS - 1000)
-    (message,) = account.receive(queue, 12 * HOUR_MS)
-    queue.change_visibility(queue.receipt_handle_of(message), 43_200, 12 * HOUR_MS)
-
-
-def test_move_task_keeps_to_its_rate() -> None:
-    account = new_account()
-    letters = new_queue(account, "letters")
-    policy = json.dumps({"deadLetterTargetArn": letters.arn, "maxReceiveCount": 1})
-    queue = new_queue(account, "queue", RedrivePolicy=policy)
-    send(queue, *map(str, range(25)))
-    for _ in range(6):
-        account.receive(queue, 0, limit=10, visibility_s=0)
-    assert (letters.visible_count, queue.visible_count) == (25, 0)
-    account.receive(letters, 0, limit=5)
-    task = account.start_move(letters.arn, None, 10, 0)
-    for now_ms, count, status in ((500, 5, "RUNNING"), (1000, 10, "RUNNING"), (9000, 20, "COMPLETED")):
-        account.apply_due(now_ms)
-        assert (queue.visible_count, task.status) == (count, status)
 
 
 def test_dead_letter_of_a_group_does_not_lock_it() -> None:

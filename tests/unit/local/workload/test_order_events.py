@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 from support.load.order_plan import REUSED, OrderPlan, PlannedEvent
 
-from simplu_local.verify.comparison import ShardContent, StoredOperation, known_times
 from simplu_local.workload.json_values import parse_json
 from simplu_local.workload.order_events import OrderEvent
-from simplu_local.workload.order_workload import NOT_SENDABLE, OrderItem, OrderWorkload
+from simplu_local.workload.order_workload import OrderItem, OrderWorkload
 from simplu_local.workload.reference_model import Effect, OperationRequest, ReferenceModel
 from simplu_local.workload.workload import make_tenants
 from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
@@ -110,42 +108,3 @@ def test_order_workload_agrees_with_the_decoder() -> None:
             assert decoded.reason in item.verdict.reasons
         elif item.verdict.effect is Effect.REJECTED:
             assert item.verdict.reasons == REUSED
-
-
-@pytest.mark.slow
-def test_order_workload_is_kept_in_order_by_its_groups() -> None:
-    _, items = _items()
-    groups = defaultdict[tuple[str, str, str], set[str]](set)
-    for item in items:
-        assert not NOT_SENDABLE.search(item.event.body)
-        decoded = _decoded(item.event)
-        if isinstance(decoded, Operation):
-            groups["order", decoded.tenant_id, decoded.resource_id or ""].add(item.event.group_id)
-            groups["request", decoded.tenant_id, decoded.request_id].add(item.event.group_id)
-    assert {len(one) for one in groups.values()} == {1}
-
-
-@pytest.mark.parametrize(("off_s", "taken_s"), [(0.0, 0.0), (1.0, 1.0), (-0.0005, -0.0005), (1.5, 0.0), (-1.0, 0.0)])
-def test_time_of_an_event_is_taken_from_its_row_only_within_its_window(off_s: float, taken_s: float) -> None:
-    model, items = _items(60)
-    item = next(item for item in items if item.verdict.effect is Effect.LOGGED)
-    request = _request(item.event)
-    stored = StoredOperation(
-        request.tenant_id,
-        str(request.request_id),
-        request.kind,
-        "order",
-        request.resource_id,
-        "succeeded",
-        None,
-        None,
-        NOW + timedelta(seconds=off_s),
-        0.1,
-    )
-    window = {item.moment: (NOW, NOW + timedelta(seconds=1))}
-    times = known_times(model, [ShardContent("s", operations=[stored])], window)
-    assert times == {item.moment: NOW + timedelta(seconds=taken_s)}
-
-    model.replace_times(times)
-    entry = model.tenants[request.tenant_id].log[str(request.request_id)]
-    assert entry.requested_at == times[item.moment]
