@@ -235,7 +235,7 @@ class DeadLetterService:
 
         None where the queue shows no such letter. A record that is sent again is dropped. Raises as `edit_record`.
         """
-        async with open_browser(self._settings, narration) as browser:
+        async with open_browser(self._settings, NoteList()) as browser:
             parsed = await _find_letter(browser, message_id)
             if parsed is None:
                 return None
