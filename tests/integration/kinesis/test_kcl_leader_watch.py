@@ -5,7 +5,7 @@ from uuid import uuid4
 import pytest
 import structlog
 from support.aws.endpoints import ScriptedAws, client_of
-from support.aws.kcl3_peer import leader_row, migration_row, worker_row
+from support.aws.kcl3_peer import leader_row, migration_row
 from support.aws.kcl_peer import Row
 
 from simplu_worker.aws.clients import Client
@@ -62,40 +62,6 @@ async def test_leader_is_found_in_the_lease_table_when_there_is_no_other_table(a
 
     assert none_yet == [False, False]
     assert looks == [[True, True], [True, True], [False, False], [True, True]]
-
-
-async def test_outlook_is_there_from_the_first_look_until_the_leader_comes(application: Application) -> None:
-    outlooks = []
-    for row in (migration_row("CLIENT_VERSION_UPGRADE_FROM_2X"), migration_row(LEADING), leader_row("kcl-1", "v1")):
-        outlooks.append(application.watch.outlook)
-        await application.put(application.table.name, row)
-        await application.look()
-    outlooks.append(application.watch.outlook)
-
-    assert [outlooks[0], outlooks[3]] == [None, None]
-    assert [application.table.name in str(outlook) for outlook in outlooks] == [False, True, True, False]
-
-
-async def test_leader_is_found_in_tables_of_other_names(dynamodb: Client) -> None:
-    names = {"coordinator": f"state-{uuid4()}", "worker_metrics": f"metrics-{uuid4()}"}
-    application = Application(dynamodb, **names)
-    await application.table.ensure()
-    await application.create(names["coordinator"], "key")
-    await application.create(names["worker_metrics"], "wid")
-    await application.put(names["coordinator"], migration_row(LEADING, key_name="key"))
-    await application.put(names["coordinator"], leader_row("kcl-1", "v1", key_name="key"))
-    await application.put(names["worker_metrics"], worker_row("kcl-2", 1_790_000_000, key_name="wid"))
-    looks = [await application.look() for _ in range(3)]
-    await application.put(names["worker_metrics"], worker_row("kcl-2", 1_790_000_030, key_name="wid"))
-    looks.append(await application.look())
-
-    assert application.tables == KclTables(names["coordinator"], names["worker_metrics"])
-    assert looks == [[True, True], [True, True], [False, False], [True, True]]
-    assert "kcl-2" in str(application.watch.trouble)
-
-
-async def test_tables_have_the_names_that_the_kcl_gives_them() -> None:
-    assert KclTables.of("app") == KclTables("app-CoordinatorState", "app-WorkerMetricStats")
 
 
 async def test_lease_table_counts_when_the_others_may_not_be_read(dynamodb: Client) -> None:

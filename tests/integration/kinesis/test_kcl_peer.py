@@ -8,11 +8,6 @@ from uuid import uuid4
 import pytest
 from support.aws.kcl3_peer import (
     Kcl3Peer,
-    leader_row,
-    migration_row,
-    stream_row,
-    table_migration_row,
-    worker_row,
 )
 from support.aws.kcl_peer import KclPeer, Row, number, reference_row
 
@@ -136,34 +131,6 @@ async def test_prepared_checkpoint_is_seen_and_ends_with_the_first_of_ours(share
     assert (len(kept), left) == (3, [])
 
 
-async def test_rows_that_are_no_leases_are_left_alone(shared: Shared) -> None:
-    looks_like_a_lease = {
-        "leaseKey": {"S": "of a later version"},
-        "entityType": {"S": "SOMETHING"},
-        "leaseCounter": number(1),
-        "leaseOwner": {"S": "x"},
-        "checkpoint": {"S": "TRIM_HORIZON"},
-    }
-    others = [
-        leader_row("kcl-3", "v1"),
-        migration_row("CLIENT_VERSION_3X"),
-        table_migration_row("COMPLETE"),
-        worker_row("kcl-3", 1_790_000_000),
-        stream_row("123456789012:stream:1700000000"),
-        looks_like_a_lease,
-    ]
-    for row in others:
-        await shared.put(row)
-    await shared.kcl.create(reference_row(KEY, AT))
-
-    assert [lease.lease_key for lease in await shared.table.scan()] == [KEY]
-    assert sorted(row["leaseKey"]["S"] for row in shared.table.other_rows) == sorted(
-        row["leaseKey"]["S"] for row in others
-    )
-    assert [await shared.table.find(row["leaseKey"]["S"]) for row in others] == [None] * len(others)
-    assert [await shared.read_row(row["leaseKey"]["S"]) for row in others] == others
-
-
 async def test_peer_resumes_from_our_checkpoint_when_the_lease_is_handed_back(shared: Shared) -> None:
     await shared.table.create(Lease(KEY, LATEST, started_at=datetime(2026, 1, 31, tzinfo=UTC)))
     taken = await shared.table.take(await shared.read_lease(), OURS)
@@ -181,20 +148,6 @@ async def test_peer_resumes_from_our_checkpoint_when_the_lease_is_handed_back(sh
     held = shared.kcl.held[KEY]
     assert (held["checkpoint"], held["checkpointSubSequenceNumber"]) == ({"S": LATER}, number(5))
     assert await shared.kcl.checkpoint(KEY, LATER, 6)
-
-
-async def test_late_checkpoint_of_either_side_changes_nothing_after_the_other_took_the_lease(shared: Shared) -> None:
-    await shared.kcl.create(reference_row(KEY, AT))
-    await shared.kcl.take(await shared.read_row())
-    by_us = await shared.table.take(await shared.read_lease(), OURS)
-    assert by_us is not None
-    late_of_peer = await shared.kcl.checkpoint(KEY, LATER)
-    await shared.kcl.take(await shared.read_row())
-    late_of_ours = await shared.table.renew(by_us, OURS, Position(int(LATER)))
-    late_release = await shared.table.release(by_us, OURS, SHARD_END)
-
-    assert (late_of_peer, late_of_ours, late_release) == (False, None, False)
-    assert (await shared.read_lease()).checkpoint == Position(int(AT))
 
 
 class HandOver:

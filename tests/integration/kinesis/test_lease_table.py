@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -133,35 +132,6 @@ async def test_take_has_one_winner_when_many_try(table: LeaseTable) -> None:
     assert winners[0] == replace(NEW, owner=winners[0].owner, counter=1, owner_switches=1, metered_by=winners[0].owner)
 
 
-async def test_take_counts_switches_of_the_owner(dynamodb: Client, table: LeaseTable, taken: Lease) -> None:
-    await dynamodb.update_item(
-        TableName=table.name,
-        Key={"leaseKey": {"S": NEW.lease_key}},
-        UpdateExpression="SET checkpointOwner = :owner",
-        ExpressionAttributeValues={":owner": {"S": ME}},
-    )
-    by_me = await table.take(taken, ME)
-    assert by_me is not None
-    by_other = await table.take(by_me, OTHER)
-
-    assert by_me == replace(taken, counter=2)
-    assert by_other == replace(taken, counter=3, owner=OTHER, owner_switches=2, metered_by=OTHER)
-
-
-async def test_renewal_writes_the_throughput_that_its_owner_measures(table: LeaseTable, taken: Lease) -> None:
-    first = await table.renew(taken, ME, throughput_kbps=12.3456)
-    assert first is not None
-    second = await table.renew(first, ME)
-    assert second is not None
-    by_other = await table.take(second, OTHER)
-    assert by_other is not None
-
-    assert (taken.throughput_kbps, taken.metered_by) == (None, ME)
-    assert [lease.throughput_kbps for lease in (first, second, by_other)] == [12.346] * 3
-    assert (by_other.metered_by, by_other.is_metered) == (OTHER, True)
-    assert await table.scan() == [by_other]
-
-
 async def test_renewal_writes_the_report_of_its_owner(table: LeaseTable, taken: Lease) -> None:
     report = LeaseReport(ME, "1.0", lag_s=0.5, records_per_s=12.0, held_count=2)
     first = await table.renew(taken, ME, report=report)
@@ -239,19 +209,6 @@ async def test_renewal_and_checkpoint_are_one_write(table: LeaseTable, taken: Le
     assert await table.scan() == [checkpointed]
 
 
-async def test_renewal_fails_when_the_row_was_deleted(
-    dynamodb: Client,
-    table: LeaseTable,
-    taken: Lease,
-) -> None:
-    await dynamodb.delete_item(TableName=table.name, Key={"leaseKey": {"S": NEW.lease_key}})
-
-    assert await table.renew(taken, ME, Position(17)) is None
-    assert await table.take(taken, ME) is None
-    assert await table.release(taken, ME, Position(17)) is False
-    assert await table.scan() == []
-
-
 @pytest.mark.parametrize(
     ("landed", "repeated", "expected_counter", "expected_checkpoint"),
     [
@@ -281,28 +238,6 @@ async def test_renewal_whose_answer_was_lost_is_recognised_when_repeated(
 
 
 TENANTS, FEWER = frozenset({"tenant:b-l", "tenant:c-l"}), frozenset({"tenant:b-l"})
-
-
-async def test_renewal_sets_pending_tenants_in_the_same_write(
-    dynamodb: Client, table: LeaseTable, taken: Lease
-) -> None:
-    first = await table.renew(taken, ME, Position(17), pending_tenants=TENANTS)
-    assert first is not None
-    row = await row_in(dynamodb, table)
-    second = await table.renew(first, ME, Position(18))
-    assert second is not None
-    third = await table.renew(second, ME, pending_tenants=frozenset())
-    assert third is not None
-    fourth = await table.renew(third, ME, pending_tenants=FEWER)
-    by_other = await table.take(fourth, OTHER) if fourth else None
-
-    assert first == replace(taken, counter=2, checkpoint=Position(17), owner_switches=0, pending_tenants=TENANTS)
-    assert {kind: set(names) for kind, names in row["simpluPendingTenants"].items()} == {"SS": TENANTS}
-    assert second == replace(first, counter=3, checkpoint=Position(18))
-    assert third == replace(second, counter=4)
-    assert fourth == replace(third, counter=5, pending_tenants=FEWER)
-    assert by_other == replace(fourth, counter=6, owner=OTHER, owner_switches=1, metered_by=OTHER)
-    assert await table.scan() == [by_other]
 
 
 @pytest.mark.parametrize(
@@ -338,29 +273,6 @@ async def test_renewal_writes_its_list_over_an_earlier_try_that_landed_without_i
     assert await table.scan() == [renewed]
 
 
-async def test_renewal_returns_the_earlier_try_when_writing_its_list_over_it_fails(dynamodb: Client) -> None:
-    aws = ScriptedAws()
-    aws.refuse("ConditionalCheckFailedException")
-    row = {"leaseKey": {"S": "a"}, "leaseCounter": {"N": "6"}, "leaseOwner": {"S": ME}, "checkpoint": {"S": "17"}}
-    aws.answer({"Item": row})
-    aws.refuse("InternalServerError", status=500)
-    lease = Lease("a", TRIM_HORIZON, counter=5, owner=ME)
-    async with aws.running() as url, client_of("dynamodb", url) as client:
-        renewed = await LeaseTable(client, "leases").renew(lease, ME, Position(17), pending_tenants=TENANTS)
-    last = aws.requests[-1][1]
-
-    assert renewed == Lease("a", Position(17), counter=6, owner=ME)
-    assert [operation for operation, _ in aws.requests] == ["UpdateItem", "GetItem", "UpdateItem"]
-    assert last["UpdateExpression"] == (
-        "SET leaseCounter = :next, simpluMeteredBy = :me, simpluPendingTenants = :pending"
-    )
-    assert last["ExpressionAttributeValues"][":pending"] == {"SS": sorted(TENANTS)}
-
-
-async def test_take_whose_answer_was_lost_is_recognised_when_repeated(table: LeaseTable, taken: Lease) -> None:
-    assert await table.take(NEW, ME) == taken
-
-
 async def test_release_frees_the_lease_with_its_last_checkpoint(
     dynamodb: Client,
     table: LeaseTable,
@@ -372,13 +284,6 @@ async def test_release_frees_the_lease_with_its_last_checkpoint(
     assert released == [True, True]
     assert "leaseOwner" not in row
     assert await table.scan() == [replace(taken, owner=None, counter=2, checkpoint=Position(17), owner_switches=0)]
-
-
-async def test_release_changes_nothing_when_another_took_the_lease(table: LeaseTable, taken: Lease) -> None:
-    by_other = await table.take(taken, OTHER)
-
-    assert await table.release(taken, ME, Position(17)) is False
-    assert await table.scan() == [by_other]
 
 
 @pytest.mark.parametrize(
@@ -436,20 +341,3 @@ async def test_renew_notes_how_far_the_reader_is_ahead_and_removes_it(table: Lea
     cleared = await table.renew(retaken, ME, Position(50), ahead=None)
     assert cleared is not None
     assert (cleared.checkpoint, cleared.ahead) == (Position(50), None)
-
-
-async def test_renew_writes_how_far_the_stream_shard_is_read(table: LeaseTable) -> None:
-    up_to = datetime(2026, 1, 1, 8, 0, 0, 250_000, tzinfo=UTC)
-    await table.create(Lease("a", TRIM_HORIZON))
-    taken = await table.take(Lease("a", TRIM_HORIZON), ME)
-    assert taken is not None
-    noted = await table.renew(taken, ME, read_up_to=up_to)
-    assert noted is not None
-    removed = await table.renew(noted, ME)
-    assert removed is not None
-    again = await table.renew(removed, ME, read_up_to=up_to)
-    assert again is not None
-    stolen = await table.take(again, OTHER)
-    assert stolen is not None
-    assert [lease.read_up_to for lease in (noted, removed, again, stolen)] == [up_to, None, up_to, None]
-    assert [lease.last_read_up_to for lease in (removed, again, stolen)] == [None, up_to, up_to]

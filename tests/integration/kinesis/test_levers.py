@@ -89,21 +89,6 @@ async def test_hold_is_told_to_its_own_pair_of_ids_alone(world: World) -> None:
     assert (others[1][1]["state"], others[1][1]["held"]) == ("unregistered", None)
 
 
-async def test_pause_ends_by_itself(world: World) -> None:
-    await world.provision("b-x", "shard-1")
-    shard = await world.shard("shard-1")
-
-    async with world.reading() as reader:
-        steered = await world.gateway.steer_tenant("b", "x", Lever(pause_s=2.0))
-        assert isinstance(steered, tuple)
-        numbers = await world.put(*chain("b-x", 3))
-        await reaches(reader, numbers[-1])
-
-    assert await outcomes(shard, "b-x") == ["succeeded"] * 3
-    async with shard.connection() as connection:
-        assert await connection.fetchval("SELECT min(completed_at) FROM operations") >= steered[1]["paused_until"]
-
-
 async def test_pause_ends_when_half_of_the_retention_is_over(world: World) -> None:
     await world.provision("b-x", "shard-1")
     shard = await world.shard("shard-1")

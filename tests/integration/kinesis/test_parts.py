@@ -86,16 +86,3 @@ async def test_parts_that_wait_are_applied_once_after_a_restart_in_the_middle_of
     own = [row["completed_at"] for row in rows if row["request_id"].startswith("late-x")]
     assert all(one <= other for one, other in pairwise(own))
     assert await world.letters() == []
-
-
-async def test_record_of_too_many_parts_is_one_dead_letter(world: World) -> None:
-    await world.provision("a-x", "shard-1")
-    numbers = await world.put(
-        *chain("a-x", 1), array(*chain("a-x", 1001, first=1)), array(*chain("a-x", 1000, first=1001)), b"[]"
-    )
-    async with world.reading() as reader:
-        await reaches(reader, numbers[-1])
-
-    letters = [(one["source"]["sequenceNumber"], one["reason"]) for one in await world.letters()]
-    assert letters == [(numbers[1], "too_large"), (numbers[3], "invalid_message")]
-    assert len(await fetch(await world.shard("shard-1"), "SELECT FROM operations")) == 1001

@@ -126,16 +126,6 @@ async def test_reader_polls_where_fan_out_is_refused(world: World, action: str) 
     assert "AccessDeniedException" in (world.cursor.push_trouble or "")
 
 
-async def test_consumer_that_was_removed_is_registered_again(world: World) -> None:
-    await world.put()
-    await world.read_until(lambda: world.cursor.is_pushed)
-    assert await world.consumers.remove("me")
-    assert not await world.consumers.remove("me")
-    await world.read_until(lambda: not world.cursor.is_pushed)
-    await world.put()
-    await world.read_all()
-
-
 async def test_end_of_a_stream_shard_names_the_children(world: World) -> None:
     await world.put()
     await world.read_until(lambda: world.cursor.is_pushed)

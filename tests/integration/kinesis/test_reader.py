@@ -4,19 +4,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
 from uuid import uuid4
 
 import msgspec
 import pytest
-from prometheus_client import REGISTRY
-from structlog.testing import capture_logs
 from support.aws.endpoints import ScriptedAws, client_of
 from support.postgres.databases import copy_shard
 from support.postgres.tenant_cases import fetch
 from support.reader_world import (
     MARGIN,
-    ONLY,
     SETTINGS,
     WAIT,
     World,
@@ -77,22 +73,6 @@ async def test_reader_lets_nobody_wait_for_an_unregistered_tenant(world: World) 
 
     assert await outcomes(shard, "new-x") == ["succeeded"] * 6
     assert await world.letters() == []
-
-
-async def test_reader_reports_operations_with_a_wrong_partition_key(world: World) -> None:
-    await world.provision("a-x", "shard-1")
-    numbers = await world.put(*chain("a-x", 3))  # with the key `key`
-    sample = "simplu_kinesis_wrong_partition_keys_total"
-    before = REGISTRY.get_sample_value(sample) or 0.0
-
-    with capture_logs() as lines:
-        async with world.reading() as reader:
-            await reaches(reader, numbers[-1])
-
-    assert await outcomes(await world.shard("shard-1"), "a-x") == ["succeeded"] * 3
-    assert (REGISTRY.get_sample_value(sample) or 0.0) - before == 3
-    (line,) = [line for line in lines if line["event"] == "partition_key.wrong"]
-    assert (line["business_id"], line["location_id"], line["partition_key"]) == ("a", "x", "key")
 
 
 async def test_reader_gives_up_an_unknown_tenants_operations_after_wait_and_margin(world: World) -> None:
@@ -206,76 +186,8 @@ async def test_reader_stops_in_time_when_a_shard_is_frozen(world: World, breakab
         await logs(frozen, "b-x", 1)
 
 
-@pytest.mark.parametrize("state", ["fenced", "incoming", "ready"])
-async def test_reader_holds_a_tenant_that_is_not_active(world: World, state: str) -> None:
-    await world.provision("a-x", "shard-1")
-    await world.provision("b-x", "shard-1")
-    shard = await world.shard("shard-1")
-    set_state = "WITH changed AS (UPDATE tenants SET state = $1 WHERE id = 'a-x' RETURNING 1) SELECT FROM changed"
-
-    async with world.reading() as reader:
-        await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
-        await logs(shard, "a-x", 3)
-        await fetch(shard, set_state, state)
-        await world.put(*mixed(chain("a-x", 3, first=3), chain("b-x", 3, first=3)))
-        await logs(shard, "b-x", 6)
-        await eventually(lambda: [held["reason"] for held in reader.view.held_status()] == ["moving"])
-        numbers = await world.put(*mixed(chain("a-x", 3, first=6), chain("b-x", 3, first=6)))
-        await logs(shard, "b-x", 9)
-        assert await outcomes(shard, "a-x") == ["succeeded"] * 3
-
-        await fetch(shard, set_state, "active")
-        await reaches(reader, numbers[-1])
-
-    assert await outcomes(shard, "a-x") == ["succeeded"] * 9
-
-
 @pytest.fixture
 async def scripted() -> AsyncIterator[tuple[Stream, ScriptedAws]]:
     aws = ScriptedAws()
     async with aws.running() as url, client_of("kinesis", url) as client:
         yield Stream(client, "scripted"), aws
-
-
-def reply(*sequence_numbers: str, next_iterator: str | None) -> dict[str, Any]:
-    return {
-        "Records": [
-            {"SequenceNumber": number, "PartitionKey": "k", "Data": "e30=", "ApproximateArrivalTimestamp": 1790000000}
-            for number in sequence_numbers
-        ],
-        "NextShardIterator": next_iterator,
-        "MillisBehindLatest": 1,
-    }
-
-
-async def test_reader_goes_on_behind_the_last_record_when_its_iterator_expired(
-    world: World, scripted: tuple[Stream, ScriptedAws]
-) -> None:
-    world.stream, aws = scripted
-    child = {
-        "ShardId": "shardId-000000000001",
-        "ParentShards": [ONLY],
-        "HashKeyRange": {"StartingHashKey": "0", "EndingHashKey": "9"},
-    }
-    aws.answer({"ShardIterator": "first"})
-    aws.answer(reply("11", "12", next_iterator="second"))
-    aws.refuse("ProvisionedThroughputExceededException")
-    aws.refuse("ExpiredIteratorException")
-    aws.answer({"ShardIterator": "third"})
-    aws.answer(reply("13", next_iterator=None) | {"ChildShards": [child]})
-
-    async with world.reading() as reader:
-        await eventually(lambda: reader.is_finished)
-
-    assert [(name, asked.get("ShardIterator")) for name, asked in aws.requests if name == "GetRecords"] == [
-        ("GetRecords", "first"),
-        ("GetRecords", "second"),
-        ("GetRecords", "second"),
-        ("GetRecords", "third"),
-    ]
-    assert [asked.get("StartingSequenceNumber") for name, asked in aws.requests if name == "GetShardIterator"] == [
-        None,
-        "12",
-    ]
-    assert (reader.checkpoint, reader.is_at_end) == (Position.from_sequence_number("13"), True)
-    assert sorted(letter["source"]["sequenceNumber"] for letter in await world.letters()) == ["11", "12", "13"]

@@ -81,29 +81,6 @@ async def test_stream_is_created_once_when_many_replicas_start_together(kinesis:
     assert [(shard.is_open, shard.parents) for shard in shards] == [(True, frozenset())] * 2
 
 
-async def test_stream_is_gone_when_it_is_missing_and_must_not_be_created(kinesis: Client) -> None:
-    with pytest.raises(StreamGoneError, match=r"absent.*KINESIS_CREATE_STREAM"):
-        await Stream(kinesis, "absent").ensure(create=False, stream_shard_count=1)
-
-
-@pytest.mark.slow
-async def test_stream_waits_until_it_can_be_read(scripted: Stream, aws: ScriptedAws) -> None:
-    aws.refuse("ResourceNotFoundException")
-    aws.refuse("ResourceInUseException")
-    for status in ("CREATING", "ACTIVE"):
-        aws.answer({"StreamDescriptionSummary": {"StreamStatus": status}})
-
-    await scripted.ensure(create=True, stream_shard_count=3)
-
-    assert [operation for operation, _ in aws.requests] == [
-        "DescribeStreamSummary",
-        "CreateStream",
-        "DescribeStreamSummary",
-        "DescribeStreamSummary",
-    ]
-    assert aws.requests[1][1] == {"StreamName": "scripted", "ShardCount": 3}
-
-
 async def test_stream_may_be_named_by_its_arn(kinesis: Client, stream: Stream) -> None:
     described = await kinesis.describe_stream_summary(StreamName=stream.name)
     by_arn = Stream(kinesis, described["StreamDescriptionSummary"]["StreamARN"])
@@ -138,14 +115,6 @@ def raw_shard(number: int, **more: Any) -> dict[str, Any]:
 
 def shard_of(number: int) -> StreamShard:
     return StreamShard(f"shardId-{number:012}", frozenset(), HashRange(0, LAST_HASH_KEY), "495")
-
-
-async def test_list_of_stream_shards_goes_on_with_nothing_but_the_token(scripted: Stream, aws: ScriptedAws) -> None:
-    aws.answer({"Shards": [raw_shard(0)], "NextToken": "more"})
-    aws.answer({"Shards": [raw_shard(1)]})
-
-    assert await scripted.list_stream_shards() == [shard_of(0), shard_of(1)]
-    assert [arguments for _, arguments in aws.requests] == [{"StreamName": "scripted"}, {"NextToken": "more"}]
 
 
 async def test_list_of_stream_shards_starts_again_when_its_token_expired(scripted: Stream, aws: ScriptedAws) -> None:
@@ -203,24 +172,6 @@ async def test_reply_has_no_next_iterator_at_the_end_of_a_closed_stream_shard(
 
     children = (ChildShard("shardId-000000000002", frozenset(parents), HashRange(0, LAST_HASH_KEY)),)
     assert reply == Reply([], next_iterator=None, millis_behind=None, child_shards=children, size_bytes=0)
-
-
-async def test_reply_has_arrivals_in_utc_when_kinesis_writes_them_as_numbers(
-    scripted: Stream,
-    aws: ScriptedAws,
-) -> None:
-    record = {
-        "SequenceNumber": "495",
-        "PartitionKey": "key",
-        "Data": "e30=",
-        "ApproximateArrivalTimestamp": 1790000000.125,
-    }
-    aws.answer({"Records": [record], "NextShardIterator": "next", "MillisBehindLatest": 7})
-
-    reply = await scripted.get_records("iterator", limit=10)
-
-    assert reply.records[0].arrived_at == datetime(2026, 9, 21, 14, 13, 20, 125000, UTC)
-    assert (reply.records[0].data, reply.next_iterator, reply.millis_behind) == (b"{}", "next", 7)
 
 
 @pytest.mark.parametrize(

@@ -349,10 +349,6 @@ PARENT_CHECKS_PER_DURATION: Final = 10
 END_RETRY_PAUSE_S: Final = 1.0
 
 
-class RenewalsCancelledError(Exception):
-    """The renewals of a lease were cancelled, and not by its holder."""
-
-
 class ReaderMaker(Protocol):
     """The replica, which makes the reader of a lease."""
 
@@ -431,7 +427,6 @@ class LeaseHolder:
         try:
             async with asyncio.TaskGroup() as tasks:
                 renewing = tasks.create_task(self._renewer.run(), name=f"renew:{self.lease_key}")
-                renewing.add_done_callback(self._note_end_of_renewals)
                 watching = tasks.create_task(self._end_on(stopping, ending), name=f"end:{self.lease_key}")
                 await self._read(ending)
                 if self._is_ended:  # its children begin by the positions on the shards
@@ -453,11 +448,6 @@ class LeaseHolder:
         """End the reader for *exc*, which was raised where other tasks use it."""
         self._defect = exc
         self._is_failed.set()
-
-    def _note_end_of_renewals(self, renewing: asyncio.Task[NoReturn]) -> None:
-        # A task group takes a cancellation below the renewals for an end.
-        if renewing.cancelled():
-            self.fail(RenewalsCancelledError("expected renewals while the lease is held, got their cancellation"))
 
     async def release_from_parents(self) -> None:
         """Let the reader apply what waited for parents that have finished."""

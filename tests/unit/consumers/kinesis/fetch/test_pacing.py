@@ -14,14 +14,10 @@ from hypothesis import strategies as st
 
 from simplu_local.kinesis.quotas import MAX_REPLY_BYTES, ReadQuota
 from simplu_worker.consumers.kinesis.fetch.pacing import (
-    MAIN_GRACE_S,
-    MAIN_LATE_S,
-    MAIN_NEAR_S,
     NEVER,
     READ_BYTES_PER_S,
     READ_INTERVAL_S,
     SHARED_INTERVAL_S,
-    WINDOW_S,
     CatchUpPacing,
     Pacing,
     ReadBudget,
@@ -60,10 +56,6 @@ def test_records_that_were_pushed_make_a_reader_busy() -> None:
     assert (pacing.is_busy(300.0), pacing.is_at_tip_in_use(300.0)) == (True, False)
     pacing.is_pushed = True
     assert not pacing.is_busy(300.0)  # it does not poll
-
-
-def test_pacing_reads_at_once_when_nothing_was_read_yet() -> None:
-    assert Pacing(ReadBudget()).delay_s(100.0) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -152,17 +144,6 @@ def test_pacing_backs_off_with_full_jitter_when_throttled(failure_count: int, lo
         waits.append(pacing.delay_s(200.0))
 
     assert waits == pytest.approx([longest_s, longest_s / 2])
-
-
-def test_pacing_forgets_failures_when_a_read_succeeds() -> None:
-    pacing = after_reply(millis_behind=1)
-    for _ in range(5):
-        pacing.note_failure(200.0, 1.0)
-    pacing.note_start(300.0)
-    pacing.note_reply(300.0, record_count=0, size_bytes=0, millis_behind=1)
-    pacing.note_failure(400.0, 1.0)
-
-    assert pacing.delay_s(400.0) == pytest.approx(0.5)
 
 
 steps = st.tuples(
@@ -310,24 +291,6 @@ def test_catch_up_starts_beside_the_main_reader_without_keeping_it(
         assert budget.start_beside_main(start, now) == pytest.approx(expected)
 
 
-def test_catch_up_starts_at_its_time_when_exactly_on_a_bound() -> None:
-    budget = ReadBudget()
-    main = busy_main(budget, [(100.0, True), (100.2, False)])
-    with budget.open_catch_up(100.0):
-        after_main = main.next_start(100.0) + MAIN_GRACE_S
-        in_time = 100.0 + WINDOW_S - 2 * SHARED_INTERVAL_S
-        assert budget.start_beside_main(100.46, after_main) == pytest.approx(in_time - MAIN_LATE_S)
-        just_late = in_time - MAIN_LATE_S
-        assert just_late + MAIN_LATE_S == in_time  # to the last digit
-        assert budget.start_beside_main(just_late, 100.2) == just_late
-
-    budget = ReadBudget()
-    main = busy_main(budget, [(100.0, True)])
-    with budget.open_catch_up(100.0):
-        not_near = main.next_start(100.0) - MAIN_NEAR_S
-        assert budget.start_beside_main(not_near, 100.0) == not_near
-
-
 @pytest.mark.parametrize(
     ("start", "expected"),
     [pytest.param(2.099, 2.21, id="it yields"), pytest.param(2.1, 2.1, id="it has yielded for long enough")],
@@ -360,21 +323,6 @@ def test_catch_up_has_all_bytes_before_there_is_a_main_reader() -> None:
         assert catch_up.delay_s(100.0) == pytest.approx(1.0)
 
 
-def test_catch_up_that_is_opened_starts_at_once_and_an_interval_after_the_others() -> None:
-    budget = ReadBudget()
-    with budget.open_catch_up(100.0) as first:
-        assert first.delay_s(100.0) == pytest.approx(0.0)
-        first.note_start(100.0)
-        with budget.open_catch_up(100.1) as second:
-            assert second.delay_s(100.1) == pytest.approx(0.16)
-
-
-def test_catch_up_goes_first_when_those_before_it_have_not_asked_yet() -> None:
-    budget = ReadBudget()
-    with budget.open_catch_up(100.0), budget.open_catch_up(100.0) as second:
-        assert second.delay_s(100.0) == pytest.approx(0.0)
-
-
 def test_limit_keeps_to_the_room_that_is_left() -> None:
     budget = ReadBudget()
     main = Pacing(budget)
@@ -389,22 +337,6 @@ def test_expected_reply_is_of_that_many_records_and_no_more_than_kinesis_gives()
     assert (budget.expected_bytes(500), budget.expected_bytes(10_000)) == (500 * 2048, 10 * MIB)
     Pacing(budget).note_reply(0.0, record_count=10, size_bytes=1000, millis_behind=0)
     assert budget.expected_bytes(10_000) == 1_000_000
-
-
-def test_catch_ups_have_all_starts_when_the_main_reader_has_ended() -> None:
-    budget = ReadBudget()
-    main = Pacing(budget)
-    main.note_start(0.0)
-    main.note_reply(0.0, record_count=1, size_bytes=1, millis_behind=0)
-    main.note_end()
-    with budget.open_catch_up(0.0) as catch_up:
-        now, starts = 0.0, []
-        for _ in range(9):
-            now += catch_up.delay_s(now)
-            starts.append(now)
-            catch_up.note_start(now)
-            catch_up.note_reply(now, record_count=1, size_bytes=1)
-    assert [later - earlier for earlier, later in pairwise(starts)] == pytest.approx([0.26] * 8)
 
 
 @pytest.mark.parametrize(
@@ -439,15 +371,6 @@ def test_reader_is_busy_while_behind_and_a_minute_after_a_record() -> None:
     assert found == [(True, False), (True, False), (True, True), (False, False)]
     main.note_end()
     assert main.is_busy(100.0) is False
-
-
-def test_catch_up_leaves_the_trouble_of_a_read_to_all() -> None:
-    budget = ReadBudget()
-    main = Pacing(budget)
-    with budget.open_catch_up(0.0) as catch_up:
-        catch_up.note_start(10.0)
-        catch_up.note_failure(10.0, 1.0)
-        assert (main.delay_s(10.0), catch_up.delay_s(10.0)) == pytest.approx((0.5, 0.5))
 
 
 @dataclass

@@ -80,23 +80,6 @@ def test_quota_may_take_a_record_larger_than_everything_when_it_holds_nothing() 
     assert (first.room_bytes, second.room_bytes) == (750, 750)
 
 
-def test_quota_gives_everything_back_when_it_is_closed() -> None:
-    prefetch = PrefetchMemory(MAX)
-    first, second = quotas_holding(prefetch, 300, 100)
-    for _ in range(2):
-        first.close()
-    first.reserve(7)
-    first.release(9)
-    assert (prefetch.used_bytes, first.room_bytes, second.room_bytes) == (100, 0, 900)
-    assert first.is_short  # its reader has ended
-
-
-def test_quota_refuses_to_give_more_than_it_holds() -> None:
-    (quota,) = quotas_holding(PrefetchMemory(MAX), 5)
-    with pytest.raises(ValueError, match="at most 5 bytes, got 6"):
-        quota.release(6)
-
-
 class PrefetchMachine(RuleBasedStateMachine):
     """Readers open a quota, reserve within their room, get a reply of at most that, apply it, and close."""
 

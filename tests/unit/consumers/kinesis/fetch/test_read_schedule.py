@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.fetch.pacing import Pacing, ReadBudget
 from simplu_worker.consumers.kinesis.fetch.read_schedule import (
     EARLY_S,
     READERS_TOGETHER,
@@ -74,10 +73,6 @@ def test_no_read_is_much_earlier_or_later_than_usual(since: float, factor: float
     assert -EARLY_S * factor - MILLISECOND_S <= off_s <= STEP_S * factor + MILLISECOND_S
 
 
-def test_reader_that_has_not_read_yet_does_not_wait() -> None:
-    assert ReadSchedule().open_slot().next_start(float("-inf")) == float("-inf")
-
-
 @pytest.mark.parametrize("first_shift", [0.0, 0.3, 0.9])
 def test_groups_read_at_times_far_from_each_other(first_shift: float) -> None:
     schedule = ReadSchedule(first_shift)
@@ -96,23 +91,3 @@ def test_groups_are_full_again_after_readers_have_left() -> None:
         slot.close()
 
     assert {slot.shift for slot in slots[1::2]} == {0.0}
-
-
-@given(late_s=st.lists(st.floats(0.0, 6 * MILLISECOND_S), min_size=40, max_size=40))
-def test_late_starts_never_meet_the_quota(late_s: list[float]) -> None:
-    budget = ReadBudget()
-    pacing, now = Pacing(budget, ReadSchedule()), 200 * TIP_INTERVAL_S
-    for late in late_s:
-        now += late
-        assert budget.opens_at <= now
-        pacing.note_start(now)
-        pacing.note_reply(now, record_count=1, size_bytes=99, millis_behind=0)
-        now += pacing.delay_s(now)
-
-
-def test_a_reader_that_has_ended_leaves_its_group() -> None:
-    schedule = ReadSchedule()
-    pacings = [Pacing(ReadBudget(), schedule) for _ in range(READERS_TOGETHER)]
-    pacings[0].note_end()
-
-    assert schedule.open_slot().shift == 0.0

@@ -135,13 +135,6 @@ def test_decoder_rejects_a_whole_aggregate_when_a_part_belongs_elsewhere(outside
     assert refused.error == OUTSIDE
 
 
-def test_decoder_accepts_every_aggregate_when_the_hash_range_is_unknown() -> None:
-    elsewhere = HashRange(hash_key("a-x") + 1, hash_key("a-x") + 1)
-
-    assert places(list(decoder().decode([packed(1, "r1", "r2")]))) == [Position(1), Position(1, 1)]
-    assert places(list(decoder(elsewhere).decode([record(1, data("r1"))]))) == [Position(1)]
-
-
 def array(number: int, *parts: bytes) -> Record:
     return record(number, b"[%b]" % b",".join(parts))
 
@@ -193,16 +186,6 @@ def test_bad_parts_are_rejected_alone(several: Callable[..., Record]) -> None:
     assert [content for _, content, _ in arrivals] == [*parts, data("r6")]
 
 
-def test_broken_line_is_rejected_alone_and_a_broken_array_as_a_whole() -> None:
-    parts = data("r0"), b'{"operation":', data("r2")
-    invalid = DeadLetterReason.INVALID_JSON
-    assert found(list(decoder().decode([lines(1, *parts)]))) == ["r0", invalid, "r2"]
-    ((place, content, refused),) = decoder().decode([array(1, *parts)])
-    assert isinstance(refused, RejectedRecord)
-    assert (refused.reason, content) == (invalid, array(1, *parts).data)
-    assert RecordPosition.from_record(place).position == Position(1)
-
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -221,19 +204,6 @@ def test_record_that_is_no_list_of_operations_is_one_rejection(content: bytes, r
     assert found(arrivals) == [reason, "r1", reason, "r2"]
     assert [arrivals[0][1], arrivals[2][1]] == [content, content]
     assert places(arrivals) == [Position(1), Position(2), Position(2, 1), Position(2, 2)]
-
-
-def test_operation_over_several_lines_is_one_operation() -> None:
-    pretty = json.dumps(json.loads(data("r1")), indent=2).encode()
-    records = [
-        record(1, pretty),
-        lines(2, data("r2"), data("r3")),
-        record(3, pretty + b"\n"),
-        lines(4, data("r4"), b"{"),
-    ]
-    arrivals = list(decoder().decode(records))
-    assert found(arrivals) == ["r1", "r2", "r3", "r1", "r4", DeadLetterReason.INVALID_JSON]
-    assert [one.origin.part_index for _, _, one in arrivals] == [None, 0, 1, None, 0, 1]
 
 
 def test_parts_of_records_in_an_aggregate_have_both_numbers() -> None:

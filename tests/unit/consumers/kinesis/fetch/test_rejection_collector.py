@@ -7,11 +7,10 @@ import msgspec
 from support.aws.kpl_aggregates import aggregate, sealed
 from unit.consumers.kinesis.fetch.test_record_decoder import STREAM, STREAM_SHARD_ID, data, decoder, record
 
-from simplu_worker.consumers.kinesis.fetch.record_decoder import FIRST_PARTS_MAX, LETTERS_MAX, RejectionCollector
+from simplu_worker.consumers.kinesis.fetch.record_decoder import LETTERS_MAX, RejectionCollector
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, TOO_MANY, deaggregate
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
-from simplu_worker.dead_letters.letter import encode_dead_letter
 from simplu_worker.operations.dead_letter import BadParts, DeadLetter
 from simplu_worker.operations.operation import RejectedRecord
 from simplu_worker.vocabulary import DeadLetterReason
@@ -66,44 +65,15 @@ def test_bad_parts_of_an_aggregate_are_one_letter_without_the_good_ones() -> Non
     assert (letter.business_id, letter.request_id, letter.failed_at) == (None, None, FAILED_AT)
 
 
-def test_number_of_parts_with_a_status_is_bounded() -> None:
-    (letter,) = letters_of(with_bad_parts(7, *[b"{"] * (FIRST_PARTS_MAX + 1)))
-
-    assert letter.parts is not None
-    assert letter.parts.bad_count == FIRST_PARTS_MAX + 1
-    assert [one.origin.sub_sequence_number for one in letter.parts.first_parts] == list(range(FIRST_PARTS_MAX))
-
-
 def test_single_bad_part_is_a_letter_as_ever() -> None:
     (letter,) = letters_of(with_bad_parts(7, data("r0"), b"{"))
     assert (letter.parts, letter.record, letter.origin.sub_sequence_number) == (None, b"{", 1)
-
-
-def test_letters_are_of_one_record_each() -> None:
-    letters = letters_of(
-        with_bad_parts(1, b"{", b"{"), with_bad_parts(2, b"}", b"}", b"}"), record(3, b"{"), record(4, b"{")
-    )
-    assert [(one.origin.sequence_number, one.parts and one.parts.bad_count) for one in letters] == [
-        ("1", 2),
-        ("2", 3),
-        ("3", None),
-        ("4", None),
-    ]
 
 
 def test_tenant_of_a_letter_is_that_of_all_its_parts_or_none() -> None:
     of_a, of_b = (json.dumps({"businessId": one, "locationId": "x"}).encode() for one in "ab")
     letters = letters_of(with_bad_parts(1, of_a, of_a), with_bad_parts(2, of_a, of_b))
     assert [(one.business_id, one.location_id) for one in letters] == [("a", "x"), (None, None)]
-
-
-def test_reader_that_starts_within_an_aggregate_stores_the_bad_parts_from_there_on() -> None:
-    parts = (b"{", data("r1"), b"{1", b"{2")
-    (letter,) = letters_of(with_bad_parts(7, *parts), after=Position(7, 1))
-    assert letter.parts is not None
-    assert letter.parts.numbers == (2, 3)
-    (last,) = letters_of(with_bad_parts(7, *parts), after=Position(7, 2))
-    assert (last.parts, last.record) == (None, b"{2")
 
 
 def test_aggregate_with_more_parts_than_valid_operations_can_be_is_one_rejection() -> None:
@@ -150,12 +120,3 @@ def test_more_bad_parts_of_an_array_share_a_letter() -> None:
     packed = deaggregate(letter.record)
     assert packed is not None
     assert [part.data for part in packed] == [*[b"7"] * LETTERS_MAX, own]
-
-
-def test_bad_parts_of_arrays_in_an_aggregate_share_its_letter() -> None:
-    (letter,) = letters_of(with_bad_parts(7, b"{", b"[1,%b,2]" % data("good"), data("good"), b"[]"))
-    assert letter.parts is not None
-    assert letter.parts.numbers == (0, (1, 0), (1, 2), 3)
-    assert letter.parts.part_count == 6
-    text = encode_dead_letter(letter, 262_144)
-    assert json.loads(text)["parts"]["subSequenceNumbers"] == "0,1:0,1:2,3"

@@ -11,9 +11,8 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     LeaseReport,
     Observation,
     ReplicaFigures,
-    TopTenant,
 )
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
+from simplu_worker.consumers.kinesis.stream.positions import Position
 from simplu_worker.vocabulary import HoldReason
 
 ME, OTHER, KCL = "me:1:a", "other:2:b", "kcl-worker"
@@ -143,22 +142,3 @@ def test_replica_has_its_oldest_held_targets() -> None:
         ("b", "shard b", 12.0),
         ("b", "tenant t", 3.0),
     ]
-
-
-def test_replica_has_the_tenants_that_it_names() -> None:
-    top = (TopTenant("a-b", "shard-1", 12.3456), TopTenant("c-d", "shard-2", 1.0))
-    found = report_of(
-        (lease("b", OTHER, report=LeaseReport(OTHER, "1", top=top[1:])), 97.0),
-        (lease("d", OTHER, report=LeaseReport(OTHER, "1", top=top)), 98.0),
-        me=ReplicaFigures(top=top[:1]),
-    )
-    first = {"shardId": "shard-1", "tenant": "a-b", "lastMinute": {"seconds": 12.346}}
-    second = {"shardId": "shard-2", "tenant": "c-d", "lastMinute": {"seconds": 1.0}}
-    assert [replica["topTenants"] for replica in found["replicas"]] == [[first], [first, second]]
-
-
-def test_leases_without_an_owner_count_for_no_replica() -> None:
-    ended = Lease("e", SHARD_END, owner=OTHER)
-    found = report_of((lease("c", None), 99.0), (ended, 99.0))
-    assert found["counts"] == {"replicas": 1, "leases": 0, "unowned": 1, "ended": 1}
-    assert [(row["owner"], row["state"]) for row in found["streamShards"]] == [(None, "unowned"), (None, "ended")]

@@ -2,11 +2,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from itertools import product
-from typing import NamedTuple
 
 import pytest
 
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, Position, RecordPosition
@@ -77,12 +75,6 @@ def test_hold_enters_only_a_state_that_may_follow(state: HoldState, following: s
             assert one is None or (hold in one.holds) is (hold.catch_up is one)
 
 
-def test_hold_has_a_title_without_a_name_too() -> None:
-    hold = make_hold(5)
-    hold.name = "shard-1"
-    assert (hold.title, make_hold(5, target=HeldTarget.PARENTS).title) == ("shard shard-1", "parents")
-
-
 def test_hold_is_paced_for_a_tenant_that_is_over_its_share() -> None:
     found = set()
     for target, reason in product(HeldTarget, HoldReason):
@@ -91,15 +83,6 @@ def test_hold_is_paced_for_a_tenant_that_is_over_its_share() -> None:
         if hold.is_paced:
             found.add((target, reason))
     assert found == {(HeldTarget.TENANT, HoldReason.OVER_SHARE)}
-
-
-@pytest.mark.parametrize("state", HoldState)
-def test_hold_has_a_catch_up_only_while_it_is_catching_up(state: HoldState) -> None:
-    hold, other = make_hold(5), catch_up_of(make_hold(5))
-    hold.enter(HoldState.READY)
-    with pytest.raises(ValueError, match="expected a state that may follow"):
-        hold.enter(state, None if state is HoldState.CATCHING_UP else other)
-    assert (hold.state, hold.catch_up, len(other.holds)) == (HoldState.READY, None, 1)
 
 
 @pytest.mark.parametrize(("lowered_to", "expected"), [(8, 6), (6, 6), (3, 3)])
@@ -195,16 +178,3 @@ def test_catch_up_comes_to_records(unread: Unread, comes_to: bool, own_after: in
     catch_up = catch_up_of(make_hold(5, *PARENTS))
     assert catch_up.comes_to(unread) is comes_to
     assert catch_up.unread == Unread(mark(own_after), PARENTS)
-
-
-class Read(NamedTuple):
-    """An operation, with the tracker of the cursor that read it."""
-
-    tracker: CheckpointTracker[RecordPosition]
-
-
-def test_catch_up_knows_operations_of_other_cursors() -> None:
-    catch_up, other = catch_up_of(make_hold(5)), Read(CheckpointTracker())
-    own = Read(catch_up.tracker)
-    cases: list[list[Read]] = [[], [own], [own, other], [other]]
-    assert [catch_up.has_others(entries) for entries in cases] == [False, False, True, True]

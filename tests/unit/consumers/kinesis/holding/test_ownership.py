@@ -269,16 +269,6 @@ def test_parents_release_those_that_they_have_not_pending_any_more(*, is_by_slot
     assert (ownership.parents_hold, [hold.name for hold in ownership.holds()]) == (None, ["1", "2"])
 
 
-def test_parents_wait_no_more_when_they_are_ready() -> None:
-    ownership = new()
-    ownership.hold_parents(TenantSet(["a-x"]), unread(3), START, now=0.0)
-    (hold,) = ownership.holds()
-    found = [ownership.parents_hold]
-    hold.enter(HoldState.READY)
-    found.append(ownership.parents_hold)
-    assert (found, ownership.are_waiting_for_parents({"a-x"})) == ([hold, None], False)
-
-
 def test_backfill_that_waits_leaves_a_tenant_with_earlier_operations_in_memory_apart() -> None:
     ownership = new()
     hold = ownership.open_backfill("shard-1", unread(6, *PARENTS), START, now=0.0)
@@ -354,15 +344,6 @@ def test_tenant_of_the_main_reader_stays_there_when_its_slot_gets_a_hold() -> No
     assert list(owners(ownership))[:3] == ["shard-1", "-", "-"]
     hold_shard(ownership, "shard-1", ["b-w"], 3)
     assert list(owners(ownership))[:3] == ["shard-1", "shard-1", "-"]
-
-
-def test_live_tenants_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ownership_module, "LIVE_TENANTS_MAX", 2)
-    ownership, remembered = new(), []
-    for tenant in TENANTS[:4]:
-        ownership.mark_live({tenant})
-        remembered.append(len(ownership._live_tenants))
-    assert remembered == [1, 2, 1, 2]
 
 
 def test_tenants_beyond_those_with_a_hold_of_their_own_share_one(monkeypatch: pytest.MonkeyPatch) -> None:

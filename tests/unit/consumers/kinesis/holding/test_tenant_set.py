@@ -158,19 +158,6 @@ def test_set_has_everybody_when_it_grows_beyond_its_names(
         assert all(name in tenants for name in CROWD)
 
 
-def test_set_goes_over_to_slots_with_the_first_name_too_many() -> None:
-    tenants = TenantSet(CROWD[:NAMES_MAX])
-    at_the_most = (tenants.has_names, len(tenants), len(tenants.names), CROWD[-1] in tenants)
-    tenants.add(CROWD[0])
-    again = tenants.has_names
-    tenants.add(CROWD[-1])
-
-    assert at_the_most == (True, NAMES_MAX, NAMES_MAX, False)
-    assert again
-    assert (tenants.has_names, len(tenants.names)) == (False, 0)
-    assert NAMES_MAX - 10 < len(tenants) <= NAMES_MAX + 1
-
-
 @pytest.mark.parametrize("size", [SMALL, ROW, LARGE])
 def test_discard_takes_out_a_name_and_leaves_a_slot(size: int) -> None:
     one, other = sharing_a_slot(size)
@@ -181,25 +168,6 @@ def test_discard_takes_out_a_name_and_leaves_a_slot(size: int) -> None:
 
     assert named == TenantSet([other])
     assert (one in slots, other in slots) == (True, True)
-
-
-@pytest.mark.parametrize("size", [SMALL, ROW, LARGE])
-def test_tenants_that_share_a_slot_stay_together(size: int) -> None:
-    one, other = sharing_a_slot(size)
-    named, slots = TenantSet([one]), in_slots([other], size)
-
-    assert one in slots
-    assert other in slots.difference(named)
-    assert not named.difference(slots)
-    assert not slots.difference(in_slots([one], size))
-    assert slots.intersection(named) == named.intersection(slots) == named
-
-
-def test_set_has_no_bit_for_sure_when_nothing_is_left_of_its_slots() -> None:
-    slots = in_slots(POOL, ROW)
-    for left in (slots.difference(slots), slots.intersection(TenantSet()), TenantSet.decode([bitmap_of((), ROW)])):
-        assert left == TenantSet()
-        assert (bool(left), len(left), left.has_names, left.encode()) == (False, 0, True, frozenset())
 
 
 @pytest.mark.parametrize(("size", "smaller"), [(LARGE, ROW), (ROW, SMALL), (LARGE, SMALL)])
@@ -277,11 +245,3 @@ def test_names_beside_a_bitmap_of_a_row_keep_their_many_slots() -> None:
     entries = [*TenantSet(["a-x"]).encode(limit=0), "tenant:b-l"]
     for one in (entries, entries[::-1]):
         assert len(TenantSet.decode(one)) == SLOT_COUNT // ROW_SLOT_COUNT + 1
-
-
-def test_first_slot_of_either_half_is_kept_when_a_bitmap_is_folded() -> None:
-    for slot in (0, ROW_SLOT_COUNT, ROW_SLOT_COUNT - 1, 2 * ROW_SLOT_COUNT - 1):
-        tenants = TenantSet.decode([bitmap_of([slot], 2 * ROW_SLOT_COUNT)])
-        assert TenantSet.decode(tenants.encode()) == TenantSet.decode(
-            [bitmap_of([slot % ROW_SLOT_COUNT], ROW_SLOT_COUNT)]
-        )

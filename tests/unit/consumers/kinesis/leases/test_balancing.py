@@ -85,22 +85,6 @@ def test_steal(draw: float, expected: str) -> None:
     assert takes(seen([BAR, BAZ, BAZ, BAZ, BAZ, BAZ]), draw=draw) == [expected]
 
 
-def test_no_steal_when_expired_leases() -> None:
-    observations = seen([BAZ] * 4) | seen(["gone"], since=EXPIRED, first=4)
-
-    assert takes(observations) == ["004"]
-
-
-def test_finished_leases_count_for_nobody() -> None:
-    finished = {
-        key: Observation(replace(one.lease, checkpoint=SHARD_END), one.unchanged_since)
-        for key, one in seen([None, BAR, BAR, BAR], first=10).items()
-    }
-
-    assert takes(seen([ME, BAR]) | finished) == []
-    assert takes(seen([None, None]) | finished) == ["000", "001"]
-
-
 def test_replicas_that_start_together_try_different_leases_first() -> None:
     observations = seen([None] * 4) | seen([BAR], first=4)
 
@@ -156,18 +140,6 @@ def test_next_expiry_is_that_of_the_first_lease_of_another() -> None:
     )
 
     assert next_expiry(observations, held={"000"}, lease_duration_s=DURATION_S) == NOW + 5.0
-
-
-def test_next_expiry_is_none_when_others_hold_nothing() -> None:
-    assert next_expiry(seen([ME, None]), held={"000"}, lease_duration_s=DURATION_S) is None
-
-
-def test_finished_leases_that_are_held_do_not_count() -> None:
-    observations = seen([None, None]) | {
-        key: Observation(replace(one.lease, checkpoint=SHARD_END), one.unchanged_since)
-        for key, one in seen([ME] * 3, first=2).items()
-    }
-    assert takes(observations) == ["000", "001"]
 
 
 def test_steal_is_from_the_last_by_name_of_the_fullest_and_never_what_is_held() -> None:

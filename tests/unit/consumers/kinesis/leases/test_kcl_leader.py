@@ -48,10 +48,6 @@ def test_rows_of_the_other_tables_are_told_apart_by_their_keys() -> None:
     assert state_of([("table", rows)]) == STATE
 
 
-def test_lock_without_a_version_is_none() -> None:
-    assert state_of([("table", [{"key": {"S": "Leader"}, "ownerName": {"S": "worker-1"}}])]) == KclState()
-
-
 @pytest.mark.parametrize(
     ("versions", "expected"),
     [

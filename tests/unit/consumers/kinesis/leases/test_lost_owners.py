@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from simplu_worker.consumers.kinesis.leases.balancing import TOLD_FOR_S, LostOwners
+from simplu_worker.consumers.kinesis.leases.balancing import LostOwners
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, observe
 from simplu_worker.consumers.kinesis.stream.positions import Position
 
@@ -59,33 +59,3 @@ def test_owner_that_hands_over_in_order_is_not_gone() -> None:
     table.pass_time(20)
     table.take("a", "t")
     assert table.pass_time(20) == []
-
-
-def test_owner_that_is_back_is_not_gone() -> None:
-    table = Table(s="a", t="b")
-    table.pass_time(20)
-    table.silent = {"b"}
-    table.pass_time(11)
-    table.take("a", "t")
-    assert table.pass_time(1) == ["b"]
-    table.silent = set()
-    table.take("b", "s")
-    assert table.pass_time(1) == []
-
-
-def test_owner_from_before_a_restart_is_replaced_by_it() -> None:
-    table = Table(s="old")
-    table.silent = {"old"}
-    table.pass_time(11)
-    table.take("new", "s")
-    assert table.pass_time(1) == []
-
-
-def test_gone_owner_is_told_for_a_day() -> None:
-    table = Table(s="a", t="b")
-    table.pass_time(20)
-    table.silent = {"b"}
-    table.pass_time(11)
-    table.take("a", "t")
-    table.pass_time(1)
-    assert table.lost.gone(now=table.now + TOLD_FOR_S) == []

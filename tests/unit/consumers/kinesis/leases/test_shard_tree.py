@@ -259,10 +259,6 @@ def test_hole_in_leases_is_what_no_unfinished_lease_covers() -> None:
     assert first_hole_in_leases([parent, left, right]) is None
 
 
-def test_hole_in_leases_is_unknown_while_a_range_is() -> None:
-    assert first_hole_in_leases([lease("a", READ), lease("b", READ, hash_range=_tenth(0, 1))]) is None
-
-
 # LeaseCleanupManagerTest, and here a lease stays until its stream shard is past its retention as well.
 @pytest.mark.parametrize(
     ("leases", "gone", "expected"),
@@ -295,8 +291,3 @@ def test_finished_lease_is_removable_when_nobody_needs_it(
     found = removable_leases({one.lease_key: one for one in leases}, gone)
 
     assert [one.lease_key for one in found] == expected
-
-
-def test_finished_lease_is_removable_whatever_unread_lease_is_elsewhere() -> None:
-    leases = {one.lease_key: one for one in (Lease("a", SHARD_END), Lease("b", TRIM_HORIZON))}
-    assert [one.lease_key for one in removable_leases(leases, ["a"])] == ["a"]

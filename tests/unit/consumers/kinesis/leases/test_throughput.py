@@ -24,11 +24,3 @@ def test_throughput_begins_with_the_estimate_of_the_last_owner_and_follows_in_th
 
     assert once.kbps == pytest.approx(100 / math.e)
     assert often.kbps == pytest.approx(100 / math.e)
-
-
-def test_throughput_is_that_of_a_steady_reader() -> None:
-    meter = ThroughputMeter(None, now=0.0)
-    for now in (1.0, 1.5, 7.0, 7.25):
-        meter.note(int(1024 * 50 * now), now=now)
-
-    assert meter.kbps == pytest.approx(50.0)

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from simulation.virtual_time import VirtualLoop
 
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Ownership
@@ -15,7 +13,6 @@ from simplu_worker.consumers.kinesis.holding.tenant_set import Unread
 from simplu_worker.consumers.kinesis.reader import catch_up
 from simplu_worker.consumers.kinesis.reader.catch_up import (
     CATCH_UPS_MAX,
-    CHECK_INTERVAL_S,
     PROBE_BASE_S,
     PROBE_MAX_S,
     RELAPSE_S,
@@ -138,60 +135,6 @@ def test_oldest_hold_has_one_place_and_the_shortest_the_others(
     waiting: str, running: list[bool], expected: str
 ) -> None:
     assert next_to_catch_up(list(waiting), running) == list(expected)
-
-
-class Looked:
-    """A dispatcher without holds that counts its checks, and an access with memory."""
-
-    def __init__(self) -> None:
-        self.looks = 0
-        self.is_idle = True
-        self.is_short = False
-        self.has_ready = asyncio.Event()
-        self.has_arrivals = asyncio.Event()
-        self.ownership = self.memory = self
-
-    def holds(self) -> list[Hold]:
-        return []
-
-    def shed_stuck_lanes(self, *, is_memory_short: bool) -> None: ...
-
-    def ready_due_holds(self) -> None:
-        self.looks += 1
-
-    def look_after_paced(self) -> None: ...
-
-    async def looks_within(self, seconds: float) -> int:
-        before = self.looks
-        await asyncio.sleep(seconds)
-        return self.looks - before
-
-
-def watch(story: Callable[[Looked], Awaitable[None]]) -> None:
-    async def go() -> None:
-        looked, ending = Looked(), asyncio.Event()
-        one = cast("Any", looked)
-        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-            tasks.create_task(CatchUps(one, one, one, one).run(ending))
-            await asyncio.sleep(0)
-            await story(looked)
-            ending.set()
-
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(go())
-
-
-def test_looks_begin_when_an_operation_arrives_and_end_when_it_is_settled() -> None:
-    async def story(looked: Looked) -> None:
-        for _ in range(2):
-            looked.is_idle = False
-            looked.has_arrivals.set()
-            assert await looked.looks_within(3.5 * CHECK_INTERVAL_S) >= 3
-            looked.is_idle = True
-            await looked.looks_within(1.5 * CHECK_INTERVAL_S)
-            assert await looked.looks_within(2 * CHECK_INTERVAL_S) == 0
-
-    watch(story)
 
 
 class Paced:

@@ -31,10 +31,6 @@ def test_lag_is_a_share_of_the_streams_own_retention(retention: timedelta | None
     assert view.lag_retention_ratio(retention) == pytest.approx(expected)
 
 
-def test_lag_of_a_record_ahead_of_our_clock_is_none() -> None:
-    assert view_of(timedelta(seconds=-5)).lag_retention_ratio(timedelta(hours=24)) == 0
-
-
 async def test_lag_grows_while_no_reply_comes() -> None:
     cursor = Cursor(NOT_USED, Latest(), NOT_USED, kind=StreamReader.MAIN)
     view = ReaderView(CheckpointTracker(), cursor, NOT_USED, NOT_USED, utc=lambda: NOON)

@@ -28,7 +28,6 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
 )
 from simplu_worker.consumers.kinesis.stream.positions import (
     SHARD_END,
-    TRIM_HORIZON,
     AtSequenceNumber,
     AtTimestamp,
     HashRange,
@@ -120,16 +119,6 @@ def test_first_read_of_a_row_is_compared_with_where_reading_began(
 @given(marks)
 def test_position_in_a_row_is_the_one_that_was_written(position: RecordPosition) -> None:
     assert parse_position(format_position(position), SINCE) == position
-
-
-@pytest.mark.parametrize("text", ["", "TRIM_HORIZON", "SHARD_END", "5", "x/0", "5/x", "05/0", "-1/0", "5/0/0"])
-def test_text_that_is_no_position_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"."):
-        parse_position(text, SINCE)
-
-
-def test_beginning_is_written_as_the_horizon() -> None:
-    assert format_position(None) == TRIM_HORIZON.checkpoint
 
 
 @pytest.mark.parametrize(
@@ -315,11 +304,6 @@ def test_ancestor_is_not_read_again_before_where_it_was_read(
     ancestors = {"left": Ancestor(frozenset(), LOWER, started_at)}
     rows = {} if found is None else {"left": found}
     assert unread(rows, ancestors=ancestors, parents=("left",)) == [("left", AtTimestamp(expected), None)]
-
-
-def test_parents_that_cannot_be_read_are_passed_over() -> None:
-    assert unread({}, ancestors={}) == []
-    assert unread({}, ancestors={"left": FAMILY["left"]}) == [("left", ALL_OF, None)]
 
 
 row_texts = st.sampled_from(["none", "TRIM_HORIZON", "SHARD_END", "8/0"])

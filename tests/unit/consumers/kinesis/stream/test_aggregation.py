@@ -6,14 +6,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support.aws.kpl_aggregates import (
-    MAGIC,
     Packed,
     aggregate,
     bytes_field,
     number_field,
     packed_record,
     sealed,
-    varint,
 )
 
 from simplu_worker.consumers.kinesis.stream.aggregation import (
@@ -53,8 +51,6 @@ records = st.lists(
 )
 KEYS = bytes_field(1, b"k0") + bytes_field(1, b"k1")
 ONE = packed_record(0, None, b"one")
-FIELDS_OF_ONE = ONE[2:]
-ENTRY = [SubRecord("k0", None, b"one", 0)]
 
 
 def taken_apart(data: bytes) -> list[SubRecord] | None:
@@ -91,94 +87,7 @@ def test_aggregate_comes_back_as_it_was_packed_whatever_was_packed(packed: list[
     assert taken_apart(aggregate(packed)) == sub_records(packed)
 
 
-UNKNOWN = {
-    "varint": number_field(9, 2**64 - 1),
-    "64 bits": varint(9 << 3 | 1) + b"12345678",
-    "bytes": bytes_field(9, b"\x1a\x05" * 100),
-    "32 bits": varint(9 << 3 | 5) + b"1234",
-    "the largest field number": number_field(2**29 - 1, 1),
-    "a field number of two bytes": number_field(16, 5),
-    "an unknown number that ends with 127": number_field(9, 2**14 - 1) + number_field(9, 127),
-    "a known field of another wire type": number_field(3, 1) + varint(1 << 3 | 5) + b"1234",
-}
-
-
-@pytest.mark.parametrize("unknown", UNKNOWN.values(), ids=UNKNOWN)
-def test_aggregate_is_taken_apart_when_it_has_unknown_fields(unknown: bytes) -> None:
-    record = bytes_field(3, unknown + number_field(1, 0) + unknown + bytes_field(3, b"one") + unknown)
-    assert taken_apart(sealed(unknown + KEYS + unknown + record + unknown)) == ENTRY
-
-
-VALID = {
-    "tags": KEYS + packed_record(0, None, b"one", bytes_field(4, bytes_field(1, b"tag") + bytes_field(2, b"value"))),
-    "records before the tables": ONE + KEYS,
-    "fields of a record the other way round": KEYS + bytes_field(3, bytes_field(3, b"one") + number_field(1, 0)),
-    "keys that no record uses": KEYS + bytes_field(2, b"17") + ONE,
-    "a field twice: the last counts": KEYS + packed_record(2, None, b"other", FIELDS_OF_ONE),
-    "a varint longer than needed": KEYS + bytes_field(3, b"\x88\x00\x80\x80\x00\x9a\x00\x83\x00one"),
-    "a varint of ten bytes": KEYS + bytes_field(3, b"\x08" + b"\x80" * 9 + b"\x00" + bytes_field(3, b"one")),
-}
-
-
-@pytest.mark.parametrize("message", VALID.values(), ids=VALID)
-def test_aggregate_is_taken_apart_when_protobuf_allows(message: bytes) -> None:
-    assert taken_apart(sealed(message)) == ENTRY
-
-
 HASH_KEY = number_field(2, 0)
-ORDINARY = {
-    "empty": b"",
-    "JSON": b'{"operation":"read"}',
-    "the magic alone": MAGIC,
-    "a text that starts with the magic": MAGIC + b" is where my text starts, and it goes on",
-    "magic and digest of nothing": sealed(b""),
-    "keys without a record": sealed(KEYS),
-    "a text with the right digest": sealed(b"not protobuf, but with the right digest"),
-    "another magic": b"\xf3\x89\x9a\xc3" + LITERAL[4:],
-    "no digest": LITERAL[:-16],
-    "a byte behind it": LITERAL + b"\x00",
-    "a byte before it": b"\x00" + LITERAL,
-    "a record without a partition key": sealed(KEYS + ONE + packed_record(None, None, b"two")),
-    "a record without data": sealed(KEYS + ONE + packed_record(0, None, None)),
-    "an empty record": sealed(KEYS + ONE + bytes_field(3, b"")),
-    "data of another wire type": sealed(KEYS + bytes_field(3, number_field(1, 0) + number_field(3, 1))),
-    "a packed index": sealed(KEYS + bytes_field(3, bytes_field(1, b"\x00") + bytes_field(3, b"one"))),
-    "a key index beyond its table": sealed(KEYS + ONE + packed_record(2, None, b"two")),
-    "a hash key index beyond its table": sealed(KEYS + ONE + packed_record(0, 0, b"two")),
-    "an index of -1": sealed(KEYS + ONE + packed_record(2**64 - 1, None, b"two")),
-    "an index of 65 bits": sealed(KEYS + ONE + packed_record(2**64, None, b"two")),
-    "an index of eleven bytes": sealed(KEYS + bytes_field(3, b"\x08" + b"\x80" * 10 + b"\x00" + bytes_field(3, b""))),
-    "an index of a megabyte": sealed(KEYS + bytes_field(3, b"\x08" + b"\xff" * 2**20 + b"\x00")),
-    "an unknown number of 65 bits": sealed(KEYS + ONE + number_field(9, 2**64)),
-    "an unknown number without its end": sealed(KEYS + ONE + varint(9 << 3) + b"\x80" * 10),
-    "a length of -1": sealed(KEYS + ONE + b"\x1a" + varint(2**64 - 1) + b"x"),
-    "a record beyond the end": sealed(KEYS + ONE + b"\x1a\x08" + b"\x08\x00\x1a\x03two"),
-    "data beyond its record": sealed(KEYS + b"\x1a\x07\x08\x00\x1a\x04two" + ONE),
-    "a key beyond the end": sealed(ONE + KEYS[:-1]),
-    "a tag at the end": sealed(KEYS + ONE + b"\x1a"),
-    "half a varint at the end": sealed(KEYS + ONE + b"\x1a\x80"),
-    "unknown bytes beyond the end": sealed(KEYS + ONE + varint(9 << 3 | 2) + b"\x05four"),
-    "unknown 64 bits beyond the end": sealed(KEYS + ONE + varint(9 << 3 | 1) + b"1234567"),
-    "unknown 32 bits beyond the end": sealed(KEYS + ONE + varint(9 << 3 | 5) + b"123"),
-    "unknown bytes beyond their record": sealed(KEYS + packed_record(0, None, b"", b"\x4a\x05four") + ONE),
-    "a group": sealed(KEYS + ONE + varint(9 << 3 | 3) + varint(9 << 3 | 4)),
-    "the end of a group": sealed(KEYS + ONE + varint(9 << 3 | 4)),
-    "wire type 6": sealed(KEYS + ONE + varint(9 << 3 | 6)),
-    "wire type 7": sealed(KEYS + ONE + varint(9 << 3 | 7)),
-    "field 0": sealed(KEYS + ONE + bytes_field(0, b"")),
-    "a field number too large": sealed(KEYS + ONE + number_field(2**29, 1)),
-    "a partition key that is no UTF-8": sealed(bytes_field(1, b"\xff") + ONE),
-    "a partition key with a surrogate": sealed(bytes_field(1, b"\xed\xa0\x80") + ONE),
-    **{
-        f"the explicit hash key {text!r}": sealed(KEYS + bytes_field(2, text) + packed_record(0, 0, b"one"))
-        for text in (b"", b"-1", b"+1", b"1_0", b" 1", b"1.5", b"hash", b"\xff", b"0" * 5000, b"%d" % 2**128)
-    },
-}
-
-
-@pytest.mark.parametrize("data", ORDINARY.values(), ids=ORDINARY)
-def test_record_is_ordinary_when_it_is(data: bytes) -> None:
-    assert taken_apart(data) is None
 
 
 def test_record_is_ordinary_when_any_byte_of_an_aggregate_changed() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import sys
@@ -45,13 +44,6 @@ class Oracle:
         assert isinstance(data, bytes)
         return data
 
-    def hash_key_of_first(self, packed: Sequence[Packed]) -> int:
-        packer = self._aggregator.RecordAggregator()
-        for key, hash_key, data in packed:
-            assert packer.add_user_record(key, data, hash_key) is None
-        key, hash_key, _ = packer.clear_and_get().get_contents()
-        return int(hash_key) if hash_key is not None else int.from_bytes(hashlib.md5(key.encode()).digest())
-
     def parse(self, message: bytes) -> list[SubRecord] | None:
         parsed = self._deaggregator.messages_pb2.AggregatedRecord()
         try:
@@ -64,15 +56,6 @@ class Oracle:
         has_hash_key = record.HasField("explicit_hash_key_index")
         hash_key = parsed.explicit_hash_key_table[record.explicit_hash_key_index] if has_hash_key else None
         return SubRecord(parsed.partition_key_table[record.partition_key_index], hash_key, record.data, number)
-
-    def deaggregate(self, data: bytes) -> list[SubRecord]:
-        record = {"SequenceNumber": "1", "PartitionKey": "k", "ApproximateArrivalTimestamp": 0, "Data": data}
-        found = [sub["kinesis"] for sub in self._deaggregator.iter_deaggregate_records(record, data_format="Boto3")]
-        decode = self._deaggregator.base64.b64decode
-        return [
-            SubRecord(sub["partitionKey"], sub["explicitHashKey"], decode(sub["data"]), sub["subSequenceNumber"])
-            for sub in found
-        ]
 
 
 @pytest.fixture(scope="module")

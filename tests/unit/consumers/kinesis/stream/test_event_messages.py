@@ -39,18 +39,6 @@ def with_headers(head: bytes, payload: bytes = b"{}") -> bytes:
     return message + struct.pack(">I", zlib.crc32(message))
 
 
-def test_headers_of_other_types_are_passed_over() -> None:
-    others = [(0, b""), (1, b""), (2, b"1"), (3, b"12"), (4, b"1234"), (5, b"12345678"), (8, b"12345678")]
-    others += [(9, b"x" * 16), (6, struct.pack(">H", 3) + b"abc")]
-    head = b"".join(b"\x01h" + bytes([kind]) + value for kind, value in others)
-    head += b"\x04name\x07" + struct.pack(">H", 4) + b"text"
-    buffer = MessageBuffer()
-    buffer.add(with_headers(head))
-    message = buffer.take()
-    assert message is not None
-    assert message.headers == {"name": "text"}
-
-
 def flip(message: bytes, at: int) -> bytes:
     return message[:at] + bytes([message[at] ^ 1]) + message[at + 1 :]
 
@@ -76,11 +64,3 @@ def test_broken_message_is_an_error(broken: bytes) -> None:
     buffer.add(broken + b"x" * 40)
     with pytest.raises(MessageError):
         buffer.take()
-
-
-def test_size_is_known_before_the_message_is_there() -> None:
-    buffer = MessageBuffer()
-    buffer.add(GOOD[:11])
-    assert buffer.next_size() is None
-    buffer.add(GOOD[11:13])
-    assert (buffer.next_size(), buffer.take()) == (len(GOOD), None)

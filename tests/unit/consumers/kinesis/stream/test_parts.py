@@ -10,9 +10,6 @@ from support.aws.kpl_aggregates import aggregate
 from simplu_worker.consumers.kinesis.stream.aggregation import (
     PARTS_OF_RECORD_MAX,
     TOO_MANY_OF_RECORD,
-    TooManyPartsError,
-    deaggregate,
-    parts_of_aggregate,
     parts_of_record,
     unpack,
 )
@@ -103,13 +100,6 @@ def test_record_of_too_many_parts_is_refused_as_a_whole(separator: bytes, extra:
         assert [part.index for part in parts] == list(range(PARTS_OF_RECORD_MAX))
 
 
-@pytest.mark.parametrize("record", [b"[%b,%b,%b]", b"%b\n%b\n%b"])
-def test_record_with_too_deep_a_part_is_one(record: bytes) -> None:
-    deep, deeper = (b'{"data":{"a":' + b"[" * depth + b"]" * depth + b"}}" for depth in (511, 10_000))
-    assert texts(record % (ONE, deep, TWO)) == [ONE, deep, TWO]
-    assert parts_of_record(record % (ONE, deeper, TWO), "key") is None
-
-
 def test_records_of_an_aggregate_are_unpacked_too() -> None:
     lines = b"%b\n%b" % (ONE, TWO)
     packed = aggregate([("a", None, ONE), ("b", None, b"[%b,%b]" % (ONE, TWO)), ("c", None, TWO), ("d", None, lines)])
@@ -123,17 +113,6 @@ def test_records_of_an_aggregate_are_unpacked_too() -> None:
         ("d", (3, 0), ONE),
         ("d", (3, 1), TWO),
     ]
-
-
-def test_all_parts_of_an_aggregate_are_counted() -> None:
-    subs = deaggregate(aggregate([("a", None, b"[1,2,3]"), ("a", None, b"[1,2,3]")]))
-    assert subs is not None
-    assert len(parts_of_aggregate(subs, parts_max=6)) == 6
-    ordinary = deaggregate(aggregate([("a", None, b"[1,2,3]"), ("a", None, ONE)]))
-    assert ordinary is not None
-    for too_many, parts_max in ((subs, 5), (ordinary, 3)):
-        with pytest.raises(TooManyPartsError):
-            parts_of_aggregate(too_many, parts_max=parts_max)
 
 
 values = st.recursive(

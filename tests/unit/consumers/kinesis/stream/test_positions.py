@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -13,14 +12,10 @@ from simplu_worker.consumers.kinesis.stream.positions import (
     LATEST,
     SHARD_END,
     TRIM_HORIZON,
-    LazyPositions,
     Position,
     RecordPosition,
     is_after,
-    lowest_position,
 )
-from simplu_worker.operations.operation import Origin
-from simplu_worker.vocabulary import Source
 
 numbers = st.integers(min_value=0, max_value=10**129 - 1)
 positions = st.one_of(
@@ -88,41 +83,10 @@ def test_position_is_refused_when_it_is_no_sequence_number(text: str) -> None:
         Position.from_sequence_number(text)
 
 
-def test_position_is_refused_when_its_sub_sequence_number_is_that_of_no_place() -> None:
-    assert Position.from_sequence_number("1", -1) < Position.from_sequence_number("1")
-    with pytest.raises(ValueError, match="expected a sub-sequence number"):
-        Position.from_sequence_number("1", -2)
-
-
 @given(st.one_of(marks, near), st.one_of(marks, near))
 def test_mark_is_behind_another_exactly_when_its_position_is(one: RecordPosition, other: RecordPosition) -> None:
     assert is_after(one, other) == (one.position > other.position)
     assert one.position == Position(int(one.sequence_number), one.sub_sequence_number, -one.parts_behind)
-
-
-@given(st.lists(near, min_size=1))
-def test_lowest_is_one_of_the_marks_with_none_before_it(found: Sequence[RecordPosition]) -> None:
-    first = lowest_position(iter(found))
-
-    assert first in found
-    assert first is not None
-    assert not any(is_after(first, mark) for mark in found)
-
-
-@given(st.lists(st.one_of(st.none(), near)), st.integers(min_value=0, max_value=9))
-def test_lowest_is_the_beginning_when_one_of_them_is(found: list[RecordPosition | None], place: int) -> None:
-    found.insert(place, None)
-
-    assert lowest_position(found) is None
-
-
-def test_marks_are_made_of_places_when_they_are_asked_for() -> None:
-    now = datetime(2026, 1, 2, tzinfo=UTC)
-    origins = [Origin(Source.KINESIS, "s", now, "shardId-000000000000", str(number), 1, "key") for number in (7, 8, 9)]
-    made = LazyPositions(origins)
-
-    assert list(made) == [RecordPosition(str(number), 1, now) for number in (7, 8, 9)]
-    assert (len(made), made[-1], list(made[1:])) == (3, RecordPosition("9", 1, now), list(made)[1:])
 
 
 def test_position_before_a_record_is_after_all_records_before_it() -> None:
