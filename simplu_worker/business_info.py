@@ -25,10 +25,11 @@ from typing import Any, Final, Protocol, TypeAlias
 import msgspec
 
 from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate
-from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.instruments import DYNAMODB_REQUEST
 from simplu_worker.operations.operation import ID_MAX, is_id
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.sharing import SharedAnswers
 from simplu_worker.timing.waits import attempts
 
 TYPE_MEMBERS: Final = ("businessType", "type")
@@ -188,15 +189,6 @@ class _CachedBusiness(msgspec.Struct, frozen=True):
         return now - self.asked_at <= max_s
 
 
-class _SharedFetch:
-    """The concurrent callers for one business: one of them looks it up, the others share the answer."""
-
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.caller_count = 0
-        self.answer: _CachedBusiness | WorkerError | None = None  # of the first caller that was not cancelled
-
-
 class BusinessInfo:
     """The table *table*, read through *client*. Raises DynamoDB's errors as `RetryableError` or `PermanentError`."""
 
@@ -205,7 +197,7 @@ class BusinessInfo:
         self._table = table
         self._clock = clock
         self._cached: dict[str, _CachedBusiness] = {}  # the oldest lookup first
-        self._lookups: dict[str, _SharedFetch] = {}
+        self._lookups: SharedAnswers[str, _CachedBusiness] = SharedAnswers(self._fetch)
         self._slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
     def __repr__(self) -> str:
@@ -217,9 +209,12 @@ class BusinessInfo:
         Concurrent callers for one business share one request. Raises `UnreadableBusinessError` for an item that is no
         business.
         """
-        answer = self._cached.get(business_id)
-        if answer is None or not answer.is_fresh(self._clock(), max_age_s):
-            answer = await self._find_shared(business_id)
+
+        def cached() -> _CachedBusiness | None:
+            known = self._cached.get(business_id)
+            return known if known is not None and known.is_fresh(self._clock(), max_age_s) else None
+
+        answer = cached() or await self._lookups.get(business_id, cached)
         if isinstance(answer.found, UnreadableBusiness):
             raise UnreadableBusinessError(f"business-info, business {business_id!r}: {answer.found.problem}")
         return answer.found
@@ -245,29 +240,10 @@ class BusinessInfo:
                 return
             page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
 
-    async def _find_shared(self, business_id: str) -> _CachedBusiness:
-        lookup = self._lookups.setdefault(business_id, _SharedFetch())
-        lookup.caller_count += 1
-        try:
-            async with lookup.lock:
-                answer = lookup.answer
-                if answer is None:
-                    answer = lookup.answer = await self._fetch(business_id)
-        finally:
-            lookup.caller_count -= 1
-            if not lookup.caller_count:
-                del self._lookups[business_id]
-        if isinstance(answer, WorkerError):
-            raise answer
-        return answer
-
-    async def _fetch(self, business_id: str) -> _CachedBusiness | WorkerError:
+    async def _fetch(self, business_id: str) -> _CachedBusiness:
         async with self._slots:
             asked_at = self._clock()
-            try:
-                reply = await self._call("get_item", TableName=self._table, Key={"id": {"S": business_id}}, **READ)
-            except (RetryableError, PermanentError) as exc:
-                return exc
+            reply = await self._call("get_item", TableName=self._table, Key={"id": {"S": business_id}}, **READ)
         item = reply.get("Item")
         answer = _CachedBusiness(None if item is None else _parse_item(item), asked_at)
         self._cached.pop(business_id, None)

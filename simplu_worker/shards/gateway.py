@@ -40,7 +40,6 @@ from simplu_worker.shards.log import (
     note_unplaced_rejections,
 )
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.coalescing import ReadCoalescer, TakeKeys
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import DESTROYED_STATES, Directory
@@ -60,6 +59,7 @@ from simplu_worker.shards.types import (
     TenantPausedError,
 )
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.sharing import Coalescer
 from simplu_worker.vocabulary import Absence, Inability, TargetKind, TenantState
 
 HOMELESS: Final = (Absence.UNREGISTERED, Absence.NOT_HERE)
@@ -148,7 +148,7 @@ class ShardGateway:
         self._commits = commits or ReplicationWaiter(pools)
         self._first_use = first_use
         self._lister = OperationLister(directory, pools)
-        self._decisions: ReadCoalescer[ShardAddress, tuple[str, str, str], bool] = ReadCoalescer(self._fetch_decisions)
+        self._decisions: Coalescer[ShardAddress, tuple[str, str, str], bool | None] = Coalescer(self._fetch_decisions)
         self._writers: dict[str, tuple[ShardPool, ShardWriter]] = {}
         self._crashed = CrashedBatches()
         self._times: defaultdict[str, ShardTime] = defaultdict(ShardTime)
@@ -509,21 +509,19 @@ class ShardGateway:
         found = await self._directory.find(tenant_id, absence_max_age_s=ABSENCE_MAX_AGE_S)
         if not isinstance(found, ShardAddress):
             return False
-        has_left = await self._decisions.read(found, (tenant_id, business_id, request_id))
+        (has_left,) = await self._decisions.submit(found, [(tenant_id, business_id, request_id)])
         if has_left:
             self._directory.forget(tenant_id)
         return has_left is False
 
-    async def _fetch_decisions(
-        self, shard: ShardAddress, take_keys: TakeKeys[tuple[str, str, str]]
-    ) -> dict[tuple[str, str, str], bool]:
-        """Return the keys of operations that are decided, or whose tenants have left: whether they have."""
+    async def _fetch_decisions(self, shard: ShardAddress, keys: Sequence[tuple[str, str, str]]) -> list[bool | None]:
+        """Return of each key whether its tenant has left; None of an operation that is not decided."""
+        tenant_ids, business_ids, request_ids = zip(*keys, strict=True)
+        requests = [key_of_id(request_id) for request_id in request_ids]
         async with self._pools.ensure_pool(shard).connection() as connection:
-            keys = take_keys()
-            tenant_ids, business_ids, request_ids = zip(*keys, strict=True)
-            requests = [key_of_id(request_id) for request_id in request_ids]
             rows = await connection.fetch(QUERIES["find_decided"], tenant_ids, business_ids, requests, request_ids)
-        return {keys[row["number"] - 1]: row["has_left"] for row in rows}
+        found = {row["number"] - 1: row["has_left"] for row in rows}
+        return [found.get(number) for number in range(len(keys))]
 
     async def find_rejection(
         self, request_id: str, tenant_id: str | None, *, names: tuple[str, str] | None = None

@@ -1,12 +1,12 @@
-"""The metrics as text, answers shared by callers of a moment, and the tenants that take most time."""
+"""The metrics as text, and the tenants that take most time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import partial
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client import generate_latest as generate_text
@@ -19,47 +19,7 @@ from simplu_worker.consumers.kinesis.leases.lease import TOP_MAX, TopTenant
 from simplu_worker.fairness import RANK_COUNT, TenantUsage, WindowUse
 from simplu_worker.status import answers
 from simplu_worker.timing.clock import loop_time
-
-FRESH_S: Final = 1.0
-
-Answer = TypeVar("Answer")
-
-
-class SharedAnswer(Generic[Answer]):
-    """An answer, made for one caller at a time and kept for *fresh_s*.
-
-    A cancelled caller leaves the work to the next one. An error is not kept.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[], Awaitable[Answer]],
-        *,
-        fresh_s: float = FRESH_S,
-        clock: Callable[[], float] = loop_time,
-    ) -> None:
-        self._make = make
-        self._fresh_s = fresh_s
-        self._clock = clock
-        self._turn = asyncio.Lock()
-        self._kept: tuple[float, Answer] | None = None
-        self._forgotten_count = 0
-
-    async def __call__(self) -> Answer:
-        """Return the present answer."""
-        async with self._turn:
-            if self._kept is not None and self._clock() - self._kept[0] < self._fresh_s:
-                return self._kept[1]
-            forgotten_count = self._forgotten_count
-            answer = await self._make()
-            if self._forgotten_count == forgotten_count:
-                self._kept = self._clock(), answer
-            return answer
-
-    def forget(self) -> None:
-        """Make a new answer for the next caller."""
-        self._kept = None
-        self._forgotten_count += 1
+from simplu_worker.timing.sharing import SharedAnswer
 
 
 class MetricsFormat(Enum):

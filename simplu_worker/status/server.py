@@ -28,7 +28,7 @@ from simplu_worker.status.guard import Actor, Guard, Respond, log_call, logged_a
 from simplu_worker.status.letter_requests import LetterRequests
 from simplu_worker.status.listing_request import parse_listing_request
 from simplu_worker.status.message_schemas import FEED_SCHEMAS, SCHEMAS
-from simplu_worker.status.metrics_text import MetricsText, SharedAnswer, accepted_format
+from simplu_worker.status.metrics_text import MetricsText, accepted_format
 from simplu_worker.status.openapi import describe
 from simplu_worker.status.page.files import PageFiles
 from simplu_worker.status.replica import ReplicaStatus
@@ -55,6 +55,7 @@ from simplu_worker.status.routes import ROUTES, WAIT_MAX_S, Access, Answer, Rout
 from simplu_worker.status.views import lever_action, lever_members
 from simplu_worker.status.words import Role
 from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.timing.sharing import SharedAnswer
 
 log = structlog.get_logger(__name__)
 

@@ -74,14 +74,14 @@ from simplu_worker.shards.postgres.errors import (
     StatementFailedError,
     ValueRefusedError,
 )
-from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.pool import PROBE_FAILED_FRESH_S, PROBE_FRESH_S, Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.types import PositionClaim, PositionMerge, ShardUnavailableError, StoredPositions
 from simplu_worker.telemetry.spans import TracedTransaction, transaction_span
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.sharing import SharedAnswer
 from simplu_worker.vocabulary import DeadLetterReason, Failure, OperationKind, TenantState
 
 SLOW_MAX_COUNT = 1000  # operations that took too long, of which the writer remembers the last
@@ -145,7 +145,7 @@ class ShardWriter:
         self._tenant_wait = tenant_wait
         self._draw = draw
         self._rules = ShardRules(pool)
-        self._shared_probe = SingleFlightProbe(self._probe_once)
+        self._shared_probe = SharedAnswer(self._probe_once, fresh_s=PROBE_FRESH_S, failed_fresh_s=PROBE_FAILED_FRESH_S)
         self._time = time or ShardTime()
         self._group_commit = GroupCommit(self._apply, self._time)
         self._slow: dict[OperationKey, None] = {}  # oldest first

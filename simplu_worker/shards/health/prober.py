@@ -59,6 +59,7 @@ from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.backoff import shared_pause_s
 from simplu_worker.timing.clock import OwnClock, loop_time, utc_now
 from simplu_worker.timing.clock_agreement import shard_problem
+from simplu_worker.timing.sharing import SharedAnswer
 from simplu_worker.vocabulary import ConnectionState, ShardProblem, TargetKind
 
 PROBE_S: Final = 2.4  # within `ShardTimeouts.probe_s`: a slow shard has answered, and is not lost
@@ -429,20 +430,11 @@ def _assess(shard: ShardAddress, probes: Mapping[str, ShardProbe | ShardSilence]
 
 
 class ShardInspector:
-    """A single-flight inspection of all shards: concurrent callers share a result, also for a moment afterwards."""
+    """Inspects all shards: concurrent callers share a result, also for a moment afterwards."""
 
     def __init__(self, locator: Locator, pools: Pools, *, clock: Callable[[], float] = loop_time) -> None:
-        self._locator = locator
-        self._pools = pools
-        self._clock = clock
-        self._turn = asyncio.Lock()
-        self._inspected_at = float("-inf")
-        self._inspected: list[InspectedShard] = []
+        self._inspect = SharedAnswer(partial(inspect_all_shards, locator, pools), fresh_s=FRESH_S, clock=clock)
 
     async def __call__(self) -> list[InspectedShard]:
         """Return every known shard and its health. Raises as `inspect_all_shards` does."""
-        async with self._turn:
-            if self._clock() - self._inspected_at > FRESH_S:
-                self._inspected = await inspect_all_shards(self._locator, self._pools)
-                self._inspected_at = self._clock()
-            return self._inspected
+        return await self._inspect()

@@ -20,14 +20,12 @@ import structlog
 from simplu_worker import instruments
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.circuit_breaker import BreakerDecision
 from simplu_worker.shards.postgres.connector import Connector, ShardConnection
 from simplu_worker.shards.postgres.errors import EXPIRING_STATES, POOLER_STATES, READ_ONLY
 from simplu_worker.shards.postgres.files.connection_files import check_variables
 from simplu_worker.shards.postgres.lender import ConnectionLender, SharedBudget
 from simplu_worker.shards.postgres.pool_state import ShardAvailability, is_of_full_server, is_of_statement
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.postgres.statement_timeouts import (
     DEFAULT_TIMEOUTS,
     Isolation,
@@ -36,9 +34,13 @@ from simplu_worker.shards.postgres.statement_timeouts import (
 )
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.telemetry.log import register_secret
+from simplu_worker.timing.circuit_breaker import BreakerDecision
 from simplu_worker.timing.clock import OWN_CLOCK, OwnClock, loop_time
+from simplu_worker.timing.sharing import SharedAnswer
 
 CONNECTIONS_MAX = 100_000  # the default: more than a process may have
+PROBE_FRESH_S = 0.5
+PROBE_FAILED_FRESH_S = 0.2  # callers back off before the next probe, and the shard may recover first
 COUNT_S = 10.0  # a tenant may have millions of operations, and may wait while they are counted
 
 log = structlog.get_logger(__name__)
@@ -69,7 +71,7 @@ class ShardPool:
         self._connector = Connector(address, timeouts=timeouts)
         self._lender = ConnectionLender(self._connect, size=size, budget=self._budget)
         self._availability = ShardAvailability(address, self._lender)
-        self._shared_probe = SingleFlightProbe(self._probe_once)
+        self._shared_probe = SharedAnswer(self._probe_once, fresh_s=PROBE_FRESH_S, failed_fresh_s=PROBE_FAILED_FRESH_S)
         self.refusal: str | None = None  # why a probe found that this worker may not use it, such as its schema
         self._stopping: set[asyncio.Task[None]] = set()
 

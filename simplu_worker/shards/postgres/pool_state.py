@@ -11,7 +11,6 @@ import structlog
 
 from simplu_worker import instruments
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.circuit_breaker import SILENCE_MAX_S, BreakerDecision, CircuitBreaker
 from simplu_worker.shards.postgres.errors import (
     ALL_IN_USE,
     LOCK_TIMEOUT,
@@ -34,9 +33,12 @@ from simplu_worker.shards.postgres.errors import (
 )
 from simplu_worker.shards.postgres.lender import ConnectionLender
 from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.timing.circuit_breaker import BreakerDecision, CircuitBreaker
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import ShardErrorKind
 
+SILENCE_MAX_S: Final = 5.0  # without an answer, while a caller waits for one
+PROBE_INTERVAL_S: Final = 1.0  # so that a recovered shard is used within two seconds
 REFUSAL_COUNTS_S: Final = 30.0  # longer than the back-off of callers that write
 NUMBERS_OF_SHARD: Final = frozenset({"log_batches_pkey", "tenants_number_key"})  # which the shard gives, each once
 FULL_POOLER: Final = "no more connections allowed"
@@ -61,7 +63,7 @@ class ShardAvailability:
     def __init__(self, address: ShardAddress, lender: ConnectionLender) -> None:
         self._address = address
         self._lender = lender
-        self._breaker = CircuitBreaker()
+        self._breaker = _new_breaker()
         self._has_reported = False
         self._refused_at: float | None = None  # when it last answered that it could not run a statement
         self._is_refused_as_read_only = False
@@ -76,7 +78,7 @@ class ShardAvailability:
     def reset(self, address: ShardAddress) -> None:
         """Forget the state of the old address."""
         self._address = address
-        self._breaker = CircuitBreaker()
+        self._breaker = _new_breaker()
         self._refused_at = None
 
     def decide(self) -> BreakerDecision:
@@ -122,11 +124,6 @@ class ShardAvailability:
             if isinstance(exc.__context__, asyncpg.PostgresWarning):
                 self._raise(exc.__context__, asked_at, is_probe=is_probe, timeout_s=timeout_s)
             raise
-        except AttributeError as exc:
-            if not is_of_ended_connection(exc):
-                raise
-            ended = asyncpg.ConnectionDoesNotExistError("ended between two steps of a call")
-            raise self._record_unavailable(ShardErrorKind.CONNECTION, ended, asked_at=asked_at) from exc
         except asyncpg.OutdatedSchemaCacheError as exc:
             raise self._record_lost_race(error_words(exc)) from exc
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as exc:
@@ -263,15 +260,8 @@ class ShardAvailability:
             instruments.SHARD_HEALTHY.labels(self._address.shard_id).set(healthy)
 
 
-def is_of_ended_connection(exc: AttributeError) -> bool:
-    """Return whether asyncpg has raised *exc* as its connection was ended, such as by the circuit breaker.
-
-    Between preparing a statement and running it, asyncpg does not look whether the connection still has a protocol.
-    """
-    place = exc.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    return exc.obj is None and place is not None and place.tb_frame.f_globals["__name__"].startswith("asyncpg.")
+def _new_breaker() -> CircuitBreaker:
+    return CircuitBreaker(rest_s=PROBE_INTERVAL_S, rest_max_s=PROBE_INTERVAL_S, silence_max_s=SILENCE_MAX_S)
 
 
 def is_of_statement(exc: ServerError) -> bool:

@@ -22,10 +22,10 @@ from simplu_worker.network_errors import network_cause
 from simplu_worker.operations.json_record import Time, parse_timestamp
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import SHARD_ID_MAX, ShardAddress
-from simplu_worker.shards.routing.citrus_breaker import CitrusBreaker
 from simplu_worker.shards.routing.locator import Capacity, Registration
 from simplu_worker.shards.routing.route_cache import AddressBook
 from simplu_worker.shards.types import CitrusDeniedError
+from simplu_worker.timing.circuit_breaker import BreakerDecision, CircuitBreaker
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import attempts
 from simplu_worker.vocabulary import Inability
@@ -37,6 +37,9 @@ PROXY_MEDIA_TYPES: Final = frozenset({"text/html", "text/plain", "text/xml", "ap
 SHARDS_MAX: Final = 10_000  # each costs the event loop some microseconds
 NO_SUCH_REQUEST: Final = frozenset({404, 405, 501})  # the references have no PUT
 RETRY_BASE_S, RETRY_MAX_S = 0.2, 5.0
+REST_S: Final = 0.5  # of an endpoint that gave no answer to calls in a row, each with several tries
+REST_MAX_S: Final = 5.0  # the longest that a recovered Citrus stays unnoticed
+FAILED_TENANTS_MAX: Final = 1000
 RETRY_AFTER_MAX_S: Final = 30.0
 RETRY_AFTER_IN_CALL_MAX_S: Final = 2.0  # a longer one opens the breaker for all calls, and no caller waits for it
 
@@ -130,7 +133,10 @@ class CitrusClient:
         self._clock = clock
         self._draw = draw
         # One for each endpoint: a Citrus that cannot report its shards' health may still know the tenants' shards.
-        self._breakers: defaultdict[str, CitrusBreaker] = defaultdict(CitrusBreaker)
+        self._breakers: defaultdict[str, CircuitBreaker] = defaultdict(
+            lambda: CircuitBreaker(rest_s=REST_S, rest_max_s=REST_MAX_S)
+        )
+        self._failed_tenants: dict[str, None] = {}  # whose entries Citrus cannot read, as it seems
         self.address_book = AddressBook()
         self.last_error: str | None = None  # why the last call had no answer
         self.is_denied = False
@@ -230,37 +236,41 @@ class CitrusClient:
     ) -> tuple[int, Any]:
         """Await *request*, unless the endpoint's breaker is open; a half-open one lets a single call through."""
         breaker = self._breakers[endpoint]
-        ticket = breaker.begin_call(self._clock())
-        if ticket is None:
+        if breaker.decide(self._clock()) is BreakerDecision.REFUSE:
             error = f"Citrus {endpoint}: expected an answer, got none in the last calls; not asked again yet"
-            open_for_s = breaker.open_for_s(self._clock()) or None
-            raise (CitrusDeniedError if self.is_denied else CitrusUnavailableError)(error, retry_after_s=open_for_s)
+            refuses_for_s = breaker.refuses_for_s(self._clock()) or None
+            raise (CitrusDeniedError if self.is_denied else CitrusUnavailableError)(error, retry_after_s=refuses_for_s)
         try:
             answer = await request()
         except (RetryableError, PermanentError) as exc:
             if isinstance(exc, CitrusDeniedError) or (isinstance(exc, CitrusUnavailableError) and exc.is_outage):
-                self._record_outage(breaker, ticket, exc, subject)
+                self._record_outage(breaker, exc, subject)
             else:  # an unreadable answer, or a refusal of this request: Citrus runs, and may answer others
-                breaker.record_success(ticket, subject)
+                self._record_answer(breaker, subject)
             raise
-        except BaseException:
-            breaker.cancel_call(ticket)
-            raise
-        breaker.record_success(ticket, subject)
+        self._record_answer(breaker, subject)
         return answer
 
+    def _record_answer(self, breaker: CircuitBreaker, subject: str | None) -> None:
+        self._failed_tenants.pop(subject or "", None)
+        breaker.record_answer(self._clock())
+
     def _record_outage(
-        self, breaker: CitrusBreaker, ticket: int, exc: CitrusDeniedError | CitrusUnavailableError, subject: str | None
+        self, breaker: CircuitBreaker, exc: CitrusDeniedError | CitrusUnavailableError, subject: str | None
     ) -> None:
-        may_be_of_one = isinstance(exc, CitrusUnavailableError) and exc.may_be_of_one
-        if breaker.record_failure(
-            ticket,
-            self._clock(),
-            draw=self._draw(),
-            at_least_s=exc.retry_after_s or 0.0,
-            subject=subject if may_be_of_one else None,
-        ):
-            log.warning("citrus.silent", error=str(exc), rests_s=round(breaker.open_for_s(self._clock()), 2))
+        """Record a failure; one that may be due to a tenant's entry counts once, until the tenant has an answer.
+
+        So a few such tenants, asked for again and again, hold up no other.
+        """
+        if subject is not None and isinstance(exc, CitrusUnavailableError) and exc.may_be_of_one:
+            if subject in self._failed_tenants:
+                return
+            self._failed_tenants[subject] = None
+            if len(self._failed_tenants) > FAILED_TENANTS_MAX:
+                del self._failed_tenants[next(iter(self._failed_tenants))]
+        now = self._clock()
+        if breaker.record_failure(now, draw=self._draw(), at_least_s=exc.retry_after_s or 0.0):
+            log.warning("citrus.silent", error=str(exc), rests_s=round(breaker.refuses_for_s(now), 2))
 
     async def _request_for_people(self, endpoint: str, path: str, type_: Any) -> Any:
         """Return an answer that no route needs, after a single try; None for 404.

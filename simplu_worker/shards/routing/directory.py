@@ -16,14 +16,13 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 import structlog
 
 from simplu_worker import instruments
-from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.coalescing import Coalescer
 from simplu_worker.shards.postgres.pool import Pools, ShardPool, register_secret_of
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
@@ -32,6 +31,7 @@ from simplu_worker.shards.routing.tenant_homes import ARRIVING_STATES, TenantHom
 from simplu_worker.shards.schema.schema_check import check_schema
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.sharing import Coalescer, SharedAnswers
 from simplu_worker.vocabulary import Absence, TenantState
 
 log = structlog.get_logger(__name__)
@@ -135,16 +135,7 @@ MOVED_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.FENCED, *ARRIVI
 SEARCH_FRESH_S: Final = 5.0  # how long the result "no other shard has the tenant" is used again
 
 Answer = TypeVar("Answer")
-
-
-class _SharedLookup:
-    """The concurrent callers for one tenant: one of them looks up the shard, the others share the answer."""
-
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.caller_count = 0
-        self.lookup_count = 0  # lookups begun
-        self.answer: ShardAddress | Absence | WorkerError | None = None  # of the last lookup that was not cancelled
+FoundHome: TypeAlias = TenantHome | WorkerError | None
 
 
 class Directory:
@@ -170,8 +161,8 @@ class Directory:
         self._absences = AbsenceCache()
         self._paused_until: dict[str, float] = {}  # by tenant, as its row was last read
         self._business_ids = BusinessIds()
-        self._lookups: dict[str, _SharedLookup] = {}
-        self._searches: Coalescer[tuple[str, ShardAddress], TenantHome | WorkerError | None] = Coalescer(self._search)
+        self._lookups: SharedAnswers[str, ShardAddress | Absence] = SharedAnswers(self._look_up)
+        self._searches: Coalescer[None, tuple[str, ShardAddress], FoundHome] = Coalescer(self._search)
 
     def __repr__(self) -> str:
         return f"Directory(routes={len(self.routes)}, lookups={len(self._lookups)})"
@@ -228,26 +219,11 @@ class Directory:
         since = self._clock() - absence_max_age_s
         if absence_max_age_s and self._absences.reason(tenant_id, since=since) == Absence.UNREGISTERED:
             return Absence.UNREGISTERED
-        lookup = self._lookups.setdefault(tenant_id, _SharedLookup())
-        lookup.caller_count += 1
-        begun_before = lookup.lookup_count
-        try:
-            async with lookup.lock:
-                is_fresh = is_cached_enough and not self.paused_s(tenant_id)
-                if is_fresh and (cached := self.cached_address(tenant_id)) is not None:
-                    return cached
-                answer = lookup.answer if lookup.lookup_count > begun_before else None
-                if answer is None:
-                    lookup.lookup_count += 1
-                    lookup.answer = None
-                    answer = lookup.answer = await self._look_up(tenant_id)
-        finally:
-            lookup.caller_count -= 1
-            if not lookup.caller_count:
-                del self._lookups[tenant_id]
-        if isinstance(answer, WorkerError):
-            raise answer
-        return answer
+
+        def cached() -> ShardAddress | None:
+            return self.cached_address(tenant_id) if is_cached_enough and not self.paused_s(tenant_id) else None
+
+        return await self._lookups.get(tenant_id, cached)
 
     async def ask_home(
         self,
@@ -303,12 +279,9 @@ class Directory:
             return row is not None and row["state"] == TenantState.ACTIVE
         return False
 
-    async def _look_up(self, tenant_id: str) -> ShardAddress | Absence | WorkerError:
+    async def _look_up(self, tenant_id: str) -> ShardAddress | Absence:
         asked_at = self._clock()
-        try:
-            found = await self._look_up_route(tenant_id, asked_at)
-        except (RetryableError, PermanentError) as exc:
-            return exc
+        found = await self._look_up_route(tenant_id, asked_at)
         if isinstance(found, ShardAddress):
             self._absences.remove(tenant_id)
             self.routes.put(tenant_id, found.shard_id, now=self._clock(), draw=self._draw())
@@ -392,12 +365,12 @@ class Directory:
         if row is None and self._absences.searched_at(tenant_id) > asked_at - SEARCH_FRESH_S:
             return None
         searched_at = self._clock()
-        (home,) = await self._searches.submit([(tenant_id, named)])
+        (home,) = await self._searches.submit(None, [(tenant_id, named)])
         if home is None:
             self._absences.put(tenant_id, Absence.NOT_HERE, asked_at=asked_at, searched_at=searched_at)
         return _home_or_raise(home)
 
-    async def _search(self, named: Sequence[tuple[str, ShardAddress]]) -> list[TenantHome | WorkerError | None]:
+    async def _search(self, _: None, named: Sequence[tuple[str, ShardAddress]]) -> list[FoundHome]:
         """Find the homes of all tenants that concurrent callers look for, with one query to each shard."""
         homes = await self.find_homes(dict(named))
         return [homes[tenant_id] for tenant_id, _ in named]

@@ -14,13 +14,13 @@ import msgspec
 
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.coalescing import ReadCoalescer, TakeKeys
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import group_by_shard
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.types import HomeUnknownError, ShardUnavailableError
+from simplu_worker.timing.sharing import Coalescer
 from simplu_worker.vocabulary import TenantState
 
 MOVES_MAX: Final = 8  # forward pointers followed for one tenant
@@ -46,7 +46,7 @@ class TenantHomes:
     def __init__(self, locator: Locator, pools: Pools) -> None:
         self._locator = locator
         self._pools = pools
-        self._row_reads: ReadCoalescer[ShardAddress, str, dict[str, Any]] = ReadCoalescer(self._fetch_rows)
+        self._row_reads: Coalescer[ShardAddress, str, dict[str, Any] | None] = Coalescer(self._read_rows)
 
     async def find_homes(self, named: Mapping[str, ShardAddress]) -> dict[str, Answer | None]:
         """Return the home of each tenant, at the end of its moves; *named* are the shards that the locator names.
@@ -121,22 +121,22 @@ class TenantHomes:
         self, address: ShardAddress, tenant_ids: Sequence[str], *, query: str = "find_tenants"
     ) -> dict[str, dict[str, Any]]:
         """Return the tenants' rows on one shard by id, without the tenants that have none there."""
-        return await self._fetch_rows(address, lambda: tenant_ids, query=query)
-
-    async def fetch_row(self, address: ShardAddress, tenant_id: str) -> dict[str, Any] | None:
-        """Return a tenant's row on one shard; None if it has none there. Concurrent callers share queries."""
-        return await self._row_reads.read(address, tenant_id)
-
-    async def _fetch_rows(
-        self, address: ShardAddress, take_tenant_ids: TakeKeys[str], query: str = "find_tenants"
-    ) -> dict[str, dict[str, Any]]:
         pool = self._pools.ensure_pool(address)
         async with pool.connection() as connection:
             if not await has_schema(connection, pool):
                 return {}  # no proof of the address either: an empty database may be any
-            rows = await connection.fetch(QUERIES[query], take_tenant_ids())
+            rows = await connection.fetch(QUERIES[query], tenant_ids)
         self._locator.address_book.mark_proven(address)
         return {row["id"]: dict(row) for row in rows}
+
+    async def fetch_row(self, address: ShardAddress, tenant_id: str) -> dict[str, Any] | None:
+        """Return a tenant's row on one shard; None if it has none there. Concurrent callers share queries."""
+        (row,) = await self._row_reads.submit(address, [tenant_id])
+        return row
+
+    async def _read_rows(self, address: ShardAddress, tenant_ids: Sequence[str]) -> list[dict[str, Any] | None]:
+        rows = await self.fetch_rows(address, tenant_ids)
+        return [rows.get(tenant_id) for tenant_id in tenant_ids]
 
     async def _follow_answer(self, tenant_id: str, answer: Answer | None) -> Answer | None:
         if not isinstance(answer, TenantHome):

@@ -25,7 +25,6 @@ from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.log import mark_changes
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.coalescing import Coalescer
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -35,6 +34,7 @@ from simplu_worker.shards.routing.tenant_homes import MOVES_MAX, QUERIES_AT_ONCE
 from simplu_worker.shards.tenants.control_rules import HomeCandidate, resolve_homes, timestamp_text
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.sharing import Coalescer
 from simplu_worker.timing.waits import repeat_every
 from simplu_worker.vocabulary import ProvisioningOutcome, TargetKind, TenantState
 
@@ -91,7 +91,7 @@ class HomeConfirmer:
         self._on_undone = on_undone
         self._slots = asyncio.Semaphore(QUERIES_AT_ONCE)
         self._split: dict[str, float] = {}  # since when tenants have two homes that both have data to lose
-        self._confirmations: dict[str, Coalescer[tuple[str, datetime], WorkerError | None]] = {}  # by shard id
+        self._confirmations: Coalescer[str, tuple[str, datetime], WorkerError | None] = Coalescer(self._write_confirmed)
 
     async def confirm(self, placed: Sequence[PlacedTenant]) -> dict[str, WorkerError]:
         """Confirm the unconfirmed tenants of *placed*, each once; return the errors of the others by tenant id."""
@@ -284,11 +284,8 @@ class HomeConfirmer:
         self, placed: Iterable[PlacedTenant], homes: Mapping[str, HomeCandidate], errors: dict[str, WorkerError]
     ) -> None:
         async def mark(shard: ShardAddress, tenant_ids: Sequence[str]) -> None:
-            coalescer = self._confirmations.get(shard.shard_id)
-            if coalescer is None:
-                coalescer = Coalescer(lambda tenants: self._write_confirmed(shard.shard_id, tenants))
-                self._confirmations[shard.shard_id] = coalescer
-            results = await coalescer.submit([(tenant_id, homes[tenant_id].created_at) for tenant_id in tenant_ids])
+            made = [(tenant_id, homes[tenant_id].created_at) for tenant_id in tenant_ids]
+            results = await self._confirmations.submit(shard.shard_id, made)
             errors.update(
                 {tenant_id: error for tenant_id, error in zip(tenant_ids, results, strict=True) if error is not None}
             )

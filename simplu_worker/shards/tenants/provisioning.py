@@ -27,7 +27,6 @@ from simplu_worker.operations.operation import ID_MAX, is_id, tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.coalescing import Coalescer
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -48,6 +47,7 @@ from simplu_worker.shards.types import (
     ShardUnavailableError,
     TenantNotMadeError,
 )
+from simplu_worker.timing.sharing import Coalescer
 from simplu_worker.vocabulary import ProvisioningOutcome, TenantState
 
 REGISTRATIONS_AT_ONCE: Final = 16
@@ -84,7 +84,7 @@ class Provisioner:
         self._on_change = on_change
         self._commits = commits or ReplicationWaiter(pools)
         self.confirmer = HomeConfirmer(locator, pools, on_change=on_change, on_undone=directory.forget)
-        self._coalescers: dict[str, Coalescer[ProvisionRequest, RowOutcome]] = {}  # by shard id
+        self._rows: Coalescer[str, ProvisionRequest, RowOutcome] = Coalescer(self._make_rows)  # by shard id
 
     async def provision(self, request: ProvisionRequest) -> ProvisionResult:
         """Make the tenant unless it is there, and wait until its rows are as safe as the shard can make them.
@@ -186,12 +186,8 @@ class Provisioner:
     async def _make_all_on(
         self, shard: ShardAddress, requests: Sequence[ProvisionRequest]
     ) -> Mapping[str, ProvisionAnswer]:
-        coalescer = self._coalescers.get(shard.shard_id)
-        if coalescer is None:
-            coalescer = Coalescer(lambda wanted: self._make_rows(shard.shard_id, wanted))
-            self._coalescers[shard.shard_id] = coalescer
         self._pools.ensure_pool(shard)
-        rows = await coalescer.submit(requests)
+        rows = await self._rows.submit(shard.shard_id, requests)
         made: dict[str, ProvisionAnswer] = {}
         for request, row in zip(requests, rows, strict=True):
             self._directory.forget(request.tenant_id)
@@ -287,7 +283,7 @@ class FirstUse:
         self._provisioner = provisioner
         self._locator = locator
         self._pools = pools
-        self._requests: Coalescer[ProvisionRequest, str | None] = Coalescer(self._make_all)
+        self._requests: Coalescer[None, ProvisionRequest, str | None] = Coalescer(self._make_all)
         self._reported: dict[str, str] = {}
 
     async def make_tenant(self, names: Iterable[TenantName]) -> None:
@@ -304,7 +300,7 @@ class FirstUse:
                 business, reason = None, str(exc)
             if business is not None and reason is None:
                 request = ProvisionRequest(business_id, location_id, business.business_type, BEFORE_ANY_CONTROL)
-                (reason,) = await self._requests.submit([request])
+                (reason,) = await self._requests.submit(None, [request])
             if reason is None:
                 self._reported.pop(tenant_id_of(business_id, location_id), None)
                 return
@@ -318,7 +314,7 @@ class FirstUse:
             return await self._business_info.find(business_id, max_age_s=ABSENT_FRESH_S)
         return business
 
-    async def _make_all(self, requests: Sequence[ProvisionRequest]) -> list[str | None]:
+    async def _make_all(self, _: None, requests: Sequence[ProvisionRequest]) -> list[str | None]:
         by_id: dict[str, ProvisionRequest] = {}
         for request in requests:
             by_id.setdefault(request.tenant_id, request)

@@ -23,21 +23,21 @@ from support.postgres.shard_line import TOO_MANY, ShardLine
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
-from simplu_worker.shards.postgres import circuit_breaker
+from simplu_worker.shards.postgres import pool_state
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.circuit_breaker import FAILURES_MAX
 from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.timing.circuit_breaker import FAILURES_MAX
 
 
 @pytest.fixture
 def no_probe_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(circuit_breaker, "PROBE_INTERVAL_S", 1000.0)
+    monkeypatch.setattr(pool_state, "PROBE_INTERVAL_S", 1000.0)
 
 
 async def test_pool_fails_fast_when_the_way_to_its_shard_does_not_work(
-    line: ShardLine, pool: ShardPool, no_probe_is_due: None
+    no_probe_is_due: None, line: ShardLine, pool: ShardPool
 ) -> None:
     async with line.refuse_connections():
         assert await poll_until(lambda: nothing_is_open(pool), within_s=PATIENT_S)

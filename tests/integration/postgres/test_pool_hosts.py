@@ -176,7 +176,7 @@ async def test_pool_follows_when_its_server_dies_and_the_other_takes_writes(
     for _ in range(3):
         await unavailable(pool)
     await execute(postgres_server.url_of("postgres"), f"{setting} = off")
-    pool._shared_probe._probed_at = None
+    pool._shared_probe.forget()
     await pool.probe()
 
     assert await port_of(pool) == postgres_server.port

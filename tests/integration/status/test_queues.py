@@ -27,7 +27,6 @@ from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.dead_letter import DeadLetter
-from simplu_worker.status.metrics_text import FRESH_S
 from simplu_worker.status.queues import KEYS_MAX, Monitoring
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.roles import Tokens
@@ -35,6 +34,7 @@ from simplu_worker.status.server import open_http
 from simplu_worker.status.views import Unreadiness
 from simplu_worker.status.words import UnreadyReason
 from simplu_worker.telemetry.log import register_secret
+from simplu_worker.timing.sharing import FRESH_S
 
 TOKEN = "token-of-the-monitoring-points"
 QUEUE_NUMBERS = itertools.count(1)

@@ -11,7 +11,6 @@ import pytest
 from support.postgres.databases import QUICK
 
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.types import ShardUnavailableError
 
 HURRIED = msgspec.structs.replace(QUICK, acquire_s=1.0, connect_s=0.5, reply_s=0.5, cancel_s=0.5, probe_s=0.5)
@@ -53,4 +52,4 @@ async def nothing_is_open(pool: ShardPool) -> bool:
 
 
 def forget_probes(pool: ShardPool) -> None:
-    pool._shared_probe = SingleFlightProbe(pool._probe_once)
+    pool._shared_probe.forget()

@@ -7,7 +7,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from simplu_worker.status import metrics_text
-from simplu_worker.status.metrics_text import MetricsFormat, MetricsText, SharedAnswer, accepted_format
+from simplu_worker.status.metrics_text import MetricsFormat, MetricsText, accepted_format
+from simplu_worker.timing.sharing import SharedAnswer
 
 
 async def test_one_rendering_serves_all_scrapers_of_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,13 +27,13 @@ from simplu_worker.shards.types import Lever
 from simplu_worker.status import server
 from simplu_worker.status.guard import Actor
 from simplu_worker.status.message_schemas import FEED_SCHEMAS, SCHEMAS
-from simplu_worker.status.metrics_text import SharedAnswer
 from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import VIEWS_AT_ONCE, open_http
 from simplu_worker.status.views import Unreadiness
 from simplu_worker.status.words import Role, UnreadyReason
 from simplu_worker.telemetry.log import LIBRARIES_NEVER_HEARD
+from simplu_worker.timing.sharing import SharedAnswer
 from simplu_worker.timing.waits import sleep_or_event
 from simplu_worker.vocabulary import DeadLetterReason
 

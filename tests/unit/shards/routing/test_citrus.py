@@ -27,11 +27,12 @@ from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import (
     REPLY_MAX_BYTES,
+    REST_MAX_S,
+    REST_S,
     SHARDS_MAX,
     CitrusUnavailableError,
     open_citrus,
 )
-from simplu_worker.shards.routing.citrus_breaker import OPEN_BASE_S, OPEN_MAX_S
 from simplu_worker.shards.routing.locator import Registration
 from simplu_worker.shards.types import CitrusDeniedError
 
@@ -187,13 +188,13 @@ async def test_citrus_is_left_alone_while_it_is_silent_and_asked_by_one_when_it_
             with pytest.raises(CitrusUnavailableError, match="not asked again yet") as caught:
                 await client.locate("a-b")
             assert caught.value.retry_after_s is not None
-            assert 0 < caught.value.retry_after_s <= OPEN_BASE_S
+            assert 0 < caught.value.retry_after_s <= REST_S
         assert len(citrus.requests) == 3
         assert await client.list_shards() == [ADDRESS]
-        now += OPEN_BASE_S
+        now += REST_S
         with pytest.raises(CitrusUnavailableError, match="got 503"):
             await client.locate("a-b")
-        now += OPEN_MAX_S
+        now += REST_MAX_S
         assert await client.locate("a-b") == ADDRESS
         assert await client.locate("c-d") == ADDRESS
     assert len(citrus.requests) == 7
