@@ -274,23 +274,6 @@ async def test_plan_changes_nothing_and_says_what_stands_in_the_way(
     assert await tables(case) == before
 
 
-@pytest.mark.parametrize(("choice", "n"), [(Duplicates.NEWEST, 3), (Duplicates.OLDEST, 1)])
-async def test_adopt_takes_the_row_that_was_chosen_when_there_are_several(
-    case: Case, choice: Duplicates, n: int
-) -> None:
-    at = WRITTEN_AT
-    await case.old.insert(CLINIC, "patient", "p-1", {"n": 2}, updated_at=at + timedelta(hours=1))
-    await case.old.insert(CLINIC, "patient", "p-1", {"n": 1}, updated_at=at)
-    for _ in range(4):
-        await case.old.insert(CLINIC, "patient", "other", {}, updated_at=at)
-    await case.old.insert(CLINIC, "patient", "p-1", {"n": 3}, updated_at=at + timedelta(hours=1))
-
-    await case.adopt(AdoptionChoices(duplicates=choice))
-
-    assert (await case.resources())["clinic-main", "patient", "p-1"] == {"n": n}
-    assert len(await fetch(case.pool, "SELECT FROM resources_before_adoption")) == 7
-
-
 async def test_adopt_leaves_in_the_old_table_what_cannot_be_taken(case: Case) -> None:
     await case.old.insert(CLINIC, "patient", "p-1", {})
     await case.old.insert(CLINIC, "patient", "p-2", "7")

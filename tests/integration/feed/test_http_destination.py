@@ -22,7 +22,6 @@ from simplu_worker.feed.delivery_rounds import BEHIND
 from simplu_worker.feed.feed_file import AllowedHosts
 from simplu_worker.feed.http_destination import (
     CONNECTIONS,
-    EVENT_MAX_BYTES,
     HttpDestination,
     WebhookForm,
     open_guarded_session,
@@ -250,14 +249,6 @@ async def test_receiver_with_endless_interim_answers_is_left() -> None:
         place = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         async with open_webhook(f"http://{place}", SECRETS[:1], LOOPBACK) as destination:
             assert await destination.publish([feed_event()]) == [RetryLater(f"{place}: {TOO_LONG}")]
-
-
-async def test_event_leaves_its_data_out_where_they_are_too_large(receiver: Receiver, webhook: HttpDestination) -> None:
-    large = feed_event(0, "p-1", data=b'"' + b"x" * EVENT_MAX_BYTES + b'"')
-    hopeless = feed_event(1, "p-2", request_id="x" * EVENT_MAX_BYTES)
-    first, second = await webhook.publish([large, hopeless])
-    assert (first, type(second)) == (Delivered(), Refused)
-    assert [json.loads(body)["simpludata"] for _, _, body in receiver.requests] == ["omitted"]
 
 
 async def test_notification_is_posted_as_the_typescript_worker_did(receiver: Receiver) -> None:

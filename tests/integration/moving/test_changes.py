@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -12,7 +11,6 @@ from support.postgres.databases import ShardMaker, stop_autovacuum
 from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.pool import Connection, Pools
 from simplu_worker.transfers.moving.changes import PAGE_ROWS, read_changed_keys, read_log
-from simplu_worker.transfers.sql_files import QUERIES
 
 BEGIN = datetime(2026, 11, 1, tzinfo=UTC)
 # A batch a millisecond, but that of every 500 five have the same time. Every tenth is of the tenant `own`.
@@ -89,26 +87,3 @@ async def test_changed_keys_are_those_of_the_tenant_since_a_time(shard: Connecti
     keys, requests = await read_changed_keys(shard, "own", BEGIN + timedelta(seconds=13.995))
     assert requests == {key_of_id("q12000")}
     assert keys == {("order", "r12000")}
-
-
-@pytest.mark.parametrize("start_s", [1.0, 11.0])
-@pytest.mark.slow(0.3)
-async def test_few_rows_of_a_tenant_are_read_without_those_of_others(shard: Connection, start_s: float) -> None:
-    moved = "WHERE request IN (simplu_key('q10'), simplu_key('q11500'))"
-    await shard.execute(f"UPDATE log_rows SET tenant_no = (SELECT number FROM tenants WHERE id = 'small') {moved}")
-    await shard.execute("VACUUM ANALYZE log_rows")
-    explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {QUERIES['read_few_logged_changes']}"
-    start = f"'{(BEGIN + timedelta(seconds=start_s)).isoformat()}'"
-    for name, value in (
-        ("$1", "'small'"),
-        ("$2", start),
-        ("$3", start),
-        ("$4", "''"),
-        ("$5", "10"),
-        ("$6", "'infinity'"),
-    ):
-        explain = explain.replace(name, value)
-    ((plan,),) = await shard.fetch(explain)
-    (measured,) = json.loads(plan)
-    assert measured["Plan"]["Actual Rows"] == 1
-    assert measured["Plan"]["Shared Hit Blocks"] + measured["Plan"]["Shared Read Blocks"] < 20

@@ -6,7 +6,6 @@ import re
 
 import pytest
 from msgspec import structs
-from support.moves.failpoints import set_failpoint
 from support.moves.world import OPTIONS, TENANT_ID, World
 from support.postgres.databases import execute
 from support.postgres.tenant_cases import fetch
@@ -17,7 +16,6 @@ from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.settling import MoveRefusedError
 from simplu_worker.transfers.moving import readiness
 from simplu_worker.transfers.moving.mover import Mover
-from simplu_worker.transfers.moving.readiness import plan_move
 from simplu_worker.transfers.moving.types import (
     Move,
     PauseTooLongError,
@@ -142,46 +140,3 @@ async def test_standbys_are_looked_at_before_a_move_begins(world: World) -> None
     world.commits = WatchedCommits(world.pools)
     await world.move()
     assert seen[:2] == [("b", 0), ("a", 0)]
-
-
-@pytest.mark.parametrize("slow_count", [1, 3])
-@pytest.mark.slow(2)
-async def test_pause_is_predicted_before_the_fence_and_a_single_slow_moment_refuses_nothing(
-    world: World, monkeypatch: pytest.MonkeyPatch, moment: Time, slow_count: int
-) -> None:
-    sent = 0
-
-    async def take_long(_: object) -> None:
-        nonlocal sent
-        sent += 1
-        moment.now += 0.3 if sent <= slow_count else 0.0
-
-    set_failpoint("before _send_statements", take_long, monkeypatch.setattr)
-    run = moment.mover(world).run()
-    if slow_count == 1:
-        assert (await run).verdict == "equal"
-        assert sent == 2
-        return
-    with pytest.raises(
-        PauseTooLongError, match=r"got one of about 0\.\d+ s: .* the tenant goes on on shard a; run the same"
-    ):
-        await run
-    assert await fetch(world.shard_pools["a"], "SELECT state, fenced_until FROM tenants") == [
-        {"state": "active", "fenced_until": None}
-    ]
-
-
-@pytest.mark.slow
-async def test_plan_predicts_the_pause_with_the_standbys_and_is_refused_if_it_is_too_long(
-    world: World, moment: Time
-) -> None:
-    move = Move(TENANT_ID, "a", "b")
-    commits = moment.commits(world, late_count=100)
-    with pytest.raises(PauseTooLongError, match=r"standbys of shards a and b follow, .* nothing was written"):
-        await plan_move(world.pools, commits, move, max_pause_s=0.25)
-
-    plan = await plan_move(world.pools, moment.commits(world, late_count=2), move, max_pause_s=0.25)
-    assert 0 <= plan.standby_s < plan.pause_s < 0.25
-    assert (plan.disk_bytes or 0) > (plan.byte_count or 0) > 0
-    assert await fetch(world.shard_pools["a"], "SELECT FROM moves") == []
-    assert await fetch(world.shard_pools["b"], "SELECT FROM tenants") == []

@@ -55,12 +55,6 @@ def test_giving_up_leaves_what_was_sent() -> None:
     assert (order.next_round(), order.deliveries()) == ([], [Delivered(), LATER, LATER])
 
 
-def test_event_that_was_not_sent_is_tried_later() -> None:
-    order = order_of("aab")
-    order.note(0, Delivered())
-    assert order.deliveries() == [Delivered(), RetryLater(BEHIND), RetryLater(BEHIND)]
-
-
 def test_noting_another_event_than_the_next_of_its_key_is_a_defect() -> None:
     with pytest.raises(ValueError, match="before another one of its key"):
         order_of("aa").note(1, Delivered())
