@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -33,7 +34,7 @@ from simplu_worker.transfers.importing.importer import (
     ImportResult,
     ImportShards,
 )
-from simplu_worker.transfers.importing.mapping import OWN_SHAPE, SourceMapping, parse_mapping
+from simplu_worker.transfers.importing.mapping import OWN_SHAPE, MappingRefusedError, SourceMapping, parse_mapping
 from simplu_worker.transfers.importing.rules import (
     IS_DUPLICATE,
     NO_TENANT,
@@ -42,7 +43,8 @@ from simplu_worker.transfers.importing.rules import (
     RefusedRow,
     TenantReport,
 )
-from simplu_worker.transfers.importing.source import ImportSource, SourceRefusedError
+from simplu_worker.transfers.importing.source import PART_MAX_BYTES, ImportSource, SourceRefusedError
+from simplu_worker.transfers.importing.statements import RowSelection
 from simplu_worker.vocabulary import Absence
 
 slow = pytest.mark.slow(0.7)
@@ -264,6 +266,26 @@ async def test_rows_with_a_tombstone_are_left_and_counted_apart(case: Case) -> N
     assert {(report.state, report.deleted, report.rows) for report in result.reports} == {
         (ImportState.IMPORTED, 3, row_count(1, ORDERS) - 3)
     }
+
+
+@slow
+async def test_long_documents_are_in_memory_a_few_at_a_time(case: Case) -> None:
+    await case.change_source(
+        "INSERT INTO orders SELECT 1000 + n, 4, 'open', 1, repeat('x', 1000000), NULL, now(), now()"
+        " FROM generate_series(1, 10) AS n"
+    )
+    selection = RowSelection(("4",), datetime.now(UTC))
+    async with ImportSource(ShardAddress("source", case.url)).open_snapshot() as snapshot:
+        tables, _ = await snapshot.reader.describe(case.mapping)
+        orders = next(table for table in tables if table.mapping.table == "orders")
+        for by_key in (False, True):
+            parts = [part async for part in snapshot.reader.read_table(orders, selection, (), by_key=by_key)]
+
+            assert sum(map(len, parts)) == ORDERS + 10
+            assert {row.resource_id for part in parts for row in part} >= {str(1001 + number) for number in range(10)}
+            sizes = [sum(len(row.document or "") for row in part) for part in parts]
+            assert sum(sizes) > 10_000_000
+            assert max(sizes) <= PART_MAX_BYTES
 
 
 @slow
@@ -501,6 +523,21 @@ async def test_tenants_of_a_failed_shard_are_imported_by_the_next_run(case: Case
     await execute(broken, "DROP TRIGGER fail ON resources")
     await case.routed.pools.pool_of("shard-2").probe()
     assert set(states(await case.importer().apply()).values()) == {"imported", "there"}
+
+
+@slow
+async def test_mapping_that_does_not_fit_is_refused_with_every_problem(case: Case) -> None:
+    case.mapping = parse_mapping(
+        mapping_text().replace('"quantity"', '"nope"').replace('table = "themes"', 'table = "none"').encode(),
+        is_json=False,
+    )
+
+    with pytest.raises(MappingRefusedError) as caught:
+        await case.importer().apply()
+
+    assert "public.none: expected a table or view of this name" in str(caught.value)
+    assert "public.order_items: expected the columns nope, got created_at," in str(caught.value)
+    assert await case.fetch("SELECT id FROM tenants") == []
 
 
 @slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import pytest
@@ -21,6 +22,11 @@ ROWS: Final = """
 INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
 SELECT $1, 'dental', 'patient', number::text, jsonb_build_object('text', repeat('x', 300)), now(), now()
 FROM generate_series(1, 5000) AS number
+"""
+OTHERS: Final = """
+INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+SELECT 'other-' || number, 'dental', 'settings', 'default', '{}', now(), now()
+FROM generate_series(1, 100) AS number
 """
 
 
@@ -54,3 +60,20 @@ async def test_range_is_read_by_its_key_whatever_the_statistics_are(
         (condition,) = [line for line in plan.splitlines() if "Index Cond" in line]
         assert condition.count("ROW(") == (4 if arguments is RANGE else 2)
         assert "Filter:" not in plan
+
+
+@pytest.mark.parametrize("name", ["read_resources", "checksum_each", "delete_resources_named"])
+async def test_named_resources_are_found_by_their_keys_whatever_the_statistics_are(
+    make_shard: ShardMaker, name: str
+) -> None:
+    async with Pools(size=2) as pools:
+        pool = pools.ensure_pool(await make_shard("a"))
+        await add_tenant(pool)
+        await fetch(pool, OTHERS)
+        await fetch(pool, "ANALYZE resources")
+        await fetch(pool, ROWS, TENANT_ID)
+        async with pool.connection() as connection:
+            plan = await plan_of(connection, name, TENANT_ID, ["patient"] * 100, [str(one) for one in range(100)])
+    assert set(re.findall("resources_by_day|resources_pkey|Seq Scan", plan)) == {"resources_pkey"}
+    (condition,) = [line for line in plan.splitlines() if "Index Cond" in line]
+    assert all(column in condition for column in ("id = ", '"resourceName" = ', '"resourceId" = '))
