@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 import pytest
 import pytest_asyncio
-from aiohttp import web
 from support.browser.chromium import PHONE_WIDTH, BrowserTab, Scheme, open_browser, required_axe
 from support.browser.terminal import open_terminal
 from support.full_stack import Chain, FullStack, make_item, make_record, partition_key, poll_until_true
@@ -23,7 +22,6 @@ from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Origin
-from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
@@ -77,13 +75,11 @@ import('/page/charts.js').then(({{showCharts}}) => {{
 """
 VIEWS = ("overview", "tenants", "shards", "stream", "queues", "dead-letters", "moves")
 MOVES = "document.getElementById('section-moves')"
-WORK = "document.getElementById('section-work')"
 HAS_MOVE = f"{MOVES}?.innerText.includes('48,210')"
 HAS_LETTERS = "document.getElementById('section-letters-list') !== null"
 HAS_STATUS = "!document.getElementById('content').hidden && document.getElementById('verdict').innerText !== ''"
 DIALOG = "document.getElementById('dialog')"
 EXACT = "123456789.12345678900"  # a number of which a script would lose digits
-LETTERS_MANY = 230
 
 
 def text_of(element_id: str) -> str:
@@ -338,7 +334,7 @@ async def test_page_is_accessible_and_fits(page: BrowserTab, width: int, scheme:
     assert await page.evaluate(WITH_FULL_CHARTS) == [6, False]
 
 
-async def test_token_is_asked_for_once_and_is_nowhere_but_in_the_tab(world: PageWorld, page: BrowserTab) -> None:
+async def test_token_is_asked_for_once_and_is_in_the_tab_alone(world: PageWorld, page: BrowserTab) -> None:
     await page.visit(world.url)
     await page.wait_for(HAS_STATUS)
     assert await page.evaluate("document.cookie + location.href") == world.url
@@ -349,13 +345,6 @@ async def test_token_is_asked_for_once_and_is_nowhere_but_in_the_tab(world: Page
     await page.press("Enter")
     await page.wait_for("document.getElementById('notice').innerText.includes('refused this token')")
     assert await page.evaluate("document.getElementById('content').hidden")
-
-
-async def test_page_without_a_token_is_accessible(page: BrowserTab) -> None:
-    axe = required_axe()
-    await page.evaluate("document.getElementById('forget').click()")
-    await page.show_as(PHONE_WIDTH)
-    assert await page.find_violations(axe) == []
 
 
 async def test_tenant_and_operation_are_looked_up_by_keyboard(world: PageWorld, page: BrowserTab) -> None:
@@ -397,9 +386,7 @@ async def test_operator_acts_after_a_dialog_with_the_facts(world: PageWorld, pag
     assert page.requests.count(url) == 1
 
 
-async def test_dead_letters_are_looked_at_replayed_and_discarded_by_keyboard(
-    world: PageWorld, page: BrowserTab
-) -> None:
+async def test_dead_letters_are_replayed_and_discarded_by_keys(world: PageWorld, page: BrowserTab) -> None:
     axe = required_axe()
     await world.bury("given-up", error="<b>division by zero</b> " * 20)
     await go(page, "dead-letters")
@@ -456,26 +443,7 @@ async def test_dead_letters_are_looked_at_replayed_and_discarded_by_keyboard(
     await page.wait_for("document.getElementById('letters-notice').innerText.startsWith('0 shown.')")
 
 
-async def test_dead_letters_beyond_a_page_are_the_next_ones_by_time(world: PageWorld, page: BrowserTab) -> None:
-    await world.bury(*(f"many-{number:03}" for number in range(LETTERS_MANY)), error="many")
-    await go(page, "dead-letters")
-    await page.evaluate("document.querySelector('#letters select').value = 'retries_exhausted'")
-    await page.evaluate("document.querySelector('#letters button').click()")
-    await page.wait_for(f"{text_of('letters-notice')}.startsWith('200 shown; there are older ones')", within_s=30)
-    rows = "[...document.querySelectorAll('#section-letters-list tbody tr')]"
-    ids = f"{rows}.map((row) => row.innerText.match(/many-\\d+/)[0])"
-    assert await page.evaluate(ids) == [
-        f"many-{number:03}" for number in range(LETTERS_MANY - 1, LETTERS_MANY - 201, -1)
-    ]
-    buttons = "[...document.querySelectorAll('#section-letters-list button')]"
-    older = f"{buttons}.find((one) => one.innerText === 'Show older ones')"
-    await page.evaluate(f"{older}.click()")
-    await page.wait_for(f"{text_of('letters-notice')}.startsWith('{LETTERS_MANY} shown.')", within_s=30)
-    assert await page.evaluate(ids) == [f"many-{number:03}" for number in range(LETTERS_MANY - 1, -1, -1)]
-    await page.wait_for(f"{text_of('section-letters-list')}.includes('list again')", within_s=15)
-
-
-async def test_dead_letter_is_corrected_and_sent_again_under_a_new_id(world: PageWorld, page: BrowserTab) -> None:
+async def test_dead_letter_is_corrected_under_a_new_id(world: PageWorld, page: BrowserTab) -> None:
     axe = required_axe()
     await world.bury("to-correct", error="no such column")
     await world.stack.put(world.live)
@@ -537,30 +505,6 @@ async def test_viewer_sees_states_and_no_texts_of_errors(world: PageWorld, page:
     assert await page.evaluate("document.getElementById('section-letters').hidden")
 
 
-def deny(_: web.Request) -> web.Response:
-    return web.json_response({"error": "no"}, status=401)
-
-
-async def test_unready_worker_names_a_word_to_viewers_and_the_error_to_operators(
-    world: PageWorld, page: BrowserTab
-) -> None:
-    badge = "document.getElementById('ready').innerText"
-    with world.stack.citrus.lying(deny):
-        await page.wait_for(f"{badge}.startsWith('not ready: ') && {badge}.includes('CITRUS_API_KEY')", within_s=30)
-        await world.log_in(page, VIEWER_TOKEN)
-        await page.wait_for(f"{badge} === 'not ready: citrus refuses key'", within_s=SEEN_WITHIN_S)
-        assert "CITRUS_API_KEY" not in await page.evaluate("document.body.innerText")
-    await page.wait_for(f"{badge} === 'ready'", within_s=30)
-
-
-async def test_page_shows_an_upgrade_under_way(world: PageWorld, page: BrowserTab) -> None:
-    async with world.stack.connect(world.steady) as connection, connection.transaction():
-        assert await connection.fetchval(QUERIES["try_lock_schema"])
-        await go(page, "moves")
-        await page.wait_for(f"{WORK}?.innerText.includes('under way')", within_s=2 * SEEN_WITHIN_S)
-        assert "upgrade" in await page.evaluate(f"{WORK}.innerText")
-
-
 async def test_held_targets_are_folded_over_readers_and_replicas(page: BrowserTab) -> None:
     first = {"target": "shard z", "reason": "gap", "ageSeconds": 9}
     other = {
@@ -593,17 +537,6 @@ async def test_held_targets_are_folded_over_readers_and_replicas(page: BrowserTa
     assert (held[0]["tenantIds"], held[0]["operations"]) == (["a", "x"], 7)
     assert held[0]["readers"] == ["s-0 (this replica)", "a stream shard (b)", "s-1 (b)"]
     assert [one["isGrey"] for one in held] == [False, False]
-
-
-async def test_time_left_of_a_move_is_that_of_its_rows(page: BrowserTab) -> None:
-    noted_at = utc_now()
-    move = {"rows": 250, "phase": "copy"}
-    move |= {"startedAt": (noted_at - timedelta(seconds=10)).isoformat(), "notedAt": noted_at.isoformat()}
-    old = {**move, "startedAt": "2026-11-27T12:00:00Z", "notedAt": "2026-11-27T12:00:10Z"}
-    cases = [[move, 1000], [move, None], [{**move, "rows": 0}, 1000], [{**move, "phase": "fence"}, 1000], [old, 1000]]
-    script = f"import('/page/held.js').then(({{secondsLeft}}) => {json.dumps(cases)}.map((one) => secondsLeft(...one)))"
-    first, *others = await page.evaluate(script)
-    assert (round(first), others) == (30, [None] * 4)
 
 
 async def test_move_is_left_alone_until_it_stands(page: BrowserTab) -> None:
@@ -683,30 +616,6 @@ async def test_incidents_of_one_cause_keep_their_own_times(page: BrowserTab) -> 
     assert over == [["shard a", "08:00", "08:05", "5 min"]]
 
 
-async def test_feed_is_a_table_of_destinations_with_the_error_beside_its_problem(page: BrowserTab) -> None:
-    script = """
-    Promise.all(['/page/overview.js', '/page/views.js'].map((one) => import(one))).then(([overview, views]) => {
-      const destination = {name: 'crm', lagSeconds: 900, shards: 3, heldTenants: 0, stoppedShards: ['a', 'b']};
-      const subject = 'destination crm';
-      const problems = [{cause: 'feed_stopped', subject, count: 1, since: 0, at: 0, problem: 'Feed stopped'}];
-      return [{...destination, error: '410'}, destination, null].map((one) => {
-        const feed = one && {publishedShards: 1, destinations: [one]};
-        const known = {status: {feed}, fleet: {problems}, ages: {}};
-        const section = views.sectionsOf('queues', known).find(({id}) => id === 'feed');
-        return [
-          section.isHidden, section.rows.map(({name, stopped, error}) => [name, stopped, error ?? null]),
-          overview.problemItems(known).map(({facts}) => facts.Cause ?? null),
-        ];
-      });
-    })
-    """
-    assert await page.evaluate(script) == [
-        [False, [["crm", "a, b", "410"]], ["410"]],
-        [False, [["crm", "a, b", None]], [None]],
-        [True, [], [None]],
-    ]
-
-
 async def test_queue_that_does_not_answer_has_no_numbers(page: BrowserTab) -> None:
     script = """
     import('/page/views.js').then(({queuesOf}) => {
@@ -730,57 +639,6 @@ async def test_queue_that_does_not_answer_has_no_numbers(page: BrowserTab) -> No
         [silent, silent],
         [unnamed, unnamed],
     ]
-
-
-async def test_held_operations_are_beside_the_lag_with_the_time_that_is_left(page: BrowserTab) -> None:
-    script = """
-    const loaded = ['held', 'overview', 'views'].map((one) => import(`/page/${one}.js`));
-    Promise.all(loaded).then(([held, overview, views]) => {
-      const row = {streamShard: 's', state: 'reading', owner: 'b', lagSeconds: 0, seenSecondsAgo: 1, heldTargets: 1};
-      const target = {target: 'shard a', reason: 'gap', ageSeconds: 1200, streamShard: 's'};
-      const unread = {streamShard: 's', trouble: 'no server'};
-      const status = {held: [target], retentionSeconds: 86400, streamShards: [unread]};
-      const fleet = {streamShards: [row, {...row, streamShard: 't'}, {...row, streamShard: 'u', state: 'elsewhere'}]};
-      const known = {status, fleet, ages: {status: 1, fleet: 1}};
-      return [
-        held.factsOfHeld(held.heldOf(status, fleet)[0])['Expires in'],
-        overview.tilesOf(known).filter(({label}) => label.includes('held'))
-          .map(({value, label, tone}) => [value, label, tone]),
-        views.streamShardsOf(known).map(({state}) => state),
-      ];
-    })
-    """
-    assert await page.evaluate(script) == [
-        "24 h",
-        [
-            ["0 ms", "highest lag, without held operations", ""],
-            ["20 min", "oldest held operation", "warn"],
-            ["≥ 1", "held target: 1 stream shard cannot be read", "warn"],
-        ],
-        ["failing", "reading, holding", "at another replica, holding"],
-    ]
-
-
-async def test_rows_on_a_phone_show_each_column_within_the_screen(page: BrowserTab) -> None:
-    await page.show_as(PHONE_WIDTH)
-    await go(page, "shards")
-    cells = "[...document.querySelectorAll('#section-shards td:not(.nothing)')]"
-    lines = await page.evaluate(f"{cells}.map((one) => getComputedStyle(one, '::before').content)")
-    assert {'"State"', '"Place"', '"Businesses of capacity"'} <= set(lines)
-    for view in ("overview", "shards", "stream", "queues"):
-        await go(page, view)
-        inside = "[...document.querySelectorAll('.scroll')].every((one) => one.scrollWidth <= one.clientWidth)"
-        assert (view, await page.evaluate(inside)) == (view, True)
-
-
-async def test_shard_is_grey_when_two_probes_are_missing(page: BrowserTab) -> None:
-    script = """
-    import('/page/views.js').then(({sectionsOf}) => [[12, 1], [26, 1], [26, 100], [51, 100]].map(([agoS, number]) => {
-      const shard = {shardId: 'a', state: 'healthy', lastCheckAt: new Date(Date.now() - 1000 * agoS).toISOString()};
-      return sectionsOf('shards', {status: {shards: Array(number).fill(shard)}, ages: {}})[0].rows[0].isGrey;
-    }))
-    """
-    assert await page.evaluate(script) == [False, True, False, True]
 
 
 async def test_times_are_as_on_the_axes_of_the_charts(page: BrowserTab) -> None:

@@ -28,7 +28,6 @@ in_place_loop = pytest.mark.asyncio(loop_scope="module")
 PATIENCE_S = 40.0
 TENANT = Tenant("traced", "main", "dental")
 KEY = "s3cret-of-the-collector"
-LINKS_MAX = 128
 EXPORT_S = 10.0  # of OTEL_EXPORTER_OTLP_TIMEOUT: as long as an export waits for a collector
 
 
@@ -172,18 +171,6 @@ async def test_batch_of_the_stream_has_a_span_with_its_producers_and_its_transac
     assert receive.attributes == messaging("receive", "aws_kinesis", stream) | partition | {
         "messaging.batch.message_count": 6
     }
-
-
-@in_place_loop
-async def test_links_of_a_span_are_bounded_and_the_rest_is_counted(place: Place) -> None:
-    stream = place.env["KINESIS_STREAM_NAME"]
-    count = LINKS_MAX + 20
-    await place.put(*(traceparent(1000 + number, flags=number >= 20) for number in range(count)))
-    span = await place.span(
-        f"process {stream}", lambda span: span.attributes.get("messaging.batch.message_count") == count
-    )
-    assert span.attributes["simplu.links.left_out"] == 20
-    assert span.links == [link(1000 + number) for number in range(20, count)]
 
 
 @in_place_loop
