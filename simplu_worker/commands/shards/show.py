@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -19,11 +19,10 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.health.assessment import Health
 from simplu_worker.shards.health.prober import InspectedShard, inspect_all_shards
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator, StaticMap
 from simplu_worker.shards.routing.shard_map import ShardMap
-from simplu_worker.shards.routing.shard_query import fetch_from_all_shards, fetch_from_shard, query_all_shards
+from simplu_worker.shards.routing.shard_query import fetch_from_all_shards
 from simplu_worker.status.views import shard_view
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import ShardState
@@ -50,40 +49,26 @@ async def list_shards(settings: Settings, *, as_json: bool) -> int:
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         listed = await inspect_all_shards(shards.locator, shards.pools)
-        beyond = await _count_beyond_bounds(listed, shards.pools)
         asked = await fetch_from_all_shards(shards.locator, shards.pools, QUERIES["is_drained"])
         drained = {shard_id for shard_id, row in asked.rows if row["is_drained"]}
     silent = [shard.address.shard_id for shard in listed if shard.is_silent]
     if as_json:
-        print_json({"shards": [_members(shard, beyond, drained) for shard in listed], "shardsWithoutAnswer": silent})
+        print_json({"shards": [_members(shard, drained) for shard in listed], "shardsWithoutAnswer": silent})
     else:
-        print_table(COLUMNS, [_row(shard, beyond, drained) for shard in listed])
+        print_table(COLUMNS, [_row(shard, drained) for shard in listed])
         print_silent(silent)
     return 1 if silent else 0
 
 
-async def _count_beyond_bounds(listed: Sequence[InspectedShard], pools: Pools) -> dict[str, int]:
-
-    async def count(address: ShardAddress) -> int:
-        rows = await fetch_from_shard(pools.ensure_pool(address), QUERIES["count_beyond_bounds"])
-        return rows[0]["count"] if rows else 0
-
-    return await query_all_shards([shard.address for shard in listed if not shard.is_silent], count)
-
-
-def _members(shard: InspectedShard, beyond: Mapping[str, int], drained: Collection[str]) -> dict[str, Any]:
+def _members(shard: InspectedShard, drained: Collection[str]) -> dict[str, Any]:
     view = {name: value for name, value in shard_view(shard).items() if value is not None}
     view |= {"odd": [scrub_text(one) for one in view["odd"]]} if "odd" in view else {}
-    view |= {"drained": True} if shard.address.shard_id in drained else {}
-    count = beyond.get(shard.address.shard_id)
-    return view if count is None else view | {"documentsBeyondBounds": count}
+    return view | ({"drained": True} if shard.address.shard_id in drained else {})
 
 
-def _row(shard: InspectedShard, beyond: Mapping[str, int], drained: Collection[str]) -> tuple[object, ...]:
-    view = _members(shard, beyond, drained)
-    count = view.get("documentsBeyondBounds")
-    odd = [*view.get("odd", ()), *([f"{count} documents beyond the bounds of data"] if count else [])]
-    odd += ["drained: takes no tenants"] if "drained" in view else []
+def _row(shard: InspectedShard, drained: Collection[str]) -> tuple[object, ...]:
+    view = _members(shard, drained)
+    odd = [*view.get("odd", ()), *(["drained: takes no tenants"] if "drained" in view else [])]
     state = shard.health.state
     return (
         view["shardId"],

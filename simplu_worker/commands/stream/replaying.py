@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -15,7 +14,7 @@ from typing import Any
 from simplu_worker.assembly.aws import consumer_name, open_lease_table, open_stream, open_stream_consumers
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.assembly.worker import reader_settings
-from simplu_worker.commands.output import LINE_INTERVAL_S, print_json, print_note, print_table
+from simplu_worker.commands.output import ProgressLine, print_json, print_note, print_table
 from simplu_worker.commands.running import require_settings
 from simplu_worker.commands.stream.outcomes import LastPoll, find_operations
 from simplu_worker.commands.stream.replay_rules import (
@@ -160,7 +159,8 @@ async def replay(settings: Settings, chosen: ReplayRange, *, apply: bool, as_jso
         leases = {lease.lease_key: lease for lease in await table.scan()}
         totals.left |= _left_the_stream(chosen, (await stream.describe()).retention)
         memory = PrefetchMemory(settings.prefetch_max_bytes)
-        stream_replay = _StreamReplay(stream, sink, rules, memory, chosen, leases, totals)
+        progress = stack.enter_context(ProgressLine("no record read yet"))
+        stream_replay = _StreamReplay(stream, sink, rules, memory, chosen, leases, totals, progress)
         for generation in generations(await stream.list_stream_shards()):
             if stream_replay.has_failed:
                 break  # operations of the children must not come before those of their parents
@@ -212,9 +212,9 @@ class _StreamReplay:
     chosen: ReplayRange
     leases: Mapping[str, Lease]
     totals: ReplayTotals
+    progress: ProgressLine
     has_failed: bool = False  # a stream shard could not be read
     lags_s: dict[str, float] = field(default_factory=dict)  # of the stream shards that are being read
-    shown_at: float = field(default_factory=time.monotonic)
 
     async def read(self, generation: Sequence[StreamShard]) -> None:
         """Read these stream shards concurrently, each to its tip, its end, or the end of the range."""
@@ -274,13 +274,10 @@ class _StreamReplay:
         return start if is_before else AtSequenceNumber(lease.checkpoint.checkpoint)
 
     def _show_progress(self, cursor: Cursor) -> None:
-        if time.monotonic() - self.shown_at < LINE_INTERVAL_S:
-            return
-        self.shown_at = time.monotonic()
         decided = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.totals.outcomes.items()))
         trouble = f"; {cursor.trouble}" if cursor.trouble else ""
         behind_s = max(self.lags_s.values(), default=0.0)
-        print_note(
+        self.progress.tell(
             f"{self.totals.record_count} records read ({decided or 'no outcome yet'}), {behind_s:.0f} s to go{trouble}"
         )
 

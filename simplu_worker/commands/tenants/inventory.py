@@ -25,7 +25,7 @@ from simplu_worker.commands.tenants.rules import (
 )
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import RetryableError, WorkerError
-from simplu_worker.operations.operation import is_id, tenant_id_of
+from simplu_worker.operations.operation import is_id
 from simplu_worker.shards.postgres.address import AddressRefusedError, ShardAddress
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import DESTROYED_STATES
@@ -40,23 +40,10 @@ BUSINESS_INFO_ATTEMPTS: Final = 5  # of each request, so that one throttled requ
 LOCATES_AT_ONCE: Final = 16
 
 
-class ListedTenant(msgspec.Struct, frozen=True):
-    """A tenant that business-info lists."""
-
-    business_id: str
-    location_id: str
-    listing: BusinessListing
-
-    @property
-    def tenant_id(self) -> str:
-        """The id of the tenant."""
-        return tenant_id_of(self.business_id, self.location_id)
-
-
 class ListingPage(msgspec.Struct, frozen=True):
     """A page of the tenants that business-info lists, and its unreadable entries."""
 
-    tenants: list[ListedTenant]
+    tenants: list[AuditSubject]
     unreadable: list[Difference]
 
 
@@ -71,7 +58,7 @@ class TenantInventory:
 
     async def read_listed(self) -> AsyncGenerator[ListingPage, None]:
         """Yield the entries of business-info, about a page of tenants at a time."""
-        tenants: list[ListedTenant] = []
+        tenants: list[AuditSubject] = []
         async for businesses in self._business_info.scan_pages(page_size=self._page_size):
             unreadable: list[Difference] = []
             for business in businesses:
@@ -84,11 +71,17 @@ class TenantInventory:
         if tenants:
             yield ListingPage(tenants, [])
 
-    async def gather_subjects(self, tenants: Sequence[ListedTenant], *, located: bool = True) -> list[AuditSubject]:
-        """Return the entries of *tenants*, in their order. Without *located* the routing is not queried."""
-        return await self._gather(
-            [(tenant.business_id, tenant.location_id, tenant.listing) for tenant in tenants], located=located
-        )
+    async def gather_subjects(self, tenants: Sequence[AuditSubject], *, located: bool = True) -> list[AuditSubject]:
+        """Return *tenants*, in their order, with their rows; without *located* the routing is not queried."""
+        ids = [tenant.tenant_id for tenant in tenants]
+        rows, silent = await self._fetch_rows(ids)
+        names = await self._locate_all(ids) if located else {}
+        subjects = []
+        for tenant in tenants:
+            shard_id, refusal = names.get(tenant.tenant_id, (None, None))
+            found = {"rows": rows.get(tenant.tenant_id, []), "named_shard_id": shard_id, "refusal": refusal}
+            subjects.append(msgspec.structs.replace(tenant, **found, silent=silent))
+        return subjects
 
     async def read_unlisted(self) -> AsyncIterator[list[AuditSubject]]:
         """Yield the tenants that have a home and are not in business-info, each with the first of its homes."""
@@ -96,29 +89,6 @@ class TenantInventory:
             async for rows in self._read_pages(address):
                 subjects = await self._find_unlisted(rows)
                 yield [subject for subject in subjects if _first_home(subject) in {None, address.shard_id}]
-
-    async def locate(self, tenant_id: str) -> tuple[str | None, str | None]:
-        """Return the shard to which a tenant is routed, or None and why that shard may not be used, or None twice."""
-        try:
-            address = await self._shards.locator.locate(tenant_id)
-        except AddressRefusedError as exc:
-            return None, str(exc)
-        return (None if address is None else address.shard_id), None
-
-    async def _gather(
-        self, tenants: Sequence[tuple[str, str, BusinessListing | None]], *, located: bool
-    ) -> list[AuditSubject]:
-        ids = [tenant_id_of(business_id, location_id) for business_id, location_id, _ in tenants]
-        rows, silent = await self._fetch_rows(ids)
-        names = await self._locate_all(ids) if located else {}
-        subjects = []
-        for tenant_id, (business_id, location_id, listing) in zip(ids, tenants, strict=True):
-            shard_id, refusal = names.get(tenant_id, (None, None))
-            subject = AuditSubject(
-                business_id, location_id, listing, rows.get(tenant_id, []), shard_id, refusal, silent
-            )
-            subjects.append(subject)
-        return subjects
 
     async def _fetch_rows(self, tenant_ids: Sequence[str]) -> tuple[Mapping[str, list[AuditedRow]], list[str]]:
         survey = await self._shards.gateway.survey("find_tenants", list(tenant_ids))
@@ -134,7 +104,11 @@ class TenantInventory:
 
         async def locate() -> None:
             for tenant_id in left:
-                named[tenant_id] = await self.locate(tenant_id)
+                try:
+                    address = await self._shards.locator.locate(tenant_id)
+                    named[tenant_id] = None if address is None else address.shard_id, None
+                except AddressRefusedError as exc:
+                    named[tenant_id] = None, str(exc)
 
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -168,13 +142,13 @@ class TenantInventory:
         absent = [row for row in living if not _is_listed(businesses.get(row.business_id), row.location_id)]
         if not absent:
             return []
-        return await self._gather([(row.business_id, row.location_id, None) for row in absent], located=True)
+        return await self.gather_subjects([AuditSubject(row.business_id, row.location_id, None) for row in absent])
 
 
-def listed_tenants(business: Business) -> list[ListedTenant]:
+def listed_tenants(business: Business) -> list[AuditSubject]:
     """Return the tenants of a business, in order of location."""
     return [
-        ListedTenant(
+        AuditSubject(
             business.id, location_id, BusinessListing(business.business_type, location_id not in business.inactive)
         )
         for location_id in sorted(business.locations)
@@ -325,7 +299,7 @@ async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, pa
         known = await find_known_types(shards.locator, shards.pools)
         async for page in inventory.read_listed():
             planned = await _plan_page(inventory, page, known)
-            there_count += sum(tenant.listing.is_active for tenant in page.tenants) + len(page.unreadable)
+            there_count += sum(tenant.is_wanted for tenant in page.tenants) + len(page.unreadable)
             there_count -= len(planned)
             if apply:
                 planned = await _carry_out(shards.provisioner, planned)
@@ -370,9 +344,7 @@ def plan_tenant(subject: AuditSubject, known_types: Collection[str]) -> PlannedT
 async def _plan_page(
     inventory: TenantInventory, page: ListingPage, known_types: Collection[str]
 ) -> list[PlannedTenant]:
-    subjects = await inventory.gather_subjects(
-        [tenant for tenant in page.tenants if tenant.listing.is_active], located=False
-    )
+    subjects = await inventory.gather_subjects([tenant for tenant in page.tenants if tenant.is_wanted], located=False)
     planned = [PlannedTenant(ProvisionStep.UNREADABLE, one.business_id, detail=one.detail) for one in page.unreadable]
     ids: set[str] = set()
     for subject in subjects:

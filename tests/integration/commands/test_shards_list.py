@@ -9,12 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import msgspec
 import pytest
 from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker, copy_shard, execute
 from support.postgres.faults import frozen
-from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
+from support.postgres.tenant_cases import TENANT, add_tenant
 from support.settings import settings_of
 
 from simplu_local.postgres.server import PostgresServer
@@ -25,7 +24,6 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange
 from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
-from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.health.assessment import ShardSilence, Usage
 from simplu_worker.shards.health.prober import inspect_all_shards, inspect_shard
 from simplu_worker.shards.health.registry import HealthRegistry
@@ -190,25 +188,3 @@ async def test_tenants_list_names_the_silent_shards(
     answer = json.loads(capfd.readouterr().out)
     assert [(tenant["businessId"], tenant["locationId"]) for tenant in answer["tenants"]] == [TENANT]
     assert answer["shardsWithoutAnswer"] == ["shard-2"]
-
-
-async def test_list_counts_documents_beyond_the_bounds(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with_bomb, other = await make_shard("shard-1"), await make_shard("shard-2")
-    async with routed_shards([with_bomb]) as routed:
-        case = TenantCase(routed.pools.ensure_pool(with_bomb), TENANT)
-        await add_tenant(case.pool)
-        bomb = case.operation("create", "r1", f'{{"a": [{",".join(["1e131071"] * 2000)}]}}')
-        usual = case.operation("create", "r2", {f"m{number}": number for number in range(1000)})
-        unbounded = msgspec.structs.replace(bomb, exceeds_bounds=False)
-        assert await case.apply(unbounded, usual) == [SUCCEEDED] * 2
-    settings = settings_of(tmp_path, with_bomb, other)
-
-    assert await list_shards(settings, as_json=True) == 0
-    listed = by_id(json.loads(capsys.readouterr().out)["shards"])
-    assert [listed[name]["documentsBeyondBounds"] for name in ("shard-1", "shard-2")] == [1, 0]
-
-    assert await list_shards(settings, as_json=False) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert shown.count("beyond") == 1

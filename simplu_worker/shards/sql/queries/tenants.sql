@@ -40,14 +40,6 @@ WHERE id = ANY($1::pg_catalog.text[]);
 -- The rows of all tenants of one business. Uses an index.
 SELECT id, business_id, location_id, state FROM public.tenants WHERE business_id = $1;
 
--- name: count_beyond_bounds
--- How many documents are beyond the bounds of data, as an adopted shard may have; those that take under 500 bytes are
--- not looked at. Scans the table.
-SELECT pg_catalog.count(*) AS count
-FROM public.resources
-CROSS JOIN LATERAL (SELECT resources.data || '{}'::pg_catalog.jsonb AS document OFFSET 0) AS checked
-WHERE pg_catalog.pg_column_size(resources.data) >= 500 AND NOT :is_within_bounds;
-
 -- name: count_tenants
 SELECT pg_catalog.count(*) FROM public.tenants WHERE state <> 'destroyed';
 
