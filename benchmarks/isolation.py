@@ -46,16 +46,13 @@ from support.load.testbed import Flow, PhaseResult, Testbed
 from support.postgres.faults import (
     frozen,
     in_recovery,
-    is_writable,
     killed,
-    on_small_disk,
     read_only,
     slowed,
     without_connections,
-    without_disk,
 )
-from support.postgres.small_disk import NoDiskError
 
+from benchmarks.small_disk import NoDiskError, is_writable, on_small_disk, without_disk
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from support.postgres.databases import execute
-from support.postgres.installed import running_server
 from support.requires import ROOT, require
 
-from simplu_local.postgres.server import INITIAL_DATA_VARIABLE, PROGRAMS_VARIABLE
+from simplu_local.postgres.server import INITIAL_DATA_VARIABLE, PROGRAMS_VARIABLE, PostgresPrograms, PostgresServer
+from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import ensure_schema
@@ -58,7 +58,9 @@ def test_worker_does_the_same_on_postgres_14(tmp_path: Path) -> None:
 @pytest.mark.slow(5)
 async def test_check_ends_well_on_the_oldest_version() -> None:
     require("PostgreSQL 14", found=(OLDEST / "postgres").is_file(), how=NODE_PACKAGES)
-    async with running_server(OLDEST, database="shard") as server:
+    with ProcessGroup() as group:
+        server = PostgresServer(group, PostgresPrograms.find(group.directory, folder=OLDEST), database="shard")
+        await server.start()
         url = server.url_of("shard")
         pool = ShardPool(ShardAddress("database", url), size=1)
         await ensure_schema(pool)

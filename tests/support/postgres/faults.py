@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import asyncpg
-from support.postgres.small_disk import SmallDisk, small_disk
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import StackError, poll_until
-from simplu_local.processes.watchdog import ProcessGroup
 
 CONNECT_TIMEOUT_S = 10.0
 TAKES_HOLD_WITHIN_S = 180.0  # on a machine that has much other work
-TABLESPACE = "small_disk"
 OTHERS_END = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 WHERE backend_type = 'client backend' AND pid <> ALL($1::int[])
@@ -70,7 +67,7 @@ async def read_only(server: PostgresServer) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def in_recovery(server: PostgresServer) -> AsyncIterator[None]:
     """Restart a server as a standby, which takes no writes; at the end it is promoted."""
-    async with _connected(server) as connection:
+    async with connected(server) as connection:
         data = Path(await connection.fetchval("SHOW data_directory"))
     await server.stop()
     _note_standby(data)
@@ -78,14 +75,14 @@ async def in_recovery(server: PostgresServer) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        async with _connected(server) as connection:
+        async with connected(server) as connection:
             await connection.execute("SELECT pg_promote(true)")
 
 
 @contextlib.asynccontextmanager
 async def slowed(server: PostgresServer, *tables: str, statement_s: float = 1.0) -> AsyncIterator[None]:
     """Let each statement that writes one of *tables* of the server's own database take so much longer."""
-    async with _connected(server, server.database) as connection:
+    async with connected(server, server.database) as connection:
         await connection.execute(SLOW_FUNCTION.format(seconds=statement_s))
         for table in tables:
             await connection.execute(SLOW_TRIGGER.format(table=table))
@@ -117,48 +114,7 @@ async def without_connections(server: PostgresServer) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def on_small_disk(server: PostgresServer, group: ProcessGroup, size_bytes: int) -> AsyncIterator[SmallDisk]:
-    """Keep the tables of a server's own database, not its write-ahead log, on a disk that can be filled.
-
-    They are moved there and back, and nobody can use them until then. Raises `NoDiskError` if no disk can be mounted.
-    """
-    async with _connected(server) as connection:
-        folder = Path(await connection.fetchval("SHOW data_directory")).parent
-    async with small_disk(group, folder / TABLESPACE, size_bytes) as disk:
-        async with _connected(server, server.database) as connection:
-            await connection.execute(f"CREATE TABLESPACE {TABLESPACE} LOCATION '{disk.folder}'")
-        await _move_tables(server, "pg_default", TABLESPACE)
-        try:
-            yield disk
-        finally:
-            await _move_tables(server, TABLESPACE, "pg_default")
-            async with _connected(server, server.database) as connection:
-                await connection.execute(f"DROP TABLESPACE {TABLESPACE}")
-
-
-@contextlib.asynccontextmanager
-async def without_disk(server: PostgresServer, disk: SmallDisk, *tables: str) -> AsyncIterator[None]:
-    """Fill *disk*, which has a server's tables, and the free space within the pages of *tables*."""
-    async with _connected(server, server.database) as connection:
-        await connection.execute(f"VACUUM FULL {', '.join(tables)}")
-    await asyncio.to_thread(disk.fill)
-    try:
-        yield
-    finally:
-        disk.clear()
-
-
-async def is_writable(server: PostgresServer, statement: str) -> bool:
-    try:
-        async with _connected(server, server.database) as connection:
-            await connection.execute(statement)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        return False
-    return True
-
-
-@contextlib.asynccontextmanager
-async def _connected(server: PostgresServer, database: str = "postgres") -> AsyncIterator[Connection]:
+async def connected(server: PostgresServer, database: str = "postgres") -> AsyncIterator[Connection]:
     connection = await asyncpg.connect(
         server.url_of(database), timeout=CONNECT_TIMEOUT_S, command_timeout=TAKES_HOLD_WITHIN_S
     )
@@ -179,11 +135,11 @@ async def _set(server: PostgresServer, name: str, value: str | None) -> None:
     """Set a setting of the whole server, its default without *value*, and wait until new connections have it."""
 
     async def holds() -> bool:
-        async with _connected(server) as connection:
+        async with connected(server) as connection:
             shown = await connection.fetchrow("SELECT setting, boot_val FROM pg_settings WHERE name = $1", name)
         return shown is not None and shown["setting"] == (shown["boot_val"] if value is None else value)
 
-    async with _connected(server) as connection:
+    async with connected(server) as connection:
         change = f"RESET {name}" if value is None else f"SET {name} = '{value}'"
         await connection.execute(f"ALTER SYSTEM {change}")
         await connection.execute("SELECT pg_reload_conf()")
@@ -199,20 +155,3 @@ async def _take_all(server: PostgresServer, taken: list[Connection]) -> None:
         except asyncpg.TooManyConnectionsError:
             return
     raise StackError(f"Postgres {server.database} still takes connections after {len(taken)}")
-
-
-async def _move_tables(server: PostgresServer, source: str, target: str) -> None:
-    """Move all tables and indexes, in whatever order the server has them.
-
-    A worker's transaction may have taken some of them in another order: it goes first.
-    """
-    async with _connected(server, server.database) as connection:
-        for kind in ("TABLE", "INDEX"):
-            deadline = asyncio.get_running_loop().time() + TAKES_HOLD_WITHIN_S
-            while True:
-                try:
-                    await connection.execute(f"ALTER {kind} ALL IN TABLESPACE {source} SET TABLESPACE {target}")
-                    break
-                except asyncpg.DeadlockDetectedError:
-                    if asyncio.get_running_loop().time() > deadline:
-                        raise

@@ -72,18 +72,6 @@ async def eventually(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def use_slot(pair: Pair, name: str) -> None:
-    before = await senders(pair)
-    await execute(pair.standby.url, f"ALTER SYSTEM SET primary_slot_name = '{name}'")
-    await execute(pair.standby.url, "SELECT pg_reload_conf()")
-
-    async def streams_anew() -> bool:
-        return await senders(pair) not in ([], before)
-
-    assert await poll_until(streams_anew, within_s=PATIENCE_S)
-    await pair.standby.wait_streaming()
-
-
 async def sender_count_is(pair: Pair, count: int) -> None:
     async def is_so() -> bool:
         return len(await senders(pair)) == count

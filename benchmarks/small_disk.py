@@ -1,12 +1,13 @@
 """A disk of a few megabytes, to be filled: a tmpfs, mounted by a process that takes it away at its own end.
 
-    python -m support.postgres.small_disk FOLDER BYTES UID
+    python -m benchmarks.small_disk FOLDER BYTES UID
 
 Needs the right to mount, as root has it. The process is one of a `ProcessGroup`, so that no mount outlives the group.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -16,14 +17,19 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import asyncpg
+from support.postgres.faults import TAKES_HOLD_WITHIN_S, connected
+
 from simplu_local.processes.loopback import poll_until
 
 if TYPE_CHECKING:
+    from simplu_local.postgres.server import PostgresServer
     from simplu_local.processes.watchdog import ProcessGroup
 
 MOUNT_WITHIN_S = 60.0
 UNMOUNT_WITHIN_S = 10.0
 BLOCK_BYTES = 4096
+TABLESPACE = "small_disk"
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -39,11 +45,13 @@ class SmallDisk:
 
     @property
     def free_bytes(self) -> int:
+        """The free space."""
         free = os.statvfs(self.folder)
         return free.f_bavail * free.f_frsize
 
     @property
     def is_mounted(self) -> bool:
+        """Whether it is there."""
         return os.path.ismount(self.folder)
 
     def fill(self) -> None:
@@ -57,6 +65,7 @@ class SmallDisk:
                     file.write(bytes(BLOCK_BYTES))
 
     def clear(self) -> None:
+        """Remove what fills it."""
         self._filler.unlink(missing_ok=True)
 
     @property
@@ -93,7 +102,7 @@ def _mount(group: ProcessGroup, folder: Path, size_bytes: int) -> tuple[subproce
     folder.mkdir(mode=0o700)
     log_path = group.directory / f"{folder.parent.name}-{folder.name}.log"
     owner = str(folder.parent.stat().st_uid)
-    argv = [sys.executable, "-m", "support.postgres.small_disk", str(folder), str(size_bytes), owner]
+    argv = [sys.executable, "-m", "benchmarks.small_disk", str(folder), str(size_bytes), owner]
     return group.spawn(argv, log_path=log_path), log_path
 
 
@@ -106,7 +115,67 @@ def _remove(folder: Path) -> None:
         folder.rmdir()
 
 
+@contextlib.asynccontextmanager
+async def on_small_disk(server: PostgresServer, group: ProcessGroup, size_bytes: int) -> AsyncIterator[SmallDisk]:
+    """Keep the tables of a server's own database, not its write-ahead log, on a disk that can be filled.
+
+    They are moved there and back, and nobody can use them until then. Raises `NoDiskError` if no disk can be mounted.
+    """
+    async with connected(server) as connection:
+        folder = Path(await connection.fetchval("SHOW data_directory")).parent
+    async with small_disk(group, folder / TABLESPACE, size_bytes) as disk:
+        async with connected(server, server.database) as connection:
+            await connection.execute(f"CREATE TABLESPACE {TABLESPACE} LOCATION '{disk.folder}'")
+        await _move_tables(server, "pg_default", TABLESPACE)
+        try:
+            yield disk
+        finally:
+            await _move_tables(server, TABLESPACE, "pg_default")
+            async with connected(server, server.database) as connection:
+                await connection.execute(f"DROP TABLESPACE {TABLESPACE}")
+
+
+@contextlib.asynccontextmanager
+async def without_disk(server: PostgresServer, disk: SmallDisk, *tables: str) -> AsyncIterator[None]:
+    """Fill *disk*, which has a server's tables, and the free space within the pages of *tables*."""
+    async with connected(server, server.database) as connection:
+        await connection.execute(f"VACUUM FULL {', '.join(tables)}")
+    await asyncio.to_thread(disk.fill)
+    try:
+        yield
+    finally:
+        disk.clear()
+
+
+async def is_writable(server: PostgresServer, statement: str) -> bool:
+    """Return whether a server takes a statement."""
+    try:
+        async with connected(server, server.database) as connection:
+            await connection.execute(statement)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        return False
+    return True
+
+
+async def _move_tables(server: PostgresServer, source: str, target: str) -> None:
+    """Move all tables and indexes, in whatever order the server has them.
+
+    A worker's transaction may have taken some of them in another order: it goes first.
+    """
+    async with connected(server, server.database) as connection:
+        for kind in ("TABLE", "INDEX"):
+            deadline = asyncio.get_running_loop().time() + TAKES_HOLD_WITHIN_S
+            while True:
+                try:
+                    await connection.execute(f"ALTER {kind} ALL IN TABLESPACE {source} SET TABLESPACE {target}")
+                    break
+                except asyncpg.DeadlockDetectedError:
+                    if asyncio.get_running_loop().time() > deadline:
+                        raise
+
+
 def main() -> None:
+    """Mount the disk of the arguments until the process is ended."""
     folder, size_bytes, uid = sys.argv[1:]
     signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     options = f"size={size_bytes},mode=0700,uid={uid}"
