@@ -56,25 +56,19 @@ def _pair() -> Iterator[Pair]:
 
 @pytest.fixture
 async def pair(_pair: Pair) -> AsyncIterator[Pair]:
-    """Give a pair that both run on."""
     async for pair in restored(_pair):
         yield pair
 
 
 class CountingPools(Pools):
-    """Pools that count the checks of waiting commits: each check asks for the pool of its shard."""
-
     look_count = 0
 
     def by_shard_id(self) -> Mapping[str, ShardPool]:
-        """Count."""
         self.look_count += 1
         return super().by_shard_id()
 
 
 class Shard:
-    """One shard, what waits for its commits, and a clock that a test can put forward."""
-
     def __init__(self, pools: CountingPools, pool: ShardPool, tasks: asyncio.TaskGroup) -> None:
         self.pools = pools
         self.pool = pool
@@ -83,59 +77,49 @@ class Shard:
         self._tasks = tasks
 
     async def applied(self, count: int = 1) -> list[Operation]:
-        """Return operations that were committed just now."""
         operations = [operation("create", f"r{next(_numbers)}", "{}") for _ in range(count)]
         outcomes = await writer_of(self.pool).apply(operations)
         assert {outcome.disposition for outcome in outcomes} == {"applied"}
         return operations
 
     async def are_safe(self, operations: Sequence[Operation]) -> None:
-        """Return once they are."""
         async with asyncio.timeout(60):
             await self.commits.wait_for_operations(SHARD_ID, operations)
 
     def wait_for(self, operations: Sequence[Operation]) -> asyncio.Task[None]:
-        """Wait for them during the block."""
         return self._tasks.create_task(self.are_safe(operations))
 
     async def looks_in_vain(self, *tasks: asyncio.Task[None]) -> None:
-        """Return after some checks that ended none of *tasks*."""
         seen = self.pools.look_count
         await eventually(lambda: self.pools.look_count >= seen + 3)
         assert [task for task in tasks if task.done()] == []
 
     async def note_server(self) -> Server:
-        """Return the server as a transaction notes it."""
         async with self.pool.transaction() as connection:
             return await note_server(connection)
 
     async def facts(self) -> ReplicationFacts:
-        """Return the facts of an answer of now."""
         async with self.pool.connection() as connection:
             *columns, _ = await connection.fetchrow(QUERIES["read_replication"], [], [])
         return facts_of(columns)
 
     def wait_for_read(self, facts: ReplicationFacts) -> asyncio.Task[None]:
-        """Wait during the block for what an answer with *facts* has shown."""
         return self._tasks.create_task(self.commits.wait_for_read(SHARD_ID, facts))
 
     @property
     def safety(self) -> list[str]:
-        """The value of the metric."""
         name = "simplu_shard_commit_safety"
         return [one for one in CommitSafety if REGISTRY.get_sample_value(name, {"shard_id": SHARD_ID, "safety": one})]
 
 
 @asynccontextmanager
 async def open_shard(address: ShardAddress) -> AsyncIterator[Shard]:
-    """Open a shard."""
     async with CountingPools(size=4) as pools, asyncio.TaskGroup() as tasks:
         yield Shard(pools, pools.ensure_pool(address), tasks)
 
 
 @pytest.fixture
 async def shard(pair: Pair) -> AsyncIterator[Shard]:
-    """Give a shard on the primary, with the usual tenant."""
     async with open_shard(await copy_shard(pair.primary)) as shard:
         await add_tenant(shard.pool)
         yield shard
@@ -143,7 +127,6 @@ async def shard(pair: Pair) -> AsyncIterator[Shard]:
 
 @asynccontextmanager
 async def without_wal_writer(pair: Pair) -> AsyncIterator[None]:
-    """Stop the process that flushes what no commit waits for: it could be in time by chance."""
     connection = await asyncpg.connect(pair.primary.url)
     try:
         pid = await connection.fetchval("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import msgspec
@@ -20,12 +19,10 @@ ZEROS = f'{{"a": [{",".join(["0e-16383"] * 7000)}]}}'
 
 
 def without_bounds(operation: Operation) -> Operation:
-    """Return *operation* as a worker decodes it that has no bounds."""
     return msgspec.structs.replace(operation, exceeds_bounds=False)
 
 
 async def stored_before(tenant: TenantCase, data: str, resource_id: str = "r1") -> None:
-    """Store *data* whatever its size."""
     created = without_bounds(tenant.operation("create", resource_id, data))
     assert await tenant.apply(created) == [SUCCEEDED]
 
@@ -42,33 +39,6 @@ async def test_bomb_is_invalid_data_and_its_neighbours_are_applied(tenant: Tenan
     assert await tenant.resources() == {("patient", "old"): {"v": 1}, ("patient", "r1"): {}, ("patient", "r2"): {}}
     assert await tenant.apply(bomb) == [DUPLICATE]
     assert await tenant.apply(without_bounds(bomb)) == [DUPLICATE]
-
-
-async def test_bomb_is_a_duplicate_when_a_worker_with_other_bounds_applied_it(tenant: TenantCase) -> None:
-    bomb = tenant.operation("create", "r1", BOMB)
-    assert await tenant.apply(without_bounds(bomb)) == [SUCCEEDED]
-
-    assert await tenant.apply(bomb) == [DUPLICATE]
-
-    assert (await tenant.log())[bomb.request_id] == ("succeeded", None)
-
-
-def nested(depth: int) -> str:
-    """Return a document nested *depth* deep."""
-    return '{"a":' * (depth - 1) + "{}" + "}" * (depth - 1)
-
-
-async def test_data_is_stored_read_and_merged_up_to_the_bound_of_levels(tenant: TenantCase) -> None:
-    patch = '{"a":' * 511 + '{"b": 1}' + "}" * 511
-    reading = tenant.operation("read", "r1")
-
-    outcomes = await tenant.apply(
-        tenant.operation("create", "r1", nested(512)), tenant.operation("patch", "r1", patch), reading
-    )
-
-    assert outcomes == [SUCCEEDED] * 3
-    (row,) = await fetch(tenant.pool, "SELECT data::text AS text FROM resources WHERE id = $1", tenant.tenant_id)
-    assert row["text"].replace(" ", "") == patch.replace(" ", "")
 
 
 async def test_numbers_are_stored_up_to_the_bounds(tenant: TenantCase) -> None:
@@ -136,28 +106,3 @@ async def test_patches_end_as_invalid_data_when_each_adds_a_little(tenant: Tenan
     assert outcomes == [SUCCEEDED] * 11 + [INVALID_DATA, INVALID_DATA] + [SUCCEEDED] * 2
     stored: Any = (await tenant.resources())["patient", "r1"]
     assert sorted(stored) == sorted(f"m{number}" for number in range(10))
-
-
-async def test_patches_are_merged_once_more_only_when_a_resource_is_found_to_be_large(tenant: TenantCase) -> None:
-    large = json.dumps({f"m{number}": "x" * 100 for number in range(2000)})
-    ids = [f"r{number}" for number in range(3)]
-    await tenant.apply(*(tenant.operation("create", name, large) for name in ids), tenant.operation("create", "s", {}))
-    batch = [
-        one
-        for name in ids
-        for one in (
-            tenant.operation("patch", name, {"m0": name, "m1": None}),
-            tenant.operation("patch", "s", {name: 1}),
-            tenant.operation("patch", name, {"n": {"o": 1, "p": None}}),
-        )
-    ]
-
-    assert await tenant.apply(*batch) == [SUCCEEDED] * len(batch)
-
-    stored: Any = await tenant.resources()
-    for name in ids:
-        assert "m1" not in stored["patient", name]
-        assert stored["patient", name]["m0"] == name
-        assert stored["patient", name]["n"] == {"o": 1}
-        assert len(stored["patient", name]) == 2000
-    assert stored["patient", "s"] == dict.fromkeys(ids, 1)

@@ -43,7 +43,6 @@ LATE = ARRIVED_AT + TENANT_WAIT + timedelta(seconds=1)
 
 @pytest.fixture
 async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
-    """Give an active tenant on a shard with one connection."""
     # A test that locks a row may take long to let it go.
     pool = ShardPool(await make_shard(), size=1, timeouts=ShardTimeouts(row_lock_s=60.0))
     await add_tenant(pool)
@@ -53,7 +52,6 @@ async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
 
 @pytest.fixture
 async def writer(case: TenantCase) -> ShardWriter:
-    """Give a writer that has read the tenant's row, by a batch that made the resource `r0`."""
     writer = writer_of(case.pool)
     assert await writer.apply([case.operation("create", "r0", {"v": 0})]) == [SUCCEEDED]
     return writer
@@ -61,14 +59,12 @@ async def writer(case: TenantCase) -> ShardWriter:
 
 @pytest.fixture
 async def rival(case: TenantCase) -> AsyncIterator[asyncpg.Connection[Any]]:
-    """Give a connection of another program."""
     connection = await asyncpg.connect(case.pool.address.connection_string)
     yield connection
     await connection.close()
 
 
 def claim_of(number: int = 0, *tokens: str) -> PositionClaim:
-    """Return what the reader of a stream shard claims."""
     return PositionClaim(STREAM, f"shardId-{number:012}", StreamPosition("7/0"), fencing_tokens=list(tokens))
 
 

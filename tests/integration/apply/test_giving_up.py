@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-import asyncpg
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.postgres.databases import ShardMaker
-from support.postgres.log_rows import empty_log, made_up_rows
+from support.postgres.log_rows import empty_log
 from support.postgres.tenant_cases import (
     ARRIVED_AT,
     NO_CHECKS,
@@ -41,14 +40,9 @@ pytestmark = pytest.mark.slow
 PATIENT = ShardTimeouts(row_lock_s=60.0)  # a test that locks a row may take long to let it go
 NOT_FOUND = failed(Failure.NOT_FOUND)
 R1 = ("patient", "r1")
-REPLACED = made_up_rows(tenant_id="$2", request_id="$1", digest="$3")
-GIVEN_UP_AGAIN = made_up_rows(
-    tenant_id="$2", request_id="$1", digest="$3", error="'retries_exhausted'", sequence_number="'999'"
-)
 
 
 def replayed(sent: Operation, sequence_number: str | None, *, source: Source = Source.KINESIS) -> Operation:
-    """Return the same operation from another place, an hour later."""
     origin = msgspec.structs.replace(
         sent.origin,
         source=source,
@@ -62,7 +56,6 @@ def replayed(sent: Operation, sequence_number: str | None, *, source: Source = S
 
 @pytest.fixture
 async def tenant(tenant: TenantCase) -> AsyncIterator[TenantCase]:
-    """Give a tenant of which locked rows are waited for."""
     pool = ShardPool(tenant.pool.address, size=4, timeouts=PATIENT)
     yield TenantCase(pool, tenant.ids)
     await pool.close()
@@ -70,7 +63,6 @@ async def tenant(tenant: TenantCase) -> AsyncIterator[TenantCase]:
 
 @pytest.fixture
 async def shard(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
-    """Give a shard of the test's own, of which locked rows are waited for as well."""
     pool = ShardPool(await make_shard(), size=4, timeouts=PATIENT)
     yield pool
     await pool.close()
@@ -78,7 +70,6 @@ async def shard(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
 
 @pytest.fixture
 def sent(tenant: TenantCase) -> Operation:
-    """Give an operation that will be given up."""
     return tenant.operation("create", data={"v": 1}, sequence_number="100")
 
 
@@ -213,39 +204,8 @@ async def test_replay_is_applied_once_when_two_readers_apply_it_at_once(shard: S
     assert sorted(await case.resources()) == [R1, ("patient", "r2")]
 
 
-async def test_replay_looks_again_when_the_row_it_would_replace_changes_meanwhile(tenant: TenantCase) -> None:
-    rival = await asyncpg.connect(tenant.pool.address.connection_string)
-    wanted = "WHERE request = simplu_key($1)"
-    moved = f"UPDATE log_rows SET request = '\\x03'::bytea || request || repeat('x', 10)::bytea {wanted}"
-    changes = (
-        ((), SUCCEEDED),
-        ((moved, REPLACED), DUPLICATE),
-        ((moved, GIVEN_UP_AGAIN), DUPLICATE),
-        ((f"DELETE FROM log_rows {wanted}",), SUCCEEDED),
-    )
-    for number, (statements, expected) in enumerate(changes):
-        sent = tenant.operation("create", f"r{number}", {}, sequence_number="100")
-        await tenant.give_up(sent)
-        await rival.execute("BEGIN")
-        await rival.execute(f"SELECT FROM log_rows {wanted} FOR UPDATE", sent.request_id)
-
-        async with asyncio.TaskGroup() as tasks:
-            applying = tasks.create_task(tenant.apply(replayed(sent, "200")))
-            await waiters(rival)  # it has seen the row, and would replace it
-            for statement in statements:
-                arguments = (sent.request_id, tenant.tenant_id, sent.digest)
-                await rival.execute(statement, *arguments[: 3 if "$3" in statement else 1])
-            await rival.execute("COMMIT")
-
-        assert applying.result() == [expected], statements
-        assert (("patient", f"r{number}") in await tenant.resources()) == (expected == SUCCEEDED)
-    await rival.close()
-
-
 @dataclass
 class Known:
-    """The expected row of one request id."""
-
     place: int
     is_given_up: bool
 

@@ -25,7 +25,6 @@ INVALID_DATA = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_
 
 @pytest.fixture
 async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
-    """Give an active tenant on a shard with one connection."""
     pool = ShardPool(await make_shard(), size=1)
     await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
     yield TenantCase(pool, ("clinic", "main"))
@@ -33,7 +32,6 @@ async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
 
 
 def claims(tokens: Sequence[str] = ()) -> list[PositionClaim]:
-    """Return what so many readers of stream shards claim."""
     return [
         PositionClaim(STREAM, f"shardId-{number:012}", StreamPosition("7/0"), fencing_tokens=list(tokens))
         for number in range(READERS)
@@ -46,7 +44,6 @@ async def together(
     batches: Sequence[Sequence[Operation]],
     claimed: Sequence[PositionClaim | None],
 ) -> list[list[Outcome] | BaseException]:
-    """Have all batches wait for the shard's only connection, then release it; return the result of each."""
     await writer.apply([case.operation("list", None)])  # the first contact is over
     async with case.pool.connection():
         waiting = [
@@ -57,13 +54,11 @@ async def together(
 
 
 async def transactions(case: TenantCase) -> list[int]:
-    """Return how many creates each transaction has committed."""
     query = "SELECT count(*) FROM operations WHERE operation = 'create' GROUP BY xid ORDER BY 1"
     return [row["count"] for row in await fetch(case.pool, query)]
 
 
 def creates(case: TenantCase, reader: int, count: int = 3) -> list[Operation]:
-    """Return a batch of one reader, each operation on a resource of its own."""
     return [case.operation("create", f"r{reader}-{number}", {"n": number}) for number in range(count)]
 
 

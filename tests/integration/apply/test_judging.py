@@ -34,18 +34,15 @@ TYPE_FOUND = {"schemaPath": "#/properties/v/type", "expected": "number", "docume
 
 
 async def define(pool: ShardPool, *types: Mapping[str, Any], name: str = "dental") -> None:
-    """Write the definition of a business type with resource types."""
     definition = {"name": name, "defaultSettings": {}, "staffResourceType": "dentist", "resourceTypes": types}
     await write_definition(pool, json.dumps(definition), name=name)
 
 
 async def write_definition(pool: ShardPool, definition: str | None, *, name: str = "dental") -> None:
-    """Write what a business type has as its definition."""
     await fetch(pool, "UPDATE public.business_types SET definition = $2 WHERE name = $1", name, definition)
 
 
 def patient(validation: str, schema: Any = SCHEMA) -> dict[str, Any]:
-    """Return the resource type `patient`."""
     return {"name": "patient", "alsoNamed": ["client"], "validation": validation, "schema": schema}
 
 
@@ -59,7 +56,6 @@ async def tenant(tenant: TenantCase) -> AsyncIterator[TenantCase]:
 
 @pytest.fixture(autouse=True)
 async def only_written_definitions(tenant: TenantCase) -> AsyncIterator[None]:
-    """Take the shard's definitions away for a test, and put them back: the shard is used again."""
     before = await fetch(tenant.pool, "SELECT name, definition FROM public.business_types")
     await fetch(tenant.pool, "UPDATE public.business_types SET definition = NULL")
     yield
@@ -69,13 +65,11 @@ async def only_written_definitions(tenant: TenantCase) -> AsyncIterator[None]:
 
 @pytest.fixture
 async def judged(tenant: TenantCase) -> TenantCase:
-    """Return a tenant on a shard with a schema in force."""
     await define(tenant.pool, patient("enforce"))
     return tenant
 
 
 def counted(path: str, validation: str, resource_type: str = "patient") -> float:
-    """Return how often a finding was counted."""
     labels = {
         "business_type": "dental",
         "resource_type": resource_type,

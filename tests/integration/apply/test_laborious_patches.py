@@ -37,12 +37,10 @@ async def tenant(tenant: TenantCase) -> AsyncIterator[TenantCase]:
 
 
 def members(count: int, prefix: str = "m") -> dict[str, Any]:
-    """Return an object of *count* members."""
     return {f"{prefix}{number}": number for number in range(count)}
 
 
 def nested(depth: int, value: Any) -> Any:
-    """Return *value* within *depth* objects."""
     for _ in range(depth):
         value = {"a": value}
     return value

@@ -77,14 +77,11 @@ SORTS: list[dict[str, Any] | None] = [
 
 @dataclass(frozen=True)
 class Stored:
-    """A resource in the model."""
-
     data: JsonValue
     date: datetime
 
 
 def documents(count: int) -> dict[str, dict[str, Any]]:
-    """Return *count* documents, by id."""
     random = Random(7)
     found: dict[str, dict[str, Any]] = {}
     for number in range(count):
@@ -104,7 +101,6 @@ def documents(count: int) -> dict[str, dict[str, Any]]:
 
 
 async def fill(tenant: TenantCase, count: int) -> dict[str, Stored]:
-    """Create *count* resources; return them as the model has them."""
     stored: dict[str, Stored] = {}
     writer, batch = writer_of(tenant.pool), []
     for number, (resource_id, document) in enumerate(documents(count).items()):
@@ -119,14 +115,12 @@ async def fill(tenant: TenantCase, count: int) -> dict[str, Stored]:
 def expected_ids(
     rows: Mapping[str, Stored], filters: dict[str, Any], sort: dict[str, Any] | None, day_of: DayOf | None = None
 ) -> list[str]:
-    """Return the ids of a whole list, by the model."""
     wanted: Any = parse_json(json.dumps(filters))
     found = [(resource_id, row) for resource_id, row in rows.items() if passes_filters(row, wanted, day_of)]
     return [resource_id for resource_id, _ in in_order(found, sort)]
 
 
 async def listed(tenant: TenantCase, filters: Any, **pagination: Any) -> dict[str, Any]:
-    """Return the result of a list."""
     asked = tenant.operation("list", None, filters=filters, pagination=pagination)
     assert await tenant.apply(asked) == [SUCCEEDED]
     result: dict[str, Any] = await tenant.result(asked)
@@ -134,7 +128,6 @@ async def listed(tenant: TenantCase, filters: Any, **pagination: Any) -> dict[st
 
 
 def ids_of(result: Mapping[str, Any]) -> list[str]:
-    """Return the ids of the items of a list."""
     return [item["resourceId"] for item in result["items"]]
 
 
@@ -177,7 +170,6 @@ async def test_cursor_walks_a_whole_list_once(tenant: TenantCase) -> None:
 
 @pytest.fixture
 async def dated(tenant: TenantCase) -> AsyncIterator[TenantCase]:
-    """Give a tenant whose patients have their date in `at`."""
     query = "SELECT definition FROM business_types WHERE name = 'dental'"
     (before,) = await fetch(tenant.pool, query)
     definition = json.loads(before["definition"])

@@ -14,7 +14,6 @@ from simplu_worker.vocabulary import Failure
 
 
 async def listed(tenant: TenantCase, **members: Any) -> Any:
-    """Return the result of a `list`."""
     asked = tenant.operation("list", None, **members)
     assert await tenant.apply(asked) == [SUCCEEDED]
     return await tenant.result(asked)
@@ -82,39 +81,6 @@ async def test_list_fails_when_its_result_is_over_the_bound(tenant: TenantCase) 
     assert (await tenant.log())[all_three.request_id] == ("failed", "result_too_large")
     page = await listed(tenant, pagination={"limit": 2})
     assert ([item["resourceId"] for item in page["items"]], page["hasMore"]) == (["a", "b"], True)
-
-
-@pytest.mark.parametrize("others", [0, 300], ids=["one item", "ids of which each character takes six bytes"])
-@pytest.mark.slow(0.3)
-async def test_list_counts_the_bound_in_bytes_of_the_whole_result(tenant: TenantCase, others: int) -> None:
-    await tenant.apply(tenant.operation("create", data={"text": ""}))
-    for number in range(others):
-        await fetch(
-            tenant.pool,
-            'INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")'
-            " VALUES ($1, 'dental', 'patient', $2, '{}', '2026-03-01', '2026-03-01')",
-            tenant.tenant_id,
-            f"{number:04}" + "\x01" * 200,
-        )
-    frame = tenant.operation("list", None, pagination={"limit": 1000})
-    await tenant.apply(frame)
-    async with tenant.pool.connection() as connection:
-        length = await connection.fetchval(
-            "SELECT octet_length(result::text) FROM operations WHERE tenant_id = $1 AND request_id = $2",
-            tenant.tenant_id,
-            frame.request_id,
-        )
-    room = RESULT_MAX_BYTES - length
-
-    outcomes = await tenant.apply(
-        tenant.operation("update", data={"text": "é" * (room // 2) + "x" * (room % 2)}),
-        tenant.operation("list", None, pagination={"limit": 1000}),
-        tenant.operation("update", data={"text": "é" * (room // 2) + "x" * (room % 2 + 1)}),
-        tenant.operation("list", None, pagination={"limit": 1000}),
-        tenant.operation("read"),
-    )
-
-    assert outcomes == [SUCCEEDED] * 3 + [failed(Failure.RESULT_TOO_LARGE), SUCCEEDED]
 
 
 SHAPES = [

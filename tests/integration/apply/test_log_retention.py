@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -15,7 +14,6 @@ from support.postgres.databases import ShardMaker, execute
 from support.postgres.log_rows import made_up_rows
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.source_retention import EffectiveRetention
@@ -46,14 +44,11 @@ pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow]
 
 @pytest.fixture
 async def pools(make_shard: ShardMaker) -> AsyncIterator[Pools]:  # closed before its shards are given back
-    """Give pools."""
     async with Pools(size=2) as opened:
         yield opened
 
 
 def keeps(retention: timedelta | None) -> Any:
-    """Return a window that is always the same."""
-
     async def window() -> timedelta | None:
         return retention
 
@@ -149,22 +144,6 @@ async def test_retention_forgets_refused_events_of_the_feed_with_the_log(pools: 
     assert [row["event_id"] for row in rows] == ["locked", "young"]
 
 
-async def test_retention_ends_its_turn_in_time_and_goes_on_with_the_next(pools: Pools, make_shard: ShardMaker) -> None:
-    address = await make_shard()
-    pools.ensure_pool(address)
-    await add_rows(address, "old", age=20 * DAY, count=25)
-    turn = LogRetention(pools, keeps(15 * DAY), turn_s=0.001, statement_rows=10)
-    assert await turn.take_turn() == {"shard-1": 5}  # and their batches
-
-    async def is_empty() -> bool:
-        return await left_on(address) == 0
-
-    async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(LogRetention(pools, keeps(15 * DAY), turn_s=0.1).run())
-        assert await poll_until(is_empty, within_s=60)
-        running.cancel()
-
-
 @pytest.mark.parametrize(("batch_rows", "expected"), [(1, 5), (4, 8), (9, 9), (24, 24)])
 async def test_retention_deletes_whole_batches(
     pools: Pools, make_shard: ShardMaker, batch_rows: int, expected: int
@@ -183,40 +162,6 @@ async def test_retention_deletes_whole_batches(
     finally:
         await connection.close()
     assert newest == 71 - expected
-
-
-async def on_deleted_outcome(address: ShardAddress, action: str) -> None:
-    """Have the shard do *action* for each row of `log_outcomes` before it is deleted."""
-    await execute(
-        address.connection_string,
-        "CREATE OR REPLACE FUNCTION react() RETURNS trigger LANGUAGE plpgsql AS"
-        f" $$ BEGIN {action}; RETURN OLD; END $$;"
-        " CREATE OR REPLACE TRIGGER react BEFORE DELETE ON log_outcomes FOR EACH ROW EXECUTE FUNCTION react()",
-    )
-
-
-async def test_retention_warns_of_a_shard_whose_old_rows_stay_turn_after_turn(
-    pools: Pools, make_shard: ShardMaker
-) -> None:
-    address = await make_shard()
-    pools.ensure_pool(address)
-    await add_rows(address, "old", age=20 * DAY, count=4)
-    await on_deleted_outcome(address, "RAISE EXCEPTION 'no'")
-    retention = LogRetention(pools, keeps(15 * DAY))
-
-    async def warnings_of(turns: int) -> list[tuple[str, int]]:
-        with capture_logs() as logs:
-            for _ in range(turns):
-                await retention.take_turn()
-        late = [event for event in logs if event["event"] == "retention.late"]
-        assert all("P0001" in event["error"] for event in late)
-        return [(event["shard_id"], event["turn_count"]) for event in late]
-
-    assert await warnings_of(9) == []
-    assert await warnings_of(11) == [("shard-1", 10), ("shard-1", 20)]
-    await on_deleted_outcome(address, "NULL")
-    assert await warnings_of(11) == []
-    assert await left_on(address) == 0
 
 
 async def test_retention_goes_on_with_other_shards_when_one_is_down(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 from support.postgres.tenant_cases import TenantCase, add_tenant, failed, fetch, operation, writer_of
@@ -15,7 +14,6 @@ SENT = "patients"  # another name of `patient`
 
 
 async def stored_names(tenant: TenantCase) -> set[str]:
-    """Return the names under which the tenant's resources are stored."""
     return {name for name, _ in await tenant.resources()}
 
 
@@ -41,41 +39,6 @@ async def test_operations_under_both_names_are_of_one_resource(tenant: TenantCas
     assert {(row["source"], row["stream_shard_id"]) for row in rows} == {("kinesis", created.origin.stream_shard_id)}
     assert await writer.apply([created, tenant.operation("delete", "r1", resource_type=SENT)]) == [DUPLICATE, SUCCEEDED]
     assert await tenant.resources() == {}
-
-
-async def test_name_is_another_one_for_tenants_of_its_type_only(tenant: TenantCase) -> None:
-    gym = ("gym", "main")
-    await add_tenant(tenant.pool, gym, business_type="gym")
-
-    assert await writer_of(tenant.pool).apply(
-        [
-            operation("create", "r1", "{}", tenant=gym, resource_type=SENT),
-            tenant.operation("create", "r1", {}, resource_type=SENT),
-        ]
-    ) == [SUCCEEDED, SUCCEEDED]
-
-    rows = await fetch(tenant.pool, 'SELECT id, "resourceName" AS name FROM resources')
-    assert {(row["id"], row["name"]) for row in rows} >= {("gym-main", SENT), (tenant.tenant_id, "patient")}
-
-
-ORDER: dict[str, Any] = {"customer_name": "Test", "customer_email": "test@example.com", "items": []}
-
-
-@pytest.mark.parametrize("business_type", ["restaurant", "shop"])
-async def test_order_of_the_reference_is_taken_as_it_is(tenant: TenantCase, business_type: str) -> None:
-    one = (business_type, "main")
-    await add_tenant(tenant.pool, one, business_type=business_type)
-    events = [
-        operation("create", "o1", json.dumps(ORDER), tenant=one, resource_type="order"),
-        operation("patch", "o1", {"status": "confirmed", "total": 12.5}, tenant=one, resource_type="order"),
-        operation("create", "o2", json.dumps(ORDER | {"extra": 1}), tenant=one, resource_type="orders"),
-        operation("delete", "o2", tenant=one, resource_type="order"),
-    ]
-
-    assert await writer_of(tenant.pool).apply(events) == [SUCCEEDED] * 4
-
-    totals = f"SELECT customer_name, status, sum(total) AS total FROM {business_type}_orders GROUP BY 1, 2"
-    assert [tuple(row.values()) for row in await fetch(tenant.pool, totals)] == [("Test", "confirmed", 12.5)]
 
 
 async def test_restaurant_is_read_as_in_the_reference(tenant: TenantCase) -> None:

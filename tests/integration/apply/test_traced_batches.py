@@ -21,7 +21,6 @@ from simplu_worker.telemetry.spans import TracedBatch, current_batch, process_sp
 
 @pytest.fixture
 async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
-    """Give an active tenant on a shard with one connection."""
     pool = ShardPool(await make_shard(), size=1)
     await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
     yield TenantCase(pool, ("clinic", "main"))
@@ -30,13 +29,11 @@ async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
 
 @pytest.fixture
 def spans() -> Iterable[RecordedSpans]:
-    """Give the spans of the test."""
     with record_spans() as recorded:
         yield recorded
 
 
 async def apply(writer: ShardWriter, stream: str, operations: Sequence[Operation]) -> list[Outcome]:
-    """Apply a batch of *stream* as a reader does."""
     with process_span(lambda: TracedBatch("kinesis", stream, len(operations), list)) as span:
         outcomes = await writer.apply(operations)
         span.note_outcomes(outcome.disposition for outcome in outcomes)
@@ -44,17 +41,14 @@ async def apply(writer: ShardWriter, stream: str, operations: Sequence[Operation
 
 
 def batch_of(case: TenantCase, name: str, count: int = 2) -> list[Operation]:
-    """Return operations, each on a resource of its own."""
     return [case.operation("create", f"{name}-{number}", {"n": number}) for number in range(count)]
 
 
 def links_of(span: ReadableSpan) -> list[int]:
-    """Return the ids of the spans that *span* is linked to."""
     return [link.context.span_id for link in span.links]
 
 
 def id_of(span: ReadableSpan) -> int:
-    """Return the id of *span*."""
     assert span.context is not None
     span_id: int = span.context.span_id
     return span_id

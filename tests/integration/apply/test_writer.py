@@ -47,13 +47,11 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
 
 
 async def prepare(tenant: TenantCase, kind: str) -> None:
-    """Make `r1`, but for a `create`."""
     if kind != "create":
         assert await tenant.apply(tenant.operation("create", data=DATA)) == [SUCCEEDED]
 
 
 def of_kind(tenant: TenantCase, kind: str, **members: Any) -> Operation:
-    """Return an operation of the table above."""
     return tenant.operation(kind, **(KINDS[kind][0] | {"timestamp": LATER} | members))
 
 

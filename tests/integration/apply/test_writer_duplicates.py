@@ -26,7 +26,6 @@ EXISTS = failed(Failure.ALREADY_EXISTS)
 
 @pytest.fixture
 async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
-    """Give an active tenant on a shard of the test's own, of which errors are counted."""
     # A test that locks a row may take long to let it go.
     pool = ShardPool(await make_shard(), size=4, timeouts=ShardTimeouts(row_lock_s=60.0))
     await add_tenant(pool)
@@ -35,7 +34,6 @@ async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
 
 
 def failures(case: TenantCase) -> float:
-    """Return how many plain inserts have failed on the shard."""
     labels = {"shard_id": case.pool.address.shard_id, "kind": "duplicate_key"}
     return REGISTRY.get_sample_value("simplu_shard_errors_total", labels) or 0.0
 

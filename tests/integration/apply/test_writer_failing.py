@@ -40,7 +40,6 @@ SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = current_data
 
 @pytest.fixture
 async def touchy(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
-    """Give a healthy shard that fails at some operations, and has much time for each."""
     pool = ShardPool(await make_shard(), size=4, timeouts=ShardTimeouts(batch_s=20.0, part_s=20.0))
     await make_touchy(pool)
     yield pool
@@ -49,14 +48,12 @@ async def touchy(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
 
 @pytest.fixture
 async def hurried(touchy: ShardPool) -> AsyncIterator[ShardPool]:
-    """Give the same shard with a statement timeout of a second and a half."""
     pool = ShardPool(touchy.address, size=4, timeouts=ShardTimeouts(batch_s=1.5, part_s=1.5))
     yield pool
     await pool.close()
 
 
 def failed_budgets(pool: ShardPool, monkeypatch: pytest.MonkeyPatch) -> list[StatementBudget]:
-    """Note the budgets of the transactions of *pool* in which a statement fails from now on."""
     original, failed_in = pool.transaction, list[StatementBudget]()
 
     @asynccontextmanager
@@ -74,7 +71,6 @@ def failed_budgets(pool: ShardPool, monkeypatch: pytest.MonkeyPatch) -> list[Sta
 
 
 async def case_on(pool: ShardPool, location: str = TENANT[1]) -> TenantCase:
-    """Return an active tenant on a shard of the test's own."""
     case = TenantCase(pool, (TENANT[0], location))
     await add_tenant(pool, case.ids)
     return case

@@ -34,24 +34,19 @@ LOCKS: Final = {
 
 
 class Rival:
-    """A transaction of another program, which keeps locks until it is rolled back."""
-
     def __init__(self, connection: asyncpg.Connection[Any]) -> None:
         self.connection = connection
 
     async def lock(self, statement: str) -> None:
-        """Begin, and take the locks of *statement*."""
         await self.connection.execute("BEGIN")
         await self.connection.execute(statement)
 
     async def leave(self) -> None:
-        """End the transaction."""
         await self.connection.execute("ROLLBACK")
 
 
 @pytest.fixture
 async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
-    """Give a shard, for which locks are waited for a moment."""
     pool = ShardPool(await make_shard(), size=4, timeouts=QUICK)
     yield pool
     await pool.close()
@@ -59,14 +54,12 @@ async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
 
 @pytest.fixture
 async def rival(pool: ShardPool) -> AsyncIterator[Rival]:
-    """Give another program."""
     connection = await asyncpg.connect(pool.address.connection_string)
     yield Rival(connection)
     await connection.close()
 
 
 async def case_on(pool: ShardPool, location: str) -> TenantCase:
-    """Return an active tenant with a resource `r1`, on a shard of the test's own."""
     case = TenantCase(pool, ("clinic", location))
     await add_tenant(pool, case.ids)
     assert await writer_of(pool).apply([case.operation("create", "r1", {"v": 0})]) == [SUCCEEDED]
@@ -74,13 +67,11 @@ async def case_on(pool: ShardPool, location: str) -> TenantCase:
 
 
 def waits(pool: ShardPool) -> float:
-    """Return how many waits for locks were in vain so far."""
     labels = {"shard_id": pool.address.shard_id, "kind": "lost_race"}
     return REGISTRY.get_sample_value("simplu_shard_errors_total", labels) or 0.0
 
 
 def batch_of(case: TenantCase, other: TenantCase) -> list[Operation]:
-    """Return a batch of two tenants that needs every row of LOCKS of the first."""
     return [
         other.operation("create", "r2", {"v": 1}),
         case.operation("update", "r1", {"v": 1}),
@@ -131,22 +122,6 @@ async def test_writer_finds_a_locked_row_when_the_batch_went_at_once(pool: Shard
 
     await rival.leave()
     assert await writer.apply(batch[:1]) == [SUCCEEDED]
-
-
-async def test_writer_waits_once_for_a_tenant_that_was_locked_before(pool: ShardPool, rival: Rival) -> None:
-    case, other = await case_on(pool, "locked"), await case_on(pool, "other")
-    writer = writer_of(pool)
-    await rival.lock(LOCKS["tenant"])
-    locked = case.operation("update", "r1", {"v": 1})
-    assert await writer.apply([locked, other.operation("create", "r2", {})]) == [LOCKED, SUCCEEDED]
-    before = waits(pool)
-
-    assert await writer.apply([locked, other.operation("create", "r3", {})]) == [LOCKED, SUCCEEDED]
-
-    assert waits(pool) - before == 1
-    await rival.leave()
-    assert await writer.apply([locked, other.operation("create", "r4", {})]) == [SUCCEEDED] * 2
-    assert writer._locked == {}
 
 
 async def test_writer_holds_nobody_for_the_position_that_another_reader_locks(pool: ShardPool, rival: Rival) -> None:

@@ -45,14 +45,12 @@ GIVEN_UP = Outcome(disposition=Disposition.APPLIED, failure=Failure.RETRIES_EXHA
 
 @pytest.fixture
 async def case(shard: ShardPool) -> TenantCase:
-    """Give an active tenant on a shard of the test's own."""
     await add_tenant(shard, ("clinic", "main"), created_at=TENANT_MADE_AT)
     return TenantCase(shard, ("clinic", "main"))
 
 
 @pytest.fixture
 def writer(case: TenantCase) -> ShardWriter:
-    """Give a writer to that shard."""
     return writer_of(case.pool)
 
 
@@ -64,7 +62,6 @@ def claim_of(
     move_token: str | None = None,
     **content: Any,
 ) -> PositionClaim:
-    """Return what a reader is going to write; by default one that saw no row."""
     position = StreamPosition(pending_from, **content)
     return PositionClaim(STREAM, stream_shard_id, position, move_token, list(fencing_tokens))
 
@@ -79,20 +76,17 @@ def said(row: dict[str, Any]) -> dict[str, Any]:
 
 
 async def rows(pool: ShardPool) -> dict[str, dict[str, Any]]:
-    """Return all rows, by stream shard; of the stream that is written here."""
     found = await fetch(pool, "SELECT *, token::text FROM stream_positions")
     assert {row["stream"] for row in found} <= {STREAM}
     return {row["stream_shard_id"]: said(row) for row in found}
 
 
 async def position(pool: ShardPool, stream_shard_id: str = STREAM_SHARD_ID) -> str | None:
-    """Return `pending_from` of a row; None without a row."""
     found = (await rows(pool)).get(stream_shard_id)
     return None if found is None else found["pending_from"]
 
 
 async def take_away(pool: ShardPool, stream_shard_id: str = STREAM_SHARD_ID) -> str:
-    """Write the row as another reader does; return its token."""
     token = str(uuid.uuid4())
     query = "UPDATE stream_positions SET token = $2::uuid, pending_from = '99/0' WHERE stream_shard_id = $1"
     await fetch(pool, query, stream_shard_id, token)
@@ -388,7 +382,6 @@ async def test_positions_of_stream_shards_past_their_retention_are_forgotten(
 
 
 async def standing(writer: ShardWriter) -> StreamPosition:
-    """Return the row as a reader reads it."""
     stored = await writer.read_positions(STREAM, [STREAM_SHARD_ID])
     assert stored is not None
     return stored.rows[STREAM_SHARD_ID]

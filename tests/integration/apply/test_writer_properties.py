@@ -44,7 +44,6 @@ TIMES = st.sampled_from(
 
 
 def objects(values: st.SearchStrategy[str], *, min_size: int = 0) -> st.SearchStrategy[str]:
-    """Return JSON objects as text, of a few members."""
     members = st.dictionaries(MEMBERS, values, min_size=min_size, max_size=3)
     return members.map(lambda pairs: "{" + ", ".join(f'"{name}": {value}' for name, value in pairs.items()) + "}")
 
@@ -84,8 +83,6 @@ def requests(draw: st.DrawFn) -> OperationRequest:
 
 
 class Example:
-    """Two tenants of their own on the shard, and the model of them."""
-
     def __init__(self, pool: ShardPool) -> None:
         self.pool = pool
         self.business_id = f"example-{next(_example_numbers)}"
@@ -93,7 +90,6 @@ class Example:
         self.tenants = [TenantCase(pool, (self.business_id, location)) for location in ("north", "south")]
 
     async def prepare(self, drawn: Sequence[tuple[OperationRequest, str]]) -> list[tuple[OperationRequest, Operation]]:
-        """Make the tenants and return the drawn requests as operations of them."""
         for tenant in self.tenants:
             await add_tenant(self.pool, tenant.ids)
             self.model.add_tenant(*tenant.ids, "dental")
@@ -117,7 +113,6 @@ class Example:
         return meant, sent
 
     def expected(self, request: OperationRequest) -> Outcome:
-        """Apply *request* to the model and return the outcome that it must have on the shard."""
         match self.model.apply(request):
             case Verdict(Effect.LOGGED):
                 entry = self.model.tenants[request.tenant_id].log[str(request.request_id)]
@@ -128,7 +123,6 @@ class Example:
                 return REUSED
 
     async def compare(self) -> None:
-        """Compare every row of both tenants with the model."""
         for tenant in self.tenants:
             model = self.model.tenants[tenant.tenant_id]
             rows = await fetch(
@@ -159,7 +153,6 @@ class Example:
 
 
 def comparable(result: Any) -> str | None:
-    """Return one text for equal results, however they spell a time."""
     if result is None:
         return None
     parsed = parse_json(result) if isinstance(result, str) else result

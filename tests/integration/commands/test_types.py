@@ -33,8 +33,6 @@ Answer = tuple[int, dict[str, Any]]
 
 
 class Terminal:
-    """Runs the commands with a static map of shards, and a folder of types."""
-
     def __init__(self, folder: Path, capfd: pytest.CaptureFixture[str], *shards: ShardAddress) -> None:
         listed = [{"shardId": shard.shard_id, "connectionString": shard.connection_string} for shard in shards]
         path = folder / "map.json"
@@ -45,23 +43,19 @@ class Terminal:
         self._capfd = capfd
 
     def write(self, *names: str) -> None:
-        """Have the examples *names* in the folder."""
         for name in names:
             (self.types / f"{name}.json").write_bytes((EXAMPLES / f"{name}.json").read_bytes())
 
     async def apply(self, *, apply: bool = True, remove: tuple[str, ...] = ()) -> Answer:
-        """Run `types apply`; return its status and its shards by id."""
         status, answer = await self._run(
             lambda settings: apply_types(settings, self.types, remove, apply=apply, timeout_s=10, as_json=True)
         )
         return status, answer | {shard["shardId"]: shard for shard in answer["shards"]}
 
     async def show(self, name: str | None = None) -> Answer:
-        """Run `types show`."""
         return await self._run(lambda settings: show_types(settings, name, as_json=True))
 
     async def check(self) -> Answer:
-        """Run `types check`."""
         return await self._run(lambda settings: check_types(settings, self.types, as_json=True))
 
     async def _run(self, command: Callable[[Settings], Awaitable[int]]) -> Answer:
@@ -72,7 +66,6 @@ class Terminal:
 
 
 def states_of(answer: Answer) -> tuple[int, dict[str, str]]:
-    """Return the status, and the states of the shards."""
     return answer[0], {shard["shardId"]: shard["state"] for shard in answer[1]["shards"]}
 
 

@@ -13,6 +13,5 @@ from simplu_worker.shards.postgres.pool import ShardPool
 
 @pytest.fixture
 async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
-    """Give the pool of an upgrade to a fresh shard."""
     async with upgrade_pool(await make_shard()) as pool:
         yield pool

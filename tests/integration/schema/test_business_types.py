@@ -48,7 +48,6 @@ _numbers = itertools.count(1)
 
 @asynccontextmanager
 async def transaction_undone(pool: ShardPool) -> AsyncIterator[Connection]:
-    """Lend a connection, and roll back its changes."""
     async with pool.connection() as connection:
         await connection.execute("BEGIN")
         try:
@@ -84,32 +83,6 @@ async def test_view_shows_its_resources_with_types_and_no_others(
     other = next(one for one in VIEWS if one != name)
     await fetch(tenant.pool, 'UPDATE resources SET "businessType" = $2 WHERE id = $1', tenant.tenant_id, other)
     assert await fetch(tenant.pool, query, tenant.tenant_id) == []
-
-
-async def test_views_give_values_of_their_types(tenant: TenantCase) -> None:
-    appointment = {
-        "patientName": "Ana",
-        "appointmentTime": "2026-03-02T10:30:00+01:00",
-        "durationMinutes": "30",
-        "confirmed": True,
-    }
-    await tenant.apply(
-        tenant.operation("create", "a1", appointment, resource_type="appointment"),
-        tenant.operation("create", "a2", {"appointmentDate": "2026-03-04"}, resource_type="appointments"),
-        tenant.operation("create", "t1", '{"price": 120.50, "durationMinutes": 1e1}', resource_type="treatment"),
-    )
-
-    appointments = await fetch(tenant.pool, "SELECT * FROM dental_appointments WHERE id = $1", tenant.tenant_id)
-    (treatment,) = await fetch(tenant.pool, "SELECT * FROM dental_treatments WHERE id = $1", tenant.tenant_id)
-    shown = {
-        row["resourceId"]: (row["appointment_time"], row["duration_minutes"], row["confirmed"]) for row in appointments
-    }
-
-    assert shown == {
-        "a1": (datetime(2026, 3, 2, 9, 30, tzinfo=UTC), 30, True),
-        "a2": (datetime(2026, 3, 4, tzinfo=UTC), None, None),
-    }
-    assert (treatment["price"], treatment["duration_minutes"]) == (Decimal("120.50"), 10)
 
 
 @pytest.mark.parametrize(

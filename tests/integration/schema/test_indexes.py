@@ -58,7 +58,6 @@ FROM generate_series(1, 1000) AS number, unnest(ARRAY['a', 'b', 'c']) AS place
 
 @pytest.fixture(scope="module")
 def filled_address(postgres_server: PostgresServer) -> Callable[[], Awaitable[ShardAddress]]:
-    """Give what returns the address of a shard with some ten thousand rows of each type, made once."""
     made: list[ShardAddress] = []
 
     async def address() -> ShardAddress:
@@ -81,14 +80,12 @@ def filled_address(postgres_server: PostgresServer) -> Callable[[], Awaitable[Sh
 
 @pytest.fixture
 async def filled(filled_address: Callable[[], Awaitable[ShardAddress]]) -> AsyncIterator[ShardPool]:
-    """Give the pool of that shard; a test changes nothing there."""
     pool = ShardPool(await filled_address(), size=1)
     yield pool
     await pool.close()
 
 
 async def explained(connection: Connection, query: str, *arguments: Any) -> dict[str, Any]:
-    """Run *query* and return its plan."""
     text = await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {query}", *arguments)
     plan: dict[str, Any] = json.loads(text)[0]["Plan"]
     return plan
@@ -105,7 +102,6 @@ def scans(plan: dict[str, Any], table: str = "resources") -> list[tuple[str, int
 
 
 def days(first: int, count: int) -> tuple[datetime, datetime]:
-    """Return the bounds of *count* days, inclusive."""
     return FIRST_DAY + first * DAY, FIRST_DAY + (first + count) * DAY - timedelta(microseconds=1)
 
 
@@ -199,7 +195,6 @@ async def test_view_is_read_by_an_index_when_the_tenant_is_named(filled: ShardPo
 
 
 async def updates(pool: ShardPool, batches: list[list[Operation]]) -> tuple[int, int]:
-    """Apply *batches* and return how many rows of `resources` were updated, and how many of them heap-only."""
     counts = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'resources'"
     (before,) = await fetch(pool, counts)
     writer = writer_of(pool)

@@ -20,7 +20,6 @@ from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.log import id_of_key, key_of_id
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
 
 UUID: Final = "0123abcd-89ab-cdef-0123-456789abcdef"
 ALPHABETS: Final = ("abc-0123", "ABCDEF-0123456789", "é0-", "ж-", "日本", "😀-a", " %_\\'\"\t\n/")
@@ -62,7 +61,6 @@ GRANT SELECT ON main_operations TO main_reports
 
 
 def ids() -> list[str]:
-    """Return ids of all shapes."""
     draw = random.Random(1)
     uuids = [str(uuid.UUID(int=draw.getrandbits(128))) for _ in range(200)]
     odd = [UUID.replace(one, other, 1) for one in "0-ce" for other in "g-_A é٠"]
@@ -126,7 +124,6 @@ async def test_view_has_the_ids_as_they_were_sent(tenant: TenantCase) -> None:
 
 @pytest.fixture(scope="module")
 def large_address(postgres_server: PostgresServer) -> Callable[[], Awaitable[ShardAddress]]:
-    """Give what returns the address of a shard with a tenant of very many operations, made once."""
     made: list[ShardAddress] = []
 
     async def address() -> ShardAddress:
@@ -147,17 +144,14 @@ def large_address(postgres_server: PostgresServer) -> Callable[[], Awaitable[Sha
 
 
 def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the nodes of a plan."""
     return [plan, *(node for inner in plan.get("Plans", ()) for node in nodes(inner))]
 
 
 def log_scans(plan: str) -> list[dict[str, Any]]:
-    """Return the nodes of *plan*, as JSON, that read `log_rows`."""
     return [node for node in nodes(json.loads(plan)[0]["Plan"]) if node.get("Relation Name") == "log_rows"]
 
 
 async def plans_of(connection: asyncpg.Connection[Any], query: str, request: str, *, runs: bool) -> list[str]:
-    """Return the plans of *query*: with its arguments as literals, and as a prepared statement for any arguments."""
     explain = f"EXPLAIN ({'ANALYZE, TIMING OFF, ' if runs else ''}FORMAT JSON)"
     arguments = f"'{TENANT_ID}', '{request}'"
     literals = query.replace("$1", f"'{TENANT_ID}'").replace("$2", f"'{request}'")
@@ -199,33 +193,3 @@ async def test_one_operation_of_a_large_log_is_found_as_the_page_for_readers_say
                     assert "request" not in scan.get("Index Cond", ""), plan
     finally:
         await connection.close()
-
-
-# Queries with arguments as SQL, for tenants with very many operations and with none.
-LOOKUPS: Final = {
-    "find_operation": ("'s', '{a}', 'clinic-main', :key", 1),
-    "find_operation_of_any_tenant": ("'s', '{a}', :key", 1),  # the small one has no such id
-    "find_operations": ("'{clinic-main,clinic-new}', ARRAY[:key, :key]", 1),
-    "logged_operations": ("'{1,2}', ARRAY[:key, :key]", 1),
-    "find_home_candidates": ("'{clinic-new}'", 0),
-}
-
-
-@pytest.mark.slow(2)
-@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
-@pytest.mark.parametrize("name", LOOKUPS)
-async def test_query_looks_at_no_row_of_a_large_log_but_its_own(
-    large_address: Callable[[], Awaitable[ShardAddress]], name: str, mode: str
-) -> None:
-    connection = await asyncpg.connect((await large_address()).connection_string)
-    arguments, count = LOOKUPS[name]
-    key = key_of_id(REQUESTS[0])
-    await connection.execute(f"SET plan_cache_mode = {mode}; PREPARE asked AS {QUERIES[name]}")
-    explain = f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) EXECUTE asked ({arguments.replace(':key', repr(key))})"
-    ((text,),) = await connection.fetch(explain)
-    await connection.close()
-
-    scans = log_scans(text)
-    looked_at = [(one["Actual Rows"] + one.get("Rows Removed by Filter", 0)) * one["Actual Loops"] for one in scans]
-    assert scans
-    assert round(sum(looked_at)) == count, scans

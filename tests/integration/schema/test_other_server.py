@@ -31,7 +31,6 @@ OTHER = ("clinic", "north")
 
 @pytest.fixture(scope="module")
 def old_server() -> Iterator[PostgresServer]:
-    """Give a server whose numbers of transactions are far ahead of another new one's."""
     require_postgres()
     with ProcessGroup() as group:
         server = PostgresServer(group, PostgresPrograms.find(group.directory), database="old")
@@ -50,7 +49,6 @@ async def _set_up(server: PostgresServer) -> None:
 
 @asynccontextmanager
 async def new_server() -> AsyncIterator[PostgresServer]:
-    """Give a new server."""
     with ProcessGroup() as group:
         server = PostgresServer(group, PostgresPrograms.find(group.directory), database="new")
         await server.start()
@@ -59,7 +57,6 @@ async def new_server() -> AsyncIterator[PostgresServer]:
 
 
 async def replicated(old: str, new: str) -> None:
-    """Make a logical replica of the database at *old* in that at *new*, and end the replication."""
     await dumped(old, new, "--schema-only")
     await execute(old, "CREATE PUBLICATION everything FOR ALL TABLES")
     await execute(new, f"CREATE SUBSCRIPTION everything CONNECTION '{old}' PUBLICATION everything")

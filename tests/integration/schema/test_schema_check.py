@@ -38,7 +38,6 @@ STRANGER = "schema_stranger"
 
 
 async def version_of(pool: ShardPool) -> int | None:
-    """Return the version that `check_schema` finds; None for an empty shard."""
     async with pool.connection() as connection:
         schema = await check_schema(connection, pool.address.shard_id)
     return None if schema is None else schema.version
@@ -245,7 +244,6 @@ async def test_shard_is_held_when_a_policy_may_hide_rows(shard: ShardPool, state
 
 
 async def probe_refusal(pool: ShardPool) -> str | None:
-    """Return why a probe refuses the shard."""
     probe = await inspect_shard(pool)
     assert isinstance(probe, ShardProbe)
     return probe.refusal

@@ -20,7 +20,6 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS
-from simplu_worker.transfers.adoption.adopter import begin_adoption, find_old_table
 from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import Failure
 
@@ -45,13 +44,6 @@ WHERE pronamespace = 'public'::regnamespace
     AND prosqlbody IS NULL -- else parsed when the function was made
     AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY(proconfig), false)
 """
-OLD_TABLE = """
-CREATE TABLE public.resources (
-    id bigserial PRIMARY KEY, business_id varchar(255) NOT NULL, location_id varchar(255) NOT NULL,
-    resource_type varchar(100) NOT NULL, resource_id varchar(255) NOT NULL, data jsonb NOT NULL,
-    created_at timestamptz, updated_at timestamptz
-)
-"""
 TENANT = """
 INSERT INTO {home}.tenants (id, business_id, location_id, business_type, state, control_at, created_at)
 VALUES ('clinic-main', 'clinic', 'main', 'dental', 'active', '2026-01-01', '2026-01-01')
@@ -59,12 +51,10 @@ VALUES ('clinic-main', 'clinic', 'main', 'dental', 'active', '2026-01-01', '2026
 
 
 def url_as(role: str, address: ShardAddress) -> str:
-    """Return the connection string of *role*; the server trusts all connections from this host."""
     return f"postgresql://{role}@{address.connection_string.rpartition('@')[2]}"
 
 
 async def ask(url: str, query: str) -> Any:
-    """Return the rows of *query*, of which no decoy is a part."""
     connection = await asyncpg.connect(url)
     await connection.execute("SET search_path = pg_catalog")
     try:
@@ -75,14 +65,12 @@ async def ask(url: str, query: str) -> Any:
 
 @asynccontextmanager
 async def pool_of(address: ShardAddress) -> AsyncIterator[ShardPool]:
-    """Open a pool with room for an upgrade."""
     pool = ShardPool(address, size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS)
     yield pool
     await pool.close()
 
 
 async def strangers(address: ShardAddress, *, of_adoption: bool) -> dict[str, set[str]]:
-    """Return what queries mean that is neither ours nor of `pg_catalog`, by query."""
     ((ours,),) = await ask(address.connection_string, OURS)
     async with parse_trees(address.connection_string) as trees:
         return {
@@ -94,7 +82,6 @@ async def strangers(address: ShardAddress, *, of_adoption: bool) -> dict[str, se
 
 @pytest.fixture
 async def trapped(make_shard: ShardMaker, postgres_server: PostgresServer) -> ShardAddress:
-    """Give a shard with decoys of all that our statements contain."""
     address = await make_shard()
     await trap(postgres_server, address)
     return address
@@ -120,22 +107,7 @@ async def test_every_query_means_what_it_says_beside_decoys(trapped: ShardAddres
     assert await strangers(trapped, of_adoption=False) == {}
 
 
-@pytest.mark.slow(0.3)
-async def test_every_query_of_an_adoption_means_what_it_says_beside_decoys(
-    make_shard: ShardMaker, postgres_server: PostgresServer
-) -> None:
-    address = await make_shard("shard-1", is_empty=True)
-    await execute(address.connection_string, OLD_TABLE)
-    await trap(postgres_server, address, tables=["resources"])
-    async with pool_of(address) as pool, pool.transaction() as connection:
-        await begin_adoption(connection, "shard-1", await find_old_table(connection, "shard-1"))
-
-    assert await strangers(address, of_adoption=True) == {}
-    assert await ask(address.connection_string, CAPTURED) == []
-
-
 async def apply_all_kinds(address: ShardAddress, home: str = "public") -> None:
-    """Apply operations of every kind, and patches of every depth, and compare the results."""
     await execute(address.connection_string, TENANT.format(home=home))
     document = {"name": "Ana", "address": {"city": "Cluj", "geo": {"lat": 46, "long": 23}}, "tags": [1]}
     patches: list[Any] = [{"name": "Eva"}, {"tags": None}, {"address": {"city": None}}]

@@ -31,7 +31,6 @@ _numbers = itertools.count(1)
 
 
 def file_of(name: str = "bakery", *columns: dict[str, Any], view: str = "bakery_loaves") -> TypeFile:
-    """Return the file of a type with one view."""
     resources = [{"name": "loaf", "alsoNamed": ["loaves"], "view": view, "columns": columns}]
     members = {"name": name, "defaultSettings": {"n": 1}, "staffResourceType": "baker", "resourceTypes": resources}
     return read_type(json.dumps(members))
@@ -39,14 +38,12 @@ def file_of(name: str = "bakery", *columns: dict[str, Any], view: str = "bakery_
 
 @pytest.fixture
 async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
-    """Give a shard of its own: types are no rows of a tenant."""
     pool = ShardPool(await make_shard(), size=CONNECTIONS, timeouts=ShardTimeouts(lock_s=0.5))
     yield pool
     await pool.close()
 
 
 async def applied(pool: ShardPool, *files: TypeFile, remove: tuple[str, ...] = ()) -> TypesPlan:
-    """Apply *files* and return what that did."""
     by_name = {file.type.name: file for file in files}
     plan = await apply_types(pool, by_name, remove=remove, patience_s=0.0, draw=lambda: 0.0)
     assert plan is not None
@@ -54,7 +51,6 @@ async def applied(pool: ShardPool, *files: TypeFile, remove: tuple[str, ...] = (
 
 
 async def rows_of(pool: ShardPool) -> dict[str, dict[str, Any]]:
-    """Return the rows of the types that the package does not have."""
     rows = await fetch(pool, "SELECT * FROM business_types")
     return {row["name"]: row for row in rows if row["name"] not in BUSINESS_TYPES}
 

@@ -13,7 +13,7 @@ from support.postgres.upgrades import BAKERY, INDEX, MADE_UP, NEXT, Watcher, ind
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import MIGRATIONS, SCHEMA_VERSION, make_schema
 from simplu_worker.shards.schema.type_files import read_type
-from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, Upgrader
+from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS
 
 
 async def test_upgrade_does_what_the_shard_lacks_and_records_it(pool: ShardPool) -> None:
@@ -44,7 +44,6 @@ async def test_upgraded_shard_is_like_one_that_is_made_today(pool: ShardPool, ma
 
 
 async def catalogue(pool: ShardPool) -> list[Any]:
-    """Return what a shard is made of, as text."""
     queries = (
         "SELECT table_name, column_name, data_type FROM information_schema.columns WHERE table_schema = 'public'",
         "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'",
@@ -71,26 +70,6 @@ async def test_upgrade_applies_the_files_of_types_that_are_new_or_others(pool: S
     assert await fetch(pool, "SELECT staff_resource_type FROM business_types WHERE name = 'bakery'") == [
         {"staff_resource_type": "baker"}
     ]
-
-
-async def test_upgrade_changes_nothing_on_an_empty_shard(make_shard: ShardMaker) -> None:
-    pool = ShardPool(await make_shard("shard-7", is_empty=True), size=2)
-
-    assert await upgrader(pool).run() is None
-
-    assert await fetch(pool, "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
-    await pool.close()
-
-
-async def test_upgrade_refuses_to_go_backwards(pool: ShardPool) -> None:
-    await upgrader(pool, types={"bakery": BAKERY}).run()
-
-    older = await Upgrader(pool, types={"dental": BAKERY}).run()
-
-    assert older is not None
-    assert older.refusal is not None
-    assert f"got {NEXT}; a schema never goes backwards" in older.refusal
-    assert (await versions(pool))[-1] == (NEXT, SCHEMA_VERSION)
 
 
 async def test_upgrade_goes_on_where_it_stopped_when_a_statement_fails(pool: ShardPool) -> None:

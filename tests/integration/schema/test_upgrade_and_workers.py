@@ -95,7 +95,6 @@ async def test_every_query_means_something_on_each_schema_that_a_worker_works_on
 
 
 async def version_for(pool: ShardPool, migrations: Sequence[Migration]) -> int | None:
-    """Return the version that a worker with *migrations* finds and may use."""
     async with pool.connection() as connection:
         schema = await check_schema(connection, pool.address.shard_id, migrations=migrations)
     return None if schema is None else schema.version

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 from support.postgres.tenant_cases import add_tenant, fetch
-from support.postgres.upgrades import INDEX, NEXT, Watcher, indexes, upgrader, versions
+from support.postgres.upgrades import NEXT, Watcher, indexes, upgrader, versions
 
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
@@ -22,7 +22,6 @@ from simplu_worker.shards.types import ShardUnavailableError
 
 @pytest.fixture
 async def stranger(pool: ShardPool) -> AsyncIterator[asyncpg.Connection[Any]]:
-    """Give a connection of another program to the shard."""
     connection = await asyncpg.connect(
         pool.address.connection_string, server_settings={"application_name": "nightly-report"}
     )
@@ -66,33 +65,6 @@ async def test_upgrade_gives_up_when_a_lock_is_not_to_be_had(
             await upgrader(hurried, patience_s=0.0).run()
     await hurried.close()
     assert len(await versions(pool)) == SCHEMA_VERSION
-
-
-@pytest.mark.slow
-async def test_upgrade_builds_an_index_whatever_the_defaults_of_the_database(
-    pool: ShardPool, stranger: asyncpg.Connection[Any]
-) -> None:
-    name = pool.address.connection_string.rpartition("/")[2]
-    defaults = {
-        "default_transaction_isolation": "'repeatable read'",
-        "statement_timeout": "'300ms'",
-        "lock_timeout": "'200ms'",
-    }
-    for setting, value in defaults.items():
-        await stranger.execute(f"ALTER DATABASE {name} SET {setting} = {value}")
-    watcher = Watcher(lambda doing: bool(doing.waits_for))
-    async with asyncio.TaskGroup() as tasks:
-        snapshot = stranger.transaction(isolation="repeatable_read")
-        await snapshot.start()
-        await stranger.fetch("SELECT count(*) FROM tenants")
-        running = tasks.create_task(upgrader(pool, f"{INDEX};", report=watcher).run())
-        (blocker,) = (await watcher.wait()).waits_for
-        await snapshot.rollback()
-        await running
-
-    assert blocker.pid == stranger.get_server_pid()
-    assert [one["is_valid"] for one in await indexes(pool, "tenants_age")] == [True]
-    assert [dict(row) for row in await fetch(pool, "SHOW statement_timeout")] == [{"statement_timeout": "25s"}]
 
 
 async def test_upgrade_builds_an_index_anew_when_it_was_left_half_built(pool: ShardPool) -> None:

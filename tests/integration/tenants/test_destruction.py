@@ -43,7 +43,6 @@ SELECT $1, 'dental', 'patient', number::text, '{}', now(), now() FROM generate_s
 
 @pytest.fixture
 async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
-    """Give two shards behind a local Citrus, with a tenant of three resources registered on the first."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2")]
     async with routed_shards(shards) as routed:
         routed.register(TENANT, "shard-1")
@@ -53,25 +52,21 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
 
 
 def pool_of(routed: RoutedShards, shard_id: str = "shard-1") -> ShardPool:
-    """Return the pool of one of the shards."""
     shard = routed.citrus.registry.shards[shard_id]
     return routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
 
 
 async def states(routed: RoutedShards, shard_id: str = "shard-1") -> dict[str, str]:
-    """Return the states of the tenants of a shard."""
     return {row["id"]: row["state"] for row in await fetch(pool_of(routed, shard_id), "SELECT id, state FROM tenants")}
 
 
 async def destroy(
     routed: RoutedShards, tenant: tuple[str, str] = TENANT, *, at: datetime = DESTROYED_AT
 ) -> DestructionResult:
-    """Destroy a tenant as a message does."""
     return await routed.destroyer.destroy(*tenant, at)
 
 
 def deletion(routed: RoutedShards, grace: timedelta = NO_GRACE, **options: Any) -> TenantDeleter:
-    """Return what deletes destroyed tenants' rows."""
     return TenantDeleter(routed.locator, routed.pools, grace, **options)
 
 
@@ -103,12 +98,6 @@ async def test_destroy_changes_nothing_when_it_is_redelivered(routed: RoutedShar
     assert results == [DestructionResult.EXISTED, DestructionResult.EXISTED, DestructionResult.STALE]
     (row,) = await fetch(pool_of(routed), "SELECT control_at, state_changed_at FROM tenants")
     assert row == before | {"control_at": newer}
-
-
-async def test_destroy_says_unknown_when_every_shard_was_asked_and_has_no_row(routed: RoutedShards) -> None:
-    assert await destroy(routed, ("no", "one")) is DestructionResult.UNKNOWN
-    routed.register(("no", "one"), "shard-2")
-    assert await destroy(routed, ("no", "one")) is DestructionResult.UNKNOWN
 
 
 async def test_destroy_finds_the_home_when_citrus_names_another_or_none(routed: RoutedShards) -> None:
@@ -257,23 +246,6 @@ async def test_deletion_goes_in_small_statements_and_on_in_the_next_turn(routed:
     assert await deletion(routed, statement_max_rows=10).delete_due() == 1
     assert await states(routed) == {"clinic-main": "destroyed"}
     assert await routed.provisioner.provision(again) is ProvisionResult.PROVISIONED
-
-
-async def test_deletion_goes_on_with_other_tenants_when_one_cannot_be_deleted(routed: RoutedShards) -> None:
-    pool = pool_of(routed)
-    await add_tenant(pool, ("x", "1"))
-    await fetch(pool, ADD_RESOURCES, "x-1", 3)
-    routed.register(("x", "1"), "shard-1")
-    await fetch(pool, "CREATE TABLE guard (a text, b text, c text, FOREIGN KEY (a, b, c) REFERENCES resources)")
-    await fetch(pool, "INSERT INTO guard VALUES ('clinic-main', 'patient', '1')")
-    await destroy(routed)
-    await destroy(routed, ("x", "1"))
-    with capture_logs() as logs:
-        assert await deletion(routed).delete_due() == 1
-    assert await states(routed) == {"clinic-main": "destroying", "x-1": "destroyed"}
-    assert [entry["location_id"] for entry in logs if entry["event"] == "tenant.not_deleted"] == ["main"]
-    await fetch(pool, "DROP TABLE guard")
-    assert await deletion(routed).delete_due() == 1
 
 
 @pytest.mark.slow(1)

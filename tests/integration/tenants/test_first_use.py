@@ -37,15 +37,12 @@ CLINIC = Business("clinic", "dental", frozenset({"main", "closed"}), frozenset({
 
 
 class Businesses:
-    """Business-info from a dictionary; raises `error` while it is set, and notes how fresh it was to be."""
-
     def __init__(self, *businesses: Business) -> None:
         self.known = {business.id: business for business in businesses}
         self.error: Exception | None = None
         self.ages: list[float] = []
 
     async def find(self, business_id: str, *, max_age_s: float = FRESH_S) -> Business | None:
-        """Return what is known."""
         self.ages.append(max_age_s)
         if self.error is not None:
             raise self.error
@@ -54,24 +51,19 @@ class Businesses:
 
 @dataclass(frozen=True)
 class World:
-    """Shards behind a local Citrus, and a gateway that makes tenants at their first use."""
-
     routed: RoutedShards
     businesses: Businesses
     gateway: ShardGateway
 
     def pool(self, shard_id: str) -> ShardPool:
-        """Return the pool of a shard."""
         shard = self.routed.citrus.registry.shards[shard_id]
         return self.routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
 
     async def tenants(self, shard_id: str) -> list[dict[str, Any]]:
-        """Return the tenants of a shard."""
         query = "SELECT id, business_id, business_type, state, control_at FROM tenants ORDER BY id"
         return await fetch(self.pool(shard_id), query)
 
     async def use(self, *names: tuple[str, str]) -> str | Absence:
-        """Do what a consumer does about operations of *names*, which give one id."""
         tenant_id = "-".join(names[0])
         found = await self.gateway.find(tenant_id)
         return await self.gateway.provision_on_first_use(tenant_id, names) if found is Absence.NOT_HERE else found
@@ -79,7 +71,6 @@ class World:
 
 @asynccontextmanager
 async def open_world(shards: list[ShardAddress], *businesses: Business) -> AsyncIterator[World]:
-    """Open such a world."""
     async with routed_shards(shards) as routed:
         info = Businesses(*businesses)
         first_use = FirstUse(info, routed.provisioner, routed.locator, routed.pools)
@@ -91,13 +82,11 @@ async def open_world(shards: list[ShardAddress], *businesses: Business) -> Async
 
 @pytest.fixture
 async def world(make_shard: ShardMaker) -> AsyncIterator[World]:
-    """Give two shards, and a business with an active location and one that is not."""
     async with open_world([await make_shard("shard-1"), await make_shard("shard-2")], CLINIC) as world:
         yield world
 
 
 async def why(world: World, *names: tuple[str, str]) -> str:
-    """Return why no tenant is made."""
     with pytest.raises(TenantNotMadeError) as caught:
         await world.use(*names)
     return str(caught.value)

@@ -36,7 +36,6 @@ REQUEST = ProvisionRequest(*TENANT, "dental", AT)
 
 
 async def confirmed(routed: RoutedShards, shard_id: str) -> Exception | None:
-    """Confirm the tenant on one of the shards."""
     confirmer = HomeConfirmer(routed.locator, routed.pools)
     place = PlacedTenant(*TENANT, "dental", address_of(routed, shard_id))
     return (await confirmer.confirm([place])).get(TENANT_ID)

@@ -6,7 +6,7 @@ What follows a tenant's changes finds the marks beside the operations; nobody el
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -20,7 +20,6 @@ from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.shards.types import AdminAccount, ChangeResult, ProvisionRequest, ResourceRename
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -40,31 +39,26 @@ SETTINGS = ("settings", "default")
 
 @pytest.fixture
 async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
-    """Give a shard behind a local Citrus."""
     async with routed_shards([await make_shard("shard-1")]) as routed:
         yield routed
 
 
 @pytest.fixture
 def pool(routed: RoutedShards) -> ShardPool:
-    """Give the pool of the shard."""
     address = routed.citrus.registry.shards["shard-1"]
     return routed.pools.ensure_pool(ShardAddress("shard-1", address.connection_string))
 
 
 async def provision(routed: RoutedShards, *tenants: tuple[str, str], business_type: str = "dental") -> None:
-    """Make tenants as messages do."""
     for tenant in tenants:
         await routed.provisioner.provision(ProvisionRequest(*tenant, business_type, AT))
 
 
 async def marked(pool: ShardPool) -> list[tuple[str, str, str]]:
-    """Return the resources that are marked, in the order of their changes."""
     return [(row["id"], row["resource_type"], row["resource_id"]) for row in await fetch(pool, MARKS)]
 
 
 async def forget_marks(pool: ShardPool) -> None:
-    """Delete the marks so far."""
     await fetch(pool, "DELETE FROM log_rows WHERE kind = 'm'")
 
 
@@ -110,23 +104,6 @@ async def test_administrator_marks_the_rows_that_were_added(
     await fetch(pool, "DELETE FROM resources WHERE \"resourceName\" = 'role'")
     assert await routed.changes.add_admin(admin) is ChangeResult.APPLIED
     assert await marked(pool) == [("clinic-main", "role", "u-1")]
-
-
-async def test_deletion_leaves_a_batch_for_what_it_deletes(routed: RoutedShards, pool: ShardPool) -> None:
-    await provision(routed, TENANT, OTHER)
-    case = TenantCase(pool, TENANT)
-    await case.apply(*(case.operation("create", f"r{n}", {}, arrived_at=datetime.now(UTC)) for n in range(5)))
-    await routed.destroyer.destroy(*TENANT, AT + timedelta(seconds=1))
-    assert await TenantDeleter(routed.locator, routed.pools, timedelta(0), statement_max_rows=4).delete_due() == 1
-
-    assert await case.resources() == {}
-    batches = await fetch(
-        pool,
-        "SELECT row_count, types, tenants = ARRAY[(SELECT number FROM tenants WHERE id = 'clinic-main')] AS is_own,"
-        " (SELECT count(*) FROM log_rows WHERE log_rows.batch_id = log_batches.batch_id) AS found"
-        " FROM log_batches WHERE kind = 'd'",
-    )
-    assert batches == [{"row_count": 0, "types": [], "is_own": True, "found": 0}] * 3
 
 
 async def test_nobody_is_shown_a_mark(routed: RoutedShards, pool: ShardPool) -> None:

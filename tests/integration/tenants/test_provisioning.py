@@ -45,33 +45,28 @@ BUSINESS_TYPE_NAMES = sorted(BUSINESS_TYPES)
 def request(
     tenant: tuple[str, str] = TENANT, business_type: str = "dental", at: datetime = REQUESTED_AT
 ) -> ProvisionRequest:
-    """Return what a `SHARD_CREATION` asks for."""
     return ProvisionRequest(*tenant, business_type, at)
 
 
 @pytest.fixture
 async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
-    """Give two shards behind a local Citrus, which fills the first one first."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2")]
     async with routed_shards(shards) as routed:
         yield routed
 
 
 def pool_of(routed: RoutedShards, shard_id: str) -> ShardPool:
-    """Return the pool of one of the shards."""
     shard = routed.citrus.registry.shards[shard_id]
     return routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
 
 
 async def tenants(routed: RoutedShards, shard_id: str) -> list[dict[str, Any]]:
-    """Return the tenants of one of the shards."""
     return await fetch(
         pool_of(routed, shard_id), "SELECT id, business_type, state, control_at FROM tenants ORDER BY id"
     )
 
 
 def provisioned(outcome: str) -> float:
-    """Return how many tenants were provisioned with that outcome so far."""
     return REGISTRY.get_sample_value("simplu_provisioning_total", {"outcome": outcome}) or 0.0
 
 

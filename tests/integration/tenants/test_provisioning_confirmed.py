@@ -38,8 +38,6 @@ SETTINGS = ResourceKey(TENANT_ID, "settings", "default")
 
 
 class Meddler:
-    """A locator behind which something happens whenever a tenant's shard is about to be asked for."""
-
     def __init__(self, inner: Locator, before: Callable[[], Awaitable[None]]) -> None:
         self._inner = inner
         self._before = before
@@ -48,13 +46,11 @@ class Meddler:
         return getattr(self._inner, name)
 
     async def locate(self, tenant_id: str) -> ShardAddress | None:
-        """Let it happen, and ask."""
         await self._before()
         return await self._inner.locate(tenant_id)
 
 
 def meddled(routed: RoutedShards, before: Callable[[], Awaitable[None]], changed: list[ResourceKey]) -> Provisioner:
-    """Return a provisioner, to whose tenants *before* happens when they are made and about to be confirmed."""
     locator: Any = Meddler(routed.locator, before)
     return Provisioner(locator, routed.directory, routed.pools, on_change=changed.extend)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from support.citrus.cases import RoutedShards, routed_shards, silent
+from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import ARRIVED_AT, TENANT, TenantCase, add_tenant, failed, fetch
 from support.postgres.trouble import waiters
@@ -25,7 +25,6 @@ from simplu_worker.shards.types import (
     AdminAccount,
     ChangeResult,
     ResourceRename,
-    ShardUnavailableError,
     UnknownBusinessTypeError,
 )
 from simplu_worker.vocabulary import Failure
@@ -38,7 +37,6 @@ REQUESTED_AT = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
 @pytest.fixture
 async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
-    """Give one shard behind a local Citrus, with an active tenant registered on it."""
     async with routed_shards([await make_shard("shard-1")]) as routed:
         routed.register(TENANT, "shard-1")
         await add_tenant(case_of(routed).pool)
@@ -46,7 +44,6 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
 
 
 def case_of(routed: RoutedShards, tenant: tuple[str, str] = TENANT) -> TenantCase:
-    """Return a tenant of the one shard."""
     shard = routed.citrus.registry.shards["shard-1"]
     return TenantCase(routed.pools.ensure_pool(ShardAddress("shard-1", shard.connection_string)), tenant)
 
@@ -59,7 +56,6 @@ async def rename(
     *,
     tenant: tuple[str, str] = TENANT,
 ) -> ChangeResult:
-    """Rename a patient as a message does."""
     return await routed.changes.rename(
         ResourceRename(*tenant, "patient", old_id, new_id, additional_data, REQUESTED_AT)
     )
@@ -68,14 +64,12 @@ async def rename(
 async def add_admin(
     routed: RoutedShards, business_type: str = "dental", *, tenant: tuple[str, str] = TENANT
 ) -> ChangeResult:
-    """Make an administrator's rows as a message does."""
     return await routed.changes.add_admin(
         AdminAccount(*tenant, business_type, "ann.lee@clinic.example", "u-1", REQUESTED_AT)
     )
 
 
 async def made(routed: RoutedShards, *resource_ids: str, data: str = '{"name": "Ann", "tags": {"a": 1}}') -> TenantCase:
-    """Create patients, and return their tenant."""
     case = case_of(routed)
     operations = [case.operation("create", resource_id, data) for resource_id in resource_ids]
     assert await case.apply(*operations) == [SUCCEEDED] * len(operations)
@@ -83,7 +77,6 @@ async def made(routed: RoutedShards, *resource_ids: str, data: str = '{"name": "
 
 
 async def enforce(routed: RoutedShards, resource_type: str, schema: dict[str, Any], how: str = "enforce") -> None:
-    """Give a resource type of the tenant's business type a schema."""
     resource = {"name": resource_type, "validation": how, "schema": schema}
     definition = {"name": "dental", "defaultSettings": {}, "staffResourceType": "medic", "resourceTypes": [resource]}
     query = "UPDATE public.business_types SET definition = $1 WHERE name = 'dental'"
@@ -260,20 +253,3 @@ async def test_change_goes_by_the_state_of_the_tenant(routed: RoutedShards, chan
     assert await change(routed, tenant=("no", "one")) is ChangeResult.UNKNOWN_TENANT
     routed.register(("not", "here"), "shard-1")
     assert await change(routed, tenant=("not", "here")) is ChangeResult.UNKNOWN_TENANT
-
-
-@pytest.mark.parametrize("change", [rename, add_admin])
-async def test_change_waits_when_the_shard_is_silent_or_the_row_is_gone(change: Any, make_shard: ShardMaker) -> None:
-    async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
-        routed.register(("far", "away"), "shard-2")
-        with pytest.raises(ShardUnavailableError, match="shard shard-2"):
-            await change(routed, tenant=("far", "away"))
-
-        routed.register(TENANT, "shard-1")
-        case = case_of(routed)
-        await add_tenant(case.pool)
-        await case.apply(case.operation("create", "new", {}))
-        assert await change(routed) in {ChangeResult.EXISTED, ChangeResult.APPLIED}
-        await fetch(case.pool, "DELETE FROM tenants")
-        with pytest.raises(RetryableError, match="has left the shard"):
-            await change(routed)

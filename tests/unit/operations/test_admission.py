@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from simplu_worker.operations.operation import Disposition, Operation, Origin, Outcome
 from simplu_worker.operations.waves import TenantRow, admit, admits_all, is_too_late
@@ -19,7 +20,6 @@ DESTROYED = Outcome(disposition=Disposition.APPLIED, failure=Failure.TENANT_DEST
 
 
 def operation(*, arrived_at: datetime = CREATED_AT, source: Source = Source.KINESIS) -> Operation:
-    """Return an operation of business a-b at location c."""
     return Operation(
         kind=OperationKind.DELETE,
         business_id="a-b",
@@ -38,7 +38,6 @@ def operation(*, arrived_at: datetime = CREATED_AT, source: Source = Source.KINE
 
 
 def tenant(state: TenantState = TenantState.ACTIVE, *, business_id: str = "a-b", location_id: str = "c") -> TenantRow:
-    """Return a row that was made at CREATED_AT."""
     return TenantRow(
         business_id=business_id,
         location_id=location_id,
@@ -144,3 +143,10 @@ def test_operation_is_not_too_late_for_a_tenant_that_is_not_its_own() -> None:
     assert is_too_late(late, tenant(), tenant_wait=WAIT)
     assert not is_too_late(late, None, tenant_wait=WAIT)
     assert not is_too_late(late, tenant(business_id="a", location_id="b-c"), tenant_wait=WAIT)
+
+
+def test_batch_is_not_admitted_whole_when_one_tenant_was_made_too_late() -> None:
+    other = replace(operation(arrived_at=CREATED_AT - WAIT / 2), business_id="z", tenant_id="z-c")
+    rows = {"a-b-c": tenant(), "z-c": replace(tenant(business_id="z"), created_at=CREATED_AT + WAIT)}
+
+    assert not admits_all([operation(), other], rows, tenant_wait=WAIT)

@@ -38,7 +38,6 @@ PART = msgspec.structs.replace(FIRST, part_index=3, parts_behind=6)
 
 
 def record(**members: Any) -> bytes:
-    """Return a `create` without ids, changed by *members*."""
     whole = {
         "operation": "create",
         "businessId": "b",
@@ -51,12 +50,10 @@ def record(**members: Any) -> bytes:
 
 
 def decoded(data: bytes, origin: Origin = AGAIN) -> Operation | RejectedRecord:
-    """Decode as the worker does."""
     return decode_operation(data, origin, max_bytes=2**20, list_limit=1000)
 
 
 def same_but_origin(one: Operation | RejectedRecord, other: Operation | RejectedRecord) -> bool:
-    """Tell whether two are one operation."""
     assert isinstance(one, Operation)
     assert isinstance(other, Operation)
     return msgspec.structs.replace(one, origin=other.origin, size_bytes=other.size_bytes) == other

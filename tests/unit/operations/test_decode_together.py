@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +27,6 @@ FIRST: Final = Origin(
 
 
 def record(kind: str = "create", **members: Any) -> bytes:
-    """Return a record with all members that its kind may have, changed by *members*; `...` leaves one out."""
     whole: dict[str, Any] = {
         "operation": kind,
         "businessId": "clinic",
@@ -95,17 +93,14 @@ RECORDS: Final = {
 
 
 def origins_of(count: int) -> list[Origin]:
-    """Return as many positions, one after the other."""
     return [msgspec.structs.replace(FIRST, sequence_number=str(5000 + number)) for number in range(count)]
 
 
 def decode_together(records: Sequence[bytes]) -> list[Operation | RejectedRecord]:
-    """Decode *records* as a reader does."""
     return decode_operations(records, origins_of(len(records)), MAX_BYTES, LIST_LIMIT)
 
 
 def decode_alone(records: Sequence[bytes]) -> list[Operation | RejectedRecord]:
-    """Decode each of *records* at its position."""
     origins = origins_of(len(records))
     return [decode_operation(one, origin, MAX_BYTES, LIST_LIMIT) for one, origin in zip(records, origins, strict=True)]
 
@@ -113,17 +108,6 @@ def decode_alone(records: Sequence[bytes]) -> list[Operation | RejectedRecord]:
 @given(st.lists(st.sampled_from(list(RECORDS.values())), min_size=1, max_size=12))
 def test_a_record_is_the_same_beside_any_others(records: list[bytes]) -> None:
     assert decode_together(records) == decode_alone(records)
-
-
-@pytest.mark.parametrize("name", RECORDS)
-def test_a_record_changes_no_usual_one(name: str) -> None:
-    usual = [RECORDS["create"], RECORDS["update"], RECORDS["list"]]
-    records = [*usual, RECORDS[name], *usual]
-
-    decoded = decode_together(records)
-
-    assert decoded == decode_alone(records)
-    assert all(isinstance(one, Operation) for one in decoded[:3] + decoded[4:])
 
 
 def test_all_records_at_once_are_what_they_are_alone() -> None:

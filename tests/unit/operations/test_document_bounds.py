@@ -19,7 +19,6 @@ BOMB = "1e131071"
 
 
 def array_of(count: int, text: str, *, separator: str = ",") -> str:
-    """Return a document with an array of *count* times *text*."""
     return f'{{"a":[{separator.join([text] * count)}]}}'
 
 

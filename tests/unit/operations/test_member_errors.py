@@ -30,7 +30,6 @@ KINDS = "create, update, patch, delete, list, read"
 
 
 def error_of(rejected: object) -> str:
-    """Return the error of a rejection."""
     assert isinstance(rejected, RejectedRecord)
     return rejected.error
 

@@ -21,7 +21,6 @@ JSON_VALUES = st.recursive(
 
 
 def depth_of(value: object) -> int:
-    """Return how deep *value* is nested, the slow way."""
     match value:
         case dict():
             return 1 + max(map(depth_of, value.values()), default=0)
@@ -41,7 +40,6 @@ def test_text_is_nested_as_deep_as_its_value(value: object, indented: bool) -> N
 
 @pytest.fixture(scope="module", autouse=True)
 def small_parts() -> Any:
-    """Have chunks that end between any two of their bytes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_record, "CHUNK_BYTES", 7)
         yield

@@ -15,7 +15,6 @@ NAMES = ("businessId", "requestId")
 
 
 def read(record: bytes) -> dict[str, Any]:
-    """Return the read members, decoded."""
     return {name: json.loads(bytes(raw)) for name, raw in readable_members(record, NAMES).items()}
 
 

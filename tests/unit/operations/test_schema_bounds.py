@@ -21,7 +21,6 @@ NAMES = {f"n{number}": ["a"] for number in range(SIZE_MAX)}
 
 
 def chain(length: int) -> dict[str, Any]:
-    """Return a schema of which each definition leads twice to the next one."""
     definitions: dict[str, Any] = {
         f"d{number}": {"anyOf": [{"$ref": f"#/$defs/d{number + 1}"}, {"allOf": [{"$ref": f"#/$defs/d{number + 1}"}]}]}
         for number in range(length)
@@ -30,7 +29,6 @@ def chain(length: int) -> dict[str, Any]:
 
 
 def deep(levels: int) -> dict[str, Any]:
-    """Return a schema with so many levels of `not`."""
     schema: dict[str, Any] = {}
     for _ in range(levels - 1):
         schema = {"not": schema}

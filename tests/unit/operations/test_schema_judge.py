@@ -81,15 +81,6 @@ def test_finding_has_the_place_and_the_words_of_the_schema(
         assert str(found) == f"#/{place}: expected {expected}"
 
 
-@pytest.mark.parametrize(("count", "expected"), [(198, '"' + 198 * "x" + '"'), (199, '"' + 198 * "x" + "…")])
-def test_value_of_the_schema_has_two_hundred_characters(count: int, expected: str) -> None:
-    assert Schema({"const": "x" * count}).judge(b"1") == Finding("#/const", expected)
-
-
-def test_format_is_an_annotation() -> None:
-    assert Schema({"properties": {"a": {"format": "email"}}}).judge(b'{"a": "no address"}') is None
-
-
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -171,11 +162,6 @@ def test_problem_of_a_schema_begins_with_its_place(schema: dict[str, Any], probl
     assert (found or "").startswith(problem or "")
 
 
-def test_error_of_our_own_is_not_one_of_the_document() -> None:
-    with pytest.raises(TypeError):
-        Schema({}).judge([])  # type: ignore[arg-type]
-
-
 class PanicException(BaseException):
     """A panic of the library, whose class it does not export."""
 
@@ -195,10 +181,6 @@ def test_panic_of_the_library_is_an_error_of_a_schema_or_document(error: BaseExc
     assert _is_of_library(error) == is_of_library
 
 
-def test_error_without_a_place_is_told_at_the_root() -> None:
-    assert _problem_of(PanicException("no more memory")) == "#: no more memory"
-
-
 @pytest.mark.parametrize("path", [["properties", "a", "type"], ["unknown"], []], ids=str)
 def test_place_that_tells_nothing_is_a_document_that_does_not_fit(path: list[str]) -> None:
     error: Any = SimpleNamespace(kind=None, schema_path=path)
@@ -213,7 +195,6 @@ def test_findings_are_counted_by_their_place() -> None:
 
 
 def resource_type(name: str, validation: Validation, schema: dict[str, Any] | None, **more: Any) -> ResourceType:
-    """Return a resource type."""
     return ResourceType(name, validation=validation, schema=schema, **more)
 
 
@@ -260,3 +241,21 @@ def test_schema_of_any_form_has_a_problem_or_judges(schema: dict[str, Any], docu
     if find_schema_problem(schema) is None:
         found = Schema(schema).judge(json.dumps(document).encode())
         assert found is None or found.schema_path.startswith("#")
+
+
+@pytest.mark.parametrize(("count", "expected"), [(198, '"' + 198 * "x" + '"'), (199, '"' + 198 * "x" + "…")])
+def test_value_of_the_schema_has_two_hundred_characters(count: int, expected: str) -> None:
+    assert Schema({"const": "x" * count}).judge(b"1") == Finding("#/const", expected)
+
+
+def test_format_is_an_annotation() -> None:
+    assert Schema({"properties": {"a": {"format": "email"}}}).judge(b'{"a": "no address"}') is None
+
+
+def test_error_of_our_own_is_not_one_of_the_document() -> None:
+    with pytest.raises(TypeError):
+        Schema({}).judge([])  # type: ignore[arg-type]
+
+
+def test_error_without_a_place_is_told_at_the_root() -> None:
+    assert _problem_of(PanicException("no more memory")) == "#: no more memory"

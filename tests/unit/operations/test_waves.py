@@ -25,7 +25,6 @@ Outcome: TypeAlias = object
 
 
 def operation(kind: OperationKind, resource_id: str = "1", *, tenant: str = "a", resource_type: str = "t") -> Operation:
-    """Return an operation of which only its kind and resource matter."""
     return Operation(
         kind=kind,
         business_id=tenant,
@@ -53,14 +52,12 @@ OPERATIONS = st.builds(
 
 
 def observed(rows: Rows, one: Operation) -> Outcome:
-    """Return what a reading operation sees; rows hold the positions of all that were applied to them."""
     if one.kind is READ:
         return rows.get((one.tenant_id, one.resource_type, one.resource_id))
     return {key: row for key, row in rows.items() if key[:2] == (one.tenant_id, one.resource_type)}
 
 
 def written(rows: Rows, seen: Rows, one: Operation, mark: str) -> Outcome:
-    """Apply a writing operation to *rows*, given that it sees *seen*; return whether it took effect."""
     key = (one.tenant_id, one.resource_type, one.resource_id)
     row = seen.get(key)
     if (row is None) != (one.kind is CREATE):
@@ -76,7 +73,6 @@ def written(rows: Rows, seen: Rows, one: Operation, mark: str) -> Outcome:
 
 
 def apply_one_by_one(operations: Sequence[Operation]) -> tuple[list[Outcome], Rows]:
-    """Apply each after the one before it."""
     rows: Rows = {}
     outcomes = [
         written(rows, rows, one, str(position)) if one.kind.writes else observed(rows, one)
@@ -123,22 +119,6 @@ def test_waves_have_the_same_effect_when_some_writes_are_isolated(
             one, mark = operations[position], str(position)
             outcomes[position] = written(rows, before, one, mark) if one.kind.writes else observed(before, one)
     assert (list(map(outcomes.get, range(len(operations)))), rows) == apply_one_by_one(operations)
-
-
-@given(st.lists(OPERATIONS, max_size=30))
-def test_waves_hold_each_operation_once_and_write_each_resource_once(operations: list[Operation]) -> None:
-    waves = plan_waves(operations)
-
-    assert sorted(position for wave in waves for position in (*wave.reads, *wave.writes)) == list(
-        range(len(operations))
-    )
-    for wave in waves:
-        assert wave.reads or wave.writes
-        assert (wave.reads, wave.writes) == (sorted(wave.reads), sorted(wave.writes))
-        assert all(operations[position].kind.writes for position in wave.writes)
-        assert not any(operations[position].kind.writes for position in wave.reads)
-        keys = [(one.tenant_id, one.resource_type, one.resource_id) for one in map(operations.__getitem__, wave.writes)]
-        assert len(set(keys)) == len(keys)
 
 
 @given(st.lists(OPERATIONS, max_size=12))

@@ -36,12 +36,10 @@ CREATE, LIST = OperationKind.CREATE, OperationKind.LIST
 
 
 def operation(tenant_id: str, kind: OperationKind = CREATE, size_bytes: int = 100) -> Operation:
-    """Return an operation of a tenant."""
     return msgspec.structs.replace(queued_operation(tenant_id).operation, kind=kind, size_bytes=size_bytes)
 
 
 def run(time: ShardTime, operations: Sequence[Operation], costs: TrueCosts, *, byte_s: float = 0.0) -> None:
-    """Run a transaction on a shard with known costs."""
     took_s = sum(costs[one.tenant_id, one.kind] + byte_s * one.size_bytes for one in operations)
     time.note([Demand.of(operations)], FIXED_S + took_s)
 

@@ -23,7 +23,6 @@ NOW = 1_000_000.0  # the begin of a slot of both windows, or not
 
 
 def took(**seconds: float) -> dict[str, TenantUse]:
-    """Return what tenants took, each with one operation of 100 bytes."""
     return {tenant_id: TenantUse(took_s, 1, 100) for tenant_id, took_s in seconds.items()}
 
 
@@ -36,12 +35,6 @@ def test_tenant_has_the_sums_of_all_that_it_took_and_waited() -> None:
     for use in (usage.last_minute(NOW + 20), usage.last_hour(NOW + 20)):
         assert use.by_tenant == {"a": TenantUse(3.0, 4, 150, 4.25), "b": TenantUse(0.5, 1, 100, 0.0)}
         assert (use.total_s, use.largest()) == (3.5, ["a", "b"])
-
-
-def test_use_is_added_to_another() -> None:
-    use = TenantUse(1.0, 2, 3, 4.0)
-    use.add(TenantUse(0.5, 1, 10, 0.25))
-    assert use == TenantUse(1.5, 3, 13, 4.25)
 
 
 def test_tenant_that_did_not_wait_is_not_counted() -> None:
@@ -147,3 +140,9 @@ def test_seconds_lack_a_known_part_of_all_at_most(transactions: list[tuple[float
     for tenant_id, all_s in true_s.items():
         known_s = use.by_tenant[tenant_id].took_s if tenant_id in use.by_tenant else 0.0
         assert all_s + 1e-9 >= known_s >= all_s - use.total_s / (counted + 1) - 1e-9
+
+
+def test_use_is_added_to_another() -> None:
+    use = TenantUse(1.0, 2, 3, 4.0)
+    use.add(TenantUse(0.5, 1, 10, 0.25))
+    assert use == TenantUse(1.5, 3, 13, 4.25)

@@ -13,13 +13,14 @@ from simplu_worker.shards.apply.duplicates import (
     CAREFUL_MAX,
     SHORT_RUN,
     DuplicateMemory,
+    InsertedTable,
+    InsertForms,
 )
 
 NEW, DUPLICATES = False, True
 
 
 def forms_of(batches: Sequence[bool], memory: DuplicateMemory) -> str:
-    """Return the forms in which *batches* are written: plain, careful, or failed and then careful."""
     forms = ""
     for has_duplicates in batches:
         was_careful = memory.is_careful
@@ -80,3 +81,14 @@ def test_memory_fails_at_few_batches_whatever_they_have(batches: list[bool]) -> 
 @given(batches=st.lists(st.booleans(), max_size=50))
 def test_memory_tries_every_batch_plainly_when_it_is_never_careful(batches: list[bool]) -> None:
     assert set(forms_of(batches, DuplicateMemory(careful_least=0))) <= {"p", "f"}
+
+
+def test_tables_are_remembered_apart() -> None:
+    forms = InsertForms(careful_least=1)
+    assert forms.careful_tables() == set(InsertedTable)
+
+    forms[InsertedTable.LOG].note_applied(was_careful=True, has_duplicates=False)
+    assert forms.careful_tables() == {InsertedTable.RESOURCES}
+
+    forms.expect_duplicates()
+    assert forms.careful_tables() == set(InsertedTable)

@@ -21,7 +21,6 @@ END = 1_000_000
 
 
 def standby(flushed: int | None = END, state: str | None = "streaming", *, name: str = "a") -> Standby:
-    """Return a standby, by default one that has everything."""
     return Standby(name, state, flushed)
 
 
@@ -36,12 +35,10 @@ def facts(
     names: str = "",
     fsync: bool = True,
 ) -> ReplicationFacts:
-    """Return the facts of a server."""
     return ReplicationFacts(server, position, commit, names, fsync, standbys)
 
 
 def watched(*said: tuple[float, ReplicationFacts]) -> StandbyWatch:
-    """Return a watch with the facts of servers, noted at these times."""
     watch = StandbyWatch()
     for now, one in said:
         watch.note(one, now=now)

@@ -35,8 +35,6 @@ LABORIOUS = operation("patch", "f", {str(number): {"w": 1} for number in range(3
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch, the remembered row of its tenant, and resources with large data."""
-
     operations: tuple[Operation, ...]
     row: TenantRow | None = ROW
     large: frozenset[ResourceId] = field(default_factory=frozenset)
@@ -66,7 +64,6 @@ UNUSUAL = {
 
 
 def is_fast(batch: Batch) -> bool:
-    """Return whether a batch is applied in one statement."""
     tenants = {} if batch.row is None else {TENANT_ID: batch.row}
     return fits_fast_path(batch.operations, tenants, large=batch.large, tenant_wait=TENANT_WAIT)
 

@@ -17,8 +17,6 @@ SIXTH = int(CALM_TURN_S / FIRST_COST_S / 6)  # of the operations that go togethe
 
 
 class Shard:
-    """A shard that runs one transaction at a time, each of a given length, by its own clock."""
-
     def __init__(self, *, second_takes: int) -> None:
         self.second_takes = second_takes  # operations in a second
         self.now = 0.0
@@ -26,7 +24,6 @@ class Shard:
         self._turn = asyncio.Lock()
 
     async def apply(self, batch: CommitBatch) -> list[Outcome]:
-        """Apply a batch."""
         async with self._turn:
             batch.close()
             await asyncio.sleep(0)

@@ -24,7 +24,6 @@ def row(
     sequence_number: str | None = "99",
     requested_at: datetime = FIRST,
 ) -> LoggedRow:
-    """Return a row of the log, by default that of an operation that was given up."""
     return LoggedRow(digest, error, source, sequence_number, requested_at)
 
 

@@ -25,7 +25,6 @@ LIMITS = SearchLimits(chunk_rows=10, rows=30, few=5, seconds=2.0)
 
 
 def found(count: int, *, first: int = 0) -> list[ListedOperation]:
-    """Return operations, the newest first, a second apart."""
     return [
         ListedOperation(f"r{n}", "succeeded", "update", "patient", AT, AT - timedelta(seconds=n))
         for n in range(first, first + count)
@@ -35,12 +34,10 @@ def found(count: int, *, first: int = 0) -> list[ListedOperation]:
 def chunk(
     operations: list[ListedOperation] | None = None, *, row_count: int = 10, seconds: int = 9, is_last: bool = False
 ) -> SearchChunk:
-    """Return a chunk with the oldest batch *seconds* before AT."""
     return SearchChunk(operations or [], row_count, AT - timedelta(seconds=seconds), is_last)
 
 
 def search_of(*, limit: int = 3, is_large: bool = True) -> PageSearch:
-    """Return a search that has only begun."""
     return PageSearch(ListRequest(limit=limit, after=SearchPosition(AT, is_large=is_large)), LIMITS)
 
 
@@ -142,13 +139,3 @@ def test_instant_with_more_rows_than_a_chunk_is_read_by_itself() -> None:
     assert (search.step, search.position) == (SearchStep.CHUNK, SearchPosition(AT - INSTANT, is_large=True))
     search.add_chunk(SearchChunk([], 10, AT - INSTANT, is_last=False))
     assert search.step is SearchStep.INSTANT
-
-
-def test_page_may_end_within_an_instant() -> None:
-    search = search_of()
-    search.add_chunk(chunk(seconds=0))
-    same = [ListedOperation(f"r{n}", "succeeded", "update", "patient", AT, AT) for n in (9, 8, 7, 6)]
-    search.add_instant(same)
-    assert search.is_complete(0.0)
-    page = search.result("shard-1")
-    assert decode_cursor(page.next or "") == SearchPosition(AT, "r7", is_large=True)

@@ -30,7 +30,6 @@ AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def cursor_of(value: Any) -> str:
-    """Return what has the form of a cursor and any JSON in it, or any bytes."""
     text = value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(text).decode().rstrip("=")
 

@@ -90,7 +90,6 @@ def test_bounded_statement_has_the_statement_on_lines_of_its_own() -> None:
 
 
 def address(hosts: str, options: str = "") -> ShardAddress:
-    """Return the address of a shard on *hosts*."""
     return ShardAddress("shard-1", f"postgresql://worker:secret@{hosts}/db{options}")
 
 

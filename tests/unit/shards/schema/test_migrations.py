@@ -17,6 +17,7 @@ from simplu_worker.shards.schema.migrations import (
     Migration,
     MissingPart,
     ShardSchema,
+    Statement,
     drop_statement,
     keys_of,
     migration_of,
@@ -220,20 +221,6 @@ def test_later_migrations_can_be_run_again() -> None:
             assert "IF" in words or words[1:3] == ["OR", "REPLACE"], statement.title
 
 
-@pytest.mark.parametrize(("works_from", "needed"), [(None, 4), (3, 3)])
-def test_refusal_of_a_later_schema_names_the_worker_that_may_use_it(works_from: int | None, needed: int) -> None:
-    refusal = refusal_of(ShardSchema(4, works_from), worker_version=2)
-    assert refusal is not None
-    assert refusal.endswith(f"got 4; run a worker of schema version {needed} or newer")
-
-
-@pytest.mark.parametrize("schema", [ShardSchema(None), ShardSchema(4, 3), ShardSchema(3, 2, DIGESTS)])
-def test_upgrade_that_does_nothing_leaves_the_schema_as_it_is(schema: ShardSchema) -> None:
-    upgrade = plan_upgrade(schema, [FIRST, SECOND, THIRD], TYPES)
-    assert (upgrade.schema, upgrade.is_needed) == (schema, False)
-    assert (upgrade.version, upgrade.works_from) == (schema.version, schema.works_from)
-
-
 def test_tables_are_those_of_the_migrations_up_to_the_version_of_the_shard() -> None:
     first = """
         CREATE TABLE public.tenants (
@@ -310,3 +297,36 @@ def test_keys_are_those_of_the_tables_that_a_migration_makes() -> None:
 )
 def test_refusal_names_what_a_shard_lacks(missing: list[MissingPart], named: str) -> None:
     assert named in (refusal_of_missing(missing) or "")
+
+
+@pytest.mark.parametrize("text", [migration.text for migration in MIGRATIONS])
+def test_files_are_made_of_statements(text: str) -> None:
+    assert statements_of(text)
+    assert not any(statement.is_concurrent for statement in statements_of(without_concurrently(text)))
+
+
+@pytest.mark.parametrize(("works_from", "needed"), [(None, 4), (3, 3)])
+def test_refusal_of_a_later_schema_names_the_worker_that_may_use_it(works_from: int | None, needed: int) -> None:
+    refusal = refusal_of(ShardSchema(4, works_from), worker_version=2)
+    assert refusal is not None
+    assert refusal.endswith(f"got 4; run a worker of schema version {needed} or newer")
+
+
+@pytest.mark.parametrize("schema", [ShardSchema(None), ShardSchema(4, 3), ShardSchema(3, 2, DIGESTS)])
+def test_upgrade_that_does_nothing_leaves_the_schema_as_it_is(schema: ShardSchema) -> None:
+    upgrade = plan_upgrade(schema, [FIRST, SECOND, THIRD], TYPES)
+    assert (upgrade.schema, upgrade.is_needed) == (schema, False)
+    assert (upgrade.version, upgrade.works_from) == (schema.version, schema.works_from)
+
+
+def test_upgrade_ends_at_the_last_migration() -> None:
+    upgrade = plan_upgrade(ShardSchema(1), [FIRST, SECOND, THIRD], {})
+    assert (upgrade.version, upgrade.works_from, upgrade.migrations) == (3, 2, [SECOND, THIRD])
+
+
+def test_title_of_a_statement_is_its_first_line() -> None:
+    assert Statement("ALTER TABLE t\nADD COLUMN c int").title == "ALTER TABLE t"
+
+
+def test_shard_that_lacks_nothing_is_not_refused() -> None:
+    assert refusal_of_missing([]) is None

@@ -29,18 +29,15 @@ RESOURCE = {"name": "loaf", "view": "bakery_loaves", "columns": [{"name": "price
 
 
 def text_of(**members: Any) -> str:
-    """Return a file of a bakery, with *members* in place of its own."""
     own = {"name": "bakery", "defaultSettings": {}, "staffResourceType": "baker", "resourceTypes": [RESOURCE]}
     return json.dumps(own | members)
 
 
 def with_column(**members: Any) -> str:
-    """Return a file with one column of these members."""
     return text_of(resourceTypes=[RESOURCE | {"columns": [{"name": "price", "path": ["price"]} | members]}])
 
 
 def with_resource(**members: Any) -> str:
-    """Return a file with one resource type of these members."""
     return text_of(resourceTypes=[RESOURCE | members])
 
 
@@ -138,7 +135,6 @@ def test_two_types_with_one_view_are_refused() -> None:
 
 
 def bakery(*columns: ViewColumn) -> BusinessType:
-    """Return a type with one view of *columns*."""
     return BusinessType("bakery", {}, "baker", [ResourceType("loaf", ["loaves"], "bakery_loaves", columns)])
 
 

@@ -24,19 +24,16 @@ NAME = {"name": "name", "path": ["name"]}
 
 
 def file_of(name: str = "bakery", view: str | None = "bakery_loaves", *columns: dict[str, Any]) -> TypeFile:
-    """Return the file of a type with one view, or none."""
     resources = [] if view is None else [{"name": "loaf", "view": view, "columns": columns}]
     members = {"name": name, "defaultSettings": {}, "staffResourceType": "baker", "resourceTypes": resources}
     return read_type(json.dumps(members))
 
 
 def stored(file: TypeFile, *, digest: str | None = None, is_applied: bool = True, tenant_count: int = 0) -> StoredType:
-    """Return the row of a type."""
     return StoredType(file.type.name, digest or file.digest, is_applied, tenant_count, list(file.views))
 
 
 def shard(*types: StoredType, **relations: Relation) -> ShardTypes:
-    """Return a shard with these types, and relations."""
     return ShardTypes({one.name: one for one in types}, relations)
 
 

@@ -22,7 +22,6 @@ def row(
     parents_done: bool = True,
     token: str = "",
 ) -> CarriedPosition:
-    """Return a row of a stream shard."""
     return CarriedPosition("stream", name, pending_from, since, parents_done, token)
 
 

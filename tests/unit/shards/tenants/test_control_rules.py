@@ -32,7 +32,6 @@ MOVING = (TenantState.INCOMING, TenantState.READY, TenantState.FENCED, TenantSta
 
 
 def tenant(state: TenantState, *, is_deletion_begun: bool = False) -> ControlledTenant:
-    """Return a row of business a-b at location c whose newest control message was of CONTROL_AT."""
     return ControlledTenant("a-b", "c", state, CONTROL_AT, is_deletion_begun)
 
 
@@ -101,7 +100,6 @@ STATES = {
 
 
 def after(row: ControlledTenant | None, message: tuple[str, datetime]) -> ControlledTenant | None:
-    """Return the row after one message, as the statements leave it; the deletion never begins."""
     kind, at = message
     if kind == "create":
         step = step_of_creation(row, "a-b", "c", at)
@@ -136,27 +134,11 @@ def test_tenant_ends_the_same_whatever_the_order_and_however_often(
         assert msgspec.structs.asdict(row)["control_at"] == max(at for _, at in messages)
 
 
-def test_controlled_tenant_has_the_facts_of_its_row() -> None:
-    row = {"business_id": "a-b", "location_id": "c", "state": "destroying", "control_at": SAME}
-    for is_begun in (False, True):
-        found = ControlledTenant.from_row(row | {"is_deletion_begun": is_begun})
-        assert found == tenant(TenantState.DESTROYING, is_deletion_begun=is_begun)
-
-
 @pytest.mark.parametrize(
     ("business_id", "location_id", "expected"), [("a-b", "c", True), ("a", "b-c", False), ("a-b", "x", False)]
 )
 def test_row_is_of_a_tenant_when_both_ids_are_the_same(business_id: str, location_id: str, *, expected: bool) -> None:
     assert is_row_of({"business_id": "a-b", "location_id": "c"}, business_id, location_id) is expected
-
-
-def test_error_of_a_taken_id_names_it() -> None:
-    assert "'a-b-c'" in str(error_of(ControlStep.TAKEN, "a-b-c"))
-
-
-@pytest.mark.parametrize("at", [CONTROL_AT, datetime.max.replace(tzinfo=UTC)])
-def test_time_is_sent_as_text(at: datetime) -> None:
-    assert datetime.fromisoformat(timestamp_text(at)) == at
 
 
 TIMEOUT = StatementFailedError("took too long", error="QueryCanceledError (57014)", is_timeout=True)
@@ -207,3 +189,19 @@ def test_failed_statement_is_a_failure_of_the_work() -> None:
 )
 def test_destruction_waits_for_no_copy_beside_the_home(states: dict[str, str], homes: str) -> None:
     assert homes_to_destroy({one: TenantState(state) for one, state in states.items()}) == list(homes)
+
+
+def test_controlled_tenant_has_the_facts_of_its_row() -> None:
+    row = {"business_id": "a-b", "location_id": "c", "state": "destroying", "control_at": SAME}
+    for is_begun in (False, True):
+        found = ControlledTenant.from_row(row | {"is_deletion_begun": is_begun})
+        assert found == tenant(TenantState.DESTROYING, is_deletion_begun=is_begun)
+
+
+def test_error_of_a_taken_id_names_it() -> None:
+    assert "'a-b-c'" in str(error_of(ControlStep.TAKEN, "a-b-c"))
+
+
+@pytest.mark.parametrize("at", [CONTROL_AT, datetime.max.replace(tzinfo=UTC)])
+def test_time_is_sent_as_text(at: datetime) -> None:
+    assert datetime.fromisoformat(timestamp_text(at)) == at

@@ -15,18 +15,7 @@ from simplu_worker.vocabulary import TenantState
 FIRST = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
-ROW = {
-    "state": "fenced",
-    "created_at": FIRST,
-    "epoch": 7,
-    "moved_to": "shard-2",
-    "is_confirmed": True,
-    "is_touched": False,
-}
-
-
 def home(name: str, after_s: float = 0.0, **facts: object) -> HomeCandidate:
-    """Return a tenant's home on a shard."""
     return msgspec.structs.replace(
         HomeCandidate(f"shard-{name}", TenantState.ACTIVE, FIRST + timedelta(seconds=after_s)), **facts
     )
@@ -104,19 +93,6 @@ def test_settled_says_nothing_when_there_is_no_home() -> None:
     assert resolve_homes([home("1", state=TenantState.DESTROYED)]) == HomeResolution(None)
 
 
-@pytest.mark.parametrize("is_touched", [False, True])
-def test_candidate_has_the_facts_of_its_row(*, is_touched: bool) -> None:
-    assert HomeCandidate.from_row("shard-1", ROW | {"is_touched": is_touched}) == HomeCandidate(
-        "shard-1",
-        TenantState.FENCED,
-        FIRST,
-        epoch=7,
-        moved_to="shard-2",
-        is_confirmed=True,
-        is_touched=is_touched,
-    )
-
-
 @pytest.mark.parametrize(
     ("state", "is_confirmed", "expected"),
     [
@@ -130,3 +106,26 @@ def test_home_is_unconfirmed_while_it_is_active_and_its_provisioning_has_not_end
     state: TenantState, *, is_confirmed: bool, expected: bool
 ) -> None:
     assert home("1", state=state, is_confirmed=is_confirmed).is_unconfirmed is expected
+
+
+ROW = {
+    "state": "fenced",
+    "created_at": FIRST,
+    "epoch": 7,
+    "moved_to": "shard-2",
+    "is_confirmed": True,
+    "is_touched": False,
+}
+
+
+@pytest.mark.parametrize("is_touched", [False, True])
+def test_candidate_has_the_facts_of_its_row(*, is_touched: bool) -> None:
+    assert HomeCandidate.from_row("shard-1", ROW | {"is_touched": is_touched}) == HomeCandidate(
+        "shard-1",
+        TenantState.FENCED,
+        FIRST,
+        epoch=7,
+        moved_to="shard-2",
+        is_confirmed=True,
+        is_touched=is_touched,
+    )

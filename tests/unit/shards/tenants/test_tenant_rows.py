@@ -15,7 +15,6 @@ AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def wanted(names: str) -> list[ProvisionRequest]:
-    """Return a tenant to make for each letter."""
     return [ProvisionRequest("b", name, "gym", AT) for name in names]
 
 
