@@ -547,7 +547,7 @@ class Fleet:
         self._read_schedule.stretch.note_share(cpu.read_percent() / 100)
 
     def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
-        """See `ReaderMaker`."""
+        """See `HoldingReplica`."""
         self._position_sync.request()
         services = self._services
         assignment = ReaderAssignment(

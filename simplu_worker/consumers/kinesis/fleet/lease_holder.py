@@ -51,11 +51,14 @@ class LeaseLostError(Exception):
     """Another replica has the lease, or it could not be renewed in time."""
 
 
-class HasFigures(Protocol):
-    """The replica, as it tells the others about itself."""
+class HoldingReplica(Protocol):
+    """The replica, as the holder of a lease sees it."""
 
     def own_figures(self) -> ReplicaFigures:
         """Return the figures of this replica."""
+
+    def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
+        """Return the reader of a lease, with the tenants *pending* at its parents."""
 
 
 class LeaseRenewer:
@@ -68,7 +71,7 @@ class LeaseRenewer:
         *,
         me: str,
         duration_s: float,
-        replica: HasFigures,
+        replica: HoldingReplica,
     ) -> None:
         """*me* is the owner under which this process took *lease*."""
         self._table = table
@@ -349,13 +352,6 @@ PARENT_CHECKS_PER_DURATION: Final = 10
 END_RETRY_PAUSE_S: Final = 1.0
 
 
-class ReaderMaker(Protocol):
-    """The replica, which makes the reader of a lease."""
-
-    def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
-        """Return the reader of a lease, with the tenants *pending* at its parents."""
-
-
 class LeaseHolder:
     """One lease that was taken, until it is lost or released."""
 
@@ -364,14 +360,14 @@ class LeaseHolder:
         renewer: LeaseRenewer,
         end: StreamShardEnd,
         ancestry: LeaseAncestry,
-        maker: ReaderMaker,
+        replica: HoldingReplica,
         *,
         duration_s: float,
     ) -> None:
         self._renewer = renewer
         self._end = end
         self._ancestry = ancestry
-        self._maker = maker
+        self._replica = replica
         self._duration_s = duration_s
         self._is_ended = False
         self._is_failed = asyncio.Event()
@@ -468,7 +464,7 @@ class LeaseHolder:
                 return
         if ending.is_set():
             return
-        reader = self._maker.create_reader(self._renewer.lease, pending, self)
+        reader = self._replica.create_reader(self._renewer.lease, pending, self)
         self._renewer.reader = reader
         await reader.run(ending)
         self._is_ended = reader.is_finished

@@ -274,34 +274,35 @@ class _InUseError(RetryableError):
     """The stream is in a state that does not allow this now."""
 
 
-def _iterator_type(start: Start) -> dict[str, Any]:
+def starting_position(start: Start) -> dict[str, Any]:
+    """Return *start* as SubscribeToShard takes it."""
     match start:
         case AtSequenceNumber(sequence_number):
-            return {"ShardIteratorType": "AT_SEQUENCE_NUMBER", "StartingSequenceNumber": sequence_number}
+            return {"Type": "AT_SEQUENCE_NUMBER", "SequenceNumber": sequence_number}
         case AfterSequenceNumber(sequence_number):
-            return {"ShardIteratorType": "AFTER_SEQUENCE_NUMBER", "StartingSequenceNumber": sequence_number}
+            return {"Type": "AFTER_SEQUENCE_NUMBER", "SequenceNumber": sequence_number}
         case TrimHorizon():
-            return {"ShardIteratorType": "TRIM_HORIZON"}
+            return {"Type": "TRIM_HORIZON"}
         case Latest():
-            return {"ShardIteratorType": "LATEST"}
+            return {"Type": "LATEST"}
         case AtTimestamp(instant):
-            return {"ShardIteratorType": "AT_TIMESTAMP", "Timestamp": instant}
+            return {"Type": "AT_TIMESTAMP", "Timestamp": instant}
         case _:
             assert_never(start)
 
 
+_OF_ITERATOR: Final = {"Type": "ShardIteratorType", "SequenceNumber": "StartingSequenceNumber"}
+
+
+def _iterator_type(start: Start) -> dict[str, Any]:
+    return {_OF_ITERATOR.get(name, name): value for name, value in starting_position(start).items()}
+
+
 def _shard_filter(at: TrimHorizon | Latest | AtTimestamp | None) -> dict[str, Any]:
-    match at:
-        case None:
-            return {}
-        case TrimHorizon():
-            return {"ShardFilter": {"Type": "AT_TRIM_HORIZON"}}
-        case Latest():
-            return {"ShardFilter": {"Type": "AT_LATEST"}}
-        case AtTimestamp(instant):
-            return {"ShardFilter": {"Type": "AT_TIMESTAMP", "Timestamp": instant}}
-        case _:
-            assert_never(at)
+    if at is None:
+        return {}
+    position = starting_position(at)
+    return {"ShardFilter": position | {"Type": f"AT_{position['Type'].removeprefix('AT_')}"}}
 
 
 def _stream_shard(raw: dict[str, Any]) -> StreamShard:

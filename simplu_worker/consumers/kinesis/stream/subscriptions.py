@@ -10,20 +10,20 @@ import asyncio
 import struct
 import zlib
 from collections import deque
-from typing import Any, Final, Protocol, assert_never
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate
-from simplu_worker.consumers.kinesis.stream.client import NOT_FOUND, Record, Reply, StreamConsumers, child_shard
-from simplu_worker.consumers.kinesis.stream.positions import (
-    AfterSequenceNumber,
-    AtSequenceNumber,
-    AtTimestamp,
-    Latest,
-    Start,
-    TrimHorizon,
+from simplu_worker.consumers.kinesis.stream.client import (
+    NOT_FOUND,
+    Record,
+    Reply,
+    StreamConsumers,
+    child_shard,
+    starting_position,
 )
+from simplu_worker.consumers.kinesis.stream.positions import Start
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.timing.waits import wait_any
 
@@ -158,7 +158,7 @@ class Subscriptions:
         """
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
-                return await self._open(await self._find_arn(), stream_shard_id, _starting_position(start))
+                return await self._open(await self._find_arn(), stream_shard_id, starting_position(start))
         except TimeoutError:
             raise RetryableError(f"SubscribeToShard: no answer in {OPEN_TIMEOUT_S:.0f} s") from None
 
@@ -307,19 +307,3 @@ def _error_of(message: EventMessage) -> Exception:
     if code == NOT_FOUND:
         return PermanentError(f"SubscribeToShard: {code}: {text}")
     return RetryableError(f"SubscribeToShard: {code}: {text}")
-
-
-def _starting_position(start: Start) -> dict[str, Any]:
-    match start:
-        case AtSequenceNumber(sequence_number):
-            return {"Type": "AT_SEQUENCE_NUMBER", "SequenceNumber": sequence_number}
-        case AfterSequenceNumber(sequence_number):
-            return {"Type": "AFTER_SEQUENCE_NUMBER", "SequenceNumber": sequence_number}
-        case TrimHorizon():
-            return {"Type": "TRIM_HORIZON"}
-        case Latest():
-            return {"Type": "LATEST"}
-        case AtTimestamp(instant):
-            return {"Type": "AT_TIMESTAMP", "Timestamp": instant}
-        case _:
-            assert_never(start)
