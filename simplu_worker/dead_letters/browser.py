@@ -7,8 +7,7 @@ returned at the end; after a kill, when the timeout expires.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractContextManager, aclosing
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -19,7 +18,7 @@ from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Message, Queue
 from simplu_worker.dead_letters.letter import NotADeadLetterError, ParsedDeadLetter, parse_dead_letter
 from simplu_worker.dead_letters.plan import DeadLetterFilter, visibility_timeout_s
 from simplu_worker.errors import WorkerError
-from simplu_worker.timing.clock import utc_now
+from simplu_worker.timing.clock import loop_time, utc_now
 
 DELETED_AT_ONCE: Final = 100
 POLL_WAIT_S: Final = 1  # a long poll asks all of SQS's servers, however short it is
@@ -47,18 +46,17 @@ class Narration(Protocol):
 class DeadLetterBrowser:
     """Reads the dead-letter queue while it is open, and returns the letters at its end."""
 
-    def __init__(self, queue: Queue, narration: Narration, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, queue: Queue, narration: Narration) -> None:
         self.queue = queue
         self.narration = narration
-        self._clock = clock
         self._in_flight: dict[str, Message] = {}  # by message id; without their bodies
-        self._renew_at: dict[str, float] = {}  # the due time of each visibility timeout's renewal, the earliest first
         self._read_count = 0
         self.ended_early = False
         self._was_cut = False  # as many letters were in flight as can be, so that not all of the queue's were read
 
     async def __aenter__(self) -> Self:
         self.before = await self.queue.read_attributes()
+        self._visibility_s = visibility_timeout_s(self.before.visible_count + self.before.in_flight_count)
         self.started_at = utc_now()
         self.narration.note(
             f"queue {self.queue.name}: dead letters are hidden from other readers while they are read, and then "
@@ -80,11 +78,11 @@ class DeadLetterBrowser:
 
         *to_act*: without those that arrived after the start. Ends after *within_s*: see `ended_early`.
         """
-        ends_at, seen_count, matched_count = self._clock() + within_s, 0, 0
+        ends_at, seen_count, matched_count = loop_time() + within_s, 0, 0
         with self.narration.count("read", self.before.visible_count) as progress:
             async with aclosing(self.read_messages()) as messages:
                 async for message in messages:
-                    if self._clock() > ends_at:
+                    if loop_time() > ends_at:
                         self.ended_early = True
                         self.narration.note(
                             f"the reading ended after {within_s:g} s, with {self._read_count} messages; "
@@ -113,40 +111,21 @@ class DeadLetterBrowser:
             if len(self._in_flight) >= IN_FLIGHT_MAX:
                 self._was_cut = True
                 return
-            await self.keep_hidden()
-            seconds = visibility_timeout_s(len(self._in_flight) + BATCH_MAX_COUNT)
-            received = await self.queue.receive(wait_s=POLL_WAIT_S, max_messages=BATCH_MAX_COUNT, visibility_s=seconds)
+            received = await self.queue.receive(
+                wait_s=POLL_WAIT_S, max_messages=BATCH_MAX_COUNT, visibility_s=self._visibility_s
+            )
             new = [message for message in received if message.message_id not in self._in_flight]
-            self._record_hidden(received, seconds)
+            for message in received:
+                self._in_flight[message.message_id] = msgspec.structs.replace(message, body="")
             without_new = 0 if new else without_new + 1
             self._read_count += len(new)
             for message in new:
                 yield message
 
-    async def keep_hidden(self) -> None:
-        """Renew the visibility timeouts of which half is over. Call this often."""
-        now = self._clock()
-        due: list[str] = []
-        for message_id, at in self._renew_at.items():
-            if at > now:
-                break
-            due.append(message_id)
-        if due:
-            messages = [self._in_flight[message_id] for message_id in due]
-            seconds = visibility_timeout_s(len(self._in_flight))
-            self._record_hidden(messages, seconds)
-            try:
-                await self.queue.change_visibility(messages, seconds)
-            except WorkerError as exc:
-                self.narration.note(
-                    f"the visibility timeout of {len(messages)} dead letters could not be renewed: {exc}"
-                )
-
     async def delete(self, message_ids: Sequence[str]) -> set[str]:
         """Delete letters; return the ids of those that could not be deleted."""
         left_ids = set[str]()
         for at in range(0, len(message_ids), DELETED_AT_ONCE):
-            await self.keep_hidden()
             messages = [self._in_flight[message_id] for message_id in message_ids[at : at + DELETED_AT_ONCE]]
             try:
                 left = await self.queue.delete(messages)
@@ -157,7 +136,6 @@ class DeadLetterBrowser:
             for message in messages:
                 if message.message_id not in left_ids:
                     del self._in_flight[message.message_id]
-                    self._renew_at.pop(message.message_id, None)
         return left_ids
 
     def warn_of_hidden(self) -> int:
@@ -194,19 +172,12 @@ class DeadLetterBrowser:
             )
         return behind
 
-    def _record_hidden(self, messages: Iterable[Message], seconds: int) -> None:
-        due = self._clock() + seconds / 2
-        for message in messages:
-            self._in_flight[message.message_id] = msgspec.structs.replace(message, body="")
-            self._renew_at.pop(message.message_id, None)
-            self._renew_at[message.message_id] = due
-
     async def _return_all(self) -> None:
         messages = list(self._in_flight.values())
         self._in_flight.clear()
-        self._renew_at.clear()
         try:
             await self.queue.change_visibility(messages, 0)
         except WorkerError as exc:
-            hidden_s = visibility_timeout_s(len(messages))
-            self.narration.note(f"the dead letters stay hidden from other readers for up to {hidden_s} s: {exc}")
+            self.narration.note(
+                f"the dead letters stay hidden from other readers for up to {self._visibility_s} s: {exc}"
+            )

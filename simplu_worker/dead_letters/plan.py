@@ -31,7 +31,7 @@ from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
 
 HIDDEN_MIN_S: Final = 60  # a killed command's letters stay hidden from other readers at least that long
 HIDDEN_MAX_S: Final = 43_200  # SQS: 12 hours
-RENEWED_PER_S: Final = 25  # visibility timeouts that can be renewed in a second, ten a call, with a reserve
+HIDDEN_PER_1000_S: Final = 80
 SEND_MAX_BYTES: Final = 262_144  # of a batch for a queue that was not configured for more
 # Most entries and bytes of one request: PutRecords, SendMessageBatch.
 REQUEST_LIMITS: Final = {Source.KINESIS: (PUT_MAX_COUNT, PUT_MAX_BYTES), Source.SQS: (BATCH_MAX_COUNT, SEND_MAX_BYTES)}
@@ -174,8 +174,11 @@ def order_group(letter: DeadLetter) -> str:
 
 
 def visibility_timeout_s(count: int) -> int:
-    """Return the shortest visibility timeout that can be renewed for *count* letters in time."""
-    return min(HIDDEN_MAX_S, HIDDEN_MIN_S + 2 * count // RENEWED_PER_S)
+    """Return for how long *count* letters are hidden: many times what reading, sending and deleting them takes.
+
+    It is short because letters stay hidden that long after a kill.
+    """
+    return min(HIDDEN_MAX_S, HIDDEN_MIN_S + count * HIDDEN_PER_1000_S // 1000)
 
 
 def unknown_source(letter: DeadLetter, rules: ReplayRules) -> LeftLetter | None:

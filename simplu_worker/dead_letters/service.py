@@ -370,7 +370,6 @@ class _Replay:
         with self._browser.narration.count("sent" if self._apply else "planned", len(chosen)) as progress:
             try:
                 for one in chosen:
-                    await self._browser.keep_hidden()
                     resend = await self._sources.plan(self._parse(one))
                     if isinstance(resend, LeftLetter):
                         self._leave(one.outcome, resend.why, resend.detail)
