@@ -37,7 +37,7 @@ from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
 from simplu_worker.shards.routing.route_refresh import RouteRefresh, ShardMapReloader, log_unused_reloads
 from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.shards.tenants.home_confirmation import ConfirmationSweep
-from simplu_worker.status import metrics_text
+from simplu_worker.status import top_tenants
 from simplu_worker.status.history import INTERVAL_S
 from simplu_worker.status.letter_requests import LetterRequests
 from simplu_worker.status.queues import Monitoring
@@ -96,7 +96,7 @@ async def run_worker(settings: Settings) -> None:
         heartbeat: dict[str, Task] = {
             "heartbeat": partial(_send_heartbeats, notifier, replica),
             "history": partial(repeat_every, INTERVAL_S, replica.note_history),
-            "top tenants": partial(repeat_every, metrics_text.INTERVAL_S, replica.note_top_tenants),
+            "top tenants": partial(repeat_every, top_tenants.INTERVAL_S, replica.note_top_tenants),
         }
         background = heartbeat | _background_tasks(settings, parts, health, signals)
         await _run_until_drained(settings, parts, background, signals.stopping, notifier)

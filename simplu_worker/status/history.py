@@ -34,16 +34,16 @@ class Totals(msgspec.Struct, frozen=True):
     held_count: int
 
 
-class HistoryPoint(msgspec.Struct, frozen=True):
-    """An interval. A latency is the bound below which it was, None without an operation."""
+class HistoryPoint(NamedTuple):
+    """An interval, as lists of the answer. A latency is the bound below which it was, None without an operation."""
 
-    operations_per_s: float
-    failed_per_s: float
+    operations_per_second: float
+    failed_per_second: float
     dead_letters: int
-    latency_p50_s: float | None
-    latency_p99_s: float | None
-    lag_s: float | None
-    held_count: int
+    latency_p50_seconds: float | None
+    latency_p99_seconds: float | None
+    lag_seconds: float | None
+    held_targets: int
 
 
 class History:
@@ -67,7 +67,7 @@ class History:
         if not self._points:
             return ReplicaFigures()
         dead_letter_count = sum(point.dead_letters for point in self._points)
-        return ReplicaFigures(_rounded(self._points[-1].latency_p99_s), dead_letter_count)
+        return ReplicaFigures(self._points[-1].latency_p99_seconds, dead_letter_count)
 
     def view(self) -> answers.History:
         """Return the points: one list for each quantity."""
@@ -77,27 +77,25 @@ class History:
         return answers.History(
             interval_seconds=INTERVAL_S,
             from_=None if begin is None else begin.isoformat(timespec="seconds"),
-            operations_per_second=[round(point.operations_per_s, 3) for point in points],
-            failed_per_second=[round(point.failed_per_s, 3) for point in points],
-            dead_letters=[point.dead_letters for point in points],
-            latency_p50_seconds=[_rounded(point.latency_p50_s) for point in points],
-            latency_p99_seconds=[_rounded(point.latency_p99_s) for point in points],
-            lag_seconds=[_rounded(point.lag_s) for point in points],
-            held_targets=[point.held_count for point in points],
+            **_lists(HistoryPoint, points),
         )
+
+
+def _lists(kind: type[HistoryPoint | FleetPoint], points: Iterable[HistoryPoint | FleetPoint]) -> dict[str, Any]:
+    return {name: [getattr(one, name) for one in points] for name in kind._fields}
 
 
 def point_between(before: Totals, after: Totals, *, passed_s: float, bounds_s: Sequence[float]) -> HistoryPoint:
     """Return the point between two moments, *passed_s* > 0 apart."""
     counts = [max(0, new - old) for old, new in zip(before.latency, after.latency, strict=True)]
     return HistoryPoint(
-        operations_per_s=max(0.0, after.operations - before.operations) / passed_s,
-        failed_per_s=max(0.0, after.failed - before.failed) / passed_s,
-        dead_letters=max(0, int(after.dead_letters - before.dead_letters)),
-        latency_p50_s=quantile(MEDIAN, counts, bounds_s),
-        latency_p99_s=quantile(HIGH, counts, bounds_s),
-        lag_s=after.lag_s,
-        held_count=after.held_count,
+        round(max(0.0, after.operations - before.operations) / passed_s, 3),
+        round(max(0.0, after.failed - before.failed) / passed_s, 3),
+        max(0, int(after.dead_letters - before.dead_letters)),
+        quantile(MEDIAN, counts, bounds_s),
+        quantile(HIGH, counts, bounds_s),
+        None if after.lag_s is None else round(after.lag_s, 4),
+        after.held_count,
     )
 
 
@@ -135,22 +133,18 @@ def totals_of(
     )
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
-
-
 DAY_INTERVAL_S: Final = 600.0
 DAY_POINTS_MAX: Final = 144
 FOLDED: Final = round(DAY_INTERVAL_S / INTERVAL_S)  # points of the hour in one of the day
 
 
 class FleetPoint(NamedTuple):
-    """A fleet at a moment; *dead_letters* of the hour before."""
+    """A fleet at a moment, in seconds since 1970; *dead_letters* of the hour before."""
 
-    at: datetime
-    records_per_s: float | None
-    lag_s: float | None
-    latency_p99_s: float | None
+    at: int
+    records_per_second: float | None
+    lag_seconds: float | None
+    latency_p99_seconds: float | None
     held_targets: float | None
     dead_letters: float | None
     replicas: float | None
@@ -161,7 +155,7 @@ def fleet_point(report: Mapping[str, Any], at: datetime) -> FleetPoint:
     rows = [one for one in report["streamShards"] if one["owner"] is not None]
     replicas = [one for one in report["replicas"] if not one["isSilent"]]
     return FleetPoint(
-        at,
+        round(at.timestamp()),
         _combined(sum, (one["recordsPerSecond"] for one in rows)),
         _combined(max, (one["lagSeconds"] for one in rows)),
         _combined(max, (one["latencyP99Seconds"] for one in replicas)),
@@ -189,58 +183,32 @@ class FleetHistory:
 
     def view(self) -> tuple[answers.FleetPoints, answers.FleetPoints]:
         """Return the points of the hour and of the day."""
-        day = [*self._day, *([fold(self._unfolded)] if self._unfolded else [])]
-        return _lists(self._hour, INTERVAL_S), _lists(day, DAY_INTERVAL_S)
+        days = [*self._day, *([fold(self._unfolded)] if self._unfolded else [])]
+        hour, day = _lists(FleetPoint, self._hour), _lists(FleetPoint, days)
+        return answers.FleetPoints(INTERVAL_S, **hour), answers.FleetPoints(DAY_INTERVAL_S, **day)
 
 
 def fold(points: Sequence[FleetPoint]) -> FleetPoint:
     """Return the mean rate and the highest of all else, as of the last point."""
-    rates = [one.records_per_s for one in points if one.records_per_s is not None]
-    return FleetPoint(
-        points[-1].at,
-        sum(rates) / len(rates) if rates else None,
-        _combined(max, (one.lag_s for one in points)),
-        _combined(max, (one.latency_p99_s for one in points)),
-        _combined(max, (one.held_targets for one in points)),
-        _combined(max, (one.dead_letters for one in points)),
-        _combined(max, (one.replicas for one in points)),
-    )
-
-
-def _lists(points: Iterable[FleetPoint], interval_s: float) -> answers.FleetPoints:
-    points = list(points)
-    return answers.FleetPoints(
-        interval_seconds=interval_s,
-        at=[round(one.at.timestamp()) for one in points],
-        records_per_second=[_rounded(one.records_per_s) for one in points],
-        lag_seconds=[_rounded(one.lag_s) for one in points],
-        latency_p99_seconds=[_rounded(one.latency_p99_s) for one in points],
-        held_targets=[_rounded(one.held_targets) for one in points],
-        dead_letters=[_rounded(one.dead_letters) for one in points],
-        replicas=[_rounded(one.replicas) for one in points],
-    )
+    columns = [[value for value in column if value is not None] for column in zip(*points, strict=True)]
+    highest = FleetPoint(points[-1].at, *(max(known, default=None) for known in columns[1:]))
+    rates = [one.records_per_second for one in points if one.records_per_second is not None]
+    return highest._replace(records_per_second=round(sum(rates) / len(rates), 4) if rates else None)
 
 
 def _combined(combine: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return combine(known) if known else None
+    return round(combine(known), 4) if known else None
 
 
 STREAM_SHARDS_MAX: Final = 256
-
-
-class StreamPoint(NamedTuple):
-    """A stream shard at a moment."""
-
-    lag_s: float | None
-    records_per_s: float | None
 
 
 class StreamHistory:
     """The points of each stream shard; of more than STREAM_SHARDS_MAX the furthest behind."""
 
     def __init__(self) -> None:
-        self._points: dict[str, deque[StreamPoint]] = {}
+        self._points: dict[str, deque[tuple[float | None, float | None]]] = {}  # lag and rate
         self._noted_at: datetime | None = None
 
     def note(self, stream_shards: Iterable[Mapping[str, Any]], at: datetime) -> None:
@@ -254,7 +222,7 @@ class StreamHistory:
         self._points = {}
         for row in rows[:STREAM_SHARDS_MAX]:
             points = self._points[row["streamShard"]] = before.get(row["streamShard"]) or deque(maxlen=POINTS_MAX)
-            points.append(StreamPoint(row["lagSeconds"], row["recordsPerSecond"]))
+            points.append((row["lagSeconds"], row["recordsPerSecond"]))
 
     @property
     def noted_at(self) -> str | None:
@@ -264,6 +232,6 @@ class StreamHistory:
     def view(self) -> list[answers.StreamPoints]:
         """Return the points of each stream shard."""
         return [
-            answers.StreamPoints(name, [point.lag_s for point in points], [point.records_per_s for point in points])
+            answers.StreamPoints(name, [lag_s for lag_s, _ in points], [rate for _, rate in points])
             for name, points in sorted(self._points.items())
         ]

@@ -169,39 +169,18 @@ def _attributes_view(queue: QueueAttributes) -> dict[str, Any]:
     }
 
 
+RECEIVED: Final = frozenset({"state", "visible", "inFlight", "delayed", "inHand", "oldestInHandSeconds", "outcomes"})
+UNHANDLED: Final = frozenset({"queue", "isFifo", "visible", "inFlight", "delayed", "visibilityTimeoutSeconds"})
+
+
 def _receiver_view(receiver: QueueReceiver) -> dict[str, Any]:
-    stats = receiver.stats()
-    return {
-        "state": scrub_text(stats["state"]),
-        "visible": stats["visible"],
-        "inFlight": stats["inFlight"],
-        "delayed": stats["delayed"],
-        "inHand": stats["inHand"],
-        "oldestInHandSeconds": stats["oldestInHandS"],
-        "outcomes": stats["outcomes"],
-    }
+    return {name: value for name, value in _stats(receiver).items() if name in RECEIVED}
 
 
 def _handler_view(receiver: QueueReceiver) -> dict[str, Any]:
+    return {name: value for name, value in _stats(receiver).items() if name not in UNHANDLED}
+
+
+def _stats(receiver: QueueReceiver) -> dict[str, Any]:
     stats = receiver.stats()
-    return {
-        "state": scrub_text(stats["state"]),
-        "inHand": stats["inHand"],
-        "inHandBytes": stats["inHandBytes"],
-        "inHandLimit": stats["inHandLimit"],
-        "queued": stats["queued"],
-        "handling": stats["handling"],
-        "waiting": stats["waiting"],
-        "deleting": stats["deleting"],
-        "oldestInHandSeconds": stats["oldestInHandS"],
-        "received": stats["received"],
-        "handled": stats["handled"],
-        "handlingSeconds": stats["handlingS"],
-        "calls": stats["calls"],
-        "outcomes": stats["outcomes"],
-        "polls": stats["polls"],
-        "pollsWanted": stats["pollsWanted"],
-        "pollsReplaced": stats["pollsReplaced"],
-        "heartbeatLateSeconds": stats["heartbeatLateS"],
-        "lastTurnSeconds": stats["lastTurnS"],
-    }
+    return stats | {"state": scrub_text(stats["state"])}

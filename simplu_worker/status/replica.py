@@ -41,11 +41,11 @@ from simplu_worker.status.history import (
     totals_of,
 )
 from simplu_worker.status.lookups import Lookups, pool_view
-from simplu_worker.status.metrics_text import TopTenants
 from simplu_worker.status.problems import Problems, advice_members, find_problems
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.responses import HttpAnswer
 from simplu_worker.status.tls import WatchedFiles
+from simplu_worker.status.top_tenants import TopTenants
 from simplu_worker.status.views import Unreadiness, feed_state, trouble_view
 from simplu_worker.status.words import DependencyState, UnreadyReason
 from simplu_worker.telemetry.log import recent_errors, scrub_text

@@ -19,6 +19,8 @@ import msgspec
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
 
 from simplu_worker import __version__
 from simplu_worker.consumers.operation_taps import TAPS, TAPS_MAX
@@ -28,7 +30,6 @@ from simplu_worker.status.guard import Actor, Guard, Respond, log_call, logged_a
 from simplu_worker.status.letter_requests import LetterRequests
 from simplu_worker.status.listing_request import parse_listing_request
 from simplu_worker.status.message_schemas import FEED_SCHEMAS, SCHEMAS
-from simplu_worker.status.metrics_text import MetricsText, accepted_format
 from simplu_worker.status.openapi import describe
 from simplu_worker.status.page.files import PageFiles
 from simplu_worker.status.replica import ReplicaStatus
@@ -70,7 +71,6 @@ ANSWER_WITHIN_S: Final = 60.0  # more than the limits that the views themselves 
 BODY_MAX_BYTES: Final = 65_536
 WITH_ROLE: Final = frozenset({"status", "fleet"})  # answers that name the caller's role
 EncodedAnswer = tuple[int, bytes]
-SharedView = Callable[[], Awaitable[HttpAnswer]]
 View = Callable[[web.Request], Awaitable[HttpAnswer]]
 
 
@@ -151,7 +151,7 @@ def make_application(guard: Guard, replica: ReplicaStatus, letters: LetterReques
     """Return the application with every route of the table."""
     app = web.Application(middlewares=[_answer_errors_in_json], client_max_size=BODY_MAX_BYTES)
     endpoints = _Endpoints(replica, letters, guard)
-    handlers = _Handlers(guard, endpoints)
+    handlers = _Handlers(guard, replica, endpoints)
     app.on_shutdown.append(handlers.close)
     for route in ROUTES:
         handler = handlers.make(route)
@@ -162,8 +162,9 @@ def make_application(guard: Guard, replica: ReplicaStatus, letters: LetterReques
 
 
 class _Handlers:
-    def __init__(self, guard: Guard, endpoints: _Endpoints) -> None:
+    def __init__(self, guard: Guard, replica: ReplicaStatus, endpoints: _Endpoints) -> None:
         self._guard = guard
+        self._replica = replica
         self._endpoints = endpoints
         self._shared: dict[tuple[str, Role | None], SharedAnswer[EncodedAnswer]] = {}
         self._closing = asyncio.Event()
@@ -179,10 +180,14 @@ class _Handlers:
         return self._guard.protect(route, makers[route.answer](route))
 
     def _share(self, route: Route) -> Respond:
-        view: SharedView = getattr(self._endpoints, route.name)
+        view = SHARED_VIEWS[route.name]
+
+        async def ask() -> HttpAnswer:
+            answer = view(self._replica)
+            return answer if isinstance(answer, tuple) else await answer
 
         async def encode(role: Role | None) -> EncodedAnswer:
-            status, answer = shown_to(role, route, *await _answer(view()))
+            status, answer = shown_to(role, route, *await _answer(ask()))
             return status, msgspec.json.encode(answer)
 
         for role in (*Role, None):
@@ -275,16 +280,40 @@ def shown_to(role: Role | None, route: Route, status: int, answer: dict[str, Any
 
 
 def _metrics_handler(refresh_gauges: Callable[[], None]) -> Handler:
-    metrics = MetricsText(refresh_gauges)
+    rendering = asyncio.Lock()
 
     async def show_metrics(request: web.Request) -> web.StreamResponse:
-        wanted = accepted_format(",".join(request.headers.getall("Accept", [])))
-        headers = {**COMMON_HEADERS, "Content-Type": wanted.value, "Vary": "Accept, Accept-Encoding"}
-        response = web.Response(body=await metrics.read(wanted), headers=headers)
+        encode, content_type = encoder_for(",".join(request.headers.getall("Accept", [])))
+        async with rendering:
+            refresh_gauges()
+            body = await asyncio.to_thread(encode, REGISTRY)
+        headers = {**COMMON_HEADERS, "Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+        response = web.Response(body=body, headers=headers)
         response.enable_compression()
         return response
 
     return show_metrics
+
+
+def encoder_for(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    """Return the encoder of metrics for the header `Accept`, and its content type; text if it cannot be read."""
+    try:
+        return choose_encoder(accept)
+    except TypeError:  # a version that is no number
+        return generate_latest, CONTENT_TYPE_PLAIN_0_0_4
+
+
+SHARED_VIEWS: Final[dict[str, Callable[[ReplicaStatus], HttpAnswer | Awaitable[HttpAnswer]]]] = {
+    "status": lambda replica: (HTTPStatus.OK, replica.status()),
+    "fleet": lambda replica: (HTTPStatus.OK, replica.fleet_status()),
+    "fleet_history": lambda replica: (HTTPStatus.OK, replica.history_of_fleet()),
+    "handler_status": lambda replica: (HTTPStatus.OK, replica.handler_status()),
+    "shards": lambda replica: replica.started.inspect_shards(),
+    "sqs_stats": lambda replica: replica.started.monitoring.sqs_stats(),
+    "handler_stats": lambda replica: replica.started.monitoring.handler_stats(),
+    "cache_stats": lambda replica: replica.started.monitoring.cache_stats(),
+    "cache_keys": lambda replica: replica.started.monitoring.cache_keys(),
+}
 
 
 class _Endpoints:
@@ -301,6 +330,13 @@ class _Endpoints:
         self._message_schemas = {name: msgspec.json.encode(schema) for name, schema in schemas.items()}
         self.metrics = _metrics_handler(replica.refresh_gauges)
         self.healthy = self.live
+        self.pause_tenant = partial(self._steer, kind=PauseRequest)
+        self.resume_tenant = partial(self._steer, kind=ResumeRequest)
+        self.weigh_tenant = partial(self._steer, kind=WeightRequest)
+        self.list_letters = partial(self._ask_desk, action="list")
+        self.replay_letters = partial(self._ask_desk, action="replay")
+        self.discard_letters = partial(self._ask_desk, action="discard")
+        self.edit_letter = partial(self._ask_desk, action="edit", kind=EditRequest)
 
     async def message_schema(self, request: web.Request) -> web.Response:
         schema = self._message_schemas.get(request.match_info["name"])
@@ -320,33 +356,6 @@ class _Endpoints:
             log_call(request, "/readyz")
         return _health_response(unready.reason, detail=unready.text if is_shown else None)
 
-    async def status(self) -> HttpAnswer:
-        return HTTPStatus.OK, self._replica.status()
-
-    async def fleet(self) -> HttpAnswer:
-        return HTTPStatus.OK, self._replica.fleet_status()
-
-    async def fleet_history(self) -> HttpAnswer:
-        return HTTPStatus.OK, self._replica.history_of_fleet()
-
-    async def handler_status(self) -> HttpAnswer:
-        return HTTPStatus.OK, self._replica.handler_status()
-
-    async def shards(self) -> HttpAnswer:
-        return await self._replica.started.inspect_shards()
-
-    async def sqs_stats(self) -> HttpAnswer:
-        return await self._replica.started.monitoring.sqs_stats()
-
-    async def handler_stats(self) -> HttpAnswer:
-        return await self._replica.started.monitoring.handler_stats()
-
-    async def cache_stats(self) -> HttpAnswer:
-        return await self._replica.started.monitoring.cache_stats()
-
-    async def cache_keys(self) -> HttpAnswer:
-        return await self._replica.started.monitoring.cache_keys()
-
     async def release_lease(self, request: web.Request) -> HttpAnswer:
         stream_shard_id = request.match_info["streamShard"]
         releasing = self._replica.release_lease(stream_shard_id)
@@ -359,15 +368,6 @@ class _Endpoints:
             return _bad_request(str(exc))
         return await _act(request, "retry_held", self._replica.retry_held(body.target), target=body.target)
 
-    async def pause_tenant(self, request: web.Request) -> HttpAnswer:
-        return await self._steer(request, PauseRequest)
-
-    async def resume_tenant(self, request: web.Request) -> HttpAnswer:
-        return await self._steer(request, ResumeRequest)
-
-    async def weigh_tenant(self, request: web.Request) -> HttpAnswer:
-        return await self._steer(request, WeightRequest)
-
     async def _steer(self, request: web.Request, kind: type[LeverRequest]) -> HttpAnswer:
         business_id, location_id = request.match_info["businessId"], request.match_info["locationId"]
         try:
@@ -377,18 +377,6 @@ class _Endpoints:
         acting = self._replica.started.steer_tenant(business_id, location_id, lever)
         asked = {"businessId": business_id, "locationId": location_id} | lever_members(lever)
         return await _act(request, lever_action(lever), acting, **asked)
-
-    async def list_letters(self, request: web.Request) -> HttpAnswer:
-        return await self._ask_desk(request, "list")
-
-    async def replay_letters(self, request: web.Request) -> HttpAnswer:
-        return await self._ask_desk(request, "replay")
-
-    async def discard_letters(self, request: web.Request) -> HttpAnswer:
-        return await self._ask_desk(request, "discard")
-
-    async def edit_letter(self, request: web.Request) -> HttpAnswer:
-        return await self._ask_desk(request, "edit", EditRequest)
 
     async def _ask_desk(
         self,

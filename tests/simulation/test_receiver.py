@@ -247,7 +247,7 @@ async def test_t10_visibility_follows_the_queue_when_it_is_changed(world: World)
     async with world.receiving(queue, desk) as running:
         await asyncio.sleep(1)
         world.do("SetQueueAttributes", {"QueueUrl": queue.url, "Attributes": {"VisibilityTimeout": "20"}})
-        await world.until(lambda: running.receiver.stats()["visibilityTimeoutS"] == 20, within_s=40)
+        await world.until(lambda: running.receiver.stats()["visibilityTimeoutSeconds"] == 20, within_s=40)
 
 
 @virtually
@@ -267,7 +267,7 @@ async def test_t12_two_thousand_in_memory_are_claimed_in_time_by_tens(world: Wor
     async with world.receiving(queue, desk, limits=limits) as running:
         await world.until(lambda: running.receiver.in_flight_count == 2000)
         await world.until(lambda: world.counts(queue)[1] < 2000)
-        assert running.receiver.stats()["heartbeatLateS"] < 1.0
+        assert running.receiver.stats()["heartbeatLateSeconds"] < 1.0
         await world.emptied(queue)
     claims = [len(call["Entries"]) for _, call in world.called("ChangeMessageVisibilityBatch")]
     assert sum(claims) / len(claims) > 9
@@ -898,7 +898,7 @@ async def test_stats_tell_what_is_in_memory_and_what_became_of_the_rest(world: W
         await asyncio.sleep(10)
         stats = running.receiver.stats()
         assert (stats["inHand"], stats["handling"], stats["queued"], stats["received"]) == (7, 2, 5, 7)
-        assert 9 < stats["oldestInHandS"] < 10
+        assert 9 < stats["oldestInHandSeconds"] < 10
         await world.emptied(queue)
         assert running.receiver.stats()["outcomes"]["deleted"] == 7
 

@@ -1,68 +1,16 @@
-"""The metrics as text, and the tenants that take most time."""
+"""The tenants that take most time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from enum import Enum
-from functools import partial
+from collections.abc import Mapping
 from typing import Final
-
-from prometheus_client import REGISTRY, CollectorRegistry
-from prometheus_client import generate_latest as generate_text
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
-from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE_OPENMETRICS
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.leases.lease import TOP_MAX, TopTenant
 from simplu_worker.fairness import RANK_COUNT, TenantUsage, WindowUse
 from simplu_worker.status import answers
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.sharing import SharedAnswer
-
-
-class MetricsFormat(Enum):
-    """The formats of metrics, each by its content type."""
-
-    TEXT = CONTENT_TYPE_PLAIN_0_0_4
-    OPENMETRICS = CONTENT_TYPE_OPENMETRICS
-
-
-ENCODERS: Final[dict[MetricsFormat, Callable[[CollectorRegistry], bytes]]] = {
-    MetricsFormat.TEXT: generate_text,
-    MetricsFormat.OPENMETRICS: generate_openmetrics,
-}
-
-
-class MetricsText:
-    """The metrics of *registry*, rendered by a thread; *refresh* sets gauges that no event sets."""
-
-    def __init__(self, refresh: Callable[[], None], *, registry: CollectorRegistry = REGISTRY) -> None:
-        self._refresh = refresh
-        self._registry = registry
-        self._rendering = asyncio.Lock()
-        self._texts = {one: SharedAnswer(partial(self._render, one)) for one in MetricsFormat}
-
-    async def read(self, wanted: MetricsFormat) -> bytes:
-        """Return the metrics in the format *wanted*."""
-        return await self._texts[wanted]()
-
-    async def _render(self, wanted: MetricsFormat) -> bytes:
-        async with self._rendering:
-            self._refresh()
-            return await asyncio.to_thread(ENCODERS[wanted], self._registry)
-
-
-def accepted_format(accept: str) -> MetricsFormat:
-    """Return the format for the header `Accept`; text if it cannot be read."""
-    try:
-        _, content_type = choose_encoder(accept)
-    except TypeError:  # a version that is no number
-        return MetricsFormat.TEXT
-    is_openmetrics = content_type.startswith("application/openmetrics-text")
-    return MetricsFormat.OPENMETRICS if is_openmetrics else MetricsFormat.TEXT
-
 
 INTERVAL_S: Final = 10.0
 MINUTE_MIN_S: Final = 0.6  # that a tenant has to have taken to be shown: a hundredth of the last minute,
