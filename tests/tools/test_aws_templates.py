@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -12,7 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import botocore.session
 import pytest
+from botocore import xform_name
 from support.aws.endpoints import running_moto
 from support.aws_access.template_values import CREATES_IAM, Template
 from support.aws_access.templates import TEMPLATES, Account
@@ -24,6 +27,9 @@ from simplu_worker.config.settings import VARIABLES
 FILES = sorted(TEMPLATES.glob("*.yaml"))
 PAGE = ROOT / "docs" / "aws.md"
 ALARM = "AWS::CloudWatch::Alarm"
+OPTIONS = ("ProvisionOnFirstUse", "FanOut", "KclFollower", "Purge", "HttpDeadLetters")
+# What a worker creates where it is missing, and no template's worker has to (docs/aws.md).
+CREATING = {"CreateStream", "CreateTable", "CreateQueue"}
 QUEUE_OUTPUTS = ("ControlQueueUrl", "OrderQueueUrl", "PriorityQueueUrl", "DeadLetterQueueUrl")
 
 
@@ -89,6 +95,34 @@ def test_source_queues_of_the_template_have_redrive_queues(account: Account) -> 
     targets = [policy["deadLetterTargetArn"].rpartition(":")[2] for policy in policies]
     assert targets == ["shard-creation-queue-redrive", *["order-events-redrive.fifo"] * 2]
     assert {policy["maxReceiveCount"] for policy in policies} == {1000}
+
+
+@pytest.mark.slow(3)
+def test_policies_allow_each_operation_that_the_package_calls() -> None:
+    with running_moto() as url:
+        account = Account(url)
+        account.create("access", dict.fromkeys(OPTIONS, "true"))
+        documents = account.documents("access")
+    statements = [one for name, text in documents.items() if "Producer" not in name for one in text["Statement"]]
+    listed = [one["Action"] if isinstance(one["Action"], list) else [one["Action"]] for one in statements]
+    actions = {action for names in listed for action in names}
+    allowed = {action.partition(":")[2] for action in actions if not action.startswith("kms:")}
+    assert allowed == operations_in_package() - CREATING
+
+
+def operations_in_package() -> set[str]:
+    """Return the operations of AWS that the worker's package names: methods of clients, and names in calls."""
+    session = botocore.session.get_session()
+    models = [session.get_service_model(service) for service in ("kinesis", "dynamodb", "sqs")]
+    operations = {xform_name(name): name for model in models for name in model.operation_names}
+    named: set[object] = set()
+    for path in (ROOT / "simplu_worker").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and "client" in ast.unparse(node.value):
+                named.add(node.attr)
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("call"):
+                named |= {one.value for one in node.args if isinstance(one, ast.Constant)}
+    return {operations[name].removesuffix("Batch") for name in operations.keys() & named}
 
 
 @pytest.mark.slow(3)

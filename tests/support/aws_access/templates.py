@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import botocore.session
-from support.aws_access.recording import Policy
 from support.requires import ROOT
 
 from simplu_local.aws_server.account import REGION
@@ -59,9 +58,6 @@ class Account:
             found = cloudformation.describe_stack_resources(StackName=name)["StackResources"]
         # moto lists a resource whose condition is false as well, without a type.
         return {one["LogicalResourceId"]: one["PhysicalResourceId"] for one in found if one.get("ResourceType") == kind}
-
-    def policies(self, name: str) -> dict[str, Policy]:
-        return {logical: Policy(logical, document) for logical, document in self.documents(name).items()}
 
     def documents(self, name: str) -> dict[str, Any]:
         documents = {}
