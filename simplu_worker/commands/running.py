@@ -54,10 +54,7 @@ Command = Callable[[Settings], Coroutine[Any, Any, int]]
 def run_command(
     command: Command, env_file: Path | None, *, for_run: bool = False, reports_misspellings: bool = False
 ) -> int:
-    """Run *command* with the settings; return its exit status. Its answer goes to stdout, its log to stderr.
-
-    *for_run* requires every setting that `run` needs. A command that *reports_misspellings* prints them itself.
-    """
+    """Run *command* with the settings; return its exit status. Its answer goes to stdout, its log to stderr."""
     settings = read_settings(env_file, for_run=for_run)
     configure_logging(
         settings.log_level if os.environ.get("LOG_LEVEL") else "warning",
@@ -85,8 +82,7 @@ def run_command(
 def read_settings(env_file: Path | None, *, for_run: bool) -> Settings:
     """Return the settings of the environment and *env_file*, and prepare the environment for libraries.
 
-    Raises ConfigurationError with every problem, with *for_run* those of the worker's parts too, and with misspelt
-    variables.
+    Raises ConfigurationError with every problem; *for_run* those of the worker's parts too.
     """
     if env_file is not None:
         load_env_file(env_file)

@@ -73,7 +73,10 @@ def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Mapping[s
         *_clock_findings(facts),
         *_open_files_findings(facts, settings),
         *_settings_findings(facts, settings),
-        *_misspelling_findings(misspellings),
+        *(
+            Finding(name, "no variable of the worker, which ignores it", f"did you mean {nearest}?")
+            for name, nearest in misspellings.items()
+        ),
     ]
 
 
@@ -246,11 +249,6 @@ def _settings_findings(facts: CheckFacts, settings: Settings) -> Iterator[Findin
         yield Finding("API_TOKEN", "not set, the protected pages answer 403", "set it to see /status")
     for name, advice in facts.missing_tables.items():
         yield Finding(name, "does not exist", advice)
-
-
-def _misspelling_findings(misspellings: Mapping[str, str]) -> Iterator[Finding]:
-    for name, nearest in misspellings.items():
-        yield Finding(name, "no variable of the worker, which ignores it", f"did you mean {nearest}?")
 
 
 def format_hours(duration: timedelta) -> str:

@@ -22,9 +22,7 @@ from simplu_worker.commands.output import (
 from simplu_worker.commands.running import known_shard, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
-from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool, register_secret_of
-from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.transfers.adoption.adopter import ADOPTION_TIMEOUTS, Adopter, AdoptionProgress, AdoptionResult
 from simplu_worker.transfers.adoption.plan import AdoptionChoices, AdoptionPlan, Layout, Owner
 
@@ -56,7 +54,9 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, 
     """Print the plan of an adoption, or carry it out. Return 1 if something prevents it."""
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards, open_business_info(settings, attempts=3) as business_info:
-        address = await _find_address(shards.locator, shard_id)
+        address = known_shard(await shards.locator.list_shards(), shard_id)
+        if (refusal := address.refusal) is not None:
+            raise PermanentError(refusal)
         register_secret_of(address)
         pool = ShardPool(address, size=1, timeouts=ADOPTION_TIMEOUTS)
         try:
@@ -81,13 +81,6 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, 
         print_plan(plan, refusals, state)
     # Refusals concern the swap only: a copy succeeds in spite of them.
     return 0 if state is AdoptMode.COPY or not refusals else 1
-
-
-async def _find_address(locator: Locator, shard_id: str) -> ShardAddress:
-    address = known_shard(await locator.list_shards(), shard_id)
-    if (refusal := address.refusal) is not None:
-        raise PermanentError(refusal)
-    return address
 
 
 def _print_adopted(adopted: AdoptionResult, *, as_json: bool, was: str) -> int:

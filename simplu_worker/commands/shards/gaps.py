@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -25,7 +25,16 @@ from simplu_worker.telemetry.log import scrub_text
 COLUMNS: Final = ("shard", "stream shard", "lacks records after", "found at")
 
 
-class FoundGap(msgspec.Struct, frozen=True):
+class FoundGap(
+    msgspec.Struct,
+    frozen=True,
+    rename={
+        "shard_id": "shardId",
+        "stream_shard_id": "streamShard",
+        "gap_from": "position",
+        "gap_found_at": "foundAt",
+    },
+):
     """A gap for which a shard is held."""
 
     shard_id: str
@@ -73,7 +82,7 @@ def _print(
     gaps: Sequence[FoundGap], refusals: dict[str, str], silent: Sequence[str], *, apply: bool, as_json: bool
 ) -> None:
     if as_json:
-        members = {"applied": apply, "gaps": list(map(_members, gaps))}
+        members = {"applied": apply, "gaps": gaps}
         print_json(members | {"errors": refusals, "shardsWithoutAnswer": silent})
         return
     if gaps:
@@ -91,16 +100,6 @@ def _print(
     for shard_id, error in refusals.items():
         print_note(f"{shard_id}: {error}")
     print_silent(silent)
-
-
-def _members(gap: FoundGap) -> dict[str, Any]:
-    return {
-        "shardId": gap.shard_id,
-        "stream": gap.stream,
-        "streamShard": gap.stream_shard_id,
-        "position": gap.gap_from,
-        "foundAt": gap.gap_found_at,
-    }
 
 
 async def raise_numbers(settings: Settings, shard_id: str, *, apply: bool, as_json: bool) -> int:

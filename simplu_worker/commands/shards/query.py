@@ -129,7 +129,7 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 def read_statement(text: str) -> str:
-    """Return the statement that *text* is, or that the file of this name has. Raises UsageError."""
+    """Return the statement that *text* is, or that the file has. Raises UsageError."""
     expected = f"expected a statement that begins with {', '.join(KEYWORDS[:-1])} or {KEYWORDS[-1]}"
     if is_question(text) and not _is_file(text):
         return text
@@ -154,7 +154,7 @@ def _shown(text: str) -> str:
 
 
 async def query_shards(settings: Settings, question: ShardQuestion, asked: Asked, row_format: RowFormat) -> int:
-    """Ask the shards, and print their rows as they answer. Return 1 if one did not, or if rows are left out."""
+    """Ask the shards, and print their rows as they answer. Return 1 if rows are missing."""
     require_settings(settings, routes=True)
     reader = _reader_of(settings)
     tenant_id = None if asked.tenant is None else parse_tenant_id(*asked.tenant)

@@ -30,7 +30,6 @@ from simplu_worker.shards.routing.locator import Locator, StaticMap
 from simplu_worker.shards.tenants.tenant_rows import describe_drained
 from simplu_worker.transfers.moving.balance import (
     PlannedTransfer,
-    Removal,
     plan_balance,
     plan_by_map,
     plan_drain,
@@ -40,7 +39,7 @@ from simplu_worker.transfers.sql_files import QUERIES
 
 
 class Balance(msgspec.Struct, frozen=True):
-    """How to balance: *by* a measure, or else by the map or the capacities; only *to* these shards, if any is named."""
+    """How to balance: *by* a measure, or else by the map or the capacities; only *to* these shards, if any."""
 
     by: Weight | None = None
     to: tuple[str, ...] = ()
@@ -52,8 +51,7 @@ async def rebalance_shards(
 ) -> int:
     """Plan moves that make the shards about equally full, or follow the map; with *apply* carry them out.
 
-    Moves that have begun come first. Return 1 if a move fails or would be refused, or another command still moves a
-    tenant.
+    Moves that have begun come first. Return 1 if a move fails or is refused.
     """
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
@@ -106,10 +104,10 @@ class Drain(msgspec.Struct, frozen=True):
 
 
 async def drain_shard(settings: Settings, drain: Drain, terms: MoveTerms, *, apply: bool, as_json: bool) -> int:
-    """Plan the moves of all tenants of a shard, or of those that a drain has moved away; with *apply* carry them out.
+    """Plan the moves of all tenants of a shard, or back to it; with *apply* carry them out.
 
-    Nothing is moved unless all tenants have a place. From then on the shard takes no tenants, until `undo`. Return 1 if
-    a move fails, or if the shard has to be kept.
+    Nothing moves unless all have a place. From then on the shard takes no tenants, until `undo`. Return 1 if it has to
+    be kept.
     """
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
@@ -133,7 +131,10 @@ async def drain_shard(settings: Settings, drain: Drain, terms: MoveTerms, *, app
         is_whole = not (status or planned.refused)
         if not drain.undo:
             removal = await find_removal(settings, shards, drain.shard_id)
-            _print_verdict(removal, as_json=as_json)
+            if as_json:
+                print_json_line({"shard": removal.shard_id, **removal.members})
+            else:
+                print_removal(removal)
             is_whole &= not removal.kept_by
         if not is_whole:
             way_back = "" if drain.undo else ", or with --undo to take back what has moved"
@@ -173,10 +174,3 @@ async def _judge(
         return await plan_moves(shards, requests_of(plan), max_pause_s=terms.max_pause, places=survey.places)
     _, refused = await check_moves(shards, requests_of(plan), survey.places)
     return MovePlans(refused=refused)
-
-
-def _print_verdict(removal: Removal, *, as_json: bool) -> None:
-    if as_json:
-        print_json_line({"shard": removal.shard_id, **removal.members})
-    else:
-        print_removal(removal)

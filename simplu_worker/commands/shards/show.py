@@ -80,7 +80,7 @@ def _row(shard: InspectedShard, drained: Collection[str]) -> tuple[object, ...]:
         view.get("schemaVersion"),
         view.get("tenantCount"),
         _format_usage(shard.health),
-        _format_connections(view.get("connectionsUsed"), view.get("connectionsMax")),
+        f"{view['connectionsUsed']}/{view['connectionsMax']}" if "connectionsMax" in view else None,
         _format_lag(view),
         "; ".join(odd),
     )
@@ -91,10 +91,6 @@ def _format_usage(health: Health) -> str | None:
     if usage.ratio is None:
         return None
     return f"{usage.ratio:.0%} of {usage.business_max} businesses"
-
-
-def _format_connections(used: int | None, most: int | None) -> str | None:
-    return None if used is None or most is None else f"{used}/{most}"
 
 
 def _format_lag(view: dict[str, Any]) -> str | None:

@@ -63,8 +63,8 @@ class Weight(StrEnum):
 class Survey(msgspec.Struct, frozen=True):
     """The tenants of all shards, and the moves that have not ended; *targets* take tenants.
 
-    *full* are the targets that take no more by Citrus, *drained* the shards that take none, *drains* the tenants of
-    drains that have not ended, each with the shard that it leaves.
+    *full* targets take no more by Citrus; *drained* shards take none; *drains* are pairs of tenant and shard that it
+    leaves.
     """
 
     targets: list[ShardAddress]
@@ -88,7 +88,7 @@ class Survey(msgspec.Struct, frozen=True):
 
     @property
     def homes_after(self) -> list[WeighedTenant]:
-        """The tenants where their homes are once the moves that have begun have ended."""
+        """The tenants' homes once the moves that have begun have ended."""
         return homes_after(self.homes, self.begun.expected)
 
     @property
@@ -102,7 +102,7 @@ class Survey(msgspec.Struct, frozen=True):
         return frozenset((one.tenant_id, one.shard_id) for one, state in self.found if state is TenantState.MOVED)
 
     def rooms(self, *, by_capacity: bool) -> list[ShardRoom]:
-        """Return the room of each target, beside the businesses that are there or are coming."""
+        """Return the room of each target, beside what is there or coming."""
         there: defaultdict[str, set[str]] = defaultdict(set)
         coming: defaultdict[str, set[str]] = defaultdict(set)
         for home in self.homes:
@@ -116,7 +116,7 @@ class Survey(msgspec.Struct, frozen=True):
 async def survey_tenants(
     shards: Shards, by: Weight | None, *, without: str | None = None, refilled: str | None = None
 ) -> Survey:
-    """Return what all shards have, weighed *by*; the shard *without*, and drained ones but *refilled*, take no tenants.
+    """Return what all shards have, weighed *by*; *without* and drained shards but *refilled* take no tenants.
 
     Raises `RetryableError` if a shard does not answer.
     """
@@ -158,7 +158,7 @@ async def survey_tenants(
 
 
 async def outwait_killed_movers(shards: Shards) -> None:
-    """Wait, `RUNNING_S` at most, until no move of a killed command counts as running; then it can go on here."""
+    """Wait, `RUNNING_S` at most, until no move of a killed command counts as running."""
     began_at, is_told = loop_time(), False
     while silent := await running_tenants(shards, RUNNING_S) - await running_tenants(shards, loop_time() - began_at):
         if not is_told and loop_time() - began_at > 2 * NOTE_INTERVAL_S:
@@ -209,7 +209,7 @@ async def _list_usable_shards(shards: Shards) -> list[ShardAddress]:
 
 
 async def find_removal(settings: Settings, shards: Shards, shard_id: str) -> Removal:
-    """Return whether a shard can be removed, by the rows of all shards, and by the locator once no tenant is there."""
+    """Return whether a shard can be removed, by the rows of all shards, then by the locator."""
     if isinstance(shards.locator, StaticMap) and settings.shard_map_file is not None:  # with the new pins
         shards.locator.replace(read_shard_map(settings.shard_map_file, settings.database_allowed_hosts))
     rows = TenantRows((await survey_shards(shards, SHARD_QUERIES["list_tenants"])).rows)
@@ -232,9 +232,9 @@ def print_removal(removal: Removal) -> None:
 
 
 class ShownPlan(msgspec.Struct, frozen=True):
-    """The moves of *plan*, after those that have begun; *planned* is what they would take, or why they are refused.
+    """The moves of *plan*, after those that have begun; *planned* is what they would take.
 
-    *by* is the measure, *removal* is about a shard to empty. If the plan *is_blocked*, nothing is carried out.
+    If the plan *is_blocked*, nothing is carried out.
     """
 
     survey: Survey
@@ -385,7 +385,7 @@ async def carry_out(
     as_json: bool,
     is_drain: bool = False,
 ) -> int:
-    """Take back or end the moves that have begun, then carry out *plan*, with *is_drain* as moves of a drain.
+    """Take back or end the moves that have begun, then carry out *plan*.
 
     Return 1 if something fails, or if other commands still move tenants.
     """

@@ -32,7 +32,7 @@ _group_decoder = msgspec.json.Decoder(_Grouped)
 
 
 class InputLine(msgspec.Struct, frozen=True):
-    """A line, or a part of one, by its number from 1 on; the *partition_key* of an order event is its message group."""
+    """A line, or a part of one, by its number; the *partition_key* of an order event is its group."""
 
     number: int
     record: bytes
@@ -41,14 +41,14 @@ class InputLine(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> tuple[str, str] | None:
-        """The tenant id and the request id, by which the log knows it; None for a rejected record."""
+        """The tenant id and the request id; None for a rejected record."""
         if isinstance(self.decoded, RejectedRecord):
             return None
         return self.decoded.tenant_id, self.decoded.request_id
 
 
 class LineReport(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
-    """What a command prints of a line; *error* is why it is no operation, or why it failed."""
+    """What a command prints of a line."""
 
     line: int
     request_id: str | None = None
@@ -62,12 +62,12 @@ class LineReport(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 
     @property
     def tenant(self) -> str:
-        """The names of the tenant, for a table."""
+        """The tenant's names."""
         return " ".join(filter(None, (self.business_id, self.location_id)))
 
     @property
     def resource(self) -> str:
-        """The type and the id, for a table."""
+        """The type and the id."""
         return " ".join(filter(None, (self.resource_type, self.resource_id)))
 
 
@@ -89,9 +89,9 @@ def parse_lines(
     list_limit: int,
     key_rule: PartitionKeyRule = PartitionKeyRule.RESOURCE_TYPE,
 ) -> list[InputLine]:
-    """Return the lines of *text*; a missing `requestId` is taken from *new_id*, a missing `timestamp` is *now*.
+    """Return the lines of *text*, with missing request ids and timestamps. No other byte changes.
 
-    No other byte changes. An array is taken apart as by the worker.
+    An array is taken apart as by the worker.
     """
     origin = Origin(source=Source.KINESIS, name="", arrived_at=now)
     timestamp = now.isoformat().replace("+00:00", "Z")
@@ -108,7 +108,7 @@ def parse_lines(
 
 
 def parse_events(text: bytes, *, now: datetime, new_id: Callable[[], str], rules: OrderRules) -> list[InputLine]:
-    """Return order events; *new_id* gives a missing `deduplicationId`. The group is `groupId`, else the order."""
+    """Return order events, with missing ids. The group is `groupId`, else the order."""
     origin = Origin(source=Source.SQS, name="", arrived_at=now)
 
     def parse(number: int, raw: bytes) -> Iterator[InputLine]:
@@ -141,8 +141,8 @@ def _order_of(decoded: Operation | RejectedRecord) -> str | None:
 def message_of(line: InputLine, *, is_fifo: bool, run_id: str) -> OutgoingMessage:
     """Return the message of an order event; a group that breaks the rules of SQS for ids is hashed.
 
-    SQS drops an event whose id the queue had in the last five minutes: of another tenant, or a dead letter since. So an
-    id is new in each run, *run_id*; the worker drops repetitions.
+    SQS drops an id that the queue had in the last five minutes, even another tenant's. So ids are new in each run; the
+    worker drops repetitions.
     """
     own_id = hashlib.sha256(run_id.encode() + b"\0" + line.record).hexdigest()
     fifo = FifoIds(group_id=_sqs_id(line.partition_key), deduplication_id=own_id)
@@ -168,7 +168,7 @@ def complete_record(record: bytes, defaults: dict[str, str]) -> bytes:
 
 
 def partition_key_of(decoded: Operation | RejectedRecord, number: int, rule: PartitionKeyRule) -> str:
-    """Return a record's partition key, hashed if too long; a rejected line without ids gets one of its own."""
+    """Return a record's partition key, hashed if too long; a rejected line without ids has its own."""
     if isinstance(decoded, Operation):
         key = partition_key_by(rule, decoded.tenant_id, decoded.resource_type)
     else:
@@ -202,9 +202,9 @@ class SendStatus(StrEnum):
 
 
 class Undecided(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Why operations of a tenant are held; else the time before which all of them are decided, where it is known.
+    """Why operations of a tenant are held, else the time before which all are decided, where it is known.
 
-    *target* is what a replica has reported as held since *since*: the tenant itself, or its shard.
+    *target* is what a replica has reported as held since *since*.
     """
 
     reason: str | None = None

@@ -115,8 +115,7 @@ async def find_undecided(
 ) -> dict[str, Undecided]:
     """Return the state of each tenant; less of it where a service does not answer.
 
-    Ask before the log is read: an operation applied in between must not count as decided and absent. For a queue
-    (*is_stream* False) no time is known up to which all is read.
+    Ask before the log is read: an operation applied in between must not count as decided and absent.
     """
     leases = await _read_leases(settings) if is_stream and tenant_ids else []
     known = dict.fromkeys(tenant_ids, Undecided())
@@ -177,7 +176,7 @@ STYLES: Final = {"succeeded": "green", "failed": "red"}
 async def list_operations(
     settings: Settings, business_id: str, location_id: str, request: ListRequest, *, as_json: bool
 ) -> int:
-    """Print the operations of one tenant. Return 1 if no shard has the tenant, or the search ended too early."""
+    """Print the operations of one tenant. Return 1 if it has no shard, or the search ended too early."""
     require_settings(settings, routes=True)
     parse_tenant_id(business_id, location_id)
     async with open_shards(settings) as shards:
@@ -202,7 +201,7 @@ async def search(
     *,
     seconds: float = SEARCH_S,
 ) -> OperationPage | Absence:
-    """Return one page like those of *list_page*, but from a search of about *seconds*."""
+    """Return one page from a search of about *seconds*."""
     found: list[ListedOperation] = []
     ends_at = loop_time() + seconds
     with CountProgress("found", request.limit) as progress:
@@ -233,17 +232,13 @@ def print_page(page: OperationPage, limit: int) -> None:
 
 def _cells(operation: ListedOperation) -> tuple[object, ...]:
     return (
-        _format_time(operation.completed_at),
+        operation.completed_at.isoformat(timespec="milliseconds"),
         operation.operation,
         " ".join(filter(None, (operation.resource_type, operation.resource_id))),
         operation.request_id,
         Text(operation.status, STYLES.get(operation.status, "")),
         operation.error,
     )
-
-
-def _format_time(at: datetime) -> str:
-    return at.isoformat(timespec="milliseconds")
 
 
 POLL_MIN_S: Final = 0.25
@@ -255,7 +250,7 @@ OperationKey = tuple[str, str]
 
 
 class SendOutcome(LineReport, frozen=True, kw_only=True):
-    """The outcome of one line; *result* is JSON text as Postgres wrote it. The last members are of `Undecided`."""
+    """The outcome of one line; *result* is JSON text as Postgres wrote it."""
 
     status: SendStatus
     result: msgspec.Raw | None = None
@@ -295,7 +290,7 @@ def describe_poll(poll: LastPoll, errors: Mapping[str, str]) -> str:
 async def wait_for_outcomes(
     gateway: ShardGateway, lines: Sequence[InputLine], timeout_s: float, progress: CountProgress, poll: LastPoll
 ) -> dict[OperationKey, dict[str, Any]]:
-    """Query the logs until they have all *lines*, for at most *timeout_s*; return their rows, and keep *poll*."""
+    """Query the logs until they have all *lines*, for at most *timeout_s*; return their rows."""
     deadline = time.monotonic() + timeout_s
     pending = {line.key for line in lines if line.key is not None}
     rows: dict[OperationKey, dict[str, Any]] = {}
@@ -314,7 +309,7 @@ async def wait_for_outcomes(
 async def find_operations(
     gateway: ShardGateway, keys: Iterable[OperationKey], poll: LastPoll
 ) -> dict[OperationKey, dict[str, Any]]:
-    """Query all logs once; return their rows, each with its `shard_id`, and note in *poll* what failed."""
+    """Query all logs once; return their rows with their `shard_id`; note in *poll* what failed."""
     ordered = sorted(keys)
     rows: dict[OperationKey, dict[str, Any]] = {}
     silent: set[str] = set()
@@ -336,7 +331,7 @@ async def find_operations(
 async def find_rejected(
     gateway: ShardGateway, keys: Collection[OperationKey], since: datetime
 ) -> dict[OperationKey, dict[str, Any]]:
-    """Return rows like those of the log for records rejected after *since*; none where a shard does not answer."""
+    """Return rows like the log's for records rejected after *since*."""
     try:
         found = await gateway.find_rejections(keys)
     except WorkerError:
@@ -371,7 +366,7 @@ def interrupted_outcomes(lines: Sequence[InputLine], *, sent_count: int, under_w
 
 
 def with_undecided(outcome: SendOutcome, undecided: Mapping[str, Undecided]) -> SendOutcome:
-    """Return an outcome with the state of its tenant, by *undecided*, where no log has the operation."""
+    """Return an outcome with the state of its tenant, where no log has the operation."""
     if outcome.status is not SendStatus.UNKNOWN:
         return outcome
     known = undecided[tenant_id_of(outcome.business_id or "", outcome.location_id or "")]

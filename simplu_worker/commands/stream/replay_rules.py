@@ -22,7 +22,7 @@ SUCCEEDED: Final = "succeeded"
 
 
 class ReplayRange(msgspec.Struct, frozen=True):
-    """The records to replay: those that arrived from *start* on and before *end*, of one tenant or of all."""
+    """The records that arrived from *start* on and before *end*, of one tenant or of all."""
 
     start: datetime
     end: datetime | None = None
@@ -67,7 +67,7 @@ def _tenant_id_of(record: RejectedRecord) -> str | None:
 
 
 def batches(operations: Sequence[Operation], *, max_count: int, max_bytes: int) -> Iterator[Sequence[Operation]]:
-    """Yield *operations* in parts of at most *max_count* and *max_bytes*, or of one larger operation."""
+    """Yield *operations* in parts within the bounds, or of one larger operation."""
     ends = list(accumulate(operation.size_bytes for operation in operations))
     first = 0
     while first < len(operations):
@@ -98,7 +98,7 @@ def became_dead_letter(absence: Absence, arrived_at: datetime, *, tenant_wait: t
 class ReplayTotals:
     """The counts of a replay, and why tenants and stream shards were *left*.
 
-    No later operation of a left tenant is applied: it would come before the one that was left.
+    No later operation of a left tenant is applied: the order would change.
     """
 
     record_count: int = 0

@@ -110,12 +110,14 @@ def read_lines(file: Path | None) -> bytes:
 
 
 async def send_operations(settings: Settings, text: bytes, options: SendOptions, *, as_json: bool) -> int:
-    """Put the operations of *text* on the stream, or order events into their queue; nothing if one is invalid.
+    """Put operations on the stream, or order events into their queue; nothing if a line is invalid.
 
-    An interrupted command prints the request ids too: a repetition would send the operations again, with other ids.
-    Returns 1 unless all were put, or with `wait` have succeeded.
+    An interrupted command prints the request ids too, as a repetition would have others. Returns 1 unless all were put,
+    or with `wait` have succeeded.
     """
-    require_settings(settings, stream=not options.orders, routes=options.wait, queue=_queue_name(options))
+    queue = "SQS_PRIORITY_QUEUE_URL" if options.priority else "SQS_ORDER_EVENTS_QUEUE_URL"
+    required = {"queue": queue} if options.orders else {"stream": True}
+    require_settings(settings, routes=options.wait, **required)
     lines = parse_input(settings, text, is_orders=options.orders)
     invalid = [(line.number, line.decoded) for line in lines if isinstance(line.decoded, RejectedRecord)]
     if invalid and not options.force:
@@ -132,12 +134,6 @@ async def send_operations(settings: Settings, text: bytes, options: SendOptions,
     _print_outcomes(outcomes, silent, as_json=as_json)
     expected = {SendStatus.SUCCEEDED} if options.wait else {SendStatus.SENT}
     return 0 if not invalid and all(outcome.status in expected for outcome in outcomes) else 1
-
-
-def _queue_name(options: SendOptions) -> str | None:
-    if not options.orders:
-        return None
-    return "SQS_PRIORITY_QUEUE_URL" if options.priority else "SQS_ORDER_EVENTS_QUEUE_URL"
 
 
 def parse_input(settings: Settings, text: bytes, *, is_orders: bool) -> list[InputLine]:
@@ -170,7 +166,6 @@ async def _send(
 
 
 async def _put(settings: Settings, lines: Sequence[InputLine], count: PutCount) -> None:
-    """Put *lines* on the stream; count those that were put, and print the error if these are not all."""
     requests = cut_into_puts(NewRecord(line.partition_key, line.record) for line in lines)
     async with open_client("kinesis", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S) as client:
         stream = Stream(client, settings.kinesis_stream_name or "")
@@ -236,7 +231,6 @@ async def _send_requests(
 async def _wait(
     settings: Settings, sent: Sequence[InputLine], unsent: Sequence[InputLine], options: SendOptions, begun_at: datetime
 ) -> tuple[list[SendOutcome], dict[str, str]]:
-    """Return the outcomes of all lines, and the shards without an answer, with the causes."""
     poll = LastPoll(len(sent))
     async with open_shards(settings) as shards:
 
@@ -323,7 +317,7 @@ class Preview(LineReport, frozen=True, kw_only=True):
 async def preview_operations(settings: Settings, text: bytes, *, is_orders: bool, as_json: bool) -> int:
     """Print the next step of a worker with each line.
 
-    Returns 1 if one would be a dead letter or refused by a schema, or a shard does not answer.
+    Returns 1 if one would be refused, or a shard does not answer.
     """
     lines = parse_input(settings, text, is_orders=is_orders)
     homes: Mapping[str, str | Absence] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -17,7 +16,7 @@ from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.business_info import FRESH_S, Business, BusinessFinder
 from simplu_worker.commands.output import (
-    CountProgress,
+    ProgressLine,
     print_json,
     print_line,
     print_note,
@@ -114,25 +113,21 @@ async def discard_imports(settings: Settings, source: str | None, *, apply: bool
 async def _run(
     settings: Settings, address: ShardAddress, mapping: SourceMapping, command: ImportCommand, refused: _RefusedRows
 ) -> ImportResult:
-    progress = _Progress("rows copied" if command.apply else "rows read")
-    callbacks = CopyCallbacks(refused.note, progress.begin, progress.add)
-    async with _opened_importer(settings, address, mapping, command.options, callbacks) as importer:
-        try:
+    with _Progress("rows copied" if command.apply else "rows read") as progress:
+        callbacks = CopyCallbacks(refused.note, progress.begin, progress.add)
+        async with _opened_importer(settings, address, mapping, command.options, callbacks) as importer:
             if command.follow:
-                return await _follow(importer, progress)
+                return await _follow(importer)
             return await (importer.apply() if command.apply else importer.plan())
-        finally:
-            progress.end()
 
 
-async def _follow(importer: Importer, progress: _Progress) -> ImportResult:
+async def _follow(importer: Importer) -> ImportResult:
     """Follow until Ctrl-C or SIGTERM, of which one before the first round ends the command as ever."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def report(one: FollowRound) -> None:
         if not handled:
-            progress.end()
             for number in STOP_SIGNALS:
                 loop.add_signal_handler(number, stopping.set)
                 handled.append(number)
@@ -221,27 +216,18 @@ def _opened(path: Path | None) -> Iterator[IO[bytes] | None]:
             raise
 
 
-class _Progress:
-    """The rows read so far, shown from the moment when their total is known."""
-
+class _Progress(ProgressLine):
     def __init__(self, what: str) -> None:
+        super().__init__(f"counting: no {what} yet")
         self._what = what
-        self._shown: CountProgress | None = None
-        self._count = 0
+        self._count = self._total = 0
 
     def begin(self, total: int) -> None:
-        self._shown = CountProgress(self._what, total)
-        self._shown.__enter__()
+        self._total = total
 
     def add(self, count: int) -> None:
         self._count += count
-        if self._shown is not None:
-            self._shown.show(self._count)
-
-    def end(self) -> None:
-        if self._shown is not None:
-            self._shown.__exit__(*sys.exc_info())
-            self._shown = None
+        self.tell(f"{self._what}: {self._count} of {self._total}")
 
 
 def result_members(result: ImportResult, refused: Sequence[RefusedRow], refused_count: int) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class TenantInventory:
             yield ListingPage(tenants, [])
 
     async def gather_subjects(self, tenants: Sequence[AuditSubject], *, located: bool = True) -> list[AuditSubject]:
-        """Return *tenants*, in their order, with their rows; without *located* the routing is not queried."""
+        """Return *tenants*, in their order, with their rows and, if *located*, their routing."""
         ids = [tenant.tenant_id for tenant in tenants]
         rows, silent = await self._fetch_rows(ids)
         names = await self._locate_all(ids) if located else {}
@@ -84,7 +84,7 @@ class TenantInventory:
         return subjects
 
     async def read_unlisted(self) -> AsyncIterator[list[AuditSubject]]:
-        """Yield the tenants that have a home and are not in business-info, each with the first of its homes."""
+        """Yield the tenants that have a home and are not in business-info, each once."""
         for address in await self._shards.locator.list_shards():
             async for rows in self._read_pages(address):
                 subjects = await self._find_unlisted(rows)
@@ -199,7 +199,9 @@ async def audit_tenants(settings: Settings, *, as_json: bool, page_size: int = P
     silent = sorted(inventory.silent)
     shown.finish({"counts": dict(sorted(counts.items())), "tenantsListed": listed_count, "shardsWithoutAnswer": silent})
     if not as_json:
-        _print_summary(counts, listed_count, silent)
+        found = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "no difference"
+        print_line(f"{listed_count} tenants in business-info: {found}")
+        print_silent(silent)
     return 1 if counts or silent else 0
 
 
@@ -209,12 +211,6 @@ def _differences(subjects: Sequence[AuditSubject], known: Collection[str]) -> li
 
 def _audit_row(difference: Difference) -> tuple[object, ...]:
     return difference.business_id, difference.location_id, difference.kind, difference.detail
-
-
-def _print_summary(counts: Counter[str], listed_count: int, silent: Sequence[str]) -> None:
-    found = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "no difference"
-    print_line(f"{listed_count} tenants in business-info: {found}")
-    print_silent(silent)
 
 
 PROVISION_COLUMNS: Final = ("business", "location", "type", "step", "detail")
@@ -250,7 +246,7 @@ class PlannedTenant(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
 async def provision_tenant(
     settings: Settings, business_id: str, location_id: str, business_type: str, *, as_json: bool
 ) -> int:
-    """Register the tenant and create it on its shard; never change one that exists, as any control message is newer.
+    """Register the tenant and create it; never change one that exists, as any control message is newer.
 
     Return 1 for a tenant that is not active.
     """
@@ -286,9 +282,9 @@ def _remedy(state: str) -> str:
 
 
 async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, page_size: int = PAGE_SIZE) -> int:
-    """Plan to create every active tenant of business-info that no shard has; with *apply* create them. Idempotent.
+    """Plan to create every active tenant of business-info that no shard has; with *apply* create them.
 
-    A destroyed tenant is not created again. Returns 1 if a tenant cannot be created, or not now.
+    Idempotent. Returns 1 if a tenant cannot be created, or not now.
     """
     require_settings(settings, routes=True)
     counts: Counter[ProvisionStep] = Counter()

@@ -57,7 +57,8 @@ def read_requests(path: Path) -> list[MoveRequest]:
     """Return the requests of a file of lines `business,location,shard`. Raises UsageError."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin a file with a byte order mark
-            requests = [_parse_row(row, number) for number, row in enumerate(csv.reader(file), 1) if _is_request(row)]
+            rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row and row[0][:1] != "#"]
+            requests = [_parse_row(row, number) for number, row in rows]
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise UsageError(f"--from-file: expected a readable file of UTF-8 at {path}, got: {exc}") from None
     twice = sorted(one for one, count in Counter(one.tenant_id for one in requests).items() if count > 1)
@@ -66,10 +67,6 @@ def read_requests(path: Path) -> list[MoveRequest]:
     if not requests:
         raise UsageError(f"--from-file: expected a line business,location,shard for each tenant in {path}, got none")
     return requests
-
-
-def _is_request(row: Sequence[str]) -> bool:
-    return bool(row) and not row[0].startswith("#")
 
 
 def _parse_row(row: Sequence[str], number: int) -> MoveRequest:
@@ -119,8 +116,7 @@ async def rollback_tenant(
 ) -> int:
     """Plan to delete the copy of a move that has not ended, or to move the tenant back; with *apply* do so.
 
-    A stopped rollback goes on. With *stay* the tenant stays, and copies are deleted. Return 1 if it fails or is
-    refused.
+    With *stay* copies are only deleted. Return 1 if it fails or is refused.
     """
     require_settings(settings, routes=True)
     tenant_id = parse_tenant_id(*tenant)
@@ -247,7 +243,7 @@ async def verify_tenant(
 ) -> int:
     """Compare a tenant with the shard that it left; print what differs. Return 1 if something does.
 
-    With *repair* print also what a repair would write; with *apply* write it, and compare again.
+    With *repair* and *apply* write that as it was, and compare again.
     """
     require_settings(settings, routes=True)
     tenant_id = parse_tenant_id(*tenant)
@@ -339,7 +335,7 @@ async def clean_up_tenants(
 ) -> int:
     """Delete the rows that tenants have left on their former shards, or without *apply* count them.
 
-    Those of moves that ended with other rows stay, but with *differing*. Return 1 if some stay.
+    Return 1 if some stay.
     """
     require_settings(settings, routes=True)
     age = parse_duration("--older-than", older_than)

@@ -11,9 +11,8 @@ from typing import Any
 
 import msgspec
 
+from simplu_worker.assembly.aws import open_lease_table, open_stream
 from simplu_worker.assembly.shards import Shards, open_shards
-from simplu_worker.commands.backups.position_rules import longest_gap
-from simplu_worker.commands.backups.stream_reach import backup_address, judge_reach
 from simplu_worker.commands.moves.runner import clear_cache
 from simplu_worker.commands.output import (
     NOT_COUNTED,
@@ -26,14 +25,23 @@ from simplu_worker.commands.output import (
 )
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.commands.tenants.rules import (
+    BackupFacts,
+    JudgedPosition,
+    PositionState,
+    judge_positions,
+    longest_gap,
+    record_to_confirm,
     refusal_of_database,
     refusal_of_positions,
     refusal_of_repetition,
     refusal_of_rows,
 )
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError, find_first_record
+from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber
+from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.health.backup_content import BackupContent, read_backup
+from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.schema.migrations import refusal_of
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
@@ -60,7 +68,7 @@ IN_DOUBT = timedelta(minutes=1)  # a transaction that is not in the backup may h
 
 @dataclass(frozen=True)
 class RestoreCommand:
-    """What the command line asks for; *export* is the file for the overwritten rows, None for the usual name."""
+    """What the command line asks for; *export* is the file for the overwritten rows."""
 
     business: str
     location: str
@@ -70,11 +78,7 @@ class RestoreCommand:
 
 
 class RestorePlan(msgspec.Struct, frozen=True, rename="camel"):
-    """What a restore would do; None is what takes long to count.
-
-    *since_backup* counts the operations that the backup lacks, by source, *erased_since_backup* names erased resources
-    that come back, *repeats* says why `--apply` is refused.
-    """
+    """What a restore would do; None is what takes long to count. *repeats* says why `--apply` is refused."""
 
     tenant: str
     shard: str
@@ -112,8 +116,7 @@ async def restore_tenant(settings: Settings, command: RestoreCommand, *, as_json
             kept = timedelta(hours=settings.operation_retention_hours)
             restore = Restore(tenant_id, plan.shard, command.mode, Path(plan.export), kept)
             with RestoreProgress("restoring") as progress:
-                show = _ignore_status if as_json else progress.show
-                restorer = Restorer(shards.locator, shards.pools, backup, shards.commits, restore, show=show)
+                restorer = Restorer(shards.locator, shards.pools, backup, shards.commits, restore, show=progress.show)
                 certificate = await _run(settings, restorer)
         except WorkerError as exc:
             text = backup.address.without_name(str(exc))
@@ -228,8 +231,52 @@ def _export_path(chosen: Path | None, tenant_id: str, journal: Journal | None) -
     return (chosen or Path(f"restore-{name}-{utc_now():%Y%m%dT%H%M%SZ}.jsonl")).absolute()
 
 
-def _ignore_status(_: RestoreStatus) -> None:
-    """Show nothing."""
+def backup_address(settings: Settings, shard_id: str) -> ShardAddress:
+    """Return the address at BACKUP_URL. Raises `ConfigurationError` without one."""
+    if settings.backup_url is None:
+        raise ConfigurationError(
+            "BACKUP_URL: expected the connection string of a restored backup, got nothing; set it, or BACKUP_URL_FILE"
+        )
+    url = settings.backup_url.get_secret_value()
+    return ShardAddress(shard_id, url).validate(settings.database_allowed_hosts)
+
+
+class StreamReach(msgspec.Struct, frozen=True):
+    """The positions in a backup as the stream is at *checked_at*, and for how long it keeps records."""
+
+    positions: list[JudgedPosition]
+    retention: timedelta
+    checked_at: datetime
+
+
+async def judge_reach(settings: Settings, content: BackupContent) -> StreamReach:
+    """Return whether the stream reaches back to a backup."""
+    async with open_stream(settings) as stream, open_lease_table(settings) as table:
+        retention = (await stream.describe()).retention
+        checked_at = utc_now()
+        facts = BackupFacts(
+            rows=content.rows,
+            first_tenant_at=content.first_tenant_at,
+            stream_shards=await stream.list_stream_shards(),
+            leases={lease.lease_key: lease for lease in await table.scan()},
+            retention=retention,
+            tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
+            now=checked_at,
+        )
+        positions = [await _confirm(stream, judged) for judged in judge_positions(facts)]
+    return StreamReach(positions, retention, checked_at)
+
+
+async def _confirm(stream: Stream, judged: JudgedPosition) -> JudgedPosition:
+    wanted = record_to_confirm(judged)
+    if wanted is None:
+        return judged
+    try:
+        found = await find_first_record(stream, judged.stream_shard_id, AtSequenceNumber(wanted))
+    except StreamGoneError:
+        found = None
+    is_there = found is not None and found.sequence_number == wanted
+    return judged if is_there else msgspec.structs.replace(judged, state=PositionState.LOST)
 
 
 class RestoreProgress(ProgressLine):

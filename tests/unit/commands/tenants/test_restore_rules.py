@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.commands.backups.position_rules import JudgedPosition, PositionState
 from simplu_worker.commands.tenants.rules import (
+    JudgedPosition,
+    PositionState,
     refusal_of_database,
     refusal_of_positions,
     refusal_of_repetition,

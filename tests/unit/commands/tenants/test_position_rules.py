@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from simplu_worker.commands.backups.position_rules import (
+from simplu_worker.commands.tenants.rules import (
     BackupFacts,
     JudgedPosition,
     PositionState,

@@ -1,1 +1,0 @@
-"""Backups of shards, as the commands of shards and of tenants see them."""
