@@ -135,7 +135,7 @@ class RecordDecoder:
     def _decode_several(self, record: Record) -> Iterator[DecodedRecord] | None:
         try:
             subs = deaggregate(record.data, parts_max=PARTS_MAX)
-            if subs is not None and self._hash_range is not None and not lies_within(subs, self._hash_range):
+            if subs is not None and not lies_within(subs, self._hash_range):
                 return iter([self._reject_aggregate(record, OUTSIDE, last_number=subs[-1].sub_sequence_number)])
             if subs is None:
                 parts = parts_of_record(record.data, record.partition_key)

@@ -31,8 +31,6 @@ MESSAGE_MAX_BYTES: Final = 32 * 1024 * 1024  # as of any other answer; 10 MiB of
 PRELUDE_BYTES: Final = 12
 CHECKSUM_BYTES: Final = 4
 _STRING_TYPE: Final = 7
-# Of the types of header values without a length: true, false, byte, short, integer, long; timestamp, UUID.
-_FIXED_SIZES: Final = {0: 0, 1: 0, 2: 1, 3: 2, 4: 4, 5: 8, 8: 8, 9: 16}
 
 
 class MessageError(ValueError):
@@ -111,13 +109,11 @@ def _parse_headers(message: bytes, end: int) -> dict[str, str]:
     while at < end:
         name_end = at + 1 + message[at]
         name, kind = message[at + 1 : name_end].decode(), message[name_end]
-        if kind in _FIXED_SIZES:
-            at = name_end + 1 + _FIXED_SIZES[kind]
-            continue
+        if kind != _STRING_TYPE:
+            raise KeyError(kind)  # AWS sends no others
         (size_bytes,) = struct.unpack_from(">H", message, name_end + 1)
         at = name_end + 3 + size_bytes
-        if kind == _STRING_TYPE:
-            headers[name] = message[name_end + 3 : at].decode()
+        headers[name] = message[name_end + 3 : at].decode()
     if at != end:
         raise IndexError
     return headers

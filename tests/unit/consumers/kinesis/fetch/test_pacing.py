@@ -548,3 +548,14 @@ def test_reads_are_never_throttled(
     assert world.refused == []
     assert_five_starts_a_second(starts_of(reads))
     assert {read.reader for read in reads} == set(range(catch_up_count + 1))
+
+
+def test_pacing_forgets_failures_when_a_read_succeeds() -> None:
+    pacing = after_reply(millis_behind=1)
+    for _ in range(5):
+        pacing.note_failure(200.0, 1.0)
+    pacing.note_start(300.0)
+    pacing.note_reply(300.0, record_count=0, size_bytes=0, millis_behind=1)
+    pacing.note_failure(400.0, 1.0)
+
+    assert pacing.delay_s(400.0) == pytest.approx(0.5)

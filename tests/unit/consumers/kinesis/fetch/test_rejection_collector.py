@@ -7,7 +7,7 @@ import msgspec
 from support.aws.kpl_aggregates import aggregate, sealed
 from unit.consumers.kinesis.fetch.test_record_decoder import STREAM, STREAM_SHARD_ID, data, decoder, record
 
-from simplu_worker.consumers.kinesis.fetch.record_decoder import LETTERS_MAX, RejectionCollector
+from simplu_worker.consumers.kinesis.fetch.record_decoder import FIRST_PARTS_MAX, LETTERS_MAX, RejectionCollector
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, TOO_MANY, deaggregate
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
@@ -120,3 +120,11 @@ def test_more_bad_parts_of_an_array_share_a_letter() -> None:
     packed = deaggregate(letter.record)
     assert packed is not None
     assert [part.data for part in packed] == [*[b"7"] * LETTERS_MAX, own]
+
+
+def test_number_of_parts_with_a_status_is_bounded() -> None:
+    (letter,) = letters_of(with_bad_parts(7, *[b"{"] * (FIRST_PARTS_MAX + 1)))
+
+    assert letter.parts is not None
+    assert letter.parts.bad_count == FIRST_PARTS_MAX + 1
+    assert [one.origin.sub_sequence_number for one in letter.parts.first_parts] == list(range(FIRST_PARTS_MAX))

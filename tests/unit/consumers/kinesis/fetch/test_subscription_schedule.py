@@ -10,6 +10,7 @@ from simplu_worker.consumers.kinesis.fetch.read_schedule import (
     REFUSED_PAUSE_S,
     RENEW_AFTER_S,
     RETRY_MAX_S,
+    STABLE_S,
     SubscriptionSchedule,
 )
 from simplu_worker.vocabulary import SubscriptionLoss
@@ -101,3 +102,12 @@ def test_no_two_calls_within_five_seconds_and_none_is_put_off_for_ever(
         schedule.note_accepted(now)
         accepted_at, now = now, now + lasts_s
         schedule.note_lost(now, loss, draw, had_event=had_event)
+
+
+def test_failures_are_forgotten_after_a_subscription_that_lasted() -> None:
+    schedule = SubscriptionSchedule()
+    for _ in range(10):
+        schedule.note_failed(NOW, 0.0)
+    schedule.note_accepted(NOW)
+    schedule.note_lost(NOW + STABLE_S, SubscriptionLoss.TAKEN_OVER, 0.0, had_event=True)
+    assert schedule.is_call_due(NOW + STABLE_S + 1.5)

@@ -403,3 +403,12 @@ def test_backfill_stays_when_its_last_known_tenant_leaves_it_and_when_its_shard_
     assert (ownership.shard_hold("shard-1"), hold.tenants.names) == (hold, frozenset())
     assert hold_shard(ownership, "shard-1", ["b-w"], 7) is hold
     assert (hold.is_backfill, hold.is_waiting, hold.unread, ownership.has_backfill) == (True, True, unread(5), True)
+
+
+def test_live_tenants_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership_module, "LIVE_TENANTS_MAX", 2)
+    ownership, remembered = new(), []
+    for tenant in TENANTS[:4]:
+        ownership.mark_live({tenant})
+        remembered.append(len(ownership._live_tenants))
+    assert remembered == [1, 2, 1, 2]

@@ -184,3 +184,19 @@ def test_replica_in_trouble_takes_only_what_nobody_else_takes() -> None:
     taken = {reach: takes(observations, reach=reach) for reach in Reach}
     assert taken[Reach.LEFT] == ["005", "h", "006"]
     assert ("g" in taken[Reach.FREE], "003" in taken[Reach.FREE], "g" in taken[Reach.ALL]) == (False, True, True)
+
+
+def test_no_steal_when_expired_leases() -> None:
+    observations = seen([BAZ] * 4) | seen(["gone"], since=EXPIRED, first=4)
+
+    assert takes(observations) == ["004"]
+
+
+def test_finished_leases_count_for_nobody() -> None:
+    finished = {
+        key: Observation(replace(one.lease, checkpoint=SHARD_END), one.unchanged_since)
+        for key, one in seen([None, BAR, BAR, BAR], first=10).items()
+    }
+
+    assert takes(seen([ME, BAR]) | finished) == []
+    assert takes(seen([None, None]) | finished) == ["000", "001"]

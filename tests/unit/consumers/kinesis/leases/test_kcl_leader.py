@@ -130,3 +130,7 @@ def test_outlook_is_the_next_thing_that_the_application_does_by_itself(versions:
     outlook = outlook_of(KclState(frozenset(versions)))
 
     assert (expected in outlook) if outlook else expected == ""
+
+
+def test_lock_without_a_version_is_none() -> None:
+    assert state_of([("table", [{"key": {"S": "Leader"}, "ownerName": {"S": "worker-1"}}])]) == KclState()

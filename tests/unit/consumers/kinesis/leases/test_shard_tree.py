@@ -291,3 +291,7 @@ def test_finished_lease_is_removable_when_nobody_needs_it(
     found = removable_leases({one.lease_key: one for one in leases}, gone)
 
     assert [one.lease_key for one in found] == expected
+
+
+def test_hole_in_leases_is_unknown_while_a_range_is() -> None:
+    assert first_hole_in_leases([lease("a", READ), lease("b", READ, hash_range=_tenth(0, 1))]) is None

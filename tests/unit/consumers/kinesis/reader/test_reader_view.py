@@ -40,3 +40,7 @@ async def test_lag_grows_while_no_reply_comes() -> None:
     assert view.lag_s == pytest.approx(30, abs=5)
     cursor.is_closed = True
     assert view.lag_s == 0
+
+
+def test_lag_of_a_record_ahead_of_our_clock_is_none() -> None:
+    assert view_of(timedelta(seconds=-5)).lag_retention_ratio(timedelta(hours=24)) == 0

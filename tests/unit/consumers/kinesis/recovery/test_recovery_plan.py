@@ -28,6 +28,7 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
 )
 from simplu_worker.consumers.kinesis.stream.positions import (
     SHARD_END,
+    TRIM_HORIZON,
     AtSequenceNumber,
     AtTimestamp,
     HashRange,
@@ -375,3 +376,12 @@ def test_lineage_has_ended_when_all_of_it_has(checkpoints: dict[str, Position], 
     leases = {key: lease(key, *parents[key], checkpoint=checkpoint) for key, checkpoint in checkpoints.items()}
 
     assert lineage_of(lease("child", "left"), leases, ()).is_ended is expected
+
+
+def test_beginning_is_written_as_the_horizon() -> None:
+    assert format_position(None) == TRIM_HORIZON.checkpoint
+
+
+def test_parents_that_cannot_be_read_are_passed_over() -> None:
+    assert unread({}, ancestors={}) == []
+    assert unread({}, ancestors={"left": FAMILY["left"]}) == [("left", ALL_OF, None)]

@@ -64,3 +64,11 @@ def test_broken_message_is_an_error(broken: bytes) -> None:
     buffer.add(broken + b"x" * 40)
     with pytest.raises(MessageError):
         buffer.take()
+
+
+def test_size_is_known_before_the_message_is_there() -> None:
+    buffer = MessageBuffer()
+    buffer.add(GOOD[:11])
+    assert buffer.next_size() is None
+    buffer.add(GOOD[11:13])
+    assert (buffer.next_size(), buffer.take()) == (len(GOOD), None)

@@ -10,6 +10,9 @@ from support.aws.kpl_aggregates import aggregate
 from simplu_worker.consumers.kinesis.stream.aggregation import (
     PARTS_OF_RECORD_MAX,
     TOO_MANY_OF_RECORD,
+    TooManyPartsError,
+    deaggregate,
+    parts_of_aggregate,
     parts_of_record,
     unpack,
 )
@@ -134,3 +137,14 @@ def test_array_has_the_parts_that_a_json_parser_finds(
             record.decode()
     else:
         assert [json.loads(part) for part in parts] == found
+
+
+def test_all_parts_of_an_aggregate_are_counted() -> None:
+    subs = deaggregate(aggregate([("a", None, b"[1,2,3]"), ("a", None, b"[1,2,3]")]))
+    assert subs is not None
+    assert len(parts_of_aggregate(subs, parts_max=6)) == 6
+    ordinary = deaggregate(aggregate([("a", None, b"[1,2,3]"), ("a", None, ONE)]))
+    assert ordinary is not None
+    for too_many, parts_max in ((subs, 5), (ordinary, 3)):
+        with pytest.raises(TooManyPartsError):
+            parts_of_aggregate(too_many, parts_max=parts_max)

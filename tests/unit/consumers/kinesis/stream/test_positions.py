@@ -15,6 +15,7 @@ from simplu_worker.consumers.kinesis.stream.positions import (
     Position,
     RecordPosition,
     is_after,
+    lowest_position,
 )
 
 numbers = st.integers(min_value=0, max_value=10**129 - 1)
@@ -111,3 +112,10 @@ def test_position_within_a_record_of_several_operations_is_stored_as_the_one_bef
         assert later.position > earlier.position
     assert [one.stored.position for one in parts] == [Position(10, -1), Position(10, -1), Position(10)]
     assert RecordPosition("10", 3, now, 5).stored.position == Position(10, 2)
+
+
+@given(st.lists(st.one_of(st.none(), near)), st.integers(min_value=0, max_value=9))
+def test_lowest_is_the_beginning_when_one_of_them_is(found: list[RecordPosition | None], place: int) -> None:
+    found.insert(place, None)
+
+    assert lowest_position(found) is None
