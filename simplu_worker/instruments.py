@@ -401,10 +401,6 @@ CERTIFICATE_END = Gauge(
     "simplu_http_certificate_end_seconds",
     "When the certificate of HTTP_TLS_CERT_FILE expires, in seconds since 1970; 0 without one.",
 )
-CLOCK_AHEAD = Gauge(
-    "simplu_clock_ahead_seconds",
-    "This machine's clock less that of AWS, by the Date of its answers; negative if behind, 0 before an answer.",
-)
 EVENT_LOOP_LAG = Gauge("simplu_event_loop_lag_seconds", "Delay of a timer of the event loop, measured twice a second.")
 LOG_LINES_DROPPED = Counter(
     "simplu_log_lines_dropped_total",

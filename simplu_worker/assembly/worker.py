@@ -41,7 +41,7 @@ from simplu_worker.feed.http_destination import open_notification, open_webhook
 from simplu_worker.feed.types import Destination
 from simplu_worker.shards.routing.locator import read_shard_map
 from simplu_worker.telemetry.opening import check_tracing, open_tracing
-from simplu_worker.timing.clock import OWN_CLOCK
+from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import DestinationKind, PartitionKeyRule
 
 
@@ -255,7 +255,7 @@ async def _open_consumers(
             _fleet_settings(settings),
             me=replica_name,
             on_expired=(lambda: None) if cache is None else cache.note_replica_ended,
-            utc=OWN_CLOCK.earliest,
+            utc=utc_now,
         )
     return consumers
 
@@ -283,7 +283,7 @@ async def _open_receivers(
             failures,
             queue,
             retries=retries,
-            clock=OWN_CLOCK.earliest,
+            clock=utc_now,
         )
         consumers.add(queue, control, _receiver(settings, queue, control, consumers.rejections))
     order_rules = OrderRules(settings.operation_max_bytes, settings.order_tenant, settings.order_window)
@@ -293,7 +293,7 @@ async def _open_receivers(
             continue
         queue = Queue(sqs, url, poll_client=polls)
         orders = await stack.enter_async_context(
-            open_orders(shards.gateway, failures, queue, rules=order_rules, retries=retries, utc=OWN_CLOCK.earliest)
+            open_orders(shards.gateway, failures, queue, rules=order_rules, retries=retries, utc=utc_now)
         )
         tenant_of = partial(tenant_of_order, rules=order_rules)
         receiver = _receiver(

@@ -104,7 +104,6 @@ class Status(Members):
     feed: FeedState | UnsetType | None = UNSET
     cache: Json | UnsetType | None = UNSET
     troubles: list[Json] | UnsetType = UNSET
-    clock: str | UnsetType = UNSET
     counts: Json | UnsetType = UNSET
     retention_seconds: float | UnsetType | None = UNSET
     certificate_end: datetime | UnsetType | None = UNSET
@@ -159,7 +158,6 @@ class Replica(Members):
     is_silent: bool | UnsetType = UNSET
     latency_p99_seconds: float | UnsetType | None = UNSET
     dead_letters: float | UnsetType | None = UNSET
-    is_clock_apart: bool | UnsetType = UNSET
     top_tenants: list[TopTenant] | UnsetType = UNSET
 
 

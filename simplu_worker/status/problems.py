@@ -129,9 +129,6 @@ CAUSES: Final[dict[ProblemCause, Cause]] = {
         "Compare its settings, certificates and network with those of the others, which do its work meanwhile.",
         page="docs/operating.md#a-replica-that-can-do-nothing",
     ),
-    ProblemCause.CLOCK_APART: Cause(
-        WARNING, "Clock of a replica is off", "Set the clock of its machine by NTP.", ("ClocksApart",)
-    ),
     ProblemCause.STREAM_LAG: Cause(
         WARNING,
         "Stream read late",
@@ -329,7 +326,6 @@ def find_problems(state: Json, fleet: Json, now: datetime) -> list[FoundProblem]
         *_counted(state["counts"]),
         *_of_certificate(state["certificateEnd"], now),
         *_each(ProblemCause.REPLICA_UNABLE, _unable(fleet["replicas"])),
-        *_each(ProblemCause.CLOCK_APART, _with_wrong_clock(fleet["replicas"])),
         *_of_shards(state["shards"]),
         *_of_stream(fleet["streamShards"], state["streamShards"]),
         *_gone_replicas(fleet["goneReplicas"], now),
@@ -405,10 +401,6 @@ def _counted(counts: Json) -> Iterator[FoundProblem]:
 def _of_certificate(end: datetime | None, now: datetime) -> Iterator[FoundProblem]:
     if end is not None and now > end - CERTIFICATE_LEFT:
         yield FoundProblem(ProblemCause.CERTIFICATE_EXPIRES)
-
-
-def _with_wrong_clock(replicas: Iterable[Json]) -> Iterator[str]:
-    return (f"replica {one['replica']}" for one in replicas if one["isClockApart"])
 
 
 def _unable(replicas: Iterable[Json]) -> Iterator[str]:

@@ -49,7 +49,7 @@ from simplu_worker.status.top_tenants import TopTenants
 from simplu_worker.status.views import Unreadiness, feed_state, trouble_view
 from simplu_worker.status.words import DependencyState, UnreadyReason
 from simplu_worker.telemetry.log import recent_errors, scrub_text
-from simplu_worker.timing.clock import OWN_CLOCK, loop_time, utc_now
+from simplu_worker.timing.clock import loop_time, utc_now
 from simplu_worker.vocabulary import HoldReason, QueueRetry, ShardProblem, SourceState, TargetKind
 
 HEALTH_SUMMARY: Final = (
@@ -229,7 +229,6 @@ class ReplicaStatus:
         moves = self.health.unfinished_moves()
         instruments.MOVES_UNFINISHED.set(sum(map(len, moves.values())))
         instruments.MOVE_STANDING.set(longest_standing_s(moves))
-        instruments.CLOCK_AHEAD.set(OWN_CLOCK.ahead_s or 0.0)
         unready = self._readiness_problem()
         for reason in UnreadyReason:
             instruments.UNREADY.labels(reason).set(unready is not None and unready.reason is reason)
@@ -299,7 +298,6 @@ class ReplicaStatus:
             "feed": self.feed and feed_state(self.feed.published_count, self.feed.views()).json(),
             "cache": self.monitoring.cache_state(),
             "troubles": [trouble_view(trouble) for trouble in current_troubles()],
-            "clock": OWN_CLOCK.problem or DependencyState.OK,
             "counts": {
                 "tenantsSplit": instruments.total_of(instruments.TENANTS_SPLIT),
                 "recordsLost": instruments.total_of(instruments.KINESIS_EXPIRED),
@@ -337,9 +335,7 @@ class ReplicaStatus:
         return self.fleet.report()
 
     def _figures(self) -> ReplicaFigures:
-        return msgspec.structs.replace(
-            self.history.figures(), top=self.top_tenants.first(), is_clock_apart=OWN_CLOCK.problem is not None
-        )
+        return msgspec.structs.replace(self.history.figures(), top=self.top_tenants.first())
 
     def _advice(self, reasons: Iterable[str]) -> dict[str, dict[str, str]]:
         return {reason: advice_members(reason, self.runbook_url) for reason in sorted(reasons)}

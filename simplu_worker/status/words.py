@@ -35,7 +35,6 @@ class ProblemCause(StrEnum):
     CONTROL_BLOCKED = "control_blocked"  # control messages wait for a person
     CITRUS_FAILING = "citrus_failing"
     REPLICA_UNABLE = "replica_unable"  # it takes no leases
-    CLOCK_APART = "clock_apart"  # of a replica: what it says of shards may be wrong
     STREAM_LAG = "stream_lag"
     INTERNAL_ERROR = "internal_error"
     MOVE_FAILED = "move_failed"

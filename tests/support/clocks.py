@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from email.utils import format_datetime
 
-from simplu_worker.timing.clock import OwnClock, utc_now
+from simplu_worker.timing.clock import UtcClock, utc_now
 
 DAYS = timedelta(days=20)
-APART = "set it by NTP, until then the shard is not used"
+APART = "set both by NTP, until then the shard is held"
 
 
-def clock_off_by(difference: timedelta, *, of_aws: timedelta | None = None) -> OwnClock:
-    """Return a clock of this machine that is *difference* ahead, after an answer of an AWS that is *of_aws* ahead."""
-    clock = OwnClock(utc=lambda: utc_now() + difference)
-    if of_aws is not None:
-        clock.compare(format_datetime(utc_now() + of_aws, usegmt=True))
-    return clock
+def clock_off_by(difference: timedelta) -> UtcClock:
+    return lambda: utc_now() + difference
 
 
-# A shard ahead, a shard behind, and a shard that agrees with this machine where both differ from AWS.
-CLOCKS_APART = {
-    "shard ahead": clock_off_by(-DAYS, of_aws=-DAYS),
-    "shard behind": clock_off_by(DAYS, of_aws=DAYS),
-    "this machine and the shard ahead of AWS": clock_off_by(timedelta(), of_aws=-DAYS),
-}
+CLOCKS_APART = {"shard ahead": clock_off_by(-DAYS), "shard behind": clock_off_by(DAYS)}

@@ -52,7 +52,6 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.status.problems import CAUSES
 from simplu_worker.telemetry.log import scrub_text
-from simplu_worker.timing.clock import OWN_CLOCK
 from simplu_worker.vocabulary import ShardProblem
 
 # Each takes a connection, and many shards may be databases of a few servers; it also takes processor time, and more at
@@ -168,7 +167,6 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
             ]
         )
     answers.insert(0, await checks.check_credentials())  # by now AWS has said what it thinks of them
-    checks.facts.own_ahead_s = OWN_CLOCK.ahead_s
     dependencies = [dependency for answer in answers for dependency in answer] + describe_unset_sources(settings)
     return CheckReport(dependencies, find_oddities(checks.facts, settings, misspellings))
 

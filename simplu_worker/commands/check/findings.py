@@ -16,7 +16,7 @@ from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, pars
 from simplu_worker.operations.retention_rules import effective_retention
 from simplu_worker.shards.health.assessment import AwaitedType, SchemaCreator
 from simplu_worker.status.server import CONNECTIONS_MAX
-from simplu_worker.timing.clock_agreement import own_problem, probable_own_ahead_s, shard_problem
+from simplu_worker.timing.clock_agreement import shard_problem
 
 CONSUMERS_MAX: Final = 20  # of a stream: API reference, RegisterStreamConsumer; 50 with on-demand advantage
 RECEIVES_MAX: Final = 1000  # a message that crashes the worker is received that often
@@ -55,7 +55,6 @@ class CheckFacts:
     awaited_types: dict[str, Sequence[AwaitedType]] = field(default_factory=dict)  # of shards
     schema_creators: dict[str, Sequence[SchemaCreator]] = field(default_factory=dict)  # of shards
     skews_s: dict[str, float] = field(default_factory=dict)  # of shards: their clock less ours
-    own_ahead_s: float | None = None  # our clock less that of AWS
     eviction_policy: str | None = None  # of Redis
     open_files_max: int | None = None  # of a process like this one
 
@@ -224,12 +223,8 @@ def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
 
 
 def _clock_findings(facts: CheckFacts) -> Iterator[Finding]:
-    own_ahead_s = probable_own_ahead_s(facts.own_ahead_s, [*facts.skews_s.values()])
-    problems = {"clock": own_problem(own_ahead_s)} | {
-        name: shard_problem(skew_s, own_ahead_s) for name, skew_s in facts.skews_s.items()
-    }
-    for name, problem in problems.items():
-        if problem is not None:
+    for name, skew_s in facts.skews_s.items():
+        if (problem := shard_problem(skew_s)) is not None:
             yield Finding(name, *problem.split("; "))
 
 

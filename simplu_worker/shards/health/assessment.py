@@ -177,7 +177,7 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     unknown: not asked for, not permitted, or too slow (*is_cut_short*). *refusal* is why no worker may use the
     database, *trouble* the error of its last use by this replica, although it answers. *connections_used* count towards
     *connections_max*, the nearest limit. The lag is that of a standby, or on a primary that of its slowest standby.
-    *skew_s* is the server's clock minus ours, *own_ahead_s* ours minus that of AWS. *creators* are no problem of the
+    *skew_s* is the server's clock minus ours. *creators* are no problem of the
     shard, but a risk for its readers. *gaps* are the stream shards of which the shard lacks records that the stream no
     longer has, and no person has accepted that. *moves* are those from
     this shard that have not ended or have just ended; None if they were not read. *awaited_types* are those without
@@ -193,7 +193,6 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     skew_s: float
     connect_s: float
     response_s: float
-    own_ahead_s: float | None = None
     is_cut_short: bool = False
     connections_used: int | None = None
     connections_max: int | None = None
@@ -368,7 +367,7 @@ def _probe_findings(probe: ShardProbe, before: Collection[ShardProblem]) -> Iter
         yield HealthFinding(ShardProblem.SLOW, "it answers, but was too slow to report everything")
     elif _exceeds(probe.response_s, RESPONSE_S, is_raised=ShardProblem.SLOW in before):
         yield HealthFinding(ShardProblem.SLOW, f"it takes {probe.response_s:.1f} s for an answer")
-    if (difference := shard_problem(probe.skew_s, probe.own_ahead_s)) is not None:
+    if (difference := shard_problem(probe.skew_s)) is not None:
         yield HealthFinding(ShardProblem.CLOCK, difference)
     if probe.lag_s is not None and _exceeds(probe.lag_s, LAG_S, is_raised=ShardProblem.LAGGING in before):
         subject = "it is" if probe.is_standby else "its standby is"

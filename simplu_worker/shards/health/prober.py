@@ -57,7 +57,7 @@ from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, query_
 from simplu_worker.shards.schema.schema_check import check_schema
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.backoff import shared_pause_s
-from simplu_worker.timing.clock import OwnClock, loop_time, utc_now
+from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.clock_agreement import shard_problem
 from simplu_worker.timing.sharing import SharedAnswer
 from simplu_worker.vocabulary import ConnectionState, ShardProblem, TargetKind
@@ -106,8 +106,7 @@ async def _probe_over(
             try:
                 async with asyncio.timeout(max(0.0, started + within_s - time.perf_counter())):
                     await _add_details(connection, pool.address, facts, counts_tenants=counts_tenants)
-                clock_problem = pool.clock.problem or shard_problem(facts["skew_s"], facts["own_ahead_s"])
-                facts["refusal"] = facts.get("refusal") or clock_problem
+                facts["refusal"] = facts.get("refusal") or shard_problem(facts["skew_s"])
             except TimeoutError:
                 facts["is_cut_short"] = True
             if facts.get("is_cut_short") or facts["is_read_only"] or not (is_used or pool.is_healthy):
@@ -115,8 +114,8 @@ async def _probe_over(
     return ShardProbe(**facts)
 
 
-async def _read_server(connection: Connection, clock: OwnClock, *, connected_s: float) -> dict[str, Any]:
-    asked_at, started = clock.utc(), time.perf_counter()
+async def _read_server(connection: Connection, clock: UtcClock, *, connected_s: float) -> dict[str, Any]:
+    asked_at, started = clock(), time.perf_counter()
     server = await connection.fetchrow(QUERIES["probe_server"])
     response_s = time.perf_counter() - started
     if server is None:
@@ -127,7 +126,6 @@ async def _read_server(connection: Connection, clock: OwnClock, *, connected_s: 
         "is_standby": server["is_standby"],
         "is_read_only": server["is_read_only"],
         "skew_s": (server["clock"] - asked_at).total_seconds() - response_s / 2,
-        "own_ahead_s": clock.ahead_s,
         "connect_s": connected_s,
         "response_s": response_s,
     }

@@ -35,7 +35,7 @@ from simplu_worker.shards.postgres.statement_timeouts import (
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.telemetry.log import register_secret
 from simplu_worker.timing.circuit_breaker import BreakerDecision
-from simplu_worker.timing.clock import OWN_CLOCK, OwnClock, loop_time
+from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.sharing import SharedAnswer
 
 CONNECTIONS_MAX = 100_000  # the default: more than a process may have
@@ -62,7 +62,7 @@ class ShardPool:
         size: int,
         timeouts: ShardTimeouts = DEFAULT_TIMEOUTS,
         budget: SharedBudget | None = None,
-        clock: OwnClock = OWN_CLOCK,
+        clock: UtcClock = utc_now,
     ) -> None:
         self.clock = clock  # with which the shard's is compared
         self._address = address
@@ -337,7 +337,7 @@ class Pools:
         size: int,
         max_connections: int = CONNECTIONS_MAX,
         timeouts: ShardTimeouts = DEFAULT_TIMEOUTS,
-        clock: OwnClock = OWN_CLOCK,
+        clock: UtcClock = utc_now,
     ) -> None:
         """Raise ConfigurationError for variables of libpq that would change or break every connection."""
         check_variables(os.environ, os.path.expanduser("~"))  # noqa: PTH111  # Path.home() would raise without a home

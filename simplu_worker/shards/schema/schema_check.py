@@ -207,8 +207,8 @@ async def has_schema(connection: Connection, pool: ShardPool) -> bool:
     if pool.checked_address is not address:
         if await check_schema(connection, address.shard_id) is None:
             return False
-        shard_ahead_s = (await connection.fetchval(QUERIES["read_clock"]) - pool.clock.utc()).total_seconds()
-        if (problem := pool.clock.problem or shard_problem(shard_ahead_s, pool.clock.ahead_s)) is not None:
+        shard_ahead_s = (await connection.fetchval(QUERIES["read_clock"]) - pool.clock()).total_seconds()
+        if (problem := shard_problem(shard_ahead_s)) is not None:
             raise ShardUnavailableError(f"shard {address.shard_id}: {problem}")
         pool.checked_address = address
     return True

@@ -208,12 +208,12 @@ const SECTIONS = {
   ],
 };
 
-function totalsOf({ counters = {}, cache, prefetch, citrus, clock, sources = [] }) {
+function totalsOf({ counters = {}, cache, prefetch, citrus, sources = [] }) {
   return withoutNothing({
     operations: text(counters.operations), deadLetters: text(counters.deadLetters), provisionedTenants: text(counters.provisioned),
     sources: sources.map(({ name, state }) => `${name} ${stateOf(state)}`).join(", "),
     readAheadAndNotApplied: prefetch && `${text(prefetch.usedBytes, "bytes")} of ${text(prefetch.maxBytes, "bytes")}`,
-    citrus, clock, cache: cache && text(cache),
+    citrus, cache: cache && text(cache),
   });
 }
 

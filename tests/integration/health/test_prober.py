@@ -106,7 +106,7 @@ async def test_look_tells_that_the_clock_of_a_shard_is_wrong(pools: Pools, make_
     pools.ensure_pool(address).clock = clock_off_by(-DAYS)
     health = assess(ShardObservation(probe=await well(pools, address)))
     assert [finding.problem for finding in health.findings] == [ShardProblem.REFUSED, ShardProblem.CLOCK]
-    assert health.findings[0].detail == f"its clock is 1728000 s ahead; {APART}"
+    assert health.findings[0].detail == f"its clock is 1728000 s ahead of this machine's; {APART}"
     assert not health.takes_operations
 
 

@@ -29,7 +29,7 @@ from simplu_worker.shards.schema.schema_check import (
     make_schema,
 )
 from simplu_worker.shards.types import ShardUnavailableError
-from simplu_worker.timing.clock import OwnClock
+from simplu_worker.timing.clock import UtcClock
 
 pytestmark = pytest.mark.slow
 
@@ -289,7 +289,7 @@ async def test_shard_is_refused_until_the_role_has_the_rights_that_are_named(sha
 
 
 @pytest.mark.parametrize("clock", CLOCKS_APART.values(), ids=CLOCKS_APART)
-async def test_shard_is_held_while_the_clocks_are_apart(make_shard: ShardMaker, clock: OwnClock) -> None:
+async def test_shard_is_held_while_the_clocks_are_apart(make_shard: ShardMaker, clock: UtcClock) -> None:
     pool = ShardPool(await make_shard(), size=1)
     right, pool.clock = pool.clock, clock
     writer = writer_of(pool)

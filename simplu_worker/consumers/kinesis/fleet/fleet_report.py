@@ -176,7 +176,6 @@ def _replicas(
             "readKBps": _total(leases, "readKBps"),
             "latencyP99Seconds": _rounded(figures.latency_p99_s),
             "deadLetters": figures.dead_letter_count,
-            "isClockApart": figures.is_clock_apart,
             "heldTargets": _total(leases, "heldTargets"),
             "held": sorted(held_by[owner], key=lambda one: -one["ageSeconds"])[:HELD_MAX],
             "topTenants": [

@@ -215,7 +215,6 @@ class LeaseRenewer:
             latency_p99_s=figures.latency_p99_s,
             dead_letter_count=figures.dead_letter_count,
             top=figures.top,
-            is_clock_apart=figures.is_clock_apart,
             unable=figures.unable,
             read_count=self.reader.read_records,
         )

@@ -57,7 +57,6 @@ class ReplicaFigures(msgspec.Struct, frozen=True, gc=False):
     latency_p99_s: float | None = None
     dead_letter_count: int | None = None
     top: tuple[TopTenant, ...] = ()
-    is_clock_apart: bool = False
     unable: str | None = None
 
 
@@ -77,7 +76,6 @@ class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     latency_p99_s: Amount | None = None
     dead_letter_count: Count | None = None
     top: tuple[TopTenant, ...] = ()
-    is_clock_apart: bool = False
     unable: str | None = None
     beat: int = 0
     read_count: Count | None = None
@@ -85,7 +83,7 @@ class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     @property
     def figures(self) -> ReplicaFigures:
         """The figures of the replica."""
-        return ReplicaFigures(self.latency_p99_s, self.dead_letter_count, self.top, self.is_clock_apart, self.unable)
+        return ReplicaFigures(self.latency_p99_s, self.dead_letter_count, self.top, self.unable)
 
 
 class HoldRetry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

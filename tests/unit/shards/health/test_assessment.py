@@ -57,7 +57,6 @@ def with_(**members: Any) -> ShardProbe:
         (with_(gaps=["shardId-0"]), [ShardProblem.GAP], ShardState.DEGRADED, True),
         (with_(skew_s=-60.0), [], ShardState.HEALTHY, True),
         (with_(skew_s=60.1), [ShardProblem.CLOCK], ShardState.DEGRADED, True),
-        (with_(skew_s=480.0, own_ahead_s=-480.0), [], ShardState.HEALTHY, True),
         (with_(version_number=130009), [ShardProblem.REFUSED], ShardState.LOST, False),
         (
             with_(refusal="another program's tables", schema_version=None),

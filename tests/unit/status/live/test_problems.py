@@ -33,7 +33,7 @@ def stream_shard(name: str = "s", **members: Any) -> dict[str, Any]:
 
 def fleet(*stream_shards: dict[str, Any], **others: Any) -> dict[str, Any]:
     gone = others.pop("gone", [])
-    me = {"replica": "me", "isThis": True, "held": [], "deadLetters": 0, "isClockApart": False, "unable": None}
+    me = {"replica": "me", "isThis": True, "held": [], "deadLetters": 0, "unable": None}
     other = me | {"replica": "b", "isThis": False, "deadLetters": None} | others
     return {"streamShards": stream_shards or [stream_shard()], "replicas": [me, other], "goneReplicas": gone}
 
@@ -122,12 +122,11 @@ def test_each_part_of_a_worker_has_its_cause() -> None:
         "shards": [{"shardId": "a", "state": "degraded"}],
         "moves": [{"tenant": "t", "error": "no room", "notedAt": NOW}],
     }
-    assert dict(causes_of(state, fleet(deadLetters=12, isClockApart=True))) == {
+    assert dict(causes_of(state, fleet(deadLetters=12))) == {
         ProblemCause.OUTAGE: ("Kinesis or DynamoDB", "SQS", "Citrus", "Redis"),
         ProblemCause.NOT_READY: ("stream unavailable",),
         ProblemCause.QUEUE_FAILING: ("queue q",),
         ProblemCause.CITRUS_FAILING: (),
-        ProblemCause.CLOCK_APART: ("replica b",),
         ProblemCause.CACHE_FAILING: (),
         ProblemCause.INTERNAL_ERROR: ("stream shard s",),
         ProblemCause.SHARD_DEGRADED: ("shard a",),

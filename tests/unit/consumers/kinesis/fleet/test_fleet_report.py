@@ -40,7 +40,7 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
     found = report_of(
         (lease("a", ME, report=LeaseReport(ME, "2", 9.0, 10.0, 9)), 99.0),
         (lease("b", OTHER, report=LeaseReport(OTHER, "1", 0.5, 20.0, 1, read_count=7), read_up_to=UP_TO), 97.5),
-        (lease("d", OTHER, report=LeaseReport(OTHER, "1", 4.0, 30.0, 0, (), 0.75, 4, is_clock_apart=True)), 98.5),
+        (lease("d", OTHER, report=LeaseReport(OTHER, "1", 4.0, 30.0, 0, (), 0.75, 4)), 98.5),
         own={"a": OwnReader(0.25, 2, 0.125)},
     )
     first, second = found["replicas"]
@@ -55,7 +55,6 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
         "latencyP99Seconds": 0.25,
         "deadLetters": 2,
         "unable": None,
-        "isClockApart": False,
         "heldTargets": 2,
         "held": [],
         "topTenants": [],
@@ -73,7 +72,6 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
         "latencyP99Seconds": 0.75,
         "deadLetters": 4,
         "unable": None,
-        "isClockApart": True,
         "heldTargets": 1,
         "held": [],
         "topTenants": [],
