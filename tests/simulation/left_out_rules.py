@@ -348,18 +348,16 @@ ELSEWHERE: Final = (
             "letters: margin, slow registration": SLOW_REGISTRATION,
             "letters: cached answer": (
                 "unit/consumers/pipeline/test_home_lookup.py::"
-                "test_tenant_is_asked_for_anew_when_something_is_to_be_given_up"
+                "test_tenant_is_asked_for_anew_before_something_is_given_up"
             ),
             "orders: by the clock": f"{ORDERS}test_id_of_an_order_event_names_another_one_after_the_window",
             "orders: replay with its own time": (
-                f"{ORDERS}test_replay_is_a_repetition_when_the_first_event_had_a_time_that_counts_for_nothing"
+                f"{ORDERS}test_replay_of_an_event_without_a_valid_time_is_a_repetition"
             ),
             "orders: earlier ones are other events": (
                 "unit/shards/apply/test_redelivery.py::test_id_of_an_order_event_names_one_event_for_the_window"
             ),
-            "orders: the first row stays": (
-                f"{ORDERS}test_events_with_one_id_are_applied_in_turn_when_they_come_in_one_batch"
-            ),
+            "orders: the first row stays": (f"{ORDERS}test_events_with_one_id_are_applied_in_turn_in_one_batch"),
             "orders: effect before its row": f"{ORDERS}test_order_is_applied_once_when_it_is_received_again",
         },
     ),
@@ -377,7 +375,7 @@ ELSEWHERE: Final = (
                 f"{ORDERS}test_orders_are_applied_when_their_shard_is_back"
             ),
             "put back: next transaction to the shard before it is safe": (
-                f"{ORDERS}test_group_that_is_larger_than_a_batch_goes_on_once_its_first_batch_is_safe"
+                f"{ORDERS}test_large_group_goes_on_once_its_first_batch_is_safe"
             ),
             "put back: next run to another shard before it is safe": (
                 f"{ORDERS}test_group_of_several_tenants_is_applied_in_its_order"
@@ -385,18 +383,16 @@ ELSEWHERE: Final = (
             "put back: two tenants in one transaction": (
                 f"{CHAIN}test_runs_are_of_one_tenant_each_behind_the_one_before"
             ),
-            "put back: a dead letter without a mark": (
-                f"{ORDERS}test_order_is_given_up_after_its_last_try_and_its_group_goes_on_behind_the_letter"
-            ),
+            "put back: a dead letter without a mark": (f"{ORDERS}test_order_is_given_up_after_its_last_try"),
             "put back: a mark that is not safe": f"{SAFETY}test_order_is_given_up_once_its_mark_is_safe",
             "put back: deletes what it lost, and leaves the mark to others": (
                 "simulation/test_receiver.py::test_operation_is_given_up_after_its_dead_letter_and_before_the_delete"
             ),
             "put back: overdue, lost, applied after all": (
-                f"{ORDERS}test_unregistered_tenant_is_waited_for_and_given_up_when_overdue"
+                f"{ORDERS}test_unregistered_tenant_is_given_up_when_overdue"
             ),
             "put back: overdue, and a worker takes a lost message for its own": (
-                f"{ORDERS}test_unregistered_tenant_is_waited_for_and_given_up_when_overdue"
+                f"{ORDERS}test_unregistered_tenant_is_given_up_when_overdue"
             ),
         },
     ),

@@ -225,7 +225,7 @@ async def test_erasure_finds_the_resource_by_any_name_of_its_type(
 
 
 @pytest.mark.slow(0.4)
-async def test_redelivery_does_not_bring_it_back_and_a_late_operation_is_found(
+async def test_redelivery_does_not_bring_an_erased_resource_back(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal
 ) -> None:
     address = await make_shard("a")
@@ -249,7 +249,7 @@ async def move(settings: Settings, shard_id: str) -> int:
 
 
 @pytest.mark.slow(2)
-async def test_former_home_loses_it_too_and_a_rollback_does_not_bring_it_back(
+async def test_former_home_loses_it_too_before_a_rollback(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, capfd: pytest.CaptureFixture[str]
 ) -> None:
     addresses = [await make_shard("a"), await make_shard("b")]
@@ -280,7 +280,7 @@ async def erase_beside_a_former_home_that_is_down(
 
 
 @pytest.mark.slow(2)
-async def test_rollback_repeats_the_deletion_on_a_former_home_that_was_down(
+async def test_rollback_repeats_the_deletion_on_a_home_that_was_down(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal
 ) -> None:
     addresses = [await make_shard("a"), await make_shard("b")]

@@ -83,7 +83,7 @@ async def xids_of(pool: ShardPool) -> dict[str, str]:
 
 
 @pytest.mark.slow(20)
-async def test_orders_are_done_once_they_are_safe_and_applied_meanwhile(pair: Pair, make_shard: ShardMaker) -> None:
+async def test_orders_are_done_once_they_are_safe(pair: Pair, make_shard: ShardMaker) -> None:
     addresses = [await copy_shard(pair.primary, "shard-1"), await make_shard("shard-2")]
     async with routed_shards(addresses) as routed:
         pools = [routed.pools.ensure_pool(address) for address in addresses]
@@ -126,7 +126,7 @@ class UnknowingGateway(ShardGateway):
     [(RetryableError("unknown"), RetryHeld(0.5)), (ZeroDivisionError(), RetryHeld(0.5))],
     ids=["trouble", "a bug"],
 )
-async def test_orders_come_again_when_their_commit_cannot_be_known_to_be_safe(
+async def test_orders_come_again_when_their_commit_may_not_be_safe(
     make_shard: ShardMaker, error: Exception, verdict: Verdict
 ) -> None:
     address = await make_shard()

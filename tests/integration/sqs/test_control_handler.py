@@ -242,7 +242,7 @@ async def test_trouble_that_only_a_person_can_mend_is_loud(error: Exception) -> 
 
 
 @pytest.mark.parametrize("what", list(TYPES))
-async def test_unforeseen_error_without_a_known_shard_never_gives_a_message_up(what: str) -> None:
+async def test_unforeseen_error_without_a_shard_gives_nothing_up(what: str) -> None:
     desk = Desk()
     desk.script_answers(what, "" if what == "destroy_all" else "1", *(KeyError("secret") for _ in range(20)))
     handled = handler(desk)
@@ -286,7 +286,7 @@ async def test_message_waits_for_what_is_not_there_then_is_given_up(what: str, a
 # Order
 
 
-async def test_messages_about_one_tenant_keep_their_order_and_others_go_together() -> None:
+async def test_messages_about_one_tenant_keep_their_order() -> None:
     desk = Desk()
     batch = [
         message("create", "1"),
@@ -338,7 +338,7 @@ async def test_message_behind_one_that_waits_is_not_applied() -> None:
     assert desk.asked == ["create 1", "admin 2", "admin 3"]
 
 
-async def test_later_ones_of_a_group_go_back_when_one_of_it_is_not_decided() -> None:
+async def test_later_ones_of_an_undecided_group_go_back() -> None:
     desk = Desk()
     desk.script_answers("create", "1", OUTAGE)
     batch = [
@@ -426,7 +426,7 @@ async def test_bug_on_a_known_shard_is_counted_there_and_given_up(make_shard: Sh
 
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("what", list(TYPES))
-async def test_message_of_a_locked_tenant_waits_and_those_beside_it_do_not(make_shard: ShardMaker, what: str) -> None:
+async def test_message_of_a_locked_tenant_waits_alone(make_shard: ShardMaker, what: str) -> None:
     address = await make_shard("shard-1")
     async with routed_shards([address]) as routed:
         control = handler(routed=routed)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 
 @pytest.mark.slow(2)
-async def test_default_queue_is_created_once_and_keeps_dead_letters_for_two_weeks(client: Client) -> None:
+async def test_default_queue_is_created_once_and_keeps_for_two_weeks(client: Client) -> None:
     control = (await client.create_queue(QueueName="control"))["QueueUrl"]
     url = f"{control}-dead-letters"
 
@@ -34,12 +34,12 @@ async def test_default_queue_is_created_once_and_keeps_dead_letters_for_two_week
 
 
 @pytest.mark.slow
-async def test_default_queue_of_another_account_is_a_problem_of_the_configuration(client: Client) -> None:
+async def test_default_queue_of_another_account_is_a_wrong_setting(client: Client) -> None:
     with pytest.raises(ConfigurationError, match=r"SQS_DEAD_LETTER_QUEUE_URL: .* of another account"):
         await ensure_default_queue(client, "http://127.0.0.1/999999999999/control-dead-letters", asyncio.Event())
 
 
-async def test_default_queue_that_may_not_be_created_is_a_problem_of_the_configuration() -> None:
+async def test_default_queue_that_may_not_be_made_is_a_wrong_setting() -> None:
     aws = ScriptedAws()
     aws.refuse(MISSING)
     aws.refuse("AccessDenied")
@@ -48,7 +48,7 @@ async def test_default_queue_that_may_not_be_created_is_a_problem_of_the_configu
             await ensure_default_queue(client, URL, asyncio.Event())
 
 
-async def test_default_queue_is_created_unencrypted_where_sqs_knows_no_encryption() -> None:
+async def test_default_queue_is_created_where_sqs_knows_no_encryption() -> None:
     aws = ScriptedAws()
     aws.refuse(MISSING)
     aws.refuse("InvalidAttributeName")

@@ -208,7 +208,7 @@ async def test_quiet_tenants_do_not_wait_for_one_that_is_slow(world: World, *, i
 
 
 @pytest.mark.slow(15)
-async def test_ordinary_queue_has_its_turns_beside_a_full_priority_queue(world: World) -> None:
+async def test_ordinary_queue_has_turns_beside_a_full_priority_queue(world: World) -> None:
     first, second = await world.make_queue(is_fifo=True), await world.make_queue(is_fifo=True)
     await send(first, "ann", [(f"high-{number}", f"h{number}") for number in range(8 * FLOOD_COUNT)])
     await send(second, "ann", [(f"low-{number}", f"l{number}") for number in range(FLOOD_COUNT // 4)])

@@ -166,7 +166,7 @@ async def desk(make_shard: ShardMaker) -> AsyncIterator[Desk]:
         yield desk
 
 
-async def test_orders_are_applied_many_in_one_transaction_for_each_shard(desk: Desk) -> None:
+async def test_orders_are_applied_in_one_transaction_for_each_shard(desk: Desk) -> None:
     await desk.handle(*(message(business_id, "first", group=business_id) for business_id in HOMES))
     before = {row["xid"] for business_id in HOMES for row in await desk.log(business_id)}
     messages = [
@@ -200,7 +200,7 @@ async def test_orders_of_others_go_on_when_rows_of_a_tenant_are_locked(desk: Des
     assert sorted(await desk.orders("ann")) == ["first", "o0", "o1", "o2"]
 
 
-async def test_messages_of_a_paused_tenant_are_hidden_for_long_and_others_go_on(desk: Desk) -> None:
+async def test_messages_of_a_paused_tenant_are_hidden_for_long(desk: Desk) -> None:
     await desk.done(message("ann", "first", group="a"))
     paused = [message("ann", f"o{number}", group=group) for number, group in enumerate(("a", "a", "b"))]
     await desk.routed.gateway.steer_tenant("ann", "main", Lever(pause_s=7200.0))
@@ -304,7 +304,7 @@ async def test_id_of_an_order_event_names_another_one_after_the_window(desk_with
     assert [row["error"] for row in rows] == [None]
 
 
-async def test_replay_is_a_repetition_when_the_first_event_had_a_time_that_counts_for_nothing(
+async def test_replay_of_an_event_without_a_valid_time_is_a_repetition(
     desk_with_window: Desk,
 ) -> None:
     event = {"type": "UPDATE", "orderId": "o1", "data": {"status": "pending"}, "firstSentAt": None}
@@ -331,7 +331,7 @@ async def test_replay_is_a_repetition_when_the_first_event_had_a_time_that_count
     assert await desk_with_window.orders("ann") == {"o1": {"status": "paid"}}
 
 
-async def test_events_with_one_id_are_applied_in_turn_when_they_come_in_one_batch(desk_with_window: Desk) -> None:
+async def test_events_with_one_id_are_applied_in_turn_in_one_batch(desk_with_window: Desk) -> None:
     events = [
         sent_after(601 * number, type_, {"n": number}, deduplication_id="tick")
         for number, type_ in enumerate(["CREATE", "UPDATE", "CREATE", "DELETE", "UPDATE"])
@@ -347,7 +347,7 @@ async def test_events_with_one_id_are_applied_in_turn_when_they_come_in_one_batc
     assert await desk_with_window.orders("ann") == {}
 
 
-async def test_order_is_a_dead_letter_when_its_deduplication_id_was_used_before(desk: Desk) -> None:
+async def test_order_with_a_used_deduplication_id_is_a_dead_letter(desk: Desk) -> None:
     used = message("ann", "o1", "CREATE", {"n": 1}, deduplication_id="same")
     reused = message("ann", "o1", "UPDATE", {"n": 2}, deduplication_id="same")
     verdicts = await desk.handle(used, reused, message("ann", "o1", "UPDATE", {"n": 3}))
@@ -384,7 +384,7 @@ async def test_group_of_several_tenants_is_applied_in_its_order(desk: Desk) -> N
     assert await desk.handle(*map(received_again, mixed[1:])) == [Done()] * 3
 
 
-async def test_unregistered_tenant_is_waited_for_and_given_up_when_overdue(desk: Desk) -> None:
+async def test_unregistered_tenant_is_given_up_when_overdue(desk: Desk) -> None:
     early, late = NOW - TENANT_WAIT - timedelta(seconds=60), NOW - TENANT_WAIT
     fresh = message("dan", "o1", sent_at=late, group="fresh")
     with capture_logs() as logs:
@@ -404,7 +404,7 @@ async def test_unregistered_tenant_is_waited_for_and_given_up_when_overdue(desk:
     assert "o3" not in await desk.orders("ann")
 
 
-async def test_order_that_fails_by_itself_is_tried_again_and_holds_back_its_group_alone(desk: Desk) -> None:
+async def test_order_that_fails_holds_back_its_group_alone(desk: Desk) -> None:
     await make_touchy(desk.pool("shard-1"))
     failing = [message("ann", "o1", data=BAD, group="bad"), message("ann", "o2", group="bad")]
     others = [*steps("ann", "o3", 3, group="good"), message("cat", "o4", group="good-too")]
@@ -430,7 +430,7 @@ class WatchedGateway(ShardGateway):
         self.steps.append("safe")
 
 
-async def test_group_that_is_larger_than_a_batch_goes_on_once_its_first_batch_is_safe(desk: Desk) -> None:
+async def test_large_group_goes_on_once_its_first_batch_is_safe(desk: Desk) -> None:
     routed = desk.routed
     gateway = WatchedGateway(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT)
     gateway.steps = []
@@ -441,7 +441,7 @@ async def test_group_that_is_larger_than_a_batch_goes_on_once_its_first_batch_is
     assert gateway.steps == ["apply", "safe"] * 2
 
 
-async def test_order_is_given_up_after_its_last_try_and_its_group_goes_on_behind_the_letter(desk: Desk) -> None:
+async def test_order_is_given_up_after_its_last_try(desk: Desk) -> None:
     await make_touchy(desk.pool("shard-1"))
     bad, behind = message("ann", "o1", data=BAD), message("ann", "o2")
 

@@ -175,7 +175,7 @@ async def emptied(queue: Queue) -> bool:
     return await counts(queue) == (0, 0)
 
 
-async def test_receiver_gives_back_what_a_late_poll_brings_when_stopped(client: Client) -> None:
+async def test_stopped_receiver_gives_back_what_a_late_poll_brings(client: Client) -> None:
     queue, desk = await new_queue(client), Desk()
     async with receiving(queue, desk, poll_wait_s=9, stop_wait_s=30) as (receiver, stopping):
         await reached(lambda: parked(receiver))

@@ -156,7 +156,7 @@ async def test_order_whose_statement_is_always_too_slow_is_given_up(desk: Desk) 
     assert "57014" in verdict.error
 
 
-async def test_failure_is_no_failure_when_its_shard_is_gone_before_it_is_counted(
+async def test_failure_counts_not_when_its_shard_is_gone_meanwhile(
     breakable_server: PostgresServer,
 ) -> None:
     class Breaking(ShardGateway):
@@ -276,7 +276,7 @@ async def test_messages_of_a_paused_tenant_come_back_when_it_goes_on(desk: Desk,
 
 
 @pytest.mark.slow(2)
-async def test_followers_of_a_failing_head_cost_no_receives_and_are_not_buried(desk: Desk, sqs_url: str) -> None:
+async def test_followers_of_a_failing_head_are_not_buried(desk: Desk, sqs_url: str) -> None:
     async with client_of("sqs", sqs_url) as client:
         queue, letters = await make_queues(client)
         await send(queue, {"head": BAD, "shaky": BAD, "last": GOOD})

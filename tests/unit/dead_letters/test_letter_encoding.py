@@ -132,7 +132,7 @@ def test_excerpt_is_as_long_as_its_letter_may_be(max_bytes: int) -> None:
     assert max_bytes - 4 < len(text) <= max_bytes
 
 
-def test_letter_has_neither_attributes_nor_error_nor_record_when_they_do_not_fit() -> None:
+def test_smallest_letter_has_no_attributes_error_or_record() -> None:
     large = msgspec.structs.replace(letter(b"x", origin=SQS, error="e" * 500), message_attributes={"a": "v" * 2_000})
     members, small = decoded(encode_dead_letter(large, 1_024)), decoded(encode_dead_letter(letter(origin=SQS), 262_144))
     record = members.pop("recordBase64")
@@ -194,7 +194,7 @@ def test_fifo_ids_are_legal_and_the_same_for_one_position() -> None:
         ("\ud800", None, ("b", "l"), "\ud800"),
     ],
 )
-def test_group_of_a_letter_is_its_key_else_its_group_else_its_tenant(
+def test_group_of_a_letter_is_its_key_group_or_tenant(
     partition_key: str | None, group_id: str | None, ids: tuple[str | None, str | None], expected: str
 ) -> None:
     origin = msgspec.structs.replace(KINESIS, partition_key=partition_key, group_id=group_id)
@@ -214,7 +214,7 @@ def test_group_of_a_letter_is_its_key_else_its_group_else_its_tenant(
         {"message_id": "m"},
     ],
 )
-def test_deduplication_id_of_a_letter_differs_by_each_part_of_its_position(change: dict[str, object]) -> None:
+def test_deduplication_id_differs_by_each_part_of_the_position(change: dict[str, object]) -> None:
     other = letter(origin=msgspec.structs.replace(KINESIS, **change))
     by_reason = msgspec.structs.replace(letter(), reason=DeadLetterReason.INVALID_JSON)
     assert len({fifo_ids_of(one).deduplication_id for one in (letter(), other, by_reason)}) == 3

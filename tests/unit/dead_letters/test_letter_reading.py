@@ -150,7 +150,7 @@ def test_reading_unpacks_no_more_than_its_bound(monkeypatch: pytest.MonkeyPatch)
         ((None, None), b'{"businessId":"b"', None, None),
     ],
 )
-def test_tenant_of_a_letter_is_found_in_the_letter_its_record_or_its_attributes(
+def test_tenant_of_a_letter_is_found_where_it_is_named(
     own: tuple[str | None, str | None],
     record: bytes,
     attributes: dict[str, str] | None,
@@ -163,7 +163,7 @@ def test_tenant_of_a_letter_is_found_in_the_letter_its_record_or_its_attributes(
 
 
 @pytest.mark.parametrize("lacking", ["recordBytes", "recordSha256"])
-def test_reading_refuses_an_excerpt_without_the_facts_of_the_whole(lacking: str) -> None:
+def test_reading_refuses_an_excerpt_without_its_facts(lacking: str) -> None:
     members = WRITTEN | {"truncated": True, "recordBytes": 9, "recordSha256": "0"}
     assert parse_dead_letter(json.dumps(members)).whole == WholeRecord(9, "0")
     del members[lacking]

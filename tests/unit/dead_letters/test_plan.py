@@ -203,7 +203,7 @@ def test_record_that_would_come_back_is_left_unless_forced(
     assert [sent.data for sent in sent_for(one, FORCED).records] == [one.record]
 
 
-def test_aggregate_is_taken_apart_and_its_records_are_sent_in_order() -> None:
+def test_aggregate_is_taken_apart_in_order() -> None:
     parts = [json.dumps(VALID | {"requestId": f"r{n}"}).encode() for n in range(3)] + [b"bad"]
     whole = aggregate([("k1", None, parts[0]), ("k2", None, parts[1]), ("k1", None, parts[2]), ("k2", None, parts[3])])
     sent = sent_for(letter(whole, reason=DeadLetterReason.INVALID_MESSAGE))
@@ -221,7 +221,7 @@ def test_aggregate_without_request_ids_is_left_unless_forced() -> None:
     assert ids == [derived_request_id(msgspec.structs.replace(STREAM, sub_sequence_number=n)) for n in range(2)]
 
 
-def test_letter_of_one_part_of_an_array_is_sent_as_a_record_of_its_own() -> None:
+def test_letter_of_one_part_is_sent_as_a_record_of_its_own() -> None:
     place = msgspec.structs.replace(STREAM, part_index=3, parts_behind=1)
     (sent,) = sent_for(msgspec.structs.replace(letter(VALID), origin=place)).records
     decoded = decode_operation(sent.data, STREAM, 10_000, 1000)
@@ -262,7 +262,7 @@ def letter_of_parts(*more: tuple[str, bytes], numbers: tuple[PartNumber, ...] | 
     return letter(aggregate([(key, None, data) for key, data in packed]), parts=parts)
 
 
-def test_bad_parts_of_an_aggregate_are_sent_with_the_ids_of_their_positions() -> None:
+def test_bad_parts_are_sent_with_the_ids_of_their_positions() -> None:
     resend = sent_for(letter_of_parts())
     assert [record.partition_key for record in resend.records] == ["k1", "k2", "k1"]
     decoded = [decode_operation(record.data, STREAM, 10_000, 1000) for record in resend.records]
@@ -277,7 +277,7 @@ def test_letter_of_bad_parts_is_found_by_the_reason_of_each() -> None:
     assert found == {DeadLetterReason.UNKNOWN_TENANT, DeadLetterReason.TOO_LARGE}
 
 
-def test_bad_parts_are_left_together_when_one_would_come_back_unless_forced() -> None:
+def test_bad_parts_are_left_together_unless_forced() -> None:
     one = letter_of_parts(("k3", b"{"), numbers=(3, 8, 9, 10))
     assert left_for(one) is LeftReason.WOULD_COME_BACK
     resend = sent_for(one, FORCED)
@@ -354,7 +354,7 @@ def test_order_event_is_sent_with_its_request_id(members: dict[str, Any], effect
     "sent",
     [None, "", "yesterday", 7, [], "1999-12-31T00:00:00Z", "2026-01-01T00:00:01Z", "2026-01-01T00:00:00", {"a": None}],
 )
-def test_order_event_is_sent_with_its_own_time_when_its_member_says_nothing(sent: object) -> None:
+def test_order_event_without_a_valid_time_is_sent_with_its_own(sent: object) -> None:
     one = letter(EVENT | {"firstSentAt": sent, "deduplicationId": "d-1"}, origin=ORDERS, reason=GIVEN_UP)
     message = message_for(one)
     later = msgspec.structs.replace(ORDERS, message_id="m-2", arrived_at=ORDERS.arrived_at + timedelta(days=30))
@@ -448,7 +448,7 @@ def test_request_takes_another_resend_while_it_has_room(others: list[Resend], on
     assert request.has_room_for(one) is expected
 
 
-def test_letters_are_hidden_shortly_and_longer_only_for_very_many() -> None:
+def test_letters_are_hidden_longer_only_for_very_many() -> None:
     assert [visibility_timeout_s(count) for count in (0, 10, 1_000, 100_000, 10**9)] == [60, 60, 140, 8_060, 43_200]
 
 

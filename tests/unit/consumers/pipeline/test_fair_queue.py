@@ -73,7 +73,7 @@ def test_tenants_get_the_same_time_not_the_same_count() -> None:
     assert max(spent.values()) - min(spent.values()) <= COSTS["heavy"] + 2 * QUANTUM_S
 
 
-def test_tenant_that_comes_later_is_in_the_next_batch_and_saves_up_nothing() -> None:
+def test_tenant_that_comes_later_saves_up_nothing() -> None:
     queue = queue_of(("a", 1000), ("b", 1000))
     for _ in range(10):
         queue.take(BatchBounds(2000, 10**9, 0.1))
@@ -118,7 +118,7 @@ def test_tenant_with_more_weight_gets_more_time() -> None:
 
 
 @pytest.mark.parametrize("bounds", [BatchBounds(1, 10**9, 1e9), BatchBounds(9, 10**9, 1e-9)], ids=["others", "nobody"])
-def test_nothing_is_remembered_of_a_tenant_that_was_served_once_nobody_waits(bounds: BatchBounds) -> None:
+def test_served_tenant_is_forgotten_once_nobody_waits(bounds: BatchBounds) -> None:
     queue = queue_of(("heavy", 1))
     if bounds.count == 1:
         queue.append(entries_of("z", 1), 0.0)
@@ -128,7 +128,7 @@ def test_nothing_is_remembered_of_a_tenant_that_was_served_once_nobody_waits(bou
     assert counts(queue.take(BatchBounds(1, 10**9, 1e9))) == {"heavy": 1}
 
 
-def test_nothing_is_remembered_of_a_tenant_once_the_queue_was_cleared() -> None:
+def test_tenant_is_forgotten_once_the_queue_was_cleared() -> None:
     queue = queue_of(("heavy", 2), ("z", 2))
     queue.put_back(queue.take(BatchBounds(1, 10**9, 1e9)))
     assert [entry.chain for entry in queue.clear()] == ["heavy", "heavy", "z", "z"]

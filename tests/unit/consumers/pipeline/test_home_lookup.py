@@ -52,9 +52,7 @@ class NoTenant:
     ("arrived_at", "first_age_s"),
     [(NOW, ABSENCE_MAX_AGE_S), (OVERDUE + timedelta(milliseconds=1), ABSENCE_MAX_AGE_S), (OVERDUE, 0.0)],
 )
-async def test_tenant_is_asked_for_anew_when_something_is_to_be_given_up(
-    arrived_at: datetime, first_age_s: float
-) -> None:
+async def test_tenant_is_asked_for_anew_before_something_is_given_up(arrived_at: datetime, first_age_s: float) -> None:
     gateway = NoTenant()
     letters: list[DeadLetter] = []
     async with running(gateway, letters) as dispatcher:
@@ -133,7 +131,7 @@ class Moving(Maker):
         return Absence.MOVING if len(self.asked_at) <= self._count else "shard-2"
 
 
-def test_tenant_that_moves_is_asked_for_every_ten_milliseconds_and_goes_on_without_a_hold() -> None:
+def test_tenant_that_moves_is_asked_for_often_and_not_held() -> None:
     gateway = Moving(20)
 
     async def go() -> None:
@@ -149,7 +147,7 @@ def test_tenant_that_moves_is_asked_for_every_ten_milliseconds_and_goes_on_witho
     assert gateway.applied == [("b-l", "shard-2")]
 
 
-def test_tenant_that_moves_for_longer_than_a_second_is_held_and_asked_for_less_often() -> None:
+def test_tenant_that_moves_for_long_is_held_and_asked_for_less() -> None:
     gateway = Moving(float("inf"))
 
     async def go() -> None:
@@ -168,7 +166,7 @@ def test_tenant_that_moves_for_longer_than_a_second_is_held_and_asked_for_less_o
     assert gateway.applied == []
 
 
-async def test_tenant_is_not_looked_up_when_another_reader_has_found_it() -> None:
+async def test_tenant_that_another_reader_has_found_is_not_looked_up() -> None:
     gateway = FoundSince()
     async with running(gateway) as dispatcher:
         dispatcher.send([queued_operation(arrived_at=NOW)])
@@ -176,7 +174,7 @@ async def test_tenant_is_not_looked_up_when_another_reader_has_found_it() -> Non
     assert gateway.applied == [("b-l", "shard-1")]
 
 
-async def test_tenant_is_made_when_no_shard_has_it_and_its_names_are_known() -> None:
+async def test_tenant_with_known_names_is_made_when_no_shard_has_it() -> None:
     maker = Maker({("b", "l")})
     async with running(maker) as dispatcher:
         dispatcher.send([queued_operation(arrived_at=NOW)])

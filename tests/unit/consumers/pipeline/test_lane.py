@@ -112,7 +112,7 @@ async def test_outcome_of_what_was_taken_in_flight_counts_no_longer(outcome: str
     assert lane.take_chains({"b-x"}) == []  # being settled
 
 
-async def test_what_was_taken_in_flight_is_not_sent_again_after_a_failure() -> None:
+async def test_what_was_taken_in_flight_is_not_sent_again() -> None:
     source = Answering(DOWN, APPLIED)
     entries = [entry_of(chain) for chain in ("a-x", "b-x", "c-x")]
     lane = source.lane(entries[:2])

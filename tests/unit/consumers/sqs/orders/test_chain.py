@@ -89,7 +89,7 @@ def test_messages_behind_one_that_stops_the_chain_are_put_back() -> None:
     assert [one.verdict for one in chain.members] == [Done(), HELD, BEHIND_VERDICT, BEHIND_VERDICT]
 
 
-def test_messages_behind_a_dead_letter_are_handled_again_once_it_is_stored() -> None:
+def test_messages_behind_a_dead_letter_are_handled_again() -> None:
     chain = chain_of("aa!ab")
     first, second, _ = chain.next_run()
     first.verdict = second.verdict = UNKNOWN

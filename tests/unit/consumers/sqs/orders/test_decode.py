@@ -112,7 +112,7 @@ def test_default_tenant_stands_for_a_tenant_that_is_not_named() -> None:
 
 
 @pytest.mark.parametrize("type_", KINDS)
-def test_order_event_has_the_digest_of_the_same_operation_from_the_stream(type_: str) -> None:
+def test_order_event_has_the_digest_of_the_stream_operation(type_: str) -> None:
     data = '{"total": 1.0}'
     body = f'{{"type":"{type_}","orderId":"o","data":{data},"deduplicationId":"d"}}'
     record = (

@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureMemory
 
 
-def test_memory_forgets_the_message_with_the_oldest_failure_when_it_is_full() -> None:
+def test_full_memory_forgets_the_oldest_failure() -> None:
     memory = FailureMemory(max_count=2)
     assert [memory.add(message_id) for message_id in ("a", "b", "a", "c", "a", "b")] == [1, 1, 2, 1, 3, 1]
 
 
 @given(st.lists(st.integers(0, 6)), st.integers(1, 5))
-def test_count_is_never_more_than_the_failures_and_memory_is_bounded(failed: list[int], max_count: int) -> None:
+def test_count_is_never_more_than_the_failures(failed: list[int], max_count: int) -> None:
     memory = FailureMemory(max_count)
     for place, number in enumerate(failed, start=1):
         assert 1 <= memory.add(str(number)) <= failed[:place].count(number)

@@ -231,13 +231,13 @@ def test_hold_that_ended_with_its_message_releases_no_later_hold() -> None:
 # Lost messages
 
 
-def test_lost_message_is_not_carried_out_and_sends_back_what_is_behind_it() -> None:
+def test_lost_message_sends_back_what_is_behind_it() -> None:
     groups = fifo("a1", "a2", "a3")
     decision = decide(groups, call(groups, limits=SchedulerLimits(batch_count=2)), Done(), ReturnToQueue(3), lost="a1")
     assert (names(decision.lost), decision.done, returned(decision)) == (["a1"], [], [("a3", 0.0), ("a2", 3.0)])
 
 
-def test_lost_message_leaves_with_those_behind_it_when_it_is_queued() -> None:
+def test_lost_queued_message_leaves_with_those_behind_it() -> None:
     groups = fifo("a1", "a2", "a3", "b1")
     assert names(groups.remove(message("a2", group="a"))) == ["a3"]
     assert names(call(groups)) == ["a1", "b1"]
@@ -260,7 +260,7 @@ def test_held_message_stays_held_when_one_behind_it_is_lost() -> None:
     assert (call(groups, now=4.0), names(call(groups, now=5.0))) == ([], ["a1"])
 
 
-def test_queued_messages_go_back_when_the_only_one_of_a_call_is_lost() -> None:
+def test_queued_messages_go_back_when_the_one_handled_is_lost() -> None:
     groups = fifo("a1", "a2")
     decision = decide(groups, call(groups, limits=SchedulerLimits(batch_count=1)), Done(), lost="a1")
     assert (returned(decision), decision.retried_count, groups.queued_count) == ([("a2", 0.0)], 0, 0)

@@ -43,14 +43,14 @@ def test_extensions_are_spread_by_the_draw() -> None:
     assert one.next_due_in_s(0.0) == pytest.approx(7.525)
 
 
-def test_extensions_go_by_tens_most_urgent_first_and_the_last_call_is_filled_up() -> None:
+def test_extensions_go_by_tens_the_most_urgent_first() -> None:
     one = InFlightMessages(visibility_timeout_s=30)
     for number in range(14):
         one.add([message(f"{13 - number:02}")], received_at=(13 - number) * 0.1)
     assert due(one, 11.05) == [[f"{number:02}" for number in range(10)], ["10", "11", "12", "13"]]
 
 
-def test_pause_ends_at_the_deadline_when_the_next_try_would_come_after_it() -> None:
+def test_pause_ends_at_the_deadline_before_a_later_try() -> None:
     one = in_flight(A, timeout_s=9)
     due(one, 8.5)
     one.retry_soon([A], now=8.5)
@@ -89,7 +89,7 @@ def test_message_is_lost_when_sqs_refuses_an_extension() -> None:
     )
 
 
-def test_message_received_again_is_the_same_work_under_its_newer_handle() -> None:
+def test_message_received_again_has_its_newer_handle() -> None:
     one, again = in_flight(A), message("a", handle="newer")
     one.mark_expired(30.0)
     assert (one.add([again], received_at=50.0), len(one)) == ([], 1)
@@ -99,7 +99,7 @@ def test_message_received_again_is_the_same_work_under_its_newer_handle() -> Non
     assert one.remaining_s(A, 60.0) == 20.0
 
 
-def test_t15_extensions_and_delays_are_cut_to_twelve_hours_after_the_receive() -> None:
+def test_t15_timeouts_end_twelve_hours_after_the_receive() -> None:
     one = in_flight(A, timeout_s=3600, received_at=100.0)
     late = 100.0 + VISIBILITY_MAX_S - 1800.5
     assert (
@@ -132,7 +132,7 @@ def test_added_are_those_that_were_not_in_flight() -> None:
     assert (one.byte_count, len(one)) == (0, 0)
 
 
-def test_call_is_filled_up_with_messages_due_within_a_quarter_of_the_interval() -> None:
+def test_call_is_filled_up_with_messages_that_are_due_soon() -> None:
     one = InFlightMessages(visibility_timeout_s=12)  # due after 4 s; soon is within 1 s
     for received_at, name in ((0.0, "due"), (0.0, "due too"), (1.0, "soon"), (1.001, "later")):
         one.add([message(name)], received_at=received_at)
@@ -177,7 +177,7 @@ def test_pause_ends_at_the_next_extension_or_loss() -> None:
     assert one.next_due_in_s(40.0) == 2.5
 
 
-def test_message_that_is_not_in_flight_keeps_its_handle_and_may_have_the_longest_timeout() -> None:
+def test_message_not_in_flight_may_have_the_longest_timeout() -> None:
     one = InFlightMessages(visibility_timeout_s=30)
     assert (one.with_newest_handle(A), one.allowed_timeout_s(A, 99_999, 0.0), one.remaining_s(A, 0.0)) == (
         A,
@@ -198,7 +198,7 @@ def test_oldest_is_the_one_that_was_sent_first() -> None:
     assert in_flight().oldest_sent_at() is None
 
 
-def test_answer_about_a_message_that_nobody_extends_does_not_count() -> None:
+def test_answer_about_a_message_not_extended_does_not_count() -> None:
     one = in_flight(A)
     one.record_extended([(A, 300)], sent_at=5.0)
     one.retry_soon([A], now=0.0)
@@ -214,7 +214,7 @@ def test_states_follow_each_other_by_the_table() -> None:
         period.become(PeriodState.EXTENDING)
 
 
-def test_messages_in_flight_are_known_with_the_time_of_their_receive() -> None:
+def test_messages_are_known_with_the_time_of_their_receive() -> None:
     messages = InFlightMessages(visibility_timeout_s=30)
     messages.add([A], received_at=1.0)
     messages.add([B], received_at=2.0)

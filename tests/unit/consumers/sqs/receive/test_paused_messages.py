@@ -15,11 +15,11 @@ def message(number: int) -> Message:
 
 
 @pytest.mark.parametrize(("paused_s", "hidden_s"), [(7 * HIDDEN_S, HIDDEN_S), (90.0, 90.0)])
-def test_message_is_hidden_for_as_long_as_the_pause_lasts_or_half_an_hour(paused_s: float, hidden_s: float) -> None:
+def test_message_is_hidden_for_the_pause_or_half_an_hour(paused_s: float, hidden_s: float) -> None:
     assert PausedMessages().add("a-x", message(1), paused_s=paused_s, now=0.0) == hidden_s
 
 
-def test_messages_are_shown_that_are_hidden_and_have_not_come_back() -> None:
+def test_hidden_messages_are_shown_that_have_not_come_back() -> None:
     paused = PausedMessages()
     for number, at in enumerate((0.0, HIDDEN_S, HIDDEN_S + 1.0)):
         paused.add("a-x", message(number), paused_s=1e6, now=at)
@@ -40,7 +40,7 @@ def test_message_that_comes_back_is_remembered_once() -> None:
     assert (len(paused), paused.tenants) == (0, [])
 
 
-def test_few_of_the_messages_that_a_queue_may_hide_are_hidden_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_so_many_messages_are_hidden_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redrive_rules, "HIDDEN_MAX", 2)
     paused = PausedMessages()
     assert [paused.add("a-x", message(n), paused_s=1e6, now=0.0) for n in range(3)] == [HIDDEN_S, HIDDEN_S, BEYOND_S]

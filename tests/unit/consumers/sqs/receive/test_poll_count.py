@@ -17,7 +17,7 @@ from simplu_worker.consumers.sqs.receive.in_flight import ATTEMPT_MAX_S, PollCou
         ([(0, 10)], 1),
     ],
 )
-def test_polls_become_more_for_full_ones_and_one_for_an_empty_one(polls: list[tuple[int, int]], expected: int) -> None:
+def test_polls_become_more_when_full_and_one_when_empty(polls: list[tuple[int, int]], expected: int) -> None:
     count = PollCount(4)
     for received, asked in polls:
         count.record_answer(received, asked)
@@ -58,7 +58,7 @@ def test_room_in_bytes_is_counted_by_the_largest_message_of_late() -> None:
     ("in_flight_count", "in_flight_bytes", "expected"),
     [(0, 0, 10), (1, 990, 1), (1, 989, 1), (1, 991, 0), (0, 2000, 1), (1, 2000, 0), (0, 980, 2)],
 )
-def test_room_is_at_least_for_one_message_when_nothing_is_in_flight(
+def test_room_is_for_one_message_when_nothing_is_in_flight(
     in_flight_count: int, in_flight_bytes: int, expected: int
 ) -> None:
     reservations = PollReservations(message_count=100, byte_count=1000)

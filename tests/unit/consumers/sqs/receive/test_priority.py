@@ -24,7 +24,7 @@ class Prior:
 @pytest.mark.parametrize(
     ("busy_s", "expected_s"), [(0.0, 0.0), (0.02, 0.05), (0.3, 0.3), (GATE_MAX_WAIT_S, 1.0), (3600.0, GATE_MAX_WAIT_S)]
 )
-async def test_gate_is_shut_while_the_other_has_work_but_never_for_long(busy_s: float, expected_s: float) -> None:
+async def test_gate_is_shut_while_the_other_has_work_not_for_long(busy_s: float, expected_s: float) -> None:
     prior = Prior(busy_s, polls=False)
     await PriorityGate(prior, sleep=prior.sleep)()
     assert prior.slept_s == pytest.approx(expected_s)

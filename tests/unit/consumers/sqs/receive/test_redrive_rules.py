@@ -61,7 +61,7 @@ def test_unfit_settings_are_told(found: list[str], members: dict[str, object]) -
 
 
 @pytest.mark.parametrize("receives", [1, 4, 10, 99])
-def test_policy_with_room_for_the_tries_but_not_for_trouble_says_so(receives: int) -> None:
+def test_policy_without_room_for_trouble_says_so(receives: int) -> None:
     (text,) = redrive_problems(msgspec.structs.replace(QUEUE, redrive_policy=policy(receives)), None, RULES)
     assert f"down for longer than about {2 * receives} min" in text
 
@@ -79,9 +79,7 @@ def test_policy_with_room_for_the_tries_but_not_for_trouble_says_so(receives: in
         ((300, 300), 3),
     ],
 )
-def test_tries_cost_a_receive_only_where_a_message_does_not_stay_in_flight(
-    delays_s: tuple[float, ...], expected: int
-) -> None:
+def test_tries_cost_a_receive_where_a_message_leaves_flight(delays_s: tuple[float, ...], expected: int) -> None:
     rules = RedriveRules(delays_s, 25.0)
     assert rules.receive_count == expected
     queue = msgspec.structs.replace(QUEUE, redrive_policy=policy(expected - 1))

@@ -90,7 +90,7 @@ def test_group_of_a_fifo_queue_returns_as_a_whole() -> None:
     assert [type(verdict) for verdict in verdicts] == [RetryHeld, ReturnToQueue, ReturnToQueue, ReturnToQueue]
 
 
-def test_message_with_its_last_receive_stays_in_hand_with_its_group() -> None:
+def test_message_with_its_last_receive_stays_with_its_group() -> None:
     own = share(is_fifo=True)
     own.max_receive_count = 2
     waiting, last = some("a", 8), some("a", 2, group="g", receive_count=2)
@@ -99,7 +99,7 @@ def test_message_with_its_last_receive_stays_in_hand_with_its_group() -> None:
     assert ids(own.over_share(in_hand, in_hand, now=0.0)) == ids(waiting[2:])
 
 
-def test_tenant_waits_for_twice_as_long_as_its_messages_are_hidden() -> None:
+def test_tenant_waits_twice_as_long_as_its_messages_are_hidden() -> None:
     own, many = share(), some("a", 8, receive_count=2)
     own.over_share(many, many, now=0.0)
     own.note_late(ids(many))
@@ -132,7 +132,7 @@ def test_tenant_waits_from_a_tenth_of_its_messages_on(late_count: int, expected:
     assert len(ten.over_share(many[:10], many[:10], now=0.0)) == 6
 
 
-def test_tenants_are_named_once_while_their_messages_are_put_back() -> None:
+def test_tenants_with_messages_put_back_are_named_once() -> None:
     own, many = share(), [*some("a", 6), *some("b", 6)]
     bounded(own, many, many)
     assert own.begun(now=0.0) == ["a", "b"]

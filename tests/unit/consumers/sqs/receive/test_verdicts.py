@@ -53,18 +53,18 @@ def test_outage_counts_receives_and_retries_of_held_messages() -> None:
 
 
 @pytest.mark.parametrize(("failure_count", "expected"), [(0, 1.0), (1, 1.0), (2, 5.0), (3, 15.5)])
-def test_failure_of_an_operation_follows_the_configured_delays_in_flight(failure_count: int, expected: float) -> None:
+def test_failures_follow_the_configured_delays(failure_count: int, expected: float) -> None:
     assert verdict_on_failure("KeyError", failure_count, IDS, rules=RULES) == RetryHeld(expected)
 
 
 @pytest.mark.parametrize("failure_count", [4, 5, 1000])
-def test_failure_after_the_last_delay_is_a_dead_letter_with_the_number_of_failures(failure_count: int) -> None:
+def test_failure_after_the_last_delay_is_a_dead_letter(failure_count: int) -> None:
     verdict = verdict_on_failure("KeyError", failure_count, IDS, rules=RULES)
     text = f"it failed {failure_count} times: KeyError"
     assert verdict == ToDeadLetter(DeadLetterReason.RETRIES_EXHAUSTED, text, IDS, attempts=failure_count)
 
 
-def test_rejected_message_is_a_dead_letter_with_what_could_be_read() -> None:
+def test_rejected_message_is_a_dead_letter_with_its_ids() -> None:
     rejected = RejectedRecord(
         reason=DeadLetterReason.INVALID_JSON,
         error="no JSON",
