@@ -195,12 +195,12 @@ class ReplicaStatus:
 
     def _stream_problem(self, fleet: Fleet) -> Unreadiness | None:
         if (outage := fleet.outage) is not None:
-            is_shut_out = fleet.is_shut_out_by_kcl
+            is_shut_out = fleet.kcl_leader.trouble is not None
             reason = UnreadyReason.KCL_ASSIGNS_LEASES if is_shut_out else UnreadyReason.STREAM_UNAVAILABLE
             return Unreadiness(reason, outage)
         if not fleet.is_set_up:
             return Unreadiness(UnreadyReason.STREAM_OPENING)
-        refusal = next((reader.refusal for reader in fleet.readers() if reader.refusal), None)
+        refusal = next((reader.cursor.refusal for reader in fleet.readers() if reader.cursor.refusal), None)
         return None if refusal is None else Unreadiness(UnreadyReason.STREAM_UNREADABLE, refusal)
 
     def readiness_detail(self) -> str | None:
@@ -217,7 +217,7 @@ class ReplicaStatus:
         details = [
             gap if count else None,
             internal if kinds else None,
-            None if self.fleet is None else self.fleet.kcl_outlook,
+            None if self.fleet is None else self.fleet.kcl_leader.outlook,
         ]
         return "; ".join(detail for detail in details if detail) or None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 from support.aws.kcl3_peer import migration_row, worker_row
@@ -15,7 +16,7 @@ from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.worker_process import WorkerProcess, log_tail
 from simplu_local.stack.stack import Stack
 from simplu_worker.aws.clients import Client
-from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseRenewer
+from simplu_worker.consumers.kinesis.fleet.lease_holder import HoldingReplica, LeaseRenewer
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReplicaFigures
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 
@@ -220,7 +221,7 @@ class Unknown:
 
 async def hold_until_reassigned(table: LeaseTable, lease: Lease, handed_over: list[str]) -> None:
     """Renew a lease until it is to be handed over, and release it."""
-    renewer = LeaseRenewer(table, lease, me=OURS, duration_s=LEASE_S, replica=Unknown())
+    renewer = LeaseRenewer(table, lease, me=OURS, duration_s=LEASE_S, replica=cast("HoldingReplica", Unknown()))
     async with asyncio.TaskGroup() as tasks:
         renewing = tasks.create_task(renewer.run())
         await renewer.is_reassigned.wait()

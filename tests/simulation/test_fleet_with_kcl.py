@@ -173,7 +173,7 @@ def test_fleet_takes_nothing_while_a_kcl_3_leader_lives_and_all_when_it_is_dead(
         await asyncio.sleep(1)
         replica = world.start_replica()
         await asyncio.sleep(300)
-        while_it_lives = set(world.owners().values()), replica.fleet.is_led_by_kcl, replica.fleet.trouble
+        while_it_lives = set(world.owners().values()), replica.fleet.kcl_leader.is_leading, replica.fleet.trouble
         leader.is_dead = True
         await world.until(lambda: shares(world) == [8], within_s=120)
 
@@ -240,13 +240,13 @@ def test_fleet_takes_nothing_from_the_moment_at_which_a_leader_of_the_kcl_3_5_co
     async def work(world: World) -> None:
         replica = world.start_replica()
         await world.until(lambda: shares(world) == [8], within_s=5)
-        before = replica.fleet.is_led_by_kcl
+        before = replica.fleet.kcl_leader.is_leading
         world.start(Process("kcl-3"), _lead(world, LEADING, SINCE_3_5))
         await asyncio.sleep(FAILOVER_S / 5)
-        led = [replica.fleet.is_led_by_kcl]
+        led = [replica.fleet.kcl_leader.is_leading]
         for _ in range(100):
             await asyncio.sleep(1)
-            led.append(replica.fleet.is_led_by_kcl)
+            led.append(replica.fleet.kcl_leader.is_leading)
 
         assert not before
         assert all(led)
@@ -271,7 +271,7 @@ def test_fleet_looks_for_a_kcl_3_leader_before_it_takes_its_first_lease() -> Non
         replica = world.start_replica()
         await asyncio.sleep(60)
 
-        assert (refused, shares(world), replica.fleet.is_led_by_kcl) == (3, [], True)
+        assert (refused, shares(world), replica.fleet.kcl_leader.is_leading) == (3, [], True)
 
     play(work)
 
@@ -357,7 +357,7 @@ async def _led_replica(world: World) -> tuple[Replica, Kcl3Peer, Kcl3Peer, str]:
     replica = world.start_replica()
     await settle_down(world)
     world.start(Process("kcl-3"), _lead(world, LEADING, SINCE_3_5))
-    await world.until(lambda: replica.fleet.is_led_by_kcl, within_s=60)
+    await world.until(lambda: replica.fleet.kcl_leader.is_leading, within_s=60)
     leader, worker = (Kcl3Peer(world.dynamodb, APPLICATION, name) for name in ("kcl-3-worker", "kcl-3-next"))
     return replica, leader, worker, min(key for key, puts in world.ledger.by_stream_shard.items() if puts)
 

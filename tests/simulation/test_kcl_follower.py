@@ -131,7 +131,7 @@ def test_follower_reads_what_the_leader_assigns_and_nothing_else() -> None:
         row = world.table.rows[replica.me]
 
         assert set(before.values()) <= {None, replica.me}
-        assert (replica.fleet.is_led_by_kcl, replica.fleet.trouble) == (True, None)
+        assert (replica.fleet.kcl_leader.is_leading, replica.fleet.trouble) == (True, None)
         assert world.loop.utc().timestamp() - int(row["lut"]["N"]) < 15
         assert "opr" in row
         assert leader.worker.held == {}

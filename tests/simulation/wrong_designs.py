@@ -179,7 +179,7 @@ class _BoastfulReader(StreamShardReader):
 class _ProudReader(StreamShardReader):
     @override
     def read_up_to(self, ahead: ReadAhead | None) -> datetime | None:
-        return None if self._cursor.millis_behind is None else self._fully_read_to()
+        return None if self.cursor.millis_behind is None else self._fully_read_to()
 
 
 class _HastyDispatcher(Dispatcher):
@@ -513,7 +513,7 @@ class _CredulousFleet(Fleet):
     @override
     def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
         reader = super().create_reader(lease, pending, held)
-        reader._cursor.__class__ = _CredulousCursor
+        reader.cursor.__class__ = _CredulousCursor
         return reader
 
 

@@ -75,7 +75,7 @@ def _with_cursor(cursor_class: type[PushedCursor]) -> FleetMaker:
         @override
         def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
             reader = super().create_reader(lease, pending, held)
-            reader._cursor.__class__ = cursor_class
+            reader.cursor.__class__ = cursor_class
             return reader
 
     return WrongFleet

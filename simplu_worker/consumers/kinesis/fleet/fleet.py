@@ -248,9 +248,9 @@ class Fleet:
         self._lost = LostOwners(settings.lease_duration_s)
         self._syncer = LeaseSyncer(stream, table, settings.initial_position, utc=utc)
         self._ancestry = LeaseAncestry(table, self._view)
-        self._kcl_leader = services.kcl_leader
+        self.kcl_leader = services.kcl_leader
         self._follower = (
-            KclFollower(table.requests, self._kcl_leader, me=me, utc=utc) if self._kcl_leader.follows else None
+            KclFollower(table.requests, self.kcl_leader, me=me, utc=utc) if self.kcl_leader.follows else None
         )
         self._coordinator = LeaseCoordinator(
             table,
@@ -267,7 +267,7 @@ class Fleet:
         self._chores: tuple[_Chore, ...] = (
             _Chore("audit", LeaseAudit(stream.name, self._view, self._syncer).run, AUDIT_INTERVAL_S, draw),
             _Chore("cleanup", cleanup.run, CLEANUP_INTERVAL_S, draw),
-            _Chore("kcl leader", self._kcl_leader.check, kcl_leader_watch.CHECK_INTERVAL_S, draw),
+            _Chore("kcl leader", self.kcl_leader.check, kcl_leader_watch.CHECK_INTERVAL_S, draw),
             _Chore("idle report", self._report_idleness, IDLE_INTERVAL_S, lambda: 0.5),  # one write needs no spreading
         )
         if self._follower is not None:
@@ -302,8 +302,8 @@ class Fleet:
     @property
     def outage(self) -> str | None:
         """Why the lease table or, for some time, the stream refuses this replica."""
-        refused = None if self.is_led_by_kcl else self._coordinator.take_trouble
-        return self.trouble or refused or (self.readers()[0].trouble if self._is_unread else None)
+        refused = None if self.kcl_leader.is_leading else self._coordinator.take_trouble
+        return self.trouble or refused or (self.readers()[0].cursor.trouble if self._is_unread else None)
 
     @property
     def _is_unread(self) -> bool:
@@ -315,21 +315,6 @@ class Fleet:
         """Why this replica can do nothing, and gives its leases away."""
         is_told = not self._coordinator.held or self._ability.is_unable(loop_time())
         return self._ability.trouble if is_told else None
-
-    @property
-    def is_led_by_kcl(self) -> bool:
-        """Whether a leader of the KCL 3.x assigns the leases."""
-        return self._kcl_leader.is_leading
-
-    @property
-    def is_shut_out_by_kcl(self) -> bool:
-        """Whether such a leader gives the leases to its own workers only."""
-        return self._kcl_leader.trouble is not None
-
-    @property
-    def kcl_outlook(self) -> str | None:
-        """What a KCL 3.x is about to do; None when that is nothing."""
-        return self._kcl_leader.outlook
 
     def readers(self) -> Sequence[StreamShardReader]:
         """Return the running readers, in order of their stream shards."""
@@ -379,7 +364,7 @@ class Fleet:
             return LeaseRelease.UNKNOWN
         if lease.actual_owner is None or lease.checkpoint == SHARD_END:
             return LeaseRelease.UNOWNED
-        if not lease.is_metered or self.is_led_by_kcl:
+        if not lease.is_metered or self.kcl_leader.is_leading:
             return LeaseRelease.FOREIGN
         if not await table.ask_to_release(lease):
             return LeaseRelease.UNOWNED
@@ -442,7 +427,7 @@ class Fleet:
                 self.last_turn = loop_time()
                 try:
                     await self._turn(tasks, stopping)
-                    self.trouble = self._kcl_leader.trouble or (
+                    self.trouble = self.kcl_leader.trouble or (
                         None if self._follower is None else self._follower.trouble
                     )
                     pause_s = self._pause_s()
@@ -470,7 +455,7 @@ class Fleet:
             await chore.run_if_due(now)
         await self._coordinator.release_from_parents()
         self._has_lost_race = False
-        if not self.is_led_by_kcl:
+        if not self.kcl_leader.is_leading:
             self._has_lost_race = await self._coordinator.take(tasks, stopping, self._ability.reach(now))
         elif self._follower is not None:
             await self._coordinator.take_assigned(tasks, stopping)
@@ -479,7 +464,7 @@ class Fleet:
         trouble = self._services.gateway.inability
         readers = self.readers()
         if readers:
-            is_unread = self._is_unread and not any(one.is_refused_as_gone for one in readers)
+            is_unread = self._is_unread and not any(one.cursor.is_gone for one in readers)
             self._ability.note(trouble or (Inability.STREAM_UNAVAILABLE if is_unread else None), now=now)
         else:
             self._ability.note_without_lease(trouble, now=now)

@@ -316,7 +316,7 @@ class LeaseCleanup:
     def _abandon_readers(self, leases: dict[str, Lease]) -> None:
         for lease_key in self._view.gone & set(self._coordinator.held):
             reader = self._coordinator.reader(lease_key)
-            if reader is not None and reader.is_refused_as_gone and not reader.is_at_end:
+            if reader is not None and reader.cursor.is_gone and not reader.is_at_end:
                 checkpoint = leases[lease_key].checkpoint.checkpoint
                 KINESIS_EXPIRED.inc()
                 log.error("stream_shard.gone", stream_shard_id=lease_key, checkpoint=checkpoint)

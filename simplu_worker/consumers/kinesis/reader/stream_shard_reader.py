@@ -117,12 +117,12 @@ class StreamShardReader:
         self.began_behind = self._tracker.last_read
         self._access = StreamShardAccess(services.stream, self.stream_shard_id, memory, draw)
         self._pacing = Pacing(self._access.budget, services.schedule)
-        self._cursor = self._open_cursor(start, services.subscriptions, assignment.read_up_to)
+        self.cursor = self._open_cursor(start, services.subscriptions, assignment.read_up_to)
         self._dispatcher = Dispatcher(
             self, services.gateway, memory, main=self._tracker, tenant_wait=settings.tenant_wait, draw=draw, utc=utc
         )
         self._catch_ups = CatchUps(services.gateway, self._dispatcher, self._access, self)
-        self.view = ReaderView(self._tracker, self._cursor, self._dispatcher, self._catch_ups, utc=utc)
+        self.view = ReaderView(self._tracker, self.cursor, self._dispatcher, self._catch_ups, utc=utc)
         ownership, unread = self._dispatcher.ownership, Unread(self.checkpoint_at_start)
         if ahead is not None:
             ownership.hold_predecessors(TenantSet.decode(ahead.held), unread, utc(), now=loop_time())
@@ -152,25 +152,10 @@ class StreamShardReader:
     @property
     def is_caught_up(self) -> bool:
         """Whether it is at the tip or the end, with every record finished or held."""
-        at_tip = self.is_at_end or (self._cursor.millis_behind == 0 and not self._is_dispatching)
+        at_tip = self.is_at_end or (self.cursor.millis_behind == 0 and not self._is_dispatching)
         is_catching_up = not all(hold.is_waiting for hold in self.holds()) or self._catch_ups.running
         has_asked_all = self._dispatcher.pipeline.lookup.has_asked_all
         return at_tip and not len(self._tracker) and not is_catching_up and has_asked_all
-
-    @property
-    def trouble(self) -> str | None:
-        """Why the stream shard cannot be read now."""
-        return self._cursor.trouble
-
-    @property
-    def refusal(self) -> str | None:
-        """The trouble, where only a person can end it."""
-        return self._cursor.refusal
-
-    @property
-    def is_refused_as_gone(self) -> bool:
-        """Whether Kinesis answered the last read that there is no such stream shard."""
-        return self._cursor.is_gone
 
     def holds(self) -> list[Hold]:
         """Return all holds, the oldest first."""
@@ -235,12 +220,12 @@ class StreamShardReader:
     @property
     def read_bytes(self) -> int:
         """The bytes that the main reader has read; those of catch-ups come once."""
-        return self._cursor.read_bytes
+        return self.cursor.read_bytes
 
     @property
     def read_records(self) -> int:
         """The records that the main reader has read, aggregates as one."""
-        return self._cursor.read_records
+        return self.cursor.read_records
 
     def read_up_to(self, ahead: ReadAhead | None) -> datetime | None:
         """Return the time before which nothing arrived that is pending, but for the tenants in *ahead*.
@@ -248,7 +233,7 @@ class StreamShardReader:
         None while unknown, as of a closed stream shard: its children may have no lease yet.
         """
         passed_to, holds = self._passed_to(), self.holds()
-        is_closed = self.is_at_end or self._cursor.is_closed
+        is_closed = self.is_at_end or self.cursor.is_closed
         if passed_to is None or is_closed or any(hold.is_backfill for hold in holds):
             return None
         instants = [passed_to]
@@ -263,16 +248,16 @@ class StreamShardReader:
     def _passed_to(self) -> datetime | None:
         if (first := self._tracker.first_pending) is not None:
             return first.arrived_at
-        if self._cursor.millis_behind is None or self._is_dispatching:
+        if self.cursor.millis_behind is None or self._is_dispatching:
             return None
         return self._fully_read_to()
 
     def _fully_read_to(self) -> datetime:
         # The last reply of a closed stream shard may not name the end: then the time of its last record.
-        if self._cursor.last_arrival is not None:
-            return self._cursor.last_arrival
-        unread_for = timedelta(seconds=loop_time() - self._cursor.asked_at)
-        return self._utc() - unread_for - timedelta(milliseconds=self._cursor.millis_behind or 0)
+        if self.cursor.last_arrival is not None:
+            return self.cursor.last_arrival
+        unread_for = timedelta(seconds=loop_time() - self.cursor.asked_at)
+        return self._utc() - unread_for - timedelta(milliseconds=self.cursor.millis_behind or 0)
 
     def with_progress(self, lease: Lease) -> Lease:
         """Return the lease as its next renewal will write it."""
@@ -337,7 +322,7 @@ class StreamShardReader:
                 try:
                     await self._read()
                 finally:
-                    self._cursor.close()
+                    self.cursor.close()
                     self._pacing.note_end()
                 await self._publish_end()
                 while not self.is_finished and not self._stopping.is_set():
@@ -464,14 +449,14 @@ class StreamShardReader:
                 self._dispatcher.hold_over_share()
                 await self._wait_for_settled()
                 continue
-            reply = await self._cursor.read(self._stopping)
+            reply = await self.cursor.read(self._stopping)
             if reply is None:
                 continue
             self._is_dispatching = True
             await self._dispatch_records(reply.records)
             self._is_dispatching = False
-            self._cursor.release_memory()
-            if self._cursor.is_at_end and await self._lease.is_end(self._cursor.child_shards):
+            self.cursor.release_memory()
+            if self.cursor.is_at_end and await self._lease.is_end(self.cursor.child_shards):
                 self.is_at_end = True
 
     async def _dispatch_records(self, records: list[Record]) -> None:
