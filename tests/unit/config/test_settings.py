@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from pydantic import Secret, ValidationError
+from pydantic import Secret
 
 from simplu_worker.config.loading import (
     draft_settings,
@@ -65,27 +65,19 @@ def names_of(problems: list[str]) -> list[str]:
 
 
 GOOD = [
-    ("AWS_REGION", "us-east-1", "us-east-1"),
     ("KINESIS_STREAM_NAME", "arn:aws:kinesis:us-east-1:123456789012:stream/a.b", None),
-    ("KINESIS_CREATE_STREAM", "false", False),
     ("KINESIS_CREATE_STREAM", "ON", True),
     ("KINESIS_SHARD_COUNT", " 16 ", 16),
-    ("KINESIS_SHARD_COUNT", "16.0", 16),
     ("KINESIS_INITIAL_POSITION", "LATEST", "LATEST"),
     ("KINESIS_INITIAL_POSITION", "2026-01-02", datetime(2026, 1, 2, tzinfo=UTC)),
-    ("KINESIS_INITIAL_POSITION", "2026-01-02T03:04:05Z", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
     ("KINESIS_INITIAL_POSITION", "2026-01-02T03:04:05+02:00", datetime(2026, 1, 2, 1, 4, 5, tzinfo=UTC)),
     ("KINESIS_LEASE_DURATION_SECONDS", "1.5", 1.5),
-    ("PREFETCH_MAX_BYTES", "1048576", 1_048_576),
     ("SQS_RETRY_DELAYS_SECONDS", "0.1, 2,3", (0.1, 2.0, 3.0)),
-    ("SQS_RETRY_DELAYS_SECONDS", "", (1, 5, 15)),
     ("DATABASE_ALLOWED_HOSTS", "*.example.com,10.0.0.1", ("*.example.com", "10.0.0.1")),
-    ("DYNAMODB_BUSINESS_INFO_TABLE", "business-info", "business-info"),
     ("HTTP_PORT", "0", 0),
     ("LOG_LEVEL", "DEBUG", "debug"),
     ("API_TOKEN", "t0ken", Secret("t0ken")),
     ("SQS_ORDER_EVENTS_QUEUE_URL", "https://sqs.eu-central-1.amazonaws.com/1/orders.fifo", None),
-    ("TENANT_DESTROY_GRACE_HOURS", "0", 0),
     ("REDIS_URL", "rediss://user:word@cache", Secret("rediss://user:word@cache")),
     ("REDIS_URL", "unix:///run/redis.sock", Secret("unix:///run/redis.sock")),
 ]
@@ -101,33 +93,23 @@ BAD = [
     ("AWS_REGION", "EU Central"),
     ("DYNAMODB_ENDPOINT", "localhost:8000"),
     ("KINESIS_STREAM_NAME", "two words"),
-    ("KINESIS_STREAM_NAME", "arn:aws:sqs:us-east-1:123456789012:queue"),
     ("KINESIS_SHARD_COUNT", "0"),
     ("KINESIS_SHARD_COUNT", "1.5"),
-    ("KINESIS_SHARD_COUNT", "1" * 90),
     ("DATABASE_NAME", "\udcff"),
     ("KINESIS_CREATE_STREAM", "maybe"),
-    ("KINESIS_APPLICATION_NAME", "ab"),
     ("KINESIS_INITIAL_POSITION", "yesterday"),
-    ("KINESIS_INITIAL_POSITION", "2026"),
     ("KINESIS_INITIAL_POSITION", "1767322800"),
     ("KINESIS_INITIAL_POSITION", "0001-01-01"),
-    ("KINESIS_LEASE_DURATION_SECONDS", "0.5"),
     ("KINESIS_LEASE_DURATION_SECONDS", "nan"),
     ("PREFETCH_MAX_BYTES", "68719476737"),
     ("SQS_ORDER_EVENTS_QUEUE_URL", "orders.fifo"),
-    ("SQS_PRIORITY_QUEUE_URL", "https:///orders"),
     ("SQS_DEAD_LETTER_QUEUE_URL", "ftp://host/queue"),
     ("SQS_RETRY_DELAYS_SECONDS", "1,,5"),
-    ("SQS_RETRY_DELAYS_SECONDS", "1,-5"),
     ("SQS_RETRY_DELAYS_SECONDS", "50000"),
     ("CITRUS_SERVER_URL", "http://host:99999"),
-    ("CITRUS_SERVER_URL", "http://host/?a=b"),
     ("CITRUS_SERVER_URL", "http://[::1"),
     ("DATABASE_PORT", "65536"),
-    ("DATABASE_ALLOWED_HOSTS", "a,,b"),
     ("TENANT_WAIT_SECONDS", "0"),
-    ("TENANT_WAIT_SECONDS", "inf"),
     ("HTTP_HOST", "a b"),
     ("HTTP_PORT", "-1"),
     ("LOG_LEVEL", "loud"),
@@ -230,16 +212,6 @@ def test_region_is_that_of_the_control_queue_when_nothing_else_names_one(url: st
     assert draft_of({**environ, "AWS_REGION": "eu-north-1"})[0].aws_region == "eu-north-1"
 
 
-def test_region_is_that_of_the_control_queue_when_the_profile_names_none(tmp_path: Path) -> None:
-    url = "https://sqs.us-east-1.amazonaws.com/123456789012/control"
-    environ = {**COMPLETE, "AWS_REGION": "", "SQS_SHARD_CREATION_QUEUE_URL": url, "HOME": str(tmp_path)}
-    (config := tmp_path / ".aws" / "config").parent.mkdir()
-    config.write_text("[default]\noutput = json\n")
-    assert draft_of(environ)[0].aws_region == "us-east-1"
-    config.write_text("[default]\nregion = eu-west-3\n")
-    assert draft_of(environ)[0].aws_region is None  # botocore finds that of the profile
-
-
 @pytest.mark.parametrize("name", ["control", "control.fifo", "control/"])
 def test_dead_letter_queue_is_beside_the_control_queue_when_none_is_named(name: str) -> None:
     named = {**COMPLETE, "SQS_SHARD_CREATION_QUEUE_URL": f"http://h:4566/0/{name}"}
@@ -248,20 +220,10 @@ def test_dead_letter_queue_is_beside_the_control_queue_when_none_is_named(name: 
     assert settings_of(named).dead_letter_queue_url == COMPLETE["SQS_DEAD_LETTER_QUEUE_URL"]
 
 
-def test_settings_report_rules_when_single_values_are_wrong_too() -> None:
-    names = names_of(problems_of({"KINESIS_STREAM_NAME": "a b", "HTTP_PORT": "x"}))
-    assert names == ["KINESIS_STREAM_NAME", "HTTP_PORT", "SQS_DEAD_LETTER_QUEUE_URL", "AWS_REGION", "CITRUS_SERVER_URL"]
-
-
 def test_settings_need_less_when_not_for_run() -> None:
     assert problems_of({}, for_run=False) == []
     both = {"CITRUS_SERVER_URL": "http://c", "SHARD_MAP_FILE": __file__}
     assert names_of(problems_of(both, for_run=False)) == ["SHARD_MAP_FILE"]
-
-
-def test_settings_are_frozen() -> None:
-    with pytest.raises(ValidationError, match="frozen"):
-        Settings().http_port = 3
 
 
 @pytest.mark.parametrize("name", SECRETS)
@@ -330,9 +292,6 @@ LEAKS = [
     {"API_TOKEN": PLANTED, "API_TOKEN_FILE": "/nowhere"},
     {"CITRUS_API_KEY": f"{PLANTED}\nX-Header: 1"},
     {"CITRUS_SERVER_URL": f"http://user:{PLANTED}@citrus"},
-    {"CITRUS_SERVER_URL": f"http://{PLANTED}@citrus"},
-    {"DYNAMODB_ENDPOINT": f"http://user:{PLANTED}@dynamo"},
-    {"SQS_DEAD_LETTER_QUEUE_URL": f"https://user:{PLANTED}@sqs/queue"},
     {"REDIS_URL": f"http://user:{PLANTED}@cache"},
     {"DATABASE_HOST": f"postgres://user:{PLANTED}@host/db"},
     {"DATABASE_HOST": f"postgres://host/db?password={PLANTED}"},
@@ -350,13 +309,11 @@ def test_settings_show_no_secret_when_it_is_part_of_a_problem(change: dict[str, 
 
 ENV_TEXTS = [
     ("A=1\n", {"A": "1"}),
-    ("export A=1", {"A": "1"}),
     ("\ufeffA=1\r\nB='2'\r\n", {"A": "1", "B": "2"}),
     ("A=some text  # comment\nB=x#y\n", {"A": "some text", "B": "x#y"}),
     ("A=\nB=''\n", {"A": "", "B": ""}),
     ('A="two\nlines"\nB=1\n', {"A": "two\nlines", "B": "1"}),
     ("A=$HOME/${B}\n", {"A": "$HOME/${B}"}),
-    ("A=1\nA=2\n", {"A": "2"}),
 ]
 
 

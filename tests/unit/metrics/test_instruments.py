@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY, CollectorRegistry, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics import exposition as openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from simplu_worker import instruments
 from simplu_worker.instruments import BatchHistogram
@@ -22,7 +21,6 @@ from simplu_worker.vocabulary import (
     DeadLetterReason,
     HoldReason,
     LeaseState,
-    MessageOutcome,
     OperationKind,
     OperationOutcome,
     ProvisioningOutcome,
@@ -136,16 +134,6 @@ def test_findings_have_a_bounded_number_of_series(monkeypatch: pytest.MonkeyPatc
     assert values["other", "other", "other", "enforce"] == 2
 
 
-def test_series_of_a_queue_exist_when_it_is_started_at_zero() -> None:
-    instruments.start_queue_at_zero("control-of-this-test")
-    counted = [
-        REGISTRY.get_sample_value("simplu_sqs_messages_total", {"queue": "control-of-this-test", "outcome": outcome})
-        for outcome in MessageOutcome
-    ]
-    assert counted == [0] * len(MessageOutcome)
-    assert instruments.message_outcomes("control-of-this-test") == dict.fromkeys(MessageOutcome, 0)
-
-
 def test_remove_stream_shard_drops_every_series_that_names_one() -> None:
     by_stream_shard = [
         metric
@@ -178,13 +166,6 @@ def test_remove_shard_drops_every_series_that_names_it() -> None:
     instruments.remove_shard("removed-2")
 
 
-def test_build_info_is_one_with_the_version() -> None:
-    instruments.set_build_info("9.9.9-test")
-    families = {family.name: family for family in parse_text(generate_latest().decode())}
-    samples = [sample for sample in families["simplu_build_info"].samples if sample.labels["version"] == "9.9.9-test"]
-    assert [sample.value for sample in samples] == [1]
-
-
 @given(batches=st.lists(st.lists(st.sampled_from([0.0, 0.0625, 0.5, 0.75, 1.0, 1.5, 2.0, 64.0])), max_size=5))
 def test_batch_histogram_shows_what_the_clients_own_histogram_shows(batches: list[list[float]]) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
@@ -199,11 +180,3 @@ def test_batch_histogram_shows_what_the_clients_own_histogram_shows(batches: lis
             one_by_one.labels("a").observe(value)
     assert generate_latest(theirs) == generate_latest(ours)
     assert openmetrics_of(theirs) == openmetrics_of(ours)
-
-
-def test_batch_histogram_counts_a_negative_value_as_zero() -> None:
-    registry = CollectorRegistry()
-    histogram = BatchHistogram("t_seconds", "Time.", label="source", buckets=(0.5,), registry=registry)
-    histogram.observe_many("new", [(-3.0, 1), (1.0, 1)])
-    assert registry.get_sample_value("t_seconds_sum", {"source": "new"}) == 1.0
-    assert registry.get_sample_value("t_seconds_bucket", {"source": "new", "le": "0.5"}) == 1

@@ -251,20 +251,6 @@ async def test_protected_path_is_403_when_no_token_is_configured(daemon: Daemon)
             assert "API_TOKEN" in msgspec.json.decode(body)["error"]
 
 
-@pytest.mark.parametrize(
-    ("tokens", "path", "expected"),
-    [
-        (Tokens(viewer=VIEWER_TOKEN), "/status", "API_VIEWER_TOKEN"),
-        (BOTH_TOKENS, "/status", "API_TOKEN or API_VIEWER_TOKEN"),
-        (BOTH_TOKENS, "/cache/keys", "API_TOKEN"),
-    ],
-)
-async def test_refusal_names_the_tokens_that_help(daemon: Daemon, tokens: Tokens, path: str, expected: str) -> None:
-    async with serving(daemon, tokens) as site:
-        status, _, body = await site.ask(path)
-    assert (status, msgspec.json.decode(body)["error"].rpartition("value of ")[2]) == (401, expected)
-
-
 ROLE = Role.OPERATOR
 
 
@@ -284,10 +270,6 @@ ROLE = Role.OPERATOR
         ("/tenants/b%2F1/l%2f2", ("find_tenant", "b/1", "l/2", ROLE)),
         ("/tenants/b-l", ("find_tenant_by_id", "b-l")),
         ("/resources/b/l/note/r%2F1", ("find_resource", "b", "l", "note", "r/1")),
-        ("/sqs/stats", ("sqs_stats",)),
-        ("/handler/stats", ("handler_stats",)),
-        ("/cache/stats", ("cache_stats",)),
-        ("/cache/keys", ("cache_keys",)),
         ("/shards", ("inspect_shards",)),
     ],
 )
@@ -455,17 +437,9 @@ async def test_each_call_of_an_operator_is_logged(daemon: Daemon) -> None:
             for headers in (AUTHORIZED, VIEWING, {}):
                 await site.ask("/operations/r%2F1?businessId=b&locationId=l", **headers)
             await site.ask("/sqs/purge?queue=orders", "DELETE", **AUTHORIZED)
-    assert [{**entry, "log_level": ""} for entry in logs if entry["event"] == "http.called"] == [
-        {
-            "event": "http.called",
-            "log_level": "",
-            "role": "operator",
-            "peer": "127.0.0.1",
-            "method": method,
-            "path": path,
-            "about": about,
-            "refused": None,
-        }
+    told = ("role", "peer", "method", "path", "about", "refused")
+    assert [[entry[name] for name in told] for entry in logs if entry["event"] == "http.called"] == [
+        ["operator", "127.0.0.1", method, path, about, None]
         for method, path, about in [
             ("GET", "/operations/{requestId}", {"requestId": "r/1", "businessId": "b", "locationId": "l"}),
             ("DELETE", "/sqs/purge", {"queue": "orders"}),
@@ -512,31 +486,21 @@ LETTERS = "/dead-letters/"
     ("path", "body", "expected"),
     [
         ("/held/retry", b"[]", 400),
-        ("/held/retry", b"{", 400),
-        ("/held/retry", b"\xff", 400),
         ("/held/retry", b'{"target": 1}', 400),
         ("/held/retry", b'{"SECRET": 1}', 400),
         ("/held/retry", b" " * 65_537, 413),
         ("/tenants/b/l/pause", b'{"seconds": 0}', 400),
         ("/tenants/b/l/pause", b'{"seconds": 1209601}', 400),
         ("/tenants/b/l/resume", b'{"seconds": 1}', 400),
-        ("/tenants/b/l/weight", b"{}", 400),
-        ("/tenants/b/l/weight", b'{"weight": 0.09}', 400),
         ("/tenants/b/l/weight", b'{"weight": 11}', 400),
         (LETTERS + "list", b'{"reasons": ["invalid_json"], "businessId": "b", "locationId": "l", "limit": 5}', 200),
         (LETTERS + "replay", b"", 200),
-        (LETTERS + "list", b'{"reasons": ["other"]}', 400),
         (LETTERS + "replay", b'{"businessId": "b"}', 400),
         (LETTERS + "discard", b'{"limit": 0}', 400),
-        (LETTERS + "list", b'{"until": "yesterday"}', 400),
         (LETTERS + "discard", b'{"messageIds": ["0d8e"], "apply": true}', 200),
-        (LETTERS + "discard", b'{"messageIds": [""]}', 400),
         (LETTERS + "discard", b'{"messageIds": [' + b", ".join([b'"0d8e"'] * 1001) + b"]}", 400),
         (LETTERS + "replay", b'{"aply": true}', 400),
         (LETTERS + "edit", b'{"messageId": "0d8e", "record": "{}", "requestId": "new", "apply": true}', 200),
-        (LETTERS + "edit", b'{"messageId": "0d8e"}', 400),
-        (LETTERS + "edit", b'{"messageId": "0d8e", "record": {}}', 400),
-        (LETTERS + "edit", b'{"messageId": "0d8e", "record": "{}", "requestId": ""}', 400),
         (LETTERS + "edit", b'{"messageId": "0d8e", "record": "{}", "force": true}', 400),
     ],
 )
@@ -564,20 +528,6 @@ async def read_events(site: Site, count: int, **headers: str) -> list[tuple[str,
         texts = [await response.content.readuntil(b"\n\n") for _ in range(count)]
     parts = [re.fullmatch(rb"event: (\w+)\ndata: (.*)\n\n", text) for text in texts]
     return [(found[1].decode(), msgspec.json.decode(found[2])) for found in parts if found is not None]
-
-
-async def test_listener_that_goes_away_at_once_is_no_error(daemon: Daemon) -> None:
-    request = b"GET /events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %b\r\n\r\n" % TOKEN.encode()
-    with capture_logs() as logs:
-        async with serving(daemon) as site:
-            for turns in range(8):
-                _, writer = await asyncio.open_connection("127.0.0.1", site.port)
-                writer.write(request)
-                for _ in range(turns):
-                    await asyncio.sleep(0)
-                writer.transport.abort()
-            assert (await site.ask("/livez"))[0] == 200
-    assert [entry for entry in logs if entry["event"] == "http.failed"] == []
 
 
 async def test_events_are_the_answers_of_the_role(daemon: Daemon) -> None:
@@ -746,16 +696,12 @@ async def test_operations_are_looked_up_a_few_at_a_time(daemon: Daemon) -> None:
     assert longest == VIEWS_AT_ONCE
 
 
-async def test_server_answers_over_both_families_when_it_has_no_host(daemon: Daemon) -> None:
-    require_ipv6()
-    async with open_http(None, 0, tokens=TOKENS, replica=cast(Any, daemon)) as port, ClientSession() as session:
-        for host in ("127.0.0.1", "[::1]"):
-            assert (await Site(session, port, host).ask("/livez"))[0] == 200
-
-
-async def test_server_answers_over_ipv4_when_the_kernel_has_no_ipv6(
+async def test_server_answers_over_both_families_that_the_kernel_has(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "IPV6", "2001:db8::1")
-    async with open_http(None, 0, tokens=TOKENS, replica=cast(Any, daemon)) as port, ClientSession() as session:
-        assert (await Site(session, port).ask("/livez"))[0] == 200
+    require_ipv6()
+    for ipv6, hosts in (("::", ("127.0.0.1", "[::1]")), ("2001:db8::1", ("127.0.0.1",))):
+        monkeypatch.setattr(server, "IPV6", ipv6)
+        async with open_http(None, 0, tokens=TOKENS, replica=cast(Any, daemon)) as port, ClientSession() as session:
+            for host in hosts:
+                assert (await Site(session, port, host).ask("/livez"))[0] == 200

@@ -23,7 +23,7 @@ from simplu_worker.telemetry.log import (
     scrub,
     scrub_text,
 )
-from simplu_worker.telemetry.log_folding import FOLDED_LEVELS, Facts, LogDeduplicator, dedup_key
+from simplu_worker.telemetry.log_folding import FOLDED_LEVELS, Facts, LogDeduplicator
 
 PLANTED = "s3cret-of/the'day%40\\x"
 
@@ -173,12 +173,6 @@ def test_scrubbing_reaches_into_every_value(stream: io.StringIO) -> None:
     }
 
 
-def test_scrubbing_ends_when_a_value_contains_itself() -> None:
-    value: list[object] = []
-    value.append(value)
-    assert scrub(value, depth=2) == [["…"]]
-
-
 @given(before=st.text(), after=st.text(), secret=st.text("ab%2/'\"\\é", min_size=6))
 def test_scrubbing_leaves_no_registered_secret_in_any_text(before: str, after: str, secret: str) -> None:
     secrets = log_module._Secrets()
@@ -240,12 +234,6 @@ def test_fold_writes_the_first_and_then_a_count_when_a_warning_repeats() -> None
     assert [_event(n=4)] == fold.admit(_event(n=4), 11)
 
 
-def test_fold_writes_one_line_a_window_when_a_storm_goes_on() -> None:
-    fold = LogDeduplicator(window_s=10)
-    lines = [line for second in range(35) for line in fold.admit(_event(), second)] + fold.flush()
-    assert [line.get("repeated") for line in lines] == [None, 10, 10, 10, 4]
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -292,48 +280,6 @@ def test_flush_writes_what_is_folded_when_the_process_ends(stream: io.StringIO) 
         ("batch.applied", None),
         ("shard.lost", 2),
     ]
-
-
-def folded(event: str, **facts: Any) -> Facts:
-    return {"level": "warning", "event": event} | facts
-
-
-def test_fold_ends_at_the_end_of_its_window() -> None:
-    log = LogDeduplicator(window_s=10.0)
-    assert [len(log.admit(folded("a"), now)) for now in (0.0, 10.0, 10.1)] == [1, 1, 0]
-
-
-def test_fold_forgets_the_oldest_event_with_its_summary_beside_those_that_are_due() -> None:
-    log = LogDeduplicator(window_s=10.0, max_keys=2)
-    for event, now in (("a", 0.0), ("a", 1.0), ("b", 5.0), ("b", 6.0), ("c", 6.0)):
-        log.admit(folded(event), now)
-    written = log.admit(folded("d"), 7.0)
-    assert [(one["event"], one.get("repeated")) for one in written] == [("b", 1), ("d", None)]
-
-
-def test_flush_leaves_nothing_to_write_again() -> None:
-    log = LogDeduplicator()
-    for now in (0.0, 1.0):
-        log.admit(folded("a"), now)
-    assert [one["repeated"] for one in log.flush()] == [1]
-    assert (log.flush(), len(log.admit(folded("a"), 2.0))) == ([], 1)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "expected"),
-    [
-        pytest.param({"error": "Refused: at a"}, {"error": "Refused: at b: again"}, True, id="the class of an error"),
-        pytest.param({"error": "Refused: at a"}, {"error": "Lost: at a"}, False, id="another class"),
-        pytest.param({}, {"error": ""}, True, id="no error"),
-        pytest.param({}, {"error": "None"}, False, id="a text is no absence"),
-        pytest.param({}, {"event": "a", "shard_id": ""}, True, id="no fact"),
-        pytest.param({}, {"event": "a", "shard_id": "None"}, False, id="another fact"),
-    ],
-)
-def test_events_are_the_same_by_their_facts_and_the_class_of_their_error(
-    one: Facts, other: Facts, *, expected: bool
-) -> None:
-    assert (dedup_key(folded("a") | one) == dedup_key(folded("a") | other)) is expected
 
 
 @pytest.mark.parametrize(
@@ -391,12 +337,3 @@ def test_log_writes_no_text_of_a_library_that_could_not_be_scrubbed(stream: io.S
 
     assert [line["event"] for line in _lines_of(stream)] == ["log.failed"]
     assert PLANTED not in stream.getvalue()
-
-
-def test_log_raises_when_there_is_no_memory(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    def scrub_nothing(_: Facts) -> Facts:
-        raise MemoryError
-
-    monkeypatch.setattr(log_module, "_scrub_event", scrub_nothing)
-    with pytest.raises(MemoryError):
-        _logger().error("control.failed")

@@ -49,13 +49,6 @@ def test_event_begins_anew_after_an_hour_of_silence(silent: timedelta, count: in
     assert (one["count"], one["since"] == NOW.isoformat()) == (count, count == 2)
 
 
-def test_event_is_shown_for_a_day() -> None:
-    recent = RecentEvents()
-    recent.note(event("shard.lost", shard_id="a"))
-    assert len(recent.view(NOW + timedelta(hours=24))) == 1
-    assert recent.view(NOW + timedelta(hours=25)) == []
-
-
 def test_texts_of_a_library_share_one_row() -> None:
     recent = RecentEvents()
     for number in range(EVENTS_MAX + 5):

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import Progress
 from unit.commands.stream.test_input_lines import WHOLE, read, text_of
 
-from simplu_worker.aws.clients import address_of
 from simplu_worker.commands.check.checking import CheckReport, scrub_report
 from simplu_worker.commands.check.dependency import CheckedDependency, CheckStatus
 from simplu_worker.commands.check.findings import Finding
@@ -87,16 +86,6 @@ def test_print_json_keeps_the_text_of_results(capsys: pytest.CaptureFixture[str]
     out = capsys.readouterr().out
     assert "1.10000000000000000000000001" in out
     assert json.loads(out)["at"] == "2026-03-01T12:00:00Z"
-
-
-def test_place_of_shows_no_credentials() -> None:
-    class Meta:
-        endpoint_url = "https://user:secret@kinesis.example:443/"
-
-    class Client:
-        meta = Meta
-
-    assert address_of(Client, "stream") == "https://kinesis.example:443/stream"
 
 
 def test_scrubbed_masks_every_text_of_a_report() -> None:

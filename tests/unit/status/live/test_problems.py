@@ -89,13 +89,6 @@ def test_held_targets_are_those_of_all_replicas() -> None:
     ]
 
 
-def test_held_target_waits_since_the_first_replica_held_it() -> None:
-    report = fleet(held=[held("tenant t", "moving", 50.0), held("tenant t", "moving", 20.0)])
-    report["replicas"][0]["held"] = [held("tenant u", "moving", 90.0)]
-    found = find_problems(QUIET | {"held": [held("tenant t", "moving", 0.5)]}, report, NOW)
-    assert [(one.subject, one.since) for one in found] == [("tenant t", NOW - timedelta(seconds=50))]
-
-
 def test_numbers_are_sums() -> None:
     places = [("stream_shard", "s", "11:30"), ("stream_shard", "s", "11:00"), ("queue", "q", "11:45")]
     troubles = [
@@ -203,13 +196,6 @@ def test_stream_shard_is_unread_late_or_of_a_silent_replica() -> None:
     ]
 
 
-def test_replica_that_was_killed_is_gone_since_its_last_renewal() -> None:
-    report = fleet(gone=[{"replica": "c", "seenSecondsAgo": 90.0}])
-    assert find_problems(QUIET, report, NOW) == [
-        FoundProblem(ProblemCause.REPLICA_GONE, "replica c", since=NOW - timedelta(seconds=90))
-    ]
-
-
 def test_feed_that_has_stopped_is_not_behind_as_well() -> None:
     def destination(name: str, lag_s: float, *stopped: str) -> dict[str, Any]:
         return {"name": name, "lagSeconds": lag_s, "stoppedShards": stopped}
@@ -251,14 +237,6 @@ def test_incident_is_one_target_s_with_its_own_begin_and_end() -> None:
         ("shard_lost", "shard a", "12:00", "12:01", True),
     ]
     assert [one[4] for one in shown(problems, minutes[7] + OVER_FOR)] == [False]  # only what is not over
-
-
-def test_incident_goes_on_when_its_target_was_well_for_a_moment() -> None:
-    problems = Problems()
-    lost = FoundProblem(ProblemCause.SHARD_LOST, "shard a")
-    for seconds in range(0, 285, 5):
-        problems.note([lost] if seconds % 10 == 0 else [], NOW + timedelta(seconds=seconds))
-    assert shown(problems, NOW) == [("shard_lost", "shard a", "12:00", "12:04", False)]
 
 
 def test_incidents_that_are_over_are_bounded_by_cause() -> None:
@@ -344,13 +322,6 @@ def test_view_has_all_members_of_a_problem() -> None:
     ]
 
 
-def test_dead_letters_of_the_last_hour_are_shown_while_there_are_any() -> None:
-    problems, later = Problems(), NOW + 2 * OVER_FOR
-    for now in (NOW, later):
-        problems.note([FoundProblem(ProblemCause.DEAD_LETTERS, number=7)], now)
-    assert [(one["at"][11:16], one["isOver"]) for one in view(problems, later)] == [("12:00", False)]
-
-
 def test_operations_near_the_retention_are_told_first() -> None:
     hours = 3600.0
     shards = [{"shardId": "a", "state": "lost"}]
@@ -389,8 +360,3 @@ def test_what_people_have_to_act_on_is_told() -> None:
         ProblemCause.CERTIFICATE_EXPIRES: None,
     }
     assert causes_of({"certificateEnd": NOW + timedelta(days=4)}) == []
-
-
-def test_shard_that_answers_and_takes_nothing_is_lost() -> None:
-    shard = {"shardId": "a", "state": "degraded", "takesOperations": False}
-    assert causes_of({"shards": [shard]}) == [(ProblemCause.SHARD_LOST, ("shard a",))]
