@@ -1,9 +1,7 @@
 """Bulkheads: an exception that nobody foresaw is the trouble of one target, and everything else goes on.
 
-A target is what a loop works for: a Postgres shard, a stream shard, a queue. Whoever catches such an exception counts
-and logs it here, throws away what it remembers of the target, and tries again after a back-off. So nothing is skipped:
-what was in memory is read again from the stream or the queue, and the log of operations drops what was applied. Only a
-process without memory ends.
+Whoever catches it counts and logs it here, forgets the target, and tries again after a back-off. Nothing is skipped:
+records are read again, and the log of operations drops what was applied. Only a process without memory ends.
 """
 
 from __future__ import annotations
@@ -50,10 +48,9 @@ _troubles: dict[tuple[TargetKind, str | None, str], Trouble] = {}
 
 
 def note_trouble(target: TargetKind, name: str, loop: str, exc: Exception) -> InternalError:
-    """Count and log *exc*, which nobody foresaw, as trouble of a target; return the error for those who wait.
+    """Count and log *exc* as trouble of a target; return the error for those who wait.
 
-    The log has the places of the traceback, and not the message: that may quote a record. Raises *exc* again when the
-    process is out of memory: then nothing here can be relied on.
+    The log has no message: it may quote a record. Without memory *exc* is raised again.
     """
     _require_memory(exc)
     leaves = _leaves(exc)

@@ -1,17 +1,7 @@
-"""The table of businesses, in DynamoDB.
+"""The door to business-info, the DynamoDB table of businesses, their types and locations. Read only.
 
-The door to business-info, the DynamoDB table of business metadata: the types and locations of businesses.
-
-Read only. For a tenant's first use a single business is looked up and cached; commands for people scan the whole
-table,
-or look up a page of businesses at a time.
-
-The items of business-info: a business, its type and its locations.
-
-The shape is that of the reference implementations: `{id, type, locations: [{id, active, …}], …}`; `businessType` is
-accepted for `type`. No other member, such as names and addresses, is read.
-
-What shards know of business-info: a way to find a business. The table behind it is `table`, the door to DynamoDB.
+An item is that of the reference implementations: `{id, type, locations: [{id, active, …}], …}`; no other member is
+read.
 """
 
 from __future__ import annotations
@@ -43,10 +33,7 @@ class UnreadableItemError(ValueError):
 
 
 class Business(msgspec.Struct, frozen=True):
-    """A business, with the ids of all its locations, and of the inactive ones among them.
-
-    *problems* describe the unreadable locations, without their content.
-    """
+    """A business, with the ids of its locations, its inactive ones, and *problems* of unreadable ones."""
 
     id: str
     business_type: str
@@ -61,10 +48,7 @@ class Business(msgspec.Struct, frozen=True):
 
 
 def business_of(item: Item) -> Business:
-    """Return the business of an item; raise `UnreadableItemError` without an id, a type, or a list of locations.
-
-    A location without `active` is active.
-    """
+    """Return the business of an item; raise `UnreadableItemError`. A location without `active` is active."""
     locations, inactive, problems = [], [], []
     for number, location in enumerate(_locations(item), start=1):
         members = location.get("M")
@@ -130,7 +114,6 @@ def _id(value: Mapping[str, Any] | None) -> str | None:
 
 
 def _is_active(value: Mapping[str, Any] | None) -> bool:
-    """Return False only for an explicit `false`, as a boolean or as text."""
     value = value or {}
     return value.get("BOOL") is not False and str(value.get("S")).lower() != "false"
 
@@ -178,8 +161,6 @@ class UnreadableBusiness(msgspec.Struct, frozen=True):
 
 
 class _CachedBusiness(msgspec.Struct, frozen=True):
-    """The answer of business-info about one business, and the time of the request."""
-
     found: Business | UnreadableBusiness | None
     asked_at: float
 
@@ -204,10 +185,9 @@ class BusinessInfo:
         return f"BusinessInfo({self._table!r}, cached={len(self._cached)}, lookups={len(self._lookups)})"
 
     async def find(self, business_id: str, *, max_age_s: float = FRESH_S) -> Business | None:
-        """Return a business as it was at most *max_age_s* ago, or None as of at most `ABSENT_FRESH_S` ago.
+        """Return a business as of at most *max_age_s* ago, or None as of at most `ABSENT_FRESH_S` ago.
 
-        Concurrent callers for one business share one request. Raises `UnreadableBusinessError` for an item that is no
-        business.
+        Concurrent callers share a request. Raises `UnreadableBusinessError`.
         """
 
         def cached() -> _CachedBusiness | None:
@@ -266,7 +246,6 @@ class BusinessInfo:
         return items
 
     async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        """Make one request, measured, with DynamoDB's errors translated."""
         started_at = time.perf_counter()
         outcome = "error"
         try:

@@ -1,8 +1,4 @@
-"""A bound for what a server sends to a client of aiohttp.
-
-aiohttp bounds neither the interim answers before an answer (`100 Continue`, `103 Early Hints`) nor what comes on a
-connection at rest, and reads them faster than its time-outs are due.
-"""
+"""A bound for what a server sends to a client of aiohttp, interim answers included, which aiohttp does not bound."""
 
 from __future__ import annotations
 
@@ -15,10 +11,7 @@ from aiohttp.connector import Connection
 
 
 class BoundedConnector(aiohttp.TCPConnector):
-    """Connects as aiohttp does, and closes a connection once an answer has more than *answer_max_bytes*, head included.
-
-    The request ends with an `aiohttp.ClientError`, unless its status has come. *options* are those of aiohttp.
-    """
+    """Closes a connection once an answer has more than *answer_max_bytes*, head included."""
 
     def __init__(self, answer_max_bytes: int, **options: Any) -> None:
         super().__init__(**options)
@@ -34,8 +27,6 @@ class BoundedConnector(aiohttp.TCPConnector):
 
 
 class _BoundedAnswer(asyncio.Protocol):
-    """Hands what comes for one request to aiohttp's *protocol*, as far as the bound."""
-
     def __init__(self, transport: asyncio.Transport, protocol: asyncio.Protocol, max_bytes: int) -> None:
         self._transport = transport
         self._protocol = protocol

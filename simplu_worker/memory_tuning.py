@@ -35,11 +35,10 @@ def widen_threads() -> None:
 
 
 def tune_allocator() -> None:
-    """Freeze the start-up heap for the garbage collector, and make glibc keep freed memory. Call this after the start.
+    """Freeze the start-up heap for the garbage collector, and make glibc keep freed memory; call it after the start.
 
-    Replies and the arguments of statements are blocks of up to a megabyte. By default glibc returns such blocks to the
-    kernel and allocates them again page by page, which costs a twentieth of the worker's processor time. Other C
-    libraries are not tuned.
+    Replies and arguments are blocks of up to a megabyte; giving them back and forth costs a twentieth of the worker's
+    processor time.
     """
     gc.collect()
     gc.freeze()  # a full collection would be the longest turn of the event loop

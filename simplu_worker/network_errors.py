@@ -1,8 +1,4 @@
-"""Network errors in words: what was expected, what came instead, and what to do. Pure.
-
-The caller writes the address before them. They have no class, code or text of a
-library, and none of the bytes that came.
-"""
+"""Network errors in words, without a text of a library: what was expected, what came, and what to do. Pure."""
 
 from __future__ import annotations
 
@@ -68,10 +64,9 @@ _NOT_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PA
 
 
 def network_cause(error: BaseException, *, ca_setting: str = "SSL_CERT_FILE") -> str:
-    """Return why a request got no whole answer.
+    """Return why a request got no whole answer; callers put the address and a colon before it.
 
-    *error* is of aiohttp, asyncio, the sockets or TLS, or was raised from one of these. *ca_setting* is the setting by
-    which a person has a CA trusted. The text has no colon: callers put the address and a colon before it.
+    *error* is of aiohttp, asyncio, sockets or TLS, or raised from one. *ca_setting* names where a CA is trusted.
     """
     seen: set[int] = set()
     link: BaseException | None = error

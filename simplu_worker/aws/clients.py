@@ -1,24 +1,8 @@
-"""Open AWS clients, and translate their errors by a table.
+"""Open AWS clients, and translate their errors by class and code, never by text.
 
-Every module that calls an AWS service uses a client opened here, and turns the client's errors into our few errors
-with
-`translate`, by class and by code, never by text.
-
-Log each call of a client of AWS at debug: its operation, duration and error code, never its content.
-
-A hook of a client that looks at its replies before botocore parses them.
-
-A reply that is no JSON of AWS, as a proxy may send, is an error: botocore takes it for a reply without members. The
-records of a stream are decoded here, in place of botocore, to which a reply without members is left: its parser takes
-longer for them than all the rest of the worker. So are the rows of the tables that an idle worker reads all the time.
-An event stream is left unread: its reader decides when to receive how much.
-
-Describe any DynamoDB table.
-
-Make the passwords of IAM authentication for databases of RDS: signed requests that were never sent.
-
-Signing takes no request. A password is valid for 15 minutes, for one user at one host and port. A connection that was
-opened in time stays open.
+A reply that is no JSON of AWS, as of a proxy, is an error; botocore takes it for one without members. Records of a
+stream, and rows of tables that an idle worker reads, are decoded here: botocore's parser takes longer than all the rest
+of the worker. An event stream is left to its reader.
 """
 
 from __future__ import annotations
@@ -60,10 +44,7 @@ log = structlog.get_logger(__name__)
 
 
 def log_calls(client: Any) -> None:
-    """Have the end of each call of *client* written, if the level is debug.
-
-    A call with retries has one line. A call that is cancelled has none.
-    """
+    """Have the end of each call of *client* written, if the level is debug."""
     service = client.meta.service_model.service_name
 
     def begin(context: dict[str, Any], **_: object) -> None:
@@ -111,7 +92,6 @@ def watch_replies(client: Any) -> None:
 def _before_parse(
     operation_model: Any, response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object
 ) -> None:
-    """Check a reply; move what botocore must not parse from the first dict into the other."""
     name, shape, body = operation_model.name, operation_model.output_shape, response_dict["body"]
     if response_dict["status_code"] >= 300 or shape is None:
         return
@@ -150,8 +130,6 @@ class EventBody:
 
 
 class _BeginningOfEvents:
-    """The first message of an event stream and nothing else, as the body that botocore reads."""
-
     @property
     def content(self) -> _BeginningOfEvents:
         return self
@@ -161,7 +139,6 @@ class _BeginningOfEvents:
 
 
 def _event_message(headers: dict[str, str]) -> bytes:
-    """Return a message of an event stream without payload: Amazon's format vnd.amazon.eventstream."""
     encoded = b"".join(
         struct.pack("!B", len(name)) + name.encode() + struct.pack("!BH", 7, len(text)) + text.encode()  # 7: a text
         for name, text in headers.items()
@@ -262,10 +239,7 @@ class MissingCredentialsError(RetryableError):
 
 
 def longest_pause_s(exc: Exception, max_s: float) -> float:
-    """Return the longest pause after *exc*, usually *max_s*: credentials are back within seconds.
-
-    Their source is asked once a second at most, however many ask.
-    """
+    """Return the longest pause after *exc*, usually *max_s*: credentials are back within seconds."""
     return min(max_s, CREDENTIALS_RETRY_MAX_S) if isinstance(exc, MissingCredentialsError) else max_s
 
 
@@ -280,14 +254,11 @@ async def open_client(
     max_attempts: int = 1,
     pool_size: int = 10,
 ) -> AsyncIterator[Client]:
-    """Open a client of *service* (`kinesis`, `dynamodb`, `sqs`) and close it, with its connections, at the end.
+    """Open a client of *service* (`kinesis`, `dynamodb`, `sqs`) and close it at the end.
 
-    Credentials come from the standard AWS chain. `AWS_ENDPOINT_URL*` apply when *endpoint_url* is `None`, and the
-    profile's region when *region* is. *max_attempts* counts all attempts, 1 = no retry: loops back off themselves, and
-    a retry hidden in the client would only delay the error; allow more for calls made once. A long poll holds its
-    connection: *pool_size* must exceed the polls at one time, else other calls wait behind them.
-
-    Raises ConfigurationError for what botocore refuses of the environment and the profile, and without a region.
+    *max_attempts* counts all attempts: loops back off themselves, so allow more for calls made once. A long poll holds
+    its connection: *pool_size* must exceed the polls at one time. Raises ConfigurationError for what botocore refuses
+    of the environment and the profile, and without a region.
     """
     config = _config(read_timeout_s, connect_timeout_s, max_attempts, pool_size)
     async with AsyncExitStack() as stack:
@@ -313,7 +284,6 @@ async def open_client(
 
 
 async def _open_session(client: Client) -> None:
-    """Make what the first request of *client* would. Raises ConfigurationError for the CA bundle and the proxy."""
     url = client.meta.endpoint_url
     try:
         session = client._endpoint.http_session  # noqa: SLF001 - botocore has no other way to it
@@ -329,14 +299,12 @@ async def _open_session(client: Client) -> None:
 
 
 async def _check_credentials(region: str) -> None:
-    """Make the chain, which reads variables of each source, and read those of the environment: no request is made."""
     for provider in _new_chain(region).providers:
         if provider.METHOD == EnvProvider.METHOD:
             await provider.load()
 
 
 def _refusal(exc: Exception) -> ConfigurationError:
-    """Return the problem of an error of botocore, with the variables whose values it quotes; shown without secrets."""
     text = str(exc)
     given = {name: value for name, value in sorted(os.environ.items()) if name.startswith("AWS_") and value}
     quoted = [name for name, value in given.items() if re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text)]
@@ -380,10 +348,7 @@ def error_code(exc: Exception) -> str:
 
 
 def translate(exc: Exception) -> WorkerError:
-    """Return our error for one of AWS_ERRORS.
-
-    Raises *exc* itself when the call was wrong (a parameter that is not in the model): a bug of ours.
-    """
+    """Return our error for one of AWS_ERRORS. Raises *exc* itself for a wrong parameter, a bug of ours."""
     if isinstance(exc, botocore_errors.ClientError):
         return _service_error(exc)
     if isinstance(exc, botocore_errors.CredentialRetrievalError):
@@ -439,7 +404,6 @@ def credential_source() -> CredentialSource:
 
 
 def _new_chain(region: str | None) -> AioCredentialResolver:
-    """Return botocore's chain, in a session that has read no file yet; botocore's own would wait minutes for STS."""
     session = AioSession()
     session.register_component("data_loader", _session().get_component("data_loader"))
     session.set_default_client_config(_config(read_timeout_s=3.0, connect_timeout_s=2.0, max_attempts=2, pool_size=1))
@@ -456,10 +420,7 @@ def _judge_credentials(parsed: dict[str, Any], **_: object) -> None:
 
 
 class TableSummary(msgspec.Struct, frozen=True):
-    """The status of a table, and the names of its key attributes, the partition key first.
-
-    *read_units* are the read capacity units a second that are provisioned for it; 0 when it is on-demand.
-    """
+    """The status of a table, its key attributes, the partition key first, and its provisioned read units a second."""
 
     status: str
     key: tuple[str, ...]
@@ -467,10 +428,7 @@ class TableSummary(msgspec.Struct, frozen=True):
 
 
 async def describe_table(client: Client, name: str) -> TableSummary | None:
-    """Return the description of table *name*; None when it does not exist.
-
-    Raises RetryableError or PermanentError when DynamoDB gives no answer.
-    """
+    """Return the description of table *name*; None when it does not exist. Raises our errors."""
     try:
         table = (await client.describe_table(TableName=name))["Table"]
     except AWS_ERRORS as exc:
@@ -499,7 +457,7 @@ def region_of_host(host: str) -> str | None:
 
 
 async def make_rds_password(host: str, port: int, user: str) -> str:
-    """Return a password of *user* at an endpoint of RDS, which has to be named as RDS names it.
+    """Return a password of *user* at an endpoint of RDS, valid for 15 minutes; no request is made.
 
     Raises `RetryableError` without credentials, `ConfigurationError` without a region.
     """

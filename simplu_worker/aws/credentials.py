@@ -1,15 +1,8 @@
 """Ask the sources of AWS credentials, for as long as it takes until one has some.
 
-botocore's chain is asked once, when the first client is made, and what it finds then is kept: nothing, too. Here it
-is
-asked when a request is to be signed, and asked again when it had nothing, when it failed, and after AWS refused what
-it
-had. What was found refreshes itself, by botocore's rules. However a source fails, the request that waits gets a
-`CredentialRetrievalError`, which is transient, and `problem` names the cause.
-
-Requests to AWS without an answer of the service, in words.
-
-The region of a profile, by botocore, which reads its files as every AWS client does.
+botocore asks its chain once, and keeps that it found nothing. Here it is asked when a request is to be signed, and
+again when it had nothing, failed, or AWS refused what it had. Meanwhile requests get a transient
+`CredentialRetrievalError`.
 """
 
 from __future__ import annotations
@@ -64,9 +57,7 @@ log = structlog.get_logger(__name__)
 class CredentialSource:
     """The credentials of all clients; to botocore both its chain and what the chain found.
 
-    *new_chain* makes a chain that has read nothing yet, for a region. *problem* is why there are no credentials, None
-    while there are some, or nothing has asked yet. *expired_since* is since when AWS says of them, in
-    each answer, that they have expired.
+    *problem* is why there are none. *expired_since* is since when AWS says, in each answer, that they have expired.
     """
 
     def __init__(
@@ -112,8 +103,7 @@ class CredentialSource:
     async def get_frozen_credentials(self) -> ReadOnlyCredentials:
         """Return the credentials to sign with. Raises CredentialRetrievalError.
 
-        Requests at the same time wait for one answer, and share it, an error too. While what was found may be renewed,
-        the others use it: it has minutes left, as a rule, and if it has not, AWS refuses it.
+        Concurrent requests share an answer. While credentials are renewed, the others use the old ones.
         """
         while not self._is_answered() and self._asking is not None:
             if self._frozen is not None:
@@ -131,10 +121,7 @@ class CredentialSource:
         return self._frozen
 
     def forget(self) -> None:
-        """Ask all sources again before the next request: AWS refused the credentials.
-
-        Those that were just found stay: requests before them are refused as well.
-        """
+        """Ask all sources again before the next request, as AWS refused the credentials; not those just found."""
         if not self._is_recent(self._found_at):
             self._found = self._frozen = self._answered_at = None
 
@@ -190,8 +177,6 @@ async def _start_program(*arguments: str, **options: Any) -> _Program:
 
 
 class _Program:
-    """A running program, with the members that botocore uses."""
-
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
@@ -221,10 +206,7 @@ def describe(exc: Exception) -> str:
 
 
 def names_region(profile: str | None) -> bool:
-    """Return whether *profile*, by default that of the name `default`, names a region; False without a default one.
-
-    True for a profile that cannot be read or is missing: opening a client names that problem.
-    """
+    """Return whether *profile* names a region; True where opening a client will name its problem."""
     try:
         return "region" in botocore.session.Session(profile=profile or "default").get_scoped_config()
     except ProfileNotFound:

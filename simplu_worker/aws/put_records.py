@@ -1,8 +1,6 @@
-"""Put records into a stream without botocore's work for each record: it takes three times as long as all the rest.
+"""Put records into a stream without botocore's work for each record, which takes three times as long as the rest.
 
-botocore validates and encodes each member of each record. Here the records are encoded at once, in place of a record
-that botocore encodes and that never leaves this process: both hooks are registered together, and a request without the
-records of the second one cannot be sent.
+The records are encoded at once, in place of one record that botocore encodes and that never leaves this process.
 """
 
 from __future__ import annotations

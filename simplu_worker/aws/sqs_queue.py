@@ -1,12 +1,7 @@
 """The door to SQS: the calls of one queue, with our types and our errors.
 
-A batch call of SQS answers for each entry separately. So the batch calls here return the entries that failed, and
-raise
-only when the whole call failed: RetryableError (network, throttling, an outage of SQS) or PermanentError (no such
-queue, no permission, too large). A message is read field by field: a field that is missing or of another type has a
-default, and only a message that could never be deleted is skipped.
-
-Unwrap a message from the envelope that SNS adds when raw delivery is off.
+Batch calls return the entries that failed, and raise only when the whole call failed. A member of a message that is
+missing or of another type has a default; only a message that could never be deleted is skipped.
 """
 
 from __future__ import annotations
@@ -32,10 +27,7 @@ _MARK: Final = '"Notification"'
 
 
 def unwrap(body: str, attributes: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """Return the message in *body* with its attributes; both unchanged when there is no envelope.
-
-    An attribute of the SQS message itself overrides one of the envelope.
-    """
+    """Return the message in *body* with its attributes, out of an envelope of SNS; else both unchanged."""
     own = dict(attributes)
     if _MARK not in body:  # saves parsing most bodies
         return body, own
@@ -80,10 +72,9 @@ class FifoIds(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One message as received. *attributes* are its message attributes that are text; *receive_count* counts from 1.
+    """One message as received, with those of its attributes that are text.
 
-    *deduplication_id* and *sequence_number* exist in FIFO queues only. *held_count* is how often the message was
-    held in flight after its receive, to be handled again.
+    *deduplication_id* and *sequence_number* exist in FIFO queues only. *held_count* is how often it was held in flight.
     """
 
     message_id: str
@@ -146,11 +137,7 @@ class UnsentMessage(msgspec.Struct, frozen=True):
 
 
 class Queue:
-    """One SQS queue.
-
-    *poll_client* is the client for long polls, with a read timeout longer than a poll and without retries. A client for
-    the polls alone keeps deletes and heartbeats from waiting behind polls.
-    """
+    """One SQS queue; *poll_client* is for long polls alone, so that deletes do not wait behind them."""
 
     def __init__(self, client: Client, url: str, *, poll_client: Client | None = None) -> None:
         self._client = client
@@ -168,11 +155,7 @@ class Queue:
         return self.name.endswith(".fifo")
 
     def origin_of(self, message: Message) -> Origin:
-        """Return the origin of *message*.
-
-        In a standard queue, which has no sequence numbers, the sent timestamp takes their place: a replay, which is
-        sent later, has a higher one.
-        """
+        """Return the origin of *message*; in a standard queue the sent timestamp is its sequence number."""
         return Origin(
             source=Source.SQS,
             name=self.name,
@@ -209,10 +192,10 @@ class Queue:
     async def receive(
         self, *, wait_s: int, max_messages: int, visibility_s: int | None = None, attempt_id: str | None = None
     ) -> list[Message]:
-        """Receive up to *max_messages* messages; return none when none came within *wait_s*.
+        """Receive up to *max_messages*; none when none came within *wait_s*.
 
-        They are hidden for *visibility_s*, else for the queue's own timeout. When the answer of a receive from a FIFO
-        queue got lost, a repetition with the same *attempt_id* gives the same messages.
+        They are hidden for *visibility_s*, else for the queue's own timeout. A FIFO queue gives the same messages for
+        the same *attempt_id*.
         """
         options = {
             **({} if visibility_s is None else {"VisibilityTimeout": visibility_s}),
@@ -252,10 +235,7 @@ class Queue:
         ]
 
     async def delete(self, messages: Sequence[Message]) -> list[Message]:
-        """Delete *messages*, with retries of those on which SQS itself failed; return the messages not deleted.
-
-        A message that is given twice counts once, with its last receipt handle.
-        """
+        """Delete *messages*, each once, with retries where SQS itself failed; return the messages not deleted."""
         left: list[Message] = []
         newest = {message.message_id: message for message in messages}
         for batch in batches(newest.values()):
@@ -263,10 +243,7 @@ class Queue:
         return left
 
     async def change_visibility(self, messages: Sequence[Message], visibility_s: int) -> list[Message]:
-        """Make *messages* visible *visibility_s* from now, unless deleted; return those for which SQS refuses it.
-
-        Raises after the first batch that fails as a whole.
-        """
+        """Make *messages* visible *visibility_s* from now; return those for which SQS refuses it."""
         lost: list[Message] = []
         for batch in batches(messages):
             failures = await self.change_visibility_batch([(message, visibility_s) for message in batch])
@@ -294,15 +271,11 @@ class Queue:
         return _failures(answer, messages)
 
     async def purge(self) -> None:
-        """Delete all messages, including those in flight, which takes SQS up to a minute.
-
-        Raises ThrottledError when the queue was purged within the last minute.
-        """
+        """Delete all messages, within a minute. Raises ThrottledError if purged in the last one."""
         with translate_errors():
             await self._client.purge_queue(QueueUrl=self.url)
 
     async def _delete_with_retries(self, messages: list[Message]) -> list[Message]:
-        """Delete at most BATCH_MAX_COUNT messages with retries; give up messages with a refused receipt handle."""
         refused: list[Message] = []
         with suppress(_UndeletedError):
             async for attempt in attempts(RetryableError, count=DELETE_TRIES, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S):
@@ -331,10 +304,7 @@ async def find_queue_url(client: Client, name: str) -> str | None:
 
 
 async def create_queue(client: Client, name: str, *, retention_s: int) -> str:
-    """Create a standard queue with encryption by SQS's own keys, unless it exists with these settings; return its URL.
-
-    Without encryption where an emulator of SQS knows no such attribute.
-    """
+    """Create a standard queue, encrypted by SQS's own keys, unless it exists; return its URL."""
     attributes = {"MessageRetentionPeriod": str(retention_s)}
     try:
         answer = await client.create_queue(QueueName=name, Attributes=attributes | {"SqsManagedSseEnabled": "true"})
@@ -347,10 +317,7 @@ async def create_queue(client: Client, name: str, *, retention_s: int) -> str:
 
 
 def parse_message(item: Mapping[str, Any]) -> Message | None:
-    """Parse a message of a receive's answer, unwrapped from SNS's envelope if it is in one.
-
-    None when it has no id or no receipt handle: it could be neither identified nor deleted.
-    """
+    """Parse a message of a receive's answer; None without an id or a receipt handle: it could not be deleted."""
     message_id, receipt_handle = _text(item, "MessageId"), _text(item, "ReceiptHandle")
     if not message_id or not receipt_handle:
         return None
@@ -425,7 +392,6 @@ def _text(found: Mapping[str, Any], name: str) -> str | None:
 
 
 def _parse_number(found: Mapping[str, Any], name: str, default: T) -> int | T:
-    """Parse a number, which SQS writes as text; *default* when it is missing or no number."""
     try:
         return int(found[name])
     except (KeyError, ValueError, TypeError, OverflowError):
@@ -433,7 +399,6 @@ def _parse_number(found: Mapping[str, Any], name: str, default: T) -> int | T:
 
 
 def _parse_time(found: Mapping[str, Any], name: str) -> datetime:
-    """Parse a time, which SQS writes as text in milliseconds; now when it is missing or no time."""
     try:
         return datetime.fromtimestamp(int(found[name]) / 1000, UTC)
     except (KeyError, ValueError, TypeError, OverflowError, OSError):

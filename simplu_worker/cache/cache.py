@@ -1,8 +1,7 @@
 """Invalidate the cache in Redis after each commit (docs/reading.md), without delaying a commit.
 
-After a commit, call `invalidate`: it only queues the keys. `run` sends them to Redis in pipelines, each resource once.
-At every new connection the epoch is moved first (`EpochMoveReason`), at the first one of a process too: the process
-before it may have been killed between a commit and its invalidation. An orderly stop sends the rest (`flush`).
+`invalidate` only queues the keys; `run` sends them in pipelines. At every new connection the epoch is moved first: the
+process before may have been killed between a commit and its invalidation. An orderly stop sends the rest.
 """
 
 from __future__ import annotations
@@ -141,7 +140,6 @@ class Cache:
             log.warning("cache.not_flushed", resource_count=len(self._invalidations) + self._sending_count)
 
     async def _run_once(self) -> None:
-        """Do the next pending work, or wait for some."""
         self._work_added.clear()
         if self._connection_count == 0 or not self.is_reachable:
             await self._redis.ping()  # connects, so that the epoch is moved before the next keys are sent
@@ -194,7 +192,6 @@ class Cache:
             log.warning("cache.refused", redis=self._redis.place, key_count=len(refused), error=reply.error)
 
     async def _sweep(self, cursor: int) -> None:
-        """Delete some of the entries of single resources that may be older than the epoch."""
         after, keys = await self._redis.scan(cursor, ENTRY_PREFIX)
         self._swept_count += await self._redis.delete(keys)
         if self._sweep_cursor == cursor:
@@ -224,7 +221,6 @@ class Cache:
             log.info("cache.recovered", redis=self._redis.place, outage_s=outage_s)
 
     def _on_connect(self) -> None:
-        """Require a move of the epoch: the last commands of the connection or process before may be lost."""
         self._invalidations.require_epoch_move(
             EpochMoveReason.RECONNECTED if self._connection_count else EpochMoveReason.STARTED
         )
@@ -266,10 +262,7 @@ class Cache:
 
 
 class CacheAdmin:
-    """What people may ask of the cache and do to it, on connections of its own beside the invalidations.
-
-    Only our own keys are read and changed.
-    """
+    """What people may ask of the cache and do to it: only our own keys are read and changed."""
 
     def __init__(self, cache: Cache, redis: RedisCommands) -> None:
         self._cache = cache
@@ -291,10 +284,7 @@ class CacheAdmin:
                     self._read_counts[outcome] = count
 
     async def read_stats(self) -> dict[str, Any]:
-        """Return the state of this process and, if it is reachable, that of the Redis server; never raises.
-
-        Hits and misses are the server's, for all its clients, as readers call Redis directly.
-        """
+        """Return the state of this process and that of a reachable Redis, with the hits of all clients."""
         stats = self._cache.summary()
         try:
             about = await self._redis.read_info()
@@ -330,8 +320,7 @@ class CacheAdmin:
     async def clear(self) -> dict[str, Any]:
         """Move the epoch and delete all our entries; return the count, the epoch, and whether all were deleted.
 
-        Versions and the epoch stay: restarted at 0, they would reuse numbers that stale lists may still have. Raises
-        `RetryableError`.
+        Versions and the epoch stay: restarted at 0, they would reuse numbers that stale lists may still have.
         """
         epoch = await self._redis.move_epoch()
         self._cache.record_clear(epoch)
@@ -360,7 +349,6 @@ class CacheAdmin:
         return counts, True
 
     async def _scan_keys(self, within_s: float) -> AsyncIterator[list[str] | None]:
-        """Yield our keys in batches; yield None and stop if *within_s* pass before the last batch."""
         end = time.monotonic() + within_s
         cursor, keys = await self._redis.scan(0, PREFIX)
         yield keys

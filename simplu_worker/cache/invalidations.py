@@ -1,9 +1,8 @@
-"""The queue of cache invalidations, and the reasons to invalidate the whole cache. Pure. `cache` does the I/O.
+"""The queue of cache invalidations, and the reasons to invalidate the whole cache. Pure.
 
 Why no stale entry is read for long: a key is queued from the commit until Redis has confirmed its deletion. After a
-possible loss (an overflow, a new process, a Redis that was unreachable and may have been restored from an older state)
-the whole cache is invalidated: the epoch is moved, and the entries of single resources, which do not have the epoch in
-their names, are swept.
+possible loss the epoch is moved, and entries of single resources, which do not have the epoch in their names, are
+swept.
 """
 
 from __future__ import annotations
@@ -69,11 +68,7 @@ class EpochMoveReason(StrEnum):
 def changed_keys(
     operations: Sequence[Operation], outcomes: Sequence[Outcome], stored_names: Mapping[str, Collection[str]]
 ) -> Iterator[ResourceKey]:
-    """Yield the resources that *operations* changed, now or when they were applied before.
-
-    Each under the name that was sent, and under those under which business types store it: *stored_names*, by that one.
-    Duplicates count: a batch with an unknown outcome is sent again, and may find all its operations in the log.
-    """
+    """Yield the resources that *operations* changed, now or, for duplicates, before, by all their stored names."""
     for operation, outcome in zip(operations, outcomes, strict=True):
         if operation.resource_id is None or not operation.kind.writes:
             continue
@@ -117,10 +112,7 @@ class InvalidationQueue:
         return bool(self._waiting) or self._epoch_move is not None
 
     def add(self, keys: Iterable[ResourceKey]) -> int:
-        """Add *keys*, without those that are queued already.
-
-        Return the number of keys dropped by an overflow; a required move of the epoch then replaces them.
-        """
+        """Add new *keys*; return how many were dropped by an overflow, which requires a move of the epoch."""
         dropped = 0
         for key in keys:
             if key not in self._waiting:

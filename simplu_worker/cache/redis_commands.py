@@ -43,11 +43,7 @@ class InvalidationReply(NamedTuple):
 
 
 class RedisCommands:
-    """One client; every call ends within seconds, and raises `CacheUnavailableError` for every failure.
-
-    Calls are tried once; the caller decides about retries. *on_connect* is called for each new connection. Replies are
-    small because only small ones are asked for: numbers, and a few keys at a time.
-    """
+    """One client; every call is tried once, ends within seconds, and raises `CacheUnavailableError`."""
 
     def __init__(self, url: str, *, on_connect: Callable[[], None] | None, call_timeout_s: float) -> None:
         self._on_connect = on_connect
@@ -87,10 +83,7 @@ class RedisCommands:
     async def send_invalidations(
         self, *, move_epoch: bool, entries: Sequence[str], versions: Sequence[str]
     ) -> InvalidationReply:
-        """Move the epoch, if asked to, then delete *entries* and increment *versions*, in one round trip.
-
-        A failed command does not keep the others from being executed.
-        """
+        """Move the epoch, if asked to, then delete *entries* and increment *versions*, in one round trip."""
         async with self._translate_errors():
             pipeline = self._client.pipeline(transaction=False)
             if move_epoch:
@@ -116,10 +109,7 @@ class RedisCommands:
         return (await self.send_invalidations(move_epoch=True, entries=(), versions=())).epoch or 0
 
     async def scan(self, cursor: int, prefix: str) -> tuple[int, list[str]]:
-        """Return the next cursor, 0 at the end, and some of the keys that begin with *prefix*, which contains no glob.
-
-        A key may be returned twice. A key that exists from the first to the last call is returned.
-        """
+        """Return the next cursor, 0 at the end, and some keys that begin with *prefix*; some may come twice."""
         async with self._translate_errors():
             after, keys = await self._client.scan(cursor=cursor, match=f"{prefix}*", count=SCAN_COUNT)
             return int(after), [_decode(key) for key in keys]
@@ -178,16 +168,11 @@ def _cause_of(error: Exception) -> str:
 
 
 def _shown(error: Exception) -> str:
-    """Return the text of an error of the server."""
     return str(error)[:CAUSE_MAX_CHARS] or "an error without a text"
 
 
 def _is_of_one_key(error: Exception) -> bool:
-    """Return whether the error is about one key or command; any other error would hit every command.
-
-    Decided by the code at the start of each error of Redis: ERR (which the package may keep apart from the text) and
-    WRONGTYPE. All others, such as OOM, READONLY, NOPERM and MISCONF, are about the server or our permissions.
-    """
+    """Return whether the error, by its code, is about one key; any other is about the server or our permissions."""
     code = getattr(error, "status_code", None) or str(error).partition(" ")[0]
     return isinstance(error, ResponseError) and code in {"ERR", "WRONGTYPE"}
 
@@ -197,7 +182,6 @@ def _decode(value: Any) -> str:
 
 
 def _place_of(url: str) -> str:
-    """Return the host, port and database of a Redis URL, without credentials and options."""
     parts = urlsplit(url)
     if parts.scheme == "unix":
         return parts.path

@@ -71,10 +71,6 @@ Method = TypeVar("Method", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
 def _by_target(target: TargetKind) -> Callable[[Method], Method]:
-    """Make what a method raises unforeseen the trouble of the shard, or of the tenant, that is its first argument.
-
-    Its caller gets an `InternalError`, which is a `RetryableError`.
-    """
 
     def decorate(method: Method) -> Method:
         @wraps(method)
@@ -99,10 +95,9 @@ class LoggedOperation(ListedOperation, frozen=True, rename="camel", omit_default
 
 
 class FoundOperation(NamedTuple):
-    """The answer of the shards about one operation.
+    """The answer of the shards about one operation, or why its tenant has no home.
 
-    *operation* is why the tenant has no home now, if it has none. *silent_shard_ids* are the asked shards that did not
-    answer, *positions* the rows of those that did, as of their answers.
+    *silent_shard_ids* are the asked shards that did not answer, *positions* the rows of those that did.
     """
 
     operation: LoggedOperation | Absence | None
@@ -204,18 +199,15 @@ class ShardGateway:
 
     @of_tenant
     async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
-        """Return the id of the shard that confirms the tenant, or why there is none.
-
-        The answer "not registered" may be up to *absence_max_age_s* old. Raises as `Directory.find` does.
-        """
+        """Return the id of the shard that confirms the tenant, or why there is none. Raises as `Directory.find`."""
         found = await self._directory.find(tenant_id, absence_max_age_s=absence_max_age_s)
         return found.shard_id if isinstance(found, ShardAddress) else found
 
     @of_tenant
     async def find_taker(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
-        """Return the id of the shard that takes operations of the tenant, or why there is none.
+        """Return the shard that takes operations of the tenant, or why there is none.
 
-        Raises `TenantPausedError`, and as `find` does.
+        Raises `TenantPausedError` too.
         """
         found = await self.find(tenant_id, absence_max_age_s=absence_max_age_s)
         if not isinstance(found, Absence) and self.paused_s(tenant_id):
@@ -232,10 +224,9 @@ class ShardGateway:
 
     @of_tenant
     async def provision_on_first_use(self, tenant_id: str, names: Iterable[TenantName]) -> str | Absence:
-        """Provision a tenant that was found `NOT_HERE`, if `PROVISION_ON_FIRST_USE` is set; then return as `find`.
+        """Provision a tenant that was `NOT_HERE`, if `PROVISION_ON_FIRST_USE` is set; then return as `find`.
 
-        *names* are the pairs of business and location with the tenant's id that sent operations. Raises
-        `TenantNotMadeError` with the reason, and as `find` does.
+        *names* are the pairs of business and location that sent operations. Raises `TenantNotMadeError`.
         """
         if self._first_use is None:
             return Absence.NOT_HERE
@@ -249,9 +240,8 @@ class ShardGateway:
     ) -> list[Outcome]:
         """Apply *operations* to a shard, in effect one by one in order; return the outcome of each.
 
-        The cached route of a tenant with a held operation is dropped. With *claim*, the same transaction writes the
-        reader's row on the shard. Raises `RetryableError` when the shard cannot apply the batch: its outcome is then
-        unknown, and the caller may retry the same batch; `PositionChangedError` when the reader must read the row.
+        With *claim*, the same transaction writes the reader's row. Raises `RetryableError` with an unknown outcome: the
+        caller may retry the same batch; `PositionChangedError` when the reader must read the row.
         """
         stored_names: Mapping[str, Collection[str]] = {}
         if self._pools.is_retired(shard_id):
@@ -285,29 +275,23 @@ class ShardGateway:
 
     @of_shard
     async def foresee(self, shard_id: str, operations: Sequence[Operation]) -> Foreseen:
-        """Return what the rules of a shard's business types say of operations, patches aside, as of now.
-
-        Raises `RetryableError` when the shard does not answer.
-        """
+        """Return what the rules of a shard's business types say of operations, patches aside, as of now."""
         return await self._ensure_writer(shard_id).foresee(operations)
 
     @of_shard
     async def wait_until_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
-        """Wait until operations that were applied, or found applied, are as safe as their shard can make them.
+        """Wait until applied operations of a queue are as safe as their shard can make them.
 
-        For operations of a queue, which cannot be read again once their messages are deleted. Raises `RetryableError`
-        when the shard does not confirm them or has lost them: then the caller must apply them again.
+        Raises `RetryableError` when the shard does not confirm them or has lost them: apply them again.
         """
         await self._commits.wait_for_operations(shard_id, operations)
 
     @of_shard
     async def give_up(self, shard_id: str, operation: Operation, *, claim: PositionClaim | None = None) -> Outcome:
-        """Log an operation as given up (`retries_exhausted`), so that the tenant's later ones may be applied.
+        """Log an operation as given up (`retries_exhausted`), once its dead letter is stored. Idempotent.
 
-        Idempotent; to be called once its dead letter is stored. Returns APPLIED with that failure when this call wrote
-        the row, DUPLICATE when the row exists, and otherwise the outcome of a batch of this operation alone: HOLD when
-        the tenant is not on the shard (its cached route is dropped), APPLIED with `tenant_destroyed`, or a DEAD_LETTER.
-        *claim* and errors as with `apply`.
+        Returns APPLIED with that failure, DUPLICATE when the row exists, else the outcome of a batch of this operation
+        alone. *claim* and errors as with `apply`.
         """
         outcome = (
             HOLD if self._pools.is_retired(shard_id) else await self._ensure_writer(shard_id).give_up(operation, claim)
@@ -323,10 +307,9 @@ class ShardGateway:
 
     @of_shard
     async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
-        """Count one failure more of each message, by tenant and message id, on a shard; return their numbers.
+        """Count one failure more of each message, by tenant and message id; return their numbers.
 
-        For failures of an operation itself, never for those of a shard. A message has no number if its tenant does not
-        live on the shard: then its cached route is dropped. Raises `RetryableError` when the shard does not answer.
+        A message has no number if its tenant does not live on the shard: its cached route is dropped.
         """
         counts = await count_failures(self._pools.pool_of(shard_id), failed)
         for (tenant_id, _), count in zip(failed, counts, strict=True):
@@ -343,17 +326,13 @@ class ShardGateway:
     async def probe(self, shard_id: str) -> None:
         """Check, within seconds, that a shard can apply operations now; raise `RetryableError` when it cannot.
 
-        Concurrent calls share one probe, and its result for a moment afterwards. A retired shard counts as up: `apply`
-        returns HOLD for all its operations at once, so that their tenants are looked up again.
+        A retired shard counts as up: `apply` holds all its operations, so that their tenants are looked up again.
         """
         if not self._pools.is_retired(shard_id):
             await self._ensure_writer(shard_id).probe()
 
     async def list_shard_ids(self) -> list[str]:
-        """Return the ids of all known shards that may be used; those in use if the locator cannot list the shards.
-
-        Raises nothing.
-        """
+        """Return the ids of all usable shards; those in use if the locator cannot list the shards."""
         with contextlib.suppress(RetryableError, PermanentError):
             for address in await self._locator.list_shards():
                 if address.refusal is None:
@@ -364,29 +343,22 @@ class ShardGateway:
     async def read_positions(
         self, shard_id: str, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions | None:
-        """Return the positions of stream shards stored on a shard; None if the shard has no schema yet.
-
-        *is_first* is for a reader's first request to the shard: the answer then includes when its tenants came. Raises
-        `RetryableError` when the shard does not answer.
-        """
+        """Return the positions of stream shards stored on a shard; None without a schema."""
         return await self._ensure_writer(shard_id).read_positions(stream, stream_shard_ids, is_first=is_first)
 
     @of_shard
     async def fence_and_read_positions(
         self, shard_id: str, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions | None:
-        """Write a new fencing token into the row of *claim*, and return as `read_positions` for it and *ancestors*.
+        """Write a new fencing token into the row of *claim*; return the rows of it and *ancestors*.
 
-        A failover that loses the returned rows of ancestors then loses the token too, and the reader notices.
+        A failover that loses rows of ancestors then loses the token too, and the reader notices.
         """
         return await self._ensure_writer(shard_id).fence_and_read_positions(claim, ancestors, is_first=is_first)
 
     @of_shard
     async def find_resident_tenants(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
-        """Return which of the tenants have a live row on a shard, and drop their cached routes.
-
-        A retired shard has none. Raises `RetryableError` when the shard does not answer.
-        """
+        """Return which of the tenants live on a shard, and drop their cached routes."""
         if self._pools.is_retired(shard_id):
             return set()
         here = await self._ensure_writer(shard_id).find_resident_tenants(tenant_ids)
@@ -396,26 +368,17 @@ class ShardGateway:
 
     @of_shard
     async def write_positions(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
-        """Write *claims* into the rows of their readers; return those for which the reader must read the row first.
-
-        Raises `RetryableError` when the shard does not answer.
-        """
+        """Write *claims* into the rows of their readers; return those for which the reader must read the row first."""
         return await self._ensure_writer(shard_id).write_positions(claims)
 
     @of_shard
     async def read_merges(self, shard_id: str, stream: str, stream_shard_id: str) -> list[PositionMerge]:
-        """Return how a shard's row of a stream shard got its last tokens from moves of tenants to the shard.
-
-        Raises as `read_positions` does.
-        """
+        """Return how a shard's row of a stream shard got its last tokens from moves to the shard."""
         return await self._ensure_writer(shard_id).read_merges(stream, stream_shard_id)
 
     @of_shard
     async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, pending_from: str) -> None:
-        """Mark the row with the position *pending_from* on a shard: the stream does not reach back to it. Idempotent.
-
-        Raises as `write_positions` does.
-        """
+        """Mark a row with *pending_from*, to which the stream does not reach back. Idempotent."""
         await self._ensure_writer(shard_id).mark_gap(stream, stream_shard_id, pending_from)
 
     @of_shard
@@ -425,10 +388,7 @@ class ShardGateway:
 
     @of_tenant
     async def find_again(self, tenant_id: str) -> str | Absence:
-        """Find a tenant's shard without the cached route, which stays until there is another answer.
-
-        Also learns a new address of the shard. Raises as `find`.
-        """
+        """Find a tenant's shard, or its new address, without the cached route. Raises as `find`."""
         found = await self._directory.find(tenant_id, is_cached_enough=False)
         return found.shard_id if isinstance(found, ShardAddress) else found
 
@@ -442,8 +402,8 @@ class ShardGateway:
     ) -> FoundOperation:
         """Return one operation from the log, with the shards' rows of the stream shards in *stream*.
 
-        With *names*, business id and location id, those of another tenant with the same id are not found. Without the
-        tenant all shards are asked; if several tenants used the request id, the newest is returned.
+        *names*, business id and location id, tell tenants with one id apart. Without the tenant all shards are asked,
+        and the newest is returned.
         """
         if not is_storable(request_id):
             return FoundOperation(None)
@@ -497,13 +457,7 @@ class ShardGateway:
 
     @of_tenant
     async def is_decided(self, tenant_id: str, business_id: str, request_id: str) -> bool:
-        """Return whether an operation has an outcome, a rejection too; False of a tenant without a home.
-
-        Also of a tenant with that id that is of another business.
-
-        Those who ask at the same moment share a query of each shard. Raises as `Directory.find` does, and
-        `RetryableError` when the shard does not answer.
-        """
+        """Return whether an operation has an outcome, a rejection too; False of a tenant without a home."""
         if not (is_storable(tenant_id) and is_storable(request_id)):
             return False
         found = await self._directory.find(tenant_id, absence_max_age_s=ABSENCE_MAX_AGE_S)
@@ -515,7 +469,6 @@ class ShardGateway:
         return has_left is False
 
     async def _fetch_decisions(self, shard: ShardAddress, keys: Sequence[tuple[str, str, str]]) -> list[bool | None]:
-        """Return of each key whether its tenant has left; None of an operation that is not decided."""
         tenant_ids, business_ids, request_ids = zip(*keys, strict=True)
         requests = [key_of_id(request_id) for request_id in request_ids]
         async with self._pools.ensure_pool(shard).connection() as connection:
@@ -526,11 +479,7 @@ class ShardGateway:
     async def find_rejection(
         self, request_id: str, tenant_id: str | None, *, names: tuple[str, str] | None = None
     ) -> RejectedRequest | Absence | None:
-        """Return the last record that was rejected with a request id; where `find_operation` finds none.
-
-        Of a tenant without a home now, if none was noted, why there is no home. Without the tenant all shards are
-        asked, and the newest of those that answered is returned.
-        """
+        """Return the last record that was rejected with a request id, where `find_operation` finds none."""
         if not is_storable(request_id):
             return None
         if tenant_id is not None:
@@ -544,7 +493,6 @@ class ShardGateway:
     async def _newest_rejections(
         self, shards: Sequence[ShardAddress], query: str, *arguments: object
     ) -> list[RejectedRequest]:
-        """Return the rejections that *query* finds on *shards*, the newest first."""
 
         async def fetch(shard: ShardAddress) -> list[dict[str, Any]]:
             return await find_rejections(self._pools.ensure_pool(shard), query, *arguments)
@@ -554,14 +502,10 @@ class ShardGateway:
         return sorted(found, key=lambda one: one.rejected_at, reverse=True)
 
     async def _unplaced_shards(self) -> Sequence[ShardAddress]:
-        """Return the shards with the rejections of tenants without a home."""
         return sorted(await self._locator.list_shards(), key=lambda shard: shard.shard_id)[:UNPLACED_SHARDS]
 
     async def note_unplaced_rejections(self, dead_letter_queue: str, rejections: Sequence[Rejection]) -> bool:
-        """Write the rows of *rejections* of tenants without a home; return False where there is no room for them.
-
-        On the first shard that answers. Raises `RetryableError` when none does.
-        """
+        """Write *rejections* of tenants without a home on the first shard that answers; False without room."""
         error: WorkerError = RetryableError("no shard is known")
         for shard in await self._unplaced_shards():
             try:
@@ -571,10 +515,7 @@ class ShardGateway:
         raise RetryableError(str(error))
 
     async def find_rejections(self, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], RejectedRequest]:
-        """Return the records of *keys*, tenants and request ids, that were rejected.
-
-        Raises as `Directory.find` does, and `RetryableError` when a shard does not answer.
-        """
+        """Return the records of *keys*, tenants and request ids, that were rejected."""
         by_tenant: defaultdict[str, list[str]] = defaultdict(list)
         for tenant_id, request_id in keys:
             by_tenant[tenant_id].append(request_id)
@@ -615,10 +556,7 @@ class ShardGateway:
     async def note_rejections(
         self, shard_id: str, dead_letter_queue: str, rejections: Sequence[Rejection]
     ) -> dict[str, str]:
-        """Write the rows of *rejections* of one shard's tenants; return the businesses of those that live there, by id.
-
-        The cached routes of the others are dropped. Raises `RetryableError` when the shard does not answer.
-        """
+        """Write *rejections* of a shard's tenants; return the businesses of those that live there, by id."""
         homes = await note_rejections(self._pools.pool_of(shard_id), dead_letter_queue, rejections)
         for tenant_id in {one.tenant_id for one in rejections} - homes.keys():
             self._directory.forget(tenant_id)
@@ -643,10 +581,7 @@ class ShardGateway:
     async def find_resource(
         self, business_id: str, location_id: str, resource_type: str, resource_id: str
     ) -> tuple[str, dict[str, Any]] | Absence:
-        """Return the shard of a tenant, and the row of one of its resources: `is_there`, and its columns or nulls.
-
-        *data* is JSON text, and null for a document of more than RESOURCE_SHOWN_MAX_BYTES.
-        """
+        """Return a tenant's shard, and the row of a resource: `is_there`, and columns or nulls."""
         tenant_id = tenant_id_of(business_id, location_id)
 
         async def show(shard: ShardAddress) -> tuple[str, dict[str, Any]] | None:
@@ -659,10 +594,7 @@ class ShardGateway:
     async def steer_tenant(
         self, business_id: str, location_id: str, lever: Lever
     ) -> tuple[str, dict[str, Any]] | TenantState | Absence:
-        """Set what a person wants for a tenant; return its shard, and `paused_until` and `weight` of its row.
-
-        Or the state of a tenant that is destroyed or being destroyed; or why the tenant has no shard now.
-        """
+        """Set what a person wants for a tenant; return its shard and row, its end as state, or why it has no shard."""
         tenant_id = tenant_id_of(business_id, location_id)
 
         async def steer(shard: ShardAddress) -> tuple[str, dict[str, Any]] | TenantState | Absence | None:

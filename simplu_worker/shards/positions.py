@@ -1,11 +1,8 @@
 """The positions of stream shards, stored in every shard beside the effects (architecture, idea 8).
 
-Why nothing is lost when a shard comes back without its last commits: the transaction of each batch writes the row, so
-the row is never newer than its effects; and a reader overwrites only a row with a random token that it knows. A
-reader
-that finds another token reads the row, and backfills the shard's tenants from the position in it.
-
-Which fencing tokens a reader's row may have while attempts to write it are made (architecture, idea 8).
+Nothing is lost when a shard comes back without its last commits: the transaction of each batch writes the row, so the
+row is never newer than its effects, and a reader overwrites only a row with a random token that it knows. One that
+finds another token backfills the shard's tenants from the position in the row.
 """
 
 from __future__ import annotations
@@ -31,10 +28,9 @@ from simplu_worker.timing.clock import uuid7
 
 
 async def write_positions(connection: Connection, claims: Sequence[tuple[PositionClaim, str]]) -> list[PositionClaim]:
-    """Write claims, each with its new token, within the transaction of their batch.
+    """Write claims, each with its new token, within the transaction of their batch, in order of the rows.
 
-    Returns the claims with a row that another reader has written: those rows stay as they are. In order of the rows, so
-    that two transactions cannot deadlock here.
+    Returns the claims with a row that another reader has written: those rows stay as they are.
     """
     in_order = sorted(claims, key=lambda pair: _key_of(pair[0]))
     if all(is_row_known(claim, token) for claim, token in in_order):
@@ -54,7 +50,6 @@ async def write_positions(connection: Connection, claims: Sequence[tuple[Positio
 async def _update_positions(
     connection: Connection, claims: Sequence[tuple[PositionClaim, str]]
 ) -> set[tuple[str, str]]:
-    """Write claims with known rows, each with its new token; return the keys of the rows that were written."""
     values = [position_arguments(claim, token) for claim, token in claims]
     rows = await connection.fetchmany(QUERIES["update_position"], values) if values else ()
     return {(row["stream"], row["stream_shard_id"]) for row in rows}
@@ -81,7 +76,6 @@ def _key_of(claim: PositionClaim) -> tuple[str, str]:
 
 
 def _known_tokens(claim: PositionClaim, token: str) -> list[str]:
-    """Return the tokens that the row may have, without the new one."""
     return [known for known in claim.fencing_tokens if known != token]
 
 
@@ -170,10 +164,7 @@ _ROLLED_BACK: Final = (PositionChangedError, LostRaceError, StatementFailedError
 
 @contextmanager
 def attempt_claim(claim: PositionClaim) -> Iterator[str]:
-    """Yield a fencing token to write; keep it in *claim* if the row has it or, after an unknown outcome, may have it.
-
-    Blocks may overlap: a transaction that its caller has abandoned goes on if other callers share it.
-    """
+    """Yield a fencing token to write; keep it in *claim* if the row has it or may have it. Blocks may overlap."""
     token, written = timed_token(uuid.uuid4(), claim.as_of), claim.written
     claim.fencing_tokens = [*claim.fencing_tokens[:1], *claim.fencing_tokens[1:][-UNCERTAIN_ATTEMPTS_MAX:], token]
     try:
@@ -187,8 +178,5 @@ def attempt_claim(claim: PositionClaim) -> Iterator[str]:
 
 
 def timed_token(token: uuid.UUID, at: datetime | None) -> str:
-    """Return the random *token* with the time *at* of the row's content, which a backup of the shard keeps.
-
-    Without *at* the token is returned as it is.
-    """
+    """Return the random *token* with the time *at* of the row's content, if given; a backup keeps it."""
     return str(token if at is None else uuid7(at, token))

@@ -1,7 +1,4 @@
-"""The types that cross the line between the consumers and the shards: positions, results and errors. Pure.
-
-The consumers import of `simplu_worker.shards` only this module and `gateway` (import-linter keeps it).
-"""
+"""The types between the consumers and the shards: positions, results and errors. Pure."""
 
 from __future__ import annotations
 
@@ -21,10 +18,7 @@ VERSION_AT: Final = 14  # the index of the version in it
 
 
 class ShardUnavailableError(RetryableError):
-    """The shard cannot be used now: unreachable, starting, read-only, full, or not set up as expected.
-
-    *shard_id* is set when the shard itself does not answer: then a probe of the shard shows when it answers again.
-    """
+    """The shard cannot be used now; *shard_id* if the shard itself does not answer, as a probe will tell."""
 
     def __init__(self, message: str, *, shard_id: str | None = None) -> None:
         super().__init__(message)
@@ -51,10 +45,7 @@ class Lever(msgspec.Struct, frozen=True):
 
 
 class PositionChangedError(RetryableError):
-    """The row has another fencing token than its reader left: the reader must read the row before it writes there.
-
-    *claims* are those of the readers, of all that were in the transaction.
-    """
+    """The row has another fencing token than its reader left: the reader of each of *claims* must read it."""
 
     def __init__(self, message: str, *, claims: Sequence[PositionClaim] = ()) -> None:
         super().__init__(message)
@@ -77,10 +68,7 @@ class TenantNotMadeError(WorkerError):
 
 
 class FailedOnShardError(Exception):
-    """An unforeseen error of the work for one tenant on a known shard, where it counts as a failure of that work.
-
-    The error itself is the `__cause__`; *error* is its type.
-    """
+    """An unforeseen error, of the type *error*, of the work for one tenant on a known shard."""
 
     def __init__(self, error: str, *, shard_id: str, tenant_id: str) -> None:
         super().__init__(f"{error} in the work for a tenant on shard {shard_id}")
@@ -90,10 +78,7 @@ class FailedOnShardError(Exception):
 
 
 class RefusedOnShardError(FailedOnShardError, WorkerError):
-    """A statement of the work for one tenant failed on a healthy shard, for example by a trigger of its owner.
-
-    *error* is the server's error, in words with its code.
-    """
+    """A statement of the work for one tenant failed on a healthy shard by *error*, as by a trigger of its owner."""
 
 
 class ShardNotAllowedError(RetryableError):
@@ -107,10 +92,9 @@ class CitrusDeniedError(RetryableError):
 class StreamPosition(msgspec.Struct, frozen=True):
     """The content of a row of `stream_positions` (ADR 0004). Positions are text, as in the row.
 
-    *held* are targets (`TenantSet.encode`), none without *read_to*. *fencing_token* is that of the row as it was read;
-    empty in a content to write, which gets a new one. *gap_from* is the `pending_from` to which the stream does not
-    reach back; another position in the row ends the mark. *is_gap_accepted* means that a person accepted that.
-    Nothing that arrived before *read_up_to* is pending, but for tenants in *held*; None where that is not known.
+    *held* are targets (`TenantSet.encode`). *fencing_token* is that of the row as read; empty in a content to write.
+    *gap_from* is the `pending_from` to which the stream does not reach back, *is_gap_accepted* that a person accepted
+    that. Nothing that arrived before *read_up_to* is pending, but for *held*.
     """
 
     pending_from: str
@@ -147,12 +131,10 @@ def token_time(token: str) -> datetime | None:
 
 
 class StoredPositions(msgspec.Struct, frozen=True):
-    """One shard's rows of some stream shards, by stream shard, and when the first tenant of the shard was made.
+    """One shard's rows of some stream shards, by stream shard, and when its first tenant was made.
 
-    *first_tenant_at* is None if the shard has no tenant, or was not asked. So is *last_move_age_s*, the seconds since
-    the last tenant was moved to the shard, if none was. *move_token* changes with each such move; None if not asked
-    for. *is_unchanged* means that the row of the asking reader had a token of that reader, before it was fenced: then
-    no write to the row is lost.
+    *move_token* changes with each move to the shard, the last of which was *last_move_age_s* ago. *is_unchanged*: the
+    row of the asking reader had a token of that reader, so no write to it is lost.
     """
 
     rows: dict[str, StreamPosition]
@@ -174,10 +156,7 @@ ShardPositionRows: TypeAlias = Mapping[str, StreamPosition]
 
 
 class PositionMerge(msgspec.Struct, frozen=True):
-    """How a row of `stream_positions` got the *token* when a tenant came to its shard from *source_shard_id*.
-
-    The row had *former_token*, and that of the source had *carried_token* when the tenant was fenced there.
-    """
+    """How a row of `stream_positions` got the *token* when a tenant came to its shard from *source_shard_id*."""
 
     token: str
     former_token: str
@@ -188,8 +167,7 @@ class PositionMerge(msgspec.Struct, frozen=True):
 class Rejection(msgspec.Struct, frozen=True):
     """A record that is no operation, and has the ids of its tenant and its request. *error* does not quote it.
 
-    *business_id* tells which of the pairs of ids it names that have the id *tenant_id*. *source* is the stream or the
-    queue of the record, *sequence_number* its place in the stream, *message_id* the message's.
+    *business_id* tells pairs of ids with the id *tenant_id* apart; the rest is the record's origin.
     """
 
     tenant_id: str
@@ -205,11 +183,9 @@ class Rejection(msgspec.Struct, frozen=True):
 class PositionClaim(msgspec.Struct):
     """The *position* that a reader writes into its row with the next batch, and the tokens that the row may have.
 
-    *as_of* is when *position* was computed; each new token contains it. The first token is that of the last write or
-    read with a known outcome; the others are of attempts with an unknown one. Without tokens, the reader found no row.
-    Then the shard makes the row only if its *move_token* is still the one given: a tenant that was moved there in
-    between may lack operations, and no row existed that the move could change. *written* gets each token that is
-    committed.
+    The first token is that of the last known outcome; others are of attempts with an unknown one. Without tokens the
+    reader found no row: the shard makes it only if its *move_token* is the one given, since a tenant moved there in
+    between may lack operations. *written* gets each token that is committed.
     """
 
     stream: str

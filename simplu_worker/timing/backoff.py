@@ -1,8 +1,6 @@
-"""How long to wait before the next try; the random draw is an argument. Pure.
+"""How long to wait before the next try, and times on a common grid for work of many objects. Pure.
 
-Times on a common grid for periodic work of many objects; times are arguments.
-
-Work that is done together, right after one sleep of the process, takes about two thirds of the processor time.
+Work done together, right after one sleep of the process, takes two thirds of the processor time.
 """
 
 from __future__ import annotations
@@ -16,18 +14,14 @@ DOUBLINGS_MAX = 32  # past any cap in use; keeps the power small
 def backoff_s(failure_count: int, *, draw: float, base_s: float, max_s: float) -> float:
     """Return the pause after the *failure_count*-th failure in a row, counted from 1.
 
-    The span doubles from *base_s* up to *max_s*; *draw* (0 ≤ draw < 1) picks within its upper half, so that many
-    callers spread out and none retries at once.
+    The span doubles from *base_s* to *max_s*; *draw* (0 to 1) picks within its upper half.
     """
     span_s = min(max_s, base_s * 2.0 ** min(max(failure_count - 1, 0), DOUBLINGS_MAX))
     return span_s * (0.5 + draw / 2)
 
 
 def jittered(interval_s: float, *, ratio: float, draw: float) -> float:
-    """Return *interval_s*, up to *ratio* of it more or less, so that replicas do not act in step.
-
-    *draw* is from 0 to 1.
-    """
+    """Return *interval_s*, up to *ratio* of it more or less by *draw* (0 to 1)."""
     return interval_s * (1 - ratio + 2 * ratio * draw)
 
 
@@ -37,18 +31,11 @@ INTERVAL_MIN_S: Final = 10 * GRID_S  # a shorter one is not aligned: the grid sh
 
 
 def shared_pause_s(now: float, interval_s: float) -> float:
-    """Return the time until the next multiple of *interval_s*, at which all that repeats at this interval wakes up.
-
-    For work that takes next to no time itself: to wake the process takes longer. Up to EARLY_S before a multiple, the
-    one after it counts.
-    """
+    """Return the time until the next multiple of *interval_s*, up to EARLY_S before which the one after counts."""
     return interval_s + EARLY_S - (now + EARLY_S) % interval_s
 
 
 def aligned_time(since: float, interval_s: float, grid_s: float = GRID_S) -> float:
-    """Return when to repeat work that began at *since*: the last grid time within *interval_s* + EARLY_S after it.
-
-    Work that began at a grid time, up to EARLY_S early or a little late, gets the grid time *interval_s* later.
-    """
+    """Return when to repeat work that began at *since*: the last grid time within *interval_s* + EARLY_S after it."""
     at = since + interval_s
     return at if interval_s < INTERVAL_MIN_S or isinf(at) else floor((at + EARLY_S) / grid_s) * grid_s

@@ -1,7 +1,6 @@
-"""A circuit breaker: while a target gives no answer, only one call in a while may try, until one is answered. Pure.
+"""A circuit breaker: while a target gives no answer, only one call in a while may try. Pure.
 
-Only reachability counts: a connection that is refused, cut, or silent is a failure. A target that answers, even slowly
-or with an error, is reachable.
+Only reachability counts: a target that answers, even slowly or with an error, is reachable.
 """
 
 from __future__ import annotations

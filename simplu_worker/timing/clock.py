@@ -1,9 +1,4 @@
-"""The clocks: durations by the event loop's, which never jumps; instants of the world by UTC, compared with AWS's.
-
-Rules get the time as an argument, so that a test can run hours in a moment.
-
-UUIDs that begin with a time, so that those of one time are beside each other in an index.
-"""
+"""The clocks: durations by the event loop's, which never jumps; instants by UTC. Rules get the time as an argument."""
 
 from __future__ import annotations
 

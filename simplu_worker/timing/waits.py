@@ -1,9 +1,4 @@
-"""Waits that an event ends early, and deadlines that move.
-
-Repeat an action at a steady interval.
-
-Repeat a call that fails for a while: the door to stamina.
-"""
+"""Waits that an event ends early, deadlines that move, and repetition: the door to stamina."""
 
 from __future__ import annotations
 
@@ -40,11 +35,7 @@ async def sleep_or_event(seconds: float, *, until: asyncio.Event) -> bool:
 
 
 async def wait_any(*events: asyncio.Event, within_s: float | None = None) -> None:
-    """Wait until one of *events* is set, at most for *within_s*; return at once when one is set already.
-
-    Needs no task for each event, as `asyncio.wait` would, and no cancellation, by which `asyncio.timeout` ends a wait:
-    a worker with many stream shards waits in most of its steps.
-    """
+    """Wait until one of *events* is set, at most for *within_s*, without a task for each event."""
     if any(event.is_set() for event in events):
         return
     loop = asyncio.get_running_loop()
@@ -97,9 +88,9 @@ retry: Final = stamina.AsyncRetryingCaller(
 
 
 def attempts(on: RetryOn, *, count: int, base_s: float, max_s: float) -> AsyncIterable[stamina.Attempt]:
-    """Yield up to *count* attempts at a block of code, each a context to run it in, until one does not raise *on*.
+    """Yield up to *count* attempts at a block, until one does not raise *on*; raise the last error.
 
-    A function as *on* returns whether to try again after an error, or the seconds until then. The last error is raised.
+    A function as *on* returns whether to try again after an error, or the seconds until then.
     """
     return stamina.retry_context(
         on, attempts=count, timeout=None, wait_initial=base_s, wait_max=max_s, wait_jitter=base_s

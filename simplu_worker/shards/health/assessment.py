@@ -1,13 +1,6 @@
-"""The health of a shard, assessed from its last observation. Pure.
+"""The health of a shard, assessed from its last probe, and when to probe it again. Pure.
 
-A problem begins above one threshold and ends at a lower one, so that a shard near the threshold does not change state
-with every probe.
-
-The moves of tenants away from a shard, as its journal has them: for people, and counted as they end.
-
-When to probe which shard: healthy ones every ten seconds, failing ones every second.
-
-Both have a limit of probes per second; with more shards than that allows, each is probed less often.
+A problem begins above one threshold and ends at a lower one, so that it does not come and go with every probe.
 """
 
 from __future__ import annotations
@@ -33,10 +26,10 @@ MoveKey: TypeAlias = tuple[str, int, MoveOutcome]  # tenant, token, outcome
 
 
 class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the journal, at *read_at* by the clock of its shard; *updated_at* is when the move last went on.
+    """A row of the journal, at *read_at* by the clock of its shard.
 
-    *phase*, *row_count* and *byte_count* are of a mover before its commit, *error* of one that gave up. Its command
-    notes at *seen_at* that it runs, and by *is_stopped* that it has ended. The rest is of a certificate.
+    *phase*, *row_count*, *byte_count* are of a mover before its commit, *error* of one that gave up, *seen_at* and
+    *is_stopped* of its command; the rest is of a certificate.
     """
 
     tenant_id: str
@@ -173,17 +166,11 @@ class AwaitedType(msgspec.Struct, frozen=True):
 class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     """The facts that a probe found on a shard.
 
-    *schema_version* and *tenant_count* are None on an empty shard. All values with a default are None if they are
-    unknown: not asked for, not permitted, or too slow (*is_cut_short*). *refusal* is why no worker may use the
-    database, *trouble* the error of its last use by this replica, although it answers. *connections_used* count towards
-    *connections_max*, the nearest limit. The lag is that of a standby, or on a primary that of its slowest standby.
-    *skew_s* is the server's clock minus ours. *creators* are no problem of the
-    shard, but a risk for its readers. *gaps* are the stream shards of which the shard lacks records that the stream no
-    longer has, and no person has accepted that. *moves* are those from
-    this shard that have not ended or have just ended; None if they were not read. *awaited_types* are those without
-    which tenants cannot be made here.
-    *is_upgrading* is whether `shards upgrade` runs there. *replication* is what decides how safe commits are; None on a
-    standby.
+    *schema_version* and *tenant_count* are None on an empty shard, values with a default where they are unknown or too
+    slow (*is_cut_short*). *refusal* is why no worker may use the database, *trouble* the error of its last use. The lag
+    is that of a standby, or of a primary's slowest standby. *skew_s* is the server's clock minus ours. *gaps* are
+    stream shards with an open gap, *awaited_types* those that tenants wait for. *replication* decides how safe commits
+    are.
     """
 
     server_version: str
@@ -261,10 +248,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class ShardObservation(msgspec.Struct, frozen=True):
-    """The last answer of a shard to a probe, the error of a later probe, and the usage from Citrus. All may be missing.
-
-    *checked_at* is the time of the last probe, *answered_at* that of the last one with an answer.
-    """
+    """The last answer of a shard, the error of a later probe, and the usage from Citrus. All may be missing."""
 
     probe: ShardProbe | None = None
     error: str | None = None
@@ -392,10 +376,7 @@ def _exceeds(value: float, threshold: Threshold, *, is_raised: bool) -> bool:
 
 
 def health_view(health: Health) -> dict[str, Any]:
-    """Return a shard's health as members of JSON; unknown values are omitted.
-
-    While the shard does not answer, the facts of its last answer are a member of their own, `lastAnswer`.
-    """
+    """Return a shard's health as members of JSON, without unknown values; of a silent shard as `lastAnswer`."""
     observation, usage = health.observation, health.observation.usage
     answered = observation.probe if observation.error is None else None
     risks = [] if answered is None else list(map(str, answered.creators))
@@ -462,9 +443,9 @@ FAILING_PACE: Final = Pace(FAILING_INTERVAL_S, probes_per_second=20.0)
 
 
 class ProbeSchedule:
-    """The schedule of probes. A shard returned by `take_due` is not due again before `reschedule`.
+    """The schedule of probes; a shard of `take_due` is not due again before `reschedule`.
 
-    *draw* in what follows is a random number from 0 to 1.
+    Each *draw* is from 0 to 1.
     """
 
     def __init__(self, *, healthy_pace: Pace = HEALTHY_PACE, failing_pace: Pace = FAILING_PACE) -> None:

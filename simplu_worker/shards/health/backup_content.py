@@ -24,10 +24,7 @@ class BackupContent(msgspec.Struct, frozen=True):
 
 
 async def read_backup(pool: ShardPool, stream_name: str | None) -> BackupContent | None:
-    """Return the content of the database of *pool*; None if it is empty.
-
-    Raises `ShardUnavailableError` if it does not answer, or is another shard's or another program's.
-    """
+    """Return the content of the database of *pool*; None if it is empty. Raises `ShardUnavailableError`."""
     async with pool.connection() as connection:
         schema = await read_schema(connection, pool.address.shard_id)
         if schema is None:

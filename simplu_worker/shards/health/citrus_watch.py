@@ -57,7 +57,6 @@ class CitrusWatch:
             await asyncio.sleep(jittered(self._trouble_poll_s, ratio=JITTER, draw=self._draw()))
 
     async def _ask(self) -> None:
-        """Ask as for a route while routes get no answer, so that the end of an outage is noticed."""
         in_trouble = self._citrus.inability is not None
         self._known = (await (self._citrus.list_shards() if in_trouble else self._citrus.fetch_overview())) or []
         self._registry.note_usages({shard.shard_id: usage_of(shard) for shard in self._known})

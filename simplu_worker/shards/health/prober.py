@@ -1,13 +1,7 @@
-"""Probe every shard in use, beside its pool, independently of the others and at a limited pace.
+"""Probe every shard in use, beside its pool and at a limited pace; drop pools of shards that are gone.
 
-Probe one shard beside its pool: its server, its connections, its schema, its tenants. Changes nothing.
-
-Drop the pools of shards that Citrus does not list any more and that take no operations: their servers are gone.
-
-It is safe, as nothing is concluded about their tenants: a caller that still names such a shard gets the error of a
-shard that does not answer, and the shard has a pool again as soon as Citrus names it, in its list or for a tenant.
-
-The present health of every known shard, including those that do not answer.
+A probe changes nothing. Dropping is safe: nothing is concluded about tenants, and the shard has a pool again as soon as
+Citrus names it.
 """
 
 from __future__ import annotations
@@ -70,11 +64,7 @@ class _EndProbeError(WorkerError):
 
 
 async def probe_shard(pool: ShardPool, *, counts_tenants: bool = True, within_s: float = PROBE_S) -> ShardProbe:
-    """Connect to a shard beside its pool and probe it; facts not read within *within_s* are left out.
-
-    The pool's health does not change from lost to healthy: that is for `ShardPool.probe`. Raises
-    `ShardUnavailableError` when the shard does not answer.
-    """
+    """Probe a shard beside its pool; facts not read within *within_s* are left out. Raises `ShardUnavailableError`."""
     try:
         return await _probe_over(pool, pool.fresh_connection(), counts_tenants=counts_tenants, within_s=within_s)
     except ShardUnavailableError as exc:
@@ -97,7 +87,6 @@ async def _probe_over(
     within_s: float,
     is_used: bool = False,
 ) -> ShardProbe:
-    """Probe over a connection; *is_used* means one of the pool, where the probe counts as a use."""
     started = time.perf_counter()
     facts: dict[str, Any] = {}
     with contextlib.suppress(_EndProbeError):
@@ -134,7 +123,6 @@ async def _read_server(connection: Connection, clock: UtcClock, *, connected_s: 
 async def _add_details(
     connection: Connection, address: ShardAddress, facts: dict[str, Any], *, counts_tenants: bool
 ) -> None:
-    """Add to *facts* those that are not needed for using the shard, the most important first."""
     if (row := await _read_row(connection, "probe_standby" if facts["is_standby"] else "probe_primary")) is not None:
         facts["lag_s"], facts["lag_bytes"], facts["standby_count"], *replication = row
         facts["replication"] = facts_of(replication) if replication else None
@@ -158,7 +146,6 @@ async def _add_details(
 
 
 async def _read_moves(connection: Connection) -> list[MoveEntry]:
-    """Return the journal of moves from this shard: at most 600 rows."""
     return [MoveEntry(**dict(row)) for row in await connection.fetch(QUERIES["list_moves"])]
 
 
@@ -208,10 +195,7 @@ class UnlistedShards:
         return f"UnlistedShards({self._since!r})"
 
     def drop(self, listed: Collection[str], *, now: float) -> list[ShardPool]:
-        """Drop the pools of shards that have long been gone and have no route; return them, to be drained.
-
-        An empty list says nothing: that Citrus has none, or gave a wrong answer.
-        """
+        """Drop the pools of shards that have long been gone and have no route; return them, to be drained."""
         gone = {
             shard_id
             for shard_id, pool in self._pools.by_shard_id().items()
@@ -245,10 +229,9 @@ Draw = Callable[[], float]
 
 
 class Prober:
-    """The prober of all shards with a pool, and of those in *known*, which writes its observations into *registry*.
+    """The prober of all shards with a pool, and of those in *known*, which writes into *registry*.
 
-    The pool also learns whether its shard answers, and *commits* which standbys keep up. *known* lists the shards that
-    may not have been used yet. Those that it has left out for long are dropped by *unlisted*; without it, none is.
+    Shards that *known* has left out for long are dropped by *unlisted*.
     """
 
     def __init__(
@@ -294,7 +277,6 @@ class Prober:
                 await asyncio.sleep(self._schedule.wait_s(now, at_most=shared_pause_s(now, CHECK_INTERVAL_S)))
 
     def _notice_changes(self) -> None:
-        """Follow the pools: new ones, removed ones, and those with a failed last use."""
         now = self._clock()
         if now >= self._known_at + KNOWN_INTERVAL_S:
             self._known_at = now
@@ -330,7 +312,6 @@ class Prober:
             self._dropped += self._unlisted.drop(known.keys(), now=self._known_at)
 
     def _show_connections(self, shard_id: str) -> None:
-        """Count the connections of a pool when metrics are read, and at no other time."""
 
         def count(state: str) -> int:
             pool = self._pools.by_shard_id().get(shard_id)
@@ -351,7 +332,6 @@ class Prober:
         self._schedule.reschedule(shard_id, fails=fails, now=self._clock(), draw=self._draw())
 
     async def _fails(self, shard_id: str) -> bool:
-        """Probe a shard, and note the result; return whether it is to be probed again soon."""
         pool = self._pools.by_shard_id().get(shard_id)
         fails = False
         if pool is not None:
@@ -400,10 +380,7 @@ class InspectedShard(msgspec.Struct, frozen=True):
 
 
 async def inspect_all_shards(locator: Locator, pools: Pools, *, limits: QueryLimits = LIMITS) -> list[InspectedShard]:
-    """Probe every known shard; return them in order of their ids.
-
-    Raises as *locator* does when it cannot list the shards.
-    """
+    """Probe every known shard; return them in order of their ids. Raises as `Locator.list_shards`."""
 
     async def ask(shard: ShardAddress) -> ShardProbe | ShardSilence:
         if shard.refusal is not None:

@@ -32,10 +32,7 @@ log = structlog.get_logger(__name__)
 
 
 class HealthRegistry:
-    """One entry for each shard that is probed or that Citrus lists; an entry is dropped when neither holds any more.
-
-    Metrics cost something only when an entry changes, or when they are read.
-    """
+    """One entry for each shard that is probed or that Citrus lists."""
 
     def __init__(self, *, utc: Callable[[], datetime] = utc_now) -> None:
         self._utc = utc
@@ -69,12 +66,7 @@ class HealthRegistry:
         self._drop_if_unknown(shard_id)
 
     def note_probe(self, shard_id: str, probe: ShardProbe | ShardSilence) -> None:
-        """Note a probe; facts that it lacks stay as they were.
-
-        These are the count of tenants, the gaps and the moves if it was too slow, or all facts of a silent shard.
-
-        Does nothing before `begin` and after `end`.
-        """
+        """Note a probe; facts that it lacks stay as they were. Does nothing before `begin` and after `end`."""
         if shard_id not in self._probed:
             return
         before, now = self._entry(shard_id).observation, self._utc()
@@ -169,7 +161,6 @@ class HealthRegistry:
 
 
 def _log_change(shard_id: str, before: Health, now: Health) -> None:
-    """Log a change of the problems, once, and their end."""
     if before.problems == now.problems:
         return
     details = [str(finding) for finding in now.findings]

@@ -34,9 +34,9 @@ STEPS: Final[tuple[dict[str, Any], ...]] = (
 
 
 async def try_write(pool: ShardPool) -> None:
-    """Make a tenant, and on an empty shard its schema, and apply operations of each kind; then roll it all back.
+    """Make schema and tenant where they lack, apply operations of each kind, and roll all back.
 
-    Raises `WorkerError` as a worker's batch would. A shard without business types gets no tenant.
+    Raises `WorkerError`.
     """
     async with pool.transaction(is_rehearsal=True, budget=StatementBudget.PAUSE) as connection:
         if not await has_schema(connection, pool):

@@ -103,10 +103,9 @@ class ShardAddress(msgspec.Struct, frozen=True):
         return parts._replace(query=urlencode({"sslmode": ENCRYPTING[0]} | options)).geturl()
 
     def for_reader(self, username: str, password: str | None, *, target: str | None = None) -> Self:
-        """Return the address of the same database for another user, with *target* as its `target_session_attrs`.
+        """Return the address for another user, with *target* as its `target_session_attrs`.
 
-        Nothing is left of the address's own user and password. With *password* the user's passwords are not those of
-        IAM; without one they come from where the address's own would.
+        Without *password* its passwords come from where the address's own would.
         """
         parts = split_string(self.connection_string if password is None else self.driver_string)
         userinfo = ":".join(quote(part, safe="") for part in (username, password) if part is not None)
@@ -125,10 +124,7 @@ class ShardAddress(msgspec.Struct, frozen=True):
         return message.removeprefix(self.error_with_place("")).removeprefix(f"shard {self.shard_id}: ")
 
     def validate_or_refuse(self, allowed_hosts: tuple[str, ...], *, may_name_files: bool = True) -> Self:
-        """Return itself as `validate` does, or else a copy with the `refusal` and without the connection string.
-
-        For lists of shards: a shard that may not be used counts as one without an answer, and the list goes on.
-        """
+        """Return itself as `validate` does, else a copy with the `refusal` and without the string, for lists."""
         try:
             return self.validate(allowed_hosts, may_name_files=may_name_files)
         except PermanentError as exc:
@@ -136,10 +132,9 @@ class ShardAddress(msgspec.Struct, frozen=True):
             return msgspec.structs.replace(self, shard_id=shard_id, connection_string="", refusal=str(exc))
 
     def validate(self, allowed_hosts: tuple[str, ...], *, may_name_files: bool = True) -> Self:
-        """Return itself if its id and connection string may be used.
+        """Return itself if its id and connection string may be used; raise `AddressRefusedError` if not.
 
-        *allowed_hosts* are patterns such as `*.db.internal`; without any, all hosts are allowed. Citrus may not name
-        files. Raises `AddressRefusedError` otherwise.
+        *allowed_hosts* are patterns such as `*.db.internal`; none allow all. Citrus may not name files.
         """
         if not 1 <= len(self.shard_id) <= SHARD_ID_MAX:
             raise AddressRefusedError(f"shard id: expected 1 to {SHARD_ID_MAX} characters, got {len(self.shard_id)}")
@@ -169,10 +164,7 @@ class ShardAddress(msgspec.Struct, frozen=True):
 
 
 def split_string(connection_string: str) -> SplitResult:
-    """Split a connection string as `urlsplit` does, which in newer versions refuses several hosts with brackets.
-
-    Raises `ValueError`.
-    """
+    """Split a connection string as `urlsplit` does, several hosts with brackets included. Raises `ValueError`."""
     before, hosts, after = _around_hosts(connection_string)
     plain = hosts.replace("[", "").replace("]", "")
     parts = urlsplit(f"{before}{plain}{after}")
@@ -186,7 +178,6 @@ def without_hosts(connection_string: str) -> str:
 
 
 def _around_hosts(connection_string: str) -> tuple[str, str, str]:
-    """Return the text before the hosts, the hosts with their ports, and the text after them."""
     scheme, slashes, rest = connection_string.partition("//")
     netloc = _END_OF_NETLOC.split(rest, maxsplit=1)[0]
     user, at, hosts = netloc.rpartition("@")
@@ -194,18 +185,12 @@ def _around_hosts(connection_string: str) -> tuple[str, str, str]:
 
 
 def hosts_of(connection_string: str) -> list[str]:
-    """Return the hosts of a connection string, in order, lower-case; `[""]` if it has none.
-
-    Raises as `places_of` does.
-    """
+    """Return the hosts of a connection string, in order, lower-case; `[""]` if it has none. Raises as `places_of`."""
     return [place.host.lower() for place in places_of(connection_string)]
 
 
 def places_of(connection_string: str) -> list[HostPort]:
-    """Return the hosts and ports of a connection string, in order; a missing host is "".
-
-    Raises `ValueError` when the string is not a URL, or a host or port is invalid.
-    """
+    """Return hosts and ports of a connection string, in order; a missing host is "". Raises `ValueError`."""
     netloc = split_string(connection_string).netloc.rpartition("@")[2]
     places = []
     for part in netloc.split(","):
@@ -225,7 +210,6 @@ def places_of(connection_string: str) -> list[HostPort]:
 
 
 def _is_ambiguous(parts: SplitResult) -> bool:
-    """Return whether an unencoded character of the password cut the part with the hosts short."""
     return parts.netloc.count("@") > 1 or any("@" in part for part in (parts.path, parts.query, parts.fragment))
 
 
@@ -236,10 +220,6 @@ def _text_problem(text: str) -> str | None:
 
 
 def _name_problem(parts: SplitResult) -> str | None:
-    """Return the problem with user, password or database, without quoting them; None if there is none.
-
-    In the first message to the server a U+0000 ends one setting of the session and begins the next.
-    """
     user, _, password = parts.netloc.rpartition("@")[0].partition(":")
     for name, value in {"user": user, "password": password, "database": parts.path[1:]}.items():
         text = unquote(value)

@@ -1,9 +1,8 @@
 """The budget of connections that the pools of all shards share: which pool may open one. Pure.
 
-A pool takes a free slot, or else the slot of the connection that has been idle longest, of any pool. If none is idle,
-the pools take turns: first the pool with the fewest connections, among equals the one that has waited longest. A pool
-that has used a connection for its turn yields it to a pool with none, or clearly fewer, and queues up again at the end.
-So a pool with a thousand waiters gets its turn as often as a pool with one, and every pool gets one.
+A pool takes a free slot, or else that of the connection idle longest, of any pool. If none is idle, the pools take
+turns: first the pool with the fewest connections, among equals the one that has waited longest. A pool yields a
+connection after its turn, so every pool gets one, however many wait in others.
 """
 
 from __future__ import annotations
@@ -62,10 +61,7 @@ class ConnectionBudget(Generic[ConnectionT]):
         return bool(self._idle)
 
     def take_slot(self, member: PoolMember[ConnectionT], now: float) -> bool:
-        """Take a slot for one more connection of *member*; return false when it must wait for `open_another`.
-
-        To be called only while it has fewer connections than it may.
-        """
+        """Take a slot for one more connection of *member*; return false when it must wait for `open_another`."""
         if self._make_room(member, now):
             self.open_count += 1
             return True

@@ -57,10 +57,9 @@ IS_TARGET: Final[Mapping[TargetSessionAttrs, Callable[[asyncpg.Record], bool]]] 
 
 
 class ShardConnection(asyncpg.Connection):
-    """A connection to a shard, with the notes of its pool; the SQL texts that it runs are for the shard's `home`.
+    """A connection to a shard; the SQL texts that it runs are for the shard's `home`.
 
-    Behind a pooler a statement outside a transaction gets one of its own, which `begin_single` opens: other clients
-    share the sessions, so that their settings are not ours.
+    Behind a pooler a statement outside a transaction gets one of its own, opened by `begin_single`.
     """
 
     __slots__ = ("begin_single", "generation", "home", "is_read_only", "opened_at", "place", "settings")
@@ -165,8 +164,8 @@ def enable_keepalive(endpoint: socket.socket) -> None:
 class Connector:
     """The connector to one address, with the last good host, the shard's home, and whether there is a pooler.
 
-    The last good host is tried first. Behind a pooler nothing is prepared: the next transaction may run on another
-    server, without the prepared statement. Nor is the session set up there: each transaction makes all settings.
+    Behind a pooler nothing is prepared, and each transaction makes all settings: the next one may run on another
+    server.
     """
 
     def __init__(self, address: ShardAddress, *, timeouts: ShardTimeouts) -> None:
@@ -180,11 +179,10 @@ class Connector:
         return f"Connector({self._address!r}, has_pooler={self.has_pooler})"
 
     async def connect(self, *, within_s: float) -> ShardConnection:
-        """Open a connection to the first host with a server of the wanted kind.
+        """Open a connection to the first host with a server of the wanted kind, each within its share of the time.
 
-        Each host gets its share of the remaining time. Raises the last host's error: `WrongDatabaseError`,
-        `TimeoutError`, `OSError`, an error of asyncpg, or any error of a library over an invalid address. A refused
-        password has a note where its file could not be used: asyncpg continues without a password then.
+        Raises the last host's error: `WrongDatabaseError`, `OSError`, or an error of asyncpg. A refused password has a
+        note where its file could not be used.
         """
         if not self._places:
             self._places = places_of(self._address.connection_string)
@@ -273,7 +271,6 @@ class Connector:
         return server
 
     async def _set_up(self, connection: ShardConnection) -> None:
-        """End the transaction of `_inspect_server`, and make the settings of the session if it is the worker's own."""
         if self.has_pooler:
             connection.begin_single = self._timeouts.begin(settings=connection.settings)
             await connection.send("ROLLBACK")
@@ -297,10 +294,7 @@ class Connector:
 
 
 def connect_options(address: ShardAddress, place: HostPort) -> dict[str, Any]:
-    """Return the options of `asyncpg.connect` for one host of an address.
-
-    With IAM asyncpg asks for a password for each attempt, and gets `ShardUnavailableError` where there is none.
-    """
+    """Return the options of `asyncpg.connect` for one host of an address; with IAM it asks for each password."""
     options = {"dsn": without_hosts(address.driver_string), "host": place.host or None, "port": place.port}
     user = address.rds_user
     if user is None:
@@ -342,10 +336,7 @@ def password_file_problem(connection_string: str) -> str | None:
 
 
 def target_of(connection_string: str, places: Sequence[HostPort]) -> TargetSessionAttrs:
-    """Return the kind of server to connect to; with several hosts, by default, one that takes writes.
-
-    Raises `ValueError` for a value that libpq does not know.
-    """
+    """Return the kind of server to connect to; of several hosts, by default, one that takes writes."""
     wanted = parse_qs(split_string(connection_string).query).get("target_session_attrs")
     if wanted:
         return TargetSessionAttrs(wanted[-1])

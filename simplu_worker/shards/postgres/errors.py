@@ -1,27 +1,8 @@
-"""The errors of a shard that its callers within `shards` handle differently. Pure.
+"""Errors of a shard: their meaning, by SQLSTATE and by what raised them, and their words. Pure.
 
-Errors of Postgres and of the way to it, in words: what a server answered, by SQLSTATE, or why it did not.
-
-A server's own message is never shown: it may quote a row.
-
-Source: PostgreSQL manual, appendix A (error codes).
-
-The meaning of a PostgreSQL error for the work that met it, decided by SQLSTATE and by what raised it.
-
-What becomes of the work follows from the meaning and from what the statement has in it:
-
-| meaning | operations of tenants | nothing of a tenant: a probe, BEGIN, positions | a value alone |
-|---|---|---|---|
-| DATA | failing, unless the value alone is refused too | the shard is held | `invalid_data` |
-| STATEMENT | failing | the shard is held | the shard is held |
-| TRY_AGAIN | again; behind a lock the tenant is held | again, then the shard is held | again |
-| UNAVAILABLE, BROKEN | the shard is held | the shard is held | the shard is held |
-
-The owner of a shard may add triggers, constraints and indexes, which raise what they like: an error of theirs is
-about
-the row, whatever its code. So no operation is refused for good by what only this shard does not take.
-
-Source: PostgreSQL manual, appendix A (error codes).
+An error of a trigger, constraint or index of the shard's owner is about the row, whatever its code, so no operation is
+refused for good by what only this shard does not take. A server's own message is never shown: it may quote a row.
+Source: PostgreSQL manual, appendix A.
 """
 
 from __future__ import annotations
@@ -82,10 +63,7 @@ def foreign_numbers_message(shard_id: str) -> str:
 
 
 class StatementFailedError(ShardUnavailableError):
-    """A statement failed on a healthy server. The writer bisects the batch to find the operation at fault.
-
-    To other callers the shard is unavailable. *error* is the server's error, in words with its code.
-    """
+    """A statement failed on a healthy server by *error*; the writer looks for the operation at fault."""
 
     def __init__(self, message: str, *, error: str, is_timeout: bool = False) -> None:
         super().__init__(message)
@@ -94,10 +72,7 @@ class StatementFailedError(ShardUnavailableError):
 
 
 def fewer_after(error: StatementFailedError, limit: int) -> int:
-    """Return the rows for the next statement after one of *limit* rows took too long: they may be of some MB each.
-
-    Raises *error* unless it is a timeout that fewer rows may avoid.
-    """
+    """Return the rows for the next statement after one of *limit* rows; raise *error* if fewer do not help."""
     if not error.is_timeout or limit == 1:
         raise error
     return max(1, limit // SHRINKING)
@@ -207,10 +182,7 @@ def state_words(sqlstate: str | None) -> str:
 
 
 def error_words(exc: BaseException) -> str:
-    """Return what the server answered, or why it did not, for any error of connecting to it or using it.
-
-    The notes of *exc* are appended: they are our own.
-    """
+    """Return what the server answered, or why it did not, with the notes of *exc*."""
     return "; ".join([_words_of(exc), *getattr(exc, "__notes__", ())])
 
 
@@ -331,8 +303,5 @@ def raiser_of(context: str | None, server_function: str | None) -> Raiser:
 
 
 def is_no_answer(sqlstate: str) -> bool:
-    """Return whether an error counts as no answer: a broken connection, or a server that is not running.
-
-    A server that is starting or shutting down is not running. One that is full, or refuses a password, is.
-    """
+    """Return whether an error is of a broken connection, or of a server that is not running."""
     return sqlstate.startswith(("08", "57P"))

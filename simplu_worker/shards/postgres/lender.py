@@ -1,7 +1,6 @@
 """The connections to one shard, lent to its callers: first come, first served.
 
-Lending and giving back change memory alone. The connection returned last is lent first, so that surplus ones stay idle
-and are closed.
+The connection returned last is lent first, so that surplus ones stay idle and are closed.
 """
 
 from __future__ import annotations
@@ -86,10 +85,7 @@ class ConnectionLender:
         return next(iter(self._lent.values()), None)
 
     async def borrow(self, *, within_s: float) -> ShardConnection:
-        """Return a connection, to be given back with `give_back`.
-
-        Raises `TimeoutError` when no connection is available in time, and as *open_one* does.
-        """
+        """Return a connection, to be given back. Raises `TimeoutError`, and as *open_one* does."""
         now = loop_time()
         while self._idle:
             connection = self._idle.pop()
@@ -263,7 +259,6 @@ class ConnectionLender:
         self._budget.release_slot(self, now)
 
     def _on_terminated(self, connection: object) -> None:
-        """Drop an idle connection that ended: the server closed it, or went away."""
         if isinstance(connection, ShardConnection) and connection in self._idle:
             self._idle.remove(connection)
             self._budget.take_idle(connection)

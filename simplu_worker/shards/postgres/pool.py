@@ -1,7 +1,7 @@
 """The door to Postgres: one pool per shard, opened on first use, errors translated by SQLSTATE.
 
-The session of a connection has the settings that the code relies on; behind a pooler in transaction mode each
-transaction makes them. No use changes the session, so that connections need no reset between two uses.
+The session of a connection has the settings that the code relies on, and no use changes it; behind a pooler in
+transaction mode each transaction makes them.
 """
 
 from __future__ import annotations
@@ -49,11 +49,7 @@ Connection: TypeAlias = ShardConnection
 
 
 class ShardPool:
-    """The connections to one shard.
-
-    `address` may be replaced at any time (a failover, a new password): new connections use it, and those in use end
-    when they are given back.
-    """
+    """The connections to one shard. New ones use the present `address`; older ones end when they are given back."""
 
     def __init__(
         self,
@@ -132,12 +128,10 @@ class ShardPool:
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[ShardConnection]:
-        """Lend a connection. A cancelled or late use ends it: the server's state of it is unknown.
-
-        The server is asked to stop the statement. No caller waits for that, so that it delays no stop of the worker.
+        """Lend a connection; a cancelled use ends it, and the server is asked to stop the statement.
 
         Raises `ShardUnavailableError` and `LostRaceError`, also for errors inside the block. Never call it while
-        holding a connection: all connections may be lent to callers that wait for a second one.
+        holding a connection: all may be lent to callers that wait for a second one.
         """
         await self._admit()
         async with self._lend(StatementBudget.USUAL) as connection:
@@ -145,7 +139,6 @@ class ShardPool:
 
     @contextlib.asynccontextmanager
     async def _lend(self, budget: StatementBudget | None) -> AsyncIterator[ShardConnection]:
-        """Lend a connection for statements with *budget*, or, without one, for a probe."""
         connection = await self._borrow()
         timeout_s = 0.0 if budget is None else self.seconds_of(budget)
         with self._availability.translate_errors(asked_at=loop_time(), is_probe=budget is None, timeout_s=timeout_s):
@@ -172,10 +165,9 @@ class ShardPool:
         budget: StatementBudget = StatementBudget.USUAL,
         isolation: Isolation = Isolation.READ_COMMITTED,
     ) -> AsyncIterator[ShardConnection]:
-        """Lend a connection within a transaction, bounded in time, and committed at the end.
+        """Lend a connection within a transaction, committed at the end, or rolled back if it is a rehearsal.
 
-        A rehearsal is rolled back instead. After an error of the commit itself its outcome is unknown, as after any
-        network error.
+        After an error of the commit its outcome is unknown.
         """
         started = time.perf_counter()
         await self._admit()
@@ -205,11 +197,7 @@ class ShardPool:
 
     @contextlib.asynccontextmanager
     async def fresh_connection(self) -> AsyncIterator[ShardConnection]:
-        """Open a connection beside the pool's, for a probe: connecting and use within `ShardTimeouts.probe_s`.
-
-        So it shows the server's present state, even while the pool's connections hang or lead to the server's former
-        address. It is not counted in the budget. Raises as `connection` does.
-        """
+        """Open a connection for a probe beside the pool's and its budget, within `ShardTimeouts.probe_s`."""
         if self._availability.is_retired:
             raise retired_error(self._address.shard_id)
         asked_at = loop_time()
@@ -223,10 +211,7 @@ class ShardPool:
                 connection.terminate()
 
     async def probe(self) -> None:
-        """Check that the server answers and takes writes; concurrent callers share one probe.
-
-        Raises `RetryableError` if not.
-        """
+        """Check, with a shared probe, that the server answers and takes writes, else raise `RetryableError`."""
         await self._shared_probe()
 
     async def _probe_once(self) -> None:
@@ -301,7 +286,6 @@ class ShardPool:
             return await self._connector.connect(within_s=within_s)
 
     def _stop(self, connection: ShardConnection) -> None:
-        """End a connection once the server has stopped its statement; until then it keeps its slot."""
         if not self._lender.remove_lent(connection):
             return
         task = asyncio.get_running_loop().create_task(self._close(connection), name=f"stop:{self.address.shard_id}")
@@ -318,7 +302,6 @@ class ShardPool:
         self._lender.release_slot()
 
     def _react_to(self, connection: ShardConnection, exc: BaseException) -> None:
-        """Adapt the connector and the other connections to an error."""
         sqlstate = exc.sqlstate if isinstance(exc, asyncpg.PostgresError) and not is_of_statement(exc) else None
         if sqlstate in POOLER_STATES:
             self._connector.has_pooler = True
@@ -359,7 +342,7 @@ class Pools:
         self._budget.close()
 
     def ensure_pool(self, address: ShardAddress) -> ShardPool:
-        """Return the pool of a shard; create it, or give it the new address, if needed. Opens no connection.
+        """Return the pool of a shard; create it, or give it the new address, without I/O.
 
         An address that `switch_pool` has left is not used again: the caller may have it from before a wait. Raises
         `ShardUnavailableError` for an address that may not be used, and for a retired shard.

@@ -53,11 +53,9 @@ log = structlog.get_logger(__name__)
 class ShardAvailability:
     """The health of one shard, and the translation of vendor errors into ours.
 
-    After a refused write only a commit makes the shard healthy, or a probe that saw it writable: reads succeed on a
-    server that takes no writes, and only a write shows whether its disk has room.
-
-    When the circuit breaker opens, callers that wait for a connection of *lender* get an error, and connections without
-    an answer for long are ended.
+    After a refused write only a commit makes the shard healthy, or a probe that saw it writable. When the circuit
+    breaker opens, callers that wait for a connection get an error, and connections without an answer for long are
+    ended.
     """
 
     def __init__(self, address: ShardAddress, lender: ConnectionLender) -> None:
@@ -90,10 +88,7 @@ class ShardAvailability:
         return ShardUnavailableError(self._message(self.last_error), shard_id=self._address.shard_id)
 
     def record_busy(self) -> ShardUnavailableError:
-        """Count, and return the error for, a caller that waited too long for a connection.
-
-        All are in use, by this pool or, if the budget is used up, by others. The server's health is not affected.
-        """
+        """Count, and return the error for, a caller that waited too long for a connection."""
         self._count(ShardErrorKind.BUSY)
         message = self._message(ALL_IN_USE)
         return ShardUnavailableError(message, shard_id=self._address.shard_id)
@@ -113,8 +108,7 @@ class ShardAvailability:
     def translate_errors(self, *, asked_at: float, is_probe: bool = False, timeout_s: float = 0.0) -> Iterator[None]:
         """Translate and record the errors of a use of a connection since *asked_at*.
 
-        A statement may take *timeout_s*: one that was cancelled before was cancelled by another session. A probe has
-        nothing of a tenant in its statements: what fails there is the shard.
+        A statement cancelled before *timeout_s* was cancelled by another session. In a probe the shard is at fault.
         """
         try:
             yield
@@ -199,7 +193,6 @@ class ShardAvailability:
                 assert_never(meaning)
 
     def _record_answer(self, exc: ServerError, asked_at: float) -> float | None:
-        """Return *asked_at* for an error that counts as no answer; otherwise record the answer and return None."""
         if is_no_answer(exc.sqlstate or "") and not is_of_statement(exc):
             return asked_at
         self._breaker.record_answer(loop_time())
@@ -221,7 +214,6 @@ class ShardAvailability:
     def _record_unavailable(
         self, kind: ShardErrorKind, exc: Exception, *, asked_at: float | None = None
     ) -> ShardUnavailableError:
-        """Record an error and return ours; with *asked_at* the shard has not answered since then."""
         self._record_error(kind, error_words(exc))
         if asked_at is not None:
             self._record_no_answer(asked_at)
@@ -270,10 +262,7 @@ def is_of_statement(exc: ServerError) -> bool:
 
 
 def is_of_full_server(exc: BaseException | None) -> bool:
-    """Return whether *exc* is that of a server, or of a pooler before it, that takes no further connection.
-
-    PgBouncer has no code of its own for that, at `max_client_conn`, but the one of a broken protocol.
-    """
+    """Return whether *exc* is that of a server, or of PgBouncer before it, that takes no further connection."""
     if isinstance(exc, asyncpg.ProtocolViolationError):
         return str(exc).startswith(FULL_POOLER)
     return isinstance(exc, asyncpg.TooManyConnectionsError)
@@ -286,5 +275,4 @@ def _meaning_of(exc: ServerError, *, is_early: bool = False) -> ErrorMeaning:
 
 
 def _is_connection_error(exc: ServerError) -> bool:
-    """Return whether the server, or a pooler in front of it, ended the connection, not just a statement."""
     return (exc.severity_en or exc.severity) in {"FATAL", "PANIC"}

@@ -1,18 +1,9 @@
-"""The named queries of `shards/sql/queries/`, read once.
+"""The named queries of `shards/sql/queries/`, read once, and columns packed for them.
 
-A file has queries, each begun by `-- name: x`, and fragments, each begun by `-- fragment: x`: SQL that several
-queries
-share. A query, or another fragment, includes a fragment of any file as `:x`. The comments stay in the files.
-
-In all SQL texts `public` stands for the home of a shard, the schema with our tables and functions, so that nothing in
-them is looked up in the search path.
-
-Columns of a batch as a few texts that Postgres splits, in place of arrays.
-
-asyncpg spends 0.2 to 0.6 microseconds on each element of an array, and a batch has twenty elements for each
-operation:
-most of its cost for a worker. A joined text costs a twentieth of that. The statement splits it with
-`string_to_array`.
+A file has queries (`-- name: x`) and fragments (`-- fragment: x`), which a query of any file includes as `:x`. `public`
+stands for the home of a shard: the schema with our tables and functions. Columns of a batch are joined texts, which
+Postgres splits by `string_to_array`: asyncpg spends 0.2 to 0.6 microseconds on each element of an array, twenty times
+as much.
 """
 
 from __future__ import annotations
@@ -36,8 +27,7 @@ _INCLUDE = re.compile(r"(?<!:):([a-z]\w*)")  # `::x` is a cast
 def read_queries(texts: Iterable[str]) -> dict[str, str]:
     """Return the queries of the query files *texts* by name, with their fragments included.
 
-    Raises `KeyError` for a fragment that no file has, and `ValueError` for one that ends with a comment: what follows
-    it in a query would be a part of the comment.
+    Raises `KeyError` for a missing fragment, and `ValueError` for one that ends with a comment.
     """
     parts = [part for text in texts for part in _parts_of(text)]
     fragments = {name: sql for kind, name, sql in parts if kind == "fragment"}
@@ -71,10 +61,7 @@ def quote_name(name: str) -> str:
 
 
 def at_home(sql: str, home: str) -> str:
-    """Return the SQL text *sql* for a shard with the schema *home*.
-
-    Raises `ValueError` for a name that would end a text literal.
-    """
+    """Return *sql* for a shard with the schema *home*. Raises `ValueError` for a name that would end a literal."""
     if home == DEFAULT_HOME:
         return sql
     if "'" in home or "\\" in home:
@@ -96,10 +83,8 @@ SEPARATOR: Final = "\x1f"  # never in a JSON text (RFC 8259, section 7), and har
 def pack_columns(texts: Sequence[Sequence[str]], plain: Sequence[Sequence[str]] = ()) -> list[str]:
     """Return a separator, and each column joined by it to one text: first *texts*, of any content, then *plain*.
 
-    The texts of *plain* must not contain a character of separators, and are not searched for one. No JSON text contains
-    any: documents, which are most of a batch, are joined by the separator that this returns. In the statement, a
-    shorter column is padded with NULL, and a single empty text is packed as no element: so a column with empty texts is
-    read with `nullif(…, '')`. No text may contain U+0000, which Postgres cannot store.
+    The texts of *plain*, such as JSON, contain no character of separators. In the statement a shorter column is padded
+    with NULL, and a single empty text is no element: read it with `nullif(…, '')`.
     """
     for separator in _separators():
         joined = [separator.join(column) for column in texts]
@@ -110,7 +95,6 @@ def pack_columns(texts: Sequence[Sequence[str]], plain: Sequence[Sequence[str]] 
 
 
 def _separators() -> Iterator[str]:
-    """Yield separators without end; none begins with its own end, so that two adjacent texts cannot form one."""
     yield SEPARATOR
     for number in count():
         yield f"\x1f{number}\x1e"

@@ -1,8 +1,7 @@
 """The isolation level, the timeouts and the settings of all requests to a shard. Pure.
 
-Nothing that the code relies on is left to the defaults of the server, the database or the role. Only two defaults stay
-theirs: `default_transaction_read_only`, which tells that a server is not to be written to, and `synchronous_commit`,
-which its owner chooses (shards/apply/durability.py).
+Only two defaults of server, database and role count: `default_transaction_read_only`, which tells that a server is not
+to be written to, and `synchronous_commit`, which its owner chooses.
 """
 
 from __future__ import annotations
@@ -87,13 +86,11 @@ PLANS: Final = {
 class ShardTimeouts(msgspec.Struct, frozen=True):
     """The timeout of each kind of request to a shard, in seconds.
 
-    The server's own are shorter than ours, and a lock wait is the shortest: so a waiter learns the cause of its
-    failure, and only a silent server, such as a frozen one, runs into *reply_s*. *probe_s* bounds a whole probe. A
-    cancelled use waits up to *cancel_s* for the server to stop its statement. An idle connection is kept for *idle_s*.
-    When a pool is closed, the requests to stop statements have *stop_s*.
-    A batch that runs into *batch_s* is taken apart, and each of its parts has *part_s*. Each statement of a search has
-    *search_s*. A batch waits for the rows of its tenants for *row_lock_s*, and each part of it for *part_lock_s*; a
-    step of a tenant's move or deletion, or a control message, waits for the tenant's row for *pause_lock_s*.
+    The server's are shorter than ours, and a lock wait is the shortest: so only a silent server runs into *reply_s*.
+    *probe_s* bounds a whole probe, *cancel_s* the wait for a server to stop a statement, *stop_s* that of a closing
+    pool. A batch that runs into *batch_s* is taken apart into parts of *part_s*; it waits for rows of its tenants for
+    *row_lock_s*, a part for *part_lock_s*. A control message, or a step of a move, waits for the tenant's row for
+    *pause_lock_s*.
     """
 
     connect_s: float = 5.0

@@ -49,8 +49,7 @@ log = structlog.get_logger(__name__)
 class CitrusUnavailableError(RetryableError):
     """Citrus did not answer, or its answer cannot be read.
 
-    *is_outage* if no answer came at all, or a 429 or 5xx: these count as failures with the circuit breaker.
-    *may_be_of_one* if others may be answered nevertheless, as with a 500 for a tenant whose record is broken.
+    *is_outage* counts with the circuit breaker. *may_be_of_one*: others may be answered, as with a 500 for a tenant.
     """
 
     def __init__(
@@ -109,11 +108,8 @@ class _CapacityReply(msgspec.Struct, rename="camel"):
 class CitrusClient:
     """A client of the Citrus at *place*. Every call is tried *attempts* times in all, backing off with jitter.
 
-    An address may name hosts that match *allowed_hosts*, and no files.
-
-    Every call raises `CitrusUnavailableError` or `CitrusDeniedError` if no answer came, and `PermanentError` for an
-    address that may not be used. During an outage most calls raise at once, and one call every few seconds finds out
-    whether Citrus answers again. Addresses are those of `address_book`.
+    Raises `CitrusUnavailableError` or `CitrusDeniedError` without an answer, and `PermanentError` for an address that
+    may not be used. During an outage most calls raise at once. Addresses are those of `address_book`.
     """
 
     def __init__(
@@ -234,7 +230,6 @@ class CitrusClient:
     async def _request_unless_open(
         self, endpoint: str, request: Callable[[], Awaitable[tuple[int, Any]]], subject: str | None = None
     ) -> tuple[int, Any]:
-        """Await *request*, unless the endpoint's breaker is open; a half-open one lets a single call through."""
         breaker = self._breakers[endpoint]
         if breaker.decide(self._clock()) is BreakerDecision.REFUSE:
             error = f"Citrus {endpoint}: expected an answer, got none in the last calls; not asked again yet"
@@ -258,10 +253,7 @@ class CitrusClient:
     def _record_outage(
         self, breaker: CircuitBreaker, exc: CitrusDeniedError | CitrusUnavailableError, subject: str | None
     ) -> None:
-        """Record a failure; one that may be due to a tenant's entry counts once, until the tenant has an answer.
-
-        So a few such tenants, asked for again and again, hold up no other.
-        """
+        """Record a failure; one that may be due to a tenant's entry counts once, until the tenant has an answer."""
         if subject is not None and isinstance(exc, CitrusUnavailableError) and exc.may_be_of_one:
             if subject in self._failed_tenants:
                 return
@@ -273,10 +265,6 @@ class CitrusClient:
             log.warning("citrus.silent", error=str(exc), rests_s=round(breaker.refuses_for_s(now), 2))
 
     async def _request_for_people(self, endpoint: str, path: str, type_: Any) -> Any:
-        """Return an answer that no route needs, after a single try; None for 404.
-
-        A failure leaves `last_error` and `is_denied` as they are for routes; an accepted key resets both.
-        """
         status, reply = await self._request_unless_open(
             endpoint, lambda: self._request_once(endpoint, "GET", path, type_)
         )
@@ -373,7 +361,6 @@ def _time_in(raw: msgspec.Raw) -> str | None:
 
 
 def _may_repeat(exc: Exception) -> bool | float:
-    """Return whether to try again after *exc*, or the seconds until then that Citrus asks for."""
     if not isinstance(exc, CitrusUnavailableError):
         return False
     if exc.retry_after_s is None:
@@ -391,7 +378,6 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _check_status(endpoint: str, response: aiohttp.ClientResponse) -> str:
-    """Return the outcome by status, as the metric names it; raise for a status that is no answer."""
     match response.status:
         case 200 | 201:
             return "ok"

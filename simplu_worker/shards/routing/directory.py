@@ -1,13 +1,8 @@
 """The shard of each tenant: named by Citrus or the static map, confirmed by the shard itself, and cached.
 
-A stale route does no harm: a shard without an `active` row of a tenant takes none of its operations, whatever the
-cache
-contains (architecture, idea 4). So a cached route is used until a shard or the locator contradicts it, however long
-Citrus is unavailable; `RouteRefresh` looks up again the routes in use.
-
-Move a shard's pool to another address, once the shard was found there.
-
-A wrong address does no harm to a healthy shard, and concurrent callers for one shard share one trial.
+A stale route does no harm: a shard without an `active` row of a tenant takes none of its operations (architecture, idea
+4). So a route is used until a shard or the locator contradicts it. A shard's pool moves to another address once the
+shard was found there.
 """
 
 from __future__ import annotations
@@ -106,7 +101,6 @@ class AddressChanger:
         return True
 
     async def _check(self, address: ShardAddress) -> None:
-        """Raise `RetryableError` unless the shard is there, with its schema, and takes writes."""
         register_secret_of(address)
         # A pool of its own: an error of the trial must not count against the pool in use.
         async with ShardPool(address, size=1).fresh_connection() as connection:
@@ -174,10 +168,7 @@ class Directory:
         return None if pool is None else pool.address
 
     def paused_s(self, tenant_id: str) -> float:
-        """Return for how many seconds a tenant is still paused by its row, as that was last read; 0 if it is not.
-
-        Its shard is found as ever: a pause is about operations alone.
-        """
+        """Return for how many seconds a tenant is still paused, as its row was last read; 0 if it is not."""
         return max(0.0, self._paused_until.get(tenant_id, 0.0) - self._clock())
 
     def is_tenant(self, business_id: str, location_id: str) -> bool | None:
@@ -209,12 +200,9 @@ class Directory:
     ) -> ShardAddress | Absence:
         """Return the shard that confirms the tenant as its own, or why there is none.
 
-        Concurrent callers for one tenant share one lookup. But a call never shares a lookup that began before it, so
-        that no "not registered" is older than the call, unless *absence_max_age_s* allows an older one. Other absences
-        are short, and looked up each time; so is a cached route without *is_cached_enough*, and one of a paused tenant,
-        which may have been resumed. Raises `RetryableError` if
-        Citrus or a shard that may have the tenant does not answer, and `PermanentError` if the named address may not be
-        used.
+        Concurrent callers for one tenant share a lookup that began after them, so that no "not registered" is older
+        than the call or *absence_max_age_s*. Raises `RetryableError` if Citrus or a shard that may have the tenant does
+        not answer, and `PermanentError` if the named address may not be used.
         """
         since = self._clock() - absence_max_age_s
         if absence_max_age_s and self._absences.reason(tenant_id, since=since) == Absence.UNREGISTERED:
@@ -234,8 +222,7 @@ class Directory:
     ) -> Answer | Absence:
         """Return the answer of the shard on which a tenant lives, or why there is none now.
 
-        *ask* returns None where its statement finds that the tenant does not live on the shard. Then the route was old,
-        and its home is looked up anew, once. Raises as `find` and *ask* do.
+        Where *ask* returns None, the route was old: the home is looked up anew, once. Raises as `find` and *ask* do.
         """
         for _ in range(2):
             found = await self.find(tenant_id, absence_max_age_s=absence_max_age_s)
@@ -247,10 +234,7 @@ class Directory:
         return Absence.MOVING
 
     async def refresh(self, tenant_id: str, shard_id: str) -> None:
-        """Look up again a tenant of *shard_id*, and forget its route if the tenant is on another shard now.
-
-        The route is used until then. Raises as `find`.
-        """
+        """Look up again a tenant of *shard_id*; forget its route if the tenant is elsewhere. Raises as `find`."""
         named = await self._locator.locate(tenant_id)
         is_same = named is not None and named.shard_id == shard_id
         if (named is not None and not named.is_active) or not (
@@ -263,10 +247,6 @@ class Directory:
         self.routes.renew(tenant_id, shard_id, now=self._clock(), draw=self._draw())
 
     async def _is_still_on(self, shard_id: str, tenant_id: str, named: ShardAddress | None) -> bool:
-        """Return whether the shard's own row has the tenant living there.
-
-        While the shard does not answer, True unless the *named* shard has the tenant: it may never answer again.
-        """
         try:
             row = await self._homes.fetch_row(self._pools.pool_of(shard_id).address, tenant_id)
         except RetryableError:
@@ -317,7 +297,6 @@ class Directory:
         return await self._route_to(tenant_id, home)
 
     async def _route_to(self, tenant_id: str, home: TenantHome) -> ShardAddress | Absence:
-        """Return the tenant's home if it may be used; ends what a mover that was killed has left."""
         state, shard_id = home.tenant["state"], home.address.shard_id
         self._business_ids.put(tenant_id, home.tenant["business_id"])
         self._paused_until.pop(tenant_id, None)
@@ -332,10 +311,7 @@ class Directory:
         return home.address if is_settled else Absence.MOVING
 
     async def _find_moving_home(self, tenant_id: str) -> TenantHome | None:
-        """Return the home of a tenant that its last shard has fenced, or that has moved from there; else None.
-
-        The shards' rows decide about such a tenant, which waits: the locator learns of the move last.
-        """
+        """Return the home of a tenant that its last shard has fenced, or that has moved from there; else None."""
         shard_id = self.routes.last_shard_id(tenant_id)
         is_waiting = self._absences.reason(tenant_id, since=float("-inf")) in {None, Absence.MOVING}
         if shard_id is None or not is_waiting or not self.address_changer.is_healthy(shard_id):
@@ -347,7 +323,6 @@ class Directory:
         return None
 
     async def _find_last_home(self, tenant_id: str) -> TenantHome | None:
-        """Return the home of a tenant that was found before, from its last shard and without the locator."""
         shard_id = self.routes.last_shard_id(tenant_id)
         if shard_id is None or shard_id not in self._pools.by_shard_id():
             return None
@@ -358,7 +333,6 @@ class Directory:
     async def _find_home_unless_searched(
         self, tenant_id: str, named: ShardAddress, asked_at: float
     ) -> TenantHome | None:
-        """Return the same as `find_home`; None without a search if one within `SEARCH_FRESH_S` found no home."""
         row = await self._homes.fetch_row(named, tenant_id)
         if row is not None and row["state"] not in ARRIVING_STATES:
             return await self._homes.follow_moves(TenantHome(named, row), tenant_id)
@@ -371,7 +345,6 @@ class Directory:
         return _home_or_raise(home)
 
     async def _search(self, _: None, named: Sequence[tuple[str, ShardAddress]]) -> list[FoundHome]:
-        """Find the homes of all tenants that concurrent callers look for, with one query to each shard."""
         homes = await self.find_homes(dict(named))
         return [homes[tenant_id] for tenant_id, _ in named]
 

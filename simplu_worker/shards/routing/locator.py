@@ -1,7 +1,4 @@
-"""The locators, which name the shard of a tenant: Citrus, or a static map.
-
-Pin tenants in the shard map to their new homes. Late is harmless: the shards themselves lead to the new ones.
-"""
+"""The locators, which name the shard of a tenant: Citrus, or a static map, in which tenants can be pinned."""
 
 from __future__ import annotations
 
@@ -41,10 +38,7 @@ class Capacity(msgspec.Struct, frozen=True):
 
 
 class Locator(Protocol):
-    """Names the shard of a tenant: Citrus or a static map. Raises `RetryableError` for no answer.
-
-    `address_book` has the addresses to use; every address that a locator returns passed through it.
-    """
+    """Names the shard of a tenant: Citrus or a static map. Raises `RetryableError` for no answer."""
 
     address_book: AddressBook
 
@@ -141,10 +135,7 @@ LOCK_TRIES_EVERY_S: Final = 0.05
 
 
 def with_pins(content: bytes, pins: Mapping[str, str]) -> bytes:
-    """Return the content of a map with tenants pinned to shards, and without pins to where they are hashed to anyway.
-
-    The order of its members stays. Raises `ConfigurationError` if the content is no map.
-    """
+    """Return the content of a map with tenants pinned to shards. Raises `ConfigurationError` if it is no map."""
     unpinned = parse_shard_map(content, ()).without_pins()
     members = json.loads(content)
     pinned = {**members.get("tenants", {}), **pins}
@@ -154,10 +145,7 @@ def with_pins(content: bytes, pins: Mapping[str, str]) -> bytes:
 
 
 def pin_in_file(path: Path, pins: Mapping[str, str]) -> None:
-    """Write *pins* into the map at *path*, in one step, with the owner and the rights of the old file. Blocks.
-
-    A link stays one. Raises `PermanentError` if that cannot be done, for example because the file is mounted read-only.
-    """
+    """Write *pins* into the map at *path*, in one step. Blocks. Raises `PermanentError` if that cannot be done."""
     try:
         path = path.resolve()
         with _locked(path.parent):

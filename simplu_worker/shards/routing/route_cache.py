@@ -1,13 +1,8 @@
-"""The caches of routes and of absences, and the queue of routes that are due for a refresh. Pure.
+"""Caches of routes and absences, and the book of the shards' addresses. Pure.
 
-A stale route is still used: a wrong one only delays operations, as the shard itself decides. The first use of a stale
-route marks the route as due for a refresh, so that unused routes cost no requests.
-
-The address of each shard: the addresses that the locator names, checked against those the shard was found at.
-
-A locator may name a wrong address, or another one with every answer. So once a shard was found at an address, another
-one is used only after the shard was found there too, and until then callers get the proven one. The address of a
-standby is a candidate while the shard does not answer at its own, and is used once the standby takes writes.
+A stale route is used: a wrong one only delays operations, as the shard itself decides. Its first use marks it as due
+for a refresh. A locator may name a wrong address: once a shard was found at one, another is used only after the shard
+was found there too. The address of a standby is used once it takes writes while the shard does not answer at its own.
 """
 
 from __future__ import annotations
@@ -35,8 +30,6 @@ def stale_at(found_at: float, *, draw: float) -> float:
 
 
 class _Route(msgspec.Struct, gc=False):
-    """The shard of one tenant. *stale_at* is infinite while the route is due for a refresh."""
-
     shard_id: str
     stale_at: float
 
@@ -210,7 +203,6 @@ class BusinessIds:
 
 
 def _make_room(entries: MutableMapping[str, Any], max_count: int) -> None:
-    """Drop the first of *entries* if there are *max_count*: many at once, as an iteration first skips deleted slots."""
     if len(entries) >= max_count:
         for key in list(islice(entries, max(1, max_count // 64))):
             del entries[key]
@@ -223,8 +215,6 @@ UNHEALTHY_BACKOFF_MAX_S: Final = 1.0  # while the shard does not answer at its p
 
 
 class _Candidate(msgspec.Struct):
-    """An address that is not in use, and may be tried."""
-
     address: ShardAddress
     is_named: bool = True  # by the last answer of the locator; otherwise not tried, but the back-off goes on
     is_standby: bool = False
@@ -234,8 +224,6 @@ class _Candidate(msgspec.Struct):
 
 
 class _KnownShard(msgspec.Struct):
-    """The addresses of one shard."""
-
     address: ShardAddress
     is_proven: bool = False
     candidate: _Candidate | None = None
@@ -272,10 +260,7 @@ class AddressBook:
         self._shards[address.shard_id] = _KnownShard(address, candidate=candidate)
 
     def update(self, address: ShardAddress, *, standby: ShardAddress | None = None) -> None:
-        """Take over the addresses that a new static map has for a shard.
-
-        A shard that was found at another address keeps that one until the shard is found at the new one too.
-        """
+        """Take over a new map's addresses; a proven one is kept until the shard is found at the new one."""
         shard = self._shards.get(address.shard_id)
         if shard is None or not shard.is_proven:
             self.add(address, standby=standby)

@@ -1,15 +1,8 @@
-"""Refresh cached routes and the addresses of shards in the background.
+"""Refresh cached routes and addresses in the background; replace the shard map at SIGHUP.
 
-Routes in use are refreshed at a rate that Citrus can serve, however many there are. Unhealthy shards are located with
-one request each, not one for each of their tenants, until Citrus names an address at which the shard answers.
-
-Replace the shard map of a running worker when SIGHUP reports a changed file; an invalid map changes nothing.
-
-Why no tenant is split: a tenant's home is the shard that has its row, whatever the map contains, and its possible
-homes
-by the new map are asked before the tenant is made again. A shard is removed only if it was retired in the old map, so
-that no worker with that map makes tenants there, and if it confirms that it has none. After that the shard is never
-written to: batches in flight end, and later operations are held as those of tenants on no shard.
+Unhealthy shards are located with one request each. Why no new map splits a tenant: its home is the shard that has its
+row, and its possible homes by the new map are asked before it is made again. A shard is removed only if it was retired
+in the old map and confirms that it has no tenants; it is never written to again.
 """
 
 from __future__ import annotations
@@ -188,7 +181,6 @@ class RouteRefresh:
 
 
 async def _ignore_errors(request: Awaitable[object]) -> None:
-    """Await *request*; after an error it is repeated later."""
     with contextlib.suppress(RetryableError, PermanentError):
         await request
 
@@ -240,7 +232,6 @@ class ShardMapReloader:
         return []
 
     async def _check(self, new: ShardMap) -> None:
-        """Raise `ConfigurationError` if *new* may not replace the present map."""
         old = self._static_map.map
         problems = refusals_of(old, new) or await self._find_obstacles(change_of(old, new).removed)
         if new.all_in_place:
@@ -249,7 +240,6 @@ class ShardMapReloader:
             raise ConfigurationError(*(f"SHARD_MAP_FILE: {problem}" for problem in problems))
 
     async def _find_obstacles(self, removed: Sequence[MappedShard]) -> list[str]:
-        """Ask the shards to be removed for their tenants; return why they may not be removed."""
 
         async def count_tenants(address: ShardAddress) -> int:
             rows = await fetch_from_shard(self._pools.ensure_pool(address), QUERIES["count_living_tenants"])
@@ -269,10 +259,6 @@ class ShardMapReloader:
         ]
 
     async def _find_displaced(self, new: ShardMap) -> list[str]:
-        """Ask all shards for their tenants; return those that have no row where *new* places them.
-
-        Of shards that do not answer the map is a person's word.
-        """
 
         async def list_tenants(address: ShardAddress) -> dict[str, str]:
             rows = await fetch_from_shard(self._pools.ensure_pool(address), QUERIES["list_tenants"])
@@ -318,7 +304,6 @@ class ShardMapReloader:
         return pools
 
     async def _mark_moved_routes_due(self) -> int:
-        """Mark the routes that differ from the new map as due for a refresh; return their number."""
         routes, shard_map = self._directory.routes, self._static_map.map
         count = 0
         for number, (tenant_id, shard_id) in enumerate(routes.items(), start=1):

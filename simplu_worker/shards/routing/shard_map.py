@@ -1,13 +1,8 @@
 """Static routing: the shard of a fixed list to which a tenant's key is hashed (docs/shard-manager.md). Pure.
 
-Source: Lamping and Veach, "A Fast, Minimal Memory, Consistent Hash Algorithm" (arXiv 1406.2294).
-
-The changes between two shard maps, and those that are refused, as tenants live where the old map put them.
-
-A tenant's possible homes follow from the order of the shards (`ShardMap.possible_homes`), so each keeps its place. A
-shard is left out only after it was retired in every worker's map: otherwise one worker makes tenants on it that
-another
-worker expects on other shards. And a place that was retired stays marked, as keys went past it.
+Source: Lamping and Veach, "A Fast, Minimal Memory, Consistent Hash Algorithm" (arXiv 1406.2294). A change of the map is
+refused where it would hide a tenant's possible homes, which follow from the order of the shards: each keeps its place,
+and leaves the map only after it was retired in every worker's.
 """
 
 from __future__ import annotations
@@ -29,9 +24,9 @@ PROBLEMS_MAX = 10  # of one kind; a map may have a hundred thousand pins
 
 
 class MappedShard(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """One shard of a map. A retired shard keeps its place in the list and takes no keys.
+    """One shard of a map.
 
-    One that takes keys again, or in whose place another one was retired, *was_retired*: keys may live past it.
+    A retired shard keeps its place and takes no keys; keys may live past one that *was_retired*.
     """
 
     shard_id: str
@@ -74,9 +69,9 @@ class Placement(msgspec.Struct, frozen=True):
 
 
 class ShardMap(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """The shards in their order, to which shards may be added only at the end, and the tenants pinned to a shard.
+    """The shards in their order, and the tenants pinned to a shard.
 
-    *all_in_place* is a person's word: each tenant has a row on the shard where this map places it, or was never made.
+    *all_in_place* is a person's word: each tenant has a row where this map places it, or was never made.
     """
 
     shards: tuple[MappedShard, ...]
@@ -112,8 +107,8 @@ class ShardMap(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_field
     def possible_homes(self, key: str) -> list[MappedShard]:
         """Return the shards on which *key* may live: its shard now, and that for every smaller number of shards.
 
-        A shard that is or was retired also took keys at another time: so all of those that the key was hashed to count,
-        and the first one after them. Its shard now alone, where all are in place (`tests/model/home_model.py`).
+        A shard that is or was retired counts, and the first one after it. With *all_in_place* its shard alone
+        (`tests/model/home_model.py`).
         """
         places = [self.shard_of(key)]
         if self.all_in_place:
@@ -221,7 +216,6 @@ def _problems(shard_map: ShardMap, allowed_hosts: tuple[str, ...]) -> list[str]:
 
 
 def _shown(text: str, *, instead: str = "a name") -> str:
-    """Return *text*, which has a name from the map, unless that is a connection string in a wrong place."""
     return f"{instead} with @, which is not shown because it may contain a password" if "@" in text else text
 
 

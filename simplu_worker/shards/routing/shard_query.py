@@ -54,10 +54,7 @@ async def fetch_from_shard(pool: ShardPool, query: str, *arguments: object) -> l
 async def fetch_from_all_shards(
     locator: Locator, pools: Pools, query: str, *arguments: object, limits: QueryLimits = LIMITS
 ) -> ShardRows:
-    """Return the rows of the SQL *query* on every known shard.
-
-    Raises the errors of `Locator.list_shards`.
-    """
+    """Return the rows of the SQL *query* on every known shard. Raises as `Locator.list_shards`."""
 
     async def fetch(shard: ShardAddress) -> list[dict[str, Any]]:
         return await fetch_from_shard(pools.ensure_pool(shard), query, *arguments)
@@ -69,10 +66,7 @@ async def fetch_from_all_shards(
 
 
 async def find_addresses(locator: Locator, pools: Pools) -> None:
-    """Give the pools the addresses that their shards have now, as far as the locator answers.
-
-    For commands that take long: a replica may have taken a shard's place meanwhile.
-    """
+    """Give the pools the present addresses of their shards, as far as the locator answers."""
     with contextlib.suppress(WorkerError):
         for shard in await locator.list_shards():
             with contextlib.suppress(WorkerError):  # an address that may not be used
@@ -82,11 +76,7 @@ async def find_addresses(locator: Locator, pools: Pools) -> None:
 async def query_all_shards(
     shards: Sequence[ShardAddress], query: Callable[[ShardAddress], Awaitable[Result]], *, limits: QueryLimits = LIMITS
 ) -> dict[str, Result]:
-    """Return the answers by shard id, without the shards that did not answer.
-
-    A silent shard delays others only if there are more shards than *limits* allow concurrent queries. A query that did
-    not begin before the deadline counts as one without an answer.
-    """
+    """Return the answers by shard id, without the shards that did not answer before the deadline."""
     answers: dict[str, Result] = {}
     slots = asyncio.Semaphore(limits.at_once)
 

@@ -1,7 +1,7 @@
-"""The home of a tenant, which is the shard that has its row, as the shards themselves report: they are authoritative.
+"""The home of a tenant: the shard that has its row, as the shards themselves report.
 
-Three passes, each for the tenants that the passes before did not find: the shard that the locator names; the shards on
-which the tenant may have lived before; every other shard.
+Three passes, each for tenants not found yet: the shard that the locator names; shards on which the tenant may have
+lived before; every other shard.
 """
 
 from __future__ import annotations
@@ -51,11 +51,10 @@ class TenantHomes:
     async def find_homes(self, named: Mapping[str, ShardAddress]) -> dict[str, Answer | None]:
         """Return the home of each tenant, at the end of its moves; *named* are the shards that the locator names.
 
-        None means that every shard on which the tenant may live answered that it has no row. A destroyed row counts
-        only on the named shard, and only if no other shard has another row; the row of a tenant that is moving to a
-        shard, only if none has a row that it has not left. An error is returned while a shard that may have the tenant
-        does not answer: `HomeUnknownError` if that is not the named one. Each shard gets one query a pass
-        for all tenants.
+        None: every shard on which the tenant may live answered that it has no row. A destroyed row counts only on the
+        named shard, and only without another row; one of a tenant that is moving to a shard, only without a row that it
+        has not left. An error stands while a shard that may have the tenant does not answer: `HomeUnknownError` if that
+        is not the named one.
         """
         on_named = await self._query_shards({tenant_id: [address] for tenant_id, address in named.items()})
         destroyed = {
@@ -70,7 +69,6 @@ class TenantHomes:
         }
 
     async def _find_on_possible_homes(self, named: Mapping[str, ShardAddress]) -> dict[str, Answer]:
-        """Ask the shards on which tenants may have lived, without the named ones, which were asked."""
         if not named:
             return {}
         try:
@@ -86,7 +84,6 @@ class TenantHomes:
         return {tenant_id: _of_earlier_home(answer) for tenant_id, answer in _first_possible(answers).items()}
 
     async def _find_on_fallback_homes(self, tenant_ids: Iterable[str]) -> dict[str, Answer]:
-        """Ask the remaining shards; one that does not answer is ignored."""
         answers = await self._query_shards(await self._locator.list_fallback_homes(tenant_ids))
         return _first_possible(
             {
@@ -96,7 +93,6 @@ class TenantHomes:
         )
 
     async def _query_shards(self, shards_by_tenant: Mapping[str, Sequence[ShardAddress]]) -> dict[str, list[Answer]]:
-        """Return the answers of each tenant's shards, homes before errors; each shard gets one query."""
         answers: dict[str, list[Answer]] = {tenant_id: [] for tenant_id in shards_by_tenant}
         slots = asyncio.Semaphore(QUERIES_AT_ONCE)
 
@@ -173,7 +169,6 @@ def _may_be_home(answer: Answer) -> bool:
 
 
 def _is_arriving(answer: Answer) -> bool:
-    """Return whether the tenant is moving to the shard: its home is still another one."""
     return isinstance(answer, TenantHome) and answer.tenant["state"] in ARRIVING_STATES
 
 
@@ -187,12 +182,10 @@ def _first_possible(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Answer
 
 
 def _add_better(found: dict[str, Answer], later: Mapping[str, Answer]) -> None:
-    """Add the answers of a later pass, in place of shards to which a tenant is only moving."""
     found |= {one: answer for one, answer in later.items() if one not in found or not _is_arriving(answer)}
 
 
 def _without(found: Mapping[str, Answer], named: Mapping[str, ShardAddress]) -> dict[str, ShardAddress]:
-    """Return the tenants, with their named shards, that are to be looked for further."""
     return {one: address for one, address in named.items() if one not in found or _is_arriving(found[one])}
 
 
