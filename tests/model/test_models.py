@@ -743,6 +743,7 @@ NIGHTLY = {
     "log order: a promotion beside an idle transaction",
     "letters: crash and zombie, clocks ahead",
     "gap: two records",
+    "reshard: zombie of the early child",
 }
 # What takes more than half a second of processor time.
 SAFE_BUT_SLOW = {
