@@ -105,7 +105,7 @@ class LeaseRenewer:
             self._is_requested.clear()
             started_at, ahead = loop_time(), self._ahead()
             if self.reader is not None:
-                self._meter.note(self.reader.read_bytes, now=started_at)
+                self._meter.note(self.reader.cursor.read_bytes, now=started_at)
             progress: dict[str, Any] = {
                 "pending_tenants": self._pending_tenants(),
                 "ahead": ahead,
@@ -209,14 +209,14 @@ class LeaseRenewer:
             self._me,
             __version__,
             lag_s=self.reader.view.lag_s,
-            records_per_s=self._records.note(self.reader.read_records, now=now),
+            records_per_s=self._records.note(self.reader.cursor.read_records, now=now),
             held_count=len(self.reader.holds()),
             held=self.reader.view.first_held(),
             latency_p99_s=figures.latency_p99_s,
             dead_letter_count=figures.dead_letter_count,
             top=figures.top,
             unable=figures.unable,
-            read_count=self.reader.read_records,
+            read_count=self.reader.cursor.read_records,
         )
 
     def _checkpoint(self) -> Position | None:

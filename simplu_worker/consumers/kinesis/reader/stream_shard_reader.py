@@ -217,16 +217,6 @@ class StreamShardReader:
         held = tenants.encode()  # empty where only whole shards are held: the successor reads their rows
         return ReadAhead(main.stored.position, held) if held else None
 
-    @property
-    def read_bytes(self) -> int:
-        """The bytes that the main reader has read; those of catch-ups come once."""
-        return self.cursor.read_bytes
-
-    @property
-    def read_records(self) -> int:
-        """The records that the main reader has read, aggregates as one."""
-        return self.cursor.read_records
-
     def read_up_to(self, ahead: ReadAhead | None) -> datetime | None:
         """Return the time before which nothing arrived that is pending, but for the tenants in *ahead*.
 
