@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, Final
 
@@ -82,31 +82,21 @@ async def read_remains(settings: Settings, exports: Sequence[str], old_tables: S
     async with AsyncExitStack() as stack:
         if settings.kinesis_stream_name is not None:
             stream = await stack.enter_async_context(open_stream(settings))
-
-            async def stream_retention() -> timedelta | None:
-                return (await stream.describe()).retention
-
-            sources.append(await _remains_in(f"stream {stream.name}", stream_retention))
-        urls = [url for name in QUEUES if (url := getattr(settings, name)) is not None]
-        if urls:
+            kept: timedelta | None = None
+            with suppress(RetryableError, PermanentError):
+                kept = (await stream.describe()).retention
+            sources.append(_remains_in(f"stream {stream.name}", kept))
+        if urls := [url for name in QUEUES if (url := getattr(settings, name)) is not None]:
             client = await stack.enter_async_context(open_sqs(settings))
-            for url in urls:
-                queue = Queue(client, url)
-
-                async def queue_retention(queue: Queue = queue) -> timedelta | None:
-                    kept_s = (await queue.read_attributes()).retention_s
-                    return None if kept_s is None else timedelta(seconds=kept_s)
-
-                sources.append(await _remains_in(f"queue {queue.name}", queue_retention))
+            for queue in (Queue(client, url) for url in urls):
+                with suppress(RetryableError, PermanentError):
+                    await queue.read_attributes()
+                sources.append(_remains_in(f"queue {queue.name}", queue.retention))
     return Remains(sources, settings.operation_retention_hours, list(exports), list(old_tables))
 
 
-async def _remains_in(name: str, read: Callable[[], Awaitable[timedelta | None]]) -> SourceRemains:
-    try:
-        retention = await read()
-    except (RetryableError, PermanentError):
-        retention = None
-    return SourceRemains(name, None if retention is None else round(retention.total_seconds() / 3600, 2))
+def _remains_in(name: str, kept: timedelta | None) -> SourceRemains:
+    return SourceRemains(name, None if kept is None else round(kept.total_seconds() / 3600, 2))
 
 
 ACTION: Final = "erase_resource"

@@ -16,7 +16,7 @@ from support.queued_operations import queued_operation
 from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
-from simplu_worker.consumers.pipeline.home_lookup import CHECK_INTERVAL_MAX_S, MOVING_RETRY_S, WAIT_MAX_S
+from simplu_worker.consumers.pipeline.home_lookup import MOVING_RETRY_S, WAIT_MAX_S
 from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import ABSENCE_MAX_AGE_S, UNKNOWN_TENANT_MARGIN, Operation, Outcome
@@ -182,34 +182,6 @@ async def test_tenant_with_known_names_is_made_when_no_shard_has_it() -> None:
     assert (maker.names, maker.applied) == ([[("b", "l")]], [("b-l", "shard-1")])
 
 
-@pytest.mark.slow
-async def test_tenant_is_held_with_the_reason_when_it_cannot_be_made() -> None:
-    maker = Maker(set())
-    with capture_logs() as logs:
-        async with running(maker) as dispatcher:
-            dispatcher.send([queued_operation(arrived_at=NOW)])
-            await eventually(lambda: bool(dispatcher.ownership.holds()) and len(maker.names) > 1)
-    assert [hold.reason for hold in dispatcher.ownership.holds()] == [HoldReason.NOT_HERE]
-    (held,) = [line for line in logs if line["event"] == "tenant.held"]
-    assert (held["reason"], held["error"]) == ("not_here", "no such business")
-    assert maker.names[-1] == [("b", "l")]
-    assert maker.applied == []
-
-
 async def eventually(is_so: Callable[[], bool]) -> None:
     while not is_so():  # noqa: ASYNC110  # nothing to await
         await asyncio.sleep(0.01)
-
-
-@pytest.mark.parametrize("has_tenant", [True, False])
-def test_lookups_end_at_once_when_stopping(has_tenant: bool) -> None:  # noqa: FBT001  # a parameter of the test
-    async def stopped_within_s() -> float:
-        async with running(Maker(set())) as dispatcher:
-            if has_tenant:
-                dispatcher.send([queued_operation(arrived_at=NOW)])
-            await asyncio.sleep(0.05)
-            started = loop_time()
-        return loop_time() - started
-
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        assert runner.run(stopped_within_s()) < CHECK_INTERVAL_MAX_S / 2

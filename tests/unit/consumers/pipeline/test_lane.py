@@ -13,7 +13,6 @@ from simplu_worker.consumers.pipeline.results import BatchCrashed, BatchDecided,
 from simplu_worker.errors import RetryableError
 from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
-from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import Source
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -75,18 +74,6 @@ class Answering:
 async def result_of(lane: Lane[Entry]) -> object:
     async with asyncio.timeout(30):
         return await lane.next_result(asyncio.Event())
-
-
-async def test_wait_of_a_tenant_is_noted_when_the_next_batch_is_made() -> None:
-    time = ShardTime()
-    source = Answering(APPLIED)
-    lane = source.lane([entry_of("a"), entry_of("b")], time=time)
-    await asyncio.sleep(0.001)
-    source.may_answer.set()
-    await result_of(lane)
-
-    uses = time.usage.last_minute(loop_time()).by_tenant
-    assert {tenant_id: use.waited_s > 0 for tenant_id, use in uses.items()} == {"a": True, "b": True}
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
@@ -175,11 +162,3 @@ async def test_failing_chain_does_not_stop_other_chains_of_its_tenant() -> None:
     assert (decided.applied, lane.queued) == ([entries[4]], [entries[1], entries[3]])
     assert lane.take_chains({"bad"}) == []
     assert await result_of(lane) == BatchDecided([entries[1], entries[3]])
-
-
-async def test_late_repetitions_are_told_apart() -> None:
-    entries = [entry_of("a-x"), entry_of("b-x")]
-    source = Answering([APPLIED, LATE])
-    source.may_answer.set()
-
-    assert await result_of(source.lane(entries)) == BatchDecided(entries, [entries[1]], failing=[])
