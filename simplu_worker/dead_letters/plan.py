@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
@@ -441,12 +441,6 @@ def _check_editable(parsed: ParsedDeadLetter, rules: ReplayRules) -> None:
         )
     if (unknown := unknown_source(letter, rules)) is not None:
         raise NotEditableError(unknown.detail)
-    is_of_several = origin.part_index is None and unpack(letter.record, "", origin.sub_sequence_number) is not None
+    is_of_several = origin.part_index is None and unpack(letter.record, "") is not None
     if letter.parts is not None or is_of_several:
         raise NotEditableError("the record has several operations, of which one text would replace all: replay it")
-
-
-def parts_at(letter: DeadLetter, record: Iterable[Part]) -> list[Part]:
-    """Return the parts of *record* at the letter's position, or that it names as bad."""
-    numbers = {letter.origin.part_number} if letter.parts is None else set(letter.parts.numbers or ())
-    return [part for part in record if part.number in numbers]

@@ -35,7 +35,6 @@ from simplu_worker.dead_letters.plan import (
     Resend,
     ResendRequest,
     edit_record,
-    parts_at,
     plan_resend,
     sort_key,
     unknown_source,
@@ -483,7 +482,8 @@ class _Sources:
         record = await self._read_record(self._stream, letter)
         if record is None:
             return f"the stream {self._stream.name} no longer has the record"
-        parts = parts_at(letter, unpack(record.data, record.partition_key) or ())
+        numbers = {letter.origin.part_number} if letter.parts is None else set(letter.parts.numbers or ())
+        parts = [one for one in unpack(record.data, record.partition_key) or () if one.number in numbers]
         packer = AggregatePacker()
         for part in parts:
             packer.add(part.partition_key, part.data)

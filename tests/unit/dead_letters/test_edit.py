@@ -92,5 +92,5 @@ def test_letter_of_which_a_part_would_be_lost_is_not_editable(letter: ParsedDead
 
 
 def test_part_of_a_record_is_editable() -> None:
-    part = parsed(origin=msgspec.structs.replace(STREAM, part_index=2))
+    part = parsed(f"[{TEXT},{TEXT}]".encode(), origin=msgspec.structs.replace(STREAM, part_index=2))
     assert edit_record(part, TEXT, "new", RULES).operation.request_id == "new"

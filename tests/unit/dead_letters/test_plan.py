@@ -11,6 +11,7 @@ from support.aws.kpl_aggregates import aggregate
 from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage
 from simplu_worker.consumers.kinesis.stream.client import NewRecord, cut_into_puts
 from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
+from simplu_worker.dead_letters import plan
 from simplu_worker.dead_letters.plan import (
     DeadLetterFilter,
     LeftLetter,
@@ -141,7 +142,8 @@ def test_filter_matches_all_only_without_any_criterion(filters: DeadLetterFilter
 
 
 @pytest.mark.parametrize(
-    ("message_ids", "expected"), [((), [False, False, False]), (("m-1", "m-2"), [False, False, True])]
+    ("message_ids", "expected"),
+    [((), [False, False, False]), (("m-1",), [False, True, True]), (("m-1", "m-2"), [False, False, True])],
 )
 def test_filter_is_complete_when_each_named_message_is_found(
     message_ids: tuple[str, ...], expected: list[bool]
@@ -150,8 +152,24 @@ def test_filter_is_complete_when_each_named_message_is_found(
     assert [filters.is_complete(count) for count in range(3)] == expected
 
 
+def test_filter_is_logged_without_the_message_ids() -> None:
+    reasons = frozenset({DeadLetterReason.UNKNOWN_TENANT, DeadLetterReason.TOO_LARGE})
+    filters = DeadLetterFilter(reasons, Source.SQS, ("b", "l"), FAILED_AT, FAILED_AT, frozenset({"m-1", "m-2"}))
+    tenant = {"businessId": "b", "locationId": "l"}
+    times = {"since": FAILED_AT, "until": FAILED_AT}
+    named = {"reasons": ["too_large", "unknown_tenant"], "source": "sqs", "messageIds": 2}
+    assert filters.facts() == tenant | times | named
+    assert DeadLetterFilter().facts()["businessId"] is DeadLetterFilter().facts()["locationId"] is None
+
+
+def test_message_counts_with_its_attributes_as_sqs_counts() -> None:
+    message = OutgoingMessage("żó", FifoIds("g", "d"), {"a": "bc"})
+    assert Resend(Source.SQS, "q", "g", message=message).size_bytes == 4 + 1 + 2 + 6
+    assert Resend(Source.SQS, "q", "g", message=OutgoingMessage("żó")).size_bytes == 4
+
+
 def test_letters_are_ordered_by_source_and_place() -> None:
-    places = [("9", 0), ("10", 0), ("10", 1), ("10", 2), ("200", 0), ("1000", 0)]
+    places = [(None, 0), ("9", 0), ("0010", 0), ("10", 1), ("10", 2), ("200", 0), ("1000", 0)]
     in_stream = [
         msgspec.structs.replace(STREAM, sequence_number=number, sub_sequence_number=sub) for number, sub in places
     ]
@@ -279,7 +297,9 @@ def test_letter_of_bad_parts_is_found_by_the_reason_of_each() -> None:
 
 def test_bad_parts_are_left_together_unless_forced() -> None:
     one = letter_of_parts(("k3", b"{"), numbers=(3, 8, 9, 10))
-    assert left_for(one) is LeftReason.WOULD_COME_BACK
+    left = plan_resend(one, RULES)
+    assert isinstance(left, LeftLetter)
+    assert (left.why, left.detail[:19]) == (LeftReason.WOULD_COME_BACK, "1 of 4 bad parts: t")
     resend = sent_for(one, FORCED)
     assert [len(resend.records), resend.records[3]] == [4, NewRecord("k3", b"{")]
 
@@ -289,6 +309,22 @@ def test_bad_parts_without_numbers_or_an_aggregate_are_left() -> None:
     broken = msgspec.structs.replace(letter_of_parts(), record=b"{}")
     assert left_for(broken) is LeftReason.NOT_A_LETTER
     assert left_for(broken, FORCED) is LeftReason.NOT_A_LETTER
+    fewer = msgspec.structs.replace(letter_of_parts(), parts=BadParts(100, 2, {}, (3, 8)))
+    assert left_for(fewer) is LeftReason.NOT_A_LETTER
+
+
+def test_bad_parts_with_ids_of_their_own_need_no_numbers() -> None:
+    data = json.dumps(VALID | {"requestId": "own"}).encode()
+    one = letter(aggregate([("k", None, data)]), parts=BadParts(100, 1, {}, None))
+    assert list(sent_for(one).records) == [NewRecord("k", data)]
+
+
+@pytest.mark.parametrize(("most", "is_left"), [(2, True), (3, False)])
+def test_aggregate_with_too_many_parts_is_left(monkeypatch: pytest.MonkeyPatch, most: int, *, is_left: bool) -> None:
+    monkeypatch.setattr(plan, "PARTS_MAX", most)
+    one = letter(aggregate([("k", None, json.dumps(VALID | {"requestId": "own"}).encode())] * 3))
+    assert isinstance(plan_resend(one, RULES), LeftLetter) is is_left
+    assert len(sent_for(one, FORCED).records) == 3
 
 
 @pytest.mark.parametrize("name", ["another", "orders.fifo"])
