@@ -77,13 +77,12 @@ class Parameter(msgspec.Struct, frozen=True):
 
 
 class Route(msgspec.Struct, frozen=True):
-    """One path with one method; *name* is that of its endpoint.
+    """One *request*, a method with a path; *name* is that of its endpoint.
 
     *answers* has types, or keys of CONTENT_TYPES, beside those that the access brings.
     """
 
-    method: str
-    path: str
+    request: str
     name: str
     access: Access
     answer: Answer
@@ -93,14 +92,24 @@ class Route(msgspec.Struct, frozen=True):
     body: type | None = None
 
     @property
+    def method(self) -> str:
+        """The method."""
+        return self.request.partition(" ")[0]
+
+    @property
+    def path(self) -> str:
+        """The path with its parameters in braces."""
+        return self.request.partition(" ")[2]
+
+    @property
     def pattern(self) -> str:
         """The path for the router."""
         return self.path.replace("}", f":{ANY_ID}}}")
 
 
-def _id(name: str, text: str, *, place: str = "path") -> Parameter:
-    schema = {"type": "string", "minLength": 1, "maxLength": ID_MAX}
-    return Parameter(name, text, place, is_required=place == "path", schema=schema)
+def _id(name: str, text: str, length_max: int = ID_MAX) -> Parameter:
+    schema = {"type": "string", "minLength": 1, "maxLength": length_max}
+    return Parameter(name, text, "path", is_required=True, schema=schema)
 
 
 def _time(name: str, text: str) -> Parameter:
@@ -145,167 +154,129 @@ WAIT: Final = Parameter(
 )
 QUEUE: Final = Parameter("queue", "The name of the queue; with one source queue it may be left out.")
 
+TENANT: Final = (_id("businessId", "The business of the tenant."), _id("locationId", "Its location."))
+RESOURCE: Final = (
+    *TENANT,
+    _id("resourceType", "The type of the resource."),
+    _id("resourceId", "Its id.", TEXT_MAX),
+)
+TENANT_ID: Final = _id("tenantId", "Its business id and its location id, joined by a hyphen.", 2 * ID_MAX + 1)
+
+ALL, COUNTS, VIEWERS, PRODUCERS, OPERATORS, DESTROYERS = Access
+AT_ONCE, SHARED, IN_TURNS, STREAM = Answer
+HEALTH: Final = {200: answers.Health, 503: answers.Health}
+
 ROUTES: Final = (
-    Route("GET", "/", "page", Access.ALL, Answer.AT_ONCE, "The status page.", {200: "html"}),
+    Route("GET /", "page", ALL, AT_ONCE, "The status page.", {200: "html"}),
     Route(
-        *("GET", "/page/{file}", "page_file", Access.ALL, Answer.AT_ONCE),
+        *("GET /page/{file}", "page_file", ALL, AT_ONCE),
         "A style or a script of the status page.",
         {200: "file", 404: answers.Error},
         (Parameter("file", "The name of the file.", "path", is_required=True),),
     ),
+    Route("GET /openapi.json", "description", ALL, AT_ONCE, "This description.", {200: dict}),
     Route(
-        "GET",
-        "/openapi.json",
-        "description",
-        Access.ALL,
-        Answer.AT_ONCE,
-        "This description.",
-        {200: dict},
-    ),
-    Route(
-        *("GET", "/schemas/", "message_schemas", Access.ALL, Answer.AT_ONCE),
+        *("GET /schemas/", "message_schemas", ALL, AT_ONCE),
         "The names of the JSON Schemas of messages, below this path.",
         {200: dict},
     ),
     Route(
-        *("GET", "/schemas/{name}.json", "message_schema", Access.ALL, Answer.AT_ONCE),
-        "The JSON Schema of one kind of message.",
+        *("GET /schemas/{name}.json", "message_schema", ALL, AT_ONCE, "The JSON Schema of one kind of message."),
         {200: dict, 404: answers.Error},
         (Parameter("name", "The kind of message.", "path", is_required=True),),
     ),
+    Route("GET /livez", "live", ALL, AT_ONCE, "Whether the loops of the worker turn.", HEALTH),
+    Route("GET /healthz", "healthy", ALL, AT_ONCE, "The same as /livez.", HEALTH),
+    Route("GET /readyz", "ready", ALL, AT_ONCE, "Whether the sources are consumed.", HEALTH),
+    Route("GET /metrics", "metrics", ALL, AT_ONCE, "Metrics for Prometheus.", {200: "metrics"}),
+    Route("GET /status", "status", COUNTS, SHARED, "The state of this replica.", {200: answers.Status}),
+    Route("GET /fleet", "fleet", VIEWERS, SHARED, "The replicas that share the stream.", {200: answers.Fleet}),
     Route(
-        *("GET", "/livez", "live", Access.ALL, Answer.AT_ONCE),
-        "Whether the loops of the worker turn.",
-        {200: answers.Health, 503: answers.Health},
-    ),
-    Route(
-        *("GET", "/healthz", "healthy", Access.ALL, Answer.AT_ONCE),
-        "The same as /livez.",
-        {200: answers.Health, 503: answers.Health},
-    ),
-    Route(
-        *("GET", "/readyz", "ready", Access.ALL, Answer.AT_ONCE),
-        "Whether the sources are consumed.",
-        {200: answers.Health, 503: answers.Health},
-    ),
-    Route("GET", "/metrics", "metrics", Access.ALL, Answer.AT_ONCE, "Metrics for Prometheus.", {200: "metrics"}),
-    Route(
-        "GET", "/status", "status", Access.COUNTS, Answer.SHARED, "The state of this replica.", {200: answers.Status}
-    ),
-    Route(
-        *("GET", "/fleet", "fleet", Access.VIEWERS, Answer.SHARED),
-        "The replicas that share the stream.",
-        {200: answers.Fleet},
-    ),
-    Route(
-        *("GET", "/fleet/history", "fleet_history", Access.VIEWERS, Answer.SHARED),
+        *("GET /fleet/history", "fleet_history", VIEWERS, SHARED),
         "Lag and rate of the fleet and of each stream shard over the last hour, and of the fleet over the last day.",
         {200: answers.FleetHistory},
     ),
     Route(
-        *("GET", "/events", "events", Access.VIEWERS, Answer.STREAM),
-        "/status and /fleet as server-sent events, for an hour.",
+        *("GET /events", "events", VIEWERS, STREAM, "/status and /fleet as server-sent events, for an hour."),
         {200: "events"},
     ),
     Route(
-        *("GET", "/tap", "tap", Access.VIEWERS, Answer.STREAM),
-        "Operations as they are decided, as server-sent events, for 15 minutes.",
+        *("GET /tap", "tap", VIEWERS, STREAM, "Operations as they are decided, as server-sent events, for 15 minutes."),
         {200: "events"},
         TAP,
     ),
     Route(
-        *("POST", "/leases/{streamShard}/release", "release_lease", Access.OPERATORS, Answer.IN_TURNS),
+        *("POST /leases/{streamShard}/release", "release_lease", OPERATORS, IN_TURNS),
         "Have the owner of a stream shard's lease release it.",
         {202: answers.Release, 404: answers.Error, 409: answers.Error},
         (_id("streamShard", "The stream shard."),),
     ),
     Route(
-        *("POST", "/held/retry", "retry_held", Access.OPERATORS, Answer.IN_TURNS),
-        "Try the held targets of all replicas now.",
+        *("POST /held/retry", "retry_held", OPERATORS, IN_TURNS, "Try the held targets of all replicas now."),
         {200: answers.Retry},
         body=RetryRequest,
     ),
     Route(
-        *("POST", "/dead-letters/list", "list_letters", Access.OPERATORS, Answer.IN_TURNS),
+        *("POST /dead-letters/list", "list_letters", OPERATORS, IN_TURNS),
         "Look at dead letters, which are hidden from other receivers for that time.",
         {200: answers.Letters, 409: answers.Error},
         body=LettersRequest,
     ),
     Route(
-        *("POST", "/dead-letters/replay", "replay_letters", Access.OPERATORS, Answer.IN_TURNS),
+        *("POST /dead-letters/replay", "replay_letters", OPERATORS, IN_TURNS),
         "Send the records of dead letters to their source again; without `apply` the plan.",
         {200: answers.ActedOnLetters, 409: answers.Error},
         body=LettersRequest,
     ),
     Route(
-        *("POST", "/dead-letters/discard", "discard_letters", Access.OPERATORS, Answer.IN_TURNS),
+        *("POST /dead-letters/discard", "discard_letters", OPERATORS, IN_TURNS),
         "Delete dead letters and their records; without `apply` the plan.",
         {200: answers.ActedOnLetters, 409: answers.Error},
         body=LettersRequest,
     ),
     Route(
-        *("POST", "/dead-letters/edit", "edit_letter", Access.OPERATORS, Answer.IN_TURNS),
+        *("POST /dead-letters/edit", "edit_letter", OPERATORS, IN_TURNS),
         "Send a corrected record in place of a dead letter's, under a new request id; without `apply` the plan.",
         {200: answers.Edit, 404: answers.Error, 409: answers.Error},
         body=EditRequest,
     ),
-    Route("GET", "/shards", "shards", Access.COUNTS, Answer.SHARED, "Every known shard now.", {200: answers.Shards}),
+    Route("GET /shards", "shards", COUNTS, SHARED, "Every known shard now.", {200: answers.Shards}),
     Route(
-        *("GET", "/operations", "operations", Access.PRODUCERS, Answer.IN_TURNS),
+        *("GET /operations", "operations", PRODUCERS, IN_TURNS),
         "The operations of a tenant, those completed last first.",
         {200: answers.Operations, 404: answers.NoTenant},
         LIST,
     ),
     Route(
-        *("GET", "/operations/{requestId}", "operation", Access.PRODUCERS, Answer.IN_TURNS),
+        *("GET /operations/{requestId}", "operation", PRODUCERS, IN_TURNS),
         "The outcome of one operation.",
         {200: answers.Operation, 404: answers.Operation},
         (_id("requestId", "The operation's `requestId`."), BUSINESS, LOCATION, WAIT),
     ),
     Route(
-        *("GET", "/tenants/{businessId}/{locationId}", "tenant", Access.PRODUCERS, Answer.IN_TURNS),
+        *("GET /tenants/{businessId}/{locationId}", "tenant", PRODUCERS, IN_TURNS),
         "One tenant, with the numbers of its rows.",
         {200: answers.Tenant, 404: answers.NoTenant, 503: answers.Error},
-        (_id("businessId", "The business of the tenant."), _id("locationId", "Its location.")),
+        TENANT,
     ),
     Route(
-        *("GET", "/tenants/{tenantId}", "tenant_by_id", Access.VIEWERS, Answer.IN_TURNS),
+        *("GET /tenants/{tenantId}", "tenant_by_id", VIEWERS, IN_TURNS),
         "One tenant by the id that held targets and moves have.",
         {200: answers.Tenant, 404: answers.NoTenant, 503: answers.Error},
-        (
-            Parameter(
-                "tenantId",
-                "Its business id and its location id, joined by a hyphen.",
-                "path",
-                is_required=True,
-                schema={"type": "string", "minLength": 1, "maxLength": 2 * ID_MAX + 1},
-            ),
-        ),
+        (TENANT_ID,),
     ),
     Route(
-        *("GET", "/resources/{businessId}/{locationId}/{resourceType}/{resourceId}", "resource"),
-        *(Access.OPERATORS, Answer.IN_TURNS),
+        *("GET /resources/{businessId}/{locationId}/{resourceType}/{resourceId}", "resource", OPERATORS, IN_TURNS),
         "One resource as its row is now.",
         {200: answers.Resource, 404: answers.NoTenant},
-        (
-            _id("businessId", "The business of the tenant."),
-            _id("locationId", "Its location."),
-            _id("resourceType", "The type of the resource."),
-            Parameter(
-                "resourceId",
-                "Its id.",
-                "path",
-                is_required=True,
-                schema={"type": "string", "minLength": 1, "maxLength": TEXT_MAX},
-            ),
-        ),
+        RESOURCE,
     ),
     *(
         Route(
-            *("POST", f"/tenants/{{businessId}}/{{locationId}}/{word}", name, Access.OPERATORS, Answer.IN_TURNS),
+            *(f"POST /tenants/{{businessId}}/{{locationId}}/{word}", name, OPERATORS, IN_TURNS),
             summary,
             {200: answers.Levers, 404: answers.Error, 409: answers.Error},
-            (_id("businessId", "The business of the tenant."), _id("locationId", "Its location.")),
+            TENANT,
             body=body,
         )
         for word, name, body, summary in (
@@ -314,48 +285,25 @@ ROUTES: Final = (
             ("weight", "weigh_tenant", WeightRequest, "Give a tenant more or less of its shard's time."),
         )
     ),
+    Route("GET /sqs/stats", "sqs_stats", COUNTS, SHARED, "The queues as SQS reports them.", {200: answers.Queues}),
     Route(
-        "GET",
-        "/sqs/stats",
-        "sqs_stats",
-        Access.COUNTS,
-        Answer.SHARED,
-        "The queues as SQS reports them.",
-        {200: answers.Queues},
-    ),
-    Route(
-        *("DELETE", "/sqs/purge", "purge", Access.DESTROYERS, Answer.IN_TURNS),
-        "Empty a queue.",
+        *("DELETE /sqs/purge", "purge", DESTROYERS, IN_TURNS, "Empty a queue."),
         {202: answers.Purge, 404: answers.Error, 429: answers.Error},
         (QUEUE,),
     ),
     Route(
-        *("GET", "/handler/status", "handler_status", Access.COUNTS, Answer.SHARED),
-        "The state of the worker and of its sources.",
+        *("GET /handler/status", "handler_status", COUNTS, SHARED, "The state of the worker and of its sources."),
         {200: answers.Handler},
     ),
     Route(
-        *("GET", "/handler/stats", "handler_stats", Access.COUNTS, Answer.SHARED),
-        "The queues and their handlers.",
-        {200: answers.Queues},
+        "GET /handler/stats", "handler_stats", COUNTS, SHARED, "The queues and their handlers.", {200: answers.Queues}
     ),
+    Route("GET /cache/stats", "cache_stats", COUNTS, SHARED, "The state of the cache.", {200: dict}),
     Route(
-        "GET",
-        "/cache/stats",
-        "cache_stats",
-        Access.COUNTS,
-        Answer.SHARED,
-        "The state of the cache.",
-        {200: dict},
-    ),
-    Route(
-        *("GET", "/cache/keys", "cache_keys", Access.OPERATORS, Answer.SHARED),
-        "Keys of the cache.",
+        *("GET /cache/keys", "cache_keys", OPERATORS, SHARED, "Keys of the cache."),
         {200: answers.CacheKeys, 404: answers.Error},
     ),
     Route(
-        *("DELETE", "/cache/clear", "clear_cache", Access.DESTROYERS, Answer.IN_TURNS),
-        "Empty the cache.",
-        {200: dict, 404: answers.Error},
+        "DELETE /cache/clear", "clear_cache", DESTROYERS, IN_TURNS, "Empty the cache.", {200: dict, 404: answers.Error}
     ),
 )
