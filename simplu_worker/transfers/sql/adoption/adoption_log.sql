@@ -1,6 +1,5 @@
--- The tables of an adoption, in a namespace of their own that is kept after the swap: they record the old rows of each
--- resource. Our other tables are made in a second namespace, which is dropped after they have moved to that of the old
--- table. Run once, in the transaction that begins an adoption.
+-- The tables of an adoption, in a namespace that is kept after the swap. Our other tables are made in a second one,
+-- which is dropped after they have moved. Run once, in the transaction that begins an adoption.
 
 CREATE SCHEMA simplu_adoption_log;
 CREATE SCHEMA simplu_adoption;

@@ -1,4 +1,4 @@
--- The rows of an old table with a column each for business and location, with the source that `old_rows` shows.
+-- The rows of an old table with a column each for business and location.
 
 CREATE VIEW simplu_adoption_log.rows_with_source AS
 SELECT

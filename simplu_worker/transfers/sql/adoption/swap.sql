@@ -1,6 +1,5 @@
--- Rename the old table, and move ours to its place. Only indexes of the old table can have names of ours (all other
--- conflicts were excluded before): they are renamed as well. The last statement fails, and with it the whole swap, if
--- anything of ours has not moved.
+-- Rename the old table, and move ours to its place. Only its indexes can have names of ours: they are renamed, too. The
+-- last statement fails, and with it the swap, if anything of ours has not moved.
 
 DO $$
 DECLARE

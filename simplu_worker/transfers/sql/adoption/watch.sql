@@ -1,5 +1,4 @@
--- Record every change of the old table from now on. Waits for the transactions that write to it, and blocks new ones
--- until the end of its own. Idempotent.
+-- Record every change of the old table from now on. Waits for transactions that write to it. Idempotent.
 
 DO $$
 DECLARE

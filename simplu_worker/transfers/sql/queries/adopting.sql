@@ -1,13 +1,12 @@
--- The adoption of another program's table (READ COMMITTED). The state of an adoption is in the namespace
--- simplu_adoption_log, made by the scripts in sql/adoption; our tables are made in simplu_adoption.
---
--- Why no row is lost or copied twice: an old row is never changed, and a copy of its id always makes our row as the old
--- one is at this moment. Ids come from the copy, in ascending order, and from the triggers; each is recorded as copied
--- in the transaction that copied it. Every transaction locks the adoption's row, so that two adopters share the work.
+-- The adoption of another program's table (READ COMMITTED). Its state is in the namespace simplu_adoption_log, made by
+-- the scripts in sql/adoption; our tables are made in simplu_adoption.
+-- Why no row is lost or copied twice: a copy of an id always makes our row as the old one is at this moment. Ids come
+-- from the copy, in ascending order, and from the triggers; each is recorded in the transaction that copied it. Every
+-- transaction locks the adoption's row, so that two adopters share the work.
 
 -- name: find_old_table
--- The table `resources` of the schema $1, its columns with their types, and whether this role may rename the table and
--- make ours.
+-- The table `resources` of the schema $1, its columns with their types, and whether this role may rename it and make
+-- ours.
 SELECT
     pg_class.oid::bigint AS oid,
     pg_class.relkind = 'r' AND NOT pg_class.relispartition AND NOT EXISTS (
@@ -31,7 +30,7 @@ JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
 WHERE pg_class.relname = 'resources' AND pg_namespace.nspname = $1::pg_catalog.name;
 
 -- name: find_users_of_old_table
--- The sessions with transactions that use the old table now, as far as this role may see them.
+-- The sessions that use the old table, as far as this role may see them.
 SELECT DISTINCT pid, usename::pg_catalog.text AS role, application_name, state
 FROM pg_catalog.pg_locks
 JOIN pg_catalog.pg_stat_activity USING (pid)
@@ -43,15 +42,13 @@ ORDER BY pid
 LIMIT 10;
 
 -- name: has_adoption
--- Whether an adoption was begun here. Read from the catalog: `to_regclass` may answer from its session's cache, which
--- misses a namespace that another session has just made.
+-- From the catalog: `to_regclass` may answer from its session's cache, which misses a namespace just made.
 SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'simplu_adoption_log');
 
 -- name: read_adoption
 SELECT shard_id, adopted_at FROM simplu_adoption_log.adoption;
 
 -- name: lock_adoption
--- The progress, locked against other adopters until the end of the transaction.
 SELECT newest_wins, copied_to, copy_to, adopted_at FROM simplu_adoption_log.adoption FOR UPDATE;
 
 -- name: begin_adoption
@@ -60,8 +57,7 @@ INSERT INTO simplu_adoption_log.adoption (shard_id, old_table, home)
 VALUES ($1, $2::pg_catalog.oid::pg_catalog.regclass, $3);
 
 -- name: find_conflicting_names
--- The names of ours that are taken in the old table's namespace, but not by the old table itself: relations with their
--- row types, other types, and functions. No lock.
+-- Our names that others than the old table have in its namespace: relations, types, and functions. No lock.
 WITH old_table AS (
     SELECT pg_class.oid, pg_class.relnamespace AS home
     FROM simplu_adoption_log.adoption
@@ -97,14 +93,13 @@ WHERE there.relname = 'resources_before_adoption'
 ORDER BY name;
 
 -- name: count_old_rows
--- The number of rows of each source in the old table, by fault. Reads the whole table.
+-- By source and fault. Reads the whole table.
 SELECT source, business_id, location_id, fault, pg_catalog.count(*) AS row_count
 FROM simplu_adoption_log.old_rows
 GROUP BY source, business_id, location_id, fault
 ORDER BY source, fault;
 
 -- name: first_faults
--- The first $1 rows with a fault.
 SELECT id, fault FROM simplu_adoption_log.old_rows WHERE fault IS NOT NULL ORDER BY id LIMIT $1;
 
 -- fragment: stored_old_type
@@ -112,8 +107,7 @@ SELECT id, fault FROM simplu_adoption_log.old_rows WHERE fault IS NOT NULL ORDER
 coalesce(business_types.stored_names ->> old_rows.resource_type, old_rows.resource_type)
 
 -- name: list_duplicates
--- Resources with several old rows, under any names of their types, with the first ids of each, oldest first. Reads the
--- whole table.
+-- Resources with several old rows, with the first ids of each, oldest first. Reads the whole table.
 SELECT
     old_rows.source, :stored_old_type AS resource_type, old_rows.resource_id, pg_catalog.count(*) AS row_count,
     (pg_catalog.array_agg(old_rows.id::pg_catalog.text ORDER BY old_rows.updated_at, old_rows.id))[1:10] AS ids
@@ -126,7 +120,7 @@ HAVING pg_catalog.count(*) > 1
 ORDER BY 1, 2, 3;
 
 -- name: write_sources
--- Write the tenant of each source; return the sources that had another tenant or type before. Idempotent.
+-- Write the tenant of each source; return those that had another tenant or type before. Idempotent.
 WITH sent AS (
     SELECT *
     FROM unnest(
@@ -152,12 +146,11 @@ WITH sent AS (
 SELECT key FROM before;
 
 -- name: copy_sources_again
--- Add every row of the sources $1 to the changes.
 INSERT INTO simplu_adoption_log.changes (old_id, changed_at)
 SELECT id, '-infinity' FROM simplu_adoption_log.old_rows WHERE source = ANY($1::pg_catalog.text[]);
 
 -- name: choose_duplicates
--- Store which of several rows is copied; if the choice has changed, add these resources to the changes.
+-- Store which of several rows is copied; if that has changed, add these resources to the changes.
 WITH chosen AS (
     UPDATE simplu_adoption_log.adoption SET newest_wins = $1 WHERE newest_wins <> $1 RETURNING newest_wins
 )
@@ -175,19 +168,17 @@ SET copy_to = coalesce((SELECT pg_catalog.max(id) FROM simplu_adoption_log.old_r
 WHERE copy_to IS NULL;
 
 -- name: next_rows
--- The ids of at most $3 rows after $1, up to $2, in order.
+-- At most $3 ids after $1, up to $2.
 SELECT id FROM simplu_adoption_log.old_rows WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3;
 
 -- name: record_copied
 UPDATE simplu_adoption_log.adoption SET copied_to = $1;
 
 -- name: next_changes
--- At most $1 changes, in order. A later statement of the transaction reads rows that are at least as new as these
--- changes: so they may be deleted once their rows are copied.
+-- A later statement of the transaction reads rows at least as new as these changes: they may be deleted once copied.
 SELECT number, old_id FROM simplu_adoption_log.changes ORDER BY number LIMIT $1;
 
 -- name: delete_changes
--- Delete the changes $1, which this transaction copies.
 DELETE FROM simplu_adoption_log.changes WHERE number = ANY($1::pg_catalog.text[]::bigint[]);
 
 -- name: is_written
@@ -195,7 +186,6 @@ DELETE FROM simplu_adoption_log.changes WHERE number = ANY($1::pg_catalog.text[]
 SELECT EXISTS (SELECT FROM simplu_adoption_log.changes WHERE changed_at > '-infinity');
 
 -- name: find_unknown_sources
--- The sources of the rows $1 that were not looked up yet.
 SELECT DISTINCT source, business_id, location_id
 FROM simplu_adoption_log.old_rows
 WHERE
@@ -203,15 +193,14 @@ WHERE
     AND NOT EXISTS (SELECT FROM simplu_adoption_log.sources WHERE sources.key = old_rows.source);
 
 -- name: find_faults
--- The rows among $1 with a fault.
 SELECT id, fault
 FROM simplu_adoption_log.old_rows
 WHERE id = ANY($1::pg_catalog.text[]::bigint[]) AND fault IS NOT NULL
 ORDER BY id;
 
 -- name: take_rows
--- Record the present resources of the old rows $1, or that they have none; return their former and present resources.
--- All from one snapshot.
+-- Record the present resources of the old rows $1, or that they have none; return the former and the present ones. All
+-- from one snapshot.
 WITH present AS MATERIALIZED (
     SELECT
         old_rows.id, sources.tenant_id, :stored_old_type AS resource_type, old_rows.resource_id, old_rows.updated_at
@@ -248,8 +237,8 @@ UNION
 SELECT tenant_id, resource_type, resource_id FROM present;
 
 -- name: make_resources
--- Make each of the resources $1, $2, $3 as its old row is, of several the newest ($4) or the oldest; delete a resource
--- without an old row. Idempotent. Inserted in key order.
+-- Make each of the resources $1, $2, $3 as its old row is, of several the newest ($4) or the oldest; delete one without
+-- an old row. Idempotent; in key order.
 WITH wanted AS (
     SELECT tenant_id, resource_type, resource_id
     FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
@@ -290,7 +279,6 @@ ON CONFLICT (id, "resourceName", "resourceId") DO UPDATE SET
     "lastUpdated" = excluded."lastUpdated";
 
 -- name: find_taken_duplicates
--- The resources among $1, $2, $3 with several old rows.
 SELECT taken.tenant_id, taken.resource_type, taken.resource_id
 FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
     AS sent (tenant_id, resource_type, resource_id)
@@ -304,8 +292,8 @@ ORDER BY taken.tenant_id, taken.resource_type, taken.resource_id;
 ANALYZE simplu_adoption.resources;
 
 -- name: make_adopted_tenants
--- Make a row for every tenant of the old table, older than any control message. Its created_at is the last write of the
--- other program: readers of the stream leave records that arrived long before to that program, and apply later ones.
+-- Older than any control message. `created_at` is the last write of the other program: readers of the stream leave
+-- records from long before to that program.
 INSERT INTO simplu_adoption.tenants (id, business_id, location_id, business_type, state, control_at, created_at)
 SELECT
     sources.tenant_id, sources.business_id, sources.location_id, sources.business_type, 'active', 'epoch',
@@ -316,7 +304,7 @@ WHERE sources.tenant_id IS NOT NULL
 ORDER BY sources.tenant_id;
 
 -- name: add_adopted_default_rows
--- Add the default row of every tenant, unless the other program has one.
+-- Unless the other program has one.
 INSERT INTO simplu_adoption.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
 SELECT
     tenants.id, tenants.business_type, 'settings', 'default', business_types.default_settings,
@@ -327,7 +315,6 @@ ORDER BY tenants.id
 ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING;
 
 -- name: count_taken
--- The number of old rows copied, and of their tenants.
 SELECT
     (SELECT pg_catalog.count(*) FROM simplu_adoption_log.taken) AS row_count,
     (SELECT pg_catalog.count(*) FROM simplu_adoption_log.sources WHERE tenant_id IS NOT NULL) AS tenant_count;

@@ -1,8 +1,8 @@
 -- The erasure of one resource of a tenant (docs/tenants.md, "Erasing a person's data").
 
 -- name: find_standing
--- What a shard has of the tenant $1, and of its resource with the names $2 of its type, the id $3 and the key $4: the ids that it had
--- before or after a rename, by the marks of the log. A mover that runs writes into the journal every few seconds.
+-- What a shard has of the tenant $1 and its resource with the names $2, the id $3 and the key $4: the ids before or
+-- after a rename, by the marks of the log. A mover that runs writes into the journal every few seconds.
 SELECT
     business_id, location_id, state, epoch, move_token,
     EXISTS (
@@ -34,17 +34,16 @@ FROM public.tenants
 WHERE id = $1;
 
 -- name: has_old_table
--- Whether the shard was adopted, and still has the table of the other program, with rows of before.
+-- Whether the shard was adopted, and still has the other program's table.
 SELECT pg_catalog.to_regclass('public.resources_before_adoption') IS NOT NULL;
 
 -- name: lock_erased
--- Begins each further transaction of an erasure: since the first one no mover and no restorer has come, and none comes
--- before the commit.
+-- Begins each further transaction of an erasure: no mover and no restorer has come since, or comes before the commit.
 SELECT true FROM public.tenants WHERE id = $1 AND state = $2 AND epoch = $3 AND move_token = $4 FOR SHARE;
 
 -- fragment: results_with_resource
--- Of $5 rows of the log of $1 behind the key $4: the results with the resource of the names $2 and the id $3. In the order
--- of the primary key, in a transaction with `StatementBudget.KEY_RANGE`.
+-- Of $5 rows of the log of $1 behind the key $4: the results with the resource of the names $2 and the id $3. With
+-- `StatementBudget.KEY_RANGE`.
 page AS MATERIALIZED (
     SELECT request, batch_id, position, type_at
     FROM public.log_rows
@@ -70,7 +69,6 @@ page AS MATERIALIZED (
 )
 
 -- fragment: end_of_page
--- The number of the rows, and the key of the last one.
 (SELECT pg_catalog.count(*) FROM page) AS row_count,
 (SELECT pg_catalog.encode(request, 'hex') FROM page ORDER BY request DESC LIMIT 1) AS last_key
 
@@ -79,8 +77,8 @@ WITH :results_with_resource
 SELECT (SELECT pg_catalog.count(*) FROM held) AS result_count, :end_of_page;
 
 -- name: erase_results
--- The result of a read becomes `{"erased": 1}`; that of a list loses the item, and counts it in `erased`. The same on
--- every shard, so that comparisons of logs find no difference. Idempotent: it does not have the resource any more.
+-- The result of a read becomes `{"erased": 1}`; a list loses the item, and counts it. The same on every shard, so that
+-- comparisons of logs find no difference. Idempotent.
 WITH :results_with_resource, erased AS (
     UPDATE public.log_outcomes
     SET result = CASE
@@ -103,7 +101,6 @@ WITH :results_with_resource, erased AS (
 SELECT (SELECT pg_catalog.count(*) FROM erased) AS result_count, :end_of_page;
 
 -- name: find_erased_since
--- The resources of the tenant $1 that were erased after $2, by the marks of the log.
 SELECT DISTINCT
     log_batches.types[log_rows.type_at] AS resource_type, public.simplu_id(log_rows.resource) AS resource_id
 FROM public.log_rows

@@ -1,10 +1,9 @@
--- The import of tenants from another database (simplu_worker/shards/importing). A tenant is `incoming` while its rows
--- are written, so that its operations are held; then it is `active`. Only the run with the token of the journal's row
--- writes: each of its transactions begins with `fence_import` or `lock_import`.
+-- The import of tenants from another database. A tenant is `incoming` while its rows are written, so that its
+-- operations are held. Only the run with the token of the journal's row writes: each transaction begins with
+-- `fence_import` or `lock_import`.
 
 -- name: find_imports
--- The rows of the tenants $1 here, whatever their state, each with its import, if any; not with that of a tenant that
--- was destroyed since, and made again.
+-- The rows of the tenants $1, each with its import; not with that of a tenant that was destroyed and made again.
 SELECT
     tenants.id, tenants.business_id, tenants.location_id, tenants.state, tenants.moved_to,
     imports.source, imports.step, imports.detail::pg_catalog.text AS detail
@@ -13,9 +12,8 @@ LEFT JOIN public.imports ON imports.tenant_id = tenants.id AND imports.updated_a
 WHERE tenants.id = ANY($1::pg_catalog.text[]);
 
 -- name: make_incoming_tenants
--- Insert tenants as `incoming` with their imports, of the source $5 by the run $6, unless they exist: idempotent. A row
--- of an import that was discarded, or of a tenant that is gone, is begun again. Any control message is newer. In a
--- transaction that is rolled back after `is_registration_in_time` if it took too long.
+-- Insert tenants as `incoming` with their imports, of the source $5 by the run $6, unless they exist: idempotent. One
+-- that was discarded or is gone is begun again. Rolled back after `is_registration_in_time` if it took too long.
 WITH made AS (
     INSERT INTO public.tenants (
         id, business_id, location_id, business_type, state, control_at, created_at, state_changed_at
@@ -41,8 +39,8 @@ SET
 RETURNING tenant_id;
 
 -- name: take_import
--- Leave the token $2 of another run in the row: the run before writes no more. Waits for its transaction. The row stays
--- that of the tenant for `find_imports`, also where the clock has gone back, as it may after a failover.
+-- Leave the token $2 in the row, so that the run before writes no more; waits for its transaction. The row stays that
+-- of the tenant for `find_imports`, also where the clock has gone back.
 UPDATE public.imports
 SET
     token = $2::pg_catalog.text::pg_catalog.uuid,
@@ -53,7 +51,7 @@ WHERE tenant_id = $1 AND step <> 'activated'
 RETURNING started_at, step, detail::pg_catalog.text AS detail;
 
 -- name: fence_import
--- Return a row while the run $2 may write the rows of the tenant $1; none can take it over before the commit.
+-- Return a row while the run $2 may write; none can take it over before the commit.
 SELECT imports.started_at
 FROM public.imports
 JOIN public.tenants ON tenants.id = imports.tenant_id
@@ -71,8 +69,7 @@ WHERE
 FOR UPDATE;
 
 -- name: write_imported
--- Write resources of the tenant $7 from the columns $2 to $6, each packed with the separator $1. A later version of a row
--- replaces the earlier one.
+-- Write resources of the tenant $7 from the columns $2 to $6, each packed with the separator $1.
 INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
 SELECT
     tenants.id, tenants.business_type, sent.resource_type, sent.resource_id,
@@ -91,15 +88,15 @@ ON CONFLICT (id, "resourceName", "resourceId") DO UPDATE
 SET data = excluded.data, date = excluded.date, "lastUpdated" = excluded."lastUpdated";
 
 -- name: delete_imported
--- Delete the resources of the tenant $1 with the types $2 and the ids $3, which have a tombstone in the source.
+-- Delete the resources with the types $2 and the ids $3.
 DELETE FROM public.resources
 USING unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) AS sent (resource_type, resource_id)
 WHERE
     resources.id = $1 AND resources."resourceName" = sent.resource_type AND resources."resourceId" = sent.resource_id;
 
 -- name: sum_imported
--- The checksum of at most $4 resources of the tenant $1 behind the type $2 and the id $3, in their order, and the last
--- of them. The sum is that of `importing/statements.py`. In a transaction in UTC, with DateStyle ISO.
+-- The checksum of at most $4 resources behind the type $2 and the id $3, in their order, and the last of them: that of
+-- `importing/statements.py`. In UTC, with DateStyle ISO.
 WITH page AS MATERIALIZED (
     SELECT "resourceName", "resourceId", data, date, "lastUpdated"
     FROM public.resources
@@ -139,7 +136,7 @@ CROSS JOIN LATERAL (
 ) AS digest;
 
 -- name: activate_incoming
--- End the hold of the tenant $1, which needs no confirmation: its other homes were looked for.
+-- Needs no confirmation: the tenant's other homes were looked for.
 UPDATE public.tenants
 SET
     state = 'active',
@@ -147,7 +144,7 @@ SET
 WHERE id = $1 AND state = 'incoming';
 
 -- name: note_import
--- Store the step $3 of an import, and its details. In a transaction that has fenced or locked it.
+-- In a transaction that has fenced or locked the import.
 UPDATE public.imports
 SET
     step = $3, detail = $4::pg_catalog.text::pg_catalog.jsonb,
@@ -163,26 +160,24 @@ JOIN public.imports ON imports.tenant_id = tenants.id
 WHERE tenants.state = 'incoming' AND imports.step <> 'activated' AND imports.source = $1
 
 -- name: find_open_imports
--- Those tenants, in order.
 SELECT tenants.id, tenants.business_id, tenants.location_id, tenants.business_type
 FROM :open_imports
 ORDER BY tenants.id;
 
 -- name: count_open_imports
--- The numbers of their resources: read from the table, as it was just written.
+-- The numbers of their resources, from the table, which was just written.
 SELECT
     tenants.id,
     (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = tenants.id) AS row_count
 FROM :open_imports;
 
 -- name: delete_incoming_tenant
--- Undo `make_incoming_tenants` for a tenant without resources. In a transaction that has locked the import.
+-- Undo `make_incoming_tenants` for a tenant without resources, in a transaction that has locked the import.
 DELETE FROM public.tenants
 WHERE
     id = $1 AND state = 'incoming' AND epoch = 1
     AND NOT EXISTS (SELECT FROM public.resources WHERE resources.id = $1);
 
 -- name: delete_import
--- Forget the import of a tenant that has no row.
 DELETE FROM public.imports
 WHERE tenant_id = $1 AND NOT EXISTS (SELECT FROM public.tenants WHERE tenants.id = $1);

@@ -1,9 +1,9 @@
--- Moves of tenants between shards (docs/adr/0007-moving-tenants.md). What a mover writes to a shard is about a tenant's
--- row with the mover's own token; what any worker may write is about a state that only it can follow.
+-- Moves of tenants between shards (docs/adr/0007-moving-tenants.md). A mover writes only where a tenant's row has its
+-- token.
 
 -- name: open_move
--- The time of an open move to the same shard stays, and so does the detail of one that has committed, without the end
--- of the mover before: this one has not failed. A move of a drain stays one, whoever ends it.
+-- The time of an open move to the same shard stays, and the detail of one that has committed. A move of a drain stays
+-- one.
 INSERT INTO public.moves AS known (tenant_id, target_shard_id, move_token, step, is_drain)
 VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (tenant_id) DO UPDATE SET
@@ -26,7 +26,6 @@ ON CONFLICT (tenant_id) DO UPDATE SET
     updated_at = pg_catalog.clock_timestamp();
 
 -- name: note_move
--- Set the step of a move, and its detail; also shows that its mover runs.
 UPDATE public.moves
 SET
     step = $3, detail = coalesce($4::pg_catalog.text::pg_catalog.jsonb, detail),
@@ -34,7 +33,7 @@ SET
 WHERE tenant_id = $1 AND move_token = $2;
 
 -- name: note_failed_move
--- How far the mover of a move that has not ended got, and why it gave up.
+-- How far a move that has not ended got, and why its mover gave up.
 UPDATE public.moves
 SET
     detail = pg_catalog.jsonb_concat(detail, $3::pg_catalog.text::pg_catalog.jsonb),
@@ -42,8 +41,7 @@ SET
 WHERE tenant_id = $1 AND move_token = $2 AND step IN ('open', 'committed');
 
 -- name: note_mover
--- That the command with this token runs. Not how far it is, which `updated_at` is about; and never the step: a commit
--- that this statement has waited for stays.
+-- The command with this token runs. Never sets the step: a commit that this statement has waited for stays.
 UPDATE public.moves
 SET detail = pg_catalog.jsonb_concat(
     detail, pg_catalog.jsonb_build_object('seenAt'::pg_catalog.text, pg_catalog.clock_timestamp())
@@ -51,14 +49,13 @@ SET detail = pg_catalog.jsonb_concat(
 WHERE tenant_id = $1 AND move_token = $2 AND step IN ('open', 'committed', 'undoing');
 
 -- name: note_stopped_mover
--- That the command with this token has ended before its move.
+-- The command with this token has ended before its move.
 UPDATE public.moves
 SET detail = pg_catalog.jsonb_concat(detail, '{"stopped": true}'::pg_catalog.jsonb)
 WHERE tenant_id = $1 AND move_token = $2 AND step IN ('open', 'committed', 'undoing');
 
 -- name: list_begun_moves
--- The moves from this shard that have begun and not ended, without the cleanups; and whether their commands run: those
--- have written within $1 seconds, and have not said that they ended.
+-- The moves from this shard that have not ended; whether their commands have written within $1 seconds and not ended.
 SELECT
     tenant_id, target_shard_id, step, is_drain,
     NOT pg_catalog.jsonb_exists_any(detail, '{error,stopped}'::pg_catalog.text[])
@@ -68,30 +65,28 @@ FROM public.moves
 WHERE step IN ('open', 'committed', 'undoing');
 
 -- name: list_drained
--- The tenants that drains have moved away from this shard, each with the shard that it moved to.
+-- The tenants that drains have moved away, each with its new shard.
 SELECT tenant_id, target_shard_id FROM public.moves WHERE is_drain AND step IN ('done', 'cleaning', 'cleaned');
 
 -- name: note_drain
--- That the shard is drained, or without $1 takes tenants again.
+-- The shard is drained, or without $1 takes tenants again.
 UPDATE public.shard_meta SET drained_at = CASE WHEN $1 THEN coalesce(drained_at, pg_catalog.clock_timestamp()) END;
 
 -- name: fence_tenant
--- Waits for the batches in flight, within the lock timeout of the transaction: their rows of the log are from before
--- `read_at`. $3: seconds.
+-- Waits for the batches in flight, whose rows of the log are from before `read_at`. $3: seconds.
 UPDATE public.tenants
 SET state = 'fenced', fenced_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $3)
 WHERE id = $1 AND state = 'active' AND move_token = $2
 RETURNING :moving_columns;
 
 -- name: end_own_fence
--- By the mover itself. With the next token: a commit of this one that is under way must not find it.
+-- With the next token, so that a commit of this one that is under way does not find it.
 UPDATE public.tenants
 SET state = 'active', move_token = move_token + 1, fenced_until = NULL
 WHERE id = $1 AND state = 'fenced' AND move_token = $2;
 
 -- name: commit_move
--- The commit point: from here on the tenant's home is the shard $3, where its row has the epoch $4. $5 is the detail for
--- the journal.
+-- The commit point: the tenant's home is now the shard $3, with the epoch $4. $5 is the detail for the journal.
 WITH
     committed AS (
         UPDATE public.tenants
@@ -115,7 +110,7 @@ WITH
 SELECT :committing_server FROM committed;
 
 -- name: make_incoming
--- Only over a lower token, never over a tenant with its home here, and never of a type that was removed since.
+-- Only over a lower token, never over a tenant with its home here, or a type that was removed.
 INSERT INTO public.tenants AS known (
     id, business_id, location_id, business_type, state, epoch, move_token, control_at, created_at
 )
@@ -139,14 +134,13 @@ ON CONFLICT (tenant_id) DO UPDATE SET
 SELECT true, :server_run FROM public.tenants WHERE id = $1 AND state = 'incoming' AND move_token = $2 FOR SHARE;
 
 -- name: note_arrival
--- The progress, in the transaction of the rows that it counts.
+-- In the transaction of the rows that it counts.
 UPDATE public.arrivals
 SET progress = $3::pg_catalog.text::pg_catalog.jsonb, updated_at = pg_catalog.clock_timestamp()
 WHERE tenant_id = $1 AND move_token = $2;
 
 -- name: make_ready
--- With what control messages and people may have changed on the source since its row was copied. Begins the last
--- transaction that writes to the target: no other mover has come.
+-- With what was changed on the source since the row was copied. Begins the last transaction that writes to the target.
 UPDATE public.tenants
 SET state = 'ready', business_type = $3, control_at = $4, created_at = $5, paused_until = $6, weight = $7
 WHERE id = $1 AND state = 'incoming' AND move_token = $2
@@ -161,7 +155,7 @@ SET
 WHERE tenant_id = $1 AND move_token = $2;
 
 -- name: take_incoming
--- What an earlier mover has left is a rollback's now: its token is above the mover's.
+-- Take over what an earlier mover has left, for a rollback, with a higher token.
 UPDATE public.tenants
 SET state = 'incoming', move_token = $2
 WHERE id = $1 AND state IN ('incoming', 'ready') AND move_token < $2;
@@ -170,18 +164,17 @@ WHERE id = $1 AND state IN ('incoming', 'ready') AND move_token < $2;
 DELETE FROM public.tenants WHERE id = $1 AND state = 'incoming' AND move_token = $2;
 
 -- name: lock_left
--- Begins each transaction that deletes what a tenant has left behind: it has not come back, and no mover is coming.
+-- Begins each transaction that deletes what a tenant has left: it has not come back, and no mover is coming.
 SELECT true FROM public.tenants WHERE id = $1 AND state = 'moved' AND move_token = $2 FOR SHARE;
 
 -- name: retake_move
--- Note in the journal that its rows are another program's now.
 UPDATE public.moves
 SET move_token = $2, step = $3, updated_at = pg_catalog.clock_timestamp()
 WHERE tenant_id = $1;
 
 -- name: find_left_behind
--- The tenants that have moved away from this shard at least $1 ago, and have left rows here; whose deletion has begun, all.
--- `differs`: the rows on the target were other ones when the move ended.
+-- The tenants that left at least $1 ago and have rows here, or whose deletion has begun. `differs`: the target had
+-- other rows.
 SELECT
     tenant_id, target_shard_id,
     step = 'done' AND pg_catalog.jsonb_extract_path_text(detail, 'verdict') IS DISTINCT FROM 'equal' AS differs
@@ -195,8 +188,8 @@ ORDER BY updated_at, tenant_id;
 DELETE FROM public.arrivals WHERE tenant_id = $1;
 
 -- name: has_unread_changes
--- Whether a destination of the feed, which runs, has yet to read a change of the tenant $1 in the log of this shard: one
--- that is in the file of the publisher, or without $2 one that is not.
+-- Whether a running destination has yet to read a change of the tenant $1 here: one in the publisher's file, or without
+-- $2 one that is not.
 WITH place AS MATERIALIZED (
     SELECT unread.batch_id, unread.position
     FROM (
@@ -230,14 +223,12 @@ SELECT EXISTS (
 );
 
 -- name: drop_resources
--- At most $2 of a tenant's resources, while its home is elsewhere. This one and those behind it in a transaction with
--- `StatementBudget.KEY_RANGE`: to find rows of a large tenant a sequential scan seems quick, but each one passes over
--- all that earlier ones have deleted.
+-- At most $2 of a tenant's resources. This one and those below run with `StatementBudget.KEY_RANGE`: a sequential scan
+-- would pass over all that earlier ones have deleted.
 DELETE FROM public.resources
 WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.resources WHERE id = $1 LIMIT $2));
 
 -- name: drop_operations
--- At most $2 of a tenant's rows of the log, with their outcomes.
 WITH dropped AS MATERIALIZED (
     SELECT ctid, batch_id, position FROM public.log_rows WHERE tenant_no = :number_of_tenant LIMIT $2
 ), outcomes AS (
@@ -248,8 +239,7 @@ WITH dropped AS MATERIALIZED (
 DELETE FROM public.log_rows WHERE ctid = ANY(ARRAY(SELECT ctid FROM dropped));
 
 -- name: drop_batches
--- At most $2 of a tenant's batches that were copied here, once their rows are dropped. All others are of other tenants
--- too, and stay for the log's retention.
+-- Those that were copied here, once their rows are dropped. All others are of other tenants too, and stay.
 DELETE FROM public.log_batches
 WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM public.log_batches WHERE batch_id < 0 AND tenants[1] = :number_of_tenant LIMIT $2
@@ -264,7 +254,7 @@ DELETE FROM public.rejections
 WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.rejections WHERE tenant_id = $1 LIMIT $2));
 
 -- name: count_left_rows
--- The rows that `drop_resources` and the statements after it would delete.
+-- The rows that the statements above would delete.
 SELECT
     (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = $1)
     + (SELECT pg_catalog.count(*) FROM public.log_rows WHERE log_rows.tenant_no = :number_of_tenant)
@@ -285,8 +275,8 @@ ORDER BY "resourceName", "resourceId"
 OFFSET $4 - 1 LIMIT 1;
 
 -- fragment: log_in_range
--- The rows of operations of $1 with keys behind $2, up to $4; to the last one without that. In the order of their keys,
--- as for resources. What is no operation has keys from \x04 on, and is left out: it is about other rows.
+-- The operations of $1 with keys behind $2, up to $4 if given, in the order of their keys. What is no operation has
+-- keys from \x04 on.
 FROM (
     SELECT *
     FROM public.log_rows
@@ -303,7 +293,7 @@ FROM (
 :beside_log_rows
 
 -- name: operation_boundary
--- The same for the log, where a key has one part: hexadecimal text.
+-- As `resource_boundary`; a key of the log has one part, hexadecimal text.
 SELECT pg_catalog.encode(request, 'hex') AS first, '' AS second
 FROM public.log_rows
 WHERE
@@ -327,8 +317,8 @@ ORDER BY message_id
 OFFSET $4 - 1 LIMIT 1;
 
 -- fragment: resources_in_range
--- The resources of $1 behind the key $2, $3, up to $4, $5; to the last one without these. In the order of their keys, so
--- that this index is read, and only this part of it: in a transaction with `StatementBudget.KEY_RANGE`.
+-- The resources of $1 behind the key $2, $3, up to $4, $5 if given, in the order of their keys. With
+-- `StatementBudget.KEY_RANGE`, so that only this part of the index is read.
 FROM (
     SELECT *
     FROM public.resources
@@ -347,8 +337,8 @@ SELECT id, "businessType", "resourceName", "resourceId", data, date, "lastUpdate
 :resources_in_range;
 
 -- name: find_copied_place
--- Where the copied rows of the tenant $1 go in this shard's log: its number, and the number above those of the batches
--- that this transaction may still copy (`log_batches.batch_id`).
+-- The tenant's number in this shard's log, and the number above those of the batches that this transaction may copy
+-- (`log_batches.batch_id`).
 SELECT
     :number_of_tenant AS tenant_no,
     own.first_id - (
@@ -359,8 +349,8 @@ SELECT
 FROM (SELECT -1048576 * :own_batch AS first_id) AS own;
 
 -- fragment: batches_in_range
--- The rows with what they are on the shard to which they are copied. There a row is of a batch with those of its batch
--- that are in the range, as no batch there is of two tenants; $6 is the place of the first one.
+-- The rows as they are on the other shard: there a batch is of one tenant, with the rows in the range. $6 is the place
+-- of the first one.
 FROM (
     SELECT
         log_rows.*, log_batches.completed_at, log_outcomes.error, log_outcomes.sequence_number, log_outcomes.result,
@@ -376,8 +366,7 @@ FROM (
 ) AS copied
 
 -- name: copy_log_batches
--- `tenants` as the bytes of the array, which is what COPY sends of one: the driver would look for the type of another
--- array than of texts.
+-- `tenants` as the bytes of the array: the driver would look for the type of another array than of texts.
 SELECT
     copied_id AS batch_id, completed_at, pg_catalog.count(*)::integer AS row_count, 'c'::pg_catalog."char" AS kind,
     pg_catalog.array_send(ARRAY[$7::integer]) AS tenants, pg_catalog.array_agg(DISTINCT resource_type ORDER BY resource_type) AS types,
@@ -420,7 +409,7 @@ SELECT
     AND NOT pg_catalog.row_security_active('public.log_rows'::pg_catalog.regclass);
 
 -- fragment: log_to_write
--- Rows of the log with the columns that `write_log` writes, keys as hexadecimal text.
+-- The columns that `write_log` writes, keys as hexadecimal text.
     pg_catalog.encode(log_rows.request, 'hex') AS key, log_rows.kind::pg_catalog.text AS kind,
     log_batches.types[log_rows.type_at] AS resource_type,
     pg_catalog.encode(log_rows.resource, 'hex') AS resource_key, public.simplu_id(log_rows.resource) AS resource_id,
@@ -442,9 +431,8 @@ LEFT JOIN LATERAL (
 ) AS log_outcomes ON true
 
 -- name: find_logged_end
--- The time of the first batch from $2 on before which there are $3 batches, and rows of batches with the tenant $1; none
--- if there are fewer. The log has no index by tenant and time: a tenant's changes are read from the batches of all
--- tenants, so many at a time.
+-- The time before which there are $3 batches from $2 on, and rows of the tenant $1; none if there are fewer. The log
+-- has no index by tenant and time, so the batches of all tenants are read, so many at a time.
 WITH scanned AS (
     SELECT
         log_batches.completed_at,
@@ -462,8 +450,8 @@ WITH scanned AS (
 SELECT pg_catalog.min(completed_at) FROM summed WHERE cost_before >= $3;
 
 -- name: read_logged_changes
--- At most $5 rows of the log that were written from $2 on, after the row of $3, $4, and not after $6. OFFSET 0: batch by
--- batch, by the index of batches.
+-- At most $5 rows of the log written from $2 on, after the row of $3, $4, and not after $6. OFFSET 0: by the index of
+-- batches.
 SELECT own.*
 FROM (
     SELECT
@@ -489,8 +477,7 @@ ORDER BY own.completed_at, own.key COLLATE "C"
 LIMIT $5;
 
 -- name: read_few_logged_changes
--- The same, of a tenant with few operations (`has_few_operations`), by primary key: OFFSET 0 keeps the planner from
--- reading the batches by time.
+-- The same of a tenant with few operations (`has_few_operations`). OFFSET 0: by primary key, not by time.
 SELECT own.*
 FROM (
     SELECT
@@ -506,7 +493,7 @@ ORDER BY own.completed_at, own.key COLLATE "C"
 LIMIT $5;
 
 -- name: read_logged_keys
--- The keys of the rows of the log that were written from $2 on and before $3.
+-- The keys of the rows written from $2 on and before $3.
 SELECT pg_catalog.encode(own.request, 'hex') AS key, changed.completed_at
 FROM (
     SELECT log_batches.batch_id, log_batches.completed_at
@@ -524,8 +511,8 @@ CROSS JOIN LATERAL (
 ) AS own;
 
 -- fragment: keys_named
--- The keys of the resources of $1 with the types $2 and the ids $3. Materialized: the planner does not see that all have
--- one tenant. Right after a copy, statistics know of hardly a row of it, and any index that begins with it would do.
+-- The keys with the types $2 and the ids $3. Materialized, as the planner does not see that all have one tenant: right
+-- after a copy any index that begins with it would do.
 WITH named AS MATERIALIZED (
     SELECT $1::pg_catalog.text AS tenant_id, sent.resource_type, sent.resource_id
     FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) AS sent (resource_type, resource_id)
@@ -536,7 +523,6 @@ resources.id = named.tenant_id AND resources."resourceName" = named.resource_typ
 AND resources."resourceId" = named.resource_id
 
 -- name: read_resources
--- Those of the resources named that exist.
 :keys_named
 SELECT
     "businessType" AS business_type, "resourceName" AS resource_type, "resourceId" AS resource_id,
@@ -545,8 +531,8 @@ FROM named
 JOIN public.resources ON :are_named;
 
 -- name: find_written_since_ready
--- Those of the resources named that were written since all rows of the tenant were here, by whomever. `xmin` has 32 bits
--- of a number of 64, which is the largest one that is not above the newest.
+-- Those of the named resources written since all rows of the tenant were here. `xmin` has 32 bits of a number of 64:
+-- the largest that is not above the newest.
 :keys_named
 SELECT named.resource_type, named.resource_id
 FROM named
@@ -584,8 +570,8 @@ WHERE :are_named
 RETURNING resources."resourceName" AS resource_type;
 
 -- name: free_copied_keys
--- Before `write_log`: rows that are here give their keys to others, as they have on the source, or will have. A row is
--- the same on both shards by its key, time and position.
+-- Before `write_log`: rows that are here give their keys to others, as on the source. A row has the same key, time and
+-- position on both shards.
 WITH sent AS (
     SELECT
         key.request, named.completed_at::pg_catalog.timestamptz AS completed_at, named.position::smallint AS position,
@@ -616,8 +602,8 @@ FROM seen
 WHERE log_rows.tenant_no = :number_of_tenant AND log_rows.request = seen.request;
 
 -- name: write_log
--- Rows of the log with their times, but for those that are here. Each batch of the source is one here, of this tenant
--- alone; $16 is the place of the first one, $17 the tenant's number (`find_copied_place`).
+-- Rows that are not here, with their times. Each batch of the source is one here, of this tenant alone; $16 is the
+-- place of the first one, $17 the tenant's number (`find_copied_place`).
 WITH missing AS MATERIALIZED (
     SELECT
         pg_catalog.decode(sent.key, 'hex') AS request, sent.kind, sent.resource_type COLLATE "C" AS resource_type,
@@ -670,7 +656,7 @@ FROM copied
 ORDER BY request;
 
 -- name: read_new_rejections
--- At most $5 rejected records that were noted from $2 on, after the row of $3, $4. In the order of the index by time.
+-- At most $5 records rejected from $2 on, after the row of $3, $4, in the order of the index by time.
 SELECT request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at
 FROM public.rejections
 WHERE
@@ -680,7 +666,7 @@ ORDER BY rejected_at, request_id
 LIMIT $5;
 
 -- name: write_rejections
--- Of those that are here the newer ones replace the older.
+-- The newer ones replace the older.
 INSERT INTO public.rejections (
     tenant_id, request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at
 )
@@ -697,7 +683,6 @@ ON CONFLICT (tenant_id, request_id) DO UPDATE SET
     rejected_at = excluded.rejected_at;
 
 -- name: read_new_failures
--- The same of the tries of messages that failed.
 SELECT message_id, failure_count::pg_catalog.text AS failure_count, failed_at
 FROM public.message_failures
 WHERE
@@ -716,7 +701,7 @@ ON CONFLICT (tenant_id, message_id) DO UPDATE SET
     failure_count = excluded.failure_count, failed_at = excluded.failed_at;
 
 -- fragment: hashes
--- A hash of each of `resources`: of their data as text, which is made once.
+-- A hash of the data of each of `resources`, as text, which is made once.
 CROSS JOIN LATERAL (SELECT resources.data::pg_catalog.text AS text OFFSET 0) AS document
 CROSS JOIN LATERAL (
     SELECT pg_catalog.hashtextextended(
@@ -730,8 +715,7 @@ CROSS JOIN LATERAL (
 ) AS hashed
 
 -- name: checksum_resources
--- Of each resource type in a range: the number, the bytes of the data as text, and the sum of hashes, which no order
--- changes.
+-- Of each resource type in a range: the number, the bytes as text, and the sum of hashes.
 SELECT
     "resourceName" AS resource_type, pg_catalog.count(*) AS row_count,
     pg_catalog.sum(pg_catalog.octet_length(document.text))::pg_catalog.int8 AS byte_count,
@@ -742,7 +726,7 @@ GROUP BY "resourceName"
 ORDER BY "resourceName";
 
 -- name: checksum_each
--- The same of each of the resources named that exist. OFFSET 0: these are found before anything is hashed.
+-- The same of each named resource. OFFSET 0: these are found before anything is hashed.
 :keys_named
 SELECT
     "resourceName" AS resource_type, pg_catalog.octet_length(document.text) AS byte_count,
@@ -756,20 +740,18 @@ FROM (
 :hashes;
 
 -- name: hash_resources
--- The resources in a range, each with its hash.
 SELECT "resourceName" AS resource_type, "resourceId" AS resource_id, hashed.hash::pg_catalog.text AS checksum
 :resources_in_range
 :hashes;
 
 -- fragment: sum_of_texts
--- The number of rows, and the sum of the hashes of their texts, which no order changes.
+-- The number of rows, and the sum of the hashes of their texts.
 pg_catalog.count(*) AS row_count,
 coalesce(pg_catalog.sum(pg_catalog.hashtextextended(hashed.text, 0)), 0)::pg_catalog.text AS checksum
 
 -- name: checksum_log
--- The same of the rows of the log of $1 in a range of keys that were completed from $6 on and before $7, without the
--- requests $8. Of all columns that are copied. Twice the time of a hash without the results, where these are of some KB.
--- Not of rows that gave their keys to others: one shard may have done so since, and the other not.
+-- Of the operations in a range of keys completed from $6 on and before $7, without the requests $8, with all columns
+-- that are copied. Not of rows that gave their keys to others: one shard may have done so, and the other not.
 SELECT :sum_of_texts
 FROM (
     SELECT
@@ -793,11 +775,10 @@ FROM (
 ) AS hashed;
 
 -- name: find_later_rejections
--- The rejected records of $1 that were noted from $2 on.
 SELECT request_id FROM public.rejections WHERE tenant_id = $1 AND rejected_at >= $2;
 
 -- name: checksum_rejections
--- The same of the rejected records of $1 that were noted from $2 on and before $3, without the requests $4.
+-- Of the records rejected from $2 on and before $3, without the requests $4.
 SELECT :sum_of_texts
 FROM (
     SELECT
@@ -815,17 +796,17 @@ FROM (
 ) AS hashed;
 
 -- name: find_failures
--- The messages of $1 with their last failure from $2 on and before $3.
+-- The messages with their last failure from $2 on and before $3.
 SELECT message_id FROM public.message_failures WHERE tenant_id = $1 AND failed_at >= $2 AND failed_at < $3;
 
 -- name: find_later_failures
--- Those of the messages $2 of $1 that have failed from $3 on.
+-- Those of the messages $2 that have failed from $3 on.
 SELECT message_id
 FROM public.message_failures
 WHERE tenant_id = $1 AND message_id = ANY($2::pg_catalog.text[]) AND failed_at >= $3;
 
 -- name: checksum_failures
--- The same of the tries of the messages $2 of $1.
+-- Of the tries of the messages $2.
 SELECT :sum_of_texts
 FROM (
     SELECT
@@ -835,14 +816,12 @@ FROM (
 ) AS hashed;
 
 -- name: count_tenant_rows
--- The resources and operations of a tenant, to show how much of a copy is left.
 SELECT
     (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = $1) AS resource_count,
     (SELECT pg_catalog.count(*) FROM public.log_rows WHERE log_rows.tenant_no = :number_of_tenant) AS operation_count;
 
 -- name: describe_tenant_size
--- The rows of a tenant, the stored bytes of its resources, and those of results in its log, for a plan. Reads all of
--- its rows.
+-- For a plan: rows, stored bytes of resources, and bytes of results in the log. Reads all rows.
 SELECT
     (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = $1) AS resource_count,
     (
@@ -859,7 +838,7 @@ SELECT
     ) AS result_byte_count;
 
 -- fragment: percent_to_read
--- How many of the pages of the resources have about $1 rows: reading all of a large shard may take an hour.
+-- How many of the pages have about $1 rows: reading all of a large shard may take an hour.
 least(
     100::pg_catalog.float8,
     100::pg_catalog.float8 * $1::integer::pg_catalog.float8
@@ -869,7 +848,7 @@ FROM pg_catalog.pg_class
 WHERE pg_class.oid = 'public.resources'::pg_catalog.regclass::pg_catalog.oid
 
 -- name: weigh_rows
--- The number of resources of each tenant; of a large shard as many pages tell as have about $1 rows.
+-- The resources of each tenant; of a large shard from as many pages as have about $1 rows.
 SELECT
     resources.id,
     (
@@ -879,7 +858,7 @@ FROM public.resources TABLESAMPLE system ((SELECT :percent_to_read)::pg_catalog.
 GROUP BY resources.id;
 
 -- name: weigh_bytes
--- The stored bytes of the resources of each tenant, as `weigh_rows`.
+-- The stored bytes, as `weigh_rows`.
 SELECT
     resources.id,
     (
@@ -890,7 +869,7 @@ FROM public.resources TABLESAMPLE system ((SELECT :percent_to_read)::pg_catalog.
 GROUP BY resources.id;
 
 -- name: weigh_load
--- The number of operations of each tenant in the last hour.
+-- The operations in the last hour.
 SELECT tenants.id, pg_catalog.count(*) AS weight
 FROM public.log_batches
 JOIN public.log_rows USING (batch_id)

@@ -1,8 +1,8 @@
--- The restore of one tenant from a backup (docs/adr/0008-restoring-one-tenant.md). Each transaction of a restorer moves
--- the number of writes in the journal on by one, while the journal has its run and the tenant's row its token.
+-- The restore of one tenant from a backup (docs/adr/0008-restoring-one-tenant.md). Each transaction adds one to the
+-- writes in the journal, while that has its run and the tenant's row its token.
 
 -- name: find_restore
--- The journal of the tenant $1, and how long ago it was written, by the shard's clock.
+-- The journal, and how long ago it was written, by the shard's clock.
 SELECT
     run::pg_catalog.text AS run, move_token, mode, step, writes, detail::pg_catalog.text AS detail, started_at,
     extract(EPOCH FROM pg_catalog.clock_timestamp() - updated_at)::pg_catalog.float8 AS written_s_ago
@@ -10,8 +10,8 @@ FROM public.restores
 WHERE tenant_id = $1;
 
 -- name: fence_to_restore
--- Keep the operations of the tenant $1 waiting, for $3 seconds, with the token $2. In a transaction that has locked the
--- row, so that no batch is in flight.
+-- Keep operations waiting for $3 seconds, with the token $2, in a transaction that has locked the row: no batch is in
+-- flight.
 UPDATE public.tenants
 SET
     state = 'fenced', move_token = $2::pg_catalog.int8,
@@ -19,13 +19,12 @@ SET
 WHERE id = $1 AND state IN ('active', 'fenced') AND move_token < $2::pg_catalog.int8;
 
 -- name: retake_fence
--- Go on with the token $2 where an earlier restorer has begun to replace the rows.
+-- Go on where an earlier restorer has begun to replace the rows.
 UPDATE public.tenants
 SET move_token = $2::pg_catalog.int8
 WHERE id = $1 AND state = 'fenced' AND fenced_until IS NULL AND move_token < $2::pg_catalog.int8;
 
 -- name: open_restore
--- The journal of a restore that begins, or begins again; its number of writes is 0.
 INSERT INTO public.restores (tenant_id, run, move_token, mode, step, detail)
 VALUES (
     $1, $2::pg_catalog.text::pg_catalog.uuid, $3, $4, $5::pg_catalog.text,
@@ -38,8 +37,8 @@ ON CONFLICT (tenant_id) DO UPDATE SET
     updated_at = excluded.updated_at;
 
 -- name: note_restore
--- Begin a transaction of the run $2, after $3 writes: the journal then has the step $4, and the detail $5 unless null.
--- Its row stays locked until the commit.
+-- Begin a transaction of the run $2, after $3 writes, with the step $4 and the detail $5 unless null. The row stays
+-- locked.
 UPDATE public.restores
 SET
     step = $4, writes = writes + 1, detail = coalesce($5::pg_catalog.text::pg_catalog.jsonb, detail),
@@ -50,13 +49,13 @@ WHERE
     AND tenants.id = $1 AND tenants.state = 'fenced' AND tenants.move_token = restores.move_token;
 
 -- name: set_restore_deadline
--- Set the deadline of the fence to $3 seconds from now; null: only a restorer ends it.
+-- $3 seconds from now; null: only a restorer ends the fence.
 UPDATE public.tenants
 SET fenced_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $3)
 WHERE id = $1 AND state = 'fenced' AND move_token = $2;
 
 -- name: release_restored
--- The tenant goes on. The new epoch and time show movers and readers that its rows are others now.
+-- The new epoch and time show movers and readers that the rows are others now.
 UPDATE public.tenants
 SET
     state = 'active', epoch = epoch + 1, fenced_until = NULL, deletion_began_at = NULL,
@@ -64,8 +63,8 @@ SET
 WHERE id = $1 AND state = 'fenced' AND move_token = $2;
 
 -- name: list_logged_requests
--- The next $4 keys behind $2 that the log has of the tenant $1, in the order of the primary key, each with whether it is
--- of an operation from $3 on. Those before count too: a log may have millions of them, one after the other.
+-- The next $4 keys behind $2 in the log of the tenant $1, each with whether it is of an operation from $3 on. Those
+-- before count too: a log may have millions of them in a row.
 WITH page AS MATERIALIZED (
     SELECT log_rows.request, log_rows.batch_id
     FROM public.log_rows
@@ -88,33 +87,30 @@ AND log_rows.request = ANY(ARRAY(
 ))
 
 -- name: find_logged_requests
--- The keys among $2 that the log has of the tenant $1.
 SELECT pg_catalog.encode(log_rows.request, 'hex') AS key
 FROM public.log_rows
 WHERE :has_named_key;
 
 -- name: read_logged_requests
--- The rows of the log with the keys $2.
 SELECT
     :log_to_write
 FROM (SELECT * FROM public.log_rows WHERE :has_named_key OFFSET 0) AS log_rows
 :beside_log_rows;
 
 -- name: describe_database
--- Which run of which server this is, and whether it follows another one.
+-- The run of the server, and whether it follows another one.
 SELECT
     pg_catalog.pg_is_in_recovery() AS is_standby, pg_catalog.pg_postmaster_start_time() AS started_at,
     pg_catalog.current_database()::pg_catalog.text AS database;
 
 -- name: describe_tenant_log
--- The number of the resources and of the operations of the tenant $1, and when the last one was applied.
 SELECT
     (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = $1) AS resource_count,
     (SELECT pg_catalog.count(*) FROM public.operations WHERE operations.tenant_id = $1) AS operation_count,
     (SELECT pg_catalog.max(completed_at) FROM public.operations WHERE operations.tenant_id = $1) AS last_applied_at;
 
 -- name: count_logged_since
--- The number of the operations of the tenant $1 by source, without those that were applied until $2.
+-- The operations by source, without those applied until $2.
 SELECT source, pg_catalog.count(*) AS operation_count
 FROM public.operations
 WHERE tenant_id = $1 AND ($2::pg_catalog.timestamptz IS NULL OR completed_at > $2)
@@ -122,7 +118,7 @@ GROUP BY source
 ORDER BY source;
 
 -- name: export_resources
--- The resources behind the key $2, $3, up to $4, $5, each as one JSON text; to the last one without these.
+-- The resources in a range, as in `resources_in_range`, each as one JSON text.
 SELECT
     pg_catalog.jsonb_build_object(
         'table'::pg_catalog.text, 'resources'::pg_catalog.text, 'row'::pg_catalog.text, pg_catalog.to_jsonb(resources)
