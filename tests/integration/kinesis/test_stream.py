@@ -16,7 +16,6 @@ from simplu_worker.consumers.kinesis.stream.client import (
     Reply,
     Stream,
     StreamGoneError,
-    StreamShard,
     _InUseError,
 )
 from simplu_worker.consumers.kinesis.stream.positions import (
@@ -111,19 +110,6 @@ def raw_shard(number: int, **more: Any) -> dict[str, Any]:
         "HashKeyRange": {"StartingHashKey": "0", "EndingHashKey": str(LAST_HASH_KEY)},
         "SequenceNumberRange": {"StartingSequenceNumber": "495"},
     } | more
-
-
-def shard_of(number: int) -> StreamShard:
-    return StreamShard(f"shardId-{number:012}", frozenset(), HashRange(0, LAST_HASH_KEY), "495")
-
-
-async def test_list_of_stream_shards_starts_again_when_its_token_expired(scripted: Stream, aws: ScriptedAws) -> None:
-    aws.answer({"Shards": [raw_shard(0)], "NextToken": "old"})
-    aws.refuse("ExpiredNextTokenException")
-    aws.answer({"Shards": [raw_shard(0)], "NextToken": "new"})
-    aws.answer({"Shards": [raw_shard(1)]})
-
-    assert await scripted.list_stream_shards() == [shard_of(0), shard_of(1)]
 
 
 async def test_records_come_in_order_with_their_facts(stream: Stream) -> None:

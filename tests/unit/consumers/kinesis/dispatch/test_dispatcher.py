@@ -6,17 +6,16 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
 
-import msgspec
 import pytest
 from support.queued_operations import queued_operation
 
 from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding import ownership
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords, Unread
+from simplu_worker.consumers.kinesis.holding.tenant_set import Unread
 from simplu_worker.consumers.kinesis.reader.claimed_batches import QueuedOperation
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.stream.positions import AtTimestamp, RecordPosition
+from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.fairness import Demand, ShardTime
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.timing.clock import UtcClock, utc_now
@@ -73,68 +72,6 @@ def make_dispatcher(
         has_rows=False,
         utc=utc,
     )
-
-
-async def test_operations_that_come_late_out_of_the_lookup_are_dropped_where_the_hold_reads_them() -> None:
-    main = CheckpointTracker(mark(0))
-    dispatcher = make_dispatcher(main)
-    hold = dispatcher.ownership.hold_tenant("b-l", HoldReason.NOT_HERE, [Unread(mark(0))], NOW, now=0.0)
-    waited = [queued_operation(tracker=main, number=1), queued_operation(tracker=main, number=2)]
-    dispatcher.send(waited)
-    dispatcher.pipeline.remove(waited)
-
-    assert dispatcher.without_held(waited) == []
-
-    assert dispatcher.pipeline.is_empty
-    assert (len(main), main.checkpoint, hold.unread) == (0, mark(2), Unread(mark(0)))
-
-
-@pytest.mark.parametrize(
-    ("behind", "left_count"),
-    [
-        pytest.param(mark(0), 0, id="it comes to the later operation, which is dropped"),
-        pytest.param(mark(5), 1, id="the operation is an earlier one, and is sent first"),
-    ],
-)
-async def test_catch_up_makes_way_for_itself_before_it_sends_an_earlier_operation(
-    behind: RecordPosition, left_count: int
-) -> None:
-    main = CheckpointTracker(mark(1))
-    dispatcher = make_dispatcher(main)
-    queued = [queued_operation(tracker=main, number=2)]
-    dispatcher.send(queued)
-    main.skip(mark(9))
-    hold = dispatcher.ownership.open_backfill("shard-a", Unread(behind), NOW, now=0.0)
-    dispatcher._make_ready(hold)
-    catch_up = dispatcher.ownership.start_catch_up([hold])
-
-    assert dispatcher.drop_later_than("b-l", catch_up, queued)
-
-    assert dispatcher.pipeline.entries() == queued[:left_count]
-    assert len(main) == left_count
-
-
-async def test_tenant_gets_a_hold_of_its_own_where_neither_cursor_comes_to_all_of_the_other() -> None:
-    main = CheckpointTracker(mark(1))
-    dispatcher = make_dispatcher(main)
-    parents = (ParentRecords("parent", AtTimestamp(NOW), None, None),)
-    main.skip(mark(6))
-    operation = msgspec.structs.replace(queued_operation(tracker=main, number=7), parents=parents)
-    dispatcher.send([operation])
-    hold = dispatcher.ownership.open_backfill("shard-a", Unread(mark(5)), NOW, now=0.0)
-    dispatcher._make_ready(hold)
-    catch_up = dispatcher.ownership.start_catch_up([hold])
-
-    unread = operation.unread
-
-    assert not dispatcher.drop_later_than("b-l", catch_up, [operation])
-
-    own = dispatcher.ownership.owner_of("b-l")
-    assert own is not None
-    assert (own.target, own.state) == (HeldTarget.TENANT, HoldState.READY)
-    assert own.unread.includes(unread)
-    assert own.unread.includes(catch_up.unread)
-    assert dispatcher.pipeline.is_empty
 
 
 async def test_held_targets_are_tried_now_by_name_or_all() -> None:

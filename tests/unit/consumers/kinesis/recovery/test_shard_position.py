@@ -1,23 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
-from typing import Any, cast
-
 import pytest
 
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.ownership import Ownership
-from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
 from simplu_worker.consumers.kinesis.recovery.shard_positions import (
     RowState,
     ShardPosition,
-    ShardPositions,
 )
-from simplu_worker.shards.types import PositionClaim, StoredPositions, StreamPosition
-
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+from simplu_worker.shards.types import PositionClaim, StreamPosition
 
 
 def make_position(*states: RowState) -> ShardPosition:
@@ -97,49 +86,3 @@ def test_row_that_is_invalidated_stays_unread_if_it_was(reached_by: tuple[RowSta
     position = make_position(*reached_by)
     position.invalidate()
     assert (position.state, position.is_current) == (expected, False)
-
-
-class Releasing:
-    """A gateway to a shard; the parents release tenants while a row is written there."""
-
-    positions: ShardPositions
-
-    def is_up(self, shard_id: str) -> bool:
-        return bool(shard_id)
-
-    async def write_positions(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
-        assert (shard_id, len(claims)) == ("shard-1", 1)
-        self.positions.invalidate_parent_rows()
-        return []
-
-
-async def test_row_is_read_again_if_parents_release_tenants_while_it_is_written() -> None:
-    gateway = Releasing()
-    reader = SimpleNamespace(
-        stream_name="stream",
-        stream_shard_id="shardId-0",
-        checkpoint_at_start=None,
-        progress=lambda: StreamPosition("5/0"),
-        progress_ahead=lambda: None,
-        decided_up_to=lambda *, is_ahead: None,
-    )
-    gateway.positions = positions = ShardPositions(
-        cast("Any", gateway),
-        Ownership(CheckpointTracker()),
-        cast("Any", reader),
-        tenant_wait=timedelta(hours=1),
-        utc=lambda: NOW,
-    )
-    position = positions.position_on("shard-1")
-    adopt(position, settled=False)
-
-    assert not positions.must_reread(position, Lineage(is_ended=False), stored(position))
-    assert positions.must_reread(position, Lineage(), stored(position))
-    await positions.write_final_position(position)
-
-    assert position.state is RowState.STALE
-
-
-def stored(position: ShardPosition) -> StoredPositions:
-    token = position.claim.fencing_tokens[0]
-    return StoredPositions({"shardId-0": StreamPosition("TRIM_HORIZON", fencing_token=token)}, first_tenant_at=None)
