@@ -1,11 +1,9 @@
 """Note rejected records on the shards of their tenants, so that their request ids answer `rejected`.
 
-Those of a tenant without a home, and of none, are noted on one of a few shards, which keep a bounded number. A record
-that names no tenant is noted by its request id alone, a message by its own id, a control message by a key of its
-tenant.
+Those of a tenant without a home are noted on one of a few shards, a bounded number. A record that names no tenant is
+noted by its request id alone, a message by its own id, a control message by a key of its tenant.
 
-A note delays nothing: only the letter must not be lost. One that its shard does not take within a minute, or beyond a
-bound, is dropped and counted. Then the request id answers `unknown`, with a `readUpTo` (docs/outcomes.md).
+A note delays nothing, and may be dropped: its request id then answers `unknown`, with a `readUpTo` (docs/outcomes.md).
 """
 
 from __future__ import annotations

@@ -152,8 +152,7 @@ class DeadLetterBrowser:
     async def count_behind(self, *, is_plan: bool = True, has_reached_limit: bool = False) -> int:
         """Return how many letters are behind those that were read: too many for one run, or withheld.
 
-        A FIFO queue shows about ten letters of a group until these are gone. A plan leaves all of them in front, an
-        applied command those that the filter does not match or that could not go. The number is SQS's estimate for all
+        A FIFO queue shows about ten letters of a group until these are gone. The number is SQS's estimate for all
         groups.
         """
         if not self._was_cut:

@@ -166,8 +166,7 @@ async def erase_letters(
 ) -> ErasedLetters:
     """Erase a resource from the dead-letter queue, as far as the queue shows its letters; or count them.
 
-    A letter is rewritten before the old one is deleted: after a kill in between the next run rewrites the old one
-    again, and a replay drops what comes twice.
+    A letter is rewritten before the old one is deleted: after a kill in between the next run does it again.
     """
     erased = ErasedLetters()
     async with open_browser(settings, narration) as browser:

@@ -15,11 +15,10 @@ TENANT_ATTRIBUTES: Final = ("BusinessId", "LocationId")  # docs/sending.md
 
 
 class BadParts(msgspec.Struct, frozen=True, gc=False):
-    """Bad parts of a record of several operations; the record of their letter is an aggregate of these parts alone.
+    """Bad parts of a record of several operations; the record of their letter is an aggregate of these alone.
 
-    *part_count* counts all parts of the whole record, *bad_count* the bad ones, *reasons* the bad ones by reason.
-    *numbers* are the places of the bad ones, *request_ids* those that they have, None for a part without one; both are
-    None where the letter had no room. *first_parts*, the rejections of the first ones, are not in the letter's text.
+    *part_count* counts all parts, *bad_count* the bad ones. *numbers* are the places of the bad ones, *request_ids*
+    those that they have; both are None where the letter had no room. *first_parts* are not in the letter's text.
     """
 
     part_count: int

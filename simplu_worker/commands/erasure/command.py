@@ -104,7 +104,7 @@ HASH_SHOWN: Final = 16  # hexadecimal digits, in the log
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What the shards have of the tenant, by shard id, and the shards that did not answer, each with the cause.
+    """What the shards have of the tenant, by shard id, and the shards that did not answer.
 
     *old_tables* are the shards with a table of before their adoption: the tenant's rows may be in that table only.
     """
@@ -117,8 +117,8 @@ class Found(msgspec.Struct, frozen=True):
 class ErasureReport(msgspec.Struct, frozen=True, rename="camel"):
     """What was erased, or would be: nothing of it is content, nor the resource's id.
 
-    *letters* is None without a dead-letter queue, or with an error of it. *other_ids* are ids before or after a rename,
-    under which results may have it. *warning*: the cache was not cleared.
+    *letters* is None without a dead-letter queue, or with an error of it. *other_ids* are ids before or after a rename.
+    *warning*: the cache was not cleared.
     """
 
     applied: bool
@@ -148,10 +148,9 @@ class ErasureReport(msgspec.Struct, frozen=True, rename="camel"):
 
 
 async def erase_resource(settings: Settings, erasure: Erasure, *, apply: bool, as_json: bool) -> int:
-    """Erase a resource, or print what would be. Return 1 if something could not be reached that should have been.
+    """Erase a resource, or print what would be. Return 1 if something could not be reached.
 
-    Raises, before anything is erased, `RetryableError` while the tenant is on the move, and `PermanentError` if no
-    shard has it.
+    Raises first `RetryableError` while the tenant is on the move, and `PermanentError` if no shard has it.
     """
     require_settings(settings, routes=True)
     parse_tenant_id(erasure.business_id, erasure.location_id)

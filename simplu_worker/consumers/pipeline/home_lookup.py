@@ -115,9 +115,9 @@ class HomeLookup(Generic[EntryT]):
 
     @property
     def is_crowded(self) -> bool:
-        """Whether so many tenants wait for their first lookup that the stream need not be read further now.
+        """Whether so many tenants wait for their first lookup that the stream need not be read further.
 
-        Not where most tenants have no shard: these are held, and delay no others.
+        Not where most tenants have no shard.
         """
         return self._unasked_count > CROWD_COUNT and self._found_share > 0.5
 
@@ -148,7 +148,7 @@ class HomeLookup(Generic[EntryT]):
     def add(self, tenant_id: str, entries: Iterable[EntryT], *, left: str | None = None) -> Waited[EntryT] | None:
         """Append operations of a tenant; a new one is looked up at once. *left* is the shard that has refused them.
 
-        Return the tenant where it is to be held at once: too many wait, most of them without a shard.
+        Return the tenant where it is to be held at once.
         """
         tenant = self._tenants.get(tenant_id)
         if tenant is None:

@@ -114,10 +114,7 @@ class Lane(Generic[EntryT]):
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the batch has been in flight for so long that it may never be answered.
-
-        Not while the shard takes batches of other lanes: then this one waits for its turn.
-        """
+        """Whether the batch may never be answered, though the shard takes no batches of other lanes."""
         if self.state is not LaneState.IN_FLIGHT:
             return False
         return loop_time() - max(self._sent_at, self._last_applied_at(self.shard_id)) > STUCK_AFTER_S
@@ -204,9 +201,9 @@ class Lane(Generic[EntryT]):
         self._queue.hurried = tenants
 
     def over_share(self, is_paced: Callable[[str], bool]) -> list[EntryT]:
-        """Return the newest entries of the tenant furthest beyond its share; none where others do not wait.
+        """Return the newest entries of the tenant furthest beyond its share; they stay in the lane.
 
-        They stay in the lane. Tenants that are *is_paced* do not count: whoever sends for them waits.
+        Tenants that are *is_paced* do not count: whoever sends for them waits.
         """
         costs_s, turns = self._queue.costs_s(is_paced), turns_of(self._time.batches_between)
         tenant_id = find_over_share(costs_s, self._time.weights, active_count=len(self._tenants()), turns=turns)
@@ -231,10 +228,7 @@ class Lane(Generic[EntryT]):
         return self._queue.cost_s(tenant_id)
 
     async def next_result(self, stopping: asyncio.Event) -> LaneResult[EntryT] | None:
-        """Send the next batch and return the result; None once *stopping* is set.
-
-        By this call the caller has dealt with the result before.
-        """
+        """Send the next batch and return the result; None once *stopping* is set."""
         if self.state is LaneState.DECIDED:
             self._enter(LaneState.WAITING)
         self._batch = []

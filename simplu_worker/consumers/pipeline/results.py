@@ -62,14 +62,12 @@ class BatchSender(Protocol[SentT_contra]):
 
 
 class BatchDecided(msgspec.Struct, Generic[EntryT], frozen=True):
-    """A batch that its shard took, by outcome; its entries stay in the lane until the next batch is asked for.
+    """A batch that its shard took, by outcome; its entries stay in the lane until the next one.
 
     - *applied*: in the log, by this batch or an earlier one; *late* are those that repeat an operation of long before.
-    - *refused*: will never be applied, each with its outcome.
-    - *not_here*: by tenant, those of tenants that do not live on the shard now.
-    - *locked*: by tenant, those of tenants with rows that another transaction keeps locked.
-    - *failing*: failed on the healthy shard, each with the error, at most one of a tenant. Later ones of a locked
-      tenant, and of the chain of one that failed, are in *not_here*.
+    - *not_here*, *locked*: by tenant, those of tenants that do not live on the shard, or whose rows are locked.
+    - *failing*: failed on the healthy shard, each with its error, at most one of a tenant. Later ones of a locked one,
+      and of its chain, are in *not_here*.
     """
 
     applied: list[EntryT]
@@ -98,10 +96,7 @@ LaneResult: TypeAlias = BatchDecided[EntryT] | LaneEmptied[EntryT] | BatchCrashe
 
 
 class Waited(msgspec.Struct, Generic[EntryT], frozen=True):
-    """A tenant without a home for so long that its *entries* leave memory.
-
-    *shard_id* is the shard that did not answer, *cause* what the last lookup raised.
-    """
+    """A tenant without a home for so long that its *entries* leave memory."""
 
     tenant_id: str
     entries: list[EntryT]

@@ -77,10 +77,7 @@ class TenantProvisioner(Protocol):
     """Provisions tenants; `shards.tenants.provisioning.Provisioner` is one."""
 
     async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
-        """Provision tenants, no two the same; return the result or the error of each.
-
-        A PermanentError is for a request that can never work, a RetryableError for a dependency that is down.
-        """
+        """Provision tenants, no two the same; return the result or the error of each."""
 
 
 class TenantDestroyer(Protocol):

@@ -1,9 +1,8 @@
 """Apply order events (docs/sending.md): many in one transaction for each shard, in order within each group.
 
-The messages of a call are split into chains: a message group of a FIFO queue, or one message of a standard queue. A
-chain goes on with its next transaction only after the former one is safe on its shard, or its operation is given up for
-good: so none is ever applied before an earlier one of its group, whatever their tenants and shards. An operation is
-given up for its own failures alone: no wait of its message counts.
+A chain is a message group of a FIFO queue, or one message of a standard queue. It goes on with its next transaction
+only after the former one is safe on its shard, or its operation is given up for good: so none is ever applied before an
+earlier one of its group. An operation is given up for its own failures alone: no wait counts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Decode order events (docs/sending.md): any text gives an operation or a rejection, no exception. Pure.
 
-An operation is a function of the message alone, so that every receive of it gives the same. Messages of one call that
-keep their order are a chain: a group of a FIFO queue, or one message of a standard queue.
+An operation is a function of the message alone, so that every receive of it gives the same.
 """
 
 from __future__ import annotations
@@ -360,10 +359,7 @@ class Chain:
         return sent
 
     def end(self) -> None:
-        """Defer the messages behind the first that may not be passed.
-
-        Behind a dead letter they are handled again once it is stored; further dead letters are stored with it.
-        """
+        """Defer the messages behind the first that may not be passed; behind a dead letter until it is stored."""
         self._enter(ChainState.ENDED)
         self.has_ended.set()
         first = next((index for index, one in enumerate(self.members) if not one.allows_next), len(self.members))

@@ -193,8 +193,8 @@ RETURN_TRIES: Final = 3
 class Visibility:
     """Extends the visibility timeouts of the messages that are *in_flight*, and ends them at their return.
 
-    *on_lost* gets messages that are no longer ours, and returns those that have to return to the queue because of it.
-    *is_being_deleted* tells whether SQS may refuse an extension because a delete was faster.
+    *on_lost* gets messages that are no longer ours, and returns those that have to return because of it.
+    *is_being_deleted* tells whether a refusal means that a delete was faster.
     """
 
     def __init__(

@@ -1,7 +1,6 @@
 """Count how often the operation of each message has failed: on its shard, else in the memory of this process.
 
-On the shard the count is exact, for all replicas. In memory are failures while the shard of a tenant is looked up:
-after a restart that count is too low, and never too high, so that no message is given up too early.
+The count in memory, while a shard is looked up, is never too high: no message is given up too early.
 """
 
 from __future__ import annotations

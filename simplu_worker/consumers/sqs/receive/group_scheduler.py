@@ -36,8 +36,8 @@ class SchedulerLimits(msgspec.Struct, frozen=True):
 class CallDecision(msgspec.Struct, frozen=True):
     """What to do with the messages of a call, and with those behind them.
 
-    *returned* are messages with their delays, in an order that keeps a group locked until the last of it is back;
-    *retried_count* of them are retried. *lost* messages are no longer ours: their verdicts do not count.
+    *returned* are in an order that keeps a group locked until the last of it is back. The verdicts of *lost* ones do
+    not count.
     """
 
     done: Sequence[Message]
@@ -228,10 +228,9 @@ class GroupScheduler:
                 self._update(lane, is_held=lane.is_held)
 
     def remove(self, message: Message) -> list[Message]:
-        """Remove *message*, which is lost or returns to the queue, from its lane.
+        """Remove *message* from its lane; return those behind it, which have to return to the queue too.
 
-        Return the messages behind it, which have to return too. One that is with the handler stays until its call has
-        ended.
+        One that is with the handler stays until its call has ended.
         """
         lane = self._lanes.get(self._key(message))
         if lane is None:
@@ -250,10 +249,7 @@ class GroupScheduler:
         return lane is not None and _index_of(message, lane.queued) is not None
 
     def take_unstarted(self, keep: Callable[[Message], bool] = lambda _: False) -> list[Message]:
-        """Take out all messages that are not with the handler, those of a group in order.
-
-        Messages to *keep* stay, with those of their groups before them, and are held no longer.
-        """
+        """Take out all messages that are not with the handler, but those to *keep* and those before them."""
         unstarted: list[Message] = []
         for lane in list(self._lanes.values()):
             queued = list(lane.queued)
@@ -352,11 +348,7 @@ def _decide_lane(
     quota: _HoldQuota | None,
     is_ours: Callable[[Message], bool],
 ) -> _LaneDecision:
-    """Return the decision on the messages of one lane, given their verdicts in order; change nothing.
-
-    From the first undecided message on, the others stay behind it when it is held, or return with it; behind a lost one
-    they return.
-    """
+    """Return the decision on the messages of one lane; from the first undecided or lost one on, they stay together."""
     done: list[Message] = []
     dead_letters: list[tuple[Message, ToDeadLetter]] = []
     undecided: list[tuple[Message, ReturnToQueue | RetryHeld]] = []

@@ -1,11 +1,9 @@
 """The messages in flight: until when each is hidden, and when to extend that. Pure.
 
-Also: the age of the oldest known message, how many polls run and how much each may ask for, and how many slots (places
-for messages in hand) a tenant may have while its messages wait.
-
-A tenant waits when a tenth of its messages were held, or are in hand for a second while slots are short. All that wait
-share half of the slots, and none has more than a quarter. Messages beyond that return to the queue, hidden for 5 to 10
-s at first and twice as long each time, so that they are received rarely.
+Also: the age of the oldest message, how many polls run, and how many slots (places for messages in hand) a tenant may
+have while its messages wait: a tenth of them were held, or are in hand for a second while slots are short. All that
+wait share half of the slots, and none has more than a quarter. Messages beyond that return to the queue, hidden for 5
+to 10 s at first and twice as long each time.
 """
 
 from __future__ import annotations

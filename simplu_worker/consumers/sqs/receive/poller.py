@@ -37,8 +37,8 @@ log = structlog.get_logger(__name__)
 class PollTimes(msgspec.Struct, frozen=True):
     """The times of a poll. *wait_s* is how long SQS waits for messages.
 
-    *stop_wait_s* is how long polls may still answer at a stop; longer than *wait_s*, because SQS may give messages to a
-    poll that was cut. *silence_s* after its wait, a poll is replaced.
+    *stop_wait_s*, longer than that, is how long polls may still answer at a stop. *silence_s* after its wait, a poll is
+    replaced.
     """
 
     wait_s: int = POLL_WAIT_S

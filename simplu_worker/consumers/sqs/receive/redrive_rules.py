@@ -1,8 +1,7 @@
 """Settings of a queue that do not fit how the worker consumes it; messages of paused tenants. Pure.
 
-SQS hides a message for at most 12 hours, counts each receive, and has a quota for what is hidden. So messages of a
-paused tenant are hidden for HIDDEN_S, no more than HIDDEN_MAX of a queue, and remembered, so that they come back at a
-resume. What a replica has not remembered comes back by itself.
+SQS counts each receive, and has a quota for what is hidden. So messages of a paused tenant are hidden for HIDDEN_S, no
+more than HIDDEN_MAX of a queue, and remembered, to come back at a resume.
 """
 
 from __future__ import annotations

@@ -42,9 +42,8 @@ class Done(msgspec.Struct, frozen=True):
 class ToDeadLetter(msgspec.Struct, frozen=True):
     """The message can never be handled: store a dead letter, then delete it. *error* does not quote the message.
 
-    *attempts* counts the failed tries of its operation; 1 if it was refused, or waited in vain. *before_delete* is
-    awaited between the two, and records on the shard that the operation was given up; after its RetryableError the
-    message returns to the queue.
+    *attempts* counts the failed tries of its operation; 1 if it was refused. *before_delete* records on the shard that
+    it was given up; after its RetryableError the message returns to the queue.
     """
 
     reason: DeadLetterReason
@@ -110,10 +109,7 @@ def verdict_on_failure(
 
 
 def verdicts_after_defect(messages: Sequence[Message], *, is_fifo: bool, draw: float) -> list[Verdict]:
-    """Return the verdicts on a call whose handler raised what nobody foresaw: all are handled again.
-
-    The first of each FIFO group is held; those behind it return to the queue.
-    """
+    """Return the verdicts on a call whose handler raised what nobody foresaw: all come again."""
     verdicts: list[Verdict] = []
     groups: set[str] = set()
     for message in messages:
