@@ -332,6 +332,10 @@ def test_slot_belongs_to_its_oldest_hold_and_a_name_goes_before_it() -> None:
     hold_tenant(ownership, "e-u", 3)
     assert list(owners(ownership))[4:] == ["e-u", "f-t"]
     assert [hold.more_names for hold in ownership.holds()][:2] == [set(), {"b-w"}]
+    ownership.remove(ownership.holds()[0])
+    assert list(owners(ownership)) == ["shard-2", "shard-2", "shard-2", "-", "e-u", "f-t"]
+    ownership.remove(ownership.holds()[0])
+    assert list(owners(ownership)) == ["-", "-", "-", "-", "e-u", "f-t"]
 
 
 @pytest.mark.usefixtures("_small_sets")
