@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from simplu_worker.aws.clients import open_client
-from simplu_worker.business_info import BusinessInfo
+from simplu_worker.business_info.table import BusinessInfo
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.leases.kcl_leader import KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable

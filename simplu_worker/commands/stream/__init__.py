@@ -97,7 +97,7 @@ def show_operation(request_id: str, /, *, tenant: OneTenant = None, common: Comm
     tenant
         The operation's business and location; without this option every shard is queried.
     """
-    from simplu_worker.commands.stream.outcomes import show_operation
+    from simplu_worker.commands.stream.show import show_operation
 
     return common.run(lambda settings: show_operation(settings, request_id, tenant, as_json=common.as_json))
 
@@ -112,7 +112,7 @@ def list_operations(
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
     """Print the decided operations of one tenant, newest first; those of one batch in no order."""
-    from simplu_worker.commands.stream.outcomes import list_operations
+    from simplu_worker.commands.stream.show import list_operations
 
     request = options.parse()
     return common.run(lambda settings: list_operations(settings, business, location, request, as_json=common.as_json))

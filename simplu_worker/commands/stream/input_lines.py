@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
@@ -187,37 +186,3 @@ def cut_into_sends(messages: Iterable[OutgoingMessage]) -> Iterator[list[Outgoin
 
     bounds = RequestBounds(BATCH_MAX_COUNT, SEND_MAX_BYTES)
     return cut(messages, bounds, key_of=group_of, size_of=lambda message: len(message.body.encode()))
-
-
-class SendStatus(StrEnum):
-    """The status of one line."""
-
-    NOT_SENT = "not sent"
-    SENT = "sent"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    REJECTED = "rejected"  # no operation, for the worker; where its settings are other than those of the command
-    HELD = "held"  # not in the log in time, and its tenant is held
-    UNKNOWN = "unknown"  # not in the log in time: waiting, or a dead letter; or the command ended while it was put
-
-
-class Undecided(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Why operations of a tenant are held, else the time before which all are decided, where it is known.
-
-    *target* is what a replica has reported as held since *since*.
-    """
-
-    reason: str | None = None
-    read_up_to: datetime | None = None
-    since: datetime | None = None
-    target: str | None = None
-
-    @property
-    def hold(self) -> str | None:
-        """Why and since when operations are held, for people."""
-        if self.reason is None:
-            return None
-        where = "" if self.target is None else f" ({self.target})"
-        return f"{self.reason}{where}" + (
-            "" if self.since is None else f" since {self.since.isoformat(timespec='seconds')}"
-        )

@@ -1,111 +1,36 @@
-"""`operations show` and `list`, and the wait for outcomes."""
+"""Wait until operations that were sent are in the logs of the shards; else find out why they are not."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
-from rich.text import Text
 
 from simplu_worker.assembly.aws import open_lease_table
-from simplu_worker.assembly.shards import Shards, open_shards
+from simplu_worker.assembly.shards import Shards
 from simplu_worker.commands.output import (
     CountProgress,
     describe_silent,
-    print_json,
-    print_line,
-    print_members,
     print_note,
-    print_silent,
-    print_table,
 )
-from simplu_worker.commands.running import parse_tenant_id, require_settings
-from simplu_worker.commands.stream.input_lines import InputLine, LineReport, SendStatus, Undecided, names_in
+from simplu_worker.commands.stream.input_lines import InputLine, LineReport, names_in
+from simplu_worker.commands.stream.show import SendStatus, Undecided
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fleet.fleet_report import hold_reason, read_status
 from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.operation import RejectedRecord, tenant_id_of
-from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest, ShardGateway
-from simplu_worker.shards.listing import ListedOperation, ListRequest, OperationPage, decode_cursor
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.log import key_of_id
-from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.types import StreamShards
-from simplu_worker.timing.clock import loop_time, utc_now
+from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import Absence, DeadLetterReason
-
-
-async def show_operation(settings: Settings, request_id: str, tenant: tuple[str, str] | None, *, as_json: bool) -> int:
-    """Print the log's row of one operation; without *tenant* ask all shards. Return 1 if it is not found."""
-    require_settings(settings, routes=True)
-    try:
-        "".join([request_id, *(tenant or ())]).encode()
-    except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
-        raise PermanentError("request id, tenant: expected UTF-8") from None
-    tenant_id = None if tenant is None else tenant_id_of(*tenant)
-    async with open_shards(settings) as shards:
-        found: LoggedOperation | RejectedRequest | Absence | None
-        found, silent, _ = await shards.gateway.find_operation(request_id, tenant_id, names=tenant)
-        undecided = Undecided()
-        if not isinstance(found, LoggedOperation) and tenant_id is not None:
-            undecided = (await find_undecided(settings, shards, [tenant_id]))[tenant_id]
-            found, silent, _ = await shards.gateway.find_operation(request_id, tenant_id, names=tenant)
-        if not isinstance(found, LoggedOperation):
-            found = await shards.gateway.find_rejection(request_id, tenant_id, names=tenant) or found
-        if isinstance(found, Absence):
-            undecided, found = Undecided(found) if undecided.reason is None else undecided, None
-        errors = pool_errors(shards.pools)
-    status = SendStatus.UNKNOWN if undecided.reason is None else SendStatus.HELD
-    shown = {"requestId": request_id, "status": status} | _members(undecided) if found is None else _members(found)
-    if as_json:
-        print_json(shown | {"shardsWithoutAnswer": list(silent)})
-    elif found is not None:
-        print_members({name: _format_value(value) for name, value in shown.items()})
-    else:
-        print_line(_describe_absent(request_id, undecided))
-    if not as_json:
-        print_silent(silent, errors)
-    return 1 if found is None else 0
-
-
-def _describe_absent(request_id: str, undecided: Undecided) -> str:
-    if undecided.reason is not None:
-        return f"held: {undecided.hold}; if operation {request_id} was sent, it waits"
-    told = f"unknown: no shard that answered has an operation {request_id}"
-    if undecided.read_up_to is None:
-        return told
-    return f"{told}; the tenant's operations that were sent before {undecided.read_up_to.isoformat()} are decided"
-
-
-def pool_errors(pools: Pools) -> dict[str, str]:
-    """Return place and error of the shards that cannot be used, by their ids."""
-    return {
-        shard_id: f"{pool.address.place}: {pool.last_error}"
-        for shard_id, pool in pools.by_shard_id().items()
-        if pool.last_error
-    }
-
-
-def _members(value: msgspec.Struct) -> dict[str, Any]:
-    members: dict[str, Any] = msgspec.to_builtins(value, builtin_types=(msgspec.Raw, datetime))
-    return members
-
-
-def _format_value(value: object) -> object:
-    match value:
-        case msgspec.Raw():
-            return bytes(value).decode()
-        case datetime():
-            return value.isoformat()
-        case _:
-            return value
-
 
 LOOK_UP_S: Final = 10.0  # for all tenants together
 
@@ -166,79 +91,6 @@ async def _read_leases(settings: Settings) -> list[Lease]:
     except WorkerError as exc:
         print_note(f"how far the stream is read is not known: {exc}")
         return []
-
-
-SEARCH_S: Final = 15.0  # then a person learns how far the search came, and goes on or narrows the time
-COLUMNS: Final = ("completed", "operation", "resource", "request id", "status", "error")
-STYLES: Final = {"succeeded": "green", "failed": "red"}
-
-
-async def list_operations(
-    settings: Settings, business_id: str, location_id: str, request: ListRequest, *, as_json: bool
-) -> int:
-    """Print the operations of one tenant. Return 1 if it has no shard, or the search ended too early."""
-    require_settings(settings, routes=True)
-    parse_tenant_id(business_id, location_id)
-    async with open_shards(settings) as shards:
-        page = await search(shards.gateway.list_operations, business_id, location_id, request)
-    if isinstance(page, Absence):
-        if as_json:
-            print_json({"operations": [], "next": None, "state": page})
-        print_note(f"no shard has the tenant {business_id} {location_id}: {page}")
-        return 1
-    if as_json:
-        print_json(page)
-    else:
-        print_page(page, request.limit)
-    return 0 if page.next is None or len(page.operations) == request.limit else 1
-
-
-async def search(
-    list_page: Callable[[str, str, ListRequest], Awaitable[OperationPage | Absence]],
-    business_id: str,
-    location_id: str,
-    request: ListRequest,
-    *,
-    seconds: float = SEARCH_S,
-) -> OperationPage | Absence:
-    """Return one page from a search of about *seconds*."""
-    found: list[ListedOperation] = []
-    ends_at = loop_time() + seconds
-    with CountProgress("found", request.limit) as progress:
-        while True:
-            page = await list_page(business_id, location_id, request)
-            if isinstance(page, Absence):
-                return page
-            found += page.operations
-            progress.show(len(found))
-            missing = request.limit - len(page.operations)
-            if page.next is None or not missing or loop_time() >= ends_at:
-                return msgspec.structs.replace(page, operations=found)
-            request = msgspec.structs.replace(request, limit=missing, after=decode_cursor(page.next))
-
-
-def print_page(page: OperationPage, limit: int) -> None:
-    """Print a page of at most *limit* operations, and how to go on."""
-    if page.operations:
-        print_table(COLUMNS, map(_cells, page.operations))
-    if page.next is None:
-        if not page.operations:
-            print_note("the log has no such operation")
-        return
-    if len(page.operations) < limit and page.searched_to is not None:
-        print_note(f"searched back to {page.searched_to.isoformat()}; narrow the time with --since and --until, or")
-    print_note(f"go on with --after {page.next}")
-
-
-def _cells(operation: ListedOperation) -> tuple[object, ...]:
-    return (
-        operation.completed_at.isoformat(timespec="milliseconds"),
-        operation.operation,
-        " ".join(filter(None, (operation.resource_type, operation.resource_id))),
-        operation.request_id,
-        Text(operation.status, STYLES.get(operation.status, "")),
-        operation.error,
-    )
 
 
 POLL_MIN_S: Final = 0.25

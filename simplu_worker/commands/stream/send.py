@@ -33,7 +33,6 @@ from simplu_worker.commands.running import require_settings
 from simplu_worker.commands.stream.input_lines import (
     InputLine,
     LineReport,
-    SendStatus,
     cut_into_sends,
     message_of,
     names_in,
@@ -49,11 +48,11 @@ from simplu_worker.commands.stream.outcomes import (
     find_rejected,
     find_undecided,
     interrupted_outcomes,
-    pool_errors,
     send_outcomes,
     wait_for_outcomes,
     with_undecided,
 )
+from simplu_worker.commands.stream.show import SendStatus, pool_errors
 from simplu_worker.config.settings import ROUTES, Settings, set_of
 from simplu_worker.consumers.kinesis.stream.client import NewRecord, Stream, cut_into_puts
 from simplu_worker.consumers.sqs.order_messages import OrderRules

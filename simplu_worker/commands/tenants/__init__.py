@@ -116,7 +116,7 @@ def pause_tenant(
     duration
         The time, such as 30m or 2d. The pause ends sooner once half of a source's retention is over for what waits.
     """
-    from simplu_worker.commands.tenants.show import steer_tenant
+    from simplu_worker.commands.tenants.steering import steer_tenant
     from simplu_worker.shards.types import PAUSE_MAX_S, Lever
 
     pause_s = parse_duration("--for", duration).total_seconds()
@@ -129,7 +129,7 @@ def pause_tenant(
 @tenants.command(name="resume")
 def resume_tenant(business: str, location: str, /, *, common: CommonOptions = NO_OPTIONS) -> int:
     """End the pause of a tenant."""
-    from simplu_worker.commands.tenants.show import steer_tenant
+    from simplu_worker.commands.tenants.steering import steer_tenant
     from simplu_worker.shards.types import Lever
 
     lever = Lever(pause_s=0.0)
@@ -152,7 +152,7 @@ def weigh_tenant(
     weight
         From 0.1 to 10; a tenant has 1 by default.
     """
-    from simplu_worker.commands.tenants.show import steer_tenant
+    from simplu_worker.commands.tenants.steering import steer_tenant
     from simplu_worker.shards.types import Lever
 
     lever = Lever(weight=weight)

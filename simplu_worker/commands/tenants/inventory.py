@@ -12,7 +12,8 @@ import msgspec
 
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import Shards, open_shards
-from simplu_worker.business_info import Business, BusinessInfo, UnreadableBusiness
+from simplu_worker.business_info import Business
+from simplu_worker.business_info.table import BusinessInfo, UnreadableBusiness
 from simplu_worker.commands.output import StreamedList, print_json, print_line, print_note, print_silent
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.commands.tenants.rules import (

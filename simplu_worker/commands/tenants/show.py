@@ -1,9 +1,8 @@
-"""`tenants list`, `show`, `pause`, `resume` and `weight`."""
+"""`tenants list` and `tenants show`."""
 
 from __future__ import annotations
 
 import contextlib
-import socket
 from datetime import datetime
 from typing import Any
 
@@ -11,16 +10,10 @@ from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output import print_json, print_line, print_note, print_silent, print_table
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError, WorkerError
+from simplu_worker.errors import WorkerError
 from simplu_worker.operations.operation import control_request_id
 from simplu_worker.shards.routing.shard_query import ShardRows
-from simplu_worker.shards.types import Lever
-from simplu_worker.status.guard import COMMAND, Actor, logged_action
 from simplu_worker.status.views import (
-    lever_action,
-    lever_members,
-    levers_view,
-    not_steered_error,
     refused_view,
     tenant_view,
 )
@@ -97,24 +90,3 @@ def _print_tenants(views: list[dict[str, Any]], silent: list[str], *, as_json: b
 
 def _format_cell(value: object) -> object:
     return value.isoformat(timespec="seconds") if isinstance(value, datetime) else value
-
-
-async def steer_tenant(settings: Settings, business_id: str, location_id: str, lever: Lever, *, as_json: bool) -> int:
-    """Pause or resume a tenant, or give it a weight; print what it has. Raises `PermanentError` without its row."""
-    require_settings(settings, routes=True)
-    parse_tenant_id(business_id, location_id)
-    actor = Actor(COMMAND, socket.gethostname())
-    asked = {"businessId": business_id, "locationId": location_id} | lever_members(lever)
-    async with open_shards(settings) as shards:
-        with logged_action(lever_action(lever), actor, asked) as acted:
-            found = await shards.gateway.steer_tenant(business_id, location_id, lever)
-            if not isinstance(found, tuple):
-                raise PermanentError(not_steered_error(found))
-            acted.answer = view = levers_view(*found)
-    if as_json:
-        print_json({"businessId": business_id, "locationId": location_id} | view)
-        return 0
-    until = view["pausedUntil"]
-    paused = "not paused" if until is None else f"paused until {until.isoformat(timespec='seconds')}"
-    print_note(f"{business_id} {location_id} on shard {view['shardId']}: {paused}, weight {view['weight']:g}")
-    return 0

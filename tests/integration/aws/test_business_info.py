@@ -13,14 +13,8 @@ from support.aws.endpoints import ScriptedAws, client_of
 
 from simplu_local.stack.aws import put_businesses
 from simplu_worker.aws.clients import Client
-from simplu_worker.business_info import (
-    ABSENT_FRESH_S,
-    FRESH_S,
-    Business,
-    BusinessInfo,
-    UnreadableBusiness,
-    UnreadableBusinessError,
-)
+from simplu_worker.business_info import ABSENT_FRESH_S, FRESH_S, Business, UnreadableBusinessError
+from simplu_worker.business_info.table import BusinessInfo, UnreadableBusiness
 from simplu_worker.errors import PermanentError, RetryableError
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")

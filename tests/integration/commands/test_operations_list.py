@@ -18,8 +18,8 @@ from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 from support.settings import settings_of
 
 from simplu_worker.commands.stream import OperationListOptions
-from simplu_worker.commands.stream.outcomes import list_operations, print_page, search
 from simplu_worker.commands.stream.send import preview_operations
+from simplu_worker.commands.stream.show import list_operations, print_page, search
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, UsageError
 from simplu_worker.operations.json_record import EXPECTED_TIME

@@ -24,7 +24,7 @@ PRELOADED = (
     "simplu_worker.commands.shards.upgrade",
     "simplu_worker.commands.stream.replaying",
     "simplu_worker.commands.stream.send",
-    "simplu_worker.commands.stream.outcomes",
+    "simplu_worker.commands.stream.show",
     "simplu_worker.commands.tenants.inventory",
     "simplu_worker.commands.tenants.restore",
     "simplu_worker.commands.tenants.show",
