@@ -76,11 +76,12 @@ class Source:
         return {node.name: node for one in classes for node in one.body if isinstance(node, Function)}
 
     def is_one_of(self, class_name: str, expected: set[str]) -> bool:
-        return bool(self.bases(class_name) & expected) or any(
-            "Protocol" in self.bases(name) and self.methods(name).keys() <= self.methods(class_name).keys()
-            for name in expected
-            if name != "Protocol" and self.methods(name)
-        )
+        """Return whether a class is one of *expected*, or fits a protocol among them."""
+        own = self.methods(class_name).keys()
+        known = [one for name in expected for one in self.classes[name]]
+        protocols = [one for one in known if any("Protocol" in self.named_in(base) for base in one.bases)]
+        asked = [{node.name for node in one.body if isinstance(node, Function)} for one in protocols]
+        return bool(self.bases(class_name) & expected) or any(names <= own for names in asked if names)
 
     def attribute_types(self, class_name: str, name: str, depth: int) -> set[str]:
         methods = self.methods(class_name)
