@@ -263,8 +263,7 @@ def _unpacked_resend(letter: DeadLetter, parts: Sequence[Part], rules: ReplayRul
         return _left_returning(f"{DeadLetterReason.TOO_LARGE}: {refusal}")
     split = _Split(rules)
     for part in parts:
-        origin = origin_of_part(letter.origin, part.number)
-        split.add(part.data, msgspec.structs.replace(origin, partition_key=part.partition_key))
+        split.add(part.partition_key, part.data, origin_of_part(letter.origin, part.number))
     if split.has_new_ids and not rules.force:
         return LeftLetter(
             LeftReason.WITHOUT_REQUEST_IDS,
@@ -282,7 +281,7 @@ def _parts_resend(letter: DeadLetter, bad: BadParts, rules: ReplayRules) -> Rese
     split = _Split(rules)
     for index, part in enumerate(parts):
         origin = letter.origin if bad.numbers is None else origin_of_part(letter.origin, bad.numbers[index])
-        split.add(part.data, msgspec.structs.replace(origin, partition_key=part.partition_key))
+        split.add(part.partition_key, part.data, origin)
     if split.has_new_ids and bad.numbers is None:
         return LeftLetter(
             LeftReason.WITHOUT_REQUEST_IDS,
@@ -301,13 +300,13 @@ class _Split:
         self.returning: list[LeftLetter] = []  # of parts that would come back
         self.has_new_ids = False
 
-    def add(self, data: bytes, origin: Origin) -> None:
+    def add(self, partition_key: str, data: bytes, origin: Origin) -> None:
         record = _ensure_request_id(data, origin, self._rules)
         if isinstance(record, LeftLetter):
             self.returning.append(record)
             record = data
         self.has_new_ids |= record != data
-        self.records.append(NewRecord(origin.partition_key or "", record))
+        self.records.append(NewRecord(partition_key, record))
 
 
 def _stream_resend(letter: DeadLetter, records: Sequence[NewRecord]) -> Resend:
@@ -366,8 +365,9 @@ def _prepare_order_event(
 ) -> tuple[str, dict[str, str]] | LeftLetter:
     """Return an order event without its SNS envelope, with the tenant that it had, request id and time of sending."""
     event, found = unwrap(body, attributes)
-    has_tenant = letter.business_id is not None and letter.location_id is not None
-    tenant = (letter.business_id or "", letter.location_id or "") if has_tenant else rules.order_tenant
+    tenant = rules.order_tenant
+    if letter.business_id is not None and letter.location_id is not None:
+        tenant = letter.business_id, letter.location_id
     own_id = letter.request_id or letter.deduplication_id
     order_rules = OrderRules(rules.operation_max_bytes, tenant)
     decoded = decode_order(event, found, letter.origin, order_rules, deduplication_id=own_id)

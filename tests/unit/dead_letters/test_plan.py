@@ -190,6 +190,11 @@ def test_record_with_a_request_id_is_sent_as_it_is() -> None:
     assert list(sent_for(letter(data)).records) == [NewRecord("b-l-patient", data)]
 
 
+def test_record_goes_to_its_stream_in_the_order_of_its_key() -> None:
+    sent = sent_for(letter(VALID | {"requestId": "r"}))
+    assert (sent.source, sent.name, sent.group) == (Source.KINESIS, "operations", "b-l-patient")
+
+
 def test_record_without_one_is_sent_with_the_id_it_had() -> None:
     one = letter()
     (sent,) = sent_for(one).records
@@ -232,11 +237,12 @@ def test_aggregate_is_taken_apart_in_order() -> None:
 
 
 def test_aggregate_without_request_ids_is_left_unless_forced() -> None:
-    whole = aggregate([("k1", None, json.dumps(VALID).encode()), ("k1", None, json.dumps(VALID).encode())])
-    one = letter(whole, reason=DeadLetterReason.INVALID_MESSAGE)
+    parts = [json.dumps(members).encode() for members in (VALID, VALID, VALID | {"requestId": "own"})]
+    one = letter(aggregate([("k1", None, part) for part in parts]), reason=DeadLetterReason.INVALID_MESSAGE)
     assert left_for(one) is LeftReason.WITHOUT_REQUEST_IDS
     ids = [json.loads(sent.data)["requestId"] for sent in sent_for(one, FORCED).records]
-    assert ids == [derived_request_id(msgspec.structs.replace(STREAM, sub_sequence_number=n)) for n in range(2)]
+    derived = [derived_request_id(msgspec.structs.replace(STREAM, sub_sequence_number=n)) for n in range(2)]
+    assert ids == [*derived, "own"]
 
 
 def test_letter_of_one_part_is_sent_as_a_record_of_its_own() -> None:
@@ -406,7 +412,13 @@ def test_order_event_without_a_valid_time_is_sent_with_its_own(sent: object) -> 
 def test_order_event_without_a_tenant_keeps_the_one_that_it_had() -> None:
     event = {name: value for name, value in EVENT.items() if name not in {"businessId", "locationId"}}
     rules = msgspec.structs.replace(RULES, order_tenant=("other", "place"))
-    for had, expected in ((("b", "l"), ("b", "l")), ((None, None), ("other", "place"))):
+    default = ("other", "place")
+    for had, expected in (
+        (("b", "l"), ("b", "l")),
+        ((None, None), default),
+        (("b", None), default),
+        ((None, "l"), default),
+    ):
         ids = dict(zip(("business_id", "location_id"), had, strict=True))
         one = letter(event, origin=ORDERS, reason=GIVEN_UP, request_id="d-1", **ids)
         message = message_for(one, rules=rules)
@@ -447,6 +459,19 @@ def test_control_message_goes_to_its_queue() -> None:
     sent = sent_for(one, FORCED)
     assert (sent.source, sent.name, sent.group) == (Source.SQS, "control", "m-1")
     assert fifo_of(message_for(one, FORCED)).group_id == "replay"
+    nameless = msgspec.structs.replace(one, origin=msgspec.structs.replace(CONTROL, message_id=None))
+    assert sent_for(nameless, FORCED).group == "replay"
+
+
+def test_creation_without_a_timestamp_gets_that_of_its_message() -> None:
+    creation = b'{"businessId": "b", "locationId": "l", "businessType": "dental"}'
+    message = message_for(letter(creation, origin=CONTROL, reason=GIVEN_UP))
+    assert json.loads(message.body)["timestamp"] == "2026-01-01T00:00:00Z"
+
+
+def test_order_event_has_its_messages_deduplication_id() -> None:
+    message = message_for(letter(EVENT, origin=ORDERS, reason=GIVEN_UP, deduplication_id="d-1"))
+    assert json.loads(message.body)["deduplicationId"] == "d-1"
 
 
 def test_message_that_is_no_text_is_left() -> None:
