@@ -258,37 +258,24 @@ class StderrNarration:
 NOTE_AFTER_S: Final = 2.0  # people wonder after three
 
 
-class _AwaitedNote:
-    def __init__(self, describe: Callable[[], str], progress: CountProgress, *, after_s: float) -> None:
-        self._describe = describe
-        self._progress = progress
-        self._after_s = after_s
-        self._reached = progress.done
-        self._printed: str | None = None
-        self._timer = self._wait()
-
-    def _wait(self) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(self._after_s, self._look)
-
-    def _look(self) -> None:
-        self._timer = self._wait()
-        if (reached := self._progress.done) != self._reached:
-            self._reached = reached
-        elif (text := self._describe()) != self._printed:
-            self._printed = text
-            print_note(text)
-
-    def close(self) -> None:
-        self._timer.cancel()
-
-
 @contextmanager
 def note_what_is_awaited(
     describe: Callable[[], str], progress: CountProgress, *, after_s: float = NOTE_AFTER_S
 ) -> Iterator[None]:
     """Print what is awaited when *progress* stands still for *after_s*."""
-    note = _AwaitedNote(describe, progress, after_s=after_s)
+
+    async def look() -> None:
+        reached, printed = progress.done, ""
+        while True:
+            await asyncio.sleep(after_s)
+            if (done := progress.done) != reached:
+                reached = done
+            elif (text := describe()) != printed:
+                printed = text
+                print_note(text)
+
+    looking = asyncio.create_task(look())
     try:
         yield
     finally:
-        note.close()
+        looking.cancel()

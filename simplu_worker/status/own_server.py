@@ -1,10 +1,6 @@
 """The HTTP server of a worker on this machine, for its clients there: its URL, and trust in its certificate.
 
-Whether the worker on this machine is live: `python -m simplu_worker.status.own_server`, the image's HEALTHCHECK.
-
-It goes by the worker's own variables, but for those of a proxy, which would be asked for its own 127.0.0.1. Exit
-status
-0 only if `/livez` answers 200.
+As a program it is the image's HEALTHCHECK: its exit status is 0 only if `/livez` answers 200. No proxy is asked.
 """
 
 from __future__ import annotations

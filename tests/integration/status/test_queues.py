@@ -197,7 +197,7 @@ async def test_sqs_stats_shows_each_queue_as_sqs_tells_of_it_now(site: Site) -> 
     assert (row["visible"], row["inFlight"], row["delayed"]) == (2, 1, 1)
 
 
-async def test_sqs_stats_shows_what_is_in_hand_of_a_queue_that_is_consumed(site: Site) -> None:
+async def test_sqs_stats_shows_what_is_in_hand_of_a_queue(site: Site) -> None:
     await site.send(site.queue, 2)
     row = await site.shown(lambda row: row["inHand"] == 2)
     assert (row["consumed"], row["isFifo"], row["state"]) == (True, True, "polling")
@@ -206,7 +206,7 @@ async def test_sqs_stats_shows_what_is_in_hand_of_a_queue_that_is_consumed(site:
 
 
 @pytest.mark.parametrize("kind", ["fail", "cut"])
-async def test_sqs_stats_names_what_is_wrong_when_a_queue_does_not_answer(site: Site, kind: Any) -> None:
+async def test_sqs_stats_names_what_is_wrong_with_a_queue(site: Site, kind: Any) -> None:
     await site.send(site.letters, 1)
     site.server.run_command(SqsFault(action="GetQueueAttributes", kind=kind, queue=site.queue.name))
     row = await site.row_of(site.queue)
@@ -324,7 +324,7 @@ async def test_cache_in_trouble_is_shown_without_secrets(site: Site) -> None:
     assert "password-of-the-cache" not in str(answers)
 
 
-async def test_replica_without_a_stream_is_ready_once_a_queue_has_answered() -> None:
+async def test_replica_of_queues_is_ready_once_one_has_answered() -> None:
     server, desk = SqsServer(), Desk()
     replica = ReplicaStatus("replica-1", asyncio.Event())
     async with AsyncExitStack() as stack:

@@ -53,7 +53,7 @@ def test_misspelling_names_the_nearest_known_variable(name: str, nearest: str) -
 
 
 @pytest.mark.parametrize("name", OF_OTHERS)
-def test_misspelling_is_none_when_the_variable_is_of_another_program(name: str) -> None:
+def test_variable_of_another_program_is_no_misspelling(name: str) -> None:
     assert find_misspellings([name]) == {}
 
 

@@ -117,7 +117,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("variable", "value"), BAD)
-def test_settings_name_variable_value_and_expectation_when_a_value_is_wrong(variable: str, value: str) -> None:
+def test_settings_say_what_is_wrong_with_a_value(variable: str, value: str) -> None:
     settings, problems = draft_of({**COMPLETE, variable: value})
     assert [f"{variable}: expected {describe_values(schemas()[variable])}, got {value!r}"] == problems
     assert getattr(settings, variable.lower()) == VARIABLES[variable].default
@@ -204,7 +204,7 @@ def test_settings_follow_the_rules_across_variables(change: dict[str, str], expe
         ("http://127.0.0.1:4566/000000000000/sqs.us-east-1.amazonaws.com", None),
     ],
 )
-def test_region_is_that_of_the_control_queue_when_nothing_else_names_one(url: str, region: str | None) -> None:
+def test_region_may_be_that_of_the_control_queue(url: str, region: str | None) -> None:
     environ = {**COMPLETE, "AWS_REGION": "", "SQS_SHARD_CREATION_QUEUE_URL": url}
     assert draft_of(environ)[0].aws_region == region
     assert draft_of({**environ, "AWS_PROFILE": "work"})[0].aws_region is None
@@ -213,7 +213,7 @@ def test_region_is_that_of_the_control_queue_when_nothing_else_names_one(url: st
 
 
 @pytest.mark.parametrize("name", ["control", "control.fifo", "control/"])
-def test_dead_letter_queue_is_beside_the_control_queue_when_none_is_named(name: str) -> None:
+def test_dead_letter_queue_may_be_beside_the_control_queue(name: str) -> None:
     named = {**COMPLETE, "SQS_SHARD_CREATION_QUEUE_URL": f"http://h:4566/0/{name}"}
     default = settings_of({**named, "SQS_DEAD_LETTER_QUEUE_URL": ""})
     assert default.dead_letter_queue_url == "http://h:4566/0/control-dead-letters"
@@ -227,7 +227,7 @@ def test_settings_need_less_when_not_for_run() -> None:
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_settings_read_a_secret_from_its_file_when_name_file_is_set(name: str, tmp_path: Path) -> None:
+def test_settings_read_a_secret_from_its_file(name: str, tmp_path: Path) -> None:
     secret = f"rediss://user:{PLANTED.replace('/', '%2F')}@cache/0" if name == "REDIS_URL" else PLANTED
     (file := tmp_path / "secret").write_bytes(secret.encode() + b"\r\n")
     settings = settings_of({**COMPLETE, f"{name}_FILE": str(file), name: ""})
@@ -243,12 +243,12 @@ def test_line_end_in_a_variable_of_every_request_is_refused() -> None:
 
 
 @pytest.mark.parametrize("url", ["cache:6379", "http://cache", "redis://", "redis://a b", "redis://cache:0", "unix://"])
-def test_settings_refuse_a_redis_url_that_is_none_and_do_not_show_it(url: str) -> None:
+def test_settings_refuse_a_wrong_redis_url_unseen(url: str) -> None:
     expected = "REDIS_URL: expected a redis://, rediss:// or unix:// URL, got something else, which is not shown"
     assert problems_of({**COMPLETE, "REDIS_URL": url}) == [expected]
 
 
-def test_settings_mask_the_password_of_the_redis_url_and_leave_its_host_readable() -> None:
+def test_settings_mask_the_password_of_the_redis_url_alone() -> None:
     settings_of({**COMPLETE, "REDIS_URL": "redis://:passw0rd-of-redis@cache.internal:6379/0"})
     text = log_module.scrub_text("cannot reach cache.internal:6379 with passw0rd-of-redis")
     assert text == "cannot reach cache.internal:6379 with ***"
@@ -329,7 +329,7 @@ def test_env_file_gives_back_what_stack_quotes(value: str, tmp_path_factory: pyt
     assert variables_in(file) == {"A": value}
 
 
-def test_env_file_problems_name_lines_without_their_text_when_they_cannot_be_read(tmp_path: Path) -> None:
+def test_env_file_problems_name_lines_without_their_text(tmp_path: Path) -> None:
     (file := tmp_path / "env").write_text('A=1\n\nhunter2 hunter2\nB=\'hunter2\nC="x" hunter2\nD=1\nhunter2\nE=\0\n')
     with pytest.raises(ConfigurationError) as raised:
         load_env_file(file)
@@ -340,7 +340,7 @@ def test_env_file_problems_name_lines_without_their_text_when_they_cannot_be_rea
 
 
 @pytest.mark.parametrize("content", [None, b"A=\xff\n"])
-def test_env_file_is_a_configuration_error_when_missing_or_not_text(content: bytes | None, tmp_path: Path) -> None:
+def test_env_file_that_is_missing_or_no_text_is_an_error(content: bytes | None, tmp_path: Path) -> None:
     file = tmp_path / "env"
     if content is not None:
         file.write_bytes(content)

@@ -167,7 +167,7 @@ def test_remove_shard_drops_every_series_that_names_it() -> None:
 
 
 @given(batches=st.lists(st.lists(st.sampled_from([0.0, 0.0625, 0.5, 0.75, 1.0, 1.5, 2.0, 64.0])), max_size=5))
-def test_batch_histogram_shows_what_the_clients_own_histogram_shows(batches: list[list[float]]) -> None:
+def test_batch_histogram_shows_what_the_clients_own_shows(batches: list[list[float]]) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
     batch_histogram = BatchHistogram(
         "t_seconds", "Time.", label="source", label_values=["a"], buckets=(0.5, 1.0, 2.0), registry=ours

@@ -42,7 +42,7 @@ class Shards:
         await eventually(lambda: len(self.looks) >= seen + count)
 
 
-async def test_wait_ends_when_the_operation_is_decided_and_no_other_does(monkeypatch: Any) -> None:
+async def test_wait_ends_when_its_operation_is_decided(monkeypatch: Any) -> None:
     monkeypatch.setattr(lookups, "LOOK_EVERY_S", 0.001)
     shards = Shards()
     shards.silent = "s"

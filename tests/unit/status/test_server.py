@@ -604,7 +604,7 @@ async def test_page_runs_only_files_of_this_server(site: Site) -> None:
     assert set(re.findall(r"<option[^>]*>(\w+)", page)) == {"any", *map(str, DeadLetterReason)}
 
 
-async def test_files_of_the_page_are_served_small_and_need_no_other_host(site: Site) -> None:
+async def test_files_of_the_page_are_small_and_of_this_host(site: Site) -> None:
     wanted, found = ["/"], dict[str, bytes]()
     while wanted:
         path = wanted.pop()

@@ -225,7 +225,7 @@ def _event(name: str = "shard.lost", level: str = "warning", **facts: Any) -> Fa
     return {"event": name, "level": level, **facts}
 
 
-def test_fold_writes_the_first_and_then_a_count_when_a_warning_repeats() -> None:
+def test_fold_writes_the_first_warning_and_then_a_count() -> None:
     fold = LogDeduplicator(window_s=10)
     assert [_event(n=1)] == fold.admit(_event(n=1), 0)
     assert fold.admit(_event(n=2), 1) == []
@@ -321,7 +321,7 @@ class _UnprintableError(Exception):
     __repr__ = __str__
 
 
-def test_log_writes_the_name_of_an_event_when_its_facts_have_no_text(stream: io.StringIO) -> None:
+def test_log_writes_the_name_of_an_event_without_texts(stream: io.StringIO) -> None:
     _logger().error("control.failed", value=_UnprintableError())
     _logger().info("batch.applied", shard_id="a")
 
@@ -332,7 +332,7 @@ def test_log_writes_the_name_of_an_event_when_its_facts_have_no_text(stream: io.
     assert applied["event"] == "batch.applied"
 
 
-def test_log_writes_no_text_of_a_library_that_could_not_be_scrubbed(stream: io.StringIO) -> None:
+def test_log_writes_no_text_that_could_not_be_scrubbed(stream: io.StringIO) -> None:
     logging.getLogger("library").error("sent %s", PLANTED, exc_info=_UnprintableError())
 
     assert [line["event"] for line in _lines_of(stream)] == ["log.failed"]

@@ -67,7 +67,7 @@ def test_printable_shows_what_would_steer_a_terminal() -> None:
     assert escape_unprintable(None) == ""
 
 
-def test_print_table_takes_no_markup_and_folds_nothing_for_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_has_no_markup_and_is_not_folded_for_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("id",), [["[red]" + "x" * 300]])
     assert "[red]" + "x" * 300 in capsys.readouterr().out
 

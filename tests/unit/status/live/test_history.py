@@ -33,7 +33,7 @@ def test_point_is_what_came_between_two_moments() -> None:
     }
 
 
-def test_figures_are_the_last_latency_and_the_dead_letters_of_the_hour() -> None:
+def test_figures_are_of_the_last_point_and_the_hour() -> None:
     history = History(BOUNDS_S)
     history.note(NOTHING, now=100.0, at=START)
     assert history.figures() == ReplicaFigures()

@@ -47,7 +47,7 @@ def shown(problems: Problems, now: datetime) -> list[tuple[str, str | None, str,
     return [(one["cause"], one["subject"], one["since"][11:16], one["at"][11:16], one["isOver"]) for one in rows]
 
 
-def test_replica_that_can_do_nothing_is_named_and_its_holds_are_not() -> None:
+def test_replica_that_can_do_nothing_is_named_without_its_holds() -> None:
     unable = fleet(unable="citrus_refuses_key", held=[held("shard a", "shard_unavailable", 60.0)])
     assert dict(causes_of({}, unable)) == {ProblemCause.REPLICA_UNABLE: ("replica b: citrus refuses key",)}
 
@@ -128,7 +128,7 @@ def test_each_part_of_a_worker_has_its_cause() -> None:
     }
 
 
-def test_move_has_stopped_once_its_command_has_ended_or_without_progress_for_a_quarter_of_an_hour() -> None:
+def test_move_has_stopped_with_its_command_or_without_progress() -> None:
     moves = [{"tenant": str(minutes), "notedAt": NOW - timedelta(minutes=minutes)} for minutes in (1, 15, 16)]
     moves += [{"tenant": str(runs), "isRunning": runs, "notedAt": NOW} for runs in (True, False)]
     assert find_problems(QUIET | {"moves": moves}, fleet(), NOW) == [

@@ -71,7 +71,7 @@ async def test_process_traces_while_it_is_open(monkeypatch: pytest.MonkeyPatch) 
         ),
     ],
 )
-def test_resource_is_the_replica_with_the_attributes_of_the_variables(
+def test_resource_is_the_replica_as_the_variables_say(
     monkeypatch: pytest.MonkeyPatch, variables: Mapping[str, str], expected: Mapping[str, str]
 ) -> None:
     for name, value in variables.items():
