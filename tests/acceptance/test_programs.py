@@ -73,14 +73,14 @@ def test_worker_that_is_killed_twice_applies_all_exactly_once(tmp_path: Path, mo
 @pytest.mark.slow(40)
 def test_orders_leave_no_dead_letter_in_a_rolling_restart(tmp_path: Path) -> None:
     with running_stack(tmp_path / "stack.env"):
-        small = ("--events", "800", "--groups", "100", "--rate", "40", "--rolling-restart")
+        small = ("--events", "600", "--groups", "100", "--rate", "40", "--rolling-restart")
         run_program("acceptance.orders", "--env-file", str(tmp_path / "stack.env"), *small)
 
 
 # Each with its options, and a pattern of what it prints.
 PROGRAMS = {
-    "fleet": ("--operations 1700 --stream-shards 2 --rate 30 --lease-duration 2", ""),
-    "moving": ("--rows 8000 --moves 2 --kill --seed 3 --control 5", "mover killed"),
+    "fleet": ("--operations 1200 --stream-shards 2 --rate 30 --lease-duration 2", ""),
+    "moving": ("--rows 5000 --moves 2 --kill --seed 3 --control 5", "mover killed"),
     "upgrading": ("--shards 2 --rate 100 --seconds 1.5", ""),
     "adopting": ("--rows 10000 --kills 1", ""),
     "importing": (
