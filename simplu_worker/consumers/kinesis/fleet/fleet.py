@@ -52,7 +52,7 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     ReplicaFigures,
     StreamView,
 )
-from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseAudit, LeaseSyncer
+from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
 from simplu_worker.consumers.kinesis.leases.lease_table import KEY, LeaseTable, TableMissingError, TableRequests
 from simplu_worker.consumers.kinesis.reader.reader_view import (
     ReaderAssignment,
@@ -159,7 +159,7 @@ class KclFollower:
         self._written = None
 
     async def _write(self, state: KclState) -> None:
-        # An application that began with the KCL 3.5 has no table of metrics; before, none may be among the leases.
+        # A KCL before 3.5 expects no such rows among the leases; an application that began with 3.5 has no other table.
         lease_table, metrics_table = self._watch.lease_table, self._watch.metrics_table
         if not has_moved_metrics(state):
             try:
@@ -265,7 +265,7 @@ class Fleet:
             stream, table, self._view, self._ancestry, self._coordinator, self._position_sync, draw=draw
         )
         self._chores: tuple[_Chore, ...] = (
-            _Chore("audit", LeaseAudit(stream.name, self._view, self._syncer).run, AUDIT_INTERVAL_S, draw),
+            _Chore("audit", self._audit, AUDIT_INTERVAL_S, draw),
             _Chore("cleanup", cleanup.run, CLEANUP_INTERVAL_S, draw),
             _Chore("kcl leader", self.kcl_leader.check, kcl_leader_watch.CHECK_INTERVAL_S, draw),
             _Chore("idle report", self._report_idleness, IDLE_INTERVAL_S, lambda: 0.5),  # one write needs no spreading
@@ -528,6 +528,9 @@ class Fleet:
             duration_s=duration_s,
         )
 
+    async def _audit(self) -> None:
+        await self._syncer.audit(self._view.leases().values())
+
     async def _note_share(self, cpu: CpuShare) -> None:
         self._read_schedule.stretch.note_share(cpu.read_percent() / 100)
 
@@ -588,7 +591,7 @@ class _Chore:
 
 
 def _usable_ahead(lease: Lease) -> ReadAhead | None:
-    # No more once a KCL has checkpointed past it.
+    # A KCL may have checkpointed past it.
     ahead = lease.ahead
     if ahead is None or ahead.read_to <= lease.checkpoint:
         return None

@@ -70,7 +70,7 @@ def fleet_report(
     """Return the stream shards and the replicas of the fleet, this one (*me*) first.
 
     *states* and own readers are by lease key; *idle* are reports with when they were seen, *gone* owners with the
-    seconds since.
+    seconds since their last renewal.
     """
     rows = [
         _stream_shard(

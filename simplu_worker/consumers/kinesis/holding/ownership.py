@@ -296,7 +296,7 @@ class Ownership:
     def hold_tenant(
         self, tenant_id: str, reason: HoldReason, in_memory: Iterable[Unread], arrived_at: datetime, *, now: float
     ) -> Hold:
-        """Split a tenant off: to a hold of its own, or the overflow hold behind TENANT_HOLDS_MAX."""
+        """Split a tenant off: to a hold of its own or, beyond TENANT_HOLDS_MAX, to the overflow hold."""
         if self.has_own_hold(tenant_id) or self.has_room:
             hold = self._open(HeldTarget.TENANT, tenant_id, reason, arrived_at, now=now)
             hold.reason = reason

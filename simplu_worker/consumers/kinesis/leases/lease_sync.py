@@ -5,13 +5,13 @@ The audit is that of the KCL's PeriodicShardSyncManager.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
 import structlog
 
-from simplu_worker.consumers.kinesis.leases.lease import Lease, StreamView
+from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.shard_tree import (
     InitialPosition,
@@ -34,6 +34,8 @@ from simplu_worker.consumers.kinesis.stream.positions import (
 from simplu_worker.errors import RetryableError
 from simplu_worker.timing.clock import UtcClock
 
+AUDITS_UNTIL_SYNC: Final = 3  # a reshard passes through a hole; the same hole so often in a row lacks a lease (KCL)
+
 log = structlog.get_logger(__name__)
 
 
@@ -46,6 +48,8 @@ class LeaseSyncer:
         self._table = table
         self._position = position
         self._utc = utc
+        self._hole: HashRange | None = None
+        self._seen_count = 0  # audits in a row that found this hole
 
     async def sync_at_start(self, leases: Sequence[Lease]) -> list[Lease]:
         """Create the leases missing at the start; return all."""
@@ -79,6 +83,16 @@ class LeaseSyncer:
         await self._create(await self._find_missing(leases, listing))
         return listing
 
+    async def audit(self, leases: Iterable[Lease]) -> None:
+        """Look for a hole in the *leases* of a scan; create the missing ones when it stays."""
+        hole = first_hole_in_leases(leases)
+        self._seen_count = self._seen_count + 1 if hole is not None and hole == self._hole else int(hole is not None)
+        self._hole = hole
+        if self._seen_count >= AUDITS_UNTIL_SYNC:
+            self._hole, self._seen_count = None, 0
+            log.warning("leases.incomplete", stream=self._stream.name)
+            await self.sync()
+
     def _initial_position(self) -> InitialPosition:
         if isinstance(self._position, datetime):
             return InitialPosition(AT_TIMESTAMP, self._position)
@@ -105,27 +119,3 @@ class LeaseSyncer:
         if is_torn(stream_shards):
             raise RetryableError(f"stream {self._stream.name} was resharded between two pages of its listing")
         return stream_shards
-
-
-AUDITS_UNTIL_SYNC: Final = 3  # a reshard passes through a hole; the same hole so often in a row lacks a lease (KCL)
-
-
-class LeaseAudit:
-    """Finds hash keys that no lease covers, and has their leases created."""
-
-    def __init__(self, stream_name: str, view: StreamView, syncer: LeaseSyncer) -> None:
-        self._stream_name = stream_name
-        self._view = view
-        self._syncer = syncer
-        self._hole: HashRange | None = None
-        self._seen_count = 0  # audits in a row that found this hole
-
-    async def run(self) -> None:
-        """Create the missing leases when a hole stays. Raises as the syncer."""
-        hole = first_hole_in_leases(self._view.leases().values())
-        self._seen_count = self._seen_count + 1 if hole is not None and hole == self._hole else int(hole is not None)
-        self._hole = hole
-        if self._seen_count >= AUDITS_UNTIL_SYNC:
-            self._hole, self._seen_count = None, 0
-            log.warning("leases.incomplete", stream=self._stream_name)
-            await self._syncer.sync()

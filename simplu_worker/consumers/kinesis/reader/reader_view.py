@@ -148,7 +148,7 @@ class ReaderView:
 
 
 class ReaderServices(msgspec.Struct, frozen=True):
-    """The opened services; with *subscriptions* the reader reads by push, with a *schedule* when others do."""
+    """The opened services; with *subscriptions* the reader reads by push, with a *schedule* when other readers do."""
 
     stream: Stream
     gateway: ShardGateway
