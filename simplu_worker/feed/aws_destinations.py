@@ -101,11 +101,7 @@ class _QueuedEvent(msgspec.Struct, frozen=True):
 
 
 class SqsDestination:
-    """The FIFO queue *queue*. The group of a message is the partition key.
-
-    What a new incarnation or a replay sends again has a new de-duplication id: the queue would swallow it for five
-    minutes.
-    """
+    """The FIFO queue *queue*. What is sent again on purpose has a new de-duplication id: SQS would swallow it."""
 
     request_max_count = BATCH_MAX_COUNT
     request_max_bytes = SQS_EVENT_MAX_BYTES

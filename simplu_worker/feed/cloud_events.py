@@ -85,7 +85,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def encode_event(event: FeedEvent, max_bytes: int) -> bytes | None:
-    """Return *event* as JSON of at most *max_bytes*, if need be marked and without its data; None if too large then."""
+    """Return *event* as JSON of at most *max_bytes*, if need be without its data; None if too large then."""
     encoded = _encode(_members(event, is_whole=event.data != b""))
     if len(encoded) > max_bytes:
         encoded = _encode(_members(event, is_whole=False))

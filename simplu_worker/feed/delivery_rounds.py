@@ -26,7 +26,7 @@ class KeyOrder:
         self._deliveries: list[Delivery] = [RetryLater(BEHIND)] * len(events)
 
     def lanes(self) -> list[list[int]]:
-        """Return the events that were not sent yet by key, each key in order; the key of the first event first."""
+        """Return the events that were not sent yet by key, each key in order."""
         return sorted([waiting[::-1] for waiting in self._waiting.values()])
 
     def next_round(self) -> list[int]:
@@ -34,7 +34,7 @@ class KeyOrder:
         return sorted([waiting[-1] for waiting in self._waiting.values()])
 
     def note(self, index: int, delivery: Delivery) -> None:
-        """Note what became of the next event of a key; behind one that was not delivered none is sent."""
+        """Note what became of the next event of a key; behind a failure none is sent."""
         self._deliveries[index] = delivery
         key = self._keys[index]
         waiting = self._waiting[key]
@@ -91,16 +91,13 @@ TOO_LARGE: Final = Refused("it is too large for the destination, even without it
 
 class _SizedEntry(Protocol):
     @property
-    def size_bytes(self) -> int:
-        """What counts for the limit of a request."""
+    def size_bytes(self) -> int: ...
 
 
 Entry = TypeVar("Entry", bound=_SizedEntry)
 
 
 class _EntryService(Protocol[Entry]):
-    """A service that takes entries, and may refuse some of a request."""
-
     @property
     def request_max_count(self) -> int: ...
 
@@ -108,22 +105,16 @@ class _EntryService(Protocol[Entry]):
     def request_max_bytes(self) -> int: ...
 
     def pack(self, event: FeedEvent) -> Entry | None:
-        """Return the entry of *event*; None if it is too large."""
+        """None if the event is too large."""
 
     async def send(self, entries: Sequence[Entry]) -> Sequence[Delivery]:
-        """Send one request; return what became of each entry.
-
-        Raises `RetryableError` or `PermanentError` if the request fails as a whole.
-        """
+        """Return what became of each entry; raise `RetryableError` or `PermanentError` if the request fails."""
 
 
 async def publish_in_rounds(
     service: _EntryService[Entry], events: Sequence[FeedEvent], requests_at_once: asyncio.Semaphore
 ) -> list[Delivery]:
-    """Deliver *events* to *service*; return what became of each.
-
-    A round in which a request fails as a whole is the last one: the next one would fail in the same way.
-    """
+    """Deliver *events* to *service*; return what became of each. A round with a failed request is the last one."""
     order = KeyOrder(events)
 
     async def send(request: Sequence[tuple[int, Entry]]) -> RetryLater | None:

@@ -65,10 +65,7 @@ class CatchUp(msgspec.Struct):
 
 
 class DestinationFeed:
-    """What one destination gets of one shard, while this replica publishes it.
-
-    `run` delivers; the reader of the log calls `add`. *changed* tells the reader that it has something to do.
-    """
+    """What one destination gets of one shard, while this replica publishes it. *changed* wakes the reader."""
 
     def __init__(
         self,
@@ -189,10 +186,7 @@ class DestinationFeed:
         self._wake.set()
 
     def add(self, rows: Sequence[ReadRow], data: dict[str, bytes]) -> None:
-        """Add what was read behind the head. Tenants that have come here are held until their source is passed.
-
-        Their rows from before the arrival are sent: an earlier publisher may have read them without delivering them.
-        """
+        """Add what was read behind the head; tenants that have come here are held until their source is passed."""
         events: list[WindowEvent] = []
         for row in rows:
             if (arrival := row.arrival) is not None and arrival.tenant_no not in self.held and self._wants(arrival):
@@ -204,7 +198,7 @@ class DestinationFeed:
         self._wake.set()
 
     def begin_catch_up(self) -> CatchUp | None:
-        """Begin to catch up with a released tenant once all others are done; return the running one, if any."""
+        """Begin to catch up with a released tenant once all others are done."""
         if self.catch_up is None and self.released and not len(self.window) and self.stopped is None:
             one = self.released.pop()
             if self.held.get(one.tenant_no) == one:
@@ -269,7 +263,7 @@ class DestinationFeed:
         return msgspec.structs.replace(event, data=document, reapplies=reapplies, replay=replay)
 
     def _window_event(self, event: FeedEvent, place: Place, ref: BatchRef | None = None) -> WindowEvent:
-        """Return *event* on its way; one that is passed, or at which the feed stopped, gets one more try."""
+        """One that is passed, or at which the feed stopped, gets one more try."""
         is_passed = event.id == self._passed_event
         is_last_try = is_passed or event.id == self._refused_event
         refusal_count = self.terms.tries - 1 if is_last_try else 0
@@ -365,10 +359,9 @@ class DestinationFeed:
         self._changed.set()
 
     def note_memory(self, newest: int) -> None:
-        """Note that the memory is whole, once everything that an earlier publisher may have delivered came again.
+        """Note that the memory is whole, once all that an earlier publisher may have sent came again.
 
-        Only from there on, as that publisher may have had another filter. It has read nothing beyond *newest*, the
-        newest batch when this one began.
+        *newest* is the newest batch when this publisher began: an earlier one has read nothing beyond.
         """
         if self.memory.known_from is not None or self._undone_due or self.held:
             return

@@ -49,10 +49,7 @@ OPERATIONS: Final = {
 
 
 class LogBatch(NamedTuple):
-    """A row of `read_feed`: a batch, its tenants that are there, and some of its rows by column, if it has any.
-
-    Arrays are texts: for others asyncpg would ask the server first.
-    """
+    """A row of `read_feed`: a batch, its tenants, and some of its rows by column. Arrays are texts."""
 
     timeline: str
     started_at: datetime
@@ -140,7 +137,6 @@ class LogRow(NamedTuple):
 
 @lru_cache(maxsize=1000)
 def _other_names(stored_names: str, resource_type: str) -> tuple[str, ...]:
-    """Return the other names of *resource_type*, which may be one from before a renaming; *stored_names* is JSON."""
     by_name: dict[str, str] = msgspec.json.decode(stored_names)
     name = by_name.get(resource_type, resource_type)
     names = (name, *(other for other, one in by_name.items() if one == name))
@@ -275,8 +271,7 @@ ALWAYS_SENT = frozenset({FeedKind.UNDONE, FeedKind.GAP})
 def lets_through(chosen: FeedFilter, event: FeedEvent) -> bool:
     """Return whether a destination with the filter *chosen* gets *event*.
 
-    Each `undone` and `gap` passes a filter of kinds, each shard-wide event every filter. A filter of resource types
-    goes by any of their names, and lets events of a whole tenant through.
+    `undone` and `gap` pass a filter of kinds, shard-wide events every filter, events of a whole tenant one of types.
     """
     tenant = event.tenant
     if tenant is None:
@@ -354,10 +349,7 @@ def claim_delay_s(published_count: int, draw: float) -> float:
 
 
 def incarnation_id(at: datetime, noise: str, known: Iterable[str] = ()) -> str:
-    """Return the id of an incarnation that begins at *at*, by the clock of the shard.
-
-    As text it is greater than those of earlier times and all that are *known*: receivers compare ids (docs/feed.md).
-    """
+    """Return the id of an incarnation that begins at *at*, as text greater than all that are *known* (docs/feed.md)."""
     latest = max((int(one[:TIME_DIGITS], 16) for one in known), default=-1)
     return f"{max((at - EPOCH) // timedelta(milliseconds=1), latest + 1):0{TIME_DIGITS}x}{noise}"
 
@@ -373,10 +365,7 @@ def run_of_server(timeline: str, started_at: datetime, batch_offset: int) -> str
 
 
 def bounds_with(bounds: str, incarnation: str, cursor: Place) -> str:
-    """Return *bounds* with that of an incarnation behind *cursor*, the newest first.
-
-    Earlier ones that begin at or behind that place go: the new one contains them.
-    """
+    """Return *bounds* with that of an incarnation behind *cursor* in front, without those that it contains."""
     kept = [one for one in bounds.split(",") if one and int(one.rpartition(":")[2]) < cursor.batch_id]
     return ",".join([f"{incarnation}:{cursor.batch_id}", *kept][:BOUNDS_MAX])
 
@@ -394,8 +383,7 @@ def choose_replay(
 ) -> Replay | None:
     """Return how to replay what lies behind a batch, up to *until* if given; None if there is nothing.
 
-    Nothing is left out behind the place of a held tenant. While an earlier replay is under way, what either asks for is
-    sent, and what is between.
+    Nothing is left out behind a held tenant. During another replay what either asks for is sent, and what is between.
     """
     if left_out is not None and left_out.through <= cursor.batch_id:
         left_out = None

@@ -207,7 +207,6 @@ class FeedFileReloader:
     """Gives *use* the file that *read* returns, whenever it has become another one."""
 
     def __init__(self, current: FeedFile, *, read: Callable[[], FeedFile], use: Callable[[FeedFile], None]) -> None:
-        """*read* raises `ConfigurationError`; it is called in a thread."""
         self._current = current
         self._read = read
         self._use = use

@@ -168,7 +168,7 @@ class DestinationMembers(msgspec.Struct, frozen=True, rename="camel", kw_only=Tr
 
 
 class FeedDestination(msgspec.Struct, frozen=True):
-    """A checked destination. Its repr has neither the target, whose path may be a secret, nor the secrets."""
+    """A checked destination, whose repr shows neither the target nor the secrets."""
 
     terms: DestinationTerms
     kind: DestinationKind
@@ -272,7 +272,7 @@ def _unknown_problem(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _reworded(text: str) -> str:
-    """Return a message of msgspec in our form; it quotes no value of the file."""
+    """Without values of the file."""
     if text.startswith("Invalid enum value"):
         return "expected one of the values of docs/feed.md, got another"
     return f"{text[:1].lower()}{text[1:]}".replace("`", "")
@@ -343,7 +343,6 @@ def _split_url(text: str) -> SplitResult | None:
 def _read_secrets(
     members: DestinationMembers, read_secret: Callable[[str], str], problems: list[str]
 ) -> tuple[str, ...]:
-    """Return the secrets of a destination; add to *problems* what is wrong with their files."""
     secrets = []
     for path in members.secret_files or ():
         try:

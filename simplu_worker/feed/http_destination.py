@@ -61,7 +61,7 @@ def retry_after_s(header: str | None, *, now: datetime) -> float | None:
 
 
 class CallHealth:
-    """Whether to go on with a call: a receiver that asks for a pause, or for no more, gets no more requests."""
+    """Whether to go on with a call: not where the receiver asks for a pause, or for no more."""
 
     def __init__(self) -> None:
         self.is_over = False
@@ -108,10 +108,7 @@ async def open_guarded_session(
 
 
 async def connect(host: str, port: int, allowed: AllowedHosts, *, has_tls: bool) -> None:
-    """Connect to *host*, at the first of its addresses that takes the connection, and close it without a request.
-
-    Raises one of REQUEST_ERRORS, that of the last address.
-    """
+    """Connect to *host*, at the first address that answers, and close it. Raises one of REQUEST_ERRORS."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     failure: Exception = OSError(errno.EHOSTUNREACH, "no address")
     for address in dict.fromkeys(str(place[0]) for *_, place in found):
@@ -184,7 +181,7 @@ class WebhookForm:
 
 
 class _NotificationForm:
-    """The notifications of the TypeScript worker. An event that has none counts as delivered."""
+    """An event without a notification counts as delivered."""
 
     def request(self, event: FeedEvent, now: datetime) -> _Post | Delivery:  # noqa: ARG002 - the protocol's
         body = encode_notification(event, EVENT_MAX_BYTES)
@@ -210,8 +207,7 @@ class HttpDestination:
     async def publish(self, events: Sequence[FeedEvent]) -> list[Delivery]:
         """Deliver *events*; return what became of each.
 
-        Senders share the lanes, and each ends with its first failure: a receiver that hangs costs the time of one
-        request, and an event that it cannot take holds no others.
+        Senders share the lanes, and each ends with its first failure: a receiver that hangs costs one timeout.
         """
         order, health = KeyOrder(events), CallHealth()
         lanes = iter(order.lanes())

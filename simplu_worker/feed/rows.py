@@ -90,9 +90,9 @@ class LoadedFeed(msgspec.Struct, frozen=True):
 
 
 class ReadDocuments(msgspec.Struct, frozen=True):
-    """Documents by the number of their resource; *left_at* is the first number that has to be read again.
+    """Documents by the number of their resource, up to *left_at*. *elsewhere* has the shards of moved tenants.
 
-    A document that is too large is empty. *elsewhere* has the shard to which a tenant has moved, empty if unknown.
+    A document that is too large is empty.
     """
 
     facts: ReplicationFacts
@@ -124,7 +124,7 @@ async def find_publisher(pool: ShardPool) -> OtherPublisher | None:
 
 
 async def claim(pool: ShardPool, *, token: str, publisher: str, noise: str) -> bool:
-    """Take the row of the publisher; return whether it was free. The shard's first incarnation ends with *noise*."""
+    """Take the row of the publisher; return whether it was free. *noise* ends the id of the first incarnation."""
     async with pool.transaction() as connection:
         return (await connection.fetchrow(QUERIES["claim_feed"], token, publisher, noise, LEASE_S)) is not None
 
@@ -151,12 +151,12 @@ async def load(
     last_incarnation: str,
     noise: str,
 ) -> LoadedFeed:
-    """Return the state and the cursors; make those of new destinations. Raises `NotPublisherError`.
+    """Return the state and the cursors, with those of new destinations. Raises `NotPublisherError`.
 
-    If the server has another run since the incarnation was last found to hold, a new one, whose id ends with *noise*,
-    begins behind the cursors; not if the publisher knows that nothing is undone: the log has all batches that it
-    *remembered* behind *complete_from*, by destination, and the incarnation is not older than *last_incarnation*, its
-    own. The cursor of a destination that is not in *terms* keeps the run in which it was judged.
+    If the server has another run since the incarnation was found to hold, a new one, whose id ends with *noise*, begins
+    behind the cursors. It does not if the publisher knows that nothing is undone: the log has all batches that it
+    *remembered* behind *complete_from*, and the incarnation is not older than *last_incarnation*, its own. The cursor
+    of a destination that is not in *terms* keeps the run in which it was judged.
     """
     async with pool.transaction() as connection:
         state = _state(await connection.fetchrow(QUERIES["lock_feed"], token))
@@ -211,10 +211,7 @@ async def _find_batches(connection: Connection, refs: Sequence[BatchRef]) -> fro
 
 
 async def write_cursors(pool: ShardPool, token: str, server: Server, rows: Sequence[CursorRow]) -> bool:
-    """Write the rows of destinations; return whether publisher and server are those known.
-
-    Another server may lack what was delivered; with a cursor from before nobody would notice.
-    """
+    """Write the rows of destinations; return whether publisher and server are those known: another may lack commits."""
     async with pool.connection() as connection:
         written = await connection.fetch(
             QUERIES["write_feed_cursors"],
@@ -272,10 +269,7 @@ async def find_tenant(pool: ShardPool, tenant_id: str) -> FeedTenant | None:
 async def find_passed(
     pool: ShardPool, destination: str, held: Sequence[HeldTenant]
 ) -> tuple[list[HeldTenant], Server | None]:
-    """Return those of *held* whose departure from this shard *destination* has passed.
-
-    If there are any, also the server on which the cursor that tells was committed.
-    """
+    """Return those of *held* whose departure *destination* has passed, and the server that has the cursor."""
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
             return [], None

@@ -99,11 +99,11 @@ class FeedBudgets:
 
 
 class RunChangedError(Exception):
-    """Another run of the server answers, or another replica has the row: the incarnation has to be judged anew."""
+    """Another run of the server answers, or another replica has the row."""
 
 
 class _ReadEvents(msgspec.Struct, frozen=True):
-    """What was read of the log for *feeds* together; the *facts* of the answers tell when it is safe."""
+    """What was read of the log for *feeds* together; *facts* tell when it is safe."""
 
     feeds: Sequence[DestinationFeed]
     latest: LogBatch
@@ -189,10 +189,7 @@ class ShardFeed:
                 await wait_any(ending, within_s=pause_s)
 
     def _remember_for(self, destinations: Destinations) -> None:
-        """Begin memories of new destinations; keep those with events of destinations that left the file.
-
-        A destination that comes back has to be told what the shard lost meanwhile.
-        """
+        """Keep memories of destinations that left the file: one that comes back has to be told what the shard lost."""
         fresh = {name: SentEvents(self._budgets.events) for name in destinations if name not in self._memories}
         kept = {name: one for name, one in self._memories.items() if name in destinations or one.has_events}
         self._memories = kept | fresh
@@ -341,7 +338,7 @@ class ShardFeed:
         await note_refusal(self._pool, self._required_token, name, event, error)
 
     async def _read_until(self, ending: asyncio.Event, tasks: asyncio.TaskGroup) -> None:
-        """Read on until *ending*, which breaks off waits for standbys alone: a cursor written late would go back."""
+        """Read on; *ending* breaks off waits for standbys alone, as a cursor written late would go back."""
         self._ending, pause_s = ending, IDLE_MIN_S
         while not ending.is_set():
             self._changed.clear()
@@ -363,7 +360,7 @@ class ShardFeed:
             await wait_any(ending, self._changed, within_s=None if is_at_rest else pause_s)
 
     async def _keep_row(self) -> None:
-        """Renew the row until cancelled, however long the reader waits for a standby."""
+        """Beside the reader, which may wait long for a standby."""
         while True:
             await self._renew()
             await asyncio.sleep(max(aligned_time(self._renewed_at, RENEW_S, RENEW_GRID_S) - loop_time(), 0.1))
@@ -408,7 +405,7 @@ class ShardFeed:
         )
 
     async def _read_round(self) -> int:
-        """Read on for all destinations, those at one place together; return the largest number of rows of a read."""
+        """Return the largest number of rows of a read."""
         heads: defaultdict[Place, list[DestinationFeed]] = defaultdict(list)
         for feed in self._feeds.values():
             if feed.is_reading:
@@ -435,7 +432,7 @@ class ShardFeed:
         return max(len(rows) for rows, _ in found)
 
     async def _read_from(self, place: Place, through: Place, feeds: Sequence[DestinationFeed]) -> list[LogRow]:
-        """Read on for *feeds* from *place*. Only a read that finds nothing shows the end of the log."""
+        """Only a read that finds nothing shows the end of the log."""
         rows = await read_log(self._pool, self._required_token, place, READ_MAX, through)
         for feed in feeds:
             feed.is_at_end = through == END and not rows
@@ -444,7 +441,7 @@ class ShardFeed:
         return rows
 
     async def _becomes_safe(self, facts: Sequence[ReplicationFacts]) -> bool:
-        """Wait until everything committed before the answers with *facts* is safe; False at the end."""
+        """Return False at the end."""
         if self._state is None or {one.server for one in facts} != {self._state.server}:
             raise RunChangedError
         if self._commits.is_read_safe(self.shard_id, facts[-1]):
@@ -454,7 +451,7 @@ class ShardFeed:
     async def _events_of(
         self, latest: LogBatch, rows: Sequence[LogRow], feeds: Sequence[DestinationFeed]
     ) -> _ReadEvents:
-        """Return the events of *rows* for *feeds*, as many rows as there is room for their documents."""
+        """Of as many rows as there is room for their documents."""
         read = {
             one: [read_row(row, self.shard_id, one) for row in rows] for one in {feed.incarnation for feed in feeds}
         }
@@ -467,7 +464,7 @@ class ShardFeed:
         return _ReadEvents(feeds, latest, [latest.facts, found.facts], read, wanted.by_event(found.by_number))
 
     async def _read_documents(self, resources: Sequence[Resource]) -> ReadDocuments:
-        """Read documents where their tenants are now; those that cannot be read are empty."""
+        """Where their tenants are now; those that cannot be read are empty."""
         found = await read_documents(self._pool, resources, self._budgets.documents.part // 2)
         by_number, elsewhere, asked = dict(found.by_number), dict(found.elsewhere), {self.shard_id}
         left = [] if found.left_at is None else [found.left_at]

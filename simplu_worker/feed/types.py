@@ -14,9 +14,9 @@ from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind, OnRefusa
 class Incarnation(msgspec.Struct, frozen=True):
     """The history of a shard that an event is part of; a new one begins with a promotion or a restore.
 
-    The newer id is greater as text (docs/feed.md). *bounds* are those of the latest incarnations, the newest first,
-    each `<id>:<batch id>`, joined by commas: an event of an earlier incarnation is undone, unless it comes again, if
-    its batch is behind the bound of an incarnation named before its own.
+    The newer id is greater as text (docs/feed.md). *bounds* are the latest, the newest first, each `<id>:<batch id>`,
+    joined by commas: an event of an earlier incarnation is undone, unless it comes again, if its batch is behind the
+    bound of one named before its own.
     """
 
     id: str
@@ -33,10 +33,7 @@ class FeedTenant(msgspec.Struct, frozen=True):
 
 
 class EventBounds(msgspec.Struct, frozen=True):
-    """The batches of a shard-wide `gap` or `undone`: behind *behind*, up to *through* if there is one.
-
-    The times are those of the batches at the bounds, as far as known.
-    """
+    """The batches of a shard-wide `gap` or `undone`, behind *behind*, up to *through*, and their times if known."""
 
     behind: int
     through: int | None = None
@@ -47,10 +44,9 @@ class EventBounds(msgspec.Struct, frozen=True):
 class FeedEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A change on a shard, or what became of events sent before.
 
-    *id* stays the same when the event is sent again; *position* is `<batch id>-<place in the batch>`. *reapplies* is
-    the id of the undone event of the same change; *undoes* that of the event that this one takes back. *data* is the
-    row as JSON when it was published: None if not wanted or gone, empty if too large or unreadable. *replay* differs
-    for each replay.
+    *id* is the same when the event is sent again; *position* is `<batch id>-<place in the batch>`. *reapplies* is the
+    id of the undone event of the same change, *undoes* that of the event taken back. *data* is JSON: None if not wanted
+    or gone, empty if too large or unreadable. *replay* differs for each replay.
     """
 
     id: str
@@ -85,14 +81,14 @@ class Delivered(msgspec.Struct, frozen=True):
 
 
 class RetryLater(msgspec.Struct, frozen=True):
-    """The destination cannot take the event now: it is tried again without end, after *after_s* (an hour at most)."""
+    """The destination cannot take the event now: it is tried again after *after_s*."""
 
     error: str
     after_s: float | None = None
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """The destination refuses the event: it is tried as often as the terms say, then kept as a refusal."""
+    """The destination refuses the event: it is tried as often as the terms say, then kept."""
 
     error: str
 
@@ -177,10 +173,7 @@ class LeftOut(NamedTuple):
 
 
 class BatchRef(msgspec.Struct, frozen=True, order=True):
-    """A batch of a shard's log: its number, and its token, which no other batch has.
-
-    A standby that is promoted without the last commits uses their numbers again.
-    """
+    """A batch of a log: its number, which a promoted standby may use again, and its token, which no other has."""
 
     batch_id: int
     token: str

@@ -137,7 +137,7 @@ class Window:
         self.head = head
 
     def due(self, max_events: int, *, now: float) -> list[WindowEvent]:
-        """Return the events to send now, in order; none behind one of its key that is neither done nor among them."""
+        """Return the events to send now, in order, up to the first of each key that has to wait."""
         chosen: list[WindowEvent] = []
         blocked: set[str] = set()
         for one in self._events:
@@ -165,10 +165,7 @@ class Window:
     def settle(
         self, sent: Sequence[WindowEvent], deliveries: Sequence[Delivery], *, tries: int, now: float, draw: float
     ) -> list[Finished]:
-        """Note what became of *sent*; return those that are finished, in order.
-
-        An event behind one of its key that failed was not tried. The key of a `RefusedForGood` waits for `finish`.
-        """
+        """Note what became of *sent*; return what is finished, in order. A `RefusedForGood` waits for `finish`."""
         finished: list[Finished] = []
         failed: set[str] = set()
         for one, delivery in zip(sent, deliveries, strict=True):
@@ -235,9 +232,9 @@ KEPT_S: Final = 600.0  # a standby that lags further is no standby to promote
 
 
 class SentEvents:
-    """The events of one shard that one destination may have, of the last KEPT_S, within its part of *budget*.
+    """The events that one destination may have of one shard, of the last KEPT_S, within its part of *budget*.
 
-    `known_from` is the place behind which none is missing; None while another publisher may have sent others.
+    `known_from` is the place behind which none is missing, if any.
     """
 
     def __init__(self, budget: Budget[SentEvents]) -> None:
@@ -286,7 +283,7 @@ class SentEvents:
         self.known_from = None if self.known_from is None else max(gone, self.known_from)
 
     def note_filter(self, chosen: FeedFilter) -> None:
-        """Note which events are sent from now on. What an earlier filter left out is not known to be remembered."""
+        """Note which events are sent from now on; what an earlier filter left out is not remembered."""
         if chosen != self._filter:
             self._filter, self.known_from = chosen, None
 
@@ -303,10 +300,7 @@ class SentEvents:
         return list(dict.fromkeys(ref for _, ref, place, _ in self._events if place > cursor))
 
     def take_undone(self, cursor: Place, there: Collection[str]) -> list[FeedEvent]:
-        """Forget the events behind *cursor*, and return those whose batches have none of the tokens *there*.
-
-        The newest first, each once: as they are taken back.
-        """
+        """Forget the events behind *cursor*; return those whose batches are not *there*, the newest first."""
         behind = [one for one in self._events if one[2] > cursor]
         self._events = deque(one for one in self._events if one[2] <= cursor)
         self._leave_if_empty()

@@ -25,7 +25,7 @@ COLUMNS: Final = (
 
 
 class MovePlans(msgspec.Struct, frozen=True):
-    """What requests come to, in their order; by tenant, why some are *refused*, and whose pause would be *too_long*."""
+    """What requests come to, in their order; by tenant, why some are *refused*, and whose pause is *too_long*."""
 
     plans: list[MovePlan] = []
     finished: list[FinishedMove] = []
@@ -46,10 +46,10 @@ class MovePlans(msgspec.Struct, frozen=True):
 async def check_moves(
     shards: Shards, requests: Sequence[MoveRequest], places: Mapping[str, TenantPlaces] | None = None
 ) -> tuple[list[FoundMove | FinishedMove], dict[str, str]]:
-    """Return the moves that are possible, in the order of *requests*, and by tenant why others are refused.
+    """Return the moves that are possible, in order, and by tenant why others are refused.
 
-    *places* has the places of the tenants if they are known; else all shards are asked for each. The capacities of all
-    shards are asked for at once; the moves to one shard count one after the other, each business once.
+    Without *places* all shards are asked for each tenant. Moves to one shard count one after the other, each business
+    once.
     """
     slots = asyncio.Semaphore(PARALLEL)
     refused: dict[str, str] = {}

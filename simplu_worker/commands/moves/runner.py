@@ -46,7 +46,7 @@ STANDS_S: Final = 10.0  # without progress: the rate of before says nothing of t
 
 
 class _MoveFigures(msgspec.Struct, frozen=True):
-    """How far a move is, or several together; *rows_left* is 0 where it is unknown."""
+    """*rows_left* is 0 where it is unknown."""
 
     row_count: int = 0
     byte_count: int = 0
@@ -62,8 +62,6 @@ class _MoveFigures(msgspec.Struct, frozen=True):
 
 
 class _ProgressLine(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """The progress of one move as a line of JSON; unlike the result it has no outcome."""
-
     tenant: str
     phase: MovePhase
     rows: int
@@ -197,7 +195,7 @@ def _line_of(tenant_id: str, phase: MovePhase, figures: _MoveFigures) -> _Progre
 
 
 class FoundMove(msgspec.Struct, frozen=True):
-    """A move to be done. *goes_on*: a command has begun it; *has_left*: its tenant has no way back but to arrive."""
+    """A move to be done. *goes_on*: a command has begun it; *has_left*: its tenant has left its source."""
 
     move: Move
     goes_on: bool
@@ -205,10 +203,7 @@ class FoundMove(msgspec.Struct, frozen=True):
 
 
 class FinishedMove(msgspec.Struct, frozen=True, rename="camel"):
-    """A move that an earlier command has finished, with its certificate as the journal has it.
-
-    *rows_kept*: no cleanup has deleted the former rows. *is_equal*: both shards had the same ones.
-    """
+    """A move that an earlier command has finished. *rows_kept*: the former rows are there. *is_equal*: no row differed."""
 
     tenant: str
     source_shard: str
@@ -232,10 +227,9 @@ class FinishedMove(msgspec.Struct, frozen=True, rename="camel"):
 async def find_move(
     shards: Shards, tenant_id: str, target_id: str, places: TenantPlaces | None = None
 ) -> FoundMove | FinishedMove:
-    """Return the move of a tenant to the shard *target_id*. Whether that shard has room is not asked.
+    """Return the move of a tenant to the shard *target_id*, whether or not that has room.
 
-    Without *places* every shard is asked for the tenant. Raises `PermanentError` if it cannot be moved there, and
-    `RetryableError` if a shard does not answer.
+    Raises `PermanentError` if it cannot be moved there, `RetryableError` if a shard does not answer.
     """
     if places is None:
         places = await find_places(shards.locator, shards.pools, tenant_id)
@@ -263,7 +257,7 @@ def _is_finished(departure: Departure) -> bool:
 
 
 async def clear_cache(settings: Settings) -> str | None:
-    """Clear the cache, if there is one: readers may have filled it from former rows; return a warning if it failed."""
+    """Clear the cache, if there is one, of former rows; return a warning if that failed."""
     if settings.redis_url is None:
         return None
     try:
@@ -300,10 +294,7 @@ class MoveRequest(msgspec.Struct, frozen=True):
 
 
 class MoveResult(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What became of one request: a certificate, or an error; *warning*, if Citrus or the map was not written.
-
-    *finished* is a move that an earlier command has finished, *rows_deleted* the size of a copy that was taken back.
-    """
+    """What became of one request: a certificate, or an error; *warning*, if Citrus or the map was not written."""
 
     tenant: str
     outcome: MoveOutcome
@@ -315,10 +306,7 @@ class MoveResult(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 
 
 class MoveRunner:
-    """Runs moves, some at a time, and publishes each. With *is_drain* the journal has them as moves of a drain.
-
-    Where Citrus limits a shard, moves to it follow each other: how many it takes is known only after the move before.
-    """
+    """Runs moves, some at a time, and publishes each; those to a shard with a limit of Citrus follow each other."""
 
     def __init__(
         self, settings: Settings, shards: Shards, terms: MoveTerms, *, as_json: bool, is_drain: bool = False
@@ -339,10 +327,7 @@ class MoveRunner:
         )
 
     async def run(self, requests: Sequence[MoveRequest]) -> int:
-        """Run all moves, print each result as it comes, and clear the cache in the end, also if it is cancelled.
-
-        Return 1 if a tenant was not moved, or its rows differ.
-        """
+        """Run all moves, print each, and clear the cache, also if cancelled; return 1 if one failed or rows differ."""
         results = []
         limited = await fetch_capacities(self._shards.locator, {one.shard_id for one in requests})
         self._turns = {shard_id: asyncio.Lock() for shard_id, answer in limited.items() if answer is not None}
@@ -430,7 +415,7 @@ class MoveRunner:
 
 
 def print_result(result: MoveResult, *, as_json: bool, is_only: bool = False) -> None:
-    """Print what became of one move; of an only one, and where rows differ, also the rows of each type."""
+    """Print what became of one move, with the rows of each type where they differ or it is the only one."""
     if as_json:
         print_json_line(result)
         return
