@@ -272,7 +272,7 @@ def _unknown_problem(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _reworded(text: str) -> str:
-    """Without values of the file."""
+    """Return a message of msgspec in our form, without values of the file."""
     if text.startswith("Invalid enum value"):
         return "expected one of the values of docs/feed.md, got another"
     return f"{text[:1].lower()}{text[1:]}".replace("`", "")

@@ -360,7 +360,7 @@ class ShardFeed:
             await wait_any(ending, self._changed, within_s=None if is_at_rest else pause_s)
 
     async def _keep_row(self) -> None:
-        """Beside the reader, which may wait long for a standby."""
+        """Renew the row, however long the reader waits for a standby."""
         while True:
             await self._renew()
             await asyncio.sleep(max(aligned_time(self._renewed_at, RENEW_S, RENEW_GRID_S) - loop_time(), 0.1))
@@ -441,7 +441,7 @@ class ShardFeed:
         return rows
 
     async def _becomes_safe(self, facts: Sequence[ReplicationFacts]) -> bool:
-        """Return False at the end."""
+        """Return whether what was committed before the answers with *facts* has become safe; False at the end."""
         if self._state is None or {one.server for one in facts} != {self._state.server}:
             raise RunChangedError
         if self._commits.is_read_safe(self.shard_id, facts[-1]):
@@ -451,7 +451,7 @@ class ShardFeed:
     async def _events_of(
         self, latest: LogBatch, rows: Sequence[LogRow], feeds: Sequence[DestinationFeed]
     ) -> _ReadEvents:
-        """Of as many rows as there is room for their documents."""
+        """Return the events of as many rows as there is room for their documents."""
         read = {
             one: [read_row(row, self.shard_id, one) for row in rows] for one in {feed.incarnation for feed in feeds}
         }
@@ -464,7 +464,7 @@ class ShardFeed:
         return _ReadEvents(feeds, latest, [latest.facts, found.facts], read, wanted.by_event(found.by_number))
 
     async def _read_documents(self, resources: Sequence[Resource]) -> ReadDocuments:
-        """Where their tenants are now; those that cannot be read are empty."""
+        """Read documents where their tenants are now; those that cannot be read are empty."""
         found = await read_documents(self._pool, resources, self._budgets.documents.part // 2)
         by_number, elsewhere, asked = dict(found.by_number), dict(found.elsewhere), {self.shard_id}
         left = [] if found.left_at is None else [found.left_at]

@@ -46,8 +46,8 @@ class Erasure(msgspec.Struct, frozen=True):
 class Standing(msgspec.Struct, frozen=True):
     """The tenant's row on one shard, and what the shard has of the resource.
 
-    *is_leaving*: a mover from here runs. *export* is the file of the last restore. *other_ids* are those by renames,
-    *names* those of its type.
+    *is_leaving*: a mover from here runs. *export* is the file of the last restore. *other_ids* are by renames, *names*
+    of its type.
     """
 
     business_id: str
@@ -65,7 +65,7 @@ class Standing(msgspec.Struct, frozen=True):
 def obstacle_to(erasure: Erasure, standings: Mapping[str, Standing]) -> str | None:
     """Return why nothing may be erased now; None if it may. *standings* are by shard id.
 
-    A mover or a restorer may have read what is erased after it, and write it elsewhere.
+    A mover or a restorer may write elsewhere what is erased after it was read.
     """
     for shard_id, standing in sorted(standings.items()):
         if (standing.business_id, standing.location_id) != (erasure.business_id, erasure.location_id):
@@ -156,9 +156,9 @@ async def _delete_row(shard: ShardPool, erasure: Erasure, standing: Standing) ->
 
 
 async def _page_through(shard: ShardPool, erasure: Erasure, standing: Standing, *, apply: bool) -> int:
-    """Erase the resource from the results of the tenant's log, or only count these; return how many.
+    """Erase from, or count in, the results of the tenant's log.
 
-    Behind the first transaction: a row that gets another key meanwhile moves to the end, where it is found again.
+    A row that gets another key meanwhile moves to the end, where it is found again.
     """
     count, after, limit = 0, "", PAGE_ROWS
     while True:

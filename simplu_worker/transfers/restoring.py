@@ -122,7 +122,7 @@ def beginning_of(
     """Return how a restorer begins, by the tenant's row and the journal.
 
     *own_runs* are those of this command, *earlier_run* that of the journal when it began. Raises `RestoreTakenError`,
-    `RetryableError` during a move, and `PermanentError` if the tenant cannot be restored.
+    or `PermanentError` if the tenant cannot be restored, `RetryableError` during a move.
     """
     if tenant is None:
         raise PermanentError("the shard has no row of the tenant; run: simplu-worker tenants show")
@@ -152,7 +152,7 @@ MODE: Final = 0o600  # the content of a tenant
 
 
 class ExportFile:
-    """A new file of JSON lines with the rows that a restore overwrites; removed unless `finish` has returned."""
+    """A new file of JSON lines with the rows that a restore overwrites; removed unless finished."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self._path = path
@@ -244,10 +244,7 @@ log = structlog.get_logger(__name__)
 
 
 class Restore(msgspec.Struct, frozen=True):
-    """A tenant, the shard with its home, the mode, and the new file for the overwritten rows.
-
-    *log_kept* is the time for which workers keep rows of the log.
-    """
+    """A tenant, the shard with its home, the mode, and the new file. *log_kept*: workers keep rows of the log."""
 
     tenant_id: str
     shard_id: str
@@ -264,7 +261,7 @@ class RestoreStatus(msgspec.Struct, frozen=True):
 
 
 class RestoreCertificate(msgspec.Struct, frozen=True, rename="camel"):
-    """What a restore did. *paused_s* is from the fence of this command until the tenant went on, in seconds."""
+    """What a restore did. *paused_s* is from the fence of this command on."""
 
     tenant: str
     shard: str
@@ -415,7 +412,7 @@ class Restorer:
         return str(await connection.execute(QUERIES["fence_to_restore"], tenant_id, token, FENCE_S))
 
     async def _export(self) -> None:
-        """Write the tenant's rows to the file, and take the deadline from the fence. Ends the fence if that fails."""
+        """Write the tenant's rows to the file, then take the deadline from the fence, which ends if this fails."""
         restore = self._restore
         header = {"tenant": restore.tenant_id, "shard": restore.shard_id, "mode": restore.mode}
         path = restore.export
@@ -521,7 +518,7 @@ class Restorer:
             self._show(RestoreStatus("copy", self._row_count))
 
     async def _add_log(self) -> None:
-        """Add the rows of the log that only the backup has: the shard has lost them, and the stream may not have."""
+        """Add the rows of the log that only the backup has, as the stream may not have them."""
         tenant_id, count = self._restore.tenant_id, 0
         async with self._live.connection() as connection:
             now: datetime = await connection.fetchval(QUERIES["read_clock"])

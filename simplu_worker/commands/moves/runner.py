@@ -203,7 +203,7 @@ class FoundMove(msgspec.Struct, frozen=True):
 
 
 class FinishedMove(msgspec.Struct, frozen=True, rename="camel"):
-    """A move that an earlier command has finished. *rows_kept*: the former rows are there. *is_equal*: no row differed."""
+    """A move that an earlier command has finished. *rows_kept*: the former rows are there. *is_equal*: they match."""
 
     tenant: str
     source_shard: str

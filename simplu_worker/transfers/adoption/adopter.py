@@ -94,7 +94,6 @@ async def begin_adoption(connection: Connection, shard_id: str, old_table: _OldT
 
 
 async def _read_contents(connection: Connection) -> OldContents:
-    """Return the contents of the old table but for duplicates; reads the whole table."""
     contents = OldContents()
     contents.conflicting_names = [row["name"] for row in await connection.fetch(QUERIES["find_conflicting_names"])]
     for row in await connection.fetch(QUERIES["count_old_rows"]):
@@ -117,7 +116,6 @@ async def read_duplicates(connection: Connection, contents: OldContents) -> OldC
 
 
 async def _find_owner(source: OldTenant, shard_id: str, locator: Locator, business_info: BusinessFinder) -> Owner:
-    """Return the tenant of a source by business-info and the locator; raises `RetryableError` without an answer."""
     businesses: dict[str, Business | str | None] = {}
     for business_id, location_id in source.candidates:
         if is_id(business_id) and is_id(location_id) and business_id not in businesses:
@@ -225,7 +223,7 @@ class Adopter:
         self._owners: dict[str, Owner] = {}
 
     async def make_plan(self) -> AdoptionPlan | AdoptionResult:
-        """Return the plan of an adoption, or the result if the shard was adopted before; nothing is changed.
+        """Return the plan of an adoption, or the result of an earlier one; nothing is changed.
 
         Raises `PermanentError` if there is nothing to adopt, `RetryableError` without an answer.
         """
@@ -286,7 +284,7 @@ class Adopter:
         )
 
     async def _run(self, step: Callable[[Connection], Awaitable[T]], *, is_rehearsal: bool = False) -> T:
-        """Run *step* in its own transaction; try again with a back-off while a lock is not to be had."""
+        """Run *step* in its own transaction; try again while a lock is not to be had."""
         for attempt in range(self._attempts):
             try:
                 async with self._pool.transaction(is_rehearsal=is_rehearsal) as connection:
@@ -431,7 +429,7 @@ class Adopter:
         return _StepResult.DONE
 
     async def _check_for_writes(self) -> None:
-        """Raise `PermanentError` if the other program writes within `quiet_s`: it would fail after the swap."""
+        """Raise `PermanentError` if the other program writes within `quiet_s`."""
         self._report(AdoptionProgress(AdoptionStep.WATCHING))
         await asyncio.sleep(self._quiet_s)
         async with self._pool.connection() as connection:
@@ -481,5 +479,5 @@ class Adopter:
 
 
 def _texts(ids: Iterable[int]) -> list[str]:
-    """Return *ids* as texts: for an array of another type asyncpg would ask the server by unqualified names."""
+    """Return *ids* as texts: asyncpg would ask the server for arrays of another type by unqualified names."""
     return [str(one) for one in ids]

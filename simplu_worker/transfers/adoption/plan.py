@@ -59,7 +59,7 @@ class OldTenant(msgspec.Struct, frozen=True):
 
 
 class SourceLookup(msgspec.Struct, frozen=True):
-    """The answers about a source: its candidate businesses by id (a text: unreadable), and the shard of its tenant."""
+    """The candidate businesses of a source by id (a text: unreadable), and the shard of its tenant."""
 
     businesses: Mapping[str, Business | str | None]
     named_shard_id: str | None
@@ -212,7 +212,7 @@ def layout_of(columns: Mapping[str, str]) -> Layout | str:
 
 
 def owner_of(source: OldTenant, lookup: SourceLookup, *, shard_id: str, types: Iterable[str]) -> Owner:
-    """Return the tenant of *source*: the only pair that business-info lists, if it is routed to this shard."""
+    """Return the tenant of *source*: the only pair in business-info, if it is routed to this shard."""
 
     def unresolved(problem: str, pair: tuple[str, str] | None = None) -> Owner:
         business_id, location_id = pair or (source.business_id, source.location_id)

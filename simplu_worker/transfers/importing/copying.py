@@ -71,7 +71,7 @@ class TakenRows(msgspec.Struct):
 
 
 class CopyCallbacks(msgspec.Struct, frozen=True):
-    """Who is told of refused rows, of the number of rows to read, and of rows read since the last call."""
+    """Who is told of refused rows, of rows to read, and of rows read since the last call."""
 
     note_refused: Callable[[RefusedRow], None] = lambda _: None
     note_total: Callable[[int], None] = lambda _: None
@@ -94,7 +94,7 @@ class TenantCopier:
         self._pace = pace
 
     async def copy(self, source: SourceTenant, made_at: datetime, sink: RowSink) -> TakenRows:
-        """Read all rows of a tenant into *sink*, which is emptied before; by their keys if some cannot be returned."""
+        """Read all rows of a tenant into *sink*, emptied before; by their keys if some cannot be returned."""
         for by_key in (False, True):
             try:
                 async with self._snapshot.open_reader() as reader:
@@ -134,7 +134,7 @@ class TenantCopier:
         return taken
 
     async def copy_changes(self, source: SourceTenant, made_at: datetime, since: datetime, target: TargetTenant) -> int:
-        """Write the rows changed *since*, and delete those with a tombstone; return their number.
+        """Write the rows changed *since*, delete those with a tombstone; return their number.
 
         Raises `UnreadableRowsError` if the source cannot return some.
         """
@@ -156,7 +156,7 @@ class TenantCopier:
     async def complete(
         self, source: SourceTenant, made_at: datetime, since: datetime, target: TargetTenant
     ) -> TakenRows | None:
-        """Bring a tenant up to date that was copied before; None if its rows still differ from those of the source."""
+        """Bring a tenant up to date that was copied before; None if its rows differ from those of the source."""
         try:
             await self.copy_changes(source, made_at, since, target)
             selected = self._selected(source, RowSelection(source.key, made_at, stored_names=source.stored_names))
@@ -211,7 +211,7 @@ class FollowedTenant(msgspec.Struct, frozen=True):
 
 
 class FollowRound(msgspec.Struct, frozen=True):
-    """A round: the time of its snapshot, the rows written or deleted, the error of tenants that are behind it."""
+    """The time of a round's snapshot, the rows written or deleted, and the error of tenants that are behind it."""
 
     followed_to: datetime
     row_count: int = 0

@@ -84,10 +84,7 @@ MADE_AT_ONCE: Final = 100  # so that a transaction stays far below 30 s, after w
 
 
 class _PlacedImport(msgspec.Struct, frozen=True):
-    """A tenant with its step and its shard; *problem* is the reason of a refusal.
-
-    *is_final*: another run would find the same. *certificate* is that of a tenant that was imported before.
-    """
+    """A tenant with its step and its shard; *problem* is the reason of a refusal, which is final if *is_final*."""
 
     tenant: NamedTenant
     step: PlaceStep
@@ -114,7 +111,7 @@ class _Placer:
         return [self._place(one, named.get(one.tenant_id), homes) for one in tenants]
 
     async def place(self, tenants: Sequence[NamedTenant], *, token: str) -> list[_PlacedImport]:
-        """Register the tenants, and make them as `incoming`; return each with its shard. Idempotent."""
+        """Register the tenants, and make them as `incoming`. Idempotent."""
         homes = await self._read_homes(tenants)
         unmade = [one for one in tenants if self._place(one, None, homes).step is PlaceStep.MAKE]
         named = await self._name_shards(unmade, is_registering=True)
@@ -319,8 +316,7 @@ class Importer:
     ) -> ImportResult:
         """Copy every tenant that can be, and follow the source until *stopping*; return a report on each.
 
-        `apply` activates them later. The first round that is reported is the copy, with the error of tenants that are
-        not followed. Returns at once if there is none to follow. Raises as `plan`.
+        `apply` activates them later. The first round that is reported is the copy. Raises as `plan`.
         """
         token = str(uuid4())
         followed: list[FollowedTenant] = []
@@ -352,7 +348,7 @@ class Importer:
         return msgspec.structs.replace(result, reports=reports)
 
     async def discard(self, *, apply: bool, identity: str | None = None) -> DiscardResult:
-        """Delete the tenants of the source that no run has activated, with their rows; without *apply* list them.
+        """Delete the tenants of the source that no run has activated; without *apply* list them.
 
         Of the source with *identity*, if given: the database may have another one by now, or be gone.
         """
@@ -429,7 +425,7 @@ class Importer:
         return _report(placed, state, taken)
 
     async def _copy(self, run: _ImportRun, placed: _PlacedImport, target: TargetTenant) -> tuple[TakenRows, CopyState]:
-        """Copy a tenant, or the changes of one that followed; its rows are equal to those of the source."""
+        """Copy a tenant, or the changes of one that followed, until its rows are equal to those of the source."""
         state = await target.take_over()
         source = placed.tenant.source
         since = followed_since(state.step, state.detail, mapping=run.mapping)
@@ -530,7 +526,6 @@ class _ImportRun:
 
 
 async def _list_sources(reader: SourceReader, tables: Iterable[ReadTable]) -> list[SourceTenant]:
-    """Return the tenants of all tables, each once."""
     found: dict[tuple[str, ...], SourceTenant] = {}
     for table in tables:
         async for page in reader.read_pages(list_tenants(table)):

@@ -133,7 +133,7 @@ class SourceColumn(msgspec.Struct, frozen=True):
 
 
 class ReadTable(msgspec.Struct, frozen=True):
-    """A table and its mapping, which fits: the column of each member, and the type of each column."""
+    """A table with its mapping, which fits, the column of each member, and the types of the columns."""
 
     mapping: TableMapping
     members: dict[str, str]

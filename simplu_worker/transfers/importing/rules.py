@@ -40,10 +40,7 @@ TOO_MANY_DUPLICATES: Final = "too many of its rows share a resource id; correct 
 
 
 class SourceRow(msgspec.Struct, frozen=True):
-    """A row as the source returns it. *document* is None if it is too long to be read with others.
-
-    *error* tells why the source cannot return the document.
-    """
+    """A row as the source returns it. *document* is None if it is too long; *error* tells why it cannot be returned."""
 
     resource_type: str | None
     resource_id: str | None
@@ -70,7 +67,7 @@ class RefusedRow(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 class SourceTenant(msgspec.Struct):
     """A tenant as the source names it: the texts in its columns, and the number of its rows by table.
 
-    *deleted_count* are rows with a tombstone. *stored_names* are those of its business type.
+    *deleted_count* rows have a tombstone. *stored_names* are those of its business type.
     """
 
     key: tuple[str, ...]
@@ -159,7 +156,7 @@ def _refusal_of_content(row: SourceRow) -> str | None:
 
 
 def must_be_read_alone(row: SourceRow) -> bool:
-    """Return whether the document of a row is to be read alone: it is long, and may be stored."""
+    """Return whether the document of a row is long, and may be stored."""
     return row.document is None and row.byte_count is not None and row.byte_count <= DOCUMENT_MAX_BYTES
 
 
@@ -227,7 +224,7 @@ def place_of(
 ) -> tuple[PlaceStep, HomeFacts | None, str | None]:
     """Return the step for a tenant by its rows on all shards, the row that decides, and the reason of a refusal.
 
-    A tenant that was imported from *source* is done, wherever it has moved since, unless it is destroyed.
+    A tenant that was imported from *source* is done, unless it is destroyed.
     """
     living = [home for home in homes if home.state not in LEFT_STATES]
     if sum(home.state in SERVING_STATES for home in living) == 1:
@@ -275,7 +272,7 @@ def _has_location(business: Business | str | None, location_id: str) -> bool:
 class ImportCertificate(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """The proof that a tenant's rows are those of the source, kept in the journal of its shard.
 
-    Both servers computed *checksum* over *rows* rows. *refused* were not taken, *deleted* have a tombstone.
+    *refused* were not taken, *deleted* have a tombstone.
     """
 
     business_id: str
@@ -370,10 +367,7 @@ class RowPace:
         self._free_at = started_at
 
     def pause_s(self, row_count: int, *, now: float) -> float:
-        """Note *row_count* rows just read; return the seconds before the next page.
-
-        A slow time is not made up for by a fast one.
-        """
+        """Note *row_count* rows just read; return the seconds before the next page. Slow times are not made up for."""
         if self._max_rows_per_s is None:
             return 0.0
         self._free_at = max(self._free_at, now) + row_count / self._max_rows_per_s
@@ -390,7 +384,7 @@ STOP_WRITERS: Final = (
 
 
 class FollowState(msgspec.Struct, frozen=True, rename="camel"):
-    """The details of an import that follows: the digest of its mapping, the time of the last snapshot."""
+    """The digest of the mapping of an import that follows, and the time of the last snapshot."""
 
     mapping: str
     followed_to: datetime

@@ -59,11 +59,7 @@ class UnreadableRowsError(PermanentError):
 
 
 class SourceFacts(msgspec.Struct, frozen=True):
-    """The source of a snapshot, and its time.
-
-    *place* is hosts and database; *identity* stays the same after a failover, and differs for another database of that
-    name.
-    """
+    """The source of a snapshot, and its time. *identity*, unlike *place*, is the same after a failover."""
 
     place: str
     identity: str
@@ -82,7 +78,7 @@ class SourceReader:
             return list(await self._connection.fetch(statement.sql, *statement.arguments))
 
     async def read_pages(self, statement: SourceStatement, size: int = PAGE_MAX_ROWS) -> AsyncIterator[list[Row]]:
-        """Yield the rows of a statement, at most *size* at a time. Several may be read in turn."""
+        """Yield the rows of a statement, at most *size* at a time."""
         with _errors_translated():
             cursor = await self._connection.cursor(statement.sql, *statement.arguments)
         while True:
@@ -107,9 +103,9 @@ class SourceReader:
     async def read_table(
         self, table: ReadTable, selection: RowSelection, duplicates: Collection[tuple[str, str]], *, by_key: bool
     ) -> AsyncIterator[list[SourceRow]]:
-        """Yield the rows of a tenant, long documents included, but not those of *duplicates* (types and ids).
+        """Yield the rows of a tenant, but not those of *duplicates* (types and ids).
 
-        Raises `UnreadableRowsError` if a row cannot be returned; *by_key*, some hundred times slower, the row has the
+        Raises `UnreadableRowsError` if one cannot be returned; *by_key*, some hundred times slower, the row has the
         error.
         """
         if by_key:
@@ -270,7 +266,7 @@ def row_of(row: Row) -> SourceRow:
 
 @contextlib.contextmanager
 def _errors_translated() -> Iterator[None]:
-    """Translate the errors of the source by code, since its messages may quote rows."""
+    """Translate errors by code, since messages of the source may quote rows."""
     try:
         yield
     except asyncpg.PostgresError as exc:

@@ -248,7 +248,7 @@ def _of_tenant(table: ReadTable, selection: RowSelection, arguments: _Arguments)
 
 
 def _changed_since(table: ReadTable, since: datetime, arguments: _Arguments) -> str:
-    """Return the condition by the column's own type if that is a time, for an index."""
+    """Compare by the column's own type if that is a time, for an index."""
     changed = table.mapping.changed
     if changed is None:
         raise ValueError(f"expected a change column, got {table.mapping.name} without one")
@@ -259,7 +259,7 @@ def _changed_since(table: ReadTable, since: datetime, arguments: _Arguments) -> 
 
 
 def _is(table: ReadTable, name: str, value: str) -> str:
-    """Return the condition that a column has a value: by its own type for an index, and exactly, as a text."""
+    """Compare by the column's own type for an index, and exactly, as a text."""
     column = _column(name)
     return f"{column} = {value}::{table.types[name]} AND {column}::pg_catalog.text = {value}"
 

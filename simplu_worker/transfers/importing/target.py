@@ -45,7 +45,7 @@ class CopyState(msgspec.Struct, frozen=True):
 
 
 class SummedRows(msgspec.Struct, frozen=True):
-    """The checksum of a tenant's rows, and the run of the server that has them: after a failover it proves nothing."""
+    """The checksum of a tenant's rows, and the run of the server: after a failover it proves nothing."""
 
     checksum: RowChecksum
     server: Server
@@ -90,7 +90,7 @@ async def count_open_imports(pool: ShardPool, source: str) -> dict[str, int] | N
 async def find_shard_problem(pool: ShardPool, business_types: Iterable[str]) -> str | None:
     """Return why tenants of *business_types* cannot be imported to a shard; None if they can.
 
-    Makes the schema of an empty shard first. Raises `RetryableError` if the shard does not answer.
+    Makes the schema of an empty shard. Raises `RetryableError` if the shard does not answer.
     """
     await ensure_schema(pool)
     shard_id = pool.address.shard_id
@@ -200,7 +200,7 @@ class TargetTenant:
     async def activate(self, certificate: bytes, imported_at: datetime, *, verified_on: Server | None) -> Server:
         """Make the tenant active with its default row, and store *certificate*; return the server of the commit.
 
-        Raises `RetryableError` if the rows were verified in another run of the server, as this one may lack some.
+        Raises `RetryableError` if the rows were verified in another run of the server.
         """
         async with self._pool.transaction() as connection:
             row = await connection.fetchrow(QUERIES["lock_import"], self._tenant_id, self._token)

@@ -50,7 +50,7 @@ class PlannedTransfer(msgspec.Struct, frozen=True):
 class ShardRoom(msgspec.Struct, frozen=True):
     """A shard, the *capacity* by which its usage is measured, and the *room*: how many more businesses may come.
 
-    Tenants of *businesses*, which are there or are coming, need no room.
+    Tenants of *businesses* need no room.
     """
 
     shard_id: str
@@ -68,7 +68,7 @@ def rooms_of(
 ) -> list[ShardRoom]:
     """Return the room of each shard; with *by_capacity* one without a limit counts as one with the mean limit.
 
-    *there* are the businesses of each shard, of which Citrus may know more; *coming* those on their way.
+    *there* are the businesses of each shard; *coming* those on their way.
     """
     listed = list(shards)
     limits = [shard.business_max for shard in listed if shard.business_max is not None] if by_capacity else []
@@ -103,10 +103,10 @@ def plan_balance(
 ) -> list[PlannedTransfer]:
     """Return the moves that make the shards about equally full; few moves, of large tenants first.
 
-    Each move is from the shard with the largest weight by capacity that has a fitting tenant to the one with the
-    smallest and room: the largest tenant that makes the other no fuller than the one. The *settled* tenants stay.
-    *types* are the business types of each shard; without them all take all. With *by_business* all locations that a
-    business has on a shard move together, and weigh 1, or 0 where the target has the business already.
+    Each is from the fullest shard with a fitting tenant to the emptiest with room: the largest tenant that makes the
+    other no fuller than the one. The *settled* stay. *types* are the business types of each shard; without them all
+    take all. *by_business* moves all locations of a business on a shard together; they weigh 1, or 0 where the target
+    has it.
     """
     listed = [one for one in tenants if one.shard_id in {shard.shard_id for shard in shards}]
     units = _businesses(listed) if by_business else [_Unit((one,), one.weight) for one in listed]
@@ -191,7 +191,7 @@ def plan_drain(
     """Return where the tenants of a shard are to go, and those for which there is no room.
 
     The shard with the most room that has the type is next; without room one with the tenant's business. Tenants whose
-    type no shard has come last, to any shard: its check tells what it lacks.
+    type no shard has come last, to any shard.
     """
     rooms = _Rooms(shards)
     heap = [(-shard.room, shard.shard_id) for shard in shards if shard.room > 0]
@@ -242,8 +242,7 @@ class BegunMove(msgspec.Struct, frozen=True):
 class BegunMoves(msgspec.Struct, frozen=True):
     """What to do about moves that have begun, before all others.
 
-    *committed* have left their shard, *opened* have not: both go on. *taken_back* are undone: a rollback has begun, or
-    the target takes no more tenants. *running* are left to their commands.
+    *committed* and *opened* go on. *taken_back* are undone. *running* are left to their commands.
     """
 
     committed: list[PlannedTransfer] = []
@@ -258,17 +257,14 @@ class BegunMoves(msgspec.Struct, frozen=True):
 
     @property
     def expected(self) -> list[PlannedTransfer]:
-        """The moves that end before others are of use: those that go on here, and in other commands."""
+        """The moves that end before others are of use."""
         return [*self.going_on, *self.running]
 
 
 def sort_begun_moves(
     found: Sequence[FoundTenant], moves: Iterable[BegunMove], target_ids: Collection[str]
 ) -> BegunMoves:
-    """Return what to do about *moves*; *target_ids* are the shards that take tenants.
-
-    Moves that nothing can end are left out: of tenants that were destroyed, or have moved on.
-    """
+    """Return what to do about *moves*, but those that nothing can end; *target_ids* take tenants."""
     rows: defaultdict[str, dict[str, WeighedTenant]] = defaultdict(dict)
     homes: defaultdict[str, set[str]] = defaultdict(set)
     for one, state in found:
@@ -335,8 +331,8 @@ def way_back(
 ) -> WayBack:
     """Return the steps of a rollback of a tenant with its home on *home_id*; *stay* moves it nowhere.
 
-    *copies* are the shards to which it is moving, *came_from* the one that it left for its home. *last_departure* is
-    the journal of moves away from its home, *last_move* that of the move to it.
+    *copies* are the shards to which it is moving, *came_from* the one that it left for its home. *last_departure* and
+    *last_move* are the journals of the moves away from its home, and to it.
     """
     targets = set(copies)
     if last_departure is not None and last_departure.step in NOT_COMMITTED:
@@ -372,8 +368,8 @@ def plan_by_map(
 ) -> list[PlannedTransfer]:
     """Return the moves to the shards that the map names, only to *targets*.
 
-    Unless *keep_pins*, a tenant that was pinned to its home because shards were added moves to the added one that the
-    map names without the pin. *left* are tenants with shards that they have moved away from.
+    Unless *keep_pins*, a tenant that was pinned because shards were added moves to the added one. *left* are tenants
+    with shards that they have moved away from.
     """
     follower = _PinFollower(shard_map, left)
     plan = []
@@ -448,10 +444,7 @@ class Removal(msgspec.Struct, frozen=True):
 
 
 def leads_through(named: str | None, shard_id: str, left_for: Mapping[str, str]) -> bool:
-    """Return whether the way to a tenant's home from the shard *named* for it leads through *shard_id*.
-
-    *left_for* has the next shard by each one that the tenant has left.
-    """
+    """Return whether the way to a tenant's home from the shard *named* for it leads through *shard_id*."""
     place, passed = named, set[str]()
     while place is not None and place != shard_id and place not in passed:
         passed.add(place)
@@ -480,7 +473,7 @@ def describe_removal(
 
 
 class Undrained(msgspec.Struct, frozen=True):
-    """The moves back of *plan*, after those of *begun*; tenants of *moved_on* have left their new shards since."""
+    """The moves back of *plan*, after those of *begun*; *moved_on* have left their new shards since."""
 
     begun: BegunMoves
     plan: list[PlannedTransfer]
@@ -496,8 +489,7 @@ def plan_undrain(
 ) -> Undrained:
     """Return the moves of tenants back to *shard_id*.
 
-    *drained* has the shards to which tenants have moved, *stopped* the tenants of moves that have not ended: those that
-    have committed end first, the others are taken back.
+    *drained* has the shards to which tenants have moved, *stopped* the tenants of moves that have not ended.
     """
 
     def is_own(one: PlannedTransfer) -> bool:

@@ -48,7 +48,7 @@ _RESOURCE_COLUMNS: Final = ("business_type", "resource_type", "resource_id", "da
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """Rows of the log, the resources that have changed (as they are now, or gone), and the notes beside the log."""
+    """Rows of the log, the resources that have changed (as they are now, or gone), and the notes."""
 
     log: Sequence[Any] = ()
     resources: Sequence[Any] = ()
@@ -85,8 +85,7 @@ async def read_changes(
 ) -> AsyncIterator[Changes]:
     """Yield what changed since *since*, by the shard's clock, in pages of at most `PAGE_ROWS` rows of the log.
 
-    Without the rows *known*, which an earlier call has read, and the resources that they changed. What changes after a
-    page was read is in the pages since a later time.
+    Without the rows *known*. What changes after a page was read is in the pages since a later time.
     """
     async for log in _read_unknown(connection, tenant_id, since, known):
         yield await read_resources(connection, tenant_id, _changed_by(log), log)
@@ -145,8 +144,7 @@ async def read_log(
 ) -> AsyncIterator[Sequence[Any]]:
     """Yield the rows of a tenant's log from *start* on, in order of time, in pages of at most `PAGE_ROWS` rows.
 
-    Each statement passes by about *scanned_rows* batches and rows. If there are more, and the tenant has at most
-    *few_rows* rows, these are read alone.
+    A statement passes by about *scanned_rows*; a tenant with at most *few_rows* is read alone.
     """
     end = await connection.fetchval(QUERIES["find_logged_end"], tenant_id, start, scanned_rows)
     if end is not None and await connection.fetchval(QUERIES["has_few_operations"], tenant_id, few_rows):
@@ -188,10 +186,7 @@ async def find_written_since_ready(
 
 
 async def write_changes(connection: Connection, tenant_id: str, changes: Changes) -> None:
-    """Write *changes* in a transaction that has checked that the mover is still the last one.
-
-    The change of the resources is the caller's to mark.
-    """
+    """Write *changes* in a transaction that has checked the mover's token; the caller marks changed resources."""
     if changes.gone:
         await connection.execute(QUERIES["delete_resources_named"], tenant_id, *_columns(sorted(changes.gone)))
     if changes.resources:

@@ -54,7 +54,7 @@ FAILURES_KEPT: Final = KEPT_FOR / 2  # older ones may be deleted at different ti
 
 
 class TypeSum(msgspec.Struct, frozen=True, rename="camel"):
-    """The rows of one resource type on one shard: number, bytes of their data, sum of their hashes."""
+    """The rows of one resource type on one shard: number, bytes, and sum of their hashes."""
 
     row_count: int = 0
     byte_count: int = 0
@@ -106,8 +106,7 @@ class Comparison(msgspec.Struct, frozen=True, rename="camel"):
 class _ComparedLog(msgspec.Struct, frozen=True):
     """The log from *since* until *until*, without *requests*; and of the notes beside it a part.
 
-    Rejections before *notes_until* without *rejected*, and the tries of the messages *failed* alone: a note may be made
-    beside the fence.
+    Rejections before *notes_until* without *rejected*, and the messages *failed*: a note may be made beside the fence.
     """
 
     since: datetime
@@ -119,7 +118,7 @@ class _ComparedLog(msgspec.Struct, frozen=True):
 
 
 class _PacedRanges:
-    """Ranges of a tenant's keys: of as many rows as both shards compare in `RANGE_S`, with rests between them."""
+    """Ranges of as many rows as both shards compare in `RANGE_S`, with rests between them."""
 
     def __init__(self) -> None:
         self._pace = ChunkPace(chunk_s=RANGE_S)
@@ -161,7 +160,7 @@ async def compare_shards(
 ) -> Comparison:
     """Compare a tenant's rows on two shards, without those that changed at its home since *since*, by its clock.
 
-    The log is compared from *log_kept* before that on: older rows may be deleted at different times.
+    The log from *log_kept* before that on: older rows may be deleted at different times.
     """
     live, other = (source, target) if live_on_source else (target, source)
     ranges = _PacedRanges()
@@ -261,7 +260,7 @@ def _count_up_to(end: KeyT | None, keys: Sequence[KeyT]) -> int:
 
 
 async def _of_both(statements: Iterable[Coroutine[Any, Any, AnswerT]]) -> list[AnswerT]:
-    """Return the answers of both shards; an error of one ends the statement on the other, too."""
+    """Wait for both shards; an error of one ends the statement on the other, too."""
     try:
         async with asyncio.TaskGroup() as tasks:
             both = [tasks.create_task(one) for one in statements]
@@ -360,8 +359,8 @@ async def repair_resources(
 ) -> Repair:
     """Write the resources *keys* as *source* has them, but for those written since the fence.
 
-    The tenant's batches wait for it. Without *apply* nothing is written. Raises `PermanentError` if the home is not on
-    *target*, or as `check_former_rows`.
+    The tenant's batches wait. Without *apply* nothing is written. Raises as `check_former_rows`, and if the home is
+    elsewhere.
     """
     async with target.transaction() as connection:
         before = await _lock_home(connection, target, tenant_id)  # behind all batches in flight
@@ -392,7 +391,7 @@ async def _lock_home(connection: Connection, target: ShardPool, tenant_id: str) 
 
 
 async def _lock_former_rows(former: Connection, tenant_id: str, arrival: Arrival, epoch: int | None) -> None:
-    """Keep cleanups and movers from the rows until the end of the transaction; both take a token first."""
+    """Keep cleanups and movers from the rows until the commit: both take a token first."""
     is_whole = await former.fetchval(QUERIES["lock_left"], tenant_id, arrival.move_token)
     left = await read_tenant(former, tenant_id)
     if not is_whole or left is None or left.epoch != epoch:

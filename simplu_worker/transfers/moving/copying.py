@@ -58,8 +58,7 @@ def next_pace(
 ) -> ChunkPace:
     """Return the pace after a chunk of *row_count* rows that took *took_s*.
 
-    While *answer_s*, the slower shard's time for a tiny statement, is far above the usual, chunks get smaller and rests
-    longer.
+    While *answer_s*, of a tiny statement on the slower shard, is high, chunks get smaller and rests longer.
     """
     usual_s = min(pace.usual_answer_s or answer_s, answer_s)
     most = pace.most if took_s > pace.chunk_s else min(ROWS_MAX, pace.most * GROWTH)
@@ -80,10 +79,7 @@ def next_pace(
 
 
 def is_last_round(row_count: int, took_s: float, max_pause_s: float) -> bool:
-    """Return whether a tenant can be fenced after a round of *row_count* rows that took *took_s*.
-
-    A small round that took longer than the pause may have met a slow moment: the next one shows that.
-    """
+    """Return whether a tenant can be fenced after a round of *row_count* rows that took *took_s*."""
     return took_s <= max_pause_s * SHORT_ROUND_SHARE or (row_count <= SMALL_ROUND and took_s <= max_pause_s)
 
 
@@ -97,10 +93,7 @@ class _CopiedColumns(msgspec.Struct, frozen=True):
 
 
 class CopiedTable(msgspec.Struct, frozen=True):
-    """What is copied in the order of one key: of one table, or of several.
-
-    A row counts once, in the last of *parts*. With *have_places* the queries get the place in the target's log.
-    """
+    """What is copied in the order of one key, of one table or several; a row counts once, in the last of *parts*."""
 
     name: str
     boundary_query: str
@@ -190,7 +183,7 @@ class _CopiedChunk(msgspec.Struct, frozen=True):
 async def find_end(
     connection: Connection, table: CopiedTable, tenant_id: str, after: RowKey, row_count: int
 ) -> RowKey | None:
-    """Return the key of the last row of the next chunk; None if it has all that is left. In a `KEY_RANGE` budget."""
+    """Return the key of the last row of the next chunk; None if it has all that is left."""
     row = await connection.fetchrow(QUERIES[table.boundary_query], tenant_id, *after, row_count)
     return None if row is None else (row["first"], row["second"])
 

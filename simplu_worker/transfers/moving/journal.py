@@ -22,7 +22,7 @@ from simplu_worker.vocabulary import MoveStep
 
 
 class MoveJournal:
-    """The row of a tenant in the journal of the shard that it leaves. A write with an older token changes nothing."""
+    """The row of a tenant in the journal of the shard that it leaves. An older token changes nothing."""
 
     def __init__(self, source: ShardPool, tenant_id: str) -> None:
         self._source = source
@@ -61,7 +61,7 @@ STOPPED_WITHIN_S: Final = 2.0
 async def noted_as_running(
     source: ShardPool, tenant_id: str, token: Callable[[], int], *, is_pause: Callable[[], bool] = lambda: False
 ) -> AsyncIterator[None]:
-    """Note every NOTE_INTERVAL_S on *source* that the command with the token *token()* runs, and at an error its end.
+    """Note every NOTE_INTERVAL_S that the command with the token *token()* runs, and at an error its end.
 
     Not in the pause of a move, which would wait for it. A silent shard ends nothing here.
     """

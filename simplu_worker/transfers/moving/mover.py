@@ -142,8 +142,8 @@ class Mover:
     async def run(self) -> Certificate:
         """Move the tenant, or go on with its move; return the certificate.
 
-        Raises `MoveRefusedError` if it cannot be moved, and `RetryableError` if a shard did not answer for a minute,
-        with the state of the tenant.
+        Raises `MoveRefusedError`, or `RetryableError` if a shard did not answer for a minute, with the state of the
+        tenant.
         """
         source, tenant_id = self._source, self._move.tenant_id
         async with noted_as_running(source, tenant_id, lambda: self._token, is_pause=lambda: self._phase in PAUSE):
@@ -292,11 +292,7 @@ class Mover:
         self._check_target(await connection.fetchrow(QUERIES["lock_incoming"], self._move.tenant_id, self._token))
 
     def _check_target(self, row: Any) -> Server:
-        """Return the target's server; *row* is of a statement that finds the tenant only with our token.
-
-        Another server than that of our first transaction may lack rows that this mover has written, and a new
-        connection to it shows nothing of that.
-        """
+        """Return the target's server: another one than before may lack rows that this mover has written."""
         if row is None:
             raise self._superseded_error()
         server = server_of(row)
@@ -356,7 +352,7 @@ class Mover:
         return 0 if counts is None else int(sum(counts[0]))
 
     async def _catch_up(self, progress: Progress) -> Progress:
-        """Copy what changed since the barrier, in rounds, until a round is small."""
+        """Copy what changed since the barrier, until a round is small."""
         self._enter(MovePhase.CATCH_UP)
         for _ in range(ROUNDS_MAX):
             began_at = page_began_at = self._clock()
@@ -388,7 +384,7 @@ class Mover:
         return progress
 
     async def _set_barrier(self, progress: Progress) -> MovingTenant:
-        """Return the tenant's row after all batches in flight: their rows of the log are from before `read_at`."""
+        """Wait for all batches in flight: their rows of the log are from before `read_at`."""
         async with self._source.transaction() as connection:
             source = await read_tenant(connection, self._move.tenant_id, locked=True)
         if source is None or source.state not in {TenantState.ACTIVE, TenantState.MOVED}:
@@ -399,10 +395,7 @@ class Mover:
         return source
 
     def _check_source(self, source: MovingTenant, progress: Progress) -> None:
-        """Raise `RetryableError` if the source has another server than the one that *progress* is of.
-
-        A promoted standby may lack operations that were copied, and new connections show nothing of that.
-        """
+        """Raise if another server answers: it may lack operations that were copied, and connects as if it had them."""
         if source.server != progress.server:
             raise RetryableError(f"shard {self._move.source_id} has another server now, or was restarted")
         self._check_clock(source.read_at)
@@ -466,10 +459,7 @@ class Mover:
         self._pause_s = self._clock() - began_at
 
     async def _rehearse(self, progress: Progress) -> Progress:
-        """Predict the pause, right before the fence; return the progress of the last round of the catch-up.
-
-        One that is too long may have met a slow moment: the next one shows whether that is over.
-        """
+        """Predict the pause, right before the fence; if it is too long, again, as that may have been a slow moment."""
         max_pause_s = self._options.max_pause_s
         for _ in range(REHEARSALS_MAX):
             self._enter(MovePhase.REHEARSE)
@@ -567,7 +557,7 @@ class Mover:
     async def _commit(self, progress: Progress) -> Server:
         """Commit the move; return the server of the source. Raises `LostRaceError` after the end of the fence.
 
-        The positions as of the fence stay here too: if the target loses the copy, those of later count for nothing.
+        The positions as of the fence stay here: if the target loses the copy, later ones count for nothing.
         """
         async with self._source.transaction() as connection:
             committed = await self._commit_in(connection, self._token, progress)
@@ -600,7 +590,6 @@ class Mover:
     # The end
 
     async def _certify(self, began_at: float) -> Certificate:
-        """Compare both shards as of the fence, and keep the result in the journal of the source."""
         move = self._move
         self._enter(MovePhase.CERTIFY)
         async with self._target.connection() as connection:
@@ -675,7 +664,7 @@ class Mover:
 
 
 def _epoch_of(source: MovingTenant, target: MovingTenant | None) -> int:
-    """Return the epoch of the tenant on its target: above all that it had on either shard before this move."""
+    """Return an epoch above all that the tenant had on either shard before this move."""
     if source.state is TenantState.MOVED:  # its commit has raised it
         return source.epoch
     return max(source.epoch, 0 if target is None else target.epoch) + 1

@@ -33,7 +33,7 @@ class TenantPlaces:
         self.silent = silent
 
     def home(self) -> str | None:
-        """Return the shard with the tenant's home; None if it has left one and not arrived on another.
+        """Return the shard with the tenant's home; None if it has left one and not arrived.
 
         Raises `PermanentError` if there is no home to be found, or more than one.
         """
@@ -57,10 +57,7 @@ class TenantPlaces:
         return None
 
     def source_for(self, target_id: str) -> str:
-        """Return the shard that the tenant moves from when *target_id* is to be its home.
-
-        That is its home; or the one that it has left for the target. Raises as `home` does.
-        """
+        """Return the shard from which the tenant moves to *target_id*: its home, or the one left for it."""
         home = self.home()
         if home is not None and (others := [one for one in self.arriving_on() if one != target_id]):
             raise PermanentError(
@@ -134,7 +131,7 @@ async def fetch_capacities(locator: Locator, shard_ids: Collection[str]) -> dict
 
 
 async def has_business(pool: ShardPool, business_id: str) -> bool:
-    """Return whether a shard is the home of a location of a business, so that Citrus counts it there."""
+    """Return whether a shard is the home of a location of a business."""
     async with pool.connection() as connection:
         rows = await connection.fetch(QUERIES["find_locations"], business_id)
     return any(row["state"] in LEAVING for row in rows)
@@ -150,9 +147,9 @@ def room_of(capacity: Capacity) -> int | None:
 
 
 def check_room(shard_id: str, answer: CapacityAnswer, *, coming_count: int = 0, is_counted: bool = False) -> None:
-    """Raise `PermanentError` unless a shard takes another business beside *coming_count* that are to come. Pure.
+    """Raise `PermanentError` unless a shard takes another business beside *coming_count*, or *is_counted* there.
 
-    One that *is_counted* there needs no room. Raises the error where Citrus has not answered.
+    Raises the error where Citrus has not answered. Pure.
     """
     if isinstance(answer, RetryableError | PermanentError):
         raise answer

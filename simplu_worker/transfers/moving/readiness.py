@@ -26,7 +26,7 @@ LAST_ROUND: Final = timedelta(seconds=0.1)  # about the changes of the last roun
 
 
 class PredictedPause(msgspec.Struct, frozen=True):
-    """The two parts of a pause: until the standbys of both shards have the commits, and the statements."""
+    """The parts of a pause: until the standbys of both shards have the commits, and the statements."""
 
     standby_s: float
     statement_s: float
@@ -45,10 +45,7 @@ class PredictedPause(msgspec.Struct, frozen=True):
 
 
 async def time_standbys(pools: Pools, commits: ReplicationWaiter, move: Move) -> float:
-    """Wait for the standbys of both shards, as the switch will; return how long that took.
-
-    A standby that does not keep up is awaited for a while, and then no more.
-    """
+    """Wait, not for long, for the standbys of both shards, as the switch will; return how long that took."""
     began_at = loop_time()
     for shard_id in (move.target_id, move.source_id):
         async with pools.pool_of(shard_id).transaction() as connection:
@@ -58,7 +55,7 @@ async def time_standbys(pools: Pools, commits: ReplicationWaiter, move: Move) ->
 
 
 async def _predict_pause(pools: Pools, commits: ReplicationWaiter, move: Move) -> PredictedPause:
-    """Return how long the tenant would wait; before a move none of its statements can be sent."""
+    """Return how long the tenant would wait; before a move its statements cannot be sent."""
     source, target = pools.pool_of(move.source_id), pools.pool_of(move.target_id)
     async with source.transaction() as connection:
         tenant = await read_tenant(connection, move.tenant_id)
@@ -93,8 +90,7 @@ OPERATION_BYTES: Final = 400
 class MovePlan(msgspec.Struct, frozen=True, rename="camel"):
     """What a move would take; times in seconds, estimated from a sample of the rows and from commits.
 
-    *byte_count* is of the documents, *disk_bytes* of all rows on the target, with indexes. What is of the tenant's size
-    is None if its rows take long to count.
+    *byte_count* is of documents, *disk_bytes* of all rows with indexes; None if rows take long to count.
     """
 
     tenant: str

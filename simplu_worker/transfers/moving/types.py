@@ -44,7 +44,7 @@ class MoveStatus(msgspec.Struct, frozen=True, rename="camel"):
 class Certificate(msgspec.Struct, frozen=True, rename="camel"):
     """What a move did; *comparison* is of the rows as of the fence. Times in seconds, *phases_s* of this command.
 
-    *epoch_before* is that of the tenant on its former shard, *epoch* that on its new one.
+    The epochs are those on the former and the new shard.
     """
 
     tenant: str
@@ -89,7 +89,7 @@ def describe_state(move: Move, phase: MovePhase, *, has_left: bool) -> str:
 
 
 class SupersededError(MoveRefusedError):
-    """Another mover of the tenant, or a rollback, has begun since; or a worker has ended the fence for good."""
+    """Another mover of the tenant, or a rollback, has begun since; or a worker has ended the fence."""
 
 
 class PauseTooLongError(MoveRefusedError):
@@ -137,8 +137,7 @@ def continued_progress(
 ) -> Progress | None:
     """Return the progress of an earlier mover from which the copy goes on; None to copy everything.
 
-    Only with the same server on the source, whose clock the barrier is by, and while the log has all rows since:
-    *keeps* is half of that time.
+    Only with the same server on the source, and while the log has all rows since: *keeps* is half of that time.
     """
     if target is None or target.state not in ON_THE_WAY or arrival is None:
         return None
@@ -156,9 +155,9 @@ def warm_progress(
     arrival: Arrival | None,
     keeps: timedelta,
 ) -> Progress | None:
-    """Return where the delta of a move back begins: at the fence of the move here, if the rows left there are whole.
+    """Return where the delta of a move back begins: at the fence of the move here, if the rows there are whole.
 
-    *departure* is the journal on the target of this move, which the tenant has left; *arrival* that on its source.
+    *departure* is the journal of this move on the target, *arrival* that on its source.
     """
     if target is None or target.state is not TenantState.MOVED or departure is None or arrival is None:
         return None

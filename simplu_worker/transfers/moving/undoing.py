@@ -42,7 +42,7 @@ log = structlog.get_logger(__name__)
 async def drop_rows(shard: ShardPool, tenant_id: str, token: int, lock: TenantLock) -> int | None:
     """Delete the rows of a tenant, but for its own; return their number, None once the row has another token or state.
 
-    First the feed reads the tenant's changes in the log; `UNREAD_S` later its destinations are told of what they lack.
+    The feed reads the changes in the log first, for `UNREAD_S` at most.
     """
     if await _has_unread(shard, tenant_id):
         async with shard.transaction() as connection:
@@ -68,10 +68,7 @@ async def drop_rows(shard: ShardPool, tenant_id: str, token: int, lock: TenantLo
 
 
 async def _has_unread(shard: ShardPool, tenant_id: str) -> bool:
-    """Return whether the feed still has to read changes of the tenant, after `UNREAD_S` at most.
-
-    A destination that is not in the publisher's file is not waited for.
-    """
+    """Return whether the feed has yet to read changes of the tenant, after `UNREAD_S` at most."""
     deadline = loop_time() + UNREAD_S
     while await _is_unread(shard, tenant_id, is_in_file=True):
         if loop_time() > deadline:
@@ -122,7 +119,7 @@ async def count_copied(pools: Pools, tenant_id: str, target_id: str) -> int:
 
 
 async def _drop_copy(target: ShardPool, tenant_id: str, token: int) -> int:
-    """Delete the rows of a tenant that is on its way, if no mover with a higher token has come."""
+    """Delete the rows of a tenant on its way, if no mover with a higher token has come."""
     async with target.transaction() as connection:
         status = await connection.execute(QUERIES["take_incoming"], tenant_id, token)
         if affected_count(status) != 1:
@@ -185,8 +182,8 @@ async def clean_up(
 ) -> int | None:
     """Delete the rows that a tenant left on *source_id*, and return their number; the tenant's row stays.
 
-    None if the tenant has not arrived on *target_id*, or on *home_id* if it has gone on, or has come back. Only once
-    the standbys of its home have it: one that has not would need these rows.
+    None if it has not arrived, or has come back. Only once the standbys of its home have it: one that has not would
+    need these rows.
     """
     home_id = home_id or target_id
     source, target = pools.pool_of(source_id), pools.pool_of(home_id)
