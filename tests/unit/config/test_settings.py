@@ -143,48 +143,32 @@ def test_port_is_unset_when_it_is_the_address_of_a_service(name: str, default: i
     assert problems_of({**COMPLETE, "KINESIS_SHARD_COUNT": address}) != []
 
 
+LETTERS = "SQS_DEAD_LETTER_QUEUE_URL"
+CONTROL, ORDERS, PRIORITY = "SQS_SHARD_CREATION_QUEUE_URL", "SQS_ORDER_EVENTS_QUEUE_URL", "SQS_PRIORITY_QUEUE_URL"
+NO_CITRUS = {"CITRUS_SERVER_URL": ""}
+NO_REGION = {"AWS_REGION": ""}
 RULES = [
-    ({"SQS_DEAD_LETTER_QUEUE_URL": ""}, ["SQS_DEAD_LETTER_QUEUE_URL"]),
+    ({LETTERS: ""}, [LETTERS]),
     ({"KINESIS_STREAM_NAME": ""}, ["KINESIS_STREAM_NAME"]),
-    ({"KINESIS_STREAM_NAME": "", "SQS_DEAD_LETTER_QUEUE_URL": ""}, ["KINESIS_STREAM_NAME"]),
-    ({"KINESIS_STREAM_NAME": "", "SQS_SHARD_CREATION_QUEUE_URL": "http://h/q"}, []),
-    ({"SQS_DEAD_LETTER_QUEUE_URL": "", "SQS_SHARD_CREATION_QUEUE_URL": "http://h/q"}, []),
-    (
-        {"SQS_DEAD_LETTER_QUEUE_URL": "", "SQS_SHARD_CREATION_QUEUE_URL": "http://h/" + "q" * 80},
-        ["SQS_DEAD_LETTER_QUEUE_URL"],
-    ),
-    (
-        {
-            "SQS_DEAD_LETTER_QUEUE_URL": "",
-            "SQS_SHARD_CREATION_QUEUE_URL": "http://h/q",
-            "SQS_PRIORITY_QUEUE_URL": "http://h/q-dead-letters/",
-        },
-        ["SQS_DEAD_LETTER_QUEUE_URL"],
-    ),
+    ({"KINESIS_STREAM_NAME": "", CONTROL: "http://h/q"}, []),
+    ({LETTERS: "", CONTROL: "http://h/q"}, []),
+    ({LETTERS: "", CONTROL: "http://h/" + "q" * 80}, [LETTERS]),
+    ({LETTERS: "", CONTROL: "http://h/q", PRIORITY: "http://h/q-dead-letters/"}, [LETTERS]),
     ({"ORDER_EVENTS_BUSINESS_ID": "shop"}, ["ORDER_EVENTS_LOCATION_ID"]),
     ({"ORDER_EVENTS_BUSINESS_ID": "shop", "ORDER_EVENTS_LOCATION_ID": "web"}, []),
-    ({"SQS_SHARD_CREATION_QUEUE_URL": COMPLETE["SQS_DEAD_LETTER_QUEUE_URL"]}, ["SQS_DEAD_LETTER_QUEUE_URL"]),
-    ({"KINESIS_STREAM_NAME": "", "SQS_ORDER_EVENTS_QUEUE_URL": "http://h/q"}, []),
-    ({"SQS_ORDER_EVENTS_QUEUE_URL": COMPLETE["SQS_DEAD_LETTER_QUEUE_URL"] + "/"}, ["SQS_DEAD_LETTER_QUEUE_URL"]),
-    (
-        {"SQS_ORDER_EVENTS_QUEUE_URL": "http://h/q", "SQS_PRIORITY_QUEUE_URL": "http://h/q"},
-        ["SQS_PRIORITY_QUEUE_URL"],
-    ),
-    (
-        {"SQS_SHARD_CREATION_QUEUE_URL": "http://h/q", "SQS_ORDER_EVENTS_QUEUE_URL": "http://h/q"},
-        ["SQS_ORDER_EVENTS_QUEUE_URL"],
-    ),
+    ({"KINESIS_STREAM_NAME": "", ORDERS: "http://h/q"}, []),
+    ({ORDERS: COMPLETE[LETTERS] + "/"}, [LETTERS]),
+    ({ORDERS: "http://h/q", PRIORITY: "http://h/q"}, [PRIORITY]),
+    ({CONTROL: "http://h/q", ORDERS: "http://h/q"}, [ORDERS]),
     ({"SHARD_MAP_FILE": __file__}, ["SHARD_MAP_FILE"]),
-    ({"SHARD_MAP_FILE": __file__, "CITRUS_SERVER_URL": ""}, []),
-    ({"CITRUS_SERVER_URL": ""}, ["CITRUS_SERVER_URL"]),
-    ({"CITRUS_SERVER_URL": "", "DATABASE_NAME": "simplu"}, ["CITRUS_SERVER_URL"]),
-    ({"CITRUS_SERVER_URL": "", "DATABASE_HOST": "db"}, ["DATABASE_NAME", "DATABASE_USERNAME"]),
-    ({"CITRUS_SERVER_URL": "", "DATABASE_HOST": "db", "DATABASE_NAME": "n", "DATABASE_USERNAME": "u"}, []),
+    (NO_CITRUS | {"SHARD_MAP_FILE": __file__}, []),
+    (NO_CITRUS, ["CITRUS_SERVER_URL"]),
+    (NO_CITRUS | {"DATABASE_HOST": "db"}, ["DATABASE_NAME", "DATABASE_USERNAME"]),
+    (NO_CITRUS | {"DATABASE_HOST": "db", "DATABASE_NAME": "n", "DATABASE_USERNAME": "u"}, []),
     ({"DATABASE_HOST": "db"}, []),
-    ({"AWS_REGION": ""}, ["AWS_REGION"]),
-    ({"AWS_REGION": "", "AWS_DEFAULT_REGION": "us-east-1"}, []),
-    ({"AWS_REGION": "", "AWS_PROFILE": "work"}, []),
-    ({"AWS_REGION": "", "HOME": "/nowhere"}, ["AWS_REGION"]),
+    (NO_REGION | {"HOME": "/nowhere"}, ["AWS_REGION"]),
+    (NO_REGION | {"AWS_DEFAULT_REGION": "us-east-1"}, []),
+    (NO_REGION | {"AWS_PROFILE": "work"}, []),
 ]
 
 

@@ -1,34 +1,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from itertools import product
 
 import prometheus_client
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import REGISTRY, CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from simplu_worker import instruments
 from simplu_worker.instruments import BatchHistogram
 from simplu_worker.vocabulary import (
-    CitrusEndpoint,
-    CitrusOutcome,
     ConnectionState,
-    DeadLetterReason,
-    HoldReason,
-    LeaseState,
-    OperationKind,
-    OperationOutcome,
-    ProvisioningOutcome,
-    ShardMapOutcome,
-    ShardProblem,
-    Source,
-    StreamReader,
-    SubscriptionEvent,
 )
 
 CONTRACT = {
@@ -72,47 +57,6 @@ def test_metrics_have_the_names_types_and_labels_of_the_contract() -> None:
         if isinstance(metric, MetricWrapperBase)
     }
     assert CONTRACT.items() <= defined.items()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("series", "names", "values"),
-    [
-        (
-            "simplu_operations_total",
-            ("source", "operation", "outcome"),
-            (Source, OperationKind, OperationOutcome),
-        ),
-        ("simplu_operation_latency_seconds_count", ("source",), (Source,)),
-        ("simplu_dead_letters_total", ("reason",), (DeadLetterReason,)),
-        ("simplu_held_targets", ("reason",), (HoldReason,)),
-        ("simplu_held_age_seconds", ("reason",), (HoldReason,)),
-        ("simplu_shard_problems", ("problem",), (ShardProblem,)),
-        ("simplu_kinesis_reads_total", ("reader",), (StreamReader,)),
-        ("simplu_kinesis_read_bytes_total", ("reader",), (StreamReader,)),
-        ("simplu_kinesis_read_records_total", ("reader",), (StreamReader,)),
-        ("simplu_catch_ups", (), ()),
-        ("simplu_prefetch_bytes", (), ()),
-        ("simplu_kinesis_subscriptions_total", ("event",), (SubscriptionEvent,)),
-        ("simplu_kinesis_leases", ("state",), (LeaseState,)),
-        ("simplu_provisioning_total", ("outcome",), (ProvisioningOutcome,)),
-        ("simplu_shard_map_reloads_total", ("outcome",), (ShardMapOutcome,)),
-        (
-            "simplu_citrus_request_seconds_count",
-            ("endpoint", "outcome"),
-            (CitrusEndpoint, CitrusOutcome),
-        ),
-    ],
-)
-def test_known_label_sets_exist_before_anything_was_counted(
-    series: str, names: tuple[str, ...], values: tuple[Iterable[str], ...]
-) -> None:
-    absent = [
-        combination
-        for combination in product(*values)
-        if REGISTRY.get_sample_value(series, dict(zip(names, combination, strict=True))) is None
-    ]
-    assert absent == []
 
 
 def test_findings_have_a_bounded_number_of_series(monkeypatch: pytest.MonkeyPatch) -> None:

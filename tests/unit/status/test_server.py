@@ -393,14 +393,6 @@ async def test_operation_waits_before_it_takes_a_turn(site: Site, daemon: Daemon
         one.cancel()
 
 
-async def test_operation_that_is_waited_for_is_answered_at_a_stop(daemon: Daemon, patient_stop: float) -> None:
-    async with ClientSession() as session:
-        async with open_http("127.0.0.1", 0, tokens=TOKENS, replica=cast(Any, daemon)) as port:
-            waiting = asyncio.create_task(Site(session, port).ask(f"{OWN_OPERATION}&wait=20", **AUTHORIZED))
-            await eventually(lambda: daemon.waiting == 1)
-        assert (await waiting)[0] == 404
-
-
 @pytest.mark.parametrize(
     "query",
     ["wait=x", "wait=-1", "wait=20.1", "wait=nan", "wait=inf", "wait=1&wait=2", "wait=1", "wait=1&businessId=b"],
@@ -541,15 +533,6 @@ async def test_events_are_the_answers_of_the_role(daemon: Daemon) -> None:
         assert (await site.ask("/events", "HEAD", **headers))[0] == 405
 
 
-async def test_listeners_end_with_the_server(daemon: Daemon, patient_stop: float) -> None:
-    async with ClientSession() as session:
-        async with open_http("127.0.0.1", 0, tokens=TOKENS, replica=cast(Any, daemon)) as port:
-            response = await session.get(f"http://127.0.0.1:{port}/events", headers=AUTHORIZED)
-            started = time.monotonic()
-        assert time.monotonic() - started < patient_stop
-        assert (await response.read()).startswith(b"event: status")
-
-
 async def test_tap_shows_content_to_operators_alone(daemon: Daemon) -> None:
     async with serving(daemon, BOTH_TOKENS) as site:
         refused = await site.ask("/tap?content=true", **VIEWING)
@@ -628,15 +611,19 @@ async def test_files_of_the_page_are_small_and_of_this_host(site: Site) -> None:
         assert (await site.ask(path))[0] == 404
 
 
-async def test_server_stops_at_once_when_a_connection_is_kept_alive(daemon: Daemon, patient_stop: float) -> None:
+async def test_server_stops_at_once_and_ends_all_that_lasts(daemon: Daemon, patient_stop: float) -> None:
     async with ClientSession() as session:
         async with open_http("127.0.0.1", 0, tokens=TOKENS, replica=cast(Any, daemon)) as port:
-            await Site(session, port).ask("/livez")
+            waiting = asyncio.create_task(Site(session, port).ask(f"{OWN_OPERATION}&wait=20", **AUTHORIZED))
+            await eventually(lambda: daemon.waiting == 1)
+            listener = await session.get(f"http://127.0.0.1:{port}/events", headers=AUTHORIZED)
             silent, writer = await asyncio.open_connection("127.0.0.1", port)
             with pytest.raises(OSError, match=str(port)):
                 await open_http("127.0.0.1", port, tokens=TOKENS, replica=cast(Any, daemon)).__aenter__()
             started = time.monotonic()
         assert time.monotonic() - started < patient_stop
+        assert (await waiting)[0] == 404
+        assert (await listener.read()).startswith(b"event: status")
         assert await silent.read() == b""
         writer.close()
         async with open_http("127.0.0.1", port, tokens=TOKENS, replica=cast(Any, daemon)) as again:

@@ -305,15 +305,6 @@ def test_recent_errors_name_the_cause_of_each_event(
     assert (one["event"], one["about"], one["error"], one["count"]) == ("thing.happened", about, expected, 1)
 
 
-@pytest.mark.usefixtures("stream")
-def test_recent_errors_mask_secrets_and_count_repetitions() -> None:
-    for _ in range(3):
-        _logger().warning("shard.lost", shard_id="a", problems=["postgresql://u:hunter22@h/d"])
-    flush_logging()
-    newest = recent_errors()[0]
-    assert (newest["error"], newest["count"]) == ("postgresql://u:***@h/d", 3)
-
-
 class _UnprintableError(Exception):
     def __str__(self) -> str:
         raise RuntimeError(PLANTED)

@@ -10,15 +10,8 @@ from simplu_worker.commands.fleet.top_screen import draw, duration_text, lag_sty
 
 PROBLEM = {"severity": "critical", "advice": "Look.", "count": 1, "isOver": False, "reason": None}
 MEASURED = {"lagSeconds": None, "recordsPerSecond": None, "heldTargets": None}
-REPLICA = MEASURED | {
-    "version": "0.1",
-    "leases": 1,
-    "latencyP99Seconds": None,
-    "deadLetters": None,
-    "seenSecondsAgo": 0.25,
-    "isSilent": False,
-    "unable": None,
-}
+REPLICA: dict[str, Any] = MEASURED | {"version": "0.1", "leases": 1, "latencyP99Seconds": None, "deadLetters": None}
+REPLICA |= {"seenSecondsAgo": 0.25, "isSilent": False, "unable": None}
 FLEET: dict[str, Any] = {
     "at": "2026-11-30T10:01:30+00:00",
     "stream": "operations",

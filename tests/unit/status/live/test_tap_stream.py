@@ -62,14 +62,9 @@ async def test_operations_come_as_events_until_the_end() -> None:
     assert taps.open == ()
 
 
-async def test_tap_ends_after_its_time() -> None:
+async def test_tap_has_comments_and_ends_after_its_time() -> None:
     assert TAP_MAX_S == 15 * 60
     taps = OperationTaps()
-    events = [event async for event in tapped(TapFilter(), asyncio.Event(), taps=taps, tap_s=0.02)]
-    assert set(events) == {ALIVE}
+    tapping = tapped(TapFilter(), asyncio.Event(), taps=taps, alive_s=0.005, tap_s=0.1)
+    assert {event async for event in tapping} == {ALIVE}
     assert taps.open == ()
-
-
-async def test_tap_without_operations_has_a_comment_from_time_to_time() -> None:
-    async with aclosing(tapped(TapFilter(), asyncio.Event(), taps=OperationTaps(), alive_s=0.01)) as events:
-        assert [await anext(events) for _ in range(3)] == [ALIVE] * 3
