@@ -167,7 +167,7 @@ async def test_audit_names_every_difference(world: World, capsys: pytest.Capture
     assert "its home is on shard shard-1 and shard-2" in capsys.readouterr().out
 
 
-async def test_audit_calls_nothing_missing_that_a_silent_shard_may_have(
+async def test_audit_calls_nothing_missing_that_a_silent_one_may_have(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     down = silent("shard-3")

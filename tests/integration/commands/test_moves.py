@@ -136,7 +136,7 @@ async def differing(shards: list[ShardAddress], settings: Settings) -> None:
 
 
 @pytest.mark.slow(0.3)
-async def test_rows_of_a_move_that_ended_with_others_stay_until_these_are_repaired(
+async def test_rows_of_a_move_that_ended_with_others_stay_to_repair(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = settings_of(tmp_path, *shards)
@@ -157,7 +157,7 @@ async def test_rows_of_a_move_that_ended_with_others_stay_until_these_are_repair
 
 
 @pytest.mark.slow(0.5)
-async def test_cleanup_finds_the_home_when_the_shard_in_between_has_left_the_map(
+async def test_cleanup_finds_the_home_when_a_shard_has_left_the_map(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     addresses = [await make_shard(name) for name in "abc"]

@@ -78,7 +78,7 @@ async def test_provision_leaves_a_tenant_that_is_not_active(world: World, state:
     assert await world.row() == before
 
 
-async def test_destruction_that_waits_destroys_a_tenant_that_was_provisioned_since(world: World) -> None:
+async def test_destruction_that_waits_destroys_a_tenant_made_since(world: World) -> None:
     await add_tenant(world.pool)
     sent_at = datetime.now(UTC) - timedelta(seconds=60)
     assert (await world.provision())[0] == 0

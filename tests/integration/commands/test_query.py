@@ -177,7 +177,7 @@ async def test_query_prints_the_rows_of_all_shards_with_their_shards(
     assert table.err == as_csv.err == as_json.err == one.err == ""
 
 
-async def test_query_of_a_tenant_asks_its_shard_as_a_role_that_sees_one_tenant(
+async def test_query_of_a_tenant_asks_its_shard_as_one_tenant(
     run: Run, tmp_path: Path, two: Two, make_reader: ReaderMaker
 ) -> None:
     role = await make_reader(*two, statements=[GRANTS])
@@ -205,7 +205,7 @@ SELECT
 """
 
 
-async def test_query_prints_values_of_each_type_as_the_server_writes_them(
+async def test_query_prints_values_as_the_server_writes_them(
     run: Run, tmp_path: Path, make_shard: ShardMaker, make_reader: ReaderMaker
 ) -> None:
     shard = await make_shard()
@@ -236,7 +236,7 @@ async def test_query_prints_values_of_each_type_as_the_server_writes_them(
     assert 'a,"b"\\n' in table
 
 
-async def test_query_bounds_the_rows_of_each_shard_and_says_that_there_are_more(
+async def test_query_bounds_the_rows_of_each_shard_and_says_so(
     run: Run, tmp_path: Path, two: Two, make_reader: ReaderMaker
 ) -> None:
     settings = settings_of(tmp_path, await make_reader(*two), *two)
@@ -282,7 +282,7 @@ STATEMENT_ERRORS = [
 ]
 
 
-async def test_query_names_the_error_of_a_statement_once_for_all_shards(
+async def test_query_names_the_error_of_a_statement_once(
     run: Run, tmp_path: Path, two: Two, make_reader: ReaderMaker
 ) -> None:
     made = ["CREATE TABLE noted (n integer)"]
@@ -327,7 +327,7 @@ async def test_query_refuses_a_role_that_can_do_more_than_read(
 
 
 @pytest.mark.slow(2)
-async def test_query_names_shards_without_an_answer_and_prints_the_rows_of_the_others(
+async def test_query_prints_the_rows_of_shards_beside_silent_ones(
     run: Run,
     tmp_path: Path,
     two: Two,

@@ -139,7 +139,7 @@ async def test_shard_is_kept_while_citrus_names_it(make_shard: ShardMaker, capsy
 
 
 @pytest.mark.slow(2)
-async def test_shard_that_was_added_is_filled_with_the_tenants_that_belong_there(
+async def test_shard_that_was_added_gets_the_tenants_that_belong_there(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     addresses = await make_shards(make_shard, "abcde")
@@ -276,7 +276,7 @@ async def test_tenants_go_to_shards_with_their_business_type(
 
 @pytest.mark.slow(0.3)
 @pytest.mark.parametrize("by", [Weight.ROWS, Weight.BYTES])
-async def test_weights_of_a_large_shard_are_those_of_a_part_of_its_pages(make_shard: ShardMaker, by: Weight) -> None:
+async def test_weights_of_a_large_shard_are_of_a_part_of_its_pages(make_shard: ShardMaker, by: Weight) -> None:
     address = await make_shard("a")
     await fill(address, ("clinic", "large"), ("clinic", "small"), rows=5000)
     await ask(address, "ANALYZE resources")

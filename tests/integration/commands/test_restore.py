@@ -128,7 +128,7 @@ async def test_restore_that_was_killed_goes_on_with_its_own_file(
 
 
 @pytest.mark.slow(0.3)
-async def test_restore_that_was_not_confirmed_is_not_repeated_by_the_same_command(
+async def test_restore_that_was_not_confirmed_is_not_repeated(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*_: object) -> None:
@@ -162,7 +162,7 @@ async def test_restore_that_was_not_confirmed_is_not_repeated_by_the_same_comman
         (1, "UPDATE shard_meta SET shard_id = 'b'", "leads to the database of shard b"),
     ],
 )
-async def test_restore_that_cannot_be_is_refused_before_the_first_write(
+async def test_restore_that_cannot_be_is_refused_before_any_write(
     shards: list[ShardAddress], tmp_path: Path, where: int, change: str, error: str
 ) -> None:
     await ask(shards[where], change)

@@ -82,7 +82,7 @@ async def interrupted(*words: str, awaits: str, **env: str) -> tuple[int, list[d
     return process.returncode, json.loads(out)["operations"]
 
 
-async def test_send_prints_the_ids_when_it_is_interrupted_while_it_puts(kinesis_url: str) -> None:
+async def test_send_prints_the_ids_when_interrupted_while_it_puts(kinesis_url: str) -> None:
     hang = {"do": "fault", "action": "PutRecord", "kind": "hang", "applied": True}
     async with aiohttp.ClientSession() as session, session.post(f"{kinesis_url}/_control", json=hang) as answer:
         assert answer.status == 200
@@ -97,7 +97,7 @@ async def test_send_prints_the_ids_when_it_is_interrupted_while_it_puts(kinesis_
     assert [one["requestId"] for one in outcomes[:3]] == await ids_on(kinesis_url)
 
 
-async def test_send_prints_the_ids_when_it_is_interrupted_while_it_waits(
+async def test_send_prints_the_ids_when_interrupted_while_it_waits(
     kinesis_url: str, make_shard: ShardMaker, tmp_path: Path
 ) -> None:
     shard = {"shardId": "shard-1", "connectionString": (await make_shard("shard-1")).connection_string}

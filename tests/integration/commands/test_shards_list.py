@@ -142,7 +142,7 @@ async def test_operation_view_takes_the_time_before_it_asks_the_log(
     assert order == ["leases", "log"]
 
 
-async def test_shards_list_prints_json_and_fails_when_a_shard_is_silent(
+async def test_shards_list_prints_json_and_fails_for_a_silent_shard(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     good = await make_shard("shard-1")

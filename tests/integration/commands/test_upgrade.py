@@ -76,7 +76,7 @@ async def test_shards_upgrade_plans_first_and_then_does_it(
     assert states_of(again[1]) == expected | {"c-behind": "current", "d-behind": "current"}
 
 
-async def test_shards_upgrade_creates_the_schema_of_an_empty_shard_that_is_named(
+async def test_upgrade_creates_the_schema_of_a_named_empty_shard(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     named, other = await make_shard("a-named", is_empty=True), await make_shard("b-other", is_empty=True)
@@ -90,7 +90,7 @@ async def test_shards_upgrade_creates_the_schema_of_an_empty_shard_that_is_named
     assert states_of((await answer_of(capfd, settings, apply=True))[1]) == {"a-named": "current", "b-other": "empty"}
 
 
-async def test_shards_upgrade_fails_for_the_shards_that_cannot_be_upgraded_alone(
+async def test_upgrade_fails_for_the_shards_that_cannot_be_upgraded(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     newer, strange = await make_shard("a-newer"), await make_shard("b-strange", is_empty=True)

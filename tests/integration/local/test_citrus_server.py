@@ -29,7 +29,7 @@ SHARD_IDS = ("{main}%2F", "a/capacity%00")
         "\N{LINE SEPARATOR}\n",
     ],
 )
-async def test_local_citrus_finds_a_tenant_and_its_shard_when_an_id_has_any_character(business_id: str) -> None:
+async def test_local_citrus_finds_a_tenant_whatever_its_id(business_id: str) -> None:
     server = CitrusServer(api_key=API_KEY, make_shard=_no_shard)
     for shard_id in SHARD_IDS:
         server.add_shard(shard_id, "postgresql://u:secret@127.0.0.1:1/d")

@@ -291,7 +291,7 @@ async def test_receive_attempt_is_void_once_a_message_was_changed(client: Client
 
 @on(*ALL)
 @pytest.mark.parametrize("fifo", [False, True])
-async def test_message_goes_to_the_dead_letter_queue_when_received_too_often(client: Client, *, fifo: bool) -> None:
+async def test_message_is_a_dead_letter_when_received_too_often(client: Client, *, fifo: bool) -> None:
     queue, letters = await Queue.make_with_redrive(client, 2, fifo=fifo)
     attributes = {"Kind": {"DataType": "String", "StringValue": "ORDER"}}
     await queue.send("A0", MessageAttributes=attributes)

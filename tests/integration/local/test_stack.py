@@ -177,7 +177,7 @@ def environment_by_shell(file: Path) -> dict[str, str]:
     return {name: value for name, value in pairs.items() if name not in {"PATH", "PWD", "OLDPWD", "SHLVL", "_"}}
 
 
-async def test_env_file_is_private_and_a_shell_reads_what_the_stack_means(stack: Stack, tmp_path: Path) -> None:
+async def test_env_file_is_private_and_a_shell_reads_it(stack: Stack, tmp_path: Path) -> None:
     file = tmp_path / "stack env"
     stack.write_env_file(file)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -205,7 +205,7 @@ async def test_nothing_is_left_when_the_parent_is_killed() -> None:
     assert await poll_until(gone, within_s=60.0)
 
 
-async def test_stack_command_writes_its_file_and_cleans_up_when_it_is_interrupted(tmp_path: Path) -> None:
+async def test_stack_command_writes_its_file_and_cleans_up(tmp_path: Path) -> None:
     file = tmp_path / "env"
     file.write_text("API_TOKEN=stale\nSTACK_POSTGRES_URLS=stale\n")
     with program(str(file), TMPDIR=str(tmp_path)) as command:

@@ -12,8 +12,6 @@ from typing import Any, ClassVar, cast
 import pytest
 from simplu_client import (
     Client,
-    ControlMessage,
-    InvalidOperationError,
     Limits,
     NotSentError,
     Operation,
@@ -187,28 +185,6 @@ def test_reply_that_comes_byte_by_byte_ends_with_the_time_for_it(
 def test_token_is_sent_without_the_line_break_at_its_end(worker_url: str) -> None:
     verdict, retry_after_s = Client(url=worker_url, token="secret\n")._ask(EVENT, None, 0)
     assert (verdict, retry_after_s, Worker.asked) == (AskAgain("pending", ""), 7.0, ["Bearer secret"])
-
-
-@pytest.mark.parametrize("token", ["sec\nret", "sec ret", "secrét", ""])
-def test_token_that_no_worker_has_is_refused_and_not_shown(token: str) -> None:
-    with pytest.raises(SimpluError, match=r"token: expected visible ASCII characters without spaces$"):
-        Client(url="http://127.0.0.1:1", token=token)
-
-
-CREATION: ControlMessage = {
-    "messageType": "SHARD_CREATION",
-    "businessId": "b",
-    "locationId": "l",
-    "businessType": "gym",
-}
-
-
-@pytest.mark.parametrize("name", ["businessId", "locationId", "businessType"])
-def test_control_message_that_lacks_a_member_is_an_invalid_one(name: str) -> None:
-    message = {member: value for member, value in CREATION.items() if member != name}
-    client = Client(control_queue_url="q", sqs=Memory())
-    with pytest.raises(InvalidOperationError, match=name):
-        client.send_control(cast("ControlMessage", message))
 
 
 def test_partition_key_is_by_the_rule_of_the_worker() -> None:

@@ -60,7 +60,7 @@ def _without_redis(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_without_redis")
 @pytest.mark.parametrize("as_file", [False, True])
-def test_redis_without_its_extra_is_named_with_every_other_problem(
+def test_redis_without_its_extra_is_named_with_all_problems(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, as_file: bool
 ) -> None:
     (path := tmp_path / "url").write_text("redis://cache")
@@ -70,7 +70,7 @@ def test_redis_without_its_extra_is_named_with_every_other_problem(
     assert "install simplu-worker[cache]" in problems[-1]
 
 
-def test_traces_without_their_extra_are_named_with_every_other_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_traces_without_their_extra_are_named_with_all_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "simplu_worker.telemetry.exported_spans", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     problems = problems_of(monkeypatch, COMPLETE | {"TRACES": "true", "HTTP_PORT": "x"})
@@ -104,7 +104,7 @@ def test_problems_of_all_parts_are_named_at_once(monkeypatch: pytest.MonkeyPatch
     assert any("db.example" in problem for problem in problems)
 
 
-def test_region_that_the_profile_lacks_is_named_with_every_other_problem(
+def test_region_that_a_profile_lacks_is_named_with_all_problems(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (config := tmp_path / "config").write_text("[default]\noutput = json\n")
@@ -121,7 +121,7 @@ def test_region_is_no_problem_before_there_is_a_source(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("for_run", [True, False])
-def test_misspelt_variable_is_named_beside_the_problem_that_it_caused(
+def test_misspelt_variable_is_named_beside_the_problem_it_caused(
     monkeypatch: pytest.MonkeyPatch, *, for_run: bool
 ) -> None:
     problems = problems_of(monkeypatch, COMPLETE | {"HTTP_PORT": "x", "CITRUS_API_KYE": WORD}, for_run=for_run)

@@ -14,7 +14,7 @@ from simplu_worker.vocabulary import FeedStop
 HELD = HeldTenant(1, "smile-berlin", 2, "c", 5, 0)
 
 
-def test_summary_has_each_destination_with_its_shards_and_what_is_odd() -> None:
+def test_summary_has_each_destination_with_what_is_odd() -> None:
     answers = {
         "b": [
             ShardDestination("crm", (HELD,), "one", lag_s=10.0, refusal_count=2),
@@ -42,7 +42,7 @@ def test_summary_has_each_destination_with_its_shards_and_what_is_odd() -> None:
     assert summarise({}) == []
 
 
-def test_summary_counts_nothing_of_a_destination_that_no_publisher_has_in_its_file() -> None:
+def test_summary_counts_nothing_of_a_destination_of_no_publisher() -> None:
     late = ShardDestination("crm", (HELD,), None, FeedStop.REFUSED, lag_s=90.5, refusal_count=2, is_in_file=False)
     (left,) = summarise({"a": [late], "b": [late]})
     assert left == DestinationSummary("crm", 0.0, 2, (), (), (), (), 4, is_in_file=False)

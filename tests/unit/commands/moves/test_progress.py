@@ -76,7 +76,7 @@ def test_interrupted_moves_tell_how_far_they_are(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "interrupted: letters: 4 of 9\n"
 
 
-def test_lines_of_json_come_for_each_tenant_from_time_to_time_and_never_in_the_pause(
+def test_lines_of_json_come_for_each_tenant_never_in_the_pause(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     clock = Clock()

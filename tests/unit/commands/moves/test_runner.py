@@ -26,7 +26,7 @@ def certificate(source: dict[str, TypeSum], target: dict[str, TypeSum]) -> Certi
     )
 
 
-def test_table_has_the_rows_the_bytes_and_the_checksum_of_each_type_those_that_differ_first() -> None:
+def test_table_has_each_type_those_that_differ_first() -> None:
     source = {"note": TypeSum(1, 20, 5), "patient": TypeSum(3, 600, -1), LOG: TypeSum(9, 0, 2**64 + 10)}
     target = source | {"note": TypeSum(1, 21, 6)}
     assert sum_rows(certificate(source, target)) == [

@@ -8,7 +8,7 @@ from simplu_worker.commands.shards.adopt import REPORT_INTERVAL_S, AdoptionRepor
 from simplu_worker.transfers.adoption.adopter import AdoptionProgress, AdoptionStep
 
 
-def test_progress_is_a_line_now_and_then_when_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_a_line_now_and_then_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     now = 0.0
     with AdoptionReporter(clock=lambda: now) as progress:
         progress.show(AdoptionProgress(AdoptionStep.COPYING, 10, 100))

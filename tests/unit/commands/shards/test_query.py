@@ -39,7 +39,7 @@ def test_statement_is_the_argument_or_the_content_of_a_file(tmp_path: Path, monk
         ("DELETE\0", "got 'DELETE"),
     ],
 )
-def test_statement_that_does_not_read_is_refused_before_any_shard_is_asked(
+def test_statement_that_does_not_read_is_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, message: str
 ) -> None:
     (tmp_path / "copy.sql").write_text("COPY tenants TO STDOUT", encoding="utf-8")

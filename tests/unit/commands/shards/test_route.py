@@ -88,21 +88,6 @@ async def test_route_tells_what_would_move_when_a_shard_is_added(
     assert summary["perShard"][-1]["after"] == len(moved)
 
 
-@pytest.mark.parametrize(
-    ("count", "retired", "with_shards", "expected"),
-    [
-        (3, {0}, 1, "a shard that is not retired among the first 1"),
-        (3, set(), 0, "expected 1 to 100000, got 0"),
-        (3, set(), 10**6, "expected 1 to 100000"),
-    ],
-)
-async def test_route_refuses_a_number_of_shards_that_no_map_can_have(
-    tmp_path: Path, count: int, retired: set[int], with_shards: int, expected: str
-) -> None:
-    with pytest.raises(PermanentError, match=expected):
-        await route_keys(settings_of(tmp_path, count, retired=frozenset(retired)), [], with_shards, as_json=True)
-
-
 def test_keys_are_read_from_stdin_where_a_dash_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("b-1\r\n\nc-1\na-1\n"))
 
@@ -112,7 +97,7 @@ def test_keys_are_read_from_stdin_where_a_dash_stands(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("words", [(), ("a-b", "--with-shard", "3")])
-def test_route_is_wrong_usage_without_keys_and_with_an_unknown_option(
+def test_route_without_keys_or_with_an_unknown_option_is_misused(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["simplu-worker", "shards", "route", *words])

@@ -147,6 +147,6 @@ def test_plan_makes_only_what_no_shard_has(tenant: AuditSubject, step: Provision
         ),
     ],
 )
-def test_missing_row_is_described_with_the_route_and_the_rows_that_are_there(tenant: AuditSubject, detail: str) -> None:
+def test_missing_row_is_described_with_route_and_other_rows(tenant: AuditSubject, detail: str) -> None:
     found = find_differences(tenant, known_types=TYPES)
     assert detail in [one.detail for one in found if one.kind is DifferenceKind.NO_ROW]

@@ -66,7 +66,7 @@ def facts(
         (row("TRIM_HORIZON"), Position(200), READABLE),
     ],
 )
-def test_position_is_judged_by_its_age_unless_no_worker_is_ahead_of_it(
+def test_position_is_judged_by_age_unless_no_worker_is_ahead(
     found: StreamPosition, checkpoint: Position | None, state: PositionState
 ) -> None:
     checkpoints = {} if checkpoint is None else {"a": checkpoint}
@@ -80,7 +80,7 @@ def test_beginning_of_the_stream_counts_from_the_first_tenant() -> None:
     assert (judged.state, judged.since) == (LOST, NOW - timedelta(hours=48, minutes=5))
 
 
-def test_stream_shard_without_a_row_is_judged_unless_it_has_parents() -> None:
+def test_stream_shard_without_a_row_is_judged_without_parents() -> None:
     shards: dict[str, tuple[str, ...]] = {"b": (), "a": (), "child": ("a",)}
     judged = judge_positions(facts({"a": row("5/0", 2)}, shards=shards, first_tenant_hours=30))
     since = NOW - timedelta(hours=30, minutes=5)
@@ -91,7 +91,7 @@ def test_stream_shard_without_a_row_is_judged_unless_it_has_parents() -> None:
     assert judge_positions(facts({}, shards=shards, first_tenant_hours=None)) == []
 
 
-def test_longest_gap_is_that_of_the_oldest_position_that_is_read_from() -> None:
+def test_longest_gap_is_of_the_oldest_position_to_read_from() -> None:
     old, young = NOW - timedelta(hours=9), NOW - timedelta(hours=2)
     level = JudgedPosition("a", "1/0", LEVEL, old)
     readable = JudgedPosition("b", "1/0", READABLE, young)

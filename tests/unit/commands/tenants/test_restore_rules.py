@@ -49,7 +49,7 @@ def judged(age: timedelta | None, state: PositionState = PositionState.READABLE)
     ],
 )
 @pytest.mark.parametrize("mode", RestoreMode)
-def test_rows_of_a_backup_are_refused_unless_they_are_all_of_this_tenant(
+def test_rows_of_a_backup_are_refused_if_not_of_this_tenant(
     backup: dict[str, Any] | None, refusal: str, mode: RestoreMode
 ) -> None:
     found = refusal_of_rows(backup, ROW, mode)
@@ -57,7 +57,7 @@ def test_rows_of_a_backup_are_refused_unless_they_are_all_of_this_tenant(
     assert (found is None) == (refusal == "")
 
 
-def test_tenant_that_was_made_again_is_restored_as_of_the_backup_only() -> None:
+def test_tenant_made_again_is_restored_as_of_the_backup_only() -> None:
     backup = ROW | {"created_at": NOW - DAY}
     assert refusal_of_rows(backup, ROW, RestoreMode.AS_OF_BACKUP) is None
     assert "destroyed and made again" in (refusal_of_rows(backup, ROW, RestoreMode.CATCH_UP) or "")
@@ -74,7 +74,7 @@ def test_tenant_that_was_made_again_is_restored_as_of_the_backup_only() -> None:
         (judged(timedelta(hours=22)), DAY, "from the last 21.6 h, which the logs of all tenants reach back to"),
     ],
 )
-def test_positions_are_refused_that_the_stream_or_the_logs_do_not_reach(
+def test_positions_beyond_the_stream_or_the_logs_are_refused(
     position: JudgedPosition, kept: timedelta, refusal: str | None
 ) -> None:
     found = refusal_of_positions([judged(timedelta()), position], now=NOW, retention=DAY, log_kept=kept)
@@ -101,7 +101,7 @@ def test_backup_is_a_database_of_its_own() -> None:
         (RestoreStep.COPIED, RestoreMode.AS_OF_BACKUP, 0.1, None, False),
     ],
 )
-def test_restore_that_has_ended_is_repeated_only_with_another_file(
+def test_restore_is_repeated_only_with_another_file(
     step: RestoreStep, mode: RestoreMode, hours: float, export: str | None, *, is_refused: bool
 ) -> None:
     journal = Journal("run", 1, RestoreMode.AS_OF_BACKUP, step, 4, {"export": "/first"}, NOW, hours * 3600)

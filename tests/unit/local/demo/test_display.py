@@ -35,7 +35,7 @@ def result_with(*, differences: list[str], finished_count: int = 1) -> TrialResu
     ],
     ids=["passed", "passed, after --hold", "a difference", "a record that is not finished"],
 )
-def test_conclusion_has_each_sentence_on_one_line_and_what_to_try_next(
+def test_conclusion_has_a_line_a_sentence_and_what_to_try_next(
     result: TrialResult, *, was_held: bool, expected: tuple[int, str]
 ) -> None:
     written = io.StringIO()

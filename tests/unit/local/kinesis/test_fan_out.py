@@ -65,7 +65,7 @@ def code_of(action: Any, *arguments: Any, **more: Any) -> str:
     return caught.value.code
 
 
-def test_subscription_sends_what_is_stored_what_comes_and_signs_of_life() -> None:
+def test_subscription_sends_what_is_stored_and_what_comes() -> None:
     kinesis = Kinesis(heartbeat_ms=1000)
     arn = kinesis.register()
     first = kinesis.put("a")

@@ -113,33 +113,6 @@ def test_memory_is_bounded_by_trimming_the_oldest_records() -> None:
 # States
 
 
-def test_stream_goes_through_its_states_in_its_time() -> None:
-    delays = {"create_delay_ms": 100, "update_delay_ms": 100, "delete_delay_ms": 100}
-    kinesis = Kinesis(2, **delays)
-
-    def status() -> str:
-        return str(kinesis("DescribeStreamSummary")["StreamDescriptionSummary"]["StreamStatus"])
-
-    seen = [status()]
-    assert refusal(kinesis, "ListShards") == "ResourceInUseException"
-    assert refusal(kinesis, "PutRecord", PartitionKey="k", Data="") == "ResourceNotFoundException"
-    kinesis.now_ms += 100
-    seen.append(status())
-    kinesis("MergeShards", ShardToMerge=shard_id(1), AdjacentShardToMerge=shard_id(0))
-    seen.append(status())
-    assert kinesis.listed() == ["00", "01"]
-    assert refusal(kinesis, "UpdateShardCount", TargetShardCount=2, ScalingType="UNIFORM_SCALING") == (
-        "ResourceInUseException"
-    )
-    kinesis.now_ms += 100
-    seen.append(status())
-    kinesis("DeleteStream")
-    seen.append(status())
-    kinesis.now_ms += 100
-    assert seen == ["CREATING", "ACTIVE", "UPDATING", "ACTIVE", "DELETING"]
-    assert refusal(kinesis, "DescribeStreamSummary") == "ResourceNotFoundException"
-
-
 # Reshards
 
 
@@ -176,7 +149,7 @@ operations = st.lists(
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 4), operations, st.booleans())
-def test_reader_that_follows_parents_before_children_reads_everything_once_and_in_order(
+def test_reader_of_parents_before_children_reads_all_in_order(
     shard_count: int,
     steps: list[tuple[str, int]],
     end_with_last_records: bool,  # noqa: FBT001

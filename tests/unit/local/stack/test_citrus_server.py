@@ -18,23 +18,6 @@ def registry_of(*sizes: int) -> CitrusRegistry:
     return registry
 
 
-@pytest.mark.parametrize(
-    ("sizes", "expected"),
-    [((0, 0), "shard-1"), ((2, 0), "shard-1"), ((3, 0), "shard-2"), ((3, 3), None), ((), None)],
-)
-def test_registry_fills_shards_in_the_order_they_came(sizes: tuple[int, ...], expected: str | None) -> None:
-    shard = registry_of(*sizes).first_with_room()
-    assert (shard.shard_id if shard else None) == expected
-
-
-def test_registry_gives_a_shard_no_more_than_it_is_filled_with() -> None:
-    registry = CitrusRegistry()
-    shard = registry.add_shard("shard-1", "postgresql://u:secret@h/d", max_businesses=4, filled_at=1)
-    assert registry.first_with_room() is shard
-    registry.place("tenant", shard)
-    assert registry.first_with_room() is None
-
-
 def test_place_moves_the_count_when_a_tenant_has_a_home() -> None:
     registry = registry_of(2, 0)
     registry.place("tenant1-0", registry.shards["shard-2"])

@@ -84,7 +84,7 @@ def test_plan_holds_what_it_says_when_its_events_are_decoded() -> None:
     assert len(seen) == len(plan.steps)
 
 
-def test_plan_leaves_the_rows_that_it_says_when_its_steps_are_applied_in_order() -> None:
+def test_plan_leaves_the_rows_that_it_says_applied_in_order() -> None:
     plan = OrderPlan("p", TENANTS, count=700, groups=20)
     rows, errors = _outcome([one for one in plan.planned if one.step is not None])
     expected = {key: parse_json(json.dumps(row)) for key, row in plan.rows().items()}

@@ -54,7 +54,7 @@ json_values: st.SearchStrategy[JsonValue] = st.recursive(
         ("{}", '{"a":{"bb":{"ccc":null}}}', '{"a":{"bb":{}}}'),
     ],
 )
-def test_merge_patch_gives_the_rfc_s_results_when_given_its_examples(target: str, patch: str, expected: str) -> None:
+def test_merge_patch_gives_the_rfc_s_results(target: str, patch: str, expected: str) -> None:
     assert parse_json(expected) == merge_patch(parse_json(target), parse_json(patch))
 
 
@@ -63,7 +63,7 @@ def test_workload_repeats_itself_when_the_seed_is_the_same() -> None:
     assert first == second
 
 
-def test_compare_finds_nothing_when_the_shards_hold_what_the_model_holds() -> None:
+def test_compare_finds_nothing_when_shards_have_what_models_have() -> None:
     workload, put, shards, letters = _perfect_run()
     report = compare(workload.model, shards, put, letters)
     assert report.differences == []

@@ -107,9 +107,7 @@ def test_generations_have_parents_before_their_children() -> None:
         (Absence.INACTIVE, 9999, False),
     ],
 )
-def test_operation_became_a_dead_letter_when_its_tenant_never_came(
-    absence: Absence, age_s: float, *, expected: bool
-) -> None:
+def test_operation_became_a_dead_letter_without_its_tenant(absence: Absence, age_s: float, *, expected: bool) -> None:
     arrived_at = AT - timedelta(seconds=age_s)
     assert became_dead_letter(absence, arrived_at, tenant_wait=timedelta(seconds=300), now=AT) is expected
 
@@ -130,7 +128,7 @@ def test_totals_count_each_decided_outcome() -> None:
         totals.count(Outcome(Disposition.HOLD))
 
 
-def test_tenant_that_is_left_once_stays_left_with_its_first_reason() -> None:
+def test_tenant_left_once_stays_left_with_its_first_reason() -> None:
     totals = ReplayTotals()
     totals.leave(operations_of(record(1, "a"), record(2, "b")), "shard db-1 is down")
     totals.leave(operations_of(record(3, "a")), "")
