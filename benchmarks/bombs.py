@@ -29,7 +29,9 @@ from rich.table import Table
 from support.aws.kpl_aggregates import bytes_field, packed_record, sealed
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
-from support.load.targets import (
+from support.load.testbed import Flow, PhaseResult, Testbed
+
+from benchmarks.targets import (
     PerformanceTarget,
     add_kinds,
     format_number,
@@ -38,8 +40,6 @@ from support.load.targets import (
     report_runs,
     targets_table,
 )
-from support.load.testbed import Flow, PhaseResult, Testbed
-
 from simplu_local.processes.loopback import poll_until
 from simplu_local.workload.producer import open_client, wait_for_stream
 from simplu_local.workload.workload import Tenant

@@ -32,10 +32,10 @@ from prometheus_client import REGISTRY
 from rich.console import Console
 from rich.table import Table
 from support.load.console import log_errors_only, open_console
-from support.load.targets import MIB, PerformanceTarget, format_number, json_targets, targets_table
 from support.postgres.databases import TEMPLATE, make_template
 from support.processes.resource_usage import rss_bytes
 
+from benchmarks.targets import MIB, PerformanceTarget, format_number, json_targets, targets_table
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.stack.citrus_server import CitrusServer

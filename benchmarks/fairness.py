@@ -32,7 +32,10 @@ from rich.table import Table
 from support.load.chain_checker import QUERY_TIMEOUT_S, count_completed
 from support.load.console import open_console
 from support.load.flood_plan import FloodPlan
-from support.load.targets import (
+from support.load.testbed import Flow, PhaseResult, Testbed
+from support.postgres.faults import slowed
+
+from benchmarks.targets import (
     MISSING,
     PerformanceTarget,
     add_kinds,
@@ -41,9 +44,6 @@ from support.load.targets import (
     ratio_of,
     report_runs,
 )
-from support.load.testbed import Flow, PhaseResult, Testbed
-from support.postgres.faults import slowed
-
 from simplu_local.aws_server.faults import SetOptions
 from simplu_local.aws_server.server import send_commands
 from simplu_local.processes.loopback import poll_until

@@ -26,10 +26,10 @@ from datetime import UTC, datetime
 from rich.console import Console
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
-from support.load.targets import LoadReport, PerformanceTarget, ratio_of
 from support.load.testbed import PhaseResult, Testbed
 from support.processes.resource_usage import MemorySampler
 
+from benchmarks.targets import LoadReport, PerformanceTarget, ratio_of
 from simplu_local.kinesis.fan_out.event_stream import encode_event
 from simplu_worker.consumers.kinesis.stream.client import Record, decode_get_records
 from simplu_worker.consumers.kinesis.stream.subscriptions import MessageBuffer, decode_event

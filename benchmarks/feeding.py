@@ -30,10 +30,10 @@ from support.feed.expected_events import Change, ShardLogs, find_differences
 from support.feed.follower import Follower
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
-from support.load.targets import MISSING, PerformanceTarget, format_number
 from support.load.testbed import Flow, Testbed
 from support.postgres.databases import execute
 
+from benchmarks.targets import MISSING, PerformanceTarget, format_number
 from simplu_local.processes.loopback import poll_until
 from simplu_local.verify.comparison import percentile
 from simplu_worker.feed.events import RENEW_S

@@ -29,7 +29,10 @@ from rich.console import Console
 from rich.table import Table
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
-from support.load.targets import (
+from support.load.testbed import Flow, PhaseResult, Testbed
+
+from benchmarks import http_flood
+from benchmarks.targets import (
     PerformanceTarget,
     add_kinds,
     format_number,
@@ -38,9 +41,6 @@ from support.load.targets import (
     report_runs,
     targets_table,
 )
-from support.load.testbed import Flow, PhaseResult, Testbed
-
-from benchmarks import http_flood
 
 PROBE_WITHIN_S: Final = 1.0
 LATER_MOST_S: Final = 0.1

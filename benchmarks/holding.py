@@ -24,9 +24,9 @@ from rich.console import Console
 from support.load.chain_checker import count_held
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
-from support.load.targets import LoadReport, PerformanceTarget
 from support.load.testbed import Flow, Testbed
 
+from benchmarks.targets import LoadReport, PerformanceTarget
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_local.workload.workload import Tenant

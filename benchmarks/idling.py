@@ -19,11 +19,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 from support.load.console import open_console
-from support.load.targets import PerformanceTarget, format_number
 from support.load.testbed import Testbed
 from support.postgres.databases import copy_shard, make_template
 
 from benchmarks.feeding import TO_WEBHOOK, WORKER_ENV, Env, Feed
+from benchmarks.targets import PerformanceTarget, format_number
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 
 MORE_MOST: Final = 0.03

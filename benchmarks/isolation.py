@@ -32,16 +32,6 @@ from rich.table import Table
 from support.load.chain_checker import count_completed, count_held
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
-from support.load.targets import (
-    MISSING,
-    PerformanceTarget,
-    add_kinds,
-    format_number,
-    print_differences,
-    ratio_of,
-    report_runs,
-    targets_table,
-)
 from support.load.testbed import Flow, PhaseResult, Testbed
 from support.postgres.faults import (
     frozen,
@@ -53,6 +43,16 @@ from support.postgres.faults import (
 )
 
 from benchmarks.small_disk import NoDiskError, is_writable, on_small_disk, without_disk
+from benchmarks.targets import (
+    MISSING,
+    PerformanceTarget,
+    add_kinds,
+    format_number,
+    print_differences,
+    ratio_of,
+    report_runs,
+    targets_table,
+)
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 

@@ -34,10 +34,10 @@ from rich.table import Table
 from support.load.console import open_console
 from support.load.order_checker import compare_orders, read_first_commit_time
 from support.load.order_plan import OrderPlan
-from support.load.targets import PerformanceTarget, print_differences
 from support.load.testbed import process_name
 from support.processes.resource_usage import cpu_seconds
 
+from benchmarks.targets import PerformanceTarget, print_differences
 from simplu_local.aws_server.faults import ClearFaults
 from simplu_local.aws_server.server import send_commands
 from simplu_local.processes.loopback import poll_until

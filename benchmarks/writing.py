@@ -34,10 +34,10 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 from support.load.console import log_errors_only, open_console
-from support.load.targets import PerformanceTarget, json_targets, targets_table
 from support.postgres.databases import SHARD_ID, TEMPLATE, execute, make_template
 from support.processes.resource_usage import cpu_seconds
 
+from benchmarks.targets import PerformanceTarget, json_targets, targets_table
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup

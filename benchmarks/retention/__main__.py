@@ -30,13 +30,13 @@ import msgspec
 import uvloop
 from rich.console import Console
 from support.load.console import log_errors_only, open_console
-from support.load.targets import exit_status
 from support.postgres.databases import execute
 from support.processes.resource_usage import cpu_seconds, rss_bytes
 
 from benchmarks.retention.load import RETENTION_MIX, TRICKLE_LOCATION
 from benchmarks.retention.report import RetentionResults, Sample, line_of, make_targets, show
 from benchmarks.retention.sampling import COUNT_SQL, EXTENSIONS, FAILED_SQL, LATENCIES_SQL, read_bloat, read_sizes
+from benchmarks.targets import exit_status
 from benchmarks.throughput.__main__ import machine
 from benchmarks.throughput.mixes import FILLED_ROWS, RESOURCE_COLUMNS, filled_rows
 from benchmarks.throughput.records import BUSINESS_ID, BUSINESS_TYPE

@@ -8,8 +8,8 @@ from typing import Final
 import msgspec
 from rich.console import Console
 from rich.table import Table
-from support.load.targets import MIB, PerformanceTarget, format_number, ratio_of, targets_table
 
+from benchmarks.targets import MIB, PerformanceTarget, format_number, ratio_of, targets_table
 from benchmarks.throughput.results import Machine
 
 FIFTHS: Final = 5

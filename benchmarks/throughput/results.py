@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
-from support.load.targets import PerformanceTarget, format_number
 from support.processes.resource_usage import ValueRange
 
+from benchmarks.targets import PerformanceTarget, format_number
 from benchmarks.throughput.low_load import LowLoadFigures
 from benchmarks.throughput.measures import LatencyFigures, OrderFigures
 from benchmarks.throughput.mixes import REALISTIC

@@ -39,10 +39,10 @@ from acceptance.struck_shard import How, Struck
 from rich.console import Console
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
-from support.load.targets import format_number
 from support.load.tenant_messages import RESOURCE_TYPES, TenantMessages
 from support.load.testbed import PhaseResult, Testbed
 
+from benchmarks.targets import format_number
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_local.verify.comparison import percentile

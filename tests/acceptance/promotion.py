@@ -42,9 +42,9 @@ from rich.console import Console
 from rich.table import Table
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
-from support.load.targets import PerformanceTarget, format_number
 from support.load.testbed import Flow, Testbed
 
+from benchmarks.targets import PerformanceTarget, format_number
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 

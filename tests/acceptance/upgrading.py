@@ -30,11 +30,11 @@ import asyncpg
 from rich.console import Console
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
-from support.load.targets import LoadReport, PerformanceTarget
 from support.load.testbed import Testbed
 from support.postgres.upgrades import MADE_UP
 
 import simplu_worker
+from benchmarks.targets import LoadReport, PerformanceTarget
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.worker_process import INHERITED, WorkerProcess
 from simplu_local.workload.producer import open_client

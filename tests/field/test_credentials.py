@@ -1,18 +1,20 @@
-"""A source of AWS credentials: there late, ending every two seconds, away, and answering garbage.
-
-Of the role of a service account `test_worker_credentials.py` shows it.
-"""
+"""A source of AWS credentials: there late, ending every two seconds, away, and answering garbage."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from botocore.exceptions import CredentialRetrievalError
-from support.field.identities import Container, Health, Identities, base_env, calling
+from support.field.identities import Container, Health, Identities, WebIdentity, base_env, calling
 from support.requires import ROOT
 
 from simplu_local.processes.loopback import poll_until
@@ -23,6 +25,12 @@ from simplu_worker.network_errors import NO_ANSWER
 
 BACK_S = 30.0  # "within seconds", on a machine that does other things too
 LIVES = 2  # credentials that end while a client calls
+
+
+@pytest_asyncio.fixture
+async def identities(tmp_path: Path) -> AsyncIterator[Identities]:
+    async with Identities(tmp_path).running() as running:
+        yield running
 
 
 def is_answered(end: dict[str, Any]) -> bool:
@@ -92,3 +100,33 @@ async def test_program_that_hangs_is_named_and_killed(tmp_path: Path, monkeypatc
 
     assert len(numbers) == 1
     assert await poll_until(are_gone, within_s=60.0)
+
+
+@pytest.mark.slow(6)
+async def test_check_names_the_credentials(identities: Identities) -> None:
+    source = WebIdentity(identities)
+    shard = {"DATABASE_HOST": "127.0.0.1", "DATABASE_PORT": "1", "DATABASE_NAME": "d", "DATABASE_USERNAME": "u"}
+    queues = {f"SQS_{name}_QUEUE_URL": f"http://127.0.0.1:1/1/{name}" for name in ("ORDER_EVENTS", "DEAD_LETTER")}
+    env = base_env(identities) | source.env() | shard | queues
+    found = []
+    for health in (Health.AWAY, Health.GARBAGE, Health.WELL):
+        source.make(health)
+        status, report = await check(env)
+        assert status == 1  # there is no shard
+        found.append(next(one for one in report["dependencies"] if one["dependency"] == "credentials"))
+    assert [one["status"] for one in found] == ["failed", "failed", "ok"]
+    assert "No such file or directory" in found[0]["result"]
+    assert "got something else" in found[1]["result"] or "invalid XML" in found[1]["result"]
+    assert found[2]["result"] == "found by assume-role-with-web-identity"
+
+
+async def check(env: dict[str, str]) -> tuple[int, dict[str, Any]]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "simplu_worker", "check", "--json"),
+        env=env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    stdout, stderr = await process.communicate()
+    assert stdout, stderr.decode()
+    return process.returncode or 0, json.loads(stdout)

@@ -30,6 +30,7 @@ class PerformanceTarget:
 
     @property
     def is_kept(self) -> bool:
+        """Whether the target is kept."""
         return self.value is not None and self.least <= self.value <= self.most
 
     def __str__(self) -> str:
@@ -50,10 +51,12 @@ class LoadReport:
 
     @property
     def control(self) -> PhaseResult:
+        """The first phase, without any fault."""
         return self.phases[0]
 
     @property
     def status(self) -> int:
+        """The exit status of `exit_status`."""
         return exit_status(self.targets, self.differences)
 
     def add_latency_targets(self, measured: PhaseResult, *, most_ratio: float, least_ratio: float) -> None:
@@ -65,6 +68,7 @@ class LoadReport:
         self.targets.append(PerformanceTarget(f"{name}: throughput ÷ control's", ratio, least=least_ratio))
 
     def add_memory_targets(self, growth_mib: float) -> None:
+        """Add the targets that no phase takes more than *growth_mib* beyond the control."""
         before = self.control.rss_bytes
         for measured in self.phases[1:]:
             now = measured.rss_bytes
@@ -74,6 +78,7 @@ class LoadReport:
             )
 
     def print(self, console: Console) -> None:
+        """Print tables for people."""
         console.print(self._phase_table())
         console.print(self._processor_table())
         console.print(targets_table(self.targets))
@@ -106,6 +111,7 @@ class LoadReport:
         return table
 
     def as_json(self) -> str:
+        """Return the report as JSON for programs."""
         return json.dumps(
             {
                 "title": self.title,
@@ -119,6 +125,7 @@ class LoadReport:
 
 
 def targets_table(targets: Iterable[PerformanceTarget]) -> Table:
+    """Return a table of *targets* for people."""
     table = Table("target", "measured", "promised", "")
     for target in targets:
         kept = "kept" if target.is_kept else "[bold red]MISSED[/]"
@@ -127,10 +134,12 @@ def targets_table(targets: Iterable[PerformanceTarget]) -> Table:
 
 
 def json_targets(targets: Iterable[PerformanceTarget]) -> list[dict[str, Any]]:
+    """Return *targets* as JSON objects for programs."""
     return [{"what": one.what, "value": one.value, "bound": str(one), "kept": one.is_kept} for one in targets]
 
 
 def print_differences(console: Console, differences: Sequence[str]) -> None:
+    """Print the differences between the expected rows and the rows on the shards."""
     console.print(f"lost, done twice, out of order or misplaced: {len(differences) or 'nothing'}")
     for difference in differences:
         console.print(f"  {difference}", markup=False, soft_wrap=True)
@@ -142,6 +151,7 @@ def ratio_of(value: float | None, to: float | None) -> float | None:
 
 
 def format_number(value: float | None, unit: str = "") -> str:
+    """Format a number for people."""
     if value is None:
         return MISSING
     digits = 0 if abs(value) >= 100 else 3 if abs(value) < 1 else 2
@@ -151,10 +161,12 @@ def format_number(value: float | None, unit: str = "") -> str:
 class MeasuredRun(Protocol):
     """One run of a benchmark that compares a kind of trouble with a control."""
 
-    def as_json(self) -> dict[str, Any]: ...
+    def as_json(self) -> dict[str, Any]:
+        """Return the run for `--json`."""
 
 
 def add_kinds(parser: argparse.ArgumentParser, option: str, known: Iterable[str]) -> None:
+    """Add *option*, a comma-separated choice of the kinds to measure, by default all *known* ones."""
     kinds = tuple(known)
     parser.add_argument(
         option, type=partial(_parse_kinds, kinds), default=",".join(kinds), help="comma-separated; default: %(default)s"
@@ -179,9 +191,10 @@ def report_runs(
     """Print what was measured as JSON, if *as_json*, with *more* members; return the exit status."""
     if as_json:
         answer = {"runs": [one.as_json() for one in runs], "bounds": json_targets(targets)}
-        print(json.dumps(answer | more | {"differences": list(differences)}, indent=2))  # noqa: T201  # the result
+        print(json.dumps(answer | more | {"differences": list(differences)}, indent=2))  # the result
     return exit_status(targets, differences)
 
 
 def exit_status(targets: Iterable[PerformanceTarget], differences: Sequence[str]) -> int:
+    """Return 1 when a target is missed or a row differs, else 0."""
     return 0 if not differences and all(target.is_kept for target in targets) else 1
