@@ -92,8 +92,10 @@ async def watch_read_status(world: World) -> None:
         await asyncio.sleep(0.05)
         world.check_read_status()
         for reader in (reader for replica in world.alive() for reader in replica.fleet.readers()):
-            if reader.read_records > PUT_COUNT:
-                world.ledger.violate(f"{reader.stream_shard_id}: {reader.read_records} records, of {PUT_COUNT} put")
+            if reader.cursor.read_records > PUT_COUNT:
+                world.ledger.violate(
+                    f"{reader.stream_shard_id}: {reader.cursor.read_records} records, of {PUT_COUNT} put"
+                )
             if reader.read_to is not None:
                 before = reached.setdefault(reader.stream_shard_id, reader.read_to.position)
                 if reader.read_to.position < before:
