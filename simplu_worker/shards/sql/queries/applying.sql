@@ -41,21 +41,6 @@ EXISTS (
     END
 )
 
--- fragment: is_within_bounds
--- Whether `checked.document` may be stored (operations/json_record.py has the same bounds). A value takes more than
--- four bytes, so that a small document can only have too long a number. Once there is none of these, the text of any
--- document is at most a hundred times as long as the document.
-CASE
-    WHEN :has_long_number THEN false
-    WHEN pg_catalog.pg_column_size(checked.document) <= 100000 THEN true
-    WHEN
-        pg_catalog.jsonb_array_length(
-            pg_catalog.jsonb_path_query_array(checked.document, 'strict $.**.type()'::pg_catalog.jsonpath)
-        ) > 100001
-    THEN false
-    ELSE pg_catalog.octet_length(checked.document::pg_catalog.text) <= 16977216
-END
-
 -- fragment: extreme_numbers
 -- The numbers that may take far more bytes as text than as jsonb: large ones, tiny ones, and zeros, of which only the
 -- text has the scale. The first filter drops nearly all others after two comparisons.
