@@ -79,8 +79,6 @@ class Other:
 
 
 class Everywhere:
-    """A locator that puts every tenant on one shard, and a business-info with two of them."""
-
     def __init__(self, address: ShardAddress) -> None:
         self._address = address
 
@@ -94,7 +92,6 @@ class Everywhere:
 
 @pytest.fixture
 async def begun(make_shard: ShardMaker) -> AsyncIterator[tuple[Adopter, ShardPool]]:
-    """Give an adopter that has begun with an empty table, whose data are text."""
     address = await make_shard("shard-1", is_empty=True)
     pool = ShardPool(address, size=2, timeouts=ADOPTION_TIMEOUTS)
     connection = await asyncpg.connect(address.connection_string)
@@ -110,14 +107,12 @@ async def begun(make_shard: ShardMaker) -> AsyncIterator[tuple[Adopter, ShardPoo
 
 
 async def once(adopter: Adopter, step: _Step) -> None:
-    """Run one transaction of the adopter's, and look up the sources that it does not know."""
     result = await adopter._run_locked(step)
     if isinstance(result, _UnknownSources):
         await adopter._look_up_late(result.sources)
 
 
 def as_object(text: str) -> Any:
-    """Return the document of a row that can be taken, else None."""
     try:
         document = json.loads(text)
     except ValueError:

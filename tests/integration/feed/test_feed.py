@@ -51,7 +51,6 @@ async def address(make_shard: ShardMaker) -> ShardAddress:
 
 @pytest.fixture
 async def pools(address: ShardAddress) -> AsyncIterator[Pools]:
-    """Give the pools of a replica, which close before the shard goes."""
     async with Pools(size=6) as pools:
         pools.ensure_pool(address)
         yield pools
@@ -236,7 +235,6 @@ async def test_read_of_the_log_goes_on_behind_a_batch_whose_rest_is_longer_than_
 
 
 async def load_feed(pool: ShardPool, token: str, *, last_incarnation: str = "") -> LoadedFeed:
-    """Begin to publish, with a destination, behind whose cursor nothing was published."""
     terms, complete_from = [DestinationTerms("crm")], {"crm": Place(0, 0)}
     return await load(
         pool,

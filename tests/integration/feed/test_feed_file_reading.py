@@ -27,7 +27,6 @@ class Folder:
         self.write_secret(1)
 
     def write_secret(self, number: int) -> None:
-        """Write a secret, with a line's end as an editor has it."""
         self.secret.write_text(f"whsec_{base64.b64encode(bytes([number]) * 32).decode()}\n")
 
     def write(self, *entries: dict[str, Any]) -> None:

@@ -34,8 +34,6 @@ EARLIER = Incarnation("i3", "i3:30")  # behind an earlier batch than TWO, which 
 
 
 class Receiver:
-    """The receiver of the page, with what it applied and took back."""
-
     def __init__(self, folder: Path) -> None:
         self.state: list[str] = []  # the ids of the events that hold
         self.url = ""

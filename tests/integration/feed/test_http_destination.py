@@ -92,7 +92,6 @@ async def webhook(receiver: Receiver) -> AsyncIterator[HttpDestination]:
 
 @pytest.fixture
 async def impatient(receiver: Receiver) -> AsyncIterator[HttpDestination]:
-    """Open the receiver as a webhook that has little time for an answer."""
     async with open_webhook(receiver.url, SECRETS[:1], LOOPBACK, timeout_s=TIMEOUT_S) as destination:
         yield destination
 

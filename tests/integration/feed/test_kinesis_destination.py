@@ -41,7 +41,6 @@ async def impatient(kinesis_url: str) -> AsyncIterator[Client]:
 
 @pytest.fixture
 async def stream(client: Client, kinesis_url: str) -> AsyncIterator[str]:
-    """Make a stream of two stream shards; all faults end with the test."""
     name = f"changes-{uuid4()}"
     await client.create_stream(StreamName=name, ShardCount=2)
     await client.get_waiter("stream_exists").wait(StreamName=name, WaiterConfig={"Delay": 0.05})

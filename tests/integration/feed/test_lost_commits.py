@@ -162,7 +162,6 @@ async def has_row(pool: ShardPool, query: str) -> bool:
 
 
 def reapplied(events: Sequence[FeedEvent]) -> set[str]:
-    """Return the request ids of the events that name an undone one."""
     return {
         one.request_id
         for one in events
@@ -171,6 +170,5 @@ def reapplied(events: Sequence[FeedEvent]) -> set[str]:
 
 
 async def lost_operations(case: TenantCase, operations: Mapping[int, Operation]) -> dict[int, Operation]:
-    """Return those of *operations* that the shard does not have any more."""
     there = await case.log()
     return {number: one for number, one in operations.items() if one.request_id not in there}

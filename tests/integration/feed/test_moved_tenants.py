@@ -82,7 +82,6 @@ async def test_data_of_an_event_is_read_where_its_tenant_is_now(world: World) ->
 
 
 async def data_of(pools: Pools, address: ShardAddress) -> dict[str | None, bytes | None]:
-    """Return the data of the events of three resources, as a new destination gets them."""
     receiver = Receiver(f"receiver-{uuid4()}"[:40])
     terms = DestinationTerms(receiver.name, data=FeedData.CURRENT, begin=FeedBeginning.OLDEST)
     async with running(feed_of(pools, [address], [receiver.configured(terms=terms)], receiver.name)):

@@ -43,7 +43,6 @@ async def url(client: Client, sqs_url: str) -> AsyncIterator[str]:
 
 
 async def messages_of(client: Client, url: str) -> list[dict[str, Any]]:
-    """Receive and delete every message; return each with its group, in order."""
     found: list[dict[str, Any]] = []
     options = {"MaxNumberOfMessages": 10, "MessageSystemAttributeNames": ["All"]}
     while messages := (await client.receive_message(QueueUrl=url, **options)).get("Messages"):

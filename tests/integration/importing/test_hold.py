@@ -24,7 +24,6 @@ TOKEN = "00000000-0000-0000-0000-000000000001"
 
 
 def lookup_of(routed: RoutedShards) -> HomeLookup[QueuedOperation]:
-    """Return a lookup at which an operation waits that came long before `TENANT_WAIT_SECONDS`."""
     lookup: HomeLookup[QueuedOperation] = HomeLookup(
         routed.gateway, lambda _: False, tenant_wait=timedelta(seconds=1), utc=lambda: NOW
     )

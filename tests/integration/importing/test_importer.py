@@ -92,7 +92,6 @@ class Case:
         await execute(self.url, sql)
 
     async def name_tombstones(self, table: str) -> None:
-        """Make `deleted_at` the tombstone of *table*, in which no row has one."""
         name = f'table = "{table}"'
         text = mapping_text().replace(name, f'{name}\ndeleted = "deleted_at"')
         self.mapping = parse_mapping(text.encode(), is_json=False)
@@ -122,7 +121,6 @@ def restaurants(postgres_server: PostgresServer) -> str:
 
 @pytest.fixture
 async def case(make_shard: ShardMaker, postgres_server: PostgresServer, restaurants: str) -> AsyncIterator[Case]:
-    """Give the restaurants, and two shards of which the first takes three tenants."""
     name = f"restaurants_{next(_numbers)}"
     url = await postgres_server.create_database(name, template=restaurants)
     shards = [await make_shard("shard-1"), await make_shard("shard-2")]

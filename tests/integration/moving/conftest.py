@@ -12,7 +12,6 @@ from support.postgres.tenant_cases import fetch
 
 @pytest.fixture
 async def world(make_shard: ShardMaker) -> AsyncIterator[World]:
-    """Give two shards, and a tenant on the first one with resources and a log."""
     async with open_world(make_shard) as world:
         await fetch(world.shard_pools["a"], ROWS, TENANT_ID, 3000)
         await fetch(world.shard_pools["a"], LOGGED, TENANT_ID, 500)

@@ -41,7 +41,6 @@ ROW_COUNT = 12_000
 
 @pytest.fixture
 async def shard(make_shard: ShardMaker) -> AsyncIterator[Connection]:
-    """Give a connection to a shard whose log has rows of several tenants."""
     address = await make_shard()
     await stop_autovacuum(address.connection_string, "log_batches", "log_rows", "tenants")
     async with Pools(size=1) as pools, pools.ensure_pool(address).connection() as connection:

@@ -24,8 +24,6 @@ from simplu_worker.shards.postgres.address import ShardAddress
 
 
 class CitrusWorld:
-    """Two shards behind a local Citrus, and a tenant on the first one."""
-
     def __init__(self, routed: RoutedShards) -> None:
         self.faults = routed.citrus.faults
         self.registry = routed.citrus.registry
@@ -33,7 +31,6 @@ class CitrusWorld:
         self.shards = cast("Any", SimpleNamespace(locator=routed.locator, pools=routed.pools, commits=commits))
 
     def set_away(self, *, is_away: bool) -> None:
-        """Let Citrus cut each connection, and do nothing of what it was asked."""
         self.faults.is_unreachable, self.faults.status = is_away, 503 if is_away else None
 
     def case(self, shard_id: str) -> TenantCase:
@@ -62,7 +59,6 @@ async def addresses(make_shard: ShardMaker) -> list[ShardAddress]:
 
 @pytest.fixture
 async def world(addresses: list[ShardAddress]) -> AsyncIterator[CitrusWorld]:
-    """Give a tenant on one of two shards that have room for two tenants each."""
     async with routed_shards(addresses, tenants_per_shard=2) as routed:
         routed.register(TENANT, "a")
         world = CitrusWorld(routed)

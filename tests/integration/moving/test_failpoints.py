@@ -28,8 +28,6 @@ FENCED_OR_LEFT = [point for point, states in POINTS.items() if states[0] == "fen
 
 
 class Struck:
-    """A tenant of shard `a` that moves to shard `b`, by a map."""
-
     def __init__(self, pools: Pools, path: Path, addresses: list[ShardAddress]) -> None:
         self.pools = pools
         self.path = path
@@ -58,7 +56,6 @@ class Struck:
         return found[0], found[1]
 
     async def write_like_a_worker(self) -> None:
-        """Apply operations on the home of the tenant, if it has one."""
         for shard_id, state in zip(self.cases, await self.states(), strict=True):
             case = self.cases[shard_id]
             if state == "active":
@@ -95,7 +92,6 @@ def movers() -> Iterator[KilledMovers]:
 
 @pytest.fixture
 async def struck(make_shard: ShardMaker, tmp_path: Path) -> AsyncIterator[Struck]:
-    """Give a tenant on one of two shards of the server of all tests."""
     async with Pools(size=4) as pools:
         struck = Struck(pools, tmp_path / "map.json", [await make_shard("a"), await make_shard("b")])
         await struck.fill()

@@ -27,8 +27,6 @@ POINT_OF = {f"clinic-{number}": point for number, point in enumerate(POINTS)}  #
 
 
 class Meeting:
-    """The place where all movers wait for something that is done once for all of them."""
-
     def __init__(self) -> None:
         self._waiting: set[str] = set()
         self._are_all_here = asyncio.Event()

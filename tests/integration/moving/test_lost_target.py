@@ -68,7 +68,6 @@ async def test_rows_that_a_promoted_standby_lacks_are_copied_again(
 def do_before_next(
     monkeypatch: pytest.MonkeyPatch, pool: ShardPool, condition: Callable[[], bool], act: Callable[[], Awaitable[None]]
 ) -> None:
-    """Call *act* before the first transaction of *pool* for which *condition* holds."""
     original, is_done = pool.transaction, False
 
     @asynccontextmanager

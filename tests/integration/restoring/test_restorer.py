@@ -47,8 +47,6 @@ POSITION += " VALUES ('stream', $1, $2, now(), true, gen_random_uuid())"
 
 
 class World:
-    """A shard with two tenants, a backup of it, and what was applied since."""
-
     def __init__(self, pools: Pools, live: ShardPool, backup: ShardPool, folder: Path) -> None:
         self.locator = StaticMap(ShardMap((MappedShard("a", live.address.connection_string),)))
         self.pools = pools

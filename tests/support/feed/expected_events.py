@@ -31,8 +31,6 @@ TYPES: Final = {"c": "created", "u": "updated", "p": "patched", "d": "deleted"}
 
 
 class Change(NamedTuple):
-    """A change in a log, and the event that tells of it."""
-
     shard: str
     batch: int
     place: int
@@ -54,7 +52,6 @@ class ShardLogs:
         self._arrivals: dict[tuple[str, str], set[tuple[int, int]]] = defaultdict(set)  # batch and epoch
 
     async def keep(self, shard: str, url: str, tenant_id: str) -> None:
-        """Keep the changes of a tenant that is about to come back to *shard*."""
         self._kept |= await self._read(shard, url, tenant_id)
 
     async def changes(self, urls: Mapping[str, str]) -> list[Change]:

@@ -42,14 +42,11 @@ class Event(NamedTuple):
         return int(self.position.split("-")[0])
 
     def is_undone_by(self, newer: Event) -> bool:
-        """Return whether the incarnation of *newer*, a later one, has taken this event back."""
         later = [batch for incarnation, batch in newer.behind if incarnation > self.incarnation]
         return any(self.batch > batch for batch in later)
 
 
 class Follower:
-    """The events that hold, in the order in which they were applied, after all that came."""
-
     def __init__(self) -> None:
         self.holding: dict[str, Event] = {}
         self.taken_back: dict[str, Event] = {}

@@ -31,7 +31,6 @@ class Receiver:
         return f"Receiver({self.name}, {len(self.events)} events)"
 
     async def publish(self, events: Sequence[FeedEvent]) -> Sequence[Delivery]:
-        """Take *events*; behind one that is not taken, the others of its key wait."""
         self.call_count += 1
         if self.hangs:
             await asyncio.Event().wait()
@@ -67,7 +66,6 @@ class Receiver:
         return [(one.kind.value, one.subject) for one in seen]
 
     def positions_by_key(self) -> dict[str, list[tuple[int, int]]]:
-        """Return the positions of the first coming of each event, by key."""
         seen: set[str] = set()
         found: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         for one in self.events:

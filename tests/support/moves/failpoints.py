@@ -30,7 +30,6 @@ Patch = Callable[[Any, str, Any], None]
 
 
 def set_failpoint(point: str, act: Callable[[Any], Awaitable[None]], patch: Patch) -> None:
-    """Call *act*, with the mover or the runner, each time the move comes to *point*."""
     when, _, name = point.partition(" ")
     owner: type = MoveRunner if hasattr(MoveRunner, name) else Mover
     original = getattr(owner, name)

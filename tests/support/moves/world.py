@@ -68,7 +68,6 @@ class World:
         self.applied = 0
 
     def changes_on(self, shard_id: str) -> ResourceChanges:
-        """Return what changes resources for control messages, while the tenant is on a shard."""
         shards = tuple(MappedShard(name, pool.address.connection_string) for name, pool in self.shard_pools.items())
         locator = StaticMap(ShardMap(shards=shards, tenants={TENANT_ID: shard_id}))
         return ResourceChanges(Directory(locator, self.pools), self.pools)
@@ -105,7 +104,6 @@ class World:
         return arrival
 
     async def write_until(self, stopping: asyncio.Event) -> None:
-        """Apply operations in batches, each where the tenant is active, as a worker does."""
         writers = {name: ShardWriter(pool, tenant_wait=timedelta(days=30)) for name, pool in self.shard_pools.items()}
         names = itertools.cycle(writers)
         shard_id = next(names)
@@ -137,7 +135,6 @@ class World:
 
 @asynccontextmanager
 async def open_world(make_shard: ShardMaker) -> AsyncIterator[World]:
-    """Make two shards, and the tenant on the first one, for as long as the context."""
     addresses = [await make_shard("a"), await make_shard("b")]
     async with Pools(size=6) as pools:
         world = World(pools, addresses)
