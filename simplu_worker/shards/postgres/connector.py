@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -181,8 +179,7 @@ class Connector:
     async def connect(self, *, within_s: float) -> ShardConnection:
         """Open a connection to the first host with a server of the wanted kind, each within its share of the time.
 
-        Raises the last host's error: `WrongDatabaseError`, `OSError`, or an error of asyncpg. A refused password has a
-        note where its file could not be used.
+        Raises the last host's error: `WrongDatabaseError`, `OSError`, or an error of asyncpg.
         """
         if not self._places:
             self._places = places_of(self._address.connection_string)
@@ -201,10 +198,6 @@ class Connector:
             else:
                 self._places = [place, *(other for other in self._places if other != place)]
                 return connection
-        if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
-            problem = password_file_problem(self._address.connection_string)
-            if problem is not None:
-                error.add_note(problem)
         raise error or ValueError("expected a host")
 
     def put_last(self, place: HostPort) -> None:
@@ -317,22 +310,6 @@ async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Rec
     statement = await connection.prepare(query, name="")
     rows: list[asyncpg.Record] = await statement.fetch()
     return rows[0]
-
-
-def password_file_problem(connection_string: str) -> str | None:
-    """Return why the file that `passfile=` names gives no password; None if it can be read, or none is named."""
-    named = parse_qs(split_string(connection_string).query).get("passfile")
-    if not named:
-        return None
-    path = Path(named[-1])
-    try:
-        mode = path.stat().st_mode
-        path.open("rb").close()
-    except OSError as exc:
-        return f"expected to read the passfile {path}, got {exc.strerror}; give it to the user of this process"
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        return f"expected the passfile {path} to be closed to group and others, got {stat.S_IMODE(mode):04o}; set 0600"
-    return None
 
 
 def target_of(connection_string: str, places: Sequence[HostPort]) -> TargetSessionAttrs:

@@ -8,11 +8,10 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from pydantic import Secret
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker
@@ -24,14 +23,11 @@ from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.cache.cache import Cache, CacheAdmin, create_redis_commands, open_cache
 from simplu_worker.cache.invalidations import ResourceKey
-from simplu_worker.commands.check.checking import DependencyChecks
-from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, RetryableError
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 from simplu_worker.shards.types import (
@@ -184,38 +180,6 @@ async def test_cache_loses_nothing_when_redis_is_killed_and_comes_back(redis: Re
             assert await redis.ask("EXISTS", *(key(number).entry for number in (1, 2, 3))) == 0
     assert events(logs) == ["cache.epoch_moved", "cache.unreachable", "cache.epoch_moved", "cache.recovered"]
     assert PASSWORD not in json.dumps(logs, default=str)
-
-
-async def test_cache_goes_on_when_redis_hung(redis: RedisServer) -> None:
-    async with running(redis.url, call_timeout_s=1.5) as cache:
-        await settled(cache)
-        epoch = await epoch_of(redis)
-        await put(redis, key(1), key(2))
-        redis.freeze()
-        cache.invalidate([key(1)])
-        await eventually(lambda: not cache.is_reachable)
-        cache.invalidate([key(2)])
-        redis.thaw()
-        await settled(cache)
-
-        assert await redis.ask("EXISTS", key(1).entry, key(2).entry) == 0
-        assert await epoch_of(redis) > epoch
-        assert await version_of(redis, key(1)) >= 1
-        counts = cache.summary()["invalidations"]
-        assert (counts["done"], counts["retried"]) == (2, 1)
-
-
-async def test_cache_starts_without_redis(group: ProcessGroup) -> None:
-    redis = RedisServer(group)
-    with capture_logs() as logs:
-        async with running(redis.url) as cache:
-            cache.invalidate([key(1)])
-            await eventually(lambda: not cache.is_reachable)
-            await redis.start()
-            await settled(cache)
-            assert (await epoch_of(redis), await version_of(redis, key(1))) == (1, 1)
-    redis.kill()
-    assert events(logs) == ["cache.unreachable", "cache.epoch_moved", "cache.recovered"]
 
 
 async def test_cache_moves_the_epoch_when_a_version_is_no_number(redis: RedisServer) -> None:
@@ -394,23 +358,6 @@ async def test_renames_and_administrators_tell_the_cache(routed: RoutedShards, r
         assert cache.summary()["waiting"] == 0
 
 
-@pytest.mark.slow
-async def test_deletion_of_a_tenant_tells_the_cache(routed: RoutedShards, redis: RedisServer) -> None:
-    case = TenantCase(pool_of(routed), TENANT)
-    await case.apply(*(operation("create", f"r{number}", {}) for number in range(25)))
-    await routed.destroyer.destroy(*TENANT, AT)
-    async with running(redis.url) as cache:
-        await settled(cache)
-        await put(redis, *(key(number) for number in range(25)))
-        deletion = TenantDeleter(
-            routed.locator, routed.pools, timedelta(), statement_max_rows=10, on_change=cache.invalidate
-        )
-        assert await deletion.delete_due() == 1
-        await settled(cache)
-        assert await redis.ask("KEYS", "simplu:resource:*") == []
-        assert await version_of(redis, key()) >= 1
-
-
 async def test_provisioning_tells_the_cache_of_the_default_row(routed: RoutedShards, redis: RedisServer) -> None:
     one = ResourceKey("gym-main", "settings", "default")
     request = ProvisionRequest(business_id="gym", location_id="main", business_type="gym", requested_at=AT)
@@ -489,18 +436,6 @@ async def test_clear_deletes_our_entries_and_moves_the_epoch(redis: RedisServer,
     assert sorted(await redis.ask("KEYS", "simplu:*")) == ["simplu:epoch", key().version]
     assert await redis.ask("DBSIZE") == 3002
     assert (await desk.read_stats())["epochMovedFor"] == "cleared"
-
-
-async def test_check_asks_redis_once(redis: RedisServer) -> None:
-    assert await DependencyChecks(Settings()).check_cache() == []
-    checks = DependencyChecks(Settings(redis_url=Secret(redis.url)))
-    (answer,) = await checks.check_cache()
-    assert (answer.dependency, answer.address, answer.status) == ("Redis", redis.address, "ok")
-    assert checks.facts.eviction_policy == "noeviction"
-    redis.kill()
-    (answer,) = await checks.check_cache()
-    assert (answer.address, answer.status) == (redis.address, "warning")
-    assert PASSWORD not in answer.result
 
 
 # The door

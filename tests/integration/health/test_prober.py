@@ -207,21 +207,6 @@ async def test_look_tells_the_pool_when_its_shard_is_read_only_and_when_no_more(
     assert await poll_until(is_back, within_s=SOON_S)
 
 
-async def test_look_goes_on_when_a_function_is_not_permitted(pools: Pools, breakable_server: PostgresServer) -> None:
-    address = await copy_shard(breakable_server)
-    await execute(address.connection_string, "CREATE ROLE curious LOGIN")
-    await execute(address.connection_string, "GRANT ALL ON ALL TABLES IN SCHEMA public TO curious")
-    await execute(address.connection_string, "REVOKE SELECT ON pg_stat_replication, pg_stat_activity FROM public")
-    theirs = ShardAddress("shard-1", address.connection_string.replace("//postgres:", "//curious:"))
-    try:
-        probe = await well(pools, theirs)
-    finally:
-        await execute(address.connection_string, "GRANT SELECT ON pg_stat_replication, pg_stat_activity TO public")
-    assert (probe.connections_max, probe.standby_count, probe.lag_s, probe.replication) == (None, None, None, None)
-    assert assess(ShardObservation(probe=probe)).state is ShardState.HEALTHY
-    assert pools.ensure_pool(theirs).is_healthy
-
-
 async def test_look_says_what_it_has_seen_when_the_shard_is_slow(pools: Pools, make_shard: ShardMaker) -> None:
     address = await make_shard()
     pool = pools.ensure_pool(address)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import re
 import time
@@ -279,25 +278,6 @@ async def test_pool_is_unavailable_when_its_address_is_no_good(place: str) -> No
     shown = "".join([*traceback.format_exception(caught.value), str(pool.last_error)])
     assert "swordfish" not in shown
     await pool.close()
-
-
-@pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"\x00" * 64, b"R\x00\x00\x00\x08"])
-async def test_pool_is_unavailable_when_something_else_answers(greeting: bytes) -> None:
-    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(1)
-        writer.write(greeting)
-        with contextlib.suppress(OSError):
-            await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(greet, HOST, 0)
-    url = f"postgresql://u:p@{HOST}:{server.sockets[0].getsockname()[1]}/d"
-    pool = ShardPool(ShardAddress("shard-9", url), size=1, timeouts=QUICK)
-    with pytest.raises(ShardUnavailableError, match="shard shard-9"):
-        await ask(pool)
-    await pool.close()
-    server.close()
-    await server.wait_closed()
 
 
 def put_first(path: Path, line: str) -> None:

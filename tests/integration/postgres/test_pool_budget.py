@@ -89,66 +89,6 @@ async def test_pools_serve_every_shard_when_there_are_few_connections(
     assert max(counts) <= max_connections + max(10, max_connections // 2)
 
 
-async def test_pools_serve_a_shard_with_one_who_asks_beside_one_with_a_crowd(empty: ShardAddress) -> None:
-    async with Pools(size=2, max_connections=2, timeouts=ShardTimeouts(acquire_s=60.0)) as pools:
-        crowd, *others = shards(pools, empty, 6)
-        is_over = False
-
-        async def press() -> None:
-            while not is_over:
-                await use(crowd, 0.001)
-
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(50):
-                tasks.create_task(press())
-            await asyncio.sleep(0.2)
-            waited = []
-            for pool in others:
-                started = time.monotonic()
-                await use(pool)
-                waited.append(time.monotonic() - started)
-            is_over = True
-        assert max(waited) < AT_ONCE_S
-
-
-async def test_pools_let_a_shard_grow_when_others_have_done_without_for_a_while(empty: ShardAddress) -> None:
-    async with Pools(size=4, max_connections=4) as pools:
-        one, other = shards(pools, empty, 2)
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(4):
-                tasks.create_task(use(one, 0.1))
-
-        going_on = asyncio.Event()
-
-        async def use_later() -> None:
-            async with other.connection() as connection:
-                await going_on.wait()
-                await connection.execute("SELECT pg_sleep(0.2)")
-
-        async def one_is_open() -> bool:
-            return [pool.counts()["open"] for pool in (one, other)] == [3, 1]
-
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(12):
-                tasks.create_task(use_later())
-            assert await poll_until(one_is_open, within_s=60)
-            await asyncio.sleep(0.1)
-            assert await one_is_open()
-            going_on.set()
-
-        assert [pool.counts()["open"] for pool in (one, other)] == [0, 4]
-
-
-async def test_pools_say_that_all_are_in_use_when_nobody_can_give(empty: ShardAddress) -> None:
-    async with Pools(size=1, max_connections=1, timeouts=ShardTimeouts(acquire_s=2.0)) as pools:
-        one, other = shards(pools, empty, 2)
-        async with one.connection():
-            with pytest.raises(ShardUnavailableError, match="expected a free connection, all are in use"):
-                await use(other)
-            assert (other.is_healthy, other.counts()["waiting"]) == (True, 0)
-        await use(other)
-
-
 async def test_pools_give_the_places_of_a_shard_that_hangs_to_others(empty: ShardAddress) -> None:
     timeouts = msgspec.structs.replace(UNHURRIED, reply_s=1.0, cancel_s=0.5)
     async with ShardLine(empty) as line, Pools(size=2, max_connections=2, timeouts=timeouts) as pools:

@@ -52,22 +52,6 @@ async def test_pool_fails_fast_when_the_way_to_its_shard_does_not_work(
     assert (await ask(pool), pool.is_healthy, pool.last_error) == (1, True, None)
 
 
-@pytest.mark.slow
-async def test_pool_finds_out_by_itself_that_its_shard_is_back(line: ShardLine, pool: ShardPool) -> None:
-    async with line.refuse_connections():
-        for _ in range(FAILURES_MAX):
-            await unavailable(pool)
-
-    async def answers() -> bool:
-        try:
-            return await ask(pool) == 1
-        except ShardUnavailableError:
-            return False
-
-    with within(0, AT_ONCE_S):
-        assert await poll_until(answers, within_s=PATIENT_S)
-
-
 async def test_pool_ends_what_hangs_when_it_is_known_that_the_shard_does_not_answer(line: ShardLine) -> None:
     timeouts = msgspec.structs.replace(UNHURRIED, probe_s=0.2)
     pool = ShardPool(line.address, size=1, timeouts=timeouts)

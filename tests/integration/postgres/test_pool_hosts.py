@@ -163,27 +163,6 @@ async def test_pool_leaves_a_host_that_takes_no_writes_any_more(
         await pool.close()
 
 
-async def test_pool_follows_when_its_server_dies_and_the_other_takes_writes(
-    pair: Pair, breakable_server: PostgresServer, postgres_server: PostgresServer
-) -> None:
-    database = pair.addresses[0].connection_string.rpartition("/")[2]
-    setting = f"ALTER DATABASE {database} SET default_transaction_read_only"
-    await execute(postgres_server.url_of("postgres"), f"{setting} = on")
-    pool = pair.pool()
-    assert await port_of(pool) == breakable_server.port
-    await breakable_server.kill()
-
-    for _ in range(3):
-        await unavailable(pool)
-    await execute(postgres_server.url_of("postgres"), f"{setting} = off")
-    pool._shared_probe.forget()
-    await pool.probe()
-
-    assert await port_of(pool) == postgres_server.port
-    assert pool.is_healthy
-    await pool.close()
-
-
 async def test_pool_uses_no_connection_to_another_shards_database_when_a_name_is_given_away(
     pair: Pair, breakable_server: PostgresServer
 ) -> None:

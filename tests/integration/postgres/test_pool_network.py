@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from functools import partial
 
 import msgspec
@@ -24,7 +23,6 @@ from support.postgres.trouble import backends, nobody_is_left
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.network_errors import NO_ANSWER
-from simplu_worker.shards.postgres.connector import KEEPALIVE, USER_TIMEOUT_MS, enable_keepalive
 from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 
@@ -83,27 +81,6 @@ async def test_pool_closes_in_time_when_a_connection_is_in_use(line: ShardLine) 
     assert pool.counts() == {"open": 0, "idle": 0, "waiting": 0}
 
 
-async def test_pool_serves_in_the_order_of_asking(make_shard: ShardMaker) -> None:
-    pool = ShardPool(await make_shard(), size=3)
-    served = []
-
-    async def use(number: int) -> None:
-        async with pool.connection() as connection:
-            served.append(number)
-            await connection.execute("SELECT pg_sleep(0.001)")
-
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(100):
-            tasks.create_task(use(number))
-        await asyncio.sleep(0)
-        assert pool.counts() == {"open": 3, "idle": 0, "waiting": 97}
-
-    # The first three open their connections, each in its own time.
-    assert [number for number in served if number > 2] == list(range(3, 100))
-    assert pool.counts() == {"open": 3, "idle": 3, "waiting": 0}
-    await pool.close()
-
-
 async def test_pool_replaces_a_connection_that_is_cut_in_the_middle_of_its_use(line: ShardLine) -> None:
     pool = ShardPool(line.address, size=2, timeouts=msgspec.structs.replace(UNHURRIED, statement_s=60.0))
 
@@ -150,17 +127,3 @@ async def test_pool_grows_only_as_needed_and_closes_what_is_idle(make_shard: Sha
         assert await poll_until(lambda: has(1), within_s=PATIENT_S)
         assert await poll_until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
         assert await nobody_is_left(address)
-
-
-async def test_pool_lets_the_system_watch_over_its_sockets(make_shard: ShardMaker) -> None:
-    pool = ShardPool(await make_shard(), size=1)
-    async with pool.connection() as connection:
-        endpoint = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
-        wanted = {name: value for name, value in KEEPALIVE.items() if hasattr(socket, name)}
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            wanted["TCP_USER_TIMEOUT"] = USER_TIMEOUT_MS
-        came = {name: endpoint.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in wanted}
-        assert (came, endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) == (wanted, 1)
-    await pool.close()
-    with socket.socket(socket.AF_UNIX) as local:
-        enable_keepalive(local)  # has none of these

@@ -195,23 +195,3 @@ async def test_pool_has_its_password_from_the_string_or_from_a_file(
     user = user.replace("wrong", PASSWORD.replace(":", "%3A"))
 
     assert not await is_encrypted(pool_of(strict, option, place=place, user=user))
-
-
-@pytest.mark.filterwarnings("ignore:password file .* has group or world access")
-@pytest.mark.parametrize(
-    ("mode", "problem"),
-    [
-        (None, "expected to read the passfile {}, got No such file or directory; give it to the user of this process"),
-        (0o640, "expected the passfile {} to be closed to group and others, got 0640; set 0600"),
-    ],
-)
-async def test_error_names_a_password_file_that_gives_no_password(
-    strict: ShardAddress, tmp_path: Path, mode: int | None, problem: str
-) -> None:
-    place = strict.place.partition("/")[0]
-    file = tmp_path / "pass"
-    if mode is not None:
-        file.write_text(f"{place}:*:{GUEST}:{PASSWORD}\n")
-        file.chmod(mode)
-    error = await unavailable(pool_of(strict, f"passfile={file}", place=place))
-    assert error == f"the server refuses the user's password (28P01); correct it; {problem.format(file)}"

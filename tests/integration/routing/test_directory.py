@@ -16,7 +16,6 @@ from support.citrus.cases import (
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 
-from simplu_local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.directory import Directory
@@ -24,7 +23,6 @@ from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.routing.tenant_homes import TenantHome
 from simplu_worker.shards.types import HomeUnknownError, ShardUnavailableError
-from simplu_worker.vocabulary import Absence
 
 TENANT_ID = "-".join(TENANT)
 
@@ -60,42 +58,6 @@ async def test_find_asks_once_when_many_want_the_same_tenant(routed: RoutedShard
     remembered = routed.directory.cached_address(TENANT_ID)
     assert remembered is not None
     assert remembered.shard_id == "shard-1"
-
-
-async def test_find_asks_a_shard_once_when_many_tenants_are_new(make_shard: ShardMaker) -> None:
-    shard = await make_shard("shard-1")
-    names = [("shop", str(number)) for number in range(100)]
-    async with Pools(size=1) as pools:
-        pool = pools.ensure_pool(shard)
-        for name in names[:-1]:
-            await add_tenant(pool, name)
-        mapped = MappedShard(shard.shard_id, shard.connection_string)
-        directory = Directory(StaticMap(ShardMap(shards=(mapped,))), pools)
-
-        async def is_waited_for() -> bool:
-            return pool.counts()["waiting"] > 0
-
-        async with asyncio.timeout(60):
-            async with pool.connection():  # all lookups wait for it
-                lookups = [asyncio.ensure_future(directory.find("-".join(name))) for name in names]
-                assert await poll_until(is_waited_for, within_s=60)
-                assert pool.counts()["waiting"] == 1
-            answers = await asyncio.gather(*lookups)
-
-    assert {answer.shard_id for answer in answers[:-1] if isinstance(answer, ShardAddress)} == {"shard-1"}
-    assert answers[-1] is Absence.NOT_HERE
-
-
-async def test_find_shares_an_absence_that_is_fresh_for_everybody(routed: RoutedShards) -> None:
-    before = requests_to("get_shard")
-
-    answers = await asyncio.gather(*(found(routed) for _ in range(100)))
-
-    assert set(answers) == {"absent: unregistered"}
-    assert requests_to("get_shard") - before == 2
-    assert await found(routed) == "absent: unregistered"  # never remembered
-    assert requests_to("get_shard") - before == 3
-    assert repr(routed.directory) == "Directory(routes=0, lookups=0)"
 
 
 async def test_find_follows_the_shards_when_citrus_names_another(routed: RoutedShards) -> None:

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import pytest
 from support.citrus.cases import RoutedShards, routed_shards
-from support.full_stack import poll_until_true
 from support.moves.world import OPTIONS
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_tenant, fetch
@@ -138,23 +137,6 @@ async def test_nothing_is_written_to_a_former_home_and_the_tenant_moves_back(ten
 
     await tenant.move("shard-2", "shard-1")
     assert await tenant.noted_on("shard-1") == ["bad", "m-1", "m-2"]
-
-
-async def test_note_is_not_left_behind_when_a_mover_has_the_tenants_row(tenant: MovedTenant) -> None:
-    pool = tenant.pool("shard-1")
-    async with pool.transaction() as mover:
-        await mover.execute("UPDATE public.tenants SET state = 'fenced' WHERE id = $1", TENANT_ID)
-        noting = asyncio.create_task(tenant.late.note_rejections("shard-1", "letters", [REJECTION]))
-        counting = asyncio.create_task(tenant.late.count_failures("shard-1", [(TENANT_ID, "m-1")]))
-
-        async def is_waiting() -> bool:
-            waiting = "SELECT FROM pg_locks WHERE NOT granted AND locktype IN ('transactionid', 'tuple')"
-            return len(await fetch(pool, waiting)) >= 2
-
-        assert await poll_until_true(is_waiting, within_s=60)
-    assert await noting == {}
-    assert await counting == [None]
-    assert await tenant.noted_on("shard-1") == []
 
 
 async def test_fenced_tenant_is_answered_from_its_shard(tenant: MovedTenant) -> None:

@@ -17,7 +17,6 @@ from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards import gateway
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.gateway import FoundOperation, LoggedOperation
-from simplu_worker.shards.listing import ListRequest, OperationPage
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.vocabulary import Absence, Inability
@@ -186,21 +185,6 @@ async def test_gateway_returns_a_tenant_with_its_counts(routed: RoutedShards) ->
     assert await routed.gateway.find_tenant("unknown-tenant") is Absence.UNREGISTERED
     routed.register(("registered", "only"), "shard-2")
     assert await routed.gateway.find_tenant("registered-only") is Absence.NOT_HERE
-
-
-@pytest.mark.parametrize("name", ["patient", "patients"])
-async def test_gateway_finds_what_was_sent_under_any_name_of_a_type(routed: RoutedShards, name: str) -> None:
-    case = case_of(routed)
-    await case.apply(case.operation("create", "r1", {}, resource_type="patients"), case.operation("read", "r1"))
-    await case.apply(case.operation("create", "r1", {}, resource_type="note"))
-
-    found = await routed.gateway.find_resource(*TENANT, name, "r1")
-    page = await routed.gateway.list_operations(*TENANT, ListRequest(resource_type=name))
-
-    assert isinstance(found, tuple)
-    assert found[1]["is_there"]
-    assert isinstance(page, OperationPage)
-    assert {one.resource_type for one in page.operations} == {"patient", "patients"}
 
 
 async def test_gateway_returns_the_present_row_of_a_resource(

@@ -9,15 +9,10 @@ from datetime import UTC, datetime
 
 import msgspec
 import pytest
-from prometheus_client import REGISTRY
 from support.citrus.cases import RoutedShards, routed_shards, silent
-from support.full_stack import poll_until_true
-from support.postgres.databases import ShardMaker, copy_shard
-from support.postgres.faults import frozen
-from support.postgres.pool_trouble import AT_ONCE_S, UNHURRIED
-from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
 
-from simplu_local.postgres.server import PostgresServer
 from simplu_worker.consumers.rejection_notes import RejectionNotes
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Origin
@@ -162,23 +157,6 @@ async def test_refused_control_message_is_told_with_its_tenant(make_shard: Shard
     assert of_other["refused"] is None
 
 
-async def test_notes_of_tenants_without_a_home_are_bounded(make_shard: ShardMaker) -> None:
-    full = """
-        INSERT INTO unplaced_rejections
-        SELECT 'r' || number, 't', 't', 'too_large', 'e', 'q', 's', NULL, NULL, now()
-        FROM generate_series(1, 10000) AS number
-    """
-    async with routed_shards([await make_shard("shard-1")]) as routed, open_notes(routed, Letters()) as notes:
-        await add_registered(routed, TENANT, "shard-1")
-        await fetch(routed.pools.pool_of("shard-1"), full)
-        before = REGISTRY.get_sample_value("simplu_rejections_unnoted_total") or 0.0
-        await store(notes, letter("r-1", ("nobody", "nowhere")), letter("r-2"))
-
-        assert await routed.gateway.find_rejection("r-1", "nobody-nowhere") is Absence.UNREGISTERED
-        assert await _is_noted(routed, "r-2", TENANT_ID)
-    assert (REGISTRY.get_sample_value("simplu_rejections_unnoted_total") or 0.0) - before == 1
-
-
 async def test_note_is_written_on_the_new_home_when_its_tenant_has_moved(make_shard: ShardMaker) -> None:
     async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2")]) as routed:
         await add_registered(routed, TENANT, "shard-1")
@@ -199,29 +177,3 @@ async def add_registered(routed: RoutedShards, tenant: tuple[str, str], shard_id
     pool = routed.pools.ensure_pool(address)
     await add_tenant(pool, tenant)
     return TenantCase(pool, tenant)
-
-
-async def test_note_waits_for_its_shard_while_letters_and_other_notes_do_not(
-    make_shard: ShardMaker, breakable_server: PostgresServer
-) -> None:
-    hanging = await copy_shard(breakable_server, "shard-2")
-    letters = Letters()
-    timeouts = msgspec.structs.replace(UNHURRIED, statement_s=60.0)  # whoever waits for the hanging one is noticed
-    async with (
-        routed_shards([await make_shard("shard-1"), hanging], timeouts=timeouts) as routed,
-        open_notes(routed, letters) as notes,
-    ):
-        await add_registered(routed, TENANT, "shard-1")
-        await add_registered(routed, ("hotel", "sea"), "shard-2")
-        await routed.gateway.find("hotel-sea")
-        async with frozen(breakable_server):
-            await notes.store([letter("r-1", ("hotel", "sea")), letter("r-2")], stopping=asyncio.Event())
-            assert letters.request_ids == ["r-1", "r-2"]
-            assert await poll_until_true(lambda: _is_noted(routed, "r-2", TENANT_ID), within_s=AT_ONCE_S)
-        await notes.flush(WITHIN_S)
-
-        assert await _is_noted(routed, "r-1", "hotel-sea")
-
-
-async def _is_noted(routed: RoutedShards, request_id: str, tenant_id: str) -> bool:
-    return isinstance(await routed.gateway.find_rejection(request_id, tenant_id), RejectedRequest)

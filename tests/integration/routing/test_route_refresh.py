@@ -234,27 +234,6 @@ async def test_route_to_a_dead_shard_ends_when_the_named_one_has_the_tenant(worl
     assert await world.routed.gateway.find(TENANT_ID) == "shard-2"
 
 
-async def test_other_shards_are_asked_once_in_seconds_for_those_that_their_own_does_not_have(world: World) -> None:
-    tenants = [("none", str(number)) for number in range(20)]
-    for tenant in tenants:
-        world.routed.register(tenant, "shard-2")
-    before = requests_to("shards_health")
-
-    answers = await asyncio.gather(*(world.routed.gateway.find("-".join(tenant)) for tenant in tenants))
-    assert set(answers) == {Absence.NOT_HERE}
-    sweeps = requests_to("shards_health") - before
-    assert sweeps <= 6
-    answers = await asyncio.gather(*(world.routed.gateway.find("-".join(tenant)) for tenant in tenants))
-    assert requests_to("shards_health") - before == sweeps
-
-    await add_tenant(world.pool("shard-2"), tenants[0])
-    assert await world.routed.gateway.find("none-0") == "shard-2"
-    await add_tenant(world.pool("shard-1"), tenants[1])
-    assert await world.routed.gateway.find("none-1") == Absence.NOT_HERE
-    world.clock.now += 5.1
-    assert await world.routed.gateway.find("none-1") == "shard-1"
-
-
 @pytest.mark.slow
 async def test_a_promoted_replica_of_the_map_is_followed_and_the_old_primary_is_not(make_shard: ShardMaker) -> None:
     replica, old = await make_shard("shard-1"), silent("shard-1")

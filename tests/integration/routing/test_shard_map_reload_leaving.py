@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.citrus.cases import silent
 from support.postgres.tenant_cases import fetch, operation
-from support.shard_map_world import Shards, World, row_counts, tenant_on, worker, write_map
+from support.shard_map_world import Shards, World, tenant_on, worker, write_map
 
-from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.waves import HOLD
-from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.vocabulary import Absence
 
 
@@ -78,43 +73,3 @@ async def test_a_shard_that_left_is_never_written_to(world: World, shards: Shard
         with pytest.raises(RetryableError):
             await use()
     assert pool.counts()["open"] == 0
-
-
-async def test_what_is_in_flight_on_a_shard_that_leaves_is_ended_and_not_cut(world: World, shards: Shards) -> None:
-    await world.reload(*shards[:2], retired=("shard-2",))
-    pool = world.pools.ensure_pool(shards[1])
-    wanted = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(world.map_reload.run(wanted))
-        async with pool.transaction() as connection:
-            write_map(world.path, shards[0])
-            wanted.set()
-            assert await poll_until(partial(_is_gone, world, "shard-2"), within_s=60)
-            await add_tenant_on(connection)
-            write_map(world.path, shards[0], shards[1])
-            wanted.set()  # another reload, while the first one's shard drains
-            assert await poll_until(partial(_is_listed, world, "shard-2"), within_s=60)
-            assert pool.counts()["open"] == 1
-        assert await poll_until(partial(_is_closed, pool), within_s=60)
-        running.cancel()
-    assert world.pools.ensure_pool(shards[1]) is not pool
-    assert await row_counts(shards, "in-flight") == [0, 1, 0]
-
-
-async def add_tenant_on(connection: Any) -> None:
-    await connection.execute(
-        "INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at)"
-        " VALUES ('in-flight', 'in', 'flight', 'dental', 'moved', now(), now())"
-    )
-
-
-async def _is_gone(world: World, shard_id: str) -> bool:
-    return world.pools.is_retired(shard_id)
-
-
-async def _is_listed(world: World, shard_id: str) -> bool:
-    return world.locator.map.shard(shard_id) is not None
-
-
-async def _is_closed(pool: ShardPool) -> bool:
-    return pool.counts()["open"] == 0

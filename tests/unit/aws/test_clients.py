@@ -71,48 +71,6 @@ async def test_variable_that_botocore_refuses_is_named(monkeypatch: pytest.Monke
     }
 
 
-async def test_model_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "kinesis" / "2013-12-02"
-    folder.mkdir(parents=True)
-    (folder / "service-2.json").write_text('{"metadata": ')
-    monkeypatch.setenv("AWS_DATA_PATH", str(tmp_path))
-    monkeypatch.setattr(clients, "_session", clients._session.__wrapped__)
-    with pytest.raises(ConfigurationError, match=r"^AWS_DATA_PATH, ~/\.aws/models: expected models"):
-        async with open_client("kinesis", region=REGION):
-            pass
-
-
-async def test_credentials_are_asked_for_in_the_region_of_the_first_client(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-
-    async def assume_role(request: web.Request) -> web.Response:
-        asked.append(request.headers["Authorization"].split("/")[2])
-        return web.Response(status=403, text="<ErrorResponse><Error><Code>AccessDenied</Code></Error></ErrorResponse>")
-
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name)
-    role = "[default]\nrole_arn = arn:aws:iam::123456789012:role/worker\nsource_profile = keys\n"
-    (config := tmp_path / "config").write_text(
-        f"{role}[profile keys]\naws_access_key_id = a\naws_secret_access_key = b\n"
-    )
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    clients.credential_source.cache_clear()
-    clients._session.cache_clear()
-    try:
-        async with serving(assume_role) as url:
-            monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
-            async with open_client("kinesis", region=REGION), open_client("sqs", region="us-west-2") as client:
-                with pytest.raises(RetryableError), translate_errors():
-                    await client.list_queues()
-    finally:
-        clients.credential_source.cache_clear()
-        clients._session.cache_clear()
-    assert set(asked) == {REGION}
-
-
 @contextlib.asynccontextmanager
 async def serving(answer: Handler) -> AsyncIterator[str]:
     application = web.Application()

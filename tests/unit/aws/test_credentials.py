@@ -35,13 +35,6 @@ def keys(name: str) -> Callable[[], AioCredentials]:
     return lambda: AioCredentials(name, "secret", method="scripted")
 
 
-def failure(exc: Exception) -> Callable[[], AioCredentials]:
-    def answer() -> AioCredentials:
-        raise exc
-
-    return answer
-
-
 def nothing() -> None:
     """Answer that there are none."""
 
@@ -119,15 +112,6 @@ async def test_refused_credentials_are_asked_for_anew() -> None:
     assert (await source.get_frozen_credentials()).access_key == "one"
     source.forget()
     assert (await source.get_frozen_credentials()).access_key == "two"
-
-
-async def test_credentials_that_are_new_are_kept_whatever_was_refused() -> None:
-    provider = ScriptedProvider(keys("one"))
-    source = source_of(provider, answer_kept_s=60.0)  # however long these calls take
-    for _ in range(3):
-        assert (await source.get_frozen_credentials()).access_key == "one"
-        source.forget()
-    assert provider.asked_count == 1
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeAlias
@@ -90,26 +89,6 @@ def test_rows_are_decoded_as_by_botocore(operation: str, reply: dict[str, Any]) 
     parsed = create_parser("json").parse({"body": body, "headers": {}, "status_code": 200}, shape)
     del parsed["ResponseMetadata"]
     assert parsed == decode_rows(body)
-
-
-OUTAGE: Answer = (500, {"__type": "InternalServerError"}, {})
-
-
-@pytest.mark.slow
-async def test_call_is_tried_again_as_often_as_the_client_was_opened_for() -> None:
-    recorder = Recorder(OUTAGE, (200, {"Items": [], "LastEvaluatedKey": None}, {}), OUTAGE)
-    async with (
-        recorder.running() as url,
-        open_client("dynamodb", region=REGION, endpoint_url=url, max_attempts=2) as client,
-    ):
-        assert (await client.scan(TableName="one"))["Items"] == []
-        with pytest.raises(RetryableError), translate_errors():
-            await client.scan(TableName="one")
-    tries = [re.search(r"attempt=\d", request.headers["amz-sdk-request"]) for request in recorder.requests]
-    assert [found and found[0] for found in tries] == ["attempt=1", "attempt=2"] * 2
-    ids = [request.headers["amz-sdk-invocation-id"] for request in recorder.requests]
-    assert (ids[0], ids[2]) == (ids[1], ids[3])
-    assert ids[0] != ids[2]
 
 
 async def test_final_refusal_is_not_tried_again() -> None:

@@ -126,36 +126,6 @@ async def test_watch_keeps_what_was_said_when_the_answer_is_none(answer: Reply) 
         assert (client.last_error, client.is_denied) == (None, False)
 
 
-@pytest.mark.slow
-async def test_watch_holds_up_no_route_when_the_polled_answers_do_not_come() -> None:
-    located = {**SHARD, "shardId": "shard-a"}
-    is_silent = asyncio.Event()
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        if "health" in request.path or "capacity" in request.path:
-            return await (no_reply() if is_silent.is_set() else reply([SHARD]))(request)
-        return await reply(located)(request)
-
-    citrus = ScriptedCitrus(answer)
-    async with citrus.opened(attempts=3, timeout_s=0.2) as client, watching(client) as book:
-        await comes_to(book, {"shard-a": Usage(3, 10)})
-        is_silent.set()
-        polls = polls_of(citrus)
-
-        async def was_asked_more() -> bool:
-            return polls_of(citrus) >= polls + 8
-
-        assert await poll_until(was_asked_more, within_s=SOON_S)
-        found = await client.locate("clinic-main")
-        assert found is not None
-        assert found.shard_id == "shard-a"
-        assert (client.last_error, client.is_denied) == (None, False)
-
-
-def polls_of(citrus: ScriptedCitrus) -> int:
-    return sum("/api/shard" in path and path != "/api/shard/clinic-main" for _, path in citrus.requests)
-
-
 async def test_watch_notices_that_a_key_is_good_again(registry: CitrusServer, lying: LyingCitrus) -> None:
     async with client_of(lying.url) as citrus:
         with lying.lying(lambda _: web.Response(status=401)):

@@ -29,7 +29,6 @@ from simplu_worker.shards.routing.citrus import (
     REPLY_MAX_BYTES,
     REST_MAX_S,
     REST_S,
-    SHARDS_MAX,
     CitrusUnavailableError,
     open_citrus,
 )
@@ -51,14 +50,6 @@ async def test_locate_returns_the_shard_that_citrus_names() -> None:
 
     assert citrus.requests == [("GET", "/api/shard/clinic-main")]
     assert citrus.authorizations == {f"Bearer {API_KEY}"}
-
-
-async def test_locate_needs_no_more_than_id_and_connection_string() -> None:
-    least = {"shardId": "shard-a", "connectionString": CONNECTION_STRING}
-    citrus = ScriptedCitrus(reply(least), reply(least | {"isActive": False}))
-    async with citrus.opened() as client:
-        assert await client.locate("a-b") == ShardAddress("shard-a", CONNECTION_STRING)
-        assert await client.locate("a-b") == ShardAddress("shard-a", CONNECTION_STRING, is_active=False)
 
 
 @pytest.mark.parametrize(
@@ -272,14 +263,6 @@ async def test_citrus_has_no_answer_when_it_is_not_there(url: str, cause: str) -
             await client.list_shards()
 
 
-async def test_too_many_shards_are_no_answer() -> None:
-    shards = [{"shardId": str(number), "connectionString": ""} for number in range(SHARDS_MAX + 1)]
-    async with ScriptedCitrus(reply(shards), reply(shards[:-1])).opened(timeout_s=60.0) as client:
-        with pytest.raises(CitrusUnavailableError, match=f"length <= {SHARDS_MAX}"):
-            await client.list_shards()
-        assert len(await client.list_shards()) == SHARDS_MAX
-
-
 REGISTRATION = {"businessId": "a/b", "locationId": "ö", "businessType": "gym", "shardKey": "a/b-ö"}
 
 
@@ -359,12 +342,6 @@ async def test_shards_lists_one_without_an_address_as_one_without_an_answer(memb
         known = (await client.list_shards())[0]
         assert (known.connection_string, known.refusal) == (ADDRESS.connection_string, None)
         assert known.business_count == 7
-
-
-async def test_shards_has_no_answer_when_one_entry_is_nonsense() -> None:
-    async with ScriptedCitrus(reply([SHARD, {"connectionString": SHARD["connectionString"]}])).opened() as client:
-        with pytest.raises(CitrusUnavailableError, match=r"\$\[1\]"):
-            await client.list_shards()
 
 
 async def test_citrus_under_a_path_of_a_server_is_asked_there() -> None:
