@@ -132,9 +132,6 @@ class FailureCount:
         self._count = 0
         self._last_at = float("-inf")
 
-    def __repr__(self) -> str:
-        return f"FailureCount({self._count})"
-
     def next_delay_s(self, draw: float) -> float:
         """Count an error, and return the delay before the next try: longer each time, up to RETRY_MAX_S."""
         now = loop_time()

@@ -79,9 +79,6 @@ class CredentialSource:
         self._answered_at: float | None = None
         self._asking: asyncio.Event | None = None
 
-    def __repr__(self) -> str:
-        return f"<CredentialSource {self.method}: {self.problem or 'ok'}>"
-
     @property
     def method(self) -> str:
         """The source, as botocore names it."""

@@ -146,9 +146,6 @@ class Queue:
         self.name = queue_name(url)
         self.retention: timedelta | None = None  # as its attributes were last read
 
-    def __repr__(self) -> str:
-        return f"Queue({self.name!r})"
-
     @property
     def is_fifo(self) -> bool:
         """Whether the queue keeps order within groups: exactly the names of such queues end in `.fifo`."""

@@ -75,9 +75,6 @@ class BusinessInfo:
         self._lookups: SharedAnswers[str, _CachedBusiness] = SharedAnswers(self._fetch)
         self._slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
-    def __repr__(self) -> str:
-        return f"BusinessInfo({self._table!r}, cached={len(self._cached)}, lookups={len(self._lookups)})"
-
     async def find(self, business_id: str, *, max_age_s: float = FRESH_S) -> Business | None:
         """Return a business as of at most *max_age_s* ago, or None as of at most `ABSENT_FRESH_S` ago.
 

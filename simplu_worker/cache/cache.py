@@ -85,10 +85,6 @@ class Cache:
         self._swept_count = 0
         self._swept_at: datetime | None = None
 
-    def __repr__(self) -> str:
-        state = "reachable" if self.is_reachable else f"unreachable ({self._last_error})"
-        return f"Cache({state}, {self._invalidations!r}, sending {self._sending_count})"
-
     @property
     def is_reachable(self) -> bool:
         """Whether the last call to Redis succeeded; True before the first call."""

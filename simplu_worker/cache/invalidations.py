@@ -99,11 +99,6 @@ class InvalidationQueue:
         self._epoch_move: EpochMoveReason | None = None
         self.size_bytes = 0
 
-    def __repr__(self) -> str:
-        return (
-            f"InvalidationQueue({len(self._waiting)} waiting, {self.size_bytes} bytes, epoch_move={self._epoch_move})"
-        )
-
     def __len__(self) -> int:
         return len(self._waiting)
 

@@ -67,9 +67,6 @@ class RedisCommands:
             register_secret(str(password))
         self.place = _place_of(url)
 
-    def __repr__(self) -> str:
-        return f"RedisCommands({self.place})"
-
     async def close(self) -> None:
         """Close all connections."""
         with contextlib.suppress(RedisError, OSError, TimeoutError):

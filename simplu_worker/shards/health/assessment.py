@@ -456,9 +456,6 @@ class ProbeSchedule:
         self._numbers = 0
         self._failing_ids: set[str] = set()
 
-    def __repr__(self) -> str:
-        return f"ProbeSchedule(shards={len(self._number)}, failing={len(self._failing_ids)}, due={self._due[:1]})"
-
     @property
     def shard_ids(self) -> Collection[str]:
         """The shards that are probed."""

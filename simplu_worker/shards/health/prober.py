@@ -191,9 +191,6 @@ class UnlistedShards:
         self._directory = directory
         self._since: dict[str, float] = {}
 
-    def __repr__(self) -> str:
-        return f"UnlistedShards({self._since!r})"
-
     def drop(self, listed: Collection[str], *, now: float) -> list[ShardPool]:
         """Drop the pools of shards that have long been gone and have no route; return them, to be drained."""
         gone = {
@@ -259,9 +256,6 @@ class Prober:
         self._clock = clock
         self._draw = draw
         self._counted_at: dict[str, float] = {}
-
-    def __repr__(self) -> str:
-        return f"Prober({self._schedule!r})"
 
     async def run(self) -> None:
         """Probe until cancelled."""

@@ -42,9 +42,6 @@ class HealthRegistry:
         self._problem_counts = dict.fromkeys(ShardProblem, 0)
         self._ended_moves: dict[str, frozenset[MoveKey]] = {}
 
-    def __repr__(self) -> str:
-        return f"HealthRegistry(probed={len(self._probed)}, listed={len(self._listed)})"
-
     @property
     def by_shard_id(self) -> Mapping[str, Health]:
         """The health of the shards, by shard id."""

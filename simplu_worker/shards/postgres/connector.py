@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs
 
 import asyncpg
 
-from simplu_worker.errors import WorkerError
+from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of, split_string, without_hosts
 from simplu_worker.shards.postgres.errors import (
     ENCODING,
@@ -32,6 +34,14 @@ USER_TIMEOUT_MS: Final = 10_000  # until a connection with unacknowledged data i
 NO_SCHEMA: Final = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
 # Probes of an idle connection, so that a dead one is noticed: first after 10 s, then every 5 s, dead after three.
 KEEPALIVE: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+
+
+VARIABLES_WITH_FILES: Final = ("PGSSLCERT", "PGSSLKEY", "PGSSLROOTCERT", "PGSSLCRL")
+# With these the connections of all shards would be others than those that their addresses describe.
+REFUSED_VARIABLES: Final = (
+    *("PGGSSLIB", "PGKRBSRVNAME", "PGSERVICE", "PGSERVICEFILE", "PGSSLMAXPROTOCOLVERSION", "PGSSLMINPROTOCOLVERSION"),
+    *("PGSSLMODE", "PGSSLNEGOTIATION"),
+)
 
 
 class TargetSessionAttrs(StrEnum):
@@ -172,9 +182,6 @@ class Connector:
         self._places: list[HostPort] = []
         self._home: str | None = None
         self.has_pooler = False
-
-    def __repr__(self) -> str:
-        return f"Connector({self._address!r}, has_pooler={self.has_pooler})"
 
     async def connect(self, *, within_s: float) -> ShardConnection:
         """Open a connection to the first host with a server of the wanted kind, each within its share of the time.
@@ -330,3 +337,28 @@ def connection_attempts(
         else [target]
     )
     return [(place, target) for target in targets for place in places]
+
+
+def check_variables(environ: Mapping[str, str], home: str) -> None:
+    """Raise ConfigurationError for variables that asyncpg would take for every shard, or that name no usable file."""
+    problems = [
+        f"{name}: expected none, as the address of each shard has its own options; unset it"
+        for name in REFUSED_VARIABLES
+        if environ.get(name)
+    ]
+    files = {name: environ[name] for name in VARIABLES_WITH_FILES if environ.get(name)}
+    key = files.get("PGSSLKEY", f"{home}/.postgresql/postgresql.key")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for name, path in files.items():
+        try:
+            with Path(path).open("rb"):
+                pass
+            if name == "PGSSLCERT":
+                context.load_cert_chain(path, key if Path(key).exists() else None, password="")
+            elif name != "PGSSLKEY":
+                context.load_verify_locations(cafile=path)
+        except OSError as exc:  # of TLS too
+            got = "another one" if isinstance(exc, ssl.SSLError) else exc.strerror
+            problems.append(f"{name}: expected a file of certificates or of their key, got {path!r} ({got})")
+    if problems:
+        raise ConfigurationError(*problems)

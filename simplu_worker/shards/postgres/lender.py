@@ -67,9 +67,6 @@ class ConnectionLender:
         self._all_returned: asyncio.Event | None = None  # set while `close` waits for it
         self.open_count = 0
 
-    def __repr__(self) -> str:
-        return f"ConnectionLender({self.counts()})"
-
     def counts(self) -> dict[str, int]:
         """Return how many connections are open and idle, and how many callers wait for one."""
         return {"open": self.open_count, "idle": len(self._idle), "waiting": len(self._waiters)}

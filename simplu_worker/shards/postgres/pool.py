@@ -20,9 +20,8 @@ import structlog
 from simplu_worker import instruments
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.connector import Connector, ShardConnection
+from simplu_worker.shards.postgres.connector import Connector, ShardConnection, check_variables
 from simplu_worker.shards.postgres.errors import EXPIRING_STATES, POOLER_STATES, READ_ONLY
-from simplu_worker.shards.postgres.files.connection_files import check_variables
 from simplu_worker.shards.postgres.lender import ConnectionLender, SharedBudget
 from simplu_worker.shards.postgres.pool_state import ShardAvailability, is_of_full_server, is_of_statement
 from simplu_worker.shards.postgres.queries import QUERIES

@@ -49,9 +49,6 @@ class AddressChanger:
         self._draw = draw
         self._locks: dict[str, asyncio.Lock] = {}
 
-    def __repr__(self) -> str:
-        return f"AddressChanger({self._book!r})"
-
     def is_healthy(self, shard_id: str) -> bool:
         """Return whether a shard answered last at the address in use; True for a shard without a pool."""
         pool = self._pools.by_shard_id().get(shard_id)
@@ -157,9 +154,6 @@ class Directory:
         self._business_ids = BusinessIds()
         self._lookups: SharedAnswers[str, ShardAddress | Absence] = SharedAnswers(self._look_up)
         self._searches: Coalescer[None, tuple[str, ShardAddress], FoundHome] = Coalescer(self._search)
-
-    def __repr__(self) -> str:
-        return f"Directory(routes={len(self.routes)}, lookups={len(self._lookups)})"
 
     def cached_address(self, tenant_id: str) -> ShardAddress | None:
         """Return the shard on which the tenant was last found, without I/O."""

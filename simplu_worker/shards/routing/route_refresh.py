@@ -73,9 +73,6 @@ class RouteRefresh:
         self._silent_since: float | None = None
         self._is_silence_reported = False
 
-    def __repr__(self) -> str:
-        return f"RouteRefresh({self._directory.routes!r}, unhealthy: {sorted(self._unhealthy)})"
-
     async def run(self) -> None:
         """Refresh routes, locate unhealthy shards and try candidate addresses until cancelled."""
         async with asyncio.TaskGroup() as tasks:
@@ -205,9 +202,6 @@ class ShardMapReloader:
         self._static_map = static_map
         self._directory = directory
         self._pools = pools
-
-    def __repr__(self) -> str:
-        return f"ShardMapReloader({len(self._static_map.map.shards)} shards)"
 
     async def run(self, wanted: asyncio.Event) -> None:
         """Reload at each event *wanted*, one reload at a time, until cancelled."""

@@ -453,7 +453,6 @@ async def test_clear_deletes_our_entries_and_moves_the_epoch(redis: RedisServer,
 async def test_redis_is_named_without_its_credentials(url: str, place: str) -> None:
     commands = create_redis_commands(url)
     assert commands.place == place
-    assert repr(commands) == f"RedisCommands({place})"
     if "a-long-password" in url:
         assert "a-long-password" not in scrub_text("text with a-long-password in it")
     await commands.close()

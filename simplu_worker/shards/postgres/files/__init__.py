@@ -1,1 +1,0 @@
-"""The files of a connection: which ones asyncpg opens, and whether it may."""
