@@ -171,24 +171,28 @@ def missing_parent_records(
     """
     if stored.first_tenant_at is None:
         return ()
-    found: dict[str, ParentRecords] = {}
     first_tenant_at = stored.first_tenant_at
+    found = [
+        _missing_records_of(key, lineage.ancestors[key], stored.rows.get(key), first_tenant_at, tenant_wait)
+        for key in _parents_first(lineage, stored, lineage.parents)
+        if key in lineage.ancestors
+    ]
+    return tuple(records for records in found if records is not None)
 
-    def visit(stream_shard_id: str) -> None:
-        ancestor = lineage.ancestors.get(stream_shard_id)
-        if ancestor is None or stream_shard_id in found:
-            return
-        row = stored.rows.get(stream_shard_id)
-        if row is None or not row.parents_done:
+
+def _parents_first(lineage: Lineage, stored: StoredPositions, keys: Iterable[str]) -> list[str]:
+    order: dict[str, None] = {}
+
+    def visit(key: str) -> None:
+        ancestor, row = lineage.ancestors.get(key), stored.rows.get(key)
+        if key not in order and ancestor is not None and (row is None or not row.parents_done):
             for parent in sorted(ancestor.parents):
                 visit(parent)
-        records = _missing_records_of(stream_shard_id, ancestor, row, first_tenant_at, tenant_wait)
-        if records is not None:
-            found[stream_shard_id] = records
+        order.setdefault(key)
 
-    for parent in sorted(lineage.parents):
-        visit(parent)
-    return tuple(found.values())
+    for key in sorted(keys):
+        visit(key)
+    return list(order)
 
 
 def ignoring_pending(stored: StoredPositions, waits_for: Callable[[AbstractSet[str]], bool]) -> StoredPositions:
@@ -285,23 +289,12 @@ def rows_of_ancestors_behind(
     own = stored.rows.get(stream_shard_id)
     if stored.first_tenant_at is None or (own is not None and own.parents_done):
         return []
-    seen: set[str] = set()
-    found: list[tuple[str, StreamPosition]] = []
-
-    def visit(key: str) -> None:
-        if key in seen:
-            return
-        seen.add(key)
-        ancestor, row = lineage.ancestors.get(key), stored.rows.get(key)
-        if ancestor is not None and (row is None or not row.parents_done):
-            for parent in sorted(ancestor.parents):
-                visit(parent)
-        if row is not None and (row.has_open_gap or (_is_ancestor_behind(row, ancestor) and is_old(row))):
-            found.append((key, row))
-
-    for key in sorted(lineage.parents | lineage.unreadable_parents):
-        visit(key)
-    return found
+    return [
+        (key, row)
+        for key in _parents_first(lineage, stored, lineage.parents | lineage.unreadable_parents)
+        if (row := stored.rows.get(key)) is not None
+        and (row.has_open_gap or (_is_ancestor_behind(row, lineage.ancestors.get(key)) and is_old(row)))
+    ]
 
 
 def _is_ancestor_behind(row: StreamPosition, ancestor: Ancestor | None) -> bool:
