@@ -68,8 +68,6 @@ def stack(
     ----------
     env_file
         The file to write the variables to: a new one, or that of an earlier stack.
-    shards
-        The number of Postgres servers to start with.
     aws
         `moto` makes moto serve Kinesis and SQS too, as it does DynamoDB.
     """
@@ -88,14 +86,6 @@ def demo(
 
     Parameters
     ----------
-    operations
-        The number of operations to send.
-    tenants
-        The number of tenants to create.
-    shards
-        The number of Postgres servers to start with.
-    replicas
-        The number of workers.
     hold
         Keep everything running at the end, for a look around.
     """

@@ -129,8 +129,6 @@ def accept_gap(
 
     Parameters
     ----------
-    shard
-        The shard id.
     all_shards
         All shards that are held for a gap.
     """
@@ -146,11 +144,6 @@ def raise_numbers(shard: str, /, *, apply: Apply = False, common: CommonOptions 
     """Let a shard go on whose database was restored into another server, such as from a dump.
 
     Its log then has numbers of transactions that the new server has yet to reach.
-
-    Parameters
-    ----------
-    shard
-        The shard id.
     """
     from simplu_worker.commands.shards.gaps import raise_numbers
 
@@ -203,8 +196,6 @@ def drain_shard(
 
     Parameters
     ----------
-    shard
-        The shard id.
     undo
         Move the tenants back that drains have moved away from the shard.
     partial
@@ -232,8 +223,6 @@ def adopt_shard(
 
     Parameters
     ----------
-    shard
-        The shard id.
     prepare
         Copy all rows, and keep the copy up to date while the other program runs; do not swap the tables.
     apply

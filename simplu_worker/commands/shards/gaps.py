@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Final
-
-import msgspec
+from typing import Any, Final
 
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output import print_json, print_members, print_note, print_silent, print_table
@@ -25,25 +22,6 @@ from simplu_worker.telemetry.log import scrub_text
 COLUMNS: Final = ("shard", "stream shard", "lacks records after", "found at")
 
 
-class FoundGap(
-    msgspec.Struct,
-    frozen=True,
-    rename={
-        "shard_id": "shardId",
-        "stream_shard_id": "streamShard",
-        "gap_from": "position",
-        "gap_found_at": "foundAt",
-    },
-):
-    """A gap for which a shard is held."""
-
-    shard_id: str
-    stream: str
-    stream_shard_id: str
-    gap_from: str
-    gap_found_at: datetime
-
-
 async def accept_gaps(settings: Settings, shard_id: str | None, *, apply: bool, as_json: bool) -> int:
     """Print all gaps of *shard_id*, or of every shard; with *apply* accept them.
 
@@ -55,7 +33,7 @@ async def accept_gaps(settings: Settings, shard_id: str | None, *, apply: bool, 
         chosen = known if shard_id is None else [known_shard(known, shard_id)]
         refusals: dict[str, str] = {}
 
-        async def ask(address: ShardAddress) -> list[FoundGap]:
+        async def ask(address: ShardAddress) -> list[dict[str, Any]]:
             try:
                 return await _find(shards.pools, address, apply=apply)
             except WorkerError as exc:
@@ -69,26 +47,33 @@ async def accept_gaps(settings: Settings, shard_id: str | None, *, apply: bool, 
     return 1 if silent or refusals or (shard_id is not None and not gaps) else 0
 
 
-async def _find(pools: Pools, address: ShardAddress, *, apply: bool) -> list[FoundGap]:
+async def _find(pools: Pools, address: ShardAddress, *, apply: bool) -> list[dict[str, Any]]:
     pool = pools.ensure_pool(address)
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
             return []
         rows = await (accept_gaps_of_shard if apply else list_gaps)(connection)
-    return [FoundGap(address.shard_id, **row) for row in rows]
+    return [
+        {
+            "shardId": address.shard_id,
+            "stream": row["stream"],
+            "streamShard": row["stream_shard_id"],
+            "position": row["gap_from"],
+            "foundAt": row["gap_found_at"],
+        }
+        for row in rows
+    ]
 
 
 def _print(
-    gaps: Sequence[FoundGap], refusals: dict[str, str], silent: Sequence[str], *, apply: bool, as_json: bool
+    gaps: Sequence[dict[str, Any]], refusals: dict[str, str], silent: Sequence[str], *, apply: bool, as_json: bool
 ) -> None:
     if as_json:
         members = {"applied": apply, "gaps": gaps}
         print_json(members | {"errors": refusals, "shardsWithoutAnswer": silent})
         return
     if gaps:
-        rows = [
-            (gap.shard_id, gap.stream_shard_id, gap.gap_from, f"{gap.gap_found_at:%Y-%m-%d %H:%M:%S}") for gap in gaps
-        ]
+        rows = ((*map(gap.get, ("shardId", "streamShard", "position")), f"{gap['foundAt']:%F %T}") for gap in gaps)
         print_table(COLUMNS, rows)
         print_note(
             "accepted: workers go on within seconds, with the oldest record that the stream has"

@@ -92,8 +92,6 @@ def show_operation(request_id: str, /, *, tenant: OneTenant = None, common: Comm
 
     Parameters
     ----------
-    request_id
-        The operation's request id.
     tenant
         The operation's business and location; without this option every shard is queried.
     """
@@ -139,8 +137,6 @@ def send_operations(
         deduplicationId.
     wait
         Wait until every operation is in the log, and print the outcomes.
-    timeout
-        Wait for at most this many seconds.
     force
         Send invalid lines too; the worker stores a dead letter for each.
     orders

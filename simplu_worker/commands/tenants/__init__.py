@@ -83,8 +83,6 @@ def move_tenant(
 
     Parameters
     ----------
-    to
-        The id of the shard to move to.
     from_file
         Move the tenants of a file, a line business,location,shard for each.
     """
