@@ -259,11 +259,7 @@ async def _send_heartbeats(notifier: SystemdNotifier, replica: ReplicaStatus) ->
 
 
 async def _run_until_drained(
-    settings: Settings,
-    parts: Parts,
-    background: dict[str, Task],
-    stopping: asyncio.Event,
-    notifier: SystemdNotifier,
+    settings: Settings, parts: Parts, background: dict[str, Task], stopping: asyncio.Event, notifier: SystemdNotifier
 ) -> None:
     loop = asyncio.get_running_loop()
     grace_s = settings.shutdown_grace_seconds

@@ -20,7 +20,6 @@ from simplu_worker.vocabulary import (
     CacheRead,
     CitrusEndpoint,
     CitrusOutcome,
-    ConnectionState,
     DeadLetterReason,
     FeedDelivery,
     FeedFileOutcome,
@@ -176,17 +175,14 @@ KINESIS_LAG_RETENTION = Gauge(
 KINESIS_LEASES = Gauge("simplu_kinesis_leases", "Leases of the stream, as this replica sees them.", ["state"])
 KINESIS_LEASE_TAKES = Counter("simplu_kinesis_lease_takes_total", "Leases taken.", ["how"])
 KINESIS_RENEWAL_AGE = Gauge(
-    "simplu_kinesis_lease_renewal_age_seconds",
-    "Time since the renewal of the held lease that was renewed longest ago.",
+    "simplu_kinesis_lease_renewal_age_seconds", "Time since the renewal of the held lease that was renewed longest ago."
 )
 KINESIS_EXPIRED = Counter(
     "simplu_kinesis_expired_positions_total",
     "Stream shards read too late: records between the checkpoint and the oldest retained one are lost.",
 )
 KINESIS_GET_RECORDS = Histogram(
-    "simplu_kinesis_get_records_seconds",
-    "Time of a GetRecords call.",
-    buckets=REQUEST_BUCKETS_S,
+    "simplu_kinesis_get_records_seconds", "Time of a GetRecords call.", buckets=REQUEST_BUCKETS_S
 )
 KINESIS_READS = Counter("simplu_kinesis_reads_total", "Replies of GetRecords, and pushed events.", ["reader"])
 KINESIS_READ_BYTES = Counter("simplu_kinesis_read_bytes_total", "Bytes in these replies.", ["reader"])
@@ -248,9 +244,7 @@ SQS_STALE_RECEIPTS = Counter(
 )
 SQS_POLLS = Gauge("simplu_sqs_polls", "Running polls, up to 4.", ["queue"])
 SQS_POLLS_REPLACED = Counter(
-    "simplu_sqs_polls_replaced_total",
-    "Polls that never returned and were replaced.",
-    ["queue"],
+    "simplu_sqs_polls_replaced_total", "Polls that never returned and were replaced.", ["queue"]
 )
 REPETITIONS_LATE = Counter(
     "simplu_repetitions_late_total",
@@ -277,11 +271,7 @@ SHARD_HEALTHY = Gauge(
     "map, are probed too.",
     ["shard_id"],
 )
-SHARD_TENANTS = Gauge(
-    "simplu_shard_tenants",
-    "Tenants on a Postgres shard, counted each minute.",
-    ["shard_id"],
-)
+SHARD_TENANTS = Gauge("simplu_shard_tenants", "Tenants on a Postgres shard, counted each minute.", ["shard_id"])
 SHARD_USAGE = Gauge(
     "simplu_shard_usage_ratio",
     "Businesses on a Postgres shard, as Citrus counts them, over the number that Citrus allows; absent without such a "
@@ -483,12 +473,20 @@ def message_outcomes(queue: str) -> dict[str, int]:
     return {one.labels["outcome"]: int(one.value) for one in samples if one.labels["queue"] == queue}
 
 
+_OF_STREAM_SHARD = (
+    *(KINESIS_LAG, KINESIS_LAG_RETENTION, HELD_RETENTION, CATCH_UP_LAG),
+    *(KINESIS_STREAM_SHARD_BYTES, KINESIS_STREAM_SHARD_RECORDS),
+)
+_USE_OF_SHARD = (
+    *(SHARD_RESPONSE, SHARD_HEALTHY, SHARD_CONNECTIONS_RATIO, SHARD_REPLICATION_LAG, SHARD_CONNECTIONS, SHARD_ERRORS),
+    *(SHARD_TENANT_SECONDS, SHARD_BACKFILLS, SHARD_COMMIT_SAFETY, SHARD_COMMIT_WAIT),
+)
+
+
 def remove_stream_shard(stream_shard_id: str) -> None:
     """Remove the series of a stream shard that is no longer read here. Idempotent."""
-    for gauge in (KINESIS_LAG, KINESIS_LAG_RETENTION, HELD_RETENTION, CATCH_UP_LAG):
-        gauge.remove(stream_shard_id)
-    for counter in (KINESIS_STREAM_SHARD_BYTES, KINESIS_STREAM_SHARD_RECORDS):
-        counter.remove(stream_shard_id)
+    for metric in _OF_STREAM_SHARD:
+        metric.remove(stream_shard_id)
 
 
 def remove_shard(shard_id: str) -> None:
@@ -500,15 +498,8 @@ def remove_shard(shard_id: str) -> None:
 
 def remove_shard_use(shard_id: str) -> None:
     """Remove the series that use and probes of a Postgres shard set. Idempotent."""
-    for metric in (SHARD_RESPONSE, SHARD_HEALTHY, SHARD_CONNECTIONS_RATIO, SHARD_REPLICATION_LAG):
-        metric.remove(shard_id)
-    for state in ConnectionState:
-        SHARD_CONNECTIONS.remove(shard_id, state)
-    SHARD_ERRORS.remove_by_labels({"shard_id": shard_id})
-    SHARD_TENANT_SECONDS.remove_by_labels({"shard_id": shard_id})
-    SHARD_BACKFILLS.remove_by_labels({"shard_id": shard_id})
-    SHARD_COMMIT_SAFETY.remove_by_labels({"shard_id": shard_id})
-    SHARD_COMMIT_WAIT.remove_by_labels({"shard_id": shard_id})
+    for metric in _USE_OF_SHARD:
+        metric.remove_by_labels({"shard_id": shard_id})
 
 
 def set_or_remove(gauge: Gauge, label: str, value: float | None) -> None:

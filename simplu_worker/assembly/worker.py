@@ -77,11 +77,7 @@ def make_feed(settings: Settings, shards: Shards, replica_name: str) -> FeedPart
     read = partial(read_feed_file, path, settings.feed_allowed_hosts)
     file = read()
     feed = Feed(
-        shards.locator,
-        shards.pools,
-        shards.commits,
-        name=replica_name,
-        destinations=_configured(settings, file),
+        shards.locator, shards.pools, shards.commits, name=replica_name, destinations=_configured(settings, file)
     )
 
     def use(new: FeedFile) -> None:
@@ -261,11 +257,7 @@ async def _open_consumers(
 
 
 def _queue_urls(settings: Settings) -> tuple[str | None, str | None, str | None]:
-    return (
-        settings.sqs_shard_creation_queue_url,
-        settings.sqs_priority_queue_url,
-        settings.sqs_order_events_queue_url,
-    )
+    return (settings.sqs_shard_creation_queue_url, settings.sqs_priority_queue_url, settings.sqs_order_events_queue_url)
 
 
 async def _open_receivers(
@@ -277,13 +269,7 @@ async def _open_receivers(
     if control_url is not None:
         queue = Queue(sqs, control_url, poll_client=polls)
         control = ControlHandler(
-            shards.provisioner,
-            shards.destroyer,
-            shards.changes,
-            failures,
-            queue,
-            retries=retries,
-            clock=utc_now,
+            shards.provisioner, shards.destroyer, shards.changes, failures, queue, retries=retries, clock=utc_now
         )
         consumers.add(queue, control, _receiver(settings, queue, control, consumers.rejections))
     order_rules = OrderRules(settings.operation_max_bytes, settings.order_tenant, settings.order_window)

@@ -99,12 +99,10 @@ Table = Annotated[
     ),
 ]
 TableName = Annotated[
-    str,
-    Field(pattern=r"^[a-zA-Z0-9_.-]{3,255}$", title="the name of a DynamoDB table, 3 to 255 of a-z A-Z 0-9 _ . -"),
+    str, Field(pattern=r"^[a-zA-Z0-9_.-]{3,255}$", title="the name of a DynamoDB table, 3 to 255 of a-z A-Z 0-9 _ . -")
 ]
 ConsumerName = Annotated[
-    str,
-    Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$", title="the name of a consumer, 1 to 128 of a-z A-Z 0-9 _ . -"),
+    str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$", title="the name of a consumer, 1 to 128 of a-z A-Z 0-9 _ . -")
 ]
 Position = (
     Literal["TRIM_HORIZON", "LATEST"] | Annotated[datetime, BeforeValidator(_parse_time), AfterValidator(_check_time)]

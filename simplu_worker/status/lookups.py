@@ -28,13 +28,7 @@ from simplu_worker.status.listing_request import OperationListQuery
 from simplu_worker.status.problems import advice_members
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.responses import HttpAnswer
-from simplu_worker.status.views import (
-    levers_view,
-    not_steered_error,
-    refused_view,
-    shard_view,
-    tenant_view,
-)
+from simplu_worker.status.views import levers_view, not_steered_error, refused_view, shard_view, tenant_view
 from simplu_worker.status.words import RequestStatus, Role
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import loop_time, utc_now

@@ -111,11 +111,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         ),
         when("operation", KINDS_WITH_ID, required(resourceId=TEXT)),
         when("operation", KINDS_WITH_DATA, required(data=OBJECT)),
-        when(
-            "operation",
-            [OperationKind.LIST],
-            {"properties": {"pagination": _PAGINATION}},
-        ),
+        when("operation", [OperationKind.LIST], {"properties": {"pagination": _PAGINATION}}),
     ),
     "order-event": document(
         "Order event",
@@ -132,9 +128,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         when("type", ORDER_KINDS.keys() - {"DELETE"}, required(data=OBJECT)),
     ),
     "shard-creation": _control(
-        ControlType.SHARD_CREATION,
-        "Creates a tenant.",
-        members_of(CreationMembers, **_TENANT, businessType=_ID),
+        ControlType.SHARD_CREATION, "Creates a tenant.", members_of(CreationMembers, **_TENANT, businessType=_ID)
     ),
     "shard-destruction": _control(
         ControlType.SHARD_DESTRUCTION,
@@ -202,18 +196,10 @@ def _event() -> Schema:
 
 def _destination() -> Schema:
     beginnings = "|".join(FeedBeginning)
-    return members_of(
-        DestinationMembers,
-        begin={"anyOf": [{"pattern": f"^({beginnings})$"}, {"pattern": A_TIME}]},
-    ) | {
+    return members_of(DestinationMembers, begin={"anyOf": [{"pattern": f"^({beginnings})$"}, {"pattern": A_TIME}]}) | {
         "additionalProperties": False,
         "allOf": [
-            {
-                "oneOf": [
-                    required(tenants={"type": "array"}),
-                    required(allTenants={"const": True}),
-                ]
-            },
+            {"oneOf": [required(tenants={"type": "array"}), required(allTenants={"const": True})]},
             when("kind", [DestinationKind.WEBHOOK], required(secretFiles={"type": "array"}))
             | {"else": {"properties": {"secretFiles": {"type": "null"}}}},
         ],
@@ -252,12 +238,7 @@ FEED_SCHEMAS: Final[dict[str, Schema]] = {
         {
             "type": "object",
             "properties": {
-                "destinations": {
-                    "type": "array",
-                    "minItems": 1,
-                    "maxItems": DESTINATIONS_MAX,
-                    "items": _destination(),
-                }
+                "destinations": {"type": "array", "minItems": 1, "maxItems": DESTINATIONS_MAX, "items": _destination()}
             },
             "required": ["destinations"],
             "additionalProperties": False,

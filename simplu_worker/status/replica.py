@@ -32,14 +32,7 @@ from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.status import answers
 from simplu_worker.status.answers import Json
-from simplu_worker.status.history import (
-    INTERVAL_S,
-    FleetHistory,
-    History,
-    StreamHistory,
-    fleet_point,
-    totals_of,
-)
+from simplu_worker.status.history import INTERVAL_S, FleetHistory, History, StreamHistory, fleet_point, totals_of
 from simplu_worker.status.lookups import Lookups, pool_view
 from simplu_worker.status.problems import Problems, advice_members, find_problems
 from simplu_worker.status.queues import Monitoring
@@ -115,12 +108,7 @@ class ReplicaStatus:
         self.gateway, self.pools, self.locator, self.fleet, self.feed = gateway, pools, locator, fleet, feed
         self.monitoring = monitoring or Monitoring()
         self.lookups = Lookups(
-            gateway,
-            ShardInspector(locator, pools),
-            pools,
-            self.monitoring,
-            fleet=fleet,
-            runbook_url=self.runbook_url,
+            gateway, ShardInspector(locator, pools), pools, self.monitoring, fleet=fleet, runbook_url=self.runbook_url
         )
         self.health = health or HealthRegistry()
 

@@ -23,12 +23,7 @@ from simplu_worker.status.request_bodies import (
 from simplu_worker.status.words import Role
 from simplu_worker.vocabulary import Failure, OperationKind, OperationStatus
 
-CONTENT_TYPES: Final = {
-    "html": "text/html",
-    "file": "text/*",
-    "metrics": "text/plain",
-    "events": "text/event-stream",
-}
+CONTENT_TYPES: Final = {"html": "text/html", "file": "text/*", "metrics": "text/plain", "events": "text/event-stream"}
 # An id may contain any character, an encoded slash and braces too; aiohttp decodes it after matching the path.
 ANY_ID: Final = "[^/]+"
 WAIT_MAX_S: Final = 20.0
@@ -155,11 +150,7 @@ WAIT: Final = Parameter(
 QUEUE: Final = Parameter("queue", "The name of the queue; with one source queue it may be left out.")
 
 TENANT: Final = (_id("businessId", "The business of the tenant."), _id("locationId", "Its location."))
-RESOURCE: Final = (
-    *TENANT,
-    _id("resourceType", "The type of the resource."),
-    _id("resourceId", "Its id.", TEXT_MAX),
-)
+RESOURCE: Final = (*TENANT, _id("resourceType", "The type of the resource."), _id("resourceId", "Its id.", TEXT_MAX))
 TENANT_ID: Final = _id("tenantId", "Its business id and its location id, joined by a hyphen.", 2 * ID_MAX + 1)
 
 ALL, COUNTS, VIEWERS, PRODUCERS, OPERATORS, DESTROYERS = Access

@@ -55,10 +55,7 @@ def _end_of(certificate: Path, context: ssl.SSLContext) -> datetime:
     trusting = own_client_context(certificate)
     trusting.verify_flags |= NO_CHECK_TIME
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client, server = (
-        trusting.wrap_bio(to_client, to_server),
-        context.wrap_bio(to_server, to_client, server_side=True),
-    )
+    client, server = (trusting.wrap_bio(to_client, to_server), context.wrap_bio(to_server, to_client, server_side=True))
     for one in (client, server, client):
         with contextlib.suppress(ssl.SSLWantReadError):
             one.do_handshake()

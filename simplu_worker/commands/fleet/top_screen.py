@@ -76,11 +76,7 @@ def draw(fleet: Json, notice: str = "", *, expand: bool = True) -> RenderableTyp
             ("Replica", "Version", "Leases", "Lag", "Records/s", "p99", "Dead letters/h", "Held", "Seen ago"),
             map(_replica_row, fleet["replicas"]),
         ),
-        (
-            "Stream shards",
-            ("Stream shard", "State", "Lag", "Records/s", "Held", "Owner"),
-            map(_stream_row, streams),
-        ),
+        ("Stream shards", ("Stream shard", "State", "Lag", "Records/s", "Held", "Owner"), map(_stream_row, streams)),
         ("Tenants", ("Tenant", "Shard", "Seconds of the last minute"), map(_tenant_row, fleet["topTenants"])),
     )
     parts: list[RenderableType] = [_summary(fleet, len(problems)), Text(escape_unprintable(notice), BAD)]
