@@ -140,6 +140,14 @@ class Upgrader:
 
         await self._retry_while_blocked(attempt)
 
+    async def apply_types(self, attempt: Callable[[], Awaitable[TypesPlan | None]]) -> TypesPlan | None:
+        """Repeat *attempt* while it is blocked, then build and drop the indexes of its plan."""
+        self._set_activity(UpgradeActivity(TYPES_TITLE, 0, 1))
+        plan = await self._retry_while_blocked(attempt)
+        if plan is not None and plan.index_statements and not plan.refusals:
+            await self.run_text(";\n".join(plan.index_statements))
+        return plan
+
     async def _run_alone(self) -> Upgrade | None:
         async with self._lock() as guard:
             async with self._pool.connection() as connection:
@@ -279,7 +287,7 @@ class Upgrader:
                     blocked_by = f"; it waits for {', '.join(blockers)}" if blockers else ""
                     raise ShardUnavailableError(
                         f"shard {shard_id}: expected a lock within {self._patience_s:.0f} s, got none "
-                        f"for: {title}{blocked_by}; end the session that holds it, or run the upgrade again later: "
+                        f"for: {title}{blocked_by}; end the session that holds it, or run the command again later: "
                         "it goes on where it stopped"
                     ) from exc
             await asyncio.sleep(pause_s(tries, draw=self._draw()))
@@ -314,22 +322,8 @@ async def apply_types(
 
     Raises `ShardUnavailableError` when the shard does not answer, or a lock is not available for *patience_s*.
     """
-    started, tries = loop_time(), 0
-    while True:
-        tries += 1
-        try:
-            plan = await _apply_once(pool, files, remove)
-            break
-        except LostRaceError as exc:
-            if loop_time() - started >= patience_s:
-                raise ShardUnavailableError(
-                    f"shard {pool.address.shard_id}: expected its locks within {patience_s:.0f} s, got none: {exc}; "
-                    "end the session that holds one, such as a reader of a view, or run the command again later"
-                ) from exc
-        await asyncio.sleep(pause_s(tries, draw=draw()))
-    if plan is not None and plan.index_statements and not plan.refusals:
-        await Upgrader(pool, patience_s=patience_s).run_text(";\n".join(plan.index_statements))
-    return plan
+    upgrader = Upgrader(pool, patience_s=patience_s, draw=draw)
+    return await upgrader.apply_types(partial(_apply_once, pool, files, remove))
 
 
 async def _apply_once(pool: ShardPool, files: Mapping[str, TypeFile], remove: Collection[str]) -> TypesPlan | None:
