@@ -203,6 +203,25 @@ def test_wait_is_at_most_a_minute_at_any_time(delay_s: float, expected: list[tup
     assert returned(decide(groups, call(groups), RetryHeld(delay_s), now=100.0)) == expected
 
 
+def test_wait_is_no_retry() -> None:
+    groups = fifo("a1", "b1", "c1", "b2")
+    decision = decide(groups, call(groups), ReturnToQueue(1), RetryHeld(1.0), ReturnToQueue(0), Done())
+    assert (names(groups.held_messages()), decision.retried_count, groups.queued_count) == (["b1", "b2"], 1, 2)
+    assert [groups.is_queued(message(name, group=name[0])) for name in ("b2", "a1")] == [True, False]
+
+
+def test_wait_goes_back_when_a_message_before_it_is_lost() -> None:
+    groups = fifo("a1", "a2")
+    assert returned(decide(groups, call(groups), Done(), RetryHeld(1.0), lost="a1")) == [("a2", 1.0)]
+
+
+def test_next_retry_is_none_when_the_hold_ended_early() -> None:
+    groups = fifo("a1")
+    decide(groups, call(groups), RetryHeld(5))
+    groups.take_unstarted()
+    assert groups.next_retry_in_s(0) is None
+
+
 def test_hold_of_a_message_is_forgotten_when_it_leaves() -> None:
     groups, one = fifo("a1", "a2"), SchedulerLimits(batch_count=1)
     decide(groups, call(groups, limits=one), RetryHeld(1.0))
@@ -219,6 +238,11 @@ def held_behind_a_dead_letter() -> GroupScheduler:
     groups.add([message("a2", group="a")])
     groups.finish(first[:1])
     return groups
+
+
+def test_message_that_is_received_again_is_not_held() -> None:
+    groups = held_behind_a_dead_letter()
+    assert [(one.message_id, one.held_count) for one in call(groups)] == [("a2", 0)]
 
 
 def test_hold_that_ended_with_its_message_releases_no_later_hold() -> None:
@@ -287,6 +311,13 @@ def test_call_takes_as_many_bytes_as_it_may() -> None:
     groups = GroupScheduler(is_fifo=False)
     groups.add(message(str(number), body="x" * 10) for number in range(3))
     assert names(call(groups, limits=SchedulerLimits(batch_bytes=20))) == ["0", "1"]
+
+
+def test_call_without_room_for_a_second_has_all_the_first() -> None:
+    groups = GroupScheduler(is_fifo=True)
+    sizes = {"a1": 10, "a2": 20, "b1": 5}
+    groups.add(message(name, group=name[0], body="x" * size) for name, size in sizes.items())
+    assert names(call(groups, limits=SchedulerLimits(batch_bytes=25))) == ["a1", "b1"]
 
 
 def test_group_without_room_in_a_call_keeps_its_one_place() -> None:
