@@ -313,14 +313,15 @@ class DestinationFeed:
             instruments.FEED_DELIVERIES.labels(self.terms.name, outcome).inc(count)
         errors = [one.error for one in deliveries if not isinstance(one, Delivered)]
         self._note_availability(errors[-1] if errors else None, now, is_down=counts[FeedDelivery.RETRIED] == len(due))
-        self._note_request_for_pause(deliveries, now)
+        if asked_s := [one.after_s for one in deliveries if isinstance(one, RetryLater) and one.after_s is not None]:
+            self._paused_until = max(self._paused_until, now + max(asked_s))
         await self._note_finished(
             window,
             window.settle(due, deliveries, tries=self.terms.tries, now=now, draw=self._draw()),
             keep_refusal,
         )
         self._note_tries(due[0], deliveries[0])
-        if self._undone_due and not self._has_undone:
+        if self._undone_due and not self.window.has_kind(FeedKind.UNDONE):
             self._end_undone()
         self._end_catch_up()
         if self.is_awaited and (self.is_reading or not len(window)):
@@ -350,10 +351,6 @@ class DestinationFeed:
         for one_refused in refused:
             await self._refuse(window, one_refused, keep_refusal)
 
-    @property
-    def _has_undone(self) -> bool:
-        return self.window.has_kind(FeedKind.UNDONE)
-
     def _end_undone(self) -> None:
         self._undone_due = False
         self._changed.set()
@@ -380,11 +377,6 @@ class DestinationFeed:
             self._failure_count = 0
             log.info("feed.recovered", shard_id=self._shard_id, destination=self.terms.name)
         self.error = error
-
-    def _note_request_for_pause(self, deliveries: Sequence[Delivery], now: float) -> None:
-        asked_s = [one.after_s for one in deliveries if isinstance(one, RetryLater) and one.after_s is not None]
-        if asked_s:
-            self._paused_until = max(self._paused_until, now + max(asked_s))
 
     async def _refuse(self, window: Window, refused: RefusedForGood, keep_refusal: KeepRefusal) -> None:
         event = refused.one.event

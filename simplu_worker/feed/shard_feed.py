@@ -224,7 +224,8 @@ class ShardFeed:
         if free_in_s > 0:
             await wait_any(ending, within_s=min(free_in_s, LEASE_S) + 0.05)
             return False
-        if await self._waited_for_others(ending):
+        await wait_any(ending, within_s=claim_delay_s(self._published_count(), self._draw()))
+        if ending.is_set():
             return False
         token, asked_at = str(uuid4()), loop_time()
         if not await claim(self._pool, token=token, publisher=self._publisher, noise=self._noise):
@@ -237,10 +238,6 @@ class ShardFeed:
         publisher = await find_publisher(self._pool)
         self._others = () if publisher is None else publisher.destinations
         return None if publisher is None else publisher.free_in_s
-
-    async def _waited_for_others(self, ending: asyncio.Event) -> bool:
-        await wait_any(ending, within_s=claim_delay_s(self._published_count(), self._draw()))
-        return ending.is_set()
 
     async def _publish(self, destinations: Destinations, ending: asyncio.Event) -> None:
         if not await self._begin(destinations, ending):

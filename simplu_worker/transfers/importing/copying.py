@@ -124,7 +124,9 @@ class TenantCopier:
                         taken.byte_count += row.byte_count or 0
                     else:
                         taken.refused[reason] += 1
-                        refused.append(_refused_row(table, source, row, reason))
+                        refused.append(
+                            RefusedRow(table.mapping.name, source.key, row.resource_type, row.resource_id, reason)
+                        )
                 if len(refused) > REFUSED_MAX:
                     raise PermanentError(TOO_MANY_REFUSED)
                 taken.tables[table.mapping.name] += len(rows)
@@ -192,10 +194,6 @@ async def _find_duplicates(
     if len(rows) > DUPLICATES_MAX:
         raise PermanentError(TOO_MANY_DUPLICATES)
     return {(row["resource_type"], row["resource_id"]) for row in rows}
-
-
-def _refused_row(table: ReadTable, source: SourceTenant, row: SourceRow, reason: str) -> RefusedRow:
-    return RefusedRow(table.mapping.name, source.key, row.resource_type, row.resource_id, reason)
 
 
 INTERVAL_S: Final = 5.0

@@ -223,11 +223,8 @@ def _key_of(row: Any) -> LogKey:
 
 
 def _changed_by(log: Iterable[Any]) -> set[ResourceKey]:
-    return {(row["resource_type"], row["resource_id"]) for row in log if _may_change(row)}
-
-
-def _may_change(row: Any) -> bool:
-    return row["kind"] in CHANGING and row["resource_id"] is not None
+    changing = (row for row in log if row["kind"] in CHANGING and row["resource_id"] is not None)
+    return {(row["resource_type"], row["resource_id"]) for row in changing}
 
 
 def _values(rows: Iterable[Any], columns: Sequence[str]) -> list[tuple[Any, ...]]:

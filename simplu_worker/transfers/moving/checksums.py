@@ -325,12 +325,9 @@ def _columns(keys: Iterable[ResourceKey]) -> tuple[list[str], list[str]]:
 def describe_difference(comparison: Comparison) -> str:
     """Return the resource types that differ, for people."""
     names = Counter(name for name, _ in comparison.differing)
-    types = sorted(name for name in {**comparison.source, **comparison.target} if _differs(comparison, name))
+    source, target = comparison.source, comparison.target
+    types = sorted(name for name in {**source, **target} if source.get(name) != target.get(name))
     return ", ".join(f"{name} ({names[name]} named)" if names[name] else name for name in types)
-
-
-def _differs(comparison: Comparison, name: str) -> bool:
-    return comparison.source.get(name) != comparison.target.get(name)
 
 
 class Repair(msgspec.Struct, frozen=True):
