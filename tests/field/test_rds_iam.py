@@ -122,12 +122,3 @@ async def test_shard_is_back_once_there_are_credentials(
     for one in (pool, other):
         await one.close()
     assert line.refusals == []
-
-
-async def test_shard_is_unavailable_when_iam_does_not_know_the_key(line: RdsLine) -> None:
-    line.secrets["AKIAFIRST"] = "another"
-    pool = ShardPool(line.address_at(line.place), size=1)
-    with pytest.raises(ShardUnavailableError, match=r"\(28000\)"):
-        await fetch(pool, "SELECT 1 AS one")
-    await pool.close()
-    assert line.refusals == ["its signature is wrong"]

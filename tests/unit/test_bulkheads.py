@@ -99,17 +99,6 @@ async def test_foreseen_error_passes_and_a_foreign_one_becomes_an_internal_error
     assert "patient" not in str(raised.value)
 
 
-async def test_internal_error_is_noted_once_on_its_way() -> None:
-    with contain(SHARD, "shard-1", "lane"), translate(SHARD, "shard-1", "apply", WorkerError):
-        _fail(KeyError())
-
-    assert [one.loop for one in current_troubles()] == ["apply"]
-    with contain(SHARD, "shard-1", "tasks"):
-        _fail(ExceptionGroup("of a task group", [InternalError("noted"), ValueError(), InternalError("noted")]))
-    (newest, _) = current_troubles()
-    assert (newest.loop, newest.count, newest.error) == ("tasks", 1, "ValueError")
-
-
 def failing(times: int, calls: list[float], *, then: Callable[[], None]) -> Callable[[], asyncio.Future[None]]:
     async def work() -> None:
         calls.append(asyncio.get_running_loop().time())

@@ -153,13 +153,6 @@ async def test_store_fits_letters_to_the_queue(client: Client) -> None:
     assert (len(message["Body"]) <= 4096, body["truncated"], body["recordBytes"]) == (True, True, 20_000)
 
 
-async def test_store_compresses_a_record_of_megabytes(client: Client) -> None:
-    url = await new_url(client)
-    await DeadLetterQueue(client, url).store([letter(1, b'{"a":"b"}' * 1_000_000)], stopping=asyncio.Event())
-    (message,) = await stored(client, url, 1)
-    assert "recordGzip" in json.loads(message["Body"])
-
-
 async def test_store_names_group_and_position_to_a_fifo_queue(client: Client) -> None:
     url = await new_url(client, ".fifo", FifoQueue="true")
     letters = DeadLetterQueue(client, url)

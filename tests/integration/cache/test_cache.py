@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker
-from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_tenant, fetch, operation
+from support.postgres.tenant_cases import TENANT, TENANT_WAIT, add_tenant, operation
 from support.postgres.trouble import Line
 from support.redis.server import PASSWORD, RedisServer
 
@@ -29,13 +28,9 @@ from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.tenants.provisioning import Provisioner
-from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 from simplu_worker.shards.types import (
-    AdminAccount,
-    ChangeResult,
     ProvisionRequest,
     ProvisionResult,
-    ResourceRename,
     ShardUnavailableError,
 )
 from simplu_worker.telemetry.log import scrub_text
@@ -253,16 +248,6 @@ async def test_flush_does_not_wait_for_a_redis_that_is_gone(redis: RedisServer) 
     assert (entry["event"], entry["resource_count"]) == ("cache.not_flushed", 1)
 
 
-async def test_flush_ends_in_time_when_redis_hangs(redis: RedisServer) -> None:
-    async with running(redis.url, call_timeout_s=3) as cache:
-        await settled(cache)
-        redis.freeze()
-        cache.invalidate([key(1)])
-        with capture_logs() as logs:
-            await cache.flush(0.1)
-    assert events(logs) == ["cache.not_flushed"]
-
-
 # Who commits
 
 
@@ -337,27 +322,6 @@ async def _is_applied(gateway: ShardGateway, operations: list[Any]) -> bool:
         return False
 
 
-async def test_renames_and_administrators_tell_the_cache(routed: RoutedShards, redis: RedisServer) -> None:
-    ids = [("patient", "old"), ("patient", "new"), ("role", "u-1"), ("doctor", "u-1")]
-    row = await fetch(pool_of(routed), "SELECT staff_resource_type FROM business_types WHERE name = 'dental'")
-    ids[3] = (row[0]["staff_resource_type"], "u-1")
-    keys = [ResourceKey(TENANT_ID, *one) for one in ids]
-    async with running(redis.url) as cache:
-        changes = ResourceChanges(routed.directory, routed.pools, on_change=cache.invalidate)
-        await TenantCase(pool_of(routed), TENANT).apply(operation("create", "old", {}))
-        await settled(cache)
-        for result in (ChangeResult.APPLIED, ChangeResult.EXISTED):
-            await put(redis, *keys)
-            renamed = await changes.rename(ResourceRename(*TENANT, "patient", "old", "new", None, AT))
-            added = await changes.add_admin(AdminAccount(*TENANT, "dental", "a@b.example", "u-1", AT))
-            assert (renamed, added) == (result, result)
-            await settled(cache)
-            assert await redis.ask("EXISTS", *(one.entry for one in keys)) == 0
-        missing = await changes.rename(ResourceRename(*TENANT, "patient", "no", "none", None, AT))
-        assert missing is ChangeResult.MISSING
-        assert cache.summary()["waiting"] == 0
-
-
 async def test_provisioning_tells_the_cache_of_the_default_row(routed: RoutedShards, redis: RedisServer) -> None:
     one = ResourceKey("gym-main", "settings", "default")
     request = ProvisionRequest(business_id="gym", location_id="main", business_type="gym", requested_at=AT)
@@ -420,14 +384,6 @@ async def test_stats_are_given_when_redis_is_gone(redis: RedisServer, desk: Cach
         await desk.clear()
 
 
-async def test_keys_are_ours_only_and_bounded(redis: RedisServer, desk: CacheAdmin) -> None:
-    await fill(redis, 3000)
-    await put(redis, key(1), key(2))
-    assert await desk.list_keys(10) == (["simplu:epoch", key(1).entry, key(2).entry], True)
-    names, are_all = await desk.list_keys(2)
-    assert (len(names), are_all) == (2, False)
-
-
 async def test_clear_deletes_our_entries_and_moves_the_epoch(redis: RedisServer, desk: CacheAdmin) -> None:
     await fill(redis, 3000)
     await put(redis, *(key(number) for number in range(20)))
@@ -463,13 +419,6 @@ async def test_redis_url_with_options_nobody_knows_is_refused() -> None:
         create_redis_commands("redis://:pass-word@host/0?nonsense=1")
     assert "pass-word" not in str(caught.value)
     assert caught.value.problems[0].startswith("REDIS_URL: ")
-
-
-def test_redis_url_without_the_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "simplu_worker.cache.redis_commands")
-    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
-    with pytest.raises(ConfigurationError, match=r"^REDIS_URL: .*install simplu-worker\[cache\]$"):
-        create_redis_commands("redis://host")
 
 
 async def test_cache_is_void_when_another_replica_ended_without_giving_back_its_leases(redis: RedisServer) -> None:

@@ -11,7 +11,7 @@ import pytest
 from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
 from support.postgres.pool_trouble import forget_probes
-from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.errors import RetryableError
@@ -104,18 +104,3 @@ async def test_probe_raises_when_the_database_is_not_the_shards(make_shard: Shar
             pool_of(routed)
             assert expected in await amiss(routed.gateway)
             assert pool_of(routed).is_healthy is (address is not wrong)  # an empty one answers
-
-
-async def test_pool_connects_anew_when_a_probe_finds_that_the_shard_is_back(make_shard: ShardMaker) -> None:
-    pool = ShardPool(await make_shard(), size=1)
-    old = await fetch(pool, "SELECT pg_backend_pid()")
-    with pytest.raises(ShardUnavailableError):
-        await fetch(pool, "SELECT FROM no_such_table")
-    assert await fetch(pool, "SELECT pg_backend_pid()") == old  # in use it was found to work
-    with pytest.raises(ShardUnavailableError):
-        await fetch(pool, "SELECT FROM no_such_table")
-
-    await pool.probe()
-
-    assert await fetch(pool, "SELECT pg_backend_pid()") != old
-    await pool.close()

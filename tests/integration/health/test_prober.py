@@ -15,7 +15,6 @@ from support.citrus.cases import requests_to, routed_shards, silent
 from support.clocks import APART, DAYS, clock_off_by
 from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
 from support.postgres.faults import frozen, killed, read_only, without_connections
-from support.postgres.plain_errors import PlainErrorsLine
 from support.postgres.standby import StandbyServer, can_copy
 from support.postgres.tenant_cases import add_tenant, fetch
 from support.postgres.trouble import nobody_is_left
@@ -30,7 +29,6 @@ from simplu_worker.shards.health.assessment import (
     ShardObservation,
     ShardProbe,
     assess,
-    health_view,
     role_of,
 )
 from simplu_worker.shards.health.prober import (
@@ -43,12 +41,9 @@ from simplu_worker.shards.health.prober import (
 )
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
-from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.vocabulary import ServerRole, ShardProblem, ShardState
 
 pytestmark = pytest.mark.slow(0.7)
@@ -128,20 +123,6 @@ async def test_look_tells_what_a_shard_is(pools: Pools, make_shard: ShardMaker) 
     assert await nobody_is_left(address, "state <> 'idle'")
 
 
-async def test_look_sees_an_upgrade_as_long_as_it_lasts(pools: Pools, make_shard: ShardMaker) -> None:
-    address, other = await make_shard(), await make_shard("shard-2")
-    async with pools.ensure_pool(other).transaction() as beside:
-        assert await beside.fetchval(QUERIES["try_lock_schema"])
-        async with pools.ensure_pool(address).transaction() as session:
-            await session.execute("SELECT pg_advisory_xact_lock(7310868733225656436)")
-            assert not (await well(pools, address)).is_upgrading
-            assert await session.fetchval(QUERIES["try_lock_schema"])
-            probe = await well(pools, address)
-        assert probe.is_upgrading
-        assert health_view(Health(ShardObservation(probe)))["upgrading"] is True
-        assert "upgrading" not in health_view(Health(ShardObservation(await well(pools, address))))
-
-
 async def test_look_tells_an_empty_shard_from_one_that_is_not_to_be_touched(
     pools: Pools, make_shard: ShardMaker
 ) -> None:
@@ -166,26 +147,6 @@ async def test_look_tells_an_empty_shard_from_one_that_is_not_to_be_touched(
     assert health.problems == {ShardProblem.REFUSED}
     assert str(health.findings[0]).startswith("its connection string leads to the database of shard right")
     book.end("wrong")
-
-
-async def test_look_does_not_take_a_shard_for_well_when_its_writes_are_refused(
-    pools: Pools, make_shard: ShardMaker
-) -> None:
-    async with PlainErrorsLine(await make_shard()).opened() as line:
-        pool = pools.ensure_pool(line.address)
-        with pytest.raises(ShardUnavailableError):
-            async with pool.transaction() as connection:
-                await connection.execute("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'disk_full'; END $$")
-
-        health = assess(ShardObservation(probe=await well(pools, pool.address)))
-
-        assert health.problems == {ShardProblem.FAILING}
-        assert (health.state, health.takes_operations) == (ShardState.DEGRADED, False)
-        assert str(health.findings[0]).endswith(state_words("53100"))
-        assert not pool.is_healthy
-        async with pool.transaction() as connection:
-            await connection.execute("SELECT 1")
-        assert assess(ShardObservation(probe=await well(pools, pool.address))).state is ShardState.HEALTHY
 
 
 async def test_look_tells_the_pool_when_its_shard_is_read_only_and_when_no_more(
@@ -256,30 +217,6 @@ async def test_look_shows_how_far_a_standby_is_behind() -> None:
             assert probe.lag_s is not None
             assert probe.lag_s > 0
             assert (await well(pools, ShardAddress("primary", primary.url))).standby_count == 0
-
-
-async def test_prober_looks_at_every_pool_soon_and_forgets_those_that_are_gone(
-    pools: Pools, make_shard: ShardMaker
-) -> None:
-    pool = pools.ensure_pool(await make_shard("prober-1"))
-    async with looking(pools) as book:
-        await comes_to(book, "prober-1", is_(ShardState.HEALTHY))
-        labels = {"shard_id": "prober-1"}
-        assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) == 1
-        assert REGISTRY.get_sample_value("simplu_shard_tenants", labels) == 0
-        connections = "simplu_shard_connections"
-        async with pool.connection():
-            assert REGISTRY.get_sample_value(connections, labels | {"state": "used"}) == 1
-        assert REGISTRY.get_sample_value(connections, labels | {"state": "used"}) == 0
-        assert REGISTRY.get_sample_value(connections, labels | {"state": "idle"}) == 1
-        del pools._pools["prober-1"]
-
-        async def is_forgotten() -> bool:
-            return "prober-1" not in book.by_shard_id
-
-        assert await poll_until(is_forgotten, within_s=SOON_S)
-        assert REGISTRY.get_sample_value(connections, labels | {"state": "used"}) is None
-    await pool.close()
 
 
 async def test_prober_looks_at_known_shards_that_no_operation_uses(pools: Pools, make_shard: ShardMaker) -> None:

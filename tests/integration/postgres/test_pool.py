@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-import time
 import traceback
 from pathlib import Path
 
 import asyncpg
-import msgspec
 import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
 from support.postgres.plain_errors import PlainErrorsLine
-from support.postgres.pool_trouble import AT_ONCE_S, PATIENT_S, UNHURRIED
 from support.postgres.trouble import Line, backends, nobody_is_left
 from support.settings import settings_in
 
@@ -27,10 +24,9 @@ from simplu_worker.config.loading import prepare_environment
 from simplu_worker.errors import ConfigurationError, RetryableError
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ALL_IN_USE, StatementFailedError, ValueRefusedError, state_words
+from simplu_worker.shards.postgres.errors import StatementFailedError, ValueRefusedError, state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.pool_state import REFUSAL_COUNTS_S
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.telemetry.log import MASK, scrub_text
 
@@ -74,25 +70,6 @@ async def test_variable_that_asyncpg_takes_is_named_or_harmless(
                 problems[name] = str(exc)
     assert [text for name, text in problems.items() if not text.startswith(f"{name}: expected ")] == []
     assert {"PGSSLMODE", "PGSSLCERT"} <= problems.keys() < set(names)
-
-
-async def test_pool_is_unavailable_when_no_connection_becomes_free(make_shard: ShardMaker) -> None:
-    pool = ShardPool(await make_shard(), size=1, timeouts=ShardTimeouts(acquire_s=0.5))
-    async with pool.connection():
-        with pytest.raises(ShardUnavailableError, match=ALL_IN_USE):
-            await ask(pool)
-    assert await ask(pool) == 1
-    await pool.close()
-
-
-async def test_transaction_is_bounded_and_its_settings_end_with_it(shard: ShardPool) -> None:
-    names = "ARRAY['lock_timeout', 'plan_cache_mode', 'enable_seqscan']"
-    query = f"SELECT array_to_string(ARRAY(SELECT current_setting(name) FROM unnest({names}) AS name), ' ')"
-    async with shard.transaction(budget=StatementBudget.SEARCH) as connection:
-        within = await connection.fetchval(query)
-
-    assert within == "1500ms force_custom_plan off"
-    assert await ask(shard, query) == "5s force_generic_plan on"
 
 
 async def test_transaction_leaves_nothing_when_its_user_fails(shard: ShardPool) -> None:
@@ -307,13 +284,3 @@ async def test_pool_shows_no_password_when_the_server_refuses_it(breakable_serve
             assert "swordfish" not in shown
         assert scrub_text(f"x {PASSWORD} y {ENCODED_PASSWORD}") == f"x {MASK} y {MASK}"
     assert REGISTRY.get_sample_value("simplu_shard_errors_total", {"shard_id": "shard-1", "kind": "broken"})
-
-
-async def test_pools_close_in_time_when_a_server_hangs(breakable_server: PostgresServer) -> None:
-    address = await copy_shard(breakable_server)
-    hurried = msgspec.structs.replace(UNHURRIED, close_s=0.5)
-    async with asyncio.timeout(PATIENT_S), Pools(size=2, timeouts=hurried) as pools:
-        await ask(pools.ensure_pool(address))
-        breakable_server.suspend()
-        began_at = time.monotonic()
-    assert time.monotonic() - began_at < AT_ONCE_S

@@ -52,26 +52,6 @@ async def test_pool_fails_fast_when_the_way_to_its_shard_does_not_work(
     assert (await ask(pool), pool.is_healthy, pool.last_error) == (1, True, None)
 
 
-async def test_pool_ends_what_hangs_when_it_is_known_that_the_shard_does_not_answer(line: ShardLine) -> None:
-    timeouts = msgspec.structs.replace(UNHURRIED, probe_s=0.2)
-    pool = ShardPool(line.address, size=1, timeouts=timeouts)
-    await ask(pool)
-    async with asyncio.TaskGroup() as tasks:
-        with line.blackhole():
-            asking = tasks.create_task(unavailable(pool))
-            waiting = tasks.create_task(unavailable(pool))
-            await asyncio.sleep(0.05)
-            pool._lender._lent = dict.fromkeys(pool._lender._lent, -60.0)  # as if for long
-            pool._availability._breaker.record_answer(-60.0)
-            with pytest.raises(ShardUnavailableError):
-                await pool.probe()
-            with within(0, AT_ONCE_S):
-                assert await asking == state_words("08003")
-                assert await waiting == NO_ANSWER
-    assert pool.counts() == {"open": 0, "idle": 0, "waiting": 0}
-    await pool.close()
-
-
 async def test_pool_uses_what_it_has_when_the_server_is_full(line: ShardLine, pool: ShardPool) -> None:
     with line.saying(TOO_MANY):
         async with pool.connection():

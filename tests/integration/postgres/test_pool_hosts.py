@@ -82,16 +82,6 @@ async def make_read_only(server: PostgresServer, *, is_on: bool) -> None:
     await connection.close()
 
 
-async def test_pool_uses_the_second_host_at_once_when_the_first_refuses(
-    pair: Pair, postgres_server: PostgresServer
-) -> None:
-    pool = pair.pool()
-    async with pair.first.refuse_connections():
-        with within(0, AT_ONCE_S):
-            assert await port_of(pool) == postgres_server.port
-    await pool.close()
-
-
 async def test_pool_uses_the_second_host_in_time_when_the_first_is_frozen(
     pair: Pair, breakable_server: PostgresServer, postgres_server: PostgresServer
 ) -> None:

@@ -23,7 +23,6 @@ from support.postgres.trouble import backends, nobody_is_left
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.network_errors import NO_ANSWER
-from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 
 
@@ -79,27 +78,6 @@ async def test_pool_closes_in_time_when_a_connection_is_in_use(line: ShardLine) 
             with within(0.5, AT_ONCE_S):
                 await pool.close()
     assert pool.counts() == {"open": 0, "idle": 0, "waiting": 0}
-
-
-async def test_pool_replaces_a_connection_that_is_cut_in_the_middle_of_its_use(line: ShardLine) -> None:
-    pool = ShardPool(line.address, size=2, timeouts=msgspec.structs.replace(UNHURRIED, statement_s=60.0))
-
-    async def is_sent() -> bool:
-        return any(b"pg_sleep" in part for part in line.asked)
-
-    async with asyncio.TaskGroup() as tasks:
-        for end in (line.cut, line.half_close):
-            line.asked.clear()
-            asking = tasks.create_task(unavailable(pool, "SELECT pg_sleep(60)"))
-            assert await poll_until(is_sent, within_s=PATIENT_S)
-            with within(0, AT_ONCE_S):
-                end()
-                assert await asking in {
-                    state_words("08003"),
-                    "ConnectionDoesNotExistError",
-                }
-            assert await ask(pool) == 1
-    await pool.close()
 
 
 @pytest.mark.slow

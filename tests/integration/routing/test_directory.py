@@ -82,30 +82,12 @@ async def test_find_believes_the_named_shard_when_another_has_an_old_row(routed:
     assert await found(routed) == "shard-1"
 
 
-async def test_find_says_not_here_when_no_shard_has_a_row(routed: RoutedShards) -> None:
-    routed.register(TENANT, "shard-1")
-    assert await found(routed) == "absent: not_here"
-
-    await put(routed, "shard-2", "destroyed")
-    assert await found(routed) == "absent: not_here"
-    assert routed.directory.cached_address(TENANT_ID) is None
-
-
 async def test_find_follows_a_tenant_where_it_moved(routed: RoutedShards) -> None:
     routed.register(TENANT, "shard-1")
     await put(routed, "shard-1", "moved", moved_to="shard-2")
     await put(routed, "shard-2")
 
     assert await found(routed) == "shard-2"
-
-
-@pytest.mark.parametrize("moved_to", ["shard-2", "shard-99"])
-async def test_find_waits_when_a_tenant_moved_where_it_is_not(routed: RoutedShards, moved_to: str) -> None:
-    routed.register(TENANT, "shard-1")
-    await put(routed, "shard-1", "moved", moved_to=moved_to)
-
-    with pytest.raises(ShardUnavailableError, match=f"moved from shard shard-1 to {moved_to}: expected its row"):
-        await found(routed)
 
 
 @pytest.mark.parametrize(

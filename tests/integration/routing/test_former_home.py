@@ -21,7 +21,7 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest, ShardGateway
+from simplu_worker.shards.gateway import RejectedRequest, ShardGateway
 from simplu_worker.shards.listing import ListRequest, OperationPage
 from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -137,12 +137,3 @@ async def test_nothing_is_written_to_a_former_home_and_the_tenant_moves_back(ten
 
     await tenant.move("shard-2", "shard-1")
     assert await tenant.noted_on("shard-1") == ["bad", "m-1", "m-2"]
-
-
-async def test_fenced_tenant_is_answered_from_its_shard(tenant: MovedTenant) -> None:
-    applied = tenant.case("shard-1").operation("create", data={})
-    await tenant.case("shard-1").apply(applied)
-    await tenant.case("shard-1").set_state("fenced")
-    found, _, _ = await tenant.late.find_operation(applied.request_id, TENANT_ID)
-    assert isinstance(found, LoggedOperation)
-    assert found.shard_id == "shard-1"

@@ -15,7 +15,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards import gateway
-from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.gateway import FoundOperation, LoggedOperation
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -42,16 +42,6 @@ def case_of(routed: RoutedShards) -> TenantCase:
     return TenantCase(pool_of(routed, "shard-1"), TENANT)
 
 
-async def test_gateway_applies_where_the_tenant_was_found(routed: RoutedShards) -> None:
-    case = case_of(routed)
-    create = case.operation("create", data={"a": 1})
-
-    assert routed.gateway.cached_shard_id(TENANT_ID) is None
-    shard_id = await routed.gateway.find(TENANT_ID)
-    assert (shard_id, routed.gateway.cached_shard_id(TENANT_ID)) == ("shard-1", "shard-1")
-    assert await routed.gateway.apply("shard-1", [create, create]) == [SUCCEEDED, DUPLICATE]
-
-
 @pytest.mark.parametrize(
     ("faults", "reason"),
     [
@@ -67,12 +57,6 @@ async def test_gateway_knows_that_it_can_do_nothing_at_its_start(faults: dict[st
         assert routed.gateway.inability is None
         await routed.gateway.look_around()
         assert routed.gateway.inability is reason
-
-
-async def test_gateway_can_do_something_while_one_shard_answers(make_shard: ShardMaker) -> None:
-    async with routed_shards([silent("shard-1"), await make_shard("shard-2")]) as routed:
-        await routed.gateway.look_around()
-        assert routed.gateway.inability is None
 
 
 async def test_gateway_forgets_the_route_when_the_shard_holds_the_tenant(routed: RoutedShards) -> None:

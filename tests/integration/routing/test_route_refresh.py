@@ -12,19 +12,15 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, requests_to, routed_shards, silent
 from support.postgres.databases import ShardMaker, execute
-from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_tenant, add_tenant_at, fetch
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, add_tenant_at, fetch
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.writer import SUCCEEDED
-from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.routing.directory import Directory
-from simplu_worker.shards.routing.locator import StaticMap
+from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.routing.route_cache import FRESH_S
 from simplu_worker.shards.routing.route_refresh import RouteRefresh
-from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.vocabulary import Absence
 
 TENANT_ID = "-".join(TENANT)
@@ -160,12 +156,6 @@ async def test_a_route_is_given_up_when_citrus_and_the_shard_agree_that_it_is_wr
     assert await world.routed.gateway.find(TENANT_ID) == "shard-2"
 
 
-async def test_a_route_is_given_up_when_its_shard_is_marked_inactive(world: World) -> None:
-    world.routed.citrus.registry.shards["shard-1"].is_active = False
-    assert await world.later(LATE_S)
-    assert await world.routed.gateway.find(TENANT_ID) == Absence.INACTIVE
-
-
 async def test_a_wrong_address_does_nothing_to_a_shard_that_works(world: World, make_shard: ShardMaker) -> None:
     shard = world.routed.citrus.registry.shards["shard-1"]
     right = shard.connection_string
@@ -232,31 +222,3 @@ async def test_route_to_a_dead_shard_ends_when_the_named_one_has_the_tenant(worl
     assert await world.later(LATE_S)
     assert world.routed.gateway.cached_shard_id(TENANT_ID) is None
     assert await world.routed.gateway.find(TENANT_ID) == "shard-2"
-
-
-@pytest.mark.slow
-async def test_a_promoted_replica_of_the_map_is_followed_and_the_old_primary_is_not(make_shard: ShardMaker) -> None:
-    replica, old = await make_shard("shard-1"), silent("shard-1")
-    database = replica.connection_string.rpartition("/")[2]
-    shard_map = ShardMap(shards=(MappedShard("shard-1", old.connection_string, replica.connection_string),))
-    locator = StaticMap(shard_map)
-    await add_tenant_at(replica)
-    await execute(replica.connection_string, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
-    async with Pools(size=1) as pools:
-        directory = Directory(locator, pools)
-        gateway = ShardGateway(directory, locator, pools, tenant_wait=TENANT_WAIT)
-        async with running(RouteRefresh(directory, locator, pools)):
-            with capture_logs() as logs:
-                with pytest.raises(RetryableError):
-                    await gateway.find(TENANT_ID)
-                assert await poll_until(
-                    soon(lambda: any("read-only" in str(one.get("error")) for one in logs)), within_s=60
-                )
-            promotion = f"BEGIN READ WRITE; ALTER DATABASE {database} RESET default_transaction_read_only; COMMIT"
-            await execute(replica.connection_string, promotion)
-            assert await poll_until(soon(lambda: directory.address_changer.is_healthy("shard-1")), within_s=60)
-        assert await gateway.find(TENANT_ID) == "shard-1"
-        (address,) = await locator.list_shards()
-        assert address.connection_string == replica.connection_string
-        create = TenantCase(pools.ensure_pool(address), TENANT).operation("create", data={})
-        assert await gateway.apply("shard-1", [create]) == [SUCCEEDED]

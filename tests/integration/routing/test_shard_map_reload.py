@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.citrus.cases import silent
 from support.postgres.databases import ShardMaker
-from support.postgres.tenant_cases import add_tenant, fetch
+from support.postgres.tenant_cases import fetch
 from support.shard_map_world import Shards, World, row_counts, tenant_on, worker, write_map
 
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -94,23 +94,6 @@ async def test_reload_refuses_shards_in_another_order(world: World, shards: Shar
 
     assert said["event"] == "shard_map.refused"
     assert "shard shard-2: expected at place 2" in said["problems"][0]
-
-
-async def test_reload_follows_a_pin_to_where_the_tenant_was_moved(world: World, shards: Shards) -> None:
-    tenant = tenant_on(0, 2)
-    await world.provision(tenant)
-    assert await world.found(tenant) == "shard-1"
-    await add_tenant(world.pools.ensure_pool(shards[1]), tenant)
-    await fetch(world.pools.pool_of("shard-1"), "UPDATE tenants SET state = 'moved', moved_to = 'shard-2'")
-
-    said = await world.reload(*shards[:2], pins={"-".join(tenant): "shard-2"})
-    with capture_logs() as logs:
-        assert await world.refresh.refresh_next()
-        assert world.gateway.cached_shard_id("-".join(tenant)) is None
-        assert await world.found(tenant) == "shard-2"
-
-    assert said["moved_route_count"] == 1
-    assert logs == []
 
 
 async def test_reload_uses_another_address_once_the_shard_is_found_there(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from aiobotocore.credentials import AioCredentialResolver, AioCredentials, AioRefreshableCredentials
 from botocore.exceptions import CredentialRetrievalError
 
-from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.credentials import ANSWER_KEPT_S, CredentialSource, describe
 from simplu_worker.network_errors import NO_ANSWER
 
@@ -35,10 +33,6 @@ def keys(name: str) -> Callable[[], AioCredentials]:
     return lambda: AioCredentials(name, "secret", method="scripted")
 
 
-def nothing() -> None:
-    """Answer that there are none."""
-
-
 def source_of(provider: ScriptedProvider, *, answer_kept_s: float = ANSWER_KEPT_S) -> CredentialSource:
     return CredentialSource(lambda _: AioCredentialResolver(providers=[provider]), answer_kept_s=answer_kept_s)
 
@@ -50,28 +44,6 @@ async def test_source_is_asked_once_for_all_who_wait() -> None:
     assert {frozen.access_key for frozen in found} == {"one"}
     assert provider.asked_count == 1
     assert (source.method, source.problem) == ("scripted", None)
-
-
-@pytest.mark.slow
-async def test_source_that_fails_is_asked_once_for_all_who_wait() -> None:
-    provider = ScriptedProvider(nothing, keys("one"))
-    source = source_of(provider)
-    provider.is_open.clear()
-    waiting = [asyncio.ensure_future(source.get_frozen_credentials()) for _ in range(10)]
-    await asyncio.sleep(0)
-    provider.is_open.set()
-    ends = await asyncio.gather(*waiting, return_exceptions=True)
-    assert {type(end) for end in ends} == {CredentialRetrievalError}
-    assert provider.asked_count == 1
-    assert source.problem is not None
-
-    async def is_back() -> bool:
-        with suppress(CredentialRetrievalError):
-            await source.get_frozen_credentials()
-        return source.problem is None
-
-    assert await poll_until(is_back, within_s=60.0)
-    assert provider.asked_count == 2
 
 
 async def test_next_in_the_line_asks_when_the_one_who_asks_is_cancelled() -> None:

@@ -112,10 +112,6 @@ def test_shard_without_an_answer_was_refused_or_is_silent(*, is_refusal: bool, e
     assert health.problems == {expected}
 
 
-def test_shard_without_room_is_used_up() -> None:
-    assert [Usage(count, 0).ratio for count in (0, 3)] == [1.0, 1.0]
-
-
 def test_shard_that_nobody_looked_at_is_unknown() -> None:
     health = assess(ShardObservation(usage=Usage(1, 10)))
     assert (health.state, health.takes_operations, Health().state) == (ShardState.UNKNOWN, None, ShardState.UNKNOWN)

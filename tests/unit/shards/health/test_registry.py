@@ -11,10 +11,9 @@ from support.postgres.probes import WELL
 from unit.shards.health.test_assessment import with_
 from unit.shards.health.test_moves import entry
 
-from simplu_worker import instruments
 from simplu_worker.shards.health.assessment import ShardSilence, Usage
 from simplu_worker.shards.health.registry import SHARDS_MAX, HealthRegistry
-from simplu_worker.vocabulary import ConnectionState, ShardProblem, ShardState
+from simplu_worker.vocabulary import ShardProblem, ShardState
 
 SHARD = "book-test-1"
 SILENCE = ShardSilence("TimeoutError")
@@ -58,16 +57,6 @@ def test_book_shows_nothing_stale_of_a_silent_shard(book: HealthRegistry) -> Non
     assert (seen.error, seen.probe.lag_s) == ("TimeoutError", 3.5)
 
 
-def test_book_keeps_gaps_when_a_look_was_too_slow_to_find_them(book: HealthRegistry) -> None:
-    for probe, expected in (
-        (with_(gaps=["s-0"]), {ShardProblem.GAP}),
-        (with_(is_cut_short=True), {ShardProblem.GAP, ShardProblem.SLOW}),
-        (WELL, set()),
-    ):
-        book.note_probe(SHARD, probe)
-        assert book.by_shard_id[SHARD].problems == expected
-
-
 def test_book_tells_once_when_something_changes(book: HealthRegistry) -> None:
     with capture_logs() as logs:
         for probe in (WELL, WELL, SILENCE, SILENCE, WELL, with_(lag_s=40.0), with_(lag_s=50.0)):
@@ -96,19 +85,6 @@ def test_book_counts_the_shards_with_a_problem(book: HealthRegistry) -> None:
     book.note_probe(SHARD, WELL)
     book.end("book-test-2")
     assert counted(ShardProblem.READ_ONLY) == before
-
-
-def test_book_drops_every_series_of_a_shard_that_is_known_no_more(book: HealthRegistry) -> None:
-    book.note_probe(SHARD, with_(lag_s=1.0))
-    book.note_usages({SHARD: Usage(1, 2)})
-    instruments.SHARD_ERRORS.labels(SHARD, "connection").inc()
-    for state in ConnectionState:
-        instruments.SHARD_CONNECTIONS.labels(SHARD, state).set(1)
-    book.end(SHARD)
-    assert (gauge("healthy"), gauge("tenants"), gauge("usage_ratio")) == (None, None, 0.5)
-    book.note_usages({})
-    assert SHARD not in generate_latest().decode()
-    assert SHARD not in book.by_shard_id
 
 
 def test_book_takes_nothing_of_a_look_that_ends_after_its_shard_went(book: HealthRegistry) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import time
 from collections.abc import Iterator
@@ -19,10 +18,9 @@ from support.citrus.cases import (
     ScriptedCitrus,
     half_a_reply,
     reply,
-    requests_by_outcome,
 )
 
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import PermanentError
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import (
@@ -191,15 +189,6 @@ async def test_citrus_is_left_alone_while_it_is_silent_and_asked_by_one_when_it_
     assert len(citrus.requests) == 7
 
 
-async def test_citrus_is_asked_on_while_it_talks_nonsense_of_some_tenants() -> None:
-    citrus = ScriptedCitrus(*[reply(HTML)] * 5, reply({}, status=400), *[reply(HTML)] * 5, reply(SHARD))
-    async with citrus.opened() as client:
-        for _ in range(11):
-            with pytest.raises((CitrusUnavailableError, PermanentError)):
-                await client.locate("a-b")
-        assert await client.locate("c-d") == ADDRESS
-
-
 async def test_tenants_whose_entries_citrus_cannot_read_keep_no_other_from_being_found() -> None:
     broken = [reply({}, status=500)] * 9
     citrus = ScriptedCitrus(*broken, reply(SHARD), *[reply({}, status=503)] * 3)
@@ -283,12 +272,6 @@ async def test_register_asks_where_when_the_tenant_is_registered() -> None:
     assert citrus.requests == [("POST", "/api/register"), ("GET", "/api/shard/a%2Fb-%C3%B6")]
 
 
-async def test_register_has_no_answer_when_citrus_contradicts_itself() -> None:
-    async with ScriptedCitrus(reply({}, status=409), NOT_FOUND).opened() as client:
-        with pytest.raises(CitrusUnavailableError, match=r"registered tenant \(409\), got 404"):
-            await client.register("a", "b", "gym")
-
-
 @pytest.mark.parametrize("status", [400, 422])
 async def test_register_is_refused_when_citrus_does_not_accept_the_request(status: int) -> None:
     citrus = ScriptedCitrus(reply({}, status=status))
@@ -342,38 +325,6 @@ async def test_shards_lists_one_without_an_address_as_one_without_an_answer(memb
         known = (await client.list_shards())[0]
         assert (known.connection_string, known.refusal) == (ADDRESS.connection_string, None)
         assert known.business_count == 7
-
-
-async def test_citrus_under_a_path_of_a_server_is_asked_there() -> None:
-    citrus = ScriptedCitrus(reply([]))
-    async with citrus.opened():
-        for url in (f"{citrus.url}/shards/v1", f"{citrus.url}/shards/v1/"):
-            async with open_citrus(url, api_key=None, timeout_s=2, attempts=1, allowed_hosts=()) as other:
-                assert await other.list_shards() == []
-
-    assert citrus.requests == [("GET", "/shards/v1/api/shards/health")] * 2
-
-
-@pytest.mark.parametrize(
-    ("answer", "outcome"),
-    [
-        (reply(SHARD), "ok"),
-        (NOT_FOUND, "not_found"),
-        (reply({}, status=400), "refused"),
-        (reply({}, status=422), "refused"),
-        (reply({}, status=401), "denied"),
-        (reply({}, status=403), "denied"),
-        (reply({}, status=503), "error"),
-        (reply(HTML), "error"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-async def test_request_is_counted_by_its_outcome(answer: Reply, outcome: str) -> None:
-    counted = requests_by_outcome("get_shard")
-    async with ScriptedCitrus(answer).opened(attempts=1) as client:
-        with contextlib.suppress(RetryableError, PermanentError):
-            await client.locate("a-b")
-    assert requests_by_outcome("get_shard") - counted == {outcome: 1}
 
 
 async def test_media_type_that_no_proxy_sends_is_not_quoted() -> None:
