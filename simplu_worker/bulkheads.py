@@ -87,7 +87,7 @@ def contain(target: TargetKind, name: str, loop: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def translate(target: TargetKind, name: str, loop: str, *foreseen: type[Exception]) -> Iterator[None]:
-    """Raise `InternalError` in place of whatever the block raises but the errors *foreseen*, and note it."""
+    """Raise `InternalError` in place of all but the errors *foreseen*, and note it."""
     try:
         yield
     except foreseen:
@@ -105,7 +105,7 @@ async def keep_running(
     stopping: asyncio.Event | None = None,
     draw: Callable[[], float] = random.random,
 ) -> None:
-    """Run *work* until it returns; whatever it raises, run it again after a back-off, which *stopping* ends."""
+    """Run *work* until it returns; after an error again with a back-off, which *stopping* ends."""
     until = stopping or asyncio.Event()
     failures = FailureCount()
     while True:
@@ -133,7 +133,7 @@ class FailureCount:
         self._last_at = float("-inf")
 
     def next_delay_s(self, draw: float) -> float:
-        """Count an error, and return the delay before the next try: longer each time, up to RETRY_MAX_S."""
+        """Count an error, and return the delay before the next try."""
         now = loop_time()
         self._count = 1 if now - self._last_at > SOUND_AFTER_S else self._count + 1
         self._last_at = now

@@ -315,7 +315,7 @@ def _refusal(exc: Exception) -> ConfigurationError:
 
 
 def check_aws_profile(region: str | None) -> None:
-    """Raise ConfigurationError when the profile does not exist, or neither *region* nor the profile names a region."""
+    """Raise ConfigurationError without the profile, or without a region."""
     session = botocore.session.get_session()  # the one of the process would keep the profile
     try:
         region = region or session.get_config_variable("region")
@@ -327,7 +327,7 @@ def check_aws_profile(region: str | None) -> None:
 
 
 def default_region() -> str | None:
-    """Return the region of the first client, or else that of the environment or the profile."""
+    """Return the region of the first client, or of the environment or the profile."""
     if credential_source().region is not None:
         return credential_source().region
     region: str | None = os.environ.get("AWS_REGION") or _session().get_config_variable("region")
@@ -341,7 +341,7 @@ def address_of(client: Client, name: str) -> str:
 
 
 def error_code(exc: Exception) -> str:
-    """Return the error code of the service; empty for an error without an answer of the service."""
+    """Return the error code of the service; empty without an answer of the service."""
     if not isinstance(exc, botocore_errors.ClientError):
         return ""
     return str(exc.response.get("Error", {}).get("Code", ""))

@@ -27,7 +27,7 @@ CA_SETTING: Final = "AWS_CA_BUNDLE"
 
 
 def unanswered_text(exc: Exception) -> str:
-    """Return the address, without credentials, and the cause; the text of *exc* if it is about no connection."""
+    """Return the address and the cause, or the text of *exc*."""
     facts = getattr(exc, "kwargs", {})
     cause, address = facts.get("error"), facts.get("endpoint_url") or facts.get("proxy_url")
     if address is None:
@@ -89,7 +89,7 @@ class CredentialSource:
         return self
 
     def get_deferred_property(self, _name: str) -> Callable[[], Awaitable[str | None]]:
-        """Return what gives the account, the only property that botocore asks for in this way."""
+        """Return what gives the account, for botocore."""
         return self.get_account_id
 
     async def get_account_id(self) -> str | None:
@@ -162,7 +162,7 @@ class CredentialSource:
 
 
 def end_programs_in_time(chain: AioCredentialResolver, session: AioSession) -> None:
-    """Have *chain* kill a `credential_process` that nobody waits for any longer; botocore would let it run for ever."""
+    """Have *chain* kill a `credential_process` that nobody waits for any longer."""
     method = AioProcessProvider.METHOD
     profile_name = session.get_config_variable("profile") or "default"
     chain.insert_after(method, AioProcessProvider(profile_name, lambda: session.full_config, popen=_start_program))

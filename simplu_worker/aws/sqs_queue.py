@@ -90,7 +90,7 @@ class Message(msgspec.Struct, frozen=True):
 
     @property
     def try_count(self) -> int:
-        """How often a handler got the message, this time included, as far as SQS and this process know."""
+        """How often a handler got the message, this time included."""
         return self.receive_count + self.held_count
 
     @property
@@ -109,7 +109,7 @@ class BatchFailure(msgspec.Struct, frozen=True):
 
 
 class QueueAttributes(msgspec.Struct, frozen=True):
-    """Attributes of a queue; the counts are SQS's estimates. `None`: the answer does not contain the attribute."""
+    """Attributes of a queue; the counts are SQS's estimates."""
 
     visibility_timeout_s: int
     max_message_bytes: int | None
@@ -121,7 +121,7 @@ class QueueAttributes(msgspec.Struct, frozen=True):
 
 
 class OutgoingMessage(msgspec.Struct, frozen=True):
-    """A message to send. *fifo* is required for a FIFO queue, and only there. *attributes* are message attributes."""
+    """A message to send; *fifo* is for FIFO queues only."""
 
     body: str
     fifo: FifoIds | None = None
@@ -129,7 +129,7 @@ class OutgoingMessage(msgspec.Struct, frozen=True):
 
 
 class UnsentMessage(msgspec.Struct, frozen=True):
-    """An entry that SQS did not accept, by its index in the batch; *is_sender_fault* as of `BatchFailure`."""
+    """An entry that SQS did not accept, by its index in the batch."""
 
     index: int
     code: str
@@ -148,7 +148,7 @@ class Queue:
 
     @property
     def is_fifo(self) -> bool:
-        """Whether the queue keeps order within groups: exactly the names of such queues end in `.fifo`."""
+        """Whether the queue keeps order within groups."""
         return self.name.endswith(".fifo")
 
     def origin_of(self, message: Message) -> Origin:
@@ -248,7 +248,7 @@ class Queue:
         return lost
 
     async def change_visibility_batch(self, changes: Sequence[tuple[Message, int]]) -> list[BatchFailure]:
-        """Make each message visible after its seconds, in one call of at most BATCH_MAX_COUNT; return the failures."""
+        """Make each of a few messages visible after its seconds; return the failures."""
         entries = [
             {"Id": str(index), "ReceiptHandle": message.receipt_handle, "VisibilityTimeout": visibility_s}
             for index, (message, visibility_s) in enumerate(changes)

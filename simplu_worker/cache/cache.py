@@ -91,7 +91,7 @@ class Cache:
         return self._unreachable_since is None
 
     def invalidate(self, keys: Iterable[ResourceKey]) -> None:
-        """Queue the invalidation of changed resources; to be called after the commit. Never waits and never raises."""
+        """Queue the invalidation of changed resources, after the commit. Never waits, never raises."""
         try:
             self._report_dropped(self._invalidations.add(keys))
         except Exception as exc:  # noqa: BLE001  # the operations are committed: all entries become stale instead
@@ -102,7 +102,7 @@ class Cache:
             self._drained.clear()
 
     def note_replica_ended(self) -> None:
-        """Require a move of the epoch: another replica ended, perhaps between a commit and its invalidation."""
+        """Require a move of the epoch: another replica ended."""
         self._invalidations.require_epoch_move(EpochMoveReason.TAKEN_OVER)
         self._work_added.set()
         self._drained.clear()
@@ -112,7 +112,7 @@ class Cache:
         await self._redis.close()
 
     async def run(self) -> None:
-        """Send invalidations to Redis until cancelled; try again with a back-off while Redis is unreachable."""
+        """Send invalidations to Redis until cancelled, with a back-off."""
         while True:
             try:
                 with translate(TargetKind.CACHE, self._redis.place, "invalidations", RetryableError):
@@ -127,7 +127,7 @@ class Cache:
                 self._record_success()
 
     async def flush(self, within_s: float) -> None:
-        """Wait until the queue is empty; not while Redis is unreachable, as the next process moves the epoch."""
+        """Wait until the queue is empty; not while Redis is unreachable."""
         if self.is_reachable:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
@@ -270,7 +270,7 @@ class CacheAdmin:
         await repeat_every(interval_s, self.count_reads)
 
     async def count_reads(self) -> None:
-        """Count the reads since the last answer of Redis; none without an answer, and without the right to INFO."""
+        """Count the reads since the last answer of Redis, if it gives one."""
         with contextlib.suppress(RetryableError):
             about = await self._redis.read_counts()
             for outcome, member in READ_COUNTS.items():
@@ -304,7 +304,7 @@ class CacheAdmin:
         return stats | {"server": server, "keys": counts | {"complete": is_complete}, "error": None}
 
     async def list_keys(self, limit: int) -> tuple[list[str], bool]:
-        """Return at most *limit* of our keys, sorted, and whether these are all keys. Raises `RetryableError`."""
+        """Return at most *limit* of our keys, sorted, and whether these are all."""
         found: set[str] = set()
         async for keys in self._scan_keys(COUNT_MAX_S):
             if keys is None or len(found | set(keys)) > limit:
@@ -357,14 +357,14 @@ class CacheAdmin:
 
 
 def increase(count: int, before: int | None) -> int:
-    """Return how much was counted since *count* was *before*: nothing before the first answer, all after a restart."""
+    """Return how much was counted since *count* was *before*; all after a restart."""
     if before is None:
         return 0
     return count - before if count >= before else count
 
 
 def hit_ratio(hits: object, misses: object) -> float | None:
-    """Return the share of reads that found a key; None before the first read, and for a server without the counts."""
+    """Return the share of reads that found a key; None if unknown."""
     if not isinstance(hits, int) or not isinstance(misses, int) or hits + misses == 0:
         return None
     return round(hits / (hits + misses), 4)
@@ -390,7 +390,7 @@ def create_redis_commands(
 
 @contextlib.asynccontextmanager
 async def open_cache(url: str) -> AsyncIterator[tuple[Cache, CacheAdmin]]:
-    """Open the cache for a worker: its invalidations, and the administration, each with connections of its own."""
+    """Open the cache for a worker, and its administration."""
     async with AsyncExitStack() as stack:
         cache = Cache(url)
         stack.push_async_callback(cache.close)

@@ -38,7 +38,7 @@ class ResourceKey(NamedTuple):
 
     @property
     def version(self) -> str:
-        """The key of the version number in the names of all lists that may contain the resource."""
+        """The key of the version in the names of all lists with the resource."""
         return f"{VERSION_PREFIX}{self.tenant_id}:{self.resource_type}"
 
 
@@ -84,14 +84,14 @@ def versions_of(keys: Iterable[ResourceKey]) -> list[str]:
 
 
 class InvalidationBatch(NamedTuple):
-    """The next pipeline to Redis: the epoch is moved first, if there is a reason for it."""
+    """The next pipeline to Redis; the epoch is moved first."""
 
     epoch_move: EpochMoveReason | None
     keys: list[ResourceKey]
 
 
 class InvalidationQueue:
-    """The resources to invalidate, each once, and the pending reason to move the epoch; bounded by bytes."""
+    """The resources to invalidate, each once, and the reason to move the epoch."""
 
     def __init__(self, *, max_bytes: int = WAITING_MAX_BYTES) -> None:
         self._waiting: dict[ResourceKey, None] = {}
@@ -121,12 +121,12 @@ class InvalidationQueue:
         return dropped
 
     def require_epoch_move(self, reason: EpochMoveReason) -> None:
-        """Require that the epoch is moved before anything else is sent; a reason that covers entries prevails."""
+        """Require that the epoch is moved first; a reason that covers entries prevails."""
         if self._epoch_move is None or not self._epoch_move.covers_entries:
             self._epoch_move = reason
 
     def take(self, max_count: int = BATCH_MAX_KEYS) -> InvalidationBatch:
-        """Remove and return the next batch; keys that are added later go into a batch after it."""
+        """Remove and return the next batch."""
         keys = list(islice(self._waiting, max_count))
         for key in keys:
             del self._waiting[key]
@@ -136,7 +136,7 @@ class InvalidationQueue:
         return batch
 
     def requeue(self, batch: InvalidationBatch) -> int:
-        """Add again a batch that could not be sent, or has an unknown outcome; return as `add`."""
+        """Add again a batch with an unknown outcome; return as `add`."""
         if batch.epoch_move is not None:
             self.require_epoch_move(batch.epoch_move)
         return self.add(batch.keys)

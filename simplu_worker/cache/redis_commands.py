@@ -35,7 +35,7 @@ class CacheUnavailableError(RetryableError):
 
 
 class InvalidationReply(NamedTuple):
-    """The answer to a batch: the new epoch, if it was moved, and the refused keys, with the error of the first."""
+    """The answer to a batch: the new epoch, and refused keys with the first error."""
 
     epoch: int | None
     refused: list[str]
@@ -119,7 +119,7 @@ class RedisCommands:
             return int(await self._client.delete(*keys))
 
     async def read_info(self) -> dict[str, Any]:
-        """Return Redis's INFO, and its present epoch; not that of a cluster, another server of which may have it."""
+        """Return Redis's INFO, and its present epoch; not that of a cluster."""
         async with self._translate_errors():
             info: dict[str, Any] = await self._client.info()
             if info.get("redis_mode") == "cluster":
@@ -128,7 +128,7 @@ class RedisCommands:
             return info | {"epoch": None if epoch is None else _decode(epoch)}
 
     async def read_counts(self) -> dict[str, Any]:
-        """Return the part of Redis's INFO that counts what all its clients do; to ask for it is no read of a key."""
+        """Return the part of Redis's INFO that counts reads of all clients."""
         async with self._translate_errors():
             counts: dict[str, Any] = await self._client.info("stats")
             return {**counts}

@@ -151,7 +151,7 @@ class ShardGateway:
 
     @property
     def inability(self) -> Inability | None:
-        """Why no operation can be applied now, whichever tenant's: no shard is named, or none takes operations."""
+        """Why no operation can be applied now, whichever tenant's."""
         if (reason := self._locator.inability) is not None:
             return reason
         pools = self._pools.by_shard_id().values()
@@ -159,7 +159,7 @@ class ShardGateway:
         return Inability.SHARDS_UNREACHABLE if are_lost else None
 
     async def look_around(self) -> None:
-        """Find out whether a shard is named, and one answers, so that `inability` is known; failures raise nothing."""
+        """Find out whether a shard answers, so that `inability` is known. Raises nothing."""
         with contextlib.suppress(RetryableError, PermanentError, TimeoutError):
             async with asyncio.timeout(LOOK_AROUND_S):
                 for shard in await self._locator.list_shards():
@@ -168,16 +168,16 @@ class ShardGateway:
                         break
 
     def cached_shard_id(self, tenant_id: str) -> str | None:
-        """Return the id of the shard on which the tenant was last found, without any request; None if it is paused."""
+        """Return the shard on which the tenant was last found; None if it is paused."""
         address = self._directory.cached_address(tenant_id)
         return None if address is None or self.paused_s(tenant_id) else address.shard_id
 
     def paused_s(self, tenant_id: str) -> float:
-        """Return for how many seconds a tenant is still paused, as its row was last read; 0 if it is not."""
+        """Return for how many seconds a tenant is still paused."""
         return self._directory.paused_s(tenant_id)
 
     def is_tenant(self, business_id: str, location_id: str) -> bool | None:
-        """Return whether the tenant with the id of these two ids is theirs, as its row was last read; None: unknown."""
+        """Return whether the tenant's id is of these two ids; None if unknown."""
         return self._directory.is_tenant(business_id, location_id)
 
     def is_up(self, shard_id: str) -> bool:
@@ -216,7 +216,7 @@ class ShardGateway:
 
     @of_tenant
     async def end_pause(self, tenant_id: str) -> None:
-        """End the pause of a tenant on the row of its shard. Raises `RetryableError`, and as `find` does."""
+        """End the pause of a tenant. Raises as `find`."""
         home = await self.find(tenant_id)
         if not isinstance(home, Absence):
             async with self._pools.pool_of(home).connection() as connection:
@@ -302,7 +302,7 @@ class ShardGateway:
 
     @of_shard
     async def try_write(self, shard_id: str) -> None:
-        """Try what operations do on a shard, and roll it back. Raises `WorkerError` as their batch would."""
+        """Try what operations do on a shard, and roll it back. Raises `WorkerError`."""
         await try_write(self._pools.pool_of(shard_id))
 
     @of_shard
@@ -383,7 +383,7 @@ class ShardGateway:
 
     @of_shard
     async def forget_positions(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> None:
-        """Delete a shard's rows of stream shards past their retention. Raises as `write_positions` does."""
+        """Delete a shard's rows of stream shards past their retention."""
         await self._ensure_writer(shard_id).forget_positions(stream, stream_shard_ids)
 
     @of_tenant
@@ -442,12 +442,12 @@ class ShardGateway:
         return FoundOperation(self.absence_of(names, found)) if isinstance(found, Absence) else found
 
     def absence_of(self, names: tuple[str, str] | None, found: Absence) -> Absence:
-        """Return *found*, why the tenant with the joined id has no home now, as those with the ids *names* see it."""
+        """Return *found*, why the tenant has no home now, as those with the ids *names* see it."""
         return Absence.UNREGISTERED if names is not None and self.is_tenant(*names) is False else found
 
     @of_tenant
     async def read_positions_at_home(self, tenant_id: str, stream: StreamShards) -> ShardPositionRows | Absence:
-        """Return the rows of the stream shards in *stream* on the shard of a tenant, or why it has none now."""
+        """Return the rows of the stream shards in *stream* on a tenant's shard, or why it has none."""
 
         async def read(shard: ShardAddress) -> ShardPositionRows | None:
             row = await self._fetch_one(shard, "read_positions_at_home", stream.stream, list(stream.ids), tenant_id)
@@ -570,7 +570,7 @@ class ShardGateway:
 
     @of_tenant
     async def find_tenant(self, tenant_id: str) -> tuple[str, dict[str, Any]] | Absence:
-        """Return the shard of a tenant and its row there, with the counts of its resources and operations."""
+        """Return the shard of a tenant and its row, with counts of resources and operations."""
 
         async def show(shard: ShardAddress) -> tuple[str, dict[str, Any]] | None:
             row = await self._fetch_one(shard, "show_tenant", tenant_id)
@@ -611,7 +611,7 @@ class ShardGateway:
         return await self._directory.ask_home(tenant_id, steer) if is_storable(tenant_id) else Absence.UNREGISTERED
 
     async def survey(self, query: str, *arguments: object) -> ShardRows:
-        """Run a query on every known shard, all at once, each for at most a few seconds."""
+        """Run a query on every known shard, each for at most a few seconds."""
         return await fetch_from_all_shards(self._locator, self._pools, QUERIES[query], *arguments)
 
     async def _fetch_one(self, shard: ShardAddress, query: str, *arguments: object) -> dict[str, Any] | None:

@@ -56,12 +56,12 @@ async def _update_positions(
 
 
 def position_arguments(claim: PositionClaim, token: str) -> tuple[object, ...]:
-    """Return the arguments with which a known row gets the content of *claim* and its new *token*."""
+    """Return the arguments with which a known row gets *claim* and its new *token*."""
     return (*_values_of(claim), _known_tokens(claim, token), token)
 
 
 def is_row_known(claim: PositionClaim, token: str) -> bool:
-    """Return whether the row of *claim*, which is to get the new *token*, is one that its reader has seen."""
+    """Return whether the row of *claim* is one that its reader has seen."""
     return bool(_known_tokens(claim, token))
 
 
@@ -87,7 +87,7 @@ def _values_of(claim: PositionClaim) -> tuple[object, ...]:
 
 
 async def fence_position(connection: Connection, claim: PositionClaim) -> bool:
-    """Write a new token, unknown to any reader, into the row of *claim*; return whether the reader knew the old one."""
+    """Write a new unknown token into the row of *claim*; return whether the reader knew the old one."""
     key, token = _key_of(claim), str(uuid4())
     status = await connection.execute(QUERIES["fence_known_position"], *key, token, claim.fencing_tokens)
     if status.endswith(" 1"):
@@ -120,7 +120,7 @@ async def accept_gaps(connection: Connection) -> list[dict[str, Any]]:
 async def read_stored_positions(
     connection: Connection, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool
 ) -> StoredPositions:
-    """Return the stored positions of stream shards; include when the tenants came, if that may matter."""
+    """Return the stored positions of stream shards, and when the tenants came if that may matter."""
     if not is_first:
         rows = await _read_positions(connection, stream, stream_shard_ids)
         if len(rows) == len(stream_shard_ids) and all(row.parents_done for row in rows.values()):

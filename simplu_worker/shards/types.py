@@ -26,7 +26,7 @@ class ShardUnavailableError(RetryableError):
 
 
 class HomeUnknownError(ShardUnavailableError):
-    """The named shard has no row of the tenant, and another one on which the tenant may live does not answer."""
+    """The named shard has no row of the tenant, and another possible home does not answer."""
 
 
 class TenantPausedError(RetryableError):
@@ -38,7 +38,7 @@ WEIGHT_MIN, WEIGHT_MAX = 0.1, 10.0
 
 
 class Lever(msgspec.Struct, frozen=True):
-    """What a person sets for a tenant: a pause of *pause_s* seconds from now, 0 for none; a weight. None leaves it."""
+    """What a person sets for a tenant: a pause in seconds from now, a weight. None leaves it."""
 
     pause_s: float | None = None
     weight: float | None = None
@@ -64,7 +64,7 @@ class UnknownBusinessTypeError(RetryableError):
 
 
 class TenantNotMadeError(WorkerError):
-    """A tenant without a shard could not be provisioned at its first use; its operations stay held."""
+    """A tenant could not be provisioned at its first use; its operations stay held."""
 
 
 class FailedOnShardError(Exception):
@@ -82,11 +82,11 @@ class RefusedOnShardError(FailedOnShardError, WorkerError):
 
 
 class ShardNotAllowedError(RetryableError):
-    """The named shard may not be used: a person has to correct its address or `DATABASE_ALLOWED_HOSTS`."""
+    """The named shard may not be used until a person corrects its address."""
 
 
 class CitrusDeniedError(RetryableError):
-    """Citrus refuses the API key (401 or 403): only a person can correct it, and the message is not at fault."""
+    """Citrus refuses the API key (401 or 403)."""
 
 
 class StreamPosition(msgspec.Struct, frozen=True):
@@ -233,7 +233,7 @@ class DestructionResult(StrEnum):
 
 
 class ResourceRename(msgspec.Struct, frozen=True):
-    """A resource to rename; *additional_data* is the JSON text, as received, of an object to merge into it."""
+    """A resource to rename; *additional_data* is JSON to merge into it."""
 
     business_id: str
     location_id: str
@@ -245,7 +245,7 @@ class ResourceRename(msgspec.Struct, frozen=True):
 
 
 class AdminAccount(msgspec.Struct, frozen=True):
-    """The first administrator of a tenant, to create. Its kind of staff goes by the tenant's own business type."""
+    """The first administrator of a tenant, to create."""
 
     business_id: str
     location_id: str

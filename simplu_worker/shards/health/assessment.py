@@ -76,7 +76,7 @@ class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def end(self) -> MoveKey | None:
-        """The key of the end of this move; None while it goes on. A mover that comes later has another token."""
+        """The key of the end of this move; None while it goes on."""
         return None if self.outcome is None else (self.tenant_id, self.move_token, self.outcome)
 
     @property
@@ -96,12 +96,12 @@ def newly_ended(entries: Iterable[MoveEntry], before: Collection[MoveKey]) -> li
 
 
 def longest_standing_s(moves: Mapping[str, Iterable[MoveEntry]]) -> float:
-    """Return for how long the one of *moves*, by shard, that has stood for longest has not gone on; 0 without one."""
+    """Return for how long the move that stands longest has not gone on; 0 without one."""
     return max((one.standing_s for entries in moves.values() for one in entries), default=0.0)
 
 
 def move_views(moves: Mapping[str, Iterable[MoveEntry]]) -> list[dict[str, Any]]:
-    """Return *moves*, by the shard that they leave, as JSON members; unknown values are omitted."""
+    """Return *moves*, by the shard that they leave, as JSON members."""
     return [
         {name: value for name, value in _view(shard_id, one).items() if value is not None}
         for shard_id, entries in sorted(moves.items())
@@ -131,7 +131,7 @@ VERSION_MIN: Final = 140000  # docs/reading.md: PostgreSQL 14 or newer
 
 
 class SchemaCreator(msgspec.Struct, frozen=True):
-    """A role that may create in a schema of the search path beside the worker's role; None for all roles."""
+    """A role that may create in a schema of the search path; None for all roles."""
 
     schema: str
     role: str | None
@@ -146,7 +146,7 @@ class SchemaCreator(msgspec.Struct, frozen=True):
 
 
 class AwaitedType(msgspec.Struct, frozen=True):
-    """A business type that a shard lacks, with the tenants that wait for it: their number, one of them, since when."""
+    """A business type that a shard lacks, and how many tenants wait for it since when."""
 
     name: str
     tenant_count: int
@@ -199,7 +199,7 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShardSilence(msgspec.Struct, frozen=True):
-    """The error of a probe without an answer; with *is_refusal*, of a database that no worker may use."""
+    """The error of a probe without an answer, or of a database that no worker may use."""
 
     error: str
     is_refusal: bool = False
@@ -462,7 +462,7 @@ class ProbeSchedule:
         return self._number.keys()
 
     def add(self, shard_id: str, *, now: float, draw: float) -> None:
-        """Add a shard; its first probe is within a second, or within one round of many shards."""
+        """Add a shard; its first probe is within a second or a round."""
         self._put(shard_id, now + draw * max(1.0, (len(self._number) + 1) / self._healthy_pace.probes_per_second))
 
     def remove(self, shard_id: str) -> None:
@@ -481,7 +481,7 @@ class ProbeSchedule:
         return due
 
     def reschedule(self, shard_id: str, *, fails: bool, now: float, draw: float) -> None:
-        """Schedule the next probe of a shard, unless the shard was removed during the last one."""
+        """Schedule the next probe of a shard, unless it was removed."""
         if shard_id not in self._number:
             return
         (self._failing_ids.add if fails else self._failing_ids.discard)(shard_id)
@@ -494,7 +494,7 @@ class ProbeSchedule:
         self._put(shard_id, now + jittered(between_s, ratio=JITTER, draw=draw))
 
     def bring_forward(self, shard_id: str, *, now: float) -> None:
-        """Make a shard due at once: its last probe succeeded, and a use has failed since."""
+        """Make a shard due at once: a use has failed."""
         if self._number.get(shard_id, IN_FLIGHT) != IN_FLIGHT and shard_id not in self._failing_ids:
             self._failing_ids.add(shard_id)
             self._put(shard_id, now)

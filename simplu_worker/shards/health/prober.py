@@ -184,7 +184,7 @@ log = structlog.get_logger(__name__)
 
 
 class UnlistedShards:
-    """The shards of *pools* that take no operations and are not listed, and since when."""
+    """The shards of *pools* that take no operations and are not listed."""
 
     def __init__(self, pools: Pools, directory: Directory) -> None:
         self._pools = pools
@@ -211,7 +211,6 @@ class UnlistedShards:
         return pools
 
     def _is_forgotten(self, shard_id: str, now: float) -> bool:
-        """Have a shard forgotten; while a route leads there, wait as long again, as its tenant is looked up now."""
         is_forgotten = self._directory.forget_shard(shard_id)
         if not is_forgotten:
             self._since[shard_id] = now
@@ -289,7 +288,6 @@ class Prober:
                 self._schedule.bring_forward(shard_id, now=now)
 
     def _notice_known(self) -> None:
-        """Have a pool for each known shard, and note those at an address that may not be used, which get no pool."""
         pools = self._pools.by_shard_id()
         known = {shard.shard_id: shard for shard in self._known()}
         refused = {shard_id for shard_id, shard in known.items() if shard.refusal is not None} - pools.keys()
@@ -342,7 +340,7 @@ class Prober:
 
 
 async def inspect_shard(pool: ShardPool, *, counts_tenants: bool = True) -> ShardProbe | ShardSilence:
-    """Probe one shard, and update its pool: the shard is lost, recovered, or may not be used."""
+    """Probe one shard, and update its pool."""
     try:
         probe = await probe_shard(pool, counts_tenants=counts_tenants)
     except WorkerError as exc:

@@ -123,7 +123,6 @@ class HealthRegistry:
             instruments.SHARD_PROBLEMS.labels(problem).set(self._problem_counts[problem])
 
     def _count_moves(self, shard_id: str, moves: Sequence[MoveEntry]) -> None:
-        """Count the moves that have ended since the last probe; those before the first one are not known to be new."""
         before, self._ended_moves[shard_id] = self._ended_moves.get(shard_id), ended_keys(moves)
         for one in () if before is None else newly_ended(moves, before):
             instruments.MOVES.labels(one.outcome).inc()
@@ -132,7 +131,7 @@ class HealthRegistry:
                 instruments.MOVE_PAUSE.observe(one.pause_s)
 
     def unfinished_moves(self) -> dict[str, list[MoveEntry]]:
-        """Return the moves that have begun and not ended, by the shard that they leave, as last seen."""
+        """Return the moves that go on, by the shard that they leave."""
         found = {
             shard_id: [one for one in health.observation.probe.moves or () if one.is_unfinished]
             for shard_id, health in self._health.items()

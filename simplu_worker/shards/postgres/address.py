@@ -47,7 +47,7 @@ VARIABLES_OF_FILES = {  # by the option that names a file, the variable that nam
 
 
 class AddressRefusedError(PermanentError):
-    """The named shard has an address that may not be used; the request itself is not at fault."""
+    """The named shard has an address that may not be used."""
 
 
 class HostPort(NamedTuple):
@@ -87,7 +87,7 @@ class ShardAddress(msgspec.Struct, frozen=True):
 
     @property
     def rds_user(self) -> str | None:
-        """The user whose passwords are those of IAM, None for other passwords; the address is valid."""
+        """The user with passwords of IAM, None for others; the address is valid."""
         parts = split_string(self.connection_string)
         if "auth" not in dict(parse_qsl(parts.query)):
             return None
@@ -95,7 +95,7 @@ class ShardAddress(msgspec.Struct, frozen=True):
 
     @property
     def driver_string(self) -> str:
-        """The connection string as asyncpg takes it: with IAM encrypted by default, and without our own option."""
+        """The connection string for asyncpg: with IAM encrypted by default, without our own option."""
         parts = split_string(self.connection_string)
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         if options.pop("auth", None) is None:
@@ -116,11 +116,11 @@ class ShardAddress(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, connection_string=string)
 
     def error_with_place(self, error: str | None) -> str:
-        """Return the message of an error of this shard, which begins with the shard's id and place."""
+        """Return the message of an error of this shard, with its id and place."""
         return f"shard {self.shard_id} at {self.place}: {error}"
 
     def without_name(self, message: str) -> str:
-        """Return the message of an error of this shard without the shard's id and place, for lists that show both."""
+        """Return the message of an error of this shard without its id and place."""
         return message.removeprefix(self.error_with_place("")).removeprefix(f"shard {self.shard_id}: ")
 
     def validate_or_refuse(self, allowed_hosts: tuple[str, ...], *, may_name_files: bool = True) -> Self:
@@ -172,7 +172,7 @@ def split_string(connection_string: str) -> SplitResult:
 
 
 def without_hosts(connection_string: str) -> str:
-    """Return a valid connection string for asyncpg, which uses `urlsplit`, and gets host and port beside it."""
+    """Return a valid connection string for asyncpg, which gets host and port beside it."""
     before, _, after = _around_hosts(connection_string)
     return before + after
 

@@ -90,7 +90,7 @@ class ConnectionBudget(Generic[ConnectionT]):
         return self._idle.pop(connection, None) is not None
 
     def must_yield(self, member: PoolMember[ConnectionT], *, used_s: float) -> bool:
-        """Return whether *member* must close a connection used for so long, although a caller waits for it."""
+        """Return whether *member* must close a connection used for so long."""
         rival = self._next_member()
         if rival is None or rival is member or used_s < self._turn_s():
             return False

@@ -106,7 +106,7 @@ class ShardConnection(asyncpg.Connection):
             self.begin_single = before
 
     async def send(self, statements: str) -> None:
-        """Run *statements*, such as those that begin or end a transaction, in one round trip and as they are."""
+        """Run *statements* in one round trip and as they are."""
         await super().execute(statements)
 
     def execute(self, query: str, *args: Any, **options: Any) -> Any:
@@ -160,7 +160,7 @@ class ShardConnection(asyncpg.Connection):
 
 
 def enable_keepalive(endpoint: socket.socket) -> None:
-    """Let the system notice within seconds that the peer of a connection is gone without closing it."""
+    """Let the system notice within seconds that the peer of a connection is gone."""
     if endpoint.family == socket.AF_UNIX:
         return
     endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -313,7 +313,6 @@ def connect_options(address: ShardAddress, place: HostPort) -> dict[str, Any]:
 
 
 async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Record:
-    """Fetch the one row of a query by an unnamed statement: a named one would stay on a server behind a pooler."""
     statement = await connection.prepare(query, name="")
     rows: list[asyncpg.Record] = await statement.fetch()
     return rows[0]

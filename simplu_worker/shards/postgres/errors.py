@@ -21,23 +21,23 @@ ENCODING: Final = "UTF8"  # others lack characters, and with SQL_ASCII jsonb ref
 
 
 class RolledBackError(WorkerError):
-    """The transaction was given up before its end, to be tried in another way; it was rolled back."""
+    """The transaction was rolled back before its end, to be tried in another way."""
 
 
 class LostRaceError(RetryableError):
-    """The transaction lost a race against another one; an immediate retry may win."""
+    """The transaction lost a race; an immediate retry may win."""
 
 
 class LockTimeoutError(LostRaceError):
-    """Another transaction has kept a lock for longer than this one waits for it."""
+    """Another transaction has kept a lock for too long."""
 
 
 class WrongDatabaseError(ShardUnavailableError):
-    """A connection string leads to the database of another shard, or to one that no shard can have."""
+    """A connection string leads to a database that is not the shard's."""
 
 
 def wrong_shard_message(shard_id: str, found: str | None) -> str:
-    """Return the message for an address of *shard_id* that leads to the database of *found*; None: of no shard."""
+    """Return the message for an address that leads to the database of *found*; None: of no shard."""
     database = "no identity" if found is None else f"the database of shard {found}"
     return f"shard {shard_id}: its connection string leads to {database}; correct it in the map"
 
@@ -51,11 +51,11 @@ def wrong_encoding_message(shard_id: str, found: str) -> str:
 
 
 class ForeignNumbersError(ShardUnavailableError):
-    """The log has the numbers of this server's transactions already: the database comes from another server."""
+    """The log has the numbers of this server's transactions already: the database came from another server."""
 
 
 def foreign_numbers_message(shard_id: str) -> str:
-    """Return the message for the shard *shard_id* with a log that is ahead of its server."""
+    """Return the message for a shard with a log that is ahead of its server."""
     return (
         f"shard {shard_id}: expected new numbers of transactions, got such as its log has: its database was restored "
         f"into another server; run: simplu-worker shards raise-numbers {shard_id} --apply"
@@ -79,7 +79,7 @@ def fewer_after(error: StatementFailedError, limit: int) -> int:
 
 
 class ValueRefusedError(StatementFailedError):
-    """A statement failed at a value: one that no table can store, or one that an index of the owner's does not take."""
+    """A statement failed at a value that no table, or an index of the owner's, can take."""
 
 
 class DuplicateKeyError(StatementFailedError):
@@ -175,7 +175,7 @@ _BY_CLASS: Final = {
 
 
 def state_words(sqlstate: str | None) -> str:
-    """Return the meaning of an error with this five-character code, the code, and what to do if there is a remedy."""
+    """Return the meaning of an error code, the code, and the remedy if there is one."""
     code = sqlstate or "no SQLSTATE"
     meaning, *remedy = (_BY_CODE.get(code) or _BY_CLASS.get(code[:2], "an error of Postgres")).split("; ")
     return "; ".join([f"{meaning} ({code})", *remedy])
@@ -285,7 +285,7 @@ _OF_SERVER = frozenset({"25", "40", "53", "57", "58", "XX"})
 
 
 def meaning_of(sqlstate: str, raiser: Raiser = Raiser.SERVER, *, is_early: bool = False) -> ErrorMeaning:
-    """Return the meaning of an error with this five-character code; *is_early*: before the statement's timeout."""
+    """Return the meaning of an error code; *is_early*: before the statement's timeout."""
     if sqlstate == QUERY_CANCELED and is_early and raiser is not Raiser.RAISE:
         return ErrorMeaning.TRY_AGAIN
     meaning = _MEANING_BY_CODE.get(sqlstate) or _MEANING_BY_CLASS.get(sqlstate[:2], UNKNOWN)
@@ -296,7 +296,7 @@ def meaning_of(sqlstate: str, raiser: Raiser = Raiser.SERVER, *, is_early: bool 
 
 
 def raiser_of(context: str | None, server_function: str | None) -> Raiser:
-    """Return what raised an error, by its context and by the function in the server's source that reported it."""
+    """Return what raised an error, by its context and the server's function that reported it."""
     if server_function == RAISING_FUNCTION:
         return Raiser.RAISE
     return Raiser.ROUTINE if context else Raiser.SERVER

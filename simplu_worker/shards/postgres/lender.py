@@ -54,7 +54,7 @@ class SharedBudget(ConnectionBudget[ShardConnection]):
 
 
 class ConnectionLender:
-    """The lender of the connections to one shard; *open_one* opens them, at most *size* and within *budget*."""
+    """The lender of the connections to one shard, opened by *open_one*, at most *size*."""
 
     def __init__(self, open_one: Opener, *, size: int, budget: SharedBudget) -> None:
         self._open_one = open_one
@@ -68,7 +68,7 @@ class ConnectionLender:
         self.open_count = 0
 
     def counts(self) -> dict[str, int]:
-        """Return how many connections are open and idle, and how many callers wait for one."""
+        """Return how many connections are open and idle, and how many callers wait."""
         return {"open": self.open_count, "idle": len(self._idle), "waiting": len(self._waiters)}
 
     @property
@@ -99,7 +99,7 @@ class ConnectionLender:
             return await self._open()
 
     def give_back(self, connection: ShardConnection) -> None:
-        """Take a connection back, to lend it again; end it if it is closed, expired, or in a transaction."""
+        """Take a connection back; end it if it is closed, expired, or in a transaction."""
         now = loop_time()
         if not self.remove_lent(connection):
             return
@@ -115,7 +115,7 @@ class ConnectionLender:
             self._budget.grant_slots(now)  # other connections may have been idle for long enough by now
 
     def remove_lent(self, connection: ShardConnection) -> bool:
-        """Take back a lent connection that is to end; it keeps its slot until `release_slot`. False if not lent."""
+        """Take back a lent connection that is to end; its slot stays until `release_slot`."""
         if self._lent.pop(connection, None) is None:
             return False
         if self._all_returned is not None and not self._lent:
@@ -138,7 +138,7 @@ class ConnectionLender:
             self._release_slot(now)
 
     def terminate_lent(self, *, before: float) -> None:
-        """End the connections that were lent before *before*; their borrowers get an error."""
+        """End the connections that were lent before *before*."""
         for connection, since in self._lent.items():
             if since <= before:
                 connection.terminate()

@@ -101,12 +101,12 @@ class ShardPool:
 
     @property
     def last_error(self) -> str | None:
-        """The last error, in words with its code; None if the shard is healthy."""
+        """The last error, in words; None if the shard is healthy."""
         return self._availability.last_error
 
     @property
     def checked_address(self) -> ShardAddress | None:
-        """The address at which the schema was found to be whole; None again after an error of the shard."""
+        """The address at which the schema was found to be whole."""
         return self._availability.checked_address
 
     @checked_address.setter
@@ -118,11 +118,11 @@ class ShardPool:
         self._availability.is_retired = True
 
     def counts(self) -> dict[str, int]:
-        """Return how many connections are open and idle, and how many callers wait for one."""
+        """Return how many connections are open and idle, and how many callers wait."""
         return self._lender.counts()
 
     def has_idle_beside_full_server(self, exc: ShardUnavailableError) -> bool:
-        """Return whether *exc* is due to a server without room for another connection, and the pool has an idle one."""
+        """Return whether *exc* is of a full server, and the pool has an idle connection."""
         return is_of_full_server(exc.__cause__) and self.counts()["idle"] > 0
 
     @contextlib.asynccontextmanager
@@ -187,7 +187,7 @@ class ShardPool:
             instruments.SHARD_RESPONSE.labels(self.address.shard_id).observe(time.perf_counter() - started)
 
     async def count(self, query: str, *arguments: object) -> list[asyncpg.Record] | None:
-        """Return the rows of a query that counts for people; None where that takes longer than COUNT_S."""
+        """Return the rows of a query that counts for people; None after COUNT_S."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(COUNT_S), self.connection() as connection:
                 rows: list[asyncpg.Record] = await connection.fetch(query, *arguments)
@@ -236,7 +236,7 @@ class ShardPool:
             self._lender.expire()
 
     async def drain(self) -> None:
-        """Close all connections, each when it is given back: within the longest time of a use."""
+        """Close all connections, each when it is given back."""
         await self._close_connections(within_s=self._timeouts.reply_s)
 
     async def close(self) -> None:
@@ -311,7 +311,7 @@ class ShardPool:
 
 
 class Pools:
-    """All pools of this replica, by shard id. An async context manager that closes them."""
+    """All pools of this replica, by shard id; closed at the end of the context."""
 
     def __init__(
         self,
@@ -363,7 +363,7 @@ class Pools:
         return pool
 
     def switch_pool(self, address: ShardAddress) -> ShardPool:
-        """Return the pool of a shard that was found at *address*, which it has from now on. Raises as `ensure_pool`."""
+        """Return the pool of a shard that was found at *address*. Raises as `ensure_pool`."""
         pool = self._pools.get(address.shard_id)
         if pool is not None and pool.address.connection_string != address.connection_string:
             self._left[address.shard_id] = pool.address.connection_string
@@ -374,7 +374,7 @@ class Pools:
         return self._pools
 
     def pool_of(self, shard_id: str) -> ShardPool:
-        """Return the existing pool of a shard. Raises `ShardUnavailableError` if the shard was retired since."""
+        """Return the existing pool of a shard. Raises `ShardUnavailableError` without one."""
         pool = self.by_shard_id().get(shard_id)
         if pool is None:
             raise retired_error(shard_id)

@@ -99,7 +99,7 @@ class ShardAvailability:
         self._report(healthy=True)
 
     def record_writable(self) -> None:
-        """Record that the server takes writes; after a refusal of another kind that is no proof for a while."""
+        """Record that the server takes writes; after another refusal that is no proof for a while."""
         refused_at = self._refused_at
         if refused_at is None or self._is_refused_as_read_only or loop_time() - refused_at > REFUSAL_COUNTS_S:
             self.record_commit()

@@ -175,14 +175,13 @@ class CitrusClient:
         return status not in NO_SUCH_REQUEST
 
     async def list_shards(self) -> list[ShardAddress]:
-        """Return every shard that Citrus knows; a shard at an address that may not be used has a `refusal`."""
+        """Return every shard that Citrus knows, some with a `refusal`."""
         status, replies = await self._request("shards_health", "GET", "api/shards/health", _ShardReplies)
         if status == 404:
             raise CitrusUnavailableError("Citrus shards_health: expected 200, got 404")
         return self._resolve_all(replies)
 
     def _resolve_all(self, replies: Iterable[_ListedShard]) -> list[ShardAddress]:
-        """Return the listed shards. One listed without an address is at the known one, if any; else it is refused."""
         shards: dict[str, ShardAddress] = {}
         for reply in replies:  # of two entries for one shard the first counts
             known = None if reply.connection_string else self.address_book.known_address(reply.shard_id)
@@ -192,7 +191,7 @@ class CitrusClient:
         return [self.address_book.resolve(shard) for shard in shards.values()]
 
     async def list_possible_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
-        """Return every shard, for each tenant: it may live or have lived on any of them."""
+        """Return every shard, for each tenant."""
         return dict.fromkeys(tenant_ids, await self.list_shards())
 
     async def list_fallback_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:  # noqa: ARG002
@@ -222,7 +221,6 @@ class CitrusClient:
     async def _request(
         self, endpoint: str, method: str, path: str, type_: Any, message: Any = None, *, subject: str | None = None
     ) -> tuple[int, Any]:
-        """Return the status of the answer and, of a 200 or 201, the body as *type_*; *subject* is a tenant."""
         return await self._request_unless_open(
             endpoint, lambda: self._request_with_retries(endpoint, method, path, type_, message), subject
         )

@@ -50,7 +50,7 @@ class AddressChanger:
         self._locks: dict[str, asyncio.Lock] = {}
 
     def is_healthy(self, shard_id: str) -> bool:
-        """Return whether a shard answered last at the address in use; True for a shard without a pool."""
+        """Return whether a shard answered last at the address in use."""
         pool = self._pools.by_shard_id().get(shard_id)
         return pool is None or pool.is_healthy
 
@@ -65,7 +65,7 @@ class AddressChanger:
         ]
 
     async def try_candidate(self, shard_id: str) -> None:
-        """Try the candidate of a shard, if it is due, and use it if the shard is there."""
+        """Try the due candidate of a shard, and use it if the shard is there."""
         async with self._locks.setdefault(shard_id, asyncio.Lock()):
             address = self._book.due_candidate(shard_id, self._clock(), is_healthy=self.is_healthy(shard_id))
             if address is None:
@@ -90,7 +90,6 @@ class AddressChanger:
             await pool.probe()
 
     async def _takes_writes(self, shard_id: str) -> bool:
-        """Return whether a shard takes writes at the address in use: an error there is no proof of a promotion."""
         try:
             await self._pools.pool_of(shard_id).probe()
         except RetryableError:
@@ -114,7 +113,7 @@ class Settler(Protocol):
         """Make a fenced tenant active again after its deadline; return whether it was."""
 
     async def activate_left(self, source_id: str, target_id: str, tenant_id: str) -> bool:
-        """Make a tenant active that a mover has left ready on *target_id*; return whether it was."""
+        """Make a tenant active that a mover left ready on *target_id*; return whether it was."""
 
 
 DESTROYED_STATES: Final = frozenset({TenantState.DESTROYING, TenantState.DESTROYED})
@@ -166,21 +165,21 @@ class Directory:
         return max(0.0, self._paused_until.get(tenant_id, 0.0) - self._clock())
 
     def is_tenant(self, business_id: str, location_id: str) -> bool | None:
-        """Return whether the tenant with the id of these two ids is theirs, as its row was last read; None: unknown."""
+        """Return whether the tenant's id is of these two ids; None if unknown."""
         return self._business_ids.is_tenant(business_id, location_id)
 
     def forget(self, tenant_id: str) -> None:
-        """Look the tenant up again at the next call; for a tenant that was not on its shard, or was just made."""
+        """Look the tenant up again at the next call."""
         self.routes.invalidate(tenant_id)
         self._absences.remove(tenant_id)
 
     def apply_map_change(self, removed: Collection[str]) -> None:
-        """Forget routes to the shards *removed* from the map, and all absences: the new map may have these tenants."""
+        """Forget routes to the shards *removed* from the map, and all absences."""
         self.routes.remove_shards(removed)
         self._absences.clear()
 
     def forget_shard(self, shard_id: str) -> bool:
-        """Forget a shard that is gone, and return True; if routes lead there, mark them as due instead."""
+        """Forget a shard that is gone; if routes lead there, mark them as due instead."""
         tenant_ids = [tenant_id for tenant_id, found_on in self.routes.items() if found_on == shard_id]
         for tenant_id in tenant_ids:
             self.routes.mark_due(tenant_id)
@@ -343,7 +342,7 @@ class Directory:
         return [homes[tenant_id] for tenant_id, _ in named]
 
     async def find_home(self, tenant_id: str, named: ShardAddress) -> TenantHome | None:
-        """Return the home of one tenant, as `find_homes` does. Raises the error instead of returning it."""
+        """Return the home of one tenant, as `find_homes` does, or raise its error."""
         return _home_or_raise((await self.find_homes({tenant_id: named}))[tenant_id])
 
     async def find_homes(self, named: Mapping[str, ShardAddress]) -> dict[str, TenantHome | WorkerError | None]:

@@ -23,14 +23,14 @@ from simplu_worker.vocabulary import Inability
 
 
 class Registration(msgspec.Struct, frozen=True):
-    """The shard that a tenant is registered on, and whether it was registered just now, for the first time."""
+    """The shard that a tenant is registered on, and whether it is new there."""
 
     address: ShardAddress
     is_new: bool
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """A shard's capacity as Citrus reports it; None where a member is missing."""
+    """A shard's capacity as Citrus reports it."""
 
     business_count: int | None = None
     business_max: int | None = None
@@ -50,7 +50,7 @@ class Locator(Protocol):
         """Return the shard named for the tenant; None is a definite "not registered"."""
 
     async def register(self, business_id: str, location_id: str, business_type: str) -> Registration:
-        """Register a tenant, or find where the tenant was registered before."""
+        """Return the shard that the map names; there is no register of tenants."""
 
     async def list_possible_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
         """Return the shards on which each tenant may live or have lived."""
@@ -71,7 +71,7 @@ def read_shard_map(path: Path, allowed_hosts: tuple[str, ...]) -> ShardMap:
 
 
 class StaticMap:
-    """A map from a file or of one shard, as a locator: every tenant has a shard, registered or not."""
+    """A map as a locator: every tenant has a shard, registered or not."""
 
     def __init__(self, shard_map: ShardMap) -> None:
         self.map = shard_map
@@ -126,7 +126,7 @@ class StaticMap:
         return [self.address_of(shard) for shard in self.map.shards]
 
     def address_of(self, shard: MappedShard) -> ShardAddress:
-        """Return the address in use: that of the map, or that of the standby after a promotion."""
+        """Return the address in use."""
         return self.address_book.known_address(shard.shard_id) or shard.address
 
 
@@ -178,7 +178,6 @@ def _replace(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Exclude other commands that pin tenants in a map of *folder*: each reads the map, and writes all of it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         ends_at = time.monotonic() + LOCK_WITHIN_S

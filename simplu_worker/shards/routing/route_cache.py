@@ -25,7 +25,7 @@ JITTER: Final = 0.1  # of FRESH_S, to either side, so that routes found together
 
 
 def stale_at(found_at: float, *, draw: float) -> float:
-    """Return when a route that was found at *found_at* becomes stale; *draw* (0 ≤ draw < 1) spreads the times."""
+    """Return when a route becomes stale; *draw* (0 to 1) spreads the times."""
     return found_at + FRESH_S * (1 - JITTER + 2 * JITTER * draw)
 
 
@@ -35,7 +35,7 @@ class _Route(msgspec.Struct, gc=False):
 
 
 class RouteCache:
-    """Tenant → shard, for at most *max_count* tenants; the route with the oldest lookup is dropped first."""
+    """Tenant → shard, for at most *max_count* tenants; the oldest lookup is dropped first."""
 
     def __init__(self, *, max_count: int = ROUTES_MAX) -> None:
         self._max_count = max_count
@@ -58,11 +58,11 @@ class RouteCache:
         return len(self._due)
 
     def set_time(self, now: float) -> None:
-        """Set the time by which `get` judges staleness; a clock read at each use would cost too much."""
+        """Set the time by which `get` judges staleness."""
         self._now = now
 
     def get(self, tenant_id: str) -> str | None:
-        """Return the shard on which a tenant was last found; marks a stale route as due for a refresh."""
+        """Return the shard of a tenant; a stale route becomes due for a refresh."""
         route = self._routes.get(tenant_id)
         if route is None:
             return None
@@ -87,7 +87,7 @@ class RouteCache:
             self.put(tenant_id, shard_id, now=now, draw=draw)
 
     def invalidate(self, tenant_id: str) -> None:
-        """Drop a route, but keep its shard for `last_shard_id`: the one to ask while the locator does not answer."""
+        """Drop a route, but keep its shard for `last_shard_id`."""
         route = self._routes.pop(tenant_id, None)
         self._due.pop(tenant_id, None)
         if route is not None:
@@ -95,7 +95,7 @@ class RouteCache:
             self._invalidated[tenant_id] = route.shard_id
 
     def last_shard_id(self, tenant_id: str) -> str | None:
-        """Return the shard on which a tenant was last found, even if that route was invalidated."""
+        """Return the shard on which a tenant was last found, invalidated or not."""
         route = self._routes.get(tenant_id)
         return self._invalidated.get(tenant_id) if route is None else route.shard_id
 
@@ -104,7 +104,7 @@ class RouteCache:
         return [(tenant_id, route.shard_id) for tenant_id, route in self._routes.items()]
 
     def mark_due(self, tenant_id: str) -> None:
-        """Mark a tenant's route as due for a refresh now: it may have changed. The route is used until then."""
+        """Mark a tenant's route, used until then, as due for a refresh."""
         route = self._routes.get(tenant_id)
         if route is not None:
             self._due[tenant_id] = None
@@ -121,7 +121,7 @@ class RouteCache:
         return self._samples.get(shard_id)
 
     def take_due(self) -> tuple[str, str] | None:
-        """Remove from the queue the route that has been due for longest; return its tenant and shard."""
+        """Take the route that has been due for longest; return its tenant and shard."""
         while self._due:
             tenant_id = next(iter(self._due))
             del self._due[tenant_id]
@@ -164,12 +164,12 @@ class AbsenceCache:
         self._absences[tenant_id] = _CachedAbsence(reason, asked_at, searched_at)
 
     def reason(self, tenant_id: str, *, since: float) -> str | None:
-        """Return why a tenant had no shard, if that was looked up at *since* or later."""
+        """Return why a tenant had no shard, looked up at *since* or later."""
         absence = self._absences.get(tenant_id)
         return None if absence is None or absence.asked_at < since else absence.reason
 
     def searched_at(self, tenant_id: str) -> float:
-        """Return when all shards last answered that they have no row of the tenant; minus infinity if unknown."""
+        """Return when all shards last answered that they have no row of the tenant."""
         absence = self._absences.get(tenant_id)
         return -math.inf if absence is None else absence.searched_at
 
@@ -183,7 +183,7 @@ class AbsenceCache:
 
 
 class BusinessIds:
-    """Where the business id ends in tenants' ids, for at most *max_count* of those that may be of several pairs."""
+    """Where the business id ends in tenants' ids that may be of several pairs."""
 
     def __init__(self, *, max_count: int = ROUTES_MAX) -> None:
         self._max_count = max_count
@@ -196,7 +196,7 @@ class BusinessIds:
             self._ends[tenant_id] = len(business_id)
 
     def is_tenant(self, business_id: str, location_id: str) -> bool | None:
-        """Return whether the tenant with the id of these two ids is theirs; None if that is not known."""
+        """Return whether the tenant's id is of these two ids; None if unknown."""
         tenant_id = tenant_id_of(business_id, location_id)
         end = len(business_id) if tenant_id.count("-") == 1 else self._ends.get(tenant_id)
         return None if end is None else end == len(business_id)
@@ -276,7 +276,7 @@ class AddressBook:
         self._shards.pop(shard_id, None)
 
     def resolve(self, named: ShardAddress) -> ShardAddress:
-        """Return the address to use for a shard that the locator names: the named one, or the proven one."""
+        """Return the address to use for a shard: the named one, or the proven one."""
         if named.refusal is not None:
             return named
         shard = self._shards.get(named.shard_id)
@@ -303,7 +303,7 @@ class AddressBook:
             shard.is_proven = True
 
     def due_candidate(self, shard_id: str, now: float, *, is_healthy: bool) -> ShardAddress | None:
-        """Return the address to try for a shard now; *is_healthy* if the shard answers at its present address."""
+        """Return the address to try for a shard now; *is_healthy* at its present one."""
         shard = self._shards.get(shard_id)
         if shard is None or shard.candidate is None:
             return None
@@ -319,7 +319,7 @@ class AddressBook:
         return candidate.address
 
     def is_standby(self, address: ShardAddress) -> bool:
-        """Return whether a due address is that of the standby, which the locator does not name as the shard's own."""
+        """Return whether a due address is that of the standby."""
         shard = self._shards.get(address.shard_id)
         return shard is not None and shard.candidate is not None and shard.candidate.is_standby
 
@@ -338,7 +338,7 @@ class AddressBook:
         )
 
     def record_failure(self, address: ShardAddress, now: float, *, draw: float) -> None:
-        """Record that the shard was not found at an address; *draw* (0 ≤ draw < 1) spreads the next trials."""
+        """Record that the shard was not found at an address; *draw* spreads the trials."""
         shard = self._shards.get(address.shard_id)
         candidate = None if shard is None else shard.candidate
         if candidate is None or candidate.address.connection_string != address.connection_string:

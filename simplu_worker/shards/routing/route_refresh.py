@@ -114,7 +114,7 @@ class RouteRefresh:
                 await self._is_any_due.wait()
 
     async def refresh_next(self) -> bool:
-        """Refresh the route that has been due for longest; return whether there was one, and an answer."""
+        """Refresh the route due for longest; return whether there was one, and an answer."""
         due = self._directory.routes.take_due()
         if due is None:
             return False
@@ -151,7 +151,7 @@ class RouteRefresh:
             await asyncio.sleep(shared_pause_s(self._clock(), TICK_S))
 
     async def locate_unhealthy_shards(self) -> None:
-        """Ask the locator for the addresses of the unhealthy shards that are due after their back-off."""
+        """Ask for the addresses of the unhealthy shards that are due."""
         now = self._clock()
         unhealthy = [shard_id for shard_id, pool in self._pools.by_shard_id().items() if not pool.is_healthy]
         self._unhealthy = {
@@ -186,7 +186,7 @@ ROUTES_PER_STEP: Final = 500  # about two milliseconds, then other tasks run
 
 
 async def log_unused_reloads(wanted: asyncio.Event) -> None:
-    """Log at each *wanted* reload that there is no map file: a SIGHUP must not end the process."""
+    """Log at each *wanted* reload that there is no map file."""
     while True:
         await wanted.wait()
         wanted.clear()
@@ -213,7 +213,7 @@ class ShardMapReloader:
                     drains.create_task(pool.drain(), name=f"drain:{pool.address.shard_id}")
 
     async def reload(self) -> list[ShardPool]:
-        """Read the map and use it, or log why not; return the pools of the removed shards, to be drained."""
+        """Read the map and use it, or log why not; return the pools of removed shards."""
         try:
             new = await asyncio.to_thread(self._read)
             await self._check(new)

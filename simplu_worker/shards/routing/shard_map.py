@@ -137,7 +137,7 @@ class ShardMap(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_field
         return ShardMap(shards=self.shards)
 
     def with_shard_count(self, count: int) -> ShardMap:
-        """Return this map with *count* shards: without the last ones, or with new ones (no address) at the end."""
+        """Return this map with *count* shards, without the last ones or with new ones."""
         taken = {shard.shard_id for shard in self.shards}
         names = (f"new-{number}" for number in range(1, count + len(taken) + 1))
         free = (name for name in names if name not in taken)
@@ -151,18 +151,18 @@ def bucket_of(key: str, count: int) -> int:
 
 
 def hash_of(key: str, attempt: int = 0) -> int:
-    """Return 64 bits of the MD5 of *key*; after *attempt* retired shards, of *key* with `#attempt` appended."""
+    """Return 64 bits of the MD5 of *key*; after *attempt* retired shards, of *key* with `#attempt`."""
     text = f"{key}#{attempt}" if attempt else key
     return int.from_bytes(hashlib.md5(text.encode(), usedforsecurity=False).digest()[:8])
 
 
 def jump_hash(key: int, count: int) -> int:
-    """Return the jump consistent hash of a 64-bit *key*: when *count* grows by one, 1/count of the keys move."""
+    """Return the jump consistent hash of a 64-bit *key*."""
     return buckets_of(key, count)[-1]
 
 
 def buckets_of(key: int, count: int) -> list[int]:
-    """Return, ascending, the buckets that a 64-bit *key* had while the number of buckets grew from one to *count*."""
+    """Return, ascending, the buckets that *key* had while their number grew to *count*."""
     bucket, candidate = -1, 0
     passed = []
     while candidate < count:
@@ -226,7 +226,7 @@ def first_problems(problems: list[str], count: int = PROBLEMS_MAX) -> list[str]:
 
 
 class MapChange(msgspec.Struct, frozen=True):
-    """The shards that a new map adds, readdresses and removes; the removed ones as the old map has them."""
+    """The shards that a new map adds, readdresses and removes."""
 
     added: tuple[MappedShard, ...] = ()
     readdressed: tuple[MappedShard, ...] = ()

@@ -97,7 +97,7 @@ async def query_all_shards(
 async def query_with_causes(
     shards: Sequence[ShardAddress], query: Callable[[ShardAddress], Awaitable[Result]]
 ) -> tuple[dict[str, Result], dict[str, str]]:
-    """Return what `query_all_shards` does, and why shards gave no answer, by shard id; no cause if it took too long."""
+    """Return what `query_all_shards` does, and why shards gave no answer."""
     causes: dict[str, str] = {}
 
     async def ask(shard: ShardAddress) -> Result:
@@ -111,7 +111,7 @@ async def query_with_causes(
 
 
 def group_by_shard(pairs: Iterable[tuple[ShardAddress, Item]]) -> list[tuple[ShardAddress, list[Item]]]:
-    """Return each shard once, with its items in their order, so that one query serves all of them."""
+    """Return each shard once, with its items in their order."""
     groups: dict[str, tuple[ShardAddress, list[Item]]] = {}
     for shard, item in pairs:
         groups.setdefault(shard.shard_id, (shard, []))[1].append(item)

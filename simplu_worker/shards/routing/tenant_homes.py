@@ -29,7 +29,7 @@ ARRIVING_STATES: Final = frozenset({TenantState.INCOMING, TenantState.READY})
 
 
 class TenantHome(msgspec.Struct, frozen=True):
-    """A shard with a row of a tenant, and the row; *left* is the shard that the tenant has left for this one."""
+    """A shard with a row of a tenant, the row, and the shard *left* for this one."""
 
     address: ShardAddress
     tenant: dict[str, Any]
@@ -116,7 +116,7 @@ class TenantHomes:
     async def fetch_rows(
         self, address: ShardAddress, tenant_ids: Sequence[str], *, query: str = "find_tenants"
     ) -> dict[str, dict[str, Any]]:
-        """Return the tenants' rows on one shard by id, without the tenants that have none there."""
+        """Return the tenants' rows on one shard by id."""
         pool = self._pools.ensure_pool(address)
         async with pool.connection() as connection:
             if not await has_schema(connection, pool):
@@ -126,7 +126,7 @@ class TenantHomes:
         return {row["id"]: dict(row) for row in rows}
 
     async def fetch_row(self, address: ShardAddress, tenant_id: str) -> dict[str, Any] | None:
-        """Return a tenant's row on one shard; None if it has none there. Concurrent callers share queries."""
+        """Return a tenant's row on one shard, or None. Concurrent callers share queries."""
         (row,) = await self._row_reads.submit(address, [tenant_id])
         return row
 
@@ -143,7 +143,7 @@ class TenantHomes:
             return exc
 
     async def follow_moves(self, home: TenantHome, tenant_id: str) -> TenantHome:
-        """Return the home of a tenant that moved from *home*; raise `RetryableError` if the tenant is not there."""
+        """Return the home of a tenant that moved from *home*. Raises `RetryableError`."""
         move_count = 0
         while home.tenant["state"] == TenantState.MOVED and move_count < MOVES_MAX:
             move_count += 1
@@ -158,13 +158,12 @@ class TenantHomes:
         return home
 
     async def find_address(self, shard_id: str | None) -> ShardAddress | None:
-        """Return the address of a shard; None if the locator does not know it. Raises the locator's errors."""
+        """Return the address of a shard; None if the locator does not know it."""
         known = self._locator.address_book.known_address(shard_id or "")
         return known or next((shard for shard in await self._locator.list_shards() if shard.shard_id == shard_id), None)
 
 
 def _may_be_home(answer: Answer) -> bool:
-    """Return whether the shard is the tenant's home, or may be because it is silent; not with a destroyed row."""
     return not isinstance(answer, TenantHome) or answer.tenant["state"] != TenantState.DESTROYED
 
 
@@ -173,7 +172,6 @@ def _is_arriving(answer: Answer) -> bool:
 
 
 def _first_possible(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Answer]:
-    """Return the first answer by which each tenant has, or may have, its home; without the tenants that have none."""
     firsts = {
         tenant_id: min(filter(_may_be_home, some), key=_is_arriving, default=None)
         for tenant_id, some in answers.items()
