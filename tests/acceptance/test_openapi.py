@@ -83,13 +83,7 @@ async def test_answers_are_those_of_the_description() -> None:
             worker, VIEWER_TOKEN, "--max-examples", "4", "--phases", "fuzzing", *paths("--exclude-path", *STREAMS)
         )
         await try_interface(
-            worker,
-            PRODUCER_TOKEN,
-            "--max-examples",
-            "3",
-            "--phases",
-            "fuzzing",
-            *paths("--include-path", *OF_TENANTS),
+            worker, PRODUCER_TOKEN, "--max-examples", "3", "--phases", "fuzzing", *paths("--include-path", *OF_TENANTS)
         )
         await worker.stop(within_s=40)
         log = worker.log_path.read_text(encoding="utf-8")

@@ -177,11 +177,7 @@ async def test_batch_of_the_stream_has_a_span_with_its_producers_and_its_transac
 async def test_messages_of_queues_have_spans_with_their_producers(place: Place) -> None:
     orders = place.env["SQS_ORDER_EVENTS_QUEUE_URL"]
     fifo = {"MessageGroupId": "g", "MessageDeduplicationId": "d"} if orders.endswith(".fifo") else {}
-    values = {
-        "BusinessId": TENANT.business_id,
-        "LocationId": TENANT.location_id,
-        "traceparent": traceparent(21),
-    }
+    values = {"BusinessId": TENANT.business_id, "LocationId": TENANT.location_id, "traceparent": traceparent(21)}
     await place.sqs.send_message(
         QueueUrl=orders,
         MessageBody=json.dumps({"type": "CREATE", "orderId": "traced", "data": {"n": 1}}),

@@ -128,11 +128,7 @@ class BrowserTab:
     async def show_as(self, width: int, scheme: Scheme = "light", *, height: int = 800, scale: float = 1) -> None:
         is_phone = width <= PHONE_WIDTH
         await self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=scale,
-            mobile=is_phone,
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=is_phone
         )
         preferences = [
             {"name": "prefers-color-scheme", "value": scheme},

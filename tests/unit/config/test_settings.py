@@ -13,11 +13,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from pydantic import Secret
 
-from simplu_worker.config.loading import (
-    draft_settings,
-    load_env_file,
-    prepare_environment,
-)
+from simplu_worker.config.loading import draft_settings, load_env_file, prepare_environment
 from simplu_worker.config.settings import SECRETS, VARIABLES, Settings, schemas
 from simplu_worker.config.values import describe_values
 from simplu_worker.errors import ConfigurationError

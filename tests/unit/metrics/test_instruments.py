@@ -12,9 +12,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 from simplu_worker import instruments
 from simplu_worker.instruments import BatchHistogram
-from simplu_worker.vocabulary import (
-    ConnectionState,
-)
+from simplu_worker.vocabulary import ConnectionState
 
 CONTRACT = {
     "simplu_build_info": ("gauge", ["version", "python"]),

@@ -263,10 +263,7 @@ ROLE = Role.OPERATOR
             "/operations/a%2Fb%2fc%252Fd%20e?businessId=b%2F1&locationId=l+%C3%A9",
             ("find_operation", "a/b/c%2Fd e", "b/1", "l é", ROLE),
         ),
-        (
-            "/operations/%7Bx%7D%3F%23%25+?locationId=%26&businessId=%3D",
-            ("find_operation", "{x}?#%+", "=", "&", ROLE),
-        ),
+        ("/operations/%7Bx%7D%3F%23%25+?locationId=%26&businessId=%3D", ("find_operation", "{x}?#%+", "=", "&", ROLE)),
         ("/tenants/b%2F1/l%2f2", ("find_tenant", "b/1", "l/2", ROLE)),
         ("/tenants/b-l", ("find_tenant_by_id", "b-l")),
         ("/resources/b/l/note/r%2F1", ("find_resource", "b", "l", "note", "r/1")),

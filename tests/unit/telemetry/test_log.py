@@ -88,9 +88,7 @@ def test_log_has_errors_of_the_network_in_words(stream: io.StringIO) -> None:
     refused = RuntimeError("HTTPConnectionPool(host='127.0.0.1', port=9): Max retries exceeded")
     refused.__context__ = ConnectionRefusedError(111, "Connection refused")
     logging.getLogger("opentelemetry").warning("Transient error %s encountered with %s", refused, ValueError("spans"))
-    assert [line["event"] for line in _lines_of(stream)] == [
-        f"Transient error ({NO_SERVER}) encountered with spans",
-    ]
+    assert [line["event"] for line in _lines_of(stream)] == [f"Transient error ({NO_SERVER}) encountered with spans"]
 
 
 def test_log_keeps_bodies_of_aws_calls_out_when_debug(stream: io.StringIO) -> None:

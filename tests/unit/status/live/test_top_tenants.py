@@ -29,12 +29,7 @@ def test_tenant_has_the_figures_of_both_windows() -> None:
     hour = WindowUse({"a": LOUD, "before": TenantUse(HOUR_MIN_S, 2, 3)}, 72.0)
 
     assert [one.json() for one in tenant_rows("shard-1", minute, hour)] == [
-        {
-            "shardId": "shard-1",
-            "tenant": "a",
-            "lastMinute": FIGURES,
-            "lastHour": FIGURES | {"share": 0.167},
-        },
+        {"shardId": "shard-1", "tenant": "a", "lastMinute": FIGURES, "lastHour": FIGURES | {"share": 0.167}},
         {
             "shardId": "shard-1",
             "tenant": "before",

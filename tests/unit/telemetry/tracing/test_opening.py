@@ -30,10 +30,7 @@ def test_missing_extra_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> No
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, None),
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": ""}, None),
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL: expected http/protobuf, got 'grpc'"),
-        (
-            {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
-            None,
-        ),
+        ({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, None),
         (
             {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/json"},
             "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: expected http/protobuf, got 'http/json'",
@@ -65,10 +62,7 @@ async def test_process_traces_while_it_is_open(monkeypatch: pytest.MonkeyPatch) 
     [
         ({}, {"service.name": "simplu-worker"}),
         ({"OTEL_SERVICE_NAME": "orders"}, {"service.name": "orders"}),
-        (
-            {"OTEL_RESOURCE_ATTRIBUTES": "service.name=orders,team=a%20b"},
-            {"service.name": "orders", "team": "a b"},
-        ),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=orders,team=a%20b"}, {"service.name": "orders", "team": "a b"}),
     ],
 )
 def test_resource_is_the_replica_as_the_variables_say(
