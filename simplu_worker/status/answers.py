@@ -52,20 +52,6 @@ class Health(Members):
     detail: str | UnsetType = UNSET
 
 
-class History(Members):
-    """The last hour of this replica: a list for each quantity."""
-
-    interval_seconds: float
-    from_: str | None = msgspec.field(name="from")
-    operations_per_second: list[float] | UnsetType = UNSET
-    failed_per_second: list[float] | UnsetType = UNSET
-    dead_letters: list[Count] | UnsetType = UNSET
-    latency_p50_seconds: Points | UnsetType = UNSET
-    latency_p99_seconds: Points | UnsetType = UNSET
-    lag_seconds: Points | UnsetType = UNSET
-    held_targets: list[Count] | UnsetType = UNSET
-
-
 class FeedDestination(Members):
     """A destination of the feed, over all shards."""
 
@@ -109,7 +95,6 @@ class Status(Members):
     certificate_end: datetime | UnsetType | None = UNSET
     citrus: str | UnsetType | None = UNSET
     recent_errors: list[Json] | UnsetType = UNSET
-    history: History | UnsetType | None = UNSET
     counters: Json | UnsetType = UNSET
 
 

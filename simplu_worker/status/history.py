@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
-
-import msgspec
 
 from simplu_worker.consumers.kinesis.leases.lease import ReplicaFigures
 from simplu_worker.status import answers
@@ -19,84 +17,34 @@ from simplu_worker.vocabulary import StreamShardState
 
 INTERVAL_S: Final = 30.0
 POINTS_MAX: Final = 120  # an hour
-MEDIAN: Final = 0.5
 HIGH: Final = 0.99
 
 
-class Totals(msgspec.Struct, frozen=True):
-    """Counters and gauges of a moment; *latency* has the count of each bucket, that of the rest last."""
+class Figures:
+    """The p99 latency of the last interval, and the dead letters of the last hour: what other replicas are told.
 
-    operations: float
-    failed: float
-    dead_letters: float
-    latency: Sequence[int]
-    lag_s: float | None
-    held_count: int
-
-
-class HistoryPoint(NamedTuple):
-    """An interval, as lists of the answer. A latency is the bound below which it was, None without an operation."""
-
-    operations_per_second: float
-    failed_per_second: float
-    dead_letters: int
-    latency_p50_seconds: float | None
-    latency_p99_seconds: float | None
-    lag_seconds: float | None
-    held_targets: int
-
-
-class History:
-    """The points of the last hour, the oldest first; *bounds_s* are those of buckets."""
+    *bounds_s* are those of the buckets of latencies.
+    """
 
     def __init__(self, bounds_s: Sequence[float]) -> None:
         self._bounds_s = tuple(bounds_s)
-        self._points: deque[HistoryPoint] = deque(maxlen=POINTS_MAX)
-        self._last: tuple[float, Totals] | None = None
-        self._last_at: datetime | None = None
+        self._latency: Sequence[int] = ()
+        self._p99_s: float | None = None
+        self._dead_letters: deque[int] = deque(maxlen=POINTS_MAX + 1)
 
-    def note(self, totals: Totals, *, now: float, at: datetime) -> None:
-        """Add the interval since the last call, which ends *now* (monotonic), at the time *at*."""
-        if self._last is not None and now > self._last[0]:
-            before_at, before = self._last
-            self._points.append(point_between(before, totals, passed_s=now - before_at, bounds_s=self._bounds_s))
-        self._last, self._last_at = (now, totals), at
+    def note(self, latency: Sequence[int], dead_letters: int) -> None:
+        """Note the counts at the end of an interval: of each bucket, that of the rest last, and of dead letters."""
+        if self._dead_letters:
+            counts = [new - old for old, new in zip(self._latency, latency, strict=True)]
+            self._p99_s = quantile(HIGH, counts, self._bounds_s)
+        self._latency = latency
+        self._dead_letters.append(dead_letters)
 
-    def figures(self) -> ReplicaFigures:
-        """Return the last p99 latency and all dead letters; unknown before the first point."""
-        if not self._points:
+    def view(self) -> ReplicaFigures:
+        """Return the figures, which are unknown before the end of the first interval."""
+        if len(self._dead_letters) <= 1:
             return ReplicaFigures()
-        dead_letter_count = sum(point.dead_letters for point in self._points)
-        return ReplicaFigures(self._points[-1].latency_p99_seconds, dead_letter_count)
-
-    def view(self) -> answers.History:
-        """Return the points: one list for each quantity."""
-        points = list(self._points)
-        last_at = self._last_at
-        begin = None if last_at is None else last_at - timedelta(seconds=INTERVAL_S * max(len(points) - 1, 0))
-        return answers.History(
-            interval_seconds=INTERVAL_S,
-            from_=None if begin is None else begin.isoformat(timespec="seconds"),
-            **_lists(HistoryPoint, points),
-        )
-
-
-def _lists(kind: type[HistoryPoint | FleetPoint], points: Iterable[HistoryPoint | FleetPoint]) -> dict[str, Any]:
-    return {name: [getattr(one, name) for one in points] for name in kind._fields}
-
-
-def point_between(before: Totals, after: Totals, *, passed_s: float, bounds_s: Sequence[float]) -> HistoryPoint:
-    """Return the point between two moments, *passed_s* > 0 apart."""
-    counts = [max(0, new - old) for old, new in zip(before.latency, after.latency, strict=True)]
-    return HistoryPoint(
-        round(max(0.0, after.operations - before.operations) / passed_s, 3),
-        round(max(0.0, after.failed - before.failed) / passed_s, 3),
-        max(0, int(after.dead_letters - before.dead_letters)),
-        quantile(MEDIAN, counts, bounds_s),
-        quantile(HIGH, counts, bounds_s),
-        None if after.lag_s is None else round(after.lag_s, 4),
-        after.held_count,
-    )
+        return ReplicaFigures(self._p99_s, self._dead_letters[-1] - self._dead_letters[0])
 
 
 def quantile(share: float, counts: Sequence[int], bounds_s: Sequence[float]) -> float | None:
@@ -109,28 +57,6 @@ def quantile(share: float, counts: Sequence[int], bounds_s: Sequence[float]) -> 
         return None
     passed = accumulate(counts)
     return next((bound_s for count, bound_s in zip(passed, bounds_s, strict=False) if count >= wanted), bounds_s[-1])
-
-
-def totals_of(
-    operations: Mapping[str, float],
-    dead_letters: Mapping[str, float],
-    latency: Sequence[int],
-    *,
-    lag_s: float | None,
-    held_count: int,
-) -> Totals:
-    """Return the totals of a moment from counters."""
-    succeeded = operations.get("succeeded", 0.0)
-    repeated = operations.get("duplicate", 0.0)
-    total = sum(operations.values())
-    return Totals(
-        operations=total,
-        failed=total - succeeded - repeated,
-        dead_letters=sum(dead_letters.values()),
-        latency=tuple(latency),
-        lag_s=lag_s,
-        held_count=held_count,
-    )
 
 
 DAY_INTERVAL_S: Final = 600.0
@@ -184,8 +110,7 @@ class FleetHistory:
     def view(self) -> tuple[answers.FleetPoints, answers.FleetPoints]:
         """Return the points of the hour and of the day."""
         days = [*self._day, *([fold(self._unfolded)] if self._unfolded else [])]
-        hour, day = _lists(FleetPoint, self._hour), _lists(FleetPoint, days)
-        return answers.FleetPoints(INTERVAL_S, **hour), answers.FleetPoints(DAY_INTERVAL_S, **day)
+        return _lists(self._hour, INTERVAL_S), _lists(days, DAY_INTERVAL_S)
 
 
 def fold(points: Sequence[FleetPoint]) -> FleetPoint:
@@ -194,6 +119,11 @@ def fold(points: Sequence[FleetPoint]) -> FleetPoint:
     highest = FleetPoint(points[-1].at, *(max(known, default=None) for known in columns[1:]))
     rates = [one.records_per_second for one in points if one.records_per_second is not None]
     return highest._replace(records_per_second=round(sum(rates) / len(rates), 4) if rates else None)
+
+
+def _lists(points: Iterable[FleetPoint], interval_s: float) -> answers.FleetPoints:
+    lists: dict[str, Any] = {name: [getattr(one, name) for one in points] for name in FleetPoint._fields}
+    return answers.FleetPoints(interval_s, **lists)
 
 
 def _combined(combine: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:

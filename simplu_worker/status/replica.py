@@ -32,7 +32,7 @@ from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.status import answers
 from simplu_worker.status.answers import Json
-from simplu_worker.status.history import INTERVAL_S, FleetHistory, History, StreamHistory, fleet_point, totals_of
+from simplu_worker.status.history import INTERVAL_S, Figures, FleetHistory, StreamHistory, fleet_point
 from simplu_worker.status.lookups import Lookups, pool_view
 from simplu_worker.status.problems import Problems, advice_members, find_problems
 from simplu_worker.status.queues import Monitoring
@@ -86,7 +86,7 @@ class ReplicaStatus:
     health: HealthRegistry = field(default_factory=HealthRegistry)
     lookups: Lookups | None = None
     monitoring: Monitoring = field(default_factory=Monitoring)
-    history: History = field(default_factory=lambda: History(instruments.LATENCY_BUCKETS_S))
+    figures: Figures = field(default_factory=lambda: Figures(instruments.LATENCY_BUCKETS_S))
     stream_history: StreamHistory = field(default_factory=StreamHistory)
     fleet_history: FleetHistory = field(default_factory=FleetHistory)
     problems: Problems = field(default_factory=Problems)
@@ -262,7 +262,6 @@ class ReplicaStatus:
             "heldAdvice": self._advice({one["reason"] for one in state["held"]}),
             "prefetch": prefetch and {"usedBytes": prefetch.used_bytes, "maxBytes": prefetch.max_bytes},
             "recentErrors": recent_errors(),
-            "history": self.history.view().json(),
             "counters": {
                 "operations": instruments.totals_by(instruments.OPERATIONS, "outcome"),
                 "deadLetters": instruments.totals_by(instruments.DEAD_LETTERS, "reason"),
@@ -323,7 +322,7 @@ class ReplicaStatus:
         return self.fleet.report()
 
     def _figures(self) -> ReplicaFigures:
-        return msgspec.structs.replace(self.history.figures(), top=self.top_tenants.first())
+        return msgspec.structs.replace(self.figures.view(), top=self.top_tenants.first())
 
     def _advice(self, reasons: Iterable[str]) -> dict[str, dict[str, str]]:
         return {reason: advice_members(reason, self.runbook_url) for reason in sorted(reasons)}
@@ -363,16 +362,9 @@ class ReplicaStatus:
 
     async def note_history(self) -> None:
         """Add the present moment to the history."""
-        lags = [reader.view.lag_s for reader in self._readers()]
-        totals = totals_of(
-            instruments.totals_by(instruments.OPERATIONS, "outcome"),
-            instruments.totals_by(instruments.DEAD_LETTERS, "reason"),
-            instruments.OPERATION_LATENCY.bucket_counts(),
-            lag_s=max((lag for lag in lags if lag is not None), default=None),
-            held_count=sum(len(reader.holds()) for reader in self._readers()),
-        )
+        dead_letter_count = instruments.total_of(instruments.DEAD_LETTERS)
+        self.figures.note(instruments.OPERATION_LATENCY.bucket_counts(), dead_letter_count)
         at = utc_now()
-        self.history.note(totals, now=loop_time(), at=at)
         if self.fleet is not None:
             self.fleet.figures = self._figures()
         report = self._fleet_report()
