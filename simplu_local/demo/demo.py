@@ -94,7 +94,6 @@ async def _run(stack: Stack, workers: Sequence[WorkerProcess], load: TrialLoad, 
 
 
 async def _hold(stack: Stack, workers: Sequence[WorkerProcess], console: Console) -> None:
-    """Keep the stack and the workers up until Ctrl-C, which ends only this wait."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     env_file = stack.group.directory / "env"

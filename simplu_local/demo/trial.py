@@ -179,7 +179,6 @@ class Trial:
         return TrialResult(report, progress, self._produced, elapsed_s, checker.put, load.orders)
 
     async def _put_businesses(self, env: Mapping[str, str]) -> None:
-        """Put the tenants into business-info, if the stack has the table."""
         table = env.get("DYNAMODB_BUSINESS_INFO_TABLE")
         if table is None:
             return
@@ -196,7 +195,6 @@ class Trial:
         yield from self.workload.items(self.load.operations)
 
     async def _send_orders(self, sqs: Any, checker: ShardChecker) -> None:
-        """Send the order events, the urgent groups' to the priority queue."""
         env, items = self._env(), list(self._orders.items(self.load.orders))
         for name, is_urgent in (("SQS_ORDER_EVENTS_QUEUE_URL", False), ("SQS_PRIORITY_QUEUE_URL", True)):
             queue_url, chosen = env[name], [item for item in items if item.is_urgent == is_urgent]

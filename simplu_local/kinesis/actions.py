@@ -123,7 +123,6 @@ class KinesisActions:
         self.account.delete(self._find_stream(request).name, now_ms)
 
     def _describe_stream(self, request: requests.DescribeStream, _now_ms: int) -> KinesisReply:
-        """API_DescribeStream."""
         stream = self._find_stream(request)
         after = request.exclusive_start_shard_id or ""
         shards = [one for one in stream.stream_shards.values() if one.stream_shard_id > after]
@@ -134,7 +133,6 @@ class KinesisActions:
         return {"StreamDescription": description}
 
     def _describe_stream_summary(self, request: requests.StreamOnly, _now_ms: int) -> KinesisReply:
-        """API_DescribeStreamSummary."""
         stream = self._find_stream(request)
         description = stream_description(stream) | {
             "OpenShardCount": 0 if stream.status == "CREATING" else len(stream.open_stream_shards),
@@ -165,7 +163,6 @@ class KinesisActions:
         return {"Shards": [shard_description(one) for one in stream_shards]} | ({"NextToken": token} if token else {})
 
     def _get_shard_iterator(self, request: requests.GetShardIterator, now_ms: int) -> KinesisReply:
-        """API_GetShardIterator."""
         stream = self._find_ready_stream(request)
         stream_shard = stream.find(request.shard_id)
         position = start_position(request, stream, stream_shard, now_ms)
@@ -182,7 +179,6 @@ class KinesisActions:
         return seal_token(token)
 
     def _get_records(self, request: requests.GetRecords, now_ms: int) -> KinesisReply:
-        """API_GetRecords."""
         if request.limit > MAX_RECORDS:
             raise invalid_argument(f"expected a Limit of at most {MAX_RECORDS}, got {request.limit}")
         stream, stream_shard, position = self._locate(request, now_ms)
@@ -219,7 +215,6 @@ class KinesisActions:
         return stream, stream.find(token.stream_shard_id), token.position
 
     def _put_record(self, request: requests.PutRecord, _now_ms: int) -> KinesisReply:
-        """API_PutRecord."""
         stream = self._find_ready_stream(request)
         entry = requests.PutEntry(request.data, request.partition_key, request.explicit_hash_key)
         stream_shard, number = stream.put(parse_record(entry, stream))

@@ -35,7 +35,6 @@ def cbor_of(body: bytes) -> bytes:
 
 
 def _as_sdk_has_it(value: Any, name: str) -> Any:
-    """Return *value*, which is the member *name* of an answer, with the SDK's types."""
     match value:
         case list():
             return [_as_sdk_has_it(member, name) for member in value]

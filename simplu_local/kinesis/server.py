@@ -133,7 +133,6 @@ class KinesisServer(AwsServer[KinesisFault]):
         self._trimmed_count = trimmed_count
 
     def _run_follow_up(self, then: dict[str, Any]) -> None:
-        """Do an action at once, without the time that it otherwise takes."""
         action = str(then.get("action"))
         request = self._actions.decode(action, msgspec.json.encode(then.get("request")))
         options = self.account.options

@@ -300,7 +300,6 @@ class PostgresServer:
             await asyncio.to_thread(shutil.rmtree, copied)
 
     async def _create_content(self) -> None:
-        """Create the database, once the server answers for the first time."""
         await self.create_database(self.database)
 
     async def _create_data(self, program: str, *arguments: str) -> None:

@@ -113,7 +113,6 @@ class SqsActions:
         return {"QueueUrls": [self._queue_url(self.account.queues[name]) for name in names[:MAX_QUEUES_SHOWN]]}
 
     def _get_queue_attributes(self, request: requests.GetQueueAttributes, now_ms: int) -> SqsReply:
-        """API_GetQueueAttributes."""
         queue = self._find_queue(request)
         queue.apply_due(now_ms)
         found = queue_attributes(queue)
@@ -143,7 +142,6 @@ class SqsActions:
         return _run_batch(request.entries, lambda entry: _send_message(queue, entry, now_ms))
 
     def _receive(self, request: requests.ReceiveMessage, now_ms: int) -> SqsReply:
-        """API_ReceiveMessage, without the wait."""
         queue = self._find_queue(request)
         visibility_s, attempt_id = request.visibility_timeout, request.receive_request_attempt_id
         if visibility_s is not None:
@@ -228,7 +226,6 @@ def _send_message(queue: LocalQueue, entry: requests.MessageEntry, now_ms: int) 
 
 
 def _received_message(queue: LocalQueue, message: StoredMessage, request: requests.ReceiveMessage) -> dict[str, Any]:
-    """Return *message* as ReceiveMessage answers, with the requested attributes."""
     content = message.content
     found: dict[str, Any] = {
         "MessageId": message.message_id,

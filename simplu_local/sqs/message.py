@@ -175,7 +175,6 @@ def _deduplication_id(entry: MessageEntry, body: bytes, *, by_content: bool) -> 
 
 
 def _trace_header(entry: MessageEntry) -> str | None:
-    """Return AWSTraceHeader, the only system attribute that a sender may set."""
     names = [name for name in entry.message_system_attributes if name != "AWSTraceHeader"]
     if names:
         raise SqsError("InvalidParameterValueException", f"Message system attribute name '{names[0]}' is invalid.")

@@ -174,7 +174,6 @@ class SqsServer(AwsServer[SqsFault]):
         return reply
 
     async def _fail_entries(self, fault: SqsFault, action: str, request: Any) -> SqsReply:
-        """Fail the first entries of a batch, and do the others."""
         if not isinstance(request, BatchRequest):
             return await self._execute(action, request)
         failed = fault.failed_entries(request)
@@ -194,7 +193,6 @@ class SqsServer(AwsServer[SqsFault]):
             self._wake(queue.name)
 
     def _wake(self, *names: str) -> None:
-        """Let the parked polls of these queues try again."""
         for name in names:
             if changed := self._changed.pop(name, None):
                 changed.set()

@@ -236,7 +236,6 @@ class _Signals:
 
     @classmethod
     def listen(cls) -> Self:
-        """Take over the signals of the running event loop."""
         signals, loop = cls(), asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, signals._on_stop)

@@ -154,7 +154,6 @@ def known_times(
 def _find_homes(
     model: ReferenceModel, shards: Sequence[ShardContent], foreign: frozenset[str], report: ComparisonReport
 ) -> dict[str, list[ShardContent]]:
-    """Return the shards that have each tenant, and report tenants with none or several."""
     homes: dict[str, list[ShardContent]] = defaultdict(list)
     for shard in shards:
         for stored in shard.tenants:

@@ -88,7 +88,6 @@ class OrderWorkload:
         return self._make_item(tenant, group, kind, order_id, self._make_data(kind))
 
     def _make_impossible(self, tenant: Tenant, group: int) -> OrderItem:
-        """Create an order that exists, or change one that does not."""
         orders = self._orders[tenant.tenant_id, group]
         if orders and self._random.random() < 0.5:
             return self._make_item(tenant, group, "create", self._random.choice(orders), self._make_data("create"))
@@ -109,7 +108,6 @@ class OrderWorkload:
         return self._add_verdict(event, self._model.apply(sent.request), self._next_moment())
 
     def _make_reuse(self, _tenant: Tenant, _group: int) -> OrderItem:
-        """Send another event with a request id that was used."""
         sent = self._random.choice(self._sent)
         data = '{"another": "event"}'
         group_id, order_id = sent.event.group_id, str(sent.request.resource_id)
@@ -199,7 +197,6 @@ def _group_id(group: int) -> str:
 
 
 def _escape_unsendable(text: str) -> str:
-    """Replace characters that SQS rejects by JSON escapes."""
     return NOT_SENDABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 

@@ -70,7 +70,6 @@ def _array(items: Sequence[Item], random: Random) -> PackedItems | None:
 
 
 def _lines(items: Sequence[Item], random: Random) -> PackedItems | None:
-    """Return *items* up to the first that is no line."""
     chosen = tuple(takewhile(lambda item: _fits(item) and b"\n" not in item.record, items))
     if len(chosen) < LINES_MIN or not chosen[0].record.startswith(b"{") or not _is_json(chosen[0].record):
         return None

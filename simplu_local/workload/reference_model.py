@@ -231,7 +231,6 @@ class ReferenceModel:
 def _apply_to_row(
     request: OperationRequest, row: ModelRow | None, data: JsonValue
 ) -> tuple[str | None, ModelRow | None]:
-    """Return the failure, if any, and the resource after *request*."""
     when = request.timestamp
     if request.kind == "create":
         return ("already_exists", row) if row is not None else (None, ModelRow(data, when, when))

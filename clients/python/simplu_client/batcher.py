@@ -75,8 +75,6 @@ class _Pause(NamedTuple):
 
 @dataclass(slots=True)
 class _KeyQueue(Generic[T]):
-    """The operations of a key. The first *put_count* of them are in a request."""
-
     operations: deque[Pending[T]] = field(default_factory=deque)
     size_bytes: int = 0
     put_count: int = 0

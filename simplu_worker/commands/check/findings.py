@@ -18,7 +18,6 @@ from simplu_worker.shards.health.assessment import AwaitedType, SchemaCreator
 from simplu_worker.status.server import CONNECTIONS_MAX
 from simplu_worker.timing.clock_agreement import shard_problem
 
-CONSUMERS_MAX: Final = 20  # of a stream: API reference, RegisterStreamConsumer; 50 with on-demand advantage
 RECEIVES_MAX: Final = 1000  # a message that crashes the worker is received that often
 ROWS_NAMED: Final = 5
 KEY_SHOWN: Final = 100  # characters of a key that anybody may have written
@@ -48,7 +47,6 @@ class CheckFacts:
     open_stream_shard_count: int = 0
     unreadable_leases: dict[str, str] = field(default_factory=dict)  # rows of the lease table: what is wrong, by key
     lease_table_read_units: int = 0  # provisioned a second; 0 when it is on-demand
-    registered_consumers: list[str] | None = None  # of the stream, by name; None where they are unknown
     shard_count: int = 0
     empty_shards: list[str] = field(default_factory=list)
     inactive_shards: list[str] = field(default_factory=list)
@@ -66,7 +64,6 @@ def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Mapping[s
         *_source_findings(settings),
         *_retention_findings(facts, settings),
         *_stream_findings(facts, settings),
-        *_consumer_findings(facts, settings),
         *_shard_findings(facts, settings),
         *_cache_findings(facts),
         *_clock_findings(facts),
@@ -153,35 +150,6 @@ def _retention_findings(facts: CheckFacts, settings: Settings) -> Iterator[Findi
                 f"keeps records for {format_hours(retention)}, the dead-letter queue for {format_hours(letters)} only",
                 "raise the MessageRetentionPeriod of the dead-letter queue",
             )
-
-
-def describe_reading(registered: Sequence[str], own: str | None, stream_shard_count: int) -> str:
-    """Return the use of quotas; *own* is the name of the configured consumer, None where it polls."""
-    others = ", ".join(sorted(name for name in registered if name != own)) or "none"
-    if own is None:
-        return (
-            "polled: up to 5 reads and 2 MiB a second and stream shard, which all consumers that poll share; "
-            f"registered consumers, which take nothing of it: {others}"
-        )
-    left = CONSUMERS_MAX - len(registered) - (0 if own in registered else 1)
-    state = "is registered" if own in registered else "will be registered"
-    return (
-        f"fan-out: {own} {state}, billed for {stream_shard_count} consumer-shard hours an hour and by the GB; "
-        f"others: {others}; {max(left, 0)} of {CONSUMERS_MAX} left; catch-ups alone poll"
-    )
-
-
-def _consumer_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
-    registered = facts.registered_consumers
-    if settings.kinesis_read != "fan-out" or registered is None:
-        return
-    own = settings.kinesis_consumer_name or settings.kinesis_application_name
-    if own not in registered and len(registered) >= CONSUMERS_MAX:
-        yield Finding(
-            "stream consumers",
-            f"{len(registered)} are registered of {CONSUMERS_MAX}: {own} will be refused, and the stream polled",
-            "remove one that is not used, or set KINESIS_READ=polling",
-        )
 
 
 def _cache_findings(facts: CheckFacts) -> Iterator[Finding]:

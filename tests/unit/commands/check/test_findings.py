@@ -8,7 +8,7 @@ import pytest
 from pydantic import Secret
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
-from simplu_worker.commands.check.findings import CheckFacts, describe_reading, find_oddities
+from simplu_worker.commands.check.findings import CheckFacts, find_oddities
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.health.assessment import AwaitedType, SchemaCreator
 
@@ -139,33 +139,3 @@ def test_misspelt_variable_is_odd() -> None:
     assert [str(finding) for finding in found] == [
         "LOG_LVL: no variable of the worker, which ignores it; did you mean LOG_LEVEL?"
     ]
-
-
-@pytest.mark.parametrize(
-    ("registered", "own", "expected"),
-    [
-        ([], None, "registered consumers, which take nothing of it: none"),
-        (["kcl", "a"], None, "registered consumers, which take nothing of it: a, kcl"),
-        (["a"], "me", "fan-out: me will be registered, billed for 4 consumer-shard hours an hour"),
-        (["a"], "me", "others: a; 18 of 20 left"),
-        (["me", "a"], "me", "fan-out: me is registered"),
-        (["me", "a"], "me", "others: a; 18 of 20 left"),
-    ],
-)
-def test_use_of_quotas_is_described(registered: list[str], own: str | None, expected: str) -> None:
-    assert expected in describe_reading(registered, own, 4)
-
-
-@pytest.mark.parametrize(
-    ("read", "registered", "is_odd"),
-    [
-        ("fan-out", [f"c{number}" for number in range(20)], True),
-        ("fan-out", ["me", *(f"c{number}" for number in range(19))], False),
-        ("fan-out", [f"c{number}" for number in range(19)], False),
-        ("polling", [f"c{number}" for number in range(20)], False),
-    ],
-)
-def test_full_list_of_consumers_is_odd(read: str, registered: list[str], *, is_odd: bool) -> None:
-    facts = CheckFacts(registered_consumers=registered)
-    found = find_oddities(facts, settings_with(kinesis_read=read, kinesis_consumer_name="me"), {})
-    assert ["stream consumers" in str(finding) for finding in found].count(True) == is_odd
