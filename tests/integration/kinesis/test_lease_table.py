@@ -243,14 +243,8 @@ TENANTS, FEWER = frozenset({"tenant:b-l", "tenant:c-l"}), frozenset({"tenant:b-l
 @pytest.mark.parametrize(
     ("landed", "repeated", "expected_counter", "expected"),
     [
-        pytest.param((None, TENANTS), (None, TENANTS), 2, (TRIM_HORIZON, TENANTS), id="the same list"),
         pytest.param((None, None), (None, TENANTS), 3, (TRIM_HORIZON, TENANTS), id="no list"),
         pytest.param((None, TENANTS), (None, FEWER), 3, (TRIM_HORIZON, FEWER), id="another list"),
-        pytest.param((None, TENANTS), (None, None), 2, (TRIM_HORIZON, TENANTS), id="a list, none is wanted now"),
-        pytest.param(
-            (Position(17), None), (Position(17), TENANTS), 3, (Position(17), TENANTS), id="the checkpoint only"
-        ),
-        pytest.param((None, TENANTS), (Position(17), TENANTS), 3, (Position(17), TENANTS), id="the list only"),
         pytest.param((Position(17), TENANTS), (Position(17), TENANTS), 2, (Position(17), TENANTS), id="both"),
         pytest.param((Position(17), TENANTS), (Position(20), FEWER), 3, (Position(20), FEWER), id="both old"),
         pytest.param((Position(20), TENANTS), (Position(17), FEWER), 3, (Position(20), FEWER), id="past it"),
@@ -290,10 +284,8 @@ async def test_release_frees_the_lease_with_its_last_checkpoint(
     ("code", "status", "expected", "outcome"),
     [
         ("ProvisionedThroughputExceededException", 400, ThrottledError, "error"),
-        ("InternalServerError", 500, RetryableError, "error"),
         ("TransactionConflictException", 400, RetryableError, "error"),
         ("AccessDeniedException", 400, PermanentError, "error"),
-        ("ValidationException", 400, PermanentError, "error"),
         ("ResourceNotFoundException", 400, PermanentError, "missing"),
     ],
 )

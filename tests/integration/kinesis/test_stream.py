@@ -165,13 +165,10 @@ async def test_reply_has_no_next_iterator_at_the_end_of_a_closed_stream_shard(
     [
         ("ExpiredIteratorException", 400, ExpiredIteratorError),
         ("ProvisionedThroughputExceededException", 400, ThrottledError),
-        ("KMSThrottlingException", 400, ThrottledError),
         ("ResourceNotFoundException", 400, StreamGoneError),
         ("ResourceInUseException", 400, _InUseError),
         ("InternalFailure", 500, RetryableError),
-        ("ServiceUnavailable", 503, RetryableError),
         ("AccessDeniedException", 400, PermanentError),
-        ("InvalidArgumentException", 400, PermanentError),
         ("SomethingNew", 400, PermanentError),
     ],
 )
