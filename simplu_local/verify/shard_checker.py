@@ -166,7 +166,7 @@ class ShardChecker:
 
     def expected_count(self) -> int:
         """Return how many rows of `operations` and dead letters the records put so far must leave."""
-        traces = (Effect.LOGGED, Effect.REJECTED, Effect.EITHER)
+        traces = (Effect.LOGGED, Effect.REJECTED)
         return sum(item.verdict.effect in traces for item in self.put.values())
 
     async def read_progress(self) -> ApplyProgress:

@@ -31,7 +31,6 @@ class Effect(StrEnum):
     LOGGED = "logged"  # exactly one row of `operations`, succeeded or failed
     DROPPED = "dropped"  # a redelivery: no effect beyond the first delivery's
     REJECTED = "rejected"  # a dead letter and no row
-    EITHER = "either"  # the contract allows both: a dead letter, or a failed row
     HELD = "held"  # the tenant is not registered: the record waits, without effect for now
 
 
@@ -107,8 +106,7 @@ class TenantModel:
     """The expected rows of one tenant.
 
     Operations without a `requestId` are in *derived*, and resources with an id from such an operation are in
-    *derived_rows*: the worker derives those ids from positions, which the model does not know. *undecided* holds rows
-    that may exist.
+    *derived_rows*: the worker derives those ids from positions, which the model does not know.
     """
 
     business_id: str
@@ -118,7 +116,6 @@ class TenantModel:
     log: dict[str, LogEntry] = field(default_factory=dict)
     derived: list[LogEntry] = field(default_factory=list)
     derived_rows: list[tuple[str, ModelRow]] = field(default_factory=list)
-    undecided: dict[str, LogEntry] = field(default_factory=dict)
 
     def stored_name(self, resource_type: str) -> str:
         """Return the name under which resources are stored that are sent as *resource_type*."""
@@ -151,14 +148,6 @@ class ReferenceModel:
         else:
             tenant.log[request.request_id] = entry
         return Verdict(Effect.LOGGED)
-
-    def expect_refusal(self, request: OperationRequest) -> Verdict:
-        """Expect that *request* is rejected, as a dead letter or as `invalid_data`: it is nested too deeply."""
-        if request.request_id is None:
-            raise ValueError("expected a request with a requestId, by which a row is found if there is one")
-        entry = _entry(request, request.resource_id, error="invalid_data")
-        self.tenants[request.tenant_id].undecided[request.request_id] = entry
-        return Verdict(Effect.EITHER, frozenset({"invalid_json", "invalid_message"}))
 
     def logged_count(self) -> int:
         """Return the expected number of rows of `operations`."""

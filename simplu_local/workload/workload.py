@@ -156,7 +156,8 @@ class Workload:
         yield self._make_item(big)
         deep = replace(big, resource_id="too-deep", request_id=self._new_request_id(), data=bad_records.too_deep_data())
         self.counts["too_deep"] += 1
-        yield Item(key, encode(deep, self._next_timestamp(), self._random), self.model.expect_refusal(deep))
+        record = encode(deep, self._next_timestamp(), self._random)
+        yield Item(key, record, Verdict(Effect.REJECTED, bad_records.INVALID_MESSAGE))
         self.counts["too_large"] += 1
         envelope = self._make_envelope(tenant, resource_type)
         yield Item(key, bad_records.too_large_record(envelope), Verdict(Effect.REJECTED, bad_records.TOO_LARGE))
