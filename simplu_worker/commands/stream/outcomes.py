@@ -20,7 +20,7 @@ from simplu_worker.commands.output import (
     print_note,
 )
 from simplu_worker.commands.stream.input_lines import InputLine, LineReport, names_in
-from simplu_worker.commands.stream.show import SendStatus, Undecided
+from simplu_worker.commands.stream.send_status import SendStatus, Undecided
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fleet.fleet_report import hold_reason, read_status
 from simplu_worker.consumers.kinesis.leases.lease import Lease

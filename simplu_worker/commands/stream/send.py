@@ -52,7 +52,7 @@ from simplu_worker.commands.stream.outcomes import (
     wait_for_outcomes,
     with_undecided,
 )
-from simplu_worker.commands.stream.show import SendStatus, pool_errors
+from simplu_worker.commands.stream.send_status import SendStatus, pool_errors
 from simplu_worker.config.settings import ROUTES, Settings, set_of
 from simplu_worker.consumers.kinesis.stream.client import NewRecord, Stream, cut_into_puts
 from simplu_worker.consumers.sqs.order_messages import OrderRules

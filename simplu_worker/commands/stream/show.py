@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
@@ -21,48 +20,14 @@ from simplu_worker.commands.output import (
     print_table,
 )
 from simplu_worker.commands.running import parse_tenant_id, require_settings
+from simplu_worker.commands.stream.send_status import SendStatus, Undecided, pool_errors
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest
 from simplu_worker.shards.listing import ListedOperation, ListRequest, OperationPage, decode_cursor
-from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import Absence
-
-
-class SendStatus(StrEnum):
-    """The status of one line."""
-
-    NOT_SENT = "not sent"
-    SENT = "sent"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    REJECTED = "rejected"  # no operation, for the worker; where its settings are other than those of the command
-    HELD = "held"  # not in the log in time, and its tenant is held
-    UNKNOWN = "unknown"  # not in the log in time: waiting, or a dead letter; or the command ended while it was put
-
-
-class Undecided(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Why operations of a tenant are held, else the time before which all are decided, where it is known.
-
-    *target* is what a replica has reported as held since *since*.
-    """
-
-    reason: str | None = None
-    read_up_to: datetime | None = None
-    since: datetime | None = None
-    target: str | None = None
-
-    @property
-    def hold(self) -> str | None:
-        """Why and since when operations are held, for people."""
-        if self.reason is None:
-            return None
-        where = "" if self.target is None else f" ({self.target})"
-        return f"{self.reason}{where}" + (
-            "" if self.since is None else f" since {self.since.isoformat(timespec='seconds')}"
-        )
 
 
 async def show_operation(settings: Settings, request_id: str, tenant: tuple[str, str] | None, *, as_json: bool) -> int:
@@ -107,15 +72,6 @@ def _describe_absent(request_id: str, undecided: Undecided) -> str:
     if undecided.read_up_to is None:
         return told
     return f"{told}; the tenant's operations that were sent before {undecided.read_up_to.isoformat()} are decided"
-
-
-def pool_errors(pools: Pools) -> dict[str, str]:
-    """Return place and error of the shards that cannot be used, by their ids."""
-    return {
-        shard_id: f"{pool.address.place}: {pool.last_error}"
-        for shard_id, pool in pools.by_shard_id().items()
-        if pool.last_error
-    }
 
 
 def _members(value: msgspec.Struct) -> dict[str, Any]:

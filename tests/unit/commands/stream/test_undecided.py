@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from simplu_worker.commands.stream.outcomes import with_report
-from simplu_worker.commands.stream.show import Undecided
+from simplu_worker.commands.stream.send_status import Undecided
 from simplu_worker.consumers.kinesis.leases.lease import HeldTarget, Lease, LeaseReport
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
 
