@@ -267,9 +267,11 @@ class ShardGateway:
             return await self._ensure_writer(shard_id).apply(operations, claim)
         except WorkerError:
             raise
-        except Exception as exc:  # noqa: BLE001  # whatever a defect raises
-            note_trouble(TargetKind.SHARD, shard_id, "apply", exc)
-        self._writers.pop(shard_id)  # nothing that it remembers counts
+        except Exception as exc:
+            error = note_trouble(TargetKind.SHARD, shard_id, "apply", exc)
+            if not operations:
+                raise error from exc
+        self._writers.pop(shard_id, None)  # nothing that it remembers counts
         writer = self._ensure_writer(shard_id)
         return await self._crashed.apply_apart(lambda own: writer.apply(own, claim), operations)
 
