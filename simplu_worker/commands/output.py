@@ -21,7 +21,7 @@ from rich.text import Text
 
 NO_CAUSES: Final[Mapping[str, str]] = {}
 NOT_COUNTED: Final = "not counted"  # as that takes long
-NOT_A_TERMINAL_WIDTH = 1000  # so that no table is folded for a file or a pipe
+NOT_A_TERMINAL_WIDTH: Final = 1000
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -29,7 +29,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     table = Table(*columns, header_style="bold")
     for row in rows:
         table.add_row(*map(_cell_of, row))
-    _print(_console(), table)
+    _print(stdout_console(), table)
 
 
 def _cell_of(cell: object) -> Text | _Word:
@@ -57,12 +57,12 @@ def print_members(members: Mapping[str, object]) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in members.items():
         table.add_row(Text(name, "bold"), Text(escape_unprintable(value)))
-    _print(_console(), table)
+    _print(stdout_console(), table)
 
 
 def print_line(text: str, style: str = "") -> None:
     """Print one line on stdout."""
-    _print(_console(), Text(escape_unprintable(text), style), soft_wrap=True)
+    _print(stdout_console(), Text(escape_unprintable(text), style), soft_wrap=True)
 
 
 def print_note(text: str) -> None:
@@ -128,7 +128,8 @@ def _print(console: Console, shown: RenderableType, *, soft_wrap: bool = False) 
     stream.write(captured.get())
 
 
-def _console() -> Console:
+def stdout_console() -> Console:
+    """Return a console on stdout that folds nothing for a file or a pipe."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH)
 
 

@@ -19,7 +19,7 @@ Url = Annotated[
 
 @fleet.command(name="show")
 def show_fleet(*, url: Url = None, common: CommonOptions = NO_OPTIONS) -> int:
-    """Print the replicas that share the stream, its stream shards, and the held targets."""
+    """Print what `top` shows, and the held targets."""
     from simplu_worker.commands.fleet.actions import show_fleet
 
     return common.run(lambda settings: show_fleet(settings, url, as_json=common.as_json))

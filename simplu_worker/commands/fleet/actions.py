@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 import msgspec
 
 from simplu_worker.commands.fleet.replica_client import open_replica
-from simplu_worker.commands.fleet.top_screen import duration_text
+from simplu_worker.commands.fleet.top_screen import print_screen
 from simplu_worker.commands.output import print_json, print_json_line, print_line, print_note, print_table
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
@@ -88,39 +88,20 @@ def _is_known(row: Json, lease_duration_s: float) -> bool:
     return has_read and row["seenSecondsAgo"] <= lease_duration_s
 
 
-REPLICA_COLUMNS = (
-    *("replica", "version", "leases", "lagSeconds", "recordsPerSecond", "readKBps", "latencyP99Seconds"),
-    *("deadLetters", "heldTargets", "unable"),
-)
-SHARD_COLUMNS = ("streamShard", "owner", "state", "lagSeconds", "recordsPerSecond", "heldTargets", "seenSecondsAgo")
-HELD_COLUMNS = ("replica", "streamShard", "target", "reason", "ageSeconds")
-HEADS = {  # shorter than the members, as ids need the room
-    "streamShard": "stream shard",
-    "lagSeconds": "lag s",
-    "recordsPerSecond": "records/s",
-    "readKBps": "KB/s",
-    "latencyP99Seconds": "p99 < s",
-    "deadLetters": "letters/h",
-    "heldTargets": "held",
-    "seenSecondsAgo": "seen s ago",
-    "ageSeconds": "age s",
-}
+HELD_COLUMNS: Final = ("replica", "stream shard", "target", "reason", "age s")
 
 
 async def show_fleet(settings: Settings, url: str | None, *, as_json: bool) -> int:
-    """Print the replicas, the stream shards and the held targets."""
+    """Print the screen of `top`, and the held targets."""
     async with open_replica(settings, url) as replica:
         fleet = await replica.ask("GET", "/fleet")
     if as_json:
         print_json(fleet)
     else:
-        _print_rows(REPLICA_COLUMNS, fleet["replicas"])
-        _print_rows(SHARD_COLUMNS, fleet["streamShards"])
+        print_screen(fleet)
         if held := named_held(fleet):
-            _print_rows(HELD_COLUMNS, held)
-        for one in fleet["goneReplicas"]:
-            age = duration_text(one["seenSecondsAgo"])
-            print_line(f"replica {one['replica']} is gone: it renewed its leases {age} ago, and others have them now")
+            members = ("replica", "streamShard", "target", "reason", "ageSeconds")
+            print_table(HELD_COLUMNS, ([one.get(name) for name in members] for one in held))
         for line in held_lines(fleet, lease_duration_s=settings.kinesis_lease_duration_seconds):
             print_line(line)
     return 0
@@ -164,9 +145,3 @@ async def retry_held(settings: Settings, url: str | None, target: str | None, *,
         for replica in answer["notAsked"]:
             print_note(f"{replica} could not be asked: repeat the command, or ask it with --url")
     return 0 if (answer["retried"] or answer["asked"]) and not answer["notAsked"] else 1
-
-
-def _print_rows(columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> None:
-    listed = list(rows)
-    told = [name for name in columns if any(row.get(name) is not None for row in listed)] or columns
-    print_table([HEADS.get(name, name) for name in told], ([row.get(name) for name in told] for row in listed))

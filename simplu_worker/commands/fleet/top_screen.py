@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -15,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simplu_worker.commands.fleet.replica_client import ReplicaClient, open_replica
-from simplu_worker.commands.output import NOT_A_TERMINAL_WIDTH, escape_unprintable, print_json
+from simplu_worker.commands.output import escape_unprintable, print_json, stdout_console
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
 from simplu_worker.status.words import Severity
@@ -34,16 +33,21 @@ Cell = tuple[object, str] | object  # with a style
 
 async def show_top(settings: Settings, url: str | None, *, once: bool, as_json: bool) -> int:
     """Show the fleet; once without a terminal, and as JSON. Raises WorkerError without a first answer."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH)
+    console = stdout_console()
     async with open_replica(settings, url) as replica:
         fleet = await replica.ask("GET", "/fleet")
         if as_json:
             print_json(fleet)
         elif once or not console.is_terminal:
-            console.print(draw(fleet, expand=False))
+            print_screen(fleet)
         else:
             await _follow(replica, console, fleet)
     return 0
+
+
+def print_screen(fleet: Json) -> None:
+    """Print the screen once."""
+    stdout_console().print(draw(fleet, expand=False))
 
 
 async def _follow(replica: ReplicaClient, console: Console, fleet: Json) -> None:
