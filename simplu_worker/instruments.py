@@ -409,12 +409,7 @@ def start_queue_at_zero(queue: str) -> None:
     _start_at_zero(SQS_MESSAGES, [queue], MessageOutcome)
     _start_at_zero(SQS_STALE_RECEIPTS, [queue], QueueCall)
     for metric in (
-        SQS_IN_FLIGHT,
-        SQS_OLDEST_MESSAGE,
-        SQS_OLDEST_IN_HAND,
-        SQS_LEASE_MARGIN,
-        SQS_HEARTBEAT_LATENESS,
-        SQS_POLLS,
+        *(SQS_IN_FLIGHT, SQS_OLDEST_MESSAGE, SQS_OLDEST_IN_HAND, SQS_LEASE_MARGIN, SQS_HEARTBEAT_LATENESS, SQS_POLLS),
         SQS_POLLS_REPLACED,
     ):
         _start_at_zero(metric, [queue])

@@ -46,20 +46,8 @@ from simplu_worker.timing.clock import loop_time, utc_now
 from simplu_worker.vocabulary import HoldReason, QueueRetry, ShardProblem, SourceState, TargetKind
 
 HEALTH_SUMMARY: Final = (
-    "state",
-    "takesOperations",
-    "role",
-    "responseMs",
-    "tenantCount",
-    "usage",
-    "connectionsUsed",
-    "connectionsMax",
-    "schemaVersion",
-    "upgrading",
-    "replicationLagSeconds",
-    "odd",
-    "lastCheckAt",
-    "lastAnswer",
+    *("state", "takesOperations", "role", "responseMs", "tenantCount", "usage", "connectionsUsed", "connectionsMax"),
+    *("schemaVersion", "upgrading", "replicationLagSeconds", "odd", "lastCheckAt", "lastAnswer"),
 )
 FLEET_TURN_MAX_S: Final = 60.0  # twice the time of a scan, a listing and their time-outs
 DRAIN_MARGIN_S: Final = 10.0  # to cancel and to close after the grace time, when the daemon ends the drain

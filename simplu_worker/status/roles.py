@@ -175,17 +175,8 @@ VIEWER_TEXTS: Final = SHOWN_TEXTS | frozenset(
         *("requestId", "status", "operation", "resourceType", "resourceId", "receivedAt", "completedAt", "rejectedAt"),
         *("tenant", "tenantIds", "sourceShard", "targetShard", "phase", "startedAt", "notedAt"),
         *("problem", "subject", "stoppedShards"),
-        *(
-            "source",
-            "sequenceNumber",
-            "messageId",
-            "deadLetterQueue",
-            "since",
-            "readUpTo",
-            "answerUntil",
-            "searchedTo",
-            "next",
-        ),
+        *("source", "sequenceNumber", "messageId", "deadLetterQueue", "since"),
+        *("readUpTo", "answerUntil", "searchedTo", "next"),
     ]
 )
 VIEWER_STATES: Final = STATES | frozenset(map(str, [*TenantState, *DeadLetterReason, OTHER_REPLICA]))

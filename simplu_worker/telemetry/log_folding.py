@@ -23,15 +23,7 @@ FOLDED_LEVELS = frozenset({"warning", "error", "critical"})
 
 # Repetitions of one event agree in these: its logger and its subject.
 FOLD_FACTS = (
-    "level",
-    "logger",
-    "event",
-    "source",
-    "stream_shard_id",
-    "queue",
-    "shard_id",
-    "tenant_id",
-    "business_id",
+    *("level", "logger", "event", "source", "stream_shard_id", "queue", "shard_id", "tenant_id", "business_id"),
     "location_id",
 )
 
