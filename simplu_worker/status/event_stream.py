@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 from simplu_worker.consumers.operation_taps import TAPS, OperationTaps, TapFilter
+from simplu_worker.status.request_bodies import read_query
 from simplu_worker.status.responses import COMMON_HEADERS
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event, wait_any
@@ -84,12 +85,7 @@ PARAMETERS: Final = {
 
 def parse_tap_query(pairs: Iterable[tuple[str, str]]) -> TapFilter:
     """Return the filter of a query; an empty value counts as absent. Raises ValueError with an error for people."""
-    given: dict[str, str] = {}
-    for name, value in pairs:
-        if name not in PARAMETERS:
-            raise ValueError(f"expected the parameters {', '.join(PARAMETERS)}, got another one")
-        if value and given.setdefault(PARAMETERS[name], value) != value:
-            raise ValueError(f"{name}: expected one value, got several")
+    given = {PARAMETERS[name]: value for name, value in read_query(pairs, PARAMETERS).items()}
     _require_word("operation", given.get("kind"), list(OperationKind))
     _require_word("outcome", given.get("outcome"), list(OperationOutcome))
     _require_word("content", given.get("shows_content"), ("true", "false"))

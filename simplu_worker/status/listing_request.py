@@ -9,10 +9,10 @@ from typing import Any, Final, NamedTuple, TypeVar
 from simplu_worker.operations.json_record import parse_timestamp
 from simplu_worker.operations.operation import ID_MAX, is_id
 from simplu_worker.shards.listing import InvalidRequestError, ListRequest, check_request, decode_cursor
+from simplu_worker.status.request_bodies import read_query
 from simplu_worker.vocabulary import Failure, OperationStatus
 
 LIMIT_DIGITS_MAX: Final = 6
-NAME_SHOWN_MAX: Final = 40
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
@@ -27,13 +27,7 @@ class OperationListQuery(NamedTuple):
 
 def parse_listing_request(pairs: Iterable[tuple[str, str]]) -> OperationListQuery:
     """Return the request of a query; an empty value counts as absent. Raises `ValueError` with an error for people."""
-    given: dict[str, str] = {}
-    for name, value in pairs:
-        if name not in _PARSERS and name not in _TENANT:
-            known = ", ".join([*_TENANT, *_PARSERS])
-            raise ValueError(f"expected the parameters {known}, got {name[:NAME_SHOWN_MAX]!r}")
-        if value and given.setdefault(name, value) != value:
-            raise ValueError(f"{name}: expected one value, got several")
+    given = read_query(pairs, [*_TENANT, *_PARSERS])
     for name in _TENANT:
         if not is_id(given.get(name, "")):
             raise ValueError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8, without U+0000")

@@ -1,7 +1,8 @@
-"""The bodies of requests that act."""
+"""The bodies of requests that act, and queries."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Final, TypeAlias, TypeVar
 
@@ -17,6 +18,7 @@ LETTERS_DEFAULT: Final = 1000
 LETTERS_MAX: Final = 10_000  # in one answer
 CHOSEN_MAX: Final = 1000  # of letters that a request names
 MESSAGE_ID_MAX: Final = 100  # characters: SQS
+NAME_SHOWN_MAX: Final = 40
 
 MessageId: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MESSAGE_ID_MAX)]
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -119,3 +121,17 @@ async def read_body(request: web.Request, kind: type[Body]) -> Body:
         raise ValueError(str(exc)) from None
     except (msgspec.DecodeError, UnicodeError):
         raise ValueError("expected a JSON object as the body, got other bytes") from None
+
+
+def read_query(pairs: Iterable[tuple[str, str]], names: Collection[str]) -> dict[str, str]:
+    """Return the parameters of a query, out of *names*; an empty value counts as absent.
+
+    Raises ValueError with an error for people.
+    """
+    given: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in names:
+            raise ValueError(f"expected the parameters {', '.join(names)}, got {name[:NAME_SHOWN_MAX]!r}")
+        if value and given.setdefault(name, value) != value:
+            raise ValueError(f"{name}: expected one value, got several")
+    return given
