@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any
 
-from simplu_worker.status.problems import CAUSES, OPEN_MAX, OVER_FOR, OVER_MAX, FoundProblem, Problems, find_problems
+from simplu_worker.status.problems import OPEN_MAX, OVER_FOR, OVER_MAX, FoundProblem, Problems, find_problems
 from simplu_worker.status.words import ProblemCause
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
@@ -295,27 +295,6 @@ def test_view_names_a_bounded_number_of_targets_and_the_way_out() -> None:
     one, *_, last = rows = view(problems, NOW, SITE)
     assert (one["count"], len(rows), last["subject"]) == (500, OPEN_MAX, f"tenant {since[-OPEN_MAX]}")
     assert (one["advice"][:13], one["runbook"]) == ("Wait for the ", f"{SITE}/moving.html")
-
-
-def test_view_has_all_members_of_a_problem() -> None:
-    problems, later = Problems(), NOW + timedelta(minutes=1)
-    for now, since in ((NOW, NOW - timedelta(hours=1)), (later, NOW), (later, None)):
-        problems.note([FoundProblem(ProblemCause.SHARD_LOST, "shard a", since=since)], now)
-    words = CAUSES[ProblemCause.SHARD_LOST]
-    assert view(problems, later, SITE) == [
-        {
-            "cause": "shard_lost",
-            "reason": None,
-            "severity": "critical",
-            "problem": "Postgres shard takes no operations",
-            "subject": "shard a",
-            "count": 1,
-            "since": "2026-11-27T11:00:00.000+00:00",
-            "at": "2026-11-27T12:01:00.000+00:00",
-            "isOver": False,
-            **words.members(SITE),
-        }
-    ]
 
 
 def test_operations_near_the_retention_are_told_first() -> None:
