@@ -88,7 +88,7 @@ class Dispatcher:
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        # *main* is the tracker of the main reader.
+        # *main* is the tracker of the main reader. Without *has_rows* no row is kept on a Postgres shard (tests).
         self._reader = reader
         self._gateway = gateway
         self._memory = memory
