@@ -209,7 +209,7 @@ async def test_many_wait_with_one_look(shard: Shard, pair: Pair) -> None:
     assert shard.pools.look_count - seen < 100  # not one for each
 
 
-async def test_others_go_on_waiting_when_the_one_who_looks_is_cancelled(shard: Shard, pair: Pair) -> None:
+async def test_others_wait_on_when_the_one_who_looks_is_cancelled(shard: Shard, pair: Pair) -> None:
     pair.standby.suspend()
     first, *others = [shard.wait_for(await shard.applied()) for _ in range(3)]
     await shard.looks_in_vain(first, *others)
@@ -221,7 +221,7 @@ async def test_others_go_on_waiting_when_the_one_who_looks_is_cancelled(shard: S
 
 
 @pytest.mark.slow(0.3)
-async def test_named_standby_confirms_for_those_who_do_not_wait_for_it_by_default(shard: Shard, pair: Pair) -> None:
+async def test_named_standby_confirms_commits_that_do_not_wait(shard: Shard, pair: Pair) -> None:
     database = database_of(shard.pool.address)
     # The warning that a wait was cut short is to come whatever the database sends by default.
     for setting in ("synchronous_commit = local", "client_min_messages = error"):

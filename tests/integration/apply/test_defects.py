@@ -16,7 +16,7 @@ from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.vocabulary import DeadLetterReason
 
 
-async def test_operation_that_raises_alone_fails_and_others_are_applied(make_shard: ShardMaker) -> None:
+async def test_operation_that_raises_alone_fails_alone(make_shard: ShardMaker) -> None:
     shard = await make_shard("shard-1")
     async with routed_shards([shard]) as routed:
         pool = routed.pools.ensure_pool(shard)

@@ -131,9 +131,7 @@ async def test_rows_of_the_log_are_those_of_the_steps(case: TenantCase, writer: 
     ]
 
 
-async def test_nothing_is_applied_where_the_log_has_the_number_of_the_transaction(
-    case: TenantCase, writer: ShardWriter
-) -> None:
+async def test_nothing_is_applied_under_a_number_that_the_log_has(case: TenantCase, writer: ShardWriter) -> None:
     numbers = "SELECT pg_current_xact_id()::text::bigint + number FROM generate_series(1, 20) AS number"
     await fetch(
         case.pool,
@@ -167,7 +165,7 @@ async def test_nothing_is_applied_where_the_log_has_the_number_of_the_transactio
         (f"created_at = '{LATE.isoformat()}'", Disposition.DEAD_LETTER),
     ],
 )
-async def test_batch_goes_step_by_step_when_the_tenant_is_not_as_remembered(
+async def test_batch_goes_step_by_step_when_its_tenant_has_changed(
     case: TenantCase, writer: ShardWriter, change: str, expected: Outcome | Disposition
 ) -> None:
     await fetch(case.pool, f"UPDATE tenants SET {change} WHERE id = $1", TENANT_ID)
@@ -182,7 +180,7 @@ async def test_batch_goes_step_by_step_when_the_tenant_is_not_as_remembered(
     assert (create.request_id in await case.log()) is (outcome.disposition is Disposition.APPLIED)
 
 
-async def test_batch_sees_what_was_committed_while_it_waited_for_its_tenant(
+async def test_batch_sees_what_was_committed_while_it_waited(
     case: TenantCase, writer: ShardWriter, rival: asyncpg.Connection[Any]
 ) -> None:
     await rival.execute("BEGIN")
@@ -198,9 +196,7 @@ async def test_batch_sees_what_was_committed_while_it_waited_for_its_tenant(
     assert await case.resources() == {("patient", "r9"): {"v": 9}}
 
 
-async def test_nothing_is_applied_when_another_reader_has_written_the_row(
-    case: TenantCase, writer: ShardWriter
-) -> None:
+async def test_nothing_is_applied_over_another_readers_row(case: TenantCase, writer: ShardWriter) -> None:
     claim = claim_of()
     await writer.apply([case.operation("update", "r0", {"v": 1})], claim)
     before = list(claim.fencing_tokens)

@@ -89,9 +89,7 @@ async def test_give_up_leaves_a_marked_row_and_no_effect(tenant: TenantCase, sen
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["after it", "before it"])
-async def test_give_up_can_be_tried_again_when_the_line_is_cut_at_the_commit(
-    make_shard: ShardMaker, *, after: bool
-) -> None:
+async def test_give_up_is_tried_again_after_a_cut_at_the_commit(make_shard: ShardMaker, *, after: bool) -> None:
     async with Line(await make_shard()).opened() as line:
         pool = ShardPool(line.address, size=2)
         case = TenantCase(pool, TENANT)
@@ -183,7 +181,7 @@ async def test_row_whose_place_a_replay_took_is_kept_under_another_key(tenant: T
 
 
 @pytest.mark.parametrize("number", ["200", "300"], ids=["one record", "two replays"])
-async def test_replay_is_applied_once_when_two_readers_apply_it_at_once(shard: ShardPool, number: str) -> None:
+async def test_replay_of_two_readers_at_once_is_applied_once(shard: ShardPool, number: str) -> None:
     case = TenantCase(shard, TENANT)
     await add_tenant(shard, TENANT)
     first, second = (case.operation("create", name, {}, sequence_number="100") for name in ("r1", "r2"))
@@ -220,7 +218,7 @@ STEPS = st.lists(
 @pytest.mark.slow(0.6)
 @settings(max_examples=30, suppress_health_check=NO_CHECKS)
 @given(steps=STEPS)
-async def test_log_lets_each_operation_take_effect_once_whatever_is_given_up_and_replayed(
+async def test_each_operation_takes_effect_once_whatever_is_given_up(
     tenant: TenantCase, steps: list[tuple[bool, list[tuple[int, int]]]]
 ) -> None:
     known: dict[int, Known] = {}

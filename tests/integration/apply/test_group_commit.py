@@ -95,7 +95,7 @@ async def test_reader_whose_position_was_changed_fails_alone(case: TenantCase) -
     assert await transactions(case) == [3] * (READERS - 1)
 
 
-async def test_operation_that_fails_by_itself_holds_its_tenant_in_all_batches_behind_it(case: TenantCase) -> None:
+async def test_failing_operation_holds_its_tenant_in_all_batches(case: TenantCase) -> None:
     await add_tenant(case.pool, ("clinic", "other"), created_at=TENANT_MADE_AT)
     other = TenantCase(case.pool, ("clinic", "other"))
     await make_touchy(case.pool)

@@ -153,7 +153,7 @@ async def test_laborious_patches_keep_their_place_in_the_batch(tenant: TenantCas
         '"o": {"\\\\\\u0000": null}',
     ],
 )
-async def test_laborious_patch_is_invalid_data_when_postgres_cannot_store_it(tenant: TenantCase, members: str) -> None:
+async def test_laborious_patch_that_cannot_be_stored_is_invalid_data(tenant: TenantCase, members: str) -> None:
     await tenant.apply(tenant.operation("create", "r1", {"a": 1}))
     patch = json.dumps(LABORIOUS)[:-1] + f", {members}}}"
     assert await tenant.apply(tenant.operation("patch", "r1", f"{{{members}}}")) == [failed(Failure.INVALID_DATA)]
@@ -180,7 +180,7 @@ async def test_laborious_patch_is_invalid_data_when_postgres_cannot_store_it(ten
     ids=["flat", "nested", "deep", "laborious", "together"],
 )
 @pytest.mark.parametrize("size", [1, 40_000], ids=["small", "large"])
-async def test_patch_that_waits_for_a_row_keeps_what_was_written_meanwhile(
+async def test_patch_keeps_what_was_written_while_it_waited(
     tenant: TenantCase, patches: Sequence[dict[str, Any]], size: int
 ) -> None:
     await tenant.apply(tenant.operation("create", "r1", {"old": "x" * size, "gone": 1}))

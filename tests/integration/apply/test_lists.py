@@ -51,7 +51,7 @@ ODD_DOCUMENTS = {
 }
 
 
-async def test_list_has_documents_and_ids_of_any_content_as_they_are_stored(tenant: TenantCase) -> None:
+async def test_list_has_documents_and_ids_of_any_content(tenant: TenantCase) -> None:
     await tenant.apply(*(tenant.operation("create", name, text) for name, text in ODD_DOCUMENTS.items()))
     asked = tenant.operation("list", None)
     assert await tenant.apply(asked) == [SUCCEEDED]

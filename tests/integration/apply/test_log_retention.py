@@ -89,9 +89,7 @@ async def test_retention_forgets_rows_by_completion_and_keeps_the_rest(pools: Po
     assert [(event["operation_count"], event["shards"]) for event in events] == [(75, counts)]
 
 
-async def test_retention_forgets_failures_of_messages_that_no_queue_can_have(
-    pools: Pools, make_shard: ShardMaker
-) -> None:
+async def test_retention_forgets_failures_that_no_queue_can_have(pools: Pools, make_shard: ShardMaker) -> None:
     address = await make_shard()
     pools.ensure_pool(address)
     for message_id, days in (("old", 16), ("young", 14)):
@@ -126,7 +124,7 @@ async def test_retention_forgets_rejections_with_the_log(
     assert [row["request_id"] for row in rows] == ["young"]
 
 
-async def test_retention_forgets_refused_events_of_the_feed_with_the_log(pools: Pools, make_shard: ShardMaker) -> None:
+async def test_retention_forgets_refused_events_with_the_log(pools: Pools, make_shard: ShardMaker) -> None:
     address = await make_shard()
     pools.ensure_pool(address)
     for event_id, days in (("locked", 16), *((f"old-{number}", 16) for number in range(5)), ("young", 14)):

@@ -73,9 +73,7 @@ async def test_transaction_of_many_batches_is_linked_with_each(case: TenantCase,
     assert current_batch() is None
 
 
-async def test_failed_transactions_of_a_batch_have_spans_by_class_and_code(
-    case: TenantCase, spans: RecordedSpans
-) -> None:
+async def test_failed_transactions_have_spans_by_class_and_code(case: TenantCase, spans: RecordedSpans) -> None:
     await make_touchy(case.pool)
     writer = writer_of(case.pool)
     operations = [case.operation("create", "good", {"n": 1}), case.operation("create", "bad", {"raise": "P0001"})]

@@ -108,9 +108,7 @@ async def test_writer_changes_nothing_when_an_operation_is_redelivered(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_writer_makes_a_dead_letter_when_a_request_id_is_used_for_something_else(
-    tenant: TenantCase, kind: str
-) -> None:
+async def test_reused_request_id_is_a_dead_letter(tenant: TenantCase, kind: str) -> None:
     await prepare(tenant, kind)
     first = of_kind(tenant, kind)
     other = of_kind(tenant, kind, request_id=first.request_id, **KINDS[kind][1])
@@ -150,7 +148,7 @@ async def test_writer_dates_a_resource_by_the_operations_timestamps(tenant: Tena
         (Source.SQS, TENANT_WAIT * 10, False),
     ],
 )
-async def test_writer_gives_up_an_operation_when_it_came_too_long_before_its_tenant(
+async def test_operation_from_long_before_its_tenant_is_given_up(
     tenant: TenantCase, source: Source, waited: timedelta, *, is_dead: bool
 ) -> None:
     young = TenantCase(tenant.pool, (tenant.ids[0], "young"))
@@ -162,7 +160,7 @@ async def test_writer_gives_up_an_operation_when_it_came_too_long_before_its_ten
     assert len(await young.log()) == (0 if is_dead else 1)
 
 
-async def test_writer_refuses_to_write_when_the_database_is_another_shards(shard: ShardPool) -> None:
+async def test_writer_refuses_another_shards_database(shard: ShardPool) -> None:
     await add_tenant(shard)
     await fetch(shard, "UPDATE shard_meta SET shard_id = 'another'")
     case = TenantCase(shard, ("clinic", "main"))
@@ -186,7 +184,7 @@ async def test_writer_refuses_to_write_when_the_database_is_another_shards(shard
         *("2026-01-31t09:00:00Z", "2026-01-31T09:00:00", "2026-01-31T10:30:00+01:30", "2026-01-31"),
     ],
 )
-async def test_time_is_the_same_for_postgres_whether_or_not_its_text_is_kept(tenant: TenantCase, text: str) -> None:
+async def test_time_is_the_same_for_postgres_in_either_text(tenant: TenantCase, text: str) -> None:
     rows = await fetch(tenant.pool, "SELECT $1::text::timestamptz AS at", utc_text(text))
 
     assert rows == [{"at": parse_timestamp(text)}]

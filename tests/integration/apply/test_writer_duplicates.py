@@ -39,7 +39,7 @@ def failures(case: TenantCase) -> float:
 
 
 @pytest.mark.parametrize("careful_least", [0, 1, CAREFUL_LEAST])
-async def test_writer_applies_the_rest_when_every_batch_has_a_duplicate(case: TenantCase, careful_least: int) -> None:
+async def test_rest_is_applied_when_every_batch_has_a_duplicate(case: TenantCase, careful_least: int) -> None:
     before, writer = failures(case), writer_of(case.pool, careful_least=careful_least)
     first = case.operation("create", "r0", {"v": 0})
     assert await writer.apply([first]) == [SUCCEEDED]
@@ -68,7 +68,7 @@ async def test_writer_applies_the_rest_when_every_batch_has_a_duplicate(case: Te
 
 
 @pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
-async def test_writer_waits_for_another_transaction_that_writes_the_same_row(case: TenantCase, end: str) -> None:
+async def test_writer_waits_for_another_writer_of_the_same_row(case: TenantCase, end: str) -> None:
     create = case.operation("create", "r1", {"v": 1})
     rival = await asyncpg.connect(case.pool.address.connection_string)
     await rival.execute("BEGIN")
@@ -86,9 +86,7 @@ async def test_writer_waits_for_another_transaction_that_writes_the_same_row(cas
 
 
 @pytest.mark.parametrize("careful_least", [0, CAREFUL_LEAST])
-async def test_writer_blames_an_operation_when_a_constraint_of_the_owner_refuses_it(
-    case: TenantCase, careful_least: int
-) -> None:
+async def test_operation_is_blamed_that_an_owners_constraint_refuses(case: TenantCase, careful_least: int) -> None:
     await fetch(case.pool, "CREATE UNIQUE INDEX ON resources ((data ->> 'email'))")
     other = TenantCase(case.pool, (TENANT[0], "other"))
     await add_tenant(case.pool, other.ids)

@@ -108,7 +108,7 @@ async def test_writer_blames_an_operation_when_it_fails_by_itself(
     assert REGISTRY.get_sample_value("simplu_shard_errors_total", labels)
 
 
-async def test_writer_blames_an_operation_when_only_the_commit_shows_it(make_shard: ShardMaker) -> None:
+async def test_operation_is_blamed_when_only_the_commit_shows_it(make_shard: ShardMaker) -> None:
     pool = ShardPool(await make_shard(), size=2)
     await make_touchy(pool, deferred=True)
     case, other = await case_on(pool), await case_on(pool, "other")
@@ -124,7 +124,7 @@ async def test_writer_blames_an_operation_when_only_the_commit_shows_it(make_sha
 @pytest.mark.slow(0.4)
 @settings(max_examples=20, suppress_health_check=NO_CHECKS)
 @given(faults=st.lists(st.sampled_from(["", "", "", "bad", "unstorable"]), min_size=1, max_size=24), data=st.data())
-async def test_writer_blames_the_first_of_each_tenant_whatever_the_batch(
+async def test_first_of_each_tenant_is_blamed_whatever_the_batch(
     touchy: ShardPool, faults: list[str], data: st.DataObject
 ) -> None:
     await fetch(touchy, "DELETE FROM resources")
@@ -152,7 +152,7 @@ async def test_writer_blames_the_first_of_each_tenant_whatever_the_batch(
 
 
 @pytest.mark.slow
-async def test_writer_finds_a_slow_operation_once_when_it_is_tried_again(
+async def test_slow_operation_is_found_once_when_it_is_tried_again(
     hurried: ShardPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case, other = await case_on(hurried), await case_on(hurried, "other")
@@ -170,7 +170,7 @@ async def test_writer_finds_a_slow_operation_once_when_it_is_tried_again(
 
 
 @pytest.mark.slow
-async def test_writer_blames_nobody_when_the_shard_is_slow_with_the_log_as_well(touchy: ShardPool) -> None:
+async def test_nobody_is_blamed_when_the_log_is_slow_as_well(touchy: ShardPool) -> None:
     touchy = ShardPool(touchy.address, size=2, timeouts=ShardTimeouts(batch_s=0.5, part_s=0.5))
     case = await case_on(touchy)
     await fetch(
@@ -197,9 +197,7 @@ async def test_writer_blames_nobody_when_many_are_merely_slow_together(touchy: S
 
 
 @pytest.mark.parametrize("moment", ["lock_tenants", "begin"])
-async def test_writer_blames_nobody_when_the_failing_statement_has_no_operation_in_it(
-    make_shard: ShardMaker, moment: str
-) -> None:
+async def test_nobody_is_blamed_for_a_statement_without_operations(make_shard: ShardMaker, moment: str) -> None:
     timeouts = ShardTimeouts(batch_s=0.3 if moment == "lock_tenants" else 1e9, row_lock_s=5.0)
     pool = ShardPool(await make_shard(), size=2, timeouts=timeouts)
     case = await case_on(pool)
@@ -211,7 +209,7 @@ async def test_writer_blames_nobody_when_the_failing_statement_has_no_operation_
     await pool.close()
 
 
-async def test_writer_blames_nobody_when_another_session_cancels_the_statement(touchy: ShardPool) -> None:
+async def test_nobody_is_blamed_when_another_session_cancels(touchy: ShardPool) -> None:
     case = await case_on(touchy)
     other = await asyncpg.connect(touchy.address.connection_string)
 
@@ -244,7 +242,7 @@ async def test_writer_blames_nobody_when_the_shard_does_not_work(
     await pool.close()
 
 
-async def test_writer_blames_no_value_when_an_expression_index_of_the_owner_refuses_it(shard: ShardPool) -> None:
+async def test_value_is_not_invalid_when_an_owners_index_refuses_it(shard: ShardPool) -> None:
     case, other = await case_on(shard), await case_on(shard, "other")
     await fetch(shard, "CREATE INDEX ages ON resources (((data ->> 'age')::integer))")
     bad = case.operation("create", "r2", {"age": "forty"})

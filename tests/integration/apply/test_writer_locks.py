@@ -86,7 +86,7 @@ def batch_of(case: TenantCase, other: TenantCase) -> list[Operation]:
 @pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS)
 @pytest.mark.parametrize("is_claimed", [True, False], ids=["with a position", "without"])
 @pytest.mark.parametrize("careful_least", [0, 9], ids=["plain", "careful"])
-async def test_writer_applies_all_others_when_a_row_of_a_tenant_is_locked(
+async def test_all_others_are_applied_when_a_tenants_row_is_locked(
     pool: ShardPool, rival: Rival, lock: str, careful_least: int, *, is_claimed: bool
 ) -> None:
     case, other = await case_on(pool, "locked"), await case_on(pool, "other")
@@ -124,7 +124,7 @@ async def test_writer_finds_a_locked_row_when_the_batch_went_at_once(pool: Shard
     assert await writer.apply(batch[:1]) == [SUCCEEDED]
 
 
-async def test_writer_holds_nobody_for_the_position_that_another_reader_locks(pool: ShardPool, rival: Rival) -> None:
+async def test_nobody_is_held_for_a_position_that_is_locked(pool: ShardPool, rival: Rival) -> None:
     case = await case_on(pool, "main")
     writer, claim = writer_of(pool), PositionClaim(STREAM, STREAM_SHARD_ID, StreamPosition("7/0"))
     await writer.apply([case.operation("create", "r2", {})], claim)

@@ -93,9 +93,7 @@ async def take_away(pool: ShardPool, stream_shard_id: str = STREAM_SHARD_ID) -> 
     return token
 
 
-async def test_writer_makes_the_row_with_the_first_batch_and_moves_it_with_the_next(
-    case: TenantCase, writer: ShardWriter
-) -> None:
+async def test_row_comes_with_the_first_batch_and_moves_with_the_next(case: TenantCase, writer: ShardWriter) -> None:
     held = ("tenant:a-x", "slots:AA")
     claim = claim_of(pending_since=ARRIVED_AT, read_to="9/1", held=held, parents_done=True, read_up_to=ARRIVED_AT)
     assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
@@ -149,9 +147,7 @@ async def test_writer_applies_nothing_when_the_row_is_another_readers(
     assert await position(case.pool) == "6/0"
 
 
-async def test_writer_makes_no_row_when_a_tenant_was_moved_here_since_the_reader_saw_that_there_is_none(
-    case: TenantCase, writer: ShardWriter
-) -> None:
+async def test_no_row_is_made_when_a_tenant_was_moved_here_meanwhile(case: TenantCase, writer: ShardWriter) -> None:
     """The tenant may lack operations that its shard lost; no row showed that, and the new row must not hide it.
 
     Tenants that are made here in between lack nothing.
@@ -174,9 +170,7 @@ async def test_writer_makes_no_row_when_a_tenant_was_moved_here_since_the_reader
     assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
 
 
-async def test_writer_lets_only_one_of_two_readers_write_that_saw_the_same_row(
-    case: TenantCase, writer: ShardWriter
-) -> None:
+async def test_only_one_of_two_readers_of_the_same_row_writes(case: TenantCase, writer: ShardWriter) -> None:
     for pending_from in ("7/0", "8/0"):
         seen = [row["token"] for row in (await rows(case.pool)).values()]
         first, second = (
@@ -223,7 +217,7 @@ async def _refused(writer: ShardWriter, operations: list[Any], claim: PositionCl
 
 @pytest.mark.parametrize("after", [True, False], ids=["committed", "not committed"])
 @pytest.mark.parametrize("known", ["no row", "a row"])
-async def test_reader_goes_on_when_it_does_not_know_whether_its_batch_was_committed(
+async def test_reader_goes_on_after_a_commit_of_unknown_outcome(
     make_shard: ShardMaker, known: str, *, after: bool
 ) -> None:
     async with Line(await make_shard()).opened() as line:
@@ -289,7 +283,7 @@ async def test_writer_writes_the_row_with_each_part_of_a_batch(make_shard: Shard
     await pool.close()
 
 
-async def test_writer_writes_the_row_with_an_operation_that_is_given_up(case: TenantCase, writer: ShardWriter) -> None:
+async def test_row_is_written_with_an_operation_that_is_given_up(case: TenantCase, writer: ShardWriter) -> None:
     claim = claim_of()
     bad = case.operation("create", data={})
     assert await writer.give_up(bad, claim) == GIVEN_UP
@@ -369,9 +363,7 @@ async def test_adoption_leaves_another_token_in_the_row_that_it_reads(case: Tena
     assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
 
 
-async def test_positions_of_stream_shards_past_their_retention_are_forgotten(
-    case: TenantCase, writer: ShardWriter
-) -> None:
+async def test_positions_past_the_retention_are_forgotten(case: TenantCase, writer: ShardWriter) -> None:
     await writer.write_positions([claim_of(f"shardId-{number}") for number in range(3)])
     await writer.forget_positions("another-stream", ["shardId-0"])
     assert sorted(await rows(case.pool)) == ["shardId-0", "shardId-1", "shardId-2"]
@@ -387,9 +379,7 @@ async def standing(writer: ShardWriter) -> StreamPosition:
     return stored.rows[STREAM_SHARD_ID]
 
 
-async def test_gap_is_marked_for_one_position_and_lasts_until_it_is_accepted(
-    case: TenantCase, writer: ShardWriter
-) -> None:
+async def test_gap_of_one_position_lasts_until_it_is_accepted(case: TenantCase, writer: ShardWriter) -> None:
     claim = claim_of()
     await writer.write_positions([claim])
     await writer.mark_gap(STREAM, STREAM_SHARD_ID, "6/0")

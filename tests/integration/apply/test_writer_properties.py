@@ -174,7 +174,7 @@ CAREFUL = st.sampled_from([0, 1, 16])  # batches in the form with ON CONFLICT be
 
 @settings(max_examples=50, suppress_health_check=NO_CHECKS)
 @given(drawn=DRAWN, sizes=SIZES, careful=CAREFUL)
-async def test_writer_equals_one_by_one_application_whatever_the_batches(
+async def test_writer_equals_the_model_whatever_the_batches(
     tenant: TenantCase, drawn: list[tuple[OperationRequest, str]], sizes: list[int], careful: int
 ) -> None:
     """Outcomes, rows, dates, log and results are those of the model, wherever the batches were cut.
@@ -197,7 +197,7 @@ async def test_writer_equals_one_by_one_application_whatever_the_batches(
 @pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=NO_CHECKS)
 @given(drawn=DRAWN, sizes=SIZES, others=SIZES, careful=CAREFUL)
-async def test_writer_applies_each_operation_once_when_two_readers_send_the_same(
+async def test_operations_of_two_readers_are_applied_once(
     tenant: TenantCase, drawn: list[tuple[OperationRequest, str]], sizes: list[int], others: list[int], careful: int
 ) -> None:
     example = Example(tenant.pool)

@@ -58,7 +58,7 @@ async def lost_races(pool: ShardPool, count: float) -> bool:
 @pytest.mark.parametrize("data", UNSTORABLE.values(), ids=UNSTORABLE)
 @pytest.mark.parametrize("kind", ["create", "update", "patch"])
 @pytest.mark.parametrize("exists", [True, False], ids=["there", "not there"])
-async def test_writer_fails_an_operation_when_postgres_cannot_store_its_data(
+async def test_operation_fails_when_its_data_cannot_be_stored(
     tenant: TenantCase, kind: str, data: str, *, exists: bool
 ) -> None:
     if exists:
@@ -91,7 +91,7 @@ async def refusing(shard: ShardPool) -> TenantCase:
     return await case_on(shard)
 
 
-async def test_writer_lets_nothing_overtake_when_a_held_tenant_comes_back_between_two_halves(
+async def test_nothing_overtakes_a_tenant_that_comes_back(
     refusing: TenantCase,
 ) -> None:
     held = TenantCase(refusing.pool, ("held", "main"))
@@ -178,7 +178,7 @@ async def fragile(breakable_server: PostgresServer) -> AsyncIterator[ShardPool]:
     await pool.close()
 
 
-async def test_writer_applies_once_when_the_server_is_killed_within_a_batch(
+async def test_batch_is_applied_once_when_the_server_is_killed_within(
     fragile: ShardPool, breakable_server: PostgresServer
 ) -> None:
     case = await case_on(fragile)

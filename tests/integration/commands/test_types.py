@@ -87,7 +87,7 @@ async def test_types_apply_plans_first_and_then_does_it_on_all_shards(
 
 
 @pytest.mark.slow(0.3)
-async def test_shard_that_does_not_answer_is_named_and_the_others_are_done(
+async def test_silent_shard_is_named_and_the_others_are_done(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shards = [await make_shard("a"), await make_shard("b"), silent("c")]
@@ -218,7 +218,7 @@ async def test_types_check_counts_the_documents_that_do_not_fit(
     assert max(pages) == count
 
 
-async def test_resources_under_other_names_are_moved_once_the_type_has_these(
+async def test_resources_under_other_names_are_moved(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(apply_module, "REREAD_S", 0.0)

@@ -177,7 +177,7 @@ async def test_list_has_the_members_of_an_operation(routed: RoutedShards) -> Non
     assert (page.next, page.searched_to, page.shard_id) == (None, None, "shard-1")
 
 
-async def test_search_reads_the_log_by_its_indexes_where_the_planner_would_not(routed: RoutedShards) -> None:
+async def test_search_reads_the_log_by_its_indexes(routed: RoutedShards) -> None:
     pool = pool_of(routed)
     await crowd_log(pool, TENANT_ID, 3000)
     await fetch(pool, "ANALYZE log_batches, log_rows")

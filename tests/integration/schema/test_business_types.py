@@ -157,7 +157,7 @@ async def test_views_never_fail_whatever_the_documents_hold(tenant: TenantCase, 
                 assert len(rows) == len(values)
 
 
-async def test_packaged_types_change_nothing_when_they_are_written_again(make_shard: ShardMaker) -> None:
+async def test_packaged_types_written_again_change_nothing(make_shard: ShardMaker) -> None:
     pool = ShardPool(await make_shard(), size=1)
     role = f"reader_of_views_{next(_numbers)}"
     await fetch(pool, f"CREATE ROLE {role}")

@@ -208,7 +208,7 @@ async def updates(pool: ShardPool, batches: list[list[Operation]]) -> tuple[int,
 
 
 @pytest.mark.slow(0.3)
-async def test_updates_stay_on_their_page_with_all_our_indexes_and_not_with_one_on_last_updated(
+async def test_updates_stay_on_their_page_with_all_our_indexes(
     make_shard: ShardMaker,
 ) -> None:
     pool = ShardPool(await make_shard(), size=1)

@@ -163,7 +163,7 @@ async def plans_of(connection: asyncpg.Connection[Any], query: str, request: str
 
 
 @pytest.mark.slow(15)
-async def test_one_operation_of_a_large_log_is_found_as_the_page_for_readers_says(
+async def test_operation_of_a_large_log_is_found_as_the_page_says(
     large_address: Callable[[], Awaitable[ShardAddress]],
 ) -> None:
     (paragraph,) = re.findall(r"(?s)\*\*One operation\*\*.*?\n\n", PAGE.read_text(encoding="utf-8"))

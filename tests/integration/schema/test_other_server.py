@@ -72,9 +72,7 @@ async def replicated(old: str, new: str) -> None:
 
 @pytest.mark.slow(8)
 @pytest.mark.parametrize("bring", [dumped, replicated])
-async def test_shard_on_a_server_with_lower_numbers_is_held_until_its_numbers_are_raised(
-    old_server: PostgresServer, bring: object
-) -> None:
+async def test_shard_is_held_until_its_numbers_are_raised(old_server: PostgresServer, bring: object) -> None:
     old = await copy_shard(old_server)
     pool = ShardPool(old, size=2)
     await add_tenant(pool)

@@ -43,7 +43,7 @@ async def version_of(pool: ShardPool) -> int | None:
     return None if schema is None else schema.version
 
 
-async def test_ensure_schema_makes_everything_when_the_database_is_empty(make_shard: ShardMaker) -> None:
+async def test_ensure_schema_makes_everything_in_an_empty_database(make_shard: ShardMaker) -> None:
     async with Pools(size=1) as pools:
         pool = pools.ensure_pool(await make_shard("shard-7", is_empty=True))
 
@@ -249,7 +249,7 @@ async def probe_refusal(pool: ShardPool) -> str | None:
     return probe.refusal
 
 
-async def test_shard_is_refused_until_the_role_has_the_rights_that_are_named(shard: ShardPool) -> None:
+async def test_shard_is_refused_until_the_role_has_the_rights(shard: ShardPool) -> None:
     url = shard.address.connection_string
     await execute(
         url,

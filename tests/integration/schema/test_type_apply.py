@@ -55,7 +55,7 @@ async def rows_of(pool: ShardPool) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in rows if row["name"] not in BUSINESS_TYPES}
 
 
-async def test_type_is_written_with_its_view_and_nothing_the_second_time(pool: ShardPool) -> None:
+async def test_type_is_written_once_with_its_view(pool: ShardPool) -> None:
     file = file_of("bakery", NAME, CITY, PRICE)
     assert (await plan_on(pool, {"bakery": file}, remove=())) == (await applied(pool, file))
 
@@ -168,7 +168,7 @@ async def test_type_is_removed_with_its_views_when_no_tenant_has_it(pool: ShardP
 
 
 @pytest.mark.slow
-async def test_apply_gives_up_when_a_reader_keeps_the_view_and_works_behind_one_that_does_not(
+async def test_apply_gives_up_when_a_reader_keeps_the_view(
     pool: ShardPool,
 ) -> None:
     await applied(pool, file_of("bakery", NAME))

@@ -57,7 +57,7 @@ async def catalogue(pool: ShardPool) -> list[Any]:
     return [sorted(map(str, await fetch(pool, query))) for query in queries]
 
 
-async def test_upgrade_applies_the_files_of_types_that_are_new_or_others(pool: ShardPool) -> None:
+async def test_upgrade_applies_files_of_new_and_changed_types(pool: ShardPool) -> None:
     first = await upgrader(pool, types={"bakery": BAKERY}).run()
     second = await upgrader(pool, types={"bakery": BAKERY}).run()
     third = await upgrader(pool, types={"bakery": read_type(f"{BAKERY.text}\n")}).run()

@@ -30,7 +30,7 @@ from simplu_worker.transfers.sql_files import QUERIES
     ids=["new column", "other type", "positions"],
 )
 @pytest.mark.slow(0.3)
-async def test_workers_go_on_when_what_their_statements_use_has_changed(pool: ShardPool, text: str) -> None:
+async def test_workers_go_on_when_their_tables_have_changed(pool: ShardPool, text: str) -> None:
     users = ShardPool(pool.address, size=2, timeouts=ShardTimeouts())
     writer = writer_of(users)
     await add_tenant(users)
@@ -46,7 +46,7 @@ async def test_workers_go_on_when_what_their_statements_use_has_changed(pool: Sh
     await users.close()
 
 
-async def test_worker_holds_the_shard_when_an_upgrade_has_left_its_version_behind(pool: ShardPool) -> None:
+async def test_worker_holds_a_shard_that_left_its_version_behind(pool: ShardPool) -> None:
     users = ShardPool(pool.address, size=2)
     writer = writer_of(users)
     await add_tenant(users)
@@ -70,7 +70,7 @@ async def test_worker_holds_the_shard_when_an_upgrade_has_left_its_version_behin
     await users.close()
 
 
-async def test_workers_of_two_versions_work_before_and_after_the_upgrade(pool: ShardPool) -> None:
+async def test_two_versions_work_before_and_after_the_upgrade(pool: ShardPool) -> None:
     both = MIGRATIONS, [*MIGRATIONS, MADE_UP]
     before = [await version_for(pool, migrations) for migrations in both]
 
@@ -82,9 +82,7 @@ async def test_workers_of_two_versions_work_before_and_after_the_upgrade(pool: S
 
 @pytest.mark.parametrize("version", range(max(1, SCHEMA_VERSION - 1), NEXT + 1))
 @pytest.mark.slow(0.3)
-async def test_every_query_means_something_on_each_schema_that_a_worker_works_on(
-    make_shard: ShardMaker, version: int
-) -> None:
+async def test_every_query_works_on_each_schema_of_a_worker(make_shard: ShardMaker, version: int) -> None:
     async with upgrade_pool(await make_shard("shard-1", is_empty=True)) as pool:
         async with pool.transaction() as connection:
             await make_schema(connection, "shard-1", migrations=[*MIGRATIONS, MADE_UP][:version])

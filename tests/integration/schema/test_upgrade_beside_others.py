@@ -67,7 +67,7 @@ async def test_upgrade_gives_up_when_a_lock_is_not_to_be_had(
     assert len(await versions(pool)) == SCHEMA_VERSION
 
 
-async def test_upgrade_builds_an_index_anew_when_it_was_left_half_built(pool: ShardPool) -> None:
+async def test_upgrade_builds_a_half_built_index_anew(pool: ShardPool) -> None:
     for location in ("north", "south"):
         await add_tenant(pool, ("clinic", location))
     unique = "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS tenants_age ON tenants (created_at)"

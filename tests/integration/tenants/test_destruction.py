@@ -100,7 +100,7 @@ async def test_destroy_changes_nothing_when_it_is_redelivered(routed: RoutedShar
     assert row == before | {"control_at": newer}
 
 
-async def test_destroy_finds_the_home_when_citrus_names_another_or_none(routed: RoutedShards) -> None:
+async def test_destroy_finds_the_home_that_citrus_does_not_name(routed: RoutedShards) -> None:
     away, moved, lost = ("a", "way"), ("mo", "ved"), ("lo", "st")
     routed.register(away, "shard-1")
     routed.register(moved, "shard-1")
@@ -126,7 +126,7 @@ async def test_destroy_waits_when_somebody_who_must_be_asked_is_silent(make_shar
             await destroy(routed)
 
 
-async def test_destroy_waits_for_a_batch_under_way_and_for_no_later_one(make_shard: ShardMaker) -> None:
+async def test_destroy_waits_for_a_batch_under_way_alone(make_shard: ShardMaker) -> None:
     async with routed_shards([await make_shard("shard-1")], timeouts=PATIENT) as routed:
         routed.register(TENANT, "shard-1")
         case = TenantCase(pool_of(routed), TENANT)
@@ -214,7 +214,7 @@ async def test_deletion_deletes_nothing_before_the_grace_time_is_over(routed: Ro
     assert (entry["location_id"], entry["shard_id"], entry["resource_count"]) == ("main", "shard-1", 3)
 
 
-async def test_deletion_keeps_row_and_log_and_the_tenant_can_be_made_again(routed: RoutedShards) -> None:
+async def test_deletion_keeps_what_makes_the_tenant_again(routed: RoutedShards) -> None:
     case = TenantCase(pool_of(routed), TENANT)
     applied = case.operation("create", "r9", {})
     assert await case.apply(applied) == [SUCCEEDED]
@@ -233,7 +233,7 @@ async def test_deletion_keeps_row_and_log_and_the_tenant_can_be_made_again(route
 
 
 @pytest.mark.slow
-async def test_deletion_goes_in_small_statements_and_on_in_the_next_turn(routed: RoutedShards) -> None:
+async def test_deletion_goes_in_small_statements(routed: RoutedShards) -> None:
     await fetch(pool_of(routed), ADD_RESOURCES.replace("number::text", "'more-' || number"), "clinic-main", 25)
     await destroy(routed)
     assert await deletion(routed, turn_s=0.001, statement_max_rows=10).delete_due() == 0
@@ -249,7 +249,7 @@ async def test_deletion_goes_in_small_statements_and_on_in_the_next_turn(routed:
 
 
 @pytest.mark.slow(1)
-async def test_tenant_is_destroyed_and_made_again_under_load_without_a_trace(make_shard: ShardMaker) -> None:
+async def test_tenant_is_made_again_under_load_without_a_trace(make_shard: ShardMaker) -> None:
     async with routed_shards([await make_shard("shard-1")], timeouts=PATIENT) as routed:
         routed.register(TENANT, "shard-1")
         await add_tenant(pool_of(routed))
@@ -291,7 +291,7 @@ async def test_tenant_is_destroyed_and_made_again_under_load_without_a_trace(mak
         await load.close()
 
 
-async def test_deletion_leaves_a_tenant_alone_that_was_made_again_meanwhile(routed: RoutedShards) -> None:
+async def test_deletion_leaves_a_tenant_that_was_made_again(routed: RoutedShards) -> None:
     late = deletion(routed)
     await destroy(routed)
     (due,) = await late._begin_due(pool_of(routed))

@@ -125,7 +125,7 @@ async def test_any_control_message_counts_as_newer_than_a_first_use(world: World
     assert (await world.tenants("shard-1"))[0]["state"] == "destroying"
 
 
-async def test_tenant_is_made_beside_a_silent_shard_that_cannot_have_it(make_shard: ShardMaker) -> None:
+async def test_tenant_is_made_beside_a_shard_that_cannot_have_it(make_shard: ShardMaker) -> None:
     shards = [silent("shard-1"), await make_shard("shard-2")]
     mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
     for is_marked in (False, True):
@@ -167,7 +167,7 @@ async def test_nothing_is_made_when_business_info_gives_no_reason(
     assert await world.use(name) == "shard-1"
 
 
-async def test_nothing_is_made_when_the_tenant_was_destroyed_on_another_shard(world: World) -> None:
+async def test_nothing_is_made_of_a_tenant_destroyed_elsewhere(world: World) -> None:
     await add_tenant(world.pool("shard-2"), NAME, state="destroyed")
     world.routed.register(NAME, "shard-1")
 
@@ -175,7 +175,7 @@ async def test_nothing_is_made_when_the_tenant_was_destroyed_on_another_shard(wo
     assert await world.tenants("shard-1") == []
 
 
-async def test_nothing_is_made_while_a_shard_that_may_have_it_does_not_answer(make_shard: ShardMaker) -> None:
+async def test_nothing_is_made_while_a_possible_home_is_silent(make_shard: ShardMaker) -> None:
     async with open_world([await make_shard("shard-1"), silent("shard-2")], CLINIC) as world:
         world.routed.register(NAME, "shard-1")
         with pytest.raises(RetryableError, match="shard-2"):

@@ -70,7 +70,7 @@ async def test_confirm_comes_to_the_same_from_either_home(
     assert left[kept][2] == 1 + int(bool({**first, **second}.get("touched")))
 
 
-async def test_confirm_undoes_nothing_when_both_homes_have_something_to_lose(routed: RoutedShards) -> None:
+async def test_confirm_undoes_nothing_when_both_have_data_to_lose(routed: RoutedShards) -> None:
     routed.register(TENANT, "shard-1")
     for shard_id in ("shard-1", "shard-2"):
         await make_unfinished(pool_of(routed, shard_id), touched=True)
@@ -85,9 +85,7 @@ async def test_confirm_undoes_nothing_when_both_homes_have_something_to_lose(rou
 
 
 @pytest.mark.parametrize("removed_from", [["shard-1"], ["shard-1", "shard-2"]])
-async def test_split_tenant_is_counted_until_a_person_has_removed_one_home(
-    routed: RoutedShards, removed_from: list[str]
-) -> None:
+async def test_split_tenant_is_counted_until_one_home_is_removed(routed: RoutedShards, removed_from: list[str]) -> None:
     routed.register(TENANT, "shard-2")
     for shard_id in ("shard-1", "shard-2"):
         await make_unfinished(pool_of(routed, shard_id), touched=True, age_s=3600)
@@ -127,7 +125,7 @@ async def test_confirm_waits_for_a_batch_and_keeps_what_it_wrote(routed: RoutedS
     assert await homes(routed) == {"shard-2": ("active", False, 2)}
 
 
-async def test_confirm_follows_a_move_to_a_shard_that_is_no_earlier_home(make_shard: ShardMaker) -> None:
+async def test_confirm_follows_a_move_to_another_shard(make_shard: ShardMaker) -> None:
     shards = [await make_shard(f"shard-{number}") for number in (1, 2, 3)]
     mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
     shard_map = ShardMap(shards=mapped)
@@ -156,7 +154,7 @@ async def test_confirm_follows_a_move_to_a_shard_that_is_no_earlier_home(make_sh
         assert await fetch(second, "SELECT * FROM tenants") == []
 
 
-async def test_unconfirmed_confirms_what_was_made_while_a_shard_was_silent(make_shard: ShardMaker) -> None:
+async def test_sweep_confirms_what_was_made_beside_a_silent_shard(make_shard: ShardMaker) -> None:
     async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
         with capture_logs() as logs:
             assert await routed.provisioner.provision(REQUEST) is ProvisionResult.PROVISIONED

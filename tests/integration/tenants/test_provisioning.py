@@ -131,7 +131,7 @@ async def test_provision_changes_nothing_when_it_is_redelivered(routed: RoutedSh
     assert provisioned("existed") == before + 2
 
 
-async def test_provision_is_refused_when_no_shard_can_have_the_business_type(routed: RoutedShards) -> None:
+async def test_provision_is_refused_for_an_impossible_business_type(routed: RoutedShards) -> None:
     before = provisioned("failed")
     with pytest.raises(PermanentError, match=r"businessType: expected a letter, .*, got 'no type'"):
         await routed.provisioner.provision(request(business_type="no type"))
@@ -140,7 +140,7 @@ async def test_provision_is_refused_when_no_shard_can_have_the_business_type(rou
     assert provisioned("failed") == before + 1
 
 
-async def test_provision_makes_the_schema_once_when_two_come_to_an_empty_shard(make_shard: ShardMaker) -> None:
+async def test_provision_of_two_makes_the_schema_once(make_shard: ShardMaker) -> None:
     address = await make_shard("shard-1", is_empty=True)
     made = [("b", str(number)) for number in range(4)]
     patient = ShardTimeouts(lock_s=60.0, statement_s=60.0)  # one of them waits for the other's schema
@@ -179,9 +179,7 @@ async def test_provision_makes_nothing_when_the_tenant_lives_elsewhere(
 
 
 @pytest.mark.parametrize("is_empty", [True, False])
-async def test_provision_waits_for_a_silent_shard_only_when_the_tenant_was_registered_before(
-    make_shard: ShardMaker, *, is_empty: bool
-) -> None:
+async def test_provision_waits_for_a_silent_shard_unless_new(make_shard: ShardMaker, *, is_empty: bool) -> None:
     async with routed_shards([await make_shard("shard-1", is_empty=is_empty), silent("shard-2")]) as routed:
         routed.register(TENANT, "shard-1")
         with pytest.raises(ShardUnavailableError, match="shard shard-2"):
@@ -194,7 +192,7 @@ async def test_provision_waits_for_a_silent_shard_only_when_the_tenant_was_regis
             await routed.provisioner.provision(request())
 
 
-async def test_provision_waits_when_the_named_shard_is_silent_or_not_active(make_shard: ShardMaker) -> None:
+async def test_provision_waits_for_a_silent_or_inactive_shard(make_shard: ShardMaker) -> None:
     async with routed_shards([silent("shard-1"), await make_shard("shard-2")], tenants_per_shard=1) as routed:
         with pytest.raises(ShardUnavailableError, match="shard shard-1"):
             await routed.provisioner.provision(request())
@@ -304,7 +302,7 @@ async def test_provision_all_makes_the_others_when_some_cannot_be_made(make_shar
         await fetch(pool, "ALTER TABLE tenants DROP CONSTRAINT picky")
 
 
-async def test_provision_all_makes_each_once_when_two_replicas_do_it_at_once(make_shard: ShardMaker) -> None:
+async def test_provision_all_of_two_replicas_makes_each_once(make_shard: ShardMaker) -> None:
     address = await make_shard("shard-1")
     requests = [request(("b", f"{number:02}")) for number in range(30)]
     async with routed_shards([address]) as one, routed_shards([address]) as other, asyncio.TaskGroup() as tasks:

@@ -98,7 +98,7 @@ async def test_provision_keeps_one_home_when_citrus_changed_its_answer(routed: R
     assert await routed.gateway.find(TENANT_ID) == kept
 
 
-async def test_provision_goes_on_when_it_was_killed_before_the_confirmation(make_shard: ShardMaker) -> None:
+async def test_provision_goes_on_when_killed_before_confirming(make_shard: ShardMaker) -> None:
     async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
         routed.register(TENANT, "shard-1")
         await make_unfinished(pool_of(routed, "shard-1"))
@@ -110,7 +110,7 @@ async def test_provision_goes_on_when_it_was_killed_before_the_confirmation(make
         assert await homes(routed) == {"shard-1": ("active", True, 1)}
 
 
-async def test_provision_all_leaves_one_home_each_when_two_replicas_are_sent_to_two_shards(
+async def test_provision_all_leaves_one_home_of_two_replicas(
     make_shard: ShardMaker,
 ) -> None:
     shards = [await make_shard("shard-1"), await make_shard("shard-2")]

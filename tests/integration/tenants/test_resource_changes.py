@@ -142,7 +142,7 @@ async def test_rename_is_refused_when_there_is_a_resource_of_each_id(routed: Rou
 
 
 @pytest.mark.parametrize("text", ['{"a": "\\u0000"}', '{"a": 1e999999}', '{"a": "\\ud800"}'])
-async def test_rename_is_refused_when_postgres_cannot_store_what_is_added(routed: RoutedShards, text: str) -> None:
+async def test_rename_is_refused_when_data_cannot_be_stored(routed: RoutedShards, text: str) -> None:
     case = await made(routed, "old")
     before = await case.everything()
     with pytest.raises(

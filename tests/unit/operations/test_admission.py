@@ -85,7 +85,7 @@ def test_operation_is_a_dead_letter_when_its_id_is_anothers(state: TenantState) 
     ("arrived_before", "is_late"),
     [(WAIT, True), (WAIT + timedelta(days=1), True), (WAIT - timedelta(microseconds=1), False), (-WAIT, False)],
 )
-def test_operation_is_a_dead_letter_when_its_tenant_came_too_late(
+def test_operation_is_a_dead_letter_when_its_tenant_is_late(
     state: TenantState,
     arrived_before: timedelta,
     is_late: bool,  # noqa: FBT001
@@ -111,7 +111,7 @@ def test_message_of_a_queue_is_never_too_late() -> None:
         ([WAIT - timedelta(microseconds=1)] * 2, True),
     ],
 )
-def test_batch_is_not_admitted_whole_when_one_operation_came_too_late(
+def test_batch_is_not_admitted_whole_with_one_late_operation(
     arrived_before: list[timedelta], *, admitted: bool
 ) -> None:
     batch = [operation(arrived_at=CREATED_AT - before) for before in arrived_before]
@@ -137,7 +137,7 @@ def test_batch_is_admitted_whole_only_when_each_operation_is(
     assert admits_all(batch, rows, tenant_wait=WAIT) == all(each)
 
 
-def test_operation_is_not_too_late_for_a_tenant_that_is_not_its_own() -> None:
+def test_operation_is_not_too_late_for_another_tenant() -> None:
     late = operation(arrived_at=CREATED_AT - 2 * WAIT)
 
     assert is_too_late(late, tenant(), tenant_wait=WAIT)
@@ -145,7 +145,7 @@ def test_operation_is_not_too_late_for_a_tenant_that_is_not_its_own() -> None:
     assert not is_too_late(late, tenant(business_id="a", location_id="b-c"), tenant_wait=WAIT)
 
 
-def test_batch_is_not_admitted_whole_when_one_tenant_was_made_too_late() -> None:
+def test_batch_is_not_admitted_whole_with_one_late_tenant() -> None:
     other = replace(operation(arrived_at=CREATED_AT - WAIT / 2), business_id="z", tenant_id="z-c")
     rows = {"a-b-c": tenant(), "z-c": replace(tenant(business_id="z"), created_at=CREATED_AT + WAIT)}
 

@@ -131,7 +131,7 @@ REQUIRED = [
 
 @pytest.mark.parametrize("value", [..., None])
 @pytest.mark.parametrize(("kind", "name"), REQUIRED)
-def test_record_is_refused_when_a_required_member_is_missing_or_null(kind: str, name: str, value: Any) -> None:
+def test_record_is_refused_without_a_required_member(kind: str, name: str, value: Any) -> None:
     refusal = rejected(kind, **{name: value})
 
     assert refusal.reason is DeadLetterReason.INVALID_MESSAGE
@@ -268,7 +268,7 @@ def test_timestamp_is_refused_when_it_is_none_of_rfc_3339(text: str) -> None:
     )
 
 
-def test_request_id_is_refused_when_it_has_the_prefix_of_derived_ones() -> None:
+def test_request_id_is_refused_with_the_prefix_of_derived_ones() -> None:
     for text in ('"simplu:mine"', '"simplu:"', '"\\u0073implu:mine"'):
         refusal = decode(with_text("requestId", text))
         assert isinstance(refusal, RejectedRecord)
@@ -277,7 +277,7 @@ def test_request_id_is_refused_when_it_has_the_prefix_of_derived_ones() -> None:
         assert decoded(requestId=text).request_id == text
 
 
-def test_request_id_is_derived_from_the_position_when_the_record_has_none() -> None:
+def test_missing_request_id_is_derived_from_the_position() -> None:
     positions = {
         "name": "other-stream",
         "stream_shard_id": "shardId-000000000001",
@@ -310,7 +310,7 @@ def test_ids_are_refused_when_they_hold_what_text_cannot(name: str, text: str) -
         assert name in refusal.error
 
 
-def test_invalid_json_wins_when_a_record_has_other_faults_before_it() -> None:
+def test_invalid_json_wins_over_other_faults_before_it() -> None:
     for start in (b'{"businessId": 5, ', rb'{"businessId": "\ud800", '):
         refusal = decode(start + b'"locationId": }')
         assert isinstance(refusal, RejectedRecord)
@@ -613,7 +613,7 @@ def test_error_never_quotes_the_record() -> None:
                 assert not re.search("4111|1111", result.error), name
 
 
-def test_patterns_have_no_possessive_quantifiers_and_atomic_groups() -> None:
+def test_patterns_have_no_possessive_quantifiers() -> None:
     package = Path(simplu_worker.__file__).parent
     suspicious = re.compile(r"[\])}][*+?]\+|\(\?>")
     found = [str(file) for file in package.rglob("*.py") if suspicious.search(file.read_text(encoding="utf-8"))]
@@ -633,7 +633,7 @@ def test_rejection_has_ids_only_where_they_may_be_ids(value: object, expected: s
 
 @pytest.mark.parametrize("number", ["1e999", "9" * 5000, "[1e999]", '{"a":-1e999}'])
 @pytest.mark.parametrize("name", ["locationId", "resourceId", "requestId"])
-def test_rejection_has_the_other_ids_where_one_is_a_number_that_python_cannot_represent(name: str, number: str) -> None:
+def test_rejection_has_the_other_ids_beside_an_odd_number(name: str, number: str) -> None:
     found = decode(with_text(name, number))
     assert isinstance(found, RejectedRecord)
     assert (found.reason, found.business_id) == (DeadLetterReason.INVALID_MESSAGE, "clinic")
@@ -650,13 +650,13 @@ def test_rejection_has_the_other_ids_where_one_is_a_number_that_python_cannot_re
         ("2026-01-31", "2026-01-31T00:00:00+00:00"),
     ],
 )
-def test_time_is_kept_as_it_came_only_where_postgres_reads_it_alike(text: str, expected: str) -> None:
+def test_time_is_kept_only_where_postgres_reads_it_alike(text: str, expected: str) -> None:
     assert utc_text(text) == expected
     assert (parse_timestamp(text).tzinfo, parse_timestamp(expected)) == (UTC, parse_timestamp(text))
 
 
 @pytest.mark.parametrize("name", ["businessId", "locationId", "resourceType", "resourceId", "requestId"])
-def test_refusal_begins_with_the_member_that_holds_what_text_cannot(name: str) -> None:
+def test_refusal_begins_with_the_member_of_an_odd_text(name: str) -> None:
     assert rejected(**{name: "a\0b"}).error.startswith(f"{name}: ")
 
 
@@ -687,6 +687,6 @@ def test_data_that_postgres_will_refuse_is_an_operation(data: str, kept: str) ->
         assert operation.text == kept
 
 
-def test_filters_and_pagination_are_not_looked_into_when_nothing_is_listed() -> None:
+def test_filters_are_not_looked_into_when_nothing_is_listed() -> None:
     for kind in ("create", "read", "delete"):
         assert decoded(kind, filters={"date": 3}, pagination={"page": 0}).query is None

@@ -106,7 +106,7 @@ def test_replayed_create_gets_no_resource_id() -> None:
         {name: value for name, value in PLACE.items() if name != "sequenceNumber"},
     ],
 )
-def test_derived_id_is_refused_when_it_is_not_that_of_the_place_named(replay: Any) -> None:
+def test_derived_id_of_another_place_is_refused(replay: Any) -> None:
     refused = decoded(record(requestId=DERIVED, simpluReplay=replay))
     assert isinstance(refused, RejectedRecord)
     assert refused.reason is DeadLetterReason.INVALID_MESSAGE
@@ -119,7 +119,7 @@ def test_other_ids_with_the_prefix_are_refused_beside_any_place(request_id: str)
     assert isinstance(outcome, RejectedRecord) == request_id.startswith("simplu:")
 
 
-def test_replayed_record_without_its_id_is_refused_nothing_and_gets_a_new_one() -> None:
+def test_replayed_record_without_its_id_gets_a_new_one() -> None:
     operation = decoded(record(simpluReplay=PLACE))
     assert isinstance(operation, Operation)
     assert operation.request_id == derived_request_id(AGAIN)
@@ -133,7 +133,7 @@ def test_derived_id_passes_wherever_its_record_was(stream: str, shard: str, numb
     assert same_but_origin(decoded(with_request_id(record(), origin)), decoded(record(), origin))
 
 
-def test_part_of_a_record_keeps_its_id_when_it_is_sent_again_alone() -> None:
+def test_part_of_a_record_keeps_its_id_when_sent_alone() -> None:
     sent = with_request_id(record(), PART)
     operation, again = decoded(record(), PART), decoded(sent)
 

@@ -53,9 +53,7 @@ def test_members_are_read_as_far_as_the_text_is_one_of_json(record: bytes, membe
     ),
     is_ascii=st.booleans(),
 )
-def test_members_of_a_record_with_a_comma_too_many_are_those_without_it(
-    members: dict[str, Any], *, is_ascii: bool
-) -> None:
+def test_members_are_the_same_with_a_comma_too_many(members: dict[str, Any], *, is_ascii: bool) -> None:
     record = json.dumps(members, ensure_ascii=is_ascii).encode("utf-8", "surrogatepass")[:-1] + b",}"
 
     assert read(record) == {name: members[name] for name in NAMES if isinstance(members.get(name), str)}

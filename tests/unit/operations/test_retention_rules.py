@@ -30,16 +30,14 @@ DURATIONS = st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=400))
         (2 * DAY, [365 * DAY, None], None),
     ],
 )
-def test_effective_retention_is_the_longest_source_and_a_day_when_that_is_longer(
+def test_effective_retention_is_the_longest_source_and_a_day(
     configured: timedelta, sources: list[timedelta | None], expected: timedelta | None
 ) -> None:
     assert effective_retention(configured, sources) == expected
 
 
 @given(configured=DURATIONS, sources=st.lists(DURATIONS))
-def test_effective_retention_never_forgets_what_a_source_still_has(
-    configured: timedelta, sources: list[timedelta]
-) -> None:
+def test_effective_retention_covers_what_a_source_still_has(configured: timedelta, sources: list[timedelta]) -> None:
     effective = effective_retention(configured, sources)
     assert effective is not None
     assert all(effective >= bound for bound in (configured, *(source + SOURCE_MARGIN for source in sources)))

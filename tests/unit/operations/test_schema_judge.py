@@ -177,12 +177,12 @@ class PanicException(BaseException):
     ],
     ids=repr,
 )
-def test_panic_of_the_library_is_an_error_of_a_schema_or_document(error: BaseException, *, is_of_library: bool) -> None:
+def test_panic_of_the_library_is_an_error_of_its_input(error: BaseException, *, is_of_library: bool) -> None:
     assert _is_of_library(error) == is_of_library
 
 
 @pytest.mark.parametrize("path", [["properties", "a", "type"], ["unknown"], []], ids=str)
-def test_place_that_tells_nothing_is_a_document_that_does_not_fit(path: list[str]) -> None:
+def test_place_that_tells_nothing_is_told_as_unfit(path: list[str]) -> None:
     error: Any = SimpleNamespace(kind=None, schema_path=path)
     assert _expected_by(error, {"unknown": 1}) == UNFIT.expected
 
@@ -198,7 +198,7 @@ def resource_type(name: str, validation: Validation, schema: dict[str, Any] | No
     return ResourceType(name, validation=validation, schema=schema, **more)
 
 
-def test_judges_are_those_of_types_with_validation_and_a_sound_schema() -> None:
+def test_judges_are_those_of_types_with_a_sound_schema() -> None:
     types = [
         resource_type("patient", Validation.ENFORCE, {"type": "object"}, also_named=["client"]),
         resource_type("room", Validation.WARN, {}),

@@ -102,9 +102,7 @@ def test_waves_have_the_effect_of_one_by_one_application(operations: list[Operat
 
 
 @given(st.lists(OPERATIONS, max_size=30), st.data())
-def test_waves_have_the_same_effect_when_some_writes_are_isolated(
-    operations: list[Operation], data: st.DataObject
-) -> None:
+def test_waves_have_the_same_effect_with_isolated_writes(operations: list[Operation], data: st.DataObject) -> None:
     writes = [position for position, one in enumerate(operations) if one.kind.writes]
     isolated = data.draw(st.sets(st.sampled_from(writes))) if writes else set()
 

@@ -57,7 +57,7 @@ def test_heavy_lists_are_charged_to_their_tenant_alone() -> None:
     assert time.cost_s(operation("new")) == pytest.approx(FIRST_COST_S, rel=0.1)
 
 
-def test_heavy_kind_of_a_tenant_is_found_where_transactions_differ() -> None:
+def test_heavy_kind_is_found_where_transactions_differ() -> None:
     time = ShardTime()
     for number in range(200):
         run(time, [operation("loud", LIST)] * (number % 7) + [operation("loud")] * 60, HEAVY)
@@ -66,7 +66,7 @@ def test_heavy_kind_of_a_tenant_is_found_where_transactions_differ() -> None:
     assert time.cost_s(operation("loud")) < 0.0005
 
 
-def test_cost_of_a_tenant_that_has_never_sent_anything_is_that_of_its_kind() -> None:
+def test_cost_of_a_new_tenant_is_that_of_its_kind() -> None:
     time = ShardTime()
     for _ in range(20):
         run(time, [operation(f"t{number}") for number in range(500)], dict.fromkeys(_keys(500), 0.002))
@@ -95,7 +95,7 @@ def test_each_cost_is_corrected_in_proportion_to_its_part(took_s: float, change:
     assert time.cost_s(operation("new", LIST, size_bytes=1000)) == pytest.approx(FIRST_LIST_S + 1000 * byte_s)
 
 
-def test_tenants_with_a_small_part_of_a_transaction_correct_the_cost_of_their_kind() -> None:
+def test_small_tenants_correct_the_cost_of_their_kind() -> None:
     time = ShardTime()
     time.note([Demand.of([operation(f"t{number}", size_bytes=0)]) for number in range(100)], 0.026)
 
@@ -105,7 +105,7 @@ def test_tenants_with_a_small_part_of_a_transaction_correct_the_cost_of_their_ki
     assert time.cost_s(operation("t1", LIST, size_bytes=0)) == FIRST_LIST_S
 
 
-def test_tenant_has_a_cost_of_its_own_from_a_known_part_of_a_transaction_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tenant_with_a_large_part_has_a_cost_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fairness, "NOTED_SHARE", 0.5)
     time, one = ShardTime(), operation("a", LIST, size_bytes=100_000)
     time.note([Demand.of([one])], 0.02)
@@ -167,7 +167,7 @@ def test_turns_are_short_while_a_tenant_may_flood_the_shard(
     assert (time.batch_s(now, is_shared=is_shared), time.turn_s(now)) == (batch_s, turn_s)
 
 
-def test_batch_takes_several_times_as_long_as_a_transaction_without_operations() -> None:
+def test_batch_takes_several_times_an_empty_transaction() -> None:
     time = ShardTime()
     time.note_flood(0.0)
     for _ in range(100):
@@ -192,7 +192,7 @@ def test_transactions_that_stand_still_do_not_become_larger() -> None:
     assert time.turn_s(0.0) == TURN_S
 
 
-def test_batches_between_two_of_a_lane_wait_or_were_in_its_transaction() -> None:
+def test_batches_between_two_of_a_lane_are_counted() -> None:
     time = ShardTime()
     assert time.batches_between == 0
     time.together_count = 3

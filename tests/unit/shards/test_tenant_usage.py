@@ -102,7 +102,7 @@ def test_ten_are_shown_and_none_that_only_waited() -> None:
     assert quiet.last_minute(NOW).largest() == []
 
 
-def test_tenant_that_comes_last_is_found_behind_many_that_took_more_before() -> None:
+def test_last_tenant_is_found_behind_many_larger_ones() -> None:
     usage = TenantUsage()
     usage.note(took(**{f"early{number}": 1.0 for number in range(3 * COUNTED_MAX)}), NOW)
     for turn in range(400):

@@ -79,7 +79,7 @@ def test_memory_fails_at_few_batches_whatever_they_have(batches: list[bool]) -> 
 
 
 @given(batches=st.lists(st.booleans(), max_size=50))
-def test_memory_tries_every_batch_plainly_when_it_is_never_careful(batches: list[bool]) -> None:
+def test_memory_that_is_never_careful_tries_every_batch(batches: list[bool]) -> None:
     assert set(forms_of(batches, DuplicateMemory(careful_least=0))) <= {"p", "f"}
 
 

@@ -87,9 +87,7 @@ def test_safety_is_what_the_server_can_do_at_first_sight(
         (facts(names="a", commit="remote_write"), True),
     ],
 )
-def test_facts_ask_for_a_commit_that_waits_where_a_look_does_not_tell(
-    said: ReplicationFacts, *, needs_write: bool
-) -> None:
+def test_facts_ask_for_a_write_where_a_look_does_not_tell(said: ReplicationFacts, *, needs_write: bool) -> None:
     assert said.needs_write is needs_write
 
 
@@ -120,7 +118,7 @@ def test_watch_waits_for_every_standby_that_keeps_up(standbys: list[Standby], la
     assert watched((0, facts(*standbys))).standbys_behind(END) == lacking
 
 
-def test_watch_gives_up_a_standby_that_stays_behind_after_a_minute() -> None:
+def test_watch_gives_up_a_standby_a_minute_behind() -> None:
     frozen = standby(END)
     watch = watched((0, facts(frozen)))
     for now in range(1, 200):
@@ -133,7 +131,7 @@ def test_watch_gives_up_a_standby_that_stays_behind_after_a_minute() -> None:
     assert (watch.safety, watch.standbys_behind(END + 200)) == (CommitSafety.REPLICATED, ["a"])
 
 
-def test_watch_goes_on_waiting_for_a_standby_that_is_seconds_behind() -> None:
+def test_watch_waits_for_a_standby_seconds_behind() -> None:
     watch = StandbyWatch()
     for now in range(600):
         watch.note(facts(standby(END + max(0, now - 4)), position=END + now), now=now)
@@ -155,14 +153,14 @@ def test_watch_begins_anew_with_another_server() -> None:
     assert (watch.safety, watch.standbys_behind(END)) == (CommitSafety.LOCAL, [])
 
 
-def test_watch_awaits_standbys_that_have_not_connected_again_after_a_restart() -> None:
+def test_watch_awaits_standbys_after_a_restart() -> None:
     watch = watched((0, facts(standby())), (1, facts(server=RESTARTED)))
     assert (watch.safety, watch.standbys_behind(END)) == (CommitSafety.REPLICATED, ["a"])
     watch.note(facts(standby(), server=RESTARTED), now=3)
     assert watch.standbys_behind(END) == []
 
 
-def test_watch_awaits_a_standby_at_once_after_a_promotion_to_a_shorter_log() -> None:
+def test_watch_awaits_a_standby_after_a_promotion() -> None:
     watch = watched((0, facts(standby())), (KEEPS_UP_S + 1, facts(standby(500), position=500, server=PROMOTED)))
     assert (watch.safety, watch.awaited) == (CommitSafety.REPLICATED, ["a"])
 

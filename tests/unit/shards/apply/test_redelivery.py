@@ -65,7 +65,7 @@ def test_encounter_is_a_replay_only_when_what_was_given_up_comes_from_a_later_pl
 
 
 @pytest.mark.parametrize("source", Source)
-def test_encounter_is_a_redelivery_when_it_meets_the_row_of_the_same_record(source: Source) -> None:
+def test_same_record_is_a_redelivery(source: Source) -> None:
     sent = operation("delete", source=source)
 
     for failure in (None, *Failure):

@@ -58,7 +58,7 @@ def test_statement_is_a_question_by_its_first_word(before: str, word: str, rest:
 @pytest.mark.parametrize(
     "text", ["questions.sql", "select.sql", "with-limits.sql", "values/1.sql", "select_2", "table1"]
 )
-def test_name_of_a_file_is_told_from_a_statement_where_that_is_possible(text: str) -> None:
+def test_name_of_a_file_is_told_from_a_statement(text: str) -> None:
     assert is_question(text) == (text in {"select.sql", "with-limits.sql", "values/1.sql"})
 
 
@@ -130,8 +130,6 @@ def test_reader_asks_a_server_of_the_wanted_kind(
         (address("a,b"), "a\nb", "user: expected no control characters"),
     ],
 )
-def test_reader_asks_no_shard_without_a_standby_or_with_a_bad_address(
-    named: ShardAddress, username: str, message: str
-) -> None:
+def test_reader_asks_no_shard_without_a_usable_address(named: ShardAddress, username: str, message: str) -> None:
     with pytest.raises(PermanentError, match=message):
         reader_addresses(named, None, STANDBY, username, None)

@@ -65,7 +65,7 @@ def test_statements_are_split_at_the_semicolons_between_them(pieces: list[str], 
 
 
 @given(st.lists(st.sampled_from(PIECES)))
-def test_steps_keep_the_order_and_only_what_is_concurrent_is_alone(pieces: list[str]) -> None:
+def test_steps_keep_the_order_and_concurrent_ones_are_alone(pieces: list[str]) -> None:
     steps = steps_of(";\n".join(pieces))
 
     assert [statement.text for step in steps for statement in step.statements] == pieces
@@ -107,7 +107,7 @@ def test_statement_names_the_index_that_it_builds(statement: str, index: str | N
         'CREATE INDEX CONCURRENTLY IF NOT EXISTS "One" ON t (a)',
     ],
 )
-def test_statement_is_refused_when_its_index_could_not_be_built_again(statement: str) -> None:
+def test_statement_is_refused_when_it_cannot_be_run_again(statement: str) -> None:
     with pytest.raises(ValueError, match="expected CREATE INDEX CONCURRENTLY IF NOT EXISTS"):
         statements_of(statement)
 
@@ -128,9 +128,7 @@ def test_dropped_index_is_dropped_concurrently() -> None:
         ("", None),
     ],
 )
-def test_migration_says_which_workers_work_with_it_before_its_first_statement(
-    text: str, works_from: int | None
-) -> None:
+def test_migration_says_which_workers_work_with_it(text: str, works_from: int | None) -> None:
     assert migration_of(2, "two", text) == Migration(2, "two", text, works_from)
 
 
@@ -150,7 +148,7 @@ def test_migration_says_which_workers_work_with_it_before_its_first_statement(
         (2, None, None, False),
     ],
 )
-def test_worker_works_on_its_version_the_one_before_and_later_ones_that_say_so(
+def test_worker_works_on_the_versions_that_suit_it(
     worker: int, version: int | None, works_from: int | None, *, works: bool
 ) -> None:
     refusal = refusal_of(ShardSchema(version, works_from), worker_version=worker)
@@ -206,7 +204,7 @@ def test_plan_refuses_a_shard_that_is_newer_or_says_nothing(version: int | None,
 
 
 @given(st.integers(1, 50), st.floats(0, 1))
-def test_pause_grows_to_its_most_and_is_never_as_short_as_half_of_it(tries: int, draw: float) -> None:
+def test_pause_grows_to_its_most(tries: int, draw: float) -> None:
     whole = min(PAUSE_MIN_S * 2 ** (tries - 1), PAUSE_MAX_S)
 
     assert whole / 2 <= pause_s(tries, draw=draw) <= whole
@@ -221,7 +219,7 @@ def test_later_migrations_can_be_run_again() -> None:
             assert "IF" in words or words[1:3] == ["OR", "REPLACE"], statement.title
 
 
-def test_tables_are_those_of_the_migrations_up_to_the_version_of_the_shard() -> None:
+def test_tables_are_those_up_to_the_version_of_the_shard() -> None:
     first = """
         CREATE TABLE public.tenants (
             id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
@@ -306,7 +304,7 @@ def test_files_are_made_of_statements(text: str) -> None:
 
 
 @pytest.mark.parametrize(("works_from", "needed"), [(None, 4), (3, 3)])
-def test_refusal_of_a_later_schema_names_the_worker_that_may_use_it(works_from: int | None, needed: int) -> None:
+def test_refusal_of_a_later_schema_names_the_worker_for_it(works_from: int | None, needed: int) -> None:
     refusal = refusal_of(ShardSchema(4, works_from), worker_version=2)
     assert refusal is not None
     assert refusal.endswith(f"got 4; run a worker of schema version {needed} or newer")

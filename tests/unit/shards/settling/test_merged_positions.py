@@ -46,7 +46,7 @@ def test_row_that_only_one_shard_has_is_deleted() -> None:
         (row("TRIM_HORIZON", since=EARLY), row("8/0", since=EARLY), None),
     ],
 )
-def test_time_of_a_position_is_the_earlier_one_where_both_are_known(
+def test_time_of_a_position_is_the_earlier_one(
     carried: CarriedPosition, own: CarriedPosition, expected: datetime | None
 ) -> None:
     (lowered,) = merge_positions([carried], [own]).lowered

@@ -45,7 +45,7 @@ def home(name: str, after_s: float = 0.0, **facts: object) -> HomeCandidate:
         ([home("1"), home("2", -1, state=TenantState.INCOMING), home("3", -1, state=TenantState.READY)], "1", []),
     ],
 )
-def test_settled_keeps_the_home_with_something_to_lose_else_the_first(
+def test_settled_keeps_the_home_with_data_to_lose(
     homes: list[HomeCandidate], kept: str | None, undone: list[str]
 ) -> None:
     settlement = resolve_homes(homes)
@@ -102,7 +102,7 @@ def test_settled_says_nothing_when_there_is_no_home() -> None:
         (TenantState.FENCED, True, False),
     ],
 )
-def test_home_is_unconfirmed_while_it_is_active_and_its_provisioning_has_not_ended(
+def test_home_is_unconfirmed_until_its_provisioning_ends(
     state: TenantState, *, is_confirmed: bool, expected: bool
 ) -> None:
     assert home("1", state=state, is_confirmed=is_confirmed).is_unconfirmed is expected
