@@ -1,4 +1,4 @@
-"""How long to wait before the next try, and times on a common grid for work of many objects. Pure.
+"""How long to wait before the next try, the pace of work, and times on a grid for work of many objects. Pure.
 
 Work done together, right after one sleep of the process, takes two thirds of the processor time.
 """
@@ -39,3 +39,18 @@ def aligned_time(since: float, interval_s: float, grid_s: float = GRID_S) -> flo
     """Return when to repeat work that began at *since*: the last grid time within *interval_s* + EARLY_S after it."""
     at = since + interval_s
     return at if interval_s < INTERVAL_MIN_S or isinf(at) else floor((at + EARLY_S) / grid_s) * grid_s
+
+
+class Pacer:
+    """Keeps work at *per_s* units a second, whoever does it; None: no bound. *now* is monotonic throughout."""
+
+    def __init__(self, per_s: float | None) -> None:
+        self._per_s = per_s
+        self._free_at = float("-inf")
+
+    def pause_s(self, count: int, *, now: float) -> float:
+        """Note *count* units that were just done; return the pause before the next. Slow times are not made up for."""
+        if self._per_s is None:
+            return 0.0
+        self._free_at = max(self._free_at, now) + count / self._per_s
+        return self._free_at - now

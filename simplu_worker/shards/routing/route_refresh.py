@@ -26,7 +26,7 @@ from simplu_worker.shards.routing.directory import HOME_STATES, Directory
 from simplu_worker.shards.routing.locator import Locator, StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, change_of, first_problems, refusals_of
 from simplu_worker.shards.routing.shard_query import fetch_from_shard, query_all_shards
-from simplu_worker.timing.backoff import backoff_s, shared_pause_s
+from simplu_worker.timing.backoff import Pacer, backoff_s, shared_pause_s
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import ShardMapOutcome, TargetKind
 
@@ -70,6 +70,7 @@ class RouteRefresh:
         self._unhealthy: dict[str, _UnhealthyShard] = {}
         self._trials: dict[str, asyncio.Task[None]] = {}
         self._is_any_due = asyncio.Event()
+        self._pacer = Pacer(REFRESHES_PER_S)
         self._silent_since: float | None = None
         self._is_silence_reported = False
 
@@ -104,9 +105,8 @@ class RouteRefresh:
 
     async def _refresh_forever(self) -> None:
         while True:
-            started = self._clock()
             if await self.refresh_next():
-                await asyncio.sleep(max(0.0, started + REFRESHES_AT_ONCE / REFRESHES_PER_S - self._clock()))
+                await asyncio.sleep(self._pacer.pause_s(1, now=self._clock()))
             elif self._silent_since is not None:
                 await asyncio.sleep(REFRESH_BACKOFF_S * (0.5 + self._draw()))
             else:

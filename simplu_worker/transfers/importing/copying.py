@@ -20,6 +20,7 @@ from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import find_addresses
+from simplu_worker.timing.backoff import Pacer
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
 from simplu_worker.transfers.importing.mapping import ReadTable
@@ -31,7 +32,6 @@ from simplu_worker.transfers.importing.rules import (
     FollowState,
     RefusedRow,
     RowChecksum,
-    RowPace,
     SourceRow,
     SourceTenant,
     refusal_of_row,
@@ -86,7 +86,7 @@ class TenantCopier:
         snapshot: SourceSnapshot,
         tables: Sequence[ReadTable],
         callbacks: CopyCallbacks,
-        pace: RowPace,
+        pace: Pacer,
     ) -> None:
         self._snapshot = snapshot
         self._tables = tables
@@ -225,7 +225,7 @@ class Follower:
         tables: Sequence[ReadTable],
         tenants: Iterable[FollowedTenant],
         callbacks: CopyCallbacks,
-        pace: RowPace,
+        pace: Pacer,
         locator: Locator,
         pools: Pools,
         *,

@@ -30,7 +30,7 @@ from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import group_by_shard, query_all_shards
 from simplu_worker.shards.tenants.resource_changes import find_known_types
-from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.backoff import Pacer
 from simplu_worker.transfers.importing.copying import (
     INTERVAL_S,
     CopyCallbacks,
@@ -54,7 +54,6 @@ from simplu_worker.transfers.importing.rules import (
     NamedTenant,
     PlaceStep,
     RefusedRow,
-    RowPace,
     SourceTenant,
     TenantReport,
     follow_notes,
@@ -289,7 +288,7 @@ class Importer:
         self._options = options
         self._callbacks = callbacks or CopyCallbacks()
         self._commits = ReplicationWaiter(shards.pools)
-        self._pace = RowPace(options.max_rows_per_s, started_at=loop_time())
+        self._pace = Pacer(options.max_rows_per_s)
 
     async def plan(self) -> ImportResult:
         """Read every row once, and return what an import would do; nothing is changed anywhere.

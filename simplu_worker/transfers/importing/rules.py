@@ -359,21 +359,6 @@ class RowChecksum(msgspec.Struct):
         return f"{self.high:016x}{self.low:016x}"
 
 
-class RowPace:
-    """The pause after each page of rows, whatever the number of connections. *started_at* is monotonic."""
-
-    def __init__(self, max_rows_per_s: float | None, *, started_at: float) -> None:
-        self._max_rows_per_s = max_rows_per_s
-        self._free_at = started_at
-
-    def pause_s(self, row_count: int, *, now: float) -> float:
-        """Note *row_count* rows just read; return the seconds before the next page. Slow times are not made up for."""
-        if self._max_rows_per_s is None:
-            return 0.0
-        self._free_at = max(self._free_at, now) + row_count / self._max_rows_per_s
-        return self._free_at - now
-
-
 FOLLOWING: Final = "following"  # the step in the journal
 # A row has the time at which its transaction set the column, and is seen only after the commit. Transactions that took
 # longer than this are found by the comparison at the cut-over.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.transfers.importing.rules import RowChecksum, RowPace
+from simplu_worker.transfers.importing.rules import RowChecksum
 
 HASHES = st.integers(-(2**63), 2**63 - 1)
 ROWS = st.lists(st.tuples(HASHES, HASHES), max_size=20)
@@ -47,22 +46,3 @@ def test_checksum_differs_for_another_row(rows: list[tuple[int, int]], more: tup
     assert checksum_of([*rows, more]) != checksum_of(rows)
     assert checksum_of([*rows, (more[0] ^ 1, more[1])]) != checksum_of([*rows, more])
     assert checksum_of([*rows, (more[0], more[1] ^ 1)]) != checksum_of([*rows, more])
-
-
-@pytest.mark.parametrize(
-    ("pages", "expected"),
-    [
-        ([(0.0, 100)], [1.0]),
-        ([(0.0, 100), (0.5, 100)], [1.0, 1.5]),
-        ([(0.0, 100), (5.0, 100)], [1.0, 1.0]),
-        ([(0.0, 50), (0.5, 50), (1.0, 50)], [0.5, 0.5, 0.5]),
-    ],
-)
-def test_pause_keeps_the_pace_of_all_connections(pages: list[tuple[float, int]], expected: list[float]) -> None:
-    pace = RowPace(100.0, started_at=0.0)
-
-    assert [pace.pause_s(count, now=now) for now, count in pages] == expected
-
-
-def test_there_is_no_pause_without_a_limit() -> None:
-    assert RowPace(None, started_at=0.0).pause_s(10**9, now=0.0) == 0.0
