@@ -34,7 +34,8 @@ from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.operations.schema_judge import judges_of
 from simplu_worker.shards.apply.judging import BatchJudges, TypeRules
-from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
+from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.vocabulary import Source, Validation

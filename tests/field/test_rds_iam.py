@@ -15,7 +15,7 @@ from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.clients import credential_source
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import ShardUnavailableError

@@ -14,7 +14,7 @@ from simplu_worker.errors import WorkerError, place_of
 from simplu_worker.operations.defects import defect_text
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.waves import HOLD
-from simplu_worker.shards.apply.writer import STOPPING, key_of
+from simplu_worker.shards.apply.write_attempt import STOPPING, key_of
 from simplu_worker.vocabulary import DeadLetterReason
 
 TRIES_MAX: Final = 4

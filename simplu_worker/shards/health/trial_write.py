@@ -12,7 +12,7 @@ import msgspec
 from simplu_worker.operations.decode import decode_operations
 from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.shards.apply.group_commit import CommitBatch
-from simplu_worker.shards.apply.writer import WriteAttempt
+from simplu_worker.shards.apply.write_attempt import WriteAttempt
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget

@@ -42,7 +42,8 @@ def commit_twice() -> None:
 
 
 def drop_operation() -> None:
-    from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
+    from simplu_worker.shards.apply.write_attempt import SUCCEEDED
+    from simplu_worker.shards.apply.writer import ShardWriter
 
     apply, is_due = ShardWriter.apply, strikes()
 

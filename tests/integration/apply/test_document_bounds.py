@@ -9,7 +9,7 @@ import pytest
 from support.postgres.tenant_cases import TenantCase, failed, fetch
 
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.vocabulary import Failure
 
 INVALID_DATA = failed(Failure.INVALID_DATA)

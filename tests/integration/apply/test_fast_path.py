@@ -27,7 +27,8 @@ from support.postgres.trouble import waiters
 
 from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.operations.waves import DESTROYED, HOLD
-from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
+from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.errors import ForeignNumbersError
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES

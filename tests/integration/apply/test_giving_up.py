@@ -27,7 +27,8 @@ from support.postgres.tenant_cases import (
 from support.postgres.trouble import Line, shut_gate, waiters
 
 from simplu_worker.operations.operation import Operation, Outcome
-from simplu_worker.shards.apply.writer import DUPLICATE, GIVEN_UP, SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.apply.writer import GIVEN_UP
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts

@@ -13,7 +13,8 @@ from support.postgres.trouble import make_touchy, waiters
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.apply.group_commit import GROUP_MAX_COUNT
-from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
+from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import PositionChangedError, PositionClaim, StreamPosition

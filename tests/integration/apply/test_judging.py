@@ -19,7 +19,8 @@ from support.postgres.trouble import waiters
 from simplu_worker.bulkheads import current_troubles
 from simplu_worker.operations.operation import Outcome
 from simplu_worker.shards.apply.judging import REREAD_S, ShardRules
-from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
+from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.vocabulary import Failure, Source, TargetKind

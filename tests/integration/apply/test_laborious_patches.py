@@ -14,7 +14,7 @@ from support.postgres.tenant_cases import TenantCase, failed, fetch
 from support.postgres.trouble import waiters
 
 from simplu_worker.operations.merge_patch import is_laborious
-from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.vocabulary import Failure

@@ -18,7 +18,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, failed
 
 from simplu_local.workload.json_values import JsonValue, parse_json
 from simplu_local.workload.lists import DayOf, day_at, in_order, passes_filters
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.vocabulary import Failure

@@ -8,7 +8,7 @@ import pytest
 from support.postgres.tenant_cases import TenantCase, failed, fetch
 
 from simplu_worker.shards.apply.wave_run import RESULT_MAX_BYTES
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.vocabulary import Failure
 

@@ -13,7 +13,7 @@ from support.postgres.tenant_cases import NO_CHECKS, TenantCase
 
 from simplu_local.workload.json_values import canonical_text, parse_json
 from simplu_local.workload.reference_model import merge_patch
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 
 NAMES = st.sampled_from(["", "a", "b", "A", "é", "$", "0", '"', "\\", "a.b"])
 SCALARS = st.one_of(

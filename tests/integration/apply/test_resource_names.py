@@ -7,7 +7,7 @@ import json
 import pytest
 from support.postgres.tenant_cases import TenantCase, add_tenant, failed, fetch, operation, writer_of
 
-from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.vocabulary import Failure
 
 SENT = "patients"  # another name of `patient`

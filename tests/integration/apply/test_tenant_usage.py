@@ -9,7 +9,8 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import STREAM, TENANT_WAIT, TenantCase, add_tenant
 
 from simplu_worker.fairness import ShardTime
-from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
+from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import PositionChangedError, PositionClaim, StreamPosition
 from simplu_worker.timing.clock import loop_time

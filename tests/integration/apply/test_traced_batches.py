@@ -14,7 +14,8 @@ from support.postgres.trouble import calm, make_touchy
 from support.tracing.recorded_spans import RecordedSpans, record_spans
 
 from simplu_worker.operations.operation import Operation, Outcome
-from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
+from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.telemetry.spans import TracedBatch, current_batch, process_span
 

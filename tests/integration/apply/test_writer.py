@@ -20,7 +20,7 @@ from support.postgres.tenant_cases import (
 
 from simplu_worker.operations.json_record import parse_timestamp, utc_text
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import DUPLICATE, REUSED, SUCCEEDED
 from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import ShardUnavailableError

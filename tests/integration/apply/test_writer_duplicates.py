@@ -15,7 +15,7 @@ from support.postgres.trouble import waiters
 
 from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.shards.apply.duplicates import CAREFUL_LEAST
-from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts

@@ -21,7 +21,7 @@ from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.waves import HOLD
-from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.errors import StatementFailedError, state_words
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget

@@ -15,7 +15,8 @@ from support.postgres.tenant_cases import STREAM, STREAM_SHARD_ID, TenantCase, a
 from support.postgres.trouble import waiters
 
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.apply.writer import LOCKED, SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
+from simplu_worker.shards.apply.writer import LOCKED
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import PositionClaim, StreamPosition

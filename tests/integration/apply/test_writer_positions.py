@@ -23,7 +23,8 @@ from support.postgres.tenant_cases import (
 from support.postgres.trouble import Line, calm, make_touchy, shut_gate, waiters
 
 from simplu_worker.operations.operation import Disposition, Outcome
-from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
+from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.positions import accept_gaps
 from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import ShardPool

@@ -18,7 +18,7 @@ from support.postgres.tenant_cases import NO_CHECKS, TenantCase, add_tenant, fet
 from simplu_local.workload.json_values import canonical_text, parse_json
 from simplu_local.workload.reference_model import Effect, OperationRequest, ReferenceModel, Verdict
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
-from simplu_worker.shards.apply.writer import DUPLICATE, REUSED
+from simplu_worker.shards.apply.write_attempt import DUPLICATE, REUSED
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.vocabulary import Failure

@@ -17,7 +17,7 @@ from simplu_local.processes.loopback import poll_until
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.waves import HOLD
-from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts

@@ -23,7 +23,7 @@ from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.cache.cache import Cache, CacheAdmin, create_redis_commands, open_cache
 from simplu_worker.cache.invalidations import ResourceKey
 from simplu_worker.errors import ConfigurationError, RetryableError
-from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool

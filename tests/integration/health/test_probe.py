@@ -16,7 +16,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.errors import RetryableError
 from simplu_worker.network_errors import NO_ANSWER
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import state_words

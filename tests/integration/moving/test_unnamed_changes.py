@@ -14,7 +14,7 @@ from support.moves.world import TENANT_ID, World
 from support.postgres.tenant_cases import TENANT, fetch
 
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.types import AdminAccount, ChangeResult
 from simplu_worker.transfers.moving.checksums import Comparison, Repair, compare_shards, repair_resources
 from simplu_worker.transfers.moving.undoing import undo_move

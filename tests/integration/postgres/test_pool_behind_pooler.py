@@ -12,7 +12,7 @@ from support.postgres.tenant_cases import TenantCase, add_tenant
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool

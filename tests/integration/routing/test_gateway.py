@@ -15,7 +15,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards import gateway
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.gateway import FoundOperation, LoggedOperation
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool

@@ -16,7 +16,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
 from simplu_worker.consumers.rejection_notes import RejectionNotes
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Origin
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.gateway import RejectedRequest
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.words import Role

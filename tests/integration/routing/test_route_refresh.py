@@ -16,7 +16,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, add_te
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import RetryableError
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.routing.route_cache import FRESH_S

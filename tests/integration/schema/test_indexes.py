@@ -17,7 +17,7 @@ from support.postgres.tenant_cases import TenantCase, add_tenant, fetch, writer_
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.wave_run import RESULT_MAX_BYTES
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, SEPARATOR

@@ -16,7 +16,7 @@ from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
 from support.requires import ROOT
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.log import id_of_key, key_of_id
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool

@@ -20,7 +20,7 @@ from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.operations.operation import Disposition
-from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import ForeignNumbersError
 from simplu_worker.shards.postgres.pool import ShardPool

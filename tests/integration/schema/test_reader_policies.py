@@ -15,7 +15,7 @@ from support.postgres.log_rows import LOG_TABLES
 from support.postgres.tenant_cases import TenantCase, add_tenant, failed, fetch, operation, writer_of
 from support.requires import ROOT
 
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.vocabulary import Failure

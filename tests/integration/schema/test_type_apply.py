@@ -15,7 +15,7 @@ from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
 from support.postgres.trouble import waiters
 
 from simplu_worker.operations.business_types import BusinessType
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES

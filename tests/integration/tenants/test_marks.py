@@ -14,7 +14,7 @@ from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TenantCase, fetch
 
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.listing import ListRequest, OperationPage
 from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.address import ShardAddress

@@ -17,7 +17,7 @@ from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TenantCase, ad
 
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts

@@ -18,7 +18,7 @@ from support.postgres.trouble import waiters
 
 from simplu_worker.cache.invalidations import ResourceKey
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 from simplu_worker.shards.types import (

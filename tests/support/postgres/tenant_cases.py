@@ -15,7 +15,8 @@ from simplu_local.workload.json_values import JsonValue, parse_json
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin, Outcome
 from simplu_worker.shards.apply.duplicates import InsertForms
-from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
+from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.vocabulary import Failure, Source

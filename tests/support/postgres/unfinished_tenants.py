@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from support.citrus.cases import RoutedShards
 from support.postgres.tenant_cases import TENANT, TenantCase, fetch
 
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 

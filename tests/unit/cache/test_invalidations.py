@@ -18,7 +18,7 @@ from simplu_worker.cache.invalidations import (
     versions_of,
 )
 from simplu_worker.operations.operation import Disposition, Outcome
-from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.vocabulary import DeadLetterReason, Failure
 
 HOLD = Outcome(disposition=Disposition.HOLD)

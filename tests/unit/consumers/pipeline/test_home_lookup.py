@@ -20,7 +20,7 @@ from simplu_worker.consumers.pipeline.home_lookup import MOVING_RETRY_S, WAIT_MA
 from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import ABSENCE_MAX_AGE_S, UNKNOWN_TENANT_MARGIN, Operation, Outcome
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.types import TenantNotMadeError
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import Absence, HoldReason

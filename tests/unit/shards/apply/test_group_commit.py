@@ -10,7 +10,7 @@ from support.postgres.tenant_cases import operation
 from simplu_worker.fairness import CALM_TURN_S, FIRST_COST_S, ShardTime
 from simplu_worker.operations.operation import Outcome
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
-from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.types import PositionChangedError, PositionClaim, ShardUnavailableError
 
 SIXTH = int(CALM_TURN_S / FIRST_COST_S / 6)  # of the operations that go together where nothing is known of a shard

@@ -1,0 +1,384 @@
+"""One attempt to apply a batch in the transaction of its shard: admission, log rows, waves.
+
+Why exactly once: the log rows are written before any effect, in the same transaction, and only operations with a row of
+this transaction are applied. A retry of the batch, by any replica, finds the rows of the committed operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import Final, TypeAlias
+
+import msgspec
+
+from simplu_worker.operations.merge_patch import is_nested
+from simplu_worker.operations.operation import Disposition, ListProblem, Operation, Outcome
+from simplu_worker.operations.waves import HOLD, TenantRow, admit, admits_all, is_too_late, isolate, plan_waves
+from simplu_worker.shards.apply.duplicates import (
+    InsertedTable,
+    LogMatch,
+)
+from simplu_worker.shards.apply.fast_path import (
+    FAST_MAX_COUNT,
+    TenantMemory,
+    apply_fast,
+    fits_fast_path,
+)
+from simplu_worker.shards.apply.group_commit import CommitBatch
+from simplu_worker.shards.apply.judging import (
+    BatchJudges,
+    Found,
+    TypeRules,
+    as_stored,
+)
+from simplu_worker.shards.apply.operation_log import find_logged, write_log
+from simplu_worker.shards.apply.patch_merging import (
+    PATCH,
+    ResourceId,
+    find_laborious,
+    resource_of,
+)
+from simplu_worker.shards.apply.wave_run import WaveRun, statement_for
+from simplu_worker.shards.positions import (
+    attempt_claim,
+    is_row_known,
+    position_changed_error,
+    write_positions,
+)
+from simplu_worker.shards.postgres.errors import (
+    RolledBackError,
+)
+from simplu_worker.shards.postgres.pool import Connection
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.types import PositionClaim
+from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import DeadLetterReason, Failure, OperationKind, TenantState
+
+UNMERGED = "unmerged"  # of a patch, in `applying.sql`: the worker has to merge it
+
+SUCCEEDED = Outcome(disposition=Disposition.APPLIED)
+DUPLICATE = Outcome(disposition=Disposition.DUPLICATE)
+INVALID_DATA = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_DATA)
+INVALID_QUERY = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_QUERY)
+QUERY_TOO_LARGE = Outcome(disposition=Disposition.APPLIED, failure=Failure.QUERY_TOO_LARGE)
+JUDGED = frozenset({SUCCEEDED, INVALID_DATA})  # outcomes at which a finding counts
+REUSED = Outcome(
+    disposition=Disposition.DEAD_LETTER,
+    reason=DeadLetterReason.REQUEST_ID_REUSED,
+    error="requestId: expected one not used before by a different operation; send it again under a new one",
+)
+
+NO_KNOWN_OUTCOMES: Final[Mapping[int, Outcome]] = {}
+# Of logged operations, which are not applied.
+OUTCOME_BY_MATCH = {
+    LogMatch.REDELIVERY: DUPLICATE,
+    LogMatch.LATE_REPETITION: Outcome(disposition=Disposition.DUPLICATE, is_late=True),
+    LogMatch.REUSE: REUSED,
+}
+STOPPING = frozenset(
+    {Disposition.HOLD, Disposition.UNEXPECTED, Disposition.LOCKED}
+)  # no later operation of the tenant may be applied
+
+CREATE: Final = OperationKind.CREATE  # looked up once: access to an enum member is slow
+STATES: Final = {state.value: state for state in TenantState}  # the same
+
+OperationKey: TypeAlias = tuple[str, str]  # the tenant's id and the request id
+
+
+def key_of(operation: Operation) -> OperationKey:
+    """Return what identifies an operation on its shard."""
+    return operation.tenant_id, operation.request_id
+
+
+class UnmergedPatchesError(RolledBackError):
+    """The shard did not merge patches of *resources*, which the worker has to merge."""
+
+    def __init__(self, resources: Collection[ResourceId]) -> None:
+        super().__init__(f"patches of {len(resources)} resources are to be merged in the worker")
+        self.resources = resources
+
+
+class ApartError(RolledBackError):
+    """The operations at *indexes* of the batch are to be applied apart from the others."""
+
+    def __init__(self, indexes: Sequence[int], reason: str) -> None:
+        super().__init__(f"{len(indexes)} operations are to be applied apart: {reason}")
+        self.indexes = indexes
+
+
+class LockedTenantsError(RolledBackError):
+    """The operations of *tenant_ids* are to be applied apart: rows of these tenants were locked."""
+
+    def __init__(self, tenant_ids: Sequence[str]) -> None:
+        super().__init__(f"operations of {len(tenant_ids)} tenants are to be applied apart: rows were locked")
+        self.tenant_ids = tenant_ids
+
+
+class WriteAttempt:
+    """One attempt to apply a batch; may be repeated after a lost race.
+
+    After an error `suspects` are the indexes of the operations that can have caused it, and `log_took_s` the time until
+    the rows of the log were written. Into `careful_tables` rows are inserted that may exist; in another table, that of
+    `inserting`, they fail the transaction. `inserted` tells by table whether any row existed. With `remembered` rows of
+    tenants the batch may be applied in one statement; `tenants` are rows that were read.
+    """
+
+    def __init__(
+        self,
+        batch: CommitBatch,
+        known_outcomes: Mapping[int, Outcome] = NO_KNOWN_OUTCOMES,
+        slow: Collection[OperationKey] = (),
+        *,
+        tenant_wait: timedelta,
+        rules: Mapping[str, TypeRules],
+    ) -> None:
+        self.batch = batch
+        self.known_outcomes = known_outcomes
+        self.suspects: Sequence[int] = ()
+        self.is_locking_tenants = False
+        self.locked: Collection[str] = ()  # tenants that must not be in one transaction with others
+        self.log_took_s = 0.0
+        self.large: Container[ResourceId] = ()  # resources of which the worker merges every patch
+        self.careful_tables: Collection[InsertedTable] = frozenset(InsertedTable)
+        self.inserting: InsertedTable | None = None
+        self.inserted: dict[InsertedTable, bool] = {}
+        self.remembered: TenantMemory | None = None
+        self.is_fast = False
+        self.tenants: Mapping[str, TenantRow] = {}
+        self.rules = rules
+        self.operations: Sequence[Operation] = ()
+        self.found: dict[int, Found] = {}
+        self._slow = slow
+        self._tenant_wait = tenant_wait
+
+    @property
+    def lock_suspects(self) -> Sequence[int]:
+        """After a wait for a lock, the indexes of the operations that may need it."""
+        return range(len(self.batch.operations)) if self.is_locking_tenants else self.suspects
+
+    async def apply(self, connection: Connection, claimed: ExitStack) -> list[Outcome]:
+        """Apply the batch in the transaction of *connection*.
+
+        Raises `ApartError` if operations are to be applied apart.
+        """
+        self.batch.close()
+        self.inserting, self.inserted, self.is_fast, self.is_locking_tenants = None, {}, False, False
+        self.found = {}
+        operations = self.operations = self.batch.operations
+        if not operations:
+            return []
+        began_at = loop_time()
+        self._check_slow(operations)
+        claims = [(claim, claimed.enter_context(attempt_claim(claim))) for claim in self.batch.claims]
+        known = self._find_known_tenants()
+        if known and len(claims) == 1 and is_row_known(*claims[0]):
+            return await self._apply_fast(connection, known, claims[0])
+        if changed := await write_positions(connection, claims):
+            raise position_changed_error(changed)
+        if known:
+            return await self._apply_fast(connection, known)
+        self.is_locking_tenants = True
+        tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})
+        self.is_locking_tenants = False
+        self.tenants = tenants
+        operations = self.operations = as_stored(operations, types_of(tenants), self.rules)
+        judges = self._judges_for(tenants)
+        self.found = judges.judge_sent(operations)
+        decided = self._decide(tenants)
+        await self._mark_known_duplicates(connection, tenants, decided)
+        logged: Sequence[int] = range(len(operations))
+        if decided:
+            logged = [index for index in logged if index not in decided or leaves_row(decided[index])]
+        failures = {number: decided[index].failure for number, index in enumerate(logged) if index in decided}
+        results = {number: self._result_of(logged[number], decided[logged[number]]) for number in failures}
+        self.suspects = logged
+        self.inserting = InsertedTable.LOG
+        expects_new = InsertedTable.LOG not in self.careful_tables
+        matches = await write_log(
+            connection, _select(logged, operations), logged, tenants, failures, results, expects_new=expects_new
+        )
+        self.inserted[InsertedTable.LOG] = bool(matches)
+        if apart := [logged[number] for number, one in matches.items() if one is LogMatch.BEHIND_ANOTHER]:
+            raise ApartError(apart, "order events with the id of one before them")
+        decided |= {logged[number]: OUTCOME_BY_MATCH[one] for number, one in matches.items() if one in OUTCOME_BY_MATCH}
+        applied = [index for index in logged if index not in decided] if decided else logged
+        self.suspects = applied
+        self.log_took_s = loop_time() - began_at
+        self.inserting = InsertedTable.RESOURCES
+        failed = await self._apply_waves(connection, tenants, judges, applied)
+        decided |= {index: Outcome(disposition=Disposition.APPLIED, failure=failure) for index, failure in failed}
+        self.inserting = None
+        self.suspects = logged  # a deferred trigger runs at the commit
+        outcomes = [SUCCEEDED] * len(operations)
+        for index, outcome in decided.items():
+            outcomes[index] = outcome
+        if self.found:
+            self.found = {index: one for index, one in self.found.items() if outcomes[index] in JUDGED}
+        return outcomes
+
+    def _result_of(self, index: int, outcome: Outcome) -> str | None:
+        query = self.operations[index].query
+        if query is not None and outcome == INVALID_QUERY:
+            return msgspec.json.encode(query.problem).decode()
+        if query is not None and outcome == QUERY_TOO_LARGE:
+            too_large = {"expected": "a list that ends within its time", "indexWouldHelp": query.names}
+            return msgspec.json.encode(too_large).decode()
+        return self.found[index].result if outcome == INVALID_DATA and index in self.found else None
+
+    def _find_known_tenants(self) -> Mapping[str, TenantRow]:
+        operations = self.batch.operations
+        if self.remembered is None or self.careful_tables or len(operations) > FAST_MAX_COUNT:
+            return {}
+        tenant_ids = {operation.tenant_id for operation in operations}
+        known = self.remembered.rows_of(tenant_ids)
+        if len(known) < len(tenant_ids):
+            return {}
+        self.operations = as_stored(operations, types_of(known), self.rules)
+        is_usual = fits_fast_path(self.operations, known, large=self.large, tenant_wait=self._tenant_wait)
+        return known if is_usual and self._judges_allow(known) else {}
+
+    def _judges_allow(self, known: Mapping[str, TenantRow]) -> bool:
+        judges, operations = self._judges_for(known), self.operations
+        if judges.is_empty:
+            return True
+        if any(judges.judges_patch(operation) for operation in operations):
+            return False
+        self.found = judges.judge_sent(operations)
+        return not any(found.judge.refuses for found in self.found.values())
+
+    def _judges_for(self, tenants: Mapping[str, TenantRow]) -> BatchJudges:
+        return BatchJudges(self.rules, types_of(tenants))
+
+    async def _apply_fast(
+        self, connection: Connection, known: Mapping[str, TenantRow], claimed: tuple[PositionClaim, str] | None = None
+    ) -> list[Outcome]:
+        self.is_fast = True
+        operations = self.operations
+        missed = await apply_fast(connection, operations, known, claimed)
+        if unmerged := [operations[index] for index, error in missed if error == UNMERGED]:
+            raise UnmergedPatchesError({resource_of(operation) for operation in unmerged})
+        outcomes = [SUCCEEDED] * len(operations)
+        for index, error in missed:
+            outcomes[index] = Outcome(disposition=Disposition.APPLIED, failure=Failure(error))
+        self.inserted = {InsertedTable.LOG: False}
+        if CREATE in [operation.kind for operation in operations]:
+            self.inserted[InsertedTable.RESOURCES] = False
+        return outcomes
+
+    def _check_slow(self, operations: Sequence[Operation]) -> None:
+        if self.locked:
+            tenant_ids = {operation.tenant_id for operation in operations}
+            if found := [tenant_id for tenant_id in self.locked if tenant_id in tenant_ids]:
+                raise LockedTenantsError(found)
+        if not self._slow:
+            return
+        indexes = [index for index, operation in enumerate(operations) if key_of(operation) in self._slow]
+        if indexes := [index for index in indexes if index not in self.known_outcomes]:
+            raise ApartError(indexes, "they took too long before")
+
+    def _decide(self, tenants: Mapping[str, TenantRow]) -> dict[int, Outcome]:
+        operations = self.batch.operations
+        has_excess = any(operation.exceeds_bounds or problem_of(operation) for operation in operations)
+        refused = {index for index, found in self.found.items() if found.judge.refuses}
+        if (
+            not self.known_outcomes
+            and not has_excess
+            and not refused
+            and admits_all(operations, tenants, tenant_wait=self._tenant_wait)
+        ):
+            return {}
+        decided: dict[int, Outcome] = {}
+        stopped: set[str] = set()
+        for index, operation in enumerate(operations):
+            tenant_id = operation.tenant_id
+            admitted = admit(operation, tenants.get(tenant_id), tenant_wait=self._tenant_wait)
+            outcome = HOLD if tenant_id in stopped else admitted or self.known_outcomes.get(index)
+            if outcome is None and (operation.exceeds_bounds or index in refused):
+                outcome = INVALID_DATA  # unless the log has it: a worker with other bounds may have applied it
+            if outcome is None and problem_of(operation):
+                outcome = INVALID_QUERY
+            if outcome is not None:
+                decided[index] = outcome
+                if outcome.disposition in STOPPING:
+                    stopped.add(tenant_id)
+        return decided
+
+    async def _mark_known_duplicates(
+        self, connection: Connection, tenants: Mapping[str, TenantRow], decided: dict[int, Outcome]
+    ) -> None:
+        operations = self.batch.operations
+        late = [
+            index
+            for index, outcome in decided.items()
+            if outcome.reason is DeadLetterReason.UNKNOWN_TENANT and self._is_too_late(operations[index], tenants)
+        ]
+        known = await find_logged(connection, [operations[index] for index in late], tenants)
+        for index, is_known in zip(late, known, strict=True):
+            if is_known:
+                decided[index] = DUPLICATE
+
+    def _is_too_late(self, operation: Operation, tenants: Mapping[str, TenantRow]) -> bool:
+        return is_too_late(operation, tenants.get(operation.tenant_id), tenant_wait=self._tenant_wait)
+
+    async def _apply_waves(
+        self, connection: Connection, tenants: Mapping[str, TenantRow], judges: BatchJudges, applied: Sequence[int]
+    ) -> list[tuple[int, Failure]]:
+        """Apply the operations *applied*, wave after wave; return those without effect, and why.
+
+        Raises `ApartError` for a second patch of a resource that the worker merges: a transaction is to take a bounded
+        time.
+        """
+        operations = _select(applied, self.operations)
+        patches = [index for index, operation in enumerate(operations) if operation.kind is PATCH]
+        laborious = find_laborious(operations, patches, self.large)
+        first = {resource_of(operations[index]): index for index in sorted(laborious, reverse=True)}
+        if further := laborious.difference(first.values()):
+            raise ApartError([applied[index] for index in further], "large patches behind another of their resource")
+        planned = plan_waves(operations)
+        waves = isolate([(*wave.reads, *wave.writes) for wave in planned], laborious)
+        statement = statement_for(
+            [operations[index].kind for wave in planned for index in wave.reads],
+            has_asked=any(one.query is not None and one.query.asked for one in operations),
+            has_nested=any(is_nested(operations[index].text or "") for index in patches),
+            creates_new=InsertedTable.RESOURCES not in self.careful_tables,
+        )
+        run = WaveRun(connection, statement, tenants, judges)
+        for wave in waves:
+            own = [operations[index] for index in wave]
+            await run.add_wave([applied[index] for index in wave], own, is_laborious=wave[0] in laborious)
+        await run.finish()
+        self.found |= run.found
+        if unmerged := [self.operations[place] for place, error in run.failures if error == UNMERGED]:
+            raise UnmergedPatchesError({resource_of(operation) for operation in unmerged})
+        if CREATE in [operation.kind for operation in operations]:
+            self.inserted[InsertedTable.RESOURCES] = Failure.ALREADY_EXISTS in [error for _, error in run.failures]
+        return [(place, Failure(error)) for place, error in run.failures]
+
+
+def _select(indexes: Sequence[int], operations: Sequence[Operation]) -> Sequence[Operation]:
+    return operations if len(indexes) == len(operations) else [operations[index] for index in indexes]
+
+
+def problem_of(operation: Operation) -> ListProblem | None:
+    """Return why a list cannot be meant."""
+    return None if operation.query is None else operation.query.problem
+
+
+def types_of(tenants: Mapping[str, TenantRow]) -> dict[str, str]:
+    """Return the business types of *tenants*, by id."""
+    return {tenant_id: row.business_type for tenant_id, row in tenants.items()}
+
+
+async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> dict[str, TenantRow]:
+    rows = await connection.fetch(QUERIES["lock_tenants"], list(tenant_ids))
+    return {  # unpacked, with positional arguments: a batch may have thousands of tenants
+        tenant_id: TenantRow(business_id, location_id, type_, STATES[state], created_at, number, moved_to, *levers)
+        for tenant_id, business_id, location_id, type_, state, moved_to, created_at, number, *levers in rows
+    }
+
+
+def leaves_row(outcome: Outcome) -> bool:
+    """Return whether an operation with this known outcome leaves a row in the log."""
+    return outcome.disposition is Disposition.APPLIED
