@@ -12,12 +12,6 @@ from simplu_worker.commands.moves.terms import DEFAULT_BOUNDS, DEFAULT_TERMS, Mo
 from simplu_worker.errors import UsageError
 
 tenants = App(name="tenants")
-# By its name, as all commands are: it is above those of tenants and of dead letters.
-tenants.command(
-    "simplu_worker.commands.erasure:erase_resource",
-    name="erase-resource",
-    help="Erase a person's resource: its row, and what results in the log and dead letters have of it.",
-)
 
 
 @tenants.command(name="list")
@@ -324,3 +318,22 @@ def import_tenants(
     options = ImportOptions(parallel, max_rows_per_second, leave_refused)
     command = ImportCommand(mapping, options, apply=apply, follow=follow, refused_file=refused_file)
     return common.run(lambda settings: import_tenants(settings, command, as_json=common.as_json))
+
+
+@tenants.command
+def erase_resource(
+    business: str,
+    location: str,
+    resource_type: str,
+    resource_id: str,
+    /,
+    *,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Erase a person's resource: its row, and what results in the log and dead letters have of it."""
+    from simplu_worker.commands.tenants.erasing import erase_resource
+    from simplu_worker.transfers.erasing import Erasure
+
+    erasure = Erasure(business, location, resource_type, resource_id)
+    return common.run(lambda settings: erase_resource(settings, erasure, apply=apply, as_json=common.as_json))

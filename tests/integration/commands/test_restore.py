@@ -15,7 +15,7 @@ from support.postgres.snapshots import copy_rows
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from support.settings import settings_of
 
-from simplu_worker.commands.erasure.command import erase_resource
+from simplu_worker.commands.tenants.erasing import erase_resource
 from simplu_worker.commands.tenants.restore import RestoreCommand, restore_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, WorkerError
