@@ -32,7 +32,7 @@ USER 65532:65532
 EXPOSE 8080
 # For Docker; Kubernetes has probes of its own. The worker is live, or a restart helps.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-m", "simplu_worker.status.own_server"]
+    CMD ["python", "-m", "simplu_worker.status.tls"]
 # Exec form: the worker is process 1 and gets SIGTERM itself.
 ENTRYPOINT ["simplu-worker"]
 CMD ["run"]

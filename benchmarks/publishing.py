@@ -30,12 +30,11 @@ from support.feed.events import feed_event
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.stack.aws import aws_client, start_kinesis, start_sqs
-from simplu_worker.feed.aws_destinations import open_kinesis, open_sqs
 from simplu_worker.feed.cloud_events import encode_event
 from simplu_worker.feed.destination_feed import DestinationFeed
+from simplu_worker.feed.destinations import open_kinesis, open_sqs, open_webhook
 from simplu_worker.feed.events import LogBatch, read_row
 from simplu_worker.feed.feed_file import AllowedHosts
-from simplu_worker.feed.http_destination import open_webhook
 from simplu_worker.feed.rows import CursorRow
 from simplu_worker.feed.shard_feed import READ_MAX
 from simplu_worker.feed.types import Delivered, Destination, DestinationTerms, FeedEvent, Incarnation, Place

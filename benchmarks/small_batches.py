@@ -34,7 +34,7 @@ from benchmarks.writing import DURABLE, INSERT, STREAM, BatchLoad
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.operations.operation import Disposition, Operation
-from simplu_worker.shards.apply.fast_path import TenantMemory
+from simplu_worker.shards.apply.wave_run import TenantMemory
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool

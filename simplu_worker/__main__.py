@@ -6,7 +6,7 @@ import os
 import sys
 from typing import NoReturn
 
-from simplu_worker.commands.process_end import end_process
+from simplu_worker.commands.command_line import end_process
 
 
 def main() -> NoReturn:

@@ -18,9 +18,8 @@ import structlog
 
 from simplu_worker import instruments
 from simplu_worker.errors import InternalError, place_of, places_of
-from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time, utc_now
-from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.timing.waits import backoff_s, sleep_or_event
 from simplu_worker.vocabulary import TargetKind
 
 RETRY_BASE_S: Final = 1.0

@@ -9,9 +9,8 @@ from typing import Annotated, Final, Literal
 from cyclopts import App, CycloptsError, Parameter, validators
 
 from simplu_worker import __version__
-from simplu_worker.commands.command_line import EnvFile
-from simplu_worker.commands.exit_status import EXIT_USAGE
-from simplu_worker.commands.process_end import complain_and_exit
+from simplu_worker.commands import EXIT_USAGE
+from simplu_worker.commands.command_line import EnvFile, complain_and_exit
 from simplu_worker.errors import ConfigurationError, UsageError
 
 # The commands with their modules, which are imported for the command that runs, and their first lines in `--help`.

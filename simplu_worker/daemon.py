@@ -27,9 +27,8 @@ from simplu_worker.dead_letters.queue import ensure_default_queue
 from simplu_worker.errors import WorkerError
 from simplu_worker.memory_tuning import tune_allocator, widen_threads
 from simplu_worker.network_errors import listen_cause
-from simplu_worker.shards.health.citrus_watch import CitrusWatch
 from simplu_worker.shards.health.prober import Prober, UnlistedShards
-from simplu_worker.shards.health.registry import HealthRegistry
+from simplu_worker.shards.health.registry import CitrusWatch, HealthRegistry
 from simplu_worker.shards.log import LogRetention
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
@@ -37,17 +36,16 @@ from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
 from simplu_worker.shards.routing.route_refresh import RouteRefresh, ShardMapReloader, log_unused_reloads
 from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.shards.tenants.home_confirmation import ConfirmationSweep
-from simplu_worker.status import top_tenants
+from simplu_worker.status import history
 from simplu_worker.status.history import INTERVAL_S
-from simplu_worker.status.letter_requests import LetterRequests
+from simplu_worker.status.lookups import LetterRequests
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.roles import LIST_VARIABLE, Tokens, decode_tokens
 from simplu_worker.status.server import open_http
 from simplu_worker.status.tls import ServerTls, WatchedFiles
 from simplu_worker.telemetry.systemd import START_EXTENSION_S, SystemdNotifier
-from simplu_worker.timing.backoff import shared_pause_s
-from simplu_worker.timing.waits import repeat_every
+from simplu_worker.timing.waits import repeat_every, shared_pause_s
 from simplu_worker.vocabulary import TargetKind
 
 HEARTBEAT_S: Final = 0.5
@@ -96,7 +94,7 @@ async def run_worker(settings: Settings) -> None:
         heartbeat: dict[str, Task] = {
             "heartbeat": partial(_send_heartbeats, notifier, replica),
             "history": partial(repeat_every, INTERVAL_S, replica.note_history),
-            "top tenants": partial(repeat_every, top_tenants.INTERVAL_S, replica.note_top_tenants),
+            "top tenants": partial(repeat_every, history.TOP_TENANTS_INTERVAL_S, replica.note_top_tenants),
         }
         background = heartbeat | _background_tasks(settings, parts, health, signals)
         await _run_until_drained(settings, parts, background, signals.stopping, notifier)

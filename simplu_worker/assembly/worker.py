@@ -34,10 +34,9 @@ from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
 from simplu_worker.consumers.sqs.receive.verdicts import RetryRules
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import ConfigurationError
-from simplu_worker.feed.aws_destinations import open_kinesis, open_sqs
+from simplu_worker.feed.destinations import open_kinesis, open_notification, open_sqs, open_webhook
 from simplu_worker.feed.feed import ConfiguredDestination, Feed, FeedFileReloader, read_feed_file
 from simplu_worker.feed.feed_file import AllowedHosts, FeedDestination, FeedFile
-from simplu_worker.feed.http_destination import open_notification, open_webhook
 from simplu_worker.feed.types import Destination
 from simplu_worker.shards.routing.locator import read_shard_map
 from simplu_worker.telemetry.opening import check_tracing, open_tracing

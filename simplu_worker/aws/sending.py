@@ -1,14 +1,23 @@
-"""Send items to a stream or a queue: cut into requests that keep the order of each key, refused ones again."""
+"""Send items to a stream or a queue: cut into requests that keep the order of each key, refused ones again.
+
+Put records into a stream without botocore's work for each record, which takes three times as long as the rest.
+
+The records are encoded at once, in place of one record that botocore encodes and that never leaves this process.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
+import msgspec
+
+from simplu_worker.aws.clients import DECODERS, Client
 from simplu_worker.errors import RetryableError
-from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.timing.waits import backoff_s
 
 TRIES_MAX: Final = 8  # in a row, without an item taken
 RETRY_BASE_S: Final = 0.2
@@ -75,3 +84,76 @@ async def send_request(
             raise error
         items = refused
         await asyncio.sleep(backoff_s(failure_count, draw=random.random(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S))
+
+
+RECORDS: Final = "simplu_worker.records"  # in the context of a call, beside what botocore keeps there
+REQUEST_MAX_COUNT: Final = 500  # Kinesis API reference, PutRecords
+REQUEST_MAX_BYTES: Final = 5 * 1024 * 1024  # with the partition keys
+BODY_MAX_BYTES: Final = 2**20  # aiohttp warns of larger bytes, which it writes in one step
+_IN_PLACE: Final = [{"Data": b"", "PartitionKey": "-"}]
+
+
+class PutRecord(msgspec.Struct, frozen=True, gc=False, rename={"data": "Data", "partition_key": "PartitionKey"}):
+    """A record to put; JSON has its data in base64."""
+
+    data: bytes
+    partition_key: str
+
+    @property
+    def size_bytes(self) -> int:
+        """The size that counts for the limits of a record and of a request; at most, as for text that is no ASCII."""
+        key = self.partition_key
+        return len(self.data) + (len(key) if key.isascii() else 4 * len(key))
+
+
+class PutResult(msgspec.Struct, frozen=True, gc=False, rename={"error": "ErrorCode", "message": "ErrorMessage"}):
+    """What became of a record; without *error* the stream has it."""
+
+    error: str | None = None
+    message: str | None = None
+
+
+class _Reply(msgspec.Struct, rename="pascal"):
+    records: list[dict[str, str | None]]
+    failed_record_count: int | None = None
+
+
+_reply_decoder = msgspec.json.Decoder(_Reply)
+_encode = msgspec.json.Encoder().encode
+
+
+def speed_up_put_records(client: Client) -> None:
+    """Register the hooks of *client*, one of Kinesis, for `put_records` below."""
+    events = client.meta.events
+    events.register("provide-client-params.kinesis.PutRecords", _take_records)
+    events.register("before-call.kinesis.PutRecords", _encode_records)
+
+
+async def put_records(client: Client, stream: dict[str, str], records: Sequence[PutRecord]) -> list[PutResult]:
+    """Put *records* into a stream, by its StreamName or StreamARN, with one request; return what became of each.
+
+    *client* has the hooks. Raises AWS_ERRORS. Of a request with rejected records the others keep no order.
+    """
+    reply = await client.put_records(**stream, Records=tuple(records))
+    if not reply.get("FailedRecordCount"):
+        return [PutResult()] * len(records)
+    return [PutResult(entry.get("ErrorCode"), entry.get("ErrorMessage")) for entry in reply["Records"]]
+
+
+def _take_records(params: dict[str, Any], context: dict[str, Any], **_: object) -> dict[str, Any]:
+    context[RECORDS] = params
+    return params | {"Records": _IN_PLACE}
+
+
+def _encode_records(params: dict[str, Any], context: dict[str, Any], **_: object) -> None:
+    body = _encode(context[RECORDS])
+    params["body"] = body if len(body) <= BODY_MAX_BYTES else io.BytesIO(body)
+
+
+def decode_put_records(body: bytes) -> dict[str, Any]:
+    """Return a reply of PutRecords as botocore would. Raises msgspec.DecodeError."""
+    reply = _reply_decoder.decode(body)
+    return {"FailedRecordCount": reply.failed_record_count, "Records": reply.records}
+
+
+DECODERS["PutRecords"] = decode_put_records

@@ -32,9 +32,8 @@ from simplu_worker.cache.invalidations import (
     versions_of,
 )
 from simplu_worker.errors import ConfigurationError, InternalError, RetryableError
-from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import utc_now
-from simplu_worker.timing.waits import repeat_every
+from simplu_worker.timing.waits import backoff_s, repeat_every
 from simplu_worker.vocabulary import CacheOutcome, CacheRead, TargetKind
 
 if TYPE_CHECKING:

@@ -1,15 +1,24 @@
-"""The options that commands share. Imports only what `--help` needs."""
+"""The options that commands share. Imports only what `--help` needs.
+
+How a command ends the process: its exit status, or that of its error.
+
+The options of every command that moves tenants.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
-from simplu_worker.errors import UsageError
+from simplu_worker.commands import EXIT_CONFIGURATION, EXIT_DONE
+from simplu_worker.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
     from simplu_worker.commands.running import Command
@@ -61,3 +70,66 @@ def parse_time(option: str, text: str) -> datetime:
         return parse_timestamp(text)
     except ValueError:
         raise UsageError(f"{option}: expected {EXPECTED_TIME}, got {text!r}") from None
+
+
+def end_process(command: Callable[[], object]) -> NoReturn:
+    """Run *command* and end the process with its status, 0 for any other result; print a ConfigurationError."""
+    try:
+        result = command()
+    except ConfigurationError as exc:
+        complain_and_exit(*exc.problems, status=EXIT_CONFIGURATION)
+    _release_outputs()
+    sys.exit(result if isinstance(result, int) else EXIT_DONE)
+
+
+def complain_and_exit(*problems: str, status: int) -> NoReturn:
+    """Print *problems* on stderr, without secrets, and end the process."""
+    from simplu_worker.commands.running import complain
+
+    for problem in problems:
+        complain(problem)
+    _release_outputs()
+    sys.exit(status)
+
+
+def _release_outputs() -> None:
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed when the process started
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class MoveBounds:
+    """The options of a command about each of its moves."""
+
+    max_rows_per_second: Annotated[
+        float | None,
+        Parameter(
+            validator=validators.Number(gt=0, lte=1e9),
+            help="Copy each tenant no faster; shards that answer slower than usual slow a copy down in any case.",
+        ),
+    ] = None
+    max_pause: Annotated[
+        float,
+        Parameter(
+            validator=validators.Number(gt=0),
+            help="Refuse a move for which the tenant's operations would wait for longer, in seconds.",
+        ),
+    ] = 0.5
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class MoveTerms(MoveBounds):
+    """The options of `tenants move`, `shards rebalance` and `shards drain` about all of their moves."""
+
+    parallel: Annotated[
+        int, Parameter(validator=validators.Number(gte=1, lte=100), help="Move so many tenants at a time.")
+    ] = 10
+
+
+DEFAULT_BOUNDS: Final = MoveBounds()
+DEFAULT_TERMS: Final = MoveTerms()

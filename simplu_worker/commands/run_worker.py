@@ -13,14 +13,13 @@ import structlog
 import uvloop
 
 from simplu_worker import instruments
-from simplu_worker.commands.exit_status import EXIT_DONE, EXIT_FAILED
+from simplu_worker.commands import EXIT_DONE, EXIT_FAILED
 from simplu_worker.commands.running import log_misspellings, log_service_links, read_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.daemon import run_worker
 from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.memory_tuning import end_start
-from simplu_worker.telemetry.background_stream import BackgroundStream
-from simplu_worker.telemetry.log import configure_logging, flush_logging
+from simplu_worker.telemetry.log import BackgroundStream, configure_logging, flush_logging
 
 DRAIN_S: Final = 2.0  # at the end, for lines that a slow reader of the log has not taken yet
 

@@ -17,7 +17,7 @@ from typing import Any, Final, TextIO, cast
 
 import structlog
 
-from simplu_worker.commands.exit_status import EXIT_BY_SIGNAL, EXIT_FAILED, EXIT_INTERRUPTED
+from simplu_worker.commands import EXIT_BY_SIGNAL, EXIT_FAILED, EXIT_INTERRUPTED
 from simplu_worker.config.loading import draft_settings, find_misspellings, load_env_file, prepare_environment
 from simplu_worker.config.settings import ROUTES, VARIABLES, Settings, set_of
 from simplu_worker.config.values import is_service_link

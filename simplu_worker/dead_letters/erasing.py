@@ -16,7 +16,6 @@ from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage, unwrap
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, SubRecord, deaggregate
 from simplu_worker.consumers.sqs.order_messages import RESOURCE_TYPE as ORDER
-from simplu_worker.dead_letters.browser import DeadLetterBrowser, Narration
 from simplu_worker.dead_letters.letter import (
     ParsedDeadLetter,
     encode_dead_letter,
@@ -24,7 +23,7 @@ from simplu_worker.dead_letters.letter import (
     parse_dead_letter,
 )
 from simplu_worker.dead_letters.plan import DeadLetterFilter
-from simplu_worker.dead_letters.queue import MAX_MESSAGE_DEFAULT_BYTES
+from simplu_worker.dead_letters.queue import MAX_MESSAGE_DEFAULT_BYTES, DeadLetterBrowser, Narration
 from simplu_worker.dead_letters.service import open_browser
 from simplu_worker.operations.dead_letter import BadParts, DeadLetter, tenant_of
 from simplu_worker.vocabulary import Source

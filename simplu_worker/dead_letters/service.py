@@ -24,7 +24,6 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, unpack
 from simplu_worker.consumers.kinesis.stream.client import Record, Stream, stream_name
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber
-from simplu_worker.dead_letters.browser import Counted, DeadLetterBrowser, Narration
 from simplu_worker.dead_letters.letter import NotADeadLetterError, ParsedDeadLetter, parse_dead_letter
 from simplu_worker.dead_letters.plan import (
     DeadLetterFilter,
@@ -39,6 +38,7 @@ from simplu_worker.dead_letters.plan import (
     sort_key,
     unknown_source,
 )
+from simplu_worker.dead_letters.queue import Counted, DeadLetterBrowser, Narration
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError
 from simplu_worker.operations.dead_letter import DeadLetter, tenant_of
 from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source

@@ -35,9 +35,8 @@ from simplu_worker.feed.types import (
 )
 from simplu_worker.feed.types import Destination as OpenDestination
 from simplu_worker.feed.window import Budget, Finished, RefusedForGood, SentEvents, Window, WindowEvent
-from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.waits import wait_any
+from simplu_worker.timing.waits import backoff_s, wait_any
 from simplu_worker.vocabulary import FeedDelivery, FeedKind, FeedStop, OnRefusal, TargetKind
 
 PAUSE_BASE_S, PAUSE_MAX_S = 0.2, 30.0  # of a destination that takes nothing

@@ -34,8 +34,8 @@ from simplu_worker.feed.types import (
 )
 from simplu_worker.shards.apply.durability import ReplicationFacts, facts_of
 from simplu_worker.shards.log import BulkChange, BulkOrigin, MarkOrigin, id_of_key
-from simplu_worker.timing.backoff import jittered
 from simplu_worker.timing.clock import EPOCH
+from simplu_worker.timing.waits import jittered
 from simplu_worker.vocabulary import FeedData, FeedKind, FeedStop
 
 ARRIVAL: Final = "a"

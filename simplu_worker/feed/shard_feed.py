@@ -71,9 +71,8 @@ from simplu_worker.feed.window import SentEvents, document_budget, event_budget
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import ReplicationFacts
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.timing.backoff import aligned_time, backoff_s, jittered
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.timing.waits import move_deadline, run_until, wait_any
+from simplu_worker.timing.waits import aligned_time, backoff_s, jittered, move_deadline, run_until, wait_any
 from simplu_worker.vocabulary import FeedData
 
 READ_MAX: Final = 500  # rows of a read, of which there are two in a window

@@ -30,7 +30,7 @@ from simplu_worker.feed.types import (
     Refused,
     RetryLater,
 )
-from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.timing.waits import backoff_s
 from simplu_worker.vocabulary import FeedKind
 
 User = TypeVar("User")

@@ -15,8 +15,7 @@ import msgspec
 from aiohttp import web
 
 from simplu_worker.consumers.operation_taps import TAPS, OperationTaps, TapFilter
-from simplu_worker.status.request_bodies import read_query
-from simplu_worker.status.responses import COMMON_HEADERS
+from simplu_worker.status.request_bodies import COMMON_HEADERS, read_query
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event, wait_any
 from simplu_worker.vocabulary import OperationKind, OperationOutcome

@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from simplu_worker.errors import WorkerError
-from simplu_worker.status.responses import error_response
+from simplu_worker.status.request_bodies import error_response
 from simplu_worker.status.roles import LIST_VARIABLE, VARIABLES, Caller, Tokens, is_own_host
 from simplu_worker.status.routes import ROLES, Access, Route
 from simplu_worker.status.words import Role

@@ -1,22 +1,30 @@
-"""What a started replica answers about operations, tenants, resources and shards."""
+"""What a started replica answers about operations, tenants, resources and shards.
+
+Dead letters over HTTP (docs/dead-letters.md).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from simplu_worker.bulkheads import contain
+from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus, hold_reason, read_status
 from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.rejection_notes import KEPT_S
 from simplu_worker.consumers.sqs.order_handler import OrderHandler
+from simplu_worker.dead_letters.plan import DeadLetterFilter, NotEditableError
+from simplu_worker.dead_letters.service import ApplyOptions, DeadLetterService, LettersAction, ListOptions, NoteList
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import control_request_id, tenant_id_of
 from simplu_worker.shards.gateway import NO_STREAM_SHARDS, LoggedOperation, RejectedRequest, ShardGateway
@@ -24,11 +32,18 @@ from simplu_worker.shards.health.prober import ShardInspector
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import Lever, StreamShards
 from simplu_worker.status.answers import NoTenant, Resource
-from simplu_worker.status.listing_request import OperationListQuery
+from simplu_worker.status.guard import Actor, logged_action
 from simplu_worker.status.problems import advice_members
 from simplu_worker.status.queues import Monitoring
-from simplu_worker.status.responses import HttpAnswer
-from simplu_worker.status.views import levers_view, not_steered_error, refused_view, shard_view, tenant_view
+from simplu_worker.status.request_bodies import EditRequest, HttpAnswer, LettersRequest
+from simplu_worker.status.views import (
+    OperationListQuery,
+    levers_view,
+    not_steered_error,
+    refused_view,
+    shard_view,
+    tenant_view,
+)
 from simplu_worker.status.words import RequestStatus, Role
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import loop_time, utc_now
@@ -267,3 +282,120 @@ def _answer_until(lag_s: float | None) -> datetime | None:
 
 def _silent_members(silent: Sequence[str]) -> dict[str, Any]:
     return {"shardsWithoutAnswer": list(silent)} if silent else {}
+
+
+LIST_READ_S: Final = 40.0  # less than a request may take
+ROOM_BYTES: Final = 4 * 1024 * 1024  # of records in one answer
+NEEDS_UNTIL: Final = (
+    "until: expected the time of the plan, as its answer names it, so that no later dead letter is touched; got none"
+)
+NEEDS_REQUEST_ID: Final = (
+    "requestId: expected that of the plan, so that a repeated request sends nothing twice; got none"
+)
+NO_LETTER: Final = (
+    "expected a dead letter with this messageId; it is gone, or hidden by another reader: list them again"
+)
+BUSY: Final = "another request reads the dead letters: repeat this one later"
+
+
+class LetterRequests:
+    """Answers requests about dead letters, one at a time: each hides them from others."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._service = DeadLetterService(settings)
+        self._turn = asyncio.Lock()
+
+    async def list(self, request: LettersRequest, actor: Actor) -> HttpAnswer:
+        """Answer `POST /dead-letters/list`."""
+        options = ListOptions(request.limit, request.records, ROOM_BYTES, request.newest, LIST_READ_S)
+        act = partial(self._service.list, options=options)
+        return await self._answer(LettersAction.LIST, request, actor, act, {"records": request.records})
+
+    async def replay(self, request: LettersRequest, actor: Actor) -> HttpAnswer:
+        """Answer `POST /dead-letters/replay`."""
+        act = partial(self._service.replay, options=ApplyOptions(request.apply, request.limit, request.force))
+        return await self._answer(LettersAction.REPLAY, request, actor, act, {"force": request.force})
+
+    async def discard(self, request: LettersRequest, actor: Actor) -> HttpAnswer:
+        """Answer `POST /dead-letters/discard`."""
+        act = partial(self._service.discard, options=ApplyOptions(request.apply, request.limit))
+        return await self._answer(LettersAction.DISCARD, request, actor, act, {})
+
+    async def edit(self, request: EditRequest, actor: Actor) -> HttpAnswer:
+        """Answer `POST /dead-letters/edit`. The log links the new request id to the old one."""
+        if request.apply and request.request_id is None:
+            return 400, {"error": NEEDS_REQUEST_ID}
+        request_id = request.request_id or str(uuid.uuid4())
+        asked: dict[str, Any] = {"messageId": request.message_id, "requestId": request_id}
+
+        async def edit() -> HttpAnswer:
+            status, answer = await self._edit(request, request_id)
+            asked["oldRequestId"] = answer.get("oldRequestId")
+            return status, answer
+
+        return await self._act(LettersAction.EDIT, actor, asked, edit, apply=request.apply)
+
+    async def _edit(self, request: EditRequest, request_id: str) -> HttpAnswer:
+        notes = NoteList()
+        try:
+            answer = await self._service.edit(
+                request.message_id, request.record, request_id, notes, apply=request.apply
+            )
+        except ValueError as exc:
+            return 400, {"error": str(exc)}
+        except NotEditableError as exc:
+            return 409, {"error": str(exc)}
+        return (404, {"error": NO_LETTER}) if answer is None else (200, answer | {"notes": notes.texts})
+
+    async def _answer(
+        self,
+        action: LettersAction,
+        request: LettersRequest,
+        actor: Actor,
+        act: Callable[..., Awaitable[dict[str, Any]]],
+        asked: dict[str, Any],
+    ) -> HttpAnswer:
+        request = request.in_utc()
+        if request.apply and request.until is None:
+            return 400, {"error": NEEDS_UNTIL}
+        filters = filter_of(request, until := request.until or utc_now())
+
+        async def answer() -> HttpAnswer:
+            notes = NoteList()
+            found = await act(filters, narration=notes)
+            return 200, found | {"until": until.isoformat(), "notes": notes.texts}
+
+        asked = filters.facts() | {"limit": request.limit} | asked
+        return await self._act(action, actor, asked, answer, apply=request.apply)
+
+    async def _act(
+        self,
+        action: LettersAction,
+        actor: Actor,
+        asked: dict[str, Any],
+        act: Callable[[], Awaitable[HttpAnswer]],
+        *,
+        apply: bool,
+    ) -> HttpAnswer:
+        if self._turn.locked():
+            return 409, {"error": BUSY}
+        async with self._turn:
+            try:
+                with logged_action(action, actor, asked, apply=apply) as acted:
+                    status, acted.answer = await act()
+            except WorkerError as exc:
+                return 503, {"error": scrub_text(str(exc))}
+        return status, dict(acted.answer)
+
+
+def filter_of(request: LettersRequest, until: datetime) -> DeadLetterFilter:
+    """Return the filter of a request."""
+    business_id, location_id = request.business_id, request.location_id
+    return DeadLetterFilter(
+        reasons=frozenset(request.reasons),
+        source=request.source,
+        tenant=None if business_id is None or location_id is None else (business_id, location_id),
+        since=request.since,
+        until=until,
+        message_ids=frozenset(request.message_ids),
+    )

@@ -21,7 +21,7 @@ from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.status.answers import CacheKeys, Purge
-from simplu_worker.status.responses import HttpAnswer
+from simplu_worker.status.request_bodies import HttpAnswer
 from simplu_worker.telemetry.log import scrub, scrub_text
 
 ANSWER_WITHIN_S: Final = 3.0  # less than the time-out of a page or a probe

@@ -32,13 +32,12 @@ from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.status import answers
 from simplu_worker.status.answers import Json
-from simplu_worker.status.history import INTERVAL_S, Figures, FleetHistory, StreamHistory, fleet_point
+from simplu_worker.status.history import INTERVAL_S, Figures, FleetHistory, StreamHistory, TopTenants, fleet_point
 from simplu_worker.status.lookups import Lookups, pool_view
 from simplu_worker.status.problems import Problems, advice_members, find_problems
 from simplu_worker.status.queues import Monitoring
-from simplu_worker.status.responses import HttpAnswer
+from simplu_worker.status.request_bodies import HttpAnswer
 from simplu_worker.status.tls import WatchedFiles
-from simplu_worker.status.top_tenants import TopTenants
 from simplu_worker.status.views import Unreadiness, feed_state, trouble_view
 from simplu_worker.status.words import DependencyState, UnreadyReason
 from simplu_worker.telemetry.log import recent_errors, scrub_text

@@ -27,33 +27,29 @@ from simplu_worker.consumers.operation_taps import TAPS, TAPS_MAX
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.status.event_stream import changes, parse_tap_query, send_events, tapped
 from simplu_worker.status.guard import Actor, Guard, Respond, log_call, logged_action
-from simplu_worker.status.letter_requests import LetterRequests
-from simplu_worker.status.listing_request import parse_listing_request
-from simplu_worker.status.message_schemas import FEED_SCHEMAS, SCHEMAS
-from simplu_worker.status.openapi import describe
+from simplu_worker.status.lookups import LetterRequests
+from simplu_worker.status.message_schemas import FEED_SCHEMAS, SCHEMAS, describe
 from simplu_worker.status.page.files import PageFiles
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.request_bodies import (
+    COMMON_HEADERS,
     EditRequest,
+    HttpAnswer,
     LettersRequest,
     LeverRequest,
     PauseRequest,
     ResumeRequest,
     RetryRequest,
     WeightRequest,
-    read_body,
-)
-from simplu_worker.status.responses import (
-    COMMON_HEADERS,
-    HttpAnswer,
     busy_response,
     encoded_response,
     error_response,
     json_response,
+    read_body,
 )
 from simplu_worker.status.roles import Tokens, counts_and_states, for_producers, for_viewers
 from simplu_worker.status.routes import ROUTES, WAIT_MAX_S, Access, Answer, Route
-from simplu_worker.status.views import lever_action, lever_members
+from simplu_worker.status.views import lever_action, lever_members, parse_listing_request
 from simplu_worker.status.words import Role
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.sharing import SharedAnswer

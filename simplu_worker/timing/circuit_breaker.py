@@ -9,7 +9,7 @@ from enum import StrEnum
 from math import inf
 from typing import Final
 
-from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.timing.waits import backoff_s
 
 FAILURES_MAX: Final = 3  # in a row
 

@@ -41,6 +41,7 @@ from simplu_worker.shards.settling import (
     read_tenant,
 )
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.changes import PAGE_ROWS, Changes, write_changes
 from simplu_worker.transfers.moving.copying import (
     OPERATIONS,
@@ -53,7 +54,6 @@ from simplu_worker.transfers.moving.copying import (
     slower_after,
 )
 from simplu_worker.transfers.moving.undoing import DROP_ROWS
-from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import TenantState
 
 

@@ -18,7 +18,7 @@ from support.full_stack import Chain, FullStack, make_item, make_record, partiti
 from support.requires import ROOT
 
 from simplu_local.workload.workload import Tenant
-from simplu_worker.commands.exit_status import EXIT_INTERRUPTED
+from simplu_worker.commands import EXIT_INTERRUPTED
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.operations.dead_letter import DeadLetter

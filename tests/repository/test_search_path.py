@@ -12,7 +12,7 @@ import pytest
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, MIGRATIONS
 from simplu_worker.shards.schema.type_files import view_statements
-from simplu_worker.transfers.sql_files import ADOPTION
+from simplu_worker.transfers import ADOPTION
 
 BODY = re.compile(r"\$\$.*?\$\$", re.DOTALL)
 TEXT = re.compile(r"'(?:[^']|'')*'")

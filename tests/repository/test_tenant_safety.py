@@ -11,7 +11,7 @@ from support.postgres.sql_text import Arm, Token, arms_of, statements_of, tables
 import simplu_worker
 from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, MIGRATIONS
 from simplu_worker.shards.schema.type_files import view_statements
-from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.transfers import QUERIES
 
 FOLDERS = sorted(Path(simplu_worker.__file__).parent.glob("*/sql/*"))
 

@@ -20,7 +20,7 @@ from support.feed.follower import Event, Follower
 
 from simplu_worker.errors import RetryableError
 from simplu_worker.feed.cloud_events import encode_event
-from simplu_worker.feed.delivery_rounds import publish_in_rounds
+from simplu_worker.feed.destinations import publish_in_rounds
 from simplu_worker.feed.feed import ConfiguredDestination
 from simplu_worker.feed.types import Delivered, Delivery, DestinationTerms, FeedEvent, RetryLater
 from simplu_worker.shards.routing.locator import Locator

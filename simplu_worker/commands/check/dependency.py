@@ -19,12 +19,11 @@ from simplu_worker.commands.fleet.replica_client import open_replica
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
 from simplu_worker.errors import RetryableError, WorkerError
-from simplu_worker.feed.aws_destinations import region_of_queue, region_of_stream
+from simplu_worker.feed.destinations import REQUEST_ERRORS, cause_of, connect, region_of_queue, region_of_stream
 from simplu_worker.feed.feed import read_feed_file
 from simplu_worker.feed.feed_file import AllowedHosts, FeedDestination
-from simplu_worker.feed.http_destination import REQUEST_ERRORS, cause_of, connect
 from simplu_worker.network_errors import NO_SERVER
-from simplu_worker.status.own_server import own_url
+from simplu_worker.status.tls import own_url
 from simplu_worker.status.words import ProblemCause, Severity
 from simplu_worker.vocabulary import DestinationKind
 

@@ -16,7 +16,7 @@ from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, pars
 from simplu_worker.operations.retention_rules import effective_retention
 from simplu_worker.shards.health.assessment import AwaitedType, SchemaCreator
 from simplu_worker.status.server import CONNECTIONS_MAX
-from simplu_worker.timing.clock_agreement import shard_problem
+from simplu_worker.timing.clock import shard_problem
 
 RECEIVES_MAX: Final = 1000  # a message that crashes the worker is received that often
 ROWS_NAMED: Final = 5

@@ -13,7 +13,7 @@ import msgspec
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
 from simplu_worker.network_errors import network_cause
-from simplu_worker.status.own_server import own_client_context, own_url
+from simplu_worker.status.tls import own_client_context, own_url
 from simplu_worker.telemetry.log import scrub_text
 
 CONNECT_WITHIN_S: Final = 5.0

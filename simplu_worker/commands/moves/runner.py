@@ -17,7 +17,7 @@ import structlog
 
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.cache.cache import open_cache
-from simplu_worker.commands.moves.terms import MoveTerms
+from simplu_worker.commands.command_line import MoveTerms
 from simplu_worker.commands.output import (
     LINE_INTERVAL_S,
     ProgressLine,

@@ -6,8 +6,15 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter, validators
 
-from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, OneTenant
-from simplu_worker.commands.moves.terms import DEFAULT_TERMS, MoveTerms
+from simplu_worker.commands.command_line import (
+    DEFAULT_TERMS,
+    NO_OPTIONS,
+    Apply,
+    CommonOptions,
+    Flag,
+    MoveTerms,
+    OneTenant,
+)
 from simplu_worker.errors import UsageError
 
 shards = App(name="shards")

@@ -14,7 +14,7 @@ import msgspec
 
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.bulkheads import translate
-from simplu_worker.commands.exit_status import EXIT_DONE, EXIT_FAILED
+from simplu_worker.commands import EXIT_DONE, EXIT_FAILED
 from simplu_worker.commands.output import print_note, print_table, shorten
 from simplu_worker.commands.running import known_shard, parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import msgspec
 
 from simplu_worker.assembly.shards import Shards, open_shards
+from simplu_worker.commands.command_line import MoveTerms
 from simplu_worker.commands.moves.plans import MovePlans, check_moves, plan_moves
-from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.output import print_json_line, print_note
 from simplu_worker.commands.running import known_shard, require_settings
 from simplu_worker.commands.shards.tenant_moves import (
@@ -28,6 +28,7 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.routing.locator import Locator, StaticMap
 from simplu_worker.shards.tenants.tenant_rows import describe_drained
+from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.balance import (
     PlannedTransfer,
     plan_balance,
@@ -35,7 +36,6 @@ from simplu_worker.transfers.moving.balance import (
     plan_drain,
     plan_undrain,
 )
-from simplu_worker.transfers.sql_files import QUERIES
 
 
 class Balance(msgspec.Struct, frozen=True):

@@ -11,9 +11,9 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.assembly.shards import Shards
+from simplu_worker.commands.command_line import MoveTerms
 from simplu_worker.commands.moves.plans import MovePlans
 from simplu_worker.commands.moves.runner import MoveRequest, MoveResult, MoveRunner, print_result, with_tenant
-from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.output import print_json_line, print_line, print_note, print_table, show_count
 from simplu_worker.commands.shards.show import locate_all
 from simplu_worker.config.settings import Settings
@@ -25,6 +25,7 @@ from simplu_worker.shards.routing.locator import Capacity, StaticMap, read_shard
 from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, ShardRows, fetch_from_all_shards
 from simplu_worker.shards.tenants.tenant_rows import describe_drained
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.balance import (
     BegunMove,
     BegunMoves,
@@ -44,7 +45,6 @@ from simplu_worker.transfers.moving.journal import NOTE_INTERVAL_S
 from simplu_worker.transfers.moving.places import TenantPlaces, fetch_capacities, places_of
 from simplu_worker.transfers.moving.readiness import MovePlan
 from simplu_worker.transfers.moving.undoing import undo_move
-from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import MoveOutcome, TenantState
 
 POLL_S: Final = 0.5  # of the journals, while a command may have been killed

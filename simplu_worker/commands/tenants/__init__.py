@@ -7,8 +7,17 @@ from typing import Annotated
 
 from cyclopts import App, Parameter, validators
 
-from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, parse_duration
-from simplu_worker.commands.moves.terms import DEFAULT_BOUNDS, DEFAULT_TERMS, MoveBounds, MoveTerms
+from simplu_worker.commands.command_line import (
+    DEFAULT_BOUNDS,
+    DEFAULT_TERMS,
+    NO_OPTIONS,
+    Apply,
+    CommonOptions,
+    Flag,
+    MoveBounds,
+    MoveTerms,
+    parse_duration,
+)
 from simplu_worker.errors import UsageError
 
 tenants = App(name="tenants")

@@ -15,10 +15,9 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.assembly.shards import Shards, open_shards
-from simplu_worker.commands.command_line import parse_duration
+from simplu_worker.commands.command_line import DEFAULT_BOUNDS, MoveBounds, MoveTerms, parse_duration
 from simplu_worker.commands.moves.plans import COLUMNS, MovePlans, plan_moves, plan_row, print_plans
 from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner, with_tenant
-from simplu_worker.commands.moves.terms import DEFAULT_BOUNDS, MoveBounds, MoveTerms
 from simplu_worker.commands.output import print_json, print_line, print_note, print_silent, print_table
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings

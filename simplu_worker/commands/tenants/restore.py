@@ -46,6 +46,7 @@ from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.schema.migrations import refusal_of
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
 from simplu_worker.timing.clock import utc_now
+from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.places import find_places
 from simplu_worker.transfers.moving.readiness import check_copy, require_schema
 from simplu_worker.transfers.restoring import (
@@ -59,7 +60,6 @@ from simplu_worker.transfers.restoring import (
     RestoreTakenError,
     read_journal,
 )
-from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import TenantState
 
 BACKUP_CONNECTIONS = 2

@@ -25,9 +25,8 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import absence_max_age_s, is_overdue, tenant_id_of
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import HomeUnknownError, ShardUnavailableError, TenantNotMadeError, TenantPausedError
-from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.timing.waits import wait_any
+from simplu_worker.timing.waits import backoff_s, wait_any
 from simplu_worker.vocabulary import Absence, HoldReason, TargetKind
 
 LOOKUPS_MAX: Final = 64  # at a time

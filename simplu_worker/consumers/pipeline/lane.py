@@ -30,9 +30,8 @@ from simplu_worker.errors import InternalError, RetryableError, WorkerError
 from simplu_worker.fairness import SHARE_S, ShardTime, find_over_share, turns_of
 from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.shards.types import PositionChangedError
-from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.timing.waits import move_deadline, sleep_or_event, wait_any
+from simplu_worker.timing.waits import backoff_s, move_deadline, sleep_or_event, wait_any
 from simplu_worker.vocabulary import QueueRetry, Source, StreamRetry, TargetKind
 
 BATCH_MAX_COUNT: Final = 2000

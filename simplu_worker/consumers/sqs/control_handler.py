@@ -50,7 +50,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
 )
 from simplu_worker.errors import PermanentError, RetryableError, places_of
 from simplu_worker.instruments import RETRIES
-from simplu_worker.operations.defects import decode_or_reject
+from simplu_worker.operations.dead_letter import decode_or_reject
 from simplu_worker.operations.operation import Disposition, RejectedRecord
 from simplu_worker.shards.types import (
     AdminAccount,

@@ -63,7 +63,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
 )
 from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError
 from simplu_worker.instruments import REPETITIONS_LATE, RETRIES
-from simplu_worker.operations.defects import decode_or_reject
+from simplu_worker.operations.dead_letter import decode_or_reject
 from simplu_worker.operations.operation import (
     UNKNOWN_TENANT_MARGIN,
     Disposition,
@@ -74,9 +74,8 @@ from simplu_worker.operations.operation import (
 )
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.telemetry.spans import TracedBatch, process_span
-from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.timing.waits import wait_any
+from simplu_worker.timing.waits import backoff_s, wait_any
 from simplu_worker.vocabulary import DeadLetterReason, HoldReason, QueueRetry, Source, TargetKind
 
 # Of one call: its undecided messages are held then, and delay no other message. Longer than a part of a batch may take

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
 
 from simplu_worker.errors import WorkerError, place_of
-from simplu_worker.operations.defects import defect_text
+from simplu_worker.operations.dead_letter import defect_text
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.write_attempt import STOPPING, key_of

@@ -12,8 +12,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.operations.json_record import BOUNDS_TEXT, exceeds_bounds
-from simplu_worker.operations.merge_patch import is_laborious, merge_texts
+from simplu_worker.operations.json_record import BOUNDS_TEXT, exceeds_bounds, is_laborious, merge_texts
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES

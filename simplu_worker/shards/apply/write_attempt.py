@@ -13,18 +13,12 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.operations.merge_patch import is_nested
+from simplu_worker.operations.json_record import is_nested
 from simplu_worker.operations.operation import Disposition, ListProblem, Operation, Outcome
 from simplu_worker.operations.waves import HOLD, TenantRow, admit, admits_all, is_too_late, isolate, plan_waves
 from simplu_worker.shards.apply.duplicates import (
     InsertedTable,
     LogMatch,
-)
-from simplu_worker.shards.apply.fast_path import (
-    FAST_MAX_COUNT,
-    TenantMemory,
-    apply_fast,
-    fits_fast_path,
 )
 from simplu_worker.shards.apply.group_commit import CommitBatch
 from simplu_worker.shards.apply.judging import (
@@ -40,7 +34,14 @@ from simplu_worker.shards.apply.patch_merging import (
     find_laborious,
     resource_of,
 )
-from simplu_worker.shards.apply.wave_run import WaveRun, statement_for
+from simplu_worker.shards.apply.wave_run import (
+    FAST_MAX_COUNT,
+    TenantMemory,
+    WaveRun,
+    apply_fast,
+    fits_fast_path,
+    statement_for,
+)
 from simplu_worker.shards.positions import (
     attempt_claim,
     is_row_known,

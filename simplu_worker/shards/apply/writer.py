@@ -26,11 +26,6 @@ from simplu_worker.shards.apply.duplicates import (
     cut_points,
     points_around,
 )
-from simplu_worker.shards.apply.fast_path import (
-    FastPathError,
-    TenantMemory,
-    fast_path_error,
-)
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
 from simplu_worker.shards.apply.judging import (
     Foreseen,
@@ -41,7 +36,7 @@ from simplu_worker.shards.apply.judging import (
 from simplu_worker.shards.apply.patch_merging import (
     ResourceId,
 )
-from simplu_worker.shards.apply.wave_run import find_unstorable
+from simplu_worker.shards.apply.wave_run import FastPathError, TenantMemory, fast_path_error, find_unstorable
 from simplu_worker.shards.apply.write_attempt import (
     INVALID_DATA,
     NO_KNOWN_OUTCOMES,

@@ -14,8 +14,8 @@ import msgspec
 
 from simplu_worker.shards.apply.durability import ReplicationFacts
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.timing.backoff import jittered
-from simplu_worker.timing.clock_agreement import shard_problem
+from simplu_worker.timing.clock import shard_problem
+from simplu_worker.timing.waits import jittered
 from simplu_worker.vocabulary import MoveOutcome, MoveStep, ServerRole, ShardProblem, ShardState
 
 RUNNING_S: Final = 20.0  # without a note of its command; ten in a row are missed by none that runs

@@ -50,10 +50,9 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, query_all_shards
 from simplu_worker.shards.schema.schema_check import check_schema
 from simplu_worker.shards.types import ShardUnavailableError
-from simplu_worker.timing.backoff import shared_pause_s
-from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.timing.clock_agreement import shard_problem
+from simplu_worker.timing.clock import UtcClock, loop_time, shard_problem, utc_now
 from simplu_worker.timing.sharing import SharedAnswer
+from simplu_worker.timing.waits import shared_pause_s
 from simplu_worker.vocabulary import ConnectionState, ShardProblem, TargetKind
 
 PROBE_S: Final = 2.4  # within `ShardTimeouts.probe_s`: a slow shard has answered, and is not lost

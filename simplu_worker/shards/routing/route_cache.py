@@ -16,7 +16,7 @@ import msgspec
 
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.timing.waits import backoff_s
 
 ROUTES_MAX: Final = 100_000
 ABSENCES_MAX: Final = 10_000

@@ -26,8 +26,8 @@ from simplu_worker.shards.routing.directory import HOME_STATES, Directory
 from simplu_worker.shards.routing.locator import Locator, StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, change_of, first_problems, refusals_of
 from simplu_worker.shards.routing.shard_query import fetch_from_shard, query_all_shards
-from simplu_worker.timing.backoff import Pacer, backoff_s, shared_pause_s
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.waits import Pacer, backoff_s, shared_pause_s
 from simplu_worker.vocabulary import ShardMapOutcome, TargetKind
 
 TICK_S: Final = 0.25

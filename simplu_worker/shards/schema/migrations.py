@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from simplu_worker.shards.schema.type_files import TypeFile
-from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.timing.waits import backoff_s
 
 PAUSE_MIN_S: Final = 1.0
 PAUSE_MAX_S: Final = 15.0

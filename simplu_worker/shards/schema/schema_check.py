@@ -45,7 +45,7 @@ from simplu_worker.shards.schema.type_files import (
     view_statements,
 )
 from simplu_worker.shards.types import ShardUnavailableError
-from simplu_worker.timing.clock_agreement import shard_problem
+from simplu_worker.timing.clock import shard_problem
 
 VIEW: Final = "v"  # pg_class.relkind
 

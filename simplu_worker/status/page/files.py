@@ -11,7 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
-from simplu_worker.status.responses import COMMON_HEADERS, error_response
+from simplu_worker.status.request_bodies import COMMON_HEADERS, error_response
 from simplu_worker.vocabulary import DeadLetterReason
 
 POLICY: Final = (

@@ -28,6 +28,7 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.migrations import pause_s
 from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, make_schema
 from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.transfers import ADOPTION, QUERIES
 from simplu_worker.transfers.adoption.plan import (
     NAMED_MAX,
     AdoptionChoices,
@@ -44,7 +45,6 @@ from simplu_worker.transfers.adoption.plan import (
     owner_of,
     without_collisions,
 )
-from simplu_worker.transfers.sql_files import ADOPTION, QUERIES
 
 OURS: Final = "simplu_adoption"  # the namespace of our tables until the swap
 

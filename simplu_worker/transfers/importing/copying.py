@@ -20,9 +20,8 @@ from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import find_addresses
-from simplu_worker.timing.backoff import Pacer
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.timing.waits import Pacer, sleep_or_event
 from simplu_worker.transfers.importing.mapping import ReadTable
 from simplu_worker.transfers.importing.rules import (
     FOLLOWING,

@@ -24,8 +24,8 @@ from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import check_registration, ensure_schema, has_schema
 from simplu_worker.shards.tenants.control_rules import timestamp_text
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, describe_drained
+from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.importing.rules import HomeFacts, NamedTenant, RowChecksum, SourceRow
-from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import TenantState
 
 CLEAR_MAX_ROWS: Final = 5000  # in one transaction

@@ -10,8 +10,8 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from simplu_worker.shards.postgres.pool import Connection
+from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.copying import FAILURES, REJECTIONS, find_copied_place
-from simplu_worker.transfers.sql_files import QUERIES
 
 ResourceKey: TypeAlias = tuple[str, str]  # resource type and id
 LogKey: TypeAlias = tuple[str, datetime]  # the key of the log, as hexadecimal text, and when it was completed

@@ -19,6 +19,7 @@ from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import Isolation, StatementBudget
 from simplu_worker.shards.settling import FIRST, Arrival, MovingTenant, RowKey, read_tenant
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.changes import (
     CLOCK_MARGIN,
     ResourceKey,
@@ -36,7 +37,6 @@ from simplu_worker.transfers.moving.copying import (
     next_pace,
     slower_after,
 )
-from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import TenantState
 
 AnswerT = TypeVar("AnswerT")

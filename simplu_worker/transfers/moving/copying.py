@@ -18,7 +18,7 @@ from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import Isolation, StatementBudget
 from simplu_worker.shards.settling import RowKey
-from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.transfers import QUERIES
 
 ROWS_FIRST: Final = 200  # they may be of some MB each
 ROWS_MIN: Final = 200  # unless so many have taken too long

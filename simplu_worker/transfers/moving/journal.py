@@ -16,8 +16,8 @@ from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.settling import Departure
 from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.types import Certificate, MoveStatus
-from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import MoveStep
 
 

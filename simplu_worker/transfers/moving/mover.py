@@ -41,6 +41,7 @@ from simplu_worker.shards.settling import (
     tenant_of,
 )
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.changes import (
     CLOCK_MARGIN,
     NOTHING_KNOWN,
@@ -80,7 +81,6 @@ from simplu_worker.transfers.moving.types import (
     warm_progress,
 )
 from simplu_worker.transfers.moving.undoing import drop_rows
-from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import MovePhase, MoveStep, TenantState
 
 FENCE_S: Final = 2.0  # until any worker may end it

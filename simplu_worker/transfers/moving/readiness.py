@@ -16,10 +16,10 @@ from simplu_worker.shards.routing.locator import Locator, StaticMap
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.settling import FIRST, read_positions, read_tenant
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.changes import read_last_changes
 from simplu_worker.transfers.moving.copying import RESOURCES, find_end
 from simplu_worker.transfers.moving.types import Move, PauseTooLongError
-from simplu_worker.transfers.sql_files import QUERIES
 
 COMMITS_IN_PAUSE: Final = 4  # fence, ready, commit, activation
 LAST_ROUND: Final = timedelta(seconds=0.1)  # about the changes of the last round of a move, which there is not yet

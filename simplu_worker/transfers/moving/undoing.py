@@ -23,9 +23,9 @@ from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.settling import MovingTenant, read_departure, read_tenant, take_token
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.journal import noted_as_running
 from simplu_worker.transfers.moving.types import GONE, LEAVING, ON_THE_WAY
-from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import MoveStep, TenantState
 
 DROP_ROWS: Final = 5_000  # deleted by one statement

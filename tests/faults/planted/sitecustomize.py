@@ -98,7 +98,7 @@ def write_elsewhere() -> None:
 
 
 def skip_event() -> None:
-    from simplu_worker.feed.http_destination import HttpDestination
+    from simplu_worker.feed.destinations import HttpDestination
     from simplu_worker.feed.types import Delivered
 
     deliver, is_due = HttpDestination._deliver, strikes()

@@ -18,12 +18,11 @@ from hypothesis import strategies as st
 from simplu_worker.operations.operation import is_storable
 from simplu_worker.shards.listing import LIMIT_MAX, SearchPosition, decode_cursor
 from simplu_worker.status.guard import Guard
-from simplu_worker.status.listing_request import OperationListQuery
 from simplu_worker.status.replica import ReplicaStatus
-from simplu_worker.status.responses import HttpAnswer
+from simplu_worker.status.request_bodies import HttpAnswer
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import CONNECTIONS_MAX, accept_connection, make_application, make_runner
-from simplu_worker.status.views import Unreadiness
+from simplu_worker.status.views import OperationListQuery, Unreadiness
 from simplu_worker.status.words import UnreadyReason
 
 STATUSES: Final = frozenset({100, 200, 400, 401, 403, 404, 405, 413, 414, 417, 429, 431, 503})

@@ -26,8 +26,7 @@ from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, RecordPosition, is_after
 from simplu_worker.consumers.producer_traces import traceparents_of_records
 from simplu_worker.dead_letters.letter import encode_dead_letter, parse_dead_letter
-from simplu_worker.operations.json_record import exceeds_bounds
-from simplu_worker.operations.merge_patch import is_laborious, merge_texts
+from simplu_worker.operations.json_record import exceeds_bounds, is_laborious, merge_texts
 from simplu_worker.operations.operation import Operation, RejectedRecord, derived_request_id, is_storable
 from simplu_worker.operations.waves import plan_waves
 from simplu_worker.shards.postgres.queries import pack_columns

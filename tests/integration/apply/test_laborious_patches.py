@@ -13,7 +13,7 @@ import pytest
 from support.postgres.tenant_cases import TenantCase, failed, fetch
 from support.postgres.trouble import waiters
 
-from simplu_worker.operations.merge_patch import is_laborious
+from simplu_worker.operations.json_record import is_laborious
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts

@@ -32,15 +32,14 @@ from simplu_worker.commands.dead_letters.command import (
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import TrimHorizon
-from simplu_worker.dead_letters import browser
-from simplu_worker.dead_letters.browser import DeadLetterBrowser
+from simplu_worker.dead_letters import queue
 from simplu_worker.dead_letters.plan import DeadLetterFilter
-from simplu_worker.dead_letters.queue import DeadLetterQueue
+from simplu_worker.dead_letters.queue import DeadLetterBrowser, DeadLetterQueue
 from simplu_worker.dead_letters.service import ApplyOptions, ListOptions, NoteList
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Origin
 from simplu_worker.status.guard import Actor
-from simplu_worker.status.letter_requests import LetterRequests
+from simplu_worker.status.lookups import LetterRequests
 from simplu_worker.status.request_bodies import EditRequest, LettersRequest
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import DeadLetterReason, Source
@@ -147,7 +146,7 @@ def bench(
 ) -> Bench:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint_url)
     monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", kinesis_url)
-    monkeypatch.setattr(browser, "POLL_WAIT_S", 0)  # moto has but one server, which knows at once
+    monkeypatch.setattr(queue, "POLL_WAIT_S", 0)  # moto has but one server, which knows at once
     return Bench(world, capfd)
 
 
@@ -243,7 +242,7 @@ async def test_replay_after_a_kill_sends_again_what_is_dropped(bench: Bench, mon
 
     hidden: list[Message] = []
     with monkeypatch.context() as patch:
-        patch.setattr(browser, "visibility_timeout_s", lambda count: 600)
+        patch.setattr(queue, "visibility_timeout_s", lambda count: 600)
         patch.setattr(DeadLetterBrowser, "delete", killed)
         patch.setattr(DeadLetterBrowser, "_return_all", keep)
         with pytest.raises(KilledError):
@@ -540,7 +539,7 @@ async def test_letters_that_stay_in_a_fifo_queue_may_hide_others(bench: Bench, c
 
 
 async def test_letters_that_are_too_many_for_a_run_are_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simplu_worker.dead_letters.browser.IN_FLIGHT_MAX", 10)
+    monkeypatch.setattr("simplu_worker.dead_letters.queue.IN_FLIGHT_MAX", 10)
     bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = await bench.new_queue("crowded")
     url = bench.more["SQS_DEAD_LETTER_QUEUE_URL"]
     valid = record("create", "late-x", 1)

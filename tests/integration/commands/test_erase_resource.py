@@ -29,13 +29,13 @@ from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.sqs.faults import SqsFault
 from simplu_local.sqs.server import serve_sqs
 from simplu_worker.aws.clients import Client
+from simplu_worker.commands.command_line import MoveTerms
 from simplu_worker.commands.moves.runner import MoveRequest
-from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.tenants.erasing import erase_resource
 from simplu_worker.commands.tenants.moves import move_tenants, rollback_tenant, verify_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, deaggregate
-from simplu_worker.dead_letters import browser as browse
+from simplu_worker.dead_letters import queue as browse
 from simplu_worker.dead_letters.letter import parse_dead_letter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import PermanentError, RetryableError

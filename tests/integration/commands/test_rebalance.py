@@ -31,8 +31,8 @@ from support.postgres.tenant_cases import TENANT
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.assembly.shards import open_shards
+from simplu_worker.commands.command_line import MoveTerms
 from simplu_worker.commands.moves.runner import MoveRequest
-from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.shards.rebalance import Balance, Drain, drain_shard, rebalance_shards
 from simplu_worker.commands.shards.show import list_shards
 from simplu_worker.commands.shards.tenant_moves import Weight
@@ -43,9 +43,9 @@ from simplu_worker.shards.health.assessment import RUNNING_S
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
+from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.importing.target import find_shard_problem
 from simplu_worker.transfers.moving import journal
-from simplu_worker.transfers.sql_files import QUERIES
 
 OPERATIONS = made_up_rows(
     "generate_series(1, $2::int) AS number", tenant_id="$1", request_id="number::text", resource_id="number::text"

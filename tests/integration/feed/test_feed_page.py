@@ -18,8 +18,8 @@ from support.feed.events import feed_event
 from support.page_examples import page_examples
 from support.requires import ROOT
 
+from simplu_worker.feed.destinations import open_webhook
 from simplu_worker.feed.feed_file import AllowedHosts, parse_feed_file
-from simplu_worker.feed.http_destination import open_webhook
 from simplu_worker.feed.types import Delivered, FeedEvent, Incarnation, Refused
 from simplu_worker.status.message_schemas import FEED_SCHEMAS
 from simplu_worker.vocabulary import FeedKind

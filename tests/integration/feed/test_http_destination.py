@@ -18,9 +18,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from support.feed.events import feed_event
 from support.feed.publishing import expected_by_key, first_by_key, publish_all
 
-from simplu_worker.feed.delivery_rounds import BEHIND
-from simplu_worker.feed.feed_file import AllowedHosts
-from simplu_worker.feed.http_destination import (
+from simplu_worker.feed.destinations import (
+    BEHIND,
     CONNECTIONS,
     HttpDestination,
     WebhookForm,
@@ -28,6 +27,7 @@ from simplu_worker.feed.http_destination import (
     open_notification,
     open_webhook,
 )
+from simplu_worker.feed.feed_file import AllowedHosts
 from simplu_worker.feed.types import Delivered, Disabled, FeedEvent, Refused, RetryLater
 from simplu_worker.network_errors import NO_URL, TOO_LONG
 from simplu_worker.timing.clock import utc_now

@@ -16,9 +16,8 @@ from support.feed.publishing import command_server, expected_by_key, first_by_ke
 
 from simplu_local.stack.aws import aws_client
 from simplu_worker.aws.clients import Client, open_client
-from simplu_worker.aws.put_records import PutRecord, put_records, speed_up_put_records
-from simplu_worker.feed.aws_destinations import KinesisDestination, open_kinesis
-from simplu_worker.feed.delivery_rounds import BEHIND
+from simplu_worker.aws.sending import PutRecord, put_records, speed_up_put_records
+from simplu_worker.feed.destinations import BEHIND, KinesisDestination, open_kinesis
 from simplu_worker.feed.types import Delivered, Refused, RetryLater
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")

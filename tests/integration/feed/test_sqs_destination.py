@@ -14,9 +14,8 @@ from support.feed.publishing import command_server, expected_by_key, first_by_ke
 
 from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.sqs_queue import Queue
-from simplu_worker.feed.aws_destinations import SQS_EVENT_MAX_BYTES as EVENT_MAX_BYTES
-from simplu_worker.feed.aws_destinations import SqsDestination, open_sqs
-from simplu_worker.feed.delivery_rounds import BEHIND
+from simplu_worker.feed.destinations import BEHIND, SqsDestination, open_sqs
+from simplu_worker.feed.destinations import SQS_EVENT_MAX_BYTES as EVENT_MAX_BYTES
 from simplu_worker.feed.types import Delivered, FeedEvent, Incarnation, Refused, RetryLater
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")

@@ -20,7 +20,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS
-from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.transfers import QUERIES
 from simplu_worker.vocabulary import Failure
 
 OURS = """

@@ -17,7 +17,7 @@ from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.schema.migrations import Migration
 from simplu_worker.shards.schema.schema_check import MIGRATIONS, SCHEMA_VERSION, check_schema, make_schema
 from simplu_worker.shards.types import ShardUnavailableError
-from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.transfers import QUERIES
 
 
 @pytest.mark.parametrize(

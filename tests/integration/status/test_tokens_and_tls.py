@@ -20,12 +20,11 @@ from support.network.tls_front import make_certificate
 
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.status.guard import is_encrypted
-from simplu_worker.status.own_server import own_client_context
 from simplu_worker.status.replica import ReplicaStatus
-from simplu_worker.status.responses import HttpAnswer
+from simplu_worker.status.request_bodies import HttpAnswer
 from simplu_worker.status.roles import LIST_VARIABLE, ListedToken, Tokens, decode_tokens
 from simplu_worker.status.server import open_http
-from simplu_worker.status.tls import ServerTls, WatchedFiles
+from simplu_worker.status.tls import ServerTls, WatchedFiles, own_client_context
 
 OWN = "businessId=shop-1&locationId=berlin"
 FOREIGN = "businessId=smile&locationId=berlin"

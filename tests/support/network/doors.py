@@ -22,8 +22,8 @@ from simplu_worker.aws.clients import open_client, translate_errors
 from simplu_worker.cache.redis_commands import RedisCommands
 from simplu_worker.commands.fleet.replica_client import ReplicaClient
 from simplu_worker.errors import RetryableError
+from simplu_worker.feed.destinations import open_webhook
 from simplu_worker.feed.feed_file import AllowedHosts
-from simplu_worker.feed.http_destination import open_webhook
 from simplu_worker.feed.types import RetryLater
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool

@@ -22,7 +22,7 @@ from simplu_local.postgres.server import PostgresServer
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import MIGRATIONS
-from simplu_worker.transfers.sql_files import ADOPTION
+from simplu_worker.transfers import ADOPTION
 
 SQLSTATE: Final = "39P99"  # of the error that a decoy raises
 ATTACKER: Final = "attacker"

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from simplu_worker.shards.postgres.pool import Connection
-from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.transfers import QUERIES
 
 
 async def plan_of(connection: Connection, query: str, *arguments: Any) -> str:

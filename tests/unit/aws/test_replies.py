@@ -13,7 +13,7 @@ from botocore.parsers import create_parser
 from botocore.session import get_session
 
 from simplu_worker.aws.clients import DECODERS, open_client, translate_errors
-from simplu_worker.aws.put_records import decode_put_records
+from simplu_worker.aws.sending import decode_put_records
 from simplu_worker.consumers.kinesis.leases.lease_table import decode_rows
 from simplu_worker.consumers.kinesis.stream.client import decode_get_records
 from simplu_worker.errors import PermanentError, RetryableError

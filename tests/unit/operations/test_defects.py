@@ -8,8 +8,8 @@ import pytest
 
 from simplu_worker.consumers.sqs.control_messages import SOUND_MESSAGE, ShardCreation, decode_control
 from simplu_worker.consumers.sqs.order_messages import SOUND_EVENT, OrderRules, decode_order
+from simplu_worker.operations.dead_letter import decode_or_reject
 from simplu_worker.operations.decode import SOUND_RECORD, decode_operation
-from simplu_worker.operations.defects import decode_or_reject
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
 from simplu_worker.vocabulary import DeadLetterReason, Source
 

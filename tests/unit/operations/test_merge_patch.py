@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from simplu_local.workload.json_values import canonical_text, parse_json
 from simplu_local.workload.reference_model import merge_patch
-from simplu_worker.operations.merge_patch import (
+from simplu_worker.operations.json_record import (
     SMALL_PATCH_MAX_CHARS,
     SMALL_PATCH_MAX_OBJECTS,
     is_laborious,

@@ -12,7 +12,7 @@ import pytest
 from support.network.faults import Fault, make_certificates
 from support.network.tls_front import make_certificate
 
-from simplu_worker.status import own_server
+from simplu_worker.status import tls
 from simplu_worker.status.tls import server_context
 
 
@@ -47,7 +47,7 @@ def test_worker_is_asked_without_the_proxy(monkeypatch: pytest.MonkeyPatch, tmp_
         monkeypatch.setenv("HTTP_TLS_CERT_FILE", str(certificate[0]))
     with a_worker(certificate) as port:
         monkeypatch.setenv("HTTP_PORT", str(port))
-        own_server.main()
+        tls.main()
 
 
 def test_certificate_decides_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -56,21 +56,21 @@ def test_certificate_decides_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("HTTP_TLS_CERT_FILE", str(certificate))
     with a_worker((certificate, certificate)) as port:
         monkeypatch.setenv("HTTP_PORT", str(port))
-        own_server.main()
+        tls.main()
         renewed, _ = make_certificate(tmp_path, "renewed")
         shutil.copy(renewed, certificate)
-        own_server.main()
+        tls.main()
 
 
 def test_service_link_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
     with a_worker() as port:
-        monkeypatch.setattr(own_server, "DEFAULT_PORT", str(port))
+        monkeypatch.setattr(tls, "DEFAULT_PORT", str(port))
         monkeypatch.setenv("HTTP_PORT", "tcp://10.0.0.1:80")
-        own_server.main()
+        tls.main()
 
 
 def test_worker_that_is_not_live_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     with a_worker(status=503) as port:
         monkeypatch.setenv("HTTP_PORT", str(port))
         with pytest.raises(urllib.error.HTTPError, match="503"):
-            own_server.main()
+            tls.main()

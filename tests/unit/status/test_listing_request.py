@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from simplu_worker.shards.listing import ListRequest, SearchPosition
-from simplu_worker.status.listing_request import OperationListQuery, parse_listing_request
+from simplu_worker.status.views import OperationListQuery, parse_listing_request
 from simplu_worker.vocabulary import Failure, OperationStatus
 
 TENANT = [("businessId", "b"), ("locationId", "l")]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.status.own_server import own_url
+from simplu_worker.status.tls import own_url
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from simplu_worker.shards.types import Lever
 from simplu_worker.status import server
 from simplu_worker.status.guard import Actor
 from simplu_worker.status.message_schemas import FEED_SCHEMAS, SCHEMAS
-from simplu_worker.status.responses import HttpAnswer
+from simplu_worker.status.request_bodies import HttpAnswer
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import VIEWS_AT_ONCE, open_http
 from simplu_worker.status.views import Unreadiness

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 
-from simplu_worker.telemetry.background_stream import LINES_MAX, BackgroundStream
+from simplu_worker.telemetry.log import LINES_MAX, BackgroundStream
 
 PATIENCE_S = 60.0
 

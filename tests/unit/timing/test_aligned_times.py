@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.timing.backoff import EARLY_S, GRID_S, INTERVAL_MIN_S, aligned_time, shared_pause_s
+from simplu_worker.timing.waits import EARLY_S, GRID_S, INTERVAL_MIN_S, aligned_time, shared_pause_s
 
 MILLISECOND_S = 0.001
 GRIDS = st.sampled_from([GRID_S, 5 * GRID_S])

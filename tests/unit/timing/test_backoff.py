@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.timing.backoff import Pacer, jittered
+from simplu_worker.timing.waits import Pacer, jittered
 
 
 def test_jitter_is_a_part_of_the_interval_to_either_side() -> None:

@@ -7,11 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from support.clocks import APART
 
-from simplu_worker.timing.clock_agreement import (
-    are_apart,
-    parse_http_date,
-    shard_problem,
-)
+from simplu_worker.timing.clock import are_apart, parse_http_date, shard_problem
 
 
 @pytest.mark.parametrize(

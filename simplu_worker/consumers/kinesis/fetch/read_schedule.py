@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import ceil, isinf
 from typing import Final
 
-from simplu_worker.timing.backoff import backoff_s, shared_pause_s
+from simplu_worker.timing.waits import backoff_s, shared_pause_s
 from simplu_worker.vocabulary import SubscriptionLoss
 
 SAMPLE_S: Final = 2.0  # between two shares

@@ -29,9 +29,15 @@ from simplu_worker.consumers.kinesis.stream.aggregation import (
 )
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, HasPosition, Position, RecordPosition
-from simplu_worker.operations.dead_letter import BadParts, DeadLetter, dead_letter_of, format_ranges
+from simplu_worker.operations.dead_letter import (
+    BadParts,
+    DeadLetter,
+    dead_letter_of,
+    decode_or_reject,
+    defect_text,
+    format_ranges,
+)
 from simplu_worker.operations.decode import SOUND_RECORD, decode_operation, decode_operations
-from simplu_worker.operations.defects import decode_or_reject, defect_text
 from simplu_worker.operations.operation import KEY_MAX, Operation, Origin, PartNumber, RejectedRecord, partition_key_by
 from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
 

@@ -67,9 +67,8 @@ from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.consumers.rejection_notes import DeadLetterStore
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.timing.backoff import jittered
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.timing.waits import jittered, sleep_or_event
 from simplu_worker.vocabulary import Inability, TargetKind
 
 QUOTA_FILE: Final = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "max 100000", or "50000 100000" for half a core

@@ -36,9 +36,8 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, line
 from simplu_worker.consumers.kinesis.stream.client import ChildShard
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
-from simplu_worker.timing.backoff import aligned_time
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.waits import sleep_or_event, wait_any
+from simplu_worker.timing.waits import aligned_time, sleep_or_event, wait_any
 from simplu_worker.vocabulary import TargetKind
 
 RENEWALS_PER_DURATION: Final = 3

@@ -18,9 +18,8 @@ from simplu_worker.consumers.kinesis.recovery.shard_positions import WRITE_AFTER
 from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import StoredPositions
-from simplu_worker.timing.backoff import jittered
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.waits import sleep_or_event, wait_any
+from simplu_worker.timing.waits import jittered, sleep_or_event, wait_any
 from simplu_worker.vocabulary import TargetKind
 
 INTERVAL_S: Final = 10.0

@@ -29,9 +29,8 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.fairness import SHARE_S, TURN_S, WAITS_MAX, turns_of
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.waits import sleep_or_event, wait_any
+from simplu_worker.timing.waits import backoff_s, sleep_or_event, wait_any
 from simplu_worker.vocabulary import Absence, HeldTarget, HoldReason, HoldState, StreamReader
 
 # At a time: they share the part of the quota that the main reader leaves. One is for the oldest hold.

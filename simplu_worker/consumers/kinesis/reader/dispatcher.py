@@ -39,8 +39,8 @@ from simplu_worker.fairness import OVER_SHARE_S, TURN_S
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import is_overdue, unknown_tenant_error
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
+from simplu_worker.timing.waits import backoff_s
 from simplu_worker.vocabulary import DeadLetterReason, HeldTarget, HoldReason, HoldState, Source, StreamRetry
 
 STUCK_QUEUE_MAX_BYTES: Final = 1024 * 1024  # behind a batch that may never be answered

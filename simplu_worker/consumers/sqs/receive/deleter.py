@@ -13,8 +13,7 @@ from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, BatchFailure, Message, 
 from simplu_worker.consumers.sqs.receive.in_flight import InFlightMessages, LossReason
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.instruments import SQS_HEARTBEAT_LATENESS, SQS_LEASE_MARGIN, SQS_MESSAGES, SQS_STALE_RECEIPTS
-from simplu_worker.timing.backoff import backoff_s
-from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.timing.waits import backoff_s, sleep_or_event
 from simplu_worker.vocabulary import MessageOutcome, QueueCall
 
 CALLS_AT_ONCE: Final = 8

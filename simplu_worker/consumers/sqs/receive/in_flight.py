@@ -19,7 +19,7 @@ import msgspec
 
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Message
 from simplu_worker.consumers.sqs.receive.verdicts import RetryHeld, ReturnToQueue, Verdict
-from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.timing.waits import backoff_s
 
 HEARTBEATS_PER_TIMEOUT: Final = 3
 EARLY_SHARE: Final = 0.25  # of the heartbeat interval: how early an extension may be, to spread them and fill calls

@@ -20,8 +20,7 @@ from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.in_flight import InFlightMessages, PollCount, PollReservations, ReceiveAttempt
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.instruments import RETRIES, SQS_POLLS, SQS_POLLS_REPLACED
-from simplu_worker.timing.backoff import backoff_s
-from simplu_worker.timing.waits import move_deadline, sleep_or_event
+from simplu_worker.timing.waits import backoff_s, move_deadline, sleep_or_event
 from simplu_worker.vocabulary import QueueRetry, Source
 
 POLL_WAIT_S: Final = 5  # a stop waits for it to end; a longer one would save a few cheap requests and slow down stops

@@ -55,9 +55,8 @@ from simplu_worker.instruments import (
     start_queue_at_zero,
 )
 from simplu_worker.operations.dead_letter import DeadLetter
-from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, utc_now
-from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.timing.waits import backoff_s, sleep_or_event
 from simplu_worker.vocabulary import MessageOutcome, QueueRetry, Source, SourceState, TargetKind
 
 DRAIN_S: Final = 15.0

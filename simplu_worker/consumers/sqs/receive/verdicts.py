@@ -19,7 +19,7 @@ from simplu_worker.operations.json_record import (
     shape_error,
 )
 from simplu_worker.operations.operation import RejectedRecord
-from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.timing.waits import backoff_s
 from simplu_worker.vocabulary import DeadLetterReason
 
 OUTAGE_BASE_S = 1.0

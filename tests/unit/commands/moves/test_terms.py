@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from simplu_worker.cli import app
-from simplu_worker.commands.moves.terms import MoveBounds, MoveTerms
+from simplu_worker.commands.command_line import MoveBounds, MoveTerms
 from simplu_worker.commands.shards import rebalance_shards
 from simplu_worker.errors import UsageError
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from simplu_worker.feed.http_destination import CallHealth, delivery_of, retry_after_s
+from simplu_worker.feed.destinations import CallHealth, delivery_of, retry_after_s
 from simplu_worker.feed.types import Delivered, Delivery, Disabled, Refused, RetryLater
 
 NOW = datetime(2026, 3, 1, 9, tzinfo=UTC)

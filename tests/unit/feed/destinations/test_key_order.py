@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.feed.events import feed_event
 
-from simplu_worker.feed.delivery_rounds import BEHIND, KeyOrder, requests_of
+from simplu_worker.feed.destinations import BEHIND, KeyOrder, requests_of
 from simplu_worker.feed.types import Delivered, Delivery, Disabled, Refused, RetryLater
 
 LATER = RetryLater("throttled", 3.0)

@@ -12,7 +12,8 @@ from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TENANT_WAIT, o
 from simplu_worker.operations.operation import Operation
 from simplu_worker.operations.waves import TenantRow
 from simplu_worker.shards.apply.duplicates import InsertedTable
-from simplu_worker.shards.apply.fast_path import (
+from simplu_worker.shards.apply.patch_merging import ResourceId, resource_of
+from simplu_worker.shards.apply.wave_run import (
     FAST_MAX_BYTES,
     FAST_MAX_COUNT,
     TenantMemory,
@@ -20,7 +21,6 @@ from simplu_worker.shards.apply.fast_path import (
     fits_fast_path,
     query_for,
 )
-from simplu_worker.shards.apply.patch_merging import ResourceId, resource_of
 from simplu_worker.shards.postgres.errors import DuplicateKeyError, LockTimeoutError, StatementFailedError
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.vocabulary import TenantState

@@ -16,8 +16,7 @@ from simplu_local.processes.loopback import poll_until
 from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.health.assessment import Usage
-from simplu_worker.shards.health.citrus_watch import CitrusWatch
-from simplu_worker.shards.health.registry import HealthRegistry
+from simplu_worker.shards.health.registry import CitrusWatch, HealthRegistry
 from simplu_worker.shards.routing.citrus import CitrusClient, CitrusUnavailableError, open_citrus
 from simplu_worker.shards.routing.locator import Capacity
 from simplu_worker.vocabulary import ShardProblem

@@ -11,7 +11,7 @@ import pytest
 import simplu_worker
 from simplu_worker.shards.postgres.queries import at_home, quote_name, read_queries
 from simplu_worker.shards.schema.schema_check import MIGRATIONS, SCHEMA_VERSION
-from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.transfers import QUERIES
 
 PACKAGE = Path(simplu_worker.__file__).parent
 SQL = PACKAGE / "shards" / "sql"

@@ -7,10 +7,11 @@ import pytest
 from support.requires import ROOT
 
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest
-from simplu_worker.status.listing_request import _PARSERS, _TENANT
-from simplu_worker.status.openapi import SCHEMAS, describe
+from simplu_worker.status.message_schemas import OPENAPI_SCHEMAS as SCHEMAS
+from simplu_worker.status.message_schemas import describe
 from simplu_worker.status.roles import for_viewers
 from simplu_worker.status.routes import ROUTES, Access, Answer, Route
+from simplu_worker.status.views import _PARSERS, _TENANT
 
 DESCRIPTION = describe("1.2.3")
 
