@@ -21,7 +21,7 @@ from simplu_worker.operations.json_record import BOUNDS_TEXT, exceeds_bounds
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.judging import judge_change
-from simplu_worker.shards.apply.patch_merging import ResourceId, merge_into_row
+from simplu_worker.shards.apply.patch_merging import ResourceId, UnmergeableError, merge_into_row
 from simplu_worker.shards.log import MarkOrigin, mark_changes
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -199,7 +199,10 @@ class ResourceChanges:
 
 async def _rename(connection: Connection, key: ResourceId, rename: ResourceRename) -> str:
     patch = rename.additional_data
-    merged = None if patch is None else await merge_into_row(connection, key, patch)
+    try:
+        merged = None if patch is None else await merge_into_row(connection, key, patch)
+    except UnmergeableError as exc:
+        raise PermanentError(f"additionalData: {exc}") from None
     if merged is not None:
         tenant_id, resource_type, _ = key
         await judge_change(connection, tenant_id, {resource_type: merged}, member="additionalData")
