@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.dead_letters.letter import encode_dead_letter, fifo_ids_of
-from simplu_worker.operations.dead_letter import DeadLetter
-from simplu_worker.operations.operation import Origin
+from simplu_worker.operations.dead_letter import DeadLetter, dead_letter_of
+from simplu_worker.operations.operation import Origin, RejectedRecord
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 KINESIS = Origin(
@@ -218,3 +218,11 @@ def test_deduplication_id_differs_by_each_part_of_the_position(change: dict[str,
     other = letter(origin=msgspec.structs.replace(KINESIS, **change))
     by_reason = msgspec.structs.replace(letter(), reason=DeadLetterReason.INVALID_JSON)
     assert len({fifo_ids_of(one).deduplication_id for one in (letter(), other, by_reason)}) == 3
+
+
+def test_letter_of_a_rejected_record_carries_what_could_be_read() -> None:
+    ids: dict[str, Any] = {"business_id": "b", "location_id": "l", "request_id": "r", "resource_id": "x"}
+    rejected = RejectedRecord(DeadLetterReason.INVALID_MESSAGE, "expected a string", SQS, **ids)
+    at, about = KINESIS.arrived_at, (DeadLetterReason.INVALID_MESSAGE, "expected a string", SQS)
+    assert dead_letter_of(rejected, b"y", failed_at=at, attempts=3) == DeadLetter(*about, at, 3, b"y", **ids)
+    assert dead_letter_of(rejected, b"y", failed_at=at).attempts == 1

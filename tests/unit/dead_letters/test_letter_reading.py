@@ -258,3 +258,20 @@ def test_reading_refuses_parts_that_contradict_themselves(parts: object) -> None
     body = json.loads(encode_dead_letter(LETTER, 10_000)) | {"parts": parts}
     with pytest.raises(NotADeadLetterError):
         parse_dead_letter(json.dumps(body))
+
+
+def test_whole_record_is_known_by_its_size_and_hash() -> None:
+    whole = WholeRecord(5, hashlib.sha256(b"whole").hexdigest())
+    assert [whole.matches(one) for one in (b"whole", b"whol", b"other")] == [True, False, False]
+    assert not WholeRecord(4, whole.sha256).matches(b"whole")
+
+
+def test_reading_refuses_base64_with_other_characters_in_it() -> None:
+    packed = base64.b64encode(gzip.compress(b"x")).decode()
+    with pytest.raises(NotADeadLetterError):
+        parse_dead_letter(json.dumps(WRITTEN | {"record": None, "recordGzip": f"%{packed}"}))
+
+
+def test_refusal_names_the_member_that_is_wrong() -> None:
+    with pytest.raises(NotADeadLetterError, match="attempts"):
+        parse_dead_letter(json.dumps(WRITTEN | {"attempts": "many"}))

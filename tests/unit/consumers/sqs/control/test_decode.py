@@ -137,8 +137,14 @@ def test_admin_account_is_decoded_and_does_not_show_the_person() -> None:
         (ControlType.UPDATE_RESOURCE_ID, {"additionalData": [1]}, "additionalData: expected an object"),
         (ControlType.UPDATE_RESOURCE_ID, {"timestamp": "soon"}, "timestamp"),
         *(
-            (ControlType.UPDATE_RESOURCE_ID, {name: "x\0"}, f"{name}: ")
-            for name in ("businessId", "locationId", "resourceType", "oldResourceId", "newResourceId")
+            (control_type, {name: "x\0"}, f"{name}: ")
+            for control_type, names in {
+                ControlType.SHARD_CREATION: "businessId locationId businessType",
+                ControlType.SHARD_DESTRUCTION: "businessId locationId",
+                ControlType.UPDATE_RESOURCE_ID: "businessId locationId resourceType oldResourceId newResourceId",
+                ControlType.ADMIN_ACCOUNT_CREATION: "businessId locationId businessType adminEmail adminUserId",
+            }.items()
+            for name in names.split()
         ),
         (ControlType.ADMIN_ACCOUNT_CREATION, {"adminEmail": ""}, "adminEmail"),
         (ControlType.ADMIN_ACCOUNT_CREATION, {"adminEmail": "x" * 321}, "adminEmail"),
@@ -193,3 +199,15 @@ def test_unknown_type_is_shown_only_if_it_looks_like_one(name: object) -> None:
     rejected = decode_control(body(messageType=name), {}, ORIGIN)
     assert isinstance(rejected, RejectedRecord)
     assert rejected.error.startswith("messageType: expected one of SHARD_CREATION, ")
+
+
+def test_rejected_message_carries_the_ids_that_could_be_read() -> None:
+    rejected = decode_control(body(timestamp=1), {}, ORIGIN)
+    assert isinstance(rejected, RejectedRecord)
+    assert (rejected.business_id, rejected.location_id, rejected.origin) == ("b", "l", ORIGIN)
+
+
+def test_destruction_takes_a_location_of_the_greatest_length() -> None:
+    decoded = decode(ControlType.SHARD_DESTRUCTION, locationId="x" * 128)
+    assert isinstance(decoded, ShardDestruction)
+    assert decoded.location_id == "x" * 128

@@ -222,3 +222,27 @@ def test_messages_are_known_with_the_time_of_their_receive() -> None:
     assert [messages.received_before(at) for at in (1.0, 1.5, 3.0)] == [[], ["a"], ["a", "b"]]
     messages.add([A], received_at=2.5)
     assert messages.received_before(2.2) == ["b"]
+
+
+def test_message_is_due_soon_again_when_its_extension_failed() -> None:
+    one = in_flight(A, timeout_s=9)
+    due(one, 3.0)
+    one.retry_soon([A], now=3.0)
+    assert one.next_due_in_s(3.0) == 1.0
+
+
+def test_timeout_of_zero_does_not_extend_without_end() -> None:
+    assert in_flight(A, timeout_s=0).next_due_in_s(0.0) > 0.3
+
+
+def test_extension_of_a_lost_message_does_not_end_the_others() -> None:
+    one = in_flight(A, B)
+    due(one, 10.0)
+    one.mark_refused([A])
+    one.record_extended([(A, 30), (B, 30)], sent_at=10.0)
+    assert (one.remaining_s(A, 10.0), one.remaining_s(B, 10.0)) == (20.0, 30.0)
+
+
+def test_message_that_is_not_in_flight_is_not_ours() -> None:
+    one = in_flight(A)
+    assert (one.is_ours(B, now=0.0), one.remaining_s(B, 0.0)) == (False, 0.0)

@@ -35,3 +35,9 @@ def test_message_is_remembered_for_a_minute_after_its_receive() -> None:
     assert received.oldest_sent_at(2 * WINDOW_S - 1) == sent(900)
     assert received.oldest_sent_at(2 * WINDOW_S) == sent(3)
     assert received.oldest_sent_at(4 * WINDOW_S) is None
+
+
+def test_receive_without_messages_changes_nothing() -> None:
+    received = RecentlyReceived()
+    received.note([], now=0.0)
+    assert received.oldest_sent_at(0.0) is None

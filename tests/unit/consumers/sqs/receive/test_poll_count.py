@@ -66,3 +66,17 @@ def test_room_is_for_one_message_when_nothing_is_in_flight(
     count = reservations.reserve(in_flight_count=in_flight_count, in_flight_bytes=in_flight_bytes)
     assert count == expected
     assert reservations.reserve(in_flight_count=0, in_flight_bytes=2000) == (0 if expected else 1)
+
+
+def test_polls_become_one_when_one_fails() -> None:
+    count = PollCount(4)
+    count.record_answer(10, 10)
+    count.record_failure()
+    assert count.wanted_count == 1
+
+
+def test_sizes_start_unknown_and_are_at_least_a_byte() -> None:
+    reservations = PollReservations(message_count=100, byte_count=5)
+    assert reservations.reserve(in_flight_count=0, in_flight_bytes=0) == 10
+    reservations.release(10, [0])
+    assert reservations.reserve(in_flight_count=0, in_flight_bytes=0) == 5

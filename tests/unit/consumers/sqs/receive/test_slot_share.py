@@ -190,3 +190,21 @@ def test_share_is_fair_and_no_smaller_than_it_has_to_be(tenants: list[str]) -> N
     for tenant in returned:
         assert kept[tenant] == max(kept.values()) <= SLOTS // 4
         assert kept[tenant] == SLOTS // 4 or kept.total() + len(returned) > SLOTS // 2
+
+
+def test_group_of_a_standard_queue_is_no_unit() -> None:
+    own, many = share(), some("a", 8, group="g")
+    assert Counter(map(type, bounded(own, many, many))) == {RetryHeld: 4, ReturnToQueue: 4}
+
+
+def test_tenants_that_wait_have_half_of_the_slots_together() -> None:
+    own = share()
+    in_hand = [one for tenant in "abcdefghijkl" for one in some(tenant, 1)]
+    assert Counter(map(type, bounded(own, in_hand, in_hand))) == {RetryHeld: 8, ReturnToQueue: 4}
+
+
+def test_tenant_has_what_others_that_wait_do_not_need() -> None:
+    own = share()
+    in_hand = [*some("a", 8), *(one for tenant in "bcd" for one in some(tenant, 1))]
+    verdicts = bounded(own, in_hand, in_hand)
+    assert [type(verdict) for verdict in verdicts] == [RetryHeld] * 4 + [ReturnToQueue] * 4 + [RetryHeld] * 3

@@ -75,3 +75,12 @@ def test_rejected_message_is_a_dead_letter_with_its_ids() -> None:
         resource_id="x",
     )
     assert verdict_on_rejected(rejected) == ToDeadLetter(DeadLetterReason.INVALID_JSON, "no JSON", IDS)
+
+
+def test_permanent_error_is_a_dead_letter_with_its_text() -> None:
+    verdict = verdict_on(PermanentError("expected another"), message("m"))
+    assert verdict == ToDeadLetter(DeadLetterReason.INVALID_MESSAGE, "expected another", IDS)
+
+
+def test_operation_without_delays_is_given_up_at_its_first_failure() -> None:
+    assert isinstance(verdict_on_failure("KeyError", 1, IDS, rules=RetryRules((), timedelta())), ToDeadLetter)
