@@ -220,11 +220,13 @@ class UpgradeProgress(ProgressLine):
         super().__init__(f"0 of {shard_count} shards are done", every_s=REPORT_INTERVAL_S, clock=clock)
         self._shard_count = shard_count
         self._ended_count = 0
+        self._shown_at = float("-inf")  # the first wait is told at once
 
     def show(self, shard_id: str, activity: UpgradeActivity) -> None:
-        """Show the activity of a shard."""
-        text = shorten(describe_activity(activity), ACTIVITY_MAX_LENGTH)
-        self.tell(f"{self._ended_count} of {self._shard_count} shards are done; {shard_id}: {text}")
+        """Show the activity of a shard; without a terminal only what it waits for."""
+        if self._is_live or activity.waits_for:
+            text = shorten(describe_activity(activity), ACTIVITY_MAX_LENGTH)
+            self.tell(f"{self._ended_count} of {self._shard_count} shards are done; {shard_id}: {text}")
 
     def end(self, report: UpgradeReport) -> None:
         """Print the result of a shard."""
