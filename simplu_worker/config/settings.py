@@ -186,7 +186,7 @@ class Settings(BaseSettings):
     """Its password. Unset: by IAM, a client certificate or a password file, as a shard's connection string has it."""
 
     log_level: values.Level = "info"
-    """Lowest level that is logged; `debug` shows each call of Kinesis, DynamoDB and SQS."""
+    """Lowest level that is logged, of `debug`, `info`, `warning` and `error`; `debug` shows each call of AWS."""
     log_format: Literal["json", "console"] = "json"
     """`json` for machines, `console` for people."""
     traces: bool = False

@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "events.md"
 LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
 MAY_LOG = re.compile(r"\blog\b|\bget_logger\b")  # a source without such a name has no logger: see `levels_named_in`
 EVENT = r"[a-z]+(?:_[a-z]+)*\.[a-z]+(?:_[a-z]+)*"
-ROW = re.compile(rf"^\| `({EVENT})` \| ([a-z ]+) \|", re.MULTILINE)
+ROW = re.compile(rf"^\| `({EVENT})` \(([a-z ]+)\) \|", re.MULTILINE)
 
 Assigned: TypeAlias = Mapping[str, list[ast.expr]]
 

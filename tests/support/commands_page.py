@@ -66,13 +66,16 @@ def program_commands() -> tuple[Command, ...]:
 def render_page(page: str) -> str:
     """Return *page* with its last table made anew; the text before it is written by hand."""
     page = page.partition(HEADING)[0] + HEADING
-    page += "\n| command | what it does | more |\n|---|---|---|\n"
+    page += "\n| command | what it does |\n|---|---|\n"
     for command in program_commands():
         link = MORE[max((words for words in MORE if f"{command.words} ".startswith(f"{words} ")), key=len)]
         name = " ".join((command.words, *command.arguments))
-        title = link.partition("#")[0].removesuffix(".md").removeprefix("runbook/").replace("-", " ")
-        page += f"| `{name}` | {command.help} | [{title}]({link}) |\n"
+        page += f"| [`{name}`]({link}) | {_first_sentence(command.help)} |\n"
     return page
+
+
+def _first_sentence(text: str) -> str:
+    return text.partition(". ")[0].removesuffix(".") + "."
 
 
 def _commands(node: Any, words: str) -> Iterator[Command]:

@@ -7,7 +7,6 @@ from typing import Any, Final
 from support.requires import ROOT
 
 from simplu_worker.config.settings import SECRETS, VARIABLES, schemas
-from simplu_worker.config.values import describe_values
 
 PAGE: Final = ROOT / "docs" / "configuration.md"
 AREAS: Final = {  # by the first variable of each
@@ -30,11 +29,11 @@ def render_page(page: str) -> str:
     page = page.partition("\n## ")[0]
     for name, schema in schemas().items():
         if name in AREAS:
-            page += f"\n## {AREAS[name]}\n\n| variable | default | value | meaning |\n|---|---|---|---|\n"
+            page += f"\n## {AREAS[name]}\n\n| variable | default | meaning |\n|---|---|---|\n"
         mark = " 🔒" if name in SECRETS else ""
         default = _format_default(VARIABLES[name].default)
         meaning = " ".join(schema["description"].split())
-        page += f"| `{name}`{mark} | {default} | {describe_values(schema)} | {meaning} |\n"
+        page += f"| `{name}`{mark} | {default} | {meaning} |\n"
     return page
 
 

@@ -98,6 +98,8 @@ EXPLAINED_ELSEWHERE: Final = {  # the page that has more to say about each word
     DeadLetterReason: "dead-letters.md#reasons",
     OperationKind: "sending.md",
     CitrusEndpoint: "shard-manager.md",
+    CommitSafety: "failover.md#how-safe-a-commit-is",
+    UnreadyReason: "operating.md#health",
 }
 _CLASS: Final = re.compile(r"class (\w+)\(StrEnum\)")
 _COMMENTED: Final = re.compile(r"    ([A-Z_]+) = .+?  # (.+)")
@@ -134,9 +136,9 @@ def render_page(page: str) -> str:
     shown: set[type[StrEnum]] = set()
     for metric in defined_metrics():
         if metric.name in AREAS:
-            page += f"\n## {AREAS[metric.name]}\n\n| metric | type | meaning | labels |\n|---|---|---|---|\n"
-        labels = "; ".join(_label(metric.name, label, comments, shown) for label in metric.labels) or "–"
-        page += f"| `{metric.name}` | {metric.kind} | {metric.help} | {labels} |\n"
+            page += f"\n## {AREAS[metric.name]}\n\n| metric | meaning | labels |\n|---|---|---|\n"
+        labels = "; ".join(_label(metric.name, label, comments, shown) for label in metric.labels)
+        page += f"| `{metric.name}` | {metric.help} |" + (f" {labels} |\n" if labels else "\n")
     return page
 
 

@@ -51,11 +51,15 @@ def _list(name: str) -> str:
 
 def _causes() -> str:
     rows = (
-        f"| {one.text} (`{cause}`) | {one.severity} | {', '.join(one.alerts) or '–'} | "
-        f"{one.advice} [More]({one.runbook.removeprefix('docs/').removeprefix('monitoring.md')}) |"
+        f"| [{one.text}]({_link(one.runbook)}) (`{cause}`) | {one.severity} | {', '.join(one.alerts) or '–'} | "
+        f"{one.advice} |"
         for cause, one in CAUSES.items()
     )
     return "\n| what is wrong | severity | alerts | what to do |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def _link(runbook: str) -> str:
+    return runbook.removeprefix("docs/").removeprefix("monitoring.md")
 
 
 def _words(name: str) -> list[str]:
