@@ -10,7 +10,7 @@ import contextlib
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from msgspec.structs import replace
@@ -32,10 +32,12 @@ from simplu_worker.shards.health.assessment import (
     usage_of,
 )
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.timing.clock import loop_time, utc_now
 from simplu_worker.timing.waits import jittered
 from simplu_worker.vocabulary import ShardProblem, ShardState
+
+if TYPE_CHECKING:  # a client of HTTP takes as long to import as all else of a command that asks one shard
+    from simplu_worker.shards.routing.citrus import CitrusClient
 
 SHARDS_MAX: Final = 2000  # of those that only Citrus lists: each has several series of metrics
 
