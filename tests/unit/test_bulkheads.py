@@ -67,12 +67,6 @@ async def test_trouble_of_one_loop_is_one_with_a_count() -> None:
     assert [(one.name, one.count) for one in current_troubles()] == [("shard-2", 1), ("shard-1", 3)]
 
 
-async def test_trouble_of_a_tenant_names_no_tenant() -> None:
-    note_trouble(TargetKind.TENANT, "clinic-main", "find", ValueError())
-
-    assert [one.name for one in current_troubles()] == [None]
-
-
 async def test_trouble_is_gone_when_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
     note_trouble(SHARD, "shard-1", "probe", ValueError())
     loop = asyncio.get_running_loop()
@@ -116,15 +110,6 @@ async def test_loop_runs_again_after_what_it_raises() -> None:
 
     assert len(calls) == 2
     assert calls[1] - calls[0] >= 0.5
-
-
-async def test_stop_ends_the_back_off() -> None:
-    stopping = asyncio.Event()
-    calls: list[float] = []
-    stopping.set()
-    await keep_running(SHARD, "shard-1", "loop", failing(9, calls, then=lambda: None), stopping=stopping)
-
-    assert len(calls) == 1
 
 
 async def test_back_off_grows_to_a_minute_and_begins_anew_after_a_good_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,18 +132,6 @@ async def test_store_sends_failed_entries_again_alone() -> None:
     assert sent == [["0", "1", "2"], ["0"], ["2"]]
 
 
-async def test_store_keeps_a_call_within_what_one_takes() -> None:
-    aws = ScriptedAws()
-    noise = random.Random(1)
-    async with aws.running() as url, client_of("sqs", url) as client:
-        letters = DeadLetterQueue(client, f"{url}/1/q")
-        for _ in range(3):
-            aws.answer({"Successful": [], "Failed": []})
-        await letters.store([letter(n, noise.randbytes(90_000)) for n in range(5)], stopping=asyncio.Event())
-    sizes = [sum(len(entry["MessageBody"]) for entry in body["Entries"]) for _, body in aws.requests]
-    assert ([len(body["Entries"]) for _, body in aws.requests], max(sizes) <= 262_144) == ([2, 2, 1], True)
-
-
 async def test_store_fits_letters_to_the_queue(client: Client) -> None:
     url = await new_url(client, MaximumMessageSize="4096")
     record = random.Random(1).randbytes(20_000)

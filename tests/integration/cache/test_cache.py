@@ -177,26 +177,6 @@ async def test_cache_loses_nothing_when_redis_is_killed_and_comes_back(redis: Re
     assert PASSWORD not in json.dumps(logs, default=str)
 
 
-async def test_cache_moves_the_epoch_when_a_version_is_no_number(redis: RedisServer) -> None:
-    with capture_logs() as logs:
-        async with running(redis.url) as cache:
-            await settled(cache)
-            epoch = await epoch_of(redis)
-            await redis.ask("SET", key(1).version, "none")
-            await redis.ask("RPUSH", key(1, "room").version, "none")
-            cache.invalidate([key(1), key(1, "room"), key(1, "order")])
-            await is_so(lambda: _is_epoch(redis, epoch + 1))
-            await settled(cache)
-
-            assert await version_of(redis, key(1, "order")) == 1
-            assert cache.is_reachable
-    counts = cache.summary()["invalidations"]
-    assert (counts["failed"], counts["done"]) == (2, 1)
-    (refused,) = [entry for entry in logs if entry["event"] == "cache.refused"]
-    assert refused["key_count"] == 2
-    assert "r1" not in json.dumps(refused)
-
-
 @pytest.mark.parametrize("trouble", ["read-only", "out of memory", "not allowed", "wrong password"])
 async def test_cache_waits_while_redis_takes_nothing(redis: RedisServer, trouble: str) -> None:
     begin = {
@@ -268,10 +248,6 @@ def gateway_of(routed: RoutedShards, cache: Cache, pools: Pools | None = None) -
     return ShardGateway(
         routed.directory, routed.locator, pools or routed.pools, tenant_wait=TENANT_WAIT, on_change=cache.invalidate
     )
-
-
-async def _is_epoch(redis: RedisServer, epoch: int) -> bool:
-    return await epoch_of(redis) >= epoch
 
 
 async def test_gateway_tells_the_cache_what_was_written(routed: RoutedShards, redis: RedisServer) -> None:

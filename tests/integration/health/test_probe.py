@@ -9,17 +9,14 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 from support.citrus.cases import RoutedShards, routed_shards
-from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
+from support.postgres.databases import QUICK, ShardMaker, copy_shard
 from support.postgres.pool_trouble import forget_probes
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_worker.errors import RetryableError
 from simplu_worker.network_errors import NO_ANSWER
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
-from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 
@@ -38,12 +35,6 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
 
 def pool_of(routed: RoutedShards) -> ShardPool:
     return routed.pools.ensure_pool(ShardAddress("shard-1", routed.citrus.registry.shards["shard-1"].connection_string))
-
-
-async def amiss(gateway: ShardGateway) -> str:
-    with pytest.raises(RetryableError) as caught:
-        await gateway.probe("shard-1")
-    return str(caught.value)
 
 
 async def test_probe_says_nothing_when_the_shard_works(routed: RoutedShards) -> None:
@@ -83,24 +74,3 @@ async def test_probe_raises_in_time_when_the_server_is_frozen(breakable_server: 
         await pool.probe()
         assert (pool.is_healthy, pool.last_error) == (True, None)
         assert await case.apply(case.operation("list", None)) == [SUCCEEDED]
-
-
-async def test_probe_raises_when_the_server_is_read_only(routed: RoutedShards, postgres_server: PostgresServer) -> None:
-    setting = f"ALTER DATABASE {database_of(pool_of(routed).address)} SET default_transaction_read_only"
-    await execute(postgres_server.url_of("postgres"), f"{setting} = on")
-
-    assert state_words("25006") in await amiss(routed.gateway)
-
-    assert not pool_of(routed).is_healthy
-
-
-async def test_probe_raises_when_the_database_is_not_the_shards(make_shard: ShardMaker) -> None:
-    wrong = ShardAddress("shard-1", (await make_shard("shard-9")).connection_string)
-    for address, expected in (
-        (wrong, "leads to the database of shard shard-9"),
-        (await make_shard(is_empty=True), "its database is empty"),
-    ):
-        async with routed_shards([address]) as routed:
-            pool_of(routed)
-            assert expected in await amiss(routed.gateway)
-            assert pool_of(routed).is_healthy is (address is not wrong)  # an empty one answers

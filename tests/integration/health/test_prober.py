@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import REGISTRY
 from support.citrus.cases import requests_to, routed_shards, silent
 from support.clocks import APART, DAYS, clock_off_by
-from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
+from support.postgres.databases import QUICK, ShardMaker, copy_shard, execute
 from support.postgres.faults import frozen, killed, read_only, without_connections
 from support.postgres.standby import StandbyServer, can_copy
 from support.postgres.tenant_cases import add_tenant, fetch
@@ -147,25 +147,6 @@ async def test_look_tells_an_empty_shard_from_one_that_is_not_to_be_touched(
     assert health.problems == {ShardProblem.REFUSED}
     assert str(health.findings[0]).startswith("its connection string leads to the database of shard right")
     book.end("wrong")
-
-
-async def test_look_tells_the_pool_when_its_shard_is_read_only_and_when_no_more(
-    pools: Pools, make_shard: ShardMaker, postgres_server: PostgresServer
-) -> None:
-    address = await make_shard()
-    pool = pools.ensure_pool(address)
-    setting = f"ALTER DATABASE {database_of(address)} SET default_transaction_read_only"
-    await execute(postgres_server.url_of("postgres"), f"{setting} = on")
-    probe = await well(pools, address)
-    assert (role_of(probe), pool.is_healthy) == ("read-only", False)
-    assert assess(ShardObservation(probe=probe)).problems == {ShardProblem.READ_ONLY}
-    await execute(postgres_server.url_of("postgres"), f"{setting} = off")
-
-    async def is_back() -> bool:  # the result of the pool's own probe is shared for a moment
-        await inspect_shard(pool)
-        return pool.is_healthy
-
-    assert await poll_until(is_back, within_s=SOON_S)
 
 
 async def test_look_says_what_it_has_seen_when_the_shard_is_slow(pools: Pools, make_shard: ShardMaker) -> None:

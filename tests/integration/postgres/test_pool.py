@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
 from support.postgres.plain_errors import PlainErrorsLine
-from support.postgres.trouble import Line, backends, nobody_is_left
+from support.postgres.trouble import Line, nobody_is_left
 from support.settings import settings_in
 
 from simplu_local.postgres.server import PostgresServer
@@ -37,20 +37,6 @@ ENCODED_PASSWORD = "swordfish-7%2F%40%3Ax"
 async def ask(pool: ShardPool, query: str = "SELECT 1") -> object:
     async with pool.connection() as connection:
         return await connection.fetchval(query)
-
-
-async def test_pool_opens_connections_only_when_used_and_keeps_them(make_shard: ShardMaker) -> None:
-    address = await make_shard()
-    pool = ShardPool(address, size=2)
-    assert (pool.counts(), await backends(address)) == ({"open": 0, "idle": 0, "waiting": 0}, 0)
-
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(6):
-            tasks.create_task(ask(pool, "SELECT pg_sleep(0.05)"))
-
-    assert (pool.counts(), await backends(address)) == ({"open": 2, "idle": 2, "waiting": 0}, 2)
-    await pool.close()
-    assert await nobody_is_left(address)
 
 
 async def test_variable_that_asyncpg_takes_is_named_or_harmless(

@@ -74,14 +74,6 @@ async def test_find_follows_the_shards_when_citrus_names_another(routed: RoutedS
     )
 
 
-async def test_find_believes_the_named_shard_when_another_has_an_old_row(routed: RoutedShards) -> None:
-    routed.register(TENANT, "shard-1")
-    await put(routed, "shard-1")
-    await put(routed, "shard-2")
-
-    assert await found(routed) == "shard-1"
-
-
 async def test_find_follows_a_tenant_where_it_moved(routed: RoutedShards) -> None:
     routed.register(TENANT, "shard-1")
     await put(routed, "shard-1", "moved", moved_to="shard-2")

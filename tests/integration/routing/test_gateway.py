@@ -157,20 +157,6 @@ async def test_gateway_asks_all_shards_for_an_operation_when_the_tenant_is_not_g
         assert await routed.gateway.find_operation("unknown", None) == FoundOperation(None, ["shard-4"], [{}, {}])
 
 
-async def test_gateway_returns_a_tenant_with_its_counts(routed: RoutedShards) -> None:
-    case = case_of(routed)
-    await case.apply(case.operation("create", data={}), case.operation("delete", "r2"))
-
-    found = await routed.gateway.find_tenant(TENANT_ID)
-
-    assert isinstance(found, tuple)
-    shard_id, row = found
-    assert (shard_id, row["state"], row["resource_count"], row["operation_count"]) == ("shard-1", "active", 1, 2)
-    assert await routed.gateway.find_tenant("unknown-tenant") is Absence.UNREGISTERED
-    routed.register(("registered", "only"), "shard-2")
-    assert await routed.gateway.find_tenant("registered-only") is Absence.NOT_HERE
-
-
 async def test_gateway_returns_the_present_row_of_a_resource(
     routed: RoutedShards, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,20 +157,6 @@ async def test_refused_control_message_is_told_with_its_tenant(make_shard: Shard
     assert of_other["refused"] is None
 
 
-async def test_note_is_written_on_the_new_home_when_its_tenant_has_moved(make_shard: ShardMaker) -> None:
-    async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2")]) as routed:
-        await add_registered(routed, TENANT, "shard-1")
-        assert await routed.gateway.find(TENANT_ID) == "shard-1"
-        moved = await add_registered(routed, TENANT, "shard-2")
-        await TenantCase(routed.pools.pool_of("shard-1"), TENANT).set_state("moved")
-        async with open_notes(routed, Letters()) as notes:
-            await store(notes, letter("r-1"))
-
-        found = await routed.gateway.find_rejection("r-1", TENANT_ID)
-        assert isinstance(found, RejectedRequest)
-        assert (found.shard_id, moved.pool.address.shard_id) == ("shard-2", "shard-2")
-
-
 async def add_registered(routed: RoutedShards, tenant: tuple[str, str], shard_id: str) -> TenantCase:
     routed.register(tenant, shard_id)
     (address,) = [one for one in await routed.locator.list_shards() if one.shard_id == shard_id]

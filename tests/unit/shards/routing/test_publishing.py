@@ -75,12 +75,3 @@ def test_lock_of_a_command_that_hangs_is_an_error(tmp_path: Path, monkeypatch: p
     finally:
         os.close(folder)
     assert read(tmp_path / "map.json") == before
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"shards": []}', '{"shards": "x"}', '{"tenants": null}'])
-def test_map_that_is_being_edited_is_an_error_and_stays(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "map.json"
-    path.write_text(content)
-    with pytest.raises(PermanentError, match="SHARD_MAP_FILE"):
-        pin_in_file(path, {"b-l": "a"})
-    assert path.read_text() == content

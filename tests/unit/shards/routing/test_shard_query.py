@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.shard_query import QueryLimits, query_all_shards
@@ -53,15 +51,3 @@ async def test_shard_gives_no_answer_when_its_query_fails_by_a_defect() -> None:
         return "here"
 
     assert await query_all_shards(SHARDS[:2], ask, limits=PATIENT) == {SHARDS[1].shard_id: "here"}
-
-
-async def test_cancelled_survey_asks_nobody_any_more() -> None:
-    asked = Asked(mute=frozenset(shard.shard_id for shard in SHARDS))
-    asking = asyncio.ensure_future(query_all_shards(SHARDS, asked, limits=PATIENT))
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert asked.at_once == len(SHARDS)
-    asking.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asking
-    assert asked.at_once == 0
