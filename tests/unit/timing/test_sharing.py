@@ -155,14 +155,14 @@ class Work:
 
 async def test_items_submitted_while_a_batch_runs_form_the_next() -> None:
     work = Work()
+    tasks = await work.submit_behind_another(["b", "c"], ["c"], [])
     (other,) = await work.submit(["x"], key="other")
     await work.begun.acquire()
-    tasks = await work.submit_behind_another(["b", "c"], ["c"], [])
     work.permits.release()
     work.permits.release()
     assert [await task for task in tasks] == [["B", "C"], ["C"], []]
     assert await other == ["X"]
-    assert work.batches == [("other", ["x"]), ("k", ["a"]), ("k", ["b", "c", "c"])]
+    assert work.batches == [("k", ["a"]), ("k", ["b", "c", "c"]), ("other", ["x"])]
 
 
 async def test_batch_runs_again_when_its_caller_is_cancelled() -> None:
