@@ -19,7 +19,6 @@ from simplu_worker.shards.health.prober import InspectedShard
 from simplu_worker.shards.listing import InvalidRequestError, ListRequest, check_request, decode_cursor
 from simplu_worker.shards.types import Lever
 from simplu_worker.status.answers import FeedDestination, FeedState, Json, Levers, Refusal, Tenant
-from simplu_worker.status.request_bodies import read_query
 from simplu_worker.status.words import UnreadyReason
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import Absence, Failure, OperationStatus, TenantState
@@ -146,6 +145,8 @@ class OperationListQuery(NamedTuple):
 
 def parse_listing_request(pairs: Iterable[tuple[str, str]]) -> OperationListQuery:
     """Return the request of a query; an empty value counts as absent. Raises `ValueError` with an error for people."""
+    from simplu_worker.status.request_bodies import read_query  # noqa: PLC0415  # aiohttp, which commands do without
+
     given = read_query(pairs, [*_TENANT, *_PARSERS])
     for name in _TENANT:
         if not is_id(given.get(name, "")):
