@@ -40,7 +40,7 @@ def render_page(page: str) -> str:
 def _format_default(default: Any) -> str:
     match default:
         case None | ():
-            return "–"
+            return ""
         case bool():
             return f"`{str(default).lower()}`"
         case float():
