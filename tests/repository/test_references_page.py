@@ -1,4 +1,4 @@
-"""docs/references.md has rows of each reference text, and the tests that rows name exist."""
+"""docs/references.md has a row for what the reference texts state, and the tests that rows name exist."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from support.requires import ROOT
 
 PAGE: Final = ROOT / "docs" / "references.md"
 TEXTS: Final = ("seed-000", "seed-001", "seed-002", "seed-003", "seed-004")
+SHOWN: Final = {"works", "differs"}
+OTHERS: Final = {"management server", "API server", "Citrus", "you"}
 TEST: Final = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 
 
 class Row(NamedTuple):
-    """A statement of a text, and what is here instead."""
+    """A statement of a text, what is here (the words in bold), and how."""
 
     text: str
     statement: str
     here: str
+    how: str
 
 
 def rows() -> list[Row]:
@@ -26,16 +29,18 @@ def rows() -> list[Row]:
     for section in PAGE.read_text(encoding="utf-8").split("\n## ")[1:]:
         text = re.findall(r"\((seed-\d+)\)$", section.partition("\n")[0])[0]
         for line in re.findall(r"^\| (.+) \|$", section, flags=re.MULTILINE)[1:]:
-            statement, here = (cell.strip() for cell in line.split(" | ", maxsplit=1))
-            found.append(Row(text, statement, here))
+            statement, here, how = (cell.strip() for cell in re.split(r" \|(?: |$)", line, maxsplit=2))
+            found.append(Row(text, statement, here.strip("*"), how))
     return found
 
 
 def test_table_has_rows_of_each_text_in_order() -> None:
     found = rows()
     assert tuple(dict.fromkeys(row.text for row in found)) == TEXTS
+    assert len(found) > 100
     assert len({(row.text, row.statement) for row in found}) == len(found)
-    assert all(row.here for row in found)
+    explained = set(re.findall(r"\*\*([\w ]+)\*\*", PAGE.read_text(encoding="utf-8").partition("\n## ")[0]))
+    assert {row.here for row in found} == SHOWN | OTHERS == explained
 
 
 @pytest.mark.parametrize(("path", "name"), dict.fromkeys(TEST.findall(PAGE.read_text(encoding="utf-8"))))
