@@ -134,8 +134,7 @@ REJECTIONS_UNNOTED = Counter(
 )
 SCHEMA_FINDINGS = Counter(
     "simplu_schema_findings_total",
-    "Operations whose document does not fit its JSON Schema, by the place in the schema. `validation` is `warn` "
-    "(applied) or `enforce` (failed with `invalid_data`). Beyond 100 places new ones are `other`.",
+    "Operations whose document does not fit its JSON Schema, by the place in the schema; beyond 100 places `other`.",
     ["business_type", "resource_type", "schema_path", "validation"],
 )
 
@@ -189,8 +188,7 @@ KINESIS_READ_BYTES = Counter("simplu_kinesis_read_bytes_total", "Bytes in these 
 KINESIS_READ_RECORDS = Counter("simplu_kinesis_read_records_total", "Records in these replies.", ["reader"])
 KINESIS_STREAM_SHARD_BYTES = Counter(
     "simplu_kinesis_stream_shard_bytes_total",
-    "Bytes, partition keys included, that the main reader has read, each once. Without a lag the rate is that of the "
-    "producers.",
+    "Bytes, partition keys included, that the main reader has read, each once.",
     ["stream_shard"],
 )
 KINESIS_STREAM_SHARD_RECORDS = Counter(
@@ -216,8 +214,7 @@ SQS_QUEUE_DEPTH = Gauge(
 )
 SQS_OLDEST_MESSAGE = Gauge(
     "simplu_sqs_oldest_message_age_seconds",
-    "Time since the oldest message was sent, of those in flight or received in the last two minutes; 0 without one. "
-    "For messages never received see CloudWatch.",
+    "Time since the oldest message was sent, of those in flight or received in the last two minutes; 0 without one.",
     ["queue"],
 )
 SQS_OLDEST_IN_HAND = Gauge(
@@ -267,8 +264,7 @@ SHARD_BACKFILLS = Counter(
 SHARD_CONNECTIONS = Gauge("simplu_shard_connections", "Connections to a Postgres shard.", ["shard_id", "state"])
 SHARD_HEALTHY = Gauge(
     "simplu_shard_healthy",
-    "1 while a Postgres shard takes operations, by its last use or probe, else 0. Shards not in use, of Citrus or the "
-    "map, are probed too.",
+    "1 while a Postgres shard takes operations, by its last use or probe, else 0.",
     ["shard_id"],
 )
 SHARD_TENANTS = Gauge("simplu_shard_tenants", "Tenants on a Postgres shard, counted each minute.", ["shard_id"])
@@ -350,8 +346,8 @@ CACHE_INVALIDATIONS = Counter(
 # Every replica counts the reads of all clients of Redis: add nothing up over replicas.
 CACHE_READS = Counter(
     "simplu_cache_reads_total",
-    "Reads of keys by all clients of Redis, as Redis counts them; none without the right to INFO. Every replica counts "
-    "the same reads: use max, not sum.",
+    "Reads of keys by all clients of Redis, as Redis counts them. Every replica counts the same reads: use max, not "
+    "sum.",
     ["outcome"],
 )
 CACHE_WAITING = Gauge("simplu_cache_waiting", "Changed resources not yet invalidated in Redis.")

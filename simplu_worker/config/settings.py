@@ -65,15 +65,14 @@ class Settings(BaseSettings):
     """The same for its table of worker metrics; unset: `KINESIS_APPLICATION_NAME` with `-WorkerMetricStats`."""
     kinesis_kcl_follower: bool = False
     """With a leader of the KCL 3.x on the same lease table: report metrics to it, and read the stream shards that it
-    assigns. Else the worker takes none while such a leader is alive."""
+    assigns."""
     kinesis_initial_position: values.Position = "TRIM_HORIZON"
     """Where to start a stream shard without a checkpoint: `TRIM_HORIZON`, `LATEST` or a time of RFC 3339."""
     kinesis_lease_duration_seconds: Annotated[float, Field(ge=1, le=3600)] = 10.0
     """A lease not renewed for this long can be taken by another replica."""
     kinesis_partition_key: Literal["resource-type", "tenant", "any"] = "resource-type"
     """Partition key that producers have to use: `resource-type` (`{businessId}-{locationId}-{resourceType}`), `tenant`
-    (`{businessId}-{locationId}`) or `any`. An operation with another one is applied, counted and warned of; see
-    [sending.md](sending.md#order)."""
+    (`{businessId}-{locationId}`) or `any`; see [sending.md](sending.md#order)."""
     prefetch_max_bytes: Annotated[int, Field(ge=1_048_576, le=68_719_476_736)] = 67_108_864
     """Bytes read ahead and not yet applied, per replica; see [holding.md](holding.md#memory)."""
 
