@@ -190,8 +190,8 @@ class ShardProblem(StrEnum):
     USAGE = "usage"  # nearly full of businesses
     INACTIVE = "inactive"  # marked by Citrus
     GAP = "gap"  # it takes no operations of the stream; queues go on
-    CLOCK = "clock"  # over a minute off that of AWS: nothing is deleted there by the time
-    BUSINESS_TYPE = "business_type"  # tenants are to be created there of a type that it lacks
+    CLOCK = "clock"  # over a minute off
+    BUSINESS_TYPE = "business_type"  # it lacks the type of new tenants
 
 
 class ShardErrorKind(StrEnum):
@@ -203,7 +203,7 @@ class ShardErrorKind(StrEnum):
     BUSY = "busy"  # all connections stayed in use
     LOST_RACE = "lost_race"  # a deadlock or a lock: tried again at once
     STATEMENT = "statement"  # it failed on a working server
-    DUPLICATE_KEY = "duplicate_key"  # a batch expected to be new was not, and is repeated: at the beginning of a replay
+    DUPLICATE_KEY = "duplicate_key"  # a batch expected to be new was not, and is repeated
 
 
 class CommitSafety(StrEnum):
