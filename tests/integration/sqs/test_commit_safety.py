@@ -185,7 +185,9 @@ async def test_control_messages_are_done_once_they_are_safe(pair: Pair, what: st
             await writer_of(pool).apply([operation("create", "r1", "{}")])
         pair.standby.suspend()
         task = asyncio.ensure_future(change(routed, what))
-        await eventually(lambda: "1 waiting" in repr([*commits_of(routed)]))
+        await eventually(
+            lambda: [len(shard._waits) for part in commits_of(routed) for shard in part._shards.values()] == [1]
+        )
         assert not task.done()
         pair.standby.resume()
         async with asyncio.timeout(20):
