@@ -97,7 +97,10 @@ async def test_tenant_is_written_to_while_it_moves_there_and_back(world: World) 
         data: Any = resources.get(("patient", key))
         assert (None if data is None else data["n"]) == world.values.get(key), key
     assert len(await world.case("b").log()) == 500 + world.applied
-    assert certificates[1].rows_copied < 3000  # warm
+    back = certificates[1]
+    assert (
+        back.rows_copied < 3000 or back.epoch > back.epoch_before + 1
+    )  # warm, unless a worker has ended the first fence
 
 
 @pytest.mark.slow
@@ -213,6 +216,7 @@ async def test_cleanup_finds_rows_by_their_keys(world: World) -> None:
         assert await poll_until(are_alone, within_s=60)
         return int(await observer.fetchval(SCANS_SQL))
 
+    await observer.execute("ANALYZE resources, log_rows, log_outcomes")  # whatever autovacuum has last seen of them
     before = await scan_count()
     async with Pools(size=2) as pools:
         for pool in world.shard_pools.values():
