@@ -173,7 +173,7 @@ def rebalance_shards(
     ----------
     by
         The measure: rows, bytes, or load, which is the operations of the last hour. Without it a shard map is followed,
-        and with Citrus the numbers of tenants are balanced, by the capacities of the shards.
+        and with Citrus the numbers of businesses are balanced, by the capacities of the shards.
     to
         Move tenants to this shard only; may be given several times.
     keep_pins
