@@ -1,8 +1,7 @@
 """Send items to a stream or a queue: cut into requests that keep the order of each key, refused ones again.
 
-Put records into a stream without botocore's work for each record, which takes three times as long as the rest.
-
-The records are encoded at once, in place of one record that botocore encodes and that never leaves this process.
+Records for a stream are encoded at once: botocore's work for each takes three times as long as the rest, so it encodes
+one record in their place, which never leaves this process.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from simplu_worker.timing.waits import backoff_s
 TRIES_MAX: Final = 8  # in a row, without an item taken
 RETRY_BASE_S: Final = 0.2
 RETRY_MAX_S: Final = 5.0
+PUT_TIMEOUT_S: Final = 30.0  # a request of 5 MiB over a slow line
 
 T = TypeVar("T")
 OnFailure: TypeAlias = Callable[[RetryableError], None]

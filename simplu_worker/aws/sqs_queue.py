@@ -51,6 +51,7 @@ def _attributes_of(value: object) -> dict[str, str]:
 
 
 BATCH_MAX_COUNT: Final = 10  # entries a batch call, and messages a receive: SQS API reference
+SEND_MAX_BYTES: Final = 262_144  # of a batch for a queue that was not configured for more
 LONG_POLL_MAX_S: Final = 20  # SQS API reference, ReceiveMessage
 POLL_MARGIN_S: Final = 5  # by how much the poll client's read timeout exceeds the poll, to notice a dead connection
 RETENTION_MAX_S: Final = 14 * 86_400  # SQS API reference, CreateQueue

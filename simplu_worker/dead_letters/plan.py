@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, FifoIds, OutgoingMessage, unwrap
+from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, SEND_MAX_BYTES, FifoIds, OutgoingMessage, unwrap
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, TOO_MANY, Part, deaggregate, unpack
 from simplu_worker.consumers.kinesis.stream.client import PUT_MAX_BYTES, PUT_MAX_COUNT, NewRecord
 from simplu_worker.consumers.sqs.control_messages import with_timestamp
@@ -32,7 +32,6 @@ from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
 HIDDEN_MIN_S: Final = 60  # a killed command's letters stay hidden from other readers at least that long
 HIDDEN_MAX_S: Final = 43_200  # SQS: 12 hours
 HIDDEN_PER_1000_S: Final = 80
-SEND_MAX_BYTES: Final = 262_144  # of a batch for a queue that was not configured for more
 # Most entries and bytes of one request: PutRecords, SendMessageBatch.
 REQUEST_LIMITS: Final = {Source.KINESIS: (PUT_MAX_COUNT, PUT_MAX_BYTES), Source.SQS: (BATCH_MAX_COUNT, SEND_MAX_BYTES)}
 REPLAY_MEMBER: Final = "simpluReplay"  # names the position of a record that is replayed under its own id

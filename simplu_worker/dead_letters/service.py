@@ -19,6 +19,7 @@ from typing import IO, Any, Final, NamedTuple
 import msgspec
 
 from simplu_worker.aws.clients import Client, open_client
+from simplu_worker.aws.sending import PUT_TIMEOUT_S
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, unpack
@@ -44,7 +45,6 @@ from simplu_worker.operations.dead_letter import DeadLetter, tenant_of
 from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
 
 SQS_ATTEMPTS: Final = 3
-PUT_TIMEOUT_S: Final = 30.0  # a request of 5 MiB over a slow line
 FETCH_POLLS: Final = 5  # a reply may be empty though there are records
 SHOWN_RECORDS_MAX_BYTES: Final = 64 * 1024 * 1024
 KEPT_IN_MEMORY_BYTES: Final = 16 * 1024 * 1024  # of the letters of a replay; the others are in a file

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.aws.sending import RequestBounds, cut
-from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, FifoIds, OutgoingMessage
+from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, SEND_MAX_BYTES, FifoIds, OutgoingMessage
 from simplu_worker.consumers.kinesis.stream.aggregation import Part, parts_of_record
 from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
 from simplu_worker.operations.decode import decode_operation
@@ -173,9 +173,6 @@ def partition_key_of(decoded: Operation | RejectedRecord, number: int, rule: Par
     else:
         key = f"{decoded.business_id or 'line'}-{decoded.location_id or number}"
     return key if len(key) <= KEY_MAX else hashlib.sha256(key.encode()).hexdigest()
-
-
-SEND_MAX_BYTES: Final = 262_144  # of a queue that was not configured for more
 
 
 def cut_into_sends(messages: Iterable[OutgoingMessage]) -> Iterator[list[OutgoingMessage]]:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.aws.clients import THROTTLING_CODES, open_client
-from simplu_worker.aws.sending import OnFailure, send_request
+from simplu_worker.aws.sending import PUT_TIMEOUT_S, OnFailure, send_request
 from simplu_worker.aws.sqs_queue import OutgoingMessage, Queue
 from simplu_worker.commands.output import (
     CountProgress,
@@ -64,7 +64,6 @@ from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import uuid7
 from simplu_worker.vocabulary import Absence, Failure, OperationKind, PartitionKeyRule
 
-PUT_TIMEOUT_S: Final = 30.0  # a request of 5 MiB over a slow line
 RESULT_SHOWN_LENGTH: Final = 60
 
 STYLES: Final = {

@@ -64,7 +64,7 @@ from simplu_worker.transfers.moving.copying import (
     next_pace,
     slower_after,
 )
-from simplu_worker.transfers.moving.journal import MoveJournal, noted_as_running
+from simplu_worker.transfers.moving.journal import NOTE_INTERVAL_S, MoveJournal, noted_as_running
 from simplu_worker.transfers.moving.readiness import PredictedPause, time_standbys
 from simplu_worker.transfers.moving.types import (
     LEAVING,
@@ -87,7 +87,6 @@ FENCE_S: Final = 2.0  # until any worker may end it
 FENCE_TRIES: Final = 10
 ROUNDS_MAX: Final = 20
 REHEARSALS_MAX: Final = 3
-NOTE_INTERVAL_S: Final = 2.0
 NO_TOKEN: Final = -1  # a statement with it finds no row
 PATIENCE_S: Final = 60.0  # in which a shard that does not answer may come back
 PAUSE_S: Final = 0.5  # before each new beginning
