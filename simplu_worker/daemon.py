@@ -36,11 +36,10 @@ from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
 from simplu_worker.shards.routing.route_refresh import RouteRefresh, ShardMapReloader, log_unused_reloads
 from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.shards.tenants.home_confirmation import ConfirmationSweep
-from simplu_worker.status import history
 from simplu_worker.status.history import INTERVAL_S
 from simplu_worker.status.lookups import LetterRequests
 from simplu_worker.status.queues import Monitoring
-from simplu_worker.status.replica import ReplicaStatus
+from simplu_worker.status.replica import TOP_TENANTS_INTERVAL_S, ReplicaStatus
 from simplu_worker.status.roles import LIST_VARIABLE, Tokens, decode_tokens
 from simplu_worker.status.server import open_http
 from simplu_worker.status.tls import ServerTls, WatchedFiles
@@ -94,7 +93,7 @@ async def run_worker(settings: Settings) -> None:
         heartbeat: dict[str, Task] = {
             "heartbeat": partial(_send_heartbeats, notifier, replica),
             "history": partial(repeat_every, INTERVAL_S, replica.note_history),
-            "top tenants": partial(repeat_every, history.TOP_TENANTS_INTERVAL_S, replica.note_top_tenants),
+            "top tenants": partial(repeat_every, TOP_TENANTS_INTERVAL_S, replica.note_top_tenants),
         }
         background = heartbeat | _background_tasks(settings, parts, health, signals)
         await _run_until_drained(settings, parts, background, signals.stopping, notifier)

@@ -9,7 +9,7 @@ from typing import Final
 from simplu_worker.aws.clients import open_client
 from simplu_worker.business_info.table import BusinessInfo
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.leases.kcl_leader import KclLeaderWatch, KclTables
+from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamConsumers
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions

@@ -31,7 +31,7 @@ from simplu_worker.consumers.kinesis.holding import ownership, tenant_set
 from simplu_worker.consumers.kinesis.holding.ownership import TENANT_HOLDS_MAX
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAMES_MAX
 from simplu_worker.consumers.kinesis.leases.balancing import FIXED_KBPS, GAIN, HEAVY, LIGHT
-from simplu_worker.consumers.kinesis.leases.kcl_leader import KclLeaderWatch, KclTables
+from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease import Lease, lease_of, worker_id
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.reader.reader_view import ReaderSettings

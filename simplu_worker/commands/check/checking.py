@@ -39,7 +39,8 @@ from simplu_worker.commands.check.dependency import (
 from simplu_worker.commands.check.findings import CheckFacts, Finding, find_oddities, format_hours
 from simplu_worker.commands.output import print_json, print_line, print_table
 from simplu_worker.config.settings import Settings, unset_sources
-from simplu_worker.consumers.kinesis.leases.kcl_leader import LEADER_KEY, KclLeaderWatch, KclTables
+from simplu_worker.consumers.kinesis.leases.kcl_leader import LEADER_KEY
+from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable, TableMissingError, TableRequests
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamConsumers, StreamGoneError
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy

@@ -40,11 +40,13 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError, find_first_record
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
-from simplu_worker.shards.health.backup_content import BackupContent, read_backup
+from simplu_worker.shards.positions import read_position_rows
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
-from simplu_worker.shards.schema.migrations import refusal_of
-from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
+from simplu_worker.shards.postgres.queries import QUERIES as SHARD_QUERIES
+from simplu_worker.shards.schema.migrations import ShardSchema, refusal_of
+from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION, read_schema
+from simplu_worker.shards.types import StreamPosition
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.places import find_places
@@ -330,3 +332,23 @@ def _print_certificate(certificate: RestoreCertificate, warning: str | None, *, 
     )
     if warning is not None:
         print_note(warning)
+
+
+class BackupContent(msgspec.Struct, frozen=True):
+    """The content of a backup; *rows* are by stream shard, of one stream."""
+
+    schema: ShardSchema
+    first_tenant_at: datetime | None
+    last_applied_at: datetime | None
+    rows: dict[str, StreamPosition] = {}
+
+
+async def read_backup(pool: ShardPool, stream_name: str | None) -> BackupContent | None:
+    """Return the content of the database of *pool*; None if it is empty. Raises `ShardUnavailableError`."""
+    async with pool.connection() as connection:
+        schema = await read_schema(connection, pool.address.shard_id)
+        if schema is None:
+            return None
+        (content,) = await connection.fetch(SHARD_QUERIES["describe_content"])
+        rows = {} if stream_name is None else await read_position_rows(connection, stream_name)
+        return BackupContent(schema, **dict(content), rows=rows)

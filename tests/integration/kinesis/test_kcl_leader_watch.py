@@ -9,7 +9,7 @@ from support.aws.kcl3_peer import leader_row, migration_row
 from support.aws.kcl_peer import Row
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.consumers.kinesis.leases.kcl_leader import KclLeaderWatch, KclTables
+from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 
 pytestmark = pytest.mark.slow

@@ -33,16 +33,16 @@ from simplu_worker.consumers.kinesis.fleet.lease_coordinator import LeaseCleanup
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry, LeaseHolder, LeaseRenewer, StreamShardEnd
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.leases import kcl_leader as kcl_leader_watch
+from simplu_worker.consumers.kinesis.leases import kcl_leader_watch
 from simplu_worker.consumers.kinesis.leases.balancing import Ability, LostOwners, next_expiry
 from simplu_worker.consumers.kinesis.leases.kcl_leader import (
     VALUES_MAX,
-    KclLeaderWatch,
     KclState,
     has_moved_metrics,
     is_reporting_wanted,
     metrics_row,
 )
+from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch
 from simplu_worker.consumers.kinesis.leases.lease import (
     IDLE_INTERVAL_S,
     HoldRetry,

@@ -6,8 +6,8 @@ from prometheus_client import REGISTRY
 from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.leases.lease import TOP_MAX, TopTenant
 from simplu_worker.fairness import RANK_COUNT, TenantUsage, TenantUse, WindowUse
-from simplu_worker.status import history
-from simplu_worker.status.history import HOUR_MIN_S, MINUTE_MIN_S, TopTenants, tenant_rows
+from simplu_worker.status import replica
+from simplu_worker.status.replica import HOUR_MIN_S, MINUTE_MIN_S, TopTenants, tenant_rows
 from simplu_worker.timing.clock import loop_time
 
 LOUD = TenantUse(12.0, 100, 5000, 3.25)
@@ -68,7 +68,7 @@ async def test_metrics_have_ranks_and_no_names() -> None:
 
 
 async def test_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "ROWS_MAX", 2)
+    monkeypatch.setattr(replica, "ROWS_MAX", 2)
     top = TopTenants()
     await top.note({f"many-{number}": usage_of(a=number + 1.0) for number in range(3)})
     assert [row.shard_id for row in top.rows] == ["many-2", "many-1"]

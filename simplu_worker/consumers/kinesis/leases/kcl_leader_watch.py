@@ -1,0 +1,155 @@
+"""Watches the tables of the Kinesis Client Library 3.x for a leader: kcl_leader.py has the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.consumers.kinesis.leases.kcl_leader import (
+    LEADER_KEY,
+    LOOKS,
+    MIGRATION_KEY,
+    TABLES_KEY,
+    KclState,
+    leading_owners,
+    new_leaders,
+    outlook_of,
+    state_of,
+)
+from simplu_worker.consumers.kinesis.leases.lease import LeaseRow
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable, TableMissingError, TableRequests
+from simplu_worker.errors import PermanentError
+
+CHECK_INTERVAL_S: Final = 35.0  # a live leader writes a new version every 30 s, a live worker new metrics
+OWNERS_NAMED: Final = 3
+
+log = structlog.get_logger(__name__)
+
+
+class KclTables(msgspec.Struct, frozen=True):
+    """The names of the tables that the KCL 3.x has beside the lease table, until they are moved into it."""
+
+    coordinator: str
+    worker_metrics: str
+
+    @classmethod
+    def of(cls, lease_table: str, coordinator: str | None = None, worker_metrics: str | None = None) -> KclTables:
+        """Return the names given, else those that the KCL derives."""
+        return cls(
+            coordinator or f"{lease_table}-CoordinatorState", worker_metrics or f"{lease_table}-WorkerMetricStats"
+        )
+
+
+class KclLeaderWatch:
+    """Knows whether a live leader assigns the leases."""
+
+    def __init__(self, client: Client, table: LeaseTable, kcl_tables: KclTables, *, follows: bool = False) -> None:
+        """With *follows* the replica takes what the leader assigns to it."""
+        self._requests = TableRequests(client)
+        self._table = table
+        self._kcl_tables = kcl_tables
+        self.follows = follows
+        self._states: tuple[KclState, ...] = ()  # at the last looks, newest first
+        self._owners: list[str] = []
+
+    @property
+    def is_leading(self) -> bool:
+        """Whether a live leader assigns the leases."""
+        return bool(self._leading_owners())
+
+    @property
+    def state(self) -> KclState | None:
+        """The state at the last look, with the modes of the last scan; None before."""
+        looked, scanned = next(iter(self._states), None), self._scanned()
+        return looked and msgspec.structs.replace(
+            looked,
+            client_versions=scanned.client_versions or looked.client_versions,
+            table_states=scanned.table_states | looked.table_states,
+            version_tables=scanned.version_tables | looked.version_tables,
+        )
+
+    @property
+    def lease_table(self) -> str:
+        """The name of the lease table."""
+        return self._table.name
+
+    @property
+    def metrics_table(self) -> str:
+        """The name of the table of worker metrics, which need not exist."""
+        return self._kcl_tables.worker_metrics
+
+    @property
+    def leaders(self) -> str | None:
+        """The names of the leader, or of live workers while there is none; None without any."""
+        owners = self._leading_owners()
+        return ", ".join(owners[:OWNERS_NAMED]) + (", …" if len(owners) > OWNERS_NAMED else "") if owners else None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why this replica takes no leases; None when it may."""
+        if self.follows or (names := self.leaders) is None:
+            return None
+        return (
+            f"table {self._table.name}: the Kinesis Client Library 3.x at {names} assigns its leases; "
+            "stop that application, set KINESIS_APPLICATION_NAME to another name, or KINESIS_KCL_FOLLOWER=true to be "
+            "assigned leases by it"
+        )
+
+    @property
+    def outlook(self) -> str | None:
+        """What the KCL's application is about to do; None when that is nothing, or it leads already."""
+        state = self.state
+        text = None if state is None or self.is_leading or self.follows else outlook_of(state)
+        return text and f"table {self._table.name}: {text}"
+
+    async def check(self) -> None:
+        """Look for a leader in the last scan of the lease table, and in the KCL's other tables.
+
+        A table that may not be read counts as empty. Raises RetryableError, and keeps the last result then.
+        """
+        coordinator, workers = self._kcl_tables.coordinator, self._kcl_tables.worker_metrics
+        rows: list[tuple[str, Sequence[LeaseRow]]] = [
+            (self._table.name, self._table.other_rows),
+            (coordinator, await self._unless_missing(coordinator, self._find_coordinator_rows(coordinator))),
+        ]
+        if state_of(rows).is_version_leading:  # else the workers do not matter
+            rows.append((workers, await self._unless_missing(workers, self._scan(workers))))
+        state = state_of(rows)
+        self._owners = leading_owners(state, self._states)
+        self._states = (state, *self._states)[:LOOKS]
+
+    def _leading_owners(self) -> list[str]:
+        return self._owners or new_leaders(self._scanned(), next(iter(self._states), None))
+
+    def _scanned(self) -> KclState:
+        return state_of([(self._table.name, self._table.other_rows)])
+
+    async def _unless_missing(self, table: str, reading: Awaitable[Sequence[LeaseRow]]) -> Sequence[LeaseRow]:
+        try:
+            return await reading
+        except TableMissingError:
+            return ()
+        except PermanentError as exc:
+            log.warning("kcl_leader.unread", table=table, error=str(exc))
+            return ()
+
+    async def _find_coordinator_rows(self, table: str) -> Sequence[LeaseRow]:
+        replies = [
+            await self._requests.call(table, "get_item", Key={"key": {"S": key}}, ConsistentRead=True)
+            for key in (LEADER_KEY, MIGRATION_KEY, TABLES_KEY)
+        ]
+        return [reply["Item"] for reply in replies if reply.get("Item")]
+
+    async def _scan(self, table: str) -> Sequence[LeaseRow]:
+        rows: list[LeaseRow] = []
+        page: dict[str, Any] = {}
+        while True:
+            reply = await self._requests.call(table, "scan", **page)
+            rows += reply["Items"]
+            if not reply.get("LastEvaluatedKey"):
+                return rows
+            page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
