@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import timedelta
 from functools import partial
@@ -39,9 +40,17 @@ from simplu_worker.feed.feed import ConfiguredDestination, Feed, FeedFileReloade
 from simplu_worker.feed.feed_file import AllowedHosts, FeedDestination, FeedFile
 from simplu_worker.feed.types import Destination
 from simplu_worker.shards.routing.locator import read_shard_map
-from simplu_worker.telemetry.opening import check_tracing, open_tracing
+from simplu_worker.telemetry.log import register_secret, scrub_text
+from simplu_worker.telemetry.spans import TRACING
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import DestinationKind, PartitionKeyRule
+
+if TYPE_CHECKING:
+    from simplu_worker.telemetry.exported_spans import SpanExport
+
+PROTOCOL: Final = "http/protobuf"
+PROTOCOL_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")  # the first one wins
+HEADER_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
 
 
 def open_destination(
@@ -93,12 +102,49 @@ def _configured(settings: Settings, file: FeedFile) -> list[ConfiguredDestinatio
     ]
 
 
-if TYPE_CHECKING:
-    from simplu_worker.telemetry.exported_spans import SpanExport
-
 DRAIN_SHARE: Final = 0.8  # of the grace time, for batches and messages in flight; the rest gives leases, messages back
 QUEUE_LIMITS: Final = SchedulerLimits(message_count=600, batch_count=200)  # fuller batches, fewer transactions
 CALLS_A_QUEUE: Final = 16  # deletes, heartbeats and give-backs of one queue at a time
+
+
+def check_tracing(environ: Mapping[str, str] = os.environ) -> None:
+    """Raise `ConfigurationError` where spans cannot be exported."""
+    try:
+        import simplu_worker.telemetry.exported_spans  # noqa: F401, PLC0415 - the packages are an extra
+    except ModuleNotFoundError as exc:
+        raise ConfigurationError(
+            f"TRACES: expected the extra `tracing` to be installed, got no module {exc.name}; "
+            "install simplu-worker[tracing]"
+        ) from None
+    for name in PROTOCOL_VARIABLES:
+        if protocol := environ.get(name):
+            if protocol != PROTOCOL:
+                raise ConfigurationError(f"{name}: expected {PROTOCOL}, got {scrub_text(protocol)!r}")
+            return
+
+
+@contextlib.contextmanager
+def open_tracing(
+    *, group_name: str, replica_name: str, environ: Mapping[str, str] = os.environ
+) -> Iterator[SpanExport]:
+    """Trace until left; close the export before. Raises `ConfigurationError` for wrong values of `OTEL_*` too."""
+    check_tracing(environ)
+    from simplu_worker.telemetry.exported_spans import create_span_export  # noqa: PLC0415 - see above
+
+    for name in HEADER_VARIABLES:
+        for header in environ.get(name, "").split(","):
+            register_secret(header.partition("=")[2].strip())
+    try:
+        export = create_span_export(group_name=group_name, replica_name=replica_name, environ=environ)
+    except ValueError as exc:
+        raise ConfigurationError(
+            f"OTEL_*: expected values that OpenTelemetry knows, got: {scrub_text(str(exc))}"
+        ) from None
+    TRACING.tracer = export
+    try:
+        yield export
+    finally:
+        TRACING.tracer = None
 
 
 class Consumers(msgspec.Struct):

@@ -43,7 +43,6 @@ from simplu_worker.errors import ConfigurationError, PermanentError, RetryableEr
 from simplu_worker.shards.positions import read_position_rows
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES as SHARD_QUERIES
 from simplu_worker.shards.schema.migrations import ShardSchema, refusal_of
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION, read_schema
 from simplu_worker.shards.types import StreamPosition
@@ -349,6 +348,6 @@ async def read_backup(pool: ShardPool, stream_name: str | None) -> BackupContent
         schema = await read_schema(connection, pool.address.shard_id)
         if schema is None:
             return None
-        (content,) = await connection.fetch(SHARD_QUERIES["describe_content"])
+        (content,) = await connection.fetch(QUERIES["describe_content"])
         rows = {} if stream_name is None else await read_position_rows(connection, stream_name)
         return BackupContent(schema, **dict(content), rows=rows)

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from simplu_worker.assembly.worker import open_tracing
 from simplu_worker.telemetry.exported_spans import LINKS_MAX
-from simplu_worker.telemetry.opening import open_tracing
 from simplu_worker.telemetry.spans import TracedBatch, process_span
 
 SPAN_COUNT = 700

@@ -7,10 +7,10 @@ import pytest
 from support.tracing.recorded_spans import record_spans
 
 from simplu_worker import __version__
+from simplu_worker.assembly.worker import check_tracing, open_tracing
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.telemetry import exported_spans
 from simplu_worker.telemetry.log import scrub_text
-from simplu_worker.telemetry.opening import check_tracing, open_tracing
 from simplu_worker.telemetry.spans import TRACING, TracedBatch, process_span, receive_span
 
 TEXTS = [f"00-{number:032x}-{number:016x}-01" for number in range(1, 6)]
