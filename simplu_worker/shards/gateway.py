@@ -204,7 +204,7 @@ class ShardGateway:
         return found.shard_id if isinstance(found, ShardAddress) else found
 
     @of_tenant
-    async def find_taker(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
+    async def find_writable_shard(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
         """Return the shard that takes operations of the tenant, or why there is none.
 
         Raises `TenantPausedError` too.

@@ -525,7 +525,7 @@ class SimulatedGateway(ShardGateway):
         return found
 
     @of_tenant
-    async def find_taker(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
+    async def find_writable_shard(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
         found = await self.find(tenant_id)
         if not isinstance(found, Absence) and self._shards.is_paused(tenant_id):
             self._remembered.pop(tenant_id, None)

@@ -267,7 +267,7 @@ class HomeLookup(Generic[EntryT]):
         asked_at -= timedelta(seconds=max_age_s)
         why = None
         try:
-            found = await self._gateway.find_taker(tenant_id, absence_max_age_s=max_age_s)
+            found = await self._gateway.find_writable_shard(tenant_id, absence_max_age_s=max_age_s)
             self._answered_at = loop_time()
             self._found_share += FOUND_WEIGHT * ((not isinstance(found, Absence)) - self._found_share)
             if found is Absence.NOT_HERE and (tenant := self._tenants.get(tenant_id)) is not None:

@@ -118,7 +118,7 @@ async def open_orders(
                 running.cancel()
 
 
-class _Landing(msgspec.Struct, frozen=True, eq=False):
+class _AwaitingReplication(msgspec.Struct, frozen=True, eq=False):
     """Messages that are in a shard's log since *committed_at*, and not yet known to be safe there.
 
     *behind* are those of their chains that are sent after that.
@@ -170,7 +170,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             self._queue.name, Source.SQS, self._gateway, self, self, lookup, draw=self._draw, utc=self._utc
         )
         self._outages: dict[str, int] = {}  # by shard: how often in a row it did not answer
-        self._landings: dict[asyncio.Task[None], _Landing] = {}
+        self._awaiting_replication: dict[asyncio.Task[None], _AwaitingReplication] = {}
 
     async def run(self) -> None:
         """Run the pipeline; what is raised unforeseen begins a new one."""
@@ -201,8 +201,8 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
     def stats(self) -> dict[str, int]:
         """Return how many operations are on their way, by shard."""
         counts = {lane.shard_id: len(lane) for lane in self._pipeline.lanes()}
-        for landing in self._landings.values():
-            counts[landing.shard_id] += len(landing.messages)
+        for one in self._awaiting_replication.values():
+            counts[one.shard_id] += len(one.messages)
         return counts
 
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
@@ -293,9 +293,9 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             where = "to where tenants live" if one.shard_id is None else f"from shard {one.shard_id}"
             self._hold(one, Deferral(f"no answer yet {where}"))
 
-    def _lands_slowly(self, shard_id: str) -> bool:
-        landings = (landing for landing in self._landings.values() if landing.shard_id == shard_id)
-        return any(loop_time() - landing.committed_at > SLOW_AFTER_S for landing in landings)
+    def _replicates_slowly(self, shard_id: str) -> bool:
+        waiting = (one for one in self._awaiting_replication.values() if one.shard_id == shard_id)
+        return any(loop_time() - one.committed_at > SLOW_AFTER_S for one in waiting)
 
     async def send(self, shard_id: str, entries: Sequence[OrderMessage]) -> list[Outcome]:
         """Apply *entries* to a shard; after an outage, when it answers a probe."""
@@ -350,20 +350,20 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             self._stop_behind(one)
         if batch.failing:
             self._tasks.create_task(self._count_failures(shard_id, batch.failing))
-        landing = {one.chain for one in batch.applied}
-        behind = lane.take_chains(landing) if lane.queued else []
+        applied_chains = {one.chain for one in batch.applied}
+        behind = lane.take_chains(applied_chains) if lane.queued else []
         for tenant_id, own in list(batch.not_here.items()):
             left = [one for one in own if one.verdict is None]
-            behind[:0] = [one for one in left if one.chain in landing]
-            if away := [one for one in left if one.chain not in landing]:
+            behind[:0] = [one for one in left if one.chain in applied_chains]
+            if away := [one for one in left if one.chain not in applied_chains]:
                 self._pipeline.look_up_again(lane, {tenant_id: away})
-        if self._lands_slowly(shard_id):
+        if self._replicates_slowly(shard_id):
             self._hold_unanswered(batch.applied)  # they come again, and are found applied
         elif batch.applied:
-            committed = _Landing(shard_id, loop_time(), batch.applied, behind)
-            task = self._tasks.create_task(self._land(committed), name=f"orders:{shard_id}:landing")
-            self._landings[task] = committed
-            task.add_done_callback(lambda done: self._landings.pop(done, None))
+            committed = _AwaitingReplication(shard_id, loop_time(), batch.applied, behind)
+            task = self._tasks.create_task(self._await_replication(committed), name=f"orders:{shard_id}:replication")
+            self._awaiting_replication[task] = committed
+            task.add_done_callback(lambda done: self._awaiting_replication.pop(done, None))
 
     def _note_late(self, shard_id: str, late: Sequence[OrderMessage]) -> None:
         if late:
@@ -378,18 +378,18 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
                 request_id=late[0].operation.request_id,
             )
 
-    async def _land(self, landing: _Landing) -> None:
-        shard_id, operations = landing.shard_id, [one.operation for one in landing.messages]
+    async def _await_replication(self, committed: _AwaitingReplication) -> None:
+        shard_id, operations = committed.shard_id, [one.operation for one in committed.messages]
         try:
             with translate(TargetKind.SHARD, shard_id, "orders", RetryableError):
                 await self._gateway.wait_until_safe(shard_id, operations)
         except RetryableError as exc:
-            for one in landing.messages:
+            for one in committed.messages:
                 self._hold_for_outage(one, exc)
         else:
-            for one in landing.messages:
+            for one in committed.messages:
                 self._decide(one, Done())
-        if behind := [one for one in landing.behind if one.verdict is None]:
+        if behind := [one for one in committed.behind if one.verdict is None]:
             self._pipeline.send(behind)
 
     async def _count_failures(self, shard_id: str, failed: Sequence[tuple[OrderMessage, str]]) -> None:
@@ -478,7 +478,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
 
     async def _show_resumed(self, tenant_id: str) -> None:
         try:
-            await self._gateway.find_taker(tenant_id)
+            await self._gateway.find_writable_shard(tenant_id)
         except (RetryableError, PermanentError):
             return  # still paused, or asked again soon
         await self._show(self._paused.take(tenant_id, now=loop_time()))

@@ -119,7 +119,7 @@ async def test_operations_of_a_paused_tenant_end_once_it_is_destroyed_and_wait_a
         await eventually(lambda: held_targets(reader) == [PAUSED])
         await destroyer.destroy("b", "x", datetime.now(UTC))
         await reaches(reader, numbers[-1])
-    assert await gateway.find_taker("b-x") == "shard-1"
+    assert await gateway.find_writable_shard("b-x") == "shard-1"
     assert await outcomes(shard, "b-x") == ["tenant_destroyed"] * 3
     replica = ReplicaStatus("replica-1", asyncio.Event())
     replica.start(gateway, world.pools, world.locator)
@@ -128,7 +128,7 @@ async def test_operations_of_a_paused_tenant_end_once_it_is_destroyed_and_wait_a
 
     await world.provision("b-x", "shard-1")
     with pytest.raises(TenantPausedError):
-        await gateway.find_taker("b-x")
+        await gateway.find_writable_shard("b-x")
 
 
 async def test_weight_is_obeyed_from_the_next_batch_on(world: World) -> None:

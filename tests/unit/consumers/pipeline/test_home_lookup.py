@@ -34,7 +34,7 @@ class NoTenant:
     def __init__(self) -> None:
         self.ages: list[float] = []
 
-    async def find_taker(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
+    async def find_writable_shard(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
         self.ages.append(absence_max_age_s)
         return Absence.UNREGISTERED
 
@@ -94,7 +94,7 @@ class Maker(NoTenant):
         self.names: list[list[tuple[str, str]]] = []
         self.applied: list[tuple[str, str]] = []
 
-    async def find_taker(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
+    async def find_writable_shard(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
         return Absence.NOT_HERE
 
     async def provision_on_first_use(self, _tenant_id: str, names: Sequence[tuple[str, str]]) -> str:
@@ -116,7 +116,7 @@ class FoundSince(Maker):
     def cached_shard_id(self, _tenant_id: str) -> str | None:
         return next(self._known_ids, "shard-1")
 
-    async def find_taker(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
+    async def find_writable_shard(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
         raise AssertionError(absence_max_age_s)
 
 
@@ -126,7 +126,7 @@ class Moving(Maker):
         self._count = count
         self.asked_at: list[float] = []
 
-    async def find_taker(self, _tenant_id: str, *, absence_max_age_s: float) -> Any:
+    async def find_writable_shard(self, _tenant_id: str, *, absence_max_age_s: float) -> Any:
         self.asked_at.append(loop_time())
         return Absence.MOVING if len(self.asked_at) <= self._count else "shard-2"
 
