@@ -6,7 +6,6 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 from support.aws.endpoints import ScriptedAws, client_of
@@ -123,13 +122,3 @@ async def test_find_raises_our_errors(code: str, error: type[Exception], says: s
             await info.find("clinic")
         aws.answer({"Item": ITEM})
         assert await info.find("clinic") == CLINIC
-
-
-async def test_find_all_asks_again_for_keys_that_were_not_reached() -> None:
-    async with scripted() as (aws, info):
-        keys: dict[str, Any] = {TABLE: {"Keys": [{"id": {"S": "clinic"}}]}}
-        aws.answer({"Responses": {TABLE: []}, "UnprocessedKeys": keys})
-        aws.answer({"Responses": {TABLE: [ITEM]}})
-        assert await info.find_all(["clinic", "nobody"]) == {"clinic": CLINIC, "nobody": None}
-        assert [operation for operation, _ in aws.requests] == ["BatchGetItem"] * 2
-        assert aws.requests[1][1]["RequestItems"] == keys

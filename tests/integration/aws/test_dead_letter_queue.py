@@ -139,13 +139,3 @@ async def test_store_fits_letters_to_the_queue(client: Client) -> None:
     (message,) = await stored(client, url, 1)
     body = json.loads(message["Body"])
     assert (len(message["Body"]) <= 4096, body["truncated"], body["recordBytes"]) == (True, True, 20_000)
-
-
-async def test_store_names_group_and_position_to_a_fifo_queue(client: Client) -> None:
-    url = await new_url(client, ".fifo", FifoQueue="true")
-    letters = DeadLetterQueue(client, url)
-    for number in (1, 2, 2, 3):
-        await letters.store([letter(number)], stopping=asyncio.Event())
-    messages = await stored(client, url, 3)
-    numbers = [json.loads(message["Body"])["source"]["sequenceNumber"] for message in messages]
-    assert (numbers, len({message["Attributes"]["MessageGroupId"] for message in messages})) == (["1", "2", "3"], 1)

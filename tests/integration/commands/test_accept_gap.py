@@ -70,17 +70,3 @@ async def test_gaps_of_all_shards_are_accepted_where_they_can_be(
     assert answer["errors"].keys() | set(answer["shardsWithoutAnswer"]) == {"c-other", "e-down"}
     status, answer = await answer_of(capfd, settings_of(tmp_path, *held))
     assert (status, answer["gaps"]) == (0, [])
-
-
-async def test_accepted_gaps_are_printed_as_a_table(
-    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    settings = settings_of(tmp_path, await held_shard(make_shard, "a"))
-    assert await accept_gaps(settings, None, apply=False, as_json=False) == 0
-    assert "nothing was changed; with --apply" in capfd.readouterr().err
-    assert await accept_gaps(settings, None, apply=True, as_json=False) == 0
-    shown = capfd.readouterr()
-    assert [part in shown.out + shown.err for part in ("s-0", "5/0", "accepted: workers go on")] == [True] * 3
-    assert await accept_gaps(settings, None, apply=True, as_json=False) == 0
-    shown = capfd.readouterr()
-    assert "expected a shard that is held for a gap, got none" in shown.out + shown.err

@@ -35,7 +35,7 @@ from simplu_worker.consumers.kinesis.stream.positions import TrimHorizon
 from simplu_worker.dead_letters import queue
 from simplu_worker.dead_letters.plan import DeadLetterFilter
 from simplu_worker.dead_letters.queue import DeadLetterBrowser, DeadLetterQueue
-from simplu_worker.dead_letters.service import ApplyOptions, ListOptions, NoteList
+from simplu_worker.dead_letters.service import ApplyOptions, ListOptions
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Origin
 from simplu_worker.status.guard import Actor
@@ -305,21 +305,6 @@ async def test_list_prints_what_is_meant_and_leaves_all_of_it(bench: Bench) -> N
     assert await bench.count() == (5, 0)
 
 
-async def test_tables_are_printed_for_people(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
-    data = record("create", "a-x", 1, data={"note": "private"})
-    await bench.store(letter(bench, data), letter(bench, b"{private", "2", reason=DeadLetterReason.INVALID_JSON))
-    assert await list_dead_letters(bench.settings, ALL, LIST, as_json=False) == 0
-    listed = capfd.readouterr()
-    assert "retries_exhausted" in listed.out
-    assert "hidden from other readers" in listed.err
-    assert await replay_dead_letters(bench.settings, ALL, PLAN, as_json=False) == 1
-    planned = capfd.readouterr()
-    assert "would send" in planned.out
-    assert "would_come_back" in planned.out
-    assert "nothing was sent; --apply sends them" in planned.err
-    assert "private" not in listed.out + listed.err + planned.out + planned.err
-
-
 async def test_replay_sends_in_the_order_of_the_source(bench: Bench) -> None:
     letters = [letter(bench, record("update", "a-x", n), str(n)) for n in range(1, 41)]
     await bench.store(*letters[::-1])
@@ -509,35 +494,6 @@ async def test_discard_deletes_the_letters_of_its_plan_alone(bench: Bench, name:
     assert len(shown.json["notLetters"]) == 1
 
 
-@pytest.mark.parametrize("command", ["replay", "discard"])
-async def test_letters_that_stay_in_a_fifo_queue_may_hide_others(bench: Bench, command: str) -> None:
-    chosen = DeadLetterFilter(reasons=frozenset({INVALID}))
-
-    async def run(*, apply: bool, limit: int | None = None) -> Ended:
-        if command == "replay":
-            return await bench.replay(ApplyOptions(apply=apply, force=True, limit=limit), chosen)
-        return await bench.discard(chosen, apply=apply, limit=limit)
-
-    def letters(numbers: range, reason: DeadLetterReason, key: str) -> list[DeadLetter]:
-        return [letter(bench, b"{", str(number), reason=reason, partition_key=key) for number in numbers]
-
-    done_word = {"replay": "sent", "discard": "discarded"}[command]
-    url = bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = await bench.new_queue("apart.fifo", FifoQueue="true")
-    await bench.store(*letters(range(3), GIVEN_UP, "other"), *letters(range(3, 28), INVALID, "key"), url=url)
-    few = await run(apply=True, limit=4)
-    assert (few.status, few.json[done_word], few.json["behind"]) == (0, 4, 0)
-    done = await run(apply=True)
-    assert (done.status, done.json[done_word], done.json["behind"]) == (0, 21, 0)
-
-    url = bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = await bench.new_queue("mixed.fifo", FifoQueue="true")
-    await bench.store(*letters(range(15), GIVEN_UP, "mixed"), *letters(range(15, 20), INVALID, "mixed"), url=url)
-    planned = await run(apply=False)
-    assert (planned.status, planned.json["behind"]) == (0, 10)
-    blocked = await run(apply=True)
-    assert (blocked.status, blocked.json[done_word], blocked.json["behind"] > 0) == (1, 0, True)
-    assert await bench.count(url) == (20, 0)
-
-
 async def test_letters_that_are_too_many_for_a_run_are_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("simplu_worker.dead_letters.queue.IN_FLIGHT_MAX", 10)
     bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = await bench.new_queue("crowded")
@@ -553,25 +509,6 @@ async def test_letters_that_are_too_many_for_a_run_are_told(bench: Bench, monkey
     assert (discarded.status, discarded.json["discarded"] + discarded.json["behind"]) == (1, sent.json["behind"])
     last = await bench.discard(ALL, apply=True)
     assert (last.status, last.json["discarded"], last.json["behind"]) == (0, discarded.json["behind"], 0)
-
-
-async def test_named_letters_are_acted_on_without_reading_all(bench: Bench) -> None:
-    url = await bench.new_queue("many")
-    bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = url
-    valid = record("create", "late-x", 1)
-    await bench.store(*(letter(bench, valid, str(number), partition_key=str(number)) for number in range(60)), url=url)
-    first, second = (
-        row["messageId"] for row in (await bench.shown(ListOptions(limit=2, records=False))).json["letters"]
-    )
-
-    planned = await bench.replay(PLAN, DeadLetterFilter(message_ids=frozenset({first})))
-    assert (planned.status, planned.json["wouldSend"], planned.json["hidden"], planned.json["behind"]) == (0, 1, 0, 0)
-    sent = await bench.replay(APPLY, DeadLetterFilter(message_ids=frozenset({first})))
-    assert (sent.status, sent.json["sent"], len(await bench.records())) == (0, 1, 1)
-    discarded = await bench.discard(DeadLetterFilter(message_ids=frozenset({second})), apply=True)
-    assert (discarded.status, discarded.json["discarded"], discarded.json["behind"]) == (0, 1, 0)
-    assert await bench.count(url) == (58, 0)
-    assert 0 in await bench.receive_counts(url)
 
 
 async def test_letters_are_looked_at_replayed_and_discarded_over_http(bench: Bench) -> None:
@@ -663,15 +600,6 @@ async def test_replay_stops_by_name_when_the_stream_is_in_trouble(
     assert (done.status, done.json["sent"]) == (1, 0)
     assert {outcome["why"] for outcome in done.json["letters"]} == {"not_reached"}
     assert await bench.count() == (3, 0)
-
-
-async def test_browser_keeps_letters_hidden_and_gives_them_back(bench: Bench) -> None:
-    await bench.store(*(letter(bench, b"{}", str(n)) for n in range(25)))
-    async with DeadLetterBrowser(Queue(bench.world.sqs, bench.world.queue_url), NoteList()) as reading:
-        ids = [message.message_id async for message in reading.read_messages()]
-        assert (len(ids), await bench.count()) == (25, (0, 25))
-        assert await reading.delete(ids[:5]) == set()
-    assert await bench.count() == (20, 0)
 
 
 @pytest.mark.slow(10)

@@ -20,14 +20,9 @@ from support.postgres.databases import ShardMaker
 from support.postgres.move_cases import TENANT_ID, ask, fill, settings_of, stop_in_copy
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, add_tenant_at
 from support.redis.server import RedisServer
-from support.settings import settings_in
 
-from simplu_local.aws_server.faults import ClearFaults
-from simplu_local.aws_server.server import send_commands
 from simplu_local.processes.loopback import free_port, poll_until
 from simplu_local.processes.watchdog import ProcessGroup
-from simplu_local.sqs.faults import SqsFault
-from simplu_local.sqs.server import serve_sqs
 from simplu_worker.aws.clients import Client
 from simplu_worker.commands.command_line import MoveTerms
 from simplu_worker.commands.moves.runner import MoveRequest
@@ -181,22 +176,6 @@ async def test_nothing_of_the_resource_is_left_in_any_table(
         "resourceIdSha256": hashlib.sha256(PERSON.encode()).hexdigest()[:16],
     }
     assert event["outcome"] == {"resources": 1, "results": 4, "letters": 0, "shardsWithoutAnswer": 0}
-
-
-@pytest.mark.slow(0.5)
-async def test_tables_of_before_an_adoption_are_named(
-    make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, capfd: pytest.CaptureFixture[str]
-) -> None:
-    home, other, usual = [await make_shard(name) for name in "abc"]
-    await add_tenant_at(home)
-    for address in (home, other):
-        await ask(address, "CREATE TABLE resources_before_adoption (id bigint)")
-    settings = settings_of(tmp_path, home, other, usual)
-    assert (await terminal.erase(settings, apply=False)).json["remains"]["oldTables"] == ["a", "b"]
-    assert await erase_resource(settings, ERASURE, apply=True, as_json=False) == 0
-    printed = capfd.readouterr().err
-    for shard_id in "ab":
-        assert f"stays: rows of before the adoption of shard {shard_id}, in its table resources_before_" in printed
 
 
 @pytest.mark.parametrize("name", ["patient", "patients"])
@@ -547,74 +526,3 @@ async def test_dead_letters_with_it_are_deleted_or_rewritten(
     assert left[4].record == visit
     for one in (plan, done, again):
         assert (MARKER in one.text, PERSON in one.text) == (False, False)
-
-
-@pytest.mark.slow(1)
-async def test_letters_that_sqs_does_not_delete_are_not_erased(
-    make_shard: ShardMaker,
-    tmp_path: Path,
-    terminal: Terminal,
-    capfd: pytest.CaptureFixture[str],
-    aws_credentials: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    address = await make_shard("a")
-    await fill(address)
-    monkeypatch.setattr(browse, "POLL_WAIT_S", 0)
-    packer = AggregatePacker()
-    packer.add("one", record(resourceType="patient", resourceId=PERSON))
-    packer.add("two", record(resourceType="patient", resourceId="other"))
-    about = record(resourceType="patient", resourceId=PERSON)
-    async with serve_sqs() as server, client_of("sqs", server) as sqs:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-        url = (await sqs.create_queue(QueueName="letters"))["QueueUrl"]
-        await DeadLetterQueue(sqs, url).store(
-            [*(letter(number, about) for number in range(3)), letter(3, packer.seal())], stopping=asyncio.Event()
-        )
-        settings = with_letters(settings_of(tmp_path, address), url)
-        plan = await terminal.erase(settings, apply=False)
-        assert (plan.json["letters"]["deleted"], plan.json["letters"]["rewritten"]) == (3, 1)
-
-        await send_commands(
-            server, SqsFault(action="DeleteMessageBatch", kind="entries", entries=2, sender_fault=True, count=9)
-        )
-        ended = await terminal.erase(settings)
-        letters = ended.json["letters"]
-        assert (letters["deleted"], letters["rewritten"], letters["left"]) == (1, 1, 2)
-        assert (ended.status, ended.json["whole"], ended.json["found"]) == (1, False, True)
-        assert [one["outcome"]["letters"] for one in ended.events] == [2]
-        assert await erase_resource(settings, ERASURE, apply=True, as_json=False) == 1
-        text = "".join(capfd.readouterr())
-        assert ("\nerased\n" in text, "this was not all" in text) == (False, True)
-
-        await send_commands(server, ClearFaults())
-        assert await erase_resource(settings, ERASURE, apply=True, as_json=False) == 0
-        assert "\nerased\n" in capfd.readouterr().out
-
-
-@pytest.mark.slow(0.3)
-async def test_sources_are_named_with_their_retention(
-    make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, sqs: Client, endpoint_url: str
-) -> None:
-    address = await make_shard("a")
-    await fill(address)
-    name = f"{uuid4()}"
-    url = (await sqs.create_queue(QueueName=name, Attributes={"MessageRetentionPeriod": "345600"}))["QueueUrl"]
-    async with client_of("kinesis", endpoint_url) as kinesis:
-        await kinesis.create_stream(StreamName=name, ShardCount=1)
-    map_file = settings_of(tmp_path, address).shard_map_file
-    settings = settings_in(
-        {
-            "AWS_REGION": REGION,
-            "SHARD_MAP_FILE": str(map_file),
-            "KINESIS_STREAM_NAME": name,
-            "SQS_ORDER_EVENTS_QUEUE_URL": url,
-            "SQS_PRIORITY_QUEUE_URL": f"{url}-gone",
-        }
-    )
-    remains = (await terminal.erase(settings, apply=False)).json["remains"]
-    assert remains["sources"] == [
-        {"name": f"stream {name}", "hours": 24.0},
-        {"name": f"queue {name}", "hours": 96.0},
-        {"name": f"queue {name}-gone", "hours": None},
-    ]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 from support.aws.endpoints import CREDENTIALS, REGION, client_of
-from support.citrus.cases import API_KEY, silent
+from support.citrus.cases import API_KEY
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import add_tenant, fetch
 from support.settings import settings_in
@@ -22,7 +22,6 @@ from simplu_worker.aws.clients import Client
 from simplu_worker.commands.output import StreamedList
 from simplu_worker.commands.tenants.inventory import audit_tenants, provision_listed
 from simplu_worker.config.settings import Settings
-from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
@@ -114,21 +113,6 @@ async def audited(world: World, capsys: pytest.CaptureFixture[str]) -> tuple[int
     return status, set(found), printed
 
 
-@pytest.mark.slow
-async def test_audit_finds_nothing_when_all_agree(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    await world.enlist("good", "dental", "main", "side")
-    await world.live(("good", "main"))
-    await world.live(("good", "side"), "shard-2")
-    await world.close("closed", "main")
-
-    status, found, printed = await audited(world, capsys)
-
-    assert (status, found) == (0, set())
-    assert printed == {"differences": [], "counts": {}, "tenantsListed": 3, "shardsWithoutAnswer": []}
-    assert await audit_tenants(world.settings, as_json=False) == 0
-    assert "3 tenants in business-info: no difference" in capsys.readouterr().out
-
-
 @pytest.mark.slow(0.3)
 async def test_audit_names_every_difference(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     await world.enlist("good", "dental", "main")
@@ -165,22 +149,6 @@ async def test_audit_names_every_difference(world: World, capsys: pytest.Capture
     assert printed["counts"]["not_in_business_info"] == 3
     assert await audit_tenants(world.settings, as_json=False) == 1
     assert "its home is on shard shard-1 and shard-2" in capsys.readouterr().out
-
-
-async def test_audit_calls_nothing_missing_that_a_silent_one_may_have(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    down = silent("shard-3")
-    world.citrus.add_shard(down.shard_id, down.connection_string)
-    await world.enlist("there", "dental", "main")
-    world.register("shard-3", ("there", "main"))
-    await world.enlist("typed", "gym", "main")
-    await world.live(("typed", "main"))
-
-    status, found, printed = await audited(world, capsys)
-
-    assert (status, found) == (1, {("type_differs", "typed", "main")})
-    assert printed["shardsWithoutAnswer"] == ["shard-3"]
 
 
 @pytest.mark.slow(2)
@@ -238,19 +206,6 @@ async def test_provision_leaves_alone_what_is_not_its_to_decide(
     after = [await world.tenants("shard-1"), await world.tenants("shard-2")]
     assert [row for row in after[0] if row[0] != "x-y-z"] == before[0]
     assert after[1] == before[1]
-
-
-@pytest.mark.slow(0.3)
-async def test_provision_makes_nobody_while_a_shard_is_silent(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    down: ShardAddress = silent("shard-3")
-    world.citrus.add_shard(down.shard_id, down.connection_string)
-    await world.enlist("new", "dental", "main")
-
-    assert await provision_listed(world.settings, apply=True, as_json=False) == 1
-
-    assert "no answer from shard-3" in capsys.readouterr().out
-    assert await world.tenants("shard-1") == []
-    assert world.citrus.registry.homes == {}
 
 
 def test_long_list_shows_a_person_its_first_rows_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession
-from support.citrus.cases import RoutedShards, routed_shards, silent
+from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker
-from support.postgres.log_rows import LogRow, crowd_log, write_log_rows
+from support.postgres.log_rows import LogRow, write_log_rows
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 from support.settings import settings_of
 
 from simplu_worker.commands.stream import OperationListOptions
 from simplu_worker.commands.stream.send import preview_operations
-from simplu_worker.commands.stream.show import list_operations, print_page, search
+from simplu_worker.commands.stream.show import list_operations
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError, RetryableError, UsageError
+from simplu_worker.errors import PermanentError, UsageError
 from simplu_worker.operations.json_record import EXPECTED_TIME
-from simplu_worker.shards.listing import LIMIT_MAX, ListRequest, OperationLister, OperationPage, SearchLimits
+from simplu_worker.shards.listing import LIMIT_MAX, ListRequest
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import open_http
@@ -99,28 +99,6 @@ async def test_command_and_http_have_the_same_pages(world: World, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ("query", "expected"),
-    [
-        ({"status": "failed"}, ["r3"]),
-        ({"error": "not_found"}, ["r3"]),
-        ({"resourceType": "patient", "resourceId": "p1"}, ["r3", "r1"]),
-        ({"resourceType": "invoice"}, []),
-        ({"since": "2026-03-01T12:00:00.000001Z"}, ["r3", "r2"]),
-        ({"until": "2026-03-01T13:00:00.000001+01:00"}, ["r1"]),
-    ],
-)
-async def test_list_has_what_the_filters_want(world: World, query: dict[str, str], expected: list[str]) -> None:
-    names = {"resourceType": "resource_type", "resourceId": "resource_id"}
-    options: dict[str, Any] = {names.get(name, name): value for name, value in query.items()}
-    status, answer = await world.ask(**query)
-    page = await world.routed.gateway.list_operations(*TENANT, OperationListOptions(**options).parse())
-
-    assert (status, [one["requestId"] for one in answer["operations"]]) == (200, expected)
-    assert isinstance(page, OperationPage)
-    assert [one.request_id for one in page.operations] == expected
-
-
-@pytest.mark.parametrize(
     ("options", "problem"),
     [
         ({"limit": 0}, "--limit: expected 1 to 500, got 0"),
@@ -155,43 +133,6 @@ async def test_unknown_tenant_is_reported(world: World, capsys: pytest.CaptureFi
         await world.run(tenant=("nobody", "x" * 129))
 
 
-async def test_shard_without_answer_is_an_error(make_shard: ShardMaker, tmp_path: Path) -> None:
-    down = silent("shard-1")
-    with pytest.raises(RetryableError, match="shard-1"):
-        await list_operations(settings_of(tmp_path, down), *TENANT, ListRequest(), as_json=False)
-    async with routed_shards([await make_shard("shard-2"), down]) as routed:
-        routed.register(TENANT, "shard-1")
-        replica = ReplicaStatus("replica-1", asyncio.Event())
-        replica.start(routed.gateway, routed.pools, routed.locator)
-        async with open_http("127.0.0.1", 0, tokens=Tokens(operator=TOKEN), replica=replica) as port:
-            world = World(settings_of(tmp_path, down), routed, f"http://127.0.0.1:{port}/operations")
-            status, answer = await world.ask()
-    assert (status, "shard-1" in answer["error"]) == (503, True)
-
-
-async def test_command_goes_on_where_a_page_ends_at_a_bound(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    pool = world.routed.pools.by_shard_id()["shard-1"]
-    await crowd_log(pool, "smile-berlin", 100)
-    await crowd_log(pool, TENANT_ID, 100)
-    limits = SearchLimits(chunk_rows=15, rows=15, few=0)
-    list_page = OperationLister(world.routed.directory, world.routed.pools, limits=limits).list_page
-
-    page = await search(list_page, *TENANT, ListRequest(limit=80))
-    hurried = await search(list_page, *TENANT, ListRequest(resource_id="p99"), seconds=0)
-
-    assert isinstance(page, OperationPage)
-    assert [one.request_id for one in page.operations] == ["r3", "r2", "r1"] + [f"c{n}" for n in range(1, 78)]
-    assert isinstance(hurried, OperationPage)
-    assert (hurried.operations, hurried.next is None) == ([], False)
-    print_page(hurried, 50)
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.splitlines() == [
-        "searched back to 2026-03-01T11:59:54+00:00; narrow the time with --since and --until, or",
-        f"go on with --after {hurried.next}",
-    ]
-
-
 async def test_preview_names_what_an_update_removes(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     pool = world.routed.pools.ensure_pool(next(iter(world.routed.pools.by_shard_id().values())).address)
     await fetch(
@@ -214,38 +155,6 @@ async def test_preview_names_what_an_update_removes(world: World, capsys: pytest
     told = capsys.readouterr().err
     assert "line 1: this update removes patientName, service from appointment a1; a patch keeps" in told
     assert "an update replaces the whole document" not in told
-
-
-async def test_preview_warns_when_a_type_of_a_list_names_no_date(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pool = world.routed.pools.ensure_pool(next(iter(world.routed.pools.by_shard_id().values())).address)
-    types = [{"name": "visit", "date": "visitTime", "alsoNamed": ["visits"]}, {"name": "client"}]
-    definition = {"name": "dental", "defaultSettings": {}, "staffResourceType": "dentist", "resourceTypes": types}
-    await fetch(pool, "UPDATE public.business_types SET definition = $1 WHERE name = 'dental'", json.dumps(definition))
-    day = "2026-03-09"
-    asked: list[tuple[str, dict[str, Any]]] = [
-        ("visits", {"date": day}),
-        ("client", {"date": day}),
-        ("client", {"startDate": day}),
-        ("client", {"name": "Ana"}),
-    ]
-    tenant = {"businessId": TENANT[0], "locationId": TENANT[1]}
-    lines = [tenant | {"operation": "list", "resourceType": name, "filters": filters} for name, filters in asked]
-    text = "\n".join(map(json.dumps, lines)).encode()
-    of_client = "the type client names no date (docs/sending.md#list)"
-    warnings = [
-        None,
-        f"date means the document's own member date, or else the day of creation: {of_client}",
-        f"startDate and endDate mean the day of creation: {of_client}",
-        None,
-    ]
-
-    assert await preview_operations(world.settings, text, is_orders=False, as_json=True) == 0
-    found = json.loads(capsys.readouterr().out)["records"]
-    assert [(one["fate"], one.get("warning")) for one in found] == [("applied", one) for one in warnings]
-    assert await preview_operations(world.settings, text, is_orders=False, as_json=False) == 0
-    assert f"line 2: {warnings[1]}\n" in capsys.readouterr().err
 
 
 async def test_preview_applies_nothing(world: World, capsys: pytest.CaptureFixture[str]) -> None:

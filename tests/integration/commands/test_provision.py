@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -84,20 +83,3 @@ async def test_destruction_that_waits_destroys_a_tenant_made_since(world: World)
     assert (await world.provision())[0] == 0
     async with open_shards(world.settings) as shards:
         assert await shards.destroyer.destroy(*TENANT, sent_at) is DestructionResult.DESTROYING
-
-
-async def test_provision_prints_the_type_that_the_tenant_has(world: World) -> None:
-    await add_tenant(world.pool)
-    assert await world.provision("gym") == (
-        0,
-        "existed: clinic main, dental, on shard shard-1\n",
-        "the tenant keeps its type dental: nothing was changed to gym\n",
-    )
-    _, out, _ = await world.provision("gym", as_json=True)
-    assert json.loads(out) == {
-        "businessId": "clinic",
-        "locationId": "main",
-        "businessType": "dental",
-        "result": "existed",
-        "shardId": "shard-1",
-    }

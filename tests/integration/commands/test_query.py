@@ -18,19 +18,15 @@ from urllib.parse import urlsplit
 import asyncpg
 import msgspec
 import pytest
-from pydantic import Secret
-from support.citrus.cases import silent
-from support.postgres.databases import ShardMaker, copy_shard, database_of, execute
-from support.postgres.faults import frozen, in_recovery
-from support.postgres.pooler import running_pooler
+from support.postgres.databases import ShardMaker, copy_shard, execute
+from support.postgres.faults import in_recovery
 from support.settings import settings_in
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_local.processes.loopback import HOST, poll_until
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.commands.shards.query import Asked, RowFormat, query_shards
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
-from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import TargetSessionAttrs
 from simplu_worker.shards.questions import ShardQuestion
@@ -326,23 +322,6 @@ async def test_query_refuses_a_role_that_can_do_more_than_read(
     assert (printed.status, printed.out, expected in printed.err) == (1, "", True), printed.err
 
 
-@pytest.mark.slow(2)
-async def test_query_prints_the_rows_of_shards_beside_silent_ones(
-    run: Run,
-    tmp_path: Path,
-    two: Two,
-    make_reader: ReaderMaker,
-    breakable_server: PostgresServer,
-) -> None:
-    stuck = await copy_shard(breakable_server, "db-4")
-    settings = settings_of(tmp_path, await make_reader(*two), *two, silent("db-3"), stuck)
-    async with frozen(breakable_server):
-        printed = await run(settings, PATIENTS)
-    assert printed.status == 1
-    assert sorted(row["shardId"] for row in printed.rows) == ["db-1", "db-2"]
-    assert printed.err.splitlines()[-2:] == [f"db-3: no rows: {NO_SERVER}", f"db-4: no rows: {NO_ANSWER}"]
-
-
 async def test_query_ends_a_statement_by_its_timeout(
     run: Run, tmp_path: Path, two: Two, make_reader: ReaderMaker
 ) -> None:
@@ -351,20 +330,6 @@ async def test_query_ends_a_statement_by_its_timeout(
     printed = await run(settings, slow, timeout_s=1.0)
     assert (printed.status, [row["row"] for row in printed.rows]) == (1, [{"a": "quick"}])
     assert printed.err == "db-1: no rows: canceling statement due to statement timeout (57014)\n"
-
-
-async def test_query_prints_no_rows_of_a_shard_with_other_columns(
-    run: Run, tmp_path: Path, two: Two, make_reader: ReaderMaker
-) -> None:
-    await execute(two[0].connection_string, "CREATE TABLE noted AS SELECT 1 AS a, 2 AS b")
-    await execute(two[1].connection_string, "CREATE TABLE noted AS SELECT 2 AS b, 1 AS a")
-    settings = settings_of(tmp_path, await make_reader(*two), *two)
-    for printed in (RowFormat.CSV, RowFormat.TABLE):
-        answer = await run(settings, "TABLE noted", printed=printed)
-        assert answer.status == 1
-        assert "no rows: expected the columns of shard db-" in answer.err
-        assert ("db-1" in answer.out) != ("db-2" in answer.out)
-    assert (await run(settings, "TABLE noted")).status == 0
 
 
 @pytest.mark.slow(0.3)
@@ -393,27 +358,6 @@ async def test_query_asks_the_standby_of_a_shard(
             assert (found.status, found.rows[0]["row"]) == (0, {"is_standby": False})
     await execute(standby.connection_string, f"DROP OWNED BY {role}")
     await execute(standby.connection_string, f"DROP ROLE {role}")
-
-
-async def test_query_logs_in_with_the_password_of_the_reader(
-    run: Run,
-    tmp_path: Path,
-    make_shard: ShardMaker,
-    make_reader: ReaderMaker,
-    postgres_server: PostgresServer,
-) -> None:
-    shard = await make_shard()
-    role = await make_reader(shard)
-    users = f'"{role}" "{PASSWORD}"\n"worker" "of-the-worker"\n'.encode()
-    demanded = {"auth_type": "scram-sha-256", "auth_file": "users", "pool_mode": "session"}
-    async with running_pooler(postgres_server, demanded, {"users": users}, user=role) as port:
-        place = f"{HOST}:{port}/{database_of(shard)}"
-        address = ShardAddress("shard-1", f"postgresql://worker:of-the-worker@{place}")
-        settings = settings_of(tmp_path, role, address)
-        right = await run(settings, "SELECT current_user AS role")
-        assert (right.status, right.rows[0]["row"]) == (0, {"role": role})
-        wrong = await run(settings.model_copy(update={"reader_password": Secret("another-word")}), "SELECT 1 AS a")
-        assert (wrong.status, wrong.out, "another-word" in wrong.err) == (1, "", False)
 
 
 async def started(statement: str, settings: Settings, *options: str) -> asyncio.subprocess.Process:
@@ -460,14 +404,3 @@ async def test_signal_ends_the_statements_of_a_query_on_all_servers(
         assert await poll_until(none_runs, within_s=60)  # a server takes a moment
     finally:
         await connection.close()
-
-
-@pytest.mark.slow(3)
-async def test_query_ends_when_nobody_reads_its_rows(tmp_path: Path, two: Two, make_reader: ReaderMaker) -> None:
-    settings = settings_of(tmp_path, await make_reader(*two), *two)
-    process = await started("SELECT repeat('x', 1000000) AS text", settings, "--json")
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout._transport.close()  # type: ignore[attr-defined]  # the reader ends
-    err = await process.stderr.read()
-    assert (await process.wait(), err) == (1, b"")

@@ -195,21 +195,6 @@ async def test_shards_are_balanced_by_a_measure(
 
 
 @pytest.mark.slow(0.3)
-async def test_citrus_balances_whole_businesses(make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]) -> None:
-    addresses = await make_shards(make_shard, "ab")
-    tenants = [*(("chain", str(number)) for number in range(4)), ("clinic", "main"), ("shop", "main")]
-    await fill(addresses[0], *tenants, rows=1)
-    async with citrus_for_commands(addresses, {"-".join(one): "a" for one in tenants}) as citrus:
-        assert await rebalance_shards(citrus.settings, Balance(), MoveTerms(), apply=False, as_json=False) == 0
-        shown = capsys.readouterr().out
-    rows = [line.replace("│", " ").split() for line in shown.splitlines()]
-    assert [row[:3] for row in rows if "chain-" in row[0]] == [[f"chain-{one}", "a", "b"] for one in range(4)]
-    assert ["a", "6", "2", "3", "2", "100"] in rows
-    assert ["b", "0", "4", "0", "1", "100"] in rows
-    assert "4 of 6 tenants move" in shown
-
-
-@pytest.mark.slow(0.3)
 async def test_shard_that_is_full_for_citrus_gets_nothing(
     make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,28 +235,6 @@ async def test_drain_moves_nothing_unless_all_tenants_have_a_place(
         plan, *results, verdict = printed(capsys)
         assert {one["tenant"] for one in results if one["outcome"] == "moved"} == {one[0] for one in moves_of(plan)}
         assert verdict["keptBy"] == ["1 tenants are still there, such as clinic2-main: keep it"]
-
-
-@pytest.mark.slow(0.5)
-async def test_tenants_go_to_shards_with_their_business_type(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    addresses = await make_shards(make_shard, "abc")
-    tenants = {"a": [("t", str(number)) for number in range(3)], "b": [("u", "0")]}
-    for address, there in zip(addresses, tenants.values(), strict=False):
-        await fill(address, *there, rows=1)
-    homes = {"-".join(tenant): shard_id for shard_id, there in tenants.items() for tenant in there}
-    settings = settings_of(tmp_path, *addresses, tenants=homes)
-    types = await ask(addresses[2], "DELETE FROM business_types RETURNING name")
-    assert types
-
-    assert await drain(settings, "a") == 0
-    (plan,) = printed(capsys)
-    assert {target for _, _, target in moves_of(plan)} == {"b"}
-    assert (plan["refused"], plan["after"]) == ({}, {"a": 0, "b": 4})
-    assert await rebalance(settings, Balance(Weight.ROWS)) == 0
-    (plan,) = printed(capsys)
-    assert {target for _, _, target in moves_of(plan)} == {"b"}
 
 
 @pytest.mark.slow(0.3)

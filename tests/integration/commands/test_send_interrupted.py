@@ -8,13 +8,11 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from support.aws.endpoints import client_of
-from support.postgres.databases import ShardMaker
 from support.requires import ROOT
 
 from simplu_local.aws_server.account import REGION
@@ -95,14 +93,3 @@ async def test_send_prints_the_ids_when_interrupted_while_it_puts(kinesis_url: s
         (4, "not sent"),
     ]
     assert [one["requestId"] for one in outcomes[:3]] == await ids_on(kinesis_url)
-
-
-async def test_send_prints_the_ids_when_interrupted_while_it_waits(
-    kinesis_url: str, make_shard: ShardMaker, tmp_path: Path
-) -> None:
-    shard = {"shardId": "shard-1", "connectionString": (await make_shard("shard-1")).connection_string}
-    (path := tmp_path / "map.json").write_text(json.dumps({"shards": [shard]}))
-    env = {"AWS_ENDPOINT_URL_KINESIS": kinesis_url, "SHARD_MAP_FILE": str(path)}
-    status, outcomes = await interrupted("--wait", awaits="waiting for 4 operations", **env)
-    assert (status, {one["status"] for one in outcomes}) == (130, {"sent"})
-    assert [one["requestId"] for one in outcomes] == await ids_on(kinesis_url)

@@ -24,7 +24,7 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange
 from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
-from simplu_worker.shards.health.assessment import ShardSilence, Usage
+from simplu_worker.shards.health.assessment import ShardSilence
 from simplu_worker.shards.health.prober import inspect_all_shards, inspect_shard
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -50,19 +50,6 @@ def replica_of(routed: RoutedShards, book: HealthRegistry | None = None) -> Repl
 
 def by_id(shards: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {shard["shardId"]: shard for shard in shards}
-
-
-async def test_roll_call_has_every_shard_and_says_of_each_how_it_fares(make_shard: ShardMaker) -> None:
-    good = await make_shard("a-good")
-    async with routed_shards([silent("d-down"), good], tenants_per_shard=10, timeouts=PATIENT) as routed:
-        routed.citrus.registry.shards["d-down"].is_active = False
-        listed = await inspect_all_shards(routed.locator, routed.pools)
-    assert [(one.address.shard_id, one.is_silent, str(one.health.state)) for one in listed] == [
-        ("a-good", False, "healthy"),
-        ("d-down", True, "lost"),
-    ]
-    assert listed[0].health.observation.usage == Usage(0, 10)
-    assert [str(finding.problem) for finding in listed[1].health.findings] == ["no_answer", "inactive"]
 
 
 async def test_roll_call_ends_when_its_time_is_up(breakable_server: PostgresServer) -> None:
@@ -162,20 +149,6 @@ async def test_shards_list_prints_json_and_fails_for_a_silent_shard(
     assert json.loads(out)["shardsWithoutAnswer"] == ["shard-2"]
     assert by_id(json.loads(out)["shards"])["shard-2"]["odd"] == [NO_SERVER]
     assert "secret-word" not in out
-
-
-async def test_shards_list_prints_a_table(
-    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True), silent("shard-3")]
-    assert await list_shards(settings_of(tmp_path, *shards), as_json=False) == 1
-    printed = capfd.readouterr()
-    lines = [line for line in printed.out.splitlines() if "shard-" in line]
-    assert [("healthy" in line, "lost" in line) for line in lines] == [(True, False), (True, False), (False, True)]
-    assert NO_SERVER in lines[2]
-    assert "/97" in lines[0]
-    assert "no answer from: shard-3" in printed.err
-    assert "secret-word" not in printed.out + printed.err
 
 
 async def test_tenants_list_names_the_silent_shards(

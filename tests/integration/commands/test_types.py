@@ -23,7 +23,6 @@ from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.operations.schema_judge import Schema, count_findings
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES
 from simplu_worker.shards.tenants import resource_changes
 
 EXAMPLES = Path(__file__).parents[3] / "tests" / "support" / "business_types"
@@ -105,33 +104,6 @@ async def test_silent_shard_is_named_and_the_others_are_done(
     (version,) = shown["types"]
     assert (version["shards"], version["missing"], version["writtenBy"]) == (["b"], ["a"], "types apply")
     assert version["definition"] == (EXAMPLES / "boutique.json").read_text()
-
-
-@pytest.mark.slow(0.3)
-async def test_types_show_has_a_line_for_each_version(
-    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    shards = [await make_shard(name) for name in ("a", "b", "c")]
-    terminal = Terminal(tmp_path, capfd, *shards)
-    await execute(shards[1].connection_string, "UPDATE business_types SET digest = 'other' WHERE name = 'gym'")
-    pool = ShardPool(shards[0], size=1)
-    await add_tenant(pool)
-    await pool.close()
-
-    status, shown = await terminal.show()
-
-    assert status == 0
-    assert [(one["name"], one["shards"], one["tenants"]) for one in shown["types"]] == [
-        ("dental", ["a", "b", "c"], 1),
-        ("gym", ["a", "c"], 0),
-        ("gym", ["b"], 0),
-        ("hotel", ["a", "b", "c"], 0),
-        ("restaurant", ["a", "b", "c"], 0),
-        ("shop", ["a", "b", "c"], 0),
-    ]
-    assert shown["types"][0]["digest"] == BUSINESS_TYPES["dental"].digest
-    assert shown["types"][0]["writtenBy"] == "the package"
-    assert (await terminal.show("spa"))[0] == 1
 
 
 @pytest.mark.slow(0.3)

@@ -12,17 +12,12 @@ from support.postgres.databases import ShardMaker, execute
 from support.settings import settings_of
 
 from simplu_worker.commands.shards.upgrade import (
-    describe_activity,
     upgrade_shards,
 )
 from simplu_worker.config.settings import Settings
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
-from simplu_worker.shards.schema.upgrade import Blocker, UpgradeActivity
-
-TITLE = "ALTER TABLE tenants ADD COLUMN note text"
-BLOCKER = Blocker(4711, "nightly-report", "analyst", "client backend", "idle in transaction", 61.4)
 
 
 async def answer_of(
@@ -112,22 +107,3 @@ async def test_upgrade_fails_for_the_shards_that_cannot_be_upgraded(
     assert "got 99; a schema never goes backwards" in shards["a-newer"]["error"]
     assert "another program's tables" in shards["b-strange"]["error"]
     assert shards["d-down"]["error"] == NO_SERVER
-
-
-@pytest.mark.parametrize(
-    ("activity", "text"),
-    [
-        (UpgradeActivity(TITLE, 0, 3), TITLE),
-        (UpgradeActivity(TITLE, 0, 3, share=0.345), f"{TITLE} 34%"),
-        (
-            UpgradeActivity(TITLE, 0, 3, waits_for=[BLOCKER]),
-            f"{TITLE}, waits for pid 4711 (nightly-report, of analyst, idle in transaction, for 61 s)",
-        ),
-        (
-            UpgradeActivity(TITLE, 0, 3, waits_for=[Blocker(0), Blocker(12, "", None, "autovacuum worker", "active")]),
-            f"{TITLE}, waits for a prepared transaction, pid 12 (autovacuum worker, active)",
-        ),
-    ],
-)
-def test_doing_is_described_in_a_line(activity: UpgradeActivity, text: str) -> None:
-    assert describe_activity(activity) == text

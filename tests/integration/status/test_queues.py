@@ -16,7 +16,6 @@ from support.aws.receiver_settings import receiver_settings
 from support.settings import settings_in
 
 from simplu_local.processes.loopback import poll_until
-from simplu_local.sqs.faults import SqsFault
 from simplu_local.sqs.server import SqsServer
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.aws.clients import Client
@@ -27,14 +26,13 @@ from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.dead_letter import DeadLetter
-from simplu_worker.status.queues import KEYS_MAX, Monitoring
+from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import open_http
 from simplu_worker.status.views import Unreadiness
 from simplu_worker.status.words import UnreadyReason
 from simplu_worker.telemetry.log import register_secret
-from simplu_worker.timing.sharing import FRESH_S
 
 TOKEN = "token-of-the-monitoring-points"
 QUEUE_NUMBERS = itertools.count(1)
@@ -188,31 +186,12 @@ async def site() -> AsyncIterator[Site]:
         yield Site(server, client, session, f"http://127.0.0.1:{port}", replica, queue, letters, desk)
 
 
-async def test_sqs_stats_shows_each_queue_as_sqs_tells_of_it_now(site: Site) -> None:
-    await site.send(site.letters, 3)
-    await site.letters.receive(wait_s=1, max_messages=1)
-    await site.client.send_message(QueueUrl=site.letters.url, MessageBody="late", DelaySeconds=900)
-    row = await site.row_of(site.letters)
-    assert (row["isFifo"], row["consumed"], row["error"]) == (False, False, None)
-    assert (row["visible"], row["inFlight"], row["delayed"]) == (2, 1, 1)
-
-
 async def test_sqs_stats_shows_what_is_in_hand_of_a_queue(site: Site) -> None:
     await site.send(site.queue, 2)
     row = await site.shown(lambda row: row["inHand"] == 2)
     assert (row["consumed"], row["isFifo"], row["state"]) == (True, True, "polling")
     assert (row["visible"], row["inFlight"], row["visibilityTimeoutSeconds"]) == (0, 2, 40)
     assert row["oldestInHandSeconds"] > 0
-
-
-@pytest.mark.parametrize("kind", ["fail", "cut"])
-async def test_sqs_stats_names_what_is_wrong_with_a_queue(site: Site, kind: Any) -> None:
-    await site.send(site.letters, 1)
-    site.server.run_command(SqsFault(action="GetQueueAttributes", kind=kind, queue=site.queue.name))
-    row = await site.row_of(site.queue)
-    assert (row["consumed"], row["inHand"], bool(row["error"])) == (True, 0, True)
-    assert (row["visible"], row["inFlight"], row["delayed"]) == (None, None, None)
-    assert (await site.row_of(site.letters))["visible"] == 1
 
 
 async def test_purge_empties_the_queue_that_is_named(site: Site) -> None:
@@ -233,28 +212,6 @@ async def test_purge_empties_the_queue_that_is_named(site: Site) -> None:
     assert [(line["queue"], line["log_level"]) for line in logs if line["event"] == "queue.purged"] == [
         (site.letters.name, "warning")
     ]
-
-
-async def test_purge_without_a_name_empties_the_only_source_queue(site: Site) -> None:
-    await site.send(site.letters, 2)
-
-    assert (await site.ask("/sqs/purge", "DELETE"))[1]["queue"] == site.queue.name
-
-    assert (await site.row_of(site.letters))["visible"] == 2
-    receivers = cast(dict[str, Any], site.replica.monitoring.receivers)
-    receivers["another"] = receivers[site.queue.name]
-    status, answer = await site.ask("/sqs/purge", "DELETE")
-    assert (status, site.letters.name in answer["error"]) == (400, True)
-
-
-async def test_handler_status_says_whether_the_worker_works(site: Site) -> None:
-    _, running = await site.ask("/handler/status")
-    site.replica.stopping.set()
-    await asyncio.sleep(FRESH_S)
-    _, draining = await site.ask("/handler/status")
-    assert (running["running"], running["state"], running["reason"]) == (True, "running", None)
-    assert (draining["running"], draining["state"], draining["reason"]) == (False, "draining", "draining")
-    assert [source["name"] for source in running["sources"]] == [site.queue.name]
 
 
 async def test_handler_stats_shows_queues_and_what_was_done(site: Site) -> None:
@@ -280,14 +237,6 @@ async def test_operation_is_pending_while_an_order_handler_has_it(site: Site) ->
     assert (await site.row_of(site.queue, "/handler/stats", "handlers"))["onTheirWay"] == {"shard-1": 1}
 
 
-async def test_cache_is_not_enabled_without_one(site: Site) -> None:
-    assert await site.ask("/cache/stats") == (200, {"enabled": False})
-    for path, method in (("/cache/keys", "GET"), ("/cache/clear", "DELETE")):
-        status, answer = await site.ask(path, method)
-        assert (status, "REDIS_URL" in answer["error"]) == (404, True)
-    assert (await site.ask("/status"))[1]["cache"] is None
-
-
 async def test_cache_is_shown_and_cleared_of_our_keys_alone(site: Site) -> None:
     redis = FakeRedis("simplu:resource:a-b:order:1", "simplu:epoch", "another:key")
     site.monitor(cache=redis)
@@ -298,17 +247,6 @@ async def test_cache_is_shown_and_cleared_of_our_keys_alone(site: Site) -> None:
     status, answer = await site.ask("/cache/clear", "DELETE")
     assert (status, answer["deleted"], answer["complete"]) == (200, 1, True)
     assert redis.stored == {"simplu:epoch", "another:key"}
-
-
-async def test_cache_keys_are_ours_and_not_more_than_can_be_read(site: Site) -> None:
-    names = [f"simplu:resource:a-b:order:{number:05}" for number in range(KEYS_MAX + 1)]
-    redis = FakeRedis(*names[:2], "another:key")
-    site.monitor(cache=redis)
-    assert await site.ask("/cache/keys") == (200, {"keys": names[:2], "count": 2, "hasMore": False})
-    redis.stored.update(names)
-    await asyncio.sleep(FRESH_S)
-    _, answer = await site.ask("/cache/keys")
-    assert (len(answer["keys"]), answer["count"], answer["hasMore"]) == (KEYS_MAX, KEYS_MAX, True)
 
 
 async def test_cache_in_trouble_is_shown_without_secrets(site: Site) -> None:

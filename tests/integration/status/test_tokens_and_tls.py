@@ -14,12 +14,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp.test_utils import make_mocked_request
 from structlog.testing import capture_logs
 from support.network.tls_front import make_certificate
 
-from simplu_worker.errors import ConfigurationError
-from simplu_worker.status.guard import is_encrypted
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.request_bodies import HttpAnswer
 from simplu_worker.status.roles import LIST_VARIABLE, ListedToken, Tokens, decode_tokens
@@ -151,40 +148,6 @@ async def test_stream_of_a_token_that_is_taken_away_ends(tmp_path: Path) -> None
             assert not of_bob.content.at_eof()
             while b"event" not in await of_bob.content.readline():
                 pass
-
-
-@pytest.mark.parametrize(
-    ("peer", "context", "expected"),
-    [
-        ("127.0.0.1", None, True),
-        ("127.9.9.9", None, True),
-        ("::1", None, True),
-        ("10.0.0.1", None, False),
-        ("2001:db8::1", None, False),
-        ("10.0.0.1", "context", True),
-        (None, None, False),
-    ],
-)
-def test_producers_need_https_off_the_machine(peer: str | None, context: str | None, *, expected: bool) -> None:
-    known = {"peername": None if peer is None else (peer, 4711), "sslcontext": context}
-
-    class Transport(asyncio.Transport):
-        def get_extra_info(self, name: str, default: Any = None) -> Any:
-            return known.get(name, default)
-
-    request = make_mocked_request("GET", "/", transport=Transport())
-    assert is_encrypted(request) is expected
-
-
-def test_first_file_that_cannot_be_used_ends_the_start(tmp_path: Path) -> None:
-    path = tmp_path / "tokens.json"
-    path.write_text('{"tokens": [{"name": "x", "sha256": "SECRET"}]}')
-    for expected in ("API_TOKENS_FILE: Expected `str` matching regex", "API_TOKENS_FILE: expected a file that"):
-        with pytest.raises(ConfigurationError) as refused:
-            watch(path)
-        assert str(refused.value).startswith(expected)
-        assert "SECRET" not in str(refused.value)
-        path.unlink(missing_ok=True)
 
 
 class TlsSite:

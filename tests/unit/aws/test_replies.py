@@ -16,7 +16,7 @@ from simplu_worker.aws.clients import DECODERS, open_client, translate_errors
 from simplu_worker.aws.sending import decode_put_records
 from simplu_worker.consumers.kinesis.leases.lease_table import decode_rows
 from simplu_worker.consumers.kinesis.stream.client import decode_get_records
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import RetryableError
 
 REGION = "eu-west-1"
 QUEUE_URL = f"https://sqs.{REGION}.amazonaws.com/123456789012/orders.fifo"
@@ -89,17 +89,6 @@ def test_rows_are_decoded_as_by_botocore(operation: str, reply: dict[str, Any]) 
     parsed = create_parser("json").parse({"body": body, "headers": {}, "status_code": 200}, shape)
     del parsed["ResponseMetadata"]
     assert parsed == decode_rows(body)
-
-
-async def test_final_refusal_is_not_tried_again() -> None:
-    recorder = Recorder((400, {"__type": "AccessDeniedException", "message": "no"}, {}))
-    async with (
-        recorder.running() as url,
-        open_client("dynamodb", region=REGION, endpoint_url=url, max_attempts=3) as client,
-    ):
-        with pytest.raises(PermanentError), translate_errors():
-            await client.scan(TableName="one")
-    assert len(recorder.requests) == 1
 
 
 @pytest.mark.parametrize("text", ["<html>hello</html>", "", "[]"], ids=len)

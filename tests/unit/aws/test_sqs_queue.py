@@ -41,13 +41,6 @@ def test_message_is_read_with_all_its_facts() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "change", [{"MessageId": None}, {"MessageId": ""}, {"ReceiptHandle": None}, {"ReceiptHandle": 5}]
-)
-def test_message_without_its_ids_is_passed_over(change: dict[str, Any]) -> None:
-    assert parse_message(WHOLE | change) is None
-
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(WHOLE["Attributes"])), inner),
@@ -71,12 +64,6 @@ def test_origin_of_a_standard_queue_has_the_time_for_a_sequence_number() -> None
     assert standard is not None
     assert queue.origin_of(fifo).sequence_number == "18800000000000000256"
     assert queue.origin_of(standard).sequence_number == "1767225600123"
-
-
-def test_size_counts_body_and_attributes_in_bytes() -> None:
-    message = parse_message(WHOLE | {"Body": "żó\ud800"})
-    assert message is not None
-    assert message.size_bytes == 2 + 2 + 3 + 2
 
 
 ENVELOPE = {

@@ -15,7 +15,6 @@ from simplu_client import (
     Limits,
     NotSentError,
     Operation,
-    QueueFullError,
     Sent,
     SimpluError,
 )
@@ -98,18 +97,6 @@ def test_operations_of_a_key_share_a_record() -> None:
     assert len(kinesis.records) == 1
 
 
-def test_send_waits_for_room_until_its_deadline() -> None:
-    kinesis = Gate({"ShardId": "s", "SequenceNumber": "1"})
-    client = Client(stream="s", kinesis=kinesis, limits=Limits(max_count=20))
-    for _ in range(2):
-        client.send(operation_of(0))
-    with pytest.raises(QueueFullError):
-        client.send(operation_of(0), timeout_s=0.01)
-    client.send(operation_of(1), timeout_s=0.01)
-    kinesis.is_open.set()
-    assert client.close(WITHIN_S) == []
-
-
 @pytest.mark.parametrize("results", [[], [{}], [{"ShardId": "s", "SequenceNumber": "1"}] * 3])
 def test_reply_without_a_result_for_each_record_ends_no_sender(results: list[dict[str, str]]) -> None:
     kinesis = Gate(*results)
@@ -171,15 +158,6 @@ def worker_url() -> Iterator[str]:
 
 
 EVENT = Sent("r", "b", "l")
-
-
-def test_reply_that_comes_byte_by_byte_ends_with_the_time_for_it(
-    worker_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("simplu_client.client.HTTP_MARGIN_S", 0.5)
-    verdict, _ = Client(url=f"{worker_url}/slow", token="t")._ask(EVENT, None, 0)
-    assert isinstance(verdict, AskAgain)
-    assert verdict.status is None
 
 
 def test_token_is_sent_without_the_line_break_at_its_end(worker_url: str) -> None:

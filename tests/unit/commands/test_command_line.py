@@ -114,12 +114,6 @@ def test_region_that_a_profile_lacks_is_named_with_all_problems(
     assert names_of(problems_of(monkeypatch, COMPLETE | changes)) == ["HTTP_PORT"]
 
 
-def test_region_is_no_problem_before_there_is_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert names_of(problems_of(monkeypatch, COMPLETE | {"AWS_REGION": "", "KINESIS_STREAM_NAME": ""})) == [
-        "KINESIS_STREAM_NAME"
-    ]
-
-
 @pytest.mark.parametrize("for_run", [True, False])
 def test_misspelt_variable_is_named_beside_the_problem_it_caused(
     monkeypatch: pytest.MonkeyPatch, *, for_run: bool
@@ -159,19 +153,6 @@ def test_variables_that_the_worker_ignores_are_warnings(tmp_path: Path) -> None:
 def test_tenant_cannot_be_left_empty(command: str) -> None:
     with pytest.raises(CycloptsError):
         app.parse_args([*command.split(), "--empty-tenant"], exit_on_error=False, print_error=False)
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        *(f"demo --{name} 0" for name in ("operations", "tenants", "shards", "replicas")),
-        "stack --env-file local.env --shards 0",
-    ],
-)
-def test_embedded_stack_has_one_of_each_at_least(command: str) -> None:
-    app.parse_args(command.replace("0", "1").split(), exit_on_error=False, print_error=False)
-    with pytest.raises(CycloptsError):
-        app.parse_args(command.split(), exit_on_error=False, print_error=False)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import shutil
-import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -9,7 +7,6 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from support.network.faults import Fault, make_certificates
 from support.network.tls_front import make_certificate
 
 from simplu_worker.status import tls
@@ -50,27 +47,8 @@ def test_worker_is_asked_without_the_proxy(monkeypatch: pytest.MonkeyPatch, tmp_
         tls.main()
 
 
-def test_certificate_decides_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    make_certificates(tmp_path)
-    certificate = tmp_path / f"{Fault.EXPIRED}.pem"
-    monkeypatch.setenv("HTTP_TLS_CERT_FILE", str(certificate))
-    with a_worker((certificate, certificate)) as port:
-        monkeypatch.setenv("HTTP_PORT", str(port))
-        tls.main()
-        renewed, _ = make_certificate(tmp_path, "renewed")
-        shutil.copy(renewed, certificate)
-        tls.main()
-
-
 def test_service_link_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
     with a_worker() as port:
         monkeypatch.setattr(tls, "DEFAULT_PORT", str(port))
         monkeypatch.setenv("HTTP_PORT", "tcp://10.0.0.1:80")
         tls.main()
-
-
-def test_worker_that_is_not_live_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    with a_worker(status=503) as port:
-        monkeypatch.setenv("HTTP_PORT", str(port))
-        with pytest.raises(urllib.error.HTTPError, match="503"):
-            tls.main()

@@ -5,7 +5,6 @@ from typing import Any, cast
 
 from support.reader_world import eventually
 
-from simplu_worker.errors import RetryableError
 from simplu_worker.status import lookups
 from simplu_worker.status.lookups import Lookups
 
@@ -64,16 +63,3 @@ async def test_wait_ends_after_its_time_or_at_a_stop(monkeypatch: Any) -> None:
     await shards.look()
     stop.set()
     await waiting
-
-
-async def test_look_that_fails_ends_no_wait(monkeypatch: Any) -> None:
-    monkeypatch.setattr(lookups, "LOOK_EVERY_S", 0.001)
-    for failure in (RetryableError("no answer"), RuntimeError("a defect")):
-        shards = Shards()
-        shards.failure = failure
-        waiting = shards.begin("a")
-        await shards.look()
-        assert not waiting.done()
-        shards.failure = None
-        shards.decided.add("a")
-        await waiting

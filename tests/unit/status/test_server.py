@@ -15,9 +15,7 @@ from aiohttp import ClientSession
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from structlog.testing import capture_logs
-from support.network.ipv6 import require_ipv6
 from support.reader_world import eventually
-from support.requires import ROOT
 from yarl import URL
 
 from simplu_worker import instruments  # noqa: F401  # the metrics that /metrics must show
@@ -26,13 +24,11 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.shards.types import Lever
 from simplu_worker.status import server
 from simplu_worker.status.guard import Actor
-from simplu_worker.status.message_schemas import FEED_SCHEMAS, SCHEMAS
 from simplu_worker.status.request_bodies import HttpAnswer
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import VIEWS_AT_ONCE, open_http
 from simplu_worker.status.views import Unreadiness
 from simplu_worker.status.words import Role, UnreadyReason
-from simplu_worker.telemetry.log import LIBRARIES_NEVER_HEARD
 from simplu_worker.timing.sharing import SharedAnswer
 from simplu_worker.timing.waits import sleep_or_event
 from simplu_worker.vocabulary import DeadLetterReason
@@ -60,7 +56,6 @@ PROTECTED = [
     *MONITORING,
 ]
 DESTRUCTIVE = ["/sqs/purge?queue=orders.fifo", "/cache/clear"]
-OPEN = ["/", "/openapi.json", "/schemas/", "/schemas/operation.json", "/livez", "/healthz", "/readyz", "/metrics"]
 
 
 class Daemon:
@@ -390,17 +385,6 @@ async def test_operation_waits_before_it_takes_a_turn(site: Site, daemon: Daemon
         one.cancel()
 
 
-@pytest.mark.parametrize(
-    "query",
-    ["wait=x", "wait=-1", "wait=20.1", "wait=nan", "wait=inf", "wait=1&wait=2", "wait=1", "wait=1&businessId=b"],
-)
-async def test_wait_is_a_number_of_seconds_for_a_named_tenant(site: Site, daemon: Daemon, query: str) -> None:
-    tenant = "" if query in {"wait=1", "wait=1&businessId=b"} else "&businessId=b&locationId=l"
-    status, _, body = await site.ask(f"/operations/r1?{query}{tenant}", **AUTHORIZED)
-    assert (status, daemon.asked) == (400, [])
-    assert b"wait: expected" in body
-
-
 async def test_probe_takes_the_place_of_the_oldest_connection(daemon: Daemon) -> None:
     async with serving(daemon, connections_max=4) as site:
         silent = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(3)]
@@ -545,15 +529,6 @@ async def test_tap_shows_content_to_operators_alone(daemon: Daemon) -> None:
     assert [entry["about"] for entry in logs if entry["event"] == "http.called"] == [{"content": "true"}] * TAPS_MAX
 
 
-async def test_head_has_the_status_of_get_and_no_body(site: Site) -> None:
-    for path in (*OPEN, *PROTECTED, "/nowhere"):
-        got = await site.ask(path, **AUTHORIZED)
-        status, headers, body = await site.ask(path, "HEAD", **AUTHORIZED)
-        assert (path, status, headers["Content-Type"], body) == (path, got[0], got[1]["Content-Type"], b"")
-        assert (headers["Cache-Control"], headers["X-Content-Type-Options"]) == ("no-store", "nosniff")
-        assert headers["Server"] == "simplu-worker"
-
-
 async def test_failing_view_is_500_without_detail(site: Site, daemon: Daemon) -> None:
     def fail() -> dict[str, Any]:
         raise RuntimeError("postgres://user:secret@host")
@@ -565,14 +540,6 @@ async def test_failing_view_is_500_without_detail(site: Site, daemon: Daemon) ->
     assert [entry["path"] for entry in logs if entry["event"] == "http.failed"] == ["/status"]
 
 
-async def test_schemas_of_messages_are_served_by_the_listed_names(site: Site) -> None:
-    _, _, body = await site.ask("/schemas/")
-    names = msgspec.json.decode(body)["schemas"]
-    answers = [msgspec.json.decode((await site.ask(f"/schemas/{name}"))[2]) for name in names]
-    assert answers == list((SCHEMAS | FEED_SCHEMAS).values())
-    assert (await site.ask("/schemas/operation"))[0] == (await site.ask("/schemas/x.json"))[0] == 404
-
-
 async def test_page_runs_only_files_of_this_server(site: Site) -> None:
     status, headers, body = await site.ask("/")
     page = body.decode()
@@ -582,30 +549,6 @@ async def test_page_runs_only_files_of_this_server(site: Site) -> None:
     assert "unsafe" not in policy
     assert re.findall(r"<style| on[a-z]+=| style=|<script[^>]*>[^<]", page) == []
     assert set(re.findall(r"<option[^>]*>(\w+)", page)) == {"any", *map(str, DeadLetterReason)}
-
-
-async def test_files_of_the_page_are_small_and_of_this_host(site: Site) -> None:
-    wanted, found = ["/"], dict[str, bytes]()
-    while wanted:
-        path = wanted.pop()
-        status, headers, found[path] = await site.ask(path)
-        assert (path, status, headers["X-Content-Type-Options"]) == (path, 200, "nosniff")
-        text = found[path].decode()
-        named = re.findall(r'(?:href|src)="(page/[^"]+)"', text) + re.findall(r'from "\./([^"]+)"', text)
-        paths = [f"/page/{name.removeprefix('page/')}" for name in named]
-        wanted += [one for one in paths if one not in found and one not in wanted]
-        assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text) == []
-    types = {path: (await site.ask(path))[1]["Content-Type"].partition(";")[0] for path in found}
-    assert {path.rpartition(".")[2]: kind for path, kind in types.items()} == {
-        "/": "text/html",
-        "css": "text/css",
-        "js": "text/javascript",
-    }
-    folder = ROOT / "simplu_worker" / "status" / "page"
-    assert len(found) == sum(1 for path in folder.iterdir() if path.suffix in {".html", ".css", ".js"})
-    assert sum(map(len, found.values())) < 120_000
-    for path in ("/page/files.py", "/page/index.html", "/page/", "/page/%2e%2e%2fserver.py"):
-        assert (await site.ask(path))[0] == 404
 
 
 async def test_server_stops_at_once_and_ends_all_that_lasts(daemon: Daemon, patient_stop: float) -> None:
@@ -627,23 +570,6 @@ async def test_server_stops_at_once_and_ends_all_that_lasts(daemon: Daemon, pati
             assert (port, 200) == (again, (await Site(session, again).ask("/livez"))[0])
 
 
-async def test_malformed_request_is_not_logged(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("DEBUG")
-    for sent in (
-        b"GET /status HTTP/1.1\r\nAuthorization: Bearer secret-token\x00\r\n\r\n",
-        b"secret-token\r\n\r\n",
-        b"\x16\x03\x01\x02secret-token\r\n\r\n",
-        b"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nsecret-token\r\nzz\r\n\r\n",
-    ):
-        reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
-        writer.write(sent)
-        with suppress(ConnectionError):
-            await reader.read()
-        writer.close()
-    telling = {one.name for one in caplog.records if "secret-token" in f"{one.getMessage()}{one.exc_text}"}
-    assert telling <= set(LIBRARIES_NEVER_HEARD)
-
-
 @pytest.mark.parametrize("path", ["/status", "/shards", "/sqs/stats", "/handler/stats", "/cache/stats", "/cache/keys"])
 async def test_answer_is_shared_among_callers(daemon: Daemon, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "SharedAnswer", partial(SharedAnswer, fresh_s=60.0))  # a busy machine connects slowly
@@ -656,36 +582,3 @@ async def test_answer_is_shared_among_callers(daemon: Daemon, path: str, monkeyp
     async with serving(daemon) as site:
         answers = await asyncio.gather(*(site.ask(path, **AUTHORIZED) for _ in range(60)))
     assert {(status, msgspec.json.decode(body)["call"]) for status, _, body in answers} == {(200, 1)}
-
-
-async def test_operations_are_looked_up_a_few_at_a_time(daemon: Daemon) -> None:
-    running = longest = 0
-    may_end = asyncio.Event()
-
-    async def look_up() -> HttpAnswer:
-        nonlocal running, longest
-        running += 1
-        longest = max(longest, running)
-        await may_end.wait()
-        running -= 1
-        return 200, {}
-
-    daemon.found = look_up
-    async with serving(daemon) as site:
-        asking = [asyncio.create_task(site.ask(f"/operations/{number}", **AUTHORIZED)) for number in range(20)]
-        await eventually(lambda: running == VIEWS_AT_ONCE)
-        assert (await site.ask("/operations/r"))[0] == 401  # a refused request takes no turn
-        may_end.set()
-        assert {status for status, _, _ in await asyncio.gather(*asking)} == {200}
-    assert longest == VIEWS_AT_ONCE
-
-
-async def test_server_answers_over_both_families_that_the_kernel_has(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    require_ipv6()
-    for ipv6, hosts in (("::", ("127.0.0.1", "[::1]")), ("2001:db8::1", ("127.0.0.1",))):
-        monkeypatch.setattr(server, "IPV6", ipv6)
-        async with open_http(None, 0, tokens=TOKENS, replica=cast(Any, daemon)) as port, ClientSession() as session:
-            for host in hosts:
-                assert (await Site(session, port, host).ask("/livez"))[0] == 200

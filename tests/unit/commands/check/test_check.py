@@ -21,15 +21,3 @@ def test_check_ends_with_what_failed_or_warns() -> None:
     assert verdict(warning, ok, failed) == "failed: shard 2"
     assert verdict(ok, warning, odd=ODD) == "warning: shard 1"
     assert verdict(*[failed] * 12).endswith("shard 8, shard 9 and 2 more")
-
-
-def test_check_has_the_words_of_the_page_for_what_failed() -> None:
-    names = ("shard a", "order events", "shard b", "business-info", "credentials")
-    rows = [CheckedDependency(name, "", CheckStatus.FAILED, "", 0.0) for name in names]
-    _, *advice = verdict_on(CheckReport(rows, []))
-    assert [line.partition(":")[0] for line in advice] == [
-        "AWS credentials are missing or have expired",
-        "Postgres shard takes no operations",
-        "Queue does not answer",
-    ]
-    assert advice[1].endswith(" See docs/monitoring.md#shardlost.")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from simplu_worker.commands.fleet.actions import NOTHING_IS_HELD, held_lines, named_held
+from simplu_worker.commands.fleet.actions import NOTHING_IS_HELD, held_lines
 
 LEASE_DURATION_S = 10.0
 
@@ -32,12 +32,3 @@ def test_nothing_is_held_only_if_every_replica_says_so() -> None:
         assert [line.partition(":")[0] for line in lines(idle, stream_shard("b", **changed))] == [f"{unknown} of b"]
     assert [line.partition(":")[0] for line in lines()] == [unknown]
     assert len(lines(stream_shard("a", heldTargets=1), stream_shard("b", lagSeconds=None))) == 2
-
-
-def test_held_targets_have_their_replica_the_oldest_first() -> None:
-    named = [
-        {"target": "tenant a", "reason": "moving", "ageSeconds": 1.0, "streamShard": "s0"},
-        {"target": "shard b", "reason": "shard_unavailable", "ageSeconds": 9.0, "streamShard": "s1"},
-    ]
-    fleet = {"replicas": [{"replica": "x", "held": named[:1]}, {"replica": "y", "held": named[1:]}]}
-    assert named_held(fleet) == [{"replica": "y", **named[1]}, {"replica": "x", **named[0]}]

@@ -3,10 +3,9 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import pytest
 from rich.console import Console
 
-from simplu_worker.commands.fleet.top_screen import draw, duration_text, lag_style
+from simplu_worker.commands.fleet.top_screen import draw
 
 PROBLEM = {"severity": "critical", "advice": "Look.", "count": 1, "isOver": False, "reason": None}
 MEASURED = {"lagSeconds": None, "recordsPerSecond": None, "heldTargets": None}
@@ -56,25 +55,3 @@ def test_screen_has_what_is_wrong_first_and_nothing_that_is_over() -> None:
         "s0 reading 250 ms – – host:1",
         *("Tenants", "Tenant Shard Seconds of the last minute", "a-b shard-1 4.5"),
     ]
-
-
-def test_screen_of_a_fleet_without_a_stream_is_drawn() -> None:
-    empty: dict[str, Any] = {one: [] for one in ("problems", "replicas", "goneReplicas", "streamShards", "topTenants")}
-    lines = lines_of(FLEET | empty | {"stream": None})
-    assert lines[0].endswith("0 replicas, 0 gone – records/s no stream")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text", "style"),
-    [
-        (None, "–", ""),
-        (0.25, "250 ms", ""),
-        (9.99, "10.0 s", ""),
-        (10.0, "10.0 s", "yellow"),
-        (60.0, "1 min 0 s", "bold red"),
-        (3661.0, "1 h 1 min", "bold red"),
-        (200_000.0, "2 d 7 h", "bold red"),
-    ],
-)
-def test_durations_are_for_people(seconds: float | None, text: str, style: str) -> None:
-    assert (duration_text(seconds), lag_style(seconds)) == (text, style)

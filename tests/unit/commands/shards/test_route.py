@@ -13,7 +13,6 @@ from support.settings import settings_in
 
 from simplu_local.processes.loopback import HOST
 from simplu_local.stack.citrus_server import CitrusServer
-from simplu_worker.__main__ import main
 from simplu_worker.commands.shards.show import read_keys, route_keys
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
@@ -94,17 +93,6 @@ def test_keys_are_read_from_stdin_where_a_dash_stands(monkeypatch: pytest.Monkey
     assert read_keys(["a-1", "-", "d-1"]) == ["a-1", "b-1", "c-1", "d-1"]
     with pytest.raises(PermanentError, match="UTF-8"):
         read_keys(["\udcff"])
-
-
-@pytest.mark.parametrize("words", [(), ("a-b", "--with-shard", "3")])
-def test_route_without_keys_or_with_an_unknown_option_is_misused(
-    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["simplu-worker", "shards", "route", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert "KEY: expected at least one" in capfd.readouterr().err
 
 
 def citrus_settings(url: str) -> Settings:

@@ -38,9 +38,3 @@ async def test_silence_is_broken_by_a_comment() -> None:
     answers = Answers()
     async with aclosing(changes({"a": answers.read}, asyncio.Event(), every_s=0.001, alive_s=0.01)) as events:
         assert [await anext(events) for _ in range(3)] == [encode_event("a", b"1"), ALIVE, ALIVE]
-
-
-async def test_stream_ends_after_its_time() -> None:
-    answers = Answers()
-    events = changes({"a": answers.read}, asyncio.Event(), every_s=0.001, alive_s=60, listen_s=0.02)
-    assert [event async for event in events] == [encode_event("a", b"1")]

@@ -6,14 +6,11 @@ from collections.abc import Mapping
 import pytest
 from support.tracing.recorded_spans import record_spans
 
-from simplu_worker import __version__
 from simplu_worker.assembly.worker import check_tracing, open_tracing
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.telemetry import exported_spans
 from simplu_worker.telemetry.log import scrub_text
-from simplu_worker.telemetry.spans import TRACING, TracedBatch, process_span, receive_span
-
-TEXTS = [f"00-{number:032x}-{number:016x}-01" for number in range(1, 6)]
+from simplu_worker.telemetry.spans import TRACING, receive_span
 
 
 def test_missing_extra_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,44 +52,6 @@ async def test_process_traces_while_it_is_open(monkeypatch: pytest.MonkeyPatch) 
     tracer: object = TRACING.tracer
     assert tracer is None
     assert scrub_text("first-key-of-mine and second key") == "*** and ***"
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({}, {"service.name": "simplu-worker"}),
-        ({"OTEL_SERVICE_NAME": "orders"}, {"service.name": "orders"}),
-        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=orders,team=a%20b"}, {"service.name": "orders", "team": "a b"}),
-    ],
-)
-def test_resource_is_the_replica_as_the_variables_say(
-    monkeypatch: pytest.MonkeyPatch, variables: Mapping[str, str], expected: Mapping[str, str]
-) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    attributes = exported_spans.resource_of("replica-1").attributes
-    known = {"service.instance.id": "replica-1", "service.version": __version__, **expected}
-    assert known == {name: attributes[name] for name in known}
-
-
-@pytest.mark.parametrize("environ", [{"OTEL_BSP_MAX_QUEUE_SIZE": "many"}, {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "100000"}])
-def test_values_that_the_sdk_refuses_are_wrong_settings(environ: Mapping[str, str]) -> None:
-    with pytest.raises(ConfigurationError, match=r"^OTEL_\*: expected values that OpenTelemetry knows, got: "):
-        open_tracing(group_name="g", replica_name="r", environ=environ).__enter__()
-    assert TRACING.tracer is None
-
-
-@pytest.mark.parametrize(("limit", "expected"), [("", 5), ("3", 3), ("200", 5)])
-def test_lower_limit_of_the_sdk_keeps_the_first_links(
-    monkeypatch: pytest.MonkeyPatch, limit: str, expected: int
-) -> None:
-    monkeypatch.setenv("OTEL_SPAN_LINK_COUNT_LIMIT", limit)
-    with record_spans() as spans:
-        with process_span(lambda: TracedBatch("sqs", "orders", 5, lambda: TEXTS)):
-            pass
-        (span,) = spans.ended()
-    assert [link.context.trace_id for link in span.links] == list(range(1, expected + 1))
-    assert (span.attributes or {}).get("simplu.links.left_out", 0) == 5 - expected
 
 
 def test_receive_without_records_has_no_span() -> None:
