@@ -31,7 +31,7 @@ from rich.console import Console
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
 from support.load.testbed import Testbed
-from support.restaurants import make_restaurants, mapping_text, row_count
+from support.restaurants import make_restaurants, queries_text, row_count
 
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.loopback import poll_until
@@ -142,18 +142,18 @@ async def import_all(testbed: Testbed, url: str, arguments: argparse.Namespace) 
     testbed.start_flow(ChainPlan("others", testbed.tenants_of()), rate=arguments.rate)
     restaurants = [Tenant(str(number + 1), "main", "restaurant") for number in range(arguments.restaurants)]
     spread(testbed, restaurants)
-    mapping = testbed.stack.group.directory / "restaurants.toml"
-    mapping.write_text(mapping_text(), encoding="utf-8")
+    queries = testbed.stack.group.directory / "restaurants.sql"
+    queries.write_text(queries_text(), encoding="utf-8")
     differences: list[str] = []
     began = time.monotonic()
-    plan = await run_command(testbed, url, mapping)
+    plan = await run_command(testbed, url, queries)
     plan_s = time.monotonic() - began
     expected = row_count(arguments.restaurants, arguments.orders)
     if (plan["rows"], plan["counts"]) != (expected, {"import": arguments.restaurants}):
         differences.append(f"expected {expected} rows in the plan, got {plan['rows']}, {plan['counts']}")
     began = time.monotonic()
     options = ("--apply", "--parallel", str(arguments.parallel))
-    command = asyncio.ensure_future(apply_and_kill(testbed, url, mapping, options, arguments))
+    command = asyncio.ensure_future(apply_and_kill(testbed, url, queries, options, arguments))
     await wait_until_placed(testbed, restaurants)
     flow = testbed.start_flow(ChainPlan("restaurants", tuple(restaurants)), rate=arguments.rate)
     result = await command
@@ -178,26 +178,26 @@ def spread(testbed: Testbed, restaurants: list[Tenant]) -> None:
 
 
 async def apply_and_kill(
-    testbed: Testbed, url: str, mapping: Path, options: tuple[str, ...], arguments: argparse.Namespace
+    testbed: Testbed, url: str, queries: Path, options: tuple[str, ...], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Run the command as often as it is killed, and then to its end; return its JSON."""
     random = Random(arguments.seed)
     if arguments.follow:
-        return await follow_and_cut_over(testbed, url, mapping, options)
+        return await follow_and_cut_over(testbed, url, queries, options)
     for _ in range(arguments.kills):
-        process = await start_command(testbed, url, mapping, *options)
+        process = await start_command(testbed, url, queries, *options)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(random.uniform(*KILLED_AFTER_S)):
                 await process.communicate()
         if process.returncode is None:
             process.kill()
             await process.communicate()
-    return await run_command(testbed, url, mapping, *options)
+    return await run_command(testbed, url, queries, *options)
 
 
-async def follow_and_cut_over(testbed: Testbed, url: str, mapping: Path, options: tuple[str, ...]) -> dict[str, Any]:
+async def follow_and_cut_over(testbed: Testbed, url: str, queries: Path, options: tuple[str, ...]) -> dict[str, Any]:
     """Follow the source while it changes; then stop the changes, and run the command to its end; return its JSON."""
-    process = await start_command(testbed, url, mapping, *options, "--follow")
+    process = await start_command(testbed, url, queries, *options, "--follow")
     assert process.stderr is not None
     copied_at, began = 0.0, time.monotonic()
     while not copied_at:
@@ -212,7 +212,7 @@ async def follow_and_cut_over(testbed: Testbed, url: str, mapping: Path, options
     process.send_signal(signal.SIGINT)
     await process.communicate()
     cut_over_at = time.monotonic()
-    answer = await run_command(testbed, url, mapping, *options)
+    answer = await run_command(testbed, url, queries, *options)
     answer["figures"] = (
         f"copied in {copied_at - began:.1f} s, followed for {cut_over_at - copied_at:.1f} s,"
         f" cut over in {time.monotonic() - cut_over_at:.1f} s"
@@ -220,12 +220,23 @@ async def follow_and_cut_over(testbed: Testbed, url: str, mapping: Path, options
     return answer
 
 
-async def start_command(testbed: Testbed, url: str, mapping: Path, *options: str) -> asyncio.subprocess.Process:
-    secret = mapping.with_name("source-url")
+async def start_command(testbed: Testbed, url: str, queries: Path, *options: str) -> asyncio.subprocess.Process:
+    secret = queries.with_name("source-url")
     secret.touch(mode=0o600)
     secret.write_text(url, encoding="utf-8")
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "simplu_worker", "tenants", "import", str(mapping), "--json", *options),
+        *(
+            sys.executable,
+            "-m",
+            "simplu_worker",
+            "tenants",
+            "import",
+            str(queries),
+            "--business-type",
+            "restaurant",
+            "--json",
+            *options,
+        ),
         env=testbed.stack.env | {"IMPORT_SOURCE_URL_FILE": str(secret)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # of a background process it is ignored
         stdout=asyncio.subprocess.PIPE,
@@ -233,9 +244,9 @@ async def start_command(testbed: Testbed, url: str, mapping: Path, *options: str
     )
 
 
-async def run_command(testbed: Testbed, url: str, mapping: Path, *options: str) -> dict[str, Any]:
+async def run_command(testbed: Testbed, url: str, queries: Path, *options: str) -> dict[str, Any]:
     """Run `tenants import` to its end; return its JSON."""
-    process = await start_command(testbed, url, mapping, *options)
+    process = await start_command(testbed, url, queries, *options)
     async with asyncio.timeout(COMMAND_S):
         out, err = await process.communicate()
     if process.returncode != 0:

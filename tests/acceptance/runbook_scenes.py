@@ -10,7 +10,7 @@ from typing import Final
 from support.postgres.databases import execute
 from support.postgres.log_rows import made_up_rows
 from support.postgres.tenant_cases import fetch
-from support.restaurants import fill_restaurants, mapping_text
+from support.restaurants import fill_restaurants, queries_text
 from support.runbook.scene import Scene
 
 from simplu_local.aws_server.server import send_commands
@@ -154,11 +154,11 @@ async def poisoned_producer(scene: Scene) -> None:
 
 
 async def import_tenants(scene: Scene) -> None:
-    """Deploy two shards, and start the old server: three restaurants, their mapping, the role of the writers."""
+    """Deploy two shards, and start the old server: three restaurants, their queries, the role of the writers."""
     await scene.deploy("db-1", "db-2")
     old = await scene.add_server("old-db", database="pos")
     await fill_restaurants(old.url, restaurants=3, orders=10)
-    scene.write("restaurants.toml", mapping_text())
+    scene.write("restaurants.sql", queries_text())
     await execute(old.url, "CREATE ROLE app LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO app")
 
 

@@ -9,7 +9,7 @@ from typing import cast
 
 from hypothesis import strategies as st
 
-NAMES = ("records", "orders", "control", "citrus", "maps", "mappings", "types", "http", "events", "feed")
+NAMES = ("records", "orders", "control", "citrus", "maps", "types", "http", "events", "feed")
 
 
 @dataclass(frozen=True)

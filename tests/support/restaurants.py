@@ -1,7 +1,7 @@
-"""The reference's single database of restaurants, as a source of an import: its tables, its mapping, and rows.
+"""The reference's single database of restaurants, as a source of an import: its tables, its queries, and rows.
 
 seed-002 names the tables, and that each has `restaurant_id` and `deleted_at`; the other columns are the usual ones of
-such a system, of all kinds of types. The mapping is that of docs/importing.md.
+such a system, of all kinds of types. The queries are those of docs/importing.md.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ ANALYZE;
 """
 
 
-def mapping_text() -> str:
-    (text,) = (text for what, name, text in page_examples(PAGE) if (what, name) == ("file", "restaurants.toml"))
+def queries_text() -> str:
+    (text,) = (text for what, name, text in page_examples(PAGE) if (what, name) == ("file", "restaurants.sql"))
     return text
 
 

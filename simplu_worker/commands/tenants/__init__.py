@@ -278,9 +278,10 @@ def audit_tenants(*, common: CommonOptions = NO_OPTIONS) -> int:
 
 @tenants.command(name="import")
 def import_tenants(
-    mapping: Path | None = None,
+    queries: Path | None = None,
     /,
     *,
+    business_type: str | None = None,
     apply: Apply = False,
     follow: Flag = False,
     parallel: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=64))] = 4,
@@ -295,8 +296,10 @@ def import_tenants(
 
     Parameters
     ----------
-    mapping
-        A file, TOML or JSON, that names the tables to read; without it the source has a table resources of our shape.
+    queries
+        A file of SQL with a query for each resource type, each below a line `-- name: RESOURCE_TYPE`.
+    business_type
+        The business type of all tenants; without it that of business-info.
     follow
         With --apply: copy all tenants and then, until Ctrl-C, the rows that change; activate none yet.
     parallel
@@ -316,16 +319,18 @@ def import_tenants(
     from simplu_worker.transfers.importing.importer import ImportOptions
 
     if discard:
-        if mapping is not None or follow or leave_refused or refused_file is not None:
+        if queries is not None or follow or leave_refused or refused_file is not None:
             raise UsageError("tenants import: expected --discard alone or with --apply and --source, or none")
         return common.run(lambda settings: discard_imports(settings, source, apply=apply, as_json=common.as_json))
 
+    if queries is None:
+        raise UsageError("tenants import: expected a file of queries, got none; docs/importing.md has an example")
     if source is not None:
         raise UsageError("tenants import: expected --source with --discard, got --source alone")
     if follow and not apply:
         raise UsageError("tenants import: expected --follow with --apply, got --follow alone")
-    options = ImportOptions(parallel, max_rows_per_second, leave_refused)
-    command = ImportCommand(mapping, options, apply=apply, follow=follow, refused_file=refused_file)
+    options = ImportOptions(business_type, parallel, max_rows_per_second, leave_refused)
+    command = ImportCommand(queries, options, apply=apply, follow=follow, refused_file=refused_file)
     return common.run(lambda settings: import_tenants(settings, command, as_json=common.as_json))
 
 

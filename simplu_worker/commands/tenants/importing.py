@@ -14,7 +14,6 @@ import msgspec
 
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.business_info import FRESH_S, Business, BusinessFinder
 from simplu_worker.commands.output import (
     ProgressLine,
     print_json,
@@ -36,7 +35,7 @@ from simplu_worker.transfers.importing.importer import (
     ImportResult,
     ImportShards,
 )
-from simplu_worker.transfers.importing.mapping import FILE_MAX_BYTES, OWN_SHAPE, SourceMapping, parse_mapping
+from simplu_worker.transfers.importing.queries import FILE_MAX_BYTES, SourceQuery, parse_queries
 from simplu_worker.transfers.importing.rules import TROUBLES, ImportState, RefusedRow, TenantReport
 from simplu_worker.transfers.importing.source import ImportSource
 
@@ -53,7 +52,7 @@ UNPLACED: Final = "(at --apply)"  # the shard of a tenant that the locator has n
 class ImportCommand(msgspec.Struct, frozen=True):
     """The arguments of `tenants import`."""
 
-    mapping: Path | None
+    queries: Path
     options: ImportOptions
     apply: bool = False
     follow: bool = False
@@ -78,10 +77,9 @@ async def import_tenants(settings: Settings, command: ImportCommand, *, as_json:
     """Print the plan of an import, or carry it out. Return 1 if a row or a tenant cannot be taken."""
     require_settings(settings, routes=True)
     address = source_address(settings)
-    mapping = OWN_SHAPE if command.mapping is None else read_mapping(command.mapping)
     with _opened(command.refused_file) as file:
         refused = _RefusedRows(file)
-        result = await _run(settings, address, mapping, command, refused)
+        result = await _run(settings, address, command, refused)
     if as_json:
         print_json(result_members(result, refused.first, refused.count))
     else:
@@ -93,7 +91,7 @@ async def discard_imports(settings: Settings, source: str | None, *, apply: bool
     """Print the tenants of a source that are not active yet; with *apply* delete them. Return 1 if one is left then."""
     require_settings(settings, routes=True)
     address = source_address(settings)
-    async with _opened_importer(settings, address, OWN_SHAPE, ImportOptions(), CopyCallbacks()) as importer:
+    async with _opened_importer(settings, address, (), ImportOptions(), CopyCallbacks()) as importer:
         result = await importer.discard(apply=apply, identity=source)
     if as_json:
         members = {"source": result.source, "applied": apply, "tenants": result.reports}
@@ -111,11 +109,12 @@ async def discard_imports(settings: Settings, source: str | None, *, apply: bool
 
 
 async def _run(
-    settings: Settings, address: ShardAddress, mapping: SourceMapping, command: ImportCommand, refused: _RefusedRows
+    settings: Settings, address: ShardAddress, command: ImportCommand, refused: _RefusedRows
 ) -> ImportResult:
+    queries = read_queries(command.queries)
     with _Progress("rows copied" if command.apply else "rows read") as progress:
         callbacks = CopyCallbacks(refused.note, progress.begin, progress.add)
-        async with _opened_importer(settings, address, mapping, command.options, callbacks) as importer:
+        async with _opened_importer(settings, address, queries, command.options, callbacks) as importer:
             if command.follow:
                 return await _follow(importer)
             return await (importer.apply() if command.apply else importer.plan())
@@ -149,31 +148,22 @@ async def _follow(importer: Importer) -> ImportResult:
             loop.remove_signal_handler(number)
 
 
-class _LateBusinessInfo:
-    def __init__(self, settings: Settings, stack: AsyncExitStack) -> None:
-        self._settings = settings
-        self._stack = stack
-        self._opened: BusinessFinder | None = None
-
-    async def find(self, business_id: str, *, max_age_s: float = FRESH_S) -> Business | None:
-        if self._opened is None:
-            self._opened = await self._stack.enter_async_context(
-                open_business_info(self._settings, attempts=BUSINESS_INFO_ATTEMPTS)
-            )
-        return await self._opened.find(business_id, max_age_s=max_age_s)
-
-
 @asynccontextmanager
 async def _opened_importer(
     settings: Settings,
     address: ShardAddress,
-    mapping: SourceMapping,
+    queries: Sequence[SourceQuery],
     options: ImportOptions,
     callbacks: CopyCallbacks,
 ) -> AsyncIterator[Importer]:
-    async with AsyncExitStack() as stack, open_shards(settings) as shards:
-        access = ImportShards(shards.locator, shards.pools, _LateBusinessInfo(settings, stack))
-        yield Importer(ImportSource(address), mapping, access, options, callbacks)
+    async with AsyncExitStack() as stack:
+        shards = await stack.enter_async_context(open_shards(settings))
+        business_info = None
+        if queries and options.business_type is None:
+            opening = open_business_info(settings, attempts=BUSINESS_INFO_ATTEMPTS)
+            business_info = await stack.enter_async_context(opening)
+        access = ImportShards(shards.locator, shards.pools, business_info)
+        yield Importer(ImportSource(address), queries, access, options, callbacks)
 
 
 def source_address(settings: Settings) -> ShardAddress:
@@ -187,14 +177,14 @@ def source_address(settings: Settings) -> ShardAddress:
     return address.validate(settings.database_allowed_hosts)
 
 
-def read_mapping(path: Path) -> SourceMapping:
-    """Return the mapping in a file, JSON or TOML by its name. Raises `ConfigurationError`."""
+def read_queries(path: Path) -> list[SourceQuery]:
+    """Return the queries in a file. Raises `ConfigurationError`."""
     try:
         with path.open("rb") as file:
             text = file.read(FILE_MAX_BYTES + 1)
     except OSError as exc:
-        raise ConfigurationError(f"mapping: expected a readable file at {path}, got: {exc.strerror}") from None
-    return parse_mapping(text, is_json=path.suffix == ".json")
+        raise ConfigurationError(f"queries: expected a readable file at {path}, got: {exc.strerror}") from None
+    return parse_queries(text)
 
 
 @contextmanager
@@ -236,12 +226,11 @@ def result_members(result: ImportResult, refused: Sequence[RefusedRow], refused_
     return {
         "source": result.source.place,
         "snapshotAt": result.source.taken_at,
-        "mapping": result.mapping,
+        "queries": result.queries,
         "counts": dict(sorted(counts.items())),
         "rows": sum(report.rows for report in result.reports),
         "tenants": result.reports,
         "refused": {"count": refused_count, "first": refused},
-        "notes": result.notes,
     }
 
 
@@ -253,10 +242,10 @@ def _print(result: ImportResult, refused: _RefusedRows, command: ImportCommand) 
         print_note(f"and {len(result.reports) - len(shown)} more tenants; --json prints all")
     if refused.first:
         rows = [
-            (row.table, " ".join(row.tenant), row.resource_type, shorten(row.resource_id or "", CELL_MAX), row.reason)
+            (" ".join(row.tenant), row.resource_type, shorten(row.resource_id or "", CELL_MAX), row.reason)
             for row in refused.first[:TABLE_MAX]
         ]
-        print_table(("table", "tenant", "resource type", "resource id", "cannot be taken, because"), rows)
+        print_table(("tenant", "resource type", "resource id", "cannot be taken, because"), rows)
     if refused.count > TABLE_MAX:
         print_note(f"and {refused.count - TABLE_MAX} more rows; --refused-file writes all to a file")
     counts = Counter(report.state.value for report in result.reports)
@@ -265,10 +254,11 @@ def _print(result: ImportResult, refused: _RefusedRows, command: ImportCommand) 
         f"{result.source.place} at {result.source.taken_at}: {len(result.reports)} tenants{counted};"
         f" {sum(report.rows for report in result.reports)} rows, {refused.count} refused"
     )
-    for note in result.notes:
-        print_note(note)
     if not command.apply:
         print_note("nothing was changed; --apply imports the tenants")
+        print_note(
+            "first stop the writers of the source, or --follow it: rows changed after the snapshot are not taken"
+        )
 
 
 def _row(report: TenantReport, *, is_plan: bool) -> tuple[object, ...]:

@@ -1,8 +1,8 @@
 """Copy tenants from a snapshot of the source, and follow the source by its change columns.
 
-A tenant is copied whole, or brought up to date by the rows that a change column names. That may miss rows: deleted ones
-without a tombstone, and those of long transactions. So a comparison of all rows comes before the activation. A tenant
-that a round cannot bring up to date keeps its time: the next round reads it from there, behind the others.
+A tenant is copied whole, or brought up to date by the rows with a newer `updated`. That may miss rows: those that a
+query does not return any more, and those of long transactions. So a comparison of all rows comes before the activation.
+A tenant that a round cannot bring up to date keeps its time: the next round reads it from there, behind the others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import find_addresses
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import Pacer, sleep_or_event
-from simplu_worker.transfers.importing.mapping import ReadTable
+from simplu_worker.transfers.importing.queries import (
+    DUPLICATES_MAX,
+    RowSelection,
+    SourceQuery,
+    digest_of,
+    list_changed_tenants,
+    list_duplicates,
+    sum_rows,
+)
 from simplu_worker.transfers.importing.rules import (
     FOLLOWING,
     OVERLAP,
@@ -33,6 +41,7 @@ from simplu_worker.transfers.importing.rules import (
     RowChecksum,
     SourceRow,
     SourceTenant,
+    is_deleted,
     refusal_of_row,
 )
 from simplu_worker.transfers.importing.source import (
@@ -41,15 +50,6 @@ from simplu_worker.transfers.importing.source import (
     SourceRefusedError,
     SourceSnapshot,
     SourceUnavailableError,
-    UnreadableRowsError,
-)
-from simplu_worker.transfers.importing.statements import (
-    DUPLICATES_MAX,
-    RowSelection,
-    list_changed_tenants,
-    list_deleted,
-    list_duplicates,
-    sum_rows,
 )
 from simplu_worker.transfers.importing.target import ImportTakenError, TargetTenant
 
@@ -60,11 +60,12 @@ RowSink: TypeAlias = "TargetTenant | None"
 
 
 class TakenRows(msgspec.Struct):
-    """The rows of a tenant that were taken, and the number of the others by reason."""
+    """The rows of a tenant that were taken, by type, and the number of the others: deleted, or refused by reason."""
 
     checksum: RowChecksum = msgspec.field(default_factory=RowChecksum)
     byte_count: int = 0
-    tables: Counter[str] = msgspec.field(default_factory=Counter)
+    types: Counter[str] = msgspec.field(default_factory=Counter)
+    deleted: int = 0
     refused: Counter[str] = msgspec.field(default_factory=Counter)
     verified_on: Server | None = None  # the server with equal rows
 
@@ -78,104 +79,88 @@ class CopyCallbacks(msgspec.Struct, frozen=True):
 
 
 class TenantCopier:
-    """Copies tenants from the *tables* of one snapshot."""
+    """Copies tenants from the *queries* of one snapshot."""
 
     def __init__(
-        self,
-        snapshot: SourceSnapshot,
-        tables: Sequence[ReadTable],
-        callbacks: CopyCallbacks,
-        pace: Pacer,
+        self, snapshot: SourceSnapshot, queries: Sequence[SourceQuery], callbacks: CopyCallbacks, pace: Pacer
     ) -> None:
         self._snapshot = snapshot
-        self._tables = tables
+        self._queries = queries
         self._callbacks = callbacks
         self._pace = pace
 
-    async def copy(self, source: SourceTenant, made_at: datetime, sink: RowSink) -> TakenRows:
-        """Read all rows of a tenant into *sink*, emptied before; by their keys if some cannot be returned."""
-        for by_key in (False, True):
-            try:
-                async with self._snapshot.open_reader() as reader:
-                    if sink is not None:
-                        await sink.clear()
-                    return await self._copy(source, made_at, sink, reader, by_key=by_key)
-            except UnreadableRowsError:
-                if by_key:
-                    raise
-        raise AssertionError("one of the two has returned, or raised")
-
-    async def _copy(
-        self, source: SourceTenant, made_at: datetime, sink: RowSink, reader: SourceReader, *, by_key: bool
-    ) -> TakenRows:
-        selected = self._selected(source, RowSelection(source.key, made_at, stored_names=source.stored_names))
-        duplicates = await _find_duplicates(reader, selected)
+    async def copy(self, source: SourceTenant, sink: RowSink) -> TakenRows:
+        """Read all rows of a tenant into *sink*, emptied before."""
+        selections = self._selections(source)
         taken = TakenRows()
         refused: list[RefusedRow] = []
-        for table, selection in selected:
-            async for page in reader.read_table(table, selection, duplicates, by_key=by_key):
-                rows = []
-                for row in page:
-                    reason = refusal_of_row(row, duplicates)
-                    if reason is None:
-                        rows.append(row)
-                        taken.checksum.add(row.high, row.low)
-                        taken.byte_count += row.byte_count or 0
-                    else:
-                        taken.refused[reason] += 1
-                        refused.append(
-                            RefusedRow(table.mapping.name, source.key, row.resource_type, row.resource_id, reason)
-                        )
-                if len(refused) > REFUSED_MAX:
-                    raise PermanentError(TOO_MANY_REFUSED)
-                taken.tables[table.mapping.name] += len(rows)
-                await self._write(sink, rows, page)
+        async with self._snapshot.open_reader() as reader:
+            if sink is not None:
+                await sink.clear()
+            duplicates = await _find_duplicates(reader, selections)
+            for selection in selections:
+                async for page in reader.read_rows(selection, duplicates):
+                    rows = []
+                    for row in page:
+                        reason = refusal_of_row(row, duplicates)
+                        if reason is not None:
+                            taken.refused[reason] += 1
+                            refused.append(RefusedRow(source.key, row.resource_type, row.resource_id, reason))
+                        elif is_deleted(row):
+                            taken.deleted += 1
+                        else:
+                            rows.append(row)
+                            taken.checksum.add(row.high, row.low)
+                            taken.byte_count += row.byte_count or 0
+                    if len(refused) > REFUSED_MAX:
+                        raise PermanentError(TOO_MANY_REFUSED)
+                    taken.types[selection.resource_type] += len(rows)
+                    await self._write(sink, rows, page)
         for one in refused:
             self._callbacks.note_refused(one)
         return taken
 
-    async def copy_changes(self, source: SourceTenant, made_at: datetime, since: datetime, target: TargetTenant) -> int:
-        """Write the rows changed *since*, delete those with a tombstone; return their number.
-
-        Raises `UnreadableRowsError` if the source cannot return some.
-        """
+    async def copy_changes(self, source: SourceTenant, since: datetime, target: TargetTenant) -> int:
+        """Write the rows changed *since*, delete those without a document; return their number."""
         count = 0
-        changing = [table for table in self._tables if table.mapping.changed is not None]
-        selection = RowSelection(source.key, made_at, changed_since=since, stored_names=source.stored_names)
         async with self._snapshot.open_reader() as reader:
-            for table in changing:
-                async for page in reader.read_table(table, selection, (), by_key=False):
-                    rows = [row for row in page if refusal_of_row(row, ()) is None]
-                    await self._write(target, rows, page)
-                    count += len(rows)
-                if table.mapping.deleted is not None:
-                    async for deleted in reader.read_pages(list_deleted(table, selection)):
-                        await target.delete([(row["resource_type"], row["resource_id"]) for row in deleted])
-                        count += len(deleted)
+            for selection in self._selections(source, changed_since=since):
+                async for page in reader.read_rows(selection, ()):
+                    taken = [row for row in page if refusal_of_row(row, ()) is None]
+                    deleted = [(row.resource_type, row.resource_id) for row in taken if is_deleted(row)]
+                    if deleted:
+                        await target.delete(deleted)
+                    await self._write(target, [row for row in taken if not is_deleted(row)], page)
+                    count += len(taken)
         return count
 
-    async def complete(
-        self, source: SourceTenant, made_at: datetime, since: datetime, target: TargetTenant
-    ) -> TakenRows | None:
+    async def complete(self, source: SourceTenant, since: datetime, target: TargetTenant) -> TakenRows | None:
         """Bring a tenant up to date that was copied before; None if its rows differ from those of the source."""
-        try:
-            await self.copy_changes(source, made_at, since, target)
-            selected = self._selected(source, RowSelection(source.key, made_at, stored_names=source.stored_names))
+        await self.copy_changes(source, since, target)
+        taken = TakenRows()
+        if selections := self._selections(source):
             async with self._snapshot.open_reader() as reader:
-                rows = await reader.fetch_all(sum_rows(selected)) if selected else []
-        except UnreadableRowsError:
-            return None
-        taken = TakenRows(tables=Counter(source.row_counts))
-        for row in rows:
-            taken.checksum.add(int(row["high"]), int(row["low"]), row_count=row["row_count"])
-            taken.byte_count += int(row["byte_count"])
+                for row in await reader.fetch_all(sum_rows(selections)):
+                    taken.checksum.add(int(row["high"]), int(row["low"]), row_count=row["row_count"])
+                    taken.byte_count += int(row["byte_count"])
+                    taken.types[row["resource_type"]] = row["row_count"]
+                    taken.deleted += row["deleted_count"]
         self._callbacks.note_rows(source.row_count)
         found = await target.sum_rows()
         taken.verified_on = found.server
         return taken if found.checksum == taken.checksum else None
 
-    def _selected(self, source: SourceTenant, selection: RowSelection) -> list[tuple[ReadTable, RowSelection]]:
-        return [(table, selection) for table in self._tables if source.row_counts[table.mapping.name]]
+    def _selections(self, source: SourceTenant, *, changed_since: datetime | None = None) -> list[RowSelection]:
+        return [
+            RowSelection(
+                query,
+                source.stored_names.get(query.resource_type, query.resource_type),
+                source.key,
+                changed_since=changed_since,
+            )
+            for query in self._queries
+            if changed_since is not None or source.row_counts.get(query.resource_type)
+        ]
 
     async def _write(self, sink: RowSink, rows: Sequence[SourceRow], page: Sequence[SourceRow]) -> None:
         if sink is not None and rows:
@@ -184,12 +169,10 @@ class TenantCopier:
         await asyncio.sleep(self._pace.pause_s(len(page), now=loop_time()))
 
 
-async def _find_duplicates(
-    reader: SourceReader, selected: Sequence[tuple[ReadTable, RowSelection]]
-) -> set[tuple[str, str]]:
-    if not selected:
+async def _find_duplicates(reader: SourceReader, selections: Sequence[RowSelection]) -> set[tuple[str, str]]:
+    if not selections:
         return set()
-    rows = await reader.fetch_all(list_duplicates(selected))
+    rows = await reader.fetch_all(list_duplicates(selections))
     if len(rows) > DUPLICATES_MAX:
         raise PermanentError(TOO_MANY_DUPLICATES)
     return {(row["resource_type"], row["resource_id"]) for row in rows}
@@ -200,11 +183,10 @@ NOTE_INTERVAL_S: Final = 60.0  # between two writes of the time into all journal
 
 
 class FollowedTenant(msgspec.Struct, frozen=True):
-    """A tenant that was copied, and is kept up to date. *made_at* is the time of resources without one."""
+    """A tenant that was copied, and is kept up to date."""
 
     source: SourceTenant
     target: TargetTenant
-    made_at: datetime
 
 
 class FollowRound(msgspec.Struct, frozen=True):
@@ -221,27 +203,25 @@ class Follower:
     def __init__(
         self,
         source: ImportSource,
-        tables: Sequence[ReadTable],
+        queries: Sequence[SourceQuery],
         tenants: Iterable[FollowedTenant],
         callbacks: CopyCallbacks,
         pace: Pacer,
         locator: Locator,
         pools: Pools,
         *,
-        mapping: str,
         followed_to: datetime,
     ) -> None:
         self._source = source
-        self._tables = [table for table in tables if table.mapping.changed is not None]
+        self._queries = queries
         self._tenants = {one.source.key: one for one in tenants}
         self._callbacks = callbacks
         self._pace = pace
         self._locator = locator
         self._pools = pools
-        self._mapping = mapping
         self._followed_to = followed_to
-        self._behind: dict[tuple[str, ...], datetime] = {}  # how far the tenants are that the last round left
-        self.failures: dict[tuple[str, ...], str] = {}  # of tenants that another run has, or with no note in the end
+        self._behind: dict[tuple[str, str], datetime] = {}  # how far the tenants are that the last round left
+        self.failures: dict[tuple[str, str], str] = {}  # of tenants that another run has, or with no note in the end
 
     async def run(
         self, stopping: asyncio.Event, report: Callable[[FollowRound], None], *, interval_s: float = INTERVAL_S
@@ -266,17 +246,17 @@ class Follower:
         return FollowRound(self._followed_to, count, text_of(errors))
 
     async def _copy_changes(self, snapshot: SourceSnapshot) -> tuple[int, list[str]]:
-        changed: set[tuple[str, ...]] = set()
-        for table in self._tables:
-            async for page in snapshot.reader.read_pages(list_changed_tenants(table, self._followed_to - OVERLAP)):
-                changed |= {tuple(row.values()) for row in page}
-        copier = TenantCopier(snapshot, self._tables, self._callbacks, self._pace)
+        changed: set[tuple[str, str]] = set()
+        for query in self._queries:
+            async for page in snapshot.reader.read_pages(list_changed_tenants(query, self._followed_to - OVERLAP)):
+                changed |= {(row["business_id"], row["location_id"]) for row in page}
+        copier = TenantCopier(snapshot, self._queries, self._callbacks, self._pace)
         count, behind, errors = 0, {}, []
         # Those that failed before come last: a shard that hangs then delays nobody else.
         for key in [*sorted(changed & (self._tenants.keys() - self._behind.keys())), *sorted(self._behind)]:
             one, followed_to = self._tenants[key], self._behind.get(key, self._followed_to)
             try:
-                count += await copier.copy_changes(one.source, one.made_at, followed_to - OVERLAP, one.target)
+                count += await copier.copy_changes(one.source, followed_to - OVERLAP, one.target)
             except (SourceUnavailableError, SourceRefusedError):
                 raise
             except ImportTakenError as exc:
@@ -291,10 +271,10 @@ class Follower:
         self._followed_to = datetime.fromisoformat(snapshot.facts.taken_at)
         return count, errors
 
-    async def _note(self) -> dict[tuple[str, ...], str]:
+    async def _note(self) -> dict[tuple[str, str], str]:
         errors = {}
         for key, one in self._tenants.items():
-            state = FollowState(self._mapping, self._behind.get(key, self._followed_to))
+            state = FollowState(digest_of(self._queries), self._behind.get(key, self._followed_to))
             try:
                 await one.target.note(FOLLOWING, msgspec.json.encode(state))
             except WorkerError as exc:

@@ -41,7 +41,12 @@ from simplu_worker.transfers.importing.copying import (
     TenantCopier,
     text_of,
 )
-from simplu_worker.transfers.importing.mapping import MappingRefusedError, ReadTable, SourceMapping
+from simplu_worker.transfers.importing.queries import (
+    SourceQuery,
+    digest_of,
+    list_rows_without_tenant,
+    list_tenants,
+)
 from simplu_worker.transfers.importing.rules import (
     FOLLOWING,
     LEFT_STATES,
@@ -51,24 +56,18 @@ from simplu_worker.transfers.importing.rules import (
     HomeFacts,
     ImportCertificate,
     ImportState,
-    NamedTenant,
     PlaceStep,
     RefusedRow,
     SourceTenant,
     TenantReport,
-    follow_notes,
     followed_since,
     name_tenant,
-    needs_business_info,
-    pairs_of,
     parse_certificate,
     place_of,
     without_collisions,
 )
 from simplu_worker.transfers.importing.source import ImportSource, SourceFacts, SourceReader, SourceSnapshot
-from simplu_worker.transfers.importing.statements import list_rows_without_tenant, list_tenants
 from simplu_worker.transfers.importing.target import (
-    CopyState,
     TargetTenant,
     count_open_imports,
     find_shard_problem,
@@ -85,7 +84,7 @@ MADE_AT_ONCE: Final = 100  # so that a transaction stays far below 30 s, after w
 class _PlacedImport(msgspec.Struct, frozen=True):
     """A tenant with its step and its shard; *problem* is the reason of a refusal, which is final if *is_final*."""
 
-    tenant: NamedTenant
+    tenant: SourceTenant
     step: PlaceStep
     shard_id: str | None = None
     problem: str | None = None
@@ -104,12 +103,12 @@ class _Placer:
         self._pools = pools
         self._source = source
 
-    async def plan(self, tenants: Sequence[NamedTenant]) -> list[_PlacedImport]:
+    async def plan(self, tenants: Sequence[SourceTenant]) -> list[_PlacedImport]:
         named = await self._name_shards(tenants, is_registering=False)
         homes = await self._read_homes(tenants)
         return [self._place(one, named.get(one.tenant_id), homes) for one in tenants]
 
-    async def place(self, tenants: Sequence[NamedTenant], *, token: str) -> list[_PlacedImport]:
+    async def place(self, tenants: Sequence[SourceTenant], *, token: str) -> list[_PlacedImport]:
         """Register the tenants, and make them as `incoming`. Idempotent."""
         homes = await self._read_homes(tenants)
         unmade = [one for one in tenants if self._place(one, None, homes).step is PlaceStep.MAKE]
@@ -130,7 +129,7 @@ class _Placer:
             return f"shard {others[0].shard_id} has it too, {others[0].state}"
         return _silence(homes)
 
-    def _place(self, tenant: NamedTenant, named: ShardAddress | WorkerError | None, homes: _Homes) -> _PlacedImport:
+    def _place(self, tenant: SourceTenant, named: ShardAddress | WorkerError | None, homes: _Homes) -> _PlacedImport:
         if tenant.problem is not None:
             return _PlacedImport(tenant, PlaceStep.REFUSE, problem=tenant.problem)
         step, home, problem = place_of(tenant, homes.by_tenant.get(tenant.tenant_id, ()), source=self._source)
@@ -145,12 +144,12 @@ class _Placer:
         return _PlacedImport(tenant, step, None if named is None else named.shard_id)
 
     async def _name_shards(
-        self, tenants: Sequence[NamedTenant], *, is_registering: bool
+        self, tenants: Sequence[SourceTenant], *, is_registering: bool
     ) -> dict[str, ShardAddress | WorkerError | None]:
         named: dict[str, ShardAddress | WorkerError | None] = {}
         slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
-        async def name(tenant: NamedTenant) -> None:
+        async def name(tenant: SourceTenant) -> None:
             async with slots:
                 try:
                     named[tenant.tenant_id] = await self._name_shard(tenant, is_registering=is_registering)
@@ -163,17 +162,15 @@ class _Placer:
                     tasks.create_task(name(tenant), name=f"locate:{tenant.tenant_id}")
         return named
 
-    async def _name_shard(self, tenant: NamedTenant, *, is_registering: bool) -> ShardAddress | None:
+    async def _name_shard(self, tenant: SourceTenant, *, is_registering: bool) -> ShardAddress | None:
         if not is_registering:
             return await self._locator.locate(tenant.tenant_id)
-        address = (
-            await self._locator.register(tenant.business_id or "", tenant.location_id or "", tenant.business_type or "")
-        ).address
+        address = (await self._locator.register(*tenant.key, tenant.business_type or "")).address
         if not address.is_active:
             raise RetryableError(f"shard {address.shard_id} is not active")
         return address
 
-    async def _read_homes(self, tenants: Iterable[NamedTenant]) -> _Homes:
+    async def _read_homes(self, tenants: Iterable[SourceTenant]) -> _Homes:
         ids = [one.tenant_id for one in tenants if one.problem is None]
         by_tenant: defaultdict[str, list[HomeFacts]] = defaultdict(list)
         silent: set[str] = set()
@@ -195,7 +192,7 @@ class _Placer:
     ) -> dict[str, WorkerError]:
         errors: dict[str, WorkerError] = {}
 
-        async def make(shard: ShardAddress, tenants: Sequence[NamedTenant]) -> None:
+        async def make(shard: ShardAddress, tenants: Sequence[SourceTenant]) -> None:
             try:
                 pool = self._pools.ensure_pool(shard)
                 problem = await find_shard_problem(pool, (one.business_type or "" for one in tenants))
@@ -232,27 +229,28 @@ def _silence(homes: _Homes) -> str | None:
 log = structlog.get_logger(__name__)
 
 LEFT_DETAIL: Final = "rows that cannot be taken: correct them, or leave them in the source with --leave-refused"
-OTHER_MAPPING: Final = "by another mapping: nothing was taken by this one"
-ALL_DELETED: Final = "tenants whose rows all have a tombstone are imported too, empty but for the default row"
+OTHER_QUERIES: Final = "by other queries: nothing was taken by these"
 TO_IMPORT: Final = frozenset({PlaceStep.MAKE, PlaceStep.CONTINUE})
-BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)  # the time of resources without one, in a plan
 
 
 class ImportOptions(msgspec.Struct, frozen=True):
-    """The options of a run. *max_rows_per_s* bounds the rows read by all connections together."""
+    """The options of a run. *max_rows_per_s* bounds the rows read by all connections together.
 
+    *business_type* is that of every tenant; without it business-info has the types.
+    """
+
+    business_type: str | None = None
     parallel: int = 4
     max_rows_per_s: float | None = None
     leave_refused: bool = False
 
 
 class ImportResult(msgspec.Struct, frozen=True):
-    """The result of a plan or of a run; *notes* are for people."""
+    """The result of a plan or of a run; *queries* is their digest."""
 
     source: SourceFacts
-    mapping: str
+    queries: str
     reports: list[TenantReport]
-    notes: list[str] = []
 
 
 class DiscardResult(msgspec.Struct, frozen=True):
@@ -264,26 +262,26 @@ class DiscardResult(msgspec.Struct, frozen=True):
 
 
 class ImportShards(msgspec.Struct, frozen=True):
-    """The access of an import to the shards, and to business-info."""
+    """The access of an import to the shards, and to business-info if that has the types of tenants."""
 
     locator: Locator
     pools: Pools
-    business_info: BusinessFinder
+    business_info: BusinessFinder | None
 
 
 class Importer:
-    """Imports the tenants of *source* as *mapping* describes them."""
+    """Imports the tenants of *source* that *queries* return."""
 
     def __init__(
         self,
         source: ImportSource,
-        mapping: SourceMapping,
+        queries: Sequence[SourceQuery],
         shards: ImportShards,
         options: ImportOptions,
         callbacks: CopyCallbacks | None = None,
     ) -> None:
         self._source = source
-        self._mapping = mapping
+        self._queries = queries
         self._shards = shards
         self._options = options
         self._callbacks = callbacks or CopyCallbacks()
@@ -293,7 +291,7 @@ class Importer:
     async def plan(self) -> ImportResult:
         """Read every row once, and return what an import would do; nothing is changed anywhere.
 
-        Raises `PermanentError` if the mapping does not fit, `RetryableError` without an answer.
+        Raises `PermanentError` if the queries do not fit, `RetryableError` without an answer.
         """
         async with self._opened() as run:
             placed = await run.placer.plan(run.tenants)
@@ -329,21 +327,19 @@ class Importer:
         report_round(FollowRound(followed_to, error=text_of(left)))
         follower = Follower(
             self._source,
-            run.tables,
+            run.queries,
             followed,
             self._callbacks,
             self._pace,
             self._shards.locator,
             self._shards.pools,
-            mapping=run.mapping,
             followed_to=followed_to,
         )
         await follower.run(stopping, report_round, interval_s=interval_s)
-        errors = {
-            (one.tenant.business_id, one.tenant.location_id): follower.failures.get(one.tenant.source.key)
-            for one in placed
-        }
-        reports = [_report_left(one, errors.get((one.business_id, one.location_id))) for one in result.reports]
+        reports = [
+            _report_left(one, follower.failures.get((one.business_id or "", one.location_id or "")))
+            for one in result.reports
+        ]
         return msgspec.structs.replace(result, reports=reports)
 
     async def discard(self, *, apply: bool, identity: str | None = None) -> DiscardResult:
@@ -385,55 +381,47 @@ class Importer:
     @contextlib.asynccontextmanager
     async def _opened(self) -> AsyncIterator[_ImportRun]:
         async with self._source.open_snapshot() as snapshot:
-            tables, problems = await snapshot.reader.describe(self._mapping)
-            if problems:
-                raise MappingRefusedError(*problems)
-            sources = await _list_sources(snapshot.reader, tables)
-            await self._note_rows_without_tenant(snapshot.reader, tables)
+            queries = await snapshot.reader.describe(self._queries)
+            listed = await _list_tenants(snapshot.reader, queries)
+            await self._note_rows_without_tenant(snapshot.reader, queries)
             known = await find_known_types(self._shards.locator, self._shards.pools)
-            tenants = without_collisions([await self._name(one, known) for one in sources])
-            tenants.sort(key=lambda one: -one.source.row_count)  # the largest first: the last ones end together
-            self._callbacks.note_total(sum(one.source.row_count for one in tenants if one.problem is None))
+            tenants = without_collisions([await self._name(one, known) for one in listed])
+            tenants.sort(key=lambda one: (-one.row_count, one.key))  # the largest first: the last ones end together
+            self._callbacks.note_total(sum(one.row_count for one in tenants if one.problem is None))
             placer = _Placer(self._shards.locator, self._shards.pools, source=snapshot.facts.identity)
-            copier = TenantCopier(snapshot, tables, self._callbacks, self._pace)
-            yield _ImportRun(snapshot, tables, tenants, placer, copier, self._mapping.digest, self._options.parallel)
+            copier = TenantCopier(snapshot, queries, self._callbacks, self._pace)
+            yield _ImportRun(snapshot, queries, tenants, placer, copier, self._options.parallel)
 
-    async def _name(self, source: SourceTenant, known_types: Mapping[str, Mapping[str, str]]) -> NamedTenant:
-        businesses: dict[str, Business | str | None] = {}
-        if needs_business_info(source, self._mapping):
-            for business_id, _ in pairs_of(source, self._mapping.tenants):
-                if is_id(business_id) and business_id not in businesses:
-                    try:
-                        businesses[business_id] = await self._shards.business_info.find(business_id)
-                    except UnreadableBusinessError as exc:
-                        businesses[business_id] = str(exc)
-        named = name_tenant(source, self._mapping, businesses, known_types=known_types)
-        source.stored_names = known_types.get(named.business_type or "", {})
-        return named
+    async def _name(self, tenant: SourceTenant, known_types: Mapping[str, Mapping[str, str]]) -> SourceTenant:
+        business: Business | str | None = None
+        if self._shards.business_info is not None and is_id(tenant.business_id):
+            try:
+                business = await self._shards.business_info.find(tenant.business_id)
+            except UnreadableBusinessError as exc:
+                business = str(exc)
+        return name_tenant(tenant, business, business_type=self._options.business_type, known_types=known_types)
 
-    async def _note_rows_without_tenant(self, reader: SourceReader, tables: Sequence[ReadTable]) -> None:
-        for table in tables:
-            async for page in reader.read_pages(list_rows_without_tenant(table)):
+    async def _note_rows_without_tenant(self, reader: SourceReader, queries: Sequence[SourceQuery]) -> None:
+        for query in queries:
+            async for page in reader.read_pages(list_rows_without_tenant(query)):
                 for row in page:
-                    refused = RefusedRow(table.mapping.name, (), row["resource_type"], row["resource_id"], NO_TENANT)
-                    self._callbacks.note_refused(refused)
+                    self._callbacks.note_refused(RefusedRow((), query.resource_type, row["resource_id"], NO_TENANT))
 
     async def _scan(self, run: _ImportRun, placed: _PlacedImport) -> TenantReport:
         state = ImportState.IMPORT if placed.step is PlaceStep.MAKE else ImportState.CONTINUE
-        taken = await run.copier.copy(placed.tenant.source, BEGINNING, None)
+        taken = await run.copier.copy(placed.tenant, None)
         return _report(placed, state, taken)
 
-    async def _copy(self, run: _ImportRun, placed: _PlacedImport, target: TargetTenant) -> tuple[TakenRows, CopyState]:
+    async def _copy(self, run: _ImportRun, placed: _PlacedImport, target: TargetTenant) -> TakenRows:
         """Copy a tenant, or the changes of one that followed, until its rows are equal to those of the source."""
         state = await target.take_over()
-        source = placed.tenant.source
-        since = followed_since(state.step, state.detail, mapping=run.mapping)
+        since = followed_since(state.step, state.detail, queries=run.digest)
         if since is not None:
-            taken = await run.copier.complete(source, state.started_at, since, target)
+            taken = await run.copier.complete(placed.tenant, since, target)
             if taken is not None:
-                return taken, state
+                return taken
             log.warning("import.differs", tenant_id=placed.tenant.tenant_id, shard_id=placed.shard_id)
-        taken = await run.copier.copy(source, state.started_at, target)
+        taken = await run.copier.copy(placed.tenant, target)
         summed = await target.sum_rows()
         found, taken.verified_on = summed.checksum, summed.server
         if found != taken.checksum:
@@ -442,7 +430,7 @@ class Importer:
                 f" {taken.checksum.text}, got {found.row_count} with {found.text}; run this again, which copies the"
                 " tenant again"
             )
-        return taken, state
+        return taken
 
     def _target(self, placed: _PlacedImport, token: str) -> TargetTenant:
         return TargetTenant(self._shards.pools.pool_of(placed.shard_id or ""), placed.tenant.tenant_id, token=token)
@@ -451,18 +439,18 @@ class Importer:
         self, run: _ImportRun, placed: _PlacedImport, token: str, followed: list[FollowedTenant]
     ) -> TenantReport:
         target = self._target(placed, token)
-        taken, state = await self._copy(run, placed, target)
+        taken = await self._copy(run, placed, target)
         if taken.refused and not self._options.leave_refused:
             return _report(placed, ImportState.LEFT, taken, detail=LEFT_DETAIL)
         taken_at = datetime.fromisoformat(run.snapshot.facts.taken_at)
-        await target.note(FOLLOWING, msgspec.json.encode(FollowState(run.mapping, taken_at)))
-        followed.append(FollowedTenant(placed.tenant.source, target, state.started_at))
+        await target.note(FOLLOWING, msgspec.json.encode(FollowState(run.digest, taken_at)))
+        followed.append(FollowedTenant(placed.tenant, target))
         return _report(placed, ImportState.FOLLOWED, taken)
 
     async def _import(self, run: _ImportRun, placed: _PlacedImport, token: str) -> TenantReport:
         tenant, shard_id = placed.tenant, placed.shard_id or ""
         target = self._target(placed, token)
-        taken, _ = await self._copy(run, placed, target)
+        taken = await self._copy(run, placed, target)
         if taken.refused and not self._options.leave_refused:
             return _report(placed, ImportState.LEFT, taken, detail=LEFT_DETAIL)
         if (rival := await run.placer.find_rivals(placed)) is not None:
@@ -485,25 +473,24 @@ class _ImportRun:
     def __init__(
         self,
         snapshot: SourceSnapshot,
-        tables: Sequence[ReadTable],
-        tenants: list[NamedTenant],
+        queries: Sequence[SourceQuery],
+        tenants: list[SourceTenant],
         placer: _Placer,
         copier: TenantCopier,
-        mapping: str,
         parallel: int,
     ) -> None:
         self.snapshot = snapshot
-        self.tables = tables
+        self.queries = queries
+        self.digest = digest_of(queries)
         self.tenants = tenants
         self.placer = placer
         self.copier = copier
-        self.mapping = mapping
         self._parallel = parallel
 
     async def report(
         self, placed: Sequence[_PlacedImport], work: Callable[[_PlacedImport], Awaitable[TenantReport]]
     ) -> ImportResult:
-        reports = [_report_untouched(one, self.mapping) for one in placed if one.step not in TO_IMPORT]
+        reports = [_report_untouched(one, self.digest) for one in placed if one.step not in TO_IMPORT]
         pending = iter([one for one in placed if one.step in TO_IMPORT])
 
         async def work_on_pending() -> None:
@@ -518,45 +505,37 @@ class _ImportRun:
             for number in range(self._parallel):
                 tasks.create_task(work_on_pending(), name=f"import:{number}")
         reports.sort(key=lambda report: report.name)
-        notes = follow_notes(table.mapping for table in self.tables)
-        if count := sum(one.step in TO_IMPORT and not one.tenant.source.row_count for one in placed):
-            notes.append(f"{ALL_DELETED}: {count}")
-        return ImportResult(self.snapshot.facts, self.mapping, reports, notes)
+        return ImportResult(self.snapshot.facts, self.digest, reports)
 
 
-async def _list_sources(reader: SourceReader, tables: Iterable[ReadTable]) -> list[SourceTenant]:
-    found: dict[tuple[str, ...], SourceTenant] = {}
-    for table in tables:
-        async for page in reader.read_pages(list_tenants(table)):
+async def _list_tenants(reader: SourceReader, queries: Iterable[SourceQuery]) -> list[SourceTenant]:
+    counts: defaultdict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+    for query in queries:
+        async for page in reader.read_pages(list_tenants(query)):
             for row in page:
-                key = tuple(row[f"tenant_{number}"] for number in range(len(table.mapping.tenant)))
-                if None in key:
-                    continue  # `list_rows_without_tenant` has these
-                source = found.setdefault(key, SourceTenant(key))
-                source.row_counts[table.mapping.name] += row["left_count"]
-                source.deleted_count += row["row_count"] - row["left_count"]
-                source.business_types.update(row["business_types"] or ())
-    return list(found.values())
+                counts[row["business_id"], row["location_id"]][query.resource_type] = row["row_count"]
+    # `list_rows_without_tenant` has the rows without one of the two.
+    return [SourceTenant(*key, of_tenant) for key, of_tenant in counts.items() if None not in key]
 
 
 def _certify(run: _ImportRun, placed: _PlacedImport, taken: TakenRows) -> ImportCertificate:
     tenant, facts = placed.tenant, run.snapshot.facts
     return ImportCertificate(
-        business_id=tenant.business_id or "",
-        location_id=tenant.location_id or "",
+        business_id=tenant.business_id,
+        location_id=tenant.location_id,
         business_type=tenant.business_type or "",
         shard_id=placed.shard_id or "",
         source=facts.place,
         snapshot_at=facts.taken_at,
-        mapping=run.mapping,
+        queries=run.digest,
         rows=taken.checksum.row_count,
         bytes=taken.byte_count,
         checksum=taken.checksum.text,
         verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
         worker_version=__version__,
-        tables=dict(taken.tables),
+        types=dict(taken.types),
         refused=dict(taken.refused),
-        deleted=tenant.source.deleted_count,
+        deleted=taken.deleted,
     )
 
 
@@ -579,7 +558,7 @@ def _report(
         rows=0 if taken is None else taken.checksum.row_count,
         bytes=0 if taken is None else taken.byte_count,
         refused={} if taken is None else dict(taken.refused),
-        deleted=tenant.source.deleted_count,
+        deleted=0 if taken is None else taken.deleted,
         detail=detail,
         certificate=certificate,
     )
@@ -591,13 +570,13 @@ def _report_left(report: TenantReport, error: str | None) -> TenantReport:
     return msgspec.structs.replace(report, state=ImportState.FAILED, detail=error)
 
 
-def _report_untouched(placed: _PlacedImport, mapping: str) -> TenantReport:
+def _report_untouched(placed: _PlacedImport, digest: str) -> TenantReport:
     if placed.step is PlaceStep.DONE:
         certificate = parse_certificate(placed.certificate)
         report = _report(placed, ImportState.THERE, None, certificate=certificate)
         if certificate is None:
             return report
-        detail = None if certificate.mapping == mapping else OTHER_MAPPING
+        detail = None if certificate.queries == digest else OTHER_QUERIES
         return msgspec.structs.replace(report, rows=certificate.rows, bytes=certificate.bytes, detail=detail)
     state = ImportState.REFUSED if placed.is_final else ImportState.FAILED
     return _report(placed, state, None, detail=placed.problem)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Final
 
 import asyncpg
@@ -18,30 +18,40 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.json_record import DOCUMENT_MAX_BYTES
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
 from simplu_worker.shards.postgres.connector import ShardConnection, connect_options
-from simplu_worker.shards.postgres.errors import SEE_UPGRADE, ErrorMeaning, error_words, meaning_of, state_words
-from simplu_worker.transfers.importing.mapping import ReadTable, SourceMapping, names_of, read_table_of
-from simplu_worker.transfers.importing.rules import SourceRow, must_be_read_alone
-from simplu_worker.transfers.importing.statements import (
+from simplu_worker.shards.postgres.errors import (
+    READ_ONLY,
+    SEE_UPGRADE,
+    ErrorMeaning,
+    error_words,
+    meaning_of,
+    state_words,
+)
+from simplu_worker.transfers.importing.queries import (
     DESCRIBE_SOURCE,
-    DESCRIBE_TABLE,
     DOCUMENT_READ_MAX_BYTES,
     EXPORT_SNAPSHOT,
     IDENTIFY,
     MAY_IDENTIFY,
+    QueriesRefusedError,
     RowSelection,
+    SourceQuery,
     SourceStatement,
     begin,
-    list_keys,
+    describe_query,
+    problem_of_columns,
+    problems_of_tenants,
     read_rows,
 )
+from simplu_worker.transfers.importing.rules import SourceRow, must_be_read_alone
 
 PAGE_MAX_ROWS: Final = 500
 PART_MAX_BYTES: Final = 4 * 1024 * 1024  # of documents that are in memory together, unless one alone is longer
 CONNECT_S: Final = 10.0
 VERSION_MIN: Final = 110_000  # the first with sha256()
 _SNAPSHOT_ID = re.compile(r"[0-9A-F]+(?:-[0-9A-F]+)*")
-# The source's answers to a wrong mapping, or to a role without rights: another try gets the same.
-_OF_MAPPING: Final = ("42", "0A", "3F")
+# The source's answers to a wrong query, to a value that it cannot represent, or to a role without rights: another try
+# gets the same.
+_OF_QUERY: Final = ("42", "0A", "3F", READ_ONLY)
 
 Row = asyncpg.Record
 
@@ -51,11 +61,11 @@ class SourceUnavailableError(RetryableError):
 
 
 class SourceRefusedError(PermanentError):
-    """The source cannot be read as the mapping describes it."""
+    """The source does not take a query."""
 
 
-class UnreadableRowsError(PermanentError):
-    """Some row of a table cannot be returned as JSON; read by its key each row is found."""
+class QueryFailedError(PermanentError):
+    """A query fails at a row; only the tenant of that row cannot be read."""
 
 
 class SourceFacts(msgspec.Struct, frozen=True):
@@ -89,64 +99,55 @@ class SourceReader:
             if len(page) < size:
                 return
 
-    async def describe(self, mapping: SourceMapping) -> tuple[list[ReadTable], list[str]]:
-        """Return the tables that fit the mapping, and the problems of the others."""
-        tables, problems = [], []
-        for table in mapping.tables:
-            columns = await self.fetch_all(SourceStatement(DESCRIBE_TABLE, (table.schema, table.table)))
-            try:
-                tables.append(read_table_of(table, names_of(map(dict, columns))))
-            except PermanentError as exc:
-                problems.append(str(exc))
-        return tables, problems
+    async def describe(self, queries: Sequence[SourceQuery]) -> list[SourceQuery]:
+        """Return the queries with the types of their columns. Raises `QueriesRefusedError` with every problem."""
+        described, problems = [], []
+        for query in queries:
+            with _errors_translated():
+                await self._connection.execute("SAVEPOINT described")
+                try:
+                    statement = await self._connection.prepare(describe_query(query), name="")
+                except asyncpg.PostgresError as exc:
+                    if not (exc.sqlstate or "").startswith(_OF_QUERY):
+                        raise
+                    # No row was read, so the text has words of the query alone.
+                    problems.append(f"{query.resource_type}: {exc.args[0]} ({exc.sqlstate}); correct the query")
+                    await self._connection.execute("ROLLBACK TO SAVEPOINT described")
+                    continue
+            types = {one.name: one.type.name for one in statement.get_attributes()}
+            found = msgspec.structs.replace(query, types=types)
+            problem = problem_of_columns(found, len(statement.get_parameters()))
+            if problem is None:
+                described.append(found)
+            else:
+                problems.append(problem)
+        if problems := problems or problems_of_tenants(described):
+            raise QueriesRefusedError(*problems)
+        return described
 
-    async def read_table(
-        self, table: ReadTable, selection: RowSelection, duplicates: Collection[tuple[str, str]], *, by_key: bool
+    async def read_rows(
+        self, selection: RowSelection, duplicates: Collection[tuple[str, str]]
     ) -> AsyncIterator[list[SourceRow]]:
-        """Yield the rows of a tenant, but not those of *duplicates* (types and ids).
-
-        Raises `UnreadableRowsError` if one cannot be returned; *by_key*, some hundred times slower, the row has the
-        error.
-        """
-        if by_key:
-            async for page in self.read_pages(list_keys(table, selection)):
-                async for part in _in_parts(self._read_by_key(table, selection, row) for row in page):
+        """Yield the rows of a selection; long documents only of rows that are not in *duplicates* (types and ids)."""
+        async for page in self.read_pages(read_rows(selection, document_max_bytes=DOCUMENT_READ_MAX_BYTES)):
+            part: list[SourceRow] = []
+            size = 0
+            for record in page:
+                row = _row_of(record)
+                if must_be_read_alone(row) and (row.resource_type, row.resource_id) not in duplicates:
+                    row = await self._read_alone(selection, row)
+                length = row.byte_count or 0
+                if part and size + length > PART_MAX_BYTES:
                     yield part
-            return
-        statement = read_rows(table, selection, document_max_bytes=DOCUMENT_READ_MAX_BYTES)
-        async for page in self.read_pages(statement):
-            async for part in _in_parts(self._read_whole(table, selection, row_of(row), duplicates) for row in page):
-                yield part
+                    part, size = [], 0
+                part.append(row)
+                size += length
+            yield part
 
-    async def _read_whole(
-        self, table: ReadTable, selection: RowSelection, row: SourceRow, duplicates: Collection[tuple[str, str]]
-    ) -> SourceRow:
-        if must_be_read_alone(row) and (row.resource_type, row.resource_id) not in duplicates:
-            return await self._read_alone(table, selection, row)
-        return row
-
-    async def _read_alone(self, table: ReadTable, selection: RowSelection, row: SourceRow) -> SourceRow:
-        key = [part for part in row.key_parts if part is not None]
-        if len(key) < len(row.key_parts):
-            return row
-        one = msgspec.structs.replace(selection, key=tuple(key))
-        found = await self.fetch_all(read_rows(table, one, document_max_bytes=DOCUMENT_MAX_BYTES))
-        return row_of(found[0]) if found else row
-
-    async def _read_by_key(self, table: ReadTable, selection: RowSelection, row: Row) -> SourceRow:
-        bare = SourceRow(row["resource_type"], row["resource_id"], "", "", None, None, 0, 0, row["key_parts"])
-        await self._execute("SAVEPOINT one_row")
-        try:
-            found = await self._read_alone(table, selection, bare)
-        except UnreadableRowsError as exc:
-            await self._execute("ROLLBACK TO SAVEPOINT one_row")
-            found = msgspec.structs.replace(bare, error=str(exc))
-        await self._execute("RELEASE SAVEPOINT one_row")
-        return found
-
-    async def _execute(self, command: str) -> None:
-        with _errors_translated():
-            await self._connection.execute(command)
+    async def _read_alone(self, selection: RowSelection, row: SourceRow) -> SourceRow:
+        one = msgspec.structs.replace(selection, resource_id=row.resource_id)
+        found = await self.fetch_all(read_rows(one, document_max_bytes=DOCUMENT_MAX_BYTES))
+        return _row_of(found[0]) if found else row
 
 
 class SourceSnapshot:
@@ -221,47 +222,20 @@ class ImportSource:
             connection.terminate()  # nothing is to be committed
 
 
-async def _in_parts(rows: Iterable[Awaitable[SourceRow]]) -> AsyncIterator[list[SourceRow]]:
-    """Yield *rows* in order, each awaited in its turn, in parts of at most `PART_MAX_BYTES`."""
-    part: list[SourceRow] = []
-    size = 0
-    for one in rows:
-        row = await one
-        length = row.byte_count or 0
-        if part and size + length > PART_MAX_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(row)
-        size += length
-    if part:
-        yield part
-
-
 async def _import_snapshot(connection: ShardConnection, snapshot_id: str) -> None:
     if not _SNAPSHOT_ID.fullmatch(snapshot_id):
         raise SourceRefusedError("IMPORT_SOURCE_URL: expected the id of a snapshot of Postgres, got another text")
     try:
         await connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot_id}'")
-    except asyncpg.PostgresError as exc:  # 42704 or 22023, which otherwise mean a wrong mapping or an unreadable row
+    except asyncpg.PostgresError as exc:  # 42704 or 22023, which otherwise mean a wrong query or row
         raise SourceUnavailableError(
             f"IMPORT_SOURCE_URL: the snapshot of this run is gone ({exc.sqlstate}): its connection has ended, or"
             " another server answers; run it again"
         ) from exc
 
 
-def row_of(row: Row) -> SourceRow:
-    """Return the row in a record of `read_rows`."""
-    return SourceRow(
-        row["resource_type"],
-        row["resource_id"],
-        row["created"],
-        row["changed"],
-        row["byte_count"],
-        row["document"],
-        row["high"],
-        row["low"],
-        row["key_parts"],
-    )
+def _row_of(row: Row) -> SourceRow:
+    return SourceRow(**dict(row))
 
 
 @contextlib.contextmanager
@@ -272,10 +246,11 @@ def _errors_translated() -> Iterator[None]:
     except asyncpg.PostgresError as exc:
         error = state_words(exc.sqlstate).removesuffix(f"; {SEE_UPGRADE}")
         if meaning_of(exc.sqlstate or "") is ErrorMeaning.DATA:
-            raise UnreadableRowsError(error) from exc
-        if (exc.sqlstate or "").startswith(_OF_MAPPING):
+            raise QueryFailedError(f"a query fails at a row of the source: {error}; correct the query") from exc
+        if (exc.sqlstate or "").startswith(_OF_QUERY):
+            problem = f"it writes ({READ_ONLY})" if exc.sqlstate == READ_ONLY else error
             raise SourceRefusedError(
-                f"IMPORT_SOURCE_URL: expected tables that the role may read, as the mapping names them, got: {error}"
+                f"IMPORT_SOURCE_URL: the source does not take a query: {problem}; correct it, or the role's rights"
             ) from exc
         raise SourceUnavailableError(f"IMPORT_SOURCE_URL: {error}") from exc
     except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as exc:

@@ -25,7 +25,7 @@ from simplu_worker.shards.schema.schema_check import check_registration, ensure_
 from simplu_worker.shards.tenants.control_rules import timestamp_text
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, describe_drained
 from simplu_worker.transfers import QUERIES
-from simplu_worker.transfers.importing.rules import HomeFacts, NamedTenant, RowChecksum, SourceRow
+from simplu_worker.transfers.importing.rules import HomeFacts, RowChecksum, SourceRow, SourceTenant
 from simplu_worker.vocabulary import TenantState
 
 CLEAR_MAX_ROWS: Final = 5000  # in one transaction
@@ -37,9 +37,8 @@ class ImportTakenError(RetryableError):
 
 
 class CopyState(msgspec.Struct, frozen=True):
-    """The state of an import as its run finds it; *started_at* is the time of resources without one."""
+    """The state of an import as its run finds it."""
 
-    started_at: datetime
     step: str
     detail: dict[str, Any]
 
@@ -104,7 +103,7 @@ async def find_shard_problem(pool: ShardPool, business_types: Iterable[str]) -> 
     return None
 
 
-async def make_incoming(pool: ShardPool, tenants: Sequence[NamedTenant], *, source: str, token: str) -> None:
+async def make_incoming(pool: ShardPool, tenants: Sequence[SourceTenant], *, source: str, token: str) -> None:
     """Insert tenants as `incoming`, with their imports, unless they have a row. Raises `RetryableError`."""
     async with pool.transaction() as connection:
         await connection.fetch(
@@ -133,7 +132,7 @@ class TargetTenant:
             row = await connection.fetchrow(QUERIES["take_import"], self._tenant_id, self._token)
         if row is None:
             raise self._taken()
-        return CopyState(row["started_at"], row["step"], msgspec.json.decode(row["detail"]))
+        return CopyState(row["step"], msgspec.json.decode(row["detail"]))
 
     async def clear(self) -> int:
         """Delete all rows of the tenant, and return their number."""
@@ -154,18 +153,18 @@ class TargetTenant:
     async def write(self, rows: Sequence[SourceRow]) -> None:
         """Write rows that may be taken, in one statement."""
         columns = pack_columns(
-            [[row.resource_type or "" for row in rows], [row.resource_id or "" for row in rows]],
+            [[row.resource_type for row in rows], [row.resource_id or "" for row in rows]],
             [
                 [row.document or "" for row in rows],
-                [row.created for row in rows],
-                [row.changed for row in rows],
+                [row.created or "" for row in rows],
+                [row.changed or "" for row in rows],
             ],
         )
         async with self._fenced() as connection:
             await connection.execute(QUERIES["write_imported"], *columns, self._tenant_id)
             await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
 
-    async def delete(self, keys: Sequence[tuple[str | None, str | None]]) -> None:
+    async def delete(self, keys: Sequence[tuple[str, str | None]]) -> None:
         """Delete the resources with these types and ids, if they are there."""
         kinds, ids = [kind for kind, _ in keys], [resource_id for _, resource_id in keys]
         async with self._fenced() as connection:

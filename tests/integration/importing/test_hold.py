@@ -15,7 +15,7 @@ from simplu_worker.consumers.kinesis.reader.claimed_batches import QueuedOperati
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.results import Found, Overdue
 from simplu_worker.errors import RetryableError
-from simplu_worker.transfers.importing.rules import NamedTenant, SourceTenant
+from simplu_worker.transfers.importing.rules import SourceTenant
 from simplu_worker.transfers.importing.target import TargetTenant, make_incoming
 
 TENANT = "b-l"
@@ -39,7 +39,7 @@ async def test_operations_of_an_incoming_tenant_are_never_overdue(make_shard: Sh
         named = await routed.locator.locate(TENANT)
         assert named is not None
         pool = routed.pools.ensure_pool(named)
-        tenant = NamedTenant(SourceTenant(("b", "l")), "b", "l", "gym")
+        tenant = SourceTenant("b", "l", business_type="gym")
         await make_incoming(pool, [tenant], source="db", token=TOKEN)
         routed.directory.forget(TENANT)
         assert await lookup_of(routed).look_up(TENANT) is None

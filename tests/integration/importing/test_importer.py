@@ -7,9 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -19,7 +17,7 @@ from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker, execute
 from support.postgres.tenant_cases import fetch
-from support.restaurants import make_restaurants, mapping_text, row_count
+from support.restaurants import make_restaurants, queries_text, row_count
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
@@ -28,13 +26,13 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.transfers.importing.copying import CopyCallbacks, FollowRound
 from simplu_worker.transfers.importing.importer import (
-    OTHER_MAPPING,
+    OTHER_QUERIES,
     Importer,
     ImportOptions,
     ImportResult,
     ImportShards,
 )
-from simplu_worker.transfers.importing.mapping import OWN_SHAPE, MappingRefusedError, SourceMapping, parse_mapping
+from simplu_worker.transfers.importing.queries import QueriesRefusedError, RowSelection, SourceQuery, parse_queries
 from simplu_worker.transfers.importing.rules import (
     IS_DUPLICATE,
     NO_TENANT,
@@ -44,7 +42,6 @@ from simplu_worker.transfers.importing.rules import (
     TenantReport,
 )
 from simplu_worker.transfers.importing.source import PART_MAX_BYTES, ImportSource, SourceRefusedError
-from simplu_worker.transfers.importing.statements import RowSelection
 from simplu_worker.vocabulary import Absence
 
 slow = pytest.mark.slow(0.7)
@@ -66,7 +63,8 @@ class Businesses:
 class Case:
     url: str
     routed: RoutedShards
-    mapping: SourceMapping
+    queries: list[SourceQuery]
+    business_type: str | None = "restaurant"
     businesses: Businesses = field(default_factory=Businesses)
     refused: list[RefusedRow] = field(default_factory=list)
 
@@ -82,20 +80,24 @@ class Case:
         self.refused.clear()
         return Importer(
             ImportSource(ShardAddress("source", self.url)),
-            self.mapping,
+            self.queries,
             ImportShards(self.routed.locator, self.routed.pools, self.businesses),
-            ImportOptions(parallel, max_rows_per_s, leave_refused),
+            ImportOptions(self.business_type, parallel, max_rows_per_s, leave_refused),
             CopyCallbacks(note_refused=self.refused.append, note_rows=on_rows),
         )
 
     async def change_source(self, sql: str) -> None:
         await execute(self.url, sql)
 
-    async def name_tombstones(self, table: str) -> None:
-        name = f'table = "{table}"'
-        text = mapping_text().replace(name, f'{name}\ndeleted = "deleted_at"')
-        self.mapping = parse_mapping(text.encode(), is_json=False)
-        await self.change_source(f"UPDATE {table} SET deleted_at = NULL")
+    async def name_tombstones(self) -> None:
+        data = "to_jsonb(p) - '{id,restaurant_id}'::text[]"
+        self.change_queries(data, f"CASE WHEN deleted_at IS NULL THEN {data} END")
+        await self.change_source("UPDATE products SET deleted_at = NULL")
+
+    def change_queries(self, old: str, new: str) -> None:
+        text = queries_text()
+        assert old in text
+        self.queries = parse_queries(text.replace(old, new).encode())
 
     async def has_rows(self) -> bool:
         return bool(await self.fetch("SELECT id FROM resources LIMIT 1"))
@@ -125,7 +127,7 @@ async def case(make_shard: ShardMaker, postgres_server: PostgresServer, restaura
     url = await postgres_server.create_database(name, template=restaurants)
     shards = [await make_shard("shard-1"), await make_shard("shard-2")]
     async with routed_shards(shards, tenants_per_shard=3) as routed:
-        yield Case(url, routed, parse_mapping(mapping_text().encode(), is_json=False))
+        yield Case(url, routed, parse_queries(queries_text().encode()))
     await execute(postgres_server.url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
@@ -208,9 +210,9 @@ async def test_second_run_leaves_imported_tenants_alone(case: Case) -> None:
     changed = await case.fetch("SELECT data::text FROM resources WHERE \"resourceName\" = 'theme'")
     assert {row["data"] for row in changed} == {"{}"}
 
-    case.mapping = parse_mapping(mapping_text().replace('"theme"\nkey', '"looks"\nkey').encode(), is_json=False)
+    case.change_queries("name: theme", "name: looks")
     other = await case.importer().apply()
-    assert {(report.state, report.detail) for report in other.reports} == {(ImportState.THERE, OTHER_MAPPING)}
+    assert {(report.state, report.detail) for report in other.reports} == {(ImportState.THERE, OTHER_QUERIES)}
 
 
 @pytest.mark.slow(3)
@@ -226,27 +228,29 @@ async def test_rows_that_cannot_be_taken_are_listed_and_keep_their_tenant_back(c
         INSERT INTO orders VALUES (3, 4, 'open', 1, repeat('x', 100000), NULL, now(), now());
     """)
     planned = await case.importer().plan()
-    of_plan = sorted((one.table, one.resource_id or "", one.reason) for one in case.refused)
+    of_plan = sorted((one.resource_type, one.resource_id or "", one.reason) for one in case.refused)
 
     result = await case.importer().apply()
 
-    found = {(one.table, one.resource_id): one.reason for one in case.refused}
-    assert len(case.refused) == 6
-    assert of_plan == sorted((one.table, one.resource_id or "", one.reason) for one in case.refused)
-    assert found["public.analytics_events", "1000001"] == IS_DUPLICATE
-    assert found["public.analytics_events", "7"] == NO_TENANT
-    assert found["public.themes", "2"].startswith("its times: expected years from 1 to 9999, got")
-    assert state_words("22P05") in found["public.orders", "1"]
-    assert found["public.orders", "2"].startswith("its document: expected at most 100,000 values")
-    left = {"1 main", "2 main", "3 main", "4 main"}
+    found = {(one.resource_type, one.resource_id): one.reason for one in case.refused}
+    assert len(case.refused) == 5
+    assert of_plan == sorted((one.resource_type, one.resource_id or "", one.reason) for one in case.refused)
+    assert found["analytics_event", "1000001"] == IS_DUPLICATE
+    assert found["analytics_event", "7"] == NO_TENANT
+    assert found["theme", "2"].startswith("its times: expected years from 1 to 9999, got")
+    assert found["order", "2"].startswith("its document: expected at most 100,000 values")
+    left = {"1 main", "2 main", "4 main"}
     assert {name for name, state in states(result).items() if state == "left"} == left
-    assert {name for name, state in states(planned).items() if state == "import"} == states(planned).keys()
+    assert report_of(result, "3 main").state is report_of(planned, "3 main").state is ImportState.REFUSED
+    assert state_words("22P05") in (report_of(result, "3 main").detail or "")
+    assert await case.fetch("SELECT id FROM resources WHERE id = '3-main' AND \"resourceName\" = 'order'") == []
     held = await case.fetch("SELECT id FROM tenants WHERE state = 'incoming'")
-    assert {row["id"] for row in held} == {name.replace(" ", "-") for name in left}
+    assert {row["id"] for row in held} == {name.replace(" ", "-") for name in left | {"3 main"}}
 
+    await case.change_source("UPDATE orders SET details = NULL WHERE id = 1")
     again = await case.importer(leave_refused=True).apply()
 
-    assert states(again) == {name: "imported" if name in left else "there" for name in states(result)}
+    assert states(again) == {name: "imported" if name in left | {"3 main"} else "there" for name in states(result)}
     certificate = report_of(again, "1 main").certificate
     assert certificate is not None
     assert certificate.refused == {IS_DUPLICATE: 2}
@@ -256,7 +260,7 @@ async def test_rows_that_cannot_be_taken_are_listed_and_keep_their_tenant_back(c
 
 @slow
 async def test_rows_with_a_tombstone_are_left_and_counted_apart(case: Case) -> None:
-    await case.name_tombstones("products")
+    await case.name_tombstones()
     await case.change_source("UPDATE products SET deleted_at = now() WHERE id % 100000 <= 3")
 
     result = await case.importer().apply()
@@ -272,18 +276,16 @@ async def test_long_documents_are_in_memory_a_few_at_a_time(case: Case) -> None:
         "INSERT INTO orders SELECT 1000 + n, 4, 'open', 1, repeat('x', 1000000), NULL, now(), now()"
         " FROM generate_series(1, 10) AS n"
     )
-    selection = RowSelection(("4",), datetime.now(UTC))
     async with ImportSource(ShardAddress("source", case.url)).open_snapshot() as snapshot:
-        tables, _ = await snapshot.reader.describe(case.mapping)
-        orders = next(table for table in tables if table.mapping.table == "orders")
-        for by_key in (False, True):
-            parts = [part async for part in snapshot.reader.read_table(orders, selection, (), by_key=by_key)]
+        queries = await snapshot.reader.describe(case.queries)
+        orders = next(query for query in queries if query.resource_type == "order")
+        parts = [part async for part in snapshot.reader.read_rows(RowSelection(orders, "order", ("4", "main")), ())]
 
-            assert sum(map(len, parts)) == ORDERS + 10
-            assert {row.resource_id for part in parts for row in part} >= {str(1001 + number) for number in range(10)}
-            sizes = [sum(len(row.document or "") for row in part) for part in parts]
-            assert sum(sizes) > 10_000_000
-            assert max(sizes) <= PART_MAX_BYTES
+    assert sum(map(len, parts)) == ORDERS + 10
+    assert {row.resource_id for part in parts for row in part} >= {str(1001 + number) for number in range(10)}
+    sizes = [sum(len(row.document or "") for row in part) for part in parts]
+    assert sum(sizes) > 10_000_000
+    assert max(sizes) <= PART_MAX_BYTES
 
 
 @slow
@@ -331,7 +333,7 @@ NEW_ORDER = "INSERT INTO orders VALUES (77, 1, 'open', 5, 'new', NULL, now(), no
 
 @pytest.mark.slow(3)
 async def test_changes_are_followed_until_the_cut_over(case: Case) -> None:
-    await case.name_tombstones("products")
+    await case.name_tombstones()
     result = await follow(
         case,
         f"""
@@ -396,7 +398,7 @@ async def test_following_is_continued_where_it_ended_unless_the_mapping_is_anoth
     await follow(case, "SELECT 1")
     assert await case.fetch("SELECT xmin::text AS xmin FROM resources WHERE \"resourceName\" = 'theme'") == copied
 
-    case.mapping = parse_mapping(mapping_text().replace('"theme"\nkey', '"looks"\nkey').encode(), is_json=False)
+    case.change_queries("name: theme", "name: looks")
     result = await case.importer().apply()
 
     assert set(states(result).values()) == {"imported"}
@@ -523,19 +525,61 @@ async def test_tenants_of_a_failed_shard_are_imported_by_the_next_run(case: Case
     assert set(states(await case.importer().apply()).values()) == {"imported", "there"}
 
 
-@slow
-async def test_mapping_that_does_not_fit_is_refused_with_every_problem(case: Case) -> None:
-    case.mapping = parse_mapping(
-        mapping_text().replace('"quantity"', '"nope"').replace('table = "themes"', 'table = "none"').encode(),
-        is_json=False,
-    )
+COLUMNS = "expected the columns business_id, location_id, resource_id, data, date, updated, got"
 
-    with pytest.raises(MappingRefusedError) as caught:
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (
+            "'main' AS location_id, id AS",
+            "id AS",
+            f"restaurant: {COLUMNS} business_id, resource_id, data, date, updated;",
+        ),
+        (
+            "id AS business_id, 'main'",
+            "id AS business_id, true AS more, 'main'",
+            f"restaurant: {COLUMNS} business_id, more",
+        ),
+        ("to_jsonb(r) - 'id'", "to_json(r)", "restaurant: expected data of the type jsonb, got json; cast it"),
+        (
+            "id AS resource_id,\n    to_jsonb(o)",
+            "status AS resource_id,\n    to_jsonb(o)",
+            "order: expected resource_id of",
+        ),
+        (
+            "created_at AS date",
+            "opened AS date",
+            "restaurant: expected date of the type timestamptz or timestamp, got date",
+        ),
+        (
+            "id AS business_id",
+            "id::text AS business_id",
+            "business_id: expected one type in all queries, got int4, text",
+        ),
+        ("FROM orders", "FROM pos.orders", 'order: relation "pos.orders" does not exist (42P01); correct the query'),
+        ("SELECT id AS", "SELECT FROM id AS", "restaurant: syntax error"),
+        ("FROM restaurants AS r", "FROM restaurants AS r WHERE id = $1", "restaurant: the query has a $1"),
+        ("FROM restaurants AS r", "FROM restaurants AS r; DELETE FROM themes", "restaurant: syntax error"),
+    ],
+)
+async def test_queries_that_do_not_fit_are_refused(case: Case, old: str, new: str, problem: str) -> None:
+    case.queries = parse_queries(queries_text().replace(old, new, 1).encode())
+
+    with pytest.raises(QueriesRefusedError, match=re.escape(problem)):
         await case.importer().apply()
 
-    assert "public.none: expected a table or view of this name" in str(caught.value)
-    assert "public.order_items: expected the columns nope, got created_at," in str(caught.value)
     assert await case.fetch("SELECT id FROM tenants") == []
+
+
+async def test_query_that_writes_is_refused(case: Case) -> None:
+    await case.change_source(
+        "CREATE FUNCTION spoil() RETURNS text LANGUAGE sql AS $$ DELETE FROM themes; SELECT 'main' $$"
+    )
+    case.queries = parse_queries(queries_text().replace("'main'", "spoil()", 1).encode())
+
+    with pytest.raises(SourceRefusedError, match="it writes"):
+        await case.importer().plan()
 
 
 @slow
@@ -551,63 +595,49 @@ async def test_role_without_rights_is_refused(case: Case) -> None:
         await case.change_source("DROP ROLE poor")
 
 
-@asynccontextmanager
-async def own_source(make_shard: ShardMaker, server: PostgresServer, rows: str) -> AsyncIterator[Case]:
-    name = f"own_{next(_numbers)}"
-    url = await server.create_database(name)
+PATIENTS = """
+-- name: {name}
+SELECT business AS business_id, location AS location_id, id AS resource_id, data::jsonb AS data, made AS date,
+    made AS updated
+FROM patients WHERE id LIKE '{ids}' -- the last line may be a comment
+"""
+
+
+async def test_types_of_tenants_and_resources_are_those_of_business_info(
+    make_shard: ShardMaker, postgres_server: PostgresServer
+) -> None:
+    name = f"patients_{next(_numbers)}"
+    url = await postgres_server.create_database(name)
     await execute(
         url,
-        f"""
-        CREATE TABLE resources (
-            id text, "businessType" text, "resourceName" text, "resourceId" text, data json,
-            date timestamptz DEFAULT '2024-01-01', "lastUpdated" timestamptz
-        );
-        INSERT INTO resources VALUES {rows};
+        """
+        CREATE TABLE patients (business text, location text, id text, data json, made timestamptz DEFAULT '2024-01-01');
+        INSERT INTO patients VALUES
+            ('clinic', 'main', 'p1', '{"name": "Ada", "n": 1.10}'), ('clinic', 'main', 'q2', '{}'),
+            ('clinic', 'main', 'p3', '{}'), ('clinic', 'main', 'p3', '{}'), ('bad', 'one', 'p1', '[1]'),
+            ('a-b', 'c', 'p1', '{}'), ('a', 'b-c', 'p1', '{}'), ('shop', 'main', 'p1', '{}'), ('', 'x', 'p1', '{}');
         """,
     )
+    texts = [PATIENTS.format(name="patients", ids="p%"), PATIENTS.format(name="patient", ids="q%")]
     async with routed_shards([await make_shard("shard-1")]) as routed:
-        yield Case(url, routed, OWN_SHAPE)
-    await execute(server.url, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-async def test_source_of_our_own_shape_needs_no_mapping(
-    make_shard: ShardMaker, postgres_server: PostgresServer
-) -> None:
-    source = """
-        ('clinic-main', 'dental', 'patients', 'p1', '{"name": "Ada", "n": 1.10}'),
-        ('clinic-main', 'dental', 'settings', 'default', '{"own": true}'),
-        ('a-b-c', 'gym', 'members', 'm1', '{}'), ('x-y-z', 'gym', 'members', 'm1', '{}'),
-        ('bad-one', 'gym', 'members', 'm1', '[1]'), ('shop-main', 'bakery', 'members', 'm1', '{}'),
-        ('--', 'gym', 'members', 'm1', '{}'), ('nothing', 'gym', 'members', 'm1', '{}')
-    """
-    async with own_source(make_shard, postgres_server, source) as case:
-        case.businesses.known["a-b"] = Business("a-b", "gym", frozenset({"c"}))
-        result = await case.importer().apply()
-        rows = await case.fetch('SELECT id, "resourceName" AS name, data::text FROM resources ORDER BY 1, 2')
-
-    refused = dict.fromkeys(("shop main", "nothing", "--", "x-y-z"), "refused")
-    assert states(result) == {"clinic main": "imported", "a-b c": "imported", "bad one": "left"} | refused
-    assert [(one.resource_id, one.reason) for one in case.refused] == [("m1", NOT_AN_OBJECT)]
-    names = [("a-b-c", "member"), ("a-b-c", "settings"), ("clinic-main", "patient"), ("clinic-main", "settings")]
-    assert [(row["id"], row["name"]) for row in rows] == names
-    assert {"id": "clinic-main", "name": "settings", "data": '{"own": true}'} in rows
-
-
-async def test_rows_under_other_names_become_resources_of_their_type(
-    make_shard: ShardMaker, postgres_server: PostgresServer
-) -> None:
-    source = """
-        ('clinic-main', 'dental', 'patients', 'p1', '{}'), ('clinic-main', 'dental', 'patient', 'p2', '{}'),
-        ('clinic-main', 'dental', 'patients', 'p3', '{}'), ('clinic-main', 'dental', 'patient', 'p3', '{}')
-    """
-    async with own_source(make_shard, postgres_server, source) as case:
+        case = Case(url, routed, parse_queries("".join(texts).encode()), business_type=None)
+        case.businesses.known = {one: Business(one, "dental") for one in ("clinic", "bad", "a", "a-b")}
+        first = await case.importer().apply()
         result = await case.importer(leave_refused=True).apply()
-        rows = await case.fetch('SELECT "resourceName" AS name, "resourceId" AS id FROM resources ORDER BY 1, 2')
+        rows = await case.fetch('SELECT id, "resourceName" AS name, "resourceId" FROM resources ORDER BY 1, 2, 3')
+    await execute(postgres_server.url, f"DROP DATABASE {name} WITH (FORCE)")
 
-    assert states(result) == {"clinic main": "imported"}
-    twice = ("patient", "p3", IS_DUPLICATE)
-    assert [(one.resource_type, one.resource_id, one.reason) for one in case.refused] == [twice, twice]
-    assert [tuple(row.values()) for row in rows] == [("patient", "p1"), ("patient", "p2"), ("settings", "default")]
+    refused = dict.fromkeys(("shop main", " x", "a-b c", "a b-c"), "refused")
+    assert states(first) == {"clinic main": "left", "bad one": "left"} | refused
+    assert states(result) == {"clinic main": "imported", "bad one": "imported"} | refused
+    reasons = [("patient", "p1", NOT_AN_OBJECT), *[("patient", "p3", IS_DUPLICATE)] * 2]
+    assert sorted((one.resource_type, one.resource_id, one.reason) for one in case.refused) == sorted(reasons)
+    assert [tuple(row.values()) for row in rows] == [
+        ("bad-one", "settings", "default"),
+        ("clinic-main", "patient", "p1"),
+        ("clinic-main", "patient", "q2"),
+        ("clinic-main", "settings", "default"),
+    ]
 
 
 @slow

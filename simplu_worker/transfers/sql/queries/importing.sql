@@ -48,7 +48,7 @@ SET
         pg_catalog.clock_timestamp(), (SELECT tenants.created_at FROM public.tenants WHERE tenants.id = imports.tenant_id)
     )
 WHERE tenant_id = $1 AND step <> 'activated'
-RETURNING started_at, step, detail::pg_catalog.text AS detail;
+RETURNING step, detail::pg_catalog.text AS detail;
 
 -- name: fence_import
 -- Return a row while the run $2 may write; none can take it over before the commit.
@@ -96,7 +96,7 @@ WHERE
 
 -- name: sum_imported
 -- The checksum of at most $4 resources behind the type $2 and the id $3, in their order, and the last of them: that of
--- `importing/statements.py`. In UTC, with DateStyle ISO.
+-- `importing/queries.py`. In UTC, with DateStyle ISO.
 WITH page AS MATERIALIZED (
     SELECT "resourceName", "resourceId", data, date, "lastUpdated"
     FROM public.resources

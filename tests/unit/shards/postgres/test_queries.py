@@ -94,7 +94,7 @@ def test_no_query_is_built_in_python() -> None:
             "ADOPTION['lock_old_table']",
             "ADOPTION['swap']",
         },
-        # About tables that a mapping names, on a database that is no shard: importing/statements.py has the rules.
+        # Around queries of a person, on a database that is no shard: importing/queries.py has the rules.
         "transfers/importing/source.py": {
             "statement.sql",
             "begin(connection.get_server_version().major)",
@@ -103,7 +103,9 @@ def test_no_query_is_built_in_python() -> None:
             "EXPORT_SNAPSHOT",
             "IDENTIFY",
             "MAY_IDENTIFY",
-            "command",  # about a savepoint
+            "'SAVEPOINT described'",
+            "'ROLLBACK TO SAVEPOINT described'",
+            "describe_query(query)",
             "size",  # of a page of a cursor
         },
         "shards/postgres/connector.py": {
