@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
-import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -44,10 +42,6 @@ class Ended(NamedTuple):
         return json.loads(self.out)
 
 
-def _take_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 class Terminal:
     """Runs commands; no secret of the stack may come out of any of them.
 
@@ -76,7 +70,6 @@ class Terminal:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=inherited | dict(env),
-            preexec_fn=_take_interrupts,
         )
 
     async def end(self, process: asyncio.subprocess.Process, text: str = "", *, within_s: float = COMMAND_S) -> Ended:
@@ -118,47 +111,6 @@ def operation(**members: object) -> dict[str, object]:
 
 def text_of(*operations: Mapping[str, object]) -> str:
     return "".join(f"{json.dumps(one)}\n" for one in operations)
-
-
-async def test_tenants_are_provisioned_once_listed_and_shown(terminal: Terminal) -> None:
-    again = await terminal.run("tenants", "provision", "clinic", "main", "--type", "dental", "--json")
-    assert again.status == 0
-    where = {"businessId": "clinic", "locationId": "main", "businessType": "dental", "shardId": "shard-1"}
-    assert again.json == where | {"result": "existed"}
-    listed = await terminal.run("tenants", "list", "--json")
-    (row,) = [row for row in listed.json["tenants"] if row["businessId"] == "clinic"]
-    assert (listed.status, row["state"], row["businessType"]) == (0, "active", "dental")
-    assert row["shardId"] == "shard-1"
-    shown = await terminal.run("tenants", "show", "clinic", "main")
-    assert shown.status == 0
-    assert "clinic main: routed to shard shard-1" in shown.out
-    absent = await terminal.run("tenants", "show", "nobody", "here", "--json")
-    assert (absent.status, absent.json["tenants"], absent.json["namedShardId"]) == (1, [], None)
-
-
-async def test_shards_list_shows_every_shard_and_how_full_it_is(terminal: Terminal) -> None:
-    listed, table = await terminal.run_all((("shards", "list", "--json"), {}), (("shards", "list"), {}))
-    assert (listed.status, listed.json["shardsWithoutAnswer"]) == (0, [])
-    shards = {shard["shardId"]: shard for shard in listed.json["shards"]}
-    assert [f"shard {shard_id}" for shard_id in shards] == SHARDS
-    first = shards["shard-1"]
-    assert (first["state"], first["role"], first["isActive"]) in {
-        ("healthy", "primary", True),
-        ("degraded", "primary", True),
-    }
-    assert first["usage"] == round(first["businesses"] / first["maxBusinesses"], 4)
-    assert table.status == 0
-    assert all(shard_id in table.out for shard_id in shards)
-
-
-async def test_tenants_provision_says_why_it_refuses(terminal: Terminal) -> None:
-    unknown = await terminal.run("tenants", "provision", "x", "y", "--type", "bakery")
-    assert (unknown.status, unknown.out) == (1, "")
-    assert "expected one of dental, gym, hotel, restaurant, shop, which shard" in unknown.err
-    await terminal.run("tenants", "provision", "a-b", "c", "--type", "gym")
-    taken = await terminal.run("tenants", "provision", "a", "b-c", "--type", "gym")
-    assert taken.status == 1
-    assert "'a-b-c' is taken by another business and location" in taken.err
 
 
 async def test_operations_send_waits_for_outcomes_in_the_order_sent(terminal: Terminal) -> None:
@@ -231,23 +183,6 @@ async def test_operations_send_waits_for_outcomes_of_order_events(terminal: Term
     assert "line 2: unknown_type: type: expected one of CREATE, UPDATE, DELETE" in bad.err
     alone = await terminal.run("operations", "send", "-", "--priority", text="")
     assert (alone.status, "expected --orders with it" in alone.err) == (2, True)
-
-
-async def test_commands_end_with_130_and_no_traceback_when_interrupted(terminal: Terminal) -> None:
-    process = await terminal.start("operations", "send", "-", "--wait")
-    assert process.stdin is not None
-    assert process.stderr is not None
-    process.stdin.write(text_of(operation(businessId="nobody")).encode())
-    process.stdin.close()
-    async with asyncio.timeout(COMMAND_S):
-        first_line = await process.stderr.readline()
-    assert first_line.startswith(b"waiting for 1 operations; ")
-    process.send_signal(signal.SIGINT)
-    ended = await terminal.end(process)
-    assert ended.status == 130
-    assert re.search(r"│ 1 +│ [0-9a-f-]{36} +│ create +│ nobody main +│ order [0-9a-f-]{36} +│ sent +│", ended.out), (
-        ended.out
-    )
 
 
 async def test_check_shows_every_dependency_and_what_is_odd(terminal: Terminal) -> None:

@@ -1,65 +1,143 @@
-"""The failure table of the architecture, with the real thing failing: a worker process, and the world around it."""
+"""A worker whose shards fail, and secrets and data that were planted before: others go on, and nothing is shown."""
 
 from __future__ import annotations
 
-import asyncio
+import base64
+import json
+import secrets
+import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus, unquote
 
 import pytest
 import pytest_asyncio
-from aiohttp import web
-from support.citrus.lying_citrus import Lie
-from support.full_stack import Chain, FullStack, make_item, partition_key
+from support.full_stack import Chain, FullStack, make_item, make_record, partition_key
+from support.postgres.faults import frozen, killed
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.loopback import HOST, poll_until
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.workload.workload import Tenant
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(6)]
+
 BYSTANDER_S = 5.0  # for what has nothing to do with a shard in trouble: as long as a connection to one is tried
 BYSTANDER_TIMES = 10  # as long as without trouble, on a machine where that is more
 PATIENCE_S = 30.0  # for what could not be while the trouble lasts if that were in its way
 RECOVERY_S = 60.0  # backing off takes up to 5 s, and two tries may be needed; the rest is for a busy machine
-FROZEN_S = 8.0
+SETTLED_S = 40.0
+AWKWARD = 'p@ss/w:rd?#%&=+é\\"'  # what has another spelling in a URL, in JSON or in a query
 
-Trouble = Callable[[PostgresServer], AbstractAsyncContextManager[None]]
-CitrusTrouble = Callable[[FullStack], AbstractAsyncContextManager[None]]
+Trouble = Callable[[PostgresServer], AbstractAsyncContextManager[object]]
+
+
+def planted(name: str, *, awkward: bool = False) -> str:
+    return f"{AWKWARD if awkward else ''}planted-{name}-{secrets.token_hex(8)}"
+
+
+def spellings(secret: str) -> set[str]:
+    """Return what *secret* looks like where it is shown: raw, percent-encoded and decoded, in JSON, in base64."""
+    raw = {secret, unquote(secret)}
+    shown = {encode(text) for text in raw for encode in (str, quote, quote_plus, lambda text: quote(text, safe=""))}
+    shown |= {spell(text)[1:-1] for text in raw for spell in (repr, json.dumps)}
+    return shown | {json.dumps(text, ensure_ascii=False)[1:-1] for text in raw} | set().union(*map(in_base64, raw))
+
+
+def in_base64(text: str) -> set[str]:
+    """Return what base64 makes of *text* within others, wherever it begins there: less the ends that depend on them."""
+    parts = (base64.b64encode(b"\0" * before + text.encode()).decode() for before in range(3))
+    middles = [part[(0, 2, 3)[before] :].rstrip("=")[:-1] for before, part in enumerate(parts)]
+    return {*middles, *(middle.translate(str.maketrans("+/", "-_")) for middle in middles)}
+
+
+def shown_in(evidence: dict[str, str], hidden: Iterable[str]) -> list[tuple[str, str]]:
+    found = []
+    for secret in hidden:
+        for spelling in spellings(secret):
+            for place, text in evidence.items():
+                if (at := text.find(spelling)) >= 0:
+                    found.append((place, text[max(0, at - 100) : at + len(spelling) + 20]))
+    return found
+
+
+PLANTED_ENV = {
+    "AWS_SECRET_ACCESS_KEY": planted("aws-key"),
+    "AWS_SESSION_TOKEN": planted("aws-token"),
+    "API_TOKEN": planted("api-token"),
+}
+
+
+def processes() -> str:
+    return subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+
+
+class Observer:
+    """Knows every secret that was planted, and collects all that can be seen from outside."""
+
+    def __init__(self, full_stack: FullStack) -> None:
+        self.full_stack = full_stack
+        self.hidden = {*PLANTED_ENV.values(), full_stack.stack.citrus_api_key}
+        self.hidden |= {server.password for server in full_stack.servers}
+        self._letters: dict[str, str] = {}
+
+    async def sees_nothing(self, worker: WorkerProcess | None = None) -> None:
+        """Look everywhere; fail where a secret is shown."""
+        worker = worker or self.full_stack.worker
+        evidence = {"letters": await self._dead_letters(), "processes": processes()} | await self.shown_by(worker)
+        assert "worker.started" in evidence["log"]
+        assert "simplu_operations_total" in evidence["/metrics"]
+        assert shown_in(evidence, self.hidden) == []
+
+    async def shown_by(self, worker: WorkerProcess) -> dict[str, str]:
+        """Return what *worker* shows, by place: its output, and its pages with the token and with a wrong one."""
+        tenant = self.full_stack.steady[0]
+        headers = {"Authorization": f"Bearer {PLANTED_ENV['API_TOKEN']}"}
+        paths = ("/", "/livez", "/readyz", "/metrics", "/status", "/shards", "/operations/chain-1-0", "/nowhere")
+        pages: dict[str, str] = {}
+        for path in (*paths, f"/tenants/{tenant.business_id}/{tenant.location_id}"):
+            for given in (headers, {"Authorization": "Bearer another"}):
+                async with self.full_stack.http.get(f"{worker.url}{path}", headers=given) as answer:
+                    page = f"{answer.status} {dict(answer.headers)} {await answer.text()}"
+                    pages[path] = pages.get(path, "") + page
+        return pages | {"log": worker.log_path.read_text()}
+
+    async def _dead_letters(self) -> str:
+        url = self.full_stack.stack.env["SQS_DEAD_LETTER_QUEUE_URL"]
+        while messages := (
+            await self.full_stack.sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10, VisibilityTimeout=600)
+        ).get("Messages"):
+            self._letters |= {message["MessageId"]: json.dumps(message) for message in messages}
+        return "\n".join(self._letters.values())
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def full_stack() -> AsyncIterator[FullStack]:
-    async with FullStack() as opened:
-        yield opened
+async def observer() -> AsyncIterator[Observer]:
+    async with FullStack(env=PLANTED_ENV | {"LOG_LEVEL": "debug"}) as full_stack:
+        yield Observer(full_stack)
 
 
-# A Postgres shard
-
-
-@asynccontextmanager
-async def killed(server: PostgresServer) -> AsyncIterator[None]:
-    """Kill the server with -9, with all its backends; start it again on the same data at the end."""
-    await server.kill()
-    try:
-        yield
-    finally:
-        await server.start()
-
-
-@asynccontextmanager
-async def frozen(server: PostgresServer) -> AsyncIterator[None]:
-    server.suspend()
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(asyncio.sleep(FROZEN_S))
-            yield
-    finally:
-        server.resume()
+async def test_worker_shows_no_secret_in_good_work(observer: Observer) -> None:
+    full_stack = observer.full_stack
+    password = planted("awkward", awkward=True)
+    observer.hidden.add(password)
+    shard = full_stack.stack.citrus.registry.shards["shard-2"]
+    server = full_stack.servers[1]
+    shard.connection_string = f"postgresql://postgres:{quote(password, safe='')}@{HOST}:{server.port}/{server.database}"
+    chains = [Chain(tenant) for tenant in (*full_stack.steady, *await full_stack.take_fresh_tenants())]
+    await full_stack.put(make_item(partition_key(0), b"not JSON"), *chains)
+    await full_stack.wait_until_applied(*chains, within_s=SETTLED_S)
+    await full_stack.wait_for_log_event("shard.repointed", within_s=SETTLED_S, shard_id="shard-2")
+    await full_stack.wait_for_log_event("dead_letter.stored", within_s=SETTLED_S)
+    await observer.sees_nothing()
 
 
 @pytest.mark.parametrize("trouble", [killed, frozen])
-async def test_worker_holds_one_shard_and_serves_the_others_when_it_is(full_stack: FullStack, trouble: Trouble) -> None:
+async def test_worker_holds_one_shard_and_serves_the_others_when_it_is(observer: Observer, trouble: Trouble) -> None:
+    full_stack = observer.full_stack
     victim, *others = full_stack.steady
     victims = [Chain(victim), Chain(victim)]
     bystanders = [Chain(tenant) for tenant in others]
@@ -72,9 +150,10 @@ async def test_worker_holds_one_shard_and_serves_the_others_when_it_is(full_stac
         await full_stack.wait_until_applied(*bystanders, *new[1:], within_s=limit_s)
         if trouble is not frozen:  # a server that does not even refuse is only given up after half a minute
             assert await poll_until(lambda: _is_lost(full_stack, "shard-1"), within_s=PATIENCE_S)
-        assert (await full_stack.read_readiness())[0] == 200
+        assert await full_stack.is_ready()
     await full_stack.wait_until_applied(*victims, *new, within_s=RECOVERY_S)
     assert await poll_until(lambda: _is_well(full_stack, "shard-1"), within_s=PATIENCE_S)  # the answer is kept for 1 s
+    await observer.sees_nothing()
 
 
 async def bystander_limit_s(full_stack: FullStack) -> float:
@@ -95,91 +174,71 @@ async def _is_well(full_stack: FullStack, shard_id: str) -> bool:
     return bool(next(shard["healthy"] for shard in shards if shard["shardId"] == shard_id))
 
 
-# Citrus
+async def in_log(worker: WorkerProcess, text: str) -> bool:
+    return text in worker.log_path.read_text()
 
 
-def denied(_: web.Request) -> web.Response:
-    return web.json_response({"error": "no"}, status=401)
+async def test_worker_shows_no_content_of_records_above_debug(observer: Observer, tmp_path: Path) -> None:
+    full_stack = observer.full_stack
+    full_stack.worker.kill()
+    worker = WorkerProcess(
+        full_stack.stack.group,
+        full_stack.worker_env | {"LOG_LEVEL": "info"},
+        number=2,
+        log_path=tmp_path / "worker.log",
+    )
+    worker.start()
+    await worker.wait_ready()
+    content, tenant, run = planted("content"), full_stack.steady[0], Chain(full_stack.steady[0]).resource_id
+    data = {"note": content, content: [content]}
+
+    def record(operation: str, request_id: str | None = None, *, of: Tenant = tenant, **members: Any) -> bytes:
+        return json.dumps(
+            make_record(of, operation, request_id, **{"resourceId": run, "data": data} | members)
+        ).encode()
+
+    def bad(**members: Any) -> bytes:
+        return record(members.pop("operation", "create"), of=full_stack.new_tenant(), **members)
+
+    fine = [
+        record("create"),
+        record("create"),  # already_exists
+        record("patch"),
+        record("read"),
+        record("list", filters={content: content, "note": content}),
+        record("list", filters={"date": content}),  # invalid_query
+        record("create", resourceId=f"{run}-nul", data=data | {"nul": f"{content}\0"}),
+        record("create", resourceId=f"{run}-big", data=data | {"big": 1}).replace(b'"big": 1', b'"big": 1e999999'),
+        record("create", f"{run}-reused", resourceId=f"{run}-reused"),
+        record("create", of=full_stack.new_tenant()),  # held
+    ]
+    buried = [
+        record("create", f"{run}-reused", resourceId=f"{run}-reused", data=data | {"another": 1}),
+        bad(operation="list", filters=[content]),
+        bad(operation="list", pagination={"page": content}),
+        bad(data=[content]),
+        bad(data=content),
+        bad(resourceId=[content]),
+        bad(timestamp=content),
+        bad(requestId={content: content}),
+        content.encode(),
+        f'{{"data": "{content}'.encode(),
+        f'{{"data": "{content}\ud800"}}'.encode(errors="surrogatepass"),
+    ]
+    key = partition_key(1)
+    positions = await full_stack.put(*(make_item(key, one) for one in (*fine, *buried)))
+    end = Chain(tenant, key=key)
+    await full_stack.put(end)
+    await full_stack.wait_until_applied(end, within_s=SETTLED_S)
+    await full_stack.wait_for_dead_letters(positions[len(fine) :], within_s=SETTLED_S)
+    assert await poll_until(lambda: in_log(worker, "tenant.held"), within_s=SETTLED_S)
+    evidence = await observer.shown_by(worker)
+    assert "operation.refused" in evidence["log"]
+    assert shown_in(evidence, [content]) == []
+    await worker.stop(within_s=SETTLED_S)
+    assert shown_in({"log": worker.log_path.read_text()}, [content, *observer.hidden]) == []
+    full_stack.worker.start()
+    await full_stack.worker.wait_ready()
 
 
-def down(full_stack: FullStack) -> AbstractAsyncContextManager[None]:
-    return full_stack.citrus_proxy.refuse_connections()
-
-
-def lying(lie: Lie) -> CitrusTrouble:
-    @asynccontextmanager
-    async def trouble(full_stack: FullStack) -> AsyncIterator[None]:
-        with full_stack.citrus.lying(lie):
-            yield
-
-    return trouble
-
-
-@pytest.mark.parametrize(
-    ("trouble", "status"),
-    [
-        pytest.param(down, 200, id="down"),
-        pytest.param(lying(denied), 503, id="denied"),
-    ],
-)
-async def test_known_tenants_go_on_and_new_ones_wait_when_citrus_is(
-    full_stack: FullStack, trouble: CitrusTrouble, status: int
-) -> None:
-    known, new = [Chain(tenant) for tenant in full_stack.steady], Chain((await full_stack.take_fresh_tenants())[0])
-    since = full_stack.log_end
-    async with trouble(full_stack):
-        await full_stack.put(new, *known)
-        await full_stack.wait_until_applied(*known, within_s=PATIENCE_S)
-        held = await held_line(full_stack, new, since)
-        assert "Citrus get_shard" in held["error"]
-        reason = await full_stack.wait_for_readiness(status, within_s=PATIENCE_S)
-        assert ("CITRUS_API_KEY" in reason) is (status == 503)
-        async with full_stack.http.get(f"{full_stack.worker.url}/readyz") as answer:
-            word = {"status": "ok"} if status == 200 else {"status": "unavailable", "reason": "citrus_refuses_key"}
-            assert await answer.json() == word
-        assert await full_stack.is_untouched(new)
-    await full_stack.wait_until_applied(new, within_s=RECOVERY_S)
-    await full_stack.wait_for_readiness(200, within_s=PATIENCE_S)
-
-
-async def held_line(full_stack: FullStack, chain: Chain, since: int) -> dict[str, Any]:
-    business_id = chain.tenant.business_id
-    return await full_stack.wait_for_log_event("tenant.held", since=since, within_s=PATIENCE_S, business_id=business_id)
-
-
-# The sources, leases and dead letters
-
-
-@asynccontextmanager
-async def deleted(full_stack: FullStack) -> AsyncIterator[None]:
-    url = full_stack.stack.env["SQS_DEAD_LETTER_QUEUE_URL"]
-    await full_stack.sqs.delete_queue(QueueUrl=url)
-    try:
-        yield
-    finally:
-        await full_stack.sqs.create_queue(QueueName=url.rpartition("/")[2])
-
-
-async def test_nothing_is_passed_over_while_letters_cannot_be_stored(full_stack: FullStack) -> None:
-    waiting, other = (Chain(full_stack.steady[0], key=partition_key(number)) for number in (0, 1))
-    async with deleted(full_stack):
-        bad = make_item(waiting.key, b"not JSON")
-        since = full_stack.log_end
-        (position,) = await full_stack.put(bad)
-        # What comes behind it is not in its batch.
-        await full_stack.wait_for_log_event("dead_letter.deferred", since=since, within_s=PATIENCE_S)
-        await full_stack.put(waiting, other)
-        await full_stack.wait_until_applied(other, within_s=PATIENCE_S)
-        await full_stack.make_tenants(1)
-        await asyncio.sleep(2)  # some renewals, each of which may write a checkpoint
-        assert await full_stack.is_untouched(waiting)
-        assert await full_stack.read_checkpoint(position[0]) < int(position[1])
-        full_stack.worker.kill()
-        full_stack.worker.start()
-        await full_stack.worker.wait_ready()
-        await asyncio.sleep(1)
-        assert await full_stack.read_checkpoint(position[0]) < int(position[1])
-    letters = await full_stack.wait_for_dead_letters([position], within_s=RECOVERY_S)
-    assert [(letter.reason, letter.record) for letter in letters.values()] == [("invalid_json", b"not JSON")]
-    await full_stack.wait_until_applied(waiting, within_s=RECOVERY_S)
-    await full_stack.wait_for_checkpoint(position, within_s=PATIENCE_S)
+# Configuration that cannot work

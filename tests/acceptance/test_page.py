@@ -469,15 +469,12 @@ async def test_dead_letter_is_corrected_under_a_new_id(world: PageWorld, page: B
         await page.show_as(width, scheme)
         assert await page.find_violations(axe) == []
         assert await page.evaluate(IS_WIDER_THAN_SCREEN) is False
-    since = world.stack.log_end
     await page.evaluate(f"{button(json.dumps('Send it now'))}.click()")
     asked = await answer_dialog(page, "dialog-act")
     assert "Old request id\tto-correct" in asked
     assert "Later operations" in asked
     await page.wait_for(f"{text_of('section-letter')}.includes('in place of to-correct')", within_s=30)
-    acted = await world.stack.wait_for_log_event(
-        "operator.acted", since=since, within_s=SEEN_WITHIN_S, action="edit_letter"
-    )
+    acted = await world.stack.wait_for_log_event("operator.acted", within_s=SEEN_WITHIN_S, action="edit_letter")
     assert acted["asked"]["oldRequestId"] == "to-correct"
     await poll_until_true(lambda: world.is_applied(acted["asked"]["requestId"]), within_s=SEEN_WITHIN_S)
 

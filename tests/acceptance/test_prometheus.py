@@ -1,30 +1,19 @@
-"""A real Prometheus beside two replicas that work: what it scrapes and derives, and what its own checker says.
-
-With `DASHBOARD_PICTURE=docs/images/dashboard.svg` the replicas work for a minute and a half, and a drawing of the
-fleet's dashboard is written there: run the last test of this file alone.
-"""
+"""A real Prometheus beside two replicas that work: what it scrapes and derives, and what its own checker says."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-import os
 import re
-import time
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
-from html import escape
-from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree as ET
 
 import aiohttp
 import pytest
 import pytest_asyncio
 from support.full_stack import make_item, make_record
-from support.prometheus.dashboards import DASHBOARDS, all_panels_of, panels_of, query_of
-from support.prometheus.picture import drawing, lines_of
+from support.prometheus.dashboards import DASHBOARDS, panels_of, query_of
 from support.prometheus.server import HOW, PrometheusServer
 from support.requires import required_program
 
@@ -43,9 +32,6 @@ PATIENCE_S = 60.0
 STOP_WITHIN_S = 60.0
 SCRAPES_TO_RATE = 4  # a second apart: enough for a rate of every counter
 SCRAPES = "min(sum_over_time(up[10m]))"  # that each replica has answered; a slow one fails some, which take 1 s at most
-PICTURE = os.environ.get("DASHBOARD_PICTURE")
-PICTURE_S = 90
-PICTURE_ROWS = 3
 # What a healthy fleet without standbys, catch-ups, backfills and a feed has no series of.
 EMPTY_WHEN_WELL = {"Lag of standbys", "Errors", "Backfills", "Feed", "Feed behind"}
 
@@ -148,7 +134,7 @@ async def test_live_scrape_passes_promtool(watched: Watched) -> None:
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)
-async def test_every_query_of_a_dashboard_finds_series(watched: Watched, name: str) -> None:
+async def test_queries_of_a_dashboard_find_series_with_its_labels(watched: Watched, name: str) -> None:
     empty: set[str] = set()
 
     async def finds_all() -> bool:  # after a scrape that was too slow, gauges have no value until the next one
@@ -157,49 +143,8 @@ async def test_every_query_of_a_dashboard_finds_series(watched: Watched, name: s
             for target in panel["targets"]:
                 found = await watched.prometheus.query(query_of(target, shard_id="shard-1"))
                 empty.update(set() if found else {panel["title"]})
+                labels = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+                assert all(labels <= series["metric"].keys() for series in found), panel["title"]
         return empty <= EMPTY_WHEN_WELL
 
     assert await poll_until(finds_all, within_s=PATIENCE_S), empty
-
-
-@pytest.mark.parametrize("name", DASHBOARDS)
-async def test_legends_of_a_dashboard_name_labels_that_the_series_have(watched: Watched, name: str) -> None:
-    for panel in panels_of(name):
-        for target in panel["targets"]:
-            labels = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
-            for series in await watched.prometheus.query(query_of(target, shard_id="shard-1")):
-                assert labels <= series["metric"].keys(), panel["title"]
-
-
-async def test_drawing_of_the_dashboard_has_every_panel(watched: Watched, tmp_path: Path) -> None:
-    if PICTURE:
-        await work_on(watched.stack, seconds=PICTURE_S)
-    end = time.time()
-    panels = all_panels_of("fleet")
-    rows = [number for number, panel in enumerate(panels) if panel["type"] == "row"]
-    shown = panels[: rows[PICTURE_ROWS]]
-    drawn = [
-        (panel, [] if panel["type"] == "row" else await lines_of(panel, watched.prometheus, end - PICTURE_S, end))
-        for panel in shown
-    ]
-    text = drawing(drawn, "The dashboard of the fleet, with the figures of a test")
-    place = Path(PICTURE) if PICTURE else tmp_path / "dashboard.svg"
-    place.write_text(text, encoding="utf-8")
-    ET.fromstring(text)  # is XML
-    assert [panel["title"] for panel in shown if f">{escape(panel['title'])}</text>" not in text] == []
-    assert text.count("<polyline") > len(shown) / 2
-
-
-async def work_on(stack: Stack, *, seconds: float) -> None:
-    ends_at = time.monotonic() + seconds
-    async with stack.aws_client("kinesis") as kinesis:
-        for turn in itertools.count():
-            if time.monotonic() > ends_at:
-                return
-            ids = [f"w-{turn}-{number}" for number in range(40 + 30 * (turn % 7))]
-            items = [
-                make_item(one, make_record(TENANTS[number % 4], "create", one, resourceId=one, data={}))
-                for number, one in enumerate(ids)
-            ]
-            await put_items(kinesis, stack.env["KINESIS_STREAM_NAME"], items, on_put=lambda _: None)
-            await asyncio.sleep(0.5 + 0.2 * (turn % 5))

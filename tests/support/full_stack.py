@@ -1,4 +1,4 @@
-"""A stack, a worker behind proxies, and chains of changes that show the order of applying: the base of fault tests."""
+"""A stack, a worker, and chains of changes that show the order of applying: the base of fault tests."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from typing import Any, Self, TypeVar
 import aiohttp
 import asyncpg
 import pytest
-from support.citrus.lying_citrus import LyingCitrus
-from support.network.fault_proxy import FaultProxy
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_pause_s
@@ -30,6 +28,11 @@ from simplu_local.workload.workload import Item, Tenant
 
 POLL_S = 0.05
 QUERY_TIMEOUT_S = 30.0
+WORKER_ENV = {
+    "CITRUS_TIMEOUT": "1000",
+    "DATABASE_ALLOWED_HOSTS": "127.0.0.1",
+    "KINESIS_LEASE_DURATION_SECONDS": "2",
+}
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
 TENANT_S = 60.0
 LOG_SQL = """
@@ -103,7 +106,7 @@ class Chain:
 
 
 class FullStack:
-    """The stack, the worker, and the proxies between them."""
+    """The stack and its worker."""
 
     def __init__(
         self,
@@ -126,17 +129,14 @@ class FullStack:
             enter = entered.enter_async_context
             await enter(self.stack)
             env = self.stack.env
-            self.citrus = await enter(LyingCitrus(self.stack.citrus_url))
-            self.citrus_proxy = await enter(FaultProxy(self.citrus.url))
             self.kinesis = await enter(open_client("kinesis", env))
             self.sqs = await enter(open_client("sqs", env))
-            self.dynamodb = await enter(open_client("dynamodb", env))
             self.dead_letter_reader = DeadLetterReader(self.sqs, env["SQS_DEAD_LETTER_QUEUE_URL"])
             self.http = await enter(aiohttp.ClientSession(timeout=REQUEST_TIMEOUT))
             if self._priority_queue is not None:
                 queue = await self.sqs.create_queue(QueueName=self._priority_queue, Attributes={"FifoQueue": "true"})
                 env["SQS_PRIORITY_QUEUE_URL"] = queue["QueueUrl"]
-            self.worker_env = env | self._troubled_env() | self._more_env
+            self.worker_env = env | WORKER_ENV | self._more_env
             self.worker = WorkerProcess(self.stack.group, self.worker_env)
             self.worker.start()
             await self.worker.wait_ready()
@@ -149,14 +149,6 @@ class FullStack:
 
     async def __aexit__(self, *_: object) -> None:
         await self._exit.aclose()
-
-    def _troubled_env(self) -> dict[str, str]:
-        return {
-            "CITRUS_SERVER_URL": self.citrus_proxy.url,
-            "CITRUS_TIMEOUT": "1000",
-            "DATABASE_ALLOWED_HOSTS": "127.0.0.1",
-            "KINESIS_LEASE_DURATION_SECONDS": "2",
-        }
 
     @property
     def servers(self) -> list[PostgresServer]:
@@ -263,62 +255,27 @@ class FullStack:
             row = await self.fetchval(chain.tenant, ROW_SQL, chain.tenant.tenant_id, "note", chain.resource_id)
             assert row == chain.last
 
-    async def is_untouched(self, *chains: Chain) -> bool:
-        return not [
-            chain for chain in chains if chain.expected.keys() & (await self.read_operations(chain.tenant)).keys()
-        ]
-
     # State of the worker
 
-    async def read_readiness(self, worker: WorkerProcess | None = None) -> tuple[int, str]:
-        asked = worker or self.worker
-        async with self.http.get(f"{asked.url}/readyz", headers=asked.operator) as answer:
-            return answer.status, await answer.text()
-
-    async def wait_for_readiness(self, status: int, *, within_s: float, worker: WorkerProcess | None = None) -> str:
-        """Wait until `/readyz` answers with *status*; return its text."""
-
-        async def read_text() -> str:
-            now, text = await self.read_readiness(worker)
-            return text if now == status else ""
-
-        return await poll_until_true(read_text, within_s=within_s)
+    async def is_ready(self) -> bool:
+        async with self.http.get(f"{self.worker.url}/readyz", headers=self.worker.operator) as answer:
+            return answer.status == 200
 
     async def read_status(self) -> Any:
         async with self.http.get(f"{self.worker.url}/status", headers=self.worker.operator) as answer:
             return await answer.json()
 
-    def read_log(self, *, since: int = 0) -> list[dict[str, Any]]:
-        text = self.worker.log_path.read_bytes()[since:].decode()
-        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-
-    @property
-    def log_end(self) -> int:
-        return self.worker.log_path.stat().st_size
-
-    async def wait_for_log_event(self, event: str, *, since: int, within_s: float, **facts: str) -> dict[str, Any]:
-        """Wait until the worker logs *event* with *facts*; return all of its facts."""
+    async def wait_for_log_event(self, event: str, *, within_s: float, **facts: str) -> dict[str, Any]:
+        """Wait until the worker has logged *event* with *facts*; return all of its facts."""
 
         async def find_line() -> dict[str, Any]:
-            lines = self.read_log(since=since)
-            return next((line for line in lines if line["event"] == event and facts.items() <= line.items()), {})
+            lines = self.worker.log_path.read_text(encoding="utf-8").splitlines()
+            events = (json.loads(line) for line in lines if line.startswith("{"))
+            return next((one for one in events if one["event"] == event and facts.items() <= one.items()), {})
 
         return await poll_until_true(find_line, within_s=within_s)
 
-    # Checkpoints and dead letters
-
-    async def read_checkpoint(self, stream_shard_id: str) -> int:
-        answer = await self.dynamodb.scan(TableName=self.stack.env["KINESIS_APPLICATION_NAME"], ConsistentRead=True)
-        by_key = {row["leaseKey"]["S"]: row["checkpoint"]["S"] for row in answer["Items"] if "checkpoint" in row}
-        return int(by_key[stream_shard_id]) if by_key[stream_shard_id].isdecimal() else 0
-
-    async def wait_for_checkpoint(self, position: Position, *, within_s: float) -> None:
-        stream_shard_id, sequence_number = position
-
-        async def has_passed() -> bool:
-            return await self.read_checkpoint(stream_shard_id) >= int(sequence_number)
-
-        await poll_until_true(has_passed, within_s=within_s)
+    # Dead letters
 
     async def wait_for_dead_letters(
         self, positions: Iterable[Position], *, within_s: float

@@ -13,7 +13,6 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import aiohttp
 import asyncpg
@@ -24,7 +23,6 @@ from yarl import URL
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup, running_processes, send_signal
-from simplu_local.stack.citrus_server import CitrusServer
 from simplu_local.stack.stack import Stack
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(2)]
@@ -99,11 +97,6 @@ def is_left(pids: set[int], *paths: Path) -> bool:
     return bool(pids & running) or any(path.exists() for path in paths)
 
 
-def registration(business_id: str, location_id: str = "x") -> dict[str, str]:
-    key = f"{business_id}-{location_id}"
-    return {"businessId": business_id, "locationId": location_id, "businessType": "gym", "shardKey": key}
-
-
 async def answer_of(url: str, *, timeout_s: float = 5.0) -> object:
     connection = await asyncpg.connect(url, timeout=timeout_s)
     try:
@@ -133,41 +126,6 @@ async def test_stack_answers_on_all_parts(stack: Stack) -> None:
         assert described["Table"]["KeySchema"] == [{"AttributeName": "id", "KeyType": "HASH"}]
     health = await CitrusDoor(stack.citrus_url, stack.citrus_api_key).ask("GET", "/api/shards/health")
     assert [shard["connectionString"] for shard in health.body] == urls
-
-
-async def never() -> tuple[str, str]:
-    raise AssertionError
-
-
-@pytest.mark.parametrize("business_id", ["acme", "a/b", "%2F %25", "ü+?#&=", "..", "日本-", "a/capacity"])
-async def test_citrus_speaks_the_contract_from_registration_to_move(business_id: str) -> None:
-    citrus = CitrusServer(api_key="key", make_shard=never, max_businesses=1)
-    for number in (1, 2):
-        citrus.add_shard(f"shard-{number}", f"postgresql://u:p@h/{number}")
-    body = registration(business_id)
-    path = "/api/shard/" + quote(body["shardKey"], safe="")
-    async with citrus.serve() as url:
-        door = CitrusDoor(url, "key")
-        assert (await door.ask("GET", path)).status == 404
-        assert (await door.ask("POST", "/api/register", body | {"shardKey": ""})).status == 400
-        made = await door.ask("POST", "/api/register", body)
-        assert made.body | {"lastHealthCheck": ""} == {
-            "shardId": "shard-1",
-            "connectionString": "postgresql://u:p@h/1",
-            "isActive": True,
-            "lastHealthCheck": "",
-            "businessCount": 1,
-            "maxBusinesses": 1,
-        }
-        assert (await door.ask("GET", path)).body.keys() == made.body.keys()
-        assert (await door.ask("POST", "/api/register", body)).status == 409
-        capacity = [await door.ask("GET", f"/api/shard/shard-{number}/capacity") for number in (1, 2, 9)]
-        assert [answer.body.get("canAcceptNewBusiness") for answer in capacity] == [False, True, None]
-        assert [answer.status for answer in capacity] == [200, 200, 404]
-        assert (await door.ask("PUT", path, {"shardId": "shard-2"})).status == 200
-        assert (await door.ask("GET", path)).body["shardId"] == "shard-2"
-        assert (await door.ask("PUT", path, {"shardId": "shard-9"})).status == 400
-        assert (await door.ask("PUT", "/api/shard/unknown-x", {"shardId": "shard-2"})).status == 404
 
 
 def environment_by_shell(file: Path) -> dict[str, str]:

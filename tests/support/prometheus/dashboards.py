@@ -11,13 +11,9 @@ FOLDER = ROOT / "deploy" / "grafana"
 DASHBOARDS = ("fleet", "shard")
 
 
-def all_panels_of(name: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["panels"]
-    return found
-
-
 def panels_of(name: str) -> list[dict[str, Any]]:
-    return [panel for panel in all_panels_of(name) if panel["type"] != "row"]
+    panels = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["panels"]
+    return [panel for panel in panels if panel["type"] != "row"]
 
 
 def query_of(target: dict[str, Any], *, shard_id: str, rate_interval: str = "10m") -> str:

@@ -65,23 +65,11 @@ def refusal(kinesis: Kinesis, action: str, **request: Any) -> str:
     return caught.value.code
 
 
-# Numbers and tokens
-
-
-# Hash ranges
-
-
-# Quotas
-
-
 def test_read_quota_allows_five_reads_a_second() -> None:
     quota = ReadQuota()
     assert [quota.acquire(START_MS) for _ in range(7)] == [True] * 5 + [False] * 2
     paced = ReadQuota()
     assert all(paced.acquire(START_MS + 200 * number) for number in range(50))
-
-
-# Putting and reading
 
 
 def test_records_go_when_their_retention_is_over() -> None:
@@ -110,12 +98,6 @@ def test_memory_is_bounded_by_trimming_the_oldest_records() -> None:
     assert sum(shard.stored_bytes for shard in stream.stream_shards.values()) <= 100_000
 
 
-# States
-
-
-# Reshards
-
-
 def test_closed_stream_shards_are_forgotten_after_the_retention() -> None:
     kinesis = Kinesis()
     kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey=str(HASH_KEYS // 2))
@@ -125,12 +107,6 @@ def test_closed_stream_shards_are_forgotten_after_the_retention() -> None:
     assert refusal(kinesis, "GetShardIterator", ShardId=shard_id(0), ShardIteratorType="TRIM_HORIZON") == (
         "ResourceNotFoundException"
     )
-
-
-# ListShards
-
-
-# Faults
 
 
 # All of it at random
