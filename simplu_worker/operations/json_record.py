@@ -404,11 +404,6 @@ def is_laborious(patch: str) -> bool:
     return any(bytes(one)[:1] in b"{n" for one in inner)
 
 
-def is_nested(patch: str) -> bool:
-    """Return whether *patch*, a JSON object, may have an object among its members."""
-    return patch.count("{") > 1
-
-
 def merge_texts(document: str, patch: str) -> bytes:
     """Return the JSON text of *document* changed by *patch*, both JSON objects.
 

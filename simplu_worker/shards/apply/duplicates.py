@@ -25,15 +25,8 @@ CAREFUL_MAX: Final = 1024  # the same, where every short run of plain inserts ha
 SHORT_RUN: Final = 64  # plain batches between two failures; in fewer of them their gain is about that of a failure
 
 
-class InsertedTable(StrEnum):
-    """A table with both forms of insert."""
-
-    LOG = "log"
-    RESOURCES = "resources"
-
-
 class DuplicateMemory:
-    """When the batches of one table on one shard last had a row that existed; at first such rows are expected."""
+    """When the batches of a shard last had a row that existed; at first such rows are expected."""
 
     def __init__(self, *, careful_least: int = CAREFUL_LEAST) -> None:
         self._least = careful_least
@@ -67,25 +60,6 @@ class DuplicateMemory:
             self._wait = min(2 * self._wait, CAREFUL_MAX)
         self._plain_run = 0
         self._careful_left = self._wait
-
-
-class InsertForms:
-    """The memories of a shard's tables."""
-
-    def __init__(self, *, careful_least: int = CAREFUL_LEAST) -> None:
-        self._memories = {table: DuplicateMemory(careful_least=careful_least) for table in InsertedTable}
-
-    def __getitem__(self, table: InsertedTable) -> DuplicateMemory:
-        return self._memories[table]
-
-    def careful_tables(self) -> frozenset[InsertedTable]:
-        """Return the tables for which the next batch is to use the form with `ON CONFLICT`."""
-        return frozenset(table for table, memory in self._memories.items() if memory.is_careful)
-
-    def expect_duplicates(self) -> None:
-        """Use the form with `ON CONFLICT` for a while, for all tables."""
-        for memory in self._memories.values():
-            memory.expect_duplicates()
 
 
 # SQS's own window. A repetition within it is a producer that tries again.

@@ -18,12 +18,8 @@ from datetime import timedelta
 from itertools import islice
 from typing import Any, Final
 
-import msgspec
-
-from simplu_worker.operations.json_record import is_nested
 from simplu_worker.operations.operation import Operation
 from simplu_worker.operations.waves import TenantRow, admits_all
-from simplu_worker.shards.apply.duplicates import InsertedTable
 from simplu_worker.shards.apply.judging import BatchJudges, Found
 from simplu_worker.shards.apply.operation_log import PLACES, log_columns_of
 from simplu_worker.shards.apply.patch_merging import (
@@ -50,31 +46,22 @@ from simplu_worker.vocabulary import READING_KINDS, Failure, OperationKind
 RESULT_MAX_BYTES: Final = 1024 * 1024  # docs/outcomes.md: a list over 1 MiB is result_too_large
 LIST: Final = OperationKind.LIST  # looked up once: access to an enum member is slow
 READ: Final = OperationKind.READ
-
-
-class WaveStatement(msgspec.Struct, frozen=True):
-    """A query for waves. Only one that *has_lists* applies a `list`; it takes more arguments."""
-
-    query: str
-    has_lists: bool
+OF_LISTS: Final = ("apply_wave", "apply_lists")  # statements that apply a `list`; these take more arguments
 
 
 def statement_for(
-    reading_kinds: Collection[OperationKind], *, has_nested: bool, has_asked: bool = False, creates_new: bool = False
-) -> WaveStatement:
-    """Return the statement for waves with reads of *reading_kinds*; *has_nested*: with patches that have objects.
+    reading_kinds: Collection[OperationKind], *, has_asked: bool = False, creates_new: bool = False
+) -> str:
+    """Return the name of the statement for waves with reads of *reading_kinds*.
 
     *has_asked*: with lists by `ListQuery.asked`. With *creates_new* it fails at a created resource that exists.
     """
-    has_lists, has_reads = LIST in reading_kinds, READ in reading_kinds
-    if has_asked or has_nested or (has_lists and has_reads):
-        query = "apply_wave" if has_lists or has_reads else "apply_nested_writes"
-    elif has_lists:
-        query = "apply_lists"
+    has_reads = READ in reading_kinds
+    if LIST in reading_kinds:
+        query = "apply_wave" if has_asked or has_reads else "apply_lists"
     else:
         query = "apply_reads" if has_reads else "apply_writes"
-    is_of_lists = query in {"apply_wave", "apply_lists"}
-    return WaveStatement(f"{query}_new" if creates_new else query, is_of_lists)
+    return f"{query}_new" if creates_new else query
 
 
 def wave_columns(wave: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> list[list[str]]:
@@ -96,16 +83,17 @@ def pack_documents(wave: Sequence[Operation], separator: str) -> bytes:
 
 
 def wave_arguments(
-    statement: WaveStatement, places: Sequence[int], wave: Sequence[Operation], tenants: Mapping[str, TenantRow]
+    statement: str, places: Sequence[int], wave: Sequence[Operation], tenants: Mapping[str, TenantRow]
 ) -> tuple[object, ...]:
     """Return the arguments of *statement* for a wave, reads first, with these *places* in the batch."""
-    queries = [operation.query for operation in wave if operation.kind in READING_KINDS] if statement.has_lists else []
+    has_lists = statement.startswith(OF_LISTS)
+    queries = [operation.query for operation in wave if operation.kind in READING_KINDS] if has_lists else []
     separator, *keys, packed_places, requested_at = pack_columns(
         wave_columns(wave, tenants),
         [[PLACES[place] for place in places], [operation.requested_at for operation in wave]],
     )
     columns: list[object] = [packed_places, *keys, pack_documents(wave, separator), requested_at]
-    if not statement.has_lists:
+    if not has_lists:
         return separator, *columns
     columns += [
         separator.join(column)
@@ -128,7 +116,7 @@ class WaveRun:
     def __init__(
         self,
         connection: Connection,
-        statement: WaveStatement,
+        statement: str,
         tenants: Mapping[str, TenantRow],
         judges: BatchJudges,
     ) -> None:
@@ -188,7 +176,7 @@ class WaveRun:
         waiting, self._waiting = self._waiting, []
         if waiting:
             arguments = (wave_arguments(self._statement, *wave, self._tenants) for wave in waiting)
-            rows: list[Any] = await self._connection.fetchmany(QUERIES[self._statement.query], arguments)
+            rows: list[Any] = await self._connection.fetchmany(QUERIES[self._statement], arguments)
             self.failures += [(row["place"], row["error"]) for row in rows]
 
 
@@ -211,16 +199,15 @@ FAST_MAX_COUNT: Final = 100  # operations; larger batches have several waves in 
 FAST_MAX_BYTES: Final = 256 * 1024  # of records: the server copies their data twice
 TENANTS_MAX_COUNT: Final = 10_000  # rows that a writer remembers
 UNCONFIRMED: Final = "unconfirmed"  # in `applying.sql`
-INSERTED_TABLES: Final = {"log_rows": InsertedTable.LOG, "resources": InsertedTable.RESOURCES}
 
 
 class FastPathError(RolledBackError):
-    """A batch is to be applied step by step, which shows the cause. *duplicates_in*: a row of that table exists."""
+    """A batch is to be applied step by step, which shows the cause. *has_duplicates*: a new row exists."""
 
-    def __init__(self, cause: str, *, is_timeout: bool = False, duplicates_in: InsertedTable | None = None) -> None:
+    def __init__(self, cause: str, *, is_timeout: bool = False, has_duplicates: bool = False) -> None:
         super().__init__(f"not applied in one statement: {cause}")
         self.is_timeout = is_timeout
-        self.duplicates_in = duplicates_in
+        self.has_duplicates = has_duplicates
 
 
 def fast_path_error(exc: LockTimeoutError | StatementFailedError) -> FastPathError:
@@ -228,7 +215,7 @@ def fast_path_error(exc: LockTimeoutError | StatementFailedError) -> FastPathErr
     return FastPathError(
         type(exc).__name__,
         is_timeout=isinstance(exc, LockTimeoutError) or exc.is_timeout,
-        duplicates_in=INSERTED_TABLES.get(exc.table or "") if isinstance(exc, DuplicateKeyError) else None,
+        has_duplicates=isinstance(exc, DuplicateKeyError),
     )
 
 
@@ -293,20 +280,15 @@ async def apply_fast(
     arguments = fast_path_arguments(operations, {one.tenant_id: tenants[one.tenant_id] for one in operations})
     if claimed is not None:
         arguments += position_arguments(*claimed)
-    name = query_for(operations, has_claim=claimed is not None)
-    rows: list[Any] = await connection.fetch(QUERIES[name], *arguments)
+    rows: list[Any] = await connection.fetch(
+        QUERIES["fast_path" if claimed is None else "fast_path_claimed"], *arguments
+    )
     if not rows:
         return []
     missed = [(row["place"], row["error"]) for row in rows]
     if UNCONFIRMED in [error for _, error in missed]:
         raise FastPathError("a tenant's row or the position is not as it was")
     return missed
-
-
-def query_for(operations: Sequence[Operation], *, has_claim: bool) -> str:
-    """Return the name of the statement for *operations*."""
-    has_nested = any(operation.kind is PATCH and is_nested(operation.text or "") for operation in operations)
-    return f"fast_path{'_claimed' * has_claim}{'_nested' * has_nested}"
 
 
 def fast_path_arguments(operations: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> tuple[object, ...]:

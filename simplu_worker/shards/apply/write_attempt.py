@@ -13,27 +13,13 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.operations.json_record import is_nested
 from simplu_worker.operations.operation import Disposition, ListProblem, Operation, Outcome
 from simplu_worker.operations.waves import HOLD, TenantRow, admit, admits_all, is_too_late, isolate, plan_waves
-from simplu_worker.shards.apply.duplicates import (
-    InsertedTable,
-    LogMatch,
-)
+from simplu_worker.shards.apply.duplicates import LogMatch
 from simplu_worker.shards.apply.group_commit import CommitBatch
-from simplu_worker.shards.apply.judging import (
-    BatchJudges,
-    Found,
-    TypeRules,
-    as_stored,
-)
+from simplu_worker.shards.apply.judging import BatchJudges, Found, TypeRules, as_stored
 from simplu_worker.shards.apply.operation_log import find_logged, write_log
-from simplu_worker.shards.apply.patch_merging import (
-    PATCH,
-    ResourceId,
-    find_laborious,
-    resource_of,
-)
+from simplu_worker.shards.apply.patch_merging import PATCH, ResourceId, find_laborious, resource_of
 from simplu_worker.shards.apply.wave_run import (
     FAST_MAX_COUNT,
     TenantMemory,
@@ -42,20 +28,13 @@ from simplu_worker.shards.apply.wave_run import (
     fits_fast_path,
     statement_for,
 )
-from simplu_worker.shards.positions import (
-    attempt_claim,
-    is_row_known,
-    position_changed_error,
-    write_positions,
-)
-from simplu_worker.shards.postgres.errors import (
-    RolledBackError,
-)
+from simplu_worker.shards.positions import attempt_claim, is_row_known, position_changed_error, write_positions
+from simplu_worker.shards.postgres.errors import RolledBackError
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.types import PositionClaim
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.vocabulary import DeadLetterReason, Failure, OperationKind, TenantState
+from simplu_worker.vocabulary import DeadLetterReason, Failure, TenantState
 
 UNMERGED = "unmerged"  # of a patch, in `applying.sql`: the worker has to merge it
 
@@ -82,8 +61,7 @@ STOPPING = frozenset(
     {Disposition.HOLD, Disposition.UNEXPECTED, Disposition.LOCKED}
 )  # no later operation of the tenant may be applied
 
-CREATE: Final = OperationKind.CREATE  # looked up once: access to an enum member is slow
-STATES: Final = {state.value: state for state in TenantState}  # the same
+STATES: Final = {state.value: state for state in TenantState}  # looked up once: access to an enum member is slow
 
 OperationKey: TypeAlias = tuple[str, str]  # the tenant's id and the request id
 
@@ -121,9 +99,9 @@ class WriteAttempt:
     """One attempt to apply a batch; may be repeated after a lost race.
 
     After an error `suspects` are the indexes of the operations that can have caused it, and `log_took_s` the time until
-    the rows of the log were written. Into `careful_tables` rows are inserted that may exist; in another table, that of
-    `inserting`, they fail the transaction. `inserted` tells by table whether any row existed. With `remembered` rows of
-    tenants the batch may be applied in one statement; `tenants` are rows that were read.
+    the rows of the log were written. Unless it `is_careful` a row that exists fails the transaction; `has_duplicates`
+    tells whether any existed. With `remembered` rows of tenants the batch may be applied in one statement; `tenants`
+    are rows that were read.
     """
 
     def __init__(
@@ -142,9 +120,8 @@ class WriteAttempt:
         self.locked: Collection[str] = ()  # tenants that must not be in one transaction with others
         self.log_took_s = 0.0
         self.large: Container[ResourceId] = ()  # resources of which the worker merges every patch
-        self.careful_tables: Collection[InsertedTable] = frozenset(InsertedTable)
-        self.inserting: InsertedTable | None = None
-        self.inserted: dict[InsertedTable, bool] = {}
+        self.is_careful = True
+        self.has_duplicates = False
         self.remembered: TenantMemory | None = None
         self.is_fast = False
         self.tenants: Mapping[str, TenantRow] = {}
@@ -165,7 +142,7 @@ class WriteAttempt:
         Raises `ApartError` if operations are to be applied apart.
         """
         self.batch.close()
-        self.inserting, self.inserted, self.is_fast, self.is_locking_tenants = None, {}, False, False
+        self.has_duplicates = self.is_fast = self.is_locking_tenants = False
         self.found = {}
         operations = self.operations = self.batch.operations
         if not operations:
@@ -195,22 +172,18 @@ class WriteAttempt:
         failures = {number: decided[index].failure for number, index in enumerate(logged) if index in decided}
         results = {number: self._result_of(logged[number], decided[logged[number]]) for number in failures}
         self.suspects = logged
-        self.inserting = InsertedTable.LOG
-        expects_new = InsertedTable.LOG not in self.careful_tables
         matches = await write_log(
-            connection, _select(logged, operations), logged, tenants, failures, results, expects_new=expects_new
+            connection, _select(logged, operations), logged, tenants, failures, results, expects_new=not self.is_careful
         )
-        self.inserted[InsertedTable.LOG] = bool(matches)
+        self.has_duplicates = bool(matches)
         if apart := [logged[number] for number, one in matches.items() if one is LogMatch.BEHIND_ANOTHER]:
             raise ApartError(apart, "order events with the id of one before them")
         decided |= {logged[number]: OUTCOME_BY_MATCH[one] for number, one in matches.items() if one in OUTCOME_BY_MATCH}
         applied = [index for index in logged if index not in decided] if decided else logged
         self.suspects = applied
         self.log_took_s = loop_time() - began_at
-        self.inserting = InsertedTable.RESOURCES
         failed = await self._apply_waves(connection, tenants, judges, applied)
         decided |= {index: Outcome(disposition=Disposition.APPLIED, failure=failure) for index, failure in failed}
-        self.inserting = None
         self.suspects = logged  # a deferred trigger runs at the commit
         outcomes = [SUCCEEDED] * len(operations)
         for index, outcome in decided.items():
@@ -230,7 +203,7 @@ class WriteAttempt:
 
     def _find_known_tenants(self) -> Mapping[str, TenantRow]:
         operations = self.batch.operations
-        if self.remembered is None or self.careful_tables or len(operations) > FAST_MAX_COUNT:
+        if self.remembered is None or self.is_careful or len(operations) > FAST_MAX_COUNT:
             return {}
         tenant_ids = {operation.tenant_id for operation in operations}
         known = self.remembered.rows_of(tenant_ids)
@@ -263,9 +236,6 @@ class WriteAttempt:
         outcomes = [SUCCEEDED] * len(operations)
         for index, error in missed:
             outcomes[index] = Outcome(disposition=Disposition.APPLIED, failure=Failure(error))
-        self.inserted = {InsertedTable.LOG: False}
-        if CREATE in [operation.kind for operation in operations]:
-            self.inserted[InsertedTable.RESOURCES] = False
         return outcomes
 
     def _check_slow(self, operations: Sequence[Operation]) -> None:
@@ -342,8 +312,7 @@ class WriteAttempt:
         statement = statement_for(
             [operations[index].kind for wave in planned for index in wave.reads],
             has_asked=any(one.query is not None and one.query.asked for one in operations),
-            has_nested=any(is_nested(operations[index].text or "") for index in patches),
-            creates_new=InsertedTable.RESOURCES not in self.careful_tables,
+            creates_new=not self.is_careful,
         )
         run = WaveRun(connection, statement, tenants, judges)
         for wave in waves:
@@ -353,8 +322,7 @@ class WriteAttempt:
         self.found |= run.found
         if unmerged := [self.operations[place] for place, error in run.failures if error == UNMERGED]:
             raise UnmergedPatchesError({resource_of(operation) for operation in unmerged})
-        if CREATE in [operation.kind for operation in operations]:
-            self.inserted[InsertedTable.RESOURCES] = Failure.ALREADY_EXISTS in [error for _, error in run.failures]
+        self.has_duplicates |= Failure.ALREADY_EXISTS in [error for _, error in run.failures]
         return [(place, Failure(error)) for place, error in run.failures]
 
 

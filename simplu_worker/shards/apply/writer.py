@@ -21,21 +21,13 @@ from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.duplicates import (
     TIMEOUT_PARTS_MAX,
-    InsertedTable,
-    InsertForms,
+    DuplicateMemory,
     cut_points,
     points_around,
 )
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
-from simplu_worker.shards.apply.judging import (
-    Foreseen,
-    ShardRules,
-    count_found,
-    foresee,
-)
-from simplu_worker.shards.apply.patch_merging import (
-    ResourceId,
-)
+from simplu_worker.shards.apply.judging import Foreseen, ShardRules, count_found, foresee
+from simplu_worker.shards.apply.patch_merging import ResourceId
 from simplu_worker.shards.apply.wave_run import FastPathError, TenantMemory, fast_path_error, find_unstorable
 from simplu_worker.shards.apply.write_attempt import (
     INVALID_DATA,
@@ -100,7 +92,7 @@ class ShardWriter:
         tenant_wait: timedelta,
         time: ShardTime | None = None,
         draw: Callable[[], float] = random.random,
-        insert_forms: InsertForms | None = None,
+        duplicates: DuplicateMemory | None = None,
         tenants: TenantMemory | None = None,
     ) -> None:
         self._pool = pool
@@ -113,7 +105,7 @@ class ShardWriter:
         self._slow: dict[OperationKey, None] = {}  # oldest first
         self._large: dict[ResourceId, None] = {}  # the same
         self._locked: dict[str, None] = {}  # tenants, the one that was tried last is the last
-        self._insert_forms = insert_forms or InsertForms()
+        self._duplicates = duplicates or DuplicateMemory()
         self._tenants = TenantMemory() if tenants is None else tenants
 
     @property
@@ -237,8 +229,11 @@ class ShardWriter:
                 if (decided := await self._change_course(attempt, course, exc)) is not None:
                     return decided
             except StatementFailedError as exc:
-                if self._is_duplicate(attempt, course, exc):
+                if isinstance(exc, DuplicateKeyError) and not attempt.is_careful:
+                    self._duplicates.note_failed()
+                    course.is_careful = True
                     continue
+                self._duplicates.expect_duplicates()
                 found = await self._find_culprits(attempt, exc, course.budget)
                 if not found:
                     points = cut_points(attempt.suspects, is_timeout=exc.is_timeout)
@@ -246,7 +241,7 @@ class ShardWriter:
                     return await self._apply_split(attempt, points, budget)
                 known_outcomes = {**known_outcomes, **found}
             except (ShardUnavailableError, asyncio.CancelledError):  # the same operations come again
-                self._insert_forms.expect_duplicates()
+                self._duplicates.expect_duplicates()
                 raise
             else:
                 self._note_applied(attempt)
@@ -257,7 +252,7 @@ class ShardWriter:
         attempt = self._new_attempt(batch, known_outcomes, slow)
         attempt.locked = self._locked if course.budget is StatementBudget.BATCH else ()
         attempt.large = course.large.union(self._large) if course.large else self._large
-        attempt.careful_tables = self._insert_forms.careful_tables().union(course.with_duplicates)
+        attempt.is_careful = self._duplicates.is_careful or course.is_careful
         attempt.remembered = self._tenants if course.may_be_fast and not known_outcomes else None
         return attempt
 
@@ -278,9 +273,9 @@ class ShardWriter:
             case FastPathError():
                 course.may_be_fast = False
                 course.budget = StatementBudget.PART if exc.is_timeout else course.budget
-                if exc.duplicates_in is not None:
-                    self._insert_forms[exc.duplicates_in].note_failed()
-                    course.with_duplicates.add(exc.duplicates_in)
+                if exc.has_duplicates:
+                    self._duplicates.note_failed()
+                    course.is_careful = True
                 self._tenants.forget({operation.tenant_id for operation in attempt.batch.operations})
             case _:
                 raise exc
@@ -323,7 +318,7 @@ class ShardWriter:
 
         Raises `ShardUnavailableError` after several waits for another lock than that of a tenant's row.
         """
-        self._insert_forms.expect_duplicates()
+        self._duplicates.expect_duplicates()
         if not attempt.lock_suspects or await self._are_tables_locked():
             course.lock_wait_count += 1
             if course.lock_wait_count > RACES_MAX:
@@ -406,19 +401,8 @@ class ShardWriter:
             remember(self._slow, [key_of(operation)], SLOW_MAX_COUNT)
         return {index: Outcome(disposition=Disposition.UNEXPECTED, error=exc.error)}
 
-    def _is_duplicate(self, attempt: WriteAttempt, course: Course, exc: StatementFailedError) -> bool:
-        table = attempt.inserting
-        if isinstance(exc, DuplicateKeyError) and table is not None and table not in attempt.careful_tables:
-            self._insert_forms[table].note_failed()
-            course.with_duplicates.add(table)
-            return True
-        self._insert_forms.expect_duplicates()
-        return False
-
     def _note_applied(self, attempt: WriteAttempt) -> None:
-        for table, has_duplicates in attempt.inserted.items():
-            was_careful = table in attempt.careful_tables
-            self._insert_forms[table].note_applied(was_careful=was_careful, has_duplicates=has_duplicates)
+        self._duplicates.note_applied(was_careful=attempt.is_careful, has_duplicates=attempt.has_duplicates)
         count_found(attempt.found)
         self._tenants.remember(attempt.tenants)
         self._time.note_weights({tenant_id: row.weight for tenant_id, row in attempt.tenants.items()})
@@ -476,7 +460,7 @@ class Course:
         self.may_be_fast = may_be_fast
         self.lock_wait_count = 0  # waits for locks that are of no tenant's rows
         self.large: set[ResourceId] = set()  # resources of which the worker merges every patch
-        self.with_duplicates: set[InsertedTable] = set()  # tables with rows that existed
+        self.is_careful = False  # a row existed that was expected to be new
 
 
 def _ids_of(operation: Operation) -> dict[str, str]:

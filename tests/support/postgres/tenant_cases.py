@@ -14,7 +14,7 @@ from hypothesis import HealthCheck
 from simplu_local.workload.json_values import JsonValue, parse_json
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin, Outcome
-from simplu_worker.shards.apply.duplicates import InsertForms
+from simplu_worker.shards.apply.duplicates import DuplicateMemory
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -92,8 +92,8 @@ def writer_of(pool: ShardPool, *, careful_least: int = 0) -> ShardWriter:
 
     It tries every batch by plain inserts, and goes the way back at every duplicate, unless there is a *careful_least*.
     """
-    forms = InsertForms(careful_least=careful_least)
-    return ShardWriter(pool, tenant_wait=TENANT_WAIT, draw=lambda: 0.01, insert_forms=forms)
+    duplicates = DuplicateMemory(careful_least=careful_least)
+    return ShardWriter(pool, tenant_wait=TENANT_WAIT, draw=lambda: 0.01, duplicates=duplicates)
 
 
 async def add_tenant(

@@ -364,18 +364,6 @@ changed AS (
     SET
         data = CASE
             WHEN wave.operation = 'update' THEN wave.data
-            :flat_cases
-        END,
-        "lastUpdated" = wave.requested_at
-    :changed_rows
-)
-
--- fragment: changed_deeply
-changed AS (
-    UPDATE public.resources
-    SET
-        data = CASE
-            WHEN wave.operation = 'update' THEN wave.data
             :nested_cases
             :flat_cases
         END,
@@ -908,21 +896,21 @@ SELECT position AS place, error FROM noted WHERE error IS NOT NULL
 -- This is for all waves. A server prepares all parts of a plan again at each run, which takes as long as a few
 -- operations. So the texts below, with the same first arguments, leave out parts that most waves do not need. The text
 -- with `_new` behind the name of each is for a wave of which every created resource is expected to be new.
-WITH :reading_wave, :created, :changed_deeply, :deleted, :undone, :found, :wanted_asked,
+WITH :reading_wave, :created, :changed, :deleted, :undone, :found, :wanted_asked,
 :list_head :plain_rows UNION ALL :asked_rows :list_tail, :noted
 :or_found
 :or_listed
 :returned;
 
 -- name: apply_wave_new
-WITH :reading_wave, :created_new, :changed_deeply, :deleted, :undone_new, :found, :wanted_asked,
+WITH :reading_wave, :created_new, :changed, :deleted, :undone_new, :found, :wanted_asked,
 :list_head :plain_rows UNION ALL :asked_rows :list_tail, :noted
 :or_found
 :or_listed
 :returned;
 
 -- name: apply_lists
--- The same for waves without `read` and without patches that have objects among their members.
+-- The same for waves without `read`, and with lists by equality, days of creation and pages alone.
 WITH :reading_wave, :created, :changed, :deleted, :undone, :wanted, :list_head :plain_rows :list_tail, :noted
 :or_listed
 :returned;
@@ -933,7 +921,7 @@ WITH :reading_wave, :created_new, :changed, :deleted, :undone_new, :wanted, :lis
 :returned;
 
 -- name: apply_reads
--- The same for waves without `list` and without such patches.
+-- The same for waves without `list`.
 WITH :wave, :created, :changed, :deleted, :undone, :found, :noted
 :or_found
 :returned;
@@ -943,17 +931,8 @@ WITH :wave, :created_new, :changed, :deleted, :undone_new, :found, :noted
 :or_found
 :returned;
 
--- name: apply_nested_writes
--- The same for waves without reads.
-WITH :wave, :created, :changed_deeply, :deleted, :undone, :noted
-:returned;
-
--- name: apply_nested_writes_new
-WITH :wave, :created_new, :changed_deeply, :deleted, :undone_new, :noted
-:returned;
-
 -- name: apply_writes
--- The same for waves without reads and without such patches.
+-- The same for waves without reads.
 WITH :wave, :created, :changed, :deleted, :undone, :noted
 :returned;
 
@@ -1102,21 +1081,12 @@ written AS (
 -- Apply a batch of one wave in one round trip, where all is expected to be as usual: the tenants' rows are as the writer
 -- remembers them, and all rows of the log and all created resources are new. Otherwise the row 'unconfirmed' is returned,
 -- or the statement fails (23505), and the transaction is repeated step by step. The operations without effect are
--- returned. The locks are taken in the order of the single steps. For waves without reads and without patches that
--- have objects among their members.
+-- returned. The locks are taken in the order of the single steps. For waves without reads.
 WITH :batch_columns, :known_tenants, :confirmed_tenants, :logged_fast, :changed, :deleted, :missed_fast;
-
--- name: fast_path_nested
--- The same for waves without reads.
-WITH :batch_columns, :known_tenants, :confirmed_tenants, :logged_fast, :changed_deeply, :deleted, :missed_fast;
 
 -- name: fast_path_claimed
 -- The same as `fast_path` for a batch with one claim, of which the row is known.
 WITH :batch_columns, :known_tenants, :claimed_tenants, :logged_fast, :changed, :deleted, :missed_fast;
-
--- name: fast_path_claimed_nested
--- The same for waves without reads.
-WITH :batch_columns, :known_tenants, :claimed_tenants, :logged_fast, :changed_deeply, :deleted, :missed_fast;
 
 -- name: fail_operation
 -- The outcome $3 of the operation of the tenant $1 at the place $2 of this transaction's batch, with the finding $4.

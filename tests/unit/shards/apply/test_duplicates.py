@@ -8,14 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.apply.duplicates import (
-    CAREFUL_LEAST,
-    CAREFUL_MAX,
-    SHORT_RUN,
-    DuplicateMemory,
-    InsertedTable,
-    InsertForms,
-)
+from simplu_worker.shards.apply.duplicates import CAREFUL_LEAST, CAREFUL_MAX, SHORT_RUN, DuplicateMemory
 
 NEW, DUPLICATES = False, True
 
@@ -81,14 +74,3 @@ def test_memory_fails_at_few_batches_whatever_they_have(batches: list[bool]) -> 
 @given(batches=st.lists(st.booleans(), max_size=50))
 def test_memory_that_is_never_careful_tries_every_batch(batches: list[bool]) -> None:
     assert set(forms_of(batches, DuplicateMemory(careful_least=0))) <= {"p", "f"}
-
-
-def test_tables_are_remembered_apart() -> None:
-    forms = InsertForms(careful_least=1)
-    assert forms.careful_tables() == set(InsertedTable)
-
-    forms[InsertedTable.LOG].note_applied(was_careful=True, has_duplicates=False)
-    assert forms.careful_tables() == {InsertedTable.RESOURCES}
-
-    forms.expect_duplicates()
-    assert forms.careful_tables() == set(InsertedTable)

@@ -11,7 +11,6 @@ from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TENANT_WAIT, o
 
 from simplu_worker.operations.operation import Operation
 from simplu_worker.operations.waves import TenantRow
-from simplu_worker.shards.apply.duplicates import InsertedTable
 from simplu_worker.shards.apply.patch_merging import ResourceId, resource_of
 from simplu_worker.shards.apply.wave_run import (
     FAST_MAX_BYTES,
@@ -19,10 +18,8 @@ from simplu_worker.shards.apply.wave_run import (
     TenantMemory,
     fast_path_error,
     fits_fast_path,
-    query_for,
 )
 from simplu_worker.shards.postgres.errors import DuplicateKeyError, LockTimeoutError, StatementFailedError
-from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.vocabulary import TenantState
 
 ROW = TenantRow(*TENANT, business_type="dental", state=TenantState.ACTIVE, created_at=TENANT_MADE_AT, number=7)
@@ -78,28 +75,6 @@ def test_batch_goes_step_by_step_when_anything_is_unusual(batch: Batch) -> None:
     assert not is_fast(batch)
 
 
-@pytest.mark.parametrize(
-    ("batch", "has_claim", "query"),
-    [
-        ((CREATE, PATCH), False, "fast_path"),
-        ((CREATE, NESTED), False, "fast_path_nested"),
-        ((CREATE, PATCH), True, "fast_path_claimed"),
-        ((CREATE, NESTED), True, "fast_path_claimed_nested"),
-    ],
-)
-def test_statement_has_the_parts_that_the_batch_needs(
-    batch: tuple[Operation, ...], query: str, *, has_claim: bool
-) -> None:
-    assert query_for(batch, has_claim=has_claim) == query
-    assert ("UPDATE public.stream_positions" in QUERIES[query]) is has_claim
-    assert ("jsonb_object_agg" in QUERIES[query]) is (NESTED in batch)
-
-
-def test_statements_are_all_used() -> None:
-    used = {query_for(batch, has_claim=claim) for batch in ((PATCH,), (NESTED,)) for claim in (False, True)}
-    assert used == {name for name in QUERIES if name.startswith("fast_path")}
-
-
 def test_memory_keeps_the_newest_rows() -> None:
     memory = TenantMemory(max_count=2)
     rows = {name: replace(ROW, location_id=name) for name in "abc"}
@@ -112,19 +87,16 @@ def test_memory_keeps_the_newest_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("exc", "is_timeout", "duplicates_in"),
+    ("exc", "is_timeout", "has_duplicates"),
     [
-        (LockTimeoutError("locked"), True, None),
-        (StatementFailedError("slow", error="e", is_timeout=True), True, None),
-        (StatementFailedError("refused", error="e", is_timeout=False), False, None),
-        (DuplicateKeyError("there", error="e", table="log_rows"), False, InsertedTable.LOG),
-        (DuplicateKeyError("there", error="e", table="resources"), False, InsertedTable.RESOURCES),
-        (DuplicateKeyError("there", error="e", table="of_the_owner"), False, None),
-        (DuplicateKeyError("there", error="e", table=None), False, None),
+        (LockTimeoutError("locked"), True, False),
+        (StatementFailedError("slow", error="e", is_timeout=True), True, False),
+        (StatementFailedError("refused", error="e", is_timeout=False), False, False),
+        (DuplicateKeyError("there", error="e", table="log_rows"), False, True),
     ],
 )
 def test_error_has_what_the_steps_are_to_know(
-    exc: LockTimeoutError | StatementFailedError, duplicates_in: InsertedTable | None, *, is_timeout: bool
+    exc: LockTimeoutError | StatementFailedError, *, is_timeout: bool, has_duplicates: bool
 ) -> None:
     error = fast_path_error(exc)
-    assert (error.is_timeout, error.duplicates_in) == (is_timeout, duplicates_in)
+    assert (error.is_timeout, error.has_duplicates) == (is_timeout, has_duplicates)

@@ -4,39 +4,34 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.shards.apply.wave_run import statement_for
+from simplu_worker.shards.apply.wave_run import OF_LISTS, statement_for
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.vocabulary import OperationKind
 
 READ, LIST = OperationKind.READ, OperationKind.LIST
 CASES = [
-    # the kinds of reads; "nested" if a patch has objects; the statement
-    ([], "", "apply_writes"),
-    ([], "nested", "apply_nested_writes"),
-    ([READ, READ], "", "apply_reads"),
-    ([READ], "nested", "apply_wave"),
-    ([LIST], "", "apply_lists"),
-    ([LIST], "nested", "apply_wave"),
-    ([READ, LIST], "", "apply_wave"),
-    ([LIST, READ], "nested", "apply_wave"),
+    # the kinds of reads; whether a list asks for more; the statement
+    ([], False, "apply_writes"),
+    ([READ, READ], False, "apply_reads"),
+    ([LIST], False, "apply_lists"),
+    ([LIST], True, "apply_wave"),
+    ([READ, LIST], False, "apply_wave"),
 ]
-PARTS = {READ: "found AS (", LIST: "listed AS (", "nested": "jsonb_object_agg"}
+PARTS = {READ: "found AS (", LIST: "listed AS (", "asked": "simplu_indexed"}
 
 
 @pytest.mark.parametrize("creates_new", [False, True], ids=["careful", "new"])
-@pytest.mark.parametrize(("kinds", "nested", "query"), CASES)
+@pytest.mark.parametrize(("kinds", "has_asked", "query"), CASES)
 def test_statement_has_the_parts_that_the_batch_needs(
-    kinds: list[OperationKind], nested: str, query: str, *, creates_new: bool
+    kinds: list[OperationKind], query: str, *, has_asked: bool, creates_new: bool
 ) -> None:
-    statement = statement_for(kinds, has_nested=bool(nested), creates_new=creates_new)
-
     query += "_new" * creates_new
-    assert statement.query == query
+
+    assert statement_for(kinds, has_asked=has_asked, creates_new=creates_new) == query
     assert ("ON CONFLICT" in QUERIES[query]) is not creates_new
-    assert statement.has_lists == (PARTS[LIST] in QUERIES[query])
-    for kind in kinds:
-        assert PARTS[kind] in QUERIES[query]
-    assert not nested or PARTS["nested"] in QUERIES[query]
+    assert query.startswith(OF_LISTS) == (PARTS[LIST] in QUERIES[query])
+    assert all(PARTS[kind] in QUERIES[query] for kind in kinds)
+    assert not has_asked or PARTS["asked"] in QUERIES[query]
 
 
 def test_statements_are_all_used() -> None:
