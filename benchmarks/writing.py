@@ -45,8 +45,10 @@ from simplu_local.workload import documents
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Disposition, Operation, Origin
 from simplu_worker.shards.apply.writer import ShardWriter
+from simplu_worker.shards.positions import attempt_claim, write_positions
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.types import PositionClaim, StreamPosition
 from simplu_worker.vocabulary import Source
 
@@ -230,7 +232,6 @@ class Twins:
         self.pools = tuple(pools)
         self.claim = PositionClaim(STREAM, STREAM_SHARD_ID)
         writers = [ShardWriter(pool, tenant_wait=timedelta(minutes=15)) for pool in pools]
-        self._with_row = writers[0]
         self._turns = list(zip(KINDS, writers, strict=True))
         self._load = BatchLoad(tenants)
 
@@ -269,7 +270,11 @@ class Twins:
         """Write the row *count* times, without any operation."""
         for number_of_write in range(count):
             self.claim.position = StreamPosition(f"{FIRST_SEQUENCE_NUMBER + number_of_write}/0")
-            if await self._with_row.write_positions([self.claim]):
+            with attempt_claim(self.claim) as token:
+                async with self.pools[0].transaction() as connection:
+                    await connection.execute(QUERIES["skip_disk_wait"])
+                    changed = await write_positions(connection, [(self.claim, token)])
+            if changed:
                 raise SystemExit("expected the row to be unchanged since this program wrote it")
 
     async def find_differences(self) -> list[str]:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from datetime import datetime
-from typing import Final
+from functools import wraps
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 import structlog
 
 from simplu_worker import instruments
-from simplu_worker.errors import InternalError, place_of, places_of
+from simplu_worker.errors import InternalError, WorkerError, place_of, places_of
 from simplu_worker.timing.clock import loop_time, utc_now
 from simplu_worker.timing.waits import backoff_s, sleep_or_event
 from simplu_worker.vocabulary import TargetKind
@@ -27,6 +28,7 @@ RETRY_MAX_S: Final = 60.0
 SOUND_AFTER_S: Final = 120.0  # a target without a new error for so long is well again; more than twice the back-off
 TROUBLES_MAX: Final = 1000
 
+MethodT = TypeVar("MethodT", bound=Callable[..., Coroutine[Any, Any, Any]])
 log = structlog.get_logger(__name__)
 
 
@@ -93,6 +95,24 @@ def translate(target: TargetKind, name: str, loop: str, *foreseen: type[Exceptio
         raise
     except Exception as exc:
         raise note_trouble(target, name, loop, exc) from exc
+
+
+def _by_target(target: TargetKind) -> Callable[[MethodT], MethodT]:
+
+    def decorate(method: MethodT) -> MethodT:
+        @wraps(method)
+        async def call(owner: object, name: str, *args: Any, **kwargs: Any) -> Any:
+            with translate(target, name, method.__name__, WorkerError):
+                return await method(owner, name, *args, **kwargs)
+
+        return cast(MethodT, call)
+
+    return decorate
+
+
+# For methods whose first argument is the target's name.
+of_shard: Final = _by_target(TargetKind.SHARD)
+of_tenant: Final = _by_target(TargetKind.TENANT)
 
 
 async def keep_running(

@@ -22,8 +22,8 @@ from simplu_worker.errors import WorkerError
 from simplu_worker.instruments import REJECTIONS_UNNOTED
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Origin, RejectedRecord, control_request_id, is_storable, tenant_id_of
-from simplu_worker.shards.gateway import HOMELESS, ShardGateway
-from simplu_worker.shards.types import Rejection
+from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.types import HOMELESS, Rejection
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import wait_any
 from simplu_worker.vocabulary import Absence, DeadLetterReason, Source
@@ -133,10 +133,10 @@ class RejectionNotes:
     async def _write(self, shard_id: str, notes: Sequence[_Note]) -> set[str]:
         rejections = [note.rejection for note in notes]
         if shard_id == UNPLACED:
-            if not await self._gateway.note_unplaced_rejections(self._queue_name, rejections):
+            if not await self._gateway.lookups.note_unplaced_rejections(self._queue_name, rejections):
                 _report_dropped(len(rejections))
             return set()
-        homes = await self._gateway.note_rejections(shard_id, self._queue_name, rejections)
+        homes = await self._gateway.lookups.note_rejections(shard_id, self._queue_name, rejections)
         # Of another business than the tenant with the same id: without a home.
         unplaced = [
             note for note in notes if homes.get(note.rejection.tenant_id, "") not in {"", note.rejection.business_id}

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any, Final
 from uuid import uuid4
 
+import msgspec
+
+from simplu_worker.bulkheads import of_shard
 from simplu_worker.shards.postgres.errors import LostRaceError, RolledBackError, StatementFailedError
-from simplu_worker.shards.postgres.pool import Connection
+from simplu_worker.shards.postgres.pool import Connection, Pools
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.types import (
     PositionChangedError,
     PositionClaim,
@@ -84,27 +88,6 @@ def _values_of(claim: PositionClaim) -> tuple[object, ...]:
     held = None if position.read_to is None else list(position.held)
     reach = position.pending_from, position.pending_since, position.read_to, held
     return (*_key_of(claim), *reach, position.parents_done, position.read_up_to)
-
-
-async def fence_position(connection: Connection, claim: PositionClaim) -> bool:
-    """Write a new unknown token into the row of *claim*; return whether the reader knew the old one."""
-    key, token = _key_of(claim), str(uuid4())
-    status = await connection.execute(QUERIES["fence_known_position"], *key, token, claim.fencing_tokens)
-    if status.endswith(" 1"):
-        return True
-    await connection.execute(QUERIES["fence_position"], *key, token)
-    return False
-
-
-async def read_merges(connection: Connection, stream: str, stream_shard_id: str) -> list[PositionMerge]:
-    """Return how the row of a stream shard got its last tokens from moves."""
-    rows = await connection.fetch(QUERIES["read_position_merges"], stream, stream_shard_id)
-    return [PositionMerge(**dict(row)) for row in rows]
-
-
-async def mark_gap(connection: Connection, stream: str, stream_shard_id: str, pending_from: str) -> None:
-    """Mark the row with the position *pending_from*, to which the stream does not reach back; idempotent."""
-    await connection.execute(QUERIES["mark_gap"], stream, stream_shard_id, pending_from)
 
 
 async def list_gaps(connection: Connection) -> list[dict[str, Any]]:
@@ -180,3 +163,74 @@ def attempt_claim(claim: PositionClaim) -> Iterator[str]:
 def timed_token(token: uuid.UUID, at: datetime | None) -> str:
     """Return the random *token* with the time *at* of the row's content, if given; a backup keeps it."""
     return str(token if at is None else uuid7(at, token))
+
+
+class ShardPositions:
+    """The positions of stream shards on the shards of *pools*. Raises `ShardUnavailableError`."""
+
+    def __init__(self, pools: Pools) -> None:
+        self._pools = pools
+
+    @of_shard
+    async def read_positions(
+        self, shard_id: str, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
+    ) -> StoredPositions | None:
+        """Return the positions of stream shards stored on a shard; None without a schema, and so without a tenant.
+
+        With *is_first* also when the shard's tenants came.
+        """
+        pool = self._pools.pool_of(shard_id)
+        async with pool.connection() as connection:
+            if not await has_schema(connection, pool):
+                return None
+            return await read_stored_positions(connection, stream, stream_shard_ids, is_first=is_first)
+
+    @of_shard
+    async def fence_and_read_positions(
+        self, shard_id: str, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
+    ) -> StoredPositions | None:
+        """Write a new fencing token into the row of *claim*; return the rows of it and *ancestors*.
+
+        In one transaction: a failover that loses rows of ancestors then loses the token too, and the reader notices.
+        """
+        pool, key = self._pools.pool_of(shard_id), _key_of(claim)
+        async with pool.transaction() as connection:
+            if not await has_schema(connection, pool):
+                return None
+            token = str(uuid4())
+            status = await connection.execute(QUERIES["fence_known_position"], *key, token, claim.fencing_tokens)
+            if not (is_unchanged := status.endswith(" 1")):  # the reader did not know the old one
+                await connection.execute(QUERIES["fence_position"], *key, token)
+            ids = [claim.stream_shard_id, *ancestors]
+            stored = await read_stored_positions(connection, claim.stream, ids, is_first=is_first)
+            return msgspec.structs.replace(stored, is_unchanged=is_unchanged)
+
+    @of_shard
+    async def write_positions(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
+        """Write *claims* without operations, not waiting for the disk; return those of which the row must be read."""
+        with ExitStack() as attempts:
+            tokens = [attempts.enter_context(attempt_claim(claim)) for claim in claims]
+            async with self._pools.pool_of(shard_id).transaction() as connection:
+                await connection.execute(QUERIES["skip_disk_wait"])
+                return await write_positions(connection, list(zip(claims, tokens, strict=True)))
+
+    @of_shard
+    async def read_merges(self, shard_id: str, stream: str, stream_shard_id: str) -> list[PositionMerge]:
+        """Return how a shard's row of a stream shard got its last tokens from moves to the shard."""
+        async with self._pools.pool_of(shard_id).connection() as connection:
+            rows = await connection.fetch(QUERIES["read_position_merges"], stream, stream_shard_id)
+        return [PositionMerge(**dict(row)) for row in rows]
+
+    @of_shard
+    async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, pending_from: str) -> None:
+        """Mark a row with the position *pending_from*, to which the stream does not reach back. Idempotent."""
+        async with self._pools.pool_of(shard_id).connection() as connection:
+            await connection.execute(QUERIES["mark_gap"], stream, stream_shard_id, pending_from)
+
+    @of_shard
+    async def forget_positions(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> None:
+        """Delete a shard's rows of stream shards past their retention."""
+        pool = self._pools.pool_of(shard_id)
+        async with pool.connection() as connection:
+            if await has_schema(connection, pool):
+                await connection.execute(QUERIES["forget_positions"], stream, list(stream_shard_ids))

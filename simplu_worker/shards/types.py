@@ -12,9 +12,11 @@ import msgspec
 
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.vocabulary import Absence
 
 UUID_LENGTH: Final = 36  # as text
 VERSION_AT: Final = 14  # the index of the version in it
+HOMELESS: Final = (Absence.UNREGISTERED, Absence.NOT_HERE)
 
 
 class ShardUnavailableError(RetryableError):

@@ -27,8 +27,9 @@ from simplu_worker.dead_letters.plan import DeadLetterFilter, NotEditableError
 from simplu_worker.dead_letters.service import ApplyOptions, DeadLetterService, LettersAction, ListOptions, NoteList
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import control_request_id, tenant_id_of
-from simplu_worker.shards.gateway import NO_STREAM_SHARDS, LoggedOperation, RejectedRequest, ShardGateway
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.health.prober import ShardInspector
+from simplu_worker.shards.lookups import NO_STREAM_SHARDS, LoggedOperation, RejectedRequest
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import Lever, StreamShards
 from simplu_worker.status.answers import NoTenant, Resource
@@ -84,13 +85,13 @@ class Lookups:
         status = self._read_status(tenant_id)
         found: LoggedOperation | RejectedRequest | Absence | None
         try:
-            answer = await self._gateway.find_operation(
+            answer = await self._gateway.lookups.find_operation(
                 request_id, tenant_id, names=names, stream=self._stream_shards(status)
             )
             found = answer.operation
             is_pending = not isinstance(found, LoggedOperation) and self._is_pending(request_id, names)
             if not isinstance(found, LoggedOperation) and not is_pending:
-                found = await self._gateway.find_rejection(request_id, tenant_id, names=names) or found
+                found = await self._gateway.lookups.find_rejection(request_id, tenant_id, names=names) or found
         except (RetryableError, PermanentError):
             held = None if names is None else self._own_hold_of(names, role)
             if held is None:
@@ -126,7 +127,7 @@ class Lookups:
                     with contain(TargetKind.REPLICA, "waits", "waits"), contextlib.suppress(WorkerError):
                         if self._hold_of(names, Role.PRODUCER) is not None:
                             return
-                        if await self._gateway.is_decided(tenant_id, business_id, request_id):
+                        if await self._gateway.lookups.is_decided(tenant_id, business_id, request_id):
                             return
                     await sleep_or_event(LOOK_EVERY_S - loop_time() % LOOK_EVERY_S, until=closing)
 
@@ -191,9 +192,9 @@ class Lookups:
     async def list_operations(self, query: OperationListQuery) -> HttpAnswer:
         """Answer `GET /operations`."""
         business_id, location_id, request = query
-        page = await self._gateway.list_operations(business_id, location_id, request)
+        page = await self._gateway.lookups.list_operations(business_id, location_id, request)
         if isinstance(page, Absence):
-            state = self._gateway.absence_of((business_id, location_id), page)
+            state = self._gateway.lookups.absence_of((business_id, location_id), page)
             return 404, {"businessId": business_id, "locationId": location_id, "state": state}
         return 200, msgspec.to_builtins(page)
 
@@ -201,15 +202,15 @@ class Lookups:
         """Answer `GET /tenants/{businessId}/{locationId}`."""
         names, tenant_id = (business_id, location_id), tenant_id_of(business_id, location_id)
         try:
-            found = await self._gateway.find_tenant(tenant_id)
+            found = await self._gateway.lookups.find_tenant(tenant_id)
             key = control_request_id(*names)
-            refused = await self._gateway.find_rejection(key, tenant_id, names=names)
+            refused = await self._gateway.lookups.find_rejection(key, tenant_id, names=names)
         except (RetryableError, PermanentError) as exc:
             return 503, {"error": scrub_text(str(exc)), "held": self._hold_of(names, role)}
         held = {"held": self._hold_of(names, role)}
         asked = {"businessId": business_id, "locationId": location_id, "refused": refused_view(refused)}
         if isinstance(found, Absence):
-            return 404, asked | {"state": self._gateway.absence_of(names, found)} | held
+            return 404, asked | {"state": self._gateway.lookups.absence_of(names, found)} | held
         shard_id, row = found
         if (row["business_id"], row["location_id"]) != (business_id, location_id):  # another pair with the same id
             return 404, asked | {"state": Absence.UNREGISTERED, "held": None}
@@ -219,7 +220,7 @@ class Lookups:
         """Answer `GET /tenants/{tenantId}`: the id of a held target does not tell its two ids."""
         held = {"tenant": tenant_id, "held": self._tenant_hold(tenant_id)}
         try:
-            found = await self._gateway.find_tenant(tenant_id)
+            found = await self._gateway.lookups.find_tenant(tenant_id)
         except (RetryableError, PermanentError) as exc:
             return 503, {"error": scrub_text(str(exc))} | held
         return (404, held | {"state": found}) if isinstance(found, Absence) else (200, tenant_view(*found) | held)
@@ -228,7 +229,7 @@ class Lookups:
         self, business_id: str, location_id: str, resource_type: str, resource_id: str
     ) -> HttpAnswer:
         """Answer `GET /resources/{businessId}/{locationId}/{resourceType}/{resourceId}`."""
-        found = await self._gateway.find_resource(business_id, location_id, resource_type, resource_id)
+        found = await self._gateway.lookups.find_resource(business_id, location_id, resource_type, resource_id)
         if isinstance(found, Absence):
             return 404, NoTenant(found, business_id, location_id).json()
         shard_id, row = found
@@ -247,7 +248,7 @@ class Lookups:
 
     async def steer_tenant(self, business_id: str, location_id: str, lever: Lever) -> HttpAnswer:
         """Answer `POST /tenants/{businessId}/{locationId}/pause`, `/resume` and `/weight`."""
-        found = await self._gateway.steer_tenant(business_id, location_id, lever)
+        found = await self._gateway.lookups.steer_tenant(business_id, location_id, lever)
         if not isinstance(found, tuple):
             is_here = found is Absence.MOVING or isinstance(found, TenantState)
             return (409 if is_here else 404), {"error": not_steered_error(found)}

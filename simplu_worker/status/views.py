@@ -13,10 +13,10 @@ from simplu_worker.bulkheads import Trouble
 from simplu_worker.feed.types import DestinationView
 from simplu_worker.operations.json_record import parse_timestamp
 from simplu_worker.operations.operation import ID_MAX, is_id
-from simplu_worker.shards.gateway import RejectedRequest
 from simplu_worker.shards.health.assessment import health_view
 from simplu_worker.shards.health.prober import InspectedShard
 from simplu_worker.shards.listing import InvalidRequestError, ListRequest, check_request, decode_cursor
+from simplu_worker.shards.lookups import RejectedRequest
 from simplu_worker.shards.types import Lever
 from simplu_worker.status.answers import FeedDestination, FeedState, Json, Levers, Refusal, Tenant
 from simplu_worker.status.words import UnreadyReason

@@ -22,15 +22,16 @@ from simulation.simulated_faults import Fault
 from simulation.simulated_log import ARRIVED, COPIED, LEFT, STANDBY_LAG_S, Batch, FeedTables, Server, ShardLog
 from simulation.simulated_network import Network
 
+from simplu_worker.bulkheads import of_shard, of_tenant
 from simplu_worker.errors import RetryableError
 from simplu_worker.fairness import Demand, ShardTime
 from simplu_worker.operations.dead_letter import DeadLetter, origin_of_part
 from simplu_worker.operations.operation import Disposition, Operation, Origin, Outcome, PartNumber
 from simplu_worker.operations.waves import HOLD, TenantRow, admit
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.gateway import ShardGateway, of_shard, of_tenant
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.log import BulkOrigin, key_of_id
-from simplu_worker.shards.positions import attempt_claim
+from simplu_worker.shards.positions import ShardPositions, attempt_claim
 from simplu_worker.shards.types import (
     PositionChangedError,
     PositionClaim,
@@ -489,11 +490,12 @@ class KnownTime(ShardTime):
         return self._cost_s * demand.counts.total()
 
 
-class SimulatedGateway(ShardGateway):
+class SimulatedGateway(ShardGateway, ShardPositions):
     """One replica's way to the shards; it remembers where it found a tenant."""
 
     def __init__(self, shards: PostgresShards, *, cost_s: float, commits: ReplicationWaiter | None = None) -> None:
         self._shards = shards
+        self.positions = self
         self._safety = commits
         self._times = defaultdict(lambda: KnownTime(cost_s))
         self._remembered: dict[str, str] = {}

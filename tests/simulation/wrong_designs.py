@@ -361,7 +361,9 @@ class _TokenlessPositions(ShardPositions):
     @override
     async def _has_all_from(self, merge: PositionMerge) -> bool:
         claim = self.position_on(merge.source_shard_id).claim
-        stored = await self._gateway.read_positions(merge.source_shard_id, claim.stream, [claim.stream_shard_id])
+        stored = await self._gateway.positions.read_positions(
+            merge.source_shard_id, claim.stream, [claim.stream_shard_id]
+        )
         row = None if stored is None else stored.rows.get(claim.stream_shard_id)
         return row is not None and row.fencing_token in claim.fencing_tokens
 

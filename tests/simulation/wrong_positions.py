@@ -53,7 +53,7 @@ class AnyTokenPositions(ShardPositions):
     @override
     async def follow_moves(self, shard_position: ShardPosition) -> bool:
         claim = shard_position.claim
-        noted = await self._gateway.read_merges(shard_position.shard_id, claim.stream, claim.stream_shard_id)
+        noted = await self._gateway.positions.read_merges(shard_position.shard_id, claim.stream, claim.stream_shard_id)
         known, former = claim.fencing_tokens, [one.former_token for one in noted]
         claim.fencing_tokens = [*former, *known] if known else []
         is_followed = await super().follow_moves(shard_position)

@@ -56,7 +56,9 @@ async def _find_one(settings: Settings, shards: Shards, leases: Sequence[Lease],
     stream_name = (settings.kinesis_stream_name or "").rpartition("/")[2]
     gateway = shards.gateway
     try:
-        found = await gateway.read_positions_at_home(tenant_id, StreamShards(stream_name, status.stream_shard_ids))
+        found = await gateway.lookups.read_positions_at_home(
+            tenant_id, StreamShards(stream_name, status.stream_shard_ids)
+        )
     except WorkerError:  # the survey of the shards has named every server without an answer
         shard_id, undecided = None, Undecided()
         with contextlib.suppress(WorkerError):
@@ -170,7 +172,7 @@ async def find_operations(
         some = ordered[first : first + KEYS_PER_QUERY]
         try:
             tenant_ids, requests = [key[0] for key in some], [key_of_id(key[1]) for key in some]
-            survey = await gateway.survey("find_operations", tenant_ids, requests)
+            survey = await gateway.lookups.survey("find_operations", tenant_ids, requests)
         except RetryableError as exc:
             error = str(exc)  # Citrus does not list the shards now: the next poll queries these keys again
             continue
@@ -185,7 +187,7 @@ async def find_rejected(
 ) -> dict[OperationKey, dict[str, Any]]:
     """Return rows like the log's for records rejected after *since*."""
     try:
-        found = await gateway.find_rejections(keys)
+        found = await gateway.lookups.find_rejections(keys)
     except WorkerError:
         return {}  # the query of the logs has named it
     return {

@@ -389,7 +389,7 @@ async def _find_members(gateway: ShardGateway, lines: Iterable[InputLine]) -> di
     for first in range(0, len(wanted), RESOURCES_PER_QUERY):
         some = wanted[first : first + RESOURCES_PER_QUERY]
         with contextlib.suppress(RetryableError):  # the query of the logs has named it
-            survey = await gateway.survey("list_members", *map(list, zip(*some, strict=True)))
+            survey = await gateway.lookups.survey("list_members", *map(list, zip(*some, strict=True)))
             found |= {
                 (row["tenant_id"], row["resource_type"], row["resource_id"]): row["members"] for _, row in survey.rows
             }

@@ -24,8 +24,8 @@ from simplu_worker.commands.stream.send_status import SendStatus, Undecided, poo
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import tenant_id_of
-from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest
 from simplu_worker.shards.listing import ListedOperation, ListRequest, OperationPage, decode_cursor
+from simplu_worker.shards.lookups import LoggedOperation, RejectedRequest
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import Absence
 
@@ -40,15 +40,15 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
     tenant_id = None if tenant is None else tenant_id_of(*tenant)
     async with open_shards(settings) as shards:
         found: LoggedOperation | RejectedRequest | Absence | None
-        found, silent, _ = await shards.gateway.find_operation(request_id, tenant_id, names=tenant)
+        found, silent, _ = await shards.gateway.lookups.find_operation(request_id, tenant_id, names=tenant)
         undecided = Undecided()
         if not isinstance(found, LoggedOperation) and tenant_id is not None:
             from simplu_worker.commands.stream.outcomes import find_undecided
 
             undecided = (await find_undecided(settings, shards, [tenant_id]))[tenant_id]
-            found, silent, _ = await shards.gateway.find_operation(request_id, tenant_id, names=tenant)
+            found, silent, _ = await shards.gateway.lookups.find_operation(request_id, tenant_id, names=tenant)
         if not isinstance(found, LoggedOperation):
-            found = await shards.gateway.find_rejection(request_id, tenant_id, names=tenant) or found
+            found = await shards.gateway.lookups.find_rejection(request_id, tenant_id, names=tenant) or found
         if isinstance(found, Absence):
             undecided, found = Undecided(found) if undecided.reason is None else undecided, None
         errors = pool_errors(shards.pools)
@@ -101,7 +101,7 @@ async def list_operations(
     require_settings(settings, routes=True)
     parse_tenant_id(business_id, location_id)
     async with open_shards(settings) as shards:
-        page = await search(shards.gateway.list_operations, business_id, location_id, request)
+        page = await search(shards.gateway.lookups.list_operations, business_id, location_id, request)
     if isinstance(page, Absence):
         if as_json:
             print_json({"operations": [], "next": None, "state": page})

@@ -92,7 +92,7 @@ class TenantInventory:
                 yield [subject for subject in subjects if _first_home(subject) in {None, address.shard_id}]
 
     async def _fetch_rows(self, tenant_ids: Sequence[str]) -> tuple[Mapping[str, list[AuditedRow]], list[str]]:
-        survey = await self._shards.gateway.survey("find_tenants", list(tenant_ids))
+        survey = await self._shards.gateway.lookups.survey("find_tenants", list(tenant_ids))
         self.silent.update(survey.silent_shard_ids)
         rows: defaultdict[str, list[AuditedRow]] = defaultdict(list)
         for shard_id, row in sorted(survey.rows, key=lambda found: found[0]):
@@ -256,7 +256,7 @@ async def provision_tenant(
     request = ProvisionRequest(business_id, location_id, business_type, BEFORE_ANY_CONTROL)
     async with open_shards(settings) as shards:
         result = await shards.provisioner.provision(request)
-        found = await shards.gateway.find_tenant(tenant_id)
+        found = await shards.gateway.lookups.find_tenant(tenant_id)
     if isinstance(found, Absence):
         shard_id, state, its_type = None, str(found), business_type
     else:

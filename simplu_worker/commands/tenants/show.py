@@ -35,7 +35,7 @@ async def list_tenants(settings: Settings, *, as_json: bool) -> int:
     """Print every tenant of every shard. Return 1 if a shard did not answer."""
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
-        survey = await shards.gateway.survey("list_tenants")
+        survey = await shards.gateway.lookups.survey("list_tenants")
     _print_tenants(_views(survey), survey.silent_shard_ids, as_json=as_json)
     return 1 if survey.silent_shard_ids else 0
 
@@ -46,11 +46,11 @@ async def show_tenant(settings: Settings, business_id: str, location_id: str, *,
     tenant_id = parse_tenant_id(business_id, location_id)
     async with open_shards(settings) as shards:
         named = await shards.locator.locate(tenant_id)
-        survey = await shards.gateway.survey("show_tenant", tenant_id)
+        survey = await shards.gateway.lookups.survey("show_tenant", tenant_id)
         refused = None
         with contextlib.suppress(WorkerError):  # the survey has named the shard that does not answer
             refused = refused_view(
-                await shards.gateway.find_rejection(control_request_id(business_id, location_id), tenant_id)
+                await shards.gateway.lookups.find_rejection(control_request_id(business_id, location_id), tenant_id)
             )
     views = _views(survey)
     found = [view for view in views if (view["businessId"], view["locationId"]) == (business_id, location_id)]

@@ -27,7 +27,7 @@ async def steer_tenant(settings: Settings, business_id: str, location_id: str, l
     asked = {"businessId": business_id, "locationId": location_id} | lever_members(lever)
     async with open_shards(settings) as shards:
         with logged_action(lever_action(lever), actor, asked) as acted:
-            found = await shards.gateway.steer_tenant(business_id, location_id, lever)
+            found = await shards.gateway.lookups.steer_tenant(business_id, location_id, lever)
             if not isinstance(found, tuple):
                 raise PermanentError(not_steered_error(found))
             acted.answer = view = levers_view(*found)

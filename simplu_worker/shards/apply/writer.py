@@ -13,7 +13,6 @@ from datetime import timedelta
 from itertools import islice, pairwise
 from typing import Final, TypeVar
 
-import msgspec
 import structlog
 
 from simplu_worker.fairness import ShardTime
@@ -41,14 +40,6 @@ from simplu_worker.shards.apply.write_attempt import (
     WriteAttempt,
     key_of,
 )
-from simplu_worker.shards.positions import (
-    attempt_claim,
-    fence_position,
-    mark_gap,
-    read_merges,
-    read_stored_positions,
-    write_positions,
-)
 from simplu_worker.shards.postgres.errors import (
     DuplicateKeyError,
     LockTimeoutError,
@@ -61,10 +52,10 @@ from simplu_worker.shards.postgres.pool import PROBE_FAILED_FRESH_S, PROBE_FRESH
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import has_schema
-from simplu_worker.shards.types import PositionClaim, PositionMerge, ShardUnavailableError, StoredPositions
+from simplu_worker.shards.types import PositionClaim, ShardUnavailableError
 from simplu_worker.telemetry.spans import TracedTransaction, transaction_span
 from simplu_worker.timing.sharing import SharedAnswer
-from simplu_worker.vocabulary import Failure, TenantState
+from simplu_worker.vocabulary import Failure
 
 SLOW_MAX_COUNT = 1000  # operations that took too long, of which the writer remembers the last
 SLOW_LOG_SHARE = 0.25  # of a statement's time; a shard that takes longer for the rows of the log is slow itself
@@ -143,27 +134,6 @@ class ShardWriter:
         await self._pool.probe()
         await self._check(self._pool.fresh_connection)
 
-    async def read_positions(
-        self, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
-    ) -> StoredPositions | None:
-        """Return the stored positions of stream shards; None if the shard has no schema, and so no tenant, yet.
-
-        With *is_first* also when the shard's tenants came. Raises `ShardUnavailableError`, also if another shard
-        answers.
-        """
-        async with self._pool.connection() as connection:
-            if not await has_schema(connection, self._pool):
-                return None
-            return await read_stored_positions(connection, stream, stream_shard_ids, is_first=is_first)
-
-    async def find_resident_tenants(self, tenant_ids: Sequence[str]) -> set[str]:
-        """Return which of the tenants have a live row on the shard. Raises as `read_positions` does."""
-        async with self._pool.connection() as connection:
-            if not await has_schema(connection, self._pool):
-                return set()
-            rows = await connection.fetch(QUERIES["find_tenants"], list(tenant_ids))
-        return {row["id"] for row in rows if row["state"] in {TenantState.ACTIVE, TenantState.FENCED}}
-
     async def foresee(self, operations: Sequence[Operation]) -> Foreseen:
         """Return what the rules of the shard's types say of operations, patches aside."""
         await self._check(self._pool.connection)
@@ -171,48 +141,6 @@ class ShardWriter:
         async with self._pool.connection() as connection:
             rows = await connection.fetch(QUERIES["find_tenants"], list({one.tenant_id for one in operations}))
         return foresee(operations, {row["id"]: row["business_type"] for row in rows}, self._rules.by_type)
-
-    async def fence_and_read_positions(
-        self, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
-    ) -> StoredPositions | None:
-        """Write a new fencing token into the row of *claim*, and return the positions of it and of *ancestors*.
-
-        In one transaction: otherwise a failover could lose the rows of ancestors but not the token.
-        """
-        async with self._pool.transaction() as connection:
-            if not await has_schema(connection, self._pool):
-                return None
-            is_unchanged = await fence_position(connection, claim)
-            ids = [claim.stream_shard_id, *ancestors]
-            stored = await read_stored_positions(connection, claim.stream, ids, is_first=is_first)
-            return msgspec.structs.replace(stored, is_unchanged=is_unchanged)
-
-    async def write_positions(self, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
-        """Write *claims* without operations, not waiting for the disk.
-
-        Return those with a row that another reader has written.
-        """
-        with ExitStack() as attempts:
-            tokens = [attempts.enter_context(attempt_claim(claim)) for claim in claims]
-            async with self._pool.transaction() as connection:
-                await connection.execute(QUERIES["skip_disk_wait"])
-                return await write_positions(connection, list(zip(claims, tokens, strict=True)))
-
-    async def read_merges(self, stream: str, stream_shard_id: str) -> list[PositionMerge]:
-        """Return what `positions.rows.read_merges` does. Raises `ShardUnavailableError`."""
-        async with self._pool.connection() as connection:
-            return await read_merges(connection, stream, stream_shard_id)
-
-    async def mark_gap(self, stream: str, stream_shard_id: str, pending_from: str) -> None:
-        """Mark a row as `positions.rows.mark_gap` does. Raises `ShardUnavailableError`."""
-        async with self._pool.connection() as connection:
-            await mark_gap(connection, stream, stream_shard_id, pending_from)
-
-    async def forget_positions(self, stream: str, stream_shard_ids: Sequence[str]) -> None:
-        """Delete the rows of stream shards past their retention. Raises `ShardUnavailableError`."""
-        async with self._pool.connection() as connection:
-            if await has_schema(connection, self._pool):
-                await connection.execute(QUERIES["forget_positions"], stream, list(stream_shard_ids))
 
     async def _apply(
         self,

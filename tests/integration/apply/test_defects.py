@@ -11,8 +11,8 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
 from simplu_worker.errors import InternalError
 from simplu_worker.operations.operation import Disposition
 from simplu_worker.operations.waves import HOLD
-from simplu_worker.shards.apply.crashed_batches import TRIES_MAX
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.gateway import TRIES_MAX
 from simplu_worker.vocabulary import DeadLetterReason
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from support.postgres.databases import ShardMaker
+from support.postgres.databases import SHARD_ID, ShardMaker
 from support.postgres.tenant_cases import (
     ARRIVED_AT,
     STREAM,
@@ -25,9 +25,9 @@ from support.postgres.trouble import Line, calm, make_touchy, shut_gate, waiters
 from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.apply.writer import ShardWriter
-from simplu_worker.shards.positions import accept_gaps
+from simplu_worker.shards.positions import ShardPositions, accept_gaps
 from simplu_worker.shards.postgres.errors import state_words
-from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import (
     PositionChangedError,
     PositionClaim,
@@ -53,6 +53,13 @@ async def case(shard: ShardPool) -> TenantCase:
 @pytest.fixture
 def writer(case: TenantCase) -> ShardWriter:
     return writer_of(case.pool)
+
+
+@pytest.fixture
+async def positions(case: TenantCase) -> AsyncIterator[ShardPositions]:
+    async with Pools(size=4) as pools:
+        pools.ensure_pool(case.pool.address)
+        yield ShardPositions(pools)
 
 
 def claim_of(
@@ -148,12 +155,14 @@ async def test_writer_applies_nothing_when_the_row_is_another_readers(
     assert await position(case.pool) == "6/0"
 
 
-async def test_no_row_is_made_when_a_tenant_was_moved_here_meanwhile(case: TenantCase, writer: ShardWriter) -> None:
+async def test_no_row_is_made_when_a_tenant_was_moved_here_meanwhile(
+    case: TenantCase, writer: ShardWriter, positions: ShardPositions
+) -> None:
     """The tenant may lack operations that its shard lost; no row showed that, and the new row must not hide it.
 
     Tenants that are made here in between lack nothing.
     """
-    standing = await writer.read_positions(STREAM, [STREAM_SHARD_ID], is_first=True)
+    standing = await positions.read_positions(SHARD_ID, STREAM, [STREAM_SHARD_ID], is_first=True)
     assert standing is not None
     claim = claim_of(move_token=standing.move_token)
     await add_tenant(case.pool, ("clinic", "moved"), created_at=TENANT_MADE_AT)
@@ -161,10 +170,10 @@ async def test_no_row_is_made_when_a_tenant_was_moved_here_meanwhile(case: Tenan
 
     with pytest.raises(PositionChangedError, match=STREAM_SHARD_ID):
         await writer.apply([case.operation("create", data={})], claim)
-    assert await writer.write_positions([claim]) == [claim]
+    assert await positions.write_positions(SHARD_ID, [claim]) == [claim]
     assert (await rows(case.pool), await case.resources()) == ({}, {})
 
-    standing = await writer.read_positions(STREAM, [STREAM_SHARD_ID], is_first=True)
+    standing = await positions.read_positions(SHARD_ID, STREAM, [STREAM_SHARD_ID], is_first=True)
     assert standing is not None
     claim = claim_of(move_token=standing.move_token)
     await add_tenant(case.pool, ("clinic", "new"), created_at=TENANT_MADE_AT)
@@ -193,14 +202,14 @@ async def test_only_one_of_two_readers_of_the_same_row_writes(case: TenantCase, 
 
 
 async def test_rows_are_written_in_one_order_whether_they_are_known_or_new(
-    case: TenantCase, writer: ShardWriter
+    case: TenantCase, positions: ShardPositions
 ) -> None:
     known, behind = claim_of("shardId-b"), claim_of("shardId-a")
-    await writer.write_positions([known, claim_of("shardId-a")])
+    await positions.write_positions(SHARD_ID, [known, claim_of("shardId-a")])
     lock = "SELECT FROM stream_positions WHERE stream_shard_id = $1 FOR UPDATE"
     async with case.pool.transaction() as other, asyncio.TaskGroup() as tasks:
         await other.execute("UPDATE stream_positions SET pending_from = '9/0' WHERE stream_shard_id = 'shardId-a'")
-        writing = tasks.create_task(writer.write_positions([known, behind]))
+        writing = tasks.create_task(positions.write_positions(SHARD_ID, [known, behind]))
         await waiters(other)
         await other.execute(f"{lock} NOWAIT", "shardId-b")
         await other.execute("COMMIT")
@@ -301,16 +310,18 @@ async def test_row_is_written_with_an_operation_that_is_given_up(case: TenantCas
     assert list(await case.log()) == [bad.request_id]
 
 
-async def test_touch_writes_what_is_its_readers_and_says_what_is_not(case: TenantCase, writer: ShardWriter) -> None:
+async def test_touch_writes_what_is_its_readers_and_says_what_is_not(
+    case: TenantCase, positions: ShardPositions
+) -> None:
     known, new, stolen, gone = (claim_of(f"shardId-{number}") for number in range(4))
     for claim in (known, stolen, gone):
-        assert await writer.write_positions([claim]) == []
+        assert await positions.write_positions(SHARD_ID, [claim]) == []
     token = await take_away(case.pool, "shardId-2")
     await fetch(case.pool, "DELETE FROM stream_positions WHERE stream_shard_id = 'shardId-3'")
     for claim in (known, new, stolen, gone):
         claim.position = StreamPosition("8/0")
 
-    assert await writer.write_positions([gone, stolen, new, known]) == [stolen, gone]
+    assert await positions.write_positions(SHARD_ID, [gone, stolen, new, known]) == [stolen, gone]
 
     found = await rows(case.pool)
     assert {key: row["pending_from"] for key, row in found.items()} == {
@@ -320,19 +331,19 @@ async def test_touch_writes_what_is_its_readers_and_says_what_is_not(case: Tenan
     }
     assert found["shardId-2"]["token"] == token
     assert [claim.fencing_tokens for claim in (known, new)] == [[found[f"shardId-{n}"]["token"]] for n in (0, 1)]
-    assert await writer.write_positions([]) == []
+    assert await positions.write_positions(SHARD_ID, []) == []
 
 
-async def test_standing_tells_when_the_last_tenant_was_moved_here(case: TenantCase, writer: ShardWriter) -> None:
+async def test_standing_tells_when_the_last_tenant_was_moved_here(case: TenantCase, positions: ShardPositions) -> None:
     for name, moved_ago in (("earlier", "1 hour"), ("later", "20 minutes")):
         await add_tenant(case.pool, (name, "main"), created_at=TENANT_MADE_AT)
         query = "UPDATE tenants SET epoch = 2, state_changed_at = clock_timestamp() - $2::text::interval WHERE id = $1"
         await fetch(case.pool, query, f"{name}-main", moved_ago)
-    await writer.write_positions([claim_of(parents_done=True)])
+    await positions.write_positions(SHARD_ID, [claim_of(parents_done=True)])
 
-    asked_later = await writer.read_positions(STREAM, [STREAM_SHARD_ID])
-    asked_first = await writer.read_positions(STREAM, [STREAM_SHARD_ID], is_first=True)
-    adopted = await writer.fence_and_read_positions(claim_of(), [], is_first=True)
+    asked_later = await positions.read_positions(SHARD_ID, STREAM, [STREAM_SHARD_ID])
+    asked_first = await positions.read_positions(SHARD_ID, STREAM, [STREAM_SHARD_ID], is_first=True)
+    adopted = await positions.fence_and_read_positions(SHARD_ID, claim_of(), [], is_first=True)
 
     assert asked_later is not None
     assert asked_later.last_move_age_s is None
@@ -341,11 +352,13 @@ async def test_standing_tells_when_the_last_tenant_was_moved_here(case: TenantCa
         assert standing.last_move_age_s == pytest.approx(1200, abs=60)
 
 
-async def test_adoption_leaves_another_token_in_the_row_that_it_reads(case: TenantCase, writer: ShardWriter) -> None:
+async def test_adoption_leaves_another_token_in_the_row_that_it_reads(
+    case: TenantCase, writer: ShardWriter, positions: ShardPositions
+) -> None:
     claim, parents = claim_of(pending_since=ARRIVED_AT, parents_done=True), claim_of(PARENT, "SHARD_END")
-    await writer.write_positions([claim, parents])
+    await positions.write_positions(SHARD_ID, [claim, parents])
 
-    standing = await writer.fence_and_read_positions(claim, [PARENT, "shardId-9"])
+    standing = await positions.fence_and_read_positions(SHARD_ID, claim, [PARENT, "shardId-9"])
 
     assert standing is not None
     assert standing.is_unchanged
@@ -357,49 +370,51 @@ async def test_adoption_leaves_another_token_in_the_row_that_it_reads(case: Tena
     assert (sorted(standing.rows), standing.first_tenant_at) == ([STREAM_SHARD_ID, PARENT], TENANT_MADE_AT)
     with pytest.raises(PositionChangedError):
         await writer.apply([case.operation("create", data={})], claim)
-    again = await writer.fence_and_read_positions(claim, [PARENT])
+    again = await positions.fence_and_read_positions(SHARD_ID, claim, [PARENT])
     assert again is not None
     assert not again.is_unchanged
     claim.fencing_tokens = [again.rows[STREAM_SHARD_ID].fencing_token]
     assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
 
 
-async def test_positions_past_the_retention_are_forgotten(case: TenantCase, writer: ShardWriter) -> None:
-    await writer.write_positions([claim_of(f"shardId-{number}") for number in range(3)])
-    await writer.forget_positions("another-stream", ["shardId-0"])
+async def test_positions_past_the_retention_are_forgotten(case: TenantCase, positions: ShardPositions) -> None:
+    await positions.write_positions(SHARD_ID, [claim_of(f"shardId-{number}") for number in range(3)])
+    await positions.forget_positions(SHARD_ID, "another-stream", ["shardId-0"])
     assert sorted(await rows(case.pool)) == ["shardId-0", "shardId-1", "shardId-2"]
 
     for _ in range(2):
-        await writer.forget_positions(STREAM, ["shardId-0", "shardId-2", "shardId-9"])
+        await positions.forget_positions(SHARD_ID, STREAM, ["shardId-0", "shardId-2", "shardId-9"])
         assert sorted(await rows(case.pool)) == ["shardId-1"]
 
 
-async def standing(writer: ShardWriter) -> StreamPosition:
-    stored = await writer.read_positions(STREAM, [STREAM_SHARD_ID])
+async def standing(positions: ShardPositions) -> StreamPosition:
+    stored = await positions.read_positions(SHARD_ID, STREAM, [STREAM_SHARD_ID])
     assert stored is not None
     return stored.rows[STREAM_SHARD_ID]
 
 
-async def test_gap_of_one_position_lasts_until_it_is_accepted(case: TenantCase, writer: ShardWriter) -> None:
+async def test_gap_of_one_position_lasts_until_it_is_accepted(
+    case: TenantCase, writer: ShardWriter, positions: ShardPositions
+) -> None:
     claim = claim_of()
-    await writer.write_positions([claim])
-    await writer.mark_gap(STREAM, STREAM_SHARD_ID, "6/0")
-    assert not (await standing(writer)).has_gap
-    await writer.mark_gap(STREAM, STREAM_SHARD_ID, "7/0")
-    marked = await standing(writer)
+    await positions.write_positions(SHARD_ID, [claim])
+    await positions.mark_gap(SHARD_ID, STREAM, STREAM_SHARD_ID, "6/0")
+    assert not (await standing(positions)).has_gap
+    await positions.mark_gap(SHARD_ID, STREAM, STREAM_SHARD_ID, "7/0")
+    marked = await standing(positions)
     assert (marked.has_open_gap, [marked.fencing_token]) == (True, claim.fencing_tokens)
-    await writer.forget_positions(STREAM, [STREAM_SHARD_ID])
+    await positions.forget_positions(SHARD_ID, STREAM, [STREAM_SHARD_ID])
     found_at = (await rows(case.pool))[STREAM_SHARD_ID]["gap_found_at"]
     async with case.pool.connection() as connection:
         (accepted,) = await accept_gaps(connection)
         assert await accept_gaps(connection) == []
     assert (accepted["gap_from"], accepted["gap_found_at"]) == ("7/0", found_at)
-    await writer.mark_gap(STREAM, STREAM_SHARD_ID, "7/0")
-    again = await standing(writer)
+    await positions.mark_gap(SHARD_ID, STREAM, STREAM_SHARD_ID, "7/0")
+    again = await standing(positions)
     assert (again.has_gap, again.has_open_gap) == (True, False)
 
     claim.position = StreamPosition("8/0")
-    await writer.write_positions([claim])
-    assert not (await standing(writer)).has_gap
-    await writer.mark_gap(STREAM, STREAM_SHARD_ID, "8/0")
-    assert (await standing(writer)).has_open_gap
+    await positions.write_positions(SHARD_ID, [claim])
+    assert not (await standing(positions)).has_gap
+    await positions.mark_gap(SHARD_ID, STREAM, STREAM_SHARD_ID, "8/0")
+    assert (await standing(positions)).has_open_gap

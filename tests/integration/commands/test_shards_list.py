@@ -109,7 +109,7 @@ async def test_operation_view_takes_the_time_before_it_asks_the_log(
     columns = "(stream, stream_shard_id, pending_from, parents_done, token)"
     await execute(shard.connection_string, f"INSERT INTO stream_positions {columns} VALUES {row}")
     async with routed_shards([shard]) as routed:
-        find = routed.gateway.find_operation
+        find = routed.gateway.lookups.find_operation
 
         async def noted_find(request_id: str, tenant_id: str | None, *, names: None, stream: StreamShards) -> object:
             order.append("log")

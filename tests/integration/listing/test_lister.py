@@ -232,7 +232,7 @@ async def test_list_of_no_tenant_is_an_absence(
     routed: RoutedShards, tenant: tuple[str, str], expected: Absence
 ) -> None:
     routed.register(("registered", "only"), "shard-2")
-    assert await routed.gateway.list_operations(*tenant, ListRequest()) is expected
+    assert await routed.gateway.lookups.list_operations(*tenant, ListRequest()) is expected
 
 
 async def test_forged_cursor_leads_to_no_row_of_another_tenant(routed: RoutedShards) -> None:

@@ -21,9 +21,10 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.gateway import RejectedRequest, ShardGateway
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.listing import ListRequest, OperationPage
 from simplu_worker.shards.log import key_of_id
+from simplu_worker.shards.lookups import RejectedRequest
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.directory import Directory
@@ -94,7 +95,7 @@ async def tenant(make_shard: ShardMaker) -> AsyncIterator[MovedTenant]:
 @pytest.mark.slow
 @pytest.mark.parametrize("question", ["tenant", "list", "rejection", "survey"])
 async def test_each_question_looks_the_home_up_anew_when_its_route_is_old(tenant: MovedTenant, question: str) -> None:
-    await tenant.routed.gateway.note_rejections("shard-1", "letters", [REJECTION])
+    await tenant.routed.gateway.lookups.note_rejections("shard-1", "letters", [REJECTION])
     first = tenant.case("shard-1").operation("create", data={})
     await tenant.case("shard-1").apply(first)
     await tenant.move()
@@ -102,22 +103,22 @@ async def test_each_question_looks_the_home_up_anew_when_its_route_is_old(tenant
 
     match question:
         case "tenant":
-            found = await tenant.late.find_tenant(TENANT_ID)
+            found = await tenant.late.lookups.find_tenant(TENANT_ID)
             assert isinstance(found, tuple)
             assert (found[0], found[1]["operation_count"]) == ("shard-2", 2)
         case "list":
-            page = await tenant.late.list_operations(*TENANT, ListRequest())
+            page = await tenant.late.lookups.list_operations(*TENANT, ListRequest())
             assert isinstance(page, OperationPage)
             assert (page.shard_id, len(page.operations)) == ("shard-2", 2)
         case "rejection":
-            rejected = await tenant.late.find_rejection("bad", TENANT_ID)
+            rejected = await tenant.late.lookups.find_rejection("bad", TENANT_ID)
             assert isinstance(rejected, RejectedRequest)
             assert rejected.shard_id == "shard-2"
-            of_any = await tenant.late.find_rejection("bad", None)
+            of_any = await tenant.late.lookups.find_rejection("bad", None)
             assert isinstance(of_any, RejectedRequest)
             assert of_any.shard_id == "shard-2"
         case "survey":
-            survey = await tenant.late.survey("find_operations", [TENANT_ID], [key_of_id(first.request_id)])
+            survey = await tenant.late.lookups.survey("find_operations", [TENANT_ID], [key_of_id(first.request_id)])
             assert [shard_id for shard_id, _ in survey.rows] == ["shard-2"]
 
 
@@ -125,12 +126,12 @@ async def test_each_question_looks_the_home_up_anew_when_its_route_is_old(tenant
 async def test_nothing_is_written_to_a_former_home_and_the_tenant_moves_back(tenant: MovedTenant) -> None:
     await tenant.move()
 
-    assert await tenant.late.note_rejections("shard-1", "letters", [REJECTION]) == {}
+    assert await tenant.late.lookups.note_rejections("shard-1", "letters", [REJECTION]) == {}
     assert tenant.late.cached_shard_id(TENANT_ID) is None
     assert await tenant.late.find(TENANT_ID) == "shard-2"
     assert await tenant.late.count_failures("shard-1", [(TENANT_ID, "m-1"), ("not-made", "m-2")]) == [None, 1]
     assert tenant.late.cached_shard_id(TENANT_ID) is None
-    assert await tenant.late.note_rejections("shard-2", "letters", [REJECTION]) == {TENANT_ID: TENANT[0]}
+    assert await tenant.late.lookups.note_rejections("shard-2", "letters", [REJECTION]) == {TENANT_ID: TENANT[0]}
     assert await tenant.late.count_failures("shard-2", [(TENANT_ID, "m-1")]) == [1]
     await tenant.late.forget_failures("shard-1", TENANT_ID, "m-1")
     assert (await tenant.noted_on("shard-1"), await tenant.noted_on("shard-2")) == (["m-2"], ["bad", "m-1"])

@@ -16,7 +16,7 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards import gateway
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
-from simplu_worker.shards.gateway import FoundOperation, LoggedOperation
+from simplu_worker.shards.lookups import FoundOperation, LoggedOperation
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.vocabulary import Absence, Inability
@@ -80,7 +80,7 @@ async def test_gateway_returns_an_operation_of_a_tenant(routed: RoutedShards) ->
     await routed.gateway.find(TENANT_ID)
     await routed.gateway.apply("shard-1", [create, read, missing])
 
-    found, silent_shards, _ = await routed.gateway.find_operation(read.request_id, TENANT_ID)
+    found, silent_shards, _ = await routed.gateway.lookups.find_operation(read.request_id, TENANT_ID)
     assert found is not None
     shown = msgspec.to_builtins(found, builtin_types=(msgspec.Raw,))
     assert {name: shown[name] for name in ("requestId", "status", "operation", "resourceId", "shardId")} == {
@@ -92,11 +92,11 @@ async def test_gateway_returns_an_operation_of_a_tenant(routed: RoutedShards) ->
     }
     assert b"12345678901234567890.10" in bytes(shown["result"])
     assert silent_shards == []
-    failed, _, _ = await routed.gateway.find_operation(missing.request_id, TENANT_ID)
+    failed, _, _ = await routed.gateway.lookups.find_operation(missing.request_id, TENANT_ID)
     assert isinstance(failed, LoggedOperation)
     assert (failed.status, failed.error, failed.result) == ("failed", "not_found", None)
-    assert await routed.gateway.find_operation("unknown", TENANT_ID) == FoundOperation(None, [], [{}])
-    assert await routed.gateway.find_operation(read.request_id, "unknown-tenant") == FoundOperation(
+    assert await routed.gateway.lookups.find_operation("unknown", TENANT_ID) == FoundOperation(None, [], [{}])
+    assert await routed.gateway.lookups.find_operation(read.request_id, "unknown-tenant") == FoundOperation(
         Absence.UNREGISTERED
     )
 
@@ -107,9 +107,9 @@ async def test_gateway_finds_no_operation_of_another_pair_with_the_same_tenant_i
     case = TenantCase(pool_of(routed, "shard-1"), ("a", "b-c"))
     assert await case.apply(case.operation("create", data={}, request_id="own")) == [SUCCEEDED]
 
-    own, _, _ = await routed.gateway.find_operation("own", "a-b-c", names=("a", "b-c"))
+    own, _, _ = await routed.gateway.lookups.find_operation("own", "a-b-c", names=("a", "b-c"))
     assert isinstance(own, LoggedOperation)
-    other = await routed.gateway.find_operation("own", "a-b-c", names=("a-b", "c"))
+    other = await routed.gateway.lookups.find_operation("own", "a-b-c", names=("a-b", "c"))
     assert other == FoundOperation(Absence.UNREGISTERED)
 
 
@@ -125,12 +125,12 @@ async def test_gateway_tells_what_is_decided(make_shard: ShardMaker) -> None:
         keys = [(f"{one}-l", one, request) for one in ("b1", "b2", "nobody", "gone", "\0") for request in ("own", "x")]
 
         async def decided() -> set[tuple[str, ...]]:
-            answers = await asyncio.gather(*(routed.gateway.is_decided(*key) for key in keys))
+            answers = await asyncio.gather(*(routed.gateway.lookups.is_decided(*key) for key in keys))
             return {key for key, is_decided in zip(keys, answers, strict=True) if is_decided}
 
         assert await decided() == {(f"{one}-l", one, "own") for one in ("b1", "b2", "gone")}
         with pytest.raises(RetryableError):
-            await routed.gateway.is_decided("b4-l", "b4", "own")
+            await routed.gateway.lookups.is_decided("b4-l", "b4", "own")
         await execute(shards[1].connection_string, "UPDATE tenants SET state = 'moved' WHERE business_id = 'gone'")
         await execute(
             shards[0].connection_string,
@@ -150,11 +150,13 @@ async def test_gateway_asks_all_shards_for_an_operation_when_the_tenant_is_not_g
             case = TenantCase(pool, tenant)
             assert await case.apply(case.operation("create", data={}, request_id="same")) == [SUCCEEDED]
 
-        found, silent_shards, _ = await routed.gateway.find_operation("same", None)
+        found, silent_shards, _ = await routed.gateway.lookups.find_operation("same", None)
 
         assert isinstance(found, LoggedOperation)
         assert (found.shard_id, silent_shards) == ("shard-1", ["shard-4"])
-        assert await routed.gateway.find_operation("unknown", None) == FoundOperation(None, ["shard-4"], [{}, {}])
+        assert await routed.gateway.lookups.find_operation("unknown", None) == FoundOperation(
+            None, ["shard-4"], [{}, {}]
+        )
 
 
 async def test_gateway_returns_the_present_row_of_a_resource(
@@ -162,17 +164,17 @@ async def test_gateway_returns_the_present_row_of_a_resource(
 ) -> None:
     case = case_of(routed)
     await case.apply(case.operation("create", "r1", data={"n": 1}))
-    found = await routed.gateway.find_resource(*TENANT, "patient", "r1")
+    found = await routed.gateway.lookups.find_resource(*TENANT, "patient", "r1")
     assert isinstance(found, tuple)
     shard_id, row = found
     assert (shard_id, row["is_there"], row["data"], row["size_bytes"]) == ("shard-1", True, '{"n": 1}', 8)
     assert row["last_updated"] >= row["date"]
-    absent = await routed.gateway.find_resource(*TENANT, "patient", "other")
+    absent = await routed.gateway.lookups.find_resource(*TENANT, "patient", "other")
     assert isinstance(absent, tuple)
     assert set(absent[1].values()) == {False, None}
     monkeypatch.setattr(gateway, "RESOURCE_SHOWN_MAX_BYTES", 7)
-    cut = await routed.gateway.find_resource(*TENANT, "patient", "r1")
+    cut = await routed.gateway.lookups.find_resource(*TENANT, "patient", "r1")
     assert isinstance(cut, tuple)
     assert (cut[1]["data"], cut[1]["size_bytes"]) == (None, 8)
-    assert await routed.gateway.find_resource("unknown", "tenant", "patient", "r1") is Absence.UNREGISTERED
-    assert await routed.gateway.find_resource(*TENANT, "patient", "\0") is Absence.UNREGISTERED
+    assert await routed.gateway.lookups.find_resource("unknown", "tenant", "patient", "r1") is Absence.UNREGISTERED
+    assert await routed.gateway.lookups.find_resource(*TENANT, "patient", "\0") is Absence.UNREGISTERED

@@ -17,7 +17,7 @@ from simplu_worker.consumers.rejection_notes import RejectionNotes
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Origin
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
-from simplu_worker.shards.gateway import RejectedRequest
+from simplu_worker.shards.lookups import RejectedRequest
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.words import Role
 from simplu_worker.vocabulary import Absence, DeadLetterReason, Source
@@ -73,8 +73,8 @@ async def test_rejected_record_is_found_by_its_request_id(make_shard: ShardMaker
         await add_registered(routed, ("hotel", "sea"), "shard-2")
         await store(notes, letter("r-1", error="first"), letter("r-1", error="last"))
         await store(notes, letter("r-1", ("hotel", "sea")), letter("r-2", ("nobody", "nowhere")))
-        found = await routed.gateway.find_rejection("r-1", TENANT_ID)
-        of_any = await routed.gateway.find_rejection("r-1", None)
+        found = await routed.gateway.lookups.find_rejection("r-1", TENANT_ID)
+        of_any = await routed.gateway.lookups.find_rejection("r-1", None)
 
         assert isinstance(found, RejectedRequest)
         assert isinstance(of_any, RejectedRequest)
@@ -90,15 +90,15 @@ async def test_rejected_record_is_found_by_its_request_id(make_shard: ShardMaker
             "rejectedAt": found.rejected_at,
             "shardId": "shard-1",
         }
-        unplaced = await routed.gateway.find_rejection("r-2", "nobody-nowhere")
+        unplaced = await routed.gateway.lookups.find_rejection("r-2", "nobody-nowhere")
         assert isinstance(unplaced, RejectedRequest)
         assert (unplaced.shard_id, unplaced.error) == ("shard-1", "expected an object")
-        assert await routed.gateway.find_rejection("r-2", None) == unplaced
-        assert await routed.gateway.find_rejection("r-3", "nobody-nowhere") is Absence.UNREGISTERED
-        assert await routed.gateway.find_rejection("r-1", "\0") is None
-        assert await routed.gateway.find_rejection("\0", None) is None
+        assert await routed.gateway.lookups.find_rejection("r-2", None) == unplaced
+        assert await routed.gateway.lookups.find_rejection("r-3", "nobody-nowhere") is Absence.UNREGISTERED
+        assert await routed.gateway.lookups.find_rejection("r-1", "\0") is None
+        assert await routed.gateway.lookups.find_rejection("\0", None) is None
         assert await case.apply(case.operation("create", data={}, request_id="r-1")) == [SUCCEEDED]
-        applied, _, _ = await routed.gateway.find_operation("r-1", TENANT_ID)
+        applied, _, _ = await routed.gateway.lookups.find_operation("r-1", TENANT_ID)
         assert applied is not None
 
 
@@ -109,12 +109,12 @@ async def test_rejection_is_told_to_its_own_pair_of_ids_alone(make_shard: ShardM
         await store(notes, *(letter("r-1", pair, error=pair[0]) for pair in pairs), letter("r-2", pairs[0]))
 
         for pair in pairs:
-            found = await routed.gateway.find_rejection("r-1", "a-b-c", names=pair)
+            found = await routed.gateway.lookups.find_rejection("r-1", "a-b-c", names=pair)
             assert isinstance(found, RejectedRequest)
             assert found.error == pair[0]
-        assert await routed.gateway.find_rejection("r-2", "a-b-c", names=pairs[1]) is Absence.UNREGISTERED
-        assert await routed.gateway.is_decided("a-b-c", "a", "r-2")
-        assert not await routed.gateway.is_decided("a-b-c", "a-b", "r-2")
+        assert await routed.gateway.lookups.find_rejection("r-2", "a-b-c", names=pairs[1]) is Absence.UNREGISTERED
+        assert await routed.gateway.lookups.is_decided("a-b-c", "a", "r-2")
+        assert not await routed.gateway.lookups.is_decided("a-b-c", "a-b", "r-2")
 
 
 async def test_message_without_a_tenant_is_found_by_its_message_id(make_shard: ShardMaker) -> None:
@@ -124,10 +124,10 @@ async def test_message_without_a_tenant_is_found_by_its_message_id(make_shard: S
     async with routed_shards(shards) as routed, open_notes(routed, Letters()) as notes:
         await store(notes, nameless)
 
-        found = await routed.gateway.find_rejection("m-1", None)
+        found = await routed.gateway.lookups.find_rejection("m-1", None)
         assert isinstance(found, RejectedRequest)
         assert (found.shard_id, found.message_id, found.source) == ("shard-2", "m-1", "orders")
-        assert await routed.gateway.find_rejection("d-1", None) is None
+        assert await routed.gateway.lookups.find_rejection("d-1", None) is None
 
 
 @pytest.mark.parametrize("is_registered", [True, False])

@@ -63,8 +63,8 @@ async def test_a_shard_that_left_is_never_written_to(world: World, shards: Shard
     assert await world.found(tenant) == Absence.NOT_HERE
     assert await world.gateway.list_shard_ids() == ["shard-1"]
     for use in (
-        lambda: world.gateway.read_positions("shard-2", "stream", ["shardId-0"]),
-        lambda: world.gateway.write_positions("shard-2", []),
+        lambda: world.gateway.positions.read_positions("shard-2", "stream", ["shardId-0"]),
+        lambda: world.gateway.positions.write_positions("shard-2", []),
         lambda: world.gateway.wait_until_safe("shard-2", [create]),
         lambda: world.directory.find_home("-".join(tenant), shards[1]),
         pool.probe,

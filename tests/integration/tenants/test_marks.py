@@ -116,10 +116,10 @@ async def test_nobody_is_shown_a_mark(routed: RoutedShards, pool: ShardPool) -> 
     assert len(await marked(pool)) == 3
 
     assert [row["request_id"] for row in await fetch(pool, "SELECT * FROM operations")] == [sent.request_id]
-    page = await routed.gateway.list_operations(*TENANT, ListRequest())
+    page = await routed.gateway.lookups.list_operations(*TENANT, ListRequest())
     assert isinstance(page, OperationPage)
     assert [one.request_id for one in page.operations] == [sent.request_id]
-    by_type = await routed.gateway.list_operations(*TENANT, ListRequest(resource_type="settings"))
+    by_type = await routed.gateway.lookups.list_operations(*TENANT, ListRequest(resource_type="settings"))
     assert isinstance(by_type, OperationPage)
     assert by_type.operations == []
     (shown,) = await fetch(pool, QUERIES["show_tenant"], case.tenant_id)

@@ -92,7 +92,7 @@ class PositionSync:
         try:
             async with asyncio.timeout(QUERY_TIMEOUT_S):
                 if to_remove:
-                    await self._gateway.forget_positions(shard_id, self._stream_name, to_remove)
+                    await self._gateway.positions.forget_positions(shard_id, self._stream_name, to_remove)
             await self._sync(shard_id)
         except (RetryableError, PermanentError, TimeoutError):
             return  # logged where the shard is needed
@@ -128,7 +128,7 @@ class PositionSync:
         ids = [one.reader.stream_shard_id for one in locked]
         is_first = not all(one.position.was_read for one in locked)
         async with asyncio.timeout(QUERY_TIMEOUT_S):
-            stored = await self._gateway.read_positions(shard_id, self._stream_name, ids, is_first=is_first)
+            stored = await self._gateway.positions.read_positions(shard_id, self._stream_name, ids, is_first=is_first)
         if stored is None:
             return
         unchanged: list[LockedPosition] = []
@@ -150,7 +150,7 @@ class PositionSync:
         due = [one for one in locked if one.positions.is_write_due(one.position)]
         if due:
             async with asyncio.timeout(QUERY_TIMEOUT_S):
-                refused = await self._gateway.write_positions(
+                refused = await self._gateway.positions.write_positions(
                     shard_id, [one.positions.prepare_claim(one.position) for one in due]
                 )
             for one in due:

@@ -252,7 +252,7 @@ class ShardPositions:
             if not shard_position.is_current:
                 return
             with contextlib.suppress(RetryableError):
-                changed = await self._gateway.write_positions(
+                changed = await self._gateway.positions.write_positions(
                     shard_position.shard_id, [self.prepare_claim(shard_position)]
                 )
                 if changed:
@@ -272,9 +272,9 @@ class ShardPositions:
         shard_id, is_first = shard_position.shard_id, not shard_position.was_read
         older = lineage.stream_shard_ids
         if lineage.ancestors:
-            stored = await self._gateway.fence_and_read_positions(shard_id, claim, older, is_first=is_first)
+            stored = await self._gateway.positions.fence_and_read_positions(shard_id, claim, older, is_first=is_first)
         else:
-            stored = await self._gateway.read_positions(
+            stored = await self._gateway.positions.read_positions(
                 shard_id, claim.stream, [claim.stream_shard_id, *older], is_first=is_first
             )
         if stored is None:
@@ -290,8 +290,8 @@ class ShardPositions:
         if not claim.fencing_tokens or not self._is_whole(shard_position):
             return False
         stored, noted = await asyncio.gather(
-            self._gateway.read_positions(shard_id, claim.stream, [claim.stream_shard_id]),
-            self._gateway.read_merges(shard_id, claim.stream, claim.stream_shard_id),
+            self._gateway.positions.read_positions(shard_id, claim.stream, [claim.stream_shard_id]),
+            self._gateway.positions.read_merges(shard_id, claim.stream, claim.stream_shard_id),
         )
         row = None if stored is None else stored.rows.get(claim.stream_shard_id)
         if row is None or row.fencing_token in claim.fencing_tokens:
@@ -321,7 +321,7 @@ class ShardPositions:
         written_before, known = {*claim.written}, {*claim.fencing_tokens}
         if merge.carried_token not in written_before or source.era != era:
             return False
-        stored = await self._gateway.read_positions(source.shard_id, claim.stream, [claim.stream_shard_id])
+        stored = await self._gateway.positions.read_positions(source.shard_id, claim.stream, [claim.stream_shard_id])
         row = None if stored is None else stored.rows.get(claim.stream_shard_id)
         known |= {*claim.fencing_tokens} | ({*claim.written} - written_before)  # batches go on beside the read
         is_known = row is not None and row.fencing_token in known
@@ -460,7 +460,9 @@ class ShardPositions:
             )
 
     async def _mark_gap(self, shard_id: str, gap: Gap) -> None:
-        await self._gateway.mark_gap(shard_id, self._reader.stream_name, gap.stream_shard_id, gap.pending_from)
+        await self._gateway.positions.mark_gap(
+            shard_id, self._reader.stream_name, gap.stream_shard_id, gap.pending_from
+        )
 
     async def has_open_gap(self, shard_id: str) -> bool:
         """Return whether a gap is still there and not accepted. Raises `RetryableError`.
@@ -470,7 +472,7 @@ class ShardPositions:
         shard_position = self.position_on(shard_id)
         if (gap := shard_position.gap) is None:
             return False
-        stored = await self._gateway.read_positions(shard_id, self._reader.stream_name, [gap.stream_shard_id])
+        stored = await self._gateway.positions.read_positions(shard_id, self._reader.stream_name, [gap.stream_shard_id])
         row = None if stored is None else stored.rows.get(gap.stream_shard_id)
         if row is not None and row.pending_from == gap.pending_from and not row.is_gap_accepted:
             if not row.has_gap:

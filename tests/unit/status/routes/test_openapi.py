@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from support.requires import ROOT
 
-from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest
+from simplu_worker.shards.lookups import LoggedOperation, RejectedRequest
 from simplu_worker.status.message_schemas import OPENAPI_SCHEMAS as SCHEMAS
 from simplu_worker.status.message_schemas import describe
 from simplu_worker.status.roles import for_viewers

@@ -1,0 +1,316 @@
+"""What people ask of the shards: operations, rejected records, tenants and resources. Notes of rejected records."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from simplu_worker.bulkheads import of_shard, of_tenant
+from simplu_worker.errors import RetryableError, WorkerError
+from simplu_worker.operations.operation import ABSENCE_MAX_AGE_S, is_storable, tenant_id_of
+from simplu_worker.shards.listing import ListedOperation, ListRequest, OperationLister, OperationPage, listed_members
+from simplu_worker.shards.log import find_rejections, key_of_id, note_rejections, note_unplaced_rejections
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.routing.directory import DESTROYED_STATES, Directory
+from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards, query_all_shards
+from simplu_worker.shards.tenants.control_rules import is_row_of
+from simplu_worker.shards.types import HOMELESS, Lever, Rejection, ShardPositionRows, StreamPosition, StreamShards
+from simplu_worker.timing.sharing import Coalescer
+from simplu_worker.vocabulary import Absence, TenantState
+
+RESOURCE_SHOWN_MAX_BYTES: Final = 256 * 1024  # of a document for a person to look at
+UNPLACED_SHARDS: Final = 3  # few, as each question about a tenant without a home goes to all of them
+NO_STREAM_SHARDS: Final = StreamShards("", ())
+
+
+class LoggedOperation(ListedOperation, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+    """One operation as its row in the shard's log; *result* is JSON text as Postgres wrote it."""
+
+    shard_id: str
+    result: msgspec.Raw | None = None
+
+
+class FoundOperation(NamedTuple):
+    """The answer of the shards about one operation, or why its tenant has no home.
+
+    *silent_shard_ids* are the asked shards that did not answer, *positions* the rows of those that did.
+    """
+
+    operation: LoggedOperation | Absence | None
+    silent_shard_ids: Sequence[str] = ()
+    positions: Sequence[ShardPositionRows] = ()
+
+
+class RejectedRequest(
+    msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, tag_field="status", tag="rejected"
+):
+    """A record that was rejected, as its row on the shard of its tenant."""
+
+    request_id: str
+    reason: str
+    error: str
+    dead_letter_queue: str
+    source: str
+    rejected_at: datetime
+    shard_id: str
+    sequence_number: str | None = None
+    message_id: str | None = None
+
+
+class ShardLookups:
+    """The questions to the shards of *pools*, each to the tenant's home or to all shards."""
+
+    def __init__(self, directory: Directory, locator: Locator, pools: Pools) -> None:
+        self._directory = directory
+        self._locator = locator
+        self._pools = pools
+        self._lister = OperationLister(directory, pools)
+        self._decisions: Coalescer[ShardAddress, tuple[str, str, str], bool | None] = Coalescer(self._fetch_decisions)
+
+    async def find_operation(
+        self,
+        request_id: str,
+        tenant_id: str | None,
+        *,
+        names: tuple[str, str] | None = None,
+        stream: StreamShards = NO_STREAM_SHARDS,
+    ) -> FoundOperation:
+        """Return one operation from the log, with the shards' rows of the stream shards in *stream*.
+
+        *names*, business id and location id, tell tenants with one id apart. Without the tenant all shards are asked,
+        and the newest is returned.
+        """
+        if not is_storable(request_id):
+            return FoundOperation(None)
+        if tenant_id is not None:
+            return await self._find_operation_of(tenant_id, names, request_id, stream)
+        survey = await self.survey(
+            "find_operation_of_any_tenant", stream.stream, list(stream.ids), key_of_id(request_id)
+        )
+        rows = {shard_id: _positions_in(row["positions"]) for shard_id, row in survey.rows}
+        found = [(shard_id, row) for shard_id, row in survey.rows if row["request_id"] is not None]
+        operation: LoggedOperation | Absence | None = None
+        if found:
+            shard_id, row = max(found, key=lambda one: one[1]["completed_at"])
+            if row["lives_here"]:
+                operation = _operation_of(shard_id, row)
+            else:
+                operation = (await self._find_operation_of(row["tenant_id"], None, request_id, stream)).operation
+        return FoundOperation(operation, survey.silent_shard_ids, list(rows.values()))
+
+    async def _find_operation_of(
+        self, tenant_id: str, names: tuple[str, str] | None, request_id: str, stream: StreamShards
+    ) -> FoundOperation:
+        async def find(shard: ShardAddress) -> FoundOperation | None:
+            asked = stream.stream, list(stream.ids)
+            row = await self._fetch_one(shard, "find_operation", *asked, tenant_id, key_of_id(request_id))
+            if row is None:
+                return None
+            if names not in {None, (row["business_id"], row["location_id"])}:
+                return FoundOperation(Absence.UNREGISTERED)
+            operation = None if row["request_id"] is None else _operation_of(shard.shard_id, row)
+            return FoundOperation(operation, [], [_positions_in(row["positions"])])
+
+        if not is_storable(tenant_id):
+            return FoundOperation(None)
+        found = await self._directory.ask_home(tenant_id, find)
+        return FoundOperation(self.absence_of(names, found)) if isinstance(found, Absence) else found
+
+    def absence_of(self, names: tuple[str, str] | None, found: Absence) -> Absence:
+        """Return *found*, why the tenant has no home now, as those with the ids *names* see it."""
+        return Absence.UNREGISTERED if names is not None and self._directory.is_tenant(*names) is False else found
+
+    @of_tenant
+    async def read_positions_at_home(self, tenant_id: str, stream: StreamShards) -> ShardPositionRows | Absence:
+        """Return the rows of the stream shards in *stream* on a tenant's shard, or why it has none."""
+
+        async def read(shard: ShardAddress) -> ShardPositionRows | None:
+            row = await self._fetch_one(shard, "read_positions_at_home", stream.stream, list(stream.ids), tenant_id)
+            return None if row is None else _positions_in(row["positions"])
+
+        return await self._directory.ask_home(tenant_id, read)
+
+    @of_tenant
+    async def is_decided(self, tenant_id: str, business_id: str, request_id: str) -> bool:
+        """Return whether an operation has an outcome, a rejection too; False of a tenant without a home."""
+        if not (is_storable(tenant_id) and is_storable(request_id)):
+            return False
+        found = await self._directory.find(tenant_id, absence_max_age_s=ABSENCE_MAX_AGE_S)
+        if not isinstance(found, ShardAddress):
+            return False
+        (has_left,) = await self._decisions.submit(found, [(tenant_id, business_id, request_id)])
+        if has_left:
+            self._directory.forget(tenant_id)
+        return has_left is False
+
+    async def _fetch_decisions(self, shard: ShardAddress, keys: Sequence[tuple[str, str, str]]) -> list[bool | None]:
+        tenant_ids, business_ids, request_ids = zip(*keys, strict=True)
+        requests = [key_of_id(request_id) for request_id in request_ids]
+        async with self._pools.ensure_pool(shard).connection() as connection:
+            rows = await connection.fetch(QUERIES["find_decided"], tenant_ids, business_ids, requests, request_ids)
+        found = {row["number"] - 1: row["has_left"] for row in rows}
+        return [found.get(number) for number in range(len(keys))]
+
+    async def find_rejection(
+        self, request_id: str, tenant_id: str | None, *, names: tuple[str, str] | None = None
+    ) -> RejectedRequest | Absence | None:
+        """Return the last record that was rejected with a request id, where `find_operation` finds none."""
+        if not is_storable(request_id):
+            return None
+        if tenant_id is not None:
+            found = await self._find_rejections_of(tenant_id, [request_id], names)
+            return found if isinstance(found, Absence) else found.get(request_id)
+        known = await self._locator.list_shards()
+        queries = ("find_rejection_of_any_tenant", "find_unplaced_rejections_of_any_tenant")
+        of_any = [one for query in queries for one in await self._newest_rejections(known, query, request_id)]
+        return max(of_any, key=lambda one: one.rejected_at, default=None)
+
+    async def _newest_rejections(
+        self, shards: Sequence[ShardAddress], query: str, *arguments: object
+    ) -> list[RejectedRequest]:
+
+        async def fetch(shard: ShardAddress) -> list[dict[str, Any]]:
+            return await find_rejections(self._pools.ensure_pool(shard), query, *arguments)
+
+        answers = await query_all_shards(shards, fetch)
+        found = [_rejected_request_of(shard_id, row) for shard_id, rows in answers.items() for row in rows]
+        return sorted(found, key=lambda one: one.rejected_at, reverse=True)
+
+    async def _unplaced_shards(self) -> Sequence[ShardAddress]:
+        return sorted(await self._locator.list_shards(), key=lambda shard: shard.shard_id)[:UNPLACED_SHARDS]
+
+    async def note_unplaced_rejections(self, dead_letter_queue: str, rejections: Sequence[Rejection]) -> bool:
+        """Write *rejections* of tenants without a home on the first shard that answers; False without room."""
+        error: WorkerError = RetryableError("no shard is known")
+        for shard in await self._unplaced_shards():
+            try:
+                return await note_unplaced_rejections(self._pools.ensure_pool(shard), dead_letter_queue, rejections)
+            except WorkerError as exc:
+                error = exc
+        raise RetryableError(str(error))
+
+    async def find_rejections(self, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], RejectedRequest]:
+        """Return the records of *keys*, tenants and request ids, that were rejected."""
+        by_tenant: defaultdict[str, list[str]] = defaultdict(list)
+        for tenant_id, request_id in keys:
+            by_tenant[tenant_id].append(request_id)
+        rejections: dict[tuple[str, str], RejectedRequest] = {}
+        for tenant_id, request_ids in by_tenant.items():
+            found = await self._find_rejections_of(tenant_id, request_ids)
+            if not isinstance(found, Absence):
+                rejections |= {(tenant_id, request_id): one for request_id, one in found.items()}
+        return rejections
+
+    async def _find_rejections_of(
+        self, tenant_id: str, request_ids: Sequence[str], names: tuple[str, str] | None = None
+    ) -> dict[str, RejectedRequest] | Absence:
+        business_id = None if names is None else names[0]
+
+        async def find(shard: ShardAddress) -> dict[str, RejectedRequest] | Absence | None:
+            rows = await find_rejections(self._pools.ensure_pool(shard), "find_rejections", tenant_id, request_ids)
+            if rows and business_id not in {None, rows[0]["business_id"]}:
+                return Absence.UNREGISTERED
+            found = {row["request_id"]: _rejected_request_of(shard.shard_id, row) for row in rows if row["request_id"]}
+            return found if rows else None
+
+        if not is_storable(tenant_id):
+            return {}
+        at_home: dict[str, RejectedRequest] | Absence
+        # Mostly asked for what `find_operation` has not found: without another look for a tenant that is unknown.
+        at_home = await self._directory.ask_home(tenant_id, find, absence_max_age_s=ABSENCE_MAX_AGE_S)
+        at_home = self.absence_of(names, at_home) if isinstance(at_home, Absence) else at_home
+        if at_home not in HOMELESS:
+            return at_home
+        shards = await self._unplaced_shards()
+        unplaced = await self._newest_rejections(
+            shards, "find_unplaced_rejections", list(request_ids), tenant_id, business_id
+        )
+        return {one.request_id: one for one in reversed(unplaced)} or at_home
+
+    @of_shard
+    async def note_rejections(
+        self, shard_id: str, dead_letter_queue: str, rejections: Sequence[Rejection]
+    ) -> dict[str, str]:
+        """Write *rejections* of a shard's tenants; return the businesses of those that live there, by id."""
+        homes = await note_rejections(self._pools.pool_of(shard_id), dead_letter_queue, rejections)
+        for tenant_id in {one.tenant_id for one in rejections} - homes.keys():
+            self._directory.forget(tenant_id)
+        return homes
+
+    async def list_operations(
+        self, business_id: str, location_id: str, request: ListRequest
+    ) -> OperationPage | Absence:
+        """Return a page of the operations of a tenant, see `OperationLister.list_page`."""
+        return await self._lister.list_page(business_id, location_id, request)
+
+    @of_tenant
+    async def find_tenant(self, tenant_id: str) -> tuple[str, dict[str, Any]] | Absence:
+        """Return the shard of a tenant and its row, with counts of resources and operations."""
+
+        async def show(shard: ShardAddress) -> tuple[str, dict[str, Any]] | None:
+            row = await self._fetch_one(shard, "show_tenant", tenant_id)
+            return (shard.shard_id, row) if row is not None and row["lives_here"] else None
+
+        return await self._directory.ask_home(tenant_id, show) if is_storable(tenant_id) else Absence.UNREGISTERED
+
+    async def find_resource(
+        self, business_id: str, location_id: str, resource_type: str, resource_id: str
+    ) -> tuple[str, dict[str, Any]] | Absence:
+        """Return a tenant's shard, and the row of a resource: `is_there`, and columns or nulls."""
+        tenant_id = tenant_id_of(business_id, location_id)
+
+        async def show(shard: ShardAddress) -> tuple[str, dict[str, Any]] | None:
+            row = await self._fetch_one(shard, "show_resource", *key, RESOURCE_SHOWN_MAX_BYTES)
+            return None if row is None else (shard.shard_id, row)
+
+        key = (tenant_id, resource_type, resource_id)
+        return await self._directory.ask_home(tenant_id, show) if all(map(is_storable, key)) else Absence.UNREGISTERED
+
+    async def steer_tenant(
+        self, business_id: str, location_id: str, lever: Lever
+    ) -> tuple[str, dict[str, Any]] | TenantState | Absence:
+        """Set what a person wants for a tenant; return its shard and row, its end as state, or why it has no shard."""
+        tenant_id = tenant_id_of(business_id, location_id)
+
+        async def steer(shard: ShardAddress) -> tuple[str, dict[str, Any]] | TenantState | Absence | None:
+            ids = (tenant_id, business_id, location_id)
+            row = await self._fetch_one(shard, "steer_tenant", *ids, lever.pause_s, lever.weight)
+            if row is not None:
+                return shard.shard_id, row
+            if (row := await self._fetch_one(shard, "find_tenants", [tenant_id])) is None:
+                return None
+            if not is_row_of(row, business_id, location_id):
+                return Absence.UNREGISTERED
+            return TenantState(row["state"]) if row["state"] in DESTROYED_STATES else None
+
+        return await self._directory.ask_home(tenant_id, steer) if is_storable(tenant_id) else Absence.UNREGISTERED
+
+    async def survey(self, query: str, *arguments: object) -> ShardRows:
+        """Run a query on every known shard, each for at most a few seconds."""
+        return await fetch_from_all_shards(self._locator, self._pools, QUERIES[query], *arguments)
+
+    async def _fetch_one(self, shard: ShardAddress, query: str, *arguments: object) -> dict[str, Any] | None:
+        async with self._pools.ensure_pool(shard).connection() as connection:
+            row = await connection.fetchrow(QUERIES[query], *arguments)
+        return None if row is None else dict(row)
+
+
+def _operation_of(shard_id: str, row: dict[str, Any]) -> LoggedOperation:
+    result = None if row["result"] is None else msgspec.Raw(row["result"].encode())
+    return LoggedOperation(**listed_members(row), shard_id=shard_id, result=result)
+
+
+def _positions_in(document: str | None) -> ShardPositionRows:
+    return {} if document is None else msgspec.json.decode(document, type=dict[str, StreamPosition])
+
+
+def _rejected_request_of(shard_id: str, row: dict[str, Any]) -> RejectedRequest:
+    members = {name: value for name, value in row.items() if name not in {"tenant_id", "business_id"}}
+    return RejectedRequest(**members, shard_id=shard_id)
