@@ -278,11 +278,11 @@ async def apply_fast(
     statement itself fails at a row that exists.
     """
     arguments = fast_path_arguments(operations, {one.tenant_id: tenants[one.tenant_id] for one in operations})
-    if claimed is not None:
-        arguments += position_arguments(*claimed)
-    rows: list[Any] = await connection.fetch(
-        QUERIES["fast_path" if claimed is None else "fast_path_claimed"], *arguments
-    )
+    rows: list[Any]
+    if claimed is None:
+        rows = await connection.fetch(QUERIES["fast_path"], *arguments)
+    else:
+        rows = await connection.fetch(QUERIES["fast_path_claimed"], *arguments, *position_arguments(*claimed))
     if not rows:
         return []
     missed = [(row["place"], row["error"]) for row in rows]

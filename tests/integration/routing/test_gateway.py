@@ -14,7 +14,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.waves import HOLD
-from simplu_worker.shards import gateway
+from simplu_worker.shards import lookups
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.lookups import FoundOperation, LoggedOperation
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -172,7 +172,7 @@ async def test_gateway_returns_the_present_row_of_a_resource(
     absent = await routed.gateway.lookups.find_resource(*TENANT, "patient", "other")
     assert isinstance(absent, tuple)
     assert set(absent[1].values()) == {False, None}
-    monkeypatch.setattr(gateway, "RESOURCE_SHOWN_MAX_BYTES", 7)
+    monkeypatch.setattr(lookups, "RESOURCE_SHOWN_MAX_BYTES", 7)
     cut = await routed.gateway.lookups.find_resource(*TENANT, "patient", "r1")
     assert isinstance(cut, tuple)
     assert (cut[1]["data"], cut[1]["size_bytes"]) == (None, 8)

@@ -11,6 +11,7 @@ from simplu_worker.status.lookups import Lookups
 
 class Shards:
     def __init__(self) -> None:
+        self.lookups = self
         self.decided: set[str] = set()
         self.looks: list[str] = []
         self.failure: Exception | None = None
