@@ -85,13 +85,12 @@ class ShardAvailability:
 
     def unavailable_error(self) -> ShardUnavailableError:
         """Return the error for a caller that may not use the shard."""
-        return ShardUnavailableError(self._message(self.last_error), shard_id=self._address.shard_id)
+        return self._unavailable(self.last_error)
 
     def record_busy(self) -> ShardUnavailableError:
         """Count, and return the error for, a caller that waited too long for a connection."""
         self._count(ShardErrorKind.BUSY)
-        message = self._message(ALL_IN_USE)
-        return ShardUnavailableError(message, shard_id=self._address.shard_id)
+        return self._unavailable(ALL_IN_USE)
 
     def record_commit(self) -> None:
         """Record a commit: the shard is healthy."""
@@ -146,7 +145,8 @@ class ShardAvailability:
             if is_of_full_server(exc) and self._lender.has_connections:
                 # The server has no room for another connection, and works on the existing ones.
                 self._breaker.record_answer(loop_time())
-                raise self._record_full(exc) from exc
+                self._count(ShardErrorKind.UNAVAILABLE)
+                raise self._unavailable(error_words(exc)) from exc
             kind = (
                 ShardErrorKind.BROKEN
                 if meaning_of(exc.sqlstate or "") is ErrorMeaning.BROKEN
@@ -202,10 +202,8 @@ class ShardAvailability:
         self._refused_at = loop_time()
         self._is_refused_as_read_only = is_read_only
 
-    def _record_full(self, exc: ServerError) -> ShardUnavailableError:
-        self._count(ShardErrorKind.UNAVAILABLE)
-        message = self._message(state_words(exc.sqlstate or ""))
-        return ShardUnavailableError(message, shard_id=self._address.shard_id)
+    def _unavailable(self, error: str | None) -> ShardUnavailableError:
+        return ShardUnavailableError(self._message(error), shard_id=self._address.shard_id)
 
     def _record_lost_race(self, error: str) -> LostRaceError:
         self._count(ShardErrorKind.LOST_RACE)

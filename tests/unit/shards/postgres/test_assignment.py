@@ -1,0 +1,261 @@
+"""Which caller gets which connection: the rules, and that every pool gets a turn."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.shards.postgres.assignment import ROUND_S, TURN_MAX_S, ConnectionBudget, PoolConnections
+
+_numbers = itertools.count(1)
+
+
+@dataclass(eq=False)
+class Connection:
+    opened_at: float
+
+
+Pool = PoolConnections[Connection, int]
+
+
+@dataclass
+class World:
+    """Pools, and their callers as numbers; what is assigned happens at once."""
+
+    budget: ConnectionBudget[Connection, int]
+    now: float = 0.0
+    owners: dict[int, Pool] = field(default_factory=dict)
+    closed: list[Connection] = field(default_factory=list)
+    turns: Counter[Pool] = field(default_factory=Counter)
+
+    def ask(self, pool: Pool) -> bool:
+        number = next(_numbers)
+        self.owners[number] = pool
+        self.budget.request(pool, number)
+        self.settle()
+        return number not in pool.requests
+
+    def give_back(self, pool: Pool) -> None:
+        connection = next(iter(pool.lent))
+        del pool.lent[connection]
+        self.budget.park(pool, connection, self.now)
+        self.settle()
+
+    def end(self, pool: Pool) -> None:
+        pool.lent.popitem()
+        self.budget.release(pool)
+        self.settle()
+
+    def settle(self) -> None:
+        assignment = self.budget.assign(self.now)
+        for number in assignment.open:
+            self.owners[number].lent[Connection(self.now)] = self.now
+        self.turns.update(self.owners[number] for number in assignment.open)
+        self.turns.update(self.owners[number] for number, _ in assignment.lend)
+        self.closed += assignment.close
+
+
+def world(max_connections: int, *sizes: int) -> tuple[World, list[Pool]]:
+    return World(ConnectionBudget(max_connections)), [Pool(size) for size in sizes]
+
+
+def test_budget_gives_places_while_there_are_any() -> None:
+    one, (a, b) = world(3, 4, 4)
+
+    assert [one.ask(pool) for pool in (a, a, b, b, a)] == [True, True, True, False, False]
+    assert (a.open_count, b.open_count, len(a.requests), len(b.requests)) == (2, 1, 1, 1)
+    assert repr(one.budget) == "ConnectionBudget(3/3 open, 0 idle, 2 in the queue)"
+
+
+def test_pool_opens_no_more_than_its_size() -> None:
+    one, (a,) = world(9, 2)
+    assert [one.ask(a) for _ in range(3)] == [True, True, False]
+    one.end(a)
+    assert (a.open_count, len(a.requests), repr(one.budget)) == (
+        2,
+        0,
+        "ConnectionBudget(2/9 open, 0 idle, 0 in the queue)",
+    )
+
+
+def test_caller_gets_the_connection_returned_last() -> None:
+    one, (a,) = world(3, 3)
+    for _ in range(2):
+        one.ask(a)
+    first, last = a.lent
+    for one.now in (1.0, 2.0):
+        one.give_back(a)
+    assert a.idle == [first, last]
+    one.now = 3.0
+    assert one.ask(a)
+    assert (a.lent, a.idle, one.closed) == ({last: 3.0}, [first], [])
+
+
+def test_budget_takes_the_connection_that_was_idle_longest() -> None:
+    one, (a, b, c) = world(3, 4, 4, 4)
+    for pool in (a, b, a):
+        one.ask(pool)
+    (of_b,) = b.lent
+    for one.now, pool in ((3.0, b), (4.0, a), (5.0, a)):
+        one.give_back(pool)
+    assert one.budget.has_idle
+
+    assert one.ask(c)
+    assert (one.closed, a.open_count, b.open_count, c.open_count) == ([of_b], 2, 0, 1)
+    idle = [*a.idle]
+    assert one.budget.drop_idle_since(4.5) == idle[:1]
+    assert one.budget.drop_idle_since(5.0) == idle[1:]
+    assert (a.open_count, one.budget.open_count, one.budget.has_idle) == (0, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("idle_s", "has_one", "expected"),
+    [(0.0, False, True), (0.0, True, False), (TURN_MAX_S, True, True)],
+)
+def test_budget_spares_what_is_used_again_and_again(idle_s: float, *, has_one: bool, expected: bool) -> None:
+    one, (a, b) = world(1 + has_one, 4, 4)
+    for pool in [b] * has_one + [a]:
+        assert one.ask(pool)
+    one.give_back(a)
+    one.now = idle_s
+
+    assert one.ask(b) is expected
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "used_s", "expected"),
+    [
+        (1, 0, TURN_MAX_S, True),
+        (1, 0, TURN_MAX_S - 0.01, False),
+        (4, 0, TURN_MAX_S, True),
+        (4, 1, TURN_MAX_S, True),
+        (4, 2, TURN_MAX_S, True),
+        (4, 3, TURN_MAX_S, False),
+        (2, 1, 99.0, False),  # they would only change places
+        (1, 1, 99.0, False),
+        (1, 2, 99.0, False),
+    ],
+)
+def test_budget_makes_a_pool_give_way_after_its_turn(mine: int, theirs: int, used_s: float, *, expected: bool) -> None:
+    one, (a, b) = world(mine + theirs, 4, 4)
+    for pool in [a] * mine + [b] * theirs:
+        assert one.ask(pool)
+    assert not any(one.ask(pool) for pool in (a, b))
+    one.now = used_s
+    one.give_back(a)
+
+    assert (len(one.closed) == 1, b.open_count == theirs + 1, len(a.requests)) == (expected, expected, int(expected))
+
+
+@pytest.mark.parametrize("is_withdrawn", [False, True])
+def test_pool_keeps_its_connection_when_no_other_waits(*, is_withdrawn: bool) -> None:
+    one, (a, b) = world(1, 1, 1)
+    assert [one.ask(a), one.ask(a)] == [True, False]
+    if is_withdrawn:
+        assert not one.ask(b)
+        assert one.budget.withdraw(b, max(one.owners))
+        assert not one.budget.withdraw(b, max(one.owners))
+    one.now = 99.0
+    one.give_back(a)
+    assert (one.closed, len(a.lent), b.open_count) == ([], 1, 0)
+    assert repr(one.budget) == "ConnectionBudget(1/1 open, 0 idle, 0 in the queue)"
+
+
+def test_budget_serves_pools_in_their_order_however_many_wait_there() -> None:
+    one, pools = world(1, 1, 1, 1)
+    crowd, first, second = pools
+    for pool in (crowd, *[crowd] * 1000, first, second):
+        one.ask(pool)
+
+    served = []
+    for one.now in (1.0, 2.0, 3.0):
+        (owner,) = (pool for pool in pools if pool.lent)
+        served.append(owner)
+        one.give_back(owner)
+
+    assert served == [crowd, first, second]
+    assert crowd.lent
+
+
+def test_pool_waits_behind_the_others_after_it_got_a_slot() -> None:
+    one, (full, a, b) = world(4, 4, 4, 4)
+    for pool in (*[full] * 4, a, a, b, b):
+        one.ask(pool)
+    opened = []
+    for _ in range(4):
+        one.end(full)
+        opened.append((a.open_count, b.open_count))
+    assert opened == [(1, 0), (1, 1), (2, 1), (2, 2)]
+
+
+def test_budget_shortens_turns_when_many_wait() -> None:
+    one, pools = world(2, *[1] * 102)
+    for pool in (*pools, pools[0], pools[1]):
+        one.ask(pool)
+    turn_s = ROUND_S * 2 / 102
+    for one.now, closed_count in ((turn_s * 0.9, 0), (turn_s, 1)):
+        one.give_back(pools[0])
+        assert len(one.closed) == closed_count
+
+
+def test_connection_that_ends_while_idle_frees_its_slot() -> None:
+    one, (a, b) = world(2, 2, 2)
+    for pool in (a, b):
+        one.ask(pool)
+    one.give_back(a)
+    assert not one.ask(b)  # that of the other is in regular use
+    (ended,) = a.idle
+    assert [one.budget.drop(ended), one.budget.drop(ended)] == [True, False]
+    one.settle()
+    assert (a.open_count, b.open_count, one.budget.open_count) == (0, 2, 2)
+
+
+@given(st.integers(1, 6), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32))
+def test_budget_is_kept_and_nobody_starves(max_connections: int, pool_count: int, size: int, seed: int) -> None:
+    draw = random.Random(seed)
+    one, pools = world(max_connections, *[size] * pool_count)
+    for _ in range(300):
+        one.now += draw.choice([0.0, draw.random()])
+        act_at_random(one, draw.choice(pools), draw)
+        check(one, pools, max_connections)
+    waiting = [pool for pool in pools if pool.requests]
+    before = one.turns.copy()
+    for _ in range(4 * pool_count):
+        one.now += 1.0
+        for pool in waiting:
+            if not pool.requests:
+                one.ask(pool)
+        for pool in pools:
+            if pool.lent:
+                one.give_back(pool)
+    assert all(one.turns[pool] > before[pool] for pool in waiting)
+
+
+def act_at_random(one: World, pool: Pool, draw: random.Random) -> None:
+    match draw.randrange(6):
+        case 0 | 1 if pool.lent:
+            one.give_back(pool)
+        case 2 if pool.lent:
+            one.end(pool)
+        case 3 if pool.requests:
+            assert one.budget.withdraw(pool, draw.choice([*pool.requests]))
+        case 4:
+            one.budget.drop_idle_since(one.now - 2.0)
+            one.settle()
+        case _ if len(pool.requests) < 5:
+            one.ask(pool)
+
+
+def check(one: World, pools: list[Pool], max_connections: int) -> None:
+    waiting = [pool for pool in pools if pool.requests]
+    assert one.budget.open_count == sum(pool.open_count for pool in pools) <= max_connections
+    assert all(pool.open_count == len(pool.lent) + len(pool.idle) <= pool.size for pool in pools)
+    assert not any(pool.idle for pool in waiting)
+    assert all(pool.open_count for pool in waiting) or not one.budget.has_idle
+    assert one.budget.open_count == max_connections or all(pool.open_count == pool.size for pool in waiting)

@@ -1,0 +1,192 @@
+"""Callers that are cancelled, time out or find dead connections: no connection is lost, and no caller is forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.shards.postgres.connector import ShardConnection
+from simplu_worker.shards.postgres.lender import ConnectionLender, SharedBudget
+from simplu_worker.shards.types import ShardUnavailableError
+
+
+class FakeConnection(ShardConnection):
+    """A connection to no server."""
+
+    __slots__ = ("has_ended", "on_end")
+
+    def __init__(self) -> None:
+        self.opened_at = asyncio.get_running_loop().time()
+        self.has_ended = False
+        self.on_end: Callable[[object], None] = lambda _: None
+
+    def __del__(self) -> None:
+        pass
+
+    def is_closed(self) -> bool:
+        return self.has_ended
+
+    def is_in_transaction(self) -> bool:
+        return False
+
+    def add_termination_listener(self, callback: Any) -> None:
+        self.on_end = callback
+
+    def terminate(self) -> None:
+        self.has_ended = True
+
+    def die(self) -> None:
+        self.has_ended = True
+        self.on_end(self)
+
+
+class Server:
+    """Opens connections, one tick later; every *failing*th is refused."""
+
+    def __init__(self, failing: int = 0) -> None:
+        self.failing = failing
+        self.asked_count = 0
+        self.opened: list[FakeConnection] = []
+
+    @property
+    def open_count(self) -> int:
+        return sum(not connection.has_ended for connection in self.opened)
+
+    async def open(self) -> ShardConnection:
+        self.asked_count += 1
+        await asyncio.sleep(0)
+        if self.failing and self.asked_count % self.failing == 0:
+            raise ShardUnavailableError("refused")
+        self.opened.append(FakeConnection())
+        return self.opened[-1]
+
+
+class World:
+    """Lenders with a budget of three connections, and their callers."""
+
+    def __init__(self, failing: int) -> None:
+        self.server = Server(failing)
+        self.budget = SharedBudget(3, idle_s=60.0)
+        self.lenders = [ConnectionLender(self.server.open, size=2, budget=self.budget) for _ in range(2)]
+        self.callers: list[asyncio.Task[None]] = []
+        self.lent: list[tuple[ConnectionLender, ShardConnection]] = []
+
+    async def use(self, lender: ConnectionLender) -> None:
+        with contextlib.suppress(ShardUnavailableError):
+            self.lent.append((lender, await lender.borrow(within_s=60.0)))
+
+    def ask(self, number: int) -> None:
+        self.callers.append(asyncio.get_running_loop().create_task(self.use(self.lenders[number % 2])))
+
+    def cancel(self, number: int) -> None:
+        if self.callers:
+            self.callers[-number % len(self.callers)].cancel()
+
+    def give_back(self, number: int) -> None:
+        if self.lent:
+            lender, connection = self.lent.pop(number % len(self.lent))
+            lender.give_back(connection)
+
+    def stop(self, number: int) -> None:
+        if self.lent:
+            lender, connection = self.lent.pop(number % len(self.lent))
+            assert lender.remove_lent(connection)
+            connection.terminate()
+            lender.release_slot()
+
+    def die(self, number: int) -> None:
+        if self.server.opened:
+            self.server.opened[number % len(self.server.opened)].die()
+
+    def expire(self, number: int) -> None:
+        self.lenders[number % 2].expire()
+
+    def reject(self, number: int) -> None:
+        self.lenders[number % 2].reject_waiters(lambda: ShardUnavailableError("cut off"))
+
+    async def finish(self) -> None:
+        for _ in range(5 * len(self.callers)):  # each is served as soon as others give back
+            self.give_back(0)
+            await asyncio.sleep(0)
+        forgotten = [caller for caller in self.callers if not caller.done()]
+        for caller in forgotten:
+            caller.cancel()
+        await asyncio.sleep(0)
+        while self.lent:
+            self.give_back(0)
+        assert forgotten == []
+
+
+ACTIONS = (World.ask, World.cancel, World.give_back, World.stop, World.die, World.expire, World.reject)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([World.ask, *ACTIONS]), st.integers(0, 9), st.booleans()), max_size=80),
+    st.integers(0, 4),
+)
+def test_no_connection_is_lost_and_no_caller_forgotten(
+    actions: list[tuple[Callable[[World, int], None], int, bool]], failing: int
+) -> None:
+    asyncio.run(_check(actions, failing))
+
+
+async def _check(actions: list[tuple[Callable[[World, int], None], int, bool]], failing: int) -> None:
+    world = World(failing)
+    for act, number, ends_tick in actions:
+        act(world, number)
+        if ends_tick:
+            await asyncio.sleep(0)
+        assert world.server.open_count <= world.budget.open_count <= 3
+    await world.finish()
+    world.die(0)
+    counts = [lender.counts() for lender in world.lenders]
+    assert [(count["waiting"], count["open"] - count["idle"]) for count in counts] == [(0, 0), (0, 0)]
+    assert world.server.open_count == world.budget.open_count == sum(count["open"] for count in counts)
+    for lender in world.lenders:
+        await lender.close(within_s=0.0)
+    world.budget.close()
+    assert (world.server.open_count, world.budget.open_count) == (0, 0)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_turn_of_a_cancelled_caller_goes_to_the_next(*, ends: bool) -> None:
+    world = World(failing=0)
+    world.budget = SharedBudget(1, idle_s=60.0)
+    world.lenders = [ConnectionLender(world.server.open, size=1, budget=world.budget)]
+    connection = await world.lenders[0].borrow(within_s=60.0)
+    world.callers = [asyncio.get_running_loop().create_task(world.use(world.lenders[0])) for _ in range(2)]
+    await asyncio.sleep(0)
+    if ends:
+        connection.terminate()
+
+    world.cancel(0)
+    world.lenders[0].give_back(connection)  # the cancelled caller gets the turn before it knows
+
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert world.lenders[0].counts() == {"open": 1, "idle": 0, "waiting": 0}
+    assert [lent is connection for _, lent in world.lent] == [not ends]
+    world.budget.close()
+
+
+async def test_caller_leaves_its_place_and_gets_no_dead_connection() -> None:
+    budget = SharedBudget(1, idle_s=60.0)
+    lender = ConnectionLender(Server().open, size=1, budget=budget)
+    connection = await lender.borrow(within_s=60.0)
+    with pytest.raises(TimeoutError):
+        await lender.borrow(within_s=0.0)
+    assert lender.counts() == {"open": 1, "idle": 0, "waiting": 0}
+    lender.give_back(connection)
+    assert lender.counts() == {"open": 1, "idle": 1, "waiting": 0}
+    assert await lender.borrow(within_s=60.0) is connection
+    lender.give_back(connection)
+    connection.terminate()  # and nobody knows yet
+    lender.give_back(await lender.borrow(within_s=60.0))
+    assert lender.counts() == {"open": 1, "idle": 1, "waiting": 0}
+    budget.close()
