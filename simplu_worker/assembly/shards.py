@@ -13,7 +13,7 @@ import msgspec
 
 from simplu_worker.business_info import BusinessFinder
 from simplu_worker.cache.invalidations import OnChange, ignore_changes
-from simplu_worker.config.settings import Settings
+from simplu_worker.config.settings import NO_ROUTE, Settings
 from simplu_worker.errors import ConfigurationError, PermanentError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.gateway import ShardGateway
@@ -96,8 +96,10 @@ async def _open_locator(settings: Settings) -> AsyncIterator[Locator]:
             yield citrus
     elif settings.shard_map_file is not None:
         yield StaticMap(read_shard_map(settings.shard_map_file, allowed_hosts))
-    else:
+    elif settings.database_host is not None:
         yield StaticMap(ShardMap(shards=(only_shard(settings),)))
+    else:
+        raise ConfigurationError(NO_ROUTE)
 
 
 def only_shard(settings: Settings) -> MappedShard:

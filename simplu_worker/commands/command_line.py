@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, NoReturn, ParamSpec
 
 from cyclopts import Parameter, validators
 
@@ -21,8 +21,10 @@ from simplu_worker.commands import EXIT_CONFIGURATION, EXIT_DONE
 from simplu_worker.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
-    from simplu_worker.commands.running import Command
+    from simplu_worker.commands.output import Answer
+    from simplu_worker.config.settings import Settings
 
+P = ParamSpec("P")
 Flag = Annotated[bool, Parameter(negative="")]
 OneTenant = Annotated[tuple[str, str] | None, Parameter(negative="")]  # a business and a location
 EnvFile = Annotated[
@@ -42,11 +44,16 @@ class CommonOptions:
     env_file: EnvFile = None
     as_json: AsJson = False
 
-    def run(self, command: Command, *, for_run: bool = False, reports_misspellings: bool = False) -> int:
-        """Run *command* with the settings; return its exit status."""
+    def run(
+        self,
+        command: Callable[Concatenate[Settings, P], Coroutine[Any, Any, Answer | int]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> int:
+        """Run *command* with the settings and its arguments; print its answer, and return its exit status."""
         from simplu_worker.commands.running import run_command
 
-        return run_command(command, self.env_file, for_run=for_run, reports_misspellings=reports_misspellings)
+        return run_command(lambda settings: command(settings, *args, **kwargs), self.env_file, as_json=self.as_json)
 
 
 NO_OPTIONS: Final = CommonOptions()

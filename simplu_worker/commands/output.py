@@ -6,27 +6,103 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Self, TypeAlias, TypeVar, assert_never
 
 import msgspec
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Table as Grid
 from rich.text import Text
 
-NO_CAUSES: Final[Mapping[str, str]] = {}
+from simplu_worker.commands import EXIT_DONE, EXIT_FAILED
+
 NOT_COUNTED: Final = "not counted"  # as that takes long
 NOT_A_TERMINAL_WIDTH: Final = 1000
 
 
+class Table(NamedTuple):
+    """A table on stdout."""
+
+    columns: Sequence[str]
+    rows: Iterable[Sequence[object]]
+
+
+class Line(NamedTuple):
+    """A line on stdout."""
+
+    text: str
+    style: str = ""
+
+
+class Facts(NamedTuple):
+    """Names with their values on stdout, one a line."""
+
+    members: Mapping[str, object]
+
+
+Part: TypeAlias = Table | Line | Facts | Group | str | None
+"""What a person sees; a text is a remark on stderr, and None nothing."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a command has found, planned or done: *members* of JSON, or *parts* for a person; *notes* are for both.
+
+    *silent* are the shards without an answer, with their causes where they are known; none where shards are not asked.
+    """
+
+    members: Any
+    parts: Iterable[Part] = ()
+    silent: Sequence[str] | Mapping[str, str] | None = None
+    is_failed: bool = False
+    notes: Iterable[str] = ()
+
+    def print(self, *, as_json: bool) -> int:
+        """Print the answer; return the exit status, 1 also where a shard is silent."""
+        if as_json:
+            silent = {} if self.silent is None else {"shardsWithoutAnswer": list(self.silent)}
+            print_json(self.members | silent if silent else self.members)
+        else:
+            for part in self.parts:
+                _print_part(part)
+            causes = self.silent if isinstance(self.silent, Mapping) else None
+            print_silent(list(self.silent or ()), causes)
+        for note in self.notes:
+            print_note(note)
+        return EXIT_FAILED if self.is_failed or self.silent else EXIT_DONE
+
+
+def _print_part(part: Part) -> None:
+    match part:
+        case Table():
+            print_table(*part)
+        case Line():
+            print_line(*part)
+        case Facts():
+            print_members(part.members)
+        case Group():
+            _print(stdout_console(), part)
+        case str():
+            print_note(part)
+        case None:
+            pass
+        case _:
+            assert_never(part)
+
+
+async def show(command: Awaitable[Answer | int], *, as_json: bool) -> int:
+    """Print the answer of *command*, unless it does so itself; return the exit status."""
+    answer = await command
+    return answer if isinstance(answer, int) else answer.print(as_json=as_json)
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print one table on stdout."""
-    table = Table(*columns, header_style="bold")
+    table = Grid(*columns, header_style="bold")
     for row in rows:
         table.add_row(*map(_cell_of, row))
     _print(stdout_console(), table)
@@ -54,7 +130,7 @@ class _Word:
 
 def print_members(members: Mapping[str, object]) -> None:
     """Print *members* on stdout, one a line."""
-    table = Table.grid(padding=(0, 2))
+    table = Grid.grid(padding=(0, 2))
     for name, value in members.items():
         table.add_row(Text(name, "bold"), Text(escape_unprintable(value)))
     _print(stdout_console(), table)
@@ -70,10 +146,10 @@ def print_note(text: str) -> None:
     _print(Console(stderr=True, highlight=False), Text(escape_unprintable(text)), soft_wrap=True)
 
 
-def print_silent(shard_ids: Sequence[str], causes: Mapping[str, str] = NO_CAUSES) -> None:
+def print_silent(shard_ids: Sequence[str], causes: Mapping[str, str] | None = None) -> None:
     """Print on stderr which shards did not answer, with their causes."""
     if shard_ids:
-        print_note(describe_silent(shard_ids, causes))
+        print_note(describe_silent(shard_ids, causes or {}))
 
 
 def describe_silent(shard_ids: Sequence[str], causes: Mapping[str, str]) -> str:

@@ -18,8 +18,9 @@ from typing import Any, Final, TextIO, cast
 import structlog
 
 from simplu_worker.commands import EXIT_BY_SIGNAL, EXIT_FAILED, EXIT_INTERRUPTED
+from simplu_worker.commands.output import Answer, show
 from simplu_worker.config.loading import draft_settings, find_misspellings, load_env_file, prepare_environment
-from simplu_worker.config.settings import ROUTES, VARIABLES, Settings, set_of
+from simplu_worker.config.settings import NO_ROUTE, ROUTES, VARIABLES, Settings, set_of
 from simplu_worker.config.values import is_service_link
 from simplu_worker.errors import ConfigurationError, PermanentError, UsageError, WorkerError
 from simplu_worker.memory_tuning import end_start, widen_threads
@@ -48,24 +49,28 @@ class _Stderr(io.TextIOBase):
         return sys.stderr.isatty()
 
 
-Command = Callable[[Settings], Coroutine[Any, Any, int]]
-
-
 def run_command(
-    command: Command, env_file: Path | None, *, for_run: bool = False, reports_misspellings: bool = False
+    command: Callable[[Settings], Coroutine[Any, Any, Answer | int]],
+    env_file: Path | None,
+    *,
+    as_json: bool,
+    is_check: bool = False,
 ) -> int:
-    """Run *command* with the settings; return its exit status. Its answer goes to stdout, its log to stderr."""
-    settings = read_settings(env_file, for_run=for_run)
+    """Run *command* with the settings; return its exit status. Its answer goes to stdout, its log to stderr.
+
+    A check has the settings of the worker's parts too, and reports misspelt variables itself.
+    """
+    settings = read_settings(env_file, for_run=is_check)
     configure_logging(
         settings.log_level if os.environ.get("LOG_LEVEL") else "warning",
         settings.log_format if os.environ.get("LOG_FORMAT") else "console",
         stream=cast("TextIO", _Stderr()),
     )
     log_service_links()
-    if not reports_misspellings:
+    if not is_check:
         log_misspellings()
     try:
-        return run_until_interrupted(command(settings))
+        return run_until_interrupted(show(command(settings), as_json=as_json))
     except (ConfigurationError, UsageError):
         raise
     except WorkerError as exc:
@@ -165,7 +170,7 @@ def require_settings(
     if queue is not None and getattr(settings, queue.lower()) is None:
         problems.append(f"{queue}: expected the queue to send order events to, got nothing; set it")
     if routes and not set_of(settings, *ROUTES):
-        problems.append(f"{ROUTES[0]}: expected a way to find shards, {' or '.join(ROUTES)}, got none; set one")
+        problems.append(NO_ROUTE)
     if problems:
         raise ConfigurationError(*problems)
 

@@ -249,6 +249,7 @@ ALL_SOURCES: Final = (
 SOURCES: Final = tuple(source.variable for source in ALL_SOURCES)
 SOURCE_QUEUES: Final = SOURCES[1:]
 ROUTES: Final = ("CITRUS_SERVER_URL", "SHARD_MAP_FILE", "DATABASE_HOST")  # in their order of precedence
+NO_ROUTE: Final = f"{ROUTES[0]}: expected a way to find shards, {' or '.join(ROUTES)}, got none; set one"
 TLS_FILES: Final = ("HTTP_TLS_CERT_FILE", "HTTP_TLS_KEY_FILE")
 ORDER_TENANT: Final = ("ORDER_EVENTS_BUSINESS_ID", "ORDER_EVENTS_LOCATION_ID")
 # The older form begins with the region: https://eu-central-1.queue.amazonaws.com/.
@@ -301,7 +302,7 @@ def find_omissions(given: Settings, environ: Mapping[str, str]) -> Iterator[str]
     if sources and given.aws_region is None and not _has_aws_profile(environ):
         yield "AWS_REGION: expected the name of a region, got nothing; set it, or AWS_DEFAULT_REGION, or AWS_PROFILE"
     if not set_of(given, *ROUTES):
-        yield f"{ROUTES[0]}: expected a way to find shards, {' or '.join(ROUTES)}, got none; set one"
+        yield NO_ROUTE
 
 
 def find_region(environ: Mapping[str, str]) -> str | None:

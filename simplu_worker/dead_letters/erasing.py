@@ -16,12 +16,7 @@ from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage, unwrap
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, SubRecord, deaggregate
 from simplu_worker.consumers.sqs.order_messages import RESOURCE_TYPE as ORDER
-from simplu_worker.dead_letters.letter import (
-    ParsedDeadLetter,
-    encode_dead_letter,
-    fifo_ids_of,
-    parse_dead_letter,
-)
+from simplu_worker.dead_letters.letter import ParsedDeadLetter, encode_dead_letter, fifo_ids_of, parse_dead_letter
 from simplu_worker.dead_letters.plan import DeadLetterFilter
 from simplu_worker.dead_letters.queue import MAX_MESSAGE_DEFAULT_BYTES, DeadLetterBrowser, Narration
 from simplu_worker.dead_letters.service import open_browser

@@ -21,7 +21,14 @@ from simplu_worker.shards.routing.directory import DESTROYED_STATES, Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards, query_all_shards
 from simplu_worker.shards.tenants.control_rules import is_row_of
-from simplu_worker.shards.types import HOMELESS, Lever, Rejection, ShardPositionRows, StreamPosition, StreamShards
+from simplu_worker.shards.types import (
+    HOMELESS,
+    Rejection,
+    ShardPositionRows,
+    StreamPosition,
+    StreamShards,
+    TenantControls,
+)
 from simplu_worker.timing.sharing import Coalescer
 from simplu_worker.vocabulary import Absence, TenantState
 
@@ -273,15 +280,15 @@ class ShardLookups:
         key = (tenant_id, resource_type, resource_id)
         return await self._directory.ask_home(tenant_id, show) if all(map(is_storable, key)) else Absence.UNREGISTERED
 
-    async def steer_tenant(
-        self, business_id: str, location_id: str, lever: Lever
+    async def set_controls(
+        self, business_id: str, location_id: str, controls: TenantControls
     ) -> tuple[str, dict[str, Any]] | TenantState | Absence:
         """Set what a person wants for a tenant; return its shard and row, its end as state, or why it has no shard."""
         tenant_id = tenant_id_of(business_id, location_id)
 
-        async def steer(shard: ShardAddress) -> tuple[str, dict[str, Any]] | TenantState | Absence | None:
+        async def write(shard: ShardAddress) -> tuple[str, dict[str, Any]] | TenantState | Absence | None:
             ids = (tenant_id, business_id, location_id)
-            row = await self._fetch_one(shard, "steer_tenant", *ids, lever.pause_s, lever.weight)
+            row = await self._fetch_one(shard, "set_controls", *ids, controls.pause_s, controls.weight)
             if row is not None:
                 return shard.shard_id, row
             if (row := await self._fetch_one(shard, "find_tenants", [tenant_id])) is None:
@@ -290,7 +297,7 @@ class ShardLookups:
                 return Absence.UNREGISTERED
             return TenantState(row["state"]) if row["state"] in DESTROYED_STATES else None
 
-        return await self._directory.ask_home(tenant_id, steer) if is_storable(tenant_id) else Absence.UNREGISTERED
+        return await self._directory.ask_home(tenant_id, write) if is_storable(tenant_id) else Absence.UNREGISTERED
 
     async def survey(self, query: str, *arguments: object) -> ShardRows:
         """Run a query on every known shard, each for at most a few seconds."""

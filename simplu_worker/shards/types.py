@@ -39,7 +39,7 @@ PAUSE_MAX_S: Final = 14 * 86_400.0  # SQS keeps no message for longer
 WEIGHT_MIN, WEIGHT_MAX = 0.1, 10.0
 
 
-class Lever(msgspec.Struct, frozen=True):
+class TenantControls(msgspec.Struct, frozen=True):
     """What a person sets for a tenant: a pause in seconds from now, a weight. None leaves it."""
 
     pause_s: float | None = None

@@ -241,7 +241,7 @@ class Retry(Members):
     not_asked: list[str]
 
 
-class Levers(Members):
+class Controls(Members):
     """What people have set for a tenant."""
 
     shard_id: str

@@ -31,7 +31,7 @@ from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.health.prober import ShardInspector
 from simplu_worker.shards.lookups import NO_STREAM_SHARDS, LoggedOperation, RejectedRequest
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.types import Lever, StreamShards
+from simplu_worker.shards.types import StreamShards, TenantControls
 from simplu_worker.status.answers import NoTenant, Resource
 from simplu_worker.status.guard import Actor, logged_action
 from simplu_worker.status.problems import advice_members
@@ -39,8 +39,8 @@ from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.request_bodies import EditRequest, HttpAnswer, LettersRequest
 from simplu_worker.status.views import (
     OperationListQuery,
-    levers_view,
-    not_steered_error,
+    controls_error,
+    controls_view,
     refused_view,
     shard_view,
     tenant_view,
@@ -246,13 +246,13 @@ class Lookups:
             data=None if row["data"] is None else msgspec.Raw(row["data"].encode()),
         ).json()
 
-    async def steer_tenant(self, business_id: str, location_id: str, lever: Lever) -> HttpAnswer:
+    async def set_controls(self, business_id: str, location_id: str, controls: TenantControls) -> HttpAnswer:
         """Answer `POST /tenants/{businessId}/{locationId}/pause`, `/resume` and `/weight`."""
-        found = await self._gateway.lookups.steer_tenant(business_id, location_id, lever)
+        found = await self._gateway.lookups.set_controls(business_id, location_id, controls)
         if not isinstance(found, tuple):
             is_here = found is Absence.MOVING or isinstance(found, TenantState)
-            return (409 if is_here else 404), {"error": not_steered_error(found)}
-        return 200, levers_view(*found)
+            return (409 if is_here else 404), {"error": controls_error(found)}
+        return 200, controls_view(*found)
 
     async def inspect_shards(self) -> HttpAnswer:
         """Answer `GET /shards`: every shard as it is now; names those without answer."""

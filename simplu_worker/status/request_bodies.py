@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import web
 
 from simplu_worker.operations.operation import ID_MAX
-from simplu_worker.shards.types import PAUSE_MAX_S, WEIGHT_MAX, WEIGHT_MIN, Lever
+from simplu_worker.shards.types import PAUSE_MAX_S, WEIGHT_MAX, WEIGHT_MIN, TenantControls
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 PAUSE_DEFAULT_S: Final = 4 * 3600.0
@@ -40,18 +40,18 @@ class PauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: Annotated[float, msgspec.Meta(gt=0, le=PAUSE_MAX_S)] = PAUSE_DEFAULT_S
 
     @property
-    def lever(self) -> Lever:
+    def controls(self) -> TenantControls:
         """What it sets."""
-        return Lever(pause_s=self.seconds)
+        return TenantControls(pause_s=self.seconds)
 
 
 class ResumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /tenants/…/resume`: empty."""
 
     @property
-    def lever(self) -> Lever:
+    def controls(self) -> TenantControls:
         """What it sets."""
-        return Lever(pause_s=0.0)
+        return TenantControls(pause_s=0.0)
 
 
 class WeightRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,12 +60,12 @@ class WeightRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight: Annotated[float, msgspec.Meta(ge=WEIGHT_MIN, le=WEIGHT_MAX)]
 
     @property
-    def lever(self) -> Lever:
+    def controls(self) -> TenantControls:
         """What it sets."""
-        return Lever(weight=self.weight)
+        return TenantControls(weight=self.weight)
 
 
-LeverRequest: TypeAlias = PauseRequest | ResumeRequest | WeightRequest
+ControlsRequest: TypeAlias = PauseRequest | ResumeRequest | WeightRequest
 
 
 class LettersRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):

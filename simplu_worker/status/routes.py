@@ -266,7 +266,7 @@ ROUTES: Final = (
         Route(
             *(f"POST /tenants/{{businessId}}/{{locationId}}/{word}", name, OPERATORS, IN_TURNS),
             summary,
-            {200: answers.Levers, 404: answers.Error, 409: answers.Error},
+            {200: answers.Controls, 404: answers.Error, 409: answers.Error},
             TENANT,
             body=body,
         )

@@ -33,10 +33,10 @@ from simplu_worker.status.page.files import PageFiles
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.request_bodies import (
     COMMON_HEADERS,
+    ControlsRequest,
     EditRequest,
     HttpAnswer,
     LettersRequest,
-    LeverRequest,
     PauseRequest,
     ResumeRequest,
     RetryRequest,
@@ -49,7 +49,7 @@ from simplu_worker.status.request_bodies import (
 )
 from simplu_worker.status.roles import Tokens, counts_and_states, for_producers, for_viewers
 from simplu_worker.status.routes import ROUTES, WAIT_MAX_S, Access, Answer, Route
-from simplu_worker.status.views import lever_action, lever_members, parse_listing_request
+from simplu_worker.status.views import controls_action, controls_members, parse_listing_request
 from simplu_worker.status.words import Role
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.sharing import SharedAnswer
@@ -326,9 +326,9 @@ class _Endpoints:
         self._message_schemas = {name: msgspec.json.encode(schema) for name, schema in schemas.items()}
         self.metrics = _metrics_handler(replica.refresh_gauges)
         self.healthy = self.live
-        self.pause_tenant = partial(self._steer, kind=PauseRequest)
-        self.resume_tenant = partial(self._steer, kind=ResumeRequest)
-        self.weigh_tenant = partial(self._steer, kind=WeightRequest)
+        self.pause_tenant = partial(self._set_controls, kind=PauseRequest)
+        self.resume_tenant = partial(self._set_controls, kind=ResumeRequest)
+        self.weigh_tenant = partial(self._set_controls, kind=WeightRequest)
         self.list_letters = partial(self._ask_desk, action="list")
         self.replay_letters = partial(self._ask_desk, action="replay")
         self.discard_letters = partial(self._ask_desk, action="discard")
@@ -364,15 +364,15 @@ class _Endpoints:
             return _bad_request(str(exc))
         return await _act(request, "retry_held", self._replica.retry_held(body.target), target=body.target)
 
-    async def _steer(self, request: web.Request, kind: type[LeverRequest]) -> HttpAnswer:
+    async def _set_controls(self, request: web.Request, kind: type[ControlsRequest]) -> HttpAnswer:
         business_id, location_id = request.match_info["businessId"], request.match_info["locationId"]
         try:
-            lever = (await read_body(request, kind)).lever
+            controls = (await read_body(request, kind)).controls
         except ValueError as exc:
             return _bad_request(str(exc))
-        acting = self._replica.started.steer_tenant(business_id, location_id, lever)
-        asked = {"businessId": business_id, "locationId": location_id} | lever_members(lever)
-        return await _act(request, lever_action(lever), acting, **asked)
+        acting = self._replica.started.set_controls(business_id, location_id, controls)
+        asked = {"businessId": business_id, "locationId": location_id} | controls_members(controls)
+        return await _act(request, controls_action(controls), acting, **asked)
 
     async def _ask_desk(
         self,

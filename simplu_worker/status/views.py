@@ -17,8 +17,8 @@ from simplu_worker.shards.health.assessment import health_view
 from simplu_worker.shards.health.prober import InspectedShard
 from simplu_worker.shards.listing import InvalidRequestError, ListRequest, check_request, decode_cursor
 from simplu_worker.shards.lookups import RejectedRequest
-from simplu_worker.shards.types import Lever
-from simplu_worker.status.answers import FeedDestination, FeedState, Json, Levers, Refusal, Tenant
+from simplu_worker.shards.types import TenantControls
+from simplu_worker.status.answers import Controls, FeedDestination, FeedState, Json, Refusal, Tenant
 from simplu_worker.status.words import UnreadyReason
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import Absence, Failure, OperationStatus, TenantState
@@ -86,25 +86,25 @@ def refused_view(found: RejectedRequest | Absence | None) -> Json | None:
     ).json()
 
 
-def levers_view(shard_id: str, row: Mapping[str, Any]) -> Json:
+def controls_view(shard_id: str, row: Mapping[str, Any]) -> Json:
     """Return what people have set for a tenant as JSON members."""
-    return Levers(shard_id, row["paused_until"], row["weight"]).json()
+    return Controls(shard_id, row["paused_until"], row["weight"]).json()
 
 
-def lever_action(lever: Lever) -> str:
+def controls_action(controls: TenantControls) -> str:
     """Return the name of the action in the log of operators."""
-    if lever.pause_s is None:
+    if controls.pause_s is None:
         return "weigh_tenant"
-    return "pause_tenant" if lever.pause_s else "resume_tenant"
+    return "pause_tenant" if controls.pause_s else "resume_tenant"
 
 
-def lever_members(lever: Lever) -> dict[str, float]:
+def controls_members(controls: TenantControls) -> dict[str, float]:
     """Return what is set, as the log of operators has it."""
-    members = {"seconds": lever.pause_s, "weight": lever.weight}
+    members = {"seconds": controls.pause_s, "weight": controls.weight}
     return {name: value for name, value in members.items() if value}
 
 
-def not_steered_error(found: TenantState | Absence) -> str:
+def controls_error(found: TenantState | Absence) -> str:
     """Return the error for a tenant for which nothing was set."""
     remedy = "; try again once its move has ended" if found is Absence.MOVING else ""
     return f"expected an active tenant, got one that is {found}{remedy}"

@@ -760,7 +760,7 @@ async def test_fresh_page_shows_the_last_hour_of_each_stream_shard(world: PageWo
 
 
 async def test_operator_pauses_and_resumes_a_tenant_after_dialogs(world: PageWorld, page: BrowserTab) -> None:
-    button = "document.querySelector('#section-tenant-levers td button')"
+    button = "document.querySelector('#section-tenant-controls td button')"
     await go(page, "tenants", world.steady.tenant_id)
     for title, shown in (("Pause for 4 hours", "pausedUntil"), ("Resume", "active")):
         await page.wait_for(f"{button}?.innerText === {json.dumps(title)}", within_s=SEEN_WITHIN_S)

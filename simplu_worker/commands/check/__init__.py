@@ -8,10 +8,8 @@ from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions
 def check(*, common: CommonOptions = NO_OPTIONS) -> int:
     """Contact every dependency once; print the answers, and everything odd about the configuration."""
     from simplu_worker.commands.check.checking import check
-    from simplu_worker.commands.running import given_misspellings
+    from simplu_worker.commands.running import given_misspellings, run_command
 
-    return common.run(
-        lambda settings: check(settings, as_json=common.as_json, misspellings=given_misspellings()),
-        for_run=True,
-        reports_misspellings=True,
+    return run_command(
+        lambda settings: check(settings, given_misspellings()), common.env_file, as_json=common.as_json, is_check=True
     )

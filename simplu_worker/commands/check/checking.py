@@ -37,7 +37,7 @@ from simplu_worker.commands.check.dependency import (
     run_all,
 )
 from simplu_worker.commands.check.findings import CheckFacts, Finding, find_oddities, format_hours
-from simplu_worker.commands.output import print_json, print_line, print_table
+from simplu_worker.commands.output import Answer, Line, Table
 from simplu_worker.config.settings import Settings, unset_sources
 from simplu_worker.consumers.kinesis.leases.kcl_leader import LEADER_KEY
 from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
@@ -77,18 +77,9 @@ class CheckReport(msgspec.Struct, frozen=True):
     odd: list[Finding]
 
 
-async def check(settings: Settings, *, as_json: bool, misspellings: Mapping[str, str]) -> int:
-    """Check all dependencies that *settings* name, and print the report. Return 1 if one failed."""
+async def check(settings: Settings, misspellings: Mapping[str, str]) -> Answer:
+    """Check all dependencies that *settings* name; it fails if one failed."""
     report = scrub_report(await check_dependencies(settings, misspellings))
-    if as_json:
-        print_json(report)
-    else:
-        print_report(report)
-    return 1 if any(dependency.status is CheckStatus.FAILED for dependency in report.dependencies) else 0
-
-
-def print_report(report: CheckReport) -> None:
-    """Print the table, and a line for each oddity."""
     rows = [
         (
             dependency.dependency,
@@ -99,15 +90,16 @@ def print_report(report: CheckReport) -> None:
         )
         for dependency in report.dependencies
     ]
-    print_table(("dependency", "address", "status", "result", "time"), rows)
-    if report.odd:
-        print_line("odd:", "bold")
-    for finding in report.odd:
-        print_line(f"  {finding}")
     verdict, *advice = verdict_on(report)
-    print_line(verdict, "bold")
-    for line in advice:
-        print_line(f"  {line}")
+    parts = [
+        Table(("dependency", "address", "status", "result", "time"), rows),
+        Line("odd:", "bold") if report.odd else None,
+        *(Line(f"  {finding}") for finding in report.odd),
+        Line(verdict, "bold"),
+        *(Line(f"  {line}") for line in advice),
+    ]
+    is_failed = any(dependency.status is CheckStatus.FAILED for dependency in report.dependencies)
+    return Answer(report, parts, is_failed=is_failed)
 
 
 def verdict_on(report: CheckReport) -> list[str]:

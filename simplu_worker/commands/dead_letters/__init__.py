@@ -48,11 +48,10 @@ class FilterOptions:
     def parse(self) -> DeadLetterFilter:
         """Return the filter. Raises UsageError."""
         from simplu_worker.dead_letters.plan import DeadLetterFilter
-        from simplu_worker.vocabulary import DeadLetterReason, Source
 
         return DeadLetterFilter(
-            reasons=frozenset(map(DeadLetterReason, self.reason)),
-            source=None if self.source is None else Source(self.source),
+            reasons=frozenset(self.reason),
+            source=self.source,
             tenant=self.tenant,
             since=None if self.since is None else parse_time("--since", self.since),
             until=None if self.until is None else parse_time("--until", self.until),
@@ -84,7 +83,7 @@ def list_dead_letters(
     from simplu_worker.dead_letters.service import ListOptions
 
     chosen, options = filters.parse(), ListOptions(limit=limit, records=records)
-    return common.run(lambda settings: list_dead_letters(settings, chosen, options, as_json=common.as_json))
+    return common.run(list_dead_letters, chosen, options)
 
 
 @dead_letters.command(name="replay")
@@ -109,7 +108,7 @@ def replay_dead_letters(
     from simplu_worker.dead_letters.service import ApplyOptions
 
     chosen, options = filters.parse(), ApplyOptions(apply=apply, force=force, limit=limit)
-    return common.run(lambda settings: replay_dead_letters(settings, chosen, options, as_json=common.as_json))
+    return common.run(replay_dead_letters, chosen, options)
 
 
 @dead_letters.command(name="discard")
@@ -137,4 +136,4 @@ def discard_dead_letters(
     if chosen.is_all != every:
         raise UsageError("expected a filter, such as --reason or --tenant, or --all in place of filters")
     options = ApplyOptions(apply=apply, limit=limit)
-    return common.run(lambda settings: discard_dead_letters(settings, chosen, options, as_json=common.as_json))
+    return common.run(discard_dead_letters, chosen, options)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from simplu_worker.commands.output import StderrNarration, print_json, print_note, print_table, shorten
+from simplu_worker.commands.output import Answer, Part, StderrNarration, Table, shorten
 from simplu_worker.config.settings import Settings
 from simplu_worker.dead_letters.plan import DeadLetterFilter
 from simplu_worker.dead_letters.service import (
@@ -28,57 +28,48 @@ RECORD_SHOWN_LENGTH: Final = 200
 STYLES: Final = {ReplayStatus.SENT: "green", ReplayStatus.WOULD_SEND: "", ReplayStatus.LEFT: "red"}
 
 
-async def list_dead_letters(
-    settings: Settings, filters: DeadLetterFilter, options: ListOptions, *, as_json: bool
-) -> int:
-    """Print dead letters. Return 1 if others may match: hidden, behind those that were read, or beyond the room."""
+async def list_dead_letters(settings: Settings, filters: DeadLetterFilter, options: ListOptions) -> Answer:
+    """Return dead letters; it fails if others may match: hidden, behind those that were read, or beyond the room."""
     answer = await DeadLetterService(settings).list(filters, options, StderrNarration())
-    if as_json:
-        print_json(answer)
-    else:
-        _print_rows(answer["letters"], with_record=options.records)
-        _print_foreign(answer["notLetters"])
-    count = len(answer["letters"])
-    if answer["isCut"]:
-        more = "see --limit" if count == options.limit else "narrow the time with --since and --until"
-        print_note(f"the queue has more dead letters than these {count}; {more}")
-    is_whole = count == options.limit or not (answer["isCut"] or answer["hidden"] or answer["behind"])
-    return 0 if is_whole else 1
+    letters: list[dict[str, Any]] = answer["letters"]
+    columns = ["failed", "reason", "source", "position", "tenant", "request id", "bytes", "error"]
+    columns += ["record"] if options.records else []
+    counts = Counter(row["reason"] for row in letters)
+    is_full = len(letters) == options.limit
+    more = "see --limit" if is_full else "narrow the time with --since and --until"
+    parts: list[Part] = [
+        Table(columns, (list(_cells(row, with_record=options.records)) for row in letters)),
+        ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no dead letters",
+        *(f"message {one['messageId']} is no dead letter: {one['problem']}" for one in answer["notLetters"]),
+    ]
+    notes = [f"the queue has more dead letters than these {len(letters)}; {more}"] if answer["isCut"] else []
+    is_whole = is_full or not (answer["isCut"] or answer["hidden"] or answer["behind"])
+    return Answer(answer, parts, is_failed=not is_whole, notes=notes)
 
 
-async def replay_dead_letters(
-    settings: Settings, filters: DeadLetterFilter, options: ApplyOptions, *, as_json: bool
-) -> int:
-    """Replay dead letters, or print the plan. Return 1 unless all go."""
+async def replay_dead_letters(settings: Settings, filters: DeadLetterFilter, options: ApplyOptions) -> Answer:
+    """Replay dead letters, or return the plan; it fails unless all go."""
     with _logged(LettersAction.REPLAY, filters, options, force=options.force) as acted:
         acted.answer = answer = await DeadLetterService(settings).replay(filters, options, StderrNarration())
-    if as_json:
-        print_json(answer)
-    else:
-        _print_outcomes(answer["letters"], options)
-    return _status(answer, options)
+    return Answer(answer, _describe_outcomes(answer["letters"], options), is_failed=_is_failed(answer, options))
 
 
-async def discard_dead_letters(
-    settings: Settings, filters: DeadLetterFilter, options: ApplyOptions, *, as_json: bool
-) -> int:
-    """Discard dead letters, or print the plan. Return 1 unless all that match go."""
+async def discard_dead_letters(settings: Settings, filters: DeadLetterFilter, options: ApplyOptions) -> Answer:
+    """Discard dead letters, or return the plan; it fails unless all that match go."""
     with _logged(LettersAction.DISCARD, filters, options) as acted:
         acted.answer = answer = await DeadLetterService(settings).discard(filters, options, StderrNarration())
-    if as_json:
-        print_json(answer)
-    else:
-        rows = [(one["count"], one["reason"], _tenant_cell(one)) for one in answer["letters"]]
-        print_table(("letters", "reason", "tenant"), rows)
-        if options.apply:
-            print_note(f"{answer['discarded']} dead letters were deleted, with their records")
-        else:
-            print_note("nothing was deleted; --apply deletes these letters, and their records are then nowhere else")
-    return _status(answer, options)
+    rows = [(one["count"], one["reason"], _tenant_cell(one)) for one in answer["letters"]]
+    note = (
+        f"{answer['discarded']} dead letters were deleted, with their records"
+        if options.apply
+        else "nothing was deleted; --apply deletes these letters, and their records are then nowhere else"
+    )
+    table = Table(("letters", "reason", "tenant"), rows)
+    return Answer(answer, [table, note], is_failed=_is_failed(answer, options))
 
 
-def _status(answer: Mapping[str, Any], options: ApplyOptions) -> int:
-    return 1 if answer["left"] or answer["hidden"] or (options.apply and answer["behind"]) else 0
+def _is_failed(answer: Mapping[str, Any], options: ApplyOptions) -> bool:
+    return bool(answer["left"] or answer["hidden"] or (options.apply and answer["behind"]))
 
 
 def _logged(
@@ -88,15 +79,6 @@ def _logged(
         return nullcontext(Acted())
     actor = Actor(COMMAND, socket.gethostname())
     return logged_action(action, actor, filters.facts() | {"limit": options.limit} | asked)
-
-
-def _print_rows(rows: Sequence[Mapping[str, Any]], *, with_record: bool) -> None:
-    columns = ["failed", "reason", "source", "position", "tenant", "request id", "bytes", "error"]
-    print_table(
-        [*columns, "record"] if with_record else columns, (list(_cells(row, with_record=with_record)) for row in rows)
-    )
-    counts = Counter(row["reason"] for row in rows)
-    print_note(", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no dead letters")
 
 
 def _cells(row: Mapping[str, Any], *, with_record: bool) -> Iterator[object]:
@@ -113,16 +95,11 @@ def _cells(row: Mapping[str, Any], *, with_record: bool) -> Iterator[object]:
         yield shorten(row.get("record") or row.get("recordBase64") or "", RECORD_SHOWN_LENGTH)
 
 
-def _print_foreign(foreign: Sequence[Mapping[str, str]]) -> None:
-    for one in foreign:
-        print_note(f"message {one['messageId']} is no dead letter: {one['problem']}")
-
-
 def _tenant_cell(row: Mapping[str, Any]) -> str:
     return " ".join(part for part in (row["businessId"], row["locationId"]) if part)
 
 
-def _print_outcomes(outcomes: Sequence[ReplayOutcome], options: ApplyOptions) -> None:
+def _describe_outcomes(outcomes: Sequence[ReplayOutcome], options: ApplyOptions) -> list[Part]:
     alike = Counter((outcome.status, outcome.source, outcome.name, outcome.reason, outcome.why) for outcome in outcomes)
     details = {(outcome.reason, outcome.why): outcome.detail for outcome in reversed(outcomes)}
     rows = [
@@ -136,9 +113,11 @@ def _print_outcomes(outcomes: Sequence[ReplayOutcome], options: ApplyOptions) ->
         )
         for (status, source, name, reason, why), count in alike.items()
     ]
-    print_table(("letters", "reason", "source", "outcome" if options.apply else "plan", "why", ""), rows)
-    if not options.apply:
-        can_send = any(outcome.status is ReplayStatus.WOULD_SEND for outcome in outcomes)
-        print_note(
-            "nothing was sent; --apply sends them" if can_send else "nothing was sent, nor would --apply send any"
-        )
+    table = Table(("letters", "reason", "source", "outcome" if options.apply else "plan", "why", ""), rows)
+    if options.apply:
+        return [table]
+    can_send = any(outcome.status is ReplayStatus.WOULD_SEND for outcome in outcomes)
+    return [
+        table,
+        "nothing was sent; --apply sends them" if can_send else "nothing was sent, nor would --apply send any",
+    ]

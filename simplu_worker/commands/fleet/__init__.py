@@ -22,7 +22,7 @@ def show_fleet(*, url: Url = None, common: CommonOptions = NO_OPTIONS) -> int:
     """Print what `top` shows, and the held targets."""
     from simplu_worker.commands.fleet.actions import show_fleet
 
-    return common.run(lambda settings: show_fleet(settings, url, as_json=common.as_json))
+    return common.run(show_fleet, url)
 
 
 @fleet.command(name="release")
@@ -38,7 +38,7 @@ def release_lease(
     """
     from simplu_worker.commands.fleet.actions import release_lease
 
-    return common.run(lambda settings: release_lease(settings, url, stream_shard, apply=apply, as_json=common.as_json))
+    return common.run(release_lease, url, stream_shard, apply=apply)
 
 
 @fleet.command(name="retry")
@@ -52,7 +52,7 @@ def retry_held(target: str | None = None, /, *, url: Url = None, common: CommonO
     """
     from simplu_worker.commands.fleet.actions import retry_held
 
-    return common.run(lambda settings: retry_held(settings, url, target, as_json=common.as_json))
+    return common.run(retry_held, url, target)
 
 
 def tap(
@@ -91,7 +91,7 @@ def tap(
         "content": "true" if content else None,
     }
     query = {name: value for name, value in given.items() if value}
-    return common.run(lambda settings: tap_operations(settings, url, query, as_json=common.as_json))
+    return common.run(tap_operations, url, query, as_json=common.as_json)
 
 
 def top(*, url: Url = None, once: Flag = False, common: CommonOptions = NO_OPTIONS) -> int:
@@ -104,4 +104,4 @@ def top(*, url: Url = None, once: Flag = False, common: CommonOptions = NO_OPTIO
     """
     from simplu_worker.commands.fleet.top_screen import show_top
 
-    return common.run(lambda settings: show_top(settings, url, once=once, as_json=common.as_json))
+    return common.run(show_top, url, once=once, as_json=common.as_json)

@@ -9,8 +9,8 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from simplu_worker.commands.fleet.replica_client import open_replica
-from simplu_worker.commands.fleet.top_screen import print_screen
-from simplu_worker.commands.output import print_json, print_json_line, print_line, print_note, print_table
+from simplu_worker.commands.fleet.top_screen import draw
+from simplu_worker.commands.output import Answer, Line, Table, print_json_line, print_line, print_note
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.vocabulary import StreamShardState
@@ -91,26 +91,18 @@ def _is_known(row: Json, lease_duration_s: float) -> bool:
 HELD_COLUMNS: Final = ("replica", "stream shard", "target", "reason", "age s")
 
 
-async def show_fleet(settings: Settings, url: str | None, *, as_json: bool) -> int:
-    """Print the screen of `top`, and the held targets."""
+async def show_fleet(settings: Settings, url: str | None) -> Answer:
+    """Return the screen of `top`, and the held targets."""
     async with open_replica(settings, url) as replica:
         fleet = await replica.ask("GET", "/fleet")
-    if as_json:
-        print_json(fleet)
-    else:
-        print_screen(fleet)
-        if held := named_held(fleet):
-            members = ("replica", "streamShard", "target", "reason", "ageSeconds")
-            print_table(HELD_COLUMNS, ([one.get(name) for name in members] for one in held))
-        for line in held_lines(fleet, lease_duration_s=settings.kinesis_lease_duration_seconds):
-            print_line(line)
-    return 0
+    members = ("replica", "streamShard", "target", "reason", "ageSeconds")
+    held = [[one.get(name) for name in members] for one in named_held(fleet)]
+    lines = held_lines(fleet, lease_duration_s=settings.kinesis_lease_duration_seconds)
+    return Answer(fleet, [draw(fleet, expand=False), Table(HELD_COLUMNS, held) if held else None, *map(Line, lines)])
 
 
-async def release_lease(
-    settings: Settings, url: str | None, stream_shard_id: str, *, apply: bool, as_json: bool
-) -> int:
-    """Have another replica take a lease; without *apply* print its owner."""
+async def release_lease(settings: Settings, url: str | None, stream_shard_id: str, *, apply: bool) -> Answer:
+    """Have another replica take a lease; without *apply* return its owner."""
     async with open_replica(settings, url, acts=True) as replica:
         fleet = await replica.ask("GET", "/fleet")
         found = [row for row in fleet["streamShards"] if row["streamShard"] == stream_shard_id]
@@ -120,28 +112,19 @@ async def release_lease(
         answer: dict[str, Any] = {"applied": apply, "streamShard": stream_shard_id, "owner": found[0]["owner"]}
         if apply:
             answer |= await replica.ask("POST", f"/leases/{quote(stream_shard_id, safe='')}/release")
-    if as_json:
-        print_json(answer)
-    elif apply:
-        print_note(f"{stream_shard_id}, which {answer['owner']} owned: {answer['how']}")
-    else:
-        print_note(f"{stream_shard_id} is owned by {answer['owner']}; --apply has another replica take it")
-    return 0
+    owner = answer["owner"]
+    if apply:
+        return Answer(answer, [f"{stream_shard_id}, which {owner} owned: {answer['how']}"])
+    return Answer(answer, [f"{stream_shard_id} is owned by {owner}; --apply has another replica take it"])
 
 
-async def retry_held(settings: Settings, url: str | None, target: str | None, *, as_json: bool) -> int:
-    """Have all replicas try their held targets now, or *target*.
-
-    Returns 1 if none is tried, or a replica could not be asked.
-    """
+async def retry_held(settings: Settings, url: str | None, target: str | None) -> Answer:
+    """Have all replicas try their held targets now, or *target*; it fails if none is tried, or one is not asked."""
     async with open_replica(settings, url, acts=True) as replica:
         answer = await replica.ask("POST", "/held/retry", body={"target": target})
-    if as_json:
-        print_json(answer)
-    else:
-        print_note(f"held targets that this replica tries now: {answer['retried']}")
-        for replica in answer["asked"]:
-            print_note(f"{replica} tries its own with the next renewal of its leases")
-        for replica in answer["notAsked"]:
-            print_note(f"{replica} could not be asked: repeat the command, or ask it with --url")
-    return 0 if (answer["retried"] or answer["asked"]) and not answer["notAsked"] else 1
+    notes = [
+        f"held targets that this replica tries now: {answer['retried']}",
+        *(f"{one} tries its own with the next renewal of its leases" for one in answer["asked"]),
+        *(f"{one} could not be asked: repeat the command, or ask it with --url" for one in answer["notAsked"]),
+    ]
+    return Answer(answer, notes, is_failed=bool(answer["notAsked"]) or not (answer["retried"] or answer["asked"]))

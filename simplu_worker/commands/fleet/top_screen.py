@@ -39,15 +39,10 @@ async def show_top(settings: Settings, url: str | None, *, once: bool, as_json: 
         if as_json:
             print_json(fleet)
         elif once or not console.is_terminal:
-            print_screen(fleet)
+            console.print(draw(fleet, expand=False))
         else:
             await _follow(replica, console, fleet)
     return 0
-
-
-def print_screen(fleet: Json) -> None:
-    """Print the screen once."""
-    stdout_console().print(draw(fleet, expand=False))
 
 
 async def _follow(replica: ReplicaClient, console: Console, fleet: Json) -> None:
@@ -68,7 +63,7 @@ async def _follow(replica: ReplicaClient, console: Console, fleet: Json) -> None
                 notice = f"{exc}; the values are the last known"
 
 
-def draw(fleet: Json, notice: str = "", *, expand: bool = True) -> RenderableType:
+def draw(fleet: Json, notice: str = "", *, expand: bool = True) -> Group:
     """Return the screen; *notice* is a remark below the first line."""
     at = datetime.fromisoformat(fleet["at"])
     problems = [one for one in fleet["problems"] if not one["isOver"]]

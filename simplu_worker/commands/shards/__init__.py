@@ -25,7 +25,7 @@ def list_shards(*, common: CommonOptions = NO_OPTIONS) -> int:
     """Print the health and the usage of every known shard."""
     from simplu_worker.commands.shards.show import list_shards
 
-    return common.run(lambda settings: list_shards(settings, as_json=common.as_json))
+    return common.run(list_shards)
 
 
 @shards.command(name="query")
@@ -71,7 +71,7 @@ def query_shards(
     question = ShardQuestion(read_statement(statement), row_limit=limit or ROWS_MAX, timeout_s=timeout)
     asked = Asked(shard, tenant, TargetSessionAttrs(on), wants_all=limit is None)
     printed = RowFormat("jsonl" if common.as_json else row_format or "table")
-    return common.run(lambda settings: query_shards(settings, question, asked, printed))
+    return common.run(query_shards, question, asked, printed)
 
 
 @shards.command(name="upgrade")
@@ -94,9 +94,7 @@ def upgrade_shards(
     """
     from simplu_worker.commands.shards.upgrade import upgrade_shards
 
-    return common.run(
-        lambda settings: upgrade_shards(settings, shard, apply=apply, timeout_s=timeout, as_json=common.as_json)
-    )
+    return common.run(upgrade_shards, shard, apply=apply, timeout_s=timeout)
 
 
 @shards.command(name="route")
@@ -120,7 +118,7 @@ def route_keys(
     if unknown is not None or (not keys and with_shards is None):
         got = "none" if unknown is None else f"the option {unknown}, which is unknown"
         raise UsageError(f"KEY: expected at least one, - for stdin, or --with-shards, got {got}")
-    return common.run(lambda settings: route_keys(settings, keys, with_shards, as_json=common.as_json))
+    return common.run(route_keys, keys, with_shards)
 
 
 @shards.command(name="accept-gap")
@@ -143,7 +141,7 @@ def accept_gap(
 
     if (shard is None) is not all_shards:
         raise UsageError(f"shards accept-gap: expected a shard or --all, got {'none' if shard is None else 'both'}")
-    return common.run(lambda settings: accept_gaps(settings, shard, apply=apply, as_json=common.as_json))
+    return common.run(accept_gaps, shard, apply=apply)
 
 
 @shards.command(name="raise-numbers")
@@ -154,7 +152,7 @@ def raise_numbers(shard: str, /, *, apply: Apply = False, common: CommonOptions 
     """
     from simplu_worker.commands.shards.gaps import raise_numbers
 
-    return common.run(lambda settings: raise_numbers(settings, shard, apply=apply, as_json=common.as_json))
+    return common.run(raise_numbers, shard, apply=apply)
 
 
 @shards.command(name="rebalance")
@@ -185,7 +183,7 @@ def rebalance_shards(
     if keep_pins and by is not None:
         raise UsageError("shards rebalance: expected --by or --keep-pins, got both; by a measure pins do not count")
     balance = Balance(None if by is None else Weight(by), to, keep_pins)
-    return common.run(lambda settings: rebalance_shards(settings, balance, terms, apply=apply, as_json=common.as_json))
+    return common.run(rebalance_shards, balance, terms, apply=apply, as_json=common.as_json)
 
 
 @shards.command(name="drain")
@@ -211,7 +209,7 @@ def drain_shard(
     from simplu_worker.commands.shards.rebalance import Drain, drain_shard
 
     drain = Drain(shard, undo=undo, partial=partial)
-    return common.run(lambda settings: drain_shard(settings, drain, terms, apply=apply, as_json=common.as_json))
+    return common.run(drain_shard, drain, terms, apply=apply, as_json=common.as_json)
 
 
 @shards.command(name="adopt")
@@ -250,4 +248,4 @@ def adopt_shard(
         mode=AdoptMode.ALL if apply else AdoptMode.COPY if prepare else AdoptMode.NOTHING,
         choices=AdoptionChoices(None if duplicates is None else Duplicates(duplicates), leave_unresolved, leave_faulty),
     )
-    return common.run(lambda settings: adopt_shard(settings, shard, options, as_json=common.as_json))
+    return common.run(adopt_shard, shard, options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
@@ -11,15 +11,8 @@ import msgspec
 
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import (
-    ProgressLine,
-    print_json,
-    print_line,
-    print_note,
-    print_table,
-    shorten,
-)
-from simplu_worker.commands.running import known_shard, require_settings
+from simplu_worker.commands.output import Answer, Line, Part, ProgressLine, Table, shorten
+from simplu_worker.commands.running import known_shard
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.pool import ShardPool, register_secret_of
@@ -50,9 +43,8 @@ class AdoptOptions(msgspec.Struct, frozen=True):
     choices: AdoptionChoices
 
 
-async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, *, as_json: bool) -> int:
-    """Print the plan of an adoption, or carry it out. Return 1 if something prevents it."""
-    require_settings(settings, routes=True)
+async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions) -> Answer:
+    """Return the plan of an adoption, or carry it out; it fails if something prevents it."""
     async with open_shards(settings) as shards, open_business_info(settings, attempts=3) as business_info:
         address = known_shard(await shards.locator.list_shards(), shard_id)
         if (refusal := address.refusal) is not None:
@@ -64,10 +56,10 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, 
                 adopter = Adopter(pool, shards.locator, business_info, report=progress.show)
                 plan = await adopter.make_plan()
                 if isinstance(plan, AdoptionResult):
-                    return _print_adopted(plan, as_json=as_json, was="before")
+                    return _describe_adopted(plan, "before")
                 refusals = plan.refusals(options.choices)
                 if options.mode is AdoptMode.ALL and not refusals:
-                    return _print_adopted(await adopter.adopt(plan, options.choices), as_json=as_json, was="now")
+                    return _describe_adopted(await adopter.adopt(plan, options.choices), "now")
                 if options.mode is AdoptMode.COPY and not plan.contents.conflicting_names:
                     await adopter.copy(plan, options.choices)
                     state = AdoptMode.COPY
@@ -75,31 +67,22 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, 
                     state = AdoptMode.NOTHING
         finally:
             await pool.close()
-    if as_json:
-        print_json({"shardId": shard_id, "state": state} | plan_members(plan, refusals))
-    else:
-        print_plan(plan, refusals, state)
+    members = {"shardId": shard_id, "state": state} | plan_members(plan, refusals)
     # Refusals concern the swap only: a copy succeeds in spite of them.
-    return 0 if state is AdoptMode.COPY or not refusals else 1
+    is_failed = bool(refusals) and state is not AdoptMode.COPY
+    return Answer(members, describe_plan(plan, refusals, state), is_failed=is_failed)
 
 
-def _print_adopted(adopted: AdoptionResult, *, as_json: bool, was: str) -> int:
-    if as_json:
-        print_json(
-            {
-                "shardId": adopted.shard_id,
-                "state": AdoptMode.ALL,
-                "rows": adopted.row_count,
-                "tenants": adopted.tenant_count,
-                "oldTable": adopted.old_table,
-            }
-        )
-        return 0
-    print_line(
-        f"shard {adopted.shard_id}: adopted {was}, {adopted.row_count} rows of {adopted.tenant_count} tenants; "
-        f"the old table is {adopted.old_table}"
-    )
-    return 0
+def _describe_adopted(adopted: AdoptionResult, was: str) -> Answer:
+    members = {
+        "shardId": adopted.shard_id,
+        "state": AdoptMode.ALL,
+        "rows": adopted.row_count,
+        "tenants": adopted.tenant_count,
+        "oldTable": adopted.old_table,
+    }
+    text = f"adopted {was}, {adopted.row_count} rows of {adopted.tenant_count} tenants"
+    return Answer(members, [Line(f"shard {adopted.shard_id}: {text}; the old table is {adopted.old_table}")])
 
 
 def plan_members(plan: AdoptionPlan, refusals: list[str]) -> dict[str, Any]:
@@ -144,29 +127,28 @@ def _tenant_members(plan: AdoptionPlan, owner: Owner) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
 
 
-def print_plan(plan: AdoptionPlan, refusals: list[str], state: AdoptMode) -> None:
-    """Print a plan for people, and the next step."""
-    print_line(
+def describe_plan(plan: AdoptionPlan, refusals: list[str], state: AdoptMode) -> Iterator[Part]:
+    """Yield a plan for people, and the next step."""
+    yield Line(
         f"shard {plan.shard_id}: a table resources of another program, {LAYOUTS[plan.layout]}; "
         f"{plan.row_count} rows of {len(plan.resolved)} tenants can be adopted"
     )
-    _print_tables(plan)
+    yield from _tables(plan)
     if plan.is_begun:
-        print_note("an earlier copy was interrupted; it is continued")
+        yield "an earlier copy was interrupted; it is continued"
     for refusal in refusals:
-        print_note(f"before the swap: {refusal}")
-    match state:
-        case AdoptMode.COPY:
-            print_note("copied, and kept up to date; stop the other program, then --apply swaps the tables")
-        case _ if not refusals:
-            print_note("nothing was changed; --prepare copies while the other program runs, --apply adopts the shard")
-        case _:
-            print_note("nothing was changed")
+        yield f"before the swap: {refusal}"
+    if state is AdoptMode.COPY:
+        yield "copied, and kept up to date; stop the other program, then --apply swaps the tables"
+    elif refusals:
+        yield "nothing was changed"
+    else:
+        yield "nothing was changed; --prepare copies while the other program runs, --apply adopts the shard"
 
 
-def _print_tables(plan: AdoptionPlan) -> None:
+def _tables(plan: AdoptionPlan) -> Iterator[Part]:
     found = plan.contents
-    _print_first(
+    yield from _first(
         ("business", "location", "type", "rows"),
         [
             (one.business_id, one.location_id, one.business_type, found.row_counts[one.source.key])
@@ -174,12 +156,12 @@ def _print_tables(plan: AdoptionPlan) -> None:
         ],
         "tenants",
     )
-    _print_first(
+    yield from _first(
         ("unresolved", "rows", "why"),
         [(one.name, found.row_counts[one.source.key], one.problem) for one in plan.unresolved],
         "unresolved tenants",
     )
-    _print_first(
+    yield from _first(
         ("several rows of", "type", "id", "rows", "old ids, oldest first"),
         [
             (
@@ -194,7 +176,7 @@ def _print_tables(plan: AdoptionPlan) -> None:
         "resources with several rows",
         count=found.duplicate_counts.total(),
     )
-    _print_first(
+    yield from _first(
         ("old id", "cannot be adopted, because"),
         [(row.old_id, row.fault) for row in found.faulty],
         "rows that cannot be adopted",
@@ -202,16 +184,16 @@ def _print_tables(plan: AdoptionPlan) -> None:
     )
 
 
-def _print_first(
-    columns: Iterable[str], rows: list[tuple[object, ...]], what: str, *, count: int | None = None
-) -> None:
+def _first(
+    columns: Sequence[str], rows: list[tuple[object, ...]], what: str, *, count: int | None = None
+) -> Iterator[Part]:
     if not rows:
         return
     shown = [tuple(shorten(str(cell or ""), CELL_MAX) for cell in row) for row in rows[:SHOWN_MAX]]
-    print_table(list(columns), shown)
+    yield Table(columns, shown)
     more = (len(rows) if count is None else count) - len(shown)
     if more > 0:
-        print_note(f"and {more} more {what}; --json names more of them")
+        yield f"and {more} more {what}; --json names more of them"
 
 
 class AdoptionReporter(ProgressLine):

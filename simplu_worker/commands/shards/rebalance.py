@@ -10,7 +10,7 @@ from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.command_line import MoveTerms
 from simplu_worker.commands.moves.plans import MovePlans, check_moves, plan_moves
 from simplu_worker.commands.output import print_json_line, print_note
-from simplu_worker.commands.running import known_shard, require_settings
+from simplu_worker.commands.running import known_shard
 from simplu_worker.commands.shards.tenant_moves import (
     ShownPlan,
     Survey,
@@ -29,13 +29,7 @@ from simplu_worker.errors import PermanentError
 from simplu_worker.shards.routing.locator import Locator, StaticMap
 from simplu_worker.shards.tenants.tenant_rows import describe_drained
 from simplu_worker.transfers import QUERIES
-from simplu_worker.transfers.moving.balance import (
-    PlannedTransfer,
-    plan_balance,
-    plan_by_map,
-    plan_drain,
-    plan_undrain,
-)
+from simplu_worker.transfers.moving.balance import PlannedTransfer, plan_balance, plan_by_map, plan_drain, plan_undrain
 
 
 class Balance(msgspec.Struct, frozen=True):
@@ -53,7 +47,6 @@ async def rebalance_shards(
 
     Moves that have begun come first. Return 1 if a move fails or is refused.
     """
-    require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         if apply:
             await outwait_killed_movers(shards)
@@ -109,7 +102,6 @@ async def drain_shard(settings: Settings, drain: Drain, terms: MoveTerms, *, app
     Nothing moves unless all have a place. From then on the shard takes no tenants, until `undo`. Return 1 if it has to
     be kept.
     """
-    require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         address = known_shard(await shards.locator.list_shards(), drain.shard_id)
         if apply:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import print_json, print_line, print_note, print_silent, print_table
-from simplu_worker.commands.running import require_settings
+from simplu_worker.commands.output import Answer, Line, Part, Table
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.health.assessment import Health
@@ -44,20 +43,15 @@ COLUMNS: Final = (
 STYLES: Final = {ShardState.HEALTHY: "green", ShardState.DEGRADED: "yellow", ShardState.LOST: "bold red"}
 
 
-async def list_shards(settings: Settings, *, as_json: bool) -> int:
-    """Inspect every known shard, and print them. Return 1 if one did not answer."""
-    require_settings(settings, routes=True)
+async def list_shards(settings: Settings) -> Answer:
+    """Inspect every known shard."""
     async with open_shards(settings) as shards:
         listed = await inspect_all_shards(shards.locator, shards.pools)
         asked = await fetch_from_all_shards(shards.locator, shards.pools, QUERIES["is_drained"])
         drained = {shard_id for shard_id, row in asked.rows if row["is_drained"]}
     silent = [shard.address.shard_id for shard in listed if shard.is_silent]
-    if as_json:
-        print_json({"shards": [_members(shard, drained) for shard in listed], "shardsWithoutAnswer": silent})
-    else:
-        print_table(COLUMNS, [_row(shard, drained) for shard in listed])
-        print_silent(silent)
-    return 1 if silent else 0
+    rows = [_row(shard, drained) for shard in listed]
+    return Answer({"shards": [_members(shard, drained) for shard in listed]}, [Table(COLUMNS, rows)], silent)
 
 
 def _members(shard: InspectedShard, drained: Collection[str]) -> dict[str, Any]:
@@ -145,9 +139,8 @@ def read_keys(words: Sequence[str]) -> list[str]:
     return list(keys)
 
 
-async def route_keys(settings: Settings, words: Sequence[str], with_shards: int | None, *, as_json: bool) -> int:
-    """Print the shards of keys. Return 1 if the shard of a key is unknown."""
-    require_settings(settings, routes=True)
+async def route_keys(settings: Settings, words: Sequence[str], with_shards: int | None) -> Answer:
+    """Return the shards of keys; it fails if the shard of a key is unknown."""
     keys = read_keys(words)
     if words and not keys:
         raise PermanentError("KEY: expected at least one, got none on stdin")
@@ -164,12 +157,10 @@ async def route_keys(settings: Settings, words: Sequence[str], with_shards: int 
             routes = await _locate_keys(locator, keys)
             shard_ids = []
     summary = None if with_shards is None else summarize_moves(routes, shard_ids, with_shards)
-    if as_json:
-        shown = routes if keys else []
-        print_json({"routes": shown} | ({} if summary is None else {"withShards": summary}))
-    else:
-        _print_routes(routes if keys else [], summary)
-    return 1 if any(route.shard_id is None for route in routes) else 0
+    shown = routes if keys else []
+    members = {"routes": shown} | ({} if summary is None else {"withShards": summary})
+    is_failed = any(route.shard_id is None for route in routes)
+    return Answer(members, _describe_routes(shown, summary), is_failed=is_failed)
 
 
 def sample_keys(count: int = SAMPLE_COUNT) -> list[str]:
@@ -259,15 +250,15 @@ async def locate_all(
     return named, errors
 
 
-def _print_routes(routes: Sequence[KeyRoute], summary: dict[str, Any] | None) -> None:
+def _describe_routes(routes: Sequence[KeyRoute], summary: dict[str, Any] | None) -> Iterator[Part]:
     columns = ["key", "shard", "how"]
     if summary is not None:
         columns.insert(2, f"with {summary['shards']}")
     if routes:
         rows = [(route.key, route.shard_id, route.with_shards, route.explanation) for route in routes[:ROWS_MAX]]
-        print_table(columns, rows if summary is not None else [(key, shard, way) for key, shard, _, way in rows])
+        yield Table(columns, rows if summary is not None else [(key, shard, way) for key, shard, _, way in rows])
     if len(routes) > ROWS_MAX:
-        print_note(f"{len(routes) - ROWS_MAX} more keys; --json prints all")
+        yield f"{len(routes) - ROWS_MAX} more keys; --json prints all"
     if summary is None:
         return
     counts = [
@@ -275,9 +266,9 @@ def _print_routes(routes: Sequence[KeyRoute], summary: dict[str, Any] | None) ->
         for one in summary["perShard"]
         if one["before"] or one["after"]
     ]
-    print_table(["shard", "keys now", f"with {summary['shards']}"], counts)
+    yield Table(["shard", "keys now", f"with {summary['shards']}"], counts)
     kind = "keys" if routes else "sample keys"
-    print_line(
+    yield Line(
         f"{summary['moved']} of {summary['keys']} {kind} would move with {summary['shards']} shards "
         f"({summary['movedShare']:.1%})"
     )

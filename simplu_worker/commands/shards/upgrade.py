@@ -13,15 +13,8 @@ import msgspec
 from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import (
-    ProgressLine,
-    escape_unprintable,
-    print_json,
-    print_note,
-    print_table,
-    shorten,
-)
-from simplu_worker.commands.running import known_shard, require_settings
+from simplu_worker.commands.output import Answer, ProgressLine, Table, escape_unprintable, print_note, shorten
+from simplu_worker.commands.running import known_shard
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -70,14 +63,11 @@ class UpgradeReport(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-async def upgrade_shards(
-    settings: Settings, shard_ids: Sequence[str], *, apply: bool, timeout_s: float, as_json: bool
-) -> int:
-    """Print what the schemas of *shard_ids*, or of all shards, lack; with *apply* upgrade them. Return 1 on failure.
+async def upgrade_shards(settings: Settings, shard_ids: Sequence[str], *, apply: bool, timeout_s: float) -> Answer:
+    """Return what the schemas of *shard_ids*, or of all shards, lack; with *apply* upgrade them.
 
     An empty shard gets its schema only if it is named: its database may be a wrong one, or one that was lost.
     """
-    require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         known = await shards.locator.list_shards()
     addresses = [known_shard(known, one) for one in sorted(set(shard_ids) or {one.shard_id for one in known})]
@@ -87,20 +77,15 @@ async def upgrade_shards(
             reports = await _upgrade_shards(pools, reports, timeout_s=timeout_s)
             if shard_ids:
                 reports = [await _create_schema(pools, report) for report in reports]
-    if as_json:
-        members = [_members(report) for report in reports]
-        print_json({"schemaVersion": SCHEMA_VERSION, "applied": apply, "shards": members})
-    else:
-        print_table(COLUMNS, [_row(report) for report in reports])
-        if not apply and any(report.status is UpgradeStatus.BEHIND for report in reports):
-            print_note("nothing was changed; --apply upgrades the shards, while workers run")
-        for report in reports:
-            if report.status is UpgradeStatus.EMPTY:
-                shard_id = report.address.shard_id
-                print_note(
-                    f"shard {shard_id} has no schema; to create it: simplu-worker shards upgrade {shard_id} --apply"
-                )
-    return 1 if any(report.status in BAD for report in reports) else 0
+    is_plan = not apply and any(report.status is UpgradeStatus.BEHIND for report in reports)
+    empty = [report.address.shard_id for report in reports if report.status is UpgradeStatus.EMPTY]
+    parts = [
+        Table(COLUMNS, [_row(report) for report in reports]),
+        "nothing was changed; --apply upgrades the shards, while workers run" if is_plan else None,
+        *(f"shard {one} has no schema; to create it: simplu-worker shards upgrade {one} --apply" for one in empty),
+    ]
+    members = {"schemaVersion": SCHEMA_VERSION, "applied": apply, "shards": [_members(report) for report in reports]}
+    return Answer(members, parts, is_failed=any(report.status in BAD for report in reports))
 
 
 async def _read_upgrades(pools: Pools, addresses: Sequence[ShardAddress]) -> list[UpgradeReport]:

@@ -97,7 +97,7 @@ def show_operation(request_id: str, /, *, tenant: OneTenant = None, common: Comm
     """
     from simplu_worker.commands.stream.show import show_operation
 
-    return common.run(lambda settings: show_operation(settings, request_id, tenant, as_json=common.as_json))
+    return common.run(show_operation, request_id, tenant)
 
 
 @operations.command(name="list")
@@ -112,8 +112,7 @@ def list_operations(
     """Print the decided operations of one tenant, newest first; those of one batch in no order."""
     from simplu_worker.commands.stream.show import list_operations
 
-    request = options.parse()
-    return common.run(lambda settings: list_operations(settings, business, location, request, as_json=common.as_json))
+    return common.run(list_operations, business, location, options.parse())
 
 
 @operations.command(name="send")
@@ -144,13 +143,12 @@ def send_operations(
     priority
         With --orders: for SQS_PRIORITY_QUEUE_URL.
     """
-    from simplu_worker.commands.stream.send import SendOptions, read_lines, send_operations
+    from simplu_worker.commands.stream.send import SendOptions, send_operations
 
     if priority and not orders:
         raise UsageError("--priority: expected --orders with it, got it alone")
     options = SendOptions(wait=wait, timeout_s=timeout, force=force, orders=orders, priority=priority)
-    path = None if file == "-" else Path(file)
-    return common.run(lambda settings: send_operations(settings, read_lines(path), options, as_json=common.as_json))
+    return common.run(send_operations, _path(file), options, as_json=common.as_json)
 
 
 @operations.command(name="test")
@@ -170,12 +168,13 @@ def preview_operations(
     orders
         The lines are order events.
     """
-    from simplu_worker.commands.stream.send import preview_operations, read_lines
+    from simplu_worker.commands.stream.send import preview_operations
 
-    path = None if file == "-" else Path(file)
-    return common.run(
-        lambda settings: preview_operations(settings, read_lines(path), is_orders=orders, as_json=common.as_json)
-    )
+    return common.run(preview_operations, _path(file), is_orders=orders)
+
+
+def _path(file: str) -> Path | None:
+    return None if file == "-" else Path(file)
 
 
 @stream.command(name="remove-consumer")
@@ -189,7 +188,7 @@ def remove_consumer(name: str | None = None, /, *, apply: Apply = False, common:
     """
     from simplu_worker.commands.stream.replaying import remove_consumer
 
-    return common.run(lambda settings: remove_consumer(settings, name, apply=apply, as_json=common.as_json))
+    return common.run(remove_consumer, name, apply=apply)
 
 
 def replay(
@@ -221,4 +220,4 @@ def replay(
     if ends is not None and ends <= begins:
         raise UsageError(f"--until: expected a time after --since, {begins.isoformat()}, got {ends.isoformat()}")
     chosen = ReplayRange(begins, ends, None if tenant is None else parse_tenant_id(*tenant))
-    return common.run(lambda settings: replay(settings, chosen, apply=apply, as_json=common.as_json))
+    return common.run(replay, chosen, apply=apply)

@@ -14,11 +14,7 @@ import msgspec
 
 from simplu_worker.assembly.aws import open_lease_table
 from simplu_worker.assembly.shards import Shards
-from simplu_worker.commands.output import (
-    CountProgress,
-    describe_silent,
-    print_note,
-)
+from simplu_worker.commands.output import CountProgress, describe_silent, print_note
 from simplu_worker.commands.stream.input_lines import InputLine, LineReport, names_in
 from simplu_worker.commands.stream.send_status import SendStatus, Undecided
 from simplu_worker.config.settings import Settings

@@ -14,7 +14,7 @@ from typing import Any
 from simplu_worker.assembly.aws import consumer_name, open_lease_table, open_stream, open_stream_consumers
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.assembly.worker import reader_settings
-from simplu_worker.commands.output import ProgressLine, print_json, print_note, print_table
+from simplu_worker.commands.output import Answer, ProgressLine, Table
 from simplu_worker.commands.running import require_settings
 from simplu_worker.commands.stream.outcomes import LastPoll, find_operations
 from simplu_worker.commands.stream.replay_rules import (
@@ -142,11 +142,11 @@ class ReplaySink:
                     self._totals.count(outcome)
 
 
-async def replay(settings: Settings, chosen: ReplayRange, *, apply: bool, as_json: bool) -> int:
-    """Read every stream shard from the start of *chosen* to its end, parents before their children; print the outcomes.
+async def replay(settings: Settings, chosen: ReplayRange, *, apply: bool) -> Answer:
+    """Read every stream shard from the start of *chosen* to its end, parents before their children.
 
     Needs no lease and moves no checkpoint. It is safe beside workers, as it starts no later than their first pending
-    operation: none is applied before an earlier one of its key (architecture, idea 2). Returns 1 if something was left.
+    operation: none is applied before an earlier one of its key (architecture, idea 2). It fails if something was left.
     """
     require_settings(settings, routes=True, stream=True)
     totals = ReplayTotals()
@@ -165,11 +165,15 @@ async def replay(settings: Settings, chosen: ReplayRange, *, apply: bool, as_jso
             if stream_replay.has_failed:
                 break  # operations of the children must not come before those of their parents
             await stream_replay.read(generation)
-    if as_json:
-        print_json(_members(totals, apply=apply))
-    else:
-        _print_totals(totals, apply=apply)
-    return 1 if totals.left else 0
+    rows = sorted(totals.outcomes.items())
+    rows += [(f"no operation: {reason}", count) for reason, count in sorted(totals.dead_letters.items())]
+    rows += [("left", totals.left_count)] if totals.left else []
+    parts = [
+        Table(("outcome of the records", "count"), rows),
+        None if apply else "nothing was applied; with --apply the operations that would_apply are",
+        *(f"{target}: left: {reason}" for target, reason in sorted(totals.left.items())),
+    ]
+    return Answer(_members(totals, apply=apply), parts, is_failed=bool(totals.left))
 
 
 def _left_the_stream(chosen: ReplayRange, retention: timedelta) -> dict[str, str]:
@@ -190,17 +194,6 @@ def _members(totals: ReplayTotals, *, apply: bool) -> dict[str, Any]:
         "left": totals.left,
         "leftWaiting": len(totals.left),
     }
-
-
-def _print_totals(totals: ReplayTotals, *, apply: bool) -> None:
-    rows = sorted(totals.outcomes.items())
-    rows += [(f"no operation: {reason}", count) for reason, count in sorted(totals.dead_letters.items())]
-    rows += [("left", totals.left_count)] if totals.left else []
-    print_table(("outcome of the records", "count"), rows)
-    if not apply:
-        print_note("nothing was applied; with --apply the operations that would_apply are")
-    for target, reason in sorted(totals.left.items()):
-        print_note(f"{target}: left: {reason}")
 
 
 @dataclass
@@ -282,21 +275,18 @@ class _StreamReplay:
         )
 
 
-async def remove_consumer(settings: Settings, name: str | None, *, apply: bool, as_json: bool) -> int:
-    """Print the consumer *name*, else that of the settings; with *apply* deregister it."""
+async def remove_consumer(settings: Settings, name: str | None, *, apply: bool) -> Answer:
+    """Return the consumer *name*, else that of the settings; with *apply* deregister it."""
     require_settings(settings, stream=True)
     chosen, stream = name or consumer_name(settings), settings.kinesis_stream_name or ""
     async with open_stream_consumers(settings) as consumers:
         if not (await consumers.remove(chosen) if apply else await consumers.find(chosen)):
             known = ", ".join(sorted(one.name for one in await consumers.list())) or "none"
             raise PermanentError(f"expected a consumer of stream {stream} out of: {known}; got {chosen}")
-    if as_json:
-        print_json({"applied": apply, "consumer": chosen, "stream": stream})
-    elif not apply:
-        print_note(
-            f"consumer {chosen} of stream {stream} is registered; with --apply it is removed, and the subscriptions of "
-            "running workers end"
-        )
-    else:
-        print_note(f"consumer {chosen} of stream {stream} is removed; a worker with KINESIS_READ=fan-out adds it again")
-    return 0
+    note = (
+        "removed; a worker with KINESIS_READ=fan-out adds it again"
+        if apply
+        else "registered; with --apply it is removed, and the subscriptions of running workers end"
+    )
+    members = {"applied": apply, "consumer": chosen, "stream": stream}
+    return Answer(members, [f"consumer {chosen} of stream {stream} is {note}"])

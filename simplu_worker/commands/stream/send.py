@@ -6,7 +6,7 @@ import contextlib
 import sys
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -21,12 +21,13 @@ from simplu_worker.aws.clients import THROTTLING_CODES, open_client
 from simplu_worker.aws.sending import PUT_TIMEOUT_S, OnFailure, send_request
 from simplu_worker.aws.sqs_queue import OutgoingMessage, Queue
 from simplu_worker.commands.output import (
+    Answer,
     CountProgress,
+    Part,
+    Table,
+    describe_silent,
     note_what_is_awaited,
-    print_json,
     print_note,
-    print_silent,
-    print_table,
     shorten,
 )
 from simplu_worker.commands.running import require_settings
@@ -97,45 +98,14 @@ class SendOptions(NamedTuple):
     priority: bool = False
 
 
-def read_lines(file: Path | None) -> bytes:
-    """Return the content of *file*, or of stdin. Raises WorkerError."""
+def read_input(settings: Settings, file: Path | None, *, is_orders: bool) -> list[InputLine]:
+    """Return the lines of *file*, or of stdin, as operations or order events. Raises WorkerError."""
     try:
-        return sys.stdin.buffer.read() if file is None else file.read_bytes()
+        text = sys.stdin.buffer.read() if file is None else file.read_bytes()
     except OSError as exc:
         raise WorkerError(
             f"FILE: {file or 'stdin'} cannot be read: {exc.strerror}; name another file, or pipe the lines to -"
         ) from None
-
-
-async def send_operations(settings: Settings, text: bytes, options: SendOptions, *, as_json: bool) -> int:
-    """Put operations on the stream, or order events into their queue; nothing if a line is invalid.
-
-    An interrupted command prints the request ids too, as a repetition would have others. Returns 1 unless all were put,
-    or with `wait` have succeeded.
-    """
-    queue = "SQS_PRIORITY_QUEUE_URL" if options.priority else "SQS_ORDER_EVENTS_QUEUE_URL"
-    required = {"queue": queue} if options.orders else {"stream": True}
-    require_settings(settings, routes=options.wait, **required)
-    lines = parse_input(settings, text, is_orders=options.orders)
-    invalid = [(line.number, line.decoded) for line in lines if isinstance(line.decoded, RejectedRecord)]
-    if invalid and not options.force:
-        _print_invalid(invalid, as_json=as_json)
-        return 1
-    count = PutCount(len(lines))
-    try:
-        outcomes, silent = await _send(settings, lines, options, count)
-    except BaseException:
-        if count.done or count.under_way:
-            so_far = interrupted_outcomes(lines, sent_count=count.done, under_way_count=count.under_way)
-            _print_outcomes(so_far, {}, as_json=as_json)
-        raise
-    _print_outcomes(outcomes, silent, as_json=as_json)
-    expected = {SendStatus.SUCCEEDED} if options.wait else {SendStatus.SENT}
-    return 0 if not invalid and all(outcome.status in expected for outcome in outcomes) else 1
-
-
-def parse_input(settings: Settings, text: bytes, *, is_orders: bool) -> list[InputLine]:
-    """Return the lines of *text* as operations, or as order events."""
     now = datetime.now(UTC)
     if is_orders:
         rules = OrderRules(settings.operation_max_bytes, settings.order_tenant)
@@ -143,6 +113,35 @@ def parse_input(settings: Settings, text: bytes, *, is_orders: bool) -> list[Inp
     limits = {"max_bytes": settings.operation_max_bytes, "list_limit": settings.list_result_limit}
     key_rule = PartitionKeyRule(settings.kinesis_partition_key)
     return parse_lines(text, now=now, new_id=_new_id, key_rule=key_rule, **limits)
+
+
+async def send_operations(settings: Settings, file: Path | None, options: SendOptions, *, as_json: bool) -> Answer:
+    """Put operations on the stream, or order events into their queue; nothing if a line is invalid.
+
+    An interrupted command prints the request ids too, as a repetition would have others. It fails unless all were put,
+    or with `wait` have succeeded.
+    """
+    queue = "SQS_PRIORITY_QUEUE_URL" if options.priority else "SQS_ORDER_EVENTS_QUEUE_URL"
+    required = {"queue": queue} if options.orders else {"stream": True}
+    require_settings(settings, routes=options.wait, **required)
+    lines = read_input(settings, file, is_orders=options.orders)
+    invalid = [(line.number, line.decoded) for line in lines if isinstance(line.decoded, RejectedRecord)]
+    if invalid and not options.force:
+        problems = [{"line": number, "reason": one.reason, "error": one.error} for number, one in invalid]
+        notes = [f"line {number}: {one.reason}: {one.error}" for number, one in invalid]
+        notes.append("nothing was sent; correct the lines, or send all with --force")
+        return Answer({"operations": [], "problems": problems}, notes=notes, is_failed=True)
+    count = PutCount(len(lines))
+    try:
+        outcomes, silent = await _send(settings, lines, options, count)
+    except BaseException:
+        if count.done or count.under_way:
+            so_far = interrupted_outcomes(lines, sent_count=count.done, under_way_count=count.under_way)
+            _answer(so_far, {}).print(as_json=as_json)
+        raise
+    expected = SendStatus.SUCCEEDED if options.wait else SendStatus.SENT
+    is_failed = bool(invalid) or any(outcome.status is not expected for outcome in outcomes)
+    return _answer(outcomes, silent, is_failed=is_failed)
 
 
 def _new_id() -> str:
@@ -250,19 +249,7 @@ async def _wait(
     return outcomes, {shard_id: errors.get(shard_id, "") for shard_id in poll.silent_shard_ids}
 
 
-def _print_invalid(invalid: Sequence[tuple[int, RejectedRecord]], *, as_json: bool) -> None:
-    if as_json:
-        problems = [{"line": number, "reason": one.reason, "error": one.error} for number, one in invalid]
-        print_json({"operations": [], "problems": problems})
-    for number, one in invalid:
-        print_note(f"line {number}: {one.reason}: {one.error}")
-    print_note("nothing was sent; correct the lines, or send all with --force")
-
-
-def _print_outcomes(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, as_json: bool) -> None:
-    if as_json:
-        print_json({"operations": outcomes, "shardsWithoutAnswer": list(silent)})
-        return
+def _answer(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, is_failed: bool = True) -> Answer:
     columns = ("line", "request id", "operation", "tenant", "resource", "status", "error", "result")
     rows = [
         (
@@ -277,8 +264,8 @@ def _print_outcomes(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, 
         )
         for outcome in outcomes
     ]
-    print_table(columns, rows)
-    print_silent(list(silent), silent)
+    parts = [Table(columns, rows), describe_silent(list(silent), silent) if silent else None]
+    return Answer({"operations": outcomes, "shardsWithoutAnswer": list(silent)}, parts, is_failed=is_failed)
 
 
 ERROR_SHOWN_LENGTH: Final = 100
@@ -312,12 +299,9 @@ class Preview(LineReport, frozen=True, kw_only=True):
     warning: str | None = None  # of days of a list, which may be others than were meant
 
 
-async def preview_operations(settings: Settings, text: bytes, *, is_orders: bool, as_json: bool) -> int:
-    """Print the next step of a worker with each line.
-
-    Returns 1 if one would be refused, or a shard does not answer.
-    """
-    lines = parse_input(settings, text, is_orders=is_orders)
+async def preview_operations(settings: Settings, file: Path | None, *, is_orders: bool) -> Answer:
+    """Return the next step of a worker with each line; it fails if one would be refused."""
+    lines = read_input(settings, file, is_orders=is_orders)
     homes: Mapping[str, str | Absence] = {}
     logged: Mapping[OperationKey, Mapping[str, object]] = {}
     stored: Mapping[ResourceKey, Sequence[str]] = {}
@@ -331,12 +315,8 @@ async def preview_operations(settings: Settings, text: bytes, *, is_orders: bool
             stored = await _find_members(shards.gateway, lines)
             foreseen = await _foresee(shards.gateway, lines, homes)
     found = [preview(line, homes, logged, stored, foreseen) for line in lines]
-    if as_json:
-        print_json({"records": found, "shardsWithoutAnswer": poll.silent_shard_ids})
-    else:
-        _print_previews(found)
-        print_silent(poll.silent_shard_ids)
-    return 1 if poll.silent_shard_ids or any(one.fate in {Fate.DEAD_LETTER, Fate.FAILED} for one in found) else 0
+    is_failed = any(one.fate in {Fate.DEAD_LETTER, Fate.FAILED} for one in found)
+    return Answer({"records": found}, _describe_previews(found), poll.silent_shard_ids, is_failed)
 
 
 def preview(
@@ -426,7 +406,7 @@ async def _foresee(gateway: ShardGateway, lines: Iterable[InputLine], homes: Map
     return Foreseen(refusals, dateless)
 
 
-def _print_previews(found: Sequence[Preview]) -> None:
+def _describe_previews(found: Sequence[Preview]) -> Iterator[Part]:
     rows = (
         (
             one.line,
@@ -440,17 +420,17 @@ def _print_previews(found: Sequence[Preview]) -> None:
         )
         for one in found
     )
-    print_table(("line", "would be", "reason", "operation", "tenant", "resource", "shard", "error"), rows)
+    yield Table(("line", "would be", "reason", "operation", "tenant", "resource", "shard", "error"), rows)
     for one in found:
         if one.lost_members:
-            print_note(f"line {one.line}: {_describe_loss(one)}")
+            yield f"line {one.line}: {_describe_loss(one)}"
         if one.warning is not None:
-            print_note(f"line {one.line}: {one.warning}")
+            yield f"line {one.line}: {one.warning}"
     if any(one.operation == OperationKind.UPDATE and one.fate in {Fate.VALID, Fate.HELD} for one in found):
-        print_note("an update replaces the whole document; a patch keeps what it lacks")
+        yield "an update replaces the whole document; a patch keeps what it lacks"
     counts = Counter(one.fate for one in found)
-    print_note(", ".join(f"{count} {fate}" for fate, count in sorted(counts.items())) or "no records")
-    print_note("nothing was sent or applied")
+    yield ", ".join(f"{count} {fate}" for fate, count in sorted(counts.items())) or "no records"
+    yield "nothing was sent or applied"
 
 
 def _describe_days(resource_type: str, days: Days) -> str:

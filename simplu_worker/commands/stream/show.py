@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime
 from typing import Any, Final
 
@@ -10,16 +10,8 @@ import msgspec
 from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import (
-    CountProgress,
-    print_json,
-    print_line,
-    print_members,
-    print_note,
-    print_silent,
-    print_table,
-)
-from simplu_worker.commands.running import parse_tenant_id, require_settings
+from simplu_worker.commands.output import Answer, CountProgress, Facts, Line, Part, Table, describe_silent
+from simplu_worker.commands.running import parse_tenant_id
 from simplu_worker.commands.stream.send_status import SendStatus, Undecided, pool_errors
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
@@ -30,9 +22,8 @@ from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import Absence
 
 
-async def show_operation(settings: Settings, request_id: str, tenant: tuple[str, str] | None, *, as_json: bool) -> int:
-    """Print the log's row of one operation; without *tenant* ask all shards. Return 1 if it is not found."""
-    require_settings(settings, routes=True)
+async def show_operation(settings: Settings, request_id: str, tenant: tuple[str, str] | None) -> Answer:
+    """Return the log's row of one operation; without *tenant* ask all shards. It fails if it is not found."""
     try:
         "".join([request_id, *(tenant or ())]).encode()
     except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
@@ -54,15 +45,10 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
         errors = pool_errors(shards.pools)
     status = SendStatus.UNKNOWN if undecided.reason is None else SendStatus.HELD
     shown = {"requestId": request_id, "status": status} | _members(undecided) if found is None else _members(found)
-    if as_json:
-        print_json(shown | {"shardsWithoutAnswer": list(silent)})
-    elif found is not None:
-        print_members({name: _format_value(value) for name, value in shown.items()})
-    else:
-        print_line(_describe_absent(request_id, undecided))
-    if not as_json:
-        print_silent(silent, errors)
-    return 1 if found is None else 0
+    facts = Facts({name: _format_value(value) for name, value in shown.items()})
+    part = Line(_describe_absent(request_id, undecided)) if found is None else facts
+    parts = [part, describe_silent(silent, errors) if silent else None]
+    return Answer(shown | {"shardsWithoutAnswer": list(silent)}, parts, is_failed=found is None)
 
 
 def _describe_absent(request_id: str, undecided: Undecided) -> str:
@@ -94,24 +80,16 @@ COLUMNS: Final = ("completed", "operation", "resource", "request id", "status", 
 STYLES: Final = {"succeeded": "green", "failed": "red"}
 
 
-async def list_operations(
-    settings: Settings, business_id: str, location_id: str, request: ListRequest, *, as_json: bool
-) -> int:
-    """Print the operations of one tenant. Return 1 if it has no shard, or the search ended too early."""
-    require_settings(settings, routes=True)
+async def list_operations(settings: Settings, business_id: str, location_id: str, request: ListRequest) -> Answer:
+    """Return the operations of one tenant; it fails if it has no shard, or the search ended too early."""
     parse_tenant_id(business_id, location_id)
     async with open_shards(settings) as shards:
         page = await search(shards.gateway.lookups.list_operations, business_id, location_id, request)
     if isinstance(page, Absence):
-        if as_json:
-            print_json({"operations": [], "next": None, "state": page})
-        print_note(f"no shard has the tenant {business_id} {location_id}: {page}")
-        return 1
-    if as_json:
-        print_json(page)
-    else:
-        print_page(page, request.limit)
-    return 0 if page.next is None or len(page.operations) == request.limit else 1
+        members: dict[str, Any] = {"operations": [], "next": None, "state": page}
+        return Answer(members, notes=[f"no shard has the tenant {business_id} {location_id}: {page}"], is_failed=True)
+    is_cut = page.next is not None and len(page.operations) < request.limit
+    return Answer(page, describe_page(page, request.limit), is_failed=is_cut)
 
 
 async def search(
@@ -138,17 +116,16 @@ async def search(
             request = msgspec.structs.replace(request, limit=missing, after=decode_cursor(page.next))
 
 
-def print_page(page: OperationPage, limit: int) -> None:
-    """Print a page of at most *limit* operations, and how to go on."""
+def describe_page(page: OperationPage, limit: int) -> Iterator[Part]:
+    """Yield a page of at most *limit* operations, and how to go on."""
     if page.operations:
-        print_table(COLUMNS, map(_cells, page.operations))
+        yield Table(COLUMNS, map(_cells, page.operations))
     if page.next is None:
-        if not page.operations:
-            print_note("the log has no such operation")
+        yield None if page.operations else "the log has no such operation"
         return
     if len(page.operations) < limit and page.searched_to is not None:
-        print_note(f"searched back to {page.searched_to.isoformat()}; narrow the time with --since and --until, or")
-    print_note(f"go on with --after {page.next}")
+        yield f"searched back to {page.searched_to.isoformat()}; narrow the time with --since and --until, or"
+    yield f"go on with --after {page.next}"
 
 
 def _cells(operation: ListedOperation) -> tuple[object, ...]:

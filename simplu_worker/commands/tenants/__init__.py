@@ -28,7 +28,7 @@ def list_tenants(*, common: CommonOptions = NO_OPTIONS) -> int:
     """Print the tenants of all shards."""
     from simplu_worker.commands.tenants.show import list_tenants
 
-    return common.run(lambda settings: list_tenants(settings, as_json=common.as_json))
+    return common.run(list_tenants)
 
 
 @tenants.command(name="show")
@@ -36,7 +36,7 @@ def show_tenant(business: str, location: str, /, *, common: CommonOptions = NO_O
     """Print the rows that the shards have of one tenant, and the shard it is routed to."""
     from simplu_worker.commands.tenants.show import show_tenant
 
-    return common.run(lambda settings: show_tenant(settings, business, location, as_json=common.as_json))
+    return common.run(show_tenant, business, location)
 
 
 @tenants.command(name="provision")
@@ -62,12 +62,10 @@ def provision_tenant(
     from simplu_worker.commands.tenants.inventory import provision_listed, provision_tenant
 
     if from_business_info and (business, location, business_type) == (None, None, None):
-        return common.run(lambda settings: provision_listed(settings, apply=apply, as_json=common.as_json))
+        return common.run(provision_listed, apply=apply, as_json=common.as_json)
     if from_business_info or apply or business is None or location is None or business_type is None:
         raise UsageError("tenants provision: expected BUSINESS LOCATION --type TYPE, or --from-business-info [--apply]")
-    return common.run(
-        lambda settings: provision_tenant(settings, business, location, business_type, as_json=common.as_json)
-    )
+    return common.run(provision_tenant, business, location, business_type)
 
 
 @tenants.command(name="move")
@@ -98,7 +96,7 @@ def move_tenant(
         requests = [MoveRequest(business, location, to)]
     else:
         raise UsageError("tenants move: expected BUSINESS LOCATION --to SHARD, or --from-file FILE")
-    return common.run(lambda settings: move_tenants(settings, requests, terms, apply=apply, as_json=common.as_json))
+    return common.run(move_tenants, requests, terms, apply=apply, as_json=common.as_json)
 
 
 @tenants.command(name="pause")
@@ -117,24 +115,22 @@ def pause_tenant(
     duration
         The time, such as 30m or 2d. The pause ends sooner once half of a source's retention is over for what waits.
     """
-    from simplu_worker.commands.tenants.steering import steer_tenant
-    from simplu_worker.shards.types import PAUSE_MAX_S, Lever
+    from simplu_worker.commands.tenants.controls import set_controls
+    from simplu_worker.shards.types import PAUSE_MAX_S, TenantControls
 
     pause_s = parse_duration("--for", duration).total_seconds()
     if not 0 < pause_s <= PAUSE_MAX_S:
         raise UsageError(f"--for: expected more than 0 and at most 14d, got {duration}")
-    lever = Lever(pause_s=pause_s)
-    return common.run(lambda settings: steer_tenant(settings, business, location, lever, as_json=common.as_json))
+    return common.run(set_controls, business, location, TenantControls(pause_s=pause_s))
 
 
 @tenants.command(name="resume")
 def resume_tenant(business: str, location: str, /, *, common: CommonOptions = NO_OPTIONS) -> int:
     """End the pause of a tenant."""
-    from simplu_worker.commands.tenants.steering import steer_tenant
-    from simplu_worker.shards.types import Lever
+    from simplu_worker.commands.tenants.controls import set_controls
+    from simplu_worker.shards.types import TenantControls
 
-    lever = Lever(pause_s=0.0)
-    return common.run(lambda settings: steer_tenant(settings, business, location, lever, as_json=common.as_json))
+    return common.run(set_controls, business, location, TenantControls(pause_s=0.0))
 
 
 @tenants.command(name="weight")
@@ -153,11 +149,10 @@ def weigh_tenant(
     weight
         From 0.1 to 10; a tenant has 1 by default.
     """
-    from simplu_worker.commands.tenants.steering import steer_tenant
-    from simplu_worker.shards.types import Lever
+    from simplu_worker.commands.tenants.controls import set_controls
+    from simplu_worker.shards.types import TenantControls
 
-    lever = Lever(weight=weight)
-    return common.run(lambda settings: steer_tenant(settings, business, location, lever, as_json=common.as_json))
+    return common.run(set_controls, business, location, TenantControls(weight=weight))
 
 
 @tenants.command(name="verify")
@@ -181,10 +176,7 @@ def verify_tenant(
 
     if apply and not repair:
         raise UsageError("tenants verify: expected --apply with --repair, got --apply alone")
-    tenant = business, location
-    return common.run(
-        lambda settings: verify_tenant(settings, tenant, repair=repair, apply=apply, as_json=common.as_json)
-    )
+    return common.run(verify_tenant, (business, location), repair=repair, apply=apply, as_json=common.as_json)
 
 
 @tenants.command(name="rollback")
@@ -208,9 +200,7 @@ def rollback_tenant(
     from simplu_worker.commands.tenants.moves import rollback_tenant
 
     tenant = business, location
-    return common.run(
-        lambda settings: rollback_tenant(settings, tenant, bounds, apply=apply, stay=stay, as_json=common.as_json)
-    )
+    return common.run(rollback_tenant, tenant, bounds, apply=apply, stay=stay, as_json=common.as_json)
 
 
 @tenants.command(name="cleanup")
@@ -228,11 +218,7 @@ def clean_up_tenants(
     """
     from simplu_worker.commands.tenants.moves import clean_up_tenants
 
-    return common.run(
-        lambda settings: clean_up_tenants(
-            settings, older_than, differing=differing, apply=apply, as_json=common.as_json
-        )
-    )
+    return common.run(clean_up_tenants, older_than, differing=differing, apply=apply, as_json=common.as_json)
 
 
 @tenants.command(name="restore")
@@ -265,7 +251,7 @@ def restore_tenant(
         raise UsageError("tenants restore: expected one of --catch-up and --as-of-backup")
     mode = RestoreMode.CATCH_UP if catch_up else RestoreMode.AS_OF_BACKUP
     command = RestoreCommand(business, location, mode, export, apply=apply)
-    return common.run(lambda settings: restore_tenant(settings, command, as_json=common.as_json))
+    return common.run(restore_tenant, command, as_json=common.as_json)
 
 
 @tenants.command(name="audit")
@@ -273,7 +259,7 @@ def audit_tenants(*, common: CommonOptions = NO_OPTIONS) -> int:
     """Compare business-info, Citrus and the tenants of all shards; print the differences."""
     from simplu_worker.commands.tenants.inventory import audit_tenants
 
-    return common.run(lambda settings: audit_tenants(settings, as_json=common.as_json))
+    return common.run(audit_tenants, as_json=common.as_json)
 
 
 @tenants.command(name="import")
@@ -321,7 +307,7 @@ def import_tenants(
     if discard:
         if queries is not None or follow or leave_refused or refused_file is not None:
             raise UsageError("tenants import: expected --discard alone or with --apply and --source, or none")
-        return common.run(lambda settings: discard_imports(settings, source, apply=apply, as_json=common.as_json))
+        return common.run(discard_imports, source, apply=apply, as_json=common.as_json)
 
     if queries is None:
         raise UsageError("tenants import: expected a file of queries, got none; docs/importing.md has an example")
@@ -331,7 +317,7 @@ def import_tenants(
         raise UsageError("tenants import: expected --follow with --apply, got --follow alone")
     options = ImportOptions(business_type, parallel, max_rows_per_second, leave_refused)
     command = ImportCommand(queries, options, apply=apply, follow=follow, refused_file=refused_file)
-    return common.run(lambda settings: import_tenants(settings, command, as_json=common.as_json))
+    return common.run(import_tenants, command, as_json=common.as_json)
 
 
 @tenants.command
@@ -350,4 +336,4 @@ def erase_resource(
     from simplu_worker.transfers.erasing import Erasure
 
     erasure = Erasure(business, location, resource_type, resource_id)
-    return common.run(lambda settings: erase_resource(settings, erasure, apply=apply, as_json=common.as_json))
+    return common.run(erase_resource, erasure, apply=apply, as_json=common.as_json)

@@ -14,8 +14,8 @@ from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.business_info import Business
 from simplu_worker.business_info.table import BusinessInfo, UnreadableBusiness
-from simplu_worker.commands.output import StreamedList, print_json, print_line, print_note, print_silent
-from simplu_worker.commands.running import parse_tenant_id, require_settings
+from simplu_worker.commands.output import Answer, Line, StreamedList, print_line, print_note, print_silent
+from simplu_worker.commands.running import parse_tenant_id
 from simplu_worker.commands.tenants.rules import (
     AuditedRow,
     AuditSubject,
@@ -179,7 +179,6 @@ COLUMNS: Final = ("business", "location", "difference", "detail")
 
 async def audit_tenants(settings: Settings, *, as_json: bool, page_size: int = PAGE_SIZE) -> int:
     """Print every difference. Return 1 if there is one, or if a shard did not answer."""
-    require_settings(settings, routes=True)
     counts: Counter[str] = Counter()
     shown: StreamedList[Difference] = StreamedList("differences", COLUMNS, _audit_row, as_json=as_json)
     async with open_business_info(settings, attempts=BUSINESS_INFO_ATTEMPTS) as info, open_shards(settings) as shards:
@@ -244,14 +243,11 @@ class PlannedTenant(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     detail: str | None = None
 
 
-async def provision_tenant(
-    settings: Settings, business_id: str, location_id: str, business_type: str, *, as_json: bool
-) -> int:
+async def provision_tenant(settings: Settings, business_id: str, location_id: str, business_type: str) -> Answer:
     """Register the tenant and create it; never change one that exists, as any control message is newer.
 
-    Return 1 for a tenant that is not active.
+    It fails for a tenant that is not active.
     """
-    require_settings(settings, routes=True)
     tenant_id = parse_tenant_id(business_id, location_id)
     request = ProvisionRequest(business_id, location_id, business_type, BEFORE_ANY_CONTROL)
     async with open_shards(settings) as shards:
@@ -264,16 +260,12 @@ async def provision_tenant(
         state, its_type = row["state"], row["business_type"]
     if result is ProvisionResult.STALE and state == TenantState.ACTIVE:
         result = ProvisionResult.EXISTED
-    if as_json:
-        members = {"businessId": business_id, "locationId": location_id, "businessType": its_type}
-        print_json(members | {"result": result, "shardId": shard_id})
-    else:
-        print_line(f"{result}: {business_id} {location_id}, {its_type}, on shard {shard_id or 'unknown'}")
-    if its_type != business_type:
-        print_note(f"the tenant keeps its type {its_type}: nothing was changed to {business_type}")
-    if result is ProvisionResult.STALE:
-        print_note(f"nothing was changed: the tenant is {state}; {_remedy(state)}")
-    return 1 if result is ProvisionResult.STALE else 0
+    is_stale, is_kept = result is ProvisionResult.STALE, its_type != business_type
+    line = Line(f"{result}: {business_id} {location_id}, {its_type}, on shard {shard_id or 'unknown'}")
+    notes = [f"the tenant keeps its type {its_type}: nothing was changed to {business_type}"] if is_kept else []
+    notes += [f"nothing was changed: the tenant is {state}; {_remedy(state)}"] if is_stale else []
+    members = {"businessId": business_id, "locationId": location_id, "businessType": its_type}
+    return Answer(members | {"result": result, "shardId": shard_id}, [line], is_failed=is_stale, notes=notes)
 
 
 def _remedy(state: str) -> str:
@@ -287,7 +279,6 @@ async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, pa
 
     Idempotent. Returns 1 if a tenant cannot be created, or not now.
     """
-    require_settings(settings, routes=True)
     counts: Counter[ProvisionStep] = Counter()
     there_count = 0
     shown: StreamedList[PlannedTenant] = StreamedList("tenants", PROVISION_COLUMNS, _provision_row, as_json=as_json)

@@ -37,9 +37,7 @@ def apply_types(
     """
     from simplu_worker.commands.types.business_types import apply_types
 
-    return common.run(
-        lambda settings: apply_types(settings, folder, remove, apply=apply, timeout_s=timeout, as_json=common.as_json)
-    )
+    return common.run(apply_types, folder, remove, apply=apply, timeout_s=timeout)
 
 
 @types.command(name="show")
@@ -53,7 +51,7 @@ def show_types(name: str | None = None, /, *, common: CommonOptions = NO_OPTIONS
     """
     from simplu_worker.commands.types.business_types import show_types
 
-    return common.run(lambda settings: show_types(settings, name, as_json=common.as_json))
+    return common.run(show_types, name)
 
 
 @types.command(name="check")
@@ -67,4 +65,4 @@ def check_types(folder: Path, /, *, common: CommonOptions = NO_OPTIONS) -> int:
     """
     from simplu_worker.commands.types.business_types import check_types
 
-    return common.run(lambda settings: check_types(settings, folder, as_json=common.as_json))
+    return common.run(check_types, folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -14,8 +14,7 @@ from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.moves.runner import clear_cache
-from simplu_worker.commands.output import print_json, print_line, print_note, print_silent, print_table
-from simplu_worker.commands.running import require_settings
+from simplu_worker.commands.output import Answer, Line, Part, Table
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.operations.business_types import ResourceType
@@ -61,9 +60,8 @@ class TypeVersion(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
     definition: str | None = None
 
 
-async def show_types(settings: Settings, name: str | None, *, as_json: bool) -> int:
-    """Print the types, or one of them with its file. Return 1 for a silent shard, or if no shard has *name*."""
-    require_settings(settings, routes=True)
+async def show_types(settings: Settings, name: str | None) -> Answer:
+    """Return the types, or one of them with its file; it fails if no shard has *name*."""
     async with open_shards(settings) as shards:
         known = [shard.shard_id for shard in await shards.locator.list_shards()]
         found = await fetch_from_all_shards(shards.locator, shards.pools, QUERIES["read_types"])
@@ -71,14 +69,13 @@ async def show_types(settings: Settings, name: str | None, *, as_json: bool) -> 
     versions = [
         one for one in versions_of(found.rows, sorted(set(known) - set(silent))) if name is None or one.name == name
     ]
-    if as_json:
-        print_json({"types": versions, "shardsWithoutAnswer": silent})
-    else:
-        _print(versions, with_files=name is not None)
-        print_silent(silent)
-        if name is not None and not versions:
-            print_note(f"no shard that answers has the type {name}")
-    return 1 if silent or (name is not None and not versions) else 0
+    is_missing = name is not None and not versions
+    parts: list[Part] = [Table(COLUMNS, map(_row, versions))]
+    for one in versions if name is not None else ():
+        parts.append(Line(f"{one.name} {(one.digest or '')[:DIGEST_SHOWN]}:", "bold"))
+        parts += map(Line, (one.definition or "").splitlines())
+    parts.append(f"no shard that answers has the type {name}" if is_missing else None)
+    return Answer({"types": versions}, parts, silent, is_missing)
 
 
 def versions_of(rows: Iterable[tuple[str, dict[str, Any]]], shard_ids: Sequence[str]) -> list[TypeVersion]:
@@ -102,14 +99,6 @@ def versions_of(rows: Iterable[tuple[str, dict[str, Any]]], shard_ids: Sequence[
         for (name, digest, is_applied), found in by_version.items()
     ]
     return sorted(versions, key=lambda one: (one.name, -len(one.shards), one.digest or ""))
-
-
-def _print(versions: Sequence[TypeVersion], *, with_files: bool) -> None:
-    print_table(COLUMNS, map(_row, versions))
-    for one in versions if with_files else ():
-        print_line(f"{one.name} {(one.digest or '')[:DIGEST_SHOWN]}:", "bold")
-        for line in (one.definition or "").splitlines():
-            print_line(line)
 
 
 def _row(one: TypeVersion) -> tuple[object, ...]:
@@ -197,13 +186,12 @@ class ApplyReport(msgspec.Struct, frozen=True, rename="camel"):
 
 
 async def apply_types(
-    settings: Settings, folder: Path, remove: Collection[str], *, apply: bool, timeout_s: float, as_json: bool
-) -> int:
-    """Print what the types of *folder* change on each shard; with *apply* write them, in one transaction a shard.
+    settings: Settings, folder: Path, remove: Collection[str], *, apply: bool, timeout_s: float
+) -> Answer:
+    """Return what the types of *folder* change on each shard; with *apply* write them, in one transaction a shard.
 
-    Resources under other names are moved after that. Return 1 on failure.
+    Resources under other names are moved after that.
     """
-    require_settings(settings, routes=True)
     files = read_folder(folder)
     if not files and not remove:
         raise ConfigurationError(f"{folder}: expected a file NAME.json for each business type, got none")
@@ -218,15 +206,10 @@ async def apply_types(
             reports = await _move_all(pools, reports, known, files)
     warning = await clear_cache(settings) if any(report.moved for report in reports) else None
     silent = sorted({shard.shard_id for shard in known} - {report.shard_id for report in reports})
-    if as_json:
-        print_json({"applied": apply, "shards": reports, "shardsWithoutAnswer": silent, "warning": warning})
-    else:
-        _print_apply(reports, apply=apply)
-        if warning is not None:
-            print_note(warning)
-        print_silent(silent)
     is_left = apply and any(report.other_names for report in reports)
-    return 1 if silent or warning or is_left or any(report.state in BAD for report in reports) else 0
+    is_failed = warning is not None or is_left or any(report.state in BAD for report in reports)
+    members = {"applied": apply, "shards": reports, "warning": warning}
+    return Answer(members, [*_describe(reports, apply=apply), warning], silent, is_failed)
 
 
 async def _ask_all(
@@ -287,21 +270,21 @@ def _report(shard_id: str, plan: TypesPlan | None, *, apply: bool) -> ApplyRepor
     return ApplyReport(shard_id, state, types, plan.dropped_views, plan.index_statements, plan.refusals)
 
 
-def _print_apply(reports: Sequence[ApplyReport], *, apply: bool) -> None:
-    print_table(APPLY_COLUMNS, map(_apply_row, reports))
+def _describe(reports: Sequence[ApplyReport], *, apply: bool) -> Iterator[Part]:
+    yield Table(APPLY_COLUMNS, map(_apply_row, reports))
     for report in reports:
         if report.state is ApplyStatus.EMPTY:
-            print_note(
+            yield (
                 f"shard {report.shard_id} has no schema; to create it: simplu-worker shards upgrade {report.shard_id} "
                 "--apply, then run this again"
             )
     if others := [one for report in reports for one in report.other_names]:
-        print_table(OTHER_COLUMNS, map(msgspec.structs.astuple, others))
-        print_note(LEFT if apply else MOVES)
+        yield Table(OTHER_COLUMNS, map(msgspec.structs.astuple, others))
+        yield LEFT if apply else MOVES
     if count := sum(report.moved for report in reports):
-        print_note(f"{count} resources were moved to the names of their types")
+        yield f"{count} resources were moved to the names of their types"
     if not apply and any(report.state is ApplyStatus.DIFFERENT for report in reports):
-        print_note("nothing was changed; --apply writes the types, while workers run")
+        yield "nothing was changed; --apply writes the types, while workers run"
 
 
 def _apply_row(report: ApplyReport) -> tuple[Any, ...]:
@@ -354,12 +337,11 @@ class CheckedRows(msgspec.Struct, frozen=True):
     others: Sequence[OtherName]
 
 
-async def check_types(settings: Settings, folder: Path, *, as_json: bool) -> int:
-    """Print the resources that the files do not know, whose schemas they do not fit, or that have another name.
+async def check_types(settings: Settings, folder: Path) -> Answer:
+    """Return the resources that the files do not know, whose schemas they do not fit, or that have another name.
 
-    Return 1 if there are some, or a shard did not answer. Raises ConfigurationError if a file is not valid.
+    It fails if there are some. Raises ConfigurationError if a file is not valid.
     """
-    require_settings(settings, routes=True)
     files = read_folder(folder)
     schemas = {name: _schemas_of(file) for name, file in files.items()}
     async with open_shards(settings) as shards:
@@ -374,15 +356,15 @@ async def check_types(settings: Settings, folder: Path, *, as_json: bool) -> int
     unknown = [one for rows in checked for one in rows.unknown]
     findings = [one for rows in checked for one in rows.findings]
     others = [one for rows in checked for one in rows.others]
-    if as_json:
-        found = {"unknown": unknown, "findings": findings, "otherNames": others}
-        print_json({"types": sorted(files), **found, "shardsWithoutAnswer": silent})
-    else:
-        _print_check(files, unknown, findings)
-        if others:
-            print_table(OTHER_COLUMNS, map(msgspec.structs.astuple, others))
-        print_silent(silent)
-    return 1 if unknown or findings or others or silent else 0
+    tables: list[tuple[Sequence[str], Sequence[msgspec.Struct]]] = [
+        (UNKNOWN_COLUMNS, unknown),
+        (FINDING_COLUMNS, findings),
+        (OTHER_COLUMNS, others),
+    ]
+    parts: list[Part] = [Line(f"valid: {', '.join(sorted(files)) or 'no file'}")]
+    parts += [Table(columns, map(msgspec.structs.astuple, rows)) for columns, rows in tables if rows]
+    members = {"types": sorted(files), "unknown": unknown, "findings": findings, "otherNames": others}
+    return Answer(members, parts, silent, is_failed=bool(unknown or findings or others))
 
 
 def _schemas_of(file: TypeFile) -> Schemas:
@@ -431,13 +413,3 @@ async def _documents(pool: ShardPool, tenant_id: str, name: str) -> AsyncIterato
         if not rows or len(rows) == rows[0]["found_count"] < PAGE_ROWS:
             return
         last = rows[-1]["resource_id"]
-
-
-def _print_check(
-    files: Mapping[str, TypeFile], unknown: Sequence[UnknownName], findings: Sequence[SchemaFinding]
-) -> None:
-    print_line(f"valid: {', '.join(sorted(files)) or 'no file'}")
-    if unknown:
-        print_table(UNKNOWN_COLUMNS, map(msgspec.structs.astuple, unknown))
-    if findings:
-        print_table(FINDING_COLUMNS, map(msgspec.structs.astuple, findings))

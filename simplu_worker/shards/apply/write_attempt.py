@@ -343,8 +343,8 @@ def types_of(tenants: Mapping[str, TenantRow]) -> dict[str, str]:
 async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> dict[str, TenantRow]:
     rows = await connection.fetch(QUERIES["lock_tenants"], list(tenant_ids))
     return {  # unpacked, with positional arguments: a batch may have thousands of tenants
-        tenant_id: TenantRow(business_id, location_id, type_, STATES[state], created_at, number, moved_to, *levers)
-        for tenant_id, business_id, location_id, type_, state, moved_to, created_at, number, *levers in rows
+        tenant_id: TenantRow(business_id, location_id, type_, STATES[state], created_at, number, moved_to, *controls)
+        for tenant_id, business_id, location_id, type_, state, moved_to, created_at, number, *controls in rows
     }
 
 

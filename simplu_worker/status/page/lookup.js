@@ -11,7 +11,7 @@ const SHOWN = 20;
 const OPERATIONS = columnsOf("completedAt:time:Completed", "status:badge", "operation",
   "resourceType:text:Type", "resourceId:text:Resource", "error:long", "requestId");
 
-const LEVERS = columnsOf("pausedUntil:time:Paused until", "weight", "lever:action:Action");
+const CONTROLS = columnsOf("pausedUntil:time:Paused until", "weight", "controls:action:Action");
 let actions = { isOperator: () => false, act: () => {}, shards: () => [] };
 let found = { sections: [], readAt: null }; // what is shown, and when it was read
 let turn = 0; // a later request makes the answers to an earlier one void
@@ -44,7 +44,7 @@ function outcomesOf(operations) {
 }
 
 // What an operator may do with a tenant.
-function leverOf(path, name, tenant) {
+function controlOf(path, name, tenant) {
   const { shardId, state, resources, weight, pausedUntil, held } = tenant;
   const facts = withoutNothing({ tenant: name, shardId, state, resources: resources && count(resources), weight, pausedUntil, held: held ? held.reason : "no" });
   const [title, note, verb] = pausedUntil
@@ -97,8 +97,8 @@ async function showTenant(businessId, locationId) {
     });
     if (tenant.status !== 200) return;
     if (actions.isOperator()) {
-      const lever = leverOf(path, `${businessId} ${locationId}`, tenant.body);
-      keep({ id: "tenant-levers", title: `Actions for ${businessId} ${locationId}`, columns: LEVERS, rows: [{ ...tenant.body, lever }] });
+      const controls = controlOf(path, `${businessId} ${locationId}`, tenant.body);
+      keep({ id: "tenant-controls", title: `Actions for ${businessId} ${locationId}`, columns: CONTROLS, rows: [{ ...tenant.body, controls }] });
     }
     for (const [id, what, { status: code, body }] of [["errors", "failed operations", failed], ["operations", "operations", latest]]) {
       const rows = (body.operations ?? []).slice(0, SHOWN);

@@ -20,7 +20,8 @@ from support.requires import ROOT
 from support.typescript_worker import WRITTEN_AT, TypescriptShard
 
 from simplu_worker.business_info import Business, UnreadableBusinessError
-from simplu_worker.commands.shards.adopt import AdoptMode, plan_members, print_plan
+from simplu_worker.commands.output import Answer
+from simplu_worker.commands.shards.adopt import AdoptMode, describe_plan, plan_members
 from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
@@ -267,7 +268,7 @@ async def test_plan_changes_nothing_and_says_what_stands_in_the_way(
     assert [(one["name"], one["rows"]) for one in shown["tenants"]] == [("clinic-main", 2)]
     assert {tenant["name"] for tenant in shown["unresolved"]} == {"gym-east", "gym-west", "who-knows"}
     assert [row["oldId"] for row in shown["faulty"]["first"]] == [bad, nameless]
-    print_plan(plan, plan.refusals(AdoptionChoices()), AdoptMode.NOTHING)
+    Answer({}, describe_plan(plan, plan.refusals(AdoptionChoices()), AdoptMode.NOTHING)).print(as_json=False)
     assert "--leave-unresolved" in capfd.readouterr().err
     with pytest.raises(PermanentError, match=r"--leave-unresolved(?s:.)*--duplicates newest(?s:.)*--leave-faulty"):
         await case.adopter().adopt(plan, AdoptionChoices())

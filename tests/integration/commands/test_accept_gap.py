@@ -11,6 +11,7 @@ from support.citrus.cases import silent
 from support.postgres.databases import ShardMaker, execute
 from support.settings import settings_of
 
+from simplu_worker.commands.output import show
 from simplu_worker.commands.shards.gaps import accept_gaps
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
@@ -27,7 +28,7 @@ async def answer_of(
     capfd: pytest.CaptureFixture[str], settings: Settings, shard_id: str | None = None, *, apply: bool = True
 ) -> tuple[int, dict[str, Any]]:
     capfd.readouterr()
-    status = await accept_gaps(settings, shard_id, apply=apply, as_json=True)
+    status = await show(accept_gaps(settings, shard_id, apply=apply), as_json=True)
     out = capfd.readouterr().out  # with the log, which is not set up here
     answer: dict[str, Any] = json.loads(out[out.index('{\n  "applied"') :])
     return status, answer
@@ -53,7 +54,7 @@ async def test_gap_of_one_shard_is_accepted_once(
     status, answer = await answer_of(capfd, settings, "a")
     assert (status, answer["gaps"]) == (1, [])
     with pytest.raises(PermanentError, match="expected a shard out of a, b; got c"):
-        await accept_gaps(settings, "c", apply=True, as_json=True)
+        await show(accept_gaps(settings, "c", apply=True), as_json=True)
 
 
 @pytest.mark.slow(0.3)

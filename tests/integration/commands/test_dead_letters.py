@@ -24,11 +24,8 @@ from support.settings import settings_in
 
 from simplu_worker.aws import sending
 from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.commands.dead_letters.command import (
-    discard_dead_letters,
-    list_dead_letters,
-    replay_dead_letters,
-)
+from simplu_worker.commands.dead_letters.command import discard_dead_letters, list_dead_letters, replay_dead_letters
+from simplu_worker.commands.output import show
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import TrimHorizon
@@ -100,14 +97,14 @@ class Bench:
         return Ended(status, json.loads(self._capfd.readouterr().out))
 
     async def replay(self, options: ApplyOptions = APPLY, filters: DeadLetterFilter = ALL) -> Ended:
-        return await self._run(replay_dead_letters(self.settings, filters, options, as_json=True))
+        return await self._run(show(replay_dead_letters(self.settings, filters, options), as_json=True))
 
     async def discard(self, filters: DeadLetterFilter, *, apply: bool, limit: int | None = None) -> Ended:
         options = ApplyOptions(apply=apply, limit=limit)
-        return await self._run(discard_dead_letters(self.settings, filters, options, as_json=True))
+        return await self._run(show(discard_dead_letters(self.settings, filters, options), as_json=True))
 
     async def shown(self, options: ListOptions = LIST, filters: DeadLetterFilter = ALL) -> Ended:
-        return await self._run(list_dead_letters(self.settings, filters, options, as_json=True))
+        return await self._run(show(list_dead_letters(self.settings, filters, options), as_json=True))
 
     async def store(self, *letters: DeadLetter, url: str | None = None) -> None:
         await DeadLetterQueue(self.world.sqs, url or self.world.queue_url).store(letters, stopping=asyncio.Event())

@@ -14,15 +14,7 @@ from structlog.testing import capture_logs
 from support.citrus.for_commands import citrus_for_commands, refused
 from support.citrus.lying_citrus import Lie
 from support.postgres.databases import ShardMaker
-from support.postgres.move_cases import (
-    ROWS,
-    TENANT_ID,
-    ask,
-    fill,
-    settings_of,
-    stop_in_copy,
-    unfinished,
-)
+from support.postgres.move_cases import ROWS, TENANT_ID, ask, fill, settings_of, stop_in_copy, unfinished
 from support.postgres.tenant_cases import TENANT
 from support.redis.server import RedisServer
 

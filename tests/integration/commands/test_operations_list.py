@@ -17,6 +17,7 @@ from support.postgres.log_rows import LogRow, write_log_rows
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 from support.settings import settings_of
 
+from simplu_worker.commands.output import show
 from simplu_worker.commands.stream import OperationListOptions
 from simplu_worker.commands.stream.send import preview_operations
 from simplu_worker.commands.stream.show import list_operations
@@ -55,9 +56,13 @@ class World:
             return response.status, await response.json()
 
     async def run(self, request: ListRequest | None = None, *, tenant: tuple[str, str] = TENANT, **how: bool) -> int:
-        return await list_operations(
-            self.settings, *tenant, request or ListRequest(), as_json=how.get("as_json", False)
+        return await show(
+            list_operations(self.settings, *tenant, request or ListRequest()), as_json=how.get("as_json", False)
         )
+
+    async def preview(self, text: bytes, *, as_json: bool) -> int:
+        (path := Path(str(self.settings.shard_map_file)).with_name("lines")).write_bytes(text)
+        return await show(preview_operations(self.settings, path, is_orders=False), as_json=as_json)
 
 
 @pytest.fixture
@@ -148,10 +153,10 @@ async def test_preview_names_what_an_update_removes(world: World, capsys: pytest
         update | tenant | {"resourceId": "never", "requestId": "u2"},
     ]
     text = "\n".join(map(json.dumps, lines)).encode()
-    assert await preview_operations(world.settings, text, is_orders=False, as_json=True) == 0
+    assert await world.preview(text, as_json=True) == 0
     found = json.loads(capsys.readouterr().out)["records"]
     assert [one.get("lostMembers") for one in found] == [["patientName", "service"], None]
-    assert await preview_operations(world.settings, text, is_orders=False, as_json=False) == 0
+    assert await world.preview(text, as_json=False) == 0
     told = capsys.readouterr().err
     assert "line 1: this update removes patientName, service from appointment a1; a patch keeps" in told
     assert "an update replaces the whole document" not in told
@@ -173,7 +178,7 @@ async def test_preview_applies_nothing(world: World, capsys: pytest.CaptureFixtu
     definition = {"name": "dental", "defaultSettings": {}, "staffResourceType": "dentist", "resourceTypes": [room]}
     await fetch(pool, "UPDATE public.business_types SET definition = $1 WHERE name = 'dental'", json.dumps(definition))
     text = "\n".join(map(json.dumps, lines)).encode()
-    assert await preview_operations(world.settings, text, is_orders=False, as_json=True) == 1
+    assert await world.preview(text, as_json=True) == 1
     found = json.loads(capsys.readouterr().out)["records"]
     assert [(one["fate"], one.get("shardId"), one.get("reason")) for one in found] == [
         ("duplicate", "shard-1", None),
@@ -184,5 +189,5 @@ async def test_preview_applies_nothing(world: World, capsys: pytest.CaptureFixtu
     ]
     assert found[-1]["error"] == '#/required: expected the member "number"'
     assert await fetch(pool, "SELECT count(*) AS count FROM operations") == before
-    assert await preview_operations(world.settings, text.splitlines()[0], is_orders=False, as_json=False) == 0
+    assert await world.preview(text.splitlines()[0], as_json=False) == 0
     assert "nothing was sent or applied" in capsys.readouterr().err

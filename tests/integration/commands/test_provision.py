@@ -15,6 +15,7 @@ from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 from support.settings import settings_of
 
 from simplu_worker.assembly.shards import open_shards
+from simplu_worker.commands.output import show
 from simplu_worker.commands.tenants.inventory import provision_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -30,7 +31,7 @@ class World:
     capsys: pytest.CaptureFixture[str]
 
     async def provision(self, business_type: str = "dental", *, as_json: bool = False) -> tuple[int, str, str]:
-        status = await provision_tenant(self.settings, *TENANT, business_type, as_json=as_json)
+        status = await show(provision_tenant(self.settings, *TENANT, business_type), as_json=as_json)
         return status, *self.capsys.readouterr()
 
     async def row(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from simplu_local.processes.loopback import poll_until
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.command_line import MoveTerms
 from simplu_worker.commands.moves.runner import MoveRequest
+from simplu_worker.commands.output import show
 from simplu_worker.commands.shards.rebalance import Balance, Drain, drain_shard, rebalance_shards
 from simplu_worker.commands.shards.show import list_shards
 from simplu_worker.commands.shards.tenant_moves import Weight
@@ -295,7 +296,7 @@ async def test_drained_shard_takes_no_tenants_until_its_undo(
     assert (plan["plan"], list(plan["refused"]), plan["drained"]) == ([], [TENANT_ID], ["a"])
     assert await rebalance(settings) == 0
     assert printed(capsys)[0]["plan"] == []
-    assert await list_shards(settings, as_json=False) == 0
+    assert await show(list_shards(settings), as_json=False) == 0
     assert "drained: takes no tenants" in capsys.readouterr().out
     with pytest.raises(PermanentError, match="shards drain a --undo --apply"):
         await rebalance(settings, Balance(to=("a",)))

@@ -17,6 +17,7 @@ from support.postgres.tenant_cases import TENANT, add_tenant
 from support.settings import settings_of
 
 from simplu_local.postgres.server import PostgresServer
+from simplu_worker.commands.output import show
 from simplu_worker.commands.shards.show import list_shards
 from simplu_worker.commands.tenants.show import list_tenants
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
@@ -133,7 +134,7 @@ async def test_shards_list_prints_json_and_fails_for_a_silent_shard(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     good = await make_shard("shard-1")
-    assert await list_shards(settings_of(tmp_path, good), as_json=True) == 0
+    assert await show(list_shards(settings_of(tmp_path, good)), as_json=True) == 0
     answer = json.loads(capfd.readouterr().out)
     (shard,) = answer["shards"]
     assert answer["shardsWithoutAnswer"] == []
@@ -144,7 +145,7 @@ async def test_shards_list_prints_json_and_fails_for_a_silent_shard(
         "schemaVersion": SCHEMA_VERSION,
         "tenantCount": 0,
     }
-    assert await list_shards(settings_of(tmp_path, good, silent("shard-2")), as_json=True) == 1
+    assert await show(list_shards(settings_of(tmp_path, good, silent("shard-2"))), as_json=True) == 1
     out = capfd.readouterr().out
     assert json.loads(out)["shardsWithoutAnswer"] == ["shard-2"]
     assert by_id(json.loads(out)["shards"])["shard-2"]["odd"] == [NO_SERVER]
@@ -157,7 +158,7 @@ async def test_tenants_list_names_the_silent_shards(
     good = await make_shard("shard-1")
     async with routed_shards([good]) as routed:
         await add_tenant(routed.pools.ensure_pool(good))
-    assert await list_tenants(settings_of(tmp_path, good, silent("shard-2")), as_json=True) == 1
+    assert await show(list_tenants(settings_of(tmp_path, good, silent("shard-2"))), as_json=True) == 1
     answer = json.loads(capfd.readouterr().out)
     assert [(tenant["businessId"], tenant["locationId"]) for tenant in answer["tenants"]] == [TENANT]
     assert answer["shardsWithoutAnswer"] == ["shard-2"]

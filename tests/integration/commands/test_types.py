@@ -15,6 +15,7 @@ from support.postgres.databases import ShardMaker, execute
 from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
 from support.settings import settings_in
 
+from simplu_worker.commands.output import show
 from simplu_worker.commands.types import business_types
 from simplu_worker.commands.types import business_types as apply_module
 from simplu_worker.commands.types.business_types import apply_types, check_types, show_types
@@ -47,15 +48,15 @@ class Terminal:
 
     async def apply(self, *, apply: bool = True, remove: tuple[str, ...] = ()) -> Answer:
         status, answer = await self._run(
-            lambda settings: apply_types(settings, self.types, remove, apply=apply, timeout_s=10, as_json=True)
+            lambda settings: show(apply_types(settings, self.types, remove, apply=apply, timeout_s=10), as_json=True)
         )
         return status, answer | {shard["shardId"]: shard for shard in answer["shards"]}
 
     async def show(self, name: str | None = None) -> Answer:
-        return await self._run(lambda settings: show_types(settings, name, as_json=True))
+        return await self._run(lambda settings: show(show_types(settings, name), as_json=True))
 
     async def check(self) -> Answer:
-        return await self._run(lambda settings: check_types(settings, self.types, as_json=True))
+        return await self._run(lambda settings: show(check_types(settings, self.types), as_json=True))
 
     async def _run(self, command: Callable[[Settings], Awaitable[int]]) -> Answer:
         self._capfd.readouterr()

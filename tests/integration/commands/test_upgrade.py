@@ -11,9 +11,8 @@ from support.citrus.cases import silent
 from support.postgres.databases import ShardMaker, execute
 from support.settings import settings_of
 
-from simplu_worker.commands.shards.upgrade import (
-    upgrade_shards,
-)
+from simplu_worker.commands.output import show
+from simplu_worker.commands.shards.upgrade import upgrade_shards
 from simplu_worker.config.settings import Settings
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -24,7 +23,7 @@ async def answer_of(
     capfd: pytest.CaptureFixture[str], settings: Settings, *shard_ids: str, apply: bool = False
 ) -> tuple[int, dict[str, Any]]:
     capfd.readouterr()
-    status = await upgrade_shards(settings, shard_ids, apply=apply, timeout_s=10, as_json=True)
+    status = await show(upgrade_shards(settings, shard_ids, apply=apply, timeout_s=10), as_json=True)
     out = capfd.readouterr().out  # with the log, which is not set up here
     answer = json.loads(out[out.index('{\n  "schemaVersion"') :])
     assert answer["schemaVersion"] == SCHEMA_VERSION
@@ -77,7 +76,7 @@ async def test_upgrade_creates_the_schema_of_a_named_empty_shard(
     named, other = await make_shard("a-named", is_empty=True), await make_shard("b-other", is_empty=True)
     settings = settings_of(tmp_path, named, other)
 
-    assert await upgrade_shards(settings, ["a-named"], apply=False, timeout_s=60, as_json=False) == 0
+    assert await show(upgrade_shards(settings, ["a-named"], apply=False, timeout_s=60), as_json=False) == 0
     assert "to create it: simplu-worker shards upgrade a-named --apply" in capfd.readouterr().err
     status, created = await answer_of(capfd, settings, "a-named", apply=True)
     assert (status, created["a-named"]["state"], created["a-named"]["schemaVersion"]) == (0, "created", SCHEMA_VERSION)

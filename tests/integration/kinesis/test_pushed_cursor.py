@@ -15,6 +15,7 @@ from simplu_local.kinesis.faults import KinesisFault
 from simplu_local.kinesis.model import KinesisOptions
 from simplu_local.kinesis.server import serve_kinesis
 from simplu_worker.aws.clients import Client
+from simplu_worker.commands.output import show
 from simplu_worker.commands.stream.replaying import remove_consumer
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch import read_schedule
@@ -184,10 +185,10 @@ async def test_command_removes_the_consumer(
     monkeypatch.setenv("AWS_ENDPOINT_URL", world.url)
     settings = Settings(aws_region=REGION, kinesis_stream_name=NAME, kinesis_application_name="other")
     with pytest.raises(PermanentError, match="out of: me; got other"):
-        await remove_consumer(settings, None, apply=False, as_json=False)
-    assert await remove_consumer(settings, "me", apply=False, as_json=False) == 0
+        await show(remove_consumer(settings, None, apply=False), as_json=False)
+    assert await show(remove_consumer(settings, "me", apply=False), as_json=False) == 0
     assert "consumer me of stream" in capsys.readouterr().err
     assert [one.name for one in await world.consumers.list()] == ["me"]
-    assert await remove_consumer(settings, "me", apply=True, as_json=True) == 0
+    assert await show(remove_consumer(settings, "me", apply=True), as_json=True) == 0
     assert '"consumer": "me"' in capsys.readouterr().out
     assert await world.consumers.list() == []

@@ -42,7 +42,7 @@ from simplu_worker.operations.operation import Operation, Origin, Outcome
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.types import Lever, PositionClaim
+from simplu_worker.shards.types import PositionClaim, TenantControls
 from simplu_worker.timing.clock import UtcClock
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
@@ -203,14 +203,14 @@ async def test_orders_of_others_go_on_when_rows_of_a_tenant_are_locked(desk: Des
 async def test_messages_of_a_paused_tenant_are_hidden_for_long(desk: Desk) -> None:
     await desk.done(message("ann", "first", group="a"))
     paused = [message("ann", f"o{number}", group=group) for number, group in enumerate(("a", "a", "b"))]
-    await desk.routed.gateway.lookups.steer_tenant("ann", "main", Lever(pause_s=7200.0))
+    await desk.routed.gateway.lookups.set_controls("ann", "main", TenantControls(pause_s=7200.0))
 
     verdicts = await desk.handle(*paused, message("cat", "o", group="c"))
 
     assert verdicts == [ReturnToQueue(1800), ReturnToQueue(0), ReturnToQueue(1800), Done()]
-    await desk.routed.gateway.lookups.steer_tenant("ann", "main", Lever(pause_s=90.0))
+    await desk.routed.gateway.lookups.set_controls("ann", "main", TenantControls(pause_s=90.0))
     assert await desk.handle(paused[0]) == [ReturnToQueue(90)]
-    await desk.routed.gateway.lookups.steer_tenant("ann", "main", Lever(pause_s=0.0))
+    await desk.routed.gateway.lookups.set_controls("ann", "main", TenantControls(pause_s=0.0))
     await desk.done(*paused)
     assert sorted(await desk.orders("ann")) == ["first", "o0", "o1", "o2"]
     desk.handler._paused.forget_returned(now=float("inf"))  # there is no queue in which to show them
@@ -219,7 +219,7 @@ async def test_messages_of_a_paused_tenant_are_hidden_for_long(desk: Desk) -> No
 async def test_pause_ends_before_the_queue_loses_what_waits(desk: Desk) -> None:
     desk.handler._queue.retention = timedelta(hours=1)
     late = message("ann", "o")
-    await desk.routed.gateway.lookups.steer_tenant("ann", "main", Lever(pause_s=7200.0))
+    await desk.routed.gateway.lookups.set_controls("ann", "main", TenantControls(pause_s=7200.0))
 
     desk.now = NOW + timedelta(minutes=29)
     assert await desk.handle(late) == [ReturnToQueue(60)]

@@ -31,7 +31,7 @@ from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.types import Lever
+from simplu_worker.shards.types import TenantControls
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
 
@@ -251,7 +251,7 @@ async def is_empty(queue: Queue) -> bool:
 async def test_messages_of_a_paused_tenant_come_back_when_it_goes_on(desk: Desk, sqs_url: str) -> None:
     async with client_of("sqs", sqs_url) as client:
         queue, letters = await make_queues(client)
-        await desk.routed.gateway.lookups.steer_tenant(*TENANT, Lever(pause_s=7200.0))
+        await desk.routed.gateway.lookups.set_controls(*TENANT, TenantControls(pause_s=7200.0))
         await send(queue, {"first": GOOD, "last": GOOD})
 
         async def is_hidden() -> bool:
@@ -270,7 +270,7 @@ async def test_messages_of_a_paused_tenant_come_back_when_it_goes_on(desk: Desk,
         assert await desk.orders() == []
         async with consuming(desk, queue, letters, client, (2,)) as logs:
             await until(lambda: has_deferred(logs))
-            await desk.routed.gateway.lookups.steer_tenant(*TENANT, Lever(pause_s=0.0))
+            await desk.routed.gateway.lookups.set_controls(*TENANT, TenantControls(pause_s=0.0))
             await until(all_is_done)
         assert await desk.orders() == ["first", "last"]
 

@@ -10,14 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar, cast
 
 import pytest
-from simplu_client import (
-    Client,
-    Limits,
-    NotSentError,
-    Operation,
-    Sent,
-    SimpluError,
-)
+from simplu_client import Client, Limits, NotSentError, Operation, Sent, SimpluError
 from simplu_client.client import THREADS, Position
 from simplu_client.outcomes import AskAgain
 

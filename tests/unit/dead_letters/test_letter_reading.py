@@ -13,12 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.dead_letters import letter
-from simplu_worker.dead_letters.letter import (
-    NotADeadLetterError,
-    WholeRecord,
-    encode_dead_letter,
-    parse_dead_letter,
-)
+from simplu_worker.dead_letters.letter import NotADeadLetterError, WholeRecord, encode_dead_letter, parse_dead_letter
 from simplu_worker.operations.dead_letter import BadParts, DeadLetter, format_ranges, parse_ranges, tenant_of
 from simplu_worker.operations.operation import Origin, PartNumber, derived_request_id
 from simplu_worker.vocabulary import DeadLetterReason, Source

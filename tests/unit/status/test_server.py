@@ -21,7 +21,7 @@ from yarl import URL
 from simplu_worker import instruments  # noqa: F401  # the metrics that /metrics must show
 from simplu_worker.consumers.operation_taps import TAPS_MAX
 from simplu_worker.errors import RetryableError
-from simplu_worker.shards.types import Lever
+from simplu_worker.shards.types import TenantControls
 from simplu_worker.status import server
 from simplu_worker.status.guard import Actor
 from simplu_worker.status.request_bodies import HttpAnswer
@@ -122,7 +122,7 @@ ANSWERS: dict[str, HttpAnswer] = {
     "purge": (429, {"error": "once in 60 s", "retryAfterSeconds": 60}),
     "release_lease": (202, {"streamShard": "s 1", "how": "handed over"}),
     "retry_held": (200, {"retried": 1, "asked": [], "notAsked": []}),
-    "steer_tenant": (200, {"shardId": "shard-1", "pausedUntil": None, "weight": 0.5}),
+    "set_controls": (200, {"shardId": "shard-1", "pausedUntil": None, "weight": 0.5}),
     "clear_cache": (200, {"cleared": 2}),
 }
 
@@ -425,10 +425,10 @@ ACTIONS = [
     ("/leases/shardId%2F1/release", None, ("release_lease", "shardId/1")),
     ("/held/retry", None, ("retry_held", None)),
     ("/held/retry", b'{"target": "shard s 1"}', ("retry_held", "shard s 1")),
-    ("/tenants/b%2F1/l/pause", None, ("steer_tenant", "b/1", "l", Lever(pause_s=4 * 3600.0))),
-    ("/tenants/b/l/pause", b'{"seconds": 90}', ("steer_tenant", "b", "l", Lever(pause_s=90.0))),
-    ("/tenants/b/l/resume", None, ("steer_tenant", "b", "l", Lever(pause_s=0.0))),
-    ("/tenants/b/l/weight", b'{"weight": 0.5}', ("steer_tenant", "b", "l", Lever(weight=0.5))),
+    ("/tenants/b%2F1/l/pause", None, ("set_controls", "b/1", "l", TenantControls(pause_s=4 * 3600.0))),
+    ("/tenants/b/l/pause", b'{"seconds": 90}', ("set_controls", "b", "l", TenantControls(pause_s=90.0))),
+    ("/tenants/b/l/resume", None, ("set_controls", "b", "l", TenantControls(pause_s=0.0))),
+    ("/tenants/b/l/weight", b'{"weight": 0.5}', ("set_controls", "b", "l", TenantControls(weight=0.5))),
 ]
 
 

@@ -14,13 +14,7 @@ from hypothesis import strategies as st
 from support.processor_time import cpu_s, least_cpu_s
 
 from simplu_worker.telemetry import log as log_module
-from simplu_worker.telemetry.log import (
-    configure_logging,
-    recent_errors,
-    register_secret,
-    scrub,
-    scrub_text,
-)
+from simplu_worker.telemetry.log import configure_logging, recent_errors, register_secret, scrub, scrub_text
 from simplu_worker.telemetry.log_folding import FOLDED_LEVELS, Facts, LogDeduplicator
 
 PLANTED = "s3cret-of/the'day%40\\x"

@@ -72,7 +72,7 @@ CREATE TABLE public.tenants (
     -- While `fenced`: from then on any worker may make the tenant active again, with the next token. Null while the
     -- tenant's rows are replaced by those of a backup: only the restore ends that fence.
     fenced_until pg_catalog.timestamptz,
-    -- Levers of people, which move with the tenant. Until then its operations wait in the sources.
+    -- Set by people for the tenant, and moved with it. Until then its operations wait in the sources.
     paused_until pg_catalog.timestamptz,
     -- Of its share of the shard's time, where tenants wait for each other.
     weight pg_catalog.float8 NOT NULL DEFAULT 1

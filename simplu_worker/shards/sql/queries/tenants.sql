@@ -21,7 +21,7 @@ tenants.state IN ('active', 'destroying', 'destroyed')
     WHERE log_rows.tenant_no = tenants.number AND log_rows.kind IN ('c', 'u', 'p', 'd', 'r', 'l')
 ) AS operation_count
 
--- fragment: levers
+-- fragment: controls
 -- What people have set: until when the tenant is paused, and for how many seconds; null where it is not. Its weight.
 CASE WHEN paused_until > pg_catalog.clock_timestamp() THEN paused_until END AS paused_until,
 CASE
@@ -32,7 +32,7 @@ weight
 
 -- name: find_tenants
 -- The rows of the tenants $1, whatever their state.
-SELECT id, business_id, location_id, business_type, state, moved_to, control_at, created_at, :levers
+SELECT id, business_id, location_id, business_type, state, moved_to, control_at, created_at, :controls
 FROM public.tenants
 WHERE id = ANY($1::pg_catalog.text[]);
 
@@ -45,7 +45,7 @@ SELECT pg_catalog.count(*) FROM public.tenants WHERE state <> 'destroyed';
 
 -- name: list_tenants
 -- All tenants of the shard, in order of id.
-SELECT id, business_id, location_id, business_type, state, moved_to, created_at, :levers
+SELECT id, business_id, location_id, business_type, state, moved_to, created_at, :controls
 FROM public.tenants
 ORDER BY id;
 
@@ -70,7 +70,7 @@ JOIN public.tenants ON tenants.id = wanted.tenant_id AND :lives_here;
 -- One tenant with the numbers of its resources and operations.
 SELECT
     tenants.id, business_id, location_id, business_type, state, moved_to, control_at, created_at,
-    :levers,
+    :controls,
     (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = tenants.id) AS resource_count,
     :operation_count,
     :lives_here AS lives_here
@@ -94,7 +94,7 @@ LEFT JOIN public.resources
 LEFT JOIN LATERAL (SELECT resources.data::pg_catalog.text AS text) AS document ON true
 WHERE tenants.id = $1 AND :lives_here;
 
--- name: steer_tenant
+-- name: set_controls
 -- What a person sets for the tenant $1 of the business $2 and the location $3: a pause of $4 seconds from now, none for
 -- 0; and the weight $5. Null leaves it. Not while it is fenced: a move copies its row.
 UPDATE public.tenants
@@ -105,7 +105,7 @@ SET
     END,
     weight = coalesce($5::pg_catalog.float8, weight)
 WHERE id = $1 AND business_id = $2 AND location_id = $3 AND state = 'active'
-RETURNING :levers;
+RETURNING :controls;
 
 -- name: end_pause
 UPDATE public.tenants SET paused_until = NULL WHERE id = $1 AND paused_until IS NOT NULL;

@@ -13,6 +13,7 @@ from support.settings import settings_in
 
 from simplu_local.processes.loopback import HOST
 from simplu_local.stack.citrus_server import CitrusServer
+from simplu_worker.commands.output import show
 from simplu_worker.commands.shards.show import read_keys, route_keys
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
@@ -44,7 +45,7 @@ def read_by_hand(key: str, count: int, retired: frozenset[int]) -> list[str]:
 async def printed(
     settings: Settings, *words: str, with_shards: int | None = None, capfd: pytest.CaptureFixture[str]
 ) -> Any:
-    status = await route_keys(settings, words, with_shards, as_json=True)
+    status = await show(route_keys(settings, words, with_shards), as_json=True)
     out = capfd.readouterr().out
     assert "correct-horse" not in out
     return json.loads(out) | {"status": status}
@@ -114,7 +115,7 @@ async def test_route_asks_citrus_where_keys_are_registered(capfd: pytest.Capture
         said = await printed(citrus_settings(url), "a-1", "b/1", capfd=capfd)
         unknown = await printed(citrus_settings(url), "a-1", "c-1", capfd=capfd)
         with pytest.raises(PermanentError, match="--with-shards"):
-            await route_keys(citrus_settings(url), ["a-1"], 3, as_json=True)
+            await show(route_keys(citrus_settings(url), ["a-1"], 3), as_json=True)
 
     assert said["routes"] == [
         {"key": "a-1", "shardId": "shard-1"},

@@ -12,7 +12,7 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.pipeline import home_lookup
 from simplu_worker.shards.tenants.deletion import Destroyer
-from simplu_worker.shards.types import Lever, TenantPausedError
+from simplu_worker.shards.types import TenantControls, TenantPausedError
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.words import Role
 from simplu_worker.vocabulary import Absence
@@ -28,7 +28,7 @@ def _quick_questions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def pause(world: World, seconds: float) -> None:
-    assert isinstance(await world.gateway.lookups.steer_tenant("b", "x", Lever(pause_s=seconds)), tuple)
+    assert isinstance(await world.gateway.lookups.set_controls("b", "x", TenantControls(pause_s=seconds)), tuple)
 
 
 async def test_operations_of_a_paused_tenant_wait_until_it_is_resumed(world: World) -> None:
@@ -73,7 +73,7 @@ class OneReader:
 async def test_hold_is_told_to_its_own_pair_of_ids_alone(world: World) -> None:
     await world.provision("b-c-x", "shard-1")
     async with world.reading() as reader:
-        assert isinstance(await world.gateway.lookups.steer_tenant("b", "c-x", Lever(pause_s=3600.0)), tuple)
+        assert isinstance(await world.gateway.lookups.set_controls("b", "c-x", TenantControls(pause_s=3600.0)), tuple)
         await world.put(*chain("b-c-x", 3))
         await eventually(lambda: held_targets(reader) == [("tenant b-c-x", "paused", "held")])
         replica = ReplicaStatus("replica-1", asyncio.Event())
@@ -123,7 +123,7 @@ async def test_operations_of_a_paused_tenant_end_once_it_is_destroyed_and_wait_a
     assert await outcomes(shard, "b-x") == ["tenant_destroyed"] * 3
     replica = ReplicaStatus("replica-1", asyncio.Event())
     replica.start(gateway, world.pools, world.locator)
-    answer = await replica.started.steer_tenant("b", "x", Lever(pause_s=0.0))
+    answer = await replica.started.set_controls("b", "x", TenantControls(pause_s=0.0))
     assert answer == (409, {"error": "expected an active tenant, got one that is destroying"})
 
     await world.provision("b-x", "shard-1")
@@ -138,11 +138,11 @@ async def test_weight_is_obeyed_from_the_next_batch_on(world: World) -> None:
     async with world.reading():
         await world.put(*chain("b-x", 3))
         await logs(shard, "b-x", 3)
-        await world.gateway.lookups.steer_tenant("b", "x", Lever(weight=0.5))
+        await world.gateway.lookups.set_controls("b", "x", TenantControls(weight=0.5))
         await world.put(*chain("b-x", 3, first=3))
         await logs(shard, "b-x", 6)
         await eventually(lambda: weights == {"b-x": 0.5})  # the row may be seen before its commit is answered
-        await world.gateway.lookups.steer_tenant("b", "x", Lever(weight=1.0))
+        await world.gateway.lookups.set_controls("b", "x", TenantControls(weight=1.0))
         await world.put(*chain("b-x", 3, first=6))
         await logs(shard, "b-x", 9)
         await eventually(lambda: weights == {})
@@ -152,11 +152,11 @@ async def test_nothing_is_set_for_another_pair_of_ids_or_a_tenant_that_is_not_ac
     await world.provision("b-x", "shard-1")
     await world.provision("c-x-y", "shard-1")
     shard = await world.shard("shard-1")
-    lever = Lever(weight=2.0)
+    controls = TenantControls(weight=2.0)
 
-    assert await world.gateway.lookups.steer_tenant("c-x", "y", lever) is Absence.UNREGISTERED
+    assert await world.gateway.lookups.set_controls("c-x", "y", controls) is Absence.UNREGISTERED
     async with shard.connection() as connection:
         await connection.execute("UPDATE public.tenants SET state = 'fenced' WHERE id = 'b-x'")
-    assert await world.gateway.lookups.steer_tenant("b", "x", lever) is Absence.MOVING
+    assert await world.gateway.lookups.set_controls("b", "x", controls) is Absence.MOVING
     found = await world.gateway.lookups.survey("show_tenant", "b-x")
     assert [row["weight"] for _, row in found.rows] == [1.0]
