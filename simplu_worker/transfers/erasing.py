@@ -7,8 +7,8 @@ ends the erasure: a mover or a restorer that begins meanwhile may have read what
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -18,12 +18,12 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log import MarkOrigin, key_of_id, mark_changes
-from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError, fewer_after
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.settling import read_tenant
 from simplu_worker.transfers import QUERIES
+from simplu_worker.transfers.patience import run_in_pages, run_until_won
 from simplu_worker.vocabulary import TenantState
 
 AT_REST: Final = frozenset({TenantState.ACTIVE, TenantState.MOVED, TenantState.DESTROYING, TenantState.DESTROYED})
@@ -85,7 +85,6 @@ def obstacle_to(erasure: Erasure, standings: Mapping[str, Standing]) -> str | No
 
 PAGE_ROWS: Final = 1000  # of the log, by one statement
 LOCK_TRIES: Final = 10
-PAUSE_S: Final = 0.5  # before each new try
 
 
 class ErasedOnShard(msgspec.Struct, frozen=True):
@@ -127,7 +126,7 @@ async def erase_on_shard(
 
     Raises `RetryableError` without an answer, or if the tenant's row has changed.
     """
-    resources, server = await _delete_row(shard, erasure, standing)
+    resources, server = await run_until_won(partial(_delete_row, shard, erasure, standing), tries=LOCK_TRIES)
     results = await _page_through(shard, erasure, standing, apply=True)
     await commits.wait_for_transaction(shard.address.shard_id, server)
     return ErasedOnShard(shard.address.shard_id, standing.state, resources, results)
@@ -135,24 +134,15 @@ async def erase_on_shard(
 
 async def _delete_row(shard: ShardPool, erasure: Erasure, standing: Standing) -> tuple[int, Server]:
     ids = [erasure.resource_id] * len(standing.names)
-    for attempt in range(LOCK_TRIES):
-        try:
-            async with shard.transaction(budget=StatementBudget.PAUSE) as connection:
-                tenant = await read_tenant(connection, erasure.tenant_id, locked=True)
-                found = None if tenant is None else (tenant.state, tenant.epoch, tenant.move_token)
-                if found != (standing.state, standing.epoch, standing.move_token):
-                    raise _changed_error(shard, erasure)
-                deleted = await connection.fetch(
-                    QUERIES["delete_resources_named"], erasure.tenant_id, standing.names, ids
-                )
-                keys = [(erasure.tenant_id, row["resource_type"], erasure.resource_id) for row in deleted]
-                await mark_changes(connection, keys, MarkOrigin.ERASURE)
-                return len(keys), await note_server(connection)
-        except LostRaceError:  # a batch takes longer than others may wait for it
-            if attempt == LOCK_TRIES - 1:
-                raise
-        await asyncio.sleep(PAUSE_S)
-    raise AssertionError  # the last try returns or raises
+    async with shard.transaction(budget=StatementBudget.PAUSE) as connection:
+        tenant = await read_tenant(connection, erasure.tenant_id, locked=True)
+        found = None if tenant is None else (tenant.state, tenant.epoch, tenant.move_token)
+        if found != (standing.state, standing.epoch, standing.move_token):
+            raise _changed_error(shard, erasure)
+        deleted = await connection.fetch(QUERIES["delete_resources_named"], erasure.tenant_id, standing.names, ids)
+        keys = [(erasure.tenant_id, row["resource_type"], erasure.resource_id) for row in deleted]
+        await mark_changes(connection, keys, MarkOrigin.ERASURE)
+        return len(keys), await note_server(connection)
 
 
 async def _page_through(shard: ShardPool, erasure: Erasure, standing: Standing, *, apply: bool) -> int:
@@ -160,29 +150,28 @@ async def _page_through(shard: ShardPool, erasure: Erasure, standing: Standing, 
 
     A row that gets another key meanwhile moves to the end, where it is found again.
     """
-    count, after, limit = 0, "", PAGE_ROWS
-    while True:
-        try:
-            async with shard.transaction(budget=StatementBudget.KEY_RANGE) as connection:
-                if apply and not await connection.fetchval(
-                    QUERIES["lock_erased"], erasure.tenant_id, standing.state, standing.epoch, standing.move_token
-                ):
-                    raise _changed_error(shard, erasure)
-                page = await connection.fetchrow(
-                    QUERIES["erase_results" if apply else "count_results"],
-                    erasure.tenant_id,
-                    standing.names,
-                    erasure.resource_id,
-                    after,
-                    limit,
-                )
-        except StatementFailedError as exc:
-            limit = fewer_after(exc, limit)
-            continue
+    count, after = 0, ""
+    expected = (standing.state, standing.epoch, standing.move_token)
+
+    async def look(limit: int) -> int:
+        nonlocal count, after
+        async with shard.transaction(budget=StatementBudget.KEY_RANGE) as connection:
+            if apply and not await connection.fetchval(QUERIES["lock_erased"], erasure.tenant_id, *expected):
+                raise _changed_error(shard, erasure)
+            page = await connection.fetchrow(
+                QUERIES["erase_results" if apply else "count_results"],
+                erasure.tenant_id,
+                standing.names,
+                erasure.resource_id,
+                after,
+                limit,
+            )
         count += int(page["result_count"])
-        if page["row_count"] < limit:
-            return count
         after = page["last_key"]
+        return int(page["row_count"])
+
+    await run_in_pages(look, limit=PAGE_ROWS)
+    return count
 
 
 def _changed_error(shard: ShardPool, erasure: Erasure) -> RetryableError:

@@ -54,6 +54,7 @@ from simplu_worker.transfers.moving.copying import (
     slower_after,
 )
 from simplu_worker.transfers.moving.undoing import DROP_ROWS
+from simplu_worker.transfers.patience import run_in_pages, run_patiently, run_until_won
 from simplu_worker.vocabulary import TenantState
 
 
@@ -235,8 +236,6 @@ class ExportFile:
 
 
 FENCE_S: Final = 30.0  # until any worker may end it, while nothing is overwritten; set again with each chunk
-PATIENCE_S: Final = 60.0  # in which a shard that does not answer may come back
-PAUSE_S: Final = 0.5  # before each new beginning
 COMPARED_ROWS: Final = 10_000  # of the log, at a time
 RELEASE_TRIES: Final = 10  # for a moment in which no batch has the positions; a new beginning would copy all again
 
@@ -314,18 +313,15 @@ class Restorer:
         async with self._live.connection() as connection:
             journal = await read_journal(connection, self._restore.tenant_id)
         self._earlier_run = None if journal is None else journal.run
-        answered_at, step = loop_time(), self._step
-        while True:
-            try:
-                return await self._run_once()
-            except (LostRaceError, RetryableError) as exc:
-                if self._step != step:
-                    answered_at, step = loop_time(), self._step
-                if loop_time() - answered_at > PATIENCE_S:
-                    raise RetryableError(f"{self._restore.tenant_id}: {exc}; {self.describe_state()}") from exc
-                log.info("restore.again", tenant_id=self._restore.tenant_id, step=self._step, error=str(exc))
-                await asyncio.sleep(PAUSE_S)
-                await find_addresses(self._locator, self._pools)
+
+        try:
+            return await run_patiently(self._run_once, progress=lambda: self._step, on_failure=self._look_again)
+        except (LostRaceError, RetryableError) as exc:
+            raise RetryableError(f"{self._restore.tenant_id}: {exc}; {self.describe_state()}") from exc
+
+    async def _look_again(self, error: Exception) -> None:
+        log.info("restore.again", tenant_id=self._restore.tenant_id, step=self._step, error=str(error))
+        await find_addresses(self._locator, self._pools)
 
     @property
     def is_replacing(self) -> bool:
@@ -355,7 +351,7 @@ class Restorer:
             await self._export()
         if beginning is not Beginning.ENDED:
             await self._replace()
-            await self._release_in_time()
+            await run_until_won(self._release, tries=RELEASE_TRIES)
         epoch, server = await self._read_end()
         paused_s = loop_time() - self._fenced_at
         await self._commits.wait_for_transaction(self._restore.shard_id, server)
@@ -481,21 +477,19 @@ class Restorer:
         self._step = RestoreStep.COPIED
 
     async def _drop(self, name: str) -> None:
-        deleted, limit, count = -1, DROP_ROWS, 0
-        while deleted < 0 or deleted == limit:
-            try:
-                async with self._writing(RestoreStep.REPLACING, budget=StatementBudget.KEY_RANGE) as connection:
-                    status = await connection.execute(QUERIES[name], self._restore.tenant_id, limit)
-                    if name == "drop_resources":
-                        await mark_bulk_change(
-                            connection, BulkChange.COPIED, self._restore.tenant_id, BulkOrigin.RESTORE
-                        )
-            except StatementFailedError as exc:
-                deleted, limit = -1, fewer_after(exc, limit)
-                continue
-            deleted = affected_count(status)
-            count += deleted
-            self._show(RestoreStatus("delete", count))
+        dropped = 0
+
+        async def drop(limit: int) -> int:
+            nonlocal dropped
+            async with self._writing(RestoreStep.REPLACING, budget=StatementBudget.KEY_RANGE) as connection:
+                count = affected_count(await connection.execute(QUERIES[name], self._restore.tenant_id, limit))
+                if name == "drop_resources":
+                    await mark_bulk_change(connection, BulkChange.COPIED, self._restore.tenant_id, BulkOrigin.RESTORE)
+            dropped += count
+            self._show(RestoreStatus("delete", dropped))
+            return count
+
+        await run_in_pages(drop, limit=DROP_ROWS)
 
     async def _copy(self, table: CopiedTable) -> None:
         tenant_id = self._restore.tenant_id
@@ -556,14 +550,6 @@ class Restorer:
             first += len(page)
 
     # Release
-
-    async def _release_in_time(self) -> None:
-        for _ in range(RELEASE_TRIES - 1):
-            with contextlib.suppress(LostRaceError):
-                await self._release()
-                return
-            await asyncio.sleep(PAUSE_S)
-        await self._release()
 
     async def _release(self) -> None:
         restore = self._restore

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
@@ -42,156 +42,57 @@ from simplu_worker.vocabulary import MoveOutcome, MovePhase, MoveStep
 PAUSE: Final = frozenset(
     {MovePhase.LAST_DELTA, MovePhase.COMMIT, MovePhase.ACTIVATE}
 )  # the tenant waits: nothing is printed
-STANDS_S: Final = 10.0  # without progress: the rate of before says nothing of the time that is left
-
-
-class _MoveFigures(msgspec.Struct, frozen=True):
-    """*rows_left* is 0 where it is unknown."""
-
-    row_count: int = 0
-    byte_count: int = 0
-    rows_per_s: float = 0.0
-    rows_left: int = 0
-
-    @property
-    def left_s(self) -> float | None:
-        return self.rows_left / self.rows_per_s if self.rows_left > 0 and self.rows_per_s > 0 else None
-
-    def describe(self) -> str:
-        return f"{self.row_count:,} rows, {self.byte_count / 2**20:.1f} MiB, {self.rows_per_s:,.0f} rows/s"
-
-
-class _ProgressLine(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    tenant: str
-    phase: MovePhase
-    rows: int
-    bytes: int
-    rows_per_second: float
-    seconds_left: float | None = None
 
 
 class MoveProgress:
-    """The progress of *total* moves."""
+    """The progress of *total* moves: a line about all of them, or with JSON lines about each."""
 
     def __init__(self, total: int, *, as_json: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._total = total
         self._as_json = as_json
         self._clock = clock
-        self._done = 0
-        self._began_at = clock()
-        self._figures: dict[str, _MoveFigures] = {}  # by tenant, of the moves that run
-        self._phases: dict[str, MovePhase] = {}
-        self._moved_at: dict[str, float] = {}  # the last progress, by tenant
-        self._ended = _MoveFigures()
+        self._running: dict[str, MoveStatus] = {}
+        self._ended: list[MoveStatus] = []
         self._shown_at: dict[str, float] = {}  # by tenant, with JSON
-        self._line = None if as_json else ProgressLine(self.describe_all(), clock=clock)
+        self._line = ProgressLine(self.describe(), clock=clock)
 
     def __enter__(self) -> Self:
-        if self._line is not None:
+        if not self._as_json:
             self._line.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._line is not None:
-            self._line.text = f"{self.describe_all()}; the same command goes on with the moves"
+        if not self._as_json:
+            self._line.text = f"{self.describe()}; the same command goes on with the moves"
             self._line.__exit__(kind, error, trace)
 
     def watch(self, tenant_id: str) -> Callable[[MoveStatus], None]:
         """Return what a mover calls as it goes on."""
-        now = self._clock()
-        self._figures[tenant_id], self._moved_at[tenant_id] = _MoveFigures(), now
-        self._shown_at[tenant_id] = now
-        return partial(self._show, tenant_id, MoveRate(now))
+        self._shown_at[tenant_id] = self._clock()
+        return partial(self._show, tenant_id)
 
     def finish(self, tenant_id: str) -> None:
         """Note that a move has ended, well or not."""
-        self._done += 1
-        ended = self._figures.pop(tenant_id, _MoveFigures())
-        self._ended = _sum_of((self._ended, _MoveFigures(ended.row_count, ended.byte_count)))
+        self._ended.append(self._running.pop(tenant_id, MoveStatus(MovePhase.PREPARE)))
 
-    def describe_all(self) -> str:
+    def describe(self) -> str:
         """Return how far all moves are together."""
-        standing = {tenant_id for tenant_id in self._figures if self._stood_s(tenant_id) > STANDS_S}
-        running = (one for tenant_id, one in self._figures.items() if tenant_id not in standing)
-        still = (msgspec.structs.replace(self._figures[one], rows_per_s=0.0) for one in standing)
-        figures = _sum_of((self._ended, *running, *still))
-        left_s = None
-        if standing:
-            pass  # nobody knows
-        elif self._done:
-            left_s = (self._clock() - self._began_at) / self._done * (self._total - self._done)
-        elif len(self._figures) == self._total:
-            left_s = figures.left_s
-        return f"{self._done} of {self._total} ended, {figures.describe()}{describe_time_left(left_s)}"
+        every = [*self._ended, *self._running.values()]
+        rows, mib = sum(one.row_count for one in every), sum(one.byte_count for one in every) / 2**20
+        return f"{len(self._ended)} of {self._total} ended, {rows:,} rows, {mib:.1f} MiB"
 
-    def describe(self, tenant_id: str) -> str:
-        """Return how far one move is; while it stands, for how long, as its rate is not known then."""
-        if (phase := self._phases.get(tenant_id)) is None:
-            return ""
-        figures, stood_s = self._figures[tenant_id], self._stood_s(tenant_id)
-        if stood_s > STANDS_S:
-            return f"{phase}: {figures.row_count:,} rows, nothing new for {stood_s:.0f} s"
-        return f"{phase}: {figures.describe()}{describe_time_left(figures.left_s)}"
-
-    def _stood_s(self, tenant_id: str) -> float:
-        return self._clock() - self._moved_at[tenant_id]
-
-    def _show(self, tenant_id: str, rate: MoveRate, status: MoveStatus) -> None:
-        now = self._clock()
-        before, phase = self._figures[tenant_id], self._phases.get(tenant_id)
-        figures = self._figures[tenant_id] = rate.note(status, now)
-        self._phases[tenant_id] = status.phase
-        if (figures.row_count, status.phase) != (before.row_count, phase):
-            self._moved_at[tenant_id] = now
+    def _show(self, tenant_id: str, status: MoveStatus) -> None:
+        self._running[tenant_id] = status
         if status.phase in PAUSE:
             return
-        if self._line is not None:
-            self._line.tell(f"{self.describe_all()}; {tenant_id}: {self.describe(tenant_id)}")
-        elif now - self._shown_at[tenant_id] >= LINE_INTERVAL_S:
-            self._shown_at[tenant_id] = now
-            print_json_line(_line_of(tenant_id, status.phase, figures))
-
-
-class MoveRate:
-    """How fast one move copies, since *began_at* or the first rows that this command has counted."""
-
-    def __init__(self, began_at: float) -> None:
-        self._since = (began_at, 0)
-        self._has_rows = False
-
-    def note(self, status: MoveStatus, now: float) -> _MoveFigures:
-        """Return the rows and bytes, their rate, and while rows are copied those that are left."""
-        began_at, first_count = self._since
-        if status.row_count and not self._has_rows:  # some of these may be of a command before this one
-            self._has_rows = True
-            self._since = (now, status.row_count)
-        per_s = (status.row_count - first_count) / max(0.001, now - began_at)
-        left = max(0, status.row_total - status.row_count) if status.phase is MovePhase.COPY else 0
-        return _MoveFigures(status.row_count, status.byte_count, per_s, left)
-
-
-def _sum_of(several: Iterable[_MoveFigures]) -> _MoveFigures:
-    listed = tuple(several)
-    return _MoveFigures(
-        sum(one.row_count for one in listed),
-        sum(one.byte_count for one in listed),
-        sum(one.rows_per_s for one in listed),
-        sum(one.rows_left for one in listed),
-    )
-
-
-def describe_time_left(seconds: float | None) -> str:
-    """Return the rest of a line that ends with the time left; nothing for None."""
-    if seconds is None:
-        return ""
-    return f", about {seconds / 60:.0f} min left" if seconds >= 120 else f", about {seconds:.0f} s left"
-
-
-def _line_of(tenant_id: str, phase: MovePhase, figures: _MoveFigures) -> _ProgressLine:
-    left_s = None if figures.left_s is None else round(figures.left_s, 1)
-    return _ProgressLine(tenant_id, phase, figures.row_count, figures.byte_count, round(figures.rows_per_s, 1), left_s)
+        if not self._as_json:
+            total = f" of {status.row_total:,}" if status.row_total else ""
+            self._line.tell(f"{self.describe()}; {tenant_id}: {status.phase}, {status.row_count:,}{total} rows")
+        elif self._clock() - self._shown_at[tenant_id] >= LINE_INTERVAL_S:
+            self._shown_at[tenant_id] = self._clock()
+            print_json_line({"tenant": tenant_id} | msgspec.to_builtins(status))
 
 
 class FoundMove(msgspec.Struct, frozen=True):

@@ -17,7 +17,6 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log import BulkChange, mark_bulk_change, mark_changes
-from simplu_worker.shards.postgres.errors import StatementFailedError, fewer_after
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import pack_columns
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -26,6 +25,7 @@ from simplu_worker.shards.tenants.control_rules import timestamp_text
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, describe_drained
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.importing.rules import HomeFacts, RowChecksum, SourceRow, SourceTenant
+from simplu_worker.transfers.patience import run_in_pages
 from simplu_worker.vocabulary import TenantState
 
 CLEAR_MAX_ROWS: Final = 5000  # in one transaction
@@ -136,19 +136,15 @@ class TargetTenant:
 
     async def clear(self) -> int:
         """Delete all rows of the tenant, and return their number."""
-        count, limit = 0, CLEAR_MAX_ROWS
-        while True:
-            try:
-                async with self._fenced() as connection:
-                    deleted = len(await connection.fetch(QUERIES["delete_resources"], self._tenant_id, limit))
-                    if deleted:
-                        await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
-            except StatementFailedError as exc:
-                limit = fewer_after(exc, limit)
-                continue
-            count += deleted
-            if deleted < limit:
-                return count
+
+        async def delete(limit: int) -> int:
+            async with self._fenced() as connection:
+                deleted = len(await connection.fetch(QUERIES["delete_resources"], self._tenant_id, limit))
+                if deleted:
+                    await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
+            return deleted
+
+        return await run_in_pages(delete, limit=CLEAR_MAX_ROWS)
 
     async def write(self, rows: Sequence[SourceRow]) -> None:
         """Write rows that may be taken, in one statement."""
@@ -173,23 +169,23 @@ class TargetTenant:
 
     async def sum_rows(self) -> SummedRows:
         """Return the checksum of the tenant's rows, as the shard computes it, in one run of one server."""
-        checksum, last, size = RowChecksum(), ("", ""), SUM_MAX_ROWS
-        first: Server | None = None
-        while True:
-            try:
-                async with self._fenced(StatementBudget.KEY_RANGE) as connection:
-                    server = await note_server(connection)
-                    row = await connection.fetchrow(QUERIES["sum_imported"], self._tenant_id, *last, size)
-            except StatementFailedError as exc:
-                size = fewer_after(exc, size)
-                continue
-            self._check_server(server, first or server)
-            first = server
+        checksum, last = RowChecksum(), ("", "")
+        servers: list[Server] = []
+
+        async def add(limit: int) -> int:
+            nonlocal last
+            async with self._fenced(StatementBudget.KEY_RANGE) as connection:
+                server = await note_server(connection)
+                row = await connection.fetchrow(QUERIES["sum_imported"], self._tenant_id, *last, limit)
+            servers.append(server)
+            self._check_server(server, servers[0])
             count = int(row["row_count"])
             checksum.add(int(row["high"]), int(row["low"]), row_count=count)
-            if count < size:
-                return SummedRows(checksum, server)
             last = row["last_type"], row["last_id"]
+            return count
+
+        await run_in_pages(add, limit=SUM_MAX_ROWS)
+        return SummedRows(checksum, servers[0])
 
     async def note(self, step: str, detail: bytes) -> None:
         """Store the step of the import, and its details as JSON."""

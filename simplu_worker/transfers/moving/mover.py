@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -81,6 +82,7 @@ from simplu_worker.transfers.moving.types import (
     warm_progress,
 )
 from simplu_worker.transfers.moving.undoing import drop_rows
+from simplu_worker.transfers.patience import run_patiently, run_until_won
 from simplu_worker.vocabulary import MovePhase, MoveStep, TenantState
 
 FENCE_S: Final = 2.0  # until any worker may end it
@@ -88,8 +90,6 @@ FENCE_TRIES: Final = 10
 ROUNDS_MAX: Final = 20
 REHEARSALS_MAX: Final = 3
 NO_TOKEN: Final = -1  # a statement with it finds no row
-PATIENCE_S: Final = 60.0  # in which a shard that does not answer may come back
-PAUSE_S: Final = 0.5  # before each new beginning
 CLOCK_STEP_MAX_S: Final = 1.0  # below the margin of the changes that are read again
 CLEANUP_STEPS: Final = frozenset({MoveStep.CLEANING, MoveStep.CLEANED})  # rows of the tenant are deleted
 PAUSE: Final = frozenset({MovePhase.FENCE, MovePhase.LAST_DELTA, MovePhase.COMMIT, MovePhase.ACTIVATE})
@@ -136,7 +136,6 @@ class Mover:
         self._status = MoveStatus(self._phase)
         self._entered_at = clock()
         self._phases_s: dict[str, float] = {}
-        self._answered_at = clock()  # when it last came further
 
     async def run(self) -> Certificate:
         """Move the tenant, or go on with its move; return the certificate.
@@ -149,27 +148,24 @@ class Mover:
             return await self._run_on()
 
     async def _run_on(self) -> Certificate:
-        began_at = self._answered_at = self._clock()
-        while True:
-            phase = self._phase
-            try:
-                return await self._run_once(began_at)
-            except (PermanentError, ValueRefusedError) as exc:
-                stated = (
-                    exc if isinstance(exc, MoveRefusedError) else MoveRefusedError(f"{exc}; {self.describe_state()}")
-                )
-                await self._journal.note_failure(self._token, self._status, str(stated))
-                if stated is exc:
-                    raise
-                raise stated from exc
-            except (LostRaceError, RetryableError) as exc:
-                if self._phase != phase:
-                    self._answered_at = self._clock()
-                if self._clock() - self._answered_at > PATIENCE_S:
-                    await self._journal.note_failure(self._token, self._status, str(exc))
-                    raise RetryableError(f"{self._move.tenant_id}: {exc}; {self.describe_state()}") from exc
-                log.info("move.again", tenant_id=self._move.tenant_id, phase=self._phase, error=str(exc))
-                await asyncio.sleep(PAUSE_S)
+        began_at = self._clock()
+        try:
+            return await run_patiently(
+                partial(self._run_once, began_at),
+                progress=lambda: (self._phase, self._status.row_count if self._phase is MovePhase.COPY else 0),
+                on_failure=self._log_failure,
+                clock=self._clock,
+            )
+        except (PermanentError, ValueRefusedError) as exc:
+            stated = exc if isinstance(exc, MoveRefusedError) else MoveRefusedError(f"{exc}; {self.describe_state()}")
+            await self._journal.note_failure(self._token, self._status, str(stated))
+            raise stated from (None if stated is exc else exc)
+        except (LostRaceError, RetryableError) as exc:
+            await self._journal.note_failure(self._token, self._status, str(exc))
+            raise RetryableError(f"{self._move.tenant_id}: {exc}; {self.describe_state()}") from exc
+
+    async def _log_failure(self, error: Exception) -> None:
+        log.info("move.again", tenant_id=self._move.tenant_id, phase=self._phase, error=str(error))
 
     def describe_state(self) -> str:
         """Return in which state the tenant is, and which command comes next."""
@@ -315,7 +311,6 @@ class Mover:
                     self._pace = slower_after(exc, self._pace)
                     continue
                 after = progress.cursors[table.name]
-                self._answered_at = self._clock()
                 await self._show_progress(progress)
         return progress
 
@@ -490,28 +485,31 @@ class Mover:
 
     async def _fence(self, progress: Progress) -> tuple[float, MovingTenant, Progress, Sequence[Changes]]:
         """Fence the tenant; return when, its row, and the remaining changes, all of one transaction."""
+        try:
+            return await run_until_won(partial(self._fence_once, progress), tries=FENCE_TRIES)
+        except LostRaceError as exc:  # a batch takes longer than others may wait for it
+            raise PauseTooLongError(
+                f"{self._move.tenant_id}: in {FENCE_TRIES} tries a batch kept the fence waiting for too long; "
+                f"{self.describe_state()}"
+            ) from exc
+
+    async def _fence_once(self, progress: Progress) -> tuple[float, MovingTenant, Progress, Sequence[Changes]]:
         tenant_id = self._move.tenant_id
-        for _ in range(FENCE_TRIES):
-            with contextlib.suppress(LostRaceError):  # a batch takes longer than others may wait for it
-                async with self._source.transaction(budget=StatementBudget.PAUSE) as connection:
-                    row = await connection.fetchrow(QUERIES["fence_tenant"], tenant_id, self._token, FENCE_S)
-                    began_at = self._clock()
-                    if row is None:
-                        raise self._superseded_error()
-                    source = tenant_of(row)
-                    if source.epoch != self._source_epoch:  # the copy is of the tenant before that
-                        raise RetryableError("the tenant was destroyed, and made again")
-                    self._check_source(source, progress)
-                    positions = await read_positions(connection)
-                    changes = await read_last_changes(connection, tenant_id, progress.barrier, self._known)
-                fenced = msgspec.structs.replace(
-                    progress, barrier=source.read_at, fenced_at=source.read_at, positions=positions
-                )
-                return began_at, source, fenced, changes
-            await asyncio.sleep(PAUSE_S)
-        raise PauseTooLongError(
-            f"{tenant_id}: in {FENCE_TRIES} tries a batch kept the fence waiting for too long; {self.describe_state()}"
+        async with self._source.transaction(budget=StatementBudget.PAUSE) as connection:
+            row = await connection.fetchrow(QUERIES["fence_tenant"], tenant_id, self._token, FENCE_S)
+            began_at = self._clock()
+            if row is None:
+                raise self._superseded_error()
+            source = tenant_of(row)
+            if source.epoch != self._source_epoch:  # the copy is of the tenant before that
+                raise RetryableError("the tenant was destroyed, and made again")
+            self._check_source(source, progress)
+            positions = await read_positions(connection)
+            changes = await read_last_changes(connection, tenant_id, progress.barrier, self._known)
+        fenced = msgspec.structs.replace(
+            progress, barrier=source.read_at, fenced_at=source.read_at, positions=positions
         )
+        return began_at, source, fenced, changes
 
     async def _copy_rest(self, progress: Progress) -> None:
         """Make the tenant ready again, from a source that it has left: its rows are as of the fence."""

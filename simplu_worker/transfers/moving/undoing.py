@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -16,7 +17,6 @@ import structlog
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.log import BulkChange, BulkOrigin, mark_bulk_change
-from simplu_worker.shards.postgres.errors import StatementFailedError, fewer_after
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -26,6 +26,7 @@ from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.journal import noted_as_running
 from simplu_worker.transfers.moving.types import GONE, LEAVING, ON_THE_WAY
+from simplu_worker.transfers.patience import run_in_pages
 from simplu_worker.vocabulary import MoveStep, TenantState
 
 DROP_ROWS: Final = 5_000  # deleted by one statement
@@ -50,21 +51,18 @@ async def drop_rows(shard: ShardPool, tenant_id: str, token: int, lock: TenantLo
                 return None
             await mark_bulk_change(connection, BulkChange.COPIED, tenant_id, BulkOrigin.UNREAD)
         log.warning("move.changes_unread", tenant_id=tenant_id, shard_id=shard.address.shard_id)
-    count, limit = 0, DROP_ROWS
-    for query in DROPS:
-        is_done = False
-        while not is_done:
-            try:
-                async with shard.transaction(budget=StatementBudget.KEY_RANGE) as connection:
-                    if not await connection.fetchval(QUERIES[lock], tenant_id, token):
-                        return None
-                    deleted = affected_count(await connection.execute(QUERIES[query], tenant_id, limit))
-            except StatementFailedError as exc:
-                limit = fewer_after(exc, limit)
-                continue
-            count += deleted
-            is_done = deleted < limit
-    return count
+    is_ours = True
+
+    async def drop(query: str, limit: int) -> int:
+        nonlocal is_ours
+        async with shard.transaction(budget=StatementBudget.KEY_RANGE) as connection:
+            is_ours = is_ours and bool(await connection.fetchval(QUERIES[lock], tenant_id, token))
+            if not is_ours:
+                return 0
+            return affected_count(await connection.execute(QUERIES[query], tenant_id, limit))
+
+    count = sum([await run_in_pages(partial(drop, query), limit=DROP_ROWS) for query in DROPS])
+    return count if is_ours else None
 
 
 async def _has_unread(shard: ShardPool, tenant_id: str) -> bool:
