@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
@@ -32,7 +32,7 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import StaticMap, pin_in_file
 from simplu_worker.shards.settling import Departure, read_departure
-from simplu_worker.transfers.moving.checksums import TypeSum
+from simplu_worker.transfers.moving.checksums import Comparison, TypeSum
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.places import TenantPlaces, check_room, fetch_capacities, find_places, has_business
 from simplu_worker.transfers.moving.readiness import check_shards
@@ -173,7 +173,8 @@ DIFFERS: Final = (
     "its rows differ from those on its former shard, which are kept; run: simplu-worker tenants verify --repair "
     "--apply, then this move again"
 )
-TYPES_SHOWN: Final = 12  # resource types of a certificate on the screen; `--json` has all of them
+TYPES_SHOWN: Final = 12  # resource types of a comparison on the screen; `--json` has all of them
+SUM_COLUMNS: Final = ("resource type", "rows", "bytes", "checksum")
 MAY_HAVE_LEFT: Final = frozenset(
     {MovePhase.FENCE, MovePhase.LAST_DELTA, MovePhase.COMMIT, MovePhase.ACTIVATE, MovePhase.CERTIFY, MovePhase.PUBLISH}
 )
@@ -323,7 +324,7 @@ def print_result(result: MoveResult, *, as_json: bool, is_only: bool = False) ->
     if result.certificate is not None:
         print_line(describe(result.certificate))
         if is_only or result.outcome is MoveOutcome.DIFFERS:
-            print_table(("resource type", "rows", "bytes", "checksum"), sum_rows(result.certificate))
+            print_table(SUM_COLUMNS, sum_rows(result.certificate.comparison))
         if result.outcome is MoveOutcome.DIFFERS:
             print_note(with_tenant(result.tenant, DIFFERS))
     if result.finished is not None:
@@ -354,21 +355,21 @@ def describe(certificate: Certificate) -> str:
     )
 
 
-def sum_rows(certificate: Certificate) -> list[tuple[object, ...]]:
-    """Return the rows of a table of a certificate: the types that differ, then the largest ones."""
-    source, target = certificate.comparison.source, certificate.comparison.target
-    names = sorted({**source, **target}, key=lambda name: (source.get(name) == target.get(name), -_rows(source, name)))
-    rows = [_sum_row(name, source.get(name, TypeSum()), target.get(name, TypeSum())) for name in names[:TYPES_SHOWN]]
-    more = len(names) - len(rows)
+def sum_rows(comparison: Comparison) -> list[tuple[object, ...]]:
+    """Return the rows of SUM_COLUMNS: the types that differ, then the largest ones."""
+    every = [
+        (name, comparison.source.get(name, TypeSum()), comparison.target.get(name, TypeSum()))
+        for name in {**comparison.source, **comparison.target}
+    ]
+    every.sort(key=lambda one: (one[1] == one[2], -one[1].row_count, one[0]))
+    rows = [(name, *map(_change, _cells(source), _cells(target))) for name, source, target in every[:TYPES_SHOWN]]
+    more = len(every) - len(rows)
     return [*rows, (f"and {more} more", "", "", "")] if more else rows
 
 
-def _rows(sums: Mapping[str, TypeSum], name: str) -> int:
-    return sums.get(name, TypeSum()).row_count
+def _cells(one: TypeSum) -> tuple[object, ...]:
+    return one.row_count, one.byte_count, one.digest
 
 
-def _sum_row(name: str, source: TypeSum, target: TypeSum) -> tuple[object, ...]:
-    if source == target:
-        return name, source.row_count, source.byte_count, source.digest
-    pairs = [(source.row_count, target.row_count), (source.byte_count, target.byte_count)]
-    return name, *(f"{one} → {other}" for one, other in [*pairs, (source.digest, target.digest)])
+def _change(source: object, target: object) -> object:
+    return source if source == target else f"{source} → {target}"

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, nullcontext, suppress
-from datetime import timedelta
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.assembly.aws import open_stream
 from simplu_worker.assembly.shards import Shards, open_shards
-from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.commands.moves.runner import clear_cache
 from simplu_worker.commands.output import StderrNarration, print_json, print_line, print_note, print_silent, print_table
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.dead_letters.erasing import ErasedLetters, LetterTarget, erase_letters
-from simplu_worker.dead_letters.service import QUEUES, open_sqs
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import is_storable
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -38,66 +34,6 @@ from simplu_worker.transfers.erasing import (
     has_old_table,
     obstacle_to,
 )
-
-ELSEWHERE: Final = (
-    "backups of the shards and write-ahead logs, for as long as they are kept: erase again what a restore brings back",
-    "copies that readers of the shards and of the cache have made",
-)
-
-
-class SourceRemains(msgspec.Struct, frozen=True, rename="camel"):
-    """A stream or a queue, and for how long it keeps its records, if it says so."""
-
-    name: str
-    hours: float | None
-
-
-class Remains(msgspec.Struct, frozen=True, rename="camel"):
-    """What stays: records in *sources*, the id in the log for *log_hours*, files of restores, old tables."""
-
-    sources: list[SourceRemains]
-    log_hours: float
-    exports: list[str]
-    old_tables: list[str]
-
-    def lines(self) -> Iterator[str]:
-        """Yield what stays, for people."""
-        for one in self.sources:
-            kept = "as long as it keeps them" if one.hours is None else f"up to {one.hours:g} hours"
-            yield f"its records in {one.name}, for {kept}"
-        yield f"its id, without content, in the log of operations, for {self.log_hours:g} hours"
-        for path in self.exports:
-            yield f"rows that a restore has overwritten, in the file {path}: delete it"
-        for shard_id in self.old_tables:
-            yield (
-                f"rows of before the adoption of shard {shard_id}, in its table resources_before_adoption, and ids in "
-                "its schema simplu_adoption_log: drop both (docs/adopting.md)"
-            )
-        yield from ELSEWHERE
-
-
-async def read_remains(settings: Settings, exports: Sequence[str], old_tables: Sequence[str]) -> Remains:
-    """Ask the sources how long they keep their records."""
-    sources: list[SourceRemains] = []
-    async with AsyncExitStack() as stack:
-        if settings.kinesis_stream_name is not None:
-            stream = await stack.enter_async_context(open_stream(settings))
-            kept: timedelta | None = None
-            with suppress(RetryableError, PermanentError):
-                kept = (await stream.describe()).retention
-            sources.append(_remains_in(f"stream {stream.name}", kept))
-        if urls := [url for name in QUEUES if (url := getattr(settings, name)) is not None]:
-            client = await stack.enter_async_context(open_sqs(settings))
-            for queue in (Queue(client, url) for url in urls):
-                with suppress(RetryableError, PermanentError):
-                    await queue.read_attributes()
-                sources.append(_remains_in(f"queue {queue.name}", queue.retention))
-    return Remains(sources, settings.operation_retention_hours, list(exports), list(old_tables))
-
-
-def _remains_in(name: str, kept: timedelta | None) -> SourceRemains:
-    return SourceRemains(name, None if kept is None else round(kept.total_seconds() / 3600, 2))
-
 
 ACTION: Final = "erase_resource"
 HASH_SHOWN: Final = 16  # hexadecimal digits, in the log
@@ -130,7 +66,7 @@ class ErasureReport(msgspec.Struct, frozen=True, rename="camel"):
     letters: ErasedLetters | None
     letters_error: str | None
     other_ids: list[str]
-    remains: Remains
+    remains: list[str]
     warning: str | None
 
     @property
@@ -215,9 +151,23 @@ async def _erase(settings: Settings, erasure: Erasure, *, apply: bool) -> Erasur
         letters=letters,
         letters_error=letters_error,
         other_ids=sorted({one for standing in found.standings.values() for one in standing.other_ids}),
-        remains=await read_remains(settings, sorted(exports), found.old_tables),
+        remains=list(_remains(sorted(exports), found.old_tables, settings.operation_retention_hours)),
         warning=warning,
     )
+
+
+def _remains(exports: Iterable[str], old_tables: Iterable[str], log_hours: float) -> Iterator[str]:
+    yield "its records in the stream and the queues, for as long as these keep them"
+    yield f"its id, without content, in the log of operations, for {log_hours:g} hours"
+    for path in exports:
+        yield f"rows that a restore has overwritten, in the file {path}: delete it"
+    for shard_id in old_tables:
+        yield (
+            f"rows of before the adoption of shard {shard_id}, in its table resources_before_adoption, and ids in its "
+            "schema simplu_adoption_log: drop both (docs/adopting.md)"
+        )
+    yield "backups of the shards and their logs, for as long as they are kept: erase again what a restore brings back"
+    yield "copies that readers of the shards and of the cache have made"
 
 
 async def _find(shards: Shards, erasure: Erasure) -> Found:
@@ -264,7 +214,7 @@ def _print(report: ErasureReport, *, as_json: bool) -> None:
     _print_outcome(report)
     for one in report.other_ids:
         print_note(f"it was renamed: results may have it as {one} too; run the command with this id as well")
-    for line in report.remains.lines():
+    for line in report.remains:
         print_note(f"stays: {line}")
     if report.warning is not None:
         print_note(report.warning)

@@ -17,7 +17,7 @@ import msgspec
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.command_line import DEFAULT_BOUNDS, MoveBounds, MoveTerms, parse_duration
 from simplu_worker.commands.moves.plans import COLUMNS, MovePlans, plan_moves, plan_row, print_plans
-from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner, with_tenant
+from simplu_worker.commands.moves.runner import SUM_COLUMNS, MoveRequest, MoveRunner, sum_rows, with_tenant
 from simplu_worker.commands.output import print_json, print_line, print_note, print_silent, print_table
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings
@@ -31,7 +31,6 @@ from simplu_worker.transfers.moving.balance import WayBack, way_back
 from simplu_worker.transfers.moving.checksums import (
     Comparison,
     Repair,
-    TypeSum,
     check_former_rows,
     compare_shards,
     describe_difference,
@@ -276,10 +275,7 @@ def _print_comparison(tenant_id: str, comparison: Comparison, done: Repair, *, a
         members: dict[str, Any] = {"tenant": tenant_id, "verdict": verdict, counted: done.count}
         print_json({**members, "refused": sorted(done.refused), "comparison": comparison})
         return
-    print_table(
-        ("resource type", "rows", "former shard's", "bytes", "former shard's", ""),
-        (_sums_row(name, comparison) for name in sorted({**comparison.source, **comparison.target})),
-    )
+    print_table(SUM_COLUMNS, sum_rows(comparison))
     changed = f"; {comparison.excluded} that may have changed since the move are not compared"
     print_line(f"{tenant_id}: {comparison.row_count} resources compared{changed}: {verdict}")
     if done.count and apply:
@@ -300,12 +296,6 @@ def _print_comparison(tenant_id: str, comparison: Comparison, done: Repair, *, a
             "with --repair --apply those not written since the move are written as they were; "
             "tenants rollback moves the tenant back"
         )
-
-
-def _sums_row(name: str, comparison: Comparison) -> tuple[object, ...]:
-    here, there = (sums.get(name, TypeSum()) for sums in (comparison.source, comparison.target))
-    counts = (there.row_count, here.row_count, there.byte_count, here.byte_count)
-    return (name, *counts, "" if there == here else "differs")
 
 
 async def _find_move(shards: Shards, tenant_id: str) -> tuple[ShardPool, ShardPool, Arrival]:
