@@ -8,7 +8,7 @@ under another name. Until the swap no worker uses the shard.
 from __future__ import annotations
 
 import asyncio
-import random
+import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from enum import Enum, StrEnum, auto
@@ -25,7 +25,6 @@ from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.schema.migrations import pause_s
 from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, make_schema
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.transfers import ADOPTION, QUERIES
@@ -45,6 +44,7 @@ from simplu_worker.transfers.adoption.plan import (
     owner_of,
     without_collisions,
 )
+from simplu_worker.transfers.patience import run_until_won
 
 OURS: Final = "simplu_adoption"  # the namespace of our tables until the swap
 
@@ -208,7 +208,6 @@ class Adopter:
         quiet_s: float = QUIET_S,
         copy_max_rows: int = COPY_MAX_ROWS,
         attempts: int = ATTEMPTS,
-        draw: Callable[[], float] = random.random,
     ) -> None:
         self._pool = pool
         self._shard_id = pool.address.shard_id
@@ -218,7 +217,6 @@ class Adopter:
         self._quiet_s = quiet_s
         self._copy_max_rows = copy_max_rows
         self._attempts = attempts
-        self._draw = draw
         self._late = OldContents()  # found after the plan was made
         self._owners: dict[str, Owner] = {}
 
@@ -285,12 +283,13 @@ class Adopter:
 
     async def _run(self, step: Callable[[Connection], Awaitable[T]], *, is_rehearsal: bool = False) -> T:
         """Run *step* in its own transaction; try again while a lock is not to be had."""
-        for attempt in range(self._attempts):
-            try:
-                async with self._pool.transaction(is_rehearsal=is_rehearsal) as connection:
-                    return await step(connection)
-            except LostRaceError:
-                await asyncio.sleep(pause_s(attempt, draw=self._draw()))
+
+        async def once() -> T:
+            async with self._pool.transaction(is_rehearsal=is_rehearsal) as connection:
+                return await step(connection)
+
+        with contextlib.suppress(LostRaceError):
+            return await run_until_won(once, tries=self._attempts)
         raise ShardUnavailableError(
             f"shard {self._shard_id}: others kept the old table locked in {self._attempts} tries; "
             f"end the transactions that use it ({await self._describe_users()}) and run this again; "

@@ -56,7 +56,6 @@ from simplu_worker.transfers.importing.rules import (
     HomeFacts,
     ImportCertificate,
     ImportState,
-    PlaceStep,
     RefusedRow,
     SourceTenant,
     TenantReport,
@@ -82,13 +81,12 @@ MADE_AT_ONCE: Final = 100  # so that a transaction stays far below 30 s, after w
 
 
 class _PlacedImport(msgspec.Struct, frozen=True):
-    """A tenant with its step and its shard; *problem* is the reason of a refusal, which is final if *is_final*."""
+    """A tenant with the step for it, and its shard; *problem* is the reason of a refusal or failure."""
 
     tenant: SourceTenant
-    step: PlaceStep
+    state: ImportState
     shard_id: str | None = None
     problem: str | None = None
-    is_final: bool = True
     certificate: str | None = None
 
 
@@ -111,13 +109,14 @@ class _Placer:
     async def place(self, tenants: Sequence[SourceTenant], *, token: str) -> list[_PlacedImport]:
         """Register the tenants, and make them as `incoming`. Idempotent."""
         homes = await self._read_homes(tenants)
-        unmade = [one for one in tenants if self._place(one, None, homes).step is PlaceStep.MAKE]
+        unmade = [one for one in tenants if self._place(one, None, homes).state is ImportState.IMPORT]
         named = await self._name_shards(unmade, is_registering=True)
         placed = [self._place(one, named.get(one.tenant_id), homes) for one in tenants]
-        errors = await self._make([one for one in placed if one.step is PlaceStep.MAKE], named, token=token)
-        after = await self._read_homes([one.tenant for one in placed if one.step is PlaceStep.MAKE])
+        to_make = [one for one in placed if one.state is ImportState.IMPORT]
+        errors = await self._make(to_make, named, token=token)
+        after = await self._read_homes([one.tenant for one in to_make])
         return [
-            self._made(one, errors.get(one.tenant.tenant_id), after) if one.step is PlaceStep.MAKE else one
+            self._made(one, errors.get(one.tenant.tenant_id), after) if one.state is ImportState.IMPORT else one
             for one in placed
         ]
 
@@ -131,17 +130,16 @@ class _Placer:
 
     def _place(self, tenant: SourceTenant, named: ShardAddress | WorkerError | None, homes: _Homes) -> _PlacedImport:
         if tenant.problem is not None:
-            return _PlacedImport(tenant, PlaceStep.REFUSE, problem=tenant.problem)
-        step, home, problem = place_of(tenant, homes.by_tenant.get(tenant.tenant_id, ()), source=self._source)
+            return _PlacedImport(tenant, ImportState.REFUSED, problem=tenant.problem)
+        state, home, problem = place_of(tenant, homes.by_tenant.get(tenant.tenant_id, ()), source=self._source)
         if home is not None:
-            certificate = home.detail if step is PlaceStep.DONE else None
-            return _PlacedImport(tenant, step, home.shard_id, problem, certificate=certificate)
+            certificate = home.detail if state is ImportState.THERE else None
+            return _PlacedImport(tenant, state, home.shard_id, problem, certificate)
         if (silence := _silence(homes)) is not None:
-            return _PlacedImport(tenant, PlaceStep.REFUSE, problem=silence, is_final=False)
+            return _PlacedImport(tenant, ImportState.FAILED, problem=silence)
         if isinstance(named, WorkerError):
-            is_final = isinstance(named, PermanentError)
-            return _PlacedImport(tenant, PlaceStep.REFUSE, problem=str(named), is_final=is_final)
-        return _PlacedImport(tenant, step, None if named is None else named.shard_id)
+            return _PlacedImport(tenant, _state_after(named), problem=str(named))
+        return _PlacedImport(tenant, state, None if named is None else named.shard_id)
 
     async def _name_shards(
         self, tenants: Sequence[SourceTenant], *, is_registering: bool
@@ -213,13 +211,16 @@ class _Placer:
 
     def _made(self, placed: _PlacedImport, error: WorkerError | None, homes: _Homes) -> _PlacedImport:
         if error is not None:
-            is_final = isinstance(error, PermanentError)
-            return msgspec.structs.replace(placed, step=PlaceStep.REFUSE, problem=str(error), is_final=is_final)
+            return msgspec.structs.replace(placed, state=_state_after(error), problem=str(error))
         found = self._place(placed.tenant, None, homes)
-        if found.step is PlaceStep.MAKE:
+        if found.state is ImportState.IMPORT:
             problem = f"shard {placed.shard_id}: the row that was made is gone; run this again"
-            return msgspec.structs.replace(placed, step=PlaceStep.REFUSE, problem=problem, is_final=False)
+            return msgspec.structs.replace(placed, state=ImportState.FAILED, problem=problem)
         return found
+
+
+def _state_after(error: WorkerError) -> ImportState:
+    return ImportState.REFUSED if isinstance(error, PermanentError) else ImportState.FAILED
 
 
 def _silence(homes: _Homes) -> str | None:
@@ -230,7 +231,7 @@ log = structlog.get_logger(__name__)
 
 LEFT_DETAIL: Final = "rows that cannot be taken: correct them, or leave them in the source with --leave-refused"
 OTHER_QUERIES: Final = "by other queries: nothing was taken by these"
-TO_IMPORT: Final = frozenset({PlaceStep.MAKE, PlaceStep.CONTINUE})
+TO_IMPORT: Final = frozenset({ImportState.IMPORT, ImportState.CONTINUE})
 
 
 class ImportOptions(msgspec.Struct, frozen=True):
@@ -408,9 +409,7 @@ class Importer:
                     self._callbacks.note_refused(RefusedRow((), query.resource_type, row["resource_id"], NO_TENANT))
 
     async def _scan(self, run: _ImportRun, placed: _PlacedImport) -> TenantReport:
-        state = ImportState.IMPORT if placed.step is PlaceStep.MAKE else ImportState.CONTINUE
-        taken = await run.copier.copy(placed.tenant, None)
-        return _report(placed, state, taken)
+        return _report(placed, placed.state, await run.copier.copy(placed.tenant, None))
 
     async def _copy(self, run: _ImportRun, placed: _PlacedImport, target: TargetTenant) -> TakenRows:
         """Copy a tenant, or the changes of one that followed, until its rows are equal to those of the source."""
@@ -490,16 +489,15 @@ class _ImportRun:
     async def report(
         self, placed: Sequence[_PlacedImport], work: Callable[[_PlacedImport], Awaitable[TenantReport]]
     ) -> ImportResult:
-        reports = [_report_untouched(one, self.digest) for one in placed if one.step not in TO_IMPORT]
-        pending = iter([one for one in placed if one.step in TO_IMPORT])
+        reports = [_report_untouched(one, self.digest) for one in placed if one.state not in TO_IMPORT]
+        pending = iter([one for one in placed if one.state in TO_IMPORT])
 
         async def work_on_pending() -> None:
             for one in pending:
                 try:
                     reports.append(await work(one))
                 except WorkerError as exc:
-                    state = ImportState.REFUSED if isinstance(exc, PermanentError) else ImportState.FAILED
-                    reports.append(_report(one, state, None, detail=str(exc)))
+                    reports.append(_report(one, _state_after(exc), None, detail=str(exc)))
 
         async with asyncio.TaskGroup() as tasks:
             for number in range(self._parallel):
@@ -571,12 +569,9 @@ def _report_left(report: TenantReport, error: str | None) -> TenantReport:
 
 
 def _report_untouched(placed: _PlacedImport, digest: str) -> TenantReport:
-    if placed.step is PlaceStep.DONE:
-        certificate = parse_certificate(placed.certificate)
-        report = _report(placed, ImportState.THERE, None, certificate=certificate)
-        if certificate is None:
-            return report
-        detail = None if certificate.queries == digest else OTHER_QUERIES
-        return msgspec.structs.replace(report, rows=certificate.rows, bytes=certificate.bytes, detail=detail)
-    state = ImportState.REFUSED if placed.is_final else ImportState.FAILED
-    return _report(placed, state, None, detail=placed.problem)
+    certificate = parse_certificate(placed.certificate)
+    report = _report(placed, placed.state, None, detail=placed.problem, certificate=certificate)
+    if certificate is None:
+        return report
+    detail = None if certificate.queries == digest else OTHER_QUERIES
+    return msgspec.structs.replace(report, rows=certificate.rows, bytes=certificate.bytes, detail=detail)

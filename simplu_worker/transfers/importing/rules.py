@@ -94,13 +94,22 @@ class SourceTenant(msgspec.Struct, frozen=True):
         return tenant_id_of(*self.key)
 
 
-class PlaceStep(StrEnum):
-    """The step for a tenant by the row that a shard has for it."""
+class ImportState(StrEnum):
+    """The state of a tenant after a run, or the step that is planned for it."""
 
-    MAKE = "make"  # no shard has it
-    CONTINUE = "continue"  # its import was interrupted
-    DONE = "done"  # it was imported before
-    REFUSE = "refuse"
+    IMPORT = "import"  # planned: no shard has it
+    CONTINUE = "continue"  # planned: an earlier run was interrupted
+    IMPORTED = "imported"  # copied, verified and active
+    THERE = "there"  # imported by an earlier run
+    FOLLOWED = "followed"  # copied, and kept up to date; still held
+    DISCARD = "discard"  # planned
+    DISCARDED = "discarded"  # its rows are deleted
+    REFUSED = "refused"  # a person has to correct something
+    LEFT = "left"  # copied, but for rows that cannot be taken; still held
+    FAILED = "failed"  # a dependency failed: run it again
+
+
+TROUBLES = frozenset({ImportState.REFUSED, ImportState.LEFT, ImportState.FAILED})
 
 
 class HomeFacts(msgspec.Struct, frozen=True):
@@ -184,7 +193,7 @@ def without_collisions(tenants: Sequence[SourceTenant]) -> list[SourceTenant]:
 
 def place_of(
     tenant: SourceTenant, homes: Sequence[HomeFacts], *, source: str
-) -> tuple[PlaceStep, HomeFacts | None, str | None]:
+) -> tuple[ImportState, HomeFacts | None, str | None]:
     """Return the step for a tenant by its rows on all shards, the row that decides, and the reason of a refusal.
 
     A tenant that was imported from *source* is done, unless it is destroyed.
@@ -193,26 +202,26 @@ def place_of(
     if sum(home.state in SERVING_STATES for home in living) == 1:
         for one in homes:
             if (one.source, one.step) == (source, "activated") and _is_of(tenant, one):
-                return PlaceStep.DONE, one, None
+                return ImportState.THERE, one, None
     if len(living) > 1:
         shards = " and ".join(sorted(home.shard_id for home in living))
-        return PlaceStep.REFUSE, living[0], f"the shards {shards} have it"
+        return ImportState.REFUSED, living[0], f"the shards {shards} have it"
     if not homes:
-        return PlaceStep.MAKE, None, None
+        return ImportState.IMPORT, None, None
     home = living[0] if living else homes[0]
     where = f"shard {home.shard_id}"
     if not _is_of(tenant, home):
         return (
-            PlaceStep.REFUSE,
+            ImportState.REFUSED,
             home,
             f"{where} has its id for business {home.business_id}, location {home.location_id}",
         )
     if home.step is not None and home.state == TenantState.INCOMING:
         if home.source == source:
-            return PlaceStep.CONTINUE, home, None
+            return ImportState.CONTINUE, home, None
         remedy = f"discard that import first, by --discard --source {shlex.quote(home.source or '')}"
-        return PlaceStep.REFUSE, home, f"{where} has it from the database {home.source}; {remedy}"
-    return PlaceStep.REFUSE, home, f"{where} has it already, {home.state}"
+        return ImportState.REFUSED, home, f"{where} has it from the database {home.source}; {remedy}"
+    return ImportState.REFUSED, home, f"{where} has it already, {home.state}"
 
 
 def _is_of(tenant: SourceTenant, home: HomeFacts) -> bool:
@@ -242,21 +251,6 @@ class ImportCertificate(msgspec.Struct, frozen=True, rename="camel", omit_defaul
     deleted: int = 0
 
 
-class ImportState(StrEnum):
-    """The state of a tenant after a run, or the step that is planned for it."""
-
-    IMPORT = "import"  # planned
-    CONTINUE = "continue"  # planned: an earlier run was interrupted
-    IMPORTED = "imported"  # copied, verified and active
-    THERE = "there"  # imported by an earlier run
-    FOLLOWED = "followed"  # copied, and kept up to date; still held
-    DISCARD = "discard"  # planned
-    DISCARDED = "discarded"  # its rows are deleted
-    REFUSED = "refused"  # a person has to correct something
-    LEFT = "left"  # copied, but for rows that cannot be taken; still held
-    FAILED = "failed"  # a dependency failed: run it again
-
-
 class TenantReport(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """One tenant in the plan, or after a run. *rows* and *bytes* are those that can be taken, or were."""
 
@@ -272,9 +266,6 @@ class TenantReport(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tr
     deleted: int = 0
     detail: str | None = None
     certificate: ImportCertificate | None = None
-
-
-TROUBLES = frozenset({ImportState.REFUSED, ImportState.LEFT, ImportState.FAILED})
 
 
 def parse_certificate(text: str | None) -> ImportCertificate | None:

@@ -91,7 +91,6 @@ class Case:
             report=tell,
             quiet_s=0.01,
             copy_max_rows=copied_at_once,
-            draw=lambda: 0.01,
         )
 
     async def plan(self) -> AdoptionPlan:
@@ -484,7 +483,7 @@ async def test_swap_waits_for_no_one_longer_than_a_lock_may_take(case: Case) -> 
     plan = await case.plan()
     await case.adopter().copy(plan, AdoptionChoices())
     pool = ShardPool(case.pool.address, size=1, timeouts=type(ADOPTION_TIMEOUTS)(lock_s=0.05))
-    adopter = Adopter(pool, case.names, case.businesses, quiet_s=0, attempts=2, draw=lambda: 0.0)  # type: ignore[arg-type]
+    adopter = Adopter(pool, case.names, case.businesses, quiet_s=0, attempts=2)  # type: ignore[arg-type]
 
     async with case.old.connection.transaction():
         await case.old.connection.execute("SELECT FROM resources")

@@ -18,7 +18,7 @@ from simplu_worker.transfers.importing.rules import (
     FollowState,
     HomeFacts,
     ImportCertificate,
-    PlaceStep,
+    ImportState,
     SourceRow,
     SourceTenant,
     followed_since,
@@ -133,36 +133,36 @@ OTHER_PAIR = msgspec.structs.replace(home(ACTIVE), business_id="b-l")
 @pytest.mark.parametrize(
     ("homes", "step", "problem"),
     [
-        ([], PlaceStep.MAKE, None),
-        ([home(INCOMING, "db", "copying")], PlaceStep.CONTINUE, None),
-        ([home(INCOMING, "db", "following")], PlaceStep.CONTINUE, None),
+        ([], ImportState.IMPORT, None),
+        ([home(INCOMING, "db", "copying")], ImportState.CONTINUE, None),
+        ([home(INCOMING, "db", "following")], ImportState.CONTINUE, None),
         (
             [home(INCOMING, "pos of 7", "copying")],
-            PlaceStep.REFUSE,
+            ImportState.REFUSED,
             "shard s1 has it from the database pos of 7; discard that import first, by --discard --source 'pos of 7'",
         ),
-        ([home(INCOMING)], PlaceStep.REFUSE, "shard s1 has it already, incoming"),
-        ([home(ACTIVE, "db", "activated")], PlaceStep.DONE, None),
-        ([home(TenantState.FENCED, "db", "activated")], PlaceStep.DONE, None),
-        ([home(MOVED, "db", "activated"), home(ACTIVE, shard_id="s2")], PlaceStep.DONE, None),
-        ([home(ACTIVE, "db", "activated"), home(INCOMING, shard_id="s2")], PlaceStep.DONE, None),
+        ([home(INCOMING)], ImportState.REFUSED, "shard s1 has it already, incoming"),
+        ([home(ACTIVE, "db", "activated")], ImportState.THERE, None),
+        ([home(TenantState.FENCED, "db", "activated")], ImportState.THERE, None),
+        ([home(MOVED, "db", "activated"), home(ACTIVE, shard_id="s2")], ImportState.THERE, None),
+        ([home(ACTIVE, "db", "activated"), home(INCOMING, shard_id="s2")], ImportState.THERE, None),
         (
             [home(ACTIVE, "db", "activated"), home(ACTIVE, shard_id="s2")],
-            PlaceStep.REFUSE,
+            ImportState.REFUSED,
             "the shards s1 and s2 have it",
         ),
-        ([home(TenantState.DESTROYING, "db", "activated")], PlaceStep.REFUSE, "shard s1 has it already, destroying"),
-        ([home(TenantState.DESTROYED, "db", "activated")], PlaceStep.REFUSE, "shard s1 has it already, destroyed"),
-        ([home(ACTIVE, "db", "copying")], PlaceStep.REFUSE, "shard s1 has it already, active"),
-        ([home(ACTIVE, "other", "activated")], PlaceStep.REFUSE, "shard s1 has it already, active"),
-        ([home(ACTIVE)], PlaceStep.REFUSE, "shard s1 has it already, active"),
-        ([home(MOVED), home(ACTIVE, shard_id="s2")], PlaceStep.REFUSE, "shard s2 has it already, active"),
-        ([home(ACTIVE), home(INCOMING, "db", "copying", "s2")], PlaceStep.REFUSE, "the shards s1 and s2 have it"),
-        ([OTHER_PAIR], PlaceStep.REFUSE, "shard s1 has its id for business b-l, location l"),
+        ([home(TenantState.DESTROYING, "db", "activated")], ImportState.REFUSED, "shard s1 has it already, destroying"),
+        ([home(TenantState.DESTROYED, "db", "activated")], ImportState.REFUSED, "shard s1 has it already, destroyed"),
+        ([home(ACTIVE, "db", "copying")], ImportState.REFUSED, "shard s1 has it already, active"),
+        ([home(ACTIVE, "other", "activated")], ImportState.REFUSED, "shard s1 has it already, active"),
+        ([home(ACTIVE)], ImportState.REFUSED, "shard s1 has it already, active"),
+        ([home(MOVED), home(ACTIVE, shard_id="s2")], ImportState.REFUSED, "shard s2 has it already, active"),
+        ([home(ACTIVE), home(INCOMING, "db", "copying", "s2")], ImportState.REFUSED, "the shards s1 and s2 have it"),
+        ([OTHER_PAIR], ImportState.REFUSED, "shard s1 has its id for business b-l, location l"),
     ],
 )
 def test_step_is_decided_by_the_rows_of_the_tenant(
-    homes: list[HomeFacts], step: PlaceStep, problem: str | None
+    homes: list[HomeFacts], step: ImportState, problem: str | None
 ) -> None:
     tenant = SourceTenant("b", "l", business_type="gym")
 
