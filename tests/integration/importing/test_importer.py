@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import asyncpg
 import msgspec
 import pytest
 from structlog.testing import capture_logs
@@ -638,21 +637,3 @@ async def test_types_of_tenants_and_resources_are_those_of_business_info(
         ("clinic-main", "patient", "q2"),
         ("clinic-main", "settings", "default"),
     ]
-
-
-@slow
-async def test_source_is_untouched(case: Case) -> None:
-    connection = await asyncpg.connect(case.url)
-    try:
-        counts = "SELECT (SELECT count(*) FROM pg_class), (SELECT count(*) FROM pg_replication_slots)"
-        before = await connection.fetchrow(counts)
-        await case.importer().apply()
-        after = await connection.fetchrow(counts)
-        written = await connection.fetchval(
-            "SELECT sum(n_tup_ins + n_tup_upd + n_tup_del) FROM pg_stat_xact_user_tables"
-        )
-    finally:
-        await connection.close()
-
-    assert before == after
-    assert not written

@@ -1,11 +1,127 @@
-"""What a mover reports of its tenant when it ends."""
+"""The next step of a mover, by the rows of both shards, and what it reports when it ends."""
 
 from __future__ import annotations
 
-import pytest
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from simplu_worker.transfers.moving.types import Move, describe_state
-from simplu_worker.vocabulary import MovePhase
+import pytest
+from msgspec.structs import replace
+
+from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.settling import Arrival, Departure, MovingTenant, Progress
+from simplu_worker.transfers.moving.types import (
+    Move,
+    Situation,
+    continued_progress,
+    describe_state,
+    situation_of,
+    warm_progress,
+)
+from simplu_worker.vocabulary import MovePhase, MoveStep, TenantState
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+SERVER, OTHER_SERVER = Server("1", NOW), Server("2", NOW)
+KEEPS = timedelta(hours=1)
+
+
+def tenant(state: str, token: int = 3, **changes: Any) -> MovingTenant:
+    row = MovingTenant("b-l", "b", "l", "gym", TenantState(state), 1, token, None, NOW, NOW, None, 1.0, NOW, SERVER)
+    return replace(row, **changes)
+
+
+MOVED = tenant("moved", moved_to="target")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        (tenant("active"), None, "move"),
+        (tenant("active"), tenant("incoming"), "move"),
+        (tenant("active"), tenant("ready"), "move"),
+        (tenant("active"), tenant("moved"), "move"),
+        (tenant("active"), tenant("destroyed"), "move"),
+        (tenant("fenced"), tenant("ready"), "move"),
+        (MOVED, tenant("ready", 3), "activate"),
+        (MOVED, tenant("ready", 2), "copy again"),
+        (MOVED, tenant("incoming", 3), "copy again"),
+        (MOVED, None, "copy again"),
+        (MOVED, tenant("active"), "arrived"),
+        (None, tenant("active"), "arrived"),
+        (MOVED, tenant("moved"), "elsewhere"),
+        (MOVED, tenant("destroying"), "gone"),
+        (tenant("moved", moved_to="third"), None, "elsewhere"),
+        (tenant("destroying"), None, "gone"),
+        (tenant("destroyed"), tenant("incoming"), "gone"),
+        (tenant("incoming"), None, "elsewhere"),
+        (None, None, "elsewhere"),
+    ],
+)
+def test_situation(source: MovingTenant | None, target: MovingTenant | None, expected: str) -> None:
+    assert situation_of(source, target, target_shard_id="target") == Situation(expected)
+
+
+PROGRESS = Progress(SERVER, 1, NOW - timedelta(minutes=30), cursors={"resources": ("a", "b")})
+ARRIVAL = Arrival("source", 2, PROGRESS, None, NOW)
+
+
+@pytest.mark.parametrize(
+    ("target", "arrival", "source", "is_kept"),
+    [
+        (tenant("incoming"), ARRIVAL, tenant("active"), True),
+        (tenant("ready"), ARRIVAL, tenant("active"), True),
+        (tenant("moved"), ARRIVAL, tenant("active"), False),
+        (None, ARRIVAL, tenant("active"), False),
+        (tenant("incoming"), None, tenant("active"), False),
+        (tenant("incoming"), replace(ARRIVAL, source_shard_id="third"), tenant("active"), False),
+        (tenant("incoming"), ARRIVAL, tenant("active", server=OTHER_SERVER), False),  # promoted, or started again
+        (tenant("incoming"), ARRIVAL, tenant("active", epoch=2), False),  # it was away since
+        (tenant("incoming"), ARRIVAL, tenant("active", read_at=NOW + KEEPS), False),  # the log may lack rows
+        (tenant("incoming"), ARRIVAL, tenant("active", read_at=NOW - KEEPS), False),  # the clock was set back
+    ],
+)
+def test_copy_is_continued(
+    target: MovingTenant | None,
+    arrival: Arrival | None,
+    source: MovingTenant,
+    is_kept: bool,  # noqa: FBT001
+) -> None:
+    assert continued_progress(source, "source", target, arrival, KEEPS) == (PROGRESS if is_kept else None)
+
+
+CAME = Arrival("target", 5, replace(PROGRESS, target_server=SERVER), NOW - timedelta(minutes=10), NOW)
+LEFT = Departure("source", 5, MoveStep.DONE, {})
+WHOLE = tenant("moved", 5, moved_to="source")
+
+
+@pytest.mark.parametrize(
+    ("target", "departure", "arrival", "source", "is_warm"),
+    [
+        (WHOLE, LEFT, CAME, tenant("active", 6), True),
+        (tenant("incoming", 5), LEFT, CAME, tenant("active", 6), False),
+        (None, LEFT, CAME, tenant("active", 6), False),
+        (WHOLE, None, CAME, tenant("active", 6), False),
+        (WHOLE, LEFT, None, tenant("active", 6), False),
+        (WHOLE, replace(LEFT, step="cleaning", move_token=6), CAME, tenant("active", 6), False),
+        (replace(WHOLE, move_token=6), LEFT, CAME, tenant("active", 6), False),  # a cleanup has begun
+        (WHOLE, LEFT, replace(CAME, move_token=4), tenant("active", 6), False),  # another move
+        (WHOLE, LEFT, replace(CAME, ready_at=None), tenant("active", 6), False),
+        (WHOLE, LEFT, CAME, tenant("active", 6, server=OTHER_SERVER), False),
+        (WHOLE, LEFT, CAME, tenant("active", 6, epoch=2), False),
+        (WHOLE, LEFT, CAME, tenant("active", 6, read_at=NOW + KEEPS), False),
+    ],
+)
+def test_way_back_is_warm(
+    target: MovingTenant | None,
+    departure: Departure | None,
+    arrival: Arrival | None,
+    source: MovingTenant,
+    is_warm: bool,  # noqa: FBT001
+) -> None:
+    progress = warm_progress(source, target, departure, arrival, KEEPS)
+    assert (progress is not None) == is_warm
+    assert progress is None or (progress.barrier, progress.server) == (CAME.ready_at, SERVER)
+
 
 MOVE = Move("clinic-main", "a", "b")
 AGAIN = "run the same command again to go on"

@@ -1,8 +1,10 @@
-"""Where a restorer begins, by the tenant's row and the journal."""
+"""How a restorer begins, by the rows, and its file of overwritten rows."""
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.settling import MovingTenant
 from simplu_worker.transfers.restoring import (
     Beginning,
+    ExportFile,
     Journal,
     RestoreMode,
     RestoreStep,
@@ -75,3 +78,30 @@ def test_restore_goes_on_in_its_mode_only() -> None:
         beginning_of(tenant(TenantState.FENCED), journal(RestoreStep.REPLACING), RestoreMode.CATCH_UP, set(), "earlier")
     with pytest.raises(PermanentError, match="has no row of the tenant"):
         beginning_of(None, None, RestoreMode.CATCH_UP)
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
+def test_full_disk_is_an_error_that_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, open_file = tmp_path / "export.jsonl", os.open
+
+    def open_full(made: Path, flags: int, mode: int) -> int:
+        os.close(open_file(made, flags, mode))
+        return open_file(FULL, os.O_WRONLY)
+
+    monkeypatch.setattr(os, "open", open_full)
+    with pytest.raises(PermanentError, match="expected room for the tenant's rows at"), ExportFile(path, {}) as file:
+        file.finish()
+    assert not path.exists()
+
+
+def test_part_of_a_chunk_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "export.jsonl"
+    with ExportFile(path, {"tenant": "clinic-main"}) as file:
+        end = file.byte_count
+        file._write(b"a part")
+        file.cut(end)
+        file.finish()
+    assert path.read_text() == '{"tenant":"clinic-main"}\n{"end":{"resources":0,"operations":0}}\n'
