@@ -79,14 +79,6 @@ async def forget_rejections_of_tenant(connection: Connection, tenant_id: str, ma
     await connection.execute(QUERIES["forget_rejections_of_tenant"], tenant_id, max_rows)
 
 
-async def forget_old_rejections(connection: Connection, retention: timedelta, max_rows: int) -> int:
-    """Delete at most *max_rows* rows of each table that are older than *retention*; return the higher number."""
-    arguments = retention.total_seconds(), max_rows
-    of_tenants = affected_count(await connection.execute(QUERIES["forget_old_rejections"], *arguments))
-    unplaced = affected_count(await connection.execute(QUERIES["forget_old_unplaced_rejections"], *arguments))
-    return max(of_tenants, unplaced)
-
-
 KEPT_FOR: Final = timedelta(days=15)  # SQS keeps a message for 14 days at most
 
 MessageKey: TypeAlias = tuple[str, str]  # the tenant's id and the message's id
@@ -112,14 +104,10 @@ async def forget_failures_of_tenant(connection: Connection, tenant_id: str) -> N
     await connection.execute(QUERIES["forget_failures_of_tenant"], tenant_id)
 
 
-async def forget_old_failures(connection: Connection, max_rows: int) -> None:
-    """Delete at most *max_rows* counts of messages that no queue can still have."""
-    await connection.execute(QUERIES["forget_old_failures"], KEPT_FOR.total_seconds(), max_rows)
-
-
 TURN_S: Final = 60.0
 STATEMENT_ROWS: Final = 2000
 SHARDS_AT_ONCE: Final = 8
+BESIDE: Final = ("forget_old_rejections", "forget_old_unplaced_rejections", "forget_old_refusals")
 LATE_TURNS: Final = 10  # with old rows left, until a warning, and between two
 EVER: Final = datetime(1, 1, 2, tzinfo=UTC)  # before the time of every row
 
@@ -235,21 +223,14 @@ class LogRetention:
                 if not await has_schema(connection, pool):
                     return
                 started = time.monotonic()
-                await forget_old_failures(connection, self._statement_rows)
-                count = max(
-                    await forget_old_rejections(connection, retention, self._statement_rows),
-                    await forget_old_refusals(connection, retention, self._statement_rows),
-                )
+                count = 0
+                for query, kept_for in {"forget_old_failures": KEPT_FOR, **dict.fromkeys(BESIDE, retention)}.items():
+                    status = await connection.execute(QUERIES[query], kept_for.total_seconds(), self._statement_rows)
+                    count = max(count, affected_count(status))
                 busy_s = time.monotonic() - started
             if count < self._statement_rows or time.monotonic() >= end:
                 return
             await asyncio.sleep(deletion_pause_s(busy_s))
-
-
-async def forget_old_refusals(connection: Connection, retention: timedelta, max_rows: int) -> int:
-    """Delete at most *max_rows* refused events of the feed older than *retention*; return how many."""
-    deleted = await connection.execute(QUERIES["forget_old_refusals"], retention.total_seconds(), max_rows)
-    return affected_count(deleted)
 
 
 # In the column `kind`; in capitals, of a row whose key another operation took.

@@ -198,28 +198,6 @@ async def test_commit_is_safe_once_the_standby_has_it(shard: Shard, pair: Pair) 
     assert shard.safety == ["replicated"]
 
 
-async def test_many_wait_with_one_look(shard: Shard, pair: Pair) -> None:
-    pair.standby.suspend()
-    batches = [await shard.applied() for _ in range(20)]
-    tasks = [shard.wait_for(batch) for batch in batches for _ in range(10)]
-    await shard.looks_in_vain(*tasks)
-    seen = shard.pools.look_count
-    pair.standby.resume()
-    await asyncio.gather(*tasks)
-    assert shard.pools.look_count - seen < 100  # not one for each
-
-
-async def test_others_wait_on_when_the_one_who_looks_is_cancelled(shard: Shard, pair: Pair) -> None:
-    pair.standby.suspend()
-    first, *others = [shard.wait_for(await shard.applied()) for _ in range(3)]
-    await shard.looks_in_vain(first, *others)
-    first.cancel()
-    await shard.looks_in_vain(*others)
-    assert first.cancelled()
-    pair.standby.resume()
-    await asyncio.gather(*others)
-
-
 @pytest.mark.slow(0.3)
 async def test_named_standby_confirms_commits_that_do_not_wait(shard: Shard, pair: Pair) -> None:
     database = database_of(shard.pool.address)

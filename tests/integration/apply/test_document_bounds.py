@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import pytest
 from support.postgres.tenant_cases import TenantCase, failed, fetch
@@ -89,20 +87,3 @@ async def test_patch_counts_what_was_stored_before(tenant: TenantCase, size: int
     outcomes = await tenant.apply(tenant.operation("update", "r1", {}), tenant.operation("patch", "r1", {"b": 2}))
     assert outcomes == [SUCCEEDED, SUCCEEDED]
     assert await tenant.resources() == {("patient", "r1"): {"b": 2}}
-
-
-async def test_patches_end_as_invalid_data_when_each_adds_a_little(tenant: TenantCase) -> None:
-    def patch(name: str, count: int) -> Operation:
-        return tenant.operation("patch", "r1", {name: [1] * count})
-
-    outcomes = await tenant.apply(
-        tenant.operation("create", "r1", {}),
-        *(patch(f"m{number}", 9_999) for number in range(11)),
-        patch("last", 999),
-        tenant.operation("patch", "r1", {"m0": None}),
-        patch("m0", 9_999),
-    )
-
-    assert outcomes == [SUCCEEDED] * 11 + [INVALID_DATA, INVALID_DATA] + [SUCCEEDED] * 2
-    stored: Any = (await tenant.resources())["patient", "r1"]
-    assert sorted(stored) == sorted(f"m{number}" for number in range(10))

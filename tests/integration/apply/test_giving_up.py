@@ -24,7 +24,7 @@ from support.postgres.tenant_cases import (
     fetch,
     log_row,
 )
-from support.postgres.trouble import Line, shut_gate, waiters
+from support.postgres.trouble import shut_gate, waiters
 
 from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
@@ -32,7 +32,6 @@ from simplu_worker.shards.apply.writer import GIVEN_UP
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.vocabulary import Failure, Source
 
 pytestmark = pytest.mark.slow
@@ -87,23 +86,6 @@ async def test_give_up_leaves_a_marked_row_and_no_effect(tenant: TenantCase, sen
     assert await tenant.apply(sent, sent) == [DUPLICATE, DUPLICATE]
     assert await tenant.resources() == {}
     assert await tenant.everything() == before
-
-
-@pytest.mark.parametrize("after", [True, False], ids=["after it", "before it"])
-async def test_give_up_is_tried_again_after_a_cut_at_the_commit(make_shard: ShardMaker, *, after: bool) -> None:
-    async with Line(await make_shard()).opened() as line:
-        pool = ShardPool(line.address, size=2)
-        case = TenantCase(pool, TENANT)
-        await add_tenant(pool, TENANT)
-        bad = case.operation("create", data={})
-        await case.apply(case.operation("list", None))
-        line.cut_after_commit, line.cut_before_commit = after, not after
-
-        with pytest.raises(ShardUnavailableError):
-            await case.give_up(bad)
-
-        assert await case.give_up(bad) == (DUPLICATE if after else GIVEN_UP)
-        await pool.close()
 
 
 @pytest.mark.parametrize(("source", "sequence_number"), [(Source.KINESIS, "1000"), (Source.SQS, None)])

@@ -12,12 +12,11 @@ from support.postgres.trouble import make_touchy, waiters
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
-from simplu_worker.shards.apply.group_commit import GROUP_MAX_COUNT
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.shards.types import PositionChangedError, PositionClaim, StreamPosition
+from simplu_worker.shards.types import PositionClaim, StreamPosition
 from simplu_worker.vocabulary import Failure
 
 READERS = 8
@@ -72,28 +71,6 @@ async def test_batches_that_wait_go_in_one_transaction(case: TenantCase) -> None
     assert [tuple(row.values()) for row in rows] == [
         (claim.stream_shard_id, claim.position.pending_from) for claim in claims()
     ]
-
-
-@pytest.mark.slow
-async def test_group_is_no_larger_than_its_bound_but_for_one_batch(case: TenantCase) -> None:
-    sizes = [5, 1, 1, GROUP_MAX_COUNT + 1, 2]
-    batches = [creates(case, reader, size) for reader, size in enumerate(sizes)]
-
-    outcomes = await together(case, writer_of(case.pool), batches, [None] * len(sizes))
-
-    assert outcomes == [[SUCCEEDED] * size for size in sizes]
-    assert await transactions(case) == sorted([7, GROUP_MAX_COUNT + 1, 2])
-
-
-async def test_reader_whose_position_was_changed_fails_alone(case: TenantCase) -> None:
-    claimed = claims()
-    claimed[3].fencing_tokens = ["00000000-0000-0000-0000-000000000001"]
-
-    outcomes = await together(case, writer_of(case.pool), [creates(case, one) for one in range(READERS)], claimed)
-
-    assert isinstance(outcomes.pop(3), PositionChangedError)
-    assert outcomes == [[SUCCEEDED] * 3] * (READERS - 1)
-    assert await transactions(case) == [3] * (READERS - 1)
 
 
 async def test_failing_operation_holds_its_tenant_in_all_batches(case: TenantCase) -> None:
@@ -155,18 +132,3 @@ async def test_transaction_is_given_up_when_all_its_callers_are(make_shard: Shar
     assert await transactions(case) == []
     assert await writer.apply(creates(case, 0)) == [SUCCEEDED] * 3
     await pool.close()
-
-
-async def test_readers_move_their_positions_together_again_and_again(case: TenantCase) -> None:
-    writer, claimed = writer_of(case.pool), claims()
-    for turn in range(3):
-        for claim in claimed:
-            claim.position = StreamPosition(f"{turn}/0")
-        batches = [creates(case, 10 * turn + one, 1) for one in range(READERS)]
-        assert await together(case, writer, batches, claimed) == [[SUCCEEDED]] * READERS
-
-    assert await transactions(case) == [READERS] * 3
-    rows = await fetch(case.pool, "SELECT token::text, pending_from FROM stream_positions ORDER BY stream_shard_id")
-    assert [(row["pending_from"], [row["token"]]) for row in rows] == [
-        ("2/0", claim.fencing_tokens) for claim in claimed
-    ]

@@ -7,17 +7,12 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-import asyncpg
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
-from support.postgres.tenant_cases import NO_CHECKS, TENANT_WAIT, TenantCase, failed, fetch
-from support.postgres.trouble import waiters
+from support.postgres.tenant_cases import TENANT_WAIT, TenantCase, failed, fetch
 
 from simplu_worker.bulkheads import current_troubles
-from simplu_worker.operations.operation import Outcome
 from simplu_worker.shards.apply.judging import REREAD_S, ShardRules
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.apply.writer import ShardWriter
@@ -160,20 +155,6 @@ async def test_patches_are_judged_by_the_document_that_each_leaves(judged: Tenan
     assert await judged.resources() == {("patient", "r1"): {"v": 1, "inner": {"a": "b"}}}
 
 
-async def test_laborious_patches_are_judged_one_by_one(judged: TenantCase) -> None:
-    many = {f"m{number}": None for number in range(2000)}
-    await judged.apply(judged.operation("create", "r1", {"v": 1}))
-
-    outcomes = await judged.apply(
-        judged.operation("patch", "r1", {**many, "v": 2}),
-        judged.operation("patch", "r1", {**many, "v": "x"}),
-        judged.operation("patch", "r1", {**many, "w": 3}),
-    )
-
-    assert outcomes == [SUCCEEDED, INVALID_DATA, SUCCEEDED]
-    assert await judged.resources() == {("patient", "r1"): {"v": 2, "w": 3}}
-
-
 async def test_schema_is_read_again_while_the_writer_runs(tenant: TenantCase, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("simplu_worker.shards.apply.judging.loop_time", lambda: now)
@@ -221,51 +202,3 @@ async def test_broken_definition_is_the_trouble_of_its_type_alone(tenant: Tenant
         for one in current_troubles()
         if (one.target, one.name, one.loop) == (TargetKind.SHARD, shard_id, "schemas")
     ] == [2]
-
-
-@pytest.mark.parametrize("size", [1, 40_000], ids=["small", "large"])
-async def test_patch_is_judged_by_what_was_written_while_it_waited(judged: TenantCase, size: int) -> None:
-    await define(judged.pool, patient("enforce", {"properties": {"items": {"maxProperties": 3}}}))
-    await judged.apply(judged.operation("create", "r1", {"items": {}, "text": "x" * size}))
-    patch = judged.operation("patch", "r1", {"items": {"c": 1, "d": 1}})
-    rival = await asyncpg.connect(judged.pool.address.connection_string)
-    async with rival.transaction():
-        await rival.execute('UPDATE resources SET data = data || \'{"items": {"a": 1, "b": 1}}\'')
-        applying = asyncio.create_task(judged.apply(patch))
-        await waiters(rival)
-    await rival.close()
-
-    assert await applying == [INVALID_DATA]
-    assert await judged.resources() == {("patient", "r1"): {"items": {"a": 1, "b": 1}, "text": "x" * size}}
-
-
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.decimals(allow_nan=False, allow_infinity=False, places=3).map(str)
-    | st.text("ab", max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abcv"), inner, max_size=3),
-    max_leaves=12,
-)
-documents = st.dictionaries(st.sampled_from("abcv"), json_values, max_size=4)
-
-
-@pytest.mark.slow(0.4)
-@settings(max_examples=25, deadline=None, suppress_health_check=NO_CHECKS)
-@given(documents, st.lists(documents, min_size=1, max_size=4))
-async def test_judged_merge_is_that_of_the_shard(
-    judged: TenantCase, document: dict[str, Any], patches: list[dict[str, Any]]
-) -> None:
-    await define(judged.pool, {"name": "judged", "validation": "enforce", "schema": {}})
-    outcomes: list[list[Outcome]] = []
-    number = next(iter(await fetch(judged.pool, "SELECT count(*) AS count FROM resources")))["count"]
-
-    for resource_type in ("judged", "plain"):
-        batch = [judged.operation("create", f"r{number}", document, resource_type=resource_type)]
-        batch += [judged.operation("patch", f"r{number}", one, resource_type=resource_type) for one in patches]
-        outcomes.append(await judged.apply(*batch))
-
-    stored = await judged.resources()
-    assert outcomes[0] == outcomes[1]
-    assert stored["judged", f"r{number}"] == stored["plain", f"r{number}"]

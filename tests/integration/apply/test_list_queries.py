@@ -154,20 +154,6 @@ async def test_lists_answer_as_the_model(tenant: TenantCase) -> None:
     await compare(tenant, await fill(tenant, 300), limit=7)
 
 
-async def test_cursor_walks_a_whole_list_once(tenant: TenantCase) -> None:
-    rows = await fill(tenant, 100)
-    for sort in SORTS:
-        paging: dict[str, Any] = {"limit": 9} | ({} if sort is None else {"sort": sort})
-        found, after = [], None
-        while True:
-            page = await listed(tenant, {}, **paging, **({"after": after} if after else {}))
-            found += ids_of(page)
-            if not page["hasMore"]:
-                break
-            after = page["next"]
-        assert found == expected_ids(rows, {}, sort), sort
-
-
 @pytest.fixture
 async def dated(tenant: TenantCase) -> AsyncIterator[TenantCase]:
     query = "SELECT definition FROM business_types WHERE name = 'dental'"

@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 from support.postgres.tenant_cases import TenantCase, failed, fetch
 
-from simplu_worker.shards.apply.wave_run import RESULT_MAX_BYTES
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
-from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.vocabulary import Failure
 
 
@@ -81,46 +79,3 @@ async def test_list_fails_when_its_result_is_over_the_bound(tenant: TenantCase) 
     assert (await tenant.log())[all_three.request_id] == ("failed", "result_too_large")
     page = await listed(tenant, pagination={"limit": 2})
     assert ([item["resourceId"] for item in page["items"]], page["hasMore"]) == (["a", "b"], True)
-
-
-SHAPES = [
-    "{}",
-    "[]",
-    "0",
-    "-1.5",
-    "1e31",
-    "-1e400",
-    "1e-31",
-    "0e-5000",
-    '""',
-    '"\\u0001"',
-    "null",
-    "true",
-    '{"": 0}',
-    "[[]]",
-]
-
-
-async def test_bounds_below_the_text_of_a_document_are_below_it(tenant: TenantCase) -> None:
-    documents = [
-        document
-        for shape in SHAPES
-        for count in (1, 3, 50, 2000)
-        for document in (
-            '{"a": [' + ",".join([shape] * count) + "]}",
-            "{" + ",".join(f'"{number}": {shape}' for number in range(count)) + "}",
-            '{"a": ' + "[" * min(count, 400) + shape + "]" * min(count, 400) + "}",
-        )
-    ]
-    before = QUERIES["apply_lists"].partition(") OVER in_order)::bigint AS least_bytes")[0]
-    bound = before.rpartition("(pg_catalog.sum(")[2]
-    query = f"""
-        SELECT count(*) FILTER (WHERE {bound} > text_bytes OR pg_column_size(document) > 8 * text_bytes), count(*)
-        FROM (
-            SELECT document, octet_length(document::text) AS text_bytes, 0::bigint AS stored_bytes
-            FROM (SELECT text::jsonb AS document FROM unnest($1::text[]) AS text) AS parsed
-        ) AS counted"""
-    async with tenant.pool.connection() as connection:
-        row = await connection.fetchrow(query.replace("$14", "$2"), documents, RESULT_MAX_BYTES)
-    assert row is not None
-    assert tuple(row) == (0, len(documents))

@@ -10,7 +10,6 @@ import pytest
 from support.postgres.tenant_cases import (
     ARRIVED_AT,
     STREAM_SHARD_ID,
-    TENANT_WAIT,
     TenantCase,
     add_tenant,
     fetch,
@@ -24,7 +23,6 @@ from simplu_worker.shards.apply.write_attempt import DUPLICATE, REUSED, SUCCEEDE
 from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
-from simplu_worker.vocabulary import DeadLetterReason, Source
 
 DATA = '{"name": "Ann", "age": 30, "address": {"city": "Oslo", "zip": "0150"}}'
 STORED = {"name": "Ann", "age": Decimal(30), "address": {"city": "Oslo", "zip": "0150"}}
@@ -89,24 +87,6 @@ async def test_writer_applies_and_logs_an_operation_when_it_is_fresh(tenant: Ten
     }
 
 
-@pytest.mark.parametrize("conflicting", [False, True], ids=["succeeded", "failed"])
-@pytest.mark.parametrize("kind", KINDS)
-async def test_writer_changes_nothing_when_an_operation_is_redelivered(
-    tenant: TenantCase, kind: str, *, conflicting: bool
-) -> None:
-    if (kind == "create") == conflicting:
-        await tenant.apply(tenant.operation("create", data=DATA))
-    first = of_kind(tenant, kind)
-    again = of_kind(tenant, kind, request_id=first.request_id, timestamp="2026-03-02", source=Source.SQS)
-    await tenant.apply(first)
-    before = await tenant.everything()
-
-    assert await tenant.apply(again) == [DUPLICATE]
-    assert await tenant.apply(again, again) == [DUPLICATE, DUPLICATE]
-
-    assert await tenant.everything() == before
-
-
 @pytest.mark.parametrize("kind", KINDS)
 async def test_reused_request_id_is_a_dead_letter(tenant: TenantCase, kind: str) -> None:
     await prepare(tenant, kind)
@@ -138,26 +118,6 @@ async def test_writer_dates_a_resource_by_the_operations_timestamps(tenant: Tena
         ("r1", "dental", "2020-02-29 21:59:59.999999+00", "9999-12-31 23:59:59.999999+00"),
         ("r2", "dental", "0001-01-01 00:00:00+00", "1969-07-20 20:17:40+00"),
     ]
-
-
-@pytest.mark.parametrize(
-    ("source", "waited", "is_dead"),
-    [
-        (Source.KINESIS, TENANT_WAIT, True),
-        (Source.KINESIS, TENANT_WAIT - timedelta(microseconds=1), False),
-        (Source.SQS, TENANT_WAIT * 10, False),
-    ],
-)
-async def test_operation_from_long_before_its_tenant_is_given_up(
-    tenant: TenantCase, source: Source, waited: timedelta, *, is_dead: bool
-) -> None:
-    young = TenantCase(tenant.pool, (tenant.ids[0], "young"))
-    await add_tenant(tenant.pool, young.ids, created_at=ARRIVED_AT + waited)
-
-    (outcome,) = await tenant.apply(young.operation("create", data={}, source=source))
-
-    assert outcome.reason == (DeadLetterReason.UNKNOWN_TENANT if is_dead else None)
-    assert len(await young.log()) == (0 if is_dead else 1)
 
 
 async def test_writer_refuses_another_shards_database(shard: ShardPool) -> None:

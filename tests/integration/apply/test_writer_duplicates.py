@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-from prometheus_client import REGISTRY
 from support.postgres.databases import ShardMaker
 from support.postgres.log_rows import made_up_rows
-from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, failed, fetch, writer_of
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch, writer_of
 from support.postgres.trouble import waiters
 
 from simplu_worker.operations.operation import Disposition, Outcome
@@ -19,9 +18,6 @@ from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.vocabulary import Failure
-
-EXISTS = failed(Failure.ALREADY_EXISTS)
 
 
 @pytest.fixture
@@ -31,40 +27,6 @@ async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
     await add_tenant(pool)
     yield TenantCase(pool, TENANT)
     await pool.close()
-
-
-def failures(case: TenantCase) -> float:
-    labels = {"shard_id": case.pool.address.shard_id, "kind": "duplicate_key"}
-    return REGISTRY.get_sample_value("simplu_shard_errors_total", labels) or 0.0
-
-
-@pytest.mark.parametrize("careful_least", [0, 1, CAREFUL_LEAST])
-async def test_rest_is_applied_when_every_batch_has_a_duplicate(case: TenantCase, careful_least: int) -> None:
-    before, writer = failures(case), writer_of(case.pool, careful_least=careful_least)
-    first = case.operation("create", "r0", {"v": 0})
-    assert await writer.apply([first]) == [SUCCEEDED]
-
-    for number in range(1, 7):
-        batch = [
-            case.operation("update", "r0", {"v": number}),
-            *([first] if number % 2 else [case.operation("create", "r0", {"v": -1})]),
-            case.operation("create", f"r{number}", {"v": number}),
-            case.operation("delete", "none"),
-        ]
-        outcomes = await writer.apply(batch)
-        assert outcomes == [SUCCEEDED, DUPLICATE if number % 2 else EXISTS, SUCCEEDED, failed(Failure.NOT_FOUND)]
-        assert await writer.apply(batch) == [DUPLICATE] * 4
-
-    assert await case.resources() == {
-        ("patient", "r0"): {"v": 6},
-        **{("patient", f"r{number}"): {"v": number} for number in range(1, 7)},
-    }
-    assert len(await case.log()) == 1 + 6 * 3 + 3
-    failed_count = failures(case) - before
-    assert failed_count == 0 if careful_least == CAREFUL_LEAST else failed_count > 0
-    if careful_least == 0:
-        assert failed_count == 12  # each batch once
-    assert case.pool.is_healthy
 
 
 @pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])

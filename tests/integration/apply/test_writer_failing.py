@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncpg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +16,6 @@ from support.postgres.tenant_cases import NO_CHECKS, TENANT, TenantCase, add_ten
 from support.postgres.trouble import calm, make_touchy
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_local.processes.loopback import poll_until
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
@@ -33,9 +30,6 @@ TIMED_OUT = Outcome(disposition=Disposition.UNEXPECTED, error=state_words("57014
 INVALID_DATA = failed(Failure.INVALID_DATA)
 BAD = {"raise": "P0001"}
 SLOW = {"sleep": 5}
-CANCEL_SLEEPING = """
-SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'
-"""
 
 
 @pytest.fixture
@@ -207,22 +201,6 @@ async def test_nobody_is_blamed_for_a_statement_without_operations(make_shard: S
         with pytest.raises(ShardUnavailableError, match=r"57014|22023"):
             await case.apply(case.operation("create", data={}), case.operation("read"))
     await pool.close()
-
-
-async def test_nobody_is_blamed_when_another_session_cancels(touchy: ShardPool) -> None:
-    case = await case_on(touchy)
-    other = await asyncpg.connect(touchy.address.connection_string)
-
-    async def cancel(count: int) -> None:
-        for _ in range(count):
-            assert await poll_until(lambda: other.fetchval(CANCEL_SLEEPING), within_s=60)
-
-    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-        tasks.create_task(cancel(4))
-        outcomes = await case.apply(case.operation("create", data={"sleep": 0.5}))
-    await other.close()
-
-    assert outcomes == [SUCCEEDED]
 
 
 async def test_writer_blames_nobody_when_the_shard_does_not_work(

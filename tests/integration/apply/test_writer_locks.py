@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -12,7 +11,6 @@ from prometheus_client import REGISTRY
 from support.postgres.databases import ShardMaker
 from support.postgres.log_rows import made_up_rows
 from support.postgres.tenant_cases import STREAM, STREAM_SHARD_ID, TenantCase, add_tenant, writer_of
-from support.postgres.trouble import waiters
 
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
@@ -123,20 +121,3 @@ async def test_writer_finds_a_locked_row_when_the_batch_went_at_once(pool: Shard
 
     await rival.leave()
     assert await writer.apply(batch[:1]) == [SUCCEEDED]
-
-
-async def test_nobody_is_held_for_a_position_that_is_locked(pool: ShardPool, rival: Rival) -> None:
-    case = await case_on(pool, "main")
-    writer, claim = writer_of(pool), PositionClaim(STREAM, STREAM_SHARD_ID, StreamPosition("7/0"))
-    await writer.apply([case.operation("create", "r2", {})], claim)
-    await rival.lock("SELECT FROM stream_positions FOR UPDATE")
-
-    async with asyncio.TaskGroup() as tasks:
-        applying = tasks.create_task(writer.apply([case.operation("create", "r3", {})], claim))
-        await waiters(rival.connection)
-        before = waits(pool)
-        while waits(pool) < before + 1:
-            await waiters(rival.connection)
-        await rival.leave()
-
-    assert applying.result() == [SUCCEEDED]

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from support.postgres.databases import SHARD_ID, ShardMaker
+from support.postgres.databases import SHARD_ID
 from support.postgres.tenant_cases import (
     ARRIVED_AT,
     STREAM,
@@ -20,7 +20,7 @@ from support.postgres.tenant_cases import (
     fetch,
     writer_of,
 )
-from support.postgres.trouble import Line, calm, make_touchy, shut_gate, waiters
+from support.postgres.trouble import waiters
 
 from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
@@ -31,7 +31,6 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import (
     PositionChangedError,
     PositionClaim,
-    ShardUnavailableError,
     StreamPosition,
 )
 from simplu_worker.vocabulary import Failure
@@ -180,27 +179,6 @@ async def test_no_row_is_made_when_a_tenant_was_moved_here_meanwhile(
     assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
 
 
-async def test_only_one_of_two_readers_of_the_same_row_writes(case: TenantCase, writer: ShardWriter) -> None:
-    for pending_from in ("7/0", "8/0"):
-        seen = [row["token"] for row in (await rows(case.pool)).values()]
-        first, second = (
-            claim_of(pending_from=pending_from, fencing_tokens=list(seen)),
-            claim_of(pending_from="1/0", fencing_tokens=list(seen)),
-        )
-        name = pending_from.partition("/")[0]
-        async with shut_gate(case.pool) as gate, asyncio.TaskGroup() as tasks:
-            winning = tasks.create_task(writer.apply([case.operation("create", f"w{name}", {})], first))
-            await gate.reached()
-            losing = tasks.create_task(_refused(writer, [case.operation("create", f"l{name}", {})], second))
-            await waiters(gate.holder, count=2)
-            await gate.open()
-        await fetch(case.pool, "DROP FUNCTION wait_at_gate CASCADE")
-        assert (winning.result(), losing.result()) == ([SUCCEEDED], True)
-        assert await position(case.pool) == pending_from
-        assert second.fencing_tokens == seen
-    assert sorted(name for _, name in await case.resources()) == ["w7", "w8"]
-
-
 async def test_rows_are_written_in_one_order_whether_they_are_known_or_new(
     case: TenantCase, positions: ShardPositions
 ) -> None:
@@ -215,82 +193,6 @@ async def test_rows_are_written_in_one_order_whether_they_are_known_or_new(
         await other.execute("COMMIT")
         await other.execute("BEGIN")
     assert writing.result() == [behind]
-
-
-async def _refused(writer: ShardWriter, operations: list[Any], claim: PositionClaim) -> bool:
-    try:
-        await writer.apply(operations, claim)
-    except PositionChangedError:
-        return True
-    return False
-
-
-@pytest.mark.parametrize("after", [True, False], ids=["committed", "not committed"])
-@pytest.mark.parametrize("known", ["no row", "a row"])
-async def test_reader_goes_on_after_a_commit_of_unknown_outcome(
-    make_shard: ShardMaker, known: str, *, after: bool
-) -> None:
-    async with Line(await make_shard()).opened() as line:
-        pool = ShardPool(line.address, size=2)
-        await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
-        case, writer, claim = TenantCase(pool, ("clinic", "main")), writer_of(pool), claim_of()
-        await writer.apply([case.operation("list", None)], claim if known == "a row" else None)
-        before = list(claim.fencing_tokens)
-        batch = [case.operation("create", data={"v": 0}), case.operation("patch", data={"w": 1})]
-        claim.position = StreamPosition("8/0")
-        line.cut_after_commit, line.cut_before_commit = after, not after
-        with pytest.raises(ShardUnavailableError):
-            await writer.apply(batch, claim)
-        assert claim.fencing_tokens[:-1] == before
-        assert await position(pool) == ("8/0" if after else "7/0" if before else None)
-
-        claim.position = StreamPosition("9/0")
-        if not after and not before:
-            with pytest.raises(PositionChangedError):
-                await writer.apply(batch, claim)
-            claim.fencing_tokens = []  # after a look
-        assert await writer.apply(batch, claim) == [DUPLICATE if after else SUCCEEDED] * 2
-        assert await position(pool) == "9/0"
-        assert len(claim.fencing_tokens) == 1
-        await pool.close()
-
-
-async def test_writer_writes_the_row_with_each_part_of_a_batch(make_shard: ShardMaker) -> None:
-    pool = ShardPool(await make_shard(), size=2)
-    await make_touchy(pool)
-    await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
-    await add_tenant(pool, ("clinic", "other"), created_at=TENANT_MADE_AT)
-    case, other = TenantCase(pool, ("clinic", "main")), TenantCase(pool, ("clinic", "other"))
-    await fetch(pool, "CREATE TABLE written (token uuid, xid xid8)")
-    await fetch(
-        pool,
-        """
-        CREATE FUNCTION note_written() RETURNS trigger LANGUAGE plpgsql AS
-        $$ BEGIN INSERT INTO written VALUES (NEW.token, pg_current_xact_id()); RETURN NULL; END $$
-        """,
-    )
-    await fetch(
-        pool,
-        "CREATE TRIGGER written AFTER INSERT OR UPDATE ON stream_positions"
-        " FOR EACH ROW EXECUTE FUNCTION note_written()",
-    )
-    claim = claim_of()
-    batch = [
-        (case if number == 5 else other).operation("create", f"r{number}", {"raise": "P0001"} if number == 5 else {})
-        for number in range(8)
-    ]
-
-    outcomes = await writer_of(pool).apply(batch, claim)
-
-    assert outcomes == [SUCCEEDED] * 5 + [UNEXPECTED] + [SUCCEEDED] * 2
-    written = await fetch(pool, "SELECT token::text, xid FROM written")
-    transactions = {row["xid"] for row in await fetch(pool, "SELECT xid FROM operations")}
-    assert len(transactions) > 1
-    assert transactions <= {row["xid"] for row in written}
-    assert len({row["token"] for row in written}) == len(written)
-    assert claim.fencing_tokens == [(await rows(pool))[STREAM_SHARD_ID]["token"]]
-    await calm(pool)
-    await pool.close()
 
 
 async def test_row_is_written_with_an_operation_that_is_given_up(case: TenantCase, writer: ShardWriter) -> None:
@@ -332,24 +234,6 @@ async def test_touch_writes_what_is_its_readers_and_says_what_is_not(
     assert found["shardId-2"]["token"] == token
     assert [claim.fencing_tokens for claim in (known, new)] == [[found[f"shardId-{n}"]["token"]] for n in (0, 1)]
     assert await positions.write_positions(SHARD_ID, []) == []
-
-
-async def test_standing_tells_when_the_last_tenant_was_moved_here(case: TenantCase, positions: ShardPositions) -> None:
-    for name, moved_ago in (("earlier", "1 hour"), ("later", "20 minutes")):
-        await add_tenant(case.pool, (name, "main"), created_at=TENANT_MADE_AT)
-        query = "UPDATE tenants SET epoch = 2, state_changed_at = clock_timestamp() - $2::text::interval WHERE id = $1"
-        await fetch(case.pool, query, f"{name}-main", moved_ago)
-    await positions.write_positions(SHARD_ID, [claim_of(parents_done=True)])
-
-    asked_later = await positions.read_positions(SHARD_ID, STREAM, [STREAM_SHARD_ID])
-    asked_first = await positions.read_positions(SHARD_ID, STREAM, [STREAM_SHARD_ID], is_first=True)
-    adopted = await positions.fence_and_read_positions(SHARD_ID, claim_of(), [], is_first=True)
-
-    assert asked_later is not None
-    assert asked_later.last_move_age_s is None
-    for standing in (asked_first, adopted):
-        assert standing is not None
-        assert standing.last_move_age_s == pytest.approx(1200, abs=60)
 
 
 async def test_adoption_leaves_another_token_in_the_row_that_it_reads(

@@ -8,14 +8,12 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 from prometheus_client import REGISTRY
-from support.postgres.databases import ShardMaker, copy_shard
+from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TenantCase, add_tenant, failed, fetch
-from support.postgres.trouble import Line, shut_gate
+from support.postgres.trouble import Line
 
-from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
-from simplu_worker.network_errors import NO_SERVER
-from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.errors import state_words
@@ -141,19 +139,6 @@ async def test_writer_tries_again_when_a_table_was_locked(hurried: ShardPool) ->
     await rival.close()
 
 
-async def test_writer_gives_the_batch_back_when_it_loses_every_race(hurried: ShardPool) -> None:
-    case = await case_on(hurried)
-    rival = await asyncpg.connect(hurried.address.connection_string)
-    await rival.execute("BEGIN")
-    await rival.execute("LOCK TABLE tenants")
-
-    with pytest.raises(ShardUnavailableError, match="lost 5 races"):
-        await case.apply(case.operation("create", data={}))
-
-    await rival.close()
-    assert await case.everything() == [[], []]
-
-
 @pytest.mark.parametrize("after", [True, False], ids=["after it", "before it"])
 async def test_writer_asks_the_log_when_the_line_is_cut_at_the_commit(make_shard: ShardMaker, *, after: bool) -> None:
     async with Line(await make_shard()).opened() as line:
@@ -169,35 +154,3 @@ async def test_writer_asks_the_log_when_the_line_is_cut_at_the_commit(make_shard
         assert await case.apply(*batch) == [DUPLICATE if after else SUCCEEDED] * 2
         assert await case.resources() == {R1: {"v": 0, "w": 1}}
         await pool.close()
-
-
-@pytest.fixture
-async def fragile(breakable_server: PostgresServer) -> AsyncIterator[ShardPool]:
-    pool = ShardPool(await copy_shard(breakable_server), size=2)
-    yield pool
-    await pool.close()
-
-
-async def test_batch_is_applied_once_when_the_server_is_killed_within(
-    fragile: ShardPool, breakable_server: PostgresServer
-) -> None:
-    case = await case_on(fragile)
-    batch = [case.operation("create", data={"v": 1}), case.operation("create", "r2", {"v": 2})]
-
-    async with asyncio.TaskGroup() as tasks, shut_gate(fragile) as gate:
-        applying = tasks.create_task(unavailable(case, batch))
-        await gate.reached()
-        await breakable_server.kill()
-        assert "shard shard-1 at" in await applying
-        assert NO_SERVER in await unavailable(case, batch)
-    await breakable_server.start()
-
-    assert await case.apply(*batch) == [SUCCEEDED, SUCCEEDED]
-    assert await case.apply(*batch) == [DUPLICATE, DUPLICATE]
-    assert await case.resources() == {R1: {"v": 1}, ("patient", "r2"): {"v": 2}}
-
-
-async def unavailable(case: TenantCase, batch: list[Operation]) -> str:
-    with pytest.raises(ShardUnavailableError) as caught:
-        await case.apply(*batch)
-    return str(caught.value)

@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -15,28 +14,20 @@ from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TENANT_WAIT, add_tenant, operation
-from support.postgres.trouble import Line
 from support.redis.server import PASSWORD, RedisServer
 
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.cache.cache import Cache, CacheAdmin, create_redis_commands, open_cache
 from simplu_worker.cache.invalidations import ResourceKey
-from simplu_worker.errors import ConfigurationError, RetryableError
+from simplu_worker.errors import ConfigurationError
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.tenants.provisioning import Provisioner
-from simplu_worker.shards.types import (
-    ProvisionRequest,
-    ProvisionResult,
-    ShardUnavailableError,
-)
 from simplu_worker.telemetry.log import scrub_text
 
 PATIENCE_S = 60.0
-AT = datetime(2026, 3, 2, 12, tzinfo=UTC)
 TENANT_ID = "-".join(TENANT)
 
 
@@ -73,10 +64,6 @@ async def eventually(ask: Callable[[], bool]) -> None:
         return ask()
 
     assert await poll_until(answer, within_s=PATIENCE_S)
-
-
-async def is_so(ask: Callable[[], Awaitable[bool]]) -> None:
-    assert await poll_until(ask, within_s=PATIENCE_S)
 
 
 async def settled(cache: Cache) -> None:
@@ -270,47 +257,6 @@ async def test_gateway_tells_the_cache_what_was_written(routed: RoutedShards, re
         assert await version_of(redis, key(1)) == 2
 
 
-async def test_gateway_tells_the_cache_when_the_answer_to_a_commit_was_lost(
-    make_shard: ShardMaker, redis: RedisServer
-) -> None:
-    address = await make_shard("shard-1")
-    async with Line(address).opened() as line, routed_shards([line.address]) as routed, running(redis.url) as cache:
-        routed.register(TENANT, "shard-1")
-        await add_tenant(pool_of(routed))
-        gateway = gateway_of(routed, cache)
-        await gateway.find(TENANT_ID)
-        await settled(cache)
-        await put(redis, key(1))
-        create = operation("create", "r1", {"n": 1})
-        line.cut_after_commit = True
-        with pytest.raises(ShardUnavailableError):
-            await gateway.apply("shard-1", [create])
-        assert await redis.ask("EXISTS", key(1).entry) == 1
-        await is_so(lambda: _is_applied(gateway, [create]))
-        await settled(cache)
-        assert await redis.ask("EXISTS", key(1).entry) == 0
-
-
-async def _is_applied(gateway: ShardGateway, operations: list[Any]) -> bool:
-    try:
-        return await gateway.apply("shard-1", operations) == [DUPLICATE]
-    except ShardUnavailableError:
-        return False
-
-
-async def test_provisioning_tells_the_cache_of_the_default_row(routed: RoutedShards, redis: RedisServer) -> None:
-    one = ResourceKey("gym-main", "settings", "default")
-    request = ProvisionRequest(business_id="gym", location_id="main", business_type="gym", requested_at=AT)
-    async with running(redis.url) as cache:
-        provisioner = Provisioner(routed.locator, routed.directory, routed.pools, on_change=cache.invalidate)
-        await settled(cache)
-        for expected in (ProvisionResult.PROVISIONED, ProvisionResult.EXISTED):
-            await put(redis, one)
-            assert await provisioner.provision(request) is expected
-            await settled(cache)
-            assert await redis.ask("EXISTS", one.entry) == 0
-
-
 # People
 
 
@@ -347,17 +293,6 @@ async def test_stats_say_what_is_known_here_and_there(redis: RedisServer, desk: 
     assert stats["server"]["evictionPolicy"] == "noeviction"
     assert PASSWORD not in json.dumps(stats)
     json.dumps(stats)
-
-
-async def test_stats_are_given_when_redis_is_gone(redis: RedisServer, desk: CacheAdmin) -> None:
-    redis.kill()
-    stats = await desk.read_stats()
-    assert (stats["server"], stats["keys"]) == (None, None)
-    assert stats["error"].startswith(f"Redis at {redis.address}: ")
-    with pytest.raises(RetryableError):
-        await desk.list_keys(10)
-    with pytest.raises(RetryableError):
-        await desk.clear()
 
 
 async def test_clear_deletes_our_entries_and_moves_the_epoch(redis: RedisServer, desk: CacheAdmin) -> None:

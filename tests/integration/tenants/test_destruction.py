@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +15,6 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TenantCase, add_tenant, failed, fetch
 from support.postgres.trouble import waiters
 
-from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -86,18 +84,6 @@ async def test_destroy_ends_operations_at_once_and_keeps_the_rows(routed: Routed
     assert list(routed.citrus.registry.homes) == ["clinic-main"]
     (entry,) = [entry for entry in logs if entry["event"] == "tenant.destroying"]
     assert (entry["business_id"], entry["location_id"], entry["shard_id"]) == ("clinic", "main", "shard-1")
-
-
-async def test_destroy_changes_nothing_when_it_is_redelivered(routed: RoutedShards) -> None:
-    await destroy(routed)
-    (before,) = await fetch(pool_of(routed), "SELECT state_changed_at FROM tenants")
-    newer = DESTROYED_AT + timedelta(days=1)
-
-    results = [await destroy(routed, at=at) for at in (DESTROYED_AT, newer, DESTROYED_AT)]
-
-    assert results == [DestructionResult.EXISTED, DestructionResult.EXISTED, DestructionResult.STALE]
-    (row,) = await fetch(pool_of(routed), "SELECT control_at, state_changed_at FROM tenants")
-    assert row == before | {"control_at": newer}
 
 
 async def test_destroy_finds_the_home_that_citrus_does_not_name(routed: RoutedShards) -> None:
@@ -246,49 +232,6 @@ async def test_deletion_goes_in_small_statements(routed: RoutedShards) -> None:
     assert await deletion(routed, statement_max_rows=10).delete_due() == 1
     assert await states(routed) == {"clinic-main": "destroyed"}
     assert await routed.provisioner.provision(again) is ProvisionResult.PROVISIONED
-
-
-@pytest.mark.slow(1)
-async def test_tenant_is_made_again_under_load_without_a_trace(make_shard: ShardMaker) -> None:
-    async with routed_shards([await make_shard("shard-1")], timeouts=PATIENT) as routed:
-        routed.register(TENANT, "shard-1")
-        await add_tenant(pool_of(routed))
-        load = ShardPool(pool_of(routed).address, size=4)
-        case = TenantCase(load, TENANT)
-        is_over = asyncio.Event()
-
-        async def put(name: str) -> None:
-            for number in itertools.count():
-                if is_over.is_set():
-                    return
-                ids = [f"{name}-{number}-{place}" for place in range(20)]
-                await case.apply(*(case.operation("create", one, {}, arrived_at=datetime.now(UTC)) for one in ids))
-
-        async def applied() -> list[dict[str, Any]]:
-            query = "SELECT resource_id FROM operations JOIN tenants ON tenant_id = id WHERE status = 'succeeded'"
-            return await fetch(load, f"{query} AND completed_at > created_at ORDER BY 1")
-
-        async def some_are_applied() -> bool:
-            return len(await applied()) > 100
-
-        async with asyncio.TaskGroup() as tasks:
-            for name in "abc":
-                tasks.create_task(put(name))
-            assert await poll_until(some_are_applied, within_s=60)
-            assert await destroy(routed) is DestructionResult.DESTROYING
-            assert await deletion(routed, statement_max_rows=50, turn_s=60).delete_due() == 1
-            assert await case.resources() == {}
-            again = ProvisionRequest(*TENANT, "dental", DESTROYED_AT + timedelta(days=1))
-            assert await routed.provisioner.provision(again) is ProvisionResult.PROVISIONED
-            assert await deletion(routed).delete_due() == 0
-            assert await poll_until(some_are_applied, within_s=60)
-            is_over.set()
-
-        resources = sorted(resource_id for kind, resource_id in await case.resources() if kind == "patient")
-        assert resources == [row["resource_id"] for row in await applied()]
-        failed_count = await fetch(load, "SELECT count(*) FROM operations WHERE error = 'tenant_destroyed'")
-        assert failed_count[0]["count"] > 0
-        await load.close()
 
 
 async def test_deletion_leaves_a_tenant_that_was_made_again(routed: RoutedShards) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -19,12 +19,9 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.routing.directory import Directory
-from simplu_worker.shards.routing.locator import StaticMap
-from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
-from simplu_worker.shards.tenants.provisioning import BEFORE_ANY_CONTROL, FirstUse, Provisioner
-from simplu_worker.shards.types import ProvisionRequest, ProvisionResult, TenantNotMadeError
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.tenants.provisioning import BEFORE_ANY_CONTROL, FirstUse
+from simplu_worker.shards.types import TenantNotMadeError
 from simplu_worker.vocabulary import Absence
 
 NAME = ("clinic", "main")
@@ -110,36 +107,6 @@ async def test_tenant_is_made_at_its_first_use_where_citrus_names_it(world: Worl
     first = operation("create", data={"name": "Ann"}, arrived_at=datetime.now(UTC))
     assert [outcome.disposition for outcome in await world.gateway.apply("shard-2", [first])] == [Disposition.APPLIED]
     assert await world.use(NAME) == "shard-2"
-
-
-async def test_any_control_message_counts_as_newer_than_a_first_use(world: World) -> None:
-    world.routed.register(NAME, "shard-1")
-    await world.use(NAME)
-    at = datetime(1971, 1, 1, tzinfo=UTC)
-
-    assert await world.routed.provisioner.provision(ProvisionRequest(*NAME, "dental", at)) is ProvisionResult.EXISTED
-    assert (await world.tenants("shard-1"))[0]["control_at"] == at
-    await world.routed.destroyer.destroy(*NAME, at + timedelta(seconds=1))
-    assert (await world.tenants("shard-1"))[0]["state"] == "destroying"
-    assert await world.use(NAME) == "shard-1"  # which tells its operations so
-    assert (await world.tenants("shard-1"))[0]["state"] == "destroying"
-
-
-async def test_tenant_is_made_beside_a_shard_that_cannot_have_it(make_shard: ShardMaker) -> None:
-    shards = [silent("shard-1"), await make_shard("shard-2")]
-    mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
-    for is_marked in (False, True):
-        locator = StaticMap(ShardMap(mapped, {ID: "shard-2"}, all_in_place=is_marked))
-        async with Pools(size=1) as pools:
-            provisioner = Provisioner(locator, Directory(locator, pools), pools)
-            first_use = FirstUse(Businesses(CLINIC), provisioner, locator, pools)
-            if is_marked:
-                await first_use.make_tenant([NAME])
-            else:
-                with pytest.raises(TenantNotMadeError, match="no answer from shards that may have it: shard-1"):
-                    await first_use.make_tenant([NAME])
-            rows = await fetch(pools.ensure_pool(shards[1]), "SELECT id FROM tenants")
-            assert rows == [{"id": ID}] * is_marked
 
 
 @pytest.mark.parametrize(

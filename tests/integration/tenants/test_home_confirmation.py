@@ -7,7 +7,6 @@ from datetime import timedelta
 
 import asyncpg
 import pytest
-from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker
@@ -82,24 +81,6 @@ async def test_confirm_undoes_nothing_when_both_have_data_to_lose(routed: Routed
         (entry,) = [entry for entry in logs if entry["event"] == "tenant.split"]
         assert (entry["log_level"], entry["shard_ids"]) == ("error", ["shard-1", "shard-2"])
     assert await homes(routed) == before
-
-
-@pytest.mark.parametrize("removed_from", [["shard-1"], ["shard-1", "shard-2"]])
-async def test_split_tenant_is_counted_until_one_home_is_removed(routed: RoutedShards, removed_from: list[str]) -> None:
-    routed.register(TENANT, "shard-2")
-    for shard_id in ("shard-1", "shard-2"):
-        await make_unfinished(pool_of(routed, shard_id), touched=True, age_s=3600)
-    sweep = ConfirmationSweep(routed.provisioner.confirmer, routed.pools, overdue=timedelta(0))
-    with pytest.raises(TenantSplitError):
-        await routed.provisioner.provision(REQUEST)
-    counts = [REGISTRY.get_sample_value("simplu_tenants_split")]
-    await sweep.sweep()
-    counts.append(REGISTRY.get_sample_value("simplu_tenants_split"))
-    for shard_id in removed_from:
-        await fetch(pool_of(routed, shard_id), "DELETE FROM tenants")
-        await sweep.sweep()
-        counts.append(REGISTRY.get_sample_value("simplu_tenants_split"))
-    assert counts == [1, 1, *[0] * len(removed_from)]
 
 
 @pytest.mark.parametrize("level", ["read committed", "repeatable read"])

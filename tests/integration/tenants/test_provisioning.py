@@ -39,7 +39,6 @@ from simplu_worker.vocabulary import Absence
 
 REQUESTED_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SETTINGS = ("settings", "default")
-BUSINESS_TYPE_NAMES = sorted(BUSINESS_TYPES)
 
 
 def request(
@@ -131,15 +130,6 @@ async def test_provision_changes_nothing_when_it_is_redelivered(routed: RoutedSh
     assert provisioned("existed") == before + 2
 
 
-async def test_provision_is_refused_for_an_impossible_business_type(routed: RoutedShards) -> None:
-    before = provisioned("failed")
-    with pytest.raises(PermanentError, match=r"businessType: expected a letter, .*, got 'no type'"):
-        await routed.provisioner.provision(request(business_type="no type"))
-
-    assert routed.citrus.registry.homes == {}
-    assert provisioned("failed") == before + 1
-
-
 async def test_provision_of_two_makes_the_schema_once(make_shard: ShardMaker) -> None:
     address = await make_shard("shard-1", is_empty=True)
     made = [("b", str(number)) for number in range(4)]
@@ -192,28 +182,6 @@ async def test_provision_waits_for_a_silent_shard_unless_new(make_shard: ShardMa
             await routed.provisioner.provision(request())
 
 
-async def test_provision_waits_for_a_silent_or_inactive_shard(make_shard: ShardMaker) -> None:
-    async with routed_shards([silent("shard-1"), await make_shard("shard-2")], tenants_per_shard=1) as routed:
-        with pytest.raises(ShardUnavailableError, match="shard shard-1"):
-            await routed.provisioner.provision(request())
-        routed.citrus.registry.shards["shard-1"].is_active = False
-        with pytest.raises(RetryableError, match="shard shard-1 is not active"):
-            await routed.provisioner.provision(request())
-
-        assert await tenants(routed, "shard-2") == []
-
-
-async def test_provision_leaves_nothing_when_it_is_cut_off_half_way(routed: RoutedShards) -> None:
-    pool = pool_of(routed, "shard-1")
-    await fetch(pool, "ALTER TABLE resources ADD CONSTRAINT nothing CHECK (false)")
-    with pytest.raises(RefusedOnShardError, match=r"\(23514\)"):
-        await routed.provisioner.provision(request())
-    assert await tenants(routed, "shard-1") == []
-
-    await fetch(pool, "ALTER TABLE resources DROP CONSTRAINT nothing")
-    assert await routed.provisioner.provision(request()) is ProvisionResult.PROVISIONED
-
-
 async def test_provision_is_undone_when_its_transaction_took_too_long(
     make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,36 +209,6 @@ async def test_provision_takes_a_destruction_back_when_it_is_newer(routed: Route
     (row,) = await fetch(case.pool, "SELECT state, control_at, created_at, epoch FROM tenants")
     assert row == {"state": "active", "control_at": REQUESTED_AT, "created_at": TENANT_MADE_AT, "epoch": 1}
     assert await case.resources() == {("patient", "r1"): {"n": Decimal(1)}}
-
-
-async def test_provision_makes_a_destroyed_tenant_again(routed: RoutedShards) -> None:
-    routed.register(TENANT, "shard-1")
-    case = TenantCase(pool_of(routed, "shard-1"), TENANT)
-    await add_tenant(case.pool, state="destroyed")
-
-    assert await routed.provisioner.provision(request(at=TENANT_MADE_AT)) is ProvisionResult.STALE
-    assert await routed.provisioner.provision(request(business_type="gym")) is ProvisionResult.PROVISIONED
-    assert await routed.provisioner.provision(request(business_type="gym")) is ProvisionResult.EXISTED
-
-    (row,) = await fetch(case.pool, "SELECT state, business_type, control_at, epoch, created_at FROM tenants")
-    assert abs(datetime.now(UTC) - row.pop("created_at")) < timedelta(minutes=1)
-    assert row == {"state": "active", "business_type": "gym", "control_at": REQUESTED_AT, "epoch": 2}
-    assert list(await case.resources()) == [SETTINGS]
-
-
-@pytest.mark.slow
-async def test_provision_all_makes_many_in_one_transaction_a_shard(make_shard: ShardMaker) -> None:
-    shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True)]
-    requests = [request((f"b{number:02}", "l"), BUSINESS_TYPE_NAMES[number % 3]) for number in range(40)]
-    async with routed_shards(shards, tenants_per_shard=20) as routed:
-        assert await routed.provisioner.provision_all(requests) == [ProvisionResult.PROVISIONED] * 40
-        for shard_id in ("shard-1", "shard-2"):
-            pool = pool_of(routed, shard_id)
-            counts = "SELECT count(*), count(DISTINCT xmin::text) AS transactions, count(DISTINCT created_at) AS times"
-            assert await fetch(pool, f"{counts} FROM tenants") == [{"count": 20, "transactions": 1, "times": 1}]
-            assert await fetch(pool, "SELECT count(*) FROM resources") == [{"count": 20}]
-
-        assert await routed.provisioner.provision_all(requests) == [ProvisionResult.EXISTED] * 40
 
 
 async def test_provision_all_makes_the_others_when_some_cannot_be_made(make_shard: ShardMaker) -> None:
@@ -302,18 +240,6 @@ async def test_provision_all_makes_the_others_when_some_cannot_be_made(make_shar
         await fetch(pool, "ALTER TABLE tenants DROP CONSTRAINT picky")
 
 
-async def test_provision_all_of_two_replicas_makes_each_once(make_shard: ShardMaker) -> None:
-    address = await make_shard("shard-1")
-    requests = [request(("b", f"{number:02}")) for number in range(30)]
-    async with routed_shards([address]) as one, routed_shards([address]) as other, asyncio.TaskGroup() as tasks:
-        answers = [
-            tasks.create_task(one.provisioner.provision_all(requests)),
-            tasks.create_task(other.provisioner.provision_all(requests[::-1])),
-        ]
-    pairs = zip(answers[0].result(), answers[1].result()[::-1], strict=True)
-    assert {tuple(sorted(str(answer) for answer in pair)) for pair in pairs} == {("existed", "provisioned")}
-
-
 async def test_provision_waits_for_no_shard_but_its_own_in_a_marked_map(make_shard: ShardMaker) -> None:
     shards = [silent("shard-1"), silent("shard-2"), await make_shard("shard-3")]
     mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
@@ -335,27 +261,3 @@ async def test_provision_waits_for_no_shard_but_its_own_in_a_marked_map(make_sha
                             await find
             ids = {row["id"] for row in await fetch(pools.pool_of("shard-3"), "SELECT id FROM tenants")}
             assert ids == ({"b-pinned", "-".join(hashed)} if is_marked else set())
-
-
-async def test_provision_asks_earlier_homes_of_a_static_map(make_shard: ShardMaker) -> None:
-    first, second = await make_shard("shard-1"), await make_shard("shard-2")
-    third = silent("shard-3")
-    mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in (first, second, third))
-    shard_map = ShardMap(shards=mapped)
-    by_homes: dict[tuple[str, ...], tuple[str, str]] = {}
-    for number in range(200):
-        homes = tuple(shard.shard_id for shard in shard_map.possible_homes(f"b-{number}"))
-        by_homes.setdefault(homes, ("b", str(number)))
-    locator = StaticMap(shard_map)
-    async with Pools(size=1) as pools:
-        provisioner = Provisioner(locator, Directory(locator, pools), pools)
-
-        on_second = by_homes["shard-2", "shard-1"]
-        await add_tenant(pools.ensure_pool(first), on_second)
-        assert await provisioner.provision(request(on_second)) is ProvisionResult.EXISTED
-        on_first = by_homes["shard-1",]
-        assert await provisioner.provision(request(on_first)) is ProvisionResult.PROVISIONED
-        with pytest.raises(ShardUnavailableError, match="shard shard-3"):
-            await provisioner.provision(request(by_homes["shard-3", "shard-1"]))
-
-        assert await fetch(pools.ensure_pool(second), "SELECT * FROM tenants") == []

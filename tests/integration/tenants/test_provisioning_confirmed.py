@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from support.citrus.cases import RoutedShards, requests_to, routed_shards, silent
+from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, fetch
 from support.postgres.unfinished_tenants import AT, TENANT_ID, homes, make_unfinished, pool_of
@@ -26,7 +26,6 @@ from simplu_worker.shards.types import (
     ProvisionAnswer,
     ProvisionRequest,
     ProvisionResult,
-    ShardUnavailableError,
     UnknownBusinessTypeError,
 )
 
@@ -53,15 +52,6 @@ class Meddler:
 def meddled(routed: RoutedShards, before: Callable[[], Awaitable[None]], changed: list[ResourceKey]) -> Provisioner:
     locator: Any = Meddler(routed.locator, before)
     return Provisioner(locator, routed.directory, routed.pools, on_change=changed.extend)
-
-
-async def test_provision_confirms_a_new_tenant(routed: RoutedShards) -> None:
-    lists, questions = requests_to("shards_health"), requests_to("get_shard")
-
-    assert await routed.provisioner.provision(REQUEST) is ProvisionResult.PROVISIONED
-
-    assert await homes(routed) == {"shard-1": ("active", True, 1)}
-    assert (requests_to("shards_health"), requests_to("get_shard")) == (lists + 2, questions + 1)
 
 
 async def test_provision_registers_again_what_citrus_has_forgotten(routed: RoutedShards) -> None:
@@ -96,18 +86,6 @@ async def test_provision_keeps_one_home_when_citrus_changed_its_answer(routed: R
     assert (entry["shard_id"], entry["kept_shard_id"], entry["log_level"]) == (undone, kept, "warning")
     assert changed.count(SETTINGS) == (3 if age_s > 0 else 2)  # made, undone, found
     assert await routed.gateway.find(TENANT_ID) == kept
-
-
-async def test_provision_goes_on_when_killed_before_confirming(make_shard: ShardMaker) -> None:
-    async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
-        routed.register(TENANT, "shard-1")
-        await make_unfinished(pool_of(routed, "shard-1"))
-        with pytest.raises(ShardUnavailableError, match="shard shard-2"):
-            await routed.provisioner.provision(REQUEST)
-
-        routed.citrus.registry.shards["shard-2"].connection_string = (await make_shard("shard-2")).connection_string
-        assert await routed.provisioner.provision(REQUEST) is ProvisionResult.EXISTED
-        assert await homes(routed) == {"shard-1": ("active", True, 1)}
 
 
 async def test_provision_all_leaves_one_home_of_two_replicas(
