@@ -190,7 +190,7 @@ IN_TURN: Final = f"{MOVED}test_events_of_the_target_wait_for_the_source_when_a_t
 ORDERS: Final = "integration/sqs/test_order_handler.py::"
 SAFETY: Final = "integration/sqs/test_commit_safety.py::"
 CHAIN: Final = "unit/consumers/sqs/orders/test_chain.py::"
-GROUPS: Final = "integration/apply/test_group_commit.py::"
+GROUPS: Final = "apply/test_group_commit.py::"
 POSITIONS: Final = "integration/apply/test_writer_positions.py::"
 LATER_PLACE: Final = (
     "unit/shards/apply/test_redelivery.py::"
@@ -329,9 +329,9 @@ ELSEWHERE: Final = (
                 f"{POSITIONS}test_rows_are_written_in_one_order_whether_they_are_known_or_new"
             ),
             "group: new rows last": f"{POSITIONS}test_rows_are_written_in_one_order_whether_they_are_known_or_new",
-            "group: an error for all": f"{GROUPS}test_reader_whose_position_was_changed_fails_alone",
-            "group: drops the others": f"{GROUPS}test_reader_whose_position_was_changed_fails_alone",
-            "group: writes one row of many": f"{GROUPS}test_readers_move_their_positions_together_again_and_again",
+            "group: an error for all": f"unit/shards/{GROUPS}test_readers_that_are_behind_fail_alone",
+            "group: drops the others": f"unit/shards/{GROUPS}test_readers_that_are_behind_fail_alone",
+            "group: writes one row of many": f"integration/{GROUPS}test_batches_that_wait_go_in_one_transaction",
             "giving up: plain failed row": (
                 "integration/apply/test_giving_up.py::test_replay_takes_the_place_of_what_was_given_up"
             ),
