@@ -21,7 +21,12 @@ STATIONS_MAX = 21
 TURNS_BACK_MAX = 6
 HAND_OVERS_MAX = 3  # between tasks, of one way
 PACKAGE = ROOT / "simplu_worker"
-HEADINGS = "### One record, function by function", "### The way back", "### One order event"
+HEADINGS = (
+    "### One record, function by function",
+    "### The way back",
+    "### One order event",
+    "### Back to its delete",
+)
 ROW = re.compile(r"^(\w+)\.(\w+) +([\w/]+\.py)(?: +(.+))?$", re.MULTILINE)
 BACK = re.compile(r"back in (\w+)\.(\w+)")
 DEPTH_MAX = 8  # of expressions whose types are looked for
@@ -30,8 +35,10 @@ Station = tuple[str, str, str, str]  # class, method, file, what comes before th
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
-THERE, BACK_AGAIN, EVENT = ([*map(tuple, ROW.findall(PAGE.split(one)[1].split("```")[1]))] for one in HEADINGS)
-WAYS = {"a record": THERE, "the way back": BACK_AGAIN, "an order event": EVENT}
+THERE, BACK_AGAIN, EVENT, TO_THE_DELETE = (
+    [*map(tuple, ROW.findall(PAGE.split(one)[1].split("```")[1]))] for one in HEADINGS
+)
+WAYS = {"a record": THERE, "the way back": BACK_AGAIN, "an order event": EVENT, "to the delete": TO_THE_DELETE}
 each = pytest.mark.parametrize("stations", WAYS.values(), ids=WAYS)
 
 
@@ -161,10 +168,11 @@ def is_handed_over(station: Station, class_name: str) -> bool:
 
 @each
 def test_way_is_short(stations: list[Station]) -> None:
-    assert 8 < len(stations) <= STATIONS_MAX
+    assert 5 < len(stations) <= STATIONS_MAX
     assert sum(then.startswith("back in") for *_, then in stations) <= TURNS_BACK_MAX
     own = sum("the task of" in then for *_, then in stations)
-    shared = sum("the task of" in then for *_, then in THERE[first_shared() :]) if stations is EVENT else 0
+    others = [*THERE[first_shared() :], *TO_THE_DELETE] if stations is EVENT else []
+    shared = sum("the task of" in then for *_, then in others)
     assert 1 <= own + shared <= HAND_OVERS_MAX
 
 

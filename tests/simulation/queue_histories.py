@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from simplu_local.sqs.faults import SqsFault
 from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.consumers.sqs.receive.group_scheduler import CallDecision, GroupScheduler, SchedulerLimits
+from simplu_worker.consumers.sqs.receive.message_table import CallDecision, MessageTable, SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
 from simplu_worker.instruments import message_outcomes
@@ -29,7 +29,7 @@ class WrongAboutQueues(msgspec.Struct, frozen=True):
     """What a receiver is made of, wrongly. The history of *seed* shows it, when this was written."""
 
     receiver_class: type[QueueReceiver] = QueueReceiver
-    scheduler_class: type[GroupScheduler] = GroupScheduler
+    table_class: type[MessageTable] = MessageTable
     has_log: bool = True
     seed: int = 1
 
@@ -138,7 +138,7 @@ async def replica(world: World, queue: Queue, ledger: Ledger, letters: Letters, 
     while world.counts(queue) != (0, 0) or world.loop.time() < CALM_AFTER_S:
         stopping = asyncio.Event()
         receiver = world.receiver(queue, Shop(ledger), letters, limits=limits, poll_wait_s=2, stop_wait_s=3, drain_s=4)
-        receiver.__class__, receiver._groups.__class__ = wrong.receiver_class, wrong.scheduler_class
+        receiver.__class__, receiver._table.__class__ = wrong.receiver_class, wrong.table_class
         running = asyncio.ensure_future(receiver.run(stopping))
         await asyncio.sleep(world.draws.uniform(2, 30))
         if world.draws.random() < 0.4:
@@ -189,28 +189,29 @@ def are_queues_wrong(seed: int, wrong: WrongAboutQueues) -> bool:
     return is_wrong
 
 
-class _LooseScheduler(GroupScheduler):
+class _LooseTable(MessageTable):
     @override
     def apply_verdicts(self, call: Sequence[Message], verdicts: Sequence[Verdict], **more: Any) -> CallDecision:
         decision = super().apply_verdicts(call, verdicts, **more)
         at_fault = {id(one) for one, verdict in zip(call, verdicts, strict=True) if isinstance(verdict, RetryHeld)}
         behind = [one for one, _ in decision.returned if id(one) not in at_fault]
-        self.add(behind)
-        left = [pair for pair in decision.returned if id(pair[0]) in at_fault]
-        return msgspec.structs.replace(decision, returned=left)
+        self.remove(behind)
+        self.add(behind, received_at=more["now"])
+        decision.returned = [pair for pair in decision.returned if id(pair[0]) in at_fault]
+        return decision
 
 
 class _HastyReceiver(QueueReceiver):
     @override
     async def _store_dead_letters(self, pairs: Sequence[tuple[Message, ToDeadLetter]]) -> None:
         messages = [message for message, _ in pairs]
-        self._groups.finish(messages)
-        self._deleter.add(messages, MessageOutcome.DEAD_LETTER)
+        self._table.finish(messages)
+        await self._out.delete(messages, MessageOutcome.DEAD_LETTER)
         await super()._store_dead_letters(pairs)
 
 
 WRONG_ABOUT_QUEUES = {
-    "a message returns to its queue, and those behind it go on": WrongAboutQueues(scheduler_class=_LooseScheduler),
+    "a message returns to its queue, and those behind it go on": WrongAboutQueues(table_class=_LooseTable),
     "a message is deleted before its dead letter is stored": WrongAboutQueues(receiver_class=_HastyReceiver),
     "the log does not drop messages that were applied": WrongAboutQueues(has_log=False),
 }

@@ -25,7 +25,7 @@ from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.consumers.sqs.order_handler import open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules, tenant_of_order
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
-from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
+from simplu_worker.consumers.sqs.receive.message_table import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import RetryRules
 from simplu_worker.shards.gateway import ShardGateway

@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from simplu_local.sqs.faults import SqsFault
 from simplu_worker.aws.sqs_queue import Message
-from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
+from simplu_worker.consumers.sqs.receive.message_table import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S, QueueReceiver
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
 from simplu_worker.consumers.sqs.receive.verdicts import (

@@ -56,15 +56,18 @@ class EntrySource(Protocol[EntryT]):
 
     def crash(self, lane: Lane[EntryT], crashed: BatchCrashed[EntryT]) -> None:
         """Put back the lane, have the batch sent one by one, or count a try of its only entry."""
+        self.put_back_lane(lane.shard_id, lane.take_all(), crashed.error)
 
     def put_back_tenant(self, waited: Waited[EntryT]) -> None:
         """Put back a tenant's entries, until it has a home."""
 
-    def on_home_found(self, tenant_id: str) -> None:
-        """Go on with a tenant that was put back."""
+    def on_home_found(self, tenant_id: str) -> None:  # noqa: ARG002
+        """Go on with a tenant that was put back; nothing where it comes again by itself."""
+        return
 
-    def on_unregistered(self, unregistered: Unregistered) -> None:
-        """Note that a tenant that was put back has no home."""
+    def on_unregistered(self, unregistered: Unregistered) -> None:  # noqa: ARG002
+        """Note that a tenant that was put back has no home; nothing where it comes again by itself."""
+        return
 
     def must_end_pause(self, paused: Paused[EntryT]) -> bool:
         """Return whether what waits has half of its source's retention behind it."""

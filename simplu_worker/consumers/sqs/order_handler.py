@@ -27,12 +27,10 @@ from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.lane import Lane, LaneState
 from simplu_worker.consumers.pipeline.pipeline import EntrySource, Pipeline
 from simplu_worker.consumers.pipeline.results import (
-    BatchCrashed,
     BatchDecided,
     BatchSender,
     Overdue,
     Paused,
-    Unregistered,
     Waited,
 )
 from simplu_worker.consumers.producer_traces import traceparents_of_messages
@@ -113,7 +111,7 @@ async def open_orders(
             yield handler
         finally:
             try:
-                await handler.show_paused()
+                await handler.paused.show_all()
             finally:
                 running.cancel()
 
@@ -128,6 +126,58 @@ class _AwaitingReplication(msgspec.Struct, frozen=True, eq=False):
     committed_at: float
     messages: Sequence[OrderMessage]
     behind: Sequence[OrderMessage]
+
+    def is_slow(self) -> bool:
+        return loop_time() - self.committed_at > SLOW_AFTER_S
+
+
+class PausedWatch:
+    """Hides messages of paused tenants, and shows them when their tenants go on."""
+
+    def __init__(self, gateway: ShardGateway, queue: Queue, *, utc: UtcClock) -> None:
+        self._gateway = gateway
+        self._queue = queue
+        self._utc = utc
+        self.messages = PausedMessages()
+        self._has_some = asyncio.Event()
+
+    def half_retention_s(self, message: Message) -> float:
+        """Return the seconds until half of the queue's retention is over for *message*."""
+        retention = self._queue.retention
+        return inf if retention is None else (message.sent_at + retention / 2 - self._utc()).total_seconds()
+
+    def hide(self, message: Message, tenant_id: str) -> float:
+        """Remember a message that is returned now; return for how long to hide it."""
+        paused_s = min(self._gateway.paused_s(tenant_id), max(HIDDEN_MIN_S, self.half_retention_s(message)))
+        self._has_some.set()
+        return self.messages.add(tenant_id, message, paused_s=paused_s, now=loop_time())
+
+    async def run(self) -> None:
+        """Show the messages of tenants that go on, until cancelled."""
+        while True:
+            await self._has_some.wait()
+            await asyncio.sleep(PAUSED_CHECK_S)
+            for tenant_id in self.messages.tenants:
+                with contextlib.suppress(RetryableError, PermanentError):  # still paused, or asked again soon
+                    await self._gateway.find_writable_shard(tenant_id)
+                    await self._show(self.messages.take(tenant_id, now=loop_time()))
+            self.messages.forget_returned(now=loop_time())
+            if not len(self.messages):
+                self._has_some.clear()
+
+    async def show_all(self) -> None:
+        """Show all hidden messages: another replica hides, and remembers, them."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SHOW_ALL_S):
+                for tenant_id in self.messages.tenants:
+                    await self._show(self.messages.take(tenant_id, now=loop_time() + RETURNED_AFTER_S))
+
+    async def _show(self, messages: Sequence[Message]) -> None:
+        for batch in batches(messages):
+            try:
+                await self._queue.change_visibility_batch([(message, 0) for message in batch])
+            except (RetryableError, PermanentError) as exc:
+                log.warning("message.not_put_off", queue=self._queue.name, count=len(batch), error=str(exc))
 
 
 class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
@@ -152,8 +202,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         self._draw = draw
         self._utc = utc
         self._tasks = asyncio.TaskGroup()
-        self._paused = PausedMessages()
-        self._has_paused = asyncio.Event()
+        self.paused = PausedWatch(gateway, queue, utc=utc)
         self.is_running = asyncio.Event()
         self._start_afresh()
 
@@ -180,7 +229,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._pipeline.start(self._tasks, asyncio.Event())
-                self._tasks.create_task(self._watch_paused(), name=f"orders:{self._queue.name}:paused")
+                self._tasks.create_task(self.paused.run(), name=f"orders:{self._queue.name}:paused")
                 self.is_running.set()
         except Exception:
             self._start_afresh()
@@ -220,22 +269,19 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         finally:
             for chain in chains.values():
                 self._interrupt(chain)
-        self._log_deferred(call)
+        _log_deferred(self._queue.name, call)
         return [BEHIND_VERDICT if one.verdict is None else one.verdict for one in call]
 
     def _join(self, chains: defaultdict[str, Chain], message: Message) -> OrderMessage:
         key = message.group_id or message.message_id if self._queue.is_fifo else message.message_id
-        one = OrderMessage(message, key, self._decode(message), chains[key])
+        origin, own_id = self._queue.origin_of(message), message.deduplication_id
+        decode = partial(decode_order, message.body, message.attributes, origin, self._rules, deduplication_id=own_id)
+        sound = partial(decode_order, SOUND_EVENT, {}, origin, self._rules, deduplication_id="a")
+        one = OrderMessage(message, key, decode_or_reject(decode, origin, sound=sound), chains[key])
         if isinstance(one.decoded, RejectedRecord):
             one.verdict = verdict_on_rejected(one.decoded)
         chains[key].members.append(one)
         return one
-
-    def _decode(self, message: Message) -> Operation | RejectedRecord:
-        origin, own_id = self._queue.origin_of(message), message.deduplication_id
-        decode = partial(decode_order, message.body, message.attributes, origin, self._rules, deduplication_id=own_id)
-        sound = partial(decode_order, SOUND_EVENT, {}, origin, self._rules, deduplication_id="a")
-        return decode_or_reject(decode, origin, sound=sound)
 
     def _advance(self, chain: Chain) -> None:
         if run := chain.next_run():
@@ -253,29 +299,9 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             return
         one.verdict, one.deferral = verdict, deferral
         if not one.allows_next:
-            self._stop_behind(one)
+            self._pipeline.remove(one.members.stop_behind(one))
         if one.members.has_decided_run:
             self._advance(one.members)
-
-    def _stop_behind(self, one: OrderMessage) -> None:
-        self._pipeline.remove(one.members.stop_behind(one))
-
-    def _log_deferred(self, call: Sequence[OrderMessage]) -> None:
-        by_cause: defaultdict[Deferral, list[float]] = defaultdict(list)
-        for one in call:
-            if one.deferral is not None and isinstance(one.verdict, ReturnToQueue | RetryHeld):
-                by_cause[one.deferral].append(one.verdict.delay_s)
-        for deferral, delays_s in by_cause.items():
-            RETRIES.labels(Source.SQS, QueueRetry.DEPENDENCY).inc(len(delays_s))
-            log.warning(
-                "orders.deferred",
-                queue=self._queue.name,
-                count=len(delays_s),
-                retry_in_s=round(min(delays_s), 2),
-                error=deferral.text,
-                business_id=deferral.business_id,
-                location_id=deferral.location_id,
-            )
 
     # The source of the pipeline
 
@@ -293,53 +319,25 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             where = "to where tenants live" if one.shard_id is None else f"from shard {one.shard_id}"
             self._hold(one, Deferral(f"no answer yet {where}"))
 
-    def _replicates_slowly(self, shard_id: str) -> bool:
-        waiting = (one for one in self._awaiting_replication.values() if one.shard_id == shard_id)
-        return any(loop_time() - one.committed_at > SLOW_AFTER_S for one in waiting)
-
     async def send(self, shard_id: str, entries: Sequence[OrderMessage]) -> list[Outcome]:
         """Apply *entries* to a shard; after an outage, when it answers a probe."""
         if shard_id in self._outages:
-            await self._check_shard(shard_id, [one.operation.tenant_id for one in entries])
-        with process_span(partial(self._describe, shard_id, entries)) as span:
+            tenant_ids = list(dict.fromkeys(one.operation.tenant_id for one in entries))
+            await _check_shard(self._gateway, shard_id, tenant_ids[self._outages[shard_id] % len(tenant_ids)])
+        with process_span(partial(_describe, self._queue.name, shard_id, entries)) as span:
             outcomes = await self._gateway.apply(shard_id, [one.operation for one in entries])
             span.note_outcomes(outcome.disposition for outcome in outcomes)
             return outcomes
-
-    def _describe(self, shard_id: str, entries: Sequence[OrderMessage]) -> TracedBatch:
-        traceparents = partial(traceparents_of_messages, [one.message.attributes for one in entries])
-        return TracedBatch(Source.SQS, self._queue.name, len(entries), traceparents, shard_id)
-
-    async def _check_shard(self, shard_id: str, tenant_ids: Sequence[str]) -> None:
-        """Probe whether a shard that failed is back; if not, ask Citrus again for one of its tenants."""
-        try:
-            await self._gateway.probe(shard_id)
-        except RetryableError:
-            known = list(dict.fromkeys(tenant_ids))
-            try:
-                await self._gateway.find_again(known[self._outages[shard_id] % len(known)])
-            except (RetryableError, PermanentError) as exc:
-                log.debug("orders.not_found_again", shard_id=shard_id, error=str(exc))
-            raise
 
     def is_held(self, shard_id: str) -> bool:
         """Return whether a shard has not answered lately."""
         return shard_id in self._outages
 
-    def expect_merge(self, _shard_id: str) -> None:
-        """Do nothing: a queue has no row on a shard."""
-
-    def on_home_found(self, _tenant_id: str) -> None:
-        """Do nothing: what was put back comes again."""
-
-    def on_unregistered(self, _unregistered: Unregistered) -> None:
-        """Do nothing, as before."""
-
     async def settle(self, lane: OrderLane, batch: BatchDecided[OrderMessage]) -> None:
         """Decide the messages of a batch; the applied ones once that is safe."""
         shard_id = lane.shard_id
         self._outages.pop(shard_id, None)
-        self._note_late(shard_id, batch.late)
+        _note_late(self._queue.name, shard_id, batch.late)
         for one, outcome in batch.refused:
             reason = outcome.reason or DeadLetterReason.INVALID_MESSAGE
             self._decide(one, ToDeadLetter(reason, outcome.error or "", _ids_of(one.operation)))
@@ -347,7 +345,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             text = f"another transaction keeps rows of its tenant locked on shard {shard_id}"
             self._hold(one, _deferral_of(one, text))
         for one, _ in batch.failing:
-            self._stop_behind(one)
+            self._pipeline.remove(one.members.stop_behind(one))
         if batch.failing:
             self._tasks.create_task(self._count_failures(shard_id, batch.failing))
         applied_chains = {one.chain for one in batch.applied}
@@ -357,26 +355,13 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             behind[:0] = [one for one in left if one.chain in applied_chains]
             if away := [one for one in left if one.chain not in applied_chains]:
                 self._pipeline.look_up_again(lane, {tenant_id: away})
-        if self._replicates_slowly(shard_id):
+        if any(own.shard_id == shard_id and own.is_slow() for own in self._awaiting_replication.values()):
             self._hold_unanswered(batch.applied)  # they come again, and are found applied
         elif batch.applied:
             committed = _AwaitingReplication(shard_id, loop_time(), batch.applied, behind)
             task = self._tasks.create_task(self._await_replication(committed), name=f"orders:{shard_id}:replication")
             self._awaiting_replication[task] = committed
             task.add_done_callback(lambda done: self._awaiting_replication.pop(done, None))
-
-    def _note_late(self, shard_id: str, late: Sequence[OrderMessage]) -> None:
-        if late:
-            REPETITIONS_LATE.inc(len(late))
-            log.warning(
-                "orders.late_repetitions",
-                queue=self._queue.name,
-                shard_id=shard_id,
-                count=len(late),
-                business_id=late[0].operation.business_id,
-                location_id=late[0].operation.location_id,
-                request_id=late[0].operation.request_id,
-            )
 
     async def _await_replication(self, committed: _AwaitingReplication) -> None:
         shard_id, operations = committed.shard_id, [one.operation for one in committed.messages]
@@ -409,10 +394,6 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             else:
                 self._decide_failed(one, shard_id, error, count)
 
-    def crash(self, lane: OrderLane, crashed: BatchCrashed[OrderMessage]) -> None:
-        """Hold the messages of a lane."""
-        self.put_back_lane(lane.shard_id, lane.take_all(), crashed.error)
-
     def put_back_lane(self, shard_id: str, entries: Sequence[OrderMessage], cause: WorkerError) -> None:
         """Hold the messages of a lane whose shard does not answer."""
         self._outages[shard_id] = self._outages.get(shard_id, 0) + 1
@@ -429,7 +410,9 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
                     count = self._failures.remember(one.message.message_id)
                     self._decide_failed(one, None, type(cause.__cause__).__name__, count)
                 case HoldReason.PAUSED, _:
-                    self._hide(one)
+                    if one.verdict is None:  # else its call has ended: it may be in hand
+                        hidden_s = self.paused.hide(one.message, one.operation.tenant_id)
+                        self._decide(one, ReturnToQueue(ceil(hidden_s)), _deferral_of(one, "its tenant is paused"))
                 case HoldReason.UNREGISTERED, _:
                     rest = one.message.sent_at + self._retries.tenant_wait + UNKNOWN_TENANT_MARGIN - self._utc()
                     delay_s = min(message_backoff_s(one.message, draw=self._draw()), rest.total_seconds())
@@ -447,55 +430,9 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         for one in reversed(overdue.entries):  # those behind another one are given up with it
             self._decide(one, ToDeadLetter(DeadLetterReason.UNKNOWN_TENANT, error, _ids_of(one.operation)))
 
-    # Messages of paused tenants
-
     def must_end_pause(self, paused: Paused[OrderMessage]) -> bool:
         """Return whether half of the queue's retention is over for a message."""
-        return any(self._half_retention_s(one.message) <= 0 for one in paused.entries)
-
-    def _half_retention_s(self, message: Message) -> float:
-        retention = self._queue.retention
-        return inf if retention is None else (message.sent_at + retention / 2 - self._utc()).total_seconds()
-
-    def _hide(self, one: OrderMessage) -> None:
-        if one.verdict is not None:  # its call has ended: it may be in hand
-            return
-        tenant_id, now = one.operation.tenant_id, loop_time()
-        paused_s = min(self._gateway.paused_s(tenant_id), max(HIDDEN_MIN_S, self._half_retention_s(one.message)))
-        hidden_s = self._paused.add(tenant_id, one.message, paused_s=paused_s, now=now)
-        self._decide(one, ReturnToQueue(ceil(hidden_s)), _deferral_of(one, "its tenant is paused"))
-        self._has_paused.set()
-
-    async def _watch_paused(self) -> None:
-        while True:
-            await self._has_paused.wait()
-            await asyncio.sleep(PAUSED_CHECK_S)
-            for tenant_id in self._paused.tenants:
-                await self._show_resumed(tenant_id)
-            self._paused.forget_returned(now=loop_time())
-            if not len(self._paused):
-                self._has_paused.clear()
-
-    async def _show_resumed(self, tenant_id: str) -> None:
-        try:
-            await self._gateway.find_writable_shard(tenant_id)
-        except (RetryableError, PermanentError):
-            return  # still paused, or asked again soon
-        await self._show(self._paused.take(tenant_id, now=loop_time()))
-
-    async def show_paused(self) -> None:
-        """Show all hidden messages: another replica hides, and remembers, them."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SHOW_ALL_S):
-                for tenant_id in self._paused.tenants:
-                    await self._show(self._paused.take(tenant_id, now=loop_time() + RETURNED_AFTER_S))
-
-    async def _show(self, messages: Sequence[Message]) -> None:
-        for batch in batches(messages):
-            try:
-                await self._queue.change_visibility_batch([(message, 0) for message in batch])
-            except (RetryableError, PermanentError) as exc:
-                log.warning("message.not_put_off", queue=self._queue.name, count=len(batch), error=str(exc))
+        return any(self.paused.half_retention_s(one.message) <= 0 for one in paused.entries)
 
     # Verdicts
 
@@ -523,26 +460,9 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
                 location_id=operation.location_id,
             )
         elif shard_id is not None:
-            give_up = partial(self._give_up, shard_id, operation, one.message.message_id, verdict)
+            give_up = partial(_give_up, self._gateway, self._failures, shard_id, one, verdict)
             verdict = msgspec.structs.replace(verdict, before_delete=give_up)
         self._decide(one, verdict)
-
-    async def _give_up(self, shard_id: str, operation: Operation, message_id: str, verdict: ToDeadLetter) -> None:
-        outcome = await self._gateway.give_up(shard_id, operation)
-        if outcome.disposition is Disposition.HOLD:
-            raise RetryableError(f"a tenant does not live on shard {shard_id} now, where its operation failed")
-        count_outcomes([operation], [outcome], now=self._utc())
-        await self._gateway.wait_until_safe(shard_id, [operation])
-        log.error(
-            "operation.given_up",
-            queue=self._queue.name,
-            shard_id=shard_id,
-            attempts=verdict.attempts,
-            error=verdict.error,
-            business_id=operation.business_id,
-            location_id=operation.location_id,
-        )
-        await self._failures.forget(shard_id, operation.tenant_id, message_id)
 
 
 def _deferral_of(one: OrderMessage, text: str) -> Deferral:
@@ -551,3 +471,74 @@ def _deferral_of(one: OrderMessage, text: str) -> Deferral:
 
 def _ids_of(operation: Operation) -> MessageIds:
     return MessageIds(operation.business_id, operation.location_id, operation.request_id, operation.resource_id)
+
+
+async def _check_shard(gateway: ShardGateway, shard_id: str, tenant_id: str) -> None:
+    """Probe whether a shard that failed is back; if not, ask Citrus again for one of its tenants."""
+    try:
+        await gateway.probe(shard_id)
+    except RetryableError:
+        try:
+            await gateway.find_again(tenant_id)
+        except (RetryableError, PermanentError) as exc:
+            log.debug("orders.not_found_again", shard_id=shard_id, error=str(exc))
+        raise
+
+
+async def _give_up(
+    gateway: ShardGateway, failures: FailureCounts, shard_id: str, one: OrderMessage, verdict: ToDeadLetter
+) -> None:
+    """Log an operation as given up on its shard, once its dead letter is stored."""
+    operation = one.operation
+    outcome = await gateway.give_up(shard_id, operation)
+    if outcome.disposition is Disposition.HOLD:
+        raise RetryableError(f"a tenant does not live on shard {shard_id} now, where its operation failed")
+    count_outcomes([operation], [outcome], now=utc_now())
+    await gateway.wait_until_safe(shard_id, [operation])
+    log.error(
+        "operation.given_up",
+        queue=operation.origin.name,
+        shard_id=shard_id,
+        attempts=verdict.attempts,
+        error=verdict.error,
+        business_id=operation.business_id,
+        location_id=operation.location_id,
+    )
+    await failures.forget(shard_id, operation.tenant_id, one.message.message_id)
+
+
+def _describe(queue: str, shard_id: str, entries: Sequence[OrderMessage]) -> TracedBatch:
+    traceparents = partial(traceparents_of_messages, [one.message.attributes for one in entries])
+    return TracedBatch(Source.SQS, queue, len(entries), traceparents, shard_id)
+
+
+def _note_late(queue: str, shard_id: str, late: Sequence[OrderMessage]) -> None:
+    if late:
+        REPETITIONS_LATE.inc(len(late))
+        log.warning(
+            "orders.late_repetitions",
+            queue=queue,
+            shard_id=shard_id,
+            count=len(late),
+            business_id=late[0].operation.business_id,
+            location_id=late[0].operation.location_id,
+            request_id=late[0].operation.request_id,
+        )
+
+
+def _log_deferred(queue: str, call: Sequence[OrderMessage]) -> None:
+    by_cause: defaultdict[Deferral, list[float]] = defaultdict(list)
+    for one in call:
+        if one.deferral is not None and isinstance(one.verdict, ReturnToQueue | RetryHeld):
+            by_cause[one.deferral].append(one.verdict.delay_s)
+    for deferral, delays_s in by_cause.items():
+        RETRIES.labels(Source.SQS, QueueRetry.DEPENDENCY).inc(len(delays_s))
+        log.warning(
+            "orders.deferred",
+            queue=queue,
+            count=len(delays_s),
+            retry_in_s=round(min(delays_s), 2),
+            error=deferral.text,
+            business_id=deferral.business_id,
+            location_id=deferral.location_id,
+        )

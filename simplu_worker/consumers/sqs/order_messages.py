@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from enum import Enum, auto
 from typing import Annotated, Final, cast
 
 import msgspec
@@ -263,21 +262,6 @@ class Deferral(msgspec.Struct, frozen=True):
     location_id: str | None = None
 
 
-class ChainState(Enum):
-    """How far a chain is."""
-
-    IDLE = auto()  # its next run may be sent
-    SENT = auto()  # its run is on its way to a shard
-    ENDED = auto()
-
-
-MAY_FOLLOW: Final = {
-    ChainState.IDLE: {ChainState.SENT, ChainState.ENDED},
-    ChainState.SENT: {ChainState.IDLE, ChainState.ENDED},
-    ChainState.ENDED: set[ChainState](),
-}
-
-
 class OrderMessage(msgspec.Struct, eq=False):
     """A message with its decoded content, its verdict once it is decided, and why it is deferred.
 
@@ -317,17 +301,8 @@ class Chain:
 
     def __init__(self) -> None:
         self.members: list[OrderMessage] = []
-        self.state = ChainState.IDLE
         self.has_ended = asyncio.Event()
         self._position = 0  # of the first message behind the run that was sent last
-
-    def __repr__(self) -> str:
-        return f"Chain({self.state.name.lower()}, {self._position} of {len(self.members)})"
-
-    def _enter(self, state: ChainState) -> None:
-        if state not in MAY_FOLLOW[self.state]:
-            raise ValueError(f"{self}: expected a state that may follow, got {state.name}")
-        self.state = state
 
     @property
     def has_decided_run(self) -> bool:
@@ -336,13 +311,10 @@ class Chain:
 
     def next_run(self) -> Sequence[OrderMessage]:
         """Return the next messages to send, of one tenant, if any."""
-        if self.state is ChainState.SENT:
-            self._enter(ChainState.IDLE)
         while self._position < len(self.members) and all(one.allows_next for one in self.members[: self._position]):
             run = _run_from(self.members, self._position)
             self._position += len(run)
             if pending := [one for one in run if one.verdict is None]:
-                self._enter(ChainState.SENT)
                 return pending
         return ()
 
@@ -360,7 +332,6 @@ class Chain:
 
     def end(self) -> None:
         """Defer the messages behind the first that may not be passed; behind a dead letter until it is stored."""
-        self._enter(ChainState.ENDED)
         self.has_ended.set()
         first = next((index for index, one in enumerate(self.members) if not one.allows_next), len(self.members))
         is_dead_letter = first < len(self.members) and isinstance(self.members[first].verdict, ToDeadLetter)

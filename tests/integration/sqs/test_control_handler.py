@@ -153,7 +153,7 @@ def handler(desk: Any = None, *, fifo: bool = False, routed: RoutedShards | None
         routed.provisioner if routed else desk,
         routed.destroyer if routed else desk,
         routed.changes if routed else desk,
-        FailureCounts(routed.gateway if routed else Counts()),
+        FailureCounts(routed.gateway if routed else cast("Any", Counts())),
         Queue(None, "http://sqs/000/control" + (".fifo" if fifo else "")),
         retries=RetryRules((1, 5), WAIT),
         draw=lambda: 0.0,

@@ -213,7 +213,7 @@ async def test_messages_of_a_paused_tenant_are_hidden_for_long(desk: Desk) -> No
     await desk.routed.gateway.lookups.set_controls("ann", "main", TenantControls(pause_s=0.0))
     await desk.done(*paused)
     assert sorted(await desk.orders("ann")) == ["first", "o0", "o1", "o2"]
-    desk.handler._paused.forget_returned(now=float("inf"))  # there is no queue in which to show them
+    desk.handler.paused.messages.forget_returned(now=float("inf"))  # there is no queue in which to show them
 
 
 async def test_pause_ends_before_the_queue_loses_what_waits(desk: Desk) -> None:
@@ -223,7 +223,7 @@ async def test_pause_ends_before_the_queue_loses_what_waits(desk: Desk) -> None:
 
     desk.now = NOW + timedelta(minutes=29)
     assert await desk.handle(late) == [ReturnToQueue(60)]
-    desk.handler._paused.forget_returned(now=float("inf"))
+    desk.handler.paused.messages.forget_returned(now=float("inf"))
     desk.now = NOW + timedelta(minutes=30)
     await desk.done(late)
     rows = await fetch(desk.pool("shard-1"), "SELECT paused_until FROM tenants WHERE id = 'ann-main'")

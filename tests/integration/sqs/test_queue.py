@@ -12,7 +12,7 @@ from support.aws.receiver_settings import receiver_settings
 
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import Message, OutgoingMessage, Queue
-from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
+from simplu_worker.consumers.sqs.receive.message_table import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
 from simplu_worker.dead_letters.queue import DeadLetterQueue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
+from simplu_worker.consumers.sqs.receive.message_table import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, SILENCE_S, STOP_WAIT_S, PollTimes
 from simplu_worker.consumers.sqs.receive.receiver import DRAIN_S, ReceiverSettings
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules

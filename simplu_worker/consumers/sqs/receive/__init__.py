@@ -8,6 +8,11 @@ A message belongs to the queue, or it is in flight and belongs to the worker:
          │                   │     └──────── held ───────┤                                │
          └───────────────────┴──── returned, or lost ────┴────────────────────────────────┘
 
+One table (`message_table`) has the messages in flight. One loop (`receiver`) starts what is due: polls, calls of the
+handler, extensions of visibility timeouts. Each of these is a task that posts its result to the table and wakes the
+loop. The task of a poll handles what it received, and deletes what its handler has done, together with what other tasks
+leave while a delete is under way: what waits for nothing meets no other task of the receiver.
+
 What always holds, and why:
 
 - A message leaves the queue only by a delete, which comes after the commit, or after the dead letter is stored, and
@@ -20,24 +25,16 @@ What always holds, and why:
   handler at a time. While the first message is undecided, those behind it stay. When it returns or is lost, they
   return too, visible at once and the first one last: until SQS gives out that one, it gives out none of the group.
 
-A visibility timeout (`in_flight`) is extended each third of it, so that two extensions may fail. SQS hides a message
-for twelve hours after its receive at most: extensions and delays are cut to that, and the extension up to its end is
-final.
+A visibility timeout is extended each third of it, so that two extensions may fail. After twelve hours SQS refuses that:
+the message is lost.
 
-                      due                      extended to the end
-    SCHEDULED ───────────────────► EXTENDING ───────────────────────► FINAL
-      │   ▲                          │   │                              │
-      │   └── extended, or failed ───┘   │ past its deadline, refused   │
-      └────── past its deadline ───────► LOST ◄── past its deadline ────┘
+                      due
+    SCHEDULED ───────────────────► EXTENDING
+      │   ▲                          │   │
+      │   └── extended, or failed ───┘   │ past its deadline, refused
+      └────── past its deadline ───────► LOST
 
-A lane (`group_scheduler`) that is READY is in a ring. A call takes one message of every such lane in turn, then a
-second one: a lane with many messages delays no other lane. In a standard queue each message is a lane of its own: its
-group id promises no order.
-
-             add            take_call           held behind a dead letter
-    EMPTY ────────► READY ───────────► BUSY ────────────────────────────► BUSY_AND_HELD
-                     ▲ ▲               │ │ ▲                                 │     │
-                     │ └─── decided ───┘ │ └────────── time is up ───────────┘     │ stored
-                     │                   │ held                                    │
-                     └── time is up ── HELD ◄──────────────────────────────────────┘
+A lane is ready when it has messages, none of which is with the handler, has a dead letter to store, or is held. A call
+takes one message of every ready lane in turn, then a second one: a lane with many messages delays no other lane. In a
+standard queue each message is a lane of its own: its group id promises no order.
 """

@@ -1,7 +1,6 @@
-"""Poll a queue: one poll while it is nearly empty, several while it is full, each with a deadline.
+"""Poll a queue, read its attributes, and let one queue go before another.
 
-And the priority of one queue over another: while the other has work, a queue polls in a turn of its own, or each
-second.
+While the other queue has work, a queue polls in a turn of its own, or each second.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ import msgspec
 import structlog
 
 from simplu_worker.aws.clients import ThrottledError, longest_pause_s
-from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Message, Queue
-from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
-from simplu_worker.consumers.sqs.receive.in_flight import InFlightMessages, PollCount, PollReservations, ReceiveAttempt
+from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Message, Queue, QueueAttributes
+from simplu_worker.consumers.sqs.receive.message_table import MessageTable, SchedulerLimits
+from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
+from simplu_worker.consumers.sqs.receive.slot_share import PollPlan, ReceiveAttempt
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.instruments import RETRIES, SQS_POLLS, SQS_POLLS_REPLACED
 from simplu_worker.timing.waits import backoff_s, move_deadline, sleep_or_event
@@ -26,9 +26,9 @@ from simplu_worker.vocabulary import QueueRetry, Source
 POLL_WAIT_S: Final = 5  # a stop waits for it to end; a longer one would save a few cheap requests and slow down stops
 STOP_WAIT_S: Final = POLL_WAIT_S + 1.0  # after this a poll that is under way at a stop is cut: the server is silent
 SILENCE_S: Final = POLL_MARGIN_S - 1.0  # past its wait: a little before the poll client's own timeout, if it has one
-FULL_WAIT_S: Final = 5.0  # without room in flight, how often the loop turns to show that it is alive
 RETRY_BASE_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
+DEPTH_INTERVAL_S: Final = 30.0
 
 log = structlog.get_logger(__name__)
 
@@ -45,13 +45,23 @@ class PollTimes(msgspec.Struct, frozen=True):
     silence_s: float = SILENCE_S
 
 
+class _Poll(msgspec.Struct, eq=False):
+    asked_count: int
+    attempt: ReceiveAttempt | None  # of a FIFO queue
+    started_at: float
+    deadline: asyncio.Timeout
+
+
 class Poller:
-    """Polls while there is room in *in_flight*; awaits *gate* before each poll, *on_messages* after it."""
+    """The polls of a queue, each of which receives once.
+
+    *gate* is awaited before a poll, and *on_messages* after it, with the time from which the messages are hidden.
+    """
 
     def __init__(
         self,
         queue: Queue,
-        in_flight: InFlightMessages,
+        table: MessageTable,
         *,
         limits: SchedulerLimits,
         times: PollTimes,
@@ -59,176 +69,198 @@ class Poller:
         gate: Callable[[], Awaitable[None]] | None,
         clock: Callable[[], float],
         draw: Callable[[], float],
-        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self._queue = queue
-        self._in_flight = in_flight
-        self._limits = limits
+        self._table = table
         self._times = times
         self._on_messages = on_messages
         self._gate = gate
         self._clock = clock
         self._draw = draw
-        self._new_id = new_id
-        self._count = PollCount(limits.poll_count)
-        self._reservations = PollReservations(message_count=limits.message_count, byte_count=limits.byte_count)
-        self._under_way: dict[int, asyncio.Timeout] = {}
-        self._turns: dict[int, float] = {0: clock()}
-        self._changed = asyncio.Event()
+        self._plan = PollPlan(
+            poll_count=limits.poll_count, message_count=limits.message_count, byte_count=limits.byte_count
+        )
+        self._polls: set[_Poll] = set()
+        self._unanswered: list[ReceiveAttempt] = []  # to repeat
+        self._failure_count = 0  # in a row
+        self.next_at = 0.0  # after a failure
         self.received_count = 0
         self.answer_count = 0
         self.replaced_count = 0
         self.last_error: str | None = None
 
     @property
-    def last_turn(self) -> float:
-        """The oldest last turn of any loop; idle loops do not count."""
-        return min(self._turns.values())
+    def oldest_start(self) -> float:
+        """When the oldest poll under way began; now without one."""
+        return min([self._clock(), *(poll.started_at for poll in self._polls)])
 
     @property
     def under_way_count(self) -> int:
         """How many polls are under way."""
-        return len(self._under_way)
+        return len(self._polls)
 
     @property
     def wanted_count(self) -> int:
         """How many polls are to run."""
-        return self._count.wanted_count
+        return self._plan.wanted_count
 
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Poll until *stopping* is set and the last poll has ended."""
-        async with asyncio.TaskGroup() as loops:
-            loops.create_task(self._limit_stop(stopping), name=f"sqs-stop:{self._queue.name}")
-            for number in range(max(self._limits.poll_count, 1)):
-                loops.create_task(self._loop(number, stopping), name=f"sqs-poll-{number}:{self._queue.name}")
+    def next_poll(self) -> _Poll | None:
+        """Return the poll to `run` now, if one more is wanted and there is room for its messages."""
+        now = self._clock()
+        if now < self.next_at or len(self._polls) >= self._plan.wanted_count:
+            return None
+        asked_count = self._plan.reserve(in_flight_count=len(self._table), in_flight_bytes=self._table.byte_count)
+        if not asked_count:
+            return None
+        attempt = None
+        if self._queue.is_fifo:
+            self._unanswered = [one for one in self._unanswered if one.is_usable(now)]
+            attempt = self._unanswered.pop(0) if self._unanswered else None
+            attempt = attempt or ReceiveAttempt(uuid.uuid4().hex, asked_count, now)
+            asked_count = self._plan.change(asked_count, attempt.max_messages)
+        poll = _Poll(asked_count, attempt, now, asyncio.timeout(None))
+        self._polls.add(poll)
+        return poll
 
-    def wake(self) -> None:
-        """Let idle loops check again."""
-        self._changed.set()
-        self._changed.clear()
-
-    async def _loop(self, number: int, stopping: asyncio.Event) -> None:
-        attempt: ReceiveAttempt | None = None
-        failure_count = 0
-        while not stopping.is_set():
-            self._turns[number] = self._clock()
-            if number >= self._count.wanted_count and attempt is None:
-                del self._turns[number]
-                await self._changed.wait()
-                continue
+    async def run(self, poll: _Poll, stopping: asyncio.Event) -> None:
+        """Receive once, and hand over what came."""
+        messages: list[Message] | None = None
+        error: Exception | None = None
+        try:
             if self._gate is not None:
                 await self._gate()
-                if stopping.is_set():
-                    return
-            asked_count = self._reserve(attempt)
-            if not asked_count:
-                await sleep_or_event(FULL_WAIT_S, until=self._changed)
-                continue
-            attempt = self._next_attempt(attempt, asked_count)
-            error = await self._poll(number, asked_count, attempt, stopping)
-            if error is None:
-                if failure_count and not stopping.is_set():
-                    log.info("queue.recovered", queue=self._queue.name, failure_count=failure_count)
-                failure_count, attempt = 0, None
-                continue
-            if isinstance(error, ThrottledError | PermanentError):
-                attempt = None  # that is an answer: no message was received
-            failure_count += 1
-            await self._back_off(error, failure_count, stopping)
-
-    def _reserve(self, attempt: ReceiveAttempt | None) -> int:
-        asked_count = self._reservations.reserve(
-            in_flight_count=len(self._in_flight), in_flight_bytes=self._in_flight.byte_count
-        )
-        if asked_count and attempt is not None and attempt.is_usable(self._clock()):
-            self._reservations.release(asked_count - attempt.max_messages, [])
-            return attempt.max_messages
-        return asked_count
-
-    def _next_attempt(self, attempt: ReceiveAttempt | None, asked_count: int) -> ReceiveAttempt | None:
-        if not self._queue.is_fifo:
-            return None
-        now = self._clock()
-        if attempt is not None and attempt.is_usable(now):
-            return attempt
-        return ReceiveAttempt(self._new_id(), asked_count, now)
-
-    async def _poll(
-        self, number: int, asked_count: int, attempt: ReceiveAttempt | None, stopping: asyncio.Event
-    ) -> Exception | None:
-        messages: list[Message] = []
-        sent_at = self._clock()
-        try:
-            messages = await self._receive(number, asked_count, attempt)
+            if not stopping.is_set():
+                messages = await self._receive(poll)
         except TimeoutError:
-            if stopping.is_set():
-                return None
-            return self._replace_poll()
+            error = None if stopping.is_set() else self._replace()
         except (RetryableError, PermanentError, OSError) as exc:
-            return exc
+            error = exc
         finally:
-            self._under_way.pop(number, None)
-            SQS_POLLS.labels(self._queue.name).set(len(self._under_way))
-            self._reservations.release(asked_count, [message.size_bytes for message in messages])
-        self.last_error = None
-        wanted_count = self._count.wanted_count
-        self._count.record_answer(len(messages), asked_count)
+            self._polls.discard(poll)
+            SQS_POLLS.labels(self._queue.name).set(len(self._polls))
+        if messages is None:
+            self._plan.record_failure(poll.asked_count)
+            if error is not None:
+                self._note_failure(poll, error)
+            return
+        if self._failure_count and not stopping.is_set():
+            log.info("queue.recovered", queue=self._queue.name, failure_count=self._failure_count)
+        self._failure_count, self.next_at, self.last_error = 0, 0.0, None
+        self._plan.record_answer(poll.asked_count, [message.size_bytes for message in messages])
         self.received_count += len(messages)
         self.answer_count += 1
-        if self._count.wanted_count > wanted_count:
-            self.wake()
         # SQS hid them at the end of the wait at the latest: a late answer does not make their visibility period longer.
-        await self._on_messages(messages, min(self._clock(), sent_at + self._times.wait_s))
-        return None
+        await self._on_messages(messages, min(self._clock(), poll.started_at + self._times.wait_s))
 
-    async def _receive(self, number: int, asked_count: int, attempt: ReceiveAttempt | None) -> list[Message]:
-        async with asyncio.timeout(self._times.wait_s + self._times.silence_s) as deadline:
-            self._under_way[number] = deadline
-            SQS_POLLS.labels(self._queue.name).set(len(self._under_way))
+    def limit_stop(self) -> None:
+        """Cut the polls that do not end in time for a stop."""
+        ends_at = asyncio.get_running_loop().time() + self._times.stop_wait_s
+        for poll in self._polls:
+            if (when := poll.deadline.when()) is not None:
+                move_deadline(poll.deadline, min(when, ends_at))
+
+    async def _receive(self, poll: _Poll) -> list[Message]:
+        poll.started_at = self._clock()
+        SQS_POLLS.labels(self._queue.name).set(len(self._polls))
+        async with asyncio.timeout(self._times.wait_s + self._times.silence_s) as poll.deadline:
             return await self._queue.receive(
                 wait_s=self._times.wait_s,
-                max_messages=asked_count,
-                visibility_s=self._in_flight.visibility_timeout_s,
-                attempt_id=None if attempt is None else attempt.attempt_id,
+                max_messages=poll.asked_count,
+                visibility_s=self._table.visibility_timeout_s,
+                attempt_id=None if poll.attempt is None else poll.attempt.attempt_id,
             )
 
-    def _replace_poll(self) -> RetryableError:
+    def _note_failure(self, poll: _Poll, error: Exception) -> None:
+        # A refusal is an answer: no message was received.
+        if poll.attempt is not None and not isinstance(error, ThrottledError | PermanentError):
+            self._unanswered.append(poll.attempt)
+        self._failure_count += 1
+        self.last_error = str(error)
+        self.next_at = self._clock() + back_off(self._queue, error, self._failure_count, draw=self._draw())
+
+    def _replace(self) -> RetryableError:
         self.replaced_count += 1
         SQS_POLLS_REPLACED.labels(self._queue.name).inc()
         silent_s = self._times.wait_s + self._times.silence_s
         log.warning("queue.poll_replaced", queue=self._queue.name, silent_s=silent_s)
         return RetryableError(f"a poll of {self._times.wait_s} s had no answer after {silent_s:g} s")
 
-    async def _limit_stop(self, stopping: asyncio.Event) -> None:
-        await stopping.wait()
-        self.wake()
-        ends_at = asyncio.get_running_loop().time() + self._times.stop_wait_s
-        for deadline in self._under_way.values():
-            move_deadline(deadline, min(deadline.when() or ends_at, ends_at))
 
-    async def _back_off(self, exc: Exception, failure_count: int, stopping: asyncio.Event) -> None:
-        self.last_error = str(exc)
-        self._count.record_failure()
-        RETRIES.labels(Source.SQS, QueueRetry.RECEIVE).inc()
-        delay_s = backoff_s(
-            failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=longest_pause_s(exc, RETRY_MAX_S)
+def back_off(queue: Queue, exc: Exception, failure_count: int, *, draw: float) -> float:
+    """Count a failed call, and log the 1st, 2nd, 4th, 8th … one; return the pause before the next."""
+    RETRIES.labels(Source.SQS, QueueRetry.RECEIVE).inc()
+    delay_s = backoff_s(failure_count, draw=draw, base_s=RETRY_BASE_S, max_s=longest_pause_s(exc, RETRY_MAX_S))
+    if failure_count.bit_count() == 1:
+        level = log.error if isinstance(exc, PermanentError) else log.warning
+        level(
+            "queue.unreachable",
+            queue=queue.name,
+            failure_count=failure_count,
+            retry_in_s=round(delay_s, 1),
+            error=str(exc),
         )
-        log_unreachable(self._queue, exc, failure_count, delay_s)
-        await sleep_or_event(delay_s, until=stopping)
+    return delay_s
 
 
-def log_unreachable(queue: Queue, exc: Exception, failure_count: int, delay_s: float) -> None:
-    """Log that *queue* does not answer: the 1st, 2nd, 4th, 8th … time."""
-    if failure_count.bit_count() > 1:
-        return
-    level = log.error if isinstance(exc, PermanentError) else log.warning
-    level(
-        "queue.unreachable",
-        queue=queue.name,
-        failure_count=failure_count,
-        retry_in_s=round(delay_s, 1),
-        error=str(exc),
-    )
+class AttributesWatch:
+    """Reads the attributes of a queue at the start and again and again; *on_read* gets them."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        *,
+        on_read: Callable[[QueueAttributes], None],
+        clock: Callable[[], float],
+        draw: Callable[[], float],
+    ) -> None:
+        self._queue = queue
+        self._on_read = on_read
+        self._clock = clock
+        self._draw = draw
+        self.turned_at = clock()  # before the last try of the start
+        self.attributes: QueueAttributes | None = None
+        self.last_error: str | None = None  # of the start
+
+    async def open(self, stopping: asyncio.Event) -> bool:
+        """Read the attributes, however often that fails; return whether it came to that before a stop."""
+        failure_count = 0
+        while not stopping.is_set():
+            self.turned_at = self._clock()
+            try:
+                await self._read()
+            except (RetryableError, PermanentError, OSError) as exc:
+                failure_count += 1
+                self.last_error = str(exc)
+                delay_s = back_off(self._queue, exc, failure_count, draw=self._draw())
+                await sleep_or_event(delay_s, until=stopping)
+            else:
+                self.last_error = None
+                return True
+        return False
+
+    async def run(self, ended: asyncio.Event, rules: RedriveRules | None) -> None:
+        """Log what does not fit *rules*, and read the attributes until *ended*."""
+        if rules is not None and self.attributes is not None:
+            await self._log_redrive_problems(self.attributes, rules)
+        while not await sleep_or_event(DEPTH_INTERVAL_S, until=ended):
+            try:
+                await self._read()
+            except (RetryableError, PermanentError, OSError) as exc:
+                log.debug("queue.depth_unread", queue=self._queue.name, error=str(exc))
+
+    async def _read(self) -> None:
+        self.attributes = await self._queue.read_attributes()
+        self._on_read(self.attributes)
+
+    async def _log_redrive_problems(self, attributes: QueueAttributes, rules: RedriveRules) -> None:
+        policy, target = parse_redrive_policy(attributes.redrive_policy), None
+        if policy is not None:
+            try:
+                target = await (await self._queue.find_queue(policy.target_name)).read_attributes()
+            except (RetryableError, PermanentError) as exc:
+                log.debug("queue.redrive_target_unread", queue=self._queue.name, error=str(exc))
+        for problem in redrive_problems(attributes, target, rules):
+            log.warning("queue.redrive_unfit", queue=self._queue.name, problem=problem)
 
 
 GATE_MAX_WAIT_S: Final = 1.0  # of one poll, so that the lower queue is never starved

@@ -5,49 +5,32 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 import structlog
 
-from simplu_worker.aws.clients import longest_pause_s
-from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, VISIBILITY_DEFAULT_S, Message, Queue, QueueAttributes
+from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Message, Queue, QueueAttributes
 from simplu_worker.bulkheads import keep_running, note_trouble
 from simplu_worker.consumers.rejection_notes import DeadLetterStore
-from simplu_worker.consumers.sqs.receive.deleter import DeleteBatcher, Visibility
-from simplu_worker.consumers.sqs.receive.group_scheduler import CallDecision, GroupScheduler, SchedulerLimits
-from simplu_worker.consumers.sqs.receive.in_flight import (
+from simplu_worker.consumers.sqs.receive.message_table import LossReason, MessageTable, SchedulerLimits
+from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, RETRY_MAX_S, AttributesWatch, Poller, PollTimes
+from simplu_worker.consumers.sqs.receive.queue_calls import IDS_MAX, QueueCalls
+from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy
+from simplu_worker.consumers.sqs.receive.slot_share import (
     HIDDEN_MAX_COUNT,
     LATE_AFTER_S,
     PUT_BACK_MAX_COUNT,
     SHORT_RATIO,
-    InFlightMessages,
     RecentlyReceived,
     SlotShare,
-    oldest_age_s,
 )
-from simplu_worker.consumers.sqs.receive.poller import (
-    POLL_WAIT_S,
-    RETRY_BASE_S,
-    RETRY_MAX_S,
-    Poller,
-    PollTimes,
-    log_unreachable,
-)
-from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
-from simplu_worker.consumers.sqs.receive.verdicts import (
-    ToDeadLetter,
-    Verdict,
-    retry_delay_s,
-    verdicts_after_defect,
-)
-from simplu_worker.errors import InternalError, PermanentError, RetryableError, places_of
+from simplu_worker.consumers.sqs.receive.verdicts import ToDeadLetter, Verdict, retry_delay_s, verdicts_after_defect
+from simplu_worker.errors import InternalError, RetryableError, places_of
 from simplu_worker.instruments import (
-    RETRIES,
     SQS_IN_FLIGHT,
-    SQS_MESSAGES,
     SQS_OLDEST_IN_HAND,
     SQS_OLDEST_MESSAGE,
     SQS_QUEUE_DEPTH,
@@ -56,13 +39,14 @@ from simplu_worker.instruments import (
 )
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.timing.clock import UtcClock, utc_now
-from simplu_worker.timing.waits import backoff_s, sleep_or_event
-from simplu_worker.vocabulary import MessageOutcome, QueueRetry, Source, SourceState, TargetKind
+from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.vocabulary import MessageOutcome, SourceState, TargetKind
 
+MARK_RETRY_S: Final = 5.0
 DRAIN_S: Final = 15.0
-DEPTH_INTERVAL_S: Final = 30.0
 NAMED_TENANTS: Final = 10
 IDLE_S: Final = 5.0  # how often the idle loop turns, to show that it is alive
+HEARTBEAT_MIN_PAUSE_S: Final = 0.05
 LONGEST_TURN_S: Final = POLL_WAIT_S + POLL_MARGIN_S + RETRY_MAX_S  # a dead poll, and the pause after it
 
 log = structlog.get_logger(__name__)
@@ -114,68 +98,64 @@ class QueueReceiver:
         self._queue = queue
         self._handler = handler
         self._dead_letters = dead_letters
-        self._settings = settings = settings or ReceiverSettings()
-        self._limits = settings.limits
+        self._settings = settings or ReceiverSettings()
+        self._limits = self._settings.limits
         self._clock = clock
         self._utc = utc
         self._draw = draw
         self._gate = gate
         self._tenant_of = tenant_of
-        self._received = RecentlyReceived()
-        self._handled_count = 0
-        self._handling_s = 0.0
-        self._attributes: QueueAttributes | None = None
-        self._opening_error: str | None = None
-        self._internal_error: str | None = None  # until a poll is answered again
-        self._turned_at = clock()
         self._stopping = asyncio.Event()
         self.overdue_message_ids: list[str] = []  # of calls that were cancelled at the end of a drain
+        self._received = RecentlyReceived()  # polls write it, and the next
+        self.internal_error: str | None = None  # unforeseen: until a poll is answered again, nothing is received
+        self._handled_count = 0  # calls write it, and the next
+        self._handling_s = 0.0
+        self._turned_at = clock()  # the loop writes it
+        self._watch = AttributesWatch(queue, on_read=self._update_attributes, clock=clock, draw=draw)
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        queue, settings, clock, draw = self._queue, self._settings, self._clock, self._draw
-        self._in_flight = in_flight = InFlightMessages(visibility_timeout_s=VISIBILITY_DEFAULT_S)
-        self._groups = GroupScheduler(is_fifo=queue.is_fifo)
-        self._share = SlotShare(settings.limits.message_count, self._tenant_of, is_fifo=queue.is_fifo)
+        queue, limits, clock, draw = self._queue, self._limits, self._clock, self._draw
+        self._table = MessageTable(limits, is_fifo=queue.is_fifo)  # each of its fields says who writes it
+        self._share = SlotShare(limits.message_count, self._tenant_of, is_fifo=queue.is_fifo)
         self._put_back_room = 0  # how many messages may be put back until the attributes of the queue are read again
-        self._deleter = DeleteBatcher(queue, in_flight, on_removed=self._on_removed, clock=clock, draw=draw)
-        self._visibility = Visibility(
-            queue,
-            in_flight,
-            on_lost=self._on_lost,
-            on_removed=self._on_removed,
-            is_being_deleted=self._deleter.is_being_deleted,
-            clock=clock,
-            draw=draw,
-        )
         self._poller = Poller(
             queue,
-            in_flight,
-            limits=settings.limits,
-            times=settings.poll_times,
+            self._table,
+            limits=limits,
+            times=self._settings.poll_times,
             on_messages=self._add,
             gate=self._gate,
             clock=clock,
             draw=draw,
         )
+        self._out = QueueCalls(
+            queue,
+            self._table,
+            start=self._start,
+            on_lost=self._lose,
+            on_removed=self._on_removed,
+            clock=clock,
+            draw=draw,
+        )
         self._tasks = asyncio.TaskGroup()
-        self._calls: dict[asyncio.Task[None], Sequence[Message]] = {}
-        self._call_count = 0
-        self._changed = asyncio.Event()
+        self._work: dict[asyncio.Task[None], Sequence[Message]] = {}  # with the messages that a task handles
+        self._call_count = 0  # calls write it
+        self._changed = asyncio.Event()  # whoever posts something for the loop sets it
         self._polls_ended = asyncio.Event()
-        self._work_ended = asyncio.Event()
         self._ended = asyncio.Event()
         self._is_running = False
 
     @property
     def in_flight_count(self) -> int:
         """How many messages are received and not decided yet."""
-        return len(self._in_flight)
+        return len(self._table)
 
     @property
     def is_busy(self) -> bool:
         """Whether messages are with the handler, or may be."""
-        return self._call_count > 0 or bool(self._groups.ready_messages())
+        return self._call_count > 0 or bool(self._table.ready_messages(self._clock()))
 
     @property
     def poll_count(self) -> int:
@@ -184,31 +164,18 @@ class QueueReceiver:
 
     @property
     def last_turn(self) -> float:
-        """The oldest last turn of any loop."""
-        if not self._is_running:
-            return self._turned_at
-        return min(self._turned_at, self._poller.last_turn, self._visibility.last_turn, self._deleter.last_turn)
+        """The last turn of the loop, or the begin of the oldest poll under way."""
+        return min(self._turned_at, self._poller.oldest_start) if self._is_running else self._watch.turned_at
 
     @property
     def last_error(self) -> str | None:
         """The current error of the queue."""
-        return self._internal_error or self._opening_error or self._poller.last_error
+        return self.internal_error or self._watch.last_error or self._poller.last_error
 
     @property
     def is_reachable(self) -> bool:
         """Whether the queue has answered the last call."""
-        return self._attributes is not None and self.last_error is None
-
-    @property
-    def internal_error(self) -> str | None:
-        """The unforeseen error for which nothing is received now."""
-        return self._internal_error
-
-    @property
-    def _activity(self) -> str:
-        if self._stopping.is_set():
-            return "draining"
-        return SourceState.POLLING if self._is_running else SourceState.OPENING
+        return self._watch.attributes is not None and self.last_error is None
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Receive until *stopping* is set, then finish the messages in flight and return. Run once.
@@ -226,55 +193,85 @@ class QueueReceiver:
 
     async def _run_once(self) -> None:
         try:
-            attributes = await self._open()
-            if attributes is not None:
-                await self._receive(attributes)
-        except Exception as exc:
-            self._internal_error = str(note_trouble(TargetKind.QUEUE, self._queue.name, "receiver", exc))
-            self._turned_at = self._clock()
-            self._start_afresh()
-            self._set_in_flight_gauge()
-            raise InternalError(self._internal_error) from exc
-
-    async def _receive(self, attributes: QueueAttributes) -> None:
-        name = self._queue.name
-        async with asyncio.TaskGroup() as loops:
-            loops.create_task(self._visibility.keep_hidden(self._ended), name=f"sqs-heartbeat:{name}")
-            loops.create_task(self._watch_queue(attributes), name=f"sqs-watch:{name}")
-            loops.create_task(self._limit_drain(), name=f"sqs-drain:{name}")
-            async with asyncio.TaskGroup() as deleting:
-                deleting.create_task(self._deleter.run(self._work_ended), name=f"sqs-delete:{name}")
+            if not await self._watch.open(self._stopping):
+                return
+            timeout_s = self._table.visibility_timeout_s
+            log.info("queue.opened", queue=self._queue.name, visibility_timeout_s=timeout_s)
+            async with asyncio.TaskGroup() as self._tasks:
+                watching = self._watch.run(self._ended, self._settings.redrive_rules)
+                self._tasks.create_task(watching, name=f"sqs-watch:{self._queue.name}")
+                self._tasks.create_task(self._drain(), name=f"sqs-drain:{self._queue.name}")
                 self._is_running = True
-                await self._work()
-                self._work_ended.set()
-                self._deleter.wake()
-            self._ended.set()
+                await self._loop()
+                self._ended.set()
+        except Exception as exc:
+            self.internal_error = str(note_trouble(TargetKind.QUEUE, self._queue.name, "receiver", exc))
+            self._watch.turned_at = self._clock()
+            self._start_afresh()
+            SQS_IN_FLIGHT.labels(self._queue.name).set(0)
+            raise InternalError(self.internal_error) from exc
+
+    async def _loop(self) -> None:
+        """Start what is due: polls, calls of the handler, extensions; until a stop, and all work has ended."""
+        extend_at = self._clock()
+        while True:
+            self._changed.clear()
+            self._turned_at = now = self._clock()
+            while not self._stopping.is_set() and (poll := self._poller.next_poll()) is not None:
+                self._start(self._poller.run(poll, self._stopping))
+            self._start_calls()
+            if now >= extend_at:
+                for due_at, batch in self._table.take_due(now):
+                    extending = self._out.extend(batch, due_at=due_at)
+                    self._tasks.create_task(extending, name=f"sqs-extend:{self._queue.name}")
+                pause_s = min(self._table.next_due_in_s(now), self._table.heartbeat_s / 4, IDLE_S)
+                extend_at = now + max(pause_s, HEARTBEAT_MIN_PAUSE_S)
+            if self._stopping.is_set() and not self._poller.under_way_count and not self._polls_ended.is_set():
+                self._polls_ended.set()
+                self._start(self._out.give_back(self._table.take_unstarted(self._share.is_last_receive)))
+                continue
+            if self._polls_ended.is_set() and not self._work and not self._table.queued_count:
+                return
+            wakes_at = [extend_at, now + IDLE_S, self._table.next_retry_at(now), self._poller.next_at]
+            await sleep_or_event(min(at for at in wakes_at if at > now) - now, until=self._changed)
+
+    def _start(self, work: Coroutine[None, None, None], messages: Sequence[Message] = ()) -> None:
+        def note_end(task: asyncio.Task[None]) -> None:
+            del self._work[task]
+            self._changed.set()
+
+        task = self._tasks.create_task(work, name=f"sqs-work:{self._queue.name}")
+        self._work[task] = messages
+        task.add_done_callback(note_end)
 
     def refresh_gauges(self) -> None:
         """Set the gauges that no single event sets."""
-        SQS_OLDEST_IN_HAND.labels(self._queue.name).set(self._in_flight.oldest_age_s(self._clock()))
-        known = (self._in_flight.oldest_sent_at(), self._received.oldest_sent_at(self._clock()))
-        SQS_OLDEST_MESSAGE.labels(self._queue.name).set(oldest_age_s(known, utc=self._utc()))
+        now = self._clock()
+        SQS_OLDEST_IN_HAND.labels(self._queue.name).set(self._table.oldest_age_s(now))
+        known = (self._table.oldest_sent_at(), self._received.oldest_sent_at(now))
+        ages_s = [(self._utc() - one).total_seconds() for one in known if one is not None]
+        SQS_OLDEST_MESSAGE.labels(self._queue.name).set(max([0.0, *ages_s]))
 
     def stats(self) -> dict[str, Any]:
         """Return the members that the monitoring endpoints show."""
-        queue, now = self._attributes if self.last_error is None else None, self._clock()
+        queue, now = self._watch.attributes if self.last_error is None else None, self._clock()
+        activity = SourceState.POLLING if self._is_running else SourceState.OPENING
         return {
             "queue": self._queue.name,
             "isFifo": self._queue.is_fifo,
-            "state": self.last_error or self._activity,
+            "state": self.last_error or ("draining" if self._stopping.is_set() else activity),
             "visible": queue and queue.visible_count,
             "inFlight": queue and queue.in_flight_count,
             "delayed": queue and queue.delayed_count,
-            "visibilityTimeoutSeconds": self._in_flight.visibility_timeout_s,
-            "inHand": len(self._in_flight),
-            "inHandBytes": self._in_flight.byte_count,
+            "visibilityTimeoutSeconds": self._table.visibility_timeout_s,
+            "inHand": len(self._table),
+            "inHandBytes": self._table.byte_count,
             "inHandLimit": self._limits.message_count,
-            "queued": self._groups.queued_count,
-            "handling": self._groups.handling_count,
-            "waiting": len(self._groups.held_messages()),
-            "deleting": self._deleter.pending_count,
-            "oldestInHandSeconds": round(self._in_flight.oldest_age_s(now), 3),
+            "queued": self._table.queued_count,
+            "handling": self._table.handling_count,
+            "waiting": len(self._table.held_messages(now)),
+            "deleting": self._out.undeleted_count,
+            "oldestInHandSeconds": round(self._table.oldest_age_s(now), 3),
             "polls": self._poller.under_way_count,
             "pollsWanted": self._poller.wanted_count,
             "pollsReplaced": self._poller.replaced_count,
@@ -282,269 +279,186 @@ class QueueReceiver:
             "calls": self._call_count,
             "handled": self._handled_count,
             "handlingSeconds": round(self._handling_s, 3),
-            "heartbeatLateSeconds": round(self._visibility.late_s, 3),
+            "heartbeatLateSeconds": round(self._out.late_s, 3),
             "lastTurnSeconds": round(now - self.last_turn, 3),
             "outcomes": message_outcomes(self._queue.name),
         }
 
-    # Receiving
-
-    async def _open(self) -> QueueAttributes | None:
-        failure_count = 0
-        while not self._stopping.is_set():
-            self._turned_at = self._clock()
-            try:
-                attributes = await self._queue.read_attributes()
-            except (RetryableError, PermanentError, OSError) as exc:
-                failure_count += 1
-                self._opening_error = str(exc)
-                RETRIES.labels(Source.SQS, QueueRetry.RECEIVE).inc()
-                delay_s = backoff_s(
-                    failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=longest_pause_s(exc, RETRY_MAX_S)
-                )
-                log_unreachable(self._queue, exc, failure_count, delay_s)
-                await sleep_or_event(delay_s, until=self._stopping)
-            else:
-                self._opening_error = None
-                self._update_attributes(attributes)
-                timeout_s = self._in_flight.visibility_timeout_s
-                log.info("queue.opened", queue=self._queue.name, visibility_timeout_s=timeout_s)
-                return attributes
-        return None
-
     def _update_attributes(self, attributes: QueueAttributes) -> None:
-        self._attributes = attributes
-        self._in_flight.set_visibility_timeout(attributes.visibility_timeout_s)
+        self._table.set_visibility_timeout(attributes.visibility_timeout_s)
         policy = parse_redrive_policy(attributes.redrive_policy)
         self._share.max_receive_count = None if policy is None else policy.max_receive_count
         self._put_back_room = min(PUT_BACK_MAX_COUNT, HIDDEN_MAX_COUNT - attributes.in_flight_count)
         SQS_QUEUE_DEPTH.labels(self._queue.name).set(attributes.visible_count)
 
-    async def _watch_queue(self, attributes: QueueAttributes) -> None:
-        await self._log_redrive_problems(attributes)
-        while not await sleep_or_event(DEPTH_INTERVAL_S, until=self._ended):
-            try:
-                self._update_attributes(await self._queue.read_attributes())
-            except (RetryableError, PermanentError, OSError) as exc:
-                log.debug("queue.depth_unread", queue=self._queue.name, error=str(exc))
-
-    async def _log_redrive_problems(self, attributes: QueueAttributes) -> None:
-        rules = self._settings.redrive_rules
-        if rules is None:
-            return
-        policy, target = parse_redrive_policy(attributes.redrive_policy), None
-        if policy is not None:
-            try:
-                target = await (await self._queue.find_queue(policy.target_name)).read_attributes()
-            except (RetryableError, PermanentError) as exc:
-                log.debug("queue.redrive_target_unread", queue=self._queue.name, error=str(exc))
-        for problem in redrive_problems(attributes, target, rules):
-            log.warning("queue.redrive_unfit", queue=self._queue.name, problem=problem)
+    # Results of polls, calls, and calls to the queue
 
     async def _add(self, messages: Sequence[Message], received_at: float) -> None:
-        self._internal_error = None
+        """Add messages, and handle them here: what waits for nothing meets no other task on its way."""
+        self.internal_error = None
         self._received.note([message.sent_at for message in messages], now=self._clock())
-        fresh = self._in_flight.add(messages, received_at=received_at, draw=self._draw())
-        self._groups.add(fresh)
-        if fresh:
-            put_back = self._take_over_share(fresh)
-            self._set_in_flight_gauge()
+        fresh = self._table.add(messages, received_at=received_at, draw=self._draw())
+        SQS_IN_FLIGHT.labels(self._queue.name).set(len(self._table))
+        self._changed.set()  # for the next poll
+        if fresh and (put_back := self._take_over_share(fresh)):
+            self._start(self._out.return_to_queue(put_back))
+        if call := self._take_call():
             self._start_calls()
-            self._changed.set()
-            await self._visibility.return_to_queue(put_back)
+            await self._run_call(call)
 
     def _take_over_share(self, unstarted: Sequence[Message]) -> list[tuple[Message, float]]:
         if self._put_back_room <= 0 or self._stopping.is_set():
             return []
         now, draw, put_back = self._clock(), self._draw(), list[tuple[Message, float]]()
-        if len(self._in_flight) >= SHORT_RATIO * self._limits.message_count:
-            self._share.note_late(self._in_flight.received_before(now - LATE_AFTER_S))
-        for message in self._share.over_share(unstarted, self._in_flight.messages(), now=now):
-            if self._groups.is_queued(message):  # else it left with one before it
-                put_back += [(other, 0.0) for other in self._groups.remove(message)]
+        if len(self._table) >= SHORT_RATIO * self._limits.message_count:
+            self._share.note_late(self._table.received_before(now - LATE_AFTER_S))
+        for message in self._share.over_share(unstarted, self._table.messages(), now=now):
+            if self._table.is_queued(message):  # else it left with one before it
+                put_back += [(other, 0.0) for other in self._table.take_behind(message)]
                 put_back.append((message, self._share.put_back_s(message, now=now, draw=draw)))  # it locks its group
         self._put_back_room -= len(put_back)
         return put_back
 
-    # Handling
-
-    async def _work(self) -> None:
-        async with asyncio.TaskGroup() as self._tasks:
-            self._tasks.create_task(self._dispatch(), name=f"sqs-dispatch:{self._queue.name}")
-            await self._poller.run(self._stopping)
-            self._polls_ended.set()
-            await self._return_unstarted(self._groups.take_unstarted(self._is_last_receive))
-            self._changed.set()
-
-    async def _dispatch(self) -> None:
-        """Hand messages to the handler; after a stop only those that must not return to the queue."""
-        while not (self._polls_ended.is_set() and not self._groups.queued_count):
-            self._changed.clear()
-            self._turned_at = self._clock()
-            self._start_calls()
-            # Without a free call, messages that were held for long enough go on waiting for one.
-            retry_in_s = self._groups.next_retry_in_s(self._turned_at) if self._can_start() else None
-            await sleep_or_event(IDLE_S if retry_in_s is None else min(retry_in_s, IDLE_S), until=self._changed)
-
     def _start_calls(self) -> None:
-        self._visibility.report_expired(self._tasks)  # the handler must not get them
-        while self._can_start() and (call := self._groups.take_call(self._limits, now=self._clock())):
-            self._call_count += 1
-            task = self._tasks.create_task(self._run_call(call), name=f"sqs-call:{self._queue.name}")
-            self._calls[task] = call
-            task.add_done_callback(self._calls.pop)
+        while call := self._take_call():
+            self._start(self._run_call(call), call)
 
-    def _can_start(self) -> bool:
+    def _take_call(self) -> Sequence[Message]:
+        """Take messages for the handler; after a stop only those that must not return to the queue."""
+        now = self._clock()
+        self._lose(self._table.mark_expired(now), LossReason.EXPIRED)  # the handler must not get them
         has_stopped = self._stopping.is_set() and not self._polls_ended.is_set()
-        return not has_stopped and not self.overdue_message_ids and self._call_count < self._limits.call_count
-
-    def _is_last_receive(self, message: Message) -> bool:
-        most = self._share.max_receive_count
-        return most is not None and message.receive_count >= most
+        if has_stopped or self.overdue_message_ids or self._call_count >= self._limits.call_count:
+            return ()
+        call = self._table.take_call(now=now)
+        self._call_count += bool(call)
+        return call
 
     async def _run_call(self, call: Sequence[Message]) -> None:
-        started_at = self._clock()
+        task, started_at = cast("asyncio.Task[None]", asyncio.current_task()), self._clock()
+        self._work[task] = call
         try:
             verdicts = await self._handler.handle(call)
-        except asyncio.CancelledError:
-            await self._return_overdue(call)
-            raise
         except Exception as exc:  # noqa: BLE001  # the handler's defect: these messages alone are handled again
             note_trouble(TargetKind.QUEUE, self._queue.name, "handler", exc)
             verdicts = verdicts_after_defect(call, is_fifo=self._queue.is_fifo, draw=self._draw())
         finally:
             self._call_count -= 1
-            self._changed.set()
+            self._work[task] = ()
         now = self._clock()
         self._handled_count += len(call)
         self._handling_s += now - started_at
         if not self._stopping.is_set():
-            verdicts = self._share.bounded(call, verdicts, self._in_flight.messages(), now=now, draw=self._draw())
-        decision = self._groups.apply_verdicts(
-            call,
-            verdicts,
-            now=now,
-            limits=self._limits,
-            is_ours=lambda message: self._in_flight.is_ours(message, now=now),
-            may_hold=not self._stopping.is_set(),
-        )
-        put_back = self._take_over_share(self._groups.ready_messages())
+            verdicts = self._share.bounded(call, verdicts, self._table.messages(), now=now, draw=self._draw())
+        decision = self._table.apply_verdicts(call, verdicts, now=now, may_hold=not self._stopping.is_set())
+        self._out.remove_lost(decision.lost)
+        returned = [*decision.returned, *self._take_over_share(self._table.ready_messages(now))]
         if begun := self._share.begun(now=now):
-            log.info(
-                "queue.over_share",
-                queue=self._queue.name,
-                tenants=begun[:NAMED_TENANTS],
-                tenant_count=len(begun),
-            )
-        await self._carry_out(msgspec.structs.replace(decision, returned=[*decision.returned, *put_back]))
+            named = begun[:NAMED_TENANTS]
+            log.info("queue.over_share", queue=self._queue.name, tenants=named, tenant_count=len(begun))
+        if returned:
+            self._start(self._return(returned, decision.retried_count))
+        if pairs := decision.dead_letters:
+            self._start(self._store_dead_letters(pairs), [message for message, _ in pairs])
+        self._start_calls()
+        await self._out.delete(decision.done, MessageOutcome.DELETED)
 
-    async def _carry_out(self, decision: CallDecision) -> None:
-        self._deleter.add(decision.done, MessageOutcome.DELETED)
-        self._remove_lost(decision.lost)
-        if decision.returned:
-            if self._stopping.is_set():
-                await self._polls_ended.wait()  # else a poll that is still under way receives it again
-            await self._visibility.return_to_queue(decision.returned, retried_count=decision.retried_count)
-        if decision.dead_letters:
-            await self._store_dead_letters(decision.dead_letters)
+    async def _return(self, changes: Sequence[tuple[Message, float]], retried_count: int) -> None:
+        if self._stopping.is_set():
+            await self._polls_ended.wait()  # else a poll that is still under way receives it again
+        await self._out.return_to_queue(changes, retried_count=retried_count)
 
     async def _store_dead_letters(self, pairs: Sequence[tuple[Message, ToDeadLetter]]) -> None:
         stored: list[Message] = []
         failed: list[tuple[Message, float]] = []
         try:
-            await self._dead_letters.store([self._dead_letter_of(*pair) for pair in pairs], stopping=self._stopping)
+            letters = [_dead_letter_of(self._queue, *pair) for pair in pairs]
+            await self._dead_letters.store(letters, stopping=self._stopping)
             for message, verdict in pairs:
-                delay_s = await self._run_before_delete(message, verdict)
+                # A lost message is not deleted either: its next receiver marks it.
+                is_ours = self._table.is_ours(message, now=self._clock())
+                delay_s = await _mark(self._queue, message, verdict, draw=self._draw()) if is_ours else None
                 if delay_s is None:
                     stored.append(message)
                 else:
                     failed.append((message, delay_s))
         except RetryableError:  # of the store
             failed = [(message, 0.0) for message, _ in pairs]
-        except asyncio.CancelledError:
-            await self._return_overdue([message for message, _ in pairs])
-            raise
-        behind = [(other, 0.0) for message, _ in failed for other in self._groups.remove(message)]
-        self._groups.finish([message for message, _ in pairs])
-        self._deleter.add(stored, MessageOutcome.DEAD_LETTER)
+        behind = [(other, 0.0) for message, _ in failed for other in self._table.take_behind(message)]
+        self._table.finish([message for message, _ in pairs])
         self._changed.set()
-        await self._visibility.return_to_queue([*behind, *failed], retried_count=len(failed))
+        await self._out.return_to_queue([*behind, *failed], retried_count=len(failed))
+        await self._out.delete(stored, MessageOutcome.DEAD_LETTER)
 
-    def _dead_letter_of(self, message: Message, verdict: ToDeadLetter) -> DeadLetter:
-        return DeadLetter(
-            reason=verdict.reason,
-            error=verdict.error,
-            origin=self._queue.origin_of(message),
-            failed_at=datetime.now(UTC),
-            attempts=verdict.attempts,
-            record=message.body.encode("utf-8", "surrogatepass"),
-            request_id=verdict.ids.request_id,
-            resource_id=verdict.ids.resource_id,
-            business_id=verdict.ids.business_id,
-            location_id=verdict.ids.location_id,
-            message_attributes=message.attributes,
-            deduplication_id=message.deduplication_id,
+    def _lose(self, messages: Sequence[Message], reason: LossReason) -> None:
+        """Forget messages that are no longer ours, and return those that have to return because of it."""
+        if not messages:
+            return
+        ids = [message.message_id for message in messages]
+        log.warning(
+            "message.lease_lost", queue=self._queue.name, count=len(ids), message_ids=ids[:IDS_MAX], reason=reason
         )
-
-    async def _run_before_delete(self, message: Message, verdict: ToDeadLetter) -> float | None:
-        if verdict.before_delete is None or not self._in_flight.is_ours(message, now=self._clock()):
-            return None  # a lost message is not deleted either: its next receiver runs it
-        try:
-            await verdict.before_delete()
-        except RetryableError as exc:
-            about = {"queue": self._queue.name, "message_id": message.message_id}
-            log.warning("message.not_marked", **about, error=str(exc), traceback=None)
-            return float(retry_delay_s(exc, message, draw=self._draw()))
-        except Exception as exc:  # noqa: BLE001  # its dead letter is stored: the message must come again after any error
-            about = {"queue": self._queue.name, "message_id": message.message_id}
-            error, places = type(exc).__name__, places_of(exc)
-            log.error("message.not_marked", **about, error=error, traceback=places)  # noqa: TRY400  # it may quote one
-            return RETRY_MAX_S
-        return None
-
-    async def _return_overdue(self, messages: Sequence[Message]) -> None:
-        if self.overdue_message_ids:
-            self._groups.finish(messages)
-            await self._visibility.return_to_queue([(one, 0.0) for one in messages], retried_count=len(messages))
-
-    # Leaving the messages in flight
-
-    async def _return_unstarted(self, messages: Sequence[Message]) -> None:
-        if messages:
-            log.info("message.given_back", queue=self._queue.name, count=len(messages))
-            await self._visibility.return_to_queue([(message, 0.0) for message in messages])
-
-    def _on_lost(self, messages: Sequence[Message]) -> Sequence[Message]:
-        queued = [message for message in messages if self._groups.is_queued(message)]
-        behind = [other for message in messages for other in self._groups.remove(message)]
-        self._remove_lost(queued)
-        lost = {message.message_id for message in queued}
-        return [other for other in behind if other.message_id not in lost]
-
-    def _remove_lost(self, messages: Sequence[Message]) -> None:
-        if messages:
-            SQS_MESSAGES.labels(self._queue.name, MessageOutcome.LEASE_LOST).inc(len(messages))
-            self._in_flight.remove(messages)
-            self._on_removed()
+        queued = [message for message in messages if self._table.is_queued(message)]
+        behind = [other for message in messages for other in self._table.take_behind(message)]
+        self._out.remove_lost(queued)
+        if left := [(other, 0.0) for other in behind if other.message_id not in ids]:
+            self._start(self._out.return_to_queue(left))
 
     def _on_removed(self) -> None:
-        self._poller.wake()
-        self._set_in_flight_gauge()
-
-    def _set_in_flight_gauge(self) -> None:
-        SQS_IN_FLIGHT.labels(self._queue.name).set(len(self._in_flight))
-
-    async def _limit_drain(self) -> None:
-        await self._stopping.wait()
-        log.info("queue.draining", queue=self._queue.name, in_hand=len(self._in_flight), calls=len(self._calls))
         self._changed.set()
+        SQS_IN_FLIGHT.labels(self._queue.name).set(len(self._table))
+
+    async def _drain(self) -> None:
+        await self._stopping.wait()
+        calls = sum(map(bool, self._work.values()))
+        log.info("queue.draining", queue=self._queue.name, in_hand=len(self._table), calls=calls)
+        self._changed.set()
+        self._poller.limit_stop()
         drain_s = self._settings.drain_s
         if await sleep_or_event(drain_s, until=self._ended):
             return
-        self._deleter.stop_retrying()
-        calls = dict(self._calls)
-        self.overdue_message_ids = overdue = [message.message_id for call in calls.values() for message in call]
-        log.error("queue.drain_overdue", queue=self._queue.name, drain_s=drain_s, message_ids=overdue)
-        for task in calls:
+        self._out.stop_retrying()
+        overdue = {task: messages for task, messages in self._work.items() if messages}
+        self.overdue_message_ids = [message.message_id for call in overdue.values() for message in call]
+        log.error("queue.drain_overdue", queue=self._queue.name, drain_s=drain_s, message_ids=self.overdue_message_ids)
+        for task in overdue:
             task.cancel()
-        await self._return_unstarted(self._groups.take_unstarted())
+        await asyncio.wait(overdue)
+        messages = [message for call in overdue.values() for message in call]
+        self._table.finish(messages)
+        self._start(self._out.return_to_queue([(one, 0.0) for one in messages], retried_count=len(messages)))
+        self._start(self._out.give_back(self._table.take_unstarted()))
+
+
+def _dead_letter_of(queue: Queue, message: Message, verdict: ToDeadLetter) -> DeadLetter:
+    return DeadLetter(
+        reason=verdict.reason,
+        error=verdict.error,
+        origin=queue.origin_of(message),
+        failed_at=datetime.now(UTC),
+        attempts=verdict.attempts,
+        record=message.body.encode("utf-8", "surrogatepass"),
+        request_id=verdict.ids.request_id,
+        resource_id=verdict.ids.resource_id,
+        business_id=verdict.ids.business_id,
+        location_id=verdict.ids.location_id,
+        message_attributes=message.attributes,
+        deduplication_id=message.deduplication_id,
+    )
+
+
+async def _mark(queue: Queue, message: Message, verdict: ToDeadLetter, *, draw: float) -> float | None:
+    """Record on its shard that a message was given up; return the seconds until it comes again if that fails."""
+    if verdict.before_delete is None:
+        return None
+    about = {"queue": queue.name, "message_id": message.message_id}
+    try:
+        await verdict.before_delete()
+    except RetryableError as exc:
+        log.warning("message.not_marked", **about, error=str(exc), traceback=None)
+        return float(retry_delay_s(exc, message, draw=draw))
+    except Exception as exc:  # noqa: BLE001  # its dead letter is stored: the message must come again after any error
+        error, places = type(exc).__name__, places_of(exc)
+        log.error("message.not_marked", **about, error=error, traceback=places)  # noqa: TRY400  # it may quote one
+        return MARK_RETRY_S
+    return None

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.aws.sqs_queue import RETENTION_MAX_S, Message, QueueAttributes
-from simplu_worker.consumers.sqs.receive.group_scheduler import HELD_MAX_S
+from simplu_worker.consumers.sqs.receive.message_table import HELD_MAX_S
 
 HIDDEN_S: Final = 1800.0
 HIDDEN_MAX: Final = 5000  # of the 120,000 of a queue that SQS hides, which all replicas share

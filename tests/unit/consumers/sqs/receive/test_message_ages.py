@@ -2,29 +2,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-import pytest
-
-from simplu_worker.consumers.sqs.receive.in_flight import WINDOW_S, RecentlyReceived, oldest_age_s
+from simplu_worker.consumers.sqs.receive.slot_share import WINDOW_S, RecentlyReceived
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
 def sent(seconds: float) -> datetime:
     return NOON - timedelta(seconds=seconds)
-
-
-@pytest.mark.parametrize(
-    ("known", "expected"),
-    [
-        ([], 0.0),
-        ([None, None], 0.0),
-        ([sent(5), None], 5.0),
-        ([sent(5), sent(90)], 90.0),
-        ([sent(-3)], 0.0),
-    ],
-)
-def test_age_is_that_of_the_oldest_known_message(known: list[datetime | None], expected: float) -> None:
-    assert oldest_age_s(known, utc=NOON) == expected
 
 
 def test_message_is_remembered_for_a_minute_after_its_receive() -> None:

@@ -2,34 +2,43 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.consumers.sqs.receive.in_flight import ATTEMPT_MAX_S, PollCount, PollReservations, ReceiveAttempt
+from simplu_worker.consumers.sqs.receive.slot_share import ATTEMPT_MAX_S, PollPlan, ReceiveAttempt
+
+
+def plan(poll_count: int = 4, message_count: int = 100, byte_count: int = 1000) -> PollPlan:
+    return PollPlan(poll_count=poll_count, message_count=message_count, byte_count=byte_count)
+
+
+def room(of: PollPlan, count: int = 0, size_bytes: int = 0) -> int:
+    return of.reserve(in_flight_count=count, in_flight_bytes=size_bytes)
 
 
 @pytest.mark.parametrize(
-    ("polls", "expected"),
+    ("polls", "most", "expected"),
     [
-        ([], 1),
-        ([(10, 10)], 2),
-        ([(10, 10)] * 9, 4),
-        ([(10, 10), (3, 10)], 2),
-        ([(10, 10), (10, 10), (0, 10)], 1),
-        ([(4, 4)], 1),
-        ([(0, 10)], 1),
+        ([], 4, 1),
+        ([(10, 10)], 4, 2),
+        ([(10, 10)] * 9, 4, 4),
+        ([(10, 10), (3, 10)], 4, 2),
+        ([(10, 10), (10, 10), (0, 10)], 4, 1),
+        ([(4, 4)], 4, 1),
+        ([(0, 10)], 4, 1),
+        ([(10, 10)] * 3, 1, 1),
+        ([(10, 10)] * 3, 0, 1),
+        ([(10, 10), None], 4, 1),
     ],
 )
-def test_polls_become_more_when_full_and_one_when_empty(polls: list[tuple[int, int]], expected: int) -> None:
-    count = PollCount(4)
-    for received, asked in polls:
-        count.record_answer(received, asked)
-    assert count.wanted_count == expected
-
-
-@pytest.mark.parametrize("max_count", [0, 1])
-def test_polls_are_at_least_one(max_count: int) -> None:
-    count = PollCount(max_count)
-    for _ in range(3):
-        count.record_answer(10, 10)
-    assert count.wanted_count == 1
+def test_polls_become_more_when_full_and_one_when_empty(
+    polls: list[tuple[int, int] | None], most: int, expected: int
+) -> None:
+    own = plan(most)
+    for poll in polls:
+        if poll is None:
+            own.record_failure(10)
+        else:
+            received, asked = poll
+            own.record_answer(asked, [1] * received)
+    assert own.wanted_count == expected
 
 
 def test_attempt_is_usable_for_less_than_five_minutes() -> None:
@@ -38,45 +47,38 @@ def test_attempt_is_usable_for_less_than_five_minutes() -> None:
 
 
 def test_polls_at_one_time_share_the_room() -> None:
-    reservations = PollReservations(message_count=15, byte_count=1000)
-    assert [reservations.reserve(in_flight_count=0, in_flight_bytes=0) for _ in range(3)] == [10, 5, 0]
-    reservations.release(10, [])
-    assert reservations.reserve(in_flight_count=2, in_flight_bytes=0) == 8
+    own = plan(message_count=15)
+    assert [room(own) for _ in range(3)] == [10, 5, 0]
+    own.record_answer(10, [])
+    assert room(own, 2) == 8
+    own.record_failure(8)
+    assert own.change(5, 7) == 7
+    assert room(own, 2) == 6
 
 
 def test_room_in_bytes_is_counted_by_the_largest_message_of_late() -> None:
-    reservations = PollReservations(message_count=100, byte_count=1000)
-    reservations.release(reservations.reserve(in_flight_count=0, in_flight_bytes=0), [200, 10])
-    assert [reservations.reserve(in_flight_count=1, in_flight_bytes=300) for _ in range(2)] == [3, 0]
-    reservations.release(3, [])
+    own = plan()
+    own.record_answer(room(own), [200, 10])
+    assert [room(own, 1, 300) for _ in range(2)] == [3, 0]
+    own.record_answer(3, [])
     for _ in range(40):
-        reservations.release(0, [1])
-    assert reservations.reserve(in_flight_count=1, in_flight_bytes=300) == 10
+        own.record_answer(0, [1])
+    assert room(own, 1, 300) == 10
 
 
 @pytest.mark.parametrize(
-    ("in_flight_count", "in_flight_bytes", "expected"),
+    ("count", "size_bytes", "expected"),
     [(0, 0, 10), (1, 990, 1), (1, 989, 1), (1, 991, 0), (0, 2000, 1), (1, 2000, 0), (0, 980, 2)],
 )
-def test_room_is_for_one_message_when_nothing_is_in_flight(
-    in_flight_count: int, in_flight_bytes: int, expected: int
-) -> None:
-    reservations = PollReservations(message_count=100, byte_count=1000)
-    reservations.release(reservations.reserve(in_flight_count=0, in_flight_bytes=0), [10])
-    count = reservations.reserve(in_flight_count=in_flight_count, in_flight_bytes=in_flight_bytes)
-    assert count == expected
-    assert reservations.reserve(in_flight_count=0, in_flight_bytes=2000) == (0 if expected else 1)
-
-
-def test_polls_become_one_when_one_fails() -> None:
-    count = PollCount(4)
-    count.record_answer(10, 10)
-    count.record_failure()
-    assert count.wanted_count == 1
+def test_room_is_for_one_message_when_nothing_is_in_flight(count: int, size_bytes: int, expected: int) -> None:
+    own = plan()
+    own.record_answer(room(own), [10])
+    assert room(own, count, size_bytes) == expected
+    assert room(own, 0, 2000) == (0 if expected else 1)
 
 
 def test_sizes_start_unknown_and_are_at_least_a_byte() -> None:
-    reservations = PollReservations(message_count=100, byte_count=5)
-    assert reservations.reserve(in_flight_count=0, in_flight_bytes=0) == 10
-    reservations.release(10, [0])
-    assert reservations.reserve(in_flight_count=0, in_flight_bytes=0) == 5
+    own = plan(byte_count=5)
+    assert room(own) == 10
+    own.record_answer(10, [0])
+    assert room(own) == 5

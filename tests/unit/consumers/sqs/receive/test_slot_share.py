@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.aws.sqs_messages import message
 
 from simplu_worker.aws.sqs_queue import Message
-from simplu_worker.consumers.sqs.receive.in_flight import PUT_BACK_MAX_S, SlotShare
+from simplu_worker.consumers.sqs.receive.slot_share import PUT_BACK_MAX_S, SlotShare
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, Verdict
 
 SLOTS = 16  # a tenant that waits may have four, all of them eight

@@ -1,0 +1,251 @@
+"""Shares of the room in flight: of the polls under way, and of each tenant while its messages wait. Pure.
+
+A slot is a place for a message in hand. A tenant waits when a tenth of its messages were held, or are in hand for a
+second while slots are short. All that wait share half of the slots, and none has more than a quarter. Messages beyond
+that return to the queue, hidden for 5 to 10 s at first and twice as long each time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Message
+from simplu_worker.consumers.sqs.receive.verdicts import RetryHeld, ReturnToQueue, Verdict
+from simplu_worker.timing.waits import backoff_s
+
+WINDOW_S: Final = 60.0  # a deferred message is received again within a minute, and is in no other place until then
+ATTEMPT_MAX_S: Final = 240.0  # SQS API reference, ReceiveRequestAttemptId: five minutes, less a margin for clocks
+
+
+class RecentlyReceived:
+    """The oldest of the messages received in the last WINDOW_S, or twice that time."""
+
+    def __init__(self) -> None:
+        self._oldest: list[tuple[float, datetime]] = []  # with the begin of its window; at most two, the newest last
+
+    def note(self, sent_at: Iterable[datetime], *, now: float) -> None:
+        """Note when messages were sent that came just now."""
+        oldest = min(sent_at, default=None)
+        if oldest is None:
+            return
+        if self._oldest and now - self._oldest[-1][0] < WINDOW_S:
+            since, known = self._oldest.pop()
+            self._oldest.append((since, min(known, oldest)))
+        else:
+            self._oldest = [*self._oldest[-1:], (now, oldest)]
+
+    def oldest_sent_at(self, now: float) -> datetime | None:
+        """Return when the oldest of them was sent, if any."""
+        return min((oldest for since, oldest in self._oldest if now - since < 2 * WINDOW_S), default=None)
+
+
+class ReceiveAttempt(msgspec.Struct, frozen=True):
+    """A receive of a FIFO queue; a repetition gives the same messages."""
+
+    attempt_id: str
+    max_messages: int
+    made_at: float
+
+    def is_usable(self, now: float) -> bool:
+        """Return whether SQS still remembers the attempt."""
+        return now - self.made_at < ATTEMPT_MAX_S
+
+
+class PollPlan:
+    """How many polls run, and for how many messages each asks.
+
+    One more runs after each full answer, one again after an empty answer or a failure. Polls under way have their room
+    reserved, by the largest recent size.
+    """
+
+    def __init__(self, *, poll_count: int, message_count: int, byte_count: int) -> None:
+        self._poll_count = max(poll_count, 1)
+        self._message_count = message_count
+        self._byte_count = byte_count
+        self.wanted_count = 1
+        self._asked_count = 0
+        self._largest_bytes = 0.0
+
+    def reserve(self, *, in_flight_count: int, in_flight_bytes: int) -> int:
+        """Reserve room for a poll; return how many messages to ask for."""
+        room = min(self._message_count - in_flight_count - self._asked_count, BATCH_MAX_COUNT)
+        room_bytes = self._byte_count - in_flight_bytes - self._asked_count * self._largest_bytes
+        if self._largest_bytes:
+            room = min(room, int(room_bytes // self._largest_bytes))
+        if room < 1 and not in_flight_count and not self._asked_count:
+            room = 1  # a message that is larger than all the room must be received at some time
+        count = max(room, 0)
+        self._asked_count += count
+        return count
+
+    def change(self, asked_count: int, max_count: int) -> int:
+        """Reserve for *max_count* messages in place of *asked_count*; return that."""
+        self._asked_count += max_count - asked_count
+        return max_count
+
+    def record_answer(self, asked_count: int, sizes_bytes: Sequence[int]) -> None:
+        """Record that a poll for *asked_count* messages received messages of these sizes."""
+        self._asked_count -= asked_count
+        if not sizes_bytes:
+            self.wanted_count = 1
+            return
+        self._largest_bytes = max(*sizes_bytes, 0.9 * self._largest_bytes, 1.0)
+        if len(sizes_bytes) >= asked_count == BATCH_MAX_COUNT:
+            self.wanted_count = min(self.wanted_count + 1, self._poll_count)
+
+    def record_failure(self, asked_count: int) -> None:
+        """Record a failed poll: one is enough to notice the recovery."""
+        self._asked_count -= asked_count
+        self.wanted_count = 1
+
+
+WAITING_RATIO: Final = 10  # of a tenant's messages in hand to the late ones, from which on it waits
+LATE_AFTER_S: Final = 1.0  # in hand
+SHORT_RATIO: Final = 0.9  # of the slots in use, from which on they are short
+PUT_BACK_BASE_S: Final = 10.0
+PUT_BACK_MAX_S: Final = 240.0  # two minutes at least: 100 receives are hours
+HIDDEN_MAX_COUNT: Final = 60_000  # half of what a queue may have in flight: SQS quotas, 120,000
+PUT_BACK_MAX_COUNT: Final = 10_000  # of one replica, between two looks at how much the queue has in flight
+NAMED_EVERY_S: Final = 30.0
+SPREAD: Final = (math.sqrt(5) - 1) / 2  # multiples of it, without their whole part, are spread evenly
+
+
+class SlotShare:
+    """The tenants of the messages in hand, once one of these is late."""
+
+    def __init__(self, message_count: int, tenant_of: Callable[[Message], str | None], *, is_fifo: bool) -> None:
+        self._half_count = message_count // 2
+        self._tenant_of = tenant_of
+        self._is_fifo = is_fifo
+        self.max_receive_count: int | None = None  # of the queue: a message that has as many must not return
+        self._tenants: dict[str, str | None] = {}  # by message id
+        self._late: set[str] = set()  # message ids: held, or in hand for long
+        self._waiting_until: dict[str, float] = {}  # by tenant with messages that were put back
+        self._put_back_count = 0
+        self._unnamed: set[str] = set()  # tenants that wait since the last call of `begun`
+        self._named_at = float("-inf")
+
+    def is_last_receive(self, message: Message) -> bool:
+        """Return whether SQS would move a message away that returned to the queue."""
+        return self.max_receive_count is not None and message.receive_count >= self.max_receive_count
+
+    def note_late(self, message_ids: Iterable[str]) -> None:
+        """Note that messages are in hand for LATE_AFTER_S."""
+        self._late.update(message_ids)
+
+    def over_share(self, unstarted: Sequence[Message], in_hand: Sequence[Message], *, now: float) -> list[Message]:
+        """Return those of *unstarted* messages that have to be put back."""
+        if not self._late and not self._waiting_until:
+            return []
+        room = self._count(in_hand, now)
+        staying = self._staying_lanes(in_hand)
+        over = [
+            message
+            for message in reversed(unstarted)
+            if self._lane_of(message) not in staying and room.give_up(self._tenants.get(message.message_id))
+        ]
+        return over[::-1]  # of a group the last ones
+
+    def bounded(
+        self,
+        call: Sequence[Message],
+        verdicts: Sequence[Verdict],
+        in_hand: Sequence[Message],
+        *,
+        now: float,
+        draw: float,
+    ) -> list[Verdict]:
+        """Return *verdicts*, but the return of what would be held beyond its tenant's share."""
+        pairs = list(zip(call, verdicts, strict=True))
+        to_hold = {one.message_id for one, verdict in pairs if isinstance(verdict, RetryHeld) and verdict.delay_s}
+        if not to_hold:
+            return list(verdicts)
+        self._late |= to_hold
+        room, staying = self._count(in_hand, now), self._staying_lanes(in_hand)
+        sizes = Counter(map(self._lane_of, in_hand))
+
+        def bound(message: Message, verdict: Verdict) -> Verdict:
+            lane, tenant_id = self._lane_of(message), self._tenants.get(message.message_id)
+            if not isinstance(verdict, RetryHeld) or message.message_id not in to_hold or lane in staying:
+                return verdict
+            if not room.give_up(tenant_id, sizes[lane]):  # those behind it in its group return with it
+                return verdict
+            return ReturnToQueue(math.ceil(max(verdict.delay_s, self.put_back_s(message, now=now, draw=draw))))
+
+        return [bound(*pair) for pair in reversed(pairs)][::-1]
+
+    def put_back_s(self, message: Message, *, now: float, draw: float) -> float:
+        """Note that *message* is put back; return for how long."""
+        self._put_back_count += 1
+        draw = (draw + self._put_back_count * SPREAD) % 1.0
+        delay_s = backoff_s(message.receive_count, draw=draw, base_s=PUT_BACK_BASE_S, max_s=PUT_BACK_MAX_S)
+        if (tenant_id := self._tenants.get(message.message_id)) is not None:
+            if tenant_id not in self._waiting_until:
+                self._unnamed.add(tenant_id)
+            self._waiting_until[tenant_id] = max(now + 2 * delay_s, self._waiting_until.get(tenant_id, now))
+        return delay_s
+
+    def begun(self, *, now: float) -> Sequence[str]:
+        """Return the tenants whose messages are put back from now on, each once."""
+        if not self._unnamed or now - self._named_at < NAMED_EVERY_S:
+            return ()
+        self._named_at = now
+        begun, self._unnamed = sorted(self._unnamed), set()
+        return begun
+
+    def _lane_of(self, message: Message) -> str:
+        return (self._is_fifo and message.group_id) or message.message_id
+
+    def _staying_lanes(self, in_hand: Iterable[Message]) -> set[str]:
+        return {self._lane_of(one) for one in in_hand if self.is_last_receive(one)}
+
+    def _count(self, in_hand: Iterable[Message], now: float) -> _Room:
+        known = self._tenants
+        self._tenants = {
+            one.message_id: known[one.message_id] if one.message_id in known else self._tenant_of(one)
+            for one in in_hand
+        }
+        self._late &= self._tenants.keys()
+        counts = Counter(self._tenants.values())
+        late_counts = Counter(self._tenants[message_id] for message_id in self._late)
+        self._waiting_until = {one: until for one, until in self._waiting_until.items() if until > now}
+        waiting = {
+            one: count
+            for one, count in counts.items()
+            if one is not None and (one in self._waiting_until or count <= WAITING_RATIO * late_counts[one])
+        }
+        return _Room(waiting, self._half_count)
+
+
+class _Room:
+    def __init__(self, counts: dict[str, int], half_count: int) -> None:
+        self._counts = counts
+        self._limit = _limit_of(counts.values(), half_count)
+        self._over_count = (
+            sum(counts.values()) - half_count if len(counts) > half_count else 0
+        )  # with one slot for each
+
+    def give_up(self, tenant_id: str | None, count: int = 1) -> bool:
+        if tenant_id is None or (own_count := self._counts.get(tenant_id)) is None:
+            return False
+        if own_count <= self._limit and (self._over_count <= 0 or own_count <= 0):
+            return False
+        self._counts[tenant_id] = own_count - count
+        self._over_count -= count
+        return True
+
+
+def _limit_of(counts: Collection[int], half_count: int) -> int:
+    left_count = half_count
+    for number, count in enumerate(sorted(counts)):
+        fair_count = left_count // (len(counts) - number)
+        if count > fair_count:
+            return max(min(fair_count, half_count // 2), 1)
+        left_count -= count
+    return max(half_count // 2, 1)
