@@ -148,7 +148,8 @@ async def replica(world: World, queue: Queue, ledger: Ledger, letters: Letters, 
             stopping.set()
             await running
             stats = receiver.stats()
-            assert (stats["inHand"], stats["queued"], stats["handling"], stats["deleting"]) == (0, 0, 0, 0)
+            names = "inHand", "inHandBytes", "queued", "handling", "calls", "polls", "deleting"
+            assert {name: stats[name] for name in names} == dict.fromkeys(names, 0)
 
 
 async def check_queues(world: World, seed: int, wrong: WrongAboutQueues = RIGHT) -> None:

@@ -31,7 +31,6 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     ReturnToQueue,
     ToDeadLetter,
     Verdict,
-    verdict_on_error,
     verdict_on_failure,
 )
 from simplu_worker.errors import RetryableError
@@ -74,21 +73,6 @@ async def test_t1_message_that_comes_to_a_parked_poll_after_the_stop_goes_back_a
     assert world.loop.time() - stopped_at < 1.0
     (again,) = await queue.receive(wait_s=1, max_messages=1)
     assert again.receive_count == 2
-
-
-@virtually
-async def test_t2_no_handler_starts_once_the_receiver_has_ended(world: World) -> None:
-    queue, desk = world.queue(), Desk(takes_s=0.3)
-    await world.send(queue, *bodies(300))
-    async with world.receiving(queue, desk, limits=SchedulerLimits(batch_count=5)) as running:
-        await asyncio.sleep(1)
-    handled, calls = len(desk.handled), len(world.calls)
-    await asyncio.sleep(600)
-    assert (len(desk.handled), len(world.calls), desk.busy_count) == (handled, calls, 0)
-    assert (running.receiver.in_flight_count, world.counts(queue)) == (
-        0,
-        (300 - outcomes(running.receiver)["deleted"], 0),
-    )
 
 
 @virtually
@@ -251,15 +235,6 @@ async def test_t10_visibility_follows_the_queue_when_it_is_changed(world: World)
 
 
 @virtually
-async def test_t11_handler_may_take_many_times_the_visibility_timeout(world: World) -> None:
-    queue, desk = world.queue(VisibilityTimeout="10"), Desk(takes_s=50)
-    await world.send(queue, "a")
-    async with world.receiving(queue, desk):
-        await world.emptied(queue)
-    assert desk.receive_counts == [1]
-
-
-@virtually
 async def test_t12_two_thousand_in_memory_are_claimed_in_time_by_tens(world: World) -> None:
     queue, desk = world.queue(VisibilityTimeout="30"), Desk(takes_s=90)
     await world.send(queue, *bodies(2000))
@@ -286,7 +261,7 @@ async def test_t12_message_whose_lease_was_lost_is_not_deleted(world: World) -> 
             await world.emptied(queue)
     assert desk.receive_counts == [1, 2]
     assert outcomes(running.receiver) == {"lease_lost": 1, "deleted": 1}
-    assert [line["reasons"] for line in logged(logs, "message.lease_lost")] == [["expired"]]
+    assert [line["reason"] for line in logged(logs, "message.lease_lost")] == ["expired"]
 
 
 @virtually
@@ -336,20 +311,7 @@ async def test_t15_message_is_given_up_at_twelve_hours(world: World) -> None:
             desk.takes_s = 0
             await world.emptied(queue)
     assert outcomes(running.receiver) == {"lease_lost": 1, "deleted": 1}
-    assert (len(logged(logs, "message.ceiling_reached")), logged(logs, "message.not_claimed")) == (1, [])
-    assert SQS_STALE_RECEIPTS.labels(queue.name, "change_visibility")._value.get() == 0
-
-
-@virtually
-async def test_t15_delay_is_cut_to_what_is_left_of_twelve_hours(world: World) -> None:
-    queue, desk = world.queue(VisibilityTimeout="5000"), Desk(lambda _: ReturnToQueue(43_200), takes_s=600)
-    await world.send(queue, "a")
-    async with world.receiving(queue, desk):
-        await world.until(lambda: desk.ended_at > 0)
-        await asyncio.sleep(1)
-        assert world.counts(queue) == (0, 1)
-    ((_, call),) = world.called("ChangeMessageVisibilityBatch")
-    assert 42_500 < call["Entries"][0]["VisibilityTimeout"] < 43_200 - 599
+    assert [line["reason"] for line in logged(logs, "message.lease_lost")] == ["refused"]
 
 
 class FailureDesk(Desk):
@@ -428,29 +390,6 @@ async def test_t16_stop_between_two_tries_returns_the_message_and_its_followers(
     assert world.counts(queue) == (4, 0)
     again = await queue.receive(wait_s=1, max_messages=10)
     assert [message.body for message in again] == ["head", *bodies(3)]
-
-
-@virtually
-async def test_t16_trouble_backs_off_up_to_a_minute_for_as_long_as_it_lasts(world: World) -> None:
-    queue, letters = world.queue(), Letters()
-    ends_at = 4 * 3600.0
-
-    def verdict(message: Message) -> Verdict:
-        if world.loop.time() >= ends_at:
-            return Done()
-        draw = world.draws.random()
-        return verdict_on_error(RetryableError("down"), message, MessageIds(), draw=draw)
-
-    desk = Desk(verdict)
-    await world.send(queue, "a")
-    async with world.receiving(queue, desk, letters):
-        await world.emptied(queue)
-    times = [at_s for at_s, _ in desk.handled]
-    gaps = [later - earlier for earlier, later in pairwise(times)]
-    assert max(gaps) <= 66
-    assert gaps[0] < gaps[3]
-    assert (letters.stored, times[-1] < ends_at + 66) == ([], True)
-    assert 200 < len(times) < 1000
 
 
 # Deletes
@@ -551,46 +490,6 @@ async def test_operation_is_given_up_after_its_dead_letter_and_before_the_delete
 # FIFO
 
 
-@virtually
-async def test_t22_group_is_blocked_by_its_failed_head_only(world: World) -> None:
-    queue, failures = world.queue(is_fifo=True, VisibilityTimeout="900"), [ReturnToQueue(5)]
-
-    def verdict(message: Message) -> Verdict:
-        return failures.pop() if message.body == "a1" and failures else Done()
-
-    class Orders(Desk):
-        async def handle(self, messages: Any) -> list[Verdict]:
-            verdicts = await super().handle(messages)
-            return [
-                ReturnToQueue(0) if any(isinstance(one, ReturnToQueue) for one in verdicts[:place]) else verdict
-                for place, verdict in enumerate(verdicts)
-            ]
-
-    desk = Orders(verdict)
-    await world.send(queue, *(f"a{number}" for number in range(10)), "b0")
-    async with world.receiving(queue, desk, limits=SchedulerLimits(batch_count=4)):
-        await world.emptied(queue)
-    last = {body: place for place, body in enumerate(desk.bodies) if body != "b0"}
-    assert sorted(last, key=lambda body: last[body]) == [f"a{number}" for number in range(10)]
-    assert 5 < desk.ended_at < 10
-
-
-@virtually
-async def test_t24_thousand_groups_over_eight_slots_all_get_their_turn(world: World) -> None:
-    queue, desk = world.queue(is_fifo=True), Desk(takes_s=0.1)
-    await world.send(queue, *bodies(400), group="busy")
-    for group in range(1000):
-        await world.send(queue, f"{group}-a", f"{group}-b", group=f"g{group}")
-    limits = SchedulerLimits(message_count=100, batch_count=1, call_count=8)
-    async with world.receiving(queue, desk, limits=limits):
-        await world.emptied(queue)
-    first: dict[str | None, float] = {}
-    for at_s, one in desk.handled:
-        first.setdefault(one.group_id, at_s)
-    assert (len(first), len(desk.handled)) == (1001, 2400)
-    assert max(first.values()) < 1.6 * 2400 * 0.1 / 8
-
-
 # Stalls
 
 
@@ -685,24 +584,6 @@ async def test_receiver_forgets_all_messages_at_a_bug_of_its_own_and_receives_th
 
 
 @virtually
-async def test_t28_liveness_is_of_each_loop(world: World) -> None:
-    queue, desk = world.queue(), Desk()
-    gate = asyncio.Event()
-    gate.set()
-
-    async def pass_gate() -> None:
-        await gate.wait()
-
-    async with world.receiving(queue, desk, gate=pass_gate) as running:
-        await asyncio.sleep(100)
-        assert world.loop.time() - running.receiver.last_turn < LONGEST_TURN_S
-        gate.clear()
-        await asyncio.sleep(500)
-        assert world.loop.time() - running.receiver.last_turn > 490
-        gate.set()
-
-
-@virtually
 async def test_t29_idle_queue_is_alive_and_well(world: World) -> None:
     queue = world.queue()
     async with world.receiving(queue, Desk()) as running:
@@ -710,41 +591,6 @@ async def test_t29_idle_queue_is_alive_and_well(world: World) -> None:
             await asyncio.sleep(3600)
             assert world.loop.time() - running.receiver.last_turn < LONGEST_TURN_S
             assert running.receiver.last_error is None
-
-
-@virtually
-async def test_t31_gauge_and_permits_are_back_after_any_mix(world: World) -> None:
-    queue = world.queue(VisibilityTimeout="4")
-    verdicts: list[Verdict] = [Done(), ReturnToQueue(1), RetryHeld(0.5), BURY, Done()]
-    desk = Desk(lambda _: verdicts[world.draws.randrange(5)], takes_s=0.5)
-    world.faults.add(SqsFault(action="ChangeMessageVisibilityBatch", kind="fail", count=6))
-    world.faults.add(SqsFault(action="DeleteMessageBatch", kind="entries", entries=2, count=9))
-    world.faults.add(SqsFault(action="DeleteMessageBatch", kind="cut", count=4, applied=True))
-    world.faults.add(SqsFault(action="ReceiveMessage", kind="cut", count=2, applied=True))
-    await world.send(queue, *bodies(400))
-    async with world.receiving(
-        queue, desk, limits=SchedulerLimits(message_count=40, batch_count=3, call_count=4)
-    ) as running:
-        await asyncio.sleep(3)
-        world.account.find(queue.name).expire_receipts(world.now_ms())
-        await world.emptied(queue)
-        desk.takes_s = None
-        await world.send(queue, *bodies(5, "last"))
-        await world.until(lambda: desk.busy_count > 0)
-    stats = running.receiver.stats()
-    assert {
-        name: stats[name] for name in ("inHand", "inHandBytes", "queued", "handling", "calls", "polls", "deleting")
-    } == {
-        "inHand": 0,
-        "inHandBytes": 0,
-        "queued": 0,
-        "handling": 0,
-        "calls": 0,
-        "polls": 0,
-        "deleting": 0,
-    }
-    assert SQS_IN_FLIGHT.labels(queue.name)._value.get() == 0
-    assert world.counts(queue) == (5, 0)
 
 
 @virtually
@@ -814,17 +660,10 @@ async def test_gate_is_awaited_before_each_poll(world: World) -> None:
     queue, desk, gate = world.queue(), Desk(), asyncio.Event()
 
     async def pass_gate() -> None:
-        async with asyncio.timeout(1):
-            await gate.wait()
-
-    async def patient() -> None:
-        try:
-            await pass_gate()
-        except TimeoutError:
-            await patient()
+        await gate.wait()
 
     await world.send(queue, "a")
-    async with world.receiving(queue, desk, gate=patient):
+    async with world.receiving(queue, desk, gate=pass_gate):
         await asyncio.sleep(50)
         assert (world.called("ReceiveMessage"), desk.handled) == ([], [])
         gate.set()
@@ -850,17 +689,6 @@ async def test_wait_that_is_over_goes_on_waiting_for_a_free_call(world: World) -
         await world.send(queue, "slow")
         await world.emptied(queue)
     assert (desk.bodies, [one.held_count for _, one in desk.handled]) == (["a", "slow", "a"], [0, 0, 1])
-
-
-@virtually
-async def test_waiting_heads_leave_half_of_the_hand_to_others(world: World) -> None:
-    queue = world.queue(is_fifo=True)
-    desk = Desk(lambda message: RetryHeld(5.0) if message.body.startswith("bad") else Done())
-    for number in range(60):
-        await world.send(queue, f"bad{number}", group=f"bad{number}")
-    await world.send(queue, *bodies(100, "good"), group="good")
-    async with world.receiving(queue, desk, limits=SchedulerLimits(message_count=20, batch_count=10)):
-        await world.until(lambda: sum(body.startswith("good") for body in desk.bodies) == 100, within_s=30)
 
 
 # Start and stats

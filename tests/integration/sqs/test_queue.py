@@ -2,17 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from support.aws.endpoints import ScriptedAws, client_of
+from support.aws.endpoints import REGION, ScriptedAws, client_of
 from support.aws.receiver_settings import receiver_settings
 
-from simplu_worker.aws.clients import Client
+from simplu_local.sqs.server import SqsServer
+from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.sqs_queue import Message, OutgoingMessage, Queue
-from simplu_worker.consumers.sqs.receive.message_table import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
 from simplu_worker.dead_letters.queue import DeadLetterQueue
@@ -46,12 +45,6 @@ async def receive_all(queue: Queue, count: int) -> list[Message]:
 async def counts(queue: Queue) -> tuple[int, int]:
     attributes = await queue.read_attributes()
     return attributes.visible_count, attributes.in_flight_count
-
-
-async def reached(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
-        while not await condition():  # noqa: ASYNC110  # the server has nothing to await
-            await asyncio.sleep(0.05)
 
 
 # The queue
@@ -118,72 +111,44 @@ def received(message_id: str, *, handle: str | None = None) -> dict[str, Any]:
 
 
 class Desk:
-    def __init__(self, verdict: Verdict | None = None) -> None:
-        self.verdict: Verdict = Done() if verdict is None else verdict
-        self.handled: list[Message] = []
-        self.now = self.most = 0
-        self.opened = asyncio.Event()
-        self.taken = asyncio.Event()
+    def __init__(self) -> None:
+        self.handled: list[str] = []
 
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
-        self.handled += messages
-        self.now += 1
-        self.most = max(self.most, self.now)
-        self.taken.set()
-        try:
-            await self.opened.wait()
-        finally:
-            self.now -= 1
-        return [self.verdict] * len(messages)
-
-
-@asynccontextmanager
-async def receiving(
-    queue: Queue, desk: Desk, *, limit: int = 20, poll_wait_s: int = 1, stop_wait_s: float = 0.05
-) -> AsyncIterator[tuple[QueueReceiver, asyncio.Event]]:
-    stopping = asyncio.Event()
-    letters = DeadLetterQueue(queue._client, queue.url)
-    receiver = QueueReceiver(
-        queue,
-        desk,
-        letters,
-        receiver_settings(
-            limits=SchedulerLimits(message_count=limit, batch_count=1, call_count=limit),
-            poll_wait_s=poll_wait_s,
-            stop_wait_s=stop_wait_s,
-        ),
-        draw=lambda: 0.0,
-    )
-    async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
-        tasks.create_task(receiver.run(stopping))
-        yield receiver, stopping
-        stopping.set()
+        self.handled += [message.body for message in messages]
+        return [Done()] * len(messages)
 
 
 async def test_receiver_deletes_what_was_handled(client: Client) -> None:
-    queue, desk = await new_queue(client), Desk()
-    desk.opened.set()
+    queue, desk, stopping = await new_queue(client), Desk(), asyncio.Event()
     await send(queue, *map(str, range(15)))
-    async with receiving(queue, desk):
-        await reached(lambda: emptied(queue))
-    assert sorted(message.body for message in desk.handled) == sorted(map(str, range(15)))
+    letters, settings = DeadLetterQueue(client, queue.url), receiver_settings(poll_wait_s=1, stop_wait_s=0.05)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        tasks.create_task(QueueReceiver(queue, desk, letters, settings).run(stopping))
+        while await counts(queue) != (0, 0):  # noqa: ASYNC110  # the server has nothing to await
+            await asyncio.sleep(0.05)
+        stopping.set()
+    assert sorted(desk.handled) == sorted(map(str, range(15)))
     assert SQS_MESSAGES.labels(queue.name, "deleted")._value.get() == 15
     assert SQS_IN_FLIGHT.labels(queue.name)._value.get() == 0
 
 
-async def emptied(queue: Queue) -> bool:
-    return await counts(queue) == (0, 0)
-
-
-async def test_stopped_receiver_gives_back_what_a_late_poll_brings(client: Client) -> None:
-    queue, desk = await new_queue(client), Desk()
-    async with receiving(queue, desk, poll_wait_s=9, stop_wait_s=30) as (receiver, stopping):
-        await reached(lambda: parked(receiver))
-        stopping.set()
-        await send(queue, "late")
-    (again,) = await receive_all(queue, 1)
-    assert (desk.handled, again.body, again.receive_count) == ([], "late", 2)
-
-
-async def parked(receiver: QueueReceiver) -> bool:
-    return bool(receiver.stats()["polls"])
+async def test_t32_deletes_leave_while_fifty_polls_are_parked() -> None:
+    server = SqsServer()
+    async with (
+        server.serve() as url,
+        client_of("sqs", url) as client,
+        open_client("sqs", region=REGION, endpoint_url=url, read_timeout_s=30, pool_size=60) as polls,
+        asyncio.timeout(60),
+    ):
+        queue, empty = [Queue(client, (await new_queue(client)).url, poll_client=polls) for _ in range(2)]
+        await send(queue, "a")
+        (message,) = await queue.receive(wait_s=1, max_messages=1)
+        parked = [asyncio.ensure_future(empty.receive(wait_s=20, max_messages=1)) for _ in range(50)]
+        while server.state()["polls"] < 50:  # noqa: ASYNC110  # what changes is behind the network
+            await asyncio.sleep(0.02)
+        async with asyncio.timeout(15):  # less than is left of the polls
+            assert await queue.change_visibility_batch([(message, 30)]) == []
+            assert await queue.delete_batch([message]) == []
+        for poll in parked:
+            poll.cancel()

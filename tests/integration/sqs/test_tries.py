@@ -17,7 +17,7 @@ from support.aws.sqs_endpoints import sqs_servers
 from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.tenant_cases import TENANT_WAIT, add_tenant, fetch
-from support.postgres.trouble import calm, make_touchy
+from support.postgres.trouble import make_touchy
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.aws.clients import Client
@@ -273,36 +273,3 @@ async def test_messages_of_a_paused_tenant_come_back_when_it_goes_on(desk: Desk,
             await desk.routed.gateway.lookups.set_controls(*TENANT, TenantControls(pause_s=0.0))
             await until(all_is_done)
         assert await desk.orders() == ["first", "last"]
-
-
-@pytest.mark.slow(2)
-async def test_followers_of_a_failing_head_are_not_buried(desk: Desk, sqs_url: str) -> None:
-    async with client_of("sqs", sqs_url) as client:
-        queue, letters = await make_queues(client)
-        await send(queue, {"head": BAD, "shaky": BAD, "last": GOOD})
-        failed_ids: list[str] = []
-
-        class Calming(ShardGateway):
-            async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
-                counted = await super().count_failures(shard_id, failed)
-                failed_ids.extend(message_id for _, message_id in failed)
-                if len(set(failed_ids)) > 1:
-                    await calm(desk.pool)
-                return counted
-
-        async def all_is_done() -> bool:
-            return await is_empty(queue)
-
-        async with consuming(desk, queue, letters, client, (0.05, 0.05, 1.0), desk.gateway(Calming)) as logs:
-            await until(all_is_done)
-        (letter,) = await letters.receive(wait_s=1, max_messages=10)
-    body = json.loads(letter.body)
-    assert (body["requestId"], body["attempts"], body["error"]) == (
-        "event-head",
-        4,
-        "it failed 4 times: a function or trigger of the database raised it (P0001)",
-    )
-    assert await desk.orders() == ["last", "shaky"]
-    tries = [(one["attempts"], one["log_level"]) for one in logs if one["event"] == "operation.failing"]
-    assert tries[:4] == [(1, "warning"), (2, "warning"), (3, "warning"), (1, "warning")]
-    assert [one for one in logs if one["event"] == "message.given_back"] == []
