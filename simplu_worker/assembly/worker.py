@@ -31,7 +31,6 @@ from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.message_table import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, PollTimes, PriorityGate
 from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver, ReceiverSettings
-from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
 from simplu_worker.consumers.sqs.receive.verdicts import RetryRules
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import ConfigurationError
@@ -327,9 +326,7 @@ async def _open_receivers(
             open_orders(shards.gateway, failures, queue, rules=order_rules, retries=retries, utc=utc_now)
         )
         tenant_of = partial(tenant_of_order, rules=order_rules)
-        receiver = _receiver(
-            settings, queue, orders, consumers.rejections, gate=gate, tenant_of=tenant_of, has_orders=True
-        )
+        receiver = _receiver(settings, queue, orders, consumers.rejections, gate=gate, tenant_of=tenant_of)
         consumers.add(queue, orders, receiver)
         # Order events wait while the priority queue is busy.
         gate = PriorityGate(receiver)
@@ -343,7 +340,6 @@ def _receiver(
     *,
     gate: PriorityGate | None = None,
     tenant_of: Callable[[Message], str | None] = lambda _: None,
-    has_orders: bool = False,
 ) -> QueueReceiver:
     # The drain waits for a parked poll: the poll must leave most of the grace time to messages in flight.
     poll_wait_s = min(POLL_WAIT_S, max(1, int(settings.shutdown_grace_seconds / 4)))
@@ -355,9 +351,6 @@ def _receiver(
             limits=QUEUE_LIMITS,
             poll_times=PollTimes(wait_s=poll_wait_s, stop_wait_s=poll_wait_s + 1.0),
             drain_s=DRAIN_SHARE * settings.shutdown_grace_seconds,
-            redrive_rules=RedriveRules(
-                settings.sqs_retry_delays_seconds, settings.shutdown_grace_seconds, has_orders=has_orders
-            ),
         ),
         gate=gate,
         tenant_of=tenant_of,

@@ -22,7 +22,6 @@ from simplu_local.sqs.faults import SqsFault
 from simplu_worker.aws.sqs_queue import Message
 from simplu_worker.consumers.sqs.receive.message_table import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S, QueueReceiver
-from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
     MessageIds,
@@ -704,18 +703,6 @@ async def test_queue_that_does_not_answer_at_the_start_is_waited_for(world: Worl
         assert running.receiver.stats()["state"] != "polling"
         await world.emptied(queue)
         assert running.receiver.stats()["state"] == "polling"
-
-
-@virtually
-async def test_what_does_not_fit_the_queue_is_told_at_the_start(world: World) -> None:
-    letters = world.queue(MessageRetentionPeriod="3600")
-    policy = json.dumps({"deadLetterTargetArn": world.arn_of(letters), "maxReceiveCount": "2"})
-    queue = world.queue(RedrivePolicy=policy, VisibilityTimeout="10", MessageRetentionPeriod="7200")
-    with capture_logs() as logs:
-        async with world.receiving(queue, Desk(), redrive_rules=RedriveRules((1, 5, 15), grace_s=25)):
-            await asyncio.sleep(1)
-    problems = [line["problem"] for line in logged(logs, "queue.redrive_unfit")]
-    assert [problem.split()[0] for problem in problems] == ["maxReceiveCount", "visibility", letters.name]
 
 
 @virtually

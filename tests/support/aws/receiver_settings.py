@@ -5,7 +5,6 @@ from __future__ import annotations
 from simplu_worker.consumers.sqs.receive.message_table import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, SILENCE_S, STOP_WAIT_S, PollTimes
 from simplu_worker.consumers.sqs.receive.receiver import DRAIN_S, ReceiverSettings
-from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
 
 
 def receiver_settings(
@@ -15,12 +14,10 @@ def receiver_settings(
     stop_wait_s: float = STOP_WAIT_S,
     silence_s: float = SILENCE_S,
     drain_s: float = DRAIN_S,
-    redrive_rules: RedriveRules | None = None,
 ) -> ReceiverSettings:
     """Return the settings of a receiver; the defaults are the worker's own."""
     return ReceiverSettings(
         limits=limits or SchedulerLimits(),
         poll_times=PollTimes(poll_wait_s, stop_wait_s, silence_s),
         drain_s=drain_s,
-        redrive_rules=redrive_rules,
     )

@@ -16,7 +16,6 @@ import structlog
 from simplu_worker.aws.clients import ThrottledError, longest_pause_s
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Message, Queue, QueueAttributes
 from simplu_worker.consumers.sqs.receive.message_table import MessageTable, SchedulerLimits
-from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.consumers.sqs.receive.slot_share import PollPlan, ReceiveAttempt
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.instruments import RETRIES, SQS_POLLS, SQS_POLLS_REPLACED
@@ -238,10 +237,8 @@ class AttributesWatch:
                 return True
         return False
 
-    async def run(self, ended: asyncio.Event, rules: RedriveRules | None) -> None:
-        """Log what does not fit *rules*, and read the attributes until *ended*."""
-        if rules is not None and self.attributes is not None:
-            await self._log_redrive_problems(self.attributes, rules)
+    async def run(self, ended: asyncio.Event) -> None:
+        """Read the attributes until *ended*."""
         while not await sleep_or_event(DEPTH_INTERVAL_S, until=ended):
             try:
                 await self._read()
@@ -251,16 +248,6 @@ class AttributesWatch:
     async def _read(self) -> None:
         self.attributes = await self._queue.read_attributes()
         self._on_read(self.attributes)
-
-    async def _log_redrive_problems(self, attributes: QueueAttributes, rules: RedriveRules) -> None:
-        policy, target = parse_redrive_policy(attributes.redrive_policy), None
-        if policy is not None:
-            try:
-                target = await (await self._queue.find_queue(policy.target_name)).read_attributes()
-            except (RetryableError, PermanentError) as exc:
-                log.debug("queue.redrive_target_unread", queue=self._queue.name, error=str(exc))
-        for problem in redrive_problems(attributes, target, rules):
-            log.warning("queue.redrive_unfit", queue=self._queue.name, problem=problem)
 
 
 GATE_MAX_WAIT_S: Final = 1.0  # of one poll, so that the lower queue is never starved

@@ -18,7 +18,7 @@ from simplu_worker.consumers.rejection_notes import DeadLetterStore
 from simplu_worker.consumers.sqs.receive.message_table import LossReason, MessageTable, SchedulerLimits
 from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, RETRY_MAX_S, AttributesWatch, Poller, PollTimes
 from simplu_worker.consumers.sqs.receive.queue_calls import IDS_MAX, QueueCalls
-from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy
+from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.consumers.sqs.receive.slot_share import (
     HIDDEN_MAX_COUNT,
     LATE_AFTER_S,
@@ -72,7 +72,6 @@ class ReceiverSettings(msgspec.Struct, frozen=True):
     limits: SchedulerLimits = SchedulerLimits()
     poll_times: PollTimes = PollTimes()
     drain_s: float = DRAIN_S
-    redrive_rules: RedriveRules | None = None
 
 
 class QueueReceiver:
@@ -198,8 +197,7 @@ class QueueReceiver:
             timeout_s = self._table.visibility_timeout_s
             log.info("queue.opened", queue=self._queue.name, visibility_timeout_s=timeout_s)
             async with asyncio.TaskGroup() as self._tasks:
-                watching = self._watch.run(self._ended, self._settings.redrive_rules)
-                self._tasks.create_task(watching, name=f"sqs-watch:{self._queue.name}")
+                self._tasks.create_task(self._watch.run(self._ended), name=f"sqs-watch:{self._queue.name}")
                 self._tasks.create_task(self._drain(), name=f"sqs-drain:{self._queue.name}")
                 self._is_running = True
                 await self._loop()
