@@ -38,9 +38,9 @@ from simplu_worker.transfers.importing.rules import (
     TOO_MANY_REFUSED,
     FollowState,
     RefusedRow,
-    RowChecksum,
     SourceRow,
     SourceTenant,
+    hash_of,
     is_deleted,
     refusal_of_row,
 )
@@ -52,6 +52,7 @@ from simplu_worker.transfers.importing.source import (
     SourceUnavailableError,
 )
 from simplu_worker.transfers.importing.target import ImportTakenError, TargetTenant
+from simplu_worker.transfers.moving.checksums import Sums, TypeSum
 
 REFUSED_MAX: Final = 100_000  # rows of one tenant, which are kept until all of it is read
 
@@ -62,12 +63,19 @@ RowSink: TypeAlias = "TargetTenant | None"
 class TakenRows(msgspec.Struct):
     """The rows of a tenant that were taken, by type, and the number of the others: deleted, or refused by reason."""
 
-    checksum: RowChecksum = msgspec.field(default_factory=RowChecksum)
-    byte_count: int = 0
-    types: Counter[str] = msgspec.field(default_factory=Counter)
+    types: Sums = {}
     deleted: int = 0
     refused: Counter[str] = msgspec.field(default_factory=Counter)
     verified_on: Server | None = None  # the server with equal rows
+
+    def add(self, resource_type: str, rows: TypeSum) -> None:
+        """Add rows of one type."""
+        self.types[resource_type] = self.types.get(resource_type, TypeSum()) + rows
+
+    @property
+    def total(self) -> TypeSum:
+        """The rows of all types."""
+        return sum(self.types.values(), TypeSum())
 
 
 class CopyCallbacks(msgspec.Struct, frozen=True):
@@ -110,11 +118,9 @@ class TenantCopier:
                             taken.deleted += 1
                         else:
                             rows.append(row)
-                            taken.checksum.add(row.high, row.low)
-                            taken.byte_count += row.byte_count or 0
+                            taken.add(row.resource_type, row.sum)
                     if len(refused) > REFUSED_MAX:
                         raise PermanentError(TOO_MANY_REFUSED)
-                    taken.types[selection.resource_type] += len(rows)
                     await self._write(sink, rows, page)
         for one in refused:
             self._callbacks.note_refused(one)
@@ -141,14 +147,13 @@ class TenantCopier:
         if selections := self._selections(source):
             async with self._snapshot.open_reader() as reader:
                 for row in await reader.fetch_all(sum_rows(selections)):
-                    taken.checksum.add(int(row["high"]), int(row["low"]), row_count=row["row_count"])
-                    taken.byte_count += int(row["byte_count"])
-                    taken.types[row["resource_type"]] = row["row_count"]
+                    checksum = hash_of(int(row["high"]), int(row["low"]))
+                    taken.add(row["resource_type"], TypeSum(row["row_count"], int(row["byte_count"]), checksum))
                     taken.deleted += row["deleted_count"]
         self._callbacks.note_rows(source.row_count)
         found = await target.sum_rows()
         taken.verified_on = found.server
-        return taken if found.checksum == taken.checksum else None
+        return taken if found.are(taken.total) else None
 
     def _selections(self, source: SourceTenant, *, changed_since: datetime | None = None) -> list[RowSelection]:
         return [

@@ -59,6 +59,7 @@ from simplu_worker.transfers.importing.rules import (
     RefusedRow,
     SourceTenant,
     TenantReport,
+    digest_of_rows,
     followed_since,
     name_tenant,
     parse_certificate,
@@ -421,12 +422,12 @@ class Importer:
                 return taken
             log.warning("import.differs", tenant_id=placed.tenant.tenant_id, shard_id=placed.shard_id)
         taken = await run.copier.copy(placed.tenant, target)
-        summed = await target.sum_rows()
-        found, taken.verified_on = summed.checksum, summed.server
-        if found != taken.checksum:
+        found, total = await target.sum_rows(), taken.total
+        taken.verified_on = found.server
+        if not found.are(total):
             raise RetryableError(
-                f"shard {placed.shard_id}: expected {taken.checksum.row_count} rows with the checksum"
-                f" {taken.checksum.text}, got {found.row_count} with {found.text}; run this again, which copies the"
+                f"shard {placed.shard_id}: expected {total.row_count} rows with the checksum {digest_of_rows(total)},"
+                f" got {found.total.row_count} with {digest_of_rows(found.total)}; run this again, which copies the"
                 " tenant again"
             )
         return taken
@@ -526,12 +527,12 @@ def _certify(run: _ImportRun, placed: _PlacedImport, taken: TakenRows) -> Import
         source=facts.place,
         snapshot_at=facts.taken_at,
         queries=run.digest,
-        rows=taken.checksum.row_count,
-        bytes=taken.byte_count,
-        checksum=taken.checksum.text,
+        rows=taken.total.row_count,
+        bytes=taken.total.byte_count,
+        checksum=digest_of_rows(taken.total),
         verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
         worker_version=__version__,
-        types=dict(taken.types),
+        types={name: one.row_count for name, one in taken.types.items()},
         refused=dict(taken.refused),
         deleted=taken.deleted,
     )
@@ -553,8 +554,8 @@ def _report(
         location_id=tenant.location_id,
         business_type=tenant.business_type,
         shard_id=placed.shard_id,
-        rows=0 if taken is None else taken.checksum.row_count,
-        bytes=0 if taken is None else taken.byte_count,
+        rows=0 if taken is None else taken.total.row_count,
+        bytes=0 if taken is None else taken.total.byte_count,
         refused={} if taken is None else dict(taken.refused),
         deleted=0 if taken is None else taken.deleted,
         detail=detail,

@@ -1,7 +1,7 @@
 """The rules of an import: which rows and tenants can be taken, checksums, pace, certificates, following. Pure.
 
-The checksum of a set of rows is the sum of a hash of each row, in two halves of 64 bits, with their number. Both
-servers compute the hashes, of type, id, the document as Postgres writes it, and both times.
+The checksum of a set of rows is the sum of a hash of each row. Both servers compute the hashes, of type, id, the
+document as Postgres writes it, and both times; they return each in two halves of 64 bits.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from simplu_worker.business_info import Business
 from simplu_worker.operations.json_record import BOUNDS_TEXT, DOCUMENT_MAX_BYTES, exceeds_bounds
 from simplu_worker.operations.operation import ID_MAX, is_id, is_storable, tenant_id_of
+from simplu_worker.transfers.moving.checksums import TypeSum
 from simplu_worker.vocabulary import TenantState
 
 RESOURCE_ID_MAX: Final = 256  # characters: docs/sending.md
@@ -49,6 +50,21 @@ class SourceRow(msgspec.Struct, frozen=True):
     document: str | None
     high: int
     low: int
+
+    @property
+    def sum(self) -> TypeSum:
+        """The row alone as a sum."""
+        return TypeSum(1, self.byte_count or 0, hash_of(self.high, self.low))
+
+
+def hash_of(high: int, low: int) -> int:
+    """Return a hash, or a sum of hashes, of two halves."""
+    return (high << 64) + low
+
+
+def digest_of_rows(total: TypeSum) -> str:
+    """Return the hash of rows as 32 hexadecimal digits, without their number."""
+    return f"{total.checksum % (1 << 128):032x}"
 
 
 class RefusedRow(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -276,28 +292,6 @@ def parse_certificate(text: str | None) -> ImportCertificate | None:
         return msgspec.json.decode(text, type=ImportCertificate)
     except msgspec.ValidationError:
         return None
-
-
-HALF: int = 1 << 64
-
-
-class RowChecksum(msgspec.Struct):
-    """The checksum of the rows added so far."""
-
-    row_count: int = 0
-    high: int = 0
-    low: int = 0
-
-    def add(self, high: int, low: int, *, row_count: int = 1) -> None:
-        """Add the hash of a row, or the sums of several."""
-        self.row_count += row_count
-        self.high = (self.high + high) % HALF
-        self.low = (self.low + low) % HALF
-
-    @property
-    def text(self) -> str:
-        """The hash as 32 hexadecimal digits, without the number of rows."""
-        return f"{self.high:016x}{self.low:016x}"
 
 
 FOLLOWING: Final = "following"  # the step in the journal

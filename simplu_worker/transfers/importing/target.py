@@ -24,7 +24,8 @@ from simplu_worker.shards.schema.schema_check import check_registration, ensure_
 from simplu_worker.shards.tenants.control_rules import timestamp_text
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, describe_drained
 from simplu_worker.transfers import QUERIES
-from simplu_worker.transfers.importing.rules import HomeFacts, RowChecksum, SourceRow, SourceTenant
+from simplu_worker.transfers.importing.rules import HomeFacts, SourceRow, SourceTenant, hash_of
+from simplu_worker.transfers.moving.checksums import TypeSum
 from simplu_worker.transfers.patience import run_in_pages
 from simplu_worker.vocabulary import TenantState
 
@@ -44,10 +45,14 @@ class CopyState(msgspec.Struct, frozen=True):
 
 
 class SummedRows(msgspec.Struct, frozen=True):
-    """The checksum of a tenant's rows, and the run of the server: after a failover it proves nothing."""
+    """The sum of a tenant's rows, without bytes, and the run of the server: after a failover it proves nothing."""
 
-    checksum: RowChecksum
+    total: TypeSum
     server: Server
+
+    def are(self, rows: TypeSum) -> bool:
+        """Return whether they are the same as *rows*."""
+        return (self.total.row_count, self.total.checksum) == (rows.row_count, rows.checksum)
 
 
 async def read_homes(pool: ShardPool, tenant_ids: Sequence[str]) -> list[HomeFacts]:
@@ -169,23 +174,23 @@ class TargetTenant:
 
     async def sum_rows(self) -> SummedRows:
         """Return the checksum of the tenant's rows, as the shard computes it, in one run of one server."""
-        checksum, last = RowChecksum(), ("", "")
+        total, last = TypeSum(), ("", "")
         servers: list[Server] = []
 
         async def add(limit: int) -> int:
-            nonlocal last
+            nonlocal total, last
             async with self._fenced(StatementBudget.KEY_RANGE) as connection:
                 server = await note_server(connection)
                 row = await connection.fetchrow(QUERIES["sum_imported"], self._tenant_id, *last, limit)
             servers.append(server)
             self._check_server(server, servers[0])
             count = int(row["row_count"])
-            checksum.add(int(row["high"]), int(row["low"]), row_count=count)
+            total += TypeSum(count, 0, hash_of(int(row["high"]), int(row["low"])))
             last = row["last_type"], row["last_id"]
             return count
 
         await run_in_pages(add, limit=SUM_MAX_ROWS)
-        return SummedRows(checksum, servers[0])
+        return SummedRows(total, servers[0])
 
     async def note(self, step: str, detail: bytes) -> None:
         """Store the step of the import, and its details as JSON."""

@@ -1,4 +1,4 @@
-"""Which rows and tenants of a source can be taken, checksums, certificates, and following."""
+"""Which rows and tenants of a source can be taken, certificates, and following."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from simplu_worker.business_info import Business
 from simplu_worker.operations.json_record import DOCUMENT_MAX_BYTES
@@ -21,10 +19,11 @@ from simplu_worker.transfers.importing.rules import (
     HomeFacts,
     ImportCertificate,
     ImportState,
-    RowChecksum,
     SourceRow,
     SourceTenant,
+    digest_of_rows,
     followed_since,
+    hash_of,
     is_deleted,
     must_be_read_alone,
     name_tenant,
@@ -33,6 +32,7 @@ from simplu_worker.transfers.importing.rules import (
     refusal_of_row,
     without_collisions,
 )
+from simplu_worker.transfers.moving.checksums import TypeSum
 from simplu_worker.vocabulary import TenantState
 
 TIME = "2026-01-01 10:00:00+00"
@@ -219,42 +219,9 @@ def test_copy_goes_on_from_the_last_snapshot_of_the_same_queries(
     assert followed_since(step, detail, queries="digest") == expected
 
 
-HASHES = st.integers(-(2**63), 2**63 - 1)
-ROWS = st.lists(st.tuples(HASHES, HASHES), max_size=20)
+def test_sum_of_rows_has_both_halves_of_their_hashes() -> None:
+    rows = [msgspec.structs.replace(ROW, high=2**63 - 1, low=-5), msgspec.structs.replace(ROW, high=3, byte_count=None)]
 
-
-def checksum_of(rows: list[tuple[int, int]]) -> RowChecksum:
-    checksum = RowChecksum()
-    for high, low in rows:
-        checksum.add(high, low)
-    return checksum
-
-
-@given(rows=ROWS, data=st.data())
-def test_checksum_does_not_depend_on_order_nor_on_how_rows_are_summed(
-    rows: list[tuple[int, int]], data: st.DataObject
-) -> None:
-    shuffled = data.draw(st.permutations(rows))
-    cut = data.draw(st.integers(0, len(rows)))
-    paged = RowChecksum()
-    for page in (shuffled[:cut], shuffled[cut:]):
-        paged.add(sum(high for high, _ in page), sum(low for _, low in page), row_count=len(page))
-
-    assert paged == checksum_of(rows)
-    assert len(paged.text) == 32
-
-
-def test_checksum_is_the_sum_of_both_halves_modulo_two_to_the_64() -> None:
-    checksum = RowChecksum()
-    checksum.add(3, -5, row_count=2)
-    checksum.add(2**63 - 1, 2)
-
-    assert checksum == RowChecksum(3, 2**63 + 2, 2**64 - 3)
-    assert checksum.text == "8000000000000002fffffffffffffffd"
-
-
-@given(rows=ROWS, more=st.tuples(HASHES, HASHES))
-def test_checksum_differs_for_another_row(rows: list[tuple[int, int]], more: tuple[int, int]) -> None:
-    assert checksum_of([*rows, more]) != checksum_of(rows)
-    assert checksum_of([*rows, (more[0] ^ 1, more[1])]) != checksum_of([*rows, more])
-    assert checksum_of([*rows, (more[0], more[1] ^ 1)]) != checksum_of([*rows, more])
+    assert rows[0].sum == TypeSum(1, 2, ((2**63 - 1) << 64) - 5)
+    assert rows[0].sum + rows[1].sum == TypeSum(2, 2, hash_of(2**63 + 2, -3))
+    assert digest_of_rows(rows[0].sum + rows[1].sum) == "8000000000000001fffffffffffffffd"
