@@ -26,19 +26,14 @@ from simplu_worker.commands.output import (
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.commands.tenants.rules import (
     BackupFacts,
-    JudgedPosition,
-    PositionState,
     judge_positions,
     longest_gap,
-    record_to_confirm,
     refusal_of_database,
     refusal_of_positions,
     refusal_of_repetition,
     refusal_of_rows,
 )
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError, find_first_record
-from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.positions import read_position_rows
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -210,14 +205,25 @@ async def _judge_stream(
     """
     if command.mode is not RestoreMode.CATCH_UP:
         return None
-    reach = await judge_reach(settings, content)
     kept = timedelta(hours=settings.operation_retention_hours)
-    refusal = refusal_of_positions(reach.positions, now=reach.checked_at, retention=reach.retention, log_kept=kept)
+    async with open_stream(settings) as stream, open_lease_table(settings) as table:
+        retention, now = (await stream.describe()).retention, utc_now()
+        facts = BackupFacts(
+            rows=content.rows,
+            first_tenant_at=content.first_tenant_at,
+            stream_shards=await stream.list_stream_shards(),
+            leases={lease.lease_key: lease for lease in await table.scan()},
+            retention=retention,
+            tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
+            now=now,
+        )
+    positions = judge_positions(facts)
+    refusal = refusal_of_positions(positions, now=now, retention=retention, log_kept=kept)
     if refusal is not None:
         if not goes_on:
             raise PermanentError(f"{tenant_id}: {refusal}")
         print_note(f"{refusal}. The restore goes on; workers may then hold the shard: simplu-worker shards accept-gap")
-    return round(longest_gap(reach.positions, reach.checked_at).total_seconds(), 1)
+    return round(longest_gap(positions, now).total_seconds(), 1)
 
 
 async def _read_tenant(connection: Connection, tenant_id: str) -> dict[str, Any] | None:
@@ -240,44 +246,6 @@ def backup_address(settings: Settings, shard_id: str) -> ShardAddress:
         )
     url = settings.backup_url.get_secret_value()
     return ShardAddress(shard_id, url).validate(settings.database_allowed_hosts)
-
-
-class StreamReach(msgspec.Struct, frozen=True):
-    """The positions in a backup as the stream is at *checked_at*, and for how long it keeps records."""
-
-    positions: list[JudgedPosition]
-    retention: timedelta
-    checked_at: datetime
-
-
-async def judge_reach(settings: Settings, content: BackupContent) -> StreamReach:
-    """Return whether the stream reaches back to a backup."""
-    async with open_stream(settings) as stream, open_lease_table(settings) as table:
-        retention = (await stream.describe()).retention
-        checked_at = utc_now()
-        facts = BackupFacts(
-            rows=content.rows,
-            first_tenant_at=content.first_tenant_at,
-            stream_shards=await stream.list_stream_shards(),
-            leases={lease.lease_key: lease for lease in await table.scan()},
-            retention=retention,
-            tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
-            now=checked_at,
-        )
-        positions = [await _confirm(stream, judged) for judged in judge_positions(facts)]
-    return StreamReach(positions, retention, checked_at)
-
-
-async def _confirm(stream: Stream, judged: JudgedPosition) -> JudgedPosition:
-    wanted = record_to_confirm(judged)
-    if wanted is None:
-        return judged
-    try:
-        found = await find_first_record(stream, judged.stream_shard_id, AtSequenceNumber(wanted))
-    except StreamGoneError:
-        found = None
-    is_there = found is not None and found.sequence_number == wanted
-    return judged if is_there else msgspec.structs.replace(judged, state=PositionState.LOST)
 
 
 class RestoreProgress(ProgressLine):

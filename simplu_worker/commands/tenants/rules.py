@@ -259,12 +259,6 @@ def _judge_time(facts: BackupFacts, name: str, position: str, since: datetime | 
     return JudgedPosition(name, position, PositionState.LOST if is_lost else PositionState.READABLE, since)
 
 
-def record_to_confirm(judged: JudgedPosition) -> str | None:
-    """Return the sequence number that the stream must still have, if the position is readable."""
-    is_record = judged.position not in {NO_ROW, TRIM_HORIZON.checkpoint}
-    return judged.position.partition("/")[0] if is_record and judged.state is PositionState.READABLE else None
-
-
 def longest_gap(judged: Iterable[JudgedPosition], now: datetime) -> timedelta:
     """Return the age of the oldest record that would be read again; zero if none would."""
     ages = [now - one.since for one in judged if one.since is not None and one.state is not PositionState.LEVEL]

@@ -12,7 +12,6 @@ from simplu_worker.commands.tenants.rules import (
     PositionState,
     judge_positions,
     longest_gap,
-    record_to_confirm,
 )
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.stream.client import StreamShard
@@ -97,20 +96,3 @@ def test_longest_gap_is_of_the_oldest_position_to_read_from() -> None:
     readable = JudgedPosition("b", "1/0", READABLE, young)
     assert longest_gap([level, readable], NOW) == timedelta(hours=2)
     assert longest_gap([level], NOW) == timedelta()
-
-
-@pytest.mark.parametrize(
-    ("position", "state", "expected"),
-    [
-        ("100/0", READABLE, "100"),
-        ("100/-1", READABLE, "100"),
-        ("100/0", LEVEL, None),
-        ("100/0", LOST, None),
-        ("TRIM_HORIZON", READABLE, None),
-        ("no row", READABLE, None),
-    ],
-)
-def test_record_of_a_readable_position_has_to_be_in_the_stream(
-    position: str, state: PositionState, expected: str | None
-) -> None:
-    assert record_to_confirm(JudgedPosition("a", position, state, NOW)) == expected
