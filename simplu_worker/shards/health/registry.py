@@ -39,8 +39,6 @@ from simplu_worker.vocabulary import ShardProblem, ShardState
 if TYPE_CHECKING:  # a client of HTTP takes as long to import as all else of a command that asks one shard
     from simplu_worker.shards.routing.citrus import CitrusClient
 
-SHARDS_MAX: Final = 2000  # of those that only Citrus lists: each has several series of metrics
-
 log = structlog.get_logger(__name__)
 
 
@@ -98,14 +96,13 @@ class HealthRegistry:
 
     def note_usages(self, usages: Mapping[str, Usage]) -> None:
         """Note the usage of all shards that Citrus lists."""
-        known = {*list(usages)[:SHARDS_MAX], *(self._probed & usages.keys())}
-        for shard_id in self._listed - known:
+        for shard_id in self._listed - usages.keys():
             self._listed.discard(shard_id)
             self._learn(shard_id, replace(self._entry(shard_id).observation, usage=Usage()))
             self._drop_if_unknown(shard_id)
-        self._listed |= known
-        for shard_id in known:
-            self.note_usage(shard_id, usages[shard_id])
+        self._listed |= usages.keys()
+        for shard_id, usage in usages.items():
+            self.note_usage(shard_id, usage)
 
     def note_usage(self, shard_id: str, usage: Usage) -> None:
         """Note the usage of one of those shards."""

@@ -21,7 +21,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool, register_secret_of
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.route_cache import AbsenceCache, AddressBook, BusinessIds, RouteCache
+from simplu_worker.shards.routing.route_cache import AbsenceCache, AddressBook, RouteCache
 from simplu_worker.shards.routing.tenant_homes import ARRIVING_STATES, TenantHome, TenantHomes
 from simplu_worker.shards.schema.schema_check import check_schema
 from simplu_worker.shards.types import ShardUnavailableError
@@ -149,8 +149,6 @@ class Directory:
         self.routes = RouteCache()
         self.address_changer = AddressChanger(locator.address_book, pools, clock=clock, draw=draw)
         self._absences = AbsenceCache()
-        self._paused_until: dict[str, float] = {}  # by tenant, as its row was last read
-        self._business_ids = BusinessIds()
         self._lookups: SharedAnswers[str, ShardAddress | Absence] = SharedAnswers(self._look_up)
         self._searches: Coalescer[None, tuple[str, ShardAddress], FoundHome] = Coalescer(self._search)
 
@@ -162,11 +160,11 @@ class Directory:
 
     def paused_s(self, tenant_id: str) -> float:
         """Return for how many seconds a tenant is still paused, as its row was last read; 0 if it is not."""
-        return max(0.0, self._paused_until.get(tenant_id, 0.0) - self._clock())
+        return self.routes.paused_s(tenant_id, self._clock())
 
     def is_tenant(self, business_id: str, location_id: str) -> bool | None:
         """Return whether the tenant's id is of these two ids; None if unknown."""
-        return self._business_ids.is_tenant(business_id, location_id)
+        return self.routes.is_tenant(business_id, location_id)
 
     def forget(self, tenant_id: str) -> None:
         """Look the tenant up again at the next call."""
@@ -257,7 +255,6 @@ class Directory:
         found = await self._look_up_route(tenant_id, asked_at)
         if isinstance(found, ShardAddress):
             self._absences.remove(tenant_id)
-            self.routes.put(tenant_id, found.shard_id, now=self._clock(), draw=self._draw())
         else:
             self.routes.invalidate(tenant_id)
             self._absences.put(tenant_id, found, asked_at=asked_at, searched_at=self._absences.searched_at(tenant_id))
@@ -291,17 +288,23 @@ class Directory:
 
     async def _route_to(self, tenant_id: str, home: TenantHome) -> ShardAddress | Absence:
         state, shard_id = home.tenant["state"], home.address.shard_id
-        self._business_ids.put(tenant_id, home.tenant["business_id"])
-        self._paused_until.pop(tenant_id, None)
-        # A pause binds no destroyed tenant, whose operations end at once; it binds again if the tenant is restored.
-        if (paused_s := home.tenant["paused_s"]) is not None and state not in DESTROYED_STATES:
-            self._paused_until[tenant_id] = self._clock() + paused_s
         is_settled = state in SERVED_STATES
         if self._settler is not None and state == TenantState.FENCED:
             is_settled = await self._settler.end_overdue_fence(shard_id, tenant_id)
         elif self._settler is not None and state == TenantState.READY and home.left is not None:
             is_settled = await self._settler.activate_left(home.left.shard_id, shard_id, tenant_id)
-        return home.address if is_settled else Absence.MOVING
+        if not is_settled:
+            return Absence.MOVING
+        self.routes.put(
+            tenant_id,
+            shard_id,
+            now=self._clock(),
+            draw=self._draw(),
+            business_id=home.tenant["business_id"],
+            # A pause binds no destroyed tenant, whose operations end at once; it binds again if the tenant is restored.
+            paused_s=None if state in DESTROYED_STATES else home.tenant["paused_s"],
+        )
+        return home.address
 
     async def _find_moving_home(self, tenant_id: str) -> TenantHome | None:
         """Return the home of a tenant that its last shard has fenced, or that has moved from there; else None."""

@@ -7,10 +7,9 @@ import fcntl
 import json
 import os
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -130,10 +129,6 @@ class StaticMap:
         return self.address_book.known_address(shard.shard_id) or shard.address
 
 
-LOCK_WITHIN_S: Final = 10.0  # of another command, which has it for milliseconds
-LOCK_TRIES_EVERY_S: Final = 0.05
-
-
 def with_pins(content: bytes, pins: Mapping[str, str]) -> bytes:
     """Return the content of a map with tenants pinned to shards. Raises `ConfigurationError` if it is no map."""
     unpinned = parse_shard_map(content, ()).without_pins()
@@ -180,18 +175,7 @@ def _replace(path: Path, content: bytes) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        ends_at = time.monotonic() + LOCK_WITHIN_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= ends_at:
-                    raise PermanentError(
-                        f"SHARD_MAP_FILE: expected the lock of {folder}, got none within {LOCK_WITHIN_S:g} s: "
-                        "another command has it"
-                    ) from None
-                time.sleep(LOCK_TRIES_EVERY_S)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # another command has it for milliseconds
         yield
     finally:
         os.close(descriptor)

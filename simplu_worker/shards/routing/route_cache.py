@@ -30,8 +30,13 @@ def stale_at(found_at: float, *, draw: float) -> float:
 
 
 class _Route(msgspec.Struct, gc=False):
+    """Where a tenant was found last, and what its row contained; an invalidated one is not used."""
+
     shard_id: str
     stale_at: float
+    is_valid: bool
+    paused_until: float
+    business_id: str | None
 
 
 class RouteCache:
@@ -40,17 +45,16 @@ class RouteCache:
     def __init__(self, *, max_count: int = ROUTES_MAX) -> None:
         self._max_count = max_count
         self._routes: dict[str, _Route] = {}  # the oldest lookup first
-        self._invalidated: dict[str, str] = {}  # the last shard of each tenant with an invalidated route
         self._due: dict[str, None] = {}
         self._samples: dict[str, str] = {}  # the last tenant found on each shard
         self._now = -math.inf
 
     def __repr__(self) -> str:
-        return f"RouteCache({len(self._routes)}, due={len(self._due)}, invalidated={len(self._invalidated)})"
+        return f"RouteCache({len(self)}, due={len(self._due)}, invalidated={len(self._routes) - len(self)})"
 
     def __len__(self) -> int:
-        """Return the number of routes."""
-        return len(self._routes)
+        """Return the number of routes in use."""
+        return sum(route.is_valid for route in self._routes.values())
 
     @property
     def due_count(self) -> int:
@@ -63,57 +67,71 @@ class RouteCache:
 
     def get(self, tenant_id: str) -> str | None:
         """Return the shard of a tenant; a stale route becomes due for a refresh."""
-        route = self._routes.get(tenant_id)
+        route = self._valid(tenant_id)
         if route is None:
             return None
         if route.stale_at <= self._now:
-            self._due[tenant_id] = None
-            route.stale_at = math.inf
+            self.mark_due(tenant_id)
         return route.shard_id
 
-    def put(self, tenant_id: str, shard_id: str, *, now: float, draw: float) -> None:
-        """Store the shard on which a tenant was found."""
-        self._routes.pop(tenant_id, None)
-        self._invalidated.pop(tenant_id, None)
-        self._due.pop(tenant_id, None)
-        _make_room(self._routes, self._max_count)
-        self._routes[tenant_id] = _Route(shard_id, stale_at(now, draw=draw))
-        self._samples[shard_id] = tenant_id
+    def put(
+        self,
+        tenant_id: str,
+        shard_id: str,
+        *,
+        now: float,
+        draw: float,
+        business_id: str | None = None,
+        paused_s: float | None = None,
+    ) -> None:
+        """Store the shard on which a tenant was found, and what its row contains."""
+        paused_until = -math.inf if paused_s is None else now + paused_s
+        self._store(tenant_id, _Route(shard_id, stale_at(now, draw=draw), True, paused_until, business_id))
 
     def renew(self, tenant_id: str, shard_id: str, *, now: float, draw: float) -> None:
         """Make a route fresh, unless it was invalidated or changed since its refresh began."""
-        route = self._routes.get(tenant_id)
+        route = self._valid(tenant_id)
         if route is not None and route.shard_id == shard_id:
-            self.put(tenant_id, shard_id, now=now, draw=draw)
+            route.stale_at = stale_at(now, draw=draw)
+            self._store(tenant_id, route)
+
+    def paused_s(self, tenant_id: str, now: float) -> float:
+        """Return for how many seconds a tenant is still paused, as its row was last read; 0 if it is not."""
+        route = self._valid(tenant_id)
+        return 0.0 if route is None else max(0.0, route.paused_until - now)
+
+    def is_tenant(self, business_id: str, location_id: str) -> bool | None:
+        """Return whether the tenant's id is of these two ids; None if unknown."""
+        tenant_id = tenant_id_of(business_id, location_id)
+        if tenant_id.count("-") == 1:
+            return True
+        route = self._routes.get(tenant_id)
+        return None if route is None or route.business_id is None else route.business_id == business_id
 
     def invalidate(self, tenant_id: str) -> None:
-        """Drop a route, but keep its shard for `last_shard_id`."""
-        route = self._routes.pop(tenant_id, None)
+        """Use a route no more, but keep its shard for `last_shard_id`."""
         self._due.pop(tenant_id, None)
-        if route is not None:
-            _make_room(self._invalidated, self._max_count)
-            self._invalidated[tenant_id] = route.shard_id
+        if (route := self._routes.get(tenant_id)) is not None:
+            route.is_valid = False
 
     def last_shard_id(self, tenant_id: str) -> str | None:
         """Return the shard on which a tenant was last found, invalidated or not."""
         route = self._routes.get(tenant_id)
-        return self._invalidated.get(tenant_id) if route is None else route.shard_id
+        return None if route is None else route.shard_id
 
     def items(self) -> list[tuple[str, str]]:
         """Return every tenant with a route, and its shard."""
-        return [(tenant_id, route.shard_id) for tenant_id, route in self._routes.items()]
+        return [(tenant_id, route.shard_id) for tenant_id, route in self._routes.items() if route.is_valid]
 
     def mark_due(self, tenant_id: str) -> None:
         """Mark a tenant's route, used until then, as due for a refresh."""
-        route = self._routes.get(tenant_id)
-        if route is not None:
+        if (route := self._valid(tenant_id)) is not None:
             self._due[tenant_id] = None
             route.stale_at = math.inf
 
     def remove_shards(self, shard_ids: Collection[str]) -> None:
         """Forget all routes to shards that are gone."""
         self._routes = {key: route for key, route in self._routes.items() if route.shard_id not in shard_ids}
-        self._invalidated = {key: shard_id for key, shard_id in self._invalidated.items() if shard_id not in shard_ids}
         self._samples = {key: tenant_id for key, tenant_id in self._samples.items() if key not in shard_ids}
 
     def sample_tenant_id(self, shard_id: str) -> str | None:
@@ -125,14 +143,20 @@ class RouteCache:
         while self._due:
             tenant_id = next(iter(self._due))
             del self._due[tenant_id]
-            if (route := self._routes.get(tenant_id)) is not None:
+            if (route := self._valid(tenant_id)) is not None:
                 return tenant_id, route.shard_id
         return None
 
-    def requeue(self, tenant_id: str) -> None:
-        """Append a tenant to the queue again, after a refresh that got no answer."""
-        if tenant_id in self._routes:
-            self._due[tenant_id] = None
+    def _valid(self, tenant_id: str) -> _Route | None:
+        route = self._routes.get(tenant_id)
+        return route if route is not None and route.is_valid else None
+
+    def _store(self, tenant_id: str, route: _Route) -> None:
+        self._routes.pop(tenant_id, None)
+        self._due.pop(tenant_id, None)
+        _make_room(self._routes, self._max_count)
+        self._routes[tenant_id] = route
+        self._samples[route.shard_id] = tenant_id
 
 
 class _CachedAbsence(msgspec.Struct, gc=False):
@@ -180,26 +204,6 @@ class AbsenceCache:
     def clear(self) -> None:
         """Forget all absences: a new map may name shards for these tenants."""
         self._absences.clear()
-
-
-class BusinessIds:
-    """Where the business id ends in tenants' ids that may be of several pairs."""
-
-    def __init__(self, *, max_count: int = ROUTES_MAX) -> None:
-        self._max_count = max_count
-        self._ends: dict[str, int] = {}
-
-    def put(self, tenant_id: str, business_id: str) -> None:
-        """Store which business the tenant is of."""
-        if tenant_id.count("-") > 1:
-            _make_room(self._ends, self._max_count)
-            self._ends[tenant_id] = len(business_id)
-
-    def is_tenant(self, business_id: str, location_id: str) -> bool | None:
-        """Return whether the tenant's id is of these two ids; None if unknown."""
-        tenant_id = tenant_id_of(business_id, location_id)
-        end = len(business_id) if tenant_id.count("-") == 1 else self._ends.get(tenant_id)
-        return None if end is None else end == len(business_id)
 
 
 def _make_room(entries: MutableMapping[str, Any], max_count: int) -> None:

@@ -122,7 +122,7 @@ class RouteRefresh:
             with translate(TargetKind.SHARD, due[1], "routes", WorkerError):
                 await self._directory.refresh(*due)
         except RetryableError as exc:
-            self._directory.routes.requeue(due[0])
+            self._directory.routes.mark_due(due[0])
             self._record_failure(exc)
             return False
         except PermanentError as exc:

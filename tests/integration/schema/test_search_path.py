@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,17 +10,14 @@ import asyncpg
 import pytest
 from support.postgres.databases import ShardMaker, execute
 from support.postgres.decoys import ATTACKER, parse_trees, trap
-from support.postgres.tenant_cases import operation, writer_of
 from support.postgres.upgrades import NEXT, upgrader
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS
 from simplu_worker.transfers import QUERIES
-from simplu_worker.vocabulary import Failure
 
 OURS = """
 SELECT array_agg(meant::text) FROM (
@@ -43,10 +39,6 @@ WHERE pronamespace = 'public'::regnamespace
     AND proname ~ '^simplu_'
     AND prosqlbody IS NULL -- else parsed when the function was made
     AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY(proconfig), false)
-"""
-TENANT = """
-INSERT INTO {home}.tenants (id, business_id, location_id, business_type, state, control_at, created_at)
-VALUES ('clinic-main', 'clinic', 'main', 'dental', 'active', '2026-01-01', '2026-01-01')
 """
 
 
@@ -107,41 +99,6 @@ async def test_every_query_means_what_it_says_beside_decoys(trapped: ShardAddres
     assert await strangers(trapped, of_adoption=False) == {}
 
 
-async def apply_all_kinds(address: ShardAddress, home: str = "public") -> None:
-    await execute(address.connection_string, TENANT.format(home=home))
-    document = {"name": "Ana", "address": {"city": "Cluj", "geo": {"lat": 46, "long": 23}}, "tags": [1]}
-    patches: list[Any] = [{"name": "Eva"}, {"tags": None}, {"address": {"city": None}}]
-    patches += [{"address": {"geo": {"lat": None, "alt": {}}}}]
-    async with pool_of(address) as pool:
-        writer = writer_of(pool)
-        batch = [operation("create", "r1", document), operation("create", "r2", {"n": 1}), operation("delete", "r2")]
-        batch += [operation("patch", "r1", patch) for patch in patches]
-        batch += [operation("read", "r1", request_id="read"), operation("read", "r2", request_id="gone")]
-        batch += [operation("list", None, request_id="list", filters={"name": "Eva"})]
-        asked = {"address.geo.long": {"from": 1}, "date": "2026-03-01"}
-        paging = {"sort": {"by": "name", "descending": True}, "total": True}
-        batch += [operation("list", None, request_id="asked", filters=asked, pagination=paging)]
-        outcomes = await writer.apply(batch)
-        again = await writer.apply(batch)
-        async with pool.connection() as connection:
-            rows = await connection.fetch(
-                QUERIES["find_operations"], ["clinic-main"] * 3, list(map(key_of_id, ["read", "list", "asked"]))
-            )
-            assert await connection.fetchval(QUERIES["find_unstorable"], ['{"a": "\\u0000"}']) == 0
-    assert [one.failure for one in outcomes] == [None] * 8 + [Failure.NOT_FOUND] + [None] * 2
-    assert {one.disposition for one in again} != {one.disposition for one in outcomes}
-    results = {row["request_id"]: json.loads(row["result"]) for row in rows}
-    expected = {"name": "Eva", "address": {"geo": {"long": 23, "alt": {}}}}
-    assert results["read"]["data"] == expected
-    assert [item["data"] for item in results["list"]["items"]] == [expected]
-    assert [item["data"] for item in results["asked"]["items"]] == [expected]
-
-
-@pytest.mark.slow(0.4)
-async def test_operations_run_no_decoy(trapped: ShardAddress) -> None:
-    await apply_all_kinds(trapped)
-
-
 @pytest.mark.slow(0.3)
 async def test_schema_is_made_beside_decoys(make_shard: ShardMaker, postgres_server: PostgresServer) -> None:
     address = await make_shard("shard-3", is_empty=True)
@@ -151,7 +108,6 @@ async def test_schema_is_made_beside_decoys(make_shard: ShardMaker, postgres_ser
 
     assert await ask(address.connection_string, CAPTURED) == []
     assert await ask(address.connection_string, OPEN_FUNCTIONS) == []
-    await apply_all_kinds(address)
 
 
 @pytest.mark.slow(0.3)
@@ -163,7 +119,6 @@ async def test_upgrade_runs_no_decoy(trapped: ShardAddress) -> None:
     assert done.version == NEXT
     assert await ask(trapped.connection_string, CAPTURED) == []
     assert await ask(trapped.connection_string, OPEN_FUNCTIONS) == []
-    await apply_all_kinds(trapped)
 
 
 @pytest.mark.parametrize("owner", ["worker_role", "owner_role", "postgres"])

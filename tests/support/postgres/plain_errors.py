@@ -11,21 +11,11 @@ import struct
 
 from support.postgres.trouble import Line
 
-from simplu_worker.shards.postgres.address import ShardAddress
-
 REMOVED = frozenset(b"WFLR")  # fields of an error: its context, and the place in the server's source that reported it
 
 
 class PlainErrorsLine(Line):
-    """Removes from each error what shows that a function has raised it.
-
-    `refused` are codes with which simple queries are answered, by the beginnings of their texts.
-    """
-
-    def __init__(self, address: ShardAddress) -> None:
-        super().__init__(address)
-        self.direct_address = address
-        self.refused: dict[bytes, str] = {}
+    """Removes from each error what shows that a function has raised it."""
 
     async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         try:
@@ -39,21 +29,6 @@ class PlainErrorsLine(Line):
                 first = await source.readexactly(1)
         except (OSError, asyncio.IncompleteReadError):
             return
-
-    async def _pass_queries(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        while part := await _read(source):
-            codes = [code for text, code in self.refused.items() if part[:1] == b"Q" and part[5:].startswith(text)]
-            if codes:
-                text = f"DO $$ BEGIN RAISE 'refused' USING ERRCODE = '{codes[0]}'; END $$"
-                part = _message(b"Q", text.encode() + b"\0")
-            target.write(part)
-
-
-async def _read(source: asyncio.StreamReader) -> bytes:
-    try:
-        return await source.read(65536)
-    except OSError:  # cut
-        return b""
 
 
 def _message(kind: bytes, body: bytes) -> bytes:

@@ -71,8 +71,9 @@ def test_shard_is_hastened_once_when_it_fails_between_two_looks() -> None:
     schedule.take_due(1.0)
     schedule.reschedule("s0", fails=False, now=1.0, draw=0.5)
     schedule.bring_forward("s0", now=2.0)
-    schedule.bring_forward("s0", now=2.0)
+    schedule.bring_forward("s0", now=1.5)
     schedule.bring_forward("unknown", now=2.0)
+    assert schedule.take_due(1.9) == []
     assert (schedule.wait_s(2.0, at_most=5.0), schedule.take_due(2.0)) == (0.0, ["s0"])
     schedule.reschedule("s0", fails=True, now=2.1, draw=0.5)
     schedule.bring_forward("s0", now=2.2)  # it is known
@@ -115,15 +116,6 @@ def test_removed_shard_counts_no_more() -> None:
     schedule.remove("gone")
     schedule.reschedule("stays", fails=True, now=0.0, draw=0.5)
     assert (schedule.take_due(1.9), schedule.take_due(2.1), list(schedule.shard_ids)) == ([], ["stays"], ["stays"])
-
-
-def test_shard_is_brought_forward_once() -> None:
-    schedule = schedule_of(1)
-    schedule.take_due(1.0)
-    schedule.reschedule("s0", fails=False, now=1.0, draw=0.5)
-    schedule.bring_forward("s0", now=2.0)
-    schedule.bring_forward("s0", now=1.5)
-    assert (schedule.take_due(1.9), schedule.take_due(2.0)) == ([], ["s0"])
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,15 @@ def test_error_before_the_server_answers_is_in_words(exc: BaseException, words: 
     assert errors.error_words(exc).startswith(words)
 
 
+@pytest.mark.parametrize(
+    ("found", "named"), [(None, "leads to no identity;"), ("s2", "leads to the database of shard s2;")]
+)
+def test_wrong_shard_message_names_both_shards(found: str | None, named: str) -> None:
+    text = errors.wrong_shard_message("s1", found)
+    assert text.startswith("shard s1: ")
+    assert named in text
+
+
 def test_notes_are_appended() -> None:
     error = ConnectionRefusedError()
     error.add_note("expected the passfile")

@@ -86,17 +86,6 @@ def test_book_tries_another_address_at_once() -> None:
     assert book.due_candidate("shard-1", 0.0, is_healthy=True) is OTHER
 
 
-def test_book_does_not_go_to_and_fro_while_the_shard_is_well() -> None:
-    book = proven()
-    book.resolve(NEW)
-    book.switch_to(NEW, 0.0)
-    book.resolve(OLD)
-
-    assert book.due_candidate("shard-1", RETURN_DELAY_S - 1, is_healthy=True) is None
-    assert book.due_candidate("shard-1", RETURN_DELAY_S, is_healthy=True) is OLD
-    assert book.due_candidate("shard-1", 1.0, is_healthy=False) is OLD
-
-
 def test_book_tries_the_replica_only_while_the_shard_does_not_answer() -> None:
     book = AddressBook()
     book.add(OLD, standby=NEW)
@@ -165,14 +154,6 @@ def test_book_follows_a_shard_that_is_renamed_once_it_was_found_there() -> None:
     assert book.due_candidate("shard-1", 100.0, is_healthy=False) == spare
 
 
-def test_book_uses_a_new_name_at_once_where_the_shard_was_never_found() -> None:
-    book = added(is_proven=False)
-    book.update(OTHER)
-
-    assert book.known_address("shard-1") == OTHER
-    assert book.contested_shard_ids() == []
-
-
 def test_book_keeps_a_promoted_replica_that_is_renamed_as_the_shard() -> None:
     book = added()
     book.switch_to(NEW, 10.0)
@@ -217,6 +198,7 @@ def test_book_forgets_the_standby_that_a_new_map_does_not_have() -> None:
     for is_proven in (False, True):
         book = added(is_proven=is_proven)
         book.update(OLD)
+        assert book.known_address("shard-1") == OLD
         assert (book.is_standby(NEW), book.contested_shard_ids()) == (False, [])
         assert book.due_candidate("shard-1", 0.0, is_healthy=False) is None
 
@@ -239,6 +221,7 @@ def test_book_returns_to_the_former_address_only_after_the_delay_since_the_switc
 
     assert book.due_candidate("shard-1", 1000.0 + RETURN_DELAY_S - 1, is_healthy=True) is None
     assert book.due_candidate("shard-1", 1000.0 + RETURN_DELAY_S, is_healthy=True) is OLD
+    assert book.due_candidate("shard-1", 1001.0, is_healthy=False) is OLD
 
 
 def test_book_knows_nothing_of_a_shard_that_was_never_named() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.shards.routing import locator
 from simplu_worker.shards.routing.locator import pin_in_file
 from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
 
@@ -51,8 +49,7 @@ def test_map_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) ->
         pin_in_file(tmp_path / "none" / "map.json", {"b-l": "a"})
 
 
-def test_commands_that_pin_at_one_time_lose_no_pin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locator, "LOCK_WITHIN_S", 120.0)  # nobody stands in line: one may have to wait for all
+def test_commands_that_pin_at_one_time_lose_no_pin(tmp_path: Path) -> None:
     path = tmp_path / "map.json"
     before = write(path)
     homes = {name: before.shard_of(name).shard_id for name in (f"b-{number}" for number in range(40))}
@@ -62,16 +59,3 @@ def test_commands_that_pin_at_one_time_lose_no_pin(tmp_path: Path, monkeypatch: 
         list(threads.map(lambda pin: pin_in_file(path, dict([pin])), pins.items()))
 
     assert read(path).tenants == pins
-
-
-def test_lock_of_a_command_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locator, "LOCK_WITHIN_S", 0.1)
-    before = write(tmp_path / "map.json")
-    folder = os.open(tmp_path, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        with pytest.raises(PermanentError, match="another command has it"):
-            pin_in_file(tmp_path / "map.json", {"b-l": "a"})
-    finally:
-        os.close(folder)
-    assert read(tmp_path / "map.json") == before

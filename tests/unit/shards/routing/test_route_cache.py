@@ -8,182 +8,117 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.routing.route_cache import FRESH_S, JITTER, AbsenceCache, BusinessIds, RouteCache, stale_at
+from simplu_worker.shards.routing.route_cache import FRESH_S, JITTER, AbsenceCache, RouteCache, stale_at
 
 INSTANTS = st.floats(0, 1e9)
 DRAWS = st.floats(0, 1, exclude_max=True)
 
 
-@given(INSTANTS, DRAWS)
-def test_stale_at_is_a_minute_more_or_less(found_at: float, draw: float) -> None:
-    fresh_s = stale_at(found_at, draw=draw) - found_at
-    assert FRESH_S * (1 - JITTER) - 1e-6 <= fresh_s <= FRESH_S * (1 + JITTER) + 1e-6
+def put(routes: RouteCache, *tenant_ids: str, shard_id: str = "shard-1", now: float = 0.0) -> None:
+    for tenant_id in tenant_ids:
+        routes.put(tenant_id, shard_id, now=now, draw=0.5)
 
 
 @given(INSTANTS, DRAWS, DRAWS)
-def test_stale_at_is_later_for_a_greater_draw(found_at: float, one: float, another: float) -> None:
+def test_stale_at_is_a_minute_more_or_less(found_at: float, one: float, another: float) -> None:
     first, second = sorted((one, another))
+    fresh_s = stale_at(found_at, draw=first) - found_at
+    assert FRESH_S * (1 - JITTER) - 1e-6 <= fresh_s <= FRESH_S * (1 + JITTER) + 1e-6
     assert stale_at(found_at, draw=first) <= stale_at(found_at, draw=second)
     assert stale_at(found_at + 1, draw=one) > stale_at(found_at, draw=one)
 
 
 def test_routes_serve_what_is_past_its_freshness_and_put_it_in_line_once() -> None:
     routes = RouteCache()
-    routes.put("used", "shard-1", now=0.0, draw=0.5)
-    routes.put("unused", "shard-2", now=0.0, draw=0.5)
-    routes.set_time(FRESH_S - 1)
+    put(routes, "used", "unused")
+    assert routes.get("used") == "shard-1"  # while no time is set
+    routes.set_time(FRESH_S - 0.1)
     assert routes.get("used") == "shard-1"
     assert routes.take_due() is None
 
-    routes.set_time(FRESH_S + 1)
+    routes.set_time(FRESH_S)
     assert [routes.get("used") for _ in range(3)] == ["shard-1"] * 3
-
     assert routes.due_count == 1
-    assert routes.take_due() == ("used", "shard-1")
-    assert routes.take_due() is None
+    assert [routes.take_due() for _ in range(2)] == [("used", "shard-1"), None]
     routes.set_time(1e6)
     assert routes.get("used") == "shard-1"  # for as long as there is no answer
     assert routes.due_count == 0
-    routes.requeue("used")
+    routes.mark_due("used")
     assert routes.take_due() == ("used", "shard-1")
     routes.renew("used", "shard-1", now=1e6, draw=0.5)
-    routes.set_time(1e6 + FRESH_S + 1)
+    routes.set_time(1e6 + FRESH_S)
     assert routes.get("used") == "shard-1"
-    assert routes.due_count == 1
     assert repr(routes) == "RouteCache(2, due=1, invalidated=0)"
-
-
-def test_routes_never_ask_when_nobody_tells_the_time() -> None:
-    routes = RouteCache()
-    routes.put("tenant", "shard-1", now=-1e9, draw=0.0)
-    assert routes.get("tenant") == "shard-1"
-    assert routes.due_count == 0
 
 
 def test_routes_keep_in_mind_where_a_doubted_tenant_was() -> None:
     routes = RouteCache()
-    routes.put("tenant", "shard-1", now=0.0, draw=0.5)
-    routes.set_time(100.0)
-    routes.get("tenant")
-    routes.invalidate("tenant")
-    routes.invalidate("nobody")
-
-    routes.renew("tenant", "shard-1", now=100.0, draw=0.5)
-    routes.requeue("tenant")
-
-    assert routes.get("tenant") is None
-    assert routes.take_due() is None
+    put(routes, "tenant")
+    routes.mark_due("tenant")
+    for tenant_id in ("tenant", "nobody"):
+        routes.invalidate(tenant_id)
+        assert (routes.get(tenant_id), routes.due_count) == (None, 0)
+        routes.renew(tenant_id, "shard-1", now=100.0, draw=0.5)
+        routes.mark_due(tenant_id)
+    assert repr(routes) == "RouteCache(0, due=0, invalidated=1)"
+    assert (routes.items(), routes.take_due()) == ([], None)
     assert (routes.last_shard_id("tenant"), routes.last_shard_id("nobody")) == ("shard-1", None)
-    routes.put("tenant", "shard-2", now=100.0, draw=0.5)
+
+    put(routes, "tenant", shard_id="shard-2", now=100.0)
     routes.renew("tenant", "shard-1", now=500.0, draw=0.5)  # asked for before it moved
     assert (routes.get("tenant"), routes.last_shard_id("tenant")) == ("shard-2", "shard-2")
     assert routes.sample_tenant_id("shard-2") == "tenant"
-    assert len(routes) == 1
+    assert (len(routes), routes.items()) == (1, [("tenant", "shard-2")])
+
+
+def test_route_that_was_found_again_is_not_due() -> None:
+    routes = RouteCache()
+    put(routes, "tenant")
+    routes.mark_due("tenant")
+    put(routes, "tenant")
+    assert repr(routes) == "RouteCache(1, due=0, invalidated=0)"
+
+
+def test_route_invalidated_while_due_is_not_taken() -> None:
+    routes = RouteCache()
+    put(routes, "gone", "here", "lost", shard_id="shard-2")
+    put(routes, "here")
+    for tenant_id in ("gone", "here", "lost"):
+        routes.mark_due(tenant_id)
+    routes.invalidate("lost")
+    routes.remove_shards({"shard-2"})
+
+    assert routes.items() == [("here", "shard-1")]
+    assert [routes.last_shard_id(tenant_id) for tenant_id in ("here", "gone", "lost")] == ["shard-1", None, None]
+    assert (routes.sample_tenant_id("shard-1"), routes.sample_tenant_id("shard-2")) == ("here", None)
+    assert [routes.take_due() for _ in range(2)] == [("here", "shard-1"), None]
 
 
 @given(st.lists(st.integers(0, 300), max_size=600), st.integers(1, 100))
 def test_routes_are_bounded_and_keep_those_in_use(tenants: list[int], most: int) -> None:
     routes, absences = RouteCache(max_count=most), AbsenceCache(max_count=most)
     for number in tenants:
-        routes.put(str(number), "shard", now=0.0, draw=0.5)
+        put(routes, str(number))
         absences.put(str(number), "unregistered", asked_at=0.0)
-        assert routes.get(str(number)) == "shard"
+        assert routes.get(str(number)) == "shard-1"
         assert absences.reason(str(number), since=0.0) == "unregistered"
-        assert len(routes) <= most
+        assert len(routes._routes) <= most
         assert len(absences) <= most
         routes.invalidate(str(number // 2))
-    assert len(routes._invalidated) <= most
 
 
-def test_routes_let_go_first_of_those_that_were_not_asked_for_anew() -> None:
-    routes = RouteCache(max_count=3)
-    for name in ("one", "two", "three"):
-        routes.put(name, "shard", now=0.0, draw=0.5)
-    routes.renew("one", "shard", now=60.0, draw=0.5)
-    routes.put("four", "shard", now=60.0, draw=0.5)
-    assert [routes.get(name) for name in ("one", "two", "three", "four")] == ["shard", None, "shard", "shard"]
-
-
-def test_absences_are_as_old_as_the_question() -> None:
-    absences = AbsenceCache()
-    absences.put("tenant", "not_here", asked_at=10.0, searched_at=9.0)
-    assert absences.reason("tenant", since=10.0) == "not_here"
-    assert absences.reason("tenant", since=10.1) is None
-    assert absences.searched_at("tenant") == 9.0
-    absences.remove("tenant")
-    absences.remove("nobody")
-    assert absences.reason("tenant", since=0.0) is None
-    assert absences.searched_at("tenant") == -math.inf
-    assert repr(absences) == "AbsenceCache(0)"
-
-
-def test_routes_ask_soon_for_whom_another_shard_is_named() -> None:
-    routes = RouteCache()
-    routes.put("tenant", "shard-1", now=0.0, draw=0.5)
-    for tenant_id in ("tenant", "tenant", "stranger"):
-        routes.mark_due(tenant_id)
-
-    assert routes.get("tenant") == "shard-1"
-    assert routes.items() == [("tenant", "shard-1")]
-    assert routes.take_due() == ("tenant", "shard-1")
-    assert routes.take_due() is None
-
-
-def test_routes_to_an_abandoned_shard_are_forgotten() -> None:
-    routes = RouteCache()
-    for tenant_id, shard_id in {"here": "shard-1", "gone": "shard-2", "doubted": "shard-2"}.items():
-        routes.put(tenant_id, shard_id, now=0.0, draw=0.5)
-    routes.invalidate("doubted")
-    routes.mark_due("gone")
-    routes.remove_shards({"shard-2"})
-
-    assert routes.items() == [("here", "shard-1")]
-    assert [routes.last_shard_id(tenant_id) for tenant_id in ("here", "gone", "doubted")] == ["shard-1", None, None]
-    assert (routes.sample_tenant_id("shard-1"), routes.sample_tenant_id("shard-2")) == ("here", None)
-    assert routes.take_due() is None
-
-
-def test_route_is_due_at_the_very_time_when_it_is_stale() -> None:
-    routes = RouteCache()
-    routes.put("tenant", "shard-1", now=0.0, draw=0.5)
-    routes.set_time(FRESH_S)
-    routes.get("tenant")
-    assert routes.due_count == 1
-
-
-def test_route_that_was_found_again_is_neither_due_nor_invalidated() -> None:
-    routes = RouteCache()
-    for change in (routes.mark_due, routes.invalidate):
-        routes.put("tenant", "shard-1", now=0.0, draw=0.5)
-        change("tenant")
-        routes.put("tenant", "shard-1", now=0.0, draw=0.5)
-        assert repr(routes) == "RouteCache(1, due=0, invalidated=0)"
-
-
-def test_invalidated_route_is_not_due() -> None:
-    routes = RouteCache()
-    routes.put("tenant", "shard-1", now=0.0, draw=0.5)
-    routes.mark_due("tenant")
-    routes.invalidate("tenant")
-    assert repr(routes) == "RouteCache(0, due=0, invalidated=1)"
-
-
-def test_found_again_goes_to_the_end_while_there_is_room() -> None:
+def test_oldest_lookup_is_dropped_first() -> None:
     routes, absences = RouteCache(max_count=4), AbsenceCache(max_count=4)
-    for name in ("one", "two", "three", "one", "four", "five"):
-        routes.put(name, "shard", now=0.0, draw=0.5)
+    for name in ("one", "two", "three", "one", "four"):
+        put(routes, name)
         absences.put(name, "unregistered", asked_at=0.0)
+    routes.renew("two", "shard-1", now=60.0, draw=0.5)
+    absences.put("two", "unregistered", asked_at=0.0)
+    put(routes, "five")
+    absences.put("five", "unregistered", asked_at=0.0)
     names = ("one", "two", "three", "four", "five")
-    assert [routes.get(name) is None for name in names] == [False, True, False, False, False]
-    assert [absences.reason(name, since=0.0) is None for name in names] == [False, True, False, False, False]
-
-
-def test_invalidated_routes_are_bounded_too() -> None:
-    routes = RouteCache(max_count=2)
-    for number in range(5):
-        routes.put(str(number), "shard", now=0.0, draw=0.5)
-        routes.invalidate(str(number))
-    assert repr(routes) == "RouteCache(0, due=0, invalidated=2)"
+    assert [routes.get(name) is None for name in names] == [False, False, True, False, False]
+    assert [absences.reason(name, since=0.0) is None for name in names] == [False, False, True, False, False]
 
 
 @pytest.mark.parametrize(("max_count", "left"), [(1, 1), (127, 127), (128, 127), (191, 190), (192, 190)])
@@ -194,24 +129,39 @@ def test_full_cache_drops_a_sixty_fourth_at_once(max_count: int, left: int) -> N
     assert len(absences) == left
 
 
-def test_absences_are_forgotten_with_a_new_map() -> None:
+def test_absences_are_as_old_as_the_question() -> None:
     absences = AbsenceCache()
-    absences.put("tenant", "unregistered", asked_at=0.0)
+    absences.put("tenant", "not_here", asked_at=10.0, searched_at=9.0)
+    assert absences.reason("tenant", since=10.0) == "not_here"
+    assert absences.reason("tenant", since=10.1) is None
+    assert absences.searched_at("tenant") == 9.0
+    absences.put("another", "not_here", asked_at=10.0)
+    for tenant_id in ("tenant", "nobody"):
+        absences.remove(tenant_id)
+        assert absences.reason(tenant_id, since=0.0) is None
+        assert absences.searched_at(tenant_id) == -math.inf
+    assert repr(absences) == "AbsenceCache(1)"
     absences.clear()
     assert len(absences) == 0
 
 
-def test_tenant_without_a_route_is_not_asked_for_again() -> None:
+def test_pause_lasts_as_its_row_said() -> None:
     routes = RouteCache()
-    routes.requeue("nobody")
-    assert routes.due_count == 0
+    put(routes, "free")
+    routes.put("held", "shard-1", now=10.0, draw=0.5, paused_s=5.0)
+    routes.renew("held", "shard-1", now=11.0, draw=0.5)
+    assert [routes.paused_s(name, 12.0) for name in ("free", "held", "nobody")] == [0.0, 3.0, 0.0]
+    assert routes.paused_s("held", 15.5) == 0.0
+    routes.invalidate("held")
+    assert routes.paused_s("held", 12.0) == 0.0
 
 
-def test_business_ids_tell_whose_a_joined_id_is() -> None:
-    known = BusinessIds(max_count=1)
-    assert known.is_tenant("a", "b")
-    assert known.is_tenant("a", "b-c") is None
-    known.put("a-b-c", "a")
-    assert [known.is_tenant("a", "b-c"), known.is_tenant("a-b", "c")] == [True, False]
-    known.put("d-e-f", "d-e")
-    assert known.is_tenant("a", "b-c") is None
+def test_route_tells_whose_a_joined_id_is() -> None:
+    routes = RouteCache()
+    assert routes.is_tenant("a", "b")
+    assert routes.is_tenant("a", "b-c") is None
+    put(routes, "a-b-c")
+    assert routes.is_tenant("a", "b-c") is None
+    routes.put("a-b-c", "shard-1", now=0.0, draw=0.5, business_id="a")
+    routes.invalidate("a-b-c")
+    assert [routes.is_tenant("a", "b-c"), routes.is_tenant("a-b", "c")] == [True, False]
