@@ -5,9 +5,9 @@ A problem begins above one threshold and ends at a lower one, so that it does no
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from math import inf
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -423,7 +423,6 @@ def _without_unknown(members: dict[str, Any]) -> dict[str, Any]:
 INTERVAL_S: Final = 10.0
 FAILING_INTERVAL_S: Final = 1.0  # so that a recovered shard is noticed within 2 s
 JITTER: Final = 0.25  # of the interval, to either side: replicas do not probe in step
-IN_FLIGHT: Final = 0  # never a number in the heap
 
 
 class Pace(msgspec.Struct, frozen=True):
@@ -451,59 +450,48 @@ class ProbeSchedule:
     def __init__(self, *, healthy_pace: Pace = HEALTHY_PACE, failing_pace: Pace = FAILING_PACE) -> None:
         self._healthy_pace = healthy_pace
         self._failing_pace = failing_pace
-        self._due: list[tuple[float, int, str]] = []  # a heap; an entry with an old number is superseded
-        self._number: dict[str, int] = {}
-        self._numbers = 0
+        self._due: dict[str, float] = {}  # when; infinite while it is being probed
         self._failing_ids: set[str] = set()
 
     @property
     def shard_ids(self) -> Collection[str]:
         """The shards that are probed."""
-        return self._number.keys()
+        return self._due.keys()
 
     def add(self, shard_id: str, *, now: float, draw: float) -> None:
         """Add a shard; its first probe is within a second or a round."""
-        self._put(shard_id, now + draw * max(1.0, (len(self._number) + 1) / self._healthy_pace.probes_per_second))
+        self._due[shard_id] = now + draw * max(1.0, (len(self._due) + 1) / self._healthy_pace.probes_per_second)
 
     def remove(self, shard_id: str) -> None:
         """Remove a shard."""
-        self._number.pop(shard_id, None)
+        self._due.pop(shard_id, None)
         self._failing_ids.discard(shard_id)
 
     def take_due(self, now: float) -> list[str]:
         """Return the shards to probe now, longest due first."""
-        due: list[str] = []
-        while self._due and self._due[0][0] <= now:
-            _, number, shard_id = heapq.heappop(self._due)
-            if self._number.get(shard_id) == number:
-                self._number[shard_id] = IN_FLIGHT
-                due.append(shard_id)
-        return due
+        due = sorted((at, shard_id) for shard_id, at in self._due.items() if at <= now)
+        self._due |= dict.fromkeys((shard_id for _, shard_id in due), inf)
+        return [shard_id for _, shard_id in due]
 
     def reschedule(self, shard_id: str, *, fails: bool, now: float, draw: float) -> None:
         """Schedule the next probe of a shard, unless it was removed."""
-        if shard_id not in self._number:
+        if shard_id not in self._due:
             return
         (self._failing_ids.add if fails else self._failing_ids.discard)(shard_id)
         failing_count = len(self._failing_ids)
         between_s = (
             self._failing_pace.between_s(failing_count)
             if fails
-            else self._healthy_pace.between_s(len(self._number) - failing_count)
+            else self._healthy_pace.between_s(len(self._due) - failing_count)
         )
-        self._put(shard_id, now + jittered(between_s, ratio=JITTER, draw=draw))
+        self._due[shard_id] = now + jittered(between_s, ratio=JITTER, draw=draw)
 
     def bring_forward(self, shard_id: str, *, now: float) -> None:
         """Make a shard due at once: a use has failed."""
-        if self._number.get(shard_id, IN_FLIGHT) != IN_FLIGHT and shard_id not in self._failing_ids:
+        if self._due.get(shard_id, inf) < inf and shard_id not in self._failing_ids:
             self._failing_ids.add(shard_id)
-            self._put(shard_id, now)
+            self._due[shard_id] = now
 
     def wait_s(self, now: float, *, at_most: float) -> float:
         """Return the time until the next shard is due, in seconds."""
-        return min(at_most, max(0.0, self._due[0][0] - now)) if self._due else at_most
-
-    def _put(self, shard_id: str, at: float) -> None:
-        self._numbers += 1
-        self._number[shard_id] = self._numbers
-        heapq.heappush(self._due, (at, self._numbers, shard_id))
+        return min(at_most, max(0.0, min(self._due.values(), default=inf) - now))

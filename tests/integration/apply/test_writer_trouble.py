@@ -9,8 +9,8 @@ import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 from support.postgres.databases import ShardMaker
+from support.postgres.shard_line import ShardLine
 from support.postgres.tenant_cases import TenantCase, add_tenant, failed, fetch
-from support.postgres.trouble import Line
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.operations.operation import Disposition, Outcome
@@ -141,7 +141,7 @@ async def test_writer_tries_again_when_a_table_was_locked(hurried: ShardPool) ->
 
 @pytest.mark.parametrize("after", [True, False], ids=["after it", "before it"])
 async def test_writer_asks_the_log_when_the_line_is_cut_at_the_commit(make_shard: ShardMaker, *, after: bool) -> None:
-    async with Line(await make_shard()).opened() as line:
+    async with ShardLine(await make_shard()) as line:
         pool = ShardPool(line.address, size=2)
         case = await case_on(pool)
         batch = [case.operation("create", data={"v": 0}), case.operation("patch", data={"w": 1})]

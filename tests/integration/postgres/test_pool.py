@@ -14,7 +14,8 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
 from support.postgres.plain_errors import PlainErrorsLine
-from support.postgres.trouble import Line, nobody_is_left
+from support.postgres.shard_line import ShardLine
+from support.postgres.trouble import nobody_is_left
 from support.settings import settings_in
 
 from simplu_local.postgres.server import PostgresServer
@@ -106,7 +107,7 @@ async def test_pool_ends_the_connection_when_its_use_is_cancelled(make_shard: Sh
 
 async def test_pool_follows_its_address_when_that_changes(make_shard: ShardMaker) -> None:
     old, new = await make_shard(), await make_shard()
-    async with Line(new).opened() as line, Pools(size=2) as pools:
+    async with ShardLine(new) as line, Pools(size=2) as pools:
         pool = pools.ensure_pool(old)
         async with pool.connection() as in_use:
             assert pools.ensure_pool(line.address) is pool
@@ -155,7 +156,7 @@ async def test_pool_says_that_it_is_healthy_again_when_it_is(make_shard: ShardMa
 async def test_pool_is_not_healthy_again_by_a_read_when_a_write_was_refused(
     make_shard: ShardMaker, trouble: str, *, look_is_enough: bool
 ) -> None:
-    async with PlainErrorsLine(await make_shard()).opened() as line:
+    async with PlainErrorsLine(await make_shard()) as line:
         pool = ShardPool(line.address, size=2)
         await _check_unhealthy_after_refusal(pool, trouble, look_is_enough=look_is_enough)
 

@@ -7,18 +7,24 @@ transaction ids are left, a disk is broken.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 
-from support.postgres.trouble import Line
+from support.postgres.shard_line import ShardLine
 
 REMOVED = frozenset(b"WFLR")  # fields of an error: its context, and the place in the server's source that reported it
 
 
-class PlainErrorsLine(Line):
+class PlainErrorsLine(ShardLine):
     """Removes from each error what shows that a function has raised it."""
 
-    async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        try:
+    async def _pass(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, is_asking: bool = False
+    ) -> None:
+        if is_asking:
+            await super()._pass(source, target, is_asking=True)
+            return
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             if (first := await source.readexactly(1)) == b"N":  # no TLS
                 target.write(first)
                 first = await source.readexactly(1)
@@ -27,8 +33,6 @@ class PlainErrorsLine(Line):
                 body = await source.readexactly(length - 4)
                 target.write(_message(first, _plain(body) if first == b"E" else body))
                 first = await source.readexactly(1)
-        except (OSError, asyncio.IncompleteReadError):
-            return
 
 
 def _message(kind: bytes, body: bytes) -> bytes:

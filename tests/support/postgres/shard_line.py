@@ -1,4 +1,4 @@
-"""A TCP line to a Postgres server that does what networks do: delays, cuts, closes one way, or swallows everything."""
+"""A TCP line to a Postgres server that does what networks do: delays, cuts, or swallows everything."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from simplu_local.processes.loopback import HOST
 from simplu_worker.shards.postgres.address import ShardAddress
 
 ASKS_FOR_TLS = struct.pack("!ii", 8, 80877103)
+COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"  # a message of Postgres's simple query protocol
 TOO_MANY = ("53300", "sorry, too many clients already")
 
 
@@ -29,6 +30,8 @@ class ShardLine(TcpProxy):
         self._refusal: tuple[str, str] | None = None
         self.connection_count = 0
         self.asked: list[bytes] = []  # the bytes sent to the server, part by part
+        self.cut_before_commit = False  # of the next one
+        self.cut_after_commit = False
 
     @property
     def place(self) -> str:
@@ -63,11 +66,6 @@ class ShardLine(TcpProxy):
     def lead_to(self, address: ShardAddress) -> None:
         """Lead new connections to another server, as a name does that was given to another machine."""
         self._target = urlsplit(address.connection_string)
-
-    def half_close(self) -> None:
-        for writer in self._connections:
-            if writer.can_write_eof():
-                writer.write_eof()
 
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         self.connection_count += 1
@@ -106,7 +104,19 @@ class ShardLine(TcpProxy):
                     self.asked.append(part)
                     await asyncio.sleep(self._latency_s)
                 await self._passing.wait()
+                if self._is_cut_at(part, is_asking=is_asking):
+                    self.cut()
+                    return
                 target.write(part)
+
+    def _is_cut_at(self, part: bytes, *, is_asking: bool) -> bool:
+        if is_asking and self.cut_before_commit and part == COMMIT:
+            self.cut_before_commit = False
+            return True
+        if not is_asking and self.cut_after_commit and b"COMMIT" in part:  # the command tag of its reply
+            self.cut_after_commit = False
+            return True
+        return False
 
 
 def error_message(code: str, text: str) -> bytes:
