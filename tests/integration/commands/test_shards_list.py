@@ -120,7 +120,7 @@ async def test_operation_view_takes_the_time_before_it_asks_the_log(
             order.append("leases")
             return [Lease("a", TRIM_HORIZON, hash_range=HashRange(0, HASH_KEY_LAST), read_up_to=SEEN_AT)]
 
-        monkeypatch.setattr(routed.gateway, "find_operation", noted_find)
+        monkeypatch.setattr(routed.gateway.lookups, "find_operation", noted_find)
         replica = ReplicaStatus("replica-1", asyncio.Event())
         fleet = cast("Fleet", SimpleNamespace(readers=list, leases=noted_leases, stream_name="s"))
         replica.start(routed.gateway, routed.pools, routed.locator, fleet=fleet)
