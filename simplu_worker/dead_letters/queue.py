@@ -25,16 +25,8 @@ import msgspec
 import structlog
 from yarl import URL
 
+from simplu_worker.aws import sqs_queue
 from simplu_worker.aws.clients import Client, longest_pause_s
-from simplu_worker.aws.sqs_queue import (
-    BATCH_MAX_COUNT,
-    RETENTION_MAX_S,
-    Message,
-    OutgoingMessage,
-    Queue,
-    create_queue,
-    find_queue_url,
-)
 from simplu_worker.dead_letters.letter import (
     NotADeadLetterError,
     ParsedDeadLetter,
@@ -63,7 +55,7 @@ class DeadLetterQueue:
     """The queue of dead letters of all sources. Calls of `store` may run concurrently."""
 
     def __init__(self, client: Client, url: str, *, draw: Callable[[], float] = random.random) -> None:
-        self.queue = Queue(client, url)
+        self.queue = sqs_queue.Queue(client, url)
         self._draw = draw
         self._max_bytes = MAX_MESSAGE_DEFAULT_BYTES
 
@@ -82,7 +74,7 @@ class DeadLetterQueue:
         Raises RetryableError when *stopping* is set before: their records must then stay unacknowledged, to be read
         again.
         """
-        batch_count = BATCH_MAX_COUNT
+        batch_count = sqs_queue.BATCH_MAX_COUNT
         failure_count = 0
         while True:
             left, error = await self._send_all(letters, batch_count)
@@ -145,8 +137,8 @@ class DeadLetterQueue:
             return encode_dead_letter(letter, self._max_bytes)
         return await asyncio.to_thread(encode_dead_letter, letter, self._max_bytes)
 
-    def _outgoing(self, letter: DeadLetter, body: str) -> OutgoingMessage:
-        return OutgoingMessage(body=body, fifo=fifo_ids_of(letter) if self.queue.is_fifo else None)
+    def _outgoing(self, letter: DeadLetter, body: str) -> sqs_queue.OutgoingMessage:
+        return sqs_queue.OutgoingMessage(body=body, fifo=fifo_ids_of(letter) if self.queue.is_fifo else None)
 
     def _log_stored(self, letters: Sequence[DeadLetter]) -> None:
         alike: defaultdict[tuple[DeadLetterReason, str | None, str | None], list[DeadLetter]] = defaultdict(list)
@@ -203,10 +195,10 @@ async def ensure_default_queue(
 
 async def _ensure_queue(client: Client, url: str) -> None:
     name = url.rpartition("/")[2]
-    found_url = await find_queue_url(client, name)
+    found_url = await sqs_queue.find_queue_url(client, name)
     is_new = found_url is None
     if found_url is None:
-        found_url = await create_queue(client, name, retention_s=RETENTION_MAX_S)
+        found_url = await sqs_queue.create_queue(client, name, retention_s=sqs_queue.RETENTION_MAX_S)
     if URL(found_url).path != URL(url).path:
         raise PermanentError(f"{found_url}, of another account than the control queue")
     log.info("dead_letter.default_queue", queue=name, url=url, is_new=is_new)
@@ -238,10 +230,10 @@ class Narration(Protocol):
 class DeadLetterBrowser:
     """Reads the dead-letter queue while it is open, and returns the letters at its end."""
 
-    def __init__(self, queue: Queue, narration: Narration) -> None:
+    def __init__(self, queue: sqs_queue.Queue, narration: Narration) -> None:
         self.queue = queue
         self.narration = narration
-        self._in_flight: dict[str, Message] = {}  # by message id; without their bodies
+        self._in_flight: dict[str, sqs_queue.Message] = {}  # by message id; without their bodies
         self._read_count = 0
         self.ended_early = False
         self._was_cut = False  # as many letters were in flight as can be, so that not all of the queue's were read
@@ -265,7 +257,7 @@ class DeadLetterBrowser:
 
     async def read(
         self, filters: DeadLetterFilter, *, to_act: bool = True, within_s: float = math.inf
-    ) -> AsyncGenerator[tuple[Message, ParsedDeadLetter | NotADeadLetterError], None]:
+    ) -> AsyncGenerator[tuple[sqs_queue.Message, ParsedDeadLetter | NotADeadLetterError], None]:
         """Yield the letters that *filters* match and that were not read before; without a filter other messages too.
 
         *to_act*: without those that arrived after the start. Ends after *within_s*: see `ended_early`.
@@ -296,7 +288,7 @@ class DeadLetterBrowser:
                         if filters.is_complete(matched_count):
                             return
 
-    async def read_messages(self) -> AsyncGenerator[Message, None]:
+    async def read_messages(self) -> AsyncGenerator[sqs_queue.Message, None]:
         """Yield each message of the queue once, until no new one arrives."""
         without_new = 0
         while without_new < LAST_POLLS:
@@ -304,7 +296,7 @@ class DeadLetterBrowser:
                 self._was_cut = True
                 return
             received = await self.queue.receive(
-                wait_s=POLL_WAIT_S, max_messages=BATCH_MAX_COUNT, visibility_s=self._visibility_s
+                wait_s=POLL_WAIT_S, max_messages=sqs_queue.BATCH_MAX_COUNT, visibility_s=self._visibility_s
             )
             new = [message for message in received if message.message_id not in self._in_flight]
             for message in received:

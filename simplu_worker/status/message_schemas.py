@@ -12,15 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.consumers.sqs.control_messages import (
-    ID_MAX_CHARS,
-    AdminMembers,
-    ControlType,
-    CreationMembers,
-    DestructionAction,
-    DestructionMembers,
-    RenameMembers,
-)
+from simplu_worker.consumers.sqs import control_messages
 from simplu_worker.consumers.sqs.order_messages import ORDER_KINDS, OrderMembers
 from simplu_worker.dead_letters.letter import LetterMembers
 from simplu_worker.feed.cloud_events import TYPE_PREFIX, BoundsMembers, CloudEventMembers, Notification
@@ -89,7 +81,7 @@ def document(title: str, text: str, schema: Schema, *rules: Schema) -> Schema:
     return {"$schema": DIALECT, "title": title, "description": text} | schema | ({"allOf": [*rules]} if rules else {})
 
 
-def _control(kind: ControlType, text: str, members: Schema, *rules: Schema) -> Schema:
+def _control(kind: control_messages.ControlType, text: str, members: Schema, *rules: Schema) -> Schema:
     own_type: Schema = {"messageType": {"enum": [kind, None]}}
     return document(kind, text, members | {"properties": own_type | members["properties"]}, *rules)
 
@@ -132,23 +124,27 @@ SCHEMAS: Final[dict[str, Schema]] = {
         when("type", ORDER_KINDS.keys() - {"DELETE"}, required(data=OBJECT)),
     ),
     "shard-creation": _control(
-        ControlType.SHARD_CREATION, "Creates a tenant.", members_of(CreationMembers, **_TENANT, businessType=_ID)
+        control_messages.ControlType.SHARD_CREATION,
+        "Creates a tenant.",
+        members_of(control_messages.CreationMembers, **_TENANT, businessType=_ID),
     ),
     "shard-destruction": _control(
-        ControlType.SHARD_DESTRUCTION,
+        control_messages.ControlType.SHARD_DESTRUCTION,
         "Destroys a tenant, or every tenant of a business.",
-        members_of(DestructionMembers, businessId=_ID, action={"enum": [*DestructionAction]}),
+        members_of(
+            control_messages.DestructionMembers, businessId=_ID, action={"enum": [*control_messages.DestructionAction]}
+        ),
         when(
             "action",
-            [DestructionAction.DESTROY],
-            required(locationId={"type": "string", "minLength": 1, "maxLength": ID_MAX_CHARS} | _ID),
+            [control_messages.DestructionAction.DESTROY],
+            required(locationId={"type": "string", "minLength": 1, "maxLength": control_messages.ID_MAX_CHARS} | _ID),
         ),
     ),
     "update-resource-id": _control(
-        ControlType.UPDATE_RESOURCE_ID,
+        control_messages.ControlType.UPDATE_RESOURCE_ID,
         "Gives a resource another id.",
         members_of(
-            RenameMembers,
+            control_messages.RenameMembers,
             **_TENANT,
             resourceType=_ID,
             oldResourceId=_ID,
@@ -157,9 +153,9 @@ SCHEMAS: Final[dict[str, Schema]] = {
         ),
     ),
     "admin-account-creation": _control(
-        ControlType.ADMIN_ACCOUNT_CREATION,
+        control_messages.ControlType.ADMIN_ACCOUNT_CREATION,
         "Adds the administrator of a tenant.",
-        members_of(AdminMembers, **_TENANT, businessType=_ID, adminEmail=_ID, adminUserId=_ID),
+        members_of(control_messages.AdminMembers, **_TENANT, businessType=_ID, adminEmail=_ID, adminUserId=_ID),
     ),
     "dead-letter": document(
         "Dead letter",

@@ -19,22 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
+from simplu_worker import vocabulary
 from simplu_worker.operations.operation import ID_MAX
 from simplu_worker.shards.health.assessment import UNFINISHED
 from simplu_worker.status.words import DependencyState, ProblemCause, Role, Severity, UnreadyReason
-from simplu_worker.vocabulary import (
-    OTHER_REPLICA,
-    DeadLetterReason,
-    Failure,
-    HoldReason,
-    HoldState,
-    Inability,
-    ServerRole,
-    ShardState,
-    SourceState,
-    StreamShardState,
-    TenantState,
-)
 
 if TYPE_CHECKING:
     from simplu_worker.status.tls import WatchedFiles
@@ -159,8 +147,16 @@ STATES: Final = frozenset(
     map(
         str,
         [
-            *(*UnreadyReason, *SourceState, *StreamShardState, *HoldState, *DependencyState, *ShardState, *ServerRole),
-            *(*Inability, *UNFINISHED, *Role, *HoldReason, *ProblemCause, *Severity),
+            *(
+                *UnreadyReason,
+                *vocabulary.SourceState,
+                *vocabulary.StreamShardState,
+                *vocabulary.HoldState,
+                *DependencyState,
+                *vocabulary.ShardState,
+                *vocabulary.ServerRole,
+            ),
+            *(*vocabulary.Inability, *UNFINISHED, *Role, *vocabulary.HoldReason, *ProblemCause, *Severity),
         ],
     )
 )
@@ -179,8 +175,10 @@ VIEWER_TEXTS: Final = SHOWN_TEXTS | frozenset(
         *("readUpTo", "answerUntil", "searchedTo", "next"),
     ]
 )
-VIEWER_STATES: Final = STATES | frozenset(map(str, [*TenantState, *DeadLetterReason, OTHER_REPLICA]))
-OUTCOMES: Final = frozenset(map(str, Failure))  # the errors that are words, and quote nothing
+VIEWER_STATES: Final = STATES | frozenset(
+    map(str, [*vocabulary.TenantState, *vocabulary.DeadLetterReason, vocabulary.OTHER_REPLICA])
+)
+OUTCOMES: Final = frozenset(map(str, vocabulary.Failure))  # the errors that are words, and quote nothing
 HIDDEN_CAUSE: Final = "this answer failed; the cause is shown to operators, and in the worker's log"
 
 _EVENT: Final = re.compile(r"[a-z_]+\.[a-z_]+")  # of the worker; a library's event is a text

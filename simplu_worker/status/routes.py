@@ -11,15 +11,7 @@ import msgspec
 
 from simplu_worker.operations.operation import ID_MAX
 from simplu_worker.shards.listing import LIMIT_MAX, TEXT_MAX
-from simplu_worker.status import answers
-from simplu_worker.status.request_bodies import (
-    EditRequest,
-    LettersRequest,
-    PauseRequest,
-    ResumeRequest,
-    RetryRequest,
-    WeightRequest,
-)
+from simplu_worker.status import answers, request_bodies
 from simplu_worker.status.words import Role
 from simplu_worker.vocabulary import Failure, OperationKind, OperationStatus
 
@@ -205,31 +197,31 @@ ROUTES: Final = (
     Route(
         *("POST /held/retry", "retry_held", OPERATORS, IN_TURNS, "Try the held targets of all replicas now."),
         {200: answers.Retry},
-        body=RetryRequest,
+        body=request_bodies.RetryRequest,
     ),
     Route(
         *("POST /dead-letters/list", "list_letters", OPERATORS, IN_TURNS),
         "Look at dead letters, which are hidden from other receivers for that time.",
         {200: answers.Letters, 409: answers.Error},
-        body=LettersRequest,
+        body=request_bodies.LettersRequest,
     ),
     Route(
         *("POST /dead-letters/replay", "replay_letters", OPERATORS, IN_TURNS),
         "Send the records of dead letters to their source again; without `apply` the plan.",
         {200: answers.ActedOnLetters, 409: answers.Error},
-        body=LettersRequest,
+        body=request_bodies.LettersRequest,
     ),
     Route(
         *("POST /dead-letters/discard", "discard_letters", OPERATORS, IN_TURNS),
         "Delete dead letters and their records; without `apply` the plan.",
         {200: answers.ActedOnLetters, 409: answers.Error},
-        body=LettersRequest,
+        body=request_bodies.LettersRequest,
     ),
     Route(
         *("POST /dead-letters/edit", "edit_letter", OPERATORS, IN_TURNS),
         "Send a corrected record in place of a dead letter's, under a new request id; without `apply` the plan.",
         {200: answers.Edit, 404: answers.Error, 409: answers.Error},
-        body=EditRequest,
+        body=request_bodies.EditRequest,
     ),
     Route("GET /shards", "shards", COUNTS, SHARED, "Every known shard now.", {200: answers.Shards}),
     Route(
@@ -271,9 +263,14 @@ ROUTES: Final = (
             body=body,
         )
         for word, name, body, summary in (
-            ("pause", "pause_tenant", PauseRequest, "Have a tenant's operations and order events wait, for a time."),
-            ("resume", "resume_tenant", ResumeRequest, "End the pause of a tenant."),
-            ("weight", "weigh_tenant", WeightRequest, "Give a tenant more or less of its shard's time."),
+            (
+                "pause",
+                "pause_tenant",
+                request_bodies.PauseRequest,
+                "Have a tenant's operations and order events wait, for a time.",
+            ),
+            ("resume", "resume_tenant", request_bodies.ResumeRequest, "End the pause of a tenant."),
+            ("weight", "weigh_tenant", request_bodies.WeightRequest, "Give a tenant more or less of its shard's time."),
         )
     ),
     Route("GET /sqs/stats", "sqs_stats", COUNTS, SHARED, "The queues as SQS reports them.", {200: answers.Queues}),

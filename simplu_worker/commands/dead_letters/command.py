@@ -12,25 +12,22 @@ from rich.text import Text
 
 from simplu_worker.commands.output import Answer, Part, StderrNarration, Table, shorten
 from simplu_worker.config.settings import Settings
+from simplu_worker.dead_letters import service
 from simplu_worker.dead_letters.plan import DeadLetterFilter
-from simplu_worker.dead_letters.service import (
-    ApplyOptions,
-    DeadLetterService,
-    LettersAction,
-    ListOptions,
-    ReplayOutcome,
-    ReplayStatus,
-)
 from simplu_worker.status.guard import COMMAND, Acted, Actor, logged_action
 
 ERROR_SHOWN_LENGTH: Final = 80
 RECORD_SHOWN_LENGTH: Final = 200
-STYLES: Final = {ReplayStatus.SENT: "green", ReplayStatus.WOULD_SEND: "", ReplayStatus.LEFT: "red"}
+STYLES: Final = {
+    service.ReplayStatus.SENT: "green",
+    service.ReplayStatus.WOULD_SEND: "",
+    service.ReplayStatus.LEFT: "red",
+}
 
 
-async def list_dead_letters(settings: Settings, filters: DeadLetterFilter, options: ListOptions) -> Answer:
+async def list_dead_letters(settings: Settings, filters: DeadLetterFilter, options: service.ListOptions) -> Answer:
     """Return dead letters; it fails if others may match: hidden, behind those that were read, or beyond the room."""
-    answer = await DeadLetterService(settings).list(filters, options, StderrNarration())
+    answer = await service.DeadLetterService(settings).list(filters, options, StderrNarration())
     letters: list[dict[str, Any]] = answer["letters"]
     columns = ["failed", "reason", "source", "position", "tenant", "request id", "bytes", "error"]
     columns += ["record"] if options.records else []
@@ -47,17 +44,17 @@ async def list_dead_letters(settings: Settings, filters: DeadLetterFilter, optio
     return Answer(answer, parts, is_failed=not is_whole, notes=notes)
 
 
-async def replay_dead_letters(settings: Settings, filters: DeadLetterFilter, options: ApplyOptions) -> Answer:
+async def replay_dead_letters(settings: Settings, filters: DeadLetterFilter, options: service.ApplyOptions) -> Answer:
     """Replay dead letters, or return the plan; it fails unless all go."""
-    with _logged(LettersAction.REPLAY, filters, options, force=options.force) as acted:
-        acted.answer = answer = await DeadLetterService(settings).replay(filters, options, StderrNarration())
+    with _logged(service.LettersAction.REPLAY, filters, options, force=options.force) as acted:
+        acted.answer = answer = await service.DeadLetterService(settings).replay(filters, options, StderrNarration())
     return Answer(answer, _describe_outcomes(answer["letters"], options), is_failed=_is_failed(answer, options))
 
 
-async def discard_dead_letters(settings: Settings, filters: DeadLetterFilter, options: ApplyOptions) -> Answer:
+async def discard_dead_letters(settings: Settings, filters: DeadLetterFilter, options: service.ApplyOptions) -> Answer:
     """Discard dead letters, or return the plan; it fails unless all that match go."""
-    with _logged(LettersAction.DISCARD, filters, options) as acted:
-        acted.answer = answer = await DeadLetterService(settings).discard(filters, options, StderrNarration())
+    with _logged(service.LettersAction.DISCARD, filters, options) as acted:
+        acted.answer = answer = await service.DeadLetterService(settings).discard(filters, options, StderrNarration())
     rows = [(one["count"], one["reason"], _tenant_cell(one)) for one in answer["letters"]]
     note = (
         f"{answer['discarded']} dead letters were deleted, with their records"
@@ -68,12 +65,12 @@ async def discard_dead_letters(settings: Settings, filters: DeadLetterFilter, op
     return Answer(answer, [table, note], is_failed=_is_failed(answer, options))
 
 
-def _is_failed(answer: Mapping[str, Any], options: ApplyOptions) -> bool:
+def _is_failed(answer: Mapping[str, Any], options: service.ApplyOptions) -> bool:
     return bool(answer["left"] or answer["hidden"] or (options.apply and answer["behind"]))
 
 
 def _logged(
-    action: LettersAction, filters: DeadLetterFilter, options: ApplyOptions, **asked: bool
+    action: service.LettersAction, filters: DeadLetterFilter, options: service.ApplyOptions, **asked: bool
 ) -> AbstractContextManager[Acted]:
     if not options.apply:
         return nullcontext(Acted())
@@ -99,7 +96,7 @@ def _tenant_cell(row: Mapping[str, Any]) -> str:
     return " ".join(part for part in (row["businessId"], row["locationId"]) if part)
 
 
-def _describe_outcomes(outcomes: Sequence[ReplayOutcome], options: ApplyOptions) -> list[Part]:
+def _describe_outcomes(outcomes: Sequence[service.ReplayOutcome], options: service.ApplyOptions) -> list[Part]:
     alike = Counter((outcome.status, outcome.source, outcome.name, outcome.reason, outcome.why) for outcome in outcomes)
     details = {(outcome.reason, outcome.why): outcome.detail for outcome in reversed(outcomes)}
     rows = [
@@ -116,7 +113,7 @@ def _describe_outcomes(outcomes: Sequence[ReplayOutcome], options: ApplyOptions)
     table = Table(("letters", "reason", "source", "outcome" if options.apply else "plan", "why", ""), rows)
     if options.apply:
         return [table]
-    can_send = any(outcome.status is ReplayStatus.WOULD_SEND for outcome in outcomes)
+    can_send = any(outcome.status is service.ReplayStatus.WOULD_SEND for outcome in outcomes)
     return [
         table,
         "nothing was sent; --apply sends them" if can_send else "nothing was sent, nor would --apply send any",

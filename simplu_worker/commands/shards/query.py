@@ -19,17 +19,9 @@ from simplu_worker.commands.output import print_note, print_table, shorten
 from simplu_worker.commands.running import known_shard, parse_tenant_id
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, PermanentError, UsageError, WorkerError
+from simplu_worker.shards import questions
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import TargetSessionAttrs
-from simplu_worker.shards.questions import (
-    BYTES_MAX,
-    KEYWORDS,
-    ShardAnswer,
-    ShardQuestion,
-    ask_shard,
-    is_question,
-    reader_addresses,
-)
 from simplu_worker.shards.routing.locator import Locator, StaticMap
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import Absence, TargetKind
@@ -56,7 +48,7 @@ class RowPrinter:
         self._rows: list[tuple[str, list[str]]] = []  # of the table
         self._count = 0
 
-    def add(self, shard_id: str, answer: ShardAnswer) -> None:
+    def add(self, shard_id: str, answer: questions.ShardAnswer) -> None:
         """Print or keep the rows of a shard. Raises `PermanentError` for other columns than before."""
         match self._format:
             case RowFormat.JSONL:
@@ -130,14 +122,14 @@ class Asked(msgspec.Struct, frozen=True):
 
 def read_statement(text: str) -> str:
     """Return the statement that *text* is, or that the file has. Raises UsageError."""
-    expected = f"expected a statement that begins with {', '.join(KEYWORDS[:-1])} or {KEYWORDS[-1]}"
-    if is_question(text) and not _is_file(text):
+    expected = f"expected a statement that begins with {', '.join(questions.KEYWORDS[:-1])} or {questions.KEYWORDS[-1]}"
+    if questions.is_question(text) and not _is_file(text):
         return text
     try:
         statement = Path(text).read_text("utf-8-sig")
     except (OSError, ValueError):
         raise UsageError(f"{expected}, or a readable file of UTF-8 with one, got {_shown(text)}") from None
-    if not is_question(statement):
+    if not questions.is_question(statement):
         raise UsageError(f"{expected} in {text}, got {_shown(statement)}")
     return statement
 
@@ -153,7 +145,9 @@ def _shown(text: str) -> str:
     return repr(scrub_text(text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}…"))
 
 
-async def query_shards(settings: Settings, question: ShardQuestion, asked: Asked, row_format: RowFormat) -> int:
+async def query_shards(
+    settings: Settings, question: questions.ShardQuestion, asked: Asked, row_format: RowFormat
+) -> int:
     """Ask the shards, and print their rows as they answer. Return 1 if rows are missing."""
     reader = _reader_of(settings)
     tenant_id = None if asked.tenant is None else parse_tenant_id(*asked.tenant)
@@ -188,7 +182,7 @@ async def _choose_shards(shards: Shards, asked: Asked, tenant_id: str | None) ->
 class _Round:
     def __init__(
         self,
-        question: ShardQuestion,
+        question: questions.ShardQuestion,
         asked: Asked,
         reader: tuple[str, str | None],
         locator: Locator,
@@ -221,7 +215,7 @@ class _Round:
         async with self._slots:
             try:
                 with translate(TargetKind.SHARD, shard.shard_id, "query", WorkerError, OSError):
-                    answer = await ask_shard(self._addresses_of(shard), self._question)
+                    answer = await questions.ask_shard(self._addresses_of(shard), self._question)
                     async with self._turn:  # in a thread, as stdout may wait for a person for long
                         await asyncio.to_thread(self._printer.add, shard.shard_id, answer)
             except WorkerError as exc:
@@ -232,13 +226,13 @@ class _Round:
     def _addresses_of(self, shard: ShardAddress) -> list[ShardAddress]:
         mapped = self._locator.map.shard(shard.shard_id) if isinstance(self._locator, StaticMap) else None
         standby = None if mapped is None else mapped.standby_address
-        return reader_addresses(shard, standby, self._asked.target, *self._reader)
+        return questions.reader_addresses(shard, standby, self._asked.target, *self._reader)
 
-    def _note(self, shard_id: str, answer: ShardAnswer) -> None:
+    def _note(self, shard_id: str, answer: questions.ShardAnswer) -> None:
         self._is_cut |= answer.is_over_bytes or (answer.is_over_rows and self._asked.wants_all)
         notes = {
             f"more than {self._question.row_limit} rows, the --limit": answer.is_over_rows,
-            f"more than {BYTES_MAX // 1024**2} MiB of rows": answer.is_over_bytes,
+            f"more than {questions.BYTES_MAX // 1024**2} MiB of rows": answer.is_over_bytes,
             f"the role {answer.bounded_role} sees no more than one tenant's rows of resources, by the policies "
             "(docs/reading.md)": answer.bounded_role is not None,
         }

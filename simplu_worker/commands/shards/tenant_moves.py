@@ -26,21 +26,7 @@ from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, ShardR
 from simplu_worker.shards.tenants.tenant_rows import describe_drained
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
-from simplu_worker.transfers.moving.balance import (
-    BegunMove,
-    BegunMoves,
-    FoundTenant,
-    PlannedTransfer,
-    Removal,
-    ShardRoom,
-    TenantRows,
-    WeighedTenant,
-    describe_removal,
-    homes_after,
-    homes_of,
-    rooms_of,
-    sort_begun_moves,
-)
+from simplu_worker.transfers.moving import balance
 from simplu_worker.transfers.moving.journal import NOTE_INTERVAL_S
 from simplu_worker.transfers.moving.places import TenantPlaces, fetch_capacities, places_of
 from simplu_worker.transfers.moving.readiness import MovePlan
@@ -69,10 +55,10 @@ class Survey(msgspec.Struct, frozen=True):
 
     targets: list[ShardAddress]
     full: frozenset[str]
-    found: list[FoundTenant]
+    found: list[balance.FoundTenant]
     places: Mapping[str, TenantPlaces]
     types: Mapping[str, frozenset[str]]
-    begun: BegunMoves
+    begun: balance.BegunMoves
     drains: frozenset[tuple[str, str]]
     drained: frozenset[str] = frozenset()
 
@@ -82,14 +68,14 @@ class Survey(msgspec.Struct, frozen=True):
         return [shard.shard_id for shard in self.targets]
 
     @property
-    def homes(self) -> list[WeighedTenant]:
+    def homes(self) -> list[balance.WeighedTenant]:
         """The tenants where their homes are now."""
-        return homes_of(self.found)
+        return balance.homes_of(self.found)
 
     @property
-    def homes_after(self) -> list[WeighedTenant]:
+    def homes_after(self) -> list[balance.WeighedTenant]:
         """The tenants' homes once the moves that have begun have ended."""
-        return homes_after(self.homes, self.begun.expected)
+        return balance.homes_after(self.homes, self.begun.expected)
 
     @property
     def settled(self) -> frozenset[str]:
@@ -101,7 +87,7 @@ class Survey(msgspec.Struct, frozen=True):
         """The tenants, each with a shard that it has left."""
         return frozenset((one.tenant_id, one.shard_id) for one, state in self.found if state is TenantState.MOVED)
 
-    def rooms(self, *, by_capacity: bool) -> list[ShardRoom]:
+    def rooms(self, *, by_capacity: bool) -> list[balance.ShardRoom]:
         """Return the room of each target, beside what is there or coming."""
         there: defaultdict[str, set[str]] = defaultdict(set)
         coming: defaultdict[str, set[str]] = defaultdict(set)
@@ -109,7 +95,7 @@ class Survey(msgspec.Struct, frozen=True):
             there[home.shard_id].add(home.business_id)
         for one in self.begun.expected:
             coming[one.target_id].add(one.tenant.business_id)
-        rooms = rooms_of(self.targets, there, coming, by_capacity=by_capacity)
+        rooms = balance.rooms_of(self.targets, there, coming, by_capacity=by_capacity)
         return [msgspec.structs.replace(one, room=0) if one.shard_id in self.full else one for one in rooms]
 
 
@@ -128,7 +114,7 @@ async def survey_tenants(
     weights = None if by is None else await _weigh(shards, by)
     found = [
         (
-            WeighedTenant(
+            balance.WeighedTenant(
                 row["business_id"],
                 row["location_id"],
                 shard_id,
@@ -144,7 +130,7 @@ async def survey_tenants(
         types[shard_id].add(row["name"])
     journal = (await survey_shards(shards, QUERIES["list_begun_moves"], RUNNING_S)).rows
     moves = [
-        BegunMove(row["tenant_id"], shard_id, row["target_shard_id"], row["step"], row["is_running"])
+        balance.BegunMove(row["tenant_id"], shard_id, row["target_shard_id"], row["step"], row["is_running"])
         for shard_id, row in journal
     ]
     drains = frozenset((row["tenant_id"], shard_id) for shard_id, row in journal if row["is_drain"])
@@ -152,7 +138,7 @@ async def survey_tenants(
     known = {shard_id: one for shard_id, one in capacities.items() if isinstance(one, Capacity)}  # each move asks again
     full = frozenset(shard_id for shard_id, capacity in known.items() if capacity.accepts_new is False)
     targets = [_with_limit(shard, known.get(shard.shard_id)) for shard in targets]
-    begun = sort_begun_moves(found, moves, {shard.shard_id for shard in targets})
+    begun = balance.sort_begun_moves(found, moves, {shard.shard_id for shard in targets})
     known_types = {shard.shard_id: frozenset(types[shard.shard_id]) for shard in targets}
     return Survey(targets, full, found, places_of(rows), known_types, begun, drains, drained)
 
@@ -208,19 +194,19 @@ async def _list_usable_shards(shards: Shards) -> list[ShardAddress]:
     return [one for one in known if one.refusal is None and one.is_active and one.shard_id not in retired]
 
 
-async def find_removal(settings: Settings, shards: Shards, shard_id: str) -> Removal:
+async def find_removal(settings: Settings, shards: Shards, shard_id: str) -> balance.Removal:
     """Return whether a shard can be removed, by the rows of all shards, then by the locator."""
     if isinstance(shards.locator, StaticMap) and settings.shard_map_file is not None:  # with the new pins
         shards.locator.replace(read_shard_map(settings.shard_map_file, settings.database_allowed_hosts))
-    rows = TenantRows((await survey_shards(shards, SHARD_QUERIES["list_tenants"])).rows)
+    rows = balance.TenantRows((await survey_shards(shards, SHARD_QUERIES["list_tenants"])).rows)
     staying = rows.on(shard_id)
     found, errors = await locate_all(shards.locator, () if staying else rows.elsewhere(shard_id))
     named = {tenant_id: None if one is None else one.shard_id for tenant_id, one in found.items()}
     error = next(iter(errors.values()), None)
-    return describe_removal(shard_id, staying, rows.led_through(shard_id, named), sorted(errors), error)
+    return balance.describe_removal(shard_id, staying, rows.led_through(shard_id, named), sorted(errors), error)
 
 
-def print_removal(removal: Removal) -> None:
+def print_removal(removal: balance.Removal) -> None:
     """Print whether a shard can be removed, and why not."""
     for reason in removal.kept_by:
         print_note(f"shard {removal.shard_id}: {reason}")
@@ -238,19 +224,19 @@ class ShownPlan(msgspec.Struct, frozen=True):
     """
 
     survey: Survey
-    plan: Sequence[PlannedTransfer]
+    plan: Sequence[balance.PlannedTransfer]
     planned: MovePlans
     by: str
-    removal: Removal | None = None
+    removal: balance.Removal | None = None
     is_blocked: bool = False
 
     @property
-    def transfers(self) -> list[PlannedTransfer]:
+    def transfers(self) -> list[balance.PlannedTransfer]:
         """All moves, those that have begun first."""
         return [*self.survey.begun.going_on, *self.plan]
 
     @property
-    def homes_after(self) -> list[WeighedTenant]:
+    def homes_after(self) -> list[balance.WeighedTenant]:
         """The tenants where their homes are after all moves."""
         moved = {} if self.is_blocked else {(one.tenant.tenant_id, one.tenant.shard_id): one for one in self.plan}
         return [
@@ -330,7 +316,7 @@ def _plan_members(shown: ShownPlan) -> dict[str, Any]:
     }
 
 
-def requests_of(plan: Sequence[PlannedTransfer]) -> list[MoveRequest]:
+def requests_of(plan: Sequence[balance.PlannedTransfer]) -> list[MoveRequest]:
     """Return the moves, one of each tenant: two shards may both name one that moves."""
     requests = [MoveRequest(*one.tenant.names, one.target_id) for one in plan]
     return list({one.tenant_id: one for one in requests}.values())
@@ -342,7 +328,7 @@ def _size_members(size: MovePlan | None) -> dict[str, Any]:
     return {"resources": size.resources, "byteCount": size.byte_count, "durationS": size.duration_s}
 
 
-def _size_cells(sizes: Mapping[str, MovePlan], one: PlannedTransfer) -> tuple[object, ...]:
+def _size_cells(sizes: Mapping[str, MovePlan], one: balance.PlannedTransfer) -> tuple[object, ...]:
     if not sizes:
         return ()
     size = sizes.get(one.tenant.tenant_id)
@@ -355,18 +341,18 @@ def _size_cells(sizes: Mapping[str, MovePlan], one: PlannedTransfer) -> tuple[ob
     )
 
 
-def _loads(tenants: Iterable[WeighedTenant]) -> Counter[str]:
+def _loads(tenants: Iterable[balance.WeighedTenant]) -> Counter[str]:
     loads: Counter[str] = Counter()
     for one in tenants:
         loads[one.shard_id] += one.weight
     return loads
 
 
-def _businesses(tenants: Iterable[WeighedTenant]) -> Counter[str]:
+def _businesses(tenants: Iterable[balance.WeighedTenant]) -> Counter[str]:
     return Counter(shard_id for shard_id, _ in {(one.shard_id, one.business_id) for one in tenants})
 
 
-def _members(one: PlannedTransfer) -> dict[str, Any]:
+def _members(one: balance.PlannedTransfer) -> dict[str, Any]:
     return {
         "tenant": one.tenant.tenant_id,
         "sourceShard": one.tenant.shard_id,
@@ -379,7 +365,7 @@ async def carry_out(
     settings: Settings,
     shards: Shards,
     survey: Survey,
-    plan: Sequence[PlannedTransfer],
+    plan: Sequence[balance.PlannedTransfer],
     terms: MoveTerms,
     *,
     as_json: bool,
@@ -405,7 +391,7 @@ async def carry_out(
     return max(statuses, default=0)
 
 
-async def _take_back(shards: Shards, transfer: PlannedTransfer, *, as_json: bool) -> bool:
+async def _take_back(shards: Shards, transfer: balance.PlannedTransfer, *, as_json: bool) -> bool:
     tenant_id = transfer.tenant.tenant_id
     try:
         count = await undo_move(shards.pools, tenant_id, transfer.tenant.shard_id, transfer.target_id)

@@ -16,31 +16,16 @@ from simplu_worker.assembly.shards import open_shards
 from simplu_worker.assembly.worker import reader_settings
 from simplu_worker.commands.output import Answer, ProgressLine, Table
 from simplu_worker.commands.running import require_settings
+from simplu_worker.commands.stream import replay_rules
 from simplu_worker.commands.stream.outcomes import LastPoll, find_operations
-from simplu_worker.commands.stream.replay_rules import (
-    WOULD_APPLY,
-    ReplayRange,
-    ReplayTotals,
-    batches,
-    became_dead_letter,
-    generations,
-    select,
-)
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing, PrefetchMemory
 from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.reader.reader_view import ReaderSettings
+from simplu_worker.consumers.kinesis.stream import positions
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError, StreamShard, find_first_record
-from simplu_worker.consumers.kinesis.stream.positions import (
-    SHARD_END,
-    AtSequenceNumber,
-    AtTimestamp,
-    Position,
-    Start,
-    TrimHorizon,
-)
 from simplu_worker.consumers.pipeline.lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Disposition, Operation
@@ -53,7 +38,9 @@ from simplu_worker.vocabulary import Absence, DeadLetterReason, HoldReason, Stre
 class ReplaySink:
     """Takes the operations of a stream shard, in order, and counts their outcomes; with *apply* it applies them."""
 
-    def __init__(self, gateway: ShardGateway, totals: ReplayTotals, *, tenant_wait: timedelta, apply: bool) -> None:
+    def __init__(
+        self, gateway: ShardGateway, totals: replay_rules.ReplayTotals, *, tenant_wait: timedelta, apply: bool
+    ) -> None:
         self._gateway = gateway
         self._totals = totals
         self._tenant_wait = tenant_wait
@@ -65,7 +52,7 @@ class ReplaySink:
             await self._look_up(operations)
             return
         for shard_id, own in (await self._group_by_shard(operations)).items():
-            for batch in batches(own, max_count=BATCH_MAX_COUNT, max_bytes=BATCH_MAX_BYTES):
+            for batch in replay_rules.batches(own, max_count=BATCH_MAX_COUNT, max_bytes=BATCH_MAX_BYTES):
                 await self._apply(shard_id, batch)
 
     async def _look_up(self, operations: Sequence[Operation]) -> None:
@@ -83,7 +70,7 @@ class ReplaySink:
             if poll.error is not None or shard_id in poll.silent_shard_ids:
                 self._totals.leave(own, poll.error or f"shard {shard_id} does not answer")
             else:
-                self._totals.outcomes[WOULD_APPLY] += len(own)
+                self._totals.outcomes[replay_rules.WOULD_APPLY] += len(own)
 
     async def _group_by_shard(self, operations: Sequence[Operation]) -> dict[str, list[Operation]]:
         by_tenant: defaultdict[str, list[Operation]] = defaultdict(list)
@@ -111,7 +98,7 @@ class ReplaySink:
         now = utc_now()
         for operation in operations:
             arrived_at = operation.origin.arrived_at
-            if became_dead_letter(found, arrived_at, tenant_wait=self._tenant_wait, now=now):
+            if replay_rules.became_dead_letter(found, arrived_at, tenant_wait=self._tenant_wait, now=now):
                 self._totals.count_dead_letter(DeadLetterReason.UNKNOWN_TENANT)
             else:
                 self._totals.leave([operation], found)
@@ -142,14 +129,14 @@ class ReplaySink:
                     self._totals.count(outcome)
 
 
-async def replay(settings: Settings, chosen: ReplayRange, *, apply: bool) -> Answer:
+async def replay(settings: Settings, chosen: replay_rules.ReplayRange, *, apply: bool) -> Answer:
     """Read every stream shard from the start of *chosen* to its end, parents before their children.
 
     Needs no lease and moves no checkpoint. It is safe beside workers, as it starts no later than their first pending
     operation: none is applied before an earlier one of its key (architecture, idea 2). It fails if something was left.
     """
     require_settings(settings, routes=True, stream=True)
-    totals = ReplayTotals()
+    totals = replay_rules.ReplayTotals()
     async with AsyncExitStack() as stack:
         shards = await stack.enter_async_context(open_shards(settings))
         stream = await stack.enter_async_context(open_stream(settings))
@@ -161,7 +148,7 @@ async def replay(settings: Settings, chosen: ReplayRange, *, apply: bool) -> Ans
         memory = PrefetchMemory(settings.prefetch_max_bytes)
         progress = stack.enter_context(ProgressLine("no record read yet"))
         stream_replay = _StreamReplay(stream, sink, rules, memory, chosen, leases, totals, progress)
-        for generation in generations(await stream.list_stream_shards()):
+        for generation in replay_rules.generations(await stream.list_stream_shards()):
             if stream_replay.has_failed:
                 break  # operations of the children must not come before those of their parents
             await stream_replay.read(generation)
@@ -176,7 +163,7 @@ async def replay(settings: Settings, chosen: ReplayRange, *, apply: bool) -> Ans
     return Answer(_members(totals, apply=apply), parts, is_failed=bool(totals.left))
 
 
-def _left_the_stream(chosen: ReplayRange, retention: timedelta) -> dict[str, str]:
+def _left_the_stream(chosen: replay_rules.ReplayRange, retention: timedelta) -> dict[str, str]:
     oldest = utc_now() - retention
     if chosen.start >= oldest:
         return {}
@@ -184,7 +171,7 @@ def _left_the_stream(chosen: ReplayRange, retention: timedelta) -> dict[str, str
     return {f"records before {oldest.isoformat(timespec='seconds')}": f"the stream keeps records for {hours:g} h"}
 
 
-def _members(totals: ReplayTotals, *, apply: bool) -> dict[str, Any]:
+def _members(totals: replay_rules.ReplayTotals, *, apply: bool) -> dict[str, Any]:
     return {
         "applied": apply,
         "records": totals.record_count,
@@ -202,9 +189,9 @@ class _StreamReplay:
     sink: ReplaySink
     rules: ReaderSettings
     memory: PrefetchMemory
-    chosen: ReplayRange
+    chosen: replay_rules.ReplayRange
     leases: Mapping[str, Lease]
-    totals: ReplayTotals
+    totals: replay_rules.ReplayTotals
     progress: ProgressLine
     has_failed: bool = False  # a stream shard could not be read
     lags_s: dict[str, float] = field(default_factory=dict)  # of the stream shards that are being read
@@ -241,7 +228,7 @@ class _StreamReplay:
                 raise PermanentError(cursor.refusal)
             return cursor.is_gone
         self.totals.record_count += len(reply.records)
-        selection = select(decoder.decode(reply.records), self.chosen)
+        selection = replay_rules.select(decoder.decode(reply.records), self.chosen)
         self.totals.count_rejected(selection.rejected)
         await self.sink.send(selection.operations)
         return selection.is_last or cursor.is_at_end or cursor.millis_behind == 0
@@ -255,16 +242,18 @@ class _StreamReplay:
             hash_range=shard.hash_range,
         )
 
-    async def _find_start(self, shard: StreamShard) -> Start:
+    async def _find_start(self, shard: StreamShard) -> positions.Start:
         """Return the earlier of the requested time and the checkpoint, from which operations may be pending."""
-        start = AtTimestamp(self.chosen.start)
+        start = positions.AtTimestamp(self.chosen.start)
         lease = self.leases.get(shard.stream_shard_id)
         if lease is None or lease.checkpoint.is_sentinel:
-            ended = lease is not None and lease.checkpoint == SHARD_END
-            return start if ended else TrimHorizon()
+            ended = lease is not None and lease.checkpoint == positions.SHARD_END
+            return start if ended else positions.TrimHorizon()
         first = await find_first_record(self.stream, shard.stream_shard_id, start)
-        is_before = first is not None and Position.from_sequence_number(first.sequence_number) <= lease.checkpoint
-        return start if is_before else AtSequenceNumber(lease.checkpoint.checkpoint)
+        is_before = (
+            first is not None and positions.Position.from_sequence_number(first.sequence_number) <= lease.checkpoint
+        )
+        return start if is_before else positions.AtSequenceNumber(lease.checkpoint.checkpoint)
 
     def _show_progress(self, cursor: Cursor) -> None:
         decided = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.totals.outcomes.items()))

@@ -20,16 +20,7 @@ from simplu_worker.assembly.shards import open_shards
 from simplu_worker.aws.clients import THROTTLING_CODES, open_client
 from simplu_worker.aws.sending import PUT_TIMEOUT_S, OnFailure, send_request
 from simplu_worker.aws.sqs_queue import OutgoingMessage, Queue
-from simplu_worker.commands.output import (
-    Answer,
-    CountProgress,
-    Part,
-    Table,
-    describe_silent,
-    note_what_is_awaited,
-    print_note,
-    shorten,
-)
+from simplu_worker.commands import output
 from simplu_worker.commands.running import require_settings
 from simplu_worker.commands.stream.input_lines import (
     InputLine,
@@ -115,7 +106,9 @@ def read_input(settings: Settings, file: Path | None, *, is_orders: bool) -> lis
     return parse_lines(text, now=now, new_id=_new_id, key_rule=key_rule, **limits)
 
 
-async def send_operations(settings: Settings, file: Path | None, options: SendOptions, *, as_json: bool) -> Answer:
+async def send_operations(
+    settings: Settings, file: Path | None, options: SendOptions, *, as_json: bool
+) -> output.Answer:
     """Put operations on the stream, or order events into their queue; nothing if a line is invalid.
 
     An interrupted command prints the request ids too, as a repetition would have others. It fails unless all were put,
@@ -130,7 +123,7 @@ async def send_operations(settings: Settings, file: Path | None, options: SendOp
         problems = [{"line": number, "reason": one.reason, "error": one.error} for number, one in invalid]
         notes = [f"line {number}: {one.reason}: {one.error}" for number, one in invalid]
         notes.append("nothing was sent; correct the lines, or send all with --force")
-        return Answer({"operations": [], "problems": problems}, notes=notes, is_failed=True)
+        return output.Answer({"operations": [], "problems": problems}, notes=notes, is_failed=True)
     count = PutCount(len(lines))
     try:
         outcomes, silent = await _send(settings, lines, options, count)
@@ -213,13 +206,13 @@ async def _send_requests(
         cause = failures[-1] if failures else f"no answer from {place} yet"
         return f"waiting for {name}: {cause}"
 
-    with CountProgress("put", count.total) as progress, note_what_is_awaited(describe, progress):
+    with output.CountProgress("put", count.total) as progress, output.note_what_is_awaited(describe, progress):
         for request in requests:
             count.under_way = len(request)
             try:
                 await send(request, failures.append)
             except WorkerError as exc:
-                print_note(f"{count.done} of {count.total} were put on {place}, then: {exc}")
+                output.print_note(f"{count.done} of {count.total} were put on {place}, then: {exc}")
                 return
             count.done, count.under_way = count.done + len(request), 0
             progress.show(count.done)
@@ -234,7 +227,7 @@ async def _wait(
         def describe() -> str:
             return describe_poll(poll, pool_errors(shards.pools))
 
-        with CountProgress("in the log", len(sent)) as progress, note_what_is_awaited(describe, progress):
+        with output.CountProgress("in the log", len(sent)) as progress, output.note_what_is_awaited(describe, progress):
             rows = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, progress, poll)
         absent = {line.key for line in sent if line.key is not None and line.key not in rows}
         tenant_ids = {tenant_id for tenant_id, _ in absent}
@@ -244,12 +237,12 @@ async def _wait(
             rows |= await find_rejected(shards.gateway, absent - rows.keys(), begun_at)
         errors = pool_errors(shards.pools)
     if poll.error is not None:
-        print_note(f"the shards were not listed: {poll.error}")
+        output.print_note(f"the shards were not listed: {poll.error}")
     outcomes = [with_undecided(one, undecided) for one in send_outcomes(sent, unsent, rows, waited=True)]
     return outcomes, {shard_id: errors.get(shard_id, "") for shard_id in poll.silent_shard_ids}
 
 
-def _answer(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, is_failed: bool = True) -> Answer:
+def _answer(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, is_failed: bool = True) -> output.Answer:
     columns = ("line", "request id", "operation", "tenant", "resource", "status", "error", "result")
     rows = [
         (
@@ -260,12 +253,12 @@ def _answer(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, is_faile
             outcome.resource,
             Text(outcome.status, STYLES.get(outcome.status, "")),
             outcome.remark,
-            "" if outcome.result is None else shorten(bytes(outcome.result).decode(), RESULT_SHOWN_LENGTH),
+            "" if outcome.result is None else output.shorten(bytes(outcome.result).decode(), RESULT_SHOWN_LENGTH),
         )
         for outcome in outcomes
     ]
-    parts = [Table(columns, rows), describe_silent(list(silent), silent) if silent else None]
-    return Answer({"operations": outcomes, "shardsWithoutAnswer": list(silent)}, parts, is_failed=is_failed)
+    parts = [output.Table(columns, rows), output.describe_silent(list(silent), silent) if silent else None]
+    return output.Answer({"operations": outcomes, "shardsWithoutAnswer": list(silent)}, parts, is_failed=is_failed)
 
 
 ERROR_SHOWN_LENGTH: Final = 100
@@ -299,7 +292,7 @@ class Preview(LineReport, frozen=True, kw_only=True):
     warning: str | None = None  # of days of a list, which may be others than were meant
 
 
-async def preview_operations(settings: Settings, file: Path | None, *, is_orders: bool) -> Answer:
+async def preview_operations(settings: Settings, file: Path | None, *, is_orders: bool) -> output.Answer:
     """Return the next step of a worker with each line; it fails if one would be refused."""
     lines = read_input(settings, file, is_orders=is_orders)
     homes: Mapping[str, str | Absence] = {}
@@ -316,7 +309,7 @@ async def preview_operations(settings: Settings, file: Path | None, *, is_orders
             foreseen = await _foresee(shards.gateway, lines, homes)
     found = [preview(line, homes, logged, stored, foreseen) for line in lines]
     is_failed = any(one.fate in {Fate.DEAD_LETTER, Fate.FAILED} for one in found)
-    return Answer({"records": found}, _describe_previews(found), poll.silent_shard_ids, is_failed)
+    return output.Answer({"records": found}, _describe_previews(found), poll.silent_shard_ids, is_failed)
 
 
 def preview(
@@ -382,7 +375,7 @@ async def _find_homes(gateway: ShardGateway, tenant_ids: Iterable[str]) -> dict[
         try:
             homes[tenant_id] = await gateway.find(tenant_id)
         except (RetryableError, PermanentError) as exc:
-            print_note(f"tenant {tenant_id}: {exc}")
+            output.print_note(f"tenant {tenant_id}: {exc}")
     return homes
 
 
@@ -399,14 +392,14 @@ async def _foresee(gateway: ShardGateway, lines: Iterable[InputLine], homes: Map
         try:
             found = await gateway.foresee(shard_id, [operation for _, operation in sent])
         except RetryableError as exc:
-            print_note(f"business types of shard {shard_id}: {exc}")
+            output.print_note(f"business types of shard {shard_id}: {exc}")
         else:
             refusals.update({sent[index][0]: finding for index, finding in found.refusals.items()})
             dateless.update(sent[index][0] for index in found.dateless)
     return Foreseen(refusals, dateless)
 
 
-def _describe_previews(found: Sequence[Preview]) -> Iterator[Part]:
+def _describe_previews(found: Sequence[Preview]) -> Iterator[output.Part]:
     rows = (
         (
             one.line,
@@ -416,11 +409,11 @@ def _describe_previews(found: Sequence[Preview]) -> Iterator[Part]:
             one.tenant,
             one.resource,
             one.shard_id,
-            shorten(one.error or "", ERROR_SHOWN_LENGTH),
+            output.shorten(one.error or "", ERROR_SHOWN_LENGTH),
         )
         for one in found
     )
-    yield Table(("line", "would be", "reason", "operation", "tenant", "resource", "shard", "error"), rows)
+    yield output.Table(("line", "would be", "reason", "operation", "tenant", "resource", "shard", "error"), rows)
     for one in found:
         if one.lost_members:
             yield f"line {one.line}: {_describe_loss(one)}"
@@ -444,6 +437,6 @@ def _describe_days(resource_type: str, days: Days) -> str:
 
 def _describe_loss(one: Preview) -> str:
     more = len(one.lost_members) - MEMBERS_SHOWN
-    names = ", ".join(shorten(name, ERROR_SHOWN_LENGTH) for name in one.lost_members[:MEMBERS_SHOWN])
+    names = ", ".join(output.shorten(name, ERROR_SHOWN_LENGTH) for name in one.lost_members[:MEMBERS_SHOWN])
     names += f" and {more} more" if more > 0 else ""
     return f"this update removes {names} from {one.resource_type} {one.resource_id}; a patch keeps what it lacks"
