@@ -1,4 +1,4 @@
-"""Send items to a stream or a queue: cut into requests that keep the order of each key, refused ones again.
+"""The one producer for streams and queues: requests that keep the order of each key, refused items again.
 
 Records for a stream are encoded at once: botocore's work for each takes three times as long as the rest, so it encodes
 one record in their place, which never leaves this process.
@@ -10,12 +10,13 @@ import asyncio
 import io
 import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
-from simplu_worker.aws.clients import DECODERS, Client
-from simplu_worker.errors import RetryableError
+from simplu_worker.aws.clients import DECODERS, THROTTLING_CODES, Client, address_of, translate_errors
+from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, SEND_MAX_BYTES, OutgoingMessage, Queue
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.timing.waits import backoff_s
 
 TRIES_MAX: Final = 8  # in a row, without an item taken
@@ -58,37 +59,106 @@ def cut(
         yield request
 
 
-async def send_request(
-    name: str,
-    items: Sequence[T],
-    send: Callable[[Sequence[T]], Awaitable[Sequence[T]]],
-    on_failure: OnFailure | None = None,
-) -> None:
-    """Call *send*, which returns refused items, until it has taken all *items*. Raises the error of the last try.
+class Producer(Generic[T]):
+    """Sends items to the stream or queue *name* at *place*: cut into requests, and refused items again.
 
-    *on_failure* gets the error of each try. After an error any number of the items may have been taken.
+    *send* returns the refused items of a request.
     """
-    failure_count = 0
-    while items:
-        try:
-            refused = await send(items)
-            error = RetryableError(f"{name} takes no more now")
-        except RetryableError as exc:
-            refused, error = items, exc
-        if not refused:
-            return
-        if on_failure is not None:
-            on_failure(error)
-        failure_count = failure_count + 1 if len(refused) == len(items) else 1
-        if failure_count == TRIES_MAX:
-            raise error
-        items = refused
-        await asyncio.sleep(backoff_s(failure_count, draw=random.random(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S))
+
+    def __init__(
+        self,
+        name: str,
+        place: str,
+        bounds: RequestBounds,
+        send: Callable[[Sequence[T]], Awaitable[Sequence[T]]],
+        *,
+        key_of: Callable[[T], str | None],
+        size_of: Callable[[T], int],
+    ) -> None:
+        self.name = name
+        self.place = place
+        self._bounds = bounds
+        self._send = send
+        self._key_of = key_of
+        self._size_of = size_of
+
+    def cut(self, items: Iterable[T]) -> Iterator[list[T]]:
+        """Cut *items* into requests that keep the order of each key."""
+        return cut(items, self._bounds, key_of=self._key_of, size_of=self._size_of)
+
+    async def send_all(self, items: Iterable[T]) -> None:
+        """Send *items*, those of a key in their order. Raises as `send`."""
+        for request in self.cut(items):
+            await self.send(request)
+
+    async def send(self, items: Sequence[T], on_failure: OnFailure | None = None) -> None:
+        """Send a request until all its *items* are taken. Raises the error of the last try, or PermanentError.
+
+        *on_failure* gets the error of each try. After an error any number of the items may have been taken.
+        """
+        failure_count = 0
+        while items:
+            try:
+                refused = await self._send(items)
+                error = RetryableError(f"{self.name} takes no more now")
+            except RetryableError as exc:
+                refused, error = items, exc
+            if not refused:
+                return
+            if on_failure is not None:
+                on_failure(error)
+            failure_count = failure_count + 1 if len(refused) == len(items) else 1
+            if failure_count == TRIES_MAX:
+                raise error
+            items = refused
+            await asyncio.sleep(backoff_s(failure_count, draw=random.random(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S))
+
+
+def queue_producer(queue: Queue) -> Producer[OutgoingMessage]:
+    """Return the producer for *queue*. It raises PermanentError for an entry that would be refused again."""
+    name = f"queue {queue.name}"
+
+    async def send(messages: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
+        unsent = await queue.send(messages)
+        for one in unsent:  # SQS calls it the sender's fault, too, that it gets too many requests
+            if one.is_sender_fault and one.code not in THROTTLING_CODES:
+                raise PermanentError(f"{name}: expected an entry that it accepts, got one that it refuses: {one.code}")
+        return [messages[one.index] for one in unsent]
+
+    return Producer(
+        name,
+        queue.name,
+        RequestBounds(BATCH_MAX_COUNT, SEND_MAX_BYTES),
+        send,
+        key_of=lambda message: None if message.fifo is None else message.fifo.group_id,
+        size_of=lambda message: len(message.body.encode()),
+    )
+
+
+def stream_producer(client: Client, name_or_arn: str) -> Producer[PutRecord]:
+    """Return the producer for a stream; *client* gets the hooks of `put_records`."""
+    stream = {"StreamARN" if name_or_arn.startswith("arn:") else "StreamName": name_or_arn}
+    name = name_or_arn.rpartition("/")[2]  # arn:aws:kinesis:region:account:stream/name
+    speed_up_put_records(client)
+
+    async def send(records: Sequence[PutRecord]) -> list[PutRecord]:
+        with translate_errors():
+            results = await put_records(client, stream, records)
+        return [record for record, result in zip(records, results, strict=True) if result.error is not None]
+
+    return Producer(
+        f"stream {name}",
+        address_of(client, name),
+        RequestBounds(REQUEST_MAX_COUNT, REQUEST_MAX_BYTES),
+        send,
+        key_of=lambda record: record.partition_key,
+        size_of=lambda record: record.size_bytes,
+    )
 
 
 RECORDS: Final = "simplu_worker.records"  # in the context of a call, beside what botocore keeps there
 REQUEST_MAX_COUNT: Final = 500  # Kinesis API reference, PutRecords
-REQUEST_MAX_BYTES: Final = 5 * 1024 * 1024  # with the partition keys
+REQUEST_MAX_BYTES: Final = 3_500_000  # with the keys; below the 5 MiB of PutRecords, which some servers count in base64
 BODY_MAX_BYTES: Final = 2**20  # aiohttp warns of larger bytes, which it writes in one step
 _IN_PLACE: Final = [{"Data": b"", "PartitionKey": "-"}]
 

@@ -10,9 +10,9 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from simplu_worker.aws.sending import REQUEST_MAX_BYTES, REQUEST_MAX_COUNT, PutRecord
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, SEND_MAX_BYTES, FifoIds, OutgoingMessage, unwrap
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, TOO_MANY, Part, deaggregate, unpack
-from simplu_worker.consumers.kinesis.stream.client import PUT_MAX_BYTES, PUT_MAX_COUNT, NewRecord
 from simplu_worker.consumers.sqs.control_messages import with_timestamp
 from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order, with_members_of_message
 from simplu_worker.dead_letters.letter import ParsedDeadLetter
@@ -33,7 +33,10 @@ HIDDEN_MIN_S: Final = 60  # a killed command's letters stay hidden from other re
 HIDDEN_MAX_S: Final = 43_200  # SQS: 12 hours
 HIDDEN_PER_1000_S: Final = 80
 # Most entries and bytes of one request: PutRecords, SendMessageBatch.
-REQUEST_LIMITS: Final = {Source.KINESIS: (PUT_MAX_COUNT, PUT_MAX_BYTES), Source.SQS: (BATCH_MAX_COUNT, SEND_MAX_BYTES)}
+REQUEST_LIMITS: Final = {
+    Source.KINESIS: (REQUEST_MAX_COUNT, REQUEST_MAX_BYTES),
+    Source.SQS: (BATCH_MAX_COUNT, SEND_MAX_BYTES),
+}
 REPLAY_MEMBER: Final = "simpluReplay"  # names the position of a record that is replayed under its own id
 
 # Faults of a control message itself: they recur when it is sent again.
@@ -77,7 +80,7 @@ class Resend(msgspec.Struct, frozen=True):
     source: Source
     name: str
     group: str
-    records: Sequence[NewRecord] = ()
+    records: Sequence[PutRecord] = ()
     message: OutgoingMessage | None = None
 
     @property
@@ -250,7 +253,7 @@ def _record_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLette
         if not rules.force:
             return record
         record = letter.record
-    return _stream_resend(letter, [NewRecord(order_group(letter), record)])
+    return _stream_resend(letter, [PutRecord(record, order_group(letter))])
 
 
 def _unpacked_resend(letter: DeadLetter, parts: Sequence[Part], rules: ReplayRules) -> Resend | LeftLetter:
@@ -295,7 +298,7 @@ def _parts_resend(letter: DeadLetter, bad: BadParts, rules: ReplayRules) -> Rese
 class _Split:
     def __init__(self, rules: ReplayRules) -> None:
         self._rules = rules
-        self.records: list[NewRecord] = []
+        self.records: list[PutRecord] = []
         self.returning: list[LeftLetter] = []  # of parts that would come back
         self.has_new_ids = False
 
@@ -305,10 +308,10 @@ class _Split:
             self.returning.append(record)
             record = data
         self.has_new_ids |= record != data
-        self.records.append(NewRecord(partition_key, record))
+        self.records.append(PutRecord(record, partition_key))
 
 
-def _stream_resend(letter: DeadLetter, records: Sequence[NewRecord]) -> Resend:
+def _stream_resend(letter: DeadLetter, records: Sequence[PutRecord]) -> Resend:
     return Resend(source=Source.KINESIS, name=letter.origin.name, group=order_group(letter), records=records)
 
 
@@ -381,7 +384,7 @@ def _prepare_order_event(
 class EditedRecord(msgspec.Struct, frozen=True):
     """The record to send in place of a dead letter's, and its old request id."""
 
-    record: NewRecord
+    record: PutRecord
     operation: Operation
     old_request_id: str
 
@@ -427,7 +430,7 @@ def edit_record(parsed: ParsedDeadLetter, text: str, request_id: str, rules: Rep
     if request_id == old_request_id:
         raise ValueError("requestId: expected a new one, got that of the dead letter, under which it would be dropped")
     key = partition_key_by(rules.key_rule, decoded.tenant_id, decoded.resource_type)
-    return EditedRecord(NewRecord(key[:KEY_MAX], record), decoded, old_request_id)
+    return EditedRecord(PutRecord(record, key[:KEY_MAX]), decoded, old_request_id)
 
 
 def _check_editable(parsed: ParsedDeadLetter, rules: ReplayRules) -> None:

@@ -19,7 +19,7 @@ from typing import IO, Any, Final, NamedTuple
 import msgspec
 
 from simplu_worker.aws.clients import Client, open_client
-from simplu_worker.aws.sending import PUT_TIMEOUT_S
+from simplu_worker.aws.sending import PUT_TIMEOUT_S, Producer, PutRecord, queue_producer, stream_producer
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, unpack
@@ -240,8 +240,8 @@ class DeadLetterService:
                 return None
             edited = edit_record(parsed, text, request_id, _rules_of(self._settings))
             if apply:
-                async with _open_stream(self._settings) as stream:
-                    await stream.put_all([edited.record])
+                async with _open_stream(self._settings) as (_, producer):
+                    await producer.send([edited.record])
                 if await browser.delete([message_id]):
                     narration.note("the record was sent, but its dead letter was not deleted: discard it")
         return {"applied": apply, "sent": int(apply), "arrivedAt": parsed.letter.origin.arrived_at} | edited.facts()
@@ -265,9 +265,10 @@ async def open_browser(settings: Settings, narration: Narration) -> AsyncIterato
 
 
 @asynccontextmanager
-async def _open_stream(settings: Settings) -> AsyncIterator[Stream]:
+async def _open_stream(settings: Settings) -> AsyncIterator[tuple[Stream, Producer[PutRecord]]]:
+    name = settings.kinesis_stream_name or ""
     async with open_client("kinesis", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S) as client:
-        yield Stream(client, settings.kinesis_stream_name or "")
+        yield Stream(client, name), stream_producer(client, name)
 
 
 def _rules_of(settings: Settings, queues: Mapping[str, bool] | None = None, *, force: bool = False) -> ReplayRules:
@@ -419,9 +420,9 @@ class _Replay:
 
 
 async def _open_sources(stack: AsyncExitStack, settings: Settings, *, force: bool) -> _Sources:
-    stream = None
+    stream, producer = None, None
     if settings.kinesis_stream_name is not None:
-        stream = await stack.enter_async_context(_open_stream(settings))
+        stream, producer = await stack.enter_async_context(_open_stream(settings))
     client = await stack.enter_async_context(open_sqs(settings))
     queues: dict[str, Queue] = {}
     holds_orders: dict[str, bool] = {}
@@ -429,12 +430,19 @@ async def _open_sources(stack: AsyncExitStack, settings: Settings, *, force: boo
         if (url := getattr(settings, name)) is not None:
             queue = Queue(client, url)
             queues[queue.name], holds_orders[queue.name] = queue, has_orders
-    return _Sources(stream, queues, _rules_of(settings, holds_orders, force=force))
+    return _Sources(stream, producer, queues, _rules_of(settings, holds_orders, force=force))
 
 
 class _Sources:
-    def __init__(self, stream: Stream | None, queues: Mapping[str, Queue], rules: ReplayRules) -> None:
+    def __init__(
+        self,
+        stream: Stream | None,
+        producer: Producer[PutRecord] | None,
+        queues: Mapping[str, Queue],
+        rules: ReplayRules,
+    ) -> None:
         self._stream = stream
+        self._producer = producer
         self._queues = queues
         self._rules = rules
 
@@ -454,26 +462,29 @@ class _Sources:
         if not resends:
             return {}
         try:
-            return await self._send(resends)
+            await self._send(resends)
         except PermanentError as exc:
             if len(resends) == 1:
                 return {0: str(exc)}
+        else:
+            return {}
         refused: dict[int, str] = {}
         for index, resend in enumerate(resends):  # alone, so that a bad entry does not fail the others
             if error := await self.send([resend]):
                 refused[index] = error[0]
         return refused
 
-    async def _send(self, resends: Sequence[Resend]) -> dict[int, str]:
-        if resends[0].source is Source.KINESIS and self._stream is not None:  # without one `unknown_source` leaves all
-            await self._stream.put_all(record for resend in resends for record in resend.records)
-            return {}
+    async def _send(self, resends: Sequence[Resend]) -> None:
+        if (
+            resends[0].source is Source.KINESIS and self._producer is not None
+        ):  # without one `unknown_source` leaves all
+            await self._producer.send_all(record for resend in resends for record in resend.records)
+            return
         queue = self._queues[resends[0].name]
         messages = [resend.message for resend in resends if resend.message is not None]
         if not queue.is_fifo:
             messages = [msgspec.structs.replace(message, fifo=None) for message in messages]
-        unsent = await queue.send(messages)
-        return {entry.index: f"SendMessageBatch: {entry.code}" for entry in unsent}
+        await queue_producer(queue).send(messages)
 
     async def _fetch_record(self, parsed: ParsedDeadLetter) -> bytes | str:
         letter, whole = parsed.letter, parsed.whole

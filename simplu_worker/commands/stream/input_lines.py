@@ -1,4 +1,4 @@
-"""JSON lines of operations and order events, completed, judged as by the worker, and cut into requests. Pure."""
+"""JSON lines of operations and order events, completed, judged as by the worker. Pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.aws.sending import RequestBounds, cut
-from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, SEND_MAX_BYTES, FifoIds, OutgoingMessage
+from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage
 from simplu_worker.consumers.kinesis.stream.aggregation import Part, parts_of_record
 from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
 from simplu_worker.operations.decode import decode_operation
@@ -173,13 +172,3 @@ def partition_key_of(decoded: Operation | RejectedRecord, number: int, rule: Par
     else:
         key = f"{decoded.business_id or 'line'}-{decoded.location_id or number}"
     return key if len(key) <= KEY_MAX else hashlib.sha256(key.encode()).hexdigest()
-
-
-def cut_into_sends(messages: Iterable[OutgoingMessage]) -> Iterator[list[OutgoingMessage]]:
-    """Cut messages into requests of SendMessageBatch, none with two of one group."""
-
-    def group_of(message: OutgoingMessage) -> str | None:
-        return None if message.fifo is None else message.fifo.group_id
-
-    bounds = RequestBounds(BATCH_MAX_COUNT, SEND_MAX_BYTES)
-    return cut(messages, bounds, key_of=group_of, size_of=lambda message: len(message.body.encode()))

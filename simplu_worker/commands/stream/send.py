@@ -6,7 +6,7 @@ import contextlib
 import sys
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -17,15 +17,14 @@ import msgspec
 from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.aws.clients import THROTTLING_CODES, open_client
-from simplu_worker.aws.sending import PUT_TIMEOUT_S, OnFailure, send_request
-from simplu_worker.aws.sqs_queue import OutgoingMessage, Queue
+from simplu_worker.aws.clients import open_client
+from simplu_worker.aws.sending import PUT_TIMEOUT_S, Producer, PutRecord, queue_producer, stream_producer
+from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.commands import output
 from simplu_worker.commands.running import require_settings
 from simplu_worker.commands.stream.input_lines import (
     InputLine,
     LineReport,
-    cut_into_sends,
     message_of,
     names_in,
     parse_events,
@@ -46,7 +45,6 @@ from simplu_worker.commands.stream.outcomes import (
 )
 from simplu_worker.commands.stream.send_status import SendStatus, pool_errors
 from simplu_worker.config.settings import ROUTES, Settings, set_of
-from simplu_worker.consumers.kinesis.stream.client import NewRecord, Stream, cut_into_puts
 from simplu_worker.consumers.sqs.order_messages import OrderRules
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import Days, Operation, RejectedRecord
@@ -156,63 +154,37 @@ async def _send(
 
 
 async def _put(settings: Settings, lines: Sequence[InputLine], count: PutCount) -> None:
-    requests = cut_into_puts(NewRecord(line.partition_key, line.record) for line in lines)
     async with open_client("kinesis", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S) as client:
-        stream = Stream(client, settings.kinesis_stream_name or "")
-        await _send_requests(f"stream {stream.name}", str(stream.address), requests, stream.put_all, count)
+        producer = stream_producer(client, settings.kinesis_stream_name or "")
+        await _send_requests(producer, [PutRecord(line.record, line.partition_key) for line in lines], count)
 
 
 async def _put_events(settings: Settings, lines: Sequence[InputLine], options: SendOptions, count: PutCount) -> None:
     url = settings.sqs_priority_queue_url if options.priority else settings.sqs_order_events_queue_url
     async with open_client("sqs", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S) as client:
-        queue = Queue(client, url or "")
-        run_id = _new_id()
+        queue, run_id = Queue(client, url or ""), _new_id()
         messages = [message_of(line, is_fifo=queue.is_fifo, run_id=run_id) for line in lines]
-
-        async def send_all(request: Sequence[OutgoingMessage], on_failure: OnFailure) -> None:
-            await send_messages(queue, request, on_failure)
-
-        await _send_requests(f"queue {queue.name}", queue.name, cut_into_sends(messages), send_all, count)
+        await _send_requests(queue_producer(queue), messages, count)
 
 
-async def send_messages(queue: Queue, messages: Sequence[OutgoingMessage], on_failure: OnFailure | None = None) -> None:
-    """Send the messages of a request. Raises PermanentError for one that would be refused again."""
-    name = f"queue {queue.name}"
-
-    async def send(left: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
-        unsent = await queue.send(left)
-        for one in unsent:  # SQS calls it the sender's fault, too, that it gets too many requests
-            if one.is_sender_fault and one.code not in THROTTLING_CODES:
-                raise PermanentError(f"{name}: expected an entry that it accepts, got one that it refuses: {one.code}")
-        return [left[one.index] for one in unsent]
-
-    await send_request(name, messages, send, on_failure)
-
-
-async def _send_requests(
-    name: str,
-    place: str,
-    requests: Iterable[list[T]],
-    send: Callable[[list[T], OnFailure], Awaitable[None]],
-    count: PutCount,
-) -> None:
-    """Send *requests* one at a time.
+async def _send_requests(producer: Producer[T], items: Sequence[T], count: PutCount) -> None:
+    """Send *items* in requests, one at a time.
 
     One without an answer is sent again: the log drops the second operation by its request id.
     """
     failures: list[RetryableError] = []
 
     def describe() -> str:
-        cause = failures[-1] if failures else f"no answer from {place} yet"
-        return f"waiting for {name}: {cause}"
+        cause = failures[-1] if failures else f"no answer from {producer.place} yet"
+        return f"waiting for {producer.name}: {cause}"
 
     with output.CountProgress("put", count.total) as progress, output.note_what_is_awaited(describe, progress):
-        for request in requests:
+        for request in producer.cut(items):
             count.under_way = len(request)
             try:
-                await send(request, failures.append)
+                await producer.send(request, failures.append)
             except WorkerError as exc:
-                output.print_note(f"{count.done} of {count.total} were put on {place}, then: {exc}")
+                output.print_note(f"{count.done} of {count.total} were put on {producer.place}, then: {exc}")
                 return
             count.done, count.under_way = count.done + len(request), 0
             progress.show(count.done)

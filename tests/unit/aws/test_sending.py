@@ -12,20 +12,17 @@ from support.aws.endpoints import REGION, ScriptedAws
 
 from simplu_worker.aws import sending
 from simplu_worker.aws.clients import open_client
-from simplu_worker.aws.sending import TRIES_MAX, RequestBounds, cut
+from simplu_worker.aws.sending import TRIES_MAX, PutRecord, RequestBounds, cut, queue_producer, stream_producer
 from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage, Queue
-from simplu_worker.commands.stream.input_lines import cut_into_sends
-from simplu_worker.commands.stream.send import send_messages
-from simplu_worker.consumers.kinesis.stream.client import NewRecord, cut_into_puts
 from simplu_worker.errors import PermanentError, RetryableError
 
 
 @given(
-    records=st.lists(st.builds(NewRecord, st.sampled_from("abcdef"), st.binary(max_size=500)), max_size=60),
+    records=st.lists(st.builds(PutRecord, st.binary(max_size=500), st.sampled_from("abcdef")), max_size=60),
     most=st.integers(min_value=1, max_value=10),
     most_bytes=st.integers(min_value=100, max_value=2000),
 )
-def test_puts_keep_order_within_bounds_and_each_key_once(records: list[NewRecord], most: int, most_bytes: int) -> None:
+def test_puts_keep_order_within_bounds_and_each_key_once(records: list[PutRecord], most: int, most_bytes: int) -> None:
     bounds = RequestBounds(most, most_bytes)
     puts = list(cut(records, bounds, key_of=lambda one: one.partition_key, size_of=lambda one: len(one.data) + 1))
     assert [record for put in puts for record in put] == records
@@ -59,7 +56,7 @@ def test_sends_keep_the_order_of_groups_within_bounds() -> None:
         return [OutgoingMessage("x" * size, fifo) for fifo in ids]
 
     def counts(sent: list[OutgoingMessage]) -> list[int]:
-        requests = list(cut_into_sends(sent))
+        requests = list(queue_producer(Queue(None, "http://x/1/q")).cut(sent))
         assert [message for request in requests for message in request] == sent
         return [len(request) for request in requests]
 
@@ -69,11 +66,14 @@ def test_sends_keep_the_order_of_groups_within_bounds() -> None:
     assert counts(messages(*"abc", size=131_072)) == [2, 1]
 
 
-def test_put_has_as_many_records_as_it_may() -> None:
-    records = [NewRecord(str(number), b"") for number in range(1001)]
-    assert [len(put) for put in cut_into_puts(records)] == [500, 500, 1]
-    large = [NewRecord(f"{number}ż", bytes(1_750_000 - 3)) for number in range(3)]
-    assert [len(put) for put in cut_into_puts(large)] == [2, 1]
+@pytest.mark.usefixtures("aws_credentials")
+async def test_put_has_as_many_records_as_it_may() -> None:
+    async with open_client("kinesis", region=REGION) as client:
+        producer = stream_producer(client, "s")
+    records = [PutRecord(b"", str(number)) for number in range(1001)]
+    assert [len(put) for put in producer.cut(records)] == [500, 500, 1]
+    large = [PutRecord(bytes(1_750_000 - 1), str(number)) for number in range(3)]
+    assert [len(put) for put in producer.cut(large)] == [2, 1]
 
 
 MESSAGES = [OutgoingMessage("a"), OutgoingMessage("b")]
@@ -96,7 +96,7 @@ async def test_entry_that_sqs_finds_at_fault_is_not_sent_again() -> None:
     aws.answer(refusal("InvalidMessageContents", is_sender_fault=True))
     async with queue_of(aws) as queue:
         with pytest.raises(PermanentError, match=r"^queue orders: .*: InvalidMessageContents$"):
-            await send_messages(queue, MESSAGES)
+            await queue_producer(queue).send(MESSAGES)
     assert len(aws.requests) == 1
 
 
@@ -115,6 +115,6 @@ async def test_entry_that_sqs_may_take_later_is_sent_again(
     errors: list[RetryableError] = []
     async with queue_of(aws) as queue:
         with pytest.raises(RetryableError, match=r"^queue orders takes no more now$"):
-            await send_messages(queue, MESSAGES, errors.append)
+            await queue_producer(queue).send(MESSAGES, errors.append)
     assert [len(body["Entries"]) for _, body in aws.requests] == [2, *[1] * (len(aws.requests) - 1)]
     assert len(errors) == len(aws.requests)

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 from support.aws.kpl_aggregates import aggregate
 
+from simplu_worker.aws.sending import PutRecord
 from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage
-from simplu_worker.consumers.kinesis.stream.client import NewRecord, cut_into_puts
 from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
 from simplu_worker.dead_letters import plan
 from simplu_worker.dead_letters.plan import (
@@ -187,7 +187,7 @@ def test_letters_are_ordered_by_source_and_place() -> None:
 
 def test_record_with_a_request_id_is_sent_as_it_is() -> None:
     data = json.dumps(VALID | {"requestId": "mine"}, indent=3).encode()
-    assert list(sent_for(letter(data)).records) == [NewRecord("b-l-patient", data)]
+    assert list(sent_for(letter(data)).records) == [PutRecord(data, "b-l-patient")]
 
 
 def test_record_goes_to_its_stream_in_the_order_of_its_key() -> None:
@@ -233,7 +233,6 @@ def test_aggregate_is_taken_apart_in_order() -> None:
     assert [(one.partition_key, one.data) for one in sent.records] == list(
         zip(["k1", "k2", "k1", "k2"], parts, strict=True)
     )
-    assert [len(put) for put in cut_into_puts(sent.records)] == [2, 2]
 
 
 def test_aggregate_without_request_ids_is_left_unless_forced() -> None:
@@ -307,7 +306,7 @@ def test_bad_parts_are_left_together_unless_forced() -> None:
     assert isinstance(left, LeftLetter)
     assert (left.why, left.detail[:19]) == (LeftReason.WOULD_COME_BACK, "1 of 4 bad parts: t")
     resend = sent_for(one, FORCED)
-    assert [len(resend.records), resend.records[3]] == [4, NewRecord("k3", b"{")]
+    assert [len(resend.records), resend.records[3]] == [4, PutRecord(b"{", "k3")]
 
 
 def test_bad_parts_without_numbers_or_an_aggregate_are_left() -> None:
@@ -322,7 +321,7 @@ def test_bad_parts_without_numbers_or_an_aggregate_are_left() -> None:
 def test_bad_parts_with_ids_of_their_own_need_no_numbers() -> None:
     data = json.dumps(VALID | {"requestId": "own"}).encode()
     one = letter(aggregate([("k", None, data)]), parts=BadParts(100, 1, {}, None))
-    assert list(sent_for(one).records) == [NewRecord("k", data)]
+    assert list(sent_for(one).records) == [PutRecord(data, "k")]
 
 
 @pytest.mark.parametrize(("most", "is_left"), [(2, True), (3, False)])
@@ -482,7 +481,7 @@ def test_message_that_is_no_text_is_left() -> None:
 
 
 def resend(group: str, size: int = 10, *, source: Source = Source.KINESIS, count: int = 1) -> Resend:
-    return Resend(source=source, name="n", group=group, records=[NewRecord(group, b"x" * size)] * count)
+    return Resend(source=source, name="n", group=group, records=[PutRecord(b"x" * size, group)] * count)
 
 
 @pytest.mark.parametrize(

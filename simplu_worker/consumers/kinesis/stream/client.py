@@ -8,7 +8,6 @@ Find the first record from a position on, for commands.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, assert_never
 
@@ -16,7 +15,6 @@ import msgspec
 import structlog
 
 from simplu_worker.aws.clients import AWS_ERRORS, DECODERS, Client, ThrottledError, address_of, error_code, translate
-from simplu_worker.aws.sending import OnFailure, RequestBounds, cut, send_request
 from simplu_worker.consumers.kinesis.stream.positions import (
     AfterSequenceNumber,
     AtSequenceNumber,
@@ -34,8 +32,6 @@ log = structlog.get_logger(__name__)
 
 READY_STATES = frozenset({"ACTIVE", "UPDATING"})
 STATE_POLL_INTERVAL_S = 0.5  # DescribeStreamSummary: 20 a second and account
-PUT_MAX_COUNT: Final = 500  # records: Kinesis API reference
-PUT_MAX_BYTES: Final = 3_500_000  # below the 5 MiB of PutRecords, which some servers count after base64
 
 
 class StreamShard(msgspec.Struct, frozen=True):
@@ -110,13 +106,6 @@ class StreamSummary(msgspec.Struct, frozen=True):
     open_stream_shard_count: int
 
 
-class NewRecord(msgspec.Struct, frozen=True):
-    """A record to put into the stream."""
-
-    partition_key: str
-    data: bytes
-
-
 class Stream:
     """The stream *name_or_arn*.
 
@@ -157,23 +146,6 @@ class Stream:
             retention=timedelta(hours=raw["RetentionPeriodHours"]),
             open_stream_shard_count=raw["OpenShardCount"],
         )
-
-    async def put(self, records: Sequence[NewRecord]) -> list[NewRecord]:
-        """Put up to 500 *records* (5 MiB); return those rejected. Then it keeps no order."""
-        entries = [{"Data": record.data, "PartitionKey": record.partition_key} for record in records]
-        if len(entries) == 1:
-            await self._call("put_record", **self._key, **entries[0])
-            return []
-        reply = await self._call("put_records", **self._key, Records=entries)
-        return [record for record, entry in zip(records, reply["Records"], strict=True) if entry.get("ErrorCode")]
-
-    async def put_all(self, records: Iterable[NewRecord], on_failure: OnFailure | None = None) -> None:
-        """Put *records*, those of one partition key in their order, and refused ones again.
-
-        Raises the error of the last try; any number of the records may be in the stream then.
-        """
-        for request in cut_into_puts(records):
-            await send_request(f"stream {self.name}", request, self.put, on_failure)
 
     async def list_stream_shards(self, at: TrimHorizon | Latest | AtTimestamp | None = None) -> list[StreamShard]:
         """Return the stream shards that hold records; with *at*, those open then."""
@@ -254,16 +226,6 @@ class Stream:
 def stream_name(name_or_arn: str) -> str:
     """Return the name of a stream."""
     return name_or_arn.rpartition("/")[2]  # arn:aws:kinesis:region:account:stream/name
-
-
-def cut_into_puts(records: Iterable[NewRecord]) -> Iterator[list[NewRecord]]:
-    """Cut *records* into requests of PutRecords, none with two records of one partition key."""
-
-    def size_of(record: NewRecord) -> int:
-        return len(record.data) + len(record.partition_key.encode())
-
-    bounds = RequestBounds(PUT_MAX_COUNT, PUT_MAX_BYTES)
-    return cut(records, bounds, key_of=lambda record: record.partition_key, size_of=size_of)
 
 
 class _ExpiredTokenError(RetryableError):
