@@ -2,8 +2,9 @@
 
 What is found is told in words of the schema; no value of a document is among them.
 
-A schema refers to itself alone, so nothing is fetched, and no reference leads back to where it is: with two of these,
-a document would take time exponential in its depth. With all references followed it has at most SIZE_MAX subschemas.
+A schema refers to itself alone, so nothing is fetched. One reference may lead back to where it is, as in a tree of
+categories, and then each level of a document is compared once; with two of these, a document would take time
+exponential in its depth. With all references followed once it has at most SIZE_MAX subschemas.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import unquote
 
@@ -26,6 +28,7 @@ SCHEMA_MAX_DEPTH: Final = 100  # of JSON text
 PATTERNS_MAX: Final = 100  # a compiled pattern takes up to a megabyte
 SIZE_MAX: Final = 10_000  # subschemas, with all references followed
 REFERENCES_MAX: Final = 100  # one behind the other
+VISITS_MAX: Final = 10 * SIZE_MAX
 CONSTANT_SIZE: Final = 10  # an object or array of `enum` or `const` takes as long as ten subschemas
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
@@ -42,6 +45,13 @@ _ONE: Final = frozenset(
     {
         *("not", "if", "then", "else", "propertyNames", "contains"),
         *("additionalProperties", "unevaluatedProperties", "items", "unevaluatedItems"),
+    }
+)
+# Keywords of subschemas that are compared with members and elements; the others are compared with the same value.
+_INWARD: Final = frozenset(
+    {
+        *("properties", "patternProperties", "additionalProperties", "propertyNames"),
+        *("items", "prefixItems", "contains"),
     }
 )
 _PATTERNS: Final = frozenset({"pattern", "patternProperties"})
@@ -78,10 +88,13 @@ def pointer_to(pointer: str, *parts: str | int) -> str:
 class _Survey:
     def __init__(self) -> None:
         self.names: set[str] = set()
+        self.has_unevaluated = False
         self.subschemas: dict[str, _Subschema] = {}  # by pointer
         self._anchors: dict[str, str] = {}
         self._sizes: dict[str, int] = {}  # with all that is compared
         self._pattern_count = 0
+        self._visit_count = 0
+        self._ways_back: set[tuple[str, ...]] = set()  # what leads to each subschema to which a reference leads back
 
     def add(self, schema: Any, pointer: str) -> str:
         subschema = self.subschemas[pointer] = _Subschema()
@@ -101,6 +114,7 @@ class _Survey:
             self._anchors[str(schema[keyword])] = pointer
 
     def _add_keyword(self, subschema: _Subschema, pointer: str, keyword: str, value: Any) -> None:
+        self.has_unevaluated = self.has_unevaluated or keyword.startswith("unevaluated")
         if keyword in _REFERENCES:
             subschema.references.append((keyword, str(value)))
         elif keyword in _ONE:
@@ -120,11 +134,15 @@ class _Survey:
         """Return how many subschemas a value may be compared with; *behind* are those that lead to this one."""
         if pointer in self._sizes:
             return self._sizes[pointer]
-        if pointer in behind or len(behind) > SCHEMA_MAX_DEPTH + REFERENCES_MAX:
+        self._visit_count += 1
+        if len(behind) > SCHEMA_MAX_DEPTH + REFERENCES_MAX or self._visit_count > VISITS_MAX:
             raise InvalidSchemaError(
-                f"#{pointer}: expected no reference that leads back to it, and at most {REFERENCES_MAX} behind each"
-                " other, got another one; write out as many levels as documents have"
+                f"#{pointer}: expected at most {REFERENCES_MAX} references behind each other, got more; have fewer"
             )
+        if pointer in behind:
+            self._add_way_back(pointer, behind)
+            return 1
+        way_count = len(self._ways_back)
         subschema, behind = self.subschemas[pointer], [*behind, pointer]
         targets = [self._target_of(pointer, *reference) for reference in subschema.references]
         size = subschema.size + sum(self.measure(one, behind) for one in [*subschema.inner, *targets])
@@ -134,8 +152,21 @@ class _Survey:
                 f" fewer references, and fewer objects and arrays in enum and const (each counts as {CONSTANT_SIZE}),"
                 " numbers in enum, and names in dependentRequired (as 1)"
             )
-        self._sizes[pointer] = size
+        if way_count == len(self._ways_back):  # the ways back from here depend on what leads here
+            self._sizes[pointer] = size
         return size
+
+    def _add_way_back(self, pointer: str, behind: Sequence[str]) -> None:
+        start = behind.index(pointer)
+        leading, way = tuple(behind[: start + 1]), pairwise([*behind[start:], pointer])
+        steps = {inner[len(outer) + 1 :].partition("/")[0] for outer, inner in way if inner.startswith(f"{outer}/")}
+        if steps.isdisjoint(_INWARD) or leading in self._ways_back or self.has_unevaluated:
+            raise InvalidSchemaError(
+                f"#{pointer}: expected at most one reference that leads back to it, from a member or an element, in a"
+                " schema without unevaluatedProperties and unevaluatedItems, got another one; write out as many levels"
+                " as documents have"
+            )
+        self._ways_back.add(leading)
 
     def _target_of(self, pointer: str, keyword: str, reference: str) -> str:
         name = unquote(reference[1:]) if reference.startswith("#") else None

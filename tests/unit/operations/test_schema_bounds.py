@@ -16,6 +16,8 @@ from simplu_worker.operations.schema_judge import (
 )
 
 ROOT = {"$ref": "#"}
+A = {"$ref": "#/$defs/a"}
+TREE = {"properties": {"name": {"type": "string"}, "children": {"items": ROOT}}, "required": ["name"]}
 OBJECTS = [{"a": number} for number in range(SIZE_MAX // CONSTANT_SIZE)]
 NAMES = {f"n{number}": ["a"] for number in range(SIZE_MAX)}
 
@@ -51,6 +53,10 @@ def deep(levels: int) -> dict[str, Any]:
         {"enum": [*map(str, range(10_000)), None, True]},
         {"dependentRequired": dict(list(NAMES.items())[1:])},
         {"enum": "no array", "dependentRequired": []},  # the library refuses them
+        TREE,
+        {"properties": {"a": {"$ref": "#here"}}, "$anchor": "here"},
+        {"allOf": [A, A], "$defs": {"a": {"additionalProperties": {"anyOf": [{"type": "null"}, A]}}}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"items": {"$ref": "#/$defs/b"}}, "b": {"properties": {"a": A}}}},
         deep(100),
         chain(7),
     ],
@@ -71,8 +77,13 @@ def test_schema_is_accepted_when_it_has_few_subschemas(schema: dict[str, Any]) -
         ("#/properties/a/$id", {"properties": {"a": {"$id": "x"}}}),
         ("#/$schema", {"$schema": "http://json-schema.org/draft-07/schema#"}),
         ("#", ROOT),
-        ("#", {"properties": {"a": ROOT}}),
-        ("#", {"properties": {"a": {"$ref": "#here"}}, "$anchor": "here"}),
+        ("#", {"allOf": [{"not": ROOT}]}),
+        ("#", {"properties": {"a": ROOT, "b": ROOT}}),
+        ("#", {"anyOf": [{"properties": {"a": ROOT}}, {"properties": {"a": ROOT}}]}),
+        ("#", {"properties": {"a": {"allOf": [ROOT, {"properties": {"a": ROOT}}]}}}),
+        ("#", {"properties": {"a": ROOT}, "unevaluatedProperties": False}),
+        ("#", {"items": ROOT, "allOf": [{"unevaluatedItems": False}]}),
+        ("#/$defs/a", {"$ref": "#/$defs/a", "$defs": {"a": {"items": {"anyOf": [A, A]}}}}),
         ("#/$defs/a", {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"not": {"$ref": "#/$defs/a"}}]}}}),
         ("#/$defs/d14", chain(25)),
         ("#/properties/a", {"properties": {"a": {"anyOf": [{} for _ in range(SIZE_MAX)]}}}),

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simplu_worker.operations.business_types import BusinessType, ResourceType
+from simplu_worker.operations.json_record import DOCUMENT_MAX_DEPTH
 from simplu_worker.operations.schema_judge import (
     EXPLAINED_MAX_BYTES,
     JUDGED_MAX_BYTES,
@@ -115,6 +116,19 @@ def test_large_document_is_not_explained_behind_alternatives() -> None:
     assert [exactly_one.judge(one) == UNFIT for one in (at_bound, at_bound + b" ")] == [False, True]
     assert [alternatives.judge(one) == UNFIT for one in (at_bound, at_bound + b" ")] == [False, True]
     assert plain.judge(large) == Finding("#/properties/a/items/type", "null", "/a/0")
+
+
+def test_tree_is_judged_at_every_level() -> None:
+    schema = Schema({"properties": {"name": {"type": "string"}, "inner": {"items": {"$ref": "#"}}}})
+    trees = ['{"name": "a"}', '{"name": 1}']
+    for _ in range(DOCUMENT_MAX_DEPTH // 2 - 1):
+        trees = [f'{{"name": "a", "inner": [{tree}]}}' for tree in trees]
+
+    sound, bad = (schema.judge(tree.encode()) for tree in trees)
+
+    assert sound is None
+    assert bad is not None
+    assert (bad.schema_path, bad.expected) == ("#/properties/name/type", "string")
 
 
 @pytest.mark.slow
