@@ -47,6 +47,11 @@ class CommitBatch:
         self.spans = spans
         self.lock_waits = LockWaits() if lock_waits is None else lock_waits
 
+    def part(self, indexes: Sequence[int]) -> CommitBatch:
+        """Return the operations at *indexes* as a batch of their own, with all claims."""
+        operations = [self.operations[index] for index in indexes]
+        return CommitBatch(operations, self.claims, self.spans, self.lock_waits)
+
     def close(self) -> None:
         """Fix the batch's contents; to be called when its transaction has begun, before `operations` is read."""
 

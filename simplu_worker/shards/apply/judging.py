@@ -20,7 +20,6 @@ from simplu_worker.operations.business_types import BusinessType
 from simplu_worker.operations.list_query import NO_LIST_RULES, ListRules, resolved
 from simplu_worker.operations.operation import Operation
 from simplu_worker.operations.schema_judge import Finding, InvalidSchemaError, Judge, Judges, judges_of
-from simplu_worker.shards.apply.patch_merging import PATCH
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -31,6 +30,7 @@ REREAD_S: Final = 5.0
 
 CREATE: Final = OperationKind.CREATE  # looked up once: access to an enum member is slow
 UPDATE: Final = OperationKind.UPDATE
+PATCH: Final = OperationKind.PATCH
 
 log = structlog.get_logger(__name__)
 

@@ -17,16 +17,19 @@ from simplu_worker.operations.operation import Disposition, ListProblem, Operati
 from simplu_worker.operations.waves import HOLD, TenantRow, admit, admits_all, is_too_late, isolate, plan_waves
 from simplu_worker.shards.apply.duplicates import LogMatch
 from simplu_worker.shards.apply.group_commit import CommitBatch
-from simplu_worker.shards.apply.judging import BatchJudges, Found, TypeRules, as_stored
-from simplu_worker.shards.apply.operation_log import find_logged, write_log
-from simplu_worker.shards.apply.patch_merging import PATCH, ResourceId, find_laborious, resource_of
+from simplu_worker.shards.apply.judging import PATCH, BatchJudges, Found, TypeRules, as_stored
 from simplu_worker.shards.apply.wave_run import (
     FAST_MAX_COUNT,
+    ResourceId,
     TenantMemory,
     WaveRun,
     apply_fast,
+    find_laborious,
+    find_logged,
     fits_fast_path,
+    resource_of,
     statement_for,
+    write_log,
 )
 from simplu_worker.shards.positions import attempt_claim, is_row_known, position_changed_error, write_positions
 from simplu_worker.shards.postgres.errors import RolledBackError

@@ -6,6 +6,7 @@ A batch that fails is applied in parts, until the operation at fault is known.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
@@ -18,16 +19,16 @@ import structlog
 from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.waves import HOLD
-from simplu_worker.shards.apply.duplicates import (
-    TIMEOUT_PARTS_MAX,
-    DuplicateMemory,
-    cut_points,
-    points_around,
-)
+from simplu_worker.shards.apply.duplicates import TIMEOUT_PARTS_MAX, DuplicateMemory, cut_points, points_around
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
 from simplu_worker.shards.apply.judging import Foreseen, ShardRules, count_found, foresee
-from simplu_worker.shards.apply.patch_merging import ResourceId
-from simplu_worker.shards.apply.wave_run import FastPathError, TenantMemory, fast_path_error, find_unstorable
+from simplu_worker.shards.apply.wave_run import (
+    FastPathError,
+    ResourceId,
+    TenantMemory,
+    fast_path_error,
+    find_unstorable,
+)
 from simplu_worker.shards.apply.write_attempt import (
     INVALID_DATA,
     NO_KNOWN_OUTCOMES,
@@ -212,32 +213,42 @@ class ShardWriter:
     async def _apply_split(
         self, attempt: WriteAttempt, indexes: Sequence[int], budget: StatementBudget
     ) -> list[Outcome]:
-        """Apply a batch, cut at *indexes*, part by part, each with *budget*.
+        """Apply a batch, cut at *indexes*, part by part, each with *budget*."""
+        operations = attempt.batch.operations
+        parts = [list(range(start, end)) for start, end in pairwise([0, *indexes, len(operations)])]
+        slow = [len(part) == 1 and key_of(operations[part[0]]) in self._slow for part in parts]
+        budgets = [StatementBudget.PART if is_slow else budget for is_slow in slow]
+        return await self._apply_parts(attempt, parts, budgets)
+
+    async def _apply_parts(
+        self,
+        attempt: WriteAttempt,
+        parts: Sequence[Sequence[int]],
+        budgets: Sequence[StatementBudget],
+        *,
+        waits_max: float = math.inf,
+    ) -> list[Outcome]:
+        """Apply the operations at the indexes of each part; of those behind the first part no more after *waits_max*.
 
         A tenant that is stopped in one part is held in the next ones: it may come back between two transactions.
         """
-        operations = attempt.batch.operations
-        outcomes = [HOLD] * len(operations)
+        whole, known = attempt.batch, attempt.known_outcomes
+        outcomes = [HOLD] * len(whole.operations)
         stopped: set[str] = set()
-        for start, end in pairwise([0, *indexes, len(operations)]):
-            part = [index for index in range(start, end) if operations[index].tenant_id not in stopped]
-            if not part:
+        for number, (part, budget) in enumerate(zip(parts, budgets, strict=True)):
+            left = [index for index in part if whole.operations[index].tenant_id not in stopped]
+            if not left:
                 continue
-            is_slow = len(part) == 1 and key_of(operations[part[0]]) in self._slow
-            part_outcomes = await self._apply_part(attempt, part, StatementBudget.PART if is_slow else budget)
-            for index, outcome in zip(part, part_outcomes, strict=True):
+            if number and whole.lock_waits.count >= waits_max:
+                part_outcomes = [LOCKED] * len(left)
+            else:
+                known_here = {place: known[index] for place, index in enumerate(left) if index in known}
+                part_outcomes = await self._apply(whole.part(left), known_here, budget)
+            for index, outcome in zip(left, part_outcomes, strict=True):
                 outcomes[index] = outcome
                 if outcome.disposition in STOPPING:
-                    stopped.add(operations[index].tenant_id)
+                    stopped.add(whole.operations[index].tenant_id)
         return outcomes
-
-    async def _apply_part(
-        self, attempt: WriteAttempt, indexes: Sequence[int], budget: StatementBudget
-    ) -> list[Outcome]:
-        whole, known = attempt.batch, attempt.known_outcomes
-        part = CommitBatch([whole.operations[index] for index in indexes], whole.claims, whole.spans, whole.lock_waits)
-        known = {number: known[index] for number, index in enumerate(indexes) if index in known}
-        return await self._apply(part, known, budget)
 
     async def _react_to_lock(
         self, attempt: WriteAttempt, course: Course, exc: LockTimeoutError
@@ -277,23 +288,13 @@ class ShardWriter:
         First the operations of all other tenants, then those of *tenant_ids*, in parts with the short budget, until
         only tenants with locked rows are left, or after LOCK_WAITS_MAX waits.
         """
-        operations, lock_waits = attempt.batch.operations, attempt.batch.lock_waits
         size = -(-len(tenant_ids) // TIMEOUT_PARTS_MAX)
         number_of = {tenant_id: 1 + number // size for number, tenant_id in enumerate(tenant_ids)}
         parts: list[list[int]] = [[] for _ in range(1 + max(number_of.values()))]
-        for index, operation in enumerate(operations):
+        for index, operation in enumerate(attempt.batch.operations):
             parts[number_of.get(operation.tenant_id, 0)].append(index)
-        outcomes = [HOLD] * len(operations)
-        for number, part in enumerate(parts):
-            if number and lock_waits.count >= LOCK_WAITS_MAX:
-                part_outcomes = [LOCKED] * len(part)
-            elif part:
-                part_outcomes = await self._apply_part(attempt, part, StatementBudget.PART if number else budget)
-            else:
-                continue
-            for index, outcome in zip(part, part_outcomes, strict=True):
-                outcomes[index] = outcome
-        return outcomes
+        budgets = [budget, *[StatementBudget.PART] * (len(parts) - 1)]
+        return await self._apply_parts(attempt, parts, budgets, waits_max=LOCK_WAITS_MAX)
 
     async def _find_refused(self, attempt: WriteAttempt, exc: StatementFailedError) -> dict[int, Outcome]:
         operations = attempt.batch.operations

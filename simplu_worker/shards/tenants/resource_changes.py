@@ -21,7 +21,7 @@ from simplu_worker.operations.json_record import BOUNDS_TEXT, exceeds_bounds
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.judging import judge_change
-from simplu_worker.shards.apply.patch_merging import ResourceId, UnmergeableError, merge_into_row
+from simplu_worker.shards.apply.wave_run import ResourceId, UnmergeableError, merge_into_row
 from simplu_worker.shards.log import MarkOrigin, mark_changes
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES

@@ -11,13 +11,14 @@ from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TENANT_WAIT, o
 
 from simplu_worker.operations.operation import Operation
 from simplu_worker.operations.waves import TenantRow
-from simplu_worker.shards.apply.patch_merging import ResourceId, resource_of
 from simplu_worker.shards.apply.wave_run import (
     FAST_MAX_BYTES,
     FAST_MAX_COUNT,
+    ResourceId,
     TenantMemory,
     fast_path_error,
     fits_fast_path,
+    resource_of,
 )
 from simplu_worker.shards.postgres.errors import DuplicateKeyError, LockTimeoutError, StatementFailedError
 from simplu_worker.vocabulary import TenantState
