@@ -25,13 +25,14 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 from acceptance.feeding import SECRET, STREAM, StreamReader, Webhook
-from acceptance.moving import ask, run_command
+from acceptance.moving import run_command
 from support.feed.expected_events import Change, ShardLogs, find_differences
 from support.feed.follower import Follower
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
 from support.load.testbed import Flow, Testbed
 from support.postgres.databases import execute
+from support.rows import fetch_value
 
 from benchmarks.targets import MISSING, PerformanceTarget, format_number
 from simplu_local.processes.loopback import poll_until
@@ -174,7 +175,7 @@ class Trial:
         newest = max(change.batch for change in changes)
 
         async def is_published() -> bool:
-            return bool(await ask(testbed.server(0), PUBLISHED_SQL, TO_STREAM, newest))
+            return bool(await fetch_value(testbed.urls[0], PUBLISHED_SQL, TO_STREAM, newest))
 
         await feed.env(TO_WEBHOOK, TO_STREAM)
         async with testbed.phase("publish"):

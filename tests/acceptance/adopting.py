@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+from support.rows import fetch, fetch_value
 from support.typescript_worker import TypescriptShard
 
 from simplu_local.processes.loopback import poll_until
@@ -84,6 +85,7 @@ SELECT count(*) FROM (
 ) AS missing
 """
 OURS_SQL = "SELECT count(*) FROM resources WHERE \"resourceName\" = 'document'"
+LEFT_SQL = "SELECT count(*) FROM resources_before_adoption WHERE resource_type = 'document'"
 STATE_SQL = """
 SELECT id, "resourceId", (data ->> 'n')::int AS n FROM resources WHERE "resourceName" = 'patient'
 """
@@ -318,28 +320,24 @@ class Commands:
 
 async def caught_up(url: str, load: Load) -> list[str]:
     """Wait until every resource is what the operations made of it; return those that are not."""
-    connection = await asyncpg.connect(url)
     wanted = {key: n for key, n in load.expected.items() if n is not None}
     end = time.monotonic() + CAUGHT_UP_S
     while True:
-        rows = await connection.fetch(STATE_SQL)
+        rows = await fetch(url, STATE_SQL)
         there = {(row["id"], row["resourceId"]): row["n"] for row in rows}
         if there == wanted or time.monotonic() > end:
             break
         await asyncio.sleep(0.2)
-    await connection.close()
     odd = sorted(key for key in there.keys() | wanted.keys() if there.get(key) != wanted.get(key))
     return [f"{key}: expected {wanted.get(key)}, got {there.get(key)}" for key in odd[:10]]
 
 
 async def compared(url: str, row_count: int) -> list[str]:
-    connection = await asyncpg.connect(url)
-    missing = await connection.fetchval(MISSING_SQL)
-    ours = await connection.fetchval(OURS_SQL)
-    left = await connection.fetchval("SELECT count(*) FROM resources_before_adoption WHERE resource_type = 'document'")
-    await connection.close()
     expected = {"missing": 0, "ours": row_count, "left": row_count + DUPLICATES + UNKNOWN + FAULTY}
-    got = {"missing": missing, "ours": ours, "left": left}
+    got = {
+        name: await fetch_value(url, query)
+        for name, query in zip(expected, (MISSING_SQL, OURS_SQL, LEFT_SQL), strict=True)
+    }
     return [] if got == expected else [f"documents: expected {expected}, got {got}"]
 
 

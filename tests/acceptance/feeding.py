@@ -33,9 +33,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import asyncpg
 import msgspec
-from acceptance.moving import FILL_SQL, ask, move, run_command
+from acceptance.moving import FILL_SQL, move, run_command
 from acceptance.struck_shard import How, Struck
 from rich.console import Console
 from support.feed.expected_events import Change, ShardLogs, find_differences
@@ -44,6 +43,7 @@ from support.load.console import open_console
 from support.load.operation_chains import LOGGED, ChainPlan
 from support.load.tenant_messages import TenantMessages
 from support.load.testbed import Testbed
+from support.rows import fetch, fetch_value
 
 from simplu_local.processes.loopback import poll_until
 from simplu_local.workload.producer import open_client, put_items, wait_for_stream
@@ -200,7 +200,7 @@ class Trial:
             for _ in range(2):
                 await testbed.start_worker(env | {"KINESIS_LEASE_DURATION_SECONDS": "5"})
             await testbed.register(testbed.tenants_of())
-            await ask(testbed.server(0), FILL_SQL, self._chosen.tenant_id, 1000)
+            await fetch(testbed.urls[0], FILL_SQL, self._chosen.tenant_id, 1000)
             begun_at = time.monotonic()
             async with self._load():
                 killing = asyncio.create_task(self._kill_in_turn())
@@ -295,11 +295,11 @@ class Trial:
         await shard.standby.fall_behind()
         if kind.startswith("published"):
             self._gone_back.add(shard.shard_id)
-            newest = await ask(shard.primary, NEWEST_SQL)
+            newest = await fetch_value(shard.primary.url, NEWEST_SQL)
             self._restart_workers()  # others know of no standby
 
             async def is_published() -> bool:
-                return bool(await ask(shard.primary, PUBLISHED_SQL, newest))
+                return bool(await fetch_value(shard.primary.url, PUBLISHED_SQL, newest))
 
             if not await poll_until(is_published, within_s=PUBLISHED_WITHIN_S):
                 raise SystemExit(f"nothing is published within {PUBLISHED_WITHIN_S:g} s")
@@ -354,12 +354,8 @@ class Trial:
         for url in self._testbed.urls:
             tenants = [tenant_id for tenant_id, home in self._testbed.homes.items() if home == url]
             wanted = self._plan.count_of(frozenset(tenants), flow.producer.put_count)
-            connection = await asyncpg.connect(url, timeout=10, command_timeout=60)
-            try:
-                if await connection.fetchval(APPLIED_SQL, f"{self._plan.name}-", tenants) != wanted:
-                    return False
-            finally:
-                await connection.close()
+            if await fetch_value(url, APPLIED_SQL, f"{self._plan.name}-", tenants) != wanted:
+                return False
         return True
 
     def keep_files(self) -> None:

@@ -12,8 +12,7 @@ end, and the worker has counted the moves.
 Undisturbed runs judge times too. With --read fan-out 48 of 50 pauses are at most 100 ms, and none over 500 ms; with
 --judge, or from 100,000 rows on, the median is at most 50 ms. By polling a pause also contains the wait for the next of
 five reads a second, as any moment does: there pauses are not judged. With --judge or so many rows, the p99 of the other
-tenants is at most 1.5 times that before the moves; from 100,000 rows on the rate of the copy is at least half of that
-of COPY by hand.
+tenants is at most 1.5 times that before the moves.
 """
 
 from __future__ import annotations
@@ -25,27 +24,23 @@ import random
 import re
 import statistics
 import sys
-import time
-from bisect import bisect_right
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import asyncpg
 from acceptance.struck_shard import How, Struck
 from rich.console import Console
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
 from support.load.tenant_messages import RESOURCE_TYPES, TenantMessages
 from support.load.testbed import PhaseResult, Testbed
+from support.rows import fetch, fetch_value
 
 from benchmarks.targets import format_number
-from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
-from simplu_local.verify.comparison import percentile
 from simplu_local.workload.workload import Tenant
 
 FILL_SQL = """
@@ -64,18 +59,12 @@ SELECT
 FROM tenants, arrivals, LATERAL (SELECT (progress->>'fenced_at')::timestamptz AS fenced_at) AS fence
 WHERE id = $1 AND tenant_id = $1
 """
-COMMITTED_SQL = """
-SELECT DISTINCT extract(epoch FROM completed_at)::float8 FROM operations
-WHERE tenant_id = $1 AND completed_at > now() - make_interval(secs => $2)
-ORDER BY 1
-"""
 BEGUN_SQL = "SELECT EXISTS (SELECT FROM operations WHERE tenant_id = $1 AND source = 'kinesis')"
 TYPES = 64  # of the tenant that moves, so that all stream shards have operations of it
 REQUEST_S = 0.02  # between two requests with operations of the tenant: what waits between them is no pause
 DISTURBED_REQUEST_S = 0.1  # where no pause is judged: a request takes several milliseconds of processor time
 # Of the others: no multiple of that, or their wait behind the tenant's batches would be the same in a whole run.
 OTHERS_REQUEST_S = 0.066
-COMMIT_EVERY_S = 0.1
 SETTLE_S = 1.0
 COUNTED = re.compile(r'^simplu_moves_total\{outcome="moved"\} (\S+)', re.MULTILINE)
 COUNTED_WITHIN_S = 30.0
@@ -86,7 +75,6 @@ SHARE_WITHIN_100_MS = 48 / 50
 JUDGED_FROM = 100_000  # rows: below, a copy is over before it gets to its speed
 MEDIAN_MAX_S = 0.05
 OTHERS_MAX_RATIO = 1.5
-COPY_MIN_RATIO = 0.5
 EVENTS_PER_S = 20.0
 LACKING_S = 0.1  # of commits that a standby lacks; shorter than any move, which knows of no standby before it begins
 
@@ -109,9 +97,6 @@ class Trial:
     moves: Sequence[Moved]
     control: PhaseResult
     moving: PhaseResult
-    by_hand: float  # rows a second
-    usual_waits_s: Sequence[float]  # see `waits_without_a_move`
-    commits_s: Sequence[float]
     counted: int | None
     differences: Sequence[str]
     messages: str
@@ -153,7 +138,7 @@ async def run(arguments: argparse.Namespace) -> int:
             await (shard.begin(1) if shard is struck[0] else shard.prepare())
         tenant, *others = testbed.tenants_of(testbed.server(0))
         other_plan = ChainPlan("others", (*others, *testbed.tenants_of(testbed.server(1))))
-        await ask(testbed.server(0), FILL_SQL, tenant.tenant_id, arguments.rows)
+        await fetch(testbed.urls[0], FILL_SQL, tenant.tenant_id, arguments.rows)
         testbed.start_flow(
             ChainPlan("moving", (tenant,), types=TYPES, resources=2),
             rate=arguments.rate,
@@ -164,12 +149,10 @@ async def run(arguments: argparse.Namespace) -> int:
         await exit_stack.enter_async_context(messages.sent())
         await asyncio.sleep(2 * SETTLE_S)
         await wait_until_begun(testbed, tenant)
-        by_hand = await copy_by_hand(testbed.server(0), testbed.server(1), tenant.tenant_id)
         moves, counted = [], None
         async with testbed.phase("control"):
             await asyncio.sleep(arguments.control)
-        usual_waits_s = await waits_without_a_move(testbed.server(0), tenant.tenant_id, arguments.control)
-        async with testbed.phase("moves"), timed_commits(testbed.server(0)) as commits_s:
+        async with testbed.phase("moves"):
             for number in range(arguments.moves):
                 moved = await move(testbed, tenant, (number + 1) % 2, chance if is_disturbed else None, struck)
                 moves.append(moved)
@@ -191,7 +174,7 @@ async def run(arguments: argparse.Namespace) -> int:
     return report(
         arguments,
         console,
-        Trial(moves, control, moving, by_hand, usual_waits_s, commits_s, counted, differences, messages.describe()),
+        Trial(moves, control, moving, counted, differences, messages.describe()),
     )
 
 
@@ -200,21 +183,12 @@ def report(arguments: argparse.Namespace, console: Console, trial: Trial) -> int
     moves, first = trial.moves, trial.moves[0].certificate
     rate = first["rowsCopied"] / first["phasesS"].get("copy", float("inf"))
     if not is_disturbed:
-        console.print(
-            f"copied {rate:,.0f} rows/s, COPY by hand {trial.by_hand:,.0f} rows/s: {rate / trial.by_hand:.2f}"
-        )
+        console.print(f"copied {rate:,.0f} rows/s")
     pauses = sorted(one.pause_s for one in moves)
     console.print(
         f"{len(pauses)} moves; pause: median {statistics.median(pauses) * 1000:.0f} ms, "
         f"longest {pauses[-1] * 1000:.0f} ms, within 100 ms {sum(one <= 0.1 for one in pauses)}"
     )
-    usual_ms = [wait_s * 1000 for wait_s in trial.usual_waits_s]
-    console.print(
-        "without a move, from any moment to the tenant's next commit: "
-        f"median {statistics.median(usual_ms):.0f} ms, longest {max(usual_ms):.0f} ms"
-    )
-    commit_s = percentile(sorted(trial.commits_s), 0.99)
-    console.print(f"one ordinary commit beside them: p99 {format_number(commit_s, 's')}")
     before_s, during_s = trial.control.p99_s, trial.moving.p99_s
     console.print(
         f"other tenants, arrival to commit: p99 {format_number(before_s, 's')} before the moves, "
@@ -230,9 +204,8 @@ def report(arguments: argparse.Namespace, console: Console, trial: Trial) -> int
     if not is_disturbed:
         is_large = arguments.rows >= JUDGED_FROM
         others_ratio = None if not before_s or not during_s else during_s / before_s
-        copy_ratio = rate / trial.by_hand if is_large else None
         judged_pauses = pauses if arguments.read == "fan-out" else []
-        too_long = slow_parts(judged_pauses, others_ratio, copy_ratio, is_judged=arguments.judge or is_large)
+        too_long = slow_parts(judged_pauses, others_ratio, is_judged=arguments.judge or is_large)
     for part in too_long:
         console.print(part)
     are_equal = all(one.certificate["comparison"]["source"] == one.certificate["comparison"]["target"] for one in moves)
@@ -240,9 +213,7 @@ def report(arguments: argparse.Namespace, console: Console, trial: Trial) -> int
     return 0 if not trial.differences and are_equal and is_counted and not too_long else 1
 
 
-def slow_parts(
-    pauses: Sequence[float], others_ratio: float | None, copy_ratio: float | None, *, is_judged: bool
-) -> list[str]:
+def slow_parts(pauses: Sequence[float], others_ratio: float | None, *, is_judged: bool) -> list[str]:
     """Return what takes too long; *pauses* are sorted, none of them or None as a ratio: that is not judged."""
     found = []
     within = sum(one <= 0.1 for one in pauses)
@@ -254,57 +225,14 @@ def slow_parts(
         found.append(f"expected a median of at most {MEDIAN_MAX_S * 1000:.0f} ms, got {median * 1000:.0f} ms")
     if others_ratio is not None and others_ratio > OTHERS_MAX_RATIO:
         found.append(f"expected a p99 of others within {OTHERS_MAX_RATIO} times the control, got {others_ratio:.2f}")
-    if copy_ratio is not None and copy_ratio < COPY_MIN_RATIO:
-        found.append(f"expected a copy at {COPY_MIN_RATIO} times the rate of COPY by hand, got {copy_ratio:.2f}")
     return found
-
-
-@asynccontextmanager
-async def timed_commits(server: PostgresServer) -> AsyncIterator[list[float]]:
-    """Commit a small write every `COMMIT_EVERY_S` until the server is killed; yield how long each has taken so far."""
-    commits_s: list[float] = []
-
-    async def commit() -> None:
-        connection = await asyncpg.connect(server.url, timeout=10, command_timeout=60)
-        try:
-            while True:
-                began_at = time.monotonic()
-                await connection.execute("SELECT pg_logical_emit_message(true, 'moving', '')")
-                commits_s.append(time.monotonic() - began_at)
-                await asyncio.sleep(COMMIT_EVERY_S)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            return
-        finally:
-            connection.terminate()
-
-    committing = asyncio.create_task(commit())
-    try:
-        yield commits_s
-    finally:
-        committing.cancel()
-        await asyncio.wait([committing])
-
-
-async def waits_without_a_move(server: PostgresServer, tenant_id: str, control_s: float) -> list[float]:
-    """Return how long after each hundredth of a second of the control the tenant's next operation was committed.
-
-    Pauses contain this wait, too: the worker reads each stream shard five times a second.
-    """
-    connection = await asyncpg.connect(server.url, timeout=10, command_timeout=120)
-    try:
-        rows = await connection.fetch(COMMITTED_SQL, tenant_id, control_s)
-    finally:
-        await connection.close()
-    times = [row[0] for row in rows]
-    moments = [times[0] + number / 100 for number in range(int((times[-1] - times[0]) * 100))]
-    return [times[bisect_right(times, moment)] - moment for moment in moments]
 
 
 async def wait_until_begun(testbed: Testbed, tenant: Tenant) -> None:
     """Wait until the tenant has operations: the process of its producer takes a while to start on a busy machine."""
 
     async def has_begun() -> bool:
-        return bool(await ask(testbed.server(0), BEGUN_SQL, tenant.tenant_id))
+        return bool(await fetch_value(testbed.urls[0], BEGUN_SQL, tenant.tenant_id))
 
     if not await poll_until(has_begun, within_s=BEGUN_WITHIN_S):
         raise SystemExit(f"no operation of the tenant is applied within {BEGUN_WITHIN_S:g} s")
@@ -324,35 +252,6 @@ async def counted_moves(testbed: Testbed, least: int) -> int:
 
     await poll_until(has_counted, within_s=COUNTED_WITHIN_S)
     return found
-
-
-async def copy_by_hand(source: PostgresServer, target: PostgresServer, tenant_id: str) -> float:
-    """Copy the tenant's resources into another table of the target, as fast as COPY does; return rows a second."""
-    reader = await asyncpg.connect(source.url, timeout=10, command_timeout=600)
-    writer = await asyncpg.connect(target.url, timeout=10, command_timeout=600)
-    parts: asyncio.Queue[bytes | None] = asyncio.Queue(8)
-
-    async def read() -> None:
-        query = "SELECT * FROM resources WHERE id = $1"
-        await reader.copy_from_query(query, tenant_id, output=parts.put, format="binary")
-        await parts.put(None)
-
-    async def arriving() -> AsyncIterator[bytes]:
-        while (part := await parts.get()) is not None:
-            yield part
-
-    try:
-        await writer.execute("CREATE TABLE copied_by_hand (LIKE resources INCLUDING ALL)")
-        began_at = time.monotonic()
-        reading = asyncio.create_task(read())
-        status = await writer.copy_to_table("copied_by_hand", source=arriving(), format="binary")
-        await reading
-        took_s = time.monotonic() - began_at
-        await writer.execute("DROP TABLE copied_by_hand")
-    finally:
-        await reader.close()
-        await writer.close()
-    return int(status.rpartition(" ")[2]) / took_s
 
 
 async def move(
@@ -387,12 +286,8 @@ async def move(
     await asyncio.sleep(SETTLE_S)
     server = testbed.server(number)
     testbed.homes[tenant.tenant_id] = server.url
-    connection = await asyncpg.connect(server.url, timeout=10, command_timeout=120)
-    try:
-        pause = await connection.fetchrow(PAUSE_SQL, tenant.tenant_id)
-    finally:
-        await connection.close()
-    active_s, pause_s = (float("inf"), None) if pause is None else pause
+    pauses = await fetch(server.url, PAUSE_SQL, tenant.tenant_id)
+    active_s, pause_s = pauses[0] if pauses else (float("inf"), None)
     certificate = (
         result.get("certificate") or result["finished"]["certificate"]
     )  # of a mover that was killed at its end
@@ -442,14 +337,6 @@ async def run_command(testbed: Testbed, *arguments: str) -> Any:
     if not output:
         raise SystemExit(f"expected an answer of {' '.join(arguments)}, got {errors.decode()}")
     return json.loads(output if output.lstrip().startswith(b"{\n") else output.splitlines()[-1])
-
-
-async def ask(server: PostgresServer, query: str, *values: Any) -> Any:
-    connection = await asyncpg.connect(server.url, timeout=10, command_timeout=120)
-    try:
-        return await connection.fetchval(query, *values)
-    finally:
-        await connection.close()
 
 
 def describe(moved: Moved) -> str:

@@ -37,12 +37,13 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
-from acceptance.struck_shard import How, Struck, left_by, request_ids, row, value
+from acceptance.struck_shard import How, Struck, left_by, request_ids
 from rich.console import Console
 from rich.table import Table
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
 from support.load.testbed import Flow, Testbed
+from support.rows import fetch_row, fetch_value
 
 from benchmarks.targets import PerformanceTarget, format_number
 from simplu_local.postgres.server import PostgresServer
@@ -205,7 +206,7 @@ class Scenario:
         await self._testbed.worker.wait_ready()
         first_at = await self._first_after(promoted_at) if lost or not variant.is_idle else None
         await flow.producer.stop()
-        _, last_at = await row(shard.primary.url, RETURNED_SQL, list(lost))
+        _, last_at = await fetch_row(shard.primary.url, RETURNED_SQL, list(lost))
         await shard.renew(earlier)
         return Promotion(
             name,
@@ -260,7 +261,7 @@ class Scenario:
         async def came() -> bool:
             nonlocal found
             await asyncio.sleep(POLL_S)
-            found = await value(self._shard.primary.url, FIRST_SQL, moment)
+            found = await fetch_value(self._shard.primary.url, FIRST_SQL, moment)
             return found is not None
 
         await poll_until(came, within_s=self._arguments.within)
@@ -276,7 +277,7 @@ class Scenario:
 
         async def arrived() -> bool:
             await asyncio.sleep(POLL_S)
-            return bool(await value(self._shard.primary.url, PLAN_COUNT_SQL, plan.name) >= count)
+            return bool(await fetch_value(self._shard.primary.url, PLAN_COUNT_SQL, plan.name) >= count)
 
         if not self._arguments.synchronous and not await poll_until(arrived, within_s=APPLIED_WITHIN_S):
             raise SystemExit(f"{count} operations of {plan.name} are not applied within {APPLIED_WITHIN_S:g} s")
@@ -288,7 +289,7 @@ class Scenario:
         async def returned() -> bool:
             nonlocal found
             await asyncio.sleep(POLL_S)
-            found, _ = await row(self._shard.primary.url, RETURNED_SQL, list(lost))
+            found, _ = await fetch_row(self._shard.primary.url, RETURNED_SQL, list(lost))
             return bool(found >= min(least, len(lost)))
 
         await poll_until(returned, within_s=self._arguments.within)

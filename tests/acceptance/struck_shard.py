@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
 
-import asyncpg
 import msgspec
 from support.load.testbed import Testbed
 from support.postgres.standby import StandbyServer
+from support.rows import fetch
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST, free_port
@@ -110,20 +109,4 @@ async def left_by(server: PostgresServer) -> set[str]:
 
 
 async def request_ids(url: str) -> set[str]:
-    connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
-    try:
-        return {one[0] for one in await connection.fetch(IDS_SQL)}
-    finally:
-        await connection.close()
-
-
-async def row(url: str, query: str, *arguments: object) -> asyncpg.Record:
-    connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
-    try:
-        return (await connection.fetch(query, *arguments))[0]
-    finally:
-        await connection.close()
-
-
-async def value(url: str, query: str, *arguments: object) -> Any:
-    return (await row(url, query, *arguments))[0]
+    return {one[0] for one in await fetch(url, IDS_SQL)}

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import asyncpg
 import pytest
 import pytest_asyncio
+from support.rows import fetch_value
 from support.stack_tenants import provision, put_creates
 
 from simplu_local.processes.loopback import HOST, poll_until
@@ -97,12 +97,8 @@ async def shard_of_tenant(stack: Stack) -> str:
 
 async def latency_s(stack: Stack, request_id: str) -> float | None:
     """Return how long after its arrival an operation was committed; None when it is not in the log."""
-    connection = await asyncpg.connect(await shard_of_tenant(stack))
-    try:
-        query = "SELECT extract(epoch FROM completed_at - received_at)::float8 FROM operations WHERE request_id = $1"
-        found: float | None = await connection.fetchval(query, request_id)
-    finally:
-        await connection.close()
+    query = "SELECT extract(epoch FROM completed_at - received_at)::float8 FROM operations WHERE request_id = $1"
+    found: float | None = await fetch_value(await shard_of_tenant(stack), query, request_id)
     return found
 
 

@@ -10,10 +10,10 @@ from typing import Any
 from uuid import UUID
 
 import aiohttp
-import asyncpg
 import pytest
 from support.page_examples import Example, page_examples
 from support.requires import ROOT
+from support.rows import fetch
 
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.worker_process import WorkerProcess
@@ -134,9 +134,7 @@ async def test_examples_of_the_pages_do_what_they_say(tmp_path: Path) -> None:
         letters = (await reader.ask("/sqs/stats"))["queues"][-1]
         await worker.stop(within_s=PATIENCE_S)
         (server,) = stack.servers.values()
-        connection = await asyncpg.connect(server.url)
-        rows = await connection.fetch('SELECT "resourceName", "resourceId", data FROM resources')
-        await connection.close()
+        rows = await fetch(server.url, 'SELECT "resourceName", "resourceId", data FROM resources')
 
     (patient,) = listed["operations"]
     assert (order["status"], patient["status"], UUID(patient["requestId"]).version) == ("succeeded", "succeeded", 7)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 import aiohttp
-import asyncpg
 import pytest
+from support.rows import fetch
 
 from simplu_local.aws_server.account import ACCOUNT_ID, REGION
 from simplu_local.processes.loopback import poll_until
@@ -246,14 +246,6 @@ async def ask_citrus(stack: Stack, path: str) -> Any:
         return await answer.json()
 
 
-async def read_shard(stack: Stack, query: str, *arguments: str) -> list[asyncpg.Record]:
-    connection = await asyncpg.connect(stack.env["STACK_POSTGRES_URLS"])
-    try:
-        return await connection.fetch(query, *arguments)
-    finally:
-        await connection.close()
-
-
 async def send_examples(stack: Stack, control_url: str) -> None:
     """Send every record and message; those of new tenants twice, as a standard queue may deliver them."""
     async with stack.aws_client("sqs") as sqs, stack.aws_client("kinesis") as kinesis:
@@ -300,11 +292,12 @@ async def test_examples_of_the_references_work_as_written(record_property: Note)
         assert await poll_until(are_decided, within_s=PATIENCE_S), found
         open_views = {path: await ask(worker, path) for path in MONITORING}
         closed = (await ask(worker, "/operations/req-uuid-123"))[0]
+        url = stack.env["STACK_POSTGRES_URLS"]
         rows = {
-            name: await read_shard(stack, "SELECT * FROM resources WHERE id = $1", "-".join(tenant.values()))
+            name: await fetch(url, "SELECT * FROM resources WHERE id = $1", "-".join(tenant.values()))
             for name, tenant in TENANTS.items()
         }
-        orders = {name: await read_shard(stack, f"SELECT * FROM {name}_orders") for name in TRADERS}
+        orders = {name: await fetch(url, f"SELECT * FROM {name}_orders") for name in TRADERS}
         named = await ask_citrus(stack, f"/api/shard/{'-'.join(TENANT.values())}")
         (healthy,) = await ask_citrus(stack, "/api/shards/health")
         await worker.stop(within_s=PATIENCE_S)

@@ -32,6 +32,7 @@ from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
 from support.load.testbed import Testbed
 from support.postgres.upgrades import MADE_UP
+from support.rows import fetch, fetch_value
 
 import simplu_worker
 from benchmarks.targets import LoadReport, PerformanceTarget
@@ -222,12 +223,7 @@ class Scenario:
         self._expect(f"bombs that are {name}: duplicates for either worker", met=met)
 
     async def _bomb_rows(self, prefix: str) -> list[asyncpg.Record]:
-        rows = []
-        for url in self._testbed.urls:
-            connection = await asyncpg.connect(url)
-            rows += await connection.fetch(BOMB_SQL, BOMBER.tenant_id, prefix)
-            await connection.close()
-        return rows
+        return [row for url in self._testbed.urls for row in await fetch(url, BOMB_SQL, BOMBER.tenant_id, prefix)]
 
     async def _both_work(self, schema: str) -> None:
         before = [await applied_by(worker) for worker in self._testbed.workers]
@@ -290,12 +286,8 @@ class Scenario:
         return inherited | self._testbed.stack.env | WORKER_ENV | dict(env)
 
     async def _versions(self) -> set[int]:
-        versions = set()
-        for url in self._testbed.urls:
-            connection = await asyncpg.connect(url)
-            versions.add(await connection.fetchval("SELECT max(version) FROM schema_migrations"))
-            await connection.close()
-        return versions
+        query = "SELECT max(version) FROM schema_migrations"
+        return {await fetch_value(url, query) for url in self._testbed.urls}
 
     async def _judge(self, plan: ChainPlan) -> None:
         testbed = self._testbed

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 import aiohttp
 import asyncpg
 import pytest
+from support.rows import fetch, fetch_value
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_pause_s
@@ -212,8 +213,7 @@ class FullStack:
             connection.terminate()
 
     async def fetchval(self, tenant: Tenant, query: str, *arguments: Any) -> Any:
-        async with self.connect(tenant) as connection:
-            return await connection.fetchval(query, *arguments)
+        return await fetch_value(self.homes[tenant.tenant_id].url, query, *arguments)
 
     # Operations
 
@@ -227,8 +227,7 @@ class FullStack:
         return positions
 
     async def read_operations(self, tenant: Tenant) -> dict[str, asyncpg.Record]:
-        async with self.connect(tenant) as connection:
-            rows = await connection.fetch(LOG_SQL, tenant.tenant_id, timeout=QUERY_TIMEOUT_S)
+        rows = await fetch(self.homes[tenant.tenant_id].url, LOG_SQL, tenant.tenant_id)
         return {row["request_id"]: row for row in rows}
 
     async def is_applied(self, chain: Chain) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import asyncpg
 from support.load.operation_chains import ChainPlan, Numbers
+from support.rows import fetch, fetch_row, fetch_value
 
 QUERY_TIMEOUT_S = 120.0
 FETCH_COUNT = 5000
@@ -130,7 +130,7 @@ class _Found:
 async def count_operations(url: str) -> int:
     """Return the number of operations of the stream on a shard; 0 before it has tables."""
     try:
-        return int(await _fetch_value(url, "SELECT count(*) FROM operations WHERE source = 'kinesis'"))
+        return int(await fetch_value(url, "SELECT count(*) FROM operations WHERE source = 'kinesis'"))
     except asyncpg.UndefinedTableError:
         return 0
 
@@ -138,31 +138,15 @@ async def count_operations(url: str) -> int:
 async def read_latencies_s(urls: Sequence[str], plan: ChainPlan, begin: datetime, end: datetime) -> list[float]:
     found: list[float] = []
     for url in urls:
-        connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
-        try:
-            found += [row[0] for row in await connection.fetch(LATENCIES_SQL, begin, end, plan.name)]
-        finally:
-            await connection.close()
+        found += [row[0] for row in await fetch(url, LATENCIES_SQL, begin, end, plan.name)]
     return sorted(found)
 
 
 async def count_completed(urls: Sequence[str], plan: ChainPlan, begin: datetime, end: datetime) -> int:
-    return sum([int(await _fetch_value(url, COMPLETED_SQL, begin, end, plan.name)) for url in urls])
+    return sum([int(await fetch_value(url, COMPLETED_SQL, begin, end, plan.name)) for url in urls])
 
 
 async def count_held(url: str, at: datetime) -> HeldOperations:
     """Count the operations of a shard that had arrived and were not committed *at* that time."""
-    connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
-    try:
-        count, last_at = await connection.fetchrow(HELD_SQL, at) or (0, None)
-    finally:
-        await connection.close()
+    count, last_at = await fetch_row(url, HELD_SQL, at)
     return HeldOperations(count, None if last_at is None else (last_at - at).total_seconds())
-
-
-async def _fetch_value(url: str, query: str, *arguments: object) -> Any:
-    connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
-    try:
-        return await connection.fetchval(query, *arguments)
-    finally:
-        await connection.close()

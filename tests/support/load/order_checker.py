@@ -10,10 +10,10 @@ from typing import Any
 
 import asyncpg
 from support.load.order_plan import OrderPlan, OrderStep, PlannedEvent
+from support.rows import fetch, fetch_value
 
 from simplu_local.verify.comparison import StoredDeadLetter
 
-QUERY_TIMEOUT_S = 120.0
 OPERATIONS_SQL = """
 SELECT tenant_id, request_id, operation, resource_id, status, error, source,
        xid::text::bigint AS xid, position, received_at, completed_at
@@ -59,13 +59,7 @@ async def count_orders(urls: Sequence[str], plan: OrderPlan) -> int:
 
 
 async def read_first_commit_time(urls: Sequence[str], plan: OrderPlan) -> datetime | None:
-    times = []
-    for url in urls:
-        connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
-        try:
-            times.append(await connection.fetchval(FIRST_SQL, plan.name))
-        finally:
-            await connection.close()
+    times = [await fetch_value(url, FIRST_SQL, plan.name) for url in urls]
     return min((time for time in times if time is not None), default=None)
 
 
@@ -85,12 +79,8 @@ async def compare_orders(
     operations, rows = [], []
     tenant_ids = sorted({tenant_id for plan in plans for tenant_id in _tenant_ids(plan)})
     for url in urls:
-        connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
-        try:
-            operations += await connection.fetch(OPERATIONS_SQL, tenant_ids)
-            rows += await connection.fetch(ROWS_SQL, tenant_ids)
-        finally:
-            await connection.close()
+        operations += await fetch(url, OPERATIONS_SQL, tenant_ids)
+        rows += await fetch(url, ROWS_SQL, tenant_ids)
     lines = _Differences()
     moment = "completed_at" if has_moved else "xid"
     _compare_log(lines, [step for plan in plans for step in plan.steps], operations, moment)

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import asyncpg
 from support.load.order_checker import compare_orders, count_orders
 from support.load.order_plan import OrderPlan
+from support.rows import fetch
 
 from simplu_local.processes.loopback import poll_until
 from simplu_local.workload.order_events import OrderEvent, SendReceipt, send_events
@@ -128,11 +128,7 @@ class TenantMessages:
         wanted |= {(kind, f"admin-{number}") for number in {*numbers} - renamed for kind in RESOURCE_TYPES[1:]}
         before = [f"{self._name}-{number}" for number in range(1, self._changes_sent + 1) if number % ADMIN_EVERY]
         after = [f"renamed-{number}" for number in range(1, self._changes_sent + 1)]
-        connection = await asyncpg.connect(url, timeout=10, command_timeout=60)
-        try:
-            rows = await connection.fetch(CHANGED_SQL, self._tenant.tenant_id, before, after)
-        finally:
-            await connection.close()
+        rows = await fetch(url, CHANGED_SQL, self._tenant.tenant_id, before, after)
         found = {(row["resource_type"], row["resource_id"]) for row in rows}
         missing, strange = sorted(wanted - found), sorted(found - wanted)
         lines = [f"control messages without effect ({len(missing)}), such as {missing[0]}"] if missing else []

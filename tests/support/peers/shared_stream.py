@@ -15,6 +15,7 @@ import aiohttp
 import asyncpg
 from support.peers.kcl_worker import KclWorker
 from support.peers.programs import JavaProgram
+from support.rows import fetch
 
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.worker_process import WorkerProcess, log_tail
@@ -158,13 +159,7 @@ class SharedStream:
         return Counter(row["id"] for row in rows if row["id"] in self.put_ids)
 
     async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
-        server = next(iter(self.stack.servers.values()))
-        connection = await asyncpg.connect(server.url, timeout=10)
-        try:
-            rows: list[asyncpg.Record] = await connection.fetch(query, *arguments)
-            return rows
-        finally:
-            await connection.close()
+        return await fetch(next(iter(self.stack.servers.values())).url, query, *arguments)
 
     async def wait_until_read(self, ids: Sequence[str], *kcl_workers: KclWorker, within_s: float = WITHIN_S) -> None:
         """Wait until each of *ids* is applied by ours, or was given to one of *kcl_workers*."""

@@ -21,6 +21,7 @@ import asyncpg
 from dotenv import dotenv_values
 from support.postgres.databases import execute
 from support.postgres.standby import CopiedServer, StandbyServer
+from support.rows import fetch
 from support.runbook.page import Step, first_missing_line
 from support.runbook.world import World
 from support.settings import settings_in
@@ -334,11 +335,8 @@ class Scene:
 
 async def read_log(url: str) -> list[Sent]:
     """Return the operations that a shard has applied; none where no tenant was created yet."""
-    connection = await asyncpg.connect(url)
     try:
         query = "SELECT tenant_id, request_id FROM operations WHERE status = 'succeeded'"
-        return [Sent(*row) for row in await connection.fetch(query)]
+        return [Sent(*row) for row in await fetch(url, query)]
     except asyncpg.UndefinedTableError:
         return []
-    finally:
-        await connection.close()
