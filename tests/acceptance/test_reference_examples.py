@@ -49,145 +49,55 @@ BOOKED: Final[dict[str, dict[str, Any]]] = {
     NEXT_DAY: {"patientName": "Ben", "appointmentTime": "2024-01-02T15:00:00Z", "status": "confirmed"},
 }
 CONFIRMED: Final = {"appointmentTime": "2024-01-01T11:00:00Z", "status": "confirmed"}
-RECORDS: Final[dict[str, dict[str, Any]]] = {
+VISIT: Final = {"patientName": "John Doe", "appointmentTime": "2024-01-01T10:00:00Z", "service": "consultation"}
+ASKED: Final[dict[str, Any]] = {
+    "filters": {"date": "2024-01-01", "status": "confirmed"},
+    "pagination": {"page": 1, "limit": 20},
+}
+
+
+def record(request_id: str, operation: str, at: str, **members: Any) -> dict[str, Any]:
+    day = "2024-01-01T" if len(at) == len("09:00") else ""
+    return {"operation": operation, **APPOINTMENT, **members, "timestamp": f"{day}{at}:00Z", "requestId": request_id}
+
+
+def booked(request_id: str, at: str, appointment: str) -> dict[str, Any]:
+    return record(request_id, "create", at, resourceId=appointment, data=BOOKED[appointment])
+
+
+RECORDS: Final = [
     # The calendar of a day has what is on that day, whenever it was booked.
-    "req-booked-before": {
-        "operation": "create",
-        **APPOINTMENT,
-        "resourceId": NEW_YEAR,
-        "data": BOOKED[NEW_YEAR],
-        "timestamp": "2023-12-20T09:00:00Z",
-        "requestId": "req-booked-before",
-    },
-    "req-booked-on-the-day": {
-        "operation": "create",
-        **APPOINTMENT,
-        "resourceId": NEXT_DAY,
-        "data": BOOKED[NEXT_DAY],
-        "timestamp": "2024-01-01T08:00:00Z",
-        "requestId": "req-booked-on-the-day",
-    },
-    "req-uuid-123": {
-        "operation": "create",
-        **APPOINTMENT,
-        "resourceId": CREATED,
-        "data": {
-            "id": CREATED,
-            "patientName": "John Doe",
-            "appointmentTime": "2024-01-01T10:00:00Z",
-            "service": "consultation",
-        },
-        "timestamp": "2024-01-01T09:00:00Z",
-        "requestId": "req-uuid-123",
-    },
-    "req-uuid-456": {
-        "operation": "update",
-        **APPOINTMENT,
-        "resourceId": "appointment-123",
-        "data": CONFIRMED,
-        "timestamp": "2024-01-01T09:30:00Z",
-        "requestId": "req-uuid-456",
-    },
-    "req-uuid-789": {
-        "operation": "list",
-        **APPOINTMENT,
-        "filters": {"date": "2024-01-01", "status": "confirmed"},
-        "pagination": {"page": 1, "limit": 20},
-        "timestamp": "2024-01-01T09:15:00Z",
-        "requestId": "req-uuid-789",
-    },
+    booked("req-booked-before", "2023-12-20T09:00", NEW_YEAR),
+    booked("req-booked-on-the-day", "08:00", NEXT_DAY),
+    record("req-uuid-123", "create", "09:00", resourceId=CREATED, data={"id": CREATED, **VISIT}),
+    record("req-uuid-456", "update", "09:30", resourceId="appointment-123", data=CONFIRMED),
+    record("req-uuid-789", "list", "09:15", **ASKED),
     # What the app server makes of the second text's `curl -X POST /api/resources/business-123-location-456`.
-    "req-curl": {
-        "operation": "create",
-        **APPOINTMENT,
-        "data": {
-            "patientName": "John Doe",
-            "appointmentTime": "2024-01-01T10:00:00Z",
-            "service": "consultation",
-        },
-        "timestamp": "2024-01-01T09:20:00Z",
-        "requestId": "req-curl",
-    },
+    record("req-curl", "create", "09:20", data=VISIT),
     # The text's update, of an appointment that is there; and operations that its interface names without an example.
-    "req-update": {
-        "operation": "update",
-        **APPOINTMENT,
-        "resourceId": CREATED,
-        "data": CONFIRMED,
-        "timestamp": "2024-01-01T09:30:00Z",
-        "requestId": "req-update",
-    },
-    "req-patch": {
-        "operation": "patch",
-        **APPOINTMENT,
-        "resourceId": "req-curl",
-        "data": {"status": "confirmed"},
-        "timestamp": "2024-01-01T09:40:00Z",
-        "requestId": "req-patch",
-    },
-    "req-list": {
-        "operation": "list",
-        **APPOINTMENT,
-        "filters": {"date": "2024-01-01", "status": "confirmed"},
-        "pagination": {"page": 1, "limit": 20},
-        "timestamp": "2024-01-01T09:45:00Z",
-        "requestId": "req-list",
-    },
-    "req-delete": {
-        "operation": "delete",
-        **APPOINTMENT,
-        "resourceId": "req-curl",
-        "timestamp": "2024-01-01T09:50:00Z",
-        "requestId": "req-delete",
-    },
-}
+    record("req-update", "update", "09:30", resourceId=CREATED, data=CONFIRMED),
+    record("req-patch", "patch", "09:40", resourceId="req-curl", data={"status": "confirmed"}),
+    record("req-list", "list", "09:45", **ASKED),
+    record("req-delete", "delete", "09:50", resourceId="req-curl"),
+]
 ORDER: Final[dict[str, Any]] = {"customer_name": "Test", "customer_email": "test@example.com", "items": []}
-ORDERS: Final[dict[str, dict[str, Any]]] = {
-    "order-1-new": {"type": "CREATE", "data": ORDER, "groupId": "orders", "deduplicationId": "order-1-new"},
-    "order-7-new": {
-        "type": "CREATE",
-        "orderId": "order-7",
-        "data": ORDER,
-        "groupId": "orders",
-        "deduplicationId": "order-7-new",
-    },
-    "order-7-pending": {
-        "type": "UPDATE",
-        "orderId": "order-7",
-        "data": {"status": "pending"},
-        "groupId": "orders",
-        "deduplicationId": "order-7-pending",
-    },
-    "order-7-gone": {
-        "type": "DELETE",
-        "orderId": "order-7",
-        "data": {},
-        "groupId": "orders",
-        "deduplicationId": "order-7-gone",
-    },
+
+
+def event(name: str, kind: str, data: dict[str, Any], order: str | None = None) -> dict[str, Any]:
+    named = {} if order is None else {"orderId": order}
+    return {"type": kind, **named, "data": data, "groupId": "orders", "deduplicationId": name}
+
+
+ORDERS: Final = [
+    event("order-1-new", "CREATE", ORDER),
+    event("order-7-new", "CREATE", ORDER, "order-7"),
+    event("order-7-pending", "UPDATE", {"status": "pending"}, "order-7"),
+    event("order-7-gone", "DELETE", {}, "order-7"),
     # With the ids of the third text.
-    "generated-new": {
-        "type": "CREATE",
-        "orderId": "generated_id",
-        "data": ORDER,
-        "groupId": "orders",
-        "deduplicationId": "generated-new",
-    },
-    "existing-paid": {
-        "type": "UPDATE",
-        "orderId": "existing_id",
-        "data": {"status": "paid"},
-        "groupId": "orders",
-        "deduplicationId": "existing-paid",
-    },
-    "existing-gone": {
-        "type": "DELETE",
-        "orderId": "existing_id",
-        "data": {},
-        "groupId": "orders",
-        "deduplicationId": "existing-gone",
-    },
-}
+    event("generated-new", "CREATE", ORDER, "generated_id"),
+    event("existing-paid", "UPDATE", {"status": "paid"}, "existing_id"),
+    event("existing-gone", "DELETE", {}, "existing_id"),
+]
 # The second text has an update of an appointment, and the third an update and a delete of an order, that none of their
 # examples creates.
 NEVER_CREATED: Final = ("req-uuid-456", "existing-paid", "existing-gone")
@@ -197,7 +107,10 @@ KEPT_ORDERS: Final = ("generated_id", "order-1-new")
 OUTCOMES: Final = {
     (name, request): "not_found" if request in NEVER_CREATED else "succeeded"
     for name in TENANTS
-    for request in (*(RECORDS if name == "dental" else ()), *ORDERS)
+    for request in (
+        *(one["requestId"] for one in (RECORDS if name == "dental" else ())),
+        *(one["deduplicationId"] for one in ORDERS),
+    )
 }
 # The filters want a status: the appointment has one from the update on, the other one by the patch.
 LISTED: Final = {"req-uuid-789": [NEW_YEAR], "req-list": [CREATED, NEW_YEAR, "req-curl"]}
@@ -251,22 +164,22 @@ async def send_examples(stack: Stack, control_url: str) -> None:
     async with stack.aws_client("sqs") as sqs, stack.aws_client("kinesis") as kinesis:
         for creation in SHARD_CREATIONS * 2:
             await sqs.send_message(QueueUrl=control_url, MessageBody=json.dumps(creation))
-        for record in RECORDS.values():
-            key = "-".join(record[name] for name in ("businessId", "locationId", "resourceType"))
-            await kinesis.put_record(StreamName=STREAM_NAME, Data=json.dumps(record).encode(), PartitionKey=key)
+        for one in RECORDS:
+            key = "-".join(one[name] for name in ("businessId", "locationId", "resourceType"))
+            await kinesis.put_record(StreamName=STREAM_NAME, Data=json.dumps(one).encode(), PartitionKey=key)
         for trader, tenant in TENANTS.items():
             attributes = {
                 f"{name[0].upper()}{name[1:]}": {"DataType": "String", "StringValue": value}
                 for name, value in tenant.items()
                 if tenant is not TENANT
             }
-            for name, event in ORDERS.items():
+            for one in ORDERS:
                 await sqs.send_message(
                     QueueUrl=stack.env["SQS_ORDER_EVENTS_QUEUE_URL"],
-                    MessageBody=json.dumps(event),
+                    MessageBody=json.dumps(one),
                     MessageAttributes=attributes,
-                    MessageGroupId=event["groupId"],
-                    MessageDeduplicationId=f"{trader}-{name}",
+                    MessageGroupId=one["groupId"],
+                    MessageDeduplicationId=f"{trader}-{one['deduplicationId']}",
                 )
 
 

@@ -1,4 +1,4 @@
-"""The Helm chart: rendered by Helm itself with pairwise combinations of values, and held against the schemas."""
+"""The Helm chart: rendered by Helm itself with each part of its values, and held against the schemas."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from support.chart.pairwise import Row, pairwise_rows
 from support.chart.render import (
     CHART,
     Manifest,
@@ -38,7 +37,8 @@ VALUE, VARIABLE, SECRET = (
     f"expected the name of a {kind}, got another; did you mean"
     for kind in ("value of the chart", "variable of the worker", "secret variable of the worker")
 )
-# What each name in a row of the pairwise combinations stands for.
+# What each name in a row of the combinations stands for.
+Row = dict[str, str]
 PARTS: dict[str, dict[str, dict[str, Any]]] = {
     "source": {
         "stream": {"settings": STREAM},
@@ -106,7 +106,12 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
         "without a budget": {"podDisruptionBudget": {"enabled": False}},
     },
 }
-ROWS = list(pairwise_rows({name: list(parts) for name, parts in PARTS.items()}))
+# As many as the most parts that a dimension has, in two orders: each part twice at least, beside others.
+ROWS: list[Row] = [
+    {name: [*parts][(turn + order * place) % len(parts)] for place, (name, parts) in enumerate(PARTS.items())}
+    for order in (0, 1)
+    for turn in range(max(map(len, PARTS.values())))
+]
 
 
 def values_of(row: Row) -> dict[str, Any]:
@@ -129,7 +134,7 @@ def test_helm_lint_has_no_complaint() -> None:
     assert "0 chart(s) failed" in done.stdout
 
 
-def test_manifests_fit_the_schemas_with_each_two_values(rendered: list[list[Manifest]], tmp_path: Path) -> None:
+def test_manifests_of_each_part_fit_the_schemas(rendered: list[list[Manifest]], tmp_path: Path) -> None:
     everything = [manifest for manifests in rendered for manifest in manifests]
     assert schema_problems(everything, tmp_path) == ""
     assert {manifest["kind"] for manifest in everything} == {

@@ -140,21 +140,11 @@ SEEDS: Final = (
 )
 WORDS: Final = (
     *(json.dumps(name).encode() for name in SHARD),
-    *(
-        b"\r\n",
-        b"HTTP/1.1 200 OK\r\n",
-        b"HTTP/1.0 100 Continue\r\n\r\n",
-        b"Content-Length: ",
-        b"Transfer-Encoding: chunked",
-    ),
+    *(b"\r\n", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.0 100 Continue\r\n\r\n", b"Content-Length: "),
+    b"Transfer-Encoding: chunked",
     *(b"Content-Encoding: deflate\r\n", b"Content-Encoding: br\r\n", b"Content-Encoding: zstd\r\n", b"Retry-After: 9"),
-    *(
-        b"Content-Type: x;charset=y\r\n",
-        b"Set-Cookie: a=b\r\n",
-        b"Location: //[\r\n",
-        b"0\r\n\r\n",
-        b"ffffffffffffffff\r\n",
-    ),
+    *(b"Content-Type: x;charset=y\r\n", b"Set-Cookie: a=b\r\n", b"Location: //[\r\n", b"0\r\n\r\n"),
+    b"ffffffffffffffff\r\n",
     *(b"postgresql://", b".internal", b"@", b"%40", b"%00", b",", b"[::1]", b"?options=", b"#", b"/"),
 )
 

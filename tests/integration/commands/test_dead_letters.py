@@ -15,8 +15,8 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 from support.aws.endpoints import REGION, client_of
-from support.aws.kinesis_endpoints import kinesis_servers
 from support.aws.kpl_aggregates import aggregate
+from support.aws.servers import KINESIS, running_servers
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import fetch
 from support.reader_world import MARGIN, SETTINGS, WAIT, World, eventually, open_world, reaches, record
@@ -56,8 +56,8 @@ GIVEN_UP = DeadLetterReason.RETRIES_EXHAUSTED
 
 @pytest.fixture(scope="module")
 def kinesis_url() -> Iterator[str]:
-    with kinesis_servers() as servers:
-        yield servers.url_of("ours")
+    with running_servers(KINESIS) as url_of:
+        yield url_of("ours")
 
 
 @pytest.fixture

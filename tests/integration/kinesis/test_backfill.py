@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 from structlog.testing import capture_logs
-from support.aws.kinesis_endpoints import kinesis_servers
+from support.aws.servers import KINESIS, running_servers
 from support.postgres.databases import ShardMaker
 from support.postgres.snapshots import ShardSnapshot
 from support.postgres.tenant_cases import fetch
@@ -36,8 +36,8 @@ pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(0.8)]
 
 @pytest.fixture(scope="module")
 def kinesis_url() -> Iterator[str]:
-    with kinesis_servers() as servers:
-        yield servers.url_of("ours")
+    with running_servers(KINESIS) as url_of:
+        yield url_of("ours")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from support.aws.kinesis_endpoints import kinesis_servers
+from support.aws.servers import KINESIS, running_servers
 from support.postgres.databases import ShardMaker
 from support.postgres.snapshots import ShardSnapshot
 from support.postgres.tenant_cases import fetch
@@ -65,8 +65,8 @@ class Later:
 
 @pytest.fixture
 def later() -> Iterator[Later]:
-    with kinesis_servers() as servers:
-        yield Later(servers.url_of("ours"))
+    with running_servers(KINESIS) as url_of:
+        yield Later(url_of("ours"))
 
 
 @pytest.fixture

@@ -1,10 +1,14 @@
-"""The same tests of the local Kinesis and of two others, so that a misreading of the API is not only ours."""
+"""The same tests of the local Kinesis and of two others, so that a misreading of the API is not only ours.
+
+Enhanced fan-out is read by the worker's own door.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -12,14 +16,19 @@ from uuid import uuid4
 import pytest
 from botocore.exceptions import ClientError
 from support.aws.endpoints import CREDENTIALS, client_of
-from support.aws.kinesis_endpoints import Servers, kinesis_servers
+from support.aws.servers import KINESIS, running_servers
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.clients import Client
+from simplu_worker.consumers.kinesis.stream.client import Reply, StreamConsumers
+from simplu_worker.consumers.kinesis.stream.positions import Start, TrimHorizon
+from simplu_worker.consumers.kinesis.stream.subscriptions import EndOfSubscriptionError, Subscription, Subscriptions
+from simplu_worker.errors import RetryableError
 
 pytestmark = pytest.mark.slow
 
 HASH_KEYS = 2**128
+WITHIN_S = 30.0
 Test = TypeVar("Test", bound=Callable[..., Any])
 
 
@@ -29,15 +38,17 @@ def on(*names: str) -> Callable[[Test], Test]:
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[Servers]:
-    with kinesis_servers() as servers:
-        yield servers
+def url_of() -> Iterator[Callable[[str], str]]:
+    with running_servers(KINESIS) as url_of:
+        yield url_of
 
 
 class Stream:
     def __init__(self, client: Client) -> None:
         self.client = client
         self.name = f"stream-{uuid4()}"
+        self.consumers = StreamConsumers(client, self.name)
+        self.subscriptions = Subscriptions(client, self.consumers, "me")
 
     async def create(self, shard_count: int = 1) -> None:
         await self.client.create_stream(StreamName=self.name, ShardCount=shard_count)
@@ -95,8 +106,8 @@ class Stream:
 
 
 @pytest.fixture
-def endpoint_url(request: pytest.FixtureRequest, servers: Servers) -> str:
-    return servers.url_of(request.param)
+def endpoint_url(url_of: Callable[[str], str], request: pytest.FixtureRequest) -> str:
+    return url_of(request.param)
 
 
 @pytest.fixture
@@ -224,8 +235,8 @@ async def test_closed_stream_shard_ends_with_its_children(stream: Stream) -> Non
 
 
 @on("ours", "kinesis-mock")
-async def test_shard_filters_choose_by_time(stream: Stream, endpoint_url: str, servers: Servers) -> None:
-    step_s = servers.clock_step_s(endpoint_url)
+async def test_shard_filters_choose_by_time(stream: Stream, request: pytest.FixtureRequest) -> None:
+    step_s = 0.01 if "ours" in request.node.name else 1.1  # of the clock of the other one
     await stream.create()
     await stream.put("a")
     await asyncio.sleep(step_s)
@@ -274,3 +285,92 @@ async def test_writers_at_once_lose_nothing(stream: Stream) -> None:
         read += texts
     by_writer = [[text for text in read if text.startswith(f"{writer}-")] for writer in range(4)]
     assert by_writer == [[f"{writer}-{number}" for number in range(300)] for writer in range(4)]
+
+
+# Enhanced fan-out
+
+
+@asynccontextmanager
+async def subscribed(stream: Stream, start: Start) -> AsyncIterator[Subscription]:
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            try:
+                subscription = await stream.subscriptions.open(shard_id(0), start)
+                break
+            except RetryableError:
+                await asyncio.sleep(0.1)
+    try:
+        yield subscription
+    finally:
+        subscription.close()
+
+
+async def next_reply(subscription: Subscription) -> Reply:
+    async with asyncio.timeout(WITHIN_S):
+        while (reply := subscription.take()) is None:
+            await subscription.receive(asyncio.Event(), within_s=1.0)
+        return reply
+
+
+async def texts(subscription: Subscription, count: int) -> list[str]:
+    found: list[str] = []
+    while len(found) < count:
+        found += [record.data.decode() for record in (await next_reply(subscription)).records]
+    return found
+
+
+@on("ours", "kinesis-mock")
+async def test_consumer_is_registered_once_found_again_and_removed(stream: Stream) -> None:
+    await stream.create()
+    assert await stream.consumers.find("me") is None
+    registered = await stream.consumers.ensure("me")
+    assert registered.arn.rpartition(":")[0].endswith(f":stream/{stream.name}/consumer/me")
+
+    async def active() -> bool:
+        return (await stream.consumers.ensure("me")).status == "ACTIVE"
+
+    assert await poll_until(active, within_s=WITHIN_S)
+    assert [(one.name, one.arn) for one in await stream.consumers.list()] == [("me", registered.arn)]
+    assert await stream.consumers.remove("me")
+
+    async def is_gone() -> bool:
+        return await stream.consumers.find("me") is None
+
+    assert await poll_until(is_gone, within_s=WITHIN_S)
+
+
+@on("ours", "kinesis-mock")
+async def test_records_are_pushed_from_the_position_on(stream: Stream) -> None:
+    await stream.create()
+    await stream.put("a", "b")
+    async with subscribed(stream, TrimHorizon()) as subscription:
+        assert await texts(subscription, 2) == ["a", "b"]
+        (number,) = await stream.put("c")
+        reply = await next_reply(subscription)
+        while not reply.records:
+            reply = await next_reply(subscription)
+        (record,) = reply.records
+        assert (record.data, record.sequence_number, record.partition_key) == (b"c", number, "key")
+        assert reply.next_iterator is not None
+        assert int(reply.next_iterator) >= int(number)
+
+
+@on("ours")
+async def test_end_of_a_closed_stream_shard_names_its_children(stream: Stream) -> None:
+    await stream.create()
+    await stream.put("a")
+    await stream.split(0, HASH_KEYS // 2)
+    children: set[tuple[str, frozenset[str]]] = set()
+    found: list[str] = []
+    async with subscribed(stream, TrimHorizon()) as subscription:
+        for _ in range(3):
+            reply = await next_reply(subscription)
+            found += [record.data.decode() for record in reply.records]
+            children = {(child.stream_shard_id, child.parents) for child in reply.child_shards}
+            if children:
+                break
+        with pytest.raises(EndOfSubscriptionError):
+            await next_reply(subscription)
+    assert found == ["a"]
+    parents = frozenset({shard_id(0)})
+    assert children == {("shardId-000000000001", parents), ("shardId-000000000002", parents)}

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 from botocore.exceptions import ClientError
 from support.aws.endpoints import CREDENTIALS, client_of
-from support.aws.sqs_endpoints import Servers, sqs_servers
+from support.aws.servers import SQS, running_servers
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.clients import Client
@@ -30,14 +30,14 @@ def on(*names: str) -> Callable[[Test], Test]:
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[Servers]:
-    with sqs_servers() as servers:
-        yield servers
+def url_of() -> Iterator[Callable[[str], str]]:
+    with running_servers(SQS) as url_of:
+        yield url_of
 
 
 @pytest.fixture
-def endpoint_url(servers: Servers, request: pytest.FixtureRequest) -> str:
-    return servers.url_of(request.param)
+def endpoint_url(url_of: Callable[[str], str], request: pytest.FixtureRequest) -> str:
+    return url_of(request.param)
 
 
 @pytest.fixture

@@ -4,15 +4,15 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from support.aws.endpoints import client_of
-from support.aws.sqs_endpoints import sqs_servers
+from support.aws.servers import SQS, running_servers
 
 from simplu_worker.aws.clients import Client
 
 
 @pytest.fixture(scope="module", params=["moto", "ours"])
 def server_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    with sqs_servers() as servers:
-        yield servers.url_of(request.param)
+    with running_servers(SQS) as url_of:
+        yield url_of(request.param)
 
 
 @pytest.fixture

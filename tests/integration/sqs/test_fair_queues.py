@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 from support.aws.endpoints import client_of
 from support.aws.receiver_settings import receiver_settings
-from support.aws.sqs_endpoints import sqs_servers
+from support.aws.servers import SQS, running_servers
 from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT_WAIT, add_tenant, fetch
@@ -107,8 +107,8 @@ class World:
 
 @pytest.fixture(scope="module")
 def sqs_url() -> Iterator[str]:
-    with sqs_servers() as servers:
-        yield servers.url_of("ours")
+    with running_servers(SQS) as url_of:
+        yield url_of("ours")
 
 
 @pytest.fixture

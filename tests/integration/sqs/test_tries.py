@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.aws.endpoints import client_of
 from support.aws.receiver_settings import receiver_settings
-from support.aws.sqs_endpoints import sqs_servers
+from support.aws.servers import SQS, running_servers
 from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.tenant_cases import TENANT_WAIT, add_tenant, fetch
@@ -210,8 +210,8 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 @pytest.fixture(scope="module")
 def sqs_url() -> Iterator[str]:
-    with sqs_servers() as servers:
-        yield servers.url_of("ours")
+    with running_servers(SQS) as url_of:
+        yield url_of("ours")
 
 
 async def make_queues(client: Client) -> tuple[Queue, Queue]:

@@ -1,16 +1,12 @@
 """A producer with one of the clients beside faults of Kinesis and a `kill -9` of the worker, and an oracle of order.
 
-    python -m support.clients.trial typescript --operations 100000
-
 Each key is a resource: changes with a number that grows, each followed by a read. So the results of the reads tell in
 which order the worker has applied the key's operations, and the stream tells in which order the client has put them.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import itertools
 import json
 import os
 import secrets
@@ -20,20 +16,19 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import aiohttp
 import msgspec
 from support.clients.packages import build_wheel, installed_typescript
 from support.full_stack import LOG_SQL
 from support.peers.programs import SOURCES
-from support.peers.shared_stream import TENANT, SharedStream, provision_tenant
+from support.peers.shared_stream import TENANT, SharedStream
 
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.worker_process import WorkerProcess
-from simplu_local.stack.stack import Stack
 
 Language: TypeAlias = Literal["python", "typescript"]
 STREAM_SHARDS = 4
@@ -238,26 +233,3 @@ async def compare_log(shared: SharedStream, sent: Sequence[tuple[int, int, str]]
     expected_last = {key: step // 2 for key, step, _ in sent}
     right = Counter((f"{run}-{key}", n) for key, n in expected_last.items())
     return astray, len(lost), (found - right).total() + (right - found).total()
-
-
-async def run_alone(language: Language, operations: int, keys: int) -> Figures:
-    with producer(language) as program, tempfile.TemporaryDirectory() as folder:
-        async with Stack(shards=1, stream_shards=1) as stack:
-            await provision_tenant(stack)
-            return await run_trial(SharedStream(stack), program, Path(folder), operations=operations, keys=keys)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("language", choices=get_args(Language))
-    parser.add_argument("--operations", type=int, default=100_000)
-    parser.add_argument("--keys", type=int, default=400)
-    arguments = parser.parse_args()
-    figures = asyncio.run(run_alone(arguments.language, arguments.operations, arguments.keys))
-    for name, value in itertools.chain([("client", arguments.language)], asdict(figures).items()):
-        print(f"{name.replace('_', ' ')}: {value}")  # noqa: T201 - its output
-    sys.exit(1 if figures.violations else 0)
-
-
-if __name__ == "__main__":
-    main()
