@@ -1,35 +1,33 @@
-"""The worker as a process: signals, crashes, configuration, HTTP, and how soon a record is seen."""
+"""The worker as a process: signals, configuration, and what it says when it cannot start."""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import itertools
 import json
 import os
-import select
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
+from support.full_stack import make_record
 from support.rows import fetch_value
-from support.stack_tenants import provision, put_creates
 
 from simplu_local.processes.loopback import HOST, poll_until
 from simplu_local.processes.watchdog import running_processes, with_descendants
 from simplu_local.processes.worker_process import INHERITED, WorkerProcess, log_tail
 from simplu_local.stack.stack import Stack
 from simplu_local.verify.shard_checker import read_tenant_ids, shard_urls
+from simplu_local.workload.producer import create_tenants
 from simplu_local.workload.workload import Tenant
-from simplu_worker import __version__
 
 in_stacks_loop = pytest.mark.asyncio(loop_scope="module")
 
@@ -38,7 +36,6 @@ STREAM_SHARDS = 2
 GRACE_S = 10.0
 PATIENCE_S = 60.0
 ENDED_WITHIN_S = 60.0  # the exit status tells whether the drain was in time: the rest is for a busy machine
-PIPE_BYTES = 4096  # the least that Linux gives a pipe
 
 _numbers = itertools.count(1)
 
@@ -48,7 +45,9 @@ async def stack() -> AsyncIterator[Stack]:
     """Run one stack for this file, with one tenant; at the end no process of it is left, nor of the workers."""
     async with Stack(shards=2, stream_shards=STREAM_SHARDS) as running:
         async with running_worker(running, with_queue=True):
-            await provision(running, TENANT, within_s=PATIENCE_S)
+            async with running.aws_client("sqs") as sqs:
+                await create_tenants(sqs, running.env["SQS_SHARD_CREATION_QUEUE_URL"], [TENANT])
+            await until_so(partial(shard_of_tenant, running))
         yield running
         family = with_descendants(running.group.pids, running_processes())
     assert family & {process.pid for process in running_processes()} == set()
@@ -61,15 +60,13 @@ def environment(stack: Stack, *, with_queue: bool = False, **more: str) -> dict[
 
 
 @asynccontextmanager
-async def running_worker(
-    stack: Stack, *, with_queue: bool = False, log_path: Path | None = None, **more: str
-) -> AsyncIterator[WorkerProcess]:
+async def running_worker(stack: Stack, *, with_queue: bool = False, **more: str) -> AsyncIterator[WorkerProcess]:
     """Run a worker for as long as the context, or until it ends; enter when it is ready.
 
     Without the control queue it ends sooner: a poll that is under way when the stop comes is waited out.
     """
     number = next(_numbers)
-    log_path = log_path or stack.group.directory / f"daemon-{number}.log"
+    log_path = stack.group.directory / f"daemon-{number}.log"
     env = environment(stack, with_queue=with_queue, **more)
     worker = WorkerProcess(stack.group, env, number=number, log_path=log_path)
     worker.start()
@@ -89,56 +86,48 @@ async def until_so(ask: Any, *, within_s: float = PATIENCE_S) -> None:
 
 
 async def shard_of_tenant(stack: Stack) -> str:
-    for url in shard_urls(stack.env):
-        if TENANT.tenant_id in await read_tenant_ids([url]):
-            return url
-    raise AssertionError("the tenant is on no shard")
+    """Return the URL of the tenant's shard; empty while it has none."""
+    found = [url for url in shard_urls(stack.env) if TENANT.tenant_id in await read_tenant_ids([url])]
+    return "".join(found)
 
 
-async def latency_s(stack: Stack, request_id: str) -> float | None:
-    """Return how long after its arrival an operation was committed; None when it is not in the log."""
-    query = "SELECT extract(epoch FROM completed_at - received_at)::float8 FROM operations WHERE request_id = $1"
-    found: float | None = await fetch_value(await shard_of_tenant(stack), query, request_id)
-    return found
+async def put_create(stack: Stack, request_id: str) -> None:
+    record = make_record(TENANT, "create", request_id, resourceId=request_id, data={"name": "somebody"})
+    async with stack.aws_client("kinesis") as kinesis:
+        data = json.dumps(record).encode()
+        await kinesis.put_record(StreamName=stack.env["KINESIS_STREAM_NAME"], PartitionKey="key", Data=data)
 
 
-async def applied(stack: Stack, request_id: str) -> float:
-    """Wait until an operation is in the log; return its latency in seconds."""
+async def applied(stack: Stack, request_id: str) -> None:
+    """Wait until an operation is in the log."""
+    query = "SELECT count(*) FROM operations WHERE request_id = $1"
 
     async def is_there() -> bool:
-        return await latency_s(stack, request_id) is not None
+        return bool(await fetch_value(await shard_of_tenant(stack), query, request_id))
 
     await until_so(is_there)
-    return await latency_s(stack, request_id) or 0.0
 
 
-async def leases(stack: Stack, table: str | None = None) -> list[dict[str, Any]]:
-    """Return the rows of a lease table, by default the stack's, that stand for stream shards."""
+async def leases(stack: Stack) -> list[dict[str, Any]]:
+    """Return the rows of the lease table that stand for stream shards."""
     async with stack.aws_client("dynamodb") as dynamodb:
-        name = table or stack.env["KINESIS_APPLICATION_NAME"]
-        reply = await dynamodb.scan(TableName=name, ConsistentRead=True)
+        reply = await dynamodb.scan(TableName=stack.env["KINESIS_APPLICATION_NAME"], ConsistentRead=True)
     return [row for row in reply["Items"] if row["leaseKey"]["S"].startswith("shardId-")]
 
 
-async def holds_all(stack: Stack, worker: WorkerProcess, table: str | None = None) -> None:
+async def holds_all(stack: Stack, worker: WorkerProcess) -> None:
     """Wait until *worker* holds every lease: those of one that was killed have to expire first."""
 
     async def is_so() -> bool:
-        owners = [row.get("leaseOwner", {"S": ""})["S"] for row in await leases(stack, table)]
+        owners = [row.get("leaseOwner", {"S": ""})["S"] for row in await leases(stack)]
         return len(owners) == STREAM_SHARDS and all(f":{worker.pid}:" in owner for owner in owners)
 
     await until_so(is_so)
 
 
-async def get(worker: WorkerProcess, path: str, *, token: str | None = None) -> tuple[int, str]:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    async with aiohttp.ClientSession() as session, session.get(worker.url + path, headers=headers) as answer:
-        return answer.status, await answer.text()
-
-
-async def bytes_in_hand(stack: Stack, worker: WorkerProcess) -> int:
-    _, body = await get(worker, "/status", token=stack.env["API_TOKEN"])
-    return int(json.loads(body)["prefetch"]["usedBytes"])
+async def bytes_in_hand(worker: WorkerProcess) -> int:
+    async with aiohttp.ClientSession(headers=worker.operator) as http, http.get(f"{worker.url}/status") as answer:
+        return int((await answer.json())["prefetch"]["usedBytes"])
 
 
 async def put_in_frost(stack: Stack, worker: WorkerProcess, request_id: str) -> None:
@@ -148,17 +137,17 @@ async def put_in_frost(stack: Stack, worker: WorkerProcess, request_id: str) -> 
     """
 
     async def has_nothing() -> bool:
-        return await bytes_in_hand(stack, worker) == 0
+        return await bytes_in_hand(worker) == 0
 
     async def has_it() -> bool:
-        return await bytes_in_hand(stack, worker) > 0
+        return await bytes_in_hand(worker) > 0
 
-    await put_creates(stack, TENANT, f"before-{request_id}")
+    await put_create(stack, f"before-{request_id}")
     await applied(stack, f"before-{request_id}")
     await until_so(has_nothing)
     for server in stack.servers.values():
         server.suspend()
-    await put_creates(stack, TENANT, request_id)
+    await put_create(stack, request_id)
     await until_so(has_it)
 
 
@@ -192,27 +181,9 @@ async def ended(worker: WorkerProcess, *, within_s: float) -> int:
     return int(process.returncode)
 
 
-@in_stacks_loop
-async def test_worker_drains_and_releases_its_leases_at_sigterm(stack: Stack) -> None:
-    async with running_worker(stack, with_queue=True) as worker:
-        await holds_all(stack, worker)
-        ids = [f"drained-{number}" for number in range(20)]
-        await put_creates(stack, TENANT, *ids)
-        await applied(stack, ids[-1])
-        worker.send_signal(signal.SIGTERM)
-        assert await ended(worker, within_s=ENDED_WITHIN_S) == 0, log_tail(worker.log_path)
-    released = await leases(stack)
-
-    assert [row for row in released if "leaseOwner" in row] == []
-    assert any(row["checkpoint"]["S"].isdigit() for row in released)
-    events = [json.loads(line)["event"] for line in worker.log_path.read_text().splitlines()]
-    assert [events.count(event) for event in ("worker.ready", "worker.draining", "worker.stopped")] == [1, 1, 1]
-    assert events[-1] == "worker.stopped"
-
-
 @pytest.mark.slow(4)
 @in_stacks_loop
-async def test_worker_still_drains_when_a_shard_is_frozen(stack: Stack) -> None:
+async def test_worker_drains_at_sigterm_though_a_shard_is_frozen(stack: Stack) -> None:
     # A fifth of it is for giving the leases back, after the batch was waited for: enough on a busy machine.
     async with running_worker(stack, SHUTDOWN_GRACE_SECONDS="6") as worker:
         await holds_all(stack, worker)
@@ -222,11 +193,22 @@ async def test_worker_still_drains_when_a_shard_is_frozen(stack: Stack) -> None:
             assert await ended(worker, within_s=ENDED_WITHIN_S) == 0, log_tail(worker.log_path)
         finally:
             thaw(stack)
-    assert [row for row in await leases(stack) if "leaseOwner" in row] == []
+    released = await leases(stack)
+    assert [row for row in released if "leaseOwner" in row] == []
+    assert any(row["checkpoint"]["S"].isdigit() for row in released)
+    events = [json.loads(line)["event"] for line in worker.log_path.read_text().splitlines()]
+    assert [events.count(event) for event in ("worker.ready", "worker.draining", "worker.stopped")] == [1, 1, 1]
+    assert events[-1] == "worker.stopped"
 
     async with running_worker(stack) as worker:
         await applied(stack, "in-frost")
+        taken = await asyncio.to_thread(
+            run_command, "run", env=environment(stack, HTTP_PORT=str(worker.port), LOG_FORMAT="json")
+        )
         await worker.stop(within_s=ENDED_WITHIN_S)
+    (line,) = [line for line in taken.stdout.splitlines() if json.loads(line)["level"] == "error"]
+    assert (taken.returncode, "Traceback" in taken.stdout + taken.stderr) == (1, False)
+    assert f"expected to listen on {HOST}:{worker.port}" in json.loads(line)["error"]
 
 
 @pytest.mark.slow(4)
@@ -247,78 +229,6 @@ async def test_worker_ends_at_once_when_it_gets_a_second_signal(stack: Stack) ->
             assert await ended(worker, within_s=20) == 1  # the drain alone would take 48 s, and end with 0
         finally:
             thaw(stack)
-
-
-@pytest.mark.slow(4)
-@in_stacks_loop
-@pytest.mark.skipif(sys.platform != "linux", reason="expected Linux, where the size of a pipe can be set")
-async def test_worker_goes_on_when_nobody_reads_its_log(stack: Stack, tmp_path: Path) -> None:
-    pipe = tmp_path / "log"
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        async with running_worker(stack, log_path=pipe, LOG_LEVEL="debug") as worker:
-
-            async def is_full() -> bool:
-                return not select.select([], [writer], [], 0)[1]
-
-            writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-            try:
-                await until_so(is_full)
-            finally:
-                os.close(writer)
-            await put_creates(stack, TENANT, "on-full-pipe")
-            await applied(stack, "on-full-pipe")
-            live, _ = await get(worker, "/livez")
-            worker.send_signal(signal.SIGTERM)
-            status = await ended(worker, within_s=ENDED_WITHIN_S)
-    finally:
-        os.close(reader)
-
-    assert (live, status) == (200, 0)
-
-
-@pytest.mark.slow(4)
-@in_stacks_loop
-async def test_worker_answers_over_http(stack: Stack) -> None:
-    token = stack.env["API_TOKEN"]
-    async with running_worker(stack) as worker:
-        await put_creates(stack, TENANT, "asked-for")
-        await applied(stack, "asked-for")
-        protected = ("/status", "/shards", "/operations/asked-for", "/tenants/clinic/main")
-        opened = {path: (await get(worker, path))[0] for path in ("/livez", "/readyz", "/metrics", "/", "/nowhere")}
-        refused = {(await get(worker, path, token=wrong))[0] for path in protected for wrong in (None, "wrong")}
-        allowed = {path: await get(worker, path, token=token) for path in protected}
-        _, metrics = await get(worker, "/metrics")
-        with socket.socket() as probe:
-            assert probe.connect_ex((HOST, worker.port)) == 0
-        taken = await asyncio.to_thread(
-            run_command, "run", env=environment(stack, HTTP_PORT=str(worker.port), LOG_FORMAT="json")
-        )
-        await worker.stop(within_s=ENDED_WITHIN_S)
-
-    assert opened == {"/livez": 200, "/readyz": 200, "/metrics": 200, "/": 200, "/nowhere": 404}
-    assert refused == {401}
-    assert {status for status, _ in allowed.values()} == {200}
-    operation = json.loads(allowed["/operations/asked-for"][1])
-    assert (operation["status"], operation["operation"], operation["resourceId"]) == (
-        "succeeded",
-        "create",
-        "asked-for",
-    )
-    (build,) = [line for line in metrics.splitlines() if line.startswith("simplu_build_info{")]
-    assert f'version="{__version__}"' in build
-    assert 'simplu_operations_total{operation="create",outcome="succeeded",source="kinesis"}' in metrics
-    status = json.loads(allowed["/status"][1])
-    assert status["version"] == __version__
-    assert "shard-1" in {shard["shardId"] for shard in status["shards"]}
-    assert [server.password for server in stack.servers.values() if server.password in repr(allowed)] == []
-
-    assert taken.returncode == 1
-    (line,) = [line for line in taken.stdout.splitlines() if json.loads(line)["level"] == "error"]
-    assert f"expected to listen on {HOST}:{worker.port}" in json.loads(line)["error"]
-    assert "Traceback" not in taken.stdout + taken.stderr
 
 
 def test_worker_names_all_problems_of_settings_and_no_secret(tmp_path: Path) -> None:
