@@ -4,8 +4,7 @@
 
 Starts the embedded stack and the replicas itself. While a producer sends, the fleet goes 1 → 4 → 2 replicas, one is
 killed with -9, one is frozen for longer than a lease lasts and goes on, one is stopped in order, and the stream goes
-from N stream shards to 2N and down to N/2. `--freeze-shard` stops one Postgres server for that many seconds meanwhile,
-from before the first reshard on. Then every row, outcome and dead letter is compared with the model. Exit
+from N stream shards to 2N and down to N/2. Then every row, outcome and dead letter is compared with the model. Exit
 status 0 only if all is right.
 """
 
@@ -19,21 +18,18 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 
+from acceptance.blackbox import judge, settled_share, shown_on
 from rich.console import Console
+from support.streams import reshard
 
 from simplu_local.aws_server.faults import SetOptions
 from simplu_local.aws_server.server import send_commands
-from simplu_local.demo.display import Display, print_differences, result_table
-from simplu_local.demo.trial import Trial, TrialLoad, TrialSnapshot
-from simplu_local.postgres.server import PostgresServer
-from simplu_local.processes.loopback import poll_until
+from simplu_local.demo.trial import Trial, TrialLoad
 from simplu_local.processes.worker_process import WorkerProcess
 from simplu_local.stack.stack import Stack
 
 STOP_WITHIN_S = 35.0
-RESHARD_WITHIN_S = 60.0
 IDLE_S = 60.0
-MOST = 0.9  # redeliveries leave no trace
 HALF_STEPS = 4  # the last one that is due before half of the records are sent
 
 Step = Callable[[], Awaitable[None]]
@@ -47,7 +43,6 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=400.0, help="most records a second")
     parser.add_argument("--lease-duration", type=float, default=3.0)
     parser.add_argument("--read", choices=("polling", "fan-out"), default="polling")
-    parser.add_argument("--freeze-shard", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=None, help="repeat an earlier run's records")
     sys.exit(asyncio.run(run(parser.parse_args(), Console(soft_wrap=True, highlight=False))))
 
@@ -59,39 +54,24 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
         arguments.operations, seed, run=secrets.token_hex(3), tenants=arguments.tenants, rate=arguments.rate
     )
     console.print(f"seed {seed}, run {load.run}")
-    display = Display(console)
-
-    async def on_tick(snapshot: TrialSnapshot) -> None:
-        display.show(snapshot, None)
-
     async with Stack(shards=3, stream_shards=arguments.stream_shards) as stack:
         # Nothing may be trimmed unread: a loss must be the fleet's.
         await send_commands(stack.kinesis_url, SetOptions(options={"memory_max_bytes": 2 * 1024**3}))
-        # While a shard is away nothing may be left to do.
-        idle_s = IDLE_S + arguments.freeze_shard
         # On a slow machine each step takes longer: the second half is put once the first half of them is done.
         is_half_done = asyncio.Event()
-        trial = Trial(load, lambda: stack.env, on_tick=on_tick, at_half=is_half_done.wait, timeout_s=600, idle_s=idle_s)
+        trial = Trial(
+            load, lambda: stack.env, on_tick=shown_on(console), at_half=is_half_done.wait, timeout_s=600, idle_s=IDLE_S
+        )
         env = {"KINESIS_LEASE_DURATION_SECONDS": str(arguments.lease_duration), "KINESIS_READ": arguments.read}
         fleet = _Fleet(stack, arguments.lease_duration, env, console)
         await fleet.start(1)
         async with asyncio.TaskGroup() as tasks:
-            happening = [tasks.create_task(happen(trial, fleet, arguments.stream_shards, is_half_done))]
-            if arguments.freeze_shard:
-                server = next(iter(stack.servers.values()))
-                happening.append(tasks.create_task(freeze_shard(trial, server, arguments.freeze_shard, console)))
+            happening = tasks.create_task(happen(trial, fleet, arguments.stream_shards, is_half_done))
             result = await trial.run()
-            through = all(task.done() for task in happening)
-            for task in happening:
-                task.cancel()
+            through = happening.done()
+            happening.cancel()
         await fleet.stop_all()
-    console.print(result_table(result))
-    print_differences(console, result.report.differences)
-    if not result.progress.is_done:
-        console.print(f"expected {result.progress.expected_count} traces, found {result.progress.finished_count}")
-    if not through:
-        console.print("all was applied before all had happened: give a lower --rate or more --operations")
-    return 0 if result.progress.is_done and not result.report.differences and through else 1
+    return judge(console, result, is_over=through)
 
 
 async def happen(trial: Trial, fleet: _Fleet, stream_shards: int, is_half_done: asyncio.Event) -> None:
@@ -109,30 +89,10 @@ async def happen(trial: Trial, fleet: _Fleet, stream_shards: int, is_half_done: 
         lambda: fleet.reshard(stream_shards // 2),
     ]
     for number, step in enumerate(steps, start=1):
-        await _settled_share(trial, number / (len(steps) + 3))
+        await settled_share(trial, number / (len(steps) + 3))
         await step()
         if number == HALF_STEPS:
             is_half_done.set()
-
-
-async def freeze_shard(trial: Trial, server: PostgresServer, seconds: float, console: Console) -> None:
-    """Stop a Postgres server for a while, when the fleet begins to change: it neither answers nor refuses."""
-    await _settled_share(trial, 1 / 8)
-    console.print(f"freezing {server.database} for {seconds:g} s")
-    server.suspend()
-    try:
-        await asyncio.sleep(seconds)
-    finally:
-        server.resume()
-    console.print(f"{server.database} goes on")
-
-
-async def _settled_share(trial: Trial, share: float) -> None:
-    async def settled() -> bool:
-        snapshot = trial.snapshot()
-        return snapshot.progress is not None and snapshot.progress.finished_count >= share * MOST * snapshot.total
-
-    await poll_until(settled, within_s=float("inf"))
 
 
 class _Fleet:
@@ -186,14 +146,7 @@ class _Fleet:
     async def reshard(self, count: int) -> None:
         name = self._stack.env["KINESIS_STREAM_NAME"]
         async with self._stack.aws_client("kinesis") as kinesis:
-
-            async def active() -> bool:
-                summary = (await kinesis.describe_stream_summary(StreamName=name))["StreamDescriptionSummary"]
-                return bool(summary["StreamStatus"] == "ACTIVE")
-
-            await kinesis.update_shard_count(StreamName=name, TargetShardCount=count, ScalingType="UNIFORM_SCALING")
-            if not await poll_until(active, within_s=RESHARD_WITHIN_S):
-                raise SystemExit(f"the stream is not active {RESHARD_WITHIN_S:g} s after a reshard")
+            await reshard(kinesis, name, count)
         self._console.print(f"resharded to {count} stream shards")
 
 

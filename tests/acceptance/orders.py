@@ -2,13 +2,12 @@
 
     simplu-worker stack --env-file F
     simplu-worker run --env-file F
-    python tests/acceptance/orders.py --env-file F --events 10000 --groups 500 --poison 1 --restart-shard
+    python tests/acceptance/orders.py --env-file F --events 10000 --groups 500 --poison 1
 
 Exit status 0 only if each group's events were applied once and in their order, and only the poison is in the
-dead-letter queue. `--restart-shard` kills one Postgres server with -9 in the middle and has the stack start it again.
-`--start-worker` runs the worker too. `--rolling-restart` runs three replicas instead, sets the queue's maxReceiveCount
-to 2, and replaces one replica after the other while the events come: nothing may be in a dead-letter queue then but the
-poison, neither by us nor by the queue's redrive.
+dead-letter queue. `--start-worker` runs the worker too. `--rolling-restart` runs three replicas instead, sets the
+queue's maxReceiveCount to 2, and replaces one replica after the other while the events come: nothing may be in a
+dead-letter queue then but the poison, neither by us nor by the queue's redrive.
 """
 
 from __future__ import annotations
@@ -17,16 +16,14 @@ import argparse
 import asyncio
 import json
 import secrets
-import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from acceptance.blackbox import postgres_pids, read_env_file, stack_of
+from acceptance.blackbox import STOP_WITHIN_S, read_env_file, running_workers
 from rich.console import Console
 from rich.table import Table
 from support.load.console import open_console
@@ -34,7 +31,6 @@ from support.load.order_checker import OrderComparison, compare_orders, count_or
 from support.load.order_plan import OrderPlan, PlannedEvent
 
 from simplu_local.processes.loopback import poll_until
-from simplu_local.processes.watchdog import ProcessGroup, send_signal
 from simplu_local.processes.worker_process import WorkerProcess
 from simplu_local.verify.comparison import percentile
 from simplu_local.verify.shard_checker import DeadLetterReader, read_tenant_ids, shard_urls
@@ -43,10 +39,8 @@ from simplu_local.workload.producer import create_tenants, open_client
 from simplu_local.workload.workload import make_tenants
 
 TENANTS_WITHIN_S = 60.0
-STOP_WITHIN_S = 35.0
 IDLE_S = 90.0
 QUIET_S = 2.0
-DOWN_S = 3.0
 POLL_S = 0.3
 ROLLING_REPLICAS = 3
 ROLLING_RATE = 200.0
@@ -63,16 +57,14 @@ def main() -> None:
     parser.add_argument("--tenants", type=int, default=12)
     parser.add_argument("--rate", type=float, default=None, help="most events a second")
     parser.add_argument("--seed", type=int, default=None, help="repeat an earlier run's events")
-    parser.add_argument("--restart-shard", action="store_true")
     parser.add_argument("--start-worker", action="store_true", help="run the worker too, and end it with SIGTERM")
     parser.add_argument("--rolling-restart", action="store_true", help="run three replicas and replace each under load")
-    parser.add_argument("--json", action="store_true")
     sys.exit(asyncio.run(run(parser.parse_args())))
 
 
 async def run(arguments: argparse.Namespace) -> int:
     """Send, make the trouble that was asked for, compare; return the exit status."""
-    console = open_console(as_json=arguments.json)
+    console = open_console()
     env = read_env_file(arguments.env_file)
     async with AsyncExitStack() as around:
         sqs = await around.enter_async_context(open_client("sqs", env))
@@ -87,8 +79,6 @@ async def run(arguments: argparse.Namespace) -> int:
         async with asyncio.TaskGroup() as tasks:
             letters = tasks.create_task(reader.run())
             troubles: list[asyncio.Task[None]] = []
-            if arguments.restart_shard:
-                troubles.append(tasks.create_task(trial.restart_shard()))
             if arguments.rolling_restart:
                 troubles.append(tasks.create_task(trial.replace_replicas(workers)))
             await trial.send(troubles)
@@ -100,28 +90,7 @@ async def run(arguments: argparse.Namespace) -> int:
     if not applied:
         result["differences"].append("not all was applied in time")
     show(result, console)
-    if arguments.json:
-        sys.stdout.write(json.dumps(result) + "\n")
     return 1 if result["differences"] else 0
-
-
-@asynccontextmanager
-async def running_workers(env: Mapping[str, str], env_file: Path, count: int) -> AsyncIterator[list[WorkerProcess]]:
-    """Run that many replicas; at the end each must stop on SIGTERM with status 0."""
-    with ProcessGroup() as group:
-        # Short leases: the fleet settles soon.
-        own = {**env, "KINESIS_LEASE_DURATION_SECONDS": "2"}
-        workers = [
-            WorkerProcess(group, own, number=number, log_path=env_file.with_suffix(f".worker-{number}.log"))
-            for number in range(count)
-        ]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            await worker.wait_ready()
-        yield workers
-        for worker in workers:
-            await worker.stop(within_s=STOP_WITHIN_S)
 
 
 async def set_max_receive_count(sqs: Any, queue_url: str, count: int) -> None:
@@ -197,29 +166,6 @@ class OrderTrial:
         self._console.print(f"{self.sent_count} events sent in {seconds:.1f} s: {self.sent_count / seconds:.0f}/s")
 
     # Trouble
-
-    async def restart_shard(self) -> None:
-        """Kill the Postgres server with most of it with -9 in the middle, and have the stack start it again."""
-        await self._applied_share(0.3)
-        counts = {url: await count_orders([url], self.plan) for url in shard_urls(self.env())}
-        url = max(counts, key=lambda url: counts[url])
-        pids = postgres_pids(urlsplit(url).port)
-        if not pids:
-            raise SystemExit(
-                f"expected a Postgres server with port {urlsplit(url).port} on its command line, found none"
-            )
-        self._console.print(f"kill -9 of the Postgres server on port {urlsplit(url).port} for {DOWN_S:g} s")
-        stack = stack_of(pids)
-        send_signal(pids, signal.SIGKILL)
-        await asyncio.sleep(DOWN_S)
-        send_signal({stack}, signal.SIGUSR1)
-
-        async def answers() -> bool:
-            return bool(await count_orders([url], self.plan))
-
-        await poll_until(answers, within_s=IDLE_S)
-        now = await count_orders([url], self.plan)
-        self._console.print(f"it is back; it had {counts[url]} events at the kill and has {now} now")
 
     async def replace_replicas(self, workers: list[WorkerProcess]) -> None:
         await self._applied_share(ROLLING_FROM)

@@ -124,7 +124,7 @@ class World:
             env = self.stack.env
             self.doors = {
                 "kinesis": FaultProxy(env["AWS_ENDPOINT_URL_KINESIS"]),
-                "sqs": FaultProxy(self.testbed._sqs_url),
+                "sqs": FaultProxy(env["AWS_ENDPOINT_URL_SQS"]),
                 "dynamodb": FaultProxy(env["DYNAMODB_ENDPOINT"]),
                 "citrus": FaultProxy(env["CITRUS_SERVER_URL"]),
             }

@@ -17,6 +17,7 @@ import pytest
 from botocore.exceptions import ClientError
 from support.aws.endpoints import CREDENTIALS, client_of
 from support.aws.servers import KINESIS, running_servers
+from support.streams import reshard, wait_until_active
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.clients import Client
@@ -52,15 +53,7 @@ class Stream:
 
     async def create(self, shard_count: int = 1) -> None:
         await self.client.create_stream(StreamName=self.name, ShardCount=shard_count)
-        await self.settled()
-
-    async def settled(self) -> None:
-
-        async def active() -> bool:
-            described = await self.client.describe_stream_summary(StreamName=self.name)
-            return bool(described["StreamDescriptionSummary"]["StreamStatus"] == "ACTIVE")
-
-        assert await poll_until(active, within_s=30)
+        await wait_until_active(self.client, self.name)
 
     async def put(self, *texts: str, hash_key: int = 0) -> list[str]:
         put = [
@@ -90,19 +83,16 @@ class Stream:
         await self.client.split_shard(
             StreamName=self.name, ShardToSplit=shard_id(shard), NewStartingHashKey=str(hash_key)
         )
-        await self.settled()
+        await wait_until_active(self.client, self.name)
 
     async def merge(self, lower: int, upper: int) -> None:
         await self.client.merge_shards(
             StreamName=self.name, ShardToMerge=shard_id(lower), AdjacentShardToMerge=shard_id(upper)
         )
-        await self.settled()
+        await wait_until_active(self.client, self.name)
 
     async def scale(self, count: int) -> None:
-        await self.client.update_shard_count(
-            StreamName=self.name, TargetShardCount=count, ScalingType="UNIFORM_SCALING"
-        )
-        await self.settled()
+        await reshard(self.client, self.name, count)
 
 
 @pytest.fixture

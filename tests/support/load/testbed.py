@@ -13,9 +13,9 @@ from typing import Any, Self
 
 from support.load.chain_checker import PutPlan, count_completed, count_operations, find_differences, read_latencies_s
 from support.load.chain_producer import ChainProducer, ProducerOrder
-from support.load.dead_letter_sink import DeadLetterSink
 from support.load.operation_chains import ChainPlan
 from support.processes.resource_usage import MemorySampler, ValueRange, cpu_seconds
+from support.streams import reshard
 
 from simplu_local.aws_server.faults import SetOptions
 from simplu_local.aws_server.server import send_commands
@@ -24,7 +24,7 @@ from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.worker_process import WorkerProcess
 from simplu_local.stack.stack import Stack
 from simplu_local.verify.comparison import StoredDeadLetter, percentile
-from simplu_local.verify.shard_checker import read_tenant_ids
+from simplu_local.verify.shard_checker import DeadLetterReader, read_tenant_ids
 from simplu_local.workload.producer import POLL_INTERVAL_S, create_tenants, open_client
 from simplu_local.workload.workload import Tenant
 
@@ -125,8 +125,9 @@ class Testbed:
             options = {"memory_max_bytes": STREAM_MEMORY_BYTES}
             await send_commands(self.stack.kinesis_url, SetOptions(options=options))
             env = self.stack.env
-            self._sink = DeadLetterSink(env["AWS_ENDPOINT_URL_SQS"], env["SQS_DEAD_LETTER_QUEUE_URL"])
-            self._sqs_url = await entered.enter_async_context(self._sink.serve())
+            sqs = await entered.enter_async_context(open_client("sqs", env))
+            self._letters = DeadLetterReader(sqs, env["SQS_DEAD_LETTER_QUEUE_URL"])
+            entered.push_async_callback(end_task, asyncio.create_task(self._letters.run()))
             for _ in range(self._replicas):
                 await self.start_worker()
             self.memory = MemorySampler(lambda: self.worker.pid)
@@ -140,7 +141,7 @@ class Testbed:
         await self._exit.aclose()
 
     async def start_worker(self, env: Mapping[str, str] | None = None) -> None:
-        worker_env = self.stack.env | {"AWS_ENDPOINT_URL_SQS": self._sqs_url} | self._worker_env | dict(env or {})
+        worker_env = self.stack.env | self._worker_env | dict(env or {})
         worker = WorkerProcess(self.stack.group, worker_env, number=self._started_count)
         self._started_count += 1
         worker.start()
@@ -279,17 +280,10 @@ class Testbed:
             rss_bytes=self.memory.range_between(phase.begin, phase.end),
         )
 
-    async def reshard(self, count: int, *, within_s: float = 60.0) -> None:
+    async def reshard(self, count: int) -> None:
         name = self.stack.env["KINESIS_STREAM_NAME"]
         async with self.stack.aws_client("kinesis") as kinesis:
-
-            async def is_active() -> bool:
-                summary = (await kinesis.describe_stream_summary(StreamName=name))["StreamDescriptionSummary"]
-                return bool(summary["StreamStatus"] == "ACTIVE")
-
-            await kinesis.update_shard_count(StreamName=name, TargetShardCount=count, ScalingType="UNIFORM_SCALING")
-            if not await poll_until(is_active, within_s=within_s):
-                raise SystemExit(f"expected the stream to be active {within_s:g} s after a reshard")
+            await reshard(kinesis, name, count)
 
     # Result
 
@@ -303,12 +297,17 @@ class Testbed:
 
     @property
     def dead_letters(self) -> Sequence[StoredDeadLetter]:
-        return self._sink.dead_letters
+        return self._letters.dead_letters
 
     async def stop_workers(self) -> None:
         """End the replicas with SIGTERM; each must end with status 0."""
         for worker in self.workers:
             await worker.stop(within_s=STOP_WITHIN_S)
+
+
+async def end_task(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def process_name(line: str) -> str:

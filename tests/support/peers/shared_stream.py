@@ -16,6 +16,7 @@ import asyncpg
 from support.peers.kcl_worker import KclWorker
 from support.peers.programs import JavaProgram
 from support.rows import fetch
+from support.streams import reshard, wait_until_active
 
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.worker_process import WorkerProcess, log_tail
@@ -107,21 +108,11 @@ class SharedStream:
     async def create(self, stream_shards: int) -> None:
         async with self.stack.aws_client("kinesis") as kinesis:
             await kinesis.create_stream(StreamName=self.stream, ShardCount=stream_shards)
-            await self._wait_until_active(kinesis)
+            await wait_until_active(kinesis, self.stream)
 
     async def reshard(self, stream_shards: int) -> None:
         async with self.stack.aws_client("kinesis") as kinesis:
-            await kinesis.update_shard_count(
-                StreamName=self.stream, TargetShardCount=stream_shards, ScalingType="UNIFORM_SCALING"
-            )
-            await self._wait_until_active(kinesis)
-
-    async def _wait_until_active(self, kinesis: Any) -> None:
-        async def is_active() -> bool:
-            summary = (await kinesis.describe_stream_summary(StreamName=self.stream))["StreamDescriptionSummary"]
-            return bool(summary["StreamStatus"] == "ACTIVE")
-
-        assert await poll_until(is_active, within_s=WITHIN_S)
+            await reshard(kinesis, self.stream, stream_shards)
 
     def new_items(self, count: int) -> list[Item]:
         items: list[Item] = []

@@ -25,6 +25,7 @@ from support.rows import fetch
 from support.runbook.page import Step, first_missing_line
 from support.runbook.world import World
 from support.settings import settings_in
+from support.streams import wait_until_active
 
 from simplu_local.aws_server.account import ACCOUNT_ID
 from simplu_local.postgres.server import PostgresServer
@@ -205,8 +206,7 @@ class Scene:
         urls = {"kinesis": "AWS_ENDPOINT_URL_KINESIS", "sqs": "AWS_ENDPOINT_URL_SQS"}
         async with aws_client("kinesis", self.shell[urls["kinesis"]]) as kinesis:
             await kinesis.create_stream(StreamName=self.stream, ShardCount=2)
-            exists = kinesis.get_waiter("stream_exists")
-            await exists.wait(StreamName=self.stream, WaiterConfig={"Delay": PAUSE_S})
+            await wait_until_active(kinesis, self.stream)
             await kinesis.increase_stream_retention_period(StreamName=self.stream, RetentionPeriodHours=RETENTION_H)
         async with aws_client("sqs", self.shell[urls["sqs"]]) as sqs:
             await sqs.create_queue(QueueName=self.names[DEAD_LETTERS])
