@@ -21,7 +21,6 @@ import pytest
 from support import selection
 from support.aws.endpoints import CREDENTIALS, empty_moto, running_moto
 from support.leaks import LeakDetector
-from support.memory_folder import use_memory
 from support.postgres.databases import SHARD_ID, ShardMaker, Shelf, copy_shard, make_template
 from support.postgres.tenant_cases import TenantCase, add_tenant
 from support.requires import require
@@ -50,6 +49,10 @@ hypothesis.settings.load_profile("simplu-repeatable" if _IS_REPEATABLE else "sim
 # Fixtures of a module that have as much open after a test as before it.
 UNCHANGED = ("_module_leaves_nothing", "endpoint_url")
 
+# A file system in memory, on Linux. In containers it is small, or no program in it may run.
+MEMORY = "/dev/shm"
+MEMORY_LEAST_BYTES = 4 * 1024**3
+
 _tenant_numbers = itertools.count(1)
 _leaks = LeakDetector()
 
@@ -66,7 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     for name in VARIABLES.keys() - {"LOG_LEVEL"}:
         os.environ.pop(name, None)
-    use_memory()
+    _use_memory()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # programs are started by the hundred
     if INITIAL_DATA_VARIABLE not in os.environ:  # the processes of xdist inherit it
         folder = tempfile.mkdtemp(prefix="simplu-data-")
@@ -74,6 +77,24 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(partial(_forget_initial_data, folder))
     _leaks.install(config)
     config.pluginmanager.register(selection.Selection(config))
+
+
+def _use_memory() -> None:
+    """Have this process and those it starts make temporary files in memory, unless TMPDIR names another folder.
+
+    Tests start Postgres servers whose files nobody keeps: on a disk these cost several times the processor time.
+    """
+    if "TMPDIR" not in os.environ and _is_roomy(MEMORY):
+        os.environ["TMPDIR"] = tempfile.tempdir = MEMORY
+
+
+def _is_roomy(folder: str) -> bool:
+    try:
+        facts = os.statvfs(folder)
+    except OSError:
+        return False
+    is_big = facts.f_bavail * facts.f_frsize >= MEMORY_LEAST_BYTES
+    return is_big and not facts.f_flag & os.ST_NOEXEC and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _forget_initial_data(folder: str) -> None:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from acceptance.programs import run_program
 from support.network.ipv6 import require_ipv6
 from support.postgres.standby import COPY_PROGRAM, can_copy
 from support.requires import require
@@ -24,7 +23,17 @@ from simplu_local.processes.watchdog import running_processes, with_descendants
 
 STACK_READY_S = 60.0
 STACK_END_S = 60.0
+RUN_S = 540.0  # of a slow machine; less than `faulthandler_timeout`, which ends all tests
+KEPT = 6000  # of what a program printed: its end
 nightly = pytest.mark.nightly
+
+
+def run_program(module: str, *arguments: str) -> str:
+    """Run `python -m module`; return what it printed on stdout. A failure shows the end of what it printed."""
+    argv = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=RUN_S)
+    assert done.returncode == 0, done.stdout[-KEPT:] + done.stderr[-KEPT:]
+    return done.stdout
 
 
 @contextmanager

@@ -9,9 +9,8 @@ import shlex
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import botocore.session
 import pytest
@@ -26,7 +25,6 @@ from simplu_worker.config.settings import VARIABLES
 
 FILES = sorted(TEMPLATES.glob("*.yaml"))
 PAGE = ROOT / "docs" / "aws.md"
-ALARM = "AWS::CloudWatch::Alarm"
 OPTIONS = ("ProvisionOnFirstUse", "FanOut", "KclFollower", "Purge", "HttpDeadLetters")
 # What a worker creates where it is missing, and no template's worker has to (docs/aws.md).
 CREATING = {"CreateStream", "CreateTable", "CreateQueue"}
@@ -142,65 +140,6 @@ def test_page_deploys_each_template_with_the_parameters_that_it_needs() -> None:
         assert template.parameters(required=True) <= one.parameters.keys() <= template.parameters(), one.name
         text = (TEMPLATES / f"{one.name}.yaml").read_text(encoding="utf-8")
         assert one.may_make_roles == (CREATES_IAM.search(text) is not None), one.name
-
-
-@pytest.mark.slow(6)
-def test_service_runs_the_worker_and_scales(account: Account) -> None:
-    """ECS and the autoscaling take the template as it is, with the parameters of the page.
-
-    moto's CloudFormation makes the service, but no autoscaling and no alarm: those get their calls one by one.
-    """
-    (deployment,) = [one for one in deployments() if one.name == "service"]
-    with ExitStack() as stack:
-        services = ("ec2", "ecs", "application-autoscaling", "cloudwatch")
-        ec2, ecs, scaling, alarms = [stack.enter_context(account.client(service)) for service in services]
-        vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
-        network = {
-            "VpcId": vpc,
-            "SubnetIds": ",".join(one["SubnetId"] for one in ec2.describe_subnets()["Subnets"]),
-            "ScraperSecurityGroupId": ec2.describe_security_groups()["SecurityGroups"][0]["GroupId"],
-        }
-        parameters = deployment.parameters | network
-        ecs.create_cluster(clusterName=parameters["ClusterName"])
-        outputs = account.create("service", parameters)
-        assert outputs["SecurityGroupId"].startswith("sg-")
-        (worker,) = ecs.describe_task_definition(taskDefinition="simplu-worker")["taskDefinition"][
-            "containerDefinitions"
-        ]
-        variables = {one["name"]: one["value"] for one in worker["environment"]}
-        assert variables["SQS_ORDER_EVENTS_QUEUE_URL"] == parameters["OrderQueueUrl"]
-        assert worker["secrets"] == [
-            {"name": name, "valueFrom": f"{parameters['SecretArn']}:{name}::"}
-            for name in ("CITRUS_API_KEY", "API_TOKEN")
-        ]
-        (target, policies), actions = _scale(scaling, parameters)
-        assert (target["ResourceId"], target["MinCapacity"], target["MaxCapacity"]) == (
-            "service/workers/simplu-worker",
-            2,
-            4,
-        )
-        assert policies.keys() == {"simplu-worker-cpu", "simplu-worker-lag"}
-        for name, properties in Template(TEMPLATES / "service.yaml", parameters | actions).resources(ALARM).items():
-            alarms.put_metric_alarm(AlarmName=name, **properties)
-        (alarm,) = alarms.describe_alarms(AlarmNames=["LagAlarm"])["MetricAlarms"]
-        assert alarm["AlarmActions"] == [policies["simplu-worker-lag"]["PolicyARN"]]
-
-
-def _scale(scaling: Any, parameters: dict[str, str]) -> tuple[tuple[dict[str, Any], dict[str, Any]], dict[str, str]]:
-    """Make the target and the policies of service.yaml; return both, and the ARNs of the policies by logical id."""
-    template = Template(
-        TEMPLATES / "service.yaml", parameters | {"Service.Name": "simplu-worker", "ScalableTarget": ""}
-    )
-    (target,) = template.resources("AWS::ApplicationAutoScaling::ScalableTarget").values()
-    scaling.register_scalable_target(**target)
-    whose = {name: target[name] for name in ("ServiceNamespace", "ScalableDimension", "ResourceId")}
-    arns = {}
-    for name, policy in template.resources("AWS::ApplicationAutoScaling::ScalingPolicy").items():
-        del policy["ScalingTargetId"]  # the three members above, in a call
-        arns[name] = scaling.put_scaling_policy(**whose, **policy)["PolicyARN"]
-    (made,) = scaling.describe_scalable_targets(ServiceNamespace="ecs")["ScalableTargets"]
-    policies = scaling.describe_scaling_policies(ServiceNamespace="ecs")["ScalingPolicies"]
-    return (made, {one["PolicyName"]: one for one in policies}), arns
 
 
 def test_templates_have_the_same_defaults() -> None:

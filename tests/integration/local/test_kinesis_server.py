@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -15,8 +13,6 @@ from simplu_local.aws_server.server import send_commands
 from simplu_local.kinesis.faults import KinesisFault
 from simplu_local.kinesis.model import KinesisOptions
 from simplu_local.kinesis.server import serve_kinesis
-from simplu_local.processes.loopback import free_port, poll_until
-from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.aws.clients import Client
 
 NAME = "stream"
@@ -65,23 +61,6 @@ async def test_cut_loses_the_request_or_only_its_answer(
     with pytest.raises(BotoCoreError):
         await put(kinesis, b"cut")
     assert await kept(kinesis) == expected
-
-
-@pytest.mark.slow(0.4)
-async def test_program_serves_until_it_is_told_to_stop() -> None:
-    port = free_port()
-    argv = [sys.executable, "-m", "simplu_local.kinesis.server", "--port", str(port), "--no-throttling"]
-    with ProcessGroup() as group:
-        log_path = group.directory / "kinesis.log"
-        process = group.spawn(argv, log_path=log_path)
-
-        async def started() -> bool:
-            return b"kinesis.started" in log_path.read_bytes()
-
-        assert await poll_until(started, within_s=60)
-        assert (await send_commands(f"http://127.0.0.1:{port}"))["options"]["read_throttling"] is False
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
 
 
 async def test_request_in_cbor_is_answered_in_cbor(url: str, kinesis: Client) -> None:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession
 from botocore.exceptions import BotoCoreError
 from support.aws.endpoints import client_of
 
@@ -56,18 +55,6 @@ def queue_url(url: str, name: str = "queue") -> str:
 
 async def parked(url: str, count: int) -> bool:
     return bool((await send_commands(url))["polls"] == count)
-
-
-async def test_error_names_shape_and_older_code(url: str) -> None:
-    headers = {"X-Amz-Target": "AmazonSQS.ReceiveMessage", "Content-Type": "application/x-amz-json-1.0"}
-    async with (
-        ClientSession() as session,
-        session.post(url, json={"QueueUrl": queue_url(url, "missing")}, headers=headers) as answer,
-    ):
-        assert answer.status == 400
-        assert (await answer.json(content_type=None))["__type"] == "com.amazonaws.sqs#QueueDoesNotExist"
-        assert answer.headers["x-amzn-query-error"] == "AWS.SimpleQueueService.NonExistentQueue;Sender"
-        assert answer.content_type == "application/x-amz-json-1.0"
 
 
 @pytest.mark.parametrize(("applied", "expected"), [(False, []), (True, ["cut"])])

@@ -7,13 +7,9 @@ import json
 from typing import Any
 
 import pytest
-from botocore.eventstream import EventStreamBuffer
-from hypothesis import given
-from hypothesis import strategies as st
 
 from simplu_local.kinesis.actions import KinesisActions
 from simplu_local.kinesis.errors import KinesisError
-from simplu_local.kinesis.fan_out.event_stream import encode_message
 from simplu_local.kinesis.fan_out.subscription import LocalSubscription
 from simplu_local.kinesis.model import KinesisAccount, KinesisOptions
 
@@ -102,14 +98,3 @@ def test_later_call_takes_the_subscription_after_five_seconds() -> None:
     assert kinesis.event(later) is not None
     kinesis("DeregisterStreamConsumer", ConsumerARN=arn)
     assert code_of(kinesis.event, later) == "ResourceNotFoundException"
-
-
-@given(
-    headers=st.dictionaries(st.text("abc:-", min_size=1, max_size=30), st.text(max_size=40), max_size=4),
-    payload=st.binary(max_size=300),
-)
-def test_messages_are_those_that_botocore_reads(headers: dict[str, str], payload: bytes) -> None:
-    buffer = EventStreamBuffer()
-    buffer.add_data(encode_message(headers, payload))
-    (message,) = list(buffer)
-    assert (message.headers, message.payload) == (headers, payload)

@@ -10,7 +10,6 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import strategies as st
 
 from simplu_local.verify.comparison import (
     ShardContent,
@@ -20,47 +19,16 @@ from simplu_local.verify.comparison import (
     StoredTenant,
     compare,
 )
-from simplu_local.workload.json_values import JsonValue, parse_json
+from simplu_local.workload.json_values import JsonValue
 from simplu_local.workload.producer import Position
 from simplu_local.workload.reference_model import (
     Effect,
     LogEntry,
     TenantModel,
-    merge_patch,
 )
 from simplu_local.workload.workload import Item, Tenant, Workload, make_tenants
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
-
-json_values: st.SearchStrategy[JsonValue] = st.recursive(
-    st.none() | st.booleans() | st.text() | st.decimals(allow_nan=False, allow_infinity=False),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=12,
-)
-
-
-@pytest.mark.parametrize(
-    ("target", "patch", "expected"),
-    [
-        ('{"a":"b"}', '{"a":"c"}', '{"a":"c"}'),
-        ('{"a":"b","b":"c"}', '{"a":null}', '{"b":"c"}'),
-        ('{"a":["b"]}', '{"a":"c"}', '{"a":"c"}'),
-        ('{"a":{"b":"c"}}', '{"a":{"b":"d","c":null}}', '{"a":{"b":"d"}}'),
-        ('{"a":[{"b":"c"}]}', '{"a":[1]}', '{"a":[1]}'),
-        ('["a","b"]', '["c","d"]', '["c","d"]'),
-        ('{"a":"foo"}', "null", "null"),
-        ('{"e":null}', '{"a":1}', '{"e":null,"a":1}'),
-        ("[1,2]", '{"a":"b","c":null}', '{"a":"b"}'),
-        ("{}", '{"a":{"bb":{"ccc":null}}}', '{"a":{"bb":{}}}'),
-    ],
-)
-def test_merge_patch_gives_the_rfc_s_results(target: str, patch: str, expected: str) -> None:
-    assert parse_json(expected) == merge_patch(parse_json(target), parse_json(patch))
-
-
-def test_workload_repeats_itself_when_the_seed_is_the_same() -> None:
-    first, second = (list(_workload().items(300)) for _ in range(2))
-    assert first == second
 
 
 def test_compare_finds_nothing_when_shards_have_what_models_have() -> None:
