@@ -13,7 +13,6 @@ import os
 import re
 import ssl
 import struct
-import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -23,12 +22,10 @@ from urllib.parse import quote, urlencode, urlsplit
 import aiohttp
 import botocore.session
 import msgspec
-import structlog
 from aiobotocore.config import AioConfig
 from aiobotocore.credentials import AioCredentialResolver, create_credential_resolver
 from aiobotocore.session import AioSession
 from botocore import exceptions as botocore_errors
-from botocore import xform_name
 from botocore.auth import SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import EnvProvider
@@ -36,43 +33,6 @@ from botocore.parsers import ResponseParserError
 
 from simplu_worker.aws.credentials import CredentialSource, end_programs_in_time, unanswered_text
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
-from simplu_worker.telemetry.log import is_debug_written
-
-STARTED_AT: Final = "simplu_worker.started_at"  # in the context of a call, beside what botocore keeps there
-
-log = structlog.get_logger(__name__)
-
-
-def log_calls(client: Any) -> None:
-    """Have the end of each call of *client* written, if the level is debug."""
-    service = client.meta.service_model.service_name
-
-    def begin(context: dict[str, Any], **_: object) -> None:
-        context[STARTED_AT] = time.perf_counter()
-
-    def end(parsed: dict[str, Any], model: Any, context: dict[str, Any], **_: object) -> None:
-        _log(service, model.name, parsed.get("Error", {}).get("Code"), context)
-
-    def fail(exception: Exception, event_name: str, context: dict[str, Any], **_: object) -> None:
-        _log(service, event_name.rpartition(".")[2], type(exception).__name__, context)
-
-    if is_debug_written():
-        client.meta.events.register("before-call", begin)
-        client.meta.events.register("after-call", end)
-        client.meta.events.register_first("after-call-error", fail)
-
-
-def _log(service: str, operation: str, error: str | None, context: dict[str, Any]) -> None:
-    operation = xform_name(operation)
-    duration_s = round(time.perf_counter() - context[STARTED_AT], 4)
-    match service:
-        case "kinesis":
-            log.debug("kinesis.called", operation=operation, error=error, duration_s=duration_s)
-        case "dynamodb":
-            log.debug("dynamodb.called", operation=operation, error=error, duration_s=duration_s)
-        case "sqs":
-            log.debug("sqs.called", operation=operation, error=error, duration_s=duration_s)
-
 
 Decode: TypeAlias = Callable[[bytes], dict[str, Any]]
 
@@ -278,7 +238,6 @@ async def open_client(
         source = credential_source()
         source.region = source.region or client.meta.region_name  # a destination of the feed may have another region
         watch_replies(client)
-        log_calls(client)
         client.meta.events.register("after-call", _judge_credentials)
         yield client
 

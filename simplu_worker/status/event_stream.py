@@ -16,6 +16,7 @@ from aiohttp import web
 
 from simplu_worker.consumers.operation_taps import TAPS, OperationTaps, TapFilter
 from simplu_worker.status.request_bodies import COMMON_HEADERS, read_query
+from simplu_worker.status.words import BadRequestError
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event, wait_any
 from simplu_worker.vocabulary import OperationKind, OperationOutcome
@@ -83,13 +84,13 @@ PARAMETERS: Final = {
 
 
 def parse_tap_query(pairs: Iterable[tuple[str, str]]) -> TapFilter:
-    """Return the filter of a query; an empty value counts as absent. Raises ValueError with an error for people."""
+    """Return the filter of a query; an empty value counts as absent. Raises BadRequestError."""
     given = {PARAMETERS[name]: value for name, value in read_query(pairs, PARAMETERS).items()}
     _require_word("operation", given.get("kind"), list(OperationKind))
     _require_word("outcome", given.get("outcome"), list(OperationOutcome))
     _require_word("content", given.get("shows_content"), ("true", "false"))
     if ("business_id" in given) != ("location_id" in given):
-        raise ValueError("expected businessId and locationId together, or neither of them")
+        raise BadRequestError("expected businessId and locationId together, or neither of them")
     shows_content = given.pop("shows_content", "") == "true"
     return TapFilter(**given, shows_content=shows_content)
 
@@ -123,4 +124,4 @@ async def tapped(
 
 def _require_word(name: str, value: str | None, words: Collection[str]) -> None:
     if value is not None and value not in words:
-        raise ValueError(f"{name}: expected {' or '.join(words)}, got another text")
+        raise BadRequestError(f"{name}: expected {' or '.join(words)}, got another text")

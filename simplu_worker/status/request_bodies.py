@@ -15,6 +15,7 @@ from aiohttp import web
 
 from simplu_worker.operations.operation import ID_MAX
 from simplu_worker.shards.types import PAUSE_MAX_S, WEIGHT_MAX, WEIGHT_MIN, TenantControls
+from simplu_worker.status.words import BadRequestError
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 PAUSE_DEFAULT_S: Final = 4 * 3600.0
@@ -111,33 +112,27 @@ def _in_utc(time: datetime | None) -> datetime | None:
 
 
 async def read_body(request: web.Request, kind: type[Body]) -> Body:
-    """Return the body of *request*; an empty one is an empty object.
-
-    Raises ValueError with an error for people, which quotes no value.
-    """
+    """Return the body of *request*; an empty one is an empty object. Raises BadRequestError."""
     try:
         text = await request.read()
     except (ConnectionError, web.RequestPayloadError):
-        raise ValueError("expected the whole body, got the end of the connection or another encoding") from None
+        raise BadRequestError("expected the whole body, got the end of the connection or another encoding") from None
     try:
         return msgspec.json.decode(text or b"{}", type=kind)
     except msgspec.ValidationError as exc:
-        raise ValueError(str(exc)) from None
+        raise BadRequestError(str(exc)) from None
     except (msgspec.DecodeError, UnicodeError):
-        raise ValueError("expected a JSON object as the body, got other bytes") from None
+        raise BadRequestError("expected a JSON object as the body, got other bytes") from None
 
 
 def read_query(pairs: Iterable[tuple[str, str]], names: Collection[str]) -> dict[str, str]:
-    """Return the parameters of a query, out of *names*; an empty value counts as absent.
-
-    Raises ValueError with an error for people.
-    """
+    """Return the parameters of a query, out of *names*; an empty value counts as absent. Raises BadRequestError."""
     given: dict[str, str] = {}
     for name, value in pairs:
         if name not in names:
-            raise ValueError(f"expected the parameters {', '.join(names)}, got {name[:NAME_SHOWN_MAX]!r}")
+            raise BadRequestError(f"expected the parameters {', '.join(names)}, got {name[:NAME_SHOWN_MAX]!r}")
         if value and given.setdefault(name, value) != value:
-            raise ValueError(f"{name}: expected one value, got several")
+            raise BadRequestError(f"{name}: expected one value, got several")
     return given
 
 

@@ -50,7 +50,7 @@ from simplu_worker.status.request_bodies import (
 from simplu_worker.status.roles import Tokens, counts_and_states, for_producers, for_viewers
 from simplu_worker.status.routes import ROUTES, WAIT_MAX_S, Access, Answer, Route
 from simplu_worker.status.views import controls_action, controls_members, parse_listing_request
-from simplu_worker.status.words import Role
+from simplu_worker.status.words import BadRequestError, Role
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.sharing import SharedAnswer
 
@@ -200,12 +200,9 @@ class _Handlers:
 
         async def respond(request: web.Request, role: Role | None) -> web.StreamResponse:
             if any("\0" in value for value in request.match_info.values()):
-                return error_response(HTTPStatus.BAD_REQUEST, "expected ids without the character U+0000")
-            try:
-                if route.name == "operation":  # it may wait, and takes no turn meanwhile
-                    await self._endpoints.wait_for_operation(request, self._closing)
-            except ValueError as exc:
-                return error_response(HTTPStatus.BAD_REQUEST, str(exc))
+                raise BadRequestError("expected ids without the character U+0000")
+            if route.name == "operation":  # it may wait, and takes no turn meanwhile
+                await self._endpoints.wait_for_operation(request, self._closing)
             try:
                 async with turns:
                     status, answer = shown_to(role, route, *await _answer(view(request)))
@@ -233,10 +230,7 @@ class _Handlers:
         return changes({name: self._shared[name, role] for name in ("status", "fleet")}, self._closing)
 
     def _open_tap(self, request: web.Request, role: Role | None) -> AsyncGenerator[bytes, None] | web.Response:
-        try:
-            chosen = parse_tap_query(request.query.items())
-        except ValueError as exc:
-            return error_response(HTTPStatus.BAD_REQUEST, str(exc))
+        chosen = parse_tap_query(request.query.items())
         if chosen.shows_content and role is not Role.OPERATOR:
             return error_response(HTTPStatus.FORBIDDEN, "content is shown to the token in API_TOKEN alone")
         return busy_response() if len(TAPS.open) >= TAPS_MAX else tapped(chosen, self._closing)
@@ -358,18 +352,12 @@ class _Endpoints:
         return await _act(request, "release_lease", releasing, streamShard=stream_shard_id)
 
     async def retry_held(self, request: web.Request) -> HttpAnswer:
-        try:
-            body = await read_body(request, RetryRequest)
-        except ValueError as exc:
-            return _bad_request(str(exc))
+        body = await read_body(request, RetryRequest)
         return await _act(request, "retry_held", self._replica.retry_held(body.target), target=body.target)
 
     async def _set_controls(self, request: web.Request, kind: type[ControlsRequest]) -> HttpAnswer:
         business_id, location_id = request.match_info["businessId"], request.match_info["locationId"]
-        try:
-            controls = (await read_body(request, kind)).controls
-        except ValueError as exc:
-            return _bad_request(str(exc))
+        controls = (await read_body(request, kind)).controls
         acting = self._replica.started.set_controls(business_id, location_id, controls)
         asked = {"businessId": business_id, "locationId": location_id} | controls_members(controls)
         return await _act(request, controls_action(controls), acting, **asked)
@@ -382,10 +370,7 @@ class _Endpoints:
     ) -> HttpAnswer:
         if self._letters is None:
             return HTTPStatus.SERVICE_UNAVAILABLE, {"error": "this process does not act on dead letters"}
-        try:
-            body = await read_body(request, kind)
-        except ValueError as exc:
-            return _bad_request(str(exc))
+        body = await read_body(request, kind)
         act: Callable[[Any, Actor], Awaitable[HttpAnswer]] = getattr(self._letters, action)
         return await act(body, _actor_of(request))
 
@@ -395,7 +380,7 @@ class _Endpoints:
     async def purge(self, request: web.Request) -> HttpAnswer:
         names = [name for name in request.query.getall("queue", []) if name]
         if len(names) > 1:
-            return _bad_request("expected the name of one queue, as ?queue=NAME, got several")
+            raise BadRequestError("expected the name of one queue, as ?queue=NAME, got several")
         name = names[0] if names else None
         return await _act(request, "purge", self._replica.started.monitoring.purge(name), queue=name)
 
@@ -407,20 +392,16 @@ class _Endpoints:
     async def operation(self, request: web.Request) -> HttpAnswer:
         business_id, location_id = _named_tenant(request)
         if (business_id is None) != (location_id is None):
-            return _bad_request("expected businessId and locationId together, or neither of them")
+            raise BadRequestError("expected businessId and locationId together, or neither of them")
         if any("\0" in one for one in (business_id, location_id) if one):
-            return _bad_request("expected ids without the character U+0000")
+            raise BadRequestError("expected ids without the character U+0000")
         role = self._role_of(request)
         return await self._replica.started.find_operation(
             request.match_info["requestId"], business_id, location_id, role
         )
 
     async def operations(self, request: web.Request) -> HttpAnswer:
-        try:
-            query = parse_listing_request(request.query.items())
-        except ValueError as exc:
-            return _bad_request(str(exc))
-        return await self._replica.started.list_operations(query)
+        return await self._replica.started.list_operations(parse_listing_request(request.query.items()))
 
     async def tenant(self, request: web.Request) -> HttpAnswer:
         business_id, location_id = request.match_info["businessId"], request.match_info["locationId"]
@@ -443,7 +424,7 @@ def _named_tenant(request: web.Request) -> tuple[str | None, str | None]:
 
 
 def parse_wait(request: web.Request) -> tuple[str, str, str, float] | None:
-    """Return request id, tenant and seconds of a request that waits, else None. Raises ValueError."""
+    """Return request id, tenant and seconds of a request that waits, else None. Raises BadRequestError."""
     texts = [text for text in request.query.getall("wait", []) if text]
     if not texts:
         return None
@@ -453,10 +434,12 @@ def parse_wait(request: web.Request) -> tuple[str, str, str, float] | None:
         within_s = -1.0
     if len(texts) > 1 or not 0 <= within_s <= WAIT_MAX_S:
         got = "several" if len(texts) > 1 else "another text or number"
-        raise ValueError(f"wait: expected a number of seconds up to {WAIT_MAX_S:g}, got {got}")
+        raise BadRequestError(f"wait: expected a number of seconds up to {WAIT_MAX_S:g}, got {got}")
     business_id, location_id = _named_tenant(request)
     if business_id is None or location_id is None:
-        raise ValueError("wait: expected businessId and locationId too: without them each look would ask all shards")
+        raise BadRequestError(
+            "wait: expected businessId and locationId too, as each look would ask all shards"
+        )
     return request.match_info["requestId"], business_id, location_id, within_s
 
 
@@ -471,14 +454,12 @@ async def _act(request: web.Request, action: str, acting: Awaitable[HttpAnswer],
     return answer
 
 
-def _bad_request(error: str) -> HttpAnswer:
-    return HTTPStatus.BAD_REQUEST, {"error": error}
-
-
 @web.middleware
 async def _answer_errors_in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
+    except BadRequestError as exc:
+        return error_response(HTTPStatus.BAD_REQUEST, str(exc))
     except web.HTTPException as exc:  # the router's own: no such path, no such method
         return _http_error(exc, request.method)
     except Exception:

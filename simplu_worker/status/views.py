@@ -19,7 +19,7 @@ from simplu_worker.shards.listing import InvalidRequestError, ListRequest, check
 from simplu_worker.shards.lookups import RejectedRequest
 from simplu_worker.shards.types import TenantControls
 from simplu_worker.status.answers import Controls, FeedDestination, FeedState, Json, Refusal, Tenant
-from simplu_worker.status.words import UnreadyReason
+from simplu_worker.status.words import BadRequestError, UnreadyReason
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import Absence, Failure, OperationStatus, TenantState
 
@@ -144,25 +144,25 @@ class OperationListQuery(NamedTuple):
 
 
 def parse_listing_request(pairs: Iterable[tuple[str, str]]) -> OperationListQuery:
-    """Return the request of a query; an empty value counts as absent. Raises `ValueError` with an error for people."""
+    """Return the request of a query; an empty value counts as absent. Raises `BadRequestError`."""
     from simplu_worker.status.request_bodies import read_query  # noqa: PLC0415  # aiohttp, which commands do without
 
     given = read_query(pairs, [*_TENANT, *_PARSERS])
     for name in _TENANT:
         if not is_id(given.get(name, "")):
-            raise ValueError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8, without U+0000")
+            raise BadRequestError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8, without U+0000")
     members: dict[str, Any] = {}
     for name, (member, parse) in _PARSERS.items():
         if name in given:
             try:
                 members[member] = parse(given[name])
             except ValueError as exc:
-                raise ValueError(f"{name}: {exc}") from None
+                raise BadRequestError(f"{name}: {exc}") from None
     try:
         request = check_request(ListRequest(**members))
     except InvalidRequestError as exc:
         names = {member: name for name, (member, _) in _PARSERS.items()}
-        raise ValueError(f"{names[exc.member]}: {exc.problem}") from None
+        raise BadRequestError(f"{names[exc.member]}: {exc.problem}") from None
     return OperationListQuery(given["businessId"], given["locationId"], request)
 
 

@@ -87,3 +87,7 @@ class DependencyState(StrEnum):
     """A dependency without an error; else its state is the error."""
 
     OK = "ok"
+
+
+class BadRequestError(ValueError):
+    """A request is answered with the status 400 and this error for people, which quotes no value."""

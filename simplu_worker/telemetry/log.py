@@ -334,11 +334,6 @@ def configure_logging(
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
-def is_debug_written() -> bool:
-    """Return whether events at `debug` are written."""
-    return _output is not None and logging.getLogger().level == logging.DEBUG
-
-
 def recent_errors() -> list[Facts]:
     """Return the warnings and errors of the last day, newest first."""
     return [] if _output is None else _output.recent.view(datetime.now(UTC))
