@@ -9,13 +9,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Final, Generic, NamedTuple, Self, TypeAlias, TypeVar, assert_never
+from typing import Any, Final, NamedTuple, Self, TypeAlias, assert_never
 
 import msgspec
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, Group, RenderableType
 from rich.file_proxy import FileProxy
 from rich.live import Live
-from rich.measure import Measurement
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -108,24 +107,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     _print(stdout_console(), table)
 
 
-def _cell_of(cell: object) -> Text | _Word:
-    if isinstance(cell, Text):
-        return cell
-    text = escape_unprintable(cell)
-    return Text(text) if " " in text else _Word(text)
-
-
-class _Word:
-    """A cell of one word: without room its middle is left out, as ids differ at their end."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement.get(console, options, Text(self.text))
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text(shorten_middle(self.text, options.max_width))
+def _cell_of(cell: object) -> Text:
+    return cell if isinstance(cell, Text) else Text(escape_unprintable(cell))
 
 
 def print_members(members: Mapping[str, object]) -> None:
@@ -182,12 +165,6 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def shorten_middle(text: str, length: int) -> str:
-    """Return *text* with at most *length* characters, without its middle."""
-    head = max(0, length - 1) // 3
-    return text if len(text) <= length else f"{text[:head]}…{text[len(text) - max(0, length - 1 - head) :]}"
-
-
 def show_count(count: float | None, *, decimals: int = 0, unit: int = 1) -> str:
     """Return *count* in *unit* as text."""
     return NOT_COUNTED if count is None else f"{count / unit:.{decimals}f}"
@@ -211,55 +188,12 @@ def stdout_console() -> Console:
 
 TABLE_MAX: Final = 1000  # rows for a person
 
-T = TypeVar("T")
 
-
-class StreamedList(Generic[T]):
-    """A list that may not fit in memory: the member *name* of a JSON object, or a table of the first rows."""
-
-    def __init__(
-        self,
-        name: str,
-        columns: Sequence[str],
-        row: Callable[[T], Sequence[object]],
-        *,
-        as_json: bool,
-        table_max: int = TABLE_MAX,
-    ) -> None:
-        self._name = name
-        self._columns = columns
-        self._row = row
-        self._as_json = as_json
-        self._table_max = table_max
-        self._shown: list[T] = []
-        self.count = 0
-
-    def add(self, items: Iterable[T]) -> None:
-        """Print *items* as JSON, or keep them for the table."""
-        for item in items:
-            if self._as_json:
-                before = f'{{\n  "{self._name}": [\n    ' if not self.count else ",\n    "
-                _write(before.encode() + msgspec.json.encode(item))
-            elif len(self._shown) < self._table_max:
-                self._shown.append(item)
-            self.count += 1
-
-    def finish(self, rest: dict[str, Any]) -> None:
-        """Print the table, or *rest*, the other members of the object."""
-        if self._as_json:
-            beginning = f'{{\n  "{self._name}": [' if not self.count else "\n  "
-            members = [f'  "{name}": '.encode() + msgspec.json.encode(value) for name, value in rest.items()]
-            _write(beginning.encode() + b",\n".join([b"]", *members]) + b"\n}\n")
-            sys.stdout.buffer.flush()
-            return
-        if self._shown:
-            print_table(self._columns, map(self._row, self._shown))
-        if self.count > len(self._shown):
-            print_note(f"and {self.count - len(self._shown)} more; --json prints all")
-
-
-def _write(text: bytes) -> None:
-    sys.stdout.buffer.write(text)
+def first_rows(columns: Sequence[str], rows: Sequence[Sequence[object]], *, count: int | None = None) -> list[Part]:
+    """Return a table of the first *rows*, of *count* of them all, and how many more there are."""
+    more = (len(rows) if count is None else count) - min(len(rows), TABLE_MAX)
+    table = Table(columns, rows[:TABLE_MAX]) if rows else None
+    return [table, f"and {more} more; --json prints all" if more else None]
 
 
 LINE_INTERVAL_S: Final = 2.0

@@ -437,9 +437,7 @@ def parse_wait(request: web.Request) -> tuple[str, str, str, float] | None:
         raise BadRequestError(f"wait: expected a number of seconds up to {WAIT_MAX_S:g}, got {got}")
     business_id, location_id = _named_tenant(request)
     if business_id is None or location_id is None:
-        raise BadRequestError(
-            "wait: expected businessId and locationId too, as each look would ask all shards"
-        )
+        raise BadRequestError("wait: expected businessId and locationId too, as each look would ask all shards")
     return request.match_info["requestId"], business_id, location_id, within_s
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any, Final
 
@@ -11,7 +10,7 @@ import msgspec
 
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import Answer, Line, Part, ProgressLine, Table, shorten
+from simplu_worker.commands.output import Answer, Line, Part, ProgressLine, first_rows, shorten
 from simplu_worker.commands.running import known_shard
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
@@ -19,7 +18,6 @@ from simplu_worker.shards.postgres.pool import ShardPool, register_secret_of
 from simplu_worker.transfers.adoption.adopter import ADOPTION_TIMEOUTS, Adopter, AdoptionProgress, AdoptionResult
 from simplu_worker.transfers.adoption.plan import AdoptionChoices, AdoptionPlan, Layout, Owner
 
-SHOWN_MAX: Final = 50  # lines of each table, for people
 CELL_MAX: Final = 80
 REPORT_INTERVAL_S: Final = 10.0  # between two lines of progress, where there is no terminal
 LAYOUTS: Final = {
@@ -52,8 +50,12 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions) 
         register_secret_of(address)
         pool = ShardPool(address, size=1, timeouts=ADOPTION_TIMEOUTS)
         try:
-            with AdoptionReporter() as progress:
-                adopter = Adopter(pool, shards.locator, business_info, report=progress.show)
+            with ProgressLine("reading the old table", every_s=REPORT_INTERVAL_S) as line:
+
+                def report(progress: AdoptionProgress) -> None:
+                    line.tell(_describe_progress(progress))
+
+                adopter = Adopter(pool, shards.locator, business_info, report=report)
                 plan = await adopter.make_plan()
                 if isinstance(plan, AdoptionResult):
                     return _describe_adopted(plan, "before")
@@ -148,61 +150,28 @@ def describe_plan(plan: AdoptionPlan, refusals: list[str], state: AdoptMode) -> 
 
 def _tables(plan: AdoptionPlan) -> Iterator[Part]:
     found = plan.contents
-    yield from _first(
-        ("business", "location", "type", "rows"),
-        [
-            (one.business_id, one.location_id, one.business_type, found.row_counts[one.source.key])
-            for one in plan.resolved
-        ],
-        "tenants",
-    )
-    yield from _first(
-        ("unresolved", "rows", "why"),
-        [(one.name, found.row_counts[one.source.key], one.problem) for one in plan.unresolved],
-        "unresolved tenants",
-    )
-    yield from _first(
-        ("several rows of", "type", "id", "rows", "old ids, oldest first"),
-        [
-            (
-                plan.owners[rows.source_key].name,
-                rows.resource_type,
-                rows.resource_id,
-                rows.row_count,
-                ", ".join(map(str, rows.old_ids)),
-            )
-            for rows in found.duplicates
-        ],
-        "resources with several rows",
-        count=found.duplicate_counts.total(),
-    )
-    yield from _first(
-        ("old id", "cannot be adopted, because"),
-        [(row.old_id, row.fault) for row in found.faulty],
-        "rows that cannot be adopted",
-        count=found.fault_counts.total(),
-    )
+    tenants = [
+        (one.business_id, one.location_id, one.business_type, found.row_counts[one.source.key]) for one in plan.resolved
+    ]
+    unresolved = [(one.name, found.row_counts[one.source.key], one.problem) for one in plan.unresolved]
+    duplicates = [
+        (
+            plan.owners[rows.source_key].name,
+            rows.resource_type,
+            rows.resource_id,
+            rows.row_count,
+            shorten(", ".join(map(str, rows.old_ids)), CELL_MAX),
+        )
+        for rows in found.duplicates
+    ]
+    faulty = [(row.old_id, shorten(row.fault, CELL_MAX)) for row in found.faulty]
+    yield from first_rows(("business", "location", "type", "rows"), tenants)
+    yield from first_rows(("unresolved", "rows", "why"), unresolved)
+    columns = ("several rows of", "type", "id", "rows", "old ids, oldest first")
+    yield from first_rows(columns, duplicates, count=found.duplicate_counts.total())
+    yield from first_rows(("old id", "cannot be adopted, because"), faulty, count=found.fault_counts.total())
 
 
-def _first(
-    columns: Sequence[str], rows: list[tuple[object, ...]], what: str, *, count: int | None = None
-) -> Iterator[Part]:
-    if not rows:
-        return
-    shown = [tuple(shorten(str(cell or ""), CELL_MAX) for cell in row) for row in rows[:SHOWN_MAX]]
-    yield Table(columns, shown)
-    more = (len(rows) if count is None else count) - len(shown)
-    if more > 0:
-        yield f"and {more} more {what}; --json names more of them"
-
-
-class AdoptionReporter(ProgressLine):
-    """The progress of an adoption."""
-
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__("reading the old table", every_s=REPORT_INTERVAL_S, clock=clock)
-
-    def show(self, progress: AdoptionProgress) -> None:
-        """Show *progress*."""
-        share = f", {progress.done / progress.total:.0%}" if progress.total else ""
-        self.tell(f"{progress.step}{share}")
+def _describe_progress(progress: AdoptionProgress) -> str:
+    share = f", {progress.done / progress.total:.0%}" if progress.total else ""
+    return f"{progress.step}{share}"

@@ -12,7 +12,7 @@ import msgspec
 from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import Answer, Line, Part, Table
+from simplu_worker.commands.output import Answer, Line, Part, Table, first_rows
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.health.assessment import Health
@@ -96,7 +96,6 @@ def _format_lag(view: dict[str, Any]) -> str | None:
 
 
 SAMPLE_COUNT: Final = 10_000
-ROWS_MAX: Final = 1000  # of a table; JSON has all
 REQUESTS_AT_ONCE: Final = 16
 SHARDS_MAX: Final = 100_000
 NEW: Final = " (new)"
@@ -254,11 +253,8 @@ def _describe_routes(routes: Sequence[KeyRoute], summary: dict[str, Any] | None)
     columns = ["key", "shard", "how"]
     if summary is not None:
         columns.insert(2, f"with {summary['shards']}")
-    if routes:
-        rows = [(route.key, route.shard_id, route.with_shards, route.explanation) for route in routes[:ROWS_MAX]]
-        yield Table(columns, rows if summary is not None else [(key, shard, way) for key, shard, _, way in rows])
-    if len(routes) > ROWS_MAX:
-        yield f"{len(routes) - ROWS_MAX} more keys; --json prints all"
+    rows = [(route.key, route.shard_id, route.with_shards, route.explanation) for route in routes]
+    yield from first_rows(columns, rows if summary is not None else [(key, shard, way) for key, shard, _, way in rows])
     if summary is None:
         return
     counts = [

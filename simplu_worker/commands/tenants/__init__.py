@@ -62,7 +62,7 @@ def provision_tenant(
     from simplu_worker.commands.tenants.inventory import provision_listed, provision_tenant
 
     if from_business_info and (business, location, business_type) == (None, None, None):
-        return common.run(provision_listed, apply=apply, as_json=common.as_json)
+        return common.run(provision_listed, apply=apply)
     if from_business_info or apply or business is None or location is None or business_type is None:
         raise UsageError("tenants provision: expected BUSINESS LOCATION --type TYPE, or --from-business-info [--apply]")
     return common.run(provision_tenant, business, location, business_type)
@@ -259,7 +259,7 @@ def audit_tenants(*, common: CommonOptions = NO_OPTIONS) -> int:
     """Compare business-info, Citrus and the tenants of all shards; print the differences."""
     from simplu_worker.commands.tenants.inventory import audit_tenants
 
-    return common.run(audit_tenants, as_json=common.as_json)
+    return common.run(audit_tenants)
 
 
 @tenants.command(name="import")

@@ -14,7 +14,7 @@ from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.business_info import Business
 from simplu_worker.business_info.table import BusinessInfo, UnreadableBusiness
-from simplu_worker.commands.output import Answer, Line, StreamedList, print_line, print_note, print_silent
+from simplu_worker.commands.output import Answer, Line, first_rows
 from simplu_worker.commands.running import parse_tenant_id
 from simplu_worker.commands.tenants.rules import (
     AuditedRow,
@@ -177,40 +177,29 @@ def _row(shard_id: str, row: Mapping[str, Any]) -> AuditedRow:
 COLUMNS: Final = ("business", "location", "difference", "detail")
 
 
-async def audit_tenants(settings: Settings, *, as_json: bool, page_size: int = PAGE_SIZE) -> int:
-    """Print every difference. Return 1 if there is one, or if a shard did not answer."""
-    counts: Counter[str] = Counter()
-    shown: StreamedList[Difference] = StreamedList("differences", COLUMNS, _audit_row, as_json=as_json)
+async def audit_tenants(settings: Settings, *, page_size: int = PAGE_SIZE) -> Answer:
+    """Return every difference; it fails if there is one."""
+    found: list[Difference] = []
     async with open_business_info(settings, attempts=BUSINESS_INFO_ATTEMPTS) as info, open_shards(settings) as shards:
         inventory = TenantInventory(info, shards, page_size=page_size)
         known = await find_known_types(shards.locator, shards.pools)
-
-        def note(found: Sequence[Difference]) -> None:
-            counts.update(difference.kind.value for difference in found)
-            shown.add(found)
-
         listed_count = 0
         async for page in inventory.read_listed():
             listed_count += len(page.tenants)
-            note(page.unreadable)
-            note(_differences(await inventory.gather_subjects(page.tenants), known))
+            found += page.unreadable
+            found += _differences(await inventory.gather_subjects(page.tenants), known)
         async for unlisted in inventory.read_unlisted():
-            note(_differences(unlisted, known))
-    silent = sorted(inventory.silent)
-    shown.finish({"counts": dict(sorted(counts.items())), "tenantsListed": listed_count, "shardsWithoutAnswer": silent})
-    if not as_json:
-        found = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "no difference"
-        print_line(f"{listed_count} tenants in business-info: {found}")
-        print_silent(silent)
-    return 1 if counts or silent else 0
+            found += _differences(unlisted, known)
+    counts = Counter(one.kind.value for one in found)
+    counted = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "no difference"
+    rows = [(one.business_id, one.location_id, one.kind, one.detail) for one in found]
+    parts = [*first_rows(COLUMNS, rows), Line(f"{listed_count} tenants in business-info: {counted}")]
+    members = {"differences": found, "counts": dict(sorted(counts.items())), "tenantsListed": listed_count}
+    return Answer(members, parts, sorted(inventory.silent), is_failed=bool(found))
 
 
 def _differences(subjects: Sequence[AuditSubject], known: Collection[str]) -> list[Difference]:
     return [difference for subject in subjects for difference in find_differences(subject, known_types=known)]
-
-
-def _audit_row(difference: Difference) -> tuple[object, ...]:
-    return difference.business_id, difference.location_id, difference.kind, difference.detail
 
 
 PROVISION_COLUMNS: Final = ("business", "location", "type", "step", "detail")
@@ -274,14 +263,13 @@ def _remedy(state: str) -> str:
     return "run this again once its move or import has ended"
 
 
-async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, page_size: int = PAGE_SIZE) -> int:
+async def provision_listed(settings: Settings, *, apply: bool, page_size: int = PAGE_SIZE) -> Answer:
     """Plan to create every active tenant of business-info that no shard has; with *apply* create them.
 
-    Idempotent. Returns 1 if a tenant cannot be created, or not now.
+    Idempotent. It fails if a tenant cannot be created, or not now.
     """
-    counts: Counter[ProvisionStep] = Counter()
+    steps: list[PlannedTenant] = []
     there_count = 0
-    shown: StreamedList[PlannedTenant] = StreamedList("tenants", PROVISION_COLUMNS, _provision_row, as_json=as_json)
     async with open_business_info(settings, attempts=BUSINESS_INFO_ATTEMPTS) as info, open_shards(settings) as shards:
         inventory = TenantInventory(info, shards, page_size=page_size)
         known = await find_known_types(shards.locator, shards.pools)
@@ -289,18 +277,17 @@ async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, pa
             planned = await _plan_page(inventory, page, known)
             there_count += sum(tenant.is_wanted for tenant in page.tenants) + len(page.unreadable)
             there_count -= len(planned)
-            if apply:
-                planned = await _carry_out(shards.provisioner, planned)
-            counts.update(one.step for one in planned)
-            shown.add(planned)
-    steps = {step.value: count for step, count in sorted(counts.items())}
-    shown.finish({"counts": steps, "there": there_count, "shardsWithoutAnswer": sorted(inventory.silent)})
-    if not as_json:
-        counted = "".join(f", {count} {step}" for step, count in steps.items())
-        print_line(f"{there_count} there{counted}")
-        if counts[ProvisionStep.MAKE]:
-            print_note("nothing was changed; --apply creates them")
-    return 1 if TROUBLES & counts.keys() else 0
+            steps += await _carry_out(shards.provisioner, planned) if apply else planned
+    counts = {step.value: count for step, count in sorted(Counter(one.step for one in steps).items())}
+    counted = "".join(f", {count} {step}" for step, count in counts.items())
+    parts = [
+        *first_rows(PROVISION_COLUMNS, list(map(_provision_row, steps))),
+        Line(f"{there_count} there{counted}"),
+        "nothing was changed; --apply creates them" if ProvisionStep.MAKE in counts else None,
+    ]
+    members = {"tenants": steps, "counts": counts, "there": there_count}
+    is_failed = any(one.step in TROUBLES for one in steps)
+    return Answer(members | {"shardsWithoutAnswer": sorted(inventory.silent)}, parts, is_failed=is_failed)
 
 
 def plan_tenant(subject: AuditSubject, known_types: Collection[str]) -> PlannedTenant | None:

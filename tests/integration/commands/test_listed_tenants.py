@@ -19,7 +19,7 @@ from support.settings import settings_in
 from simplu_local.stack.aws import put_businesses
 from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.aws.clients import Client
-from simplu_worker.commands.output import StreamedList
+from simplu_worker.commands.output import show
 from simplu_worker.commands.tenants.inventory import audit_tenants, provision_listed
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -103,7 +103,7 @@ def _quiet() -> Iterator[None]:
 
 
 async def audited(world: World, capsys: pytest.CaptureFixture[str]) -> tuple[int, set[tuple[Any, ...]], dict[str, Any]]:
-    status = await audit_tenants(world.settings, as_json=True, page_size=3)
+    status = await show(audit_tenants(world.settings, page_size=3), as_json=True)
     printed = json.loads(capsys.readouterr().out)
     found = [
         (one["kind"], *(one[name] for name in ("businessId", "locationId") if name in one))
@@ -147,7 +147,7 @@ async def test_audit_names_every_difference(world: World, capsys: pytest.Capture
         ("unreadable", "broken"),
     }
     assert printed["counts"]["not_in_business_info"] == 3
-    assert await audit_tenants(world.settings, as_json=False) == 1
+    assert await show(audit_tenants(world.settings), as_json=False) == 1
     assert "its home is on shard shard-1 and shard-2" in capsys.readouterr().out
 
 
@@ -161,13 +161,13 @@ async def test_provision_plans_and_then_makes_what_no_shard_has(
     world.register("shard-2", ("chain", "l-00"))
     await world.close("closed", "main")
 
-    assert await provision_listed(world.settings, apply=False, as_json=False, page_size=4) == 0
+    assert await show(provision_listed(world.settings, apply=False, page_size=4), as_json=False) == 0
     said = capsys.readouterr()
     assert "1 there, 20 make" in said.out
     assert "nothing was changed; --apply creates them" in said.err
     assert await world.tenants("shard-1") == []
 
-    assert await provision_listed(world.settings, apply=True, as_json=True, page_size=4) == 0
+    assert await show(provision_listed(world.settings, apply=True, page_size=4), as_json=True) == 0
     printed = json.loads(capsys.readouterr().out)
     assert (printed["counts"], printed["there"]) == ({"made": 20}, 1)
     assert {one["businessType"] for one in printed["tenants"]} == {"hotel"}
@@ -175,9 +175,9 @@ async def test_provision_plans_and_then_makes_what_no_shard_has(
     assert made == [(f"chain-l-{number:02}", "hotel", "active", 1970) for number in range(1, 20)]
     assert ("chain-l-00", "hotel", "active", 1970) in await world.tenants("shard-2")
 
-    assert await provision_listed(world.settings, apply=True, as_json=True, page_size=4) == 0
+    assert await show(provision_listed(world.settings, apply=True, page_size=4), as_json=True) == 0
     assert json.loads(capsys.readouterr().out) == {"tenants": [], "counts": {}, "there": 21, "shardsWithoutAnswer": []}
-    assert await audit_tenants(world.settings, as_json=False) == 0
+    assert await show(audit_tenants(world.settings), as_json=False) == 0
 
 
 @pytest.mark.slow(0.3)
@@ -196,7 +196,7 @@ async def test_provision_leaves_alone_what_is_not_its_to_decide(
     await world.dynamodb.put_item(TableName=world.table, Item={"id": {"S": "broken"}})
     before = [await world.tenants("shard-1"), await world.tenants("shard-2")]
 
-    assert await provision_listed(world.settings, apply=True, as_json=True, page_size=4) == 1
+    assert await show(provision_listed(world.settings, apply=True, page_size=4), as_json=True) == 1
 
     printed = json.loads(capsys.readouterr().out)
     steps = {one["businessId"]: one["step"] for one in printed["tenants"]}
@@ -206,19 +206,3 @@ async def test_provision_leaves_alone_what_is_not_its_to_decide(
     after = [await world.tenants("shard-1"), await world.tenants("shard-2")]
     assert [row for row in after[0] if row[0] != "x-y-z"] == before[0]
     assert after[1] == before[1]
-
-
-def test_long_list_shows_a_person_its_first_rows_only(capsys: pytest.CaptureFixture[str]) -> None:
-    for as_json in (False, True):
-        shown: StreamedList[dict[str, int]] = StreamedList(
-            "rows", ["n"], lambda row: [row["n"]], as_json=as_json, table_max=2
-        )
-        shown.add([{"n": 1}, {"n": 2}])
-        shown.add({"n": number} for number in range(3, 8))
-        shown.finish({"done": True})
-        said = capsys.readouterr()
-        if as_json:
-            assert json.loads(said.out) == {"rows": [{"n": number} for number in range(1, 8)], "done": True}
-        else:
-            assert "and 5 more; --json prints all" in said.err
-            assert "7" not in said.out

@@ -17,13 +17,15 @@ from simplu_worker.commands.check.checking import CheckReport, scrub_report
 from simplu_worker.commands.check.dependency import CheckedDependency, CheckStatus
 from simplu_worker.commands.check.findings import Finding
 from simplu_worker.commands.output import (
+    TABLE_MAX,
+    Table,
     escape_unprintable,
+    first_rows,
     print_json,
     print_json_line,
     print_line,
     print_note,
     print_table,
-    shorten_middle,
 )
 from simplu_worker.commands.running import require_settings
 from simplu_worker.commands.stream.input_lines import InputLine
@@ -108,15 +110,12 @@ def test_require_names_every_variable_that_a_command_lacks() -> None:
     assert str(raised.value) == "\n".join(raised.value.problems)
 
 
-def test_id_without_room_keeps_its_ends() -> None:
-    name = "shardId-000000000003"
-    assert [shorten_middle(name, length) for length in (20, 19, 11, 4, 1)] == [
-        name,
-        "shardI…000000000003",
-        "sha…0000003",
-        "s…03",
-        "…",
-    ]
+def test_long_table_has_its_first_rows_and_how_many_more() -> None:
+    table, note = first_rows(("n",), [(number,) for number in range(TABLE_MAX + 5)])
+    assert isinstance(table, Table)
+    assert (len(list(table.rows)), note) == (TABLE_MAX, "and 5 more; --json prints all")
+    assert first_rows(("n",), [(1,)])[1] is None
+    assert first_rows(("n",), [], count=0) == [None, None]
 
 
 def test_notes_and_results_appear_above_progress_bars(capsys: pytest.CaptureFixture[str]) -> None:
