@@ -176,7 +176,6 @@ class SearchStep(StrEnum):
     """What to read next for a page."""
 
     CHUNK = "chunk"  # of the log of all tenants, by time
-    INSTANT = "instant"  # the operations of one time: its batches fill a chunk
     FEW = "few"  # all operations of the tenant, if these are few
 
 
@@ -215,19 +214,9 @@ class PageSearch:
         self._row_count += chunk.row_count
         if chunk.oldest is None or chunk.is_last:
             self._has_ended = True
-        elif chunk.oldest == self.position.at:
-            self.step = SearchStep.INSTANT
         else:
-            self._move_to(chunk.oldest)
+            self.position = SearchPosition(chunk.oldest - INSTANT, is_large=self.position.is_large)
             self.step = SearchStep.CHUNK if self.position.is_large else SearchStep.FEW
-
-    def add_instant(self, operations: Sequence[ListedOperation]) -> None:
-        """Take the operations of the time of the position."""
-        has_all = len(operations) < self.missing_count
-        self._found += operations
-        if has_all:
-            self._move_to(self.position.at - INSTANT)
-        self.step = SearchStep.CHUNK
 
     def add_few(self, operations: Sequence[ListedOperation]) -> None:
         """Take the operations after the position of a tenant that has few."""
@@ -250,9 +239,6 @@ class PageSearch:
         else:
             after = self.position
         return OperationPage(shown, after.encode(), after.at, shard_id)
-
-    def _move_to(self, at: datetime) -> None:
-        self.position = SearchPosition(at, is_large=self.position.is_large)
 
 
 class OperationLister:
@@ -338,9 +324,6 @@ class OperationLister:
                 rows = await connection.fetch(QUERIES["search_operations"], *arguments, self._limits.chunk_rows)
                 found = _operations_of(row for row in rows if row["request_id"] is not None)
                 search.add_chunk(SearchChunk(found, rows[0]["row_count"], rows[0]["oldest"], rows[0]["is_last"]))
-            case SearchStep.INSTANT:
-                rows = await connection.fetch(QUERIES["search_operations_of_instant"], *arguments)
-                search.add_instant(_operations_of(rows))
             case SearchStep.FEW:
                 if await connection.fetchval(QUERIES["has_few_operations"], tenant_id, self._limits.few):
                     rows = await connection.fetch(QUERIES["list_few_operations"], *arguments, self._limits.few)

@@ -44,21 +44,20 @@ CROSS JOIN LATERAL (
 ) AS own
 
 -- name: search_operations
--- The operations of the tenant in the newest batches of all tenants that are not newer than $2: $10 batches at most, and
--- of those with the tenant as many as have $10 rows together. With the number of these rows and batches, the time of the
--- oldest, and whether there are no more. The chunk may end between batches of one time, so that these are not returned
--- unless it is the last chunk. There is one row without an operation if there is none. A batch has one time, so that the
--- batches are read one by one, newest first, until there are $9 operations.
+-- The operations of the tenant in the newest batches of all tenants that are not newer than $2: $10 batches, and of those
+-- with the tenant as many as have $10 rows together; always all of one time. With the number of these rows and batches,
+-- the time of the oldest, and whether there are no more. There is one row without an operation if there is none. A batch
+-- has one time, so that the batches are read one by one, newest first, until there are $9 operations.
 WITH scanned AS MATERIALIZED (
     SELECT batch_id, completed_at, row_count, :number_of_tenant = ANY(tenants) AS has_tenant
     FROM public.log_batches
     WHERE completed_at <= $2 AND completed_at >= $4
     ORDER BY completed_at DESC
-    LIMIT $10
+    FETCH FIRST $10 ROWS WITH TIES
 ), own_batches AS (
     SELECT
         batch_id, completed_at, row_count,
-        pg_catalog.sum(row_count) OVER (ORDER BY completed_at DESC ROWS UNBOUNDED PRECEDING) - row_count
+        coalesce(pg_catalog.sum(row_count) OVER (ORDER BY completed_at DESC RANGE UNBOUNDED PRECEDING EXCLUDE GROUP), 0)
             AS row_count_before
     FROM scanned
     WHERE has_tenant
@@ -88,7 +87,6 @@ LEFT JOIN LATERAL (
     FROM (
         SELECT taken.batch_id, taken.completed_at AS batch_at
         FROM taken
-        WHERE chunk.is_last OR taken.completed_at > chunk.oldest
         ORDER BY taken.completed_at DESC
     ) AS searched
     :own_operations
@@ -97,21 +95,6 @@ LEFT JOIN LATERAL (
     LIMIT $9
 ) AS found ON true
 ORDER BY found.completed_at DESC, found.request_id DESC;
-
--- name: search_operations_of_instant
--- The operations of the tenant that were completed at $2, for an instant with as many batches or rows as a chunk.
-WITH searched AS (
-    SELECT log_batches.batch_id
-    FROM public.log_batches
-    JOIN public.tenants ON tenants.id = $1 AND tenants.number = ANY(log_batches.tenants)
-    WHERE log_batches.completed_at = $2
-)
-SELECT own.*
-FROM searched
-:own_operations
-WHERE :is_listed
-ORDER BY request_id DESC
-LIMIT $9;
 
 -- name: has_few_operations
 -- Whether the tenant has no more than $2 rows in the log. Reads the primary key only, where the log is vacuumed.

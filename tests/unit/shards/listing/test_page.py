@@ -89,7 +89,7 @@ def test_chunk_moves_the_search_to_its_oldest_row() -> None:
     search = search_of()
     search.add_chunk(chunk(found(1), row_count=1))
     assert (search.position, search.step) == (
-        SearchPosition(AT - timedelta(seconds=9), is_large=True),
+        SearchPosition(AT - timedelta(seconds=9) - INSTANT, is_large=True),
         SearchStep.CHUNK,
     )
     assert search.missing_count == 3
@@ -103,7 +103,7 @@ def test_search_ends_at_a_bound(chunks: int, spent_s: float, *, expected: bool) 
 
     assert search.is_complete(spent_s) is expected
     page = search.result("shard-1")
-    assert (page.operations, page.searched_to) == ([], AT - timedelta(seconds=9 * chunks))
+    assert (page.operations, page.searched_to) == ([], AT - timedelta(seconds=9 * chunks) - INSTANT)
     assert decode_cursor(page.next or "") == search.position
 
 
@@ -127,15 +127,3 @@ def test_tenant_with_many_operations_is_searched_for_by_time() -> None:
     search.add_chunk(chunk(seconds=18))
     assert (search.step, search.position.is_large) == (SearchStep.CHUNK, True)
     assert decode_cursor(search.result("shard-1").next or "").is_large
-
-
-def test_instant_with_more_rows_than_a_chunk_is_read_by_itself() -> None:
-    search = search_of()
-    search.add_chunk(chunk(seconds=0))
-    assert (search.step, search.is_complete(1e9)) == (SearchStep.INSTANT, False)
-
-    search.add_instant(found(2)[:1])
-
-    assert (search.step, search.position) == (SearchStep.CHUNK, SearchPosition(AT - INSTANT, is_large=True))
-    search.add_chunk(SearchChunk([], 10, AT - INSTANT, is_last=False))
-    assert search.step is SearchStep.INSTANT
