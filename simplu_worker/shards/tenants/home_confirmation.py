@@ -11,7 +11,7 @@ and by `ConfirmationSweep`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -33,7 +33,6 @@ from simplu_worker.shards.routing.shard_query import fetch_from_shard, group_by_
 from simplu_worker.shards.routing.tenant_homes import MOVES_MAX, QUERIES_AT_ONCE, TenantHomes
 from simplu_worker.shards.tenants.control_rules import HomeCandidate, resolve_homes, timestamp_text
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW
-from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.sharing import Coalescer
 from simplu_worker.timing.waits import repeat_every
 from simplu_worker.vocabulary import ProvisioningOutcome, TargetKind, TenantState
@@ -90,7 +89,6 @@ class HomeConfirmer:
         self._on_change = on_change
         self._on_undone = on_undone
         self._slots = asyncio.Semaphore(QUERIES_AT_ONCE)
-        self._split: dict[str, float] = {}  # since when tenants have two homes that both have data to lose
         self._confirmations: Coalescer[str, tuple[str, datetime], WorkerError | None] = Coalescer(self._write_confirmed)
 
     async def confirm(self, placed: Sequence[PlacedTenant]) -> dict[str, WorkerError]:
@@ -107,26 +105,7 @@ class HomeConfirmer:
         _defer_unanswered([searches[tenant_id] for tenant_id in sorted(unanswered - errors.keys())], errors)
         done = [one for one in placed if one.tenant_id in homes and one.tenant_id not in errors.keys() | unanswered]
         await self._mark_confirmed(done, homes, errors)
-        self._note_splits(homes, errors)
         return errors
-
-    def forget_splits(self, still_unconfirmed: Collection[str], *, found_before: float) -> None:
-        """Forget the split tenants that were found before that loop time and are not among *still_unconfirmed*."""
-        self._split = {
-            tenant_id: found_at
-            for tenant_id, found_at in self._split.items()
-            if found_at >= found_before or tenant_id in still_unconfirmed
-        }
-        instruments.TENANTS_SPLIT.set(len(self._split))
-
-    def _note_splits(self, searched: Iterable[str], errors: Mapping[str, WorkerError]) -> None:
-        for tenant_id in searched:
-            match errors.get(tenant_id):
-                case TenantSplitError():
-                    self._split.setdefault(tenant_id, loop_time())
-                case None | HomeUndoneError():
-                    self._split.pop(tenant_id, None)
-        instruments.TENANTS_SPLIT.set(len(self._split))
 
     async def _fetch_unconfirmed(
         self, placed: Iterable[PlacedTenant], errors: dict[str, WorkerError]
@@ -343,6 +322,7 @@ class ConfirmationSweep:
         self._pools = pools
         self._interval_s = interval_s
         self._overdue = overdue
+        self._split_count = 0  # tenants with two homes that both have data to lose, as last seen
 
     async def run(self) -> None:
         """Sweep until cancelled, one sweep at a time; each begins at least `interval_s` after the one before."""
@@ -350,7 +330,6 @@ class ConfirmationSweep:
 
     async def sweep(self) -> int:
         """Confirm the overdue tenants; return the number that could not be confirmed."""
-        began_at = loop_time()
         in_use = list(self._pools.by_shard_id().values())
         pools = [pool for pool in in_use if pool.is_healthy]
         slots = asyncio.Semaphore(SHARDS_AT_ONCE)
@@ -366,8 +345,10 @@ class ConfirmationSweep:
         overdue = {placed.tenant_id: placed for answer in answers for placed in answer or ()}
         errors = await self._confirmer.confirm(list(overdue.values())) if overdue else {}
         are_all_answers_whole = all(answer is not None and len(answer) < SWEEP_MAX_TENANTS for answer in answers)
-        if are_all_answers_whole and len(pools) == len(in_use):
-            self._confirmer.forget_splits(overdue, found_before=began_at - self._overdue.total_seconds())
+        split_count = sum(isinstance(error, TenantSplitError) for error in errors.values())
+        if (are_all_answers_whole and len(pools) == len(in_use)) or split_count > self._split_count:
+            self._split_count = split_count
+            instruments.TENANTS_SPLIT.set(split_count)
         for error in errors.values():
             log.debug("confirmation.deferred", shard_id=None, count=len(errors), error=str(error))
             break
