@@ -21,18 +21,14 @@ from simplu_worker.business_info import (
     business_of,
     id_of,
 )
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import PermanentError
 from simplu_worker.instruments import DYNAMODB_REQUEST
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.sharing import SharedAnswers
-from simplu_worker.timing.waits import attempts
 
 CACHED_MAX: Final = 10_000
 LOOKUPS_AT_ONCE: Final = 8
 PAGE_SIZE: Final = 500
-BATCH_MAX: Final = 100  # BatchGetItem's quota
-BATCH_TRIES: Final = 6
-BATCH_BASE_S, BATCH_MAX_S = 0.1, 5.0  # before unprocessed keys are requested again
 READ: Final = {
     "ProjectionExpression": "#id, #type, #business_type, #locations",
     "ExpressionAttributeNames": {
@@ -43,7 +39,7 @@ READ: Final = {
     },
 }
 
-for _labels in product(("get_item", "batch_get_item", "scan"), ("ok", "error")):
+for _labels in product(("get_item", "scan"), ("ok", "error")):
     DYNAMODB_REQUEST.labels(*_labels)
 
 
@@ -92,14 +88,8 @@ class BusinessInfo:
 
     async def find_all(self, business_ids: Sequence[str]) -> dict[str, Business | UnreadableBusiness | None]:
         """Return the present item of each of *business_ids*, without the cache."""
-        found: dict[str, Business | UnreadableBusiness | None] = dict.fromkeys(business_ids)
-        keys = list(found)
-        for start in range(0, len(keys), BATCH_MAX):
-            for item in await self._fetch_batch(keys[start : start + BATCH_MAX]):
-                business = _parse_item(item)
-                if business.id is not None:
-                    found[business.id] = business
-        return found
+        answers = await asyncio.gather(*map(self._fetch, business_ids))
+        return {business_id: one.found for business_id, one in zip(business_ids, answers, strict=True)}
 
     async def scan_pages(self, *, page_size: int = PAGE_SIZE) -> AsyncIterator[list[Business | UnreadableBusiness]]:
         """Yield every item of the table, at most *page_size* at a time; changes during the scan may be missed."""
@@ -122,19 +112,6 @@ class BusinessInfo:
             del self._cached[next(iter(self._cached))]
         self._cached[business_id] = answer
         return answer
-
-    async def _fetch_batch(self, business_ids: Sequence[str]) -> list[Item]:
-        items: list[Item] = []
-        asked = {self._table: {"Keys": [{"id": {"S": business_id}} for business_id in business_ids], **READ}}
-        async for attempt in attempts(RetryableError, count=BATCH_TRIES, base_s=BATCH_BASE_S, max_s=BATCH_MAX_S):
-            with attempt:
-                reply = await self._call("batch_get_item", RequestItems=asked)
-                for found in reply["Responses"].values():  # under the table's name, even if the request has its ARN
-                    items += found
-                asked = reply.get("UnprocessedKeys") or {}
-                if asked:
-                    raise RetryableError(f"table {self._table}: expected all keys of a request, got fewer: throttled")
-        return items
 
     async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         started_at = time.perf_counter()
