@@ -37,8 +37,8 @@ from simplu_worker.feed.events import LogBatch, read_row
 from simplu_worker.feed.feed_file import AllowedHosts
 from simplu_worker.feed.rows import CursorRow
 from simplu_worker.feed.shard_feed import READ_MAX
-from simplu_worker.feed.types import Delivered, Destination, DestinationTerms, FeedEvent, Incarnation, Place
-from simplu_worker.feed.window import SentEvents, document_budget, event_budget
+from simplu_worker.feed.types import Delivered, Destination, DestinationTerms, FeedEvent, Place, Publication
+from simplu_worker.feed.window import Budget
 from simplu_worker.memory_tuning import tune_allocator
 from simplu_worker.shards.log import key_of_id
 
@@ -121,12 +121,13 @@ def log_batch(number: int) -> LogBatch:
 
 async def feed(batches: Sequence[LogBatch]) -> int:
     """Take *batches* through the feed of a destination, as `ShardFeed` does; return how many were not delivered."""
-    changed, incarnation = asyncio.Event(), Incarnation("20260301T090000.000Z-ab12")
-    row = CursorRow("sink", Place(0, 0), "", undone_due=False, held=())
-    sink, memory, documents = Sink(len(batches) * BATCH_ROWS), SentEvents(event_budget()), document_budget()
-    one = DestinationFeed(
-        "s", DestinationTerms("sink"), sink, memory, row, incarnation, changed=changed, documents=documents
+    changed, publication = (
+        asyncio.Event(),
+        Publication("shard-1", "019ca8d6e0b1f0aa", "8a2c1f30-1d3b-4c5f-9a77-000000000000"),
     )
+    row = CursorRow("sink", Place(0, 0), publication.incarnation)
+    sink = Sink(len(batches) * BATCH_ROWS)
+    one = DestinationFeed(publication, DestinationTerms("sink"), sink, row, changed=changed, documents=Budget())
 
     async def keep_refusal(_: str, __: FeedEvent, ___: str) -> None:
         raise AssertionError
@@ -136,7 +137,7 @@ async def feed(batches: Sequence[LogBatch]) -> int:
         step = READ_MAX // BATCH_ROWS
         for start in range(0, len(batches), step):
             rows = [row for batch in batches[start : start + step] for row in batch.rows()]
-            one.add([read_row(row, "shard-1", incarnation) for row in rows], {})
+            one.add([read_row(row, publication) for row in rows], {})
             one.row()
             while not one.is_reading:
                 one.is_awaited = True

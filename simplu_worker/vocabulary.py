@@ -449,7 +449,7 @@ class FeedKind(StrEnum):
     TENANT_MOVED = "tenant.moved"
     TENANT_DESTROYED = "tenant.destroyed"
     TENANT_REPLACED = "tenant.replaced"  # many of its resources at once, by a restore or an import
-    UNDONE = "undone"  # an event was of a commit that is lost
+    RESET = "reset"  # the shard may have lost commits: what is behind a place comes again
     GAP = "gap"  # events that the log no longer has
 
 

@@ -21,15 +21,6 @@ TYPE_PREFIX: Final = "simplu."
 DataState: TypeAlias = Literal["current", "omitted"]
 
 
-class BoundsMembers(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """The data of a `gap`, or of an `undone` event of a whole shard."""
-
-    behind: int
-    through: int | None = None
-    from_time: datetime | None = None
-    to_time: datetime | None = None
-
-
 class CloudEventMembers(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The members of an event, in their order."""
 
@@ -43,7 +34,6 @@ class CloudEventMembers(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     simplushard: str
     simpluposition: str
     simpluincarnation: str
-    simplubehind: str = ""
     simplutenant: str | None = None
     simplubusiness: str | None = None
     simplulocation: str | None = None
@@ -51,11 +41,9 @@ class CloudEventMembers(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     simpluresourcetype: str | None = None
     simpluresourceid: str | None = None
     simplurequest: str | None = None
-    simplureapplies: str | None = None
-    simpluundoes: str | None = None
     simpludata: DataState | None = None
     datacontenttype: Literal["application/json"] | None = None
-    data: msgspec.Raw | BoundsMembers | None = None
+    data: msgspec.Raw | EventBounds | None = None
 
 
 class Notification(msgspec.Struct, frozen=True, rename="camel"):
@@ -78,7 +66,6 @@ NOTIFICATION_TYPES: Final = {
     FeedKind.RESOURCE_PATCHED: "resource_patched",
     FeedKind.RESOURCE_DELETED: "resource_deleted",
     FeedKind.RESOURCE_CHANGED: "resource_updated",
-    FeedKind.UNDONE: "resource_updated",
 }
 
 _encode = msgspec.json.Encoder().encode
@@ -93,14 +80,14 @@ def encode_event(event: FeedEvent, max_bytes: int) -> bytes | None:
 
 
 def _members(event: FeedEvent, *, is_whole: bool) -> CloudEventMembers:
-    tenant, incarnation, subject = event.tenant, event.incarnation, event.subject
-    data: msgspec.Raw | BoundsMembers | None = None
+    tenant, subject = event.tenant, event.subject
+    data: msgspec.Raw | EventBounds | None = None
     data_state: DataState | None = None
     if event.data is not None:
         data_state = "current" if is_whole else "omitted"
         data = msgspec.Raw(event.data) if is_whole else None
     elif event.bounds is not None:
-        data = _bounds(event.bounds)
+        data = event.bounds
     return CloudEventMembers(
         specversion="1.0",
         id=event.id,
@@ -111,8 +98,7 @@ def _members(event: FeedEvent, *, is_whole: bool) -> CloudEventMembers:
         partitionkey=subject,
         simplushard=event.shard_id,
         simpluposition=event.position,
-        simpluincarnation=incarnation.id,
-        simplubehind=incarnation.bounds,
+        simpluincarnation=event.incarnation,
         simplutenant=None if tenant is None else tenant.tenant_id,
         simplubusiness=None if tenant is None else tenant.business_id,
         simplulocation=None if tenant is None else tenant.location_id,
@@ -120,16 +106,10 @@ def _members(event: FeedEvent, *, is_whole: bool) -> CloudEventMembers:
         simpluresourcetype=event.resource_type,
         simpluresourceid=event.resource_id,
         simplurequest=event.request_id,
-        simplureapplies=event.reapplies,
-        simpluundoes=event.undoes,
         simpludata=data_state,
         datacontenttype=None if data is None else "application/json",
         data=data,
     )
-
-
-def _bounds(bounds: EventBounds) -> BoundsMembers:
-    return BoundsMembers(bounds.behind, bounds.through, bounds.from_time, bounds.to_time)
 
 
 @lru_cache(maxsize=1024)

@@ -7,15 +7,14 @@ The replica writes and reads only while the token is its own; whoever takes the 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.feed.events import PassEvent, PassSource, Replay, Resume, choose_replay, choose_skip
-from simplu_worker.feed.rows import left_out_of
-from simplu_worker.feed.types import FeedEvent, HeldTenant, Place, decode_held
-from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.feed.events import PassEvent, Resume, choose_skip
+from simplu_worker.feed.types import FeedEvent, HeldTenant, decode_held
+from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.vocabulary import FeedStop
@@ -71,7 +70,7 @@ async def read_destinations(pool: ShardPool) -> list[ShardDestination]:
     return [
         ShardDestination(
             destination=row["destination"],
-            held=tuple(one for one in decode_held(row["held"]) if not one.is_passed),
+            held=decode_held(row["held"]),
             publisher=row["publisher"],
             stopped=_stop(row["stopped"]),
             error=row["error"],
@@ -85,46 +84,36 @@ async def read_destinations(pool: ShardPool) -> list[ShardDestination]:
     ]
 
 
-async def replay(
-    pool: ShardPool, destination: str, since: datetime, until: datetime | None, *, apply: bool
-) -> ReplayPlan | None:
-    """Return what a replay from *since*, before *until*, sends again; with *apply* begin it. None without a cursor."""
+async def replay(pool: ShardPool, destination: str, since: datetime, *, apply: bool) -> ReplayPlan | None:
+    """Return what a replay from *since* on sends again; with *apply* begin it. None without a cursor."""
     async with pool.transaction() as connection:
         if not await has_schema(connection, pool):
             return None
-        row, chosen = await _find_replay(connection, destination, since, until)
-        if chosen is not None and apply:
+        row = await connection.fetchrow(QUERIES["plan_feed_replay"], destination, since)
+        if apply and row is not None and row["behind"] is not None:
             await connection.execute(QUERIES["take_feed"])
-            row, chosen = await _find_replay(connection, destination, since, until)
+            row = await connection.fetchrow(QUERIES["plan_feed_replay"], destination, since)
+            await connection.execute(QUERIES["put_feed_cursor_back"], destination, row["behind"])
         if row is None:
             return None
-        forgotten_at: datetime | None = row["forgotten_at"]
-        begins_at = forgotten_at if forgotten_at is not None and forgotten_at > since else None
-        change_count = None
-        if chosen is not None:
-            change_count = await connection.fetchval(QUERIES["count_feed_changes"], chosen.behind, chosen.through)
-            if apply:
-                left_out = chosen.left_out or (None, None)
-                await connection.execute(QUERIES["put_feed_cursor_back"], destination, chosen.behind, *left_out)
-        return ReplayPlan(change_count, begins_at, _stop(row["stopped"]))
+        return ReplayPlan(row["change_count"], row["begins_at"], _stop(row["stopped"]))
 
 
-async def skip(
-    pool: ShardPool, destination: str, tenant_id: str | None, event_id: str | None = None, *, apply: bool
-) -> Resume | PassSource | PassEvent:
+async def skip(pool: ShardPool, destination: str, event_id: str | None = None, *, apply: bool) -> Resume | PassEvent:
     """Return what a skip passes on the shard; with *apply* pass it. Raises `PermanentError` if there is nothing."""
     async with pool.transaction() as connection:
-        if not await has_schema(connection, pool):
-            raise _no_cursor(destination)
-        choice = await _choose(connection, destination, tenant_id, event_id)
+        row = None
+        if await has_schema(connection, pool):
+            if apply:
+                await connection.execute(QUERIES["take_feed"])
+            row = await connection.fetchrow(QUERIES["read_feed_cursor"], destination)
+        if row is None:
+            raise PermanentError(f"{destination} has not begun on this shard; run: simplu-worker feed show")
+        choice = choose_skip(_stop(row["stopped"]), row["error"], row["refused_event"], event_id)
         if apply:
-            await connection.execute(QUERIES["take_feed"])
-            choice = await _choose(connection, destination, tenant_id, event_id)
             match choice:
                 case Resume():
                     await connection.execute(QUERIES["resume_feed"], destination)
-                case PassSource(passed):
-                    await connection.execute(QUERIES["pass_held_tenant"], destination, passed)
                 case PassEvent(passed):
                     await connection.execute(QUERIES["pass_feed_event"], destination, passed)
         return choice
@@ -144,31 +133,7 @@ async def forget(pool: ShardPool, destination: str, *, apply: bool) -> ForgetPla
         return plan
 
 
-async def _find_replay(
-    connection: Connection, destination: str, since: datetime, until: datetime | None
-) -> tuple[Any, Replay | None]:
-    row = await connection.fetchrow(QUERIES["plan_feed_replay"], destination, since, until)
-    if row is None:
-        return None, None
-    cursor, held = Place(row["batch_id"], row["position"]), decode_held(row["held"])
-    return row, choose_replay(cursor, left_out_of(row), held, row["behind"], row["until"])
-
-
-async def _choose(
-    connection: Connection, destination: str, tenant_id: str | None, event_id: str | None
-) -> Resume | PassSource | PassEvent:
-    row = await connection.fetchrow(QUERIES["read_feed_cursor"], destination)
-    if row is None:
-        raise _no_cursor(destination)
-    stopped, held = _stop(row["stopped"]), decode_held(row["held"])
-    return choose_skip(stopped, row["error"], row["refused_event"], held, tenant_id, event_id)
-
-
 _refusals: Final = msgspec.json.Decoder(tuple[RefusedEvent, ...])
-
-
-def _no_cursor(destination: str) -> PermanentError:
-    return PermanentError(f"{destination} has not begun on this shard; run: simplu-worker feed show")
 
 
 def _stop(text: str | None) -> FeedStop | None:

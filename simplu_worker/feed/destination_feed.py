@@ -15,12 +15,9 @@ import structlog
 from simplu_worker import instruments
 from simplu_worker.bulkheads import FailureCount, note_trouble
 from simplu_worker.errors import RetryableError
-from simplu_worker.feed.events import ReadRow, lets_through, undone_bounds_event, undone_event
+from simplu_worker.feed.events import ReadRow, lets_through, reset_event
 from simplu_worker.feed.rows import CursorRow, NotPublisherError
 from simplu_worker.feed.types import (
-    END,
-    POSITION_MAX,
-    BatchRef,
     Delivered,
     Delivery,
     DestinationTerms,
@@ -28,16 +25,16 @@ from simplu_worker.feed.types import (
     FeedEvent,
     FeedFilter,
     HeldTenant,
-    Incarnation,
     Place,
+    Publication,
     Refused,
     RetryLater,
 )
 from simplu_worker.feed.types import Destination as OpenDestination
-from simplu_worker.feed.window import Budget, Finished, RefusedForGood, SentEvents, Window, WindowEvent
+from simplu_worker.feed.window import Budget, Finished, RefusedForGood, Window, WindowEvent
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import backoff_s, wait_any
-from simplu_worker.vocabulary import FeedDelivery, FeedKind, FeedStop, OnRefusal, TargetKind
+from simplu_worker.vocabulary import FeedDelivery, FeedStop, OnRefusal, TargetKind
 
 PAUSE_BASE_S, PAUSE_MAX_S = 0.2, 30.0  # of a destination that takes nothing
 TRIES_NOTED: Final = 10  # of an event; the first ten take about a minute, each further ten five
@@ -68,20 +65,17 @@ class DestinationFeed:
 
     def __init__(
         self,
-        shard_id: str,
+        publication: Publication,
         terms: DestinationTerms,
         destination: OpenDestination,
-        memory: SentEvents,
         row: CursorRow,
-        incarnation: Incarnation,
         *,
         changed: asyncio.Event,
-        documents: Budget[Window],
+        documents: Budget,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.terms = terms
-        self.incarnation = incarnation
-        self.memory = memory
+        self.publication = publication
         self._documents = documents
         self.window = Window(row.place, self._documents)
         self.held: dict[int, HeldTenant] = {one.tenant_no: one for one in row.held}
@@ -89,15 +83,13 @@ class DestinationFeed:
         self.catch_up: CatchUp | None = None
         self.stopped, self.error = row.stopped, row.error
         self._refused_event, self._passed_event = row.refused_event, row.passed_event
-        self._again_through = row.again_through
-        self._left_out = row.left_out
         self.waits_since: datetime | None = None  # the log has more, and it is not read yet
         self.is_at_end = False  # the last read found all that the log had
         self.is_awaited = False  # by the reader of the log, which found no room, or is at rest
         self._is_ending = False
         self.written = row
-        self._undone_due = row.undone_due
-        self._shard_id = shard_id
+        self._shard_id = publication.shard_id
+        self._reset_in = row.incarnation  # the last one whose reset the destination has had
         self._destination = destination
         self._changed = changed
         self._draw = draw
@@ -108,19 +100,13 @@ class DestinationFeed:
 
     @property
     def is_reading(self) -> bool:
-        """Whether it takes what is read of the log for all tenants."""
-        return self.stopped is None and self.catch_up is None and not self.released and self.window.has_room
+        """Whether it takes what is read of the log for all tenants: nothing is sent before a reset is delivered."""
+        is_free = self.stopped is None and self.catch_up is None and not self.released
+        return is_free and not self._is_reset_due and self.window.has_room
 
     @property
-    def reads_through(self) -> Place:
-        """The place up to which its log is read: a replay may leave out what comes then."""
-        left_out = self._left_out
-        return END if left_out is None or self.window.head.batch_id >= left_out.through else left_out.begin
-
-    def leave_out(self) -> None:
-        """Go on behind what a replay leaves out."""
-        if self._left_out is not None:
-            self.window.head = Place(self._left_out.through, POSITION_MAX)
+    def _is_reset_due(self) -> bool:
+        return self._reset_in != self.publication.incarnation
 
     @property
     def behind_since(self) -> datetime | None:
@@ -136,46 +122,19 @@ class DestinationFeed:
         return CursorRow(
             destination=self.terms.name,
             place=self.window.cursor,
-            bounds=self.incarnation.bounds,
-            undone_due=self._undone_due,
+            incarnation=self._reset_in,
             held=tuple(held.values()),
             stopped=self.stopped,
             error=self.error,
             refused_event=self._refused_event,
             passed_event=self._passed_event,
-            again_through=self._again_left,
-            left_out=self._left_out,
             behind_since=self.behind_since,
         )
 
-    @property
-    def _again_left(self) -> int | None:
-        through = self._again_through
-        return through if through is not None and self.window.cursor.batch_id < through else None
-
-    def begin_undone(self, there: frozenset[str], at: datetime) -> None:
-        """Put the events that the incarnation has undone first, unless the destination was told."""
-        cursor = self.window.cursor
-        if not self._undone_due:
-            return
-        is_complete = self.memory.is_complete_behind(cursor) and self._again_left is None
-        events = []
-        for event in self.memory.take_undone(cursor, there):
-            self.memory.note_undone(event)
-            events.append(undone_event(event, self.incarnation, at))
-        if not is_complete:
-            events.append(undone_bounds_event(self._shard_id, cursor, self.incarnation, at))
-        self.memory.known_from = None  # until it is told: another publisher tells of the bounds
-        self.add_events(events)
-        if not events:
-            self._end_undone()
-        log.info(
-            "feed.undone",
-            shard_id=self._shard_id,
-            destination=self.terms.name,
-            event_count=len(events),
-            is_complete=is_complete,
-        )
+    def begin(self, at: datetime) -> None:
+        """Tell the destination first that the incarnation has begun, unless it knows."""
+        if self._is_reset_due:
+            self.add_events([reset_event(self.publication, self.window.cursor, at)])
 
     def add_events(self, events: Sequence[FeedEvent]) -> None:
         """Add events that are no rows of the log, before the next row."""
@@ -247,26 +206,17 @@ class DestinationFeed:
         return tenants is None or arrival.tenant_id in tenants
 
     def _wanted(self, row: ReadRow, data: dict[str, bytes]) -> list[WindowEvent]:
-        ref = BatchRef(row.place.batch_id, row.token)
         return [
-            self._window_event(self._with_additions(event, data, row.place), row.place, ref)
+            self._window_event(_with_data(event, data), row.place)
             for event in row.events
             if self._has_no_filter or lets_through(self.terms.filter, event)
         ]
 
-    def _with_additions(self, event: FeedEvent, data: dict[str, bytes], place: Place) -> FeedEvent:
-        document, reapplies, through = data.get(event.id), self.memory.reapplied(event), self._again_through
-        replay = through if through is not None and place.batch_id <= through else None
-        if document is None and reapplies is None and replay is None:
-            return event
-        return msgspec.structs.replace(event, data=document, reapplies=reapplies, replay=replay)
-
-    def _window_event(self, event: FeedEvent, place: Place, ref: BatchRef | None = None) -> WindowEvent:
+    def _window_event(self, event: FeedEvent, place: Place) -> WindowEvent:
         """One that is passed, or at which the feed stopped, gets one more try."""
         is_passed = event.id == self._passed_event
         is_last_try = is_passed or event.id == self._refused_event
-        refusal_count = self.terms.tries - 1 if is_last_try else 0
-        return WindowEvent(event, place, ref, refusal_count=refusal_count, is_passed=is_passed)
+        return WindowEvent(event, place, refusal_count=self.terms.tries - 1 if is_last_try else 0, is_passed=is_passed)
 
     def end(self) -> None:
         """Let `run` end behind the request that is under way."""
@@ -291,7 +241,12 @@ class DestinationFeed:
             try:
                 await self._deliver(window, due, keep_refusal)
             except RetryableError as exc:  # of the shard, which did not take a refused event
-                log.debug("feed.refusal_deferred", shard_id=self._shard_id, destination=self.terms.name, error=str(exc))
+                log.debug(
+                    "feed.refusal_deferred",
+                    shard_id=self._shard_id,
+                    destination=self.terms.name,
+                    error=str(exc),
+                )
             except Exception as exc:
                 if isinstance(exc, NotPublisherError):
                     raise
@@ -299,12 +254,6 @@ class DestinationFeed:
                 self._paused_until = loop_time() + troubles.next_delay_s(self._draw())
 
     async def _deliver(self, window: Window, due: Sequence[WindowEvent], keep_refusal: KeepRefusal) -> None:
-        sent_at = loop_time()
-        # Before they are sent: a request that is broken off, or gets no answer, may have delivered them.
-        for one in due:
-            if one.ref is not None and not one.is_sent:
-                self.memory.note(one.ref, one.place, one.event, now=sent_at)
-            one.is_sent = True
         deliveries = await self._destination.publish([one.event for one in due])
         now = loop_time()
         counts = Counter(OUTCOMES[type(one)] for one in deliveries)
@@ -320,8 +269,10 @@ class DestinationFeed:
             keep_refusal,
         )
         self._note_tries(due[0], deliveries[0])
-        if self._undone_due and not self.window.has_kind(FeedKind.UNDONE):
-            self._end_undone()
+        if self._is_reset_due and not len(self.window):
+            self._reset_in = self.publication.incarnation
+            self._changed.set()
+            log.info("feed.reset", shard_id=self._shard_id, destination=self.terms.name)
         self._end_catch_up()
         if self.is_awaited and (self.is_reading or not len(window)):
             self.is_awaited = False
@@ -349,20 +300,6 @@ class DestinationFeed:
                     self._stop(FeedStop.DISABLED, finished.error)
         for one_refused in refused:
             await self._refuse(window, one_refused, keep_refusal)
-
-    def _end_undone(self) -> None:
-        self._undone_due = False
-        self._changed.set()
-
-    def note_memory(self, newest: int) -> None:
-        """Note that the memory is whole, once all that an earlier publisher may have sent came again.
-
-        *newest* is the newest batch when this publisher began: an earlier one has read nothing beyond.
-        """
-        if self.memory.known_from is not None or self._undone_due or self.held:
-            return
-        if self.window.cursor.batch_id > newest or (self.is_at_end and not len(self.window)):
-            self.memory.note_whole(min(self.window.cursor, Place(newest, POSITION_MAX)))
 
     def _note_availability(self, error: str | None, now: float, *, is_down: bool) -> None:
         if is_down:
@@ -408,3 +345,8 @@ class DestinationFeed:
             self.stopped, self.error = why, error
             self._changed.set()
             log.error("feed.stopped", shard_id=self._shard_id, destination=self.terms.name, reason=why, error=error)
+
+
+def _with_data(event: FeedEvent, data: dict[str, bytes]) -> FeedEvent:
+    document = data.get(event.id)
+    return event if document is None else msgspec.structs.replace(event, data=document)

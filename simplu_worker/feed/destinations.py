@@ -507,7 +507,7 @@ class _QueuedEvent(msgspec.Struct, frozen=True):
 
 
 class SqsDestination:
-    """The FIFO queue *queue*. What is sent again on purpose has a new de-duplication id: SQS would swallow it."""
+    """The FIFO queue *queue*. What another publisher sends again has a new de-duplication id: SQS would swallow it."""
 
     request_max_count = BATCH_MAX_COUNT
     request_max_bytes = SQS_EVENT_MAX_BYTES
@@ -531,7 +531,7 @@ class SqsDestination:
         if not body.isascii():
             body = body.translate(_REFUSED)
             size_bytes = len(body.encode())
-        sending = f"{event.id}-{event.incarnation.id}-{event.replay or 0}"
+        sending = f"{event.id}-{event.incarnation}-{event.sender}"
         ids = FifoIds(fifo_id(event.subject), fifo_id(sending))
         return _QueuedEvent(body, size_bytes, ids) if size_bytes <= SQS_EVENT_MAX_BYTES else None
 

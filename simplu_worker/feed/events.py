@@ -5,8 +5,9 @@ departure. The row of a new tenant tells of the tenant and of its default row. D
 a time as a window may hold.
 
 A promotion or restore that loses commits takes the row of the publisher and the cursors back with the log. Whatever was
-published behind the cursor as this server has it may be undone, so a new incarnation begins there; not behind the
-newest batch, as standbys have commits in another order than that of their numbers.
+published behind the cursor as this server has it may be lost, so a new incarnation begins, and each destination has to
+take a `reset` at its cursor first; not behind the newest batch, as standbys have commits in another order than that of
+their numbers.
 """
 
 from __future__ import annotations
@@ -21,16 +22,14 @@ import msgspec
 
 from simplu_worker.errors import PermanentError
 from simplu_worker.feed.types import (
-    POSITION_MAX,
     DestinationTerms,
     EventBounds,
     FeedEvent,
     FeedFilter,
     FeedTenant,
     HeldTenant,
-    Incarnation,
-    LeftOut,
     Place,
+    Publication,
 )
 from simplu_worker.shards.apply.durability import ReplicationFacts, facts_of
 from simplu_worker.shards.log import BulkChange, BulkOrigin, MarkOrigin, id_of_key
@@ -147,22 +146,21 @@ class ReadRow(msgspec.Struct, frozen=True):
     """A row of the log, with its place, its events, and what decides whether they are sent now."""
 
     place: Place
-    token: str
     tenant_no: int
     events: tuple[FeedEvent, ...] = ()
     arrival: HeldTenant | None = None  # the tenant came here with this row
 
 
-def read_row(row: LogRow, shard_id: str, incarnation: Incarnation) -> ReadRow:
-    """Return what a row of the log tells a destination whose events are part of *incarnation*."""
+def read_row(row: LogRow, publication: Publication) -> ReadRow:
+    """Return what a row of the log tells a destination."""
     place, batch, tenant = row.place, row.batch, row.tenant
     if tenant is None:
-        return ReadRow(place, batch.token, row.tenant_no)
+        return ReadRow(place, row.tenant_no)
     arrival = None
     if batch.kind == ARRIVAL and row.origin is not None and batch.epoch is not None:
         arrival = HeldTenant(row.tenant_no, tenant.tenant_id, batch.epoch, row.origin, *place.before)
-    events = tuple([_event(row, tenant, shard_id, incarnation, kind) for kind in _kinds_of(row)])
-    return ReadRow(place, batch.token, row.tenant_no, events, arrival)
+    events = tuple([_event(row, tenant, publication, kind) for kind in _kinds_of(row)])
+    return ReadRow(place, row.tenant_no, events, arrival)
 
 
 def _kinds_of(row: LogRow) -> tuple[FeedKind, ...]:
@@ -188,7 +186,7 @@ def _kind_of_batch(kind: str, origin: str | None) -> FeedKind | None:
     return None
 
 
-def _event(row: LogRow, tenant: FeedTenant, shard_id: str, incarnation: Incarnation, kind: FeedKind) -> FeedEvent:
+def _event(row: LogRow, tenant: FeedTenant, publication: Publication, kind: FeedKind) -> FeedEvent:
     suffix = "-tenant" if kind is FeedKind.TENANT_CREATED else ""  # its row has another event
     resource_type = resource_id = None
     other_types: tuple[str, ...] = ()
@@ -198,10 +196,11 @@ def _event(row: LogRow, tenant: FeedTenant, shard_id: str, incarnation: Incarnat
     return FeedEvent(
         id=f"{row.batch.token}-{row.place.position}{suffix}",
         kind=kind,
-        shard_id=shard_id,
+        shard_id=publication.shard_id,
         time=row.batch.completed_at,
         position=row.place.label,
-        incarnation=incarnation,
+        incarnation=publication.incarnation,
+        sender=publication.sender,
         tenant=tenant,
         resource_type=resource_type,
         resource_id=resource_id,
@@ -213,65 +212,44 @@ def _event(row: LogRow, tenant: FeedTenant, shard_id: str, incarnation: Incarnat
 RESOURCE_KINDS: Final = frozenset({*OPERATIONS.values(), FeedKind.RESOURCE_CHANGED})
 
 
-def undone_event(event: FeedEvent, incarnation: Incarnation, at: datetime) -> FeedEvent:
-    """Return the event that takes *event* back; its id is the same when it is made again."""
-    return msgspec.structs.replace(
-        event,
-        id=f"{event.id}-undone-{incarnation.id}",
-        kind=FeedKind.UNDONE,
-        time=at,
-        incarnation=incarnation,
-        reapplies=None,
-        undoes=event.id,
-        data=None,
-    )
-
-
-def undone_bounds_event(shard_id: str, behind: Place, incarnation: Incarnation, at: datetime) -> FeedEvent:
-    """Return the event that takes back all events of earlier incarnations behind *behind*."""
-    return FeedEvent(
-        id=f"{shard_id}-undone-{incarnation.id}",
-        kind=FeedKind.UNDONE,
-        shard_id=shard_id,
-        time=at,
-        position=behind.label,
-        incarnation=incarnation,
-        bounds=EventBounds(behind=behind.batch_id, to_time=at),
-    )
+def reset_event(publication: Publication, behind: Place, at: datetime) -> FeedEvent:
+    """Return the event by which what earlier incarnations have sent behind *behind* is void."""
+    return _event_of_bounds(FeedKind.RESET, publication, publication.incarnation, behind, at)
 
 
 def gap_event(
-    shard_id: str,
+    publication: Publication,
     behind: Place,
     through: int,
     through_at: datetime | None,
-    incarnation: Incarnation,
     at: datetime,
     *,
     tenant: FeedTenant | None = None,
 ) -> FeedEvent:
     """Return the event about lost batches of the log; of *tenant* alone if given."""
     of_tenant = "" if tenant is None else f"{tenant.tenant_id}-"
+    name = f"{of_tenant}{behind.batch_id}-{through}"
+    gap = _event_of_bounds(FeedKind.GAP, publication, name, behind, at)
+    return msgspec.structs.replace(gap, tenant=tenant, bounds=EventBounds(behind.batch_id, through, through_at))
+
+
+def _event_of_bounds(kind: FeedKind, publication: Publication, name: str, behind: Place, at: datetime) -> FeedEvent:
     return FeedEvent(
-        id=f"{shard_id}-gap-{of_tenant}{behind.batch_id}-{through}",
-        kind=FeedKind.GAP,
-        shard_id=shard_id,
+        id=f"{publication.shard_id}-{kind}-{name}",
+        kind=kind,
+        shard_id=publication.shard_id,
         time=at,
         position=behind.label,
-        incarnation=incarnation,
-        tenant=tenant,
-        bounds=EventBounds(behind=behind.batch_id, through=through, to_time=through_at),
+        incarnation=publication.incarnation,
+        sender=publication.sender,
+        bounds=EventBounds(behind.batch_id),
     )
-
-
-# What became of events that were sent before: a receiver needs them for all that it got.
-ALWAYS_SENT = frozenset({FeedKind.UNDONE, FeedKind.GAP})
 
 
 def lets_through(chosen: FeedFilter, event: FeedEvent) -> bool:
     """Return whether a destination with the filter *chosen* gets *event*.
 
-    `undone` and `gap` pass a filter of kinds, shard-wide events every filter, events of a whole tenant one of types.
+    A `gap` passes a filter of kinds, shard-wide events every filter, events of a whole tenant one of types.
     """
     tenant = event.tenant
     if tenant is None:
@@ -284,7 +262,7 @@ def lets_through(chosen: FeedFilter, event: FeedEvent) -> bool:
             or event.resource_type is None
             or not chosen.resource_types.isdisjoint((event.resource_type, *event.other_types))
         )
-        and (chosen.kinds is None or event.kind in chosen.kinds or event.kind in ALWAYS_SENT)
+        and (chosen.kinds is None or event.kind in chosen.kinds or event.kind is FeedKind.GAP)
     )
 
 
@@ -338,8 +316,7 @@ RENEW_GRID_S: Final = 0.5  # those of many shards are sent together: by 0.1 s, e
 MARGIN_S: Final = 0.5  # before the end of the lease nothing is published any more
 CLAIM_DELAY_MAX_S: Final = 1.2  # so that a killed publisher is replaced within LEASE_S + this
 EVEN_SHARDS: Final = 8  # with so many shards a replica waits for half of that
-BOUNDS_MAX: Final = 16  # incarnations that an event names
-TIME_DIGITS: Final = 12  # of an incarnation's id: milliseconds, as `claim_feed` writes them
+TIME_DIGITS: Final = 12  # of an incarnation's id: milliseconds
 
 
 def claim_delay_s(published_count: int, draw: float) -> float:
@@ -350,55 +327,13 @@ def claim_delay_s(published_count: int, draw: float) -> float:
 
 def incarnation_id(at: datetime, noise: str, known: Iterable[str] = ()) -> str:
     """Return the id of an incarnation that begins at *at*, as text greater than all that are *known* (docs/feed.md)."""
-    latest = max((int(one[:TIME_DIGITS], 16) for one in known), default=-1)
+    latest = max((int(one[:TIME_DIGITS], 16) for one in known if one), default=-1)
     return f"{max((at - EPOCH) // timedelta(milliseconds=1), latest + 1):0{TIME_DIGITS}x}{noise}"
-
-
-def incarnations_in(bounds: str) -> list[str]:
-    """Return the incarnations that *bounds* name."""
-    return [one.rpartition(":")[0] for one in bounds.split(",") if one]
 
 
 def run_of_server(timeline: str, started_at: datetime, batch_offset: int) -> str:
     """Return a text that differs wherever a server may have lost commits, or uses numbers of batches again."""
     return f"{timeline}/{started_at.timestamp():.6f}/{batch_offset}"
-
-
-def bounds_with(bounds: str, incarnation: str, cursor: Place) -> str:
-    """Return *bounds* with that of an incarnation behind *cursor* in front, without those that it contains."""
-    kept = [one for one in bounds.split(",") if one and int(one.rpartition(":")[2]) < cursor.batch_id]
-    return ",".join([f"{incarnation}:{cursor.batch_id}", *kept][:BOUNDS_MAX])
-
-
-class Replay(msgspec.Struct, frozen=True):
-    """A cursor goes back behind the batch *behind*; what is behind *through* was not sent, or is left out."""
-
-    behind: int
-    through: int
-    left_out: LeftOut | None = None
-
-
-def choose_replay(
-    cursor: Place, left_out: LeftOut | None, held: Sequence[HeldTenant], behind: int | None, until: int | None
-) -> Replay | None:
-    """Return how to replay what lies behind a batch, up to *until* if given; None if there is nothing.
-
-    Nothing is left out behind a held tenant. During another replay what either asks for is sent, and what is between.
-    """
-    if left_out is not None and left_out.through <= cursor.batch_id:
-        left_out = None
-    if left_out is None:
-        sent, through = cursor, min([cursor.batch_id, *(one.batch_id for one in held)]) - 1
-    else:
-        sent, through = Place(left_out.through, POSITION_MAX), left_out.through
-    if behind is None or Place(behind, POSITION_MAX) >= sent or (until is not None and until <= behind):
-        return None
-    if left_out is not None:
-        behind = min(behind, cursor.batch_id - 1)
-        until = None if until is None else max(until, left_out.behind)
-    if until is None or until >= through:
-        return Replay(behind, sent.batch_id)
-    return Replay(behind, until, LeftOut(until, through))
 
 
 class Resume(msgspec.Struct, frozen=True):
@@ -409,13 +344,6 @@ class Resume(msgspec.Struct, frozen=True):
     refused_event: str | None
 
 
-class PassSource(msgspec.Struct, frozen=True):
-    """Send the events of a tenant that has moved without waiting for its source."""
-
-    tenant_id: str
-    source: str
-
-
 class PassEvent(msgspec.Struct, frozen=True):
     """Try an event once more, then keep it as refused, whatever the reason."""
 
@@ -423,33 +351,13 @@ class PassEvent(msgspec.Struct, frozen=True):
 
 
 def choose_skip(
-    stopped: FeedStop | None,
-    error: str | None,
-    refused_event: str | None,
-    held: Sequence[HeldTenant],
-    tenant_id: str | None,
-    event_id: str | None = None,
-) -> Resume | PassSource | PassEvent:
-    """Return what a skip passes, of *tenant_id* or *event_id* if given. Raises `PermanentError` if there is nothing."""
+    stopped: FeedStop | None, error: str | None, refused_event: str | None, event_id: str | None = None
+) -> Resume | PassEvent:
+    """Return what a skip passes, *event_id* if given. Raises `PermanentError` if there is nothing."""
     if event_id is not None:
-        return _choose_event(stopped, tenant_id, event_id)
-    waiting = {one.tenant_id: one for one in held if not one.is_passed}
-    if tenant_id is not None:
-        if tenant_id not in waiting:
-            names = ", ".join(sorted(waiting)) or "none"
-            raise PermanentError(f"{tenant_id} does not wait for its source; these tenants do: {names}")
-        return PassSource(tenant_id, waiting[tenant_id].source)
-    if stopped is not None:
-        return Resume(stopped, error, refused_event)
-    if waiting:
-        names = ", ".join(sorted(waiting))
-        raise PermanentError(f"name one of the tenants that wait for their source with --tenant: {names}")
-    raise PermanentError("the destination has not stopped, and no tenant waits for its source: nothing is to be passed")
-
-
-def _choose_event(stopped: FeedStop | None, tenant_id: str | None, event_id: str) -> PassEvent:
-    if tenant_id is not None:
-        raise PermanentError("expected --tenant or --event, got both")
-    if stopped is not None:
-        raise PermanentError("the destination has stopped: leave out --event")
-    return PassEvent(event_id)
+        if stopped is not None:
+            raise PermanentError("the destination has stopped: leave out --event")
+        return PassEvent(event_id)
+    if stopped is None:
+        raise PermanentError("the destination has not stopped: nothing is to be passed")
+    return Resume(stopped, error, refused_event)

@@ -16,8 +16,9 @@ from simplu_worker import instruments
 from simplu_worker.bulkheads import keep_running
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError
 from simplu_worker.feed.feed_file import AllowedHosts, FeedFile, parse_feed_file
-from simplu_worker.feed.shard_feed import FeedBudgets, ShardFeed
+from simplu_worker.feed.shard_feed import ShardFeed
 from simplu_worker.feed.types import Destination, DestinationTerms, DestinationView, destination_views
+from simplu_worker.feed.window import Budget
 from simplu_worker.instruments import FEED_FILE_RELOADS
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.pool import Pools
@@ -62,7 +63,7 @@ class Feed:
         self._draw = draw
         self._utc = utc
         self._shards: dict[str, ShardFeed] = {}
-        self._budgets = FeedBudgets()
+        self._documents = Budget()
         self._reloading = asyncio.Event()
 
     @property
@@ -119,8 +120,6 @@ class Feed:
                                 name=f"feed:{shard.shard_id}",
                             )
                     self._measure()
-                    for one in self._shards.values():
-                        one.forget_old_events()
                     await wait_any(stopping, self._reloading, within_s=MEASURE_S)
                 ending.set()
             instruments.end_feed_gauges(opened.keys() - {terms.name for terms, _ in self._destinations})
@@ -154,7 +153,7 @@ class Feed:
             self._commits,
             publisher=self._name,
             published_count=lambda: self.published_count,
-            budgets=self._budgets,
+            documents=self._documents,
             draw=self._draw,
             utc=self._utc,
         )

@@ -18,26 +18,21 @@ from simplu_worker.feed.events import (
     LogBatch,
     LogRow,
     Resource,
-    bounds_with,
     incarnation_id,
-    incarnations_in,
     run_of_server,
 )
 from simplu_worker.feed.types import (
-    BatchRef,
     DestinationTerms,
     FeedEvent,
     FeedTenant,
     HeldTenant,
-    Incarnation,
-    LeftOut,
     Place,
     ShardView,
     decode_held,
 )
 from simplu_worker.shards.apply.commit_safety import server_of
 from simplu_worker.shards.apply.durability import ReplicationFacts, Server, facts_of
-from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import has_schema
 
@@ -54,7 +49,7 @@ class FeedState(msgspec.Struct, frozen=True):
     """What one answer of the shard says about its feed."""
 
     incarnation: str
-    noted_run: str | None  # in which the incarnation was found to hold
+    noted_run: str | None  # in which the incarnation began
     run: str
     server: Server
     newest: int
@@ -64,29 +59,17 @@ class FeedState(msgspec.Struct, frozen=True):
 
 
 class CursorRow(msgspec.Struct, frozen=True):
-    """The row of one destination."""
+    """The row of one destination, which has had the `reset` of *incarnation*."""
 
     destination: str
     place: Place
-    bounds: str
-    undone_due: bool
-    held: tuple[HeldTenant, ...]
+    incarnation: str = ""
+    held: tuple[HeldTenant, ...] = ()
     stopped: str | None = None
     error: str | None = None
     refused_event: str | None = None  # at which it stopped; tried once more where it goes on
     passed_event: str | None = None  # by a person's word; tried once more, whatever the answer
-    again_through: int | None = None  # events of batches up to this one may have been sent before a replay
-    left_out: LeftOut | None = None  # by that replay; a person writes it, and a new incarnation deletes it
     behind_since: datetime | None = None
-
-
-class LoadedFeed(msgspec.Struct, frozen=True):
-    """What a publisher begins with. *there* are the tokens of remembered batches that the log has."""
-
-    state: FeedState
-    cursors: Mapping[str, CursorRow]
-    there: frozenset[str]
-    is_new: bool  # the incarnation
 
 
 class ReadDocuments(msgspec.Struct, frozen=True):
@@ -123,10 +106,10 @@ async def find_publisher(pool: ShardPool) -> OtherPublisher | None:
     return OtherPublisher(free_in_s, tuple(msgspec.structs.replace(one, shard_id=shard_id) for one in views))
 
 
-async def claim(pool: ShardPool, *, token: str, publisher: str, noise: str) -> bool:
-    """Take the row of the publisher; return whether it was free. *noise* ends the id of the first incarnation."""
+async def claim(pool: ShardPool, *, token: str, publisher: str) -> bool:
+    """Take the row of the publisher; return whether it was free."""
     async with pool.transaction() as connection:
-        return (await connection.fetchrow(QUERIES["claim_feed"], token, publisher, noise, LEASE_S)) is not None
+        return (await connection.fetchrow(QUERIES["claim_feed"], token, publisher, LEASE_S)) is not None
 
 
 async def renew(pool: ShardPool, token: str) -> FeedState:
@@ -142,72 +125,24 @@ async def release(pool: ShardPool, token: str) -> None:
 
 
 async def load(
-    pool: ShardPool,
-    token: str,
-    terms: Sequence[DestinationTerms],
-    *,
-    remembered: Mapping[str, Sequence[BatchRef]],
-    complete_from: Mapping[str, Place],
-    last_incarnation: str,
-    noise: str,
-) -> LoadedFeed:
-    """Return the state and the cursors, with those of new destinations. Raises `NotPublisherError`.
+    pool: ShardPool, token: str, terms: Sequence[DestinationTerms], *, last_incarnation: str, noise: str
+) -> tuple[FeedState, Mapping[str, CursorRow]]:
+    """Return the state, and the cursors of *terms* with those that are new. Raises `NotPublisherError`.
 
-    If the server has another run since the incarnation was found to hold, a new one, whose id ends with *noise*, begins
-    behind the cursors. It does not if the publisher knows that nothing is undone: the log has all batches that it
-    *remembered* behind *complete_from*, and the incarnation is not older than *last_incarnation*, its own. The cursor
-    of a destination that is not in *terms* keeps the run in which it was judged.
+    If the server has another run since the incarnation began, a new one begins, whose id ends with *noise*. It is later
+    than *last_incarnation*, the last one that this publisher knows, and that the server may have lost.
     """
     async with pool.transaction() as connection:
         state = _state(await connection.fetchrow(QUERIES["lock_feed"], token))
         begins = [one.begin.isoformat() if isinstance(one.begin, datetime) else one.begin.value for one in terms]
-        rows = await connection.fetch(QUERIES["read_feed_cursors"], [one.name for one in terms], begins, NEW_S)
-        await connection.execute(QUERIES["note_feed_file"], [one.name for one in terms])
-        cursors = {row["destination"]: _cursor(row) for row in rows}
-        noted_runs = {row["destination"]: row["server_run"] for row in rows}
-        mine = {one.name: cursors[one.name] for one in terms}
-        refs = [
-            ref
-            for name, cursor in mine.items()
-            for ref in remembered.get(name, ())
-            if ref.batch_id >= cursor.place.batch_id
-        ]
-        there = await _find_batches(connection, refs)
-        if {state.noted_run, *(noted_runs[name] for name in mine)} == {state.run}:
-            return LoadedFeed(state, mine, there, is_new=False)
-        if state.noted_run is None:
-            # Nobody has published in it; if this publisher has, the server has lost that, with rows of destinations.
-            holds = last_incarnation < state.incarnation
-        else:
-            holds = (
-                last_incarnation <= state.incarnation
-                and all(
-                    name in complete_from and complete_from[name] <= cursor.place and cursor.again_through is None
-                    for name, cursor in mine.items()
-                )
-                and all(ref.token in there for ref in refs)
-            )
-        known = [state.incarnation, *(one for cursor in cursors.values() for one in incarnations_in(cursor.bounds))]
-        known += [last_incarnation] if last_incarnation else []
-        incarnation = state.incarnation if holds else incarnation_id(state.read_at, noise, known)
-        await connection.execute(QUERIES["begin_incarnation"], token, incarnation, state.run)
-        if not holds:
-            for name, cursor in cursors.items():
-                bounds = bounds_with(cursor.bounds, incarnation, cursor.place)
-                await connection.execute(QUERIES["bound_feed_cursor"], name, bounds)
-                cursors[name] = msgspec.structs.replace(cursor, bounds=bounds, undone_due=True, left_out=None)
-        await connection.execute(QUERIES["note_feed_run"], [*(mine if holds else cursors)], state.run)
-        state = msgspec.structs.replace(state, incarnation=incarnation, noted_run=state.run)
-        return LoadedFeed(state, {name: cursors[name] for name in mine}, there, is_new=not holds)
-
-
-async def _find_batches(connection: Connection, refs: Sequence[BatchRef]) -> frozenset[str]:
-    if not refs:
-        return frozenset()
-    found = await connection.fetch(
-        QUERIES["find_feed_batches"], [str(one.batch_id) for one in refs], [one.token for one in refs]
-    )
-    return frozenset(row["token"] for row in found)
+        names = [one.name for one in terms]
+        rows = await connection.fetch(QUERIES["read_feed_cursors"], names, begins, NEW_S)
+        await connection.execute(QUERIES["note_feed_file"], names)
+        if state.noted_run != state.run:
+            incarnation = incarnation_id(state.read_at, noise, [state.incarnation, last_incarnation])
+            await connection.execute(QUERIES["begin_incarnation"], token, incarnation, state.run)
+            state = msgspec.structs.replace(state, incarnation=incarnation)
+        return state, {row["destination"]: _cursor(row) for row in rows if row["destination"] in names}
 
 
 async def write_cursors(pool: ShardPool, token: str, server: Server, rows: Sequence[CursorRow]) -> bool:
@@ -219,13 +154,12 @@ async def write_cursors(pool: ShardPool, token: str, server: Server, rows: Seque
             [one.destination for one in rows],
             [str(one.place.batch_id) for one in rows],
             [str(one.place.position) for one in rows],
-            [str(one.undone_due) for one in rows],
+            [one.incarnation for one in rows],
             [msgspec.json.encode(one.held).decode() for one in rows],
             [one.stopped or "" for one in rows],
             [one.error or "" for one in rows],
             [one.refused_event or "" for one in rows],
             [one.passed_event or "" for one in rows],
-            ["" if one.again_through is None else str(one.again_through) for one in rows],
             ["" if one.behind_since is None else one.behind_since.isoformat() for one in rows],
             server.timeline,
             server.started_at,
@@ -284,20 +218,9 @@ async def find_passed(
 
 async def note_refusal(pool: ShardPool, token: str, destination: str, event: FeedEvent, error: str) -> None:
     """Keep an event that a destination refused for good."""
-    document = msgspec.json.encode(msgspec.structs.replace(event, data=None)).decode()
+    document = msgspec.json.encode(msgspec.structs.replace(event, data=None, sender="")).decode()
     async with pool.connection() as connection:
         await connection.execute(QUERIES["note_feed_refusal"], token, destination, event.id, document, error)
-
-
-def incarnation_of(state: FeedState, cursor: CursorRow) -> Incarnation:
-    """Return what the events for one destination are part of."""
-    return Incarnation(state.incarnation, cursor.bounds)
-
-
-def left_out_of(row: Any) -> LeftOut | None:
-    """Return what a replay leaves out, by the row of a cursor."""
-    behind, through = row["left_out_behind"], row["left_out_through"]
-    return None if behind is None else LeftOut(behind, through)
 
 
 def _state(row: Any) -> FeedState:
@@ -319,14 +242,11 @@ def _cursor(row: Any) -> CursorRow:
     return CursorRow(
         destination=row["destination"],
         place=Place(row["batch_id"], row["position"]),
-        bounds=row["bounds"],
-        undone_due=row["undone_due"],
+        incarnation=row["incarnation"],
         held=decode_held(row["held"]),
         stopped=row["stopped"],
         refused_event=row["refused_event"],
         passed_event=row["passed_event"],
-        again_through=row["again_through"],
-        left_out=left_out_of(row),
         error=row["error"],
         behind_since=row["behind_since"],
     )

@@ -39,15 +39,14 @@ from simplu_worker.feed.events import (
     read_row,
 )
 from simplu_worker.feed.rows import (
+    CursorRow,
     FeedState,
-    LoadedFeed,
     NotPublisherError,
     ReadDocuments,
     claim,
     find_passed,
     find_publisher,
     find_tenant,
-    incarnation_of,
     load,
     note_refusal,
     read_documents,
@@ -63,11 +62,11 @@ from simplu_worker.feed.types import (
     DestinationTerms,
     FeedEvent,
     HeldTenant,
-    Incarnation,
     Place,
+    Publication,
     ShardView,
 )
-from simplu_worker.feed.window import SentEvents, document_budget, event_budget
+from simplu_worker.feed.window import Budget
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import ReplicationFacts
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -89,14 +88,6 @@ Destinations: TypeAlias = Mapping[str, tuple[DestinationTerms, Destination]]
 log = structlog.get_logger(__name__)
 
 
-class FeedBudgets:
-    """The memory that the feeds of all shards share."""
-
-    def __init__(self) -> None:
-        self.events = event_budget()
-        self.documents = document_budget()
-
-
 class RunChangedError(Exception):
     """Another run of the server answers, or another replica has the row."""
 
@@ -107,7 +98,7 @@ class _ReadEvents(msgspec.Struct, frozen=True):
     feeds: Sequence[DestinationFeed]
     latest: LogBatch
     facts: Sequence[ReplicationFacts]
-    rows: Mapping[Incarnation, Sequence[ReadRow]]  # of destinations that began at other times there are several
+    rows: Sequence[ReadRow]
     documents: dict[str, bytes]  # by the id of the event
 
     def documents_for(self, feed: DestinationFeed) -> dict[str, bytes]:
@@ -125,7 +116,7 @@ class ShardFeed:
         *,
         publisher: str,
         published_count: Callable[[], int],
-        budgets: FeedBudgets,
+        documents: Budget,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
@@ -138,13 +129,12 @@ class ShardFeed:
         self._utc = utc
         self._token: str | None = None
         self._lease_until = 0.0
-        self._budgets = budgets
-        self._memories: dict[str, SentEvents] = {}
+        self._documents = documents
         self._feeds: dict[str, DestinationFeed] = {}
         self._changed = asyncio.Event()
         self._ending = asyncio.Event()
         self._state: FeedState | None = None
-        self._newest_before = 0  # the newest batch when this replica began to publish
+        self._publication = Publication(shard_id, "", "")
         self._renewed_at = 0.0
         self._written_at = 0.0
         self._held_asked_at, self._held_pause_s = 0.0, HELD_MIN_S
@@ -162,14 +152,8 @@ class ShardFeed:
             for name, feed in self._feeds.items()
         ]
 
-    def forget_old_events(self) -> None:
-        """Forget events sent too long ago to be undone."""
-        for memory in self._memories.values():
-            memory.forget_old(loop_time())
-
     async def run(self, destinations: Destinations, ending: asyncio.Event) -> None:
         """Publish whenever the row is free, until *ending*; the row stays ours until `give_back`."""
-        self._remember_for(destinations)
         failure_count = 0
         while not ending.is_set():
             try:
@@ -177,7 +161,7 @@ class ShardFeed:
                     await self._publish(destinations, ending)
                 failure_count = 0
             except (NotPublisherError, TimeoutError):
-                self._lose_row()
+                self._token = None
                 log.info("feed.lost", shard_id=self.shard_id)
             except RunChangedError:
                 log.info("feed.server_changed", shard_id=self.shard_id)
@@ -187,16 +171,9 @@ class ShardFeed:
                 pause_s = backoff_s(failure_count, draw=self._draw(), base_s=0.5, max_s=IDLE_MAX_S)
                 await wait_any(ending, within_s=pause_s)
 
-    def _remember_for(self, destinations: Destinations) -> None:
-        """Keep memories of destinations that left the file: one that comes back has to be told what the shard lost."""
-        fresh = {name: SentEvents(self._budgets.events) for name in destinations if name not in self._memories}
-        kept = {name: one for name, one in self._memories.items() if name in destinations or one.has_events}
-        self._memories = kept | fresh
-
     async def give_back(self) -> None:
         """Give the row back, at the end of the replica."""
-        token = self._token
-        self._lose_row()
+        token, self._token = self._token, None
         if token is not None:
             with contextlib.suppress(RetryableError, TimeoutError):
                 async with asyncio.timeout(DRAIN_S):
@@ -206,16 +183,10 @@ class ShardFeed:
     def _pool(self) -> ShardPool:
         return self._pools.pool_of(self.shard_id)
 
-    def _lose_row(self) -> None:
-        self._token = None
-        for memory in self._memories.values():
-            memory.known_from = None  # another replica may publish meanwhile
-
     async def _take_row(self, ending: asyncio.Event) -> bool:
-        if self._token is not None and loop_time() < self._lease_until:
+        if self._is_publisher():
             return True
-        if self._token is not None:
-            self._lose_row()
+        self._token = None
         free_in_s = await self._seconds_until_free()
         if free_in_s is None:
             await wait_any(ending, within_s=jittered(EMPTY_S, ratio=0.2, draw=self._draw()))
@@ -227,7 +198,7 @@ class ShardFeed:
         if ending.is_set():
             return False
         token, asked_at = str(uuid4()), loop_time()
-        if not await claim(self._pool, token=token, publisher=self._publisher, noise=self._noise):
+        if not await claim(self._pool, token=token, publisher=self._publisher):
             return False
         self._token, self._lease_until = token, asked_at + LEASE_S - MARGIN_S
         log.info("feed.claimed", shard_id=self.shard_id)
@@ -279,46 +250,37 @@ class ShardFeed:
 
     async def _begin(self, destinations: Destinations, ending: asyncio.Event) -> bool:
         """Load the cursors; a new incarnation begins only once it is safe. Return False at *ending*."""
-        token = self._required_token
-        for name, (terms, _) in destinations.items():
-            self._memories[name].note_filter(terms.filter)
-        loaded = await load(
+        state, rows = await load(
             self._pool,
-            token,
+            self._required_token,
             [terms for terms, _ in destinations.values()],
-            remembered={name: memory.refs_behind(Place(0, 0)) for name, memory in self._memories.items()},
-            complete_from={name: one.known_from for name, one in self._memories.items() if one.known_from is not None},
             last_incarnation="" if self._state is None else self._state.incarnation,
             noise=self._noise,
         )
-        if loaded.is_new:
-            safety = self._commits.wait_for_transaction(self.shard_id, loaded.state.server)
-            if not await run_until(ending, safety):
+        if state.noted_run != state.run:
+            if not await run_until(ending, self._commits.wait_for_transaction(self.shard_id, state.server)):
                 return False
-            log.warning("feed.incarnation_began", shard_id=self.shard_id, incarnation=loaded.state.incarnation)
-        self._feeds = self._feeds_behind(loaded, destinations)
-        self._state = loaded.state
-        self._newest_before = loaded.state.newest
+            log.warning("feed.incarnation_began", shard_id=self.shard_id, incarnation=state.incarnation)
+        self._feeds = self._feeds_behind(state, rows, destinations)
+        self._state = state
         return True
 
-    def _feeds_behind(self, loaded: LoadedFeed, destinations: Destinations) -> dict[str, DestinationFeed]:
+    def _feeds_behind(
+        self, state: FeedState, rows: Mapping[str, CursorRow], destinations: Destinations
+    ) -> dict[str, DestinationFeed]:
+        self._publication = Publication(self.shard_id, state.incarnation, self._required_token)
         feeds: dict[str, DestinationFeed] = {}
         for name, (terms, destination) in destinations.items():
-            row, memory = loaded.cursors[name], self._memories[name]
-            feed = DestinationFeed(
-                self.shard_id,
+            feeds[name] = DestinationFeed(
+                self._publication,
                 terms,
                 destination,
-                memory,
-                row,
-                incarnation_of(loaded.state, row),
+                rows[name],
                 changed=self._changed,
-                documents=self._budgets.documents,
+                documents=self._documents,
                 draw=self._draw,
             )
-            if row.undone_due:
-                feed.begin_undone(loaded.there, loaded.state.read_at)
-            feeds[name] = feed
+            feeds[name].begin(state.read_at)
         return feeds
 
     @property
@@ -341,8 +303,6 @@ class ShardFeed:
             count = await self._read_round() if pause_s < IDLE_MAX_S or self._has_more else 0
             self._start_asking(tasks)
             await self._catch_up()
-            for feed in self._feeds.values():
-                feed.note_memory(self._newest_before)
             await self._write_cursors()
             if count >= READ_MAX:
                 await asyncio.sleep(0)
@@ -390,7 +350,7 @@ class ShardFeed:
         head = feed.window.head
         if forgotten is None or forgotten <= head.batch_id:
             return
-        feed.add_events([gap_event(self.shard_id, head, forgotten, forgotten_at, feed.incarnation, self._utc())])
+        feed.add_events([gap_event(self._publication, head, forgotten, forgotten_at, self._utc())])
         feed.window.head = Place(forgotten, POSITION_MAX)
         log.error(
             "feed.gap",
@@ -411,8 +371,7 @@ class ShardFeed:
         found: list[tuple[list[LogRow], _ReadEvents]] = []
         places = sorted(heads)
         for place, following in zip(places, [*places[1:], END], strict=False):
-            through = min(following, *(feed.reads_through for feed in heads[place]))  # up to the next, to join it
-            if rows := await self._read_from(place, through, heads[place]):
+            if rows := await self._read_from(place, following, heads[place]):  # up to the next, to join it
                 # Not of batches that the retention has deleted: of those some rows may be missing.
                 kept = [row for row in rows if row.batch.batch_id > (row.batch.forgotten or 0)]
                 found.append((rows, await self._events_of(rows[0].batch, kept, heads[place])))
@@ -423,8 +382,8 @@ class ShardFeed:
         for _, read in found:
             for feed in read.feeds:
                 self._note_gap(feed, read.latest.forgotten, read.latest.forgotten_at)
-                if rows_for_feed := read.rows[feed.incarnation]:
-                    feed.add(rows_for_feed, read.documents_for(feed))
+                if read.rows:
+                    feed.add(read.rows, read.documents_for(feed))
         return max(len(rows) for rows, _ in found)
 
     async def _read_from(self, place: Place, through: Place, feeds: Sequence[DestinationFeed]) -> list[LogRow]:
@@ -432,8 +391,6 @@ class ShardFeed:
         rows = await read_log(self._pool, self._required_token, place, READ_MAX, through)
         for feed in feeds:
             feed.is_at_end = through == END and not rows
-            if not rows and through == feed.reads_through != END:
-                feed.leave_out()
         return rows
 
     async def _becomes_safe(self, facts: Sequence[ReplicationFacts]) -> bool:
@@ -448,20 +405,18 @@ class ShardFeed:
         self, latest: LogBatch, rows: Sequence[LogRow], feeds: Sequence[DestinationFeed]
     ) -> _ReadEvents:
         """Return the events of as many rows as there is room for their documents."""
-        read = {
-            one: [read_row(row, self.shard_id, one) for row in rows] for one in {feed.incarnation for feed in feeds}
-        }
-        wanted = WantedDocuments(read[feeds[0].incarnation], [feed.terms for feed in feeds])
+        read = [read_row(row, self._publication) for row in rows]
+        wanted = WantedDocuments(read, [feed.terms for feed in feeds])
         if not wanted.resources:
             return _ReadEvents(feeds, latest, [latest.facts], read, {})
         found = await self._read_documents(wanted.resources)
         if found.left_at is not None:
-            read = {one: of_one[: wanted.row_count(found.left_at)] for one, of_one in read.items()}
+            read = read[: wanted.row_count(found.left_at)]
         return _ReadEvents(feeds, latest, [latest.facts, found.facts], read, wanted.by_event(found.by_number))
 
     async def _read_documents(self, resources: Sequence[Resource]) -> ReadDocuments:
         """Read documents where their tenants are now; those that cannot be read are empty."""
-        found = await read_documents(self._pool, resources, self._budgets.documents.part // 2)
+        found = await read_documents(self._pool, resources, self._documents.part // 2)
         by_number, elsewhere, asked = dict(found.by_number), dict(found.elsewhere), {self.shard_id}
         left = [] if found.left_at is None else [found.left_at]
         while to_ask := set(elsewhere.values()) - asked:
@@ -483,7 +438,7 @@ class ShardFeed:
             return None
         with contextlib.suppress(RetryableError, TimeoutError):
             async with asyncio.timeout(SOURCE_S):
-                found = await read_documents(pool, resources, self._budgets.documents.part // 2)
+                found = await read_documents(pool, resources, self._documents.part // 2)
                 await self._commits.wait_for_read(shard_id, found.facts)
                 return found
         return None
@@ -510,7 +465,7 @@ class ShardFeed:
                 if not await self._becomes_safe(read.facts):
                     return
                 await self._note_gap_of_catch_up(feed, catch_up, read.latest)
-                kept = [row for row in read.rows[feed.incarnation] if row.place > catch_up.window.head]
+                kept = [row for row in read.rows if row.place > catch_up.window.head]
                 if not kept:
                     continue
                 feed.add_to_catch_up(kept, read.documents_for(feed))
@@ -526,7 +481,7 @@ class ShardFeed:
         tenant = await find_tenant(self._pool, catch_up.held.tenant_id) if through > head.batch_id else None
         if tenant is None:
             return
-        gap = gap_event(self.shard_id, head, through, latest.forgotten_at, feed.incarnation, self._utc(), tenant=tenant)
+        gap = gap_event(self._publication, head, through, latest.forgotten_at, self._utc(), tenant=tenant)
         feed.add_gap_of_catch_up(gap, Place(through, POSITION_MAX))
         log.error(
             "feed.tenant_gap",
@@ -553,10 +508,7 @@ class ShardFeed:
             for one in feed.held.values():
                 if one in feed.released or (feed.catch_up is not None and feed.catch_up.held == one):
                     continue
-                if one.is_passed:
-                    feed.released.append(one)
-                else:
-                    waiting[one.source].append(one)
+                waiting[one.source].append(one)
             asked += [(feed, source, held) for source, held in waiting.items()]
         answers = await asyncio.gather(*(self._passed(source, feed.terms.name, held) for feed, source, held in asked))
         for (feed, _, _), passed in zip(asked, answers, strict=True):

@@ -11,16 +11,15 @@ import msgspec
 from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind, OnRefusal
 
 
-class Incarnation(msgspec.Struct, frozen=True):
-    """The history of a shard that an event is part of; a new one begins with a promotion or a restore.
+class Publication(NamedTuple):
+    """What the events of a shard have from its publisher, whose token is *sender*.
 
-    The newer id is greater as text (docs/feed.md). *bounds* are the latest, the newest first, each `<id>:<batch id>`,
-    joined by commas: an event of an earlier incarnation is undone, unless it comes again, if its batch is behind the
-    bound of one named before its own.
+    A new *incarnation*, which is greater as text (docs/feed.md), begins wherever the shard may have lost commits.
     """
 
-    id: str
-    bounds: str = ""
+    shard_id: str
+    incarnation: str
+    sender: str
 
 
 class FeedTenant(msgspec.Struct, frozen=True):
@@ -32,21 +31,19 @@ class FeedTenant(msgspec.Struct, frozen=True):
     business_type: str
 
 
-class EventBounds(msgspec.Struct, frozen=True):
-    """The batches of a shard-wide `gap` or `undone`, behind *behind*, up to *through*, and their times if known."""
+class EventBounds(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The batches behind *behind*, of a `gap` up to *through*, and the time of that if known."""
 
     behind: int
     through: int | None = None
-    from_time: datetime | None = None
     to_time: datetime | None = None
 
 
 class FeedEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A change on a shard, or what became of events sent before.
 
-    *id* is the same when the event is sent again; *position* is `<batch id>-<place in the batch>`. *reapplies* is the
-    id of the undone event of the same change, *undoes* that of the event taken back. *data* is JSON: None if not wanted
-    or gone, empty if too large or unreadable. *replay* differs for each replay.
+    *id* is the same when the event is sent again; *position* is `<batch id>-<place in the batch>`. *data* is JSON: None
+    if not wanted or gone, empty if too large or unreadable.
     """
 
     id: str
@@ -54,17 +51,15 @@ class FeedEvent(msgspec.Struct, frozen=True, kw_only=True):
     shard_id: str
     time: datetime
     position: str
-    incarnation: Incarnation
+    incarnation: str
     tenant: FeedTenant | None = None
     resource_type: str | None = None
     resource_id: str | None = None
     other_types: tuple[str, ...] = ()
     request_id: str | None = None
-    reapplies: str | None = None
-    undoes: str | None = None
     bounds: EventBounds | None = None
     data: bytes | None = None
-    replay: int | None = None
+    sender: str = ""
 
     @property
     def subject(self) -> str:
@@ -118,7 +113,7 @@ class Destination(Protocol):
 
 
 class FeedFilter(msgspec.Struct, frozen=True):
-    """Which events a destination gets; None lets all through. See `lets_through` for `undone` and `gap`."""
+    """Which events a destination gets; None lets all through. See `lets_through` for `reset` and `gap`."""
 
     tenants: frozenset[str] | None = None
     business_types: frozenset[str] | None = None
@@ -160,25 +155,6 @@ class Place(NamedTuple):
 END: Final = Place(2**63 - 1, POSITION_MAX)
 
 
-class LeftOut(NamedTuple):
-    """Delivered batches that a replay does not send again: those behind the batch *behind*, up to *through*."""
-
-    behind: int
-    through: int
-
-    @property
-    def begin(self) -> Place:
-        """The place behind which it begins."""
-        return Place(self.behind, POSITION_MAX)
-
-
-class BatchRef(msgspec.Struct, frozen=True, order=True):
-    """A batch of a log: its number, which a promoted standby may use again, and its token, which no other has."""
-
-    batch_id: int
-    token: str
-
-
 class HeldTenant(msgspec.Struct, frozen=True):
     """A tenant that came in *epoch*, and whose events behind a place wait for the feed of *source*."""
 
@@ -188,7 +164,6 @@ class HeldTenant(msgspec.Struct, frozen=True):
     source: str
     batch_id: int
     position: int
-    is_passed: bool = False  # by a person's word: it does not wait for its source any more
 
     @property
     def place(self) -> Place:

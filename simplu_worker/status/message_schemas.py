@@ -15,8 +15,9 @@ import msgspec
 from simplu_worker.consumers.sqs import control_messages
 from simplu_worker.consumers.sqs.order_messages import ORDER_KINDS, OrderMembers
 from simplu_worker.dead_letters.letter import LetterMembers
-from simplu_worker.feed.cloud_events import TYPE_PREFIX, BoundsMembers, CloudEventMembers, Notification
+from simplu_worker.feed.cloud_events import TYPE_PREFIX, CloudEventMembers, Notification
 from simplu_worker.feed.feed_file import DESTINATIONS_MAX, DestinationMembers
+from simplu_worker.feed.types import EventBounds
 from simplu_worker.operations.decode import KINDS_WITH_DATA, KINDS_WITH_ID, RecordMembers
 from simplu_worker.operations.list_query import Pagination
 from simplu_worker.operations.operation import DERIVED_REQUEST_ID_PREFIX
@@ -214,12 +215,9 @@ FEED_SCHEMAS: Final[dict[str, Schema]] = {
         when("type", RESOURCE_TYPES, required(**dict.fromkeys(OF_RESOURCE, FEED_SCHEMAS_TEXT))),
         when("type", TENANT_TYPES, required(**dict.fromkeys(OF_TENANT, FEED_SCHEMAS_TEXT))),
         when(
-            "type", [TYPE_PREFIX + FeedKind.GAP], required(data=members_of(BoundsMembers, fromTime=TIME, toTime=TIME))
-        ),
-        when(
             "type",
-            [TYPE_PREFIX + FeedKind.UNDONE],
-            {"anyOf": [required(simpluundoes=FEED_SCHEMAS_TEXT), required(data=members_of(BoundsMembers))]},
+            [TYPE_PREFIX + kind for kind in (FeedKind.RESET, FeedKind.GAP)],
+            required(data=members_of(EventBounds, toTime=TIME)),
         ),
         {"if": required(simpludata={"const": "current"}), "then": {"required": ["data"]}},
     ),

@@ -369,12 +369,9 @@ class Trial:
 
 
 def describe(name: str, follower: Follower) -> str:
-    requests = {event.request for event in follower.taken_back.values()} - {None}
-    again = [event for event in follower.holding.values() if event.request in requests]
-    named = sum(event.reapplies is not None for event in again)
     return (
         f"{name}: {follower.arrived} arrived, {follower.repeated} repeated, {len(follower.late)} late,"
-        f" {len(follower.taken_back)} taken back; {named} of {len(again)} applied again name the event before"
+        f" {len(follower.taken_back)} taken back"
     )
 
 

@@ -169,10 +169,11 @@ def test_answer_may_go_back_after_a_promotion_that_lost_the_operation() -> None:
 
 
 def test_events_that_a_promotion_took_back_are_not_held() -> None:
-    undoing = event(6, "patched", id="e-6", simpluincarnation="b", simplubehind="b:1", simplurequest="r-1")
-    follow = [*RIGHT, PROMOTION, undoing]
+    reset = event(0, "patched", id="reset", type="simplu.reset", simpluincarnation="b")
+    again = event(6, "patched", id="e-6", simpluincarnation="b", simplurequest="r-1")
+    follow = [*RIGHT, PROMOTION, reset, again]
     assert judge(follow) == []
-    undoing["event"]["simplurequest"] = "r-9"
+    again["event"]["simplurequest"] = "r-9"
     assert {one.promise for one in judge(follow)} == {Promise.FEED}
 
 

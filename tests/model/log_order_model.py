@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from model.reading_order import ROWS_MAX, LogCursor, TenantEpochs, readable_below, resume
+from model.reading_order import ROWS_MAX, BatchRef, LogCursor, TenantEpochs, readable_below, resume
 from model.search import StatePart, one_less, put_at
 from msgspec.structs import replace
-
-from simplu_worker.feed.types import BatchRef
 
 SHARDS = (0, 1)
 CHANGE, LEFT, CAME = "change", "left", "came"

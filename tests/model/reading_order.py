@@ -21,9 +21,14 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.feed.types import BatchRef
-
 ROWS_MAX: Final = 32_767  # of a batch
+
+
+class BatchRef(msgspec.Struct, frozen=True, order=True):
+    """A batch of a log: its number, which a promoted standby may use again, and its token, which no other has."""
+
+    batch_id: int
+    token: str
 
 
 class LogCursor(msgspec.Struct, frozen=True):

@@ -5,14 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model.reading_order import (
     ROWS_MAX,
+    BatchRef,
     LogCursor,
     Resumption,
     TenantEpochs,
     readable_below,
     resume,
 )
-
-from simplu_worker.feed.types import BatchRef
 
 A, B, C = (BatchRef(number, f"token-{number}") for number in (3, 5, 9))
 

@@ -144,14 +144,12 @@ BY_DESIGN: Final[dict[str, str]] = {
     "feed: target before the source": "the feed of a target does not wait for the source",
     "log order: target before the source": "the feed of a target does not wait for the source",
     "feed: the target trusts a cursor that may go back": "the feed of a target trusts a cursor that may go back",
-    "feed: no new incarnation": "no incarnation begins with a promotion",
+    "feed: no reset": "no incarnation begins with a promotion",
     "feed: a cursor that is written on the promoted server": "a cursor is written on a server that was promoted since",
-    "feed: the run of the server is noted for a destination that is out of the file": (
-        "a run is noted for destinations that are out of the file"
+    "feed: a destination that is out of the file counts as told": (
+        "a destination that is out of the file counts as told"
     ),
-    "feed: a publisher knows at once what the one before it published": (
-        "a publisher takes what it remembers for all that came"
-    ),
+    "feed: a destination counts as told before the delivery": "a reset counts as delivered when it is due",
     "put back: deleted before it is safe": "an order event is deleted before its commit is safe",
     "move and failover: messages are deleted early": "an order event is deleted before its commit is safe",
 }
@@ -178,12 +176,8 @@ CATCHES_UP: Final = f"{RESTORER}test_tenant_catches_up_from_the_log_and_the_posi
 UNDONE_SINCE: Final = f"{RESTORER}test_tenant_is_as_of_the_backup_and_what_came_since_stays_undone"
 FENCED: Final = f"{RESTORER}test_operations_wait_and_no_mover_or_worker_ends_the_fence_while_rows_are_replaced"
 FEED: Final = "integration/feed/test_feed.py::"
-FILTERS: Final = (
-    "integration/feed/test_lost_commits.py::test_incarnation_begins_where_an_earlier_filter_may_have_let_more_through"
-)
-LOST_COMMITS: Final = (
-    "integration/feed/test_lost_commits.py::test_events_of_lost_commits_are_undone_when_a_stale_standby_is_promoted"
-)
+LOST_COMMITS: Final = "integration/feed/test_lost_commits.py::test_events_of_lost_commits_are_taken_back_and_come_again"
+PAGE: Final = "integration/feed/test_feed_page.py::"
 MOVED: Final = "integration/feed/test_moved_tenants.py::"
 TENANT_GAP: Final = f"{MOVED}test_tenant_has_a_gap_of_its_own_when_the_log_has_lost_what_was_held"
 IN_TURN: Final = f"{MOVED}test_events_of_the_target_wait_for_the_source_when_a_tenant_moves"
@@ -302,22 +296,25 @@ ELSEWHERE: Final = (
     Elsewhere(
         "no design of the feed, or of a follower of the log, leaves it out so far",
         {
-            "feed: incarnation behind the newest batch": (
-                "integration/feed/test_feed_page.py::"
-                "test_receiver_knows_a_new_incarnation_that_does_not_name_the_one_before"
+            "feed: a reset behind the newest batch": (
+                "unit/feed/test_destination_feed.py::test_reset_is_at_the_cursor_and_delivered_before_anything_else"
             ),
             "feed: a queue takes an event of a new incarnation for a repetition": (
-                "integration/feed/test_sqs_destination.py::test_event_comes_again_in_a_new_incarnation_or_a_replay"
+                "integration/feed/test_sqs_destination.py::test_event_comes_again_from_another_publisher_or_incarnation"
             ),
-            "feed: what a publisher knows begins where it began": FILTERS,
-            "feed: a publisher knows the same under another filter": FILTERS,
+            "feed: a receiver does not note that an event came again": (
+                f"{PAGE}test_receiver_keeps_what_came_again_before_the_reset"
+            ),
+            "feed: a receiver applies what was sent before a reset": (
+                f"{PAGE}test_receiver_drops_what_comes_later_than_the_reset_behind_it"
+            ),
             "feed: what was deleted of a tenant that waits is not told": TENANT_GAP,
             "feed: what was deleted is asked for before the read": TENANT_GAP,
             "feed: a tenant that waits has no place of its own": IN_TURN,
             "log order: by number alone": LOST_COMMITS,
             "log order: only what is behind the newest is undone": LOST_COMMITS,
             "log order: forgets what is not safe yet": (
-                "unit/feed/test_memory.py::test_events_are_remembered_as_long_as_a_standby_may_lag"
+                "model/test_reading_order.py::test_batch_is_remembered_until_it_is_safe"
             ),
             "log order: marker before the fence": IN_TURN,
         },

@@ -19,7 +19,6 @@ from msgspec.structs import replace
 from simulation.simulated_network import Network
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.feed.events import incarnation_id
 from simplu_worker.feed.types import POSITION_MAX
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.log import key_of_id
@@ -72,8 +71,8 @@ class Batch(msgspec.Struct, eq=False):
 class Publisher(msgspec.Struct, frozen=True):
     token: str
     publisher: str
-    incarnation: str
     expires_at: datetime
+    incarnation: str = ""
     server_run: str | None = None
 
 
@@ -81,18 +80,13 @@ class Cursor(msgspec.Struct, frozen=True):
     destination: str
     batch_id: int
     position: int
-    bounds: str
-    undone_due: bool
     held: str
+    incarnation: str = ""
     stopped: str | None = None
     error: str | None = None
     refused_event: str | None = None
     passed_event: str | None = None  # nobody passes one
-    again_through: int | None = None
-    left_out_behind: int | None = None  # there are no replays
-    left_out_through: int | None = None
     behind_since: datetime | None = None
-    server_run: str | None = None
     is_in_file: bool = True
 
 
@@ -318,18 +312,15 @@ class Server:
         left = (tables.publisher.expires_at - self._now).total_seconds()
         return tables, [Record(expires_in_s=left, destinations=None)]
 
-    def _claim_feed(
-        self, tables: FeedTables, token: str, publisher: str, noise: str, lease_s: float
-    ) -> tuple[FeedTables, Answer]:
+    def _claim_feed(self, tables: FeedTables, token: str, publisher: str, lease_s: float) -> tuple[FeedTables, Answer]:
         known, until = tables.publisher, self._now + timedelta(seconds=lease_s)
         if known is None:
-            known = Publisher(token, publisher, incarnation_id(self._now, noise), until)
+            known = Publisher(token, publisher, until)
         elif not self._now <= known.expires_at <= self._now + timedelta(seconds=2 * lease_s):
-            incarnation = incarnation_id(self._now, noise) if known.server_run is None else known.incarnation
-            known = replace(known, token=token, publisher=publisher, expires_at=until, incarnation=incarnation)
+            known = replace(known, token=token, publisher=publisher, expires_at=until)
         else:
             return tables, []
-        return replace(tables, publisher=known), [Record(incarnation=known.incarnation)]
+        return replace(tables, publisher=known), [Record(publisher=known.publisher)]
 
     def _renew_feed(self, tables: FeedTables, token: str, lease_s: float) -> tuple[FeedTables, Answer]:
         if tables.publisher is None or tables.publisher.token != token:
@@ -352,12 +343,6 @@ class Server:
         if tables.publisher is None or tables.publisher.token != token:
             return tables, []
         return replace(tables, publisher=replace(tables.publisher, incarnation=incarnation, server_run=run)), []
-
-    def _bound_feed_cursor(self, tables: FeedTables, name: str, bounds: str) -> tuple[FeedTables, Answer]:
-        return _with_cursors(tables, [replace(tables.cursors[name], bounds=bounds, undone_due=True)]), []
-
-    def _note_feed_run(self, tables: FeedTables, names: Sequence[str], run: str) -> tuple[FeedTables, Answer]:
-        return _with_cursors(tables, [replace(tables.cursors[name], server_run=run) for name in names]), []
 
     def _read_feed_cursors(
         self, tables: FeedTables, names: Sequence[str], begins: Sequence[str], new_s: float
@@ -390,8 +375,7 @@ class Server:
             for batch in self._log.batches
             if batch.kind == ARRIVED and batch.number <= batch_id and batch.completed_at > self._now - ARRIVED_WITHIN
         ]
-        bounds, run = f"{tables.publisher.incarnation}:{batch_id}", tables.publisher.server_run
-        return Cursor(name, batch_id, POSITION_MAX, bounds, True, json.dumps(held), server_run=run)
+        return Cursor(name, batch_id, POSITION_MAX, json.dumps(held))
 
     def _note_feed_file(self, tables: FeedTables, names: Sequence[str]) -> tuple[FeedTables, Answer]:
         changed = [
@@ -411,26 +395,24 @@ class Server:
                 tables.cursors[name],
                 batch_id=int(batch_id),
                 position=int(position),
-                undone_due=undone_due == "True",
+                incarnation=incarnation,
                 held=held,
                 stopped=stopped or None,
                 error=error or None,
                 refused_event=refused_event or None,
                 passed_event=passed_event or None,
-                again_through=int(again_through) if again_through else None,
                 behind_since=datetime.fromisoformat(behind_since) if behind_since else None,
             )
             for (
                 name,
                 batch_id,
                 position,
-                undone_due,
+                incarnation,
                 held,
                 stopped,
                 error,
                 refused_event,
                 passed_event,
-                again_through,
                 behind_since,
             ) in zip(*columns, strict=True)
             if name in tables.cursors
@@ -495,13 +477,6 @@ class Server:
             resources=[key_of_id(row.resource_id) for row in rows] or None,
             requests=[key_of_id(row.request_id) for row in rows] or None,
         )
-
-    def _find_feed_batches(
-        self, tables: FeedTables, numbers: Sequence[str], tokens: Sequence[str]
-    ) -> tuple[FeedTables, Answer]:
-        there = {(str(batch.number), batch.token) for batch in self._log.batches}
-        sent = zip(numbers, tokens, strict=True)
-        return tables, [Record(token=token) for number, token in sent if (number, token) in there]
 
     def _find_passed_departures(
         self, tables: FeedTables, name: str, tenant_ids: Sequence[str], epochs: Sequence[str]

@@ -18,9 +18,9 @@ from typing_extensions import override
 
 from simplu_worker.feed.destination_feed import DestinationFeed
 from simplu_worker.feed.feed import Feed
-from simplu_worker.feed.rows import CursorRow, LoadedFeed, find_passed
-from simplu_worker.feed.shard_feed import Destinations, RunChangedError, ShardFeed
-from simplu_worker.feed.types import HeldTenant, Place
+from simplu_worker.feed.rows import CursorRow, find_passed
+from simplu_worker.feed.shard_feed import RunChangedError, ShardFeed
+from simplu_worker.feed.types import HeldTenant
 from simplu_worker.feed.window import Window, WindowEvent
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
@@ -51,8 +51,15 @@ class _OneRunServer(Server):
 
 class _NotingServer(Server):
     @override
-    def _note_feed_run(self, tables: FeedTables, names: Sequence[str], run: str) -> tuple[FeedTables, Answer]:
-        return super()._note_feed_run(tables, [*tables.cursors], run)
+    def _begin_incarnation(
+        self, tables: FeedTables, token: str, incarnation: str, run: str
+    ) -> tuple[FeedTables, Answer]:
+        tables, answer = super()._begin_incarnation(tables, token, incarnation, run)
+        told = {
+            name: one if one.is_in_file else replace(one, incarnation=incarnation)
+            for name, one in tables.cursors.items()
+        }
+        return replace(tables, cursors=told), answer
 
 
 class _CarelessServer(Server):
@@ -69,15 +76,8 @@ class _EagerFeed(DestinationFeed):
 
 class _SureFeed(DestinationFeed):
     @override
-    def note_memory(self, newest: int) -> None:
-        if self.memory.known_from is None and not self._undone_due and not self.held:
-            self.memory.note_whole(Place(0, 0))
-
-
-class _SureShardFeed(ShardFeed):
-    @override
-    def _lose_row(self) -> None:
-        self._token = None
+    def row(self) -> CursorRow:
+        return replace(super().row(), incarnation=self.publication.incarnation)
 
 
 class _LooseWindow(Window):
@@ -139,8 +139,8 @@ def _with_feed(
 ) -> Twist:
     class WrongShardFeed(shard_feed_class):  # type: ignore[valid-type, misc]  # a class of this call
         @override
-        def _feeds_behind(self, loaded: LoadedFeed, destinations: Destinations) -> dict[str, DestinationFeed]:
-            feeds: dict[str, DestinationFeed] = super()._feeds_behind(loaded, destinations)
+        def _feeds_behind(self, *loaded: Any) -> dict[str, DestinationFeed]:
+            feeds: dict[str, DestinationFeed] = super()._feeds_behind(*loaded)
             for feed in feeds.values():
                 feed.__class__ = destination_feed_class
             return feeds
@@ -206,10 +206,8 @@ MORE_WRONG_IN_WHOLE = {
     "no incarnation begins with a promotion": _design(_with_server(_OneRunServer), seed=23),
     "a cursor is written on a server that was promoted since": _design(_with_server(_CarelessServer)),
     "a restore leaves the tokens of the rows that it lowers": _design(_with_shards(_KnownShards), seed=38),
-    "a run is noted for destinations that are out of the file": _design(
-        _with_server(_NotingServer), weather=Weather.FEEDS
-    ),
-    "a publisher takes what it remembers for all that came": _design(
-        _with_feed(_SureShardFeed, _SureFeed), weather=Weather.FEEDS
+    "a destination that is out of the file counts as told": _design(_with_server(_NotingServer), weather=Weather.FEEDS),
+    "a reset counts as delivered when it is due": _design(
+        _with_feed(destination_feed_class=_SureFeed), weather=Weather.FEEDS
     ),
 }

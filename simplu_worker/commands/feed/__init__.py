@@ -6,8 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, OneTenant, parse_time
-from simplu_worker.errors import UsageError
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, parse_time
 
 feed = App(name="feed")
 
@@ -32,7 +31,6 @@ def replay_feed(
     /,
     *,
     since: str,
-    until: str | None = None,
     shard: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
@@ -45,19 +43,14 @@ def replay_feed(
         Its name in FEED_FILE.
     since
         The time from which on changes are sent again, by RFC 3339; no offset means UTC.
-    until
-        Changes of this time and later are not sent again; on a shard where a tenant waits for its source, they may be.
     shard
         Of this shard only; may be given several times.
     """
     from simplu_worker.commands.feed.destinations import replay_feed
 
     begin = parse_time("--since", since)
-    end = None if until is None else parse_time("--until", until)
-    if end is not None and end <= begin:
-        raise UsageError(f"--until: expected a time after {since}, got {until}")
     return common.run(
-        lambda settings: replay_feed(settings, destination, begin, end, shard, apply=apply, as_json=common.as_json)
+        lambda settings: replay_feed(settings, destination, begin, shard, apply=apply, as_json=common.as_json)
     )
 
 
@@ -67,12 +60,11 @@ def skip_feed(
     /,
     *,
     shard: str,
-    tenant: OneTenant = None,
     event: str | None = None,
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Let a destination go on that has stopped on a shard; or pass the lost source of a moved tenant, or an event.
+    """Let a destination go on that has stopped on a shard; or pass an event that it cannot take.
 
     The event that it refused is tried once more, and is kept as refused if it is refused again.
 
@@ -81,16 +73,14 @@ def skip_feed(
     destination
         Its name in FEED_FILE.
     shard
-        The shard id; of a tenant that has moved, its target.
-    tenant
-        Send the events of this business and location without those of the shard that it came from.
+        The shard id.
     event
         The id of an event that the destination cannot take; it is tried once more, and kept as refused if that fails.
     """
     from simplu_worker.commands.feed.destinations import skip_feed
 
     return common.run(
-        lambda settings: skip_feed(settings, destination, shard, tenant, event, apply=apply, as_json=common.as_json)
+        lambda settings: skip_feed(settings, destination, shard, event, apply=apply, as_json=common.as_json)
     )
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output import print_json, print_line, print_members, print_note, print_silent, print_table
-from simplu_worker.commands.running import known_shard, parse_tenant_id, require_settings
+from simplu_worker.commands.running import known_shard, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.feed.cloud_events import TYPE_PREFIX
@@ -27,23 +27,17 @@ from simplu_worker.feed.cursors import (
     replay,
     skip,
 )
-from simplu_worker.feed.events import PassEvent, PassSource, Resume
+from simplu_worker.feed.events import PassEvent, Resume
 from simplu_worker.shards.routing.shard_query import query_all_shards, query_with_causes
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import FeedStop
 
+UNKNOWN: Final = "no shard that answered has the destination {}; `simplu-worker feed show` lists them"
 COLUMNS: Final = ("shard", "changes to send again", "begins at", "stopped")
 
 
 async def replay_feed(
-    settings: Settings,
-    destination: str,
-    since: datetime,
-    until: datetime | None,
-    shard_ids: Sequence[str],
-    *,
-    apply: bool,
-    as_json: bool,
+    settings: Settings, destination: str, since: datetime, shard_ids: Sequence[str], *, apply: bool, as_json: bool
 ) -> int:
     """Print what each shard, or each of *shard_ids*, sends again; with *apply* begin it.
 
@@ -54,13 +48,21 @@ async def replay_feed(
         known = await shards.locator.list_shards()
         chosen = [known_shard(known, shard_id) for shard_id in dict.fromkeys(shard_ids)] or list(known)
         answers = await query_all_shards(
-            chosen, lambda address: replay(shards.pools.ensure_pool(address), destination, since, until, apply=apply)
+            chosen, lambda address: replay(shards.pools.ensure_pool(address), destination, since, apply=apply)
         )
     silent = sorted({address.shard_id for address in chosen} - answers.keys())
     plans = {shard_id: plan for shard_id, plan in sorted(answers.items()) if plan is not None}
     if as_json:
-        members = {"applied": apply, "shards": [_members(*one) for one in plans.items()]}
-        print_json(members | {"shardsWithoutAnswer": silent})
+        found = [
+            {
+                "shardId": shard_id,
+                "changeCount": plan.change_count or 0,
+                "beginsAt": plan.begins_at,
+                "stopped": plan.stopped,
+            }
+            for shard_id, plan in plans.items()
+        ]
+        print_json({"applied": apply, "shards": found, "shardsWithoutAnswer": silent})
     else:
         _print_replay(destination, plans, apply=apply)
         print_silent(silent)
@@ -69,7 +71,7 @@ async def replay_feed(
 
 def _print_replay(destination: str, plans: Mapping[str, ReplayPlan], *, apply: bool) -> None:
     if not plans:
-        print_note(f"no shard that answered has the destination {destination}; `simplu-worker feed show` lists them")
+        print_note(UNKNOWN.format(destination))
         return
     rows = [
         (
@@ -90,71 +92,33 @@ def _print_replay(destination: str, plans: Mapping[str, ReplayPlan], *, apply: b
     )
 
 
-def _members(shard_id: str, plan: ReplayPlan) -> dict[str, Any]:
-    return {
-        "shardId": shard_id,
-        "changeCount": plan.change_count or 0,
-        "beginsAt": plan.begins_at,
-        "stopped": plan.stopped,
-    }
-
-
 async def skip_feed(
-    settings: Settings,
-    destination: str,
-    shard_id: str,
-    tenant: tuple[str, str] | None,
-    event_id: str | None = None,
-    *,
-    apply: bool,
-    as_json: bool,
+    settings: Settings, destination: str, shard_id: str, event_id: str | None = None, *, apply: bool, as_json: bool
 ) -> int:
     """Print what is passed; with *apply* pass it.
 
     Raises `PermanentError` if there is nothing to pass, `RetryableError` if the shard does not answer.
     """
     require_settings(settings, routes=True)
-    tenant_id = None if tenant is None else parse_tenant_id(*tenant)
     async with open_shards(settings) as shards:
         address = known_shard(await shards.locator.list_shards(), shard_id)
-        choice = await skip(shards.pools.ensure_pool(address), destination, tenant_id, event_id, apply=apply)
-    members = {"destination": destination, "shardId": shard_id} | _skip_members(choice)
+        choice = await skip(shards.pools.ensure_pool(address), destination, event_id, apply=apply)
+    members: dict[str, Any] = {"destination": destination, "shardId": shard_id}
+    match choice:
+        case Resume(stopped, error, refused_event):
+            members |= {"stopped": stopped, "error": scrub_text(error or ""), "refusedEvent": refused_event}
+            effect = "the feed goes on where it was; an event that it refused is tried once more, then kept as refused"
+        case PassEvent(event_id):
+            members |= {"eventId": event_id}
+            effect = "the event is tried once more, kept as refused if that fails for any reason, and the feed goes on"
+        case _:
+            assert_never(choice)
     if as_json:
         print_json(members | {"applied": apply})
         return 0
-    print_members({name: value for name, value in members.items() if value is not None})
-    print_note(f"{'done' if apply else 'nothing was changed; with --apply'}: {_effect(choice)}")
+    print_members({name: value for name, value in members.items() if value})
+    print_note(f"{'done' if apply else 'nothing was changed; with --apply'}: {effect}")
     return 0
-
-
-def _skip_members(choice: Resume | PassSource | PassEvent) -> dict[str, Any]:
-    match choice:
-        case Resume(stopped, error, refused_event):
-            return {
-                "stopped": stopped,
-                "error": None if error is None else scrub_text(error),
-                "refusedEvent": refused_event,
-            }
-        case PassSource(tenant_id, source):
-            return {"tenantId": tenant_id, "sourceShardId": source}
-        case PassEvent(event_id):
-            return {"eventId": event_id}
-        case _:
-            assert_never(choice)
-
-
-def _effect(choice: Resume | PassSource | PassEvent) -> str:
-    match choice:
-        case Resume(FeedStop.REFUSED):
-            return "the event is tried once more, kept as refused if it is refused again, and the feed goes on"
-        case Resume(FeedStop.DISABLED):
-            return "the feed goes on where it was"
-        case PassSource(_, source):
-            return f"the tenant's events are sent; those that {source} has not sent by then may come later, or never"
-        case PassEvent():
-            return "the event is tried once more, kept as refused if that fails for any reason, and the feed goes on"
-        case _:
-            raise AssertionError(choice)
 
 
 FORGET_COLUMNS: Final = ("shard", "cursor of", "refused events")
@@ -203,7 +167,7 @@ def _unused(destination: str, answers: Mapping[str, ForgetPlan | None]) -> dict[
 
 def _print_forget(destination: str, plans: Mapping[str, ForgetPlan], *, apply: bool) -> None:
     if not plans:
-        print_note(f"no shard that answered has the destination {destination}; `simplu-worker feed show` lists them")
+        print_note(UNKNOWN.format(destination))
         return
     rows = [(shard_id, f"{plan.updated_at:%Y-%m-%d %H:%M:%S}", plan.refusal_count) for shard_id, plan in plans.items()]
     print_table(FORGET_COLUMNS, rows)

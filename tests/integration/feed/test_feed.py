@@ -18,7 +18,8 @@ from simplu_local.processes.loopback import poll_until
 from simplu_worker.feed.feed import Feed
 from simplu_worker.feed.rows import (
     NEW_S,
-    LoadedFeed,
+    CursorRow,
+    FeedState,
     OtherPublisher,
     claim,
     find_publisher,
@@ -89,7 +90,7 @@ async def test_feed_sends_each_applied_change_when_it_is_committed(
         ("resource.changed", f"{case.tenant_id}/patient/r5"),
     ]
     first = receiver.events[0]
-    assert (first.shard_id, first.incarnation.bounds.split(":")[0]) == ("a", first.incarnation.id)
+    assert (first.shard_id, first.incarnation) == ("a", receiver.resets[0].incarnation)
     assert first.tenant is not None
     assert (first.tenant.business_id, first.tenant.location_id) == TENANT
     assert first.request_id is not None
@@ -221,7 +222,7 @@ async def test_read_of_the_log_goes_on_behind_a_batch_whose_rest_is_longer_than_
         pool, other = pools.ensure_pool(address), ("other", "main")
         await add_tenant(pool, other)
         token = str(uuid4())
-        assert await claim(pool, token=token, publisher="one", noise="0000")
+        assert await claim(pool, token=token, publisher="one")
         own, last = case.operation("create", "own", {}), case.operation("create", "last", {})
         rest = [operation("create", f"r{number}", {}, tenant=other) for number in range(9)]
         await case.apply(own, *rest)
@@ -234,32 +235,21 @@ async def test_read_of_the_log_goes_on_behind_a_batch_whose_rest_is_longer_than_
     assert (first.resource, [one.resource for one in found]) == (key_of_id("own"), [key_of_id("last")])
 
 
-async def load_feed(pool: ShardPool, token: str, *, last_incarnation: str = "") -> LoadedFeed:
-    terms, complete_from = [DestinationTerms("crm")], {"crm": Place(0, 0)}
-    return await load(
-        pool,
-        token,
-        terms,
-        remembered={},
-        complete_from=complete_from,
-        last_incarnation=last_incarnation,
-        noise="0000",
-    )
+async def load_feed(pool: ShardPool, token: str, last_incarnation: str = "") -> tuple[FeedState, CursorRow]:
+    state, rows = await load(pool, token, [DestinationTerms("crm")], last_incarnation=last_incarnation, noise="0000")
+    return state, rows["crm"]
 
 
-async def test_incarnation_begins_when_the_one_of_the_publisher_is_lost(pools: Pools, address: ShardAddress) -> None:
+async def test_incarnation_begins_with_each_run_of_the_server(pools: Pools, address: ShardAddress) -> None:
     pool, token = pools.pool_of(address.shard_id), str(uuid4())
-    assert await claim(pool, token=token, publisher="one", noise="0000")
-    first = await load_feed(pool, token)
+    assert await claim(pool, token=token, publisher="one")
+    first, row = await load_feed(pool, token)
+    assert (first.noted_run, row.incarnation) == (None, "")
+    assert (await load_feed(pool, token))[0].incarnation == first.incarnation
     await fetch(pool, "UPDATE feed_shards SET server_run = 'before'")
-    assert not (await load_feed(pool, token, last_incarnation=first.state.incarnation)).is_new
-    await fetch(pool, "UPDATE feed_shards SET server_run = 'before'")
-    lost = f"{int(first.state.incarnation, 16) + 0x1000000:x}"
-    later = await load_feed(pool, token, last_incarnation=lost.zfill(16))
-    assert (later.is_new, later.state.incarnation > lost.zfill(16)) == (True, True)
-    await fetch(pool, "UPDATE feed_shards SET server_run = NULL, expires_at = now() - interval '1 s'")
-    assert await claim(pool, token=token, publisher="one", noise="ffff")
-    assert [row["incarnation"][-4:] for row in await fetch(pool, "SELECT incarnation FROM feed_shards")] == ["ffff"]
+    lost = f"{int(first.incarnation, 16) + 0x1000000:016x}"
+    second, row = await load_feed(pool, token, lost)
+    assert (second.incarnation > lost, row.incarnation) == (True, "")
 
 
 async def test_cursor_is_written_in_the_run_of_the_server_in_which_its_events_were_read(
@@ -267,9 +257,9 @@ async def test_cursor_is_written_in_the_run_of_the_server_in_which_its_events_we
 ) -> None:
     pool, token = pools.pool_of(address.shard_id), str(uuid4())
     await case.apply(case.operation("create", "r1", {}))
-    assert await claim(pool, token=token, publisher="one", noise="0000")
-    loaded = await load_feed(pool, token)
-    row, server = loaded.cursors["crm"], loaded.state.server
+    assert await claim(pool, token=token, publisher="one")
+    state, row = await load_feed(pool, token)
+    server = state.server
     restarted = replace(server, started_at=server.started_at - timedelta(seconds=1))
     for other in (restarted, replace(server, timeline="00000009")):
         assert not await write_cursors(pool, token, other, [replace(row, place=Place(7, 0))])
@@ -330,7 +320,7 @@ async def test_feed_tells_of_a_gap_when_the_log_has_lost_what_it_did_not_read(
     feed = feed_of(pools, [address], [receiver.configured()])
     async with running(feed):
         await receiver.until_count(2)
-    assert len(receiver.of_bounds) == 1  # of the cursor that began
+    assert len(receiver.resets) == 1  # of the cursor that began
     gap, kept = receiver.events
     assert (gap.kind, gap.subject) == (FeedKind.GAP, "a")
     assert gap.bounds is not None
@@ -372,7 +362,7 @@ async def test_feed_waits_for_a_running_transaction_when_a_later_one_has_committ
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
     pool, token = pools.pool_of(address.shard_id), str(uuid4())
-    assert await claim(pool, token=token, publisher="one", noise="0000")
+    assert await claim(pool, token=token, publisher="one")
     async with case.pool.transaction() as connection:
         await mark_changes(connection, [(case.tenant_id, "patient", "earlier")])
         await case.apply(case.operation("create", "later", {}))

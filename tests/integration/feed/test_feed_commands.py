@@ -13,7 +13,7 @@ from support.citrus.cases import silent
 from support.feed.receiver import Receiver
 from support.feed.running import feed_of, publishing, running
 from support.moves.world import TENANT_ID, World
-from support.postgres.tenant_cases import TENANT, fetch
+from support.postgres.tenant_cases import fetch
 from support.settings import settings_of
 
 from simplu_worker.commands.feed.destinations import forget_destination, replay_feed, show_feed, skip_feed
@@ -70,24 +70,20 @@ async def test_replay_sends_again_from_a_time_on_while_the_feed_runs(
         await other.until_count(4)
         await until(world, "a", "SELECT FROM feed_cursors WHERE batch_id < (SELECT max(batch_id) FROM log_batches)", 0)
         before = [one.id for one in receiver.events]
-        assert await replay_feed(settings, "receiver", since, None, (), apply=False, as_json=True) == 0
+        assert await replay_feed(settings, "receiver", since, (), apply=False, as_json=True) == 0
         planned = output.json()
         assert [(one["shardId"], one["changeCount"]) for one in planned["shards"]] == [("a", 3), ("b", 0)]
         token = await fetch(case.pool, "SELECT token FROM feed_shards")
-        receiver.answer = lambda _: RetryLater("waits")  # until the note of the replay was seen
-        assert await replay_feed(settings, "receiver", since, None, ("a",), apply=True, as_json=True) == 0
+        assert await replay_feed(settings, "receiver", since, ("a",), apply=True, as_json=True) == 0
         assert output.json() == planned | {"applied": True, "shards": planned["shards"][:1]}
         assert await fetch(case.pool, "SELECT token FROM feed_shards") != token
-        await until(world, "a", "SELECT FROM feed_cursors WHERE again_through > batch_id", 1)
-        receiver.answer = lambda _: Delivered()
         await case.apply(case.operation("create", "new", {}))
         await receiver.until(lambda events: len(events) >= 8)
         await other.until_count(5)
         assert [one.id for one in receiver.events[4:7]] == before[1:]
         assert [one.resource_id for one in receiver.events] == ["old", "r0", "r1", "r2", "r0", "r1", "r2", "new"]
         assert len({one.id for one in other.events}) == 5
-        await until(world, "a", "SELECT FROM feed_cursors WHERE again_through IS NOT NULL", 0)
-    assert await replay_feed(settings, "receiver", datetime.now(UTC), None, (), apply=True, as_json=True) == 0
+    assert await replay_feed(settings, "receiver", datetime.now(UTC), (), apply=True, as_json=True) == 0
     assert [one["changeCount"] for one in output.json()["shards"]] == [0, 0]
 
 
@@ -114,12 +110,12 @@ async def test_skip_passes_the_event_at_which_a_feed_has_stopped(
         summary = await shown(settings, output)
         (stop,) = summary["stopped"]
         assert (stop["shardId"], stop["reason"], stop["error"]) == ("a", "refused", "400")
-        assert await skip_feed(settings, "receiver", "a", None, apply=False, as_json=True) == 0
+        assert await skip_feed(settings, "receiver", "a", apply=False, as_json=True) == 0
         planned = output.json()
         assert planned["refusedEvent"] == stop["refusedEvent"]
         await until_stop(world, "refused")
         calls.clear()
-        assert await skip_feed(settings, "receiver", "a", None, apply=True, as_json=True) == 0
+        assert await skip_feed(settings, "receiver", "a", apply=True, as_json=True) == 0
         assert output.json() == planned | {"applied": True}
         await receiver.until_count(1)
         assert calls == ["bad", "good"]
@@ -153,7 +149,7 @@ async def test_skip_passes_an_event_that_the_receiver_cannot_take(
         await case.apply(case.operation("create", "bad", {}))
         await case.apply(case.operation("update", "bad", {}), case.operation("create", "good", {}))
         await receiver.until_count(1)
-        event_id, more = failed[0], ("receiver", "a", None)
+        event_id, more = failed[0], ("receiver", "a")
         assert await skip_feed(settings, *more, event_id, apply=False, as_json=True) == 0
         planned = output.json()
         assert (planned["eventId"], planned["applied"]) == (event_id, False)
@@ -166,36 +162,6 @@ async def test_skip_passes_an_event_that_the_receiver_cannot_take(
         ("resource.created", f"{case.tenant_id}/patient/good"),
         ("resource.updated", f"{case.tenant_id}/patient/bad"),
     }
-
-
-@pytest.mark.slow(12)
-async def test_skip_passes_the_source_of_a_tenant_that_has_moved(
-    world: World, settings: Settings, output: Output
-) -> None:
-    receiver = Receiver()
-    receiver.answer = lambda event: RetryLater("down") if event.shard_id == "a" else Delivered()
-    source, target = world.case("a"), world.case("b")
-    feed = feed_of(world.pools, [pool.address for pool in world.shard_pools.values()], [receiver.configured()])
-    async with running(feed):
-        await publishing(feed, 2)
-        await source.apply(*(source.operation("create", f"r{number}", {}) for number in range(3)))
-        await world.move()
-        await target.apply_each(*(target.operation("update", f"r{number}", {"n": 1}) for number in range(3)))
-        await receiver.until(lambda _: receiver.call_count > 0)
-        await until(world, "b", "SELECT FROM feed_cursors WHERE held <> '[]'", 1)
-        (waiting,) = (await shown(settings, output))["waitingTenants"]
-        assert waiting == {"tenantId": TENANT_ID, "shardId": "b", "sourceShardId": "a"}
-        with pytest.raises(PermanentError, match=f"with --tenant: {TENANT_ID}"):
-            await skip_feed(settings, "receiver", "b", None, apply=True, as_json=True)
-        assert await skip_feed(settings, "receiver", "b", TENANT, apply=False, as_json=True) == 0
-        assert not receiver.events
-        output.json()
-        assert await skip_feed(settings, "receiver", "b", TENANT, apply=True, as_json=True) == 0
-        assert output.json()["sourceShardId"] == "a"
-        await receiver.until_count(4)
-        assert (await shown(settings, output))["waitingTenants"] == []
-    assert [one.kind.value for one in receiver.events] == ["tenant.moved", *["resource.updated"] * 3]
-    assert [one.resource_id for one in receiver.events[1:]] == ["r0", "r1", "r2"]
 
 
 @pytest.mark.slow(2)
@@ -294,9 +260,9 @@ async def test_commands_print_tables_for_people(
     await fetch(world.shard_pools["a"], "UPDATE feed_cursors SET stopped = 'disabled', error = 'gone: 410'")
     assert await show_feed(settings, "receiver", as_json=False) == 0
     assert "receiver, a: stopped (disabled): gone: 410" in capfd.readouterr().out
-    assert await replay_feed(settings, "receiver", SINCE, None, (), apply=False, as_json=False) == 0
+    assert await replay_feed(settings, "receiver", SINCE, (), apply=False, as_json=False) == 0
     assert "goes on after `simplu-worker feed skip`" in capfd.readouterr().err
-    assert await skip_feed(settings, "receiver", "a", None, apply=True, as_json=False) == 0
+    assert await skip_feed(settings, "receiver", "a", apply=True, as_json=False) == 0
     assert "done: the feed goes on where it was" in capfd.readouterr().err
     for pool in world.shard_pools.values():
         await fetch(pool, "UPDATE feed_cursors SET is_in_file = false")

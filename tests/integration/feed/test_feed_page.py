@@ -14,23 +14,20 @@ import pytest
 from aiohttp import web
 from jsonschema import Draft202012Validator
 from standardwebhooks import Webhook, WebhookVerificationError
-from support.feed.events import feed_event
+from support.feed.events import AT, feed_event
 from support.page_examples import page_examples
 from support.requires import ROOT
 
 from simplu_worker.feed.destinations import open_webhook
+from simplu_worker.feed.events import reset_event
 from simplu_worker.feed.feed_file import AllowedHosts, parse_feed_file
-from simplu_worker.feed.types import Delivered, FeedEvent, Incarnation, Refused
+from simplu_worker.feed.types import Delivered, FeedEvent, Place, Publication, Refused
 from simplu_worker.status.message_schemas import FEED_SCHEMAS
-from simplu_worker.vocabulary import FeedKind
 
 PAGE: Final = ROOT / "docs" / "feed.md"
 EXAMPLES: Final = {example.name: example.text for example in page_examples(PAGE)}
 SECRET: Final = "whsec_" + base64.b64encode(bytes(32)).decode()
 LOOPBACK: Final = AllowedHosts.parse(("127.0.0.1",))
-ONE, TWO = Incarnation("i1"), Incarnation("i2", "i2:41")
-THREE = Incarnation("i3", "i3:60,i2:41")
-EARLIER = Incarnation("i3", "i3:30")  # behind an earlier batch than TWO, which it does not name therefore
 
 
 class Receiver:
@@ -49,9 +46,12 @@ class Receiver:
         exec(EXAMPLES["python"], self.names)  # code of this repository
 
 
-def batch(number: int, incarnation: Incarnation, resource_id: str = "p-1", **members: Any) -> FeedEvent:
-    names = {"id": f"{incarnation.id}-{number}-0", "position": f"{number}-0", "incarnation": incarnation}
-    return feed_event(0, resource_id, **(names | members))
+def batch(number: int, incarnation: str = "i1", event_id: str | None = None) -> FeedEvent:
+    return feed_event(0, id=event_id or f"{incarnation}-{number}", position=f"{number}-0", incarnation=incarnation)
+
+
+def reset(incarnation: str, behind: int) -> FeedEvent:
+    return reset_event(Publication("shard-1", incarnation, ""), Place(behind, 3), AT)
 
 
 @pytest.fixture
@@ -85,45 +85,32 @@ def test_event_of_the_page_is_valid() -> None:
 
 
 async def test_receiver_applies_each_event_once(receiver: Receiver) -> None:
-    events = [batch(1, ONE), batch(2, ONE), batch(1, ONE), batch(2, ONE)]
-    assert await state_after(receiver, *events) == ["i1-1-0", "i1-2-0"]
+    events = [batch(1), batch(2), batch(1), batch(2)]
+    assert await state_after(receiver, *events) == ["i1-1", "i1-2"]
 
 
-async def test_receiver_takes_back_what_a_new_incarnation_undoes(receiver: Receiver) -> None:
-    before = [batch(41, ONE), batch(42, ONE), batch(43, ONE, "p-2")]
-    assert await state_after(receiver, *before, batch(42, TWO, "p-3")) == ["i1-41-0", "i2-42-0"]
-    assert await state_after(receiver, batch(61, TWO), batch(60, TWO, "p-4")) == [
-        *("i1-41-0", "i2-42-0", "i2-61-0", "i2-60-0"),
-    ]
-    assert await state_after(receiver, batch(62, THREE)) == ["i1-41-0", "i2-42-0", "i2-60-0", "i3-62-0"]
+async def test_receiver_takes_back_what_is_behind_a_reset(receiver: Receiver) -> None:
+    before = [batch(41), batch(42), batch(43)]
+    other = feed_event(0, id="other", shard_id="shard-2", position="90-0", incarnation="i1")
+    assert await state_after(receiver, *before, other, reset("i2", 41)) == ["i1-41", "other"]
+    assert await state_after(receiver, batch(42, "i2"), reset("i2", 41)) == ["i1-41", "other", "i2-42"]
+    assert await state_after(receiver, reset("i3", 40)) == ["other"]
 
 
-async def test_receiver_keeps_an_event_that_a_new_incarnation_begins_with(receiver: Receiver) -> None:
-    again = batch(42, TWO, id="i1-42-0")
-    assert await state_after(receiver, batch(42, ONE), again, batch(43, TWO, "p-2")) == ["i1-42-0", "i2-43-0"]
+async def test_receiver_keeps_what_came_again_before_the_reset(receiver: Receiver) -> None:
+    again = batch(42, "i2", "i1-42")
+    assert await state_after(receiver, batch(42), batch(43), again, batch(42), reset("i2", 41)) == ["i1-42"]
 
 
-async def test_receiver_drops_an_undone_event_that_comes_late(receiver: Receiver) -> None:
-    late = [batch(43, ONE), batch(40, ONE, "p-2"), batch(50, TWO), batch(61, TWO)]
-    assert await state_after(receiver, batch(70, THREE), *late) == ["i3-70-0", "i1-40-0", "i2-50-0"]
-
-
-async def test_receiver_knows_a_new_incarnation_that_does_not_name_the_one_before(receiver: Receiver) -> None:
-    before = [batch(29, ONE), batch(42, TWO)]
-    assert await state_after(receiver, *before, batch(31, EARLIER)) == ["i1-29-0", "i3-31-0"]
-    assert await state_after(receiver, batch(43, TWO), batch(90, EARLIER)) == ["i1-29-0", "i3-31-0", "i3-90-0"]
-
-
-async def test_receiver_takes_back_what_an_undone_event_names(receiver: Receiver) -> None:
-    undone = batch(42, TWO, id="undone-1", kind=FeedKind.UNDONE, undoes="i1-42-0")
-    again = batch(43, TWO, reapplies="i1-42-0")
-    state = await state_after(receiver, batch(42, ONE), undone, again, undone, batch(42, ONE))
-    assert state == ["undone-1", "i2-43-0"]
+async def test_receiver_drops_what_comes_later_than_the_reset_behind_it(receiver: Receiver) -> None:
+    resets = [reset("i3", 60), reset("i2", 41)]
+    late = [batch(43), batch(41), batch(60, "i2"), batch(61, "i2"), batch(61, "i3")]
+    assert await state_after(receiver, *resets, *late) == ["i1-41", "i2-60", "i3-61"]
 
 
 async def test_receiver_refuses_what_another_secret_has_signed(receiver: Receiver) -> None:
     wrong = "whsec_" + base64.b64encode(b"x" * 32).decode()
     async with open_webhook(receiver.url, [wrong], LOOPBACK) as webhook:
-        (delivery,) = await webhook.publish([batch(1, ONE)])
+        (delivery,) = await webhook.publish([batch(1)])
     assert isinstance(delivery, Refused)
     assert receiver.state == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from simplu_worker.feed.types import FeedEvent, FeedTenant, Incarnation
+from simplu_worker.feed.types import FeedEvent, FeedTenant
 from simplu_worker.vocabulary import FeedKind
 
 TENANT: Final = FeedTenant("smile-berlin", "smile", "berlin", "dental")
@@ -20,7 +20,7 @@ def feed_event(number: int = 0, resource_id: str | None = "p-1", **members: Any)
         "shard_id": "shard-1",
         "time": AT,
         "position": f"7-{number}",
-        "incarnation": Incarnation("one"),
+        "incarnation": "one",
         "tenant": TENANT,
         "resource_type": "patient",
         "resource_id": resource_id,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any, Final, NamedTuple
 
-UNDONE: Final = "simplu.undone"
+RESET: Final = "simplu.reset"
 GAP: Final = "simplu.gap"
 
 
@@ -15,35 +14,28 @@ class Event(NamedTuple):
     key: str
     shard: str
     incarnation: str
-    behind: tuple[tuple[str, int], ...]  # incarnations and the batches behind which they began, the newest first
     position: str
     request: str | None
-    undoes: str | None
-    reapplies: str | None
 
     @classmethod
     def of(cls, members: dict[str, Any]) -> Event:
-        bounds = [one.rsplit(":", 1) for one in members.get("simplubehind", "").split(",") if one]
         return cls(
             id=members["id"],
             type=members["type"],
             key=members["partitionkey"],
             shard=members["simplushard"],
             incarnation=members["simpluincarnation"],
-            behind=tuple((incarnation, int(batch)) for incarnation, batch in bounds),
             position=members["simpluposition"],
             request=members.get("simplurequest"),
-            undoes=members.get("simpluundoes"),
-            reapplies=members.get("simplureapplies"),
         )
 
     @property
     def batch(self) -> int:
         return int(self.position.split("-")[0])
 
-    def is_undone_by(self, newer: Event) -> bool:
-        later = [batch for incarnation, batch in newer.behind if incarnation > self.incarnation]
-        return any(self.batch > batch for batch in later)
+    def is_reset_by(self, reset: Event, incarnation: str) -> bool:
+        """Return whether *reset* takes back this event, which came last in *incarnation*."""
+        return reset.shard == self.shard and reset.incarnation > incarnation and reset.batch < self.batch
 
 
 class Follower:
@@ -51,35 +43,24 @@ class Follower:
         self.holding: dict[str, Event] = {}
         self.taken_back: dict[str, Event] = {}
         self.gaps: list[Event] = []
-        self.late: dict[str, Event] = {}  # came of an earlier incarnation, when a later one had taken them back
+        self.late: dict[str, Event] = {}  # were sent before a reset that came before them
         self.arrived = self.repeated = 0
-        self._newest: dict[str, Event] = {}
-        self._by_shard: defaultdict[str, dict[str, Event]] = defaultdict(dict)
+        self._resets: dict[str, Event] = {}
+        self._incarnations: dict[str, str] = {}  # in which each event came last
 
     def take(self, event: Event) -> None:
-        """Apply *event*, unless it is a repetition or came too late, and take back what it undoes."""
+        """Apply *event*, unless it is a repetition or came too late, and take back what it voids."""
         self.arrived += 1
-        newest = self._newest.setdefault(event.shard, event)
-        if event.incarnation < newest.incarnation and event.is_undone_by(newest):
+        if event.type == RESET:
+            self._resets[event.id] = event
+            for one in [*self.holding.values()]:
+                if one.is_reset_by(event, self._incarnations[one.id]):
+                    self.taken_back[one.id] = self.holding.pop(one.id)
+        elif any(event.is_reset_by(one, event.incarnation) for one in self._resets.values()):
             self.late[event.id] = event
-            return
-        if event.incarnation > newest.incarnation:
-            self._newest[event.shard] = event
-            for one in list(self._by_shard[event.shard].values()):
-                if one.incarnation < event.incarnation and one.is_undone_by(event):
-                    self._take_back(one.shard, one.id)
-        if event.undoes is not None:
-            self._take_back(event.shard, event.undoes)
-        if event.id in self._by_shard[event.shard]:
+        elif event.id in self.holding:
             self.repeated += 1
-            return
-        self._by_shard[event.shard][event.id] = event
-        if event.type == GAP:
-            self.gaps.append(event)
-        elif event.type != UNDONE:
-            self.holding[event.id] = event
-
-    def _take_back(self, shard: str, event_id: str) -> None:
-        self._by_shard[shard].pop(event_id, None)
-        if (event := self.holding.pop(event_id, None)) is not None:
-            self.taken_back[event_id] = event
+            self._incarnations[event.id] = max(event.incarnation, self._incarnations[event.id])
+        else:
+            self.holding[event.id], self._incarnations[event.id] = event, event.incarnation
+            self.gaps += [event] * (event.type == GAP)

@@ -21,7 +21,7 @@ class Receiver:
         self.name = name
         self.max_events = max_events
         self.events: list[FeedEvent] = []
-        self.of_bounds: list[FeedEvent] = []  # those that tell of no event alone, but of all behind a bound
+        self.resets: list[FeedEvent] = []
         self.answer: Callable[[FeedEvent], Delivery] = lambda _: Delivered()
         self.hangs = False
         self.call_count = 0
@@ -39,9 +39,9 @@ class Receiver:
         async with self._came:
             for event in events:
                 answer = RetryLater("waits") if event.subject in blocked else self.answer(event)
-                if event.kind is FeedKind.UNDONE and event.undoes is None:
+                if event.kind is FeedKind.RESET:
                     answer = Delivered()
-                    self.of_bounds.append(event)
+                    self.resets.append(event)
                 elif isinstance(answer, Delivered):
                     self.events.append(event)
                 else:

@@ -18,7 +18,7 @@ from simplu_worker.feed.cloud_events import (
     encode_event,
     encode_notification,
 )
-from simplu_worker.feed.types import EventBounds, FeedEvent, Incarnation
+from simplu_worker.feed.types import EventBounds, FeedEvent
 from simplu_worker.vocabulary import FeedKind
 
 ENOUGH = 100_000
@@ -33,7 +33,7 @@ def decoded(event: FeedEvent, max_bytes: int = ENOUGH) -> dict[str, Any]:
 
 
 def test_event_has_what_cloud_events_asks_for_and_what_a_receiver_decides_by() -> None:
-    event = feed_event(3, data=b'{"a": 1}', incarnation=Incarnation("two", "two:41,one:7"), reapplies="old-1-1")
+    event = feed_event(3, data=b'{"a": 1}', incarnation="two", sender="token")
     assert decoded(event) == {
         "specversion": "1.0",
         "id": "token-7-3",
@@ -45,7 +45,6 @@ def test_event_has_what_cloud_events_asks_for_and_what_a_receiver_decides_by() -
         "simplushard": "shard-1",
         "simpluposition": "7-3",
         "simpluincarnation": "two",
-        "simplubehind": "two:41,one:7",
         "simplutenant": "smile-berlin",
         "simplubusiness": "smile",
         "simplulocation": "berlin",
@@ -53,7 +52,6 @@ def test_event_has_what_cloud_events_asks_for_and_what_a_receiver_decides_by() -
         "simpluresourcetype": "patient",
         "simpluresourceid": "p-1",
         "simplurequest": "request-3",
-        "simplureapplies": "old-1-1",
         "simpludata": "current",
         "datacontenttype": "application/json",
         "data": {"a": 1},
@@ -61,9 +59,7 @@ def test_event_has_what_cloud_events_asks_for_and_what_a_receiver_decides_by() -
 
 
 def test_event_without_data_has_no_member_about_data() -> None:
-    absent = {"simpludata", "datacontenttype", "data", "simplubehind", "simplureapplies", "simpluundoes"}
-    assert decoded(feed_event()).keys() & absent == set()
-    assert decoded(feed_event(kind=FeedKind.UNDONE, undoes="token-7-1"))["simpluundoes"] == "token-7-1"
+    assert decoded(feed_event()).keys() & {"simpludata", "datacontenttype", "data"} == set()
 
 
 def test_event_of_a_tenant_is_about_it() -> None:
@@ -72,21 +68,16 @@ def test_event_of_a_tenant_is_about_it() -> None:
 
 
 def test_event_of_a_whole_shard_has_its_bounds_as_data() -> None:
-    bounds = EventBounds(behind=3, through=9, from_time=AT, to_time=AT + timedelta(hours=1))
+    bounds = EventBounds(behind=3, through=9, to_time=AT + timedelta(hours=1))
     found = decoded(feed_event(kind=FeedKind.GAP, bounds=bounds, shard_id="a/b ü", **OF_SHARD))
-    assert found["data"] == {
-        "behind": 3,
-        "through": 9,
-        "fromTime": "2026-03-01T09:00:00.250000Z",
-        "toTime": "2026-03-01T10:00:00.250000Z",
-    }
+    assert found["data"] == {"behind": 3, "through": 9, "toTime": "2026-03-01T10:00:00.250000Z"}
     assert (found["type"], found["subject"], found["source"]) == (
         "simplu.gap",
         "a/b ü",
         "/simplu/shards/a%2Fb%20%C3%BC",
     )
     assert [name for name in found if name.startswith(("simplutenant", "simplubusiness", "simpluresource"))] == []
-    assert decoded(feed_event(kind=FeedKind.UNDONE, bounds=EventBounds(behind=3), **OF_SHARD))["data"] == {"behind": 3}
+    assert decoded(feed_event(kind=FeedKind.RESET, bounds=EventBounds(behind=3), **OF_SHARD))["data"] == {"behind": 3}
 
 
 def test_event_leaves_its_data_out_where_the_destination_would_not_take_them() -> None:

@@ -6,25 +6,35 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from msgspec.structs import replace
 from simulation.virtual_time import VirtualLoop
 from structlog.testing import capture_logs
-from support.feed.events import feed_event
+from support.feed.events import AT, feed_event
 from support.feed.receiver import Receiver
 
 from simplu_worker.feed.destination_feed import TRIES_NOTED, DestinationFeed
 from simplu_worker.feed.rows import CursorRow
-from simplu_worker.feed.types import Delivered, Delivery, DestinationTerms, FeedEvent, Incarnation, Place, RetryLater
-from simplu_worker.feed.window import SentEvents, document_budget, event_budget
+from simplu_worker.feed.types import (
+    Delivered,
+    Delivery,
+    DestinationTerms,
+    EventBounds,
+    FeedEvent,
+    Place,
+    Publication,
+    RetryLater,
+)
+from simplu_worker.feed.window import Budget
+from simplu_worker.vocabulary import FeedKind
 
-ROW = CursorRow("receiver", Place(0, 0), "", undone_due=False, held=())
+ROW = CursorRow("receiver", Place(5, 2), "one")
 
 
 @asynccontextmanager
-async def running(receiver: Receiver) -> AsyncIterator[DestinationFeed]:
-    terms, memory, changed = DestinationTerms("receiver"), SentEvents(event_budget()), asyncio.Event()
-    feed = DestinationFeed(
-        "s", terms, receiver, memory, ROW, Incarnation("one"), changed=changed, documents=document_budget()
-    )
+async def running(receiver: Receiver, incarnation: str = "one") -> AsyncIterator[DestinationFeed]:
+    publication, terms = Publication("s", incarnation, "token"), DestinationTerms("receiver")
+    feed = DestinationFeed(publication, terms, receiver, ROW, changed=asyncio.Event(), documents=Budget())
+    feed.begin(AT)
 
     async def keep_refusal(_: str, __: FeedEvent, ___: str) -> None:
         raise AssertionError
@@ -77,3 +87,24 @@ def test_event_that_is_not_taken_again_and_again_is_named() -> None:
     named = [(one["event_id"], one["error"]) for one in logs if one["event"] == "feed.event_retried"]
     assert list(dict.fromkeys(named)) == [(failing.id, "500"), (second.id, "500")]
     assert len(named) <= receiver.call_count / TRIES_NOTED
+
+
+def test_reset_is_at_the_cursor_and_delivered_before_anything_else() -> None:
+    receiver = Receiver()
+
+    async def story() -> None:
+        async with running(receiver, "two") as feed:
+            assert (feed.is_reading, feed.row()) == (False, replace(ROW, behind_since=AT))
+            await asyncio.sleep(1)
+            (reset,) = receiver.resets
+            found = reset.id, reset.kind, reset.subject, reset.position, reset.incarnation, reset.bounds
+            assert found == ("s-reset-two", FeedKind.RESET, "s", "5-2", "two", EventBounds(5))
+            assert (feed.is_reading, feed.row()) == (True, replace(ROW, incarnation="two"))
+        receiver.resets.clear()
+        async with running(receiver) as feed:
+            assert feed.is_reading
+            await asyncio.sleep(1)
+        assert receiver.resets == []
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(story())

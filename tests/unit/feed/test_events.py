@@ -1,4 +1,4 @@
-"""The events of a row of the log, and those that take events back or tell of lost batches."""
+"""The events of a row of the log, and those that tell of lost batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from struct import pack
 from typing import Any
 
 import msgspec
-from support.feed.events import AT, TENANT, feed_event
+from support.feed.events import AT, TENANT
 
 from simplu_worker.feed.events import (
     LogBatch,
@@ -15,15 +15,13 @@ from simplu_worker.feed.events import (
     ReadRow,
     gap_event,
     read_row,
-    undone_bounds_event,
-    undone_event,
 )
-from simplu_worker.feed.types import EventBounds, FeedEvent, FeedTenant, HeldTenant, Incarnation, Place
+from simplu_worker.feed.types import EventBounds, FeedEvent, FeedTenant, HeldTenant, Place, Publication
 from simplu_worker.shards.apply.durability import ReplicationFacts, Server
 from simplu_worker.shards.log import BulkChange, BulkOrigin, MarkOrigin, key_of_id
 from simplu_worker.vocabulary import FeedKind
 
-OLDER, NEWER = Incarnation("one"), Incarnation("two", "two:5")
+PUBLICATION = Publication("shard-1", "one", "sender")
 LATER = AT + timedelta(hours=1)
 # Of a batch without rows.
 BULK: dict[str, Any] = {
@@ -83,16 +81,17 @@ def test_row_of_an_operation_is_the_event_of_its_resource() -> None:
         shard_id="shard-1",
         time=AT,
         position="7-3",
-        incarnation=OLDER,
+        incarnation="one",
+        sender="sender",
         tenant=TENANT,
         resource_type="patient",
         resource_id="p-1",
         request_id="request-3",
     )
-    assert read_row(log_row(), "shard-1", OLDER) == ReadRow(Place(7, 3), "token", 4, (event,))
-    assert read_row(log_row(tenants=[]), "shard-1", OLDER) == ReadRow(Place(7, 3), "token", 4)  # unmade
+    assert read_row(log_row(), PUBLICATION) == ReadRow(Place(7, 3), 4, (event,))
+    assert read_row(log_row(tenants=[]), PUBLICATION) == ReadRow(Place(7, 3), 4)  # unmade
     named = log_row(tenants=[["4", "smile-berlin", "smile", "berlin", "dental", '{"patients": "patient", "a": "b"}']])
-    assert read_row(named, "shard-1", OLDER).events == (msgspec.structs.replace(event, other_types=("patients",)),)
+    assert read_row(named, PUBLICATION).events == (msgspec.structs.replace(event, other_types=("patients",)),)
     of_before = log_row(tenants=named.batch.tenants, types=["patients"])
     assert of_before.other_types == ("patient",)
     assert log_batch().facts == ReplicationFacts(Server("1", AT), 10, "on", "", fsync=True)
@@ -123,7 +122,7 @@ ROWS: list[tuple[dict[str, Any], list[tuple[str, FeedKind]]]] = [
 
 def test_row_gives_the_events_of_its_kind() -> None:
     for columns, expected in ROWS:
-        events = read_row(log_row(**columns), "shard-1", OLDER).events
+        events = read_row(log_row(**columns), PUBLICATION).events
         assert [(one.id, one.kind) for one in events] == expected, columns
         for one in events:
             assert one.shard_id == "shard-1"
@@ -168,28 +167,10 @@ def test_rows_of_a_batch_are_each_of_its_own_tenant_type_and_origin() -> None:
 
 def test_arrival_of_a_tenant_is_held_behind_the_row_before_it() -> None:
     arrival = BULK | {"kind": "a", "origins": ["shard-2"]}
-    assert read_row(log_row(**arrival), "shard-1", OLDER).arrival == HeldTenant(4, "smile-berlin", 2, "shard-2", 7, -1)
+    assert read_row(log_row(**arrival), PUBLICATION).arrival == HeldTenant(4, "smile-berlin", 2, "shard-2", 7, -1)
     without: list[dict[str, Any]] = [{"kind": "r"}, {"origins": []}, {"tenants": []}, {"epoch": None}]
     for missing in without:
-        assert read_row(log_row(**arrival | missing), "shard-1", OLDER).arrival is None
-
-
-def test_undone_event_is_that_of_its_change_but_for_what_it_takes_back() -> None:
-    event = feed_event(data=b"{}", reapplies="old-1-1")
-    expected = feed_event(
-        id="token-7-0-undone-two", kind=FeedKind.UNDONE, time=LATER, incarnation=NEWER, undoes="token-7-0"
-    )
-    assert undone_event(event, NEWER, LATER) == expected
-    of_shard = FeedEvent(
-        id="shard-1-undone-two",
-        kind=FeedKind.UNDONE,
-        shard_id="shard-1",
-        time=LATER,
-        position="5-0",
-        incarnation=NEWER,
-        bounds=EventBounds(behind=5, to_time=LATER),
-    )
-    assert undone_bounds_event("shard-1", Place(5, -1), NEWER, LATER) == of_shard
+        assert read_row(log_row(**arrival | missing), PUBLICATION).arrival is None
 
 
 def test_gap_is_of_the_shard_or_of_one_tenant() -> None:
@@ -199,9 +180,10 @@ def test_gap_is_of_the_shard_or_of_one_tenant() -> None:
         shard_id="shard-1",
         time=LATER,
         position="5-2",
-        incarnation=NEWER,
+        incarnation="one",
+        sender="sender",
         bounds=EventBounds(behind=5, through=9, to_time=AT),
     )
-    assert gap_event("shard-1", Place(5, 2), 9, AT, NEWER, LATER) == gap
-    of_tenant = gap_event("shard-1", Place(5, 2), 9, AT, NEWER, LATER, tenant=TENANT)
+    assert gap_event(PUBLICATION, Place(5, 2), 9, AT, LATER) == gap
+    of_tenant = gap_event(PUBLICATION, Place(5, 2), 9, AT, LATER, tenant=TENANT)
     assert of_tenant == msgspec.structs.replace(gap, id="shard-1-gap-smile-berlin-5-9", tenant=TENANT)

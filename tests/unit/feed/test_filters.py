@@ -11,21 +11,23 @@ from simplu_worker.vocabulary import FeedKind
 
 OF_RESOURCE = feed_event(other_types=("patients",))
 OF_TENANT = feed_event(kind=FeedKind.TENANT_MOVED, resource_type=None, resource_id=None)
-UNDONE = feed_event(kind=FeedKind.UNDONE, undoes="t-0-0")
-GAP = feed_event(kind=FeedKind.GAP, tenant=None, resource_type=None, resource_id=None)
-ALL = (OF_RESOURCE, OF_TENANT, UNDONE, GAP)
+TENANT_GAP = feed_event(kind=FeedKind.GAP, resource_type=None, resource_id=None)
+OF_SHARD = tuple(
+    feed_event(kind=kind, tenant=None, resource_type=None, resource_id=None) for kind in (FeedKind.RESET, FeedKind.GAP)
+)
+ALL = (OF_RESOURCE, OF_TENANT, TENANT_GAP, *OF_SHARD)
 CASES: list[tuple[FeedFilter, tuple[FeedEvent, ...]]] = [
     (FeedFilter(), ALL),
     (FeedFilter(tenants=frozenset({"smile-berlin", "other"})), ALL),
-    (FeedFilter(tenants=frozenset({"other"})), (GAP,)),
+    (FeedFilter(tenants=frozenset({"other"})), OF_SHARD),
     (FeedFilter(business_types=frozenset({"dental"})), ALL),
-    (FeedFilter(business_types=frozenset({"gym"})), (GAP,)),
+    (FeedFilter(business_types=frozenset({"gym"})), OF_SHARD),
     (FeedFilter(resource_types=frozenset({"patient"})), ALL),
-    (FeedFilter(resource_types=frozenset({"patients"})), (OF_RESOURCE, OF_TENANT, GAP)),
-    (FeedFilter(resource_types=frozenset({"order"})), (OF_TENANT, GAP)),
-    (FeedFilter(kinds=frozenset({FeedKind.RESOURCE_PATCHED})), (OF_RESOURCE, UNDONE, GAP)),
-    (FeedFilter(kinds=frozenset({FeedKind.TENANT_MOVED})), (OF_TENANT, UNDONE, GAP)),
-    (FeedFilter(tenants=frozenset({"other"}), kinds=frozenset({FeedKind.UNDONE})), (GAP,)),
+    (FeedFilter(resource_types=frozenset({"patients"})), ALL),
+    (FeedFilter(resource_types=frozenset({"order"})), ALL[1:]),
+    (FeedFilter(kinds=frozenset({FeedKind.RESOURCE_PATCHED})), (OF_RESOURCE, TENANT_GAP, *OF_SHARD)),
+    (FeedFilter(kinds=frozenset({FeedKind.TENANT_MOVED})), ALL[1:]),
+    (FeedFilter(tenants=frozenset({"other"}), kinds=frozenset({FeedKind.RESET})), OF_SHARD),
 ]
 
 

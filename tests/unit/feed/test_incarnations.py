@@ -1,4 +1,4 @@
-"""The ids and bounds of incarnations, and how long a free row is left to other replicas."""
+"""The ids of incarnations, and how long a free row is left to other replicas."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.feed.events import (
-    BOUNDS_MAX,
     CLAIM_DELAY_MAX_S,
     LEASE_S,
-    bounds_with,
     claim_delay_s,
     incarnation_id,
-    incarnations_in,
     run_of_server,
 )
-from simplu_worker.feed.types import Place
 
 
 @given(first=st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1)), later_ms=st.integers(1, 10**12))  # noqa: DTZ001
@@ -30,32 +26,10 @@ def test_id_of_a_newer_incarnation_is_greater(first: datetime, later_ms: int) ->
 def test_id_of_an_incarnation_is_greater_than_all_that_are_known() -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC)
     before = [incarnation_id(at + timedelta(seconds=later_s), "ffff") for later_s in (5, 60, 0)]
-    bounds = bounds_with(bounds_with("", before[0], Place(1, 0)), before[1], Place(2, 0))
-    assert incarnations_in(bounds) == before[1::-1]
-    new = incarnation_id(at, "0000", [before[2], *incarnations_in(bounds)])
-    assert new > max(before)
-    assert new == incarnation_id(at + timedelta(seconds=60, milliseconds=1), "0000")
-
-
-@pytest.mark.parametrize(
-    ("bounds", "cursor", "expected"),
-    [
-        ("", 7, "new:7"),
-        ("a:5", 7, "new:7,a:5"),
-        ("b:6,a:5", 5, "new:5"),
-        ("b:6,a:5", 6, "new:6,a:5"),
-    ],
-)
-def test_bounds_begin_with_the_newest_and_leave_out_what_it_contains(bounds: str, cursor: int, expected: str) -> None:
-    assert bounds_with(bounds, "new", Place(cursor, 0)) == expected
-
-
-def test_bounds_are_bounded() -> None:
-    bounds = ""
-    for number in range(40):
-        bounds = bounds_with(bounds, f"i{number}", Place(number, 0))
-    assert bounds.split(",")[0] == "i39:39"
-    assert len(bounds.split(",")) == BOUNDS_MAX
+    assert incarnation_id(at, "0000", [*before, ""]) == incarnation_id(
+        at + timedelta(seconds=60, milliseconds=1), "0000"
+    )
+    assert incarnation_id(at, "0000", [""]) == incarnation_id(at, "0000")
 
 
 def test_replica_waits_longer_the_more_shards_it_publishes() -> None:

@@ -13,12 +13,11 @@ from simplu_worker.feed.window import (
     EVENTS_MAX,
     RETRY_MAX_S,
     TOTAL_DOCUMENT_BYTES,
+    Budget,
     RefusedForGood,
     Window,
     WindowEvent,
-    document_budget,
 )
-from simplu_worker.vocabulary import FeedKind
 
 
 def event(number: int, key: str = "r") -> WindowEvent:
@@ -27,7 +26,7 @@ def event(number: int, key: str = "r") -> WindowEvent:
 
 def window_from(position: int = 0) -> Window:
     """Return a window that has the memory for documents alone; it begins in batch 0."""
-    return Window(Place(0, position), document_budget())
+    return Window(Place(0, position), Budget())
 
 
 def test_cursor_stays_before_the_oldest_event_that_is_not_done() -> None:
@@ -78,17 +77,6 @@ def test_window_has_room_until_it_is_half_full() -> None:
     assert window.has_room
     window.add([event(0)], Place(1, 0))
     assert not window.has_room
-
-
-def test_window_knows_the_kinds_of_events_that_are_not_done() -> None:
-    window, events = window_from(), [event(1, "a"), event(2, "b")]
-    events[1].event = msgspec.structs.replace(events[1].event, kind=FeedKind.UNDONE)
-    window.add(events, Place(2, 0))
-    assert window.has_kind(FeedKind.UNDONE)
-    assert not window.has_kind(FeedKind.GAP)
-    window.settle(events[1:], [Delivered()], tries=3, now=0, draw=0)
-    assert not window.has_kind(FeedKind.UNDONE)
-    assert window.has_kind(FeedKind.RESOURCE_PATCHED)
 
 
 def test_refused_event_is_finished_when_its_tries_are_over_and_it_is_kept() -> None:
@@ -150,7 +138,7 @@ def test_window_is_full_when_its_documents_are() -> None:
 
 
 def test_documents_in_the_windows_of_a_process_share_one_budget() -> None:
-    budget = document_budget()
+    budget = Budget()
     windows = [Window(Place(0, 0), budget) for _ in range(4 * TOTAL_DOCUMENT_BYTES // DOCUMENTS_MAX_BYTES)]
     small = event(1)
     small.event = msgspec.structs.replace(small.event, data=b"x" * (DOCUMENTS_MIN_BYTES // 2))

@@ -391,8 +391,8 @@ CREATE TABLE public.feed_shards (
     publisher pg_catalog.text NOT NULL, -- the replica
     token pg_catalog.uuid NOT NULL, -- of the publisher; without it nothing of the feed is written
     expires_at pg_catalog.timestamptz NOT NULL, -- from then on another replica may take the row
-    incarnation pg_catalog.text NOT NULL, -- another one wherever the server may have lost commits
-    server_run pg_catalog.text -- the run of the server in which the incarnation was last found to hold
+    incarnation pg_catalog.text NOT NULL DEFAULT '', -- another one wherever the server may have lost commits
+    server_run pg_catalog.text -- the run of the server in which the incarnation began
 ) WITH (fillfactor = 50);
 CREATE POLICY simplu_writer ON public.feed_shards
     USING ((SELECT pg_catalog.has_table_privilege('public.feed_shards'::pg_catalog.regclass, 'INSERT')));
@@ -403,17 +403,12 @@ CREATE TABLE public.feed_cursors (
     destination pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
     batch_id bigint NOT NULL,
     position integer NOT NULL, -- in the batch
-    bounds pg_catalog.text NOT NULL DEFAULT '', -- where the last incarnations began, as events show them
-    server_run pg_catalog.text, -- the run of the server in which the shard's incarnation was found to hold for it
-    undone_due boolean NOT NULL DEFAULT false, -- the destination is still to be told what an incarnation undid
+    incarnation pg_catalog.text NOT NULL DEFAULT '', -- of which the destination has had the reset
     held pg_catalog.jsonb NOT NULL DEFAULT '[]', -- tenants that have arrived, and wait for the feed of their source
     stopped pg_catalog.text, -- why no event is sent any more: `refused` or `disabled`
     error pg_catalog.text,
     refused_event pg_catalog.text, -- the id of that at which it stopped; once it goes on, it is tried once more
     passed_event pg_catalog.text, -- the id of that which a person passes: tried once more, whatever the answer
-    again_through bigint, -- a replay has put the cursor back: events of batches up to this one may have been sent
-    left_out_behind bigint, -- the replay ends with this batch,
-    left_out_through bigint, -- and the feed goes on behind this one
     behind_since pg_catalog.timestamptz, -- the time of the oldest event that is not delivered; null: of none
     is_in_file boolean NOT NULL DEFAULT true, -- of the replica that publishes the shard, or that did so last
     updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()

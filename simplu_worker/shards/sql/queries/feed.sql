@@ -41,29 +41,16 @@ SELECT
 FROM public.feed_shards;
 
 -- name: claim_feed
--- Take the row for the replica $2 with the token $1 for $4 seconds, if it is free. The first incarnation has the time by
--- the clock of the shard, in milliseconds, and ends with $3. It is another one while none was found to hold: the shard may
--- have lost that, and later ones, of which receivers know. A row whose time ends later than a publisher can have said is
--- free too: that clock has gone back.
-INSERT INTO public.feed_shards AS known (token, publisher, incarnation, expires_at)
-VALUES (
-    $1::pg_catalog.uuid, $2,
-    pg_catalog.concat(
-        pg_catalog.lpad(
-            pg_catalog.to_hex((extract(EPOCH FROM pg_catalog.clock_timestamp()) * 1000::numeric)::bigint), 12, '0'
-        ),
-        $3::pg_catalog.text
-    ),
-    pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $4)
-)
+-- Take the row for the replica $2 with the token $1 for $3 seconds, if it is free. A row whose time ends later than a
+-- publisher can have said is free too: that clock has gone back.
+INSERT INTO public.feed_shards AS known (token, publisher, expires_at)
+VALUES ($1::pg_catalog.uuid, $2, pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $3))
 ON CONFLICT (only_row) DO UPDATE
-SET
-    token = excluded.token, publisher = excluded.publisher, expires_at = excluded.expires_at,
-    incarnation = CASE WHEN known.server_run IS NULL THEN excluded.incarnation ELSE known.incarnation END
+SET token = excluded.token, publisher = excluded.publisher, expires_at = excluded.expires_at
 WHERE
     known.expires_at NOT BETWEEN pg_catalog.clock_timestamp()
-    AND pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => 2::pg_catalog.float8 * $4)
-RETURNING incarnation;
+    AND pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => 2::pg_catalog.float8 * $3)
+RETURNING publisher;
 
 -- name: renew_feed
 -- Keep the row with the token $1 for $2 more seconds; no row if it is another publisher's by now.
@@ -82,22 +69,11 @@ SELECT :feed_state FROM public.feed_shards WHERE token = $1::pg_catalog.uuid FOR
 -- name: begin_incarnation
 UPDATE public.feed_shards SET incarnation = $2, server_run = $3 WHERE token = $1::pg_catalog.uuid;
 
--- name: bound_feed_cursor
--- What the incarnation $2 begins with for the destination $1: its bounds, and that the destination is to be told.
--- A replay leaves nothing out any more: what is behind the cursor has to come again.
-UPDATE public.feed_cursors
-SET bounds = $2, undone_due = true, left_out_behind = NULL, left_out_through = NULL
-WHERE destination = $1;
-
--- name: note_feed_run
--- For the destinations $1 the incarnation holds in the run $2 of the server.
-UPDATE public.feed_cursors SET server_run = $2 WHERE destination = ANY($1::pg_catalog.text[]);
-
 -- name: read_feed_cursors
 -- Those of all destinations, with those that were not there and begin now: $1 their names, $2 where each begins: `now`,
 -- `oldest`, or a time. On a shard that had no publisher yet, and whose log began within $3 seconds, `now` is at the
 -- beginning: the shard is new, and what came meanwhile is behind the begin of the destination elsewhere.
--- The destination is told what is undone from there on: nobody knows whether a promotion has taken back an earlier cursor.
+-- Each begins with a reset: nobody knows whether a promotion has taken back an earlier cursor.
 -- In a transaction that has locked the row of the publisher. A tenant that has arrived within the last ten minutes is held
 -- until its source has passed its departure, whatever begins here.
 WITH wanted AS (
@@ -137,12 +113,9 @@ WITH wanted AS (
     FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS sent (destination, begin)
     WHERE NOT EXISTS (SELECT FROM public.feed_cursors WHERE feed_cursors.destination = sent.destination)
 ), begun AS (
-    INSERT INTO public.feed_cursors (destination, batch_id, position, undone_due, server_run, bounds, held)
+    INSERT INTO public.feed_cursors (destination, batch_id, position, held)
     SELECT
-        wanted.destination, wanted.batch_id, 32767, true, (SELECT feed_shards.server_run FROM public.feed_shards),
-        pg_catalog.concat(
-            (SELECT feed_shards.incarnation FROM public.feed_shards), ':'::pg_catalog.text, wanted.batch_id
-        ),
+        wanted.destination, wanted.batch_id, 32767,
         coalesce(
             (
                 SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
@@ -162,13 +135,13 @@ WITH wanted AS (
     RETURNING *
 )
 SELECT
-    destination, batch_id, position, bounds, undone_due, held::pg_catalog.text AS held, stopped, error, refused_event,
-    passed_event, again_through, left_out_behind, left_out_through, behind_since, server_run
+    destination, batch_id, position, incarnation, held::pg_catalog.text AS held, stopped, error, refused_event,
+    passed_event, behind_since
 FROM public.feed_cursors
 UNION ALL
 SELECT
-    destination, batch_id, position, bounds, undone_due, held::pg_catalog.text AS held, stopped, error, refused_event,
-    passed_event, again_through, left_out_behind, left_out_through, behind_since, server_run
+    destination, batch_id, position, incarnation, held::pg_catalog.text AS held, stopped, error, refused_event,
+    passed_event, behind_since
 FROM begun;
 
 -- name: note_feed_file
@@ -178,8 +151,8 @@ SET is_in_file = NOT is_in_file
 WHERE is_in_file <> (destination = ANY($1::pg_catalog.text[]));
 
 -- name: write_feed_cursors
--- Of the destinations $2, while the token of the publisher is $1 and the server is in the run with the timeline $13 and
--- the start $14. A claim waits for the end of it.
+-- Of the destinations $2, while the token of the publisher is $1 and the server is in the run with the timeline $12 and
+-- the start $13. A claim waits for the end of it.
 WITH run AS (
     SELECT :server_run
 ), mine AS (
@@ -188,23 +161,20 @@ WITH run AS (
     CROSS JOIN run
     WHERE
         feed_shards.token = $1::pg_catalog.uuid
-        AND run.timeline = $13::pg_catalog.text AND run.started_at = $14::pg_catalog.timestamptz
+        AND run.timeline = $12::pg_catalog.text AND run.started_at = $13::pg_catalog.timestamptz
     FOR SHARE OF feed_shards
 )
 UPDATE public.feed_cursors
 SET
-    batch_id = sent.batch_id::bigint, position = sent.position::integer, undone_due = sent.undone_due::boolean,
+    batch_id = sent.batch_id::bigint, position = sent.position::integer, incarnation = sent.incarnation,
     held = sent.held::pg_catalog.jsonb, stopped = nullif(sent.stopped, ''), error = nullif(sent.error, ''),
     refused_event = nullif(sent.refused_event, ''), passed_event = nullif(sent.passed_event, ''),
-    again_through = nullif(sent.again_through, '')::bigint,
     behind_since = nullif(sent.behind_since, '')::pg_catalog.timestamptz, updated_at = pg_catalog.clock_timestamp()
 FROM mine, unnest(
     $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[],
-    $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[], $10::pg_catalog.text[], $11::pg_catalog.text[],
-    $12::pg_catalog.text[]
+    $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[], $10::pg_catalog.text[], $11::pg_catalog.text[]
 ) AS sent (
-    destination, batch_id, position, undone_due, held, stopped, error, refused_event, passed_event, again_through,
-    behind_since
+    destination, batch_id, position, incarnation, held, stopped, error, refused_event, passed_event, behind_since
 )
 WHERE feed_cursors.destination = sent.destination
 RETURNING feed_cursors.destination;
@@ -329,13 +299,6 @@ SELECT
 -- What events say of the tenant $1.
 SELECT id, business_id, location_id, business_type FROM public.tenants WHERE id = $1;
 
--- name: find_feed_batches
--- Those of the batches $1 with the tokens $2 that are in the log.
-SELECT log_batches.token::pg_catalog.text AS token
-FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS sent (batch_id, token)
-JOIN public.log_batches
-    ON log_batches.batch_id = sent.batch_id::bigint AND log_batches.token = sent.token::pg_catalog.uuid;
-
 -- name: find_passed_departures
 -- On the source: the numbers, from 0, of those tenants $2 with the epochs $3 whose departure the destination $1 has
 -- passed, or that left no mark any more. None while the destination has no cursor here, and not a tenant that waits for
@@ -435,81 +398,57 @@ ORDER BY feed_cursors.destination;
 UPDATE public.feed_shards SET token = pg_catalog.gen_random_uuid();
 
 -- name: plan_feed_replay
--- Where the destination $1 is; `behind`, the batch behind which everything is that was committed at $2 or later, null if
--- that is nothing; and `until`, the last batch with what was committed before $3, if that is no null.
+-- `behind`, the batch behind which everything is that was committed at $2 or later, null if the destination $1 was sent
+-- nothing of that yet; how many changes that are, of 100,000 batches; and when they begin, if the log has nothing older.
 SELECT
-    feed_cursors.batch_id, feed_cursors.position, feed_cursors.held::pg_catalog.text AS held, feed_cursors.stopped,
-    feed_cursors.left_out_behind, feed_cursors.left_out_through,
-    (SELECT log_forgotten.completed_at FROM public.log_forgotten) AS forgotten_at,
-    (
-        SELECT
-            greatest(
-                pg_catalog.min(later.batch_id) - 1,
-                (SELECT log_forgotten.batch_id FROM public.log_forgotten)
-            )
-        FROM (
-            SELECT log_batches.batch_id
-            FROM public.log_batches
-            WHERE log_batches.completed_at >= $2::pg_catalog.timestamptz AND log_batches.batch_id > 0::bigint
-            ORDER BY log_batches.completed_at
-            LIMIT 10000
-        ) AS later
-        HAVING pg_catalog.count(*) > 0::bigint
-    ) AS behind,
-    CASE WHEN $3::pg_catalog.timestamptz IS NOT NULL THEN
+    replay.behind, feed_cursors.stopped,
+    CASE WHEN forgotten.completed_at > $2::pg_catalog.timestamptz THEN forgotten.completed_at END AS begins_at,
+    CASE WHEN replay.behind IS NOT NULL THEN
         (
-            SELECT coalesce(pg_catalog.max(earlier.batch_id), 0::bigint)
+            SELECT coalesce(pg_catalog.sum(again.row_count), 0::bigint)::bigint
             FROM (
-                SELECT log_batches.batch_id
+                SELECT log_batches.row_count
                 FROM public.log_batches
-                WHERE log_batches.completed_at < $3 AND log_batches.batch_id > 0::bigint
-                ORDER BY log_batches.completed_at DESC
-                LIMIT 10000
-            ) AS earlier
+                WHERE log_batches.batch_id > replay.behind AND log_batches.batch_id <= feed_cursors.batch_id
+                ORDER BY log_batches.batch_id
+                LIMIT 100000
+            ) AS again
         )
-    END AS until
+    END AS change_count
 FROM public.feed_cursors
+LEFT JOIN public.log_forgotten AS forgotten ON true
+LEFT JOIN LATERAL (
+    SELECT greatest(pg_catalog.min(later.batch_id) - 1, forgotten.batch_id) AS behind
+    FROM (
+        SELECT log_batches.batch_id
+        FROM public.log_batches
+        WHERE log_batches.completed_at >= $2 AND log_batches.batch_id > 0::bigint
+        ORDER BY log_batches.completed_at
+        LIMIT 10000
+    ) AS later
+    HAVING
+        pg_catalog.count(*) > 0::bigint
+        AND greatest(pg_catalog.min(later.batch_id) - 1, forgotten.batch_id) < feed_cursors.batch_id
+) AS replay ON true
 WHERE feed_cursors.destination = $1;
 
--- name: count_feed_changes
--- How many changes the log has behind the batch $1 up to the batch $2, of 100,000 batches.
-SELECT coalesce(pg_catalog.sum(again.row_count), 0::bigint)::bigint AS change_count
-FROM (
-    SELECT log_batches.row_count
-    FROM public.log_batches
-    WHERE log_batches.batch_id > $1 AND log_batches.batch_id <= $2
-    ORDER BY log_batches.batch_id
-    LIMIT 100000
-) AS again;
-
 -- name: put_feed_cursor_back
--- Put the cursor of the destination $1 behind the batch $2, in a transaction that has taken the row, to leave out what is
--- behind the batch $3 up to the batch $4, if these are no nulls. A tenant that came behind $2 is not held any more: its
--- arrival is read again; but one that is held behind $4 is. Whatever was published by now has numbers below that of this
--- transaction.
+-- Put the cursor of the destination $1 behind the batch $2, in a transaction that has taken the row. A tenant that came
+-- behind $2 is not held any more: its arrival is read again.
 UPDATE public.feed_cursors
 SET
-    batch_id = $2, position = 32767, left_out_behind = $3, left_out_through = $4,
-    updated_at = pg_catalog.clock_timestamp(),
-    again_through = (
-        SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text::bigint + shard_meta.batch_offset
-        FROM public.shard_meta
-    ),
+    batch_id = $2, position = 32767, updated_at = pg_catalog.clock_timestamp(),
     held = coalesce(
         (
             SELECT pg_catalog.jsonb_agg(
                 CASE
-                    WHEN
-                        pg_catalog.jsonb_extract_path_text(held.one, 'batch_id')::bigint <= $2
-                        OR pg_catalog.jsonb_extract_path_text(held.one, 'batch_id')::bigint > $4
-                        THEN held.one
+                    WHEN pg_catalog.jsonb_extract_path_text(held.one, 'batch_id')::bigint <= $2 THEN held.one
                     ELSE held.one || pg_catalog.jsonb_build_object('batch_id', $2::bigint, 'position', 32767)
                 END
             )
             FROM pg_catalog.jsonb_array_elements(feed_cursors.held) AS held (one)
             WHERE
-                pg_catalog.jsonb_extract_path_text(held.one, 'batch_id')::bigint > $4
-                OR NOT EXISTS (
+                NOT EXISTS (
                     SELECT
                     FROM public.log_batches
                     WHERE
@@ -521,10 +460,10 @@ SET
         ),
         '[]'
     )
-WHERE destination = $1;
+WHERE destination = $1 AND batch_id > $2;
 
 -- name: read_feed_cursor
-SELECT held::pg_catalog.text AS held, stopped, error, refused_event FROM public.feed_cursors WHERE destination = $1;
+SELECT stopped, error, refused_event FROM public.feed_cursors WHERE destination = $1;
 
 -- name: resume_feed
 -- Let the destination $1 go on where it has stopped, in a transaction that has taken the row.
@@ -536,23 +475,6 @@ WHERE destination = $1;
 -- Let the destination $1 pass the event $2, in a transaction that has taken the row.
 UPDATE public.feed_cursors
 SET passed_event = $2, updated_at = pg_catalog.clock_timestamp()
-WHERE destination = $1;
-
--- name: pass_held_tenant
--- Let the destination $1 pass the source of the tenant $2, in a transaction that has taken the row.
-UPDATE public.feed_cursors
-SET
-    updated_at = pg_catalog.clock_timestamp(),
-    held = (
-        SELECT pg_catalog.jsonb_agg(
-            CASE
-                WHEN pg_catalog.jsonb_extract_path_text(held.one, 'tenant_id') = $2
-                    THEN held.one || '{"is_passed": true}'::pg_catalog.jsonb
-                ELSE held.one
-            END
-        )
-        FROM pg_catalog.jsonb_array_elements(feed_cursors.held) AS held (one)
-    )
 WHERE destination = $1;
 
 -- name: plan_feed_forget

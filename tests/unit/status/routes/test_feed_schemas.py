@@ -14,22 +14,21 @@ from support.feed.events import AT, feed_event
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.feed.cloud_events import encode_event, encode_notification
 from simplu_worker.feed.feed_file import AllowedHosts, DestinationMembers, parse_feed_file
-from simplu_worker.feed.types import EventBounds, FeedEvent, Incarnation
+from simplu_worker.feed.types import EventBounds, FeedEvent
 from simplu_worker.status.message_schemas import FEED_SCHEMAS
 from simplu_worker.vocabulary import FeedKind
 
 VALIDATORS: Final = {name: Draft202012Validator(schema) for name, schema in FEED_SCHEMAS.items()}
 OF_TENANT: Final[dict[str, Any]] = {"resource_type": None, "resource_id": None}
 OF_SHARD: Final[dict[str, Any]] = OF_TENANT | {"tenant": None, "request_id": None}
-BOUNDS: Final = EventBounds(3, 9, AT, AT)
+BOUNDS: Final = EventBounds(3, 9, AT)
 EVENTS: Final = [
     *(feed_event(kind=kind) for kind in FeedKind if kind.startswith("resource.")),
     *(feed_event(kind=kind, **OF_TENANT) for kind in FeedKind if kind.startswith("tenant.")),
-    feed_event(kind=FeedKind.UNDONE, undoes="token-6-0", incarnation=Incarnation("two", "two:41,one:7")),
-    feed_event(kind=FeedKind.UNDONE, bounds=EventBounds(3), **OF_SHARD),
+    feed_event(kind=FeedKind.RESET, bounds=EventBounds(3), **OF_SHARD),
     feed_event(kind=FeedKind.GAP, bounds=BOUNDS, **OF_SHARD),
     feed_event(data=b"null"),
-    feed_event(data=b'{"a": 1}', reapplies="token-6-0"),
+    feed_event(data=b'{"a": 1}'),
     feed_event(data=b"1" * 2000),
 ]
 
@@ -47,7 +46,7 @@ def test_events_are_valid_and_have_no_other_members(event: FeedEvent) -> None:
     assert message.keys() <= FEED_SCHEMAS["feed-event"]["properties"].keys()
     for member in ("id", "type", "subject", "simpluincarnation", "partitionkey"):
         assert not validator.is_valid({key: value for key, value in message.items() if key != member})
-    if event.resource_id is not None and event.kind is not FeedKind.UNDONE:
+    if event.resource_id is not None:
         assert not validator.is_valid({key: value for key, value in message.items() if key != "simpluresourceid"})
 
 
