@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -25,7 +25,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log import BulkChange, BulkOrigin, mark_bulk_change
-from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError, fewer_after
+from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -513,41 +513,38 @@ class Restorer:
 
     async def _add_log(self) -> None:
         """Add the rows of the log that only the backup has, as the stream may not have them."""
-        tenant_id, count = self._restore.tenant_id, 0
+        tenant_id, last, seen = self._restore.tenant_id, "", 0
         async with self._live.connection() as connection:
             now: datetime = await connection.fetchval(QUERIES["read_clock"])
-        limit, key = COMPARED_ROWS, ""
-        while True:
-            try:
-                async with self._backup.transaction(budget=StatementBudget.KEY_RANGE) as connection:
-                    page = await connection.fetch(
-                        QUERIES["list_logged_requests"], tenant_id, key, now - self._restore.log_kept, limit
-                    )
-                keys = [row["key"] for row in page if row["is_kept"]]
-                async with self._live.connection() as connection:
-                    found = await connection.fetch(QUERIES["find_logged_requests"], tenant_id, keys)
-            except StatementFailedError as exc:
-                limit = fewer_after(exc, limit)
-                continue
-            if not page:
-                return
-            await self._add_logged(sorted({*keys}.difference(row["key"] for row in found)))
-            key, count = max(row["key"] for row in page), count + len(page)
-            self._show(RestoreStatus("compare the logs", count))
 
-    async def _add_logged(self, keys: Sequence[str]) -> None:
-        tenant_id, limit, first = self._restore.tenant_id, PAGE_ROWS, 0
-        while first < len(keys):
-            page = keys[first : first + limit]
-            try:
-                async with self._backup.connection() as connection:
-                    rows = await connection.fetch(QUERIES["read_logged_requests"], tenant_id, page)
-                async with self._writing(RestoreStep.REPLACING) as connection:
-                    await write_changes(connection, tenant_id, Changes(rows))
-            except StatementFailedError as exc:
-                limit = fewer_after(exc, limit)
-                continue
-            first += len(page)
+        async def compare(limit: int) -> int:
+            nonlocal last, seen
+            async with self._backup.transaction(budget=StatementBudget.KEY_RANGE) as connection:
+                page = await connection.fetch(
+                    QUERIES["list_logged_requests"], tenant_id, last, now - self._restore.log_kept, limit
+                )
+            keys = [row["key"] for row in page if row["is_kept"]]
+            async with self._live.connection() as connection:
+                found = await connection.fetch(QUERIES["find_logged_requests"], tenant_id, keys)
+            await self._add_logged(sorted({*keys}.difference(row["key"] for row in found)))
+            last, seen = max((row["key"] for row in page), default=last), seen + len(page)
+            self._show(RestoreStatus("compare the logs", seen))
+            return len(page)
+
+        await run_in_pages(compare, limit=COMPARED_ROWS)
+
+    async def _add_logged(self, keys: list[str]) -> None:
+        async def add(limit: int) -> int:
+            page = keys[:limit]
+            async with self._backup.connection() as connection:
+                rows = await connection.fetch(QUERIES["read_logged_requests"], self._restore.tenant_id, page)
+            async with self._writing(RestoreStep.REPLACING) as connection:
+                await write_changes(connection, self._restore.tenant_id, Changes(rows))
+            del keys[:limit]
+            return len(page)
+
+        if keys:
+            await run_in_pages(add, limit=PAGE_ROWS)
 
     # Release
 

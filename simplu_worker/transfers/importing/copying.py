@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
 import msgspec
@@ -187,11 +187,12 @@ INTERVAL_S: Final = 5.0
 NOTE_INTERVAL_S: Final = 60.0  # between two writes of the time into all journals
 
 
-class FollowedTenant(msgspec.Struct, frozen=True):
-    """A tenant that was copied, and is kept up to date."""
+class FollowedTenant(msgspec.Struct):
+    """A tenant that was copied, and is kept up to date: it is as the source was at *followed_to*."""
 
     source: SourceTenant
     target: TargetTenant
+    followed_to: datetime
 
 
 class FollowRound(msgspec.Struct, frozen=True):
@@ -203,7 +204,7 @@ class FollowRound(msgspec.Struct, frozen=True):
 
 
 class Follower:
-    """Follows *source* for *tenants*, from the snapshot of *followed_to* on."""
+    """Follows *source* for *tenants*."""
 
     def __init__(
         self,
@@ -214,8 +215,6 @@ class Follower:
         pace: Pacer,
         locator: Locator,
         pools: Pools,
-        *,
-        followed_to: datetime,
     ) -> None:
         self._source = source
         self._queries = queries
@@ -224,8 +223,6 @@ class Follower:
         self._pace = pace
         self._locator = locator
         self._pools = pools
-        self._followed_to = followed_to
-        self._behind: dict[tuple[str, str], datetime] = {}  # how far the tenants are that the last round left
         self.failures: dict[tuple[str, str], str] = {}  # of tenants that another run has, or with no note in the end
 
     async def run(
@@ -241,27 +238,31 @@ class Follower:
         self.failures |= await self._note()
 
     async def _follow(self) -> FollowRound:
+        followed_to = max((one.followed_to for one in self._tenants.values()), default=datetime.max.replace(tzinfo=UTC))
+        behind = {key for key, one in self._tenants.items() if one.followed_to < followed_to}
         try:
-            if self._behind:
+            if behind:
                 await find_addresses(self._locator, self._pools)
             async with self._source.open_snapshot() as snapshot:
-                count, errors = await self._copy_changes(snapshot)
+                count, errors = await self._copy_changes(snapshot, followed_to, behind)
+                return FollowRound(datetime.fromisoformat(snapshot.facts.taken_at), count, text_of(errors))
         except WorkerError as exc:
-            return FollowRound(self._followed_to, error=str(exc))
-        return FollowRound(self._followed_to, count, text_of(errors))
+            return FollowRound(followed_to, error=str(exc))
 
-    async def _copy_changes(self, snapshot: SourceSnapshot) -> tuple[int, list[str]]:
-        changed: set[tuple[str, str]] = set()
+    async def _copy_changes(
+        self, snapshot: SourceSnapshot, followed_to: datetime, behind: set[tuple[str, str]]
+    ) -> tuple[int, list[str]]:
+        changed = set(behind)
         for query in self._queries:
-            async for page in snapshot.reader.read_pages(list_changed_tenants(query, self._followed_to - OVERLAP)):
-                changed |= {(row["business_id"], row["location_id"]) for row in page}
+            async for page in snapshot.reader.read_pages(list_changed_tenants(query, followed_to - OVERLAP)):
+                changed |= {(row["business_id"], row["location_id"]) for row in page} & self._tenants.keys()
         copier = TenantCopier(snapshot, self._queries, self._callbacks, self._pace)
-        count, behind, errors = 0, {}, []
+        count, failed, errors = 0, set(), []
         # Those that failed before come last: a shard that hangs then delays nobody else.
-        for key in [*sorted(changed & (self._tenants.keys() - self._behind.keys())), *sorted(self._behind)]:
-            one, followed_to = self._tenants[key], self._behind.get(key, self._followed_to)
+        for key in sorted(changed, key=lambda key: (key in behind, key)):
+            one = self._tenants[key]
             try:
-                count += await copier.copy_changes(one.source, followed_to - OVERLAP, one.target)
+                count += await copier.copy_changes(one.source, one.followed_to - OVERLAP, one.target)
             except (SourceUnavailableError, SourceRefusedError):
                 raise
             except ImportTakenError as exc:
@@ -269,17 +270,16 @@ class Follower:
                 self.failures[key] = str(exc)
             except WorkerError as exc:
                 errors.append(f"{' '.join(key)}: {exc}")
-                behind[key] = followed_to
-        for key in self.failures:
-            self._tenants.pop(key, None)
-        self._behind = behind
-        self._followed_to = datetime.fromisoformat(snapshot.facts.taken_at)
+                failed.add(key)
+        self._tenants = {key: one for key, one in self._tenants.items() if key not in self.failures}
+        for key in self._tenants.keys() - failed:
+            self._tenants[key].followed_to = datetime.fromisoformat(snapshot.facts.taken_at)
         return count, errors
 
     async def _note(self) -> dict[tuple[str, str], str]:
         errors = {}
         for key, one in self._tenants.items():
-            state = FollowState(digest_of(self._queries), self._behind.get(key, self._followed_to))
+            state = FollowState(digest_of(self._queries), one.followed_to)
             try:
                 await one.target.note(FOLLOWING, msgspec.json.encode(state))
             except WorkerError as exc:

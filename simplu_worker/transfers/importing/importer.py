@@ -103,7 +103,7 @@ class _Placer:
         self._source = source
 
     async def plan(self, tenants: Sequence[SourceTenant]) -> list[_PlacedImport]:
-        named = await self._name_shards(tenants, is_registering=False)
+        named = await self._name_shards(tenants, lambda one: self._locator.locate(one.tenant_id))
         homes = await self._read_homes(tenants)
         return [self._place(one, named.get(one.tenant_id), homes) for one in tenants]
 
@@ -111,7 +111,7 @@ class _Placer:
         """Register the tenants, and make them as `incoming`. Idempotent."""
         homes = await self._read_homes(tenants)
         unmade = [one for one in tenants if self._place(one, None, homes).state is ImportState.IMPORT]
-        named = await self._name_shards(unmade, is_registering=True)
+        named = await self._name_shards(unmade, self._register)
         placed = [self._place(one, named.get(one.tenant_id), homes) for one in tenants]
         to_make = [one for one in placed if one.state is ImportState.IMPORT]
         errors = await self._make(to_make, named, token=token)
@@ -143,27 +143,25 @@ class _Placer:
         return _PlacedImport(tenant, state, None if named is None else named.shard_id)
 
     async def _name_shards(
-        self, tenants: Sequence[SourceTenant], *, is_registering: bool
+        self, tenants: Sequence[SourceTenant], name: Callable[[SourceTenant], Awaitable[ShardAddress | None]]
     ) -> dict[str, ShardAddress | WorkerError | None]:
         named: dict[str, ShardAddress | WorkerError | None] = {}
         slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
-        async def name(tenant: SourceTenant) -> None:
+        async def note(tenant: SourceTenant) -> None:
             async with slots:
                 try:
-                    named[tenant.tenant_id] = await self._name_shard(tenant, is_registering=is_registering)
+                    named[tenant.tenant_id] = await name(tenant)
                 except WorkerError as exc:
                     named[tenant.tenant_id] = exc
 
         async with asyncio.TaskGroup() as tasks:
             for tenant in tenants:
                 if tenant.problem is None:
-                    tasks.create_task(name(tenant), name=f"locate:{tenant.tenant_id}")
+                    tasks.create_task(note(tenant), name=f"locate:{tenant.tenant_id}")
         return named
 
-    async def _name_shard(self, tenant: SourceTenant, *, is_registering: bool) -> ShardAddress | None:
-        if not is_registering:
-            return await self._locator.locate(tenant.tenant_id)
+    async def _register(self, tenant: SourceTenant) -> ShardAddress:
         address = (await self._locator.register(*tenant.key, tenant.business_type or "")).address
         if not address.is_active:
             raise RetryableError(f"shard {address.shard_id} is not active")
@@ -335,7 +333,6 @@ class Importer:
             self._pace,
             self._shards.locator,
             self._shards.pools,
-            followed_to=followed_to,
         )
         await follower.run(stopping, report_round, interval_s=interval_s)
         reports = [
@@ -444,7 +441,7 @@ class Importer:
             return _report(placed, ImportState.LEFT, taken, detail=LEFT_DETAIL)
         taken_at = datetime.fromisoformat(run.snapshot.facts.taken_at)
         await target.note(FOLLOWING, msgspec.json.encode(FollowState(run.digest, taken_at)))
-        followed.append(FollowedTenant(placed.tenant, target))
+        followed.append(FollowedTenant(placed.tenant, target, taken_at))
         return _report(placed, ImportState.FOLLOWED, taken)
 
     async def _import(self, run: _ImportRun, placed: _PlacedImport, token: str) -> TenantReport:
