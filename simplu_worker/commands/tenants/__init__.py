@@ -273,7 +273,6 @@ def import_tenants(
     parallel: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=64))] = 4,
     max_rows_per_second: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None,
     leave_refused: Flag = False,
-    refused_file: Path | None = None,
     discard: Flag = False,
     source: str | None = None,
     common: CommonOptions = NO_OPTIONS,
@@ -294,8 +293,6 @@ def import_tenants(
         Read at most this many rows a second, of all tenants together; does not slow counts and comparisons.
     leave_refused
         Activate tenants with rows that cannot be taken; these rows stay in the source.
-    refused_file
-        Write every row that cannot be taken to this new file, one JSON object a line.
     discard
         Give up: delete the tenants of the source that are not active yet, with their rows; takes --apply and --source.
     source
@@ -305,7 +302,7 @@ def import_tenants(
     from simplu_worker.transfers.importing.importer import ImportOptions
 
     if discard:
-        if queries is not None or follow or leave_refused or refused_file is not None:
+        if queries is not None or follow or leave_refused:
             raise UsageError("tenants import: expected --discard alone or with --apply and --source, or none")
         return common.run(discard_imports, source, apply=apply, as_json=common.as_json)
 
@@ -316,7 +313,7 @@ def import_tenants(
     if follow and not apply:
         raise UsageError("tenants import: expected --follow with --apply, got --follow alone")
     options = ImportOptions(business_type, parallel, max_rows_per_second, leave_refused)
-    command = ImportCommand(queries, options, apply=apply, follow=follow, refused_file=refused_file)
+    command = ImportCommand(queries, options, apply=apply, follow=follow)
     return common.run(import_tenants, command, as_json=common.as_json)
 
 

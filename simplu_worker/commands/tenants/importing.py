@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -41,7 +41,7 @@ from simplu_worker.transfers.importing.source import ImportSource
 
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 BUSINESS_INFO_ATTEMPTS: Final = 3
-REFUSED_SHOWN_MAX: Final = 1000  # rows in JSON; a file has all of them
+REFUSED_SHOWN_MAX: Final = 1000  # rows in JSON
 TABLE_MAX: Final = 50  # lines of each table, for people
 CELL_MAX: Final = 100
 SOURCE: Final = "IMPORT_SOURCE_URL"
@@ -56,12 +56,10 @@ class ImportCommand(msgspec.Struct, frozen=True):
     options: ImportOptions
     apply: bool = False
     follow: bool = False
-    refused_file: Path | None = None
 
 
 class _RefusedRows:
-    def __init__(self, file: IO[bytes] | None) -> None:
-        self._file = file
+    def __init__(self) -> None:
         self.count = 0
         self.first: list[RefusedRow] = []
 
@@ -69,17 +67,14 @@ class _RefusedRows:
         self.count += 1
         if len(self.first) < REFUSED_SHOWN_MAX:
             self.first.append(row)
-        if self._file is not None:
-            self._file.write(msgspec.json.encode(row) + b"\n")
 
 
 async def import_tenants(settings: Settings, command: ImportCommand, *, as_json: bool) -> int:
     """Print the plan of an import, or carry it out. Return 1 if a row or a tenant cannot be taken."""
     require_settings(settings, routes=True)
     address = source_address(settings)
-    with _opened(command.refused_file) as file:
-        refused = _RefusedRows(file)
-        result = await _run(settings, address, command, refused)
+    refused = _RefusedRows()
+    result = await _run(settings, address, command, refused)
     if as_json:
         print_json(result_members(result, refused.first, refused.count))
     else:
@@ -187,25 +182,6 @@ def read_queries(path: Path) -> list[SourceQuery]:
     return parse_queries(text)
 
 
-@contextmanager
-def _opened(path: Path | None) -> Iterator[IO[bytes] | None]:
-    """Open the new file of refused rows for its owner only; after a failure an empty one is removed."""
-    if path is None:
-        yield None
-        return
-    try:
-        path.touch(mode=0o600, exist_ok=False)
-    except OSError as exc:
-        raise ConfigurationError(f"--refused-file: expected a new file at {path}, got: {exc.strerror}") from None
-    with path.open("wb") as file:
-        try:
-            yield file
-        except BaseException:
-            if file.tell() == 0:
-                path.unlink(missing_ok=True)
-            raise
-
-
 class _Progress(ProgressLine):
     def __init__(self, what: str) -> None:
         super().__init__(f"counting: no {what} yet")
@@ -247,7 +223,7 @@ def _print(result: ImportResult, refused: _RefusedRows, command: ImportCommand) 
         ]
         print_table(("tenant", "resource type", "resource id", "cannot be taken, because"), rows)
     if refused.count > TABLE_MAX:
-        print_note(f"and {refused.count - TABLE_MAX} more rows; --refused-file writes all to a file")
+        print_note(f"and {refused.count - TABLE_MAX} more rows; --json prints the first {REFUSED_SHOWN_MAX}")
     counts = Counter(report.state.value for report in result.reports)
     counted = "".join(f", {count} {state}" for state, count in sorted(counts.items()))
     print_line(
