@@ -33,15 +33,11 @@ from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import StaticMap, pin_in_file
 from simplu_worker.shards.settling import Departure, read_departure
 from simplu_worker.transfers.moving.checksums import Comparison, TypeSum
-from simplu_worker.transfers.moving.mover import Mover
+from simplu_worker.transfers.moving.mover import PAUSE, Mover
 from simplu_worker.transfers.moving.places import TenantPlaces, check_room, fetch_capacities, find_places, has_business
 from simplu_worker.transfers.moving.readiness import check_shards
 from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions, MoveStatus
 from simplu_worker.vocabulary import MoveOutcome, MovePhase, MoveStep
-
-PAUSE: Final = frozenset(
-    {MovePhase.LAST_DELTA, MovePhase.COMMIT, MovePhase.ACTIVATE}
-)  # the tenant waits: nothing is printed
 
 
 class MoveProgress:
@@ -175,10 +171,6 @@ DIFFERS: Final = (
 )
 TYPES_SHOWN: Final = 12  # resource types of a comparison on the screen; `--json` has all of them
 SUM_COLUMNS: Final = ("resource type", "rows", "bytes", "checksum")
-MAY_HAVE_LEFT: Final = frozenset(
-    {MovePhase.FENCE, MovePhase.LAST_DELTA, MovePhase.COMMIT, MovePhase.ACTIVATE, MovePhase.CERTIFY, MovePhase.PUBLISH}
-)
-
 log = structlog.get_logger(__name__)
 
 
@@ -220,7 +212,6 @@ class MoveRunner:
         self._slots = asyncio.Semaphore(terms.parallel)
         self._publishing = asyncio.Lock()
         self._turns: dict[str, asyncio.Lock] = {}  # by the shard that Citrus limits
-        self._has_stale_cache = False
         self._options = MoveOptions(
             log_kept=timedelta(hours=settings.operation_retention_hours),
             max_pause_s=terms.max_pause,
@@ -247,16 +238,16 @@ class MoveRunner:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-                await self._clear_cache()
+                if warning := await clear_cache(self._settings):  # also after a command that was killed before that
+                    print_note(warning)
         return 0 if all(one.outcome is MoveOutcome.MOVED for one in results) else 1
 
     async def _run_one(self, request: MoveRequest, progress: MoveProgress) -> MoveResult:
         tenant_id, certificate = request.tenant_id, None
         async with self._turns.get(request.shard_id, contextlib.nullcontext()), self._slots:
             try:
-                ended = await self._move(request, self._watched(progress.watch(tenant_id)))
+                ended = await self._move(request, progress.watch(tenant_id))
                 if isinstance(ended, FinishedMove):
-                    self._has_stale_cache = True  # an earlier command may have ended before the cache and the home
                     warning = await self._publish(request)
                     outcome = MoveOutcome.MOVED if ended.is_equal else MoveOutcome.DIFFERS
                     return MoveResult(tenant_id, outcome, finished=ended, warning=warning)
@@ -281,19 +272,6 @@ class MoveRunner:
                 is_there = await has_business(self._shards.pools.pool_of(request.shard_id), request.business_id)
                 check_room(request.shard_id, capacity, is_counted=is_there)
         return await Mover(self._shards.pools, self._shards.commits, found.move, self._options, show=show).run()
-
-    def _watched(self, show: Callable[[MoveStatus], None]) -> Callable[[MoveStatus], None]:
-        def watch(status: MoveStatus) -> None:
-            self._has_stale_cache |= status.phase in MAY_HAVE_LEFT
-            show(status)
-
-        return watch
-
-    async def _clear_cache(self) -> None:
-        if self._has_stale_cache:
-            self._has_stale_cache = False
-            if warning := await clear_cache(self._settings):
-                print_note(warning)
 
     async def _publish(self, request: MoveRequest) -> str | None:
         locator, tenant_id, shard_id = self._shards.locator, request.tenant_id, request.shard_id
