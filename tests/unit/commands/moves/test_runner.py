@@ -1,9 +1,85 @@
-"""What is printed of a move that has ended."""
+"""The lines about moves while they go on, and what is printed of one that has ended."""
 
 from __future__ import annotations
 
-from simplu_worker.commands.moves.runner import sum_rows
+import asyncio
+import contextlib
+import json
+
+import pytest
+
+from simplu_worker.commands.moves.runner import MoveProgress, sum_rows
+from simplu_worker.commands.output import CountProgress
 from simplu_worker.transfers.moving.checksums import LOG, Comparison, TypeSum
+from simplu_worker.transfers.moving.types import MoveStatus
+from simplu_worker.vocabulary import MovePhase
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def copied(row_count: int, row_total: int = 0, phase: MovePhase = MovePhase.COPY) -> MoveStatus:
+    return MoveStatus(phase, row_count, row_count * 1024, row_total)
+
+
+def test_interrupted_moves_tell_how_far_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    for error, text in (
+        (asyncio.CancelledError(), "interrupted: 0 of 2 ended, 0 rows, 0.0 MiB; the same command"),
+        (ValueError(), ""),
+    ):
+        with contextlib.suppress(type(error)), MoveProgress(2, as_json=False):
+            raise error
+        assert capsys.readouterr().err[: len(text) or None] == text
+    with contextlib.suppress(asyncio.CancelledError), CountProgress("letters", 9) as count:
+        count.show(4)
+        raise asyncio.CancelledError
+    assert capsys.readouterr().err == "interrupted: letters: 4 of 9\n"
+
+
+def test_lines_of_json_come_for_each_tenant_never_in_the_pause(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = Clock()
+    with MoveProgress(2, as_json=True, clock=clock) as progress:
+        one, two = progress.watch("one"), progress.watch("two")
+        one(copied(100, 1000))
+        clock.now += 2
+        one(copied(500, 1000))
+        two(copied(10, phase=MovePhase.CATCH_UP))
+        one(copied(600, 1000))
+        clock.now += 2
+        one(copied(1000, phase=MovePhase.LAST_DELTA))
+        two(copied(20, phase=MovePhase.REHEARSE))
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert [json.loads(line) for line in output.out.splitlines()] == [
+        {"tenant": "one", "phase": "copy", "rowCount": 500, "byteCount": 512_000, "rowTotal": 1000},
+        {"tenant": "two", "phase": "catch up", "rowCount": 10, "byteCount": 10_240, "rowTotal": 0},
+        {"tenant": "two", "phase": "rehearse", "rowCount": 20, "byteCount": 20_480, "rowTotal": 0},
+    ]
+
+
+def test_lines_for_people_have_all_and_the_one_that_went_on(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    with MoveProgress(2, as_json=False, clock=clock) as progress:
+        one, two = progress.watch("one"), progress.watch("two")
+        clock.now += 2
+        one(copied(1024, 3072))
+        two(copied(1024, 3072))
+        progress.finish("one")
+        clock.now += 2
+        two(copied(2048, phase=MovePhase.VERIFY))
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.splitlines() == [
+        "0 of 2 ended, 1,024 rows, 1.0 MiB; one: copy, 1,024 of 3,072 rows",
+        "1 of 2 ended, 3,072 rows, 3.0 MiB; two: verify, 2,048 rows",
+    ]
 
 
 def test_table_has_each_type_those_that_differ_first() -> None:

@@ -1,0 +1,352 @@
+"""What an audit finds to differ, and whether a tenant can be restored from a backup."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.commands.tenants.inventory import ProvisionStep, plan_tenant
+from simplu_worker.commands.tenants.rules import (
+    AuditedRow,
+    AuditSubject,
+    BackupFacts,
+    BusinessListing,
+    DifferenceKind,
+    JudgedPosition,
+    PositionState,
+    find_differences,
+    judge_positions,
+    longest_gap,
+    refusal_of_database,
+    refusal_of_positions,
+    refusal_of_repetition,
+    refusal_of_rows,
+)
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.stream.client import StreamShard
+from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange, Position
+from simplu_worker.shards.types import StreamPosition
+from simplu_worker.transfers.restoring import Journal, RestoreMode, RestoreStep
+from simplu_worker.vocabulary import TenantState
+
+DENTAL, CLOSED, SPA = BusinessListing("dental"), BusinessListing("dental", is_active=False), BusinessListing("spa")
+TYPES = ("dental", "gym")
+
+
+def row(
+    shard_id: str = "s1", state: str = "active", *, name: tuple[str, str] = ("a", "b-c"), kind: str = "dental"
+) -> AuditedRow:
+    return AuditedRow(shard_id, *name, kind, TenantState(state))
+
+
+def subject(
+    listing: BusinessListing | None = DENTAL,
+    *rows: AuditedRow,
+    named: str | None = "s1",
+    refusal: str | None = None,
+    silent: tuple[str, ...] = (),
+) -> AuditSubject:
+    return AuditSubject("a", "b-c", listing, rows, named, refusal, silent)
+
+
+OTHER = ("a-b", "c")
+
+
+@pytest.mark.parametrize(
+    ("tenant", "kinds"),
+    [
+        pytest.param(subject(DENTAL, row()), [], id="all agree"),
+        pytest.param(subject(DENTAL, row(state="fenced")), [], id="on the move"),
+        pytest.param(subject(DENTAL, row(state="moved"), row("s2"), named="s2"), [], id="moved"),
+        pytest.param(subject(DENTAL, row(), row("s2", "incoming")), [], id="coming"),
+        pytest.param(subject(DENTAL, row("s2", "destroyed"), row()), [], id="an old row elsewhere"),
+        pytest.param(subject(DENTAL), [DifferenceKind.NO_ROW], id="registered, not made"),
+        pytest.param(
+            subject(DENTAL, named=None), [DifferenceKind.NO_ROW, DifferenceKind.NOT_IN_CITRUS], id="listed only"
+        ),
+        pytest.param(subject(DENTAL, row(), named=None), [DifferenceKind.NOT_IN_CITRUS], id="forgotten by Citrus"),
+        pytest.param(subject(DENTAL, row("s2")), [DifferenceKind.SHARD_DIFFERS], id="lives elsewhere"),
+        pytest.param(subject(DENTAL, row(), row("s2")), [DifferenceKind.TWO_HOMES], id="split"),
+        pytest.param(
+            subject(DENTAL, row("s2"), row("s3")),
+            [DifferenceKind.TWO_HOMES, DifferenceKind.SHARD_DIFFERS],
+            id="split elsewhere",
+        ),
+        pytest.param(subject(DENTAL, row(kind="gym")), [DifferenceKind.TYPE_DIFFERS], id="another type"),
+        pytest.param(subject(SPA, row(kind="spa")), [DifferenceKind.UNKNOWN_TYPE], id="an unknown type"),
+        pytest.param(subject(DENTAL, row(state="destroyed")), [DifferenceKind.DESTROYED], id="destroyed and listed"),
+        pytest.param(
+            subject(DENTAL, row(state="destroying")), [DifferenceKind.DESTROYED], id="being destroyed and listed"
+        ),
+        pytest.param(subject(DENTAL, row(state="moved")), [DifferenceKind.NO_ROW], id="moved to nowhere"),
+        pytest.param(subject(DENTAL, row(name=OTHER)), [DifferenceKind.ID_TAKEN], id="taken"),
+        pytest.param(subject(CLOSED, row(name=OTHER)), [], id="taken and closed"),
+        pytest.param(
+            subject(CLOSED, row(), row("s2", name=OTHER)),
+            [DifferenceKind.ID_TAKEN, DifferenceKind.LOCATION_INACTIVE],
+            id="taken, closed and alive",
+        ),
+        pytest.param(subject(None), [], id="nowhere"),
+        pytest.param(subject(None, row(name=OTHER)), [], id="another's, not listed"),
+        pytest.param(subject(None, row(state="destroying")), [], id="not listed and ending"),
+        pytest.param(
+            subject(DENTAL, row(state="destroyed"), named=None),
+            [DifferenceKind.DESTROYED],
+            id="destroyed, forgotten",
+        ),
+        pytest.param(
+            subject(DENTAL, row(state="destroyed"), row("s2")), [DifferenceKind.SHARD_DIFFERS], id="alive elsewhere"
+        ),
+        pytest.param(subject(CLOSED, row()), [DifferenceKind.LOCATION_INACTIVE], id="closed and alive"),
+        pytest.param(subject(CLOSED, named=None), [], id="closed"),
+        pytest.param(subject(CLOSED, row(state="destroying")), [], id="closed and ending"),
+        pytest.param(subject(None, row()), [DifferenceKind.NOT_IN_BUSINESS_INFO], id="not listed"),
+        pytest.param(
+            subject(None, row(), named=None),
+            [DifferenceKind.NOT_IN_BUSINESS_INFO, DifferenceKind.NOT_IN_CITRUS],
+            id="not listed, not registered",
+        ),
+        pytest.param(
+            subject(DENTAL, row(), named=None, refusal="host x"), [DifferenceKind.ADDRESS_REFUSED], id="a bad address"
+        ),
+        pytest.param(subject(DENTAL, silent=("s2",)), [], id="perhaps on a silent shard"),
+    ],
+)
+def test_differences_name_what_differs(tenant: AuditSubject, kinds: list[DifferenceKind]) -> None:
+    found = find_differences(tenant, known_types=TYPES)
+    assert [difference.kind for difference in found] == kinds
+    assert {(one.business_id, one.location_id) for one in found} <= {("a", "b-c")}
+    assert all(difference.detail for difference in found)
+
+
+def test_differences_tell_where_and_whose() -> None:
+    rows = (row("s2", kind="gym"), row("s3", name=OTHER))
+    details = [one.detail for one in find_differences(subject(DENTAL, *rows), known_types=TYPES)]
+    assert details == [
+        "shard s3 has its id a-b-c for business a-b, location c",
+        "its home is on shard s2, and it is routed to s1",
+        "business-info has dental, its shard gym",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tenant", "step"),
+    [
+        pytest.param(subject(DENTAL), ProvisionStep.MAKE, id="nowhere"),
+        pytest.param(subject(DENTAL, row()), None, id="there"),
+        pytest.param(subject(DENTAL, row("s2")), None, id="there, elsewhere"),
+        pytest.param(subject(DENTAL, row(), silent=("s2",)), None, id="there, with a silent shard"),
+        pytest.param(subject(DENTAL, silent=("s2",)), ProvisionStep.UNKNOWN, id="perhaps there"),
+        pytest.param(subject(DENTAL, row(state="destroyed")), ProvisionStep.LEFT, id="destroyed"),
+        pytest.param(subject(DENTAL, row("s2", "destroyed")), ProvisionStep.LEFT, id="destroyed elsewhere"),
+        pytest.param(subject(DENTAL, row(state="destroying")), ProvisionStep.LEFT, id="being destroyed"),
+        pytest.param(subject(DENTAL, row(state="incoming")), ProvisionStep.LEFT, id="on its way"),
+        pytest.param(subject(DENTAL, row(name=OTHER)), ProvisionStep.REFUSED, id="taken"),
+        pytest.param(subject(SPA), ProvisionStep.REFUSED, id="an unknown type"),
+    ],
+)
+def test_plan_makes_only_what_no_shard_has(tenant: AuditSubject, step: ProvisionStep | None) -> None:
+    planned = plan_tenant(tenant, TYPES)
+    assert (None if planned is None else planned.step) is step
+
+
+@pytest.mark.parametrize(
+    ("tenant", "detail"),
+    [
+        (subject(DENTAL, named=None), "no shard has its row"),
+        (subject(DENTAL, row(state="moved"), named=None), "no shard has its row; only a row that is moved"),
+        (subject(DENTAL), "it is routed to shard s1, and no shard has its row"),
+        (
+            subject(DENTAL, row(state="moved")),
+            "it is routed to shard s1, and no shard has its row; only a row that is moved",
+        ),
+    ],
+)
+def test_missing_row_is_described_with_route_and_other_rows(tenant: AuditSubject, detail: str) -> None:
+    found = find_differences(tenant, known_types=TYPES)
+    assert detail in [one.detail for one in found if one.kind is DifferenceKind.NO_ROW]
+
+
+JUDGED_AT = datetime(2026, 3, 10, tzinfo=UTC)
+RETENTION = timedelta(hours=24)
+LEVEL, READABLE, LOST = PositionState.LEVEL, PositionState.READABLE, PositionState.LOST
+
+
+def pending(pending_from: str, hours: float | None = None) -> StreamPosition:
+    since = None if hours is None else JUDGED_AT - timedelta(hours=hours)
+    return StreamPosition(pending_from=pending_from, pending_since=since, parents_done=True, fencing_token="t")
+
+
+def facts(
+    rows: dict[str, StreamPosition],
+    *,
+    checkpoints: dict[str, Position] | None = None,
+    shards: dict[str, tuple[str, ...]] | None = None,
+    first_tenant_hours: float | None = 1.0,
+) -> BackupFacts:
+    return BackupFacts(
+        rows=rows,
+        first_tenant_at=None if first_tenant_hours is None else JUDGED_AT - timedelta(hours=first_tenant_hours),
+        stream_shards=[
+            StreamShard(name, frozenset(parents), HashRange(0, 1), "1") for name, parents in (shards or {}).items()
+        ],
+        leases={name: Lease(name, position) for name, position in (checkpoints or {}).items()},
+        retention=RETENTION,
+        tenant_wait=timedelta(minutes=5),
+        now=JUDGED_AT,
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "checkpoint", "state"),
+    [
+        (pending("100/0", 2), Position(200), READABLE),
+        (pending("100/0", 2), None, READABLE),
+        (pending("100/0", 24), Position(200), LOST),
+        (pending("100/0", 23.98), Position(200), READABLE),  # a minute of margin
+        (pending("100/0", 23.99), Position(200), LOST),
+        (pending("100/0", 240), Position(100), LEVEL),  # the stream was idle since
+        (pending("100/0", 240), Position(99), LEVEL),
+        (pending("100/0", 240), Position(100, 1), LOST),
+        (pending("100/0", 240), None, LOST),
+        (pending("SHARD_END", 240), Position(200), LEVEL),
+        (pending("TRIM_HORIZON"), TRIM_HORIZON, LEVEL),
+        (pending("TRIM_HORIZON"), Position(200), READABLE),
+    ],
+)
+def test_position_is_judged_by_age_unless_no_worker_is_ahead(
+    found: StreamPosition, checkpoint: Position | None, state: PositionState
+) -> None:
+    checkpoints = {} if checkpoint is None else {"a": checkpoint}
+    (judged,) = judge_positions(facts({"a": found}, checkpoints=checkpoints))
+    assert (judged.stream_shard_id, judged.position, judged.state) == ("a", found.pending_from, state)
+
+
+def test_beginning_of_the_stream_counts_from_the_first_tenant() -> None:
+    begun = facts({"a": pending("TRIM_HORIZON")}, checkpoints={"a": Position(9)}, first_tenant_hours=48)
+    (judged,) = judge_positions(begun)
+    assert (judged.state, judged.since) == (LOST, JUDGED_AT - timedelta(hours=48, minutes=5))
+
+
+def test_stream_shard_without_a_row_is_judged_without_parents() -> None:
+    shards: dict[str, tuple[str, ...]] = {"b": (), "a": (), "child": ("a",)}
+    judged = judge_positions(facts({"a": pending("5/0", 2)}, shards=shards, first_tenant_hours=30))
+    since = JUDGED_AT - timedelta(hours=30, minutes=5)
+    assert judged == [
+        JudgedPosition("a", "5/0", READABLE, JUDGED_AT - timedelta(hours=2)),
+        JudgedPosition("b", "no row", LOST, since),
+    ]
+    assert judge_positions(facts({}, shards=shards, first_tenant_hours=None)) == []
+
+
+def test_longest_gap_is_of_the_oldest_position_to_read_from() -> None:
+    old, young = JUDGED_AT - timedelta(hours=9), JUDGED_AT - timedelta(hours=2)
+    level = JudgedPosition("a", "1/0", LEVEL, old)
+    readable = JudgedPosition("b", "1/0", READABLE, young)
+    assert longest_gap([level, readable], JUDGED_AT) == timedelta(hours=2)
+    assert longest_gap([level], JUDGED_AT) == timedelta()
+
+
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+ROW: dict[str, Any] = {
+    "business_id": "a",
+    "location_id": "x",
+    "business_type": "gym",
+    "state": "active",
+    "created_at": NOW,
+}
+
+
+def judged(age: timedelta | None, state: PositionState = PositionState.READABLE) -> JudgedPosition:
+    return JudgedPosition("shardId-0", "1/0", state, None if age is None else NOW - age)
+
+
+@pytest.mark.parametrize(
+    ("backup", "refusal"),
+    [
+        (ROW, ""),
+        (ROW | {"state": "fenced"}, "that is fenced there"),
+        (None, "it was made later"),
+        (ROW | {"business_id": "b"}, "another business"),
+        (ROW | {"state": "incoming"}, "that is incoming there"),
+        (ROW | {"state": "moved"}, "that is moved there"),
+        (ROW | {"state": "destroying"}, "that is destroying there"),
+        (ROW | {"business_type": "hotel"}, "expected the business type gym"),
+    ],
+)
+@pytest.mark.parametrize("mode", RestoreMode)
+def test_rows_of_a_backup_are_refused_if_not_of_this_tenant(
+    backup: dict[str, Any] | None, refusal: str, mode: RestoreMode
+) -> None:
+    found = refusal_of_rows(backup, ROW, mode)
+    assert refusal in (found or "")
+    assert (found is None) == (refusal == "")
+
+
+def test_tenant_made_again_is_restored_as_of_the_backup_only() -> None:
+    backup = ROW | {"created_at": NOW - DAY}
+    assert refusal_of_rows(backup, ROW, RestoreMode.AS_OF_BACKUP) is None
+    assert "destroyed and made again" in (refusal_of_rows(backup, ROW, RestoreMode.CATCH_UP) or "")
+
+
+@pytest.mark.parametrize(
+    ("position", "kept", "refusal"),
+    [
+        (judged(timedelta(hours=22)), 15 * DAY, None),
+        (judged(None), 15 * DAY, None),
+        (judged(40 * DAY, PositionState.LEVEL), 15 * DAY, None),
+        (judged(timedelta(hours=23, minutes=1)), 15 * DAY, "for another 1 h at least, with its retention of 24 h"),
+        (judged(timedelta(hours=1), PositionState.LOST), 15 * DAY, "for another 1 h at least"),
+        (judged(timedelta(hours=22)), DAY, "from the last 21.6 h, which the logs of all tenants reach back to"),
+    ],
+)
+def test_positions_beyond_the_stream_or_the_logs_are_refused(
+    position: JudgedPosition, kept: timedelta, refusal: str | None
+) -> None:
+    found = refusal_of_positions([judged(timedelta()), position], now=NOW, retention=DAY, log_kept=kept)
+    assert (refusal or "") in (found or "")
+    assert (found is None) == (refusal is None)
+
+
+def test_backup_is_a_database_of_its_own() -> None:
+    live = {"is_standby": False, "started_at": NOW, "database": "shard"}
+    assert "the database of the shard itself" in (refusal_of_database(live, live) or "")
+    assert "got a standby" in (refusal_of_database(live | {"is_standby": True, "started_at": NOW - DAY}, live) or "")
+    assert refusal_of_database(live | {"database": "restored"}, live) is None
+    assert refusal_of_database(live | {"started_at": NOW - DAY}, live) is None
+
+
+@pytest.mark.parametrize(
+    ("step", "mode", "hours", "export", "is_refused"),
+    [
+        (RestoreStep.DONE, RestoreMode.AS_OF_BACKUP, 0.1, "/first", True),
+        (RestoreStep.DONE, RestoreMode.AS_OF_BACKUP, 23.9, None, True),
+        (RestoreStep.DONE, RestoreMode.AS_OF_BACKUP, 24.1, None, False),
+        (RestoreStep.DONE, RestoreMode.AS_OF_BACKUP, 0.1, "/second", False),
+        (RestoreStep.DONE, RestoreMode.CATCH_UP, 0.1, None, False),
+        (RestoreStep.COPIED, RestoreMode.AS_OF_BACKUP, 0.1, None, False),
+    ],
+)
+def test_restore_is_repeated_only_with_another_file(
+    step: RestoreStep, mode: RestoreMode, hours: float, export: str | None, *, is_refused: bool
+) -> None:
+    journal = Journal("run", 1, RestoreMode.AS_OF_BACKUP, step, 4, {"export": "/first"}, NOW, hours * 3600)
+    found = refusal_of_repetition(journal, mode, None if export is None else Path(export))
+    assert (found is not None) == is_refused
+    assert refusal_of_repetition(None, mode, None) is None
+
+
+@given(st.lists(st.integers(0, 60)), st.integers(2, 60), st.integers(1, 60))
+def test_what_is_not_refused_is_within_both_retentions(ages: list[int], retention_h: int, kept_h: int) -> None:
+    positions = [judged(timedelta(hours=age)) for age in ages]
+    retention, kept = timedelta(hours=retention_h), timedelta(hours=kept_h)
+    found = refusal_of_positions(positions, now=NOW, retention=retention, log_kept=kept)
+    assert (found is None) == all(
+        age < retention_h and age < kept_h and age <= min(retention_h - 1, kept_h * 0.9) for age in ages
+    )
