@@ -452,7 +452,7 @@ class Importer:
             return _report(placed, ImportState.LEFT, taken, detail=LEFT_DETAIL)
         if (rival := await run.placer.find_rivals(placed)) is not None:
             raise RetryableError(rival)
-        certificate = _certify(run, placed, taken)
+        certificate = _certify(run, taken)
         encoded = msgspec.json.encode(certificate)
         server = await target.activate(encoded, datetime.now(UTC), verified_on=taken.verified_on)
         await self._commits.wait_for_transaction(shard_id, server)
@@ -514,13 +514,9 @@ async def _list_tenants(reader: SourceReader, queries: Iterable[SourceQuery]) ->
     return [SourceTenant(*key, of_tenant) for key, of_tenant in counts.items() if None not in key]
 
 
-def _certify(run: _ImportRun, placed: _PlacedImport, taken: TakenRows) -> ImportCertificate:
-    tenant, facts = placed.tenant, run.snapshot.facts
+def _certify(run: _ImportRun, taken: TakenRows) -> ImportCertificate:
+    facts = run.snapshot.facts
     return ImportCertificate(
-        business_id=tenant.business_id,
-        location_id=tenant.location_id,
-        business_type=tenant.business_type or "",
-        shard_id=placed.shard_id or "",
         source=facts.place,
         snapshot_at=facts.taken_at,
         queries=run.digest,

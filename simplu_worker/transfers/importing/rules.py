@@ -250,10 +250,6 @@ class ImportCertificate(msgspec.Struct, frozen=True, rename="camel", omit_defaul
     *queries* is their digest. *refused* were not taken, *deleted* neither, as their documents are null.
     """
 
-    business_id: str
-    location_id: str
-    business_type: str
-    shard_id: str
     source: str
     snapshot_at: str
     queries: str

@@ -176,10 +176,6 @@ def test_step_is_decided_by_the_rows_of_the_tenant(
 
 
 CERTIFICATE = ImportCertificate(
-    business_id="b",
-    location_id="l",
-    business_type="gym",
-    shard_id="s1",
     source="db:5432/pos",
     snapshot_at="2026-01-01 10:00:00+00",
     queries="digest",
