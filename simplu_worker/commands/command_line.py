@@ -79,6 +79,15 @@ def parse_time(option: str, text: str) -> datetime:
         raise UsageError(f"{option}: expected {EXPECTED_TIME}, got {text!r}") from None
 
 
+def parse_range(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
+    """Return the times of --since and --until. Raises UsageError, also if the second is not later."""
+    begin = None if since is None else parse_time("--since", since)
+    end = None if until is None else parse_time("--until", until)
+    if begin is not None and end is not None and end <= begin:
+        raise UsageError(f"--until: expected a time after --since, {begin.isoformat()}, got {end.isoformat()}")
+    return begin, end
+
+
 def end_process(command: Callable[[], object]) -> NoReturn:
     """Run *command* and end the process with its status, 0 for any other result; print a ConfigurationError."""
     try:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 import structlog
 
 from simplu_worker import instruments
 from simplu_worker.aws.clients import ThrottledError
-from simplu_worker.aws.sqs_queue import QueueAttributes
+from simplu_worker.aws.sqs_queue import Queue, QueueAttributes
 from simplu_worker.cache.cache import Cache, CacheAdmin
 from simplu_worker.consumers.sqs.order_handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
@@ -32,25 +32,11 @@ NO_CACHE: Final = "no cache is configured: set REDIS_URL and restart"
 log = structlog.get_logger(__name__)
 
 
-class WatchedQueue(Protocol):
-    """A queue. Both calls raise RetryableError and PermanentError."""
-
-    @property
-    def is_fifo(self) -> bool:
-        """Whether the queue keeps order within groups."""
-
-    async def read_attributes(self) -> QueueAttributes:
-        """Return the attributes as SQS reports them now."""
-
-    async def purge(self) -> None:
-        """Delete all messages; ThrottledError within a minute of the last purge."""
-
-
 class Monitoring(msgspec.Struct, frozen=True):
     """The parts that are shown: all *queues*, the *receivers* and *orders* of consumed ones, the cache if any."""
 
     receivers: Mapping[str, QueueReceiver] = msgspec.field(default_factory=dict)
-    queues: Mapping[str, WatchedQueue] = msgspec.field(default_factory=dict)
+    queues: Mapping[str, Queue] = msgspec.field(default_factory=dict)
     orders: Mapping[str, OrderHandler] = msgspec.field(default_factory=dict)
     cache: Cache | None = None
     cache_admin: CacheAdmin | None = None
@@ -138,7 +124,7 @@ class Monitoring(msgspec.Struct, frozen=True):
             return 404, {"error": NO_CACHE}
         return 200, await self.cache_admin.clear()
 
-    async def _ask(self, name: str, queue: WatchedQueue, rows: dict[str, dict[str, Any]]) -> None:
+    async def _ask(self, name: str, queue: Queue, rows: dict[str, dict[str, Any]]) -> None:
         receiver = self.receivers.get(name)
         row: dict[str, Any] = {"name": name, "isFifo": queue.is_fifo, "consumed": receiver is not None, "error": None}
         if receiver is not None:

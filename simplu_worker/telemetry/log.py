@@ -33,7 +33,6 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from simplu_worker.errors import place_of
-from simplu_worker.network_errors import UNEXPLAINED, network_cause
 from simplu_worker.telemetry.log_folding import EVENT_NAME, HEAD, Facts, LogDeduplicator, RecentEvents
 
 MASK = "***"
@@ -280,18 +279,10 @@ class _LibraryHandler(logging.Handler):
 
 
 def _record_message(record: logging.LogRecord) -> str:
-    if isinstance(record.args, tuple):
-        record.args = tuple(map(_in_words, record.args))
     try:
         return record.getMessage()
     except (TypeError, ValueError, KeyError):  # the library's arguments do not fit its format
         return str(record.msg)
-
-
-def _in_words(argument: object) -> object:
-    if not isinstance(argument, BaseException) or (cause := network_cause(argument)) == UNEXPLAINED:
-        return argument
-    return f"({cause})"
 
 
 _PROCESSORS: tuple[Callable[[WrappedLogger, str, EventDict], EventDict], ...] = (

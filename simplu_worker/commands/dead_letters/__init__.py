@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import App, Parameter, validators
 
-from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, OneTenant, OneWord, parse_time
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, OneTenant, OneWord, parse_range
 from simplu_worker.errors import UsageError
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
@@ -49,14 +49,8 @@ class FilterOptions:
         """Return the filter. Raises UsageError."""
         from simplu_worker.dead_letters.plan import DeadLetterFilter
 
-        return DeadLetterFilter(
-            reasons=frozenset(self.reason),
-            source=self.source,
-            tenant=self.tenant,
-            since=None if self.since is None else parse_time("--since", self.since),
-            until=None if self.until is None else parse_time("--until", self.until),
-            message_ids=frozenset(self.message),
-        )
+        reasons, message_ids = frozenset(self.reason), frozenset(self.message)
+        return DeadLetterFilter(reasons, self.source, self.tenant, *parse_range(self.since, self.until), message_ids)
 
 
 NO_FILTER: Final = FilterOptions()

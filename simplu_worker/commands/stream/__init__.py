@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import App, Parameter, validators
 
-from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, OneTenant, OneWord, parse_time
+from simplu_worker.commands.command_line import (
+    NO_OPTIONS,
+    Apply,
+    CommonOptions,
+    Flag,
+    OneTenant,
+    OneWord,
+    parse_range,
+    parse_time,
+)
 from simplu_worker.errors import UsageError
 from simplu_worker.vocabulary import Failure, OperationStatus
 
@@ -55,31 +64,19 @@ class OperationListOptions:
 
     def parse(self) -> ListRequest:
         """Return the request. Raises UsageError."""
-        from simplu_worker.shards.listing import (
-            InvalidRequestError,
-            ListRequest,
-            SearchPosition,
-            check_request,
-            decode_cursor,
-        )
+        from simplu_worker.shards import listing
 
         try:
-            after = SearchPosition() if self.after is None else decode_cursor(self.after)
+            after = listing.SearchPosition() if self.after is None else listing.decode_cursor(self.after)
         except ValueError as exc:
             raise UsageError(f"--after: {exc}") from None
-        request = ListRequest(
-            resource_type=self.resource_type,
-            resource_id=self.resource_id,
-            since=None if self.since is None else parse_time("--since", self.since),
-            until=None if self.until is None else parse_time("--until", self.until),
-            status=self.status,
-            error=self.error,
-            limit=self.limit,
-            after=after,
-        )
+        since, until = parse_range(self.since, self.until)
+        about = self.resource_type, self.resource_id
         try:
-            return check_request(request)
-        except InvalidRequestError as exc:
+            return listing.check_request(
+                listing.ListRequest(*about, since, until, self.status, self.error, self.limit, after)
+            )
+        except listing.InvalidRequestError as exc:
             raise UsageError(f"--{exc.member.replace('_', '-')}: {exc.problem}") from None
 
 

@@ -24,11 +24,10 @@ from simplu_worker.commands.stream.show import list_operations
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, UsageError
 from simplu_worker.operations.json_record import EXPECTED_TIME
-from simplu_worker.shards.listing import LIMIT_MAX, ListRequest
+from simplu_worker.shards.listing import ListRequest
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import open_http
-from simplu_worker.vocabulary import Failure, OperationStatus
 
 pytestmark = pytest.mark.slow
 
@@ -107,16 +106,8 @@ async def test_command_and_http_have_the_same_pages(world: World, capsys: pytest
     ("options", "problem"),
     [
         ({"limit": 0}, "--limit: expected 1 to 500, got 0"),
-        ({"limit": LIMIT_MAX + 1}, "--limit: expected 1 to 500, got 501"),
         ({"since": "soon"}, f"--since: expected {EXPECTED_TIME}, got 'soon'"),
-        ({"until": "1d"}, "--until: expected a time"),
-        ({"since": "2026-01-02", "until": "2026-01-01"}, "--since: expected a time before `until`"),
-        ({"resource_type": ""}, "--resource-type: expected 1 to 256 characters"),
         ({"resource_id": "\udcff"}, "--resource-id: expected 1 to 256 characters"),
-        (
-            {"error": Failure.NOT_FOUND, "status": OperationStatus.SUCCEEDED},
-            "--error: expected the status `failed` with it",
-        ),
         ({"after": "forged"}, "--after: expected the `next` of a page, unchanged"),
     ],
 )

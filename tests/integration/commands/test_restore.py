@@ -15,14 +15,12 @@ from support.postgres.snapshots import copy_rows
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from support.settings import settings_of
 
-from simplu_worker.commands.tenants.erasing import erase_resource
 from simplu_worker.commands.tenants.restore import RestoreCommand, restore_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.transfers.erasing import Erasure
 from simplu_worker.transfers.restoring import RestoreMode
 
 TENANT_ID = "-".join(TENANT)
@@ -91,19 +89,6 @@ async def test_plan_is_printed_and_then_carried_out(
     assert await restore_tenant(settings, command(export=tmp_path / "mine.jsonl"), as_json=True) == 0
     certificate = json.loads(capsys.readouterr().out)["certificate"]
     assert (certificate["epoch"], certificate["export"]) == (3, str(tmp_path / "mine.jsonl"))
-
-
-@pytest.mark.slow(0.3)
-async def test_plan_names_what_was_erased_since_the_backup(
-    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = backed(tmp_path, *shards)
-    assert await erase_resource(settings, Erasure(*TENANT, "patient", "r2"), apply=True, as_json=True) == 0
-    capsys.readouterr()
-    assert await restore_tenant(settings, command(apply=False), as_json=True) == 0
-    assert json.loads(capsys.readouterr().out)["plan"]["erasedSinceBackup"] == ["patient r2"]
-    assert await restore_tenant(settings, command(apply=False), as_json=False) == 0
-    assert "patient r2 was erased since the backup and may come back" in capsys.readouterr().err
 
 
 @pytest.mark.slow(0.3)

@@ -11,12 +11,10 @@ from typing import Any, cast
 
 import pytest
 from support.citrus.cases import RoutedShards, routed_shards, silent
-from support.postgres.databases import ShardMaker, copy_shard, execute
-from support.postgres.faults import frozen
+from support.postgres.databases import ShardMaker, execute
 from support.postgres.tenant_cases import TENANT, add_tenant
 from support.settings import settings_of
 
-from simplu_local.postgres.server import PostgresServer
 from simplu_worker.commands.output import show
 from simplu_worker.commands.shards.show import list_shards
 from simplu_worker.commands.tenants.show import list_tenants
@@ -26,11 +24,9 @@ from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange
 from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
 from simplu_worker.shards.health.assessment import ShardSilence
-from simplu_worker.shards.health.prober import inspect_all_shards, inspect_shard
+from simplu_worker.shards.health.prober import inspect_shard
 from simplu_worker.shards.health.registry import HealthRegistry
-from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.shards.routing.shard_query import QueryLimits
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
 from simplu_worker.shards.types import StreamShards
 from simplu_worker.status.replica import ReplicaStatus
@@ -51,16 +47,6 @@ def replica_of(routed: RoutedShards, book: HealthRegistry | None = None) -> Repl
 
 def by_id(shards: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {shard["shardId"]: shard for shard in shards}
-
-
-async def test_roll_call_ends_when_its_time_is_up(breakable_server: PostgresServer) -> None:
-    address = await copy_shard(breakable_server)
-    shards = [ShardAddress(f"shard-{number}", address.connection_string) for number in range(8)]
-    async with routed_shards(shards) as routed, frozen(breakable_server):
-        listed = await inspect_all_shards(
-            routed.locator, routed.pools, limits=QueryLimits(answer_s=0.5, all_s=0.8, at_once=4)
-        )
-        assert {str(one.health.findings[0]) for one in listed} == {"no answer within 0.8 s, with all shards asked"}
 
 
 async def test_shards_view_asks_every_shard_and_names_the_silent(make_shard: ShardMaker) -> None:

@@ -15,7 +15,6 @@ from support.aws.endpoints import client_of
 from support.aws.receiver_settings import receiver_settings
 from support.settings import settings_in
 
-from simplu_local.processes.loopback import poll_until
 from simplu_local.sqs.server import SqsServer
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.aws.clients import Client
@@ -30,8 +29,6 @@ from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import open_http
-from simplu_worker.status.views import Unreadiness
-from simplu_worker.status.words import UnreadyReason
 from simplu_worker.telemetry.log import register_secret
 
 TOKEN = "token-of-the-monitoring-points"
@@ -260,21 +257,3 @@ async def test_cache_in_trouble_is_shown_without_secrets(site: Site) -> None:
     assert [status for status, _ in answers] == [200, 503, 503]
     assert all("no connection" in answer["error"] for _, answer in answers)
     assert "password-of-the-cache" not in str(answers)
-
-
-async def test_replica_of_queues_is_ready_once_one_has_answered() -> None:
-    server, desk = SqsServer(), Desk()
-    replica = ReplicaStatus("replica-1", asyncio.Event())
-    async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(client_of("sqs", await stack.enter_async_context(server.serve())))
-        queue = await new_queue(client)
-        receiver = QueueReceiver(queue, desk, NoLetters(), receiver_settings(poll_wait_s=1, stop_wait_s=2.0))
-        shards = await stack.enter_async_context(open_shards(settings_in(SHARD)))
-        replica.start(shards.gateway, shards.pools, shards.locator, monitoring=Monitoring({queue.name: receiver}, {}))
-        assert replica.readiness_problem() == Unreadiness(UnreadyReason.STARTING)
-        await stack.enter_async_context(consumed(receiver, desk))
-
-        async def is_ready() -> bool:
-            return replica.readiness_problem() is None
-
-        assert await poll_until(is_ready, within_s=60)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 
 import pytest
-from aiobotocore.credentials import AioCredentialResolver, AioCredentials, AioRefreshableCredentials
+from aiobotocore.credentials import AioCredentialResolver, AioCredentials
 from botocore.exceptions import CredentialRetrievalError
 
 from simplu_worker.aws.credentials import ANSWER_KEPT_S, CredentialSource, describe
@@ -44,39 +43,6 @@ async def test_source_is_asked_once_for_all_who_wait() -> None:
     assert {frozen.access_key for frozen in found} == {"one"}
     assert provider.asked_count == 1
     assert (source.method, source.problem) == ("scripted", None)
-
-
-async def test_next_in_the_line_asks_when_the_one_who_asks_is_cancelled() -> None:
-    provider = ScriptedProvider(keys("one"))
-    source = source_of(provider)
-    provider.is_open.clear()
-    first, second = (asyncio.ensure_future(source.get_frozen_credentials()) for _ in range(2))
-    await asyncio.sleep(0)
-    first.cancel()
-    provider.is_open.set()
-    assert (await second).access_key == "one"
-    assert (provider.asked_count, first.cancelled()) == (2, True)
-
-
-async def test_renewal_delays_no_other_request() -> None:
-    now = datetime.now(UTC)
-    times, is_asked, is_open = [now], asyncio.Event(), asyncio.Event()
-
-    async def renew() -> dict[str, str]:
-        is_asked.set()
-        await is_open.wait()
-        return {"access_key": "two", "secret_key": "x", "token": "t", "expiry_time": "2999-01-01T00:00:00Z"}
-
-    ends_at = now + timedelta(hours=1)
-    found = AioRefreshableCredentials("one", "x", "t", ends_at, renew, "scripted", time_fetcher=lambda: times[0])
-    source = source_of(ScriptedProvider(lambda: found), answer_kept_s=0.0)
-    assert (await source.get_frozen_credentials()).access_key == "one"
-    times[0] = ends_at - timedelta(minutes=12)  # botocore begins to renew them 15 minutes before
-    asking = asyncio.ensure_future(source.get_frozen_credentials())
-    await is_asked.wait()
-    assert (await source.get_frozen_credentials()).access_key == "one"
-    is_open.set()
-    assert (await asking).access_key == "two"
 
 
 async def test_refused_credentials_are_asked_for_anew() -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import pytest
-from simplu_client import Client, Limits, NotSentError, Operation, Sent, SimpluError
+from simplu_client import Client, Limits, Operation, Sent, SimpluError
 from simplu_client.client import THREADS, Position
-from simplu_client.outcomes import AskAgain
 
 WITHIN_S = 60.0
 
@@ -100,62 +98,6 @@ def test_reply_without_a_result_for_each_record_ends_no_sender(results: list[dic
     accepted += [accepted_of(client.send(operation_of(0))) for _ in range(2 * THREADS)]
     assert [one.result(WITHIN_S).stream_shard_id for one in accepted] == ["s"] * len(accepted)
     assert client.close(WITHIN_S) == []
-
-
-def test_close_does_not_wait_for_a_request_that_it_has_given_up() -> None:
-    kinesis = Gate()
-    client = Client(stream="s", kinesis=kinesis)
-    client.send(operation_of(0))
-    assert kinesis.is_asked.wait(WITHIN_S)
-    assert len(client.close(0.0)) == 1
-    again: Future[list[NotSentError]] = Future()
-    threading.Thread(target=lambda: again.set_result(client.close(WITHIN_S)), daemon=True).start()
-    try:
-        assert again.result(WITHIN_S / 2) == []
-    finally:
-        kinesis.is_open.set()
-
-
-class Worker(BaseHTTPRequestHandler):
-    asked: ClassVar[list[str | None]] = []
-    is_over: ClassVar[threading.Event] = threading.Event()
-
-    def do_GET(self) -> None:
-        self.asked.append(self.headers["Authorization"])
-        text = json.dumps({"requestId": "r", "status": "pending"}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
-        self.send_header("Retry-After", "7")
-        self.end_headers()
-        for byte in text:
-            if self.path.startswith("/slow/") and self.is_over.wait(0.1):
-                break
-            self.wfile.write(bytes([byte]))
-
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
-
-
-@pytest.fixture
-def worker_url() -> Iterator[str]:
-    Worker.asked.clear()
-    Worker.is_over.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Worker) as server:
-        server.daemon_threads = True
-        serving = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        serving.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        Worker.is_over.set()
-        server.shutdown()
-        serving.join()
-
-
-EVENT = Sent("r", "b", "l")
-
-
-def test_token_is_sent_without_the_line_break_at_its_end(worker_url: str) -> None:
-    verdict, retry_after_s = Client(url=worker_url, token="secret\n")._ask(EVENT, None, 0)
-    assert (verdict, retry_after_s, Worker.asked) == (AskAgain("pending", ""), 7.0, ["Bearer secret"])
 
 
 def test_partition_key_is_by_the_rule_of_the_worker() -> None:

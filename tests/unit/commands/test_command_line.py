@@ -70,15 +70,6 @@ def test_redis_without_its_extra_is_named_with_all_problems(
     assert "install simplu-worker[cache]" in problems[-1]
 
 
-def test_traces_without_their_extra_are_named_with_all_problems(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "simplu_worker.telemetry.exported_spans", raising=False)
-    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    problems = problems_of(monkeypatch, COMPLETE | {"TRACES": "true", "HTTP_PORT": "x"})
-    assert names_of(problems) == ["HTTP_PORT", "TRACES"]
-    assert "install simplu-worker[tracing]" in problems[-1]
-    assert names_of(problems_of(monkeypatch, {}, for_run=False)) == ["HTTP_PORT"]
-
-
 def test_problems_of_all_parts_are_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (path := tmp_path / "map.json").write_text(
         json.dumps(
@@ -153,17 +144,3 @@ def test_variables_that_the_worker_ignores_are_warnings(tmp_path: Path) -> None:
 def test_tenant_cannot_be_left_empty(command: str) -> None:
     with pytest.raises(CycloptsError):
         app.parse_args([*command.split(), "--empty-tenant"], exit_on_error=False, print_error=False)
-
-
-@pytest.mark.parametrize(
-    "command",
-    ["tenants cleanup --older-than 7", "dead-letters list --since 7", "operations list b l --since 7"],
-)
-def test_malformed_time_is_an_error_of_usage(tmp_path: Path, command: str) -> None:
-    (tmp_path / "map.json").write_text('{"shards": [{"shardId": "a", "connectionString": "postgresql://h/d"}]}')
-    environ = {"SHARD_MAP_FILE": str(tmp_path / "map.json"), "SQS_DEAD_LETTER_QUEUE_URL": "http://127.0.0.1:1/0/q"}
-    environ |= {"AWS_REGION": "eu-central-1", "PATH": os.defpath}
-    program = [sys.executable, "-m", "simplu_worker", *command.split()]
-    done = subprocess.run(program, env=environ, capture_output=True, text=True, check=False)
-    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
-    assert ": expected " in done.stderr

@@ -271,13 +271,6 @@ async def test_view_is_asked_with_the_decoded_ids(site: Site, daemon: Daemon, pa
     assert (status, body, daemon.asked) == (known_status, msgspec.json.encode(known), [expected])
 
 
-async def test_list_is_asked_with_the_decoded_query(site: Site, daemon: Daemon) -> None:
-    await site.ask("/operations?businessId=b%2F1&locationId=l+%C3%A9&resourceId=%2525", **AUTHORIZED)
-    ((name, query),) = daemon.asked
-    asked = (name, query.business_id, query.location_id, query.request.resource_id)
-    assert asked == ("list_operations", "b/1", "l é", "%25")
-
-
 @pytest.mark.parametrize(
     "path",
     [

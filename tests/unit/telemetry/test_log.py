@@ -260,17 +260,6 @@ class _UnprintableError(Exception):
     __repr__ = __str__
 
 
-def test_log_writes_the_name_of_an_event_without_texts(stream: io.StringIO) -> None:
-    _logger().error("control.failed", value=_UnprintableError())
-    _logger().info("batch.applied", shard_id="a")
-
-    failed, applied = _lines_of(stream)
-    assert failed.pop("timestamp").endswith("Z")
-    assert failed.pop("log_error").startswith("RuntimeError at ")
-    assert failed == {"level": "error", "logger": "simplu_worker.test", "event": "control.failed"}
-    assert applied["event"] == "batch.applied"
-
-
 def test_log_writes_no_text_that_could_not_be_scrubbed(stream: io.StringIO) -> None:
     logging.getLogger("library").error("sent %s", PLANTED, exc_info=_UnprintableError())
 

@@ -35,11 +35,3 @@ def test_report_has_the_reason_and_the_time(leases: list[Lease], shard_id: str, 
     found = with_report(Undecided("other_replica"), leases, "b-l", shard_id, now=NOW)
     assert found == Undecided(reason, since=NOW - timedelta(seconds=age_s), target=target)
     assert found.hold == f"{reason} ({target}) since {(NOW - timedelta(seconds=age_s)).isoformat()}"
-
-
-def test_reports_of_others_change_nothing() -> None:
-    undecided = Undecided("not_here")
-    leases = [Lease("shardId-1", TRIM_HORIZON), lease(HeldTarget("tenant b-m", "paused", 1.0))]
-    assert with_report(undecided, leases, "b-l", None, now=NOW) == undecided
-    assert undecided.hold == "not_here"
-    assert Undecided(read_up_to=NOW).hold is None

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import sys
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,11 +42,6 @@ def test_action_is_logged_with_its_facts_and_counts() -> None:
 def test_action_of_a_command_is_a_warning() -> None:
     line = logged(Actor(COMMAND, "host-1"))
     assert (line["log_level"], line["role"], line["peer"]) == ("warning", "command", "host-1")
-
-
-def test_action_of_a_command_on_a_terminal_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: True))
-    assert logged(Actor(COMMAND, "host-1"))["log_level"] == "info"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import pytest
 from prometheus_client import REGISTRY
 
 from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.leases.lease import TOP_MAX, TopTenant
 from simplu_worker.fairness import RANK_COUNT, TenantUsage, TenantUse, WindowUse
-from simplu_worker.status import replica
 from simplu_worker.status.replica import HOUR_MIN_S, MINUTE_MIN_S, TopTenants, tenant_rows
 from simplu_worker.timing.clock import loop_time
 
@@ -65,12 +63,3 @@ async def test_metrics_have_ranks_and_no_names() -> None:
     assert (top.rows, top.first()) == ([], ())
     instruments.remove_shard("ranked-1")
     assert metric("ranked-1", 1) is None
-
-
-async def test_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica, "ROWS_MAX", 2)
-    top = TopTenants()
-    await top.note({f"many-{number}": usage_of(a=number + 1.0) for number in range(3)})
-    assert [row.shard_id for row in top.rows] == ["many-2", "many-1"]
-    for number in range(3):
-        instruments.remove_shard(f"many-{number}")
