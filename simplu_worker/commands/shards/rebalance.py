@@ -8,7 +8,7 @@ import msgspec
 
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.command_line import MoveTerms
-from simplu_worker.commands.moves.plans import MovePlans, check_moves, plan_moves
+from simplu_worker.commands.moves import MovePlans, check_moves, plan_moves
 from simplu_worker.commands.output import print_json_line, print_note
 from simplu_worker.commands.running import known_shard
 from simplu_worker.commands.shards import tenant_moves

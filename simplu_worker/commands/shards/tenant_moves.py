@@ -12,8 +12,7 @@ import msgspec
 
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.commands.command_line import MoveTerms
-from simplu_worker.commands.moves.plans import MovePlans
-from simplu_worker.commands.moves.runner import MoveRequest, MoveResult, MoveRunner, print_result, with_tenant
+from simplu_worker.commands.moves import MovePlans, MoveRequest, MoveResult, MoveRunner, print_result, with_tenant
 from simplu_worker.commands.output import print_json_line, print_line, print_note, print_table, show_count
 from simplu_worker.commands.shards.show import locate_all
 from simplu_worker.config.settings import Settings

@@ -87,7 +87,7 @@ def move_tenant(
     from_file
         Move the tenants of a file, a line business,location,shard for each.
     """
-    from simplu_worker.commands.moves.runner import MoveRequest
+    from simplu_worker.commands.moves import MoveRequest
     from simplu_worker.commands.tenants.moves import move_tenants, read_requests
 
     if from_file is not None and (business, location, to) == (None, None, None):

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.assembly.shards import Shards, open_shards
-from simplu_worker.commands.moves.runner import clear_cache
+from simplu_worker.commands.moves import clear_cache
 from simplu_worker.commands.output import StderrNarration, print_json, print_line, print_note, print_silent, print_table
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings

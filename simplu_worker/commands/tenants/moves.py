@@ -16,8 +16,18 @@ import msgspec
 
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.command_line import DEFAULT_BOUNDS, MoveBounds, MoveTerms, parse_duration
-from simplu_worker.commands.moves.plans import COLUMNS, MovePlans, plan_moves, plan_row, print_plans
-from simplu_worker.commands.moves.runner import SUM_COLUMNS, MoveRequest, MoveRunner, sum_rows, with_tenant
+from simplu_worker.commands.moves import (
+    COLUMNS,
+    SUM_COLUMNS,
+    MovePlans,
+    MoveRequest,
+    MoveRunner,
+    plan_moves,
+    plan_row,
+    print_plans,
+    sum_rows,
+    with_tenant,
+)
 from simplu_worker.commands.output import print_json, print_line, print_note, print_silent, print_table
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings

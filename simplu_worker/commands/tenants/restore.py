@@ -13,7 +13,7 @@ import msgspec
 
 from simplu_worker.assembly.aws import open_lease_table, open_stream
 from simplu_worker.assembly.shards import Shards, open_shards
-from simplu_worker.commands.moves.runner import clear_cache
+from simplu_worker.commands.moves import clear_cache
 from simplu_worker.commands.output import (
     NOT_COUNTED,
     ProgressLine,

@@ -13,7 +13,7 @@ import msgspec
 from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.moves.runner import clear_cache
+from simplu_worker.commands.moves import clear_cache
 from simplu_worker.commands.output import Answer, Line, Part, Table
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, WorkerError

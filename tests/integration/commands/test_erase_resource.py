@@ -25,7 +25,7 @@ from simplu_local.processes.loopback import free_port, poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.aws.clients import Client
 from simplu_worker.commands.command_line import MoveTerms
-from simplu_worker.commands.moves.runner import MoveRequest
+from simplu_worker.commands.moves import MoveRequest
 from simplu_worker.commands.tenants.erasing import erase_resource
 from simplu_worker.commands.tenants.moves import move_tenants, rollback_tenant, verify_tenant
 from simplu_worker.config.settings import Settings

@@ -20,7 +20,7 @@ from support.redis.server import RedisServer
 
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.commands.command_line import DEFAULT_BOUNDS, MoveBounds, MoveTerms
-from simplu_worker.commands.moves.runner import MoveRequest
+from simplu_worker.commands.moves import MoveRequest
 from simplu_worker.commands.tenants.moves import (
     clean_up_tenants,
     move_tenants,

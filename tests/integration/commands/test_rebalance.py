@@ -32,7 +32,7 @@ from support.postgres.tenant_cases import TENANT
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.command_line import MoveTerms
-from simplu_worker.commands.moves.runner import MoveRequest
+from simplu_worker.commands.moves import MoveRequest
 from simplu_worker.commands.output import show
 from simplu_worker.commands.shards.rebalance import Balance, Drain, drain_shard, rebalance_shards
 from simplu_worker.commands.shards.show import list_shards

@@ -17,8 +17,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from support.settings import settings_in
 
 from simplu_worker.commands.command_line import MoveTerms
-from simplu_worker.commands.moves.plans import plan_moves
-from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
+from simplu_worker.commands.moves import MoveRequest, MoveRunner, plan_moves
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from simplu_worker.commands.moves.runner import MoveRunner
+from simplu_worker.commands.moves import MoveRunner
 from simplu_worker.transfers.moving.mover import Mover
 
 # Before or after the first call of a method. The states of the tenant on its source and on its target there.

@@ -23,7 +23,7 @@ from support.postgres.tenant_cases import TENANT
 from support.settings import settings_in
 
 from simplu_worker.commands.command_line import MoveTerms
-from simplu_worker.commands.moves.runner import MoveRequest
+from simplu_worker.commands.moves import MoveRequest
 from simplu_worker.commands.tenants.moves import move_tenants
 from simplu_worker.config.settings import Settings
 
