@@ -31,13 +31,13 @@ from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.message_table import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, PollTimes, PriorityGate
 from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver, ReceiverSettings
-from simplu_worker.consumers.sqs.receive.verdicts import RetryRules
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.feed.destinations import open_kinesis, open_notification, open_sqs, open_webhook
 from simplu_worker.feed.feed import ConfiguredDestination, Feed, FeedFileReloader, read_feed_file
 from simplu_worker.feed.feed_file import AllowedHosts, FeedDestination, FeedFile
 from simplu_worker.feed.types import Destination
+from simplu_worker.operations.tries import RetryRules
 from simplu_worker.shards.routing.locator import read_shard_map
 from simplu_worker.telemetry.log import register_secret, scrub_text
 from simplu_worker.telemetry.spans import TRACING

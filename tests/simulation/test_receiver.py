@@ -26,14 +26,14 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
     MessageIds,
     RetryHeld,
-    RetryRules,
     ReturnToQueue,
     ToDeadLetter,
     Verdict,
-    verdict_on_failure,
+    verdict_on,
 )
 from simplu_worker.errors import RetryableError
 from simplu_worker.instruments import SQS_IN_FLIGHT, SQS_POLLS_REPLACED, SQS_STALE_RECEIPTS, message_outcomes
+from simplu_worker.operations.tries import Failed, RetryRules
 from simplu_worker.vocabulary import DeadLetterReason
 
 pytestmark = pytest.mark.slow
@@ -326,7 +326,7 @@ class FailureDesk(Desk):
         if not self._failing(message):
             return Done()
         self._failures[message.message_id] += 1
-        return verdict_on_failure("KeyError", self._failures[message.message_id], MessageIds(), rules=RETRIES)
+        return verdict_on(Failed("KeyError"), self._failures[message.message_id], MessageIds(), rules=RETRIES)
 
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
         await super().handle([])

@@ -19,6 +19,7 @@ from simplu_worker.consumers.pipeline.home_lookup import HomeLookup, WaitingTena
 from simplu_worker.consumers.pipeline.results import Overdue
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import UNKNOWN_TENANT_MARGIN, Disposition, Operation, Outcome
+from simplu_worker.operations.tries import GiveUp
 from simplu_worker.vocabulary import Failure, HoldState
 
 # Lanes and dead letters
@@ -43,10 +44,10 @@ class RowlessBatches(ClaimedBatches):
 
 class LetterLastDispatcher(Dispatcher):
     @override
-    async def _give_up(self, lane: StreamLane, entry: QueuedOperation, attempts: int, error: str, hold: Hold) -> None:
+    async def _give_up(self, lane: StreamLane, entry: QueuedOperation, given_up: GiveUp, hold: Hold) -> None:
         with suppress(RetryableError):
             await self._batches.write_failure(lane.shard_id, entry.operation)
-        await super()._give_up(lane, entry, attempts, error, hold)
+        await super()._give_up(lane, entry, given_up, hold)
 
 
 class PromptLookup(HomeLookup[QueuedOperation]):

@@ -11,7 +11,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol, TypeAlias, assert_never
 
@@ -35,23 +35,21 @@ from simplu_worker.consumers.sqs.control_messages import (
 )
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
-    OUTAGE_BASE_S,
     Done,
     MessageIds,
     RetryHeld,
-    RetryRules,
     ReturnToQueue,
     ToDeadLetter,
     Verdict,
     message_backoff_s,
-    verdict_on_error,
-    verdict_on_failure,
+    verdict_on,
     verdict_on_rejected,
 )
 from simplu_worker.errors import PermanentError, RetryableError, places_of
 from simplu_worker.instruments import RETRIES
 from simplu_worker.operations.dead_letter import decode_or_reject
 from simplu_worker.operations.operation import Disposition, RejectedRecord
+from simplu_worker.operations.tries import Absent, Failed, NotApplied, RetryRules
 from simplu_worker.shards.types import (
     AdminAccount,
     ChangeResult,
@@ -243,8 +241,7 @@ class ControlHandler:
             case UnknownBusinessTypeError():
                 return self._verdict_on_absence(item, DeadLetterReason.INVALID_MESSAGE, result.given_up)
             case RetryableError() | PermanentError():
-                verdict = verdict_on_error(result, item.message, _ids_of(item), draw=self._draw())
-                return self._refuse(item, verdict) if isinstance(verdict, ToDeadLetter) else verdict
+                return self._verdict_after(item, result)
             case Exception():
                 return await self._verdict_on_unforeseen(item, result)
             case DestructionResult.UNKNOWN | ChangeResult.UNKNOWN_TENANT:
@@ -278,7 +275,7 @@ class ControlHandler:
         )
         if not isinstance(error, FailedOnShardError) or failure_count is None:
             return RetryHeld(message_backoff_s(item.message, draw=self._draw()))
-        verdict = verdict_on_failure(error.error, failure_count, _ids_of(item), rules=self._retries)
+        verdict = verdict_on(Failed(error.error), failure_count, _ids_of(item), rules=self._retries)
         if isinstance(verdict, RetryHeld):
             return verdict
         forget = partial(self._failures.forget, error.shard_id, error.tenant_id, item.message.message_id)
@@ -286,11 +283,13 @@ class ControlHandler:
 
     def _verdict_on_absence(self, item: _Item, reason: DeadLetterReason, error: str) -> Verdict:
         left = item.message.sent_at + self._retries.tenant_wait - self._clock()
-        if left <= timedelta():
-            within = f"within {self._retries.tenant_wait.total_seconds():g} s (TENANT_WAIT_SECONDS)"
-            return self._refuse(item, ToDeadLetter(reason, f"{error} {within}", _ids_of(item)))
-        delay_s = message_backoff_s(item.message, draw=self._draw())
-        return RetryHeld(delay_s=min(delay_s, max(left.total_seconds(), OUTAGE_BASE_S)))
+        within = f"within {self._retries.tenant_wait.total_seconds():g} s (TENANT_WAIT_SECONDS)"
+        return self._verdict_after(item, Absent(reason, f"{error} {within}", left.total_seconds()))
+
+    def _verdict_after(self, item: _Item, error: NotApplied) -> Verdict:
+        tries, draw = item.message.try_count, self._draw()
+        verdict = verdict_on(error, tries, _ids_of(item), rules=self._retries, draw=draw)
+        return self._refuse(item, verdict) if isinstance(verdict, ToDeadLetter) else verdict
 
     def _refuse(self, item: _Item, verdict: ToDeadLetter) -> ToDeadLetter:
         log.warning("control.refused", **self._facts(item), reason=verdict.reason, error=verdict.error)

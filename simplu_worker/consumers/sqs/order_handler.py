@@ -49,13 +49,10 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
     MessageIds,
     RetryHeld,
-    RetryRules,
     ReturnToQueue,
     ToDeadLetter,
     Verdict,
-    message_backoff_s,
-    verdict_on_error,
-    verdict_on_failure,
+    verdict_on,
     verdict_on_rejected,
     verdicts_after_defect,
 )
@@ -70,18 +67,17 @@ from simplu_worker.operations.operation import (
     RejectedRecord,
     unknown_tenant_error,
 )
+from simplu_worker.operations.tries import Absent, Failed, Locked, NotApplied, RetryRules
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.telemetry.spans import TracedBatch, process_span
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.timing.waits import backoff_s, wait_any
+from simplu_worker.timing.waits import wait_any
 from simplu_worker.vocabulary import DeadLetterReason, HoldReason, QueueRetry, Source, TargetKind
 
 # Of one call: its undecided messages are held then, and delay no other message. Longer than a part of a batch may take
 # (`ShardTimeouts.part_s`): else an operation that is always too slow fails for nobody.
 CALL_MAX_S: Final = 3.0
 SLOW_AFTER_S: Final = 1.0  # without knowing that a commit is safe: nobody waits for the next ones of the shard
-HOLD_BASE_S: Final = 0.25
-HOLD_MAX_S: Final = 10.0  # a move pauses a tenant for far less
 HIDDEN_MIN_S: Final = 1.0
 PAUSED_CHECK_S: Final = 2.0  # between two looks whether a paused tenant goes on
 SHOW_ALL_S: Final = 3.0  # at the end
@@ -415,9 +411,9 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
                         self._decide(one, ReturnToQueue(ceil(hidden_s)), _deferral_of(one, "its tenant is paused"))
                 case HoldReason.UNREGISTERED, _:
                     rest = one.message.sent_at + self._retries.tenant_wait + UNKNOWN_TENANT_MARGIN - self._utc()
-                    delay_s = min(message_backoff_s(one.message, draw=self._draw()), rest.total_seconds())
-                    deferral = _deferral_of(one, f"its tenant is {waited.reason}")
-                    self._decide(one, RetryHeld(max(HOLD_BASE_S, delay_s)), deferral)
+                    text = unknown_tenant_error(self._retries.tenant_wait)
+                    absent = Absent(DeadLetterReason.UNKNOWN_TENANT, text, rest.total_seconds())
+                    self._hold(one, _deferral_of(one, f"its tenant is {waited.reason}"), absent)
                 case _, RetryableError() | PermanentError() as cause:
                     self._hold_for_outage(one, cause)
                 case reason, cause:
@@ -439,16 +435,15 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
     def _hold_for_outage(self, one: OrderMessage, error: WorkerError) -> None:
         # A PermanentError is about an address that may not be used: a person may correct that.
         outage = error if isinstance(error, RetryableError) else RetryableError(str(error))
-        verdict = verdict_on_error(outage, one.message, _ids_of(one.operation), draw=self._draw())
-        self._decide(one, verdict, Deferral(str(error)))
+        self._hold(one, Deferral(str(error)), outage)
 
-    def _hold(self, one: OrderMessage, deferral: Deferral) -> None:
-        delay_s = backoff_s(one.message.try_count, draw=self._draw(), base_s=HOLD_BASE_S, max_s=HOLD_MAX_S)
-        self._decide(one, RetryHeld(delay_s), deferral)
+    def _hold(self, one: OrderMessage, deferral: Deferral, error: NotApplied = Locked()) -> None:  # noqa: B008  # frozen
+        ids, tries = _ids_of(one.operation), one.message.try_count
+        self._decide(one, verdict_on(error, tries, ids, rules=self._retries, draw=self._draw()), deferral)
 
     def _decide_failed(self, one: OrderMessage, shard_id: str | None, error: str, count: int) -> None:
         operation = one.operation
-        verdict = verdict_on_failure(error, count, _ids_of(operation), rules=self._retries)
+        verdict: Verdict = verdict_on(Failed(error), count, _ids_of(operation), rules=self._retries)
         if isinstance(verdict, RetryHeld):
             log.warning(
                 "operation.failing",
@@ -459,7 +454,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
                 business_id=operation.business_id,
                 location_id=operation.location_id,
             )
-        elif shard_id is not None:
+        elif isinstance(verdict, ToDeadLetter) and shard_id is not None:
             give_up = partial(_give_up, self._gateway, self._failures, shard_id, one, verdict)
             verdict = msgspec.structs.replace(verdict, before_delete=give_up)
         self._decide(one, verdict)

@@ -24,12 +24,12 @@ from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
     RetryHeld,
-    RetryRules,
     ReturnToQueue,
     ToDeadLetter,
     Verdict,
 )
 from simplu_worker.errors import RetryableError
+from simplu_worker.operations.tries import RetryRules
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.tenants.deletion import Destroyer, TenantDeleter

@@ -29,8 +29,9 @@ from simplu_worker.consumers.sqs.receive.message_table import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.poller import PriorityGate
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.slot_share import PUT_BACK_BASE_S
-from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryRules, Verdict
+from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
 from simplu_worker.dead_letters.queue import DeadLetterQueue
+from simplu_worker.operations.tries import RetryRules
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.timing.clock import loop_time
 

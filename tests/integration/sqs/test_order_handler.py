@@ -31,7 +31,6 @@ from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
     RetryHeld,
-    RetryRules,
     ReturnToQueue,
     ToDeadLetter,
     Verdict,
@@ -39,6 +38,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
 from simplu_worker.dead_letters.plan import ReplayRules, Resend, plan_resend
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Operation, Origin, Outcome
+from simplu_worker.operations.tries import RetryRules
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool

@@ -26,8 +26,9 @@ from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
-from simplu_worker.consumers.sqs.receive.verdicts import RetryHeld, RetryRules, ToDeadLetter
+from simplu_worker.consumers.sqs.receive.verdicts import RetryHeld, ToDeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
+from simplu_worker.operations.tries import RetryRules
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool

@@ -38,9 +38,9 @@ from simplu_worker.errors import InternalError, PermanentError, RetryableError, 
 from simplu_worker.fairness import OVER_SHARE_S, TURN_S
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import is_overdue, unknown_tenant_error
+from simplu_worker.operations.tries import Failed, GiveUp, Locked, RetryRules, next_try
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.timing.waits import backoff_s
 from simplu_worker.vocabulary import DeadLetterReason, HeldTarget, HoldReason, HoldState, Source, StreamRetry
 
 STUCK_QUEUE_MAX_BYTES: Final = 1024 * 1024  # behind a batch that may never be answered
@@ -192,9 +192,14 @@ class Dispatcher:
         for tenant_id, entries in batch.locked.items():
             behind = [*batch.not_here.pop(tenant_id, ()), *lane.take_tenant(tenant_id)]
             self._hold_locked([*entries, *behind], lane.shard_id)
+        exhausted: list[tuple[QueuedOperation, _FailedOperation, str, Hold, GiveUp]] = []
         for entry, failed, error, hold in failing:
-            hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[min(failed.times, len(FAILING_RETRIES_S)) - 1]
-            if failed.times <= len(FAILING_RETRIES_S):
+            following = next_try(Failed(error), failed.times, loop_time(), rules=self._rules)
+            if isinstance(following, GiveUp):
+                hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[-1]
+                exhausted.append((entry, failed, error, hold, following))
+            else:
+                hold.next_attempt_at = following.at
                 self._note_retry(entry, failed, error)
         self.pipeline.look_up_again(lane, batch.not_here)
         failed_at, unnamed = self._utc(), DeadLetterReason.INVALID_MESSAGE
@@ -203,15 +208,18 @@ class Dispatcher:
             for entry, outcome in batch.refused
         ]
         await self._finish_stored([*batch.applied, *(entry for entry, _ in batch.refused)], letters)
-        exhausted = [one for one in failing if one[1].times > len(FAILING_RETRIES_S)]
         may_be_shard = (
             bool(exhausted) and self._fails_for_many(lane.shard_id) and await self._refuses_all(lane.shard_id)
         )
-        for entry, failed, error, hold in exhausted:
+        for entry, failed, error, hold, given_up in exhausted:
             if may_be_shard and loop_time() - failed.since < FAILING_FOR_MANY_S:
                 self._note_retry(entry, failed, error)
             else:
-                await self._give_up(lane, entry, failed.times, error, hold)
+                await self._give_up(lane, entry, given_up, hold)
+
+    @property
+    def _rules(self) -> RetryRules:
+        return RetryRules(FAILING_RETRIES_S, self._tenant_wait, (LOCKED_BASE_S, LOCKED_MAX_S))
 
     def _note_retry(self, entry: QueuedOperation, failed: _FailedOperation, error: str) -> None:
         ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
@@ -221,30 +229,27 @@ class Dispatcher:
 
     def _hold_locked(self, entries: Sequence[QueuedOperation], shard_id: str) -> None:
         hold, operation = self._hold_tenant(entries, HoldReason.LOCKED), entries[0].operation
-        attempts = self._count_failure(entries[0], shard_id, self._lock_waits).times
-        delay_s = backoff_s(attempts, draw=self._draw(), base_s=LOCKED_BASE_S, max_s=LOCKED_MAX_S)
-        hold.next_attempt_at = loop_time() + delay_s
+        attempts, now = self._count_failure(entries[0], shard_id, self._lock_waits).times, loop_time()
+        following = next_try(Locked(), attempts, now, rules=self._rules, draw=self._draw())
+        hold.next_attempt_at = now if isinstance(following, GiveUp) else following.at
         instruments.RETRIES.labels(Source.KINESIS, StreamRetry.LOCKED).inc()
         log.warning(
             "tenant.locked",
             shard_id=shard_id,
             attempts=attempts,
-            retry_in_s=round(delay_s, 2),
+            retry_in_s=round(hold.next_attempt_at - now, 2),
             business_id=operation.business_id,
             location_id=operation.location_id,
         )
 
-    async def _give_up(self, lane: StreamLane, entry: QueuedOperation, attempts: int, error: str, hold: Hold) -> None:
+    async def _give_up(self, lane: StreamLane, entry: QueuedOperation, given_up: GiveUp, hold: Hold) -> None:
         # Where the shard does not take the mark, the operation is tried again, and gets no other dead letter.
         ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
         hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[-1]
         failed = self._failures.get(entry.operation.tenant_id)
         if failed is None or not failed.has_letter:
             letter = entry.dead_letter(
-                DeadLetterReason.RETRIES_EXHAUSTED,
-                f"it failed {attempts} times: {error}",
-                failed_at=self._utc(),
-                attempts=attempts,
+                given_up.reason, given_up.error, failed_at=self._utc(), attempts=given_up.attempts
             )
             await self._finish_stored([], [letter])
         try:
@@ -255,7 +260,8 @@ class Dispatcher:
             log.warning("operation.not_marked", shard_id=lane.shard_id, error=str(exc), **ids)
             return
         count_outcomes([entry.operation], [outcome], now=self._utc())
-        log.error("operation.given_up", queue=None, shard_id=lane.shard_id, attempts=attempts, error=error, **ids)
+        at = {"queue": None, "shard_id": lane.shard_id}
+        log.error("operation.given_up", attempts=given_up.attempts, error=given_up.error, **at, **ids)
         if hold.is_waiting:
             self._make_ready(hold)
 

@@ -27,7 +27,7 @@ from simplu_worker.consumers.sqs.receive.slot_share import (
     RecentlyReceived,
     SlotShare,
 )
-from simplu_worker.consumers.sqs.receive.verdicts import ToDeadLetter, Verdict, retry_delay_s, verdicts_after_defect
+from simplu_worker.consumers.sqs.receive.verdicts import ToDeadLetter, Verdict, message_backoff_s, verdicts_after_defect
 from simplu_worker.errors import InternalError, RetryableError, places_of
 from simplu_worker.instruments import (
     SQS_IN_FLIGHT,
@@ -38,6 +38,7 @@ from simplu_worker.instruments import (
     start_queue_at_zero,
 )
 from simplu_worker.operations.dead_letter import DeadLetter
+from simplu_worker.operations.tries import WAIT_MAX_S
 from simplu_worker.timing.clock import UtcClock, utc_now
 from simplu_worker.timing.waits import sleep_or_event
 from simplu_worker.vocabulary import MessageOutcome, SourceState, TargetKind
@@ -454,7 +455,7 @@ async def _mark(queue: Queue, message: Message, verdict: ToDeadLetter, *, draw: 
         await verdict.before_delete()
     except RetryableError as exc:
         log.warning("message.not_marked", **about, error=str(exc), traceback=None)
-        return float(retry_delay_s(exc, message, draw=draw))
+        return max(message_backoff_s(message, draw=draw), min(exc.retry_after_s or 0.0, WAIT_MAX_S))
     except Exception as exc:  # noqa: BLE001  # its dead letter is stored: the message must come again after any error
         error, places = type(exc).__name__, places_of(exc)
         log.error("message.not_marked", **about, error=error, traceback=places)  # noqa: TRY400  # it may quote one

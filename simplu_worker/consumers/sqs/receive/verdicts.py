@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import timedelta
 from typing import Final, TypeAlias, TypeVar, assert_never
 
 import msgspec
 
 from simplu_worker.aws.sqs_queue import Message
-from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.decode import readable_members
 from simplu_worker.operations.json_record import (
     ABSENT,
@@ -19,11 +17,18 @@ from simplu_worker.operations.json_record import (
     shape_error,
 )
 from simplu_worker.operations.operation import RejectedRecord
+from simplu_worker.operations.tries import (
+    WAIT_BASE_S,
+    WAIT_MAX_S,
+    GiveUp,
+    HoldUntil,
+    NotApplied,
+    RetryAt,
+    RetryRules,
+    next_try,
+)
 from simplu_worker.timing.waits import backoff_s
 from simplu_worker.vocabulary import DeadLetterReason
-
-OUTAGE_BASE_S = 1.0
-OUTAGE_MAX_S = 60.0
 
 
 class MessageIds(msgspec.Struct, frozen=True):
@@ -71,41 +76,17 @@ class RetryHeld(msgspec.Struct, frozen=True):
 Verdict: TypeAlias = Done | ToDeadLetter | ReturnToQueue | RetryHeld
 
 
-class RetryRules(msgspec.Struct, frozen=True):
-    """*delays_s* are the delays after failures of an operation itself, one for each retry.
-
-    *tenant_wait* is how long a message waits, from when it was sent, for a tenant or a resource that does not exist
-    yet.
-    """
-
-    delays_s: Sequence[float]
-    tenant_wait: timedelta
-
-
-def verdict_on_error(
-    error: RetryableError | PermanentError, message: Message, ids: MessageIds, *, draw: float
+def verdict_on(
+    error: NotApplied, attempts: int, ids: MessageIds, *, rules: RetryRules, draw: float = 0.0
 ) -> RetryHeld | ToDeadLetter:
-    """Return the verdict after *error*: an outage holds a message, however long."""
-    match error:
-        case RetryableError():
-            return RetryHeld(delay_s=retry_delay_s(error, message, draw=draw))
-        case PermanentError():
-            return ToDeadLetter(DeadLetterReason.INVALID_MESSAGE, str(error), ids)
-        case _:
-            assert_never(error)
-
-
-def verdict_on_failure(
-    error: str, failure_count: int, ids: MessageIds, *, rules: RetryRules
-) -> RetryHeld | ToDeadLetter:
-    """Return the verdict on a message whose operation failed *failure_count* times, the last time with *error*.
-
-    Nothing else counts: no receive, no outage, no wait. *error* is a type or a code, as a text may quote the message.
-    """
-    if failure_count <= len(rules.delays_s):
-        return RetryHeld(delay_s=rules.delays_s[max(failure_count, 1) - 1])
-    text = f"it failed {failure_count} times: {error}"
-    return ToDeadLetter(DeadLetterReason.RETRIES_EXHAUSTED, text, ids, attempts=failure_count)
+    """Return the verdict on a message whose operation was not applied."""
+    match next_try(error, attempts, 0.0, rules=rules, draw=draw):
+        case RetryAt(at=delay_s) | HoldUntil(at=delay_s):
+            return RetryHeld(delay_s)
+        case GiveUp() as given_up:
+            return ToDeadLetter(given_up.reason, given_up.error, ids, given_up.attempts)
+        case other:
+            assert_never(other)
 
 
 def verdicts_after_defect(messages: Sequence[Message], *, is_fifo: bool, draw: float) -> list[Verdict]:
@@ -126,15 +107,9 @@ def verdict_on_rejected(rejected: RejectedRecord) -> ToDeadLetter:
     return ToDeadLetter(rejected.reason, rejected.error, ids)
 
 
-def retry_delay_s(error: RetryableError, message: Message, *, draw: float) -> float:
-    """Return the back-off of *message*, or longer when *error* asks for that."""
-    asked_s = min(error.retry_after_s or 0.0, OUTAGE_MAX_S)
-    return max(message_backoff_s(message, draw=draw), asked_s)
-
-
 def message_backoff_s(message: Message, *, draw: float) -> float:
     """Return the back-off of *message* by its own tries, at most a minute."""
-    return backoff_s(message.try_count, draw=draw, base_s=OUTAGE_BASE_S, max_s=OUTAGE_MAX_S)
+    return backoff_s(message.try_count, draw=draw, base_s=WAIT_BASE_S, max_s=WAIT_MAX_S)
 
 
 class UnknownTypeError(Exception):
