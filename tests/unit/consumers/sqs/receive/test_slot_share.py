@@ -72,13 +72,21 @@ def test_share_counts_no_message_without_a_tenant() -> None:
     assert own.over_share(waiting, waiting, now=0.0) == []
 
 
-@pytest.mark.parametrize(("tenants", "expected"), [("a", 4), ("ab", 4), ("abcd", 2), ("abcdefgh", 1)])
-def test_tenants_that_wait_share_half_of_the_slots(tenants: str, expected: int) -> None:
-    own = share()
-    in_hand = [one for tenant in tenants for one in some(tenant, SLOTS // len(tenants))]
-    verdicts = bounded(own, in_hand, in_hand)
-    kept = Counter(tenant_of(one) for one, verdict in zip(in_hand, verdicts, strict=True) if verdict == HOLD)
-    assert kept == dict.fromkeys(tenants, expected)
+@pytest.mark.parametrize(
+    ("counts", "kept"),
+    [
+        ({"a": 16}, {"a": 4}),
+        ({"a": 8, "b": 8}, {"a": 4, "b": 4}),
+        (dict.fromkeys("abcd", 4), dict.fromkeys("abcd", 2)),
+        (dict.fromkeys("abcdefgh", 2), dict.fromkeys("abcdefgh", 1)),
+        (dict.fromkeys("abcdefghijkl", 1), dict.fromkeys("abcdefgh", 1)),
+        ({"a": 8, "b": 2, "c": 8}, {"a": 3, "b": 2, "c": 3}),  # what another one leaves
+        ({"a": 8, "b": 1, "c": 1, "d": 1}, {"a": 4, "b": 1, "c": 1, "d": 1}),
+    ],
+)
+def test_tenants_that_wait_share_half_of_the_slots(counts: dict[str, int], kept: dict[str, int]) -> None:
+    in_hand = [one for tenant, count in counts.items() for one in some(tenant, count, group="g")]  # a standard queue
+    assert verdicts_by_tenant(in_hand, bounded(share(), in_hand, in_hand), RetryHeld) == kept
 
 
 def test_group_of_a_fifo_queue_returns_as_a_whole() -> None:
@@ -163,13 +171,6 @@ def test_hold_that_is_longer_than_the_put_back_stays_as_long() -> None:
     assert ReturnToQueue(60) in bounded(own, waiting, waiting, RetryHeld(59.5))
 
 
-def test_tenants_share_what_another_one_leaves() -> None:
-    own = share()
-    in_hand = [*some("a", 8), *some("b", 2), *some("c", 8)]
-    verdicts = bounded(own, in_hand, in_hand)
-    assert verdicts_by_tenant(in_hand, verdicts, RetryHeld) == {"a": 3, "b": 2, "c": 3}
-
-
 def verdicts_by_tenant(in_hand: Sequence[Message], verdicts: Sequence[Verdict], kind: type[Verdict]) -> Counter[str]:
     pairs = zip(in_hand, verdicts, strict=True)
     return Counter(one.message_id[0] for one, verdict in pairs if isinstance(verdict, kind))
@@ -190,21 +191,3 @@ def test_share_is_fair_and_no_smaller_than_it_has_to_be(tenants: list[str]) -> N
     for tenant in returned:
         assert kept[tenant] == max(kept.values()) <= SLOTS // 4
         assert kept[tenant] == SLOTS // 4 or kept.total() + len(returned) > SLOTS // 2
-
-
-def test_group_of_a_standard_queue_is_no_unit() -> None:
-    own, many = share(), some("a", 8, group="g")
-    assert Counter(map(type, bounded(own, many, many))) == {RetryHeld: 4, ReturnToQueue: 4}
-
-
-def test_tenants_that_wait_have_half_of_the_slots_together() -> None:
-    own = share()
-    in_hand = [one for tenant in "abcdefghijkl" for one in some(tenant, 1)]
-    assert Counter(map(type, bounded(own, in_hand, in_hand))) == {RetryHeld: 8, ReturnToQueue: 4}
-
-
-def test_tenant_has_what_others_that_wait_do_not_need() -> None:
-    own = share()
-    in_hand = [*some("a", 8), *(one for tenant in "bcd" for one in some(tenant, 1))]
-    verdicts = bounded(own, in_hand, in_hand)
-    assert [type(verdict) for verdict in verdicts] == [RetryHeld] * 4 + [ReturnToQueue] * 4 + [RetryHeld] * 3
