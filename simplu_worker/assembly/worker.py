@@ -27,7 +27,6 @@ from simplu_worker.consumers.rejection_notes import DeadLetterStore, RejectionNo
 from simplu_worker.consumers.sqs.control_handler import ControlHandler
 from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules, tenant_of_order
-from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.message_table import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, PollTimes, PriorityGate
 from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver, ReceiverSettings
@@ -309,11 +308,10 @@ async def _open_receivers(
 ) -> None:
     control_url, priority_url, orders_url = _queue_urls(settings)
     retries = RetryRules(settings.sqs_retry_delays_seconds, timedelta(seconds=settings.tenant_wait_seconds))
-    failures = FailureCounts(shards.gateway)
     if control_url is not None:
         queue = Queue(sqs, control_url, poll_client=polls)
         control = ControlHandler(
-            shards.provisioner, shards.destroyer, shards.changes, failures, queue, retries=retries, clock=utc_now
+            shards.provisioner, shards.destroyer, shards.changes, shards.gateway, queue, retries=retries, clock=utc_now
         )
         consumers.add(queue, control, _receiver(settings, queue, control, consumers.rejections))
     order_rules = OrderRules(settings.operation_max_bytes, settings.order_tenant, settings.order_window)
@@ -323,7 +321,7 @@ async def _open_receivers(
             continue
         queue = Queue(sqs, url, poll_client=polls)
         orders = await stack.enter_async_context(
-            open_orders(shards.gateway, failures, queue, rules=order_rules, retries=retries, utc=utc_now)
+            open_orders(shards.gateway, queue, rules=order_rules, retries=retries, utc=utc_now)
         )
         tenant_of = partial(tenant_of_order, rules=order_rules)
         receiver = _receiver(settings, queue, orders, consumers.rejections, gate=gate, tenant_of=tenant_of)

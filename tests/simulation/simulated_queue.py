@@ -24,7 +24,6 @@ from simplu_local.sqs.model import SqsAccount
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.consumers.sqs.order_handler import open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules, tenant_of_order
-from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.message_table import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.operations.tries import RetryRules
@@ -101,10 +100,8 @@ async def consume_orders(
     queue = Queue(cast("Any", QueueClient(service)), service.url)
     rules, retries = OrderRules(100_000), RetryRules(RETRY_DELAYS_S, tenant_wait)
     settings = receiver_settings(limits=LIMITS, poll_wait_s=POLL_WAIT_S, stop_wait_s=POLL_WAIT_S, drain_s=4.0)
-    shards, failures = cast("ShardGateway", gateway), FailureCounts(gateway)
-    async with open_orders(
-        shards, failures, queue, rules=rules, retries=retries, draw=draws.random, utc=utc
-    ) as handler:
+    shards = cast("ShardGateway", gateway)
+    async with open_orders(shards, queue, rules=rules, retries=retries, draw=draws.random, utc=utc) as handler:
         receiver = QueueReceiver(
             queue,
             handler,

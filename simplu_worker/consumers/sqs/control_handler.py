@@ -33,7 +33,6 @@ from simplu_worker.consumers.sqs.control_messages import (
     stages_of,
     tenant_id_of_control,
 )
-from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
     MessageIds,
@@ -50,6 +49,7 @@ from simplu_worker.instruments import RETRIES
 from simplu_worker.operations.dead_letter import decode_or_reject
 from simplu_worker.operations.operation import Disposition, RejectedRecord
 from simplu_worker.operations.tries import Absent, Failed, NotApplied, RetryRules
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import (
     AdminAccount,
     ChangeResult,
@@ -114,7 +114,7 @@ class ControlHandler:
         provisioner: TenantProvisioner,
         destroyer: TenantDestroyer,
         changer: ResourceChanger,
-        failures: FailureCounts,
+        gateway: ShardGateway,
         queue: Queue,
         *,
         retries: RetryRules,
@@ -124,7 +124,7 @@ class ControlHandler:
         self._provisioner = provisioner
         self._destroyer = destroyer
         self._changer = changer
-        self._failures = failures
+        self._gateway = gateway
         self._queue = queue
         self._retries = retries
         self._draw = draw
@@ -262,9 +262,8 @@ class ControlHandler:
         failure_count = None
         if isinstance(error, FailedOnShardError):
             with contextlib.suppress(RetryableError):  # an outage now
-                (failure_count,) = await self._failures.add(
-                    error.shard_id, [(error.tenant_id, item.message.message_id)]
-                )
+                key = error.tenant_id, item.message.message_id
+                (failure_count,) = await self._gateway.count_failures(error.shard_id, [key])
         log.error(
             "control.failed",
             **self._facts(item),
@@ -278,8 +277,12 @@ class ControlHandler:
         verdict = verdict_on(Failed(error.error), failure_count, _ids_of(item), rules=self._retries)
         if isinstance(verdict, RetryHeld):
             return verdict
-        forget = partial(self._failures.forget, error.shard_id, error.tenant_id, item.message.message_id)
+        forget = partial(self._forget, error.shard_id, error.tenant_id, item.message.message_id)
         return self._refuse(item, msgspec.structs.replace(verdict, before_delete=forget))
+
+    async def _forget(self, shard_id: str, tenant_id: str, message_id: str) -> None:
+        with contextlib.suppress(RetryableError):  # else the retention does it
+            await self._gateway.forget_failures(shard_id, tenant_id, message_id)
 
     def _verdict_on_absence(self, item: _Item, reason: DeadLetterReason, error: str) -> Verdict:
         left = item.message.sent_at + self._retries.tenant_wait - self._clock()
@@ -296,16 +299,9 @@ class ControlHandler:
         return verdict
 
     def _reject(self, rejected: RejectedRecord, message: Message) -> ToDeadLetter:
-        log.warning(
-            "control.refused",
-            queue=self._queue.name,
-            message_id=message.message_id,
-            type=None,  # the message names none, or one that it does not have
-            business_id=rejected.business_id,
-            location_id=rejected.location_id,
-            reason=rejected.reason,
-            error=rejected.error,
-        )
+        # The message names no type, or one that it does not have.
+        facts = self._facts_of(message, None, rejected.business_id, rejected.location_id)
+        log.warning("control.refused", **facts, reason=rejected.reason, error=rejected.error)
         return verdict_on_rejected(rejected)
 
     def _log_deferred(self, handled: Sequence[_HandledItem], verdicts: Sequence[Verdict]) -> None:
@@ -331,13 +327,14 @@ class ControlHandler:
                 log.warning("control.deferred", **facts)
 
     def _facts(self, item: _Item) -> dict[str, object]:
-        return {
-            "queue": self._queue.name,
-            "message_id": item.message.message_id,
-            "type": control_type_of(item.control),
-            "business_id": item.control.business_id,
-            "location_id": item.control.location_id,
-        }
+        control = item.control
+        return self._facts_of(item.message, control_type_of(control), control.business_id, control.location_id)
+
+    def _facts_of(
+        self, message: Message, control_type: str | None, business_id: str | None, location_id: str | None
+    ) -> dict[str, object]:
+        ids = {"message_id": message.message_id, "business_id": business_id, "location_id": location_id}
+        return {"queue": self._queue.name, "type": control_type, **ids}
 
 
 def _ids_of(item: _Item) -> MessageIds:

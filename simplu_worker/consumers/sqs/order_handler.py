@@ -43,10 +43,10 @@ from simplu_worker.consumers.sqs.order_messages import (
     OrderRules,
     decode_order,
 )
-from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.redrive_rules import RETURNED_AFTER_S, PausedMessages
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
+    FailureMemory,
     MessageIds,
     RetryHeld,
     ReturnToQueue,
@@ -90,7 +90,6 @@ OrderLane = Lane[OrderMessage]
 @asynccontextmanager
 async def open_orders(
     gateway: ShardGateway,
-    failures: FailureCounts,
     queue: Queue,
     *,
     rules: OrderRules,
@@ -99,7 +98,7 @@ async def open_orders(
     utc: UtcClock = utc_now,
 ) -> AsyncIterator[OrderHandler]:
     """Open the handler of one order queue; leave it after its receiver ended."""
-    handler = OrderHandler(gateway, failures, queue, rules=rules, retries=retries, draw=draw, utc=utc)
+    handler = OrderHandler(gateway, queue, rules=rules, retries=retries, draw=draw, utc=utc)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(handler.run(), name=f"orders:{queue.name}")
         await handler.is_running.wait()
@@ -182,7 +181,6 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
     def __init__(
         self,
         gateway: ShardGateway,
-        failures: FailureCounts,
         queue: Queue,
         *,
         rules: OrderRules,
@@ -191,7 +189,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         utc: UtcClock = utc_now,
     ) -> None:
         self._gateway = gateway
-        self._failures = failures
+        self._failures = FailureMemory()
         self._queue = queue
         self._rules = rules
         self._retries = retries
@@ -377,9 +375,9 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         keys = [(one.operation.tenant_id, one.message.message_id) for one, _ in failed]
         try:
             with translate(TargetKind.SHARD, shard_id, "orders", RetryableError):
-                counts = await self._failures.add(shard_id, keys)
+                counts = await self._gateway.count_failures(shard_id, keys)
         except InternalError:  # the count of this replica stands in for the shard's
-            counts = [self._failures.remember(message_id) for _, message_id in keys]
+            counts = [self._failures.add(message_id) for _, message_id in keys]
         except RetryableError as exc:
             for one, _ in failed:
                 self._hold_for_outage(one, exc)
@@ -403,7 +401,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         for one in waited.entries:
             match waited.reason, waited.cause:
                 case HoldReason.INTERNAL_ERROR, Exception() as cause:
-                    count = self._failures.remember(one.message.message_id)
+                    count = self._failures.add(one.message.message_id)
                     self._decide_failed(one, None, type(cause.__cause__).__name__, count)
                 case HoldReason.PAUSED, _:
                     if one.verdict is None:  # else its call has ended: it may be in hand
@@ -455,7 +453,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
                 location_id=operation.location_id,
             )
         elif isinstance(verdict, ToDeadLetter) and shard_id is not None:
-            give_up = partial(_give_up, self._gateway, self._failures, shard_id, one, verdict)
+            give_up = partial(_give_up, self._gateway, shard_id, one, verdict)
             verdict = msgspec.structs.replace(verdict, before_delete=give_up)
         self._decide(one, verdict)
 
@@ -480,9 +478,7 @@ async def _check_shard(gateway: ShardGateway, shard_id: str, tenant_id: str) -> 
         raise
 
 
-async def _give_up(
-    gateway: ShardGateway, failures: FailureCounts, shard_id: str, one: OrderMessage, verdict: ToDeadLetter
-) -> None:
+async def _give_up(gateway: ShardGateway, shard_id: str, one: OrderMessage, verdict: ToDeadLetter) -> None:
     """Log an operation as given up on its shard, once its dead letter is stored."""
     operation = one.operation
     outcome = await gateway.give_up(shard_id, operation)
@@ -499,7 +495,8 @@ async def _give_up(
         business_id=operation.business_id,
         location_id=operation.location_id,
     )
-    await failures.forget(shard_id, operation.tenant_id, one.message.message_id)
+    with contextlib.suppress(RetryableError):  # else the retention does it
+        await gateway.forget_failures(shard_id, operation.tenant_id, one.message.message_id)
 
 
 def _describe(queue: str, shard_id: str, entries: Sequence[OrderMessage]) -> TracedBatch:

@@ -18,7 +18,6 @@ from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules
-from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
     RetryHeld,
@@ -69,7 +68,6 @@ def order(business_id: str, order_id: str) -> Message:
 def open_handler(gateway: ShardGateway) -> AbstractAsyncContextManager[OrderHandler]:
     return open_orders(
         gateway,
-        FailureCounts(gateway),
         Queue(None, "http://127.0.0.1/000000000000/orders.fifo"),
         rules=OrderRules(100_000),
         retries=RetryRules((1.0,), TENANT_WAIT),

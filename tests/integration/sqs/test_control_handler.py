@@ -20,7 +20,6 @@ from support.postgres.tenant_cases import TenantCase, fetch
 
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.control_handler import ControlHandler
-from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
     RetryHeld,
@@ -153,7 +152,7 @@ def handler(desk: Any = None, *, fifo: bool = False, routed: RoutedShards | None
         routed.provisioner if routed else desk,
         routed.destroyer if routed else desk,
         routed.changes if routed else desk,
-        FailureCounts(routed.gateway if routed else cast("Any", Counts())),
+        routed.gateway if routed else cast("Any", Counts()),
         Queue(None, "http://sqs/000/control" + (".fifo" if fifo else "")),
         retries=RetryRules((1, 5), WAIT),
         draw=lambda: 0.0,

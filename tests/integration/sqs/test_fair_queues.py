@@ -24,7 +24,6 @@ from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import FifoIds, Message, OutgoingMessage, Queue, batches
 from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules, tenant_of_order
-from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.message_table import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.poller import PriorityGate
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
@@ -85,7 +84,7 @@ class World:
     ) -> AsyncIterator[tuple[Desk, QueueReceiver]]:
         gateway, letters = self._routed.gateway, await self.make_queue(is_fifo=False)
         retries, stopping = RetryRules((1, 5, 15), TENANT_WAIT), asyncio.Event()
-        async with open_orders(gateway, FailureCounts(gateway), queue, rules=RULES, retries=retries) as handler:
+        async with open_orders(gateway, queue, rules=RULES, retries=retries) as handler:
             desk = Desk(handler)
             receiver = QueueReceiver(
                 queue,

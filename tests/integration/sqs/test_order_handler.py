@@ -27,7 +27,6 @@ from simplu_local.postgres.server import PostgresServer
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.order_handler import CALL_MAX_S, OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules
-from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
     RetryHeld,
@@ -127,7 +126,6 @@ def open_handler(
 ) -> AbstractAsyncContextManager[OrderHandler]:
     return open_orders(
         gateway,
-        FailureCounts(gateway),
         Queue(None, URL + queue),
         rules=OrderRules(100_000, window=window),
         retries=RetryRules(RETRY_DELAYS_S, TENANT_WAIT),

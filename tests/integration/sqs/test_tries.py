@@ -24,7 +24,6 @@ from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import FifoIds, Message, OutgoingMessage, Queue
 from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules
-from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import RetryHeld, ToDeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
@@ -80,7 +79,6 @@ class Desk:
         used = gateway or self.gateway()
         async with open_orders(
             used,
-            FailureCounts(used),
             queue or Queue(None, "http://127.0.0.1/000000000000/orders.fifo"),
             rules=RULES,
             retries=RetryRules(delays_s, TENANT_WAIT),

@@ -112,6 +112,24 @@ def message_backoff_s(message: Message, *, draw: float) -> float:
     return backoff_s(message.try_count, draw=draw, base_s=WAIT_BASE_S, max_s=WAIT_MAX_S)
 
 
+class FailureMemory:
+    """How often the operations of messages have failed without a shard to count it: never too often.
+
+    Beyond *max_count* messages, the one with the oldest failure is forgotten.
+    """
+
+    def __init__(self, max_count: int = 4096) -> None:
+        self._max_count = max_count
+        self._counts: dict[str, int] = {}  # by message id, the oldest failure first
+
+    def add(self, message_id: str) -> int:
+        """Count one failure more of a message; return their number."""
+        count = self._counts[message_id] = self._counts.pop(message_id, 0) + 1
+        if len(self._counts) > self._max_count:
+            del self._counts[next(iter(self._counts))]
+        return count
+
+
 class UnknownTypeError(Exception):
     """The type of a message is missing or unknown."""
 
