@@ -178,6 +178,19 @@ def test_t8_work_that_never_ends_does_not_stop_the_stop(hangs: str) -> None:
     virtually(test)()
 
 
+@virtually
+async def test_t8_delete_that_never_succeeds_does_not_stop_the_stop(world: World) -> None:
+    queue, desk = world.queue(VisibilityTimeout="600"), Desk()
+    world.faults.add(SqsFault(action="DeleteMessageBatch", kind="fail", count=1000))
+    await world.send(queue, "a")
+    async with world.receiving(queue, desk, drain_s=20) as running:
+        await world.until(lambda: len(desk.handled) > 0)
+        running.stopping.set()
+        stopped_at = world.loop.time()
+    assert 20 <= world.loop.time() - stopped_at < 25
+    assert (outcomes(running.receiver), running.receiver.internal_error) == ({"not_deleted": 1}, None)
+
+
 # Visibility
 
 

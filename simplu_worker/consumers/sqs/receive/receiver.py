@@ -236,7 +236,7 @@ class QueueReceiver:
 
     def _start(self, work: Coroutine[None, None, None], messages: Sequence[Message] = ()) -> None:
         def note_end(task: asyncio.Task[None]) -> None:
-            del self._work[task]
+            self._work.pop(task, None)
             self._changed.set()
 
         task = self._tasks.create_task(work, name=f"sqs-work:{self._queue.name}")
@@ -385,9 +385,8 @@ class QueueReceiver:
             failed = [(message, 0.0) for message, _ in pairs]
         behind = [(other, 0.0) for message, _ in failed for other in self._table.take_behind(message)]
         self._table.finish([message for message, _ in pairs])
-        self._changed.set()
-        await self._out.return_to_queue([*behind, *failed], retried_count=len(failed))
-        await self._out.delete(stored, MessageOutcome.DEAD_LETTER)
+        self._start(self._out.return_to_queue([*behind, *failed], retried_count=len(failed)))
+        self._start(self._out.delete(stored, MessageOutcome.DEAD_LETTER))
 
     def _lose(self, messages: Sequence[Message], reason: LossReason) -> None:
         """Forget messages that are no longer ours, and return those that have to return because of it."""
@@ -422,7 +421,8 @@ class QueueReceiver:
         log.error("queue.drain_overdue", queue=self._queue.name, drain_s=drain_s, message_ids=self.overdue_message_ids)
         for task in overdue:
             task.cancel()
-        await asyncio.wait(overdue)
+        if overdue:
+            await asyncio.wait(overdue)
         messages = [message for call in overdue.values() for message in call]
         self._table.finish(messages)
         self._start(self._out.return_to_queue([(one, 0.0) for one in messages], retried_count=len(messages)))
