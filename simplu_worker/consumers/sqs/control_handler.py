@@ -250,10 +250,14 @@ class ControlHandler:
                 error = "oldResourceId: no resource of that id, nor of newResourceId, came"
                 return self._verdict_on_absence(item, DeadLetterReason.RETRIES_EXHAUSTED, error)
             case ProvisionResult.STALE | DestructionResult.STALE:
-                log.info("control.stale", **self._facts(item), requested_at=item.control.requested_at.isoformat())
+                log.info(
+                    "control.stale",
+                    **self._facts(item.message, item.control),
+                    requested_at=item.control.requested_at.isoformat(),
+                )
                 return Done()
             case _:
-                log.info("control.applied", **self._facts(item), result=result)
+                log.info("control.applied", **self._facts(item.message, item.control), result=result)
                 return Done()
 
     async def _verdict_on_unforeseen(self, item: _Item, error: Exception) -> Verdict:
@@ -266,7 +270,7 @@ class ControlHandler:
                 (failure_count,) = await self._gateway.count_failures(error.shard_id, [key])
         log.error(
             "control.failed",
-            **self._facts(item),
+            **self._facts(item.message, item.control),
             attempts=failure_count,
             receive_count=item.message.receive_count,
             error=error.error if isinstance(error, FailedOnShardError) else type(error).__name__,
@@ -295,12 +299,13 @@ class ControlHandler:
         return self._refuse(item, verdict) if isinstance(verdict, ToDeadLetter) else verdict
 
     def _refuse(self, item: _Item, verdict: ToDeadLetter) -> ToDeadLetter:
-        log.warning("control.refused", **self._facts(item), reason=verdict.reason, error=verdict.error)
+        log.warning(
+            "control.refused", **self._facts(item.message, item.control), reason=verdict.reason, error=verdict.error
+        )
         return verdict
 
     def _reject(self, rejected: RejectedRecord, message: Message) -> ToDeadLetter:
-        # The message names no type, or one that it does not have.
-        facts = self._facts_of(message, None, rejected.business_id, rejected.location_id)
+        facts = self._facts(message, rejected)
         log.warning("control.refused", **facts, reason=rejected.reason, error=rejected.error)
         return verdict_on_rejected(rejected)
 
@@ -315,7 +320,7 @@ class ControlHandler:
             item, result, _ = deferred[0]
             is_blocked = isinstance(result, ShardNotAllowedError | CitrusDeniedError)
             RETRIES.labels(Source.SQS, QueueRetry.BLOCKED if is_blocked else QueueRetry.DEPENDENCY).inc(len(deferred))
-            facts = self._facts(item) | {
+            facts = self._facts(item.message, item.control) | {
                 "message_count": len(deferred),
                 "receive_count": item.message.receive_count,
                 "retry_in_s": round(min(verdict.delay_s for _, _, verdict in deferred), 1),
@@ -326,15 +331,14 @@ class ControlHandler:
             else:
                 log.warning("control.deferred", **facts)
 
-    def _facts(self, item: _Item) -> dict[str, object]:
-        control = item.control
-        return self._facts_of(item.message, control_type_of(control), control.business_id, control.location_id)
-
-    def _facts_of(
-        self, message: Message, control_type: str | None, business_id: str | None, location_id: str | None
-    ) -> dict[str, object]:
-        ids = {"message_id": message.message_id, "business_id": business_id, "location_id": location_id}
-        return {"queue": self._queue.name, "type": control_type, **ids}
+    def _facts(self, message: Message, control: Control | RejectedRecord) -> dict[str, object]:
+        return {
+            "queue": self._queue.name,
+            "message_id": message.message_id,
+            "type": None if isinstance(control, RejectedRecord) else control_type_of(control),
+            "business_id": control.business_id,
+            "location_id": control.location_id,
+        }
 
 
 def _ids_of(item: _Item) -> MessageIds:
