@@ -1,13 +1,8 @@
-"""Destinations of the feed: webhooks and notifications, streams of Kinesis and queues of SQS, in rounds.
+"""Destinations of the feed: streams of Kinesis and queues of SQS, in rounds; receivers over HTTP, in lanes.
 
-Receivers over HTTP as destinations of the feed: webhooks, and the notifications of the TypeScript worker.
-
-A name may lead to another address at each look-up, so the address of each socket is judged as it is made. No redirect
-is followed, no proxy of the environment is used, and an answer is bounded.
-
-Send the events of a call in rounds of requests, each with one event of a partition key at most, in order.
-
-Destinations of the feed in AWS: streams of Kinesis and FIFO queues of SQS.
+A round has one event of a partition key at most, a lane all of one. Over HTTP a name may lead to another address at
+each look-up, so the address of each socket is judged as it is made. No redirect is followed, no proxy of the
+environment is used, and an answer is bounded.
 """
 
 from __future__ import annotations

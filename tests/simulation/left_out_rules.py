@@ -297,7 +297,7 @@ ELSEWHERE: Final = (
         "no design of the feed, or of a follower of the log, leaves it out so far",
         {
             "feed: a reset behind the newest batch": (
-                "unit/feed/test_destination_feed.py::test_reset_is_at_the_cursor_and_delivered_before_anything_else"
+                "unit/feed/test_destination_feed.py::test_reset_is_at_the_cursor_and_comes_before_all_else"
             ),
             "feed: a queue takes an event of a new incarnation for a repetition": (
                 "integration/feed/test_sqs_destination.py::test_event_comes_again_from_another_publisher_or_incarnation"

@@ -19,7 +19,6 @@ from simplu_worker.feed.cloud_events import TYPE_PREFIX
 from simplu_worker.feed.cursors import (
     REFUSALS_SHOWN,
     ForgetPlan,
-    RefusedEvent,
     ReplayPlan,
     ShardDestination,
     forget,
@@ -186,7 +185,7 @@ class StoppedShard(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tr
 
     shard_id: str
     reason: FeedStop
-    error: str | None = None
+    error: str
     refused_event: str | None = None
 
 
@@ -223,11 +222,6 @@ class DestinationSummary(msgspec.Struct, frozen=True, rename="camel"):
     refusals: tuple[Refusal, ...] = ()  # the latest REFUSALS_SHOWN, the newest first
     is_in_file: bool = True
 
-    @property
-    def has_problem(self) -> bool:
-        """Whether a person has something to look at."""
-        return bool(self.shards_behind or self.shards_without_publisher or self.stopped)
-
 
 def summarise(answers: Mapping[str, Sequence[ShardDestination]]) -> list[DestinationSummary]:
     """Return the destinations by name, of the answers by shard id."""
@@ -248,7 +242,7 @@ def _summary(name: str, found: Sequence[tuple[str, ShardDestination]]) -> Destin
         shards_behind=tuple(shard_id for shard_id, one in shards if (one.lag_s or 0.0) >= BEHIND_S),
         shards_without_publisher=tuple(shard_id for shard_id, one in shards if one.publisher is None),
         stopped=tuple(
-            StoppedShard(shard_id, one.stopped, one.error, one.refused_event)
+            StoppedShard(shard_id, one.stopped, scrub_text(one.error or ""), one.refused_event)
             for shard_id, one in shards
             if one.stopped is not None
         ),
@@ -256,19 +250,25 @@ def _summary(name: str, found: Sequence[tuple[str, ShardDestination]]) -> Destin
             WaitingTenant(held.tenant_id, shard_id, held.source) for shard_id, one in shards for held in one.held
         ),
         refusal_count=sum(one.refusal_count for _, one in found),
-        refusals=tuple(_latest_refusals(found)),
+        refusals=_latest_refusals(found),
         is_in_file=is_in_file,
     )
 
 
-def _latest_refusals(shards: Sequence[tuple[str, ShardDestination]]) -> list[Refusal]:
-    found = [_refusal(shard_id, refused) for shard_id, one in shards for refused in one.refusals]
-    return sorted(found, key=lambda one: one.since, reverse=True)[:REFUSALS_SHOWN]
-
-
-def _refusal(shard_id: str, refused: RefusedEvent) -> Refusal:
-    event = refused.event
-    return Refusal(shard_id, event.id, f"{TYPE_PREFIX}{event.kind}", event.subject, refused.error, refused.since)
+def _latest_refusals(shards: Sequence[tuple[str, ShardDestination]]) -> tuple[Refusal, ...]:
+    found = [
+        Refusal(
+            shard_id,
+            one.event.id,
+            f"{TYPE_PREFIX}{one.event.kind}",
+            one.event.subject,
+            scrub_text(one.error),
+            one.since,
+        )
+        for shard_id, destination in shards
+        for one in destination.refusals
+    ]
+    return tuple(sorted(found, key=lambda one: one.since, reverse=True)[:REFUSALS_SHOWN])
 
 
 SHOW_COLUMNS: Final = (
@@ -296,7 +296,7 @@ async def show_feed(settings: Settings, destination: str | None, *, as_json: boo
             known, lambda address: read_destinations(shards.pools.ensure_pool(address))
         )
     silent = sorted({address.shard_id for address in known} - answers.keys())
-    found = [_scrubbed(one) for one in summarise(answers) if destination in {None, one.name}]
+    found = [one for one in summarise(answers) if destination in {None, one.name}]
     if as_json:
         print_json({"destinations": found, "shardsWithoutAnswer": silent})
     else:
@@ -308,55 +308,35 @@ async def show_feed(settings: Settings, destination: str | None, *, as_json: boo
     return 1 if silent or (destination is not None and not found) else 0
 
 
-def _scrubbed(summary: DestinationSummary) -> DestinationSummary:
-    return msgspec.structs.replace(
-        summary,
-        stopped=tuple(
-            msgspec.structs.replace(one, error=None if one.error is None else scrub_text(one.error))
-            for one in summary.stopped
-        ),
-        refusals=tuple(msgspec.structs.replace(one, error=scrub_text(one.error)) for one in summary.refusals),
-    )
-
-
 def _print(found: Sequence[DestinationSummary]) -> None:
     if found:
         print_table(SHOW_COLUMNS, map(_row, found))
-    stops = [
-        f"{summary.name}, {one.shard_id}: stopped{_at(one.refused_event)} ({one.reason}): {one.error}"
-        for summary in found
-        for one in summary.stopped
-    ]
-    waits = [
-        f"{summary.name}, {one.shard_id}: {one.tenant_id} waits for the feed of its source, {one.source_shard_id}"
-        for summary in found
-        for one in summary.waiting_tenants
-    ]
-    refusals = [
-        f"{summary.name}, {one.shard_id}: refused {one.type} of {one.subject} at {one.since:%Y-%m-%d %H:%M:%S}, "
-        f"{one.event_id}: {one.error}"
-        for summary in found
-        for one in summary.refusals
-    ]
-    left = [
-        f"{summary.name}: no replica has it in FEED_FILE; `simplu-worker feed forget {summary.name}` deletes its places"
-        for summary in found
-        if not summary.is_in_file
-    ]
-    for lines in (stops, waits, refusals, left):
+    notes: defaultdict[str, list[str]] = defaultdict(list)
+    for one in found:
+        for stop in one.stopped:
+            at = "" if stop.refused_event is None else f" at the event {stop.refused_event}"
+            notes["stopped"].append(f"{one.name}, {stop.shard_id}: stopped{at} ({stop.reason}): {stop.error}")
+        for wait in one.waiting_tenants:
+            waits = f"{wait.tenant_id} waits for the feed of its source, {wait.source_shard_id}"
+            notes["waiting"].append(f"{one.name}, {wait.shard_id}: {waits}")
+        for refusal in one.refusals:
+            refused = f"refused {refusal.type} of {refusal.subject} at {refusal.since:%Y-%m-%d %H:%M:%S}"
+            notes["refused"].append(f"{one.name}, {refusal.shard_id}: {refused}, {refusal.event_id}: {refusal.error}")
+        if not one.is_in_file:
+            command = f"`simplu-worker feed forget {one.name}`"
+            notes["left"].append(f"{one.name}: no replica has it in FEED_FILE; {command} deletes its places")
+    for _, lines in sorted(notes.items()):
         for line in lines[:SHOWN_MAX]:
             print_line(line)
         if len(lines) > SHOWN_MAX:
             print_line(f"and {len(lines) - SHOWN_MAX} more; --json has all")
 
 
-def _at(refused_event: str | None) -> str:
-    return "" if refused_event is None else f" at the event {refused_event}"
-
-
 def _row(summary: DestinationSummary) -> tuple[object, ...]:
+    has_problem = summary.shards_behind or summary.shards_without_publisher or summary.stopped
+    style = ("yellow" if has_problem else "green") if summary.is_in_file else "dim"
     return (
-        Text(summary.name, _style(summary)),
+        Text(summary.name, style),
         f"{summary.lag_seconds:.1f} s",
         summary.shard_count,
         len(summary.shards_behind),
@@ -365,9 +345,3 @@ def _row(summary: DestinationSummary) -> tuple[object, ...]:
         len(summary.waiting_tenants),
         summary.refusal_count,
     )
-
-
-def _style(summary: DestinationSummary) -> str:
-    if not summary.is_in_file:
-        return "dim"
-    return "yellow" if summary.has_problem else "green"

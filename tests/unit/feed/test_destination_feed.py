@@ -89,7 +89,7 @@ def test_event_that_is_not_taken_again_and_again_is_named() -> None:
     assert len(named) <= receiver.call_count / TRIES_NOTED
 
 
-def test_reset_is_at_the_cursor_and_delivered_before_anything_else() -> None:
+def test_reset_is_at_the_cursor_and_comes_before_all_else() -> None:
     receiver = Receiver()
 
     async def story() -> None:
