@@ -184,7 +184,7 @@ def _background_tasks(settings: Settings, parts: Parts, health: HealthRegistry, 
     grace = timedelta(hours=settings.tenant_destroy_grace_hours)
     tasks: dict[str, Task] = {
         "retention": LogRetention(shards.pools, _effective_retention(settings, consumers).read).run,
-        "deletion": TenantDeleter(shards.locator, shards.pools, grace, on_change=parts.on_change).run,
+        "deletion": TenantDeleter(shards.pools, grace, on_change=parts.on_change).run,
         "unconfirmed": ConfirmationSweep(shards.provisioner.confirmer, shards.pools).run,
         "routes": RouteRefresh(shards.directory, shards.locator, shards.pools).run,
         "dead-letters": consumers.dead_letters.read_limits,

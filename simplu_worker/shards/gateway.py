@@ -29,6 +29,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.routing.shard_query import find_addresses
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.tenants.provisioning import FirstUse, TenantName
 from simplu_worker.shards.types import PositionClaim, TenantPausedError
@@ -256,10 +257,7 @@ class ShardGateway:
 
     async def list_shard_ids(self) -> list[str]:
         """Return the ids of all usable shards; those in use if the locator cannot list the shards."""
-        with contextlib.suppress(RetryableError, PermanentError):
-            for address in await self._locator.list_shards():
-                if address.refusal is None:
-                    self._pools.ensure_pool(address)
+        await find_addresses(self._locator, self._pools)
         return sorted(self._pools.by_shard_id())
 
     @of_shard

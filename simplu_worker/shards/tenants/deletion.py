@@ -19,7 +19,7 @@ import structlog
 
 from simplu_worker.bulkheads import note_trouble
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
-from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.operations.retention_rules import deletion_pause_s
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
@@ -38,7 +38,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.shard_query import fetch_from_shard, group_by_shard
+from simplu_worker.shards.routing.shard_query import fetch_from_all_shards, group_by_shard
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.tenants.control_rules import (
     ControlledTenant,
@@ -56,7 +56,6 @@ from simplu_worker.timing.waits import repeat_every
 from simplu_worker.vocabulary import TargetKind, TenantState
 
 TURN_S: Final = 60.0
-ALL_SHARDS_INTERVAL_S: Final = 900.0  # between two queries of shards that are not in use: each takes a connection
 STATEMENT_MAX_ROWS: Final = 1000
 SHARDS_AT_ONCE: Final = 8
 
@@ -68,7 +67,6 @@ class TenantDeleter:
 
     def __init__(
         self,
-        locator: Locator,
         pools: Pools,
         grace: timedelta,
         *,
@@ -76,14 +74,12 @@ class TenantDeleter:
         statement_max_rows: int = STATEMENT_MAX_ROWS,
         on_change: OnChange = ignore_changes,
     ) -> None:
-        self._locator = locator
         self._pools = pools
         self._grace = grace
         self._turn_s = turn_s
         self._statement_max_rows = statement_max_rows
         self._on_change = on_change
         self._slots = asyncio.Semaphore(SHARDS_AT_ONCE)
-        self._all_shards_listed_at: float | None = None
 
     async def run(self) -> None:
         """Take turns until cancelled, one at a time; each begins at least `turn_s` after the one before."""
@@ -91,26 +87,12 @@ class TenantDeleter:
 
     async def delete_due(self) -> int:
         """Delete due resources, for at most `turn_s` a shard; return the number of tenants with a complete deletion."""
-        pools = await self._list_pools()
+        pools = [pool for pool in self._pools.by_shard_id().values() if pool.is_healthy]
         async with asyncio.TaskGroup() as tasks:
             turns = [
                 tasks.create_task(self._delete_on(pool), name=f"deletion:{pool.address.shard_id}") for pool in pools
             ]
         return sum(turn.result() for turn in turns)
-
-    async def _list_pools(self) -> list[ShardPool]:
-        now = time.monotonic()
-        if self._all_shards_listed_at is None or now >= self._all_shards_listed_at + ALL_SHARDS_INTERVAL_S:
-            try:
-                shards = await self._locator.list_shards()
-            except (RetryableError, PermanentError) as exc:
-                log.debug("deletion.shards_unknown", error=str(exc))
-            else:
-                self._all_shards_listed_at = now
-                for shard in shards:
-                    if shard.refusal is None:
-                        self._pools.ensure_pool(shard)
-        return [pool for pool in self._pools.by_shard_id().values() if pool.is_healthy]
 
     async def _delete_on(self, pool: ShardPool) -> int:
         count = 0
@@ -309,33 +291,20 @@ class Destroyer:
         return None if home is None else home.address
 
     async def _find_locations(self, business_id: str) -> list[tuple[ShardAddress, str]]:
-        answers: dict[str, list[dict[str, Any]]] = {}
-        errors: list[WorkerError] = []
-
-        async def fetch(shard: ShardAddress) -> None:
-            try:
-                pool = self._pools.ensure_pool(shard)
-                answers[shard.shard_id] = await fetch_from_shard(pool, QUERIES["find_locations"], business_id)
-            except WorkerError as exc:
-                errors.append(exc)
-
-        shards = {shard.shard_id: shard for shard in await self._locator.list_shards()}
-        async with asyncio.TaskGroup() as tasks:
-            for shard in shards.values():
-                tasks.create_task(fetch(shard), name=f"locations:{shard.shard_id}")
-        if errors:
-            raise errors[0]
+        answers = await fetch_from_all_shards(self._locator, self._pools, QUERIES["find_locations"], business_id)
+        if silent := answers.silent_shard_ids:
+            raise ShardUnavailableError(f"shard {silent[0]}: no answer; it may have locations of the business")
         states: dict[str, dict[str, TenantState]] = {}
-        for shard_id, rows in answers.items():
-            for row in rows:
-                states.setdefault(row["location_id"], {})[shard_id] = TenantState(row["state"])
+        for shard_id, row in answers.rows:
+            states.setdefault(row["location_id"], {})[shard_id] = TenantState(row["state"])
         found = {location_id: homes_to_destroy(by_shard) for location_id, by_shard in states.items()}
         homeless_count = sum(1 for homes in found.values() if not homes)
         if homeless_count:
             raise ShardUnavailableError(
                 f"{homeless_count} tenants of the business moved: expected their rows on the target shards, got none"
             )
-        return [(shards[shard_id], location_id) for location_id, homes in found.items() for shard_id in homes]
+        pools = self._pools.by_shard_id()
+        return [(pools[shard_id].address, location_id) for location_id, homes in found.items() for shard_id in homes]
 
     async def _destroy_on(
         self, shard: ShardAddress, business_id: str, location_id: str, requested_at: datetime

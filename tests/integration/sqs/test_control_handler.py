@@ -382,7 +382,7 @@ async def test_life_of_a_tenant_from_creation_to_destruction_and_back(make_shard
         everything = [message("destroy_all", minute=6), message("admin", minute=7)]
         assert await control.handle(everything) == [Done(), Done()]
         assert await states(case) == {"b-1": "destroying", "b-2": "destroying"}
-        assert await TenantDeleter(routed.locator, routed.pools, timedelta()).delete_due() == 2
+        assert await TenantDeleter(routed.pools, timedelta()).delete_due() == 2
         assert await control.handle([message("create", minute=6), message("create", "2", minute=8)]) == [Done()] * 2
         assert await states(case) == {"b-1": "destroyed", "b-2": "active"}
         assert await fetch(case.pool, "SELECT * FROM operations") == []

@@ -65,7 +65,7 @@ async def destroy(
 
 
 def deletion(routed: RoutedShards, grace: timedelta = NO_GRACE, **options: Any) -> TenantDeleter:
-    return TenantDeleter(routed.locator, routed.pools, grace, **options)
+    return TenantDeleter(routed.pools, grace, **options)
 
 
 # Beginning
