@@ -15,7 +15,7 @@ from simplu_worker.commands.shards import tenant_moves
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.routing.locator import Locator, StaticMap
-from simplu_worker.shards.tenants.tenant_rows import describe_drained
+from simplu_worker.shards.tenants.provisioning import describe_drained
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.balance import PlannedTransfer, plan_balance, plan_by_map, plan_drain, plan_undrain
 

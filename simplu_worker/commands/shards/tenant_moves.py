@@ -22,7 +22,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.queries import QUERIES as SHARD_QUERIES
 from simplu_worker.shards.routing.locator import Capacity, StaticMap, read_shard_map
 from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, ShardRows, fetch_from_all_shards
-from simplu_worker.shards.tenants.tenant_rows import describe_drained
+from simplu_worker.shards.tenants.provisioning import describe_drained
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving import balance

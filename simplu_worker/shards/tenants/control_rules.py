@@ -24,6 +24,7 @@ from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.types import FailedOnShardError, RefusedOnShardError, ShardNotAllowedError
 from simplu_worker.vocabulary import TenantState
 
+DEFAULT_ROW: Final = ("settings", "default")  # resource type and id of the row that `add_default_rows` adds
 COPY_STATES: Final = frozenset({TenantState.INCOMING, TenantState.READY})
 
 

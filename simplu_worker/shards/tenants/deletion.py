@@ -50,7 +50,7 @@ from simplu_worker.shards.tenants.control_rules import (
     timestamp_text,
     unforeseen_with_shard,
 )
-from simplu_worker.shards.tenants.tenant_rows import AT_ONCE, SAFE_WITHIN_S, ShardSlots
+from simplu_worker.shards.tenants.provisioning import AT_ONCE, SAFE_WITHIN_S, ShardSlots
 from simplu_worker.shards.types import DestructionResult, FailedOnShardError, ShardUnavailableError
 from simplu_worker.timing.waits import repeat_every
 from simplu_worker.vocabulary import TargetKind, TenantState

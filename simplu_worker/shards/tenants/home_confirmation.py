@@ -31,8 +31,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import fetch_from_shard, group_by_shard
 from simplu_worker.shards.routing.tenant_homes import MOVES_MAX, QUERIES_AT_ONCE, TenantHomes
-from simplu_worker.shards.tenants.control_rules import HomeCandidate, resolve_homes, timestamp_text
-from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW
+from simplu_worker.shards.tenants.control_rules import DEFAULT_ROW, HomeCandidate, resolve_homes, timestamp_text
 from simplu_worker.timing.sharing import Coalescer
 from simplu_worker.timing.waits import repeat_every
 from simplu_worker.vocabulary import ProvisioningOutcome, TargetKind, TenantState

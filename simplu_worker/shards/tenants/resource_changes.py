@@ -38,8 +38,7 @@ from simplu_worker.shards.tenants.control_rules import (
     timestamp_text,
     unforeseen_with_shard,
 )
-from simplu_worker.shards.tenants.provisioning import check_business_type
-from simplu_worker.shards.tenants.tenant_rows import SAFE_WITHIN_S, ShardSlots, find_missing_types
+from simplu_worker.shards.tenants.provisioning import SAFE_WITHIN_S, ShardSlots, check_business_type, find_missing_types
 from simplu_worker.shards.types import (
     AdminAccount,
     ChangeResult,

@@ -21,8 +21,8 @@ from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import pack_columns
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import check_registration, ensure_schema, has_schema
-from simplu_worker.shards.tenants.control_rules import timestamp_text
-from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, describe_drained
+from simplu_worker.shards.tenants.control_rules import DEFAULT_ROW, timestamp_text
+from simplu_worker.shards.tenants.provisioning import describe_drained
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.importing.rules import HomeFacts, SourceRow, SourceTenant, hash_of
 from simplu_worker.transfers.moving.checksums import TypeSum

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.tenants.tenant_rows import batches_of
+from simplu_worker.shards.tenants.provisioning import batches_of
 from simplu_worker.shards.types import ProvisionRequest
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
