@@ -76,6 +76,7 @@ def check_bounds(schema: Any) -> frozenset[str]:
     survey = _Survey()
     survey.add(schema, "")
     for pointer in survey.subschemas:
+        survey.way_count = 0
         survey.measure(pointer, [])
     return frozenset(survey.names)
 
@@ -94,7 +95,7 @@ class _Survey:
         self._sizes: dict[str, int] = {}  # with all that is compared
         self._pattern_count = 0
         self._visit_count = 0
-        self._ways_back: set[tuple[str, ...]] = set()  # what leads to each subschema to which a reference leads back
+        self.way_count = 0  # of references that lead back, on all ways from where the measuring began
 
     def add(self, schema: Any, pointer: str) -> str:
         subschema = self.subschemas[pointer] = _Subschema()
@@ -142,7 +143,7 @@ class _Survey:
         if pointer in behind:
             self._add_way_back(pointer, behind)
             return 1
-        way_count = len(self._ways_back)
+        way_count = self.way_count
         subschema, behind = self.subschemas[pointer], [*behind, pointer]
         targets = [self._target_of(pointer, *reference) for reference in subschema.references]
         size = subschema.size + sum(self.measure(one, behind) for one in [*subschema.inner, *targets])
@@ -152,21 +153,20 @@ class _Survey:
                 f" fewer references, and fewer objects and arrays in enum and const (each counts as {CONSTANT_SIZE}),"
                 " numbers in enum, and names in dependentRequired (as 1)"
             )
-        if way_count == len(self._ways_back):  # the ways back from here depend on what leads here
+        if way_count == self.way_count:  # the ways back from here depend on what leads here
             self._sizes[pointer] = size
         return size
 
     def _add_way_back(self, pointer: str, behind: Sequence[str]) -> None:
-        start = behind.index(pointer)
-        leading, way = tuple(behind[: start + 1]), pairwise([*behind[start:], pointer])
+        way = pairwise([*behind[behind.index(pointer) :], pointer])
         steps = {inner[len(outer) + 1 :].partition("/")[0] for outer, inner in way if inner.startswith(f"{outer}/")}
-        if steps.isdisjoint(_INWARD) or leading in self._ways_back or self.has_unevaluated:
+        self.way_count += 1
+        if steps.isdisjoint(_INWARD) or self.way_count > 1 or self.has_unevaluated:
             raise InvalidSchemaError(
-                f"#{pointer}: expected at most one reference that leads back to it, from a member or an element, in a"
+                f"#{pointer}: expected at most one way on which references lead back, from a member or an element, in a"
                 " schema without unevaluatedProperties and unevaluatedItems, got another one; write out as many levels"
                 " as documents have"
             )
-        self._ways_back.add(leading)
 
     def _target_of(self, pointer: str, keyword: str, reference: str) -> str:
         name = unquote(reference[1:]) if reference.startswith("#") else None

@@ -88,31 +88,6 @@ async def test_patch_takes_linear_time_whatever_its_shape(tenant: TenantCase, sh
     await assert_is_linear(acts)
 
 
-FILTERS: dict[str, Callable[[int], Any]] = {
-    "members": members,
-    "an array": lambda count: {"v": list(range(count))},
-    "an array of objects": lambda count: {"v": [{"x": number} for number in range(count)]},
-}
-
-
-@pytest.mark.parametrize("shape", FILTERS)
-async def test_list_takes_linear_time_whatever_its_filters(tenant: TenantCase, shape: str) -> None:
-    acts = []
-    for count in (SMALL, LARGE):
-        document, resource_type = FILTERS[shape](count), f"{shape}-{count}"
-        await tenant.apply(tenant.operation("create", "r1", document, resource_type=resource_type))
-        listing = {"filters": document, "resource_type": resource_type}
-
-        async def act(listing: dict[str, Any] = listing) -> None:
-            asked = tenant.operation("list", None, **listing)
-            assert await tenant.apply(asked) == [SUCCEEDED]
-            assert len((await tenant.result(asked))["items"]) == 1
-
-        acts.append(act)
-
-    await assert_is_linear(acts)
-
-
 async def test_laborious_patches_keep_their_place_in_the_batch(tenant: TenantCase) -> None:
     assert is_laborious(json.dumps(LABORIOUS))
     batch = [
@@ -139,33 +114,6 @@ async def test_laborious_patches_keep_their_place_in_the_batch(tenant: TenantCas
     assert await tenant.apply(*batch) == [DUPLICATE] * len(batch)
     (row,) = await fetch(tenant.pool, "SELECT data::text FROM resources WHERE id = $1", tenant.tenant_id)
     assert '"keep": 1.5' in row["data"]
-
-
-@pytest.mark.parametrize(
-    "members",
-    [
-        '"bad": "\\u0000"',
-        '"bad": "\\ud800"',
-        '"bad": 1e200000',
-        '"bad\\u0000": null',  # names and values that the merged data lack
-        '"bad": "\\u0000", "bad": 1',
-        '"\\ud800": null',
-        '"o": {"\\\\\\u0000": null}',
-    ],
-)
-async def test_laborious_patch_that_cannot_be_stored_is_invalid_data(tenant: TenantCase, members: str) -> None:
-    await tenant.apply(tenant.operation("create", "r1", {"a": 1}))
-    patch = json.dumps(LABORIOUS)[:-1] + f", {members}}}"
-    assert await tenant.apply(tenant.operation("patch", "r1", f"{{{members}}}")) == [failed(Failure.INVALID_DATA)]
-
-    outcomes = await tenant.apply(
-        tenant.operation("create", "r2", {}),
-        tenant.operation("patch", "r1", patch),
-        tenant.operation("patch", "r2", {}),
-    )
-
-    assert outcomes == [SUCCEEDED, failed(Failure.INVALID_DATA), SUCCEEDED]
-    assert (await tenant.resources())["patient", "r1"] == {"a": 1}
 
 
 @pytest.mark.parametrize(

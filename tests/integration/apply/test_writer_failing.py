@@ -180,16 +180,6 @@ async def test_nobody_is_blamed_when_the_log_is_slow_as_well(touchy: ShardPool) 
     await touchy.close()
 
 
-@pytest.mark.slow
-async def test_writer_blames_nobody_when_many_are_merely_slow_together(touchy: ShardPool) -> None:
-    pool = ShardPool(touchy.address, size=2, timeouts=ShardTimeouts(batch_s=0.5, part_s=20.0))
-    case = await case_on(pool)
-    batch = [case.operation("create", f"r{number}", {"sleep": 0.1}) for number in range(8)]
-
-    assert await case.apply(*batch) == [SUCCEEDED] * 8
-    await pool.close()
-
-
 @pytest.mark.parametrize("moment", ["lock_tenants", "begin"])
 async def test_nobody_is_blamed_for_a_statement_without_operations(make_shard: ShardMaker, moment: str) -> None:
     timeouts = ShardTimeouts(batch_s=0.3 if moment == "lock_tenants" else 1e9, row_lock_s=5.0)

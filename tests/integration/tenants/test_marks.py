@@ -14,7 +14,6 @@ from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TenantCase, fetch
 
-from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.listing import ListRequest, OperationPage
 from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -67,22 +66,6 @@ async def test_provisioning_marks_the_default_rows(routed: RoutedShards, pool: S
     await provision(routed, TENANT)
 
     assert await marked(pool) == [("clinic-main", *SETTINGS), ("clinic-other", *SETTINGS)]
-
-
-async def test_rename_marks_both_ids(routed: RoutedShards, pool: ShardPool) -> None:
-    await provision(routed, TENANT)
-    await forget_marks(pool)
-    case = TenantCase(pool, TENANT)
-    old = "0123abcd-89ab-cdef-0123-456789abcdef"
-    assert await case.apply(case.operation("create", old, {}, arrived_at=datetime.now(UTC))) == [SUCCEEDED]
-
-    results = [
-        await routed.changes.rename(ResourceRename(*TENANT, "patient", *ids, None, AT))
-        for ids in ((old, "pat-ж"), (old, "pat-ж"), ("none", "some"))
-    ]
-
-    assert results == [ChangeResult.APPLIED, ChangeResult.EXISTED, ChangeResult.MISSING]
-    assert await marked(pool) == [("clinic-main", "patient", old), ("clinic-main", "patient", "pat-ж")]
 
 
 @pytest.mark.parametrize(("business_type", "staff_type"), [("dental", "medic"), ("gym", None)])

@@ -89,20 +89,6 @@ def test_tokens_are_those_of_the_last_known_row_and_of_the_last_doubts() -> None
     assert one.fencing_tokens[1:] == doubts[-UNCERTAIN_ATTEMPTS_MAX - 1 :]
 
 
-def test_claims_have_their_own_tokens() -> None:
-    one, other = claim(), claim()
-    attempt(one, ShardUnavailableError("no answer"))
-
-    assert (len(one.fencing_tokens), other.fencing_tokens) == (1, [])
-
-
-def test_attempts_of_many_claims_end_alike() -> None:
-    many = [claim("a"), claim("b")]
-    with attempt_claim(many[0]) as first, attempt_claim(many[1]) as second:
-        assert first != second
-    assert [one.fencing_tokens for one in many] == [[first], [second]]
-
-
 @given(
     st.lists(
         st.sampled_from(["committed", "rolled back", "lost before", "lost after"]), max_size=UNCERTAIN_ATTEMPTS_MAX
