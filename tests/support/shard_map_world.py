@@ -22,7 +22,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
 from simplu_worker.shards.routing.route_refresh import RouteRefresh, ShardMapReloader
-from simplu_worker.shards.routing.shard_map import bucket_of
+from simplu_worker.shards.routing.shard_map import hash_of, jump_hash
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
 from simplu_worker.vocabulary import Absence
@@ -35,8 +35,8 @@ def tenant_on(place: int, count: int, *, number: int = 0, before: int | None = N
     found = (
         ("clinic", f"{one}")
         for one in range(10_000)
-        if bucket_of(f"clinic-{one}", count) == place
-        and (before is None or bucket_of(f"clinic-{one}", count - 1) == before)
+        if jump_hash(hash_of(f"clinic-{one}"), count) == place
+        and (before is None or jump_hash(hash_of(f"clinic-{one}"), count - 1) == before)
     )
     return next(tenant for index, tenant in enumerate(found) if index == number)
 

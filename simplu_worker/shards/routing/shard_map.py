@@ -145,11 +145,6 @@ class ShardMap(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_field
         return ShardMap(shards=(*self.shards[:count], *new), tenants=self.tenants)
 
 
-def bucket_of(key: str, count: int) -> int:
-    """Return the bucket of *key*, out of *count*, by the first 8 bytes, big-endian, of its MD5."""
-    return jump_hash(hash_of(key), count)
-
-
 def hash_of(key: str, attempt: int = 0) -> int:
     """Return 64 bits of the MD5 of *key*; after *attempt* retired shards, of *key* with `#attempt`."""
     text = f"{key}#{attempt}" if attempt else key

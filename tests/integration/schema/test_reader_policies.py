@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
-from support.postgres.databases import ShardMaker, execute
+from support.postgres.databases import ShardMaker
 from support.postgres.log_rows import LOG_TABLES
 from support.postgres.tenant_cases import TenantCase, add_tenant, failed, fetch, operation, writer_of
 from support.requires import ROOT
@@ -146,56 +146,6 @@ async def test_reader_sees_nothing_of_the_log_but_its_view(shard: ShardPool, mak
         assert await seen(one, "SELECT tenant_id FROM operations", tenant="clinic-main") == ["clinic-main"]
 
 
-@pytest.mark.parametrize("tenant", ["clinic-main", "smile-center", "", None])
-async def test_role_confined_to_a_tenant_has_a_view_of_the_owners(
-    shard: ShardPool, make_role: RoleMaker, tenant: str | None
-) -> None:
-    await fetch(
-        shard,
-        "CREATE VIEW main_operations WITH (security_barrier) AS"
-        " SELECT * FROM operations WHERE tenant_id = 'clinic-main'",
-    )
-    confined = await make_role("GRANT SELECT ON main_operations TO {role}")
-    try:
-        expected = ["clinic-main"] if tenant == "clinic-main" else []
-        assert await seen(confined, "SELECT tenant_id FROM main_operations", tenant=tenant) == expected
-        assert await seen(
-            confined, "SELECT tenant_id FROM main_operations WHERE true OR error = ''", tenant=tenant
-        ) == (expected)
-        for query in ("SELECT FROM operations", "SELECT FROM simplu_operation('clinic-main', 'r')"):
-            with pytest.raises(asyncpg.InsufficientPrivilegeError):
-                await seen(confined, query, tenant=tenant)
-    finally:
-        await fetch(shard, "DROP VIEW main_operations")
-
-
-async def test_reader_sees_no_more_when_it_plants_what_the_view_uses(shard: ShardPool, make_role: RoleMaker) -> None:
-    reader = await make_role("GRANT SELECT ON operations TO {role}", "CREATE SCHEMA {role} AUTHORIZATION {role}")
-    connection = await asyncpg.connect(reader)
-    role = await connection.fetchval("SELECT current_user")
-    await connection.execute(
-        f"""
-        SET search_path = {role}, pg_catalog, public;
-        CREATE FUNCTION current_setting(text, boolean) RETURNS text LANGUAGE sql AS $$ SELECT 'smile-center' $$;
-        CREATE FUNCTION has_table_privilege(regclass, text) RETURNS boolean LANGUAGE sql AS 'SELECT true';
-        CREATE FUNCTION simplu_id(bytea) RETURNS text LANGUAGE sql AS $$ SELECT 'planted' $$;
-        CREATE FUNCTION simplu_key(text) RETURNS bytea LANGUAGE sql AS $$ SELECT NULL::bytea $$;
-        CREATE FUNCTION is_same(text, text) RETURNS boolean LANGUAGE sql AS 'SELECT true';
-        CREATE OPERATOR = (LEFTARG = text, RIGHTARG = text, FUNCTION = is_same);
-        """
-    )
-    await connection.execute("SET simplu.tenant TO 'clinic-main'")
-    rows = await connection.fetch("SELECT tenant_id, request_id FROM operations WHERE tenant_id = 'no such'")
-    single = await connection.fetch(
-        "SELECT tenant_id, request_id FROM public.simplu_operation('clinic-main', $1)", rows[0]["request_id"]
-    )
-    await connection.close()
-
-    assert [row["tenant_id"] for row in rows] == ["clinic-main"]  # by the planted operator: only the query means it
-    assert single == rows
-    assert rows[0]["request_id"] != "planted"
-
-
 @pytest.mark.parametrize(
     "statement",
     [
@@ -283,15 +233,3 @@ async def test_page_for_readers_is_true(shard: ShardPool) -> None:
 
     assert len(blocks) == page.count("```sql") >= 10
     assert roles == {"clinic_site", "main_reports", "reporting"}
-
-
-async def test_reader_with_its_own_policy_sees_all_after_the_upgrade(shard: ShardPool, make_role: RoleMaker) -> None:
-    reader = await make_role(
-        "GRANT SELECT ON resources TO {role}", "CREATE POLICY {role} ON resources FOR SELECT TO {role} USING (true)"
-    )
-    await execute(shard.address.connection_string, "ALTER TABLE resources DISABLE ROW LEVEL SECURITY")
-    before = await seen(reader, "SELECT id FROM resources")
-
-    await execute(shard.address.connection_string, "ALTER TABLE resources ENABLE ROW LEVEL SECURITY")
-
-    assert await seen(reader, "SELECT id FROM resources") == before == ["clinic-main"] * 4 + ["smile-center"] * 2

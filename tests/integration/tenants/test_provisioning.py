@@ -23,7 +23,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
-from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, bucket_of
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, hash_of, jump_hash
 from simplu_worker.shards.schema import schema_check
 from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, MIGRATIONS
 from simplu_worker.shards.tenants.provisioning import Provisioner
@@ -243,7 +243,7 @@ async def test_provision_all_makes_the_others_when_some_cannot_be_made(make_shar
 async def test_provision_waits_for_no_shard_but_its_own_in_a_marked_map(make_shard: ShardMaker) -> None:
     shards = [silent("shard-1"), silent("shard-2"), await make_shard("shard-3")]
     mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
-    hashed = next(("b", str(one)) for one in range(200) if bucket_of(f"b-{one}", 3) == 2)
+    hashed = next(("b", str(one)) for one in range(200) if jump_hash(hash_of(f"b-{one}"), 3) == 2)
     for is_marked in (False, True):
         locator = StaticMap(ShardMap(mapped, {"b-pinned": "shard-3"}, all_in_place=is_marked))
         async with Pools(size=1) as pools:

@@ -17,7 +17,7 @@ from simplu_worker.commands.output import show
 from simplu_worker.commands.shards.show import read_keys, route_keys
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
-from simplu_worker.shards.routing.shard_map import bucket_of
+from simplu_worker.shards.routing.shard_map import hash_of, jump_hash
 
 URL = "postgresql://user:correct-horse@db{}.internal:5432/shard"
 KEYS = [f"clinic-{number}" for number in range(200)]
@@ -36,9 +36,9 @@ def settings_of(
 
 
 def read_by_hand(key: str, count: int, retired: frozenset[int]) -> list[str]:
-    way = [bucket_of(key, count)]
+    way = [jump_hash(hash_of(key), count)]
     while way[-1] in retired:
-        way.append(bucket_of(f"{key}#{len(way)}", count))
+        way.append(jump_hash(hash_of(f"{key}#{len(way)}"), count))
     return [f"shard-{number}" for number in way]
 
 
@@ -76,7 +76,7 @@ async def test_route_tells_what_would_move_when_a_shard_is_added(
 
     said = await printed(settings, *KEYS, with_shards=5, capfd=capfd)
 
-    moved = {key for key in KEYS[1:] if bucket_of(key, 4) != bucket_of(key, 5)}
+    moved = {key for key in KEYS[1:] if jump_hash(hash_of(key), 4) != jump_hash(hash_of(key), 5)}
     assert {route["key"] for route in said["routes"] if route["withShards"] != route["shardId"]} == moved
     assert {route["withShards"] for route in said["routes"] if route["key"] in moved} == {"new-1"}
     summary = said["withShards"]

@@ -18,8 +18,8 @@ from simplu_worker.shards.routing.locator import read_shard_map
 from simplu_worker.shards.routing.shard_map import (
     MappedShard,
     ShardMap,
-    bucket_of,
     first_problems,
+    hash_of,
     jump_hash,
     parse_shard_map,
 )
@@ -108,35 +108,8 @@ def test_jump_hash_moves_a_key_only_to_the_new_bucket(key: int, count: int) -> N
     assert jump_hash(key, count + 1) in {jump_hash(key, count), count}
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(1, 100))
-def test_jump_takes_the_first_eight_bytes_of_the_keys_md5(key: str, count: int) -> None:
-    expected = int(hashlib.md5(key.encode()).hexdigest()[:16], 16)
-
-    assert bucket_of(key, count) == jump_hash(expected, count)
-
-
 def test_jump_is_frozen() -> None:
-    assert {key: [bucket_of(key, count) for count in (1, 2, 3, 4, 8, 16, 100)] for key in FROZEN} == FROZEN
-
-
-@pytest.mark.slow
-@given(st.text(max_size=20), st.integers(1, 20), st.sets(st.integers(0, 19)))
-def test_place_is_a_shard_that_is_not_retired(key: str, count: int, retired: set[int]) -> None:
-    key = key.encode("utf-8", "ignore").decode()
-    retired = {number for number in retired if number < count}
-    if len(retired) == count:
-        retired.pop()
-    place = map_of(count, retired=frozenset(retired)).shard_of(key)
-    attempts = [bucket_of(f"{key}#{attempt}" if attempt else key, count) for attempt in range(400)]
-
-    assert place.shard_id == f"shard-{next(number for number in attempts if number not in retired)}"
-
-
-@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.integers(1, 12), st.integers(0, 11))
-def test_retiring_a_shard_moves_only_its_own_keys(key: str, count: int, retired: int) -> None:
-    before = map_of(count).shard_of(key)
-    if count > 1 and retired < count and before.shard_id != f"shard-{retired}":
-        assert map_of(count, retired=frozenset({retired})).shard_of(key) == before
+    assert {key: [jump_hash(hash_of(key), count) for count in (1, 2, 3, 4, 8, 16, 100)] for key in FROZEN} == FROZEN
 
 
 def test_pinned_tenant_is_where_its_pin_says() -> None:
@@ -153,7 +126,7 @@ def test_homes_are_every_place_a_key_had_while_the_map_grew(key: str, count: int
     homes = shard_map.possible_homes(key)
 
     assert homes[0] == shard_map.shard_of(key)
-    assert set(names(homes)) == {f"shard-{bucket_of(key, fewer)}" for fewer in range(1, count + 1)}
+    assert set(names(homes)) == {f"shard-{paper_place(key, fewer)}" for fewer in range(1, count + 1)}
     assert len(set(names(homes))) == len(homes)
 
 
@@ -202,7 +175,7 @@ def test_resized_map_has_the_first_shards_or_new_ones_at_its_end() -> None:
 
 
 def test_homes_begin_with_the_pin_and_hold_the_hashed_place_too() -> None:
-    key = next(f"key-{number}" for number in range(100) if bucket_of(f"key-{number}", 3) == 2)
+    key = next(f"key-{number}" for number in range(100) if paper_place(f"key-{number}", 3) == 2)
     homes = map_of(3, tenants={key: "shard-0"}).possible_homes(key)
 
     assert names(homes)[0] == "shard-0"
@@ -225,7 +198,7 @@ def test_map_is_read_from_its_file(tmp_path: Path) -> None:
 
 PASSWORD_URL = "postgresql://u:correct-horse@a.internal/d"
 BAD_MAPS: list[tuple[str, Any, list[str]]] = [
-    ("no shard", {"shards": []}, ["at least one shard"]),
+    ("no shard", {"shards": []}, ["SHARD_MAP_FILE: expected at least one shard"]),
     ("all retired", {"shards": [shard(0, retired=True)]}, ["not retired"]),
     ("twice", {"shards": [shard(0), shard(1), shard(0)]}, ["shard shard-0: listed twice"]),
     (
@@ -274,12 +247,6 @@ def test_bad_map_is_refused_with_every_problem_and_no_secret(content: Any, expec
     assert "correct-horse" not in str(raised.value)
 
 
-def test_map_without_shards_has_that_one_problem() -> None:
-    with pytest.raises(ConfigurationError) as raised:
-        parse_shard_map(b'{"shards": []}', ())
-    assert raised.value.problems == ("SHARD_MAP_FILE: expected at least one shard",)
-
-
 @pytest.mark.parametrize(
     ("count", "expected"), [(2, ["a", "b", "c"]), (3, ["a", "b", "c"]), (1, ["a"]), (4, ["a", "b", "c"])]
 )
@@ -292,7 +259,7 @@ def test_first_problems_are_all_unless_there_are_more(count: int, expected: list
 @given(TEXTS)
 def test_key_is_at_its_first_place_when_all_shards_are_retired(key: str) -> None:
     every = ShardMap(tuple(MappedShard(f"shard-{number}", "", retired=True) for number in range(3)))
-    assert every.placement(key).shard is every.shards[bucket_of(key, 3)]
+    assert every.placement(key).shard is every.shards[paper_place(key, 3)]
     assert sorted(names(every.possible_homes(key))) == ["shard-0", "shard-1", "shard-2"]
 
 
