@@ -8,6 +8,7 @@ turn, so every pool gets one, however many wait in others.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 TURN_MAX_S: Final = 0.5  # some hundred times the time to connect
@@ -39,7 +40,7 @@ class PoolConnections(Generic[ConnectionT, RequestT]):
         self.size = size
         self.idle: list[ConnectionT] = []  # returned last at the end
         self.lent: dict[ConnectionT, float] = {}  # since when; longest lent first
-        self.requests: dict[RequestT, None] = {}
+        self.requests: deque[RequestT] = deque()
         self.open_count = 0  # with those that are being opened or closed
 
 
@@ -55,6 +56,7 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
         self._max = max_connections
         self._idle: dict[ConnectionT, _Idle[ConnectionT, RequestT]] = {}  # of all pools, longest idle first
         self._queue: dict[PoolConnections[ConnectionT, RequestT], None] = {}  # pools with requests, by turns
+        self._changed: list[PoolConnections[ConnectionT, RequestT]] = []  # with a request or connection to assign
         self.open_count = 0
 
     def __repr__(self) -> str:
@@ -70,20 +72,24 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
 
     def request(self, pool: PoolConnections[ConnectionT, RequestT], request: RequestT) -> None:
         """Note that a caller waits."""
-        pool.requests[request] = None
+        pool.requests.append(request)
         self._queue.setdefault(pool)
+        self._changed.append(pool)
 
     def withdraw(self, pool: PoolConnections[ConnectionT, RequestT], request: RequestT) -> bool:
         """Note that a caller waits no more; return false if it does not wait, because its turn has come."""
         if request not in pool.requests:
             return False
-        self._take_request(pool, request)
+        pool.requests.remove(request)
+        if not pool.requests:
+            del self._queue[pool]
         return True
 
     def park(self, pool: PoolConnections[ConnectionT, RequestT], connection: ConnectionT, now: float) -> None:
         """Note that a connection of *pool* is idle."""
         pool.idle.append(connection)
         self._idle[connection] = _Idle(pool, now)
+        self._changed.append(pool)
 
     def release(self, pool: PoolConnections[ConnectionT, RequestT]) -> None:
         """Note that a slot of *pool* is free: its connection ended, or was never opened."""
@@ -108,8 +114,9 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
 
     def assign(self, now: float) -> Assignment[ConnectionT, RequestT]:
         """Serve the requests that can be served now."""
-        assignment = Assignment[ConnectionT, RequestT]([], [], [])
-        for pool in [pool for pool in self._queue if pool.idle]:
+        assignment: Assignment[ConnectionT, RequestT] = Assignment([], [], [])
+        while self._changed:
+            pool = self._changed.pop()
             while pool.requests and pool.idle:
                 connection = pool.idle.pop()
                 del self._idle[connection]
@@ -119,19 +126,20 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
                 else:
                     pool.lent[connection] = now
                     assignment.lend.append((self._take_request(pool), connection))
-        while (needy := self._neediest_pool()) is not None and self._make_room(needy, now, assignment.close):
+        while self._has_room() and (needy := self._neediest_pool()) is not None:
+            if not self._make_room(needy, now, assignment.close):
+                break
             needy.open_count += 1
             self.open_count += 1
             assignment.open.append(self._take_request(needy))
             self._put_last(needy)
         return assignment
 
-    def _take_request(self, pool: PoolConnections[ConnectionT, RequestT], request: RequestT | None = None) -> RequestT:
-        taken = next(iter(pool.requests)) if request is None else request
-        del pool.requests[taken]
+    def _take_request(self, pool: PoolConnections[ConnectionT, RequestT]) -> RequestT:
+        request = pool.requests.popleft()
         if not pool.requests:
             del self._queue[pool]
-        return taken
+        return request
 
     def _put_last(self, pool: PoolConnections[ConnectionT, RequestT]) -> None:
         if pool in self._queue:
@@ -146,12 +154,15 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
             return False
         return rival.open_count == 0 or rival.open_count < pool.open_count - 1
 
+    def _has_room(self) -> bool:
+        return self.open_count < self._max or bool(self._idle)
+
     def _make_room(self, pool: PoolConnections[ConnectionT, RequestT], now: float, closed: list[ConnectionT]) -> bool:
         if self.open_count < self._max:
             return True
-        connection, idle = next(iter(self._idle.items()), (None, None))
+        connection, idle = next(iter(self._idle.items()))
         # A connection in regular use is not taken for a pool that already has one.
-        if connection is None or idle is None or (pool.open_count and now - idle.since < self._turn_s()):
+        if pool.open_count and now - idle.since < self._turn_s():
             return False
         closed.append(connection)
         return self.drop(connection)

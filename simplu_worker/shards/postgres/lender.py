@@ -21,9 +21,22 @@ class Request:
     """A caller that waits for its turn. It may be granted one while it is being cancelled, and gives that back."""
 
     def __init__(self) -> None:
-        self.is_over = asyncio.Event()
+        self.is_over = False
         self.connection: ShardConnection | None = None  # None: the caller may open one
         self.error: Exception | None = None
+        self._wake: asyncio.Future[None] | None = None
+
+    def end(self) -> None:
+        """Let the caller go on."""
+        self.is_over = True
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def wait(self) -> None:
+        """Wait for the end."""
+        if not self.is_over:
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
 
 
 class SharedBudget(ConnectionBudget[ShardConnection, Request]):
@@ -41,8 +54,9 @@ class SharedBudget(ConnectionBudget[ShardConnection, Request]):
             connection.terminate()
         for request, connection in assignment.lend:
             request.connection = connection
-        for request in [*assignment.open, *(request for request, _ in assignment.lend)]:
-            request.is_over.set()
+            request.end()
+        for request in assignment.open:
+            request.end()
         if self.has_idle and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._idle_s / SWEEPS, self._sweep)
 
@@ -86,14 +100,16 @@ class ConnectionLender:
 
     async def borrow(self, *, within_s: float) -> ShardConnection:
         """Return a connection, to be given back. Raises `TimeoutError`, and as *open_one* does."""
+        request = self._ask()
+        if request.connection is not None and not request.connection.is_closed():
+            return request.connection  # at once: a timer costs more than all the rest
         async with asyncio.timeout(within_s):
-            while True:
-                connection = await self._wait_for_turn()
-                if connection is None:
-                    return await self._open()
+            while (connection := await self._turn_of(request)) is not None:
                 if not connection.is_closed():
                     return connection
                 self.give_back(connection)
+                request = self._ask()
+            return await self._open()
 
     def give_back(self, connection: ShardConnection) -> None:
         """Take a connection back; end it if it is closed, expired, or in a transaction."""
@@ -139,7 +155,7 @@ class ConnectionLender:
         for request in [*self._pool.requests]:
             self._budget.withdraw(self._pool, request)
             request.error = error()
-            request.is_over.set()
+            request.end()
 
     async def close(self, *, within_s: float) -> None:
         """End all connections; wait for lent ones up to *within_s*."""
@@ -155,12 +171,15 @@ class ConnectionLender:
             self._all_returned = None
             self.terminate_lent(before=float("inf"))
 
-    async def _wait_for_turn(self) -> ShardConnection | None:
+    def _ask(self) -> Request:
         request = Request()
         self._budget.request(self._pool, request)
         self._budget.settle()
+        return request
+
+    async def _turn_of(self, request: Request) -> ShardConnection | None:
         try:
-            await request.is_over.wait()
+            await request.wait()
         except BaseException:
             if not self._budget.withdraw(self._pool, request) and request.error is None:
                 self._return_turn(request.connection)
