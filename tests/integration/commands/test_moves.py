@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from pydantic import Secret
 from structlog.testing import capture_logs
-from support.citrus.for_commands import citrus_for_commands, refused
-from support.citrus.lying_citrus import Lie
+from support.citrus.for_commands import Lie, citrus_for_commands, refused
 from support.postgres.databases import ShardMaker
 from support.postgres.move_cases import ROWS, TENANT_ID, ask, fill, settings_of, stop_in_copy, unfinished
 from support.postgres.tenant_cases import TENANT

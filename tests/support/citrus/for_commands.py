@@ -3,17 +3,68 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
+import aiohttp
 from aiohttp import web
 from support.citrus.cases import API_KEY
-from support.citrus.lying_citrus import Lie, LyingCitrus
 from support.settings import settings_in
+from yarl import URL
 
+from simplu_local.processes.loopback import HOST
 from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.postgres.address import ShardAddress
+
+Lie = Callable[[web.Request], web.Response | None]
+"""What to answer instead of the truth; `None`: the truth."""
+
+
+class LyingCitrus:
+    """Listens while it is entered."""
+
+    def __init__(self, citrus_url: str) -> None:
+        self._citrus_url = citrus_url
+        self._lie: Lie | None = None
+        self._exit = contextlib.AsyncExitStack()
+        self.url = ""
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as entered:
+            self._session = await entered.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
+            application = web.Application()
+            application.router.add_route("*", "/{path:.*}", self._serve)
+            runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
+            await runner.setup()
+            entered.push_async_callback(runner.cleanup)
+            await web.TCPSite(runner, HOST, 0).start()
+            self.url = f"http://{HOST}:{runner.addresses[0][1]}"
+            self._exit = entered.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._exit.aclose()
+
+    @contextlib.contextmanager
+    def lying(self, lie: Lie) -> Iterator[None]:
+        self._lie = lie
+        try:
+            yield
+        finally:
+            self._lie = None
+
+    async def _serve(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        if self._lie is not None and (lie := self._lie(request)) is not None:
+            return lie
+        url = URL(f"{self._citrus_url}{request.raw_path}", encoded=True)
+        headers = {name: value for name, value in request.headers.items() if name != "Host"}
+        async with self._session.request(request.method, url, headers=headers, data=body) as answer:
+            return web.Response(
+                status=answer.status, body=await answer.read(), content_type=answer.content_type, charset="utf-8"
+            )
 
 
 @dataclass(frozen=True)

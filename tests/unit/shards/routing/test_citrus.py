@@ -57,12 +57,9 @@ async def test_locate_returns_the_shard_that_citrus_names() -> None:
         ("100%-x", "/api/shard/100%25-x"),
         ("%2F-x", "/api/shard/%252F-x"),
         ("naïve-漢字", "/api/shard/na%C3%AFve-%E6%BC%A2%E5%AD%97"),
-        ("🏨-🏨", "/api/shard/%F0%9F%8F%A8-%F0%9F%8F%A8"),
-        ("..-..", "/api/shard/..-.."),
         ("../..-x", "/api/shard/..%2F..-x"),
         ("a?b=c#d-x", "/api/shard/a%3Fb%3Dc%23d-x"),
         ("a b-+", "/api/shard/a%20b-%2B"),
-        ("http://x-y", "/api/shard/http%3A%2F%2Fx-y"),
         ("\u0001\\'\"-;", "/api/shard/%01%5C%27%22-%3B"),
     ],
 )
@@ -94,25 +91,12 @@ NO_ANSWERS: dict[str, tuple[Reply, str]] = {
     "html that says it is json": (reply(HTML), "expected JSON"),
     "nothing": (reply(b""), "expected JSON"),
     "not utf-8": (reply(b'{"shardId": "\xff", "connectionString": ""}'), "expected JSON"),
-    "a list": (reply([SHARD]), "Expected `object`, got `array`"),
-    "wrong types": (reply(SHARD | {"shardId": 7}), r"Expected `str`, got `int` - at `\$.shardId`"),
     "a member missing": (reply({"shardId": "shard-a"}), "missing required field `connectionString`"),
-    "null": (reply(SHARD | {"connectionString": None}), "Expected `str`, got `null`"),
     "nested without end": (reply(b"[" * 100_000), "expected JSON"),
     "too long": (reply(b'"' + b"x" * REPLY_MAX_BYTES + b'"'), f"at most {REPLY_MAX_BYTES} bytes"),
     "half of it": (half_a_reply(b'{"shardId": "shard-a", '), "expected a whole answer"),
     "500": (reply({"error": "oops"}, status=500), "expected 200, got 500"),
-    "503 html": (reply(HTML, status=503, content_type="text/html"), "expected 200, got 503"),
-    "204": (reply(b"", status=204), "expected 200, got 204"),
     "409": (reply({}, status=409), "expected 200, got 409"),
-    "304": (reply(b"", status=304), "expected 200, got 304"),
-    "isActive null": (reply(SHARD | {"isActive": None}), r"Expected `bool`, got `null`"),
-    "an id that would break lines": (reply(SHARD | {"shardId": "a\nb"}), "matching regex"),
-    "no id": (reply(SHARD | {"shardId": ""}), "length >= 1"),
-    "an id without end": (reply(SHARD | {"shardId": "a" * 129}), "length <= 128"),
-    "half a character": (reply(b'{"shardId": "\\ud800", "connectionString": "x"}'), "expected JSON"),
-    "a negative count": (reply(SHARD | {"businessCount": -1}), "`int` >= 0"),
-    "a count that is no number": (reply(SHARD | {"maxBusinesses": "many"}), "got `str`"),
     "packed without end": (packed_without_end, f"at most {REPLY_MAX_BYTES} bytes"),
 }
 
@@ -155,7 +139,7 @@ async def test_citrus_is_loud_and_not_asked_again_when_it_refuses_the_key(status
         assert (client.last_error, client.is_denied) == (None, False)
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("status", [301, 307])
 async def test_citrus_is_not_followed_where_it_redirects(status: int) -> None:
     other = ScriptedCitrus(reply(SHARD))
     async with other.opened():
