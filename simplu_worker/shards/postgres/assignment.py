@@ -150,7 +150,7 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
 
     def _must_yield(self, pool: PoolConnections[ConnectionT, RequestT], used_s: float) -> bool:
         rival = self._neediest_pool()
-        if rival is None or rival is pool or used_s < self._turn_s():
+        if rival is None or used_s < self._turn_s():
             return False
         return rival.open_count == 0 or rival.open_count < pool.open_count - 1
 
