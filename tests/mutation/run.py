@@ -1,7 +1,9 @@
 """Mutate the pure modules, run the unit tests on each mutant, and print what became of them, by module.
 
 `make mutants` runs this; ARGS are modules or patterns of modules. Verdicts stay in mutants/: a further run of all
-tries only new, changed and surviving mutants. With `--survivors` the text of each survivor follows the table.
+tries only new, changed and surviving mutants. With `--tests` the chosen modules alone are mutated, and these tests run
+in place of all unit tests: `ARGS="operations.waves --tests tests/unit/operations"`. With `--survivors` the text of each
+survivor follows the table.
 """
 
 from __future__ import annotations
@@ -143,19 +145,23 @@ def print_table(modules: dict[str, Path], *, by_package: bool, show_survivors: b
 
 
 def forget_stale_copies() -> None:
-    """Remove stale tests, SQL and modules from mutmut's copy of the project, which mutmut would leave there.
+    """Remove stale tests, SQL, modules and their verdicts from mutmut's copy of the project, where mutmut leaves them.
 
     The tests that reach each function are found anew: mutmut would find them for new tests only, and a function with
     another name, or with another caller, would have none.
     """
     STATS.unlink(missing_ok=True)
     shutil.rmtree(COPY / "tests", ignore_errors=True)
-    for path in (COPY / "simplu_worker").rglob("*"):
-        origin = ROOT / path.relative_to(COPY)
-        if path.is_file() and path.suffix not in VERDICT_SUFFIXES and (path.suffix != ".py" or not origin.exists()):
+    for path in sorted((COPY / "simplu_worker").rglob("*"), reverse=True):  # what is in a folder before the folder
+        is_verdict = path.suffix in VERDICT_SUFFIXES
+        origin = ROOT / path.relative_to(COPY).with_suffix("" if is_verdict else path.suffix)
+        if path.is_dir():
+            if not origin.is_dir():
+                path.rmdir()
+        elif not origin.exists():
             path.unlink()
-            if origin.exists():
-                shutil.copy2(origin, path)
+        elif not is_verdict and path.suffix != ".py":
+            shutil.copy2(origin, path)
 
 
 def forget_survivals(modules: dict[str, Path]) -> list[str]:
@@ -175,8 +181,11 @@ def forget_survivals(modules: dict[str, Path]) -> list[str]:
     return survivors
 
 
-def run_mutmut(modules: dict[str, Path], names: list[str], max_children: int) -> None:
-    """Generate the mutants and try those that *names* match; without names those that have no verdict."""
+def run_mutmut(modules: dict[str, Path], names: list[str], max_children: int, tests: list[str]) -> None:
+    """Generate the mutants and try those that *names* match; without names those that have no verdict.
+
+    Without *tests* all unit tests are theirs.
+    """
     from mutmut import __main__ as mutmut
     from mutmut import stats
     from mutmut.configuration import config
@@ -185,12 +194,15 @@ def run_mutmut(modules: dict[str, Path], names: list[str], max_children: int) ->
         mutmut.print_status = stats.print_status = lambda *_, **__: None
     mutmut.print_stats = lambda *_, **__: None  # it counts all mutants again after each
     config().only_mutate = [str(path) for path in modules.values()]
+    if tests:
+        config().pytest_add_cli_args_test_selection = tests
     mutmut._run(names, max_children)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
     parser.add_argument("modules", nargs="*", help="such as shards/apply or 'operations.*'; all without one")
+    parser.add_argument("--tests", nargs="+", default=[], help="such as tests/unit/operations")
     parser.add_argument("--again", action="store_true", help="try only what survived the last run, or has no verdict")
     parser.add_argument("--survivors", action="store_true", help="print the text of each survivor")
     parser.add_argument("--packages", action="store_true", help="print a row for each package, not for each module")
@@ -209,7 +221,8 @@ def main() -> None:
         forget_stale_copies()
         names = [f"{name}.*" for name in chosen] if arguments.modules else []
         survivors = forget_survivals({name: modules[name] for name in chosen}) if arguments.again or not names else []
-        run_mutmut(modules, survivors if arguments.again else names, arguments.max_children)
+        mutated = {name: modules[name] for name in chosen} if arguments.tests else modules
+        run_mutmut(mutated, survivors if arguments.again else names, arguments.max_children, arguments.tests)
     print_table(
         {name: modules[name] for name in chosen},
         by_package=arguments.packages,
