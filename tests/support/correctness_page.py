@@ -17,25 +17,9 @@ from simulation.test_simulation import KCL_SEEDS
 from support.campaigns import read_campaigns
 from support.requires import ROOT
 
-SAFE = {
-    **test_models.SAFE,
-    **test_models.SAFE_AND_LARGE,
-    **test_ownership.SAFE,
-    **test_ownership.SAFE_AND_LARGE,
-    **test_moves.SAFE,
-    **test_moves.SAFE_AND_LARGE,
-    **test_restores.SAFE,
-    **test_restores.SAFE_AND_LARGE,
-    **test_put_back.SAFE,
-    **test_put_back.SAFE_AND_LARGE,
-}
-WRONG = {
-    **test_models.WRONG,
-    **test_ownership.WRONG,
-    **test_moves.WRONG,
-    **test_restores.WRONG,
-    **test_put_back.WRONG,
-}
+MODELS = (test_models, test_ownership, test_moves, test_restores, test_put_back)
+SAFE = {name: found for one in MODELS for name, found in (one.SAFE | one.SAFE_AND_LARGE).items()}
+WRONG = [name for one in MODELS for name in one.WRONG]
 REAL_CAMPAIGNS = ROOT / "tests" / "faults" / "campaigns.json"
 PAGE = ROOT / "docs" / "correctness.md"
 REGION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import REGISTRY
+from support.exported_metrics import metric_names
 from support.prometheus.dashboards import DASHBOARDS, FOLDER, panels_of
 from support.requires import ROOT
-
-import simplu_worker.instruments  # noqa: F401 - registers the metrics
 
 COLUMNS = 24
 PROCESS_METRICS = {"process_cpu_seconds_total", "process_resident_memory_bytes"}
@@ -23,11 +21,6 @@ PROCESS_METRICS = {"process_cpu_seconds_total", "process_resident_memory_bytes"}
 def dashboard(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     return found
-
-
-def series_names() -> set[str]:
-    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
-    return {family.name + suffix for family in REGISTRY.collect() for suffix in suffixes.get(family.type, ("",))}
 
 
 def test_dashboards_are_as_their_description_makes_them(tmp_path: Path) -> None:
@@ -69,7 +62,7 @@ def test_queries_name_series_that_exist(name: str) -> None:
         for target in panel["targets"]:
             named = set(re.findall(r"\b(?:simplu|process)_[a-z_]+", target["expr"]))
             assert named
-            assert named <= series_names() | PROCESS_METRICS
+            assert named <= metric_names() | PROCESS_METRICS
             for selector in re.findall(r"\{([^}]*)\}", target["expr"]):
                 assert 'job=~"$job"' in selector
                 assert name == "fleet" or 'shard_id="$shard"' in selector

@@ -12,17 +12,14 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import aiohttp
 import asyncpg
 import pytest
 import pytest_asyncio
 from yarl import URL
 
-from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.loopback import poll_until
-from simplu_local.processes.watchdog import ProcessGroup, running_processes, send_signal
+from simplu_local.processes.watchdog import running_processes, send_signal
 from simplu_local.stack.stack import Stack
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(2)]
@@ -42,35 +39,10 @@ sys.exit(asyncio.run(run_stack(Path(sys.argv[1]), 1) if sys.argv[1:] else hold()
 """
 
 
-class Answer(NamedTuple):
-    status: int
-    body: Any
-
-
-class CitrusDoor(NamedTuple):
-    url: str
-    key: str
-
-    async def ask(self, method: str, path: str, body: object = None) -> Answer:
-        async with (
-            aiohttp.ClientSession(headers={"Authorization": f"Bearer {self.key}"}) as session,
-            session.request(method, URL(self.url + path, encoded=True), json=body) as response,
-        ):
-            return Answer(response.status, await response.json())
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack() -> AsyncIterator[Stack]:
     async with Stack(shards=3) as running:
         yield running
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server() -> AsyncIterator[PostgresServer]:
-    with ProcessGroup() as group:
-        alone = PostgresServer(group, PostgresPrograms.find(group.directory), database="alone")
-        await alone.start()
-        yield alone
 
 
 def pid_listening_on(port: int | None) -> int:
@@ -103,29 +75,6 @@ async def answer_of(url: str, *, timeout_s: float = 5.0) -> object:
         return await connection.fetchval("SELECT current_database()")
     finally:
         await connection.close(timeout=timeout_s)
-
-
-async def test_stack_answers_on_all_parts(stack: Stack) -> None:
-    urls = stack.env["STACK_POSTGRES_URLS"].split()
-    assert [await answer_of(url) for url in urls] == ["shard_1", "shard_2", "shard_3"]
-    assert len({server.pid for server in stack.servers.values()}) == 3
-    async with stack.aws_client("kinesis") as kinesis:
-        listed = await kinesis.list_shards(StreamName=stack.env["KINESIS_STREAM_NAME"])
-        assert len(listed["Shards"]) == 4
-    async with stack.aws_client("sqs") as sqs:
-        for source in ("SHARD_CREATION", "ORDER_EVENTS", "PRIORITY", "DEAD_LETTER"):
-            asked = await sqs.get_queue_attributes(
-                QueueUrl=stack.env[f"SQS_{source}_QUEUE_URL"], AttributeNames=["All"]
-            )
-            found = asked["Attributes"]
-            assert found["VisibilityTimeout"] == "30"
-            assert ("RedrivePolicy" in found) is (source != "DEAD_LETTER")
-            assert found.get("FifoQueue") == ("true" if source in {"ORDER_EVENTS", "PRIORITY"} else None)
-    async with stack.aws_client("dynamodb") as dynamodb:
-        described = await dynamodb.describe_table(TableName=stack.env["DYNAMODB_BUSINESS_INFO_TABLE"])
-        assert described["Table"]["KeySchema"] == [{"AttributeName": "id", "KeyType": "HASH"}]
-    health = await CitrusDoor(stack.citrus_url, stack.citrus_api_key).ask("GET", "/api/shards/health")
-    assert [shard["connectionString"] for shard in health.body] == urls
 
 
 def environment_by_shell(file: Path) -> dict[str, str]:
