@@ -10,7 +10,6 @@ import itertools
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
@@ -230,16 +229,6 @@ def endpoint_url(_moto: str) -> str:
     """Give a moto that is empty at first to the tests of a module; each makes its own queue, stream or table."""
     empty_moto(_moto)
     return _moto
-
-
-@pytest.fixture
-def far_from_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run the process in a time zone 9 hours ahead of UTC."""
-    with monkeypatch.context() as patch:
-        patch.setenv("TZ", "XXX-9")
-        time.tzset()
-        yield
-    time.tzset()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -12,6 +13,8 @@ import tarfile
 import tomllib
 import zipfile
 from collections.abc import Callable
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +22,6 @@ import pytest
 import yaml
 from support.checkout import checkout_files, newcomer_environment, run_lines
 from support.imported_modules import IMPORT_ALL
-from support.pythons import find_pythons, runs
 from support.requires import ROOT
 
 import simplu_local
@@ -28,6 +30,27 @@ from simplu_worker import __version__
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 WHEEL_NAME = f"simplu_worker-{__version__}-py3-none-any.whl"
 LOCAL_WHEEL_NAME = f"simplu_local-{__version__}-py3-none-any.whl"
+# The Pythons of this machine with which the packages are tried.
+NAME = re.compile(r"python3\.(\d+)")
+OLDEST, NEWEST = 11, 14
+# Where pyenv, uv and Debian have others beside the one that runs.
+BESIDE = sorted(Path(sys.base_prefix).parent.glob("*/bin"))
+ON_PATH = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep) if folder]
+FOLDERS = (Path(sys.base_prefix, "bin"), *BESIDE, Path("/usr/local/bin"), Path("/usr/bin"), *ON_PATH)
+
+
+@cache
+def find_pythons() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for path in chain.from_iterable(sorted(folder.glob("python3.*")) for folder in FOLDERS):
+        version = NAME.fullmatch(path.name)
+        if version is not None and OLDEST <= int(version[1]) <= NEWEST and path.name not in found and runs(path):
+            found[path.name] = str(path)
+    return dict(sorted(found.items()))
+
+
+def runs(path: Path) -> bool:
+    return subprocess.run([path, "-c", "import ssl, venv"], capture_output=True, check=False).returncode == 0
 
 
 class Packages(NamedTuple):
