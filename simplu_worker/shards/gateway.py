@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 from simplu_worker.bulkheads import note_trouble, of_shard, of_tenant
 from simplu_worker.cache.invalidations import OnChange, changed_keys, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError, place_of
-from simplu_worker.fairness import ShardTime, TenantUsage
+from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.dead_letter import defect_text
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.waves import HOLD
@@ -68,7 +68,7 @@ class ShardGateway:
         self.lookups = ShardLookups(directory, locator, pools)
         self._writers: dict[str, tuple[ShardPool, ShardWriter]] = {}
         self._crashed = CrashedBatches()
-        self._times: defaultdict[str, ShardTime] = defaultdict(ShardTime)
+        self.times: defaultdict[str, ShardTime] = defaultdict(ShardTime)  # what operations cost each shard, by id
         self._last_applied_at: dict[str, float] = {}
 
     @property
@@ -110,14 +110,6 @@ class ShardGateway:
     def last_applied_at(self, shard_id: str) -> float:
         """Return when a shard last applied a batch of any caller (monotonic)."""
         return self._last_applied_at.get(shard_id, float("-inf"))
-
-    def time_of(self, shard_id: str) -> ShardTime:
-        """Return what operations cost a shard."""
-        return self._times[shard_id]
-
-    def usages(self) -> Mapping[str, TenantUsage]:
-        """Return what tenants took of each shard lately, by shard id."""
-        return {shard_id: time.usage for shard_id, time in self._times.items()}
 
     @of_tenant
     async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
@@ -285,7 +277,7 @@ class ShardGateway:
         pool = self._pools.pool_of(shard_id)
         known, writer = self._writers.get(shard_id, (None, None))
         if writer is None or known is not pool:  # the shard was retired, and restored
-            writer = ShardWriter(pool, tenant_wait=self._tenant_wait, time=self.time_of(shard_id))
+            writer = ShardWriter(pool, tenant_wait=self._tenant_wait, time=self.times[shard_id])
             self._writers[shard_id] = pool, writer
         return writer
 

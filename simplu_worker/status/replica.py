@@ -421,7 +421,8 @@ class ReplicaStatus:
         """Note which tenants take most time."""
         if self.gateway is not None and self.pools is not None:
             known = self.pools.by_shard_id()
-            await self.top_tenants.note({one: usage for one, usage in self.gateway.usages().items() if one in known})
+            times = self.gateway.times.items()
+            await self.top_tenants.note({shard_id: time.usage for shard_id, time in times if shard_id in known})
 
     def _sources(self) -> list[dict[str, Any]]:
         queues = [

@@ -497,7 +497,7 @@ class SimulatedGateway(ShardGateway, ShardPositions):
         self._shards = shards
         self.positions = self
         self._safety = commits
-        self._times = defaultdict(lambda: KnownTime(cost_s))
+        self.times = defaultdict(lambda: KnownTime(cost_s))
         self._remembered: dict[str, str] = {}
         self._last_applied_at: dict[str, float] = {}
         self._first_use = None

@@ -225,7 +225,7 @@ class Pipeline(Generic[EntryT]):
                 self._kind,
                 self._sender,
                 last_applied_at=self._gateway.last_applied_at,
-                time=self._gateway.time_of(shard_id),
+                time=self._gateway.times[shard_id],
                 draw=self._draw,
                 utc=self._utc,
             )

@@ -133,7 +133,7 @@ async def test_operations_of_a_paused_tenant_end_once_it_is_destroyed_and_wait_a
 
 async def test_weight_is_obeyed_from_the_next_batch_on(world: World) -> None:
     await world.provision("b-x", "shard-1")
-    shard, weights = await world.shard("shard-1"), world.gateway.time_of("shard-1").weights
+    shard, weights = await world.shard("shard-1"), world.gateway.times["shard-1"].weights
 
     async with world.reading():
         await world.put(*chain("b-x", 3))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -33,6 +34,7 @@ OVERDUE = NOW - WAIT - UNKNOWN_TENANT_MARGIN
 class NoTenant:
     def __init__(self) -> None:
         self.ages: list[float] = []
+        self.times: defaultdict[str, ShardTime] = defaultdict(ShardTime)
 
     async def find_writable_shard(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
         self.ages.append(absence_max_age_s)
@@ -43,9 +45,6 @@ class NoTenant:
 
     def last_applied_at(self, _shard_id: str) -> float:
         return 0.0
-
-    def time_of(self, _shard_id: str) -> ShardTime:
-        return ShardTime()
 
 
 @pytest.mark.parametrize(

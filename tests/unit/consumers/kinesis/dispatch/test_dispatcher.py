@@ -35,6 +35,7 @@ class Taking:
 
     def __init__(self) -> None:
         self.time = ShardTime()
+        self.times = {"shard-a": self.time}
         demand = Demand.of([queued_operation(f"t{number}-l").operation for number in range(1000)])
         for _ in range(50):  # until a tenth of a second is known
             self.time.note([demand], 100.0)
@@ -44,9 +45,6 @@ class Taking:
 
     def last_applied_at(self, _shard_id: str) -> float:
         return 0.0
-
-    def time_of(self, _shard_id: str) -> ShardTime:
-        return self.time
 
     async def apply(self, _shard_id: str, operations: Sequence[Operation], *, claim: object = None) -> list[Outcome]:
         return [Outcome(Disposition.APPLIED)] * len(operations)
