@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.network.ipv6 import require_ipv6
 from support.postgres.standby import COPY_PROGRAM, can_copy
 from support.requires import require
 
@@ -53,6 +53,13 @@ def running_stack(env_file: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=STACK_END_S)
     assert process.returncode == 0, log_path.read_text()
+
+
+def require_ipv6() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        require("IPv6 on loopback", found=False, how="sysctl net.ipv6.conf.lo.disable_ipv6=0")
 
 
 def require_standbys() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from simplu_local.kinesis.actions import KinesisActions
 from simplu_local.kinesis.errors import KinesisError
+from simplu_local.kinesis.fan_out.subscription import LocalSubscription
 from simplu_local.kinesis.model import HOUR_MS, KinesisAccount, KinesisOptions
 from simplu_local.kinesis.quotas import ReadQuota
 from simplu_local.kinesis.reshard import HASH_KEYS, HashRange
@@ -23,14 +24,15 @@ NAME = "stream"
 
 class Kinesis:
     def __init__(self, shard_count: int = 1, **options: Any) -> None:
-        options = {"create_delay_ms": 0, "update_delay_ms": 0, "delete_delay_ms": 0, "read_throttling": False} | options
+        delays = dict.fromkeys(("create_delay_ms", "update_delay_ms", "delete_delay_ms", "consumer_delay_ms"), 0)
+        options = {**delays, "read_throttling": False} | options
         self.account = KinesisAccount(KinesisOptions(**options))
         self.actions = KinesisActions(self.account)
         self.now_ms = START_MS
         self("CreateStream", ShardCount=shard_count)
 
     def __call__(self, action: str, **request: Any) -> dict[str, Any]:
-        if not request.keys() & {"StreamARN", "NextToken", "ShardIterator"} and action != "ListStreams":
+        if not request.keys() & {"StreamARN", "NextToken", "ShardIterator", "ConsumerARN"} and action != "ListStreams":
             request.setdefault("StreamName", NAME)
         asked = self.actions.decode(action, json.dumps(request).encode())
         answer = json.loads(self.actions.answer(action, asked, self.now_ms) or b"{}")
@@ -47,6 +49,20 @@ class Kinesis:
     def texts(self, iterator: str) -> list[str]:
         return texts_of(self("GetRecords", ShardIterator=iterator))
 
+    def subscribe(self, arn: str, kind: str = "TRIM_HORIZON", **more: Any) -> LocalSubscription:
+        start = {"Type": kind} | more
+        body = json.dumps({"ConsumerARN": arn, "ShardId": shard_id(0), "StartingPosition": start}).encode()
+        return self.actions.subscribe(self.actions.decode("SubscribeToShard", body), self.now_ms)
+
+    def register(self) -> str:
+        arn = self.account.streams[NAME].arn
+        answer = self("RegisterStreamConsumer", StreamARN=arn, ConsumerName="me")
+        return str(answer["Consumer"]["ConsumerARN"])
+
+    def event(self, subscription: LocalSubscription) -> dict[str, Any] | None:
+        event = subscription.next_event(self.now_ms)
+        return None if event is None else json.loads(event)
+
     def listed(self, **more: Any) -> list[str]:
         return [shard["ShardId"][-2:] for shard in self("ListShards", **more)["Shards"]]
 
@@ -57,6 +73,12 @@ def shard_id(index: int) -> str:
 
 def texts_of(answer: dict[str, Any]) -> list[str]:
     return [base64.b64decode(record["Data"]).decode() for record in answer["Records"]]
+
+
+def code_of(action: Any, *arguments: Any) -> str:
+    with pytest.raises(KinesisError) as caught:
+        action(*arguments)
+    return caught.value.code
 
 
 def refusal(kinesis: Kinesis, action: str, **request: Any) -> str:
@@ -107,6 +129,48 @@ def test_closed_stream_shards_are_forgotten_after_the_retention() -> None:
     assert refusal(kinesis, "GetShardIterator", ShardId=shard_id(0), ShardIteratorType="TRIM_HORIZON") == (
         "ResourceNotFoundException"
     )
+
+
+# Enhanced fan-out
+
+
+def test_subscription_sends_what_is_stored_and_what_comes() -> None:
+    kinesis = Kinesis(heartbeat_ms=1000)
+    arn = kinesis.register()
+    first = kinesis.put("k", "a")["SequenceNumber"]
+    subscription = kinesis.subscribe(arn)
+    event = kinesis.event(subscription)
+    assert texts_of(event or {}) == ["a"]
+    assert event is not None
+    assert (event["MillisBehindLatest"], event["ContinuationSequenceNumber"]) == (0, first)
+    kinesis.now_ms += 999
+    assert kinesis.event(subscription) is None
+    kinesis.now_ms += 1
+    idle = kinesis.event(subscription)
+    assert idle is not None
+    assert (idle["Records"], int(idle["ContinuationSequenceNumber"]) > int(first)) == ([], True)
+    second = kinesis.put("k", "b")["SequenceNumber"]
+    assert int(idle["ContinuationSequenceNumber"]) < int(second)
+    kinesis.now_ms += 10
+    assert texts_of(kinesis.event(subscription) or {}) == ["b"]
+    kinesis.now_ms += 5000
+    again = kinesis.subscribe(arn, "AFTER_SEQUENCE_NUMBER", SequenceNumber=idle["ContinuationSequenceNumber"])
+    assert texts_of(kinesis.event(again) or {}) == ["b"]
+
+
+def test_later_call_takes_the_subscription_after_five_seconds() -> None:
+    kinesis = Kinesis()
+    arn = kinesis.register()
+    earlier = kinesis.subscribe(arn)
+    kinesis.event(earlier)
+    kinesis.now_ms += 4999
+    assert code_of(kinesis.subscribe, arn) == "ResourceInUseException"
+    kinesis.now_ms += 1
+    later = kinesis.subscribe(arn)
+    assert code_of(kinesis.event, earlier) == "ResourceInUseException"
+    assert kinesis.event(later) is not None
+    kinesis("DeregisterStreamConsumer", ConsumerARN=arn)
+    assert code_of(kinesis.event, later) == "ResourceNotFoundException"
 
 
 # All of it at random
