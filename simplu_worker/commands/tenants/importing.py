@@ -93,7 +93,8 @@ async def discard_imports(settings: Settings, source: str | None, *, apply: bool
         print_json(members | {"shardsWithoutAnswer": result.silent})
     else:
         if result.reports:
-            print_table(COLUMNS, [_row(report, is_plan=False) for report in result.reports])
+            columns = ("tenant", "type", "shard", "rows deleted", "state", "detail")
+            print_table(columns, [(*_row(one, is_plan=False)[:4], one.state, one.detail) for one in result.reports])
         counts = Counter(report.state.value for report in result.reports)
         counted = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "nothing to discard"
         print_line(f"{result.source}: {counted}")

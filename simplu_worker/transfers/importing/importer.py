@@ -69,7 +69,6 @@ from simplu_worker.transfers.importing.rules import (
 from simplu_worker.transfers.importing.source import ImportSource, SourceFacts, SourceReader, SourceSnapshot
 from simplu_worker.transfers.importing.target import (
     TargetTenant,
-    count_open_imports,
     find_shard_problem,
     make_incoming,
     read_homes,
@@ -358,23 +357,16 @@ class Importer:
 
         known = await self._shards.locator.list_shards()
         found = await query_all_shards(known, read)
-        for shard_id, rows in sorted(found.items()):
-            pool = self._shards.pools.pool_of(shard_id)
-            counts = {} if apply or not rows else await count_open_imports(pool, identity)
-            for row in rows:
-                state, detail, count = ImportState.DISCARDED if apply else ImportState.DISCARD, None, 0
-                try:
-                    if apply:
-                        count = await TargetTenant(pool, row["id"], token=token).discard()
-                    elif counts is None:
-                        detail = "its rows are not counted, as that takes long"
-                    else:
-                        count = counts.get(row["id"], 0)
-                except WorkerError as exc:
-                    state, detail = ImportState.FAILED, str(exc)
-                name = f"{row['business_id']} {row['location_id']}"
-                names = row["business_id"], row["location_id"], row["business_type"]
-                reports.append(TenantReport(state, name, *names, shard_id, rows=count, detail=detail))
+        for shard_id, row in ((shard_id, row) for shard_id, rows in sorted(found.items()) for row in rows):
+            state, detail, count = ImportState.DISCARDED if apply else ImportState.DISCARD, None, 0
+            try:
+                if apply:
+                    pool = self._shards.pools.pool_of(shard_id)
+                    count = await TargetTenant(pool, row["id"], token=token).discard()
+            except WorkerError as exc:
+                state, detail = ImportState.FAILED, str(exc)
+            names = row["business_id"], row["location_id"], row["business_type"]
+            reports.append(TenantReport(state, " ".join(names[:2]), *names, shard_id, rows=count, detail=detail))
         return DiscardResult(place or identity, reports, sorted({shard.shard_id for shard in known} - found.keys()))
 
     @contextlib.asynccontextmanager

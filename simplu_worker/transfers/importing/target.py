@@ -62,19 +62,7 @@ async def read_homes(pool: ShardPool, tenant_ids: Sequence[str]) -> list[HomeFac
         if not await has_schema(connection, pool):
             return []
         rows = await connection.fetch(QUERIES["find_imports"], tenant_ids)
-    return [
-        HomeFacts(
-            row["id"],
-            shard_id,
-            row["business_id"],
-            row["location_id"],
-            TenantState(row["state"]),
-            row["source"],
-            row["step"],
-            row["detail"],
-        )
-        for row in rows
-    ]
+    return [HomeFacts(**dict(row) | {"shard_id": shard_id, "state": TenantState(row["state"])}) for row in rows]
 
 
 async def read_open_imports(pool: ShardPool, source: str) -> list[dict[str, Any]]:
@@ -83,12 +71,6 @@ async def read_open_imports(pool: ShardPool, source: str) -> list[dict[str, Any]
         if not await has_schema(connection, pool):
             return []
         return [dict(row) for row in await connection.fetch(QUERIES["find_open_imports"], source)]
-
-
-async def count_open_imports(pool: ShardPool, source: str) -> dict[str, int] | None:
-    """Return the numbers of their resources by id; None if these take long to count."""
-    counts = await pool.count(QUERIES["count_open_imports"], source)
-    return None if counts is None else {row["id"]: row["row_count"] for row in counts}
 
 
 async def find_shard_problem(pool: ShardPool, business_types: Iterable[str]) -> str | None:

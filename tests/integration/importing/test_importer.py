@@ -415,7 +415,8 @@ async def test_discard_deletes_the_tenants_that_are_not_active(case: Case) -> No
     assert {report.state for report in planned.reports} == {ImportState.DISCARD}
     result = await case.importer().discard(apply=True)
 
-    assert [(one.name, one.rows) for one in result.reports] == [(one.name, one.rows) for one in planned.reports]
+    assert [one.name for one in result.reports] == [one.name for one in planned.reports]
+    assert all(one.rows == row_count(1, ORDERS) - 1 for one in result.reports)
     assert [(report.name, report.state, report.shard_id) for report in result.reports] == [
         ("2 main", ImportState.DISCARDED, "shard-1"),
         ("5 main", ImportState.DISCARDED, "shard-2"),

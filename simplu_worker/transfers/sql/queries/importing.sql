@@ -5,7 +5,7 @@
 -- name: find_imports
 -- The rows of the tenants $1, each with its import; not with that of a tenant that was destroyed and made again.
 SELECT
-    tenants.id, tenants.business_id, tenants.location_id, tenants.state, tenants.moved_to,
+    tenants.id AS tenant_id, tenants.business_id, tenants.location_id, tenants.state,
     imports.source, imports.step, imports.detail::pg_catalog.text AS detail
 FROM public.tenants
 LEFT JOIN public.imports ON imports.tenant_id = tenants.id AND imports.updated_at >= tenants.created_at
@@ -153,23 +153,13 @@ SET
     )
 WHERE tenant_id = $1 AND token = $2::pg_catalog.text::pg_catalog.uuid;
 
--- fragment: open_imports
+-- name: find_open_imports
 -- The tenants that an import from the source $1 has not activated.
-public.tenants
+SELECT tenants.id, tenants.business_id, tenants.location_id, tenants.business_type
+FROM public.tenants
 JOIN public.imports ON imports.tenant_id = tenants.id
 WHERE tenants.state = 'incoming' AND imports.step <> 'activated' AND imports.source = $1
-
--- name: find_open_imports
-SELECT tenants.id, tenants.business_id, tenants.location_id, tenants.business_type
-FROM :open_imports
 ORDER BY tenants.id;
-
--- name: count_open_imports
--- The numbers of their resources, from the table, which was just written.
-SELECT
-    tenants.id,
-    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = tenants.id) AS row_count
-FROM :open_imports;
 
 -- name: delete_incoming_tenant
 -- Undo `make_incoming_tenants` for a tenant without resources, in a transaction that has locked the import.
