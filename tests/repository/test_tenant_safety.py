@@ -69,7 +69,6 @@ NOT_OF_ONE_TENANT = {
     "find_locations": "docs/sending.md: `destroy_all` is for every location of a business",
     "find_operation_of_any_tenant": "docs/outcomes.md: without the tenant all shards are asked",
     "find_rejection_of_any_tenant": "docs/outcomes.md: without the tenant all shards are asked",
-    "count_open_imports": "what an import that is given up has left, whosever it is",
     "find_open_imports": "what an import that is given up has left, whosever it is",
     "find_other_names": "counts alone, and the tenants of a business type, for `types apply`",
     "find_unconfirmed": "what a provisioning that was killed has left, whosever it is",
