@@ -117,7 +117,7 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
         assignment: Assignment[ConnectionT, RequestT] = Assignment([], [], [])
         while self._changed:
             pool = self._changed.pop()
-            while pool.requests and pool.idle:
+            if pool.requests and pool.idle:
                 connection = pool.idle.pop()
                 del self._idle[connection]
                 if self._must_yield(pool, now - connection.opened_at):
@@ -132,7 +132,6 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
             needy.open_count += 1
             self.open_count += 1
             assignment.open.append(self._take_request(needy))
-            self._put_last(needy)
         return assignment
 
     def _take_request(self, pool: PoolConnections[ConnectionT, RequestT]) -> RequestT:
@@ -168,7 +167,7 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
         return self.drop(connection)
 
     def _turn_s(self) -> float:
-        return min(TURN_MAX_S, ROUND_S * self._max / max(1, len(self._queue)))
+        return min(TURN_MAX_S, ROUND_S * self._max / len(self._queue))
 
 
 def _open_count(pool: PoolConnections[ConnectionT, RequestT]) -> int:

@@ -84,6 +84,16 @@ def test_pool_opens_no_more_than_its_size() -> None:
     )
 
 
+def test_callers_of_a_pool_are_served_in_their_order() -> None:
+    budget, pool = ConnectionBudget[Connection, int](1), Pool(1)
+    for number in (1, 2, 3):
+        budget.request(pool, number)
+    assert budget.assign(0.0) == ([], [1], [])
+    connection = Connection(0.0)
+    budget.park(pool, connection, 0.0)
+    assert budget.assign(0.0) == ([(2, connection)], [], [])
+
+
 def test_caller_gets_the_connection_returned_last() -> None:
     one, (a,) = world(3, 3)
     for _ in range(2):
@@ -144,10 +154,11 @@ def test_budget_spares_what_is_used_again_and_again(idle_s: float, *, has_one: b
 )
 def test_budget_makes_a_pool_give_way_after_its_turn(mine: int, theirs: int, used_s: float, *, expected: bool) -> None:
     one, (a, b) = world(mine + theirs, 4, 4)
+    one.now = 100.0
     for pool in [a] * mine + [b] * theirs:
         assert one.ask(pool)
     assert not any(one.ask(pool) for pool in (a, b))
-    one.now = used_s
+    one.now += used_s
     one.give_back(a)
 
     assert (len(one.closed) == 1, b.open_count == theirs + 1, len(a.requests)) == (expected, expected, int(expected))
