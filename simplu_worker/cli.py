@@ -21,7 +21,6 @@ COMMANDS: Final = {
         "stream",
         "Read the stream again from a time. Operations that were applied before are dropped as duplicates.",
     ),
-    "stream": ("stream", "Manage the registered consumer of the stream."),
     "tenants": ("tenants", "Show, create, move, import, restore and audit tenants."),
     "shards": ("shards", "Show, upgrade, balance and empty Postgres shards, route keys to them, accept gaps."),
     "types": ("types", "Write business types to all shards from files, show and check them."),

@@ -29,23 +29,12 @@ async def open_stream(settings: Settings) -> AsyncIterator[Stream]:
         yield Stream(client, settings.kinesis_stream_name or "")
 
 
-def consumer_name(settings: Settings) -> str:
-    """Return the name of the registered consumer, for enhanced fan-out."""
-    return settings.kinesis_consumer_name or settings.kinesis_application_name[:CONSUMER_NAME_MAX_LENGTH]
-
-
-@contextlib.asynccontextmanager
-async def open_stream_consumers(settings: Settings) -> AsyncIterator[StreamConsumers]:
-    """Open the registered consumers of the stream."""
-    async with open_client("kinesis", region=settings.aws_region, read_timeout_s=KINESIS_READ_TIMEOUT_S) as client:
-        yield StreamConsumers(client, settings.kinesis_stream_name or "")
-
-
 @contextlib.asynccontextmanager
 async def open_subscriptions(settings: Settings) -> AsyncIterator[Subscriptions]:
     """Open the subscriptions to stream shards."""
+    name = settings.kinesis_consumer_name or settings.kinesis_application_name[:CONSUMER_NAME_MAX_LENGTH]
     async with (
-        open_stream_consumers(settings) as consumers,
+        open_client("kinesis", region=settings.aws_region, read_timeout_s=KINESIS_READ_TIMEOUT_S) as own_client,
         open_client(
             "kinesis",
             region=settings.aws_region,
@@ -53,7 +42,8 @@ async def open_subscriptions(settings: Settings) -> AsyncIterator[Subscriptions]
             pool_size=SUBSCRIPTIONS_MAX,
         ) as client,
     ):
-        yield Subscriptions(client, consumers, consumer_name(settings))
+        consumers = StreamConsumers(own_client, settings.kinesis_stream_name or "")
+        yield Subscriptions(client, consumers, name)
 
 
 @contextlib.asynccontextmanager

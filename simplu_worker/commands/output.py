@@ -6,8 +6,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeAlias, assert_never
 
@@ -246,11 +245,9 @@ class CountProgress(ProgressLine):
         super().__init__(f"{what}: 0 of {total}")
         self._what = what
         self._total = total
-        self.done = 0
 
     def show(self, done: int) -> None:
         """Show *done* of the total."""
-        self.done = done
         self.tell(f"{self._what}: {done} of {self._total}")
 
 
@@ -264,29 +261,3 @@ class StderrNarration:
     def count(self, what: str, total: int) -> CountProgress:
         """Show the progress."""
         return CountProgress(what, total)
-
-
-NOTE_AFTER_S: Final = 2.0  # people wonder after three
-
-
-@contextmanager
-def note_what_is_awaited(
-    describe: Callable[[], str], progress: CountProgress, *, after_s: float = NOTE_AFTER_S
-) -> Iterator[None]:
-    """Print what is awaited when *progress* stands still for *after_s*."""
-
-    async def look() -> None:
-        reached, printed = progress.done, ""
-        while True:
-            await asyncio.sleep(after_s)
-            if (done := progress.done) != reached:
-                reached = done
-            elif (text := describe()) != printed:
-                printed = text
-                print_note(text)
-
-    looking = asyncio.create_task(look())
-    try:
-        yield
-    finally:
-        looking.cancel()

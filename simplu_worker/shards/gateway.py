@@ -15,9 +15,9 @@ from simplu_worker.errors import PermanentError, RetryableError, WorkerError, pl
 from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.dead_letter import defect_text
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.schema_judge import Finding
 from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.apply.judging import Foreseen
 from simplu_worker.shards.apply.write_attempt import STOPPING, key_of
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.health.trial_write import try_write
@@ -190,7 +190,7 @@ class ShardGateway:
         return await self._crashed.apply_apart(lambda own: writer.apply(own, claim), operations)
 
     @of_shard
-    async def foresee(self, shard_id: str, operations: Sequence[Operation]) -> Foreseen:
+    async def foresee(self, shard_id: str, operations: Sequence[Operation]) -> dict[int, Finding]:
         """Return what the rules of a shard's business types say of operations, patches aside, as of now."""
         return await self._ensure_writer(shard_id).foresee(operations)
 

@@ -25,9 +25,8 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(2)]
 COMMAND_S = 60.0
 PAUSED_S = 240.0  # more than all takes that is done while a tenant is paused
 QUEUES = ["control queue", "order events", "priority order events", "dead letters"]
-DEPENDENCIES = ["credentials", "stream", "stream consumers", "lease table", "business-info", *QUEUES, "Citrus"]
+DEPENDENCIES = ["credentials", "stream", "lease table", "business-info", *QUEUES, "Citrus"]
 SHARDS = ["shard shard-1", "shard shard-2"]
-FLEET = "running fleet"  # what it says depends on the other tests
 
 
 class Ended(NamedTuple):
@@ -189,8 +188,8 @@ async def test_check_shows_every_dependency_and_what_is_odd(terminal: Terminal) 
     odd = {"OPERATION_RETENTION_HOURS": "24", "SHUTDOWN_GRACE_SECONDS": "60"}
     report, table = await terminal.run_all((("check", "--json"), odd), (("check",), {}))
     assert report.status == 0
-    assert [one["dependency"] for one in report.json["dependencies"]] == [*DEPENDENCIES, *SHARDS, FLEET]
-    assert {one["status"] for one in report.json["dependencies"] if one["dependency"] != FLEET} == {"ok"}
+    assert [one["dependency"] for one in report.json["dependencies"]] == [*DEPENDENCIES, *SHARDS]
+    assert {one["status"] for one in report.json["dependencies"]} == {"ok"}
     about = [(finding["about"], finding["problem"].partition(",")[0]) for finding in report.json["odd"]]
     assert ("stream resources-operations", "keeps records for 24 h") in about
     assert any(problem.startswith("visibility timeout 30 s") for _, problem in about)
@@ -230,7 +229,7 @@ async def test_check_names_what_is_missing_and_shows_the_others(terminal: Termin
         assert [name for name, one in results.items() if one["status"] == "failed"] == failed
         assert report.status == 1
         assert all(says in results[name]["result"] for name in failed)
-        assert list(results) == [*DEPENDENCIES, *([] if "Citrus" in failed else SHARDS), FLEET]
+        assert list(results) == [*DEPENDENCIES, *([] if "Citrus" in failed else SHARDS)]
 
 
 async def test_commands_name_the_shard_that_does_not_answer(terminal: Terminal) -> None:

@@ -31,7 +31,6 @@ MORE: Final = {  # by the beginning of a command; the longest one counts
     "shards raise-numbers": "runbook/shard-restored.md#from-a-dump",
     "shards rebalance": "runbook/add-shard.md",
     "stack": "start.md",
-    "stream": "aws.md#enhanced-fan-out",
     "tap": "outcomes.md#the-tap",
     "tenants": "tenants.md",
     "tenants cleanup": "moving.md",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -33,7 +32,6 @@ from simplu_worker.commands.check.dependency import (
     CheckStatus,
     check_dependency,
     check_feed,
-    check_fleet,
     run_all,
 )
 from simplu_worker.commands.check.findings import CheckFacts, Finding, find_oddities, format_hours
@@ -42,7 +40,7 @@ from simplu_worker.config.settings import Settings, unset_sources
 from simplu_worker.consumers.kinesis.leases.kcl_leader import LEADER_KEY
 from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable, TableMissingError, TableRequests
-from simplu_worker.consumers.kinesis.stream.client import Stream, StreamConsumers, StreamGoneError
+from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, ShardObservation, assess
@@ -50,7 +48,6 @@ from simplu_worker.shards.health.prober import probe_shard
 from simplu_worker.shards.health.trial_write import try_write
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
-from simplu_worker.status.problems import CAUSES
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import ShardProblem
 
@@ -59,8 +56,6 @@ from simplu_worker.vocabulary import ShardProblem
 SHARDS_AT_ONCE: Final = 16
 LEASE_KEY: Final = ("leaseKey",)
 BUSINESS_INFO_KEY: Final = ("id",)
-CONSUMERS_MAX: Final = 20  # of a stream: API reference, RegisterStreamConsumer; 50 with on-demand advantage
-VERDICT_MAX: Final = 10  # dependencies that the last line names
 KCL_TABLE_MOVED: Final = "that is well if a KCL 3.5 moved its rows into the lease table, else correct"
 CACHE_IS_CLUSTER: Final = (
     "expected one server, or a primary with replicas, got a Redis Cluster, which refuses commands with keys of several "
@@ -90,31 +85,22 @@ async def check(settings: Settings, misspellings: Mapping[str, str]) -> Answer:
         )
         for dependency in report.dependencies
     ]
-    verdict, *advice = verdict_on(report)
     parts = [
         Table(("dependency", "address", "status", "result", "time"), rows),
         Line("odd:", "bold") if report.odd else None,
         *(Line(f"  {finding}") for finding in report.odd),
-        Line(verdict, "bold"),
-        *(Line(f"  {line}") for line in advice),
+        Line(verdict_on(report), "bold"),
     ]
     is_failed = any(dependency.status is CheckStatus.FAILED for dependency in report.dependencies)
     return Answer(report, parts, is_failed=is_failed)
 
 
-def verdict_on(report: CheckReport) -> list[str]:
-    """Return the last lines: what failed and what to do, else what warns."""
+def verdict_on(report: CheckReport) -> str:
+    """Return the last line: what failed, else what warns."""
     for status in (CheckStatus.FAILED, CheckStatus.WARNING):
-        if found := [one for one in report.dependencies if one.status is status]:
-            names = [one.dependency for one in found]
-            more = f" and {len(names) - VERDICT_MAX} more" if len(names) > VERDICT_MAX else ""
-            causes = dict.fromkeys(one.cause for one in found if one.cause is not None)
-            words = [CAUSES[cause] for cause in CAUSES if cause in causes]
-            return [
-                f"{status}: {', '.join(names[:VERDICT_MAX])}{more}",
-                *(f"{one.text}: {one.advice} See {one.runbook}." for one in words),
-            ]
-    return ["nothing failed; see what is odd" if report.odd else "nothing odd"]
+        if names := [one.dependency for one in report.dependencies if one.status is status]:
+            return f"{status}: {', '.join(names)}"
+    return "nothing failed; see what is odd" if report.odd else "nothing odd"
 
 
 def scrub_report(report: CheckReport) -> CheckReport:
@@ -133,7 +119,6 @@ def scrub_report(report: CheckReport) -> CheckReport:
 async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]) -> CheckReport:
     """Contact all dependencies. A failure is in the report."""
     checks = DependencyChecks(settings)
-    checks.facts.open_files_max = open_files_max()
     async with AsyncExitStack() as stack:
         shards = await stack.enter_async_context(open_shards(sparing(settings)))
         clients = {
@@ -156,7 +141,6 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
                 checks.check_shards(shards),
                 checks.check_cache(),
                 check_feed(settings),
-                check_fleet(settings),
             ]
         )
     answers.insert(0, await checks.check_credentials())  # by now AWS has said what it thinks of them
@@ -199,22 +183,7 @@ class DependencyChecks:
         if name is None:
             return []
         stream = Stream(client, name)
-        address = address_of(client, stream.name)
-        consumers = StreamConsumers(client, name)
-        return [
-            await check_dependency("stream", address, lambda: self._read_stream(stream)),
-            await check_dependency("stream consumers", address, lambda: self._read_consumers(consumers)),
-        ]
-
-    async def _read_consumers(self, consumers: StreamConsumers) -> CheckAnswer:
-        is_pushed = self._settings.kinesis_read == "fan-out"
-        if not self.facts.open_stream_shard_count:
-            return CheckAnswer("unknown without the stream")
-        try:
-            registered = [consumer.name for consumer in await consumers.list()]
-        except WorkerError as exc:
-            return CheckAnswer(f"unknown: {exc}", CheckStatus.WARNING if is_pushed else CheckStatus.OK)
-        return CheckAnswer(f"{len(registered)} of {CONSUMERS_MAX} at most: {', '.join(sorted(registered)) or 'none'}")
+        return [await check_dependency("stream", address_of(client, stream.name), lambda: self._read_stream(stream))]
 
     async def _read_stream(self, stream: Stream) -> CheckAnswer:
         try:
@@ -421,9 +390,3 @@ async def _check_worker_metrics_table(requests: TableRequests, name: str) -> Che
     except TableMissingError as exc:
         return CheckAnswer(f"{exc}; {KCL_TABLE_MOVED} KINESIS_WORKER_METRICS_TABLE", CheckStatus.WARNING)
     return CheckAnswer("answers")
-
-
-def open_files_max() -> int | None:
-    """Return how many files this process may have open; None without a limit."""
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return None if most == resource.RLIM_INFINITY else most

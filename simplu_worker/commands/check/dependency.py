@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final, TypeVar, assert_never
@@ -15,16 +14,12 @@ import msgspec
 
 from simplu_worker.aws.clients import open_client
 from simplu_worker.aws.sqs_queue import Queue
-from simplu_worker.commands.fleet.replica_client import open_replica
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
-from simplu_worker.errors import RetryableError, WorkerError
+from simplu_worker.errors import WorkerError
 from simplu_worker.feed.destinations import REQUEST_ERRORS, cause_of, connect, region_of_queue, region_of_stream
 from simplu_worker.feed.feed import read_feed_file
 from simplu_worker.feed.feed_file import AllowedHosts, FeedDestination
-from simplu_worker.network_errors import NO_SERVER
-from simplu_worker.status.tls import own_url
-from simplu_worker.status.words import ProblemCause, Severity
 from simplu_worker.vocabulary import DestinationKind
 
 DEADLINE_S: Final = 10.0
@@ -48,20 +43,6 @@ class CheckAnswer(msgspec.Struct, frozen=True):
     status: CheckStatus = CheckStatus.OK
 
 
-# What is wrong when one fails, in the words of the page and the alerts.
-CAUSES: Final = {
-    "credentials": ProblemCause.CREDENTIALS_FAILING,
-    "stream": ProblemCause.STREAM_FAILING,
-    "lease table": ProblemCause.STREAM_SHARD_UNREAD,
-    "control queue": ProblemCause.QUEUE_FAILING,
-    "order events": ProblemCause.QUEUE_FAILING,
-    "priority order events": ProblemCause.QUEUE_FAILING,
-    "dead letters": ProblemCause.QUEUE_FAILING,
-    "Citrus": ProblemCause.CITRUS_FAILING,
-    "Redis": ProblemCause.CACHE_FAILING,
-}
-
-
 class CheckedDependency(msgspec.Struct, frozen=True):
     """A line of the table."""
 
@@ -70,11 +51,6 @@ class CheckedDependency(msgspec.Struct, frozen=True):
     status: CheckStatus
     result: str
     seconds: float
-
-    @property
-    def cause(self) -> ProblemCause | None:
-        """What is wrong if it fails."""
-        return ProblemCause.SHARD_LOST if self.dependency.startswith("shard ") else CAUSES.get(self.dependency)
 
 
 async def check_dependency(
@@ -157,47 +133,3 @@ async def _check_receiver(url: str, allowed: AllowedHosts) -> CheckAnswer:
     except REQUEST_ERRORS as exc:
         return CheckAnswer(cause_of(exc), CheckStatus.FAILED)
     return CheckAnswer(f"can be connected to{' with TLS' if has_tls else ''}; nothing was sent")
-
-
-PROBLEMS_NAMED: Final = 5
-LASTS: Final = timedelta(minutes=1)  # what is critical for so long does not pass by itself
-
-
-async def check_fleet(settings: Settings) -> list[CheckedDependency]:
-    """Ask the worker of this machine what is wrong now."""
-
-    async def ask() -> CheckAnswer:
-        try:
-            async with open_replica(settings, None) as replica:
-                fleet = await replica.ask("GET", "/fleet")
-        except RetryableError as exc:
-            if NO_SERVER in str(exc):
-                return CheckAnswer("no worker runs on this machine", CheckStatus.OFF)
-            return CheckAnswer(str(exc), CheckStatus.WARNING)
-        except WorkerError as exc:
-            return CheckAnswer(f"not asked: {exc}", CheckStatus.OFF)
-        if "problems" not in fleet:
-            return CheckAnswer("another program answers there", CheckStatus.OFF)
-        return describe_problems(fleet["problems"], datetime.fromisoformat(fleet["at"]))
-
-    address = own_url(settings.http_host, settings.http_port, is_https=settings.http_tls_cert_file is not None)
-    return [await check_dependency("running fleet", address, ask)]
-
-
-def describe_problems(problems: Iterable[Mapping[str, Any]], now: datetime) -> CheckAnswer:
-    """Return the problems of `/fleet` that are not over *now*, the worst first."""
-    found = [one for one in problems if not one["isOver"]]
-    if not found:
-        return CheckAnswer("nothing is wrong")
-    named = [f"{one['problem']}{_about(one)}" for one in found[:PROBLEMS_NAMED]]
-    more = f"; and {len(found) - PROBLEMS_NAMED} more" if len(found) > PROBLEMS_NAMED else ""
-    fails = any(
-        one["severity"] == Severity.CRITICAL and now - datetime.fromisoformat(one["since"]) > LASTS for one in found
-    )
-    text = f"{'; '.join(named)}{more}. {found[0]['advice']}"
-    return CheckAnswer(text, CheckStatus.FAILED if fails else CheckStatus.WARNING)
-
-
-def _about(problem: Mapping[str, Any]) -> str:
-    about = [part for part in (problem["subject"], (problem.get("reason") or "").replace("_", " ")) if part]
-    return f" ({', '.join(about)})" if about else ""

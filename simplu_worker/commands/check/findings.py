@@ -15,13 +15,11 @@ from simplu_worker.consumers.kinesis.fleet.fleet import SCAN_CAPACITY_PER_S
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.operations.retention_rules import effective_retention
 from simplu_worker.shards.health.assessment import AwaitedType, SchemaCreator
-from simplu_worker.status.server import CONNECTIONS_MAX
 from simplu_worker.timing.clock import shard_problem
 
 RECEIVES_MAX: Final = 1000  # a message that crashes the worker is received that often
 ROWS_NAMED: Final = 5
 KEY_SHOWN: Final = 100  # characters of a key that anybody may have written
-OTHER_FILES: Final = 300  # connections to AWS, Citrus and Redis, the log, the event loop
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -54,7 +52,6 @@ class CheckFacts:
     schema_creators: dict[str, Sequence[SchemaCreator]] = field(default_factory=dict)  # of shards
     skews_s: dict[str, float] = field(default_factory=dict)  # of shards: their clock less ours
     eviction_policy: str | None = None  # of Redis
-    open_files_max: int | None = None  # of a process like this one
 
 
 def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Mapping[str, str]) -> list[Finding]:
@@ -67,7 +64,6 @@ def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Mapping[s
         *_shard_findings(facts, settings),
         *_cache_findings(facts),
         *_clock_findings(facts),
-        *_open_files_findings(facts, settings),
         *_settings_findings(facts, settings),
         *(
             Finding(name, "no variable of the worker, which ignores it", f"did you mean {nearest}?")
@@ -194,17 +190,6 @@ def _clock_findings(facts: CheckFacts) -> Iterator[Finding]:
     for name, skew_s in facts.skews_s.items():
         if (problem := shard_problem(skew_s)) is not None:
             yield Finding(name, *problem.split("; "))
-
-
-def _open_files_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
-    needed = CONNECTIONS_MAX + settings.database_max_connections + OTHER_FILES
-    if facts.open_files_max is not None and facts.open_files_max < needed:
-        yield Finding(
-            "RLIMIT_NOFILE",
-            f"{facts.open_files_max} open files, the settings need up to {needed}: {CONNECTIONS_MAX} for HTTP, "
-            f"DATABASE_MAX_CONNECTIONS {settings.database_max_connections}, and {OTHER_FILES} others",
-            f"raise it to {needed} or more (ulimit -n, LimitNOFILE= of systemd)",
-        )
 
 
 def _settings_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:

@@ -38,10 +38,11 @@ def query_shards(
     on: Literal["primary", "standby"] = "primary",
     limit: Annotated[int | None, Parameter(validator=validators.Number(gte=1, lte=1_000_000))] = None,
     timeout: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=3600))] = 30,
-    row_format: Annotated[Literal["table", "csv", "jsonl"] | None, Parameter(name="--format")] = None,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
     """Ask all shards one question in SQL, as the role READER_USERNAME, which can only read.
+
+    With --json each row is a line.
 
     Parameters
     ----------
@@ -57,21 +58,16 @@ def query_shards(
         Print at most this many rows of each shard; without this option 1,000, and more are a failure.
     timeout
         End the statement on a shard after this many seconds.
-    row_format
-        How rows are printed: table, csv, or jsonl, a JSON object a line, which is also what --json gives.
     """
-    from simplu_worker.commands.shards.query import Asked, RowFormat, query_shards, read_statement
+    from simplu_worker.commands.shards.query import Asked, query_shards, read_statement
     from simplu_worker.shards.postgres.connector import TargetSessionAttrs
     from simplu_worker.shards.questions import ROWS_MAX, ShardQuestion
 
     if shard and tenant is not None:
         raise UsageError("shards query: expected --shard or --tenant, got both")
-    if common.as_json and row_format not in {None, "jsonl"}:
-        raise UsageError(f"shards query: expected --json or --format, got --json and --format {row_format}")
     question = ShardQuestion(read_statement(statement), row_limit=limit or ROWS_MAX, timeout_s=timeout)
     asked = Asked(shard, tenant, TargetSessionAttrs(on), wants_all=limit is None)
-    printed = RowFormat("jsonl" if common.as_json else row_format or "table")
-    return common.run(query_shards, question, asked, printed)
+    return common.run(query_shards, question, asked, as_json=common.as_json)
 
 
 @shards.command(name="upgrade")
@@ -98,27 +94,21 @@ def upgrade_shards(
 
 
 @shards.command(name="route")
-def route_keys(
-    *keys: Annotated[str, Parameter(allow_leading_hyphen=True)],
-    with_shards: int | None = None,
-    common: CommonOptions = NO_OPTIONS,
-) -> int:
+def route_keys(*keys: Annotated[str, Parameter(allow_leading_hyphen=True)], common: CommonOptions = NO_OPTIONS) -> int:
     """Print on which shard the shard map or Citrus places tenants; exit with 1 if one has none.
 
     Parameters
     ----------
     keys
         The tenants, each as businessId-locationId; `-` reads them from stdin, one a line.
-    with_shards
-        Also print how many tenants would move if the map had this many shards; without keys, of 10,000 sample tenants.
     """
     from simplu_worker.commands.shards.show import route_keys
 
     unknown = next((key for key in keys if key.startswith("--")), None)
-    if unknown is not None or (not keys and with_shards is None):
+    if unknown is not None or not keys:
         got = "none" if unknown is None else f"the option {unknown}, which is unknown"
-        raise UsageError(f"KEY: expected at least one, - for stdin, or --with-shards, got {got}")
-    return common.run(route_keys, keys, with_shards)
+        raise UsageError(f"KEY: expected at least one, or - for stdin, got {got}")
+    return common.run(route_keys, keys)
 
 
 @shards.command(name="accept-gap")

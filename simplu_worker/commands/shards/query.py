@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable, Sequence
-from enum import StrEnum
+from collections.abc import Iterable
 from operator import itemgetter
 from pathlib import Path
-from typing import Final, assert_never
+from typing import Final
 
 import msgspec
 
@@ -30,81 +29,44 @@ TABLE_MAX: Final = 1000  # rows for a person
 CELL_MAX: Final = 200  # characters of a cell in a table
 
 
-class RowFormat(StrEnum):
-    """How rows are printed."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSONL = "jsonl"
-
-
 class RowPrinter:
-    """Prints rows on stdout, each with its shard: JSON Lines and CSV at once, a table of the first ones at the end."""
+    """Prints rows on stdout, each with its shard: JSON Lines at once, a table of the first ones at the end."""
 
-    def __init__(self, row_format: RowFormat) -> None:
-        self._format = row_format
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
         self._columns: list[str] | None = None
         self._first_shard = ""
         self._rows: list[tuple[str, list[str]]] = []  # of the table
         self._count = 0
 
     def add(self, shard_id: str, answer: questions.ShardAnswer) -> None:
-        """Print or keep the rows of a shard. Raises `PermanentError` for other columns than before."""
-        match self._format:
-            case RowFormat.JSONL:
-                shard = msgspec.json.encode(shard_id).decode()
-                # A value of the type json may have line breaks.
-                rows = (msgspec.json.format(row[0] or "", indent=-1) for row in answer.rows)
-                _write("".join(f'{{"shardId":{shard},"row":{row}}}\n' for row in rows))
-            case RowFormat.CSV:
-                header = csv_line(["shard", *answer.columns]) if self._columns is None else ""
-                self._check_columns(shard_id, answer.columns)
-                _write(header + "".join(csv_line([shard_id, *row]) for row in answer.rows))
-            case RowFormat.TABLE:
-                self._check_columns(shard_id, answer.columns)
-                self._count += len(answer.rows)
-                for row in answer.rows[: TABLE_MAX - len(self._rows)]:
-                    self._rows.append((shard_id, [shorten(cell or "", CELL_MAX) for cell in row]))
-            case _:
-                assert_never(self._format)
-
-    def _check_columns(self, shard_id: str, columns: list[str]) -> None:
+        """Print or keep the rows of a shard. Raises `PermanentError` for other columns than before in a table."""
+        if self._as_json:
+            shard = msgspec.json.encode(shard_id).decode()
+            # A value of the type json may have line breaks.
+            rows = (msgspec.json.format(row[0] or "", indent=-1) for row in answer.rows)
+            sys.stdout.buffer.write("".join(f'{{"shardId":{shard},"row":{row}}}\n' for row in rows).encode())
+            sys.stdout.buffer.flush()
+            return
         if self._columns is None:
-            self._columns, self._first_shard = columns, shard_id
-        elif self._columns != columns:
+            self._columns, self._first_shard = answer.columns, shard_id
+        elif self._columns != answer.columns:
             raise PermanentError(
                 f"expected the columns of shard {self._first_shard}, {', '.join(self._columns)}, "
-                f"got {', '.join(columns)}; name the columns in place of *"
+                f"got {', '.join(answer.columns)}; name the columns in place of *"
             )
+        self._count += len(answer.rows)
+        for row in answer.rows[: TABLE_MAX - len(self._rows)]:
+            self._rows.append((shard_id, [shorten(cell or "", CELL_MAX) for cell in row]))
 
     def finish(self) -> bool:
         """Print the table, if it is one; return whether all rows are printed."""
-        if self._format is not RowFormat.TABLE:
-            return True
         if self._columns is not None:
             rows = sorted(self._rows, key=itemgetter(0))
             print_table(["shard", *self._columns], [[shard_id, *cells] for shard_id, cells in rows])
         if self._count > len(self._rows):
-            print_note(f"and {self._count - len(self._rows)} more; --format csv and jsonl print all")
+            print_note(f"and {self._count - len(self._rows)} more; --json prints all")
         return self._count == len(self._rows)
-
-
-def csv_line(cells: Sequence[str | None]) -> str:
-    """Return a line of CSV (RFC 4180, but with a line feed alone)."""
-    return ",".join(map(_csv_cell, cells)) + "\n"
-
-
-def _csv_cell(text: str | None) -> str:
-    if text is None:
-        return ""
-    if text and not any(char in text for char in ',"\r\n'):
-        return text
-    return '"' + text.replace('"', '""') + '"'
-
-
-def _write(text: str) -> None:
-    sys.stdout.buffer.write(text.encode())
-    sys.stdout.buffer.flush()
 
 
 SHARDS_AT_ONCE: Final = 8  # each has an answer of up to BYTES_MAX in memory
@@ -145,16 +107,14 @@ def _shown(text: str) -> str:
     return repr(scrub_text(text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}…"))
 
 
-async def query_shards(
-    settings: Settings, question: questions.ShardQuestion, asked: Asked, row_format: RowFormat
-) -> int:
+async def query_shards(settings: Settings, question: questions.ShardQuestion, asked: Asked, *, as_json: bool) -> int:
     """Ask the shards, and print their rows as they answer. Return 1 if rows are missing."""
     reader = _reader_of(settings)
     tenant_id = None if asked.tenant is None else parse_tenant_id(*asked.tenant)
-    question = msgspec.structs.replace(question, as_json=row_format is RowFormat.JSONL, tenant_id=tenant_id)
+    question = msgspec.structs.replace(question, as_json=as_json, tenant_id=tenant_id)
     async with open_shards(settings) as shards:
         chosen = await _choose_shards(shards, asked, tenant_id)
-        round_ = _Round(question, asked, reader, shards.locator, RowPrinter(row_format))
+        round_ = _Round(question, asked, reader, shards.locator, RowPrinter(as_json=as_json))
         await round_.ask_all(chosen)
     return EXIT_DONE if round_.finish() else EXIT_FAILED
 

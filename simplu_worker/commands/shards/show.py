@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
 from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import Answer, Line, Part, Table, first_rows
+from simplu_worker.commands.output import Answer, Table, first_rows
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.health.assessment import Health
@@ -95,10 +94,7 @@ def _format_lag(view: dict[str, Any]) -> str | None:
     return ", ".join(parts) or None
 
 
-SAMPLE_COUNT: Final = 10_000
 REQUESTS_AT_ONCE: Final = 16
-SHARDS_MAX: Final = 100_000
-NEW: Final = " (new)"
 
 
 class KeyRoute(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -108,14 +104,8 @@ class KeyRoute(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     shard_id: str | None = None
     pinned: bool = False
     retired: tuple[str, ...] = ()
-    with_shards: str | None = None  # its shard with the other number of shards
     inactive: bool = False
     odd: str | None = None  # why its shard is unknown
-
-    @property
-    def would_move(self) -> bool:
-        """Whether the key would move."""
-        return self.with_shards is not None and self.with_shards != self.shard_id
 
     @property
     def explanation(self) -> str:
@@ -138,83 +128,29 @@ def read_keys(words: Sequence[str]) -> list[str]:
     return list(keys)
 
 
-async def route_keys(settings: Settings, words: Sequence[str], with_shards: int | None) -> Answer:
+async def route_keys(settings: Settings, words: Sequence[str]) -> Answer:
     """Return the shards of keys; it fails if the shard of a key is unknown."""
     keys = read_keys(words)
-    if words and not keys:
+    if not keys:
         raise PermanentError("KEY: expected at least one, got none on stdin")
     async with open_shards(settings) as shards:
         locator = shards.locator
         if isinstance(locator, StaticMap):
-            routes = place_keys(locator.map, keys or sample_keys(), with_shards)
-            shard_ids = [shard.shard_id for shard in locator.map.shards]
-        elif with_shards is not None:
-            raise PermanentError(
-                "--with-shards: expected a map of shards (SHARD_MAP_FILE); Citrus places each tenant on its own"
-            )
+            routes = [_place(locator.map, key) for key in keys]
         else:
             routes = await _locate_keys(locator, keys)
-            shard_ids = []
-    summary = None if with_shards is None else summarize_moves(routes, shard_ids, with_shards)
-    shown = routes if keys else []
-    members = {"routes": shown} | ({} if summary is None else {"withShards": summary})
+    rows = [(route.key, route.shard_id, route.explanation) for route in routes]
     is_failed = any(route.shard_id is None for route in routes)
-    return Answer(members, _describe_routes(shown, summary), is_failed=is_failed)
+    return Answer({"routes": routes}, first_rows(("key", "shard", "how"), rows), is_failed=is_failed)
 
 
-def sample_keys(count: int = SAMPLE_COUNT) -> list[str]:
-    """Return the same sample keys each time."""
-    return [f"business-{number}-location-{number % 3}" for number in range(count)]
-
-
-def place_keys(shard_map: ShardMap, keys: Iterable[str], with_shards: int | None) -> list[KeyRoute]:
-    """Return the shards of *keys* by a map, also if it had *with_shards* shards."""
-    other = None if with_shards is None else _resize(shard_map, with_shards)
-    routes = []
-    for key in keys:
-        fall = shard_map.placement(key)
-        routes.append(
-            KeyRoute(
-                key,
-                shard_id=fall.shard.shard_id,
-                pinned=fall.is_pinned,
-                retired=tuple(dict.fromkeys(shard.shard_id for shard in fall.retired)),
-                with_shards=None if other is None else other.shard_of(key).shard_id,
-            )
-        )
-    return routes
-
-
-def _resize(shard_map: ShardMap, count: int) -> ShardMap:
-    if not 1 <= count <= SHARDS_MAX:
-        raise PermanentError(f"--with-shards: expected 1 to {SHARDS_MAX}, got {count}")
-    resized = shard_map.with_shard_count(count)
-    if all(shard.retired for shard in resized.shards):
-        raise PermanentError(f"--with-shards: expected a shard that is not retired among the first {count}")
-    return resized
-
-
-def summarize_moves(routes: Sequence[KeyRoute], shard_ids: Sequence[str], count: int) -> dict[str, Any]:
-    """Return how many of *routes* would move, and how many keys each shard has and would have."""
-    before = Counter(route.shard_id for route in routes)
-    after = Counter(route.with_shards for route in routes)
-    moved = sum(route.would_move for route in routes)
-    new = sorted({name for name in after if name is not None} - set(shard_ids), key=lambda name: (len(name), name))
-    return {
-        "shards": count,
-        "keys": len(routes),
-        "moved": moved,
-        "movedShare": round(moved / len(routes), 4) if routes else 0.0,
-        "perShard": [
-            {"shardId": name, "isNew": name not in before and name in new, "before": before[name], "after": after[name]}
-            for name in (*shard_ids, *new)
-        ],
-    }
+def _place(shard_map: ShardMap, key: str) -> KeyRoute:
+    fall = shard_map.placement(key)
+    retired = tuple(dict.fromkeys(shard.shard_id for shard in fall.retired))
+    return KeyRoute(key, fall.shard.shard_id, fall.is_pinned, retired)
 
 
 async def _locate_keys(locator: Locator, keys: Sequence[str]) -> list[KeyRoute]:
-    if not keys:
-        raise PermanentError("expected keys, because Citrus is asked for each; give some, or - to read them from stdin")
     found, errors = await locate_all(locator, keys)
 
     def route(key: str) -> KeyRoute:
@@ -247,24 +183,3 @@ async def locate_all(
         for tenant_id in tenant_ids:
             tasks.create_task(locate(tenant_id), name=f"locate:{tenant_id}")
     return named, errors
-
-
-def _describe_routes(routes: Sequence[KeyRoute], summary: dict[str, Any] | None) -> Iterator[Part]:
-    columns = ["key", "shard", "how"]
-    if summary is not None:
-        columns.insert(2, f"with {summary['shards']}")
-    rows = [(route.key, route.shard_id, route.with_shards, route.explanation) for route in routes]
-    yield from first_rows(columns, rows if summary is not None else [(key, shard, way) for key, shard, _, way in rows])
-    if summary is None:
-        return
-    counts = [
-        (one["shardId"] + (NEW if one["isNew"] else ""), one["before"], one["after"])
-        for one in summary["perShard"]
-        if one["before"] or one["after"]
-    ]
-    yield Table(["shard", "keys now", f"with {summary['shards']}"], counts)
-    kind = "keys" if routes else "sample keys"
-    yield Line(
-        f"{summary['moved']} of {summary['keys']} {kind} would move with {summary['shards']} shards "
-        f"({summary['movedShare']:.1%})"
-    )

@@ -1,4 +1,4 @@
-"""The command line of `operations`, `replay` and `stream`."""
+"""The command line of `operations` and `replay`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from simplu_worker.vocabulary import Failure, OperationStatus
 if TYPE_CHECKING:
     from simplu_worker.shards.listing import ListRequest
 
-stream = App(name="stream")
 operations = App(name="operations")
 
 
@@ -172,20 +171,6 @@ def preview_operations(
 
 def _path(file: str) -> Path | None:
     return None if file == "-" else Path(file)
-
-
-@stream.command(name="remove-consumer")
-def remove_consumer(name: str | None = None, /, *, apply: Apply = False, common: CommonOptions = NO_OPTIONS) -> int:
-    """Remove the registered consumer of `KINESIS_READ=fan-out`. Subscriptions of running workers end.
-
-    Parameters
-    ----------
-    name
-        The consumer; without it, that of the settings.
-    """
-    from simplu_worker.commands.stream.replaying import remove_consumer
-
-    return common.run(remove_consumer, name, apply=apply)
 
 
 def replay(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -14,7 +14,7 @@ import msgspec
 
 from simplu_worker.assembly.aws import open_lease_table
 from simplu_worker.assembly.shards import Shards
-from simplu_worker.commands.output import CountProgress, describe_silent, print_note
+from simplu_worker.commands.output import describe_silent, print_note
 from simplu_worker.commands.stream.input_lines import InputLine, LineReport, names_in
 from simplu_worker.commands.stream.send_status import SendStatus, Undecided
 from simplu_worker.config.settings import Settings
@@ -119,28 +119,23 @@ class SendOutcome(LineReport, frozen=True, kw_only=True):
 class LastPoll:
     """What became of the last query of all logs."""
 
-    pending_count: int
-    has_ended: bool = False
     silent_shard_ids: list[str] = field(default_factory=list)
     error: str | None = None
 
 
 def describe_poll(poll: LastPoll, errors: Mapping[str, str]) -> str:
-    """Return what a command waits for; *errors* are those of unusable shards, by id."""
-    waiting = f"waiting for {poll.pending_count} operations"
+    """Return for what a command waits; *errors* are those of unusable shards, by id."""
     if poll.error is not None:
-        return f"{waiting}; the shards were not listed: {poll.error}"
-    if poll.silent_shard_ids or errors:
-        return f"{waiting}; {describe_silent(sorted({*poll.silent_shard_ids, *errors}), errors)}"
-    if not poll.has_ended:
-        return f"{waiting}; the shards have not answered yet"
-    return f"{waiting}; the shards answer, and no worker has applied them yet: see /status of the workers"
+        return f"the shards were not listed: {poll.error}"
+    if silent := sorted({*poll.silent_shard_ids, *errors}):
+        return describe_silent(silent, errors)
+    return "the shards answer, and no worker has applied the others yet: see /status of the workers"
 
 
 async def wait_for_outcomes(
-    gateway: ShardGateway, lines: Sequence[InputLine], timeout_s: float, progress: CountProgress, poll: LastPoll
+    gateway: ShardGateway, lines: Sequence[InputLine], timeout_s: float, show: Callable[[int], None], poll: LastPoll
 ) -> dict[OperationKey, dict[str, Any]]:
-    """Query the logs until they have all *lines*, for at most *timeout_s*; return their rows."""
+    """Query the logs until they have all *lines*, for at most *timeout_s*; show how many, and return their rows."""
     deadline = time.monotonic() + timeout_s
     pending = {line.key for line in lines if line.key is not None}
     rows: dict[OperationKey, dict[str, Any]] = {}
@@ -148,8 +143,7 @@ async def wait_for_outcomes(
         started = time.monotonic()
         rows |= await find_operations(gateway, pending, poll)
         pending -= rows.keys()
-        poll.pending_count, poll.has_ended = len(pending), True
-        progress.show(len(rows))
+        show(len(rows))
         left_s = deadline - time.monotonic()
         if not pending or left_s <= 0:
             return rows

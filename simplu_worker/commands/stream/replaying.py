@@ -1,4 +1,4 @@
-"""`replay`, which reads the stream again and applies what no log has, and `stream remove-consumer`."""
+"""`replay`, which reads the stream again and applies what no log has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from simplu_worker.assembly.aws import consumer_name, open_lease_table, open_stream, open_stream_consumers
+from simplu_worker.assembly.aws import open_lease_table, open_stream
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.assembly.worker import reader_settings
 from simplu_worker.commands.output import Answer, ProgressLine, Table
@@ -57,7 +57,7 @@ class ReplaySink:
 
     async def _look_up(self, operations: Sequence[Operation]) -> None:
         keys = {(operation.tenant_id, operation.request_id) for operation in operations}
-        poll = LastPoll(pending_count=len(keys))
+        poll = LastPoll()
         rows = await find_operations(self._gateway, keys, poll)
         missing: list[Operation] = []
         for operation in operations:
@@ -262,20 +262,3 @@ class _StreamReplay:
         self.progress.tell(
             f"{self.totals.record_count} records read ({decided or 'no outcome yet'}), {behind_s:.0f} s to go{trouble}"
         )
-
-
-async def remove_consumer(settings: Settings, name: str | None, *, apply: bool) -> Answer:
-    """Return the consumer *name*, else that of the settings; with *apply* deregister it."""
-    require_settings(settings, stream=True)
-    chosen, stream = name or consumer_name(settings), settings.kinesis_stream_name or ""
-    async with open_stream_consumers(settings) as consumers:
-        if not (await consumers.remove(chosen) if apply else await consumers.find(chosen)):
-            known = ", ".join(sorted(one.name for one in await consumers.list())) or "none"
-            raise PermanentError(f"expected a consumer of stream {stream} out of: {known}; got {chosen}")
-    note = (
-        "removed; a worker with KINESIS_READ=fan-out adds it again"
-        if apply
-        else "registered; with --apply it is removed, and the subscriptions of running workers end"
-    )
-    members = {"applied": apply, "consumer": chosen, "stream": stream}
-    return Answer(members, [f"consumer {chosen} of stream {stream} is {note}"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import uuid
 from collections import Counter, defaultdict
@@ -13,7 +12,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-import msgspec
 from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
@@ -47,12 +45,11 @@ from simplu_worker.commands.stream.send_status import SendStatus, pool_errors
 from simplu_worker.config.settings import ROUTES, Settings, set_of
 from simplu_worker.consumers.sqs.order_messages import OrderRules
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
-from simplu_worker.operations.operation import Days, Operation, RejectedRecord
+from simplu_worker.operations.operation import Operation, RejectedRecord
 from simplu_worker.operations.schema_judge import Finding
-from simplu_worker.shards.apply.judging import Foreseen
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import uuid7
-from simplu_worker.vocabulary import Absence, Failure, OperationKind, PartitionKeyRule
+from simplu_worker.vocabulary import Absence, Failure, PartitionKeyRule
 
 RESULT_SHOWN_LENGTH: Final = 60
 
@@ -172,17 +169,15 @@ async def _send_requests(producer: Producer[T], items: Sequence[T], count: PutCo
 
     One without an answer is sent again: the log drops the second operation by its request id.
     """
-    failures: list[RetryableError] = []
+    with output.CountProgress("put", count.total) as progress:
 
-    def describe() -> str:
-        cause = failures[-1] if failures else f"no answer from {producer.place} yet"
-        return f"waiting for {producer.name}: {cause}"
+        def wait(error: RetryableError) -> None:
+            progress.tell(f"put: {count.done} of {count.total}; waiting for {producer.name}: {error}")
 
-    with output.CountProgress("put", count.total) as progress, output.note_what_is_awaited(describe, progress):
         for request in producer.cut(items):
             count.under_way = len(request)
             try:
-                await producer.send(request, failures.append)
+                await producer.send(request, wait)
             except WorkerError as exc:
                 output.print_note(f"{count.done} of {count.total} were put on {producer.place}, then: {exc}")
                 return
@@ -193,14 +188,14 @@ async def _send_requests(producer: Producer[T], items: Sequence[T], count: PutCo
 async def _wait(
     settings: Settings, sent: Sequence[InputLine], unsent: Sequence[InputLine], options: SendOptions, begun_at: datetime
 ) -> tuple[list[SendOutcome], dict[str, str]]:
-    poll = LastPoll(len(sent))
+    poll = LastPoll()
     async with open_shards(settings) as shards:
+        with output.ProgressLine(f"in the log: 0 of {len(sent)}") as line:
 
-        def describe() -> str:
-            return describe_poll(poll, pool_errors(shards.pools))
+            def show(found: int) -> None:
+                line.tell(f"in the log: {found} of {len(sent)}; {describe_poll(poll, pool_errors(shards.pools))}")
 
-        with output.CountProgress("in the log", len(sent)) as progress, output.note_what_is_awaited(describe, progress):
-            rows = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, progress, poll)
+            rows = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, show, poll)
         absent = {line.key for line in sent if line.key is not None and line.key not in rows}
         tenant_ids = {tenant_id for tenant_id, _ in absent}
         undecided = await find_undecided(settings, shards, tenant_ids, is_stream=not options.orders)
@@ -234,14 +229,6 @@ def _answer(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, is_faile
 
 
 ERROR_SHOWN_LENGTH: Final = 100
-RESOURCES_PER_QUERY: Final = 500
-MEMBERS_SHOWN: Final = 5
-NOTHING_FORESEEN: Final = Foreseen({}, ())
-
-ResourceKey = tuple[str, str, str | None]
-"""A tenant id, a resource type and a resource id."""
-
-_members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Fate(StrEnum):
@@ -260,8 +247,6 @@ class Preview(LineReport, frozen=True, kw_only=True):
 
     fate: Fate
     reason: str | None = None
-    lost_members: tuple[str, ...] = ()  # of the resource as it is now, which an update would remove
-    warning: str | None = None  # of days of a list, which may be others than were meant
 
 
 async def preview_operations(settings: Settings, file: Path | None, *, is_orders: bool) -> output.Answer:
@@ -269,17 +254,15 @@ async def preview_operations(settings: Settings, file: Path | None, *, is_orders
     lines = read_input(settings, file, is_orders=is_orders)
     homes: Mapping[str, str | Absence] = {}
     logged: Mapping[OperationKey, Mapping[str, object]] = {}
-    stored: Mapping[ResourceKey, Sequence[str]] = {}
-    foreseen = NOTHING_FORESEEN
-    poll = LastPoll(len(lines))
+    refusals: Mapping[int, Finding] = {}
+    poll = LastPoll()
     keys = {line.key for line in lines if line.key is not None}
     if keys and set_of(settings, *ROUTES):
         async with open_shards(settings) as shards:
             homes = await _find_homes(shards.gateway, sorted({tenant_id for tenant_id, _ in keys}))
             logged = await find_operations(shards.gateway, keys, poll)
-            stored = await _find_members(shards.gateway, lines)
-            foreseen = await _foresee(shards.gateway, lines, homes)
-    found = [preview(line, homes, logged, stored, foreseen) for line in lines]
+            refusals = await _foresee(shards.gateway, lines, homes)
+    found = [preview(line, homes, logged, refusals) for line in lines]
     is_failed = any(one.fate in {Fate.DEAD_LETTER, Fate.FAILED} for one in found)
     return output.Answer({"records": found}, _describe_previews(found), poll.silent_shard_ids, is_failed)
 
@@ -288,10 +271,9 @@ def preview(
     line: InputLine,
     homes: Mapping[str, str | Absence],
     logged: Mapping[OperationKey, Mapping[str, object]],
-    stored: Mapping[ResourceKey, Sequence[str]],
-    foreseen: Foreseen = NOTHING_FORESEEN,
+    refusals: Mapping[int, Finding],
 ) -> Preview:
-    """Return the next step with a line, by the shards of tenants, the logs, and the members of resources."""
+    """Return the next step with a line, by the shards of tenants, the logs, and the *refusals* of schemas by line."""
     decoded, names = line.decoded, names_in(line)
     if isinstance(decoded, RejectedRecord):
         return Preview(**names, fate=Fate.DEAD_LETTER, reason=decoded.reason, error=decoded.error)
@@ -300,45 +282,9 @@ def preview(
     home = homes.get(decoded.tenant_id)
     if isinstance(home, Absence):
         return Preview(**names, fate=Fate.HELD, reason=home)
-    if (finding := foreseen.refusals.get(line.number)) is not None:
+    if (finding := refusals.get(line.number)) is not None:
         return Preview(**names, fate=Fate.FAILED, shard_id=home, reason=Failure.INVALID_DATA, error=str(finding))
-    days = None if decoded.query is None or line.number not in foreseen.dateless else decoded.query.days
-    return Preview(
-        **names,
-        fate=Fate.VALID if home is None else Fate.APPLIED,
-        shard_id=home,
-        lost_members=lost_members(decoded, stored.get(_resource_of(decoded), ())),
-        warning=None if days is None else _describe_days(decoded.resource_type, days),
-    )
-
-
-def lost_members(operation: Operation, stored: Sequence[str]) -> tuple[str, ...]:
-    """Return which of the *stored* members of a resource an update would remove; sorted."""
-    if operation.kind is not OperationKind.UPDATE or operation.data is None or operation.exceeds_bounds:
-        return ()
-    return tuple(sorted(set(stored) - _members_decoder.decode(operation.data).keys()))
-
-
-def _resource_of(operation: Operation) -> ResourceKey:
-    return operation.tenant_id, operation.resource_type, operation.resource_id
-
-
-async def _find_members(gateway: ShardGateway, lines: Iterable[InputLine]) -> dict[ResourceKey, Sequence[str]]:
-    updates = {
-        _resource_of(line.decoded)
-        for line in lines
-        if isinstance(line.decoded, Operation) and line.decoded.kind is OperationKind.UPDATE
-    }
-    wanted = sorted(updates)
-    found: dict[ResourceKey, Sequence[str]] = {}
-    for first in range(0, len(wanted), RESOURCES_PER_QUERY):
-        some = wanted[first : first + RESOURCES_PER_QUERY]
-        with contextlib.suppress(RetryableError):  # the query of the logs has named it
-            survey = await gateway.lookups.survey("list_members", *map(list, zip(*some, strict=True)))
-            found |= {
-                (row["tenant_id"], row["resource_type"], row["resource_id"]): row["members"] for _, row in survey.rows
-            }
-    return found
+    return Preview(**names, fate=Fate.VALID if home is None else Fate.APPLIED, shard_id=home)
 
 
 async def _find_homes(gateway: ShardGateway, tenant_ids: Iterable[str]) -> dict[str, str | Absence]:
@@ -351,7 +297,9 @@ async def _find_homes(gateway: ShardGateway, tenant_ids: Iterable[str]) -> dict[
     return homes
 
 
-async def _foresee(gateway: ShardGateway, lines: Iterable[InputLine], homes: Mapping[str, str | Absence]) -> Foreseen:
+async def _foresee(
+    gateway: ShardGateway, lines: Iterable[InputLine], homes: Mapping[str, str | Absence]
+) -> dict[int, Finding]:
     by_shard: defaultdict[str, list[tuple[int, Operation]]] = defaultdict(list)
     for line in lines:
         if isinstance(line.decoded, Operation):
@@ -359,16 +307,14 @@ async def _foresee(gateway: ShardGateway, lines: Iterable[InputLine], homes: Map
             if home is not None and not isinstance(home, Absence):
                 by_shard[home].append((line.number, line.decoded))
     refusals: dict[int, Finding] = {}
-    dateless: set[int] = set()
     for shard_id, sent in by_shard.items():
         try:
             found = await gateway.foresee(shard_id, [operation for _, operation in sent])
         except RetryableError as exc:
             output.print_note(f"business types of shard {shard_id}: {exc}")
         else:
-            refusals.update({sent[index][0]: finding for index, finding in found.refusals.items()})
-            dateless.update(sent[index][0] for index in found.dateless)
-    return Foreseen(refusals, dateless)
+            refusals.update({sent[index][0]: finding for index, finding in found.items()})
+    return refusals
 
 
 def _describe_previews(found: Sequence[Preview]) -> Iterator[output.Part]:
@@ -386,29 +332,6 @@ def _describe_previews(found: Sequence[Preview]) -> Iterator[output.Part]:
         for one in found
     )
     yield output.Table(("line", "would be", "reason", "operation", "tenant", "resource", "shard", "error"), rows)
-    for one in found:
-        if one.lost_members:
-            yield f"line {one.line}: {_describe_loss(one)}"
-        if one.warning is not None:
-            yield f"line {one.line}: {one.warning}"
-    if any(one.operation == OperationKind.UPDATE and one.fate in {Fate.VALID, Fate.HELD} for one in found):
-        yield "an update replaces the whole document; a patch keeps what it lacks"
     counts = Counter(one.fate for one in found)
     yield ", ".join(f"{count} {fate}" for fate, count in sorted(counts.items())) or "no records"
     yield "nothing was sent or applied"
-
-
-def _describe_days(resource_type: str, days: Days) -> str:
-    meaning = (
-        "date means the document's own member date, or else the day of creation"
-        if days.is_one
-        else "startDate and endDate mean the day of creation"
-    )
-    return f"{meaning}: the type {resource_type} names no date (docs/sending.md#list)"
-
-
-def _describe_loss(one: Preview) -> str:
-    more = len(one.lost_members) - MEMBERS_SHOWN
-    names = ", ".join(output.shorten(name, ERROR_SHOWN_LENGTH) for name in one.lost_members[:MEMBERS_SHOWN])
-    names += f" and {more} more" if more > 0 else ""
-    return f"this update removes {names} from {one.resource_type} {one.resource_id}; a patch keeps what it lacks"

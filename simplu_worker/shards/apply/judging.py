@@ -178,27 +178,12 @@ class Found(NamedTuple):
         return msgspec.json.encode(self.finding).decode() if self.judge.refuses else None
 
 
-class Foreseen(NamedTuple):
-    """What the rules of shards say of operations before these are sent; *dateless* are lists by days without a date."""
-
-    refusals: Mapping[int, Finding]
-    dateless: Collection[int]
-
-
 def foresee(
     operations: Sequence[Operation], business_types: Mapping[str, str], rules: Mapping[str, TypeRules]
-) -> Foreseen:
-    """Return what *rules* say of operations of tenants of *business_types*, by their ids. Pure."""
-    stored = as_stored(operations, business_types, rules)
-    found = BatchJudges(rules, business_types).judge_sent(stored)
-    lists = {tenant_id: rules.get(one, NO_RULES).lists for tenant_id, one in business_types.items()}
-    dateless = [
-        index
-        for index, (sent, one) in enumerate(zip(operations, stored, strict=True))
-        if sent.query is not None and not sent.query.days.is_open and sent.tenant_id in lists
-        if lists[sent.tenant_id].get(one.resource_type, NO_LIST_RULES).date is None
-    ]
-    return Foreseen({index: one.finding for index, one in found.items() if one.judge.refuses}, dateless)
+) -> dict[int, Finding]:
+    """Return which operations, by index, *rules* refuse of tenants of *business_types*, by their ids. Pure."""
+    found = BatchJudges(rules, business_types).judge_sent(as_stored(operations, business_types, rules))
+    return {index: one.finding for index, one in found.items() if one.judge.refuses}
 
 
 class BatchJudges:

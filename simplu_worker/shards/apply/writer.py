@@ -18,10 +18,11 @@ import structlog
 
 from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.schema_judge import Finding
 from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.duplicates import TIMEOUT_PARTS_MAX, DuplicateMemory, cut_points, points_around
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
-from simplu_worker.shards.apply.judging import Foreseen, ShardRules, count_found, foresee
+from simplu_worker.shards.apply.judging import ShardRules, count_found, foresee
 from simplu_worker.shards.apply.wave_run import (
     FastPathError,
     ResourceId,
@@ -135,7 +136,7 @@ class ShardWriter:
         await self._pool.probe()
         await self._check(self._pool.fresh_connection)
 
-    async def foresee(self, operations: Sequence[Operation]) -> Foreseen:
+    async def foresee(self, operations: Sequence[Operation]) -> dict[int, Finding]:
         """Return what the rules of the shard's types say of operations, patches aside."""
         await self._check(self._pool.connection)
         await self._rules.refresh()

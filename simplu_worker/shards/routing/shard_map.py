@@ -136,14 +136,6 @@ class ShardMap(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_field
         """Return this map without pinned tenants."""
         return ShardMap(shards=self.shards)
 
-    def with_shard_count(self, count: int) -> ShardMap:
-        """Return this map with *count* shards, without the last ones or with new ones."""
-        taken = {shard.shard_id for shard in self.shards}
-        names = (f"new-{number}" for number in range(1, count + len(taken) + 1))
-        free = (name for name in names if name not in taken)
-        new = (MappedShard(shard_id=next(free), connection_string="") for _ in range(count - len(self.shards)))
-        return ShardMap(shards=(*self.shards[:count], *new), tenants=self.tenants)
-
 
 def hash_of(key: str, attempt: int = 0) -> int:
     """Return 64 bits of the MD5 of *key*; after *attempt* retired shards, of *key* with `#attempt`."""

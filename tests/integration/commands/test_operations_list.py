@@ -129,30 +129,6 @@ async def test_unknown_tenant_is_reported(world: World, capsys: pytest.CaptureFi
         await world.run(tenant=("nobody", "x" * 129))
 
 
-async def test_preview_names_what_an_update_removes(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    pool = world.routed.pools.ensure_pool(next(iter(world.routed.pools.by_shard_id().values())).address)
-    await fetch(
-        pool,
-        """INSERT INTO resources VALUES ($1, 'dental', 'appointment', 'a1', $2::text::jsonb, now(), now())""",
-        "-".join(TENANT),
-        json.dumps({"patientName": "Ana", "service": "check", "status": "open"}),
-    )
-    update = {"operation": "update", "resourceType": "appointment", "data": {"status": "confirmed"}}
-    tenant = {"businessId": TENANT[0], "locationId": TENANT[1]}
-    lines = [
-        update | tenant | {"resourceId": "a1", "requestId": "u1"},
-        update | tenant | {"resourceId": "never", "requestId": "u2"},
-    ]
-    text = "\n".join(map(json.dumps, lines)).encode()
-    assert await world.preview(text, as_json=True) == 0
-    found = json.loads(capsys.readouterr().out)["records"]
-    assert [one.get("lostMembers") for one in found] == [["patientName", "service"], None]
-    assert await world.preview(text, as_json=False) == 0
-    told = capsys.readouterr().err
-    assert "line 1: this update removes patientName, service from appointment a1; a patch keeps" in told
-    assert "an update replaces the whole document" not in told
-
-
 async def test_preview_applies_nothing(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     pool = world.routed.pools.ensure_pool(next(iter(world.routed.pools.by_shard_id().values())).address)
     before = await fetch(pool, "SELECT count(*) AS count FROM operations")

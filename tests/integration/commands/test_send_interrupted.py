@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -16,6 +16,7 @@ from support.aws.endpoints import client_of
 from support.requires import ROOT
 
 from simplu_local.aws_server.account import REGION
+from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.stack.aws import CREDENTIALS, start_kinesis
 from simplu_worker.consumers.kinesis.stream.client import Stream
@@ -54,26 +55,23 @@ def _take_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-async def interrupted(*words: str, awaits: str, **env: str) -> tuple[int, list[dict[str, Any]]]:
+async def interrupted(url: str, *, once: Callable[[], Awaitable[bool]]) -> tuple[int, list[dict[str, Any]]]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "simplu_worker", "operations", "send", "-", "--json", *words),
+        *(sys.executable, "-m", "simplu_worker", "operations", "send", "-", "--json"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
         | CREDENTIALS
-        | {"AWS_REGION": REGION, "KINESIS_STREAM_NAME": NAME}
-        | env,
+        | {"AWS_REGION": REGION, "KINESIS_STREAM_NAME": NAME, "AWS_ENDPOINT_URL_KINESIS": url},
         preexec_fn=_take_interrupts,
     )
     assert process.stdin is not None
-    assert process.stderr is not None
     process.stdin.write(LINES.encode())
     process.stdin.close()
+    assert await poll_until(once, within_s=60)
+    process.send_signal(signal.SIGINT)
     async with asyncio.timeout(60):
-        said = (await process.stderr.readline()).decode()
-        assert said.startswith(awaits)
-        process.send_signal(signal.SIGINT)
         out, err = await process.communicate()
     assert b"Traceback" not in err
     assert process.returncode is not None
@@ -84,7 +82,11 @@ async def test_send_prints_the_ids_when_interrupted_while_it_puts(kinesis_url: s
     hang = {"do": "fault", "action": "PutRecords", "kind": "hang", "applied": True}
     async with aiohttp.ClientSession() as session, session.post(f"{kinesis_url}/_control", json=hang) as answer:
         assert answer.status == 200
-    status, outcomes = await interrupted(awaits=f"waiting for stream {NAME}: ", AWS_ENDPOINT_URL_KINESIS=kinesis_url)
+
+    async def is_put() -> bool:
+        return bool(await ids_on(kinesis_url))
+
+    status, outcomes = await interrupted(kinesis_url, once=is_put)
     assert status == 130
     assert [(one["line"], one["status"]) for one in outcomes] == [
         (1, "unknown"),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 from structlog.testing import capture_logs
-from support.aws.endpoints import CREDENTIALS, REGION, client_of
+from support.aws.endpoints import CREDENTIALS, client_of
 
 from simplu_local.aws_server.faults import SetOptions
 from simplu_local.aws_server.server import send_commands
@@ -15,16 +15,12 @@ from simplu_local.kinesis.faults import KinesisFault
 from simplu_local.kinesis.model import KinesisOptions
 from simplu_local.kinesis.server import serve_kinesis
 from simplu_worker.aws.clients import Client
-from simplu_worker.commands.output import show
-from simplu_worker.commands.stream.replaying import remove_consumer
-from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch import read_schedule
 from simplu_worker.consumers.kinesis.fetch.cursor import PushedCursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing, PrefetchMemory
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamConsumers
 from simplu_worker.consumers.kinesis.stream.positions import Start, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
-from simplu_worker.errors import PermanentError
 
 pytestmark = pytest.mark.slow(0.5)
 
@@ -176,19 +172,3 @@ async def test_nothing_is_received_while_memory_is_short(world: World) -> None:
     await world.read_all()
     world.cursor.release_memory()
     assert world.memory.held_bytes == 0
-
-
-async def test_command_removes_the_consumer(
-    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    await world.read_until(lambda: world.cursor.is_pushed)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", world.url)
-    settings = Settings(aws_region=REGION, kinesis_stream_name=NAME, kinesis_application_name="other")
-    with pytest.raises(PermanentError, match="out of: me; got other"):
-        await show(remove_consumer(settings, None, apply=False), as_json=False)
-    assert await show(remove_consumer(settings, "me", apply=False), as_json=False) == 0
-    assert "consumer me of stream" in capsys.readouterr().err
-    assert [one.name for one in await world.consumers.list()] == ["me"]
-    assert await show(remove_consumer(settings, "me", apply=True), as_json=True) == 0
-    assert '"consumer": "me"' in capsys.readouterr().out
-    assert await world.consumers.list() == []

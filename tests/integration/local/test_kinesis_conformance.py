@@ -320,8 +320,10 @@ async def test_consumer_is_registered_once_found_again_and_removed(stream: Strea
         return (await stream.consumers.ensure("me")).status == "ACTIVE"
 
     assert await poll_until(active, within_s=WITHIN_S)
-    assert [(one.name, one.arn) for one in await stream.consumers.list()] == [("me", registered.arn)]
-    assert await stream.consumers.remove("me")
+    arn = registered.arn.partition("/consumer/")[0]
+    listed = await stream.client.list_stream_consumers(StreamARN=arn)
+    assert [(one["ConsumerName"], one["ConsumerARN"]) for one in listed["Consumers"]] == [("me", registered.arn)]
+    await stream.client.deregister_stream_consumer(StreamARN=arn, ConsumerName="me")
 
     async def is_gone() -> bool:
         return await stream.consumers.find("me") is None

@@ -344,18 +344,6 @@ class StreamConsumers:
         self._name_or_arn = name_or_arn
         self._stream_arn = name_or_arn if name_or_arn.startswith("arn:") else None
 
-    async def list(self) -> list[StreamConsumer]:
-        """Return all registered consumers, of any application."""
-        found: list[StreamConsumer] = []
-        page: dict[str, Any] = {}
-        while True:
-            reply = await self._call("list_stream_consumers", StreamARN=await self._find_stream_arn(), **page)
-            found += [_consumer(raw) for raw in reply["Consumers"]]
-            # Some emulators return a token with the last page, too; the page behind it is empty.
-            if not reply.get("NextToken") or not reply["Consumers"]:
-                return found
-            page = {"NextToken": reply["NextToken"]}
-
     async def find(self, name: str) -> StreamConsumer | None:
         """Return the consumer *name*; None where none is registered."""
         stream_arn = await self._find_stream_arn()
@@ -376,13 +364,6 @@ class StreamConsumers:
         registered = _consumer(reply["Consumer"])
         log.info("consumer.registered", consumer=name, stream=self._name_or_arn)
         return registered
-
-    async def remove(self, name: str) -> bool:
-        """Deregister the consumer *name*; return False where none is registered."""
-        if await self.find(name) is None:
-            return False
-        await self._call("deregister_stream_consumer", StreamARN=await self._find_stream_arn(), ConsumerName=name)
-        return True
 
     async def _find_stream_arn(self) -> str:
         if self._stream_arn is None:

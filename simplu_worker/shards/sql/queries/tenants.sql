@@ -49,23 +49,6 @@ SELECT id, business_id, location_id, business_type, state, moved_to, created_at,
 FROM public.tenants
 ORDER BY id;
 
--- name: list_members
--- The top-level members that resources have now, of those of tenants that live here. $1 are their tenants, $2 their types,
--- $3 their ids.
-SELECT
-    wanted.tenant_id, wanted.resource_type, wanted.resource_id,
-    ARRAY(
-        SELECT pg_catalog.jsonb_object_keys(resources.data) WHERE pg_catalog.jsonb_typeof(resources.data) = 'object'
-    ) AS members
-FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
-    AS wanted (tenant_id, resource_type, resource_id)
-JOIN public.resources
-    ON
-        resources.id = wanted.tenant_id
-        AND resources."resourceName" = wanted.resource_type
-        AND resources."resourceId" = wanted.resource_id
-JOIN public.tenants ON tenants.id = wanted.tenant_id AND :lives_here;
-
 -- name: show_tenant
 -- One tenant with the numbers of its resources and operations.
 SELECT

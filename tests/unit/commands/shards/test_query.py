@@ -1,17 +1,13 @@
-"""The statement that `shards query` takes, and its lines of CSV."""
+"""The statement that `shards query` takes."""
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from simplu_worker.cli import app
-from simplu_worker.commands.shards.query import csv_line, read_statement
+from simplu_worker.commands.shards.query import read_statement
 from simplu_worker.errors import UsageError
 
 EXPECTED = "expected a statement that begins with SELECT, VALUES, TABLE or WITH"
@@ -50,22 +46,6 @@ def test_statement_that_does_not_read_is_refused_at_once(
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--shard", "db-1", "--tenant", "clinic", "main"), "expected --shard or --tenant, got both"),
-        (("--json", "--format", "csv"), "expected --json or --format, got --json and --format csv"),
-    ],
-)
-def test_options_that_exclude_each_other_are_refused(options: tuple[str, ...], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        app(["shards", "query", "SELECT 1", *options])
-
-
-@given(st.lists(st.text(alphabet=st.sampled_from('a",\r\n ;é')), min_size=1))
-def test_line_of_csv_is_read_back_as_it_was(cells: list[str]) -> None:
-    assert [*csv.reader(io.StringIO(csv_line(cells), newline=""))] == [cells]
-
-
-def test_null_is_empty_in_csv_and_an_empty_text_is_quoted() -> None:
-    assert csv_line([None, "", "a", "b c", "1,2"]) == ',"",a,b c,"1,2"\n'
+def test_shards_and_a_tenant_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match="expected --shard or --tenant, got both"):
+        app(["shards", "query", "SELECT 1", "--shard", "db-1", "--tenant", "clinic", "main"])

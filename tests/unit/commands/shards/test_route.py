@@ -42,10 +42,8 @@ def read_by_hand(key: str, count: int, retired: frozenset[int]) -> list[str]:
     return [f"shard-{number}" for number in way]
 
 
-async def printed(
-    settings: Settings, *words: str, with_shards: int | None = None, capfd: pytest.CaptureFixture[str]
-) -> Any:
-    status = await show(route_keys(settings, words, with_shards), as_json=True)
+async def printed(settings: Settings, *words: str, capfd: pytest.CaptureFixture[str]) -> Any:
+    status = await show(route_keys(settings, words), as_json=True)
     out = capfd.readouterr().out
     assert "correct-horse" not in out
     return json.loads(out) | {"status": status}
@@ -67,25 +65,6 @@ async def test_route_names_the_shard_of_each_key_and_the_way_there(
         else:
             *passed, shard_id = read_by_hand(route["key"], 5, retired)
             assert (route["shardId"], route.get("retired", [])) == (shard_id, list(dict.fromkeys(passed)))
-
-
-async def test_route_tells_what_would_move_when_a_shard_is_added(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    settings = settings_of(tmp_path, 4, pins={KEYS[0]: "shard-2"})
-
-    said = await printed(settings, *KEYS, with_shards=5, capfd=capfd)
-
-    moved = {key for key in KEYS[1:] if jump_hash(hash_of(key), 4) != jump_hash(hash_of(key), 5)}
-    assert {route["key"] for route in said["routes"] if route["withShards"] != route["shardId"]} == moved
-    assert {route["withShards"] for route in said["routes"] if route["key"] in moved} == {"new-1"}
-    summary = said["withShards"]
-    assert (summary["shards"], summary["keys"], summary["moved"]) == (5, len(KEYS), len(moved))
-    assert summary["movedShare"] == pytest.approx(len(moved) / len(KEYS), abs=1e-4)
-    assert [one["shardId"] for one in summary["perShard"]] == ["shard-0", "shard-1", "shard-2", "shard-3", "new-1"]
-    assert [one["isNew"] for one in summary["perShard"]] == [False] * 4 + [True]
-    assert sum(one["before"] for one in summary["perShard"]) == len(KEYS)
-    assert summary["perShard"][-1]["after"] == len(moved)
 
 
 def test_keys_are_read_from_stdin_where_a_dash_stands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,8 +93,6 @@ async def test_route_asks_citrus_where_keys_are_registered(capfd: pytest.Capture
     async with citrus.serve() as url:
         said = await printed(citrus_settings(url), "a-1", "b/1", capfd=capfd)
         unknown = await printed(citrus_settings(url), "a-1", "c-1", capfd=capfd)
-        with pytest.raises(PermanentError, match="--with-shards"):
-            await show(route_keys(citrus_settings(url), ["a-1"], 3), as_json=True)
 
     assert said["routes"] == [
         {"key": "a-1", "shardId": "shard-1"},

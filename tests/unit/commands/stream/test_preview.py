@@ -10,14 +10,12 @@ import pytest
 from simplu_worker.commands.stream.input_lines import InputLine, parse_lines
 from simplu_worker.commands.stream.send import Fate, Preview, preview
 from simplu_worker.operations.schema_judge import Finding
-from simplu_worker.shards.apply.judging import Foreseen
 from simplu_worker.vocabulary import Absence
 
 VALID = (
     b'{"operation": "create", "businessId": "b", "locationId": "l", "resourceType": "patient", "resourceId": "p1", '
     b'"data": {"secret": 1}, "requestId": "r1", "timestamp": "2026-01-01T00:00:00Z"}'
 )
-RESOURCE = ("b-l", "patient", "p1")
 OF_OPERATION = {
     "operation": "create",
     "business_id": "b",
@@ -52,7 +50,7 @@ def test_valid_record_has_the_fate_of_its_tenant(
 ) -> None:
     (line,) = lines_of(VALID)
     logged = {("b-l", logged_id): {"shard_id": "shard-2"}}
-    found = preview(line, homes, logged, {RESOURCE: ["name"]}, Foreseen(refusals, ()))
+    found = preview(line, homes, logged, refusals)
     assert found == Preview(line=1, **OF_OPERATION | expected)
 
 
@@ -63,22 +61,3 @@ def test_record_that_is_no_operation_is_a_dead_letter() -> None:
         (2, Fate.DEAD_LETTER, "invalid_json"),
     ]
     assert all(one.error for one in found)
-
-
-@pytest.mark.parametrize(
-    ("kind", "data", "stored", "expected"),
-    [
-        ("update", b'{"status": 1}', ["status", "name", "age"], ("age", "name")),
-        ("update", b'{"status": null, "name": {}, "more": 1}', ["status", "name"], ()),
-        ("update", b"{}", [], ()),
-        ("update", b'{"deep": ' + b"[" * 600 + b"]" * 600 + b"}", ["name"], ()),  # invalid data
-        ("patch", b"{}", ["name"], ()),
-        ("create", b"{}", ["name"], ()),
-        ("delete", b"{}", ["name"], ()),
-    ],
-)
-def test_update_names_the_members_that_it_removes(
-    kind: str, data: bytes, stored: list[str], expected: tuple[str, ...]
-) -> None:
-    (line,) = lines_of(VALID.replace(b"create", kind.encode()).replace(b'{"secret": 1}', data))
-    assert preview(line, {"b-l": "shard-1"}, {}, {RESOURCE: stored}).lost_members == expected

@@ -163,17 +163,6 @@ def test_fall_tells_the_way_past_retired_shards(key: str, count: int, retired: s
     assert [fall.shard.shard_id, *names(list(fall.retired))][-1 if not fall.retired else 1] == first
 
 
-def test_resized_map_has_the_first_shards_or_new_ones_at_its_end() -> None:
-    shard_map = ShardMap(
-        shards=tuple(MappedShard(name, "") for name in ("a", "new-1", "c")), tenants={"x-y": "a", "u-v": "c"}
-    )
-
-    assert names(list(shard_map.with_shard_count(5).shards)) == ["a", "new-1", "c", "new-2", "new-3"]
-    assert names(list(shard_map.with_shard_count(2).shards)) == ["a", "new-1"]
-    assert shard_map.with_shard_count(2).shard_of("x-y").shard_id == "a"
-    assert shard_map.with_shard_count(2).shard_of("u-v").shard_id == ("a", "new-1")[paper_place("u-v", 2)]
-
-
 def test_homes_begin_with_the_pin_and_hold_the_hashed_place_too() -> None:
     key = next(f"key-{number}" for number in range(100) if paper_place(f"key-{number}", 3) == 2)
     homes = map_of(3, tenants={key: "shard-0"}).possible_homes(key)
