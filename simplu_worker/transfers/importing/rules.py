@@ -159,7 +159,7 @@ def _refusal_of_content(row: SourceRow) -> str | None:
         return None
     if not (_TIME.fullmatch(row.created or "") and _TIME.fullmatch(row.changed or "")):
         return f"its times: expected years from 1 to 9999, got {row.created or 'none'} and {row.changed or 'none'}"
-    if row.byte_count is not None and row.byte_count > DOCUMENT_MAX_BYTES:
+    if (row.byte_count or 0) > DOCUMENT_MAX_BYTES:
         return f"its document: expected {BOUNDS_TEXT}"
     if row.document is None or not row.document.startswith("{"):
         return NOT_AN_OBJECT
@@ -190,10 +190,11 @@ def name_tenant(
     if not all(map(is_id, tenant.key)):
         return replace(tenant, problem=f"expected a business and a location of 1 to {ID_MAX} characters each")
     kind = business_type or (business.business_type if isinstance(business, Business) else business)
-    if kind is None or kind not in known_types:
+    stored_names = known_types.get(kind or "")
+    if stored_names is None:
         problem = f"its business type: expected one of {', '.join(sorted(known_types))}, got {kind or 'none'}"
         return replace(tenant, problem=problem)
-    return replace(tenant, business_type=kind, stored_names=known_types[kind])
+    return replace(tenant, business_type=kind, stored_names=stored_names)
 
 
 def without_collisions(tenants: Sequence[SourceTenant]) -> list[SourceTenant]:

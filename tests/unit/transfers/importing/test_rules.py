@@ -120,6 +120,8 @@ def test_tenant_has_a_type_or_a_problem(
 def test_tenants_with_one_id_are_both_refused() -> None:
     tenants = [SourceTenant(*pair) for pair in (("a-b", "c"), ("a", "b-c"), ("a", "c"))]
     wrong = [SourceTenant("x", "y", problem=f"{number} is wrong") for number in range(2)]
+    refused = SourceTenant("a", "c", problem="its type is unknown")
+    assert without_collisions([*tenants, refused])[2:] == [tenants[2], refused]
     problems = [one.problem for one in without_collisions(tenants)]
     assert problems == ["another tenant of the source has its id a-b-c"] * 2 + [None]
     assert without_collisions(wrong) == wrong
@@ -131,6 +133,7 @@ def home(state: TenantState, source: str | None = None, step: str | None = None,
 
 ACTIVE, INCOMING, MOVED = TenantState.ACTIVE, TenantState.INCOMING, TenantState.MOVED
 OTHER_PAIR = msgspec.structs.replace(home(ACTIVE), business_id="b-l")
+OTHER_IMPORTED = msgspec.structs.replace(home(ACTIVE, "db", "activated"), business_id="b-l")
 
 
 @pytest.mark.parametrize(
@@ -162,6 +165,7 @@ OTHER_PAIR = msgspec.structs.replace(home(ACTIVE), business_id="b-l")
         ([home(MOVED), home(ACTIVE, shard_id="s2")], ImportState.REFUSED, "shard s2 has it already, active"),
         ([home(ACTIVE), home(INCOMING, "db", "copying", "s2")], ImportState.REFUSED, "the shards s1 and s2 have it"),
         ([OTHER_PAIR], ImportState.REFUSED, "shard s1 has its id for business b-l, location l"),
+        ([OTHER_IMPORTED], ImportState.REFUSED, "shard s1 has its id for business b-l, location l"),
     ],
 )
 def test_step_is_decided_by_the_rows_of_the_tenant(
@@ -221,3 +225,4 @@ def test_sum_of_rows_has_both_halves_of_their_hashes() -> None:
     assert rows[0].sum == TypeSum(1, 2, ((2**63 - 1) << 64) - 5)
     assert rows[0].sum + rows[1].sum == TypeSum(2, 2, hash_of(2**63 + 2, -3))
     assert digest_of_rows(rows[0].sum + rows[1].sum) == "8000000000000001fffffffffffffffd"
+    assert digest_of_rows(TypeSum(2, 2, (1 << 128) + 7)) == f"{7:032x}"
