@@ -9,7 +9,7 @@ turn, so every pool gets one, however many wait in others.
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 TURN_MAX_S: Final = 0.5  # some hundred times the time to connect
 ROUND_S: Final = 4.0  # about the time until every pool has had a turn: shorter than any caller waits
@@ -20,17 +20,19 @@ class Opened(Protocol):
 
     opened_at: float
 
+    def terminate(self) -> None:
+        """End it; its slot is accounted for."""
+
+
+class Waiting(Protocol):
+    """A caller, as the budget sees it."""
+
+    def grant(self, connection: Any) -> None:
+        """Let the caller use *connection*, or open one: None."""
+
 
 ConnectionT = TypeVar("ConnectionT", bound=Opened)
-RequestT = TypeVar("RequestT")
-
-
-class Assignment(NamedTuple, Generic[ConnectionT, RequestT]):
-    """What is to be done. The slots of all these connections are accounted for."""
-
-    lend: list[tuple[RequestT, ConnectionT]]
-    open: list[RequestT]  # the callers that may open a connection
-    close: list[ConnectionT]
+RequestT = TypeVar("RequestT", bound=Waiting)
 
 
 class PoolConnections(Generic[ConnectionT, RequestT]):
@@ -50,7 +52,7 @@ class _Idle(NamedTuple, Generic[ConnectionT, RequestT]):
 
 
 class ConnectionBudget(Generic[ConnectionT, RequestT]):
-    """The connections of all pools. After any change `assign` returns what is to be done."""
+    """The connections of all pools. After any change `assign` is to be called."""
 
     def __init__(self, max_connections: int) -> None:
         self._max = max_connections
@@ -69,6 +71,12 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
     def has_idle(self) -> bool:
         """Whether a connection is idle."""
         return bool(self._idle)
+
+    def take_idle(self, pool: PoolConnections[ConnectionT, RequestT], now: float) -> ConnectionT | None:
+        """Lend an idle connection of *pool* at once; None if there is none, or callers wait."""
+        if self._queue or not pool.idle:
+            return None
+        return self._lend(pool, now)
 
     def request(self, pool: PoolConnections[ConnectionT, RequestT], request: RequestT) -> None:
         """Note that a caller waits."""
@@ -89,13 +97,15 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
         """Note that a connection of *pool* is idle."""
         pool.idle.append(connection)
         self._idle[connection] = _Idle(pool, now)
-        self._changed.append(pool)
+        if self._queue:
+            self._changed.append(pool)
 
     def release(self, pool: PoolConnections[ConnectionT, RequestT]) -> None:
         """Note that a slot of *pool* is free: its connection ended, or was never opened."""
         pool.open_count -= 1
         self.open_count -= 1
-        self._put_last(pool)
+        if pool in self._queue:  # behind the others
+            self._queue[pool] = self._queue.pop(pool)
 
     def drop(self, connection: ConnectionT) -> bool:
         """Release the slot of an idle connection that ends; return false if it is not idle."""
@@ -106,33 +116,36 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
         self.release(idle.pool)
         return True
 
-    def drop_idle_since(self, instant: float) -> list[ConnectionT]:
-        """Release the slots of the connections that have been idle since *instant*; return these, to be closed."""
-        return [
-            connection for connection, idle in [*self._idle.items()] if idle.since <= instant and self.drop(connection)
-        ]
+    def end(self, connection: ConnectionT) -> None:
+        """End an idle connection."""
+        self.drop(connection)
+        connection.terminate()
 
-    def assign(self, now: float) -> Assignment[ConnectionT, RequestT]:
+    def end_idle_since(self, instant: float) -> None:
+        """End the connections that have been idle since *instant*."""
+        for connection, idle in [*self._idle.items()]:
+            if idle.since <= instant:
+                self.end(connection)
+
+    def assign(self, now: float) -> None:
         """Serve the requests that can be served now."""
-        assignment: Assignment[ConnectionT, RequestT] = Assignment([], [], [])
         while self._changed:
             pool = self._changed.pop()
             if pool.requests and pool.idle:
-                connection = pool.idle.pop()
-                del self._idle[connection]
-                if self._must_yield(pool, now - connection.opened_at):
-                    assignment.close.append(connection)
-                    self.release(pool)
+                if self._must_yield(pool, now - pool.idle[-1].opened_at):
+                    self.end(pool.idle[-1])
                 else:
-                    pool.lent[connection] = now
-                    assignment.lend.append((self._take_request(pool), connection))
-        while self._has_room() and (needy := self._neediest_pool()) is not None:
-            if not self._make_room(needy, now, assignment.close):
-                break
+                    self._take_request(pool).grant(self._lend(pool, now))
+        while self._queue and (needy := self._neediest_pool()) is not None and self._make_room(needy, now):
             needy.open_count += 1
             self.open_count += 1
-            assignment.open.append(self._take_request(needy))
-        return assignment
+            self._take_request(needy).grant(None)
+
+    def _lend(self, pool: PoolConnections[ConnectionT, RequestT], now: float) -> ConnectionT:
+        connection = pool.idle.pop()
+        del self._idle[connection]
+        pool.lent[connection] = now
+        return connection
 
     def _take_request(self, pool: PoolConnections[ConnectionT, RequestT]) -> RequestT:
         request = pool.requests.popleft()
@@ -140,12 +153,12 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
             del self._queue[pool]
         return request
 
-    def _put_last(self, pool: PoolConnections[ConnectionT, RequestT]) -> None:
-        if pool in self._queue:
-            self._queue[pool] = self._queue.pop(pool)
-
     def _neediest_pool(self) -> PoolConnections[ConnectionT, RequestT] | None:
-        return min((pool for pool in self._queue if pool.open_count < pool.size), key=_open_count, default=None)
+        return min(
+            (pool for pool in self._queue if pool.open_count < pool.size),
+            key=lambda pool: pool.open_count,
+            default=None,
+        )
 
     def _must_yield(self, pool: PoolConnections[ConnectionT, RequestT], used_s: float) -> bool:
         rival = self._neediest_pool()
@@ -153,22 +166,15 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
             return False
         return rival.open_count == 0 or rival.open_count < pool.open_count - 1
 
-    def _has_room(self) -> bool:
-        return self.open_count < self._max or bool(self._idle)
-
-    def _make_room(self, pool: PoolConnections[ConnectionT, RequestT], now: float, closed: list[ConnectionT]) -> bool:
+    def _make_room(self, pool: PoolConnections[ConnectionT, RequestT], now: float) -> bool:
         if self.open_count < self._max:
             return True
-        connection, idle = next(iter(self._idle.items()))
+        connection, idle = next(iter(self._idle.items()), (None, None))
         # A connection in regular use is not taken for a pool that already has one.
-        if pool.open_count and now - idle.since < self._turn_s():
+        if connection is None or idle is None or (pool.open_count and now - idle.since < self._turn_s()):
             return False
-        closed.append(connection)
-        return self.drop(connection)
+        self.end(connection)
+        return True
 
     def _turn_s(self) -> float:
         return min(TURN_MAX_S, ROUND_S * self._max / len(self._queue))
-
-
-def _open_count(pool: PoolConnections[ConnectionT, RequestT]) -> int:
-    return pool.open_count

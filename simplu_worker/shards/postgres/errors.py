@@ -7,6 +7,7 @@ Source: PostgreSQL manual, appendix A.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
@@ -101,17 +102,44 @@ NOT_POSTGRES: Final = "expected an answer of Postgres, got something else or the
 SEE_UPGRADE: Final = "see simplu-worker shards upgrade"  # of a shard alone
 OUTDATED: Final = "the tables have changed since the statement was prepared"
 
+READ_ONLY: Final = "25006"  # read_only_sql_transaction: the server is a former primary
+UNIQUE_VIOLATION: Final = "23505"  # of a plain insert that expects new rows, or of a constraint of the shard's owner
+LOCK_TIMEOUT: Final = "55P03"  # lock_not_available
+QUERY_CANCELED: Final = "57014"  # by its timeout; earlier, by another session: that says nothing about an operation
+RAISING_FUNCTION: Final = "exec_stmt_raise"  # the server's function that runs RAISE of PL/pgSQL
+# A prepared statement is gone, or another client's: a pooler shares the server.
+POOLER_STATES: Final = frozenset({"26000", "42P05"})
+# The other connections lead to the same former primary, or have outdated prepared statements.
+EXPIRING_STATES: Final = frozenset({READ_ONLY, *POOLER_STATES, "0A000"})
+
+
+class ErrorMeaning(StrEnum):
+    """How to react to an error."""
+
+    DATA = "data"  # a statement failed, perhaps at a value that no table can store: find the operation at fault
+    STATEMENT = "statement"  # a statement failed on a healthy server: find the operation at fault
+    TRY_AGAIN = "try_again"  # the transaction lost a race: run it again at once
+    UNAVAILABLE = "unavailable"  # the shard cannot apply the batch now
+    BROKEN = "broken"  # the shard is not set up as expected: rights, schema, configuration
+
+
+class Raiser(StrEnum):
+    """What raised an error."""
+
+    SERVER = "server"  # the statement itself, or the server around it
+    ROUTINE = "routine"  # a function, such as a trigger, that the statement ran: all of these are the owner's
+    RAISE = "raise"  # the same, on purpose: its code is any that the owner has chosen
+
+
+UNKNOWN: Final = ErrorMeaning.BROKEN  # of a code that is not below: the shard is held, and a person looks at it
+
 _BY_CODE: Final = {
-    "08003": "the connection was closed; see the server's log, and whether it wants TLS",
-    "08006": "the connection was closed; see the server's log, and whether it wants TLS",
     "08P01": "the server or a pooler in front of it refuses the connection; see its log",
     "22001": "a text is too long for its column",
     "22003": "a number is out of the range of its type",
-    "22012": "a division by zero",
     "22021": "a character that the encoding of the database lacks",
     "22023": "a setting or an argument has a value that is not allowed",
     "22P02": "a text has not the form of its type",
-    "22P05": "a character that the encoding of the database lacks",
     "23502": "a column that must have a value has none",
     "23503": "a foreign key refers to no row",
     "23505": "a row with that key exists",
@@ -123,7 +151,6 @@ _BY_CODE: Final = {
     "28P01": "the server refuses the user's password; correct it",
     "3D000": "the server has no database of that name; correct it",
     "3F000": "the database has no schema of that name",
-    "40001": "another transaction was first",
     "40P01": "two transactions wait for each other",
     "42501": "the role lacks a right; GRANT it",
     "42601": "a statement that the server does not understand",
@@ -145,39 +172,51 @@ _BY_CODE: Final = {
     "57P03": "the server is starting or shutting down",
     "57P04": "the database was dropped",
     "57P05": "the server ended an idle connection",
-    "58030": "the server cannot read or write its files; see its log",
-    "P0001": "a function or trigger of the database raised it",
-    "XX000": "an internal error of the server; see its log",
     "XX001": "data of the server is damaged; see its log",
     "XX002": "an index of the server is damaged; REINDEX it",
 }
-_BY_CLASS: Final = {
-    "08": "the connection broke",
-    "0A": "the server lacks a feature, or its tables have changed since the statement was prepared",
-    "21": "a row where several are not allowed",
-    "22": "a value that the server does not take",
-    "23": "a constraint refuses the row",
-    "25": "the transaction is in a state that does not allow this",
-    "28": "the server does not admit this user",
-    "38": "a function of the database failed",
-    "39": "a function of the database failed",
-    "40": "the transaction was rolled back by the server",
-    "42": f"a statement does not fit the tables or the rights of the role; {SEE_UPGRADE}",
-    "44": "a view refuses the row",
-    "53": "the server is out of resources",
-    "54": "a limit of Postgres is passed",
-    "55": "the object is not in the state for this",
-    "57": "a person or the system has ended it",
-    "58": "an error of the server's system; see its log",
-    "P0": "a function or trigger of the database failed",
-    "XX": "an internal error of the server; see its log",
+_RAISED: Final = "a function or trigger of the database raised it"
+_BY_CLASS: Final[Mapping[str, tuple[str, ErrorMeaning]]] = {
+    # Of 00 to 2F, and 38 to P0, our own statements can cause few, but a trigger, a constraint or a function of the
+    # shard's owner can raise them for one row and not for another.
+    **dict.fromkeys(("00", "01", "02", "09", "20", "27", "2F", "38", "39", "P0"), (_RAISED, ErrorMeaning.STATEMENT)),
+    "08": ("the connection was closed; see the server's log, and whether it wants TLS", ErrorMeaning.UNAVAILABLE),
+    "0A": ("the server lacks a feature, or its tables have changed since the statement was prepared", UNKNOWN),
+    "21": ("a row where several are not allowed", ErrorMeaning.STATEMENT),
+    "22": ("a value that the server does not take", ErrorMeaning.DATA),
+    "23": ("a constraint refuses the row", ErrorMeaning.STATEMENT),
+    "25": ("the transaction is in a state that does not allow this", UNKNOWN),
+    "28": ("the server does not admit this user", UNKNOWN),
+    "40": ("the transaction was rolled back by the server", UNKNOWN),
+    "42": ("a statement does not fit the tables or the rights of the role; see simplu-worker shards upgrade", UNKNOWN),
+    "44": ("a view refuses the row", ErrorMeaning.STATEMENT),
+    "53": ("the server is out of resources", ErrorMeaning.UNAVAILABLE),
+    "54": ("a limit of Postgres is passed", ErrorMeaning.STATEMENT),
+    "55": ("the object is not in the state for this", UNKNOWN),
+    "57": ("a person or the system has ended it", ErrorMeaning.UNAVAILABLE),
+    "58": ("the server cannot read or write its files; see its log", ErrorMeaning.UNAVAILABLE),
+    "XX": ("an internal error of the server; see its log", ErrorMeaning.BROKEN),
 }
+_MEANING_BY_CODE: Final = {  # where it is another one than that of the class
+    # A serialization failure, a deadlock, a lock; a prepared statement that a pooler lost, or another client has; and
+    # "cached plan must not change result type", after upgrades.
+    **dict.fromkeys(("40001", "40P01", LOCK_TIMEOUT, *sorted(POOLER_STATES), "0A000"), ErrorMeaning.TRY_AGAIN),
+    READ_ONLY: ErrorMeaning.UNAVAILABLE,
+    "54000": ErrorMeaning.DATA,  # a jsonb over its limits. Also no transaction ids are left
+    "54001": ErrorMeaning.DATA,  # nested deeper than the server's stack
+    QUERY_CANCELED: ErrorMeaning.STATEMENT,  # by its timeout
+    "XX000": ErrorMeaning.STATEMENT,  # XX001 and XX002 are corruption, a problem of the shard
+}
+
+
+def _of_class(code: str) -> tuple[str, ErrorMeaning]:
+    return _BY_CLASS.get(code[:2], ("an error of Postgres", UNKNOWN))
 
 
 def state_words(sqlstate: str | None) -> str:
     """Return the meaning of an error code, the code, and the remedy if there is one."""
     code = sqlstate or "no SQLSTATE"
-    meaning, *remedy = (_BY_CODE.get(code) or _BY_CLASS.get(code[:2], "an error of Postgres")).split("; ")
+    meaning, *remedy = (_BY_CODE.get(code) or _of_class(code)[0]).split("; ")
     return "; ".join([f"{meaning} ({code})", *remedy])
 
 
@@ -210,75 +249,6 @@ def _words_of(exc: BaseException) -> str:  # noqa: PLR0911  # one for each kind
             return network_cause(exc, ca_setting="sslrootcert")
 
 
-READ_ONLY: Final = "25006"  # read_only_sql_transaction: the server is a former primary
-UNIQUE_VIOLATION: Final = "23505"  # of a plain insert that expects new rows, or of a constraint of the shard's owner
-LOCK_TIMEOUT: Final = "55P03"  # lock_not_available
-QUERY_CANCELED: Final = "57014"  # by its timeout; earlier, by another session: that says nothing about an operation
-RAISING_FUNCTION: Final = "exec_stmt_raise"  # the server's function that runs RAISE of PL/pgSQL
-# A prepared statement is gone, or another client's: a pooler shares the server.
-POOLER_STATES: Final = frozenset({"26000", "42P05"})
-# The other connections lead to the same former primary, or have outdated prepared statements.
-EXPIRING_STATES: Final = frozenset({READ_ONLY, *POOLER_STATES, "0A000"})
-
-
-class ErrorMeaning(StrEnum):
-    """How to react to an error."""
-
-    DATA = "data"  # a statement failed, perhaps at a value that no table can store: find the operation at fault
-    STATEMENT = "statement"  # a statement failed on a healthy server: find the operation at fault
-    TRY_AGAIN = "try_again"  # the transaction lost a race: run it again at once
-    UNAVAILABLE = "unavailable"  # the shard cannot apply the batch now
-    BROKEN = "broken"  # the shard is not set up as expected: rights, schema, configuration
-
-
-class Raiser(StrEnum):
-    """What raised an error."""
-
-    SERVER = "server"  # the statement itself, or the server around it
-    ROUTINE = "routine"  # a function, such as a trigger, that the statement ran: all of these are the owner's
-    RAISE = "raise"  # the same, on purpose: its code is any that the owner has chosen
-
-
-UNKNOWN: Final = ErrorMeaning.BROKEN  # of a code that is not below: the shard is held, and a person looks at it
-
-_MEANING_BY_CODE = {
-    "40001": ErrorMeaning.TRY_AGAIN,  # serialization_failure
-    "40P01": ErrorMeaning.TRY_AGAIN,  # deadlock_detected
-    LOCK_TIMEOUT: ErrorMeaning.TRY_AGAIN,
-    READ_ONLY: ErrorMeaning.UNAVAILABLE,
-    "54000": ErrorMeaning.DATA,  # program_limit_exceeded: a jsonb over its limits. Also no transaction ids are left
-    "54001": ErrorMeaning.DATA,  # statement_too_complex: nested deeper than the server's stack
-    QUERY_CANCELED: ErrorMeaning.STATEMENT,  # by its timeout
-    "XX000": ErrorMeaning.STATEMENT,  # internal_error; XX001 and XX002 are corruption, a problem of the shard
-    "26000": ErrorMeaning.TRY_AGAIN,  # invalid_sql_statement_name: a pooler lost the prepared statement
-    "42P05": ErrorMeaning.TRY_AGAIN,  # duplicate_prepared_statement: behind a pooler, another client's
-    "0A000": ErrorMeaning.TRY_AGAIN,  # feature_not_supported: "cached plan must not change result type", after upgrades
-}
-
-_MEANING_BY_CLASS = {
-    "22": ErrorMeaning.DATA,  # data exception
-    # Our own statements cannot cause these, but a trigger, a constraint or a function of the shard's owner can raise
-    # them for one row and not for another.
-    "00": ErrorMeaning.STATEMENT,  # successful completion, raised as an error
-    "01": ErrorMeaning.STATEMENT,  # warning, raised as an error
-    "02": ErrorMeaning.STATEMENT,  # no data, raised as an error
-    "09": ErrorMeaning.STATEMENT,  # triggered action exception
-    "20": ErrorMeaning.STATEMENT,  # case not found
-    "21": ErrorMeaning.STATEMENT,  # cardinality violation
-    "23": ErrorMeaning.STATEMENT,  # integrity constraint violation
-    "27": ErrorMeaning.STATEMENT,  # triggered data change violation
-    "2F": ErrorMeaning.STATEMENT,  # SQL routine exception
-    "38": ErrorMeaning.STATEMENT,  # external routine exception
-    "39": ErrorMeaning.STATEMENT,  # external routine invocation exception
-    "44": ErrorMeaning.STATEMENT,  # WITH CHECK OPTION violation
-    "54": ErrorMeaning.STATEMENT,  # program limit exceeded
-    "P0": ErrorMeaning.STATEMENT,  # PL/pgSQL error: RAISE without a code, a failed assertion
-    "08": ErrorMeaning.UNAVAILABLE,  # connection exception
-    "53": ErrorMeaning.UNAVAILABLE,  # insufficient resources: connections, disk, memory
-    "57": ErrorMeaning.UNAVAILABLE,  # operator intervention: shutdown, starting up
-    "58": ErrorMeaning.UNAVAILABLE,  # system error
-    "XX": ErrorMeaning.BROKEN,  # corruption
-}
 # Classes with a meaning that does not depend on the function in which the server met them. Not connection exceptions:
 # those within a function are of a connection that the function has opened.
 _OF_SERVER = frozenset({"25", "40", "53", "57", "58", "XX"})
@@ -288,7 +258,7 @@ def meaning_of(sqlstate: str, raiser: Raiser = Raiser.SERVER, *, is_early: bool 
     """Return the meaning of an error code; *is_early*: before the statement's timeout."""
     if sqlstate == QUERY_CANCELED and is_early and raiser is not Raiser.RAISE:
         return ErrorMeaning.TRY_AGAIN
-    meaning = _MEANING_BY_CODE.get(sqlstate) or _MEANING_BY_CLASS.get(sqlstate[:2], UNKNOWN)
+    meaning = _MEANING_BY_CODE.get(sqlstate) or _of_class(sqlstate)[1]
     if raiser is Raiser.SERVER or meaning is ErrorMeaning.DATA:
         return meaning
     is_of_server = sqlstate[:2] in _OF_SERVER or sqlstate == LOCK_TIMEOUT

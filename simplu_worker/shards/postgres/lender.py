@@ -1,4 +1,4 @@
-"""The connections of the pools, lent to their callers: does what the budget assigns."""
+"""The connections of the pools, lent to their callers: by the turns of the budget."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Request:
         self.error: Exception | None = None
         self._wake: asyncio.Future[None] | None = None
 
-    def end(self) -> None:
+    def grant(self, connection: ShardConnection | None, *, error: Exception | None = None) -> None:
         """Let the caller go on."""
-        self.is_over = True
+        self.is_over, self.connection, self.error = True, connection, error
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
@@ -48,15 +48,8 @@ class SharedBudget(ConnectionBudget[ShardConnection, Request]):
         self._timer: asyncio.TimerHandle | None = None
 
     def settle(self) -> None:
-        """Do what is assigned now."""
-        assignment = self.assign(loop_time())
-        for connection in assignment.close:
-            connection.terminate()
-        for request, connection in assignment.lend:
-            request.connection = connection
-            request.end()
-        for request in assignment.open:
-            request.end()
+        """Serve callers, and begin to watch idle connections."""
+        self.assign(loop_time())
         if self.has_idle and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._idle_s / SWEEPS, self._sweep)
 
@@ -68,8 +61,7 @@ class SharedBudget(ConnectionBudget[ShardConnection, Request]):
 
     def _sweep(self) -> None:
         self._timer = None
-        for connection in self.drop_idle_since(loop_time() - self._idle_s):
-            connection.terminate()
+        self.end_idle_since(loop_time() - self._idle_s)
         self.settle()
 
 
@@ -100,15 +92,15 @@ class ConnectionLender:
 
     async def borrow(self, *, within_s: float) -> ShardConnection:
         """Return a connection, to be given back. Raises `TimeoutError`, and as *open_one* does."""
-        request = self._ask()
-        if request.connection is not None and not request.connection.is_closed():
-            return request.connection  # at once: a timer costs more than all the rest
+        while (connection := self._budget.take_idle(self._pool, loop_time())) is not None:
+            if not connection.is_closed():
+                return connection  # without a timer, which costs more than all the rest
+            self.give_back(connection)
         async with asyncio.timeout(within_s):
-            while (connection := await self._turn_of(request)) is not None:
+            while (connection := await self._wait_for_turn()) is not None:
                 if not connection.is_closed():
                     return connection
                 self.give_back(connection)
-                request = self._ask()
             return await self._open()
 
     def give_back(self, connection: ShardConnection) -> None:
@@ -140,8 +132,7 @@ class ConnectionLender:
         """End idle connections now, and lent ones when they are given back."""
         self._generation += 1
         for connection in [*self._pool.idle]:
-            self._budget.drop(connection)
-            connection.terminate()
+            self._budget.end(connection)
         self._budget.settle()
 
     def terminate_lent(self, *, before: float) -> None:
@@ -154,8 +145,7 @@ class ConnectionLender:
         """Fail every waiting caller with an error of its own."""
         for request in [*self._pool.requests]:
             self._budget.withdraw(self._pool, request)
-            request.error = error()
-            request.end()
+            request.grant(None, error=error())
 
     async def close(self, *, within_s: float) -> None:
         """End all connections; wait for lent ones up to *within_s*."""
@@ -171,28 +161,22 @@ class ConnectionLender:
             self._all_returned = None
             self.terminate_lent(before=float("inf"))
 
-    def _ask(self) -> Request:
+    async def _wait_for_turn(self) -> ShardConnection | None:
         request = Request()
         self._budget.request(self._pool, request)
         self._budget.settle()
-        return request
-
-    async def _turn_of(self, request: Request) -> ShardConnection | None:
         try:
             await request.wait()
         except BaseException:
             if not self._budget.withdraw(self._pool, request) and request.error is None:
-                self._return_turn(request.connection)
+                if request.connection is None:
+                    self.release_slot()
+                else:
+                    self.give_back(request.connection)
             raise
         if request.error is not None:
             raise request.error
         return request.connection
-
-    def _return_turn(self, connection: ShardConnection | None) -> None:
-        if connection is None:
-            self.release_slot()
-        else:
-            self.give_back(connection)
 
     async def _open(self) -> ShardConnection:
         generation = self._generation

@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 Connection: TypeAlias = ShardConnection
 
 
-class ShardPool:
+class ShardPool(ShardAvailability):
     """The connections to one shard. New ones use the present `address`; older ones end when they are given back."""
 
     def __init__(
@@ -60,18 +60,16 @@ class ShardPool:
         clock: UtcClock = utc_now,
     ) -> None:
         self.clock = clock  # with which the shard's is compared
-        self._address = address
         self._timeouts = timeouts
         self._budget = SharedBudget(size, idle_s=timeouts.idle_s) if budget is None else budget
         self._connector = Connector(address, timeouts=timeouts)
-        self._lender = ConnectionLender(self._connect, size=size, budget=self._budget)
-        self._availability = ShardAvailability(address, self._lender)
+        super().__init__(address, ConnectionLender(self._connect, size=size, budget=self._budget))
         self._shared_probe = SharedAnswer(self._probe_once, fresh_s=PROBE_FRESH_S, failed_fresh_s=PROBE_FAILED_FRESH_S)
         self.refusal: str | None = None  # why a probe found that this worker may not use it, such as its schema
         self._stopping: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        return f"ShardPool({self.address.shard_id}, {self.address.place}, {self.counts()}, {self._availability!r})"
+        return f"ShardPool({self.address.shard_id}, {self.address.place}, {self.counts()}, {super().__repr__()})"
 
     @property
     def address(self) -> ShardAddress:
@@ -80,42 +78,14 @@ class ShardPool:
 
     @address.setter
     def address(self, address: ShardAddress) -> None:
-        self._address = address
         self._connector = Connector(address, timeouts=self._timeouts)
-        self._availability.reset(address)
+        self.reset(address)
         self.refusal = None
         self._lender.expire()
 
     def seconds_of(self, budget: StatementBudget) -> float:
         """Return how long one statement of a transaction with *budget* may take."""
-        return self._timeouts.seconds_of(budget)
-
-    @property
-    def is_healthy(self) -> bool:
-        """Whether its last use or probe succeeded."""
-        return self._availability.is_healthy
-
-    @is_healthy.setter
-    def is_healthy(self, is_healthy: bool) -> None:
-        self._availability.is_healthy = is_healthy
-
-    @property
-    def last_error(self) -> str | None:
-        """The last error, in words; None if the shard is healthy."""
-        return self._availability.last_error
-
-    @property
-    def checked_address(self) -> ShardAddress | None:
-        """The address at which the schema was found to be whole."""
-        return self._availability.checked_address
-
-    @checked_address.setter
-    def checked_address(self, address: ShardAddress) -> None:
-        self._availability.checked_address = address
-
-    def retire(self) -> None:
-        """Lend no connection any more: the shard is not to be used. `drain` waits for those that are lent."""
-        self._availability.is_retired = True
+        return self._timeouts.limits_of(budget).statement_s
 
     def counts(self) -> dict[str, int]:
         """Return how many connections are open and idle, and how many callers wait."""
@@ -138,9 +108,12 @@ class ShardPool:
 
     @contextlib.asynccontextmanager
     async def _lend(self, budget: StatementBudget | None) -> AsyncIterator[ShardConnection]:
-        connection = await self._borrow()
+        try:
+            connection = await self._lender.borrow(within_s=self._timeouts.acquire_s)
+        except TimeoutError as exc:
+            raise self.record_busy() from exc
         timeout_s = 0.0 if budget is None else self.seconds_of(budget)
-        with self._availability.translate_errors(asked_at=loop_time(), is_probe=budget is None, timeout_s=timeout_s):
+        with self.translate_errors(asked_at=loop_time(), is_probe=budget is None, timeout_s=timeout_s):
             try:
                 yield connection
             except (asyncpg.PostgresError, WorkerError) as exc:
@@ -182,8 +155,8 @@ class ShardPool:
                 await connection.send("ROLLBACK")
                 return
             await connection.send("COMMIT")
-        self._availability.record_commit()
-        if not self._availability.is_retired:
+        self.record_commit()
+        if not self.is_retired:
             instruments.SHARD_RESPONSE.labels(self.address.shard_id).observe(time.perf_counter() - started)
 
     async def count(self, query: str, *arguments: object) -> list[asyncpg.Record] | None:
@@ -197,11 +170,11 @@ class ShardPool:
     @contextlib.asynccontextmanager
     async def fresh_connection(self) -> AsyncIterator[ShardConnection]:
         """Open a connection for a probe beside the pool's and its budget, within `ShardTimeouts.probe_s`."""
-        if self._availability.is_retired:
+        if self.is_retired:
             raise retired_error(self._address.shard_id)
         asked_at = loop_time()
         connection = await self._open_connection(within_s=self._timeouts.probe_s)
-        with self._availability.translate_errors(asked_at=asked_at, is_probe=True):
+        with self.translate_errors(asked_at=asked_at, is_probe=True):
             try:
                 async with asyncio.timeout_at(asked_at + self._timeouts.probe_s):
                     yield connection
@@ -228,9 +201,9 @@ class ShardPool:
                 if await connection.fetchval(QUERIES["is_read_only"]):
                     raise asyncpg.ReadOnlySQLTransactionError("as a write would") from None
                 await connection.execute(QUERIES["take_transaction_id"])
-            self._availability.record_writable()
+            self.record_writable()
             return
-        self._availability.record_writable()
+        self.record_writable()
         if not was_healthy:
             # The old connections may lead to a dead server, and hang for as long as a reply may take.
             self._lender.expire()
@@ -258,30 +231,24 @@ class ShardPool:
             raise ShardUnavailableError(f"shard {shard_id}: {self.refusal}", shard_id=shard_id)
 
     async def _admit(self) -> None:
-        if self._availability.is_retired:
+        if self.is_retired:
             raise retired_error(self._address.shard_id)
         self._check_refusal()
-        match self._availability.decide():
+        match self.decide():
             case BreakerDecision.ADMIT:
                 pass
             case BreakerDecision.PROBE:
                 await self.probe()
             case BreakerDecision.REFUSE:
-                raise self._availability.unavailable_error()
+                raise self.unavailable_error()
             case admission:
                 assert_never(admission)
-
-    async def _borrow(self) -> ShardConnection:
-        try:
-            return await self._lender.borrow(within_s=self._timeouts.acquire_s)
-        except TimeoutError as exc:
-            raise self._availability.record_busy() from exc
 
     async def _connect(self) -> ShardConnection:
         return await self._open_connection(within_s=self._timeouts.connect_s)
 
     async def _open_connection(self, *, within_s: float) -> ShardConnection:
-        with self._availability.translate_connect_errors():
+        with self.translate_connect_errors():
             return await self._connector.connect(within_s=within_s)
 
     def _stop(self, connection: ShardConnection) -> None:
@@ -392,7 +359,7 @@ class Pools:
             self._left.pop(shard_id, None)
         pools = [pool for pool in (self._pools.pop(shard_id, None) for shard_id in retired) if pool is not None]
         for pool in pools:
-            pool.retire()
+            pool.is_retired = True
         return pools
 
     def restore(self, shard_ids: Iterable[str]) -> None:

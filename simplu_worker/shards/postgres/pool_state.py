@@ -65,10 +65,12 @@ class ShardAvailability:
         self._has_reported = False
         self._refused_at: float | None = None  # when it last answered that it could not run a statement
         self._is_refused_as_read_only = False
-        self.is_healthy = True
-        self.last_error: str | None = None
-        self.checked_address: ShardAddress | None = None  # the server behind it may be another one after an error
-        self.is_retired = False  # its series are gone then, and are not to come back while the last uses end
+        self.is_healthy = True  # whether its last use or probe succeeded
+        self.last_error: str | None = None  # in words; None if it is healthy
+        # Where the schema was found to be whole; the server behind it may be another one after an error.
+        self.checked_address: ShardAddress | None = None
+        # Lends no connection any more; its series are gone, and are not to come back while the last uses end.
+        self.is_retired = False
 
     def __repr__(self) -> str:
         return f"ShardAvailability(is_healthy={self.is_healthy}, {self._breaker!r})"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import cache
-from typing import Final, assert_never
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -74,13 +74,12 @@ class StatementBudget(StrEnum):
     PAUSE = "pause"  # for the lock of one tenant's row: to wait for batches for longer would delay others as well
 
 
-PLANS: Final = {
-    StatementBudget.BATCH: BATCH,
-    StatementBudget.PATIENT_BATCH: BATCH,
-    StatementBudget.PART: BATCH,
-    StatementBudget.SEARCH: SEARCH,
-    StatementBudget.KEY_RANGE: KEY_RANGE,
-}
+class Limits(NamedTuple):
+    """How long one statement may take, and wait for a lock; *plans* are statements that restrict its plans."""
+
+    statement_s: float
+    lock_s: float
+    plans: str = ""
 
 
 class ShardTimeouts(msgspec.Struct, frozen=True):
@@ -111,35 +110,17 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
     idle_s: float = 60.0
     probe_s: float = 3.0
 
-    def seconds_of(self, budget: StatementBudget) -> float:
-        """Return how long one statement of a transaction with *budget* may take."""
-        match budget:
-            case StatementBudget.USUAL | StatementBudget.PAUSE | StatementBudget.KEY_RANGE:
-                return self.statement_s
-            case StatementBudget.BATCH | StatementBudget.PATIENT_BATCH:
-                return self.batch_s
-            case StatementBudget.PART:
-                return self.part_s
-            case StatementBudget.SEARCH:
-                return self.search_s
-            case _:
-                assert_never(budget)
-
-    def lock_seconds_of(self, budget: StatementBudget) -> float:
-        """Return how long a transaction with *budget* may wait for one lock."""
-        match budget:
-            case StatementBudget.USUAL | StatementBudget.KEY_RANGE | StatementBudget.PATIENT_BATCH:
-                return self.lock_s
-            case StatementBudget.BATCH:
-                return min(self.lock_s, self.row_lock_s)
-            case StatementBudget.PART:
-                return min(self.lock_s, self.part_lock_s)
-            case StatementBudget.SEARCH:
-                return min(self.lock_s, self.search_s / 2)
-            case StatementBudget.PAUSE:
-                return self.pause_lock_s
-            case _:
-                assert_never(budget)
+    def limits_of(self, budget: StatementBudget) -> Limits:
+        """Return what bounds the statements of a transaction with *budget*."""
+        return {
+            StatementBudget.USUAL: Limits(self.statement_s, self.lock_s),
+            StatementBudget.BATCH: Limits(self.batch_s, min(self.lock_s, self.row_lock_s), BATCH),
+            StatementBudget.PART: Limits(self.part_s, min(self.lock_s, self.part_lock_s), BATCH),
+            StatementBudget.PATIENT_BATCH: Limits(self.batch_s, self.lock_s, BATCH),
+            StatementBudget.SEARCH: Limits(self.search_s, min(self.lock_s, self.search_s / 2), SEARCH),
+            StatementBudget.KEY_RANGE: Limits(self.statement_s, self.lock_s, KEY_RANGE),
+            StatementBudget.PAUSE: Limits(self.statement_s, self.pause_lock_s),
+        }[budget]
 
     def begin(
         self,
@@ -169,11 +150,10 @@ def set_all(command: str, settings: Mapping[str, str]) -> str:
 
 @cache
 def _begin(timeouts: ShardTimeouts, budget: StatementBudget, isolation: Isolation, settings: str) -> str:
-    statement_s = timeouts.seconds_of(budget)
-    limits = {"lock_timeout": _ms(timeouts.lock_seconds_of(budget)), "statement_timeout": _ms(statement_s)}
+    limits = timeouts.limits_of(budget)
+    of_statement = {"lock_timeout": _ms(limits.lock_s), "statement_timeout": _ms(limits.statement_s)}
     # One round trip, in the simple protocol.
-    begin = f"BEGIN ISOLATION LEVEL {isolation};\n{settings}{set_all('SET LOCAL', limits)}"
-    return begin + PLANS.get(budget, "")
+    return f"BEGIN ISOLATION LEVEL {isolation};\n{settings}{set_all('SET LOCAL', of_statement)}{limits.plans}"
 
 
 def _ms(seconds: float) -> str:

@@ -34,7 +34,6 @@ TICK_S: Final = 0.25
 REFRESHES_AT_ONCE: Final = 4
 REFRESHES_PER_S: Final = 50.0
 REFRESH_BACKOFF_S: Final = 2.0  # of each concurrent refresher, after no answer
-SILENCE_REPORTED_AFTER_S: Final = 30.0
 LOCATE_BACKOFF_BASE_S: Final = 0.5  # between two requests about an unhealthy shard
 LOCATE_BACKOFF_MAX_S: Final = 2.0
 LOCATED_SINGLY_MAX: Final = 4  # unhealthy shards; for more of them the list of all shards is requested
@@ -71,8 +70,7 @@ class RouteRefresh:
         self._trials: dict[str, asyncio.Task[None]] = {}
         self._is_any_due = asyncio.Event()
         self._pacer = Pacer(REFRESHES_PER_S)
-        self._silent_since: float | None = None
-        self._is_silence_reported = False
+        self._is_silent = False  # the last refresh got no answer
 
     async def run(self) -> None:
         """Refresh routes, locate unhealthy shards and try candidate addresses until cancelled."""
@@ -107,7 +105,7 @@ class RouteRefresh:
         while True:
             if await self.refresh_next():
                 await asyncio.sleep(self._pacer.pause_s(1, now=self._clock()))
-            elif self._silent_since is not None:
+            elif self._is_silent:
                 await asyncio.sleep(REFRESH_BACKOFF_S * (0.5 + self._draw()))
             else:
                 self._is_any_due.clear()
@@ -121,29 +119,15 @@ class RouteRefresh:
         try:
             with translate(TargetKind.SHARD, due[1], "routes", WorkerError):
                 await self._directory.refresh(*due)
-        except RetryableError as exc:
+        except RetryableError:
             self._directory.routes.mark_due(due[0])
-            self._record_failure(exc)
+            self._is_silent = True
             return False
         except PermanentError as exc:
             log.warning("route.refused", shard_id=due[1], error=str(exc))
             self._directory.routes.renew(*due, now=self._clock(), draw=self._draw())
-        self._record_success()
+        self._is_silent = False
         return True
-
-    def _record_failure(self, exc: RetryableError) -> None:
-        now = self._clock()
-        if self._silent_since is None:
-            self._silent_since = now
-        if not self._is_silence_reported and now - self._silent_since >= SILENCE_REPORTED_AFTER_S:
-            self._is_silence_reported = True
-            routes = self._directory.routes
-            log.warning("routes.stale", routes=len(routes), due=routes.due_count, error=str(exc))
-
-    def _record_success(self) -> None:
-        if self._is_silence_reported and self._silent_since is not None:
-            log.info("routes.refreshed", after_s=round(self._clock() - self._silent_since, 1))
-        self._silent_since, self._is_silence_reported = None, False
 
     async def _locate_forever(self) -> None:
         while True:

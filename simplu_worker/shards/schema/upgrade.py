@@ -53,33 +53,12 @@ Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
 
 
-class Blocker(msgspec.Struct, frozen=True):
-    """A session that blocks a statement; *pid* is 0 for a prepared transaction."""
-
-    pid: int
-    application: str | None = None
-    role: str | None = None
-    backend_type: str | None = None
-    state: str | None = None
-    since_s: float | None = None  # how old its transaction is
-
-    def __str__(self) -> str:
-        if self.pid == 0:
-            return "a prepared transaction"
-        name = self.application or (self.backend_type if self.backend_type != "client backend" else None)
-        since = None if self.since_s is None else f"for {self.since_s:.0f} s"
-        of_role = f"of {self.role}" if self.role else None
-        return f"pid {self.pid} ({', '.join(part for part in (name, of_role, self.state, since) if part)})"
-
-
 class UpgradeActivity(msgspec.Struct, frozen=True):
     """A statement of an upgrade, its progress as *share*, and the sessions that block it."""
 
     title: str
-    done_count: int
-    count: int
     share: float | None = None
-    waits_for: Sequence[Blocker] = ()
+    waits_for: Sequence[str] = ()
 
 
 ReportActivity: TypeAlias = Callable[[UpgradeActivity], None]
@@ -121,8 +100,8 @@ class Upgrader:
         self._migrations = migrations
         self._types = types
         self._draw = draw
-        self._activity = UpgradeActivity("", 0, 0)
-        self._waited_for: Sequence[Blocker] = ()  # by the last statement, when it was last seen to wait
+        self._activity = UpgradeActivity("")
+        self._waited_for: Sequence[str] = ()  # by the last statement, when it was last seen to wait
 
     async def run(self) -> Upgrade | None:
         """Run the upgrade that the shard needs, and return it; None if the shard is empty. Idempotent.
@@ -142,7 +121,7 @@ class Upgrader:
 
     async def apply_types(self, attempt: Callable[[], Awaitable[TypesPlan | None]]) -> TypesPlan | None:
         """Repeat *attempt* while it is blocked, then build and drop the indexes of its plan."""
-        self._set_activity(UpgradeActivity(TYPES_TITLE, 0, 1))
+        self._set_activity(UpgradeActivity(TYPES_TITLE))
         plan = await self._retry_while_blocked(attempt)
         if plan is not None and plan.index_statements and not plan.refusals:
             await self.run_text(";\n".join(plan.index_statements))
@@ -156,11 +135,11 @@ class Upgrader:
                 )
             if upgrade is None or not upgrade.is_needed:
                 return upgrade
-            step_count = sum(len(steps_of(migration.text)) for migration in upgrade.migrations)
-            self._set_activity(UpgradeActivity("", 0, step_count + bool(upgrade.business_types)))
             for migration in upgrade.migrations:
                 await self._run_file(guard, migration.text)
-                await self._record("record_migration", migration.version, migration.name, migration.works_from)
+                values = (migration.version, migration.name, migration.works_from)
+                async with self._pool.transaction() as connection:
+                    await connection.execute(QUERIES["record_migration"], *values)
             if upgrade.business_types:
                 await self._retry_while_blocked(self._write_types)
         log.info(
@@ -190,20 +169,17 @@ class Upgrader:
             if guard.is_closed():
                 shard_id = self._pool.address.shard_id
                 raise ShardUnavailableError(f"shard {shard_id}: the server has ended the connection with the lock")
-            title = step.statements[0].title
             if step.is_concurrent:
                 await self._retry_while_blocked(partial(self._run_outside_transaction, step.statements[0]))
             else:
                 await self._retry_while_blocked(partial(self._run_in_transaction, step))
-            self._set_activity(UpgradeActivity(title, self._activity.done_count + 1, self._activity.count))
 
     async def _write_types(self) -> None:
-        self._set_activity(UpgradeActivity(TYPES_TITLE, self._activity.done_count, self._activity.count))
+        self._set_activity(UpgradeActivity(TYPES_TITLE))
         async with self._pool.transaction() as connection:
             plan = await write_types(connection, self._types, by_upgrade=True)
         if plan.refusals:
             raise ShardUnavailableError(f"shard {self._pool.address.shard_id}: {'; '.join(plan.refusals)}")
-        self._set_activity(UpgradeActivity(TYPES_TITLE, self._activity.done_count + 1, self._activity.count))
 
     async def _run_in_transaction(self, step: MigrationStep) -> None:
         async with self._pool.transaction() as connection:
@@ -211,7 +187,7 @@ class Upgrader:
                 await self._execute(connection, statement)
 
     async def _run_outside_transaction(self, statement: Statement) -> None:
-        if statement.index is not None and await self._is_half_built(statement, statement.index):
+        if statement.index is not None and await self._is_half_built(statement.index):
             await self._run_outside_transaction(drop_statement(statement.index))
         async with self._pool.connection() as connection:
             with connection.without_transactions():
@@ -226,20 +202,16 @@ class Upgrader:
                 await connection.execute(QUERIES["restore_timeouts"])
                 connection.terminate()  # a session of its own has not our timeouts any more
 
-    async def _is_half_built(self, statement: Statement, index: str) -> bool:
-        while True:
-            async with self._pool.connection() as connection:
-                row = await connection.fetchrow(QUERIES["read_index"], connection.home, index)
-            if row is None or row["is_valid"]:
-                return False
-            if not row["builders"]:
-                return True
-            builders = [Blocker(int(pid), "builds the same index") for pid in row["builders"]]
-            self._set_activity(self._activity_at(statement, waits_for=builders))
-            await asyncio.sleep(WATCH_INTERVAL_S)
+    async def _is_half_built(self, index: str) -> bool:
+        async with self._pool.connection() as connection:
+            row = await connection.fetchrow(QUERIES["read_index"], connection.home, index)
+        if row is not None and row["is_building"]:
+            self._waited_for = ["a session that builds the same index"]
+            raise LostRaceError(f"shard {self._pool.address.shard_id}: another session builds the index {index}")
+        return row is not None and not row["is_valid"]
 
     async def _execute(self, connection: Connection, statement: Statement, *, within_s: float | None = None) -> None:
-        self._set_activity(self._activity_at(statement))
+        self._set_activity(UpgradeActivity(statement.title))
         self._waited_for = ()
         error: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
@@ -257,21 +229,12 @@ class Upgrader:
             await asyncio.sleep(WATCH_INTERVAL_S)
             with contextlib.suppress(WorkerError):  # a failed look-up must not end the upgrade
                 async with self._pool.connection() as connection:
-                    activity = await self._read_activity(connection, statement)
+                    sent = at_home(statement.text, connection.home)
+                    blockers = [row["blocker"] for row in await connection.fetch(QUERIES["find_blockers"], sent)]
+                    share = await connection.fetchval(QUERIES["read_build"], sent) if statement.index else None
                     # Just as the statement gives up, a look-up finds no blockers.
-                    self._waited_for = activity.waits_for or self._waited_for
-                    self._set_activity(activity)
-
-    async def _read_activity(self, connection: Connection, statement: Statement) -> UpgradeActivity:
-        sent = at_home(statement.text, connection.home)
-        blockers = await connection.fetch(QUERIES["find_blockers"], sent)
-        build = await connection.fetchrow(QUERIES["read_build"], sent) if statement.index else None
-        share = None if build is None else build["share"]
-        return self._activity_at(statement, share=share, waits_for=[Blocker(**row) for row in blockers])
-
-    async def _record(self, query: str, *values: object) -> None:
-        async with self._pool.transaction() as connection:
-            await connection.execute(QUERIES[query], *values)
+                    self._waited_for = blockers or self._waited_for
+                    self._set_activity(UpgradeActivity(statement.title, share, blockers))
 
     async def _retry_while_blocked(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         shard_id, started, tries = self._pool.address.shard_id, loop_time(), 0
@@ -280,7 +243,7 @@ class Upgrader:
             try:
                 return await attempt()
             except LostRaceError as exc:
-                blockers = [str(blocker) for blocker in self._waited_for]
+                blockers = self._waited_for
                 log.info("schema.upgrade_blocked", shard_id=shard_id, error=str(exc), tries=tries, blockers=blockers)
                 if loop_time() - started >= self._patience_s:
                     title = self._activity.title or ANOTHER_UPGRADE
@@ -291,11 +254,6 @@ class Upgrader:
                         "it goes on where it stopped"
                     ) from exc
             await asyncio.sleep(pause_s(tries, draw=self._draw()))
-
-    def _activity_at(
-        self, statement: Statement, *, share: float | None = None, waits_for: Sequence[Blocker] = ()
-    ) -> UpgradeActivity:
-        return UpgradeActivity(statement.title, self._activity.done_count, self._activity.count, share, waits_for)
 
     def _set_activity(self, activity: UpgradeActivity) -> None:
         self._activity = activity

@@ -120,7 +120,7 @@ async def test_pool_follows_its_address_when_that_changes(make_shard: ShardMaker
 
 async def end_last_use(pool: ShardPool) -> None:
     async with pool.connection() as connection:
-        pool.retire()
+        pool.is_retired = True
         instruments.SHARD_HEALTHY.remove(pool.address.shard_id)
         await execute(pool.address.connection_string, f"SELECT pg_terminate_backend({connection.get_server_pid()})")
         await connection.fetchval("SELECT 1")
@@ -183,9 +183,9 @@ async def _check_unhealthy_after_refusal(pool: ShardPool, trouble: str, *, look_
     assert [entry["event"] for entry in logs].count("shard.recovered") == 1
 
     await refused()
-    assert pool._availability._refused_at is not None
-    pool._availability._refused_at -= REFUSAL_COUNTS_S
-    pool._availability.record_writable()
+    assert pool._refused_at is not None
+    pool._refused_at -= REFUSAL_COUNTS_S
+    pool.record_writable()
     assert pool.is_healthy
     await pool.close()
 

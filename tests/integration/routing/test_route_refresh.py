@@ -96,19 +96,15 @@ async def test_a_route_past_its_freshness_is_served_and_asked_for_once(world: Wo
 @pytest.mark.slow(2)
 async def test_known_tenants_are_served_and_new_ones_held_while_citrus_is_away_for_an_hour(world: World) -> None:
     world.routed.citrus.faults.is_unreachable = True
-    with capture_logs() as logs:
-        for _ in range(12):
-            assert not await world.later(300)
-            assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
-        with pytest.raises(RetryableError):
-            await world.routed.gateway.find("new-tenant")
-        world.routed.citrus.faults.is_unreachable = False
-        assert await world.later(60)
+    for _ in range(12):
+        assert not await world.later(300)
+        assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
+    with pytest.raises(RetryableError):
+        await world.routed.gateway.find("new-tenant")
+    world.routed.citrus.faults.is_unreachable = False
+    assert await world.later(60)
 
     assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
-    told = [entry for entry in logs if entry["event"].startswith("routes.")]
-    assert [entry["event"] for entry in told] == ["routes.stale", "routes.refreshed"]
-    assert told[1]["after_s"] == pytest.approx(3600 - 300 + 60)
 
 
 @pytest.mark.slow

@@ -43,9 +43,8 @@ async def test_upgrade_lets_others_pass_and_names_whom_it_waits_for(
         await transaction.rollback()
         done = await running
 
-    assert blocker.pid == stranger.get_server_pid()
-    assert str(blocker).startswith(f"pid {blocker.pid} (nightly-report, of ")
-    assert re.search(r"idle in transaction, for \d+ s\b", str(blocker))
+    assert blocker.startswith(f"pid {stranger.get_server_pid()} (nightly-report, of ")
+    assert re.search(r"idle in transaction, for \d+ s\b", blocker)
     assert done is not None
     assert (await versions(pool))[-1] == (NEXT, SCHEMA_VERSION)
 

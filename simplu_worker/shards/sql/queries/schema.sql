@@ -109,38 +109,43 @@ WHERE name IN ('lock_timeout', 'statement_timeout') AND setting <> reset_val;
 -- behind a pooler its pid is unknown. The server shows the beginning of a long text. The statement of a blocker is
 -- not returned: it may contain data of tenants.
 SELECT DISTINCT
-    blocking.pid,
-    coalesce(blocker.application_name, '') AS application,
-    blocker.usename AS role,
-    blocker.backend_type,
-    blocker.state,
-    extract(epoch FROM pg_catalog.clock_timestamp() - blocker.xact_start)::pg_catalog.float8 AS since_s
+    CASE
+        WHEN blocking.pid = 0 THEN 'a prepared transaction'
+        ELSE pg_catalog.format('pid %s (%s)', blocking.pid, pg_catalog.concat_ws(
+            ', ',
+            coalesce(nullif(blocker.application_name, ''), nullif(blocker.backend_type, 'client backend')),
+            CASE WHEN blocker.usename IS NOT NULL THEN pg_catalog.format('of %s', blocker.usename) END,
+            blocker.state,
+            CASE WHEN blocker.xact_start IS NOT NULL THEN pg_catalog.format(
+                'for %s s',
+                pg_catalog.round(extract(epoch FROM pg_catalog.clock_timestamp() - blocker.xact_start))
+            ) END
+        ))
+    END AS blocker
 FROM pg_catalog.pg_stat_activity AS waiting
 CROSS JOIN LATERAL pg_catalog.unnest(pg_catalog.pg_blocking_pids(waiting.pid)) AS blocking (pid)
 LEFT JOIN pg_catalog.pg_stat_activity AS blocker ON blocker.pid = blocking.pid
 WHERE
     waiting.datname = pg_catalog.current_database() AND waiting.state = 'active' AND waiting.query <> ''
     AND pg_catalog.starts_with($1::pg_catalog.text, waiting.query)
-ORDER BY blocking.pid;
+ORDER BY blocker;
 
 -- name: read_build
 -- The progress of the index that the statement $1 builds.
-SELECT
-    building.phase,
-    building.blocks_done::pg_catalog.float8 / nullif(building.blocks_total, 0)::pg_catalog.float8 AS share
+SELECT building.blocks_done::pg_catalog.float8 / nullif(building.blocks_total, 0)::pg_catalog.float8
 FROM pg_catalog.pg_stat_progress_create_index AS building
 JOIN pg_catalog.pg_stat_activity AS builder ON builder.pid = building.pid
 WHERE building.datname = pg_catalog.current_database() AND pg_catalog.starts_with($1::pg_catalog.text, builder.query);
 
 -- name: read_index
--- Whether the index $2 of the schema $1 is usable, and the sessions that are building it, such as that of an upgrade
--- with a killed process: the server goes on with the statement. No row: there is no such index.
+-- Whether the index $2 of the schema $1 is usable, and whether a session is building it, such as that of an upgrade with
+-- a killed process: the server goes on with the statement. No row: there is no such index.
 SELECT
     pg_index.indisvalid AS is_valid,
-    array(
-        SELECT building.pid::pg_catalog.text FROM pg_catalog.pg_stat_progress_create_index AS building
+    EXISTS (
+        SELECT FROM pg_catalog.pg_stat_progress_create_index AS building
         WHERE building.index_relid = pg_index.indexrelid
-    ) AS builders
+    ) AS is_building
 FROM pg_catalog.pg_index
 JOIN pg_catalog.pg_class ON pg_class.oid = pg_index.indexrelid
 JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace

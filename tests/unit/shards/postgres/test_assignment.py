@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import pytest
 from hypothesis import given
@@ -13,52 +13,60 @@ from hypothesis import strategies as st
 
 from simplu_worker.shards.postgres.assignment import ROUND_S, TURN_MAX_S, ConnectionBudget, PoolConnections
 
-_numbers = itertools.count(1)
-
 
 @dataclass(eq=False)
 class Connection:
     opened_at: float
+    closed: list[Connection]
+
+    def terminate(self) -> None:
+        self.closed.append(self)
 
 
-Pool = PoolConnections[Connection, int]
+@dataclass(eq=False)
+class Caller:
+    world: World
+    pool: Pool
+    got: list[Connection | None] = field(default_factory=list)
+
+    def grant(self, connection: Connection | None) -> None:
+        if connection is None:
+            self.pool.lent[Connection(self.world.now, self.world.closed)] = self.world.now
+        self.got.append(connection)
+        self.world.turns[self.pool] += 1
+
+
+Pool: TypeAlias = PoolConnections[Connection, Caller]
 
 
 @dataclass
 class World:
-    """Pools, and their callers as numbers; what is assigned happens at once."""
+    """Pools, and their callers."""
 
-    budget: ConnectionBudget[Connection, int]
+    budget: ConnectionBudget[Connection, Caller]
     now: float = 0.0
-    owners: dict[int, Pool] = field(default_factory=dict)
     closed: list[Connection] = field(default_factory=list)
     turns: Counter[Pool] = field(default_factory=Counter)
 
     def ask(self, pool: Pool) -> bool:
-        number = next(_numbers)
-        self.owners[number] = pool
-        self.budget.request(pool, number)
-        self.settle()
-        return number not in pool.requests
+        if self.budget.take_idle(pool, self.now) is not None:
+            self.turns[pool] += 1
+            return True
+        caller = Caller(self, pool)
+        self.budget.request(pool, caller)
+        self.budget.assign(self.now)
+        return caller.got != []
 
     def give_back(self, pool: Pool) -> None:
         connection = next(iter(pool.lent))
         del pool.lent[connection]
         self.budget.park(pool, connection, self.now)
-        self.settle()
+        self.budget.assign(self.now)
 
     def end(self, pool: Pool) -> None:
         pool.lent.popitem()
         self.budget.release(pool)
-        self.settle()
-
-    def settle(self) -> None:
-        assignment = self.budget.assign(self.now)
-        for number in assignment.open:
-            self.owners[number].lent[Connection(self.now)] = self.now
-        self.turns.update(self.owners[number] for number in assignment.open)
-        self.turns.update(self.owners[number] for number, _ in assignment.lend)
-        self.closed += assignment.close
+        self.budget.assign(self.now)
 
 
 def world(max_connections: int, *sizes: int) -> tuple[World, list[Pool]]:
@@ -85,13 +93,14 @@ def test_pool_opens_no_more_than_its_size() -> None:
 
 
 def test_callers_of_a_pool_are_served_in_their_order() -> None:
-    budget, pool = ConnectionBudget[Connection, int](1), Pool(1)
-    for number in (1, 2, 3):
-        budget.request(pool, number)
-    assert budget.assign(0.0) == ([], [1], [])
-    connection = Connection(0.0)
-    budget.park(pool, connection, 0.0)
-    assert budget.assign(0.0) == ([(2, connection)], [], [])
+    one, (a,) = world(1, 1)
+    callers = [Caller(one, a) for _ in range(3)]
+    for caller in callers:
+        one.budget.request(a, caller)
+    one.budget.assign(0.0)
+    (connection,) = a.lent
+    one.give_back(a)
+    assert [caller.got for caller in callers] == [[None], [connection], []]
 
 
 def test_caller_gets_the_connection_returned_last() -> None:
@@ -119,8 +128,9 @@ def test_budget_takes_the_connection_that_was_idle_longest() -> None:
     assert one.ask(c)
     assert (one.closed, a.open_count, b.open_count, c.open_count) == ([of_b], 2, 0, 1)
     idle = [*a.idle]
-    assert one.budget.drop_idle_since(4.5) == idle[:1]
-    assert one.budget.drop_idle_since(5.0) == idle[1:]
+    for instant, ended in ((4.5, idle[:1]), (5.0, idle)):
+        one.budget.end_idle_since(instant)
+        assert one.closed == [of_b, *ended]
     assert (a.open_count, one.budget.open_count, one.budget.has_idle) == (0, 1, False)
 
 
@@ -170,8 +180,8 @@ def test_pool_keeps_its_connection_when_no_other_waits(*, is_withdrawn: bool) ->
     assert [one.ask(a), one.ask(a)] == [True, False]
     if is_withdrawn:
         assert not one.ask(b)
-        assert one.budget.withdraw(b, max(one.owners))
-        assert not one.budget.withdraw(b, max(one.owners))
+        (caller,) = b.requests
+        assert [one.budget.withdraw(b, caller), one.budget.withdraw(b, caller)] == [True, False]
     one.now = 99.0
     one.give_back(a)
     assert (one.closed, len(a.lent), b.open_count) == ([], 1, 0)
@@ -223,7 +233,7 @@ def test_connection_that_ends_while_idle_frees_its_slot() -> None:
     assert not one.ask(b)  # that of the other is in regular use
     (ended,) = a.idle
     assert [one.budget.drop(ended), one.budget.drop(ended)] == [True, False]
-    one.settle()
+    one.budget.assign(one.now)
     assert (a.open_count, b.open_count, one.budget.open_count) == (0, 2, 2)
 
 
@@ -257,8 +267,8 @@ def act_at_random(one: World, pool: Pool, draw: random.Random) -> None:
         case 3 if pool.requests:
             assert one.budget.withdraw(pool, draw.choice([*pool.requests]))
         case 4:
-            one.budget.drop_idle_since(one.now - 2.0)
-            one.settle()
+            one.budget.end_idle_since(one.now - 2.0)
+            one.budget.assign(one.now)
         case _ if len(pool.requests) < 5:
             one.ask(pool)
 

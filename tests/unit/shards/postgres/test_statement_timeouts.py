@@ -23,7 +23,7 @@ def test_transaction_has_the_timeouts_of_its_budget(budget: StatementBudget, sta
     begin = ShardTimeouts().begin(budget)
     assert f"SET LOCAL statement_timeout = {statement_ms};" in begin
     assert f"SET LOCAL lock_timeout = {lock_ms};" in begin
-    assert ShardTimeouts().seconds_of(budget) * 1000 == statement_ms
+    assert ShardTimeouts().limits_of(budget).statement_s * 1000 == statement_ms
 
 
 @pytest.mark.parametrize("budget", StatementBudget)
