@@ -17,16 +17,14 @@ import structlog
 from botocore.exceptions import ClientError
 from msgspec.structs import replace
 from prometheus_client import REGISTRY
-from simulation.disasters import merge, scale, split
+from simulation.disasters import merge, split
 from simulation.simulated_kinesis import KinesisClient
 from simulation.simulated_network import Trouble
-from simulation.simulated_shards import SHARD_IDS, Tenant
-from simulation.simulated_world import APPLICATION, FleetMaker, Plan, Replica, ViolationError, World, a_world
+from simulation.simulated_shards import SHARD_IDS
+from simulation.simulated_world import FleetMaker, Plan, ViolationError, World, a_world
 from simulation.simulation import produce, settle_down, stop_all
-from simulation.wrong_designs import WRONG_DESIGNS
 
 from simplu_local.kinesis.model import KinesisOptions
-from simplu_worker.consumers.kinesis.fetch.pacing import READ_INTERVAL_S
 from simplu_worker.consumers.kinesis.fleet.fleet import CLEANUP_INTERVAL_S, Fleet, LeaseRelease
 from simplu_worker.consumers.kinesis.leases.balancing import PATIENCE_S
 from simplu_worker.consumers.kinesis.leases.lease import IDLE_INTERVAL_S, RELEASE, HoldRetry
@@ -99,24 +97,6 @@ async def waits_while_put(world: World, keys: Sequence[str], *, for_s: float) ->
     return waits
 
 
-@pytest.mark.parametrize(("cpu_share", "least", "most"), [(0.3, 0.9, 1.1), (1.0, 0.3, 0.4)])
-def test_busy_fleet_reads_more_rarely_and_settles_as_much(cpu_share: float, least: float, most: float) -> None:
-    def reads() -> float:
-        return REGISTRY.get_sample_value("simplu_kinesis_reads_total", {"reader": "main"}) or 0.0
-
-    async def work(world: World) -> None:
-        await until_well(world)
-        await waits_while_put(world, KEYS, for_s=30)
-        before = reads()
-        waits = await waits_while_put(world, KEYS, for_s=20)
-        usual = 20 / READ_INTERVAL_S * world.plan.stream_shard_count
-        assert least <= (reads() - before) / usual <= most
-        assert max(waits.values()) <= 1.0
-        await until_well(world)
-
-    play(replace(CALM, replica_count=2, stream_shard_count=4, cpu_share=cpu_share), work)
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_stream_shards_are_read_again_within_two_seconds_of_the_lease_when_a_replica_is_killed(seed: int) -> None:
     async def work(world: World) -> None:
@@ -182,15 +162,6 @@ def test_two_hundred_leases_are_taken_within_two_seconds_when_their_replica_is_s
         assert await time_until(world, lambda: is_all_read(world), within_s=30) <= 2.0
 
     play(Plan(replica_count=1, stream_shard_count=200), work)
-
-
-def test_one_replica_takes_all_leases_in_one_pass() -> None:
-    async def work(world: World) -> None:
-        await world.until(lambda: world.alive()[0].fleet.is_set_up, within_s=10)
-
-        assert await time_until(world, lambda: is_all_read(world), within_s=30) <= 1.0
-
-    play(Plan(replica_count=1, stream_shard_count=64), work)
 
 
 def test_leases_are_even_soon_and_stay_when_a_replica_joins() -> None:
@@ -278,19 +249,6 @@ def test_reading_goes_on_until_the_lease_expires_when_dynamodb_is_down() -> None
         assert (still_read, stopped) == (True, True)
 
     play(CALM, work)
-
-
-def test_stream_whose_leases_were_never_seen_is_shown_as_unread() -> None:
-    async def work(world: World) -> None:
-        world.network.down.add("dynamodb")
-        await asyncio.sleep(30.0)
-        assert REGISTRY.get_sample_value("simplu_kinesis_leases", {"state": "unowned"}) == 1
-        world.network.down.clear()
-        await until_well(world)
-        await asyncio.sleep(5.0)
-        assert REGISTRY.get_sample_value("simplu_kinesis_leases", {"state": "unowned"}) == 0
-
-    play(replace(CALM, stream_shard_count=2, replica_count=1), work)
 
 
 def test_replica_is_not_ready_when_no_lease_row_can_be_read() -> None:
@@ -441,23 +399,6 @@ def test_nothing_is_lost_or_doubled_when_all_is_suspended_for_longer_than_an_ite
     play(Plan(initial_position="LATEST", stream_shard_count=2), work)
 
 
-@pytest.mark.parametrize("records", [0, 1])
-def test_end_is_written_when_everything_before_it_was_checkpointed_already(records: int) -> None:
-    async def work(world: World) -> None:
-        for number in range(records):
-            world.put("key-0", [world.operation("key-0", f"r-{number}", str(number))])
-        await until_well(world)
-        await asyncio.sleep(5)
-        split(world)
-        await until_well(world)
-        parent = world.leases()["shardId-000000000000"]
-
-        assert parent.checkpoint == SHARD_END
-        assert parent.children == {"shardId-000000000001", "shardId-000000000002"}
-
-    play(Plan(), work)
-
-
 def test_end_is_not_believed_that_came_before_the_stream_shard_was_closed() -> None:
     async def work(world: World) -> None:
         await until_well(world)
@@ -528,63 +469,6 @@ def test_child_of_a_merge_is_read_while_a_parent_owes_to_a_tenant_that_is_not_re
     play(Plan(stream_shard_count=2, tenant_count=2, tenant_wait_s=300.0), work, tenants_wait=True)
 
 
-def test_list_of_pending_tenants_that_cannot_be_read_is_named_and_delays_only_what_waits_for_it() -> None:
-    async def work(world: World) -> None:
-        registered, unregistered = world.shards.tenants.values()
-        registered.created_at = world.loop.utc()
-        keys = [f"key-{number}" for number in range(8)]
-        for key in keys:
-            world.put(key, [world.operation(key, f"r-{key}", "1")])
-        merge(world)
-        await asyncio.sleep(20)
-        listed = [key for key, lease in world.leases().items() if lease.pending_tenants]
-        for lease_key in listed:
-            damaged = {**world.table.rows[lease_key], "simpluPendingTenants": {"SS": ["of a later version"]}}
-            world.table.put(lease_key, damaged, world.loop.time())
-        with structlog.testing.capture_logs() as logs:
-            await asyncio.sleep(20)
-            left = [world.table.rows[lease_key]["simpluPendingTenants"] for lease_key in listed]
-            unregistered.created_at = world.loop.utc()
-            await settle_down(world)
-        named = [entry["stream_shard_id"] for entry in logs if entry["event"] == "lease.list_unreadable"]
-
-        assert listed
-        assert left == [{"SS": ["of a later version"]}] * len(listed)
-        assert sorted(named) == sorted(listed)
-
-    play(Plan(stream_shard_count=2, tenant_count=2, tenant_wait_s=300.0), work, tenants_wait=True)
-
-
-def held_while_another_shard_is_slow(make_fleet: FleetMaker) -> None:
-    """Have a tenant caught up while the main reader, far ahead, still waits for another tenant's shard."""
-
-    async def work(world: World) -> None:
-        held, slow = world.shards.tenants.values()
-        held.shard_id, slow.shard_id = SHARD_IDS
-        keys = {world.tenant_of(key): key for key in (f"key-{number}" for number in range(8))}
-        await world.until(lambda: is_all_read(world), within_s=10)
-        world.network.down.add(held.shard_id)
-        world.put(keys[held.tenant_id], [world.operation(keys[held.tenant_id], "r-1", "1")])
-        await asyncio.sleep(3)
-        world.network.slow[slow.shard_id] = 50.0
-        world.put(keys[slow.tenant_id], [world.operation(keys[slow.tenant_id], "r-2", "2")])
-        world.put(keys[held.tenant_id], [world.operation(keys[held.tenant_id], "r-3", "3")])
-        await asyncio.sleep(1)
-        world.network.down.clear()
-        await settle_down(world)
-        world.ledger.check_fates()
-
-    play(Plan(tenant_count=2, replica_count=1), work, make_fleet=make_fleet)
-
-
-def test_held_tenant_is_live_again_only_where_the_main_reader_dispatches() -> None:
-    held_while_another_shard_is_slow(Fleet)
-    with pytest.raises(ViolationError, match="passed record"):
-        held_while_another_shard_is_slow(
-            WRONG_DESIGNS["a catch-up ends where all is applied, not dispatched"].make_fleet
-        )
-
-
 def put_for_both(world: World, first: int) -> None:
     """Put ten operations for each of two tenants, who live on a shard of their own each."""
     for tenant, shard_id in zip(world.shards.tenants.values(), SHARD_IDS, strict=True):
@@ -592,109 +476,6 @@ def put_for_both(world: World, first: int) -> None:
     for number in range(first, first + 20):
         key = f"key-{number % 8}"
         world.put(key, [world.operation(key, f"r-{number}", str(number))])
-
-
-def lose(world: World, lost_count: int) -> int:
-    before = len(world.shards.log)
-    world.shards.fail_over(SHARD_IDS[0], lost_count)
-    return before - len(world.shards.log)
-
-
-def idle_shard_fails_over_while_nobody_reads(make_fleet: FleetMaker, lost_count: int) -> None:
-    """Kill the only reader, let a shard lose what it applied, and put nothing more for that."""
-
-    async def work(world: World) -> None:
-        put_for_both(world, 0)
-        await until_well(world)
-        await asyncio.sleep(60)
-        world.alive()[0].kill()
-        assert lose(world, lost_count) > 0
-        await asyncio.sleep(30)
-        world.start_replica()
-        await settle_down(world)
-        world.ledger.check_fates()
-
-    play(Plan(tenant_count=2, replica_count=1), work, make_fleet=make_fleet)
-
-
-@pytest.mark.parametrize("lost_count", [2, 1000])
-def test_what_an_idle_shard_lost_while_nobody_read_is_applied_again(lost_count: int) -> None:
-    idle_shard_fails_over_while_nobody_reads(Fleet, lost_count)
-    with pytest.raises(ViolationError, match="is unsettled"):
-        idle_shard_fails_over_while_nobody_reads(
-            WRONG_DESIGNS["the rows of idle shards are not kept fresh"].make_fleet, lost_count
-        )
-
-
-def shard_fails_over_when_the_parent_is_finished(make_fleet: FleetMaker, *, is_idle: bool) -> None:
-    """Split the only stream shard, read it to its end, and let a shard lose what was applied of it."""
-
-    async def work(world: World) -> None:
-        put_for_both(world, 0)
-        await until_well(world)
-        split(world)
-        await until_well(world)
-        assert world.leases()["shardId-000000000000"].checkpoint == SHARD_END
-        if not is_idle:
-            put_for_both(world, 20)
-            await until_well(world)
-        assert lose(world, 1000) == (10 if is_idle else 20)
-        if not is_idle:
-            put_for_both(world, 40)
-        await settle_down(world)
-        await stop_all(world)
-        world.ledger.check_fates()
-
-    play(Plan(tenant_count=2, replica_count=2), work, make_fleet=make_fleet)
-
-
-@pytest.mark.parametrize("is_idle", [True, False])
-def test_what_a_shard_lost_of_a_finished_parent_is_read_again_by_the_children(*, is_idle: bool) -> None:
-    shard_fails_over_when_the_parent_is_finished(Fleet, is_idle=is_idle)
-    with pytest.raises(ViolationError, match="is unsettled"):
-        shard_fails_over_when_the_parent_is_finished(
-            WRONG_DESIGNS["children do not read their parents' records again"].make_fleet, is_idle=is_idle
-        )
-
-
-def test_tenant_that_waits_with_what_its_parents_owed_gets_all_that_the_last_owner_held() -> None:
-    async def work(world: World) -> None:
-        other, waiting, first, last = world.shards.tenants.values()
-        other.shard_id = first.shard_id = SHARD_IDS[1]
-        waiting.shard_id = last.shard_id = SHARD_IDS[0]
-        keys = {world.tenant_of(key): key for key in (f"key-{number}" for number in range(20))}
-
-        def put(tenant: Tenant, number: int, data: str = "") -> None:
-            key = keys[tenant.tenant_id]
-            world.put(key, [world.operation(key, f"r-{number}", data)])
-
-        put(waiting, 0)
-        await until_well(world)
-        merge(world)
-        await world.until(lambda: is_all_read(world), within_s=60)
-        await asyncio.sleep(15)
-        first.is_active = waiting.is_active = False
-        put(first, 1)
-        for number in range(100, 500):  # more than is read in some seconds
-            put(other, number, "x" * 90_000)
-        put(waiting, 2)
-        await asyncio.sleep(40)
-        lose(world, 1000)
-        await asyncio.sleep(60)
-        first.is_active = True
-        await asyncio.sleep(60)
-        put(other, 3)
-        await asyncio.sleep(60)
-        world.alive()[0].kill()
-        put(last, 4)
-        world.start_replica()
-        await asyncio.sleep(20)
-        waiting.is_active = True
-        await settle_down(world)
-        world.ledger.check_fates()
-
-    plan = Plan(tenant_count=4, stream_shard_count=2, replica_count=1, ahead_from_s=0.0, tenant_wait_s=300.0)
-    play(plan, work)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -742,52 +523,6 @@ def test_child_is_read_and_the_parent_forgotten_when_it_is_past_its_retention() 
     play(Plan(), work)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_nothing_is_doubled_or_out_of_order_when_a_replica_wakes_up_after_its_leases_were_taken(seed: int) -> None:
-    async def work(world: World) -> None:
-        world.network.trouble = Trouble(longest_s=4.0)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(produce(world))
-            await asyncio.sleep(world.draws.uniform(5, 15))
-            process = world.alive()[0].process
-            process.is_stopped = True
-            await asyncio.sleep(world.draws.uniform(11, 20))
-            world.loop.resume(process)
-        await settle_down(world)
-        world.ledger.check_fates()
-
-    play(Plan(stream_shard_count=4, replica_count=2, record_count=200, trouble_s=30.0), work, seed=seed)
-
-
-def test_clocks_ten_minutes_apart_do_no_harm() -> None:
-    async def work(world: World) -> None:
-        await until_well(world)
-        owners = world.owners()
-        await produce(world)
-        await settle_down(world)
-
-        assert world.owners() == owners
-
-    play(replace(CALM, skew_max_s=600.0), work)
-
-
-def test_stream_is_read_in_order_while_it_is_scaled_from_one_to_eight_to_two() -> None:
-    async def work(world: World) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(produce(world))
-            for count in (8, 2):
-                await asyncio.sleep(10)
-                scale(world, count)
-        await settle_down(world)
-        await stop_all(world)
-        world.ledger.check_fates()
-
-        assert len(world.owners()) == 2
-
-    options = KinesisOptions(scaling_limits=False, update_delay_ms=3000, page_size=3)
-    play(Plan(replica_count=3, record_count=300, key_count=20, trouble_s=30.0, options=options), work)
-
-
 def test_reshard_storm_leaves_no_stream_shard_unread() -> None:
     async def work(world: World) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -822,16 +557,6 @@ def test_idle_fleet_asks_little_of_dynamodb() -> None:
     play(Plan(replica_count=1), work)
 
 
-def test_repr_of_a_world_tells_what_is_in_it() -> None:
-    async def work(world: World) -> None:
-        replica: Replica = world.replicas[0]
-
-        assert replica.me in repr(world)
-        assert world.dynamodb.table(APPLICATION) is world.table
-
-    play(Plan(replica_count=1), work)
-
-
 def test_request_to_retry_is_carried_out_once_by_each_replica_that_holds_a_target() -> None:
     async def work(world: World) -> None:
         for number, key in enumerate(KEYS):
@@ -853,24 +578,6 @@ def test_request_to_retry_is_carried_out_once_by_each_replica_that_holds_a_targe
         assert asked == {replica.me: True for replica in others}
         assert sorted(carried_out) == sorted(of_others)
         assert later == []
-
-    play(replace(CALM, stream_shard_count=8, tenant_wait_s=300.0), work, tenants_wait=True)
-
-
-def test_request_to_retry_names_the_replicas_that_could_not_be_asked() -> None:
-    async def work(world: World) -> None:
-        for number, key in enumerate(KEYS):
-            put_one(world, key, number)
-        await asyncio.sleep(30)
-        asker, *others = world.alive()
-        world.network.trouble = Trouble(throttled=1.0)
-        asked = await asker.fleet.ask_to_retry(HoldRetry("1"))
-        world.network.trouble = Trouble()
-        world.register_all()
-        await settle_down(world)
-        await stop_all(world)
-
-        assert asked == {replica.me: False for replica in others}
 
     play(replace(CALM, stream_shard_count=8, tenant_wait_s=300.0), work, tenants_wait=True)
 
@@ -960,14 +667,3 @@ def test_leases_of_a_dead_replica_are_taken_when_none_can_work() -> None:
         assert await time_until(world, lambda: is_all_read(world), within_s=60) <= 3 * CALM.lease_duration_s
 
     play(CALM, work)
-
-
-def test_request_to_release_ends_before_its_answer_would_be_too_late() -> None:
-    async def work(world: World) -> None:
-        await until_well(world)
-        (replica,) = world.alive()
-        async with asyncio.timeout(60.0):
-            assert await replica.fleet.release_lease("shardId-000000000000") is LeaseRelease.ALONE
-        assert [key for key, row in world.table.rows.items() if RELEASE in row] == []
-
-    play(replace(CALM, replica_count=1, lease_duration_s=300.0), work)

@@ -196,23 +196,6 @@ def test_fleet_takes_its_share_when_the_kcl_3_works_as_2(version: str, places: P
     play(work)
 
 
-@EVERYWHERE
-def test_fleet_takes_what_a_dead_kcl_3_leader_left_after_its_third_look(places: Places) -> None:
-    async def work(world: World) -> None:
-        leader = Process("kcl-3")
-        world.start(leader, _lead(world, LEADING, places))
-        await asyncio.sleep(1)
-        leader.is_dead = True
-        world.start_replica()
-        await asyncio.sleep(60)
-        early = shares(world)
-        await world.until(lambda: shares(world) == [8], within_s=20)
-
-        assert early == []
-
-    play(work)
-
-
 @pytest.mark.parametrize("table", [f"{APPLICATION}-WorkerMetricStats", APPLICATION], ids=["before 3.5", "3.5"])
 def test_fleet_takes_nothing_between_two_leaders_of_the_kcl_3(table: str) -> None:
     async def work(world: World) -> None:

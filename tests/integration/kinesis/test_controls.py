@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import cast
 
 import pytest
@@ -15,7 +15,6 @@ from simplu_worker.shards.tenants.deletion import Destroyer
 from simplu_worker.shards.types import TenantControls, TenantPausedError
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.words import Role
-from simplu_worker.vocabulary import Absence
 
 PAUSED = ("tenant b-x", "paused", "held")
 
@@ -89,23 +88,6 @@ async def test_hold_is_told_to_its_own_pair_of_ids_alone(world: World) -> None:
     assert (others[1][1]["state"], others[1][1]["held"]) == ("unregistered", None)
 
 
-async def test_pause_ends_when_half_of_the_retention_is_over(world: World) -> None:
-    await world.provision("b-x", "shard-1")
-    shard = await world.shard("shard-1")
-
-    async with world.reading() as reader:
-        await pause(world, 3600.0)
-        numbers = await world.put(*chain("b-x", 3))
-        await eventually(lambda: held_targets(reader) == [PAUSED])
-        reader.retention = timedelta(seconds=4)
-        await reaches(reader, numbers[-1])
-
-    assert await outcomes(shard, "b-x") == ["succeeded"] * 3
-    found = await world.gateway.lookups.find_tenant("b-x")
-    assert not isinstance(found, Absence)
-    assert found[1]["paused_until"] is None
-
-
 async def test_operations_of_a_paused_tenant_end_once_it_is_destroyed_and_wait_again_once_it_is_restored(
     world: World,
 ) -> None:
@@ -146,17 +128,3 @@ async def test_weight_is_obeyed_from_the_next_batch_on(world: World) -> None:
         await world.put(*chain("b-x", 3, first=6))
         await logs(shard, "b-x", 9)
         await eventually(lambda: weights == {})
-
-
-async def test_nothing_is_set_for_another_pair_of_ids_or_a_tenant_that_is_not_active(world: World) -> None:
-    await world.provision("b-x", "shard-1")
-    await world.provision("c-x-y", "shard-1")
-    shard = await world.shard("shard-1")
-    controls = TenantControls(weight=2.0)
-
-    assert await world.gateway.lookups.set_controls("c-x", "y", controls) is Absence.UNREGISTERED
-    async with shard.connection() as connection:
-        await connection.execute("UPDATE public.tenants SET state = 'fenced' WHERE id = 'b-x'")
-    assert await world.gateway.lookups.set_controls("b", "x", controls) is Absence.MOVING
-    found = await world.gateway.lookups.survey("show_tenant", "b-x")
-    assert [row["weight"] for _, row in found.rows] == [1.0]

@@ -3,8 +3,6 @@ from __future__ import annotations
 import asyncpg
 import pytest
 from structlog.testing import capture_logs
-from support.aws.kpl_aggregates import aggregate
-from support.postgres.databases import copy_shard
 from support.postgres.tenant_cases import fetch
 from support.postgres.trouble import calm, make_touchy
 from support.reader_world import (
@@ -19,14 +17,9 @@ from support.reader_world import (
     record,
 )
 
-from simplu_local.postgres.server import PostgresServer
-from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.reader import dispatcher
-from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
 from simplu_worker.consumers.pipeline import home_lookup
 from simplu_worker.instruments import RETRIES
-
-MIB = 1024 * 1024
 
 pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(2)]
 
@@ -34,54 +27,6 @@ pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(2)]
 @pytest.fixture(autouse=True)
 def _quick_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(home_lookup, "RETRY_MAX_S", 0.25)
-
-
-async def test_others_go_on_when_a_shard_is_killed_under_load(world: World, breakable_server: PostgresServer) -> None:
-    broken = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
-    await world.provision("a-x", "shard-1")
-    await world.provision("b-x", "shard-3")
-    shard = await world.shard("shard-1")
-
-    async with world.reading(prefetch=PrefetchMemory(MIB)) as reader:
-        await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
-        await logs(broken, "b-x", 3)
-        await breakable_server.kill()
-        numbers = await world.put(*mixed(chain("a-x", 300, first=3), chain("b-x", 300, first=3)))
-        await logs(shard, "a-x", 303)
-        await eventually(lambda: held_targets(reader) == [("shard shard-3", "shard_unavailable", "held")])
-        await world.put(*mixed(chain("a-x", 30, first=303), chain("b-x", 30, first=303)))
-        await logs(shard, "a-x", 333)
-        await eventually(lambda: reader._memory.held_bytes == 0)
-        assert not reader.view.is_pending("b-x-3", None)
-        assert reader.checkpoint == Position.from_sequence_number(numbers[0])
-
-        await breakable_server.start()
-        more = await world.put(*mixed(chain("a-x", 3, first=333), chain("b-x", 3, first=333)))
-        await reaches(reader, more[-1])
-        assert reader.view.held_status() == []
-
-    assert await outcomes(shard, "a-x") == ["succeeded"] * 336
-    assert await outcomes(broken, "b-x") == ["succeeded"] * 336
-    assert await world.letters() == []
-
-
-async def test_tenant_gets_all_of_its_operations_when_it_is_registered_late(world: World) -> None:
-    await world.provision("a-x", "shard-1")
-    shard = await world.shard("shard-1")
-    await world.put(*chain("late-x", 5000), *chain("a-x", 3))
-
-    async with world.reading() as reader:
-        await logs(shard, "a-x", 3)
-        await eventually(lambda: held_targets(reader) == [("tenant late-x", "unregistered", "held")])
-        assert reader.checkpoint is None
-        assert reader._dispatcher.pipeline.entries() == []
-        await eventually(lambda: reader._memory.held_bytes == 0)  # a read under way counts for what it may bring
-        await world.provision("late-x", "shard-1")
-        numbers = await world.put(*chain("late-x", 1, first=5000))
-        await reaches(reader, numbers[-1])
-
-    assert await outcomes(shard, "late-x") == ["succeeded"] * 5001
-    assert await world.letters() == []
 
 
 async def test_operation_that_fails_by_itself_is_given_up_and_may_be_sent_again(
@@ -220,22 +165,3 @@ async def test_failures_of_many_tenants_are_those_of_a_shard_that_refuses_all(
     (refusing, *_) = [one for one in events if one["event"] == "shard.refusing"]
     assert (refusing["shard_id"], "(23514)" in refusing["error"]) == ("shard-1", True)
     assert len(await world.letters()) == len(tenants)
-
-
-async def test_aggregate_of_another_stream_shard_is_one_dead_letter(world: World) -> None:
-    await world.provision("a-x", "shard-1")
-    shard = await world.shard("shard-1")
-    stray = aggregate([("key", None, one) for one in chain("a-x", 3, first=3)])
-    numbers = await world.put(*chain("late-x", 3), *chain("a-x", 3), stray, *chain("a-x", 3, first=6))
-
-    async with world.reading(hash_range=HashRange(0, 0)) as reader:
-        await logs(shard, "a-x", 6)
-        await eventually(lambda: bool(reader.view.held_status()))
-        await world.provision("late-x", "shard-1")
-        await reaches(reader, numbers[-1])
-
-    (letter,) = await world.letters()
-    assert (letter["reason"], letter["source"]["sequenceNumber"]) == ("invalid_message", numbers[6])
-    assert "some of another stream shard" in letter["error"]
-    assert await outcomes(shard, "a-x") == ["succeeded"] * 6
-    assert await outcomes(shard, "late-x") == ["succeeded"] * 3

@@ -10,7 +10,6 @@ import pytest
 from support.queued_operations import queued_operation
 
 from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
-from simplu_worker.consumers.kinesis.holding import ownership
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.tenant_set import Unread
 from simplu_worker.consumers.kinesis.reader.claimed_batches import QueuedOperation
@@ -98,62 +97,6 @@ def sent(dispatcher: Dispatcher, main: CheckpointTracker[RecordPosition], tenant
     return entries
 
 
-async def test_newest_operations_of_a_tenant_over_its_share_leave_memory_and_are_held() -> None:
-    main = CheckpointTracker(mark(0))
-    dispatcher = make_dispatcher(main, Taking())
-    async with asyncio.TaskGroup() as tasks:
-        dispatcher.pipeline.start(tasks, ending := asyncio.Event())
-        entries = sent(dispatcher, main, "bbbcbbbbb")
-        unread = entries[1].unread
-        assert dispatcher.may_read_on()
-        (hold,) = dispatcher.ownership.holds()
-        left = dispatcher.pipeline.entries()
-        ending.set()
-
-    assert (hold.title, hold.reason, hold.state) == ("tenant b-l", HoldReason.OVER_SHARE, HoldState.READY)
-    assert left == [entries[0], entries[3]]  # a tenth of a second of the tenant's
-    assert hold.unread == unread
-    assert (main.checkpoint, len(main)) == (mark(0), 2)
-
-
-@pytest.mark.parametrize(
-    ("tenants", "room", "may_read_on"),
-    [
-        pytest.param("bbbbbbbbbbbb", 1000, False, id="it is alone"),
-        pytest.param("bcbcbcbcbcbc", 1000, False, id="the others have as much"),
-        pytest.param("bc", 1000, True, id="0.2 s have not passed until it is applied"),
-        pytest.param("bbbbbbbbbbbc", 0, False, id="as many have a hold of their own as may"),
-    ],
-)
-async def test_tenant_is_not_held_for_its_share(
-    tenants: str, room: int, *, may_read_on: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ownership, "TENANT_HOLDS_MAX", room)
-    main = CheckpointTracker(mark(0))
-    dispatcher = make_dispatcher(main, Taking())
-    async with asyncio.TaskGroup() as tasks:
-        dispatcher.pipeline.start(tasks, ending := asyncio.Event())
-        sent(dispatcher, main, tenants)
-        assert dispatcher.may_read_on() is may_read_on
-        assert not dispatcher.ownership.holds()
-        ending.set()
-
-
-async def test_tenant_that_is_paced_does_not_hide_another_one_over_its_share() -> None:
-    main = CheckpointTracker(mark(0))
-    dispatcher = make_dispatcher(main, Taking())
-    async with asyncio.TaskGroup() as tasks:
-        dispatcher.pipeline.start(tasks, ending := asyncio.Event())
-        sent(dispatcher, main, "b" * 20 + "c" + "d" * 9)
-        dispatcher.hold_over_share()
-        dispatcher.hold_over_share()
-        dispatcher.hold_over_share()
-        titles = [hold.title for hold in dispatcher.ownership.holds()]
-        ending.set()
-
-    assert titles == ["tenant b-l", "tenant d-l"]
-
-
 @pytest.mark.parametrize(
     ("age_s", "retention_s", "is_first"),
     [(60.0, 100.0, True), (40.0, 100.0, False), (60.0, None, False)],
@@ -175,18 +118,3 @@ async def test_tenant_over_its_share_goes_first_before_its_records_are_lost(
         ending.set()
 
     assert hurried == ({"b-l"} if is_first else set())
-
-
-async def test_backfill_of_a_silent_shard_waits_apart() -> None:
-    dispatcher = make_dispatcher(CheckpointTracker(mark(9)))
-    unread = Unread(mark(5))
-    silent = dispatcher.ownership.open_backfill("shard-a", unread, NOW, now=0.0)
-    other = dispatcher.ownership.open_backfill("shard-b", unread, NOW, now=0.0)
-    for hold in (silent, other):
-        hold.enter(HoldState.READY)
-    catch_up = dispatcher.ownership.start_catch_up([silent, other])
-
-    dispatcher.set_backfill_apart(silent)
-
-    assert (catch_up.holds, other.state) == ([other], HoldState.CATCHING_UP)
-    assert (silent.is_waiting, silent.is_backfill, silent.unread) == (True, True, unread)
