@@ -25,7 +25,7 @@ from rich.markdown import Markdown
 from benchmarks.scale.leases import EventResult, FleetSize, TableCost, leases_of, simulate
 from benchmarks.throughput.page import markdown_table, replace_part
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.fetch.read_schedule import IDLE_INTERVAL_S, TIP_INTERVAL_S, ReadStretch
+from simplu_worker.consumers.kinesis.fetch.pacing import IDLE_INTERVAL_S, TIP_INTERVAL_S
 from simplu_worker.consumers.kinesis.fleet.lease_holder import RENEWALS_PER_DURATION
 from simplu_worker.consumers.kinesis.fleet.position_sync import INTERVAL_S, SHARDS_PER_S
 from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
@@ -39,7 +39,6 @@ READ_UNIT_BYTES = 4096  # of DynamoDB: half a unit where it may be a second old
 WRITE_UNIT_BYTES = 1024
 PUT_RECORDS_PER_S = 1000  # Kinesis quotas: a stream shard takes no more
 RECORD_US, TRANSACTION_US = 8.0, 260.0  # processor time of the worker: `make bench`, and `bench small_batches`
-STRETCH_SAMPLES = 60  # until the reads of a busy replica are as rare as they are going to be
 TYPES_A_TENANT = 3  # partition keys are a tenant and a type
 
 
@@ -109,7 +108,6 @@ def report(fleet: FleetSize, table: TableCost, outcomes: Sequence[EventResult]) 
         [
             "records/s in all",
             "a lane",
-            "between two reads",
             "operations a transaction",
             "worker cores in all",
             "a replica",
@@ -129,7 +127,7 @@ def report(fleet: FleetSize, table: TableCost, outcomes: Sequence[EventResult]) 
             _counted(fleet, table, load),
             (
                 f"What a reply brings for a Postgres shard is one batch. At {RECORD_US:g} µs a record and "
-                f"{TRANSACTION_US:g} µs a transaction of the worker, with reads as rare as those of a busy replica:"
+                f"{TRANSACTION_US:g} µs a transaction of the worker, {TIP_INTERVAL_S * 1000:.0f} ms between two reads:"
             ),
             batches,
             "Leases in simulation, with the worker's own rules:",
@@ -201,18 +199,14 @@ def _counted(fleet: FleetSize, table: TableCost, load: Load) -> str:
 
 
 def _batch_line(rate: float, fleet: FleetSize, lanes: float) -> list[str]:
-    """Return what batches are at *rate*: those of a reply, if there are any; a busy replica reads more rarely."""
+    """Return what batches are at *rate*: those of a reply, if there are any."""
     pairs = lanes * fleet.stream_shards
-    stretch = ReadStretch()
-    for _ in range(STRETCH_SAMPLES):
-        stretch.note_share(min(1.0, _cores(rate, pairs, stretch.factor) / fleet.replicas))
-    interval_s = TIP_INTERVAL_S * stretch.factor
-    cores = _cores(rate, pairs, stretch.factor)
+    batch_size = _batch_size(rate / pairs * TIP_INTERVAL_S)
+    cores = rate * (RECORD_US + TRANSACTION_US / batch_size) / 1e6
     return [
         f"{rate:,.0f}",
         f"{rate / pairs:.2f}/s",
-        f"{interval_s * 1000:.0f} ms",
-        f"{_batch_size(rate / pairs * interval_s):.1f}",
+        f"{batch_size:.1f}",
         f"{cores:.1f}",
         f"{cores / fleet.replicas:.2f}",
     ]
@@ -221,11 +215,6 @@ def _batch_line(rate: float, fleet: FleetSize, lanes: float) -> list[str]:
 def _batch_size(due: float) -> float:
     """Return how many operations a batch has, of those that come at random, *due* of them on the average."""
     return due / (1 - math.exp(-due))
-
-
-def _cores(rate: float, pairs: float, stretch: float) -> float:
-    """Return the worker cores that all records and their transactions take."""
-    return rate * (RECORD_US + TRANSACTION_US / _batch_size(rate / pairs * TIP_INTERVAL_S * stretch)) / 1e6
 
 
 def _seconds(value: float | None) -> str:

@@ -17,8 +17,7 @@ from aiobotocore.session import get_session
 
 from simplu_local.aws_server.account import REGION
 from simplu_local.stack.aws import STREAM_NAME
-from simplu_worker.consumers.kinesis.fetch.pacing import LIMIT_UNKNOWN
-from simplu_worker.consumers.kinesis.fetch.read_schedule import IDLE_INTERVAL_S
+from simplu_worker.consumers.kinesis.fetch.pacing import IDLE_INTERVAL_S, LIMIT_UNKNOWN
 
 
 async def poll(client: Any, stream_shard_id: str) -> None:

@@ -20,7 +20,7 @@ from simplu_worker.cache.cache import Cache, CacheAdmin, create_redis_commands, 
 from simplu_worker.cache.invalidations import OnChange, ignore_changes
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
-from simplu_worker.consumers.kinesis.fleet.fleet import CpuShare, Fleet, FleetServices, FleetSettings
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
 from simplu_worker.consumers.kinesis.reader.reader_view import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.rejection_notes import DeadLetterStore, RejectionNotes
@@ -287,7 +287,6 @@ async def _open_consumers(
             consumers.rejections,
             PrefetchMemory(settings.prefetch_max_bytes),
             subscriptions,
-            CpuShare(),
         )
         consumers.fleet = Fleet(
             services,

@@ -25,7 +25,7 @@ from support.aws.kpl_aggregates import aggregate
 from simplu_local.kinesis.model import KinesisOptions
 from simplu_worker.bulkheads import keep_running
 from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
-from simplu_worker.consumers.kinesis.fleet.fleet import CpuShare, Fleet, FleetServices, FleetSettings
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
 from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus, read_status
 from simplu_worker.consumers.kinesis.holding import ownership, tenant_set
 from simplu_worker.consumers.kinesis.holding.ownership import TENANT_HOLDS_MAX
@@ -91,7 +91,6 @@ class Plan(msgspec.Struct, frozen=True):
     ahead_from_s: float = 30.0
     follows_kcl: bool = False  # KINESIS_KCL_FOLLOWER
     retention_s: float | None = None  # less than Kinesis allows, for records that expire within a simulation
-    cpu_share: float = 0.0  # of the processor that every replica uses, whatever it does; 0: it is not measured
     options: KinesisOptions = msgspec.field(default_factory=lambda: KinesisOptions(scaling_limits=False))
 
 
@@ -126,7 +125,6 @@ class Replica:
             letters,
             PrefetchMemory(plan.prefetch_max_bytes),
             _subscriptions(world) if world.is_pushed else None,
-            _cpu(world) if plan.cpu_share else None,
         )
         settings = FleetSettings(
             lease_duration_s=plan.lease_duration_s,
@@ -396,10 +394,6 @@ async def _run_all(parts: Sequence[Coroutine[Any, Any, None]]) -> None:
     async with asyncio.TaskGroup() as tasks:
         for part in parts:
             tasks.create_task(part)
-
-
-def _cpu(world: World) -> CpuShare:
-    return CpuShare(cores=1.0, cpu_s=lambda: world.plan.cpu_share * world.loop.time(), wall_s=world.loop.time)
 
 
 def _subscriptions(world: World) -> Subscriptions:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker
 from simplu_worker.consumers.kinesis.reader.claimed_batches import QueuedOperation
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.operations.operation import Operation, Origin

@@ -10,8 +10,7 @@ from msgspec.structs import replace
 from support.aws.kcl3_peer import Kcl3Peer, migration_row, table_migration_row
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.consumers.kinesis.fleet.fleet import CpuShare, KclFollower
-from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
+from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import CpuShare, KclFollower, KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable, TableRequests
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON

@@ -15,7 +15,7 @@ from simplu_local.kinesis.faults import KinesisFault
 from simplu_local.kinesis.model import KinesisOptions
 from simplu_local.kinesis.server import serve_kinesis
 from simplu_worker.aws.clients import Client
-from simplu_worker.consumers.kinesis.fetch import read_schedule
+from simplu_worker.consumers.kinesis.fetch import pacing
 from simplu_worker.consumers.kinesis.fetch.cursor import PushedCursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing, PrefetchMemory
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamConsumers
@@ -79,8 +79,8 @@ class World:
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(read_schedule, "CALL_INTERVAL_S", 0.2)
-    monkeypatch.setattr(read_schedule, "RETRY_BASE_S", 0.1)
+    monkeypatch.setattr(pacing, "CALL_INTERVAL_S", 0.2)
+    monkeypatch.setattr(pacing, "RETRY_BASE_S", 0.1)
     # Much shorter than CALL_INTERVAL_S: the server counts from when it came to a call.
     monkeypatch.setattr("simplu_local.kinesis.consumers.RESUBSCRIBE_AFTER_MS", 20)
     async with serve_kinesis(options=copy(QUICK)) as url, client_of("kinesis", url) as client:
@@ -143,7 +143,7 @@ async def test_end_of_a_stream_shard_is_found_when_no_event_names_it(
     await world.read_until(lambda: world.cursor.is_pushed)
     await world.read_all()
     calls = (await world.state())["calls"]
-    monkeypatch.setattr(read_schedule, "POLL_AFTER_S", 0.1)
+    monkeypatch.setattr(pacing, "POLL_AFTER_S", 0.1)
     await world.read_until(lambda: world.cursor.is_pushed and world.cursor.millis_behind == 0)
     await world.put(3)
     await world.read_all()

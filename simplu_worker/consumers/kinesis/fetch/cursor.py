@@ -17,12 +17,13 @@ from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.fetch.pacing import (
     OPERATION_OVERHEAD_BYTES,
     RECORD_OVERHEAD_BYTES,
+    SILENT_AFTER_S,
     CatchUpPacing,
     MemoryQuota,
     Pacing,
     ReadBudget,
+    SubscriptionSchedule,
 )
-from simplu_worker.consumers.kinesis.fetch.read_schedule import SILENT_AFTER_S, SubscriptionSchedule
 from simplu_worker.consumers.kinesis.stream.client import (
     ChildShard,
     ExpiredIteratorError,

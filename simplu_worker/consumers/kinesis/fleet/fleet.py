@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
 
@@ -20,8 +16,7 @@ import structlog
 
 from simplu_worker import __version__
 from simplu_worker.bulkheads import FailureCount, contain, keep_running, note_trouble
-from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
-from simplu_worker.consumers.kinesis.fetch.read_schedule import SAMPLE_S, ReadSchedule
+from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory, ReadSchedule
 from simplu_worker.consumers.kinesis.fleet.fleet_report import (
     SILENT_S,
     KnownReplica,
@@ -35,14 +30,7 @@ from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases import kcl_leader_watch
 from simplu_worker.consumers.kinesis.leases.balancing import Ability, LostOwners, next_expiry
-from simplu_worker.consumers.kinesis.leases.kcl_leader import (
-    VALUES_MAX,
-    KclState,
-    has_moved_metrics,
-    is_reporting_wanted,
-    metrics_row,
-)
-from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch
+from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import REPORT_INTERVAL_S, KclFollower, KclLeaderWatch
 from simplu_worker.consumers.kinesis.leases.lease import (
     IDLE_INTERVAL_S,
     HoldRetry,
@@ -53,7 +41,7 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     StreamView,
 )
 from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
-from simplu_worker.consumers.kinesis.leases.lease_table import KEY, LeaseTable, TableMissingError, TableRequests
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.reader.reader_view import (
     ReaderAssignment,
     ReaderLease,
@@ -71,108 +59,7 @@ from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import jittered, sleep_or_event
 from simplu_worker.vocabulary import Inability, TargetKind
 
-QUOTA_FILE: Final = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "max 100000", or "50000 100000" for half a core
-
-
-class CpuShare:
-    """Measures the processor time between two calls of `read_percent`."""
-
-    def __init__(
-        self,
-        *,
-        cores: float | None = None,
-        cpu_s: Callable[[], float] = time.process_time,
-        wall_s: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """*cores* are those that one thread may use; None reads the quota."""
-        self._cores = usable_cores(_read_quota()) if cores is None else cores
-        self._cpu_s, self._wall_s = cpu_s, wall_s
-        self._last = cpu_s(), wall_s()
-
-    def read_percent(self) -> float:
-        """Return the percentage used since the last call, 0 to 100; 0 when no time has passed."""
-        cpu_s, wall_s = self._cpu_s(), self._wall_s()
-        used_s, passed_s = cpu_s - self._last[0], (wall_s - self._last[1]) * self._cores
-        self._last = cpu_s, wall_s
-        return min(max(100 * used_s / passed_s, 0.0), 100.0) if passed_s > 0 else 0.0
-
-
-def _read_quota() -> str:
-    try:
-        return QUOTA_FILE.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):  # no cgroup, or one of version 1
-        return ""
-
-
-def usable_cores(quota: str) -> float:
-    """Return the cores that one thread may use, by the contents of `cpu.max`."""
-    limit, _, period = quota.strip().partition(" ")
-    if not limit.isdecimal() or not period.isdecimal() or int(period) == 0:
-        return 1.0
-    return min(max(int(limit) / int(period), 0.01), 1.0)
-
-
-REPORT_INTERVAL_S: Final = 10.0  # the KCL reports every 30 s by default, and calls a worker dead after two intervals
-METRICS_KEY: Final = "wid"  # of the table that only has worker metrics
-
 log = structlog.get_logger(__name__)
-
-
-class KclFollower:
-    """The row of this replica's metrics: a leader of the KCL 3.x gives leases to workers with a fresh one only."""
-
-    def __init__(
-        self, requests: TableRequests, watch: KclLeaderWatch, *, me: str, utc: UtcClock, cpu: CpuShare | None = None
-    ) -> None:
-        self._requests = requests
-        self._watch = watch
-        self._me = me
-        self._utc = utc
-        self._cpu = CpuShare() if cpu is None else cpu
-        self._percents: deque[float] = deque(maxlen=VALUES_MAX)
-        self._written: tuple[str, str] | None = None  # the table with the row, and its key
-        self.trouble: str | None = None
-
-    async def report(self) -> None:
-        """Write the metrics where the KCL reads them. A failure is `trouble`."""
-        self._percents.append(self._cpu.read_percent())
-        state = self._watch.state
-        if state is None or not is_reporting_wanted(state):
-            self.trouble = None
-            return
-        try:
-            await self._write(state)
-        except (RetryableError, PermanentError) as exc:
-            self.trouble = f"the metrics for the Kinesis Client Library 3.x could not be written: {exc}"
-            log.warning("kcl_follower.unreported", error=str(exc))
-        else:
-            self.trouble = None
-
-    async def leave(self) -> None:
-        """Delete the row; if that fails, it expires."""
-        if self._written is None:
-            return
-        table, key_name = self._written
-        with contextlib.suppress(RetryableError, PermanentError):
-            await self._requests.call(table, "delete_item", Key={key_name: {"S": self._me}})
-        self._written = None
-
-    async def _write(self, state: KclState) -> None:
-        # A KCL before 3.5 expects no such rows among the leases; an application that began with 3.5 has no other table.
-        lease_table, metrics_table = self._watch.lease_table, self._watch.metrics_table
-        if not has_moved_metrics(state):
-            try:
-                return await self._put(metrics_table, METRICS_KEY)
-            except TableMissingError:
-                if lease_table not in state.version_tables:
-                    raise
-        return await self._put(lease_table, KEY)
-
-    async def _put(self, table: str, key_name: str) -> None:
-        row = metrics_row(key_name, self._me, list(self._percents), at_s=int(self._utc().timestamp()))
-        await self._requests.call(table, "put_item", Item=row)
-        self._written = table, key_name
-
 
 SCANS_PER_DURATION: Final = 10
 LOST_RACE_PAUSE_S: Final = 0.2
@@ -199,7 +86,7 @@ class LeaseRelease(StrEnum):
 
 
 class FleetServices(msgspec.Struct, frozen=True):
-    """The opened services; with *subscriptions* readers read by push, with *cpu* more rarely while it is busy."""
+    """The opened services; with *subscriptions* readers read by push."""
 
     stream: Stream
     table: LeaseTable
@@ -208,7 +95,6 @@ class FleetServices(msgspec.Struct, frozen=True):
     dead_letters: DeadLetterStore
     prefetch: PrefetchMemory
     subscriptions: Subscriptions | None = None
-    cpu: CpuShare | None = None
 
 
 class FleetSettings(msgspec.Struct, frozen=True):
@@ -272,8 +158,6 @@ class Fleet:
         if self._follower is not None:
             follow = partial(self._report_to_leader, self._follower)
             self._chores += (_Chore("kcl follower", follow, REPORT_INTERVAL_S, draw),)
-        if services.cpu is not None:
-            self._chores += (_Chore("processor", partial(self._note_share, services.cpu), SAMPLE_S, draw),)
         self._has_lost_race = False
         self.is_set_up = False
         self.trouble: str | None = None
@@ -529,9 +413,6 @@ class Fleet:
 
     async def _audit(self) -> None:
         await self._syncer.audit(self._view.leases().values())
-
-    async def _note_share(self, cpu: CpuShare) -> None:
-        self._read_schedule.stretch.note_share(cpu.read_percent() / 100)
 
     def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
         """See `HoldingReplica`."""

@@ -1,8 +1,12 @@
-"""Watches the tables of the Kinesis Client Library 3.x for a leader: kcl_leader.py has the rules."""
+"""Watches the tables of the Kinesis Client Library 3.x for a leader, and tells it this replica's metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+import contextlib
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -14,15 +18,20 @@ from simplu_worker.consumers.kinesis.leases.kcl_leader import (
     LOOKS,
     MIGRATION_KEY,
     TABLES_KEY,
+    VALUES_MAX,
     KclState,
+    has_moved_metrics,
+    is_reporting_wanted,
     leading_owners,
+    metrics_row,
     new_leaders,
     outlook_of,
     state_of,
 )
 from simplu_worker.consumers.kinesis.leases.lease import LeaseRow
-from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable, TableMissingError, TableRequests
-from simplu_worker.errors import PermanentError
+from simplu_worker.consumers.kinesis.leases.lease_table import KEY, LeaseTable, TableMissingError, TableRequests
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.timing.clock import UtcClock
 
 CHECK_INTERVAL_S: Final = 35.0  # a live leader writes a new version every 30 s, a live worker new metrics
 OWNERS_NAMED: Final = 3
@@ -153,3 +162,104 @@ class KclLeaderWatch:
             if not reply.get("LastEvaluatedKey"):
                 return rows
             page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
+
+
+QUOTA_FILE: Final = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "max 100000", or "50000 100000" for half a core
+
+
+class CpuShare:
+    """Measures the processor time between two calls of `read_percent`."""
+
+    def __init__(
+        self,
+        *,
+        cores: float | None = None,
+        cpu_s: Callable[[], float] = time.process_time,
+        wall_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """*cores* are those that one thread may use; None reads the quota."""
+        self._cores = usable_cores(_read_quota()) if cores is None else cores
+        self._cpu_s, self._wall_s = cpu_s, wall_s
+        self._last = cpu_s(), wall_s()
+
+    def read_percent(self) -> float:
+        """Return the percentage used since the last call, 0 to 100; 0 when no time has passed."""
+        cpu_s, wall_s = self._cpu_s(), self._wall_s()
+        used_s, passed_s = cpu_s - self._last[0], (wall_s - self._last[1]) * self._cores
+        self._last = cpu_s, wall_s
+        return min(max(100 * used_s / passed_s, 0.0), 100.0) if passed_s > 0 else 0.0
+
+
+def _read_quota() -> str:
+    try:
+        return QUOTA_FILE.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):  # no cgroup, or one of version 1
+        return ""
+
+
+def usable_cores(quota: str) -> float:
+    """Return the cores that one thread may use, by the contents of `cpu.max`."""
+    limit, _, period = quota.strip().partition(" ")
+    if not limit.isdecimal() or not period.isdecimal() or int(period) == 0:
+        return 1.0
+    return min(max(int(limit) / int(period), 0.01), 1.0)
+
+
+REPORT_INTERVAL_S: Final = 10.0  # the KCL reports every 30 s by default, and calls a worker dead after two intervals
+METRICS_KEY: Final = "wid"  # of the table that only has worker metrics
+
+
+class KclFollower:
+    """The row of this replica's metrics: a leader of the KCL 3.x gives leases to workers with a fresh one only."""
+
+    def __init__(
+        self, requests: TableRequests, watch: KclLeaderWatch, *, me: str, utc: UtcClock, cpu: CpuShare | None = None
+    ) -> None:
+        self._requests = requests
+        self._watch = watch
+        self._me = me
+        self._utc = utc
+        self._cpu = CpuShare() if cpu is None else cpu
+        self._percents: deque[float] = deque(maxlen=VALUES_MAX)
+        self._written: tuple[str, str] | None = None  # the table with the row, and its key
+        self.trouble: str | None = None
+
+    async def report(self) -> None:
+        """Write the metrics where the KCL reads them. A failure is `trouble`."""
+        self._percents.append(self._cpu.read_percent())
+        state = self._watch.state
+        if state is None or not is_reporting_wanted(state):
+            self.trouble = None
+            return
+        try:
+            await self._write(state)
+        except (RetryableError, PermanentError) as exc:
+            self.trouble = f"the metrics for the Kinesis Client Library 3.x could not be written: {exc}"
+            log.warning("kcl_follower.unreported", error=str(exc))
+        else:
+            self.trouble = None
+
+    async def leave(self) -> None:
+        """Delete the row; if that fails, it expires."""
+        if self._written is None:
+            return
+        table, key_name = self._written
+        with contextlib.suppress(RetryableError, PermanentError):
+            await self._requests.call(table, "delete_item", Key={key_name: {"S": self._me}})
+        self._written = None
+
+    async def _write(self, state: KclState) -> None:
+        # A KCL before 3.5 expects no such rows among the leases; an application that began with 3.5 has no other table.
+        lease_table, metrics_table = self._watch.lease_table, self._watch.metrics_table
+        if not has_moved_metrics(state):
+            try:
+                return await self._put(metrics_table, METRICS_KEY)
+            except TableMissingError:
+                if lease_table not in state.version_tables:
+                    raise
+        return await self._put(lease_table, KEY)
+
+    async def _put(self, table: str, key_name: str) -> None:
+        row = metrics_row(key_name, self._me, list(self._percents), at_s=int(self._utc().timestamp()))
+        await self._requests.call(table, "put_item", Item=row)
+        self._written = table, key_name

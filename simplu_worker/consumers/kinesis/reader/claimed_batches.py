@@ -10,8 +10,7 @@ from functools import partial
 import msgspec
 
 from simplu_worker.consumers.kinesis.fetch.pacing import OPERATION_OVERHEAD_BYTES
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.ownership import Ownership
+from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition

@@ -17,8 +17,7 @@ import structlog
 
 from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.fetch.pacing import MemoryQuota
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Meeting, Ownership
+from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, CheckpointTracker, Hold, Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread
 from simplu_worker.consumers.kinesis.reader.claimed_batches import (
     ClaimedBatches,

@@ -9,9 +9,8 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor
-from simplu_worker.consumers.kinesis.fetch.read_schedule import ReadSchedule
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.ownership import Hold
+from simplu_worker.consumers.kinesis.fetch.pacing import ReadSchedule
+from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker, Hold
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import HeldTarget, ReadAhead, first_held
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUps

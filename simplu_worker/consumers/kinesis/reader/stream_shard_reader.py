@@ -27,8 +27,7 @@ from simplu_worker.consumers.kinesis.fetch.record_decoder import (
     RejectionCollector,
     shown_key,
 )
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.ownership import Hold
+from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker, Hold
 from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords, TenantSet, Unread
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUps

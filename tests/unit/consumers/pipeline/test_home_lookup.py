@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from support.queued_operations import queued_operation
 
 from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
 from simplu_worker.consumers.pipeline.home_lookup import MOVING_RETRY_S, WAIT_MAX_S
 from simplu_worker.fairness import ShardTime

@@ -10,7 +10,7 @@ import pytest
 from support.queued_operations import queued_operation
 
 from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.tenant_set import Unread
 from simplu_worker.consumers.kinesis.reader.claimed_batches import QueuedOperation
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher

@@ -14,19 +14,15 @@ from hypothesis import strategies as st
 
 from simplu_local.kinesis.quotas import MAX_REPLY_BYTES, ReadQuota
 from simplu_worker.consumers.kinesis.fetch.pacing import (
+    EARLY_S,
+    IDLE_TOGETHER,
     NEVER,
     READ_BYTES_PER_S,
-    READ_INTERVAL_S,
-    SHARED_INTERVAL_S,
+    STEP_S,
+    TIP_INTERVAL_S,
     CatchUpPacing,
     Pacing,
     ReadBudget,
-)
-from simplu_worker.consumers.kinesis.fetch.read_schedule import (
-    EARLY_S,
-    IDLE_TOGETHER,
-    STEP_S,
-    TIP_INTERVAL_S,
     ReadSchedule,
 )
 
@@ -76,25 +72,6 @@ def test_pacing_starts_the_next_read_in_time(
     record_count, size_bytes, millis_behind = reply
     pacing = after_reply(record_count=record_count, size_bytes=size_bytes, millis_behind=millis_behind)
     assert earliest <= now + pacing.delay_s(now) <= latest
-
-
-@pytest.mark.parametrize(
-    ("millis_behind", "least", "most"),
-    [
-        pytest.param(0, 3 * (TIP_INTERVAL_S - EARLY_S), 3 * (TIP_INTERVAL_S + STEP_S), id="at the tip"),
-        pytest.param(5, READ_INTERVAL_S, READ_INTERVAL_S, id="behind: its batches are large, it must not fall back"),
-    ],
-)
-def test_busy_replica_reads_more_rarely_at_the_tip(millis_behind: int, least: float, most: float) -> None:
-    schedule = ReadSchedule()
-    schedule.stretch.factor = 3.0
-    budget = ReadBudget()
-    pacing = Pacing(budget, schedule)
-    pacing.note_start(100.0)
-    pacing.note_reply(100.0, record_count=1, size_bytes=99, millis_behind=millis_behind)
-    assert least - SLACK_S <= pacing.delay_s(100.0) <= most + SLACK_S
-    with budget.open_catch_up(100.0):
-        assert pacing.delay_s(100.0) == pytest.approx(SHARED_INTERVAL_S)
 
 
 def test_idle_stream_shards_are_read_together_whenever_each_was_read_first() -> None:

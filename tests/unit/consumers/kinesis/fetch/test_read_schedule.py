@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.fetch.read_schedule import (
+from simplu_worker.consumers.kinesis.fetch.pacing import (
     EARLY_S,
     READERS_TOGETHER,
     STEP_S,
@@ -28,49 +28,40 @@ def late_start_of(slot: ReadSlot, first: float) -> float:
 
 @given(
     firsts=st.lists(st.floats(100.0, 1e6), min_size=2, max_size=READERS_TOGETHER),
-    factor=st.sampled_from((1.0, 1.7, 3.0)),
 )
-def test_readers_of_a_group_read_at_the_same_times_whenever_each_read_first(firsts: list[float], factor: float) -> None:
+def test_readers_of_a_group_read_at_the_same_times_whenever_each_read_first(firsts: list[float]) -> None:
     schedule = ReadSchedule()
-    schedule.stretch.factor = factor
     for first in firsts:
         last = late_start_of(schedule.open_slot(), first)
-        interval_s = TIP_INTERVAL_S * factor
-        assert last == pytest.approx(round(last / interval_s) * interval_s, abs=MILLISECOND_S)
+        assert last == pytest.approx(round(last / TIP_INTERVAL_S) * TIP_INTERVAL_S, abs=MILLISECOND_S)
 
 
 @given(
     first=st.floats(100.0, 1e6),
-    factor=st.sampled_from((1.0, 1.7, 3.0)),
     first_shift=st.floats(0.0, 0.99),
     group=st.integers(0, 5),
 )
 def test_readers_of_a_group_read_its_shift_after_the_multiples_of_the_interval(
-    first: float, factor: float, first_shift: float, group: int
+    first: float, first_shift: float, group: int
 ) -> None:
     schedule = ReadSchedule(first_shift)
-    schedule.stretch.factor = factor
     slot = [schedule.open_slot() for _ in range(1 + group * READERS_TOGETHER)][-1]
-    intervals = late_start_of(slot, first) / (TIP_INTERVAL_S * factor) - slot.shift
+    intervals = late_start_of(slot, first) / TIP_INTERVAL_S - slot.shift
     assert intervals == pytest.approx(round(intervals), abs=MILLISECOND_S)
 
 
-@pytest.mark.parametrize("factor", [1.0, 3.0])
-def test_late_start_does_not_move_the_next_one(factor: float) -> None:
+def test_late_start_does_not_move_the_next_one() -> None:
     schedule = ReadSchedule()
-    schedule.stretch.factor = factor
-    interval_s = TIP_INTERVAL_S * factor
-    late = 10 * interval_s + 0.9 * EARLY_S * factor
-    assert schedule.open_slot().next_start(late) == pytest.approx(11 * interval_s)
+    late = 10 * TIP_INTERVAL_S + 0.9 * EARLY_S
+    assert schedule.open_slot().next_start(late) == pytest.approx(11 * TIP_INTERVAL_S)
 
 
-@given(since=st.floats(0.0, 1e6), factor=st.floats(1.0, 3.0), group=st.integers(0, 20))
-def test_no_read_is_much_earlier_or_later_than_usual(since: float, factor: float, group: int) -> None:
+@given(since=st.floats(0.0, 1e6), group=st.integers(0, 20))
+def test_no_read_is_much_earlier_or_later_than_usual(since: float, group: int) -> None:
     schedule = ReadSchedule()
-    schedule.stretch.factor = factor
     slot = [schedule.open_slot() for _ in range(1 + group * READERS_TOGETHER)][-1]
-    off_s = slot.next_start(since) - since - TIP_INTERVAL_S * factor
-    assert -EARLY_S * factor - MILLISECOND_S <= off_s <= STEP_S * factor + MILLISECOND_S
+    off_s = slot.next_start(since) - since - TIP_INTERVAL_S
+    assert -EARLY_S - MILLISECOND_S <= off_s <= STEP_S + MILLISECOND_S
 
 
 @pytest.mark.parametrize("first_shift", [0.0, 0.3, 0.9])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.fetch.read_schedule import (
+from simplu_worker.consumers.kinesis.fetch.pacing import (
     CALL_INTERVAL_S,
     POLL_AFTER_S,
     REFUSED_PAUSE_S,

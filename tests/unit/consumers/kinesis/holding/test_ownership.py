@@ -8,8 +8,7 @@ import pytest
 
 from simplu_worker.consumers.kinesis.holding import ownership as ownership_module
 from simplu_worker.consumers.kinesis.holding import tenant_set
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Meeting, Ownership
+from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, CheckpointTracker, Hold, Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords, TenantSet, Unread
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, Position, RecordPosition
 from simplu_worker.vocabulary import HeldTarget, HoldReason, HoldState

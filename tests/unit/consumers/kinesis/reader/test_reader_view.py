@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker
 from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
 from simplu_worker.consumers.kinesis.stream.positions import Latest, RecordPosition
 from simplu_worker.timing.clock import loop_time

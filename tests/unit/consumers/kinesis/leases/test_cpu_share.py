@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.consumers.kinesis.fleet.fleet import CpuShare, usable_cores
+from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import CpuShare, usable_cores
 
 
 @pytest.mark.parametrize(
