@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import cast
 
 import pytest
 from support.aws.kcl3_peer import migration_row, worker_row
@@ -16,7 +15,7 @@ from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.worker_process import WorkerProcess, log_tail
 from simplu_local.stack.stack import Stack
 from simplu_worker.aws.clients import Client
-from simplu_worker.consumers.kinesis.fleet.lease_holder import HoldingReplica, LeaseRenewer
+from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseRenewer
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReplicaFigures
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 
@@ -212,16 +211,9 @@ async def test_follower_reads_its_share_and_hands_it_back(
     assert len(kept) >= STREAM_SHARDS / 2
 
 
-class Unknown:
-    """A replica of which nothing is known."""
-
-    def own_figures(self) -> ReplicaFigures:
-        return ReplicaFigures()
-
-
 async def hold_until_reassigned(table: LeaseTable, lease: Lease, handed_over: list[str]) -> None:
     """Renew a lease until it is to be handed over, and release it."""
-    renewer = LeaseRenewer(table, lease, me=OURS, duration_s=LEASE_S, replica=cast("HoldingReplica", Unknown()))
+    renewer = LeaseRenewer(table, lease, ReplicaFigures, me=OURS, duration_s=LEASE_S)
     async with asyncio.TaskGroup() as tasks:
         renewing = tasks.create_task(renewer.run())
         await renewer.is_reassigned.wait()

@@ -56,6 +56,7 @@ from simulation.wrong_positions import (
     KeepingShards,
     MixedPositions,
     NeverPositions,
+    NoPositions,
     RoutedPositions,
     RowlessPositions,
     SelfTrustingPositions,
@@ -64,6 +65,7 @@ from simulation.wrong_positions import (
     UncarryingShards,
     WelcomingPositions,
 )
+from support.queued_operations import UnclaimedBatches
 from typing_extensions import override
 
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
@@ -592,7 +594,7 @@ def _with_reader(
     ownership_class: type[Ownership] = Ownership,
     catch_ups_class: type[CatchUps] = CatchUps,
     catch_up_class: type[CatchUpReader] = CatchUpReader,
-    positions_class: type[ShardPositions] | None = ShardPositions,
+    positions_class: type[ShardPositions] = ShardPositions,
     batches_class: type[ClaimedBatches] = ClaimedBatches,
     lookup_class: type[HomeLookup[QueuedOperation]] = HomeLookup,
 ) -> FleetMaker:
@@ -609,13 +611,17 @@ def _with_reader(
             reader._catch_ups._create_reader = partial(  # type: ignore[method-assign]
                 _create_as, catch_up_class, reader._catch_ups._create_reader
             )
-            if positions_class is None:
-                reader._dispatcher.shard_positions = reader._dispatcher._batches._shard_positions = None
-            else:
-                reader.shard_positions.__class__ = positions_class
+            reader.shard_positions.__class__ = positions_class
             return reader
 
     return WrongFleet
+
+
+def _without_rows(
+    reader_class: type[StreamShardReader] = StreamShardReader,
+    batches_class: type[UnclaimedBatches] = UnclaimedBatches,
+) -> FleetMaker:
+    return _with_reader(reader_class, positions_class=NoPositions, batches_class=batches_class)
 
 
 def _create_as(
@@ -736,10 +742,14 @@ WRONG_DESIGNS = {
     ),
     # The next owner, or the children, would notice by the rows, where a shard has all of them.
     "the next owner starts where the last one read, not where it had applied": WrongDesign(
-        _with_reader(_BoastfulReader, positions_class=None), _lose_nothing, seed=20
+        _without_rows(_BoastfulReader),
+        _lose_nothing,
+        seed=20,
     ),
     "the list of pending tenants leaves out the unregistered": WrongDesign(
-        _with_reader(_SecretiveReader, positions_class=None), _lose_nothing, seed=116
+        _without_rows(_SecretiveReader),
+        _lose_nothing,
+        seed=116,
     ),
     "children do not hold the tenants pending at their parents": WrongDesign(
         _with_ancestry(_HopefulAncestry), seed=111
@@ -756,7 +766,7 @@ WRONG_DESIGNS = {
         _with_table(_NamelessTable), hand_leases_over, seed=2
     ),
     "the log does not drop operations that were applied": WrongDesign(twist=_log_nothing),
-    "rows are neither read nor written": WrongDesign(_with_reader(positions_class=None), seed=8),
+    "rows are neither read nor written": WrongDesign(_without_rows(), seed=8),
     "the rows of idle shards are not kept fresh": WrongDesign(_without_position_sync, seed=156),
     "a backfill reads only for tenants known by name": WrongDesign(
         _with_reader(catch_up_class=_NarrowCatchUp), seed=82
@@ -826,9 +836,7 @@ MORE_WRONG_DESIGNS = {
     # Seed 820 showed it until the checkpoint tracker kept sets of tickets; none up to 1,200 does now.
     "a reader that failed by a defect writes its checkpoint": WrongDesign(_TrustingFleet, weather=Weather.DEFECTS),
     # Lanes and dead letters
-    "two batches of a lane are in flight": WrongDesign(
-        _with_reader(positions_class=None, batches_class=PipeliningBatches), _lose_nothing
-    ),
+    "two batches of a lane are in flight": WrongDesign(_without_rows(batches_class=PipeliningBatches), _lose_nothing),
     "an operation that is given up leaves no row": WrongDesign(_with_reader(batches_class=RowlessBatches)),
     "the row of an operation that is given up comes before its dead letter": WrongDesign(
         _with_reader(dispatcher_class=LetterLastDispatcher), _kill_after_giving_up

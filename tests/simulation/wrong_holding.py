@@ -6,6 +6,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
+from support.queued_operations import UnclaimedBatches
 from typing_extensions import override
 
 from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Meeting, Ownership
@@ -25,7 +26,7 @@ from simplu_worker.vocabulary import Failure, HoldState
 # Lanes and dead letters
 
 
-class PipeliningBatches(ClaimedBatches):
+class PipeliningBatches(UnclaimedBatches):
     @override
     async def send(self, shard_id: str, entries: Sequence[QueuedOperation]) -> list[Outcome]:
         middle = len(entries) // 2

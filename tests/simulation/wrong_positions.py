@@ -21,6 +21,18 @@ from simplu_worker.vocabulary import HeldTarget
 # What a reader does with the row that it finds
 
 
+class NoPositions(ShardPositions):
+    @override
+    def position_on(self, shard_id: str) -> ShardPosition:
+        shard_position = super().position_on(shard_id)
+        vars(shard_position.lock)["_locked"] = True  # for all others
+        return shard_position
+
+    @override
+    async def confirm_lease(self) -> bool:
+        return True
+
+
 class NeverPositions(ShardPositions):
     @override
     async def reconcile_with(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
+from typing_extensions import override
 
 from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker
-from simplu_worker.consumers.kinesis.reader.claimed_batches import QueuedOperation
+from simplu_worker.consumers.kinesis.reader.claimed_batches import ClaimedBatches, QueuedOperation
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
-from simplu_worker.operations.operation import Operation, Origin
+from simplu_worker.operations.operation import Operation, Origin, Outcome
 from simplu_worker.vocabulary import OperationKind, Source
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -39,3 +41,15 @@ def queued_operation(
     )
     tracker = CheckpointTracker[RecordPosition]() if tracker is None else tracker  # an empty one is false
     return QueuedOperation(tracker.start(RecordPosition.before_record(str(number), NOW)), operation, b"", tracker)
+
+
+class UnclaimedBatches(ClaimedBatches):
+    """Batches that write no row of the reader."""
+
+    @override
+    async def send(self, shard_id: str, entries: Sequence[QueuedOperation]) -> list[Outcome]:
+        return await self._gateway.apply(shard_id, [entry.operation for entry in entries]) if entries else []
+
+    @override
+    async def write_failure(self, shard_id: str, operation: Operation) -> Outcome:
+        return await self._gateway.give_up(shard_id, operation)

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 from support.aws.endpoints import client_of
@@ -161,7 +161,7 @@ class World:
 
 @asynccontextmanager
 async def looked_after(world: World, *readers: StreamShardReader) -> AsyncIterator[PositionSync]:
-    looking = PositionSync(world.gateway, world.stream.name, Readers(readers))
+    looking = PositionSync(world.gateway, world.stream.name, lambda: readers)
     stopping = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(looking.run(stopping))
@@ -169,15 +169,6 @@ async def looked_after(world: World, *readers: StreamShardReader) -> AsyncIterat
             yield looking
         finally:
             stopping.set()
-
-
-class Readers(NamedTuple):
-    """The readers that run."""
-
-    found: Sequence[StreamShardReader]
-
-    def readers(self) -> Sequence[StreamShardReader]:
-        return self.found
 
 
 @asynccontextmanager

@@ -21,7 +21,6 @@ from simplu_worker.consumers.kinesis.fleet.fleet_report import (
     SILENT_S,
     KnownReplica,
     fleet_report,
-    pinned_start,
     start_of,
 )
 from simplu_worker.consumers.kinesis.fleet.lease_coordinator import LeaseCleanup, LeaseCoordinator
@@ -36,7 +35,6 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     HoldRetry,
     Lease,
     LeaseReport,
-    ReadAhead,
     ReplicaFigures,
     StreamView,
 )
@@ -124,7 +122,6 @@ class Fleet:
         self._services = services
         self._settings = settings
         self._me = me
-        self._on_expired = on_expired
         self._draw = draw
         self._utc = utc
         stream, table = services.stream, services.table
@@ -140,12 +137,15 @@ class Fleet:
         self._coordinator = LeaseCoordinator(
             table,
             self._view,
-            self,
+            self.create_holder,
             me=me,
             lease_duration_s=settings.lease_duration_s,
+            initial_position=settings.initial_position,
+            on_expired=on_expired,
             draw=draw,
+            utc=utc,
         )
-        self._position_sync = PositionSync(services.gateway, stream.name, self._coordinator, draw=draw)
+        self._position_sync = PositionSync(services.gateway, stream.name, self.readers, draw=draw)
         cleanup = LeaseCleanup(
             stream, table, self._view, self._ancestry, self._coordinator, self._position_sync, draw=draw
         )
@@ -392,22 +392,14 @@ class Fleet:
         usual_s = self._settings.lease_duration_s / SCANS_PER_DURATION if usual_s is None else usual_s
         return max(usual_s, self._services.table.scan_capacity / SCAN_CAPACITY_PER_S)
 
-    def pinned_start(self, lease: Lease) -> datetime | None:
-        """See `Replica`."""
-        return pinned_start(lease, self._settings.initial_position, now=self._utc())
-
-    def note_expired(self) -> None:
-        """See `Replica`."""
-        self._on_expired()
-
     def create_holder(self, lease: Lease) -> LeaseHolder:
-        """See `Replica`."""
+        """Return the holder of a lease that was taken."""
         table, duration_s = self._services.table, self._settings.lease_duration_s
         return LeaseHolder(
-            LeaseRenewer(table, lease, me=self._me, duration_s=duration_s, replica=self),
+            LeaseRenewer(table, lease, self.own_figures, me=self._me, duration_s=duration_s),
             StreamShardEnd(table, self._syncer, me=self._me),
             self._ancestry,
-            self,
+            self.create_reader,
             duration_s=duration_s,
         )
 
@@ -415,15 +407,17 @@ class Fleet:
         await self._syncer.audit(self._view.leases().values())
 
     def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
-        """See `HoldingReplica`."""
+        """Return the reader of a lease, with the tenants *pending* at its parents."""
         self._position_sync.request()
-        services = self._services
+        services, ahead = self._services, lease.ahead
+        if ahead is not None and ahead.read_to <= lease.checkpoint:
+            ahead = None  # a KCL has checkpointed past it
         assignment = ReaderAssignment(
             lease.lease_key,
             start_of(lease, self._utc()),
             checkpoint=None if lease.checkpoint.is_sentinel else lease.checkpoint,
             hash_range=lease.hash_range,
-            read_ahead=_usable_ahead(lease),
+            read_ahead=ahead,
             pending_at_parents=pending,
             retention=self._view.retention,
             read_up_to=lease.last_read_up_to,
@@ -468,16 +462,3 @@ class _Chore:
                 error = note_trouble(TargetKind.LEASES, self._name, self._name, exc)
                 if is_first:
                     raise error from exc
-
-
-def _usable_ahead(lease: Lease) -> ReadAhead | None:
-    # A KCL may have checkpointed past it.
-    ahead = lease.ahead
-    if ahead is None or ahead.read_to <= lease.checkpoint:
-        return None
-    try:
-        TenantSet.decode(ahead.held)
-    except ValueError as exc:
-        log.warning("lease.ahead_unreadable", stream_shard_id=lease.lease_key, error=str(exc))
-        return None
-    return ahead

@@ -15,7 +15,7 @@ import structlog
 
 from simplu_worker import instruments
 from simplu_worker.bulkheads import FailureCount, contain, translate
-from simplu_worker.consumers.kinesis.fleet.fleet_report import OwnReader, is_start_unknown
+from simplu_worker.consumers.kinesis.fleet.fleet_report import OwnReader, is_start_unknown, pinned_start
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry, LeaseHolder
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.leases.balancing import Reach, plan_takes
@@ -27,7 +27,7 @@ from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.instruments import KINESIS_EXPIRED
-from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.clock import UtcClock, loop_time
 from simplu_worker.vocabulary import LeaseState, LeaseTake, StreamShardState, TargetKind
 
 CONCURRENT_TAKES: Final = 10  # connections of the client
@@ -42,19 +42,6 @@ class _Take(Protocol):
     async def __call__(self, lease: Lease, me: str, *, start_at: datetime | None) -> Lease | None: ...
 
 
-class Replica(Protocol):
-    """The replica that takes leases."""
-
-    def create_holder(self, lease: Lease) -> LeaseHolder:
-        """Return the holder of a lease that was taken."""
-
-    def pinned_start(self, lease: Lease) -> datetime | None:
-        """Return the instant for a take to write, if any."""
-
-    def note_expired(self) -> None:
-        """Note the take of a lease that its owner neither renewed nor released."""
-
-
 class LeaseCoordinator:
     """The leases that this replica holds, and those that it takes."""
 
@@ -62,18 +49,24 @@ class LeaseCoordinator:
         self,
         table: LeaseTable,
         view: StreamView,
-        replica: Replica,
+        create_holder: Callable[[Lease], LeaseHolder],
         *,
         me: str,
         lease_duration_s: float,
+        initial_position: str | datetime,
+        on_expired: Callable[[], None],
         draw: Callable[[], float],
+        utc: UtcClock,
     ) -> None:
         self._table = table
         self._view = view
-        self._replica = replica
+        self._create_holder = create_holder
         self._me = me
         self._lease_duration_s = lease_duration_s
+        self._initial_position = initial_position
+        self._on_expired = on_expired
         self._draw = draw
+        self._utc = utc
         self._holders: dict[str, LeaseHolder] = {}
         self._rest_until: dict[str, float] = {}  # of leases whose reader failed
         self._failures: dict[str, FailureCount] = {}  # of readers, by lease key
@@ -207,7 +200,8 @@ class LeaseCoordinator:
     async def _take(self, lease: Lease, take: _Take, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> bool:
         try:
             with translate(TargetKind.LEASES, self._table.name, "take", WorkerError):
-                taken = await take(lease, self._me, start_at=self._replica.pinned_start(lease))
+                start_at = pinned_start(lease, self._initial_position, now=self._utc())
+                taken = await take(lease, self._me, start_at=start_at)
         except (RetryableError, PermanentError) as exc:
             log.warning("lease.untaken", stream_shard_id=lease.lease_key, error=str(exc))
             self._untaken[lease.lease_key] = str(exc)
@@ -227,8 +221,8 @@ class LeaseCoordinator:
             owner_before=lease.actual_owner,
         )
         if how == LeaseTake.EXPIRED:
-            self._replica.note_expired()
-        holder = self._holders[lease.lease_key] = self._replica.create_holder(taken)
+            self._on_expired()
+        holder = self._holders[lease.lease_key] = self._create_holder(taken)
         tasks.create_task(self._run(holder, stopping), name=f"lease:{lease.lease_key}")
         return False
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import ChainMap
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from datetime import datetime
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn
 
 import structlog
 
@@ -50,16 +50,6 @@ class LeaseLostError(Exception):
     """Another replica has the lease, or it could not be renewed in time."""
 
 
-class HoldingReplica(Protocol):
-    """The replica, as the holder of a lease sees it."""
-
-    def own_figures(self) -> ReplicaFigures:
-        """Return the figures of this replica."""
-
-    def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
-        """Return the reader of a lease, with the tenants *pending* at its parents."""
-
-
 class LeaseRenewer:
     """Renews a lease until it is lost or released, with the progress of its *reader*."""
 
@@ -67,19 +57,18 @@ class LeaseRenewer:
         self,
         table: LeaseTable,
         lease: Lease,
+        figures: Callable[[], ReplicaFigures],
         *,
         me: str,
         duration_s: float,
-        replica: HoldingReplica,
     ) -> None:
-        """*me* is the owner under which this process took *lease*."""
+        """*me* is the owner under which this process took *lease*; *figures* are the replica's."""
         self._table = table
         self._me = me
         self.lease = lease  # as the last write left it
         self._duration_s = duration_s
-        self._replica = replica
+        self._figures = figures
         self.is_reassigned = asyncio.Event()  # another worker waits for the lease: the reader is to drain
-        self._has_unreadable_list = False
         self._retry = lease.retry  # the last one that is carried out; one that was there before is none for this owner
         self._renewed_at = loop_time()
         self._meter = ThroughputMeter(lease.throughput_kbps, now=loop_time())
@@ -111,7 +100,7 @@ class LeaseRenewer:
                 "read_up_to": None if self.reader is None else self.reader.read_up_to(ahead),
                 "throughput_kbps": self._meter.kbps,
                 "report": self._report(started_at),
-                "is_given_away": self._replica.own_figures().unable is not None,
+                "is_given_away": self._figures().unable is not None,
             }
             try:
                 # Also when it is overdue, after a suspension or slow answers: the write fails if another replica took
@@ -201,7 +190,7 @@ class LeaseRenewer:
         log.info("hold.retried", stream_shard_id=self.lease.lease_key, count=count)
 
     def _report(self, now: float) -> LeaseReport:
-        figures = self._replica.own_figures()
+        figures = self._figures()
         if self.reader is None:
             return LeaseReport(self._me, __version__, unable=figures.unable)
         return LeaseReport(
@@ -228,18 +217,9 @@ class LeaseRenewer:
         if pending is None:
             return None
         if self.lease.pending_tenants is not None:
-            try:
-                pending = pending.intersection(TenantSet.decode(self.lease.pending_tenants))
-            except ValueError as exc:
-                self._note_unreadable_list(str(exc))
-                return None
+            pending = pending.intersection(TenantSet.decode(self.lease.pending_tenants))
         targets = pending.encode()
         return targets if targets != self.lease.pending_tenants else None
-
-    def _note_unreadable_list(self, error: str) -> None:
-        if not self._has_unreadable_list:
-            log.warning("lease.list_unreadable", stream_shard_id=self.lease.lease_key, error=error)
-        self._has_unreadable_list = True
 
     def _ahead(self) -> ReadAhead | None:
         return self.lease.ahead if self.reader is None else self.reader.ahead
@@ -278,10 +258,7 @@ class LeaseAncestry:
         if unfinished_parents(lease, parents, self._view.gone):
             return None
         await self._find_ancestors(lease)
-        try:
-            return TenantSet.decode(pending_at_parents(lease, parents, self._view.gone))
-        except ValueError as exc:
-            raise RetryableError(f"the list of tenants pending at its parents cannot be read: {exc}") from exc
+        return TenantSet.decode(pending_at_parents(lease, parents, self._view.gone))
 
     def forget_unlisted(self, listed: Container[str]) -> None:
         """Forget the ancestors that the stream does not list any more."""
@@ -358,14 +335,14 @@ class LeaseHolder:
         renewer: LeaseRenewer,
         end: StreamShardEnd,
         ancestry: LeaseAncestry,
-        replica: HoldingReplica,
+        create_reader: Callable[[Lease, TenantSet, ReaderLease], StreamShardReader],
         *,
         duration_s: float,
     ) -> None:
         self._renewer = renewer
         self._end = end
         self._ancestry = ancestry
-        self._replica = replica
+        self._create_reader = create_reader
         self._duration_s = duration_s
         self._is_ended = False
         self._is_failed = asyncio.Event()
@@ -462,7 +439,7 @@ class LeaseHolder:
                 return
         if ending.is_set():
             return
-        reader = self._replica.create_reader(self._renewer.lease, pending, self)
+        reader = self._create_reader(self._renewer.lease, pending, self)
         self._renewer.reader = reader
         await reader.run(ending)
         self._is_ended = reader.is_finished

@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from simplu_worker.bulkheads import translate
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
@@ -29,13 +29,6 @@ CONCURRENT_SHARDS: Final = 4
 SHARDS_PER_S: Final = 40.0
 
 
-class HasReaders(Protocol):
-    """What runs readers."""
-
-    def readers(self) -> Sequence[StreamShardReader]:
-        """Return those that run now."""
-
-
 class LockedPosition(NamedTuple):
     """A row of a reader, its lock held until *lock* is closed."""
 
@@ -53,13 +46,13 @@ class PositionSync:
         self,
         gateway: ShardGateway,
         stream_name: str,
-        replica: HasReaders,
+        readers: Callable[[], Sequence[StreamShardReader]],
         *,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._gateway = gateway
         self._stream_name = stream_name
-        self._replica = replica
+        self._readers = readers
         self._draw = draw
         self._slots = asyncio.Semaphore(CONCURRENT_SHARDS)
         self._to_remove: set[str] = set()
@@ -102,10 +95,10 @@ class PositionSync:
     async def _sync(self, shard_id: str) -> None:
         async with AsyncExitStack() as locks:
             locked: list[LockedPosition] = []
-            for reader in self._replica.readers():
+            for reader in self._readers():
                 positions = reader.shard_positions
                 # Batches in flight and backfills read and write the row themselves.
-                if positions is None or reader.is_backfilling(shard_id):
+                if reader.is_backfilling(shard_id):
                     continue
                 position = positions.position_on(shard_id)
                 if position.lock.locked():

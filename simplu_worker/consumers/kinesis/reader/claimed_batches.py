@@ -20,7 +20,7 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.types import PositionChangedError, PositionClaim
+from simplu_worker.shards.types import PositionChangedError
 from simplu_worker.telemetry.spans import TracedBatch, process_span
 from simplu_worker.vocabulary import DeadLetterReason
 
@@ -79,9 +79,9 @@ class RowBehindError(LaneStopError):
 
 
 class ClaimedBatches:
-    """The batches of one reader. Without *shard_positions* no row is written."""
+    """The batches of one reader."""
 
-    def __init__(self, gateway: ShardGateway, ownership: Ownership, shard_positions: ShardPositions | None) -> None:
+    def __init__(self, gateway: ShardGateway, ownership: Ownership, shard_positions: ShardPositions) -> None:
         self._gateway = gateway
         self._ownership = ownership
         self._shard_positions = shard_positions
@@ -94,15 +94,14 @@ class ClaimedBatches:
 
     def forget(self, shard_id: str) -> None:
         """Have the row read before the next batch: nothing that is remembered counts."""
-        if self._shard_positions is not None:
-            self._shard_positions.position_on(shard_id).invalidate()
+        self._shard_positions.position_on(shard_id).invalidate()
 
     async def send(self, shard_id: str, entries: Sequence[QueuedOperation]) -> list[Outcome]:
         """Apply *entries* to a shard. Raises `RowBehindError`, `PositionGapError`, and as `ShardGateway.apply`."""
         async with self._known_row(shard_id) as shard_position:
             if not entries:
                 return []
-            claim = self._prepare_claim(shard_position)
+            claim = self._shard_positions.prepare_claim(shard_position)
             with process_span(partial(_describe, shard_id, entries)) as span:
                 outcomes = await self._gateway.apply(shard_id, [entry.operation for entry in entries], claim=claim)
                 span.note_outcomes(outcome.disposition for outcome in outcomes)
@@ -110,35 +109,24 @@ class ClaimedBatches:
 
     async def write_failure(self, shard_id: str, operation: Operation) -> Outcome:
         """Write the row of an operation that is given up. Raises `RetryableError`."""
-        if self._shard_positions is None:
-            outcome = await self._gateway.give_up(shard_id, operation)
-        else:
-            shard_position = self._shard_positions.position_on(shard_id)
-            async with shard_position.lock:
-                claim = self._prepare_claim(shard_position)
-                outcome = await self._gateway.give_up(shard_id, operation, claim=claim)
+        shard_position = self._shard_positions.position_on(shard_id)
+        async with shard_position.lock:
+            claim = self._shard_positions.prepare_claim(shard_position)
+            outcome = await self._gateway.give_up(shard_id, operation, claim=claim)
         if outcome.disposition is Disposition.HOLD:
             raise RetryableError(f"a tenant does not live on shard {shard_id} now, where its operation failed")
         return outcome
 
-    def _prepare_claim(self, shard_position: ShardPosition | None) -> PositionClaim | None:
-        positions = self._shard_positions
-        return None if positions is None or shard_position is None else positions.prepare_claim(shard_position)
-
     @asynccontextmanager
-    async def _known_row(self, shard_id: str) -> AsyncIterator[ShardPosition | None]:
-        # None without positions.
+    async def _known_row(self, shard_id: str) -> AsyncIterator[ShardPosition]:
         positions = self._shard_positions
-        if positions is None:
-            yield None
-            return
         shard_position = positions.position_on(shard_id)
         async with shard_position.lock:
             if shard_id in self._merging and shard_position.is_current:
                 await positions.follow_moves(shard_position)
             self._merging.discard(shard_id)
             if not shard_position.is_current:
-                await self._reconcile(positions, shard_position)
+                await self._reconcile(shard_position)
             try:
                 yield shard_position
             except PositionChangedError:  # another reader or a move wrote the row, or commits are lost
@@ -150,14 +138,14 @@ class ClaimedBatches:
         """Return whether a shard has a hold that waits for it."""
         return self._ownership.is_blocked(shard_id)
 
-    async def _reconcile(self, shard_positions: ShardPositions, shard_position: ShardPosition) -> None:
+    async def _reconcile(self, shard_position: ShardPosition) -> None:
         # Confirms the lease where another reader may have written the row: each would make the other read again.
         # Raises `RowBehindError`.
-        if await shard_positions.follow_moves(shard_position):
+        if await self._shard_positions.follow_moves(shard_position):
             return
         if shard_position.shard_id in self._changed:
-            await shard_positions.confirm_lease()
-        unread = await shard_positions.reconcile(shard_position)
+            await self._shard_positions.confirm_lease()
+        unread = await self._shard_positions.reconcile(shard_position)
         self._changed.discard(shard_position.shard_id)
         if unread is not None:
             raise RowBehindError(unread)

@@ -83,11 +83,10 @@ class Dispatcher:
         *,
         main: CheckpointTracker[RecordPosition],
         tenant_wait: timedelta,
-        has_rows: bool = True,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        # *main* is the tracker of the main reader. Without *has_rows* no row is kept on a Postgres shard (tests).
+        """Take the tracker of the main reader as *main*."""
         self._reader = reader
         self._gateway = gateway
         self._memory = memory
@@ -95,9 +94,7 @@ class Dispatcher:
         self._draw = draw
         self._utc = utc
         self.ownership = Ownership(main)
-        self.shard_positions = (
-            ShardPositions(gateway, self.ownership, reader, tenant_wait=tenant_wait, utc=utc) if has_rows else None
-        )
+        self.shard_positions = ShardPositions(gateway, self.ownership, reader, tenant_wait=tenant_wait, utc=utc)
         self._batches = ClaimedBatches(gateway, self.ownership, self.shard_positions)
         self.pipeline: Pipeline[QueuedOperation] = Pipeline(
             reader.stream_shard_id,
@@ -413,10 +410,9 @@ class Dispatcher:
 
     async def is_held_for_gap(self, hold: Hold) -> bool:
         """Return whether a Postgres shard has a gap that no person has accepted. Raises `RetryableError`."""
-        positions = self.shard_positions
-        if hold.reason != HoldReason.GAP or positions is None:
+        if hold.reason != HoldReason.GAP:
             return False
-        is_open = await positions.has_open_gap(hold.name)
+        is_open = await self.shard_positions.has_open_gap(hold.name)
         if not is_open and hold.is_waiting:
             hold.reason = HoldReason.SHARD_UNAVAILABLE  # whatever keeps it from now on
         return is_open

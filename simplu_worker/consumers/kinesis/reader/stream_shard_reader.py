@@ -261,13 +261,12 @@ class StreamShardReader:
         """
         if not self._dispatcher.ownership.release_from_parents(pending, now=loop_time()):
             return
-        if self.shard_positions is not None:
-            for shard_position in self.shard_positions.invalidate_parent_rows():
-                self._dispatcher.request_row_read(shard_position.shard_id)
+        for shard_position in self.shard_positions.invalidate_parent_rows():
+            self._dispatcher.request_row_read(shard_position.shard_id)
         self._dispatcher.has_ready.set()
 
     @property
-    def shard_positions(self) -> ShardPositions | None:
+    def shard_positions(self) -> ShardPositions:
         """The rows of this reader on the Postgres shards."""
         return self._dispatcher.shard_positions
 
@@ -332,8 +331,7 @@ class StreamShardReader:
         if self.is_at_end and not self._stopping.is_set():
             await self.write_final_positions()
             self._has_published_end = True
-            if self.shard_positions is not None:
-                await self.shard_positions.confirm_lease()  # writes the lease row from which the children start
+            await self.shard_positions.confirm_lease()  # writes the lease row from which the children start
 
     def progress(self) -> StreamPosition:
         """See `RowsReader`."""
@@ -352,8 +350,6 @@ class StreamShardReader:
 
     async def write_final_positions(self) -> None:
         """Write the progress to the Postgres shards that answer at once, after `run`."""
-        if self.shard_positions is None:
-            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FINAL_WRITE_S), asyncio.TaskGroup() as tasks:
                 for shard_position in self.shard_positions.current_positions():

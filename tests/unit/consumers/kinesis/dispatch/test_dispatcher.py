@@ -61,12 +61,11 @@ def make_dispatcher(
     utc: UtcClock = utc_now,
 ) -> Dispatcher:
     return Dispatcher(
-        cast("Any", SimpleNamespace(stream_shard_id="shard-1", retention=retention)),
+        cast("Any", SimpleNamespace(stream_shard_id="shard-1", retention=retention, checkpoint_at_start=None)),
         cast("Any", gateway or Lost()),
         PrefetchMemory(2**20).open_quota(),
         main=main,
         tenant_wait=timedelta(seconds=900),
-        has_rows=False,
         utc=utc,
     )
 
