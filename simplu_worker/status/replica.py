@@ -282,8 +282,10 @@ class ReplicaStatus:
                 ages[hold.reason] = max(ages[hold.reason], reader.view.held_age_s(hold))
             name = reader.stream_shard_id
             instruments.KINESIS_LAG.labels(name).set(reader.view.least_lag_s)
-            instruments.KINESIS_LAG_RETENTION.labels(name).set(reader.view.lag_retention_ratio(reader.retention))
-            instruments.HELD_RETENTION.labels(name).set(reader.view.held_retention_ratio(reader.retention))
+            instruments.KINESIS_LAG_RETENTION.labels(name).set(
+                reader.view.lag_retention_ratio(reader.progress.retention)
+            )
+            instruments.HELD_RETENTION.labels(name).set(reader.view.held_retention_ratio(reader.progress.retention))
             instruments.CATCH_UP_LAG.labels(name).set(reader.view.catch_up_lag_s)
         counts = Counter(reason for reason, _, _ in targets)
         for reason, age_s in ages.items():

@@ -365,7 +365,7 @@ class World:
     def _is_passed(self, replica: Replica, lease: Lease) -> bool:
         puts = self.ledger.by_stream_shard.get(lease.lease_key)
         readers = [reader for reader in replica.fleet.readers() if reader.stream_shard_id == lease.lease_key]
-        checkpoints = [reader.checkpoint for reader in readers]
+        checkpoints = [reader.progress.checkpoint for reader in readers]
         reached = [lease.checkpoint, *(checkpoint for checkpoint in checkpoints if checkpoint is not None)]
         return not puts or max(reached) == puts[-1].position
 

@@ -96,11 +96,11 @@ async def watch_read_status(world: World) -> None:
                 world.ledger.violate(
                     f"{reader.stream_shard_id}: {reader.cursor.read_records} records, of {PUT_COUNT} put"
                 )
-            if reader.read_to is not None:
-                before = reached.setdefault(reader.stream_shard_id, reader.read_to.position)
-                if reader.read_to.position < before:
-                    world.ledger.violate(f"{reader.stream_shard_id} is read at {reader.read_to}, behind {before}")
-                reached[reader.stream_shard_id] = max(before, reader.read_to.position)
+            if (read_to := reader.progress.read_to) is not None:
+                before = reached.setdefault(reader.stream_shard_id, read_to.position)
+                if read_to.position < before:
+                    world.ledger.violate(f"{reader.stream_shard_id} is read at {read_to}, behind {before}")
+                reached[reader.stream_shard_id] = max(before, read_to.position)
 
 
 def is_noticed(seed: int, make_fleet: FleetMaker, wrong: WrongAboutFanOut) -> bool:

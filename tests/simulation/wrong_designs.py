@@ -26,12 +26,12 @@ from simulation.wrong_holding import (
     AmnesicOwnership,
     ConfidentOwnership,
     DoneOwnership,
-    EarlyReader,
+    EarlyProgress,
     FreeingTable,
     HalfTakingTable,
     JoiningOwnership,
     KeepingDispatcher,
-    LanelessDispatcher,
+    LanelessProgress,
     LateOwnership,
     LetterLastDispatcher,
     ModestOwnership,
@@ -69,21 +69,21 @@ from support.queued_operations import UnclaimedBatches
 from typing_extensions import override
 
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
-from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
+from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
 from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry, LeaseHolder, LeaseRenewer, StreamShardEnd
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Meeting, Ownership
-from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords, TenantSet, Unread
+from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.shard_tree import child_leases, pending_at_parents
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps, _tenants_of
-from simplu_worker.consumers.kinesis.reader.claimed_batches import ClaimedBatches, QueuedOperation
+from simplu_worker.consumers.kinesis.reader.claimed_batches import ClaimedBatches
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher, StreamLane
-from simplu_worker.consumers.kinesis.reader.reader_view import ReaderLease
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderLease, ReaderProgress
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Gap, Lineage, ReplayStart
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Reply, Stream
@@ -114,43 +114,43 @@ class WrongDesign(msgspec.Struct, frozen=True):
     seed: int = 0
 
 
-class _EagerReader(StreamShardReader):
+class _EagerProgress(ReaderProgress):
     @override
     @property
     def checkpoint(self) -> Position | None:
         return None if self.read_to is None else self.read_to.position
 
 
-class _ForgetfulReader(StreamShardReader):
+class _ForgetfulProgress(ReaderProgress):
     @override
     @property
     def checkpoint(self) -> Position | None:
-        checkpoint = self._tracker.checkpoint
+        checkpoint = self.tracker.checkpoint
         return None if checkpoint is None else checkpoint.position
 
 
-class _RoundingReader(StreamShardReader):
+class _RoundingProgress(ReaderProgress):
     @override
     @property
     def checkpoint(self) -> Position | None:
-        position = self._dispatcher.ownership.floor(self._tracker.checkpoint)
+        position = self.ownership.floor(self.tracker.checkpoint)
         return None if position is None else replace(position, parts_behind=0).position
 
 
-class _CarelessReader(StreamShardReader):
+class _CarelessProgress(ReaderProgress):
     @override
     @property
     def is_finished(self) -> bool:
         return self.is_at_end
 
 
-class _GullibleReader(StreamShardReader):
+class _GullibleAccess(StreamShardAccess):
     @override
-    def open_parent(self, records: ParentRecords) -> tuple[StreamShardAccess, RecordDecoder]:
-        access, decoder = super().open_parent(records)
+    def open_parent(self, stream_shard_id: str, hash_range: HashRange | None) -> StreamShardAccess:
+        access = super().open_parent(stream_shard_id, hash_range)
         access.stream = copy(access.stream)
         access.stream.__class__ = _StreamOfNamedEnds
-        return access, decoder
+        return access
 
 
 class _StreamOfNamedEnds(Stream):
@@ -161,7 +161,7 @@ class _StreamOfNamedEnds(Stream):
         return replace(reply, child_shards=(ChildShard("a child", frozenset(), HashRange(0, 0)),)) if is_end else reply
 
 
-class _SecretiveReader(StreamShardReader):
+class _SecretiveProgress(ReaderProgress):
     @override
     def pending_tenants(self) -> TenantSet | None:
         pending = super().pending_tenants()
@@ -170,7 +170,7 @@ class _SecretiveReader(StreamShardReader):
         return pending.difference(TenantSet(hold.name for hold in self.holds() if hold.target is HeldTarget.TENANT))
 
 
-class _BoastfulReader(StreamShardReader):
+class _BoastfulProgress(ReaderProgress):
     @override
     @property
     def ahead(self) -> ReadAhead | None:
@@ -178,7 +178,7 @@ class _BoastfulReader(StreamShardReader):
         return None if ahead is None or self.read_to is None else replace(ahead, read_to=self.read_to.position)
 
 
-class _ProudReader(StreamShardReader):
+class _ProudProgress(ReaderProgress):
     @override
     def read_up_to(self, ahead: ReadAhead | None) -> datetime | None:
         return None if self.cursor.millis_behind is None else self._fully_read_to()
@@ -391,7 +391,7 @@ class _LowPositions(ShardPositions):
     async def reconcile_with(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Unread | None:
-        self._reader = Altered.of(self._reader, read_to=lambda _: _safe_checkpoint(self))
+        self._progress = Altered.of(self._progress, read_to=lambda _: _safe_checkpoint(self))
         return await super().reconcile_with(shard_position, lineage, stored)
 
 
@@ -430,7 +430,7 @@ class _AgelessPositions(ShardPositions):
     async def _find_gap(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions, behind: ReplayStart
     ) -> Gap | None:
-        self._reader = Altered.of(self._reader, retention=lambda _: None)
+        self._progress = Altered.of(self._progress, retention=lambda _: None)
         return await super()._find_gap(shard_position, lineage, stored, behind)
 
 
@@ -484,7 +484,7 @@ class _LaggardCatchUps(CatchUps):
         begun_before = len(self.running)
         super()._start_ready(tasks, ending)
         for one in self.running[begun_before:]:
-            one._main = Altered.of(one._main, read_to=lambda reader: reader._tracker.checkpoint)
+            one._progress = Altered.of(one._progress, read_to=lambda progress: progress.tracker.checkpoint)
 
 
 class _OneParentEnd(StreamShardEnd):
@@ -589,7 +589,7 @@ def _without_position_sync(services: FleetServices, settings: FleetSettings, **m
 
 
 def _with_reader(
-    reader_class: type[StreamShardReader] = StreamShardReader,
+    progress_class: type[ReaderProgress] = ReaderProgress,
     dispatcher_class: type[Dispatcher] = Dispatcher,
     ownership_class: type[Ownership] = Ownership,
     catch_ups_class: type[CatchUps] = CatchUps,
@@ -597,12 +597,14 @@ def _with_reader(
     positions_class: type[ShardPositions] = ShardPositions,
     batches_class: type[ClaimedBatches] = ClaimedBatches,
     lookup_class: type[HomeLookup[QueuedOperation]] = HomeLookup,
+    access_class: type[StreamShardAccess] = StreamShardAccess,
 ) -> FleetMaker:
     class WrongFleet(Fleet):
         @override
         def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
             reader = super().create_reader(lease, pending, held)
-            reader.__class__ = reader_class
+            reader.progress.__class__ = progress_class
+            reader._access.__class__ = access_class
             reader._dispatcher.__class__ = dispatcher_class
             reader._dispatcher.ownership.__class__ = ownership_class
             reader._dispatcher._batches.__class__ = batches_class
@@ -618,10 +620,10 @@ def _with_reader(
 
 
 def _without_rows(
-    reader_class: type[StreamShardReader] = StreamShardReader,
+    progress_class: type[ReaderProgress] = ReaderProgress,
     batches_class: type[UnclaimedBatches] = UnclaimedBatches,
 ) -> FleetMaker:
-    return _with_reader(reader_class, positions_class=NoPositions, batches_class=batches_class)
+    return _with_reader(progress_class, positions_class=NoPositions, batches_class=batches_class)
 
 
 def _create_as(
@@ -723,13 +725,13 @@ def _ask_leases_alone(world: World) -> None:
 
 
 WRONG_DESIGNS = {
-    "the checkpoint is the last record read": WrongDesign(_with_reader(_EagerReader)),
+    "the checkpoint is the last record read": WrongDesign(_with_reader(_EagerProgress)),
     "a checkpoint within a record of several operations is that of the record": WrongDesign(
-        _with_reader(_RoundingReader), seed=56
+        _with_reader(_RoundingProgress), seed=56
     ),
-    "SHARD_END is written at the end of reading": WrongDesign(_with_reader(_CarelessReader), seed=1),
-    "the checkpoint ignores holds": WrongDesign(_with_reader(_ForgetfulReader)),
-    "read up to a time is what is not decided": WrongDesign(_with_reader(_ProudReader), seed=7),
+    "SHARD_END is written at the end of reading": WrongDesign(_with_reader(_CarelessProgress), seed=1),
+    "the checkpoint ignores holds": WrongDesign(_with_reader(_ForgetfulProgress)),
+    "read up to a time is what is not decided": WrongDesign(_with_reader(_ProudProgress), seed=7),
     "a shard that lost operations has what the lease table says": WrongDesign(twist=_ask_leases_alone, seed=139),
     "a record is finished before its dead letter is stored": WrongDesign(
         _with_reader(dispatcher_class=_HastyDispatcher), seed=1
@@ -742,12 +744,12 @@ WRONG_DESIGNS = {
     ),
     # The next owner, or the children, would notice by the rows, where a shard has all of them.
     "the next owner starts where the last one read, not where it had applied": WrongDesign(
-        _without_rows(_BoastfulReader),
+        _without_rows(_BoastfulProgress),
         _lose_nothing,
         seed=20,
     ),
     "the list of pending tenants leaves out the unregistered": WrongDesign(
-        _without_rows(_SecretiveReader),
+        _without_rows(_SecretiveProgress),
         _lose_nothing,
         seed=116,
     ),
@@ -756,7 +758,7 @@ WRONG_DESIGNS = {
     ),
     "every reply without an iterator is the end": WrongDesign(_CredulousFleet, seed=36),
     "every reply without an iterator is the end of a parent": WrongDesign(
-        _with_reader(_GullibleReader), _lose_all_behind_splits, seed=86
+        _with_reader(access_class=_GullibleAccess), _lose_all_behind_splits, seed=86
     ),
     "the child of a merge has its lease from one parent": WrongDesign(_with_end(_OneParentEnd), seed=2099),
     "children do not wait for their parents": WrongDesign(_with_ancestry(_OrphanAncestry), seed=14),
@@ -868,10 +870,10 @@ MORE_WRONG_DESIGNS = {
     ),
     # Reshards
     "the list of pending tenants leaves out those in lanes": WrongDesign(
-        _with_reader(dispatcher_class=LanelessDispatcher), weather=Weather.RESHARDS
+        _with_reader(LanelessProgress), weather=Weather.RESHARDS
     ),
     "the list of pending tenants is made before the end of reading": WrongDesign(
-        _with_reader(EarlyReader), weather=Weather.RESHARDS
+        _with_reader(EarlyProgress), weather=Weather.RESHARDS
     ),
     "children leave to their parents what is listed there": WrongDesign(
         _with_reader(ownership_class=ConfidentOwnership), weather=Weather.RESHARDS

@@ -17,8 +17,8 @@ from simplu_worker.consumers.kinesis.fetch.cursor import PushedCursor
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.consumers.kinesis.reader.reader_view import ReaderLease
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.kinesis.recovery.reader_progress import ReaderLease
 from simplu_worker.consumers.kinesis.stream.client import Record, Reply
 from simplu_worker.consumers.kinesis.stream.positions import Latest, Start
 from simplu_worker.timing.clock import loop_time

@@ -13,9 +13,9 @@ from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Mee
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread, union
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.reader.claimed_batches import ClaimedBatches, QueuedOperation
+from simplu_worker.consumers.kinesis.reader.claimed_batches import ClaimedBatches
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher, StreamLane
-from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderProgress
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup, WaitingTenant
 from simplu_worker.consumers.pipeline.results import Overdue
 from simplu_worker.errors import RetryableError
@@ -138,16 +138,16 @@ class NarrowDispatcher(Dispatcher):
 # The list of pending tenants
 
 
-class LanelessDispatcher(Dispatcher):
+class LanelessProgress(ReaderProgress):
     @override
-    def pending_tenants(self) -> TenantSet:
+    def all_pending_tenants(self) -> TenantSet:
         return self.ownership.held_tenants()
 
 
-class EarlyReader(StreamShardReader):
+class EarlyProgress(ReaderProgress):
     @override
     def pending_tenants(self) -> TenantSet | None:
-        return self._dispatcher.pending_tenants() if self.holds() else None
+        return self.all_pending_tenants() if self.holds() else None
 
 
 # Leases

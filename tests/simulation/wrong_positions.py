@@ -58,7 +58,7 @@ class RowlessPositions(ShardPositions):
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Unread | None:
         unread = await super().reconcile_with(shard_position, lineage, stored)
-        return unread if self._reader.stream_shard_id in stored.rows else None
+        return unread if self._progress.stream_shard_id in stored.rows else None
 
 
 class AnyTokenPositions(ShardPositions):
@@ -87,7 +87,7 @@ class SelfTrustingPositions(ShardPositions):
     async def _has_own_left(
         self, row: StreamPosition, behind: ReplayStart, is_old: Callable[[StreamPosition], bool], *, was_read: bool
     ) -> bool:
-        self._reader.began_behind = self._reader.read_to
+        self._progress.began_behind = self._progress.read_to
         return await super()._has_own_left(row, behind, is_old, was_read=was_read)
 
 
@@ -116,7 +116,7 @@ class RoutedPositions(ShardPositions):
 class ClaimingPositions(ShardPositions):
     @override
     def _position_now(self, shard_position: ShardPosition) -> StreamPosition:
-        now, read_to = super()._position_now(shard_position), self._reader.read_to
+        now, read_to = super()._position_now(shard_position), self._progress.read_to
         if now.pending_from == SHARD_END.checkpoint or read_to is None:
             return now
         position, since = format_position(read_to), read_to.arrived_at
@@ -136,7 +136,7 @@ class MixedPositions(ShardPositions):
     @override
     def _recent_reach(self) -> Reach:
         ahead, read_up_to = super()._recent_reach()
-        now = self._reader.progress_ahead()
+        now = self._progress.row_ahead()
         return (ahead if ahead is None or now is None else (now[0], ahead[1])), read_up_to
 
 

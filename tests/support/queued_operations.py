@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import msgspec
 from typing_extensions import override
 
-from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker
-from simplu_worker.consumers.kinesis.reader.claimed_batches import ClaimedBatches, QueuedOperation
+from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker, Ownership
+from simplu_worker.consumers.kinesis.reader.claimed_batches import ClaimedBatches
+from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.operations.operation import Operation, Origin, Outcome
 from simplu_worker.vocabulary import OperationKind, Source
@@ -41,6 +43,13 @@ def queued_operation(
     )
     tracker = CheckpointTracker[RecordPosition]() if tracker is None else tracker  # an empty one is false
     return QueuedOperation(tracker.start(RecordPosition.before_record(str(number), NOW)), operation, b"", tracker)
+
+
+def progress_of(main: CheckpointTracker[RecordPosition], *, retention: timedelta | None = None) -> SimpleNamespace:
+    """Return the progress of a reader as its dispatcher uses it."""
+    return SimpleNamespace(
+        stream_shard_id="shard-1", retention=retention, checkpoint_at_start=None, ownership=Ownership(main)
+    )
 
 
 class UnclaimedBatches(ClaimedBatches):

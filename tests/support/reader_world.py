@@ -21,8 +21,9 @@ from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
-from simplu_worker.consumers.kinesis.reader.reader_view import ReaderAssignment, ReaderServices, ReaderSettings
+from simplu_worker.consumers.kinesis.reader.reader_view import ReaderServices, ReaderSettings
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.kinesis.recovery.reader_progress import ReaderAssignment
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Stream
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, Start, TrimHorizon
@@ -159,6 +160,14 @@ class World:
         await reader.write_final_positions()
 
 
+def is_caught_up(reader: StreamShardReader) -> bool:
+    """Return whether a reader is at the tip, with every record finished or held."""
+    progress = reader.progress
+    at_tip = progress.is_at_end or (reader.cursor.millis_behind == 0 and not progress.is_dispatching)
+    is_catching_up = not all(hold.is_waiting for hold in progress.holds()) or reader.view.catch_up_count
+    return at_tip and not len(progress.tracker) and not is_catching_up and progress.pipeline.lookup.has_asked_all
+
+
 @asynccontextmanager
 async def looked_after(world: World, *readers: StreamShardReader) -> AsyncIterator[PositionSync]:
     looking = PositionSync(world.gateway, world.stream.name, lambda: readers)
@@ -251,7 +260,7 @@ async def eventually(is_so: Callable[[], bool], *, within_s: float = PATIENCE_S)
 
 async def reaches(reader: StreamShardReader, sequence_number: str) -> None:
     """Wait until the reader's checkpoint is at *sequence_number*."""
-    await eventually(lambda: reader.checkpoint == Position.from_sequence_number(sequence_number))
+    await eventually(lambda: reader.progress.checkpoint == Position.from_sequence_number(sequence_number))
 
 
 async def logs(pool: ShardPool, tenant: str, count: int, *, within_s: float = PATIENCE_S) -> None:

@@ -204,11 +204,10 @@ class _StreamReplay:
 
     async def _read(self, shard: StreamShard) -> None:
         quota = self.memory.open_quota()
-        access = StreamShardAccess(self.stream, shard.stream_shard_id, quota, random.random)
+        access = StreamShardAccess(self.stream, self._decoder_of(shard), quota, random.random)
         try:
             cursor = Cursor(access, await self._find_start(shard), Pacing(access.budget), kind=StreamReader.MAIN)
-            decoder = self._decoder_of(shard)
-            while not await self._read_reply(cursor, decoder):
+            while not await self._read_reply(cursor, access.decoder):
                 self.lags_s[shard.stream_shard_id] = (cursor.millis_behind or 0) / 1000
                 self._show_progress(cursor)
             cursor.release_memory()

@@ -19,7 +19,17 @@ from support.aws.kpl_aggregates import aggregate
 from support.aws.servers import KINESIS, running_servers
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import fetch
-from support.reader_world import MARGIN, SETTINGS, WAIT, World, eventually, open_world, reaches, record
+from support.reader_world import (
+    MARGIN,
+    SETTINGS,
+    WAIT,
+    World,
+    eventually,
+    is_caught_up,
+    open_world,
+    reaches,
+    record,
+)
 from support.settings import settings_in
 
 from simplu_worker.aws import sending
@@ -209,7 +219,7 @@ async def test_replayed_operations_are_applied_exactly_once(bench: Bench) -> Non
 
     for _ in range(2):
         async with world.reading() as reader:
-            await eventually(lambda: reader.is_caught_up)
+            await eventually(lambda: is_caught_up(reader))
         rows = await fetch(shard, "SELECT request_id, status, resource_id FROM operations ORDER BY batch_id, position")
         assert [(row["request_id"], row["status"]) for row in rows] == [
             ("late-x-1", "succeeded"),
@@ -255,7 +265,7 @@ async def test_replay_after_a_kill_sends_again_what_is_dropped(bench: Bench, mon
     assert len(await bench.records()) >= 3
 
     async with world.reading() as reader:
-        await eventually(lambda: reader.is_caught_up)
+        await eventually(lambda: is_caught_up(reader))
     rows = await fetch(await world.shard("shard-1"), "SELECT status FROM operations")
     assert [row["status"] for row in rows] == ["succeeded"] * 2
     assert await world.letters() == []
@@ -379,7 +389,7 @@ async def test_replay_sends_only_the_bad_parts_of_a_record(
     bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = url
 
     async with world.reading(settings=strict, queue_url=url) as reader:
-        await eventually(lambda: reader.is_caught_up and reader.checkpoint is not None)
+        await eventually(lambda: is_caught_up(reader) and reader.progress.checkpoint is not None)
     listed = (await bench.shown()).json["letters"]
     assert len(listed) == (2 if not is_aggregate and bad_count == 2 else 1)
     assert {one["truncated"] for one in listed} == {is_cut}
@@ -389,7 +399,7 @@ async def test_replay_sends_only_the_bad_parts_of_a_record(
     assert len(await bench.records()) == 1 + bad_count
     for _ in range(2):  # from the beginning: the good parts, and those that were sent
         async with world.reading() as reader:
-            await eventually(lambda: reader.is_caught_up)
+            await eventually(lambda: is_caught_up(reader))
     rows = await fetch(shard, "SELECT status, count(*) FROM operations GROUP BY status")
     assert [tuple(row.values()) for row in rows] == [("succeeded", 13)]
     assert len(await fetch(shard, "SELECT FROM resources WHERE \"resourceName\" = 'class'")) == 13

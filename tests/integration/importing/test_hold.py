@@ -11,7 +11,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import fetch
 from support.queued_operations import NOW, queued_operation
 
-from simplu_worker.consumers.kinesis.reader.claimed_batches import QueuedOperation
+from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.results import Found, Overdue
 from simplu_worker.errors import RetryableError

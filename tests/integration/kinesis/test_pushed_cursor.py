@@ -18,6 +18,7 @@ from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.fetch import pacing
 from simplu_worker.consumers.kinesis.fetch.cursor import PushedCursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing, PrefetchMemory
+from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamConsumers
 from simplu_worker.consumers.kinesis.stream.positions import Start, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
@@ -30,6 +31,9 @@ QUICK = KinesisOptions(create_delay_ms=0, update_delay_ms=0, consumer_delay_ms=0
 Kind = Literal["throttle", "fail", "cut", "silent", "end", "repeat"]
 
 
+DECODER = RecordDecoder(NAME, SHARD, operation_max_bytes=1000, list_result_limit=1)
+
+
 class World:
     """A stream of one stream shard, and a reader of it."""
 
@@ -39,7 +43,7 @@ class World:
         self.consumers = StreamConsumers(client, NAME)
         self.memory = PrefetchMemory(8 * 1024 * 1024).open_quota()
         self.stopping = asyncio.Event()
-        self.access = StreamShardAccess(Stream(client, NAME), SHARD, self.memory, lambda: 0.0)
+        self.access = StreamShardAccess(Stream(client, NAME), DECODER, self.memory, lambda: 0.0)
         self.pacing = Pacing(self.access.budget)
         self.cursor = self.open(TrimHorizon())
         self.put_texts: list[str] = []

@@ -62,7 +62,7 @@ async def test_reader_waits_while_the_dead_letter_queue_refuses(world: World) ->
         more = await world.put(*chain("a-x", 3, first=6))
         await reaches(reader, numbers[2])
         await asyncio.sleep(0.5)
-        assert reader.checkpoint == Position.from_sequence_number(numbers[2])
+        assert reader.progress.checkpoint == Position.from_sequence_number(numbers[2])
         assert len(await outcomes(shard, "a-x")) == 6
 
         world.queue_url = (await world.sqs.create_queue(QueueName=name))["QueueUrl"]
@@ -86,7 +86,7 @@ async def test_reader_stops_in_time_when_a_shard_is_frozen(world: World, breakab
         await asyncio.sleep(0.2)
         stopped_at = asyncio.get_running_loop().time()
     assert asyncio.get_running_loop().time() - stopped_at < SETTINGS.drain_s - 5
-    assert reader.checkpoint == Position.from_sequence_number(numbers[-1])
+    assert reader.progress.checkpoint == Position.from_sequence_number(numbers[-1])
 
     breakable_server.resume()
     async with world.reading(AfterSequenceNumber(numbers[-1])):

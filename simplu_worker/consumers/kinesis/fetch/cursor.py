@@ -24,6 +24,7 @@ from simplu_worker.consumers.kinesis.fetch.pacing import (
     ReadBudget,
     SubscriptionSchedule,
 )
+from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
 from simplu_worker.consumers.kinesis.stream.client import (
     ChildShard,
     ExpiredIteratorError,
@@ -32,7 +33,14 @@ from simplu_worker.consumers.kinesis.stream.client import (
     Stream,
     StreamGoneError,
 )
-from simplu_worker.consumers.kinesis.stream.positions import AfterSequenceNumber, AtSequenceNumber, Start
+from simplu_worker.consumers.kinesis.stream.positions import (
+    AfterSequenceNumber,
+    AtSequenceNumber,
+    HashRange,
+    RecordPosition,
+    Start,
+    TrimHorizon,
+)
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscription, Subscriptions, TakenOverError
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.telemetry.spans import receive_span
@@ -50,14 +58,54 @@ log = structlog.get_logger(__name__)
 class StreamShardAccess:
     """What all cursors of one stream shard share."""
 
-    def __init__(self, stream: Stream, stream_shard_id: str, memory: MemoryQuota, draw: Callable[[], float]) -> None:
+    def __init__(self, stream: Stream, decoder: RecordDecoder, memory: MemoryQuota, draw: Callable[[], float]) -> None:
         self.stream = stream
-        self.stream_shard_id = stream_shard_id
+        self.stream_shard_id = decoder.stream_shard_id
+        self.decoder = decoder
         self.memory = memory
         self.draw = draw
         self.budget = ReadBudget()
         self.lock = asyncio.Lock()
+        self.stopping = asyncio.Event()
         self.is_gone = False  # the stream shard is past its retention: no records are left
+
+    def open_parent(self, stream_shard_id: str, hash_range: HashRange | None) -> StreamShardAccess:
+        """Return the access to a parent of the stream shard."""
+        decoder = self.decoder.of_parent(stream_shard_id, hash_range)
+        return StreamShardAccess(self.stream, decoder, self.memory, self.draw)
+
+    async def find_oldest(self, stream_shard_id: str) -> RecordPosition | None:
+        """Return the position before the oldest record of a stream shard, or a parent; None without one.
+
+        Raises RetryableError. A reply may look like the end by mistake, so the absence has to show several times.
+        """
+        for _ in range(BARE_ENDS_ACCEPTED):
+            if (found := await self.find_first(stream_shard_id, TrimHorizon())) is not None:
+                return found
+        return None
+
+    async def find_first(self, stream_shard_id: str, start: Start) -> RecordPosition | None:
+        """Return the position before the first record from *start* on; None without one. Raises RetryableError."""
+        # Takes nothing from the memory quota: operations that wait for the answer may fill it.
+        try:
+            iterator: str | None = await self.stream.get_iterator(stream_shard_id, start)
+            with self.budget.open_catch_up(loop_time()) as pacing:
+                while iterator is not None and not self.is_gone:
+                    if await sleep_or_event(pacing.delay_s(loop_time()), until=self.stopping):
+                        raise RetryableError("the reader stops")
+                    async with self.lock:
+                        pacing.note_start(loop_time())
+                        reply = await self.stream.get_records(iterator, limit=1)
+                    pacing.note_reply(loop_time(), record_count=len(reply.records), size_bytes=reply.size_bytes)
+                    if reply.records:
+                        first = reply.records[0]
+                        return RecordPosition.before_record(first.sequence_number, first.arrived_at)
+                    if not reply.millis_behind:
+                        return None
+                    iterator = reply.next_iterator
+        except (PermanentError, ExpiredIteratorError) as exc:
+            raise RetryableError(str(exc)) from exc
+        return None
 
 
 class Cursor:

@@ -65,12 +65,22 @@ class RecordDecoder:
     ) -> None:
         """*hash_range* is the stream shard's; None when it is unknown."""
         self._stream_name = stream_name
-        self._stream_shard_id = stream_shard_id
+        self.stream_shard_id = stream_shard_id
         self._operation_max_bytes = operation_max_bytes
         self._list_result_limit = list_result_limit
         self._hash_range = hash_range
         self._arrived_at: datetime | None = None  # of the last record: one object for all of one instant
         self._has_lines = False  # has come: from now on records of several lines are looked at first
+
+    def of_parent(self, stream_shard_id: str, hash_range: HashRange | None) -> RecordDecoder:
+        """Return the decoder of a parent of the stream shard."""
+        return RecordDecoder(
+            self._stream_name,
+            stream_shard_id,
+            operation_max_bytes=self._operation_max_bytes,
+            list_result_limit=self._list_result_limit,
+            hash_range=hash_range,
+        )
 
     def decode(self, records: list[Record], *, after: Position | None = None) -> Iterator[DecodedRecord]:
         """Yield the decoded *records* and their parts in order, from the first one after *after*.
@@ -213,7 +223,7 @@ class RecordDecoder:
         partition_keys: Iterable[str],
         *parts: Iterable[int | None],
     ) -> list[Origin]:
-        same = repeat(KINESIS), repeat(self._stream_name), arrivals, repeat(self._stream_shard_id)
+        same = repeat(KINESIS), repeat(self._stream_name), arrivals, repeat(self.stream_shard_id)
         return list(map(Origin, *same, sequence_numbers, sub_sequence_numbers, partition_keys, *parts))
 
 

@@ -41,12 +41,11 @@ from simplu_worker.consumers.kinesis.leases.lease import (
 from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.reader.reader_view import (
-    ReaderAssignment,
-    ReaderLease,
     ReaderServices,
     ReaderSettings,
 )
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.kinesis.recovery.reader_progress import ReaderAssignment, ReaderLease
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
@@ -207,7 +206,7 @@ class Fleet:
         """Return the leases of the last scan, with the progress of own readers."""
         readers = {reader.stream_shard_id: reader for reader in self.readers()}
         return [
-            lease if (reader := readers.get(key)) is None else reader.with_progress(lease)
+            lease if (reader := readers.get(key)) is None else reader.progress.apply_to(lease)
             for key, lease in self._view.leases().items()
         ]
 

@@ -297,7 +297,7 @@ class LeaseCleanup:
         leases = self._view.leases()
         self._view.retention = (await self._stream.describe()).retention
         for reader in self._coordinator.readers():
-            reader.retention = self._view.retention
+            reader.progress.retention = self._view.retention
         listed = {shard.stream_shard_id: shard for shard in await self._stream.list_stream_shards()}
         self._view.gone = frozenset(leases.keys() - listed.keys())
         self._ancestry.forget_unlisted(listed)
@@ -310,7 +310,7 @@ class LeaseCleanup:
     def _abandon_readers(self, leases: dict[str, Lease]) -> None:
         for lease_key in self._view.gone & set(self._coordinator.held):
             reader = self._coordinator.reader(lease_key)
-            if reader is not None and reader.cursor.is_gone and not reader.is_at_end:
+            if reader is not None and reader.cursor.is_gone and not reader.progress.is_at_end:
                 checkpoint = leases[lease_key].checkpoint.checkpoint
                 KINESIS_EXPIRED.inc()
                 log.error("stream_shard.gone", stream_shard_id=lease_key, checkpoint=checkpoint)

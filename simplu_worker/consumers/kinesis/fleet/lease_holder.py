@@ -30,8 +30,8 @@ from simplu_worker.consumers.kinesis.leases.lease import (
 from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.shard_tree import child_leases, pending_at_parents, unfinished_parents
-from simplu_worker.consumers.kinesis.reader.reader_view import ReaderLease
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.kinesis.recovery.reader_progress import ReaderLease
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, lineage_of
 from simplu_worker.consumers.kinesis.stream.client import ChildShard
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
@@ -97,7 +97,7 @@ class LeaseRenewer:
             progress: dict[str, Any] = {
                 "pending_tenants": self._pending_tenants(),
                 "ahead": ahead,
-                "read_up_to": None if self.reader is None else self.reader.read_up_to(ahead),
+                "read_up_to": None if self.reader is None else self.reader.progress.read_up_to(ahead),
                 "throughput_kbps": self._meter.kbps,
                 "report": self._report(started_at),
                 "is_given_away": self._figures().unable is not None,
@@ -208,12 +208,12 @@ class LeaseRenewer:
         )
 
     def _checkpoint(self) -> Position | None:
-        checkpoint = None if self.reader is None else self.reader.checkpoint
+        checkpoint = None if self.reader is None else self.reader.progress.checkpoint
         return checkpoint if checkpoint is not None and checkpoint > self.lease.checkpoint else None
 
     def _pending_tenants(self) -> frozenset[str] | None:
         # The list only shrinks: the children have begun by the list in the row, whichever replica wrote it.
-        pending = None if self.reader is None else self.reader.pending_tenants()
+        pending = None if self.reader is None else self.reader.progress.pending_tenants()
         if pending is None:
             return None
         if self.lease.pending_tenants is not None:
@@ -222,7 +222,7 @@ class LeaseRenewer:
         return targets if targets != self.lease.pending_tenants else None
 
     def _ahead(self) -> ReadAhead | None:
-        return self.lease.ahead if self.reader is None else self.reader.ahead
+        return self.lease.ahead if self.reader is None else self.reader.progress.ahead
 
 
 class LeaseAncestry:
@@ -422,7 +422,7 @@ class LeaseHolder:
 
     async def release_from_parents(self) -> None:
         """Let the reader apply what waited for parents that have finished."""
-        if self.reader is not None and self.reader.is_waiting_for_parents:
+        if self.reader is not None and self.reader.progress.ownership.parents_hold is not None:
             pending = await self._find_pending_at_parents()
             if pending is not None:
                 self.reader.release_from_parents(pending)
@@ -442,7 +442,7 @@ class LeaseHolder:
         reader = self._create_reader(self._renewer.lease, pending, self)
         self._renewer.reader = reader
         await reader.run(ending)
-        self._is_ended = reader.is_finished
+        self._is_ended = reader.progress.is_finished
 
     async def _write_final_positions(self) -> None:
         if self.reader is not None:

@@ -11,17 +11,17 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from itertools import islice
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
 
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
-from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
+from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord
 from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords
-from simplu_worker.consumers.kinesis.reader.claimed_batches import QueuedOperation
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderProgress
 from simplu_worker.consumers.kinesis.stream.client import Reply
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, Position, RecordPosition, Start, is_after
 from simplu_worker.consumers.pipeline.lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
@@ -58,35 +58,20 @@ Group = TypeVar("Group")
 log = structlog.get_logger(__name__)
 
 
-class MainReader(Protocol):
-    """The main reader of the stream shard, as its catch-ups see it."""
-
-    retention: timedelta | None  # of the stream
-    beginning: tuple[Start, Position | None]  # its first position, and its checkpoint there
-    decoder: RecordDecoder
-
-    @property
-    def read_to(self) -> RecordPosition | None:
-        """The position of dispatch."""
-
-    def open_parent(self, records: ParentRecords) -> tuple[StreamShardAccess, RecordDecoder]:
-        """Return the access to a parent of the stream shard, and its decoder."""
-
-
 class CatchUpReader:
     """A running catch-up."""
 
     def __init__(
         self,
         catch_up: CatchUp,
-        main: MainReader,
+        progress: ReaderProgress,
         access: StreamShardAccess,
         dispatcher: Dispatcher,
         gateway: ShardGateway,
     ) -> None:
         self.catch_up = catch_up
         self._access = access
-        self._main = main
+        self._progress = progress
         self._dispatcher = dispatcher
         self._gateway = gateway
         self._started_at = loop_time()
@@ -99,7 +84,7 @@ class CatchUpReader:
     @property
     def lag_s(self) -> float:
         """How far it is behind the main reader, by arrivals."""
-        main, own = self._main.read_to, self.catch_up.tracker.last_read
+        main, own = self._progress.read_to, self.catch_up.tracker.last_read
         return 0.0 if main is None or own is None else max(0.0, (main.arrived_at - own.arrived_at).total_seconds())
 
     def is_near(self, hold: Hold) -> bool:
@@ -125,7 +110,7 @@ class CatchUpReader:
             await self._read_parent(self.catch_up.parents[0], ending)
         with self._access.budget.open_catch_up(loop_time()) as pacing:
             start, after = self._own_start()
-            cursor = Cursor(self._access, start, pacing, kind=StreamReader.CATCH_UP, retention=self._main.retention)
+            cursor = Cursor(self._access, start, pacing, kind=StreamReader.CATCH_UP, retention=self._progress.retention)
             while self.catch_up.holds and not ending.is_set():
                 is_at_end = self._access.is_gone or (cursor.is_at_end and cursor.child_shards)
                 # An end without children may be false: there, the catch-up goes on until it reaches the main reader.
@@ -135,19 +120,19 @@ class CatchUpReader:
                     else:
                         await self._wait_for_settled(ending)
                 elif (reply := await self._read(cursor, self._access, ending)) is not None:
-                    await self._send_reply(self._main.decoder.decode(reply.records, after=after), ending)
+                    await self._send_reply(self._access.decoder.decode(reply.records, after=after), ending)
                     after = None if reply.records else after
                     cursor.release_memory()
 
     async def _read_parent(self, records: ParentRecords, ending: asyncio.Event) -> None:
-        access, decoder = self._main.open_parent(records)
+        access = self._access.open_parent(records.stream_shard_id, records.hash_range)
         after = records.after
         with access.budget.open_catch_up(loop_time()) as pacing:
             cursor = Cursor(access, records.start, pacing, kind=StreamReader.CATCH_UP)
             # A parent that is gone is past its retention: no record of it can be read.
             while self.catch_up.holds and not ending.is_set() and not cursor.is_at_end and not cursor.is_gone:
                 if (reply := await self._read(cursor, access, ending)) is not None:
-                    await self._send_reply(decoder.decode(reply.records, after=after), ending)
+                    await self._send_reply(access.decoder.decode(reply.records, after=after), ending)
                     after = None if reply.records else after
                     cursor.release_memory()
             if cursor.is_at_end or cursor.is_gone:
@@ -155,7 +140,7 @@ class CatchUpReader:
 
     def _own_start(self) -> tuple[Start, Position | None]:
         after = self.catch_up.unread.after
-        return self._main.beginning if after is None else (AtSequenceNumber(after.sequence_number), after.position)
+        return self._progress.beginning if after is None else (AtSequenceNumber(after.sequence_number), after.position)
 
     async def _read(self, cursor: Cursor, access: StreamShardAccess, ending: asyncio.Event) -> Reply | None:
         count = len(self.catch_up.tracker)
@@ -171,7 +156,7 @@ class CatchUpReader:
         await wait_any(self._dispatcher.has_settled, ending, within_s=CHECK_INTERVAL_S)
 
     def _has_caught_up(self) -> bool:
-        main = self._main.read_to
+        main = self._progress.read_to
         return not self.catch_up.parents and (main is None or not is_after(main, self.catch_up.tracker.last_read))
 
     def _keeps_up(self) -> bool:
@@ -302,12 +287,12 @@ class CatchUps:
         gateway: ShardGateway,
         dispatcher: Dispatcher,
         access: StreamShardAccess,
-        main: MainReader,
+        progress: ReaderProgress,
     ) -> None:
         self._gateway = gateway
         self._dispatcher = dispatcher
         self._access = access
-        self._main = main
+        self._progress = progress
         self._probes: dict[str, asyncio.Task[None]] = {}  # by Postgres shard
         self._probe_history: dict[str, _ProbeHistory] = {}  # the same
         self.running: list[CatchUpReader] = []
@@ -435,7 +420,7 @@ class CatchUps:
         tasks.create_task(self._run_reader(reader, ending), name=f"catch-up:{self._access.stream_shard_id}")
 
     def _create_reader(self, catch_up: CatchUp) -> CatchUpReader:
-        return CatchUpReader(catch_up, self._main, self._access, self._dispatcher, self._gateway)
+        return CatchUpReader(catch_up, self._progress, self._access, self._dispatcher, self._gateway)
 
     async def _run_reader(self, reader: CatchUpReader, ending: asyncio.Event) -> None:
         try:

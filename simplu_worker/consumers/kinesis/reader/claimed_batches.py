@@ -4,65 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
 from functools import partial
 
-import msgspec
-
 from simplu_worker.consumers.kinesis.fetch.pacing import OPERATION_OVERHEAD_BYTES
-from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker, Ownership
-from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords, Unread
+from simplu_worker.consumers.kinesis.holding.ownership import Ownership
+from simplu_worker.consumers.kinesis.holding.tenant_set import Unread
+from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
-from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.consumers.pipeline.results import LaneStopError
 from simplu_worker.consumers.producer_traces import traceparents_of_records
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import PositionChangedError
 from simplu_worker.telemetry.spans import TracedBatch, process_span
-from simplu_worker.vocabulary import DeadLetterReason
-
-
-class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
-    """A decoded operation with its record and its ticket in the tracker of its cursor.
-
-    *parents* are the records of parents from the operation on.
-    """
-
-    ticket: int
-    operation: Operation
-    record: bytes
-    tracker: CheckpointTracker[RecordPosition]
-    parents: tuple[ParentRecords, ...] = ()
-
-    @property
-    def chain(self) -> str:
-        """Its tenant."""
-        return self.operation.tenant_id
-
-    @property
-    def unread(self) -> Unread:
-        """The records from the operation on."""
-        return Unread(self.tracker.position_before(self.ticket), self.parents)
-
-    def dead_letter(
-        self, reason: DeadLetterReason, error: str, *, failed_at: datetime, attempts: int = 1
-    ) -> DeadLetter:
-        """Return the dead letter of the operation."""
-        return DeadLetter(
-            reason=reason,
-            error=error,
-            origin=self.operation.origin,
-            failed_at=failed_at,
-            attempts=attempts,
-            record=self.record,
-            request_id=self.operation.request_id,
-            resource_id=self.operation.resource_id,
-            business_id=self.operation.business_id,
-            location_id=self.operation.location_id,
-        )
 
 
 def cost_bytes_of(entries: Collection[QueuedOperation]) -> int:

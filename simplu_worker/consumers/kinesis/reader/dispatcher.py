@@ -8,25 +8,25 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import structlog
 
 from simplu_worker import instruments
-from simplu_worker.consumers.kinesis.fetch.pacing import MemoryQuota
-from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, CheckpointTracker, Hold, Meeting, Ownership
-from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread
+from simplu_worker.consumers.kinesis.fetch.cursor import StreamShardAccess
+from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, CheckpointTracker, Hold, Meeting
+from simplu_worker.consumers.kinesis.holding.tenant_set import Unread
 from simplu_worker.consumers.kinesis.reader.claimed_batches import (
     ClaimedBatches,
-    QueuedOperation,
     RowBehindError,
     cost_bytes_of,
 )
+from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderProgress
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import PositionGapError
-from simplu_worker.consumers.kinesis.recovery.shard_positions import RowsReader, ShardPositions
+from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPositions
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.consumers.operation_taps import count_outcomes
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
@@ -65,39 +65,33 @@ StreamLane: TypeAlias = Lane[QueuedOperation]
 log = structlog.get_logger(__name__)
 
 
-class DispatchingReader(RowsReader, Protocol):
-    """The reader of a stream shard, as its dispatcher sees it."""
-
-    async def store_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
-        """Return when *letters* are stored."""
-
-
 class Dispatcher:
     """The lanes, the lookup of homes and the holds of one reader."""
 
     def __init__(
         self,
-        reader: DispatchingReader,
+        progress: ReaderProgress,
         gateway: ShardGateway,
-        memory: MemoryQuota,
+        access: StreamShardAccess,
+        store: Callable[[Sequence[DeadLetter]], Awaitable[None]],
         *,
-        main: CheckpointTracker[RecordPosition],
         tenant_wait: timedelta,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """Take the tracker of the main reader as *main*."""
-        self._reader = reader
+        """*store* returns when dead letters are stored."""
+        self._progress = progress
         self._gateway = gateway
-        self._memory = memory
+        self._memory = access.memory
+        self._store = store
         self._tenant_wait = tenant_wait
         self._draw = draw
         self._utc = utc
-        self.ownership = Ownership(main)
-        self.shard_positions = ShardPositions(gateway, self.ownership, reader, tenant_wait=tenant_wait, utc=utc)
+        self.ownership = progress.ownership
+        self.shard_positions = ShardPositions(gateway, progress, access, tenant_wait=tenant_wait, utc=utc)
         self._batches = ClaimedBatches(gateway, self.ownership, self.shard_positions)
         self.pipeline: Pipeline[QueuedOperation] = Pipeline(
-            reader.stream_shard_id,
+            progress.stream_shard_id,
             Source.KINESIS,
             gateway,
             self,
@@ -106,6 +100,7 @@ class Dispatcher:
             draw=draw,
             utc=utc,
         )
+        progress.pipeline = self.pipeline
         self._failures: dict[str, _FailedOperation] = {}  # by tenant: the last one
         self._lock_waits: dict[str, _FailedOperation] = {}  # the same for operations behind a locked row
         self._trials: dict[str, tuple[float, str | None]] = {}  # when, and the error, by Postgres shard
@@ -121,13 +116,6 @@ class Dispatcher:
     def is_idle(self) -> bool:
         """Whether there is nothing to check periodically; `has_arrivals` is set when that changes."""
         return not len(self.ownership) and self.pipeline.is_empty
-
-    def pending_tenants(self) -> TenantSet:
-        """Return all tenants that are held or have operations in memory."""
-        tenants = self.ownership.held_tenants()
-        for entry in self.pipeline.entries():
-            tenants.add(entry.operation.tenant_id)
-        return tenants
 
     def is_lane_idle(self, shard_id: str) -> bool:
         """Return whether no batch to a Postgres shard is in flight."""
@@ -559,7 +547,7 @@ class Dispatcher:
             lane.hurry(hurried)
 
     def _is_half_over(self, arrived_at: datetime) -> bool:
-        retention = self._reader.retention
+        retention = self._progress.retention
         return retention is not None and arrived_at < self._utc() - retention / 2
 
     def must_end_pause(self, paused: Paused[QueuedOperation]) -> bool:
@@ -598,7 +586,7 @@ class Dispatcher:
             async with self._store_lock:
                 if not batch.is_stored:  # by the previous holder of the lock
                     self._open_batch = _DeadLetterBatch()
-                    await self._reader.store_dead_letters(batch.letters)
+                    await self._store(batch.letters)
                     batch.is_stored = True
         self._finish(entries)
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime, timedelta
-from typing import Any, Final, Protocol
+from datetime import timedelta
+from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.consumers.kinesis.fetch.cursor import Cursor
 from simplu_worker.consumers.kinesis.fetch.pacing import ReadSchedule
-from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker, Hold
-from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.leases.lease import HeldTarget, ReadAhead, first_held
+from simplu_worker.consumers.kinesis.holding.ownership import Hold
+from simplu_worker.consumers.kinesis.leases.lease import HeldTarget, first_held
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUps
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
-from simplu_worker.consumers.kinesis.stream.client import ChildShard, Stream
-from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition, Start
+from simplu_worker.consumers.kinesis.recovery.reader_progress import ReaderProgress
+from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.consumers.rejection_notes import DeadLetterStore
 from simplu_worker.shards.gateway import ShardGateway
@@ -33,15 +30,14 @@ class ReaderView:
 
     def __init__(
         self,
-        tracker: CheckpointTracker[RecordPosition],
-        cursor: Cursor,
+        progress: ReaderProgress,
         dispatcher: Dispatcher,
         catch_ups: CatchUps,
         *,
         utc: UtcClock,
     ) -> None:
-        self._tracker = tracker
-        self._cursor = cursor
+        self._progress = progress
+        self._cursor = progress.cursor
         self._dispatcher = dispatcher
         self._catch_ups = catch_ups
         self._utc = utc
@@ -49,7 +45,7 @@ class ReaderView:
     @property
     def lag_s(self) -> float | None:
         """The age of the first pending record, else the lag of the last reply. Held records do not count."""
-        first = self._tracker.first_pending
+        first = self._progress.tracker.first_pending
         if first is not None:
             return max(0.0, (self._utc() - first.arrived_at).total_seconds())
         if self._cursor.millis_behind is None:
@@ -71,7 +67,7 @@ class ReaderView:
     def lag_of(self, tenant_id: str | None) -> float | None:
         """Return how far a tenant's operations, or any tenant's, may be behind, held ones included."""
         owner = None if tenant_id is None else self.hold_of(tenant_id)
-        holds = self._holds() if tenant_id is None else [] if owner is None else [owner]
+        holds = self._progress.holds() if tenant_id is None else [] if owner is None else [owner]
         return max((age for age in [self.lag_s, *map(self.held_age_s, holds)] if age is not None), default=None)
 
     @property
@@ -92,7 +88,7 @@ class ReaderView:
         """Return the age of the oldest held operation over the *retention*."""
         if retention is None:
             return 0.0
-        return max(map(self.held_age_s, self._holds()), default=0.0) / retention.total_seconds()
+        return max(map(self.held_age_s, self._progress.holds()), default=0.0) / retention.total_seconds()
 
     def held_age_s(self, hold: Hold) -> float:
         """Return the age of the first operation of a hold."""
@@ -125,25 +121,22 @@ class ReaderView:
                 "heldForSeconds": round(now - hold.since, 1),
                 "position": None if hold.reached is None else hold.reached.sequence_number,
             }
-            for hold in self._holds()
+            for hold in self._progress.holds()
         ]
 
     def first_held(self) -> tuple[HeldTarget, ...]:
         """Return the oldest held targets, for the other replicas."""
-        return first_held(HeldTarget(hold.title, hold.reason, self.held_age_s(hold)) for hold in self._holds())
+        return first_held(HeldTarget(hold.title, hold.reason, self.held_age_s(hold)) for hold in self._progress.holds())
 
     def activity_status(self) -> dict[str, Any]:
         """Return lag, holds, catch-ups and trouble for the status."""
         return {
             "lagSeconds": self.lag_s,
-            "held": dict(Counter(hold.reason for hold in self._holds())),
+            "held": dict(Counter(hold.reason for hold in self._progress.holds())),
             "catchUps": [one.status() for one in self._catch_ups.running],
             "trouble": self._cursor.trouble,
             "reads": "fan-out" if self._cursor.is_pushed else "polling",
         }
-
-    def _holds(self) -> list[Hold]:
-        return self._dispatcher.ownership.holds()
 
 
 class ReaderServices(msgspec.Struct, frozen=True):
@@ -165,38 +158,3 @@ class ReaderSettings(msgspec.Struct, frozen=True):
     partition_key: PartitionKeyRule = PartitionKeyRule.RESOURCE_TYPE
     ahead_from_s: float = 30.0  # the lease row gets a read-ahead when the held records are so much older than the read
     drain_s: float = 20.0  # less than SHUTDOWN_GRACE_SECONDS: the leases are released after it
-
-
-class ReaderAssignment(msgspec.Struct, frozen=True):
-    """The stream shard to read, and where its last reader and the readers of its parents stopped.
-
-    *checkpoint* is the position of the record at *start*. With *read_ahead* the main reader continues where its
-    predecessor was. The tenants in *pending_at_parents* wait for `release_from_parents`. All that arrived before
-    *read_up_to* was read.
-    """
-
-    stream_shard_id: str
-    start: Start
-    checkpoint: Position | None = None
-    hash_range: HashRange | None = None
-    read_ahead: ReadAhead | None = None
-    pending_at_parents: TenantSet | None = None
-    retention: timedelta | None = None
-    read_up_to: datetime | None = None
-
-
-class ReaderLease(Protocol):
-    """The lease under which a reader reads."""
-
-    @property
-    def started_at(self) -> datetime | None:
-        """The time from which it is read, if not from its beginning."""
-
-    async def confirm(self) -> bool:
-        """Return whether the lease is still the replica's at this moment."""
-
-    def lineage(self) -> Lineage:
-        """Return the parents of the stream shard and their parents."""
-
-    async def is_end(self, child_shards: tuple[ChildShard, ...]) -> bool:
-        """Return whether a reply without an iterator is the end of the stream shard."""

@@ -10,14 +10,15 @@ from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from functools import partial
-from typing import Final, Protocol, TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 import structlog
 
 from simplu_worker import instruments
-from simplu_worker.consumers.kinesis.holding.ownership import Ownership
+from simplu_worker.consumers.kinesis.fetch.cursor import StreamShardAccess
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAME_PREFIX, ParentRecords, Unread
+from simplu_worker.consumers.kinesis.recovery.reader_progress import ReaderProgress
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     Gap,
     Lineage,
@@ -37,7 +38,13 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     rows_of_ancestors_behind,
     went_back,
 )
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, RecordPosition, is_after
+from simplu_worker.consumers.kinesis.stream.positions import (
+    SHARD_END,
+    TRIM_HORIZON,
+    AtTimestamp,
+    RecordPosition,
+    is_after,
+)
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import PositionClaim, PositionMerge, StoredPositions, StreamPosition
@@ -132,72 +139,36 @@ class ShardPosition:
         self.claim.fencing_tokens = []
 
 
-class RowsReader(Protocol):
-    """The reader of a stream shard, as its rows on the Postgres shards see it."""
-
-    stream_shard_id: str
-    stream_name: str
-    started_at: datetime | None  # from which the stream shard is read, if not from its beginning
-    retention: timedelta | None  # of the stream; None while it is unknown
-    began_behind: RecordPosition | None  # the position after which its main reading began
-    checkpoint_at_start: RecordPosition | None
-    predecessor_tenants: frozenset[str]  # held from *checkpoint_at_start* on when it began
-
-    @property
-    def read_to(self) -> RecordPosition | None:
-        """The position of its main reading now."""
-
-    def progress(self) -> StreamPosition:
-        """Return the position that all tenants have reached, as a row contains it."""
-
-    def progress_ahead(self) -> Ahead | None:
-        """Return the position that all but the held tenants have reached, and these."""
-
-    def decided_up_to(self, *, is_ahead: bool) -> datetime | None:
-        """Return the time before which nothing is pending, with *is_ahead* but for held tenants."""
-
-    async def find_first_since(self, instant: datetime) -> RecordPosition | None:
-        """Return the position before the first record since *instant*; None without one."""
-
-    async def find_oldest(self, stream_shard_id: str) -> RecordPosition | None:
-        """Return the position before the oldest record of a stream shard; None without one."""
-
-    async def confirm_lease(self) -> bool:
-        """Return whether the reader still has the lease."""
-
-    def lineage(self) -> Lineage:
-        """Return the parents of the stream shard and their parents."""
-
-
 class ShardPositions:
     """The rows of one reader on all Postgres shards."""
 
     def __init__(
         self,
         gateway: ShardGateway,
-        ownership: Ownership,
-        reader: RowsReader,
+        progress: ReaderProgress,
+        access: StreamShardAccess,
         *,
         tenant_wait: timedelta,
         utc: UtcClock,
     ) -> None:
         self._gateway = gateway
-        self._ownership = ownership
-        self._reader = reader
+        self._ownership = progress.ownership
+        self._progress = progress
+        self._access = access
         self._tenant_wait = tenant_wait
         self._utc = utc
         self._positions: dict[str, ShardPosition] = {}
         self._began_at = loop_time()
         self._reach: tuple[float, Reach] = (0.0, (None, None))  # and until when it is good
         self._era = 0  # changes when a row is adopted
-        self._highest = reader.checkpoint_at_start  # the highest position that the lease may have as its checkpoint
+        self._highest = progress.checkpoint_at_start  # the highest position that the lease may have as its checkpoint
         self._oldest: dict[str, tuple[float, RecordPosition | None]] = {}  # by stream shard, and until when it is good
 
     def position_on(self, shard_id: str) -> ShardPosition:
         """Return the position on a Postgres shard."""
         shard_position = self._positions.get(shard_id)
         if shard_position is None:
-            claim = PositionClaim(self._reader.stream_name, self._reader.stream_shard_id)
+            claim = PositionClaim(self._progress.stream_name, self._progress.stream_shard_id)
             shard_position = self._positions[shard_id] = ShardPosition(shard_id, claim)
         return shard_position
 
@@ -228,7 +199,7 @@ class ShardPositions:
         return written != msgspec.structs.replace(self._position_now(shard_position), read_up_to=written.read_up_to)
 
     def _position_now(self, shard_position: ShardPosition) -> StreamPosition:
-        progress = self._reader.progress()
+        progress = self._progress.row()
         self._note_highest(progress)
         ahead, read_up_to = self._recent_reach()
         if progress.pending_from == SHARD_END.checkpoint:
@@ -260,7 +231,7 @@ class ShardPositions:
 
     async def confirm_lease(self) -> bool:
         """Return whether the reader still has the lease, as far as the lease table answers."""
-        return await self._reader.confirm_lease()
+        return await self._progress.lease.confirm()
 
     async def reconcile(self, shard_position: ShardPosition) -> Unread | None:
         """Read the row; return the records to be read again for all tenants of the shard, if any.
@@ -310,7 +281,7 @@ class ShardPositions:
         log.info(
             "position.followed",
             shard_id=shard_id,
-            stream_shard_id=self._reader.stream_shard_id,
+            stream_shard_id=self._progress.stream_shard_id,
             source_shard_ids=[merge.source_shard_id for merge in merges],
         )
         return True
@@ -333,11 +304,11 @@ class ShardPositions:
 
     def lineage(self) -> Lineage:
         """Return the ancestors of the stream shard."""
-        return self._reader.lineage()
+        return self._progress.lease.lineage()
 
     def must_reread(self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions) -> bool:
         """Return whether a row has another token, or the parents have ended since."""
-        if not is_own_row(stored.rows.get(self._reader.stream_shard_id), shard_position.claim.fencing_tokens):
+        if not is_own_row(stored.rows.get(self._progress.stream_shard_id), shard_position.claim.fencing_tokens):
             return True
         return shard_position.state is RowState.PROVISIONAL and self._are_parents_settled(lineage)
 
@@ -348,7 +319,7 @@ class ShardPositions:
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Unread | None:
         """Do what `reconcile` does, with rows that were just read."""
-        row, reader = stored.rows.get(self._reader.stream_shard_id), self._reader
+        row, reader = stored.rows.get(self._progress.stream_shard_id), self._progress
         read_to = compared_position(
             is_first=not shard_position.was_read,
             was_tenant_moved_in=self._was_tenant_moved_in(stored),
@@ -391,10 +362,10 @@ class ShardPositions:
 
     def _find_replay_start(self, shard_position: ShardPosition, stored: StoredPositions) -> ReplayStart:
         return replay_start(
-            stored.rows.get(self._reader.stream_shard_id),
+            stored.rows.get(self._progress.stream_shard_id),
             stored.first_tenant_at,
             tenant_wait=self._tenant_wait,
-            started_at=self._reader.started_at,
+            started_at=self._progress.started_at,
             covers=partial(self._covers, was_read=shard_position.was_read),
             now=self._utc(),
         )
@@ -407,10 +378,10 @@ class ShardPositions:
         behind: ReplayStart,
     ) -> Gap | None:
         # The stream is asked only about rows older than its records.
-        self._note_highest(self._reader.progress())
-        own, was_read = self._reader.stream_shard_id, shard_position.was_read
+        self._note_highest(self._progress.row())
+        own, was_read = self._progress.stream_shard_id, shard_position.was_read
         row = stored.rows.get(own)
-        is_old = partial(is_older_than_stream, now=self._utc(), retention=self._reader.retention)
+        is_old = partial(is_older_than_stream, now=self._utc(), retention=self._progress.retention)
         if row is not None and (row.has_open_gap or await self._has_own_left(row, behind, is_old, was_read=was_read)):
             return Gap(own, row.pending_from)
         for key, row in rows_of_ancestors_behind(lineage, stored, own, is_old=is_old):
@@ -427,11 +398,11 @@ class ShardPositions:
         was_read: bool,
     ) -> bool:
         # At the first contact the last owner's positions count, whatever this reader has read since.
-        checkpoint = self._highest if was_read else self._reader.checkpoint_at_start
+        checkpoint = self._highest if was_read else self._progress.checkpoint_at_start
         if behind is None or row.has_gap or not is_old(row) or not went_back(row, behind, checkpoint):
             return False
-        oldest = await self._find_oldest(self._reader.stream_shard_id)
-        return has_left_stream(behind, oldest) and (was_read or has_read_on(self._reader.began_behind, oldest))
+        oldest = await self._find_oldest(self._progress.stream_shard_id)
+        return has_left_stream(behind, oldest) and (was_read or has_read_on(self._progress.began_behind, oldest))
 
     async def _has_ancestor_left(self, key: str, row: StreamPosition, lineage: Lineage, *, was_read: bool) -> bool:
         oldest = await self._find_oldest(key) if key in lineage.ancestors else None
@@ -441,7 +412,7 @@ class ShardPositions:
                 return False
         if was_read or oldest is not None:
             return True
-        return has_read_on(self._reader.began_behind, await self._find_oldest(self._reader.stream_shard_id))
+        return has_read_on(self._progress.began_behind, await self._find_oldest(self._progress.stream_shard_id))
 
     async def _keep_gap(self, shard_position: ShardPosition, gap: Gap, row: StreamPosition) -> None:
         if not row.has_gap:
@@ -452,7 +423,7 @@ class ShardPositions:
             log.error(
                 "shard.gap_found",
                 shard_id=shard_position.shard_id,
-                stream_shard_id=self._reader.stream_shard_id,
+                stream_shard_id=self._progress.stream_shard_id,
                 gap_in=gap.stream_shard_id,
                 pending_from=gap.pending_from,
                 oldest=oldest and oldest.sequence_number,
@@ -461,7 +432,7 @@ class ShardPositions:
 
     async def _mark_gap(self, shard_id: str, gap: Gap) -> None:
         await self._gateway.positions.mark_gap(
-            shard_id, self._reader.stream_name, gap.stream_shard_id, gap.pending_from
+            shard_id, self._progress.stream_name, gap.stream_shard_id, gap.pending_from
         )
 
     async def has_open_gap(self, shard_id: str) -> bool:
@@ -472,20 +443,22 @@ class ShardPositions:
         shard_position = self.position_on(shard_id)
         if (gap := shard_position.gap) is None:
             return False
-        stored = await self._gateway.positions.read_positions(shard_id, self._reader.stream_name, [gap.stream_shard_id])
+        stored = await self._gateway.positions.read_positions(
+            shard_id, self._progress.stream_name, [gap.stream_shard_id]
+        )
         row = None if stored is None else stored.rows.get(gap.stream_shard_id)
         if row is not None and row.pending_from == gap.pending_from and not row.is_gap_accepted:
             if not row.has_gap:
                 await self._mark_gap(shard_id, gap)
             return True
-        log.info("shard.gap_ended", shard_id=shard_id, stream_shard_id=self._reader.stream_shard_id)
+        log.info("shard.gap_ended", shard_id=shard_id, stream_shard_id=self._progress.stream_shard_id)
         shard_position.gap = None
         return False
 
     async def _find_oldest(self, stream_shard_id: str) -> RecordPosition | None:
         good_until, oldest = self._oldest.get(stream_shard_id, (0.0, None))
         if loop_time() >= good_until:
-            oldest = await self._reader.find_oldest(stream_shard_id)
+            oldest = await self._access.find_oldest(stream_shard_id)
             self._oldest[stream_shard_id] = loop_time() + OLDEST_MAX_AGE_S, oldest
         return oldest
 
@@ -503,8 +476,8 @@ class ShardPositions:
 
     def _covers(self, names: AbstractSet[str], pending_from: RecordPosition | None, *, was_read: bool) -> bool:
         # For the tenants that it holds and, before it has sent anything to the shard, those held at its start.
-        began_lower = not _is_after(self._reader.checkpoint_at_start, pending_from)
-        if not was_read and began_lower and names <= self._reader.predecessor_tenants:
+        began_lower = not _is_after(self._progress.checkpoint_at_start, pending_from)
+        if not was_read and began_lower and names <= self._progress.predecessor_tenants:
             return True
         owners = [self._ownership.owner_of(name) for name in names]
         return all(owner is not None and not _is_after(owner.reached, pending_from) for owner in owners)
@@ -514,7 +487,7 @@ class ShardPositions:
             # The time of a position taken over is that of this replica's clock: the arrival of its record is unknown.
             if read_to.arrived_at < start - CLOCKS_APART_MOST:
                 return None
-            start = await self._reader.find_first_since(start)
+            start = await self._access.find_first(self._progress.stream_shard_id, AtTimestamp(start))
         return start if start is not None and is_after(read_to, start) else None
 
     def invalidate_parent_rows(self) -> list[ShardPosition]:
@@ -531,10 +504,10 @@ class ShardPositions:
             return None, None  # not all of its tenants are known by name
         good_until, reach = self._reach
         if loop_time() >= good_until:
-            ahead = self._reader.progress_ahead()
+            ahead = self._progress.row_ahead()
             if ahead is not None and not all(entry.startswith(NAME_PREFIX) for entry in ahead[1]):
                 ahead = None
-            reach = ahead, self._reader.decided_up_to(is_ahead=ahead is not None)
+            reach = ahead, self._progress.read_up_to(None if ahead is None else self._progress.ahead)
             self._reach = loop_time() + AHEAD_MAX_AGE_S, reach
         return reach
 

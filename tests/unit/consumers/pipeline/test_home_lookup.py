@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 from simulation.virtual_time import VirtualLoop
 from structlog.testing import capture_logs
-from support.queued_operations import UnclaimedBatches, queued_operation
+from support.queued_operations import UnclaimedBatches, progress_of, queued_operation
 
 from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker
@@ -70,15 +70,10 @@ async def running(gateway: NoTenant, letters: list[DeadLetter] | None = None) ->
         (letters if letters is not None else []).extend(stored)
 
     dispatcher = Dispatcher(
-        cast(
-            "Any",
-            SimpleNamespace(
-                checkpoint_at_start=None, stream_shard_id="shard-1", retention=None, store_dead_letters=store
-            ),
-        ),
+        cast("Any", progress_of(CheckpointTracker())),
         cast("Any", gateway),
-        PrefetchMemory(2**20).open_quota(),
-        main=CheckpointTracker(),
+        cast("Any", SimpleNamespace(memory=PrefetchMemory(2**20).open_quota())),
+        store,
         tenant_wait=WAIT,
         draw=lambda: 0.0,
         utc=lambda: NOW,

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from support.queued_operations import queued_operation
+from support.queued_operations import progress_of, queued_operation
 
 from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.tenant_set import Unread
-from simplu_worker.consumers.kinesis.reader.claimed_batches import QueuedOperation
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.fairness import Demand, ShardTime
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
@@ -61,10 +61,10 @@ def make_dispatcher(
     utc: UtcClock = utc_now,
 ) -> Dispatcher:
     return Dispatcher(
-        cast("Any", SimpleNamespace(stream_shard_id="shard-1", retention=retention, checkpoint_at_start=None)),
+        cast("Any", progress_of(main, retention=retention)),
         cast("Any", gateway or Lost()),
-        PrefetchMemory(2**20).open_quota(),
-        main=main,
+        cast("Any", SimpleNamespace(memory=PrefetchMemory(2**20).open_quota())),
+        cast("Any", None),
         tenant_wait=timedelta(seconds=900),
         utc=utc,
     )

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import RECORD_OVERHEAD_BYTES, PrefetchMemory, ReadBudget
+from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
 from simplu_worker.consumers.kinesis.stream.client import (
     ExpiredIteratorError,
     Record,
@@ -23,6 +24,9 @@ from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import StreamReader
 
 RECORD = Record(sequence_number="7", partition_key="key", data=b"{}", arrived_at=datetime(2026, 3, 1, tzinfo=UTC))
+
+
+DECODER = RecordDecoder("stream", "shardId-0", operation_max_bytes=1000, list_result_limit=1)
 
 
 class ScriptedKinesis:
@@ -50,7 +54,7 @@ class ScriptedKinesis:
 
 async def read_all(cursor_of: Start, kinesis: ScriptedKinesis, *, retention: timedelta | None = None) -> Cursor:
     memory = PrefetchMemory(1024 * 1024).open_quota()
-    access = StreamShardAccess(Stream(kinesis, "stream"), "shardId-0", memory, random.random)
+    access = StreamShardAccess(Stream(kinesis, "stream"), DECODER, memory, random.random)
     with ReadBudget().open_catch_up(loop_time()) as pacing:
         cursor = Cursor(access, cursor_of, pacing, kind=StreamReader.CATCH_UP, retention=retention)
         while kinesis.answers:
@@ -60,7 +64,7 @@ async def read_all(cursor_of: Start, kinesis: ScriptedKinesis, *, retention: tim
 
 async def test_reply_holds_memory_for_each_of_its_records_until_it_is_released() -> None:
     quota = PrefetchMemory(1024 * 1024).open_quota()
-    access = StreamShardAccess(Stream(ScriptedKinesis(RECORD), "stream"), "shardId-0", quota, random.random)
+    access = StreamShardAccess(Stream(ScriptedKinesis(RECORD), "stream"), DECODER, quota, random.random)
     with ReadBudget().open_catch_up(loop_time()) as pacing:
         cursor = Cursor(access, TrimHorizon(), pacing, kind=StreamReader.CATCH_UP)
         assert await cursor.read(asyncio.Event()) is not None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -16,10 +17,15 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 NOT_USED = cast("Any", None)  # a part that the lag of a pending record does not need
 
 
+def make_view(tracker: CheckpointTracker[RecordPosition], cursor: Cursor) -> ReaderView:
+    progress = cast("Any", SimpleNamespace(tracker=tracker, cursor=cursor))
+    return ReaderView(progress, NOT_USED, NOT_USED, utc=lambda: NOON)
+
+
 def view_of(*pending_since: timedelta) -> ReaderView:
     tracker = CheckpointTracker[RecordPosition]()
     tracker.start_all([RecordPosition(str(number), 0, NOON - age) for number, age in enumerate(pending_since, 1)])
-    return ReaderView(tracker, NOT_USED, NOT_USED, NOT_USED, utc=lambda: NOON)
+    return make_view(tracker, NOT_USED)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +39,7 @@ def test_lag_is_a_share_of_the_streams_own_retention(retention: timedelta | None
 
 async def test_lag_grows_while_no_reply_comes() -> None:
     cursor = Cursor(NOT_USED, Latest(), NOT_USED, kind=StreamReader.MAIN)
-    view = ReaderView(CheckpointTracker(), cursor, NOT_USED, NOT_USED, utc=lambda: NOON)
+    view = make_view(CheckpointTracker(), cursor)
     cursor.millis_behind, cursor.replied_at = 0, loop_time() - 5
     assert view.lag_s == 0
     cursor.replied_at = loop_time() - 30
