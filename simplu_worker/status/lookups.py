@@ -19,8 +19,7 @@ from simplu_worker.bulkheads import contain
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus, hold_reason, read_status
-from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
-from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderView, StreamShardReader
 from simplu_worker.consumers.rejection_notes import KEPT_S
 from simplu_worker.consumers.sqs.order_handler import OrderHandler
 from simplu_worker.dead_letters.plan import DeadLetterFilter, NotEditableError

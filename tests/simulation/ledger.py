@@ -177,7 +177,7 @@ class Ledger:
             self.violate(f"{replica} hands lease {old.lease_key} over to {new.owner}, and not to {old.owner}")
         is_taken = new.actual_owner == replica and new.counter == old.counter + 1
         is_own = old.actual_owner in (None, replica)
-        for_people = replace(new, hash_range=old.hash_range, idle_report=old.idle_report)
+        for_people = replace(new, hash_range=old.hash_range)
         if not is_own and not is_taken and for_people != old:
             self.violate(f"{replica} wrote to lease {old.lease_key} of {old.actual_owner}: {new}")
 

@@ -27,7 +27,7 @@ from simulation.simulation import produce, settle_down, stop_all
 from simplu_local.kinesis.model import KinesisOptions
 from simplu_worker.consumers.kinesis.fleet.fleet import CLEANUP_INTERVAL_S, Fleet, LeaseRelease
 from simplu_worker.consumers.kinesis.leases.balancing import PATIENCE_S
-from simplu_worker.consumers.kinesis.leases.lease import IDLE_INTERVAL_S, RELEASE, HoldRetry
+from simplu_worker.consumers.kinesis.leases.lease import RELEASE, HoldRetry
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.vocabulary import Inability
 
@@ -604,7 +604,7 @@ def give_troubles(world: World, trouble: Inability | None, *numbers: int) -> Non
 
 def test_replica_that_can_do_nothing_gives_its_leases_away() -> None:
     async def work(world: World) -> None:
-        unable, other, *_ = world.replicas
+        unable = world.replicas[0]
         await until_well(world)
         give_troubles(world, Inability.CITRUS_REFUSES_KEY, 0)
         await asyncio.sleep(PATIENCE_S - 1)
@@ -616,15 +616,8 @@ def test_replica_that_can_do_nothing_gives_its_leases_away() -> None:
         assert unable.running() == []
         told = [(one["reason"], one["leases"]) for one in logs if one["event"] == "replica.unable"]
         assert told == [(Inability.CITRUS_REFUSES_KEY, 4)]
-        await asyncio.sleep(2 * IDLE_INTERVAL_S)
-        rows = {one["replica"]: one for one in other.fleet.report()["replicas"]}
-        assert {name: row["unable"] for name, row in rows.items() if row["unable"]} == {
-            unable.me: Inability.CITRUS_REFUSES_KEY
-        }
-        assert (rows[unable.me]["leases"], len(rows)) == (0, 4)
         give_troubles(world, None, 0)
         await until_well(world, within_s=PATIENCE_S + 60)
-        assert len(other.fleet.report()["replicas"]) == 4
 
     play(CALM, work)
 
@@ -637,9 +630,6 @@ def test_replica_that_can_do_nothing_at_its_start_takes_no_lease() -> None:
         owners = world.owners()
         await asyncio.sleep(3 * PATIENCE_S)
         assert world.owners() == owners
-        report = world.replicas[0].fleet.report()
-        assert [one["unable"] for one in report["replicas"]].count("shards_unreachable") == 1
-        assert report["counts"]["replicas"] == 5
 
     play(CALM, work)
 

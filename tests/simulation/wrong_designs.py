@@ -72,20 +72,19 @@ from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAcce
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
 from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus
+from simplu_worker.consumers.kinesis.fleet.lease_coordinator import PositionSync
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry, LeaseHolder, LeaseRenewer, StreamShardEnd
-from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.shard_tree import child_leases, pending_at_parents
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps, _tenants_of
-from simplu_worker.consumers.kinesis.reader.claimed_batches import ClaimedBatches
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher, StreamLane
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderLease, ReaderProgress
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Gap, Lineage, ReplayStart
-from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
+from simplu_worker.consumers.kinesis.recovery.shard_positions import ClaimedBatches, ShardPosition, ShardPositions
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Reply, Stream
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup

@@ -13,9 +13,9 @@ from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Mee
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread, union
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.reader.claimed_batches import ClaimedBatches
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher, StreamLane
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderProgress
+from simplu_worker.consumers.kinesis.recovery.shard_positions import ClaimedBatches
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup, WaitingTenant
 from simplu_worker.consumers.pipeline.results import Overdue
 from simplu_worker.errors import RetryableError

@@ -10,8 +10,8 @@ import msgspec
 from typing_extensions import override
 
 from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker, Ownership
-from simplu_worker.consumers.kinesis.reader.claimed_batches import ClaimedBatches
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation
+from simplu_worker.consumers.kinesis.recovery.shard_positions import ClaimedBatches
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.operations.operation import Operation, Origin, Outcome
 from simplu_worker.vocabulary import OperationKind, Source

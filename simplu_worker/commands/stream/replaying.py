@@ -23,7 +23,7 @@ from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAcce
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing, PrefetchMemory
 from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
 from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.consumers.kinesis.reader.reader_view import ReaderSettings
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSettings
 from simplu_worker.consumers.kinesis.stream import positions
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError, StreamShard, find_first_record
 from simplu_worker.consumers.pipeline.lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT

@@ -189,16 +189,6 @@ async def test_lease_is_given_away_until_it_is_taken_or_kept(table: LeaseTable, 
     assert by_other.released_by is None
 
 
-async def test_report_of_a_replica_without_a_lease_is_in_the_row(table: LeaseTable, taken: Lease) -> None:
-    report = LeaseReport(OTHER, "1", unable="shards_unreachable", beat=1)
-    await table.write_idle_report(taken.lease_key, report)
-    await table.write_idle_report("shardId-none", report)
-
-    renewed = await table.renew(taken, ME)
-    assert renewed is not None
-    assert [lease.idle_report for lease in await table.scan()] == [report]
-
-
 async def test_renewal_and_checkpoint_are_one_write(table: LeaseTable, taken: Lease) -> None:
     renewed = await table.renew(taken, ME)
     assert renewed is not None

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final
-from zlib import crc32
 
 import msgspec
 import structlog
@@ -23,28 +22,24 @@ from simplu_worker.consumers.kinesis.fleet.fleet_report import (
     fleet_report,
     start_of,
 )
-from simplu_worker.consumers.kinesis.fleet.lease_coordinator import LeaseCleanup, LeaseCoordinator
+from simplu_worker.consumers.kinesis.fleet.lease_coordinator import LeaseCleanup, LeaseCoordinator, PositionSync
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry, LeaseHolder, LeaseRenewer, StreamShardEnd
-from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases import kcl_leader_watch
 from simplu_worker.consumers.kinesis.leases.balancing import Ability, LostOwners, next_expiry
 from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import REPORT_INTERVAL_S, KclFollower, KclLeaderWatch
 from simplu_worker.consumers.kinesis.leases.lease import (
-    IDLE_INTERVAL_S,
     HoldRetry,
     Lease,
-    LeaseReport,
     ReplicaFigures,
     StreamView,
 )
-from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
-from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.reader.reader_view import (
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseSyncer, LeaseTable
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import (
     ReaderServices,
     ReaderSettings,
+    StreamShardReader,
 )
-from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.reader_progress import ReaderAssignment, ReaderLease
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
@@ -152,7 +147,6 @@ class Fleet:
             _Chore("audit", self._audit, AUDIT_INTERVAL_S, draw),
             _Chore("cleanup", cleanup.run, CLEANUP_INTERVAL_S, draw),
             _Chore("kcl leader", self.kcl_leader.check, kcl_leader_watch.CHECK_INTERVAL_S, draw),
-            _Chore("idle report", self._report_idleness, IDLE_INTERVAL_S, lambda: 0.5),  # one write needs no spreading
         )
         if self._follower is not None:
             follow = partial(self._report_to_leader, self._follower)
@@ -164,7 +158,6 @@ class Fleet:
         self.figures = ReplicaFigures()  # of this replica, set from outside
         self._ability = Ability()
         self._told_inability: Inability | None = None
-        self._idle_beats = 0
 
     @property
     def stream_name(self) -> str:
@@ -282,7 +275,6 @@ class Fleet:
             states,
             self._coordinator.own_readers(),
             KnownReplica(self._me, __version__, self.own_figures()),
-            idle=self._view.idle_reports(),
             gone=self._lost.gone(now=now),
             silent_after_s=max(SILENT_S, self._settings.lease_duration_s),
             now=now,
@@ -354,14 +346,6 @@ class Fleet:
         if inability is not None and inability is not self._told_inability:
             log.error("replica.unable", reason=inability, leases=len(self._coordinator.held))
         self._told_inability = inability
-
-    async def _report_idleness(self) -> None:
-        keys = sorted(self._view.leases())
-        if self._coordinator.held or self.inability is None or not keys:
-            return
-        self._idle_beats += 1
-        report = LeaseReport(self._me, __version__, unable=self.inability, beat=self._idle_beats)
-        await self._services.table.write_idle_report(keys[crc32(self._me.encode()) % len(keys)], report)
 
     async def _report_to_leader(self, follower: KclFollower) -> None:
         await (follower.report() if self.inability is None else follower.leave())

@@ -17,7 +17,6 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     HELD_MAX,
     HeldTarget,
     Lease,
-    LeaseReport,
     Observation,
     ReplicaFigures,
 )
@@ -62,15 +61,13 @@ def fleet_report(
     own: Mapping[str, OwnReader],
     me: KnownReplica,
     *,
-    idle: Iterable[tuple[LeaseReport, float]] = (),
     gone: Iterable[tuple[str, float]] = (),
     silent_after_s: float = SILENT_S,
     now: float,
 ) -> dict[str, Any]:
     """Return the stream shards and the replicas of the fleet, this one (*me*) first.
 
-    *states* and own readers are by lease key; *idle* are reports with when they were seen, *gone* owners with the
-    seconds since their last renewal.
+    *states* and own readers are by lease key; *gone* are owners with the seconds since their last renewal.
     """
     rows = [
         _stream_shard(
@@ -85,17 +82,15 @@ def fleet_report(
     # The report that was written last is the last one here.
     latest_last = sorted(observations.values(), key=lambda one: one.unchanged_since)
     owners = {row["owner"] for row in rows} | {me.owner}
-    idle_since = {report.by: seen_at for report, seen_at in idle if report.by not in owners}
-    reports = [report for report, _ in idle]
-    reports += [one.lease.report for one in latest_last if one.lease.report is not None]
+    reports = [one.lease.report for one in latest_last if one.lease.report is not None]
     known = {report.by: KnownReplica(report.by, report.version, report.figures) for report in reports} | {me.owner: me}
     held = [one for key, lease in sorted(observations.items()) for one in _held(lease, own.get(key), now=now)]
     return {
-        "replicas": _replicas(rows, known, held, me.owner, {by: now - at for by, at in idle_since.items()}),
+        "replicas": _replicas(rows, known, held, me.owner),
         "goneReplicas": [{"replica": owner, "seenSecondsAgo": _rounded(age_s)} for owner, age_s in gone],
         "streamShards": rows,
         "counts": {
-            "replicas": len((owners | idle_since.keys()) - {None}),
+            "replicas": len(owners - {None}),
             "leases": sum(row["owner"] is not None for row in rows),
             "unowned": sum(row["owner"] is None and row["state"] != StreamShardState.ENDED for row in rows),
             "ended": sum(row["state"] == StreamShardState.ENDED for row in rows),
@@ -155,9 +150,8 @@ def _replicas(
     known: Mapping[str, KnownReplica],
     held: Iterable[tuple[str, dict[str, Any]]],
     me: str,
-    idle_s: Mapping[str, float],
 ) -> list[dict[str, Any]]:
-    by_owner: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list, {name: [] for name in (me, *idle_s)})
+    by_owner: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list, {me: []})
     for row in rows:
         if row["owner"] is not None:
             by_owner[row["owner"]].append(row)
@@ -182,9 +176,7 @@ def _replicas(
                 {"shardId": one.shard_id, "tenant": one.tenant_id, "lastMinute": {"seconds": _rounded(one.took_s)}}
                 for one in figures.top
             ],
-            "seenSecondsAgo": 0.0
-            if owner == me
-            else min(_known(leases, "seenSecondsAgo"), default=_rounded(idle_s.get(owner))),
+            "seenSecondsAgo": 0.0 if owner == me else min(_known(leases, "seenSecondsAgo")),
             "isSilent": is_silent,
         }
         for owner, leases in sorted(by_owner.items(), key=lambda pair: (pair[0] != me, pair[0]))

@@ -27,8 +27,7 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     StreamView,
     ThroughputMeter,
 )
-from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
-from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseSyncer, LeaseTable
 from simplu_worker.consumers.kinesis.leases.shard_tree import child_leases, pending_at_parents, unfinished_parents
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.reader_progress import ReaderLease

@@ -2,8 +2,7 @@
 
 Replicas know of each other through the lease table alone, and the KCL before 3.5 takes every row there for a lease. So
 a report for people, and a person's request to an owner, are attributes of a row. No replica decides by a report. An
-owner carries out a request that appears while it owns the lease, once. A replica without a lease, because it can do
-nothing, writes its report into any row, again and again.
+owner carries out a request that appears while it owns the lease, once.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, HashRang
 
 REPORT: Final = "simpluReport"
 RETRY: Final = "simpluRetry"
-IDLE: Final = "simpluIdle"
 TEXT_MAX_LENGTH: Final = 1000
 HELD_MAX: Final = 3  # targets in a report
 TOP_MAX: Final = 3  # tenants in a report
@@ -63,8 +61,7 @@ class ReplicaFigures(msgspec.Struct, frozen=True, gc=False):
 class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The state of a reader, as the owner *by* wrote it with the last renewal.
 
-    *held* are the oldest held targets, *read_count* the records since the reader began, *beat* the reports of a replica
-    without a lease.
+    *held* are the oldest held targets, *read_count* the records since the reader began.
     """
 
     by: str
@@ -77,7 +74,6 @@ class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     dead_letter_count: Count | None = None
     top: tuple[TopTenant, ...] = ()
     unable: str | None = None
-    beat: int = 0
     read_count: Count | None = None
 
     @property
@@ -134,13 +130,8 @@ def first_held(targets: Iterable[HeldTarget]) -> tuple[HeldTarget, ...]:
 
 def decode_report(text: str, owner: str | None) -> LeaseReport | None:
     """Return the report of *owner* in *text*; None for that of another, or an unreadable one."""
-    report = decode_idle_report(text)
+    report = _decoded(text, LeaseReport)
     return report if report is not None and report.by == owner else None
-
-
-def decode_idle_report(text: str) -> LeaseReport | None:
-    """Return the report in *text*; None if it cannot be read."""
-    return _decoded(text, LeaseReport)
 
 
 def encode_retry(retry: HoldRetry) -> str:
@@ -209,8 +200,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     tenants in *ahead*; None unless the actual owner has written it. *last_read_up_to* is that of whoever wrote it last.
 
     *release_of* is the owner whom a person has asked to release the lease; *released_by* the one whose lease was taken
-    for that, and who does not take it back. *unable_of* is the owner that can do nothing, *idle_report* that of a
-    replica without a lease.
+    for that, and who does not take it back. *unable_of* is the owner that can do nothing.
     """
 
     lease_key: str
@@ -235,7 +225,6 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     release_of: str | None = None
     released_by: str | None = None
     unable_of: str | None = None
-    idle_report: LeaseReport | None = None
 
     @property
     def actual_owner(self) -> str | None:
@@ -382,7 +371,6 @@ def lease_of(row: LeaseRow) -> Lease | None:
             release_of=_optional(row, RELEASE, "S"),
             released_by=_optional(row, RELEASED_BY, "S"),
             unable_of=_optional(row, UNABLE, "S"),
-            idle_report=decode_idle_report(_text(row, IDLE)),
         )
     except UnreadableLeaseError:
         raise
@@ -535,36 +523,21 @@ class ThroughputMeter:
         self._noted_at, self._noted_bytes = now, read_bytes
 
 
-IDLE_INTERVAL_S: Final = 10.0  # of the reports of a replica that can do nothing and has no lease
-IDLE_SHOWN_S: Final = 3 * IDLE_INTERVAL_S
-
-
 class StreamView:
     """The last scan of the lease table and the last listing of the stream."""
 
     def __init__(self) -> None:
         self.observations: dict[str, Observation] = {}  # by lease key
         self._leases: dict[str, Lease] = {}
-        self._idle: dict[str, tuple[LeaseReport, float]] = {}  # with the time at which it was first seen, by replica
         self._scanned_at = 0.0
         self.gone: frozenset[str] = frozenset()  # leased stream shards past their retention
         self.retention: timedelta | None = None  # of the stream; None before the first listing
 
     def update(self, leases: Iterable[Lease], *, now: float) -> None:
         """Take over the *leases* of a scan; *now* is monotonic."""
-        before = self._leases
         self.observations = observe(self.observations, leases, now=now)
         self._leases = {key: one.lease for key, one in self.observations.items()}
         self._scanned_at = now
-        for key, lease in self._leases.items():
-            report = lease.idle_report
-            if report is not None and key in before and before[key].idle_report != report:
-                self._idle[report.by] = report, now
-        self._idle = {name: seen for name, seen in self._idle.items() if now - seen[1] <= IDLE_SHOWN_S}
-
-    def idle_reports(self) -> Iterable[tuple[LeaseReport, float]]:
-        """Return the reports of replicas without a lease, and when each was seen."""
-        return self._idle.values()
 
     def unchanged_for_s(self, lease_key: str) -> float:
         """Return for how long nobody had renewed a lease, at the last scan."""

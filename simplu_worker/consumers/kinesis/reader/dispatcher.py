@@ -19,14 +19,14 @@ from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.fetch.cursor import StreamShardAccess
 from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, CheckpointTracker, Hold, Meeting
 from simplu_worker.consumers.kinesis.holding.tenant_set import Unread
-from simplu_worker.consumers.kinesis.reader.claimed_batches import (
-    ClaimedBatches,
-    RowBehindError,
-    cost_bytes_of,
-)
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderProgress
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import PositionGapError
-from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPositions
+from simplu_worker.consumers.kinesis.recovery.shard_positions import (
+    ClaimedBatches,
+    RowBehindError,
+    ShardPositions,
+    cost_bytes_of,
+)
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.consumers.operation_taps import count_outcomes
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,12 +27,11 @@ def report_of(
     *leases: tuple[Lease, float],
     own: dict[str, OwnReader] | None = None,
     me: ReplicaFigures = ReplicaFigures(0.25, 2),  # noqa: B008  (frozen)
-    idle: Sequence[tuple[LeaseReport, float]] = (),
 ) -> dict[str, Any]:
     observations = {one.lease_key: Observation(one, seen_at) for one, seen_at in leases}
     replica = KnownReplica(ME, "2", me)
     states = {"a": "reading", "c": "unowned"}
-    return fleet_report(observations, states, own or {}, replica, idle=idle, now=100.0)
+    return fleet_report(observations, states, own or {}, replica, now=100.0)
 
 
 def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
@@ -93,19 +91,6 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
         "isSilent": False,
     }
     assert found["counts"] == {"replicas": 2, "leases": 3, "unowned": 0, "ended": 0}
-
-
-def test_replica_that_can_do_nothing_is_seen_without_a_lease() -> None:
-    idle = [(LeaseReport(OTHER, "1", unable="shards_unreachable"), 97.0), (LeaseReport(ME, "1", unable="x"), 90.0)]
-    alone, with_lease = report_of(idle=idle), report_of((lease("b", OTHER), 99.0), idle=idle)
-
-    names = ("replica", "version", "unable", "leases", "seenSecondsAgo")
-    assert [[one[name] for name in names] for one in alone["replicas"]] == [
-        [ME, "2", None, 0, 0.0],
-        [OTHER, "1", "shards_unreachable", 0, 3.0],
-    ]
-    assert [found["counts"]["replicas"] for found in (alone, with_lease)] == [2, 2]
-    assert with_lease["replicas"][1]["leases"] == 1
 
 
 def test_numbers_of_a_silent_replica_are_not_known() -> None:

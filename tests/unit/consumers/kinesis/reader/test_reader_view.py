@@ -8,7 +8,7 @@ import pytest
 
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor
 from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker
-from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderView
 from simplu_worker.consumers.kinesis.stream.positions import Latest, RecordPosition
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import StreamReader
