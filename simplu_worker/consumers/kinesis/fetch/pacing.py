@@ -404,10 +404,7 @@ class PrefetchMemory:
 
 
 class MemoryQuota:
-    """The memory that one reader holds; after `close` it reserves nothing.
-
-    Memory for a reply is reserved before the read, so that concurrent readers do not overshoot together.
-    """
+    """The memory that one reader holds; after `close` it reserves nothing."""
 
     def __init__(self, prefetch: PrefetchMemory) -> None:
         self._prefetch = prefetch
@@ -508,10 +505,7 @@ class SubscriptionSchedule:
         self._wait(now, draw, least_s=REFUSED_PAUSE_S if is_refused else 0.0)
 
     def note_lost(self, now: float, loss: SubscriptionLoss, draw: float, *, had_event: bool) -> None:
-        """Note the end of the subscription; *had_event* where an event had come.
-
-        Two holders of a lease take the subscription from each other; each waits longer each time.
-        """
+        """Note the end of the subscription; *had_event* where an event had come."""
         self._forget_failures(now)
         if loss is SubscriptionLoss.TAKEN_OVER or not had_event:
             self._wait(now, draw)

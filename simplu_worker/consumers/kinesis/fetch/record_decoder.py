@@ -265,12 +265,6 @@ class PartitionKeys:
         return warning
 
 
-def shown_key(key: str) -> str:
-    """Return a partition key for logs: cut and printable."""
-    shown = "".join(character if character.isprintable() else "\ufffd" for character in key[:SHOWN_MAX])
-    return f"{shown}…" if len(key) > SHOWN_MAX else shown
-
-
 LETTERS_MAX: Final = 10  # of one record: as many as one request stores
 FIRST_PARTS_MAX: Final = 100  # that have a status of their own by their request ids (docs/outcomes.md)
 

@@ -65,10 +65,7 @@ def fleet_report(
     silent_after_s: float = SILENT_S,
     now: float,
 ) -> dict[str, Any]:
-    """Return the stream shards and the replicas of the fleet, this one (*me*) first.
-
-    *states* and own readers are by lease key; *gone* are owners with the seconds since their last renewal.
-    """
+    """Return the stream shards and the replicas of the fleet, this one (*me*) first."""
     rows = [
         _stream_shard(
             one.lease,
@@ -216,10 +213,7 @@ class ReadStatus(msgspec.Struct, frozen=True, gc=False):
         return tuple(sorted({key for lease in self.readings or () for key in (lease.lease_key, *lease.parents)}))
 
     def up_to(self, shards: Iterable[ShardPositionRows]) -> datetime | None:
-        """Return the time before which everything that arrived is decided; None while that is unknown.
-
-        *shards* are the rows of each shard on which the tenant may live, read together with the log.
-        """
+        """Return the time before which everything that arrived is decided; None while that is unknown."""
         instants = [_decided_on(rows, lease, self.tenant_id) for rows in shards for lease in self.readings or ()]
         known = [instant for instant in instants if instant is not None]
         return min(known) if known and len(known) == len(instants) else None

@@ -152,10 +152,7 @@ class LeaseCoordinator:
                 holder.fail(exc)
 
     async def take(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event, reach: Reach) -> bool:
-        """Take this replica's share and run the holders in *tasks* until *stopping*.
-
-        Returns whether another replica was faster with one of them.
-        """
+        """Take this replica's share and run the holders in *tasks* until *stopping*."""
         wanted = plan_takes(
             self._view.observations,
             held=self.held,
@@ -460,10 +457,7 @@ class LeaseCleanup:
         self._draw = draw
 
     async def run(self) -> None:
-        """List the stream, and delete leases that are not needed; add hash ranges to rows of KCL 1.x.
-
-        Raises RetryableError or PermanentError.
-        """
+        """List the stream, and delete leases that are not needed; add hash ranges to rows of KCL 1.x."""
         leases = self._view.leases()
         self._view.retention = (await self._stream.describe()).retention
         for reader in self._coordinator.readers():

@@ -128,10 +128,7 @@ class LeaseRenewer:
         self._is_requested.set()
 
     async def confirm(self) -> bool:
-        """Renew at once; return whether the lease is held.
-
-        When it is lost, its reader is cancelled before this returns.
-        """
+        """Renew at once; return whether the lease is held."""
         if not self._is_over:
             self._is_renewed.clear()
             self._is_requested.set()
@@ -141,10 +138,7 @@ class LeaseRenewer:
         return not self._is_over
 
     async def release(self, *, is_ended: bool) -> None:
-        """Write the last checkpoint, SHARD_END where *is_ended*, and release the lease.
-
-        Gives up after the renewal interval.
-        """
+        """Write the last checkpoint, SHARD_END where *is_ended*, and release the lease."""
         checkpoint = SHARD_END if is_ended else self._checkpoint()
         await self._release_within_interval(checkpoint, self._ahead())
 

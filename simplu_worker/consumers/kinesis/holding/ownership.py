@@ -117,10 +117,7 @@ class CheckpointTracker(Generic[P]):
         return self._add_run([self._last_read]).start
 
     def finish(self, tickets: Iterable[int]) -> None:
-        """Finish the records of *tickets*. Raises KeyError if one is finished.
-
-        Never leaves a run without a pending record, not even at an exception.
-        """
+        """Finish the records of *tickets*. Raises KeyError if one is finished."""
         left = set(tickets)
         while left:
             ticket = next(iter(left))
@@ -165,10 +162,7 @@ class HasTracker(Protocol):
 
 
 class Hold:
-    """One target and its tenants, whose unread operations come through the catch-up of the hold.
-
-    *arrived_at* is about when the first of them arrived.
-    """
+    """One target and its tenants, whose unread operations come through the catch-up of the hold."""
 
     def __init__(
         self,
@@ -487,33 +481,22 @@ class Ownership:
 
     def hold_predecessors(self, tenants: TenantSet, unread: Unread, arrived_at: datetime, *, now: float) -> None:
         """Hold the tenants that the last owner of the lease held."""
-        hold = Hold(
-            HeldTarget.PREDECESSOR,
-            "",
-            HoldReason.TAKEN_OVER,
-            unread=unread,
-            arrived_at=arrived_at,
-            now=now,
-            tenants=tenants,
-        )
+        hold = self._inherit(HeldTarget.PREDECESSOR, "", tenants, unread, arrived_at, now)
         hold.enter(HoldState.READY)
-        self._register(hold)
 
     def hold_parents(self, tenants: TenantSet, unread: Unread, arrived_at: datetime, *, now: float) -> None:
         """Hold the tenants with pending operations at the parents, after `hold_predecessors`."""
         for tenant_id in [one for one in self._by_name if one in tenants]:
             self._by_name.pop(tenant_id).tenants.discard(tenant_id)
-        self._register(
-            Hold(
-                HeldTarget.PARENTS,
-                "",
-                HoldReason.RESHARD,
-                unread=unread,
-                arrived_at=arrived_at,
-                now=now,
-                tenants=tenants,
-            )
-        )
+        self._inherit(HeldTarget.PARENTS, "", tenants, unread, arrived_at, now)
+
+    def _inherit(
+        self, target: HeldTarget, name: str, tenants: TenantSet, unread: Unread, arrived_at: datetime, now: float
+    ) -> Hold:
+        reason = HoldReason.TAKEN_OVER if target is HeldTarget.PREDECESSOR else HoldReason.RESHARD
+        hold = Hold(target, name, reason, unread=unread, arrived_at=arrived_at, now=now, tenants=tenants)
+        self._register(hold)
+        return hold
 
     def release_from_parents(self, pending: TenantSet, *, now: float) -> bool:
         """Make ready the tenants with no operation *pending* at the parents; return whether any."""
@@ -529,18 +512,10 @@ class Ownership:
             for tenant_id in [one for one in tenants.names if one in self._by_name]:
                 tenants.discard(tenant_id)  # has another hold, and so no operation that the parents have
             if tenants:
-                part = Hold(
-                    HeldTarget.PARENTS,
-                    name,
-                    HoldReason.RESHARD,
-                    unread=hold.unread,
-                    arrived_at=hold.arrived_at,
-                    now=now if name else hold.since,
-                    tenants=tenants,
-                )
+                since = now if name else hold.since
+                part = self._inherit(HeldTarget.PARENTS, name, tenants, hold.unread, hold.arrived_at, since)
                 if name:
                     part.enter(HoldState.READY)
-                self._register(part)
         return True
 
     # Pending operations

@@ -43,10 +43,7 @@ class Loads(msgspec.Struct, frozen=True):
 
 
 def measured_loads(unfinished: Mapping[str, Observation]) -> Mapping[str, float] | None:
-    """Return the load of each lease; None where an owner does not measure, as a KCL does not.
-
-    A lease without a measurement has the mean load of the others.
-    """
+    """Return the load of each lease; None where an owner does not measure, as a KCL does not."""
     leases = [one.lease for one in unfinished.values()]
     if any(not lease.is_metered for lease in leases if lease.actual_owner is not None):
         return None
@@ -75,10 +72,7 @@ def plan_move(
     me: str,
     draw: float,
 ) -> Lease | None:
-    """Return the lease to take now from another owner; None when none should move to this replica.
-
-    *held* are the keys of its leases, 0 ≤ *draw* < 1.
-    """
+    """Return the lease to take now from another owner; None when none should move to this replica."""
     by_owner = {owner: load for owner, load in loads.by_owner.items() if owner != me}
     mine = sum(loads.by_lease[key] for key in held if key in loads.by_lease)
     mean = (sum(by_owner.values()) + mine) / (len(by_owner) + 1)

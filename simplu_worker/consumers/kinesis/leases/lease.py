@@ -59,10 +59,7 @@ class ReplicaFigures(msgspec.Struct, frozen=True, gc=False):
 
 
 class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """The state of a reader, as the owner *by* wrote it with the last renewal.
-
-    *held* are the oldest held targets, *read_count* the records since the reader began.
-    """
+    """The state of a reader, as the owner *by* wrote it with the last renewal."""
 
     by: str
     version: str = ""
@@ -265,10 +262,7 @@ def worker_id(host: str, pid: int, token: str) -> str:
 
 
 def observe(previous: Mapping[str, Observation], leases: Iterable[Lease], *, now: float) -> dict[str, Observation]:
-    """Return the observations by lease key, after a scan that found *leases*.
-
-    A lease not seen before counts as renewed now.
-    """
+    """Return the observations by lease key, after a scan that found *leases*."""
     observations: dict[str, Observation] = {}
     for lease in leases:
         known = previous.get(lease.lease_key)

@@ -95,10 +95,7 @@ class TableRequests:
         self._client = client
 
     async def call(self, table: str, operation: str, **arguments: Any) -> dict[str, Any]:
-        """Make one measured request; return the reply.
-
-        Raises ConditionFailedError, and RetryableError or PermanentError by DynamoDB's error.
-        """
+        """Make one measured request; return the reply."""
         started_at = time.perf_counter()
         outcome = "error"
         try:
@@ -165,10 +162,6 @@ PASSING_STATES = frozenset({"CREATING", "DELETING"})  # the others last until a 
 STATE_POLL_INTERVAL_S = 0.5
 UNCHANGED: Final = ReadAhead(Position(0), frozenset())  # compared by identity: leave the attributes of the row
 
-# The attributes that a checkpoint changes. A real checkpoint supersedes the KCL's two-phase ("pending") one.
-_SET_CHECKPOINT = "checkpoint = :checkpoint, checkpointSubSequenceNumber = :sub, ownerSwitchesSinceCheckpoint = :zero"
-_REMOVE_PENDING = "pendingCheckpoint, pendingCheckpointSubSequenceNumber, pendingCheckpointState"
-
 
 class LeaseTable:
     """The rows of the lease table *name*; all methods raise RetryableError or PermanentError.
@@ -184,10 +177,7 @@ class LeaseTable:
         self.scan_capacity = 0.0  # of the last scan, in read capacity units
 
     async def ensure(self) -> None:
-        """Create the table unless it exists, and wait until it is ready.
-
-        Raises PermanentError when that is not a lease table, RetryableError while it cannot be used.
-        """
+        """Create the table unless it exists, and wait until it is ready."""
         while True:
             table = await self._describe()
             if table is None:
@@ -263,28 +253,20 @@ class LeaseTable:
         return await self._take(lease, me, "leaseCounter = :counter", start_at)
 
     async def _take(self, lease: Lease, me: str, condition: str, start_at: datetime | None) -> Lease | None:
-        values: dict[str, Any] = {
-            ":counter": _number(lease.counter),
-            ":next": _number(lease.counter + 1),
-            ":me": {"S": me},
-            ":switch": _number(0 if lease.actual_owner == me else 1),
-        }
-        released_by, removed = "", f"checkpointOwner, {RELEASE}, {UNABLE}"
+        changes = _Changes(me, counter=_number(lease.counter), switch=_number(0 if lease.actual_owner == me else 1))
+        changes.sets += ["leaseOwner = :me", f"{METERED_BY} = :me"]
+        changes.set(leaseCounter=_number(lease.counter + 1))
+        changes.removes += ["checkpointOwner", RELEASE, UNABLE]
         if lease.is_to_be_released:
-            released_by = f", {RELEASED_BY} = :owner"
-            values[":owner"] = {"S": lease.actual_owner}
+            changes.set(**{RELEASED_BY: {"S": lease.actual_owner}})
         else:
-            removed += f", {RELEASED_BY}"
-        pin = ""
+            changes.removes.append(RELEASED_BY)
         if start_at is not None:
-            pin = f", {STARTED_AT} = if_not_exists({STARTED_AT}, :started)"
-            values[":started"] = {"S": start_at.isoformat()}
-        update = (
-            f"SET leaseCounter = :next, leaseOwner = :me, {METERED_BY} = :me{pin}{released_by} "
-            f"REMOVE {removed} ADD ownerSwitchesSinceCheckpoint :switch"
-        )
+            changes.sets.append(f"{STARTED_AT} = if_not_exists({STARTED_AT}, :started)")
+            changes.values[":started"] = {"S": start_at.isoformat()}
+        update = f"{changes.expression()} ADD ownerSwitchesSinceCheckpoint :switch"
         try:
-            return await self._update(lease, update, condition, values)
+            return await self._update(lease, update, condition, changes.values)
         except ConditionFailedError as failed:
             row = await self._find_instead(lease, failed)
         return row if row is not None and is_own_landed_write(lease, row, me=me) else None
@@ -319,26 +301,26 @@ class LeaseTable:
         Without *pending_tenants*, *throughput_kbps* or *report* those of the row stay; *ahead* or *read_up_to* None
         remove the row's.
         """
-        values: dict[str, Any] = {
-            ":counter": _number(lease.counter),
-            ":next": _number(lease.counter + 1),
-            ":me": {"S": me},
-        }
-        sets = ["leaseCounter = :next", *_set_throughput(throughput_kbps, values), *_set_report(report, values)]
-        removes: list[str] = []
-        if pending_tenants:
-            sets.append(f"{PENDING_TENANTS} = :pending")
-            values[":pending"] = {"SS": sorted(pending_tenants)}
-        _add_ahead(ahead, lease, sets, removes, values)
-        _add_read_up_to(read_up_to, lease, me, sets, removes, values)
-        _add_mark(lease, sets, removes, is_given_away=is_given_away)
-        if checkpoint is not None:
-            sets.append(_SET_CHECKPOINT)
-            removes.append(_REMOVE_PENDING)
-            values |= _checkpoint_values(checkpoint)
+        changes = _Changes(me, counter=_number(lease.counter))
+        changes.set(
+            leaseCounter=_number(lease.counter + 1),
+            **{
+                METERED_BY: {"S": me},
+                THROUGHPUT: None if throughput_kbps is None else {"N": f"{throughput_kbps:.3f}"},
+                REPORT: None if report is None else {"S": encode_report(report)},
+                PENDING_TENANTS: {"SS": sorted(pending_tenants)} if pending_tenants else None,
+                READ_UP_TO: None if read_up_to is None else {"S": read_up_to_text(read_up_to, me)},
+                UNABLE: {"S": me} if is_given_away else None,
+            },
+        )
+        before = {READ_UP_TO: lease.read_up_to, UNABLE: lease.unable_of}
+        changes.removes += [
+            name for name, value in before.items() if value is not None and f":{name}" not in changes.values
+        ]
+        changes.set_progress(lease, checkpoint, ahead)
         try:
             condition = f"leaseCounter = :counter AND {self._held_condition(lease)}"
-            return await self._update(lease, _update_expression(sets, removes), condition, values)
+            return await self._update(lease, changes.expression(), condition, changes.values)
         except ConditionFailedError as failed:
             row = await self._find_instead(lease, failed)
         if row is None:
@@ -367,17 +349,12 @@ class LeaseTable:
         One that a KCL 3.x leader has assigned to another worker stays that worker's. The write expects the owner and
         not the counter, so a renewal in flight does no harm.
         """
-        values = {":me": {"S": me}, ":one": _number(1)}
-        sets: list[str] = []
-        removes = ["leaseOwner" if lease.checkpoint_owner is None else "checkpointOwner"]
-        _add_ahead(ahead, lease, sets, removes, values)
-        if checkpoint is not None:
-            sets.append(_SET_CHECKPOINT)
-            removes.append(_REMOVE_PENDING)
-            values |= _checkpoint_values(checkpoint)
-        update = f"{_update_expression(sets, removes)} ADD leaseCounter :one"
+        changes = _Changes(me, one=_number(1))
+        changes.removes.append("leaseOwner" if lease.checkpoint_owner is None else "checkpointOwner")
+        changes.set_progress(lease, checkpoint, ahead)
+        update = f"{changes.expression()} ADD leaseCounter :one"
         try:
-            await self._update(lease, update, self._held_condition(lease), values)
+            await self._update(lease, update, self._held_condition(lease), changes.values)
         except ConditionFailedError as failed:
             row = await self._find_instead(lease, failed)
         else:
@@ -398,10 +375,7 @@ class LeaseTable:
                 await self.write_children(row, me, children)
 
     async def write_retry(self, lease: Lease, retry: HoldRetry) -> bool:
-        """Write a request to the owner of *lease*; return False when that is another now.
-
-        Raises ValueError as `encode_retry`.
-        """
+        """Write a request to the owner of *lease*; return False when that is another now."""
         return await self._ask_owner(lease, f"SET {RETRY} = :retry", {":retry": {"S": encode_retry(retry)}})
 
     async def ask_to_release(self, lease: Lease) -> bool:
@@ -503,61 +477,40 @@ def _number(value: int) -> dict[str, str]:
     return {"N": str(value)}
 
 
-def _set_throughput(kbps: float | None, values: dict[str, dict[str, Any]]) -> list[str]:
-    if kbps is None:
-        return [f"{METERED_BY} = :me"]
-    values[":kbps"] = {"N": f"{kbps:.3f}"}
-    return [f"{METERED_BY} = :me", f"{THROUGHPUT} = :kbps"]
+class _Changes:
+    """What one update of a row sets and removes; its condition may name `:me` and *values*."""
 
+    def __init__(self, me: str, **values: dict[str, Any]) -> None:
+        self.sets: list[str] = []
+        self.removes: list[str] = []
+        self.values: dict[str, Any] = {":me": {"S": me}} | {f":{name}": value for name, value in values.items()}
 
-def _set_report(report: LeaseReport | None, values: dict[str, dict[str, Any]]) -> list[str]:
-    if report is None:
-        return []
-    values[":report"] = {"S": encode_report(report)}
-    return [f"{REPORT} = :report"]
+    def set(self, **attributes: dict[str, Any] | None) -> None:
+        for name, value in attributes.items():
+            if value is not None:
+                self.sets.append(f"{name} = :{name}")
+                self.values[f":{name}"] = value
 
+    def set_progress(self, lease: Lease, checkpoint: Position | None, ahead: ReadAhead | None) -> None:
+        if ahead is None and lease.ahead is not None:
+            self.removes += [READ_TO, HELD]
+        elif ahead is not None and ahead is not UNCHANGED and ahead != lease.ahead:
+            self.set(**attributes_of(ahead))
+        if checkpoint is not None:  # a real one supersedes the KCL's two-phase ("pending") one
+            self.set(
+                checkpoint={"S": checkpoint.checkpoint},
+                checkpointSubSequenceNumber=_number(checkpoint.sub_sequence_number),
+                ownerSwitchesSinceCheckpoint=_number(0),
+            )
+            self.removes += [
+                "pendingCheckpoint",
+                "pendingCheckpointSubSequenceNumber",
+                "pendingCheckpointState",
+            ]
 
-def _add_ahead(
-    ahead: ReadAhead | None, lease: Lease, sets: list[str], removes: list[str], values: dict[str, dict[str, Any]]
-) -> None:
-    if ahead is UNCHANGED or ahead == lease.ahead:
-        return
-    if ahead is None:
-        removes += [READ_TO, HELD]
-        return
-    for name, value in attributes_of(ahead).items():
-        sets.append(f"{name} = :{name}")
-        values[f":{name}"] = value
-
-
-def _add_read_up_to(
-    read_up_to: datetime | None, lease: Lease, me: str, sets: list[str], removes: list[str], values: dict[str, Any]
-) -> None:
-    if read_up_to is not None:
-        sets.append(f"{READ_UP_TO} = :up_to")
-        values[":up_to"] = {"S": read_up_to_text(read_up_to, me)}
-    elif lease.read_up_to is not None:
-        removes.append(READ_UP_TO)
-
-
-def _add_mark(lease: Lease, sets: list[str], removes: list[str], *, is_given_away: bool) -> None:
-    if is_given_away:
-        sets.append(f"{UNABLE} = :me")
-    elif lease.unable_of is not None:
-        removes.append(UNABLE)
-
-
-def _update_expression(sets: Sequence[str], removes: Sequence[str]) -> str:
-    parts = [f"SET {', '.join(sets)}" if sets else "", f"REMOVE {', '.join(removes)}" if removes else ""]
-    return " ".join(part for part in parts if part)
-
-
-def _checkpoint_values(checkpoint: Position) -> dict[str, Any]:
-    return {
-        ":checkpoint": {"S": checkpoint.checkpoint},
-        ":sub": _number(checkpoint.sub_sequence_number),
-        ":zero": _number(0),
-    }
+    def expression(self) -> str:
+        parts = [f"SET {', '.join(self.sets)}" if self.sets else "", f"REMOVE {', '.join(self.removes)}"]
+        return " ".join(parts if self.removes else parts[:1])
 
 
 AUDITS_UNTIL_SYNC: Final = 3  # a reshard passes through a hole; the same hole so often in a row lacks a lease (KCL)

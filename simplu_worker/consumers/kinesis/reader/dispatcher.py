@@ -506,10 +506,7 @@ class Dispatcher:
         return count
 
     def may_read_on(self) -> bool:
-        """Return whether what the main reader sends would not wait long.
-
-        Where a lane does not keep up because of one tenant, the tenant is held.
-        """
+        """Return whether what the main reader sends would not wait long."""
         lanes = self.pipeline.lanes()
         if self.pipeline.has_idle_lane:
             return True
@@ -531,10 +528,7 @@ class Dispatcher:
         return max([lane.queued_s(tenant_id) for lane, tenant_id in lanes if lane is not None], default=0.0)
 
     def look_after_paced(self) -> None:
-        """Have the lanes of tenants over their share take short turns.
-
-        Past half of the retention a tenant goes first.
-        """
+        """Have the lanes of tenants over their share take short turns."""
         hurried: set[str] = set()
         for hold in self.ownership.holds():
             if not hold.is_paced:

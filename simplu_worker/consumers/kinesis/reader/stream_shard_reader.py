@@ -22,11 +22,11 @@ from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, PushedCursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import MemoryQuota, Pacing, ReadSchedule
 from simplu_worker.consumers.kinesis.fetch.record_decoder import (
+    SHOWN_MAX,
     DecodedRecord,
     PartitionKeys,
     RecordDecoder,
     RejectionCollector,
-    shown_key,
 )
 from simplu_worker.consumers.kinesis.holding.ownership import Hold
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread
@@ -438,7 +438,7 @@ class StreamShardReader:
                 stream_shard_id=self.stream_shard_id,
                 business_id=last.business_id,
                 location_id=last.location_id,
-                partition_key=shown_key(last.origin.partition_key or ""),
+                partition_key=(last.origin.partition_key or "")[:SHOWN_MAX],
                 operations=count,
                 rule=self._settings.partition_key,
             )

@@ -32,10 +32,7 @@ VISIBLE_AFTER: Final = timedelta(seconds=2)  # a reply may lack a record that wa
 
 
 class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
-    """A decoded operation with its record and its ticket in the tracker of its cursor.
-
-    *parents* are the records of parents from the operation on.
-    """
+    """A decoded operation with its record and its ticket in the tracker of its cursor."""
 
     ticket: int
     operation: Operation
@@ -172,10 +169,7 @@ class ReaderProgress:
         return tenants
 
     def pending_tenants(self) -> TenantSet | None:
-        """Return the tenants with pending operations, once all is read and the rest may take long.
-
-        The set only shrinks.
-        """
+        """Return the tenants with pending operations, once all is read and the rest may take long."""
         takes_long = self.holds() or self.pipeline.is_stuck
         return self.all_pending_tenants() if self.has_published_end and takes_long else None
 

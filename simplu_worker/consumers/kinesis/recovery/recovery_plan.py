@@ -196,10 +196,7 @@ def _parents_first(lineage: Lineage, stored: StoredPositions, keys: Iterable[str
 
 
 def ignoring_pending(stored: StoredPositions, waits_for: Callable[[AbstractSet[str]], bool]) -> StoredPositions:
-    """Return the rows with SHARD_END for each ancestor that has only operations of waiting tenants pending.
-
-    *waits_for* returns whether the reader holds all given tenants until then.
-    """
+    """Return the rows with SHARD_END for each ancestor that has only operations of waiting tenants pending."""
     rows = {
         key: msgspec.structs.replace(row, pending_from=SHARD_END.checkpoint)
         if row.read_to == SHARD_END.checkpoint and (names := named_tenants(row.held)) is not None and waits_for(names)
@@ -260,10 +257,7 @@ def is_older_than_stream(row: StreamPosition, *, now: datetime, retention: timed
 
 
 def went_back(row: StreamPosition, behind: RecordPosition | datetime, checkpoint: RecordPosition | None) -> bool:
-    """Return whether a shard that lacks records from *behind* on lacks some before *checkpoint*.
-
-    *behind* is an instant where the row is at the beginning.
-    """
+    """Return whether a shard that lacks records from *behind* on lacks some before *checkpoint*."""
     if isinstance(behind, datetime):
         return checkpoint is not None
     return row.read_to == format_position(behind) or (checkpoint is not None and is_after(checkpoint, behind))
@@ -282,10 +276,7 @@ def has_read_on(read_to: RecordPosition | None, oldest: RecordPosition | None) -
 def rows_of_ancestors_behind(
     lineage: Lineage, stored: StoredPositions, stream_shard_id: str, *, is_old: Callable[[StreamPosition], bool]
 ) -> list[tuple[str, StreamPosition]]:
-    """Return the rows of ancestors that went back, the oldest ancestors first.
-
-    *is_old* returns whether a row is older than the stream.
-    """
+    """Return the rows of ancestors that went back, the oldest ancestors first."""
     own = stored.rows.get(stream_shard_id)
     if stored.first_tenant_at is None or (own is not None and own.parents_done):
         return []

@@ -124,10 +124,7 @@ class Stream:
         return address_of(self._client, self.name)
 
     async def ensure(self, *, create: bool, stream_shard_count: int) -> None:
-        """Wait until the stream can be read; create a missing one if *create*.
-
-        Raises StreamGoneError when it is missing and must not be created.
-        """
+        """Wait until the stream can be read; create a missing one if *create*."""
         while (status := await self._status()) not in READY_STATES:
             if status is not None:
                 await asyncio.sleep(STATE_POLL_INTERVAL_S)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Final, Protocol, TypeAlias, overload
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -161,15 +161,7 @@ class LazyPositions(Sequence[RecordPosition]):
     def __len__(self) -> int:
         return len(self._records)
 
-    @overload
-    def __getitem__(self, index: int) -> RecordPosition: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[RecordPosition]: ...
-
-    def __getitem__(self, index: int | slice) -> RecordPosition | Sequence[RecordPosition]:
-        if isinstance(index, slice):
-            return LazyPositions(self._records[index])
+    def __getitem__(self, index: int) -> RecordPosition:  # type: ignore[override]  # no slices
         return RecordPosition.from_record(self._records[index])
 
 

@@ -148,10 +148,7 @@ class Subscriptions:
         self._finding = asyncio.Lock()
 
     async def open(self, stream_shard_id: str, start: Start) -> Subscription:
-        """Subscribe to a stream shard.
-
-        Raises TakenOverError, another RetryableError (also while the consumer is being registered), or PermanentError.
-        """
+        """Subscribe to a stream shard."""
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 return await self._open(await self._find_arn(), stream_shard_id, starting_position(start))
@@ -198,10 +195,7 @@ class Subscription:
             raise RetryableError(f"SubscribeToShard: {exc}") from exc
 
     async def receive(self, stopping: asyncio.Event, *, within_s: float) -> bool:
-        """Wait for bytes, *stopping*, or *within_s*; return whether bytes came.
-
-        Raises EndOfSubscriptionError, or another RetryableError.
-        """
+        """Wait for bytes, *stopping*, or *within_s*; return whether bytes came."""
         if self._receiving is None:
             self._has_received.clear()
             self._receiving = asyncio.create_task(self._body.read_any())
@@ -225,10 +219,7 @@ class Subscription:
         self._has_received.set()
 
     def take(self) -> Reply | None:
-        """Return the next event as a reply of GetRecords; None before all of it is there.
-
-        *next_iterator* is the position to continue from. Raises as `Subscriptions.open`.
-        """
+        """Return the next event as a reply of GetRecords; None before all of it is there."""
         try:
             while (message := self._buffer.take()) is not None:
                 if (reply := decode_event(message)) is not None:

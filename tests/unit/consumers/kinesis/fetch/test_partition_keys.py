@@ -4,16 +4,12 @@ import json
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.aws.kpl_aggregates import aggregate
 
 from simplu_worker.consumers.kinesis.fetch.record_decoder import (
-    SHOWN_MAX,
     WARNING_INTERVAL_S,
     PartitionKeys,
     RecordDecoder,
-    shown_key,
 )
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.operations.operation import Operation
@@ -67,13 +63,3 @@ def test_warning_is_due_at_once_and_then_once_in_a_while() -> None:
     assert keys.take_warning(0.9 + WARNING_INTERVAL_S) is None
     assert keys.take_warning(1.0 + WARNING_INTERVAL_S) == (last[0], 2)
     assert keys.take_warning(2.0 + 2 * WARNING_INTERVAL_S) is None
-
-
-@given(st.text(max_size=300))
-def test_shown_key_is_short_and_printable(key: str) -> None:
-    shown = shown_key(key)
-
-    assert shown.isprintable()
-    assert len(shown) <= SHOWN_MAX + 1
-    if key.isprintable() and len(key) <= SHOWN_MAX:
-        assert shown == key
