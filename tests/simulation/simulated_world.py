@@ -190,7 +190,8 @@ class World:
     def __init__(self, loop: VirtualLoop, draws: Random, plan: Plan, make_fleet: FleetMaker) -> None:
         self.loop = loop
         self.draws = draws
-        self._form_draws = Random(f"forms {plan}")  # its own: histories stay what they are
+        # Its own, by the text of a plan as it was with one member more: histories stay what they are.
+        self._form_draws = Random(f"forms {plan}".replace(", options=", ", cpu_share=0.0, options="))
         self.plan = plan
         self.parts = parts = plan if isinstance(plan, WholePlan) else WholePlan()
         self.make_fleet = make_fleet
