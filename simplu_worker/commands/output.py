@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeAlias, assert_never
 
@@ -19,6 +20,13 @@ from rich.text import Text
 
 from simplu_worker.commands import EXIT_DONE, EXIT_FAILED
 
+STATES: Final = frozenset({"state", "status", "outcome"})  # columns with words that have a colour
+STYLES: Final = (
+    dict.fromkeys(("ok", "healthy", "succeeded", "sent", "created", "upgraded", "applied"), "green")
+    | dict.fromkeys(("warning", "degraded", "behind", "different", "held", "unknown"), "yellow")
+    | dict.fromkeys(("failed", "lost", "refused", "rejected", "left", "not sent"), "bold red")
+    | {"off": "dim"}
+)
 NOT_COUNTED: Final = "not counted"  # as that takes long
 NOT_A_TERMINAL_WIDTH: Final = 1000
 
@@ -102,12 +110,23 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     """Print one table on stdout."""
     table = Grid(*columns, header_style="bold")
     for row in rows:
-        table.add_row(*map(_cell_of, row))
+        table.add_row(*map(_cell_of, columns, row))
     _print(stdout_console(), table)
 
 
-def _cell_of(cell: object) -> Text:
-    return cell if isinstance(cell, Text) else Text(escape_unprintable(cell))
+def _cell_of(column: str, cell: object) -> Text:
+    match cell:
+        case datetime():
+            return Text(cell.isoformat(timespec="seconds"))
+        case list() | tuple():
+            return Text(escape_unprintable(", ".join(map(str, cell))))
+        case _:
+            return Text(escape_unprintable(cell), STYLES.get(str(cell), "") if column in STATES else "")
+
+
+def table_of(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Return a table of members of JSON, of those in *columns*, each with its title."""
+    return Table([*columns.values()], [[row.get(name) for name in columns] for row in rows])
 
 
 def print_members(members: Mapping[str, object]) -> None:

@@ -43,7 +43,7 @@ from simplu_worker.status.views import Unreadiness, feed_state, trouble_view
 from simplu_worker.status.words import DependencyState, UnreadyReason
 from simplu_worker.telemetry.log import recent_errors, scrub_text
 from simplu_worker.timing.clock import loop_time, utc_now
-from simplu_worker.vocabulary import HoldReason, QueueRetry, ShardProblem, SourceState, TargetKind
+from simplu_worker.vocabulary import HoldReason, QueueRetry, SourceState, TargetKind
 
 HEALTH_SUMMARY: Final = (
     *("state", "takesOperations", "role", "responseMs", "tenantCount", "usage", "connectionsUsed", "connectionsMax"),
@@ -235,24 +235,6 @@ class ReplicaStatus:
             return Unreadiness(UnreadyReason.STREAM_OPENING)
         refusal = next((reader.cursor.refusal for reader in fleet.readers() if reader.cursor.refusal), None)
         return None if refusal is None else Unreadiness(UnreadyReason.STREAM_UNREADABLE, refusal)
-
-    def readiness_detail(self) -> str | None:
-        """Return gaps, internal errors, and plans of a KCL 3.x; no names, as it is read without a token."""
-        marked = {
-            shard_id for shard_id, health in self.health.by_shard_id.items() if ShardProblem.GAP in health.problems
-        }
-        held = {hold.name for reader in self._readers() for hold in reader.holds() if hold.reason == HoldReason.GAP}
-        count = len(marked | held)
-        gap = f"{count} shard{'s' if count > 1 else ''} held for a gap: `simplu-worker shards list` names them"
-        kinds = Counter(trouble.target for trouble in current_troubles())
-        troubles = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
-        internal = f"errors inside the worker stop the work for {troubles}: see `loop.failed` in the log"
-        details = [
-            gap if count else None,
-            internal if kinds else None,
-            None if self.fleet is None else self.fleet.kcl_leader.outlook,
-        ]
-        return "; ".join(detail for detail in details if detail) or None
 
     def refresh_gauges(self) -> None:
         """Set the gauges that no single event sets."""

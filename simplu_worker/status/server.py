@@ -340,7 +340,7 @@ class _Endpoints:
     async def ready(self, request: web.Request) -> web.Response:
         unready = self._replica.readiness_problem()
         if unready is None:
-            return _health_response(None, detail=self._replica.readiness_detail())
+            return _health_response(None)
         is_shown = unready.text is not None and self._guard.is_operator(request)
         if is_shown:
             log_call(request, "/readyz")
@@ -494,7 +494,7 @@ def _answer_handler(answer: dict[str, Any]) -> Handler:
 
 
 def _health_response(trouble: str | None, *, detail: str | None = None) -> web.Response:
-    more = {} if detail is None else {"detail": detail}
     if trouble is None:
-        return json_response(HTTPStatus.OK, {"status": "ok"} | more)
+        return json_response(HTTPStatus.OK, {"status": "ok"})
+    more = {} if detail is None else {"detail": detail}
     return json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "unavailable", "reason": trouble} | more)

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
-from rich.text import Text
 
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.aws.clients import (
@@ -62,7 +61,6 @@ CACHE_IS_CLUSTER: Final = (
     "slots; set REDIS_URL to a server without cluster mode"
 )
 ODDITIES: Final = frozenset({ShardProblem.CLOCK, ShardProblem.BUSINESS_TYPE})  # of a shard, each told as one
-STYLES: Final = {"ok": "green", "warning": "yellow", "failed": "bold red", "off": "dim"}
 
 
 class CheckReport(msgspec.Struct, frozen=True):
@@ -79,7 +77,7 @@ async def check(settings: Settings, misspellings: Mapping[str, str]) -> Answer:
         (
             dependency.dependency,
             dependency.address,
-            Text(dependency.status, STYLES[dependency.status]),
+            dependency.status,
             dependency.result,
             f"{dependency.seconds * 1000:.0f} ms",
         )

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
-from rich.text import Text
-
 from simplu_worker.commands.output import Answer, Part, StderrNarration, Table, shorten
 from simplu_worker.config.settings import Settings
 from simplu_worker.dead_letters import service
@@ -18,11 +16,6 @@ from simplu_worker.status.guard import COMMAND, Acted, Actor, logged_action
 
 ERROR_SHOWN_LENGTH: Final = 80
 RECORD_SHOWN_LENGTH: Final = 200
-STYLES: Final = {
-    service.ReplayStatus.SENT: "green",
-    service.ReplayStatus.WOULD_SEND: "",
-    service.ReplayStatus.LEFT: "red",
-}
 
 
 async def list_dead_letters(settings: Settings, filters: DeadLetterFilter, options: service.ListOptions) -> Answer:
@@ -80,7 +73,7 @@ def _logged(
 
 def _cells(row: Mapping[str, Any], *, with_record: bool) -> Iterator[object]:
     position = row.get("streamShard"), row["sequenceNumber"], row["sourceMessageId"]
-    yield row["failedAt"].isoformat(timespec="seconds")
+    yield row["failedAt"]
     yield row["reason"]
     yield f"{row['source']} {row['name']}"
     yield " ".join(part for part in position if part)
@@ -104,7 +97,7 @@ def _describe_outcomes(outcomes: Sequence[service.ReplayOutcome], options: servi
             count,
             reason,
             " ".join(filter(None, (source, name))),
-            Text(status, STYLES[status]),
+            status,
             why,
             details[reason, why],
         )

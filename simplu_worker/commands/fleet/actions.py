@@ -10,7 +10,7 @@ import msgspec
 
 from simplu_worker.commands.fleet.replica_client import open_replica
 from simplu_worker.commands.fleet.top_screen import draw
-from simplu_worker.commands.output import Answer, Line, Table, print_json_line, print_line, print_note
+from simplu_worker.commands.output import Answer, Line, print_json_line, print_line, print_note, table_of
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.vocabulary import StreamShardState
@@ -88,17 +88,22 @@ def _is_known(row: Json, lease_duration_s: float) -> bool:
     return has_read and row["seenSecondsAgo"] <= lease_duration_s
 
 
-HELD_COLUMNS: Final = ("replica", "stream shard", "target", "reason", "age s")
+HELD_COLUMNS: Final = {
+    "replica": "replica",
+    "streamShard": "stream shard",
+    "target": "target",
+    "reason": "reason",
+    "ageSeconds": "age s",
+}
 
 
 async def show_fleet(settings: Settings, url: str | None) -> Answer:
     """Return the screen of `top`, and the held targets."""
     async with open_replica(settings, url) as replica:
         fleet = await replica.ask("GET", "/fleet")
-    members = ("replica", "streamShard", "target", "reason", "ageSeconds")
-    held = [[one.get(name) for name in members] for one in named_held(fleet)]
+    held = named_held(fleet)
     lines = held_lines(fleet, lease_duration_s=settings.kinesis_lease_duration_seconds)
-    return Answer(fleet, [draw(fleet, expand=False), Table(HELD_COLUMNS, held) if held else None, *map(Line, lines)])
+    return Answer(fleet, [draw(fleet, expand=False), table_of(HELD_COLUMNS, held) if held else None, *map(Line, lines)])
 
 
 async def release_lease(settings: Settings, url: str | None, stream_shard_id: str, *, apply: bool) -> Answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import Answer, Facts, Table
+from simplu_worker.commands.output import Answer, Facts, table_of
 from simplu_worker.commands.running import known_shard
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
@@ -16,7 +16,12 @@ from simplu_worker.shards.routing.shard_query import query_all_shards
 from simplu_worker.shards.schema import schema_check
 from simplu_worker.telemetry.log import scrub_text
 
-COLUMNS: Final = ("shard", "stream shard", "lacks records after", "found at")
+COLUMNS: Final = {
+    "shardId": "shard",
+    "streamShard": "stream shard",
+    "position": "lacks records after",
+    "foundAt": "found at",
+}
 ACCEPTED: Final = "accepted: workers go on within seconds, with the oldest record that the stream has"
 PLANNED: Final = "nothing was changed; with --apply the records after these positions count as lost, and workers go on"
 NONE_FOUND: Final = "expected a shard that is held for a gap, got none; `simplu-worker shards list` shows the problems"
@@ -42,9 +47,8 @@ async def accept_gaps(settings: Settings, shard_id: str | None, *, apply: bool) 
         answers = await query_all_shards(chosen, ask)
     silent = sorted({address.shard_id for address in chosen} - answers.keys())
     gaps = [gap for _, found in sorted(answers.items()) for gap in found]
-    rows = ((*map(gap.get, ("shardId", "streamShard", "position")), f"{gap['foundAt']:%F %T}") for gap in gaps)
     parts = [
-        Table(COLUMNS, rows) if gaps else None,
+        table_of(COLUMNS, gaps) if gaps else None,
         (ACCEPTED if apply else PLANNED) if gaps else None if refusals or silent else NONE_FOUND,
         *(f"{shard_id}: {error}" for shard_id, error in sorted(refusals.items())),
     ]

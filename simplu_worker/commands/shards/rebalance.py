@@ -36,8 +36,6 @@ async def rebalance_shards(
     Moves that have begun come first. Return 1 if a move fails or is refused.
     """
     async with open_shards(settings) as shards:
-        if apply:
-            await tenant_moves.outwait_killed_movers(shards)
         survey = await tenant_moves.survey_tenants(shards, balance.by)
         if unknown := sorted({*balance.to} - {*survey.target_ids}):
             expected = ", ".join(sorted(survey.target_ids))
@@ -94,8 +92,6 @@ async def drain_shard(settings: Settings, drain: Drain, terms: MoveTerms, *, app
     """
     async with open_shards(settings) as shards:
         address = known_shard(await shards.locator.list_shards(), drain.shard_id)
-        if apply:
-            await tenant_moves.outwait_killed_movers(shards)
         survey, plan, homeless = await (_plan_undo if drain.undo else _plan)(shards, drain.shard_id)
         judged = [one for one in plan if one.tenant.tenant_id not in survey.settled]
         planned = await _judge(shards, survey, judged, terms, apply=apply)

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
-from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output import Answer, Table, first_rows
@@ -23,7 +22,6 @@ from simplu_worker.shards.routing.shard_map import ShardMap
 from simplu_worker.shards.routing.shard_query import fetch_from_all_shards
 from simplu_worker.status.views import shard_view
 from simplu_worker.telemetry.log import scrub_text
-from simplu_worker.vocabulary import ShardState
 
 COLUMNS: Final = (
     "shard",
@@ -39,7 +37,6 @@ COLUMNS: Final = (
     "lag",
     "odd",
 )
-STYLES: Final = {ShardState.HEALTHY: "green", ShardState.DEGRADED: "yellow", ShardState.LOST: "bold red"}
 
 
 async def list_shards(settings: Settings) -> Answer:
@@ -62,11 +59,10 @@ def _members(shard: InspectedShard, drained: Collection[str]) -> dict[str, Any]:
 def _row(shard: InspectedShard, drained: Collection[str]) -> tuple[object, ...]:
     view = _members(shard, drained)
     odd = [*view.get("odd", ()), *(["drained: takes no tenants"] if "drained" in view else [])]
-    state = shard.health.state
     return (
         view["shardId"],
         view["place"],
-        Text(state, STYLES.get(state, "")),
+        shard.health.state,
         view.get("role"),
         None if "responseMs" not in view else f"{view['responseMs']:.1f} ms",
         view.get("serverVersion"),

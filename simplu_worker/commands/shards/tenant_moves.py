@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
@@ -13,7 +12,7 @@ import msgspec
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.commands.command_line import MoveTerms
 from simplu_worker.commands.moves import MovePlans, MoveRequest, MoveResult, MoveRunner, print_result, with_tenant
-from simplu_worker.commands.output import print_json_line, print_line, print_note, print_table, show_count
+from simplu_worker.commands.output import print_json_line, print_line, print_note, print_table, table_of
 from simplu_worker.commands.shards.show import locate_all
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import RetryableError, WorkerError
@@ -23,16 +22,13 @@ from simplu_worker.shards.postgres.queries import QUERIES as SHARD_QUERIES
 from simplu_worker.shards.routing.locator import Capacity, StaticMap, read_shard_map
 from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, ShardRows, fetch_from_all_shards
 from simplu_worker.shards.tenants.provisioning import describe_drained
-from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving import balance
-from simplu_worker.transfers.moving.journal import NOTE_INTERVAL_S
 from simplu_worker.transfers.moving.places import TenantPlaces, fetch_capacities, places_of
 from simplu_worker.transfers.moving.readiness import MovePlan
 from simplu_worker.transfers.moving.undoing import undo_move
 from simplu_worker.vocabulary import MoveOutcome, TenantState
 
-POLL_S: Final = 0.5  # of the journals, while a command may have been killed
 WEIGH_LIMITS: Final = QueryLimits(answer_s=30.0, all_s=300.0)
 WEIGHED_ROWS: Final = 500_000  # of a shard; more are weighed by a part of its pages
 
@@ -142,19 +138,6 @@ async def survey_tenants(
     return Survey(targets, full, found, places_of(rows), known_types, begun, drains, drained)
 
 
-async def outwait_killed_movers(shards: Shards) -> None:
-    """Wait, `RUNNING_S` at most, until no move of a killed command counts as running."""
-    began_at, is_told = loop_time(), False
-    while silent := await running_tenants(shards, RUNNING_S) - await running_tenants(shards, loop_time() - began_at):
-        if not is_told and loop_time() - began_at > 2 * NOTE_INTERVAL_S:
-            is_told = True
-            print_note(
-                f"the commands that move {len(silent)} tenants, such as {min(silent)}, seem to be killed; in "
-                f"{RUNNING_S:.0f} s at most their moves go on here"
-            )
-        await asyncio.sleep(POLL_S)
-
-
 async def running_tenants(shards: Shards, within_s: float) -> set[str]:
     """Return the tenants whose moves were noted as running *within_s*."""
     journal = (await survey_shards(shards, QUERIES["list_begun_moves"], within_s)).rows
@@ -216,6 +199,17 @@ def print_removal(removal: balance.Removal) -> None:
         )
 
 
+COLUMNS: Final = {
+    "tenant": "tenant",
+    "sourceShard": "from",
+    "targetShard": "to",
+    "weight": "weight",
+    "resources": "resources",
+    "byteCount": "bytes",
+    "durationS": "about s",
+}
+
+
 class ShownPlan(msgspec.Struct, frozen=True):
     """The moves of *plan*, after those that have begun; *planned* is what they would take.
 
@@ -249,14 +243,15 @@ class ShownPlan(msgspec.Struct, frozen=True):
 
 def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
     """Print the moves, and the weights before and after."""
+    members = _plan_members(shown)
     if as_json:
-        print_json_line(_plan_members(shown))
+        print_json_line(members)
         return
-    sizes = _sizes(shown)
-    columns = ("resources", "MiB", "about s") if sizes else ()
-    rows = ((*_members(one).values(), *_size_cells(sizes, one)) for one in shown.transfers)
-    print_table(("tenant", "from", "to", shown.by, *columns), rows)
-    _print_usage(shown)
+    columns = {name: text for name, text in COLUMNS.items() if any(name in row for row in members["plan"])}
+    print_table(*table_of(columns, members["plan"]))
+    before, after = members["before"], members["after"]
+    rows = ((name, before[name], after[name]) for name in sorted({*before, *after, *shown.survey.target_ids}))
+    print_table(("shard", f"{shown.by} before", "after"), rows)
     for tenant_id, problem in shown.planned.problems.items():
         print_note(with_tenant(tenant_id, problem))
     begun = shown.survey.begun
@@ -265,7 +260,7 @@ def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
     for one in begun.running:
         print_note(
             f"{one.tenant.tenant_id}: another command moves it to shard {one.target_id}, and is left alone; "
-            f"if it was killed just now, --apply waits {RUNNING_S:.0f} s for it and goes on"
+            f"if it was killed just now, {RUNNING_S:.0f} s later this command goes on with it"
         )
     for shard_id in sorted(shown.survey.drained):
         print_note(describe_drained(shard_id))
@@ -283,22 +278,9 @@ def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
         print_removal(shown.removal)
 
 
-def _print_usage(shown: ShownPlan) -> None:
-    limits = {one.shard_id: one.business_max for one in shown.survey.targets if one.business_max is not None}
-    counts = [count(homes) for count in (_loads, _businesses) for homes in (shown.survey.homes, shown.homes_after)]
-    names = sorted({*counts[0], *counts[1], *shown.survey.target_ids})
-    columns = ("shard", f"{shown.by} before", "after", "businesses before", "after", "businesses at most")
-    width = None if limits else 3
-    print_table(columns[:width], ((name, *(one[name] for one in counts), limits.get(name))[:width] for name in names))
-
-
-def _sizes(shown: ShownPlan) -> dict[str, MovePlan]:
-    return {one.tenant: one for one in shown.planned.plans}
-
-
 def _plan_members(shown: ShownPlan) -> dict[str, Any]:
-    begun, sizes = shown.survey.begun, _sizes(shown)
-    before = _loads(shown.survey.homes)
+    begun, sizes = shown.survey.begun, {one.tenant: one for one in shown.planned.plans}
+    before, after = _loads(shown.survey.homes), _loads(shown.homes_after)
     return {
         "by": shown.by,
         "plan": [
@@ -310,7 +292,7 @@ def _plan_members(shown: ShownPlan) -> dict[str, Any]:
         "drained": sorted(shown.survey.drained),
         "refused": shown.planned.problems,
         "before": before,
-        "after": dict.fromkeys(before, 0) | _loads(shown.homes_after),
+        "after": Counter(dict.fromkeys(before, 0) | after),
         **({} if shown.removal is None else shown.removal.members),
     }
 
@@ -324,20 +306,11 @@ def requests_of(plan: Sequence[balance.PlannedTransfer]) -> list[MoveRequest]:
 def _size_members(size: MovePlan | None) -> dict[str, Any]:
     if size is None:
         return {}
-    return {"resources": size.resources, "byteCount": size.byte_count, "durationS": size.duration_s}
-
-
-def _size_cells(sizes: Mapping[str, MovePlan], one: balance.PlannedTransfer) -> tuple[object, ...]:
-    if not sizes:
-        return ()
-    size = sizes.get(one.tenant.tenant_id)
-    if size is None:
-        return ("", "", "")
-    return (
-        show_count(size.resources),
-        show_count(size.byte_count, decimals=1, unit=2**20),
-        show_count(size.duration_s, decimals=1),
-    )
+    return {
+        "resources": size.resources,
+        "byteCount": size.byte_count,
+        "durationS": size.duration_s and round(size.duration_s, 3),
+    }
 
 
 def _loads(tenants: Iterable[balance.WeighedTenant]) -> Counter[str]:
@@ -345,10 +318,6 @@ def _loads(tenants: Iterable[balance.WeighedTenant]) -> Counter[str]:
     for one in tenants:
         loads[one.shard_id] += one.weight
     return loads
-
-
-def _businesses(tenants: Iterable[balance.WeighedTenant]) -> Counter[str]:
-    return Counter(shard_id for shard_id, _ in {(one.shard_id, one.business_id) for one in tenants})
 
 
 def _members(one: balance.PlannedTransfer) -> dict[str, Any]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
-from functools import partial
 from typing import Any, Final
 
 import msgspec
-from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import Answer, ProgressLine, Table, escape_unprintable, print_note, shorten
+from simplu_worker.commands.output import Answer, ProgressLine, print_note, shorten, table_of
 from simplu_worker.commands.running import known_shard
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
@@ -26,10 +23,19 @@ from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, U
 from simplu_worker.telemetry.log import scrub_text
 
 SHARDS_AT_ONCE: Final = 4
-REPORT_INTERVAL_S: Final = 10.0  # between two lines about the locks that a shard waits for
+REPORT_INTERVAL_S: Final = 10.0  # between two lines, where there is no terminal
 TITLE_MAX_LENGTH: Final = 70
-ACTIVITY_MAX_LENGTH: Final = 160
-COLUMNS: Final = ("shard", "place", "state", "schema", "to", "migrations", "business types", "workers", "error")
+COLUMNS: Final = {
+    "shardId": "shard",
+    "place": "place",
+    "state": "state",
+    "schemaVersion": "schema",
+    "targetVersion": "to",
+    "migrations": "migrations",
+    "businessTypes": "business types",
+    "worksFrom": "workers from",
+    "error": "error",
+}
 
 
 class UpgradeStatus(StrEnum):
@@ -44,13 +50,6 @@ class UpgradeStatus(StrEnum):
     FAILED = "failed"
 
 
-STYLES: Final = {
-    UpgradeStatus.BEHIND: "yellow",
-    UpgradeStatus.CREATED: "green",
-    UpgradeStatus.UPGRADED: "green",
-    UpgradeStatus.REFUSED: "red",
-    UpgradeStatus.FAILED: "red",
-}
 BAD: Final = {UpgradeStatus.REFUSED, UpgradeStatus.FAILED}
 
 
@@ -79,12 +78,13 @@ async def upgrade_shards(settings: Settings, shard_ids: Sequence[str], *, apply:
                 reports = [await _create_schema(pools, report) for report in reports]
     is_plan = not apply and any(report.status is UpgradeStatus.BEHIND for report in reports)
     empty = [report.address.shard_id for report in reports if report.status is UpgradeStatus.EMPTY]
+    rows = [_members(report) for report in reports]
     parts = [
-        Table(COLUMNS, [_row(report) for report in reports]),
+        table_of(COLUMNS, rows),
         "nothing was changed; --apply upgrades the shards, while workers run" if is_plan else None,
         *(f"shard {one} has no schema; to create it: simplu-worker shards upgrade {one} --apply" for one in empty),
     ]
-    members = {"schemaVersion": SCHEMA_VERSION, "applied": apply, "shards": [_members(report) for report in reports]}
+    members = {"schemaVersion": SCHEMA_VERSION, "applied": apply, "shards": rows}
     return Answer(members, parts, is_failed=any(report.status in BAD for report in reports))
 
 
@@ -109,23 +109,25 @@ async def _upgrade_shards(pools: Pools, reports: Sequence[UpgradeReport], *, tim
     turns = asyncio.Semaphore(SHARDS_AT_ONCE)
     done: dict[str, UpgradeReport] = {}
 
-    async def upgrade(address: ShardAddress, progress: UpgradeProgress) -> None:
+    async def upgrade(address: ShardAddress) -> None:
         shard_id = address.shard_id
+
+        def show(activity: UpgradeActivity) -> None:
+            line.tell(f"{len(done)} of {len(behind)} shards are done; {shard_id}: {_describe_activity(activity)}")
+
         async with turns:
             try:
-                upgrader = Upgrader(
-                    pools.ensure_pool(address), report=partial(progress.show, shard_id), patience_s=timeout_s
-                )
+                upgrader = Upgrader(pools.ensure_pool(address), report=show, patience_s=timeout_s)
                 report = _report(address, await upgrader.run(), is_done=True)
             except WorkerError as exc:
                 report = _failure(address, exc)
         done[shard_id] = report
-        progress.end(report)
+        print_note(f"{shard_id}: {report.status} ({len(done)} of {len(behind)})")
 
-    with UpgradeProgress(len(behind)) as progress:
+    with ProgressLine(f"0 of {len(behind)} shards are done", every_s=REPORT_INTERVAL_S) as line:
         async with asyncio.TaskGroup() as tasks:
             for address in behind:
-                tasks.create_task(upgrade(address, progress), name=f"upgrade:{address.shard_id}")
+                tasks.create_task(upgrade(address), name=f"upgrade:{address.shard_id}")
     return [done.get(report.address.shard_id, report) for report in reports]
 
 
@@ -176,51 +178,7 @@ def _members(report: UpgradeReport) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
 
 
-def _row(report: UpgradeReport) -> tuple[object, ...]:
-    upgrade = report.upgrade
-    head = (report.address.shard_id, report.address.place, Text(report.status, STYLES.get(report.status, "")))
-    if upgrade is None:
-        return (*head, None, None, None, None, None, report.error)
-    return (
-        *head,
-        upgrade.schema.version,
-        upgrade.version if upgrade.is_needed else None,
-        ", ".join(one.name for one in upgrade.migrations),
-        ", ".join(upgrade.business_types),
-        _format_workers(upgrade),
-        report.error,
-    )
-
-
-def _format_workers(upgrade: Upgrade) -> str | None:
-    if upgrade.version is None:
-        return None
-    return f"{upgrade.version if upgrade.works_from is None else upgrade.works_from} and newer"
-
-
-class UpgradeProgress(ProgressLine):
-    """How many shards are done, and what one of them waits for or does."""
-
-    def __init__(self, shard_count: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(f"0 of {shard_count} shards are done", every_s=REPORT_INTERVAL_S, clock=clock)
-        self._shard_count = shard_count
-        self._ended_count = 0
-        self._shown_at = float("-inf")  # the first wait is told at once
-
-    def show(self, shard_id: str, activity: UpgradeActivity) -> None:
-        """Show the activity of a shard; without a terminal only what it waits for."""
-        if self._is_live or activity.waits_for:
-            text = shorten(describe_activity(activity), ACTIVITY_MAX_LENGTH)
-            self.tell(f"{self._ended_count} of {self._shard_count} shards are done; {shard_id}: {text}")
-
-    def end(self, report: UpgradeReport) -> None:
-        """Print the result of a shard."""
-        self._ended_count += 1
-        print_note(f"{report.address.shard_id}: {report.status} ({self._ended_count} of {self._shard_count})")
-
-
-def describe_activity(activity: UpgradeActivity) -> str:
-    """Return a line that describes the activity of an upgrade."""
+def _describe_activity(activity: UpgradeActivity) -> str:
     share = "" if activity.share is None else f" {activity.share:.0%}"
     waits = f", waits for {', '.join(map(str, activity.waits_for))}" if activity.waits_for else ""
-    return escape_unprintable(f"{shorten(activity.title, TITLE_MAX_LENGTH)}{share}{waits}")
+    return f"{shorten(activity.title, TITLE_MAX_LENGTH)}{share}{waits}"

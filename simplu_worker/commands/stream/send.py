@@ -12,8 +12,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from rich.text import Text
-
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.aws.clients import open_client
 from simplu_worker.aws.sending import PUT_TIMEOUT_S, Producer, PutRecord, queue_producer, stream_producer
@@ -52,15 +50,6 @@ from simplu_worker.timing.clock import uuid7
 from simplu_worker.vocabulary import Absence, Failure, PartitionKeyRule
 
 RESULT_SHOWN_LENGTH: Final = 60
-
-STYLES: Final = {
-    SendStatus.SUCCEEDED: "green",
-    SendStatus.FAILED: "red",
-    SendStatus.REJECTED: "red",
-    SendStatus.HELD: "yellow",
-    SendStatus.UNKNOWN: "yellow",
-    SendStatus.NOT_SENT: "red",
-}
 
 T = TypeVar("T")
 
@@ -218,7 +207,7 @@ def _answer(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, is_faile
             outcome.operation,
             outcome.tenant,
             outcome.resource,
-            Text(outcome.status, STYLES.get(outcome.status, "")),
+            outcome.status,
             outcome.remark,
             "" if outcome.result is None else output.shorten(bytes(outcome.result).decode(), RESULT_SHOWN_LENGTH),
         )

@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output import Answer, CountProgress, Facts, Line, Part, Table, describe_silent
@@ -77,7 +76,6 @@ def _format_value(value: object) -> object:
 
 SEARCH_S: Final = 15.0  # then a person learns how far the search came, and goes on or narrows the time
 COLUMNS: Final = ("completed", "operation", "resource", "request id", "status", "error")
-STYLES: Final = {"succeeded": "green", "failed": "red"}
 
 
 async def list_operations(settings: Settings, business_id: str, location_id: str, request: ListRequest) -> Answer:
@@ -134,6 +132,6 @@ def _cells(operation: ListedOperation) -> tuple[object, ...]:
         operation.operation,
         " ".join(filter(None, (operation.resource_type, operation.resource_id))),
         operation.request_id,
-        Text(operation.status, STYLES.get(operation.status, "")),
+        operation.status,
         operation.error,
     )

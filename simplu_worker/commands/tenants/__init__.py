@@ -333,4 +333,4 @@ def erase_resource(
     from simplu_worker.transfers.erasing import Erasure
 
     erasure = Erasure(business, location, resource_type, resource_id)
-    return common.run(erase_resource, erasure, apply=apply, as_json=common.as_json)
+    return common.run(erase_resource, erasure, apply=apply)

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.moves import clear_cache
-from simplu_worker.commands.output import StderrNarration, print_json, print_line, print_note, print_silent, print_table
+from simplu_worker.commands.output import Answer, Line, Part, StderrNarration, Table
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.dead_letters.erasing import ErasedLetters, LetterTarget, erase_letters
@@ -57,12 +57,7 @@ class ErasureReport(msgspec.Struct, frozen=True, rename="camel"):
     *warning*: the cache was not cleared.
     """
 
-    applied: bool
-    business_id: str
-    location_id: str
-    resource_type: str
     shards: list[ErasedOnShard]
-    shards_without_answer: dict[str, str]
     letters: ErasedLetters | None
     letters_error: str | None
     other_ids: list[str]
@@ -70,21 +65,17 @@ class ErasureReport(msgspec.Struct, frozen=True, rename="camel"):
     warning: str | None
 
     @property
-    def is_whole(self) -> bool:
-        """Whether all that can be reached was erased, or would be."""
-        has_letters = self.letters is not None and not self.letters.is_whole
-        return not (self.shards_without_answer or has_letters or self.letters_error or self.warning)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing of the resource was found."""
-        letters = self.letters or ErasedLetters()
-        has_letters = letters.deleted or letters.rewritten or letters.left
-        return not has_letters and not any(one.resources or one.results for one in self.shards)
+    def counts(self) -> dict[str, int]:
+        """The numbers of what was erased, or would be."""
+        return {
+            "resources": sum(one.resources for one in self.shards),
+            "results": sum(one.results for one in self.shards),
+            "letters": 0 if self.letters is None else self.letters.deleted,
+        }
 
 
-async def erase_resource(settings: Settings, erasure: Erasure, *, apply: bool, as_json: bool) -> int:
-    """Erase a resource, or print what would be. Return 1 if something could not be reached.
+async def erase_resource(settings: Settings, erasure: Erasure, *, apply: bool) -> Answer:
+    """Erase a resource, or return what would be erased. It fails if something could not be reached.
 
     Raises first `RetryableError` while the tenant is on the move, and `PermanentError` if no shard has it.
     """
@@ -101,10 +92,15 @@ async def erase_resource(settings: Settings, erasure: Erasure, *, apply: bool, a
     }
     actor = Actor(COMMAND, socket.gethostname())
     with logged_action(ACTION, actor, asked) if apply else nullcontext(Acted()) as acted:
-        report = await _erase(settings, erasure, apply=apply)
-        acted.answer = _counts(report)
-    _print(report, as_json=as_json)
-    return 0 if report.is_whole else 1
+        report, silent = await _erase(settings, erasure, apply=apply)
+        acted.answer = report.counts | {"shardsWithoutAnswer": list(silent)}
+    has_letters = report.letters is not None and not report.letters.is_whole
+    is_whole = not (silent or has_letters or report.letters_error or report.warning)
+    is_found = any(report.counts.values()) or bool(report.letters and (report.letters.among or report.letters.left))
+    names = {name: asked[name] for name in ("businessId", "locationId", "resourceType")}
+    members = {"applied": apply, **names, **msgspec.to_builtins(report), "whole": is_whole, "found": is_found}
+    parts = [*_describe(report, applied=apply), *_describe_outcome(is_found=is_found, is_whole=is_whole, applied=apply)]
+    return Answer(members, parts, silent, is_failed=not is_whole)
 
 
 def id_hash(erasure: Erasure) -> str:
@@ -112,7 +108,7 @@ def id_hash(erasure: Erasure) -> str:
     return hashlib.sha256(erasure.resource_id.encode()).hexdigest()[:HASH_SHOWN]
 
 
-async def _erase(settings: Settings, erasure: Erasure, *, apply: bool) -> ErasureReport:
+async def _erase(settings: Settings, erasure: Erasure, *, apply: bool) -> tuple[ErasureReport, dict[str, str]]:
     async with open_shards(settings) as shards:
         found = await _find(shards, erasure)
         erased: list[ErasedOnShard] = []
@@ -141,19 +137,9 @@ async def _erase(settings: Settings, erasure: Erasure, *, apply: bool) -> Erasur
         except WorkerError as exc:
             letters_error = str(exc)
     exports = {one.export for one in found.standings.values() if one.export is not None}
-    return ErasureReport(
-        applied=apply,
-        business_id=erasure.business_id,
-        location_id=erasure.location_id,
-        resource_type=erasure.resource_type,
-        shards=erased,
-        shards_without_answer=failed,
-        letters=letters,
-        letters_error=letters_error,
-        other_ids=sorted({one for standing in found.standings.values() for one in standing.other_ids}),
-        remains=list(_remains(sorted(exports), found.old_tables, settings.operation_retention_hours)),
-        warning=warning,
-    )
+    other_ids = sorted({one for standing in found.standings.values() for one in standing.other_ids})
+    remains = list(_remains(sorted(exports), found.old_tables, settings.operation_retention_hours))
+    return ErasureReport(erased, letters, letters_error, other_ids, remains, warning), failed
 
 
 def _remains(exports: Iterable[str], old_tables: Iterable[str], log_hours: float) -> Iterator[str]:
@@ -189,59 +175,43 @@ async def _find(shards: Shards, erasure: Erasure) -> Found:
     return Found(standings, silent, sorted(shard_id for shard_id, (_, has_table) in answers.items() if has_table))
 
 
-def _counts(report: ErasureReport) -> Mapping[str, Any]:
-    letters = report.letters or ErasedLetters()
-    return {
-        "resources": sum(one.resources for one in report.shards),
-        "results": sum(one.results for one in report.shards),
-        "letters": letters.deleted + letters.rewritten,
-        "shardsWithoutAnswer": list(report.shards_without_answer),
-    }
-
-
-def _print(report: ErasureReport, *, as_json: bool) -> None:
-    if as_json:
-        print_json({**msgspec.to_builtins(report), "whole": report.is_whole, "found": not report.is_empty})
-        return
+def _describe(report: ErasureReport, *, applied: bool) -> Iterator[Part]:
     rows = [(one.shard, one.state, one.resources, one.results) for one in report.shards]
-    print_table(("shard", "tenant", "resources", "results in the log"), rows)
+    yield Table(("shard", "tenant", "resources", "results in the log"), rows)
     if report.letters_error is not None:
-        print_note(f"dead letters: {report.letters_error}")
+        yield f"dead letters: {report.letters_error}"
     elif (letters := report.letters) is None:
-        print_note("dead letters: expected SQS_DEAD_LETTER_QUEUE_URL, got nothing; none was looked at")
+        yield "dead letters: expected SQS_DEAD_LETTER_QUEUE_URL, got nothing; none was looked at"
     else:
-        _print_letters(letters, applied=report.applied)
-    _print_outcome(report)
+        yield Line(f"dead letters: {letters.deleted} {'deleted' if applied else 'about it'}")
+        if letters.left:
+            yield f"{letters.left} dead letters with it could not be deleted"
+        if letters.among:
+            yield (
+                f"{len(letters.among)} dead letters have it beside records of others: replay or discard them, then run "
+                "this again; with --json their messages are named"
+            )
+        if letters.mentioning:
+            yield (
+                f"{len(letters.mentioning)} dead letters of other resources have its id and stay; "
+                "with --json their messages are named"
+            )
     for one in report.other_ids:
-        print_note(f"it was renamed: results may have it as {one} too; run the command with this id as well")
+        yield f"it was renamed: results may have it as {one} too; run the command with this id as well"
     for line in report.remains:
-        print_note(f"stays: {line}")
-    if report.warning is not None:
-        print_note(report.warning)
-    print_silent(sorted(report.shards_without_answer), report.shards_without_answer)
-    if not report.is_whole:
-        print_note("this was not all: run the command again once the cause is gone")
+        yield f"stays: {line}"
+    yield report.warning
 
 
-def _print_outcome(report: ErasureReport) -> None:
-    if report.is_empty:
-        print_line("nothing of the resource was found")
-    elif not report.applied:
-        print_note("nothing was erased; --apply erases it. Stop its producers first: what they have put on the stream")
-        print_note("and the queues and no worker has applied yet makes the resource again")
-    elif report.is_whole:
-        print_line("erased")
-
-
-def _print_letters(letters: ErasedLetters, *, applied: bool) -> None:
-    if applied:
-        print_line(f"dead letters: {letters.deleted} deleted, {letters.rewritten} stored again without it")
-    else:
-        print_line(f"dead letters: {letters.deleted} about it, {letters.rewritten} with it beside others")
-    if letters.left:
-        print_note(f"{letters.left} dead letters with it could not be deleted, or have no room without it")
-    if letters.mentioning:
-        print_note(
-            f"{len(letters.mentioning)} dead letters of other resources have its id and stay; "
-            "with --json their messages are named"
+def _describe_outcome(*, is_found: bool, is_whole: bool, applied: bool) -> Iterator[Part]:
+    if not is_found:
+        yield Line("nothing of the resource was found")
+    elif not applied:
+        yield (
+            "nothing was erased; --apply erases it. Stop its producers first: what they have put on the stream and the "
+            "queues and no worker has applied yet makes the resource again"
         )
+    elif is_whole:
+        yield Line("erased")
+    if not is_whole:
+        yield "this was not all: run the command again once the cause is gone"

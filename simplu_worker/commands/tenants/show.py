@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from datetime import datetime
 from typing import Any
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import Answer, Line, Part, Table
+from simplu_worker.commands.output import Answer, Line, Part, Table, table_of
 from simplu_worker.commands.running import parse_tenant_id
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
@@ -53,7 +52,7 @@ async def show_tenant(settings: Settings, business_id: str, location_id: str) ->
     routed = "not registered" if named is None else f"routed to shard {named.shard_id}"
     parts: list[Part] = [_table(found) if found else None, Line(f"{business_id} {location_id}: {routed}")]
     if refused is not None:
-        at = _format_cell(refused["at"])
+        at = refused["at"].isoformat(timespec="seconds")
         parts.append(Line(f"its last refused control message, {at}: {refused['reason']}: {refused['error']}"))
     notes = [] if found else [f"no shard that answered has the tenant {business_id} {location_id}"]
     notes += [
@@ -76,8 +75,4 @@ def _members(view: dict[str, Any]) -> dict[str, Any]:
 
 def _table(views: list[dict[str, Any]]) -> Table:
     columns = COLUMNS | (COUNTS if any(view["resources"] is not None for view in views) else {})
-    return Table(list(columns.values()), [[_format_cell(view[name]) for name in columns] for view in views])
-
-
-def _format_cell(value: object) -> object:
-    return value.isoformat(timespec="seconds") if isinstance(value, datetime) else value
+    return table_of(columns, views)

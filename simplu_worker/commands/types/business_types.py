@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import msgspec
-from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.moves import clear_cache
@@ -103,7 +102,7 @@ def versions_of(rows: Iterable[tuple[str, dict[str, Any]]], shard_ids: Sequence[
 
 def _row(one: TypeVersion) -> tuple[object, ...]:
     digest = (one.digest or "")[:DIGEST_SHOWN]
-    return one.name, one.written_by, digest, one.tenants, ", ".join(one.shards), ", ".join(one.missing)
+    return one.name, one.written_by, digest, one.tenants, one.shards, one.missing
 
 
 def read_folder(folder: Path) -> dict[str, TypeFile]:
@@ -163,12 +162,6 @@ class ApplyStatus(StrEnum):
     FAILED = "failed"
 
 
-STYLES: Final = {
-    ApplyStatus.DIFFERENT: "yellow",
-    ApplyStatus.APPLIED: "green",
-    ApplyStatus.REFUSED: "red",
-    ApplyStatus.FAILED: "red",
-}
 BAD: Final = frozenset({ApplyStatus.REFUSED, ApplyStatus.FAILED})
 
 
@@ -290,10 +283,10 @@ def _describe(reports: Sequence[ApplyReport], *, apply: bool) -> Iterator[Part]:
 def _apply_row(report: ApplyReport) -> tuple[Any, ...]:
     return (
         report.shard_id,
-        Text(report.state, STYLES.get(report.state, "")),
+        report.state,
         ", ".join(f"{name} {change}" for name, change in report.types.items()),
-        ", ".join(report.dropped_views),
-        str(len(report.indexes) or ""),
+        report.dropped_views,
+        len(report.indexes) or None,
         "; ".join(report.problems),
     )
 

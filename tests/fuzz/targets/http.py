@@ -45,9 +45,6 @@ class Replica:
     def readiness_problem(self) -> Unreadiness:
         return Unreadiness(UnreadyReason.STARTING)
 
-    def readiness_detail(self) -> None:
-        return None
-
     def refresh_gauges(self) -> None:
         return None
 

@@ -351,7 +351,7 @@ async def test_move_whose_command_was_killed_goes_on(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     addresses, settings = await make_stopped_move(make_shard, tmp_path)
-    noted = f"updated_at = clock_timestamp() - interval '{RUNNING_S - 1} s'"
+    noted = f"updated_at = clock_timestamp() - interval '{RUNNING_S + 1} s'"
     await ask(addresses[0], f"UPDATE moves SET detail = '{{}}', {noted}")
     capsys.readouterr()
 

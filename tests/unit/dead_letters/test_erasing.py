@@ -6,13 +6,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, deaggregate
+from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker
 from simplu_worker.dead_letters.erasing import LetterTarget, Relation, judge_letter
-from simplu_worker.dead_letters.letter import encode_dead_letter, parse_dead_letter
-from simplu_worker.operations.dead_letter import BadParts, DeadLetter
+from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Origin
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
@@ -107,45 +104,24 @@ def test_id_is_found_as_json_escapes_it() -> None:
     assert judge_letter(one, target) == Relation.ABOUT
 
 
-def packed(flags: list[bool]) -> bytes:
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (["anna@example.com"], Relation.ABOUT),
+        (["anna@example.com", "anna@example.com"], Relation.ABOUT),
+        (["b", "anna@example.com"], Relation.AMONG),
+        (["b", "c"], Relation.NONE),
+    ],
+)
+def test_aggregate_is_about_the_resource_if_all_its_records_are(ids: list[str], expected: Relation) -> None:
     packer = AggregatePacker()
-    for number, is_of_person in enumerate(flags):
-        who = PERSON if is_of_person else {"resourceType": "patient", "resourceId": "b"}
-        packer.add(f"key {number}", record(**who, number=number, requestId=f"id {number}"))
-    return packer.seal()
+    for resource_id in ids:
+        packer.add("key", record(resourceType="patient", resourceId=resource_id))
+    assert judge_letter(letter(packer.seal()), TARGET) == expected
 
 
-@pytest.mark.slow
-@given(flags=st.lists(st.booleans(), min_size=1, max_size=8), is_bad=st.booleans(), has_numbers=st.booleans())
-def test_aggregate_keeps_the_records_of_others(flags: list[bool], *, is_bad: bool, has_numbers: bool) -> None:
-    parts = None
-    numbers = tuple(10 + 2 * index for index in range(len(flags)))
-    if is_bad:
-        ids = tuple(f"id {index}" for index in range(len(flags))) if has_numbers else None
-        parts = BadParts(99, len(flags), {"invalid_message": len(flags)}, numbers if has_numbers else None, ids)
-    kept = [index for index, is_of_person in enumerate(flags) if not is_of_person]
-
-    verdict = judge_letter(letter(packed(flags), parts=parts), TARGET)
-
-    if len(kept) == len(flags):
-        assert verdict == Relation.NONE
-    elif not kept:
-        assert verdict == Relation.ABOUT
-    else:
-        assert isinstance(verdict, DeadLetter)
-        again = parse_dead_letter(encode_dead_letter(verdict, 262_144)).letter
-        assert b"anna@example.com" not in again.record
-        left = deaggregate(again.record) or []
-        assert [(one.partition_key, json.loads(one.data)["number"]) for one in left] == [
-            (f"key {index}", index) for index in kept
-        ]
-        assert again.parts is not None
-        assert (again.parts.bad_count, again.parts.part_count) == (len(kept), 99 if is_bad else len(flags))
-        if not is_bad:
-            assert again.parts.numbers == tuple(kept)
-            assert again.parts.request_ids == tuple(f"id {index}" for index in kept)
-        elif has_numbers:
-            assert again.parts.numbers == tuple(numbers[index] for index in kept)
-            assert again.parts.request_ids == tuple(f"id {index}" for index in kept)
-        else:
-            assert again.parts.numbers is None
+def test_aggregate_that_mentions_the_resource_stays() -> None:
+    packer = AggregatePacker()
+    packer.add("key", record(resourceType="patient", resourceId="b"))
+    packer.add("key", record(resourceType="visit", resourceId="v", data={"who": "anna@example.com"}))
+    assert judge_letter(letter(packer.seal()), TARGET) == Relation.MENTIONS

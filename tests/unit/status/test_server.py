@@ -62,7 +62,6 @@ class Daemon:
     def __init__(self) -> None:
         self.live: str | None = None
         self.ready: Unreadiness | None = None
-        self.awaited: str | None = None
         self.waiting = 0
         self.asked: list[tuple[Any, ...]] = []
         self.shown: Callable[[], Any] | None = None
@@ -79,9 +78,6 @@ class Daemon:
 
     def readiness_problem(self) -> Unreadiness | None:
         return self.ready
-
-    def readiness_detail(self) -> str | None:
-        return self.awaited
 
     def refresh_gauges(self) -> None:
         self.asked.append(("refresh_gauges",))
@@ -175,13 +171,12 @@ async def loose_site(daemon: Daemon) -> AsyncIterator[Site]:
 
 
 @pytest.mark.parametrize(
-    ("unready", "awaited", "headers", "expected"),
+    ("unready", "headers", "expected"),
     [
-        (None, None, {}, {"status": "ok"}),
-        (None, "1 shard held for a gap", {}, {"status": "ok", "detail": "1 shard held for a gap"}),
-        (Unreadiness(UnreadyReason.DRAINING), None, {}, {"status": "unavailable", "reason": "draining"}),
+        (None, {}, {"status": "ok"}),
+        (Unreadiness(UnreadyReason.DRAINING), {}, {"status": "unavailable", "reason": "draining"}),
         *(
-            (UNREADY, None, headers, {"status": "unavailable", "reason": "citrus_refuses_key"} | detail)
+            (UNREADY, headers, {"status": "unavailable", "reason": "citrus_refuses_key"} | detail)
             for headers, detail in (
                 ({}, {}),
                 (VIEWING, {}),
@@ -192,9 +187,9 @@ async def loose_site(daemon: Daemon) -> AsyncIterator[Site]:
     ],
 )
 async def test_readiness_tells_a_word_and_to_operators_the_error(
-    daemon: Daemon, unready: Unreadiness | None, awaited: str, headers: dict[str, str], expected: dict[str, str]
+    daemon: Daemon, unready: Unreadiness | None, headers: dict[str, str], expected: dict[str, str]
 ) -> None:
-    daemon.ready, daemon.awaited = unready, awaited
+    daemon.ready = unready
     async with serving(daemon, BOTH_TOKENS) as site:
         status, _, body = await site.ask("/readyz", **headers)
     assert (status, msgspec.json.decode(body)) == (200 if unready is None else 503, expected)
