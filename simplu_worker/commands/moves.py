@@ -7,11 +7,11 @@ import contextlib
 import shlex
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -20,14 +20,15 @@ from simplu_worker.assembly.shards import Shards
 from simplu_worker.cache.cache import open_cache
 from simplu_worker.commands.command_line import MoveTerms
 from simplu_worker.commands.output import (
-    LINE_INTERVAL_S,
+    Answer,
+    Part,
     ProgressLine,
-    print_json,
+    Table,
     print_json_line,
     print_line,
     print_note,
     print_table,
-    show_count,
+    table_of,
 )
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
@@ -43,34 +44,27 @@ from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions,
 from simplu_worker.vocabulary import MoveOutcome, MovePhase, MoveStep
 
 
-class MoveProgress:
-    """The progress of *total* moves: a line about all of them, or with JSON lines about each."""
+class MoveProgress(ProgressLine):
+    """The progress of *total* moves, and of the one that went on last."""
 
-    def __init__(self, total: int, *, as_json: bool, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, total: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._total = total
-        self._as_json = as_json
-        self._clock = clock
         self._running: dict[str, MoveStatus] = {}
         self._ended: list[MoveStatus] = []
-        self._shown_at: dict[str, float] = {}  # by tenant, with JSON
-        self._line = ProgressLine(self.describe(), clock=clock)
-
-    def __enter__(self) -> Self:
-        if not self._as_json:
-            self._line.__enter__()
-        return self
+        super().__init__(self.describe(), clock=clock)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._as_json:
-            self._line.text = f"{self.describe()}; the same command goes on with the moves"
-            self._line.__exit__(kind, error, trace)
+        self.text = f"{self.describe()}; the same command goes on with the moves"
+        super().__exit__(kind, error, trace)
 
-    def watch(self, tenant_id: str) -> Callable[[MoveStatus], None]:
-        """Return what a mover calls as it goes on."""
-        self._shown_at[tenant_id] = self._clock()
-        return partial(self._show, tenant_id)
+    def show(self, tenant_id: str, status: MoveStatus) -> None:
+        """Show how far a move is."""
+        self._running[tenant_id] = status
+        if status.phase not in PAUSE:
+            total = f" of {status.row_total:,}" if status.row_total else ""
+            self.tell(f"{self.describe()}; {tenant_id}: {status.phase}, {status.row_count:,}{total} rows")
 
     def finish(self, tenant_id: str) -> None:
         """Note that a move has ended, well or not."""
@@ -81,17 +75,6 @@ class MoveProgress:
         every = [*self._ended, *self._running.values()]
         rows, mib = sum(one.row_count for one in every), sum(one.byte_count for one in every) / 2**20
         return f"{len(self._ended)} of {self._total} ended, {rows:,} rows, {mib:.1f} MiB"
-
-    def _show(self, tenant_id: str, status: MoveStatus) -> None:
-        self._running[tenant_id] = status
-        if status.phase in PAUSE:
-            return
-        if not self._as_json:
-            total = f" of {status.row_total:,}" if status.row_total else ""
-            self._line.tell(f"{self.describe()}; {tenant_id}: {status.phase}, {status.row_count:,}{total} rows")
-        elif self._clock() - self._shown_at[tenant_id] >= LINE_INTERVAL_S:
-            self._shown_at[tenant_id] = self._clock()
-            print_json_line({"tenant": tenant_id} | msgspec.to_builtins(status))
 
 
 class FoundMove(msgspec.Struct, frozen=True):
@@ -227,7 +210,7 @@ class MoveRunner:
         results = []
         limited = await fetch_capacities(self._shards.locator, {one.shard_id for one in requests})
         self._turns = {shard_id: asyncio.Lock() for shard_id, answer in limited.items() if answer is not None}
-        with MoveProgress(len(requests), as_json=self._as_json) as progress:
+        with MoveProgress(len(requests)) as progress:
             tasks = [
                 asyncio.create_task(self._run_one(one, progress), name=f"move:{one.tenant_id}") for one in requests
             ]
@@ -249,7 +232,7 @@ class MoveRunner:
         tenant_id, certificate = request.tenant_id, None
         async with self._turns.get(request.shard_id, contextlib.nullcontext()), self._slots:
             try:
-                ended = await self._move(request, progress.watch(tenant_id))
+                ended = await self._move(request, partial(progress.show, tenant_id))
                 if isinstance(ended, FinishedMove):
                     warning = await self._publish(request)
                     outcome = MoveOutcome.MOVED if ended.is_equal else MoveOutcome.DIFFERS
@@ -357,10 +340,18 @@ def _change(source: object, target: object) -> object:
 
 
 PARALLEL: Final = 8  # tenants that are measured at once: each takes a read of all its rows
-COLUMNS: Final = (
-    *("tenant", "from", "to", "resources", "MiB", "operations", "disk, about MiB", "about s", "pause, about ms"),
-    "of it standbys",
-)
+COLUMNS: Final = {
+    "tenant": "tenant",
+    "sourceShard": "from",
+    "targetShard": "to",
+    "resources": "resources",
+    "byteCount": "bytes",
+    "operations": "operations",
+    "diskBytes": "disk, about bytes",
+    "durationS": "about s",
+    "pauseS": "pause, about s",
+    "standbyS": "of it standbys",
+}
 
 
 class MovePlans(msgspec.Struct, frozen=True):
@@ -455,36 +446,24 @@ async def plan_moves(
     return MovePlans([one for one in plans if one is not None], finished, refused, too_long)
 
 
-def print_plans(planned: MovePlans, *, as_json: bool) -> int:
-    """Print a plan. Return 1 if a move is refused."""
-    if as_json:
-        print_json(planned.members)
-        return 1 if planned.problems else 0
-    if planned.plans:
-        print_table(COLUMNS, map(plan_row, planned.plans))
+def plan_answer(planned: MovePlans) -> Answer:
+    """Return a plan for people and as JSON; it fails if a move is refused."""
+    return Answer(planned.members, _describe_plans(planned), is_failed=bool(planned.problems))
+
+
+def _describe_plans(planned: MovePlans) -> Iterator[Part]:
+    yield plan_table(planned)
     for one in planned.finished:
-        print_note(one.describe())
+        yield one.describe()
     for plan in planned.plans:
         if plan.goes_on:
-            print_note(f"{plan.tenant}: a command has begun this move, and not ended it: it goes on")
+            yield f"{plan.tenant}: a command has begun this move, and not ended it: it goes on"
     for tenant_id, problem in planned.problems.items():
-        print_note(with_tenant(tenant_id, problem))
+        yield with_tenant(tenant_id, problem)
     if planned.plans:
-        print_note("nothing was moved; with --apply the tenants are")
-    return 1 if planned.problems else 0
+        yield "nothing was moved; with --apply the tenants are"
 
 
-def plan_row(plan: MovePlan) -> tuple[object, ...]:
-    """Return the cells of COLUMNS."""
-    return (
-        plan.tenant,
-        plan.source_shard,
-        plan.target_shard,
-        show_count(plan.resources),
-        show_count(plan.byte_count, decimals=1, unit=2**20),
-        show_count(plan.operations),
-        show_count(plan.disk_bytes, decimals=1, unit=2**20),
-        show_count(plan.duration_s, decimals=1),
-        f"{plan.pause_s * 1000:.0f}",
-        f"{plan.standby_s * 1000:.0f}",
-    )
+def plan_table(planned: MovePlans) -> Table | None:
+    """Return what the moves would take; None without moves."""
+    return table_of(COLUMNS, msgspec.to_builtins(planned.plans)) if planned.plans else None

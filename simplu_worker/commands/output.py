@@ -27,7 +27,6 @@ STYLES: Final = (
     | dict.fromkeys(("failed", "lost", "refused", "rejected", "left", "not sent"), "bold red")
     | {"off": "dim"}
 )
-NOT_COUNTED: Final = "not counted"  # as that takes long
 NOT_A_TERMINAL_WIDTH: Final = 1000
 
 
@@ -118,6 +117,10 @@ def _cell_of(column: str, cell: object) -> Text:
     match cell:
         case datetime():
             return Text(cell.isoformat(timespec="seconds"))
+        case float():
+            return Text(f"{cell:.6g}")
+        case dict():
+            return Text(escape_unprintable(", ".join(f"{count} {name}" for name, count in cell.items())))
         case list() | tuple():
             return Text(escape_unprintable(", ".join(map(str, cell))))
         case _:
@@ -133,7 +136,7 @@ def print_members(members: Mapping[str, object]) -> None:
     """Print *members* on stdout, one a line."""
     table = Grid.grid(padding=(0, 2))
     for name, value in members.items():
-        table.add_row(Text(name, "bold"), Text(escape_unprintable(value)))
+        table.add_row(Text(name, "bold"), _cell_of(name, value))
     _print(stdout_console(), table)
 
 
@@ -181,11 +184,6 @@ def escape_unprintable(value: object) -> str:
 def shorten(text: str, length: int) -> str:
     """Return *text* with at most *length* characters."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
-def show_count(count: float | None, *, decimals: int = 0, unit: int = 1) -> str:
-    """Return *count* in *unit* as text."""
-    return NOT_COUNTED if count is None else f"{count / unit:.{decimals}f}"
 
 
 def _print(console: Console, shown: RenderableType, *, soft_wrap: bool = False) -> None:

@@ -176,7 +176,7 @@ def verify_tenant(
 
     if apply and not repair:
         raise UsageError("tenants verify: expected --apply with --repair, got --apply alone")
-    return common.run(verify_tenant, (business, location), repair=repair, apply=apply, as_json=common.as_json)
+    return common.run(verify_tenant, (business, location), repair=repair, apply=apply)
 
 
 @tenants.command(name="rollback")
@@ -218,7 +218,7 @@ def clean_up_tenants(
     """
     from simplu_worker.commands.tenants.moves import clean_up_tenants
 
-    return common.run(clean_up_tenants, older_than, differing=differing, apply=apply, as_json=common.as_json)
+    return common.run(clean_up_tenants, older_than, differing=differing, apply=apply)
 
 
 @tenants.command(name="restore")
@@ -251,7 +251,7 @@ def restore_tenant(
         raise UsageError("tenants restore: expected one of --catch-up and --as-of-backup")
     mode = RestoreMode.CATCH_UP if catch_up else RestoreMode.AS_OF_BACKUP
     command = RestoreCommand(business, location, mode, export, apply=apply)
-    return common.run(restore_tenant, command, as_json=common.as_json)
+    return common.run(restore_tenant, command)
 
 
 @tenants.command(name="audit")
@@ -304,7 +304,7 @@ def import_tenants(
     if discard:
         if queries is not None or follow or leave_refused:
             raise UsageError("tenants import: expected --discard alone or with --apply and --source, or none")
-        return common.run(discard_imports, source, apply=apply, as_json=common.as_json)
+        return common.run(discard_imports, source, apply=apply)
 
     if queries is None:
         raise UsageError("tenants import: expected a file of queries, got none; docs/importing.md has an example")
@@ -314,7 +314,7 @@ def import_tenants(
         raise UsageError("tenants import: expected --follow with --apply, got --follow alone")
     options = ImportOptions(business_type, parallel, max_rows_per_second, leave_refused)
     command = ImportCommand(queries, options, apply=apply, follow=follow)
-    return common.run(import_tenants, command, as_json=common.as_json)
+    return common.run(import_tenants, command)
 
 
 @tenants.command

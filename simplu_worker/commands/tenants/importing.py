@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -14,15 +14,7 @@ import msgspec
 
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import (
-    ProgressLine,
-    print_json,
-    print_line,
-    print_note,
-    print_silent,
-    print_table,
-    shorten,
-)
+from simplu_worker.commands.output import Answer, Line, Part, ProgressLine, Table, first_rows, print_note, shorten
 from simplu_worker.commands.running import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError
@@ -41,8 +33,7 @@ from simplu_worker.transfers.importing.source import ImportSource
 
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 BUSINESS_INFO_ATTEMPTS: Final = 3
-REFUSED_SHOWN_MAX: Final = 1000  # rows in JSON
-TABLE_MAX: Final = 50  # lines of each table, for people
+REFUSED_SHOWN_MAX: Final = 1000  # rows
 CELL_MAX: Final = 100
 SOURCE: Final = "IMPORT_SOURCE_URL"
 COLUMNS: Final = ("tenant", "type", "shard", "rows", "bytes", "refused", "state", "detail")
@@ -69,39 +60,34 @@ class _RefusedRows:
             self.first.append(row)
 
 
-async def import_tenants(settings: Settings, command: ImportCommand, *, as_json: bool) -> int:
-    """Print the plan of an import, or carry it out. Return 1 if a row or a tenant cannot be taken."""
+async def import_tenants(settings: Settings, command: ImportCommand) -> Answer:
+    """Return the plan of an import, or carry it out; it fails if a row or a tenant cannot be taken."""
     require_settings(settings, routes=True)
     address = source_address(settings)
     refused = _RefusedRows()
     result = await _run(settings, address, command, refused)
-    if as_json:
-        print_json(result_members(result, refused.first, refused.count))
-    else:
-        _print(result, refused, command)
-    return 1 if refused.count or any(report.state in TROUBLES for report in result.reports) else 0
+    members = result_members(result, refused.first, refused.count)
+    is_failed = bool(refused.count) or any(report.state in TROUBLES for report in result.reports)
+    return Answer(members, _describe(result, refused, command), is_failed=is_failed)
 
 
-async def discard_imports(settings: Settings, source: str | None, *, apply: bool, as_json: bool) -> int:
-    """Print the tenants of a source that are not active yet; with *apply* delete them. Return 1 if one is left then."""
+async def discard_imports(settings: Settings, source: str | None, *, apply: bool) -> Answer:
+    """Return the tenants of a source that are not active yet; with *apply* delete them. It fails if one is left."""
     require_settings(settings, routes=True)
     address = source_address(settings)
     async with _opened_importer(settings, address, (), ImportOptions(), CopyCallbacks()) as importer:
         result = await importer.discard(apply=apply, identity=source)
-    if as_json:
-        members = {"source": result.source, "applied": apply, "tenants": result.reports}
-        print_json(members | {"shardsWithoutAnswer": result.silent})
-    else:
-        if result.reports:
-            columns = ("tenant", "type", "shard", "rows deleted", "state", "detail")
-            print_table(columns, [(*_row(one, is_plan=False)[:4], one.state, one.detail) for one in result.reports])
-        counts = Counter(report.state.value for report in result.reports)
-        counted = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "nothing to discard"
-        print_line(f"{result.source}: {counted}")
-        if result.reports and not apply:
-            print_note("nothing was deleted; with --apply these tenants are, with their rows")
-        print_silent(result.silent)
-    return 1 if result.silent or any(report.state in TROUBLES for report in result.reports) else 0
+    rows = [(one.name, one.business_type, one.shard_id, one.rows, one.state, one.detail) for one in result.reports]
+    counts = Counter(report.state.value for report in result.reports)
+    counted = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "nothing to discard"
+    parts = [
+        Table(("tenant", "type", "shard", "rows deleted", "state", "detail"), rows) if rows else None,
+        Line(f"{result.source}: {counted}"),
+        "nothing was deleted; with --apply these tenants are, with their rows" if rows and not apply else None,
+    ]
+    is_failed = any(report.state in TROUBLES for report in result.reports)
+    members = {"source": result.source, "applied": apply, "tenants": result.reports}
+    return Answer(members, parts, result.silent, is_failed)
 
 
 async def _run(
@@ -211,31 +197,24 @@ def result_members(result: ImportResult, refused: Sequence[RefusedRow], refused_
     }
 
 
-def _print(result: ImportResult, refused: _RefusedRows, command: ImportCommand) -> None:
-    shown = sorted(result.reports, key=lambda report: report.state not in TROUBLES)[:TABLE_MAX]
-    if shown:
-        print_table(COLUMNS, [_row(report, is_plan=not command.apply) for report in shown])
-    if len(result.reports) > len(shown):
-        print_note(f"and {len(result.reports) - len(shown)} more tenants; --json prints all")
-    if refused.first:
-        rows = [
-            (" ".join(row.tenant), row.resource_type, shorten(row.resource_id or "", CELL_MAX), row.reason)
-            for row in refused.first[:TABLE_MAX]
-        ]
-        print_table(("tenant", "resource type", "resource id", "cannot be taken, because"), rows)
-    if refused.count > TABLE_MAX:
-        print_note(f"and {refused.count - TABLE_MAX} more rows; --json prints the first {REFUSED_SHOWN_MAX}")
+def _describe(result: ImportResult, refused: _RefusedRows, command: ImportCommand) -> Iterator[Part]:
+    shown = sorted(result.reports, key=lambda report: report.state not in TROUBLES)
+    yield from first_rows(COLUMNS, [_row(report, is_plan=not command.apply) for report in shown])
+    rows = [
+        (" ".join(row.tenant), row.resource_type, shorten(row.resource_id or "", CELL_MAX), row.reason)
+        for row in refused.first
+    ]
+    columns = ("tenant", "resource type", "resource id", "cannot be taken, because")
+    yield from first_rows(columns, rows, count=refused.count)
     counts = Counter(report.state.value for report in result.reports)
     counted = "".join(f", {count} {state}" for state, count in sorted(counts.items()))
-    print_line(
+    yield Line(
         f"{result.source.place} at {result.source.taken_at}: {len(result.reports)} tenants{counted};"
         f" {sum(report.rows for report in result.reports)} rows, {refused.count} refused"
     )
     if not command.apply:
-        print_note("nothing was changed; --apply imports the tenants")
-        print_note(
-            "first stop the writers of the source, or --follow it: rows changed after the snapshot are not taken"
-        )
+        yield "nothing was changed; --apply imports the tenants"
+        yield "first stop the writers of the source, or --follow it: rows changed after the snapshot are not taken"
 
 
 def _row(report: TenantReport, *, is_plan: bool) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ import contextlib
 import csv
 import shlex
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -17,18 +17,17 @@ import msgspec
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.command_line import DEFAULT_BOUNDS, MoveBounds, MoveTerms, parse_duration
 from simplu_worker.commands.moves import (
-    COLUMNS,
     SUM_COLUMNS,
     MovePlans,
     MoveRequest,
     MoveRunner,
+    plan_answer,
     plan_moves,
-    plan_row,
-    print_plans,
+    plan_table,
     sum_rows,
     with_tenant,
 )
-from simplu_worker.commands.output import print_json, print_line, print_note, print_silent, print_table
+from simplu_worker.commands.output import Answer, Line, Part, Table, print_note, table_of
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, UsageError, WorkerError
@@ -87,17 +86,17 @@ def _parse_row(row: Sequence[str], number: int) -> MoveRequest:
 
 async def move_tenants(
     settings: Settings, requests: Sequence[MoveRequest], terms: MoveTerms, *, apply: bool, as_json: bool
-) -> int:
-    """Print what moves of tenants would take; with *apply* move them, and print a certificate of each.
+) -> Answer | int:
+    """Return what moves of tenants would take; with *apply* move them, and print a certificate of each.
 
-    Return 1 if one is refused, or was not moved, or its rows differ.
+    It fails if one is refused, or was not moved, or its rows differ.
     """
     require_settings(settings, routes=True)
     for one in requests:
         parse_tenant_id(one.business_id, one.location_id)
     async with open_shards(settings) as shards:
         if not apply:
-            return print_plans(await plan_moves(shards, requests, max_pause_s=terms.max_pause), as_json=as_json)
+            return plan_answer(await plan_moves(shards, requests, max_pause_s=terms.max_pause))
         runner = MoveRunner(settings, shards, terms, as_json=as_json)
         return await runner.run(requests)
 
@@ -121,10 +120,10 @@ async def rollback_tenant(
     apply: bool,
     as_json: bool,
     stay: bool = False,
-) -> int:
+) -> Answer | int:
     """Plan to delete the copy of a move that has not ended, or to move the tenant back; with *apply* do so.
 
-    With *stay* copies are only deleted. Return 1 if it fails or is refused.
+    With *stay* copies are only deleted.
     """
     require_settings(settings, routes=True)
     tenant_id = parse_tenant_id(*tenant)
@@ -141,12 +140,12 @@ async def rollback_tenant(
         if not way.undone and stay:
             raise PermanentError(f"{tenant_id}: expected a move that has not ended, got none: its home is shard {home}")
         if not apply:
-            return await _plan(shards, tenant, home, way, bounds, as_json=as_json)
+            return await _plan(shards, tenant, home, way, bounds)
         if way.undone:
             count = sum([await undo_move(shards.pools, tenant_id, home, copy) for copy in way.undone])
             if way.back_to is None:
-                _print_undone(tenant_id, count, state, as_json=as_json)
-                return 0
+                members = {"tenant": tenant_id, "outcome": MoveOutcome.UNDONE, "rowsDeleted": count}
+                return Answer(members, [Line(f"{tenant_id}: {state}; {count} rows of the copy deleted")])
         terms = MoveTerms(bounds.max_rows_per_second, bounds.max_pause)
         runner = MoveRunner(settings, shards, terms, as_json=as_json)
         status = await runner.run([MoveRequest(*tenant, home)]) if way.ends_last_move else 0
@@ -177,36 +176,29 @@ def _note_return(tenant: tuple[str, str], home: str, way: WayBack) -> None:
         )
 
 
-async def _plan(
-    shards: Shards, tenant: tuple[str, str], home: str, way: WayBack, bounds: MoveBounds, *, as_json: bool
-) -> int:
+async def _plan(shards: Shards, tenant: tuple[str, str], home: str, way: WayBack, bounds: MoveBounds) -> Answer:
     tenant_id = parse_tenant_id(*tenant)
     count = sum([await count_copied(shards.pools, tenant_id, copy) for copy in way.undone])
     plan = RollbackPlan(tenant_id, home, way.undone, count, way.ends_last_move, way.back_to)
     moves = MovePlans()
     if way.back_to is not None and not way.undone:  # beside another copy a move is refused, and that goes first
         moves = await plan_moves(shards, [MoveRequest(*tenant, way.back_to)], max_pause_s=bounds.max_pause)
-    if as_json:
-        print_json({"rollback": plan} | moves.members)
-    else:
-        _print_plan(plan, moves)
-    return 1 if moves.problems else 0
+    return Answer({"rollback": plan} | moves.members, _describe_plan(plan, moves), is_failed=bool(moves.problems))
 
 
-def _print_plan(plan: RollbackPlan, moves: MovePlans) -> None:
+def _describe_plan(plan: RollbackPlan, moves: MovePlans) -> Iterator[Part]:
     for copy in plan.deletes_copies_on:
-        print_line(f"{plan.tenant}: the copy on shard {copy} is deleted; the tenant is on shard {plan.shard}")
+        yield Line(f"{plan.tenant}: the copy on shard {copy} is deleted; the tenant is on shard {plan.shard}")
     if plan.deletes_copies_on:
-        print_line(f"{plan.tenant}: {plan.rows_deleted} rows of the copy")
+        yield Line(f"{plan.tenant}: {plan.rows_deleted} rows of the copy")
     if plan.ends_last_move:
-        print_line(f"{plan.tenant}: the last move, to shard {plan.shard}, is ended: its rows are compared")
+        yield Line(f"{plan.tenant}: the last move, to shard {plan.shard}, is ended: its rows are compared")
     if plan.back_to is not None:
-        print_line(f"{plan.tenant}: moves back from shard {plan.shard} to shard {plan.back_to}")
-    if moves.plans:
-        print_table(COLUMNS, map(plan_row, moves.plans))
+        yield Line(f"{plan.tenant}: moves back from shard {plan.shard} to shard {plan.back_to}")
+    yield plan_table(moves)
     for tenant_id, problem in moves.problems.items():
-        print_note(with_tenant(tenant_id, problem))
-    print_note("nothing was changed; with --apply this is done")
+        yield with_tenant(tenant_id, problem)
+    yield "nothing was changed; with --apply this is done"
 
 
 async def _find_way_back(shards: Shards, tenant_id: str, home: str, copies: Sequence[str], *, stay: bool) -> WayBack:
@@ -236,20 +228,13 @@ async def _find_way_back(shards: Shards, tenant_id: str, home: str, copies: Sequ
     return way
 
 
-def _print_undone(tenant_id: str, count: int, state: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"tenant": tenant_id, "outcome": MoveOutcome.UNDONE, "rowsDeleted": count})
-    else:
-        print_line(f"{tenant_id}: {state}; {count} rows of the copy deleted")
-
-
 SHOWN_MAX: Final = 20  # resources that differ
 
 
 async def verify_tenant(
-    settings: Settings, tenant: tuple[str, str], *, repair: bool = False, apply: bool = False, as_json: bool
-) -> int:
-    """Compare a tenant with the shard that it left; print what differs. Return 1 if something does.
+    settings: Settings, tenant: tuple[str, str], *, repair: bool = False, apply: bool = False
+) -> Answer:
+    """Compare a tenant with the shard that it left; it fails if something differs.
 
     With *repair* and *apply* write that as it was, and compare again.
     """
@@ -274,35 +259,33 @@ async def verify_tenant(
         if repair and comparison.differing:
             done = await repair_resources(source, target, tenant_id, arrival, comparison.differing, apply=apply)
             comparison = await compared() if apply else comparison
-    _print_comparison(tenant_id, comparison, done, apply=apply, as_json=as_json)
-    return 0 if comparison.is_equal else 1
+    members = {
+        "tenant": tenant_id,
+        "verdict": "equal" if comparison.is_equal else "differs",
+        "repaired" if apply else "repairable": done.count,
+        "refused": sorted(done.refused),
+        "comparison": comparison,
+    }
+    parts = _describe_comparison(tenant_id, comparison, done, apply=apply)
+    return Answer(members, parts, is_failed=not comparison.is_equal)
 
 
-def _print_comparison(tenant_id: str, comparison: Comparison, done: Repair, *, apply: bool, as_json: bool) -> None:
+def _describe_comparison(tenant_id: str, comparison: Comparison, done: Repair, *, apply: bool) -> Iterator[Part]:
     verdict = "equal" if comparison.is_equal else "differs"
-    if as_json:
-        counted = "repaired" if apply else "repairable"
-        members: dict[str, Any] = {"tenant": tenant_id, "verdict": verdict, counted: done.count}
-        print_json({**members, "refused": sorted(done.refused), "comparison": comparison})
-        return
-    print_table(SUM_COLUMNS, sum_rows(comparison))
+    yield Table(SUM_COLUMNS, sum_rows(comparison))
     changed = f"; {comparison.excluded} that may have changed since the move are not compared"
-    print_line(f"{tenant_id}: {comparison.row_count} resources compared{changed}: {verdict}")
+    yield Line(f"{tenant_id}: {comparison.row_count} resources compared{changed}: {verdict}")
     if done.count and apply:
-        print_note(f"{done.count} resources were written as they were on the former shard")
+        yield f"{done.count} resources were written as they were on the former shard"
     elif done.count:
-        print_note(
-            f"nothing was changed; with --apply {done.count} resources are written as they were on the former shard"
-        )
+        yield f"nothing was changed; with --apply {done.count} resources are written as they were on the former shard"
     if done.refused:
-        print_note(
-            f"{len(done.refused)} resources stay: somebody has written them since the move, and not by operations"
-        )
+        yield f"{len(done.refused)} resources stay: somebody has written them since the move, and not by operations"
     if not comparison.is_equal:
-        print_note(f"differing: {describe_difference(comparison)}")
+        yield f"differing: {describe_difference(comparison)}"
         for resource_type, resource_id in comparison.differing[:SHOWN_MAX]:
-            print_note(f"  {resource_type} {resource_id}")
-        print_note(
+            yield f"  {resource_type} {resource_id}"
+        yield (
             "with --repair --apply those not written since the move are written as they were; "
             "tenants rollback moves the tenant back"
         )
@@ -329,12 +312,10 @@ DIFFERS: Final = (
 COUNTED_AT_ONCE: Final = 8  # tenants: each takes a read of the indexes of all its rows
 
 
-async def clean_up_tenants(
-    settings: Settings, older_than: str, *, differing: bool = False, apply: bool, as_json: bool
-) -> int:
+async def clean_up_tenants(settings: Settings, older_than: str, *, differing: bool = False, apply: bool) -> Answer:
     """Delete the rows that tenants have left on their former shards, or without *apply* count them.
 
-    Return 1 if some stay.
+    It fails if some stay.
     """
     require_settings(settings, routes=True)
     age = parse_duration("--older-than", older_than)
@@ -363,18 +344,15 @@ async def clean_up_tenants(
             return {"tenant": one.tenant_id, "left": shard_id, "home": home_id} | found
 
         found = await asyncio.gather(*(look(one, shard_id) for shard_id in sorted(left) for one in left[shard_id]))
-    if as_json:
-        print_json({"applied": apply, "tenants": found, "shardsWithoutAnswer": silent})
-    else:
-        print_table(("tenant", "left", "home", "rows deleted" if apply else "rows"), (_row(one) for one in found))
-        for one in found:
-            if "error" in one:
-                print_note(f"{one['tenant']}: its rows stay on shard {one['left']}: {one['error']}")
-        if found and not apply:
-            count = sum(one.get("rows") or 0 for one in found)
-            print_note(f"nothing was deleted; with --apply these {count} rows are")
-        print_silent(silent, causes)
-    return 1 if silent or any("error" in one for one in found) else 0
+    count = sum(one.get("rows") or 0 for one in found)
+    parts = [
+        table_of({"tenant": "tenant", "left": "left", "home": "home", "rows": "rows"}, found),
+        *(f"{one['tenant']}: its rows stay on shard {one['left']}: {one['error']}" for one in found if "error" in one),
+        *(f"{one['tenant']}: its home is another one now" for one in found if one.get("rows", 0) is None),
+        f"nothing was deleted; with --apply these {count} rows are" if found and not apply else None,
+    ]
+    is_failed = any("error" in one for one in found)
+    return Answer({"applied": apply, "tenants": found}, parts, {one: causes.get(one, "") for one in silent}, is_failed)
 
 
 async def _find_home(shards: Shards, tenant_id: str) -> str:
@@ -396,8 +374,3 @@ async def _clean_up_one(
     if not apply:
         return {"rows": await count_left(shards.pools, *way, home_id=home_id)}
     return {"rows": await clean_up(shards.pools, shards.commits, *way, home_id=home_id)}
-
-
-def _row(one: dict[str, Any]) -> tuple[object, ...]:
-    rows = one.get("rows", "none" if "error" in one else "")
-    return one["tenant"], one["left"], one["home"], "its home is another one now" if rows is None else rows

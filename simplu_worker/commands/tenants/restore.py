@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from simplu_worker.assembly.aws import open_lease_table, open_stream
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.moves import clear_cache
-from simplu_worker.commands.output import (
-    NOT_COUNTED,
-    ProgressLine,
-    print_json,
-    print_line,
-    print_members,
-    print_note,
-    show_count,
-)
+from simplu_worker.commands.output import Answer, Facts, Line, Part, ProgressLine, print_note
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.commands.tenants.rules import (
     BackupFacts,
@@ -91,8 +84,8 @@ class RestorePlan(msgspec.Struct, frozen=True, rename="camel"):
     repeats: str | None
 
 
-async def restore_tenant(settings: Settings, command: RestoreCommand, *, as_json: bool) -> int:
-    """Print what a restore would do; with `apply`, do it and print a certificate. Raises `PermanentError`."""
+async def restore_tenant(settings: Settings, command: RestoreCommand) -> Answer:
+    """Return what a restore would do; with `apply`, do it and return a certificate. Raises `PermanentError`."""
     require_settings(settings, routes=True, stream=command.mode is RestoreMode.CATCH_UP)
     tenant_id = parse_tenant_id(command.business, command.location)
     async with AsyncExitStack() as stack:
@@ -103,12 +96,9 @@ async def restore_tenant(settings: Settings, command: RestoreCommand, *, as_json
         try:
             plan = await _plan(settings, command, tenant_id, live, backup)
             if not command.apply:
-                _print_plan(plan, as_json=as_json)
-                return 0
+                return Answer({"plan": plan}, _describe_plan(plan))
             if plan.repeats is not None:
                 raise PermanentError(f"{tenant_id}: {plan.repeats}")
-            if not as_json:
-                _print_plan(plan, as_json=False)
             kept = timedelta(hours=settings.operation_retention_hours)
             restore = Restore(tenant_id, plan.shard, command.mode, Path(plan.export), kept)
             with RestoreProgress("restoring") as progress:
@@ -118,8 +108,8 @@ async def restore_tenant(settings: Settings, command: RestoreCommand, *, as_json
             text = backup.address.without_name(str(exc))
             raise (RetryableError if isinstance(exc, RetryableError) else PermanentError)(text) from None
         warning = await clear_cache(settings)
-    _print_certificate(certificate, warning, as_json=as_json)
-    return 0
+    members = {"certificate": certificate, "warning": warning}
+    return Answer(members, [*_describe_plan(plan), _describe_certificate(certificate), warning])
 
 
 async def _run(settings: Settings, restorer: Restorer) -> RestoreCertificate:
@@ -256,49 +246,40 @@ class RestoreProgress(ProgressLine):
         self.tell(f"{status.step}: {status.row_count:,} rows")
 
 
-def _print_plan(plan: RestorePlan, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"plan": plan})
-        return
-    since, last = NOT_COUNTED, plan.last_operation_in_backup
-    if plan.since_backup is not None:
-        since = ", ".join(f"{count} from {source}" for source, count in plan.since_backup.items()) or "none"
-    facts: dict[str, object] = {
-        "tenant": plan.tenant,
-        "shard": plan.shard,
-        "mode": plan.mode,
-        "backup": plan.backup,
-        "last operation in it": None if last is None else last.isoformat(timespec="seconds"),
-        "resources in it": show_count(plan.resources_in_backup),
-        "resources now": show_count(plan.resources_now),
-        "operations since": since,
-    }
-    if plan.read_again_seconds is not None:
-        facts["read again"] = f"{plan.read_again_seconds:.0f} s, for all tenants of the shard, which wait for it"
-    print_members(facts | {"overwritten rows": plan.export})
+FACTS: Final = {
+    "tenant": "tenant",
+    "shard": "shard",
+    "mode": "mode",
+    "backup": "backup",
+    "last_operation_in_backup": "last operation in it",
+    "resources_in_backup": "resources in it",
+    "resources_now": "resources now",
+    "since_backup": "operations since",
+    "read_again_seconds": "read again, seconds",
+    "export": "overwritten rows",
+}
+
+
+def _describe_plan(plan: RestorePlan) -> Iterator[Part]:
+    yield Facts({title: getattr(plan, name) for name, title in FACTS.items()})
     for erased in plan.erased_since_backup:
-        print_note(
+        yield (
             f"{erased} was erased since the backup and may come back; "
             "after the restore run: simplu-worker tenants erase-resource"
         )
     if plan.goes_on:
-        print_note("an earlier command has begun to overwrite the tenant's rows; the restore goes on")
+        yield "an earlier command has begun to overwrite the tenant's rows; the restore goes on"
     if plan.repeats is not None:
-        print_note(f"--apply is refused: {plan.repeats}")
+        yield f"--apply is refused: {plan.repeats}"
 
 
-def _print_certificate(certificate: RestoreCertificate, warning: str | None, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"certificate": certificate, "warning": warning})
-        return
-    print_line(
+def _describe_certificate(certificate: RestoreCertificate) -> Line:
+    return Line(
         f"{certificate.tenant}: restored on shard {certificate.shard}, {certificate.mode}, epoch {certificate.epoch}, "
         f"{certificate.rows_restored} rows; {certificate.resources_before} resources and "
         f"{certificate.operations_before} operations overwritten are in {certificate.export}; "
         f"paused for {certificate.paused_s:.1f} s"
     )
-    if warning is not None:
-        print_note(warning)
 
 
 class BackupContent(msgspec.Struct, frozen=True):

@@ -225,7 +225,9 @@ async def test_redelivery_does_not_bring_an_erased_resource_back(
 
 
 async def move(settings: Settings, shard_id: str) -> int:
-    return await move_tenants(settings, [MoveRequest(*TENANT, shard_id)], MoveTerms(), apply=True, as_json=True)
+    return await show(
+        move_tenants(settings, [MoveRequest(*TENANT, shard_id)], MoveTerms(), apply=True, as_json=True), as_json=True
+    )
 
 
 @pytest.mark.slow(2)
@@ -240,8 +242,8 @@ async def test_former_home_loses_it_too_before_a_rollback(
     done = await terminal.erase(settings)
     assert (done.status, done.counts) == (0, {"a": (1, 4), "b": (1, 4)})
     assert [await planted(one) for one in addresses] == [{}, {}]
-    assert await verify_tenant(settings, TENANT, as_json=True) == 0
-    assert await rollback_tenant(settings, TENANT, apply=True, as_json=True) == 0
+    assert await show(verify_tenant(settings, TENANT), as_json=True) == 0
+    assert await show(rollback_tenant(settings, TENANT, apply=True, as_json=True), as_json=True) == 0
     assert [await planted(one) for one in addresses] == [{}, {}]
 
 
@@ -270,7 +272,7 @@ async def test_rollback_repeats_the_deletion_on_a_home_that_was_down(
     )
     settings = await erase_beside_a_former_home_that_is_down(addresses, tmp_path, terminal, results=0)
 
-    assert await rollback_tenant(settings, TENANT, apply=True, as_json=True) == 0
+    assert await show(rollback_tenant(settings, TENANT, apply=True, as_json=True), as_json=True) == 0
     assert [await planted(one) for one in addresses] == [{}, {}]
 
 
@@ -282,8 +284,8 @@ async def test_rollback_to_a_former_home_with_other_results_is_refused(
     await plant(addresses[0])
     settings = await erase_beside_a_former_home_that_is_down(addresses, tmp_path, terminal, results=4)
 
-    assert await rollback_tenant(settings, TENANT, apply=True, as_json=True) == 1
-    assert await rollback_tenant(settings, TENANT, apply=True, as_json=True, stay=True) == 0
+    assert await show(rollback_tenant(settings, TENANT, apply=True, as_json=True), as_json=True) == 1
+    assert await show(rollback_tenant(settings, TENANT, apply=True, as_json=True, stay=True), as_json=True) == 0
     assert [await planted(one) for one in addresses] == [{}, {}]
     assert (await terminal.erase(settings)).counts == {"b": (0, 0)}
 
@@ -294,8 +296,7 @@ async def test_move_that_has_begun_ends_first(make_shard: ShardMaker, tmp_path: 
     await plant(addresses[0])
     settings = settings_of(tmp_path, *addresses)
     before = await planted(addresses[0])
-    running = move_tenants(settings, [MoveRequest(*TENANT, "b")], MoveTerms(), apply=True, as_json=True)
-    await stop_in_copy(running, *addresses)
+    await stop_in_copy(move(settings, "b"), *addresses)
 
     for shard_state in ("a mover runs on shard a", "its row is incoming on shard b"):
         for apply in (False, True):

@@ -20,6 +20,7 @@ from support.redis.server import RedisServer
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.commands.command_line import DEFAULT_BOUNDS, MoveBounds, MoveTerms
 from simplu_worker.commands.moves import MoveRequest
+from simplu_worker.commands.output import show
 from simplu_worker.commands.tenants.moves import (
     clean_up_tenants,
     move_tenants,
@@ -54,20 +55,18 @@ async def shards(make_shard: ShardMaker) -> list[ShardAddress]:
 
 
 def answer_of(capsys: pytest.CaptureFixture[str]) -> Any:
-    out = capsys.readouterr().out
-    lines = [line for line in out.splitlines() if not (line.startswith('{"tenant":') and '"phase":' in line)]
-    return json.loads("\n".join(lines))
+    return json.loads(capsys.readouterr().out)
 
 
 async def move(settings: Settings, shard_id: str, *, apply: bool = True) -> int:
     request = MoveRequest(*TENANT, shard_id)
-    return await move_tenants(settings, [request], MoveTerms(), apply=apply, as_json=True)
+    return await show(move_tenants(settings, [request], MoveTerms(), apply=apply, as_json=True), as_json=True)
 
 
 async def roll_back(
     settings: Settings, bounds: MoveBounds = DEFAULT_BOUNDS, *, apply: bool = True, stay: bool = False
 ) -> int:
-    return await rollback_tenant(settings, TENANT, bounds, apply=apply, stay=stay, as_json=True)
+    return await show(rollback_tenant(settings, TENANT, bounds, apply=apply, stay=stay, as_json=True), as_json=True)
 
 
 async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
@@ -88,15 +87,15 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
         {"step": "done", "verdict": "equal"}
     ]
 
-    assert await verify_tenant(settings, TENANT, as_json=True) == 0
+    assert await show(verify_tenant(settings, TENANT), as_json=True) == 0
     assert answer_of(capsys)["verdict"] == "equal"
     await ask(shards[1], "DELETE FROM resources WHERE \"resourceId\" = '7'")
-    assert await verify_tenant(settings, TENANT, as_json=False) == 1
+    assert await show(verify_tenant(settings, TENANT), as_json=False) == 1
     assert "patient 7" in capsys.readouterr().err
-    assert await verify_tenant(settings, TENANT, repair=True, as_json=True) == 1
+    assert await show(verify_tenant(settings, TENANT, repair=True), as_json=True) == 1
     planned = answer_of(capsys)
     assert (planned["repairable"], planned["verdict"]) == (1, "differs")
-    assert await verify_tenant(settings, TENANT, repair=True, apply=True, as_json=True) == 0
+    assert await show(verify_tenant(settings, TENANT, repair=True, apply=True), as_json=True) == 0
     assert answer_of(capsys)["repaired"] == 1
 
     assert await roll_back(settings, apply=False) == 0
@@ -108,12 +107,12 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
     assert (back["certificate"]["targetShard"], back["certificate"]["epoch"]) == ("a", 3)
     expected = {("a", None), ("b", 21)}  # with the mark of the repair
     for apply in (False, True):
-        assert await clean_up_tenants(settings, "0s", apply=apply, as_json=True) == 0
+        assert await show(clean_up_tenants(settings, "0s", apply=apply), as_json=True) == 0
         assert {(one["left"], one["rows"]) for one in answer_of(capsys)["tenants"]} == expected
     assert await ask(shards[1], "SELECT FROM resources") == []
     assert len(await ask(shards[0], "SELECT FROM resources")) == 20
     with pytest.raises(PermanentError, match="a cleanup or a move back has begun"):
-        await verify_tenant(settings, TENANT, as_json=True)
+        await show(verify_tenant(settings, TENANT), as_json=True)
     assert await roll_back(settings) == 0
     there = answer_of(capsys)
     assert (there["outcome"], there["certificate"]["targetShard"]) == ("moved", "b")
@@ -132,17 +131,22 @@ async def test_rows_of_a_move_that_ended_with_others_stay_to_repair(
 ) -> None:
     settings = settings_of(tmp_path, *shards)
     await differing(shards, settings)
-    assert await move_tenants(settings, [MoveRequest(*TENANT, "b")], MoveTerms(), apply=True, as_json=False) == 1
+    assert (
+        await show(
+            move_tenants(settings, [MoveRequest(*TENANT, "b")], MoveTerms(), apply=True, as_json=False), as_json=False
+        )
+        == 1
+    )
     assert "tenants verify --repair --apply, then this move again" in capsys.readouterr().err
     for apply in (False, True):
-        assert await clean_up_tenants(settings, "0s", apply=apply, as_json=True) == 1
+        assert await show(clean_up_tenants(settings, "0s", apply=apply), as_json=True) == 1
         (kept,) = answer_of(capsys)["tenants"]
         assert "with --differing" in kept["error"]
     assert len(await ask(shards[0], "SELECT FROM resources")) == 20
 
-    assert await verify_tenant(settings, TENANT, repair=True, apply=True, as_json=False) == 0
+    assert await show(verify_tenant(settings, TENANT, repair=True, apply=True), as_json=False) == 0
     assert await move(settings, "b") == 0
-    assert await clean_up_tenants(settings, "0s", apply=True, as_json=False) == 0
+    assert await show(clean_up_tenants(settings, "0s", apply=True), as_json=False) == 0
     assert await ask(shards[0], "SELECT FROM resources") == []
     assert len(await ask(shards[1], "SELECT FROM resources")) == 20
 
@@ -158,7 +162,7 @@ async def test_cleanup_finds_the_home_when_a_shard_has_left_the_map(
     settings = settings_of(tmp_path, addresses[0], addresses[2], tenants={TENANT_ID: "c"})
     capsys.readouterr()
     for apply in (False, True):
-        assert await clean_up_tenants(settings, "0s", apply=apply, as_json=True) == 0
+        assert await show(clean_up_tenants(settings, "0s", apply=apply), as_json=True) == 0
         (left,) = answer_of(capsys)["tenants"]
         assert (left["left"], left["home"], left["rows"]) == ("a", "c", 20)
     assert await ask(addresses[0], "SELECT FROM resources") == []
@@ -237,7 +241,7 @@ async def test_move_that_cannot_be_is_refused_with_the_reason(
     if tenant != TENANT:
         requests.append(MoveRequest(*TENANT, "b"))
 
-    assert await move_tenants(settings, requests, MoveTerms(), apply=True, as_json=True) == 1
+    assert await show(move_tenants(settings, requests, MoveTerms(), apply=True, as_json=True), as_json=True) == 1
     results = {one["tenant"]: one for one in map(json.loads, capsys.readouterr().out.splitlines())}
     assert error in results["-".join(tenant)]["error"]
     assert [one["outcome"] for name, one in results.items() if name != "-".join(tenant)] == ["moved"] * (

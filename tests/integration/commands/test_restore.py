@@ -15,6 +15,7 @@ from support.postgres.snapshots import copy_rows
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from support.settings import settings_of
 
+from simplu_worker.commands.output import show
 from simplu_worker.commands.tenants.restore import RestoreCommand, restore_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, WorkerError
@@ -72,13 +73,13 @@ async def test_plan_is_printed_and_then_carried_out(
 ) -> None:
     settings = backed(tmp_path, *shards)
 
-    assert await restore_tenant(settings, command(apply=False), as_json=True) == 0
+    assert await show(restore_tenant(settings, command(apply=False)), as_json=True) == 0
     plan = json.loads(capsys.readouterr().out)["plan"]
     assert (plan["tenant"], plan["shard"], plan["mode"], plan["goesOn"]) == (TENANT_ID, "a", "as-of-backup", False)
     assert (plan["resourcesInBackup"], plan["resourcesNow"], plan["sinceBackup"]) == (2, 1, {"kinesis": 1})
     assert await ask(shards[0], "SELECT FROM restores") == []
 
-    assert await restore_tenant(settings, command(), as_json=False) == 0
+    assert await show(restore_tenant(settings, command()), as_json=False) == 0
     out = capsys.readouterr().out
     (export,) = exports(tmp_path)
     assert export.name.startswith("restore-clinic-main-")
@@ -86,7 +87,7 @@ async def test_plan_is_printed_and_then_carried_out(
     assert str(export) in out
     assert len(await ask(shards[0], "SELECT FROM resources")) == 2
 
-    assert await restore_tenant(settings, command(export=tmp_path / "mine.jsonl"), as_json=True) == 0
+    assert await show(restore_tenant(settings, command(export=tmp_path / "mine.jsonl")), as_json=True) == 0
     certificate = json.loads(capsys.readouterr().out)["certificate"]
     assert (certificate["epoch"], certificate["export"]) == (3, str(tmp_path / "mine.jsonl"))
 
@@ -103,9 +104,9 @@ async def test_restore_that_was_killed_goes_on_with_its_own_file(
     )
     settings = backed(tmp_path, *shards)
 
-    assert await restore_tenant(settings, command(apply=False), as_json=False) == 0
+    assert await show(restore_tenant(settings, command(apply=False)), as_json=False) == 0
     assert "an earlier command has begun to overwrite" in capsys.readouterr().err
-    assert await restore_tenant(settings, command(), as_json=True) == 0
+    assert await show(restore_tenant(settings, command()), as_json=True) == 0
     certificate = json.loads(capsys.readouterr().out)["certificate"]
     assert (certificate["export"], certificate["resourcesBefore"]) == ("/first", 7)
     assert exports(tmp_path) == []
@@ -123,7 +124,7 @@ async def test_restore_that_was_not_confirmed_is_not_repeated(
     with monkeypatch.context() as patched:
         patched.setattr(ReplicationWaiter, "wait_for_transaction", fail)
         with pytest.raises(asyncio.CancelledError):
-            await restore_tenant(settings, command(), as_json=False)
+            await show(restore_tenant(settings, command()), as_json=False)
     printed = capsys.readouterr().err
     assert "the tenant was released and goes on" in printed
     assert "the cache was not cleared" in printed
@@ -132,12 +133,12 @@ async def test_restore_that_was_not_confirmed_is_not_repeated(
     (export,) = exports(tmp_path)
     for same in (command(), command(export=export)):
         with pytest.raises(PermanentError, match=r"restored with --as-of-backup 0 h ago, .* another file than .*jsonl"):
-            await restore_tenant(settings, same, as_json=False)
-    assert await restore_tenant(settings, command(apply=False), as_json=False) == 0
+            await show(restore_tenant(settings, same), as_json=False)
+    assert await show(restore_tenant(settings, command(apply=False)), as_json=False) == 0
     assert "--apply is refused: expected a tenant that was not restored within 24 h" in capsys.readouterr().err
     assert await ask(shards[0], "SELECT *, ctid FROM tenants") == before
 
-    assert await restore_tenant(settings, command(export=tmp_path / "again.jsonl"), as_json=False) == 0
+    assert await show(restore_tenant(settings, command(export=tmp_path / "again.jsonl")), as_json=False) == 0
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ async def test_restore_that_cannot_be_is_refused_before_any_write(
     before = await ask(shards[0], "SELECT *, ctid FROM tenants")
 
     with pytest.raises(WorkerError, match=error):
-        await restore_tenant(backed(tmp_path, *shards), command(), as_json=True)
+        await show(restore_tenant(backed(tmp_path, *shards), command()), as_json=True)
 
     assert await ask(shards[0], "SELECT *, ctid FROM tenants") == before
     assert exports(tmp_path) == []

@@ -24,6 +24,7 @@ from support.settings import settings_in
 
 from simplu_worker.commands.command_line import MoveTerms
 from simplu_worker.commands.moves import MoveRequest
+from simplu_worker.commands.output import show
 from simplu_worker.commands.tenants.moves import move_tenants
 from simplu_worker.config.settings import Settings
 
@@ -56,7 +57,9 @@ def settings_of(path: Path) -> Settings:
 
 
 async def move(settings: Settings, shard_id: str) -> int:
-    return await move_tenants(settings, [MoveRequest(*TENANT, shard_id)], MoveTerms(), apply=True, as_json=True)
+    return await show(
+        move_tenants(settings, [MoveRequest(*TENANT, shard_id)], MoveTerms(), apply=True, as_json=True), as_json=True
+    )
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 
 import pytest
 
@@ -56,7 +55,7 @@ def test_interrupted_moves_tell_how_far_they_are(capsys: pytest.CaptureFixture[s
         (asyncio.CancelledError(), "interrupted: 0 of 2 ended, 0 rows, 0.0 MiB; the same command"),
         (ValueError(), ""),
     ):
-        with contextlib.suppress(type(error)), MoveProgress(2, as_json=False):
+        with contextlib.suppress(type(error)), MoveProgress(2):
             raise error
         assert capsys.readouterr().err[: len(text) or None] == text
     with contextlib.suppress(asyncio.CancelledError), CountProgress("letters", 9) as count:
@@ -65,39 +64,16 @@ def test_interrupted_moves_tell_how_far_they_are(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "interrupted: letters: 4 of 9\n"
 
 
-def test_lines_of_json_come_for_each_tenant_never_in_the_pause(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    clock = Clock()
-    with MoveProgress(2, as_json=True, clock=clock) as progress:
-        one, two = progress.watch("one"), progress.watch("two")
-        one(copied(100, 1000))
-        clock.now += 2
-        one(copied(500, 1000))
-        two(copied(10, phase=MovePhase.CATCH_UP))
-        one(copied(600, 1000))
-        clock.now += 2
-        one(copied(1000, phase=MovePhase.LAST_DELTA))
-        two(copied(20, phase=MovePhase.REHEARSE))
-    output = capsys.readouterr()
-    assert output.err == ""
-    assert [json.loads(line) for line in output.out.splitlines()] == [
-        {"tenant": "one", "phase": "copy", "rowCount": 500, "byteCount": 512_000, "rowTotal": 1000},
-        {"tenant": "two", "phase": "catch up", "rowCount": 10, "byteCount": 10_240, "rowTotal": 0},
-        {"tenant": "two", "phase": "rehearse", "rowCount": 20, "byteCount": 20_480, "rowTotal": 0},
-    ]
-
-
 def test_lines_for_people_have_all_and_the_one_that_went_on(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    with MoveProgress(2, as_json=False, clock=clock) as progress:
-        one, two = progress.watch("one"), progress.watch("two")
+    with MoveProgress(2, clock=clock) as progress:
         clock.now += 2
-        one(copied(1024, 3072))
-        two(copied(1024, 3072))
+        progress.show("one", copied(1024, 3072))
+        progress.show("two", copied(1024, 3072))
         progress.finish("one")
         clock.now += 2
-        two(copied(2048, phase=MovePhase.VERIFY))
+        progress.show("two", copied(2048, phase=MovePhase.LAST_DELTA))
+        progress.show("two", copied(2048, phase=MovePhase.VERIFY))
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.splitlines() == [
