@@ -19,18 +19,7 @@ import structlog
 
 from simplu_worker import instruments
 from simplu_worker.bulkheads import note_trouble, translate
-from simplu_worker.cache.invalidations import (
-    ENTRY_PREFIX,
-    EPOCH_KEY,
-    PREFIX,
-    VERSION_PREFIX,
-    WAITING_MAX_BYTES,
-    EpochMoveReason,
-    InvalidationBatch,
-    InvalidationQueue,
-    ResourceKey,
-    versions_of,
-)
+from simplu_worker.cache import invalidations
 from simplu_worker.errors import ConfigurationError, InternalError, RetryableError
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.timing.waits import backoff_s, repeat_every
@@ -58,13 +47,13 @@ class Cache:
         self,
         url: str,
         *,
-        waiting_max_bytes: int = WAITING_MAX_BYTES,
+        waiting_max_bytes: int = invalidations.WAITING_MAX_BYTES,
         call_timeout_s: float = CALL_TIMEOUT_S,
         ping_interval_s: float = PING_INTERVAL_S,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._redis = create_redis_commands(url, on_connect=self._on_connect, call_timeout_s=call_timeout_s)
-        self._invalidations = InvalidationQueue(max_bytes=waiting_max_bytes)
+        self._invalidations = invalidations.InvalidationQueue(max_bytes=waiting_max_bytes)
         self._ping_interval_s = ping_interval_s
         self._draw = draw
         self._work_added = asyncio.Event()
@@ -89,20 +78,20 @@ class Cache:
         """Whether the last call to Redis succeeded; True before the first call."""
         return self._unreachable_since is None
 
-    def invalidate(self, keys: Iterable[ResourceKey]) -> None:
+    def invalidate(self, keys: Iterable[invalidations.ResourceKey]) -> None:
         """Queue the invalidation of changed resources, after the commit. Never waits, never raises."""
         try:
             self._report_dropped(self._invalidations.add(keys))
         except Exception as exc:  # noqa: BLE001  # the operations are committed: all entries become stale instead
             note_trouble(TargetKind.CACHE, self._redis.place, "queue", exc)
-            self._invalidations.require_epoch_move(EpochMoveReason.INTERNAL_ERROR)
+            self._invalidations.require_epoch_move(invalidations.EpochMoveReason.INTERNAL_ERROR)
         if self._invalidations:
             self._work_added.set()
             self._drained.clear()
 
     def note_replica_ended(self) -> None:
         """Require a move of the epoch: another replica ended."""
-        self._invalidations.require_epoch_move(EpochMoveReason.TAKEN_OVER)
+        self._invalidations.require_epoch_move(invalidations.EpochMoveReason.TAKEN_OVER)
         self._work_added.set()
         self._drained.clear()
 
@@ -118,7 +107,7 @@ class Cache:
                     await self._run_once()
             except RetryableError as exc:
                 if isinstance(exc, InternalError):
-                    self._invalidations.require_epoch_move(EpochMoveReason.INTERNAL_ERROR)
+                    self._invalidations.require_epoch_move(invalidations.EpochMoveReason.INTERNAL_ERROR)
                 self._record_failure(exc)
                 pause_s = backoff_s(self._failure_count, draw=self._draw(), base_s=BACKOFF_BASE_S, max_s=BACKOFF_MAX_S)
                 await asyncio.sleep(pause_s)
@@ -161,7 +150,7 @@ class Cache:
             reply = await self._redis.send_invalidations(
                 move_epoch=batch.epoch_move is not None,
                 entries=[key.entry for key in batch.keys],
-                versions=versions_of(batch.keys),
+                versions=invalidations.versions_of(batch.keys),
             )
             is_sent = True
         finally:  # after a cancellation too: `flush` may be called later
@@ -172,7 +161,7 @@ class Cache:
             instruments.CACHE_WAITING.set(len(self._invalidations))
         self._record_reply(batch, reply)
 
-    def _record_reply(self, batch: InvalidationBatch, reply: InvalidationReply) -> None:
+    def _record_reply(self, batch: invalidations.InvalidationBatch, reply: InvalidationReply) -> None:
         if batch.epoch_move is not None:
             self._epoch, self._epoch_moved_at, self._epoch_reason = reply.epoch, utc_now(), batch.epoch_move
             log.info("cache.epoch_moved", redis=self._redis.place, epoch=reply.epoch, reason=batch.epoch_move)
@@ -183,11 +172,11 @@ class Cache:
         self._count(CacheOutcome.FAILED, failed)
         self._count(CacheOutcome.DONE, len(batch.keys) - failed)
         if refused:
-            self._invalidations.require_epoch_move(EpochMoveReason.REFUSED)
+            self._invalidations.require_epoch_move(invalidations.EpochMoveReason.REFUSED)
             log.warning("cache.refused", redis=self._redis.place, key_count=len(refused), error=reply.error)
 
     async def _sweep(self, cursor: int) -> None:
-        after, keys = await self._redis.scan(cursor, ENTRY_PREFIX)
+        after, keys = await self._redis.scan(cursor, invalidations.ENTRY_PREFIX)
         self._swept_count += await self._redis.delete(keys)
         if self._sweep_cursor == cursor:
             self._sweep_cursor = after or None
@@ -217,7 +206,9 @@ class Cache:
 
     def _on_connect(self) -> None:
         self._invalidations.require_epoch_move(
-            EpochMoveReason.RECONNECTED if self._connection_count else EpochMoveReason.STARTED
+            invalidations.EpochMoveReason.RECONNECTED
+            if self._connection_count
+            else invalidations.EpochMoveReason.STARTED
         )
         self._connection_count += 1
         self._work_added.set()
@@ -335,23 +326,23 @@ class CacheAdmin:
             if keys is None:
                 return counts, False
             for key in keys:
-                if key.startswith(ENTRY_PREFIX):
+                if key.startswith(invalidations.ENTRY_PREFIX):
                     counts["resources"] += 1
-                elif key.startswith(VERSION_PREFIX):
+                elif key.startswith(invalidations.VERSION_PREFIX):
                     counts["versions"] += 1
-                elif key != EPOCH_KEY:
+                elif key != invalidations.EPOCH_KEY:
                     counts["others"] += 1
         return counts, True
 
     async def _scan_keys(self, within_s: float) -> AsyncIterator[list[str] | None]:
         end = time.monotonic() + within_s
-        cursor, keys = await self._redis.scan(0, PREFIX)
+        cursor, keys = await self._redis.scan(0, invalidations.PREFIX)
         yield keys
         while cursor:
             if time.monotonic() >= end:
                 yield None
                 return
-            cursor, keys = await self._redis.scan(cursor, PREFIX)
+            cursor, keys = await self._redis.scan(cursor, invalidations.PREFIX)
             yield keys
 
 
@@ -370,7 +361,7 @@ def hit_ratio(hits: object, misses: object) -> float | None:
 
 
 def _is_counter(key: str) -> bool:
-    return key == EPOCH_KEY or key.startswith(VERSION_PREFIX)
+    return key == invalidations.EPOCH_KEY or key.startswith(invalidations.VERSION_PREFIX)
 
 
 def create_redis_commands(

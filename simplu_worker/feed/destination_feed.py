@@ -15,21 +15,9 @@ import structlog
 from simplu_worker import instruments
 from simplu_worker.bulkheads import FailureCount, note_trouble
 from simplu_worker.errors import RetryableError
+from simplu_worker.feed import types
 from simplu_worker.feed.events import ReadRow, lets_through, reset_event
 from simplu_worker.feed.rows import CursorRow, NotPublisherError
-from simplu_worker.feed.types import (
-    Delivered,
-    Delivery,
-    DestinationTerms,
-    Disabled,
-    FeedEvent,
-    FeedFilter,
-    HeldTenant,
-    Place,
-    Publication,
-    Refused,
-    RetryLater,
-)
 from simplu_worker.feed.types import Destination as OpenDestination
 from simplu_worker.feed.window import Budget, Finished, RefusedForGood, Window, WindowEvent
 from simplu_worker.timing.clock import loop_time
@@ -40,13 +28,13 @@ PAUSE_BASE_S, PAUSE_MAX_S = 0.2, 30.0  # of a destination that takes nothing
 TRIES_NOTED: Final = 10  # of an event; the first ten take about a minute, each further ten five
 
 OUTCOMES: Final = {
-    Delivered: FeedDelivery.DELIVERED,
-    RetryLater: FeedDelivery.RETRIED,
-    Refused: FeedDelivery.REFUSED,
-    Disabled: FeedDelivery.REFUSED,
+    types.Delivered: FeedDelivery.DELIVERED,
+    types.RetryLater: FeedDelivery.RETRIED,
+    types.Refused: FeedDelivery.REFUSED,
+    types.Disabled: FeedDelivery.REFUSED,
 }
 
-KeepRefusal = Callable[[str, FeedEvent, str], Awaitable[None]]
+KeepRefusal = Callable[[str, types.FeedEvent, str], Awaitable[None]]
 
 log = structlog.get_logger(__name__)
 
@@ -54,10 +42,10 @@ log = structlog.get_logger(__name__)
 class CatchUp(msgspec.Struct):
     """A held tenant whose source has passed its departure: its events, up to where the others are."""
 
-    held: HeldTenant
+    held: types.HeldTenant
     window: Window
     is_read: bool = False
-    held_again: HeldTenant | None = None  # it came here again meanwhile, and waits for that source
+    held_again: types.HeldTenant | None = None  # it came here again meanwhile, and waits for that source
 
 
 class DestinationFeed:
@@ -65,8 +53,8 @@ class DestinationFeed:
 
     def __init__(
         self,
-        publication: Publication,
-        terms: DestinationTerms,
+        publication: types.Publication,
+        terms: types.DestinationTerms,
         destination: OpenDestination,
         row: CursorRow,
         *,
@@ -78,8 +66,8 @@ class DestinationFeed:
         self.publication = publication
         self._documents = documents
         self.window = Window(row.place, self._documents)
-        self.held: dict[int, HeldTenant] = {one.tenant_no: one for one in row.held}
-        self.released: list[HeldTenant] = []
+        self.held: dict[int, types.HeldTenant] = {one.tenant_no: one for one in row.held}
+        self.released: list[types.HeldTenant] = []
         self.catch_up: CatchUp | None = None
         self.stopped, self.error = row.stopped, row.error
         self._refused_event, self._passed_event = row.refused_event, row.passed_event
@@ -94,7 +82,7 @@ class DestinationFeed:
         self._changed = changed
         self._draw = draw
         self._wake = asyncio.Event()
-        self._has_no_filter = terms.filter == FeedFilter()
+        self._has_no_filter = terms.filter == types.FeedFilter()
         self._failure_count = 0
         self._paused_until = 0.0
 
@@ -136,10 +124,10 @@ class DestinationFeed:
         if self._is_reset_due:
             self.add_events([reset_event(self.publication, self.window.cursor, at)])
 
-    def add_events(self, events: Sequence[FeedEvent]) -> None:
+    def add_events(self, events: Sequence[types.FeedEvent]) -> None:
         """Add events that are no rows of the log, before the next row."""
         batch_id, position = self.window.head
-        place = Place(batch_id, position + 1)
+        place = types.Place(batch_id, position + 1)
         self.window.add([self._window_event(one, place) for one in events], self.window.head)
         self._wake.set()
 
@@ -182,12 +170,12 @@ class DestinationFeed:
         self._end_catch_up()
         self._wake.set()
 
-    def add_gap_of_catch_up(self, gap: FeedEvent, through: Place) -> None:
+    def add_gap_of_catch_up(self, gap: types.FeedEvent, through: types.Place) -> None:
         """Tell what the log has lost of the released tenant, and go on behind it."""
         if self.catch_up is None:
             return
         window = self.catch_up.window
-        place = Place(window.head.batch_id, window.head.position + 1)
+        place = types.Place(window.head.batch_id, window.head.position + 1)
         window.add([self._window_event(gap, place)] if lets_through(self.terms.filter, gap) else [], through)
         self._wake.set()
 
@@ -201,7 +189,7 @@ class DestinationFeed:
         self.catch_up = None
         self._changed.set()
 
-    def _wants(self, arrival: HeldTenant) -> bool:
+    def _wants(self, arrival: types.HeldTenant) -> bool:
         tenants = self.terms.filter.tenants
         return tenants is None or arrival.tenant_id in tenants
 
@@ -212,7 +200,7 @@ class DestinationFeed:
             if self._has_no_filter or lets_through(self.terms.filter, event)
         ]
 
-    def _window_event(self, event: FeedEvent, place: Place) -> WindowEvent:
+    def _window_event(self, event: types.FeedEvent, place: types.Place) -> WindowEvent:
         """One that is passed, or at which the feed stopped, gets one more try."""
         is_passed = event.id == self._passed_event
         is_last_try = is_passed or event.id == self._refused_event
@@ -259,9 +247,11 @@ class DestinationFeed:
         counts = Counter(OUTCOMES[type(one)] for one in deliveries)
         for outcome, count in counts.items():
             instruments.FEED_DELIVERIES.labels(self.terms.name, outcome).inc(count)
-        errors = [one.error for one in deliveries if not isinstance(one, Delivered)]
+        errors = [one.error for one in deliveries if not isinstance(one, types.Delivered)]
         self._note_availability(errors[-1] if errors else None, now, is_down=counts[FeedDelivery.RETRIED] == len(due))
-        if asked_s := [one.after_s for one in deliveries if isinstance(one, RetryLater) and one.after_s is not None]:
+        if asked_s := [
+            one.after_s for one in deliveries if isinstance(one, types.RetryLater) and one.after_s is not None
+        ]:
             self._paused_until = max(self._paused_until, now + max(asked_s))
         await self._note_finished(
             window,
@@ -278,8 +268,8 @@ class DestinationFeed:
             self.is_awaited = False
             self._changed.set()
 
-    def _note_tries(self, first: WindowEvent, delivery: Delivery) -> None:
-        if isinstance(delivery, RetryLater) and first.retry_count % TRIES_NOTED == 0:
+    def _note_tries(self, first: WindowEvent, delivery: types.Delivery) -> None:
+        if isinstance(delivery, types.RetryLater) and first.retry_count % TRIES_NOTED == 0:
             log.warning(
                 "feed.event_retried",
                 shard_id=self._shard_id,
@@ -296,7 +286,7 @@ class DestinationFeed:
                     self._note_passed(finished.event)
                 case RefusedForGood():
                     refused.append(finished)
-                case Disabled():
+                case types.Disabled():
                     self._stop(FeedStop.DISABLED, finished.error)
         for one_refused in refused:
             await self._refuse(window, one_refused, keep_refusal)
@@ -334,7 +324,7 @@ class DestinationFeed:
             error=refused.error,
         )
 
-    def _note_passed(self, event: FeedEvent) -> None:
+    def _note_passed(self, event: types.FeedEvent) -> None:
         if event.id == self._refused_event:
             self._refused_event = None
         if event.id == self._passed_event:
@@ -347,6 +337,6 @@ class DestinationFeed:
             log.error("feed.stopped", shard_id=self._shard_id, destination=self.terms.name, reason=why, error=error)
 
 
-def _with_data(event: FeedEvent, data: dict[str, bytes]) -> FeedEvent:
+def _with_data(event: types.FeedEvent, data: dict[str, bytes]) -> types.FeedEvent:
     document = data.get(event.id)
     return event if document is None else msgspec.structs.replace(event, data=document)

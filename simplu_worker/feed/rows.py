@@ -11,25 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.feed.events import (
-    DOCUMENT_MAX_BYTES,
-    LEASE_S,
-    READ_MAX_BYTES,
-    LogBatch,
-    LogRow,
-    Resource,
-    incarnation_id,
-    run_of_server,
-)
-from simplu_worker.feed.types import (
-    DestinationTerms,
-    FeedEvent,
-    FeedTenant,
-    HeldTenant,
-    Place,
-    ShardView,
-    decode_held,
-)
+from simplu_worker.feed import events, types
 from simplu_worker.shards.apply.commit_safety import server_of
 from simplu_worker.shards.apply.durability import ReplicationFacts, Server, facts_of
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -38,7 +20,7 @@ from simplu_worker.shards.schema.schema_check import has_schema
 
 NEW_S: Final = 300.0  # a shard whose log began later is new; it takes a minute until the feed knows it
 
-_views: Final = msgspec.json.Decoder(tuple[ShardView, ...])
+_views: Final = msgspec.json.Decoder(tuple[types.ShardView, ...])
 
 
 class NotPublisherError(Exception):
@@ -62,9 +44,9 @@ class CursorRow(msgspec.Struct, frozen=True):
     """The row of one destination, which has had the `reset` of *incarnation*."""
 
     destination: str
-    place: Place
+    place: types.Place
     incarnation: str = ""
-    held: tuple[HeldTenant, ...] = ()
+    held: tuple[types.HeldTenant, ...] = ()
     stopped: str | None = None
     error: str | None = None
     refused_event: str | None = None  # at which it stopped; tried once more where it goes on
@@ -88,7 +70,7 @@ class OtherPublisher(msgspec.Struct, frozen=True):
     """For how many seconds another replica publishes the shard (0 or less: none), and its destinations."""
 
     free_in_s: float
-    destinations: tuple[ShardView, ...] = ()
+    destinations: tuple[types.ShardView, ...] = ()
 
 
 async def find_publisher(pool: ShardPool) -> OtherPublisher | None:
@@ -101,7 +83,7 @@ async def find_publisher(pool: ShardPool) -> OtherPublisher | None:
         return OtherPublisher(0.0)
     views = _views.decode(row["destinations"] or "[]")
     shard_id, free_in_s = pool.address.shard_id, row["expires_in_s"]
-    if free_in_s > 2 * LEASE_S:  # as `claim_feed` has it
+    if free_in_s > 2 * events.LEASE_S:  # as `claim_feed` has it
         free_in_s = 0.0
     return OtherPublisher(free_in_s, tuple(msgspec.structs.replace(one, shard_id=shard_id) for one in views))
 
@@ -109,13 +91,13 @@ async def find_publisher(pool: ShardPool) -> OtherPublisher | None:
 async def claim(pool: ShardPool, *, token: str, publisher: str) -> bool:
     """Take the row of the publisher; return whether it was free."""
     async with pool.transaction() as connection:
-        return (await connection.fetchrow(QUERIES["claim_feed"], token, publisher, LEASE_S)) is not None
+        return (await connection.fetchrow(QUERIES["claim_feed"], token, publisher, events.LEASE_S)) is not None
 
 
 async def renew(pool: ShardPool, token: str) -> FeedState:
     """Keep the row for LEASE_S from now on. Raises `NotPublisherError`."""
     async with pool.connection() as connection:
-        return _state(await connection.fetchrow(QUERIES["renew_feed"], token, LEASE_S))
+        return _state(await connection.fetchrow(QUERIES["renew_feed"], token, events.LEASE_S))
 
 
 async def release(pool: ShardPool, token: str) -> None:
@@ -125,7 +107,7 @@ async def release(pool: ShardPool, token: str) -> None:
 
 
 async def load(
-    pool: ShardPool, token: str, terms: Sequence[DestinationTerms], *, last_incarnation: str, noise: str
+    pool: ShardPool, token: str, terms: Sequence[types.DestinationTerms], *, last_incarnation: str, noise: str
 ) -> tuple[FeedState, Mapping[str, CursorRow]]:
     """Return the state, and the cursors of *terms* with those that are new. Raises `NotPublisherError`.
 
@@ -139,7 +121,7 @@ async def load(
         rows = await connection.fetch(QUERIES["read_feed_cursors"], names, begins, NEW_S)
         await connection.execute(QUERIES["note_feed_file"], names)
         if state.noted_run != state.run:
-            incarnation = incarnation_id(state.read_at, noise, [state.incarnation, last_incarnation])
+            incarnation = events.incarnation_id(state.read_at, noise, [state.incarnation, last_incarnation])
             await connection.execute(QUERIES["begin_incarnation"], token, incarnation, state.run)
             state = msgspec.structs.replace(state, incarnation=incarnation)
         return state, {row["destination"]: _cursor(row) for row in rows if row["destination"] in names}
@@ -168,20 +150,20 @@ async def write_cursors(pool: ShardPool, token: str, server: Server, rows: Seque
 
 
 async def read_log(
-    pool: ShardPool, token: str, behind: Place, limit: int, through: Place, *, tenant_no: int | None = None
-) -> list[LogRow]:
+    pool: ShardPool, token: str, behind: types.Place, limit: int, through: types.Place, *, tenant_no: int | None = None
+) -> list[events.LogRow]:
     """Return at most *limit* rows of the log behind *behind* up to *through*; of one tenant alone with *tenant_no*."""
     async with pool.connection() as connection:
         batches = await connection.fetch(QUERIES["read_feed"], token, *behind, limit, through.batch_id, tenant_no)
-    rows = (row for batch in batches for row in LogBatch(*batch).rows())
+    rows = (row for batch in batches for row in events.LogBatch(*batch).rows())
     return [row for row in rows if behind < row.place <= through][:limit]
 
 
-async def read_documents(pool: ShardPool, resources: Sequence[Resource], max_bytes: int) -> ReadDocuments:
+async def read_documents(pool: ShardPool, resources: Sequence[events.Resource], max_bytes: int) -> ReadDocuments:
     """Return the present documents of *resources*, as many as begin within *max_bytes* and READ_MAX_BYTES."""
     columns = [list(column) for column in zip(*resources, strict=True)]
     async with pool.connection() as connection:
-        limits = DOCUMENT_MAX_BYTES, min(max_bytes, READ_MAX_BYTES)
+        limits = events.DOCUMENT_MAX_BYTES, min(max_bytes, events.READ_MAX_BYTES)
         row = await connection.fetchrow(QUERIES["read_feed_data"], *columns, *limits)
     places = dict(row["elsewhere"])
     documents = zip(map(int, row["numbers"]), row["documents"], strict=True)
@@ -193,16 +175,16 @@ async def read_documents(pool: ShardPool, resources: Sequence[Resource], max_byt
     )
 
 
-async def find_tenant(pool: ShardPool, tenant_id: str) -> FeedTenant | None:
+async def find_tenant(pool: ShardPool, tenant_id: str) -> types.FeedTenant | None:
     """Return what events say of a tenant; None if it was made here by mistake, and unmade."""
     async with pool.connection() as connection:
         row = await connection.fetchrow(QUERIES["find_feed_tenant"], tenant_id)
-    return None if row is None else FeedTenant(*row)
+    return None if row is None else types.FeedTenant(*row)
 
 
 async def find_passed(
-    pool: ShardPool, destination: str, held: Sequence[HeldTenant]
-) -> tuple[list[HeldTenant], Server | None]:
+    pool: ShardPool, destination: str, held: Sequence[types.HeldTenant]
+) -> tuple[list[types.HeldTenant], Server | None]:
     """Return those of *held* whose departure *destination* has passed, and the server that has the cursor."""
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
@@ -216,7 +198,7 @@ async def find_passed(
     return [held[row["index"]] for row in rows], server_of(rows[0]) if rows else None
 
 
-async def note_refusal(pool: ShardPool, token: str, destination: str, event: FeedEvent, error: str) -> None:
+async def note_refusal(pool: ShardPool, token: str, destination: str, event: types.FeedEvent, error: str) -> None:
     """Keep an event that a destination refused for good."""
     document = msgspec.json.encode(msgspec.structs.replace(event, data=None, sender="")).decode()
     async with pool.connection() as connection:
@@ -229,7 +211,7 @@ def _state(row: Any) -> FeedState:
     return FeedState(
         incarnation=row["incarnation"],
         noted_run=row["server_run"],
-        run=run_of_server(row["timeline"], row["started_at"], row["batch_offset"]),
+        run=events.run_of_server(row["timeline"], row["started_at"], row["batch_offset"]),
         server=Server(row["timeline"], row["started_at"]),
         newest=row["newest"] or 0,
         forgotten=row["forgotten"],
@@ -241,9 +223,9 @@ def _state(row: Any) -> FeedState:
 def _cursor(row: Any) -> CursorRow:
     return CursorRow(
         destination=row["destination"],
-        place=Place(row["batch_id"], row["position"]),
+        place=types.Place(row["batch_id"], row["position"]),
         incarnation=row["incarnation"],
-        held=decode_held(row["held"]),
+        held=types.decode_held(row["held"]),
         stopped=row["stopped"],
         refused_event=row["refused_event"],
         passed_event=row["passed_event"],

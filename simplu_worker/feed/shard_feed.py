@@ -23,21 +23,8 @@ import msgspec
 import structlog
 
 from simplu_worker.errors import RetryableError
+from simplu_worker.feed import events, types
 from simplu_worker.feed.destination_feed import CatchUp, DestinationFeed
-from simplu_worker.feed.events import (
-    LEASE_S,
-    MARGIN_S,
-    RENEW_GRID_S,
-    RENEW_S,
-    LogBatch,
-    LogRow,
-    ReadRow,
-    Resource,
-    WantedDocuments,
-    claim_delay_s,
-    gap_event,
-    read_row,
-)
 from simplu_worker.feed.rows import (
     CursorRow,
     FeedState,
@@ -54,17 +41,6 @@ from simplu_worker.feed.rows import (
     release,
     renew,
     write_cursors,
-)
-from simplu_worker.feed.types import (
-    END,
-    POSITION_MAX,
-    Destination,
-    DestinationTerms,
-    FeedEvent,
-    HeldTenant,
-    Place,
-    Publication,
-    ShardView,
 )
 from simplu_worker.feed.window import Budget
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
@@ -83,7 +59,7 @@ SOURCE_S: Final = 3.0  # for the answer of one, or of the shard to which a tenan
 EMPTY_S: Final = 5.0  # between two looks at a shard without tables
 DRAIN_S: Final = 2.0  # for requests under way, at the end
 
-Destinations: TypeAlias = Mapping[str, tuple[DestinationTerms, Destination]]
+Destinations: TypeAlias = Mapping[str, tuple[types.DestinationTerms, types.Destination]]
 
 log = structlog.get_logger(__name__)
 
@@ -96,9 +72,9 @@ class _ReadEvents(msgspec.Struct, frozen=True):
     """What was read of the log for *feeds* together; *facts* tell when it is safe."""
 
     feeds: Sequence[DestinationFeed]
-    latest: LogBatch
+    latest: events.LogBatch
     facts: Sequence[ReplicationFacts]
-    rows: Sequence[ReadRow]
+    rows: Sequence[events.ReadRow]
     documents: dict[str, bytes]  # by the id of the event
 
     def documents_for(self, feed: DestinationFeed) -> dict[str, bytes]:
@@ -134,21 +110,23 @@ class ShardFeed:
         self._changed = asyncio.Event()
         self._ending = asyncio.Event()
         self._state: FeedState | None = None
-        self._publication = Publication(shard_id, "", "")
+        self._publication = types.Publication(shard_id, "", "")
         self._renewed_at = 0.0
         self._written_at = 0.0
         self._held_asked_at, self._held_pause_s = 0.0, HELD_MIN_S
         self._asking: asyncio.Task[None] | None = None
         self._lease: asyncio.Timeout | None = None
-        self._others: tuple[ShardView, ...] = ()  # of the replica that publishes the shard, as of a few seconds ago
+        self._others: tuple[
+            types.ShardView, ...
+        ] = ()  # of the replica that publishes the shard, as of a few seconds ago
         self.is_publishing = False
 
-    def views(self) -> Sequence[ShardView]:
+    def views(self) -> Sequence[types.ShardView]:
         """Return the state of each destination, whichever replica publishes the shard."""
         if not self.is_publishing:
             return self._others
         return [
-            ShardView(self.shard_id, name, feed.behind_since, len(feed.held), feed.stopped, feed.error)
+            types.ShardView(self.shard_id, name, feed.behind_since, len(feed.held), feed.stopped, feed.error)
             for name, feed in self._feeds.items()
         ]
 
@@ -192,15 +170,15 @@ class ShardFeed:
             await wait_any(ending, within_s=jittered(EMPTY_S, ratio=0.2, draw=self._draw()))
             return False
         if free_in_s > 0:
-            await wait_any(ending, within_s=min(free_in_s, LEASE_S) + 0.05)
+            await wait_any(ending, within_s=min(free_in_s, events.LEASE_S) + 0.05)
             return False
-        await wait_any(ending, within_s=claim_delay_s(self._published_count(), self._draw()))
+        await wait_any(ending, within_s=events.claim_delay_s(self._published_count(), self._draw()))
         if ending.is_set():
             return False
         token, asked_at = str(uuid4()), loop_time()
         if not await claim(self._pool, token=token, publisher=self._publisher):
             return False
-        self._token, self._lease_until = token, asked_at + LEASE_S - MARGIN_S
+        self._token, self._lease_until = token, asked_at + events.LEASE_S - events.MARGIN_S
         log.info("feed.claimed", shard_id=self.shard_id)
         return True
 
@@ -268,7 +246,7 @@ class ShardFeed:
     def _feeds_behind(
         self, state: FeedState, rows: Mapping[str, CursorRow], destinations: Destinations
     ) -> dict[str, DestinationFeed]:
-        self._publication = Publication(self.shard_id, state.incarnation, self._required_token)
+        self._publication = types.Publication(self.shard_id, state.incarnation, self._required_token)
         feeds: dict[str, DestinationFeed] = {}
         for name, (terms, destination) in destinations.items():
             feeds[name] = DestinationFeed(
@@ -292,7 +270,7 @@ class ShardFeed:
     def _is_publisher(self) -> bool:
         return self._token is not None and loop_time() < self._lease_until
 
-    async def _keep_refusal(self, name: str, event: FeedEvent, error: str) -> None:
+    async def _keep_refusal(self, name: str, event: types.FeedEvent, error: str) -> None:
         await note_refusal(self._pool, self._required_token, name, event, error)
 
     async def _read_until(self, ending: asyncio.Event, tasks: asyncio.TaskGroup) -> None:
@@ -319,12 +297,14 @@ class ShardFeed:
         """Renew the row, however long the reader waits for a standby."""
         while True:
             await self._renew()
-            await asyncio.sleep(max(aligned_time(self._renewed_at, RENEW_S, RENEW_GRID_S) - loop_time(), 0.1))
+            await asyncio.sleep(
+                max(aligned_time(self._renewed_at, events.RENEW_S, events.RENEW_GRID_S) - loop_time(), 0.1)
+            )
 
     async def _renew(self) -> None:
         asked_at = loop_time()
         state = await renew(self._pool, self._required_token)
-        self._renewed_at, self._lease_until = asked_at, asked_at + LEASE_S - MARGIN_S
+        self._renewed_at, self._lease_until = asked_at, asked_at + events.LEASE_S - events.MARGIN_S
         if self._lease is not None:
             move_deadline(self._lease, self._lease_until)
         if self._state is None or state.run != self._state.run:
@@ -350,8 +330,8 @@ class ShardFeed:
         head = feed.window.head
         if forgotten is None or forgotten <= head.batch_id:
             return
-        feed.add_events([gap_event(self._publication, head, forgotten, forgotten_at, self._utc())])
-        feed.window.head = Place(forgotten, POSITION_MAX)
+        feed.add_events([events.gap_event(self._publication, head, forgotten, forgotten_at, self._utc())])
+        feed.window.head = types.Place(forgotten, types.POSITION_MAX)
         log.error(
             "feed.gap",
             shard_id=self.shard_id,
@@ -362,15 +342,15 @@ class ShardFeed:
 
     async def _read_round(self) -> int:
         """Return the largest number of rows of a read."""
-        heads: defaultdict[Place, list[DestinationFeed]] = defaultdict(list)
+        heads: defaultdict[types.Place, list[DestinationFeed]] = defaultdict(list)
         for feed in self._feeds.values():
             if feed.is_reading:
                 heads[feed.window.head].append(feed)
             else:
                 feed.is_awaited = True
-        found: list[tuple[list[LogRow], _ReadEvents]] = []
+        found: list[tuple[list[events.LogRow], _ReadEvents]] = []
         places = sorted(heads)
-        for place, following in zip(places, [*places[1:], END], strict=False):
+        for place, following in zip(places, [*places[1:], types.END], strict=False):
             if rows := await self._read_from(place, following, heads[place]):  # up to the next, to join it
                 # Not of batches that the retention has deleted: of those some rows may be missing.
                 kept = [row for row in rows if row.batch.batch_id > (row.batch.forgotten or 0)]
@@ -386,11 +366,13 @@ class ShardFeed:
                     feed.add(read.rows, read.documents_for(feed))
         return max(len(rows) for rows, _ in found)
 
-    async def _read_from(self, place: Place, through: Place, feeds: Sequence[DestinationFeed]) -> list[LogRow]:
+    async def _read_from(
+        self, place: types.Place, through: types.Place, feeds: Sequence[DestinationFeed]
+    ) -> list[events.LogRow]:
         """Only a read that finds nothing shows the end of the log."""
         rows = await read_log(self._pool, self._required_token, place, READ_MAX, through)
         for feed in feeds:
-            feed.is_at_end = through == END and not rows
+            feed.is_at_end = through == types.END and not rows
         return rows
 
     async def _becomes_safe(self, facts: Sequence[ReplicationFacts]) -> bool:
@@ -402,11 +384,11 @@ class ShardFeed:
         return await run_until(self._ending, self._commits.wait_for_read(self.shard_id, facts[-1]))
 
     async def _events_of(
-        self, latest: LogBatch, rows: Sequence[LogRow], feeds: Sequence[DestinationFeed]
+        self, latest: events.LogBatch, rows: Sequence[events.LogRow], feeds: Sequence[DestinationFeed]
     ) -> _ReadEvents:
         """Return the events of as many rows as there is room for their documents."""
-        read = [read_row(row, self._publication) for row in rows]
-        wanted = WantedDocuments(read, [feed.terms for feed in feeds])
+        read = [events.read_row(row, self._publication) for row in rows]
+        wanted = events.WantedDocuments(read, [feed.terms for feed in feeds])
         if not wanted.resources:
             return _ReadEvents(feeds, latest, [latest.facts], read, {})
         found = await self._read_documents(wanted.resources)
@@ -414,7 +396,7 @@ class ShardFeed:
             read = read[: wanted.row_count(found.left_at)]
         return _ReadEvents(feeds, latest, [latest.facts, found.facts], read, wanted.by_event(found.by_number))
 
-    async def _read_documents(self, resources: Sequence[Resource]) -> ReadDocuments:
+    async def _read_documents(self, resources: Sequence[events.Resource]) -> ReadDocuments:
         """Read documents where their tenants are now; those that cannot be read are empty."""
         found = await read_documents(self._pool, resources, self._documents.part // 2)
         by_number, elsewhere, asked = dict(found.by_number), dict(found.elsewhere), {self.shard_id}
@@ -432,7 +414,7 @@ class ShardFeed:
         by_number |= dict.fromkeys(elsewhere, b"")
         return msgspec.structs.replace(found, by_number=by_number, left_at=min(left, default=None))
 
-    async def _read_documents_of(self, shard_id: str, resources: Sequence[Resource]) -> ReadDocuments | None:
+    async def _read_documents_of(self, shard_id: str, resources: Sequence[events.Resource]) -> ReadDocuments | None:
         pool = self._pools.by_shard_id().get(shard_id)
         if pool is None:
             return None
@@ -472,7 +454,7 @@ class ShardFeed:
             feed.is_awaited = True
 
     async def _note_gap_of_catch_up(
-        self, feed: DestinationFeed, catch_up: CatchUp, latest: LogBatch | FeedState | None
+        self, feed: DestinationFeed, catch_up: CatchUp, latest: events.LogBatch | FeedState | None
     ) -> None:
         head = catch_up.window.head
         if latest is None or latest.forgotten is None or latest.forgotten <= head.batch_id:
@@ -481,8 +463,8 @@ class ShardFeed:
         tenant = await find_tenant(self._pool, catch_up.held.tenant_id) if through > head.batch_id else None
         if tenant is None:
             return
-        gap = gap_event(self._publication, head, through, latest.forgotten_at, self._utc(), tenant=tenant)
-        feed.add_gap_of_catch_up(gap, Place(through, POSITION_MAX))
+        gap = events.gap_event(self._publication, head, through, latest.forgotten_at, self._utc(), tenant=tenant)
+        feed.add_gap_of_catch_up(gap, types.Place(through, types.POSITION_MAX))
         log.error(
             "feed.tenant_gap",
             shard_id=self.shard_id,
@@ -502,9 +484,9 @@ class ShardFeed:
             self._held_pause_s = HELD_MIN_S
 
     async def _release_held(self) -> None:
-        asked: list[tuple[DestinationFeed, str, list[HeldTenant]]] = []
+        asked: list[tuple[DestinationFeed, str, list[types.HeldTenant]]] = []
         for feed in self._feeds.values():
-            waiting: defaultdict[str, list[HeldTenant]] = defaultdict(list)
+            waiting: defaultdict[str, list[types.HeldTenant]] = defaultdict(list)
             for one in feed.held.values():
                 if one in feed.released or (feed.catch_up is not None and feed.catch_up.held == one):
                     continue
@@ -517,7 +499,7 @@ class ShardFeed:
         self._held_pause_s = HELD_MIN_S if any(answers) or not asked else min(2 * self._held_pause_s, HELD_MAX_S)
         self._changed.set()
 
-    async def _passed(self, source: str, name: str, held: Sequence[HeldTenant]) -> list[HeldTenant]:
+    async def _passed(self, source: str, name: str, held: Sequence[types.HeldTenant]) -> list[types.HeldTenant]:
         """Return those of *held* that may go on; none if the source does not answer.
 
         The cursor of the source has to be safe: if it goes back, events before the departure are sent again.

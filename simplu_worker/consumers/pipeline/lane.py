@@ -15,17 +15,7 @@ import structlog
 from simplu_worker import instruments
 from simplu_worker.bulkheads import translate
 from simplu_worker.consumers.operation_taps import count_outcomes, group_by_outcome
-from simplu_worker.consumers.pipeline.results import (
-    BatchBounds,
-    BatchCrashed,
-    BatchDecided,
-    BatchSender,
-    EntryT,
-    FairQueue,
-    LaneEmptied,
-    LaneResult,
-    LaneStopError,
-)
+from simplu_worker.consumers.pipeline import results
 from simplu_worker.errors import InternalError, RetryableError, WorkerError
 from simplu_worker.fairness import SHARE_S, ShardTime, find_over_share, turns_of
 from simplu_worker.operations.operation import Disposition, Outcome
@@ -65,14 +55,14 @@ MAY_FOLLOW: Final = {
 }
 
 
-class Lane(Generic[EntryT]):
+class Lane(Generic[results.EntryT]):
     """One batch in flight, made up of all tenants in turn; first in, first out for each tenant."""
 
     def __init__(
         self,
         shard_id: str,
         source: Source,
-        sender: BatchSender[EntryT],
+        sender: results.BatchSender[results.EntryT],
         *,
         last_applied_at: Callable[[str], float],
         time: ShardTime,
@@ -88,10 +78,10 @@ class Lane(Generic[EntryT]):
         self._draw = draw
         self._utc = utc
         self._time = time
-        self._queue: FairQueue[EntryT] = FairQueue(time)
+        self._queue: results.FairQueue[results.EntryT] = results.FairQueue(time)
         self._active: set[str] = set()  # tenants that came before the last ones
         self._active_since = loop_time()
-        self._batch: list[EntryT] = []  # in flight, or with outcomes that are being settled
+        self._batch: list[results.EntryT] = []  # in flight, or with outcomes that are being settled
         self._dropped: set[int] = set()  # object ids of the batch's, dropped in flight: their outcomes do not count
         self._flight_timeout = asyncio.timeout(None)
         self._sent_at = 0.0
@@ -132,24 +122,24 @@ class Lane(Generic[EntryT]):
                 assert_never(self.state)
 
     @property
-    def in_flight(self) -> Sequence[EntryT]:
+    def in_flight(self) -> Sequence[results.EntryT]:
         """The batch in flight, also what counts no longer."""
         return self._batch if self.state is LaneState.IN_FLIGHT else ()
 
     @property
-    def queued(self) -> Sequence[EntryT]:
+    def queued(self) -> Sequence[results.EntryT]:
         """The entries behind the batch."""
         return list(self._queue)
 
-    def entries(self) -> list[EntryT]:
+    def entries(self) -> list[results.EntryT]:
         """Return all entries of the lane, the batch included."""
         return [*self._own_batch(), *self._queue]
 
-    def in_memory(self) -> list[EntryT]:
+    def in_memory(self) -> list[results.EntryT]:
         """Return the entries without a known outcome."""
         return [*self._own_in_flight(), *self._queue]
 
-    def enqueue(self, entries: Sequence[EntryT]) -> None:
+    def enqueue(self, entries: Sequence[results.EntryT]) -> None:
         """Append *entries*, in their order."""
         if (now := loop_time()) - self._active_since >= ACTIVE_S:
             self._active, self._queue.arrived, self._active_since = self._queue.arrived, set(), now
@@ -161,26 +151,26 @@ class Lane(Generic[EntryT]):
         self._is_turn_requested = True
         self._has_work.set()
 
-    def take_queue(self) -> list[EntryT]:
+    def take_queue(self) -> list[results.EntryT]:
         """Remove and return the entries behind the batch."""
         return self._queue.clear()
 
-    def take_all(self) -> list[EntryT]:
+    def take_all(self) -> list[results.EntryT]:
         """Remove and return all entries, the batch's first."""
         self._requeue()
         self._failing_since = None
         return self.take_queue()
 
-    def take_tenant(self, tenant_id: str) -> list[EntryT]:
+    def take_tenant(self, tenant_id: str) -> list[results.EntryT]:
         """Remove and return a tenant's entries that are not being settled."""
         taken = [entry for entry in self._own_in_flight() if entry.operation.tenant_id == tenant_id]
         return self._take([*taken, *self._queue.of_tenant(tenant_id)])
 
-    def take_chains(self, chains: AbstractSet[str]) -> list[EntryT]:
+    def take_chains(self, chains: AbstractSet[str]) -> list[results.EntryT]:
         """Remove and return the entries of *chains* that are not being settled."""
         return self._take([entry for entry in self.in_memory() if entry.chain in chains])
 
-    def _take(self, taken: list[EntryT]) -> list[EntryT]:
+    def _take(self, taken: list[results.EntryT]) -> list[results.EntryT]:
         self.remove({id(entry) for entry in taken})
         return taken
 
@@ -199,7 +189,7 @@ class Lane(Generic[EntryT]):
         """Have *tenants*, and no others, not wait for their turn."""
         self._queue.hurried = tenants
 
-    def over_share(self, is_paced: Callable[[str], bool]) -> list[EntryT]:
+    def over_share(self, is_paced: Callable[[str], bool]) -> list[results.EntryT]:
         """Return the newest entries of the tenant furthest beyond its share; they stay in the lane.
 
         Tenants that are *is_paced* do not count: whoever sends for them waits.
@@ -226,7 +216,7 @@ class Lane(Generic[EntryT]):
         """Return the expected seconds of a tenant's queued entries."""
         return self._queue.cost_s(tenant_id)
 
-    async def next_result(self, stopping: asyncio.Event) -> LaneResult[EntryT] | None:
+    async def next_result(self, stopping: asyncio.Event) -> results.LaneResult[results.EntryT] | None:
         """Send the next batch and return the result; None once *stopping* is set."""
         if self.state is LaneState.DECIDED:
             self._enter(LaneState.WAITING)
@@ -241,11 +231,11 @@ class Lane(Generic[EntryT]):
             except PositionChangedError:
                 log.warning("position.changed", shard_id=self.shard_id, operations=len(self._batch))
                 self._requeue()
-            except LaneStopError as exc:
-                return LaneEmptied(self.take_all(), exc)
+            except results.LaneStopError as exc:
+                return results.LaneEmptied(self.take_all(), exc)
             except InternalError as exc:
                 self._enter(LaneState.DECIDED)
-                return BatchCrashed(self._own_batch(), exc)
+                return results.BatchCrashed(self._own_batch(), exc)
             except RetryableError as exc:
                 if (emptied := await self._defer(exc, stopping)) is not None:
                     return emptied
@@ -266,7 +256,7 @@ class Lane(Generic[EntryT]):
         now = loop_time()
         self._time.usage.note_waits(self._queue.count_waits(now), now)
         most_s = self._time.batch_s(now, is_shared=len(self._tenants()) > 1)
-        self._batch = self._queue.take(BatchBounds(BATCH_MAX_COUNT, BATCH_MAX_BYTES, most_s))
+        self._batch = self._queue.take(results.BatchBounds(BATCH_MAX_COUNT, BATCH_MAX_BYTES, most_s))
         self._dropped, self._is_turn_requested = set(), False
 
     @asynccontextmanager
@@ -290,36 +280,36 @@ class Lane(Generic[EntryT]):
         if self.state is not LaneState.WAITING:
             self._enter(LaneState.WAITING)
 
-    def _own_in_flight(self) -> Sequence[EntryT]:
+    def _own_in_flight(self) -> Sequence[results.EntryT]:
         return self._own_batch() if self.state is LaneState.IN_FLIGHT else ()
 
-    def _own_batch(self) -> list[EntryT]:
+    def _own_batch(self) -> list[results.EntryT]:
         return [entry for entry in self._batch if id(entry) not in self._dropped] if self._dropped else self._batch
 
-    async def _defer(self, exc: RetryableError, stopping: asyncio.Event) -> LaneEmptied[EntryT] | None:
+    async def _defer(self, exc: RetryableError, stopping: asyncio.Event) -> results.LaneEmptied[results.EntryT] | None:
         self._failing_since = self._failing_since or self._sent_at
         self._failure_count += 1
         self._retries.inc()
         if self._sender.is_held(self.shard_id) or loop_time() - self._failing_since >= HOLD_AFTER_S:
-            return LaneEmptied(self.take_all(), exc)
+            return results.LaneEmptied(self.take_all(), exc)
         self._requeue()
         delay_s = backoff_s(self._failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
         log.warning("batch.deferred", shard_id=self.shard_id, retry_in_s=round(delay_s, 2), error=str(exc))
         await sleep_or_event(delay_s, until=stopping)
         return None
 
-    def _decide(self, outcomes: Sequence[Outcome]) -> BatchDecided[EntryT]:
+    def _decide(self, outcomes: Sequence[Outcome]) -> results.BatchDecided[results.EntryT]:
         count_outcomes([entry.operation for entry in self._batch], outcomes, now=self._utc())
         groups = group_by_outcome(self._batch, outcomes)
         if all(outcome.disposition in DONE and not outcome.is_late for outcome in groups):
-            return BatchDecided(self._own_batch())
+            return results.BatchDecided(self._own_batch())
         pairs = [pair for pair in zip(self._batch, outcomes, strict=True) if id(pair[0]) not in self._dropped]
         failing = [(one, outcome.error or "") for one, outcome in pairs if outcome.disposition is UNEXPECTED]
         failing_tenants = {one.operation.tenant_id for one, _ in failing}
         failing_chains = {one.chain for one, _ in failing}
-        late: list[EntryT] = []
-        again: list[EntryT] = []
-        decided: BatchDecided[EntryT] = BatchDecided([], late, failing=failing)
+        late: list[results.EntryT] = []
+        again: list[results.EntryT] = []
+        decided: results.BatchDecided[results.EntryT] = results.BatchDecided([], late, failing=failing)
         for entry, outcome in pairs:
             match outcome.disposition:
                 case Disposition.APPLIED | Disposition.DUPLICATE:

@@ -10,20 +10,9 @@ from typing import Final, Generic, Protocol, assert_never
 
 import structlog
 
+from simplu_worker.consumers.pipeline import results
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.lane import Lane
-from simplu_worker.consumers.pipeline.results import (
-    BatchCrashed,
-    BatchDecided,
-    BatchSender,
-    EntryT,
-    Found,
-    LaneEmptied,
-    Overdue,
-    Paused,
-    Unregistered,
-    Waited,
-)
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import UtcClock, utc_now
@@ -34,49 +23,49 @@ TENANTS_REMEMBERED: Final = 10_000
 log = structlog.get_logger(__name__)
 
 
-class EntrySource(Protocol[EntryT]):
+class EntrySource(Protocol[results.EntryT]):
     """What the pipeline asks of the source of its entries."""
 
-    def without_held(self, entries: Sequence[EntryT]) -> Sequence[EntryT]:
+    def without_held(self, entries: Sequence[results.EntryT]) -> Sequence[results.EntryT]:
         """Return those of a tenant's entries that are still to be applied."""
         return entries
 
-    def admitted(self, lane: Lane[EntryT], entries: Sequence[EntryT]) -> Sequence[EntryT]:
+    def admitted(self, lane: Lane[results.EntryT], entries: Sequence[results.EntryT]) -> Sequence[results.EntryT]:
         """Return those of *entries* that may join a lane; the source has put back the others."""
 
-    async def settle(self, lane: Lane[EntryT], batch: BatchDecided[EntryT]) -> None:
+    async def settle(self, lane: Lane[results.EntryT], batch: results.BatchDecided[results.EntryT]) -> None:
         """Settle a batch that its shard took.
 
         Before the first `await`, every entry that is not settled is in one place: back in the source with all of its
         chain behind it, or in the lookup (`Pipeline.look_up_again`).
         """
 
-    def put_back_lane(self, shard_id: str, entries: Sequence[EntryT], cause: WorkerError) -> None:
+    def put_back_lane(self, shard_id: str, entries: Sequence[results.EntryT], cause: WorkerError) -> None:
         """Put back *entries*, all of a shard's lane, until *cause* is over."""
 
-    def crash(self, lane: Lane[EntryT], crashed: BatchCrashed[EntryT]) -> None:
+    def crash(self, lane: Lane[results.EntryT], crashed: results.BatchCrashed[results.EntryT]) -> None:
         """Put back the lane, have the batch sent one by one, or count a try of its only entry."""
         self.put_back_lane(lane.shard_id, lane.take_all(), crashed.error)
 
-    def put_back_tenant(self, waited: Waited[EntryT]) -> None:
+    def put_back_tenant(self, waited: results.Waited[results.EntryT]) -> None:
         """Put back a tenant's entries, until it has a home."""
 
     def on_home_found(self, tenant_id: str) -> None:  # noqa: ARG002
         """Go on with a tenant that was put back; nothing where it comes again by itself."""
         return
 
-    def on_unregistered(self, unregistered: Unregistered) -> None:  # noqa: ARG002
+    def on_unregistered(self, unregistered: results.Unregistered) -> None:  # noqa: ARG002
         """Note that a tenant that was put back has no home; nothing where it comes again by itself."""
         return
 
-    def must_end_pause(self, paused: Paused[EntryT]) -> bool:
+    def must_end_pause(self, paused: results.Paused[results.EntryT]) -> bool:
         """Return whether what waits has half of its source's retention behind it."""
 
-    async def give_up(self, overdue: Overdue[EntryT]) -> None:
+    async def give_up(self, overdue: results.Overdue[results.EntryT]) -> None:
         """Give up entries whose tenant was not registered in time."""
 
 
-class Pipeline(Generic[EntryT]):
+class Pipeline(Generic[results.EntryT]):
     """The lanes of one source, and the lookup of homes."""
 
     def __init__(
@@ -84,9 +73,9 @@ class Pipeline(Generic[EntryT]):
         name: str,
         kind: Source,
         gateway: ShardGateway,
-        source: EntrySource[EntryT],
-        sender: BatchSender[EntryT],
-        lookup: HomeLookup[EntryT],
+        source: EntrySource[results.EntryT],
+        sender: results.BatchSender[results.EntryT],
+        lookup: HomeLookup[results.EntryT],
         *,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
@@ -99,8 +88,10 @@ class Pipeline(Generic[EntryT]):
         self.lookup = lookup
         self._draw = draw
         self._utc = utc
-        self._lanes: dict[str, Lane[EntryT]] = {}
-        self._lane_by_tenant: dict[str, Lane[EntryT]] = {}  # the lane of its queued entries, or of its last ones
+        self._lanes: dict[str, Lane[results.EntryT]] = {}
+        self._lane_by_tenant: dict[
+            str, Lane[results.EntryT]
+        ] = {}  # the lane of its queued entries, or of its last ones
         self._remembered_max = TENANTS_REMEMBERED
         self._tasks = asyncio.TaskGroup()
         self._ending = asyncio.Event()
@@ -125,29 +116,29 @@ class Pipeline(Generic[EntryT]):
         """Whether an entry does not wait for a stuck batch."""
         return bool(self.lookup.entries()) or any(len(lane) and not lane.is_stuck for lane in self._lanes.values())
 
-    def lanes(self) -> list[Lane[EntryT]]:
+    def lanes(self) -> list[Lane[results.EntryT]]:
         """Return all lanes."""
         return list(self._lanes.values())
 
-    def lane_to(self, shard_id: str) -> Lane[EntryT] | None:
+    def lane_to(self, shard_id: str) -> Lane[results.EntryT] | None:
         """Return the lane of a shard, if there is one."""
         return self._lanes.get(shard_id)
 
-    def lane_of(self, tenant_id: str) -> Lane[EntryT] | None:
+    def lane_of(self, tenant_id: str) -> Lane[results.EntryT] | None:
         """Return the lane of a tenant's last entries, if it is known."""
         return self._lane_by_tenant.get(tenant_id)
 
-    def entries(self) -> list[EntryT]:
+    def entries(self) -> list[results.EntryT]:
         """Return all entries in memory."""
         return [entry for lane in self._lanes.values() for entry in lane.entries()] + self.lookup.entries()
 
-    def undecided(self, lanes: Iterable[Lane[EntryT]] | None = None) -> list[EntryT]:
+    def undecided(self, lanes: Iterable[Lane[results.EntryT]] | None = None) -> list[results.EntryT]:
         """Return the entries without a known outcome, of *lanes* or of all."""
         if lanes is None:
             return self.undecided(self._lanes.values()) + self.lookup.in_memory()
         return [entry for lane in lanes for entry in lane.in_memory()]
 
-    def remove(self, entries: Iterable[EntryT]) -> None:
+    def remove(self, entries: Iterable[results.EntryT]) -> None:
         """Remove entries, wherever they are. In flight, their outcome counts no longer."""
         ids = {id(entry) for entry in entries}
         if ids:
@@ -161,11 +152,11 @@ class Pipeline(Generic[EntryT]):
         self._ending = ending
         tasks.create_task(self._run_lookups(), name=f"lookups:{self._name}")
 
-    def send(self, entries: Sequence[EntryT]) -> None:
+    def send(self, entries: Sequence[results.EntryT]) -> None:
         """Send entries, each behind those of its tenant that are in memory: where they are put back, they all are."""
         waiting = self.lookup if len(self.lookup) else ()
-        by_lane: defaultdict[Lane[EntryT], list[EntryT]] = defaultdict(list)
-        without_lane: defaultdict[str, list[EntryT]] = defaultdict(list)
+        by_lane: defaultdict[Lane[results.EntryT], list[results.EntryT]] = defaultdict(list)
+        without_lane: defaultdict[str, list[results.EntryT]] = defaultdict(list)
         for entry in entries:
             tenant_id = entry.operation.tenant_id
             lane = self._lane_by_tenant.get(tenant_id)
@@ -183,22 +174,22 @@ class Pipeline(Generic[EntryT]):
             else:
                 self._look_up_home(tenant_id, own)
 
-    def _look_up_home(self, tenant_id: str, entries: Sequence[EntryT], *, left: str | None = None) -> None:
+    def _look_up_home(self, tenant_id: str, entries: Sequence[results.EntryT], *, left: str | None = None) -> None:
         if (waited := self.lookup.add(tenant_id, entries, left=left)) is not None:
             self._source.put_back_tenant(waited)
 
-    def look_up_again(self, lane: Lane[EntryT], not_here: dict[str, list[EntryT]]) -> None:
+    def look_up_again(self, lane: Lane[results.EntryT], not_here: dict[str, list[results.EntryT]]) -> None:
         """Look up the homes of tenants that do not live on a lane's shard, with all of their entries behind."""
         for tenant_id, entries in not_here.items():
             self._lane_by_tenant.pop(tenant_id, None)
             self._look_up_home(tenant_id, [*entries, *lane.take_tenant(tenant_id)], left=lane.shard_id)
 
-    def _send_home(self, tenant_id: str, shard_id: str, entries: Sequence[EntryT]) -> None:
+    def _send_home(self, tenant_id: str, shard_id: str, entries: Sequence[results.EntryT]) -> None:
         if wanted := self._source.without_held(entries):
             lane = self.remember_home(tenant_id, shard_id)
             lane.enqueue(self._source.admitted(lane, wanted))
 
-    def remember_home(self, tenant_id: str, shard_id: str) -> Lane[EntryT]:
+    def remember_home(self, tenant_id: str, shard_id: str) -> Lane[results.EntryT]:
         """Return the lane of a shard, into which a tenant's later entries go."""
         lane = self._open_lane(shard_id)
         if len(self._lane_by_tenant) >= self._remembered_max:
@@ -217,7 +208,7 @@ class Pipeline(Generic[EntryT]):
         for tenant_id in tenant_ids:
             self._lane_by_tenant.pop(tenant_id, None)
 
-    def _open_lane(self, shard_id: str) -> Lane[EntryT]:
+    def _open_lane(self, shard_id: str) -> Lane[results.EntryT]:
         lane = self._lanes.get(shard_id)
         if lane is None:
             lane = self._lanes[shard_id] = Lane(
@@ -232,14 +223,14 @@ class Pipeline(Generic[EntryT]):
             self._tasks.create_task(self._run_lane(lane), name=f"lane:{self._name}:{shard_id}")
         return lane
 
-    async def _run_lane(self, lane: Lane[EntryT]) -> None:
+    async def _run_lane(self, lane: Lane[results.EntryT]) -> None:
         while (result := await lane.next_result(self._ending)) is not None:
             match result:
-                case BatchDecided():
+                case results.BatchDecided():
                     await self._source.settle(lane, result)
-                case LaneEmptied():
+                case results.LaneEmptied():
                     self._source.put_back_lane(lane.shard_id, result.entries, result.cause)
-                case BatchCrashed():
+                case results.BatchCrashed():
                     self._source.crash(lane, result)
                 case _:
                     assert_never(result)
@@ -268,14 +259,14 @@ class Pipeline(Generic[EntryT]):
     async def _look_up(self, tenant_id: str) -> None:
         try:
             match await self.lookup.look_up(tenant_id):
-                case Found() as found:
+                case results.Found() as found:
                     self._on_found(found)
-                case Unregistered() as unregistered if not self._ending.is_set():
+                case results.Unregistered() as unregistered if not self._ending.is_set():
                     self._source.on_unregistered(unregistered)
-                case Paused(tenant_id=tenant_id) as paused:
+                case results.Paused(tenant_id=tenant_id) as paused:
                     if self._source.must_end_pause(paused):
                         await self._end_pause(tenant_id)
-                case Overdue() as overdue if not self._ending.is_set():
+                case results.Overdue() as overdue if not self._ending.is_set():
                     await self._source.give_up(overdue)
                     self.lookup.remove_overdue(overdue)
         finally:
@@ -289,7 +280,7 @@ class Pipeline(Generic[EntryT]):
         else:
             log.warning("tenant.pause_ended", tenant_id=tenant_id)
 
-    def _on_found(self, found: Found[EntryT] | None) -> None:
+    def _on_found(self, found: results.Found[results.EntryT] | None) -> None:
         if found is None:
             return
         if found.entries:

@@ -20,19 +20,7 @@ import structlog
 
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.producer_traces import traceparents_of_messages
-from simplu_worker.consumers.sqs.control_messages import (
-    SOUND_MESSAGE,
-    Control,
-    MessageSubject,
-    ShardCreation,
-    ShardDestruction,
-    control_type_of,
-    decode_control,
-    first_conflict,
-    is_same_group,
-    stages_of,
-    tenant_id_of_control,
-)
+from simplu_worker.consumers.sqs import control_messages
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
     MessageIds,
@@ -49,58 +37,46 @@ from simplu_worker.instruments import RETRIES
 from simplu_worker.operations.dead_letter import decode_or_reject
 from simplu_worker.operations.operation import Disposition, RejectedRecord
 from simplu_worker.operations.tries import Absent, Failed, NotApplied, RetryRules
+from simplu_worker.shards import types
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.types import (
-    AdminAccount,
-    ChangeResult,
-    CitrusDeniedError,
-    DestructionResult,
-    FailedOnShardError,
-    ProvisionAnswer,
-    ProvisionRequest,
-    ProvisionResult,
-    ResourceRename,
-    ShardNotAllowedError,
-    UnknownBusinessTypeError,
-)
 from simplu_worker.telemetry.spans import TracedBatch, process_span
 from simplu_worker.vocabulary import DeadLetterReason, QueueRetry, Source
 
 log = structlog.get_logger(__name__)
 
-Result: TypeAlias = ProvisionResult | DestructionResult | ChangeResult
+Result: TypeAlias = types.ProvisionResult | types.DestructionResult | types.ChangeResult
 
 
 class TenantProvisioner(Protocol):
     """Provisions tenants; `shards.tenants.provisioning.Provisioner` is one."""
 
-    async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
+    async def provision_all(self, requests: Sequence[types.ProvisionRequest]) -> list[types.ProvisionAnswer]:
         """Provision tenants, no two the same; return the result or the error of each."""
 
 
 class TenantDestroyer(Protocol):
     """Destroys tenants; `shards.tenants.destruction.Destroyer` is one. Raises the errors of `TenantProvisioner`."""
 
-    async def destroy(self, business_id: str, location_id: str, requested_at: datetime) -> DestructionResult:
+    async def destroy(self, business_id: str, location_id: str, requested_at: datetime) -> types.DestructionResult:
         """Destroy one tenant."""
 
-    async def destroy_all(self, business_id: str, requested_at: datetime) -> Mapping[str, DestructionResult]:
+    async def destroy_all(self, business_id: str, requested_at: datetime) -> Mapping[str, types.DestructionResult]:
         """Destroy every tenant of a business; return the results by location."""
 
 
 class ResourceChanger(Protocol):
     """Changes resources; `shards.tenants.resource_changes.ResourceChanges` is one. Raises as `TenantDestroyer`."""
 
-    async def rename(self, rename: ResourceRename) -> ChangeResult:
+    async def rename(self, rename: types.ResourceRename) -> types.ChangeResult:
         """Give a resource another id."""
 
-    async def add_admin(self, admin: AdminAccount) -> ChangeResult:
+    async def add_admin(self, admin: types.AdminAccount) -> types.ChangeResult:
         """Create the resources of a tenant's first administrator."""
 
 
 class _Item(msgspec.Struct, frozen=True):
     message: Message
-    control: Control
+    control: control_messages.Control
 
 
 _HandledItem: TypeAlias = "tuple[_Item, Result | Exception]"
@@ -145,13 +121,13 @@ class ControlHandler:
         decoded = [self._decode(message) for message in messages]
         subjects = [self._subject_of(message, control) for message, control in zip(messages, decoded, strict=True)]
         verdicts: dict[int, Verdict] = {}
-        for stage in stages_of(subjects):
+        for stage in control_messages.stages_of(subjects):
             undecided = [index for index, verdict in verdicts.items() if not isinstance(verdict, Done | ToDeadLetter)]
             items: dict[int, _Item] = {}
             for index in stage:
-                control, before = decoded[index], first_conflict(subjects, index, undecided)
+                control, before = decoded[index], control_messages.first_conflict(subjects, index, undecided)
                 if before is not None:
-                    in_group = is_same_group(subjects[index], subjects[before])
+                    in_group = control_messages.is_same_group(subjects[index], subjects[before])
                     verdicts[index] = _verdict_behind(verdicts[before], is_group=in_group)
                 elif isinstance(control, RejectedRecord):
                     verdicts[index] = self._reject(control, messages[index])
@@ -161,20 +137,26 @@ class ControlHandler:
             verdicts |= dict(zip(items, await self._decide(handled), strict=True))
         return [verdicts[index] for index in range(len(messages))]
 
-    def _decode(self, message: Message) -> Control | RejectedRecord:
+    def _decode(self, message: Message) -> control_messages.Control | RejectedRecord:
         origin = self._queue.origin_of(message)
-        decode = partial(decode_control, message.body, message.attributes, origin)
-        return decode_or_reject(decode, origin, sound=partial(decode_control, SOUND_MESSAGE, {}, origin))
+        decode = partial(control_messages.decode_control, message.body, message.attributes, origin)
+        return decode_or_reject(
+            decode, origin, sound=partial(control_messages.decode_control, control_messages.SOUND_MESSAGE, {}, origin)
+        )
 
-    def _subject_of(self, message: Message, control: Control | RejectedRecord) -> MessageSubject:
+    def _subject_of(
+        self, message: Message, control: control_messages.Control | RejectedRecord
+    ) -> control_messages.MessageSubject:
         group_id = message.group_id if self._queue.is_fifo else None  # in standard queues it promises no order
         if isinstance(control, RejectedRecord):
-            return MessageSubject(group_id=group_id)
-        return MessageSubject(tenant_id_of_control(control), control.business_id, group_id)
+            return control_messages.MessageSubject(group_id=group_id)
+        return control_messages.MessageSubject(
+            control_messages.tenant_id_of_control(control), control.business_id, group_id
+        )
 
     async def _carry_out(self, items: Sequence[_Item]) -> list[_HandledItem]:
         results: dict[str, Result | Exception] = {}
-        creations = [(item, item.control) for item in items if isinstance(item.control, ShardCreation)]
+        creations = [(item, item.control) for item in items if isinstance(item.control, control_messages.ShardCreation)]
 
         async def create() -> None:
             try:
@@ -196,24 +178,24 @@ class ControlHandler:
             if creations:
                 tasks.create_task(create(), name="control:creations")
             for item in items:
-                if not isinstance(item.control, ShardCreation):
+                if not isinstance(item.control, control_messages.ShardCreation):
                     tasks.create_task(change(item), name=f"control:{item.message.message_id}")
         return [(item, results[item.message.message_id]) for item in items]
 
-    def _change(self, control: Control) -> Awaitable[Result]:
+    def _change(self, control: control_messages.Control) -> Awaitable[Result]:
         match control:
-            case ShardDestruction():
+            case control_messages.ShardDestruction():
                 return self._destroy(control)
-            case ResourceRename():
+            case types.ResourceRename():
                 return self._changer.rename(control)
-            case AdminAccount():
+            case types.AdminAccount():
                 return self._changer.add_admin(control)
-            case ShardCreation():
+            case control_messages.ShardCreation():
                 raise AssertionError("creations are provisioned all together")
             case _:
                 assert_never(control)
 
-    async def _destroy(self, destruction: ShardDestruction) -> DestructionResult:
+    async def _destroy(self, destruction: control_messages.ShardDestruction) -> types.DestructionResult:
         business_id, requested_at = destruction.business_id, destruction.requested_at
         if destruction.location_id is not None:
             return await self._destroyer.destroy(business_id, destruction.location_id, requested_at)
@@ -226,8 +208,8 @@ class ControlHandler:
                 business_id=business_id,
                 counts={result.value: count for result, count in sorted(counts.items())},
             )
-        order = (DestructionResult.DESTROYING, DestructionResult.EXISTED, DestructionResult.STALE)
-        return next((result for result in order if counts[result]), DestructionResult.UNKNOWN)
+        order = (types.DestructionResult.DESTROYING, types.DestructionResult.EXISTED, types.DestructionResult.STALE)
+        return next((result for result in order if counts[result]), types.DestructionResult.UNKNOWN)
 
     async def _decide(self, handled: Sequence[_HandledItem]) -> list[Verdict]:
         async with asyncio.TaskGroup() as tasks:
@@ -238,18 +220,18 @@ class ControlHandler:
 
     async def _verdict_on(self, item: _Item, result: Result | Exception) -> Verdict:
         match result:
-            case UnknownBusinessTypeError():
+            case types.UnknownBusinessTypeError():
                 return self._verdict_on_absence(item, DeadLetterReason.INVALID_MESSAGE, result.given_up)
             case RetryableError() | PermanentError():
                 return self._verdict_after(item, result)
             case Exception():
                 return await self._verdict_on_unforeseen(item, result)
-            case DestructionResult.UNKNOWN | ChangeResult.UNKNOWN_TENANT:
+            case types.DestructionResult.UNKNOWN | types.ChangeResult.UNKNOWN_TENANT:
                 return self._verdict_on_absence(item, DeadLetterReason.UNKNOWN_TENANT, "no shard had the tenant")
-            case ChangeResult.MISSING:
+            case types.ChangeResult.MISSING:
                 error = "oldResourceId: no resource of that id, nor of newResourceId, came"
                 return self._verdict_on_absence(item, DeadLetterReason.RETRIES_EXHAUSTED, error)
-            case ProvisionResult.STALE | DestructionResult.STALE:
+            case types.ProvisionResult.STALE | types.DestructionResult.STALE:
                 log.info(
                     "control.stale",
                     **self._facts(item.message, item.control),
@@ -264,7 +246,7 @@ class ControlHandler:
         """Count and log a failure on a known shard; without a count the message is held."""
         RETRIES.labels(Source.SQS, QueueRetry.UNEXPECTED).inc()
         failure_count = None
-        if isinstance(error, FailedOnShardError):
+        if isinstance(error, types.FailedOnShardError):
             with contextlib.suppress(RetryableError):  # an outage now
                 key = error.tenant_id, item.message.message_id
                 (failure_count,) = await self._gateway.count_failures(error.shard_id, [key])
@@ -273,10 +255,10 @@ class ControlHandler:
             **self._facts(item.message, item.control),
             attempts=failure_count,
             receive_count=item.message.receive_count,
-            error=error.error if isinstance(error, FailedOnShardError) else type(error).__name__,
+            error=error.error if isinstance(error, types.FailedOnShardError) else type(error).__name__,
             traceback=places_of(error),
         )
-        if not isinstance(error, FailedOnShardError) or failure_count is None:
+        if not isinstance(error, types.FailedOnShardError) or failure_count is None:
             return RetryHeld(message_backoff_s(item.message, draw=self._draw()))
         verdict = verdict_on(Failed(error.error), failure_count, _ids_of(item), rules=self._retries)
         if isinstance(verdict, RetryHeld):
@@ -318,7 +300,7 @@ class ControlHandler:
                 by_error.setdefault(error, []).append((item, result, verdict))
         for error, deferred in by_error.items():
             item, result, _ = deferred[0]
-            is_blocked = isinstance(result, ShardNotAllowedError | CitrusDeniedError)
+            is_blocked = isinstance(result, types.ShardNotAllowedError | types.CitrusDeniedError)
             RETRIES.labels(Source.SQS, QueueRetry.BLOCKED if is_blocked else QueueRetry.DEPENDENCY).inc(len(deferred))
             facts = self._facts(item.message, item.control) | {
                 "message_count": len(deferred),
@@ -331,11 +313,11 @@ class ControlHandler:
             else:
                 log.warning("control.deferred", **facts)
 
-    def _facts(self, message: Message, control: Control | RejectedRecord) -> dict[str, object]:
+    def _facts(self, message: Message, control: control_messages.Control | RejectedRecord) -> dict[str, object]:
         return {
             "queue": self._queue.name,
             "message_id": message.message_id,
-            "type": None if isinstance(control, RejectedRecord) else control_type_of(control),
+            "type": None if isinstance(control, RejectedRecord) else control_messages.control_type_of(control),
             "business_id": control.business_id,
             "location_id": control.location_id,
         }
@@ -368,8 +350,8 @@ def _verdict_behind(verdict: Verdict, *, is_group: bool) -> Verdict:
             return ReturnToQueue(0)
 
 
-def _provision_request_of(creation: ShardCreation) -> ProvisionRequest:
-    return ProvisionRequest(
+def _provision_request_of(creation: control_messages.ShardCreation) -> types.ProvisionRequest:
+    return types.ProvisionRequest(
         business_id=creation.business_id,
         location_id=creation.location_id,
         business_type=creation.business_type,

@@ -34,28 +34,9 @@ from simplu_worker.consumers.pipeline.results import (
     Waited,
 )
 from simplu_worker.consumers.producer_traces import traceparents_of_messages
-from simplu_worker.consumers.sqs.order_messages import (
-    BEHIND_VERDICT,
-    SOUND_EVENT,
-    Chain,
-    Deferral,
-    OrderMessage,
-    OrderRules,
-    decode_order,
-)
+from simplu_worker.consumers.sqs import order_messages
+from simplu_worker.consumers.sqs.receive import verdicts
 from simplu_worker.consumers.sqs.receive.redrive_rules import RETURNED_AFTER_S, PausedMessages
-from simplu_worker.consumers.sqs.receive.verdicts import (
-    Done,
-    FailureMemory,
-    MessageIds,
-    RetryHeld,
-    ReturnToQueue,
-    ToDeadLetter,
-    Verdict,
-    verdict_on,
-    verdict_on_rejected,
-    verdicts_after_defect,
-)
 from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError
 from simplu_worker.instruments import REPETITIONS_LATE, RETRIES
 from simplu_worker.operations.dead_letter import decode_or_reject
@@ -77,6 +58,7 @@ from simplu_worker.vocabulary import DeadLetterReason, HoldReason, QueueRetry, S
 # Of one call: its undecided messages are held then, and delay no other message. Longer than a part of a batch may take
 # (`ShardTimeouts.part_s`): else an operation that is always too slow fails for nobody.
 CALL_MAX_S: Final = 3.0
+LOCKED: Final = Locked()
 SLOW_AFTER_S: Final = 1.0  # without knowing that a commit is safe: nobody waits for the next ones of the shard
 HIDDEN_MIN_S: Final = 1.0
 PAUSED_CHECK_S: Final = 2.0  # between two looks whether a paused tenant goes on
@@ -84,7 +66,7 @@ SHOW_ALL_S: Final = 3.0  # at the end
 
 log = structlog.get_logger(__name__)
 
-OrderLane = Lane[OrderMessage]
+OrderLane = Lane[order_messages.OrderMessage]
 
 
 @asynccontextmanager
@@ -92,7 +74,7 @@ async def open_orders(
     gateway: ShardGateway,
     queue: Queue,
     *,
-    rules: OrderRules,
+    rules: order_messages.OrderRules,
     retries: RetryRules,
     draw: Callable[[], float] = random.random,
     utc: UtcClock = utc_now,
@@ -119,8 +101,8 @@ class _AwaitingReplication(msgspec.Struct, frozen=True, eq=False):
 
     shard_id: str
     committed_at: float
-    messages: Sequence[OrderMessage]
-    behind: Sequence[OrderMessage]
+    messages: Sequence[order_messages.OrderMessage]
+    behind: Sequence[order_messages.OrderMessage]
 
     def is_slow(self) -> bool:
         return loop_time() - self.committed_at > SLOW_AFTER_S
@@ -175,7 +157,7 @@ class PausedWatch:
                 log.warning("message.not_put_off", queue=self._queue.name, count=len(batch), error=str(exc))
 
 
-class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
+class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_messages.OrderMessage]):
     """Handles the messages of one order queue: the source of its pipeline."""
 
     def __init__(
@@ -183,13 +165,13 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         gateway: ShardGateway,
         queue: Queue,
         *,
-        rules: OrderRules,
+        rules: order_messages.OrderRules,
         retries: RetryRules,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
         self._gateway = gateway
-        self._failures = FailureMemory()
+        self._failures = verdicts.FailureMemory()
         self._queue = queue
         self._rules = rules
         self._retries = retries
@@ -201,7 +183,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        lookup: HomeLookup[OrderMessage] = HomeLookup(
+        lookup: HomeLookup[order_messages.OrderMessage] = HomeLookup(
             self._gateway,
             lambda _: False,
             tenant_wait=self._retries.tenant_wait,
@@ -209,7 +191,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             draw=self._draw,
             utc=self._utc,
         )
-        self._pipeline: Pipeline[OrderMessage] = Pipeline(
+        self._pipeline: Pipeline[order_messages.OrderMessage] = Pipeline(
             self._queue.name, Source.SQS, self._gateway, self, self, lookup, draw=self._draw, utc=self._utc
         )
         self._outages: dict[str, int] = {}  # by shard: how often in a row it did not answer
@@ -248,11 +230,11 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             counts[one.shard_id] += len(one.messages)
         return counts
 
-    async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
+    async def handle(self, messages: Sequence[Message]) -> list[verdicts.Verdict]:
         """Return the verdict on each message, in their order. Idempotent; raises only a cancellation."""
         if not self.is_running.is_set():  # after an error that nobody foresaw
-            return verdicts_after_defect(messages, is_fifo=self._queue.is_fifo, draw=self._draw())
-        chains: defaultdict[str, Chain] = defaultdict(Chain)
+            return verdicts.verdicts_after_defect(messages, is_fifo=self._queue.is_fifo, draw=self._draw())
+        chains: defaultdict[str, order_messages.Chain] = defaultdict(order_messages.Chain)
         call = [self._join(chains, message) for message in messages]
         for chain in chains.values():
             self._advance(chain)
@@ -264,31 +246,40 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             for chain in chains.values():
                 self._interrupt(chain)
         _log_deferred(self._queue.name, call)
-        return [BEHIND_VERDICT if one.verdict is None else one.verdict for one in call]
+        return [order_messages.BEHIND_VERDICT if one.verdict is None else one.verdict for one in call]
 
-    def _join(self, chains: defaultdict[str, Chain], message: Message) -> OrderMessage:
+    def _join(self, chains: defaultdict[str, order_messages.Chain], message: Message) -> order_messages.OrderMessage:
         key = message.group_id or message.message_id if self._queue.is_fifo else message.message_id
         origin, own_id = self._queue.origin_of(message), message.deduplication_id
-        decode = partial(decode_order, message.body, message.attributes, origin, self._rules, deduplication_id=own_id)
-        sound = partial(decode_order, SOUND_EVENT, {}, origin, self._rules, deduplication_id="a")
-        one = OrderMessage(message, key, decode_or_reject(decode, origin, sound=sound), chains[key])
+        decode = partial(
+            order_messages.decode_order, message.body, message.attributes, origin, self._rules, deduplication_id=own_id
+        )
+        sound = partial(
+            order_messages.decode_order, order_messages.SOUND_EVENT, {}, origin, self._rules, deduplication_id="a"
+        )
+        one = order_messages.OrderMessage(message, key, decode_or_reject(decode, origin, sound=sound), chains[key])
         if isinstance(one.decoded, RejectedRecord):
-            one.verdict = verdict_on_rejected(one.decoded)
+            one.verdict = verdicts.verdict_on_rejected(one.decoded)
         chains[key].members.append(one)
         return one
 
-    def _advance(self, chain: Chain) -> None:
+    def _advance(self, chain: order_messages.Chain) -> None:
         if run := chain.next_run():
             self._pipeline.send(run)
         else:
             chain.end()
 
-    def _interrupt(self, chain: Chain) -> None:
+    def _interrupt(self, chain: order_messages.Chain) -> None:
         undecided = chain.undecided()
         self._pipeline.remove(undecided)
         self._hold_unanswered(undecided)
 
-    def _decide(self, one: OrderMessage, verdict: Verdict, deferral: Deferral | None = None) -> None:
+    def _decide(
+        self,
+        one: order_messages.OrderMessage,
+        verdict: verdicts.Verdict,
+        deferral: order_messages.Deferral | None = None,
+    ) -> None:
         if one.verdict is not None:
             return
         one.verdict, one.deferral = verdict, deferral
@@ -299,7 +290,9 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
 
     # The source of the pipeline
 
-    def admitted(self, lane: OrderLane, entries: Sequence[OrderMessage]) -> Sequence[OrderMessage]:
+    def admitted(
+        self, lane: OrderLane, entries: Sequence[order_messages.OrderMessage]
+    ) -> Sequence[order_messages.OrderMessage]:
         """Return all, unless the shard is late with its batch."""
         for one in entries:
             one.shard_id = lane.shard_id
@@ -308,12 +301,12 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         self._hold_unanswered(entries)
         return ()
 
-    def _hold_unanswered(self, messages: Iterable[OrderMessage]) -> None:
+    def _hold_unanswered(self, messages: Iterable[order_messages.OrderMessage]) -> None:
         for one in messages:
             where = "to where tenants live" if one.shard_id is None else f"from shard {one.shard_id}"
-            self._hold(one, Deferral(f"no answer yet {where}"))
+            self._hold(one, order_messages.Deferral(f"no answer yet {where}"))
 
-    async def send(self, shard_id: str, entries: Sequence[OrderMessage]) -> list[Outcome]:
+    async def send(self, shard_id: str, entries: Sequence[order_messages.OrderMessage]) -> list[Outcome]:
         """Apply *entries* to a shard; after an outage, when it answers a probe."""
         if shard_id in self._outages:
             tenant_ids = list(dict.fromkeys(one.operation.tenant_id for one in entries))
@@ -327,14 +320,14 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         """Return whether a shard has not answered lately."""
         return shard_id in self._outages
 
-    async def settle(self, lane: OrderLane, batch: BatchDecided[OrderMessage]) -> None:
+    async def settle(self, lane: OrderLane, batch: BatchDecided[order_messages.OrderMessage]) -> None:
         """Decide the messages of a batch; the applied ones once that is safe."""
         shard_id = lane.shard_id
         self._outages.pop(shard_id, None)
         _note_late(self._queue.name, shard_id, batch.late)
         for one, outcome in batch.refused:
             reason = outcome.reason or DeadLetterReason.INVALID_MESSAGE
-            self._decide(one, ToDeadLetter(reason, outcome.error or "", _ids_of(one.operation)))
+            self._decide(one, verdicts.ToDeadLetter(reason, outcome.error or "", _ids_of(one.operation)))
         for one in (one for own in batch.locked.values() for one in own):
             text = f"another transaction keeps rows of its tenant locked on shard {shard_id}"
             self._hold(one, _deferral_of(one, text))
@@ -367,11 +360,11 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
                 self._hold_for_outage(one, exc)
         else:
             for one in committed.messages:
-                self._decide(one, Done())
+                self._decide(one, verdicts.Done())
         if behind := [one for one in committed.behind if one.verdict is None]:
             self._pipeline.send(behind)
 
-    async def _count_failures(self, shard_id: str, failed: Sequence[tuple[OrderMessage, str]]) -> None:
+    async def _count_failures(self, shard_id: str, failed: Sequence[tuple[order_messages.OrderMessage, str]]) -> None:
         keys = [(one.operation.tenant_id, one.message.message_id) for one, _ in failed]
         try:
             with translate(TargetKind.SHARD, shard_id, "orders", RetryableError):
@@ -388,14 +381,14 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
             else:
                 self._decide_failed(one, shard_id, error, count)
 
-    def put_back_lane(self, shard_id: str, entries: Sequence[OrderMessage], cause: WorkerError) -> None:
+    def put_back_lane(self, shard_id: str, entries: Sequence[order_messages.OrderMessage], cause: WorkerError) -> None:
         """Hold the messages of a lane whose shard does not answer."""
         self._outages[shard_id] = self._outages.get(shard_id, 0) + 1
         self._pipeline.forget_homes({one.operation.tenant_id for one in entries})
         for one in entries:
             self._hold_for_outage(one, cause)
 
-    def put_back_tenant(self, waited: Waited[OrderMessage]) -> None:
+    def put_back_tenant(self, waited: Waited[order_messages.OrderMessage]) -> None:
         """Hold a tenant's messages, or count a try where the lookup crashed."""
         self._pipeline.lookup.forget(waited.tenant_id)
         for one in waited.entries:
@@ -406,7 +399,9 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
                 case HoldReason.PAUSED, _:
                     if one.verdict is None:  # else its call has ended: it may be in hand
                         hidden_s = self.paused.hide(one.message, one.operation.tenant_id)
-                        self._decide(one, ReturnToQueue(ceil(hidden_s)), _deferral_of(one, "its tenant is paused"))
+                        self._decide(
+                            one, verdicts.ReturnToQueue(ceil(hidden_s)), _deferral_of(one, "its tenant is paused")
+                        )
                 case HoldReason.UNREGISTERED, _:
                     rest = one.message.sent_at + self._retries.tenant_wait + UNKNOWN_TENANT_MARGIN - self._utc()
                     text = unknown_tenant_error(self._retries.tenant_wait)
@@ -418,31 +413,33 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
                     why = "" if cause is None else f": {cause}"
                     self._hold(one, _deferral_of(one, f"its tenant is {reason}{why}"))
 
-    async def give_up(self, overdue: Overdue[OrderMessage]) -> None:
+    async def give_up(self, overdue: Overdue[order_messages.OrderMessage]) -> None:
         """Decide messages whose tenant was not registered in time."""
         error = unknown_tenant_error(self._retries.tenant_wait)
         for one in reversed(overdue.entries):  # those behind another one are given up with it
-            self._decide(one, ToDeadLetter(DeadLetterReason.UNKNOWN_TENANT, error, _ids_of(one.operation)))
+            self._decide(one, verdicts.ToDeadLetter(DeadLetterReason.UNKNOWN_TENANT, error, _ids_of(one.operation)))
 
-    def must_end_pause(self, paused: Paused[OrderMessage]) -> bool:
+    def must_end_pause(self, paused: Paused[order_messages.OrderMessage]) -> bool:
         """Return whether half of the queue's retention is over for a message."""
         return any(self.paused.half_retention_s(one.message) <= 0 for one in paused.entries)
 
     # Verdicts
 
-    def _hold_for_outage(self, one: OrderMessage, error: WorkerError) -> None:
+    def _hold_for_outage(self, one: order_messages.OrderMessage, error: WorkerError) -> None:
         # A PermanentError is about an address that may not be used: a person may correct that.
         outage = error if isinstance(error, RetryableError) else RetryableError(str(error))
-        self._hold(one, Deferral(str(error)), outage)
+        self._hold(one, order_messages.Deferral(str(error)), outage)
 
-    def _hold(self, one: OrderMessage, deferral: Deferral, error: NotApplied = Locked()) -> None:  # noqa: B008  # frozen
+    def _hold(
+        self, one: order_messages.OrderMessage, deferral: order_messages.Deferral, error: NotApplied = LOCKED
+    ) -> None:
         ids, tries = _ids_of(one.operation), one.message.try_count
-        self._decide(one, verdict_on(error, tries, ids, rules=self._retries, draw=self._draw()), deferral)
+        self._decide(one, verdicts.verdict_on(error, tries, ids, rules=self._retries, draw=self._draw()), deferral)
 
-    def _decide_failed(self, one: OrderMessage, shard_id: str | None, error: str, count: int) -> None:
+    def _decide_failed(self, one: order_messages.OrderMessage, shard_id: str | None, error: str, count: int) -> None:
         operation = one.operation
-        verdict: Verdict = verdict_on(Failed(error), count, _ids_of(operation), rules=self._retries)
-        if isinstance(verdict, RetryHeld):
+        verdict: verdicts.Verdict = verdicts.verdict_on(Failed(error), count, _ids_of(operation), rules=self._retries)
+        if isinstance(verdict, verdicts.RetryHeld):
             log.warning(
                 "operation.failing",
                 queue=self._queue.name,
@@ -452,18 +449,20 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
                 business_id=operation.business_id,
                 location_id=operation.location_id,
             )
-        elif isinstance(verdict, ToDeadLetter) and shard_id is not None:
+        elif isinstance(verdict, verdicts.ToDeadLetter) and shard_id is not None:
             give_up = partial(_give_up, self._gateway, shard_id, one, verdict)
             verdict = msgspec.structs.replace(verdict, before_delete=give_up)
         self._decide(one, verdict)
 
 
-def _deferral_of(one: OrderMessage, text: str) -> Deferral:
-    return Deferral(text, one.operation.business_id, one.operation.location_id)
+def _deferral_of(one: order_messages.OrderMessage, text: str) -> order_messages.Deferral:
+    return order_messages.Deferral(text, one.operation.business_id, one.operation.location_id)
 
 
-def _ids_of(operation: Operation) -> MessageIds:
-    return MessageIds(operation.business_id, operation.location_id, operation.request_id, operation.resource_id)
+def _ids_of(operation: Operation) -> verdicts.MessageIds:
+    return verdicts.MessageIds(
+        operation.business_id, operation.location_id, operation.request_id, operation.resource_id
+    )
 
 
 async def _check_shard(gateway: ShardGateway, shard_id: str, tenant_id: str) -> None:
@@ -478,7 +477,9 @@ async def _check_shard(gateway: ShardGateway, shard_id: str, tenant_id: str) -> 
         raise
 
 
-async def _give_up(gateway: ShardGateway, shard_id: str, one: OrderMessage, verdict: ToDeadLetter) -> None:
+async def _give_up(
+    gateway: ShardGateway, shard_id: str, one: order_messages.OrderMessage, verdict: verdicts.ToDeadLetter
+) -> None:
     """Log an operation as given up on its shard, once its dead letter is stored."""
     operation = one.operation
     outcome = await gateway.give_up(shard_id, operation)
@@ -499,12 +500,12 @@ async def _give_up(gateway: ShardGateway, shard_id: str, one: OrderMessage, verd
         await gateway.forget_failures(shard_id, operation.tenant_id, one.message.message_id)
 
 
-def _describe(queue: str, shard_id: str, entries: Sequence[OrderMessage]) -> TracedBatch:
+def _describe(queue: str, shard_id: str, entries: Sequence[order_messages.OrderMessage]) -> TracedBatch:
     traceparents = partial(traceparents_of_messages, [one.message.attributes for one in entries])
     return TracedBatch(Source.SQS, queue, len(entries), traceparents, shard_id)
 
 
-def _note_late(queue: str, shard_id: str, late: Sequence[OrderMessage]) -> None:
+def _note_late(queue: str, shard_id: str, late: Sequence[order_messages.OrderMessage]) -> None:
     if late:
         REPETITIONS_LATE.inc(len(late))
         log.warning(
@@ -518,10 +519,10 @@ def _note_late(queue: str, shard_id: str, late: Sequence[OrderMessage]) -> None:
         )
 
 
-def _log_deferred(queue: str, call: Sequence[OrderMessage]) -> None:
-    by_cause: defaultdict[Deferral, list[float]] = defaultdict(list)
+def _log_deferred(queue: str, call: Sequence[order_messages.OrderMessage]) -> None:
+    by_cause: defaultdict[order_messages.Deferral, list[float]] = defaultdict(list)
     for one in call:
-        if one.deferral is not None and isinstance(one.verdict, ReturnToQueue | RetryHeld):
+        if one.deferral is not None and isinstance(one.verdict, verdicts.ReturnToQueue | verdicts.RetryHeld):
             by_cause[one.deferral].append(one.verdict.delay_s)
     for deferral, delays_s in by_cause.items():
         RETRIES.labels(Source.SQS, QueueRetry.DEPENDENCY).inc(len(delays_s))

@@ -13,18 +13,7 @@ from typing import Annotated, Final, cast
 import msgspec
 
 from simplu_worker.aws.sqs_queue import Message
-from simplu_worker.consumers.sqs.receive.verdicts import (
-    DECODING_ERRORS,
-    Done,
-    PeekedMessage,
-    RetryHeld,
-    ReturnToQueue,
-    ToDeadLetter,
-    UnknownTypeError,
-    Verdict,
-    peek,
-    rejection_of,
-)
+from simplu_worker.consumers.sqs.receive import verdicts
 from simplu_worker.operations.decode import digest_of
 from simplu_worker.operations.json_record import (
     ABSENT,
@@ -61,7 +50,7 @@ ORDER_KINDS: Final = {"CREATE": OperationKind.CREATE, "UPDATE": OperationKind.PA
 _KNOWN: Final = ", ".join(ORDER_KINDS)
 
 
-class _PeekedOrder(PeekedMessage, rename="camel"):
+class _PeekedOrder(verdicts.PeekedMessage, rename="camel"):
     type: msgspec.Raw = ABSENT
     order_id: msgspec.Raw = ABSENT
     deduplication_id: msgspec.Raw = ABSENT
@@ -110,9 +99,9 @@ def decode_order(
         return RejectedRecord(reason=DeadLetterReason.TOO_LARGE, error=error, origin=origin, request_id=own_id)
     try:
         return _operation_of(_parse(record), record, attributes, origin, rules, own_id=own_id)
-    except DECODING_ERRORS as exc:
-        reason, error = rejection_of(exc)
-    ids = peek(record, _PeekedOrder)
+    except verdicts.DECODING_ERRORS as exc:
+        reason, error = verdicts.rejection_of(exc)
+    ids = verdicts.peek(record, _PeekedOrder)
     business_id, location_id = _peeked_tenant(ids, attributes)
     return RejectedRecord(
         reason=reason,
@@ -129,7 +118,7 @@ def tenant_of_order(message: Message, rules: OrderRules) -> str | None:
     """Return the tenant that a message names, without decoding it."""
     names = [message.attributes.get(name) for name in TENANT_ATTRIBUTES.values()]
     if None in names:
-        ids = peek(message.body.encode("utf-8", "surrogatepass"), _PeekedOrder)
+        ids = verdicts.peek(message.body.encode("utf-8", "surrogatepass"), _PeekedOrder)
         names = _peeked_tenant(ids, message.attributes)
     business_id, location_id = names if any(names) or rules.default_tenant is None else rules.default_tenant
     return tenant_id_of(business_id, location_id) if business_id and location_id else None
@@ -157,7 +146,7 @@ def _kind_of(sent: object) -> OperationKind:
     kind = ORDER_KINDS.get(sent) if isinstance(sent, str) else None
     if kind is None:
         got = NOTHING if sent is None else "another value"
-        raise UnknownTypeError(member_error("type", f"one of {_KNOWN}", got))
+        raise verdicts.UnknownTypeError(member_error("type", f"one of {_KNOWN}", got))
     return kind
 
 
@@ -215,7 +204,7 @@ def with_members_of_message(body: str, attributes: Mapping[str, str], operation:
 def _first_sent_at(event: OrderMembers, origin: Origin) -> datetime | None:
     try:
         first = _time_decoder.decode(event.first_sent_at)
-    except DECODING_ERRORS:  # absent, or a member of the producer's own
+    except verdicts.DECODING_ERRORS:  # absent, or a member of the producer's own
         return None
     return first.astimezone(UTC) if EARLIEST <= first <= origin.arrived_at else None
 
@@ -250,7 +239,7 @@ def _tenant_part(member: str, sent: str | None, attributes: Mapping[str, str]) -
     return value
 
 
-BEHIND_VERDICT: Final = ReturnToQueue(0)  # behind an undecided message of its group
+BEHIND_VERDICT: Final = verdicts.ReturnToQueue(0)  # behind an undecided message of its group
 RETRIABLE_LETTERS: Final = frozenset({DeadLetterReason.UNKNOWN_TENANT, DeadLetterReason.RETRIES_EXHAUSTED})
 
 
@@ -273,7 +262,7 @@ class OrderMessage(msgspec.Struct, eq=False):
     decoded: Operation | RejectedRecord
     members: Chain
     shard_id: str | None = None
-    verdict: Verdict | None = None
+    verdict: verdicts.Verdict | None = None
     deferral: Deferral | None = None
 
     @property
@@ -288,9 +277,9 @@ class OrderMessage(msgspec.Struct, eq=False):
         Not behind an operation that may yet be applied, if the worker dies before the dead letter is stored.
         """
         match self.verdict:
-            case Done():
+            case verdicts.Done():
                 return True
-            case ToDeadLetter(reason=reason):
+            case verdicts.ToDeadLetter(reason=reason):
                 return reason not in RETRIABLE_LETTERS
             case _:
                 return False
@@ -334,10 +323,10 @@ class Chain:
         """Defer the messages behind the first that may not be passed; behind a dead letter until it is stored."""
         self.has_ended.set()
         first = next((index for index, one in enumerate(self.members) if not one.allows_next), len(self.members))
-        is_dead_letter = first < len(self.members) and isinstance(self.members[first].verdict, ToDeadLetter)
+        is_dead_letter = first < len(self.members) and isinstance(self.members[first].verdict, verdicts.ToDeadLetter)
         for one in self.members[first + 1 :]:
-            if not (is_dead_letter and isinstance(one.verdict, ToDeadLetter)):
-                one.verdict, one.deferral = RetryHeld(0.0) if is_dead_letter else BEHIND_VERDICT, None
+            if not (is_dead_letter and isinstance(one.verdict, verdicts.ToDeadLetter)):
+                one.verdict, one.deferral = verdicts.RetryHeld(0.0) if is_dead_letter else BEHIND_VERDICT, None
 
 
 def _run_from(members: Sequence[OrderMessage], position: int) -> Sequence[OrderMessage]:

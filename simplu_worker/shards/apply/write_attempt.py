@@ -15,22 +15,10 @@ import msgspec
 
 from simplu_worker.operations.operation import Disposition, ListProblem, Operation, Outcome
 from simplu_worker.operations.waves import HOLD, TenantRow, admit, admits_all, is_too_late, isolate, plan_waves
+from simplu_worker.shards.apply import wave_run
 from simplu_worker.shards.apply.duplicates import LogMatch
 from simplu_worker.shards.apply.group_commit import CommitBatch
 from simplu_worker.shards.apply.judging import PATCH, BatchJudges, Found, TypeRules, as_stored
-from simplu_worker.shards.apply.wave_run import (
-    FAST_MAX_COUNT,
-    ResourceId,
-    TenantMemory,
-    WaveRun,
-    apply_fast,
-    find_laborious,
-    find_logged,
-    fits_fast_path,
-    resource_of,
-    statement_for,
-    write_log,
-)
 from simplu_worker.shards.positions import attempt_claim, is_row_known, position_changed_error, write_positions
 from simplu_worker.shards.postgres.errors import RolledBackError
 from simplu_worker.shards.postgres.pool import Connection
@@ -77,7 +65,7 @@ def key_of(operation: Operation) -> OperationKey:
 class UnmergedPatchesError(RolledBackError):
     """The shard did not merge patches of *resources*, which the worker has to merge."""
 
-    def __init__(self, resources: Collection[ResourceId]) -> None:
+    def __init__(self, resources: Collection[wave_run.ResourceId]) -> None:
         super().__init__(f"patches of {len(resources)} resources are to be merged in the worker")
         self.resources = resources
 
@@ -122,10 +110,10 @@ class WriteAttempt:
         self.is_locking_tenants = False
         self.locked: Collection[str] = ()  # tenants that must not be in one transaction with others
         self.log_took_s = 0.0
-        self.large: Container[ResourceId] = ()  # resources of which the worker merges every patch
+        self.large: Container[wave_run.ResourceId] = ()  # resources of which the worker merges every patch
         self.is_careful = True
         self.has_duplicates = False
-        self.remembered: TenantMemory | None = None
+        self.remembered: wave_run.TenantMemory | None = None
         self.is_fast = False
         self.tenants: Mapping[str, TenantRow] = {}
         self.rules = rules
@@ -175,7 +163,7 @@ class WriteAttempt:
         failures = {number: decided[index].failure for number, index in enumerate(logged) if index in decided}
         results = {number: self._result_of(logged[number], decided[logged[number]]) for number in failures}
         self.suspects = logged
-        matches = await write_log(
+        matches = await wave_run.write_log(
             connection, _select(logged, operations), logged, tenants, failures, results, expects_new=not self.is_careful
         )
         self.has_duplicates = bool(matches)
@@ -206,14 +194,14 @@ class WriteAttempt:
 
     def _find_known_tenants(self) -> Mapping[str, TenantRow]:
         operations = self.batch.operations
-        if self.remembered is None or self.is_careful or len(operations) > FAST_MAX_COUNT:
+        if self.remembered is None or self.is_careful or len(operations) > wave_run.FAST_MAX_COUNT:
             return {}
         tenant_ids = {operation.tenant_id for operation in operations}
         known = self.remembered.rows_of(tenant_ids)
         if len(known) < len(tenant_ids):
             return {}
         self.operations = as_stored(operations, types_of(known), self.rules)
-        is_usual = fits_fast_path(self.operations, known, large=self.large, tenant_wait=self._tenant_wait)
+        is_usual = wave_run.fits_fast_path(self.operations, known, large=self.large, tenant_wait=self._tenant_wait)
         return known if is_usual and self._judges_allow(known) else {}
 
     def _judges_allow(self, known: Mapping[str, TenantRow]) -> bool:
@@ -233,9 +221,9 @@ class WriteAttempt:
     ) -> list[Outcome]:
         self.is_fast = True
         operations = self.operations
-        missed = await apply_fast(connection, operations, known, claimed)
+        missed = await wave_run.apply_fast(connection, operations, known, claimed)
         if unmerged := [operations[index] for index, error in missed if error == UNMERGED]:
-            raise UnmergedPatchesError({resource_of(operation) for operation in unmerged})
+            raise UnmergedPatchesError({wave_run.resource_of(operation) for operation in unmerged})
         outcomes = [SUCCEEDED] * len(operations)
         for index, error in missed:
             outcomes[index] = Outcome(disposition=Disposition.APPLIED, failure=Failure(error))
@@ -288,7 +276,7 @@ class WriteAttempt:
             for index, outcome in decided.items()
             if outcome.reason is DeadLetterReason.UNKNOWN_TENANT and self._is_too_late(operations[index], tenants)
         ]
-        known = await find_logged(connection, [operations[index] for index in late], tenants)
+        known = await wave_run.find_logged(connection, [operations[index] for index in late], tenants)
         for index, is_known in zip(late, known, strict=True):
             if is_known:
                 decided[index] = DUPLICATE
@@ -306,25 +294,25 @@ class WriteAttempt:
         """
         operations = _select(applied, self.operations)
         patches = [index for index, operation in enumerate(operations) if operation.kind is PATCH]
-        laborious = find_laborious(operations, patches, self.large)
-        first = {resource_of(operations[index]): index for index in sorted(laborious, reverse=True)}
+        laborious = wave_run.find_laborious(operations, patches, self.large)
+        first = {wave_run.resource_of(operations[index]): index for index in sorted(laborious, reverse=True)}
         if further := laborious.difference(first.values()):
             raise ApartError([applied[index] for index in further], "large patches behind another of their resource")
         planned = plan_waves(operations)
         waves = isolate([(*wave.reads, *wave.writes) for wave in planned], laborious)
-        statement = statement_for(
+        statement = wave_run.statement_for(
             [operations[index].kind for wave in planned for index in wave.reads],
             has_asked=any(one.query is not None and one.query.asked for one in operations),
             creates_new=not self.is_careful,
         )
-        run = WaveRun(connection, statement, tenants, judges)
+        run = wave_run.WaveRun(connection, statement, tenants, judges)
         for wave in waves:
             own = [operations[index] for index in wave]
             await run.add_wave([applied[index] for index in wave], own, is_laborious=wave[0] in laborious)
         await run.finish()
         self.found |= run.found
         if unmerged := [self.operations[place] for place, error in run.failures if error == UNMERGED]:
-            raise UnmergedPatchesError({resource_of(operation) for operation in unmerged})
+            raise UnmergedPatchesError({wave_run.resource_of(operation) for operation in unmerged})
         self.has_duplicates |= Failure.ALREADY_EXISTS in [error for _, error in run.failures]
         return [(place, Failure(error)) for place, error in run.failures]
 

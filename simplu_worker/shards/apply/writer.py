@@ -20,6 +20,7 @@ from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.schema_judge import Finding
 from simplu_worker.operations.waves import HOLD
+from simplu_worker.shards.apply import write_attempt
 from simplu_worker.shards.apply.duplicates import TIMEOUT_PARTS_MAX, DuplicateMemory, cut_points, points_around
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
 from simplu_worker.shards.apply.judging import ShardRules, count_found, foresee
@@ -30,26 +31,7 @@ from simplu_worker.shards.apply.wave_run import (
     fast_path_error,
     find_unstorable,
 )
-from simplu_worker.shards.apply.write_attempt import (
-    INVALID_DATA,
-    NO_KNOWN_OUTCOMES,
-    QUERY_TOO_LARGE,
-    STOPPING,
-    ApartError,
-    LockedTenantsError,
-    OperationKey,
-    UnmergedPatchesError,
-    WriteAttempt,
-    key_of,
-)
-from simplu_worker.shards.postgres.errors import (
-    DuplicateKeyError,
-    LockTimeoutError,
-    LostRaceError,
-    RolledBackError,
-    StatementFailedError,
-    ValueRefusedError,
-)
+from simplu_worker.shards.postgres import errors
 from simplu_worker.shards.postgres.pool import PROBE_FAILED_FRESH_S, PROBE_FRESH_S, Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -95,7 +77,7 @@ class ShardWriter:
         self._shared_probe = SharedAnswer(self._probe_once, fresh_s=PROBE_FRESH_S, failed_fresh_s=PROBE_FAILED_FRESH_S)
         self._time = time or ShardTime()
         self._group_commit = GroupCommit(self._apply, self._time)
-        self._slow: dict[OperationKey, None] = {}  # oldest first
+        self._slow: dict[write_attempt.OperationKey, None] = {}  # oldest first
         self._large: dict[ResourceId, None] = {}  # the same
         self._locked: dict[str, None] = {}  # tenants, the one that was tried last is the last
         self._duplicates = duplicates or DuplicateMemory()
@@ -147,7 +129,7 @@ class ShardWriter:
     async def _apply(
         self,
         batch: CommitBatch,
-        known_outcomes: Mapping[int, Outcome] = NO_KNOWN_OUTCOMES,
+        known_outcomes: Mapping[int, Outcome] = write_attempt.NO_KNOWN_OUTCOMES,
         budget: StatementBudget = StatementBudget.BATCH,
     ) -> list[Outcome]:
         course = Course(budget, may_be_fast=budget is StatementBudget.BATCH and not known_outcomes)
@@ -155,11 +137,11 @@ class ShardWriter:
             attempt = self._next_attempt(batch, known_outcomes, course)
             try:
                 outcomes = await self._commit(attempt, course.budget)
-            except (RolledBackError, LockTimeoutError) as exc:
+            except (errors.RolledBackError, errors.LockTimeoutError) as exc:
                 if (decided := await self._change_course(attempt, course, exc)) is not None:
                     return decided
-            except StatementFailedError as exc:
-                if isinstance(exc, DuplicateKeyError) and not attempt.is_careful:
+            except errors.StatementFailedError as exc:
+                if isinstance(exc, errors.DuplicateKeyError) and not attempt.is_careful:
                     self._duplicates.note_failed()
                     course.is_careful = True
                     continue
@@ -177,7 +159,9 @@ class ShardWriter:
                 self._note_applied(attempt)
                 return outcomes
 
-    def _next_attempt(self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome], course: Course) -> WriteAttempt:
+    def _next_attempt(
+        self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome], course: Course
+    ) -> write_attempt.WriteAttempt:
         slow = self._slow if course.budget is StatementBudget.BATCH else ()
         attempt = self._new_attempt(batch, known_outcomes, slow)
         attempt.locked = self._locked if course.budget is StatementBudget.BATCH else ()
@@ -187,17 +171,17 @@ class ShardWriter:
         return attempt
 
     async def _change_course(
-        self, attempt: WriteAttempt, course: Course, exc: RolledBackError | LockTimeoutError
+        self, attempt: write_attempt.WriteAttempt, course: Course, exc: errors.RolledBackError | errors.LockTimeoutError
     ) -> list[Outcome] | None:
         """Change the course of the next attempts; or apply the batch in parts, and return the outcomes."""
         match exc:
-            case LockTimeoutError():
+            case errors.LockTimeoutError():
                 return await self._react_to_lock(attempt, course, exc)
-            case LockedTenantsError():
+            case write_attempt.LockedTenantsError():
                 return await self._apply_beside_locked(attempt, exc.tenant_ids, course.budget)
-            case ApartError():
+            case write_attempt.ApartError():
                 return await self._apply_split(attempt, points_around(exc.indexes), course.budget)
-            case UnmergedPatchesError():
+            case write_attempt.UnmergedPatchesError():
                 course.large.update(exc.resources)
                 remember(self._large, exc.resources, LARGE_MAX_COUNT)
             case FastPathError():
@@ -212,18 +196,18 @@ class ShardWriter:
         return None
 
     async def _apply_split(
-        self, attempt: WriteAttempt, indexes: Sequence[int], budget: StatementBudget
+        self, attempt: write_attempt.WriteAttempt, indexes: Sequence[int], budget: StatementBudget
     ) -> list[Outcome]:
         """Apply a batch, cut at *indexes*, part by part, each with *budget*."""
         operations = attempt.batch.operations
         parts = [list(range(start, end)) for start, end in pairwise([0, *indexes, len(operations)])]
-        slow = [len(part) == 1 and key_of(operations[part[0]]) in self._slow for part in parts]
+        slow = [len(part) == 1 and write_attempt.key_of(operations[part[0]]) in self._slow for part in parts]
         budgets = [StatementBudget.PART if is_slow else budget for is_slow in slow]
         return await self._apply_parts(attempt, parts, budgets)
 
     async def _apply_parts(
         self,
-        attempt: WriteAttempt,
+        attempt: write_attempt.WriteAttempt,
         parts: Sequence[Sequence[int]],
         budgets: Sequence[StatementBudget],
         *,
@@ -247,12 +231,12 @@ class ShardWriter:
                 part_outcomes = await self._apply(whole.part(left), known_here, budget)
             for index, outcome in zip(left, part_outcomes, strict=True):
                 outcomes[index] = outcome
-                if outcome.disposition in STOPPING:
+                if outcome.disposition in write_attempt.STOPPING:
                     stopped.add(whole.operations[index].tenant_id)
         return outcomes
 
     async def _react_to_lock(
-        self, attempt: WriteAttempt, course: Course, exc: LockTimeoutError
+        self, attempt: write_attempt.WriteAttempt, course: Course, exc: errors.LockTimeoutError
     ) -> list[Outcome] | None:
         """Return the outcomes of a batch that waited for a lock for too long; None if it is to be tried again.
 
@@ -282,7 +266,7 @@ class ShardWriter:
             return bool(await connection.fetchval(QUERIES["are_tables_locked"]))
 
     async def _apply_beside_locked(
-        self, attempt: WriteAttempt, tenant_ids: Sequence[str], budget: StatementBudget
+        self, attempt: write_attempt.WriteAttempt, tenant_ids: Sequence[str], budget: StatementBudget
     ) -> list[Outcome]:
         """Apply a batch in which rows of some of *tenant_ids* are locked by other transactions.
 
@@ -297,17 +281,19 @@ class ShardWriter:
         budgets = [budget, *[StatementBudget.PART] * (len(parts) - 1)]
         return await self._apply_parts(attempt, parts, budgets, waits_max=LOCK_WAITS_MAX)
 
-    async def _find_refused(self, attempt: WriteAttempt, exc: StatementFailedError) -> dict[int, Outcome]:
+    async def _find_refused(
+        self, attempt: write_attempt.WriteAttempt, exc: errors.StatementFailedError
+    ) -> dict[int, Outcome]:
         operations = attempt.batch.operations
         texts = [one.text if one.query is None else one.query.text for one in operations]
         found = set(await find_unstorable(self._pool, texts)).difference(attempt.known_outcomes)
         for index in sorted(found):
             shard_id = self._pool.address.shard_id
             log.info("operation.refused", shard_id=shard_id, error=exc.error, **_ids_of(operations[index]))
-        return dict.fromkeys(found, INVALID_DATA)
+        return dict.fromkeys(found, write_attempt.INVALID_DATA)
 
     async def _find_culprits(
-        self, attempt: WriteAttempt, exc: StatementFailedError, budget: StatementBudget
+        self, attempt: write_attempt.WriteAttempt, exc: errors.StatementFailedError, budget: StatementBudget
     ) -> dict[int, Outcome]:
         """Return the outcomes, by index, of operations at fault; none if the batch must be cut to find one.
 
@@ -316,7 +302,7 @@ class ShardWriter:
         """
         if not attempt.suspects:
             raise exc
-        if isinstance(exc, ValueRefusedError) and (refused := await self._find_refused(attempt, exc)):
+        if isinstance(exc, errors.ValueRefusedError) and (refused := await self._find_refused(attempt, exc)):
             return refused
         if len(attempt.suspects) > 1:
             return {}
@@ -326,12 +312,12 @@ class ShardWriter:
             raise exc
         await self._pool.probe()
         if exc.is_timeout and operation.query is not None:
-            return {index: QUERY_TOO_LARGE}
+            return {index: write_attempt.QUERY_TOO_LARGE}
         if exc.is_timeout:  # its next tries must not delay others that long
-            remember(self._slow, [key_of(operation)], SLOW_MAX_COUNT)
+            remember(self._slow, [write_attempt.key_of(operation)], SLOW_MAX_COUNT)
         return {index: Outcome(disposition=Disposition.UNEXPECTED, error=exc.error)}
 
-    def _note_applied(self, attempt: WriteAttempt) -> None:
+    def _note_applied(self, attempt: write_attempt.WriteAttempt) -> None:
         self._duplicates.note_applied(was_careful=attempt.is_careful, has_duplicates=attempt.has_duplicates)
         count_found(attempt.found)
         self._tenants.remember(attempt.tenants)
@@ -349,11 +335,18 @@ class ShardWriter:
                 raise ShardUnavailableError(f"shard {shard_id}: its database is empty; no tenant is provisioned yet")
 
     def _new_attempt(
-        self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome], slow: Collection[OperationKey] = ()
-    ) -> WriteAttempt:
-        return WriteAttempt(batch, known_outcomes, slow, tenant_wait=self._tenant_wait, rules=self._rules.by_type)
+        self,
+        batch: CommitBatch,
+        known_outcomes: Mapping[int, Outcome],
+        slow: Collection[write_attempt.OperationKey] = (),
+    ) -> write_attempt.WriteAttempt:
+        return write_attempt.WriteAttempt(
+            batch, known_outcomes, slow, tenant_wait=self._tenant_wait, rules=self._rules.by_type
+        )
 
-    async def _commit(self, attempt: WriteAttempt, budget: StatementBudget = StatementBudget.BATCH) -> list[Outcome]:
+    async def _commit(
+        self, attempt: write_attempt.WriteAttempt, budget: StatementBudget = StatementBudget.BATCH
+    ) -> list[Outcome]:
         address = self._pool.address
 
         def describe() -> TracedTransaction:
@@ -366,11 +359,11 @@ class ShardWriter:
                     async with self._pool.transaction(budget=budget) as connection:
                         span.note_begun(*connection.place)
                         return await attempt.apply(connection, claimed)
-            except (LockTimeoutError, StatementFailedError) as exc:
+            except (errors.LockTimeoutError, errors.StatementFailedError) as exc:
                 if not attempt.is_fast:
                     raise
                 raise fast_path_error(exc) from exc
-            except LostRaceError:
+            except errors.LostRaceError:
                 await asyncio.sleep(self._draw() * RACE_PAUSE_MAX_S)
         raise ShardUnavailableError(f"shard {address.shard_id}: {RACES_LOST}")
 

@@ -40,16 +40,7 @@ from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import fetch_from_all_shards, group_by_shard
 from simplu_worker.shards.schema.schema_check import has_schema
-from simplu_worker.shards.tenants.control_rules import (
-    ControlledTenant,
-    ControlStep,
-    error_of,
-    homes_to_destroy,
-    refused_address_as_retryable,
-    step_of_destruction,
-    timestamp_text,
-    unforeseen_with_shard,
-)
+from simplu_worker.shards.tenants import control_rules
 from simplu_worker.shards.tenants.provisioning import AT_ONCE, SAFE_WITHIN_S, ShardSlots
 from simplu_worker.shards.types import DestructionResult, FailedOnShardError, ShardUnavailableError
 from simplu_worker.timing.waits import repeat_every
@@ -193,9 +184,9 @@ class TenantDeleter:
 
 
 RESULTS: Final = {
-    ControlStep.DESTROY: DestructionResult.DESTROYING,
-    ControlStep.NOTE: DestructionResult.EXISTED,
-    ControlStep.STALE: DestructionResult.STALE,
+    control_rules.ControlStep.DESTROY: DestructionResult.DESTROYING,
+    control_rules.ControlStep.NOTE: DestructionResult.EXISTED,
+    control_rules.ControlStep.STALE: DestructionResult.STALE,
 }
 
 
@@ -220,7 +211,7 @@ class Destroyer:
         home = await self._find_home(tenant_id_of(business_id, location_id))
         if home is None:
             return DestructionResult.UNKNOWN
-        with unforeseen_with_shard(home.shard_id, tenant_id_of(business_id, location_id)):
+        with control_rules.unforeseen_with_shard(home.shard_id, tenant_id_of(business_id, location_id)):
             async with self._slots.take(home.shard_id):
                 result, server = await self._destroy_on(home, business_id, location_id, requested_at)
             await self._commits.wait_for_transaction(home.shard_id, server, within_s=SAFE_WITHIN_S)
@@ -258,7 +249,7 @@ class Destroyer:
         async def destroy_some() -> None:
             for location_id in left:
                 try:
-                    with unforeseen_with_shard(shard.shard_id, tenant_id_of(business_id, location_id)):
+                    with control_rules.unforeseen_with_shard(shard.shard_id, tenant_id_of(business_id, location_id)):
                         found = await self._destroy_on(shard, business_id, location_id, requested_at)
                 except (WorkerError, FailedOnShardError) as exc:
                     errors.append(exc)
@@ -271,14 +262,14 @@ class Destroyer:
         await asyncio.gather(*(destroy_some() for _ in range(AT_ONCE)))
         for server, location_id in servers.items():
             try:
-                with unforeseen_with_shard(shard.shard_id, tenant_id_of(business_id, location_id)):
+                with control_rules.unforeseen_with_shard(shard.shard_id, tenant_id_of(business_id, location_id)):
                     await self._commits.wait_for_transaction(shard.shard_id, server, within_s=SAFE_WITHIN_S)
             except (WorkerError, FailedOnShardError) as exc:
                 errors.append(exc)
         return results, errors
 
     async def _find_home(self, tenant_id: str) -> ShardAddress | None:
-        with refused_address_as_retryable():
+        with control_rules.refused_address_as_retryable():
             named = await self._locator.locate(tenant_id)
         if named is None:  # Citrus may have lost the registration; a shard still has the row
             shards = (await self._locator.list_possible_homes([tenant_id]))[tenant_id]
@@ -297,7 +288,7 @@ class Destroyer:
         states: dict[str, dict[str, TenantState]] = {}
         for shard_id, row in answers.rows:
             states.setdefault(row["location_id"], {})[shard_id] = TenantState(row["state"])
-        found = {location_id: homes_to_destroy(by_shard) for location_id, by_shard in states.items()}
+        found = {location_id: control_rules.homes_to_destroy(by_shard) for location_id, by_shard in states.items()}
         homeless_count = sum(1 for homes in found.values() if not homes)
         if homeless_count:
             raise ShardUnavailableError(
@@ -310,25 +301,27 @@ class Destroyer:
         self, shard: ShardAddress, business_id: str, location_id: str, requested_at: datetime
     ) -> tuple[DestructionResult, Server]:
         step, server = await self._mark_destroying(shard, business_id, location_id, requested_at)
-        if step is ControlStep.DESTROY:
+        if step is control_rules.ControlStep.DESTROY:
             log.info("tenant.destroying", business_id=business_id, location_id=location_id, shard_id=shard.shard_id)
         return RESULTS[step], server
 
     async def _mark_destroying(
         self, shard: ShardAddress, business_id: str, location_id: str, requested_at: datetime
-    ) -> tuple[ControlStep, Server]:
+    ) -> tuple[control_rules.ControlStep, Server]:
         tenant_id = tenant_id_of(business_id, location_id)
-        time_text = timestamp_text(requested_at)
+        time_text = control_rules.timestamp_text(requested_at)
         pool = self._pools.ensure_pool(shard)
         async with pool.transaction(budget=StatementBudget.PAUSE) as connection:
             row = await connection.fetchrow(QUERIES["lock_tenants_for_control"], [tenant_id])
             if row is None:
                 raise RetryableError("the tenant's row was deleted since it was found")
-            step = step_of_destruction(ControlledTenant.from_row(dict(row)), business_id, location_id, requested_at)
-            if (error := error_of(step, tenant_id)) is not None:
+            step = control_rules.step_of_destruction(
+                control_rules.ControlledTenant.from_row(dict(row)), business_id, location_id, requested_at
+            )
+            if (error := control_rules.error_of(step, tenant_id)) is not None:
                 raise error
-            if step is ControlStep.DESTROY:
+            if step is control_rules.ControlStep.DESTROY:
                 await connection.execute(QUERIES["destroy_tenant"], tenant_id, time_text)
-            elif step is ControlStep.NOTE:
+            elif step is control_rules.ControlStep.NOTE:
                 await connection.execute(QUERIES["note_control"], [tenant_id], [time_text])
             return step, await note_server(connection)

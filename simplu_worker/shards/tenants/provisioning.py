@@ -41,16 +41,7 @@ from simplu_worker.shards.routing.shard_query import fetch_from_all_shards, grou
 from simplu_worker.shards.routing.tenant_homes import TenantHome
 from simplu_worker.shards.schema.schema_check import check_registration, ensure_schema
 from simplu_worker.shards.schema.type_files import is_type_name
-from simplu_worker.shards.tenants.control_rules import (
-    DEFAULT_ROW,
-    ControlledTenant,
-    ControlStep,
-    error_of,
-    refused_address_as_retryable,
-    step_of_creation,
-    timestamp_text,
-    with_shard,
-)
+from simplu_worker.shards.tenants import control_rules
 from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, HomeUndoneError, PlacedTenant
 from simplu_worker.shards.types import (
     HomeUnknownError,
@@ -72,14 +63,14 @@ TRANSACTION_MAX_TENANTS: Final = 100  # so that a transaction stays far below 30
 class DecidedTenant(NamedTuple):
     """The step to take for one tenant, and the business type of its row after that step."""
 
-    step: ControlStep
+    step: control_rules.ControlStep
     business_type: str
 
 
 class RowResult(msgspec.Struct, frozen=True):
     """The step taken for one tenant, the business type of its row, and the server that committed the transaction."""
 
-    step: ControlStep
+    step: control_rules.ControlStep
     business_type: str
     server: Server
 
@@ -123,8 +114,12 @@ async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRe
             for row in await connection.fetch(QUERIES["find_not_taken"], [one.tenant_id for one in wanted]):
                 refused.setdefault(row["id"], RetryableError(describe_drained(pool.address.shard_id)))
             made, changed = await _make_tenants(connection, [one for one in wanted if one.tenant_id not in refused])
-            await mark_changes(connection, [(tenant_id, *DEFAULT_ROW) for tenant_id in changed], MarkOrigin.CREATION)
-            if not {ControlStep.MAKE, ControlStep.REMAKE}.isdisjoint(one.step for one in made.values()):
+            await mark_changes(
+                connection, [(tenant_id, *control_rules.DEFAULT_ROW) for tenant_id in changed], MarkOrigin.CREATION
+            )
+            if not {control_rules.ControlStep.MAKE, control_rules.ControlStep.REMAKE}.isdisjoint(
+                one.step for one in made.values()
+            ):
                 await check_registration(connection)
             server = await note_server(connection)
     except (StatementFailedError, LostRaceError) as exc:
@@ -139,7 +134,7 @@ async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRe
     except Exception as exc:  # noqa: BLE001  # the outcome of each tenant: nothing was made
         return {one.tenant_id: exc for one in wanted}
     return refused | {
-        tenant_id: error_of(one.step, tenant_id) or RowResult(one.step, one.business_type, server)
+        tenant_id: control_rules.error_of(one.step, tenant_id) or RowResult(one.step, one.business_type, server)
         for tenant_id, one in made.items()
     }
 
@@ -173,17 +168,22 @@ async def _make_tenants(
 ) -> tuple[dict[str, DecidedTenant], list[str]]:
     by_id = {one.tenant_id: one for one in wanted}
     decided = await _lock_and_decide(connection, wanted)
-    to_make = _ids_of_step(decided, ControlStep.MAKE)
+    to_make = _ids_of_step(decided, control_rules.ControlStep.MAKE)
     made, changed = await _insert(connection, [by_id[tenant_id] for tenant_id in to_make])
     # Rows that another replica inserted since they were looked up.
     decided |= await _lock_and_decide(connection, [by_id[tenant_id] for tenant_id in to_make if tenant_id not in made])
-    if not made.issuperset(_ids_of_step(decided, ControlStep.MAKE)):
+    if not made.issuperset(_ids_of_step(decided, control_rules.ControlStep.MAKE)):
         raise LostRaceError("a tenant's row was inserted and deleted by another transaction, or its type was removed")
-    for step, query in ((ControlStep.RESTORE, "restore_tenants"), (ControlStep.NOTE, "note_control")):
+    for step, query in (
+        (control_rules.ControlStep.RESTORE, "restore_tenants"),
+        (control_rules.ControlStep.NOTE, "note_control"),
+    ):
         if noted := _ids_of_step(decided, step):
-            times = [timestamp_text(by_id[tenant_id].requested_at) for tenant_id in noted]
+            times = [control_rules.timestamp_text(by_id[tenant_id].requested_at) for tenant_id in noted]
             await connection.execute(QUERIES[query], noted, times)
-    remade = await _remake(connection, [by_id[tenant_id] for tenant_id in _ids_of_step(decided, ControlStep.REMAKE)])
+    remade = await _remake(
+        connection, [by_id[tenant_id] for tenant_id in _ids_of_step(decided, control_rules.ControlStep.REMAKE)]
+    )
     return decided, [*changed, *remade]
 
 
@@ -196,14 +196,14 @@ async def _lock_and_decide(connection: Connection, wanted: Sequence[ProvisionReq
 
 
 def _decide(wanted: ProvisionRequest, row: Mapping[str, Any] | None) -> DecidedTenant:
-    tenant = None if row is None else ControlledTenant.from_row(row)
-    step = step_of_creation(tenant, wanted.business_id, wanted.location_id, wanted.requested_at)
-    if row is None or step is ControlStep.REMAKE:
+    tenant = None if row is None else control_rules.ControlledTenant.from_row(row)
+    step = control_rules.step_of_creation(tenant, wanted.business_id, wanted.location_id, wanted.requested_at)
+    if row is None or step is control_rules.ControlStep.REMAKE:
         return DecidedTenant(step, wanted.business_type)
     return DecidedTenant(step, row["business_type"])
 
 
-def _ids_of_step(decided: Mapping[str, DecidedTenant], step: ControlStep) -> list[str]:
+def _ids_of_step(decided: Mapping[str, DecidedTenant], step: control_rules.ControlStep) -> list[str]:
     return sorted(tenant_id for tenant_id, one in decided.items() if one.step is step)
 
 
@@ -216,7 +216,7 @@ async def _insert(connection: Connection, wanted: Sequence[ProvisionRequest]) ->
         [one.business_id for one in wanted],
         [one.location_id for one in wanted],
         [one.business_type for one in wanted],
-        [timestamp_text(one.requested_at) for one in wanted],
+        [control_rules.timestamp_text(one.requested_at) for one in wanted],
     )
     made = {row["id"] for row in rows}
     return made, await _add_default_rows(connection, [one for one in wanted if one.tenant_id in made])
@@ -241,7 +241,7 @@ def _types_and_times(wanted: Sequence[ProvisionRequest]) -> tuple[list[str], lis
     return (
         [one.tenant_id for one in wanted],
         [one.business_type for one in wanted],
-        [timestamp_text(one.requested_at) for one in wanted],
+        [control_rules.timestamp_text(one.requested_at) for one in wanted],
     )
 
 
@@ -277,11 +277,11 @@ log = structlog.get_logger(__name__)
 
 
 RESULTS: Final = {
-    ControlStep.MAKE: ProvisionResult.PROVISIONED,
-    ControlStep.REMAKE: ProvisionResult.PROVISIONED,
-    ControlStep.RESTORE: ProvisionResult.RESTORED,
-    ControlStep.NOTE: ProvisionResult.EXISTED,
-    ControlStep.STALE: ProvisionResult.STALE,
+    control_rules.ControlStep.MAKE: ProvisionResult.PROVISIONED,
+    control_rules.ControlStep.REMAKE: ProvisionResult.PROVISIONED,
+    control_rules.ControlStep.RESTORE: ProvisionResult.RESTORED,
+    control_rules.ControlStep.NOTE: ProvisionResult.EXISTED,
+    control_rules.ControlStep.STALE: ProvisionResult.STALE,
 }
 # A tenant with another result was made and confirmed before.
 TO_CONFIRM: Final = frozenset({ProvisionResult.PROVISIONED, ProvisionResult.EXISTED})
@@ -385,7 +385,7 @@ class Provisioner:
 
     async def _register(self, request: ProvisionRequest) -> Registration:
         check_request(request)
-        with refused_address_as_retryable():
+        with control_rules.refused_address_as_retryable():
             registration = await self._locator.register(request.business_id, request.location_id, request.business_type)
         if not registration.address.is_active:
             raise RetryableError(f"shard {registration.address.shard_id} is not active")
@@ -400,7 +400,7 @@ class Provisioner:
             made = {request.tenant_id: exc for request in requests}
         for tenant_id, answer in made.items():
             if isinstance(answer, Exception):
-                answers[tenant_id] = with_shard(answer, shard_id=shard.shard_id, tenant_id=tenant_id)
+                answers[tenant_id] = control_rules.with_shard(answer, shard_id=shard.shard_id, tenant_id=tenant_id)
             else:
                 answers[tenant_id] = answer
 
@@ -419,7 +419,9 @@ class Provisioner:
                 made[request.tenant_id] = row
         # Of an existing tenant too: the process that made it may have ended before its invalidation.
         self._on_change(
-            ResourceKey(tenant_id, *DEFAULT_ROW) for tenant_id, answer in made.items() if answer in TO_CONFIRM
+            ResourceKey(tenant_id, *control_rules.DEFAULT_ROW)
+            for tenant_id, answer in made.items()
+            if answer in TO_CONFIRM
         )
         servers = {row.server for row in rows if isinstance(row, RowResult)}
         return await self._wait_until_safe(shard.shard_id, made, servers)
@@ -463,7 +465,7 @@ def check_business_type(business_type: str) -> None:
 
 
 def _log_result(request: ProvisionRequest, shard: ShardAddress, row: RowResult) -> None:
-    if row.step is not ControlStep.STALE:
+    if row.step is not control_rules.ControlStep.STALE:
         log.info(
             "tenant.provisioned",
             business_id=request.business_id,

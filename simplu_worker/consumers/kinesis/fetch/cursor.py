@@ -25,22 +25,7 @@ from simplu_worker.consumers.kinesis.fetch.pacing import (
     SubscriptionSchedule,
 )
 from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
-from simplu_worker.consumers.kinesis.stream.client import (
-    ChildShard,
-    ExpiredIteratorError,
-    Record,
-    Reply,
-    Stream,
-    StreamGoneError,
-)
-from simplu_worker.consumers.kinesis.stream.positions import (
-    AfterSequenceNumber,
-    AtSequenceNumber,
-    HashRange,
-    RecordPosition,
-    Start,
-    TrimHorizon,
-)
+from simplu_worker.consumers.kinesis.stream import client, positions
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscription, Subscriptions, TakenOverError
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.telemetry.spans import receive_span
@@ -58,7 +43,9 @@ log = structlog.get_logger(__name__)
 class StreamShardAccess:
     """What all cursors of one stream shard share."""
 
-    def __init__(self, stream: Stream, decoder: RecordDecoder, memory: MemoryQuota, draw: Callable[[], float]) -> None:
+    def __init__(
+        self, stream: client.Stream, decoder: RecordDecoder, memory: MemoryQuota, draw: Callable[[], float]
+    ) -> None:
         self.stream = stream
         self.stream_shard_id = decoder.stream_shard_id
         self.decoder = decoder
@@ -69,22 +56,22 @@ class StreamShardAccess:
         self.stopping = asyncio.Event()
         self.is_gone = False  # the stream shard is past its retention: no records are left
 
-    def open_parent(self, stream_shard_id: str, hash_range: HashRange | None) -> StreamShardAccess:
+    def open_parent(self, stream_shard_id: str, hash_range: positions.HashRange | None) -> StreamShardAccess:
         """Return the access to a parent of the stream shard."""
         decoder = self.decoder.of_parent(stream_shard_id, hash_range)
         return StreamShardAccess(self.stream, decoder, self.memory, self.draw)
 
-    async def find_oldest(self, stream_shard_id: str) -> RecordPosition | None:
+    async def find_oldest(self, stream_shard_id: str) -> positions.RecordPosition | None:
         """Return the position before the oldest record of a stream shard, or a parent; None without one.
 
         Raises RetryableError. A reply may look like the end by mistake, so the absence has to show several times.
         """
         for _ in range(BARE_ENDS_ACCEPTED):
-            if (found := await self.find_first(stream_shard_id, TrimHorizon())) is not None:
+            if (found := await self.find_first(stream_shard_id, positions.TrimHorizon())) is not None:
                 return found
         return None
 
-    async def find_first(self, stream_shard_id: str, start: Start) -> RecordPosition | None:
+    async def find_first(self, stream_shard_id: str, start: positions.Start) -> positions.RecordPosition | None:
         """Return the position before the first record from *start* on; None without one. Raises RetryableError."""
         # Takes nothing from the memory quota: operations that wait for the answer may fill it.
         try:
@@ -99,11 +86,11 @@ class StreamShardAccess:
                     pacing.note_reply(loop_time(), record_count=len(reply.records), size_bytes=reply.size_bytes)
                     if reply.records:
                         first = reply.records[0]
-                        return RecordPosition.before_record(first.sequence_number, first.arrived_at)
+                        return positions.RecordPosition.before_record(first.sequence_number, first.arrived_at)
                     if not reply.millis_behind:
                         return None
                     iterator = reply.next_iterator
-        except (PermanentError, ExpiredIteratorError) as exc:
+        except (PermanentError, client.ExpiredIteratorError) as exc:
             raise RetryableError(str(exc)) from exc
         return None
 
@@ -114,7 +101,7 @@ class Cursor:
     def __init__(
         self,
         access: StreamShardAccess,
-        start: Start,
+        start: positions.Start,
         pacing: Pacing | CatchUpPacing,
         *,
         kind: StreamReader,
@@ -145,7 +132,7 @@ class Cursor:
         self.asked_at = 0.0  # for the last reply, which shows the stream shard as it was at this time or later
         self.is_at_end = False  # by the last reply; a further read may prove it wrong
         self.is_closed = False  # the last reply has no iterator for another one; not every such end is accepted
-        self.child_shards: tuple[ChildShard, ...] = ()
+        self.child_shards: tuple[client.ChildShard, ...] = ()
         self.trouble: str | None = None
         self.refusal: str | None = None  # the trouble, where only an operator can end it
         self.is_gone = False  # the stream shard does not exist any more
@@ -155,7 +142,7 @@ class Cursor:
         """Whether records come by push now, not by polling."""
         return False
 
-    async def read(self, stopping: asyncio.Event) -> Reply | None:
+    async def read(self, stopping: asyncio.Event) -> client.Reply | None:
         """Wait for the pacing, then read once; None on failure, *stopping*, or short memory.
 
         The memory of the reply stays reserved until `release_memory` or the next read.
@@ -178,7 +165,7 @@ class Cursor:
         self._access.memory.correct(self._held_bytes, size_bytes)
         self._held_bytes = size_bytes
 
-    async def _read_within(self, room_bytes: int) -> Reply | None:
+    async def _read_within(self, room_bytes: int) -> client.Reply | None:
         limit = self._pacing.limit(min(room_bytes // 2, READ_MAX_BYTES))
         limit = max(1, min(limit, room_bytes // (2 * OPERATION_OVERHEAD_BYTES)))
         started_at = loop_time()
@@ -190,14 +177,14 @@ class Cursor:
         self._hold_memory(0 if reply is None else memory_bytes_of(reply))
         return reply
 
-    async def _read(self, limit: int) -> Reply | None:
+    async def _read(self, limit: int) -> client.Reply | None:
         try:
             if self._iterator is None:
                 self._iterator = await self._access.stream.get_iterator(self._access.stream_shard_id, self._start)
             with receive_span(Source.KINESIS, self._access.stream.name, self._access.stream_shard_id) as span:
                 reply = await self._access.stream.get_records(self._iterator, limit=limit)
                 span.note_records(len(reply.records))
-        except ExpiredIteratorError:
+        except client.ExpiredIteratorError:
             self._iterator = None
             return None
         except (RetryableError, PermanentError) as exc:
@@ -210,7 +197,7 @@ class Cursor:
     def close(self) -> None:
         """Close a connection that stays open between two reads; idempotent."""
 
-    def _note_reply(self, reply: Reply) -> None:
+    def _note_reply(self, reply: client.Reply) -> None:
         now = loop_time()
         self._pacing.note_reply(
             now, record_count=len(reply.records), size_bytes=reply.size_bytes, millis_behind=reply.millis_behind
@@ -221,21 +208,21 @@ class Cursor:
         self._record_count.inc(len(reply.records))
         self._byte_count.inc(reply.size_bytes)
 
-    def _note_progress(self, reply: Reply, now: float) -> None:
+    def _note_progress(self, reply: client.Reply, now: float) -> None:
         self._report_expired_records(reply)
         self.millis_behind, self.replied_at = reply.millis_behind, now
         self.child_shards = reply.child_shards
         self.last_arrival = reply.records[-1].arrived_at if reply.records else None
         self.is_closed, self.is_at_end = reply.next_iterator is None, self._detect_end(reply)
         if reply.records:
-            self._start = AfterSequenceNumber(reply.records[-1].sequence_number)
+            self._start = positions.AfterSequenceNumber(reply.records[-1].sequence_number)
         self.read_bytes += reply.size_bytes
         self.read_records += len(reply.records)
         if self._is_main:
             instruments.KINESIS_STREAM_SHARD_BYTES.labels(self._access.stream_shard_id).inc(reply.size_bytes)
             instruments.KINESIS_STREAM_SHARD_RECORDS.labels(self._access.stream_shard_id).inc(len(reply.records))
 
-    def _detect_end(self, reply: Reply) -> bool:
+    def _detect_end(self, reply: client.Reply) -> bool:
         # The KCL reads again after an end without children. Some emulators never name them: several in a row count.
         if reply.next_iterator is not None or reply.child_shards:
             self._bare_ends = 0
@@ -249,7 +236,7 @@ class Cursor:
     def _note_failure(self, exc: Exception) -> None:
         self.trouble = str(exc)
         self.refusal = self.trouble if isinstance(exc, PermanentError) else None
-        self.is_gone = isinstance(exc, StreamGoneError)
+        self.is_gone = isinstance(exc, client.StreamGoneError)
         self._pacing.note_failure(loop_time(), self._access.draw())
         instruments.RETRIES.labels(Source.KINESIS, StreamRetry.READ_FAILED).inc()
         if self.refusal is None:
@@ -257,10 +244,10 @@ class Cursor:
         else:
             log.error("stream_shard.refused", stream_shard_id=self._access.stream_shard_id, error=str(exc))
 
-    def _report_expired_records(self, reply: Reply) -> None:
+    def _report_expired_records(self, reply: client.Reply) -> None:
         # Once: the first reply is a retention behind the tip, or the record at the start is gone.
         retention = self._retention
-        if retention is None or reply.millis_behind is None or not isinstance(self._start, AtSequenceNumber):
+        if retention is None or reply.millis_behind is None or not isinstance(self._start, positions.AtSequenceNumber):
             self._retention = None
             return
         is_old = timedelta(milliseconds=reply.millis_behind) >= retention - EXPIRY_MARGIN
@@ -280,7 +267,7 @@ class Cursor:
             )
 
 
-def memory_bytes_of(reply: Reply) -> int:
+def memory_bytes_of(reply: client.Reply) -> int:
     """Return the memory that a reply takes until it is decoded."""
     return reply.size_bytes + RECORD_OVERHEAD_BYTES * len(reply.records)
 
@@ -296,7 +283,7 @@ class PushedCursor(Cursor):
     def __init__(
         self,
         access: StreamShardAccess,
-        start: Start,
+        start: positions.Start,
         pacing: Pacing,
         subscriptions: Subscriptions,
         *,
@@ -311,7 +298,9 @@ class PushedCursor(Cursor):
         self._had_event = False  # of the subscription
         self._drained_at = 0.0  # when all that was sent before had come, but for TRANSIT_MAX_S
         self._record_came_at = 0.0
-        self._continuation: Start | None = None  # later than the last record, where events without records came
+        self._continuation: positions.Start | None = (
+            None  # later than the last record, where events without records came
+        )
         self._last_number = -1  # of the last record read
         self.push_trouble: str | None = None
 
@@ -320,7 +309,7 @@ class PushedCursor(Cursor):
         """Whether a subscription is open."""
         return self._subscription is not None
 
-    async def read(self, stopping: asyncio.Event) -> Reply | None:
+    async def read(self, stopping: asyncio.Event) -> client.Reply | None:
         """Wait for the next event or poll; None on failure, *stopping*, or short memory."""
         self.release_memory()
         if not self.is_closed:
@@ -337,7 +326,7 @@ class PushedCursor(Cursor):
         self.release_memory()
         return None
 
-    async def _poll(self, stopping: asyncio.Event) -> Reply | None:
+    async def _poll(self, stopping: asyncio.Event) -> client.Reply | None:
         reply = await super().read(stopping)
         self._schedule.note_polled(loop_time())
         if self.is_closed:
@@ -365,10 +354,10 @@ class PushedCursor(Cursor):
         instruments.KINESIS_SUBSCRIPTIONS.labels(SubscriptionEvent.ACCEPTED).inc()
         log.info("subscription.opened", stream_shard_id=self._access.stream_shard_id)
 
-    def _next_start(self) -> Start:
+    def _next_start(self) -> positions.Start:
         return self._continuation or self._start
 
-    async def _read_event(self, subscription: Subscription, stopping: asyncio.Event) -> Reply | None:
+    async def _read_event(self, subscription: Subscription, stopping: asyncio.Event) -> client.Reply | None:
         # The memory of an event is reserved before all of it is received.
         heard_at = loop_time()
         while True:
@@ -400,7 +389,7 @@ class PushedCursor(Cursor):
         self._hold_memory(size_bytes + size_bytes // RECORD_MIN_BYTES * OPERATION_OVERHEAD_BYTES)
         return True
 
-    def _accept(self, event: Reply) -> Reply:
+    def _accept(self, event: client.Reply) -> client.Reply:
         records = self._drop_repeats(event.records)
         reply = replace(event, records=records)
         self._hold_memory(memory_bytes_of(reply))
@@ -413,7 +402,7 @@ class PushedCursor(Cursor):
         self._iterator = None  # it is before these records
         continuation = reply.next_iterator
         if continuation is not None and int(continuation) > self._last_number:
-            self._continuation = AfterSequenceNumber(continuation)
+            self._continuation = positions.AfterSequenceNumber(continuation)
         self._end_trouble()
         self.push_trouble = None
         self._had_event = True
@@ -422,7 +411,7 @@ class PushedCursor(Cursor):
             self._leave()
         return reply
 
-    def _drop_repeats(self, records: list[Record]) -> list[Record]:
+    def _drop_repeats(self, records: list[client.Record]) -> list[client.Record]:
         if not records or int(records[0].sequence_number) > self._last_number:
             return records
         return [record for record in records if int(record.sequence_number) > self._last_number]
@@ -434,13 +423,13 @@ class PushedCursor(Cursor):
         elif self.asked_at <= self._record_came_at:
             self.last_arrival = arrived_before
 
-    def _note_progress(self, reply: Reply, now: float) -> None:
+    def _note_progress(self, reply: client.Reply, now: float) -> None:
         super()._note_progress(reply, now)
         self._continuation = None  # of the subscription; a poll may have read past it
         if reply.records:
             self._last_number = int(reply.records[-1].sequence_number)
 
-    def _count(self, reply: Reply) -> None:
+    def _count(self, reply: client.Reply) -> None:
         instruments.KINESIS_READS.labels(StreamReader.PUSHED).inc()
         instruments.KINESIS_READ_RECORDS.labels(StreamReader.PUSHED).inc(len(reply.records))
         instruments.KINESIS_READ_BYTES.labels(StreamReader.PUSHED).inc(reply.size_bytes)

@@ -15,28 +15,10 @@ from typing import Final, TypeAlias
 
 from msgspec.structs import replace
 
-from simplu_worker.consumers.kinesis.stream.aggregation import (
-    OUTSIDE,
-    PARTS_MAX,
-    TOO_MANY,
-    AggregatePacker,
-    Part,
-    TooManyPartsError,
-    deaggregate,
-    lies_within,
-    parts_of_aggregate,
-    parts_of_record,
-)
+from simplu_worker.consumers.kinesis.stream import aggregation
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, HasPosition, Position, RecordPosition
-from simplu_worker.operations.dead_letter import (
-    BadParts,
-    DeadLetter,
-    dead_letter_of,
-    decode_or_reject,
-    defect_text,
-    format_ranges,
-)
+from simplu_worker.operations import dead_letter
 from simplu_worker.operations.decode import SOUND_RECORD, decode_operation, decode_operations
 from simplu_worker.operations.operation import KEY_MAX, Operation, Origin, PartNumber, RejectedRecord, partition_key_by
 from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
@@ -150,19 +132,21 @@ class RecordDecoder:
 
     def _decode_several(self, record: Record) -> Iterator[DecodedRecord] | None:
         try:
-            subs = deaggregate(record.data, parts_max=PARTS_MAX)
-            if subs is not None and not lies_within(subs, self._hash_range):
-                return iter([self._reject_aggregate(record, OUTSIDE, last_number=subs[-1].sub_sequence_number)])
+            subs = aggregation.deaggregate(record.data, parts_max=aggregation.PARTS_MAX)
+            if subs is not None and not aggregation.lies_within(subs, self._hash_range):
+                return iter(
+                    [self._reject_aggregate(record, aggregation.OUTSIDE, last_number=subs[-1].sub_sequence_number)]
+                )
             if subs is None:
-                parts = parts_of_record(record.data, record.partition_key)
+                parts = aggregation.parts_of_record(record.data, record.partition_key)
             else:
-                parts = parts_of_aggregate(subs, parts_max=PARTS_MAX)
+                parts = aggregation.parts_of_aggregate(subs, parts_max=aggregation.PARTS_MAX)
         except MemoryError:  # says nothing of a record
             raise
         except Exception as exc:  # noqa: BLE001  # too many parts, or whatever a defect raises
-            reason, error = DeadLetterReason.INTERNAL_ERROR, defect_text(exc)
-            if isinstance(exc, TooManyPartsError):
-                reason, error = DeadLetterReason.INVALID_MESSAGE, TOO_MANY
+            reason, error = DeadLetterReason.INTERNAL_ERROR, dead_letter.defect_text(exc)
+            if isinstance(exc, aggregation.TooManyPartsError):
+                reason, error = DeadLetterReason.INVALID_MESSAGE, aggregation.TOO_MANY
             # Its parts have at least a byte each: no reader that starts within the aggregate skips the rejection.
             return iter([self._reject_aggregate(record, error, last_number=len(record.data), reason=reason)])
         if parts is None:
@@ -170,7 +154,7 @@ class RecordDecoder:
         return self._decode_parts(record, parts, part_count=None if subs is None else len(parts))
 
     def _decode_parts(
-        self, record: Record, parts: Sequence[Part], *, part_count: int | None
+        self, record: Record, parts: Sequence[aggregation.Part], *, part_count: int | None
     ) -> Iterator[DecodedRecord]:
         for start in range(0, len(parts), RUN_COUNT):
             run = parts[start : start + RUN_COUNT]
@@ -213,7 +197,7 @@ class RecordDecoder:
     def _decode_alone(self, data: bytes, origin: Origin) -> Operation | RejectedRecord:
         limits = self._operation_max_bytes, self._list_result_limit
         sound = partial(decode_operation, SOUND_RECORD, origin, *limits)
-        return decode_or_reject(partial(decode_operation, data, origin, *limits), origin, sound=sound)
+        return dead_letter.decode_or_reject(partial(decode_operation, data, origin, *limits), origin, sound=sound)
 
     def _origins(
         self,
@@ -285,7 +269,7 @@ class RejectionCollector:
             self._groups.append(_Group(rejected))
         self._groups[-1].add(rejected, record)
 
-    def dead_letters(self, failed_at: datetime) -> list[DeadLetter]:
+    def dead_letters(self, failed_at: datetime) -> list[dead_letter.DeadLetter]:
         """Return the letters."""
         return [letter for group in self._groups for letter in group.dead_letters(failed_at)]
 
@@ -297,7 +281,7 @@ class _Group:
         self._first = first
         self._letters_max = 1 if first.part_count is not None else LETTERS_MAX
         self._alone: list[tuple[RejectedRecord, bytes]] = []  # as long as each has a letter of its own
-        self._packer = AggregatePacker()
+        self._packer = aggregation.AggregatePacker()
         self._numbers: list[PartNumber] = []
         self._request_ids: list[str | None] = []
         self._reasons: Counter[str] = Counter()
@@ -325,18 +309,20 @@ class _Group:
         if self._tenant != (rejected.business_id, rejected.location_id):
             self._tenant = (None, None)
 
-    def dead_letters(self, failed_at: datetime) -> list[DeadLetter]:
+    def dead_letters(self, failed_at: datetime) -> list[dead_letter.DeadLetter]:
         if self._alone:
-            return [dead_letter_of(rejected, record, failed_at=failed_at) for rejected, record in self._alone]
+            return [
+                dead_letter.dead_letter_of(rejected, record, failed_at=failed_at) for rejected, record in self._alone
+            ]
         first, origin = self._first, self._first.origin
         in_all = "operations of a record" if first.part_count is None else "sub-records of an aggregate"
         total = first.part_count or (origin.part_index or 0) + 1 + origin.parts_behind
         return [
-            DeadLetter(
+            dead_letter.DeadLetter(
                 reason=first.reason,
                 error=(
                     f"{len(self._numbers)} of the {total} {in_all} are no operations; the first one, "
-                    f"number {format_ranges([origin.part_number])}: {first.error}"
+                    f"number {dead_letter.format_ranges([origin.part_number])}: {first.error}"
                 ),
                 origin=origin,
                 failed_at=failed_at,
@@ -344,7 +330,7 @@ class _Group:
                 record=self._packer.seal(),
                 business_id=self._tenant[0],
                 location_id=self._tenant[1],
-                parts=BadParts(
+                parts=dead_letter.BadParts(
                     total,
                     len(self._numbers),
                     self._reasons,

@@ -21,17 +21,7 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     ReplicaFigures,
 )
 from simplu_worker.consumers.kinesis.leases.shard_tree import first_hole
-from simplu_worker.consumers.kinesis.stream.positions import (
-    AT_TIMESTAMP,
-    LATEST,
-    SHARD_END,
-    TRIM_HORIZON,
-    AtSequenceNumber,
-    AtTimestamp,
-    Position,
-    Start,
-    TrimHorizon,
-)
+from simplu_worker.consumers.kinesis.stream import positions
 from simplu_worker.shards.types import ShardPositionRows, StreamPosition
 from simplu_worker.vocabulary import OTHER_REPLICA, Absence, HoldReason, StreamShardState
 
@@ -103,7 +93,7 @@ def lone_report(me: KnownReplica) -> dict[str, Any]:
 def _stream_shard(
     lease: Lease, state: str, own: OwnReader | None, *, seen_s: float, silent_after_s: float
 ) -> dict[str, Any]:
-    report, is_ended = lease.report, lease.checkpoint == SHARD_END
+    report, is_ended = lease.report, lease.checkpoint == positions.SHARD_END
     owner = None if is_ended else lease.actual_owner
     if own is not None:
         seen_s = own.renewal_age_s
@@ -133,7 +123,7 @@ def _stream_shard(
 
 def _held(seen: Observation, own: OwnReader | None, *, now: float) -> Iterator[tuple[str, dict[str, Any]]]:
     lease = seen.lease
-    if lease.actual_owner is None or lease.checkpoint == SHARD_END:
+    if lease.actual_owner is None or lease.checkpoint == positions.SHARD_END:
         return
     reported = () if lease.report is None else lease.report.held
     passed_s = 0.0 if own is not None else max(0.0, now - seen.unchanged_since)
@@ -227,7 +217,7 @@ def read_status(leases: Iterable[Lease], tenant_id: str | None) -> ReadStatus:
     readings: list[Lease] = []
     held_in: list[str] = []
     for lease in leases:
-        if lease.checkpoint == SHARD_END:
+        if lease.checkpoint == positions.SHARD_END:
             continue
         listed = lease.pending_tenants or (lease.ahead.held if lease.ahead is not None else None)
         if listed is not None and _may_contain(listed, tenant_id):
@@ -252,16 +242,16 @@ def _decided_on(rows: ShardPositionRows, lease: Lease, tenant_id: str | None) ->
 
 
 def _has_ended(row: StreamPosition | None, tenant_id: str | None) -> bool:
-    if row is None or row.pending_from == SHARD_END.checkpoint:
+    if row is None or row.pending_from == positions.SHARD_END.checkpoint:
         return row is not None
-    return row.read_to == SHARD_END.checkpoint and not _may_contain(row.held, tenant_id)
+    return row.read_to == positions.SHARD_END.checkpoint and not _may_contain(row.held, tenant_id)
 
 
-def _position_of(text: str) -> Position:
+def _position_of(text: str) -> positions.Position:
     number, _, sub_number = text.partition("/")
     if not sub_number:
-        return Position.from_checkpoint(number)
-    return Position(int(number), int(sub_number))
+        return positions.Position.from_checkpoint(number)
+    return positions.Position(int(number), int(sub_number))
 
 
 def hold_reason(home: str | Absence | None, status: ReadStatus | None, *, is_paused: bool) -> str | None:
@@ -290,26 +280,26 @@ def pinned_start(lease: Lease, initial_position: str | datetime, *, now: datetim
     """
     if lease.started_at is not None:
         return None
-    if lease.checkpoint == TRIM_HORIZON or (is_start_unknown(lease) and initial_position == "TRIM_HORIZON"):
+    if lease.checkpoint == positions.TRIM_HORIZON or (is_start_unknown(lease) and initial_position == "TRIM_HORIZON"):
         return HORIZON
-    if lease.checkpoint in {LATEST, AT_TIMESTAMP} and isinstance(initial_position, datetime):
+    if lease.checkpoint in {positions.LATEST, positions.AT_TIMESTAMP} and isinstance(initial_position, datetime):
         return initial_position
     return now
 
 
 def is_start_unknown(lease: Lease) -> bool:
     """Return whether a lease begins at an instant that its row lacks."""
-    return lease.checkpoint == AT_TIMESTAMP and lease.started_at is None
+    return lease.checkpoint == positions.AT_TIMESTAMP and lease.started_at is None
 
 
-def start_of(lease: Lease, now: datetime) -> Start:
+def start_of(lease: Lease, now: datetime) -> positions.Start:
     """Return from where to read a stream shard.
 
     LATEST becomes *now*: an iterator of that type which expires before its first record would skip some. The record at
     the checkpoint is read again: it may have parts that are not done.
     """
-    if lease.checkpoint == TRIM_HORIZON:
-        return TrimHorizon()
-    if lease.checkpoint in {LATEST, AT_TIMESTAMP}:
-        return AtTimestamp(lease.started_at or now)
-    return AtSequenceNumber(lease.checkpoint.checkpoint)
+    if lease.checkpoint == positions.TRIM_HORIZON:
+        return positions.TrimHorizon()
+    if lease.checkpoint in {positions.LATEST, positions.AT_TIMESTAMP}:
+        return positions.AtTimestamp(lease.started_at or now)
+    return positions.AtSequenceNumber(lease.checkpoint.checkpoint)

@@ -14,15 +14,7 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.consumers.kinesis.stream.positions import (
-    AtTimestamp,
-    HashRange,
-    Position,
-    RecordPosition,
-    Start,
-    is_after,
-    lowest_position,
-)
+from simplu_worker.consumers.kinesis.stream import positions
 
 NAMES_MAX: Final = 1000
 SLOT_COUNT: Final = 2**20  # 128 KiB; 30,000 held tenants of a shard that is down keep 3 % of the others waiting
@@ -209,20 +201,20 @@ class ParentRecords(msgspec.Struct, frozen=True):
     """The records of an ancestor to be read again: those after *after*, from *start* to its end."""
 
     stream_shard_id: str
-    start: Start
-    after: Position | None
-    hash_range: HashRange | None
+    start: positions.Start
+    after: positions.Position | None
+    hash_range: positions.HashRange | None
 
 
 class Unread(msgspec.Struct, frozen=True):
     """All records of *parents*, in order, then all own ones after *after*; None is the beginning."""
 
-    after: RecordPosition | None
+    after: positions.RecordPosition | None
     parents: tuple[ParentRecords, ...] = ()
 
     def includes(self, other: Unread) -> bool:
         """Return whether it includes all records of *other*."""
-        if self.after is not None and is_after(self.after, other.after):
+        if self.after is not None and positions.is_after(self.after, other.after):
             return False
         return self.includes_parents_of(other)
 
@@ -238,7 +230,7 @@ def union(parts: Iterable[Unread]) -> Unread:
     for part in found:
         if part.parents != parents:
             parents = merge(parents, part.parents)
-    return Unread(lowest_position([part.after for part in found]), parents)
+    return Unread(positions.lowest_position([part.after for part in found]), parents)
 
 
 def merge(one: tuple[ParentRecords, ...], other: tuple[ParentRecords, ...]) -> tuple[ParentRecords, ...]:
@@ -249,6 +241,6 @@ def merge(one: tuple[ParentRecords, ...], other: tuple[ParentRecords, ...]) -> t
         if known is None or (known.after is not None and records.after is not None and records.after < known.after):
             found[records.stream_shard_id] = records
         elif known != records and (known.after is None or records.after is None):
-            start = AtTimestamp(HORIZON)  # the lower of the two is unknown
+            start = positions.AtTimestamp(HORIZON)  # the lower of the two is unknown
             found[records.stream_shard_id] = msgspec.structs.replace(known, start=start, after=None)
     return tuple(found[key] for key in sorted(found))

@@ -13,21 +13,7 @@ import msgspec
 import structlog
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.consumers.kinesis.leases.kcl_leader import (
-    LEADER_KEY,
-    LOOKS,
-    MIGRATION_KEY,
-    TABLES_KEY,
-    VALUES_MAX,
-    KclState,
-    has_moved_metrics,
-    is_reporting_wanted,
-    leading_owners,
-    metrics_row,
-    new_leaders,
-    outlook_of,
-    state_of,
-)
+from simplu_worker.consumers.kinesis.leases import kcl_leader
 from simplu_worker.consumers.kinesis.leases.lease import LeaseRow
 from simplu_worker.consumers.kinesis.leases.lease_table import KEY, LeaseTable, TableMissingError, TableRequests
 from simplu_worker.errors import PermanentError, RetryableError
@@ -62,7 +48,7 @@ class KclLeaderWatch:
         self._table = table
         self._kcl_tables = kcl_tables
         self.follows = follows
-        self._states: tuple[KclState, ...] = ()  # at the last looks, newest first
+        self._states: tuple[kcl_leader.KclState, ...] = ()  # at the last looks, newest first
         self._owners: list[str] = []
 
     @property
@@ -71,7 +57,7 @@ class KclLeaderWatch:
         return bool(self._leading_owners())
 
     @property
-    def state(self) -> KclState | None:
+    def state(self) -> kcl_leader.KclState | None:
         """The state at the last look, with the modes of the last scan; None before."""
         looked, scanned = next(iter(self._states), None), self._scanned()
         return looked and msgspec.structs.replace(
@@ -112,7 +98,7 @@ class KclLeaderWatch:
     def outlook(self) -> str | None:
         """What the KCL's application is about to do; None when that is nothing, or it leads already."""
         state = self.state
-        text = None if state is None or self.is_leading or self.follows else outlook_of(state)
+        text = None if state is None or self.is_leading or self.follows else kcl_leader.outlook_of(state)
         return text and f"table {self._table.name}: {text}"
 
     async def check(self) -> None:
@@ -125,17 +111,17 @@ class KclLeaderWatch:
             (self._table.name, self._table.other_rows),
             (coordinator, await self._unless_missing(coordinator, self._find_coordinator_rows(coordinator))),
         ]
-        if state_of(rows).is_version_leading:  # else the workers do not matter
+        if kcl_leader.state_of(rows).is_version_leading:  # else the workers do not matter
             rows.append((workers, await self._unless_missing(workers, self._scan(workers))))
-        state = state_of(rows)
-        self._owners = leading_owners(state, self._states)
-        self._states = (state, *self._states)[:LOOKS]
+        state = kcl_leader.state_of(rows)
+        self._owners = kcl_leader.leading_owners(state, self._states)
+        self._states = (state, *self._states)[: kcl_leader.LOOKS]
 
     def _leading_owners(self) -> list[str]:
-        return self._owners or new_leaders(self._scanned(), next(iter(self._states), None))
+        return self._owners or kcl_leader.new_leaders(self._scanned(), next(iter(self._states), None))
 
-    def _scanned(self) -> KclState:
-        return state_of([(self._table.name, self._table.other_rows)])
+    def _scanned(self) -> kcl_leader.KclState:
+        return kcl_leader.state_of([(self._table.name, self._table.other_rows)])
 
     async def _unless_missing(self, table: str, reading: Awaitable[Sequence[LeaseRow]]) -> Sequence[LeaseRow]:
         try:
@@ -149,7 +135,7 @@ class KclLeaderWatch:
     async def _find_coordinator_rows(self, table: str) -> Sequence[LeaseRow]:
         replies = [
             await self._requests.call(table, "get_item", Key={"key": {"S": key}}, ConsistentRead=True)
-            for key in (LEADER_KEY, MIGRATION_KEY, TABLES_KEY)
+            for key in (kcl_leader.LEADER_KEY, kcl_leader.MIGRATION_KEY, kcl_leader.TABLES_KEY)
         ]
         return [reply["Item"] for reply in replies if reply.get("Item")]
 
@@ -220,7 +206,7 @@ class KclFollower:
         self._me = me
         self._utc = utc
         self._cpu = CpuShare() if cpu is None else cpu
-        self._percents: deque[float] = deque(maxlen=VALUES_MAX)
+        self._percents: deque[float] = deque(maxlen=kcl_leader.VALUES_MAX)
         self._written: tuple[str, str] | None = None  # the table with the row, and its key
         self.trouble: str | None = None
 
@@ -228,7 +214,7 @@ class KclFollower:
         """Write the metrics where the KCL reads them. A failure is `trouble`."""
         self._percents.append(self._cpu.read_percent())
         state = self._watch.state
-        if state is None or not is_reporting_wanted(state):
+        if state is None or not kcl_leader.is_reporting_wanted(state):
             self.trouble = None
             return
         try:
@@ -248,10 +234,10 @@ class KclFollower:
             await self._requests.call(table, "delete_item", Key={key_name: {"S": self._me}})
         self._written = None
 
-    async def _write(self, state: KclState) -> None:
+    async def _write(self, state: kcl_leader.KclState) -> None:
         # A KCL before 3.5 expects no such rows among the leases; an application that began with 3.5 has no other table.
         lease_table, metrics_table = self._watch.lease_table, self._watch.metrics_table
-        if not has_moved_metrics(state):
+        if not kcl_leader.has_moved_metrics(state):
             try:
                 return await self._put(metrics_table, METRICS_KEY)
             except TableMissingError:
@@ -260,6 +246,6 @@ class KclFollower:
         return await self._put(lease_table, KEY)
 
     async def _put(self, table: str, key_name: str) -> None:
-        row = metrics_row(key_name, self._me, list(self._percents), at_s=int(self._utc().timestamp()))
+        row = kcl_leader.metrics_row(key_name, self._me, list(self._percents), at_s=int(self._utc().timestamp()))
         await self._requests.call(table, "put_item", Item=row)
         self._written = table, key_name

@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from simplu_worker.aws.clients import AWS_ERRORS, DECODERS, Client, error_code, translate
+from simplu_worker.consumers.kinesis.leases import shard_tree
 from simplu_worker.consumers.kinesis.leases.lease import (
     HELD,
     METERED_BY,
@@ -44,25 +45,8 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     read_up_to_text,
     row_of,
 )
-from simplu_worker.consumers.kinesis.leases.shard_tree import (
-    InitialPosition,
-    first_hole,
-    first_hole_in_leases,
-    first_leases,
-    is_torn,
-    missing_leases,
-)
+from simplu_worker.consumers.kinesis.stream import positions
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamShard
-from simplu_worker.consumers.kinesis.stream.positions import (
-    AT_TIMESTAMP,
-    LATEST,
-    TRIM_HORIZON,
-    AtTimestamp,
-    HashRange,
-    Latest,
-    Position,
-    TrimHorizon,
-)
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.instruments import DYNAMODB_REQUEST
 from simplu_worker.timing.clock import UtcClock
@@ -160,7 +144,9 @@ TABLE_DEFINITION: Final[Mapping[str, Any]] = {
 READY_STATES = frozenset({"ACTIVE", "UPDATING"})
 PASSING_STATES = frozenset({"CREATING", "DELETING"})  # the others last until a person acts
 STATE_POLL_INTERVAL_S = 0.5
-UNCHANGED: Final = ReadAhead(Position(0), frozenset())  # compared by identity: leave the attributes of the row
+UNCHANGED: Final = ReadAhead(
+    positions.Position(0), frozenset()
+)  # compared by identity: leave the attributes of the row
 
 
 class LeaseTable:
@@ -283,7 +269,7 @@ class LeaseTable:
         self,
         lease: Lease,
         me: str,
-        checkpoint: Position | None = None,
+        checkpoint: positions.Position | None = None,
         *,
         pending_tenants: frozenset[str] | None = None,
         ahead: ReadAhead | None = UNCHANGED,
@@ -342,7 +328,12 @@ class LeaseTable:
             return row  # it is renewed; the next renewal writes the rest, and recognises this one if it landed
 
     async def release(
-        self, lease: Lease, me: str, checkpoint: Position | None = None, *, ahead: ReadAhead | None = UNCHANGED
+        self,
+        lease: Lease,
+        me: str,
+        checkpoint: positions.Position | None = None,
+        *,
+        ahead: ReadAhead | None = UNCHANGED,
     ) -> bool:
         """Release a lease of *me*, with a last checkpoint; return False when *me* does not hold it.
 
@@ -394,12 +385,12 @@ class LeaseTable:
             return False
         return True
 
-    async def write_hash_range(self, lease_key: str, hash_range: HashRange) -> None:
+    async def write_hash_range(self, lease_key: str, hash_range: positions.HashRange) -> None:
         """Write the hash range, if the row is there: half a row must not come back."""
         values = {":first": {"S": str(hash_range.first)}, ":last": {"S": str(hash_range.last)}}
         update = "SET startingHashKey = :first, endingHashKey = :last"
         with contextlib.suppress(ConditionFailedError):
-            await self._update(Lease(lease_key, TRIM_HORIZON), update, f"attribute_exists({KEY})", values)
+            await self._update(Lease(lease_key, positions.TRIM_HORIZON), update, f"attribute_exists({KEY})", values)
 
     async def delete(self, lease: Lease) -> bool:
         """Delete the row unless it was written since; return whether it was deleted."""
@@ -491,7 +482,7 @@ class _Changes:
                 self.sets.append(f"{name} = :{name}")
                 self.values[f":{name}"] = value
 
-    def set_progress(self, lease: Lease, checkpoint: Position | None, ahead: ReadAhead | None) -> None:
+    def set_progress(self, lease: Lease, checkpoint: positions.Position | None, ahead: ReadAhead | None) -> None:
         if ahead is None and lease.ahead is not None:
             self.removes += [READ_TO, HELD]
         elif ahead is not None and ahead is not UNCHANGED and ahead != lease.ahead:
@@ -525,14 +516,14 @@ class LeaseSyncer:
         self._table = table
         self._position = position
         self._utc = utc
-        self._hole: HashRange | None = None
+        self._hole: positions.HashRange | None = None
         self._seen_count = 0  # audits in a row that found this hole
 
     async def sync_at_start(self, leases: Sequence[Lease]) -> list[Lease]:
         """Create the leases missing at the start; return all."""
         initial = self._initial_position()
         if not leases:
-            first = first_leases(await self._list_at(initial), initial)
+            first = shard_tree.first_leases(await self._list_at(initial), initial)
             # The leases of a faster replica count: if the stream was resharded in between, those of this listing would
             # start the reading a second time.
             leases = await self._table.scan(is_consistent=True)
@@ -542,9 +533,9 @@ class LeaseSyncer:
 
     async def _find_missing(self, leases: Sequence[Lease], listing: Sequence[StreamShard]) -> list[Lease]:
         # Scans again, consistently: where a stream shard starts depends on whether its parent has a lease.
-        if missing_leases(listing, {lease.lease_key for lease in leases}, self._initial_position()):
+        if shard_tree.missing_leases(listing, {lease.lease_key for lease in leases}, self._initial_position()):
             leases = await self._table.scan(is_consistent=True)
-        return missing_leases(listing, {lease.lease_key for lease in leases}, self._initial_position())
+        return shard_tree.missing_leases(listing, {lease.lease_key for lease in leases}, self._initial_position())
 
     async def _create(self, wanted: Sequence[Lease]) -> list[Lease]:
         created = [lease for lease in wanted if await self._table.create(lease)]
@@ -562,7 +553,7 @@ class LeaseSyncer:
 
     async def audit(self, leases: Iterable[Lease]) -> None:
         """Look for a hole in the *leases* of a scan; create the missing ones when it stays."""
-        hole = first_hole_in_leases(leases)
+        hole = shard_tree.first_hole_in_leases(leases)
         self._seen_count = self._seen_count + 1 if hole is not None and hole == self._hole else int(hole is not None)
         self._hole = hole
         if self._seen_count >= AUDITS_UNTIL_SYNC:
@@ -570,21 +561,21 @@ class LeaseSyncer:
             log.warning("leases.incomplete", stream=self._stream.name)
             await self.sync()
 
-    def _initial_position(self) -> InitialPosition:
+    def _initial_position(self) -> shard_tree.InitialPosition:
         if isinstance(self._position, datetime):
-            return InitialPosition(AT_TIMESTAMP, self._position)
+            return shard_tree.InitialPosition(positions.AT_TIMESTAMP, self._position)
         if self._position == "LATEST":
-            return InitialPosition(LATEST, self._utc())
-        return InitialPosition(TRIM_HORIZON)
+            return shard_tree.InitialPosition(positions.LATEST, self._utc())
+        return shard_tree.InitialPosition(positions.TRIM_HORIZON)
 
-    async def _list_at(self, initial: InitialPosition) -> list[StreamShard]:
-        at: TrimHorizon | Latest | AtTimestamp = TrimHorizon()
-        if initial.checkpoint == LATEST:
-            at = Latest()
+    async def _list_at(self, initial: shard_tree.InitialPosition) -> list[StreamShard]:
+        at: positions.TrimHorizon | positions.Latest | positions.AtTimestamp = positions.TrimHorizon()
+        if initial.checkpoint == positions.LATEST:
+            at = positions.Latest()
         elif initial.started_at is not None:
-            at = AtTimestamp(initial.started_at)
+            at = positions.AtTimestamp(initial.started_at)
         stream_shards = await self._stream.list_stream_shards(at)
-        hole = first_hole([shard.hash_range for shard in stream_shards])
+        hole = shard_tree.first_hole([shard.hash_range for shard in stream_shards])
         if hole is not None:
             raise RetryableError(
                 f"stream {self._stream.name}: expected stream shards for all hash keys, got none from {hole.first} on"
@@ -593,6 +584,6 @@ class LeaseSyncer:
 
     async def _list_all(self) -> list[StreamShard]:
         stream_shards = await self._stream.list_stream_shards()
-        if is_torn(stream_shards):
+        if shard_tree.is_torn(stream_shards):
             raise RetryableError(f"stream {self._stream.name} was resharded between two pages of its listing")
         return stream_shards

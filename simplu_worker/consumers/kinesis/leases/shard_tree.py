@@ -12,24 +12,19 @@ from datetime import datetime
 import msgspec
 
 from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.stream import positions
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, StreamShard
-from simplu_worker.consumers.kinesis.stream.positions import (
-    AT_TIMESTAMP,
-    LATEST,
-    SHARD_END,
-    TRIM_HORIZON,
-    HashRange,
-    Position,
-)
 
 HASH_KEY_LAST = 2**128 - 1
-UNREAD = frozenset({TRIM_HORIZON, AT_TIMESTAMP, LATEST})  # checkpoints of a lease before its first record
+UNREAD = frozenset(
+    {positions.TRIM_HORIZON, positions.AT_TIMESTAMP, positions.LATEST}
+)  # checkpoints of a lease before its first record
 
 
 class InitialPosition(msgspec.Struct, frozen=True):
     """Where a new lease starts; *started_at* pins LATEST and AT_TIMESTAMP to an instant."""
 
-    checkpoint: Position
+    checkpoint: positions.Position
     started_at: datetime | None = None
 
 
@@ -64,8 +59,8 @@ class _Walk:
         self.missing: dict[str, Lease] = {}
 
     def add(self, shard: StreamShard, *, is_descendant: bool) -> None:
-        starts_at_its_beginning = is_descendant and self._initial.checkpoint != AT_TIMESTAMP
-        position = InitialPosition(TRIM_HORIZON) if starts_at_its_beginning else self._initial
+        starts_at_its_beginning = is_descendant and self._initial.checkpoint != positions.AT_TIMESTAMP
+        position = InitialPosition(positions.TRIM_HORIZON) if starts_at_its_beginning else self._initial
         self.missing.setdefault(shard.stream_shard_id, _lease(shard, position))
 
     def add_ancestors(self, shard: StreamShard) -> bool:
@@ -80,7 +75,7 @@ class _Walk:
         parents = [self._by_id[parent] for parent in sorted(shard.parents) if parent in self._by_id]
         continued = [parent for parent in parents if self.add_ancestors(parent)]
         if not continued:
-            return self._initial.checkpoint != LATEST
+            return self._initial.checkpoint != positions.LATEST
         for parent in parents:
             if parent.stream_shard_id not in self._leases:
                 self.add(parent, is_descendant=parent in continued)
@@ -92,7 +87,7 @@ def child_leases(children: Iterable[ChildShard]) -> list[Lease]:
     return [
         Lease(
             lease_key=child.stream_shard_id,
-            checkpoint=TRIM_HORIZON,
+            checkpoint=positions.TRIM_HORIZON,
             parents=child.parents,
             hash_range=child.hash_range,
         )
@@ -119,19 +114,19 @@ def is_torn(stream_shards: Collection[StreamShard]) -> bool:
     return any(shard.parents & opened for shard in stream_shards)
 
 
-def first_hole(ranges: Iterable[HashRange]) -> HashRange | None:
+def first_hole(ranges: Iterable[positions.HashRange]) -> positions.HashRange | None:
     """Return the first hash keys that no range covers, if any."""
     next_key = 0
     for covered in sorted(ranges, key=lambda one: one.first):
         if covered.first > next_key:
-            return HashRange(next_key, covered.first - 1)
+            return positions.HashRange(next_key, covered.first - 1)
         next_key = max(next_key, covered.last + 1)
-    return None if next_key > HASH_KEY_LAST else HashRange(next_key, HASH_KEY_LAST)
+    return None if next_key > HASH_KEY_LAST else positions.HashRange(next_key, HASH_KEY_LAST)
 
 
-def first_hole_in_leases(leases: Iterable[Lease]) -> HashRange | None:
+def first_hole_in_leases(leases: Iterable[Lease]) -> positions.HashRange | None:
     """Return the first hash keys that no unfinished lease covers; None while a range is unknown."""
-    ranges = [lease.hash_range for lease in leases if lease.checkpoint != SHARD_END]
+    ranges = [lease.hash_range for lease in leases if lease.checkpoint != positions.SHARD_END]
     return None if None in ranges else first_hole([one for one in ranges if one is not None])
 
 
@@ -141,7 +136,10 @@ def removable_leases(leases: Mapping[str, Lease], gone: Collection[str]) -> list
     return [
         lease
         for key, lease in sorted(leases.items())
-        if lease.checkpoint == SHARD_END and key in gone and not lease.parents & leases.keys() and key not in awaited
+        if lease.checkpoint == positions.SHARD_END
+        and key in gone
+        and not lease.parents & leases.keys()
+        and key not in awaited
     ]
 
 
@@ -149,7 +147,7 @@ def _unfinished(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]
     return [
         leases[parent]
         for parent in sorted(lease.parents)
-        if parent in leases and parent not in gone and leases[parent].checkpoint != SHARD_END
+        if parent in leases and parent not in gone and leases[parent].checkpoint != positions.SHARD_END
     ]
 
 

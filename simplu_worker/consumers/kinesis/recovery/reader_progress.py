@@ -12,15 +12,8 @@ from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker,
 from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords, TenantSet, Unread
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, format_position
+from simplu_worker.consumers.kinesis.stream import positions
 from simplu_worker.consumers.kinesis.stream.client import ChildShard
-from simplu_worker.consumers.kinesis.stream.positions import (
-    SHARD_END,
-    AtSequenceNumber,
-    HashRange,
-    Position,
-    RecordPosition,
-    Start,
-)
 from simplu_worker.consumers.pipeline.pipeline import Pipeline
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Operation
@@ -37,7 +30,7 @@ class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
     ticket: int
     operation: Operation
     record: bytes
-    tracker: CheckpointTracker[RecordPosition]
+    tracker: CheckpointTracker[positions.RecordPosition]
     parents: tuple[ParentRecords, ...] = ()
 
     @property
@@ -77,9 +70,9 @@ class ReaderAssignment(msgspec.Struct, frozen=True):
     """
 
     stream_shard_id: str
-    start: Start
-    checkpoint: Position | None = None
-    hash_range: HashRange | None = None
+    start: positions.Start
+    checkpoint: positions.Position | None = None
+    hash_range: positions.HashRange | None = None
     read_ahead: ReadAhead | None = None
     pending_at_parents: TenantSet | None = None
     retention: timedelta | None = None
@@ -118,14 +111,16 @@ class ReaderProgress:
         self.lease, self.started_at = lease, lease.started_at
         self.retention = assignment.retention  # of the stream; the fleet sets it when it changes
         self.beginning = assignment.start, checkpoint  # of what is pending
-        self.checkpoint_at_start = None if checkpoint is None else RecordPosition.from_position(checkpoint, utc())
+        self.checkpoint_at_start = (
+            None if checkpoint is None else positions.RecordPosition.from_position(checkpoint, utc())
+        )
         self.main_beginning = self.beginning  # of the main reader
         if ahead is not None:
-            self.main_beginning = AtSequenceNumber(ahead.read_to.checkpoint), ahead.read_to
+            self.main_beginning = positions.AtSequenceNumber(ahead.read_to.checkpoint), ahead.read_to
             checkpoint = ahead.read_to
         # Its last position is that of dispatch. None is before every record: no earlier record will ever be read.
-        self.tracker: CheckpointTracker[RecordPosition] = CheckpointTracker(
-            None if checkpoint is None else RecordPosition.from_position(checkpoint, utc())
+        self.tracker: CheckpointTracker[positions.RecordPosition] = CheckpointTracker(
+            None if checkpoint is None else positions.RecordPosition.from_position(checkpoint, utc())
         )
         self.began_behind = self.tracker.last_read  # the position after which the main reading began
         self.ownership = Ownership(self.tracker)
@@ -142,13 +137,13 @@ class ReaderProgress:
         self.has_published_end = False  # to the Postgres shards that answered
 
     @property
-    def checkpoint(self) -> Position | None:
+    def checkpoint(self) -> positions.Position | None:
         """The position up to which no record is pending, if any."""
         position = self.ownership.floor(self.tracker.checkpoint)
         return None if position is None else position.stored.position
 
     @property
-    def read_to(self) -> RecordPosition | None:
+    def read_to(self) -> positions.RecordPosition | None:
         """The position of dispatch: the last record read; None before there is one."""
         return self.tracker.last_read
 
@@ -235,13 +230,13 @@ class ReaderProgress:
     def row(self) -> StreamPosition:
         """Return the position that all tenants have reached, as a row on a Postgres shard contains it."""
         safe_checkpoint = self.ownership.floor(self.tracker.checkpoint)
-        pending_from = SHARD_END.checkpoint if self.is_finished else format_position(safe_checkpoint)
+        pending_from = positions.SHARD_END.checkpoint if self.is_finished else format_position(safe_checkpoint)
         return StreamPosition(pending_from, None if safe_checkpoint is None else safe_checkpoint.arrived_at)
 
     def row_ahead(self) -> tuple[str, tuple[str, ...]] | None:
         """Return the position that all but the held tenants have reached, and these, as a row contains them."""
         if self.is_at_end:
-            return SHARD_END.checkpoint, tuple(sorted(self.all_pending_tenants().encode()))
+            return positions.SHARD_END.checkpoint, tuple(sorted(self.all_pending_tenants().encode()))
         ahead = self.ahead
         if ahead is None:
             return None

@@ -26,17 +26,7 @@ import msgspec
 
 from simplu_worker.consumers.kinesis.holding.tenant_set import HORIZON, NAME_PREFIX, ParentRecords
 from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.consumers.kinesis.stream.positions import (
-    SHARD_END,
-    TRIM_HORIZON,
-    AtSequenceNumber,
-    AtTimestamp,
-    HashRange,
-    Position,
-    RecordPosition,
-    Start,
-    is_after,
-)
+from simplu_worker.consumers.kinesis.stream import positions
 from simplu_worker.consumers.pipeline.results import LaneStopError
 from simplu_worker.shards.types import PositionMerge, StoredPositions, StreamPosition
 
@@ -47,9 +37,9 @@ class Ancestor(msgspec.Struct, frozen=True):
     """A parent of a stream shard, or a parent's parent, with records that can still be read."""
 
     parents: frozenset[str]
-    hash_range: HashRange | None
+    hash_range: positions.HashRange | None
     started_at: datetime | None  # from which it was read, if not from its beginning
-    checkpoint: Position = SHARD_END  # of its lease
+    checkpoint: positions.Position = positions.SHARD_END  # of its lease
 
 
 class Lineage(msgspec.Struct, frozen=True):
@@ -80,27 +70,27 @@ def lineage_of(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str])
         if known is not None and key not in gone and key not in ancestors:
             ancestors[key] = Ancestor(known.parents, known.hash_range, known.started_at, known.checkpoint)
             waiting += known.parents
-    are_ended = all(leases[key].checkpoint == SHARD_END for key in ancestors)
+    are_ended = all(leases[key].checkpoint == positions.SHARD_END for key in ancestors)
     return Lineage(lease.parents & ancestors.keys(), ancestors, are_ended, lease.parents - ancestors.keys())
 
 
 # After a record; before the first one that arrived since an instant; nowhere.
-ReplayStart: TypeAlias = RecordPosition | datetime | None
+ReplayStart: TypeAlias = positions.RecordPosition | datetime | None
 
 
-def format_position(position: RecordPosition | None) -> str:
+def format_position(position: positions.RecordPosition | None) -> str:
     """Return the position as a row contains it; None is the start of reading."""
     if position is None:
-        return TRIM_HORIZON.checkpoint
+        return positions.TRIM_HORIZON.checkpoint
     stored = position.stored
     return f"{stored.sequence_number}/{stored.sub_sequence_number}"
 
 
-def parse_position(text: str, arrived_at: datetime) -> RecordPosition:
+def parse_position(text: str, arrived_at: datetime) -> positions.RecordPosition:
     """Return the position that a row contains. Raises ValueError for any other text."""
     sequence_number, _, sub_sequence_number = text.partition("/")
-    return RecordPosition(
-        str(Position.from_sequence_number(sequence_number).number), int(sub_sequence_number), arrived_at
+    return positions.RecordPosition(
+        str(positions.Position.from_sequence_number(sequence_number).number), int(sub_sequence_number), arrived_at
     )
 
 
@@ -118,9 +108,9 @@ def compared_position(
     *,
     is_first: bool,
     was_tenant_moved_in: bool,
-    began_behind: RecordPosition | None,
-    read_to: RecordPosition | None,
-) -> RecordPosition | None:
+    began_behind: positions.RecordPosition | None,
+    read_to: positions.RecordPosition | None,
+) -> positions.RecordPosition | None:
     """Return the position of a reader with which its row is compared; None is the start of reading.
 
     A tenant that was moved to the shard since may lack operations that its last shard has.
@@ -134,7 +124,7 @@ def replay_start(
     *,
     tenant_wait: timedelta,
     started_at: datetime | None,
-    covers: Callable[[AbstractSet[str], RecordPosition | None], bool],
+    covers: Callable[[AbstractSet[str], positions.RecordPosition | None], bool],
     now: datetime,
 ) -> ReplayStart:
     """Return the position after which the tenants of a shard may lack operations; None if they lack none.
@@ -146,13 +136,17 @@ def replay_start(
         if first_tenant_at is None:
             return None
         return max(first_tenant_at - tenant_wait - CLOCK_MARGIN, started_at or HORIZON)
-    if row.pending_from == SHARD_END.checkpoint:
+    if row.pending_from == positions.SHARD_END.checkpoint:
         return None
-    is_beginning = row.pending_from == TRIM_HORIZON.checkpoint
+    is_beginning = row.pending_from == positions.TRIM_HORIZON.checkpoint
     pending_from = None if is_beginning else parse_position(row.pending_from, row.pending_since or now)
     names = named_tenants(row.held)
     if row.read_to is not None and names is not None and covers(names, pending_from):
-        return None if row.read_to == SHARD_END.checkpoint else parse_position(row.read_to, row.pending_since or now)
+        return (
+            None
+            if row.read_to == positions.SHARD_END.checkpoint
+            else parse_position(row.read_to, row.pending_since or now)
+        )
     return pending_from or started_at or HORIZON
 
 
@@ -198,8 +192,10 @@ def _parents_first(lineage: Lineage, stored: StoredPositions, keys: Iterable[str
 def ignoring_pending(stored: StoredPositions, waits_for: Callable[[AbstractSet[str]], bool]) -> StoredPositions:
     """Return the rows with SHARD_END for each ancestor that has only operations of waiting tenants pending."""
     rows = {
-        key: msgspec.structs.replace(row, pending_from=SHARD_END.checkpoint)
-        if row.read_to == SHARD_END.checkpoint and (names := named_tenants(row.held)) is not None and waits_for(names)
+        key: msgspec.structs.replace(row, pending_from=positions.SHARD_END.checkpoint)
+        if row.read_to == positions.SHARD_END.checkpoint
+        and (names := named_tenants(row.held)) is not None
+        and waits_for(names)
         else row
         for key, row in stored.rows.items()
     }
@@ -213,16 +209,16 @@ def _missing_records_of(
     first_tenant_at: datetime,
     tenant_wait: timedelta,
 ) -> ParentRecords | None:
-    if row is not None and row.pending_from == SHARD_END.checkpoint:
+    if row is not None and row.pending_from == positions.SHARD_END.checkpoint:
         return None
-    if row is not None and row.pending_from != TRIM_HORIZON.checkpoint:
+    if row is not None and row.pending_from != positions.TRIM_HORIZON.checkpoint:
         position = parse_position(row.pending_from, HORIZON)
-        start: Start = AtSequenceNumber(position.sequence_number)
+        start: positions.Start = positions.AtSequenceNumber(position.sequence_number)
         return ParentRecords(stream_shard_id, start, position.position, ancestor.hash_range)
     since = ancestor.started_at or HORIZON
     if row is None:
         since = max(since, first_tenant_at - tenant_wait - CLOCK_MARGIN)
-    return ParentRecords(stream_shard_id, AtTimestamp(since), None, ancestor.hash_range)
+    return ParentRecords(stream_shard_id, positions.AtTimestamp(since), None, ancestor.hash_range)
 
 
 CLOCKS_MARGIN: Final = timedelta(minutes=1)  # between the clock of a reader and that of Kinesis
@@ -252,25 +248,27 @@ def is_older_than_stream(row: StreamPosition, *, now: datetime, retention: timed
     True where that is unknown, unless the row is new: at the beginning of the stream shard.
     """
     if row.written_at is None or retention is None:
-        return row.pending_from != TRIM_HORIZON.checkpoint
+        return row.pending_from != positions.TRIM_HORIZON.checkpoint
     return now - row.written_at >= retention - CLOCKS_MARGIN
 
 
-def went_back(row: StreamPosition, behind: RecordPosition | datetime, checkpoint: RecordPosition | None) -> bool:
+def went_back(
+    row: StreamPosition, behind: positions.RecordPosition | datetime, checkpoint: positions.RecordPosition | None
+) -> bool:
     """Return whether a shard that lacks records from *behind* on lacks some before *checkpoint*."""
     if isinstance(behind, datetime):
         return checkpoint is not None
-    return row.read_to == format_position(behind) or (checkpoint is not None and is_after(checkpoint, behind))
+    return row.read_to == format_position(behind) or (checkpoint is not None and positions.is_after(checkpoint, behind))
 
 
-def has_left_stream(behind: RecordPosition | datetime, oldest: RecordPosition | None) -> bool:
+def has_left_stream(behind: positions.RecordPosition | datetime, oldest: positions.RecordPosition | None) -> bool:
     """Return whether the record at *behind* has left; *oldest* is before the oldest one of the stream."""
-    return isinstance(behind, datetime) or oldest is None or is_after(oldest, behind)
+    return isinstance(behind, datetime) or oldest is None or positions.is_after(oldest, behind)
 
 
-def has_read_on(read_to: RecordPosition | None, oldest: RecordPosition | None) -> bool:
+def has_read_on(read_to: positions.RecordPosition | None, oldest: positions.RecordPosition | None) -> bool:
     """Return whether the stream has the record to which earlier owners have read."""
-    return read_to is not None and oldest is not None and not is_after(oldest, read_to)
+    return read_to is not None and oldest is not None and not positions.is_after(oldest, read_to)
 
 
 def rows_of_ancestors_behind(
@@ -289,10 +287,10 @@ def rows_of_ancestors_behind(
 
 
 def _is_ancestor_behind(row: StreamPosition, ancestor: Ancestor | None) -> bool:
-    if row.has_gap or row.pending_from == SHARD_END.checkpoint:
+    if row.has_gap or row.pending_from == positions.SHARD_END.checkpoint:
         return False
-    is_beginning = row.pending_from == TRIM_HORIZON.checkpoint
-    position = TRIM_HORIZON if is_beginning else parse_position(row.pending_from, HORIZON).position
+    is_beginning = row.pending_from == positions.TRIM_HORIZON.checkpoint
+    position = positions.TRIM_HORIZON if is_beginning else parse_position(row.pending_from, HORIZON).position
     return ancestor is None or position < ancestor.checkpoint
 
 

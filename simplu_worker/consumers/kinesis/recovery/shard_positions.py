@@ -21,26 +21,8 @@ from simplu_worker.consumers.kinesis.fetch.cursor import StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import OPERATION_OVERHEAD_BYTES
 from simplu_worker.consumers.kinesis.holding.ownership import Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAME_PREFIX, ParentRecords, Unread
+from simplu_worker.consumers.kinesis.recovery import recovery_plan
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderProgress
-from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
-    Gap,
-    Lineage,
-    PositionGapError,
-    ReplayStart,
-    compared_position,
-    has_left_stream,
-    has_read_on,
-    ignoring_pending,
-    is_older_than_stream,
-    is_own_row,
-    may_lack_writes,
-    merges_since,
-    missing_parent_records,
-    parse_position,
-    replay_start,
-    rows_of_ancestors_behind,
-    went_back,
-)
 from simplu_worker.consumers.kinesis.stream.positions import (
     SHARD_END,
     TRIM_HORIZON,
@@ -110,7 +92,7 @@ class ShardPosition:
         self.state = RowState.UNREAD
         self.written_at = 0.0  # monotonic
         self.rewrite_after_s = 0.0  # since then, if it would have another content
-        self.gap: Gap | None = None  # nothing is written while a person has not accepted it
+        self.gap: recovery_plan.Gap | None = None  # nothing is written while a person has not accepted it
         self.era = 0  # `ShardPositions.era`, as of the first of the tokens in `claim.written`
 
     def __repr__(self) -> str:
@@ -280,7 +262,7 @@ class ShardPositions:
         row = None if stored is None else stored.rows.get(claim.stream_shard_id)
         if row is None or row.fencing_token in claim.fencing_tokens:
             return False
-        merges = merges_since(row.fencing_token, claim.fencing_tokens, noted)
+        merges = recovery_plan.merges_since(row.fencing_token, claim.fencing_tokens, noted)
         try:
             async with asyncio.timeout(FOLLOW_WITHIN_S):
                 if not merges or not all([await self._has_all_from(merge) for merge in merges]):
@@ -315,47 +297,51 @@ class ShardPositions:
         is_held = self._ownership.shard_hold(shard_position.shard_id) is not None
         return shard_position.was_read and shard_position.claim.position.parents_done and not is_held
 
-    def lineage(self) -> Lineage:
+    def lineage(self) -> recovery_plan.Lineage:
         """Return the ancestors of the stream shard."""
         return self._progress.lease.lineage()
 
-    def must_reread(self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions) -> bool:
+    def must_reread(
+        self, shard_position: ShardPosition, lineage: recovery_plan.Lineage, stored: StoredPositions
+    ) -> bool:
         """Return whether a row has another token, or the parents have ended since."""
-        if not is_own_row(stored.rows.get(self._progress.stream_shard_id), shard_position.claim.fencing_tokens):
+        if not recovery_plan.is_own_row(
+            stored.rows.get(self._progress.stream_shard_id), shard_position.claim.fencing_tokens
+        ):
             return True
         return shard_position.state is RowState.PROVISIONAL and self._are_parents_settled(lineage)
 
-    def _are_parents_settled(self, lineage: Lineage) -> bool:
+    def _are_parents_settled(self, lineage: recovery_plan.Lineage) -> bool:
         return lineage.is_ended and self._ownership.parents_hold is None
 
     async def reconcile_with(
-        self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
+        self, shard_position: ShardPosition, lineage: recovery_plan.Lineage, stored: StoredPositions
     ) -> Unread | None:
         """Do what `reconcile` does, with rows that were just read."""
         row, reader = stored.rows.get(self._progress.stream_shard_id), self._progress
-        read_to = compared_position(
+        read_to = recovery_plan.compared_position(
             is_first=not shard_position.was_read,
             was_tenant_moved_in=self._was_tenant_moved_in(stored),
             began_behind=reader.began_behind,
             read_to=reader.read_to,
         )
         after: RecordPosition | None = None
-        start: ReplayStart = None
-        if read_to is not None and may_lack_writes(row, stored, shard_position.claim.fencing_tokens):
+        start: recovery_plan.ReplayStart = None
+        if read_to is not None and recovery_plan.may_lack_writes(row, stored, shard_position.claim.fencing_tokens):
             start = self._find_replay_start(shard_position, stored)
             after = await self._resolve_replay_start(start, read_to)
         # After the beginning, where a row may be, there may be no record any more.
         behind = start if row is not None and isinstance(start, datetime) else after
         if (gap := await self._find_gap(shard_position, lineage, stored, behind)) is not None:
             await self._keep_gap(shard_position, gap, stored.rows[gap.stream_shard_id])
-            raise PositionGapError(gap)
+            raise recovery_plan.PositionGapError(gap)
         if read_to is not None and isinstance(start, RecordPosition):  # the holds may have changed during the wait
             after = await self._resolve_replay_start(self._find_replay_start(shard_position, stored), read_to)
         # Parents may have released tenants during the wait. From here on nothing is awaited.
         parents: tuple[ParentRecords, ...] = ()
         if row is None or not row.parents_done:
-            rest = ignoring_pending(stored, self._ownership.are_waiting_for_parents)
-            parents = missing_parent_records(lineage, rest, tenant_wait=self._tenant_wait)
+            rest = recovery_plan.ignoring_pending(stored, self._ownership.are_waiting_for_parents)
+            parents = recovery_plan.missing_parent_records(lineage, rest, tenant_wait=self._tenant_wait)
         self._era += 1
         shard_position.adopt(row, stored.move_token, are_parents_settled=self._are_parents_settled(lineage))
         if after is None and not parents:
@@ -373,8 +359,8 @@ class ShardPositions:
         )
         return unread
 
-    def _find_replay_start(self, shard_position: ShardPosition, stored: StoredPositions) -> ReplayStart:
-        return replay_start(
+    def _find_replay_start(self, shard_position: ShardPosition, stored: StoredPositions) -> recovery_plan.ReplayStart:
+        return recovery_plan.replay_start(
             stored.rows.get(self._progress.stream_shard_id),
             stored.first_tenant_at,
             tenant_wait=self._tenant_wait,
@@ -386,48 +372,54 @@ class ShardPositions:
     async def _find_gap(
         self,
         shard_position: ShardPosition,
-        lineage: Lineage,
+        lineage: recovery_plan.Lineage,
         stored: StoredPositions,
-        behind: ReplayStart,
-    ) -> Gap | None:
+        behind: recovery_plan.ReplayStart,
+    ) -> recovery_plan.Gap | None:
         # The stream is asked only about rows older than its records.
         self._note_highest(self._progress.row())
         own, was_read = self._progress.stream_shard_id, shard_position.was_read
         row = stored.rows.get(own)
-        is_old = partial(is_older_than_stream, now=self._utc(), retention=self._progress.retention)
+        is_old = partial(recovery_plan.is_older_than_stream, now=self._utc(), retention=self._progress.retention)
         if row is not None and (row.has_open_gap or await self._has_own_left(row, behind, is_old, was_read=was_read)):
-            return Gap(own, row.pending_from)
-        for key, row in rows_of_ancestors_behind(lineage, stored, own, is_old=is_old):
+            return recovery_plan.Gap(own, row.pending_from)
+        for key, row in recovery_plan.rows_of_ancestors_behind(lineage, stored, own, is_old=is_old):
             if row.has_open_gap or await self._has_ancestor_left(key, row, lineage, was_read=was_read):
-                return Gap(key, row.pending_from)
+                return recovery_plan.Gap(key, row.pending_from)
         return None
 
     async def _has_own_left(
         self,
         row: StreamPosition,
-        behind: ReplayStart,
+        behind: recovery_plan.ReplayStart,
         is_old: Callable[[StreamPosition], bool],
         *,
         was_read: bool,
     ) -> bool:
         # At the first contact the last owner's positions count, whatever this reader has read since.
         checkpoint = self._highest if was_read else self._progress.checkpoint_at_start
-        if behind is None or row.has_gap or not is_old(row) or not went_back(row, behind, checkpoint):
+        if behind is None or row.has_gap or not is_old(row) or not recovery_plan.went_back(row, behind, checkpoint):
             return False
         oldest = await self._find_oldest(self._progress.stream_shard_id)
-        return has_left_stream(behind, oldest) and (was_read or has_read_on(self._progress.began_behind, oldest))
+        return recovery_plan.has_left_stream(behind, oldest) and (
+            was_read or recovery_plan.has_read_on(self._progress.began_behind, oldest)
+        )
 
-    async def _has_ancestor_left(self, key: str, row: StreamPosition, lineage: Lineage, *, was_read: bool) -> bool:
+    async def _has_ancestor_left(
+        self, key: str, row: StreamPosition, lineage: recovery_plan.Lineage, *, was_read: bool
+    ) -> bool:
         oldest = await self._find_oldest(key) if key in lineage.ancestors else None
         if row.pending_from != TRIM_HORIZON.checkpoint:
-            position = parse_position(row.pending_from, self._utc())
-            if not has_left_stream(position, oldest):
+            position = recovery_plan.parse_position(row.pending_from, self._utc())
+            if not recovery_plan.has_left_stream(position, oldest):
                 return False
         if was_read or oldest is not None:
             return True
-        return has_read_on(self._progress.began_behind, await self._find_oldest(self._progress.stream_shard_id))
+        return recovery_plan.has_read_on(
+            self._progress.began_behind, await self._find_oldest(self._progress.stream_shard_id)
+        )
 
-    async def _keep_gap(self, shard_position: ShardPosition, gap: Gap, row: StreamPosition) -> None:
+    async def _keep_gap(self, shard_position: ShardPosition, gap: recovery_plan.Gap, row: StreamPosition) -> None:
         if not row.has_gap:
             await self._mark_gap(shard_position.shard_id, gap)
         is_known, shard_position.gap = shard_position.gap == gap, gap
@@ -443,7 +435,7 @@ class ShardPositions:
                 written_at=None if row.written_at is None else row.written_at.isoformat(timespec="seconds"),
             )
 
-    async def _mark_gap(self, shard_id: str, gap: Gap) -> None:
+    async def _mark_gap(self, shard_id: str, gap: recovery_plan.Gap) -> None:
         await self._gateway.positions.mark_gap(
             shard_id, self._progress.stream_name, gap.stream_shard_id, gap.pending_from
         )
@@ -477,7 +469,7 @@ class ShardPositions:
 
     def _note_highest(self, progress: StreamPosition) -> None:
         if progress.pending_from not in {SHARD_END.checkpoint, TRIM_HORIZON.checkpoint}:
-            position = parse_position(progress.pending_from, progress.pending_since or self._utc())
+            position = recovery_plan.parse_position(progress.pending_from, progress.pending_since or self._utc())
             if _is_after(position, self._highest):
                 self._highest = position
 
@@ -495,7 +487,9 @@ class ShardPositions:
         owners = [self._ownership.owner_of(name) for name in names]
         return all(owner is not None and not _is_after(owner.reached, pending_from) for owner in owners)
 
-    async def _resolve_replay_start(self, start: ReplayStart, read_to: RecordPosition) -> RecordPosition | None:
+    async def _resolve_replay_start(
+        self, start: recovery_plan.ReplayStart, read_to: RecordPosition
+    ) -> RecordPosition | None:
         if isinstance(start, datetime):
             # The time of a position taken over is that of this replica's clock: the arrival of its record is unknown.
             if read_to.arrived_at < start - CLOCKS_APART_MOST:

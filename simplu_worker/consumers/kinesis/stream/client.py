@@ -15,15 +15,7 @@ import msgspec
 import structlog
 
 from simplu_worker.aws.clients import AWS_ERRORS, DECODERS, Client, ThrottledError, address_of, error_code, translate
-from simplu_worker.consumers.kinesis.stream.positions import (
-    AfterSequenceNumber,
-    AtSequenceNumber,
-    AtTimestamp,
-    HashRange,
-    Latest,
-    Start,
-    TrimHorizon,
-)
+from simplu_worker.consumers.kinesis.stream import positions
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.instruments import KINESIS_GET_RECORDS, KINESIS_THROTTLED
 from simplu_worker.timing.waits import retry
@@ -39,7 +31,7 @@ class StreamShard(msgspec.Struct, frozen=True):
 
     stream_shard_id: str
     parents: frozenset[str]
-    hash_range: HashRange
+    hash_range: positions.HashRange
     starting_sequence_number: str
     ending_sequence_number: str | None = None
 
@@ -54,7 +46,7 @@ class ChildShard(msgspec.Struct, frozen=True):
 
     stream_shard_id: str
     parents: frozenset[str]
-    hash_range: HashRange
+    hash_range: positions.HashRange
 
 
 class ExpiredIteratorError(RetryableError):
@@ -144,7 +136,9 @@ class Stream:
             open_stream_shard_count=raw["OpenShardCount"],
         )
 
-    async def list_stream_shards(self, at: TrimHorizon | Latest | AtTimestamp | None = None) -> list[StreamShard]:
+    async def list_stream_shards(
+        self, at: positions.TrimHorizon | positions.Latest | positions.AtTimestamp | None = None
+    ) -> list[StreamShard]:
         """Return the stream shards that hold records; with *at*, those open then."""
         first_page = self._key | _shard_filter(at)
         found: list[StreamShard] = []
@@ -160,7 +154,7 @@ class Stream:
                 return found
             page = {"NextToken": reply["NextToken"]}  # Kinesis rejects a token with a stream name
 
-    async def get_iterator(self, stream_shard_id: str, start: Start) -> str:
+    async def get_iterator(self, stream_shard_id: str, start: positions.Start) -> str:
         """Return an iterator for `get_records`, valid for five minutes."""
         reply = await self._call("get_shard_iterator", ShardId=stream_shard_id, **self._key, **_iterator_type(start))
         return str(reply["ShardIterator"])
@@ -233,18 +227,18 @@ class _InUseError(RetryableError):
     """The stream is in a state that does not allow this now."""
 
 
-def starting_position(start: Start) -> dict[str, Any]:
+def starting_position(start: positions.Start) -> dict[str, Any]:
     """Return *start* as SubscribeToShard takes it."""
     match start:
-        case AtSequenceNumber(sequence_number):
+        case positions.AtSequenceNumber(sequence_number):
             return {"Type": "AT_SEQUENCE_NUMBER", "SequenceNumber": sequence_number}
-        case AfterSequenceNumber(sequence_number):
+        case positions.AfterSequenceNumber(sequence_number):
             return {"Type": "AFTER_SEQUENCE_NUMBER", "SequenceNumber": sequence_number}
-        case TrimHorizon():
+        case positions.TrimHorizon():
             return {"Type": "TRIM_HORIZON"}
-        case Latest():
+        case positions.Latest():
             return {"Type": "LATEST"}
-        case AtTimestamp(instant):
+        case positions.AtTimestamp(instant):
             return {"Type": "AT_TIMESTAMP", "Timestamp": instant}
         case _:
             assert_never(start)
@@ -253,11 +247,11 @@ def starting_position(start: Start) -> dict[str, Any]:
 _OF_ITERATOR: Final = {"Type": "ShardIteratorType", "SequenceNumber": "StartingSequenceNumber"}
 
 
-def _iterator_type(start: Start) -> dict[str, Any]:
+def _iterator_type(start: positions.Start) -> dict[str, Any]:
     return {_OF_ITERATOR.get(name, name): value for name, value in starting_position(start).items()}
 
 
-def _shard_filter(at: TrimHorizon | Latest | AtTimestamp | None) -> dict[str, Any]:
+def _shard_filter(at: positions.TrimHorizon | positions.Latest | positions.AtTimestamp | None) -> dict[str, Any]:
     if at is None:
         return {}
     position = starting_position(at)
@@ -281,9 +275,9 @@ def child_shard(raw: dict[str, Any]) -> ChildShard:
     return ChildShard(raw["ShardId"], frozenset(raw.get("ParentShards", ())), _hash_range(raw))
 
 
-def _hash_range(raw: dict[str, Any]) -> HashRange:
+def _hash_range(raw: dict[str, Any]) -> positions.HashRange:
     hash_keys = raw["HashKeyRange"]
-    return HashRange(int(hash_keys["StartingHashKey"]), int(hash_keys["EndingHashKey"]))
+    return positions.HashRange(int(hash_keys["StartingHashKey"]), int(hash_keys["EndingHashKey"]))
 
 
 class _GetRecords(msgspec.Struct, rename="pascal"):
@@ -385,7 +379,7 @@ def _consumer(raw: dict[str, Any]) -> StreamConsumer:
 POLL_INTERVAL_S: Final = 0.25
 
 
-async def find_first_record(stream: Stream, stream_shard_id: str, start: Start) -> Record | None:
+async def find_first_record(stream: Stream, stream_shard_id: str, start: positions.Start) -> Record | None:
     """Return the first record of a stream shard from *start* on; None without one."""
 
     async def search() -> Record | None:

@@ -12,31 +12,17 @@ from typing import Any, Final, Protocol, cast
 import msgspec
 import structlog
 
+from simplu_worker import instruments
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Message, Queue, QueueAttributes
 from simplu_worker.bulkheads import keep_running, note_trouble
 from simplu_worker.consumers.rejection_notes import DeadLetterStore
+from simplu_worker.consumers.sqs.receive import slot_share
 from simplu_worker.consumers.sqs.receive.message_table import LossReason, MessageTable, SchedulerLimits
 from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, RETRY_MAX_S, AttributesWatch, Poller, PollTimes
 from simplu_worker.consumers.sqs.receive.queue_calls import IDS_MAX, QueueCalls
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
-from simplu_worker.consumers.sqs.receive.slot_share import (
-    HIDDEN_MAX_COUNT,
-    LATE_AFTER_S,
-    PUT_BACK_MAX_COUNT,
-    SHORT_RATIO,
-    RecentlyReceived,
-    SlotShare,
-)
 from simplu_worker.consumers.sqs.receive.verdicts import ToDeadLetter, Verdict, message_backoff_s, verdicts_after_defect
 from simplu_worker.errors import InternalError, RetryableError, places_of
-from simplu_worker.instruments import (
-    SQS_IN_FLIGHT,
-    SQS_OLDEST_IN_HAND,
-    SQS_OLDEST_MESSAGE,
-    SQS_QUEUE_DEPTH,
-    message_outcomes,
-    start_queue_at_zero,
-)
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.tries import WAIT_MAX_S
 from simplu_worker.timing.clock import UtcClock, utc_now
@@ -107,7 +93,7 @@ class QueueReceiver:
         self._tenant_of = tenant_of
         self._stopping = asyncio.Event()
         self.overdue_message_ids: list[str] = []  # of calls that were cancelled at the end of a drain
-        self._received = RecentlyReceived()  # polls write it, and the next
+        self._received = slot_share.RecentlyReceived()  # polls write it, and the next
         self.internal_error: str | None = None  # unforeseen: until a poll is answered again, nothing is received
         self._handled_count = 0  # calls write it, and the next
         self._handling_s = 0.0
@@ -118,7 +104,7 @@ class QueueReceiver:
     def _start_afresh(self) -> None:
         queue, limits, clock, draw = self._queue, self._limits, self._clock, self._draw
         self._table = MessageTable(limits, is_fifo=queue.is_fifo)  # each of its fields says who writes it
-        self._share = SlotShare(limits.message_count, self._tenant_of, is_fifo=queue.is_fifo)
+        self._share = slot_share.SlotShare(limits.message_count, self._tenant_of, is_fifo=queue.is_fifo)
         self._put_back_room = 0  # how many messages may be put back until the attributes of the queue are read again
         self._poller = Poller(
             queue,
@@ -184,11 +170,11 @@ class QueueReceiver:
         """
         name = self._queue.name
         self._stopping = stopping
-        start_queue_at_zero(name)
+        instruments.start_queue_at_zero(name)
         try:
             await keep_running(TargetKind.QUEUE, name, "receiver", self._run_once, stopping=stopping, draw=self._draw)
         finally:
-            for gauge in (SQS_OLDEST_IN_HAND, SQS_OLDEST_MESSAGE):
+            for gauge in (instruments.SQS_OLDEST_IN_HAND, instruments.SQS_OLDEST_MESSAGE):
                 gauge.labels(name).set(0)
 
     async def _run_once(self) -> None:
@@ -207,7 +193,7 @@ class QueueReceiver:
             self.internal_error = str(note_trouble(TargetKind.QUEUE, self._queue.name, "receiver", exc))
             self._watch.turned_at = self._clock()
             self._start_afresh()
-            SQS_IN_FLIGHT.labels(self._queue.name).set(0)
+            instruments.SQS_IN_FLIGHT.labels(self._queue.name).set(0)
             raise InternalError(self.internal_error) from exc
 
     async def _loop(self) -> None:
@@ -246,10 +232,10 @@ class QueueReceiver:
     def refresh_gauges(self) -> None:
         """Set the gauges that no single event sets."""
         now = self._clock()
-        SQS_OLDEST_IN_HAND.labels(self._queue.name).set(self._table.oldest_age_s(now))
+        instruments.SQS_OLDEST_IN_HAND.labels(self._queue.name).set(self._table.oldest_age_s(now))
         known = (self._table.oldest_sent_at(), self._received.oldest_sent_at(now))
         ages_s = [(self._utc() - one).total_seconds() for one in known if one is not None]
-        SQS_OLDEST_MESSAGE.labels(self._queue.name).set(max([0.0, *ages_s]))
+        instruments.SQS_OLDEST_MESSAGE.labels(self._queue.name).set(max([0.0, *ages_s]))
 
     def stats(self) -> dict[str, Any]:
         """Return the members that the monitoring endpoints show."""
@@ -280,15 +266,17 @@ class QueueReceiver:
             "handlingSeconds": round(self._handling_s, 3),
             "heartbeatLateSeconds": round(self._out.late_s, 3),
             "lastTurnSeconds": round(now - self.last_turn, 3),
-            "outcomes": message_outcomes(self._queue.name),
+            "outcomes": instruments.message_outcomes(self._queue.name),
         }
 
     def _update_attributes(self, attributes: QueueAttributes) -> None:
         self._table.set_visibility_timeout(attributes.visibility_timeout_s)
         policy = parse_redrive_policy(attributes.redrive_policy)
         self._share.max_receive_count = None if policy is None else policy.max_receive_count
-        self._put_back_room = min(PUT_BACK_MAX_COUNT, HIDDEN_MAX_COUNT - attributes.in_flight_count)
-        SQS_QUEUE_DEPTH.labels(self._queue.name).set(attributes.visible_count)
+        self._put_back_room = min(
+            slot_share.PUT_BACK_MAX_COUNT, slot_share.HIDDEN_MAX_COUNT - attributes.in_flight_count
+        )
+        instruments.SQS_QUEUE_DEPTH.labels(self._queue.name).set(attributes.visible_count)
 
     # Results of polls, calls, and calls to the queue
 
@@ -297,7 +285,7 @@ class QueueReceiver:
         self.internal_error = None
         self._received.note([message.sent_at for message in messages], now=self._clock())
         fresh = self._table.add(messages, received_at=received_at, draw=self._draw())
-        SQS_IN_FLIGHT.labels(self._queue.name).set(len(self._table))
+        instruments.SQS_IN_FLIGHT.labels(self._queue.name).set(len(self._table))
         self._changed.set()  # for the next poll
         if fresh and (put_back := self._take_over_share(fresh)):
             self._start(self._out.return_to_queue(put_back))
@@ -309,8 +297,8 @@ class QueueReceiver:
         if self._put_back_room <= 0 or self._stopping.is_set():
             return []
         now, draw, put_back = self._clock(), self._draw(), list[tuple[Message, float]]()
-        if len(self._table) >= SHORT_RATIO * self._limits.message_count:
-            self._share.note_late(self._table.received_before(now - LATE_AFTER_S))
+        if len(self._table) >= slot_share.SHORT_RATIO * self._limits.message_count:
+            self._share.note_late(self._table.received_before(now - slot_share.LATE_AFTER_S))
         for message in self._share.over_share(unstarted, self._table.messages(), now=now):
             if self._table.is_queued(message):  # else it left with one before it
                 put_back += [(other, 0.0) for other in self._table.take_behind(message)]
@@ -404,7 +392,7 @@ class QueueReceiver:
 
     def _on_removed(self) -> None:
         self._changed.set()
-        SQS_IN_FLIGHT.labels(self._queue.name).set(len(self._table))
+        instruments.SQS_IN_FLIGHT.labels(self._queue.name).set(len(self._table))
 
     async def _drain(self) -> None:
         await self._stopping.wait()

@@ -8,6 +8,7 @@ from typing import Final, TypeAlias, TypeVar, assert_never
 import msgspec
 
 from simplu_worker.aws.sqs_queue import Message
+from simplu_worker.operations import tries
 from simplu_worker.operations.decode import readable_members
 from simplu_worker.operations.json_record import (
     ABSENT,
@@ -17,16 +18,6 @@ from simplu_worker.operations.json_record import (
     shape_error,
 )
 from simplu_worker.operations.operation import RejectedRecord
-from simplu_worker.operations.tries import (
-    WAIT_BASE_S,
-    WAIT_MAX_S,
-    GiveUp,
-    HoldUntil,
-    NotApplied,
-    RetryAt,
-    RetryRules,
-    next_try,
-)
 from simplu_worker.timing.waits import backoff_s
 from simplu_worker.vocabulary import DeadLetterReason
 
@@ -77,13 +68,13 @@ Verdict: TypeAlias = Done | ToDeadLetter | ReturnToQueue | RetryHeld
 
 
 def verdict_on(
-    error: NotApplied, attempts: int, ids: MessageIds, *, rules: RetryRules, draw: float = 0.0
+    error: tries.NotApplied, attempts: int, ids: MessageIds, *, rules: tries.RetryRules, draw: float = 0.0
 ) -> RetryHeld | ToDeadLetter:
     """Return the verdict on a message whose operation was not applied."""
-    match next_try(error, attempts, 0.0, rules=rules, draw=draw):
-        case RetryAt(at=delay_s) | HoldUntil(at=delay_s):
+    match tries.next_try(error, attempts, 0.0, rules=rules, draw=draw):
+        case tries.RetryAt(at=delay_s) | tries.HoldUntil(at=delay_s):
             return RetryHeld(delay_s)
-        case GiveUp() as given_up:
+        case tries.GiveUp() as given_up:
             return ToDeadLetter(given_up.reason, given_up.error, ids, given_up.attempts)
         case other:
             assert_never(other)
@@ -109,7 +100,7 @@ def verdict_on_rejected(rejected: RejectedRecord) -> ToDeadLetter:
 
 def message_backoff_s(message: Message, *, draw: float) -> float:
     """Return the back-off of *message* by its own tries, at most a minute."""
-    return backoff_s(message.try_count, draw=draw, base_s=WAIT_BASE_S, max_s=WAIT_MAX_S)
+    return backoff_s(message.try_count, draw=draw, base_s=tries.WAIT_BASE_S, max_s=tries.WAIT_MAX_S)
 
 
 class FailureMemory:
