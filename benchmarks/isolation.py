@@ -33,14 +33,7 @@ from support.load.chain_checker import count_completed, count_held
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
 from support.load.testbed import Flow, PhaseResult, Testbed
-from support.postgres.faults import (
-    frozen,
-    in_recovery,
-    killed,
-    read_only,
-    slowed,
-    without_connections,
-)
+from support.postgres.faults import frozen, in_recovery, killed, read_only, slowed, without_connections
 
 from benchmarks.small_disk import NoDiskError, is_writable, on_small_disk, without_disk
 from benchmarks.targets import (

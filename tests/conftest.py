@@ -24,12 +24,7 @@ from support.postgres.databases import SHARD_ID, ShardMaker, Shelf, copy_shard, 
 from support.postgres.tenant_cases import TenantCase, add_tenant
 from support.requires import require
 
-from simplu_local.postgres.server import (
-    INITIAL_DATA_VARIABLE,
-    PostgresPrograms,
-    PostgresServer,
-    find_postgres_bin,
-)
+from simplu_local.postgres.server import INITIAL_DATA_VARIABLE, PostgresPrograms, PostgresServer, find_postgres_bin
 from simplu_local.processes.loopback import StackError
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.config.settings import VARIABLES

@@ -41,13 +41,7 @@ from benchmarks.throughput.__main__ import machine
 from benchmarks.throughput.mixes import FILLED_ROWS, RESOURCE_COLUMNS, filled_rows
 from benchmarks.throughput.records import BUSINESS_ID, BUSINESS_TYPE
 from benchmarks.throughput.runs import inherited_env
-from benchmarks.throughput.testbed import (
-    INSERT_TENANTS,
-    BenchmarkServers,
-    FilledKinesis,
-    RunDatabases,
-    run_servers,
-)
+from benchmarks.throughput.testbed import INSERT_TENANTS, BenchmarkServers, FilledKinesis, RunDatabases, run_servers
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import running_processes, with_descendants
 from simplu_local.processes.worker_process import log_tail

@@ -13,11 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from simplu_worker.consumers.kinesis.fleet.fleet import (
-    EXPIRY_MARGIN_S,
-    SCAN_CAPACITY_PER_S,
-    SCANS_PER_DURATION,
-)
+from simplu_worker.consumers.kinesis.fleet.fleet import EXPIRY_MARGIN_S, SCAN_CAPACITY_PER_S, SCANS_PER_DURATION
 from simplu_worker.consumers.kinesis.fleet.lease_coordinator import CONCURRENT_TAKES
 from simplu_worker.consumers.kinesis.fleet.lease_holder import RENEWALS_PER_DURATION
 from simplu_worker.consumers.kinesis.leases.balancing import next_expiry, plan_takes

@@ -13,14 +13,7 @@ from support.processes.resource_usage import ValueRange
 
 from benchmarks.throughput.measures import OrderFigures
 from benchmarks.throughput.peers import PEERS_HEAD, lost_measures, peer_lines
-from benchmarks.throughput.results import (
-    BARE,
-    LANES,
-    MB,
-    SEQUENCE,
-    WORKER,
-    ThroughputResults,
-)
+from benchmarks.throughput.results import BARE, LANES, MB, SEQUENCE, WORKER, ThroughputResults
 from benchmarks.throughput.runs import Cell, Contender, range_of
 from benchmarks.throughput.startup import start_range
 

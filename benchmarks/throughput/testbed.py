@@ -26,14 +26,7 @@ from simplu_local.aws_server.account import REGION
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.loopback import HOST, StackError, free_port, poll_until
 from simplu_local.processes.watchdog import ProcessGroup
-from simplu_local.stack.aws import (
-    CREDENTIALS,
-    KINESIS_STARTED,
-    STREAM_NAME,
-    aws_client,
-    start_moto,
-    start_sqs,
-)
+from simplu_local.stack.aws import CREDENTIALS, KINESIS_STARTED, STREAM_NAME, aws_client, start_moto, start_sqs
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool

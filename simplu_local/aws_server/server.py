@@ -19,14 +19,7 @@ import structlog
 from aiohttp import ClientSession, web
 
 from simplu_local.aws_server.errors import AwsError
-from simplu_local.aws_server.faults import (
-    AdvanceClock,
-    ClearFaults,
-    FaultQueue,
-    FaultT,
-    SetOptions,
-    change_options,
-)
+from simplu_local.aws_server.faults import AdvanceClock, ClearFaults, FaultQueue, FaultT, SetOptions, change_options
 from simplu_local.processes.http_serving import serve_on_loopback
 
 log = structlog.get_logger(__name__)

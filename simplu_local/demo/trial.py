@@ -13,13 +13,7 @@ from typing import Any
 from simplu_local.processes.loopback import poll_until
 from simplu_local.stack.aws import put_businesses
 from simplu_local.verify.comparison import ComparisonReport
-from simplu_local.verify.shard_checker import (
-    ApplyProgress,
-    DeadLetterReader,
-    ShardChecker,
-    read_tenant_ids,
-    shard_urls,
-)
+from simplu_local.verify.shard_checker import ApplyProgress, DeadLetterReader, ShardChecker, read_tenant_ids, shard_urls
 from simplu_local.workload.order_events import OrderEvent, SendReceipt, send_events
 from simplu_local.workload.order_workload import OrderItem, OrderWorkload
 from simplu_local.workload.packing import pack_some

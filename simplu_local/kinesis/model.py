@@ -14,12 +14,7 @@ import msgspec
 
 from simplu_local.aws_server.account import ACCOUNT_ID, REGION
 from simplu_local.kinesis.consumers import ConsumerRegistry
-from simplu_local.kinesis.errors import (
-    invalid_argument,
-    resource_in_use,
-    resource_not_found,
-    throughput_exceeded,
-)
+from simplu_local.kinesis.errors import invalid_argument, resource_in_use, resource_not_found, throughput_exceeded
 from simplu_local.kinesis.quotas import MAX_REPLY_BYTES
 from simplu_local.kinesis.reshard import HashRange, Merge, ReshardStep, Split, equal_ranges, scaling_steps
 from simplu_local.kinesis.stream_shard import LocalStreamShard, NewRecord, ReadResult

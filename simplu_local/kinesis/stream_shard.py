@@ -9,13 +9,7 @@ import msgspec
 
 from simplu_local.kinesis.quotas import ITERATORS_PER_S, ReadQuota, TokenBucket, WriteQuota
 from simplu_local.kinesis.reshard import HashRange
-from simplu_local.kinesis.tokens import (
-    LAST_ORDINAL,
-    ORDINAL_BIT,
-    SECOND_BIT,
-    SequenceNumber,
-    encode_sequence_number,
-)
+from simplu_local.kinesis.tokens import LAST_ORDINAL, ORDINAL_BIT, SECOND_BIT, SequenceNumber, encode_sequence_number
 
 OVERHEAD_BYTES = 200  # of a stored record, for Python's objects around its text
 

@@ -12,14 +12,7 @@ from typing import NamedTuple, TypeVar
 from simplu_local.aws_server.account import ACCOUNT_ID, REGION
 from simplu_local.sqs.delivery_order import DeliveryOrder, FifoOrder, StandardOrder
 from simplu_local.sqs.errors import SqsError, invalid_parameter
-from simplu_local.sqs.message import (
-    MessageContent,
-    MessageState,
-    Receipt,
-    StoredMessage,
-    seal_receipt,
-    unseal_receipt,
-)
+from simplu_local.sqs.message import MessageContent, MessageState, Receipt, StoredMessage, seal_receipt, unseal_receipt
 from simplu_local.sqs.queue_settings import MAX_VISIBILITY_S, QueueSettings
 
 DEDUPLICATION_MS = 300_000  # "Using the message deduplication ID"

@@ -24,15 +24,7 @@ from typing import Literal
 
 from model.failover_rows import NEW, OUTDATED, TO_ADOPT, TO_COME, names_of_rows
 from model.ownership import AGREED, NO_SHARD, Reader, Rules
-from model.ownership_reader import (
-    SHARD_NAMES,
-    TENANT_NAMES,
-    UNBOUNDED,
-    Bounds,
-    Lease,
-    OwnershipReaders,
-    Placement,
-)
+from model.ownership_reader import SHARD_NAMES, TENANT_NAMES, UNBOUNDED, Bounds, Lease, OwnershipReaders, Placement
 from model.reader_model import Scene
 from model.search import Memory, StatePart, one_less, put_at
 from msgspec.structs import replace

@@ -3,15 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model.reading_order import (
-    ROWS_MAX,
-    BatchRef,
-    LogCursor,
-    Resumption,
-    TenantEpochs,
-    readable_below,
-    resume,
-)
+from model.reading_order import ROWS_MAX, BatchRef, LogCursor, Resumption, TenantEpochs, readable_below, resume
 
 A, B, C = (BatchRef(number, f"token-{number}") for number in (3, 5, 9))
 

@@ -14,14 +14,7 @@ from simulation.simulated_shards import SHARD_IDS
 from simulation.simulated_world import APPLICATION, Plan, Replica, World, a_world
 from simulation.simulation import settle_down, stop_all
 from simulation.virtual_time import Process
-from support.aws.kcl3_peer import (
-    Kcl3Peer,
-    leader_row,
-    migration_row,
-    stream_row,
-    table_migration_row,
-    worker_row,
-)
+from support.aws.kcl3_peer import Kcl3Peer, leader_row, migration_row, stream_row, table_migration_row, worker_row
 from support.aws.kcl_peer import KclPeer, Row, reference_row
 
 FAILOVER_S = 10.0

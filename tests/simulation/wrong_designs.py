@@ -91,13 +91,7 @@ from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.results import BatchDecided, Paused
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import UNKNOWN_TENANT_MARGIN, Operation, Outcome
-from simplu_worker.shards.types import (
-    PositionClaim,
-    PositionMerge,
-    ShardPositionRows,
-    StoredPositions,
-    StreamPosition,
-)
+from simplu_worker.shards.types import PositionClaim, PositionMerge, ShardPositionRows, StoredPositions, StreamPosition
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import HeldTarget, HoldReason
 

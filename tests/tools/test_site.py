@@ -7,11 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.requires import ROOT, required_program
-from support.site.build import (
-    build,
-    find_problems,
-    site_files,
-)
+from support.site.build import build, find_problems, site_files
 
 DOCS = ROOT / "docs"
 

@@ -26,13 +26,7 @@ from simplu_worker.consumers.operation_taps import count_outcomes
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.lane import Lane, LaneState
 from simplu_worker.consumers.pipeline.pipeline import EntrySource, Pipeline
-from simplu_worker.consumers.pipeline.results import (
-    BatchDecided,
-    BatchSender,
-    Overdue,
-    Paused,
-    Waited,
-)
+from simplu_worker.consumers.pipeline.results import BatchDecided, BatchSender, Overdue, Paused, Waited
 from simplu_worker.consumers.producer_traces import traceparents_of_messages
 from simplu_worker.consumers.sqs import order_messages
 from simplu_worker.consumers.sqs.receive import verdicts

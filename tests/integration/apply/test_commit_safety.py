@@ -31,11 +31,7 @@ from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
-from simplu_worker.shards.apply.durability import (
-    ReplicationFacts,
-    Server,
-    facts_of,
-)
+from simplu_worker.shards.apply.durability import ReplicationFacts, Server, facts_of
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES

@@ -7,15 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from support.postgres.tenant_cases import (
-    ARRIVED_AT,
-    STREAM_SHARD_ID,
-    TenantCase,
-    add_tenant,
-    fetch,
-    log_row,
-    operation,
-)
+from support.postgres.tenant_cases import ARRIVED_AT, STREAM_SHARD_ID, TenantCase, add_tenant, fetch, log_row, operation
 
 from simplu_worker.operations.json_record import parse_timestamp, utc_text
 from simplu_worker.operations.operation import Operation

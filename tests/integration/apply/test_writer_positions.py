@@ -28,11 +28,7 @@ from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.positions import ShardPositions, accept_gaps
 from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.types import (
-    PositionChangedError,
-    PositionClaim,
-    StreamPosition,
-)
+from simplu_worker.shards.types import PositionChangedError, PositionClaim, StreamPosition
 from simplu_worker.vocabulary import Failure
 
 pytestmark = pytest.mark.slow

@@ -19,17 +19,7 @@ from support.aws.kpl_aggregates import aggregate
 from support.aws.servers import KINESIS, running_servers
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import fetch
-from support.reader_world import (
-    MARGIN,
-    SETTINGS,
-    WAIT,
-    World,
-    eventually,
-    is_caught_up,
-    open_world,
-    reaches,
-    record,
-)
+from support.reader_world import MARGIN, SETTINGS, WAIT, World, eventually, is_caught_up, open_world, reaches, record
 from support.settings import settings_in
 
 from simplu_worker.aws import sending

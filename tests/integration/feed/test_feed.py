@@ -27,12 +27,7 @@ from simplu_worker.feed.rows import (
     read_log,
     write_cursors,
 )
-from simplu_worker.feed.types import (
-    END,
-    DestinationTerms,
-    FeedFilter,
-    Place,
-)
+from simplu_worker.feed.types import END, DestinationTerms, FeedFilter, Place
 from simplu_worker.shards.log import key_of_id, mark_changes
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -183,8 +178,8 @@ async def has_begun(pool: ShardPool, destination: str) -> bool:
 async def test_documents_are_read_by_bytes(
     pools: Pools, address: ShardAddress, case: TenantCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simplu_worker.feed.rows.READ_MAX_BYTES", 3000)
-    monkeypatch.setattr("simplu_worker.feed.rows.DOCUMENT_MAX_BYTES", 5000)
+    monkeypatch.setattr("simplu_worker.feed.events.READ_MAX_BYTES", 3000)
+    monkeypatch.setattr("simplu_worker.feed.events.DOCUMENT_MAX_BYTES", 5000)
     receiver = Receiver()
     terms = DestinationTerms("receiver", begin=FeedBeginning.OLDEST, data=FeedData.CURRENT)
     sizes = {"r0": 5, "r1": 2000, "r2": 2000, "r3": 6000, "r4": 10, "r5": 4000, "r6": 4_000_000, "r7": 10}

@@ -24,13 +24,7 @@ from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.health.assessment import (
-    Health,
-    ShardObservation,
-    ShardProbe,
-    assess,
-    role_of,
-)
+from simplu_worker.shards.health.assessment import Health, ShardObservation, ShardProbe, assess, role_of
 from simplu_worker.shards.health.prober import (
     DROPPED_AFTER_S,
     KNOWN_INTERVAL_S,

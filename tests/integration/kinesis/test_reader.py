@@ -7,16 +7,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 from support.postgres.databases import copy_shard
-from support.reader_world import (
-    SETTINGS,
-    World,
-    chain,
-    eventually,
-    logs,
-    outcomes,
-    reaches,
-    record,
-)
+from support.reader_world import SETTINGS, World, chain, eventually, logs, outcomes, reaches, record
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.consumers.kinesis.stream.positions import AfterSequenceNumber, Position

@@ -5,17 +5,7 @@ import pytest
 from structlog.testing import capture_logs
 from support.postgres.tenant_cases import fetch
 from support.postgres.trouble import calm, make_touchy
-from support.reader_world import (
-    World,
-    chain,
-    eventually,
-    held_targets,
-    logs,
-    mixed,
-    outcomes,
-    reaches,
-    record,
-)
+from support.reader_world import World, chain, eventually, held_targets, logs, mixed, outcomes, reaches, record
 
 from simplu_worker.consumers.kinesis.reader import dispatcher
 from simplu_worker.consumers.pipeline import home_lookup

@@ -31,10 +31,7 @@ from simplu_worker.transfers.moving.checksums import (
     repair_resources,
 )
 from simplu_worker.transfers.moving.mover import Mover
-from simplu_worker.transfers.moving.types import (
-    Certificate,
-    SupersededError,
-)
+from simplu_worker.transfers.moving.types import Certificate, SupersededError
 from simplu_worker.transfers.moving.undoing import LeftBehind, clean_up, list_left_behind, undo_move
 
 OTHERS_SQL = """

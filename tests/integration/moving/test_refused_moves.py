@@ -17,10 +17,7 @@ from simplu_worker.shards.settling import MoveRefusedError
 from simplu_worker.transfers.moving import readiness
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.readiness import plan_move
-from simplu_worker.transfers.moving.types import (
-    Move,
-    PauseTooLongError,
-)
+from simplu_worker.transfers.moving.types import Move, PauseTooLongError
 
 
 @pytest.mark.parametrize(("shard_id", "trouble"), [("b", "53100"), ("b", "25006"), ("a", "25006")])

@@ -7,12 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from structlog.testing import capture_logs
-from support.citrus.cases import (
-    RoutedShards,
-    requests_to,
-    routed_shards,
-    silent,
-)
+from support.citrus.cases import RoutedShards, requests_to, routed_shards, silent
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 

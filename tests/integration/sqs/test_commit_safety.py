@@ -18,13 +18,7 @@ from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules
-from simplu_worker.consumers.sqs.receive.verdicts import (
-    Done,
-    RetryHeld,
-    ReturnToQueue,
-    ToDeadLetter,
-    Verdict,
-)
+from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.operations.tries import RetryRules

@@ -20,13 +20,7 @@ from support.postgres.tenant_cases import TenantCase, fetch
 
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.control_handler import ControlHandler
-from simplu_worker.consumers.sqs.receive.verdicts import (
-    Done,
-    RetryHeld,
-    ReturnToQueue,
-    ToDeadLetter,
-    Verdict,
-)
+from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.tries import RetryRules
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter

@@ -27,13 +27,7 @@ from simplu_local.postgres.server import PostgresServer
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.order_handler import CALL_MAX_S, OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules
-from simplu_worker.consumers.sqs.receive.verdicts import (
-    Done,
-    RetryHeld,
-    ReturnToQueue,
-    ToDeadLetter,
-    Verdict,
-)
+from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
 from simplu_worker.dead_letters.plan import ReplayRules, Resend, plan_resend
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Operation, Origin, Outcome

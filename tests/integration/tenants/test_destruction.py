@@ -21,12 +21,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.tenants.deletion import TenantDeleter
-from simplu_worker.shards.types import (
-    DestructionResult,
-    ProvisionRequest,
-    ProvisionResult,
-    ShardUnavailableError,
-)
+from simplu_worker.shards.types import DestructionResult, ProvisionRequest, ProvisionResult, ShardUnavailableError
 from simplu_worker.vocabulary import Failure
 
 DESTROYED_AT = datetime(2026, 3, 2, 12, tzinfo=UTC)

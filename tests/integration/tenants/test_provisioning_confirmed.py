@@ -22,12 +22,7 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.type_files import read_type
 from simplu_worker.shards.schema.upgrade import apply_types
 from simplu_worker.shards.tenants.provisioning import Provisioner
-from simplu_worker.shards.types import (
-    ProvisionAnswer,
-    ProvisionRequest,
-    ProvisionResult,
-    UnknownBusinessTypeError,
-)
+from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult, UnknownBusinessTypeError
 
 pytestmark = pytest.mark.slow
 

@@ -21,12 +21,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
-from simplu_worker.shards.types import (
-    AdminAccount,
-    ChangeResult,
-    ResourceRename,
-    UnknownBusinessTypeError,
-)
+from simplu_worker.shards.types import AdminAccount, ChangeResult, ResourceRename, UnknownBusinessTypeError
 from simplu_worker.vocabulary import Failure
 
 pytestmark = pytest.mark.slow

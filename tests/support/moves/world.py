@@ -27,12 +27,7 @@ from simplu_worker.shards.settling import Arrival, read_arrival
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 from simplu_worker.shards.types import ChangeResult, ResourceRename
 from simplu_worker.transfers.moving.mover import Mover
-from simplu_worker.transfers.moving.types import (
-    Certificate,
-    Move,
-    MoveOptions,
-    MoveStatus,
-)
+from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions, MoveStatus
 
 OPTIONS = MoveOptions(log_kept=timedelta(days=1), max_pause_s=10)  # no test of pauses fails on a busy machine
 TENANT_ID = "clinic-main"

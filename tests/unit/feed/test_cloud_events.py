@@ -12,12 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.feed.events import AT, feed_event
 
-from simplu_worker.feed.cloud_events import (
-    NOTIFICATION_TYPES,
-    CloudEventMembers,
-    encode_event,
-    encode_notification,
-)
+from simplu_worker.feed.cloud_events import NOTIFICATION_TYPES, CloudEventMembers, encode_event, encode_notification
 from simplu_worker.feed.types import EventBounds, FeedEvent
 from simplu_worker.vocabulary import FeedKind
 

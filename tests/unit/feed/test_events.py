@@ -9,13 +9,7 @@ from typing import Any
 import msgspec
 from support.feed.events import AT, TENANT
 
-from simplu_worker.feed.events import (
-    LogBatch,
-    LogRow,
-    ReadRow,
-    gap_event,
-    read_row,
-)
+from simplu_worker.feed.events import LogBatch, LogRow, ReadRow, gap_event, read_row
 from simplu_worker.feed.types import EventBounds, FeedEvent, FeedTenant, HeldTenant, Place, Publication
 from simplu_worker.shards.apply.durability import ReplicationFacts, Server
 from simplu_worker.shards.log import BulkChange, BulkOrigin, MarkOrigin, key_of_id

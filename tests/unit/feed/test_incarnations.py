@@ -8,13 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.feed.events import (
-    CLAIM_DELAY_MAX_S,
-    LEASE_S,
-    claim_delay_s,
-    incarnation_id,
-    run_of_server,
-)
+from simplu_worker.feed.events import CLAIM_DELAY_MAX_S, LEASE_S, claim_delay_s, incarnation_id, run_of_server
 
 
 @given(first=st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1)), later_ms=st.integers(1, 10**12))  # noqa: DTZ001

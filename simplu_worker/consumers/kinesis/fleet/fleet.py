@@ -16,30 +16,16 @@ import structlog
 from simplu_worker import __version__
 from simplu_worker.bulkheads import FailureCount, contain, keep_running, note_trouble
 from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory, ReadSchedule
-from simplu_worker.consumers.kinesis.fleet.fleet_report import (
-    SILENT_S,
-    KnownReplica,
-    fleet_report,
-    start_of,
-)
+from simplu_worker.consumers.kinesis.fleet.fleet_report import SILENT_S, KnownReplica, fleet_report, start_of
 from simplu_worker.consumers.kinesis.fleet.lease_coordinator import LeaseCleanup, LeaseCoordinator, PositionSync
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry, LeaseHolder, LeaseRenewer, StreamShardEnd
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases import kcl_leader_watch
 from simplu_worker.consumers.kinesis.leases.balancing import Ability, LostOwners, next_expiry
 from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import REPORT_INTERVAL_S, KclFollower, KclLeaderWatch
-from simplu_worker.consumers.kinesis.leases.lease import (
-    HoldRetry,
-    Lease,
-    ReplicaFigures,
-    StreamView,
-)
+from simplu_worker.consumers.kinesis.leases.lease import HoldRetry, Lease, ReplicaFigures, StreamView
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseSyncer, LeaseTable
-from simplu_worker.consumers.kinesis.reader.stream_shard_reader import (
-    ReaderServices,
-    ReaderSettings,
-    StreamShardReader,
-)
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderServices, ReaderSettings, StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.reader_progress import ReaderAssignment, ReaderLease
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END

@@ -13,13 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.consumers.kinesis.holding.tenant_set import HORIZON, TenantSet
-from simplu_worker.consumers.kinesis.leases.lease import (
-    HELD_MAX,
-    HeldTarget,
-    Lease,
-    Observation,
-    ReplicaFigures,
-)
+from simplu_worker.consumers.kinesis.leases.lease import HELD_MAX, HeldTarget, Lease, Observation, ReplicaFigures
 from simplu_worker.consumers.kinesis.leases.shard_tree import first_hole
 from simplu_worker.consumers.kinesis.stream import positions
 from simplu_worker.shards.types import ShardPositionRows, StreamPosition

@@ -41,10 +41,7 @@ from simplu_worker.consumers.kinesis.recovery.reader_progress import (
 )
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPositions
 from simplu_worker.consumers.kinesis.stream.client import Record, Stream
-from simplu_worker.consumers.kinesis.stream.positions import (
-    LazyPositions,
-    Start,
-)
+from simplu_worker.consumers.kinesis.stream.positions import LazyPositions, Start
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.consumers.pipeline.lane import BATCH_MAX_COUNT
 from simplu_worker.consumers.rejection_notes import DeadLetterStore

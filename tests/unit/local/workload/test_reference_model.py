@@ -21,11 +21,7 @@ from simplu_local.verify.comparison import (
 )
 from simplu_local.workload.json_values import JsonValue
 from simplu_local.workload.producer import Position
-from simplu_local.workload.reference_model import (
-    Effect,
-    LogEntry,
-    TenantModel,
-)
+from simplu_local.workload.reference_model import Effect, LogEntry, TenantModel
 from simplu_local.workload.workload import Item, Tenant, Workload, make_tenants
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)

@@ -10,26 +10,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 from stamina.instrumentation import set_on_retry_hooks
-from support.citrus.cases import (
-    API_KEY,
-    CONNECTION_STRING,
-    SHARD,
-    Reply,
-    ScriptedCitrus,
-    half_a_reply,
-    reply,
-)
+from support.citrus.cases import API_KEY, CONNECTION_STRING, SHARD, Reply, ScriptedCitrus, half_a_reply, reply
 
 from simplu_worker.errors import PermanentError
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.citrus import (
-    REPLY_MAX_BYTES,
-    REST_MAX_S,
-    REST_S,
-    CitrusUnavailableError,
-    open_citrus,
-)
+from simplu_worker.shards.routing.citrus import REPLY_MAX_BYTES, REST_MAX_S, REST_S, CitrusUnavailableError, open_citrus
 from simplu_worker.shards.routing.locator import Registration
 from simplu_worker.shards.types import CitrusDeniedError
 

@@ -12,12 +12,7 @@ from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import RECORD_OVERHEAD_BYTES, PrefetchMemory, ReadBudget
 from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
-from simplu_worker.consumers.kinesis.stream.client import (
-    ExpiredIteratorError,
-    Record,
-    Stream,
-    StreamGoneError,
-)
+from simplu_worker.consumers.kinesis.stream.client import ExpiredIteratorError, Record, Stream, StreamGoneError
 from simplu_worker.consumers.kinesis.stream.positions import AfterSequenceNumber, AtSequenceNumber, Start, TrimHorizon
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.timing.clock import loop_time

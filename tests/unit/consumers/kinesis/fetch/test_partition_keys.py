@@ -6,11 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from support.aws.kpl_aggregates import aggregate
 
-from simplu_worker.consumers.kinesis.fetch.record_decoder import (
-    WARNING_INTERVAL_S,
-    PartitionKeys,
-    RecordDecoder,
-)
+from simplu_worker.consumers.kinesis.fetch.record_decoder import WARNING_INTERVAL_S, PartitionKeys, RecordDecoder
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.operations.operation import Operation
 from simplu_worker.vocabulary import PartitionKeyRule

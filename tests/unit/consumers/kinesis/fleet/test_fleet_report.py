@@ -4,13 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, OwnReader, fleet_report
-from simplu_worker.consumers.kinesis.leases.lease import (
-    HeldTarget,
-    Lease,
-    LeaseReport,
-    Observation,
-    ReplicaFigures,
-)
+from simplu_worker.consumers.kinesis.leases.lease import HeldTarget, Lease, LeaseReport, Observation, ReplicaFigures
 from simplu_worker.consumers.kinesis.stream.positions import Position
 from simplu_worker.vocabulary import HoldReason
 

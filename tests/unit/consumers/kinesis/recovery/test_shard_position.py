@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.consumers.kinesis.recovery.shard_positions import (
-    RowState,
-    ShardPosition,
-)
+from simplu_worker.consumers.kinesis.recovery.shard_positions import RowState, ShardPosition
 from simplu_worker.shards.types import PositionClaim, StreamPosition
 
 

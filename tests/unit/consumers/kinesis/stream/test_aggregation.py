@@ -5,14 +5,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.aws.kpl_aggregates import (
-    Packed,
-    aggregate,
-    bytes_field,
-    number_field,
-    packed_record,
-    sealed,
-)
+from support.aws.kpl_aggregates import Packed, aggregate, bytes_field, number_field, packed_record, sealed
 
 from simplu_worker.consumers.kinesis.stream.aggregation import (
     AggregatePacker,

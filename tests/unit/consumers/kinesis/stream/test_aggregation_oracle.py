@@ -12,10 +12,7 @@ from hypothesis import strategies as st
 from support.aws.kpl_aggregates import Packed, aggregate, bytes_field, number_field, packed_record, sealed, varint
 from support.requires import require
 
-from simplu_worker.consumers.kinesis.stream.aggregation import (
-    SubRecord,
-    deaggregate,
-)
+from simplu_worker.consumers.kinesis.stream.aggregation import SubRecord, deaggregate
 
 hash_keys = st.integers(0, 2**128 - 1).map(str)
 

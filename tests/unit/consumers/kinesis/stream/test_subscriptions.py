@@ -6,11 +6,7 @@ import pytest
 
 from simplu_local.kinesis.fan_out.event_stream import encode_event, encode_exception, encode_message
 from simplu_worker.consumers.kinesis.stream.client import Reply
-from simplu_worker.consumers.kinesis.stream.subscriptions import (
-    EndOfSubscriptionError,
-    Subscription,
-    TakenOverError,
-)
+from simplu_worker.consumers.kinesis.stream.subscriptions import EndOfSubscriptionError, Subscription, TakenOverError
 from simplu_worker.errors import PermanentError, RetryableError
 
 EVENT = "SubscribeToShardEvent"

@@ -6,11 +6,7 @@ import msgspec
 import pytest
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
-from simplu_worker.consumers.sqs.receive.redrive_rules import (
-    RedriveRules,
-    parse_redrive_policy,
-    redrive_problems,
-)
+from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 
 RULES = RedriveRules(retry_delays_s=(1, 5, 15), grace_s=25.0)
 QUEUE = QueueAttributes(
