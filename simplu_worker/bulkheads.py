@@ -134,13 +134,7 @@ async def keep_running(
             note_trouble(target, name, loop, exc)
         else:
             return
-        try:
-            is_stopping = await sleep_or_event(failures.next_delay_s(draw()), until=until)
-        except Exception as exc:  # noqa: BLE001  # a defect of the wait itself
-            note_trouble(target, name, loop, exc)
-            is_stopping = until.is_set()
-            await asyncio.sleep(RETRY_BASE_S)
-        if is_stopping:
+        if await sleep_or_event(failures.next_delay_s(draw()), until=until):
             return
 
 

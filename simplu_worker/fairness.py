@@ -1,22 +1,13 @@
 """Fair shares of tenants in queues, lanes and shards, by the cost of their operations. Pure.
 
-How much of a Postgres shard's time operations take, learned from its transactions.
-
-An operation costs what its kind costs its tenant, and something for each byte; a transaction has a fixed cost too.
-How
-long a transaction took, against what was expected of it, corrects each of these, in proportion to its part of what
-was
-expected. So a tenant with lists that take as long as a thousand creates is soon charged for them, and nobody who
-shared
+An operation costs what its kind costs its tenant, and something for each byte; a transaction has a fixed cost too. How
+long a transaction took, against what was expected of it, corrects each of these, in proportion to its part of what was
+expected. So a tenant with lists that take as long as a thousand creates is soon charged for them, and nobody who shared
 a transaction with it. Tenants too small for a cost of their own have that of the kind, which they alone correct.
-
-What the tenants of a Postgres shard take of it, in the last minute and the last hour.
 
 Memory is bounded, whatever the number of tenants. Each slot of a window counts the largest tenants alone; one that is
 counted from now on may have had as many seconds before as the largest that was dropped (space saving: Metwally and
 others, 2005). These are at most a 26th of the seconds of all tenants.
-
-Which tenant has more than its share of a lane, so that others wait for it.
 """
 
 from __future__ import annotations
@@ -213,9 +204,6 @@ class ShardTime:
         self._by_kind[OperationKind.LIST] = FIRST_LIST_S
         self._by_tenant: dict[TenantKind, float] = {}
         self.weights: dict[str, float] = {}  # of tenants with another one than 1, by their rows as last read
-
-    def __repr__(self) -> str:
-        return f"ShardTime({self.waiting_count} waiting, fixed={self._fixed_s:.6f} s, {len(self._by_tenant)} tenants)"
 
     def cost_s(self, operation: Operation) -> float:
         """Return the seconds that an operation is expected to take."""

@@ -27,7 +27,7 @@ from simplu_worker.dead_letters.service import ApplyOptions, DeadLetterService, 
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import control_request_id, tenant_id_of
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.health.prober import ShardInspector
+from simplu_worker.shards.health.prober import InspectedShard
 from simplu_worker.shards.lookups import NO_STREAM_SHARDS, LoggedOperation, RejectedRequest
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import StreamShards, TenantControls
@@ -59,7 +59,7 @@ class Lookups:
     def __init__(
         self,
         gateway: ShardGateway,
-        inspector: ShardInspector,
+        inspector: Callable[[], Awaitable[list[InspectedShard]]],
         pools: Pools,
         monitoring: Monitoring,
         *,

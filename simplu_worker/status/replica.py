@@ -26,7 +26,7 @@ from simplu_worker.fairness import RANK_COUNT, TenantUsage, WindowUse
 from simplu_worker.feed.feed import Feed
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.health.assessment import Health, health_view, longest_standing_s, move_views
-from simplu_worker.shards.health.prober import ShardInspector
+from simplu_worker.shards.health.prober import shared_inspection
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import CitrusClient
@@ -153,7 +153,12 @@ class ReplicaStatus:
         self.gateway, self.pools, self.locator, self.fleet, self.feed = gateway, pools, locator, fleet, feed
         self.monitoring = monitoring or Monitoring()
         self.lookups = Lookups(
-            gateway, ShardInspector(locator, pools), pools, self.monitoring, fleet=fleet, runbook_url=self.runbook_url
+            gateway,
+            shared_inspection(locator, pools),
+            pools,
+            self.monitoring,
+            fleet=fleet,
+            runbook_url=self.runbook_url,
         )
         self.health = health or HealthRegistry()
 

@@ -38,8 +38,7 @@ from simplu_worker.shards.schema.type_files import (
     problems_between,
     read_type,
 )
-from simplu_worker.shards.schema.upgrade import UPGRADE_TIMEOUTS, plan_on
-from simplu_worker.shards.schema.upgrade import apply_types as apply_types_to
+from simplu_worker.shards.schema.upgrade import UPGRADE_TIMEOUTS, Upgrader, plan_on
 from simplu_worker.shards.tenants.resource_changes import OtherName, find_other_names, store_under_names
 from simplu_worker.telemetry.log import scrub_text
 
@@ -219,7 +218,7 @@ async def _ask_all(
         try:
             pool = pools.ensure_pool(address)
             if apply:
-                plan = await apply_types_to(pool, files, remove=remove, patience_s=timeout_s)
+                plan = await Upgrader(pool, patience_s=timeout_s).apply_types(files, remove=remove)
             else:
                 plan = await plan_on(pool, files, remove=remove)
             others = [] if plan is None or plan.refusals else await find_other_names(pool, files)

@@ -85,16 +85,6 @@ class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
         return max(0.0, (self.read_at - self.updated_at).total_seconds())
 
 
-def ended_keys(entries: Iterable[MoveEntry]) -> frozenset[MoveKey]:
-    """Return the ends of moves among *entries*."""
-    return frozenset(one.end for one in entries if one.end is not None)
-
-
-def newly_ended(entries: Iterable[MoveEntry], before: Collection[MoveKey]) -> list[MoveEntry]:
-    """Return those of *entries* that have ended and were not among *before*."""
-    return [one for one in entries if one.end is not None and one.end not in before]
-
-
 def longest_standing_s(moves: Mapping[str, Iterable[MoveEntry]]) -> float:
     """Return for how long the move that stands longest has not gone on; 0 without one."""
     return max((one.standing_s for entries in moves.values() for one in entries), default=0.0)
@@ -102,11 +92,7 @@ def longest_standing_s(moves: Mapping[str, Iterable[MoveEntry]]) -> float:
 
 def move_views(moves: Mapping[str, Iterable[MoveEntry]]) -> list[dict[str, Any]]:
     """Return *moves*, by the shard that they leave, as JSON members."""
-    return [
-        {name: value for name, value in _view(shard_id, one).items() if value is not None}
-        for shard_id, entries in sorted(moves.items())
-        for one in entries
-    ]
+    return [_without_unknown(_view(shard_id, one)) for shard_id, entries in sorted(moves.items()) for one in entries]
 
 
 def _view(shard_id: str, move: MoveEntry) -> dict[str, Any]:

@@ -122,7 +122,7 @@ async def _read_server(connection: Connection, clock: UtcClock, *, connected_s: 
 async def _add_details(
     connection: Connection, address: ShardAddress, facts: dict[str, Any], *, counts_tenants: bool
 ) -> None:
-    if (row := await _read_row(connection, "probe_standby" if facts["is_standby"] else "probe_primary")) is not None:
+    for row in await _read_rows(connection, "probe_standby" if facts["is_standby"] else "probe_primary"):
         facts["lag_s"], facts["lag_bytes"], facts["standby_count"], *replication = row
         facts["replication"] = facts_of(replication) if replication else None
     try:
@@ -131,50 +131,26 @@ async def _add_details(
         facts["refusal"] = address.without_name(str(exc))
     else:
         facts["schema_version"] = None if schema is None else schema.version
-    await _add_columns(connection, "probe_connections", {"used": "connections_used", "room": "connections_max"}, facts)
-    await _add_columns(connection, "probe_upgrade", {"is_upgrading": "is_upgrading"}, facts)
-    version: int | None = facts.get("schema_version")
-    if version is not None:
+    for query in ("probe_connections", "probe_upgrade"):
+        for row in await _read_rows(connection, query):
+            facts |= dict(row)
+    if facts.get("schema_version") is not None:
         facts["gaps"] = [row["stream_shard_id"] for row in await connection.fetch(QUERIES["list_gaps"])]
-        facts["moves"] = await _read_moves(connection)
-        facts["awaited_types"] = await _read_awaited_types(connection)
-    if counts_tenants and version is not None:
-        facts["tenant_count"] = await connection.fetchval(QUERIES["count_tenants"])
+        facts["moves"] = [MoveEntry(**dict(row)) for row in await connection.fetch(QUERIES["list_moves"])]
+        facts["awaited_types"] = [AwaitedType(*row) for row in await connection.fetch(QUERIES["list_awaited_types"])]
+        if counts_tenants:
+            facts["tenant_count"] = await connection.fetchval(QUERIES["count_tenants"])
     if counts_tenants:
-        facts["creators"] = await _read_creators(connection)
+        facts["creators"] = [SchemaCreator(*row) for row in await _read_rows(connection, "probe_creators")]
 
 
-async def _read_moves(connection: Connection) -> list[MoveEntry]:
-    return [MoveEntry(**dict(row)) for row in await connection.fetch(QUERIES["list_moves"])]
-
-
-async def _read_awaited_types(connection: Connection) -> list[AwaitedType]:
-    rows = await connection.fetch(QUERIES["list_awaited_types"])
-    return [AwaitedType(row["business_type"], row["tenant_count"], row["tenant_id"], row["since"]) for row in rows]
-
-
-async def _read_creators(connection: Connection) -> list[SchemaCreator]:
+async def _read_rows(connection: Connection, query: str) -> list[asyncpg.Record]:
     try:
-        rows = await connection.fetch(QUERIES["probe_creators"])
+        return await connection.fetch(QUERIES[query])  # type: ignore[no-any-return]
     except asyncpg.PostgresError:
         if connection.is_closed():
             raise
-        return []  # as below
-    return [SchemaCreator(row["schema"], row["role"]) for row in rows]
-
-
-async def _add_columns(connection: Connection, query: str, names: dict[str, str], facts: dict[str, Any]) -> None:
-    if (row := await _read_row(connection, query)) is not None:
-        facts |= {name: row[column] for column, name in names.items()}
-
-
-async def _read_row(connection: Connection, query: str, *arguments: object) -> Any:
-    try:
-        return await connection.fetchrow(QUERIES[query], *arguments)
-    except asyncpg.PostgresError:
-        if connection.is_closed():
-            raise
-        return None  # some hosted servers lack such a function, or permit it to no role: no fault of the shard
+        return []  # some hosted servers lack such a function, or permit it to no role: no fault of the shard
 
 
 DROPPED_AFTER_S: Final = 180.0  # three of Citrus's lists: one that lacks a shard may be a mistake
@@ -198,22 +174,14 @@ class UnlistedShards:
             if listed and shard_id not in listed and not pool.is_healthy
         }
         self._since = {shard_id: self._since.get(shard_id, now) for shard_id in gone}
-        dropped = [
-            shard_id
-            for shard_id, since in self._since.items()
-            if now - since >= DROPPED_AFTER_S and self._is_forgotten(shard_id, now)
-        ]
+        overdue = [shard_id for shard_id, since in self._since.items() if now - since >= DROPPED_AFTER_S]
+        dropped = [shard_id for shard_id in overdue if self._directory.forget_shard(shard_id)]
+        self._since |= dict.fromkeys(set(overdue) - set(dropped), now)
         if dropped:
             log.info("shards.dropped", shard_ids=dropped)
         pools = self._pools.retire(dropped)
         self._pools.restore(dropped)  # unlike a retired shard of the map, which has confirmed that it has no tenants
         return pools
-
-    def _is_forgotten(self, shard_id: str, now: float) -> bool:
-        is_forgotten = self._directory.forget_shard(shard_id)
-        if not is_forgotten:
-            self._since[shard_id] = now
-        return is_forgotten
 
 
 CHECK_INTERVAL_S: Final = 0.5  # until a new or failing shard is noticed
@@ -395,12 +363,6 @@ def _assess(shard: ShardAddress, probes: Mapping[str, ShardProbe | ShardSilence]
             return assess(msgspec.structs.replace(observation, error=error))
 
 
-class ShardInspector:
-    """Inspects all shards: concurrent callers share a result, also for a moment afterwards."""
-
-    def __init__(self, locator: Locator, pools: Pools, *, clock: Callable[[], float] = loop_time) -> None:
-        self._inspect = SharedAnswer(partial(inspect_all_shards, locator, pools), fresh_s=FRESH_S, clock=clock)
-
-    async def __call__(self) -> list[InspectedShard]:
-        """Return every known shard and its health. Raises as `inspect_all_shards` does."""
-        return await self._inspect()
+def shared_inspection(locator: Locator, pools: Pools) -> SharedAnswer[list[InspectedShard]]:
+    """Return what inspects all shards: concurrent callers share a result, also for a moment afterwards."""
+    return SharedAnswer(partial(inspect_all_shards, locator, pools), fresh_s=FRESH_S)

@@ -27,8 +27,6 @@ from simplu_worker.shards.health.assessment import (
     Usage,
     assess,
     connections_ratio,
-    ended_keys,
-    newly_ended,
     usage_of,
 )
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -102,13 +100,9 @@ class HealthRegistry:
             self._drop_if_unknown(shard_id)
         self._listed |= usages.keys()
         for shard_id, usage in usages.items():
-            self.note_usage(shard_id, usage)
-
-    def note_usage(self, shard_id: str, usage: Usage) -> None:
-        """Note the usage of one of those shards."""
-        entry = self._entry(shard_id)
-        if shard_id in self._listed and usage != entry.observation.usage:
-            self._learn(shard_id, replace(entry.observation, usage=usage))
+            observation = self._entry(shard_id).observation
+            if usage != observation.usage:
+                self._learn(shard_id, replace(observation, usage=usage))
 
     def _entry(self, shard_id: str) -> Health:
         return self._health.get(shard_id, Health())
@@ -133,8 +127,9 @@ class HealthRegistry:
             instruments.SHARD_PROBLEMS.labels(problem).set(self._problem_counts[problem])
 
     def _count_moves(self, shard_id: str, moves: Sequence[MoveEntry]) -> None:
-        before, self._ended_moves[shard_id] = self._ended_moves.get(shard_id), ended_keys(moves)
-        for one in () if before is None else newly_ended(moves, before):
+        ended = {one.end: one for one in moves if one.end is not None}
+        before, self._ended_moves[shard_id] = self._ended_moves.get(shard_id), frozenset(ended)
+        for one in [] if before is None else [one for key, one in ended.items() if key not in before]:
             instruments.MOVES.labels(one.outcome).inc()
             instruments.MOVE_ROWS.inc(one.rows_copied or 0)
             if one.pause_s is not None:

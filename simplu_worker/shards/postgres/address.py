@@ -35,7 +35,7 @@ RDS_IAM = "rds-iam"  # the value of `auth`, our own option
 OPTION_VALUES = {
     "auth": (RDS_IAM,),
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
-    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+    "target_session_attrs": ("any", "read-write", "primary", "standby"),
 }
 ENCRYPTING = ("require", "verify-ca", "verify-full")  # the modes of `sslmode` that never send a password in clear text
 VARIABLES_OF_FILES = {  # by the option that names a file, the variable that names it for all shards

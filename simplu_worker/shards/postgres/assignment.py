@@ -9,7 +9,7 @@ turn, so every pool gets one, however many wait in others.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 TURN_MAX_S: Final = 0.5  # some hundred times the time to connect
 ROUND_S: Final = 4.0  # about the time until every pool has had a turn: shorter than any caller waits
@@ -46,17 +46,13 @@ class PoolConnections(Generic[ConnectionT, RequestT]):
         self.open_count = 0  # with those that are being opened or closed
 
 
-class _Idle(NamedTuple, Generic[ConnectionT, RequestT]):
-    pool: PoolConnections[ConnectionT, RequestT]
-    since: float
-
-
 class ConnectionBudget(Generic[ConnectionT, RequestT]):
     """The connections of all pools. After any change `assign` is to be called."""
 
     def __init__(self, max_connections: int) -> None:
         self._max = max_connections
-        self._idle: dict[ConnectionT, _Idle[ConnectionT, RequestT]] = {}  # of all pools, longest idle first
+        # Of all pools, longest idle first, each with its pool and since when.
+        self._idle: dict[ConnectionT, tuple[PoolConnections[ConnectionT, RequestT], float]] = {}
         self._queue: dict[PoolConnections[ConnectionT, RequestT], None] = {}  # pools with requests, by turns
         self._changed: list[PoolConnections[ConnectionT, RequestT]] = []  # with a request or connection to assign
         self.open_count = 0
@@ -71,6 +67,11 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
     def has_idle(self) -> bool:
         """Whether a connection is idle."""
         return bool(self._idle)
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether a caller waits."""
+        return bool(self._queue)
 
     def take_idle(self, pool: PoolConnections[ConnectionT, RequestT], now: float) -> ConnectionT | None:
         """Lend an idle connection of *pool* at once; None if there is none, or callers wait."""
@@ -96,7 +97,7 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
     def park(self, pool: PoolConnections[ConnectionT, RequestT], connection: ConnectionT, now: float) -> None:
         """Note that a connection of *pool* is idle."""
         pool.idle.append(connection)
-        self._idle[connection] = _Idle(pool, now)
+        self._idle[connection] = (pool, now)
         if self._queue:
             self._changed.append(pool)
 
@@ -109,11 +110,11 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
 
     def drop(self, connection: ConnectionT) -> bool:
         """Release the slot of an idle connection that ends; return false if it is not idle."""
-        idle = self._idle.pop(connection, None)
-        if idle is None:
+        if connection not in self._idle:
             return False
-        idle.pool.idle.remove(connection)
-        self.release(idle.pool)
+        pool, _ = self._idle.pop(connection)
+        pool.idle.remove(connection)
+        self.release(pool)
         return True
 
     def end(self, connection: ConnectionT) -> None:
@@ -123,8 +124,8 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
 
     def end_idle_since(self, instant: float) -> None:
         """End the connections that have been idle since *instant*."""
-        for connection, idle in [*self._idle.items()]:
-            if idle.since <= instant:
+        for connection, (_, since) in [*self._idle.items()]:
+            if since <= instant:
                 self.end(connection)
 
     def assign(self, now: float) -> None:
@@ -169,9 +170,11 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
     def _make_room(self, pool: PoolConnections[ConnectionT, RequestT], now: float) -> bool:
         if self.open_count < self._max:
             return True
-        connection, idle = next(iter(self._idle.items()), (None, None))
+        if not self._idle:
+            return False
+        connection, (_, since) = next(iter(self._idle.items()))
         # A connection in regular use is not taken for a pool that already has one.
-        if connection is None or idle is None or (pool.open_count and now - idle.since < self._turn_s()):
+        if pool.open_count and now - since < self._turn_s():
             return False
         self.end(connection)
         return True

@@ -49,19 +49,35 @@ class TargetSessionAttrs(StrEnum):
 
     ANY = "any"
     READ_WRITE = "read-write"
-    READ_ONLY = "read-only"
     PRIMARY = "primary"
     STANDBY = "standby"
-    PREFER_STANDBY = "prefer-standby"
 
 
 IS_TARGET: Final[Mapping[TargetSessionAttrs, Callable[[asyncpg.Record], bool]]] = {
     TargetSessionAttrs.ANY: lambda _: True,
     TargetSessionAttrs.READ_WRITE: lambda server: not server["is_read_only"],
-    TargetSessionAttrs.READ_ONLY: lambda server: bool(server["is_read_only"]),
     TargetSessionAttrs.PRIMARY: lambda server: not server["is_standby"],
     TargetSessionAttrs.STANDBY: lambda server: bool(server["is_standby"]),
 }
+
+
+def _at_home(method: Callable[..., Any]) -> Callable[..., Any]:
+
+    def call(connection: ShardConnection, query: str, *args: Any, **options: Any) -> Any:
+        return method(connection, at_home(query, connection.home), *args, **options)
+
+    return call
+
+
+def _in_transaction(method: Callable[..., Any]) -> Callable[..., Any]:
+
+    def call(connection: ShardConnection, query: str, *args: Any, **options: Any) -> Any:
+        query, begin = at_home(query, connection.home), connection.begin_single
+        if begin is None or connection.is_in_transaction():
+            return method(connection, query, *args, **options)
+        return connection.run_in_transaction(begin, partial(method, connection, query, *args, **options))
+
+    return call
 
 
 class ShardConnection(asyncpg.Connection):
@@ -109,45 +125,17 @@ class ShardConnection(asyncpg.Connection):
         """Run *statements* in one round trip and as they are."""
         await super().execute(statements)
 
-    def execute(self, query: str, *args: Any, **options: Any) -> Any:
-        """Run a statement at home."""
-        return self._run(super().execute, query, *args, **options)
+    execute = _in_transaction(asyncpg.Connection.execute)
+    fetch = _in_transaction(asyncpg.Connection.fetch)
+    fetchrow = _in_transaction(asyncpg.Connection.fetchrow)
+    fetchval = _in_transaction(asyncpg.Connection.fetchval)
+    fetchmany = _in_transaction(asyncpg.Connection.fetchmany)
+    prepare = _at_home(asyncpg.Connection.prepare)
+    cursor = _at_home(asyncpg.Connection.cursor)
+    copy_from_query = _at_home(asyncpg.Connection.copy_from_query)
 
-    def fetch(self, query: str, *args: Any, **options: Any) -> Any:
-        """Fetch all rows at home."""
-        return self._run(super().fetch, query, *args, **options)
-
-    def fetchrow(self, query: str, *args: Any, **options: Any) -> Any:
-        """Fetch the first row at home."""
-        return self._run(super().fetchrow, query, *args, **options)
-
-    def fetchval(self, query: str, *args: Any, **options: Any) -> Any:
-        """Fetch the first value at home."""
-        return self._run(super().fetchval, query, *args, **options)
-
-    def fetchmany(self, query: str, args: Any, **options: Any) -> Any:
-        """Fetch the rows of each of *args* at home."""
-        return self._run(super().fetchmany, query, args, **options)
-
-    def prepare(self, query: str, **options: Any) -> Any:
-        """Prepare a statement at home."""
-        return super().prepare(at_home(query, self.home), **options)
-
-    def cursor(self, query: str, *args: Any, **options: Any) -> Any:
-        """Fetch row by row at home."""
-        return super().cursor(at_home(query, self.home), *args, **options)
-
-    def copy_from_query(self, query: str, *args: Any, **options: Any) -> Any:
-        """Send the rows of a query at home to *output*."""
-        return super().copy_from_query(at_home(query, self.home), *args, **options)
-
-    def _run(self, method: Callable[..., Awaitable[Any]], query: str, *args: Any, **options: Any) -> Awaitable[Any]:
-        query = at_home(query, self.home)
-        if self.begin_single is None or self.is_in_transaction():
-            return method(query, *args, **options)
-        return self._run_in_transaction(self.begin_single, partial(method, query, *args, **options))
-
-    async def _run_in_transaction(self, begin: str, run: Callable[[], Awaitable[Any]]) -> Any:
+    async def run_in_transaction(self, begin: str, run: Callable[[], Awaitable[Any]]) -> Any:
+        """Run a statement in a transaction of its own."""
         await self.send(begin)
         try:
             result = await run()
@@ -170,7 +158,7 @@ def enable_keepalive(endpoint: socket.socket) -> None:
 
 
 class Connector:
-    """The connector to one address, with the last good host, the shard's home, and whether there is a pooler.
+    """The connector to one address, with the last good host, and whether there is a pooler.
 
     Behind a pooler nothing is prepared, and each transaction makes all settings: the next one may run on another
     server.
@@ -180,7 +168,6 @@ class Connector:
         self._address = address
         self._timeouts = timeouts
         self._places: list[HostPort] = []
-        self._home: str | None = None
         self.has_pooler = False
 
     async def connect(self, *, within_s: float) -> ShardConnection:
@@ -192,10 +179,11 @@ class Connector:
             self._places = places_of(self._address.connection_string)
         end = loop_time() + within_s
         error: Exception | None = None
-        attempts = connection_attempts(self._places, target_of(self._address.connection_string, self._places))
-        for left, (place, target) in zip(range(len(attempts), 0, -1), attempts, strict=True):
+        places = self._places
+        target = target_of(self._address.connection_string, places)
+        for number, place in enumerate(places):
             try:
-                async with asyncio.timeout((end - loop_time()) / left):
+                async with asyncio.timeout((end - loop_time()) / (len(places) - number)):
                     connection = await self._connect_to(place, target)
             except TimeoutError as exc:
                 self.put_last(place)  # a timeout costs most
@@ -243,19 +231,13 @@ class Connector:
         return connection
 
     async def _inspect_server(self, connection: ShardConnection) -> asyncpg.Record:
-        """Inspect the server in a transaction, and note the shard's home; it is looked up until it has our tables."""
+        """Inspect the server in a transaction, and note the shard's home."""
         connection.settings = self._timeouts.settings(connection.get_server_version().major, is_own_session=False)
         begin = self._timeouts.begin(settings=connection.settings)
         await connection.send(begin)
-        if self._home is not None:
-            connection.home = self._home
-            with contextlib.suppress(*NO_SCHEMA):
-                return await _fetch_unnamed(connection, QUERIES["inspect_server"])
-            self._home = None
-            await connection.send(f"ROLLBACK;{begin}")
         connection.home = (await _fetch_unnamed(connection, QUERIES["find_home"]))["home"] or DEFAULT_HOME
         try:
-            server = await _fetch_unnamed(connection, QUERIES["inspect_server"])
+            return await _fetch_unnamed(connection, QUERIES["inspect_server"])
         except NO_SCHEMA:
             await connection.send(f"ROLLBACK;{begin}")
             return await _fetch_unnamed(connection, QUERIES["inspect_server_without_schema"])
@@ -267,8 +249,6 @@ class Connector:
                 "and SELECT, INSERT, UPDATE and DELETE on all of them, or SELECT on shard_meta if it only reads",
                 shard_id=shard_id,
             ) from exc
-        self._home = connection.home
-        return server
 
     async def _set_up(self, connection: ShardConnection) -> None:
         if self.has_pooler:
@@ -324,18 +304,6 @@ def target_of(connection_string: str, places: Sequence[HostPort]) -> TargetSessi
     if wanted:
         return TargetSessionAttrs(wanted[-1])
     return TargetSessionAttrs.READ_WRITE if len(places) > 1 else TargetSessionAttrs.ANY
-
-
-def connection_attempts(
-    places: Sequence[HostPort], target: TargetSessionAttrs
-) -> list[tuple[HostPort, TargetSessionAttrs]]:
-    """Return the hosts to try in turn, each with the kind of server expected."""
-    targets = (
-        [TargetSessionAttrs.STANDBY, TargetSessionAttrs.ANY]
-        if target is TargetSessionAttrs.PREFER_STANDBY
-        else [target]
-    )
-    return [(place, target) for target in targets for place in places]
 
 
 def check_variables(environ: Mapping[str, str], home: str) -> None:

@@ -49,7 +49,8 @@ class SharedBudget(ConnectionBudget[ShardConnection, Request]):
 
     def settle(self) -> None:
         """Serve callers, and begin to watch idle connections."""
-        self.assign(loop_time())
+        if self.has_requests:
+            self.assign(loop_time())
         if self.has_idle and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._idle_s / SWEEPS, self._sweep)
 

@@ -134,11 +134,10 @@ class ShardAvailability:
         asked_at = loop_time()
         try:
             yield
-        except WrongDatabaseError as exc:
-            self._record_error(ShardErrorKind.BROKEN, self._address.without_name(str(exc)))
-            raise
-        except ShardUnavailableError as exc:  # the connector's own: it has no password
-            self._record_error(ShardErrorKind.CONNECTION, self._address.without_name(str(exc)))
+        except ShardUnavailableError as exc:  # the connector's own
+            is_broken = isinstance(exc, WrongDatabaseError)  # else it has no password
+            kind = ShardErrorKind.BROKEN if is_broken else ShardErrorKind.CONNECTION
+            self._record_error(kind, self._address.without_name(str(exc)))
             raise
         except asyncpg.TargetServerAttributeNotMatched as exc:
             self._record_refusal(is_read_only=True)
@@ -179,14 +178,18 @@ class ShardAvailability:
                 raise ForeignNumbersError(foreign_numbers_message(self._address.shard_id)) from exc
             case ErrorMeaning.STATEMENT if exc.sqlstate == UNIQUE_VIOLATION:
                 self._count(ShardErrorKind.DUPLICATE_KEY)
-                raise DuplicateKeyError(self._message(error), error=error, table=exc.table_name) from exc
+                raise DuplicateKeyError(
+                    self._address.error_with_place(error), error=error, table=exc.table_name
+                ) from exc
             case ErrorMeaning.DATA:
                 self._count(ShardErrorKind.STATEMENT)
-                raise ValueRefusedError(self._message(error), error=error) from exc
+                raise ValueRefusedError(self._address.error_with_place(error), error=error) from exc
             case ErrorMeaning.STATEMENT:
                 self._count(ShardErrorKind.STATEMENT)
                 is_timeout = isinstance(exc, asyncpg.QueryCanceledError)
-                raise StatementFailedError(self._message(error), error=error, is_timeout=is_timeout) from exc
+                raise StatementFailedError(
+                    self._address.error_with_place(error), error=error, is_timeout=is_timeout
+                ) from exc
             case ErrorMeaning.UNAVAILABLE | ErrorMeaning.BROKEN:
                 if since is None:
                     self._record_refusal(is_read_only=exc.sqlstate == READ_ONLY)
@@ -205,7 +208,7 @@ class ShardAvailability:
         self._is_refused_as_read_only = is_read_only
 
     def _unavailable(self, error: str | None) -> ShardUnavailableError:
-        return ShardUnavailableError(self._message(error), shard_id=self._address.shard_id)
+        return ShardUnavailableError(self._address.error_with_place(error), shard_id=self._address.shard_id)
 
     def _record_lost_race(self, error: str) -> LostRaceError:
         self._count(ShardErrorKind.LOST_RACE)
@@ -236,9 +239,6 @@ class ShardAvailability:
     def _count(self, kind: ShardErrorKind) -> None:
         if not self.is_retired:
             instruments.SHARD_ERRORS.labels(self._address.shard_id, kind).inc()
-
-    def _message(self, error: str | None) -> str:
-        return self._address.error_with_place(error)
 
     def _report(self, *, healthy: bool) -> None:
         if self._has_reported and healthy is self.is_healthy:

@@ -6,7 +6,7 @@ import contextlib
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Annotated, Any, Final
 from urllib.parse import quote
 
@@ -32,8 +32,6 @@ from simplu_worker.vocabulary import Inability
 
 HEAD_MAX_BYTES: Final = 65_536  # with interim answers
 REPLY_MAX_BYTES: Final = 4 * 1024 * 1024  # the health of some thousand shards, decompressed
-MEDIA_TYPE_MAX_LENGTH: Final = 100
-PROXY_MEDIA_TYPES: Final = frozenset({"text/html", "text/plain", "text/xml", "application/xml"})
 SHARDS_MAX: Final = 10_000  # each costs the event loop some microseconds
 NO_SUCH_REQUEST: Final = frozenset({404, 405, 501})  # the references have no PUT
 RETRY_BASE_S, RETRY_MAX_S = 0.2, 5.0
@@ -200,14 +198,14 @@ class CitrusClient:
 
     async def fetch_overview(self) -> list[ShardAddress] | None:
         """Return the same as `list_shards`, for people; None if Citrus has no such endpoint."""
-        replies = await self._request_for_people("shards_health", "api/shards/health", _ShardReplies)
+        path = "api/shards/health"
+        _, replies = await self._request("shards_health", "GET", path, _ShardReplies, is_for_people=True)
         return None if replies is None else self._resolve_all(replies)
 
     async def fetch_capacity(self, shard_id: str) -> Capacity | None:
         """Return the capacity of a shard, for people; None if Citrus has no such endpoint."""
-        reply = await self._request_for_people(
-            "capacity", f"api/shard/{quote(shard_id, safe='')}/capacity", _CapacityReply
-        )
+        path = f"api/shard/{quote(shard_id, safe='')}/capacity"
+        _, reply = await self._request("capacity", "GET", path, _CapacityReply, is_for_people=True)
         if reply is None:
             return None
         if reply.shard_id != shard_id:
@@ -219,14 +217,15 @@ class CitrusClient:
         return self.address_book.resolve(address.validate(self._allowed_hosts, may_name_files=False))
 
     async def _request(
-        self, endpoint: str, method: str, path: str, type_: Any, message: Any = None, *, subject: str | None = None
-    ) -> tuple[int, Any]:
-        return await self._request_unless_open(
-            endpoint, lambda: self._request_with_retries(endpoint, method, path, type_, message), subject
-        )
-
-    async def _request_unless_open(
-        self, endpoint: str, request: Callable[[], Awaitable[tuple[int, Any]]], subject: str | None = None
+        self,
+        endpoint: str,
+        method: str,
+        path: str,
+        type_: Any,
+        message: Any = None,
+        *,
+        subject: str | None = None,
+        is_for_people: bool = False,
     ) -> tuple[int, Any]:
         breaker = self._breakers[endpoint]
         if breaker.decide(self._clock()) is BreakerDecision.REFUSE:
@@ -234,7 +233,10 @@ class CitrusClient:
             refuses_for_s = breaker.refuses_for_s(self._clock()) or None
             raise (CitrusDeniedError if self.is_denied else CitrusUnavailableError)(error, retry_after_s=refuses_for_s)
         try:
-            answer = await request()
+            if is_for_people:
+                answer = await self._request_once(endpoint, method, path, type_)
+            else:
+                answer = await self._request_with_retries(endpoint, method, path, type_, message)
         except (RetryableError, PermanentError) as exc:
             if isinstance(exc, CitrusDeniedError) or (isinstance(exc, CitrusUnavailableError) and exc.is_outage):
                 self._record_outage(breaker, exc, subject)
@@ -242,6 +244,8 @@ class CitrusClient:
                 self._record_answer(breaker, subject)
             raise
         self._record_answer(breaker, subject)
+        if not is_for_people or self.is_denied:
+            self.last_error, self.is_denied = None, False
         return answer
 
     def _record_answer(self, breaker: CircuitBreaker, subject: str | None) -> None:
@@ -262,14 +266,6 @@ class CitrusClient:
         if breaker.record_failure(now, draw=self._draw(), at_least_s=exc.retry_after_s or 0.0):
             log.warning("citrus.silent", error=str(exc), rests_s=round(breaker.refuses_for_s(now), 2))
 
-    async def _request_for_people(self, endpoint: str, path: str, type_: Any) -> Any:
-        status, reply = await self._request_unless_open(
-            endpoint, lambda: self._request_once(endpoint, "GET", path, type_)
-        )
-        if self.is_denied:
-            self.last_error, self.is_denied = None, False
-        return None if status == 404 else reply
-
     async def _request_with_retries(
         self, endpoint: str, method: str, path: str, type_: Any, message: Any
     ) -> tuple[int, Any]:
@@ -282,7 +278,6 @@ class CitrusClient:
         except RetryableError as exc:
             self.last_error, self.is_denied = str(exc), isinstance(exc, CitrusDeniedError)
             raise
-        self.last_error, self.is_denied = None, False
         return answer
 
     async def _request_once(
@@ -381,14 +376,11 @@ def _check_status(endpoint: str, response: aiohttp.ClientResponse) -> str:
             return "ok"
         case 404 if endpoint == "get_shard":
             # A proxy's 404 is a page; only a 404 of Citrus itself means that the tenant is not registered.
-            # Not `response.content_type`: its parser recurses with the text of the header.
-            content_type = response.headers.get("Content-Type", "")
-            media_type = content_type.partition(";")[0].strip()[:MEDIA_TYPE_MAX_LENGTH].lower()
-            if "json" in media_type:
+            # Not `response.content_type`, whose parser recurses with the text of the header. The text is not quoted: a
+            # broken header may contain a part of the body, with a password.
+            if "json" in response.headers.get("Content-Type", "").partition(";")[0].lower():
                 return "not_found"
-            # Others are not quoted: a broken header may contain a part of the body, with a password.
-            got = media_type if media_type in PROXY_MEDIA_TYPES else "another type"
-            raise CitrusUnavailableError(f"Citrus {endpoint}: expected JSON, got 404 with {got}")
+            raise CitrusUnavailableError(f"Citrus {endpoint}: expected JSON, got 404 with another type")
         case 404 if endpoint in {"shards_health", "capacity"}:
             return "not_found"
         case status if endpoint == "move" and status in NO_SUCH_REQUEST:

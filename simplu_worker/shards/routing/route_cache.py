@@ -174,9 +174,6 @@ class AbsenceCache:
         self._max_count = max_count
         self._absences: dict[str, _CachedAbsence] = {}
 
-    def __repr__(self) -> str:
-        return f"AbsenceCache({len(self._absences)})"
-
     def __len__(self) -> int:
         """Return the number of absences."""
         return len(self._absences)
@@ -241,9 +238,6 @@ class AddressBook:
 
     def __init__(self) -> None:
         self._shards: dict[str, _KnownShard] = {}
-
-    def __repr__(self) -> str:
-        return f"AddressBook({len(self._shards)} shards, with candidates: {self.contested_shard_ids()})"
 
     def known_address(self, shard_id: str) -> ShardAddress | None:
         """Return the address to use for a shard that was named before."""

@@ -17,10 +17,6 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.vocabulary import TargetKind
 
-ANSWER_TIMEOUT_S: Final = 5.0  # for one shard
-ALL_TIMEOUT_S: Final = 15.0  # for all shards together
-QUERIES_AT_ONCE: Final = 64  # each takes a connection, and many shards may be databases of a few servers
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -28,9 +24,9 @@ Result = TypeVar("Result")
 class QueryLimits(msgspec.Struct, frozen=True):
     """The time for one shard's answer and for all of them, and the number of concurrent queries."""
 
-    answer_s: float = ANSWER_TIMEOUT_S
-    all_s: float = ALL_TIMEOUT_S
-    at_once: int = QUERIES_AT_ONCE
+    answer_s: float = 5.0
+    all_s: float = 15.0
+    at_once: int = 64  # each takes a connection, and many shards may be databases of a few servers
 
 
 LIMITS: Final = QueryLimits()

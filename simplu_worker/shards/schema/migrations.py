@@ -14,10 +14,7 @@ from typing import Final
 import msgspec
 
 from simplu_worker.shards.schema.type_files import TypeFile
-from simplu_worker.timing.waits import backoff_s
 
-PAUSE_MIN_S: Final = 1.0
-PAUSE_MAX_S: Final = 15.0
 NAMED_MAX: Final = 8  # of what a shard lacks, in an error
 PRIMARY_KEY: Final = "PRIMARY KEY"
 WRITER_POLICY: Final = "simplu_writer"  # of every table with rows of tenants
@@ -279,16 +276,6 @@ def statements_of(text: str) -> list[Statement]:
     Raises `ValueError` for an index CONCURRENTLY in a form that cannot be run again.
     """
     return [_statement(part) for part in _split(text)]
-
-
-def drop_statement(index: str) -> Statement:
-    """Return the statement that drops a half-built index."""
-    return Statement(f"DROP INDEX CONCURRENTLY IF EXISTS public.{index}", is_concurrent=True)
-
-
-def pause_s(tries: int, *, draw: float) -> float:
-    """Return the back-off after so many tries, with *draw* from 0 to 1."""
-    return backoff_s(tries, draw=draw, base_s=PAUSE_MIN_S, max_s=PAUSE_MAX_S)
 
 
 def without_concurrently(text: str) -> str:

@@ -234,14 +234,10 @@ async def ensure_schema(pool: ShardPool) -> None:
 async def make_schema(connection: Connection, shard_id: str, *, migrations: Sequence[Migration] = MIGRATIONS) -> None:
     """Make tables, business types, their records and the identity in the current namespace, within a transaction."""
     for migration in migrations:
-        await _execute(connection, migration.text)
+        await connection.execute(without_concurrently(migration.text))
         await connection.execute(QUERIES["record_migration"], migration.version, migration.name, migration.works_from)
     await write_types(connection, BUSINESS_TYPES, by_upgrade=True)
     await connection.execute(QUERIES["record_identity"], shard_id)
-
-
-async def _execute(connection: Connection, text: str) -> None:
-    await connection.execute(without_concurrently(text))
 
 
 REGISTRATION_MOST: Final = timedelta(seconds=30)  # architecture, idea 7

@@ -114,9 +114,10 @@ def _problems(business_type: BusinessType) -> Iterator[str]:
     if not _MEMBER.fullmatch(business_type.staff_resource_type):
         yield f"staffResourceType: expected {_MEMBER_TEXT}"
     settings = business_type.default_settings
-    if exceeds_bounds(msgspec.json.encode(settings)):
+    encoded = msgspec.json.encode(settings)
+    if exceeds_bounds(encoded):
         yield f"defaultSettings: expected {BOUNDS_TEXT}, got more"
-    if any("\0" in text for text in _texts(settings)):
+    if b"\\u0000" in encoded:
         yield "defaultSettings: expected texts without U+0000"
     yield from _name_problems(business_type)
     views = Counter(one.view for one in business_type.resource_types if one.view is not None)
@@ -199,19 +200,6 @@ def _column_problems(column: ViewColumn) -> Iterator[str]:
         for member in path:
             if not _MEMBER.fullmatch(member):
                 yield f"column {column.name[:64]}: expected members of {_MEMBER_TEXT}, got {member[:64]!r}"
-
-
-def _texts(value: Any) -> Iterable[str]:
-    match value:
-        case str():
-            yield value
-        case dict():
-            for name, inner in value.items():
-                yield name
-                yield from _texts(inner)
-        case list():
-            for inner in value:
-                yield from _texts(inner)
 
 
 Columns: TypeAlias = Sequence[tuple[str, str]]  # name and type

@@ -29,8 +29,6 @@ from simplu_worker.shards.schema.migrations import (
     ShardSchema,
     Statement,
     Upgrade,
-    drop_statement,
-    pause_s,
     plan_upgrade,
     steps_of,
 )
@@ -38,11 +36,14 @@ from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, MIGRATIONS,
 from simplu_worker.shards.schema.type_files import TypeFile, TypesPlan, plan_types
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.waits import backoff_s
 
 CONNECTIONS: Final = 3  # of one shard's upgrade: one holds the lock, one runs statements, one looks up their blockers
 WATCH_INTERVAL_S: Final = 0.5  # between two look-ups of a statement's blockers
 BUILD_MAX_S: Final = 7 * 86_400.0  # of a statement outside a transaction: as good as unlimited
 PATIENCE_S: Final = 600.0
+PAUSE_MIN_S: Final = 1.0  # between two tries for a lock
+PAUSE_MAX_S: Final = 15.0
 # Workers' batches queue behind a statement that waits for a table: at most for as long as a batch may take.
 UPGRADE_TIMEOUTS: Final = ShardTimeouts(lock_s=2.0)
 ANOTHER_UPGRADE: Final = "another upgrade of this shard"
@@ -119,12 +120,24 @@ class Upgrader:
 
         await self._retry_while_blocked(attempt)
 
-    async def apply_types(self, attempt: Callable[[], Awaitable[TypesPlan | None]]) -> TypesPlan | None:
-        """Repeat *attempt* while it is blocked, then build and drop the indexes of its plan."""
+    async def apply_types(self, files: Mapping[str, TypeFile], *, remove: Collection[str]) -> TypesPlan | None:
+        """Carry out the plan of `types apply`, and return it; None if the database is empty. As `run` otherwise."""
+
+        async def attempt() -> TypesPlan | None:
+            async with self._pool.transaction() as connection:
+                if await read_schema(connection, shard_id) is None:
+                    return None
+                if not await connection.fetchval(QUERIES["try_lock_schema"]):
+                    raise LostRaceError(f"an upgrade of shard {shard_id}, or another `types apply`, is under way")
+                return await write_types(connection, files, remove=remove)
+
+        shard_id = self._pool.address.shard_id
         self._set_activity(UpgradeActivity(TYPES_TITLE))
         plan = await self._retry_while_blocked(attempt)
-        if plan is not None and plan.index_statements and not plan.refusals:
-            await self.run_text(";\n".join(plan.index_statements))
+        if plan is not None and plan.is_needed and not plan.refusals:
+            log.info("schema.types_applied", shard_id=shard_id, written=plan.to_write, removed=plan.to_remove)
+            if plan.index_statements:
+                await self.run_text(";\n".join(plan.index_statements))
         return plan
 
     async def _run_alone(self) -> Upgrade | None:
@@ -188,7 +201,8 @@ class Upgrader:
 
     async def _run_outside_transaction(self, statement: Statement) -> None:
         if statement.index is not None and await self._is_half_built(statement.index):
-            await self._run_outside_transaction(drop_statement(statement.index))
+            drop = f"DROP INDEX CONCURRENTLY IF EXISTS public.{statement.index}"
+            await self._run_outside_transaction(Statement(drop, is_concurrent=True))
         async with self._pool.connection() as connection:
             with connection.without_transactions():
                 await connection.execute(QUERIES["lift_timeouts"])
@@ -253,7 +267,7 @@ class Upgrader:
                         f"for: {title}{blocked_by}; end the session that holds it, or run the command again later: "
                         "it goes on where it stopped"
                     ) from exc
-            await asyncio.sleep(pause_s(tries, draw=self._draw()))
+            await asyncio.sleep(backoff_s(tries, draw=self._draw(), base_s=PAUSE_MIN_S, max_s=PAUSE_MAX_S))
 
     def _set_activity(self, activity: UpgradeActivity) -> None:
         self._activity = activity
@@ -266,32 +280,3 @@ async def plan_on(pool: ShardPool, files: Mapping[str, TypeFile], *, remove: Col
         if await read_schema(connection, pool.address.shard_id) is None:
             return None
         return plan_types(await read_types(connection, files.values()), files, remove=remove)
-
-
-async def apply_types(
-    pool: ShardPool,
-    files: Mapping[str, TypeFile],
-    *,
-    remove: Collection[str],
-    patience_s: float,
-    draw: Callable[[], float] = random.random,
-) -> TypesPlan | None:
-    """Carry out the plan of `types apply` on one shard, and return it; None if its database is empty. Idempotent.
-
-    Raises `ShardUnavailableError` when the shard does not answer, or a lock is not available for *patience_s*.
-    """
-    upgrader = Upgrader(pool, patience_s=patience_s, draw=draw)
-    return await upgrader.apply_types(partial(_apply_once, pool, files, remove))
-
-
-async def _apply_once(pool: ShardPool, files: Mapping[str, TypeFile], remove: Collection[str]) -> TypesPlan | None:
-    shard_id = pool.address.shard_id
-    async with pool.transaction() as connection:
-        if await read_schema(connection, shard_id) is None:
-            return None
-        if not await connection.fetchval(QUERIES["try_lock_schema"]):
-            raise LostRaceError(f"an upgrade of shard {shard_id}, or another `types apply`, is under way")
-        plan = await write_types(connection, files, remove=remove)
-    if plan.is_needed and not plan.refusals:
-        log.info("schema.types_applied", shard_id=shard_id, written=plan.to_write, removed=plan.to_remove)
-    return plan

@@ -106,9 +106,7 @@ async def test_pool_uses_the_second_host_in_time_when_the_first_is_frozen(
         ("", False),
         ("?target_session_attrs=read-write", False),
         ("?target_session_attrs=any", True),
-        ("?target_session_attrs=read-only", True),
         ("?target_session_attrs=primary", True),  # which takes no writes, but is none that follows another
-        ("?target_session_attrs=prefer-standby", True),  # none is one
     ],
 )
 async def test_pool_uses_the_host_that_is_what_is_wanted(

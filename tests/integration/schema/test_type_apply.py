@@ -20,7 +20,7 @@ from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES
 from simplu_worker.shards.schema.type_files import INDEX_PREFIX, TypeChange, TypeFile, TypesPlan, read_type
-from simplu_worker.shards.schema.upgrade import CONNECTIONS, apply_types, plan_on
+from simplu_worker.shards.schema.upgrade import CONNECTIONS, Upgrader, plan_on
 from simplu_worker.shards.types import ShardUnavailableError
 
 NAME = {"name": "name", "path": ["name"]}
@@ -45,7 +45,7 @@ async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
 
 async def applied(pool: ShardPool, *files: TypeFile, remove: tuple[str, ...] = ()) -> TypesPlan:
     by_name = {file.type.name: file for file in files}
-    plan = await apply_types(pool, by_name, remove=remove, patience_s=0.0, draw=lambda: 0.0)
+    plan = await Upgrader(pool, patience_s=0.0, draw=lambda: 0.0).apply_types(by_name, remove=remove)
     assert plan is not None
     return plan
 
@@ -176,8 +176,9 @@ async def test_apply_gives_up_when_a_reader_keeps_the_view(
     async with pool.transaction() as reader:
         await reader.fetch("SELECT * FROM bakery_loaves")
         with pytest.raises(ShardUnavailableError, match="expected a lock within 0 s, got none for: business types"):
-            await apply_types(pool, more, remove=(), patience_s=0.0)
-        applying = asyncio.create_task(apply_types(pool, more, remove=(), patience_s=60.0, draw=lambda: 0.0))
+            await Upgrader(pool, patience_s=0.0).apply_types(more, remove=())
+        patient = Upgrader(pool, patience_s=60.0, draw=lambda: 0.0)
+        applying = asyncio.create_task(patient.apply_types(more, remove=()))
         await waiters(reader)
     plan = await applying
 

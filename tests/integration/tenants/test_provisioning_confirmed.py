@@ -20,7 +20,7 @@ from simplu_worker.shards.health.prober import probe_shard
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.type_files import read_type
-from simplu_worker.shards.schema.upgrade import apply_types
+from simplu_worker.shards.schema.upgrade import Upgrader
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult, UnknownBusinessTypeError
 
@@ -144,7 +144,7 @@ async def test_provision_waits_when_the_shard_lacks_the_business_type(routed: Ro
     assert awaited[0].since - (await probe_shard(pool)).awaited_types[0].since == timedelta(days=1)
 
     spa = read_type('{"name": "spa", "defaultSettings": {}, "staffResourceType": "host"}')
-    await apply_types(pool, {"spa": spa}, remove=(), patience_s=0.0)
+    await Upgrader(pool, patience_s=0.0).apply_types({"spa": spa}, remove=())
     assert (await probe_shard(pool)).awaited_types == []
     assert await routed.provisioner.provision_all(requests) == [
         ProvisionResult.PROVISIONED,

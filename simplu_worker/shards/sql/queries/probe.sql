@@ -43,7 +43,8 @@ limits AS (
     FROM pg_catalog.pg_roles
     WHERE rolname = session_user AND rolconnlimit >= 0 AND NOT rolsuper
 )
-SELECT used, room FROM limits ORDER BY used::pg_catalog.float8 / greatest(room, 1)::pg_catalog.float8 DESC LIMIT 1;
+SELECT used AS connections_used, room AS connections_max FROM limits
+ORDER BY used::pg_catalog.float8 / greatest(room, 1)::pg_catalog.float8 DESC LIMIT 1;
 
 -- name: probe_upgrade
 -- Whether a session holds the lock under which the schema is made and upgraded (`schema_lock`). Every role may see it.

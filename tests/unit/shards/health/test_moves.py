@@ -1,4 +1,4 @@
-"""The moves of tenants away from a shard: how each has ended, and which ends are new."""
+"""The moves of tenants away from a shard: how each has ended, and for how long it stands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from simplu_worker.shards.health.assessment import MoveEntry, ended_keys, longest_standing_s, move_views, newly_ended
+from simplu_worker.shards.health.assessment import MoveEntry, longest_standing_s, move_views
 from simplu_worker.vocabulary import MoveOutcome
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -44,17 +44,6 @@ def entry(step: str, *, tenant: str = "smile-berlin", token: int = 1, age_s: flo
 def test_each_step_has_an_outcome_or_goes_on(move: MoveEntry, outcome: str | None, *, is_unfinished: bool) -> None:
     assert (move.outcome, move.is_unfinished) == (outcome, is_unfinished)
     assert outcome is None or outcome in list(MoveOutcome)
-
-
-def test_each_end_is_new_once() -> None:
-    failed, open_again = entry("open", error="disk full"), entry("open", token=2)
-    moved, other = entry("done", token=2, verdict="equal"), entry("undone", tenant="hotel-rome")
-    seen = ended_keys([])
-    ends = []
-    for listed in ([failed], [failed], [open_again], [moved, other], [moved, other], [other]):
-        ends.append([one.outcome for one in newly_ended(listed, seen)])
-        seen = ended_keys(listed)
-    assert ends == [["failed"], [], [], ["moved", "undone"], [], []]
 
 
 def test_the_move_that_stands_for_longest_counts() -> None:

@@ -62,8 +62,8 @@ def test_book_tells_once_when_something_changes(book: HealthRegistry) -> None:
         for probe in (WELL, WELL, SILENCE, SILENCE, WELL, with_(lag_s=40.0), with_(lag_s=50.0)):
             book.note_probe(SHARD, probe)
         book.note_usages({SHARD: Usage(9, 10)})
-        book.note_usage(SHARD, Usage(10, 10))
-        book.note_usage(SHARD, Usage(1, 10))
+        book.note_usages({SHARD: Usage(10, 10)})
+        book.note_usages({SHARD: Usage(1, 10)})
         book.note_probe(SHARD, WELL)
     assert [(log["event"], log["log_level"], log.get("problems")) for log in logs] == [
         ("shard.lost", "warning", ["TimeoutError"]),
@@ -90,7 +90,6 @@ def test_book_counts_the_shards_with_a_problem(book: HealthRegistry) -> None:
 def test_book_takes_nothing_of_a_look_that_ends_after_its_shard_went(book: HealthRegistry) -> None:
     book.end(SHARD)
     book.note_probe(SHARD, WELL)
-    book.note_usage(SHARD, Usage(1, 2))
     book.end(SHARD)
     assert SHARD not in book.by_shard_id
     assert SHARD not in generate_latest().decode()

@@ -1,13 +1,13 @@
-"""Which hosts of a connection string are tried, and as what."""
+"""As what the hosts of a connection string are tried."""
 
 from __future__ import annotations
 
 import pytest
 
 from simplu_worker.shards.postgres.address import HostPort, places_of
-from simplu_worker.shards.postgres.connector import TargetSessionAttrs, connection_attempts, target_of
+from simplu_worker.shards.postgres.connector import TargetSessionAttrs, target_of
 
-A, B = HostPort("a", 5432), HostPort("b", None)
+A = HostPort("a", 5432)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ A, B = HostPort("a", 5432), HostPort("b", None)
         ("?sslmode=disable", "a,b", TargetSessionAttrs.READ_WRITE),
         ("?target_session_attrs=any", "a,b", TargetSessionAttrs.ANY),
         ("?target_session_attrs=primary", "a", TargetSessionAttrs.PRIMARY),
-        ("?target_session_attrs=any&target_session_attrs=prefer-standby", "a", TargetSessionAttrs.PREFER_STANDBY),
+        ("?target_session_attrs=any&target_session_attrs=standby", "a", TargetSessionAttrs.STANDBY),
     ],
 )
 def test_target_is_what_the_string_says_or_takes_writes_of_several(
@@ -32,24 +32,3 @@ def test_target_is_what_the_string_says_or_takes_writes_of_several(
 def test_target_is_refused_when_it_is_none() -> None:
     with pytest.raises(ValueError, match="bogus"):
         target_of("postgresql://a/d?target_session_attrs=bogus", [A])
-
-
-@pytest.mark.parametrize(
-    ("target", "expected"),
-    [
-        (TargetSessionAttrs.READ_WRITE, [(A, TargetSessionAttrs.READ_WRITE), (B, TargetSessionAttrs.READ_WRITE)]),
-        (
-            TargetSessionAttrs.PREFER_STANDBY,
-            [
-                (A, TargetSessionAttrs.STANDBY),
-                (B, TargetSessionAttrs.STANDBY),
-                (A, TargetSessionAttrs.ANY),
-                (B, TargetSessionAttrs.ANY),
-            ],
-        ),
-    ],
-)
-def test_hosts_are_tried_in_turn(
-    target: TargetSessionAttrs, expected: list[tuple[HostPort, TargetSessionAttrs]]
-) -> None:
-    assert connection_attempts([A, B], target) == expected

@@ -12,16 +12,12 @@ from support.postgres.upgrades import MADE_UP
 
 from simplu_worker.shards.schema.migrations import (
     NAMED_MAX,
-    PAUSE_MAX_S,
-    PAUSE_MIN_S,
     Migration,
     MissingPart,
     ShardSchema,
     Statement,
-    drop_statement,
     keys_of,
     migration_of,
-    pause_s,
     plan_upgrade,
     refusal_of,
     refusal_of_missing,
@@ -112,10 +108,6 @@ def test_statement_is_refused_when_it_cannot_be_run_again(statement: str) -> Non
         statements_of(statement)
 
 
-def test_dropped_index_is_dropped_concurrently() -> None:
-    assert drop_statement("one") == statements_of("DROP INDEX CONCURRENTLY IF EXISTS public.one")[0]
-
-
 @pytest.mark.parametrize(
     ("text", "works_from"),
     [
@@ -201,13 +193,6 @@ def test_plan_refuses_a_shard_that_is_newer_or_says_nothing(version: int | None,
     assert plan.refusal is not None
     assert came in plan.refusal
     assert not plan.is_needed
-
-
-@given(st.integers(1, 50), st.floats(0, 1))
-def test_pause_grows_to_its_most(tries: int, draw: float) -> None:
-    whole = min(PAUSE_MIN_S * 2 ** (tries - 1), PAUSE_MAX_S)
-
-    assert whole / 2 <= pause_s(tries, draw=draw) <= whole
 
 
 def test_later_migrations_can_be_run_again() -> None:
