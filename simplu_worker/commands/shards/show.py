@@ -84,7 +84,6 @@ def _format_usage(health: Health) -> str | None:
 
 def _format_lag(view: dict[str, Any]) -> str | None:
     parts = [f"{view['replicationLagSeconds']:.1f} s"] if "replicationLagSeconds" in view else []
-    parts += [f"{view['replicationLagBytes']} bytes"] if "replicationLagBytes" in view else []
     if view.get("standbys"):
         parts.append(f"{view['standbys']} standby" + ("s" if view["standbys"] > 1 else ""))
     return ", ".join(parts) or None

@@ -164,14 +164,12 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     is_standby: bool
     is_read_only: bool
     skew_s: float
-    connect_s: float
     response_s: float
     is_cut_short: bool = False
     connections_used: int | None = None
     connections_max: int | None = None
     standby_count: int | None = None
     lag_s: float | None = None
-    lag_bytes: int | None = None
     refusal: str | None = None
     trouble: str | None = None
     schema_version: int | None = None
@@ -385,7 +383,6 @@ def _probe_members(probe: ShardProbe) -> dict[str, Any]:
     return {
         "role": role_of(probe),
         "responseMs": round(probe.response_s * 1000, 2),
-        "connectMs": round(probe.connect_s * 1000, 2),
         "serverVersion": probe.server_version,
         "schemaVersion": probe.schema_version,
         "upgrading": probe.is_upgrading or None,
@@ -394,7 +391,6 @@ def _probe_members(probe: ShardProbe) -> dict[str, Any]:
         "connectionsMax": probe.connections_max,
         "standbys": probe.standby_count,
         "replicationLagSeconds": probe.lag_s,
-        "replicationLagBytes": probe.lag_bytes,
     }
 
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, Final
@@ -26,12 +26,9 @@ from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import facts_of
 from simplu_worker.shards.health.assessment import (
-    FAILING_PACE,
-    HEALTHY_PACE,
     AwaitedType,
     Health,
     MoveEntry,
-    Pace,
     ProbeSchedule,
     SchemaCreator,
     ShardObservation,
@@ -47,7 +44,7 @@ from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, query_all_shards
+from simplu_worker.shards.routing.shard_query import LIMITS, query_all_shards
 from simplu_worker.shards.schema.schema_check import check_schema
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import UtcClock, loop_time, shard_problem, utc_now
@@ -90,7 +87,7 @@ async def _probe_over(
     facts: dict[str, Any] = {}
     with contextlib.suppress(_EndProbeError):
         async with opening as connection:
-            facts |= await _read_server(connection, pool.clock, connected_s=time.perf_counter() - started)
+            facts |= await _read_server(connection, pool.clock)
             try:
                 async with asyncio.timeout(max(0.0, started + within_s - time.perf_counter())):
                     await _add_details(connection, pool.address, facts, counts_tenants=counts_tenants)
@@ -102,7 +99,7 @@ async def _probe_over(
     return ShardProbe(**facts)
 
 
-async def _read_server(connection: Connection, clock: UtcClock, *, connected_s: float) -> dict[str, Any]:
+async def _read_server(connection: Connection, clock: UtcClock) -> dict[str, Any]:
     asked_at, started = clock(), time.perf_counter()
     server = await connection.fetchrow(QUERIES["probe_server"])
     response_s = time.perf_counter() - started
@@ -114,7 +111,6 @@ async def _read_server(connection: Connection, clock: UtcClock, *, connected_s: 
         "is_standby": server["is_standby"],
         "is_read_only": server["is_read_only"],
         "skew_s": (server["clock"] - asked_at).total_seconds() - response_s / 2,
-        "connect_s": connected_s,
         "response_s": response_s,
     }
 
@@ -123,7 +119,7 @@ async def _add_details(
     connection: Connection, address: ShardAddress, facts: dict[str, Any], *, counts_tenants: bool
 ) -> None:
     for row in await _read_rows(connection, "probe_standby" if facts["is_standby"] else "probe_primary"):
-        facts["lag_s"], facts["lag_bytes"], facts["standby_count"], *replication = row
+        facts["lag_s"], facts["standby_count"], *replication = row
         facts["replication"] = facts_of(replication) if replication else None
     try:
         schema = await check_schema(connection, address.shard_id)
@@ -205,8 +201,6 @@ class Prober:
         *,
         known: Callable[[], Iterable[ShardAddress]] = tuple,
         unlisted: UnlistedShards | None = None,
-        healthy_pace: Pace = HEALTHY_PACE,
-        failing_pace: Pace = FAILING_PACE,
         clock: Callable[[], float] = loop_time,
         draw: Draw = random.random,
     ) -> None:
@@ -218,7 +212,7 @@ class Prober:
         self._dropped: list[ShardPool] = []  # to be drained
         self._known_at = float("-inf")
         self._refused: set[str] = set()
-        self._schedule = ProbeSchedule(healthy_pace=healthy_pace, failing_pace=failing_pace)
+        self._schedule = ProbeSchedule()
         self._clock = clock
         self._draw = draw
         self._counted_at: dict[str, float] = {}
@@ -338,7 +332,7 @@ class InspectedShard(msgspec.Struct, frozen=True):
         return ShardProblem.NO_ANSWER in self.health.problems
 
 
-async def inspect_all_shards(locator: Locator, pools: Pools, *, limits: QueryLimits = LIMITS) -> list[InspectedShard]:
+async def inspect_all_shards(locator: Locator, pools: Pools) -> list[InspectedShard]:
     """Probe every known shard; return them in order of their ids. Raises as `Locator.list_shards`."""
 
     async def ask(shard: ShardAddress) -> ShardProbe | ShardSilence:
@@ -347,20 +341,17 @@ async def inspect_all_shards(locator: Locator, pools: Pools, *, limits: QueryLim
         return await inspect_shard(pools.ensure_pool(shard))
 
     known = sorted(await locator.list_shards(), key=lambda shard: shard.shard_id)
-    probes = await query_all_shards(known, ask, limits=limits)
-    return [InspectedShard(shard, _assess(shard, probes, limits)) for shard in known]
+    probes = await query_all_shards(known, ask)
+    return [InspectedShard(shard, _assess(shard, probes.get(shard.shard_id))) for shard in known]
 
 
-def _assess(shard: ShardAddress, probes: Mapping[str, ShardProbe | ShardSilence], limits: QueryLimits) -> Health:
-    observation = ShardObservation(usage=usage_of(shard), checked_at=utc_now())
-    match probes.get(shard.shard_id):
-        case ShardProbe() as probe:
-            return assess(msgspec.structs.replace(observation, probe=probe, answered_at=observation.checked_at))
-        case ShardSilence(error):
-            return assess(msgspec.structs.replace(observation, error=error))
-        case _:
-            error = f"no answer within {limits.all_s:g} s, with all shards asked"
-            return assess(msgspec.structs.replace(observation, error=error))
+def _assess(shard: ShardAddress, probe: ShardProbe | ShardSilence | None) -> Health:
+    checked_at = utc_now()
+    observation = ShardObservation(usage=usage_of(shard), checked_at=checked_at)
+    if isinstance(probe, ShardProbe):
+        return assess(replace(observation, probe=probe, answered_at=checked_at))
+    silence = f"no answer within {LIMITS.all_s:g} s, with all shards asked" if probe is None else probe.error
+    return assess(replace(observation, error=silence))
 
 
 def shared_inspection(locator: Locator, pools: Pools) -> SharedAnswer[list[InspectedShard]]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -43,8 +42,7 @@ log = structlog.get_logger(__name__)
 class HealthRegistry:
     """One entry for each shard that is probed or that Citrus lists."""
 
-    def __init__(self, *, utc: Callable[[], datetime] = utc_now) -> None:
-        self._utc = utc
+    def __init__(self) -> None:
         self._health: dict[str, Health] = {}
         self._probed: set[str] = set()
         self._listed: set[str] = set()
@@ -75,7 +73,7 @@ class HealthRegistry:
         """Note a probe; facts that it lacks stay as they were. Does nothing before `begin` and after `end`."""
         if shard_id not in self._probed:
             return
-        before, now = self._entry(shard_id).observation, self._utc()
+        before, now = self._entry(shard_id).observation, utc_now()
         if isinstance(probe, ShardSilence):
             self._learn(shard_id, replace(before, error=probe.error, is_refusal=probe.is_refusal, checked_at=now))
             return
@@ -188,15 +186,11 @@ class CitrusWatch:
         *,
         poll_s: float = POLL_S,
         trouble_poll_s: float = TROUBLE_POLL_S,
-        clock: Callable[[], float] = loop_time,
-        draw: Callable[[], float] = random.random,
     ) -> None:
         self._citrus = citrus
         self._registry = registry
         self._poll_s = poll_s
         self._trouble_poll_s = trouble_poll_s
-        self._clock = clock
-        self._draw = draw
         self._asked_at = float("-inf")
         self._known: list[ShardAddress] = []
 
@@ -207,11 +201,11 @@ class CitrusWatch:
     async def run(self) -> None:
         """Poll until cancelled."""
         while True:
-            if self._citrus.inability is not None or self._clock() >= self._asked_at + self._poll_s:
-                self._asked_at = self._clock()
+            if self._citrus.inability is not None or loop_time() >= self._asked_at + self._poll_s:
+                self._asked_at = loop_time()
                 with contextlib.suppress(RetryableError, PermanentError):  # the last answer stays
                     await self._ask()
-            await asyncio.sleep(jittered(self._trouble_poll_s, ratio=JITTER, draw=self._draw()))
+            await asyncio.sleep(jittered(self._trouble_poll_s, ratio=JITTER, draw=random.random()))
 
     async def _ask(self) -> None:
         in_trouble = self._citrus.inability is not None

@@ -118,14 +118,12 @@ class CitrusClient:
         attempts: int,
         allowed_hosts: tuple[str, ...],
         clock: Callable[[], float] = loop_time,
-        draw: Callable[[], float] = random.random,
     ) -> None:
         self._session = session
         self.place = place  # host and port, for errors
         self._attempts = attempts
         self._allowed_hosts = allowed_hosts
         self._clock = clock
-        self._draw = draw
         # One for each endpoint: a Citrus that cannot report its shards' health may still know the tenants' shards.
         self._breakers: defaultdict[str, CircuitBreaker] = defaultdict(
             lambda: CircuitBreaker(rest_s=REST_S, rest_max_s=REST_MAX_S)
@@ -263,7 +261,7 @@ class CitrusClient:
             if len(self._failed_tenants) > FAILED_TENANTS_MAX:
                 del self._failed_tenants[next(iter(self._failed_tenants))]
         now = self._clock()
-        if breaker.record_failure(now, draw=self._draw(), at_least_s=exc.retry_after_s or 0.0):
+        if breaker.record_failure(now, draw=random.random(), at_least_s=exc.retry_after_s or 0.0):
             log.warning("citrus.silent", error=str(exc), rests_s=round(breaker.refuses_for_s(now), 2))
 
     async def _request_with_retries(

@@ -41,12 +41,10 @@ class AddressChanger:
         pools: Pools,
         *,
         clock: Callable[[], float] = loop_time,
-        draw: Callable[[], float] = random.random,
     ) -> None:
         self._book = book
         self._pools = pools
         self._clock = clock
-        self._draw = draw
         self._locks: dict[str, asyncio.Lock] = {}
 
     def is_healthy(self, shard_id: str) -> bool:
@@ -77,7 +75,7 @@ class AddressChanger:
             except RetryableError as exc:
                 if self._book.known_address(shard_id) is None:
                     return  # the shard left the map during the trial
-                self._book.record_failure(address, self._clock(), draw=self._draw())
+                self._book.record_failure(address, self._clock(), draw=random.random())
                 # The pool of the trial has set the gauge, for an address that is not in use.
                 instruments.SHARD_HEALTHY.labels(shard_id).set(self.is_healthy(shard_id))
                 log.warning("shard.address_refused", shard_id=shard_id, place=address.place, error=str(exc))
@@ -138,16 +136,14 @@ class Directory:
         *,
         settler: Settler | None = None,
         clock: Callable[[], float] = loop_time,
-        draw: Callable[[], float] = random.random,
     ) -> None:
         self._locator = locator
         self._pools = pools
         self._settler = settler
         self._clock = clock
-        self._draw = draw
         self._homes = TenantHomes(locator, pools)
         self.routes = RouteCache()
-        self.address_changer = AddressChanger(locator.address_book, pools, clock=clock, draw=draw)
+        self.address_changer = AddressChanger(locator.address_book, pools, clock=clock)
         self._absences = AbsenceCache()
         self._lookups: SharedAnswers[str, ShardAddress | Absence] = SharedAnswers(self._look_up)
         self._searches: Coalescer[None, tuple[str, ShardAddress], FoundHome] = Coalescer(self._search)
@@ -235,7 +231,7 @@ class Directory:
             return
         if not is_same:
             _log_conflict(named, shard_id)
-        self.routes.renew(tenant_id, shard_id, now=self._clock(), draw=self._draw())
+        self.routes.renew(tenant_id, shard_id, now=self._clock(), draw=random.random())
 
     async def _is_still_on(self, shard_id: str, tenant_id: str, named: ShardAddress | None) -> bool:
         try:
@@ -299,7 +295,7 @@ class Directory:
             tenant_id,
             shard_id,
             now=self._clock(),
-            draw=self._draw(),
+            draw=random.random(),
             business_id=home.tenant["business_id"],
             # A pause binds no destroyed tenant, whose operations end at once; it binds again if the tenant is restored.
             paused_s=None if state in DESTROYED_STATES else home.tenant["paused_s"],

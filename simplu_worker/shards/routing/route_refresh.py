@@ -59,13 +59,11 @@ class RouteRefresh:
         pools: Pools,
         *,
         clock: Callable[[], float] = loop_time,
-        draw: Callable[[], float] = random.random,
     ) -> None:
         self._directory = directory
         self._locator = locator
         self._pools = pools
         self._clock = clock
-        self._draw = draw
         self._unhealthy: dict[str, _UnhealthyShard] = {}
         self._trials: dict[str, asyncio.Task[None]] = {}
         self._is_any_due = asyncio.Event()
@@ -106,7 +104,7 @@ class RouteRefresh:
             if await self.refresh_next():
                 await asyncio.sleep(self._pacer.pause_s(1, now=self._clock()))
             elif self._is_silent:
-                await asyncio.sleep(REFRESH_BACKOFF_S * (0.5 + self._draw()))
+                await asyncio.sleep(REFRESH_BACKOFF_S * (0.5 + random.random()))
             else:
                 self._is_any_due.clear()
                 await self._is_any_due.wait()
@@ -125,7 +123,7 @@ class RouteRefresh:
             return False
         except PermanentError as exc:
             log.warning("route.refused", shard_id=due[1], error=str(exc))
-            self._directory.routes.renew(*due, now=self._clock(), draw=self._draw())
+            self._directory.routes.renew(*due, now=self._clock(), draw=random.random())
         self._is_silent = False
         return True
 
@@ -152,7 +150,7 @@ class RouteRefresh:
                 tenant_ids.add(sample)
             shard.attempt_count += 1
             shard.due_at = now + backoff_s(
-                shard.attempt_count, draw=self._draw(), base_s=LOCATE_BACKOFF_BASE_S, max_s=LOCATE_BACKOFF_MAX_S
+                shard.attempt_count, draw=random.random(), base_s=LOCATE_BACKOFF_BASE_S, max_s=LOCATE_BACKOFF_MAX_S
             )
         async with asyncio.TaskGroup() as tasks:  # the answers go into the address book
             for tenant_id in tenant_ids:

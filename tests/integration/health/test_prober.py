@@ -182,7 +182,6 @@ async def test_look_shows_how_far_a_standby_is_behind() -> None:
                 probe = await well(pools, ShardAddress(shard_id, server.url))
                 assert assess(ShardObservation(probe=probe)).problems <= {ShardProblem.READ_ONLY}
                 roles.append(role_of(probe))
-                assert (probe.lag_bytes or 0) < 10_000_000
                 assert probe.standby_count == (1 if server is primary else 0)
                 assert (probe.replication is None) == (server is standby)
             assert roles == ["primary", "standby"]

@@ -8,7 +8,6 @@ WELL = ShardProbe(
     is_standby=False,
     is_read_only=False,
     skew_s=0.0,
-    connect_s=0.01,
     response_s=0.001,
     connections_used=5,
     connections_max=97,

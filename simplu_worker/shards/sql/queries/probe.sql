@@ -82,15 +82,12 @@ SELECT
         THEN 0.0
         ELSE extract(EPOCH FROM pg_catalog.clock_timestamp() - pg_catalog.pg_last_xact_replay_timestamp())
     END::pg_catalog.float8 AS lag_s,
-    pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn())::bigint
-        AS lag_bytes,
     0::bigint AS standby_count;
 
 -- name: probe_primary
 -- How far the slowest standby is behind; null if there is none, or this role may not see it. With how safe commits are.
 SELECT
     extract(EPOCH FROM pg_catalog.max(replay_lag))::pg_catalog.float8 AS lag_s,
-    pg_catalog.max(pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), replay_lsn))::bigint AS lag_bytes,
     pg_catalog.count(*) AS standby_count,
     :replication_facts
 FROM pg_catalog.pg_stat_replication

@@ -217,7 +217,6 @@ def test_health_view_leaves_out_what_is_not_known() -> None:
         "usage": 0.9,
         "role": "standby",
         "responseMs": 1.0,
-        "connectMs": 10.0,
         "serverVersion": "17.2",
         "schemaVersion": 1,
         "tenantCount": 3,
@@ -251,14 +250,12 @@ def test_health_view_keeps_old_figures_apart_while_the_shard_is_silent() -> None
 
 
 def test_health_view_rounds_what_it_shows() -> None:
-    probe = with_(response_s=0.123456789, connect_s=0.987654321, lag_bytes=4096)
+    probe = with_(response_s=0.123456789)
     view = health_view(assess(ShardObservation(probe=probe, usage=Usage(1, 3))))
 
     expected = {
         "usage": 0.3333,
         "responseMs": 123.46,
-        "connectMs": 987.65,
-        "replicationLagBytes": 4096,
     }
     assert {name: view[name] for name in expected} == expected
 
