@@ -8,7 +8,7 @@ import shlex
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from types import TracebackType
 from typing import Any, Final
@@ -40,7 +40,7 @@ from simplu_worker.transfers.moving.checksums import Comparison, TypeSum
 from simplu_worker.transfers.moving.mover import PAUSE, Mover
 from simplu_worker.transfers.moving.places import TenantPlaces, check_room, fetch_capacities, find_places, has_business
 from simplu_worker.transfers.moving.readiness import MovePlan, check_shards, plan_move
-from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions, MoveStatus, PauseTooLongError
+from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions, MoveStatus
 from simplu_worker.vocabulary import MoveOutcome, MovePhase, MoveStep
 
 
@@ -85,32 +85,10 @@ class FoundMove(msgspec.Struct, frozen=True):
     has_left: bool
 
 
-class FinishedMove(msgspec.Struct, frozen=True, rename="camel"):
-    """A move that an earlier command has finished. *rows_kept*: the former rows are there. *is_equal*: they match."""
-
-    tenant: str
-    source_shard: str
-    target_shard: str
-    finished_at: datetime
-    rows_kept: bool
-    is_equal: bool
-    certificate: dict[str, Any]
-
-    def describe(self) -> str:
-        """Return the move for people."""
-        kept = "its former rows are still there" if self.rows_kept else "its former rows are cleaned up"
-        if not self.is_equal:
-            kept += "; those on its new shard were other ones when it arrived: compare them with a backup"
-        return (
-            f"{self.tenant}: {self.source_shard} → {self.target_shard}: finished at "
-            f"{self.finished_at.isoformat(timespec='seconds')} by an earlier command; {kept}"
-        )
-
-
 async def find_move(
     shards: Shards, tenant_id: str, target_id: str, places: TenantPlaces | None = None
-) -> FoundMove | FinishedMove:
-    """Return the move of a tenant to the shard *target_id*, whether or not that has room.
+) -> FoundMove | Certificate:
+    """Return the move of a tenant to the shard *target_id*, whether or not that has room; the certificate of one done.
 
     Raises `PermanentError` if it cannot be moved there, `RetryableError` if a shard does not answer.
     """
@@ -124,19 +102,18 @@ async def find_move(
     if home == target_id:
         async with shards.pools.pool_of(source_id).connection() as connection:
             departure = await read_departure(connection, tenant_id)
-        if departure is not None and departure.target_shard_id == target_id and _is_finished(departure):
-            certificate = departure.detail["certificate"]
-            at = datetime.fromisoformat(certificate["at"])
-            is_kept = departure.step == MoveStep.DONE
-            return FinishedMove(tenant_id, source_id, target_id, at, is_kept, departure.is_equal, certificate)
+        if departure is not None and departure.target_shard_id == target_id and (kept := _last_certificate(departure)):
+            return kept
     return FoundMove(move, goes_on=True, has_left=True)
 
 
-def _is_finished(departure: Departure) -> bool:
-    if not departure.detail.get("certificate"):
-        return False
-    is_equal = departure.step == MoveStep.DONE and departure.is_equal
-    return is_equal or departure.step in {MoveStep.CLEANING, MoveStep.CLEANED}
+def _last_certificate(departure: Departure) -> Certificate | None:
+    """Return the certificate of a finished move, unless its rows are to be compared again."""
+    found = departure.detail.get("certificate")
+    is_last = departure.step in {MoveStep.CLEANING, MoveStep.CLEANED} or (
+        departure.step == MoveStep.DONE and departure.is_equal
+    )
+    return msgspec.convert(found, Certificate) if found and is_last else None
 
 
 async def clear_cache(settings: Settings) -> str | None:
@@ -152,8 +129,8 @@ async def clear_cache(settings: Settings) -> str | None:
 
 
 DIFFERS: Final = (
-    "its rows differ from those on its former shard, which are kept; run: simplu-worker tenants verify --repair "
-    "--apply, then this move again"
+    "its rows differ from those on its former shard; if these are still there, run: simplu-worker tenants verify "
+    "--repair --apply, then this move again"
 )
 TYPES_SHOWN: Final = 12  # resource types of a comparison on the screen; `--json` has all of them
 SUM_COLUMNS: Final = ("resource type", "rows", "bytes", "checksum")
@@ -181,16 +158,12 @@ class MoveResult(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     certificate: Certificate | None = None
     error: str | None = None
     warning: str | None = None
-    rows_deleted: int | None = None
-    finished: FinishedMove | None = None
 
 
 class MoveRunner:
     """Runs moves, some at a time, and publishes each; those to a shard with a limit of Citrus follow each other."""
 
-    def __init__(
-        self, settings: Settings, shards: Shards, terms: MoveTerms, *, as_json: bool, is_drain: bool = False
-    ) -> None:
+    def __init__(self, settings: Settings, shards: Shards, terms: MoveTerms, *, as_json: bool) -> None:
         self._settings = settings
         self._shards = shards
         self._as_json = as_json
@@ -202,7 +175,6 @@ class MoveRunner:
             log_kept=timedelta(hours=settings.operation_retention_hours),
             max_pause_s=terms.max_pause,
             max_rows_per_s=terms.max_rows_per_second,
-            is_drain=is_drain,
         )
 
     async def run(self, requests: Sequence[MoveRequest]) -> int:
@@ -232,12 +204,7 @@ class MoveRunner:
         tenant_id, certificate = request.tenant_id, None
         async with self._turns.get(request.shard_id, contextlib.nullcontext()), self._slots:
             try:
-                ended = await self._move(request, partial(progress.show, tenant_id))
-                if isinstance(ended, FinishedMove):
-                    warning = await self._publish(request)
-                    outcome = MoveOutcome.MOVED if ended.is_equal else MoveOutcome.DIFFERS
-                    return MoveResult(tenant_id, outcome, finished=ended, warning=warning)
-                certificate = ended
+                certificate = await self._move(request, partial(progress.show, tenant_id))
                 warning = await self._publish(request)
             except WorkerError as exc:
                 return MoveResult(tenant_id, MoveOutcome.FAILED, error=str(exc))
@@ -248,9 +215,9 @@ class MoveRunner:
         outcome = MoveOutcome.MOVED if certificate.verdict == "equal" else MoveOutcome.DIFFERS
         return MoveResult(tenant_id, outcome, certificate, warning=warning)
 
-    async def _move(self, request: MoveRequest, show: Callable[[MoveStatus], None]) -> Certificate | FinishedMove:
+    async def _move(self, request: MoveRequest, show: Callable[[MoveStatus], None]) -> Certificate:
         found = await find_move(self._shards, request.tenant_id, request.shard_id)
-        if isinstance(found, FinishedMove):
+        if isinstance(found, Certificate):
             return found
         if not found.has_left:
             capacities = await fetch_capacities(self._shards.locator, {request.shard_id})
@@ -291,10 +258,6 @@ def print_result(result: MoveResult, *, as_json: bool, is_only: bool = False) ->
             print_table(SUM_COLUMNS, sum_rows(result.certificate.comparison))
         if result.outcome is MoveOutcome.DIFFERS:
             print_note(with_tenant(result.tenant, DIFFERS))
-    if result.finished is not None:
-        print_line(result.finished.describe())
-    if result.rows_deleted is not None:
-        print_line(f"{result.tenant}: taken back; {result.rows_deleted} rows of the copy deleted")
     for note in (result.error, result.warning):
         if note is not None:
             print_note(with_tenant(result.tenant, note))
@@ -347,35 +310,25 @@ COLUMNS: Final = {
     "resources": "resources",
     "byteCount": "bytes",
     "operations": "operations",
-    "diskBytes": "disk, about bytes",
-    "durationS": "about s",
-    "pauseS": "pause, about s",
-    "standbyS": "of it standbys",
 }
 
 
 class MovePlans(msgspec.Struct, frozen=True):
-    """What requests come to, in their order; by tenant, why some are *refused*, and whose pause is *too_long*."""
+    """What requests come to, in their order; by tenant, why some are *refused*."""
 
     plans: list[MovePlan] = []
-    finished: list[FinishedMove] = []
+    finished: list[Certificate] = []
     refused: dict[str, str] = {}
-    too_long: dict[str, str] = {}
-
-    @property
-    def problems(self) -> dict[str, str]:
-        """Why tenants would not move."""
-        return self.refused | self.too_long
 
     @property
     def members(self) -> dict[str, Any]:
         """The members of JSON."""
-        return {"plan": self.plans, "finished": self.finished, "refused": self.problems}
+        return {"plan": self.plans, "finished": self.finished, "refused": self.refused}
 
 
 async def check_moves(
     shards: Shards, requests: Sequence[MoveRequest], places: Mapping[str, TenantPlaces] | None = None
-) -> tuple[list[FoundMove | FinishedMove], dict[str, str]]:
+) -> tuple[list[FoundMove | Certificate], dict[str, str]]:
     """Return the moves that are possible, in order, and by tenant why others are refused.
 
     Without *places* all shards are asked for each tenant. Moves to one shard count one after the other, each business
@@ -384,7 +337,7 @@ async def check_moves(
     slots = asyncio.Semaphore(PARALLEL)
     refused: dict[str, str] = {}
 
-    async def find(request: MoveRequest) -> FoundMove | FinishedMove | None:
+    async def find(request: MoveRequest) -> FoundMove | Certificate | None:
         async with slots:
             try:
                 known = None if places is None else places.get(request.tenant_id)
@@ -396,7 +349,7 @@ async def check_moves(
     answers = await asyncio.gather(*map(find, requests))
     capacities = await fetch_capacities(shards.locator, {one.shard_id for one in requests})
     coming: defaultdict[str, set[str]] = defaultdict(set)  # businesses, by shard
-    possible: list[FoundMove | FinishedMove] = []
+    possible: list[FoundMove | Certificate] = []
     for request, found in zip(requests, answers, strict=True):
         if found is None:
             continue
@@ -416,49 +369,37 @@ async def check_moves(
     return possible, refused
 
 
-async def plan_moves(
-    shards: Shards,
-    requests: Sequence[MoveRequest],
-    *,
-    max_pause_s: float | None = None,
-    places: Mapping[str, TenantPlaces] | None = None,
-) -> MovePlans:
-    """Return what each move would take, and whose pause would be over *max_pause_s*; *places* as in `check_moves`."""
+async def plan_moves(shards: Shards, requests: Sequence[MoveRequest]) -> MovePlans:
+    """Return what each move would copy, and why some are refused."""
     slots = asyncio.Semaphore(PARALLEL)
-    possible, refused = await check_moves(shards, requests, places)
-    too_long: dict[str, str] = {}
+    possible, refused = await check_moves(shards, requests)
 
     async def measure(found: FoundMove) -> MovePlan | None:
-        move, longest_s = found.move, None if found.has_left else max_pause_s  # who has left waits already
         async with slots:
             try:
-                plan = await plan_move(shards.pools, shards.commits, move, max_pause_s=longest_s)
-            except PauseTooLongError as exc:
-                too_long[move.tenant_id] = str(exc)
-                return None
+                return await plan_move(shards.pools, found.move, goes_on=found.goes_on)
             except WorkerError as exc:
-                refused[move.tenant_id] = str(exc)
+                refused[found.move.tenant_id] = str(exc)
                 return None
-        return msgspec.structs.replace(plan, goes_on=found.goes_on)
 
     plans = await asyncio.gather(*(measure(one) for one in possible if isinstance(one, FoundMove)))
-    finished = [one for one in possible if isinstance(one, FinishedMove)]
-    return MovePlans([one for one in plans if one is not None], finished, refused, too_long)
+    finished = [one for one in possible if isinstance(one, Certificate)]
+    return MovePlans([one for one in plans if one is not None], finished, refused)
 
 
 def plan_answer(planned: MovePlans) -> Answer:
     """Return a plan for people and as JSON; it fails if a move is refused."""
-    return Answer(planned.members, _describe_plans(planned), is_failed=bool(planned.problems))
+    return Answer(planned.members, _describe_plans(planned), is_failed=bool(planned.refused))
 
 
 def _describe_plans(planned: MovePlans) -> Iterator[Part]:
     yield plan_table(planned)
     for one in planned.finished:
-        yield one.describe()
+        yield f"{describe(one)}; by an earlier command"
     for plan in planned.plans:
         if plan.goes_on:
             yield f"{plan.tenant}: a command has begun this move, and not ended it: it goes on"
-    for tenant_id, problem in planned.problems.items():
+    for tenant_id, problem in planned.refused.items():
         yield with_tenant(tenant_id, problem)
     if planned.plans:
         yield "nothing was moved; with --apply the tenants are"

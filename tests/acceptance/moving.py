@@ -288,10 +288,7 @@ async def move(
     testbed.homes[tenant.tenant_id] = server.url
     pauses = await fetch(server.url, PAUSE_SQL, tenant.tenant_id)
     active_s, pause_s = pauses[0] if pauses else (float("inf"), None)
-    certificate = (
-        result.get("certificate") or result["finished"]["certificate"]
-    )  # of a mover that was killed at its end
-    return Moved(certificate, float("inf") if pause_s is None else pause_s, active_s, kills, bool(struck))
+    return Moved(result["certificate"], float("inf") if pause_s is None else pause_s, active_s, kills, bool(struck))
 
 
 async def fail_over(shard: Struck) -> None:

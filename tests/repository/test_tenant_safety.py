@@ -64,7 +64,6 @@ NOT_OF_ONE_TENANT = {
     "find_deletions": "what a shard has to delete, whosever it is",
     "find_left_behind": "what a shard has to delete, whosever it is",
     "list_begun_moves": "the moves from a shard, to end them before others begin",
-    "list_drained": "the tenants that drains have moved away from a shard, for the command that undoes a drain",
     "list_moves": "the moves from a shard, for people who operate it",
     "find_locations": "docs/sending.md: `destroy_all` is for every location of a business",
     "find_operation_of_any_tenant": "docs/outcomes.md: without the tenant all shards are asked",

@@ -150,7 +150,6 @@ def rebalance_shards(
     *,
     by: Literal["rows", "bytes", "load"] | None = None,
     to: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    keep_pins: Flag = False,
     terms: MoveTerms = DEFAULT_TERMS,
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
@@ -164,15 +163,11 @@ def rebalance_shards(
         and with Citrus the numbers of businesses are balanced, by the capacities of the shards.
     to
         Move tenants to this shard only; may be given several times.
-    keep_pins
-        Leave all tenants where the shard map pins them; without it those move that are pinned since shards were added.
     """
     from simplu_worker.commands.shards.rebalance import Balance, rebalance_shards
     from simplu_worker.commands.shards.tenant_moves import Weight
 
-    if keep_pins and by is not None:
-        raise UsageError("shards rebalance: expected --by or --keep-pins, got both; by a measure pins do not count")
-    balance = Balance(None if by is None else Weight(by), to, keep_pins)
+    balance = Balance(None if by is None else Weight(by), to)
     return common.run(rebalance_shards, balance, terms, apply=apply, as_json=common.as_json)
 
 
@@ -192,14 +187,15 @@ def drain_shard(
     Parameters
     ----------
     undo
-        Move the tenants back that drains have moved away from the shard.
+        Let the shard take tenants again; those that have left it stay where they are.
     partial
         Move those tenants that have a place, even if others have none.
     """
-    from simplu_worker.commands.shards.rebalance import Drain, drain_shard
+    from simplu_worker.commands.shards.rebalance import Drain, drain_shard, undo_drain
 
-    drain = Drain(shard, undo=undo, partial=partial)
-    return common.run(drain_shard, drain, terms, apply=apply, as_json=common.as_json)
+    if undo:
+        return common.run(undo_drain, shard, apply=apply, as_json=common.as_json)
+    return common.run(drain_shard, Drain(shard, partial), terms, apply=apply, as_json=common.as_json)
 
 
 @shards.command(name="adopt")

@@ -11,11 +11,11 @@ import msgspec
 
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.commands.command_line import MoveTerms
-from simplu_worker.commands.moves import MovePlans, MoveRequest, MoveResult, MoveRunner, print_result, with_tenant
+from simplu_worker.commands.moves import MoveRequest, MoveRunner, check_moves, with_tenant
 from simplu_worker.commands.output import print_json_line, print_line, print_note, print_table, table_of
 from simplu_worker.commands.shards.show import locate_all
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import RetryableError, WorkerError
+from simplu_worker.errors import RetryableError
 from simplu_worker.shards.health.assessment import RUNNING_S
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.queries import QUERIES as SHARD_QUERIES
@@ -25,9 +25,7 @@ from simplu_worker.shards.tenants.provisioning import describe_drained
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving import balance
 from simplu_worker.transfers.moving.places import TenantPlaces, fetch_capacities, places_of
-from simplu_worker.transfers.moving.readiness import MovePlan
-from simplu_worker.transfers.moving.undoing import undo_move
-from simplu_worker.vocabulary import MoveOutcome, TenantState
+from simplu_worker.vocabulary import TenantState
 
 WEIGH_LIMITS: Final = QueryLimits(answer_s=30.0, all_s=300.0)
 WEIGHED_ROWS: Final = 500_000  # of a shard; more are weighed by a part of its pages
@@ -44,8 +42,7 @@ class Weight(StrEnum):
 class Survey(msgspec.Struct, frozen=True):
     """The tenants of all shards, and the moves that have not ended; *targets* take tenants.
 
-    *full* targets take no more by Citrus; *drained* shards take none; *drains* are pairs of tenant and shard that it
-    leaves.
+    *full* targets take no more by Citrus; *drained* shards take none.
     """
 
     targets: list[ShardAddress]
@@ -54,7 +51,6 @@ class Survey(msgspec.Struct, frozen=True):
     places: Mapping[str, TenantPlaces]
     types: Mapping[str, frozenset[str]]
     begun: balance.BegunMoves
-    drains: frozenset[tuple[str, str]]
     drained: frozenset[str] = frozenset()
 
     @property
@@ -94,15 +90,13 @@ class Survey(msgspec.Struct, frozen=True):
         return [msgspec.structs.replace(one, room=0) if one.shard_id in self.full else one for one in rooms]
 
 
-async def survey_tenants(
-    shards: Shards, by: Weight | None, *, without: str | None = None, refilled: str | None = None
-) -> Survey:
-    """Return what all shards have, weighed *by*; *without* and drained shards but *refilled* take no tenants.
+async def survey_tenants(shards: Shards, by: Weight | None, *, without: str | None = None) -> Survey:
+    """Return what all shards have, weighed *by*; *without* and drained shards take no tenants.
 
     Raises `RetryableError` if a shard does not answer.
     """
     asked = (await survey_shards(shards, QUERIES["is_drained"])).rows
-    drained = frozenset(shard_id for shard_id, row in asked if row["is_drained"]) - {refilled, without}
+    drained = frozenset(shard_id for shard_id, row in asked if row["is_drained"]) - {without}
     usable = await _list_usable_shards(shards)
     targets = [shard for shard in usable if shard.shard_id not in {without, *drained}]
     rows = (await survey_shards(shards, QUERIES["list_tenants"])).rows
@@ -128,14 +122,13 @@ async def survey_tenants(
         balance.BegunMove(row["tenant_id"], shard_id, row["target_shard_id"], row["step"], row["is_running"])
         for shard_id, row in journal
     ]
-    drains = frozenset((row["tenant_id"], shard_id) for shard_id, row in journal if row["is_drain"])
     capacities = await fetch_capacities(shards.locator, {shard.shard_id for shard in targets})
     known = {shard_id: one for shard_id, one in capacities.items() if isinstance(one, Capacity)}  # each move asks again
     full = frozenset(shard_id for shard_id, capacity in known.items() if capacity.accepts_new is False)
     targets = [_with_limit(shard, known.get(shard.shard_id)) for shard in targets]
     begun = balance.sort_begun_moves(found, moves, {shard.shard_id for shard in targets})
     known_types = {shard.shard_id: frozenset(types[shard.shard_id]) for shard in targets}
-    return Survey(targets, full, found, places_of(rows), known_types, begun, drains, drained)
+    return Survey(targets, full, found, places_of(rows), known_types, begun, drained)
 
 
 async def running_tenants(shards: Shards, within_s: float) -> set[str]:
@@ -199,26 +192,18 @@ def print_removal(removal: balance.Removal) -> None:
         )
 
 
-COLUMNS: Final = {
-    "tenant": "tenant",
-    "sourceShard": "from",
-    "targetShard": "to",
-    "weight": "weight",
-    "resources": "resources",
-    "byteCount": "bytes",
-    "durationS": "about s",
-}
+COLUMNS: Final = {"tenant": "tenant", "sourceShard": "from", "targetShard": "to", "weight": "weight"}
 
 
 class ShownPlan(msgspec.Struct, frozen=True):
-    """The moves of *plan*, after those that have begun; *planned* is what they would take.
+    """The moves of *plan*, after those that have begun; *refused* says why tenants would not move.
 
     If the plan *is_blocked*, nothing is carried out.
     """
 
     survey: Survey
     plan: Sequence[balance.PlannedTransfer]
-    planned: MovePlans
+    refused: Mapping[str, str]
     by: str
     removal: balance.Removal | None = None
     is_blocked: bool = False
@@ -234,7 +219,7 @@ class ShownPlan(msgspec.Struct, frozen=True):
         moved = {} if self.is_blocked else {(one.tenant.tenant_id, one.tenant.shard_id): one for one in self.plan}
         return [
             one
-            if planned is None or one.tenant_id in self.planned.problems
+            if planned is None or one.tenant_id in self.refused
             else msgspec.structs.replace(one, shard_id=planned.target_id)
             for one in self.survey.homes_after
             for planned in (moved.get((one.tenant_id, one.shard_id)),)
@@ -247,70 +232,61 @@ def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
     if as_json:
         print_json_line(members)
         return
-    columns = {name: text for name, text in COLUMNS.items() if any(name in row for row in members["plan"])}
-    print_table(*table_of(columns, members["plan"]))
+    print_table(*table_of(COLUMNS, members["plan"]))
     before, after = members["before"], members["after"]
     rows = ((name, before[name], after[name]) for name in sorted({*before, *after, *shown.survey.target_ids}))
     print_table(("shard", f"{shown.by} before", "after"), rows)
-    for tenant_id, problem in shown.planned.problems.items():
+    for tenant_id, problem in shown.refused.items():
         print_note(with_tenant(tenant_id, problem))
-    begun = shown.survey.begun
-    for one in begun.taken_back:
-        print_note(f"{one.tenant.tenant_id}: its move to shard {one.target_id}, which has begun, is taken back")
-    for one in begun.running:
+    for one in shown.survey.begun.running:
         print_note(
             f"{one.tenant.tenant_id}: another command moves it to shard {one.target_id}, and is left alone; "
             f"if it was killed just now, {RUNNING_S:.0f} s later this command goes on with it"
         )
     for shard_id in sorted(shown.survey.drained):
         print_note(describe_drained(shard_id))
-    if begun.going_on:
-        print_note(f"{len(begun.going_on)} of these moves have begun and go on first")
-    refused = shown.planned.problems.keys()
-    moved = set() if shown.is_blocked else {one.tenant.tenant_id for one in shown.transfers} - refused
+    if going_on := shown.survey.begun.going_on:
+        print_note(f"{len(going_on)} of these moves have begun and go on first")
+    moved = set() if shown.is_blocked else {one.tenant.tenant_id for one in shown.transfers} - shown.refused.keys()
     print_line(f"{len(moved)} of {len(shown.survey.homes_after)} tenants move")
     if shown.is_blocked:
-        count = len(shown.planned.refused)
-        print_note(f"nothing is moved: {count} tenants have no place; with --partial --apply the others move")
-    elif (shown.transfers or begun.taken_back) and not apply:
+        print_note(
+            f"nothing is moved: {len(shown.refused)} tenants have no place; with --partial --apply the others move"
+        )
+    elif shown.transfers and not apply:
         print_note("nothing was moved; with --apply the tenants are")
     if shown.removal is not None:
         print_removal(shown.removal)
 
 
 def _plan_members(shown: ShownPlan) -> dict[str, Any]:
-    begun, sizes = shown.survey.begun, {one.tenant: one for one in shown.planned.plans}
+    begun = shown.survey.begun
     before, after = _loads(shown.survey.homes), _loads(shown.homes_after)
     return {
         "by": shown.by,
         "plan": [
             *(_members(one) | {"begun": True} for one in begun.going_on),
-            *(_members(one) | _size_members(sizes.get(one.tenant.tenant_id)) for one in shown.plan),
+            *map(_members, shown.plan),
         ],
-        "takenBack": list(map(_members, begun.taken_back)),
         "running": list(map(_members, begun.running)),
         "drained": sorted(shown.survey.drained),
-        "refused": shown.planned.problems,
+        "refused": shown.refused,
         "before": before,
         "after": Counter(dict.fromkeys(before, 0) | after),
         **({} if shown.removal is None else shown.removal.members),
     }
 
 
+async def find_refused(shards: Shards, survey: Survey, plan: Sequence[balance.PlannedTransfer]) -> dict[str, str]:
+    """Return why tenants of *plan* cannot move, by their ids."""
+    _, refused = await check_moves(shards, requests_of(plan), survey.places)
+    return refused
+
+
 def requests_of(plan: Sequence[balance.PlannedTransfer]) -> list[MoveRequest]:
     """Return the moves, one of each tenant: two shards may both name one that moves."""
     requests = [MoveRequest(*one.tenant.names, one.target_id) for one in plan]
     return list({one.tenant_id: one for one in requests}.values())
-
-
-def _size_members(size: MovePlan | None) -> dict[str, Any]:
-    if size is None:
-        return {}
-    return {
-        "resources": size.resources,
-        "byteCount": size.byte_count,
-        "durationS": size.duration_s and round(size.duration_s, 3),
-    }
 
 
 def _loads(tenants: Iterable[balance.WeighedTenant]) -> Counter[str]:
@@ -337,34 +313,16 @@ async def carry_out(
     terms: MoveTerms,
     *,
     as_json: bool,
-    is_drain: bool = False,
 ) -> int:
-    """Take back or end the moves that have begun, then carry out *plan*.
+    """End the moves that have begun, then carry out *plan*; a tenant may be in both.
 
     Return 1 if something fails, or if other commands still move tenants.
     """
-    taken_back = survey.begun.taken_back
-    kept = [one.tenant.tenant_id for one in taken_back if not await _take_back(shards, one, as_json=as_json)]
-    statuses = [1] if kept else []
-    # One after the other: a tenant may be in several.
-    for transfers in (survey.begun.committed, survey.begun.opened, plan):
-        requests = [one for one in requests_of(transfers) if one.tenant_id not in kept]
-        if requests:
-            by_drain = is_drain and transfers is plan
-            statuses.append(await MoveRunner(settings, shards, terms, as_json=as_json, is_drain=by_drain).run(requests))
+    runner = MoveRunner(settings, shards, terms, as_json=as_json)
+    in_turn = (requests_of(survey.begun.going_on), requests_of(plan))
+    statuses = [await runner.run(requests) for requests in in_turn if requests]
     before = {one.tenant.tenant_id for one in survey.begun.running}
     if before and (left := before & await running_tenants(shards, RUNNING_S)):
         print_note(f"{len(left)} tenants, such as {min(left)}, are moved by other commands: run this again afterwards")
         statuses.append(1)
     return max(statuses, default=0)
-
-
-async def _take_back(shards: Shards, transfer: balance.PlannedTransfer, *, as_json: bool) -> bool:
-    tenant_id = transfer.tenant.tenant_id
-    try:
-        count = await undo_move(shards.pools, tenant_id, transfer.tenant.shard_id, transfer.target_id)
-    except WorkerError as exc:
-        print_result(MoveResult(tenant_id, MoveOutcome.FAILED, error=str(exc)), as_json=as_json)
-        return False
-    print_result(MoveResult(tenant_id, MoveOutcome.UNDONE, rows_deleted=count), as_json=as_json)
-    return True

@@ -96,7 +96,7 @@ async def move_tenants(
         parse_tenant_id(one.business_id, one.location_id)
     async with open_shards(settings) as shards:
         if not apply:
-            return plan_answer(await plan_moves(shards, requests, max_pause_s=terms.max_pause))
+            return plan_answer(await plan_moves(shards, requests))
         runner = MoveRunner(settings, shards, terms, as_json=as_json)
         return await runner.run(requests)
 
@@ -140,7 +140,7 @@ async def rollback_tenant(
         if not way.undone and stay:
             raise PermanentError(f"{tenant_id}: expected a move that has not ended, got none: its home is shard {home}")
         if not apply:
-            return await _plan(shards, tenant, home, way, bounds)
+            return await _plan(shards, tenant, home, way)
         if way.undone:
             count = sum([await undo_move(shards.pools, tenant_id, home, copy) for copy in way.undone])
             if way.back_to is None:
@@ -176,14 +176,14 @@ def _note_return(tenant: tuple[str, str], home: str, way: WayBack) -> None:
         )
 
 
-async def _plan(shards: Shards, tenant: tuple[str, str], home: str, way: WayBack, bounds: MoveBounds) -> Answer:
+async def _plan(shards: Shards, tenant: tuple[str, str], home: str, way: WayBack) -> Answer:
     tenant_id = parse_tenant_id(*tenant)
     count = sum([await count_copied(shards.pools, tenant_id, copy) for copy in way.undone])
     plan = RollbackPlan(tenant_id, home, way.undone, count, way.ends_last_move, way.back_to)
     moves = MovePlans()
     if way.back_to is not None and not way.undone:  # beside another copy a move is refused, and that goes first
-        moves = await plan_moves(shards, [MoveRequest(*tenant, way.back_to)], max_pause_s=bounds.max_pause)
-    return Answer({"rollback": plan} | moves.members, _describe_plan(plan, moves), is_failed=bool(moves.problems))
+        moves = await plan_moves(shards, [MoveRequest(*tenant, way.back_to)])
+    return Answer({"rollback": plan} | moves.members, _describe_plan(plan, moves), is_failed=bool(moves.refused))
 
 
 def _describe_plan(plan: RollbackPlan, moves: MovePlans) -> Iterator[Part]:
@@ -196,7 +196,7 @@ def _describe_plan(plan: RollbackPlan, moves: MovePlans) -> Iterator[Part]:
     if plan.back_to is not None:
         yield Line(f"{plan.tenant}: moves back from shard {plan.shard} to shard {plan.back_to}")
     yield plan_table(moves)
-    for tenant_id, problem in moves.problems.items():
+    for tenant_id, problem in moves.refused.items():
         yield with_tenant(tenant_id, problem)
     yield "nothing was changed; with --apply this is done"
 

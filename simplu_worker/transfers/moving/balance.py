@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
@@ -188,41 +187,24 @@ def _has_type(tenant: WeighedTenant, shard_id: str, types: Mapping[str, Collecti
 def plan_drain(
     tenants: Iterable[WeighedTenant], shards: Sequence[ShardRoom], types: Mapping[str, Collection[str]] | None = None
 ) -> tuple[list[PlannedTransfer], list[WeighedTenant]]:
-    """Return where the tenants of a shard are to go, and those for which there is no room.
+    """Return where the tenants of a shard are to go, and those for which there is no room on a shard with their type.
 
-    The shard with the most room that has the type is next; without room one with the tenant's business. Tenants whose
-    type no shard has come last, to any shard.
+    The largest are first, each to the shard with the most room; without room to one with the tenant's business.
     """
     rooms = _Rooms(shards)
-    heap = [(-shard.room, shard.shard_id) for shard in shards if shard.room > 0]
-    heapq.heapify(heap)
+    free = {shard.shard_id: shard.room for shard in shards}
     plan: list[PlannedTransfer] = []
-
-    def place(tenant: WeighedTenant, *, any_type: bool) -> bool:
-        passed: list[tuple[int, str]] = []
-        while heap and not any_type and not _has_type(tenant, heap[0][1], types):
-            passed.append(heapq.heappop(heap))
-        is_placed = bool(heap)
-        if is_placed:
-            negative, shard_id = heapq.heappop(heap)
-            plan.append(PlannedTransfer(tenant, shard_id))
-            rooms.add(tenant, shard_id)
-            if rooms.left[shard_id] > 0:
-                heapq.heappush(heap, (negative + 1, shard_id))
-        for one in passed:
-            heapq.heappush(heap, one)
-        return is_placed or place_beside(tenant, any_type=any_type)
-
-    def place_beside(tenant: WeighedTenant, *, any_type: bool) -> bool:
-        for shard_id in rooms.left:
-            if rooms.has_business(tenant, shard_id) and (any_type or _has_type(tenant, shard_id, types)):
-                plan.append(PlannedTransfer(tenant, shard_id))
-                return True
-        return False
-
-    largest_first = sorted(tenants, key=lambda one: (-one.weight, one))
-    left = [one for one in largest_first if not place(one, any_type=False)]
-    return plan, [one for one in left if not place(one, any_type=True)]
+    homeless: list[WeighedTenant] = []
+    for tenant in sorted(tenants, key=lambda one: (-one.weight, one)):
+        fitting = [one for one in free if rooms.takes(tenant, one) and _has_type(tenant, one, types)]
+        if not fitting:
+            homeless.append(tenant)
+            continue
+        target_id = min(fitting, key=lambda one: (rooms.left[one] <= 0, -free[one], one))
+        plan.append(PlannedTransfer(tenant, target_id))
+        rooms.add(tenant, target_id)
+        free[target_id] -= 1
+    return plan, homeless
 
 
 FoundTenant: TypeAlias = tuple[WeighedTenant, TenantState]
@@ -240,20 +222,10 @@ class BegunMove(msgspec.Struct, frozen=True):
 
 
 class BegunMoves(msgspec.Struct, frozen=True):
-    """What to do about moves that have begun, before all others.
+    """The moves that *go on* before all others, and those that are *running* and left to their commands."""
 
-    *committed* and *opened* go on. *taken_back* are undone. *running* are left to their commands.
-    """
-
-    committed: list[PlannedTransfer] = []
-    opened: list[PlannedTransfer] = []
-    taken_back: list[PlannedTransfer] = []
+    going_on: list[PlannedTransfer] = []
     running: list[PlannedTransfer] = []
-
-    @property
-    def going_on(self) -> list[PlannedTransfer]:
-        """The moves that go on."""
-        return [*self.committed, *self.opened]
 
     @property
     def expected(self) -> list[PlannedTransfer]:
@@ -264,31 +236,24 @@ class BegunMoves(msgspec.Struct, frozen=True):
 def sort_begun_moves(
     found: Sequence[FoundTenant], moves: Iterable[BegunMove], target_ids: Collection[str]
 ) -> BegunMoves:
-    """Return what to do about *moves*, but those that nothing can end; *target_ids* take tenants."""
-    rows: defaultdict[str, dict[str, WeighedTenant]] = defaultdict(dict)
+    """Return the *moves* that can end, those that have committed first; *target_ids* take tenants."""
+    rows = {(one.tenant_id, one.shard_id): one for one, _ in found}
     homes: defaultdict[str, set[str]] = defaultdict(set)
-    for one, state in found:
-        rows[one.tenant_id][one.shard_id] = one
-        if state in LEAVING:
-            homes[one.tenant_id].add(one.shard_id)
-    begun = BegunMoves([], [], [], [])
-    for move in sorted(moves, key=lambda move: (move.tenant_id, move.source_id)):
-        tenant = rows[move.tenant_id].get(move.source_id)
+    for one in homes_of(found):
+        homes[one.tenant_id].add(one.shard_id)
+    begun = BegunMoves([], [])
+    for move in sorted(moves, key=lambda move: (move.step != MoveStep.COMMITTED, move.tenant_id, move.source_id)):
+        tenant = rows.get((move.tenant_id, move.source_id))
         if tenant is None:
             continue
         home_ids = homes[move.tenant_id]
         if move.is_running and home_ids <= {move.source_id, move.target_id}:
             stays = move.step == MoveStep.UNDOING
             begun.running.append(PlannedTransfer(tenant, move.source_id if stays else move.target_id))
-        elif move.step == MoveStep.COMMITTED and home_ids <= {move.target_id}:
-            arrived = rows[move.tenant_id].get(move.target_id, tenant)
-            begun.committed.append(
-                PlannedTransfer(msgspec.structs.replace(tenant, weight=arrived.weight), move.target_id)
-            )
-        elif move.step == MoveStep.OPEN and move.source_id in home_ids and move.target_id in target_ids:
-            begun.opened.append(PlannedTransfer(tenant, move.target_id))
-        elif move.step in {MoveStep.OPEN, MoveStep.UNDOING} and move.source_id in home_ids:
-            begun.taken_back.append(PlannedTransfer(tenant, move.target_id))
+        elif (move.step == MoveStep.COMMITTED and home_ids <= {move.target_id}) or (
+            move.step == MoveStep.OPEN and move.source_id in home_ids and move.target_id in target_ids
+        ):
+            begun.going_on.append(PlannedTransfer(tenant, move.target_id))
     return begun
 
 
@@ -359,23 +324,18 @@ def way_back(
 
 
 def plan_by_map(
-    tenants: Iterable[WeighedTenant],
-    shard_map: ShardMap,
-    targets: Collection[str],
-    left: Collection[tuple[str, str]],
-    *,
-    keep_pins: bool = False,
+    tenants: Iterable[WeighedTenant], shard_map: ShardMap, targets: Collection[str], left: Collection[tuple[str, str]]
 ) -> list[PlannedTransfer]:
     """Return the moves to the shards that the map names, only to *targets*.
 
-    Unless *keep_pins*, a tenant that was pinned because shards were added moves to the added one. *left* are tenants
-    with shards that they have moved away from.
+    A tenant that was pinned because shards were added moves to the added one. *left* are tenants with shards that they
+    have moved away from.
     """
     follower = _PinFollower(shard_map, left)
     plan = []
     for tenant in sorted(tenants):
         named = shard_map.shard_of(tenant.tenant_id).shard_id
-        if named == tenant.shard_id and not keep_pins:
+        if named == tenant.shard_id:
             named = follower.added_shard_of(tenant)
         if named != tenant.shard_id and named in targets:
             plan.append(PlannedTransfer(tenant, named))
@@ -470,43 +430,3 @@ def describe_removal(
             "keep it, and run the command again"
         )
     return Removal(shard_id, tuple(reasons))
-
-
-class Undrained(msgspec.Struct, frozen=True):
-    """The moves back of *plan*, after those of *begun*; *moved_on* have left their new shards since."""
-
-    begun: BegunMoves
-    plan: list[PlannedTransfer]
-    moved_on: list[WeighedTenant]
-
-
-def plan_undrain(
-    homes: Iterable[WeighedTenant],
-    begun: BegunMoves,
-    shard_id: str,
-    drained: Mapping[str, str],
-    stopped: Collection[str],
-) -> Undrained:
-    """Return the moves of tenants back to *shard_id*.
-
-    *drained* has the shards to which tenants have moved, *stopped* the tenants of moves that have not ended.
-    """
-
-    def is_own(one: PlannedTransfer) -> bool:
-        return one.tenant.shard_id == shard_id and one.tenant.tenant_id in stopped
-
-    committed = [one for one in begun.committed if is_own(one)]
-    own = BegunMoves(
-        committed=committed,
-        taken_back=[one for one in (*begun.opened, *begun.taken_back) if is_own(one)],
-        running=begun.running,
-    )
-    settled = {one.tenant.tenant_id for one in begun.expected}
-    left = [one for one in homes if one.tenant_id in drained and one.tenant_id not in settled]
-    back = [one for one in left if one.shard_id == drained[one.tenant_id]]
-    arriving = [msgspec.structs.replace(one.tenant, shard_id=one.target_id) for one in committed]
-    return Undrained(
-        own,
-        [PlannedTransfer(one, shard_id) for one in sorted([*back, *arriving])],
-        [one for one in left if one.shard_id not in {shard_id, drained[one.tenant_id]}],
-    )

@@ -66,7 +66,7 @@ from simplu_worker.transfers.moving.copying import (
     slower_after,
 )
 from simplu_worker.transfers.moving.journal import NOTE_INTERVAL_S, MoveJournal, noted_as_running
-from simplu_worker.transfers.moving.readiness import PredictedPause, time_standbys
+from simplu_worker.transfers.moving.readiness import time_standbys
 from simplu_worker.transfers.moving.types import (
     LEAVING,
     Certificate,
@@ -232,9 +232,7 @@ class Mover:
             self._token = max(source.move_token, token_of_target) + 1
             await take_token(connection, tenant_id, self._token)
             self._step = MoveStep.COMMITTED if source.state is TenantState.MOVED else MoveStep.OPEN
-            await connection.execute(
-                QUERIES["open_move"], tenant_id, self._move.target_id, self._token, self._step, self._options.is_drain
-            )
+            await connection.execute(QUERIES["open_move"], tenant_id, self._move.target_id, self._token, self._step)
         self._last_barrier = (self._clock(), source.read_at)
         self._source_epoch = source.epoch
         return source
@@ -462,10 +460,13 @@ class Mover:
             self._enter(MovePhase.REHEARSE)
             began_at = self._clock()
             await self._send_statements(progress)
-            predicted = PredictedPause(standby_s, self._clock() - began_at)
-            if predicted.total_s <= max_pause_s:
+            statement_s = self._clock() - began_at
+            if standby_s + statement_s <= max_pause_s:
                 return progress
-        raise self._pause_error(predicted.describe(self._move))
+        raise self._pause_error(
+            f"one of about {standby_s + statement_s:.2f} s: {standby_s:.2f} s until the standbys of shards "
+            f"{self._move.source_id} and {self._move.target_id} follow, and {statement_s:.2f} s of statements"
+        )
 
     async def _send_statements(self, progress: Progress) -> None:
         """Send the statements of the pause once without any effect: each is parsed and planned the first time."""

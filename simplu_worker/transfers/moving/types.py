@@ -21,15 +21,11 @@ class Move(msgspec.Struct, frozen=True):
 
 
 class MoveOptions(msgspec.Struct, frozen=True):
-    """How a mover goes about it. *log_kept* is the shortest time for which a worker keeps rows of the log.
-
-    *is_drain* is kept in the journal, for the command that undoes a drain.
-    """
+    """How a mover goes about it. *log_kept* is the shortest time for which a worker keeps rows of the log."""
 
     log_kept: timedelta
     max_pause_s: float = 0.5
     max_rows_per_s: float | None = None
-    is_drain: bool = False
 
 
 class MoveStatus(msgspec.Struct, frozen=True, rename="camel"):

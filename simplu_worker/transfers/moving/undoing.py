@@ -96,7 +96,7 @@ async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str
         token = max(tenant.move_token, 0 if copy is None else copy.move_token) + 1
         if tenant.state in LEAVING:  # no mover can do anything about a tenant that is destroyed
             await take_token(connection, tenant_id, token)
-        await connection.execute(QUERIES["open_move"], tenant_id, target_id, token, "undoing", False)
+        await connection.execute(QUERIES["open_move"], tenant_id, target_id, token, MoveStep.UNDOING)
     count = 0
     async with noted_as_running(source, tenant_id, lambda: token):
         if copy is not None and copy.state in ON_THE_WAY:

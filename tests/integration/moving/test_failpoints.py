@@ -66,7 +66,7 @@ class Struck:
         """Every row is on the target, once, and no fence stays; the command has shown it, and the map names it."""
         result = json.loads(printed.splitlines()[-1])
         assert (result["outcome"], "warning" in result) == ("moved", False), result
-        compared = (result.get("certificate") or result["finished"]["certificate"])["comparison"]
+        compared = result["certificate"]["comparison"]
         assert compared["source"] == compared["target"]
         assert await self.states() == ("moved", "active")
         assert (await self.cases["b"].resources(), await self.cases["b"].log()) == self.expected

@@ -11,8 +11,6 @@ from simplu_worker.cli import app
 from simplu_worker.commands.command_line import MoveBounds, MoveTerms
 from simplu_worker.commands.moves import MoveProgress, sum_rows
 from simplu_worker.commands.output import CountProgress
-from simplu_worker.commands.shards import rebalance_shards
-from simplu_worker.errors import UsageError
 from simplu_worker.transfers.moving.checksums import LOG, Comparison, TypeSum
 from simplu_worker.transfers.moving.types import MoveStatus
 from simplu_worker.vocabulary import MovePhase
@@ -31,11 +29,6 @@ from simplu_worker.vocabulary import MovePhase
 def test_options_of_moves(words: str, name: str, options: object) -> None:
     _, bound, _ = app.parse_args(words.split(), print_error=False, exit_on_error=False)
     assert bound.arguments[name] == options
-
-
-def test_measure_and_pins_exclude_each_other() -> None:
-    with pytest.raises(UsageError, match="expected --by or --keep-pins, got both"):
-        rebalance_shards(by="rows", keep_pins=True)
 
 
 class Clock:

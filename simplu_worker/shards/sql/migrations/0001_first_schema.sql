@@ -448,7 +448,6 @@ CREATE TABLE public.moves (
     move_token bigint NOT NULL,
     step pg_catalog.text NOT NULL,
     detail pg_catalog.jsonb NOT NULL DEFAULT '{}',
-    is_drain boolean NOT NULL DEFAULT false, -- by `shards drain`, whose `--undo` takes it back
     started_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );

@@ -2,10 +2,9 @@
 -- token.
 
 -- name: open_move
--- The time of an open move to the same shard stays, and the detail of one that has committed. A move of a drain stays
--- one.
-INSERT INTO public.moves AS known (tenant_id, target_shard_id, move_token, step, is_drain)
-VALUES ($1, $2, $3, $4, $5)
+-- The time of an open move to the same shard stays, and the detail of one that has committed.
+INSERT INTO public.moves AS known (tenant_id, target_shard_id, move_token, step)
+VALUES ($1, $2, $3, $4)
 ON CONFLICT (tenant_id) DO UPDATE SET
     target_shard_id = excluded.target_shard_id,
     move_token = excluded.move_token,
@@ -15,10 +14,6 @@ ON CONFLICT (tenant_id) DO UPDATE SET
         THEN pg_catalog.jsonb_delete(known.detail, VARIADIC '{error,stopped,seenAt}'::pg_catalog.text[])
         ELSE '{}'
     END,
-    is_drain = excluded.is_drain OR (
-        known.is_drain AND known.step IN ('open', 'committed', 'undoing')
-        AND known.target_shard_id = excluded.target_shard_id
-    ),
     started_at = CASE
         WHEN known.step IN ('open', 'committed') AND known.target_shard_id = excluded.target_shard_id THEN known.started_at
         ELSE pg_catalog.clock_timestamp()
@@ -57,16 +52,12 @@ WHERE tenant_id = $1 AND move_token = $2 AND step IN ('open', 'committed', 'undo
 -- name: list_begun_moves
 -- The moves from this shard that have not ended; whether their commands have written within $1 seconds and not ended.
 SELECT
-    tenant_id, target_shard_id, step, is_drain,
+    tenant_id, target_shard_id, step,
     NOT pg_catalog.jsonb_exists_any(detail, '{error,stopped}'::pg_catalog.text[])
     AND greatest(updated_at, (detail ->> 'seenAt'::pg_catalog.text)::pg_catalog.timestamptz)
     > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1) AS is_running
 FROM public.moves
 WHERE step IN ('open', 'committed', 'undoing');
-
--- name: list_drained
--- The tenants that drains have moved away, each with its new shard.
-SELECT tenant_id, target_shard_id FROM public.moves WHERE is_drain AND step IN ('done', 'cleaning', 'cleaned');
 
 -- name: note_drain
 -- The shard is drained, or without $1 takes tenants again.
@@ -821,21 +812,15 @@ SELECT
     (SELECT pg_catalog.count(*) FROM public.log_rows WHERE log_rows.tenant_no = :number_of_tenant) AS operation_count;
 
 -- name: describe_tenant_size
--- For a plan: rows, stored bytes of resources, and bytes of results in the log. Reads all rows.
+-- For a plan: rows, and stored bytes of resources. Reads all rows.
 SELECT
-    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = $1) AS resource_count,
+    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = $1) AS resources,
     (
         SELECT coalesce(pg_catalog.sum(pg_catalog.pg_column_size(resources.data)), 0)::pg_catalog.int8
         FROM public.resources
         WHERE resources.id = $1
     ) AS byte_count,
-    (SELECT pg_catalog.count(*) FROM public.log_rows WHERE log_rows.tenant_no = :number_of_tenant) AS operation_count,
-    (
-        SELECT coalesce(pg_catalog.sum(pg_catalog.pg_column_size(log_outcomes.result)), 0)::pg_catalog.int8
-        FROM public.log_rows
-        JOIN public.log_outcomes USING (batch_id, position)
-        WHERE log_rows.tenant_no = :number_of_tenant
-    ) AS result_byte_count;
+    (SELECT pg_catalog.count(*) FROM public.log_rows WHERE log_rows.tenant_no = :number_of_tenant) AS operations;
 
 -- fragment: percent_to_read
 -- How many of the pages have about $1 rows: reading all of a large shard may take an hour.

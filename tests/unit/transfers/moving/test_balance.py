@@ -1,4 +1,4 @@
-"""Plans of moves: balanced shards, drained and refilled ones, moves that have begun, rollbacks, and removals."""
+"""Plans of moves: balanced shards, drained ones, moves that have begun, rollbacks, and removals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ from simplu_worker.transfers.moving.balance import (
     plan_balance,
     plan_by_map,
     plan_drain,
-    plan_undrain,
     rooms_of,
     sort_begun_moves,
     way_back,
@@ -88,6 +87,14 @@ def test_drain_fills_no_shard_beyond_its_room(count: int, rooms: dict[str, int])
     assert (len(plan), len(homeless)) == (min(count, room), max(0, count - room))
     filled = Counter(one.target_id for one in plan)
     assert all(filled[name] <= rooms[name] for name in filled)
+
+
+def test_drain_takes_the_shard_with_most_room_that_has_the_type() -> None:
+    tenants = [WeighedTenant("b", str(one), "a", one, kind) for one, kind in enumerate("ttts")]
+    rooms = [ShardRoom("b", room=2), ShardRoom("c", room=3), ShardRoom("d", room=0, businesses=frozenset("b"))]
+    plan, homeless = plan_drain(tenants, rooms, {"b": "t", "c": "t", "d": "t"})
+    assert [(one.tenant.location_id, one.target_id) for one in plan] == [("2", "c"), ("1", "b"), ("0", "c")]
+    assert [one.location_id for one in homeless] == ["3"]
 
 
 def test_second_shard_gives_where_the_fullest_one_has_nothing_to_give() -> None:
@@ -207,23 +214,23 @@ def transfer(source_id: str, target_id: str, weight: int) -> PlannedTransfer:
     return PlannedTransfer(WeighedTenant("b", "l", source_id, weight), target_id)
 
 
-NOTHING = BegunMoves([], [], [])
+NOTHING = BegunMoves([], [])
 
 
 @pytest.mark.parametrize(
     ("rows", "target_id", "step", "begun"),
     [
-        (found(a="active", b="incoming"), "b", "open", BegunMoves([], [transfer("a", "b", 10)], [])),
-        (found(a="fenced", b="ready"), "b", "open", BegunMoves([], [transfer("a", "b", 10)], [])),
-        (found(a="active"), "b", "open", BegunMoves([], [transfer("a", "b", 10)], [])),
+        (found(a="active", b="incoming"), "b", "open", BegunMoves([transfer("a", "b", 10)])),
+        (found(a="fenced", b="ready"), "b", "open", BegunMoves([transfer("a", "b", 10)])),
+        (found(a="active"), "b", "open", BegunMoves([transfer("a", "b", 10)])),
         # Its target takes no more tenants, or a rollback has begun.
-        (found(a="active"), "c", "open", BegunMoves([], [], [transfer("a", "c", 10)])),
-        (found(a="active", b="incoming"), "b", "undoing", BegunMoves([], [], [transfer("a", "b", 10)])),
+        (found(a="active"), "c", "open", NOTHING),
+        (found(a="active", b="incoming"), "b", "undoing", NOTHING),
         # A tenant that has left its shard has one way only.
-        (found(a="moved", b="ready"), "b", "committed", BegunMoves([transfer("a", "b", 20)], [], [])),
-        (found(a="moved", b="active"), "b", "committed", BegunMoves([transfer("a", "b", 20)], [], [])),
-        (found(a="moved"), "b", "committed", BegunMoves([transfer("a", "b", 10)], [], [])),
-        (found(a="moved", c="active"), "c", "committed", BegunMoves([transfer("a", "c", 30)], [], [])),
+        (found(a="moved", b="ready"), "b", "committed", BegunMoves([transfer("a", "b", 10)])),
+        (found(a="moved", b="active"), "b", "committed", BegunMoves([transfer("a", "b", 10)])),
+        (found(a="moved"), "b", "committed", BegunMoves([transfer("a", "b", 10)])),
+        (found(a="moved", c="active"), "c", "committed", BegunMoves([transfer("a", "c", 10)])),
         # It has moved on, or was destroyed: nothing ends the move.
         (found(a="moved", b="moved", c="active"), "b", "committed", NOTHING),
         (found(a="destroyed", b="incoming"), "b", "open", NOTHING),
@@ -269,7 +276,7 @@ def test_homes_are_those_after_the_moves_that_have_begun() -> None:
     after = homes_after(homes_of(rows), begun.expected)
     assert [(one.tenant_id, one.shard_id, one.weight) for one in after] == [
         ("b-2", "a", 1),
-        ("b-l", "b", 20),
+        ("b-l", "b", 10),
         ("b-3", "b", 1),
     ]
 
@@ -278,7 +285,7 @@ def test_tenant_that_moves_twice_is_last_where_the_second_move_goes() -> None:
     rows = found(a="moved", b="active", c="incoming")
     moves = [BegunMove("b-l", "b", "c", MoveStep.OPEN), BegunMove("b-l", "a", "b", MoveStep.COMMITTED)]
     begun = sort_begun_moves(rows, moves, {"a", "b", "c"})
-    assert begun == BegunMoves([transfer("a", "b", 20)], [transfer("b", "c", 20)], [])
+    assert begun == BegunMoves([transfer("a", "b", 10), transfer("b", "c", 20)])
     assert [one.shard_id for one in homes_after(homes_of(rows), begun.expected)] == ["c"]
 
 
@@ -361,11 +368,10 @@ def plan(
     shard_map: ShardMap,
     *,
     left: tuple[tuple[str, str], ...] = (),
-    keep_pins: bool = False,
 ) -> list[PlannedTransfer]:
     """Return the plan, with all shards as targets that are not retired."""
     targets = [shard.shard_id for shard in shard_map.shards if not shard.retired]
-    return plan_by_map(tenants, shard_map, targets, left, keep_pins=keep_pins)
+    return plan_by_map(tenants, shard_map, targets, left)
 
 
 @pytest.mark.parametrize("pins_all", [True, False])
@@ -384,7 +390,6 @@ def test_tenants_that_were_pinned_when_a_shard_was_added_move_there_alone(pins_a
     assert {one.tenant.tenant_id for one in moves} == {
         one.tenant_id for one in tenants if longer.shard_of(one.tenant_id).shard_id == "s5"
     }
-    assert plan(tenants, map_of(5, pins), keep_pins=True) == []
 
 
 def test_plan_goes_on_where_a_part_was_moved() -> None:
@@ -423,10 +428,9 @@ def test_tenant_that_was_pinned_by_hand_stays() -> None:
 
 def test_tenant_that_is_pinned_to_another_shard_moves_there() -> None:
     tenant = WeighedTenant("b", "1", "s1")
-    for keep_pins in (True, False):
-        moves = plan([tenant], map_of(3, {"b-1": "s2"}), keep_pins=keep_pins)
-        assert [one.target_id for one in moves] == ["s2"]
-        assert plan([tenant], map_of(3, {"b-1": "s2"}, retired=("s2",)), keep_pins=keep_pins) == []
+    moves = plan([tenant], map_of(3, {"b-1": "s2"}))
+    assert [one.target_id for one in moves] == ["s2"]
+    assert plan([tenant], map_of(3, {"b-1": "s2"}, retired=("s2",))) == []
 
 
 def test_map_is_followed_to_the_given_shards_only() -> None:
@@ -488,30 +492,3 @@ def test_verdict_has_each_reason() -> None:
         "1 tenants have left it, and are still looked for there, such as v",
         "where 1 tenants are looked for is unknown, such as w",
     ]
-
-
-def on(shard_id: str, location_id: str) -> WeighedTenant:
-    return WeighedTenant("b", location_id, shard_id)
-
-
-def test_tenants_come_back_from_the_shards_to_which_the_drain_moved_them() -> None:
-    homes = [on("b", "moved"), on("c", "also"), on("c", "on"), on("a", "back"), on("b", "by-hand")]
-    drained = {"b-moved": "b", "b-also": "c", "b-on": "b", "b-back": "b", "b-destroyed": "b"}
-    undrained = plan_undrain(homes, BegunMoves(), "a", drained, ())
-    assert undrained.plan == [PlannedTransfer(on("c", "also"), "a"), PlannedTransfer(on("b", "moved"), "a")]
-    assert (undrained.moved_on, undrained.begun) == ([on("c", "on")], BegunMoves())
-
-
-def test_moves_of_the_drain_that_have_not_ended_are_taken_back_or_ended_first() -> None:
-    opened, undoing, committed = (PlannedTransfer(on("a", name), "b") for name in ("opened", "undoing", "committed"))
-    other, elsewhere, running = (
-        PlannedTransfer(on("a", "other"), "b"),
-        PlannedTransfer(on("c", "elsewhere"), "b"),
-        PlannedTransfer(on("b", "running"), "c"),
-    )
-    begun = BegunMoves([committed, other], [opened, elsewhere], [undoing], [running])
-    stopped = {"b-opened", "b-undoing", "b-committed", "b-elsewhere"}
-    homes = [on("a", "opened"), on("a", "undoing"), on("b", "running")]
-    undrained = plan_undrain(homes, begun, "a", {"b-running": "b"}, stopped)
-    assert undrained.begun == BegunMoves(committed=[committed], taken_back=[opened, undoing], running=[running])
-    assert (undrained.plan, undrained.moved_on) == ([PlannedTransfer(on("b", "committed"), "a")], [])
