@@ -47,13 +47,6 @@ async def open_subscriptions(settings: Settings) -> AsyncIterator[Subscriptions]
 
 
 @contextlib.asynccontextmanager
-async def open_lease_table(settings: Settings) -> AsyncIterator[LeaseTable]:
-    """Open the lease table."""
-    async with open_leases(settings) as (table, _):
-        yield table
-
-
-@contextlib.asynccontextmanager
 async def open_leases(settings: Settings) -> AsyncIterator[tuple[LeaseTable, KclLeaderWatch]]:
     """Open the lease table, and the watch for a leader of the KCL 3.x."""
     name = settings.kinesis_application_name

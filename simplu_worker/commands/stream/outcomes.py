@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.assembly.aws import open_lease_table
+from simplu_worker.assembly.aws import open_leases
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.commands.output import describe_silent, print_note
 from simplu_worker.commands.stream.input_lines import InputLine, LineReport, names_in
@@ -84,7 +84,7 @@ async def _read_leases(settings: Settings) -> list[Lease]:
     if settings.kinesis_stream_name is None:
         return []
     try:
-        async with open_lease_table(settings) as table:
+        async with open_leases(settings) as (table, _):
             return await table.scan()
     except WorkerError as exc:
         print_note(f"how far the stream is read is not known: {exc}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from simplu_worker.assembly.aws import open_lease_table, open_stream
+from simplu_worker.assembly.aws import open_leases, open_stream
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.assembly.worker import reader_settings
 from simplu_worker.commands.output import Answer, ProgressLine, Table
@@ -140,7 +140,7 @@ async def replay(settings: Settings, chosen: replay_rules.ReplayRange, *, apply:
     async with AsyncExitStack() as stack:
         shards = await stack.enter_async_context(open_shards(settings))
         stream = await stack.enter_async_context(open_stream(settings))
-        table = await stack.enter_async_context(open_lease_table(settings))
+        table, _ = await stack.enter_async_context(open_leases(settings))
         rules = reader_settings(settings)
         sink = ReplaySink(shards.gateway, totals, tenant_wait=rules.tenant_wait, apply=apply)
         leases = {lease.lease_key: lease for lease in await table.scan()}

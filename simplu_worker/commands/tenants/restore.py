@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.assembly.aws import open_lease_table, open_stream
+from simplu_worker.assembly.aws import open_leases, open_stream
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.moves import clear_cache
 from simplu_worker.commands.output import Answer, Facts, Line, Part, ProgressLine, print_note
@@ -196,7 +196,7 @@ async def _judge_stream(
     if command.mode is not RestoreMode.CATCH_UP:
         return None
     kept = timedelta(hours=settings.operation_retention_hours)
-    async with open_stream(settings) as stream, open_lease_table(settings) as table:
+    async with open_stream(settings) as stream, open_leases(settings) as (table, _):
         retention, now = (await stream.describe()).retention, utc_now()
         facts = BackupFacts(
             rows=content.rows,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -18,9 +17,7 @@ import asyncpg
 from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of, split_string, without_hosts
 from simplu_worker.shards.postgres.errors import (
-    ENCODING,
     WrongDatabaseError,
-    wrong_encoding_message,
     wrong_shard_message,
 )
 from simplu_worker.shards.postgres.queries import DEFAULT_HOME, QUERIES, at_home
@@ -29,6 +26,7 @@ from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
 DEFAULT_PORT: Final = 5432
+ENCODING: Final = "UTF8"  # others lack characters, and with SQL_ASCII jsonb refuses escapes of those beyond ASCII
 STATEMENT_CACHE_SIZE: Final = 100  # prepared statements per connection; asyncpg's default
 USER_TIMEOUT_MS: Final = 10_000  # until a connection with unacknowledged data is ended
 NO_SCHEMA: Final = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
@@ -111,15 +109,6 @@ class ShardConnection(asyncpg.Connection):
             yield
         finally:
             self.home = before
-
-    @contextlib.contextmanager
-    def without_transactions(self) -> Iterator[None]:
-        """Run the statements of the block as they are, behind a pooler too."""
-        before, self.begin_single = self.begin_single, None
-        try:
-            yield
-        finally:
-            self.begin_single = before
 
     async def send(self, statements: str) -> None:
         """Run *statements* in one round trip and as they are."""
@@ -265,8 +254,12 @@ class Connector:
             message = wrong_shard_message(self._address.shard_id, shard_id)
             raise WrongDatabaseError(message, shard_id=self._address.shard_id)
         if server["encoding"] != ENCODING:
-            message = wrong_encoding_message(self._address.shard_id, server["encoding"])
-            raise WrongDatabaseError(message, shard_id=self._address.shard_id)
+            raise WrongDatabaseError(
+                f"shard {self._address.shard_id}: expected a database with encoding {ENCODING}, got "
+                f"{server['encoding']}; create one with ENCODING '{ENCODING}', restore a dump of this one there, and "
+                "name it in the connection string",
+                shard_id=self._address.shard_id,
+            )
         if not IS_TARGET[target](server):
             raise asyncpg.TargetServerAttributeNotMatched(
                 f"expected a server that is {target}, got another; correct target_session_attrs or the hosts"
@@ -306,26 +299,17 @@ def target_of(connection_string: str, places: Sequence[HostPort]) -> TargetSessi
     return TargetSessionAttrs.READ_WRITE if len(places) > 1 else TargetSessionAttrs.ANY
 
 
-def check_variables(environ: Mapping[str, str], home: str) -> None:
+def check_variables(environ: Mapping[str, str]) -> None:
     """Raise ConfigurationError for variables that asyncpg would take for every shard, or that name no usable file."""
     problems = [
         f"{name}: expected none, as the address of each shard has its own options; unset it"
         for name in REFUSED_VARIABLES
         if environ.get(name)
     ]
-    files = {name: environ[name] for name in VARIABLES_WITH_FILES if environ.get(name)}
-    key = files.get("PGSSLKEY", f"{home}/.postgresql/postgresql.key")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    for name, path in files.items():
-        try:
-            with Path(path).open("rb"):
-                pass
-            if name == "PGSSLCERT":
-                context.load_cert_chain(path, key if Path(key).exists() else None, password="")
-            elif name != "PGSSLKEY":
-                context.load_verify_locations(cafile=path)
-        except OSError as exc:  # of TLS too
-            got = "another one" if isinstance(exc, ssl.SSLError) else exc.strerror
-            problems.append(f"{name}: expected a file of certificates or of their key, got {path!r} ({got})")
+    problems += [
+        f"{name}: expected a file of certificates or of their key that this user may read, got {path!r}"
+        for name in VARIABLES_WITH_FILES
+        if (path := environ.get(name)) and not os.access(path, os.R_OK)
+    ]
     if problems:
         raise ConfigurationError(*problems)

@@ -18,7 +18,6 @@ from simplu_worker.network_errors import network_cause
 from simplu_worker.shards.types import ShardUnavailableError
 
 SHRINKING: Final = 10  # of a statement, after one that ran into its timeout
-ENCODING: Final = "UTF8"  # others lack characters, and with SQL_ASCII jsonb refuses escapes of those beyond ASCII
 
 
 class RolledBackError(WorkerError):
@@ -41,14 +40,6 @@ def wrong_shard_message(shard_id: str, found: str | None) -> str:
     """Return the message for an address that leads to the database of *found*; None: of no shard."""
     database = "no identity" if found is None else f"the database of shard {found}"
     return f"shard {shard_id}: its connection string leads to {database}; correct it in the map"
-
-
-def wrong_encoding_message(shard_id: str, found: str) -> str:
-    """Return the message for a database of *shard_id* with the encoding *found*."""
-    return (
-        f"shard {shard_id}: expected a database with encoding {ENCODING}, got {found}; create one with "
-        f"ENCODING '{ENCODING}', restore a dump of this one there, and name it in the connection string"
-    )
 
 
 class ForeignNumbersError(ShardUnavailableError):

@@ -234,7 +234,7 @@ class ShardPool(ShardAvailability):
         if self.is_retired:
             raise retired_error(self._address.shard_id)
         self._check_refusal()
-        match self.decide():
+        match self._breaker.decide(loop_time()):
             case BreakerDecision.ADMIT:
                 pass
             case BreakerDecision.PROBE:
@@ -289,7 +289,7 @@ class Pools:
         clock: UtcClock = utc_now,
     ) -> None:
         """Raise ConfigurationError for variables of libpq that would change or break every connection."""
-        check_variables(os.environ, os.path.expanduser("~"))  # noqa: PTH111  # Path.home() would raise without a home
+        check_variables(os.environ)
         self._clock = clock
         self._size = min(size, max_connections)
         self._timeouts = timeouts

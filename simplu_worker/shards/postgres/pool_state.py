@@ -33,7 +33,7 @@ from simplu_worker.shards.postgres.errors import (
 )
 from simplu_worker.shards.postgres.lender import ConnectionLender
 from simplu_worker.shards.types import ShardUnavailableError
-from simplu_worker.timing.circuit_breaker import BreakerDecision, CircuitBreaker
+from simplu_worker.timing.circuit_breaker import CircuitBreaker
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import ShardErrorKind
 
@@ -59,11 +59,8 @@ class ShardAvailability:
     """
 
     def __init__(self, address: ShardAddress, lender: ConnectionLender) -> None:
-        self._address = address
         self._lender = lender
-        self._breaker = _new_breaker()
         self._has_reported = False
-        self._refused_at: float | None = None  # when it last answered that it could not run a statement
         self._is_refused_as_read_only = False
         self.is_healthy = True  # whether its last use or probe succeeded
         self.last_error: str | None = None  # in words; None if it is healthy
@@ -71,6 +68,7 @@ class ShardAvailability:
         self.checked_address: ShardAddress | None = None
         # Lends no connection any more; its series are gone, and are not to come back while the last uses end.
         self.is_retired = False
+        self.reset(address)
 
     def __repr__(self) -> str:
         return f"ShardAvailability(is_healthy={self.is_healthy}, {self._breaker!r})"
@@ -78,21 +76,20 @@ class ShardAvailability:
     def reset(self, address: ShardAddress) -> None:
         """Forget the state of the old address."""
         self._address = address
-        self._breaker = _new_breaker()
-        self._refused_at = None
+        self._breaker = CircuitBreaker(
+            rest_s=PROBE_INTERVAL_S, rest_max_s=PROBE_INTERVAL_S, silence_max_s=SILENCE_MAX_S
+        )
+        self._refused_at: float | None = None  # when it last answered that it could not run a statement
 
-    def decide(self) -> BreakerDecision:
-        """Return whether a caller may use the shard now."""
-        return self._breaker.decide(loop_time())
-
-    def unavailable_error(self) -> ShardUnavailableError:
-        """Return the error for a caller that may not use the shard."""
-        return self._unavailable(self.last_error)
+    def unavailable_error(self, error: str | None = None) -> ShardUnavailableError:
+        """Return the error for a caller that may not use the shard, by default the last one."""
+        message = self._address.error_with_place(error or self.last_error)
+        return ShardUnavailableError(message, shard_id=self._address.shard_id)
 
     def record_busy(self) -> ShardUnavailableError:
         """Count, and return the error for, a caller that waited too long for a connection."""
         self._count(ShardErrorKind.BUSY)
-        return self._unavailable(ALL_IN_USE)
+        return self.unavailable_error(ALL_IN_USE)
 
     def record_commit(self) -> None:
         """Record a commit: the shard is healthy."""
@@ -147,7 +144,7 @@ class ShardAvailability:
                 # The server has no room for another connection, and works on the existing ones.
                 self._breaker.record_answer(loop_time())
                 self._count(ShardErrorKind.UNAVAILABLE)
-                raise self._unavailable(error_words(exc)) from exc
+                raise self.unavailable_error(error_words(exc)) from exc
             kind = (
                 ShardErrorKind.BROKEN
                 if meaning_of(exc.sqlstate or "") is ErrorMeaning.BROKEN
@@ -207,9 +204,6 @@ class ShardAvailability:
         self._refused_at = loop_time()
         self._is_refused_as_read_only = is_read_only
 
-    def _unavailable(self, error: str | None) -> ShardUnavailableError:
-        return ShardUnavailableError(self._address.error_with_place(error), shard_id=self._address.shard_id)
-
     def _record_lost_race(self, error: str) -> LostRaceError:
         self._count(ShardErrorKind.LOST_RACE)
         return LostRaceError(f"shard {self._address.shard_id}: {error}")
@@ -252,10 +246,6 @@ class ShardAvailability:
             instruments.SHARD_HEALTHY.labels(self._address.shard_id).set(healthy)
 
 
-def _new_breaker() -> CircuitBreaker:
-    return CircuitBreaker(rest_s=PROBE_INTERVAL_S, rest_max_s=PROBE_INTERVAL_S, silence_max_s=SILENCE_MAX_S)
-
-
 def is_of_statement(exc: ServerError) -> bool:
     """Return whether only the statement failed, on a healthy server."""
     return _meaning_of(exc) in OF_STATEMENT
@@ -269,10 +259,7 @@ def is_of_full_server(exc: BaseException | None) -> bool:
 
 
 def _meaning_of(exc: ServerError, *, is_early: bool = False) -> ErrorMeaning:
-    raiser, is_of_connection = raiser_of(exc.context, exc.server_source_function), _is_connection_error(exc)
+    raiser = raiser_of(exc.context, exc.server_source_function)
+    is_of_connection = (exc.severity_en or exc.severity) in {"FATAL", "PANIC"}
     meaning = meaning_of(exc.sqlstate or "", raiser, is_early=is_early and not is_of_connection)
     return ErrorMeaning.UNAVAILABLE if meaning in OF_STATEMENT and is_of_connection else meaning
-
-
-def _is_connection_error(exc: ServerError) -> bool:
-    return (exc.severity_en or exc.severity) in {"FATAL", "PANIC"}

@@ -237,14 +237,11 @@ class Directory:
         try:
             row = await self._homes.fetch_row(self._pools.pool_of(shard_id).address, tenant_id)
         except RetryableError:
-            return named is None or not await self._is_active_on(named, tenant_id)
+            with contextlib.suppress(RetryableError):
+                row = None if named is None else await self._homes.fetch_row(named, tenant_id)
+                return row is None or row["state"] != TenantState.ACTIVE
+            return True
         return row is not None and row["state"] in SERVED_STATES
-
-    async def _is_active_on(self, named: ShardAddress, tenant_id: str) -> bool:
-        with contextlib.suppress(RetryableError):
-            row = await self._homes.fetch_row(named, tenant_id)
-            return row is not None and row["state"] == TenantState.ACTIVE
-        return False
 
     async def _look_up(self, tenant_id: str) -> ShardAddress | Absence:
         asked_at = self._clock()

@@ -70,17 +70,6 @@ class Statement(msgspec.Struct, frozen=True):
         return self.text.splitlines()[0]
 
 
-class MigrationStep(msgspec.Struct, frozen=True):
-    """The statements of one transaction, or one statement outside any."""
-
-    statements: Sequence[Statement]
-
-    @property
-    def is_concurrent(self) -> bool:
-        """Whether it must run outside a transaction."""
-        return self.statements[0].is_concurrent
-
-
 class ShardSchema(msgspec.Struct, frozen=True):
     """A shard's schema: its version, the oldest worker version that works with it, and its types' digests.
 
@@ -259,14 +248,13 @@ def plan_upgrade(schema: ShardSchema, migrations: Sequence[Migration], types: Ma
     )
 
 
-def steps_of(text: str) -> list[MigrationStep]:
-    """Return the steps of an upgrade through a file, in order."""
-    steps: list[MigrationStep] = []
+def steps_of(text: str) -> list[list[Statement]]:
+    """Return the steps of an upgrade through a file, in order: one transaction, or one statement outside any."""
+    steps: list[list[Statement]] = []
     for statement in statements_of(text):
-        if statement.is_concurrent or not steps or steps[-1].is_concurrent:
-            steps.append(MigrationStep([statement]))
-        else:
-            steps[-1] = MigrationStep([*steps[-1].statements, statement])
+        if statement.is_concurrent or not steps or steps[-1][0].is_concurrent:
+            steps.append([])
+        steps[-1].append(statement)
     return steps
 
 

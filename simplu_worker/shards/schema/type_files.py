@@ -233,33 +233,30 @@ def view_statements(
 
     *there* are their columns.
     """
-    return [
-        _view_statement(business_type.name, one.view, one, there.get(one.view, ()), server_version=server_version)
-        for one in business_type.resource_types
-        if one.view is not None
-    ]
+    options = " WITH (security_invoker = true)" if server_version >= SECURITY_INVOKER_SINCE else ""
+    statements = []
+    for resource in business_type.resource_types:
+        if resource.view is None:
+            continue
+        columns = "".join(f",\n    {_expression(one)} AS {quote_name(one.name)}" for one in resource.columns)
+        kept = there.get(resource.view, ())[len(resource.base_columns) + len(resource.columns) :]
+        columns += "".join(f",\n    NULL::{_NAMES.get(of, of)} AS {quote_name(name)}" for name, of in kept)
+        base = ", ".join(
+            quote_name(stored) if stored == name else f"{quote_name(stored)} AS {quote_name(name)}"
+            for stored, name in zip(STORED_COLUMNS, resource.base_columns, strict=True)
+        )
+        statements.append(
+            f"CREATE OR REPLACE VIEW public.{quote_name(resource.view)}{options} AS\n"
+            f"SELECT\n    {base}{columns}\n"
+            "FROM public.resources\n"
+            f'WHERE "businessType" = {literal(business_type.name)} AND "resourceName" = {literal(resource.name)}'
+        )
+    return statements
 
 
 def drop_statement_of(view: str) -> str:
     """Return the statement that drops a view; it fails while another object needs the view."""
     return f"DROP VIEW IF EXISTS public.{quote_name(view)}"
-
-
-def _view_statement(type_name: str, view: str, resource: ResourceType, there: Columns, *, server_version: int) -> str:
-    options = " WITH (security_invoker = true)" if server_version >= SECURITY_INVOKER_SINCE else ""
-    columns = "".join(f",\n    {_expression(one)} AS {quote_name(one.name)}" for one in resource.columns)
-    kept = there[len(resource.base_columns) + len(resource.columns) :]
-    columns += "".join(f",\n    NULL::{_NAMES.get(of, of)} AS {quote_name(name)}" for name, of in kept)
-    base = ", ".join(
-        quote_name(stored) if stored == name else f"{quote_name(stored)} AS {quote_name(name)}"
-        for stored, name in zip(STORED_COLUMNS, resource.base_columns, strict=True)
-    )
-    return (
-        f"CREATE OR REPLACE VIEW public.{quote_name(view)}{options} AS\n"
-        f"SELECT\n    {base}{columns}\n"
-        "FROM public.resources\n"
-        f'WHERE "businessType" = {literal(type_name)} AND "resourceName" = {literal(resource.name)}'
-    )
 
 
 def _expression(column: ViewColumn) -> str:

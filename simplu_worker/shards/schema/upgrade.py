@@ -25,7 +25,6 @@ from simplu_worker.shards.postgres.queries import QUERIES, at_home
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.schema.migrations import (
     Migration,
-    MigrationStep,
     ShardSchema,
     Statement,
     Upgrade,
@@ -182,8 +181,8 @@ class Upgrader:
             if guard.is_closed():
                 shard_id = self._pool.address.shard_id
                 raise ShardUnavailableError(f"shard {shard_id}: the server has ended the connection with the lock")
-            if step.is_concurrent:
-                await self._retry_while_blocked(partial(self._run_outside_transaction, step.statements[0]))
+            if step[0].is_concurrent:
+                await self._retry_while_blocked(partial(self._run_outside_transaction, step[0]))
             else:
                 await self._retry_while_blocked(partial(self._run_in_transaction, step))
 
@@ -194,9 +193,9 @@ class Upgrader:
         if plan.refusals:
             raise ShardUnavailableError(f"shard {self._pool.address.shard_id}: {'; '.join(plan.refusals)}")
 
-    async def _run_in_transaction(self, step: MigrationStep) -> None:
+    async def _run_in_transaction(self, step: Sequence[Statement]) -> None:
         async with self._pool.transaction() as connection:
-            for statement in step.statements:
+            for statement in step:
                 await self._execute(connection, statement)
 
     async def _run_outside_transaction(self, statement: Statement) -> None:
@@ -204,17 +203,17 @@ class Upgrader:
             drop = f"DROP INDEX CONCURRENTLY IF EXISTS public.{statement.index}"
             await self._run_outside_transaction(Statement(drop, is_concurrent=True))
         async with self._pool.connection() as connection:
-            with connection.without_transactions():
-                await connection.execute(QUERIES["lift_timeouts"])
-                try:
-                    await self._execute(connection, statement, within_s=BUILD_MAX_S)
-                except asyncpg.PostgresError:
-                    if not connection.is_closed():
-                        await connection.execute(QUERIES["restore_timeouts"])
-                        connection.terminate()
-                    raise
-                await connection.execute(QUERIES["restore_timeouts"])
-                connection.terminate()  # a session of its own has not our timeouts any more
+            connection.begin_single = None
+            await connection.execute(QUERIES["lift_timeouts"])
+            try:
+                await self._execute(connection, statement, within_s=BUILD_MAX_S)
+            except asyncpg.PostgresError:
+                if not connection.is_closed():
+                    await connection.execute(QUERIES["restore_timeouts"])
+                    connection.terminate()
+                raise
+            await connection.execute(QUERIES["restore_timeouts"])
+            connection.terminate()  # it has not our timeouts and transactions any more
 
     async def _is_half_built(self, index: str) -> bool:
         async with self._pool.connection() as connection:

@@ -64,10 +64,10 @@ def test_statements_are_split_at_the_semicolons_between_them(pieces: list[str], 
 def test_steps_keep_the_order_and_concurrent_ones_are_alone(pieces: list[str]) -> None:
     steps = steps_of(";\n".join(pieces))
 
-    assert [statement.text for step in steps for statement in step.statements] == pieces
-    assert all(len(step.statements) == 1 for step in steps if step.is_concurrent)
-    assert not any(statement.is_concurrent for step in steps if not step.is_concurrent for statement in step.statements)
-    assert all(one.is_concurrent or two.is_concurrent for one, two in pairwise(steps))
+    assert [statement.text for step in steps for statement in step] == pieces
+    assert all(len(step) == 1 for step in steps if step[0].is_concurrent)
+    assert not any(statement.is_concurrent for step in steps if not step[0].is_concurrent for statement in step)
+    assert all(one[0].is_concurrent or two[0].is_concurrent for one, two in pairwise(steps))
 
 
 @given(st.lists(st.sampled_from(PIECES)))
