@@ -22,7 +22,7 @@ def show_feed(destination: str | None = None, /, *, common: CommonOptions = NO_O
     """
     from simplu_worker.commands.feed.destinations import show_feed
 
-    return common.run(lambda settings: show_feed(settings, destination, as_json=common.as_json))
+    return common.run(show_feed, destination)
 
 
 @feed.command(name="replay")
@@ -48,10 +48,7 @@ def replay_feed(
     """
     from simplu_worker.commands.feed.destinations import replay_feed
 
-    begin = parse_time("--since", since)
-    return common.run(
-        lambda settings: replay_feed(settings, destination, begin, shard, apply=apply, as_json=common.as_json)
-    )
+    return common.run(replay_feed, destination, parse_time("--since", since), shard, apply=apply)
 
 
 @feed.command(name="skip")
@@ -79,9 +76,7 @@ def skip_feed(
     """
     from simplu_worker.commands.feed.destinations import skip_feed
 
-    return common.run(
-        lambda settings: skip_feed(settings, destination, shard, event, apply=apply, as_json=common.as_json)
-    )
+    return common.run(skip_feed, destination, shard, event, apply=apply)
 
 
 @feed.command(name="forget")
@@ -95,4 +90,4 @@ def forget_feed(destination: str, /, *, apply: Apply = False, common: CommonOpti
     """
     from simplu_worker.commands.feed.destinations import forget_destination
 
-    return common.run(lambda settings: forget_destination(settings, destination, apply=apply, as_json=common.as_json))
+    return common.run(forget_destination, destination, apply=apply)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, assert_never
 
 import msgspec
-from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import print_json, print_line, print_members, print_note, print_silent, print_table
+from simplu_worker.commands.output import Answer, Facts, Line, Part, Table, table_of
 from simplu_worker.commands.running import known_shard, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
@@ -19,7 +18,6 @@ from simplu_worker.feed.cloud_events import TYPE_PREFIX
 from simplu_worker.feed.cursors import (
     REFUSALS_SHOWN,
     ForgetPlan,
-    ReplayPlan,
     ShardDestination,
     forget,
     read_destinations,
@@ -32,15 +30,20 @@ from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import FeedStop
 
 UNKNOWN: Final = "no shard that answered has the destination {}; `simplu-worker feed show` lists them"
-COLUMNS: Final = ("shard", "changes to send again", "begins at", "stopped")
+COLUMNS: Final = {
+    "shardId": "shard",
+    "changeCount": "changes to send again, about",
+    "beginsAt": "begins at (the log keeps nothing older)",
+    "stopped": "stopped",
+}
 
 
 async def replay_feed(
-    settings: Settings, destination: str, since: datetime, shard_ids: Sequence[str], *, apply: bool, as_json: bool
-) -> int:
-    """Print what each shard, or each of *shard_ids*, sends again; with *apply* begin it.
+    settings: Settings, destination: str, since: datetime, shard_ids: Sequence[str], *, apply: bool
+) -> Answer:
+    """Return what each shard, or each of *shard_ids*, sends again; with *apply* begin it.
 
-    Returns 1 if a shard did not answer, or none has the destination.
+    It fails if a shard did not answer, or none has the destination.
     """
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
@@ -49,52 +52,41 @@ async def replay_feed(
         answers = await query_all_shards(
             chosen, lambda address: replay(shards.pools.ensure_pool(address), destination, since, apply=apply)
         )
-    silent = sorted({address.shard_id for address in chosen} - answers.keys())
-    plans = {shard_id: plan for shard_id, plan in sorted(answers.items()) if plan is not None}
-    if as_json:
-        found = [
-            {
-                "shardId": shard_id,
-                "changeCount": plan.change_count or 0,
-                "beginsAt": plan.begins_at,
-                "stopped": plan.stopped,
-            }
-            for shard_id, plan in plans.items()
-        ]
-        print_json({"applied": apply, "shards": found, "shardsWithoutAnswer": silent})
-    else:
-        _print_replay(destination, plans, apply=apply)
-        print_silent(silent)
-    return 1 if silent or not plans else 0
-
-
-def _print_replay(destination: str, plans: Mapping[str, ReplayPlan], *, apply: bool) -> None:
-    if not plans:
-        print_note(UNKNOWN.format(destination))
-        return
-    rows = [
-        (
-            shard_id,
-            "none" if plan.change_count is None else f"about {plan.change_count}",
-            "" if plan.begins_at is None else f"{plan.begins_at:%Y-%m-%d %H:%M:%S} (the log keeps nothing older)",
-            plan.stopped or "",
-        )
-        for shard_id, plan in plans.items()
+    found = [
+        {
+            "shardId": shard_id,
+            "changeCount": plan.change_count or 0,
+            "beginsAt": plan.begins_at,
+            "stopped": plan.stopped,
+        }
+        for shard_id, plan in sorted(answers.items())
+        if plan is not None
     ]
-    print_table(COLUMNS, rows)
-    if any(plan.stopped is not None for plan in plans.values()):
-        print_note("a destination that has stopped goes on after `simplu-worker feed skip`")
-    print_note(
+    note = (
         "begun: the events come within ten seconds, and the lag of the destination grows until they are sent"
         if apply
         else "nothing was changed; with --apply these events are sent again, under the same ids"
     )
+    has_stopped = any(one["stopped"] is not None for one in found)
+    parts = [
+        table_of(COLUMNS, found),
+        "a destination that has stopped goes on after `simplu-worker feed skip`" if has_stopped else None,
+        note,
+    ]
+    return _answer(destination, found, parts, {one.shard_id for one in chosen} - answers.keys(), apply=apply)
+
+
+def _answer(
+    destination: str, found: Sequence[Mapping[str, Any]], parts: Iterable[Part], silent: Iterable[str], *, apply: bool
+) -> Answer:
+    parts = parts if found else [UNKNOWN.format(destination)]
+    return Answer({"applied": apply, "shards": found}, parts, sorted(silent), is_failed=not found)
 
 
 async def skip_feed(
-    settings: Settings, destination: str, shard_id: str, event_id: str | None = None, *, apply: bool, as_json: bool
-) -> int:
-    """Print what is passed; with *apply* pass it.
+    settings: Settings, destination: str, shard_id: str, event_id: str | None = None, *, apply: bool
+) -> Answer:
+    """Return what is passed; with *apply* pass it.
 
     Raises `PermanentError` if there is nothing to pass, `RetryableError` if the shard does not answer.
     """
@@ -112,21 +104,18 @@ async def skip_feed(
             effect = "the event is tried once more, kept as refused if that fails for any reason, and the feed goes on"
         case _:
             assert_never(choice)
-    if as_json:
-        print_json(members | {"applied": apply})
-        return 0
-    print_members({name: value for name, value in members.items() if value})
-    print_note(f"{'done' if apply else 'nothing was changed; with --apply'}: {effect}")
-    return 0
+    note = f"{'done' if apply else 'nothing was changed; with --apply'}: {effect}"
+    facts = Facts({name: value for name, value in members.items() if value})
+    return Answer(members | {"applied": apply}, [facts, note])
 
 
-FORGET_COLUMNS: Final = ("shard", "cursor of", "refused events")
+FORGET_COLUMNS: Final = {"shardId": "shard", "updatedAt": "cursor of", "refusalCount": "refused events"}
 
 
-async def forget_destination(settings: Settings, destination: str, *, apply: bool, as_json: bool) -> int:
-    """Print what the shards have of a destination; with *apply* delete it.
+async def forget_destination(settings: Settings, destination: str, *, apply: bool) -> Answer:
+    """Return what the shards have of a destination; with *apply* delete it.
 
-    Returns 1 if a shard did not answer, or none has it. Raises `PermanentError` if a replica has it in its file.
+    It fails if a shard did not answer, or none has it. Raises `PermanentError` if a replica has it in its file.
     """
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
@@ -140,17 +129,17 @@ async def forget_destination(settings: Settings, destination: str, *, apply: boo
                 known, lambda one: forget(shards.pools.ensure_pool(one), destination, apply=True)
             )
             plans = _unused(destination, answers)
-    silent = sorted({address.shard_id for address in known} - answers.keys())
-    if as_json:
-        found = [
-            {"shardId": shard_id, "updatedAt": plan.updated_at, "refusalCount": plan.refusal_count}
-            for shard_id, plan in plans.items()
-        ]
-        print_json({"applied": apply, "shards": found, "shardsWithoutAnswer": silent})
-    else:
-        _print_forget(destination, plans, apply=apply)
-        print_silent(silent)
-    return 1 if silent or not plans else 0
+    found = [
+        {"shardId": shard_id, "updatedAt": plan.updated_at, "refusalCount": plan.refusal_count}
+        for shard_id, plan in plans.items()
+    ]
+    note = (
+        "done: the destination begins anew if a file has it again"
+        if apply
+        else "nothing was changed; with --apply this is deleted, and the destination begins anew if a file has it again"
+    )
+    silent = {one.shard_id for one in known} - answers.keys()
+    return _answer(destination, found, [table_of(FORGET_COLUMNS, found), note], silent, apply=apply)
 
 
 def _unused(destination: str, answers: Mapping[str, ForgetPlan | None]) -> dict[str, ForgetPlan]:
@@ -162,19 +151,6 @@ def _unused(destination: str, answers: Mapping[str, ForgetPlan | None]) -> dict[
                 "the file of every replica, and send SIGHUP"
             )
     return plans
-
-
-def _print_forget(destination: str, plans: Mapping[str, ForgetPlan], *, apply: bool) -> None:
-    if not plans:
-        print_note(UNKNOWN.format(destination))
-        return
-    rows = [(shard_id, f"{plan.updated_at:%Y-%m-%d %H:%M:%S}", plan.refusal_count) for shard_id, plan in plans.items()]
-    print_table(FORGET_COLUMNS, rows)
-    print_note(
-        "done: the destination begins anew if a file has it again"
-        if apply
-        else "nothing was changed; with --apply this is deleted, and the destination begins anew if a file has it again"
-    )
 
 
 BEHIND_S: Final = 10.0  # a killed publisher is replaced within that
@@ -284,10 +260,10 @@ SHOW_COLUMNS: Final = (
 SHOWN_MAX: Final = 20  # lines of one kind for people; --json has all
 
 
-async def show_feed(settings: Settings, destination: str | None, *, as_json: bool) -> int:
-    """Print the destinations that the shards know, or the one that is named.
+async def show_feed(settings: Settings, destination: str | None) -> Answer:
+    """Return the destinations that the shards know, or the one that is named.
 
-    Returns 1 if a shard did not answer, or none has the named destination.
+    It fails if a shard did not answer, or none has the named destination.
     """
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
@@ -295,22 +271,18 @@ async def show_feed(settings: Settings, destination: str | None, *, as_json: boo
         answers, causes = await query_with_causes(
             known, lambda address: read_destinations(shards.pools.ensure_pool(address))
         )
-    silent = sorted({address.shard_id for address in known} - answers.keys())
+    silent = {one: scrub_text(causes.get(one, "")) for one in sorted({one.shard_id for one in known} - answers.keys())}
     found = [one for one in summarise(answers) if destination in {None, one.name}]
-    if as_json:
-        print_json({"destinations": found, "shardsWithoutAnswer": silent})
-    else:
-        _print(found)
-        print_silent(silent, {shard_id: scrub_text(cause) for shard_id, cause in causes.items()})
-    if not found and not as_json:
+    is_failed = destination is not None and not found
+    return Answer({"destinations": found}, _describe(found, destination), silent, is_failed)
+
+
+def _describe(found: Sequence[DestinationSummary], destination: str | None) -> Iterator[Part]:
+    if not found:
         wanted = "a destination" if destination is None else f"the destination {destination}"
-        print_note(f"no shard that answered has {wanted}: it has one once a worker with FEED_FILE publishes the shard")
-    return 1 if silent or (destination is not None and not found) else 0
-
-
-def _print(found: Sequence[DestinationSummary]) -> None:
-    if found:
-        print_table(SHOW_COLUMNS, map(_row, found))
+        yield f"no shard that answered has {wanted}: it has one once a worker with FEED_FILE publishes the shard"
+        return
+    yield Table(SHOW_COLUMNS, map(_row, found))
     notes: defaultdict[str, list[str]] = defaultdict(list)
     for one in found:
         for stop in one.stopped:
@@ -327,16 +299,14 @@ def _print(found: Sequence[DestinationSummary]) -> None:
             notes["left"].append(f"{one.name}: no replica has it in FEED_FILE; {command} deletes its places")
     for _, lines in sorted(notes.items()):
         for line in lines[:SHOWN_MAX]:
-            print_line(line)
+            yield Line(line)
         if len(lines) > SHOWN_MAX:
-            print_line(f"and {len(lines) - SHOWN_MAX} more; --json has all")
+            yield Line(f"and {len(lines) - SHOWN_MAX} more; --json has all")
 
 
 def _row(summary: DestinationSummary) -> tuple[object, ...]:
-    has_problem = summary.shards_behind or summary.shards_without_publisher or summary.stopped
-    style = ("yellow" if has_problem else "green") if summary.is_in_file else "dim"
     return (
-        Text(summary.name, style),
+        summary.name,
         f"{summary.lag_seconds:.1f} s",
         summary.shard_count,
         len(summary.shards_behind),

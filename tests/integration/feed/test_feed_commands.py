@@ -17,6 +17,7 @@ from support.postgres.tenant_cases import fetch
 from support.settings import settings_of
 
 from simplu_worker.commands.feed.destinations import forget_destination, replay_feed, show_feed, skip_feed
+from simplu_worker.commands.output import show
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.feed.types import Delivered, Delivery, DestinationTerms, Disabled, FeedEvent, Refused, RetryLater
@@ -47,7 +48,7 @@ def output(capfd: pytest.CaptureFixture[str]) -> Output:
 
 
 async def shown(settings: Settings, output: Output, name: str = "receiver") -> dict[str, Any]:
-    assert await show_feed(settings, name, as_json=True) == 0
+    assert await show(show_feed(settings, name), as_json=True) == 0
     (found,) = output.json()["destinations"]
     return dict(found)
 
@@ -70,11 +71,11 @@ async def test_replay_sends_again_from_a_time_on_while_the_feed_runs(
         await other.until_count(4)
         await until(world, "a", "SELECT FROM feed_cursors WHERE batch_id < (SELECT max(batch_id) FROM log_batches)", 0)
         before = [one.id for one in receiver.events]
-        assert await replay_feed(settings, "receiver", since, (), apply=False, as_json=True) == 0
+        assert await show(replay_feed(settings, "receiver", since, (), apply=False), as_json=True) == 0
         planned = output.json()
         assert [(one["shardId"], one["changeCount"]) for one in planned["shards"]] == [("a", 3), ("b", 0)]
         token = await fetch(case.pool, "SELECT token FROM feed_shards")
-        assert await replay_feed(settings, "receiver", since, ("a",), apply=True, as_json=True) == 0
+        assert await show(replay_feed(settings, "receiver", since, ("a",), apply=True), as_json=True) == 0
         assert output.json() == planned | {"applied": True, "shards": planned["shards"][:1]}
         assert await fetch(case.pool, "SELECT token FROM feed_shards") != token
         await case.apply(case.operation("create", "new", {}))
@@ -83,7 +84,7 @@ async def test_replay_sends_again_from_a_time_on_while_the_feed_runs(
         assert [one.id for one in receiver.events[4:7]] == before[1:]
         assert [one.resource_id for one in receiver.events] == ["old", "r0", "r1", "r2", "r0", "r1", "r2", "new"]
         assert len({one.id for one in other.events}) == 5
-    assert await replay_feed(settings, "receiver", datetime.now(UTC), (), apply=True, as_json=True) == 0
+    assert await show(replay_feed(settings, "receiver", datetime.now(UTC), (), apply=True), as_json=True) == 0
     assert [one["changeCount"] for one in output.json()["shards"]] == [0, 0]
 
 
@@ -110,12 +111,12 @@ async def test_skip_passes_the_event_at_which_a_feed_has_stopped(
         summary = await shown(settings, output)
         (stop,) = summary["stopped"]
         assert (stop["shardId"], stop["reason"], stop["error"]) == ("a", "refused", "400")
-        assert await skip_feed(settings, "receiver", "a", apply=False, as_json=True) == 0
+        assert await show(skip_feed(settings, "receiver", "a", apply=False), as_json=True) == 0
         planned = output.json()
         assert planned["refusedEvent"] == stop["refusedEvent"]
         await until_stop(world, "refused")
         calls.clear()
-        assert await skip_feed(settings, "receiver", "a", apply=True, as_json=True) == 0
+        assert await show(skip_feed(settings, "receiver", "a", apply=True), as_json=True) == 0
         assert output.json() == planned | {"applied": True}
         await receiver.until_count(1)
         assert calls == ["bad", "good"]
@@ -150,10 +151,10 @@ async def test_skip_passes_an_event_that_the_receiver_cannot_take(
         await case.apply(case.operation("update", "bad", {}), case.operation("create", "good", {}))
         await receiver.until_count(1)
         event_id, more = failed[0], ("receiver", "a")
-        assert await skip_feed(settings, *more, event_id, apply=False, as_json=True) == 0
+        assert await show(skip_feed(settings, *more, event_id, apply=False), as_json=True) == 0
         planned = output.json()
         assert (planned["eventId"], planned["applied"]) == (event_id, False)
-        assert await skip_feed(settings, *more, event_id, apply=True, as_json=True) == 0
+        assert await show(skip_feed(settings, *more, event_id, apply=True), as_json=True) == 0
         assert output.json() == planned | {"applied": True}
         await receiver.until_count(2)
         await until(world, "a", f"SELECT FROM feed_refusals WHERE event_id = '{event_id}' AND error = '500'", 1)
@@ -187,7 +188,7 @@ async def test_show_lists_what_a_destination_refused_last(
     subject = f"{TENANT_ID}/patient/r5"
     assert newest == {"shardId": "a", "eventId": event_id, "type": "simplu.resource.created", "subject": subject}
     assert (found["refusalCount"], len(found["refusals"])) == (6, 5)
-    assert await show_feed(settings, None, as_json=False) == 0
+    assert await show(show_feed(settings, None), as_json=False) == 0
     out = capfd.readouterr().out
     assert f"receiver, a: refused simplu.resource.created of {subject} at {since:%Y-%m-%d %H:%M:%S}, {event_id}:" in out
     assert "r0" not in out
@@ -205,7 +206,7 @@ async def test_forget_deletes_what_the_shards_have_of_a_destination_that_has_lef
     async with running(feed):
         await publishing(feed, 2)
         with pytest.raises(PermanentError, match="one, which publishes a, has left in its FEED_FILE; take"):
-            await forget_destination(settings, "left", apply=True, as_json=True)
+            await show(forget_destination(settings, "left", apply=True), as_json=True)
         feed.replace([other.configured()])
         for shard_id in "ab":
             await until(world, shard_id, "SELECT FROM feed_cursors WHERE NOT is_in_file", 1)
@@ -213,11 +214,11 @@ async def test_forget_deletes_what_the_shards_have_of_a_destination_that_has_lef
         await other.until_count(1)
         found = await shown(settings, output, "left")
         assert (found["isInFile"], found["lagSeconds"], found["shardsBehind"], found["shardCount"]) == (False, 0, [], 2)
-        assert await forget_destination(settings, "left", apply=False, as_json=True) == 0
+        assert await show(forget_destination(settings, "left", apply=False), as_json=True) == 0
         planned = output.json()
         assert [(one["shardId"], one["refusalCount"]) for one in planned["shards"]] == [("a", 0), ("b", 0)]
         await until(world, "a", "SELECT FROM feed_cursors", 2)
-        assert await forget_destination(settings, "left", apply=True, as_json=True) == 0
+        assert await show(forget_destination(settings, "left", apply=True), as_json=True) == 0
         assert output.json() == planned | {"applied": True}
         await until(world, "a", "SELECT FROM feed_cursors", 1)
         feed.replace([left.configured(), other.configured()])
@@ -239,7 +240,7 @@ async def test_show_names_shards_that_do_not_answer_and_those_without_a_publishe
     await case.apply(case.operation("create", "r1", {}))
     await fetch(case.pool, "UPDATE log_batches SET completed_at = completed_at - interval '1 hour'")
     settings = settings_of(tmp_path, address, silent("down"))
-    assert await show_feed(settings, None, as_json=True) == 1
+    assert await show(show_feed(settings, None), as_json=True) == 1
     answer = output.json()
     assert answer["shardsWithoutAnswer"] == ["down"]
     (found,) = answer["destinations"]
@@ -251,22 +252,22 @@ async def test_show_names_shards_that_do_not_answer_and_those_without_a_publishe
 async def test_commands_print_tables_for_people(
     world: World, settings: Settings, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert await show_feed(settings, None, as_json=False) == 0
+    assert await show(show_feed(settings, None), as_json=False) == 0
     assert "once a worker with FEED_FILE publishes the shard" in capfd.readouterr().err
     receiver = Receiver()
     feed = feed_of(world.pools, [world.shard_pools["a"].address], [receiver.configured()])
     async with running(feed):
         await publishing(feed, 2)
     await fetch(world.shard_pools["a"], "UPDATE feed_cursors SET stopped = 'disabled', error = 'gone: 410'")
-    assert await show_feed(settings, "receiver", as_json=False) == 0
+    assert await show(show_feed(settings, "receiver"), as_json=False) == 0
     assert "receiver, a: stopped (disabled): gone: 410" in capfd.readouterr().out
-    assert await replay_feed(settings, "receiver", SINCE, (), apply=False, as_json=False) == 0
+    assert await show(replay_feed(settings, "receiver", SINCE, (), apply=False), as_json=False) == 0
     assert "goes on after `simplu-worker feed skip`" in capfd.readouterr().err
-    assert await skip_feed(settings, "receiver", "a", apply=True, as_json=False) == 0
+    assert await show(skip_feed(settings, "receiver", "a", apply=True), as_json=False) == 0
     assert "done: the feed goes on where it was" in capfd.readouterr().err
     for pool in world.shard_pools.values():
         await fetch(pool, "UPDATE feed_cursors SET is_in_file = false")
-    assert await forget_destination(settings, "receiver", apply=False, as_json=False) == 0
+    assert await show(forget_destination(settings, "receiver", apply=False), as_json=False) == 0
     assert "with --apply this is deleted" in capfd.readouterr().err
 
 
