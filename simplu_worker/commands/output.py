@@ -74,8 +74,8 @@ class Answer(msgspec.Struct, frozen=True):
         else:
             for part in self.parts:
                 _print_part(part)
-            causes = self.silent if isinstance(self.silent, Mapping) else None
-            print_silent(list(self.silent or ()), causes)
+            if self.silent:
+                print_note(describe_silent(self.silent))
         for note in self.notes:
             print_note(note)
         return EXIT_FAILED if self.is_failed or self.silent else EXIT_DONE
@@ -150,15 +150,10 @@ def print_note(text: str) -> None:
     _print(Console(stderr=True, highlight=False), Text(escape_unprintable(text)), soft_wrap=True)
 
 
-def print_silent(shard_ids: Sequence[str], causes: Mapping[str, str] | None = None) -> None:
-    """Print on stderr which shards did not answer, with their causes."""
-    if shard_ids:
-        print_note(describe_silent(shard_ids, causes or {}))
-
-
-def describe_silent(shard_ids: Sequence[str], causes: Mapping[str, str]) -> str:
-    """Return which shards did not answer."""
-    named = (f"{one} ({causes[one]})" if causes.get(one) else one for one in shard_ids)
+def describe_silent(silent: Sequence[str] | Mapping[str, str]) -> str:
+    """Return which shards did not answer, with their causes where they are known."""
+    causes = silent if isinstance(silent, Mapping) else {}
+    named = (f"{one} ({causes[one]})" if causes.get(one) else one for one in silent)
     return f"no answer from: {', '.join(named)}"
 
 

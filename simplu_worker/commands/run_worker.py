@@ -14,7 +14,7 @@ import uvloop
 
 from simplu_worker import instruments
 from simplu_worker.commands import EXIT_DONE, EXIT_FAILED
-from simplu_worker.commands.running import log_misspellings, log_service_links, read_settings
+from simplu_worker.commands.running import log_misspellings, read_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.daemon import run_worker
 from simplu_worker.errors import ConfigurationError, WorkerError
@@ -33,7 +33,6 @@ def run(env_file: Path | None = None) -> int:
 
 def _run(settings: Settings) -> int:
     configure_logging(settings.log_level, settings.log_format)
-    log_service_links()
     log_misspellings()
     end_start()
     try:

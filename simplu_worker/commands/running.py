@@ -13,22 +13,20 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Any, Final, TextIO, cast
+from typing import Any, TextIO, cast
 
 import structlog
 
 from simplu_worker.commands import EXIT_BY_SIGNAL, EXIT_FAILED, EXIT_INTERRUPTED
 from simplu_worker.commands.output import Answer, show
 from simplu_worker.config.loading import draft_settings, find_misspellings, load_env_file, prepare_environment
-from simplu_worker.config.settings import NO_ROUTE, ROUTES, VARIABLES, Settings, set_of
+from simplu_worker.config.settings import NO_ROUTE, ROUTES, Settings, set_of
 from simplu_worker.config.values import is_service_link
 from simplu_worker.errors import ConfigurationError, PermanentError, UsageError, WorkerError
 from simplu_worker.memory_tuning import end_start, widen_threads
 from simplu_worker.operations.operation import ID_MAX, is_id, tenant_id_of
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.telemetry.log import configure_logging, flush_logging, scrub_text
-
-SERVICE_LINK_ADVICE: Final = "the address of a service; enableServiceLinks: false keeps it out of the pod"
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +64,6 @@ def run_command(
         settings.log_format if os.environ.get("LOG_FORMAT") else "console",
         stream=cast("TextIO", _Stderr()),
     )
-    log_service_links()
     if not is_check:
         log_misspellings()
     try:
@@ -108,13 +105,6 @@ def read_settings(env_file: Path | None, *, for_run: bool) -> Settings:
 def given_misspellings() -> dict[str, str]:
     """Return the misspelt variables of the environment, each with the nearest one of ours."""
     return find_misspellings(name for name, value in os.environ.items() if value and not is_service_link(value))
-
-
-def log_service_links() -> None:
-    """Log our variables that Kubernetes has set for a service of that name."""
-    for name in VARIABLES:
-        if name.endswith("_PORT") and is_service_link(os.environ.get(name, "")):
-            log.warning("variable.not_ours", variable=name, advice=SERVICE_LINK_ADVICE)
 
 
 def log_misspellings() -> None:

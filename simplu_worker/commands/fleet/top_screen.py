@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simplu_worker.commands.fleet.replica_client import ReplicaClient, open_replica
-from simplu_worker.commands.output import escape_unprintable, print_json, stdout_console
+from simplu_worker.commands.output import Answer, escape_unprintable, stdout_console
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
 from simplu_worker.status.words import Severity
@@ -31,17 +31,14 @@ Json = Mapping[str, Any]
 Cell = tuple[object, str] | object  # with a style
 
 
-async def show_top(settings: Settings, url: str | None, *, once: bool, as_json: bool) -> int:
+async def show_top(settings: Settings, url: str | None, *, once: bool, as_json: bool) -> Answer | int:
     """Show the fleet; once without a terminal, and as JSON. Raises WorkerError without a first answer."""
     console = stdout_console()
     async with open_replica(settings, url) as replica:
         fleet = await replica.ask("GET", "/fleet")
-        if as_json:
-            print_json(fleet)
-        elif once or not console.is_terminal:
-            console.print(draw(fleet, expand=False))
-        else:
-            await _follow(replica, console, fleet)
+        if once or as_json or not console.is_terminal:
+            return Answer(fleet, [draw(fleet, expand=False)])
+        await _follow(replica, console, fleet)
     return 0
 
 

@@ -14,7 +14,7 @@ import msgspec
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.bulkheads import translate
 from simplu_worker.commands import EXIT_DONE, EXIT_FAILED
-from simplu_worker.commands.output import print_note, print_table, shorten
+from simplu_worker.commands.output import TABLE_MAX, print_note, print_table, shorten
 from simplu_worker.commands.running import known_shard, parse_tenant_id
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, PermanentError, UsageError, WorkerError
@@ -25,7 +25,6 @@ from simplu_worker.shards.routing.locator import Locator, StaticMap
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import Absence, TargetKind
 
-TABLE_MAX: Final = 1000  # rows for a person
 CELL_MAX: Final = 200  # characters of a cell in a table
 
 

@@ -128,7 +128,7 @@ def describe_poll(poll: LastPoll, errors: Mapping[str, str]) -> str:
     if poll.error is not None:
         return f"the shards were not listed: {poll.error}"
     if silent := sorted({*poll.silent_shard_ids, *errors}):
-        return describe_silent(silent, errors)
+        return describe_silent({one: errors.get(one, "") for one in silent})
     return "the shards answer, and no worker has applied the others yet: see /status of the workers"
 
 

@@ -213,7 +213,7 @@ def _answer(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, is_faile
         )
         for outcome in outcomes
     ]
-    parts = [output.Table(columns, rows), output.describe_silent(list(silent), silent) if silent else None]
+    parts = [output.Table(columns, rows), output.describe_silent(silent) if silent else None]
     return output.Answer({"operations": outcomes, "shardsWithoutAnswer": list(silent)}, parts, is_failed=is_failed)
 
 

@@ -46,7 +46,7 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
     shown = {"requestId": request_id, "status": status} | _members(undecided) if found is None else _members(found)
     facts = Facts({name: _format_value(value) for name, value in shown.items()})
     part = Line(_describe_absent(request_id, undecided)) if found is None else facts
-    parts = [part, describe_silent(silent, errors) if silent else None]
+    parts = [part, describe_silent({one: errors.get(one, "") for one in silent}) if silent else None]
     return Answer(shown | {"shardsWithoutAnswer": list(silent)}, parts, is_failed=found is None)
 
 
