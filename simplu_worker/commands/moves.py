@@ -41,6 +41,7 @@ from simplu_worker.transfers.moving.mover import PAUSE, Mover
 from simplu_worker.transfers.moving.places import TenantPlaces, check_room, fetch_capacities, find_places, has_business
 from simplu_worker.transfers.moving.readiness import MovePlan, check_shards, plan_move
 from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions, MoveStatus
+from simplu_worker.transfers.patience import run_at_once
 from simplu_worker.vocabulary import MoveOutcome, MovePhase, MoveStep
 
 
@@ -334,19 +335,17 @@ async def check_moves(
     Without *places* all shards are asked for each tenant. Moves to one shard count one after the other, each business
     once.
     """
-    slots = asyncio.Semaphore(PARALLEL)
     refused: dict[str, str] = {}
 
     async def find(request: MoveRequest) -> FoundMove | Certificate | None:
-        async with slots:
-            try:
-                known = None if places is None else places.get(request.tenant_id)
-                return await find_move(shards, request.tenant_id, request.shard_id, known)
-            except WorkerError as exc:
-                refused[request.tenant_id] = str(exc)
-                return None
+        try:
+            known = None if places is None else places.get(request.tenant_id)
+            return await find_move(shards, request.tenant_id, request.shard_id, known)
+        except WorkerError as exc:
+            refused[request.tenant_id] = str(exc)
+            return None
 
-    answers = await asyncio.gather(*map(find, requests))
+    answers = await run_at_once(find, requests, most=PARALLEL)
     capacities = await fetch_capacities(shards.locator, {one.shard_id for one in requests})
     coming: defaultdict[str, set[str]] = defaultdict(set)  # businesses, by shard
     possible: list[FoundMove | Certificate] = []
@@ -371,18 +370,16 @@ async def check_moves(
 
 async def plan_moves(shards: Shards, requests: Sequence[MoveRequest]) -> MovePlans:
     """Return what each move would copy, and why some are refused."""
-    slots = asyncio.Semaphore(PARALLEL)
     possible, refused = await check_moves(shards, requests)
 
     async def measure(found: FoundMove) -> MovePlan | None:
-        async with slots:
-            try:
-                return await plan_move(shards.pools, found.move, goes_on=found.goes_on)
-            except WorkerError as exc:
-                refused[found.move.tenant_id] = str(exc)
-                return None
+        try:
+            return await plan_move(shards.pools, found.move, goes_on=found.goes_on)
+        except WorkerError as exc:
+            refused[found.move.tenant_id] = str(exc)
+            return None
 
-    plans = await asyncio.gather(*(measure(one) for one in possible if isinstance(one, FoundMove)))
+    plans = await run_at_once(measure, [one for one in possible if isinstance(one, FoundMove)], most=PARALLEL)
     finished = [one for one in possible if isinstance(one, Certificate)]
     return MovePlans([one for one in plans if one is not None], finished, refused)
 

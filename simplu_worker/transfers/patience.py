@@ -1,10 +1,13 @@
-"""How transfers wait and try again: while a shard is silent, after a lost race, and with fewer rows after a timeout."""
+"""How transfers wait, try again, and do some things at once.
+
+Again: while a shard is silent, after a lost race, and with fewer rows after a timeout.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, TypeVar
 
 from simplu_worker.errors import RetryableError
@@ -12,6 +15,7 @@ from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedE
 from simplu_worker.timing.clock import loop_time
 
 T = TypeVar("T")
+ItemT = TypeVar("ItemT")
 
 PATIENCE_S: Final = 60.0  # in which a shard that does not answer may come back
 PAUSE_S: Final = 0.5  # before each new try
@@ -62,3 +66,19 @@ async def run_in_pages(run: Callable[[int], Awaitable[int]], *, limit: int) -> i
         total += count
         if count < limit:
             return total
+
+
+async def run_at_once(run: Callable[[ItemT], Awaitable[T]], items: Iterable[ItemT], *, most: int) -> list[T]:
+    """Run *run* for each of *items*, *most* at a time; return the results in order. Raises the first error."""
+    slots = asyncio.Semaphore(most)
+
+    async def run_one(item: ItemT) -> T:
+        async with slots:
+            return await run(item)
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(run_one(item)) for item in items]
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return [one.result() for one in running]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from enum import StrEnum
@@ -34,6 +33,7 @@ from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.tenants.provisioning import BEFORE_ANY_CONTROL, Provisioner
 from simplu_worker.shards.tenants.resource_changes import find_known_types
 from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult
+from simplu_worker.transfers.patience import run_at_once
 from simplu_worker.vocabulary import Absence, TenantState
 
 PAGE_SIZE: Final = 500
@@ -100,24 +100,15 @@ class TenantInventory:
         return rows, survey.silent_shard_ids
 
     async def _locate_all(self, tenant_ids: Sequence[str]) -> dict[str, tuple[str | None, str | None]]:
-        named: dict[str, tuple[str | None, str | None]] = {}
-        left = iter(dict.fromkeys(tenant_ids))
+        async def locate(tenant_id: str) -> tuple[str | None, str | None]:
+            try:
+                address = await self._shards.locator.locate(tenant_id)
+            except AddressRefusedError as exc:
+                return None, str(exc)
+            return None if address is None else address.shard_id, None
 
-        async def locate() -> None:
-            for tenant_id in left:
-                try:
-                    address = await self._shards.locator.locate(tenant_id)
-                    named[tenant_id] = None if address is None else address.shard_id, None
-                except AddressRefusedError as exc:
-                    named[tenant_id] = None, str(exc)
-
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for number in range(LOCATES_AT_ONCE):
-                    tasks.create_task(locate(), name=f"inventory:{number}")
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # one is enough: without Citrus there is no audit
-        return named
+        names = dict.fromkeys(tenant_ids)
+        return dict(zip(names, await run_at_once(locate, names, most=LOCATES_AT_ONCE), strict=True))
 
     async def _read_pages(self, address: ShardAddress) -> AsyncIterator[list[AuditedRow]]:
         after = ""

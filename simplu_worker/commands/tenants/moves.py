@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import csv
 import shlex
@@ -55,6 +54,7 @@ from simplu_worker.transfers.moving.undoing import (
     list_left_behind,
     undo_move,
 )
+from simplu_worker.transfers.patience import run_at_once
 from simplu_worker.vocabulary import MoveOutcome
 
 SHOWN_LENGTH: Final = 200  # of a line that is refused
@@ -328,22 +328,21 @@ async def clean_up_tenants(settings: Settings, older_than: str, *, differing: bo
         left, causes = await query_with_causes(known, ask)
         known_ids = {one.shard_id for one in known}
         silent = sorted(known_ids - left.keys())
-        slots = asyncio.Semaphore(1 if apply else COUNTED_AT_ONCE)
 
-        async def look(one: LeftBehind, shard_id: str) -> dict[str, Any]:
-            home_id = one.target_id
-            async with slots:
-                try:
-                    if one.differs and not differing:
-                        raise PermanentError(DIFFERS)
-                    if home_id not in known_ids:  # it has left the map or Citrus since
-                        home_id = await _find_home(shards, one.tenant_id)
-                    found = await _clean_up_one(shards, one, shard_id, home_id, silent, apply=apply)
-                except WorkerError as exc:
-                    found = {"error": str(exc)}
+        async def look(rows: tuple[str, LeftBehind]) -> dict[str, Any]:
+            (shard_id, one), home_id = rows, rows[1].target_id
+            try:
+                if one.differs and not differing:
+                    raise PermanentError(DIFFERS)
+                if home_id not in known_ids:  # it has left the map or Citrus since
+                    home_id = await _find_home(shards, one.tenant_id)
+                found = await _clean_up_one(shards, one, shard_id, home_id, silent, apply=apply)
+            except WorkerError as exc:
+                found = {"error": str(exc)}
             return {"tenant": one.tenant_id, "left": shard_id, "home": home_id} | found
 
-        found = await asyncio.gather(*(look(one, shard_id) for shard_id in sorted(left) for one in left[shard_id]))
+        rows = [(shard_id, one) for shard_id in sorted(left) for one in left[shard_id]]
+        found = await run_at_once(look, rows, most=1 if apply else COUNTED_AT_ONCE)
     count = sum(one.get("rows") or 0 for one in found)
     parts = [
         table_of({"tenant": "tenant", "left": "left", "home": "home", "rows": "rows"}, found),

@@ -44,7 +44,7 @@ from simplu_worker.transfers.adoption.plan import (
     owner_of,
     without_collisions,
 )
-from simplu_worker.transfers.patience import run_until_won
+from simplu_worker.transfers.patience import run_at_once, run_until_won
 
 OURS: Final = "simplu_adoption"  # the namespace of our tables until the swap
 
@@ -334,17 +334,12 @@ class Adopter:
     async def _look_up(self, sources: Sequence[OldTenant]) -> dict[str, Owner]:
         owners: list[Owner] = []
 
-        async def look_up(source: OldTenant) -> None:
-            owners.append(await _find_owner(source, self._shard_id, self._locator, self._business_info))
+        async def look_up(source: OldTenant) -> Owner:
+            return await _find_owner(source, self._shard_id, self._locator, self._business_info)
 
         for start in range(0, len(sources), LOOKUPS_AT_ONCE):
             self._report(AdoptionProgress(AdoptionStep.LOOKING_UP, start, len(sources)))
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    for source in sources[start : start + LOOKUPS_AT_ONCE]:
-                        tasks.create_task(look_up(source), name=f"look-up:{source.key}")
-            except ExceptionGroup as group:
-                raise group.exceptions[0] from group
+            owners += await run_at_once(look_up, sources[start : start + LOOKUPS_AT_ONCE], most=LOOKUPS_AT_ONCE)
         return without_collisions([*self._owners.values(), *owners])
 
     async def _look_up_late(self, sources: Sequence[OldTenant]) -> None:

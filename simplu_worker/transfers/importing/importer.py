@@ -74,6 +74,7 @@ from simplu_worker.transfers.importing.target import (
     read_homes,
     read_open_imports,
 )
+from simplu_worker.transfers.patience import run_at_once
 
 LOOKUPS_AT_ONCE: Final = 16
 QUERY_MAX_TENANTS: Final = 1000
@@ -144,21 +145,15 @@ class _Placer:
     async def _name_shards(
         self, tenants: Sequence[SourceTenant], name: Callable[[SourceTenant], Awaitable[ShardAddress | None]]
     ) -> dict[str, ShardAddress | WorkerError | None]:
-        named: dict[str, ShardAddress | WorkerError | None] = {}
-        slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+        async def answer(tenant: SourceTenant) -> ShardAddress | WorkerError | None:
+            try:
+                return await name(tenant)
+            except WorkerError as exc:
+                return exc
 
-        async def note(tenant: SourceTenant) -> None:
-            async with slots:
-                try:
-                    named[tenant.tenant_id] = await name(tenant)
-                except WorkerError as exc:
-                    named[tenant.tenant_id] = exc
-
-        async with asyncio.TaskGroup() as tasks:
-            for tenant in tenants:
-                if tenant.problem is None:
-                    tasks.create_task(note(tenant), name=f"locate:{tenant.tenant_id}")
-        return named
+        known = [one for one in tenants if one.problem is None]
+        answers = await run_at_once(answer, known, most=LOOKUPS_AT_ONCE)
+        return {one.tenant_id: found for one, found in zip(known, answers, strict=True)}
 
     async def _register(self, tenant: SourceTenant) -> ShardAddress:
         address = (await self._locator.register(*tenant.key, tenant.business_type or "")).address
@@ -480,18 +475,14 @@ class _ImportRun:
         self, placed: Sequence[_PlacedImport], work: Callable[[_PlacedImport], Awaitable[TenantReport]]
     ) -> ImportResult:
         reports = [_report_untouched(one, self.digest) for one in placed if one.state not in TO_IMPORT]
-        pending = iter([one for one in placed if one.state in TO_IMPORT])
 
-        async def work_on_pending() -> None:
-            for one in pending:
-                try:
-                    reports.append(await work(one))
-                except WorkerError as exc:
-                    reports.append(_report(one, _state_after(exc), None, detail=str(exc)))
+        async def work_on(one: _PlacedImport) -> TenantReport:
+            try:
+                return await work(one)
+            except WorkerError as exc:
+                return _report(one, _state_after(exc), None, detail=str(exc))
 
-        async with asyncio.TaskGroup() as tasks:
-            for number in range(self._parallel):
-                tasks.create_task(work_on_pending(), name=f"import:{number}")
+        reports += await run_at_once(work_on, [one for one in placed if one.state in TO_IMPORT], most=self._parallel)
         reports.sort(key=lambda report: report.name)
         return ImportResult(self.snapshot.facts, self.digest, reports)
 

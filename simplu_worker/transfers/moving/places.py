@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, TypeAlias
@@ -14,6 +13,7 @@ from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Capacity, Locator
 from simplu_worker.shards.routing.shard_query import fetch_from_all_shards
 from simplu_worker.transfers.moving.types import GONE, LEAVING, ON_THE_WAY
+from simplu_worker.transfers.patience import run_at_once
 from simplu_worker.vocabulary import TenantState
 
 
@@ -112,22 +112,17 @@ CapacityAnswer: TypeAlias = Capacity | RetryableError | PermanentError | None
 
 async def fetch_capacities(locator: Locator, shard_ids: Collection[str]) -> dict[str, CapacityAnswer]:
     """Ask Citrus for the capacities of all shards at once; without Citrus there are no limits."""
-    found: dict[str, CapacityAnswer] = dict.fromkeys(shard_ids)
     if not isinstance(locator, CitrusClient):
-        return found
-    at_once = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        return dict.fromkeys(shard_ids)
 
-    async def fetch(shard_id: str) -> None:
-        async with at_once:
-            try:
-                found[shard_id] = await locator.fetch_capacity(shard_id)
-            except (RetryableError, PermanentError) as exc:
-                found[shard_id] = exc
+    async def fetch(shard_id: str) -> CapacityAnswer:
+        try:
+            return await locator.fetch_capacity(shard_id)
+        except (RetryableError, PermanentError) as exc:
+            return exc
 
-    async with asyncio.TaskGroup() as tasks:
-        for shard_id in sorted(shard_ids):
-            tasks.create_task(fetch(shard_id), name=f"capacity:{shard_id}")
-    return found
+    names = sorted(shard_ids)
+    return dict(zip(names, await run_at_once(fetch, names, most=REQUESTS_AT_ONCE), strict=True))
 
 
 async def has_business(pool: ShardPool, business_id: str) -> bool:
