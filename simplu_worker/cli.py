@@ -30,7 +30,7 @@ COMMANDS: Final = {
     "tap": ("fleet", "Print the operations of a replica as they are applied or refused, for 15 minutes at most."),
     "top": (
         "fleet",
-        "Show a replica and its fleet in the terminal: held targets, work in progress, shards, leases, queues, errors.",
+        "Show a fleet in the terminal: problems with advice, replicas, stream shards, tenants that take most time.",
     ),
 }
 

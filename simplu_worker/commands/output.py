@@ -120,7 +120,7 @@ def _cell_of(column: str, cell: object) -> Text:
         case float():
             return Text(f"{cell:.6g}")
         case dict():
-            return Text(escape_unprintable(", ".join(f"{count} {name}" for name, count in cell.items())))
+            return Text(escape_unprintable(", ".join(f"{name} {value}" for name, value in cell.items())))
         case list() | tuple():
             return Text(escape_unprintable(", ".join(map(str, cell))))
         case _:

@@ -13,7 +13,7 @@ import msgspec
 
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.moves import clear_cache
-from simplu_worker.commands.output import Answer, Line, Part, Table
+from simplu_worker.commands.output import Answer, Line, Part, Table, table_of
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.operations.business_types import ResourceType
@@ -135,7 +135,13 @@ def _read(path: Path) -> TypeFile:
     return file
 
 
-APPLY_COLUMNS: Final = ("shard", "state", "types", "views that go", "indexes", "problem")
+APPLY_COLUMNS: Final = {
+    "shardId": "shard",
+    "state": "state",
+    "types": "types",
+    "droppedViews": "views that go",
+    "problems": "problem",
+}
 OTHER_COLUMNS: Final = ("shard", "type", "resource type", "stored as", "resources", "tenants", "ids under both")
 MOVES: Final = (
     "resources under other names are not found by operations once the types are written; --apply then moves them, but "
@@ -263,7 +269,7 @@ def _report(shard_id: str, plan: TypesPlan | None, *, apply: bool) -> ApplyRepor
 
 
 def _describe(reports: Sequence[ApplyReport], *, apply: bool) -> Iterator[Part]:
-    yield Table(APPLY_COLUMNS, map(_apply_row, reports))
+    yield table_of(APPLY_COLUMNS, msgspec.to_builtins(reports))
     for report in reports:
         if report.state is ApplyStatus.EMPTY:
             yield (
@@ -277,17 +283,6 @@ def _describe(reports: Sequence[ApplyReport], *, apply: bool) -> Iterator[Part]:
         yield f"{count} resources were moved to the names of their types"
     if not apply and any(report.state is ApplyStatus.DIFFERENT for report in reports):
         yield "nothing was changed; --apply writes the types, while workers run"
-
-
-def _apply_row(report: ApplyReport) -> tuple[Any, ...]:
-    return (
-        report.shard_id,
-        report.state,
-        ", ".join(f"{name} {change}" for name, change in report.types.items()),
-        report.dropped_views,
-        len(report.indexes) or None,
-        "; ".join(report.problems),
-    )
 
 
 # All documents of a large shard take minutes; each statement has the bounds of the pool.
