@@ -184,8 +184,6 @@ CHECK_INTERVAL_S: Final = 0.5  # until a new or failing shard is noticed
 KNOWN_INTERVAL_S: Final = 5.0  # until a shard that is new to the locator is probed
 COUNT_TENANTS_S: Final = 60.0  # it reads a whole table
 
-Draw = Callable[[], float]
-
 
 class Prober:
     """The prober of all shards with a pool, and of those in *known*, which writes into *registry*.
@@ -202,7 +200,7 @@ class Prober:
         known: Callable[[], Iterable[ShardAddress]] = tuple,
         unlisted: UnlistedShards | None = None,
         clock: Callable[[], float] = loop_time,
-        draw: Draw = random.random,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self._pools = pools
         self._registry = registry

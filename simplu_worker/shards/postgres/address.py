@@ -152,7 +152,7 @@ class ShardAddress(msgspec.Struct, frozen=True):
             raise AddressRefusedError(f"{where}: {EXPECTED}")
         if len(hosts) > HOSTS_MAX:
             raise AddressRefusedError(f"{where}: expected at most {HOSTS_MAX} hosts, got {len(hosts)}")
-        if _is_ambiguous(parts):
+        if parts.netloc.count("@") > 1 or "@" in f"{parts.path}{parts.query}{parts.fragment}":
             raise AddressRefusedError(f"{where}: expected one @, before the host; write %40, %2F, %3F, %23 for @ / ? #")
         for host in hosts:
             if allowed_hosts and not any(fnmatchcase(host, pattern.lower()) for pattern in allowed_hosts):
@@ -209,10 +209,6 @@ def places_of(connection_string: str) -> list[HostPort]:
     return places
 
 
-def _is_ambiguous(parts: SplitResult) -> bool:
-    return parts.netloc.count("@") > 1 or any("@" in part for part in (parts.path, parts.query, parts.fragment))
-
-
 def _text_problem(text: str) -> str | None:
     if len(text) > CONNECTION_STRING_MAX:
         return f"expected at most {CONNECTION_STRING_MAX} characters"
@@ -241,7 +237,8 @@ def _option_problem(options: Sequence[tuple[str, str]], may_name_files: bool) ->
             return f"option {name}: expected one of {', '.join(OPTION_VALUES[name])}"
         if name in VARIABLES_OF_FILES and not may_name_files:
             return f"option {name}: Citrus may not name files; remove it there, and set {VARIABLES_OF_FILES[name]} here"
-        if name in VARIABLES_OF_FILES and not _is_plain_path(value):
+        is_plain_path = value.startswith("/") and value.isprintable() and ".." not in value.split("/")
+        if name in VARIABLES_OF_FILES and not is_plain_path:
             return f"option {name}: expected the whole path of a file, from / on"
         if name == "application_name" and not (value.isprintable() and len(value.encode()) <= NAME_MAX_BYTES):
             return f"option {name}: expected at most {NAME_MAX_BYTES} bytes that can be printed"
@@ -258,7 +255,3 @@ def _iam_problem(parts: SplitResult, pairs: Sequence[tuple[str, str]]) -> str | 
     if options.get("sslmode", ENCRYPTING[0]) not in ENCRYPTING:
         return f"option auth={RDS_IAM}: expected the sslmode {', '.join(ENCRYPTING)}, or none, which is {ENCRYPTING[0]}"
     return None
-
-
-def _is_plain_path(value: str) -> bool:
-    return value.startswith("/") and value.isprintable() and ".." not in value.split("/")

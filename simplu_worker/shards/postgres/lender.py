@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeAlias
+from typing import Final
 
 from simplu_worker.shards.postgres.assignment import ConnectionBudget, PoolConnections
 from simplu_worker.shards.postgres.connector import ShardConnection
@@ -13,8 +13,6 @@ from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
 SWEEPS: Final = 4  # per `idle_s`
-
-Opener: TypeAlias = Callable[[], Awaitable[ShardConnection]]
 
 
 class Request:
@@ -69,7 +67,7 @@ class SharedBudget(ConnectionBudget[ShardConnection, Request]):
 class ConnectionLender:
     """The lender of the connections to one shard, opened by *open_one*, at most *size*."""
 
-    def __init__(self, open_one: Opener, *, size: int, budget: SharedBudget) -> None:
+    def __init__(self, open_one: Callable[[], Awaitable[ShardConnection]], *, size: int, budget: SharedBudget) -> None:
         self._open_one = open_one
         self._budget = budget
         self._pool = PoolConnections[ShardConnection, Request](size)

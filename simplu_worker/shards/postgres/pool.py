@@ -21,7 +21,7 @@ from simplu_worker import instruments
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import Connector, ShardConnection, check_variables
-from simplu_worker.shards.postgres.errors import EXPIRING_STATES, POOLER_STATES, READ_ONLY
+from simplu_worker.shards.postgres.errors import ALL_IN_USE, EXPIRING_STATES, POOLER_STATES, READ_ONLY
 from simplu_worker.shards.postgres.lender import ConnectionLender, SharedBudget
 from simplu_worker.shards.postgres.pool_state import ShardAvailability, is_of_full_server, is_of_statement
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -36,6 +36,7 @@ from simplu_worker.telemetry.log import register_secret
 from simplu_worker.timing.circuit_breaker import BreakerDecision
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.sharing import SharedAnswer
+from simplu_worker.vocabulary import ShardErrorKind
 
 CONNECTIONS_MAX = 100_000  # the default: more than a process may have
 PROBE_FRESH_S = 0.5
@@ -63,7 +64,12 @@ class ShardPool(ShardAvailability):
         self._timeouts = timeouts
         self._budget = SharedBudget(size, idle_s=timeouts.idle_s) if budget is None else budget
         self._connector = Connector(address, timeouts=timeouts)
-        super().__init__(address, ConnectionLender(self._connect, size=size, budget=self._budget))
+        super().__init__(
+            address,
+            ConnectionLender(
+                partial(self._open_connection, within_s=timeouts.connect_s), size=size, budget=self._budget
+            ),
+        )
         self._shared_probe = SharedAnswer(self._probe_once, fresh_s=PROBE_FRESH_S, failed_fresh_s=PROBE_FAILED_FRESH_S)
         self.refusal: str | None = None  # why a probe found that this worker may not use it, such as its schema
         self._stopping: set[asyncio.Task[None]] = set()
@@ -111,7 +117,8 @@ class ShardPool(ShardAvailability):
         try:
             connection = await self._lender.borrow(within_s=self._timeouts.acquire_s)
         except TimeoutError as exc:
-            raise self.record_busy() from exc
+            self.count_error(ShardErrorKind.BUSY)
+            raise self.unavailable_error(ALL_IN_USE) from exc
         timeout_s = 0.0 if budget is None else self.seconds_of(budget)
         with self.translate_errors(asked_at=loop_time(), is_probe=budget is None, timeout_s=timeout_s):
             try:
@@ -243,9 +250,6 @@ class ShardPool(ShardAvailability):
                 raise self.unavailable_error()
             case admission:
                 assert_never(admission)
-
-    async def _connect(self) -> ShardConnection:
-        return await self._open_connection(within_s=self._timeouts.connect_s)
 
     async def _open_connection(self, *, within_s: float) -> ShardConnection:
         with self.translate_connect_errors():

@@ -12,7 +12,6 @@ import structlog
 from simplu_worker import instruments
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import (
-    ALL_IN_USE,
     LOCK_TIMEOUT,
     READ_ONLY,
     UNIQUE_VIOLATION,
@@ -86,11 +85,6 @@ class ShardAvailability:
         message = self._address.error_with_place(error or self.last_error)
         return ShardUnavailableError(message, shard_id=self._address.shard_id)
 
-    def record_busy(self) -> ShardUnavailableError:
-        """Count, and return the error for, a caller that waited too long for a connection."""
-        self._count(ShardErrorKind.BUSY)
-        return self.unavailable_error(ALL_IN_USE)
-
     def record_commit(self) -> None:
         """Record a commit: the shard is healthy."""
         self._refused_at = None
@@ -143,7 +137,7 @@ class ShardAvailability:
             if is_of_full_server(exc) and self._lender.has_connections:
                 # The server has no room for another connection, and works on the existing ones.
                 self._breaker.record_answer(loop_time())
-                self._count(ShardErrorKind.UNAVAILABLE)
+                self.count_error(ShardErrorKind.UNAVAILABLE)
                 raise self.unavailable_error(error_words(exc)) from exc
             kind = (
                 ShardErrorKind.BROKEN
@@ -166,23 +160,23 @@ class ShardAvailability:
         error = state_words(exc.sqlstate)
         match meaning:
             case ErrorMeaning.TRY_AGAIN if exc.sqlstate == LOCK_TIMEOUT:
-                self._count(ShardErrorKind.LOST_RACE)
+                self.count_error(ShardErrorKind.LOST_RACE)
                 raise LockTimeoutError(f"shard {self._address.shard_id}: {error}") from exc
             case ErrorMeaning.TRY_AGAIN:
                 raise self._record_lost_race(error) from exc
             case ErrorMeaning.STATEMENT if exc.constraint_name in NUMBERS_OF_SHARD:
-                self._count(ShardErrorKind.STATEMENT)
+                self.count_error(ShardErrorKind.STATEMENT)
                 raise ForeignNumbersError(foreign_numbers_message(self._address.shard_id)) from exc
             case ErrorMeaning.STATEMENT if exc.sqlstate == UNIQUE_VIOLATION:
-                self._count(ShardErrorKind.DUPLICATE_KEY)
+                self.count_error(ShardErrorKind.DUPLICATE_KEY)
                 raise DuplicateKeyError(
                     self._address.error_with_place(error), error=error, table=exc.table_name
                 ) from exc
             case ErrorMeaning.DATA:
-                self._count(ShardErrorKind.STATEMENT)
+                self.count_error(ShardErrorKind.STATEMENT)
                 raise ValueRefusedError(self._address.error_with_place(error), error=error) from exc
             case ErrorMeaning.STATEMENT:
-                self._count(ShardErrorKind.STATEMENT)
+                self.count_error(ShardErrorKind.STATEMENT)
                 is_timeout = isinstance(exc, asyncpg.QueryCanceledError)
                 raise StatementFailedError(
                     self._address.error_with_place(error), error=error, is_timeout=is_timeout
@@ -205,7 +199,7 @@ class ShardAvailability:
         self._is_refused_as_read_only = is_read_only
 
     def _record_lost_race(self, error: str) -> LostRaceError:
-        self._count(ShardErrorKind.LOST_RACE)
+        self.count_error(ShardErrorKind.LOST_RACE)
         return LostRaceError(f"shard {self._address.shard_id}: {error}")
 
     def _record_unavailable(
@@ -225,12 +219,13 @@ class ShardAvailability:
             self._lender.terminate_lent(before=now - SILENCE_MAX_S)
 
     def _record_error(self, kind: ShardErrorKind, error: str) -> None:
-        self._count(kind)
+        self.count_error(kind)
         self.last_error = error
         self.checked_address = None
         self._report(healthy=False)
 
-    def _count(self, kind: ShardErrorKind) -> None:
+    def count_error(self, kind: ShardErrorKind) -> None:
+        """Count an error of the shard."""
         if not self.is_retired:
             instruments.SHARD_ERRORS.labels(self._address.shard_id, kind).inc()
 

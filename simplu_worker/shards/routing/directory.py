@@ -55,10 +55,9 @@ class AddressChanger:
     def due_shard_ids(self) -> list[str]:
         """Return the shards with a candidate that may be tried now."""
         now = self._clock()
-        contested = self._book.contested_shard_ids()
         return [
             shard_id
-            for shard_id in contested
+            for shard_id in self._book.contested_shard_ids()
             if self._book.due_candidate(shard_id, now, is_healthy=self.is_healthy(shard_id)) is not None
         ]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
@@ -299,15 +299,6 @@ def index_statements(business_type: BusinessType) -> dict[str, str]:
     return statements
 
 
-def index_changes(wanted: Iterable[Mapping[str, str]], there: Collection[str]) -> list[str]:
-    """Return the statements by which a shard with the indexes *there* has those that are wanted."""
-    statements = {name: text for one in wanted for name, text in one.items()}
-    return [
-        *(text for name, text in sorted(statements.items()) if name not in there),
-        *(f"DROP INDEX CONCURRENTLY IF EXISTS public.{name}" for name in sorted(set(there) - statements.keys())),
-    ]
-
-
 class StoredType(msgspec.Struct, frozen=True):
     """The row of a type on a shard.
 
@@ -391,9 +382,15 @@ def plan_types(
     written = {name: owned[name] for name in changes if changes[name] in {TypeChange.NEW, TypeChange.CHANGED}}
     claimed = {view for one in kept for view in one.views} | {view for file in owned.values() for view in file.views}
     had = {view for one in shard.types.values() for view in one.views}
-    wanted = [*(one.indexes for one in kept), *(index_statements(file.type) for file in owned.values())]
-    indexes = [] if by_upgrade else index_changes(wanted, shard.indexes)
-    return TypesPlan(changes, sorted(had - claimed), list(_refusals(shard, written, kept, remove)), indexes)
+    wanted: dict[str, str] = {}
+    for statements in (*(one.indexes for one in kept), *(index_statements(file.type) for file in owned.values())):
+        wanted.update(statements)
+    indexes = [text for name, text in sorted(wanted.items()) if name not in shard.indexes]
+    unwanted = sorted(set(shard.indexes) - wanted.keys())
+    indexes += [f"DROP INDEX CONCURRENTLY IF EXISTS public.{name}" for name in unwanted]
+    return TypesPlan(
+        changes, sorted(had - claimed), list(_refusals(shard, written, kept, remove)), [] if by_upgrade else indexes
+    )
 
 
 def _change(stored: StoredType | None, file: TypeFile, *, by_upgrade: bool) -> TypeChange:
