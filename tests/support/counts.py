@@ -81,6 +81,7 @@ def main() -> int:
     bounds = [
         ("lines of simplu_worker", product.lines, 64_000),
         ("modules of simplu_worker", product.modules, 280),
+        ("lines of imports, simplu_worker", product.import_lines, 4_500),
         ("lines of tests", tests.lines, 100_000),
         ("words of docstrings, simplu_worker", product.docstring_words, 65_000),
         ("words of docstrings, tests", tests.docstring_words, 45_000),
