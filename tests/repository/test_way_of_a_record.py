@@ -68,6 +68,7 @@ class Source:
         if annotation is None:
             return set()
         names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
+        names |= {node.attr for node in ast.walk(annotation) if isinstance(node, ast.Attribute)}  # of a module
         texts = [node.value for node in ast.walk(annotation) if isinstance(node, ast.Constant)]
         names |= {word for text in texts if isinstance(text, str) for word in re.findall(r"\w+", text)}
         aliased = [self._aliases[name] for name in names if name in self._aliases]
@@ -120,6 +121,8 @@ class Source:
                     for one in values:
                         found |= self.types_of(one, function, class_name, depth + 1)
                 return found
+            case ast.Attribute(value=ast.Name(), attr=name) if name in self.classes:
+                return {name}
             case ast.Attribute(value=owner, attr=name):
                 owners = self.types_of(owner, function, class_name, depth + 1)
                 found = {one for each in owners for one in self.attribute_types(each, name, depth)}
@@ -162,7 +165,8 @@ def leads_to(start: tuple[str, str], station: Station) -> bool:
 def is_handed_over(station: Station, class_name: str) -> bool:
     """Return whether the class of *station* makes a *class_name* to which it gives its method to call."""
     nodes = [node for one in source().methods(station[0]).values() for node in ast.walk(one)]
-    calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == class_name]
+    made = [node for node in nodes if isinstance(node, ast.Call)]
+    calls = [node for node in made if ast.unparse(node.func).rpartition(".")[2] == class_name]
     return f"self.{station[1]}" in {ast.unparse(argument) for call in calls for argument in call.args}
 
 
