@@ -474,7 +474,9 @@ async def test_dead_letter_is_corrected_under_a_new_id(world: PageWorld, page: B
     assert "Old request id\tto-correct" in asked
     assert "Later operations" in asked
     await page.wait_for(f"{text_of('section-letter')}.includes('in place of to-correct')", within_s=30)
-    acted = await world.stack.wait_for_log_event("operator.acted", within_s=SEEN_WITHIN_S, action="edit_letter")
+    acted = await world.stack.wait_for_log_event(
+        "operator.acted", within_s=SEEN_WITHIN_S, action="edit_letter", apply=True
+    )
     assert acted["asked"]["oldRequestId"] == "to-correct"
     await poll_until_true(lambda: world.is_applied(acted["asked"]["requestId"]), within_s=SEEN_WITHIN_S)
 

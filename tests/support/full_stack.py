@@ -264,7 +264,7 @@ class FullStack:
         async with self.http.get(f"{self.worker.url}/status", headers=self.worker.operator) as answer:
             return await answer.json()
 
-    async def wait_for_log_event(self, event: str, *, within_s: float, **facts: str) -> dict[str, Any]:
+    async def wait_for_log_event(self, event: str, *, within_s: float, **facts: str | bool) -> dict[str, Any]:
         """Wait until the worker has logged *event* with *facts*; return all of its facts."""
 
         async def find_line() -> dict[str, Any]:

@@ -224,8 +224,11 @@ class Upgrader:
         return row is not None and not row["is_valid"]
 
     async def _execute(self, connection: Connection, statement: Statement, *, within_s: float | None = None) -> None:
-        self._set_activity(UpgradeActivity(statement.title))
-        self._waited_for = ()
+        if (
+            statement.title != self._activity.title
+        ):  # while it is tried again, what it was last seen to wait for is told
+            self._waited_for = ()
+        self._set_activity(UpgradeActivity(statement.title, waits_for=self._waited_for))
         error: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
             watch = tasks.create_task(self._watch(statement), name=f"watch:{self._pool.address.shard_id}")
@@ -247,7 +250,7 @@ class Upgrader:
                     share = await connection.fetchval(QUERIES["read_build"], sent) if statement.index else None
                     # Just as the statement gives up, a look-up finds no blockers.
                     self._waited_for = blockers or self._waited_for
-                    self._set_activity(UpgradeActivity(statement.title, share, blockers))
+                    self._set_activity(UpgradeActivity(statement.title, share, self._waited_for))
 
     async def _retry_while_blocked(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         shard_id, started, tries = self._pool.address.shard_id, loop_time(), 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -19,7 +20,8 @@ from simplu_local.aws_server.account import REGION
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.stack.aws import CREDENTIALS, start_kinesis
-from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.aws.clients import ThrottledError
+from simplu_worker.consumers.kinesis.stream.client import Record, Stream
 from simplu_worker.consumers.kinesis.stream.positions import TrimHorizon
 
 pytestmark = [pytest.mark.slow(3), pytest.mark.usefixtures("aws_credentials")]
@@ -47,8 +49,17 @@ async def ids_on(url: str) -> list[str]:
     async with client_of("kinesis", url) as client:
         stream = Stream(client, NAME)
         (shard,) = await stream.list_stream_shards()
-        reply = await stream.get_records(await stream.get_iterator(shard.stream_shard_id, TrimHorizon()), limit=100)
-    return [json.loads(record.data)["requestId"] for record in reply.records]
+        records: list[Record] = []
+
+        async def is_read() -> bool:
+            with contextlib.suppress(ThrottledError):  # a stream shard takes five calls a second
+                iterator = await stream.get_iterator(shard.stream_shard_id, TrimHorizon())
+                records[:] = (await stream.get_records(iterator, limit=100)).records
+                return True
+            return False
+
+        assert await poll_until(is_read, within_s=60)
+    return [json.loads(record.data)["requestId"] for record in records]
 
 
 def _take_interrupts() -> None:
