@@ -226,10 +226,10 @@ class ProgressLine:
         console = Console(stderr=True, highlight=False)
         shown = Text(escape_unprintable(text))
         self._live = Live(shown, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
-        self._is_live = console.is_terminal
+        self.is_live = console.is_terminal
 
     def __enter__(self) -> Self:
-        if self._is_live:
+        if self.is_live:
             self._live.start()
         return self
 
@@ -243,7 +243,7 @@ class ProgressLine:
     def tell(self, text: str) -> None:
         """Show *text* from now on."""
         self.text = text
-        if self._is_live:
+        if self.is_live:
             self._live.update(Text(escape_unprintable(text), no_wrap=True, overflow="ellipsis"))
         elif self._clock() - self._shown_at >= self._every_s:
             self._shown_at = self._clock()

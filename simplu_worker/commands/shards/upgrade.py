@@ -113,7 +113,8 @@ async def _upgrade_shards(pools: Pools, reports: Sequence[UpgradeReport], *, tim
         shard_id = address.shard_id
 
         def show(activity: UpgradeActivity) -> None:
-            line.tell(f"{len(done)} of {len(behind)} shards are done; {shard_id}: {_describe_activity(activity)}")
+            if line.is_live or activity.waits_for:  # a line now and then would tell what each try begins with
+                line.tell(f"{len(done)} of {len(behind)} shards are done; {shard_id}: {_describe_activity(activity)}")
 
         async with turns:
             try:

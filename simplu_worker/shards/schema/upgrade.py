@@ -250,7 +250,7 @@ class Upgrader:
                     share = await connection.fetchval(QUERIES["read_build"], sent) if statement.index else None
                     # Just as the statement gives up, a look-up finds no blockers.
                     self._waited_for = blockers or self._waited_for
-                    self._set_activity(UpgradeActivity(statement.title, share, self._waited_for))
+                    self._set_activity(UpgradeActivity(statement.title, share, blockers))
 
     async def _retry_while_blocked(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         shard_id, started, tries = self._pool.address.shard_id, loop_time(), 0
