@@ -13,7 +13,7 @@ import errno
 import hashlib
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Final, Protocol, TypeVar
@@ -25,7 +25,15 @@ from standardwebhooks import Webhook
 from yarl import URL
 
 from simplu_worker.aws.clients import THROTTLING_CODES, Client, error_code, open_client, translate_errors
-from simplu_worker.aws.sending import REQUEST_MAX_BYTES, REQUEST_MAX_COUNT, PutRecord, put_records, speed_up_put_records
+from simplu_worker.aws.sending import (
+    REQUEST_MAX_BYTES,
+    REQUEST_MAX_COUNT,
+    PutRecord,
+    RequestBounds,
+    cut,
+    put_records,
+    speed_up_put_records,
+)
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, FifoIds, OutgoingMessage, Queue
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.feed.cloud_events import CONTENT_TYPE, encode_event, encode_notification
@@ -35,8 +43,6 @@ from simplu_worker.http_connector import BoundedConnector
 from simplu_worker.instruments import KINESIS_THROTTLED
 from simplu_worker.network_errors import network_cause
 from simplu_worker.timing.clock import parse_http_date, utc_now
-
-T = TypeVar("T")
 
 BEHIND: Final = "the event of its resource before it was not delivered"
 
@@ -85,19 +91,6 @@ class KeyOrder:
         return [*self._deliveries]
 
 
-def requests_of(items: Iterable[tuple[T, int]], *, max_count: int, max_bytes: int) -> list[list[T]]:
-    """Return *items*, each with its bytes, in requests of at most *max_count* and *max_bytes*; one item always fits."""
-    requests: list[list[T]] = []
-    room_bytes = 0
-    for item, size_bytes in items:
-        if not requests or len(requests[-1]) == max_count or size_bytes > room_bytes:
-            requests.append([])
-            room_bytes = max_bytes
-        requests[-1].append(item)
-        room_bytes -= size_bytes
-    return requests
-
-
 # The service finds the content of an entry at fault: Kinesis API reference, PutRecords; SQS API reference,
 # SendMessageBatch. Anything else, such as a missing permission, is no event's fault.
 CONTENT_CODES: Final = frozenset(
@@ -125,10 +118,8 @@ Entry = TypeVar("Entry", bound=_SizedEntry)
 
 class _EntryService(Protocol[Entry]):
     @property
-    def request_max_count(self) -> int: ...
-
-    @property
-    def request_max_bytes(self) -> int: ...
+    def bounds(self) -> RequestBounds:
+        """What a request may have."""
 
     def pack(self, event: FeedEvent) -> Entry | None:
         """None if the event is too large."""
@@ -157,10 +148,10 @@ async def publish_in_rounds(
         for index, entry in packed:
             if entry is None:
                 order.note(index, TOO_LARGE)
-        sized = [((index, entry), entry.size_bytes) for index, entry in packed if entry is not None]
-        limits = {"max_count": service.request_max_count, "max_bytes": service.request_max_bytes}
+        entries = [(index, entry) for index, entry in packed if entry is not None]  # one of each key
+        requests = cut(entries, service.bounds, key_of=lambda _: None, size_of=lambda one: one[1].size_bytes)
         async with asyncio.TaskGroup() as tasks:
-            sent = [tasks.create_task(send(request)) for request in requests_of(sized, **limits)]
+            sent = [tasks.create_task(send(request)) for request in requests]
         failures = [failure for task in sent if (failure := task.result()) is not None]
         if failures:
             order.give_up(failures[0])
@@ -436,8 +427,7 @@ READ_TIMEOUT_S: Final = 10.0
 class KinesisDestination:
     """The stream *name_or_arn*; *client* has the hooks of `speed_up_put_records`."""
 
-    request_max_count = REQUEST_MAX_COUNT
-    request_max_bytes = REQUEST_MAX_BYTES
+    bounds = RequestBounds(REQUEST_MAX_COUNT, REQUEST_MAX_BYTES)
     max_events = REQUEST_EVENTS_MAX
 
     def __init__(self, client: Client, name_or_arn: str) -> None:
@@ -504,8 +494,7 @@ class _QueuedEvent(msgspec.Struct, frozen=True):
 class SqsDestination:
     """The FIFO queue *queue*. What another publisher sends again has a new de-duplication id: SQS would swallow it."""
 
-    request_max_count = BATCH_MAX_COUNT
-    request_max_bytes = SQS_EVENT_MAX_BYTES
+    bounds = RequestBounds(BATCH_MAX_COUNT, SQS_EVENT_MAX_BYTES)
     max_events = REQUEST_EVENTS_MAX
 
     def __init__(self, queue: Queue) -> None:

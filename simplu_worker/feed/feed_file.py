@@ -138,7 +138,6 @@ NAME_SHOWN_MAX: Final = 20
 SECRETS_MAX: Final = 4  # each signs every request
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - not a secret
 SECRET_MIN_BYTES, SECRET_MAX_BYTES = 24, 64  # Standard Webhooks, "Signature scheme"
-HTTP_KINDS: Final = frozenset({DestinationKind.WEBHOOK, DestinationKind.NOTIFICATION})
 _REGION: Final = "[a-z0-9]+(?:-[a-z0-9]+)+"  # the SDK refuses others, and then the whole feed would not start
 _STREAM: Final = re.compile(rf"(arn:[a-z-]+:kinesis:{_REGION}:[0-9]{{12}}:stream/)?[a-zA-Z0-9_.-]{{1,128}}", re.ASCII)
 _QUEUE: Final = re.compile(r"https?://[^\s@?#]+/[\w-]{1,75}\.fifo", re.ASCII)

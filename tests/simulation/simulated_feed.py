@@ -18,6 +18,7 @@ from simulation.simulated_shards import SHARD_IDS, PostgresShards
 from support.feed.expected_events import Change, changes_of, find_differences
 from support.feed.follower import Event, Follower
 
+from simplu_worker.aws.sending import RequestBounds
 from simplu_worker.errors import RetryableError
 from simplu_worker.feed.cloud_events import encode_event
 from simplu_worker.feed.destinations import publish_in_rounds
@@ -49,8 +50,7 @@ class ReceiverFaults(msgspec.Struct, frozen=True):
 class SimulatedReceiver:
     """A service to which all publishers send; what came is kept in its order."""
 
-    request_max_count = 10
-    request_max_bytes = EVENT_MAX_BYTES
+    bounds = RequestBounds(10, EVENT_MAX_BYTES)
     max_events = 40
 
     def __init__(self, name: str, network: Network, draws: Random) -> None:

@@ -118,3 +118,16 @@ async def test_entry_that_sqs_may_take_later_is_sent_again(
             await queue_producer(queue).send(MESSAGES, errors.append)
     assert [len(body["Entries"]) for _, body in aws.requests] == [2, *[1] * (len(aws.requests) - 1)]
     assert len(errors) == len(aws.requests)
+
+
+@given(sizes=st.lists(st.integers(1, 12)), max_count=st.integers(1, 5))
+def test_requests_keep_the_order_and_both_limits(sizes: list[int], max_count: int) -> None:
+    bounds = RequestBounds(max_count, 10)
+    requests = list(cut(range(len(sizes)), bounds, key_of=lambda _: None, size_of=lambda index: sizes[index]))
+    assert [index for request in requests for index in request] == list(range(len(sizes)))
+    totals = [sum(sizes[index] for index in request) for request in requests]
+    for request, total in zip(requests, totals, strict=True):
+        assert len(request) <= max_count
+        assert total <= 10 or len(request) == 1
+    for request, total, following in zip(requests, totals, requests[1:], strict=False):
+        assert len(request) == max_count or total + sizes[following[0]] > 10

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.feed.events import feed_event
 
-from simplu_worker.feed.destinations import BEHIND, KeyOrder, requests_of
+from simplu_worker.feed.destinations import BEHIND, KeyOrder
 from simplu_worker.feed.types import Delivered, Delivery, Disabled, Refused, RetryLater
 
 LATER = RetryLater("throttled", 3.0)
@@ -78,15 +78,3 @@ def test_no_event_is_sent_before_those_of_its_key_were_delivered(keys: str, data
     for index, delivery in enumerate(order.deliveries()):
         assert sent.get(index, delivery) == delivery
         assert index in sent or isinstance(delivery, RetryLater)
-
-
-@given(sizes=st.lists(st.integers(1, 12)), max_count=st.integers(1, 5))
-def test_requests_keep_the_order_and_both_limits(sizes: list[int], max_count: int) -> None:
-    requests = requests_of(list(enumerate(sizes)), max_count=max_count, max_bytes=10)
-    assert [index for request in requests for index in request] == list(range(len(sizes)))
-    totals = [sum(sizes[index] for index in request) for request in requests]
-    for request, total in zip(requests, totals, strict=True):
-        assert len(request) <= max_count
-        assert total <= 10 or len(request) == 1
-    for request, total, following in zip(requests, totals, requests[1:], strict=False):
-        assert len(request) == max_count or total + sizes[following[0]] > 10
