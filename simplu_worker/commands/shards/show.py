@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
@@ -22,6 +21,7 @@ from simplu_worker.shards.routing.shard_map import ShardMap
 from simplu_worker.shards.routing.shard_query import fetch_from_all_shards
 from simplu_worker.status.views import shard_view
 from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.transfers.patience import run_at_once
 
 COLUMNS: Final = (
     "shard",
@@ -165,16 +165,12 @@ async def locate_all(
     """Return the shards that the locator names by tenant, and the errors of those for which it names none."""
     named: dict[str, ShardAddress | None] = {}
     errors: dict[str, str] = {}
-    at_once = asyncio.Semaphore(REQUESTS_AT_ONCE)
 
     async def locate(tenant_id: str) -> None:
-        async with at_once:
-            try:
-                named[tenant_id] = await locator.locate(tenant_id)
-            except (RetryableError, PermanentError) as exc:
-                errors[tenant_id] = str(exc)
+        try:
+            named[tenant_id] = await locator.locate(tenant_id)
+        except (RetryableError, PermanentError) as exc:
+            errors[tenant_id] = str(exc)
 
-    async with asyncio.TaskGroup() as tasks:
-        for tenant_id in tenant_ids:
-            tasks.create_task(locate(tenant_id), name=f"locate:{tenant_id}")
+    await run_at_once(locate, tenant_ids, most=REQUESTS_AT_ONCE)
     return named, errors

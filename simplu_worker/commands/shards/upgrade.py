@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Final
@@ -21,6 +20,7 @@ from simplu_worker.shards.schema.migrations import Upgrade
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION, ensure_schema
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, UpgradeActivity, Upgrader, read_upgrade
 from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.transfers.patience import run_at_once
 
 SHARDS_AT_ONCE: Final = 4
 REPORT_INTERVAL_S: Final = 10.0  # between two lines, where there is no terminal
@@ -106,7 +106,6 @@ async def _read_upgrades(pools: Pools, addresses: Sequence[ShardAddress]) -> lis
 
 async def _upgrade_shards(pools: Pools, reports: Sequence[UpgradeReport], *, timeout_s: float) -> list[UpgradeReport]:
     behind = [report.address for report in reports if report.status is UpgradeStatus.BEHIND]
-    turns = asyncio.Semaphore(SHARDS_AT_ONCE)
     done: dict[str, UpgradeReport] = {}
 
     async def upgrade(address: ShardAddress) -> None:
@@ -116,19 +115,16 @@ async def _upgrade_shards(pools: Pools, reports: Sequence[UpgradeReport], *, tim
             if line.is_live or activity.waits_for:  # a line now and then would tell what each try begins with
                 line.tell(f"{len(done)} of {len(behind)} shards are done; {shard_id}: {_describe_activity(activity)}")
 
-        async with turns:
-            try:
-                upgrader = Upgrader(pools.ensure_pool(address), report=show, patience_s=timeout_s)
-                report = _report(address, await upgrader.run(), is_done=True)
-            except WorkerError as exc:
-                report = _failure(address, exc)
+        try:
+            upgrader = Upgrader(pools.ensure_pool(address), report=show, patience_s=timeout_s)
+            report = _report(address, await upgrader.run(), is_done=True)
+        except WorkerError as exc:
+            report = _failure(address, exc)
         done[shard_id] = report
         print_note(f"{shard_id}: {report.status} ({len(done)} of {len(behind)})")
 
     with ProgressLine(f"0 of {len(behind)} shards are done", every_s=REPORT_INTERVAL_S) as line:
-        async with asyncio.TaskGroup() as tasks:
-            for address in behind:
-                tasks.create_task(upgrade(address), name=f"upgrade:{address.shard_id}")
+        await run_at_once(upgrade, behind, most=SHARDS_AT_ONCE)
     return [done.get(report.address.shard_id, report) for report in reports]
 
 
