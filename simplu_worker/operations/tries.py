@@ -1,8 +1,9 @@
-"""What becomes of an operation that was not applied, whatever its source: one table. Pure.
+"""What becomes of an operation that was not applied, whatever its source: one table, and one count. Pure.
 
 | error | next |
 |---|---|
-| `Failed`: by itself, on a shard that applies others | again after each delay of its source, then given up |
+| `Failed`: by itself, on a shard that applies others | again after each delay of `RetryRules`, then given up |
+| the same on a shard that refuses a trial write too | for an hour more after the longest of these |
 | `Absent`: what it names is not there | held until its time is over, then given up |
 | `Locked`, or a `RetryableError`: an outage | held for as long as that lasts |
 | a `PermanentError`: it can never be applied | given up |
@@ -12,7 +13,7 @@ A hold backs off by its number in a row. Only failures of its own count as attem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from datetime import timedelta
 from typing import Final, TypeAlias, assert_never
 
@@ -24,12 +25,21 @@ from simplu_worker.vocabulary import DeadLetterReason, HoldReason
 
 WAIT_BASE_S: Final = 1.0
 WAIT_MAX_S: Final = 60.0
+# For so long operations are not given up on a shard that refuses all. The alert for what is held comes after half of
+# it. Then each is given up, as the shard may have refused no more than these and the trial.
+REFUSING_S: Final = 3600.0
+COUNTS_MAX: Final = 1000
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """The operation itself failed; *error* is a type or a code, as a text may quote its record."""
+    """The operation itself failed; *error* is a type or a code, as a text may quote its record.
+
+    *reason* is that of its dead letter. *refuses_all*: its shard refuses a trial write too.
+    """
 
     error: str
+    reason: DeadLetterReason = DeadLetterReason.RETRIES_EXHAUSTED
+    refuses_all: bool = False
 
 
 class Locked(msgspec.Struct, frozen=True):
@@ -50,7 +60,7 @@ NotApplied: TypeAlias = Failed | Locked | Absent | RetryableError | PermanentErr
 
 
 class RetryRules(msgspec.Struct, frozen=True):
-    """What a source sets.
+    """What a worker sets.
 
     *delays_s* are the delays after failures of an operation itself, one for each retry. *tenant_wait* is how long an
     operation waits, from when it was sent, for a tenant or a resource that does not exist yet. *locked_s* are the
@@ -62,16 +72,16 @@ class RetryRules(msgspec.Struct, frozen=True):
     locked_s: tuple[float, float] = (0.25, 10.0)
 
 
-class RetryAt(msgspec.Struct, frozen=True):
-    """The operation is tried again *at* a time: an attempt of its own."""
+class RetryAfter(msgspec.Struct, frozen=True):
+    """The operation is tried again after a time: an attempt of its own."""
 
-    at: float
+    delay_s: float
 
 
-class HoldUntil(msgspec.Struct, frozen=True):
-    """The operation waits *at* least until a time, for something that is not its own fault."""
+class HoldFor(msgspec.Struct, frozen=True):
+    """The operation waits at least for a time, for something that is not its own fault."""
 
-    at: float
+    delay_s: float
     reason: HoldReason
 
 
@@ -83,29 +93,53 @@ class GiveUp(msgspec.Struct, frozen=True):
     attempts: int = 1
 
 
-def next_try(
-    error: NotApplied, attempts: int, now: float, *, rules: RetryRules, draw: float = 0.0
-) -> RetryAt | HoldUntil | GiveUp:
+NextTry: TypeAlias = RetryAfter | HoldFor | GiveUp
+
+
+def next_try(error: NotApplied, attempts: int, *, rules: RetryRules, draw: float = 0.0) -> NextTry:
     """Return what becomes of an operation after *error*, its *attempts*-th failure or hold in a row."""
     match error:
         case Failed():
-            if attempts <= len(rules.delays_s):
-                return RetryAt(now + rules.delays_s[max(attempts, 1) - 1])
-            text = f"it failed {attempts} times: {error.error}"
-            return GiveUp(DeadLetterReason.RETRIES_EXHAUSTED, text, attempts)
+            return _next_try_of_failed(error, attempts, rules.delays_s)
         case Locked():
             base_s, max_s = rules.locked_s
-            return HoldUntil(now + backoff_s(attempts, draw=draw, base_s=base_s, max_s=max_s), error.reason)
+            return HoldFor(backoff_s(attempts, draw=draw, base_s=base_s, max_s=max_s), error.reason)
         case Absent():
             if error.left_s <= 0:
                 return GiveUp(error.reason, error.error)
             wait_s = backoff_s(attempts, draw=draw, base_s=WAIT_BASE_S, max_s=WAIT_MAX_S)
-            return HoldUntil(now + min(wait_s, max(error.left_s, WAIT_BASE_S)), HoldReason.UNREGISTERED)
+            return HoldFor(min(wait_s, max(error.left_s, WAIT_BASE_S)), HoldReason.UNREGISTERED)
         case RetryableError():
             wait_s = backoff_s(attempts, draw=draw, base_s=WAIT_BASE_S, max_s=WAIT_MAX_S)
             asked_s = min(error.retry_after_s or 0.0, WAIT_MAX_S)
-            return HoldUntil(now + max(wait_s, asked_s), HoldReason.SHARD_UNAVAILABLE)
+            return HoldFor(max(wait_s, asked_s), HoldReason.SHARD_UNAVAILABLE)
         case PermanentError():
             return GiveUp(DeadLetterReason.INVALID_MESSAGE, str(error))
         case _:
             assert_never(error)
+
+
+def _next_try_of_failed(error: Failed, attempts: int, delays_s: Sequence[float]) -> RetryAfter | GiveUp:
+    if attempts <= len(delays_s):
+        return RetryAfter(delays_s[max(attempts, 1) - 1])
+    last_s = max([1.0, *delays_s[-1:]])
+    if error.refuses_all and (attempts - len(delays_s)) * last_s <= REFUSING_S:
+        return RetryAfter(last_s)
+    return GiveUp(error.reason, f"it failed {attempts} times: {error.error}", attempts)
+
+
+class Attempts:
+    """How often each operation has failed, or has met a lock, in this process: never too often.
+
+    Beyond COUNTS_MAX the one that was counted longest ago is forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[Hashable, int] = {}  # the one counted longest ago first
+
+    def count(self, key: Hashable) -> int:
+        """Count one more; return their number."""
+        count = self._counts[key] = self._counts.pop(key, 0) + 1
+        if len(self._counts) > COUNTS_MAX:
+            del self._counts[next(iter(self._counts))]
+        return count

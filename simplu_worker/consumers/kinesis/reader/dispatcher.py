@@ -178,12 +178,12 @@ class Dispatcher:
             self._hold_locked([*entries, *behind], lane.shard_id)
         exhausted: list[tuple[QueuedOperation, _FailedOperation, str, Hold, GiveUp]] = []
         for entry, failed, error, hold in failing:
-            following = next_try(Failed(error), failed.times, loop_time(), rules=self._rules)
+            following = next_try(Failed(error), failed.times, rules=self._rules)
             if isinstance(following, GiveUp):
                 hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[-1]
                 exhausted.append((entry, failed, error, hold, following))
             else:
-                hold.next_attempt_at = following.at
+                hold.next_attempt_at = loop_time() + following.delay_s
                 self._note_retry(entry, failed, error)
         self.pipeline.look_up_again(lane, batch.not_here)
         failed_at, unnamed = self._utc(), DeadLetterReason.INVALID_MESSAGE
@@ -214,8 +214,8 @@ class Dispatcher:
     def _hold_locked(self, entries: Sequence[QueuedOperation], shard_id: str) -> None:
         hold, operation = self._hold_tenant(entries, HoldReason.LOCKED), entries[0].operation
         attempts, now = self._count_failure(entries[0], shard_id, self._lock_waits).times, loop_time()
-        following = next_try(Locked(), attempts, now, rules=self._rules, draw=self._draw())
-        hold.next_attempt_at = now if isinstance(following, GiveUp) else following.at
+        following = next_try(Locked(), attempts, rules=self._rules, draw=self._draw())
+        hold.next_attempt_at = now if isinstance(following, GiveUp) else now + following.delay_s
         instruments.RETRIES.labels(Source.KINESIS, StreamRetry.LOCKED).inc()
         log.warning(
             "tenant.locked",

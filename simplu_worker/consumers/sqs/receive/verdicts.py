@@ -71,8 +71,8 @@ def verdict_on(
     error: tries.NotApplied, attempts: int, ids: MessageIds, *, rules: tries.RetryRules, draw: float = 0.0
 ) -> RetryHeld | ToDeadLetter:
     """Return the verdict on a message whose operation was not applied."""
-    match tries.next_try(error, attempts, 0.0, rules=rules, draw=draw):
-        case tries.RetryAt(at=delay_s) | tries.HoldUntil(at=delay_s):
+    match tries.next_try(error, attempts, rules=rules, draw=draw):
+        case tries.RetryAfter(delay_s=delay_s) | tries.HoldFor(delay_s=delay_s):
             return RetryHeld(delay_s)
         case tries.GiveUp() as given_up:
             return ToDeadLetter(given_up.reason, given_up.error, ids, given_up.attempts)
