@@ -250,6 +250,35 @@ class ProgressLine:
             print_note(text)
 
 
+class TransferProgress(ProgressLine):
+    """The progress of *total* transfers, and of the one that went on last. The same command goes on with all."""
+
+    def __init__(self, total: int = 1, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total = total
+        self._ended = 0
+        self._rows: dict[str, int] = {}
+        super().__init__(self._describe(), clock=clock)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.text = f"{self._describe()}; the same command goes on"
+        super().__exit__(kind, error, trace)
+
+    def show(self, name: str, step: str, row_count: int, row_total: int = 0) -> None:
+        """Show how far the transfer of *name* is."""
+        self._rows[name] = row_count
+        total = f" of {row_total:,}" if row_total else ""
+        self.tell(f"{self._describe()}; {name}: {step}, {row_count:,}{total} rows")
+
+    def finish(self) -> None:
+        """Note that a transfer has ended, well or not."""
+        self._ended += 1
+
+    def _describe(self) -> str:
+        return f"{self._ended} of {self._total} ended, {sum(self._rows.values()):,} rows"
+
+
 class CountProgress(ProgressLine):
     """The progress of one count: so many of *total* are *what*."""
 
@@ -257,9 +286,19 @@ class CountProgress(ProgressLine):
         super().__init__(f"{what}: 0 of {total}")
         self._what = what
         self._total = total
+        self._done = 0
+
+    def begin(self, total: int) -> None:
+        """Set another total."""
+        self._total = total
+
+    def add(self, count: int) -> None:
+        """Show *count* more."""
+        self.show(self._done + count)
 
     def show(self, done: int) -> None:
         """Show *done* of the total."""
+        self._done = done
         self.tell(f"{self._what}: {done} of {self._total}")
 
 

@@ -164,8 +164,7 @@ def rebalance_shards(
     to
         Move tenants to this shard only; may be given several times.
     """
-    from simplu_worker.commands.shards.rebalance import Balance, rebalance_shards
-    from simplu_worker.commands.shards.tenant_moves import Weight
+    from simplu_worker.commands.shards.rebalance import Balance, Weight, rebalance_shards
 
     balance = Balance(None if by is None else Weight(by), to)
     return common.run(rebalance_shards, balance, terms, apply=apply, as_json=common.as_json)
@@ -194,7 +193,7 @@ def drain_shard(
     from simplu_worker.commands.shards.rebalance import Drain, drain_shard, undo_drain
 
     if undo:
-        return common.run(undo_drain, shard, apply=apply, as_json=common.as_json)
+        return common.run(undo_drain, shard, apply=apply)
     return common.run(drain_shard, Drain(shard, partial), terms, apply=apply, as_json=common.as_json)
 
 

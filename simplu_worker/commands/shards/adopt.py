@@ -53,7 +53,8 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions) 
             with ProgressLine("reading the old table", every_s=REPORT_INTERVAL_S) as line:
 
                 def report(progress: AdoptionProgress) -> None:
-                    line.tell(_describe_progress(progress))
+                    share = f", {progress.done / progress.total:.0%}" if progress.total else ""
+                    line.tell(f"{progress.step}{share}")
 
                 adopter = Adopter(pool, shards.locator, business_info, report=report)
                 plan = await adopter.make_plan()
@@ -170,8 +171,3 @@ def _tables(plan: AdoptionPlan) -> Iterator[Part]:
     columns = ("several rows of", "type", "id", "rows", "old ids, oldest first")
     yield from first_rows(columns, duplicates, count=found.duplicate_counts.total())
     yield from first_rows(("old id", "cannot be adopted, because"), faulty, count=found.fault_counts.total())
-
-
-def _describe_progress(progress: AdoptionProgress) -> str:
-    share = f", {progress.done / progress.total:.0%}" if progress.total else ""
-    return f"{progress.step}{share}"

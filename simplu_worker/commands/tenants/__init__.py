@@ -9,13 +9,11 @@ from cyclopts import App, Parameter, validators
 
 from simplu_worker.commands.command_line import (
     DEFAULT_BOUNDS,
-    DEFAULT_TERMS,
     NO_OPTIONS,
     Apply,
     CommonOptions,
     Flag,
     MoveBounds,
-    MoveTerms,
     parse_duration,
 )
 from simplu_worker.errors import UsageError
@@ -70,33 +68,21 @@ def provision_tenant(
 
 @tenants.command(name="move")
 def move_tenant(
-    business: str | None = None,
-    location: str | None = None,
+    business: str,
+    location: str,
     /,
     *,
-    to: str | None = None,
-    from_file: Path | None = None,
-    terms: MoveTerms = DEFAULT_TERMS,
+    to: str,
+    bounds: MoveBounds = DEFAULT_BOUNDS,
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Move a tenant to another shard while workers run. A move that was interrupted goes on.
-
-    Parameters
-    ----------
-    from_file
-        Move the tenants of a file, a line business,location,shard for each.
-    """
+    """Move a tenant to another shard while workers run. A move that was interrupted goes on."""
     from simplu_worker.commands.moves import MoveRequest
-    from simplu_worker.commands.tenants.moves import move_tenants, read_requests
+    from simplu_worker.commands.tenants.moves import move_tenant
 
-    if from_file is not None and (business, location, to) == (None, None, None):
-        requests = read_requests(from_file)
-    elif from_file is None and business is not None and location is not None and to is not None:
-        requests = [MoveRequest(business, location, to)]
-    else:
-        raise UsageError("tenants move: expected BUSINESS LOCATION --to SHARD, or --from-file FILE")
-    return common.run(move_tenants, requests, terms, apply=apply, as_json=common.as_json)
+    request = MoveRequest(business, location, to)
+    return common.run(move_tenant, request, bounds, apply=apply, as_json=common.as_json)
 
 
 @tenants.command(name="pause")

@@ -14,7 +14,7 @@ import msgspec
 
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import Answer, Line, Part, ProgressLine, Table, first_rows, print_note, shorten
+from simplu_worker.commands.output import Answer, CountProgress, Line, Part, Table, first_rows, print_note, shorten
 from simplu_worker.commands.running import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError
@@ -94,7 +94,7 @@ async def _run(
     settings: Settings, address: ShardAddress, command: ImportCommand, refused: _RefusedRows
 ) -> ImportResult:
     queries = read_queries(command.queries)
-    with _Progress("rows copied" if command.apply else "rows read") as progress:
+    with CountProgress("rows copied" if command.apply else "rows read", 0) as progress:
         callbacks = CopyCallbacks(refused.note, progress.begin, progress.add)
         async with _opened_importer(settings, address, queries, command.options, callbacks) as importer:
             if command.follow:
@@ -167,20 +167,6 @@ def read_queries(path: Path) -> list[SourceQuery]:
     except OSError as exc:
         raise ConfigurationError(f"queries: expected a readable file at {path}, got: {exc.strerror}") from None
     return parse_queries(text)
-
-
-class _Progress(ProgressLine):
-    def __init__(self, what: str) -> None:
-        super().__init__(f"counting: no {what} yet")
-        self._what = what
-        self._count = self._total = 0
-
-    def begin(self, total: int) -> None:
-        self._total = total
-
-    def add(self, count: int) -> None:
-        self._count += count
-        self.tell(f"{self._what}: {self._count} of {self._total}")
 
 
 def result_members(result: ImportResult, refused: Sequence[RefusedRow], refused_count: int) -> dict[str, Any]:

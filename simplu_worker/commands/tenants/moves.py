@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import shlex
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from simplu_worker.assembly.shards import Shards, open_shards
-from simplu_worker.commands.command_line import DEFAULT_BOUNDS, MoveBounds, MoveTerms, parse_duration
-from simplu_worker.commands.moves import (
-    SUM_COLUMNS,
-    MovePlans,
-    MoveRequest,
-    MoveRunner,
-    plan_answer,
-    plan_moves,
-    plan_table,
-    sum_rows,
-    with_tenant,
-)
+from simplu_worker.commands.command_line import DEFAULT_BOUNDS, MoveBounds, parse_duration
+from simplu_worker.commands.moves import SUM_COLUMNS, MoveRequest, MoveRunner, Planned, plan_request, sum_rows
 from simplu_worker.commands.output import Answer, Line, Part, Table, print_note, table_of
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError, RetryableError, UsageError, WorkerError
-from simplu_worker.operations.operation import is_id
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.routing.shard_query import query_with_causes
@@ -57,48 +43,22 @@ from simplu_worker.transfers.moving.undoing import (
 from simplu_worker.transfers.patience import run_at_once
 from simplu_worker.vocabulary import MoveOutcome
 
-SHOWN_LENGTH: Final = 200  # of a line that is refused
 
-
-def read_requests(path: Path) -> list[MoveRequest]:
-    """Return the requests of a file of lines `business,location,shard`. Raises UsageError."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin a file with a byte order mark
-            rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row and row[0][:1] != "#"]
-            requests = [_parse_row(row, number) for number, row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        raise UsageError(f"--from-file: expected a readable file of UTF-8 at {path}, got: {exc}") from None
-    twice = sorted(one for one, count in Counter(one.tenant_id for one in requests).items() if count > 1)
-    if twice:
-        raise UsageError(f"--from-file: expected each tenant once, got {twice[0]} twice")
-    if not requests:
-        raise UsageError(f"--from-file: expected a line business,location,shard for each tenant in {path}, got none")
-    return requests
-
-
-def _parse_row(row: Sequence[str], number: int) -> MoveRequest:
-    parts = [part.strip() for part in row]
-    if len(parts) != 3 or not all(map(is_id, parts)):
-        shown = ",".join(row)[:SHOWN_LENGTH]
-        raise UsageError(f"--from-file: expected business,location,shard in line {number}, got {shown!r}")
-    return MoveRequest(*parts)
-
-
-async def move_tenants(
-    settings: Settings, requests: Sequence[MoveRequest], terms: MoveTerms, *, apply: bool, as_json: bool
+async def move_tenant(
+    settings: Settings, request: MoveRequest, bounds: MoveBounds, *, apply: bool, as_json: bool
 ) -> Answer | int:
-    """Return what moves of tenants would take; with *apply* move them, and print a certificate of each.
+    """Return what the move of a tenant would take; with *apply* move it, and print a certificate.
 
-    It fails if one is refused, or was not moved, or its rows differ.
+    It fails if the tenant was not moved, or its rows differ.
     """
     require_settings(settings, routes=True)
-    for one in requests:
-        parse_tenant_id(one.business_id, one.location_id)
+    parse_tenant_id(request.business_id, request.location_id)
     async with open_shards(settings) as shards:
-        if not apply:
-            return plan_answer(await plan_moves(shards, requests))
-        runner = MoveRunner(settings, shards, terms, as_json=as_json)
-        return await runner.run(requests)
+        if apply:
+            return await MoveRunner(settings, shards, bounds, as_json=as_json).run([request])
+        planned = await plan_request(shards, request)
+    note = "nothing was moved; with --apply the tenant is" if planned.plan else None
+    return Answer(planned, [*planned.describe(), note])
 
 
 class RollbackPlan(msgspec.Struct, frozen=True, rename="camel"):
@@ -146,8 +106,7 @@ async def rollback_tenant(
             if way.back_to is None:
                 members = {"tenant": tenant_id, "outcome": MoveOutcome.UNDONE, "rowsDeleted": count}
                 return Answer(members, [Line(f"{tenant_id}: {state}; {count} rows of the copy deleted")])
-        terms = MoveTerms(bounds.max_rows_per_second, bounds.max_pause)
-        runner = MoveRunner(settings, shards, terms, as_json=as_json)
+        runner = MoveRunner(settings, shards, bounds, as_json=as_json)
         status = await runner.run([MoveRequest(*tenant, home)]) if way.ends_last_move else 0
         if way.back_to is not None:
             status = await runner.run([MoveRequest(*tenant, way.back_to)])
@@ -180,13 +139,13 @@ async def _plan(shards: Shards, tenant: tuple[str, str], home: str, way: WayBack
     tenant_id = parse_tenant_id(*tenant)
     count = sum([await count_copied(shards.pools, tenant_id, copy) for copy in way.undone])
     plan = RollbackPlan(tenant_id, home, way.undone, count, way.ends_last_move, way.back_to)
-    moves = MovePlans()
+    planned = Planned()
     if way.back_to is not None and not way.undone:  # beside another copy a move is refused, and that goes first
-        moves = await plan_moves(shards, [MoveRequest(*tenant, way.back_to)])
-    return Answer({"rollback": plan} | moves.members, _describe_plan(plan, moves), is_failed=bool(moves.refused))
+        planned = await plan_request(shards, MoveRequest(*tenant, way.back_to))
+    return Answer({"rollback": plan, "plan": planned.plan}, _describe_plan(plan, planned))
 
 
-def _describe_plan(plan: RollbackPlan, moves: MovePlans) -> Iterator[Part]:
+def _describe_plan(plan: RollbackPlan, planned: Planned) -> Iterator[Part]:
     for copy in plan.deletes_copies_on:
         yield Line(f"{plan.tenant}: the copy on shard {copy} is deleted; the tenant is on shard {plan.shard}")
     if plan.deletes_copies_on:
@@ -195,9 +154,7 @@ def _describe_plan(plan: RollbackPlan, moves: MovePlans) -> Iterator[Part]:
         yield Line(f"{plan.tenant}: the last move, to shard {plan.shard}, is ended: its rows are compared")
     if plan.back_to is not None:
         yield Line(f"{plan.tenant}: moves back from shard {plan.shard} to shard {plan.back_to}")
-    yield plan_table(moves)
-    for tenant_id, problem in moves.refused.items():
-        yield with_tenant(tenant_id, problem)
+    yield from planned.describe()
     yield "nothing was changed; with --apply this is done"
 
 

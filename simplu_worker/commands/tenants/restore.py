@@ -15,7 +15,7 @@ import msgspec
 from simplu_worker.assembly.aws import open_leases, open_stream
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.moves import clear_cache
-from simplu_worker.commands.output import Answer, Facts, Line, Part, ProgressLine, print_note
+from simplu_worker.commands.output import Answer, Facts, Line, Part, TransferProgress, print_note
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.commands.tenants.rules import (
     BackupFacts,
@@ -101,8 +101,12 @@ async def restore_tenant(settings: Settings, command: RestoreCommand) -> Answer:
                 raise PermanentError(f"{tenant_id}: {plan.repeats}")
             kept = timedelta(hours=settings.operation_retention_hours)
             restore = Restore(tenant_id, plan.shard, command.mode, Path(plan.export), kept)
-            with RestoreProgress("restoring") as progress:
-                restorer = Restorer(shards.locator, shards.pools, backup, shards.commits, restore, show=progress.show)
+            with TransferProgress() as progress:
+
+                def show(status: RestoreStatus) -> None:
+                    progress.show(tenant_id, status.step, status.row_count)
+
+                restorer = Restorer(shards.locator, shards.pools, backup, shards.commits, restore, show=show)
                 certificate = await _run(settings, restorer)
         except WorkerError as exc:
             text = backup.address.without_name(str(exc))
@@ -236,14 +240,6 @@ def backup_address(settings: Settings, shard_id: str) -> ShardAddress:
         )
     url = settings.backup_url.get_secret_value()
     return ShardAddress(shard_id, url).validate(settings.database_allowed_hosts)
-
-
-class RestoreProgress(ProgressLine):
-    """The progress of a restore."""
-
-    def show(self, status: RestoreStatus) -> None:
-        """Show *status*."""
-        self.tell(f"{status.step}: {status.row_count:,} rows")
 
 
 FACTS: Final = {

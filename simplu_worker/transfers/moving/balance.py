@@ -218,43 +218,32 @@ class BegunMove(msgspec.Struct, frozen=True):
     source_id: str
     target_id: str
     step: str  # a `MoveStep`, or one that only a newer mover knows
-    is_running: bool = False  # its command has not ended
-
-
-class BegunMoves(msgspec.Struct, frozen=True):
-    """The moves that *go on* before all others, and those that are *running* and left to their commands."""
-
-    going_on: list[PlannedTransfer] = []
-    running: list[PlannedTransfer] = []
-
-    @property
-    def expected(self) -> list[PlannedTransfer]:
-        """The moves that end before others are of use."""
-        return [*self.going_on, *self.running]
 
 
 def sort_begun_moves(
     found: Sequence[FoundTenant], moves: Iterable[BegunMove], target_ids: Collection[str]
-) -> BegunMoves:
-    """Return the *moves* that can end, those that have committed first; *target_ids* take tenants."""
+) -> tuple[list[PlannedTransfer], list[PlannedTransfer]]:
+    """Return the *moves* that can end, those that have committed first, and those that can not.
+
+    *target_ids* take tenants.
+    """
     rows = {(one.tenant_id, one.shard_id): one for one, _ in found}
     homes: defaultdict[str, set[str]] = defaultdict(set)
     for one in homes_of(found):
         homes[one.tenant_id].add(one.shard_id)
-    begun = BegunMoves([], [])
+    going_on: list[PlannedTransfer] = []
+    stuck: list[PlannedTransfer] = []
     for move in sorted(moves, key=lambda move: (move.step != MoveStep.COMMITTED, move.tenant_id, move.source_id)):
-        tenant = rows.get((move.tenant_id, move.source_id))
+        tenant, home_ids = rows.get((move.tenant_id, move.source_id)), homes[move.tenant_id]
         if tenant is None:
             continue
-        home_ids = homes[move.tenant_id]
-        if move.is_running and home_ids <= {move.source_id, move.target_id}:
-            stays = move.step == MoveStep.UNDOING
-            begun.running.append(PlannedTransfer(tenant, move.source_id if stays else move.target_id))
-        elif (move.step == MoveStep.COMMITTED and home_ids <= {move.target_id}) or (
-            move.step == MoveStep.OPEN and move.source_id in home_ids and move.target_id in target_ids
-        ):
-            begun.going_on.append(PlannedTransfer(tenant, move.target_id))
-    return begun
+        if move.step == MoveStep.COMMITTED:
+            if home_ids <= {move.target_id}:
+                going_on.append(PlannedTransfer(tenant, move.target_id))
+        elif move.source_id in home_ids:
+            can_end = move.step == MoveStep.OPEN and move.target_id in target_ids
+            (going_on if can_end else stuck).append(PlannedTransfer(tenant, move.target_id))
+    return going_on, stuck
 
 
 def homes_of(found: Iterable[FoundTenant]) -> list[WeighedTenant]:

@@ -24,11 +24,11 @@ from support.redis.server import RedisServer
 from simplu_local.processes.loopback import free_port, poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.aws.clients import Client
-from simplu_worker.commands.command_line import MoveTerms
+from simplu_worker.commands.command_line import DEFAULT_BOUNDS
 from simplu_worker.commands.moves import MoveRequest
 from simplu_worker.commands.output import show
 from simplu_worker.commands.tenants.erasing import erase_resource
-from simplu_worker.commands.tenants.moves import move_tenants, rollback_tenant, verify_tenant
+from simplu_worker.commands.tenants.moves import move_tenant, rollback_tenant, verify_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker
 from simplu_worker.dead_letters import queue as browse
@@ -225,9 +225,8 @@ async def test_redelivery_does_not_bring_an_erased_resource_back(
 
 
 async def move(settings: Settings, shard_id: str) -> int:
-    return await show(
-        move_tenants(settings, [MoveRequest(*TENANT, shard_id)], MoveTerms(), apply=True, as_json=True), as_json=True
-    )
+    request = MoveRequest(*TENANT, shard_id)
+    return await show(move_tenant(settings, request, DEFAULT_BOUNDS, apply=True, as_json=True), as_json=True)
 
 
 @pytest.mark.slow(2)

@@ -18,18 +18,12 @@ from support.postgres.tenant_cases import TENANT
 from support.redis.server import RedisServer
 
 from simplu_local.processes.watchdog import ProcessGroup
-from simplu_worker.commands.command_line import DEFAULT_BOUNDS, MoveBounds, MoveTerms
+from simplu_worker.commands.command_line import DEFAULT_BOUNDS, MoveBounds
 from simplu_worker.commands.moves import MoveRequest
 from simplu_worker.commands.output import show
-from simplu_worker.commands.tenants.moves import (
-    clean_up_tenants,
-    move_tenants,
-    read_requests,
-    rollback_tenant,
-    verify_tenant,
-)
+from simplu_worker.commands.tenants.moves import clean_up_tenants, move_tenant, rollback_tenant, verify_tenant
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError, UsageError
+from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 
 ENTRY = f"simplu:resource:{TENANT_ID}:patient:7"
@@ -60,7 +54,7 @@ def answer_of(capsys: pytest.CaptureFixture[str]) -> Any:
 
 async def move(settings: Settings, shard_id: str, *, apply: bool = True) -> int:
     request = MoveRequest(*TENANT, shard_id)
-    return await show(move_tenants(settings, [request], MoveTerms(), apply=apply, as_json=True), as_json=True)
+    return await show(move_tenant(settings, request, DEFAULT_BOUNDS, apply=apply, as_json=True), as_json=True)
 
 
 async def roll_back(
@@ -100,7 +94,7 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
 
     assert await roll_back(settings, apply=False) == 0
     plan = answer_of(capsys)
-    assert (plan["rollback"]["backTo"], plan["plan"][0]["targetShard"], plan["refused"]) == ("a", "a", {})
+    assert (plan["rollback"]["backTo"], plan["plan"][0]["targetShard"]) == ("a", "a")
     assert await ask(shards[1], "SELECT state FROM tenants") == [{"state": "active"}]
     assert await roll_back(settings) == 0
     back = answer_of(capsys)
@@ -131,12 +125,8 @@ async def test_rows_of_a_move_that_ended_with_others_stay_to_repair(
 ) -> None:
     settings = settings_of(tmp_path, *shards)
     await differing(shards, settings)
-    assert (
-        await show(
-            move_tenants(settings, [MoveRequest(*TENANT, "b")], MoveTerms(), apply=True, as_json=False), as_json=False
-        )
-        == 1
-    )
+    moving = move_tenant(settings, MoveRequest(*TENANT, "b"), DEFAULT_BOUNDS, apply=True, as_json=False)
+    assert await show(moving, as_json=False) == 1
     assert "tenants verify --repair --apply, then this move again" in capsys.readouterr().err
     for apply in (False, True):
         assert await show(clean_up_tenants(settings, "0s", apply=apply), as_json=True) == 1
@@ -236,17 +226,11 @@ async def test_move_that_cannot_be_is_refused_with_the_reason(
     shard_id: str,
     error: str,
 ) -> None:
-    settings = settings_of(tmp_path, *shards)
-    requests = [MoveRequest(*tenant, shard_id)]
-    if tenant != TENANT:
-        requests.append(MoveRequest(*TENANT, "b"))
-
-    assert await show(move_tenants(settings, requests, MoveTerms(), apply=True, as_json=True), as_json=True) == 1
-    results = {one["tenant"]: one for one in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert error in results["-".join(tenant)]["error"]
-    assert [one["outcome"] for name, one in results.items() if name != "-".join(tenant)] == ["moved"] * (
-        len(requests) - 1
-    )
+    settings, request = settings_of(tmp_path, *shards), MoveRequest(*tenant, shard_id)
+    with pytest.raises(WorkerError, match=error):
+        await move_tenant(settings, request, DEFAULT_BOUNDS, apply=False, as_json=True)
+    assert await show(move_tenant(settings, request, DEFAULT_BOUNDS, apply=True, as_json=True), as_json=True) == 1
+    assert error in answer_of(capsys)["error"]
 
 
 @pytest.mark.parametrize(
@@ -291,31 +275,3 @@ async def test_rollback_that_was_stopped_goes_on(
     assert certificate["rowsCopied"] < 20
     assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "active"}]
     assert await unfinished(*shards) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "error"),
-    [
-        ("clinic,main\n", "expected business,location,shard in line 1"),
-        ("clinic,main,\n", "in line 1"),
-        ("a,b,x\na,b,y\n", "expected each tenant once, got a-b twice"),
-        ("", "for each tenant in .*, got none"),
-        ("# none\n\n", "for each tenant in .*, got none"),
-        ("clinic,main,b\na\0b,c,d\n", "in line 2|line contains NUL"),
-        (f'"{"x" * 200_000}",main,b\n', "field larger than field limit"),
-        (f"{'x' * 1000},main,b\n", "in line 1, got 'x{200}'"),
-    ],
-)
-def test_file_of_moves_is_refused_with_the_line(tmp_path: Path, text: str, error: str) -> None:
-    path = tmp_path / "moves.csv"
-    path.write_text(text)
-    with pytest.raises(UsageError, match=error):
-        read_requests(path)
-
-
-def test_file_of_moves_has_a_line_for_each_tenant(tmp_path: Path) -> None:
-    path = tmp_path / "moves.csv"
-    path.write_text(
-        '\ufeff# to the new shard\n\nclinic, main ,b\n"smile, ltd",berlin,c\r\n', encoding="utf-8", newline=""
-    )
-    assert read_requests(path) == [MoveRequest("clinic", "main", "b"), MoveRequest("smile, ltd", "berlin", "c")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 from support.citrus.for_commands import citrus_for_commands, cut, refused
+from support.moves.killed_movers import running_movers
 from support.postgres.databases import ShardMaker
 from support.postgres.log_rows import made_up_rows
 from support.postgres.move_cases import (
@@ -29,18 +31,16 @@ from support.postgres.move_cases import (
 )
 from support.postgres.tenant_cases import TENANT
 
-from simplu_local.processes.loopback import poll_until
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.command_line import MoveTerms
+from simplu_worker.commands.command_line import DEFAULT_BOUNDS, MoveTerms
 from simplu_worker.commands.moves import MoveRequest
 from simplu_worker.commands.output import show
-from simplu_worker.commands.shards.rebalance import Balance, Drain, drain_shard, rebalance_shards, undo_drain
+from simplu_worker.commands.shards.rebalance import Balance, Drain, Weight, drain_shard, rebalance_shards, undo_drain
 from simplu_worker.commands.shards.show import list_shards
-from simplu_worker.commands.shards.tenant_moves import Weight
-from simplu_worker.commands.tenants.moves import move_tenants, rollback_tenant
+from simplu_worker.commands.tenants.moves import move_tenant, rollback_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.shards.health.assessment import RUNNING_S
+from simplu_worker.shards.health import assessment
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
@@ -64,9 +64,8 @@ async def make_shards(make_shard: ShardMaker, names: str) -> list[ShardAddress]:
 
 
 async def move(settings: Settings, shard_id: str) -> int:
-    return await show(
-        move_tenants(settings, [MoveRequest(*TENANT, shard_id)], MoveTerms(), apply=True, as_json=True), as_json=True
-    )
+    request = MoveRequest(*TENANT, shard_id)
+    return await show(move_tenant(settings, request, DEFAULT_BOUNDS, apply=True, as_json=True), as_json=True)
 
 
 async def make_stopped_move(make_shard: ShardMaker, folder: Path) -> tuple[list[ShardAddress], Settings]:
@@ -273,14 +272,14 @@ async def test_drained_shard_takes_no_tenants_until_its_undo(
 
     for apply in (False, True):
         capsys.readouterr()
-        assert await undo_drain(settings, "a", apply=apply, as_json=True) == 0
-        assert printed(capsys) == [{"shard": "a", "takesTenants": apply}]
+        assert await show(undo_drain(settings, "a", apply=apply), as_json=True) == 0
+        assert json.loads(capsys.readouterr().out) == {"shard": "a", "takesTenants": apply}
     async with open_shards(settings) as shards:
         assert await shards.provisioner.provision(new) is ProvisionResult.PROVISIONED
 
 
 @pytest.mark.slow(0.3)
-async def test_move_of_a_command_that_runs_is_left_alone(
+async def test_move_of_a_command_that_runs_is_left_to_it(
     make_shard: ShardMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(journal, "NOTE_INTERVAL_S", 0.05)
@@ -290,37 +289,34 @@ async def test_move_of_a_command_that_runs_is_left_alone(
     async with copy_held_up(addresses[0]):
         running = asyncio.create_task(move(settings, "b"))
         assert await is_arriving_on(addresses[1])
-        await ask(addresses[0], "UPDATE moves SET updated_at = updated_at - interval '1 hour', detail = '{}'")
-
-        async def is_noted() -> bool:
-            return bool(await ask(addresses[0], "SELECT FROM moves WHERE detail ? 'seenAt' AND step = 'open'"))
-
-        assert await poll_until(is_noted, within_s=60)
-        assert await rebalance(settings, apply=True) == 1
-        told = capsys.readouterr()
-        assert told.err.splitlines()[-1].endswith("are moved by other commands: run this again afterwards")
-        assert await drain(settings, "b", apply=True) == 1  # the shard has to be kept
-        lines = map(json.loads, (told.out + capsys.readouterr().out).splitlines())
-        plans = [line for line in lines if "plan" in line]
-        assert [(moves_of(one), one["running"][0]["targetShard"]) for one in plans] == [([], "b"), ([], "b")]
-        assert await rebalance_shards(settings, Balance(), MoveTerms(), apply=False, as_json=False) == 0
-        assert f"{TENANT_ID}: another command moves it to shard b" in capsys.readouterr().err
+        for command in (rebalance(settings, apply=True), drain(settings, "a", apply=True)):
+            assert await command == 1
+            lines = printed(capsys)
+            assert (moves_of(lines[0]), lines[1]["outcome"]) == ([(TENANT_ID, "a", "b")], "failed")
+            assert "another command moves it; run this again once that has ended" in lines[1]["error"]
     assert await running == 0
     assert await ask(addresses[1], "SELECT state FROM tenants") == [{"state": "active"}]
 
 
-@pytest.mark.slow(0.5)
+@pytest.mark.slow(1)
 async def test_move_whose_command_was_killed_goes_on(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_shard: ShardMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    addresses, settings = await make_stopped_move(make_shard, tmp_path)
-    noted = f"updated_at = clock_timestamp() - interval '{RUNNING_S + 1} s'"
-    await ask(addresses[0], f"UPDATE moves SET detail = '{{}}', {noted}")
+    """Killed with -9, it counts as killed once it has written nothing for a while, for which the command waits."""
+    monkeypatch.setattr(assessment, "RUNNING_S", 3.0)
+    addresses = await make_shards(make_shard, "ab")
+    await fill(addresses[0])
+    settings = settings_of(tmp_path, *addresses)
+    with running_movers() as movers:
+        assert await movers.move(tmp_path / "map.json", "b", "after _copy") == -signal.SIGKILL
     capsys.readouterr()
 
     assert await rebalance(settings, apply=True) == 0
-    plan, result = printed(capsys)
-    assert (plan["running"], result["outcome"], result["tenant"]) == ([], "moved", TENANT_ID)
+    told = capsys.readouterr()
+    plan, result = map(json.loads, told.out.splitlines())
+    assert (plan["plan"][0]["goesOn"], result["outcome"], result["tenant"]) == (True, "moved", TENANT_ID)
+    assert "counts as killed once it has written nothing for 3 s: waiting for that" in told.err
+    assert await unfinished(*addresses) == []
 
 
 @pytest.mark.slow(0.3)

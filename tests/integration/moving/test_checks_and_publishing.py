@@ -16,8 +16,9 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from support.settings import settings_in
 
-from simplu_worker.commands.command_line import MoveTerms
-from simplu_worker.commands.moves import MoveRequest, MoveRunner, plan_moves
+from simplu_worker.commands.command_line import DEFAULT_BOUNDS
+from simplu_worker.commands.moves import MoveRequest, MoveRunner, plan_request
+from simplu_worker.errors import PermanentError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
 
@@ -37,7 +38,7 @@ class CitrusWorld:
 
     async def move(self, capsys: pytest.CaptureFixture[str], shard_id: str = "b") -> dict[str, Any]:
         settings = settings_in({"AWS_REGION": "eu-west-1"})
-        status = await MoveRunner(settings, self.shards, MoveTerms(), as_json=True).run(
+        status = await MoveRunner(settings, self.shards, DEFAULT_BOUNDS, as_json=True).run(
             [MoveRequest(*TENANT, shard_id)]
         )
         result: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -120,8 +121,8 @@ async def test_target_without_the_business_type_is_refused_before_anything_is_wr
     await fetch(pool, "UPDATE business_types SET name = 'another' WHERE name = 'dental'")
     error = "shard b lacks the tenant's business type dental; write it there with"
 
-    problems = (await plan_moves(world.shards, [MoveRequest(*TENANT, "b")])).refused
-    assert problems[TENANT_ID].startswith(error)
+    with pytest.raises(PermanentError, match=error):
+        await plan_request(world.shards, MoveRequest(*TENANT, "b"))
     result = await world.move(capsys)
     assert (result["outcome"], result["error"][: len(error)]) == ("failed", error)
     assert await fetch(world.case("a").pool, "SELECT FROM moves") == []

@@ -22,10 +22,10 @@ from support.moves.failpoints import set_failpoint
 from support.postgres.tenant_cases import TENANT
 from support.settings import settings_in
 
-from simplu_worker.commands.command_line import MoveTerms
+from simplu_worker.commands.command_line import DEFAULT_BOUNDS
 from simplu_worker.commands.moves import MoveRequest
 from simplu_worker.commands.output import show
-from simplu_worker.commands.tenants.moves import move_tenants
+from simplu_worker.commands.tenants.moves import move_tenant
 from simplu_worker.config.settings import Settings
 
 
@@ -57,9 +57,8 @@ def settings_of(path: Path) -> Settings:
 
 
 async def move(settings: Settings, shard_id: str) -> int:
-    return await show(
-        move_tenants(settings, [MoveRequest(*TENANT, shard_id)], MoveTerms(), apply=True, as_json=True), as_json=True
-    )
+    request = MoveRequest(*TENANT, shard_id)
+    return await show(move_tenant(settings, request, DEFAULT_BOUNDS, apply=True, as_json=True), as_json=True)
 
 
 def main() -> None:

@@ -50,12 +50,13 @@ SET detail = pg_catalog.jsonb_concat(detail, '{"stopped": true}'::pg_catalog.jso
 WHERE tenant_id = $1 AND move_token = $2 AND step IN ('open', 'committed', 'undoing');
 
 -- name: list_begun_moves
--- The moves from this shard that have not ended; whether their commands have written within $1 seconds and not ended.
+-- The moves from this shard that have not ended, and how long ago their commands wrote, unless these have ended.
 SELECT
     tenant_id, target_shard_id, step,
-    NOT pg_catalog.jsonb_exists_any(detail, '{error,stopped}'::pg_catalog.text[])
-    AND greatest(updated_at, (detail ->> 'seenAt'::pg_catalog.text)::pg_catalog.timestamptz)
-    > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1) AS is_running
+    CASE WHEN NOT pg_catalog.jsonb_exists_any(detail, '{error,stopped}'::pg_catalog.text[]) THEN extract(
+        epoch FROM pg_catalog.clock_timestamp()
+        - greatest(updated_at, (detail ->> 'seenAt'::pg_catalog.text)::pg_catalog.timestamptz)
+    )::pg_catalog.float8 END AS noted_s_ago
 FROM public.moves
 WHERE step IN ('open', 'committed', 'undoing');
 

@@ -16,7 +16,6 @@ from simplu_worker.transfers.moving.balance import (
     EVEN_RATIO,
     NO_LIMIT,
     BegunMove,
-    BegunMoves,
     FoundTenant,
     PlannedTransfer,
     ShardRoom,
@@ -214,51 +213,37 @@ def transfer(source_id: str, target_id: str, weight: int) -> PlannedTransfer:
     return PlannedTransfer(WeighedTenant("b", "l", source_id, weight), target_id)
 
 
-NOTHING = BegunMoves([], [])
+A_TO_B = [transfer("a", "b", 10)]
 
 
 @pytest.mark.parametrize(
-    ("rows", "target_id", "step", "begun"),
+    ("rows", "target_id", "step", "going_on", "stuck"),
     [
-        (found(a="active", b="incoming"), "b", "open", BegunMoves([transfer("a", "b", 10)])),
-        (found(a="fenced", b="ready"), "b", "open", BegunMoves([transfer("a", "b", 10)])),
-        (found(a="active"), "b", "open", BegunMoves([transfer("a", "b", 10)])),
+        (found(a="active", b="incoming"), "b", "open", A_TO_B, []),
+        (found(a="fenced", b="ready"), "b", "open", A_TO_B, []),
+        (found(a="active"), "b", "open", A_TO_B, []),
         # Its target takes no more tenants, or a rollback has begun.
-        (found(a="active"), "c", "open", NOTHING),
-        (found(a="active", b="incoming"), "b", "undoing", NOTHING),
+        (found(a="active"), "c", "open", [], [transfer("a", "c", 10)]),
+        (found(a="active", b="incoming"), "b", "undoing", [], A_TO_B),
         # A tenant that has left its shard has one way only.
-        (found(a="moved", b="ready"), "b", "committed", BegunMoves([transfer("a", "b", 10)])),
-        (found(a="moved", b="active"), "b", "committed", BegunMoves([transfer("a", "b", 10)])),
-        (found(a="moved"), "b", "committed", BegunMoves([transfer("a", "b", 10)])),
-        (found(a="moved", c="active"), "c", "committed", BegunMoves([transfer("a", "c", 10)])),
+        (found(a="moved", b="ready"), "b", "committed", A_TO_B, []),
+        (found(a="moved", b="active"), "b", "committed", A_TO_B, []),
+        (found(a="moved"), "b", "committed", A_TO_B, []),
+        (found(a="moved", c="active"), "c", "committed", [transfer("a", "c", 10)], []),
         # It has moved on, or was destroyed: nothing ends the move.
-        (found(a="moved", b="moved", c="active"), "b", "committed", NOTHING),
-        (found(a="destroyed", b="incoming"), "b", "open", NOTHING),
-        (found(b="active"), "b", "open", NOTHING),
+        (found(a="moved", b="moved", c="active"), "b", "committed", [], []),
+        (found(a="destroyed", b="incoming"), "b", "open", [], []),
+        (found(b="active"), "b", "open", [], []),
     ],
 )
-def test_move_that_has_begun(rows: list[FoundTenant], target_id: str, step: str, begun: BegunMoves) -> None:
-    assert sort_begun_moves(rows, [BegunMove("b-l", "a", target_id, step)], {"a", "b"}) == begun
-
-
-@pytest.mark.parametrize(
-    ("rows", "step", "target_id"),
-    [
-        (found(a="active", b="incoming"), "open", "b"),
-        (found(a="moved", b="ready"), "committed", "b"),
-        (found(a="active", b="incoming"), "undoing", "a"),  # the tenant stays
-    ],
-)
-def test_move_of_a_command_that_runs_is_left_to_it(rows: list[FoundTenant], step: str, target_id: str) -> None:
-    begun = sort_begun_moves(rows, [BegunMove("b-l", "a", "b", step, is_running=True)], {"a", "b"})
-    assert begun == BegunMoves(running=[transfer("a", target_id, 10)])
-    assert (begun.going_on, begun.expected) == ([], begun.running)
-    assert [one.shard_id for one in homes_after(homes_of(rows), begun.expected)] == [target_id]
-
-
-def test_running_move_that_nothing_can_end_counts_for_nothing() -> None:
-    rows = found(a="moved", b="moved", c="active")
-    assert sort_begun_moves(rows, [BegunMove("b-l", "a", "b", "committed", is_running=True)], {"a", "b"}) == NOTHING
+def test_move_that_has_begun(
+    rows: list[FoundTenant],
+    target_id: str,
+    step: str,
+    going_on: list[PlannedTransfer],
+    stuck: list[PlannedTransfer],
+) -> None:
+    assert sort_begun_moves(rows, [BegunMove("b-l", "a", target_id, step)], {"a", "b"}) == (going_on, stuck)
 
 
 def test_homes_are_those_after_the_moves_that_have_begun() -> None:
@@ -269,11 +254,11 @@ def test_homes_are_those_after_the_moves_that_have_begun() -> None:
         (WeighedTenant("b", "3", "b", 1), TenantState.INCOMING),
         (WeighedTenant("b", "4", "a", 1), TenantState.DESTROYED),
     ]
-    begun = sort_begun_moves(
+    begun, _ = sort_begun_moves(
         rows, [BegunMove("b-l", "a", "b", MoveStep.COMMITTED), BegunMove("b-3", "a", "b", MoveStep.OPEN)], {"a", "b"}
     )
     assert [(one.tenant_id, one.shard_id) for one in homes_of(rows)] == [("b-2", "a"), ("b-3", "a")]
-    after = homes_after(homes_of(rows), begun.expected)
+    after = homes_after(homes_of(rows), begun)
     assert [(one.tenant_id, one.shard_id, one.weight) for one in after] == [
         ("b-2", "a", 1),
         ("b-l", "b", 10),
@@ -284,9 +269,9 @@ def test_homes_are_those_after_the_moves_that_have_begun() -> None:
 def test_tenant_that_moves_twice_is_last_where_the_second_move_goes() -> None:
     rows = found(a="moved", b="active", c="incoming")
     moves = [BegunMove("b-l", "b", "c", MoveStep.OPEN), BegunMove("b-l", "a", "b", MoveStep.COMMITTED)]
-    begun = sort_begun_moves(rows, moves, {"a", "b", "c"})
-    assert begun == BegunMoves([transfer("a", "b", 10), transfer("b", "c", 20)])
-    assert [one.shard_id for one in homes_after(homes_of(rows), begun.expected)] == ["c"]
+    begun, stuck = sort_begun_moves(rows, moves, {"a", "b", "c"})
+    assert (begun, stuck) == ([transfer("a", "b", 10), transfer("b", "c", 20)], [])
+    assert [one.shard_id for one in homes_after(homes_of(rows), begun)] == ["c"]
 
 
 def journal(target_id: str, step: str) -> Departure:
