@@ -8,7 +8,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
@@ -27,13 +27,11 @@ from simplu_worker.dead_letters.queue import ensure_default_queue
 from simplu_worker.errors import WorkerError
 from simplu_worker.memory_tuning import tune_allocator, widen_threads
 from simplu_worker.network_errors import listen_cause
-from simplu_worker.shards.health.prober import Prober, UnlistedShards
-from simplu_worker.shards.health.registry import CitrusWatch, HealthRegistry
+from simplu_worker.shards.health.prober import Prober
+from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.log import LogRetention
-from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
-from simplu_worker.shards.routing.route_refresh import RouteRefresh, ShardMapReloader, log_unused_reloads
+from simplu_worker.shards.routing.shard_watch import ShardMapReloader, ShardWatch, log_unused_reloads
 from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.shards.tenants.home_confirmation import ConfirmationSweep
 from simplu_worker.status.history import INTERVAL_S
@@ -186,22 +184,14 @@ def _background_tasks(settings: Settings, parts: Parts, health: HealthRegistry, 
         "retention": LogRetention(shards.pools, _effective_retention(settings, consumers).read).run,
         "deletion": TenantDeleter(shards.pools, grace, on_change=parts.on_change).run,
         "unconfirmed": ConfirmationSweep(shards.provisioner.confirmer, shards.pools).run,
-        "routes": RouteRefresh(shards.directory, shards.locator, shards.pools).run,
+        "shards": ShardWatch(shards.directory, shards.locator, shards.pools).run,
         "dead-letters": consumers.dead_letters.read_limits,
         "rejections": consumers.rejections.run,
         "shard-map": partial(_reload_map, settings, shards, signals.hung_up),
+        "prober": Prober(shards.pools, health, shards.commits, known=shards.locator.known_shards).run,
     }
     if parts.feed is not None:
         tasks["feed-file"] = partial(parts.feed.reloader.run, signals.feed_hung_up)
-    known: Callable[[], Iterable[ShardAddress]] = tuple
-    unlisted = None
-    if isinstance(shards.locator, CitrusClient):
-        watch = CitrusWatch(shards.locator, health)
-        known, unlisted = watch.known_shards, UnlistedShards(shards.pools, shards.directory)
-        tasks["citrus"] = watch.run
-    elif isinstance(shards.locator, StaticMap):
-        known = shards.locator.known_shards
-    tasks["prober"] = Prober(shards.pools, health, shards.commits, known=known, unlisted=unlisted).run
     if parts.cache is not None:
         tasks["cache"] = parts.cache.run
     if parts.cache_admin is not None:
@@ -210,7 +200,6 @@ def _background_tasks(settings: Settings, parts: Parts, health: HealthRegistry, 
 
 
 TARGETS: Final = {  # of the background tasks that work for one thing; the others are chores of the replica
-    "citrus": TargetKind.CITRUS,
     "cache": TargetKind.CACHE,
     "cache-reads": TargetKind.CACHE,
     "dead-letters": TargetKind.QUEUE,

@@ -100,7 +100,6 @@ class TargetKind(StrEnum):
     LEASES = "leases"  # the lease table
     QUEUE = "queue"
     TENANT = "tenant"
-    CITRUS = "citrus"
     CACHE = "cache"
     REPLICA = "replica"  # the chores of the process itself
     FEED = "feed"  # a destination of the feed

@@ -21,8 +21,8 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
-from simplu_worker.shards.routing.route_refresh import RouteRefresh, ShardMapReloader
 from simplu_worker.shards.routing.shard_map import hash_of, jump_hash
+from simplu_worker.shards.routing.shard_watch import ShardMapReloader
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
 from simplu_worker.vocabulary import Absence
@@ -51,7 +51,6 @@ class World:
     directory: Directory
     gateway: ShardGateway
     provisioner: Provisioner
-    refresh: RouteRefresh
     map_reload: ShardMapReloader
 
     async def reload(
@@ -130,7 +129,6 @@ async def worker(path: Path) -> AsyncIterator[World]:
             directory=directory,
             gateway=ShardGateway(directory, locator, pools, tenant_wait=TENANT_WAIT),
             provisioner=Provisioner(locator, directory, pools),
-            refresh=RouteRefresh(directory, locator, pools),
             map_reload=ShardMapReloader(read, locator, directory, pools),
         )
 

@@ -1,8 +1,4 @@
-"""Probe every shard in use, beside its pool and at a limited pace; drop pools of shards that are gone.
-
-A probe changes nothing. Dropping is safe: nothing is concluded about tenants, and the shard has a pool again as soon as
-Citrus names it.
-"""
+"""Probe every shard in use, beside its pool and at a limited pace. A probe changes nothing."""
 
 from __future__ import annotations
 
@@ -10,14 +6,13 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, Final
 
 import asyncpg
 import msgspec
-import structlog
 from msgspec.structs import replace
 
 from simplu_worker import instruments
@@ -42,7 +37,6 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import WrongDatabaseError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import LIMITS, query_all_shards
 from simplu_worker.shards.schema.schema_check import check_schema
@@ -149,47 +143,13 @@ async def _read_rows(connection: Connection, query: str) -> list[asyncpg.Record]
         return []  # some hosted servers lack such a function, or permit it to no role: no fault of the shard
 
 
-DROPPED_AFTER_S: Final = 180.0  # three of Citrus's lists: one that lacks a shard may be a mistake
-
-log = structlog.get_logger(__name__)
-
-
-class UnlistedShards:
-    """The shards of *pools* that take no operations and are not listed."""
-
-    def __init__(self, pools: Pools, directory: Directory) -> None:
-        self._pools = pools
-        self._directory = directory
-        self._since: dict[str, float] = {}
-
-    def drop(self, listed: Collection[str], *, now: float) -> list[ShardPool]:
-        """Drop the pools of shards that have long been gone and have no route; return them, to be drained."""
-        gone = {
-            shard_id
-            for shard_id, pool in self._pools.by_shard_id().items()
-            if listed and shard_id not in listed and not pool.is_healthy
-        }
-        self._since = {shard_id: self._since.get(shard_id, now) for shard_id in gone}
-        overdue = [shard_id for shard_id, since in self._since.items() if now - since >= DROPPED_AFTER_S]
-        dropped = [shard_id for shard_id in overdue if self._directory.forget_shard(shard_id)]
-        self._since |= dict.fromkeys(set(overdue) - set(dropped), now)
-        if dropped:
-            log.info("shards.dropped", shard_ids=dropped)
-        pools = self._pools.retire(dropped)
-        self._pools.restore(dropped)  # unlike a retired shard of the map, which has confirmed that it has no tenants
-        return pools
-
-
 CHECK_INTERVAL_S: Final = 0.5  # until a new or failing shard is noticed
 KNOWN_INTERVAL_S: Final = 5.0  # until a shard that is new to the locator is probed
 COUNT_TENANTS_S: Final = 60.0  # it reads a whole table
 
 
 class Prober:
-    """The prober of all shards with a pool, and of those in *known*, which writes into *registry*.
-
-    Shards that *known* has left out for long are dropped by *unlisted*.
-    """
+    """The prober of all shards with a pool, and of those in *known*, which writes into *registry*."""
 
     def __init__(
         self,
@@ -198,7 +158,6 @@ class Prober:
         commits: ReplicationWaiter,
         *,
         known: Callable[[], Iterable[ShardAddress]] = tuple,
-        unlisted: UnlistedShards | None = None,
         clock: Callable[[], float] = loop_time,
         draw: Callable[[], float] = random.random,
     ) -> None:
@@ -206,8 +165,6 @@ class Prober:
         self._registry = registry
         self._commits = commits
         self._known = known
-        self._unlisted = unlisted
-        self._dropped: list[ShardPool] = []  # to be drained
         self._known_at = float("-inf")
         self._refused: set[str] = set()
         self._schedule = ProbeSchedule()
@@ -220,9 +177,6 @@ class Prober:
         async with asyncio.TaskGroup() as probes:
             while True:
                 self._notice_changes()
-                while self._dropped:
-                    pool = self._dropped.pop()
-                    probes.create_task(self._drain(pool), name=f"drain:{pool.address.shard_id}")
                 for shard_id in self._schedule.take_due(self._clock()):
                     probes.create_task(self._probe(shard_id), name=f"probe:{shard_id}")
                 now = self._clock()
@@ -249,6 +203,7 @@ class Prober:
     def _notice_known(self) -> None:
         pools = self._pools.by_shard_id()
         known = {shard.shard_id: shard for shard in self._known()}
+        self._registry.note_usages({shard_id: usage_of(shard) for shard_id, shard in known.items()})
         refused = {shard_id for shard_id, shard in known.items() if shard.refusal is not None} - pools.keys()
         for shard_id in self._refused - refused - pools.keys():
             self._registry.end(shard_id)
@@ -259,8 +214,6 @@ class Prober:
         for shard_id in known.keys() - refused - pools.keys():
             with contextlib.suppress(ShardUnavailableError):  # retired since
                 self._pools.ensure_pool(known[shard_id])
-        if self._unlisted is not None:
-            self._dropped += self._unlisted.drop(known.keys(), now=self._known_at)
 
     def _show_connections(self, shard_id: str) -> None:
 
@@ -271,10 +224,6 @@ class Prober:
 
         for state in ConnectionState:
             instruments.SHARD_CONNECTIONS.labels(shard_id, state).set_function(partial(count, state))
-
-    async def _drain(self, pool: ShardPool) -> None:
-        with contain(TargetKind.SHARD, pool.address.shard_id, "drain"):
-            await pool.drain()
 
     async def _probe(self, shard_id: str) -> None:
         fails = True

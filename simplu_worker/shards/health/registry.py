@@ -1,21 +1,14 @@
-"""The health of each shard: kept for people, set as metrics, and logged when it changes.
-
-Ask Citrus for its list of shards and how full they are: for people and the prober, never for routing.
-"""
+"""The health of each shard: kept for people, set as metrics, and logged when it changes."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import random
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import structlog
 from msgspec.structs import replace
 
 from simplu_worker import instruments
-from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.health.assessment import (
     Health,
     MoveEntry,
@@ -26,15 +19,12 @@ from simplu_worker.shards.health.assessment import (
     Usage,
     assess,
     connections_ratio,
-    usage_of,
 )
-from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.timing.clock import loop_time, utc_now
-from simplu_worker.timing.waits import jittered
+from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import ShardProblem, ShardState
 
 if TYPE_CHECKING:  # a client of HTTP takes as long to import as all else of a command that asks one shard
-    from simplu_worker.shards.routing.citrus import CitrusClient
+    pass
 
 log = structlog.get_logger(__name__)
 
@@ -169,45 +159,3 @@ def _log_change(shard_id: str, before: Health, now: Health) -> None:
         log.warning("shard.degraded", shard_id=shard_id, problems=details)
     elif now.state is ShardState.HEALTHY:
         log.info("shard.restored", shard_id=shard_id)
-
-
-POLL_S: Final = 60.0
-TROUBLE_POLL_S: Final = 5.0  # while Citrus names no shards: work goes on once it does
-JITTER: Final = 0.2  # of each interval, to either side
-
-
-class CitrusWatch:
-    """The poller of a Citrus, which writes the answers into *registry*."""
-
-    def __init__(
-        self,
-        citrus: CitrusClient,
-        registry: HealthRegistry,
-        *,
-        poll_s: float = POLL_S,
-        trouble_poll_s: float = TROUBLE_POLL_S,
-    ) -> None:
-        self._citrus = citrus
-        self._registry = registry
-        self._poll_s = poll_s
-        self._trouble_poll_s = trouble_poll_s
-        self._asked_at = float("-inf")
-        self._known: list[ShardAddress] = []
-
-    def known_shards(self) -> Collection[ShardAddress]:
-        """Return the shards of the last answer."""
-        return self._known
-
-    async def run(self) -> None:
-        """Poll until cancelled."""
-        while True:
-            if self._citrus.inability is not None or loop_time() >= self._asked_at + self._poll_s:
-                self._asked_at = loop_time()
-                with contextlib.suppress(RetryableError, PermanentError):  # the last answer stays
-                    await self._ask()
-            await asyncio.sleep(jittered(self._trouble_poll_s, ratio=JITTER, draw=random.random()))
-
-    async def _ask(self) -> None:
-        in_trouble = self._citrus.inability is not None
-        self._known = (await (self._citrus.list_shards() if in_trouble else self._citrus.fetch_overview())) or []
-        self._registry.note_usages({shard.shard_id: usage_of(shard) for shard in self._known})

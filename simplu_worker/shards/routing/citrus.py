@@ -33,6 +33,7 @@ from simplu_worker.vocabulary import Inability
 HEAD_MAX_BYTES: Final = 65_536  # with interim answers
 REPLY_MAX_BYTES: Final = 4 * 1024 * 1024  # the health of some thousand shards, decompressed
 SHARDS_MAX: Final = 10_000  # each costs the event loop some microseconds
+OF_ROUTES: Final = frozenset({"get_shard", "register"})  # a Citrus whose list fails may still name shards
 NO_SUCH_REQUEST: Final = frozenset({404, 405, 501})  # the references have no PUT
 RETRY_BASE_S, RETRY_MAX_S = 0.2, 5.0
 REST_S: Final = 0.5  # of an endpoint that gave no answer to calls in a row, each with several tries
@@ -130,7 +131,9 @@ class CitrusClient:
         )
         self._failed_tenants: dict[str, None] = {}  # whose entries Citrus cannot read, as it seems
         self.address_book = AddressBook()
-        self.last_error: str | None = None  # why the last call had no answer
+        self._listed: list[ShardAddress] = []
+        self._names_shards = False  # by the last call for a route; then no other failure is one
+        self.last_error: str | None = None  # why the last call for a route had no answer, or the last of all before it
         self.is_denied = False
 
     @property
@@ -175,35 +178,27 @@ class CitrusClient:
         status, replies = await self._request("shards_health", "GET", "api/shards/health", _ShardReplies)
         if status == 404:
             raise CitrusUnavailableError("Citrus shards_health: expected 200, got 404")
-        return self._resolve_all(replies)
-
-    def _resolve_all(self, replies: Iterable[_ListedShard]) -> list[ShardAddress]:
         shards: dict[str, ShardAddress] = {}
         for reply in replies:  # of two entries for one shard the first counts
             known = None if reply.connection_string else self.address_book.known_address(reply.shard_id)
             string = known.connection_string if known else reply.connection_string or ""
             address = reply.at(string)
             shards.setdefault(reply.shard_id, address.validate_or_refuse(self._allowed_hosts, may_name_files=False))
-        return [self.address_book.resolve(shard) for shard in shards.values()]
+        self._listed = [self.address_book.resolve(shard) for shard in shards.values()]
+        return self._listed
+
+    def known_shards(self) -> list[ShardAddress]:
+        """Return the shards of the last list; none before the first."""
+        return self._listed
 
     async def list_possible_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
         """Return every shard, for each tenant."""
         return dict.fromkeys(tenant_ids, await self.list_shards())
 
-    async def list_fallback_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:  # noqa: ARG002
-        """Return no further shards: every shard is a possible home."""
-        return {}
-
-    async def fetch_overview(self) -> list[ShardAddress] | None:
-        """Return the same as `list_shards`, for people; None if Citrus has no such endpoint."""
-        path = "api/shards/health"
-        _, replies = await self._request("shards_health", "GET", path, _ShardReplies, is_for_people=True)
-        return None if replies is None else self._resolve_all(replies)
-
     async def fetch_capacity(self, shard_id: str) -> Capacity | None:
         """Return the capacity of a shard, for people; None if Citrus has no such endpoint."""
         path = f"api/shard/{quote(shard_id, safe='')}/capacity"
-        _, reply = await self._request("capacity", "GET", path, _CapacityReply, is_for_people=True)
+        _, reply = await self._request("capacity", "GET", path, _CapacityReply)
         if reply is None:
             return None
         if reply.shard_id != shard_id:
@@ -223,7 +218,6 @@ class CitrusClient:
         message: Any = None,
         *,
         subject: str | None = None,
-        is_for_people: bool = False,
     ) -> tuple[int, Any]:
         breaker = self._breakers[endpoint]
         if breaker.decide(self._clock()) is BreakerDecision.REFUSE:
@@ -231,10 +225,7 @@ class CitrusClient:
             refuses_for_s = breaker.refuses_for_s(self._clock()) or None
             raise (CitrusDeniedError if self.is_denied else CitrusUnavailableError)(error, retry_after_s=refuses_for_s)
         try:
-            if is_for_people:
-                answer = await self._request_once(endpoint, method, path, type_)
-            else:
-                answer = await self._request_with_retries(endpoint, method, path, type_, message)
+            answer = await self._request_with_retries(endpoint, method, path, type_, message)
         except (RetryableError, PermanentError) as exc:
             if isinstance(exc, CitrusDeniedError) or (isinstance(exc, CitrusUnavailableError) and exc.is_outage):
                 self._record_outage(breaker, exc, subject)
@@ -242,8 +233,7 @@ class CitrusClient:
                 self._record_answer(breaker, subject)
             raise
         self._record_answer(breaker, subject)
-        if not is_for_people or self.is_denied:
-            self.last_error, self.is_denied = None, False
+        self.last_error, self.is_denied = None, False
         return answer
 
     def _record_answer(self, breaker: CircuitBreaker, subject: str | None) -> None:
@@ -274,8 +264,11 @@ class CitrusClient:
                         instruments.RETRIES.labels("citrus", endpoint).inc()
                     answer = await self._request_once(endpoint, method, path, type_, message)
         except RetryableError as exc:
-            self.last_error, self.is_denied = str(exc), isinstance(exc, CitrusDeniedError)
+            self._names_shards &= endpoint not in OF_ROUTES
+            if not self._names_shards:
+                self.last_error, self.is_denied = str(exc), isinstance(exc, CitrusDeniedError)
             raise
+        self._names_shards |= endpoint in OF_ROUTES
         return answer
 
     async def _request_once(

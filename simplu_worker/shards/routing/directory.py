@@ -1,8 +1,8 @@
 """The shard of each tenant: named by Citrus or the static map, confirmed by the shard itself, and cached.
 
 A stale route does no harm: a shard without an `active` row of a tenant takes none of its operations (architecture, idea
-4). So a route is used until a shard or the locator contradicts it. A shard's pool moves to another address once the
-shard was found there.
+4). So a route is used until a shard contradicts it. A shard's pool moves to another address once the shard was found
+there.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class AddressChanger:
                 return
             if self._book.known_address(shard_id) is None:
                 return  # as above
-            self._book.switch_to(address, self._clock())
+            self._book.switch_to(address)
             pool = self._pools.switch_pool(address)
         with contextlib.suppress(RetryableError):  # the pool's health shows the result
             await pool.probe()
@@ -171,16 +171,6 @@ class Directory:
         self.routes.remove_shards(removed)
         self._absences.clear()
 
-    def forget_shard(self, shard_id: str) -> bool:
-        """Forget a shard that is gone; if routes lead there, mark them as due instead."""
-        tenant_ids = [tenant_id for tenant_id, found_on in self.routes.items() if found_on == shard_id]
-        for tenant_id in tenant_ids:
-            self.routes.mark_due(tenant_id)
-        if not tenant_ids:
-            self.routes.remove_shards({shard_id})
-            self._locator.address_book.remove(shard_id)
-        return not tenant_ids
-
     async def find(
         self, tenant_id: str, *, absence_max_age_s: float = 0.0, is_cached_enough: bool = True
     ) -> ShardAddress | Absence:
@@ -218,29 +208,6 @@ class Directory:
                 return answer
             self.forget(tenant_id)
         return Absence.MOVING
-
-    async def refresh(self, tenant_id: str, shard_id: str) -> None:
-        """Look up again a tenant of *shard_id*; forget its route if the tenant is elsewhere. Raises as `find`."""
-        named = await self._locator.locate(tenant_id)
-        is_same = named is not None and named.shard_id == shard_id
-        if (named is not None and not named.is_active) or not (
-            is_same or await self._is_still_on(shard_id, tenant_id, named)
-        ):
-            self.forget(tenant_id)
-            return
-        if not is_same:
-            _log_conflict(named, shard_id)
-        self.routes.renew(tenant_id, shard_id, now=self._clock(), draw=random.random())
-
-    async def _is_still_on(self, shard_id: str, tenant_id: str, named: ShardAddress | None) -> bool:
-        try:
-            row = await self._homes.fetch_row(self._pools.pool_of(shard_id).address, tenant_id)
-        except RetryableError:
-            with contextlib.suppress(RetryableError):
-                row = None if named is None else await self._homes.fetch_row(named, tenant_id)
-                return row is None or row["state"] != TenantState.ACTIVE
-            return True
-        return row is not None and row["state"] in SERVED_STATES
 
     async def _look_up(self, tenant_id: str) -> ShardAddress | Absence:
         asked_at = self._clock()
@@ -290,11 +257,9 @@ class Directory:
         self.routes.put(
             tenant_id,
             shard_id,
-            now=self._clock(),
-            draw=random.random(),
             business_id=home.tenant["business_id"],
             # A pause binds no destroyed tenant, whose operations end at once; it binds again if the tenant is restored.
-            paused_s=None if state in DESTROYED_STATES else home.tenant["paused_s"],
+            paused_until=self._clock() + (0.0 if state in DESTROYED_STATES else home.tenant["paused_s"] or 0.0),
         )
         return home.address
 

@@ -54,11 +54,11 @@ class Locator(Protocol):
     async def list_possible_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
         """Return the shards on which each tenant may live or have lived."""
 
-    async def list_fallback_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
-        """Return the other shards for each tenant, to be asked last; one that does not answer is ignored."""
-
     async def list_shards(self) -> list[ShardAddress]:
-        """Return every known shard."""
+        """Return every shard."""
+
+    def known_shards(self) -> list[ShardAddress]:
+        """Return the shards of the last list."""
 
 
 def read_shard_map(path: Path, allowed_hosts: tuple[str, ...]) -> ShardMap:
@@ -76,7 +76,7 @@ class StaticMap:
         self.map = shard_map
         self.address_book = AddressBook()
         for shard in shard_map.shards:
-            self.address_book.add(shard.address, standby=shard.standby_address)
+            self.address_book.update(shard.address, standby=shard.standby_address)
 
     @property
     def inability(self) -> None:
@@ -106,14 +106,6 @@ class StaticMap:
         return {
             tenant_id: [self.address_of(shard) for shard in self.map.possible_homes(tenant_id)]
             for tenant_id in tenant_ids
-        }
-
-    async def list_fallback_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
-        """Return the shards that are no possible home by this map: an earlier map, with other pins, may differ."""
-        return {
-            tenant_id: [self.address_of(shard) for shard in self.map.shards if shard.shard_id not in homes]
-            for tenant_id in tenant_ids
-            if (homes := {shard.shard_id for shard in self.map.possible_homes(tenant_id)})
         }
 
     async def list_shards(self) -> list[ShardAddress]:

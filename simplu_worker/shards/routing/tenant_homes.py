@@ -7,7 +7,7 @@ lived before; every other shard.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -61,36 +61,40 @@ class TenantHomes:
             tenant_id: answers[0] for tenant_id, answers in on_named.items() if answers and not _may_be_home(answers[0])
         }
         found = _first_possible(on_named)
-        _add_better(found, await self._find_on_possible_homes(_without(found, named)))
-        _add_better(found, await self._find_on_fallback_homes(_without(found, named)))
+        _add_better(found, await self._find_elsewhere(_without(found, named)))
         return {
             tenant_id: await self._follow_answer(tenant_id, found.get(tenant_id, destroyed.get(tenant_id)))
             for tenant_id in named
         }
 
-    async def _find_on_possible_homes(self, named: Mapping[str, ShardAddress]) -> dict[str, Answer]:
+    async def _find_elsewhere(self, named: Mapping[str, ShardAddress]) -> dict[str, Answer]:
         if not named:
             return {}
         try:
             possible = await self._locator.list_possible_homes(named)
         except (RetryableError, PermanentError) as exc:
             return dict.fromkeys(named, exc)
+        asked = {
+            tenant_id: {named[tenant_id].shard_id, *(shard.shard_id for shard in shards)}
+            for tenant_id, shards in possible.items()
+        }
         answers = await self._query_shards(
             {
                 tenant_id: [shard for shard in shards if shard.shard_id != named[tenant_id].shard_id]
                 for tenant_id, shards in possible.items()
             }
         )
-        return {tenant_id: _of_earlier_home(answer) for tenant_id, answer in _first_possible(answers).items()}
-
-    async def _find_on_fallback_homes(self, tenant_ids: Iterable[str]) -> dict[str, Answer]:
-        answers = await self._query_shards(await self._locator.list_fallback_homes(tenant_ids))
-        return _first_possible(
+        found = {tenant_id: _of_earlier_home(answer) for tenant_id, answer in _first_possible(answers).items()}
+        # An earlier map, with other pins, may have placed it on any other shard; one that does not answer is ignored.
+        others = await self._query_shards(
             {
-                tenant_id: [answer for answer in some if isinstance(answer, TenantHome)]
-                for tenant_id, some in answers.items()
+                tenant_id: [shard for shard in self._locator.known_shards() if shard.shard_id not in asked[tenant_id]]
+                for tenant_id in _without(found, named)
             }
         )
+        homes = {one: [answer for answer in some if isinstance(answer, TenantHome)] for one, some in others.items()}
+        _add_better(found, _first_possible(homes))
+        return found
 
     async def _query_shards(self, shards_by_tenant: Mapping[str, Sequence[ShardAddress]]) -> dict[str, list[Answer]]:
         answers: dict[str, list[Answer]] = {tenant_id: [] for tenant_id in shards_by_tenant}

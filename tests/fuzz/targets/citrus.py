@@ -23,7 +23,7 @@ from simplu_worker.shards.routing.locator import Capacity, Registration
 ALLOWED_HOSTS: Final = ("*.internal",)
 TIMEOUT_S: Final = 0.1  # aiohttp waits that long after a chunk that is none
 WHOLE: Final = b"W"  # the input is the whole answer; otherwise its body
-CALLS: Final = b"lrsoc"  # the second byte: locate, register, list_shards, fetch_overview, fetch_capacity
+CALLS: Final = b"lrsc"  # the second byte: locate, register, list_shards, fetch_capacity
 SHARD: Final = {
     "shardId": "shard-1",
     "connectionString": f"postgresql://user:{PASSWORD}@a.internal:5432/one?sslmode=require",
@@ -97,7 +97,6 @@ async def call(data: bytes) -> None:
 CALLED: Final[dict[bytes, Any]] = {
     b"l": CitrusClient.locate,
     b"r": CitrusClient.register,
-    b"o": CitrusClient.fetch_overview,
     b"c": CitrusClient.fetch_capacity,
 }
 ARGUMENTS: Final[dict[bytes, tuple[str, ...]]] = {

@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator, Callable
 import asyncpg
 import msgspec
 import pytest
-from prometheus_client import REGISTRY
-from support.citrus.cases import requests_to, routed_shards, silent
 from support.clocks import APART, DAYS, clock_off_by
 from support.postgres.databases import QUICK, ShardMaker, copy_shard, execute
 from support.postgres.faults import frozen, killed, read_only, without_connections
@@ -24,12 +22,10 @@ from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.health.assessment import Health, ShardObservation, ShardProbe, assess, role_of
+from simplu_worker.shards.health.assessment import Health, ShardObservation, ShardProbe, Usage, assess, role_of
 from simplu_worker.shards.health.prober import (
-    DROPPED_AFTER_S,
     KNOWN_INTERVAL_S,
     Prober,
-    UnlistedShards,
     inspect_shard,
     probe_shard,
 )
@@ -196,7 +192,7 @@ async def test_look_shows_how_far_a_standby_is_behind() -> None:
 async def test_prober_looks_at_known_shards_that_no_operation_uses(pools: Pools, make_shard: ShardMaker) -> None:
     idle = await make_shard("idle-1")
     refused = ShardAddress("refused-1", "", refusal="host x is not in DATABASE_ALLOWED_HOSTS")
-    known = [idle, refused]
+    known = [msgspec.structs.replace(idle, business_count=3, business_max=10), refused]
     now = 0.0
     book = HealthRegistry()
     async with asyncio.TaskGroup() as tasks:
@@ -206,6 +202,7 @@ async def test_prober_looks_at_known_shards_that_no_operation_uses(pools: Pools,
         assert book.by_shard_id["refused-1"].problems == {ShardProblem.REFUSED}
         now += 2.0
         await comes_to(book, "idle-1", is_(ShardState.HEALTHY))
+        assert book.by_shard_id["idle-1"].observation.usage == Usage(3, 10)
         known.remove(refused)
         now += KNOWN_INTERVAL_S
 
@@ -216,44 +213,6 @@ async def test_prober_looks_at_known_shards_that_no_operation_uses(pools: Pools,
         running.cancel()
     assert list(pools.by_shard_id()) == ["idle-1"]
     book.end("idle-1")
-
-
-async def test_prober_forgets_a_dead_shard_that_is_not_listed_until_it_is_again(make_shard: ShardMaker) -> None:
-    kept, gone = await make_shard("kept-1"), silent("gone-1")
-    known, now, book = [kept, gone], 0.0, HealthRegistry()
-    labels = {"shard_id": "gone-1"}
-    async with routed_shards([kept], timeouts=HURRIED) as routed, asyncio.TaskGroup() as tasks:
-        unlisted = UnlistedShards(routed.pools, routed.directory)
-        commits = ReplicationWaiter(routed.pools)
-        prober = Prober(
-            routed.pools, book, commits, known=lambda: known, unlisted=unlisted, clock=lambda: now, draw=lambda: 0.0
-        )
-        running = tasks.create_task(prober.run())
-
-        async def is_forgotten() -> bool:
-            return "gone-1" not in book.by_shard_id
-
-        async def is_noted() -> bool:
-            return "gone-1" in unlisted._since
-
-        for _ in range(2):
-            await comes_to(book, "gone-1", is_(ShardState.LOST))
-            assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) == 0
-            known.remove(gone)
-            now += KNOWN_INTERVAL_S
-            assert await poll_until(is_noted, within_s=SOON_S)  # when the prober looks at the list
-            now += DROPPED_AFTER_S
-            assert await poll_until(is_forgotten, within_s=SOON_S)
-            assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) is None
-            asked = requests_to("shards_health")
-            await routed.refresh.locate_unhealthy_shards()
-            assert requests_to("shards_health") == asked
-            assert list(routed.pools.by_shard_id()) == ["kept-1"]
-            known.append(gone)
-            now += KNOWN_INTERVAL_S
-        running.cancel()
-    for shard_id in list(book.by_shard_id):
-        book.end(shard_id)
 
 
 @pytest.mark.parametrize("trouble", [killed, frozen, read_only, without_connections])

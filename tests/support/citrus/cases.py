@@ -23,7 +23,7 @@ from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.citrus import CitrusClient, open_citrus
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.route_refresh import RouteRefresh
+from simplu_worker.shards.routing.shard_watch import ShardWatch
 from simplu_worker.shards.tenants.deletion import Destroyer
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
@@ -139,7 +139,7 @@ class RoutedShards:
     destroyer: Destroyer
     changes: ResourceChanges
     gateway: ShardGateway
-    refresh: RouteRefresh
+    watch: ShardWatch
 
     def register(self, tenant: tuple[str, str], shard_id: str) -> None:
         self.citrus.registry.place("-".join(tenant), self.citrus.registry.shards[shard_id])
@@ -176,7 +176,7 @@ async def routed_shards(
             destroyer=Destroyer(citrus, directory, pools),
             changes=ResourceChanges(directory, pools),
             gateway=ShardGateway(directory, citrus, pools, tenant_wait=TENANT_WAIT),
-            refresh=RouteRefresh(directory, citrus, pools, clock=clock),
+            watch=ShardWatch(directory, citrus, pools, clock=clock),
         )
 
 

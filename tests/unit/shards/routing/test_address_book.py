@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.route_cache import (
-    RETURN_DELAY_S,
     TRIAL_BACKOFF_MAX_S,
     UNHEALTHY_BACKOFF_MAX_S,
     AddressBook,
@@ -48,7 +47,7 @@ def test_book_keeps_the_address_where_the_shard_was_found() -> None:
 def test_book_uses_an_address_once_the_shard_was_found_there() -> None:
     book = proven()
     book.resolve(NEW)
-    book.switch_to(NEW, 10.0)
+    book.switch_to(NEW)
 
     assert book.resolve(NEW) is NEW
     assert book.contested_shard_ids() == []
@@ -87,7 +86,7 @@ def test_book_tries_another_address_at_once() -> None:
 
 def test_book_tries_the_replica_only_while_the_shard_does_not_answer() -> None:
     book = AddressBook()
-    book.add(OLD, standby=NEW)
+    book.update(OLD, standby=NEW)
     assert book.known_address("shard-1") is OLD
     assert book.due_candidate("shard-1", 0.0, is_healthy=True) is None
     assert book.due_candidate("shard-1", 0.0, is_healthy=False) is NEW
@@ -96,7 +95,7 @@ def test_book_tries_the_replica_only_while_the_shard_does_not_answer() -> None:
     book.record_failure(NEW, 0.0, draw=1.0)  # not promoted yet
     assert book.due_candidate("shard-1", UNHEALTHY_BACKOFF_MAX_S / 2, is_healthy=False) is None
     assert book.due_candidate("shard-1", UNHEALTHY_BACKOFF_MAX_S, is_healthy=False) is NEW
-    book.switch_to(NEW, 1.0)
+    book.switch_to(NEW)
     assert book.known_address("shard-1") is NEW
     assert book.due_candidate("shard-1", 1e6, is_healthy=True) is None
     assert book.due_candidate("shard-1", 1.0, is_healthy=False) is OLD
@@ -132,7 +131,7 @@ def test_book_only_ever_uses_addresses_where_the_shard_is(
 
 def added(*, is_proven: bool = True) -> AddressBook:
     book = AddressBook()
-    book.add(OLD, standby=NEW)
+    book.update(OLD, standby=NEW)
     if is_proven:
         book.mark_proven(OLD)
     return book
@@ -146,7 +145,7 @@ def test_book_follows_a_shard_that_is_renamed_once_it_was_found_there() -> None:
     assert book.due_candidate("shard-1", 0.0, is_healthy=True) == OTHER
     assert not book.is_standby(OTHER)
 
-    book.switch_to(OTHER, 10.0)
+    book.switch_to(OTHER)
 
     assert book.known_address("shard-1") == OTHER
     assert book.due_candidate("shard-1", 100.0, is_healthy=True) is None
@@ -155,7 +154,7 @@ def test_book_follows_a_shard_that_is_renamed_once_it_was_found_there() -> None:
 
 def test_book_keeps_a_promoted_replica_that_is_renamed_as_the_shard() -> None:
     book = added()
-    book.switch_to(NEW, 10.0)
+    book.switch_to(NEW)
     book.update(NEW, standby=OLD)
 
     assert book.known_address("shard-1") == NEW
@@ -178,7 +177,7 @@ def test_book_minds_no_trial_of_a_shard_that_was_removed() -> None:
     book.remove("shard-1")
     book.remove("shard-1")
     book.record_failure(NEW, 1.0, draw=0.0)
-    book.switch_to(NEW, 1.0)
+    book.switch_to(NEW)
 
     assert book.known_address("shard-1") is None
     assert not book.is_standby(NEW)
@@ -200,27 +199,6 @@ def test_book_forgets_the_standby_that_a_new_map_does_not_have() -> None:
         assert book.known_address("shard-1") == OLD
         assert (book.is_standby(NEW), book.contested_shard_ids()) == (False, [])
         assert book.due_candidate("shard-1", 0.0, is_healthy=False) is None
-
-
-def test_book_has_no_contest_over_an_address_that_is_not_named_any_more() -> None:
-    book = proven()
-    book.resolve(NEW)
-    book.record_failure(NEW, 0.0, draw=1.0)
-    book.resolve(OLD)
-    assert book.contested_shard_ids() == []
-    book.resolve(NEW)
-    assert book.due_candidate("shard-1", 0.5, is_healthy=True) is None
-
-
-def test_book_returns_to_the_former_address_only_after_the_delay_since_the_switch() -> None:
-    book = proven()
-    book.resolve(NEW)
-    book.switch_to(NEW, 1000.0)
-    book.resolve(OLD)
-
-    assert book.due_candidate("shard-1", 1000.0 + RETURN_DELAY_S - 1, is_healthy=True) is None
-    assert book.due_candidate("shard-1", 1000.0 + RETURN_DELAY_S, is_healthy=True) is OLD
-    assert book.due_candidate("shard-1", 1001.0, is_healthy=False) is OLD
 
 
 def test_book_knows_nothing_of_a_shard_that_was_never_named() -> None:

@@ -16,7 +16,7 @@ from simplu_worker.errors import PermanentError
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import REPLY_MAX_BYTES, REST_MAX_S, REST_S, CitrusUnavailableError, open_citrus
-from simplu_worker.shards.routing.locator import Registration
+from simplu_worker.shards.routing.locator import Capacity, Registration
 from simplu_worker.shards.types import CitrusDeniedError
 
 ADDRESS = ShardAddress(
@@ -302,3 +302,14 @@ async def test_media_type_that_no_proxy_sends_is_not_quoted() -> None:
     async with citrus.opened() as client:
         with pytest.raises(CitrusUnavailableError, match=r"got 404 with another type$"):
             await client.locate("a-b")
+
+
+async def test_capacity_is_that_of_the_shard_that_was_asked_about() -> None:
+    answer = {"shardId": "a/b", "businessCount": 3, "maxBusinesses": 10, "canAcceptNewBusiness": False}
+    citrus = ScriptedCitrus(reply(answer), reply({**answer, "shardId": "c"}), reply(None, status=404))
+    async with citrus.opened() as client:
+        assert await client.fetch_capacity("a/b") == Capacity(3, 10, accepts_new=False)
+        with pytest.raises(CitrusUnavailableError, match="got another one"):
+            await client.fetch_capacity("a/b")
+        assert await client.fetch_capacity("a/b") is None
+    assert citrus.requests == [("GET", "/api/shard/a%2Fb/capacity")] * 3

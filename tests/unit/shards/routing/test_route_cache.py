@@ -8,90 +8,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.routing.route_cache import FRESH_S, JITTER, AbsenceCache, RouteCache, stale_at
-
-INSTANTS = st.floats(0, 1e9)
-DRAWS = st.floats(0, 1, exclude_max=True)
+from simplu_worker.shards.routing.route_cache import AbsenceCache, RouteCache
 
 
-def put(routes: RouteCache, *tenant_ids: str, shard_id: str = "shard-1", now: float = 0.0) -> None:
+def put(routes: RouteCache, *tenant_ids: str, shard_id: str = "shard-1") -> None:
     for tenant_id in tenant_ids:
-        routes.put(tenant_id, shard_id, now=now, draw=0.5)
-
-
-@given(INSTANTS, DRAWS, DRAWS)
-def test_stale_at_is_a_minute_more_or_less(found_at: float, one: float, another: float) -> None:
-    first, second = sorted((one, another))
-    fresh_s = stale_at(found_at, draw=first) - found_at
-    assert FRESH_S * (1 - JITTER) - 1e-6 <= fresh_s <= FRESH_S * (1 + JITTER) + 1e-6
-    assert stale_at(found_at, draw=first) <= stale_at(found_at, draw=second)
-    assert stale_at(found_at + 1, draw=one) > stale_at(found_at, draw=one)
-
-
-def test_routes_serve_what_is_past_its_freshness_and_put_it_in_line_once() -> None:
-    routes = RouteCache()
-    put(routes, "used", "unused")
-    assert routes.get("used") == "shard-1"  # while no time is set
-    routes.set_time(FRESH_S - 0.1)
-    assert routes.get("used") == "shard-1"
-    assert routes.take_due() is None
-
-    routes.set_time(FRESH_S)
-    assert [routes.get("used") for _ in range(3)] == ["shard-1"] * 3
-    assert routes.due_count == 1
-    assert [routes.take_due() for _ in range(2)] == [("used", "shard-1"), None]
-    routes.set_time(1e6)
-    assert routes.get("used") == "shard-1"  # for as long as there is no answer
-    assert routes.due_count == 0
-    routes.mark_due("used")
-    assert routes.take_due() == ("used", "shard-1")
-    routes.renew("used", "shard-1", now=1e6, draw=0.5)
-    routes.set_time(1e6 + FRESH_S)
-    assert routes.get("used") == "shard-1"
-    assert repr(routes) == "RouteCache(2, due=1, invalidated=0)"
+        routes.put(tenant_id, shard_id)
 
 
 def test_routes_keep_in_mind_where_a_doubted_tenant_was() -> None:
     routes = RouteCache()
     put(routes, "tenant")
-    routes.mark_due("tenant")
     for tenant_id in ("tenant", "nobody"):
         routes.invalidate(tenant_id)
-        assert (routes.get(tenant_id), routes.due_count) == (None, 0)
-        routes.renew(tenant_id, "shard-1", now=100.0, draw=0.5)
-        routes.mark_due(tenant_id)
-    assert repr(routes) == "RouteCache(0, due=0, invalidated=1)"
-    assert (routes.items(), routes.take_due()) == ([], None)
+        assert routes.get(tenant_id) is None
     assert (routes.last_shard_id("tenant"), routes.last_shard_id("nobody")) == ("shard-1", None)
-
-    put(routes, "tenant", shard_id="shard-2", now=100.0)
-    routes.renew("tenant", "shard-1", now=500.0, draw=0.5)  # asked for before it moved
+    put(routes, "tenant", shard_id="shard-2")
     assert (routes.get("tenant"), routes.last_shard_id("tenant")) == ("shard-2", "shard-2")
-    assert routes.sample_tenant_id("shard-2") == "tenant"
-    assert (len(routes), routes.items()) == (1, [("tenant", "shard-2")])
 
 
-def test_route_that_was_found_again_is_not_due() -> None:
+def test_routes_to_removed_shards_are_forgotten() -> None:
     routes = RouteCache()
-    put(routes, "tenant")
-    routes.mark_due("tenant")
-    put(routes, "tenant")
-    assert repr(routes) == "RouteCache(1, due=0, invalidated=0)"
-
-
-def test_route_invalidated_while_due_is_not_taken() -> None:
-    routes = RouteCache()
-    put(routes, "gone", "here", "lost", shard_id="shard-2")
+    put(routes, "gone", "here", shard_id="shard-2")
     put(routes, "here")
-    for tenant_id in ("gone", "here", "lost"):
-        routes.mark_due(tenant_id)
-    routes.invalidate("lost")
-    routes.remove_shards({"shard-2"})
-
-    assert routes.items() == [("here", "shard-1")]
-    assert [routes.last_shard_id(tenant_id) for tenant_id in ("here", "gone", "lost")] == ["shard-1", None, None]
-    assert (routes.sample_tenant_id("shard-1"), routes.sample_tenant_id("shard-2")) == ("here", None)
-    assert [routes.take_due() for _ in range(2)] == [("here", "shard-1"), None]
+    for shard_ids in (set[str](), {"shard-2"}):
+        assert routes.get("gone") == "shard-2"
+        routes.remove_shards(shard_ids)
+    assert [routes.last_shard_id(tenant_id) for tenant_id in ("here", "gone")] == ["shard-1", None]
 
 
 @given(st.lists(st.integers(0, 300), max_size=600), st.integers(1, 100))
@@ -112,7 +55,7 @@ def test_oldest_lookup_is_dropped_first() -> None:
     for name in ("one", "two", "three", "one", "four"):
         put(routes, name)
         absences.put(name, "unregistered", asked_at=0.0)
-    routes.renew("two", "shard-1", now=60.0, draw=0.5)
+    put(routes, "two")
     absences.put("two", "unregistered", asked_at=0.0)
     put(routes, "five")
     absences.put("five", "unregistered", asked_at=0.0)
@@ -148,8 +91,7 @@ def test_absences_are_as_old_as_the_question() -> None:
 def test_pause_lasts_as_its_row_said() -> None:
     routes = RouteCache()
     put(routes, "free")
-    routes.put("held", "shard-1", now=10.0, draw=0.5, paused_s=5.0)
-    routes.renew("held", "shard-1", now=11.0, draw=0.5)
+    routes.put("held", "shard-1", paused_until=15.0)
     assert [routes.paused_s(name, 12.0) for name in ("free", "held", "nobody")] == [0.0, 3.0, 0.0]
     assert routes.paused_s("held", 15.5) == 0.0
     routes.invalidate("held")
@@ -162,6 +104,6 @@ def test_route_tells_whose_a_joined_id_is() -> None:
     assert routes.is_tenant("a", "b-c") is None
     put(routes, "a-b-c")
     assert routes.is_tenant("a", "b-c") is None
-    routes.put("a-b-c", "shard-1", now=0.0, draw=0.5, business_id="a")
+    routes.put("a-b-c", "shard-1", business_id="a")
     routes.invalidate("a-b-c")
     assert [routes.is_tenant("a", "b-c"), routes.is_tenant("a-b", "c")] == [True, False]

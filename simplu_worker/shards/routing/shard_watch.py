@@ -1,24 +1,22 @@
-"""Refresh cached routes and addresses in the background; replace the shard map at SIGHUP.
+"""Follow the shards: list them, try the addresses that they may have, and replace the shard map at SIGHUP.
 
-Unhealthy shards are located with one request each. Why no new map splits a tenant: its home is the shard that has its
-row, and its possible homes by the new map are asked before it is made again. A shard is removed only if it was retired
-in the old map and confirms that it has no tenants; it is never written to again.
+Why no new map splits a tenant: its home is the shard that has its row, and its possible homes by the new map are asked
+before it is made again. A shard is removed only if it was retired in the old map and confirms that it has no tenants;
+it is never written to again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
-import msgspec
 import structlog
 
 from simplu_worker import instruments
-from simplu_worker.bulkheads import contain, translate
-from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
+from simplu_worker.bulkheads import contain
+from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -27,70 +25,44 @@ from simplu_worker.shards.routing.locator import Locator, StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, change_of, first_problems, refusals_of
 from simplu_worker.shards.routing.shard_query import fetch_from_shard, query_all_shards
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.waits import Pacer, backoff_s, shared_pause_s
+from simplu_worker.timing.waits import backoff_s, jittered, shared_pause_s
 from simplu_worker.vocabulary import ShardMapOutcome, TargetKind
 
 TICK_S: Final = 0.25
-REFRESHES_AT_ONCE: Final = 4
-REFRESHES_PER_S: Final = 50.0
-REFRESH_BACKOFF_S: Final = 2.0  # of each concurrent refresher, after no answer
-LOCATE_BACKOFF_BASE_S: Final = 0.5  # between two requests about an unhealthy shard
-LOCATE_BACKOFF_MAX_S: Final = 2.0
-LOCATED_SINGLY_MAX: Final = 4  # unhealthy shards; for more of them the list of all shards is requested
+CALM_S: Final = 60.0  # between two lists, while all is well
+JITTER: Final = 0.2  # of CALM_S, to either side
+TROUBLE_BASE_S: Final = 0.5  # while a shard does not answer, or Citrus named none
+TROUBLE_MAX_S: Final = 2.0
 TRIALS_AT_ONCE: Final = 16
 
 log = structlog.get_logger(__name__)
 
 
-class _UnhealthyShard(msgspec.Struct):
-    """A shard that does not answer: how often the locator was asked for its address, and when it is asked again."""
-
-    attempt_count: int = 0
-    due_at: float = 0.0
-
-
-class RouteRefresh:
-    """Refreshes the routes and addresses of *directory*."""
+class ShardWatch:
+    """Lists the shards of *locator*, and tries the addresses of *directory* that are due."""
 
     def __init__(
-        self,
-        directory: Directory,
-        locator: Locator,
-        pools: Pools,
-        *,
-        clock: Callable[[], float] = loop_time,
+        self, directory: Directory, locator: Locator, pools: Pools, *, clock: Callable[[], float] = loop_time
     ) -> None:
         self._directory = directory
         self._locator = locator
         self._pools = pools
         self._clock = clock
-        self._unhealthy: dict[str, _UnhealthyShard] = {}
         self._trials: dict[str, asyncio.Task[None]] = {}
-        self._is_any_due = asyncio.Event()
-        self._pacer = Pacer(REFRESHES_PER_S)
-        self._is_silent = False  # the last refresh got no answer
+        self._listed_at = float("-inf")
+        self._lists_in_trouble = 0
+        self._draw = 0.0
 
     async def run(self) -> None:
-        """Refresh routes, locate unhealthy shards and try candidate addresses until cancelled."""
+        """List shards and try addresses until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._tick_forever(tasks), name="routes:tick")
-            tasks.create_task(self._locate_forever(), name="routes:shards")
-            for number in range(REFRESHES_AT_ONCE):
-                tasks.create_task(self._refresh_forever(), name=f"routes:refresh-{number}")
-
-    async def _tick_forever(self, tasks: asyncio.TaskGroup) -> None:
-        while True:
-            self.tick()
-            for shard_id in self._directory.address_changer.due_shard_ids():
-                if shard_id not in self._trials and len(self._trials) < TRIALS_AT_ONCE:
-                    self._trials[shard_id] = tasks.create_task(self._try_candidate(shard_id), name=f"follow:{shard_id}")
-            await asyncio.sleep(shared_pause_s(self._clock(), TICK_S))
-
-    def tick(self) -> None:
-        """Set the routes' time, and wake the refreshers if a route is due."""
-        self._directory.routes.set_time(self._clock())
-        if self._directory.routes.due_count:
-            self._is_any_due.set()
+            tasks.create_task(self._list_forever(), name="shards:list")
+            while True:
+                for shard_id in self._directory.address_changer.due_shard_ids():
+                    if shard_id not in self._trials and len(self._trials) < TRIALS_AT_ONCE:
+                        trial = tasks.create_task(self._try_candidate(shard_id), name=f"follow:{shard_id}")
+                        self._trials[shard_id] = trial
+                await asyncio.sleep(shared_pause_s(self._clock(), TICK_S))
 
     async def _try_candidate(self, shard_id: str) -> None:
         try:
@@ -99,72 +71,32 @@ class RouteRefresh:
         finally:
             del self._trials[shard_id]
 
-    async def _refresh_forever(self) -> None:
+    async def _list_forever(self) -> None:
         while True:
-            if await self.refresh_next():
-                await asyncio.sleep(self._pacer.pause_s(1, now=self._clock()))
-            elif self._is_silent:
-                await asyncio.sleep(REFRESH_BACKOFF_S * (0.5 + random.random()))
-            else:
-                self._is_any_due.clear()
-                await self._is_any_due.wait()
-
-    async def refresh_next(self) -> bool:
-        """Refresh the route due for longest; return whether there was one, and an answer."""
-        due = self._directory.routes.take_due()
-        if due is None:
-            return False
-        try:
-            with translate(TargetKind.SHARD, due[1], "routes", WorkerError):
-                await self._directory.refresh(*due)
-        except RetryableError:
-            self._directory.routes.mark_due(due[0])
-            self._is_silent = True
-            return False
-        except PermanentError as exc:
-            log.warning("route.refused", shard_id=due[1], error=str(exc))
-            self._directory.routes.renew(*due, now=self._clock(), draw=random.random())
-        self._is_silent = False
-        return True
-
-    async def _locate_forever(self) -> None:
-        while True:
-            await self.locate_unhealthy_shards()
+            await self.list_when_due()
             await asyncio.sleep(shared_pause_s(self._clock(), TICK_S))
 
-    async def locate_unhealthy_shards(self) -> None:
-        """Ask for the addresses of the unhealthy shards that are due."""
+    async def list_when_due(self) -> None:
+        """List the shards if it is time: the address book gets their addresses; inactive ones lose their routes."""
         now = self._clock()
-        unhealthy = [shard_id for shard_id, pool in self._pools.by_shard_id().items() if not pool.is_healthy]
-        self._unhealthy = {
-            shard_id: self._unhealthy.get(shard_id) or _UnhealthyShard(due_at=now) for shard_id in unhealthy
-        }
-        due = {shard_id: shard for shard_id, shard in self._unhealthy.items() if shard.due_at <= now}
-        if not due:
+        if now < self._listed_at + self._pause_s():
             return
-        tenant_ids = set()
-        for shard_id, shard in due.items():
-            sample = self._directory.routes.sample_tenant_id(shard_id)
-            # Alternately: the answer about one tenant is quicker, but may name another shard by now.
-            if sample is not None and shard.attempt_count % 2 == 0 and len(due) <= LOCATED_SINGLY_MAX:
-                tenant_ids.add(sample)
-            shard.attempt_count += 1
-            shard.due_at = now + backoff_s(
-                shard.attempt_count, draw=random.random(), base_s=LOCATE_BACKOFF_BASE_S, max_s=LOCATE_BACKOFF_MAX_S
-            )
-        async with asyncio.TaskGroup() as tasks:  # the answers go into the address book
-            for tenant_id in tenant_ids:
-                tasks.create_task(_ignore_errors(self._locator.locate(tenant_id)), name=f"locate:{tenant_id}")
-            if len(tenant_ids) < len(due):
-                tasks.create_task(_ignore_errors(self._locator.list_shards()), name="locate:all")
+        self._listed_at, self._draw = now, random.random()
+        self._lists_in_trouble += 1
+        try:
+            shards = await self._locator.list_shards()
+        except (RetryableError, PermanentError):
+            return  # the last list stays
+        self._directory.routes.remove_shards({shard.shard_id for shard in shards if not shard.is_active})
 
-
-async def _ignore_errors(request: Awaitable[object]) -> None:
-    with contextlib.suppress(RetryableError, PermanentError):
-        await request
-
-
-ROUTES_PER_STEP: Final = 500  # about two milliseconds, then other tasks run
+    def _pause_s(self) -> float:
+        are_all_well = all(pool.is_healthy for pool in self._pools.by_shard_id().values())
+        if are_all_well and self._locator.inability is None:
+            self._lists_in_trouble = 0
+            return jittered(CALM_S, ratio=JITTER, draw=self._draw)
+        if not self._lists_in_trouble:
+            return 0.0
+        return backoff_s(self._lists_in_trouble, draw=self._draw, base_s=TROUBLE_BASE_S, max_s=TROUBLE_MAX_S)
 
 
 async def log_unused_reloads(wanted: asyncio.Event) -> None:
@@ -275,17 +207,5 @@ class ShardMapReloader:
             added=[shard.shard_id for shard in change.added],
             readdressed=[shard.shard_id for shard in change.readdressed],
             left=sorted(removed),
-            moved_route_count=await self._mark_moved_routes_due(),
         )
         return pools
-
-    async def _mark_moved_routes_due(self) -> int:
-        routes, shard_map = self._directory.routes, self._static_map.map
-        count = 0
-        for number, (tenant_id, shard_id) in enumerate(routes.items(), start=1):
-            if shard_map.shard_of(tenant_id).shard_id != shard_id:
-                routes.mark_due(tenant_id)
-                count += 1
-            if number % ROUTES_PER_STEP == 0:
-                await asyncio.sleep(0)
-        return count

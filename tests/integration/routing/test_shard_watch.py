@@ -1,4 +1,4 @@
-"""Routes are kept fresh behind everybody's back, and serve on while Citrus is away; its lies misplace nobody."""
+"""Shards are listed and followed; routes serve on while Citrus is away; its lies misplace nobody."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.routing.route_cache import FRESH_S
-from simplu_worker.shards.routing.route_refresh import RouteRefresh
-from simplu_worker.vocabulary import Absence
+from simplu_worker.shards.routing.shard_watch import CALM_S, TROUBLE_MAX_S, ShardWatch
+from simplu_worker.vocabulary import Absence, Inability
 
 TENANT_ID = "-".join(TENANT)
-LATE_S = 2 * FRESH_S
+LATE_S = 2 * CALM_S
 
 
 @dataclass
@@ -44,11 +43,10 @@ class World:
         shard = self.routed.citrus.registry.shards[shard_id]
         return self.routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
 
-    async def later(self, seconds: float) -> bool:
-        self.clock.now += seconds
-        self.routed.refresh.tick()
-        self.routed.gateway.cached_shard_id(TENANT_ID)
-        return await self.routed.refresh.refresh_next()
+    async def later(self, seconds: float) -> int:
+        before, self.clock.now = requests_to("shards_health"), self.clock.now + seconds
+        await self.routed.watch.list_when_due()
+        return requests_to("shards_health") - before
 
     async def found(self) -> str:
         return await self.routed.gateway.find_again(TENANT_ID)
@@ -63,13 +61,14 @@ async def world(make_shard: ShardMaker) -> AsyncIterator[World]:
         routed.register(TENANT, "shard-1")
         await add_tenant(world.pool("shard-1"))
         assert await routed.gateway.find(TENANT_ID) == "shard-1"
+        await world.later(0)
         yield world
 
 
 @contextlib.asynccontextmanager
-async def running(refresh: RouteRefresh) -> AsyncIterator[None]:
+async def running(watch: ShardWatch) -> AsyncIterator[None]:
     async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(refresh.run())
+        task = tasks.create_task(watch.run())
         try:
             yield
         finally:
@@ -83,28 +82,37 @@ def soon(is_so: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
     return look
 
 
-async def test_a_route_past_its_freshness_is_served_and_asked_for_once(world: World) -> None:
+async def test_shards_are_listed_each_minute_and_routes_to_inactive_ones_end(world: World) -> None:
     before = requests_to("get_shard")
-    assert not await world.later(FRESH_S / 2)
-    assert await world.later(LATE_S)
-    assert not await world.later(0)
-
+    assert [await world.later(CALM_S / 2), await world.later(CALM_S), await world.later(1)] == [0, 1, 0]
     assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
-    assert requests_to("get_shard") - before == 1
+    assert requests_to("get_shard") == before
+    world.routed.citrus.registry.shards["shard-1"].is_active = False
+    assert await world.later(LATE_S) == 1
+    assert world.routed.gateway.cached_shard_id(TENANT_ID) is None
+    assert await world.found() == Absence.INACTIVE
+
+
+async def test_shards_are_listed_often_while_one_is_silent_or_citrus_was(world: World) -> None:
+    world.routed.citrus.faults.is_unreachable = True
+    with pytest.raises(RetryableError):
+        await world.routed.gateway.find("new-tenant")
+    inabilities = [world.routed.locator.inability]
+    world.routed.citrus.faults.is_unreachable = False
+    assert [await world.later(1), await world.later(0)] == [1, 0]
+    assert [*inabilities, world.routed.locator.inability] == [Inability.CITRUS_UNREACHABLE, None]
+    world.pool("shard-1").is_healthy = False
+    assert [await world.later(TROUBLE_MAX_S) for _ in range(3)] == [1, 1, 1]
 
 
 @pytest.mark.slow(2)
 async def test_known_tenants_are_served_and_new_ones_held_while_citrus_is_away_for_an_hour(world: World) -> None:
     world.routed.citrus.faults.is_unreachable = True
     for _ in range(12):
-        assert not await world.later(300)
+        await world.later(300)
         assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
     with pytest.raises(RetryableError):
         await world.routed.gateway.find("new-tenant")
-    world.routed.citrus.faults.is_unreachable = False
-    assert await world.later(60)
-
-    assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
 
 
 @pytest.mark.slow
@@ -134,22 +142,11 @@ async def test_a_tenant_in_doubt_is_found_by_its_last_shard_while_citrus_is_away
 async def test_a_route_stays_when_citrus_lies_and_the_shard_has_the_tenant(world: World, named: str | None) -> None:
     world.routed.citrus.faults.wrong_shards[TENANT_ID] = named
     with capture_logs() as logs:
-        assert await world.later(LATE_S)
         assert await world.found() == "shard-1"
 
     assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
     conflicts = [entry for entry in logs if entry["event"] == "route.conflict"]
-    assert [(entry["named_shard_id"], entry["shard_id"]) for entry in conflicts] == [(named, "shard-1")] * 2
-
-
-async def test_a_route_is_given_up_when_citrus_and_the_shard_agree_that_it_is_wrong(world: World) -> None:
-    await add_tenant(world.pool("shard-2"))
-    await fetch(world.pool("shard-1"), "DELETE FROM tenants")
-    world.routed.register(TENANT, "shard-2")
-
-    assert await world.later(LATE_S)
-    assert world.routed.gateway.cached_shard_id(TENANT_ID) is None
-    assert await world.routed.gateway.find(TENANT_ID) == "shard-2"
+    assert [(entry["named_shard_id"], entry["shard_id"]) for entry in conflicts] == [(named, "shard-1")]
 
 
 async def test_a_wrong_address_does_nothing_to_a_shard_that_works(world: World, make_shard: ShardMaker) -> None:
@@ -166,7 +163,7 @@ async def test_a_wrong_address_does_nothing_to_a_shard_that_works(world: World, 
     for number, wrong in enumerate((other, empty, silent("shard-1"), standby)):
         shard.connection_string = wrong.connection_string
         with capture_logs() as logs:
-            assert await world.later(LATE_S)
+            assert await world.later(LATE_S) == 1
             await world.routed.directory.address_changer.try_candidate("shard-1")
         errors += [entry["error"] for entry in logs if entry["event"] == "shard.address_refused"]
         assert "secret-word" not in repr(logs)
@@ -195,7 +192,7 @@ async def test_a_shard_in_trouble_is_asked_for_once_and_followed_for_all_its_ten
             await routed.gateway.find("-".join(tenant))
         before = requests_to("get_shard") + requests_to("shards_health")
         routed.citrus.registry.shards["shard-1"].connection_string = new.connection_string
-        async with running(routed.refresh):
+        async with running(routed.watch):
             pool.is_healthy = False  # as after any failure
             started = asyncio.get_running_loop().time()
             assert await poll_until(soon(lambda: pool.address.connection_string == new.connection_string), within_s=60)
@@ -207,14 +204,3 @@ async def test_a_shard_in_trouble_is_asked_for_once_and_followed_for_all_its_ten
         for tenant in tenants:
             create = TenantCase(pool, tenant).operation("create", data={})
             assert await routed.gateway.apply("shard-1", [create]) == [SUCCEEDED]
-
-
-async def test_route_to_a_dead_shard_ends_when_the_named_one_has_the_tenant(world: World) -> None:
-    world.routed.citrus.registry.place(TENANT_ID, world.routed.citrus.registry.shards["shard-2"])
-    world.pool("shard-1").address = silent("shard-1")
-    assert await world.later(LATE_S)
-    assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
-    await add_tenant(world.pool("shard-2"))
-    assert await world.later(LATE_S)
-    assert world.routed.gateway.cached_shard_id(TENANT_ID) is None
-    assert await world.routed.gateway.find(TENANT_ID) == "shard-2"
