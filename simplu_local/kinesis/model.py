@@ -43,7 +43,6 @@ class KinesisOptions(msgspec.Struct, forbid_unknown_fields=True):
     consumer_delay_ms: int = 50  # until a registered consumer is ACTIVE
     subscription_ms: int = 300_000  # API_SubscribeToShard
     heartbeat_ms: int = 5000  # between two events without records
-    pushes_ends: bool = True  # else the events of a closed stream shard go on, and name no children
     push_interval_ms: int = 10  # between two events with records, at least
 
 

@@ -141,11 +141,11 @@ class Pacer:
 
     def __init__(self, per_s: float | None) -> None:
         self._per_s = per_s
-        self._free_at = float("-inf")
+        self.free_at = float("-inf")  # when all that was done is paid for
 
     def pause_s(self, count: int, *, now: float) -> float:
         """Note *count* units that were just done; return the pause before the next. Slow times are not made up for."""
         if self._per_s is None:
             return 0.0
-        self._free_at = max(self._free_at, now) + count / self._per_s
-        return self._free_at - now
+        self.free_at = max(self.free_at, now) + count / self._per_s
+        return self.free_at - now

@@ -21,16 +21,10 @@ from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamSha
 from simplu_worker.consumers.kinesis.recovery.reader_progress import ReaderLease
 from simplu_worker.consumers.kinesis.stream.client import Record, Reply
 from simplu_worker.consumers.kinesis.stream.positions import Latest, Start
-from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
 
 
 class _PatientCursor(PushedCursor):
-    @override
-    async def read(self, stopping: asyncio.Event) -> Reply | None:
-        self._schedule.note_polled(loop_time())  # a poll beside the subscription would read on
-        return await super().read(stopping)
-
     @override
     def _silent_at(self, heard_at: float) -> float:
         return heard_at + 3600.0

@@ -66,7 +66,7 @@ class LocalSubscription:
         source = self.stream_shard
         records = source.read(self._position, limit=MAX_EVENT_RECORDS, max_bytes=MAX_EVENT_BYTES)
         is_read = not source.is_open and not records.encoded and records.next_position >= source.end_position
-        self.is_over = is_read and self._options.pushes_ends
+        self.is_over = is_read
         if not (records.encoded or self.is_over or is_due):
             return None
         self._rate.take(records.size_bytes)

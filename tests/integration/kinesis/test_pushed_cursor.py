@@ -9,7 +9,6 @@ import pytest
 from structlog.testing import capture_logs
 from support.aws.endpoints import CREDENTIALS, client_of
 
-from simplu_local.aws_server.faults import SetOptions
 from simplu_local.aws_server.server import send_commands
 from simplu_local.kinesis.faults import KinesisFault
 from simplu_local.kinesis.model import KinesisOptions
@@ -137,30 +136,6 @@ async def test_end_of_a_stream_shard_names_the_children(world: World) -> None:
     assert world.read_texts == world.put_texts
     await world.read_until(lambda: bool(world.cursor.child_shards))
     assert (world.cursor.is_at_end, world.cursor.is_pushed) == (True, False)
-
-
-async def test_end_of_a_stream_shard_is_found_when_no_event_names_it(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await send_commands(world.url, SetOptions({"pushes_ends": False}))
-    await world.put()
-    await world.read_until(lambda: world.cursor.is_pushed)
-    await world.read_all()
-    calls = (await world.state())["calls"]
-    monkeypatch.setattr(pacing, "POLL_AFTER_S", 0.1)
-    await world.read_until(lambda: world.cursor.is_pushed and world.cursor.millis_behind == 0)
-    await world.put(3)
-    await world.read_all()
-    await world.client.split_shard(StreamName=NAME, ShardToSplit=SHARD, NewStartingHashKey=str(2**127))
-    await world.read_until(lambda: world.cursor.is_at_end)
-
-    assert [child.stream_shard_id for child in world.cursor.child_shards] == [
-        "shardId-000000000001",
-        "shardId-000000000002",
-    ]
-    assert not world.cursor.is_pushed
-    assert world.read_texts == world.put_texts
-    assert (await world.state())["calls"]["GetRecords"] > calls.get("GetRecords", 0)
 
 
 async def test_nothing_is_received_while_memory_is_short(world: World) -> None:

@@ -1,6 +1,6 @@
 """Read a stream shard from one position on: by polling, or by push (enhanced fan-out) while there is a subscription.
 
-Both go on from the same position, one at a time. Polling also finds an end that no event names.
+Both go on from the same position, one at a time.
 """
 
 from __future__ import annotations
@@ -314,7 +314,7 @@ class PushedCursor(Cursor):
         self.release_memory()
         if not self.is_closed:
             await self._subscribe_if_due()
-        if self._subscription is None or loop_time() >= self._schedule.poll_at:
+        if self._subscription is None:
             return await self._poll(stopping)
         try:
             if (reply := await self._read_event(self._subscription, stopping)) is not None:
@@ -327,11 +327,7 @@ class PushedCursor(Cursor):
         return None
 
     async def _poll(self, stopping: asyncio.Event) -> client.Reply | None:
-        reply = await super().read(stopping)
-        self._schedule.note_polled(loop_time())
-        if self.is_closed:
-            self._leave()  # its events would go on where they name no end
-        return reply
+        return await super().read(stopping)
 
     def close(self) -> None:
         """End the subscription; idempotent."""
@@ -339,8 +335,7 @@ class PushedCursor(Cursor):
 
     async def _subscribe_if_due(self) -> None:
         called_at = loop_time()
-        is_due = self._schedule.is_call_due if self._subscription is None else self._schedule.is_renewal_due
-        if not is_due(called_at):
+        if called_at < self._schedule.call_at(is_subscribed=self.is_pushed):
             return
         try:
             subscription = await self._subscriptions.open(self._access.stream_shard_id, self._next_start())
@@ -368,14 +363,14 @@ class PushedCursor(Cursor):
             if (reply := subscription.take()) is not None:
                 return self._accept(reply)
             now = loop_time()
-            if stopping.is_set() or self._schedule.is_renewal_due(now) or now >= self._schedule.poll_at:
+            renewal_at = self._schedule.call_at(is_subscribed=True)
+            if stopping.is_set() or now >= renewal_at:
                 return None
             silent_at = self._silent_at(heard_at)
             if now >= silent_at:
                 self._note_loss(SubscriptionLoss.SILENT, f"SubscribeToShard: no event for {SILENT_AFTER_S:.0f} s")
                 return None
-            within_s = min(silent_at, self._schedule.renewal_at, self._schedule.poll_at) - now
-            if await subscription.receive(stopping, within_s=within_s):
+            if await subscription.receive(stopping, within_s=min(silent_at, renewal_at) - now):
                 heard_at = loop_time()
                 if size_bytes is None and heard_at - now >= DRAINED_AFTER_S:  # not in the middle of an event
                     self._drained_at = now
@@ -397,8 +392,6 @@ class PushedCursor(Cursor):
         self._main_pacing.note_pushed(now, record_count=len(records), millis_behind=reply.millis_behind)
         self._note_progress(reply, now)
         self._note_time(arrived_before, now, has_records=bool(records))
-        if records:
-            self._schedule.note_polled(now)
         self._iterator = None  # it is before these records
         continuation = reply.next_iterator
         if continuation is not None and int(continuation) > self._last_number:

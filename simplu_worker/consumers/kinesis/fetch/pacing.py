@@ -3,8 +3,8 @@
 The main reader and up to a few catch-ups of a stream shard share the quota of Kinesis; a main reader that reads by push
 has one of its own. Why no reader starves, as long as reads do not overlap:
 
-- starts: a catch-up starts only if the main reader's next starts stay in time: every fifth start while the main reader
-  is busy, nearly all while it is idle. The catch-up that has waited longest goes first;
+- starts: the catch-ups together have every fifth start while the main reader is busy, nearly all while it is idle. The
+  catch-up that has waited longest goes first;
 - bytes: while both want to read, the catch-ups together get half, and the main reader the other half, which is as much
   as can be written (1 MiB/s). Within its half the main reader may start AHEAD_S early.
 
@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from math import ceil, isinf
 from typing import Final
 
-from simplu_worker.timing.waits import backoff_s, shared_pause_s
+from simplu_worker.timing.waits import Pacer, backoff_s, shared_pause_s
 from simplu_worker.vocabulary import SubscriptionLoss
 
 # Kinesis quotas: 5 GetRecords a second and stream shard. A little more than a second and a fifth of a second, so that
@@ -33,7 +33,9 @@ READS_IN_WINDOW: Final = 5
 WINDOW_S: Final = 1.025
 READ_INTERVAL_S: Final = 0.205  # of a reader that is behind
 BUSY_FOR_S: Final = 60.0  # a stream shard that had a record in this time is in use
-SHARED_INTERVAL_S: Final = 0.26  # while catch-ups run: they get every fifth start of READ_INTERVAL_S
+# While catch-ups run: four starts of a busy main reader, and one of theirs WINDOW_S after the last one, are the quota.
+SHARED_INTERVAL_S: Final = 0.26
+FIRST_CATCH_UP_S: Final = 0.41  # until a busy main reader, which had five starts, leaves one
 
 READ_BYTES_PER_S: Final = 2 * 1024 * 1024  # Kinesis quotas: GetRecords, 2 MiB/s a stream shard
 HALF_BYTES_PER_S: Final = READ_BYTES_PER_S // 2
@@ -52,7 +54,6 @@ REPLY_MAX_BYTES: Final = 10 * 1024 * 1024  # API reference, GetRecords
 CATCH_UP_REPLY_BYTES: Final = 1024 * 1024
 SHARED_REPLY_BYTES: Final = 512 * 1024  # of the main reader while catch-ups run: READ_BYTES_PER_S * SHARED_INTERVAL_S
 
-MAIN_LATE_S: Final = 0.03  # by which a catch-up may delay the main reader: a record is still seen within 300 ms
 MAIN_NEAR_S: Final = 0.1  # before the main reader's start, when a catch-up's reply would come too late for it
 MAIN_GRACE_S: Final = 0.05  # a main reader that is later than this has no use for its start
 CATCH_UP_PATIENCE_S: Final = 2.1  # longer a catch-up does not yield: reads may take longer than the gaps between them
@@ -134,9 +135,9 @@ class ReadBudget:
     def __init__(self) -> None:
         self.main: Pacing | None = None
         self.catch_ups: list[CatchUpPacing] = []
-        self.paid_at = NEVER  # when all bytes read are paid for, at READ_BYTES_PER_S
+        self.bytes = Pacer(READ_BYTES_PER_S)
+        self.catch_up_bytes = Pacer(READ_BYTES_PER_S)
         self.catch_up_started_at = NEVER
-        self.catch_ups_paid_at = NEVER  # when the catch-ups' bytes are paid for, at the rate that they had
         self._starts: deque[float] = deque(maxlen=READS_IN_WINDOW)
         self._closed_until = NEVER
         self._failure_count = 0
@@ -151,7 +152,7 @@ class ReadBudget:
     @contextmanager
     def open_catch_up(self, now: float) -> Iterator[CatchUpPacing]:
         """Count a catch-up as running inside the block; yield its pacing."""
-        self.catch_up_started_at = max(self.catch_up_started_at, now - SHARED_INTERVAL_S)
+        self.catch_up_started_at = max(self.catch_up_started_at, now + FIRST_CATCH_UP_S - WINDOW_S)
         pacing = CatchUpPacing(self)
         self.catch_ups.append(pacing)
         try:
@@ -172,24 +173,12 @@ class ReadBudget:
 
     def start_beside_main(self, start: float, now: float) -> float:
         """Return when, from *start* on, a catch-up may start or has to ask again."""
-        main = self.main
-        if main is None or main.has_ended or main.is_pushed:
+        if self.main is None or not self.main.is_at_tip_in_use(now):
             return start
-        due = main.next_start(now)
-        after_main = due + MAIN_GRACE_S
-        # Each of the main reader's next starts needs the fifth start before it to lie WINDOW_S back.
-        past = list(self._starts)[1 - READS_IN_WINDOW :]
-        in_time = max(
-            (at + WINDOW_S - (READS_IN_WINDOW - 1 - back) * SHARED_INTERVAL_S for back, at in enumerate(past[::-1], 1)),
-            default=NEVER,
-        )
-        if max(due, start) + MAIN_LATE_S < in_time:  # a start of the main reader may change it
-            in_time -= MAIN_LATE_S
-            return min(in_time, after_main) if now < after_main else in_time
+        due = self.main.next_start(now)
         is_near = due - MAIN_NEAR_S < start < due + MAIN_GRACE_S
-        if is_near and main.is_at_tip_in_use(now) and start - self.catch_up_started_at < CATCH_UP_PATIENCE_S:
-            return after_main
-        return start
+        may_wait = start - self.catch_up_started_at < CATCH_UP_PATIENCE_S
+        return due + MAIN_GRACE_S if is_near and may_wait else start
 
     def note_start(self, now: float) -> None:
         """Note that a read starts."""
@@ -198,7 +187,7 @@ class ReadBudget:
     def note_reply(self, begun_at: float, now: float, *, record_count: int, size_bytes: int) -> None:
         """Note a reply; its bytes are paid for from *begun_at* on."""
         self._failure_count = 0
-        self.paid_at = max(self.paid_at, begun_at) + size_bytes / READ_BYTES_PER_S
+        self.bytes.pause_s(size_bytes, now=begun_at)
         if size_bytes >= FULL_REPLY_BYTES and record_count < LIMIT_MAX:
             self._closed_until = max(self._closed_until, now + FULL_REPLY_PAUSE_S)
         if record_count and size_bytes:  # up at once, down by half: too small a reply does no harm
@@ -208,9 +197,9 @@ class ReadBudget:
 
     def note_failure(self, now: float, draw: float) -> None:
         """Note a throttled or unanswered read; wait longer each time (*draw* in 0..1)."""
-        longest = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(self._failure_count, 16))
         self._failure_count += 1
-        self._closed_until = max(self._closed_until, now + draw * longest)
+        pause_s = backoff_s(self._failure_count, draw=draw, base_s=BACKOFF_FIRST_S, max_s=BACKOFF_MAX_S)
+        self._closed_until = max(self._closed_until, now + pause_s)
 
 
 class Pacing:
@@ -222,7 +211,7 @@ class Pacing:
         self._slot = (schedule or ReadSchedule()).open_slot()
         self._started_at = NEVER
         self._record_seen_at = NEVER
-        self._paid_at = NEVER  # when its own bytes are paid for at HALF_BYTES_PER_S
+        self._bytes = Pacer(HALF_BYTES_PER_S)
         self._is_behind = False
         self.has_ended = False
         self.is_pushed = False  # it reads by push, and leaves the whole budget to the catch-ups
@@ -241,7 +230,7 @@ class Pacing:
     def next_start(self, now: float) -> float:
         """Return when the next read may start; the time may be past."""
         budget = self._budget
-        paid_at = min(budget.paid_at, max(self._paid_at, budget.paid_at - AHEAD_S))
+        paid_at = min(budget.bytes.free_at, max(self._bytes.free_at, budget.bytes.free_at - AHEAD_S))
         if not self.is_busy(now):
             wanted = self._slot.next_idle_start(self._started_at)
         elif budget.catch_ups:
@@ -264,15 +253,15 @@ class Pacing:
     def note_start(self, now: float) -> None:
         """Note that a read starts."""
         self._started_at = now
-        if self._budget.paid_at <= now:
-            self._paid_at = now  # no other reader wanted the bytes that it had beyond its half
+        if self._budget.bytes.free_at <= now:
+            self._bytes.free_at = now  # no other reader wanted the bytes that it had beyond its half
         self._budget.note_start(now)
 
     def note_reply(self, now: float, *, record_count: int, size_bytes: int, millis_behind: int | None) -> None:
         """Note the reply to the read last started. An empty one behind the tip is normal."""
         begun_at = max(self._started_at, now - LATENCY_MAX_S)
         self._budget.note_reply(begun_at, now, record_count=record_count, size_bytes=size_bytes)
-        self._paid_at = max(self._paid_at, begun_at) + size_bytes / HALF_BYTES_PER_S
+        self._bytes.pause_s(size_bytes, now=begun_at)
         self._is_behind = bool(millis_behind)
         if record_count:
             self._record_seen_at = now
@@ -303,15 +292,19 @@ class CatchUpPacing:
 
     def delay_s(self, now: float) -> float:
         """Return the seconds until it may read, or has to ask again."""
-        budget = self._budget
+        budget, at = self._budget, self._budget.catch_ups.index(self)
+        is_shared = budget.main is not None and budget.main.is_busy(now)
         due = max(
             budget.opens_at,
-            budget.paid_at - CATCH_UP_AHEAD_S,
-            budget.catch_ups_paid_at,
-            budget.catch_up_started_at + SHARED_INTERVAL_S,
+            budget.bytes.free_at - CATCH_UP_AHEAD_S,
+            budget.catch_up_bytes.free_at,
+            budget.catch_up_started_at + (WINDOW_S if is_shared else SHARED_INTERVAL_S),
         )
         start = budget.start_beside_main(max(now, due), now)
-        self.asks_at = max([start, *(other.asks_at + TURN_S for other in self._longer_waiting())])
+        longer_waiting = (
+            other for number, other in enumerate(budget.catch_ups) if (other.started_at, number) < (self.started_at, at)
+        )
+        self.asks_at = max([start, *(other.asks_at + TURN_S for other in longer_waiting)])
         return self.asks_at - now
 
     def limit(self, room_bytes: float = REPLY_MAX_BYTES) -> int:
@@ -329,17 +322,11 @@ class CatchUpPacing:
         begun_at = max(self.started_at, now - LATENCY_MAX_S)
         budget.note_reply(begun_at, now, record_count=record_count, size_bytes=size_bytes)
         is_shared = budget.main is not None and budget.main.is_busy(now)
-        rate = HALF_BYTES_PER_S if is_shared else READ_BYTES_PER_S
-        budget.catch_ups_paid_at = max(budget.catch_ups_paid_at, begun_at) + size_bytes / rate
+        budget.catch_up_bytes.pause_s((2 if is_shared else 1) * size_bytes, now=begun_at)
 
     def note_failure(self, now: float, draw: float) -> None:
         """Note that the read last started was throttled or not answered."""
         self._budget.note_failure(now, draw)
-
-    def _longer_waiting(self) -> list[CatchUpPacing]:
-        catch_ups = self._budget.catch_ups
-        mine = (self.started_at, catch_ups.index(self))
-        return [other for at, other in enumerate(catch_ups) if (other.started_at, at) < mine]
 
 
 OPERATION_OVERHEAD_BYTES: Final = 640  # the memory of an operation beyond its record
@@ -451,7 +438,6 @@ class MemoryQuota:
 
 
 RENEW_AFTER_S: Final = 270.0  # Kinesis ends a subscription after 300 s
-POLL_AFTER_S: Final = 60.0  # without a record: other servers than AWS's may never push the end of a stream shard
 SILENT_AFTER_S: Final = 30.0  # Kinesis sends an event every few seconds, also without records
 # Kinesis refuses a call within five seconds of a successful one; a little more, for its clock.
 CALL_INTERVAL_S: Final = 5.2
@@ -467,37 +453,16 @@ class SubscriptionSchedule:
     def __init__(self) -> None:
         self._accepted_at = NEVER
         self._next_call_at = NEVER
-        self._polled_at = NEVER  # or had a record, which is as good
         self._failure_count = 0  # in a row: refused calls, and subscriptions without an event or taken over
 
-    def is_call_due(self, now: float) -> bool:
-        """Return whether to subscribe now, where there is no subscription."""
-        return now >= self._next_call_at
-
-    def is_renewal_due(self, now: float) -> bool:
-        """Return whether to replace the subscription now."""
-        return now >= self.renewal_at
-
-    @property
-    def renewal_at(self) -> float:
-        """The time from which the subscription is to be replaced."""
-        return max(self._accepted_at + RENEW_AFTER_S, self._next_call_at)
-
-    @property
-    def poll_at(self) -> float:
-        """The time from which to poll once beside the subscription."""
-        return self._polled_at + POLL_AFTER_S
-
-    def note_polled(self, now: float) -> None:
-        """Note a poll, or a record that came by push."""
-        self._polled_at = now
+    def call_at(self, *, is_subscribed: bool) -> float:
+        """Return the time from which to subscribe, or to replace the subscription."""
+        return max(self._accepted_at + RENEW_AFTER_S, self._next_call_at) if is_subscribed else self._next_call_at
 
     def note_accepted(self, now: float) -> None:
         """Note a successful call."""
         self._forget_failures(now)
         self._accepted_at = now
-        if self._polled_at == NEVER:
-            self._polled_at = now
         self._next_call_at = now + CALL_INTERVAL_S
 
     def note_failed(self, now: float, draw: float, *, is_refused: bool = False) -> None:

@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 from simplu_local.kinesis.quotas import MAX_REPLY_BYTES, ReadQuota
 from simplu_worker.consumers.kinesis.fetch.pacing import (
     EARLY_S,
+    FIRST_CATCH_UP_S,
     IDLE_TOGETHER,
     NEVER,
     READ_BYTES_PER_S,
+    SHARED_INTERVAL_S,
     STEP_S,
     TIP_INTERVAL_S,
+    WINDOW_S,
     CatchUpPacing,
     Pacing,
     ReadBudget,
@@ -111,16 +114,16 @@ def test_pacing_falls_idle_when_no_record_came_for_a_minute() -> None:
     ("failure_count", "longest_s"),
     [(1, 0.5), (2, 1.0), (3, 2.0), (4, 4.0), (5, 5.0), (60, 5.0)],
 )
-def test_pacing_backs_off_with_full_jitter_when_throttled(failure_count: int, longest_s: float) -> None:
-    waits = []
-    for draw in (1.0, 0.5):
-        pacing = after_reply(millis_behind=1)
-        for _ in range(failure_count - 1):
-            pacing.note_failure(0.0, 0.0)
-        pacing.note_failure(200.0, draw)
-        waits.append(pacing.delay_s(200.0))
-
-    assert waits == pytest.approx([longest_s, longest_s / 2])
+def test_pacing_backs_off_when_throttled_and_forgets_it_after_a_reply(failure_count: int, longest_s: float) -> None:
+    pacing = after_reply(millis_behind=1)
+    for _ in range(failure_count - 1):
+        pacing.note_failure(0.0, 0.0)
+    pacing.note_failure(200.0, 1.0)
+    assert pacing.delay_s(200.0) == pytest.approx(longest_s)
+    pacing.note_start(300.0)
+    pacing.note_reply(300.0, record_count=0, size_bytes=0, millis_behind=1)
+    pacing.note_failure(400.0, 1.0)
+    assert pacing.delay_s(400.0) == pytest.approx(0.5)
 
 
 steps = st.tuples(
@@ -211,86 +214,45 @@ def test_reads_pause_for_five_seconds_when_a_reply_was_cut_off_by_its_size(
     assert budget.opens_at == opens_at
 
 
-def busy_main(budget: ReadBudget, starts: list[tuple[float, bool]]) -> Pacing:
+def busy_main(budget: ReadBudget, *starts: float) -> Pacing:
     main = Pacing(budget)
-    for at, is_own in starts:
-        if is_own:
-            main.note_start(at)
-            main.note_reply(at, record_count=1, size_bytes=0, millis_behind=0)
-        else:
-            budget.note_start(at)
+    for at in starts:
+        main.note_start(at)
+        main.note_reply(at, record_count=1, size_bytes=0, millis_behind=0)
     return main
 
 
 @pytest.mark.parametrize(
-    ("starts", "start", "now", "expected"),
+    ("start", "expected"),
     [
-        pytest.param([], 100.0, 100.0, 100.0, id="nothing was read yet: at once"),
-        pytest.param(
-            [(100.0, True), (100.2, False)], 100.46, 100.2, 100.31, id="main reader is kept: ask after its start"
-        ),
-        pytest.param(
-            [(100.0, True), (100.2, False)], 100.46, 100.32, 100.475, id="main reader did not start: when in time"
-        ),
-        pytest.param([(100.0, True), (100.2, False)], 100.48, 100.2, 100.48, id="late enough by a hair"),
-        pytest.param(
-            [(100.0, True), (100.1, False), (100.2, True), (100.3, False), (100.4, True)],
-            101.09,
-            101.08,
-            101.095,
-            id="the fourth start back decides, not the fifth",
-        ),
-        pytest.param(
-            [(100.0, True), (100.02, False), (100.5, True), (100.56, False), (100.6, False)],
-            101.09,
-            101.08,
-            101.235,
-            id="each start back needs an interval less",
-        ),
-        pytest.param(
-            [(100.0, False), (100.3, False), (100.31, False), (100.32, True)],
-            100.9,
-            100.9,
-            101.035,
-            id="the third start back decides",
-        ),
-        pytest.param([(100.0, True)], 100.2, 100.1, 100.31, id="near the start of the main reader: after it"),
-        pytest.param([(100.0, True)], 100.15, 100.1, 100.15, id="well before the start of the main reader: at once"),
-        pytest.param([(100.0, True)], 100.32, 100.3, 100.32, id="well after it: at once"),
+        pytest.param(100.15, 100.15, id="well before the start of the main reader: at once"),
+        pytest.param(100.2, 100.31, id="near it: after it"),
+        pytest.param(100.32, 100.32, id="well after it: at once"),
+        pytest.param(102.21, 102.21, id="it has yielded for long enough"),
     ],
 )
-def test_catch_up_starts_beside_the_main_reader_without_keeping_it(
-    starts: list[tuple[float, bool]], start: float, now: float, expected: float
-) -> None:
-    budget = ReadBudget()
-    busy_main(budget, starts)
-    with budget.open_catch_up(100.0):
-        assert budget.start_beside_main(start, now) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("start", "expected"),
-    [pytest.param(2.099, 2.21, id="it yields"), pytest.param(2.1, 2.1, id="it has yielded for long enough")],
-)
-def test_catch_up_yields_to_the_main_reader_for_two_seconds(start: float, expected: float) -> None:
+def test_catch_up_starts_beside_the_main_reader_without_keeping_it(start: float, expected: float) -> None:
     budget = ReadBudget()
     with budget.open_catch_up(0.0) as catch_up:
-        catch_up.note_start(0.0)
-        busy_main(budget, [(1.9, True)])
-        assert budget.start_beside_main(start, 2.0) == pytest.approx(expected)
+        catch_up.note_start(100.0)
+        busy_main(budget, 101.95 if start > 102 else 100.0)
+        assert budget.start_beside_main(start, 100.1) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("reads", ["no more", "by push"])
-def test_catch_up_does_not_wait_for_a_main_reader_that_does_not_poll(reads: str) -> None:
+@pytest.mark.parametrize("reads", ["no more", "by push", "a busy stream shard", "an idle stream shard"])
+def test_catch_up_has_every_fifth_start_beside_a_busy_main_reader(reads: str) -> None:
     budget = ReadBudget()
-    main = busy_main(budget, [(100.0, True), *((100.0 + at / 10, False) for at in range(1, 5))])
-    with budget.open_catch_up(100.0):
-        before = budget.start_beside_main(101.03, 100.5)
-        if reads == "by push":
-            main.is_pushed = True
-        else:
-            main.note_end()
-        assert (before > 101.03, budget.start_beside_main(101.03, 100.5)) == (True, 101.03)
+    main = busy_main(budget, 100.0)
+    now = 161.0 if reads == "an idle stream shard" else 100.0
+    main.is_pushed = reads == "by push"
+    if reads == "no more":
+        main.note_end()
+    with budget.open_catch_up(now) as catch_up:
+        first_s = catch_up.delay_s(now)
+        catch_up.note_start(now + 1)
+        second_s = catch_up.delay_s(now + 1)
+    is_busy = reads == "a busy stream shard"
+    assert (first_s, second_s) == pytest.approx((FIRST_CATCH_UP_S, WINDOW_S) if is_busy else (0.0, SHARED_INTERVAL_S))
 
 
 def test_catch_up_has_all_bytes_before_there_is_a_main_reader() -> None:
@@ -525,14 +487,3 @@ def test_reads_are_never_throttled(
     assert world.refused == []
     assert_five_starts_a_second(starts_of(reads))
     assert {read.reader for read in reads} == set(range(catch_up_count + 1))
-
-
-def test_pacing_forgets_failures_when_a_read_succeeds() -> None:
-    pacing = after_reply(millis_behind=1)
-    for _ in range(5):
-        pacing.note_failure(200.0, 1.0)
-    pacing.note_start(300.0)
-    pacing.note_reply(300.0, record_count=0, size_bytes=0, millis_behind=1)
-    pacing.note_failure(400.0, 1.0)
-
-    assert pacing.delay_s(400.0) == pytest.approx(0.5)

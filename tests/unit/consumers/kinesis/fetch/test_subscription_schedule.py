@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from simplu_worker.consumers.kinesis.fetch.pacing import (
     CALL_INTERVAL_S,
-    POLL_AFTER_S,
     REFUSED_PAUSE_S,
     RENEW_AFTER_S,
     RETRY_MAX_S,
@@ -20,47 +19,38 @@ NOW = 1000.0
 
 def test_first_call_is_due_at_once_and_the_renewal_before_five_minutes() -> None:
     schedule = SubscriptionSchedule()
-    assert schedule.is_call_due(NOW)
+    assert schedule.call_at(is_subscribed=False) <= NOW
     schedule.note_accepted(NOW)
-    assert not schedule.is_renewal_due(NOW + RENEW_AFTER_S - 0.1)
-    assert schedule.is_renewal_due(NOW + RENEW_AFTER_S)
+    assert schedule.call_at(is_subscribed=True) > NOW + RENEW_AFTER_S - 0.1
+    assert schedule.call_at(is_subscribed=True) <= NOW + RENEW_AFTER_S
     assert RENEW_AFTER_S + CALL_INTERVAL_S < 300
-
-
-def test_poll_is_due_after_a_minute_without_records() -> None:
-    schedule = SubscriptionSchedule()
-    schedule.note_accepted(NOW)
-    schedule.note_accepted(NOW + 10)
-    assert schedule.poll_at == NOW + POLL_AFTER_S
-    schedule.note_polled(NOW + 20)
-    assert schedule.poll_at == NOW + 20 + POLL_AFTER_S
 
 
 def test_renewal_that_failed_is_tried_again_before_the_end() -> None:
     schedule = SubscriptionSchedule()
     schedule.note_accepted(NOW)
     schedule.note_failed(NOW + RENEW_AFTER_S, 1.0)
-    assert not schedule.is_renewal_due(NOW + RENEW_AFTER_S)
-    assert schedule.is_renewal_due(NOW + RENEW_AFTER_S + 2.1)
+    assert schedule.call_at(is_subscribed=True) > NOW + RENEW_AFTER_S
+    assert schedule.call_at(is_subscribed=True) <= NOW + RENEW_AFTER_S + 2.1
 
 
 @pytest.mark.parametrize(("draw", "least_s", "most_s"), [(0.0, 1.5, 1.5), (1.0, 2.0, 2.0)])
 def test_refused_call_waits_longer_each_time(draw: float, least_s: float, most_s: float) -> None:
     schedule = SubscriptionSchedule()
     schedule.note_failed(NOW, draw)
-    assert not schedule.is_call_due(NOW + least_s - 0.01)
-    assert schedule.is_call_due(NOW + most_s)
+    assert schedule.call_at(is_subscribed=False) > NOW + least_s - 0.01
+    assert schedule.call_at(is_subscribed=False) <= NOW + most_s
     for _ in range(20):
         schedule.note_failed(NOW, draw)
-    assert schedule.is_call_due(NOW + RETRY_MAX_S + 1)
-    assert not schedule.is_call_due(NOW + RETRY_MAX_S / 2)
+    assert schedule.call_at(is_subscribed=False) <= NOW + RETRY_MAX_S + 1
+    assert schedule.call_at(is_subscribed=False) > NOW + RETRY_MAX_S / 2
 
 
 def test_denied_call_waits_a_minute() -> None:
     schedule = SubscriptionSchedule()
     schedule.note_failed(NOW, 0.0, is_refused=True)
-    assert not schedule.is_call_due(NOW + REFUSED_PAUSE_S - 0.01)
-    assert schedule.is_call_due(NOW + REFUSED_PAUSE_S)
+    assert schedule.call_at(is_subscribed=False) > NOW + REFUSED_PAUSE_S - 0.01
+    assert schedule.call_at(is_subscribed=False) <= NOW + REFUSED_PAUSE_S
 
 
 @pytest.mark.parametrize(
@@ -80,9 +70,9 @@ def test_lost_subscription_is_replaced(
     schedule = SubscriptionSchedule()
     schedule.note_accepted(NOW)
     schedule.note_lost(NOW + lasted_s, loss, 0.0, had_event=had_event)
-    assert schedule.is_call_due(NOW + lasted_s + expected_s + 0.001)
+    assert schedule.call_at(is_subscribed=False) <= NOW + lasted_s + expected_s + 0.001
     if expected_s:
-        assert not schedule.is_call_due(NOW + lasted_s + expected_s - 0.001)
+        assert schedule.call_at(is_subscribed=False) > NOW + lasted_s + expected_s - 0.001
 
 
 @given(
@@ -94,7 +84,7 @@ def test_no_two_calls_within_five_seconds_and_none_is_put_off_for_ever(
     schedule, now, accepted_at = SubscriptionSchedule(), NOW, NOW - 100
     for lasts_s, loss, had_event, draw in gaps:
         steps = 0
-        while not schedule.is_call_due(now):
+        while schedule.call_at(is_subscribed=False) > now:
             now += 0.5
             steps += 1
             assert steps <= 2 * (RETRY_MAX_S + CALL_INTERVAL_S + 2)
@@ -110,4 +100,4 @@ def test_failures_are_forgotten_after_a_subscription_that_lasted() -> None:
         schedule.note_failed(NOW, 0.0)
     schedule.note_accepted(NOW)
     schedule.note_lost(NOW + STABLE_S, SubscriptionLoss.TAKEN_OVER, 0.0, had_event=True)
-    assert schedule.is_call_due(NOW + STABLE_S + 1.5)
+    assert schedule.call_at(is_subscribed=False) <= NOW + STABLE_S + 1.5
