@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from itertools import product
 from typing import Any, Final
 
@@ -85,11 +85,6 @@ class BusinessInfo:
         if isinstance(answer.found, UnreadableBusiness):
             raise UnreadableBusinessError(f"business-info, business {business_id!r}: {answer.found.problem}")
         return answer.found
-
-    async def find_all(self, business_ids: Sequence[str]) -> dict[str, Business | UnreadableBusiness | None]:
-        """Return the present item of each of *business_ids*, without the cache."""
-        answers = await asyncio.gather(*map(self._fetch, business_ids))
-        return {business_id: one.found for business_id, one in zip(business_ids, answers, strict=True)}
 
     async def scan_pages(self, *, page_size: int = PAGE_SIZE) -> AsyncIterator[list[Business | UnreadableBusiness]]:
         """Yield every item of the table, at most *page_size* at a time; changes during the scan may be missed."""

@@ -84,7 +84,6 @@ NOT_OF_ONE_TENANT = {
     "forget_old_rejections": "rows go by their age, whosever they are",
     "forget_batches": "rows go by their age, whosever they are",
     "list_tenants": "docs/commands.md: `tenants list`",
-    "page_tenants": "docs/commands.md: `tenants audit`",
     "weigh_bytes": "sizes alone, to balance shards",
     "weigh_load": "counts alone, to balance shards",
     "weigh_rows": "counts alone, to balance shards",

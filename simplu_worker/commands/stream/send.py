@@ -30,16 +30,14 @@ from simplu_worker.commands.stream.outcomes import (
     LastPoll,
     OperationKey,
     SendOutcome,
+    SendStatus,
     describe_poll,
     find_operations,
-    find_rejected,
-    find_undecided,
     interrupted_outcomes,
     send_outcomes,
     wait_for_outcomes,
-    with_undecided,
 )
-from simplu_worker.commands.stream.send_status import SendStatus, pool_errors
+from simplu_worker.commands.stream.show import pool_errors
 from simplu_worker.config.settings import ROUTES, Settings, set_of
 from simplu_worker.consumers.sqs.order_messages import OrderRules
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
@@ -128,7 +126,6 @@ def _new_id() -> str:
 async def _send(
     settings: Settings, lines: Sequence[InputLine], options: SendOptions, count: PutCount
 ) -> tuple[list[SendOutcome], dict[str, str]]:
-    begun_at = datetime.now(UTC)
     if options.orders:
         await _put_events(settings, lines, options, count)
     else:
@@ -136,7 +133,7 @@ async def _send(
     sent, unsent = lines[: count.done], lines[count.done :]
     if not options.wait or not sent:
         return send_outcomes(sent, unsent, {}, waited=options.wait), {}
-    return await _wait(settings, sent, unsent, options, begun_at)
+    return await _wait(settings, sent, unsent, options)
 
 
 async def _put(settings: Settings, lines: Sequence[InputLine], count: PutCount) -> None:
@@ -175,7 +172,7 @@ async def _send_requests(producer: Producer[T], items: Sequence[T], count: PutCo
 
 
 async def _wait(
-    settings: Settings, sent: Sequence[InputLine], unsent: Sequence[InputLine], options: SendOptions, begun_at: datetime
+    settings: Settings, sent: Sequence[InputLine], unsent: Sequence[InputLine], options: SendOptions
 ) -> tuple[list[SendOutcome], dict[str, str]]:
     poll = LastPoll()
     async with open_shards(settings) as shards:
@@ -185,16 +182,12 @@ async def _wait(
                 line.tell(f"in the log: {found} of {len(sent)}; {describe_poll(poll, pool_errors(shards.pools))}")
 
             rows = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, show, poll)
-        absent = {line.key for line in sent if line.key is not None and line.key not in rows}
-        tenant_ids = {tenant_id for tenant_id, _ in absent}
-        undecided = await find_undecided(settings, shards, tenant_ids, is_stream=not options.orders)
-        if absent:
-            rows |= await find_operations(shards.gateway, absent, poll)
-            rows |= await find_rejected(shards.gateway, absent - rows.keys(), begun_at)
         errors = pool_errors(shards.pools)
     if poll.error is not None:
         output.print_note(f"the shards were not listed: {poll.error}")
-    outcomes = [with_undecided(one, undecided) for one in send_outcomes(sent, unsent, rows, waited=True)]
+    outcomes = send_outcomes(sent, unsent, rows, waited=True)
+    if any(one.status is SendStatus.UNKNOWN for one in outcomes):
+        output.print_note("why operations are not decided: simplu-worker operations show REQUEST_ID --tenant B L")
     return outcomes, {shard_id: errors.get(shard_id, "") for shard_id in poll.silent_shard_ids}
 
 
@@ -208,7 +201,7 @@ def _answer(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, is_faile
             outcome.tenant,
             outcome.resource,
             outcome.status,
-            outcome.remark,
+            outcome.error,
             "" if outcome.result is None else output.shorten(bytes(outcome.result).decode(), RESULT_SHOWN_LENGTH),
         )
         for outcome in outcomes

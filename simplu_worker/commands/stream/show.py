@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from datetime import datetime
-from typing import Any, Final
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import Answer, CountProgress, Facts, Line, Part, Table, describe_silent
+from simplu_worker.assembly.shards import Shards, open_shards
+from simplu_worker.commands.output import Answer, CountProgress, Facts, Line, Part, Table, describe_silent, print_note
 from simplu_worker.commands.running import parse_tenant_id
-from simplu_worker.commands.stream.send_status import SendStatus, Undecided, pool_errors
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError
+from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.listing import ListedOperation, ListRequest, OperationPage, decode_cursor
 from simplu_worker.shards.lookups import LoggedOperation, RejectedRequest
-from simplu_worker.timing.clock import loop_time
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.types import StreamShards
+from simplu_worker.status.words import RequestStatus
+from simplu_worker.timing.clock import loop_time, utc_now
 from simplu_worker.vocabulary import Absence
+
+if TYPE_CHECKING:
+    from simplu_worker.consumers.kinesis.leases.lease import Lease
+
+
+class Undecided(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Why operations of a tenant are held, else the time before which all are decided, where it is known.
+
+    *target* is what a replica has reported as held since *since*.
+    """
+
+    reason: str | None = None
+    read_up_to: datetime | None = None
+    since: datetime | None = None
+    target: str | None = None
+
+
+def pool_errors(pools: Pools) -> dict[str, str]:
+    """Return place and error of the shards that cannot be used, by their ids."""
+    return {
+        shard_id: f"{pool.address.place}: {pool.last_error}"
+        for shard_id, pool in pools.by_shard_id().items()
+        if pool.last_error
+    }
 
 
 async def show_operation(settings: Settings, request_id: str, tenant: tuple[str, str] | None) -> Answer:
@@ -33,16 +60,14 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
         found, silent, _ = await shards.gateway.lookups.find_operation(request_id, tenant_id, names=tenant)
         undecided = Undecided()
         if not isinstance(found, LoggedOperation) and tenant_id is not None:
-            from simplu_worker.commands.stream.outcomes import find_undecided
-
-            undecided = (await find_undecided(settings, shards, [tenant_id]))[tenant_id]
+            undecided = await find_undecided(settings, shards, tenant_id)
             found, silent, _ = await shards.gateway.lookups.find_operation(request_id, tenant_id, names=tenant)
         if not isinstance(found, LoggedOperation):
             found = await shards.gateway.lookups.find_rejection(request_id, tenant_id, names=tenant) or found
         if isinstance(found, Absence):
             undecided, found = Undecided(found) if undecided.reason is None else undecided, None
         errors = pool_errors(shards.pools)
-    status = SendStatus.UNKNOWN if undecided.reason is None else SendStatus.HELD
+    status = RequestStatus.UNKNOWN if undecided.reason is None else RequestStatus.HELD
     shown = {"requestId": request_id, "status": status} | _members(undecided) if found is None else _members(found)
     facts = Facts({name: _format_value(value) for name, value in shown.items()})
     part = Line(_describe_absent(request_id, undecided)) if found is None else facts
@@ -50,9 +75,64 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
     return Answer(shown | {"shardsWithoutAnswer": list(silent)}, parts, is_failed=found is None)
 
 
+async def find_undecided(settings: Settings, shards: Shards, tenant_id: str) -> Undecided:
+    """Return the state of a tenant; less of it where a service does not answer.
+
+    Ask before the log is read: an operation applied in between must not count as decided and absent.
+    """
+    from simplu_worker.consumers.kinesis.fleet.fleet_report import hold_reason, read_status
+
+    leases = await _read_leases(settings)
+    status = read_status(leases, tenant_id)
+    stream_name = (settings.kinesis_stream_name or "").rpartition("/")[2]
+    gateway = shards.gateway
+    try:
+        found = await gateway.lookups.read_positions_at_home(
+            tenant_id, StreamShards(stream_name, status.stream_shard_ids)
+        )
+    except WorkerError:  # the survey of the shards has named every server without an answer
+        shard_id, undecided = None, Undecided()
+        with contextlib.suppress(WorkerError):
+            address = await shards.locator.locate(tenant_id)
+            shard_id = None if address is None else address.shard_id
+    else:
+        absence = found if isinstance(found, Absence) else None
+        reason = hold_reason(absence, status, is_paused=gateway.paused_s(tenant_id) > 0)
+        read_up_to = None if reason or isinstance(found, Absence) else status.up_to([found])
+        shard_id, undecided = gateway.cached_shard_id(tenant_id), Undecided(reason, read_up_to)
+    return with_report(undecided, leases, tenant_id, shard_id, now=utc_now())
+
+
+def with_report(
+    undecided: Undecided, leases: Iterable[Lease], tenant_id: str, shard_id: str | None, *, now: datetime
+) -> Undecided:
+    """Return *undecided* with the oldest hold of the tenant or its shard that replicas have reported. Pure."""
+    names = {f"tenant {tenant_id}", *(() if shard_id is None else (f"shard {shard_id}",))}
+    held = [one for lease in leases if lease.report is not None for one in lease.report.held if one.target in names]
+    if not held:
+        return undecided
+    oldest = max(held, key=lambda one: one.age_s)
+    return Undecided(oldest.reason, since=now - timedelta(seconds=oldest.age_s), target=oldest.target)
+
+
+async def _read_leases(settings: Settings) -> list[Lease]:
+    if settings.kinesis_stream_name is None:
+        return []
+    from simplu_worker.assembly.aws import open_leases
+
+    try:
+        async with open_leases(settings) as (table, _):
+            return await table.scan()
+    except WorkerError as exc:
+        print_note(f"how far the stream is read is not known: {exc}")
+        return []
+
+
 def _describe_absent(request_id: str, undecided: Undecided) -> str:
     if undecided.reason is not None:
-        return f"held: {undecided.hold}; if operation {request_id} was sent, it waits"
+        where = "" if undecided.target is None else f" ({undecided.target})"
+        since = "" if undecided.since is None else f" since {undecided.since.isoformat(timespec='seconds')}"
+        return f"held: {undecided.reason}{where}{since}; if operation {request_id} was sent, it waits"
     told = f"unknown: no shard that answered has an operation {request_id}"
     if undecided.read_up_to is None:
         return told

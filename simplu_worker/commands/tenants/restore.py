@@ -19,8 +19,7 @@ from simplu_worker.commands.output import Answer, Facts, Line, Part, TransferPro
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.commands.tenants.rules import (
     BackupFacts,
-    judge_positions,
-    longest_gap,
+    missing_ages,
     refusal_of_database,
     refusal_of_positions,
     refusal_of_repetition,
@@ -201,23 +200,22 @@ async def _judge_stream(
         return None
     kept = timedelta(hours=settings.operation_retention_hours)
     async with open_stream(settings) as stream, open_leases(settings) as (table, _):
-        retention, now = (await stream.describe()).retention, utc_now()
+        retention = (await stream.describe()).retention
         facts = BackupFacts(
             rows=content.rows,
             first_tenant_at=content.first_tenant_at,
             stream_shards=await stream.list_stream_shards(),
             leases={lease.lease_key: lease for lease in await table.scan()},
-            retention=retention,
             tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
-            now=now,
+            now=utc_now(),
         )
-    positions = judge_positions(facts)
-    refusal = refusal_of_positions(positions, now=now, retention=retention, log_kept=kept)
+    ages = missing_ages(facts)
+    refusal = refusal_of_positions(ages, retention=retention, log_kept=kept)
     if refusal is not None:
         if not goes_on:
             raise PermanentError(f"{tenant_id}: {refusal}")
         print_note(f"{refusal}. The restore goes on; workers may then hold the shard: simplu-worker shards accept-gap")
-    return round(longest_gap(positions, now).total_seconds(), 1)
+    return round(max(ages.values(), default=timedelta()).total_seconds(), 1)
 
 
 async def _read_tenant(connection: Connection, tenant_id: str) -> dict[str, Any] | None:

@@ -23,7 +23,8 @@ from simplu_worker.transfers.restoring import Journal, RestoreMode, RestoreStep
 from simplu_worker.vocabulary import TenantState
 
 # The states of a row on the tenant's home shard. A tenant that has moved away or is arriving has its home elsewhere.
-HOME_STATES = frozenset({TenantState.ACTIVE, TenantState.FENCED, TenantState.DESTROYING})
+LIVING_STATES = frozenset({TenantState.ACTIVE, TenantState.FENCED})
+HOME_STATES = LIVING_STATES | {TenantState.DESTROYING}
 
 
 class DifferenceKind(StrEnum):
@@ -41,6 +42,9 @@ class DifferenceKind(StrEnum):
     SHARD_DIFFERS = "shard_differs"
     ID_TAKEN = "id_taken"
     TWO_HOMES = "two_homes"
+    CREATE = "create"  # by `tenants provision`, of which the rest is
+    CREATED = "created"
+    FAILED = "failed"
 
 
 class BusinessListing(msgspec.Struct, frozen=True):
@@ -123,6 +127,25 @@ def find_differences(subject: AuditSubject, *, known_types: Collection[str]) -> 
     return [Difference(kind, detail, subject.business_id, subject.location_id) for kind, detail in found]
 
 
+def plan_tenant(subject: AuditSubject, *, known_types: Collection[str]) -> list[Difference]:
+    """Return why no shard has a tenant that business-info lists as active; `CREATE` alone if it is to be created.
+
+    Nothing if a shard has it.
+    """
+    if subject.homes and all(home.state in LIVING_STATES for home in subject.homes):
+        return []
+    found = [
+        one
+        for one in find_differences(subject, known_types=known_types)
+        if one.kind is not DifferenceKind.NOT_IN_CITRUS
+    ]
+    is_absent = [one.kind for one in found] == [DifferenceKind.NO_ROW] and not subject.own_rows
+    if is_absent and subject.listing is not None:
+        found = [msgspec.structs.replace(found[0], kind=DifferenceKind.CREATE, detail=subject.listing.business_type)]
+    unknown = f"no answer from {', '.join(subject.silent)}"
+    return found or [Difference(DifferenceKind.NO_ROW, unknown, subject.business_id, subject.location_id)]
+
+
 def _home_differences(subject: AuditSubject) -> Iterator[tuple[DifferenceKind, str]]:
     homes, id_taker = subject.homes, subject.id_taker
     if len(homes) > 1:
@@ -139,7 +162,7 @@ def _home_differences(subject: AuditSubject) -> Iterator[tuple[DifferenceKind, s
 
 def _listing_differences(subject: AuditSubject, known_types: Collection[str]) -> Iterator[tuple[DifferenceKind, str]]:
     listing, homes = subject.listing, subject.homes
-    living = [home for home in homes if home.state != TenantState.DESTROYING]
+    living = [home for home in homes if home.state in LIVING_STATES]
     if listing is None:
         if living:
             yield (
@@ -172,7 +195,7 @@ def _listing_differences(subject: AuditSubject, known_types: Collection[str]) ->
 
 
 def _registration_differences(subject: AuditSubject) -> Iterator[tuple[DifferenceKind, str]]:
-    is_alive = any(home.state != TenantState.DESTROYING for home in subject.homes)
+    is_alive = any(home.state in LIVING_STATES for home in subject.homes)
     if subject.refusal is not None:
         yield DifferenceKind.ADDRESS_REFUSED, subject.refusal
     elif subject.named_shard_id is None and (is_alive or (subject.is_wanted and not subject.own_rows)):
@@ -190,27 +213,6 @@ def _shard_names(rows: Sequence[AuditedRow]) -> str:
     return " and ".join(sorted(row.shard_id for row in rows))
 
 
-RETENTION_MARGIN: Final = timedelta(minutes=1)
-NO_ROW: Final = "no row"
-
-
-class PositionState(StrEnum):
-    """What a restore would find in the stream behind a position."""
-
-    LEVEL = "level"  # no worker is ahead of it: nothing was applied since
-    READABLE = "readable"  # the stream has everything since
-    LOST = "lost"  # records since then may have left the stream
-
-
-class JudgedPosition(msgspec.Struct, frozen=True):
-    """The position of a stream shard in a backup; *since* is about the time of the first missing record."""
-
-    stream_shard_id: str
-    position: str
-    state: PositionState
-    since: datetime | None = None
-
-
 class BackupFacts(msgspec.Struct, frozen=True):
     """The rows of a backup, and the stream with its leases as they are now."""
 
@@ -218,51 +220,34 @@ class BackupFacts(msgspec.Struct, frozen=True):
     first_tenant_at: datetime | None
     stream_shards: Iterable[StreamShard]
     leases: Mapping[str, Lease]
-    retention: timedelta
     tenant_wait: timedelta
     now: datetime
 
 
-def judge_positions(facts: BackupFacts) -> list[JudgedPosition]:
-    """Return the positions of all stream shards in the backup.
+def missing_ages(facts: BackupFacts) -> dict[str, timedelta]:
+    """Return by stream shard the age of the oldest record that the backup lacks; none where no worker is ahead of it.
 
-    One without a row is read from about the first tenant on, or from its parents' rows.
+    A stream shard without a row is read from about the first tenant on, or from its parents' rows.
     """
-    judged = [_judge_row(facts, name, row) for name, row in sorted(facts.rows.items())]
-    if facts.first_tenant_at is None:
-        return judged
-    rootless = [one.stream_shard_id for one in facts.stream_shards if not one.parents]
-    return judged + [
-        _judge_time(facts, name, NO_ROW, facts.first_tenant_at - facts.tenant_wait)
-        for name in sorted(rootless)
-        if name not in facts.rows
-    ]
-
-
-def _judge_row(facts: BackupFacts, name: str, row: StreamPosition) -> JudgedPosition:
-    if row.pending_from == SHARD_END.checkpoint or _is_level(facts.leases.get(name), row, facts.now):
-        return JudgedPosition(name, row.pending_from, PositionState.LEVEL, row.pending_since)
     began_at = facts.first_tenant_at and facts.first_tenant_at - facts.tenant_wait
-    return _judge_time(facts, name, row.pending_from, row.pending_since or began_at)
+    since = {
+        name: row.pending_since or began_at
+        for name, row in facts.rows.items()
+        if not _is_level(facts.leases.get(name), row, facts.now)
+    }
+    rootless = {one.stream_shard_id for one in facts.stream_shards if not one.parents}
+    since |= dict.fromkeys(rootless - facts.rows.keys(), began_at)
+    return {name: facts.now - at for name, at in sorted(since.items()) if at is not None}
 
 
 def _is_level(lease: Lease | None, row: StreamPosition, now: datetime) -> bool:
+    if row.pending_from == SHARD_END.checkpoint:
+        return True
     if lease is None:
         return False
     if row.pending_from == TRIM_HORIZON.checkpoint:
         return lease.checkpoint <= TRIM_HORIZON
     return lease.checkpoint <= parse_position(row.pending_from, now).position
-
-
-def _judge_time(facts: BackupFacts, name: str, position: str, since: datetime | None) -> JudgedPosition:
-    is_lost = since is not None and facts.now - since >= facts.retention - RETENTION_MARGIN
-    return JudgedPosition(name, position, PositionState.LOST if is_lost else PositionState.READABLE, since)
-
-
-def longest_gap(judged: Iterable[JudgedPosition], now: datetime) -> timedelta:
-    """Return the age of the oldest record that would be read again; zero if none would."""
-    ages = [now - one.since for one in judged if one.since is not None and one.state is not PositionState.LEVEL]
-    return max(ages, default=timedelta())
 
 
 RETENTION_SPARE: Final = timedelta(hours=1)  # of the stream, for the restore itself and the catch-up
@@ -300,28 +285,22 @@ def refusal_of_rows(backup: Mapping[str, Any] | None, live: Mapping[str, Any], m
     return None
 
 
-def refusal_of_positions(
-    positions: Iterable[JudgedPosition], *, now: datetime, retention: timedelta, log_kept: timedelta
-) -> str | None:
-    """Return why the stream cannot be read again from the positions in a backup.
+def refusal_of_positions(ages: Mapping[str, timedelta], *, retention: timedelta, log_kept: timedelta) -> str | None:
+    """Return why the stream cannot be read again from the positions in a backup, by `missing_ages`.
 
     The logs of other tenants, kept for *log_kept*, have to drop what comes again.
     """
-    for one in positions:
-        if one.state is PositionState.LEVEL:
-            continue
-        age = timedelta() if one.since is None else now - one.since
-        if one.state is PositionState.LOST or age > retention - RETENTION_SPARE:
+    for name, age in ages.items():
+        got = f"got one of {_hours(age)} h ago ({name}); take a newer backup, or restore the tenant with --as-of-backup"
+        if age > retention - RETENTION_SPARE:
             return (
                 f"expected positions that the stream has for another {_hours(RETENTION_SPARE)} h at least, with its "
-                f"retention of {_hours(retention)} h, got one of {_hours(age)} h ago ({one.stream_shard_id}); take a "
-                "newer backup, or restore the tenant with --as-of-backup"
+                f"retention of {_hours(retention)} h, {got}"
             )
         if age > log_kept * LOG_SHARE:
             return (
                 f"expected positions from the last {_hours(log_kept * LOG_SHARE)} h, which the logs of all tenants "
-                f"reach back to, got one of {_hours(age)} h ago ({one.stream_shard_id}); take a newer backup, or "
-                "restore the tenant with --as-of-backup"
+                f"reach back to, {got}"
             )
     return None
 

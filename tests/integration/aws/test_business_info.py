@@ -74,8 +74,6 @@ async def test_find_reads_what_the_references_write(dynamodb: Client) -> None:
     assert found.keys() == {*businesses, "odd"}
     assert found["b-7"] == Business("b-7", "gym", frozenset({"l-7", "é 1"}))
     assert isinstance(found["odd"], UnreadableBusiness)
-    looked_up = await info.find_all([*businesses, "nobody", "odd", *(f"none-{number}" for number in range(100))])
-    assert {name: business for name, business in looked_up.items() if business is not None} == found
 
 
 async def test_find_remembers_a_business_for_minutes_and_its_absence_for_seconds() -> None:

@@ -163,14 +163,13 @@ async def test_provision_plans_and_then_makes_what_no_shard_has(
 
     assert await show(provision_listed(world.settings, apply=False, page_size=4), as_json=False) == 0
     said = capsys.readouterr()
-    assert "1 there, 20 make" in said.out
+    assert "1 there: 20 create" in said.out
     assert "nothing was changed; --apply creates them" in said.err
     assert await world.tenants("shard-1") == []
 
     assert await show(provision_listed(world.settings, apply=True, page_size=4), as_json=True) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert (printed["counts"], printed["there"]) == ({"made": 20}, 1)
-    assert {one["businessType"] for one in printed["tenants"]} == {"hotel"}
+    assert (printed["counts"], printed["there"]) == ({"created": 20}, 1)
     made = await world.tenants("shard-1")
     assert made == [(f"chain-l-{number:02}", "hotel", "active", 1970) for number in range(1, 20)]
     assert ("chain-l-00", "hotel", "active", 1970) in await world.tenants("shard-2")
@@ -199,10 +198,11 @@ async def test_provision_leaves_alone_what_is_not_its_to_decide(
     assert await show(provision_listed(world.settings, apply=True, page_size=4), as_json=True) == 1
 
     printed = json.loads(capsys.readouterr().out)
-    steps = {one["businessId"]: one["step"] for one in printed["tenants"]}
-    twins = {steps.pop("x-y"), steps.pop("x")}
-    assert twins == {"made", "refused"}
-    assert steps == {"gone": "left", "ending": "left", "a": "refused", "odd": "refused", "broken": "unreadable"}
+    kinds = {one["businessId"]: one["kind"] for one in printed["tenants"]}
+    twins = {kinds.pop("x-y"), kinds.pop("x")}
+    assert twins == {"created", "id_taken"}
+    expected = {"gone": "destroyed", "ending": "destroyed", "a": "id_taken", "broken": "unreadable"}
+    assert kinds == expected | {"odd": "no_row"}  # after `unknown_type`
     after = [await world.tenants("shard-1"), await world.tenants("shard-2")]
     assert [row for row in after[0] if row[0] != "x-y-z"] == before[0]
     assert after[1] == before[1]

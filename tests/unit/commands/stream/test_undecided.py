@@ -6,8 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from simplu_worker.commands.stream.outcomes import with_report
-from simplu_worker.commands.stream.send_status import Undecided
+from simplu_worker.commands.stream.show import Undecided, with_report
 from simplu_worker.consumers.kinesis.leases.lease import HeldTarget, Lease, LeaseReport
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
 
@@ -34,4 +33,3 @@ def test_report_has_the_reason_and_the_time(leases: list[Lease], shard_id: str, 
     reason, target, age_s = expected
     found = with_report(Undecided("other_replica"), leases, "b-l", shard_id, now=NOW)
     assert found == Undecided(reason, since=NOW - timedelta(seconds=age_s), target=target)
-    assert found.hold == f"{reason} ({target}) since {(NOW - timedelta(seconds=age_s)).isoformat()}"

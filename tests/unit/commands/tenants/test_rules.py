@@ -10,18 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.commands.tenants.inventory import ProvisionStep, plan_tenant
 from simplu_worker.commands.tenants.rules import (
     AuditedRow,
     AuditSubject,
     BackupFacts,
     BusinessListing,
     DifferenceKind,
-    JudgedPosition,
-    PositionState,
     find_differences,
-    judge_positions,
-    longest_gap,
+    missing_ages,
+    plan_tenant,
     refusal_of_database,
     refusal_of_positions,
     refusal_of_repetition,
@@ -135,24 +132,23 @@ def test_differences_tell_where_and_whose() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tenant", "step"),
+    ("tenant", "kinds"),
     [
-        pytest.param(subject(DENTAL), ProvisionStep.MAKE, id="nowhere"),
-        pytest.param(subject(DENTAL, row()), None, id="there"),
-        pytest.param(subject(DENTAL, row("s2")), None, id="there, elsewhere"),
-        pytest.param(subject(DENTAL, row(), silent=("s2",)), None, id="there, with a silent shard"),
-        pytest.param(subject(DENTAL, silent=("s2",)), ProvisionStep.UNKNOWN, id="perhaps there"),
-        pytest.param(subject(DENTAL, row(state="destroyed")), ProvisionStep.LEFT, id="destroyed"),
-        pytest.param(subject(DENTAL, row("s2", "destroyed")), ProvisionStep.LEFT, id="destroyed elsewhere"),
-        pytest.param(subject(DENTAL, row(state="destroying")), ProvisionStep.LEFT, id="being destroyed"),
-        pytest.param(subject(DENTAL, row(state="incoming")), ProvisionStep.LEFT, id="on its way"),
-        pytest.param(subject(DENTAL, row(name=OTHER)), ProvisionStep.REFUSED, id="taken"),
-        pytest.param(subject(SPA), ProvisionStep.REFUSED, id="an unknown type"),
+        pytest.param(subject(DENTAL, named=None), ["create"], id="nowhere"),
+        pytest.param(subject(DENTAL, row()), [], id="there"),
+        pytest.param(subject(DENTAL, row("s2")), [], id="there, elsewhere"),
+        pytest.param(subject(DENTAL, row(), silent=("s2",)), [], id="there, with a silent shard"),
+        pytest.param(subject(DENTAL, silent=("s2",)), ["no_row"], id="perhaps there"),
+        pytest.param(subject(DENTAL, row(state="destroyed")), ["destroyed"], id="destroyed"),
+        pytest.param(subject(DENTAL, row("s2", "destroyed")), ["destroyed"], id="destroyed elsewhere"),
+        pytest.param(subject(DENTAL, row(state="destroying")), ["destroyed"], id="being destroyed"),
+        pytest.param(subject(DENTAL, row(state="incoming")), ["no_row"], id="on its way"),
+        pytest.param(subject(DENTAL, row(name=OTHER)), ["id_taken"], id="taken"),
+        pytest.param(subject(SPA), ["unknown_type", "no_row"], id="an unknown type"),
     ],
 )
-def test_plan_makes_only_what_no_shard_has(tenant: AuditSubject, step: ProvisionStep | None) -> None:
-    planned = plan_tenant(tenant, TYPES)
-    assert (None if planned is None else planned.step) is step
+def test_plan_creates_only_what_no_shard_has(tenant: AuditSubject, kinds: list[str]) -> None:
+    assert [one.kind for one in plan_tenant(tenant, known_types=TYPES)] == kinds
 
 
 @pytest.mark.parametrize(
@@ -173,8 +169,6 @@ def test_missing_row_is_described_with_route_and_other_rows(tenant: AuditSubject
 
 
 JUDGED_AT = datetime(2026, 3, 10, tzinfo=UTC)
-RETENTION = timedelta(hours=24)
-LEVEL, READABLE, LOST = PositionState.LEVEL, PositionState.READABLE, PositionState.LOST
 
 
 def pending(pending_from: str, hours: float | None = None) -> StreamPosition:
@@ -196,60 +190,37 @@ def facts(
             StreamShard(name, frozenset(parents), HashRange(0, 1), "1") for name, parents in (shards or {}).items()
         ],
         leases={name: Lease(name, position) for name, position in (checkpoints or {}).items()},
-        retention=RETENTION,
         tenant_wait=timedelta(minutes=5),
         now=JUDGED_AT,
     )
 
 
 @pytest.mark.parametrize(
-    ("found", "checkpoint", "state"),
+    ("found", "checkpoint", "hours"),
     [
-        (pending("100/0", 2), Position(200), READABLE),
-        (pending("100/0", 2), None, READABLE),
-        (pending("100/0", 24), Position(200), LOST),
-        (pending("100/0", 23.98), Position(200), READABLE),  # a minute of margin
-        (pending("100/0", 23.99), Position(200), LOST),
-        (pending("100/0", 240), Position(100), LEVEL),  # the stream was idle since
-        (pending("100/0", 240), Position(99), LEVEL),
-        (pending("100/0", 240), Position(100, 1), LOST),
-        (pending("100/0", 240), None, LOST),
-        (pending("SHARD_END", 240), Position(200), LEVEL),
-        (pending("TRIM_HORIZON"), TRIM_HORIZON, LEVEL),
-        (pending("TRIM_HORIZON"), Position(200), READABLE),
+        (pending("100/0", 2), Position(200), 2),
+        (pending("100/0", 2), None, 2),
+        (pending("100/0", 240), Position(100), None),  # the stream was idle since
+        (pending("100/0", 240), Position(99), None),
+        (pending("100/0", 240), Position(100, 1), 240),
+        (pending("SHARD_END", 240), Position(200), None),
+        (pending("TRIM_HORIZON"), TRIM_HORIZON, None),
+        (pending("TRIM_HORIZON"), Position(200), 1 + 5 / 60),  # since the first tenant
     ],
 )
-def test_position_is_judged_by_age_unless_no_worker_is_ahead(
-    found: StreamPosition, checkpoint: Position | None, state: PositionState
+def test_position_has_an_age_unless_no_worker_is_ahead(
+    found: StreamPosition, checkpoint: Position | None, hours: float | None
 ) -> None:
     checkpoints = {} if checkpoint is None else {"a": checkpoint}
-    (judged,) = judge_positions(facts({"a": found}, checkpoints=checkpoints))
-    assert (judged.stream_shard_id, judged.position, judged.state) == ("a", found.pending_from, state)
-
-
-def test_beginning_of_the_stream_counts_from_the_first_tenant() -> None:
-    begun = facts({"a": pending("TRIM_HORIZON")}, checkpoints={"a": Position(9)}, first_tenant_hours=48)
-    (judged,) = judge_positions(begun)
-    assert (judged.state, judged.since) == (LOST, JUDGED_AT - timedelta(hours=48, minutes=5))
+    expected = {} if hours is None else {"a": timedelta(hours=hours)}
+    assert missing_ages(facts({"a": found}, checkpoints=checkpoints)) == expected
 
 
 def test_stream_shard_without_a_row_is_judged_without_parents() -> None:
     shards: dict[str, tuple[str, ...]] = {"b": (), "a": (), "child": ("a",)}
-    judged = judge_positions(facts({"a": pending("5/0", 2)}, shards=shards, first_tenant_hours=30))
-    since = JUDGED_AT - timedelta(hours=30, minutes=5)
-    assert judged == [
-        JudgedPosition("a", "5/0", READABLE, JUDGED_AT - timedelta(hours=2)),
-        JudgedPosition("b", "no row", LOST, since),
-    ]
-    assert judge_positions(facts({}, shards=shards, first_tenant_hours=None)) == []
-
-
-def test_longest_gap_is_of_the_oldest_position_to_read_from() -> None:
-    old, young = JUDGED_AT - timedelta(hours=9), JUDGED_AT - timedelta(hours=2)
-    level = JudgedPosition("a", "1/0", LEVEL, old)
-    readable = JudgedPosition("b", "1/0", READABLE, young)
-    assert longest_gap([level, readable], JUDGED_AT) == timedelta(hours=2)
-    assert longest_gap([level], JUDGED_AT) == timedelta()
+    ages = missing_ages(facts({"a": pending("5/0", 2)}, shards=shards, first_tenant_hours=30))
+    assert ages == {"a": timedelta(hours=2), "b": timedelta(hours=30, minutes=5)}
+    assert missing_ages(facts({}, shards=shards, first_tenant_hours=None)) == {}
 
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -261,10 +232,6 @@ ROW: dict[str, Any] = {
     "state": "active",
     "created_at": NOW,
 }
-
-
-def judged(age: timedelta | None, state: PositionState = PositionState.READABLE) -> JudgedPosition:
-    return JudgedPosition("shardId-0", "1/0", state, None if age is None else NOW - age)
 
 
 @pytest.mark.parametrize(
@@ -296,20 +263,17 @@ def test_tenant_made_again_is_restored_as_of_the_backup_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("position", "kept", "refusal"),
+    ("hours", "kept", "refusal"),
     [
-        (judged(timedelta(hours=22)), 15 * DAY, None),
-        (judged(None), 15 * DAY, None),
-        (judged(40 * DAY, PositionState.LEVEL), 15 * DAY, None),
-        (judged(timedelta(hours=23, minutes=1)), 15 * DAY, "for another 1 h at least, with its retention of 24 h"),
-        (judged(timedelta(hours=1), PositionState.LOST), 15 * DAY, "for another 1 h at least"),
-        (judged(timedelta(hours=22)), DAY, "from the last 21.6 h, which the logs of all tenants reach back to"),
+        (22, 15 * DAY, None),
+        (23 + 1 / 60, 15 * DAY, "for another 1 h at least, with its retention of 24 h"),
+        (22, DAY, "from the last 21.6 h, which the logs of all tenants reach back to"),
     ],
 )
 def test_positions_beyond_the_stream_or_the_logs_are_refused(
-    position: JudgedPosition, kept: timedelta, refusal: str | None
+    hours: float, kept: timedelta, refusal: str | None
 ) -> None:
-    found = refusal_of_positions([judged(timedelta()), position], now=NOW, retention=DAY, log_kept=kept)
+    found = refusal_of_positions({"a": timedelta(), "b": timedelta(hours=hours)}, retention=DAY, log_kept=kept)
     assert (refusal or "") in (found or "")
     assert (found is None) == (refusal is None)
 
@@ -344,9 +308,9 @@ def test_restore_is_repeated_only_with_another_file(
 
 @given(st.lists(st.integers(0, 60)), st.integers(2, 60), st.integers(1, 60))
 def test_what_is_not_refused_is_within_both_retentions(ages: list[int], retention_h: int, kept_h: int) -> None:
-    positions = [judged(timedelta(hours=age)) for age in ages]
+    positions = {str(number): timedelta(hours=age) for number, age in enumerate(ages)}
     retention, kept = timedelta(hours=retention_h), timedelta(hours=kept_h)
-    found = refusal_of_positions(positions, now=NOW, retention=retention, log_kept=kept)
+    found = refusal_of_positions(positions, retention=retention, log_kept=kept)
     assert (found is None) == all(
         age < retention_h and age < kept_h and age <= min(retention_h - 1, kept_h * 0.9) for age in ages
     )
