@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -36,9 +36,8 @@ from simplu_worker.commands.check.dependency import (
 from simplu_worker.commands.check.findings import CheckFacts, Finding, find_oddities, format_hours
 from simplu_worker.commands.output import Answer, Line, Table
 from simplu_worker.config.settings import Settings, unset_sources
-from simplu_worker.consumers.kinesis.leases.kcl_leader import LEADER_KEY
 from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
-from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable, TableMissingError, TableRequests
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.errors import WorkerError
@@ -48,6 +47,7 @@ from simplu_worker.shards.health.trial_write import try_write
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.timing.clock import shard_problem
 from simplu_worker.vocabulary import ShardProblem
 
 # Each takes a connection, and many shards may be databases of a few servers; it also takes processor time, and more at
@@ -55,7 +55,6 @@ from simplu_worker.vocabulary import ShardProblem
 SHARDS_AT_ONCE: Final = 16
 LEASE_KEY: Final = ("leaseKey",)
 BUSINESS_INFO_KEY: Final = ("id",)
-KCL_TABLE_MOVED: Final = "that is well if a KCL 3.5 moved its rows into the lease table, else correct"
 CACHE_IS_CLUSTER: Final = (
     "expected one server, or a primary with replicas, got a Redis Cluster, which refuses commands with keys of several "
     "slots; set REDIS_URL to a server without cluster mode"
@@ -72,7 +71,7 @@ class CheckReport(msgspec.Struct, frozen=True):
 
 async def check(settings: Settings, misspellings: Mapping[str, str]) -> Answer:
     """Check all dependencies that *settings* name; it fails if one failed."""
-    report = scrub_report(await check_dependencies(settings, misspellings))
+    report = await check_dependencies(settings, misspellings)
     rows = [
         (
             dependency.dependency,
@@ -99,19 +98,6 @@ def verdict_on(report: CheckReport) -> str:
         if names := [one.dependency for one in report.dependencies if one.status is status]:
             return f"{status}: {', '.join(names)}"
     return "nothing failed; see what is odd" if report.odd else "nothing odd"
-
-
-def scrub_report(report: CheckReport) -> CheckReport:
-    """Return *report* with secrets masked."""
-    return CheckReport(
-        dependencies=[
-            msgspec.structs.replace(
-                dependency, address=scrub_text(dependency.address), result=scrub_text(dependency.result)
-            )
-            for dependency in report.dependencies
-        ],
-        odd=[Finding(*map(scrub_text, (finding.about, finding.problem, finding.advice))) for finding in report.odd],
-    )
 
 
 async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]) -> CheckReport:
@@ -143,7 +129,10 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
         )
     answers.insert(0, await checks.check_credentials())  # by now AWS has said what it thinks of them
     dependencies = [dependency for answer in answers for dependency in answer] + describe_unset_sources(settings)
-    return CheckReport(dependencies, find_oddities(checks.facts, settings, misspellings))
+    odd = find_oddities(checks.facts, settings, misspellings)
+    return CheckReport(
+        dependencies, [Finding(scrub_text(one.about), scrub_text(one.problem), one.advice) for one in odd]
+    )
 
 
 def sparing(settings: Settings) -> Settings:
@@ -191,25 +180,21 @@ class DependencyChecks:
                 return CheckAnswer("does not exist, will be created")
             return CheckAnswer("does not exist; create it, or set KINESIS_CREATE_STREAM=true", CheckStatus.FAILED)
         self.facts.retentions[f"stream {stream.name}"] = summary.retention
-        self.facts.open_stream_shard_count = summary.open_stream_shard_count
         count, kept = summary.open_stream_shard_count, format_hours(summary.retention)
         return CheckAnswer(f"{summary.status.lower()}, {count} open stream shards, records kept for {kept}")
 
     async def check_tables(self, client: Client) -> list[CheckedDependency]:
-        """Check the lease table, the KCL's tables that have names, and business-info."""
+        """Check the lease table, and business-info."""
         leases, info = self._settings.kinesis_application_name, self._settings.dynamodb_business_info_table
-        checks = [
-            check_dependency("business-info", address_of(client, info), lambda: self._check_business_info(client, info))
-        ]
+        tables = {"business-info": (info, self._check_business_info)}
         if self._settings.kinesis_stream_name is not None:
-            checks.insert(
-                0,
-                check_dependency(
-                    "lease table", address_of(client, leases), lambda: self._check_lease_table(client, leases)
-                ),
-            )
-            checks += self._check_kcl_tables(client)
-        return await run_all(checks)
+            tables = {"lease table": (leases, self._check_lease_table)} | tables
+        return await run_all(
+            [
+                check_dependency(about, address_of(client, name), partial(ask, client, name))
+                for about, (name, ask) in tables.items()
+            ]
+        )
 
     async def _check_lease_table(self, client: Client, name: str) -> CheckAnswer:
         table: TableSummary | None = await describe_table(client, name)
@@ -230,24 +215,11 @@ class DependencyChecks:
         tables = KclTables.of(name, settings.kinesis_coordinator_table, settings.kinesis_worker_metrics_table)
         watch = KclLeaderWatch(client, table, tables, follows=settings.kinesis_kcl_follower)
         await table.scan()
-        self.facts.unreadable_leases = table.unreadable_rows()
         await watch.check()
         if watch.follows and watch.leaders is not None:
             return CheckAnswer(f"follows the Kinesis Client Library 3.x at {watch.leaders}, which assigns its leases")
         problem = watch.trouble or watch.outlook
         return None if problem is None else CheckAnswer(problem, CheckStatus.WARNING)
-
-    def _check_kcl_tables(self, client: Client) -> list[Coroutine[Any, Any, CheckedDependency]]:
-        settings = self._settings
-        tables = (
-            ("KCL coordinator table", settings.kinesis_coordinator_table, _check_coordinator_table),
-            ("KCL worker metrics", settings.kinesis_worker_metrics_table, _check_worker_metrics_table),
-        )
-        return [
-            check_dependency(dependency, address_of(client, name), partial(check, TableRequests(client), name))
-            for dependency, name, check in tables
-            if name is not None
-        ]
 
     async def _check_business_info(self, client: Client, name: str) -> CheckAnswer:
         problem = CheckStatus.FAILED if self._settings.provision_on_first_use else CheckStatus.WARNING
@@ -342,9 +314,8 @@ class DependencyChecks:
         async def ask() -> CheckAnswer:
             pool = shards.pools.ensure_pool(address)
             probe = await probe_shard(pool)
-            self.facts.skews_s[name] = probe.skew_s
-            self.facts.schema_creators[name] = probe.creators
-            self.facts.awaited_types[name] = probe.awaited_types
+            clock = shard_problem(probe.skew_s)
+            self.facts.told[name] = [*map(str, (*probe.awaited_types, *probe.creators)), *([clock] if clock else [])]
             findings = assess(ShardObservation(probe=probe)).findings
             for finding in findings:
                 if finding.problem in TAKES_NO_OPERATIONS:
@@ -372,19 +343,3 @@ def describe_unset_sources(settings: Settings) -> list[CheckedDependency]:
         )
         for source in unset_sources(settings)
     ]
-
-
-async def _check_coordinator_table(requests: TableRequests, name: str) -> CheckAnswer:
-    try:
-        await requests.call(name, "get_item", Key={"key": {"S": LEADER_KEY}})
-    except TableMissingError as exc:
-        return CheckAnswer(f"{exc}; {KCL_TABLE_MOVED} KINESIS_COORDINATOR_TABLE", CheckStatus.WARNING)
-    return CheckAnswer("answers")
-
-
-async def _check_worker_metrics_table(requests: TableRequests, name: str) -> CheckAnswer:
-    try:
-        await requests.call(name, "scan", Limit=1)
-    except TableMissingError as exc:
-        return CheckAnswer(f"{exc}; {KCL_TABLE_MOVED} KINESIS_WORKER_METRICS_TABLE", CheckStatus.WARNING)
-    return CheckAnswer("answers")

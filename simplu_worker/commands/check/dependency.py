@@ -20,6 +20,7 @@ from simplu_worker.errors import WorkerError
 from simplu_worker.feed.destinations import REQUEST_ERRORS, cause_of, connect, region_of_queue, region_of_stream
 from simplu_worker.feed.feed import read_feed_file
 from simplu_worker.feed.feed_file import AllowedHosts, FeedDestination
+from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import DestinationKind
 
 DEADLINE_S: Final = 10.0
@@ -65,7 +66,8 @@ async def check_dependency(
         answer = CheckAnswer(f"no answer within {DEADLINE_S:g} s", CheckStatus.FAILED)
     except WorkerError as exc:
         answer = CheckAnswer(str(exc), CheckStatus.FAILED)
-    return CheckedDependency(dependency, address, answer.status, answer.result, round(time.perf_counter() - started, 4))
+    seconds = round(time.perf_counter() - started, 4)
+    return CheckedDependency(dependency, scrub_text(address), answer.status, scrub_text(answer.result), seconds)
 
 
 async def run_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -14,12 +14,8 @@ from simplu_worker.config.settings import SOURCES, Settings, set_of
 from simplu_worker.consumers.kinesis.fleet.fleet import SCAN_CAPACITY_PER_S
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.operations.retention_rules import effective_retention
-from simplu_worker.shards.health.assessment import AwaitedType, SchemaCreator
-from simplu_worker.timing.clock import shard_problem
 
 RECEIVES_MAX: Final = 1000  # a message that crashes the worker is received that often
-ROWS_NAMED: Final = 5
-KEY_SHOWN: Final = 100  # characters of a key that anybody may have written
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -42,15 +38,13 @@ class CheckFacts:
     redrive_targets: dict[str, QueueAttributes] = field(default_factory=dict)  # where SQS moves their messages
     dead_letters_retention: timedelta | None = None
     missing_tables: dict[str, str] = field(default_factory=dict)  # name → remedy
-    open_stream_shard_count: int = 0
-    unreadable_leases: dict[str, str] = field(default_factory=dict)  # rows of the lease table: what is wrong, by key
     lease_table_read_units: int = 0  # provisioned a second; 0 when it is on-demand
     shard_count: int = 0
     empty_shards: list[str] = field(default_factory=list)
     inactive_shards: list[str] = field(default_factory=list)
-    awaited_types: dict[str, Sequence[AwaitedType]] = field(default_factory=dict)  # of shards
-    schema_creators: dict[str, Sequence[SchemaCreator]] = field(default_factory=dict)  # of shards
-    skews_s: dict[str, float] = field(default_factory=dict)  # of shards: their clock less ours
+    told: dict[str, Sequence[str]] = field(
+        default_factory=dict
+    )  # of shards: a problem and the advice, after a semicolon
     eviction_policy: str | None = None  # of Redis
 
 
@@ -63,7 +57,6 @@ def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Mapping[s
         *_stream_findings(facts, settings),
         *_shard_findings(facts, settings),
         *_cache_findings(facts),
-        *_clock_findings(facts),
         *_settings_findings(facts, settings),
         *(
             Finding(name, "no variable of the worker, which ignores it", f"did you mean {nearest}?")
@@ -110,17 +103,9 @@ def _source_findings(settings: Settings) -> Iterator[Finding]:
 
 
 def _stream_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
-    table = f"lease table {settings.kinesis_application_name}"
-    for lease_key, problem in sorted(facts.unreadable_leases.items())[:ROWS_NAMED]:
-        more = len(facts.unreadable_leases) - ROWS_NAMED
-        yield Finding(
-            table,
-            f"row {lease_key[:KEY_SHOWN]!r} is not a lease: {problem}{f' (and {more} more rows)' if more > 0 else ''}",
-            "correct the row: until then no replica reads that stream shard",
-        )
     if 0 < facts.lease_table_read_units < SCAN_CAPACITY_PER_S:
         yield Finding(
-            table,
+            f"lease table {settings.kinesis_application_name}",
             f"provisioned for {facts.lease_table_read_units} read units a second, where the scans of each replica may "
             f"take {SCAN_CAPACITY_PER_S:.0f}",
             "switch it to on-demand",
@@ -168,13 +153,9 @@ def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
         )
     for name in facts.inactive_shards:
         yield Finding(name, "marked inactive by Citrus, its tenants wait", "ask the operators of Citrus")
-    for name, awaited in facts.awaited_types.items():
-        for one in awaited:
-            problem, _, advice = str(one).rpartition("; ")
-            yield Finding(name, problem, advice)
-    for name, creators in facts.schema_creators.items():
-        for creator in creators:
-            problem, _, advice = str(creator).rpartition("; ")
+    for name, told in facts.told.items():
+        for one in told:
+            problem, _, advice = one.rpartition("; ")
             yield Finding(name, problem, advice)
     connections = facts.shard_count * settings.database_pool_size
     if connections > settings.database_max_connections:
@@ -184,12 +165,6 @@ def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
             f"DATABASE_MAX_CONNECTIONS is {settings.database_max_connections}",
             "lower the pool size or raise the maximum, unless few shards are busy at a time",
         )
-
-
-def _clock_findings(facts: CheckFacts) -> Iterator[Finding]:
-    for name, skew_s in facts.skews_s.items():
-        if (problem := shard_problem(skew_s)) is not None:
-            yield Finding(name, *problem.split("; "))
 
 
 def _settings_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:

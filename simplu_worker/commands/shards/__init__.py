@@ -176,7 +176,6 @@ def drain_shard(
     /,
     *,
     undo: Flag = False,
-    partial: Flag = False,
     terms: MoveTerms = DEFAULT_TERMS,
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
@@ -187,14 +186,12 @@ def drain_shard(
     ----------
     undo
         Let the shard take tenants again; those that have left it stay where they are.
-    partial
-        Move those tenants that have a place, even if others have none.
     """
-    from simplu_worker.commands.shards.rebalance import Drain, drain_shard, undo_drain
+    from simplu_worker.commands.shards.rebalance import drain_shard, undo_drain
 
     if undo:
         return common.run(undo_drain, shard, apply=apply)
-    return common.run(drain_shard, Drain(shard, partial), terms, apply=apply, as_json=common.as_json)
+    return common.run(drain_shard, shard, terms, apply=apply, as_json=common.as_json)
 
 
 @shards.command(name="adopt")

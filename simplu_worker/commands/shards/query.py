@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
 from typing import Final
@@ -21,8 +22,9 @@ from simplu_worker.errors import ConfigurationError, PermanentError, UsageError,
 from simplu_worker.shards import questions
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import TargetSessionAttrs
-from simplu_worker.shards.routing.locator import Locator, StaticMap
+from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.transfers.patience import run_at_once
 from simplu_worker.vocabulary import Absence, TargetKind
 
 CELL_MAX: Final = 200  # characters of a cell in a table
@@ -69,6 +71,7 @@ class RowPrinter:
 
 
 SHARDS_AT_ONCE: Final = 8  # each has an answer of up to BYTES_MAX in memory
+NO_ROWS: Final = "no rows"  # the last notes
 SHOWN_MAX: Final = 60  # characters
 
 
@@ -107,15 +110,54 @@ def _shown(text: str) -> str:
 
 
 async def query_shards(settings: Settings, question: questions.ShardQuestion, asked: Asked, *, as_json: bool) -> int:
-    """Ask the shards, and print their rows as they answer. Return 1 if rows are missing."""
+    """Ask the shards, and print their rows as they answer, then each note once with its shards.
+
+    Return 1 if rows are missing. Raises `BrokenPipeError` when nobody reads the rows any more.
+    """
     reader = _reader_of(settings)
     tenant_id = None if asked.tenant is None else parse_tenant_id(*asked.tenant)
     question = msgspec.structs.replace(question, as_json=as_json, tenant_id=tenant_id)
+    printer, turn = RowPrinter(as_json=as_json), asyncio.Lock()
+    notes: defaultdict[str, list[str]] = defaultdict(list)
+    incomplete: set[str] = set()
     async with open_shards(settings) as shards:
-        chosen = await _choose_shards(shards, asked, tenant_id)
-        round_ = _Round(question, asked, reader, shards.locator, RowPrinter(as_json=as_json))
-        await round_.ask_all(chosen)
-    return EXIT_DONE if round_.finish() else EXIT_FAILED
+
+        async def ask(shard: ShardAddress) -> None:
+            shard_id, locator = shard.shard_id, shards.locator
+            mapped = locator.map.shard(shard_id) if isinstance(locator, StaticMap) else None
+            standby = None if mapped is None else mapped.standby_address
+            try:
+                with translate(TargetKind.SHARD, shard_id, "query", WorkerError, OSError):
+                    addresses = questions.reader_addresses(shard, standby, asked.target, *reader)
+                    answer = await questions.ask_shard(addresses, question)
+                    async with turn:  # in a thread, as stdout may wait for a person for long
+                        await asyncio.to_thread(printer.add, shard_id, answer)
+            except WorkerError as exc:
+                incomplete.add(shard_id)
+                notes[f"{NO_ROWS}: {scrub_text(shard.without_name(str(exc)))}"].append(shard_id)
+                return
+            if answer.is_over_bytes or (answer.is_over_rows and asked.wants_all):
+                incomplete.add(shard_id)
+            for note in _notes_on(answer, question):
+                notes[note].append(shard_id)
+
+        await run_at_once(ask, await _choose_shards(shards, asked, tenant_id), most=SHARDS_AT_ONCE)
+    has_printed_all = printer.finish()
+    for note, shard_ids in sorted(notes.items(), key=lambda one: one[0].startswith(NO_ROWS)):
+        print_note(f"{', '.join(sorted(shard_ids))}: {note}")
+    return EXIT_DONE if has_printed_all and not incomplete else EXIT_FAILED
+
+
+def _notes_on(answer: questions.ShardAnswer, question: questions.ShardQuestion) -> Iterator[str]:
+    if answer.is_over_rows:
+        yield f"more than {question.row_limit} rows, the --limit"
+    if answer.is_over_bytes:
+        yield f"more than {questions.BYTES_MAX // 1024**2} MiB of rows"
+    if answer.bounded_role is not None:
+        yield (
+            f"the role {answer.bounded_role} sees no more than one tenant's rows of resources, by the policies "
+            "(docs/reading.md)"
+        )
 
 
 def _reader_of(settings: Settings) -> tuple[str, str | None]:
@@ -136,73 +178,3 @@ async def _choose_shards(shards: Shards, asked: Asked, tenant_id: str | None) ->
         return [found]
     known = await shards.locator.list_shards()
     return [known_shard(known, one) for one in dict.fromkeys(asked.shard_ids)] if asked.shard_ids else known
-
-
-class _Round:
-    def __init__(
-        self,
-        question: questions.ShardQuestion,
-        asked: Asked,
-        reader: tuple[str, str | None],
-        locator: Locator,
-        printer: RowPrinter,
-    ) -> None:
-        self._question = question
-        self._asked = asked
-        self._reader = reader
-        self._locator = locator
-        self._printer = printer
-        self._slots = asyncio.Semaphore(SHARDS_AT_ONCE)
-        self._turn = asyncio.Lock()
-        self._notes: dict[str, list[str]] = {}
-        self._is_cut = False
-        self._failures: dict[str, str] = {}
-
-    async def ask_all(self, chosen: Iterable[ShardAddress]) -> None:
-        """Ask shards side by side. Raises `BrokenPipeError` when nobody reads the rows any more."""
-        is_unread = False
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for shard in chosen:
-                    tasks.create_task(self._ask(shard), name=f"query:{shard.shard_id}")
-        except* BrokenPipeError:
-            is_unread = True
-        if is_unread:
-            raise BrokenPipeError
-
-    async def _ask(self, shard: ShardAddress) -> None:
-        async with self._slots:
-            try:
-                with translate(TargetKind.SHARD, shard.shard_id, "query", WorkerError, OSError):
-                    answer = await questions.ask_shard(self._addresses_of(shard), self._question)
-                    async with self._turn:  # in a thread, as stdout may wait for a person for long
-                        await asyncio.to_thread(self._printer.add, shard.shard_id, answer)
-            except WorkerError as exc:
-                self._failures[shard.shard_id] = scrub_text(shard.without_name(str(exc)))
-            else:
-                self._note(shard.shard_id, answer)
-
-    def _addresses_of(self, shard: ShardAddress) -> list[ShardAddress]:
-        mapped = self._locator.map.shard(shard.shard_id) if isinstance(self._locator, StaticMap) else None
-        standby = None if mapped is None else mapped.standby_address
-        return questions.reader_addresses(shard, standby, self._asked.target, *self._reader)
-
-    def _note(self, shard_id: str, answer: questions.ShardAnswer) -> None:
-        self._is_cut |= answer.is_over_bytes or (answer.is_over_rows and self._asked.wants_all)
-        notes = {
-            f"more than {self._question.row_limit} rows, the --limit": answer.is_over_rows,
-            f"more than {questions.BYTES_MAX // 1024**2} MiB of rows": answer.is_over_bytes,
-            f"the role {answer.bounded_role} sees no more than one tenant's rows of resources, by the policies "
-            "(docs/reading.md)": answer.bounded_role is not None,
-        }
-        for note in [text for text, is_true in notes.items() if is_true]:
-            self._notes.setdefault(note, []).append(shard_id)
-
-    def finish(self) -> bool:
-        """Print what is left, and on stderr each note once, with its shards; return whether all is printed."""
-        has_printed_all = self._printer.finish()
-        for shard_id, failure in sorted(self._failures.items()):
-            self._notes.setdefault(f"no rows: {failure}", []).append(shard_id)
-        for note, shard_ids in self._notes.items():
-            print_note(f"{', '.join(sorted(shard_ids))}: {note}")
-        return has_printed_all and not (self._is_cut or self._failures)

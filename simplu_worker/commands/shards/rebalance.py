@@ -48,17 +48,10 @@ class Balance(msgspec.Struct, frozen=True):
     to: tuple[str, ...] = ()
 
 
-class Drain(msgspec.Struct, frozen=True):
-    """A shard to empty; *partial*: even if some tenants have no place."""
-
-    shard_id: str
-    partial: bool = False
-
-
 class Survey(msgspec.Struct, frozen=True):
     """The tenants of all shards, and the moves that have begun, which go on first; *targets* take tenants.
 
-    *full* targets take no more by Citrus; *drained* shards take none. *stuck*: by tenant why its move cannot go on.
+    *full* targets take no more by Citrus; *drained* shards take none. Those that are *stuck* cannot go on.
     """
 
     targets: list[ShardAddress]
@@ -67,7 +60,7 @@ class Survey(msgspec.Struct, frozen=True):
     places: Mapping[str, TenantPlaces]
     types: Mapping[str, frozenset[str]]
     begun: list[balance.PlannedTransfer]
-    stuck: dict[str, str]
+    stuck: list[balance.PlannedTransfer]
     drained: frozenset[str]
 
     @property
@@ -88,7 +81,7 @@ class Survey(msgspec.Struct, frozen=True):
     @property
     def settled(self) -> frozenset[str]:
         """The tenants whose moves have begun."""
-        return frozenset({*self.stuck, *(one.tenant.tenant_id for one in self.begun)})
+        return frozenset(one.tenant.tenant_id for one in (*self.begun, *self.stuck))
 
     @property
     def left(self) -> frozenset[tuple[str, str]]:
@@ -142,12 +135,7 @@ async def survey_tenants(shards: Shards, by: Weight | None, *, without: str | No
     known = {shard_id: one for shard_id, one in capacities.items() if isinstance(one, Capacity)}  # each move asks again
     full = frozenset(shard_id for shard_id, capacity in known.items() if capacity.accepts_new is False)
     targets = [_with_limit(shard, known.get(shard.shard_id)) for shard in targets]
-    begun, others = balance.sort_begun_moves(found, moves, {shard.shard_id for shard in targets})
-    stuck = {
-        one.tenant.tenant_id: f"its move to shard {one.target_id} has begun and cannot go on; once no command works on "
-        "it, run: simplu-worker tenants rollback --stay --apply"
-        for one in others
-    }
+    begun, stuck = balance.sort_begun_moves(found, moves, {shard.shard_id for shard in targets})
     known_types = {shard.shard_id: frozenset(types[shard.shard_id]) for shard in targets}
     return Survey(targets, full, found, places_of(rows), known_types, begun, stuck, drained)
 
@@ -208,22 +196,18 @@ def print_removal(removal: balance.Removal) -> None:
 
 
 class ShownPlan(msgspec.Struct, frozen=True):
-    """The moves of *plan*, after those that have begun; *refused* says why tenants would not move.
-
-    If the plan *is_blocked*, nothing is carried out.
-    """
+    """The moves of *plan*, after those that have begun; *refused* says why tenants would not move."""
 
     survey: Survey
     plan: Sequence[balance.PlannedTransfer]
     refused: Mapping[str, str]
     by: str
     removal: balance.Removal | None = None
-    is_blocked: bool = False
 
     @property
     def homes_after(self) -> list[balance.WeighedTenant]:
         """The tenants where their homes are after all moves."""
-        moved = {} if self.is_blocked else {(one.tenant.tenant_id, one.tenant.shard_id): one for one in self.plan}
+        moved = {(one.tenant.tenant_id, one.tenant.shard_id): one for one in self.plan}
         return [
             one
             if planned is None or one.tenant_id in self.refused
@@ -264,12 +248,8 @@ def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
     if begun:
         print_note(f"{len(begun)} of these moves have begun and go on first")
     moved = {one.tenant.tenant_id for one in (*begun, *shown.plan)} - shown.refused.keys()
-    print_line(f"{0 if shown.is_blocked else len(moved)} of {len(shown.survey.homes_after)} tenants move")
-    if shown.is_blocked:
-        print_note(
-            f"nothing is moved: {len(shown.refused)} tenants have no place; with --partial --apply the others move"
-        )
-    elif moved and not apply:
+    print_line(f"{len(moved)} of {len(shown.survey.homes_after)} tenants move")
+    if moved and not apply:
         print_note("nothing was moved; with --apply the tenants are")
     if shown.removal is not None:
         print_removal(shown.removal)
@@ -288,6 +268,14 @@ def _members(one: balance.PlannedTransfer) -> dict[str, Any]:
         "sourceShard": one.tenant.shard_id,
         "targetShard": one.target_id,
         "weight": one.tenant.weight,
+    }
+
+
+def _describe_stuck(stuck: Iterable[balance.PlannedTransfer]) -> dict[str, str]:
+    return {
+        one.tenant.tenant_id: f"its move to shard {one.target_id} has begun and cannot go on; once no command works on "
+        "it, run: simplu-worker tenants rollback --stay --apply"
+        for one in stuck
     }
 
 
@@ -319,7 +307,9 @@ async def rebalance_shards(settings: Settings, chosen: Balance, terms: MoveTerms
             got = ", ".join(unknown)
             raise PermanentError(f"--to: expected shards that take tenants, of {expected}, got {got}{problems}")
         plan = _plan_rebalance(survey, shards.locator, chosen)
-        refused = survey.stuck | ({} if apply else await find_refused(shards, _requests_of(plan), survey.places))
+        refused = _describe_stuck(survey.stuck)
+        if not apply:
+            refused |= await find_refused(shards, _requests_of(plan), survey.places)
         shown = ShownPlan(survey, plan, refused, chosen.by or "tenants")
         print_plan(shown, as_json=as_json, apply=apply)
         if not apply:
@@ -342,34 +332,36 @@ def _plan_rebalance(survey: Survey, locator: Locator, chosen: Balance) -> list[b
     )
 
 
-async def drain_shard(settings: Settings, drain: Drain, terms: MoveTerms, *, apply: bool, as_json: bool) -> int:
+async def drain_shard(settings: Settings, shard_id: str, terms: MoveTerms, *, apply: bool, as_json: bool) -> int:
     """Plan the moves of all tenants of a shard; with *apply* carry them out.
 
     Nothing moves unless all have a place. From then on the shard takes no tenants. Return 1 if it has to be kept.
     """
     async with open_shards(settings) as shards:
-        address = known_shard(await shards.locator.list_shards(), drain.shard_id)
-        survey = await survey_tenants(shards, None, without=drain.shard_id)
-        tenants = [one for one in survey.homes_after if one.shard_id == drain.shard_id]
+        address = known_shard(await shards.locator.list_shards(), shard_id)
+        survey = await survey_tenants(shards, None, without=shard_id)
+        tenants = [one for one in survey.homes_after if one.shard_id == shard_id]
         plan, homeless = balance.plan_drain(tenants, survey.rooms(by_capacity=False), survey.types)
         judged = [one for one in plan if one.tenant.tenant_id not in survey.settled]
-        refused = {one.tenant_id: NO_PLACE for one in homeless} | survey.stuck
+        refused = {one.tenant_id: NO_PLACE for one in homeless}
+        refused |= _describe_stuck(one for one in survey.stuck if shard_id in {one.tenant.shard_id, one.target_id})
         refused |= await find_refused(shards, _requests_of(judged), survey.places)
-        removal = None if apply else await find_removal(settings, shards, drain.shard_id)
-        is_blocked = bool(refused) and not drain.partial
-        shown = ShownPlan(survey, plan, refused, "tenants", removal, is_blocked)
+        removal = None if apply else await find_removal(settings, shards, shard_id)
+        shown = ShownPlan(survey, plan, refused, "tenants", removal)
         print_plan(shown, as_json=as_json, apply=apply)
-        if not apply or is_blocked:
+        if refused:
+            print_note("a shard is drained as a whole: nothing moves before all of its tenants can")
+        if not apply or refused:
             return 1 if refused else 0
         async with shards.pools.ensure_pool(address).transaction() as connection:
             await connection.execute(QUERIES["note_drain"], True)
         status = await _carry_out(settings, shards, shown, terms, as_json=as_json)
-        removal = await find_removal(settings, shards, drain.shard_id)
+        removal = await find_removal(settings, shards, shard_id)
         if as_json:
             print_json_line({"shard": removal.shard_id, **removal.members})
         else:
             print_removal(removal)
-        is_whole = not (status or refused or removal.kept_by)
+        is_whole = not (status or removal.kept_by)
         if not is_whole:
             print_note("this was not all: run the command again to go on, or with --undo to have it take tenants again")
         return 0 if is_whole else 1

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import accumulate
 from typing import Any, Final
 
 import msgspec
@@ -64,19 +63,6 @@ def _tenant_id_of(record: RejectedRecord) -> str | None:
     if record.business_id is None or record.location_id is None:
         return None
     return tenant_id_of(record.business_id, record.location_id)
-
-
-def batches(operations: Sequence[Operation], *, max_count: int, max_bytes: int) -> Iterator[Sequence[Operation]]:
-    """Yield *operations* in parts within the bounds, or of one larger operation."""
-    ends = list(accumulate(operation.size_bytes for operation in operations))
-    first = 0
-    while first < len(operations):
-        before = ends[first - 1] if first else 0
-        last = first + 1
-        while last < len(operations) and last - first < max_count and ends[last] - before <= max_bytes:
-            last += 1
-        yield operations[first:last]
-        first = last
 
 
 def generations(stream_shards: Sequence[StreamShard]) -> Iterator[list[StreamShard]]:

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from operator import attrgetter
+from typing import Any, Final
 
 from simplu_worker.assembly.aws import open_leases, open_stream
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.assembly.worker import reader_settings
+from simplu_worker.aws.sending import RequestBounds, cut
 from simplu_worker.commands.output import Answer, ProgressLine, Table
 from simplu_worker.commands.running import require_settings
 from simplu_worker.commands.stream import replay_rules
@@ -34,6 +36,8 @@ from simplu_worker.timing.clock import utc_now
 from simplu_worker.timing.waits import retry
 from simplu_worker.vocabulary import Absence, DeadLetterReason, HoldReason, StreamReader
 
+BATCHES: Final = RequestBounds(BATCH_MAX_COUNT, BATCH_MAX_BYTES)
+
 
 class ReplaySink:
     """Takes the operations of a stream shard, in order, and counts their outcomes; with *apply* it applies them."""
@@ -52,7 +56,7 @@ class ReplaySink:
             await self._look_up(operations)
             return
         for shard_id, own in (await self._group_by_shard(operations)).items():
-            for batch in replay_rules.batches(own, max_count=BATCH_MAX_COUNT, max_bytes=BATCH_MAX_BYTES):
+            for batch in cut(own, BATCHES, key_of=lambda _: None, size_of=attrgetter("size_bytes")):
                 await self._apply(shard_id, batch)
 
     async def _look_up(self, operations: Sequence[Operation]) -> None:

@@ -39,17 +39,6 @@ ACTION: Final = "erase_resource"
 HASH_SHOWN: Final = 16  # hexadecimal digits, in the log
 
 
-class Found(msgspec.Struct, frozen=True):
-    """What the shards have of the tenant, by shard id, and the shards that did not answer.
-
-    *old_tables* are the shards with a table of before their adoption: the tenant's rows may be in that table only.
-    """
-
-    standings: dict[str, Standing]
-    silent: dict[str, str]
-    old_tables: list[str]
-
-
 class ErasureReport(msgspec.Struct, frozen=True, rename="camel"):
     """What was erased, or would be: nothing of it is content, nor the resource's id.
 
@@ -81,39 +70,31 @@ async def erase_resource(settings: Settings, erasure: Erasure, *, apply: bool) -
     """
     require_settings(settings, routes=True)
     parse_tenant_id(erasure.business_id, erasure.location_id)
-    for name, value in {"type": erasure.resource_type, "id": erasure.resource_id}.items():
-        if not value or not is_storable(value):
-            raise PermanentError(f"{name}: expected a text that a shard can store, got another one")
-    asked = {
+    if not (is_storable(erasure.resource_type) and is_storable(erasure.resource_id)):
+        raise PermanentError("type, id: expected texts that a shard can store, got others")
+    names = {
         "businessId": erasure.business_id,
         "locationId": erasure.location_id,
         "resourceType": erasure.resource_type,
-        "resourceIdSha256": id_hash(erasure),
     }
-    actor = Actor(COMMAND, socket.gethostname())
+    id_hash = hashlib.sha256(erasure.resource_id.encode()).hexdigest()[:HASH_SHOWN]  # the id may be personal
+    actor, asked = Actor(COMMAND, socket.gethostname()), names | {"resourceIdSha256": id_hash}
     with logged_action(ACTION, actor, asked) if apply else nullcontext(Acted()) as acted:
         report, silent = await _erase(settings, erasure, apply=apply)
         acted.answer = report.counts | {"shardsWithoutAnswer": list(silent)}
     has_letters = report.letters is not None and not report.letters.is_whole
     is_whole = not (silent or has_letters or report.letters_error or report.warning)
     is_found = any(report.counts.values()) or bool(report.letters and (report.letters.among or report.letters.left))
-    names = {name: asked[name] for name in ("businessId", "locationId", "resourceType")}
     members = {"applied": apply, **names, **msgspec.to_builtins(report), "whole": is_whole, "found": is_found}
     parts = [*_describe(report, applied=apply), *_describe_outcome(is_found=is_found, is_whole=is_whole, applied=apply)]
     return Answer(members, parts, silent, is_failed=not is_whole)
 
 
-def id_hash(erasure: Erasure) -> str:
-    """Return the beginning of the SHA-256 of the id, which may be personal."""
-    return hashlib.sha256(erasure.resource_id.encode()).hexdigest()[:HASH_SHOWN]
-
-
 async def _erase(settings: Settings, erasure: Erasure, *, apply: bool) -> tuple[ErasureReport, dict[str, str]]:
     async with open_shards(settings) as shards:
-        found = await _find(shards, erasure)
+        standings, old_tables, failed = await _find(shards, erasure)
         erased: list[ErasedOnShard] = []
-        failed = dict(found.silent)
-        for shard_id, standing in sorted(found.standings.items()):
+        for shard_id, standing in sorted(standings.items()):
             pool = shards.pools.pool_of(shard_id)
             try:
                 if apply:
@@ -125,20 +106,16 @@ async def _erase(settings: Settings, erasure: Erasure, *, apply: bool) -> tuple[
     warning = await clear_cache(settings) if apply else None
     letters, letters_error = None, None
     if settings.dead_letter_queue_url is not None:
-        target = LetterTarget(
-            erasure.business_id,
-            erasure.location_id,
-            {erasure.resource_type}.union(*(one.names for one in found.standings.values())),
-            erasure.resource_id,
-            settings.order_tenant,
-        )
+        names = {erasure.resource_type}.union(*(one.names for one in standings.values()))
+        of_tenant = erasure.business_id, erasure.location_id
+        target = LetterTarget(*of_tenant, names, erasure.resource_id, settings.order_tenant)
         try:
             letters = await erase_letters(settings, target, StderrNarration(), apply=apply)
         except WorkerError as exc:
             letters_error = str(exc)
-    exports = {one.export for one in found.standings.values() if one.export is not None}
-    other_ids = sorted({one for standing in found.standings.values() for one in standing.other_ids})
-    remains = list(_remains(sorted(exports), found.old_tables, settings.operation_retention_hours))
+    exports = {one.export for one in standings.values() if one.export is not None}
+    other_ids = sorted({one for standing in standings.values() for one in standing.other_ids})
+    remains = list(_remains(sorted(exports), old_tables, settings.operation_retention_hours))
     return ErasureReport(erased, letters, letters_error, other_ids, remains, warning), failed
 
 
@@ -156,7 +133,8 @@ def _remains(exports: Iterable[str], old_tables: Iterable[str], log_hours: float
     yield "copies that readers of the shards and of the cache have made"
 
 
-async def _find(shards: Shards, erasure: Erasure) -> Found:
+async def _find(shards: Shards, erasure: Erasure) -> tuple[dict[str, Standing], list[str], dict[str, str]]:
+    """Return what the shards have of the tenant, those with a table of before their adoption, and the silent ones."""
 
     async def ask(address: ShardAddress) -> tuple[Standing | None, bool]:
         pool = shards.pools.ensure_pool(address)
@@ -169,10 +147,10 @@ async def _find(shards: Shards, erasure: Erasure) -> Found:
     if (obstacle := obstacle_to(erasure, standings)) is not None:
         raise RetryableError(obstacle)
     if not standings:
-        error = PermanentError if not silent else RetryableError
+        error = RetryableError if silent else PermanentError
         of_silent = f", and no answer from {', '.join(sorted(silent))}" if silent else ""
         raise error(f"{erasure.tenant_id}: expected a tenant of some shard, got none{of_silent}")
-    return Found(standings, silent, sorted(shard_id for shard_id, (_, has_table) in answers.items() if has_table))
+    return standings, sorted(shard_id for shard_id, (_, has_table) in answers.items() if has_table), silent
 
 
 def _describe(report: ErasureReport, *, applied: bool) -> Iterator[Part]:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import Answer, CountProgress, Line, Part, Table, first_rows, print_note, shorten
+from simplu_worker.commands.output import (
+    TABLE_MAX,
+    Answer,
+    CountProgress,
+    Line,
+    Part,
+    Table,
+    first_rows,
+    print_note,
+    shorten,
+)
 from simplu_worker.commands.running import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError
@@ -33,7 +43,6 @@ from simplu_worker.transfers.importing.source import ImportSource
 
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 BUSINESS_INFO_ATTEMPTS: Final = 3
-REFUSED_SHOWN_MAX: Final = 1000  # rows
 CELL_MAX: Final = 100
 SOURCE: Final = "IMPORT_SOURCE_URL"
 COLUMNS: Final = ("tenant", "type", "shard", "rows", "bytes", "refused", "state", "detail")
@@ -49,26 +58,35 @@ class ImportCommand(msgspec.Struct, frozen=True):
     follow: bool = False
 
 
-class _RefusedRows:
-    def __init__(self) -> None:
-        self.count = 0
-        self.first: list[RefusedRow] = []
-
-    def note(self, row: RefusedRow) -> None:
-        self.count += 1
-        if len(self.first) < REFUSED_SHOWN_MAX:
-            self.first.append(row)
-
-
 async def import_tenants(settings: Settings, command: ImportCommand) -> Answer:
     """Return the plan of an import, or carry it out; it fails if a row or a tenant cannot be taken."""
     require_settings(settings, routes=True)
-    address = source_address(settings)
-    refused = _RefusedRows()
-    result = await _run(settings, address, command, refused)
-    members = result_members(result, refused.first, refused.count)
-    is_failed = bool(refused.count) or any(report.state in TROUBLES for report in result.reports)
-    return Answer(members, _describe(result, refused, command), is_failed=is_failed)
+    refused, refused_count = list[RefusedRow](), 0
+
+    def refuse(row: RefusedRow) -> None:
+        nonlocal refused_count
+        refused_count += 1
+        refused.extend([row] if refused_count <= TABLE_MAX else ())
+
+    queries, address = read_queries(command.queries), source_address(settings)
+    with CountProgress("rows copied" if command.apply else "rows read", 0) as progress:
+        callbacks = CopyCallbacks(refuse, progress.begin, progress.add)
+        async with _opened_importer(settings, address, queries, command.options, callbacks) as importer:
+            if command.follow:
+                result = await _follow(importer)
+            else:
+                result = await (importer.apply() if command.apply else importer.plan())
+    members = {
+        "source": result.source.place,
+        "snapshotAt": result.source.taken_at,
+        "queries": result.queries,
+        "counts": _counts(result.reports),
+        "rows": sum(report.rows for report in result.reports),
+        "tenants": result.reports,
+        "refused": {"count": refused_count, "first": refused},
+    }
+    is_failed = bool(refused) or any(report.state in TROUBLES for report in result.reports)
+    return Answer(members, _describe(result, refused, refused_count, is_plan=not command.apply), is_failed=is_failed)
 
 
 async def discard_imports(settings: Settings, source: str | None, *, apply: bool) -> Answer:
@@ -78,8 +96,7 @@ async def discard_imports(settings: Settings, source: str | None, *, apply: bool
     async with _opened_importer(settings, address, (), ImportOptions(), CopyCallbacks()) as importer:
         result = await importer.discard(apply=apply, identity=source)
     rows = [(one.name, one.business_type, one.shard_id, one.rows, one.state, one.detail) for one in result.reports]
-    counts = Counter(report.state.value for report in result.reports)
-    counted = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "nothing to discard"
+    counted = ", ".join(f"{count} {state}" for state, count in _counts(result.reports).items()) or "nothing to discard"
     parts = [
         Table(("tenant", "type", "shard", "rows deleted", "state", "detail"), rows) if rows else None,
         Line(f"{result.source}: {counted}"),
@@ -88,18 +105,6 @@ async def discard_imports(settings: Settings, source: str | None, *, apply: bool
     is_failed = any(report.state in TROUBLES for report in result.reports)
     members = {"source": result.source, "applied": apply, "tenants": result.reports}
     return Answer(members, parts, result.silent, is_failed)
-
-
-async def _run(
-    settings: Settings, address: ShardAddress, command: ImportCommand, refused: _RefusedRows
-) -> ImportResult:
-    queries = read_queries(command.queries)
-    with CountProgress("rows copied" if command.apply else "rows read", 0) as progress:
-        callbacks = CopyCallbacks(refused.note, progress.begin, progress.add)
-        async with _opened_importer(settings, address, queries, command.options, callbacks) as importer:
-            if command.follow:
-                return await _follow(importer)
-            return await (importer.apply() if command.apply else importer.plan())
 
 
 async def _follow(importer: Importer) -> ImportResult:
@@ -169,36 +174,27 @@ def read_queries(path: Path) -> list[SourceQuery]:
     return parse_queries(text)
 
 
-def result_members(result: ImportResult, refused: Sequence[RefusedRow], refused_count: int) -> dict[str, Any]:
-    """Return the result of a plan or a run as JSON members; *refused* are the first of the rows not taken."""
-    counts = Counter(report.state.value for report in result.reports)
-    return {
-        "source": result.source.place,
-        "snapshotAt": result.source.taken_at,
-        "queries": result.queries,
-        "counts": dict(sorted(counts.items())),
-        "rows": sum(report.rows for report in result.reports),
-        "tenants": result.reports,
-        "refused": {"count": refused_count, "first": refused},
-    }
+def _counts(reports: Iterable[TenantReport]) -> dict[str, int]:
+    return dict(sorted(Counter(report.state.value for report in reports).items()))
 
 
-def _describe(result: ImportResult, refused: _RefusedRows, command: ImportCommand) -> Iterator[Part]:
+def _describe(
+    result: ImportResult, refused: Sequence[RefusedRow], refused_count: int, *, is_plan: bool
+) -> Iterator[Part]:
     shown = sorted(result.reports, key=lambda report: report.state not in TROUBLES)
-    yield from first_rows(COLUMNS, [_row(report, is_plan=not command.apply) for report in shown])
+    yield from first_rows(COLUMNS, [_row(report, is_plan=is_plan) for report in shown])
     rows = [
         (" ".join(row.tenant), row.resource_type, shorten(row.resource_id or "", CELL_MAX), row.reason)
-        for row in refused.first
+        for row in refused
     ]
     columns = ("tenant", "resource type", "resource id", "cannot be taken, because")
-    yield from first_rows(columns, rows, count=refused.count)
-    counts = Counter(report.state.value for report in result.reports)
-    counted = "".join(f", {count} {state}" for state, count in sorted(counts.items()))
+    yield from first_rows(columns, rows, count=refused_count)
+    counted = "".join(f", {count} {state}" for state, count in _counts(result.reports).items())
     yield Line(
         f"{result.source.place} at {result.source.taken_at}: {len(result.reports)} tenants{counted};"
-        f" {sum(report.rows for report in result.reports)} rows, {refused.count} refused"
+        f" {sum(report.rows for report in result.reports)} rows, {refused_count} refused"
     )
-    if not command.apply:
+    if is_plan:
         yield "nothing was changed; --apply imports the tenants"
         yield "first stop the writers of the source, or --follow it: rows changed after the snapshot are not taken"
 

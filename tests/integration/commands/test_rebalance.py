@@ -35,7 +35,7 @@ from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.command_line import DEFAULT_BOUNDS, MoveTerms
 from simplu_worker.commands.moves import MoveRequest
 from simplu_worker.commands.output import show
-from simplu_worker.commands.shards.rebalance import Balance, Drain, Weight, drain_shard, rebalance_shards, undo_drain
+from simplu_worker.commands.shards.rebalance import Balance, Weight, drain_shard, rebalance_shards, undo_drain
 from simplu_worker.commands.shards.show import list_shards
 from simplu_worker.commands.tenants.moves import move_tenant, rollback_tenant
 from simplu_worker.config.settings import Settings
@@ -80,8 +80,8 @@ async def rebalance(settings: Settings, balance: Balance | None = None, *, apply
     return await rebalance_shards(settings, balance or Balance(), MoveTerms(), apply=apply, as_json=True)
 
 
-async def drain(settings: Settings, shard_id: str, *, apply: bool = False, partial: bool = False) -> int:
-    return await drain_shard(settings, Drain(shard_id, partial), MoveTerms(), apply=apply, as_json=True)
+async def drain(settings: Settings, shard_id: str, *, apply: bool = False) -> int:
+    return await drain_shard(settings, shard_id, MoveTerms(), apply=apply, as_json=True)
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> list[Any]:
@@ -113,7 +113,7 @@ async def test_shard_is_drained(make_shard: ShardMaker, tmp_path: Path, capsys: 
     _, result, verdict = printed(capsys)
     assert (result["outcome"], verdict) == ("moved", {"shard": "a", "removable": True, "keptBy": []})
     assert await ask(addresses[1], "SELECT state FROM tenants") == [{"state": "active"}]
-    assert await drain_shard(settings, Drain("a"), MoveTerms(), apply=False, as_json=False) == 0
+    assert await drain_shard(settings, "a", MoveTerms(), apply=False, as_json=False) == 0
     assert "it can be retired in the map or Citrus" in capsys.readouterr().err
 
 
@@ -218,16 +218,8 @@ async def test_drain_moves_nothing_unless_all_tenants_have_a_place(
             assert len(moves_of(plan)) == 2
             assert plan["refused"] == {"clinic2-main": "expected a shard with room and its type, got none; add one"}
         assert await ask(addresses[1], "SELECT FROM tenants") == []
-        shown = await drain_shard(citrus.settings, Drain("a"), MoveTerms(), apply=True, as_json=False)
-        assert (
-            shown,
-            "1 tenants have no place; with --partial --apply the others move" in capsys.readouterr().err,
-        ) == (1, True)
-
-        assert await drain(citrus.settings, "a", apply=True, partial=True) == 1
-        plan, *results, verdict = printed(capsys)
-        assert {one["tenant"] for one in results if one["outcome"] == "moved"} == {one[0] for one in moves_of(plan)}
-        assert verdict["keptBy"] == ["1 tenants are still there, such as clinic2-main: keep it"]
+        assert await drain_shard(citrus.settings, "a", MoveTerms(), apply=True, as_json=False) == 1
+        assert "nothing moves before all of its tenants can" in capsys.readouterr().err
 
 
 @pytest.mark.slow(0.3)

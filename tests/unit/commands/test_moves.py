@@ -20,7 +20,7 @@ from simplu_worker.transfers.moving.checksums import LOG, Comparison, TypeSum
         ("tenants rollback b l --max-pause 2 --max-rows-per-second 50", "bounds", MoveBounds(50, 2)),
         ("shards drain s --max-rows-per-second 50 --parallel 3", "terms", MoveTerms(50, parallel=3)),
         ("shards rebalance --to s --to t", "to", ("s", "t")),
-        ("shards drain s --undo --partial", "undo", True),
+        ("shards drain s --undo", "undo", True),
     ],
 )
 def test_options_of_moves(words: str, name: str, options: object) -> None:

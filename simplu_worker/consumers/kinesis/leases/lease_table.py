@@ -217,10 +217,6 @@ class LeaseTable:
         """Return whether the row, when last read, was unreadable."""
         return lease_key in self._unreadable
 
-    def unreadable_rows(self) -> dict[str, str]:
-        """Return what is wrong with unreadable rows, by key."""
-        return dict(self._unreadable)
-
     async def create(self, lease: Lease) -> bool:
         """Write *lease* as a new row; return False when there is one."""
         try:

@@ -10,7 +10,7 @@ from pydantic import Secret
 from simplu_worker.aws.sqs_queue import QueueAttributes
 from simplu_worker.commands.check.findings import CheckFacts, find_oddities
 from simplu_worker.config.settings import Settings
-from simplu_worker.shards.health.assessment import AwaitedType, SchemaCreator
+from simplu_worker.shards.health.assessment import AwaitedType
 
 HOUR = timedelta(hours=1)
 AWAITED = AwaitedType("spa", 1, "b-1", datetime(2026, 3, 1, tzinfo=UTC))
@@ -72,29 +72,9 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
         (CheckFacts(retentions={"queue q": 24 * HOUR}, dead_letters_retention=24 * HOUR), {}, []),
         (CheckFacts(empty_shards=["shard a"]), {}, ["shard a: no schema yet"]),
         (CheckFacts(inactive_shards=["shard a"]), {}, ["shard a: marked inactive"]),
-        (
-            CheckFacts(awaited_types={"shard a": [AWAITED]}),
-            {},
-            [f"shard a: {AWAITED}"],
-        ),
-        (
-            CheckFacts(schema_creators={"shard a": [SchemaCreator("public", None), SchemaCreator("public", "guest")]}),
-            {},
-            [
-                f"shard a: expected a schema public in which no other role may create, got one in which {subject}"
-                f' may; run REVOKE CREATE ON SCHEMA "public" FROM {role}'
-                for subject, role in [("every role", "PUBLIC"), ("the role guest", '"guest"')]
-            ],
-        ),
-        (CheckFacts(schema_creators={"shard a": []}), {}, []),
+        (CheckFacts(told={"shard a": [str(AWAITED)]}), {}, [f"shard a: {AWAITED}"]),
         (CheckFacts(shard_count=50), {}, []),
         (CheckFacts(shard_count=51), {}, ["connections: DATABASE_POOL_SIZE 4 × 51 shards = 204"]),
-        (CheckFacts(skews_s={"shard a": -60.0}), {}, []),
-        (
-            CheckFacts(skews_s={"shard a": -3600.0}),
-            {},
-            ["shard a: its clock is 3600 s behind this machine's; set"],
-        ),
         (CheckFacts(missing_tables={"table t": "create it"}), {}, ["table t: does not exist; create it"]),
         (CheckFacts(eviction_policy="allkeys-lru"), {}, ["Redis: maxmemory-policy allkeys-lru, "]),
         (CheckFacts(eviction_policy="volatile-lru"), {}, []),
@@ -105,16 +85,6 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
             ["sources: expected a source of operations, KINESIS_STREAM_NAME or SQS_ORDER_EVENTS_QUEUE_URL or "],
         ),
         (CheckFacts(), {"sqs_shard_creation_queue_url": "https://sqs/c", "kinesis_stream_name": "s"}, []),
-        (
-            CheckFacts(unreadable_leases={"a": "checkpoint: expected S"}),
-            {"kinesis_stream_name": "s"},
-            ["lease table simplu-worker: row 'a' is not a lease: checkpoint: expected S; correct the row: "],
-        ),
-        (
-            CheckFacts(unreadable_leases=dict.fromkeys("abcdefg", "no")),
-            {"kinesis_stream_name": "s"},
-            [f"lease table simplu-worker: row {key!r} is not a lease: no (and 2 more rows); " for key in "abcde"],
-        ),
         (
             CheckFacts(lease_table_read_units=49),
             {"kinesis_stream_name": "s"},

@@ -13,9 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from unit.commands.stream.test_input_lines import WHOLE, read, text_of
 
-from simplu_worker.commands.check.checking import CheckReport, scrub_report
-from simplu_worker.commands.check.dependency import CheckedDependency, CheckStatus
-from simplu_worker.commands.check.findings import Finding
+from simplu_worker.commands.check.dependency import CheckAnswer, CheckStatus, check_dependency
 from simplu_worker.commands.output import (
     TABLE_MAX,
     Table,
@@ -31,7 +29,7 @@ from simplu_worker.commands.running import require_settings
 from simplu_worker.commands.stream.input_lines import InputLine
 from simplu_worker.commands.stream.outcomes import send_outcomes
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import ConfigurationError
+from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.operations.operation import Operation
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -90,12 +88,14 @@ def test_print_json_keeps_the_text_of_results(capsys: pytest.CaptureFixture[str]
     assert json.loads(out)["at"] == "2026-03-01T12:00:00Z"
 
 
-def test_scrubbed_masks_every_text_of_a_report() -> None:
+async def test_checked_dependency_has_no_secret() -> None:
     secret = "http://user:hunter22@host/"
-    report = CheckReport(
-        [CheckedDependency("d", secret, CheckStatus.FAILED, f"no {secret}", 0.1)], [Finding(secret, secret, secret)]
-    )
-    assert b"hunter22" not in msgspec.json.encode(scrub_report(report))
+
+    async def fail() -> CheckAnswer:
+        raise WorkerError(f"no {secret}")
+
+    checked = await check_dependency("d", secret, fail)
+    assert (checked.status, b"hunter22" in msgspec.json.encode(checked)) == (CheckStatus.FAILED, False)
 
 
 def test_require_names_every_variable_that_a_command_lacks() -> None:

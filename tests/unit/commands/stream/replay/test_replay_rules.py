@@ -11,7 +11,6 @@ import pytest
 from simplu_worker.commands.stream.replay_rules import (
     ReplayRange,
     ReplayTotals,
-    batches,
     became_dead_letter,
     generations,
     select,
@@ -73,21 +72,6 @@ def test_selection_has_the_records_of_the_range(
     selection = select(records, chosen)
     assert [one.request_id for one in selection.operations] == taken
     assert (len(selection.rejected), selection.is_last) == (rejected, is_last)
-
-
-def test_batches_are_as_large_as_they_may_be() -> None:
-    operations = operations_of(*(record(number, "a") for number in range(7)))
-    size = operations[0].size_bytes
-
-    def sizes(count: int, max_bytes: int) -> list[int]:
-        found = list(batches(operations, max_count=count, max_bytes=max_bytes))
-        assert [one for batch in found for one in batch] == operations
-        return [len(batch) for batch in found]
-
-    assert sizes(3, 100 * size) == [3, 3, 1]
-    assert sizes(100, 2 * size) == [2, 2, 2, 1]
-    assert sizes(100, size - 1) == [1] * 7
-    assert list(batches([], max_count=3, max_bytes=size)) == []
 
 
 def test_generations_have_parents_before_their_children() -> None:
