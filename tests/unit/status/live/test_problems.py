@@ -335,3 +335,136 @@ def test_what_people_have_to_act_on_is_told() -> None:
         ProblemCause.CERTIFICATE_EXPIRES: None,
     }
     assert causes_of({"certificateEnd": NOW + timedelta(days=4)}) == []
+
+
+def test_replica_that_is_gone_was_seen_last_then() -> None:
+    found = find_problems(QUIET, fleet(gone=[{"replica": "old", "seenSecondsAgo": 90.0}]), NOW)
+    assert found == [FoundProblem(ProblemCause.REPLICA_GONE, "replica old", since=NOW - timedelta(seconds=90))]
+
+
+def test_shard_that_takes_nothing_is_lost_whatever_its_state() -> None:
+    shards = [
+        {"shardId": name, "state": "healthy", "takesOperations": takes} for name, takes in (("a", False), ("b", True))
+    ]
+    holds = [held("tenant a", "moving", 5.0)]
+    assert causes_of({"shards": shards, "held": holds}) == [
+        (ProblemCause.SHARD_LOST, ("shard a",)),
+        (ProblemCause.TARGET_HELD, ("tenant a",)),
+    ]
+    assert causes_of({"shards": shards[:1], "held": [held("a", "moving", 5.0)]})[1] == (
+        ProblemCause.TARGET_HELD,
+        ("a",),
+    )
+
+
+def test_worker_without_parts_has_no_failing_ones() -> None:
+    empty = {"queues": [], "shards": [], "streamShards": [], "citrus": "no answer", "cache": {"state": "unreachable"}}
+    assert causes_of(empty)[0] == (ProblemCause.OUTAGE, ("Citrus", "Redis"))
+    half = [{"streamShard": "s", "trouble": "no answer"}, {"streamShard": "t"}]
+    assert causes_of(empty | {"streamShards": half})[0] == (ProblemCause.OUTAGE, ("Citrus", "Redis"))
+
+
+def test_own_holds_are_told_once_and_by_their_oldest() -> None:
+    report = fleet(held=[held("tenant t", "moving", 0.5), held("tenant t", "moving", 0.25)])
+    report["replicas"][0]["held"] = [
+        held("tenant t", "moving", 99.0)
+    ]  # of its lease's row: those of now are in the state
+    (found,) = find_problems(QUIET | {"held": [held("tenant t", "moving", 0.125)]}, report, NOW)
+    assert found.since == NOW - timedelta(seconds=0.5)
+
+
+def test_stream_shard_that_nobody_reads_is_not_near_the_retention() -> None:
+    state = {"retentionSeconds": 1.0}
+    unread = fleet(stream_shard("a", owner=None, lagSeconds=9.0), stream_shard("b", lagSeconds=None))
+    assert causes_of(state, unread) == [(ProblemCause.STREAM_SHARD_UNREAD, ("stream shard a",))]
+
+
+def test_bounds_themselves_are_no_problem() -> None:
+    end = {"certificateEnd": NOW + timedelta(days=3)}
+    feed = {"feed": {"destinations": [{"name": "a", "lagSeconds": 300.0, "stoppedShards": ()}]}}
+    assert causes_of(end | feed) == []
+
+
+def test_incident_that_comes_back_at_once_has_not_been_over() -> None:
+    problems = Problems()
+    one, other = (FoundProblem(ProblemCause.SHARD_LOST, f"shard {name}") for name in "ab")
+    problems.note([one, other], NOW)
+    for seconds, present in ((10, [one]), (20, []), (25, [one]), (45, [one]), (50, []), (61, [other, one])):
+        problems.note(present, NOW + timedelta(seconds=seconds))
+    rows = view(problems, NOW + timedelta(seconds=61))
+    assert [(one["subject"], one["since"][14:19], one["at"][14:19], one["isOver"]) for one in rows] == [
+        ("shard b", "01:01", "01:01", False),
+        ("shard a", "01:01", "01:01", False),
+        ("shard a", "00:00", "00:45", True),
+        ("shard b", "00:00", "00:00", True),
+    ]
+
+
+def test_incident_goes_on_for_fifteen_seconds() -> None:
+    problems = Problems()
+    lost = FoundProblem(ProblemCause.SHARD_LOST, "shard a")
+    problems.note([lost], NOW)
+    problems.note([], NOW + timedelta(seconds=1))
+    problems.note([lost], NOW + timedelta(seconds=15))
+    assert [(one["since"][14:19], one["isOver"]) for one in view(problems, NOW)] == [("00:00", False)]
+
+
+def test_number_that_grows_is_seen_again_and_begins_anew_once_over() -> None:
+    problems = Problems()
+    letters, lost = FoundProblem(ProblemCause.DEAD_LETTERS, number=7), FoundProblem(ProblemCause.RECORDS_LOST, number=3)
+    for minutes, number in ((0, 7), (1, 7), (2, 8), (3, 8), (30, 6)):
+        problems.note([letters._replace(number=number), lost], NOW + timedelta(minutes=minutes))
+    later = NOW + timedelta(minutes=31)
+    problems.note([letters, lost._replace(number=4)], later)
+    rows = view(problems, later, SITE)
+    assert [(one["cause"], one["since"][11:16], one["at"][11:16], one["count"], one["isOver"]) for one in rows] == [
+        ("records_lost", "12:31", "12:31", 4, False),
+        ("dead_letters", "12:00", "12:31", 7, False),
+        ("records_lost", "12:00", "12:00", 3, True),
+    ]
+    assert rows[0]["runbook"] == rows[2]["runbook"] == f"{SITE}/monitoring.html#streamrecordslost"
+
+
+def test_begin_that_becomes_known_later_counts() -> None:
+    problems = Problems()
+    problems.note([FoundProblem(ProblemCause.FEED_BEHIND, "a")], NOW)
+    problems.note([FoundProblem(ProblemCause.FEED_BEHIND, "a", since=NOW - timedelta(hours=1))], NOW)
+    assert [one["since"][11:16] for one in view(problems, NOW)] == ["11:00"]
+
+
+def test_what_nobody_sees_is_kept_for_a_day_and_the_rest_is_over() -> None:
+    problems = Problems()
+    holding = FoundProblem(ProblemCause.TARGET_HELD, "tenant t", reason="moving")
+    lost = FoundProblem(ProblemCause.SHARD_LOST, "shard a")
+    late = FoundProblem(ProblemCause.STREAM_LAG, "stream shard s")
+    blind = FoundProblem(ProblemCause.NOT_READY, "stream unavailable")
+    problems.note([holding, lost, late], NOW)
+    problems.note([blind], NOW + OVER_FOR)
+    rows = view(problems, NOW + OVER_FOR)
+    assert [(one["cause"], one["isOver"]) for one in rows] == [
+        ("not_ready", False),
+        ("stream_lag", False),
+        ("target_held", False),
+        ("shard_lost", True),
+    ]
+    problems.note([blind], NOW + OVER_FOR + timedelta(seconds=1))
+    assert {one["cause"]: one["isOver"] for one in view(problems, NOW + OVER_FOR)} == {
+        "not_ready": False,
+        "stream_lag": True,
+        "target_held": True,
+        "shard_lost": True,
+    }
+
+
+def test_holds_are_told_by_reason_with_what_to_do() -> None:
+    problems = Problems()
+    reasons = ("unregistered", "moving", "gap")
+    problems.note([FoundProblem(ProblemCause.TARGET_HELD, f"tenant {one}", reason=one) for one in reasons], NOW)
+    problems.note([FoundProblem(ProblemCause.TARGET_HELD, f"tenant {one}", reason=one) for one in reasons], NOW)
+    rows = view(problems, NOW)
+    assert [(one["reason"], one["severity"], one["problem"], one["count"]) for one in rows] == [
+        ("gap", "critical", "Held", 1),
+        ("moving", "warning", "Held", 1),
+        ("unregistered", "warning", "Held", 1),
+    ]
+    assert rows[2]["runbook"] == "docs/holding.md#holding"
