@@ -190,7 +190,6 @@ class ShardProblem(StrEnum):
     INACTIVE = "inactive"  # marked by Citrus
     GAP = "gap"  # it takes no operations of the stream; queues go on
     CLOCK = "clock"  # over a minute off
-    BUSINESS_TYPE = "business_type"  # it lacks the type of new tenants
 
 
 class ShardErrorKind(StrEnum):

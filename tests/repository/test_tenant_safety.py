@@ -32,7 +32,6 @@ TENANT_COLUMNS = {
 # Of views, and of rows that belong to a row of another table.
 OTHER_COLUMNS = {"operations": ("tenant_id",), "log_outcomes": ("tenant_no", "position")}
 OF_NO_TENANT = {
-    "awaited_types": "tenants that are yet to be made",
     "business_types": "what every tenant of a type begins with",
     "log_batches": "what the rows of one transaction share; whose these are is in `log_rows`",
     "feed_cursors": "of a destination; the held tenants that it names are the feed's to know",
@@ -157,21 +156,3 @@ def test_view_shows_whose_each_row_is(name: str) -> None:
         assert set(arm.tables.values()) == {"resources"}
         assert re.search(rf"WHERE \"businessType\" = '{name}' AND \"resourceName\" = ", query)
         assert head == f'CREATE OR REPLACE VIEW public."{view}" WITH (security_invoker = true)'
-
-
-@pytest.mark.parametrize("table", sorted({*TABLES} - OPEN_TABLES))
-def test_table_has_policies(table: str) -> None:
-    text = "".join(migration.text for migration in MIGRATIONS)
-    readers = re.findall(rf"CREATE POLICY simplu_reader ON public.{table}\s+FOR SELECT USING \(([^;]+)\);", text)
-
-    assert f"ALTER TABLE public.{table} ENABLE ROW LEVEL SECURITY;" in text
-    assert re.search(
-        rf"CREATE POLICY simplu_writer ON public.{table}\s+"
-        rf"USING \(\(SELECT pg_catalog.has_table_privilege\('public.{table}'::pg_catalog.regclass, 'INSERT'\)\)\);",
-        text,
-    )
-    assert readers == (
-        [f"{TENANT_COLUMNS[table]} = pg_catalog.current_setting('simplu.tenant', true)"]
-        if table in {"tenants", "resources"}
-        else []
-    )

@@ -59,7 +59,7 @@ CACHE_IS_CLUSTER: Final = (
     "expected one server, or a primary with replicas, got a Redis Cluster, which refuses commands with keys of several "
     "slots; set REDIS_URL to a server without cluster mode"
 )
-ODDITIES: Final = frozenset({ShardProblem.CLOCK, ShardProblem.BUSINESS_TYPE})  # of a shard, each told as one
+ODDITIES: Final = frozenset({ShardProblem.CLOCK})  # of a shard, each told as one
 
 
 class CheckReport(msgspec.Struct, frozen=True):
@@ -315,7 +315,7 @@ class DependencyChecks:
             pool = shards.pools.ensure_pool(address)
             probe = await probe_shard(pool)
             clock = shard_problem(probe.skew_s)
-            self.facts.told[name] = [*map(str, (*probe.awaited_types, *probe.creators)), *([clock] if clock else [])]
+            self.facts.told[name] = [clock] if clock else []
             findings = assess(ShardObservation(probe=probe)).findings
             for finding in findings:
                 if finding.problem in TAKES_NO_OPERATIONS:

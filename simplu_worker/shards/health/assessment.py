@@ -116,47 +116,13 @@ def _view(shard_id: str, move: MoveEntry) -> dict[str, Any]:
 VERSION_MIN: Final = 140000  # docs/reading.md: PostgreSQL 14 or newer
 
 
-class SchemaCreator(msgspec.Struct, frozen=True):
-    """A role that may create in a schema of the search path; None for all roles."""
-
-    schema: str
-    role: str | None
-
-    def __str__(self) -> str:
-        role = "PUBLIC" if self.role is None else f'"{self.role}"'
-        subject = "every role" if self.role is None else f"the role {self.role}"
-        return (
-            f"expected a schema {self.schema} in which no other role may create, got one in which {subject} may; "
-            f'run REVOKE CREATE ON SCHEMA "{self.schema}" FROM {role}'
-        )
-
-
-class AwaitedType(msgspec.Struct, frozen=True):
-    """A business type that a shard lacks, and how many tenants wait for it since when."""
-
-    name: str
-    tenant_count: int
-    tenant_id: str
-    since: datetime
-
-    def __str__(self) -> str:
-        is_one = self.tenant_count == 1
-        wait = f"{self.tenant_id} waits" if is_one else f"{self.tenant_count} tenants such as {self.tenant_id} wait"
-        return (
-            f"expected the business type {self.name}, for which {wait} since "
-            f"{self.since.isoformat(timespec='seconds')}, got a shard without it; "
-            "write it with `simplu-worker types apply`"
-        )
-
-
 class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     """The facts that a probe found on a shard.
 
     *schema_version* and *tenant_count* are None on an empty shard, values with a default where they are unknown or too
     slow (*is_cut_short*). *refusal* is why no worker may use the database, *trouble* the error of its last use. The lag
     is that of a standby, or of a primary's slowest standby. *skew_s* is the server's clock minus ours. *gaps* are
-    stream shards with an open gap, *awaited_types* those that tenants wait for. *replication* decides how safe commits
-    are.
+    stream shards with an open gap. *replication* decides how safe commits are.
     """
 
     server_version: str
@@ -174,10 +140,8 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str | None = None
     schema_version: int | None = None
     tenant_count: int | None = None
-    creators: Sequence[SchemaCreator] = ()
     gaps: Sequence[str] = ()
     moves: Sequence[MoveEntry] | None = None
-    awaited_types: Sequence[AwaitedType] = ()
     is_upgrading: bool = False
     replication: ReplicationFacts | None = None
 
@@ -288,9 +252,6 @@ def findings(observation: ShardObservation, before: Collection[ShardProblem]) ->
         yield from _probe_findings(observation.probe, before)
         if observation.probe.gaps:
             yield HealthFinding(ShardProblem.GAP, _describe_gaps(observation.probe.gaps))
-        if observation.probe.awaited_types:
-            awaited = "; ".join(map(str, observation.probe.awaited_types))
-            yield HealthFinding(ShardProblem.BUSINESS_TYPE, awaited)
     if not observation.usage.is_active:
         yield HealthFinding(ShardProblem.INACTIVE, "Citrus marks it inactive")
     ratio = observation.usage.ratio
@@ -362,13 +323,11 @@ def _exceeds(value: float, threshold: Threshold, *, is_raised: bool) -> bool:
 def health_view(health: Health) -> dict[str, Any]:
     """Return a shard's health as members of JSON, without unknown values; of a silent shard as `lastAnswer`."""
     observation, usage = health.observation, health.observation.usage
-    answered = observation.probe if observation.error is None else None
-    risks = [] if answered is None else list(map(str, answered.creators))
     members: dict[str, Any] = {
         "state": health.state,
         "takesOperations": health.takes_operations,
         "problems": [finding.problem for finding in health.findings] or None,
-        "odd": [*(finding.detail for finding in health.findings), *risks] or None,
+        "odd": [finding.detail for finding in health.findings] or None,
         "usage": None if usage.ratio is None else round(usage.ratio, 4),
         "lastCheckAt": _format_time(observation.checked_at),
     }

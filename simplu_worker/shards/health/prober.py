@@ -21,11 +21,9 @@ from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import facts_of
 from simplu_worker.shards.health.assessment import (
-    AwaitedType,
     Health,
     MoveEntry,
     ProbeSchedule,
-    SchemaCreator,
     ShardObservation,
     ShardProbe,
     ShardSilence,
@@ -127,11 +125,8 @@ async def _add_details(
     if facts.get("schema_version") is not None:
         facts["gaps"] = [row["stream_shard_id"] for row in await connection.fetch(QUERIES["list_gaps"])]
         facts["moves"] = [MoveEntry(**dict(row)) for row in await connection.fetch(QUERIES["list_moves"])]
-        facts["awaited_types"] = [AwaitedType(*row) for row in await connection.fetch(QUERIES["list_awaited_types"])]
         if counts_tenants:
             facts["tenant_count"] = await connection.fetchval(QUERIES["count_tenants"])
-    if counts_tenants:
-        facts["creators"] = [SchemaCreator(*row) for row in await _read_rows(connection, "probe_creators")]
 
 
 async def _read_rows(connection: Connection, query: str) -> list[asyncpg.Record]:

@@ -71,8 +71,7 @@ class HealthRegistry:
             probe = replace(probe, tenant_count=before.probe.tenant_count)
         if probe.is_cut_short and before.probe is not None:
             moves = before.probe.moves if probe.moves is None else probe.moves
-            awaited = probe.awaited_types or before.probe.awaited_types
-            probe = replace(probe, gaps=probe.gaps or before.probe.gaps, moves=moves, awaited_types=awaited)
+            probe = replace(probe, gaps=probe.gaps or before.probe.gaps, moves=moves)
         instruments.SHARD_RESPONSE.labels(shard_id).observe(probe.response_s)
         if probe.moves is not None:
             self._count_moves(shard_id, probe.moves)

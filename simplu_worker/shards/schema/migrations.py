@@ -188,7 +188,7 @@ def refusal_of_missing(missing: Sequence[MissingPart], keys: Sequence[UniqueKey]
         case "table" | "column":
             return (
                 f"expected all tables and columns of the shard's schema, got a shard without {named}; "
-                "restore them from a backup; a table of another role does not count: drop it first"
+                "restore them from a backup"
             )
         case "right":
             return (

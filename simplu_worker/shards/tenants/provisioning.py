@@ -55,7 +55,6 @@ from simplu_worker.shards.types import (
 from simplu_worker.timing.sharing import Coalescer
 from simplu_worker.vocabulary import ProvisioningOutcome, TenantState
 
-AWAITED_MAX: Final = 1000  # tenants that wait for a type, on one shard
 NAMED_MAX: Final = 50  # types, in an error
 TRANSACTION_MAX_TENANTS: Final = 100  # so that a transaction stays far below 30 s, after which created_at is unusable
 
@@ -105,9 +104,7 @@ def batches_of(wanted: Sequence[ProvisionRequest], size: int = TRANSACTION_MAX_T
 async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRequest]) -> dict[str, RowOutcome]:
     try:
         async with pool.transaction(budget=StatementBudget.PAUSE) as connection:
-            missing = await find_missing_types(
-                connection, pool.address.shard_id, {one.tenant_id: one.business_type for one in wanted}
-            )
+            missing = await find_missing_types(connection, pool.address.shard_id, {one.business_type for one in wanted})
             refused: dict[str, Exception] = {
                 one.tenant_id: missing[one.business_type] for one in wanted if one.business_type in missing
             }
@@ -148,19 +145,13 @@ def describe_drained(shard_id: str) -> str:
 
 
 async def find_missing_types(
-    connection: Connection, shard_id: str, types: Mapping[str, str]
+    connection: Connection, shard_id: str, names: Collection[str]
 ) -> dict[str, UnknownBusinessTypeError]:
-    """Return for those of *types*, by tenant, that the shard lacks the error of each; note that the tenants wait."""
-    rows = await connection.fetch(QUERIES["find_missing_types"], sorted(set(types.values())))
-    missing = {row["name"] for row in rows}
-    if not missing:
-        return {}
-    waiting = sorted(tenant_id for tenant_id, name in types.items() if name in missing)
-    await connection.execute(
-        QUERIES["note_awaited_types"], waiting, [types[tenant_id] for tenant_id in waiting], AWAITED_MAX
-    )
-    known = [row["name"] for row in await connection.fetch(QUERIES["name_types"], NAMED_MAX)]
-    return {name: UnknownBusinessTypeError(name, shard_id=shard_id, known=known) for name in missing}
+    """Return the error of each of the types *names* that the shard lacks."""
+    missing = await connection.fetch(QUERIES["find_missing_types"], sorted(set(names)))
+    known = await connection.fetch(QUERIES["name_types"], NAMED_MAX) if missing else []
+    names_there = [row["name"] for row in known]
+    return {row["name"]: UnknownBusinessTypeError(row["name"], shard_id=shard_id, known=names_there) for row in missing}
 
 
 async def _make_tenants(

@@ -44,7 +44,6 @@ from simplu_worker.shards.types import (
     ChangeResult,
     ResourceRename,
     ShardUnavailableError,
-    UnknownBusinessTypeError,
 )
 from simplu_worker.vocabulary import Absence, TenantState
 
@@ -115,13 +114,10 @@ class ResourceChanges:
         check_business_type(admin.business_type)
         tenant_id, user_id = tenant_id_of(admin.business_id, admin.location_id), admin.admin_user_id
         keys: list[ResourceKey] = []
-        unknown: list[UnknownBusinessTypeError] = []  # raised after the commit, which notes that the tenant waits
 
         async def change(connection: Connection, shard_id: str) -> ChangeResult:
-            missing = await find_missing_types(connection, shard_id, {tenant_id: admin.business_type})
-            unknown[:] = missing.values()
-            if unknown:
-                return ChangeResult.MISSING
+            for error in (await find_missing_types(connection, shard_id, {admin.business_type})).values():
+                raise error
             added = await connection.fetch(
                 QUERIES["add_admin"], tenant_id, user_id, admin.admin_email, timestamp_text(admin.requested_at)
             )
@@ -132,10 +128,7 @@ class ResourceChanges:
             await mark_changes(connection, [(tenant_id, row["resource_type"], user_id) for row in added])
             return ChangeResult.APPLIED if added else ChangeResult.EXISTED
 
-        result = await self._change(admin.business_id, admin.location_id, change, keys)
-        if unknown:
-            raise unknown[0]
-        return result
+        return await self._change(admin.business_id, admin.location_id, change, keys)
 
     async def _change(
         self,

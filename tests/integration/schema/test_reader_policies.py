@@ -170,10 +170,17 @@ async def test_every_table_and_view_with_tenants_rows_is_bounded(shard: ShardPoo
         is_old = connection.get_server_version().major < 15
 
     open_tables = {row["relname"] for row in await fetch(shard, f"{tables} AND NOT relrowsecurity")}
+    closed_tables = {row["relname"] for row in await fetch(shard, tables)} - open_tables
+    policies = "SELECT tablename, coalesce(qual, '') AS qual FROM pg_policies WHERE policyname = $1"
+    writers = {row["tablename"]: row["qual"] for row in await fetch(shard, policies, "simplu_writer")}
+    readers = {row["tablename"]: row["qual"] for row in await fetch(shard, policies, "simplu_reader")}
     barriers = await fetch(shard, f"{views} AND 'security_barrier=true' = ANY(reloptions)")
     open_views = await fetch(shard, f"{views} AND NOT coalesce('security_invoker=true' = ANY(reloptions), false)")
 
     assert open_tables == {"business_types", "schema_migrations", "shard_meta"}
+    assert writers.keys() == closed_tables
+    assert all(f"has_table_privilege(('{table}'::regclass)" in qual for table, qual in writers.items()), writers
+    assert readers == dict.fromkeys(("resources", "tenants"), "(id = current_setting('simplu.tenant'::text, true))")
     assert barriers == [{"relname": "operations"}]  # with a condition of its own
     assert open_views == barriers or is_old
 

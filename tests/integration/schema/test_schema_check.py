@@ -140,21 +140,17 @@ async def test_all_tables_columns_and_keys_are_checked(make_shard: ShardMaker, v
 @pytest.mark.parametrize(
     ("statement", "missing"),
     [
-        ("DROP TABLE moves, arrivals", "got a shard without the table arrivals, the table moves; restore them"),
+        (
+            "DROP TABLE rejections, message_failures",
+            "without the table message_failures, the table rejections; re",
+        ),
         ("ALTER TABLE tenants DROP COLUMN move_token", "got a shard without tenants.move_token; restore them"),
-        (f"ALTER TABLE imports OWNER TO {STRANGER}", "got a shard without the table imports; restore them from a"),
     ],
 )
 async def test_check_schema_names_what_is_missing(shard: ShardPool, statement: str, missing: str) -> None:
-    url = shard.address.connection_string
-    await execute(url, f"CREATE ROLE {STRANGER}")
-    try:
-        await execute(url, statement)
-
-        with pytest.raises(ShardUnavailableError, match=missing):
-            await version_of(shard)
-    finally:
-        await execute(url, f"REASSIGN OWNED BY {STRANGER} TO postgres; DROP ROLE {STRANGER}")
+    await execute(shard.address.connection_string, statement)
+    with pytest.raises(ShardUnavailableError, match=missing):
+        await version_of(shard)
 
 
 UNIQUE = "CREATE UNIQUE INDEX CONCURRENTLY log_rows_other ON log_rows"
@@ -211,12 +207,8 @@ WRITER_IS_GONE = "DROP POLICY simplu_writer ON resources"
         (f"{ONLY} FOR SELECT {BY_TENANT}", "only_main"),
         (f"{ONLY} FOR DELETE TO {STRANGER} {BY_TENANT}", "only_main"),
         (WRITER_IS_GONE, "simplu_writer"),
-        (f"ALTER POLICY simplu_writer ON resources {BY_TENANT}", "simplu_writer"),
-        (f"{WRITER_IS_GONE}; CREATE POLICY reads ON resources FOR SELECT USING (true)", "simplu_writer"),
         (f"{ONLY} FOR SELECT TO pg_monitor {BY_TENANT}", None),
         (f"{ONLY} FOR INSERT WITH CHECK (id = 'clinic-main')", None),  # its error is loud
-        (f"{ONLY} USING (true)", None),
-        (f"{WRITER_IS_GONE}; CREATE POLICY all_rows ON resources TO {STRANGER} USING (true)", None),
         (f"ALTER ROLE {STRANGER} BYPASSRLS; {ONLY} {BY_TENANT}", None),
         (f"ALTER TABLE resources DISABLE ROW LEVEL SECURITY; {ONLY} {BY_TENANT}", None),
     ],

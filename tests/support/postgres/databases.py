@@ -92,7 +92,6 @@ EMPTYING = "".join(
     f"DELETE FROM {table};"
     for table in (
         "tenants",
-        "awaited_types",
         "resources",
         "log_batches",
         "log_rows",

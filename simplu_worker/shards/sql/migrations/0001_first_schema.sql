@@ -41,17 +41,6 @@ CREATE TABLE public.business_types (
     is_applied boolean NOT NULL DEFAULT false -- by `types apply`: no upgrade overwrites it
 );
 
--- Tenants that are to be made here and wait for their type: for people. Each try writes its row again.
-CREATE TABLE public.awaited_types (
-    tenant_id pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
-    business_type pg_catalog.text NOT NULL,
-    since pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    tried_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
-);
-CREATE POLICY simplu_writer ON public.awaited_types
-    USING ((SELECT pg_catalog.has_table_privilege('public.awaited_types'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.awaited_types ENABLE ROW LEVEL SECURITY;
-
 CREATE TABLE public.tenants (
     id pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
     number integer GENERATED ALWAYS AS IDENTITY UNIQUE, -- in the log, in place of the id; of this shard alone
@@ -80,11 +69,8 @@ CREATE TABLE public.tenants (
 );
 -- For the destruction of all locations of a business.
 CREATE INDEX tenants_business_id ON public.tenants (business_id);
-CREATE POLICY simplu_writer ON public.tenants
-    USING ((SELECT pg_catalog.has_table_privilege('public.tenants'::pg_catalog.regclass, 'INSERT')));
 CREATE POLICY simplu_reader ON public.tenants
     FOR SELECT USING (id = pg_catalog.current_setting('simplu.tenant', true));
-ALTER TABLE public.tenants ENABLE ROW LEVEL SECURITY;
 
 -- fillfactor 90 leaves room for the new version of a row on its own page: with no index on a column that changes,
 -- every update is a heap-only one. By the cost limit's default of 200 the table grew to 1.28 times at full speed, with
@@ -110,11 +96,8 @@ CREATE TABLE public.resources (
 -- resources where its statistics were from before a tenant grew, and each of them was looked for among all rows of the
 -- tenant.
 CREATE INDEX resources_by_day ON public.resources (id, date, "resourceName") WHERE date IS NOT NULL;
-CREATE POLICY simplu_writer ON public.resources
-    USING ((SELECT pg_catalog.has_table_privilege('public.resources'::pg_catalog.regclass, 'INSERT')));
 CREATE POLICY simplu_reader ON public.resources
     FOR SELECT USING (id = pg_catalog.current_setting('simplu.tenant', true));
-ALTER TABLE public.resources ENABLE ROW LEVEL SECURITY;
 
 -- The operation log: de-duplication, status, audit trail, and the list of what changed (docs/adr/0009-the-log.md). Its
 -- rows are only inserted: for what becomes of an operation there is `log_outcomes`. Readers have the view `operations`.
@@ -147,9 +130,6 @@ CREATE INDEX log_batches_completed_at ON public.log_batches (completed_at);
 -- For the feed, which asks whether a tenant's departure is passed, and for the deletion of what a move has copied.
 CREATE INDEX log_batches_moves ON public.log_batches ((tenants[1]), epoch)
     WHERE epoch IS NOT NULL OR batch_id < 0::bigint;
-CREATE POLICY simplu_writer ON public.log_batches
-    USING ((SELECT pg_catalog.has_table_privilege('public.log_batches'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.log_batches ENABLE ROW LEVEL SECURITY;
 
 -- A row for each operation, and for each change by a control message. The order of the columns leaves no gaps. Keys
 -- begin with a byte that says what follows: 1: the 16 bytes of a UUID; 2: a text; 3: the key of an operation that
@@ -177,9 +157,6 @@ CREATE TABLE public.log_rows (
     autovacuum_vacuum_cost_limit = 2000
 );
 CREATE INDEX log_rows_batch ON public.log_rows (batch_id);
-CREATE POLICY simplu_writer ON public.log_rows
-    USING ((SELECT pg_catalog.has_table_privilege('public.log_rows'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.log_rows ENABLE ROW LEVEL SECURITY;
 
 -- What became of an operation that has not succeeded, or has a result.
 CREATE TABLE public.log_outcomes (
@@ -203,9 +180,6 @@ BEGIN
     END IF;
 END
 $$;
-CREATE POLICY simplu_writer ON public.log_outcomes
-    USING ((SELECT pg_catalog.has_table_privilege('public.log_outcomes'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.log_outcomes ENABLE ROW LEVEL SECURITY;
 
 -- An id as a key of the log, and back (shards/log.py has the same). Not STRICT: then the planner puts it in line.
 CREATE FUNCTION public.simplu_key(id pg_catalog.text) RETURNS pg_catalog.bytea
@@ -310,9 +284,6 @@ CREATE TABLE public.stream_positions (
     gap_accepted_at pg_catalog.timestamptz, -- when a person accepted that; without it, a reader holds the shard
     PRIMARY KEY (stream, stream_shard_id)
 ) WITH (fillfactor = 50);
-CREATE POLICY simplu_writer ON public.stream_positions
-    USING ((SELECT pg_catalog.has_table_privilege('public.stream_positions'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.stream_positions ENABLE ROW LEVEL SECURITY;
 
 -- How rows of `stream_positions` got their tokens when tenants came, for readers that knew the tokens before.
 CREATE TABLE public.position_merges (
@@ -325,9 +296,6 @@ CREATE TABLE public.position_merges (
     merged_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     PRIMARY KEY (stream, stream_shard_id, token)
 );
-CREATE POLICY simplu_writer ON public.position_merges
-    USING ((SELECT pg_catalog.has_table_privilege('public.position_merges'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.position_merges ENABLE ROW LEVEL SECURITY;
 
 -- How often the operation of each message of a queue has failed. A row is made by the first failure, and
 -- deleted with the message's dead letter, with its tenant, or when no queue can still have the message.
@@ -338,9 +306,6 @@ CREATE TABLE public.message_failures (
     failed_at pg_catalog.timestamptz NOT NULL, -- the last time
     PRIMARY KEY (tenant_id, message_id)
 );
-CREATE POLICY simplu_writer ON public.message_failures
-    USING ((SELECT pg_catalog.has_table_privilege('public.message_failures'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.message_failures ENABLE ROW LEVEL SECURITY;
 
 -- What became of records that are no operations, for `GET /operations/{requestId}`. Apart from the log, so that no row
 -- here hides an operation, or makes a record that was corrected a duplicate. Deleted with the log's rows of its time.
@@ -358,9 +323,6 @@ CREATE TABLE public.rejections (
 );
 -- For the deletion of old rows: a producer may send bad records only, so there may be as many as operations.
 CREATE INDEX rejections_rejected_at ON public.rejections (rejected_at);
-CREATE POLICY simplu_writer ON public.rejections
-    USING ((SELECT pg_catalog.has_table_privilege('public.rejections'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.rejections ENABLE ROW LEVEL SECURITY;
 
 -- The same of records whose tenants have no home, as they do not exist or another pair of ids has theirs, and of those that
 -- name no tenant, which have the tenant ''. On the first shards by name; at most as many as the query that writes them
@@ -379,9 +341,6 @@ CREATE TABLE public.unplaced_rejections (
     PRIMARY KEY (request_id, tenant_id, business_id)
 );
 CREATE INDEX unplaced_rejections_rejected_at ON public.unplaced_rejections (rejected_at);
-CREATE POLICY simplu_writer ON public.unplaced_rejections
-    USING ((SELECT pg_catalog.has_table_privilege('public.unplaced_rejections'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.unplaced_rejections ENABLE ROW LEVEL SECURITY;
 
 -- The feed of changes to other systems (docs/adr/0017-the-feed.md). Its tables are empty where no feed is set.
 
@@ -394,9 +353,6 @@ CREATE TABLE public.feed_shards (
     incarnation pg_catalog.text NOT NULL DEFAULT '', -- another one wherever the server may have lost commits
     server_run pg_catalog.text -- the run of the server in which the incarnation began
 ) WITH (fillfactor = 50);
-CREATE POLICY simplu_writer ON public.feed_shards
-    USING ((SELECT pg_catalog.has_table_privilege('public.feed_shards'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.feed_shards ENABLE ROW LEVEL SECURITY;
 
 -- How far each destination has the shard's log: written after the events were delivered.
 CREATE TABLE public.feed_cursors (
@@ -413,9 +369,6 @@ CREATE TABLE public.feed_cursors (
     is_in_file boolean NOT NULL DEFAULT true, -- of the replica that publishes the shard, or that did so last
     updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 ) WITH (fillfactor = 50);
-CREATE POLICY simplu_writer ON public.feed_cursors
-    USING ((SELECT pg_catalog.has_table_privilege('public.feed_cursors'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.feed_cursors ENABLE ROW LEVEL SECURITY;
 
 -- Events that a destination refused for good: the dead letters of the feed. Deleted with the log's rows of their time.
 CREATE TABLE public.feed_refusals (
@@ -427,9 +380,6 @@ CREATE TABLE public.feed_refusals (
     PRIMARY KEY (destination, event_id)
 );
 CREATE INDEX feed_refusals_refused_at ON public.feed_refusals (refused_at);
-CREATE POLICY simplu_writer ON public.feed_refusals
-    USING ((SELECT pg_catalog.has_table_privilege('public.feed_refusals'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.feed_refusals ENABLE ROW LEVEL SECURITY;
 
 -- Up to which batch the retention has deleted batches while the shard had a feed: a cursor before it has a gap.
 CREATE TABLE public.log_forgotten (
@@ -437,9 +387,24 @@ CREATE TABLE public.log_forgotten (
     batch_id bigint NOT NULL,
     completed_at pg_catalog.timestamptz NOT NULL
 ) WITH (fillfactor = 50);
-CREATE POLICY simplu_writer ON public.log_forgotten
-    USING ((SELECT pg_catalog.has_table_privilege('public.log_forgotten'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.log_forgotten ENABLE ROW LEVEL SECURITY;
+
+-- The policy for writers of all tables above with rows of tenants.
+DO $$
+DECLARE
+    named pg_catalog.text;
+BEGIN
+    FOREACH named IN ARRAY '{
+        tenants,resources,log_batches,log_rows,log_outcomes,stream_positions,position_merges,message_failures,
+        rejections,unplaced_rejections,feed_shards,feed_cursors,feed_refusals,log_forgotten
+    }'::pg_catalog.text[] LOOP
+        EXECUTE pg_catalog.format(
+            'CREATE POLICY simplu_writer ON public.%1$I '
+            'USING ((SELECT pg_catalog.has_table_privilege(''public.%1$I''::pg_catalog.regclass, ''INSERT'')))', named
+        );
+        EXECUTE pg_catalog.format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', named);
+    END LOOP;
+END
+$$;
 
 -- Journal of moves, on the source (docs/adr/0007-moving-tenants.md).
 CREATE TABLE public.moves (

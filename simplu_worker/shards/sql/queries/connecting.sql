@@ -5,28 +5,16 @@
 -- (shards/postgres/queries.py). An operator has no schema where both types are exactly those of one in pg_catalog: no
 -- other is preferred to that one. An `unnest` of several arrays in FROM is always that of pg_catalog.
 
--- fragment: is_trusted
--- Whether the role `owner` is this one, a superuser, the database's owner, or a role that this one is a member of:
--- what such a role owns was not made by an attacker.
-(
-    owner.rolname = current_user OR owner.rolsuper OR owner.rolname = 'pg_database_owner'
-    OR owner.oid = (SELECT datdba FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-    OR pg_catalog.pg_has_role(current_user, owner.oid, 'MEMBER'::pg_catalog.text)
-    AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
-)
-
 -- name: find_home
--- The schema of the search path with our tables; in a database without them, the one to make them in. A schema that a
--- trusted role has made comes first: another role may have made one with the name of this role, and tables in it.
--- NULL if no schema of the path may be used.
+-- The schema of the search path with our tables; in a database without them, the first, to make them in. NULL if no
+-- schema of the path may be used.
 SELECT (
     SELECT home.nspname::pg_catalog.text
     FROM pg_catalog.unnest(pg_catalog.current_schemas(false)) WITH ORDINALITY AS path (name, place)
     JOIN pg_catalog.pg_namespace AS home ON home.nspname = path.name
     LEFT JOIN pg_catalog.pg_class AS meta
         ON meta.relnamespace = home.oid AND meta.relname = 'shard_meta' AND meta.relkind = 'r'
-    JOIN pg_catalog.pg_roles AS owner ON owner.oid = coalesce(meta.relowner, home.nspowner)
-    ORDER BY meta.oid IS NULL, NOT :is_trusted, path.place
+    ORDER BY meta.oid IS NULL, path.place
     LIMIT 1
 ) AS home;
 

@@ -57,21 +57,6 @@ SELECT EXISTS (
         AND (pg_locks.classid::pg_catalog.int8 << 32) | pg_locks.objid::pg_catalog.int8 = :schema_lock
 ) AS is_upgrading;
 
--- name: probe_creators
--- The schemas of the search path in which other roles may create, each with such a role; null stands for all roles.
-SELECT schema.nspname::pg_catalog.text AS schema, owner.rolname::pg_catalog.text AS role
-FROM pg_catalog.unnest(pg_catalog.current_schemas(false)) WITH ORDINALITY AS path (name, place)
-JOIN pg_catalog.pg_namespace AS schema ON schema.nspname = path.name
-CROSS JOIN LATERAL pg_catalog.aclexplode(
-    coalesce(schema.nspacl, pg_catalog.acldefault('n'::"char", schema.nspowner))
-) AS permission
-LEFT JOIN pg_catalog.pg_roles AS owner ON owner.oid = permission.grantee
-WHERE
-    permission.privilege_type = 'CREATE'
-    AND CASE WHEN permission.grantee = 0::pg_catalog.oid THEN true ELSE NOT :is_trusted END
-ORDER BY path.place, owner.rolname NULLS FIRST
-LIMIT 10;
-
 -- name: probe_standby
 -- How far a standby is behind the log that it received; if it receives nothing, behind the time of its last commit.
 SELECT

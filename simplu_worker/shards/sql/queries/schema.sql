@@ -166,51 +166,29 @@ EXISTS (
     WHERE named.oid = 0::pg_catalog.oid OR pg_catalog.pg_has_role(named.oid, 'USAGE'::pg_catalog.text)
 )
 
--- fragment: condition
-pg_catalog.pg_get_expr(pg_policy.polqual, pg_policy.polrelid)
-
--- fragment: writers_condition
--- That of our own policy, as the server prints it.
-'^\( SELECT [a-z_.]*has_table_privilege\(\(''.*''::[a-z_.]*regclass\)::[a-z_.]*oid, ''INSERT''::[a-z_.]*text\) AS \w+\)$'
-
 -- fragment: hiding_policies
--- The policies of the table `here` that may hide rows from this role: restrictive ones, whatever their condition, and
--- our own where neither it nor another one shows all rows. None for the owner, who needs no policy.
+-- The policies of the table `here` that may hide rows from this role: restrictive ones, and our own where it is gone.
+-- None for the owner, who needs no policy.
 SELECT pg_policy.polname::pg_catalog.text AS name
 FROM pg_catalog.pg_policy
 WHERE
-    pg_policy.polrelid = here.oid AND NOT pg_policy.polpermissive AND pg_policy.polcmd <> 'a'::"char"
-    AND :applies_here AND :condition <> 'true'::pg_catalog.text
+    pg_policy.polrelid = here.oid AND NOT pg_policy.polpermissive AND pg_policy.polcmd <> 'a'::"char" AND :applies_here
 UNION ALL
 SELECT 'simplu_writer'::pg_catalog.text
-FROM pg_catalog.unnest('{r,w,d}'::pg_catalog.text[]) AS command
 WHERE NOT EXISTS (
     SELECT FROM pg_catalog.pg_policy
-    WHERE
-        pg_policy.polrelid = here.oid AND pg_policy.polpermissive
-        AND (pg_policy.polcmd = '*'::"char" OR pg_policy.polcmd::pg_catalog.text = command)
-        AND :applies_here
-        AND (
-            :condition = 'true'::pg_catalog.text
-            OR :condition ~ :writers_condition
-            AND pg_catalog.has_table_privilege(here.oid, 'INSERT'::pg_catalog.text)
-        )
+    WHERE pg_policy.polrelid = here.oid AND pg_policy.polname = 'simplu_writer'
 )
 
 -- name: find_missing
 -- What the shard lacks of the columns $2 of the tables $1; of the unique indexes $3 on the columns $5, in order of their
 -- names, of the tables $4, without which nothing is applied exactly once; what this role lacks of the rights on these
--- tables, and the policies that may hide rows from it. A table of another role is none of the shard's: its triggers
--- would run with the rights of this one.
+-- tables, and the policies that may hide rows from it.
 WITH found AS (
     SELECT wanted.oid, wanted.relname::pg_catalog.text AS name
     FROM pg_catalog.pg_class AS wanted
     JOIN pg_catalog.pg_class AS meta ON meta.relnamespace = wanted.relnamespace
-    JOIN pg_catalog.pg_roles AS owner ON owner.oid = wanted.relowner
-    WHERE
-        meta.oid = 'public.shard_meta'::pg_catalog.regclass::pg_catalog.oid
-        AND wanted.relkind IN ('r', 'p')
-        AND (wanted.relowner = meta.relowner OR :is_trusted)
+    WHERE meta.oid = 'public.shard_meta'::pg_catalog.regclass::pg_catalog.oid AND wanted.relkind IN ('r', 'p')
 ),
 needed AS (
     SELECT named.table_name, named.column_name, found.oid

@@ -13,7 +13,6 @@ from support.postgres.probes import WELL
 
 from simplu_worker.shards.health.assessment import (
     VERSION_MIN,
-    AwaitedType,
     Health,
     ShardObservation,
     ShardProbe,
@@ -184,20 +183,6 @@ def test_findings_name_the_role_of_a_server_that_cannot_be_written_to() -> None:
         True,
         "it is 31 s behind",
         True,
-    )
-
-
-def test_shard_without_a_type_that_tenants_wait_for_is_degraded() -> None:
-    since = datetime(2026, 3, 1, tzinfo=UTC)
-    awaited = [AwaitedType("spa", 1, "b-1", since), AwaitedType("x", 3, "b-1", since)]
-    health = assess(ShardObservation(probe=with_(awaited_types=awaited)))
-
-    assert (health.state, health.takes_operations) == (ShardState.DEGRADED, True)
-    assert health.problems == {ShardProblem.BUSINESS_TYPE}
-    assert str(health.findings[0]) == (
-        "expected the business type spa, for which b-1 waits since 2026-03-01T00:00:00+00:00, got a shard without it; "
-        "write it with `simplu-worker types apply`; expected the business type x, for which 3 tenants such as b-1 wait "
-        "since 2026-03-01T00:00:00+00:00, got a shard without it; write it with `simplu-worker types apply`"
     )
 
 
