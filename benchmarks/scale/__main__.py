@@ -31,7 +31,7 @@ from simplu_worker.consumers.kinesis.fleet.lease_holder import RENEWALS_PER_DURA
 from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Observation, lease_of, observe, row_of
 from simplu_worker.consumers.kinesis.recovery.shard_positions import WRITE_AFTER_S
-from simplu_worker.shards.health.assessment import HEALTHY_PACE
+from simplu_worker.shards.health.assessment import probe_interval_s
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "fleets.md"
 SCANS = 20
@@ -144,7 +144,7 @@ def _counted(fleet: FleetSize, table: TableCost, load: Load) -> str:
     each = min(pool * fleet.shards, budget)
     a_shard = each * fleet.replicas / fleet.shards
     round_s = fleet.shards / SHARDS_PER_S + INTERVAL_S
-    probe_s = HEALTHY_PACE.between_s(fleet.shards)
+    probe_s = probe_interval_s(fleet.shards, fails=False)
     busy, idle = fleet.stream_shards / TIP_INTERVAL_S, fleet.stream_shards / IDLE_INTERVAL_S
     return markdown_table(
         ["what", "how much", "from"],

@@ -361,25 +361,16 @@ def _without_unknown(members: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
 
 
-INTERVAL_S: Final = 10.0
-FAILING_INTERVAL_S: Final = 1.0  # so that a recovered shard is noticed within 2 s
-JITTER: Final = 0.25  # of the interval, to either side: replicas do not probe in step
+JITTER: Final = 0.25  # of an interval, to either side: replicas do not probe in step
 
 
-class Pace(msgspec.Struct, frozen=True):
-    """How often a shard is probed: every *interval_s*, but never more than *probes_per_second* shards."""
+def probe_interval_s(count: int, *, fails: bool) -> float:
+    """Return the time between two probes of each of *count* shards: of those that fail, or of the others.
 
-    interval_s: float
-    probes_per_second: float
-
-    def between_s(self, count: int) -> float:
-        """Return the time between two probes of each of *count* shards."""
-        return max(self.interval_s, count / self.probes_per_second)
-
-
-# Of each replica: one server may have hundreds of the shards.
-HEALTHY_PACE: Final = Pace(INTERVAL_S, probes_per_second=5.0)
-FAILING_PACE: Final = Pace(FAILING_INTERVAL_S, probes_per_second=20.0)
+    So a recovered shard is noticed within 2 s, and no replica makes more than 20, or 5, probes a second: one server may
+    have hundreds of the shards.
+    """
+    return max(1.0, count / 20.0) if fails else max(10.0, count / 5.0)
 
 
 class ProbeSchedule:
@@ -388,9 +379,7 @@ class ProbeSchedule:
     Each *draw* is from 0 to 1.
     """
 
-    def __init__(self, *, healthy_pace: Pace = HEALTHY_PACE, failing_pace: Pace = FAILING_PACE) -> None:
-        self._healthy_pace = healthy_pace
-        self._failing_pace = failing_pace
+    def __init__(self) -> None:
         self._due: dict[str, float] = {}  # when; infinite while it is being probed
         self._failing_ids: set[str] = set()
 
@@ -401,7 +390,7 @@ class ProbeSchedule:
 
     def add(self, shard_id: str, *, now: float, draw: float) -> None:
         """Add a shard; its first probe is within a second or a round."""
-        self._due[shard_id] = now + draw * max(1.0, (len(self._due) + 1) / self._healthy_pace.probes_per_second)
+        self._due[shard_id] = now + draw * max(1.0, (len(self._due) + 1) / 5.0)
 
     def remove(self, shard_id: str) -> None:
         """Remove a shard."""
@@ -419,20 +408,12 @@ class ProbeSchedule:
         if shard_id not in self._due:
             return
         (self._failing_ids.add if fails else self._failing_ids.discard)(shard_id)
-        failing_count = len(self._failing_ids)
-        between_s = (
-            self._failing_pace.between_s(failing_count)
-            if fails
-            else self._healthy_pace.between_s(len(self._due) - failing_count)
-        )
-        self._due[shard_id] = now + jittered(between_s, ratio=JITTER, draw=draw)
+        count = len(self._failing_ids)
+        interval_s = probe_interval_s(count if fails else len(self._due) - count, fails=fails)
+        self._due[shard_id] = now + jittered(interval_s, ratio=JITTER, draw=draw)
 
     def bring_forward(self, shard_id: str, *, now: float) -> None:
         """Make a shard due at once: a use has failed."""
         if self._due.get(shard_id, inf) < inf and shard_id not in self._failing_ids:
             self._failing_ids.add(shard_id)
             self._due[shard_id] = now
-
-    def wait_s(self, now: float, *, at_most: float) -> float:
-        """Return the time until the next shard is due, in seconds."""
-        return min(at_most, max(0.0, min(self._due.values(), default=inf) - now))

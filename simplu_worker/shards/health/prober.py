@@ -138,7 +138,7 @@ async def _read_rows(connection: Connection, query: str) -> list[asyncpg.Record]
         return []  # some hosted servers lack such a function, or permit it to no role: no fault of the shard
 
 
-CHECK_INTERVAL_S: Final = 0.5  # until a new or failing shard is noticed
+CHECK_INTERVAL_S: Final = 0.25  # until a new, failing or due shard is noticed
 KNOWN_INTERVAL_S: Final = 5.0  # until a shard that is new to the locator is probed
 COUNT_TENANTS_S: Final = 60.0  # it reads a whole table
 
@@ -174,8 +174,7 @@ class Prober:
                 self._notice_changes()
                 for shard_id in self._schedule.take_due(self._clock()):
                     probes.create_task(self._probe(shard_id), name=f"probe:{shard_id}")
-                now = self._clock()
-                await asyncio.sleep(self._schedule.wait_s(now, at_most=shared_pause_s(now, CHECK_INTERVAL_S)))
+                await asyncio.sleep(shared_pause_s(self._clock(), CHECK_INTERVAL_S))
 
     def _notice_changes(self) -> None:
         now = self._clock()

@@ -38,7 +38,6 @@ NO_SUCH_REQUEST: Final = frozenset({404, 405, 501})  # the references have no PU
 RETRY_BASE_S, RETRY_MAX_S = 0.2, 5.0
 REST_S: Final = 0.5  # of an endpoint that gave no answer to calls in a row, each with several tries
 REST_MAX_S: Final = 5.0  # the longest that a recovered Citrus stays unnoticed
-FAILED_TENANTS_MAX: Final = 1000
 RETRY_AFTER_MAX_S: Final = 30.0
 RETRY_AFTER_IN_CALL_MAX_S: Final = 2.0  # a longer one opens the breaker for all calls, and no caller waits for it
 
@@ -46,10 +45,7 @@ log = structlog.get_logger(__name__)
 
 
 class CitrusUnavailableError(RetryableError):
-    """Citrus did not answer, or its answer cannot be read.
-
-    *is_outage* counts with the circuit breaker. *may_be_of_one*: others may be answered, as with a 500 for a tenant.
-    """
+    """Citrus did not answer, or its answer cannot be read. *is_outage* counts with the circuit breaker."""
 
     def __init__(
         self,
@@ -57,11 +53,9 @@ class CitrusUnavailableError(RetryableError):
         *,
         retry_after_s: float | None = None,
         is_outage: bool = False,
-        may_be_of_one: bool = False,
     ) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.is_outage = is_outage
-        self.may_be_of_one = may_be_of_one
 
 
 _ShardId = Annotated[str, msgspec.Meta(min_length=1, max_length=SHARD_ID_MAX, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -129,7 +123,6 @@ class CitrusClient:
         self._breakers: defaultdict[str, CircuitBreaker] = defaultdict(
             lambda: CircuitBreaker(rest_s=REST_S, rest_max_s=REST_MAX_S)
         )
-        self._failed_tenants: dict[str, None] = {}  # whose entries Citrus cannot read, as it seems
         self.address_book = AddressBook()
         self._listed: list[ShardAddress] = []
         self._names_shards = False  # by the last call for a route; then no other failure is one
@@ -146,7 +139,7 @@ class CitrusClient:
     async def locate(self, tenant_id: str) -> ShardAddress | None:
         """Return the shard that the tenant is registered on; None is a definite "not registered"."""
         path = f"api/shard/{quote(tenant_id, safe='')}"
-        status, reply = await self._request("get_shard", "GET", path, _ShardReply, subject=tenant_id)
+        status, reply = await self._request("get_shard", "GET", path, _ShardReply)
         return None if status == 404 else self._resolve(reply)
 
     async def register(self, business_id: str, location_id: str, business_type: str) -> Registration:
@@ -158,7 +151,7 @@ class CitrusClient:
             "businessType": business_type,
             "shardKey": tenant_id,
         }
-        status, reply = await self._request("register", "POST", "api/register", _ShardReply, message, subject=tenant_id)
+        status, reply = await self._request("register", "POST", "api/register", _ShardReply, message)
         if status != 409:
             return Registration(self._resolve(reply), is_new=True)
         address = await self.locate(tenant_id)
@@ -170,7 +163,7 @@ class CitrusClient:
         """Name another shard for a tenant; return False if this Citrus has no such request."""
         path = f"api/shard/{quote(tenant_id, safe='')}"
         message = {"shardId": shard_id}
-        status, _ = await self._request("move", "PUT", path, _ShardReply, message, subject=tenant_id)
+        status, _ = await self._request("move", "PUT", path, _ShardReply, message)
         return status not in NO_SUCH_REQUEST
 
     async def list_shards(self) -> list[ShardAddress]:
@@ -209,16 +202,7 @@ class CitrusClient:
         address = reply.at(reply.connection_string)
         return self.address_book.resolve(address.validate(self._allowed_hosts, may_name_files=False))
 
-    async def _request(
-        self,
-        endpoint: str,
-        method: str,
-        path: str,
-        type_: Any,
-        message: Any = None,
-        *,
-        subject: str | None = None,
-    ) -> tuple[int, Any]:
+    async def _request(self, endpoint: str, method: str, path: str, type_: Any, message: Any = None) -> tuple[int, Any]:
         breaker = self._breakers[endpoint]
         if breaker.decide(self._clock()) is BreakerDecision.REFUSE:
             error = f"Citrus {endpoint}: expected an answer, got none in the last calls; not asked again yet"
@@ -227,32 +211,15 @@ class CitrusClient:
         try:
             answer = await self._request_with_retries(endpoint, method, path, type_, message)
         except (RetryableError, PermanentError) as exc:
-            if isinstance(exc, CitrusDeniedError) or (isinstance(exc, CitrusUnavailableError) and exc.is_outage):
-                self._record_outage(breaker, exc, subject)
-            else:  # an unreadable answer, or a refusal of this request: Citrus runs, and may answer others
-                self._record_answer(breaker, subject)
+            now = self._clock()
+            if not (isinstance(exc, CitrusDeniedError) or (isinstance(exc, CitrusUnavailableError) and exc.is_outage)):
+                breaker.record_answer(now)  # Citrus runs, and may answer others
+            elif breaker.record_failure(now, draw=random.random(), at_least_s=exc.retry_after_s or 0.0):
+                log.warning("citrus.silent", error=str(exc), rests_s=round(breaker.refuses_for_s(now), 2))
             raise
-        self._record_answer(breaker, subject)
+        breaker.record_answer(self._clock())
         self.last_error, self.is_denied = None, False
         return answer
-
-    def _record_answer(self, breaker: CircuitBreaker, subject: str | None) -> None:
-        self._failed_tenants.pop(subject or "", None)
-        breaker.record_answer(self._clock())
-
-    def _record_outage(
-        self, breaker: CircuitBreaker, exc: CitrusDeniedError | CitrusUnavailableError, subject: str | None
-    ) -> None:
-        """Record a failure; one that may be due to a tenant's entry counts once, until the tenant has an answer."""
-        if subject is not None and isinstance(exc, CitrusUnavailableError) and exc.may_be_of_one:
-            if subject in self._failed_tenants:
-                return
-            self._failed_tenants[subject] = None
-            if len(self._failed_tenants) > FAILED_TENANTS_MAX:
-                del self._failed_tenants[next(iter(self._failed_tenants))]
-        now = self._clock()
-        if breaker.record_failure(now, draw=random.random(), at_least_s=exc.retry_after_s or 0.0):
-            log.warning("citrus.silent", error=str(exc), rests_s=round(breaker.refuses_for_s(now), 2))
 
     async def _request_with_retries(
         self, endpoint: str, method: str, path: str, type_: Any, message: Any
@@ -388,8 +355,8 @@ def _check_status(endpoint: str, response: aiohttp.ClientResponse) -> str:
             raise CitrusUnavailableError(
                 f"Citrus {endpoint}: expected 200, got {status}",
                 retry_after_s=retry_after_s,
-                is_outage=status == 429 or status >= 500,
-                may_be_of_one=status == 500 and retry_after_s is None,
+                # A 500 may be of one tenant, whose entry Citrus cannot read.
+                is_outage=status == 429 or status > 500 or retry_after_s is not None,
             )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -211,62 +211,34 @@ class Destroyer:
         home = await self._find_home(tenant_id_of(business_id, location_id))
         if home is None:
             return DestructionResult.UNKNOWN
-        with control_rules.unforeseen_with_shard(home.shard_id, tenant_id_of(business_id, location_id)):
-            async with self._slots.take(home.shard_id):
-                result, server = await self._destroy_on(home, business_id, location_id, requested_at)
-            await self._commits.wait_for_transaction(home.shard_id, server, within_s=SAFE_WITHIN_S)
-        return result
+        return await self._destroy_on(home, business_id, location_id, requested_at)
 
     async def destroy_all(self, business_id: str, requested_at: datetime) -> dict[str, DestructionResult]:
         """Destroy every tenant of a business once every shard has answered; return the results by location id."""
         homes = group_by_shard(await self._find_locations(business_id))
-        async with asyncio.TaskGroup() as tasks:
-            running = [
-                tasks.create_task(
-                    self._destroy_all_on(shard, business_id, location_ids, requested_at),
-                    name=f"destroy:{shard.shard_id}",
-                )
-                for shard, location_ids in homes
-            ]
         results: dict[str, DestructionResult] = {}
-        for done in running:
-            own, errors = done.result()
-            if errors:
-                raise errors[0]
-            for location_id, result in own.items():
-                is_better = result is DestructionResult.DESTROYING
-                results[location_id] = result if is_better else results.get(location_id, result)
-        return results
-
-    async def _destroy_all_on(
-        self, shard: ShardAddress, business_id: str, location_ids: Sequence[str], requested_at: datetime
-    ) -> tuple[dict[str, DestructionResult], list[Exception]]:
-        results: dict[str, DestructionResult] = {}
-        servers: dict[Server, str] = {}  # each with the last location of which the commit is on it
         errors: list[Exception] = []
-        left = iter(location_ids)
 
-        async def destroy_some() -> None:
+        async def destroy_some(shard: ShardAddress, left: Iterator[str]) -> None:
             for location_id in left:
                 try:
-                    with control_rules.unforeseen_with_shard(shard.shard_id, tenant_id_of(business_id, location_id)):
-                        found = await self._destroy_on(shard, business_id, location_id, requested_at)
+                    result = await self._destroy_on(shard, business_id, location_id, requested_at)
                 except (WorkerError, FailedOnShardError) as exc:
                     errors.append(exc)
                     if isinstance(exc, ShardUnavailableError):
                         return  # nor does it answer for the others
                 else:
-                    results[location_id], server = found
-                    servers[server] = location_id
+                    is_better = result is DestructionResult.DESTROYING
+                    results[location_id] = result if is_better else results.get(location_id, result)
 
-        await asyncio.gather(*(destroy_some() for _ in range(AT_ONCE)))
-        for server, location_id in servers.items():
-            try:
-                with control_rules.unforeseen_with_shard(shard.shard_id, tenant_id_of(business_id, location_id)):
-                    await self._commits.wait_for_transaction(shard.shard_id, server, within_s=SAFE_WITHIN_S)
-            except (WorkerError, FailedOnShardError) as exc:
-                errors.append(exc)
-        return results, errors
+        async with asyncio.TaskGroup() as tasks:
+            for shard, location_ids in homes:
+                left = iter(location_ids)
+                for _ in range(AT_ONCE):
+                    tasks.create_task(destroy_some(shard, left), name=f"destroy:{shard.shard_id}")
+        if errors:
+            raise errors[0]
+        return results
 
     async def _find_home(self, tenant_id: str) -> ShardAddress | None:
         with control_rules.refused_address_as_retryable():
@@ -299,11 +271,14 @@ class Destroyer:
 
     async def _destroy_on(
         self, shard: ShardAddress, business_id: str, location_id: str, requested_at: datetime
-    ) -> tuple[DestructionResult, Server]:
-        step, server = await self._mark_destroying(shard, business_id, location_id, requested_at)
-        if step is control_rules.ControlStep.DESTROY:
-            log.info("tenant.destroying", business_id=business_id, location_id=location_id, shard_id=shard.shard_id)
-        return RESULTS[step], server
+    ) -> DestructionResult:
+        with control_rules.unforeseen_with_shard(shard.shard_id, tenant_id_of(business_id, location_id)):
+            async with self._slots.take(shard.shard_id):
+                step, server = await self._mark_destroying(shard, business_id, location_id, requested_at)
+            if step is control_rules.ControlStep.DESTROY:
+                log.info("tenant.destroying", business_id=business_id, location_id=location_id, shard_id=shard.shard_id)
+            await self._commits.wait_for_transaction(shard.shard_id, server, within_s=SAFE_WITHIN_S)
+        return RESULTS[step]
 
     async def _mark_destroying(
         self, shard: ShardAddress, business_id: str, location_id: str, requested_at: datetime

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.health.assessment import FAILING_PACE, HEALTHY_PACE, JITTER, Pace, ProbeSchedule
+from simplu_worker.shards.health.assessment import JITTER, ProbeSchedule, probe_interval_s
 
 LOOK_S = 0.02
 
@@ -22,7 +22,7 @@ def looks(schedule: ProbeSchedule, *, failing: set[str], seconds: float, seed: i
         for shard_id in schedule.take_due(now):
             seen.append((now, shard_id))
             schedule.reschedule(shard_id, fails=shard_id in failing, now=now + LOOK_S, draw=random_numbers.random())
-        now += max(0.001, schedule.wait_s(now, at_most=0.5))
+        now += 0.25
     return seen
 
 
@@ -36,15 +36,15 @@ def schedule_of(count: int, *, seed: int = 1) -> ProbeSchedule:
 
 def test_shard_is_looked_at_soon_and_then_about_every_ten_seconds() -> None:
     times = [at for at, _ in looks(schedule_of(1), failing=set(), seconds=100)]
-    assert times[0] <= 1.0
+    assert times[0] <= 1.25
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert all(10 * (1 - JITTER) <= gap <= 10 * (1 + JITTER) + 0.1 for gap in gaps)
+    assert all(10 * (1 - JITTER) <= gap <= 10 * (1 + JITTER) + 0.5 for gap in gaps)
     assert len({round(gap, 2) for gap in gaps}) > 3
 
 
 def test_shard_that_fails_is_looked_at_about_every_second() -> None:
     times = [at for at, shard_id in looks(schedule_of(10), failing={"s3"}, seconds=30) if shard_id == "s3"]
-    assert max(later - earlier for earlier, later in itertools.pairwise(times)) < 1.5
+    assert max(later - earlier for earlier, later in itertools.pairwise(times)) <= 1.75
 
 
 @pytest.mark.parametrize(("count", "failing_count"), [(500, 0), (500, 500), (500, 30), (40, 40)])
@@ -54,7 +54,7 @@ def test_looks_a_second_are_bounded_when_there_are_many(count: int, failing_coun
     assert {shard_id for _, shard_id in seen} == {f"s{number}" for number in range(count)}
     for second in range(5, 180, 5):
         burst = [at for at, _ in seen if second <= at < second + 5]
-        assert len(burst) / 5 <= (HEALTHY_PACE.probes_per_second + FAILING_PACE.probes_per_second) * 1.5
+        assert len(burst) / 5 <= 25 * 1.5
 
 
 def test_shard_in_hand_is_not_due_again_before_it_was_looked_at() -> None:
@@ -74,7 +74,7 @@ def test_shard_is_hastened_once_when_it_fails_between_two_looks() -> None:
     schedule.bring_forward("s0", now=1.5)
     schedule.bring_forward("unknown", now=2.0)
     assert schedule.take_due(1.9) == []
-    assert (schedule.wait_s(2.0, at_most=5.0), schedule.take_due(2.0)) == (0.0, ["s0"])
+    assert schedule.take_due(2.0) == ["s0"]
     schedule.reschedule("s0", fails=True, now=2.1, draw=0.5)
     schedule.bring_forward("s0", now=2.2)  # it is known
     assert schedule.take_due(2.9) == []
@@ -93,52 +93,23 @@ def test_shard_that_was_removed_is_not_looked_at() -> None:
     assert schedule.take_due(100.0) == [first]
 
 
-def test_empty_schedule_waits_as_long_as_it_may() -> None:
-    assert ProbeSchedule().wait_s(5.0, at_most=0.5) == 0.5
-
-
-@given(st.integers(min_value=1, max_value=2000))
-def test_pace_is_the_interval_or_the_share_whichever_is_slower(count: int) -> None:
-    pace = Pace(10.0, probes_per_second=10.0)
-    between_s = pace.between_s(count)
-    assert between_s >= 10.0
-    assert count / between_s <= 10.0
+@given(count=st.integers(min_value=1, max_value=2000), fails=st.booleans())
+def test_interval_grows_where_the_shards_would_be_too_many_a_second(count: int, *, fails: bool) -> None:
+    interval_s, most = probe_interval_s(count, fails=fails), 20 if fails else 5
+    assert interval_s == (1.0 if fails else 10.0) or count / interval_s == pytest.approx(most)
+    assert count / interval_s <= most * 1.0001
 
 
 def test_removed_shard_counts_no_more() -> None:
-    slow = Pace(1.0, probes_per_second=0.5)
-    schedule = ProbeSchedule(healthy_pace=slow, failing_pace=slow)
-    for shard_id in ("gone", "stays"):
-        schedule.add(shard_id, now=0.0, draw=0.0)
-    schedule.take_due(0.0)
-    schedule.reschedule("gone", fails=True, now=0.0, draw=0.5)
-    schedule.remove("gone")
-    schedule.remove("gone")
-    schedule.reschedule("stays", fails=True, now=0.0, draw=0.5)
-    assert (schedule.take_due(1.9), schedule.take_due(2.1), list(schedule.shard_ids)) == ([], ["stays"], ["stays"])
-
-
-@pytest.mark.parametrize(
-    ("count", "draw", "expected"),
-    [(0, 0.5, 0.5), (0, 0.0, 0.0), (4, 1.0, 1.0), (5, 1.0, 1.2), (9, 0.5, 1.0)],
-)
-def test_first_probe_is_within_a_second_or_a_round(count: int, draw: float, expected: float) -> None:
-    schedule = ProbeSchedule()
-    for number in range(count):
-        schedule.add(f"s{number}", now=1000.0, draw=1.0)
-        assert schedule.take_due(2000.0) == [f"s{number}"]
-    schedule.add("new", now=10.0, draw=draw)
-    assert schedule.wait_s(10.0, at_most=60.0) == pytest.approx(expected)
-
-
-def test_healthy_shards_share_the_pace_of_healthy_ones() -> None:
-    schedule = ProbeSchedule(healthy_pace=Pace(1.0, probes_per_second=1.0), failing_pace=Pace(100.0, 1.0))
-    for number in range(4):
-        schedule.add(f"s{number}", now=0.0, draw=0.0)
-    assert len(schedule.take_due(0.0)) == 4
-    for number in range(4):
-        schedule.reschedule(f"s{number}", fails=number < 2, now=0.0, draw=0.5)
-    assert schedule.wait_s(0.0, at_most=60.0) == pytest.approx(2.0)
+    schedule = schedule_of(40)
+    schedule.take_due(10.0)
+    for number in range(40):
+        schedule.reschedule(f"s{number}", fails=True, now=0.0, draw=0.5)
+    for number in range(1, 40):
+        schedule.remove(f"s{number}")
+        schedule.remove("unknown")
+    schedule.reschedule("s0", fails=True, now=0.0, draw=0.5)
+    assert (schedule.take_due(0.9), schedule.take_due(1.1), list(schedule.shard_ids)) == ([], ["s0"], ["s0"])
 
 
 def test_shard_that_is_added_again_is_due_at_its_new_time_only() -> None:
