@@ -6,9 +6,7 @@ A statement with CONCURRENTLY runs alone and outside a transaction; those betwee
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import cache
 from typing import Final
 
 import msgspec
@@ -16,9 +14,8 @@ import msgspec
 from simplu_worker.shards.schema.type_files import TypeFile
 
 NAMED_MAX: Final = 8  # of what a shard lacks, in an error
-PRIMARY_KEY: Final = "PRIMARY KEY"
 WRITER_POLICY: Final = "simplu_writer"  # of every table with rows of tenants
-MISSING_KINDS: Final = ("table", "column", "right", "index", "policy")  # of `find_missing`, the worst first
+MISSING_KINDS: Final = ("table", "right", "key", "policy")  # of `find_missing`, the worst first
 
 _WORKS_FROM: Final = re.compile(r"^-- works-from: (\d+)$", re.MULTILINE)
 # Comments and quoted text, in which a semicolon or a word has no meaning.
@@ -35,12 +32,7 @@ _QUOTED: Final = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _COMMENT: Final = re.compile(r"\s*(?:--[^\n]*(?:\n|$)|/\*.*?\*/)", re.DOTALL)
-_TABLE: Final = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?public\.(\w+) \(")
-_COLUMN: Final = re.compile(r'^    "?(\w+)"? [a-z]', re.MULTILINE)  # and its type; constraints are in capitals
-_KEY_COLUMN: Final = re.compile(r'^    "?(\w+)"? [a-z][^\n-]*?\b(PRIMARY KEY|UNIQUE)\b', re.MULTILINE)
-_KEY: Final = re.compile(r"^    (PRIMARY KEY|UNIQUE) \(([^)]+)\)", re.MULTILINE)
-_CHANGED_TABLE: Final = re.compile(r"ALTER TABLE public\.(\w+)\s")
-_ADDED_COLUMN: Final = re.compile(r'ADD COLUMN (?:IF NOT EXISTS )?"?(\w+)"? [a-z]')
+_TABLE: Final = re.compile(r"^CREATE TABLE (?:IF NOT EXISTS )?public\.(\w+) \(", re.MULTILINE)
 _CONCURRENTLY: Final = re.compile(r"\bCONCURRENTLY\b\s*", re.IGNORECASE)
 _BUILDS: Final = re.compile(r"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\b", re.IGNORECASE)
 _BUILDS_INDEX: Final = re.compile(
@@ -84,30 +76,8 @@ class ShardSchema(msgspec.Struct, frozen=True):
     is_behind: bool = False
 
 
-class UniqueKey(msgspec.Struct, frozen=True):
-    """A unique key of a table, with the columns of its index."""
-
-    table_name: str
-    kind: str  # as in SQL
-    columns: tuple[str, ...]
-
-    @property
-    def index_name(self) -> str:
-        """The name of its index."""
-        return f"{self.table_name}_pkey" if self.kind == PRIMARY_KEY else f"{self.table_name}_{self.columns[0]}_key"
-
-    @property
-    def remake(self) -> str:
-        """The statement that makes it again, whatever is there now."""
-        columns = ", ".join(f'"{column}"' for column in self.columns)
-        return (
-            f"ALTER TABLE public.{self.table_name} DROP CONSTRAINT IF EXISTS {self.index_name}, "
-            f"ADD CONSTRAINT {self.index_name} {self.kind} ({columns})"
-        )
-
-
 class MissingPart(msgspec.Struct, frozen=True):
-    """What a shard lacks: a table, a column, a unique index, a right, or rows that a policy may hide."""
+    """What a shard lacks: a table, its primary key, a right, or rows that a policy may hide."""
 
     kind: str
     table_name: str
@@ -119,8 +89,8 @@ class MissingPart(msgspec.Struct, frozen=True):
                 return f"the table {self.table_name}"
             case "right":
                 return f"the right to {self.name} on {self.table_name}"
-            case "column":
-                return f"{self.table_name}.{self.name}"
+            case "key":
+                return f"the primary key of {self.table_name}"
             case _:
                 return f"{self.name} of the table {self.table_name}"
 
@@ -175,32 +145,27 @@ def refusal_of(schema: ShardSchema, *, worker_version: int) -> str | None:
     return None
 
 
-def refusal_of_missing(missing: Sequence[MissingPart], keys: Sequence[UniqueKey] = ()) -> str | None:
+def refusal_of_missing(missing: Sequence[MissingPart]) -> str | None:
     """Return why a worker may not use a shard that lacks *missing*, the worst first; None if it lacks nothing."""
     kind = min((part.kind for part in missing), key=MISSING_KINDS.index, default=None)
-    parts = [part for part in missing if part.kind == kind or {part.kind, kind} <= {"table", "column"}]
+    parts = [part for part in missing if part.kind == kind]
     named = ", ".join(map(str, parts[:NAMED_MAX]))
     if len(parts) > NAMED_MAX:
         named += f" and {len(parts) - NAMED_MAX} more"
     match kind:
         case None:
             return None
-        case "table" | "column":
-            return (
-                f"expected all tables and columns of the shard's schema, got a shard without {named}; "
-                "restore them from a backup"
-            )
+        case "table":
+            return f"expected all tables of the shard's schema, got a shard without {named}; restore them from a backup"
         case "right":
             return (
                 f"expected a role that may use the shard's tables, got one without {named}; "
                 "as the owner of the tables GRANT these rights to the role of the connection string"
             )
-        case "index":
-            lacking = {part.name for part in parts}
-            remakes = "; ".join(key.remake for key in keys if key.index_name in lacking)
+        case "key":
             return (
-                f"A unique index is missing, invalid or deferrable, so that operations may be applied twice: {named}. "
-                f"As the owner of the tables delete the rows that are there twice, then run: {remakes}"
+                f"A key is missing, not valid or deferrable, so that operations may be applied twice: {named}. As the "
+                "owner of the tables delete the rows that are there twice, and add the key as a new shard has it"
             )
         case _:
             return (
@@ -210,20 +175,10 @@ def refusal_of_missing(missing: Sequence[MissingPart], keys: Sequence[UniqueKey]
             )
 
 
-def tables_of(schema: ShardSchema, migrations: Sequence[Migration]) -> dict[str, list[str]]:
-    """Return the tables, with their columns, that a shard with *schema* has by *migrations*."""
-    tables: defaultdict[str, list[str]] = defaultdict(list)
-    for migration in migrations:
-        if migration.version <= (schema.version or 0):
-            for table, columns in _columns_of(migration.text):
-                tables[table] += columns
-    return tables
-
-
-def keys_of(schema: ShardSchema, migrations: Sequence[Migration]) -> list[UniqueKey]:
-    """Return the unique keys in the statements that create these tables."""
-    made = [migration for migration in migrations if migration.version <= (schema.version or 0)]
-    return [key for migration in made for key in _keys_of(migration.text)]
+def tables_of(schema: ShardSchema, migrations: Sequence[Migration]) -> list[str]:
+    """Return the tables that a shard with *schema* has by *migrations*."""
+    made = [migration.text for migration in migrations if migration.version <= (schema.version or 0)]
+    return [table for text in made for table in _TABLE.findall(text)]
 
 
 def plan_upgrade(schema: ShardSchema, migrations: Sequence[Migration], types: Mapping[str, TypeFile]) -> Upgrade:
@@ -271,28 +226,6 @@ def without_concurrently(text: str) -> str:
     bare = _blank_quoted(text)
     ends = [0, *(end for match in _CONCURRENTLY.finditer(bare) for end in match.span()), len(text)]
     return "".join(text[start:end] for start, end in zip(ends[::2], ends[1::2], strict=True))
-
-
-@cache  # the texts are those of files
-def _columns_of(text: str) -> list[tuple[str, list[str]]]:
-    made = []
-    for statement in statements_of(text):
-        for table, column in ((_TABLE, _COLUMN), (_CHANGED_TABLE, _ADDED_COLUMN)):
-            if named := table.match(statement.text):
-                made.append((named[1], column.findall(statement.text)))
-    return made
-
-
-@cache
-def _keys_of(text: str) -> list[UniqueKey]:
-    keys = []
-    for statement in statements_of(text):
-        if named := _TABLE.match(statement.text):
-            for column, kind in _KEY_COLUMN.findall(statement.text):
-                keys.append(UniqueKey(named[1], kind, (column,)))
-            for kind, columns in _KEY.findall(statement.text):
-                keys.append(UniqueKey(named[1], kind, tuple(re.findall(r"\w+", columns))))
-    return keys
 
 
 def _statement(text: str) -> Statement:

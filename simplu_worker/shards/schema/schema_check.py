@@ -1,6 +1,6 @@
 """The schema of a shard: made on an empty one, checked on every other before the first read or write.
 
-This is the only check of tables, columns, unique indexes, rights, policies that hide rows, and clocks. It is made when
+This is the only check of tables, primary keys, rights, policies that hide rows, and clocks. It is made when
 a pool first uses its address, after an error of the shard, and with each probe, which ends the use of the pool.
 """
 
@@ -23,7 +23,6 @@ from simplu_worker.shards.schema.migrations import (
     Migration,
     MissingPart,
     ShardSchema,
-    keys_of,
     migration_of,
     refusal_of,
     refusal_of_missing,
@@ -162,16 +161,8 @@ async def check_schema(
         return None
     refusal = refusal_of(schema, worker_version=migrations[-1].version)
     if refusal is None:
-        needed = [(table, column) for table, columns in tables_of(schema, migrations).items() for column in columns]
-        keys = keys_of(schema, migrations)
-        rows = await connection.fetch(
-            QUERIES["find_missing"],
-            *map(list, zip(*needed, strict=True)),
-            [key.index_name for key in keys],
-            [key.table_name for key in keys],
-            [",".join(sorted(key.columns)) for key in keys],
-        )
-        refusal = refusal_of_missing([MissingPart(**dict(row)) for row in rows], keys)
+        rows = await connection.fetch(QUERIES["find_missing"], tables_of(schema, migrations))
+        refusal = refusal_of_missing([MissingPart(**dict(row)) for row in rows])
     if refusal is not None:
         raise ShardUnavailableError(f"shard {shard_id}: {at_home(refusal, connection.home)}")
     if schema.is_behind:

@@ -181,35 +181,25 @@ WHERE NOT EXISTS (
 )
 
 -- name: find_missing
--- What the shard lacks of the columns $2 of the tables $1; of the unique indexes $3 on the columns $5, in order of their
--- names, of the tables $4, without which nothing is applied exactly once; what this role lacks of the rights on these
--- tables, and the policies that may hide rows from it.
-WITH found AS (
-    SELECT wanted.oid, wanted.relname::pg_catalog.text AS name
-    FROM pg_catalog.pg_class AS wanted
-    JOIN pg_catalog.pg_class AS meta ON meta.relnamespace = wanted.relnamespace
-    WHERE meta.oid = 'public.shard_meta'::pg_catalog.regclass::pg_catalog.oid AND wanted.relkind IN ('r', 'p')
-),
-needed AS (
-    SELECT named.table_name, named.column_name, found.oid
-    FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS named (table_name, column_name)
-    LEFT JOIN found ON found.name = named.table_name
+-- What the shard lacks of the tables $1; of their primary keys, without which nothing is applied exactly once; what this
+-- role lacks of the rights on them, and the policies that may hide rows from it.
+WITH needed AS (
+    SELECT named.name AS table_name, found.oid
+    FROM pg_catalog.unnest($1::pg_catalog.text[]) AS named (name)
+    LEFT JOIN pg_catalog.pg_class AS found
+        ON
+            found.relname::pg_catalog.text = named.name AND found.relkind IN ('r', 'p')
+            AND found.relnamespace = (
+                SELECT relnamespace FROM pg_catalog.pg_class
+                WHERE oid = 'public.shard_meta'::pg_catalog.regclass::pg_catalog.oid
+            )
 ),
 present AS (
-    SELECT DISTINCT table_name, oid FROM needed WHERE oid IS NOT NULL
+    SELECT table_name, oid FROM needed WHERE oid IS NOT NULL
 )
-SELECT DISTINCT 'table' AS kind, table_name, NULL::pg_catalog.text AS name
+SELECT 'table' AS kind, table_name, NULL::pg_catalog.text AS name
 FROM needed
 WHERE oid IS NULL
-UNION ALL
-SELECT 'column', table_name, column_name
-FROM needed
-WHERE
-    oid IS NOT NULL
-    AND NOT EXISTS (
-        SELECT FROM pg_catalog.pg_attribute
-        WHERE attrelid = needed.oid AND attname::pg_catalog.text = needed.column_name AND NOT attisdropped
-    )
 UNION ALL
 SELECT 'right', here.table_name, needs.privilege
 FROM present AS here
@@ -221,27 +211,14 @@ WHERE
     )
     AND NOT pg_catalog.has_table_privilege(here.oid, needs.privilege)
 UNION ALL
-SELECT 'index', here.table_name, named.index_name
-FROM unnest($3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[])
-    AS named (index_name, table_name, column_names)
-JOIN present AS here USING (table_name)
+SELECT 'key', here.table_name, NULL::pg_catalog.text
+FROM present AS here
 WHERE NOT EXISTS (
     SELECT FROM pg_catalog.pg_index
-    WHERE
-        pg_index.indrelid = here.oid
-        AND pg_index.indisunique AND pg_index.indisvalid AND pg_index.indisready AND pg_index.indimmediate
-        AND pg_index.indpred IS NULL AND pg_index.indexprs IS NULL
-        AND named.column_names = (
-            SELECT pg_catalog.string_agg(
-                attname::pg_catalog.text, ','::pg_catalog.text ORDER BY attname::pg_catalog.text COLLATE pg_catalog."C"
-            )
-            FROM pg_catalog.unnest(pg_index.indkey::pg_catalog.int2[]) WITH ORDINALITY AS key (number, place)
-            JOIN pg_catalog.pg_attribute ON attrelid = here.oid AND attnum = key.number
-            WHERE key.place <= pg_index.indnkeyatts
-        )
+    WHERE indrelid = here.oid AND indisprimary AND indisvalid AND indisready AND indimmediate
 )
 UNION ALL
-SELECT DISTINCT 'policy', here.table_name, hiding.name
+SELECT 'policy', here.table_name, hiding.name
 FROM present AS here
 CROSS JOIN LATERAL (
     :hiding_policies
