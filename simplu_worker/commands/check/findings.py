@@ -42,9 +42,7 @@ class CheckFacts:
     shard_count: int = 0
     empty_shards: list[str] = field(default_factory=list)
     inactive_shards: list[str] = field(default_factory=list)
-    told: dict[str, Sequence[str]] = field(
-        default_factory=dict
-    )  # of shards: a problem and the advice, after a semicolon
+    told: dict[str, list[str]] = field(default_factory=dict)  # of shards: a problem and the advice, after a semicolon
     eviction_policy: str | None = None  # of Redis
 
 
