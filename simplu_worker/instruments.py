@@ -366,8 +366,10 @@ FEED_DELIVERIES = Counter(
 FEED_REFUSALS = Counter(
     "simplu_feed_refusals_total", "Events that the destination refused for good, and that are kept.", ["destination"]
 )
-FEED_HELD_TENANTS = Gauge(
-    "simplu_feed_held_tenants", "Tenants that wait for the feed of the shard that they came from.", ["destination"]
+FEED_WAITING_SHARDS = Gauge(
+    "simplu_feed_waiting_shards",
+    "Postgres shards that wait for the feed of another one, after a move.",
+    ["destination"],
 )
 FEED_STOPPED_SHARDS = Gauge(
     "simplu_feed_stopped_shards", "Postgres shards whose feed has stopped and waits for a person.", ["destination"]
@@ -411,7 +413,7 @@ def start_queue_at_zero(queue: str) -> None:
         _start_at_zero(metric, [queue])
 
 
-_FEED_GAUGES = (FEED_LAG, FEED_HELD_TENANTS, FEED_STOPPED_SHARDS)
+_FEED_GAUGES = (FEED_LAG, FEED_WAITING_SHARDS, FEED_STOPPED_SHARDS)
 
 
 def start_feed_at_zero(destinations: Iterable[str]) -> None:

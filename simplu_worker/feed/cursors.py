@@ -13,7 +13,7 @@ import msgspec
 
 from simplu_worker.errors import PermanentError
 from simplu_worker.feed.events import PassEvent, Resume, choose_skip
-from simplu_worker.feed.types import FeedEvent, HeldTenant, decode_held
+from simplu_worker.feed.types import Arrival, FeedEvent
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import has_schema
@@ -34,7 +34,7 @@ class ShardDestination(msgspec.Struct, frozen=True):
     """One destination on one shard. *publisher* is the replica that publishes the shard, if any."""
 
     destination: str
-    held: tuple[HeldTenant, ...]
+    waits_for: Arrival | None = None  # for whose source it waits
     publisher: str | None = None
     stopped: FeedStop | None = None
     error: str | None = None
@@ -70,7 +70,7 @@ async def read_destinations(pool: ShardPool) -> list[ShardDestination]:
     return [
         ShardDestination(
             destination=row["destination"],
-            held=decode_held(row["held"]),
+            waits_for=_arrival.decode(row["waits_for"] or "null"),
             publisher=row["publisher"],
             stopped=_stop(row["stopped"]),
             error=row["error"],
@@ -133,6 +133,7 @@ async def forget(pool: ShardPool, destination: str, *, apply: bool) -> ForgetPla
         return plan
 
 
+_arrival: Final = msgspec.json.Decoder(Arrival | None)
 _refusals: Final = msgspec.json.Decoder(tuple[RefusedEvent, ...])
 
 

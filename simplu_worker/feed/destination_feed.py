@@ -39,15 +39,6 @@ KeepRefusal = Callable[[str, types.FeedEvent, str], Awaitable[None]]
 log = structlog.get_logger(__name__)
 
 
-class CatchUp(msgspec.Struct):
-    """A held tenant whose source has passed its departure: its events, up to where the others are."""
-
-    held: types.HeldTenant
-    window: Window
-    is_read: bool = False
-    held_again: types.HeldTenant | None = None  # it came here again meanwhile, and waits for that source
-
-
 class DestinationFeed:
     """What one destination gets of one shard, while this replica publishes it. *changed* wakes the reader."""
 
@@ -64,11 +55,9 @@ class DestinationFeed:
     ) -> None:
         self.terms = terms
         self.publication = publication
-        self._documents = documents
-        self.window = Window(row.place, self._documents)
-        self.held: dict[int, types.HeldTenant] = {one.tenant_no: one for one in row.held}
-        self.released: list[types.HeldTenant] = []
-        self.catch_up: CatchUp | None = None
+        self.window = Window(row.place, documents)
+        self.waits_for: types.Arrival | None = None  # at the head: what is behind waits for the feed of its source
+        self._passed_arrival: types.Arrival | None = None  # the last one that waits no more
         self.stopped, self.error = row.stopped, row.error
         self._refused_event, self._passed_event = row.refused_event, row.passed_event
         self.waits_since: datetime | None = None  # the log has more, and it is not read yet
@@ -89,7 +78,7 @@ class DestinationFeed:
     @property
     def is_reading(self) -> bool:
         """Whether it takes what is read of the log for all tenants: nothing is sent before a reset is delivered."""
-        is_free = self.stopped is None and self.catch_up is None and not self.released
+        is_free = self.stopped is None and self.waits_for is None
         return is_free and not self._is_reset_due and self.window.has_room
 
     @property
@@ -103,15 +92,11 @@ class DestinationFeed:
 
     def row(self) -> CursorRow:
         """Return the row of the cursor as of now."""
-        held = dict(self.held)
-        if (catch_up := self.catch_up) is not None:
-            batch_id, position = catch_up.window.cursor
-            held[catch_up.held.tenant_no] = msgspec.structs.replace(catch_up.held, batch_id=batch_id, position=position)
         return CursorRow(
             destination=self.terms.name,
             place=self.window.cursor,
             incarnation=self._reset_in,
-            held=tuple(held.values()),
+            waits_for=self.waits_for,
             stopped=self.stopped,
             error=self.error,
             refused_event=self._refused_event,
@@ -132,64 +117,30 @@ class DestinationFeed:
         self._wake.set()
 
     def add(self, rows: Sequence[ReadRow], data: dict[str, bytes]) -> None:
-        """Add what was read behind the head; tenants that have come here are held until their source is passed."""
+        """Add what was read behind the head, up to a tenant that has come here: that waits for its source."""
         events: list[WindowEvent] = []
+        head = rows[-1].place
         for row in rows:
-            if (arrival := row.arrival) is not None and arrival.tenant_no not in self.held and self._wants(arrival):
-                self.held[arrival.tenant_no] = arrival
-            held = self.held.get(row.tenant_no)
-            if held is None or row.place <= held.place:
-                events += self._wanted(row, data)
-        self.window.add(events, rows[-1].place)
-        self._wake.set()
-
-    def begin_catch_up(self) -> CatchUp | None:
-        """Begin to catch up with a released tenant once all others are done."""
-        if self.catch_up is None and self.released and not len(self.window) and self.stopped is None:
-            one = self.released.pop()
-            if self.held.get(one.tenant_no) == one:
-                self.catch_up = CatchUp(one, Window(one.place, self._documents))
-        return self.catch_up
-
-    def add_to_catch_up(self, rows: Sequence[ReadRow], data: dict[str, bytes]) -> None:
-        """Add what was read of the released tenant alone; no rows mean the end."""
-        catch_up = self.catch_up
-        if catch_up is None:
-            return
-        events: list[WindowEvent] = []
-        head = catch_up.window.head
-        for row in rows:
-            if (arrival := row.arrival) is not None and arrival.epoch > catch_up.held.epoch:
-                catch_up.held_again, catch_up.is_read = arrival, True
-                head = arrival.place
+            arrival = row.arrival
+            if arrival is not None and arrival != self._passed_arrival and self._wants(arrival):
+                self.waits_for, head = arrival, row.place.before
                 break
             events += self._wanted(row, data)
-            head = row.place
-        catch_up.window.add(events, head)
-        catch_up.is_read = catch_up.is_read or not rows
-        self._end_catch_up()
+        self.window.add(events, head)
         self._wake.set()
 
-    def add_gap_of_catch_up(self, gap: types.FeedEvent, through: types.Place) -> None:
-        """Tell what the log has lost of the released tenant, and go on behind it."""
-        if self.catch_up is None:
-            return
-        window = self.catch_up.window
-        place = types.Place(window.head.batch_id, window.head.position + 1)
-        window.add([self._window_event(gap, place)] if lets_through(self.terms.filter, gap) else [], through)
-        self._wake.set()
+    def note_gap(self, gap: types.FeedEvent, through: int) -> None:
+        """Tell what the log has lost, and go on behind it; an arrival in it waits for nothing any more."""
+        self.add_events([gap])
+        self.window.head = types.Place(through, types.POSITION_MAX)
+        self.waits_for = None
 
-    def _end_catch_up(self) -> None:
-        catch_up = self.catch_up
-        if catch_up is None or not catch_up.is_read or len(catch_up.window):
-            return
-        del self.held[catch_up.held.tenant_no]
-        if catch_up.held_again is not None:
-            self.held[catch_up.held.tenant_no] = catch_up.held_again
-        self.catch_up = None
-        self._changed.set()
+    def pass_arrival(self, arrival: types.Arrival) -> None:
+        """Go on behind a tenant that came here, as the feed of its source has passed its departure."""
+        if self.waits_for == arrival:
+            self._passed_arrival, self.waits_for = arrival, None
 
-    def _wants(self, arrival: types.HeldTenant) -> bool:
+    def _wants(self, arrival: types.Arrival) -> bool:
         tenants = self.terms.filter.tenants
         return tenants is None or arrival.tenant_id in tenants
 
@@ -215,7 +166,7 @@ class DestinationFeed:
         """Deliver until cancelled. Raises `NotPublisherError` once the lease of the row is over."""
         troubles = FailureCount()
         while not self._is_ending:
-            window = self.window if self.catch_up is None else self.catch_up.window
+            window = self.window
             self._wake.clear()
             now = loop_time()
             due = [] if self.stopped or now < self._paused_until else window.due(self._destination.max_events, now=now)
@@ -263,7 +214,6 @@ class DestinationFeed:
             self._reset_in = self.publication.incarnation
             self._changed.set()
             log.info("feed.reset", shard_id=self._shard_id, destination=self.terms.name)
-        self._end_catch_up()
         if self.is_awaited and (self.is_reading or not len(window)):
             self.is_awaited = False
             self._changed.set()

@@ -22,12 +22,12 @@ import msgspec
 
 from simplu_worker.errors import PermanentError
 from simplu_worker.feed.types import (
+    Arrival,
     DestinationTerms,
     EventBounds,
     FeedEvent,
     FeedFilter,
     FeedTenant,
-    HeldTenant,
     Place,
     Publication,
 )
@@ -146,21 +146,20 @@ class ReadRow(msgspec.Struct, frozen=True):
     """A row of the log, with its place, its events, and what decides whether they are sent now."""
 
     place: Place
-    tenant_no: int
     events: tuple[FeedEvent, ...] = ()
-    arrival: HeldTenant | None = None  # the tenant came here with this row
+    arrival: Arrival | None = None  # the tenant came here with this row
 
 
 def read_row(row: LogRow, publication: Publication) -> ReadRow:
     """Return what a row of the log tells a destination."""
     place, batch, tenant = row.place, row.batch, row.tenant
     if tenant is None:
-        return ReadRow(place, row.tenant_no)
+        return ReadRow(place)
     arrival = None
     if batch.kind == ARRIVAL and row.origin is not None and batch.epoch is not None:
-        arrival = HeldTenant(row.tenant_no, tenant.tenant_id, batch.epoch, row.origin, *place.before)
+        arrival = Arrival(tenant.tenant_id, batch.epoch, row.origin)
     events = tuple([_event(row, tenant, publication, kind) for kind in _kinds_of(row)])
-    return ReadRow(place, row.tenant_no, events, arrival)
+    return ReadRow(place, events, arrival)
 
 
 def _kinds_of(row: LogRow) -> tuple[FeedKind, ...]:
@@ -214,26 +213,21 @@ RESOURCE_KINDS: Final = frozenset({*OPERATIONS.values(), FeedKind.RESOURCE_CHANG
 
 def reset_event(publication: Publication, behind: Place, at: datetime) -> FeedEvent:
     """Return the event by which what earlier incarnations have sent behind *behind* is void."""
-    return _event_of_bounds(FeedKind.RESET, publication, publication.incarnation, behind, at)
+    bounds = EventBounds(behind.batch_id)
+    return _event_of_bounds(FeedKind.RESET, publication, publication.incarnation, behind, at, bounds)
 
 
 def gap_event(
-    publication: Publication,
-    behind: Place,
-    through: int,
-    through_at: datetime | None,
-    at: datetime,
-    *,
-    tenant: FeedTenant | None = None,
+    publication: Publication, behind: Place, through: int, through_at: datetime | None, at: datetime
 ) -> FeedEvent:
-    """Return the event about lost batches of the log; of *tenant* alone if given."""
-    of_tenant = "" if tenant is None else f"{tenant.tenant_id}-"
-    name = f"{of_tenant}{behind.batch_id}-{through}"
-    gap = _event_of_bounds(FeedKind.GAP, publication, name, behind, at)
-    return msgspec.structs.replace(gap, tenant=tenant, bounds=EventBounds(behind.batch_id, through, through_at))
+    """Return the event about lost batches of the log."""
+    bounds = EventBounds(behind.batch_id, through, through_at)
+    return _event_of_bounds(FeedKind.GAP, publication, f"{behind.batch_id}-{through}", behind, at, bounds)
 
 
-def _event_of_bounds(kind: FeedKind, publication: Publication, name: str, behind: Place, at: datetime) -> FeedEvent:
+def _event_of_bounds(
+    kind: FeedKind, publication: Publication, name: str, behind: Place, at: datetime, bounds: EventBounds
+) -> FeedEvent:
     return FeedEvent(
         id=f"{publication.shard_id}-{kind}-{name}",
         kind=kind,
@@ -242,14 +236,14 @@ def _event_of_bounds(kind: FeedKind, publication: Publication, name: str, behind
         position=behind.label,
         incarnation=publication.incarnation,
         sender=publication.sender,
-        bounds=EventBounds(behind.batch_id),
+        bounds=bounds,
     )
 
 
 def lets_through(chosen: FeedFilter, event: FeedEvent) -> bool:
     """Return whether a destination with the filter *chosen* gets *event*.
 
-    A `gap` passes a filter of kinds, shard-wide events every filter, events of a whole tenant one of types.
+    Shard-wide events pass every filter, events of a whole tenant one of types.
     """
     tenant = event.tenant
     if tenant is None:
@@ -262,7 +256,7 @@ def lets_through(chosen: FeedFilter, event: FeedEvent) -> bool:
             or event.resource_type is None
             or not chosen.resource_types.isdisjoint((event.resource_type, *event.other_types))
         )
-        and (chosen.kinds is None or event.kind in chosen.kinds or event.kind is FeedKind.GAP)
+        and (chosen.kinds is None or event.kind in chosen.kinds)
     )
 
 

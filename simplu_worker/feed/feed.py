@@ -171,7 +171,7 @@ class Feed:
         instruments.FEED_SHARDS.set(self.published_count)
         for view in self._views_of(shard for shard in self._shards.values() if shard.is_publishing):
             instruments.FEED_LAG.labels(view.name).set(view.lag_s)
-            instruments.FEED_HELD_TENANTS.labels(view.name).set(view.held_count)
+            instruments.FEED_WAITING_SHARDS.labels(view.name).set(view.waiting_count)
             instruments.FEED_STOPPED_SHARDS.labels(view.name).set(len(view.stopped_shards))
 
 

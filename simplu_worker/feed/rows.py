@@ -46,7 +46,7 @@ class CursorRow(msgspec.Struct, frozen=True):
     destination: str
     place: types.Place
     incarnation: str = ""
-    held: tuple[types.HeldTenant, ...] = ()
+    waits_for: types.Arrival | None = None
     stopped: str | None = None
     error: str | None = None
     refused_event: str | None = None  # at which it stopped; tried once more where it goes on
@@ -55,15 +55,11 @@ class CursorRow(msgspec.Struct, frozen=True):
 
 
 class ReadDocuments(msgspec.Struct, frozen=True):
-    """Documents by the number of their resource, up to *left_at*. *elsewhere* has the shards of moved tenants.
-
-    A document that is too large is empty.
-    """
+    """Documents by the number of their resource, up to *left_at*; one that is too large, or not here, is empty."""
 
     facts: ReplicationFacts
     by_number: Mapping[int, bytes]
     left_at: int | None
-    elsewhere: Mapping[int, str]
 
 
 class OtherPublisher(msgspec.Struct, frozen=True):
@@ -137,7 +133,7 @@ async def write_cursors(pool: ShardPool, token: str, server: Server, rows: Seque
             [str(one.place.batch_id) for one in rows],
             [str(one.place.position) for one in rows],
             [one.incarnation for one in rows],
-            [msgspec.json.encode(one.held).decode() for one in rows],
+            ["" if one.waits_for is None else msgspec.json.encode(one.waits_for).decode() for one in rows],
             [one.stopped or "" for one in rows],
             [one.error or "" for one in rows],
             [one.refused_event or "" for one in rows],
@@ -150,11 +146,11 @@ async def write_cursors(pool: ShardPool, token: str, server: Server, rows: Seque
 
 
 async def read_log(
-    pool: ShardPool, token: str, behind: types.Place, limit: int, through: types.Place, *, tenant_no: int | None = None
+    pool: ShardPool, token: str, behind: types.Place, limit: int, through: types.Place
 ) -> list[events.LogRow]:
-    """Return at most *limit* rows of the log behind *behind* up to *through*; of one tenant alone with *tenant_no*."""
+    """Return at most *limit* rows of the log behind *behind* up to *through*."""
     async with pool.connection() as connection:
-        batches = await connection.fetch(QUERIES["read_feed"], token, *behind, limit, through.batch_id, tenant_no)
+        batches = await connection.fetch(QUERIES["read_feed"], token, *behind, limit, through.batch_id)
     rows = (row for batch in batches for row in events.LogBatch(*batch).rows())
     return [row for row in rows if behind < row.place <= through][:limit]
 
@@ -165,37 +161,17 @@ async def read_documents(pool: ShardPool, resources: Sequence[events.Resource], 
     async with pool.connection() as connection:
         limits = events.DOCUMENT_MAX_BYTES, min(max_bytes, events.READ_MAX_BYTES)
         row = await connection.fetchrow(QUERIES["read_feed_data"], *columns, *limits)
-    places = dict(row["elsewhere"])
     documents = zip(map(int, row["numbers"]), row["documents"], strict=True)
-    return ReadDocuments(
-        facts_of(row[:7]),
-        {number: text.encode() for number, text in documents},
-        row["left_at"],
-        {number: places[one[0]] for number, one in enumerate(resources) if one[0] in places},
-    )
+    return ReadDocuments(facts_of(row[:7]), {number: text.encode() for number, text in documents}, row["left_at"])
 
 
-async def find_tenant(pool: ShardPool, tenant_id: str) -> types.FeedTenant | None:
-    """Return what events say of a tenant; None if it was made here by mistake, and unmade."""
-    async with pool.connection() as connection:
-        row = await connection.fetchrow(QUERIES["find_feed_tenant"], tenant_id)
-    return None if row is None else types.FeedTenant(*row)
-
-
-async def find_passed(
-    pool: ShardPool, destination: str, held: Sequence[types.HeldTenant]
-) -> tuple[list[types.HeldTenant], Server | None]:
-    """Return those of *held* whose departure *destination* has passed, and the server that has the cursor."""
+async def find_passed(pool: ShardPool, destination: str, arrival: types.Arrival) -> Server | None:
+    """Return the server of the source, if *destination* has passed the departure of a tenant there."""
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
-            return [], None
-        rows = await connection.fetch(
-            QUERIES["find_passed_departures"],
-            destination,
-            [one.tenant_id for one in held],
-            [str(one.epoch) for one in held],
-        )
-    return [held[row["index"]] for row in rows], server_of(rows[0]) if rows else None
+            return None
+        row = await connection.fetchrow(QUERIES["find_passed_departure"], destination, arrival.tenant_id, arrival.epoch)
+    return None if row is None else server_of(row)
 
 
 async def note_refusal(pool: ShardPool, token: str, destination: str, event: types.FeedEvent, error: str) -> None:
@@ -225,7 +201,6 @@ def _cursor(row: Any) -> CursorRow:
         destination=row["destination"],
         place=types.Place(row["batch_id"], row["position"]),
         incarnation=row["incarnation"],
-        held=types.decode_held(row["held"]),
         stopped=row["stopped"],
         refused_event=row["refused_event"],
         passed_event=row["passed_event"],

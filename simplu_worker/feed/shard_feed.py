@@ -24,16 +24,14 @@ import structlog
 
 from simplu_worker.errors import RetryableError
 from simplu_worker.feed import events, types
-from simplu_worker.feed.destination_feed import CatchUp, DestinationFeed
+from simplu_worker.feed.destination_feed import DestinationFeed
 from simplu_worker.feed.rows import (
     CursorRow,
     FeedState,
     NotPublisherError,
-    ReadDocuments,
     claim,
     find_passed,
     find_publisher,
-    find_tenant,
     load,
     note_refusal,
     read_documents,
@@ -54,8 +52,8 @@ READ_MAX: Final = 500  # rows of a read, of which there are two in a window
 READ_PAUSE_S: Final = 0.15  # under load, so that many changes share a read, a check and a request
 IDLE_MIN_S, IDLE_MAX_S = 0.05, 2.0
 CURSOR_INTERVAL_S: Final = 0.5
-HELD_MIN_S, HELD_MAX_S = 0.05, 1.0  # between two questions to the sources of held tenants
-SOURCE_S: Final = 3.0  # for the answer of one, or of the shard to which a tenant has moved
+ASK_MIN_S, ASK_MAX_S = 0.05, 1.0  # between two questions to the sources of tenants that came
+SOURCE_S: Final = 3.0  # for the answer of one
 EMPTY_S: Final = 5.0  # between two looks at a shard without tables
 DRAIN_S: Final = 2.0  # for requests under way, at the end
 
@@ -113,7 +111,7 @@ class ShardFeed:
         self._publication = types.Publication(shard_id, "", "")
         self._renewed_at = 0.0
         self._written_at = 0.0
-        self._held_asked_at, self._held_pause_s = 0.0, HELD_MIN_S
+        self._asked_at, self._ask_pause_s = 0.0, ASK_MIN_S
         self._asking: asyncio.Task[None] | None = None
         self._lease: asyncio.Timeout | None = None
         self._others: tuple[
@@ -126,7 +124,7 @@ class ShardFeed:
         if not self.is_publishing:
             return self._others
         return [
-            types.ShardView(self.shard_id, name, feed.behind_since, len(feed.held), feed.stopped, feed.error)
+            types.ShardView(self.shard_id, name, feed.behind_since, bool(feed.waits_for), feed.stopped, feed.error)
             for name, feed in self._feeds.items()
         ]
 
@@ -280,13 +278,12 @@ class ShardFeed:
             self._changed.clear()
             count = await self._read_round() if pause_s < IDLE_MAX_S or self._has_more else 0
             self._start_asking(tasks)
-            await self._catch_up()
             await self._write_cursors()
             if count >= READ_MAX:
                 await asyncio.sleep(0)
                 continue
             pause_s = READ_PAUSE_S if count else min(2 * max(pause_s, IDLE_MIN_S / 2), IDLE_MAX_S)
-            if any(feed.held for feed in self._feeds.values()) or self._has_unwritten:
+            if any(feed.waits_for for feed in self._feeds.values()) or self._has_unwritten:
                 pause_s = min(pause_s, CURSOR_INTERVAL_S)
             is_at_rest = pause_s >= IDLE_MAX_S  # the renewals of the row tell whether there is more
             for feed in self._feeds.values():
@@ -311,7 +308,7 @@ class ShardFeed:
             raise RunChangedError
         self._state = state
         for feed in self._feeds.values():
-            if feed.is_reading:
+            if feed.is_reading or feed.waits_for:
                 self._note_gap(feed, state.forgotten, state.forgotten_at)
             is_behind = not len(feed.window) and state.newest > feed.window.head.batch_id
             feed.waits_since = (feed.waits_since or state.read_at) if is_behind else None
@@ -330,8 +327,8 @@ class ShardFeed:
         head = feed.window.head
         if forgotten is None or forgotten <= head.batch_id:
             return
-        feed.add_events([events.gap_event(self._publication, head, forgotten, forgotten_at, self._utc())])
-        feed.window.head = types.Place(forgotten, types.POSITION_MAX)
+        gap = events.gap_event(self._publication, head, forgotten, forgotten_at, self._utc())
+        feed.note_gap(gap, forgotten)
         log.error(
             "feed.gap",
             shard_id=self.shard_id,
@@ -391,131 +388,49 @@ class ShardFeed:
         wanted = events.WantedDocuments(read, [feed.terms for feed in feeds])
         if not wanted.resources:
             return _ReadEvents(feeds, latest, [latest.facts], read, {})
-        found = await self._read_documents(wanted.resources)
+        found = await read_documents(self._pool, wanted.resources, self._documents.part // 2)
         if found.left_at is not None:
             read = read[: wanted.row_count(found.left_at)]
         return _ReadEvents(feeds, latest, [latest.facts, found.facts], read, wanted.by_event(found.by_number))
 
-    async def _read_documents(self, resources: Sequence[events.Resource]) -> ReadDocuments:
-        """Read documents where their tenants are now; those that cannot be read are empty."""
-        found = await read_documents(self._pool, resources, self._documents.part // 2)
-        by_number, elsewhere, asked = dict(found.by_number), dict(found.elsewhere), {self.shard_id}
-        left = [] if found.left_at is None else [found.left_at]
-        while to_ask := set(elsewhere.values()) - asked:
-            shard_id = min(to_ask)
-            asked.add(shard_id)
-            numbers = sorted(number for number, one in elsewhere.items() if one == shard_id)
-            there = await self._read_documents_of(shard_id, [resources[number] for number in numbers])
-            if there is not None:
-                by_number |= {numbers[index]: document for index, document in there.by_number.items()}
-                left += [] if there.left_at is None else [numbers[there.left_at]]
-                elsewhere = {number: one for number, one in elsewhere.items() if one != shard_id}
-                elsewhere |= {numbers[index]: one for index, one in there.elsewhere.items()}
-        by_number |= dict.fromkeys(elsewhere, b"")
-        return msgspec.structs.replace(found, by_number=by_number, left_at=min(left, default=None))
-
-    async def _read_documents_of(self, shard_id: str, resources: Sequence[events.Resource]) -> ReadDocuments | None:
-        pool = self._pools.by_shard_id().get(shard_id)
-        if pool is None:
-            return None
-        with contextlib.suppress(RetryableError, TimeoutError):
-            async with asyncio.timeout(SOURCE_S):
-                found = await read_documents(pool, resources, self._documents.part // 2)
-                await self._commits.wait_for_read(shard_id, found.facts)
-                return found
-        return None
-
-    async def _catch_up(self) -> None:
-        for feed in self._feeds.values():
-            catch_up = feed.begin_catch_up()
-            if catch_up is None or catch_up.is_read or not catch_up.window.has_room:
-                continue
-            rows = await read_log(
-                self._pool,
-                self._required_token,
-                catch_up.window.head,
-                READ_MAX,
-                feed.window.head,
-                tenant_no=catch_up.held.tenant_no,
-            )
-            if not rows:
-                await self._renew()  # which tells what had been deleted by the time of the read
-                await self._note_gap_of_catch_up(feed, catch_up, self._state)
-                feed.add_to_catch_up([], {})
-            else:
-                read = await self._events_of(rows[0].batch, rows, [feed])
-                if not await self._becomes_safe(read.facts):
-                    return
-                await self._note_gap_of_catch_up(feed, catch_up, read.latest)
-                kept = [row for row in read.rows if row.place > catch_up.window.head]
-                if not kept:
-                    continue
-                feed.add_to_catch_up(kept, read.documents_for(feed))
-            feed.is_awaited = True
-
-    async def _note_gap_of_catch_up(
-        self, feed: DestinationFeed, catch_up: CatchUp, latest: events.LogBatch | FeedState | None
-    ) -> None:
-        head = catch_up.window.head
-        if latest is None or latest.forgotten is None or latest.forgotten <= head.batch_id:
-            return
-        through = min(latest.forgotten, feed.window.head.batch_id)  # what is behind that is read for all tenants
-        tenant = await find_tenant(self._pool, catch_up.held.tenant_id) if through > head.batch_id else None
-        if tenant is None:
-            return
-        gap = events.gap_event(self._publication, head, through, latest.forgotten_at, self._utc(), tenant=tenant)
-        feed.add_gap_of_catch_up(gap, types.Place(through, types.POSITION_MAX))
-        log.error(
-            "feed.tenant_gap",
-            shard_id=self.shard_id,
-            destination=feed.terms.name,
-            tenant_id=tenant.tenant_id,
-            behind=head.batch_id,
-            through=through,
-        )
-
     def _start_asking(self, tasks: asyncio.TaskGroup) -> None:
         is_asking = self._asking is not None and not self._asking.done()
-        if is_asking or loop_time() < self._held_asked_at + self._held_pause_s:
+        if is_asking or loop_time() < self._asked_at + self._ask_pause_s:
             return
-        if any(feed.held for feed in self._feeds.values()):
-            self._asking = tasks.create_task(self._release_held(), name=f"feed:{self.shard_id}:sources")
+        if any(feed.waits_for for feed in self._feeds.values()):
+            self._asking = tasks.create_task(self._ask_sources(), name=f"feed:{self.shard_id}:sources")
         else:
-            self._held_pause_s = HELD_MIN_S
+            self._ask_pause_s = ASK_MIN_S
 
-    async def _release_held(self) -> None:
-        asked: list[tuple[DestinationFeed, str, list[types.HeldTenant]]] = []
-        for feed in self._feeds.values():
-            waiting: defaultdict[str, list[types.HeldTenant]] = defaultdict(list)
-            for one in feed.held.values():
-                if one in feed.released or (feed.catch_up is not None and feed.catch_up.held == one):
-                    continue
-                waiting[one.source].append(one)
-            asked += [(feed, source, held) for source, held in waiting.items()]
-        answers = await asyncio.gather(*(self._passed(source, feed.terms.name, held) for feed, source, held in asked))
-        for (feed, _, _), passed in zip(asked, answers, strict=True):
-            feed.released += passed
-        self._held_asked_at = loop_time()
-        self._held_pause_s = HELD_MIN_S if any(answers) or not asked else min(2 * self._held_pause_s, HELD_MAX_S)
+    async def _ask_sources(self) -> None:
+        waiting = [(feed, feed.waits_for) for feed in self._feeds.values() if feed.waits_for is not None]
+        answers = await asyncio.gather(*(self._is_passed(feed.terms.name, arrival) for feed, arrival in waiting))
+        for (feed, arrival), is_passed in zip(waiting, answers, strict=True):
+            if is_passed:
+                feed.pass_arrival(arrival)
+        self._asked_at = loop_time()
+        self._ask_pause_s = ASK_MIN_S if any(answers) else min(2 * self._ask_pause_s, ASK_MAX_S)
         self._changed.set()
 
-    async def _passed(self, source: str, name: str, held: Sequence[types.HeldTenant]) -> list[types.HeldTenant]:
-        """Return those of *held* that may go on; none if the source does not answer.
+    async def _is_passed(self, name: str, arrival: types.Arrival) -> bool:
+        """Return whether the destination *name* has passed a departure on its shard; no if that does not answer.
 
         The cursor of the source has to be safe: if it goes back, events before the departure are sent again.
         """
-        pool = self._pools.by_shard_id().get(source)
-        if pool is None or source == self.shard_id:
-            return []
+        source = arrival.source
+        if source == self.shard_id:
+            return True  # its log has both in order
+        if (pool := self._pools.by_shard_id().get(source)) is None:
+            return False
         try:
             async with asyncio.timeout(SOURCE_S):
-                passed, server = await find_passed(pool, name, held)
+                server = await find_passed(pool, name, arrival)
                 if server is not None:
                     await self._commits.wait_for_transaction(source, server)
-                return passed
+                return server is not None
         except (RetryableError, TimeoutError) as exc:
             log.debug("feed.source_unknown", shard_id=self.shard_id, source_shard_id=source, error=repr(exc))
-            return []
+            return False
 
     @property
     def _has_unwritten(self) -> bool:

@@ -155,23 +155,12 @@ class Place(NamedTuple):
 END: Final = Place(2**63 - 1, POSITION_MAX)
 
 
-class HeldTenant(msgspec.Struct, frozen=True):
-    """A tenant that came in *epoch*, and whose events behind a place wait for the feed of *source*."""
+class Arrival(msgspec.Struct, frozen=True):
+    """A tenant that came in *epoch*; what is behind that waits until the feed of *source* has passed its departure."""
 
-    tenant_no: int
     tenant_id: str
     epoch: int
     source: str
-    batch_id: int
-    position: int
-
-    @property
-    def place(self) -> Place:
-        """The place behind which its events wait."""
-        return Place(self.batch_id, self.position)
-
-
-decode_held: Final = msgspec.json.Decoder(tuple[HeldTenant, ...]).decode  # of a cursor's column
 
 
 class ShardView(msgspec.Struct, frozen=True):
@@ -180,7 +169,7 @@ class ShardView(msgspec.Struct, frozen=True):
     shard_id: str
     destination: str
     behind_since: datetime | None = None
-    held_count: int = 0
+    is_waiting: bool = False  # for the feed of another shard
     stopped: str | None = None
     error: str | None = None
 
@@ -191,7 +180,7 @@ class DestinationView(msgspec.Struct, frozen=True):
     name: str
     lag_s: float = 0.0
     shard_count: int = 0
-    held_count: int = 0
+    waiting_count: int = 0  # shards that wait for the feed of another one
     stopped_shards: tuple[str, ...] = ()
     error: str | None = None
 
@@ -212,7 +201,7 @@ def _view(name: str, shards: Sequence[ShardView], now: datetime) -> DestinationV
         name=name,
         lag_s=max((now - min(since)).total_seconds(), 0.0) if since else 0.0,
         shard_count=len(shards),
-        held_count=sum(one.held_count for one in shards),
+        waiting_count=sum(one.is_waiting for one in shards),
         stopped_shards=tuple(one.shard_id for one in stopped),
         error=next((one.error for one in (*stopped, *shards) if one.error is not None), None),
     )

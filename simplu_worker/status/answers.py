@@ -58,7 +58,7 @@ class FeedDestination(Members):
     name: str
     lag_seconds: float
     shards: Count
-    held_tenants: Count
+    waiting_shards: Count
     stopped_shards: list[str]
     error: str | UnsetType | None = UNSET
 

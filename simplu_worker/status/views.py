@@ -46,7 +46,7 @@ def feed_state(published_count: int, destinations: Iterable[DestinationView]) ->
                 name=one.name,
                 lag_seconds=round(one.lag_s, 1),
                 shards=one.shard_count,
-                held_tenants=one.held_count,
+                waiting_shards=one.waiting_count,
                 stopped_shards=list(one.stopped_shards),
                 error=None if one.error is None else scrub_text(one.error),
             )

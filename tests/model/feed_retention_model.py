@@ -1,9 +1,8 @@
-"""The feed of a move's target while the retention deletes what was not read: each change comes, or a gap that has it.
+"""The feed of a move's target while the retention deletes what was not read: each change comes, or a gap with it.
 
-Tenant a arrives in the log, and its events wait until the source is passed; those of b do not. The retention deletes
-batches from the front, and notes the highest one. A publisher that comes to a place before that one tells of a gap: of
-the whole shard, or of a alone where it catches up with it. Where a gap of the shard has the arrival, nothing waits for
-the source any more.
+Tenant a arrives in the log, and what is behind that waits until the source is passed. The retention deletes batches
+from the front, and notes the highest one. A publisher that comes to a place before that one tells of a gap. Where a gap
+has the arrival, nothing waits for the source any more.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from model.search import StatePart
 from msgspec.structs import replace
 
 NOBODY = -1
-NOT_HELD = -1
 ARRIVAL, A, B = "A", "a", "b"
 
 
@@ -23,32 +21,32 @@ ARRIVAL, A, B = "A", "a", "b"
 class Rules:
     """How gaps are told; each switch is a deviation from the agreed way."""
 
-    gap_of_shard_alone: bool = False  # what was deleted of a held tenant is not told
-    catches_up_before_gap: bool = False  # it is told by what an earlier renewal knew, where the read finds nothing
-    place_with_cursor: bool = False  # the row has no place for the held tenant: it begins at that of the others
+    no_gap: bool = False  # what was deleted is not told
+    gap_before_read: bool = False  # it is told by what an earlier renewal knew, whatever the read finds
+    cursor_behind_arrival: bool = False  # the row has the place behind the arrival while that waits
 
 
 AGREED = Rules()
 
 
 class Publisher(StatePart, frozen=True):
-    """Where it reads the log, and where that of tenant a, if that is held; what it knows of the retention."""
+    """Where it reads the log, what it knows of the retention, and whether an arrival there waits."""
 
     head: int = NOBODY
-    held: int = NOT_HELD
     forgotten: int = 0
+    is_waiting: bool = False
 
 
 class State(StatePart, frozen=True):
-    """All of it. Batches have the numbers from 1; *told* has them as they came, and gaps as tenant and bounds."""
+    """All of it. Batches have the numbers from 1; *told* has them as they came, and gaps as bounds."""
 
     written: int = 0
     forgotten: int = 0
-    row: tuple[int, int] = (0, NOT_HELD)
+    row: int = 0
     publisher: Publisher = Publisher()
     is_passed: bool = False
     told: tuple[int, ...] = ()
-    gaps: tuple[tuple[str, int, int], ...] = ()
+    gaps: tuple[tuple[int, int], ...] = ()
     deletions: int = 0
     kills: int = 0
     promise: str = ""
@@ -71,10 +69,7 @@ class FeedRetentionModel:
         if not state.is_passed:
             yield "the source is passed", replace(state, is_passed=True)
         if state.publisher.head == NOBODY:
-            head, held = state.row
-            if self._rules.place_with_cursor and held != NOT_HELD:
-                held = head
-            yield "a publisher begins", replace(state, publisher=Publisher(head, held, state.forgotten))
+            yield "a publisher begins", replace(state, publisher=Publisher(state.row, state.forgotten))
             return
         yield from self._publish(state, state.publisher)
 
@@ -93,54 +88,35 @@ class FeedRetentionModel:
 
     def unsettled(self, state: State) -> str:
         for number, tenant in enumerate(self._log, 1):
-            has_gap = any(
-                behind < number <= through and of in {"", tenant.lower()} for of, behind, through in state.gaps
-            )
-            if number not in state.told and not has_gap:
+            if number not in state.told and not any(behind < number <= through for behind, through in state.gaps):
                 return f"missed: {tenant}{number} did not come, nor a gap"
         return ""
 
     def _publish(self, state: State, publisher: Publisher) -> Iterator[tuple[str, State]]:
-        head, held = publisher.head, publisher.held
+        head = publisher.head
         if publisher.forgotten < state.forgotten:
             renewed = replace(publisher, forgotten=state.forgotten)
             yield "the row is renewed", replace(state, publisher=renewed)
-        if head < state.forgotten:
-            told = _with_gap(state, "", head, state.forgotten)
-            yield "a gap of the shard is told", replace(told, publisher=replace(publisher, head=state.forgotten))
-        elif head < state.written:
-            yield f"{head + 1} is read", self._read(state, publisher, head + 1)
-        if (head, held) != state.row:
-            yield "the row is written", replace(state, row=(head, held))
-        elif held != NOT_HELD and state.is_passed:
-            yield from self._catch_up(state, publisher)
+        if publisher.is_waiting and state.is_passed:
+            yield from self._deliver(state, replace(publisher, is_waiting=False), head + 1)
+        forgotten = publisher.forgotten if self._rules.gap_before_read else state.forgotten
+        if head < forgotten and not self._rules.no_gap:
+            gaps = tuple(sorted({*state.gaps, (head, forgotten)}))
+            yield "a gap is told", replace(state, gaps=gaps, publisher=Publisher(forgotten, publisher.forgotten))
+        elif not publisher.is_waiting and (number := max(head, state.forgotten) + 1) <= state.written:
+            if self._log[number - 1] == ARRIVAL and not state.is_passed:
+                yield "an arrival waits", replace(state, publisher=replace(publisher, head=number - 1, is_waiting=True))
+            else:
+                yield from self._deliver(state, publisher, number)
+        place = head + 1 if publisher.is_waiting and self._rules.cursor_behind_arrival else head
+        if place != state.row:
+            yield "the row is written", replace(state, row=place)
 
-    def _read(self, state: State, publisher: Publisher, number: int) -> State:
-        tenant = self._log[number - 1]
-        following = replace(publisher, head=number)
-        if tenant == ARRIVAL and publisher.held == NOT_HELD:
-            return replace(state, publisher=replace(following, held=number - 1))
-        after = replace(state, publisher=following)
-        return after if tenant != B and publisher.held != NOT_HELD else self._send(after, number)
-
-    def _catch_up(self, state: State, publisher: Publisher) -> Iterator[tuple[str, State]]:
-        head, held = publisher.head, publisher.held
-        own = [
-            number
-            for number in range(max(held, state.forgotten) + 1, head + 1)
-            if self._log[number - 1] in {ARRIVAL, A}
-        ]
-        forgotten = state.forgotten
-        if self._rules.catches_up_before_gap and not own:
-            forgotten = publisher.forgotten
-        if not self._rules.gap_of_shard_alone and held < min(forgotten, head):
-            told = _with_gap(state, A, held, min(forgotten, head))
-            yield "a gap of a is told", replace(told, publisher=replace(publisher, held=min(forgotten, head)))
-        elif own:
-            sent = self._send(state, own[0])
-            yield f"{own[0]} is sent", replace(sent, publisher=replace(publisher, held=own[0]))
-        else:
-            yield "a is held no more", replace(state, publisher=replace(publisher, held=NOT_HELD))
+    def _deliver(self, state: State, publisher: Publisher, number: int) -> Iterator[tuple[str, State]]:
+        if number <= state.forgotten:
+            return
+        sent = replace(state, publisher=replace(publisher, head=number))
+        yield f"{number} is sent", self._send(sent, number)
 
     def _send(self, state: State, number: int) -> State:
         if number in state.told:
@@ -148,14 +124,8 @@ class FeedRetentionModel:
         promise = state.promise
         if (tenant := self._log[number - 1]) != B:
             arrival = self._log.index(ARRIVAL) + 1
-            has_arrival = any(not of and behind < arrival <= through for of, behind, through in state.gaps)
-            if not (state.is_passed or has_arrival):
+            if not (state.is_passed or any(behind < arrival <= through for behind, through in state.gaps)):
                 promise = f"order: {tenant}{number} came before the source was passed"
             if any(later > number and self._log[later - 1] != B for later in state.told):
                 promise = f"order: {tenant}{number} came behind {state.told}"
         return replace(state, told=(*state.told, number), promise=promise)
-
-
-def _with_gap(state: State, tenant: str, behind: int, through: int) -> State:
-    gap = (tenant, behind, through)
-    return state if gap in state.gaps else replace(state, gaps=tuple(sorted((*state.gaps, gap))))

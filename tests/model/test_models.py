@@ -221,7 +221,7 @@ SAFE = {
 
 SAFE_AND_LARGE = {
     "feed: there and back": (FeedModel((2, 0), moves=2), 10_919),
-    "feed: the retention deletes what waits for the source of a move": (FeedRetentionModel(), 163_903),
+    "feed: the retention deletes what waits for the source of a move": (FeedRetentionModel(), 40_163),
     "feed: a promotion, a kill": (FeedModel((2, 0), promotions=1, kills=1), 97_398),
     "feed: a promotion of what is not awaited, a kill": (
         FeedModel((2, 0), promotions=1, lagging=True, kills=1),
@@ -390,20 +390,20 @@ WRONG = {
         "missed",
         14,
     ),
-    "feed: what was deleted of a tenant that waits is not told": (
-        FeedRetentionModel(rules=FeedRetentionRules(gap_of_shard_alone=True)),
-        "missed",
-        15,
+    "feed: what was deleted is not told": (
+        FeedRetentionModel(rules=FeedRetentionRules(no_gap=True)),
+        "order",
+        6,
     ),
     "feed: what was deleted is asked for before the read": (
-        FeedRetentionModel(rules=FeedRetentionRules(catches_up_before_gap=True)),
-        "missed",
-        15,
+        FeedRetentionModel(rules=FeedRetentionRules(gap_before_read=True)),
+        "order",
+        6,
     ),
-    "feed: a tenant that waits has no place of its own": (
-        FeedRetentionModel(rules=FeedRetentionRules(place_with_cursor=True)),
-        "missed",
-        17,
+    "feed: the cursor passes an arrival that waits": (
+        FeedRetentionModel(rules=FeedRetentionRules(cursor_behind_arrival=True)),
+        "order",
+        10,
     ),
     "log order: beyond the horizon": (LogOrderModel(rules=LogRules(reads_beyond_horizon=True)), "missed", 8),
     "log order: by number alone": (LogOrderModel(promotions=1, rules=LogRules(number_alone=True)), "twice", 9),

@@ -177,9 +177,9 @@ UNDONE_SINCE: Final = f"{RESTORER}test_tenant_is_as_of_the_backup_and_what_came_
 FENCED: Final = f"{RESTORER}test_operations_wait_and_no_mover_or_worker_ends_the_fence_while_rows_are_replaced"
 FEED: Final = "integration/feed/test_feed.py::"
 LOST_COMMITS: Final = "integration/feed/test_lost_commits.py::test_events_of_lost_commits_are_taken_back_and_come_again"
+GAP: Final = f"{FEED}test_feed_tells_of_a_gap_when_the_log_has_lost_what_it_did_not_read"
 PAGE: Final = "integration/feed/test_feed_page.py::"
 MOVED: Final = "integration/feed/test_moved_tenants.py::"
-TENANT_GAP: Final = f"{MOVED}test_tenant_has_a_gap_of_its_own_when_the_log_has_lost_what_was_held"
 IN_TURN: Final = f"{MOVED}test_events_of_the_target_wait_for_the_source_when_a_tenant_moves"
 ORDERS: Final = "integration/sqs/test_order_handler.py::"
 SAFETY: Final = "integration/sqs/test_commit_safety.py::"
@@ -308,9 +308,9 @@ ELSEWHERE: Final = (
             "feed: a receiver applies what was sent before a reset": (
                 f"{PAGE}test_receiver_drops_what_comes_later_than_the_reset_behind_it"
             ),
-            "feed: what was deleted of a tenant that waits is not told": TENANT_GAP,
-            "feed: what was deleted is asked for before the read": TENANT_GAP,
-            "feed: a tenant that waits has no place of its own": IN_TURN,
+            "feed: what was deleted is not told": GAP,
+            "feed: what was deleted is asked for before the read": GAP,
+            "feed: the cursor passes an arrival that waits": IN_TURN,
             "log order: by number alone": LOST_COMMITS,
             "log order: only what is behind the newest is undone": LOST_COMMITS,
             "log order: forgets what is not safe yet": (

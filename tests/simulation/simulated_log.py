@@ -6,7 +6,6 @@ numbers.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -80,7 +79,7 @@ class Cursor(msgspec.Struct, frozen=True):
     destination: str
     batch_id: int
     position: int
-    held: str
+    waits_for: str | None = None
     incarnation: str = ""
     stopped: str | None = None
     error: str | None = None
@@ -208,11 +207,8 @@ class ShardLog:
         A destination that has yet to begin, with all that the log has then, waits for what is here now.
         """
         places: list[tuple[int, int]] = [] if len(self.tables.cursors) == len(RECEIVERS) else [(0, 0)]
-        for cursor in self.tables.cursors.values():
-            if cursor.is_in_file == is_in_file:
-                held = [one for one in json.loads(cursor.held) if one["tenant_id"] == tenant_id]
-                places += [(one["batch_id"], one["position"]) for one in held]
-                places.append((cursor.batch_id, cursor.position))
+        cursors = [one for one in self.tables.cursors.values() if one.is_in_file == is_in_file]
+        places += [(one.batch_id, one.position) for one in cursors]
         return not places or not any(
             (batch.number, row.position) > min(places)
             for batch in self.batches
@@ -363,19 +359,12 @@ class Server:
             batch.completed_at >= new_from for batch in self._log.batches
         )
         batch_id = 0 if begin == "oldest" or is_new else self._log.horizon - 1
-        held = [
-            {
-                "tenant_no": self._tenants.index(batch.tenant_ids[0]) + 1,
-                "tenant_id": batch.tenant_ids[0],
-                "epoch": batch.epoch,
-                "source": batch.origin,
-                "batch_id": batch_id,
-                "position": POSITION_MAX,
-            }
+        arrivals = [
+            batch.number - 1
             for batch in self._log.batches
-            if batch.kind == ARRIVED and batch.number <= batch_id and batch.completed_at > self._now - ARRIVED_WITHIN
+            if batch.kind == ARRIVED and batch.completed_at > self._now - ARRIVED_WITHIN
         ]
-        return Cursor(name, batch_id, POSITION_MAX, json.dumps(held))
+        return Cursor(name, min([batch_id, *arrivals]), POSITION_MAX)
 
     def _note_feed_file(self, tables: FeedTables, names: Sequence[str]) -> tuple[FeedTables, Answer]:
         changed = [
@@ -396,7 +385,7 @@ class Server:
                 batch_id=int(batch_id),
                 position=int(position),
                 incarnation=incarnation,
-                held=held,
+                waits_for=waits_for or None,
                 stopped=stopped or None,
                 error=error or None,
                 refused_event=refused_event or None,
@@ -408,7 +397,7 @@ class Server:
                 batch_id,
                 position,
                 incarnation,
-                held,
+                waits_for,
                 stopped,
                 error,
                 refused_event,
@@ -427,25 +416,17 @@ class Server:
         position: int,
         limit: int,
         last_batch_id: int,
-        tenant_no: int | None,
     ) -> tuple[FeedTables, Answer]:
         if tables.publisher is None or tables.publisher.token != token:
             return tables, []
-        tenant_id = None if tenant_no is None else self._tenants[tenant_no - 1]
         horizon, cost, answer = self._log.horizon, 0, list[Record]()
         for batch in sorted(self._log.batches, key=lambda one: one.number):
             if not batch_id <= batch.number <= last_batch_id or batch.number >= horizon:
                 continue
             if cost >= limit:
                 break
-            if tenant_id is not None and tenant_id not in batch.tenant_ids:
-                continue
             behind = position if batch.number == batch_id else -1
-            rows = [
-                row
-                for row in batch.rows
-                if not row.is_dropped and row.position > behind and tenant_id in {None, row.tenant_id}
-            ]
+            rows = [row for row in batch.rows if not row.is_dropped and row.position > behind]
             answer.append(self._batch(batch, rows[: limit - cost]))
             cost += 0 if batch.number == batch_id else 1 + len(batch.rows)
         return tables, answer
@@ -478,25 +459,19 @@ class Server:
             requests=[key_of_id(row.request_id) for row in rows] or None,
         )
 
-    def _find_passed_departures(
-        self, tables: FeedTables, name: str, tenant_ids: Sequence[str], epochs: Sequence[str]
+    def _find_passed_departure(
+        self, tables: FeedTables, name: str, tenant_id: str, epoch: int
     ) -> tuple[FeedTables, Answer]:
         if (cursor := tables.cursors.get(name)) is None:
             return tables, []
-        held = json.loads(cursor.held)
-        answer = []
-        for index, (tenant_id, epoch) in enumerate(zip(tenant_ids, map(int, epochs), strict=True)):
-            is_behind = any(
-                batch.kind == LEFT
-                and batch.tenant_ids == [tenant_id]
-                and batch.epoch == epoch
-                and (batch.number, 0) > (cursor.batch_id, cursor.position)
-                for batch in self._log.batches
-            )
-            is_held = any(one["tenant_id"] == tenant_id and one["epoch"] < epoch for one in held)
-            if not is_behind and not is_held:
-                answer.append(Record(index=index, **self._run))
-        return tables, answer
+        is_behind = any(
+            batch.kind == LEFT
+            and batch.tenant_ids == [tenant_id]
+            and batch.epoch == epoch
+            and (batch.number, 0) > (cursor.batch_id, cursor.position)
+            for batch in self._log.batches
+        )
+        return tables, [] if is_behind else [Record(self._run)]
 
     def _note_feed_refusal(
         self, tables: FeedTables, token: str, name: str, event_id: str, event: str, _error: str

@@ -20,7 +20,7 @@ from simplu_worker.feed.destination_feed import DestinationFeed
 from simplu_worker.feed.feed import Feed
 from simplu_worker.feed.rows import CursorRow, find_passed
 from simplu_worker.feed.shard_feed import RunChangedError, ShardFeed
-from simplu_worker.feed.types import HeldTenant
+from simplu_worker.feed.types import Arrival
 from simplu_worker.feed.window import Window, WindowEvent
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
@@ -104,15 +104,14 @@ class _UnsafeShardFeed(ShardFeed):
 
 class _ImpatientShardFeed(ShardFeed):
     @override
-    async def _passed(self, source: str, name: str, held: Sequence[HeldTenant]) -> list[HeldTenant]:
-        return list(held)
+    async def _is_passed(self, name: str, arrival: Arrival) -> bool:
+        return True
 
 
 class _CredulousShardFeed(ShardFeed):
     @override
-    async def _passed(self, source: str, name: str, held: Sequence[HeldTenant]) -> list[HeldTenant]:
-        passed, _ = await find_passed(self._pools.pool_of(source), name, held)
-        return passed
+    async def _is_passed(self, name: str, arrival: Arrival) -> bool:
+        return await find_passed(self._pools.pool_of(arrival.source), name, arrival) is not None
 
 
 class _HighShards(PostgresShards):

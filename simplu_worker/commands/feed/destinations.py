@@ -166,7 +166,7 @@ class StoppedShard(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tr
 
 
 class WaitingTenant(msgspec.Struct, frozen=True, rename="camel"):
-    """A tenant that has moved, and whose events wait on *shard_id* for those of its source."""
+    """A tenant that has moved to *shard_id*, where all that is behind its arrival waits for its source."""
 
     tenant_id: str
     shard_id: str
@@ -223,7 +223,9 @@ def _summary(name: str, found: Sequence[tuple[str, ShardDestination]]) -> Destin
             if one.stopped is not None
         ),
         waiting_tenants=tuple(
-            WaitingTenant(held.tenant_id, shard_id, held.source) for shard_id, one in shards for held in one.held
+            WaitingTenant(one.waits_for.tenant_id, shard_id, one.waits_for.source)
+            for shard_id, one in shards
+            if one.waits_for is not None
         ),
         refusal_count=sum(one.refusal_count for _, one in found),
         refusals=_latest_refusals(found),
@@ -289,7 +291,7 @@ def _describe(found: Sequence[DestinationSummary], destination: str | None) -> I
             at = "" if stop.refused_event is None else f" at the event {stop.refused_event}"
             notes["stopped"].append(f"{one.name}, {stop.shard_id}: stopped{at} ({stop.reason}): {stop.error}")
         for wait in one.waiting_tenants:
-            waits = f"{wait.tenant_id} waits for the feed of its source, {wait.source_shard_id}"
+            waits = f"waits at the arrival of {wait.tenant_id} for the feed of its source, {wait.source_shard_id}"
             notes["waiting"].append(f"{one.name}, {wait.shard_id}: {waits}")
         for refusal in one.refusals:
             refused = f"refused {refusal.type} of {refusal.subject} at {refusal.since:%Y-%m-%d %H:%M:%S}"

@@ -140,7 +140,7 @@ const TENANT_COLUMNS = (here) => columnsOf("tenant:tenant", "shardId:shard:Shard
   "operations:number", "bytes:bytes", "waitedSeconds:seconds:Waited",
   `hourSeconds:seconds:Last hour${here}`, `hourShare:ratio:Share${here}`,
   "hourOperations:number:Operations", "hourBytes:bytes:Bytes", "hourWaitedSeconds:seconds:Waited", "replicas");
-const FEED_COLUMNS = columnsOf("name:text:Destination", "lagSeconds:lag", "stopped:long:Stopped on", "error:long", "shards:number", "heldTenants:number:Waiting tenants");
+const FEED_COLUMNS = columnsOf("name:text:Destination", "lagSeconds:lag", "stopped:long:Stopped on", "error:long", "shards:number", "waitingShards:number:Waiting shards");
 const WORK_COLUMNS = columnsOf("subject:subject", "kind", "state:badge", "detail:long", "seconds:seconds:For");
 const TROUBLE_COLUMNS = columnsOf("target", "about", "loop", "error:long", "count:number:Times", "since:time", "at:time:Last");
 const ERROR_COLUMNS = columnsOf("event", "level:badge:Log level", "count:number:Times", "since:time:First", "at:time:Last", "about:long", "error:long");

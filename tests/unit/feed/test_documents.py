@@ -20,12 +20,12 @@ TERMS = [
 
 def row(number: int, resource_id: str, **members: Any) -> ReadRow:
     event = feed_event(id=f"e{number}", resource_id=resource_id, **members)
-    return ReadRow(Place(number, 0), 1, (event,))
+    return ReadRow(Place(number, 0), (event,))
 
 
 ROWS = [
     row(1, "a", kind=FeedKind.RESOURCE_DELETED),
-    ReadRow(Place(2, 0), 1),
+    ReadRow(Place(2, 0)),
     row(3, "a"),
     row(4, "o", resource_type="order"),
     row(5, "b"),

@@ -10,7 +10,7 @@ import msgspec
 from support.feed.events import AT, TENANT
 
 from simplu_worker.feed.events import LogBatch, LogRow, ReadRow, gap_event, read_row
-from simplu_worker.feed.types import EventBounds, FeedEvent, FeedTenant, HeldTenant, Place, Publication
+from simplu_worker.feed.types import Arrival, EventBounds, FeedEvent, FeedTenant, Place, Publication
 from simplu_worker.shards.apply.durability import ReplicationFacts, Server
 from simplu_worker.shards.log import BulkChange, BulkOrigin, MarkOrigin, key_of_id
 from simplu_worker.vocabulary import FeedKind
@@ -82,8 +82,8 @@ def test_row_of_an_operation_is_the_event_of_its_resource() -> None:
         resource_id="p-1",
         request_id="request-3",
     )
-    assert read_row(log_row(), PUBLICATION) == ReadRow(Place(7, 3), 4, (event,))
-    assert read_row(log_row(tenants=[]), PUBLICATION) == ReadRow(Place(7, 3), 4)  # unmade
+    assert read_row(log_row(), PUBLICATION) == ReadRow(Place(7, 3), (event,))
+    assert read_row(log_row(tenants=[]), PUBLICATION) == ReadRow(Place(7, 3))  # unmade
     named = log_row(tenants=[["4", "smile-berlin", "smile", "berlin", "dental", '{"patients": "patient", "a": "b"}']])
     assert read_row(named, PUBLICATION).events == (msgspec.structs.replace(event, other_types=("patients",)),)
     of_before = log_row(tenants=named.batch.tenants, types=["patients"])
@@ -159,15 +159,15 @@ def test_rows_of_a_batch_are_each_of_its_own_tenant_type_and_origin() -> None:
     ]
 
 
-def test_arrival_of_a_tenant_is_held_behind_the_row_before_it() -> None:
+def test_arrival_of_a_tenant_names_its_source_and_epoch() -> None:
     arrival = BULK | {"kind": "a", "origins": ["shard-2"]}
-    assert read_row(log_row(**arrival), PUBLICATION).arrival == HeldTenant(4, "smile-berlin", 2, "shard-2", 7, -1)
+    assert read_row(log_row(**arrival), PUBLICATION).arrival == Arrival("smile-berlin", 2, "shard-2")
     without: list[dict[str, Any]] = [{"kind": "r"}, {"origins": []}, {"tenants": []}, {"epoch": None}]
     for missing in without:
         assert read_row(log_row(**arrival | missing), PUBLICATION).arrival is None
 
 
-def test_gap_is_of_the_shard_or_of_one_tenant() -> None:
+def test_gap_has_its_bounds() -> None:
     gap = FeedEvent(
         id="shard-1-gap-5-9",
         kind=FeedKind.GAP,
@@ -179,5 +179,3 @@ def test_gap_is_of_the_shard_or_of_one_tenant() -> None:
         bounds=EventBounds(behind=5, through=9, to_time=AT),
     )
     assert gap_event(PUBLICATION, Place(5, 2), 9, AT, LATER) == gap
-    of_tenant = gap_event(PUBLICATION, Place(5, 2), 9, AT, LATER, tenant=TENANT)
-    assert of_tenant == msgspec.structs.replace(gap, id="shard-1-gap-smile-berlin-5-9", tenant=TENANT)

@@ -11,11 +11,10 @@ from simplu_worker.vocabulary import FeedKind
 
 OF_RESOURCE = feed_event(other_types=("patients",))
 OF_TENANT = feed_event(kind=FeedKind.TENANT_MOVED, resource_type=None, resource_id=None)
-TENANT_GAP = feed_event(kind=FeedKind.GAP, resource_type=None, resource_id=None)
 OF_SHARD = tuple(
     feed_event(kind=kind, tenant=None, resource_type=None, resource_id=None) for kind in (FeedKind.RESET, FeedKind.GAP)
 )
-ALL = (OF_RESOURCE, OF_TENANT, TENANT_GAP, *OF_SHARD)
+ALL = (OF_RESOURCE, OF_TENANT, *OF_SHARD)
 CASES: list[tuple[FeedFilter, tuple[FeedEvent, ...]]] = [
     (FeedFilter(), ALL),
     (FeedFilter(tenants=frozenset({"smile-berlin", "other"})), ALL),
@@ -25,7 +24,7 @@ CASES: list[tuple[FeedFilter, tuple[FeedEvent, ...]]] = [
     (FeedFilter(resource_types=frozenset({"patient"})), ALL),
     (FeedFilter(resource_types=frozenset({"patients"})), ALL),
     (FeedFilter(resource_types=frozenset({"order"})), ALL[1:]),
-    (FeedFilter(kinds=frozenset({FeedKind.RESOURCE_PATCHED})), (OF_RESOURCE, TENANT_GAP, *OF_SHARD)),
+    (FeedFilter(kinds=frozenset({FeedKind.RESOURCE_PATCHED})), (OF_RESOURCE, *OF_SHARD)),
     (FeedFilter(kinds=frozenset({FeedKind.TENANT_MOVED})), ALL[1:]),
     (FeedFilter(tenants=frozenset({"other"}), kinds=frozenset({FeedKind.RESET})), OF_SHARD),
 ]

@@ -11,15 +11,15 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 def test_views_add_up_the_shards_of_each_destination_of_the_file() -> None:
     shards = [
-        ShardView("b", "crm", NOW - timedelta(seconds=5), 2, "refused", "400"),
-        ShardView("a", "crm", NOW - timedelta(seconds=90), 1, None, "busy"),
+        ShardView("b", "crm", NOW - timedelta(seconds=5), True, "refused", "400"),
+        ShardView("a", "crm", NOW - timedelta(seconds=90), True, None, "busy"),
         ShardView("a", "bus", None),
         ShardView("a", "gone", NOW - timedelta(days=1)),
         ShardView("b", "early", stopped="refused"),
         ShardView("c", "early", NOW + timedelta(seconds=1), error="busy"),
     ]
     assert destination_views(["crm", "bus", "new", "early"], shards, NOW) == [
-        DestinationView("crm", 90.0, 2, 3, ("b",), "400"),
+        DestinationView("crm", 90.0, 2, 2, ("b",), "400"),
         DestinationView("bus", 0.0, 1),
         DestinationView("new"),
         DestinationView("early", 0.0, 2, 0, ("b",), "busy"),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from simplu_worker.feed.types import HeldTenant, Place
+from simplu_worker.feed.types import Place
 
 
 def test_label_has_no_negative_number_when_the_place_is_before_the_first_row() -> None:
     assert Place(7, 3).label == "7-3"
     assert Place(7, 0).before.label == "7-0"
-    assert Place(7, 2).before == HeldTenant(1, "t-1", 1, "shard-2", 7, 1).place

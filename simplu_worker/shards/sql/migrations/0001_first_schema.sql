@@ -360,7 +360,7 @@ CREATE TABLE public.feed_cursors (
     batch_id bigint NOT NULL,
     position integer NOT NULL, -- in the batch
     incarnation pg_catalog.text NOT NULL DEFAULT '', -- of which the destination has had the reset
-    held pg_catalog.jsonb NOT NULL DEFAULT '[]', -- tenants that have arrived, and wait for the feed of their source
+    waits_for pg_catalog.jsonb, -- a tenant that has arrived: what is behind that waits for the feed of its source
     stopped pg_catalog.text, -- why no event is sent any more: `refused` or `disabled`
     error pg_catalog.text,
     refused_event pg_catalog.text, -- the id of that at which it stopped; once it goes on, it is tried once more

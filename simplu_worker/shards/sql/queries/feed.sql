@@ -33,7 +33,7 @@ SELECT
         SELECT
             pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
                 'destination', feed_cursors.destination, 'behind_since', feed_cursors.behind_since,
-                'held_count', pg_catalog.jsonb_array_length(feed_cursors.held), 'stopped', feed_cursors.stopped,
+                'is_waiting', feed_cursors.waits_for IS NOT NULL, 'stopped', feed_cursors.stopped,
                 'error', feed_cursors.error, 'shard_id', ''
             ))::pg_catalog.text
         FROM public.feed_cursors
@@ -74,8 +74,8 @@ UPDATE public.feed_shards SET incarnation = $2, server_run = $3 WHERE token = $1
 -- `oldest`, or a time. On a shard that had no publisher yet, and whose log began within $3 seconds, `now` is at the
 -- beginning: the shard is new, and what came meanwhile is behind the begin of the destination elsewhere.
 -- Each begins with a reset: nobody knows whether a promotion has taken back an earlier cursor.
--- In a transaction that has locked the row of the publisher. A tenant that has arrived within the last ten minutes is held
--- until its source has passed its departure, whatever begins here.
+-- In a transaction that has locked the row of the publisher. A destination begins before a tenant that has arrived within
+-- the last ten minutes, so that it waits for its source.
 WITH wanted AS (
     SELECT sent.destination, sent.begin,
         CASE
@@ -113,35 +113,27 @@ WITH wanted AS (
     FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS sent (destination, begin)
     WHERE NOT EXISTS (SELECT FROM public.feed_cursors WHERE feed_cursors.destination = sent.destination)
 ), begun AS (
-    INSERT INTO public.feed_cursors (destination, batch_id, position, held)
+    INSERT INTO public.feed_cursors (destination, batch_id, position)
     SELECT
-        wanted.destination, wanted.batch_id, 32767,
-        coalesce(
+        wanted.destination,
+        least(
+            wanted.batch_id,
             (
-                SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
-                    'tenant_no', arrived.tenants[1], 'tenant_id', tenants.id, 'epoch', arrived.epoch,
-                    'source', arrived.origins[1], 'batch_id', wanted.batch_id, 'position', 32767
-                ))
+                SELECT pg_catalog.min(arrived.batch_id) - 1
                 FROM public.log_batches AS arrived
-                JOIN public.tenants ON tenants.number = arrived.tenants[1]
                 WHERE
-                    arrived.kind = 'a' AND arrived.epoch IS NOT NULL AND arrived.batch_id <= wanted.batch_id
+                    arrived.kind = 'a' AND arrived.epoch IS NOT NULL
                     AND arrived.completed_at > pg_catalog.clock_timestamp() - interval '10 minutes'
-                    AND pg_catalog.cardinality(arrived.origins) > 0
-            ),
-            '[]'
-        )
+            )
+        ),
+        32767
     FROM wanted
     RETURNING *
 )
-SELECT
-    destination, batch_id, position, incarnation, held::pg_catalog.text AS held, stopped, error, refused_event,
-    passed_event, behind_since
+SELECT destination, batch_id, position, incarnation, stopped, error, refused_event, passed_event, behind_since
 FROM public.feed_cursors
 UNION ALL
-SELECT
-    destination, batch_id, position, incarnation, held::pg_catalog.text AS held, stopped, error, refused_event,
-    passed_event, behind_since
+SELECT destination, batch_id, position, incarnation, stopped, error, refused_event, passed_event, behind_since
 FROM begun;
 
 -- name: note_feed_file
@@ -167,24 +159,23 @@ WITH run AS (
 UPDATE public.feed_cursors
 SET
     batch_id = sent.batch_id::bigint, position = sent.position::integer, incarnation = sent.incarnation,
-    held = sent.held::pg_catalog.jsonb, stopped = nullif(sent.stopped, ''), error = nullif(sent.error, ''),
+    waits_for = nullif(sent.waits_for, '')::pg_catalog.jsonb, stopped = nullif(sent.stopped, ''), error = nullif(sent.error, ''),
     refused_event = nullif(sent.refused_event, ''), passed_event = nullif(sent.passed_event, ''),
     behind_since = nullif(sent.behind_since, '')::pg_catalog.timestamptz, updated_at = pg_catalog.clock_timestamp()
 FROM mine, unnest(
     $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[],
     $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[], $10::pg_catalog.text[], $11::pg_catalog.text[]
 ) AS sent (
-    destination, batch_id, position, incarnation, held, stopped, error, refused_event, passed_event, behind_since
+    destination, batch_id, position, incarnation, waits_for, stopped, error, refused_event, passed_event, behind_since
 )
 WHERE feed_cursors.destination = sent.destination
 RETURNING feed_cursors.destination;
 
 -- name: read_feed
 -- The batches of the log from $2 to $5, with about $4 rows at most: those behind the row $3 of the batch $2, in their
--- order, by column; of the tenant number $6 alone if that is no null. With what tells how safe they are, and what the
--- retention has deleted by then. None if the token is not $1 any more.
--- The batch $2 costs nothing: its rest may be rows of other tenants, or rows that a move has dropped, and whoever gets no
--- row takes that for the end.
+-- order, by column. With what tells how safe they are, and what the retention has deleted by then. None if the token is
+-- not $1 any more.
+-- The batch $2 costs nothing: a move may have dropped its rest, and whoever gets no row takes that for the end.
 WITH mine AS MATERIALIZED (
     SELECT :replication_facts, :forgotten_columns FROM public.feed_shards WHERE token = $1::pg_catalog.uuid
 ), horizon AS MATERIALIZED (
@@ -196,7 +187,6 @@ WITH mine AS MATERIALIZED (
     FROM public.log_batches
     WHERE
         batch_id >= $2::bigint AND batch_id <= $5::bigint AND batch_id < (SELECT horizon.batch_id FROM horizon)
-        AND ($6::integer IS NULL OR $6 = ANY(tenants))
     ORDER BY batch_id
     LIMIT $4::integer + 1
 ), summed AS (
@@ -237,7 +227,7 @@ CROSS JOIN LATERAL (
         SELECT *
         FROM public.log_rows
         WHERE
-            log_rows.batch_id = batches.batch_id AND ($6 IS NULL OR log_rows.tenant_no = $6)
+            log_rows.batch_id = batches.batch_id
             AND (batches.batch_id > $2 OR log_rows.position > $3::integer)
         ORDER BY log_rows.position
         LIMIT $4 - batches.cost_before
@@ -247,22 +237,26 @@ ORDER BY batches.batch_id;
 
 -- name: read_feed_data
 -- The resources $2, $3 of the tenants $1 that live here, as they are now, in their order: of each its number, from 0, and
--- its document, empty if that has more than $4 bytes. As many as begin within $5 bytes, of what is stored and of texts;
--- `left_at` is the number of the first that is left. `elsewhere` are the tenants that do not live here, each with the
--- shard to which it has moved, empty if unknown. With what tells how safe they are.
+-- its document, empty if that has more than $4 bytes, or its tenant does not live here. As many as begin within $5 bytes,
+-- of what is stored and of texts; `left_at` is the number of the first that is left. With what tells how safe they are.
 WITH found AS MATERIALIZED (
     SELECT
         wanted.number, resources.data,
-        pg_catalog.sum(pg_catalog.pg_column_size(resources.data)) OVER (ORDER BY wanted.number)
-        - pg_catalog.pg_column_size(resources.data) AS bytes_before
+        coalesce(
+            pg_catalog.sum(pg_catalog.pg_column_size(resources.data)) OVER (ORDER BY wanted.number)
+            - pg_catalog.pg_column_size(resources.data),
+            0::bigint
+        ) AS bytes_before
     FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
         WITH ORDINALITY AS wanted (tenant_id, resource_type, resource_id, number)
-    JOIN public.tenants ON tenants.id = wanted.tenant_id AND :lives_here
-    JOIN public.resources
+    JOIN public.tenants ON tenants.id = wanted.tenant_id
+    LEFT JOIN public.resources
         ON
             resources.id = wanted.tenant_id
             AND resources."resourceName" = wanted.resource_type
             AND resources."resourceId" = wanted.resource_id
+            AND :lives_here
+    WHERE resources.id IS NOT NULL OR NOT :lives_here
 ), summed AS MATERIALIZED (
     SELECT
         found.number, fitting.text,
@@ -288,24 +282,13 @@ SELECT
         SELECT pg_catalog.min(found.number) - 1
         FROM found
         WHERE found.number > (SELECT pg_catalog.max(given.number) FROM given)
-    ) AS left_at,
-    ARRAY(
-        SELECT ARRAY[tenants.id, coalesce(tenants.moved_to, '')]
-        FROM public.tenants
-        WHERE tenants.id = ANY($1) AND NOT :lives_here
-    ) AS elsewhere;
+    ) AS left_at;
 
--- name: find_feed_tenant
--- What events say of the tenant $1.
-SELECT id, business_id, location_id, business_type FROM public.tenants WHERE id = $1;
-
--- name: find_passed_departures
--- On the source: the numbers, from 0, of those tenants $2 with the epochs $3 whose departure the destination $1 has
--- passed, or that left no mark any more. None while the destination has no cursor here, and not a tenant that waits for
--- its own source yet. With the run of the server that answers.
-SELECT (sent.number - 1)::integer AS index, :server_run
+-- name: find_passed_departure
+-- On the source: the run of the server that answers, if the destination $1 has passed the departure of the tenant $2 in the
+-- epoch $3, or that left no mark any more. No row while the destination has no cursor here.
+SELECT :server_run
 FROM public.feed_cursors
-CROSS JOIN unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) WITH ORDINALITY AS sent (tenant_id, epoch, number)
 WHERE
     feed_cursors.destination = $1
     AND NOT EXISTS (
@@ -313,19 +296,12 @@ WHERE
         FROM public.log_batches
         JOIN public.tenants ON tenants.number = log_batches.tenants[1]
         WHERE
-            log_batches.kind = 'l' AND tenants.id = sent.tenant_id
-            AND log_batches.epoch = sent.epoch::bigint AND log_batches.epoch IS NOT NULL
+            log_batches.kind = 'l' AND tenants.id = $2 AND log_batches.epoch = $3::bigint
+            AND log_batches.epoch IS NOT NULL
             AND (
                 log_batches.batch_id > feed_cursors.batch_id
                 OR log_batches.batch_id = feed_cursors.batch_id AND feed_cursors.position < 0::integer
             )
-    )
-    AND NOT EXISTS (
-        SELECT
-        FROM pg_catalog.jsonb_array_elements(feed_cursors.held) AS held (one)
-        WHERE
-            pg_catalog.jsonb_extract_path_text(held.one, 'tenant_id') = sent.tenant_id
-            AND pg_catalog.jsonb_extract_path_text(held.one, 'epoch')::bigint < sent.epoch::bigint
     );
 
 -- name: note_feed_refusal
@@ -357,7 +333,7 @@ WHERE ctid = ANY(
 -- delivered.
 SELECT
     feed_cursors.destination, feed_cursors.is_in_file,
-    feed_cursors.held::pg_catalog.text AS held, feed_cursors.stopped, feed_cursors.error, feed_cursors.refused_event,
+    feed_cursors.waits_for::pg_catalog.text AS waits_for, feed_cursors.stopped, feed_cursors.error, feed_cursors.refused_event,
     CASE WHEN feed_shards.expires_at > pg_catalog.clock_timestamp() THEN feed_shards.publisher END AS publisher,
     extract(
         EPOCH FROM pg_catalog.clock_timestamp() - least(
@@ -433,33 +409,9 @@ LEFT JOIN LATERAL (
 WHERE feed_cursors.destination = $1;
 
 -- name: put_feed_cursor_back
--- Put the cursor of the destination $1 behind the batch $2, in a transaction that has taken the row. A tenant that came
--- behind $2 is not held any more: its arrival is read again.
+-- Put the cursor of the destination $1 behind the batch $2, in a transaction that has taken the row.
 UPDATE public.feed_cursors
-SET
-    batch_id = $2, position = 32767, updated_at = pg_catalog.clock_timestamp(),
-    held = coalesce(
-        (
-            SELECT pg_catalog.jsonb_agg(
-                CASE
-                    WHEN pg_catalog.jsonb_extract_path_text(held.one, 'batch_id')::bigint <= $2 THEN held.one
-                    ELSE held.one || pg_catalog.jsonb_build_object('batch_id', $2::bigint, 'position', 32767)
-                END
-            )
-            FROM pg_catalog.jsonb_array_elements(feed_cursors.held) AS held (one)
-            WHERE
-                NOT EXISTS (
-                    SELECT
-                    FROM public.log_batches
-                    WHERE
-                        log_batches.kind = 'a' AND log_batches.batch_id > $2 AND log_batches.epoch IS NOT NULL
-                        AND log_batches.epoch = pg_catalog.jsonb_extract_path_text(held.one, 'epoch')::bigint
-                        AND log_batches.tenants[1]
-                        = pg_catalog.jsonb_extract_path_text(held.one, 'tenant_no')::integer
-                )
-        ),
-        '[]'
-    )
+SET batch_id = $2, position = 32767, waits_for = NULL, updated_at = pg_catalog.clock_timestamp()
 WHERE destination = $1 AND batch_id > $2;
 
 -- name: read_feed_cursor

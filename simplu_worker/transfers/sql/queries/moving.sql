@@ -183,24 +183,14 @@ DELETE FROM public.arrivals WHERE tenant_id = $1;
 -- Whether a running destination has yet to read a change of the tenant $1 here: one in the publisher's file, or without
 -- $2 one that is not.
 WITH place AS MATERIALIZED (
-    SELECT unread.batch_id, unread.position
-    FROM (
-        SELECT feed_cursors.batch_id, feed_cursors.position
-        FROM public.feed_cursors
-        WHERE feed_cursors.is_in_file = $2::boolean
-        UNION ALL
-        SELECT
-            pg_catalog.jsonb_extract_path_text(held.one, 'batch_id')::bigint,
-            pg_catalog.jsonb_extract_path_text(held.one, 'position')::integer
-        FROM public.feed_cursors
-        CROSS JOIN LATERAL pg_catalog.jsonb_array_elements(feed_cursors.held) AS held (one)
-        WHERE
-            pg_catalog.jsonb_extract_path_text(held.one, 'tenant_id') = $1 AND feed_cursors.is_in_file = $2
-    ) AS unread
-    WHERE EXISTS (
-        SELECT FROM public.feed_shards WHERE expires_at > pg_catalog.clock_timestamp() - interval '10 minutes'
-    )
-    ORDER BY unread.batch_id, unread.position
+    SELECT feed_cursors.batch_id, feed_cursors.position
+    FROM public.feed_cursors
+    WHERE
+        feed_cursors.is_in_file = $2::boolean
+        AND EXISTS (
+            SELECT FROM public.feed_shards WHERE expires_at > pg_catalog.clock_timestamp() - interval '10 minutes'
+        )
+    ORDER BY feed_cursors.batch_id, feed_cursors.position
     LIMIT 1
 )
 SELECT EXISTS (
