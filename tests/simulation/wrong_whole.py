@@ -194,7 +194,7 @@ WRONG_IN_WHOLE = {
         _with_feed(destination_feed_class=_EagerFeed), seed=0, weather=Weather.FEEDS
     ),
     "the feed of a target does not wait for the source": _design(
-        _with_feed(_ImpatientShardFeed), seed=1, weather=Weather.FEEDS
+        _with_feed(_ImpatientShardFeed), seed=2, weather=Weather.FEEDS
     ),
     "an event overtakes one of its resource that was put off": _design(
         _with_feed(destination_feed_class=_LooseFeed), seed=2, weather=Weather.FEEDS
