@@ -1,4 +1,4 @@
-"""The one producer for streams and queues: requests that keep the order of each key, refused items again.
+"""The one producer for streams and queues, of commands and of the feed: requests that keep the order of each key.
 
 Records for a stream are encoded at once: botocore's work for each takes three times as long as the rest, so it encodes
 one record in their place, which never leaves this process.
@@ -9,20 +9,43 @@ from __future__ import annotations
 import asyncio
 import io
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
-from simplu_worker.aws.clients import DECODERS, THROTTLING_CODES, Client, address_of, translate_errors
+from simplu_worker.aws.clients import (
+    DECODERS,
+    THROTTLING_CODES,
+    Client,
+    address_of,
+    error_code,
+    translate_errors,
+)
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, SEND_MAX_BYTES, OutgoingMessage, Queue
 from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.instruments import KINESIS_THROTTLED
 from simplu_worker.timing.waits import backoff_s
 
 TRIES_MAX: Final = 8  # in a row, without an item taken
 RETRY_BASE_S: Final = 0.2
 RETRY_MAX_S: Final = 5.0
 PUT_TIMEOUT_S: Final = 30.0  # a request of 5 MiB over a slow line
+
+# The service finds the content of an item at fault: Kinesis API reference, PutRecords; SQS API reference,
+# SendMessageBatch. Anything else, such as a missing permission, is no item's fault.
+CONTENT_CODES: Final = frozenset(
+    {
+        "AWS.SimpleQueueService.BatchRequestTooLong",
+        "BatchRequestTooLong",
+        "InvalidArgumentException",
+        "InvalidMessageContents",
+        "InvalidParameterValue",
+        "InvalidParameterValueException",
+        "SerializationException",
+        "ValidationException",
+    }
+)
 
 T = TypeVar("T")
 OnFailure: TypeAlias = Callable[[RetryableError], None]
@@ -59,10 +82,17 @@ def cut(
         yield request
 
 
+class Unsent(NamedTuple):
+    """Why an item of a request was not taken; *is_at_fault*: its content is, so that it is refused again."""
+
+    error: str
+    is_at_fault: bool = False
+
+
 class Producer(Generic[T]):
     """Sends items to the stream or queue *name* at *place*: cut into requests, and refused items again.
 
-    *send* returns the refused items of a request.
+    *put* makes one request; it returns what was not taken, by index.
     """
 
     def __init__(
@@ -70,7 +100,7 @@ class Producer(Generic[T]):
         name: str,
         place: str,
         bounds: RequestBounds,
-        send: Callable[[Sequence[T]], Awaitable[Sequence[T]]],
+        put: Callable[[Sequence[T]], Awaitable[Mapping[int, Unsent]]],
         *,
         key_of: Callable[[T], str | None],
         size_of: Callable[[T], int],
@@ -78,7 +108,7 @@ class Producer(Generic[T]):
         self.name = name
         self.place = place
         self._bounds = bounds
-        self._send = send
+        self._put = put
         self._key_of = key_of
         self._size_of = size_of
 
@@ -91,6 +121,21 @@ class Producer(Generic[T]):
         for request in self.cut(items):
             await self.send(request)
 
+    async def put(self, items: Sequence[T]) -> Mapping[int, Unsent]:
+        """Make a request, and one for each of *items* if their content is at fault; return what was not taken.
+
+        Never raises what the service may cause.
+        """
+        try:
+            return await self._put(items)
+        except (RetryableError, PermanentError) as exc:
+            cause = exc.__cause__
+            is_at_fault = isinstance(cause, Exception) and error_code(cause) in CONTENT_CODES
+            if len(items) == 1 or not is_at_fault:
+                return dict.fromkeys(range(len(items)), Unsent(str(exc), is_at_fault))
+        found = [await self.put([item]) for item in items]  # one is at fault, and must not take the others with it
+        return {index: one[0] for index, one in enumerate(found) if one}
+
     async def send(self, items: Sequence[T], on_failure: OnFailure | None = None) -> None:
         """Send a request until all its *items* are taken. Raises the error of the last try, or PermanentError.
 
@@ -99,37 +144,35 @@ class Producer(Generic[T]):
         failure_count = 0
         while items:
             try:
-                refused = await self._send(items)
+                unsent = await self._put(items)
                 error = RetryableError(f"{self.name} takes no more now")
             except RetryableError as exc:
-                refused, error = items, exc
-            if not refused:
+                unsent, error = dict.fromkeys(range(len(items)), Unsent(str(exc))), exc
+            if not unsent:
                 return
+            if refused := [one.error for one in unsent.values() if one.is_at_fault]:
+                raise PermanentError(f"{self.name}: expected an item that it accepts, got another: {refused[0]}")
             if on_failure is not None:
                 on_failure(error)
-            failure_count = failure_count + 1 if len(refused) == len(items) else 1
+            failure_count = failure_count + 1 if len(unsent) == len(items) else 1
             if failure_count == TRIES_MAX:
                 raise error
-            items = refused
+            items = [items[index] for index in sorted(unsent)]
             await asyncio.sleep(backoff_s(failure_count, draw=random.random(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S))
 
 
 def queue_producer(queue: Queue) -> Producer[OutgoingMessage]:
-    """Return the producer for *queue*. It raises PermanentError for an entry that would be refused again."""
-    name = f"queue {queue.name}"
+    """Return the producer for *queue*."""
 
-    async def send(messages: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
+    async def put(messages: Sequence[OutgoingMessage]) -> dict[int, Unsent]:
         unsent = await queue.send(messages)
-        for one in unsent:  # SQS calls it the sender's fault, too, that it gets too many requests
-            if one.is_sender_fault and one.code not in THROTTLING_CODES:
-                raise PermanentError(f"{name}: expected an entry that it accepts, got one that it refuses: {one.code}")
-        return [messages[one.index] for one in unsent]
+        return {one.index: Unsent(f"SendMessageBatch: {one.code}", one.code in CONTENT_CODES) for one in unsent}
 
     return Producer(
-        name,
+        f"queue {queue.name}",
         queue.name,
         RequestBounds(BATCH_MAX_COUNT, SEND_MAX_BYTES),
-        send,
+        put,
         key_of=lambda message: None if message.fifo is None else message.fifo.group_id,
         size_of=lambda message: len(message.body.encode()),
     )
@@ -141,16 +184,22 @@ def stream_producer(client: Client, name_or_arn: str) -> Producer[PutRecord]:
     name = name_or_arn.rpartition("/")[2]  # arn:aws:kinesis:region:account:stream/name
     speed_up_put_records(client)
 
-    async def send(records: Sequence[PutRecord]) -> list[PutRecord]:
+    async def put(records: Sequence[PutRecord]) -> dict[int, Unsent]:
         with translate_errors():
             results = await put_records(client, stream, records)
-        return [record for record, result in zip(records, results, strict=True) if result.error is not None]
+        if any([result.error in THROTTLING_CODES for result in results]):
+            KINESIS_THROTTLED.inc()
+        return {
+            index: Unsent(f"PutRecords: {result.error}: {result.message}")
+            for index, result in enumerate(results)
+            if result.error is not None
+        }
 
     return Producer(
         f"stream {name}",
         address_of(client, name),
         RequestBounds(REQUEST_MAX_COUNT, REQUEST_MAX_BYTES),
-        send,
+        put,
         key_of=lambda record: record.partition_key,
         size_of=lambda record: record.size_bytes,
     )

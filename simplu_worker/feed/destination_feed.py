@@ -21,11 +21,10 @@ from simplu_worker.feed.rows import CursorRow, NotPublisherError
 from simplu_worker.feed.types import Destination as OpenDestination
 from simplu_worker.feed.window import Budget, Finished, RefusedForGood, Window, WindowEvent
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.waits import backoff_s, wait_any
+from simplu_worker.timing.waits import wait_any
 from simplu_worker.vocabulary import FeedDelivery, FeedStop, OnRefusal, TargetKind
 
-PAUSE_BASE_S, PAUSE_MAX_S = 0.2, 30.0  # of a destination that takes nothing
-TRIES_NOTED: Final = 10  # of an event; the first ten take about a minute, each further ten five
+TRIES_NOTED: Final = 5  # of an event; the first five take half a minute, each further five up to five
 
 OUTCOMES: Final = {
     types.Delivered: FeedDelivery.DELIVERED,
@@ -72,7 +71,8 @@ class DestinationFeed:
         self._draw = draw
         self._wake = asyncio.Event()
         self._has_no_filter = terms.filter == types.FeedFilter()
-        self._failure_count = 0
+        self._rules = terms.rules
+        self._is_down = False
         self._paused_until = 0.0
 
     @property
@@ -198,17 +198,9 @@ class DestinationFeed:
         counts = Counter(OUTCOMES[type(one)] for one in deliveries)
         for outcome, count in counts.items():
             instruments.FEED_DELIVERIES.labels(self.terms.name, outcome).inc(count)
-        errors = [one.error for one in deliveries if not isinstance(one, types.Delivered)]
-        self._note_availability(errors[-1] if errors else None, now, is_down=counts[FeedDelivery.RETRIED] == len(due))
-        if asked_s := [
-            one.after_s for one in deliveries if isinstance(one, types.RetryLater) and one.after_s is not None
-        ]:
-            self._paused_until = max(self._paused_until, now + max(asked_s))
-        await self._note_finished(
-            window,
-            window.settle(due, deliveries, tries=self.terms.tries, now=now, draw=self._draw()),
-            keep_refusal,
-        )
+        finished = window.settle(due, deliveries, rules=self._rules, now=now, draw=self._draw())
+        self._note_availability(due, deliveries, now)
+        await self._note_finished(window, finished, keep_refusal)
         self._note_tries(due[0], deliveries[0])
         if self._is_reset_due and not len(self.window):
             self._reset_in = self.publication.incarnation
@@ -241,18 +233,20 @@ class DestinationFeed:
         for one_refused in refused:
             await self._refuse(window, one_refused, keep_refusal)
 
-    def _note_availability(self, error: str | None, now: float, *, is_down: bool) -> None:
-        if is_down:
-            self._failure_count += 1
-            self._paused_until = now + backoff_s(
-                self._failure_count, draw=self._draw(), base_s=PAUSE_BASE_S, max_s=PAUSE_MAX_S
-            )
-            if self.error is None:
-                log.warning("feed.unavailable", shard_id=self._shard_id, destination=self.terms.name, error=error)
-        elif self._failure_count:
-            self._failure_count = 0
+    def _note_availability(self, due: Sequence[WindowEvent], deliveries: Sequence[types.Delivery], now: float) -> None:
+        """Leave a destination alone that takes nothing now, or asks for it."""
+        errors = [one.error for one in deliveries if not isinstance(one, types.Delivered)]
+        retried = [one for one in deliveries if isinstance(one, types.RetryLater)]
+        asked_s = [one.after_s for one in retried if one.after_s is not None]
+        self._paused_until = max([self._paused_until, *(now + one for one in asked_s)])
+        if len(retried) == len(due):
+            self._paused_until = max(self._paused_until, min(one.due_at for one in due))
+            if not self._is_down:
+                log.warning("feed.unavailable", shard_id=self._shard_id, destination=self.terms.name, error=errors[-1])
+        elif self._is_down:
             log.info("feed.recovered", shard_id=self._shard_id, destination=self.terms.name)
-        self.error = error
+        self._is_down = len(retried) == len(due)
+        self.error = errors[-1] if errors else None
 
     async def _refuse(self, window: Window, refused: RefusedForGood, keep_refusal: KeepRefusal) -> None:
         event = refused.one.event

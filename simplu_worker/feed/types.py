@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
+from simplu_worker.operations.tries import WAIT_BASE_S, WAIT_MAX_S, RetryRules
 from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind, OnRefusal
 
 
@@ -105,10 +106,9 @@ class Destination(Protocol):
         """How many events one call of `publish` may have."""
 
     async def publish(self, events: Sequence[FeedEvent]) -> Sequence[Delivery]:
-        """Deliver *events*; return what became of each, in their order.
+        """Deliver *events*, no two of one subject; return what became of each, in their order.
 
-        Behind one that was not delivered, the others of its partition key are `RetryLater`, undelivered. Raises nothing
-        that the destination's trouble may cause.
+        Raises nothing that the destination's trouble may cause.
         """
 
 
@@ -130,6 +130,12 @@ class DestinationTerms(msgspec.Struct, frozen=True):
     begin: FeedBeginning | datetime = FeedBeginning.NOW
     tries: int = 10
     on_refusal: OnRefusal = OnRefusal.CONTINUE
+
+    @property
+    def rules(self) -> RetryRules:
+        """When a refused event is tried again: after a second, and twice as long each time, up to a minute."""
+        delays_s = [min(WAIT_BASE_S * 2.0 ** min(number, 9), WAIT_MAX_S) for number in range(self.tries - 1)]
+        return RetryRules(delays_s, timedelta())
 
 
 POSITION_MAX: Final = 32_767  # of a row in its batch: behind it is the next batch

@@ -11,21 +11,22 @@ Delivered events beyond the cursor stay here, so that this publisher sends none 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Final, TypeAlias, assert_never
 from weakref import WeakSet
 
 import msgspec
 
+from simplu_worker.errors import RetryableError
 from simplu_worker.feed.types import Delivered, Delivery, Disabled, FeedEvent, Place, Refused, RetryLater
-from simplu_worker.timing.waits import backoff_s
+from simplu_worker.operations.tries import WAIT_MAX_S, Failed, GiveUp, NextTry, RetryRules, next_try
 
 EVENTS_MAX: Final = 1000
 DOCUMENTS_MAX_BYTES: Final = 4 * 1024 * 1024
 DOCUMENTS_MIN_BYTES: Final = 128 * 1024  # with less, too many reads; each brings one document, however large
 TOTAL_DOCUMENT_BYTES: Final = 40 * 1024 * 1024  # of a process
-RETRY_BASE_S, RETRY_MAX_S = 0.2, 30.0
 
 
 class Budget:
@@ -104,59 +105,39 @@ class Window:
         self.head = head
 
     def due(self, max_events: int, *, now: float) -> list[WindowEvent]:
-        """Return the events to send now, in order, up to the first of each key that has to wait."""
-        chosen: list[WindowEvent] = []
-        blocked: set[str] = set()
-        for one in self._events:
-            if one.is_done:
-                continue
-            key = one.event.subject
-            if key in blocked:
-                continue
-            if one.due_at > now:
-                blocked.add(key)
-                continue
-            chosen.append(one)
-            if len(chosen) == max_events:
-                break
-        return chosen
+        """Return the events to send now, in order: the first of each key, unless it has to wait."""
+        due = (one for one in self._first_of_keys() if one.due_at <= now)
+        return list(islice(due, max_events))
 
     def next_due_at(self) -> float | None:
         """Return when the first event is due that is not behind another of its key; None without any."""
-        due_at_by_key: dict[str, float] = {}
+        return min((one.due_at for one in self._first_of_keys()), default=None)
+
+    def _first_of_keys(self) -> Iterator[WindowEvent]:
+        keys: set[str] = set()
         for one in self._events:
-            if not one.is_done:
-                due_at_by_key.setdefault(one.event.subject, one.due_at)
-        return min(due_at_by_key.values(), default=None)
+            if not one.is_done and (key := one.event.subject) not in keys:
+                keys.add(key)
+                yield one
 
     def settle(
-        self, sent: Sequence[WindowEvent], deliveries: Sequence[Delivery], *, tries: int, now: float, draw: float
+        self, sent: Sequence[WindowEvent], deliveries: Sequence[Delivery], *, rules: RetryRules, now: float, draw: float
     ) -> list[Finished]:
         """Note what became of *sent*; return what is finished, in order. A `RefusedForGood` waits for `finish`."""
         finished: list[Finished] = []
-        failed: set[str] = set()
         for one, delivery in zip(sent, deliveries, strict=True):
-            key = one.event.subject
             match delivery:
                 case Delivered():
                     one.is_done = True
                     finished.append(one)
-                case RetryLater() | Refused() if key in failed:
-                    pass
-                case RetryLater(error, after_s):
-                    failed.add(key)
+                case RetryLater(error):
                     one.retry_count += 1
-                    wait_s = backoff_s(one.retry_count, draw=draw, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
-                    one.due_at = now + max(wait_s, after_s or 0.0)
-                    if one.is_passed:
-                        finished.append(RefusedForGood(one, error))
+                    following = next_try(RetryableError(error), one.retry_count, rules=rules, draw=draw)
+                    finished += _after_failure(one, error, following, now)
                 case Refused(error):
-                    failed.add(key)
                     one.refusal_count += 1
-                    wait_s = backoff_s(one.refusal_count, draw=draw, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
-                    one.due_at = now + wait_s
-                    if one.refusal_count >= tries:
-                        finished.append(RefusedForGood(one, error))
+                    following = next_try(Failed(error), one.refusal_count, rules=rules)
+                    finished += _after_failure(one, error, following, now)
                 case Disabled():
                     finished.append(delivery)
                 case _:
@@ -177,6 +158,13 @@ class Window:
         if added_bytes:
             self._document_bytes += added_bytes
             self._budget.note(self, has_documents=self._document_bytes > 0)
+
+
+def _after_failure(one: WindowEvent, error: str, following: NextTry, now: float) -> list[Finished]:
+    is_over = isinstance(following, GiveUp)
+    delay_s = WAIT_MAX_S if isinstance(following, GiveUp) else following.delay_s
+    one.due_at = now + delay_s  # also of one that is over: should it not be kept
+    return [RefusedForGood(one, error)] if is_over or one.is_passed else []
 
 
 def _document_bytes(one: WindowEvent) -> int:

@@ -72,7 +72,6 @@ NOT_OF_ONE_TENANT = {
     "find_unconfirmed": "what a provisioning that was killed has left, whosever it is",
     "insert_position": "how the tenants came, for what is known of a stream shard",
     "read_feed": "the feed is of all tenants; each event names its own",
-    "read_feed_cursors": "the tenants that have just come to a shard, for each destination that begins",
     "read_offset": "a number alone, beside the highest of any tenant's",
     "raise_offset": "a number alone, above the highest of any tenant's",
     "read_tenant_arrivals": "times alone, of the first and of the last that was moved here",

@@ -18,12 +18,12 @@ from simulation.simulated_shards import SHARD_IDS, PostgresShards
 from support.feed.expected_events import Change, changes_of, find_differences
 from support.feed.follower import Event, Follower
 
-from simplu_worker.aws.sending import RequestBounds
+from simplu_worker.aws.sending import Producer, RequestBounds, Unsent
 from simplu_worker.errors import RetryableError
 from simplu_worker.feed.cloud_events import encode_event
-from simplu_worker.feed.destinations import publish_in_rounds
+from simplu_worker.feed.destinations import AwsDestination
 from simplu_worker.feed.feed import ConfiguredDestination
-from simplu_worker.feed.types import Delivered, Delivery, DestinationTerms, FeedEvent, RetryLater
+from simplu_worker.feed.types import DestinationTerms
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.vocabulary import FeedBeginning
 
@@ -50,7 +50,6 @@ class ReceiverFaults(msgspec.Struct, frozen=True):
 class SimulatedReceiver:
     """A service to which all publishers send; what came is kept in its order."""
 
-    bounds = RequestBounds(10, EVENT_MAX_BYTES)
     max_events = 40
 
     def __init__(self, name: str, network: Network, draws: Random) -> None:
@@ -59,31 +58,27 @@ class SimulatedReceiver:
         self.faults = ReceiverFaults()
         self._network = network
         self._draws = draws
-        self._requests_at_once = asyncio.Semaphore(2)
+        producer = Producer(
+            name, name, RequestBounds(10, EVENT_MAX_BYTES), self.put, key_of=lambda _: None, size_of=len
+        )
+        self.publish = AwsDestination(producer, lambda event: encode_event(event, EVENT_MAX_BYTES)).publish
 
     def __repr__(self) -> str:
         return f"SimulatedReceiver({self.name}, {len(self.came)} came)"
 
-    async def publish(self, events: Sequence[FeedEvent]) -> list[Delivery]:
-        return await publish_in_rounds(self, events, asyncio.Semaphore(2))
-
-    def pack(self, event: FeedEvent) -> SizedEvent | None:
-        encoded = encode_event(event, EVENT_MAX_BYTES)
-        return None if encoded is None else SizedEvent(encoded, len(encoded))
-
-    async def send(self, entries: Sequence[SizedEvent]) -> list[Delivery]:
+    async def put(self, entries: Sequence[bytes]) -> dict[int, Unsent]:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 return await self._network.ask(self.name, lambda: self._take(entries), lost=_no_answer)
         except TimeoutError:
             raise RetryableError("no answer in time") from None
 
-    def _take(self, entries: Sequence[SizedEvent]) -> list[Delivery]:
+    def _take(self, entries: Sequence[bytes]) -> dict[int, Unsent]:
         draw, faults = self._draws.random, self.faults
-        answer: list[Delivery] = [
-            RetryLater("not now") if faults.put_off and draw() < faults.put_off else Delivered() for _ in entries
-        ]
-        taken = [entry.body for entry, delivery in zip(entries, answer, strict=True) if isinstance(delivery, Delivered)]
+        answer = {
+            index: Unsent("not now") for index in range(len(entries)) if faults.put_off and draw() < faults.put_off
+        }
+        taken = [entry for index, entry in enumerate(entries) if index not in answer]
         self.came += taken
         if faults.repeated and draw() < faults.repeated:
             self._network.loop.call_later(
@@ -100,11 +95,6 @@ class SimulatedReceiver:
 
         terms = DestinationTerms(self.name, begin=FeedBeginning.OLDEST)
         return ConfiguredDestination(terms, opened)
-
-
-class SizedEvent(msgspec.Struct, frozen=True):
-    body: bytes
-    size_bytes: int
 
 
 def pools_of(shards: PostgresShards) -> SimulatedPools:

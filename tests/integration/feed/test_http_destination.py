@@ -19,7 +19,6 @@ from support.feed.events import feed_event
 from support.feed.publishing import expected_by_key, first_by_key, publish_all
 
 from simplu_worker.feed.destinations import (
-    BEHIND,
     CONNECTIONS,
     HttpDestination,
     WebhookForm,
@@ -152,20 +151,14 @@ async def test_resource_arrives_in_order_from_a_receiver_that_fails(
     assert 1 < receiver.busy_max <= CONNECTIONS
 
 
-async def test_event_that_is_refused_holds_its_resource_alone(receiver: Receiver, webhook: HttpDestination) -> None:
+async def test_event_that_is_refused_holds_no_other(receiver: Receiver, webhook: HttpDestination) -> None:
     async def respond(request: web.Request) -> web.StreamResponse:
         return web.Response(status=422 if b"bad" in await request.read() else 200)
 
     receiver.respond = respond
-    events = [
-        feed_event(0, "bad"),
-        feed_event(1, "bad"),
-        *(feed_event(number, f"p-{number}") for number in range(2, 40)),
-    ]
-    first, second, *others = await webhook.publish(events)
+    first, *others = await webhook.publish([feed_event(0, "bad"), *resources(38, 38)])
     assert isinstance(first, Refused)
     assert "got 422" in first.error
-    assert second == RetryLater(BEHIND)
     assert others == [Delivered()] * 38
 
 

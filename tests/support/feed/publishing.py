@@ -23,12 +23,16 @@ async def publish_all(
     left = list(events)
     while left:
         assert len(calls) < CALLS_MAX
-        window = left[: destination.max_events]
+        first: dict[str, FeedEvent] = {}
+        for event in left:
+            first.setdefault(event.subject, event)
+        window = [*first.values()][: destination.max_events]
         deliveries = await destination.publish(window)
         assert len(deliveries) == len(window)
         calls.append(deliveries)
-        undelivered = [event for event, one in zip(window, deliveries, strict=True) if not isinstance(one, Delivered)]
-        left = undelivered + left[len(window) :]
+        for event, one in zip(window, deliveries, strict=True):
+            if isinstance(one, Delivered):
+                left.remove(event)
         if left:
             await between()
     return calls

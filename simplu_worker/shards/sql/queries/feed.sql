@@ -256,7 +256,7 @@ WITH found AS MATERIALIZED (
             AND resources."resourceName" = wanted.resource_type
             AND resources."resourceId" = wanted.resource_id
             AND :lives_here
-    WHERE resources.id IS NOT NULL OR NOT :lives_here
+    WHERE NOT (:lives_here AND resources.id IS NULL)
 ), summed AS MATERIALIZED (
     SELECT
         found.number, fitting.text,

@@ -6,11 +6,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from simplu_worker.feed.destinations import CallHealth, delivery_of, retry_after_s
+from simplu_worker.feed.destinations import delivery_of, retry_after_s
 from simplu_worker.feed.types import Delivered, Delivery, Disabled, Refused, RetryLater
 
 NOW = datetime(2026, 3, 1, 9, tzinfo=UTC)
-LATER, REFUSED = RetryLater("500"), Refused("400")
 
 KINDS = [
     ((200, 201, 202, 204, 299), Delivered),
@@ -52,26 +51,3 @@ HEADERS = [
 def test_retry_after_is_seconds_or_a_time(header: str | None, expected: float | None) -> None:
     assert retry_after_s(header, now=NOW) == expected
     assert delivery_of("h", 503, header, now=NOW) == RetryLater("h: expected a status 2xx, got 503", expected)
-
-
-PAUSE, GONE = RetryLater("429", 1.0), Disabled("gone")
-CALLS: list[tuple[list[Delivery], bool, Delivery | None]] = [
-    ([Delivered(), REFUSED], False, None),
-    ([LATER, Delivered()], False, LATER),
-    ([LATER, PAUSE], True, PAUSE),
-    ([PAUSE, LATER], True, PAUSE),
-    ([PAUSE, GONE], True, GONE),
-    ([GONE, PAUSE, LATER], True, GONE),
-]
-
-
-@pytest.mark.parametrize(("deliveries", "is_over", "failure"), CALLS)
-def test_call_is_over_when_the_receiver_says_so(
-    deliveries: list[Delivery],
-    is_over: bool,  # noqa: FBT001
-    failure: Delivery | None,
-) -> None:
-    health = CallHealth()
-    for delivery in deliveries:
-        health.note(delivery)
-    assert (health.is_over, health.failure) == (is_over, failure)
