@@ -111,11 +111,7 @@ async def skip(pool: ShardPool, destination: str, event_id: str | None = None, *
             raise PermanentError(f"{destination} has not begun on this shard; run: simplu-worker feed show")
         choice = choose_skip(_stop(row["stopped"]), row["error"], row["refused_event"], event_id)
         if apply:
-            match choice:
-                case Resume():
-                    await connection.execute(QUERIES["resume_feed"], destination)
-                case PassEvent(passed):
-                    await connection.execute(QUERIES["pass_feed_event"], destination, passed)
+            await connection.execute(QUERIES["skip_in_feed"], destination, event_id)
         return choice
 
 

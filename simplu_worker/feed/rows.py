@@ -114,7 +114,8 @@ async def load(
         state = _state(await connection.fetchrow(QUERIES["lock_feed"], token))
         begins = [one.begin.isoformat() if isinstance(one.begin, datetime) else one.begin.value for one in terms]
         names = [one.name for one in terms]
-        rows = await connection.fetch(QUERIES["read_feed_cursors"], names, begins, NEW_S)
+        await connection.execute(QUERIES["begin_feed_cursors"], names, begins, NEW_S)
+        rows = await connection.fetch(QUERIES["read_feed_cursors"])
         await connection.execute(QUERIES["note_feed_file"], names)
         if state.noted_run != state.run:
             incarnation = events.incarnation_id(state.read_at, noise, [state.incarnation, last_incarnation])
@@ -125,23 +126,10 @@ async def load(
 
 async def write_cursors(pool: ShardPool, token: str, server: Server, rows: Sequence[CursorRow]) -> bool:
     """Write the rows of destinations; return whether publisher and server are those known: another may lack commits."""
+    sent = msgspec.json.encode([msgspec.structs.asdict(one) | one.place._asdict() for one in rows]).decode()
     async with pool.connection() as connection:
-        written = await connection.fetch(
-            QUERIES["write_feed_cursors"],
-            token,
-            [one.destination for one in rows],
-            [str(one.place.batch_id) for one in rows],
-            [str(one.place.position) for one in rows],
-            [one.incarnation for one in rows],
-            ["" if one.waits_for is None else msgspec.json.encode(one.waits_for).decode() for one in rows],
-            [one.stopped or "" for one in rows],
-            [one.error or "" for one in rows],
-            [one.refused_event or "" for one in rows],
-            [one.passed_event or "" for one in rows],
-            ["" if one.behind_since is None else one.behind_since.isoformat() for one in rows],
-            server.timeline,
-            server.started_at,
-        )
+        query = QUERIES["write_feed_cursors"]
+        written = await connection.fetch(query, token, sent, server.timeline, server.started_at)
     return len(written) == len(rows)
 
 

@@ -75,17 +75,19 @@ class Publisher(msgspec.Struct, frozen=True):
     server_run: str | None = None
 
 
-class Cursor(msgspec.Struct, frozen=True):
+class SentCursor(msgspec.Struct, frozen=True):
     destination: str
     batch_id: int
     position: int
-    waits_for: str | None = None
     incarnation: str = ""
     stopped: str | None = None
     error: str | None = None
     refused_event: str | None = None
     passed_event: str | None = None  # nobody passes one
     behind_since: datetime | None = None
+
+
+class Cursor(SentCursor, frozen=True):
     is_in_file: bool = True
 
 
@@ -340,7 +342,10 @@ class Server:
             return tables, []
         return replace(tables, publisher=replace(tables.publisher, incarnation=incarnation, server_run=run)), []
 
-    def _read_feed_cursors(
+    def _read_feed_cursors(self, tables: FeedTables) -> tuple[FeedTables, Answer]:
+        return tables, [Record(msgspec.structs.asdict(one)) for one in tables.cursors.values()]
+
+    def _begin_feed_cursors(
         self, tables: FeedTables, names: Sequence[str], begins: Sequence[str], new_s: float
     ) -> tuple[FeedTables, Answer]:
         new = [
@@ -348,8 +353,7 @@ class Server:
             for name, begin in zip(names, begins, strict=True)
             if name not in tables.cursors
         ]
-        tables = _with_cursors(tables, new) if new else tables
-        return tables, [Record(msgspec.structs.asdict(one)) for one in tables.cursors.values()]
+        return _with_cursors(tables, new) if new else tables, []
 
     def _new_cursor(self, tables: FeedTables, name: str, begin: str, new_s: float) -> Cursor:
         assert tables.publisher is not None
@@ -375,37 +379,13 @@ class Server:
         return _with_cursors(tables, changed) if changed else tables, []
 
     def _write_feed_cursors(self, tables: FeedTables, token: str, *arguments: Any) -> tuple[FeedTables, Answer]:
-        *columns, timeline, started_at = arguments
+        rows, timeline, started_at = arguments
         is_mine = tables.publisher is not None and tables.publisher.token == token
         if not is_mine or self._run != {"timeline": timeline, "started_at": started_at}:
             return tables, []
-        written = [
-            replace(
-                tables.cursors[name],
-                batch_id=int(batch_id),
-                position=int(position),
-                incarnation=incarnation,
-                waits_for=waits_for or None,
-                stopped=stopped or None,
-                error=error or None,
-                refused_event=refused_event or None,
-                passed_event=passed_event or None,
-                behind_since=datetime.fromisoformat(behind_since) if behind_since else None,
-            )
-            for (
-                name,
-                batch_id,
-                position,
-                incarnation,
-                waits_for,
-                stopped,
-                error,
-                refused_event,
-                passed_event,
-                behind_since,
-            ) in zip(*columns, strict=True)
-            if name in tables.cursors
-        ]
+        sent = msgspec.json.decode(rows, type=list[SentCursor])
+        known = [(one, tables.cursors[one.destination]) for one in sent if one.destination in tables.cursors]
+        written = [replace(cursor, **msgspec.structs.asdict(one)) for one, cursor in known]
         return _with_cursors(tables, written), [Record(destination=one.destination) for one in written]
 
     def _read_feed(

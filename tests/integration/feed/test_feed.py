@@ -190,7 +190,7 @@ async def test_documents_are_read_by_bytes(
     feed = feed_of(pools, [address], [receiver.configured(terms=terms)])
     async with running(feed):
         await receiver.until_count(2 * len(sizes) + 1)
-    assert [one.resource_id for one in receiver.events] == [*(name for name in sizes for _ in range(2)), "r4"]
+    assert sorted(one.resource_id or "" for one in receiver.events) == sorted([*sizes, *sizes, "r4"])
     lengths = {one.resource_id: None if one.data is None else len(one.data) for one in receiver.events}
     members = len('{"text": ""}')
     assert lengths == {name: members + size if size < 5000 else 0 for name, size in sizes.items()} | {"r4": None}

@@ -16,7 +16,7 @@ from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.sending import queue_producer
 from simplu_worker.aws.sqs_queue import OutgoingMessage, Queue
 from simplu_worker.feed.destinations import SQS_EVENT_MAX_BYTES as EVENT_MAX_BYTES
-from simplu_worker.feed.destinations import AwsDestination, message_of, open_sqs
+from simplu_worker.feed.destinations import AwsDestination, message_of
 from simplu_worker.feed.types import Delivered, FeedEvent, Refused, RetryLater
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
@@ -125,12 +125,3 @@ async def test_event_that_is_too_large_without_its_data_is_refused(client: Clien
     large = [feed_event(0, "a", request_id="x" * EVENT_MAX_BYTES), feed_event(1, "b", request_id="\uffff" * 80_000)]
     deliveries = await queue_of(client, url).publish(large)
     assert [type(delivery) for delivery in deliveries] == [Refused, Refused]
-
-
-async def test_queue_is_asked_in_the_region_of_its_url(sqs_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", sqs_url)
-    regions = []
-    for url in ("https://sqs.eu-west-3.amazonaws.com/1/changes.fifo", f"{sqs_url}/000000000000/changes.fifo"):
-        async with open_sqs(url, region=REGION) as destination:
-            regions.append(destination._producer.place)
-    assert regions == ["eu-west-3", REGION]

@@ -69,9 +69,8 @@ SELECT :feed_state FROM public.feed_shards WHERE token = $1::pg_catalog.uuid FOR
 -- name: begin_incarnation
 UPDATE public.feed_shards SET incarnation = $2, server_run = $3 WHERE token = $1::pg_catalog.uuid;
 
--- name: read_feed_cursors
--- Those of all destinations, with those that were not there and begin now: $1 their names, $2 where each begins: `now`,
--- `oldest`, or a time. On a shard that had no publisher yet, and whose log began within $3 seconds, `now` is at the
+-- name: begin_feed_cursors
+-- Of the destinations $1 those that were not there, with $2 where each begins: `now`, `oldest`, or a time. On a shard that had no publisher yet, and whose log began within $3 seconds, `now` is at the
 -- beginning: the shard is new, and what came meanwhile is behind the begin of the destination elsewhere.
 -- Each begins with a reset: nobody knows whether a promotion has taken back an earlier cursor.
 -- In a transaction that has locked the row of the publisher. A destination begins before a tenant that has arrived within
@@ -112,29 +111,26 @@ WITH wanted AS (
         END AS batch_id
     FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS sent (destination, begin)
     WHERE NOT EXISTS (SELECT FROM public.feed_cursors WHERE feed_cursors.destination = sent.destination)
-), begun AS (
-    INSERT INTO public.feed_cursors (destination, batch_id, position)
-    SELECT
-        wanted.destination,
-        least(
-            wanted.batch_id,
-            (
-                SELECT pg_catalog.min(arrived.batch_id) - 1
-                FROM public.log_batches AS arrived
-                WHERE
-                    arrived.kind = 'a' AND arrived.epoch IS NOT NULL
-                    AND arrived.completed_at > pg_catalog.clock_timestamp() - interval '10 minutes'
-            )
-        ),
-        32767
-    FROM wanted
-    RETURNING *
 )
+INSERT INTO public.feed_cursors (destination, batch_id, position)
+SELECT
+    wanted.destination,
+    least(
+        wanted.batch_id,
+        (
+            SELECT pg_catalog.min(arrived.batch_id) - 1
+            FROM public.log_batches AS arrived
+            WHERE
+                arrived.kind = 'a' AND arrived.epoch IS NOT NULL
+                AND arrived.completed_at > pg_catalog.clock_timestamp() - interval '10 minutes'
+        )
+    ),
+    32767
+FROM wanted;
+
+-- name: read_feed_cursors
 SELECT destination, batch_id, position, incarnation, stopped, error, refused_event, passed_event, behind_since
-FROM public.feed_cursors
-UNION ALL
-SELECT destination, batch_id, position, incarnation, stopped, error, refused_event, passed_event, behind_since
-FROM begun;
+FROM public.feed_cursors;
 
 -- name: note_feed_file
 -- The publisher has the destinations $1 in its file, and no others.
@@ -143,8 +139,8 @@ SET is_in_file = NOT is_in_file
 WHERE is_in_file <> (destination = ANY($1::pg_catalog.text[]));
 
 -- name: write_feed_cursors
--- Of the destinations $2, while the token of the publisher is $1 and the server is in the run with the timeline $12 and
--- the start $13. A claim waits for the end of it.
+-- Those in $2, while the token of the publisher is $1 and the server is in the run with the timeline $3 and the start $4.
+-- A claim waits for the end of it.
 WITH run AS (
     SELECT :server_run
 ), mine AS (
@@ -153,21 +149,17 @@ WITH run AS (
     CROSS JOIN run
     WHERE
         feed_shards.token = $1::pg_catalog.uuid
-        AND run.timeline = $12::pg_catalog.text AND run.started_at = $13::pg_catalog.timestamptz
+        AND run.timeline = $3::pg_catalog.text AND run.started_at = $4::pg_catalog.timestamptz
     FOR SHARE OF feed_shards
 )
 UPDATE public.feed_cursors
 SET
-    batch_id = sent.batch_id::bigint, position = sent.position::integer, incarnation = sent.incarnation,
-    waits_for = nullif(sent.waits_for, '')::pg_catalog.jsonb, stopped = nullif(sent.stopped, ''), error = nullif(sent.error, ''),
-    refused_event = nullif(sent.refused_event, ''), passed_event = nullif(sent.passed_event, ''),
-    behind_since = nullif(sent.behind_since, '')::pg_catalog.timestamptz, updated_at = pg_catalog.clock_timestamp()
-FROM mine, unnest(
-    $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[],
-    $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[], $10::pg_catalog.text[], $11::pg_catalog.text[]
-) AS sent (
-    destination, batch_id, position, incarnation, waits_for, stopped, error, refused_event, passed_event, behind_since
-)
+    batch_id = sent.batch_id, position = sent.position, incarnation = sent.incarnation, waits_for = sent.waits_for,
+    stopped = sent.stopped, error = sent.error, refused_event = sent.refused_event, passed_event = sent.passed_event,
+    behind_since = sent.behind_since, updated_at = pg_catalog.clock_timestamp()
+FROM mine, pg_catalog.jsonb_populate_recordset(
+    NULL::public.feed_cursors, $2::pg_catalog.text::pg_catalog.jsonb
+) AS sent
 WHERE feed_cursors.destination = sent.destination
 RETURNING feed_cursors.destination;
 
@@ -417,16 +409,11 @@ WHERE destination = $1 AND batch_id > $2;
 -- name: read_feed_cursor
 SELECT stopped, error, refused_event FROM public.feed_cursors WHERE destination = $1;
 
--- name: resume_feed
--- Let the destination $1 go on where it has stopped, in a transaction that has taken the row.
+-- name: skip_in_feed
+-- Let the destination $1 go on where it has stopped, or pass the event $2, in a transaction that has taken the row.
 UPDATE public.feed_cursors
-SET stopped = NULL, error = NULL, updated_at = pg_catalog.clock_timestamp()
-WHERE destination = $1;
-
--- name: pass_feed_event
--- Let the destination $1 pass the event $2, in a transaction that has taken the row.
-UPDATE public.feed_cursors
-SET passed_event = $2, updated_at = pg_catalog.clock_timestamp()
+SET
+    stopped = NULL, error = NULL, passed_event = coalesce($2, passed_event), updated_at = pg_catalog.clock_timestamp()
 WHERE destination = $1;
 
 -- name: plan_feed_forget
