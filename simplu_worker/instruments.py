@@ -240,9 +240,6 @@ SQS_STALE_RECEIPTS = Counter(
     ["queue", "call"],
 )
 SQS_POLLS = Gauge("simplu_sqs_polls", "Running polls, up to 4.", ["queue"])
-SQS_POLLS_REPLACED = Counter(
-    "simplu_sqs_polls_replaced_total", "Polls that never returned and were replaced.", ["queue"]
-)
 REPETITIONS_LATE = Counter(
     "simplu_repetitions_late_total",
     "Order events dropped because an event sent over five minutes before used their deduplicationId; redeliveries and "
@@ -408,7 +405,6 @@ def start_queue_at_zero(queue: str) -> None:
     _start_at_zero(SQS_STALE_RECEIPTS, [queue], QueueCall)
     for metric in (
         *(SQS_IN_FLIGHT, SQS_OLDEST_MESSAGE, SQS_OLDEST_IN_HAND, SQS_LEASE_MARGIN, SQS_HEARTBEAT_LATENESS, SQS_POLLS),
-        SQS_POLLS_REPLACED,
     ):
         _start_at_zero(metric, [queue])
 

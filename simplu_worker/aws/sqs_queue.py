@@ -187,18 +187,12 @@ class Queue:
             answer = await self._client.get_queue_url(QueueName=name)
         return Queue(self._client, answer["QueueUrl"])
 
-    async def receive(
-        self, *, wait_s: int, max_messages: int, visibility_s: int | None = None, attempt_id: str | None = None
-    ) -> list[Message]:
+    async def receive(self, *, wait_s: int, max_messages: int, visibility_s: int | None = None) -> list[Message]:
         """Receive up to *max_messages*; none when none came within *wait_s*.
 
-        They are hidden for *visibility_s*, else for the queue's own timeout. A FIFO queue gives the same messages for
-        the same *attempt_id*.
+        They are hidden for *visibility_s*, else for the queue's own timeout.
         """
-        options = {
-            **({} if visibility_s is None else {"VisibilityTimeout": visibility_s}),
-            **({} if attempt_id is None else {"ReceiveRequestAttemptId": attempt_id}),
-        }
+        options = {} if visibility_s is None else {"VisibilityTimeout": visibility_s}
         with receive_span(Source.SQS, self.name) as span, translate_errors():
             answer = await self._poll_client.receive_message(
                 QueueUrl=self.url,

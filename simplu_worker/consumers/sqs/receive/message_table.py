@@ -150,6 +150,10 @@ class MessageTable:
         """Return the messages that may be handled, those of a group in order."""
         return [one.message for lane in self._lanes.values() if lane.is_ready(now) for one in lane.queued]
 
+    def queued_messages(self) -> list[Message]:
+        """Return the messages that are in lanes, and not with the handler, those of a group in order."""
+        return [one.message for lane in self._lanes.values() for one in lane.queued]
+
     def held_messages(self, now: float) -> list[Message]:
         """Return the messages that are held, and those behind them."""
         return [one.message for lane in self._lanes.values() if lane.held_until > now for one in lane.queued]

@@ -6,25 +6,23 @@ While the other queue has work, a queue polls in a turn of its own, or each seco
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 import msgspec
 import structlog
 
-from simplu_worker.aws.clients import ThrottledError, longest_pause_s
+from simplu_worker.aws.clients import longest_pause_s
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Message, Queue, QueueAttributes
 from simplu_worker.consumers.sqs.receive.message_table import MessageTable, SchedulerLimits
-from simplu_worker.consumers.sqs.receive.slot_share import PollPlan, ReceiveAttempt
+from simplu_worker.consumers.sqs.receive.slot_share import PollPlan
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.instruments import RETRIES, SQS_POLLS, SQS_POLLS_REPLACED
+from simplu_worker.instruments import RETRIES, SQS_POLLS
 from simplu_worker.timing.waits import backoff_s, move_deadline, sleep_or_event
 from simplu_worker.vocabulary import QueueRetry, Source
 
 POLL_WAIT_S: Final = 5  # a stop waits for it to end; a longer one would save a few cheap requests and slow down stops
 STOP_WAIT_S: Final = POLL_WAIT_S + 1.0  # after this a poll that is under way at a stop is cut: the server is silent
-SILENCE_S: Final = POLL_MARGIN_S - 1.0  # past its wait: a little before the poll client's own timeout, if it has one
 RETRY_BASE_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
 DEPTH_INTERVAL_S: Final = 30.0
@@ -33,20 +31,14 @@ log = structlog.get_logger(__name__)
 
 
 class PollTimes(msgspec.Struct, frozen=True):
-    """The times of a poll. *wait_s* is how long SQS waits for messages.
-
-    *stop_wait_s*, longer than that, is how long polls may still answer at a stop. *silence_s* after its wait, a poll is
-    replaced.
-    """
+    """How long SQS waits for messages, and how long, longer than that, polls may still answer at a stop."""
 
     wait_s: int = POLL_WAIT_S
     stop_wait_s: float = STOP_WAIT_S
-    silence_s: float = SILENCE_S
 
 
 class _Poll(msgspec.Struct, eq=False):
     asked_count: int
-    attempt: ReceiveAttempt | None  # of a FIFO queue
     started_at: float
     deadline: asyncio.Timeout
 
@@ -80,12 +72,10 @@ class Poller:
             poll_count=limits.poll_count, message_count=limits.message_count, byte_count=limits.byte_count
         )
         self._polls: set[_Poll] = set()
-        self._unanswered: list[ReceiveAttempt] = []  # to repeat
         self._failure_count = 0  # in a row
         self.next_at = 0.0  # after a failure
         self.received_count = 0
         self.answer_count = 0
-        self.replaced_count = 0
         self.last_error: str | None = None
 
     @property
@@ -111,13 +101,7 @@ class Poller:
         asked_count = self._plan.reserve(in_flight_count=len(self._table), in_flight_bytes=self._table.byte_count)
         if not asked_count:
             return None
-        attempt = None
-        if self._queue.is_fifo:
-            self._unanswered = [one for one in self._unanswered if one.is_usable(now)]
-            attempt = self._unanswered.pop(0) if self._unanswered else None
-            attempt = attempt or ReceiveAttempt(uuid.uuid4().hex, asked_count, now)
-            asked_count = self._plan.change(asked_count, attempt.max_messages)
-        poll = _Poll(asked_count, attempt, now, asyncio.timeout(None))
+        poll = _Poll(asked_count, now, asyncio.timeout(None))
         self._polls.add(poll)
         return poll
 
@@ -131,7 +115,7 @@ class Poller:
             if not stopping.is_set():
                 messages = await self._receive(poll)
         except TimeoutError:
-            error = None if stopping.is_set() else self._replace()
+            error = None if stopping.is_set() else RetryableError(f"no answer to a poll of {self._times.wait_s} s")
         except (RetryableError, PermanentError, OSError) as exc:
             error = exc
         finally:
@@ -140,7 +124,7 @@ class Poller:
         if messages is None:
             self._plan.record_failure(poll.asked_count)
             if error is not None:
-                self._note_failure(poll, error)
+                self._note_failure(error)
             return
         if self._failure_count and not stopping.is_set():
             log.info("queue.recovered", queue=self._queue.name, failure_count=self._failure_count)
@@ -161,28 +145,17 @@ class Poller:
     async def _receive(self, poll: _Poll) -> list[Message]:
         poll.started_at = self._clock()
         SQS_POLLS.labels(self._queue.name).set(len(self._polls))
-        async with asyncio.timeout(self._times.wait_s + self._times.silence_s) as poll.deadline:
+        async with asyncio.timeout(self._times.wait_s + POLL_MARGIN_S) as poll.deadline:
             return await self._queue.receive(
                 wait_s=self._times.wait_s,
                 max_messages=poll.asked_count,
                 visibility_s=self._table.visibility_timeout_s,
-                attempt_id=None if poll.attempt is None else poll.attempt.attempt_id,
             )
 
-    def _note_failure(self, poll: _Poll, error: Exception) -> None:
-        # A refusal is an answer: no message was received.
-        if poll.attempt is not None and not isinstance(error, ThrottledError | PermanentError):
-            self._unanswered.append(poll.attempt)
+    def _note_failure(self, error: Exception) -> None:
         self._failure_count += 1
         self.last_error = str(error)
         self.next_at = self._clock() + back_off(self._queue, error, self._failure_count, draw=self._draw())
-
-    def _replace(self) -> RetryableError:
-        self.replaced_count += 1
-        SQS_POLLS_REPLACED.labels(self._queue.name).inc()
-        silent_s = self._times.wait_s + self._times.silence_s
-        log.warning("queue.poll_replaced", queue=self._queue.name, silent_s=silent_s)
-        return RetryableError(f"a poll of {self._times.wait_s} s had no answer after {silent_s:g} s")
 
 
 def back_off(queue: Queue, exc: Exception, failure_count: int, *, draw: float) -> float:

@@ -259,7 +259,6 @@ class QueueReceiver:
             "oldestInHandSeconds": round(self._table.oldest_age_s(now), 3),
             "polls": self._poller.under_way_count,
             "pollsWanted": self._poller.wanted_count,
-            "pollsReplaced": self._poller.replaced_count,
             "received": self._poller.received_count,
             "calls": self._call_count,
             "handled": self._handled_count,
@@ -297,6 +296,7 @@ class QueueReceiver:
         if self._put_back_room <= 0 or self._stopping.is_set():
             return []
         now, draw, put_back = self._clock(), self._draw(), list[tuple[Message, float]]()
+        self._share.note_late(message.message_id for message in self._table.held_messages(now))
         if len(self._table) >= slot_share.SHORT_RATIO * self._limits.message_count:
             self._share.note_late(self._table.received_before(now - slot_share.LATE_AFTER_S))
         for message in self._share.over_share(unstarted, self._table.messages(), now=now):
@@ -335,11 +335,9 @@ class QueueReceiver:
         now = self._clock()
         self._handled_count += len(call)
         self._handling_s += now - started_at
-        if not self._stopping.is_set():
-            verdicts = self._share.bounded(call, verdicts, self._table.messages(), now=now, draw=self._draw())
         decision = self._table.apply_verdicts(call, verdicts, now=now, may_hold=not self._stopping.is_set())
         self._out.remove_lost(decision.lost)
-        returned = [*decision.returned, *self._take_over_share(self._table.ready_messages(now))]
+        returned = [*decision.returned, *self._take_over_share(self._table.queued_messages())]
         if begun := self._share.begun(now=now):
             named = begun[:NAMED_TENANTS]
             log.info("queue.over_share", queue=self._queue.name, tenants=named, tenant_count=len(begun))

@@ -13,14 +13,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
-import msgspec
-
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Message
-from simplu_worker.consumers.sqs.receive.verdicts import RetryHeld, ReturnToQueue, Verdict
 from simplu_worker.timing.waits import backoff_s
 
 WINDOW_S: Final = 60.0  # a deferred message is received again within a minute, and is in no other place until then
-ATTEMPT_MAX_S: Final = 240.0  # SQS API reference, ReceiveRequestAttemptId: five minutes, less a margin for clocks
 
 
 class RecentlyReceived:
@@ -43,18 +39,6 @@ class RecentlyReceived:
     def oldest_sent_at(self, now: float) -> datetime | None:
         """Return when the oldest of them was sent, if any."""
         return min((oldest for since, oldest in self._oldest if now - since < 2 * WINDOW_S), default=None)
-
-
-class ReceiveAttempt(msgspec.Struct, frozen=True):
-    """A receive of a FIFO queue; a repetition gives the same messages."""
-
-    attempt_id: str
-    max_messages: int
-    made_at: float
-
-    def is_usable(self, now: float) -> bool:
-        """Return whether SQS still remembers the attempt."""
-        return now - self.made_at < ATTEMPT_MAX_S
 
 
 class PollPlan:
@@ -83,11 +67,6 @@ class PollPlan:
         count = max(room, 0)
         self._asked_count += count
         return count
-
-    def change(self, asked_count: int, max_count: int) -> int:
-        """Reserve for *max_count* messages in place of *asked_count*; return that."""
-        self._asked_count += max_count - asked_count
-        return max_count
 
     def record_answer(self, asked_count: int, sizes_bytes: Sequence[int]) -> None:
         """Record that a poll for *asked_count* messages received messages of these sizes."""
@@ -136,7 +115,7 @@ class SlotShare:
         return self.max_receive_count is not None and message.receive_count >= self.max_receive_count
 
     def note_late(self, message_ids: Iterable[str]) -> None:
-        """Note that messages are in hand for LATE_AFTER_S."""
+        """Note that messages are held, or in hand for LATE_AFTER_S."""
         self._late.update(message_ids)
 
     def over_share(self, unstarted: Sequence[Message], in_hand: Sequence[Message], *, now: float) -> list[Message]:
@@ -151,34 +130,6 @@ class SlotShare:
             if self._lane_of(message) not in staying and room.give_up(self._tenants.get(message.message_id))
         ]
         return over[::-1]  # of a group the last ones
-
-    def bounded(
-        self,
-        call: Sequence[Message],
-        verdicts: Sequence[Verdict],
-        in_hand: Sequence[Message],
-        *,
-        now: float,
-        draw: float,
-    ) -> list[Verdict]:
-        """Return *verdicts*, but the return of what would be held beyond its tenant's share."""
-        pairs = list(zip(call, verdicts, strict=True))
-        to_hold = {one.message_id for one, verdict in pairs if isinstance(verdict, RetryHeld) and verdict.delay_s}
-        if not to_hold:
-            return list(verdicts)
-        self._late |= to_hold
-        room, staying = self._count(in_hand, now), self._staying_lanes(in_hand)
-        sizes = Counter(map(self._lane_of, in_hand))
-
-        def bound(message: Message, verdict: Verdict) -> Verdict:
-            lane, tenant_id = self._lane_of(message), self._tenants.get(message.message_id)
-            if not isinstance(verdict, RetryHeld) or message.message_id not in to_hold or lane in staying:
-                return verdict
-            if not room.give_up(tenant_id, sizes[lane]):  # those behind it in its group return with it
-                return verdict
-            return ReturnToQueue(math.ceil(max(verdict.delay_s, self.put_back_s(message, now=now, draw=draw))))
-
-        return [bound(*pair) for pair in reversed(pairs)][::-1]
 
     def put_back_s(self, message: Message, *, now: float, draw: float) -> float:
         """Note that *message* is put back; return for how long."""
@@ -231,13 +182,13 @@ class _Room:
             sum(counts.values()) - half_count if len(counts) > half_count else 0
         )  # with one slot for each
 
-    def give_up(self, tenant_id: str | None, count: int = 1) -> bool:
+    def give_up(self, tenant_id: str | None) -> bool:
         if tenant_id is None or (own_count := self._counts.get(tenant_id)) is None:
             return False
         if own_count <= self._limit and (self._over_count <= 0 or own_count <= 0):
             return False
-        self._counts[tenant_id] = own_count - count
-        self._over_count -= count
+        self._counts[tenant_id] = own_count - 1
+        self._over_count -= 1
         return True
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.consumers.sqs.receive.slot_share import ATTEMPT_MAX_S, PollPlan, ReceiveAttempt
+from simplu_worker.consumers.sqs.receive.slot_share import PollPlan
 
 
 def plan(poll_count: int = 4, message_count: int = 100, byte_count: int = 1000) -> PollPlan:
@@ -41,19 +41,13 @@ def test_polls_become_more_when_full_and_one_when_empty(
     assert own.wanted_count == expected
 
 
-def test_attempt_is_usable_for_less_than_five_minutes() -> None:
-    attempt = ReceiveAttempt("x", 10, made_at=100.0)
-    assert (attempt.is_usable(100.0 + ATTEMPT_MAX_S - 1), attempt.is_usable(100.0 + ATTEMPT_MAX_S)) == (True, False)
-
-
 def test_polls_at_one_time_share_the_room() -> None:
     own = plan(message_count=15)
     assert [room(own) for _ in range(3)] == [10, 5, 0]
     own.record_answer(10, [])
     assert room(own, 2) == 8
     own.record_failure(8)
-    assert own.change(5, 7) == 7
-    assert room(own, 2) == 6
+    assert room(own, 2) == 8
 
 
 def test_room_in_bytes_is_counted_by_the_largest_message_of_late() -> None:
