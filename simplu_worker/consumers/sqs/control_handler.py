@@ -156,13 +156,11 @@ class ControlHandler:
 
     async def _carry_out(self, items: Sequence[_Item]) -> list[_HandledItem]:
         results: dict[str, Result | Exception] = {}
-        creations = [(item, item.control) for item in items if isinstance(item.control, control_messages.ShardCreation)]
+        creations = [(item, item.control) for item in items if isinstance(item.control, types.ProvisionRequest)]
 
         async def create() -> None:
             try:
-                answers = await self._provisioner.provision_all(
-                    [_provision_request_of(creation) for _, creation in creations]
-                )
+                answers = await self._provisioner.provision_all([creation for _, creation in creations])
             except Exception as exc:  # noqa: BLE001  # a bug must not end the others; the message is retried
                 answers = [exc] * len(creations)
             for (item, _), answer in zip(creations, answers, strict=True):
@@ -178,7 +176,7 @@ class ControlHandler:
             if creations:
                 tasks.create_task(create(), name="control:creations")
             for item in items:
-                if not isinstance(item.control, control_messages.ShardCreation):
+                if not isinstance(item.control, types.ProvisionRequest):
                     tasks.create_task(change(item), name=f"control:{item.message.message_id}")
         return [(item, results[item.message.message_id]) for item in items]
 
@@ -190,7 +188,7 @@ class ControlHandler:
                 return self._changer.rename(control)
             case types.AdminAccount():
                 return self._changer.add_admin(control)
-            case control_messages.ShardCreation():
+            case types.ProvisionRequest():
                 raise AssertionError("creations are provisioned all together")
             case _:
                 assert_never(control)
@@ -348,12 +346,3 @@ def _verdict_behind(verdict: Verdict, *, is_group: bool) -> Verdict:
             return ReturnToQueue(max(delay_s, 1))
         case _:
             return ReturnToQueue(0)
-
-
-def _provision_request_of(creation: control_messages.ShardCreation) -> types.ProvisionRequest:
-    return types.ProvisionRequest(
-        business_id=creation.business_id,
-        location_id=creation.location_id,
-        business_type=creation.business_type,
-        requested_at=creation.requested_at,
-    )

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -36,7 +36,7 @@ from simplu_worker.operations.json_record import (
     short_text,
 )
 from simplu_worker.operations.operation import Origin, RejectedRecord, tenant_id_of
-from simplu_worker.shards.types import AdminAccount, ResourceRename
+from simplu_worker.shards.types import AdminAccount, ProvisionRequest, ResourceRename
 
 TYPE_ATTRIBUTE: Final = "MessageType"
 ID_MAX_CHARS: Final = 128
@@ -60,15 +60,6 @@ class DestructionAction(StrEnum):
     DESTROY_ALL = "destroy_all"
 
 
-class ShardCreation(msgspec.Struct, frozen=True):
-    """Provision a tenant, on the shard that the map or Citrus gives it."""
-
-    business_id: str
-    location_id: str
-    business_type: str
-    requested_at: datetime
-
-
 class ShardDestruction(msgspec.Struct, frozen=True):
     """Destroy a tenant, or without *location_id* every tenant of the business."""
 
@@ -77,10 +68,10 @@ class ShardDestruction(msgspec.Struct, frozen=True):
     requested_at: datetime
 
 
-Control: TypeAlias = ShardCreation | ShardDestruction | ResourceRename | AdminAccount
+Control: TypeAlias = ProvisionRequest | ShardDestruction | ResourceRename | AdminAccount
 
 _CONTROL_TYPES: Final[Mapping[type[Control], ControlType]] = {
-    ShardCreation: ControlType.SHARD_CREATION,
+    ProvisionRequest: ControlType.SHARD_CREATION,
     ShardDestruction: ControlType.SHARD_DESTRUCTION,
     ResourceRename: ControlType.UPDATE_RESOURCE_ID,
     AdminAccount: ControlType.ADMIN_ACCOUNT_CREATION,
@@ -95,6 +86,9 @@ def control_type_of(control: Control) -> ControlType:
 def tenant_id_of_control(control: Control) -> str | None:
     """Return the tenant of a message; None for every tenant of a business."""
     return None if control.location_id is None else tenant_id_of(control.business_id, control.location_id)
+
+
+B = TypeVar("B", bound=msgspec.Struct)
 
 
 class CreationMembers(msgspec.Struct, rename="camel"):
@@ -180,7 +174,10 @@ def decode_control(body: str | bytes, attributes: Mapping[str, str], origin: Ori
 def with_timestamp(body: str, attributes: Mapping[str, str], origin: Origin) -> str:
     """Return *body*, with the time of its first sending where a `SHARD_CREATION` has no `timestamp`."""
     control = decode_control(body, attributes, origin)
-    if not isinstance(control, ShardCreation) or parse_record(body.encode(), _creation_decoder).timestamp is not None:
+    if (
+        not isinstance(control, ProvisionRequest)
+        or parse_record(body.encode(), _creation_decoder).timestamp is not None
+    ):
         return body
     return body.rstrip()[:-1] + "," + msgspec.json.encode({"timestamp": origin.arrived_at}).decode()[1:]
 
@@ -199,10 +196,16 @@ def _type_of(peeked: _PeekedControl, attributes: Mapping[str, str]) -> ControlTy
     return control_type
 
 
-def _decode_creation(record: bytes, origin: Origin) -> ShardCreation:
-    body = parse_record(record, _creation_decoder)
-    check_texts({"businessId": body.business_id, "locationId": body.location_id, "businessType": body.business_type})
-    return ShardCreation(
+def _parse(record: bytes, decoder: msgspec.json.Decoder[B]) -> B:
+    body = parse_record(record, decoder)
+    required = [field for field in msgspec.structs.fields(type(body)) if field.required]  # all of these are texts
+    check_texts({field.encode_name: getattr(body, field.name) for field in required})
+    return body
+
+
+def _decode_creation(record: bytes, origin: Origin) -> ProvisionRequest:
+    body = _parse(record, _creation_decoder)
+    return ProvisionRequest(
         business_id=body.business_id,
         location_id=body.location_id,
         business_type=body.business_type,
@@ -212,7 +215,7 @@ def _decode_creation(record: bytes, origin: Origin) -> ShardCreation:
 
 
 def _decode_destruction(record: bytes, _origin: Origin) -> ShardDestruction:
-    body = parse_record(record, _destruction_decoder)
+    body = _parse(record, _destruction_decoder)
     if body.action not in _ACTIONS:
         raise InvalidRecordError("action", "destroy or destroy_all", "another text")
     location_id = None
@@ -221,23 +224,14 @@ def _decode_destruction(record: bytes, _origin: Origin) -> ShardDestruction:
         if location_id is None or not 1 <= len(location_id) <= ID_MAX_CHARS:
             expected = f"1 to {ID_MAX_CHARS} characters, or action destroy_all for every location"
             raise InvalidRecordError("locationId", expected, "more" if location_id else NOTHING)
-    check_texts({"businessId": body.business_id, "locationId": location_id})
+    check_texts({"locationId": location_id})
     return ShardDestruction(
         business_id=body.business_id, location_id=location_id, requested_at=parse_timestamp(body.timestamp)
     )
 
 
 def _decode_rename(record: bytes, _origin: Origin) -> ResourceRename:
-    body = parse_record(record, _rename_decoder)
-    check_texts(
-        {
-            "businessId": body.business_id,
-            "locationId": body.location_id,
-            "resourceType": body.resource_type,
-            "oldResourceId": body.old_resource_id,
-            "newResourceId": body.new_resource_id,
-        }
-    )
+    body = _parse(record, _rename_decoder)
     if body.old_resource_id == body.new_resource_id:
         raise InvalidRecordError("newResourceId", "another id than oldResourceId", "the same one")
     return ResourceRename(
@@ -252,16 +246,7 @@ def _decode_rename(record: bytes, _origin: Origin) -> ResourceRename:
 
 
 def _decode_admin(record: bytes, _origin: Origin) -> AdminAccount:
-    body = parse_record(record, _admin_decoder)
-    check_texts(
-        {
-            "businessId": body.business_id,
-            "locationId": body.location_id,
-            "businessType": body.business_type,
-            "adminEmail": body.admin_email,
-            "adminUserId": body.admin_user_id,
-        }
-    )
+    body = _parse(record, _admin_decoder)
     return AdminAccount(
         business_id=body.business_id,
         location_id=body.location_id,

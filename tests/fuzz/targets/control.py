@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from simplu_worker.consumers.sqs.control_messages import (
     ControlType,
     MessageSubject,
-    ShardCreation,
     control_type_of,
     decode_control,
     stages_of,
@@ -24,7 +23,7 @@ from simplu_worker.consumers.sqs.control_messages import (
 from simplu_worker.operations.json_record import exceeds_bounds
 from simplu_worker.operations.operation import RejectedRecord, is_id, is_storable
 from simplu_worker.shards.tenants.control_rules import timestamp_text
-from simplu_worker.shards.types import ResourceRename
+from simplu_worker.shards.types import ProvisionRequest, ResourceRename
 
 USUAL: Final = {
     "messageType": "SHARD_CREATION",
@@ -63,7 +62,7 @@ def check(data: bytes) -> None:
     assert timestamp_text(decoded.requested_at)
     subject = MessageSubject(tenant_id, decoded.business_id)
     assert stages_of([subject, subject]) == [[0], [1]]
-    if isinstance(decoded, ShardCreation):  # others have data that are shown
+    if isinstance(decoded, ProvisionRequest):  # others have data that are shown
         check_secrets(repr(decoded))
     if isinstance(decoded, ResourceRename) and decoded.additional_data is not None:
         exceeds_bounds(decoded.additional_data.encode())

@@ -10,7 +10,6 @@ import pytest
 from simplu_worker.consumers.sqs.control_messages import (
     Control,
     ControlType,
-    ShardCreation,
     ShardDestruction,
     control_type_of,
     decode_control,
@@ -18,13 +17,13 @@ from simplu_worker.consumers.sqs.control_messages import (
     with_timestamp,
 )
 from simplu_worker.operations.operation import Origin, RejectedRecord
-from simplu_worker.shards.types import AdminAccount, ResourceRename
+from simplu_worker.shards.types import AdminAccount, ProvisionRequest, ResourceRename
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 ORIGIN = Origin(source=Source.SQS, name="control", arrived_at=datetime(2026, 1, 2, tzinfo=UTC), message_id="m")
 CREATION = {"businessId": "b", "locationId": "l", "businessType": "dental", "timestamp": "2026-01-02T03:04:05+02:00"}
 REQUESTED_AT = datetime(2026, 1, 2, 1, 4, 5, tzinfo=UTC)
-CREATED = ShardCreation(business_id="b", location_id="l", business_type="dental", requested_at=REQUESTED_AT)
+CREATED = ProvisionRequest(business_id="b", location_id="l", business_type="dental", requested_at=REQUESTED_AT)
 TENANT = {name: CREATION[name] for name in ("businessId", "locationId", "timestamp")}
 BODIES: dict[ControlType, dict[str, Any]] = {
     ControlType.SHARD_CREATION: CREATION,
@@ -101,7 +100,7 @@ def test_rename_keeps_what_is_to_be_merged_as_it_came(sent: str, expected: str |
 def test_creation_without_a_timestamp_is_as_old_as_its_message() -> None:
     text = body(timestamp=None)
     creation = decode_control(text, {}, ORIGIN)
-    assert isinstance(creation, ShardCreation)
+    assert isinstance(creation, ProvisionRequest)
     assert creation.requested_at == ORIGIN.arrived_at
 
     later = msgspec.structs.replace(ORIGIN, arrived_at=ORIGIN.arrived_at + timedelta(days=1))
