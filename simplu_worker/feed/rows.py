@@ -128,8 +128,7 @@ async def write_cursors(pool: ShardPool, token: str, server: Server, rows: Seque
     """Write the rows of destinations; return whether publisher and server are those known: another may lack commits."""
     sent = msgspec.json.encode([msgspec.structs.asdict(one) | one.place._asdict() for one in rows]).decode()
     async with pool.connection() as connection:
-        query = QUERIES["write_feed_cursors"]
-        written = await connection.fetch(query, token, sent, server.timeline, server.started_at)
+        written = await connection.fetch(QUERIES["write_feed_cursors"], token, sent, server.timeline, server.started_at)
     return len(written) == len(rows)
 
 
