@@ -95,7 +95,7 @@ def test_feed_without_the_secrets_of_its_errors() -> None:
     error = "postgres://user:secret@host/db refused"
     found = views.feed_state(2, [DestinationView("a", 1.26, 3, 4, ("s-1",), error), DestinationView("b")])
     one, other = found.destinations
-    assert (found.published_shards, one.name, one.lag_seconds, one.shards, one.held_tenants) == (2, "a", 1.3, 3, 4)
+    assert (found.published_shards, one.name, one.lag_seconds, one.shards, one.waiting_shards) == (2, "a", 1.3, 3, 4)
     assert (one.stopped_shards, other.stopped_shards, other.error) == (["s-1"], [], None)
     assert ("refused" in str(one.error), "secret" in str(one.error)) == (True, False)
 
