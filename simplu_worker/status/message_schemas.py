@@ -1,4 +1,4 @@
-"""JSON Schemas of messages, dead letters, events of the feed and `FEED_FILE`, made from their types. Pure.
+"""JSON Schemas of messages, dead letters, events of the feed and `FEED_FILE`, made from their types.
 
 A schema accepts what may be sent, and refuses what JSON Schema can refuse of the rest.
 

@@ -1,4 +1,4 @@
-"""The table of routes, from which the router and `/openapi.json` are made. Pure."""
+"""The table of routes, from which the router and `/openapi.json` are made."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import socket
 import ssl
 from typing import Any
 
+import aiohttp
 import pytest
 
 from simplu_worker import network_errors
@@ -16,6 +17,27 @@ from simplu_worker.network_errors import listen_cause, network_cause
 def chained(error: BaseException, cause: BaseException) -> BaseException:
     error.__cause__ = cause
     return error
+
+
+def tls_error(reason: str | None, message: str | None = None) -> ssl.SSLError:
+    error: Any = ssl.SSLError(1, "an error")
+    error.reason, error.verify_message = reason, message
+    return error  # type: ignore[no-any-return]
+
+
+def http_error(kind: type[aiohttp.ClientError], cause: BaseException | None = None, *texts: Any) -> aiohttp.ClientError:
+    """Return an error of aiohttp; its own constructors want parts of requests."""
+    error = kind.__new__(kind, *texts)
+    error.args = texts
+    for name in ("_os_error", "_certificate_error"):
+        setattr(error, name, cause)
+    error.status = 407  # type: ignore[attr-defined]
+    return error
+
+
+def in_a_circle(first: BaseException, second: BaseException) -> BaseException:
+    first.__cause__, second.__context__ = second, first
+    return first
 
 
 def certificate_error(code: int) -> ssl.SSLCertVerificationError:
@@ -46,6 +68,24 @@ def certificate_error(code: int) -> ssl.SSLCertVerificationError:
         (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), "expected TLS, it closed the connection"),
         (chained(RuntimeError("asyncpg"), ConnectionRefusedError()), network_errors.NO_SERVER),
         (RuntimeError("unforeseen"), network_errors.UNEXPLAINED),
+        (in_a_circle(RuntimeError("a"), RuntimeError("b")), network_errors.UNEXPLAINED),
+        (in_a_circle(RuntimeError("a"), chained(RuntimeError("b"), TimeoutError())), network_errors.NO_ANSWER),
+        (tls_error("WRONG_VERSION_NUMBER"), network_errors.NO_TLS),
+        (tls_error("NO_SHARED_CIPHER"), "got an error (no shared cipher); see the log"),
+        (tls_error("OTHER", "its own words"), "got an error (its own words); see the log"),
+        (tls_error(None), "got an error (no reason given); see the log"),
+        (http_error(aiohttp.ClientHttpProxyError), "expected a tunnel of the proxy, got HTTP status 407"),
+        (
+            http_error(aiohttp.ClientConnectorCertificateError, certificate_error(18)),
+            "got one of another; name the CA in sslrootcert",
+        ),
+        (http_error(aiohttp.ClientConnectorError, ConnectionRefusedError()), network_errors.NO_SERVER),
+        (http_error(aiohttp.ClientConnectorSSLError, certificate_error(2)), "name the CA in sslrootcert"),
+        (http_error(aiohttp.InvalidURL), network_errors.NO_URL),
+        (http_error(aiohttp.ConnectionTimeoutError), network_errors.NO_CONNECTION),
+        (http_error(aiohttp.ServerDisconnectedError), network_errors.CLOSED),
+        (http_error(aiohttp.ClientPayloadError), network_errors.BROKEN_OFF),
+        (http_error(aiohttp.ClientResponseError), network_errors.NOT_HTTP),
     ],
 )
 def test_cause_is_in_words(error: BaseException, cause: str) -> None:
@@ -62,7 +102,18 @@ def test_cause_is_in_words(error: BaseException, cause: str) -> None:
         (OSError(errno.EADDRNOTAVAIL, "cannot assign"), "this machine has no such address"),
         (PermissionError(errno.EACCES, "Permission denied"), "this user may not listen there"),
         (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "this machine has no such address"),
+        (OSError(errno.EIO, "Input/output error"), "it is refused"),
     ],
 )
 def test_reason_not_to_listen_has_a_remedy(error: OSError, cause: str) -> None:
     assert listen_cause(error).startswith(cause)
+
+
+def test_ca_is_named_by_the_setting_of_openssl() -> None:
+    assert "name the CA in SSL_CERT_FILE" in network_cause(certificate_error(18))
+
+
+def test_cause_is_that_of_the_context_too() -> None:
+    error = RuntimeError("a library's")
+    error.__context__ = ConnectionRefusedError()
+    assert network_cause(error) == network_errors.NO_SERVER

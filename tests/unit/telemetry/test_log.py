@@ -15,7 +15,7 @@ from support.processor_time import cpu_s, least_cpu_s
 
 from simplu_worker.telemetry import log as log_module
 from simplu_worker.telemetry.log import configure_logging, recent_errors, register_secret, scrub, scrub_text
-from simplu_worker.telemetry.log_folding import FOLDED_LEVELS, Facts, LogDeduplicator
+from simplu_worker.telemetry.log_folding import FOLDED_LEVELS, Facts, LogDeduplicator, dedup_key
 
 PLANTED = "s3cret-of/the'day%40\\x"
 
@@ -215,6 +215,34 @@ def test_fold_keeps_apart_what_is_not_the_same(other: Facts) -> None:
     assert [_event() | other] == fold.admit(_event() | other, 0)
 
 
+def test_fold_of_what_goes_on_has_a_line_a_window() -> None:
+    fold = LogDeduplicator(window_s=10)
+    lines = [fold.admit(_event(n=second), second) for second in (0, 5, 10, 12, 20, 31, 40)]
+    assert lines == [[_event(n=0)], [], [_event(n=10, repeated=2)], [], [_event(n=20, repeated=2)], [_event(n=31)], []]
+    assert fold.admit(_event(n=42), 42) == [_event(n=42, repeated=2)]
+
+
+def test_fold_forgets_the_oldest_event_with_its_line() -> None:
+    fold = LogDeduplicator(window_s=10, max_keys=2)
+    for name in ("a", "b", "a", "b"):
+        fold.admit(_event(name), 0)
+    assert fold.admit(_event("c"), 1) == [_event("a", repeated=1), _event("c")]
+    assert fold.admit(_event("d"), 11) == [_event("b", repeated=1), _event("d")]
+    fold.admit(_event("d"), 12)
+    assert (fold.flush(), fold.flush()) == ([_event("d", repeated=1)], [])
+
+
+def test_fold_knows_an_error_by_its_class() -> None:
+    fold = LogDeduplicator()
+    for error, is_written in (("OSError: a: b", True), ("OSError: c", False), ("OSError", False), ("", True)):
+        assert bool(fold.admit(_event(error=error), 0)) is is_written
+    assert fold.admit(_event(), 0) == []
+    assert (dedup_key(_event(error="x")), dedup_key({})) == (
+        ("warning", "", "shard.lost", *[""] * 7, "x"),
+        ("",) * 11,
+    )
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["info", "warning"]), st.floats(0, 20)), max_size=60))
 def test_fold_loses_no_event_whatever_comes(comings: list[tuple[str, str, float]]) -> None:
     fold, now, lines = LogDeduplicator(window_s=10, max_keys=2), 0.0, list[Facts]()
@@ -241,6 +269,8 @@ def test_fold_loses_no_event_whatever_comes(comings: list[tuple[str, str, float]
         ({"shard_id": "a", "count": 3, "error": None}, "a", "count 3"),
         ({"ids": ["x" * 300]}, None, "ids [" + '"' + 198 * "x" + "…"),
         ({"exc_info": OSError("gone")}, None, "OSError: gone"),
+        ({"queue": "q", "stream": "s", "repeated": 3, "text": ["ü"]}, "q", 'stream s, text ["ü"]'),
+        ({"ids": "x" * 200}, None, f"ids {'x' * 200}"),
         ({}, None, None),
     ],
 )

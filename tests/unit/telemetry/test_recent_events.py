@@ -40,7 +40,7 @@ def test_event_has_its_worst_level_and_its_last_error() -> None:
     assert (one["level"], one["error"], one["about"], one["count"]) == ("error", "second", "q", 2)
 
 
-@pytest.mark.parametrize(("silent", "count"), [(timedelta(minutes=59), 2), (timedelta(hours=2), 1)])
+@pytest.mark.parametrize(("silent", "count"), [(timedelta(minutes=60), 2), (timedelta(hours=2), 1)])
 def test_event_begins_anew_after_an_hour_of_silence(silent: timedelta, count: int) -> None:
     recent = RecentEvents()
     recent.note(event("shard.lost", shard_id="a"))
@@ -52,7 +52,7 @@ def test_event_begins_anew_after_an_hour_of_silence(silent: timedelta, count: in
 def test_texts_of_a_library_share_one_row() -> None:
     recent = RecentEvents()
     for number in range(EVENTS_MAX + 5):
-        recent.note(event(f"Task {number} was destroyed", logger="asyncio.base") | {"logger": "asyncio.base"})
+        recent.note(event(f"Task {number} was destroyed") | {"logger": f"asyncio.{number}"})
     recent.note(event("x.y", error="e" * 9999))
     ours, library = recent.view(NOW)
     assert (library["event"], library["count"]) == (f"Task {EVENTS_MAX + 4} was destroyed", EVENTS_MAX + 5)
@@ -64,3 +64,18 @@ def test_rows_are_bounded() -> None:
     for number in range(EVENTS_MAX + 1):
         recent.note(event("a" * (number % 25 + 1) + "." + "b" * (number // 25 + 1)))
     assert len(recent.view(NOW)) == EVENTS_MAX
+
+
+def test_row_is_shown_for_a_day() -> None:
+    recent = RecentEvents()
+    recent.note(event("shard.lost"))
+    assert [len(recent.view(NOW + after)) for after in (timedelta(days=1), timedelta(days=1, seconds=1))] == [1, 0]
+
+
+def test_loggers_of_libraries_are_told_apart() -> None:
+    recent = RecentEvents()
+    recent.note({name: value for name, value in event("no logger").items() if name != "logger"})
+    for logger in ("asyncio", "aiohttp.client", ""):
+        recent.note(event("A text", NOW) | {"logger": logger})
+    assert [one["count"] for one in recent.view(NOW)] == [2, 1, 1]
+    assert [one["event"] for one in recent.view(NOW)] == ["A text"] * 3

@@ -15,6 +15,7 @@ from simplu_worker.status.roles import (
     VIEWER_STATES,
     VIEWER_TEXTS,
     counts_and_states,
+    for_producers,
     for_viewers,
     is_own_host,
 )
@@ -128,3 +129,23 @@ def test_lists_name_no_member_twice() -> None:
 )
 def test_request_is_from_here_by_its_host(host: str, *, expected: bool) -> None:
     assert is_own_host(host, "worker.internal") is expected
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "expected"),
+    [
+        (500, {"error": "host x died", "a": 1}, {"error": HIDDEN_CAUSE, "a": 1}),
+        (503, {"a": 1}, {"a": 1}),
+        (404, {"error": "no such tenant"}, {"error": "no such tenant"}),
+        (200, {"error": "invalid_data"}, {"error": "invalid_data"}),
+    ],
+)
+def test_producers_do_not_see_what_is_wrong_with_a_shard(status: int, answer: Any, expected: Any) -> None:
+    assert for_producers(status, answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"), [("[::1]", True), ("[::1]:80", True), ("localhost:1", True), ("a", False)]
+)
+def test_host_without_a_configured_one(host: str, *, expected: bool) -> None:
+    assert is_own_host(host, None) is expected
