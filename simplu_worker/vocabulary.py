@@ -231,11 +231,24 @@ class MovePhase(StrEnum):
     PUBLISH = "publish"  # by the command
 
 
-class MoveStep(StrEnum):
-    """The step of a move in the journal of its source."""
+class TransferKind(StrEnum):
+    """A kind of row in the journal of transfers; the first two are of a move, on its source and its target."""
 
-    OPEN = "open"
-    COMMITTED = "committed"
+    DEPARTURE = "departure"
+    ARRIVAL = "arrival"
+    IMPORT = "import"
+    RESTORE = "restore"
+
+
+class TransferStep(StrEnum):
+    """The step of a transfer in the journal of a shard."""
+
+    OPEN = "open"  # rows are copied, or before a restore exported; nothing is overwritten
+    FOLLOWING = "following"  # an import has copied all, and keeps that up to date
+    REPLACING = "replacing"  # only a restore ends the fence
+    COPIED = "copied"  # by a restore
+    READY = "ready"  # an arrival has all rows
+    COMMITTED = "committed"  # a departure: the home is the target
     DONE = "done"
     UNDOING = "undoing"
     UNDONE = "undone"

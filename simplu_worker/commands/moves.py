@@ -30,7 +30,7 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.health import assessment
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import StaticMap, pin_in_file
-from simplu_worker.shards.settling import Departure, read_departure
+from simplu_worker.shards.settling import Transfer, read_transfer
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.checksums import Comparison, TypeSum
@@ -39,7 +39,7 @@ from simplu_worker.transfers.moving.places import TenantPlaces, check_room, fetc
 from simplu_worker.transfers.moving.readiness import MovePlan, check_shards, plan_move
 from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions, MoveStatus
 from simplu_worker.transfers.patience import run_at_once
-from simplu_worker.vocabulary import MoveOutcome, MoveStep
+from simplu_worker.vocabulary import MoveOutcome, TransferKind, TransferStep
 
 DIFFERS: Final = (
     "its rows differ from those on its former shard; if these are still there, run: simplu-worker tenants verify "
@@ -101,8 +101,8 @@ async def find_move(
         return FoundMove(move, goes_on=target_id in known.arriving_on())
     if home == target_id:
         async with shards.pools.pool_of(source_id).connection() as connection:
-            departure = await read_departure(connection, tenant_id)
-        if departure is not None and departure.target_shard_id == target_id and (kept := _last_certificate(departure)):
+            departure = await read_transfer(connection, tenant_id, TransferKind.DEPARTURE)
+        if departure is not None and departure.place == target_id and (kept := _last_certificate(departure)):
             return kept
     return FoundMove(move, goes_on=True)
 
@@ -115,11 +115,11 @@ async def _check_room(shards: Shards, request: MoveRequest) -> None:
         check_room(target_id, capacity, is_counted=is_there)
 
 
-def _last_certificate(departure: Departure) -> Certificate | None:
+def _last_certificate(departure: Transfer) -> Certificate | None:
     """Return the certificate of a finished move, unless its rows are to be compared again."""
     found = departure.detail.get("certificate")
-    is_last = departure.step in {MoveStep.CLEANING, MoveStep.CLEANED} or (
-        departure.step == MoveStep.DONE and departure.is_equal
+    is_last = departure.step in {TransferStep.CLEANING, TransferStep.CLEANED} or (
+        departure.step == TransferStep.DONE and departure.is_equal
     )
     return msgspec.convert(found, Certificate) if found and is_last else None
 

@@ -24,7 +24,7 @@ from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.types import token_time
-from simplu_worker.vocabulary import TenantState
+from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
 
 PositionKey: TypeAlias = tuple[str, str]  # the stream and the stream shard
 
@@ -143,27 +143,40 @@ class Progress(msgspec.Struct, frozen=True):
     fenced_at: datetime | None = None
 
 
-class Arrival(msgspec.Struct, frozen=True):
-    """The journal of a tenant on its target, at *read_at*. *ready_at*: everything since was written there."""
+class Transfer(msgspec.Struct, frozen=True):
+    """A row of the journal of transfers, at *read_at*; *place* is the other shard, or the database that is read."""
 
-    source_shard_id: str
-    move_token: int
-    progress: Progress
-    ready_at: datetime | None
+    place: str
+    token: str
+    step: str  # a `TransferStep`, or one that only a newer command knows
+    writes: int
+    detail: dict[str, Any]
+    updated_at: datetime
     read_at: datetime
 
+    @property
+    def move_token(self) -> int:
+        """The token of the tenant's row."""
+        return int(self.token.partition("/")[0])
 
-class Departure(msgspec.Struct, frozen=True):
-    """The journal of a tenant on its source."""
+    @property
+    def progress(self) -> Progress:
+        """How far the copy of an arrival is."""
+        return msgspec.convert(self.detail, Progress)
 
-    target_shard_id: str
-    move_token: int
-    step: str  # a `MoveStep`, or one that only a newer mover knows
-    detail: dict[str, Any]
+    @property
+    def ready_at(self) -> datetime | None:
+        """When an arrival had all rows: everything since was written there."""
+        return self.updated_at if self.step == TransferStep.READY else None
+
+    @property
+    def export(self) -> str | None:
+        """The file with the rows that a restore has overwritten."""
+        return self.detail.get("export")
 
     @property
     def positions(self) -> tuple[CarriedPosition, ...]:
-        """The stream positions as of the fence of a move that has committed."""
+        """The stream positions as of the fence of a departure that has committed."""
         return msgspec.convert(self.detail.get("positions", ()), tuple[CarriedPosition, ...])
 
     @property
@@ -199,30 +212,16 @@ async def take_token(connection: Connection, tenant_id: str, token: int) -> None
         )
 
 
-async def read_arrival(connection: Connection, tenant_id: str) -> Arrival | None:
-    """Return the journal of a tenant on this target."""
-    row = await connection.fetchrow(QUERIES["find_arrival"], tenant_id)
-    return None if row is None else arrival_of(row)
+async def read_transfer(connection: Connection, tenant_id: str, kind: TransferKind) -> Transfer | None:
+    """Return the row of a tenant in the journal of this shard."""
+    row = await connection.fetchrow(QUERIES["find_transfer"], tenant_id, kind)
+    return None if row is None else transfer_of(row)
 
 
-def arrival_of(row: Any) -> Arrival:
-    """Return the journal of a tenant on its target that a statement has returned."""
-    progress = msgspec.json.decode(row["progress"], type=Progress)
-    return Arrival(row["source_shard_id"], row["move_token"], progress, row["ready_at"], row["read_at"])
-
-
-async def read_departure(connection: Connection, tenant_id: str) -> Departure | None:
-    """Return the journal of a tenant on this source."""
-    row = await connection.fetchrow(QUERIES["find_move"], tenant_id)
-    if row is None:
-        return None
-    detail = msgspec.json.decode(row["detail"])
-    return Departure(row["target_shard_id"], row["move_token"], row["step"], detail)
-
-
-def encoded(progress: Progress) -> str:
-    """Return the JSON text of *progress*."""
-    return msgspec.json.encode(progress).decode()
+def transfer_of(row: Any) -> Transfer:
+    """Return the row of the journal that a statement has returned."""
+    values = {name: row[name] for name in Transfer.__struct_fields__}
+    return Transfer(**values | {"detail": msgspec.json.decode(row["detail"])})
 
 
 POSITION_COLUMNS: Final = ("stream", "stream_shard_id", "pending_from", "pending_since", "parents_done", "token")
@@ -251,7 +250,7 @@ class MoveSettler:
     async def activate_left(self, source_id: str, target_id: str, tenant_id: str) -> bool:
         """Do as `activate` for a tenant that has been ready for a while."""
         async with self._pools.pool_of(target_id).connection() as connection:
-            arrival = await read_arrival(connection, tenant_id)
+            arrival = await read_transfer(connection, tenant_id, TransferKind.ARRIVAL)
         if arrival is None or arrival.ready_at is None or arrival.read_at - arrival.ready_at < LEFT_FOR:
             return False
         return await self.activate(source_id, target_id, tenant_id)
@@ -290,11 +289,11 @@ async def activate_in(connection: Connection, tenant_id: str, token: int) -> boo
     row = await connection.fetchrow(QUERIES["activate_tenant"], tenant_id, token)
     if row is None:
         return False
-    if row["progress"] is None:  # deleted by hand
+    if row["token"] is None:  # deleted by hand
         await lower_positions(connection, ())
     else:
-        arrival = arrival_of(row)
-        await lower_positions(connection, arrival.progress.positions, source_id=arrival.source_shard_id)
+        arrival = transfer_of(row)
+        await lower_positions(connection, arrival.progress.positions, source_id=arrival.place)
     return True
 
 

@@ -18,7 +18,7 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log import MarkOrigin, key_of_id, mark_changes
-from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.settling import read_tenant
@@ -151,12 +151,11 @@ async def _page_through(shard: ShardPool, erasure: Erasure, standing: Standing, 
     A row that gets another key meanwhile moves to the end, where it is found again.
     """
     count, after = 0, ""
-    expected = (standing.state, standing.epoch, standing.move_token)
 
     async def look(limit: int) -> int:
         nonlocal count, after
         async with shard.transaction(budget=StatementBudget.KEY_RANGE) as connection:
-            if apply and not await connection.fetchval(QUERIES["lock_erased"], erasure.tenant_id, *expected):
+            if apply and not await _is_as(connection, erasure, standing):
                 raise _changed_error(shard, erasure)
             page = await connection.fetchrow(
                 QUERIES["erase_results" if apply else "count_results"],
@@ -172,6 +171,11 @@ async def _page_through(shard: ShardPool, erasure: Erasure, standing: Standing, 
 
     await run_in_pages(look, limit=PAGE_ROWS)
     return count
+
+
+async def _is_as(connection: Connection, erasure: Erasure, standing: Standing) -> bool:
+    row = await connection.fetchrow(QUERIES["lock_tenant_for"], erasure.tenant_id, standing.state, standing.move_token)
+    return row is not None and row["epoch"] == standing.epoch
 
 
 def _changed_error(shard: ShardPool, erasure: Erasure) -> RetryableError:

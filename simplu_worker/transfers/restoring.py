@@ -36,12 +36,15 @@ from simplu_worker.shards.settling import (
     CarriedPosition,
     MovingTenant,
     RowKey,
+    Transfer,
     lower_positions,
     read_positions,
     read_tenant,
+    read_transfer,
 )
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
+from simplu_worker.transfers.journal import Journal
 from simplu_worker.transfers.moving.changes import PAGE_ROWS, Changes, write_changes
 from simplu_worker.transfers.moving.copying import (
     OPERATIONS,
@@ -55,7 +58,7 @@ from simplu_worker.transfers.moving.copying import (
 )
 from simplu_worker.transfers.moving.undoing import DROP_ROWS
 from simplu_worker.transfers.patience import run_in_pages, run_patiently, run_until_won
-from simplu_worker.vocabulary import TenantState
+from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
 
 
 class RestoreMode(StrEnum):
@@ -63,33 +66,6 @@ class RestoreMode(StrEnum):
 
     CATCH_UP = "catch-up"  # they are read again from the stream, and applied
     AS_OF_BACKUP = "as-of-backup"  # they stay undone
-
-
-class RestoreStep(StrEnum):
-    """The step of a restore, as the journal has it."""
-
-    EXPORTING = "exporting"  # the tenant is fenced with a deadline, and nothing is overwritten
-    REPLACING = "replacing"  # only a restorer ends the fence
-    COPIED = "copied"
-    DONE = "done"
-
-
-class Journal(msgspec.Struct, frozen=True):
-    """The journal of a tenant's last restore. *detail* names the file with the overwritten rows."""
-
-    run: str
-    move_token: int
-    mode: RestoreMode
-    step: RestoreStep
-    writes: int
-    detail: dict[str, Any]
-    started_at: datetime
-    written_s_ago: float
-
-    @property
-    def export(self) -> str | None:
-        """The file with the rows that were overwritten."""
-        return self.detail.get("export")
 
 
 class Beginning(StrEnum):
@@ -104,18 +80,9 @@ class RestoreTakenError(PermanentError):
     """Another restorer of the tenant has begun since."""
 
 
-async def read_journal(connection: Connection, tenant_id: str) -> Journal | None:
-    """Return the journal of a tenant's last restore."""
-    row = await connection.fetchrow(QUERIES["find_restore"], tenant_id)
-    if row is None:
-        return None
-    values = dict(row) | {"mode": RestoreMode(row["mode"]), "step": RestoreStep(row["step"])}
-    return Journal(**values | {"detail": msgspec.json.decode(row["detail"])})
-
-
 def beginning_of(
     tenant: MovingTenant | None,
-    journal: Journal | None,
+    journal: Transfer | None,
     mode: RestoreMode,
     own_runs: Collection[str] = (),
     earlier_run: str | None = None,
@@ -127,21 +94,19 @@ def beginning_of(
     """
     if tenant is None:
         raise PermanentError("the shard has no row of the tenant; run: simplu-worker tenants show")
-    if journal is not None and journal.run not in {*own_runs, earlier_run}:
+    if journal is not None and journal.token not in {*own_runs, earlier_run}:
         raise RestoreTakenError(f"{tenant.id}: another restore has begun since; it goes on, and this one has ended")
     if tenant.state is TenantState.ACTIVE:
-        is_own = journal is not None and journal.run in own_runs and journal.step is RestoreStep.DONE
+        is_own = journal is not None and journal.token in own_runs and journal.step == TransferStep.DONE
         return Beginning.ENDED if is_own else Beginning.NEW
     if tenant.state is not TenantState.FENCED:
         raise PermanentError(f"{tenant.id}: the tenant is {tenant.state}; only an active one can be restored")
-    if journal is None or journal.step is RestoreStep.DONE or journal.move_token != tenant.move_token:
+    if journal is None or journal.step == TransferStep.DONE or journal.move_token != tenant.move_token:
         raise RetryableError(f"{tenant.id}: the tenant is being moved")
-    if journal.step is RestoreStep.EXPORTING:
+    if journal.step == TransferStep.OPEN:
         return Beginning.NEW
-    if journal.mode is not mode:
-        raise PermanentError(
-            f"{tenant.id}: expected --{journal.mode}, which an earlier command has begun with, got --{mode}"
-        )
+    if (begun := journal.detail["mode"]) != mode:
+        raise PermanentError(f"{tenant.id}: expected --{begun}, which an earlier command has begun with, got --{mode}")
     return Beginning.GO_ON
 
 
@@ -296,10 +261,10 @@ class Restorer:
         self._earlier_run: str | None = None
         self._own_runs: set[str] = set()
         self._exports = 0
-        self._run = ""
         self._token = 0
+        self._journal = Journal(restore.tenant_id, TransferKind.RESTORE, "")
         self._writes = 0
-        self._step = RestoreStep.EXPORTING
+        self._step = TransferStep.OPEN
         self._detail: dict[str, Any] = {}
         self._pace = ChunkPace(rest_share=0.0)  # the tenant waits for the whole time
         self._fenced_at = 0.0
@@ -311,8 +276,8 @@ class Restorer:
         Raises `PermanentError` if that is not possible, and `RetryableError` if a database did not answer for a minute.
         """
         async with self._live.connection() as connection:
-            journal = await read_journal(connection, self._restore.tenant_id)
-        self._earlier_run = None if journal is None else journal.run
+            journal = await read_transfer(connection, self._restore.tenant_id, TransferKind.RESTORE)
+        self._earlier_run = None if journal is None else journal.token
 
         try:
             return await run_patiently(self._run_once, progress=lambda: self._step, on_failure=self._look_again)
@@ -326,16 +291,16 @@ class Restorer:
     @property
     def is_replacing(self) -> bool:
         """Whether the tenant waits until a restorer has ended."""
-        return self._step in {RestoreStep.REPLACING, RestoreStep.COPIED}
+        return self._step in {TransferStep.REPLACING, TransferStep.COPIED}
 
     @property
     def is_released(self) -> bool:
         """Whether the tenant goes on with the rows of the backup."""
-        return self._step is RestoreStep.DONE
+        return self._step is TransferStep.DONE
 
     def describe_state(self) -> str:
         """Return in which state the tenant is, and which command comes next."""
-        if self._step is RestoreStep.EXPORTING:
+        if self._step is TransferStep.OPEN:
             return "nothing was overwritten, and the tenant goes on within seconds; run the same command again"
         if self.is_released:
             return (
@@ -373,31 +338,23 @@ class Restorer:
     async def _begin(self) -> Beginning:
         """Take a token, with a fence unless there is one; waits for the batches in flight."""
         restore = self._restore
-        run = str(uuid4())
         async with self._live.transaction(budget=StatementBudget.PAUSE) as connection:
             tenant = await read_tenant(connection, restore.tenant_id, locked=True)
-            journal = await read_journal(connection, restore.tenant_id)
+            journal = await read_transfer(connection, restore.tenant_id, TransferKind.RESTORE)
             beginning = beginning_of(tenant, journal, restore.mode, self._own_runs, self._earlier_run)
             if beginning is Beginning.ENDED:
-                self._step = RestoreStep.DONE
+                self._step = TransferStep.DONE
                 return beginning
-            self._own_runs.add(run)  # before the commit, which may have no answer
             token = 1 if tenant is None else tenant.move_token + 1
+            opened = Journal(restore.tenant_id, TransferKind.RESTORE, f"{token}/{uuid4()}")
+            self._own_runs.add(opened.token)  # before the commit, which may have no answer
             status = await self._fence(connection, beginning, token)
             if affected_count(status) != 1:
                 raise LostRaceError("the tenant's row has changed")
-            step = RestoreStep.EXPORTING if beginning is Beginning.NEW else RestoreStep.REPLACING
-            detail = {} if beginning is Beginning.NEW or journal is None else journal.detail
-            await connection.execute(
-                QUERIES["open_restore"],
-                restore.tenant_id,
-                run,
-                token,
-                restore.mode,
-                step,
-                msgspec.json.encode(detail).decode(),
-            )
-        self._run, self._token, self._writes, self._step, self._detail = run, token, 0, step, detail
+            step = TransferStep.OPEN if beginning is Beginning.NEW else TransferStep.REPLACING
+            detail = {"mode": restore.mode} if beginning is Beginning.NEW or journal is None else journal.detail
+            await opened.open(connection, step, place=self._backup.address.place, detail=detail)
+        self._journal, self._token, self._writes, self._step, self._detail = opened, token, 0, step, detail
         self._fenced_at = loop_time()
         return beginning
 
@@ -420,21 +377,21 @@ class Restorer:
                     await self._export_table(file, table)
                 file.finish()
                 self._exports += 1
-                self._detail = {"export": str(path.absolute()), **file.counts}
-                async with self._writing(RestoreStep.REPLACING, self._detail) as connection:
+                self._detail = {"mode": restore.mode, "export": str(path.absolute()), **file.counts}
+                async with self._writing(TransferStep.REPLACING, self._detail) as connection:
                     await self._set_deadline(connection, None)
         except BaseException:
             with contextlib.suppress(RetryableError, PermanentError):
                 await asyncio.shield(self._end_fence())
             raise
-        self._step = RestoreStep.REPLACING
+        self._step = TransferStep.REPLACING
 
     async def _export_table(self, file: ExportFile, table: CopiedTable) -> None:
         after: RowKey | None = FIRST
         while after is not None:
             began_at, end_of_file = loop_time(), file.byte_count
             try:
-                async with self._writing(RestoreStep.EXPORTING, budget=StatementBudget.KEY_RANGE) as connection:
+                async with self._writing(TransferStep.OPEN, budget=StatementBudget.KEY_RANGE) as connection:
                     await self._set_deadline(connection, FENCE_S)
                     answered_at = loop_time()
                     end = await find_end(connection, table, self._restore.tenant_id, after, self._pace.row_count)
@@ -455,7 +412,7 @@ class Restorer:
             raise LostRaceError("a worker has ended the fence")
 
     async def _end_fence(self) -> None:
-        if self._step is RestoreStep.EXPORTING:
+        if self._step is TransferStep.OPEN:
             async with self._live.transaction() as connection:
                 await connection.execute(QUERIES["end_own_fence"], self._restore.tenant_id, self._token)
 
@@ -472,16 +429,16 @@ class Restorer:
             await self._add_log()
             await self._drop("drop_resources")
         await self._copy(RESOURCES)
-        async with self._writing(RestoreStep.COPIED):
+        async with self._writing(TransferStep.COPIED):
             pass
-        self._step = RestoreStep.COPIED
+        self._step = TransferStep.COPIED
 
     async def _drop(self, name: str) -> None:
         dropped = 0
 
         async def drop(limit: int) -> int:
             nonlocal dropped
-            async with self._writing(RestoreStep.REPLACING, budget=StatementBudget.KEY_RANGE) as connection:
+            async with self._writing(TransferStep.REPLACING, budget=StatementBudget.KEY_RANGE) as connection:
                 count = affected_count(await connection.execute(QUERIES[name], self._restore.tenant_id, limit))
                 if name == "drop_resources":
                     await mark_bulk_change(connection, BulkChange.COPIED, self._restore.tenant_id, BulkOrigin.RESTORE)
@@ -500,7 +457,7 @@ class Restorer:
                 end = await find_end(connection, table, tenant_id, after, self._pace.row_count)
             found_at = loop_time()
             try:
-                async with self._writing(RestoreStep.REPLACING) as connection:
+                async with self._writing(TransferStep.REPLACING) as connection:
                     answered_at = loop_time()
                     chunk = await copy_chunk(self._backup, connection, table, tenant_id, after, end)
             except StatementFailedError as exc:
@@ -538,7 +495,7 @@ class Restorer:
             page = keys[:limit]
             async with self._backup.connection() as connection:
                 rows = await connection.fetch(QUERIES["read_logged_requests"], self._restore.tenant_id, page)
-            async with self._writing(RestoreStep.REPLACING) as connection:
+            async with self._writing(TransferStep.REPLACING) as connection:
                 await write_changes(connection, self._restore.tenant_id, Changes(rows))
             del keys[:limit]
             return len(page)
@@ -555,22 +512,27 @@ class Restorer:
             if carried is not None:
                 # In the order in which batches lock: first the positions, then the tenant.
                 await connection.execute(QUERIES["lock_positions"])
-            await self._note(connection, RestoreStep.DONE, None)
+            await self._note(connection, TransferStep.DONE, None)
             status = await connection.execute(QUERIES["release_restored"], restore.tenant_id, self._token)
             if affected_count(status) != 1:
                 raise LostRaceError("the tenant's row has changed")
             if carried is not None:
                 await lower_positions(connection, carried)
             # The rows on the shard that the tenant has left do not compare with these any more.
-            await connection.execute(QUERIES["close_arrival"], restore.tenant_id)
-        self._step = RestoreStep.DONE
+            await connection.execute(QUERIES["drop_transfer"], restore.tenant_id, TransferKind.ARRIVAL)
+        self._step = TransferStep.DONE
 
     async def _read_end(self) -> tuple[int, Server]:
         async with self._live.transaction() as connection:
             tenant = await read_tenant(connection, self._restore.tenant_id)
-            journal = await read_journal(connection, self._restore.tenant_id)
+            journal = await read_transfer(connection, self._restore.tenant_id, TransferKind.RESTORE)
             server = await note_server(connection)
-        if tenant is None or journal is None or journal.run != self._run or journal.step is not RestoreStep.DONE:
+        if (
+            tenant is None
+            or journal is None
+            or journal.token != self._journal.token
+            or journal.step != TransferStep.DONE
+        ):
             raise LostRaceError("the shard has lost the end of the restore")
         return tenant.epoch, server
 
@@ -585,7 +547,7 @@ class Restorer:
     @asynccontextmanager
     async def _writing(
         self,
-        step: RestoreStep,
+        step: TransferStep,
         detail: dict[str, Any] | None = None,
         *,
         budget: StatementBudget = StatementBudget.USUAL,
@@ -596,12 +558,11 @@ class Restorer:
             yield connection
         self._writes += 1
 
-    async def _note(self, connection: Connection, step: RestoreStep, detail: dict[str, Any] | None) -> None:
-        text = None if detail is None else msgspec.json.encode(detail).decode()
-        status = await connection.execute(
-            QUERIES["note_restore"], self._restore.tenant_id, self._run, self._writes, step, text
+    async def _note(self, connection: Connection, step: TransferStep, detail: dict[str, Any] | None) -> None:
+        tenant = await connection.fetchrow(
+            QUERIES["lock_tenant_for"], self._restore.tenant_id, TenantState.FENCED, self._token
         )
-        if affected_count(status) != 1:
+        if tenant is None or not await self._journal.note(connection, step, detail, writes=self._writes):
             raise LostRaceError("the journal on the shard is not as this command has left it")
 
     async def _keep_pace(self, row_count: int, began_at: float, answered_at: float) -> None:

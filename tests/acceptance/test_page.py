@@ -45,8 +45,8 @@ PRIORITY_QUEUE = None if WRITES_PICTURES else "orders-of-the-northern-practices-
 SITE_URL = "https://docs.example.com/simplu-worker"
 # The rows of a mover that has fenced its tenant and copies what is left; to the worker its command runs for long.
 OPEN_MOVE = """
-INSERT INTO public.moves (tenant_id, target_shard_id, move_token, step, detail)
-VALUES ($1, $2, 1, 'open',
+INSERT INTO public.transfers (tenant_id, kind, place, token, step, detail)
+VALUES ($1, 'departure', $2, '1', 'open',
     '{"phase": "fence", "rowCount": 48210, "byteCount": 20971520, "seenAt": "2100-01-01T00:00:00Z"}')
 """
 # Without a deadline, as a restore fences: the worker would end a move's fence.

@@ -171,7 +171,7 @@ class Scenario:
 
     async def _blocked_and_killed(self) -> None:
         holder = await asyncpg.connect(self._testbed.urls[0], server_settings={"application_name": HOLDER})
-        await holder.execute("BEGIN; LOCK TABLE moves IN ROW SHARE MODE")
+        await holder.execute("BEGIN; LOCK TABLE transfers IN ROW SHARE MODE")
         log = self._testbed.stack.group.directory / "upgrade-killed.log"
         argv = [sys.executable, "-m", "simplu_worker", "shards", "upgrade", "--apply"]
         process = self._testbed.stack.group.spawn(argv, log_path=log, env=self._env(self._new))

@@ -21,13 +21,10 @@ TENANT_COLUMNS = {
     "resources": "id",
     "log_rows": "tenant_no",
     "log_outcomes": "tenant_no",
-    "moves": "tenant_id",
+    "transfers": "tenant_id",
     "message_failures": "tenant_id",
     "rejections": "tenant_id",
     "unplaced_rejections": "tenant_id",
-    "imports": "tenant_id",
-    "arrivals": "tenant_id",
-    "restores": "tenant_id",
 }
 # Of views, and of rows that belong to a row of another table.
 OTHER_COLUMNS = {"operations": ("tenant_id",), "log_outcomes": ("tenant_no", "position")}

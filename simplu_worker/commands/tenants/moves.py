@@ -20,7 +20,7 @@ from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.routing.shard_query import query_with_causes
-from simplu_worker.shards.settling import Arrival, read_arrival, read_departure
+from simplu_worker.shards.settling import Transfer, read_transfer
 from simplu_worker.transfers.moving.balance import WayBack, way_back
 from simplu_worker.transfers.moving.checksums import (
     Comparison,
@@ -41,7 +41,7 @@ from simplu_worker.transfers.moving.undoing import (
     undo_move,
 )
 from simplu_worker.transfers.patience import run_at_once
-from simplu_worker.vocabulary import MoveOutcome
+from simplu_worker.vocabulary import MoveOutcome, TransferKind
 
 
 async def move_tenant(
@@ -161,13 +161,14 @@ def _describe_plan(plan: RollbackPlan, planned: Planned) -> Iterator[Part]:
 async def _find_way_back(shards: Shards, tenant_id: str, home: str, copies: Sequence[str], *, stay: bool) -> WayBack:
     pools = shards.pools
     async with pools.pool_of(home).connection() as connection:
-        arrival, departure = await read_arrival(connection, tenant_id), await read_departure(connection, tenant_id)
+        arrival = await read_transfer(connection, tenant_id, TransferKind.ARRIVAL)
+        departure = await read_transfer(connection, tenant_id, TransferKind.DEPARTURE)
     came_from, last_move = None, None
     if arrival is not None:
-        came_from = arrival.source_shard_id
+        came_from = arrival.place
         with contextlib.suppress(RetryableError):  # a copy elsewhere can be deleted without this shard
             async with pools.pool_of(came_from).connection() as connection:
-                last_move = await read_departure(connection, tenant_id)
+                last_move = await read_transfer(connection, tenant_id, TransferKind.DEPARTURE)
     way = way_back(
         home,
         copies,
@@ -248,7 +249,7 @@ def _describe_comparison(tenant_id: str, comparison: Comparison, done: Repair, *
         )
 
 
-async def _find_move(shards: Shards, tenant_id: str) -> tuple[ShardPool, ShardPool, Arrival]:
+async def _find_move(shards: Shards, tenant_id: str) -> tuple[ShardPool, ShardPool, Transfer]:
     """Return the shard that a tenant left, its home, and the journal of the move there."""
     places = await find_places(shards.locator, shards.pools, tenant_id)
     home = places.home()
@@ -256,10 +257,10 @@ async def _find_move(shards: Shards, tenant_id: str) -> tuple[ShardPool, ShardPo
         raise RetryableError(f"{tenant_id}: expected a home, got a tenant on its way; run tenants move again")
     target = shards.pools.pool_of(home)
     async with target.connection() as connection:
-        arrival = await read_arrival(connection, tenant_id)
+        arrival = await read_transfer(connection, tenant_id, TransferKind.ARRIVAL)
     if arrival is None:
         raise PermanentError(f"{tenant_id}: expected a tenant that has moved to shard {home}, got one that has not")
-    return shards.pools.pool_of(arrival.source_shard_id), target, arrival
+    return shards.pools.pool_of(arrival.place), target, arrival
 
 
 DIFFERS: Final = (

@@ -32,23 +32,21 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.schema.migrations import ShardSchema, refusal_of
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION, read_schema
+from simplu_worker.shards.settling import Transfer, read_transfer
 from simplu_worker.shards.types import StreamPosition
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.places import find_places
 from simplu_worker.transfers.moving.readiness import check_copy, require_schema
 from simplu_worker.transfers.restoring import (
-    Journal,
     Restore,
     RestoreCertificate,
     RestoreMode,
     Restorer,
     RestoreStatus,
-    RestoreStep,
     RestoreTakenError,
-    read_journal,
 )
-from simplu_worker.vocabulary import TenantState
+from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
 
 BACKUP_CONNECTIONS = 2
 IN_DOUBT = timedelta(minutes=1)  # a transaction that is not in the backup may have a time from before its last one
@@ -161,7 +159,7 @@ async def _plan(
         refusal = refusal or refusal_of_rows(in_backup, now, command.mode)
         if refusal is not None:
             raise PermanentError(f"{tenant_id}: {refusal}")
-        journal = await read_journal(here, tenant_id)
+        journal = await read_transfer(here, tenant_id, TransferKind.RESTORE)
     size_there = await backup.count(QUERIES["describe_tenant_log"], tenant_id)
     size_here = await live.count(QUERIES["describe_tenant_log"], tenant_id)
     last_at = content.last_applied_at and content.last_applied_at - IN_DOUBT
@@ -170,7 +168,7 @@ async def _plan(
     since = await live.count(QUERIES["count_logged_since"], tenant_id, last_at)
     async with live.connection() as here:
         erased = await here.fetch(QUERIES["find_erased_since"], tenant_id, last_at)
-    has_begun = journal is not None and journal.step in {RestoreStep.REPLACING, RestoreStep.COPIED}
+    has_begun = journal is not None and journal.step in {TransferStep.REPLACING, TransferStep.COPIED}
     goes_on = has_begun and now["state"] == TenantState.FENCED
     return RestorePlan(
         tenant=tenant_id,
@@ -223,7 +221,7 @@ async def _read_tenant(connection: Connection, tenant_id: str) -> dict[str, Any]
     return dict(rows[0]) if rows else None
 
 
-def _export_path(chosen: Path | None, tenant_id: str, journal: Journal | None) -> Path:
+def _export_path(chosen: Path | None, tenant_id: str, journal: Transfer | None) -> Path:
     if journal is not None and journal.export is not None:
         return Path(journal.export)
     name = re.sub(r"[^A-Za-z0-9._-]", "_", tenant_id)[:100]

@@ -18,9 +18,10 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import parse_positio
 from simplu_worker.consumers.kinesis.stream.client import StreamShard
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON
 from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.settling import Transfer
 from simplu_worker.shards.types import StreamPosition
-from simplu_worker.transfers.restoring import Journal, RestoreMode, RestoreStep
-from simplu_worker.vocabulary import TenantState
+from simplu_worker.transfers.restoring import RestoreMode
+from simplu_worker.vocabulary import TenantState, TransferStep
 
 # The states of a row on the tenant's home shard. A tenant that has moved away or is arriving has its home elsewhere.
 LIVING_STATES = frozenset({TenantState.ACTIVE, TenantState.FENCED})
@@ -305,11 +306,11 @@ def refusal_of_positions(ages: Mapping[str, timedelta], *, retention: timedelta,
     return None
 
 
-def refusal_of_repetition(journal: Journal | None, mode: RestoreMode, export: Path | None) -> str | None:
+def refusal_of_repetition(journal: Transfer | None, mode: RestoreMode, export: Path | None) -> str | None:
     """Return why the command would restore a tenant twice by mistake; another file as *export* shows the intent."""
-    if journal is None or (journal.step, journal.mode) != (RestoreStep.DONE, mode):
+    if journal is None or (journal.step, journal.detail["mode"]) != (TransferStep.DONE, mode):
         return None
-    age = timedelta(seconds=journal.written_s_ago)
+    age = journal.read_at - journal.updated_at
     is_same_file = export is None or str(export.absolute()) == journal.export
     if age > REPEATED_WITHIN or not is_same_file:
         return None

@@ -16,11 +16,13 @@ from simplu_worker.shards.apply.durability import ReplicationFacts
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.timing.clock import shard_problem
 from simplu_worker.timing.waits import jittered
-from simplu_worker.vocabulary import MoveOutcome, MoveStep, ServerRole, ShardProblem, ShardState
+from simplu_worker.vocabulary import MoveOutcome, ServerRole, ShardProblem, ShardState, TransferStep
 
 RUNNING_S: Final = 20.0  # without a note of its command; ten in a row are missed by none that runs
-NOTED: Final = frozenset({MoveStep.OPEN, MoveStep.COMMITTED, MoveStep.UNDOING})  # by its command, while it runs
-UNFINISHED: Final = frozenset({MoveStep.OPEN, MoveStep.COMMITTED, MoveStep.UNDOING, MoveStep.CLEANING})
+NOTED: Final = frozenset(
+    {TransferStep.OPEN, TransferStep.COMMITTED, TransferStep.UNDOING}
+)  # by its command, while it runs
+UNFINISHED: Final = frozenset({TransferStep.OPEN, TransferStep.COMMITTED, TransferStep.UNDOING, TransferStep.CLEANING})
 
 MoveKey: TypeAlias = tuple[str, int, MoveOutcome]  # tenant, token, outcome
 
@@ -35,7 +37,7 @@ class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
     tenant_id: str
     target_shard_id: str
     move_token: int
-    step: str  # a `MoveStep`, or one that only a newer mover knows
+    step: str  # a `TransferStep`, or one that only a newer mover knows
     started_at: datetime
     updated_at: datetime
     read_at: datetime
@@ -68,9 +70,9 @@ class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def outcome(self) -> MoveOutcome | None:
         """How the move, or its last mover, has ended; None while it goes on."""
-        if self.step == MoveStep.DONE:
+        if self.step == TransferStep.DONE:
             return MoveOutcome.MOVED if self.verdict == "equal" else MoveOutcome.DIFFERS
-        if self.step == MoveStep.UNDONE:
+        if self.step == TransferStep.UNDONE:
             return MoveOutcome.UNDONE
         return None if self.error is None else MoveOutcome.FAILED
 

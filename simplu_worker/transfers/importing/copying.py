@@ -32,7 +32,6 @@ from simplu_worker.transfers.importing.queries import (
     sum_rows,
 )
 from simplu_worker.transfers.importing.rules import (
-    FOLLOWING,
     OVERLAP,
     TOO_MANY_DUPLICATES,
     TOO_MANY_REFUSED,
@@ -53,6 +52,7 @@ from simplu_worker.transfers.importing.source import (
 )
 from simplu_worker.transfers.importing.target import ImportTakenError, TargetTenant
 from simplu_worker.transfers.moving.checksums import Sums, TypeSum
+from simplu_worker.vocabulary import TransferStep
 
 REFUSED_MAX: Final = 100_000  # rows of one tenant, which are kept until all of it is read
 
@@ -281,7 +281,7 @@ class Follower:
         for key, one in self._tenants.items():
             state = FollowState(digest_of(self._queries), one.followed_to)
             try:
-                await one.target.note(FOLLOWING, msgspec.json.encode(state))
+                await one.target.note(TransferStep.FOLLOWING, state)
             except WorkerError as exc:
                 errors[key] = str(exc)
         return errors

@@ -48,7 +48,6 @@ from simplu_worker.transfers.importing.queries import (
     list_tenants,
 )
 from simplu_worker.transfers.importing.rules import (
-    FOLLOWING,
     LEFT_STATES,
     NO_TENANT,
     TROUBLES,
@@ -75,6 +74,7 @@ from simplu_worker.transfers.importing.target import (
     read_open_imports,
 )
 from simplu_worker.transfers.patience import run_at_once
+from simplu_worker.vocabulary import TransferStep
 
 LOOKUPS_AT_ONCE: Final = 16
 QUERY_MAX_TENANTS: Final = 1000
@@ -293,7 +293,7 @@ class Importer:
 
     async def apply(self) -> ImportResult:
         """Import every tenant that can be; return a report on each. Raises as `plan`, before the first change."""
-        token = str(uuid4())
+        token = f"0/{uuid4()}"
         async with self._opened() as run:
             placed = await run.placer.place(run.tenants, token=token)
             return await run.report(placed, lambda one: self._import(run, one, token))
@@ -309,7 +309,7 @@ class Importer:
 
         `apply` activates them later. The first round that is reported is the copy. Raises as `plan`.
         """
-        token = str(uuid4())
+        token = f"0/{uuid4()}"
         followed: list[FollowedTenant] = []
         async with self._opened() as run:
             placed = await run.placer.place(run.tenants, token=token)
@@ -340,7 +340,7 @@ class Importer:
 
         Of the source with *identity*, if given: the database may have another one by now, or be gone.
         """
-        token = str(uuid4())
+        token = f"0/{uuid4()}"
         reports: list[TenantReport] = []
         place = identity
         if identity is None:
@@ -427,7 +427,7 @@ class Importer:
         if taken.refused and not self._options.leave_refused:
             return _report(placed, ImportState.LEFT, taken, detail=LEFT_DETAIL)
         taken_at = datetime.fromisoformat(run.snapshot.facts.taken_at)
-        await target.note(FOLLOWING, msgspec.json.encode(FollowState(run.digest, taken_at)))
+        await target.note(TransferStep.FOLLOWING, FollowState(run.digest, taken_at))
         followed.append(FollowedTenant(placed.tenant, target, taken_at))
         return _report(placed, ImportState.FOLLOWED, taken)
 
@@ -440,8 +440,7 @@ class Importer:
         if (rival := await run.placer.find_rivals(placed)) is not None:
             raise RetryableError(rival)
         certificate = _certify(run, taken)
-        encoded = msgspec.json.encode(certificate)
-        server = await target.activate(encoded, datetime.now(UTC), verified_on=taken.verified_on)
+        server = await target.activate(certificate, datetime.now(UTC), verified_on=taken.verified_on)
         await self._commits.wait_for_transaction(shard_id, server)
         log.info(
             "tenant.imported",

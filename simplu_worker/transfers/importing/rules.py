@@ -21,7 +21,7 @@ from simplu_worker.business_info import Business
 from simplu_worker.operations.json_record import BOUNDS_TEXT, DOCUMENT_MAX_BYTES, exceeds_bounds
 from simplu_worker.operations.operation import ID_MAX, is_id, is_storable, tenant_id_of
 from simplu_worker.transfers.moving.checksums import TypeSum
-from simplu_worker.vocabulary import TenantState
+from simplu_worker.vocabulary import TenantState, TransferStep
 
 RESOURCE_ID_MAX: Final = 256  # characters: docs/sending.md
 # As Postgres writes them with DateStyle ISO, in UTC: years from 1 to 9999, which all readers can represent.
@@ -218,7 +218,7 @@ def place_of(
     living = [home for home in homes if home.state not in LEFT_STATES]
     if sum(home.state in SERVING_STATES for home in living) == 1:
         for one in homes:
-            if (one.source, one.step) == (source, "activated") and _is_of(tenant, one):
+            if (one.source, one.step) == (source, TransferStep.DONE) and _is_of(tenant, one):
                 return ImportState.THERE, one, None
     if len(living) > 1:
         shards = " and ".join(sorted(home.shard_id for home in living))
@@ -291,7 +291,6 @@ def parse_certificate(text: str | None) -> ImportCertificate | None:
         return None
 
 
-FOLLOWING: Final = "following"  # the step in the journal
 # A row has the time at which its transaction set the column, and is seen only after the commit. Transactions that took
 # longer than this are found by the comparison at the cut-over.
 OVERLAP: Final = timedelta(minutes=5)
@@ -306,7 +305,7 @@ class FollowState(msgspec.Struct, frozen=True, rename="camel"):
 
 def followed_since(step: str, detail: Mapping[str, Any], *, queries: str) -> datetime | None:
     """Return since when rows may have changed that were not copied; None to copy the tenant whole."""
-    if step != FOLLOWING:
+    if step != TransferStep.FOLLOWING:
         return None
     try:
         state = msgspec.convert(detail, FollowState)

@@ -18,16 +18,18 @@ from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log import BulkChange, mark_bulk_change, mark_changes
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
-from simplu_worker.shards.postgres.queries import pack_columns
+from simplu_worker.shards.postgres.queries import affected_count, pack_columns
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import check_registration, ensure_schema, has_schema
+from simplu_worker.shards.settling import Transfer
 from simplu_worker.shards.tenants.control_rules import DEFAULT_ROW, timestamp_text
 from simplu_worker.shards.tenants.provisioning import describe_drained
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.importing.rules import HomeFacts, SourceRow, SourceTenant, hash_of
+from simplu_worker.transfers.journal import Journal
 from simplu_worker.transfers.moving.checksums import TypeSum
 from simplu_worker.transfers.patience import run_in_pages
-from simplu_worker.vocabulary import TenantState
+from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
 
 CLEAR_MAX_ROWS: Final = 5000  # in one transaction
 SUM_MAX_ROWS: Final = 5000  # in one statement
@@ -35,13 +37,6 @@ SUM_MAX_ROWS: Final = 5000  # in one statement
 
 class ImportTakenError(RetryableError):
     """Another run has taken over the import of the tenant, or its row on the shard has changed."""
-
-
-class CopyState(msgspec.Struct, frozen=True):
-    """The state of an import as its run finds it."""
-
-    step: str
-    detail: dict[str, Any]
 
 
 class SummedRows(msgspec.Struct, frozen=True):
@@ -111,15 +106,15 @@ class TargetTenant:
     def __init__(self, pool: ShardPool, tenant_id: str, *, token: str) -> None:
         self._pool = pool
         self._tenant_id = tenant_id
-        self._token = token
+        self._journal = Journal(tenant_id, TransferKind.IMPORT, token)
 
-    async def take_over(self) -> CopyState:
+    async def take_over(self) -> Transfer:
         """Make this run the only one that writes the tenant's rows. Raises `ImportTakenError` if it is activated."""
         async with self._pool.transaction() as connection:
-            row = await connection.fetchrow(QUERIES["take_import"], self._tenant_id, self._token)
-        if row is None:
+            taken = await self._journal.take(connection)
+        if taken is None:
             raise self._taken()
-        return CopyState(row["step"], msgspec.json.decode(row["detail"]))
+        return taken
 
     async def clear(self) -> int:
         """Delete all rows of the tenant, and return their number."""
@@ -174,29 +169,23 @@ class TargetTenant:
         await run_in_pages(add, limit=SUM_MAX_ROWS)
         return SummedRows(total, servers[0])
 
-    async def note(self, step: str, detail: bytes) -> None:
-        """Store the step of the import, and its details as JSON."""
+    async def note(self, step: TransferStep, detail: object) -> None:
+        """Store the step of the import, and its details."""
         async with self._fenced() as connection:
-            await connection.execute(QUERIES["note_import"], self._tenant_id, self._token, step, detail.decode())
+            await self._journal.note(connection, step, detail)
 
-    async def activate(self, certificate: bytes, imported_at: datetime, *, verified_on: Server | None) -> Server:
+    async def activate(self, certificate: object, imported_at: datetime, *, verified_on: Server | None) -> Server:
         """Make the tenant active with its default row, and store *certificate*; return the server of the commit.
 
         Raises `RetryableError` if the rows were verified in another run of the server.
         """
         async with self._pool.transaction() as connection:
-            row = await connection.fetchrow(QUERIES["lock_import"], self._tenant_id, self._token)
-            if row is None:
-                raise self._taken()
+            business_type = await self._lock(connection)
             times = [timestamp_text(imported_at)]
-            added = await connection.fetch(
-                QUERIES["add_default_rows"], [self._tenant_id], [row["business_type"]], times
-            )
+            added = await connection.fetch(QUERIES["add_default_rows"], [self._tenant_id], [business_type], times)
             await mark_changes(connection, [(one["id"], *DEFAULT_ROW) for one in added])
             await connection.execute(QUERIES["activate_incoming"], self._tenant_id)
-            await connection.execute(
-                QUERIES["note_import"], self._tenant_id, self._token, "activated", certificate.decode()
-            )
+            await self._journal.note(connection, TransferStep.DONE, certificate)
             server = await note_server(connection)
             self._check_server(server, verified_on)
         return server
@@ -206,16 +195,21 @@ class TargetTenant:
         await self.take_over()
         count = await self.clear()
         async with self._fenced() as connection:
-            await connection.execute(QUERIES["delete_incoming_tenant"], self._tenant_id)
-            await connection.execute(QUERIES["delete_import"], self._tenant_id)
+            if affected_count(await connection.execute(QUERIES["delete_incoming_tenant"], self._tenant_id)):
+                await connection.execute(QUERIES["drop_transfer"], self._tenant_id, TransferKind.IMPORT)
         return count
 
     @contextlib.asynccontextmanager
     async def _fenced(self, budget: StatementBudget = StatementBudget.USUAL) -> AsyncIterator[Connection]:
         async with self._pool.transaction(budget=budget) as connection:
-            if await connection.fetchrow(QUERIES["fence_import"], self._tenant_id, self._token) is None:
-                raise self._taken()
+            await self._lock(connection)
             yield connection
+
+    async def _lock(self, connection: Connection) -> str:
+        business_type = await connection.fetchval(QUERIES["lock_import"], self._tenant_id, self._journal.token)
+        if business_type is None:
+            raise self._taken()
+        return str(business_type)
 
     def _check_server(self, server: Server, expected: Server | None) -> None:
         if server != expected:

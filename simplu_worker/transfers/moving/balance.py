@@ -11,9 +11,9 @@ import msgspec
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.shard_map import ShardMap
-from simplu_worker.shards.settling import Departure
+from simplu_worker.shards.settling import Transfer
 from simplu_worker.transfers.moving.types import LEAVING
-from simplu_worker.vocabulary import MoveStep, TenantState
+from simplu_worker.vocabulary import TenantState, TransferStep
 
 EVEN_RATIO: Final = 1.1  # of the fullest shard to the mean: below, nothing is moved
 NO_LIMIT: Final = 10**9  # businesses of a shard
@@ -217,7 +217,7 @@ class BegunMove(msgspec.Struct, frozen=True):
     tenant_id: str
     source_id: str
     target_id: str
-    step: str  # a `MoveStep`, or one that only a newer mover knows
+    step: str  # a `TransferStep`, or one that only a newer mover knows
 
 
 def sort_begun_moves(
@@ -233,15 +233,15 @@ def sort_begun_moves(
         homes[one.tenant_id].add(one.shard_id)
     going_on: list[PlannedTransfer] = []
     stuck: list[PlannedTransfer] = []
-    for move in sorted(moves, key=lambda move: (move.step != MoveStep.COMMITTED, move.tenant_id, move.source_id)):
+    for move in sorted(moves, key=lambda move: (move.step != TransferStep.COMMITTED, move.tenant_id, move.source_id)):
         tenant, home_ids = rows.get((move.tenant_id, move.source_id)), homes[move.tenant_id]
         if tenant is None:
             continue
-        if move.step == MoveStep.COMMITTED:
+        if move.step == TransferStep.COMMITTED:
             if home_ids <= {move.target_id}:
                 going_on.append(PlannedTransfer(tenant, move.target_id))
         elif move.source_id in home_ids:
-            can_end = move.step == MoveStep.OPEN and move.target_id in target_ids
+            can_end = move.step == TransferStep.OPEN and move.target_id in target_ids
             (going_on if can_end else stuck).append(PlannedTransfer(tenant, move.target_id))
     return going_on, stuck
 
@@ -260,8 +260,8 @@ def homes_after(homes: Iterable[WeighedTenant], expected: Iterable[PlannedTransf
     ]
 
 
-NOT_COMMITTED = frozenset({MoveStep.OPEN, MoveStep.UNDOING})  # steps of the journal
-NEVER_LEFT = NOT_COMMITTED | {MoveStep.UNDONE}
+NOT_COMMITTED = frozenset({TransferStep.OPEN, TransferStep.UNDOING})  # steps of the journal
+NEVER_LEFT = NOT_COMMITTED | {TransferStep.UNDONE}
 
 
 class WayBack(msgspec.Struct, frozen=True):
@@ -278,8 +278,8 @@ def way_back(
     copies: Iterable[str],
     *,
     came_from: str | None,
-    last_departure: Departure | None,
-    last_move: Departure | None,
+    last_departure: Transfer | None,
+    last_move: Transfer | None,
     known: Collection[str],
     stay: bool = False,
 ) -> WayBack:
@@ -290,7 +290,7 @@ def way_back(
     """
     targets = set(copies)
     if last_departure is not None and last_departure.step in NOT_COMMITTED:
-        targets |= {last_departure.target_shard_id}.intersection(known)
+        targets |= {last_departure.place}.intersection(known)
     if stay:
         return WayBack(tuple(sorted(targets)))
     undone = tuple(sorted(targets - {came_from}))
@@ -298,13 +298,9 @@ def way_back(
         return WayBack(undone, back_to=came_from)
     if undone:
         return WayBack(undone)
-    ends_last_move = (
-        last_move is not None and last_move.step == MoveStep.COMMITTED and last_move.target_shard_id == home_id
-    )
+    ends_last_move = last_move is not None and last_move.step == TransferStep.COMMITTED and last_move.place == home_id
     has_returned = (
-        last_departure is not None
-        and last_departure.target_shard_id == came_from
-        and last_departure.step not in NEVER_LEFT
+        last_departure is not None and last_departure.place == came_from and last_departure.step not in NEVER_LEFT
     )
     if ends_last_move and has_returned:  # an earlier rollback was stopped after its commit
         return WayBack((), ends_last_move=True, returned_from=came_from)

@@ -17,7 +17,7 @@ from simplu_worker.shards.log import KEPT_FOR, mark_changes
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import Isolation, StatementBudget
-from simplu_worker.shards.settling import FIRST, Arrival, MovingTenant, RowKey, read_tenant
+from simplu_worker.shards.settling import FIRST, MovingTenant, RowKey, Transfer, read_tenant
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.changes import (
@@ -337,7 +337,7 @@ class Repair(msgspec.Struct, frozen=True):
     refused: AbstractSet[ResourceKey] = frozenset()
 
 
-async def check_former_rows(source: ShardPool, target: ShardPool, tenant_id: str, arrival: Arrival) -> None:
+async def check_former_rows(source: ShardPool, target: ShardPool, tenant_id: str, arrival: Transfer) -> None:
     """Raise `PermanentError` unless *source*, which the tenant has left, has its rows as of the move."""
     async with target.connection() as connection:
         home = await read_tenant(connection, tenant_id)
@@ -349,7 +349,7 @@ async def repair_resources(
     source: ShardPool,
     target: ShardPool,
     tenant_id: str,
-    arrival: Arrival,
+    arrival: Transfer,
     keys: Collection[ResourceKey],
     *,
     apply: bool = True,
@@ -387,12 +387,12 @@ async def _lock_home(connection: Connection, target: ShardPool, tenant_id: str) 
     return tenant
 
 
-async def _lock_former_rows(former: Connection, tenant_id: str, arrival: Arrival, epoch: int | None) -> None:
+async def _lock_former_rows(former: Connection, tenant_id: str, arrival: Transfer, epoch: int | None) -> None:
     """Keep cleanups and movers from the rows until the commit: both take a token first."""
-    is_whole = await former.fetchval(QUERIES["lock_left"], tenant_id, arrival.move_token)
+    is_whole = await former.fetchval(QUERIES["lock_tenant_for"], tenant_id, TenantState.MOVED, arrival.move_token)
     left = await read_tenant(former, tenant_id)
     if not is_whole or left is None or left.epoch != epoch:
         raise PermanentError(
-            f"{tenant_id}: shard {arrival.source_shard_id} does not have its rows as of the move any more: a cleanup "
+            f"{tenant_id}: shard {arrival.place} does not have its rows as of the move any more: a cleanup "
             "or a move back has begun, or the tenant was made again since; compare with a backup"
         )

@@ -33,16 +33,15 @@ from simplu_worker.shards.settling import (
     Progress,
     RowKey,
     activate_in,
-    encoded,
-    read_arrival,
-    read_departure,
     read_positions,
     read_tenant,
+    read_transfer,
     take_token,
     tenant_of,
 )
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
+from simplu_worker.transfers.journal import NOTE_INTERVAL_S, Journal, noted_as_running
 from simplu_worker.transfers.moving.changes import (
     CLOCK_MARGIN,
     NOTHING_KNOWN,
@@ -65,7 +64,6 @@ from simplu_worker.transfers.moving.copying import (
     next_pace,
     slower_after,
 )
-from simplu_worker.transfers.moving.journal import NOTE_INTERVAL_S, MoveJournal, noted_as_running
 from simplu_worker.transfers.moving.readiness import time_standbys
 from simplu_worker.transfers.moving.types import (
     LEAVING,
@@ -83,7 +81,7 @@ from simplu_worker.transfers.moving.types import (
 )
 from simplu_worker.transfers.moving.undoing import drop_rows
 from simplu_worker.transfers.patience import run_patiently, run_until_won
-from simplu_worker.vocabulary import MovePhase, MoveStep, TenantState
+from simplu_worker.vocabulary import MovePhase, TenantState, TransferKind, TransferStep
 
 FENCE_S: Final = 2.0  # until any worker may end it
 FENCE_TRIES: Final = 10
@@ -91,7 +89,7 @@ ROUNDS_MAX: Final = 20
 REHEARSALS_MAX: Final = 3
 NO_TOKEN: Final = -1  # a statement with it finds no row
 CLOCK_STEP_MAX_S: Final = 1.0  # below the margin of the changes that are read again
-CLEANUP_STEPS: Final = frozenset({MoveStep.CLEANING, MoveStep.CLEANED})  # rows of the tenant are deleted
+CLEANUP_STEPS: Final = frozenset({TransferStep.CLEANING, TransferStep.CLEANED})  # rows of the tenant are deleted
 PAUSE: Final = frozenset({MovePhase.FENCE, MovePhase.LAST_DELTA, MovePhase.COMMIT, MovePhase.ACTIVATE})
 LOG_KEPT_SHARE: Final = 0.5  # of the retention: a move that stood still for longer copies everything again
 
@@ -120,11 +118,10 @@ class Mover:
         self._settler = MoveSettler(pools, commits)
         self._source = pools.pool_of(move.source_id)
         self._target = pools.pool_of(move.target_id)
-        self._journal = MoveJournal(self._source, move.tenant_id)
         self._token = 0
         self._epoch = 0
         self._source_epoch = 0
-        self._step = MoveStep.OPEN  # in the journal
+        self._step = TransferStep.OPEN  # in the journal
         self._pace = ChunkPace()
         self._noted_at = float("-inf")
         self._last_barrier: tuple[float, datetime] | None = None  # by our clock, and by the source's
@@ -143,8 +140,7 @@ class Mover:
         Raises `MoveRefusedError`, or `RetryableError` if a shard did not answer for a minute, with the state of the
         tenant.
         """
-        source, tenant_id = self._source, self._move.tenant_id
-        async with noted_as_running(source, tenant_id, lambda: self._token, is_pause=lambda: self._phase in PAUSE):
+        async with noted_as_running(self._source, lambda: self._departure, is_pause=lambda: self._phase in PAUSE):
             return await self._run_on()
 
     async def _run_on(self) -> Certificate:
@@ -158,23 +154,31 @@ class Mover:
             )
         except (PermanentError, ValueRefusedError) as exc:
             stated = exc if isinstance(exc, MoveRefusedError) else MoveRefusedError(f"{exc}; {self.describe_state()}")
-            await self._journal.note_failure(self._token, self._status, str(stated))
+            await self._departure.note_failure(self._source, str(stated))
             raise stated from (None if stated is exc else exc)
         except (LostRaceError, RetryableError) as exc:
-            await self._journal.note_failure(self._token, self._status, str(exc))
+            await self._departure.note_failure(self._source, str(exc))
             raise RetryableError(f"{self._move.tenant_id}: {exc}; {self.describe_state()}") from exc
+
+    @property
+    def _departure(self) -> Journal:
+        return Journal(self._move.tenant_id, TransferKind.DEPARTURE, str(self._token))
+
+    @property
+    def _arrival(self) -> Journal:
+        return Journal(self._move.tenant_id, TransferKind.ARRIVAL, str(self._token))
 
     async def _log_failure(self, error: Exception) -> None:
         log.info("move.again", tenant_id=self._move.tenant_id, phase=self._phase, error=str(error))
 
     def describe_state(self) -> str:
         """Return in which state the tenant is, and which command comes next."""
-        return describe_state(self._move, self._phase, has_left=self._step == MoveStep.COMMITTED)
+        return describe_state(self._move, self._phase, has_left=self._step == TransferStep.COMMITTED)
 
     async def _run_once(self, began_at: float) -> Certificate:
         self._known = NOTHING_KNOWN  # either shard may have another server now
         source, target = await self._read(self._source), await self._read(self._target)
-        self._step = MoveStep.COMMITTED if source is not None and source.state is TenantState.MOVED else MoveStep.OPEN
+        self._step = _step_of(source)
         match situation_of(source, target, target_shard_id=self._move.target_id):
             case Situation.MOVE:
                 progress = await self._prepare(LEAVING)
@@ -223,7 +227,7 @@ class Mover:
             source = await read_tenant(connection, tenant_id, locked=True)
             if source is None or source.state not in states:
                 raise RetryableError(f"the tenant is {'not here' if source is None else source.state} now")
-            departure = await read_departure(connection, tenant_id)
+            departure = await read_transfer(connection, tenant_id, TransferKind.DEPARTURE)
             if source.state is TenantState.MOVED and departure is not None and departure.step in CLEANUP_STEPS:
                 raise MoveRefusedError(
                     f"{tenant_id}: shard {self._move.target_id} has lost the tenant, after a cleanup of its former "
@@ -231,8 +235,9 @@ class Mover:
                 )
             self._token = max(source.move_token, token_of_target) + 1
             await take_token(connection, tenant_id, self._token)
-            self._step = MoveStep.COMMITTED if source.state is TenantState.MOVED else MoveStep.OPEN
-            await connection.execute(QUERIES["open_move"], tenant_id, self._move.target_id, self._token, self._step)
+            self._step = _step_of(source)
+            detail: Any = None if self._step is TransferStep.COMMITTED else {}
+            await self._departure.open(connection, self._step, place=self._move.target_id, detail=detail)
         self._last_barrier = (self._clock(), source.read_at)
         self._source_epoch = source.epoch
         return source
@@ -240,7 +245,7 @@ class Mover:
     async def _prepare_target(self, source: MovingTenant) -> Progress:
         tenant_id, keeps = self._move.tenant_id, self._options.log_kept * LOG_KEPT_SHARE
         async with self._source.connection() as connection:
-            arrival_on_source = await read_arrival(connection, tenant_id)
+            arrival_on_source = await read_transfer(connection, tenant_id, TransferKind.ARRIVAL)
         async with self._target.transaction() as connection:
             target = await read_tenant(connection, tenant_id, locked=True)
             if target is not None and (target.business_id, target.location_id) != (
@@ -252,8 +257,8 @@ class Mover:
                     f"location {target.location_id}; the tenant stays on shard "
                     f"{self._move.source_id}; run: simplu-worker tenants move, to another shard"
                 )
-            arrival = await read_arrival(connection, tenant_id)
-            departure = await read_departure(connection, tenant_id)
+            arrival = await read_transfer(connection, tenant_id, TransferKind.ARRIVAL)
+            departure = await read_transfer(connection, tenant_id, TransferKind.DEPARTURE)
             kept = continued_progress(source, self._move.source_id, target, arrival, keeps) or warm_progress(
                 source, target, departure, arrival_on_source, keeps
             )
@@ -273,16 +278,18 @@ class Mover:
             )
             if affected_count(status) != 1:
                 raise self._superseded_error()
-            await connection.execute(
-                QUERIES["open_arrival"], tenant_id, self._move.source_id, self._token, encoded(progress)
-            )
+            await self._arrival.open(connection, TransferStep.OPEN, place=self._move.source_id, detail=progress)
             self._target_server = await note_server(connection)
-        if not progress.cursors and await drop_rows(self._target, tenant_id, self._token, "lock_incoming") is None:
+        if not progress.cursors and await drop_rows(self._target, tenant_id, self._token, TenantState.INCOMING) is None:
             raise self._superseded_error()
         return progress
 
     async def _check_token(self, connection: Connection) -> None:
-        self._check_target(await connection.fetchrow(QUERIES["lock_incoming"], self._move.tenant_id, self._token))
+        self._check_target(
+            await connection.fetchrow(
+                QUERIES["lock_tenant_for"], self._move.tenant_id, TenantState.INCOMING, self._token
+            )
+        )
 
     def _check_target(self, row: Any) -> Server:
         """Return the target's server: another one than before may lack rows that this mover has written."""
@@ -516,7 +523,7 @@ class Mover:
         """Make the tenant ready again, from a source that it has left: its rows are as of the fence."""
         async with self._source.connection() as connection:
             source = await read_tenant(connection, self._move.tenant_id)
-            departure = await read_departure(connection, self._move.tenant_id)
+            departure = await read_transfer(connection, self._move.tenant_id, TransferKind.DEPARTURE)
             if source is None or departure is None:
                 raise RetryableError("the tenant's row has gone from its shard")
             self._check_source(source, progress)
@@ -549,7 +556,7 @@ class Mover:
         for one in changes:
             await write_changes(connection, tenant_id, one)
         progress = msgspec.structs.replace(progress, target_server=server)
-        await connection.execute(QUERIES["note_ready"], tenant_id, token, encoded(progress))
+        await self._arrival.note(connection, TransferStep.READY, progress)
         return server
 
     async def _commit(self, progress: Progress) -> Server:
@@ -592,11 +599,11 @@ class Mover:
         self._enter(MovePhase.CERTIFY)
         async with self._target.connection() as connection:
             target = await read_tenant(connection, move.tenant_id)
-            arrival = await read_arrival(connection, move.tenant_id)
+            arrival = await read_transfer(connection, move.tenant_id, TransferKind.ARRIVAL)
         async with self._source.connection() as connection:
-            departure = await read_departure(connection, move.tenant_id)
+            departure = await read_transfer(connection, move.tenant_id, TransferKind.DEPARTURE)
         # In these steps no cleanup has begun.
-        has_rows = departure is not None and departure.step in {MoveStep.COMMITTED, MoveStep.DONE}
+        has_rows = departure is not None and departure.step in {TransferStep.COMMITTED, TransferStep.DONE}
         if target is None or arrival is None or arrival.ready_at is None or departure is None or not has_rows:
             raise MoveRefusedError(
                 f"{move.tenant_id}: its home is shard {move.target_id} already, and shard {move.source_id} has no rows "
@@ -625,16 +632,21 @@ class Mover:
             comparison=comparison,
             at=datetime.now(UTC),
         )
-        if departure.step != MoveStep.DONE or not departure.is_equal:  # it is kept as it was given
-            await self._journal.note_end(departure, certificate)
+        if departure.step != TransferStep.DONE or not departure.is_equal:  # it is kept as it was given
+            ended = Journal(move.tenant_id, TransferKind.DEPARTURE, departure.token)
+            detail = {"verdict": certificate.verdict, "certificate": certificate, "positions": departure.positions}
+            async with self._source.transaction() as connection:
+                await ended.note(connection, TransferStep.DONE, detail)
         return certificate
 
     async def _note_status(self) -> None:
         self._noted_at = self._clock()
-        await self._journal.note_status(self._token, self._step, self._status)
+        detail = self._status if self._step is TransferStep.OPEN else None  # one that has committed keeps its positions
+        async with self._source.transaction() as connection:
+            await self._departure.note(connection, self._step, detail)
 
     async def _note_progress(self, connection: Connection, progress: Progress) -> None:
-        await connection.execute(QUERIES["note_arrival"], self._move.tenant_id, self._token, encoded(progress))
+        await self._arrival.note(connection, TransferStep.OPEN, progress)
 
     async def _show_progress(self, progress: Progress) -> None:
         self._status = msgspec.structs.replace(
@@ -659,6 +671,10 @@ class Mover:
         self._phase, self._entered_at = phase, now
         self._status = msgspec.structs.replace(self._status, phase=phase)
         self._show(self._status)
+
+
+def _step_of(source: MovingTenant | None) -> TransferStep:
+    return TransferStep.COMMITTED if source is not None and source.state is TenantState.MOVED else TransferStep.OPEN
 
 
 def _epoch_of(source: MovingTenant, target: MovingTenant | None) -> int:

@@ -7,9 +7,9 @@ from enum import StrEnum
 
 import msgspec
 
-from simplu_worker.shards.settling import Arrival, Departure, MoveRefusedError, MovingTenant, Progress
+from simplu_worker.shards.settling import MoveRefusedError, MovingTenant, Progress, Transfer
 from simplu_worker.transfers.moving.checksums import Comparison
-from simplu_worker.vocabulary import MovePhase, MoveStep, TenantState
+from simplu_worker.vocabulary import MovePhase, TenantState, TransferStep
 
 
 class Move(msgspec.Struct, frozen=True):
@@ -129,7 +129,7 @@ def situation_of(source: MovingTenant | None, target: MovingTenant | None, *, ta
 
 
 def continued_progress(
-    source: MovingTenant, source_shard_id: str, target: MovingTenant | None, arrival: Arrival | None, keeps: timedelta
+    source: MovingTenant, source_shard_id: str, target: MovingTenant | None, arrival: Transfer | None, keeps: timedelta
 ) -> Progress | None:
     """Return the progress of an earlier mover from which the copy goes on; None to copy everything.
 
@@ -138,7 +138,7 @@ def continued_progress(
     if target is None or target.state not in ON_THE_WAY or arrival is None:
         return None
     progress = arrival.progress
-    is_same = arrival.source_shard_id == source_shard_id and progress.server == source.server
+    is_same = arrival.place == source_shard_id and progress.server == source.server
     if not is_same or progress.epoch != source.epoch or not _is_recent(progress.barrier, source, keeps):
         return None
     return progress
@@ -147,8 +147,8 @@ def continued_progress(
 def warm_progress(
     source: MovingTenant,
     target: MovingTenant | None,
-    departure: Departure | None,
-    arrival: Arrival | None,
+    departure: Transfer | None,
+    arrival: Transfer | None,
     keeps: timedelta,
 ) -> Progress | None:
     """Return where the delta of a move back begins: at the fence of the move here, if the rows there are whole.
@@ -157,7 +157,7 @@ def warm_progress(
     """
     if target is None or target.state is not TenantState.MOVED or departure is None or arrival is None:
         return None
-    is_whole = departure.step == MoveStep.DONE and departure.move_token == target.move_token == arrival.move_token
+    is_whole = departure.step == TransferStep.DONE and departure.move_token == target.move_token == arrival.move_token
     if not is_whole or arrival.ready_at is None or arrival.progress.target_server != source.server:
         return None
     if target.epoch != source.epoch or not _is_recent(arrival.ready_at, source, keeps):

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 import msgspec
 import structlog
@@ -21,33 +21,30 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import has_schema
-from simplu_worker.shards.settling import MovingTenant, read_departure, read_tenant, take_token
+from simplu_worker.shards.settling import MovingTenant, read_tenant, read_transfer, take_token
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
-from simplu_worker.transfers.moving.journal import noted_as_running
+from simplu_worker.transfers.journal import Journal, noted_as_running
 from simplu_worker.transfers.moving.types import GONE, LEAVING, ON_THE_WAY
 from simplu_worker.transfers.patience import run_in_pages
-from simplu_worker.vocabulary import MoveStep, TenantState
+from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
 
 DROP_ROWS: Final = 5_000  # deleted by one statement
 UNREAD_S: Final = 10.0  # for a destination of the feed that is not down
 UNREAD_POLL_S: Final = 0.2
 DROPS: Final = ("drop_resources", "drop_operations", "drop_batches", "drop_rejections", "drop_failures")
 
-TenantLock: TypeAlias = Literal["lock_incoming", "lock_left"]
-"""The query that locks the tenant's row, if it still has the token, in the state in which its rows may be deleted."""
-
 log = structlog.get_logger(__name__)
 
 
-async def drop_rows(shard: ShardPool, tenant_id: str, token: int, lock: TenantLock) -> int | None:
-    """Delete the rows of a tenant, but for its own; return their number, None once the row has another token or state.
+async def drop_rows(shard: ShardPool, tenant_id: str, token: int, state: TenantState) -> int | None:
+    """Delete the rows of a tenant, but for its own; return their number, None if that has another token or *state*.
 
     The feed reads the changes in the log first, for `UNREAD_S` at most.
     """
     if await _has_unread(shard, tenant_id):
         async with shard.transaction() as connection:
-            if not await connection.fetchval(QUERIES[lock], tenant_id, token):
+            if not await connection.fetchval(QUERIES["lock_tenant_for"], tenant_id, state, token):
                 return None
             await mark_bulk_change(connection, BulkChange.COPIED, tenant_id, BulkOrigin.UNREAD)
         log.warning("move.changes_unread", tenant_id=tenant_id, shard_id=shard.address.shard_id)
@@ -56,7 +53,7 @@ async def drop_rows(shard: ShardPool, tenant_id: str, token: int, lock: TenantLo
     async def drop(query: str, limit: int) -> int:
         nonlocal is_ours
         async with shard.transaction(budget=StatementBudget.KEY_RANGE) as connection:
-            is_ours = is_ours and bool(await connection.fetchval(QUERIES[lock], tenant_id, token))
+            is_ours = is_ours and bool(await connection.fetchval(QUERIES["lock_tenant_for"], tenant_id, state, token))
             if not is_ours:
                 return 0
             return affected_count(await connection.execute(QUERIES[query], tenant_id, limit))
@@ -96,13 +93,14 @@ async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str
         token = max(tenant.move_token, 0 if copy is None else copy.move_token) + 1
         if tenant.state in LEAVING:  # no mover can do anything about a tenant that is destroyed
             await take_token(connection, tenant_id, token)
-        await connection.execute(QUERIES["open_move"], tenant_id, target_id, token, MoveStep.UNDOING)
+        journal = Journal(tenant_id, TransferKind.DEPARTURE, str(token))
+        await journal.open(connection, TransferStep.UNDOING, place=target_id, detail={})
     count = 0
-    async with noted_as_running(source, tenant_id, lambda: token):
+    async with noted_as_running(source, lambda: journal):
         if copy is not None and copy.state in ON_THE_WAY:
             count = await _drop_copy(target, tenant_id, token)
         async with source.transaction() as connection:
-            await connection.execute(QUERIES["note_move"], tenant_id, token, MoveStep.UNDONE, None)
+            await journal.note(connection, TransferStep.UNDONE)
     log.info("move.undone", tenant_id=tenant_id, source_id=source_id, target_id=target_id, rows=count)
     return count
 
@@ -122,8 +120,10 @@ async def _drop_copy(target: ShardPool, tenant_id: str, token: int) -> int:
         status = await connection.execute(QUERIES["take_incoming"], tenant_id, token)
         if affected_count(status) != 1:
             raise PermanentError(f"{tenant_id}: another mover has begun since; run the command again once it has ended")
-        await connection.execute(QUERIES["close_arrival"], tenant_id)  # no mover may go on from its rest
-    count = await drop_rows(target, tenant_id, token, "lock_incoming")
+        await connection.execute(
+            QUERIES["drop_transfer"], tenant_id, TransferKind.ARRIVAL
+        )  # no mover may go on from its rest
+    count = await drop_rows(target, tenant_id, token, TenantState.INCOMING)
     if count is None:
         raise PermanentError(f"{tenant_id}: another mover has begun since")
     async with target.transaction() as connection:
@@ -191,16 +191,17 @@ async def clean_up(
     await commits.wait_for_transaction(home_id, server)
     async with source.transaction() as connection:
         left = await read_tenant(connection, tenant_id, locked=True)
-        departure = await read_departure(connection, tenant_id)
+        departure = await read_transfer(connection, tenant_id, TransferKind.DEPARTURE)
         if left is None or home is None or departure is None or not _has_left_for(left, home, target_id):
             return None
         token = max(left.move_token, home.move_token) + 1
         await take_token(connection, tenant_id, token)
-        await connection.execute(QUERIES["retake_move"], tenant_id, token, "cleaning")
-    count = await drop_rows(source, tenant_id, token, "lock_left")
+        journal = Journal(tenant_id, TransferKind.DEPARTURE, str(token))
+        await journal.take(connection, TransferStep.CLEANING)
+    count = await drop_rows(source, tenant_id, token, TenantState.MOVED)
     if count is None:
         return None
     async with source.transaction() as connection:
-        await connection.execute(QUERIES["note_move"], tenant_id, token, "cleaned", None)
+        await journal.note(connection, TransferStep.CLEANED)
     log.info("move.cleaned_up", tenant_id=tenant_id, source_id=source_id, rows=count)
     return count

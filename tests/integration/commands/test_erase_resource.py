@@ -301,7 +301,7 @@ async def test_move_that_has_begun_ends_first(make_shard: ShardMaker, tmp_path: 
         for apply in (False, True):
             with pytest.raises(RetryableError, match=shard_state):
                 await terminal.erase(settings, apply=apply)
-        await ask(addresses[0], "UPDATE moves SET updated_at = now() - interval '1 hour'")  # the mover is dead
+        await ask(addresses[0], "UPDATE transfers SET updated_at = now() - interval '1 hour'")  # the mover is dead
     assert await planted(addresses[0]) == before
 
     assert await move(settings, "b") == 0

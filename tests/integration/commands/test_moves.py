@@ -77,7 +77,7 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
     moved = answer_of(capsys)
     assert (moved["outcome"], moved["certificate"]["epoch"], "warning" in moved) == ("moved", 2, False)
     assert json.loads((tmp_path / "map.json").read_text())["tenants"].get(TENANT_ID, "b") == "b"
-    assert await ask(shards[0], "SELECT step, detail->>'verdict' AS verdict FROM moves") == [
+    assert await ask(shards[0], "SELECT step, detail->>'verdict' AS verdict FROM transfers") == [
         {"step": "done", "verdict": "equal"}
     ]
 
@@ -116,7 +116,7 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
 async def differing(shards: list[ShardAddress], settings: Settings) -> None:
     assert await move(settings, "b") == 0
     await ask(shards[1], "DELETE FROM resources WHERE \"resourceId\" = '7'")
-    await ask(shards[0], 'UPDATE moves SET detail = detail || \'{"verdict": "differs"}\'')
+    await ask(shards[0], 'UPDATE transfers SET detail = detail || \'{"verdict": "differs"}\'')
 
 
 @pytest.mark.slow(0.3)
@@ -201,13 +201,13 @@ async def test_copy_is_deleted_by_a_rollback_before_the_commit(
     assert await roll_back(settings, apply=False) == 0
     plan = answer_of(capsys)["rollback"]
     assert (plan["shard"], plan["deletesCopiesOn"], plan["rowsDeleted"]) == ("a", ["b"], 20)
-    assert await ask(shards[0], "SELECT step FROM moves") == []
+    assert await ask(shards[0], "SELECT step FROM transfers") == []
 
     assert await roll_back(settings) == 0
     assert answer_of(capsys) == {"tenant": TENANT_ID, "outcome": "undone", "rowsDeleted": 20}
     assert await ask(shards[1], "SELECT FROM tenants") == []
     assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "active"}]
-    assert await ask(shards[0], "SELECT step FROM moves") == [{"step": "undone"}]
+    assert await ask(shards[0], "SELECT step FROM transfers") == [{"step": "undone"}]
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,8 @@ from simplu_worker.shards.health import assessment
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
-from simplu_worker.transfers import QUERIES
+from simplu_worker.transfers import QUERIES, journal
 from simplu_worker.transfers.importing.target import find_shard_problem
-from simplu_worker.transfers.moving import journal
 
 OPERATIONS = made_up_rows(
     "generate_series(1, $2::int) AS number", tenant_id="$1", request_id="number::text", resource_id="number::text"

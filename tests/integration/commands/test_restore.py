@@ -77,7 +77,7 @@ async def test_plan_is_printed_and_then_carried_out(
     plan = json.loads(capsys.readouterr().out)["plan"]
     assert (plan["tenant"], plan["shard"], plan["mode"], plan["goesOn"]) == (TENANT_ID, "a", "as-of-backup", False)
     assert (plan["resourcesInBackup"], plan["resourcesNow"], plan["sinceBackup"]) == (2, 1, {"kinesis": 1})
-    assert await ask(shards[0], "SELECT FROM restores") == []
+    assert await ask(shards[0], "SELECT FROM transfers") == []
 
     assert await show(restore_tenant(settings, command()), as_json=False) == 0
     out = capsys.readouterr().out
@@ -99,8 +99,8 @@ async def test_restore_that_was_killed_goes_on_with_its_own_file(
     await ask(shards[0], "UPDATE tenants SET state = 'fenced', move_token = 4")
     await ask(
         shards[0],
-        "INSERT INTO restores (tenant_id, run, move_token, mode, step, detail) VALUES ('clinic-main',"
-        " gen_random_uuid(), 4, 'as-of-backup', 'replacing', '{\"export\": \"/first\", \"resources\": 7}')",
+        "INSERT INTO transfers (tenant_id, kind, place, token, step, detail) VALUES ('clinic-main', 'restore', 'there',"
+        ' \'4/run\', \'replacing\', \'{"mode": "as-of-backup", "export": "/first", "resources": 7}\')',
     )
     settings = backed(tmp_path, *shards)
 

@@ -154,12 +154,12 @@ async def test_every_row_is_on_the_shard_of_its_tenant_with_equal_checksums(case
     assert {(row["state"], row["business_type"], row["done"]) for row in tenants} == {("active", "restaurant", True)}
     counts = await case.fetch("SELECT id, count(*) FROM resources WHERE \"resourceName\" <> 'settings' GROUP BY id")
     assert {row["count"] for row in counts} == {row_count(1, ORDERS)}
-    certificates = await case.fetch("SELECT tenant_id, step, detail::text FROM imports ORDER BY 1")
+    certificates = await case.fetch("SELECT tenant_id, step, detail::text FROM transfers ORDER BY 1")
     for row in certificates:
         business_id = row["tenant_id"].partition("-")[0]
         certificate = report_of(result, f"{business_id} main").certificate
         assert certificate is not None
-        assert row["step"] == "activated"
+        assert row["step"] == "done"
         assert json.loads(row["detail"]) == json.loads(msgspec.json.encode(certificate))
         assert (certificate.rows, len(certificate.checksum)) == (row_count(1, ORDERS), 32)
         assert ":" in certificate.source
@@ -348,7 +348,7 @@ async def test_changes_are_followed_until_the_cut_over(case: Case) -> None:
         " WHERE id = '1-main' AND \"resourceId\" IN ('77', '100001', '100002') ORDER BY 1"
     )
     assert [(row["id"], row["price"]) for row in rows] == [("100001", "99.90"), ("77", None)]
-    held = await case.fetch("SELECT tenants.state, imports.step FROM tenants JOIN imports ON tenant_id = id")
+    held = await case.fetch("SELECT tenants.state, transfers.step FROM tenants JOIN transfers ON tenant_id = id")
     assert {(row["state"], row["step"]) for row in held} == {("incoming", "following")}
     copied = await case.fetch("SELECT xmin::text AS xmin FROM resources WHERE \"resourceName\" = 'theme'")
 
@@ -422,7 +422,7 @@ async def test_discard_deletes_the_tenants_that_are_not_active(case: Case) -> No
         ("5 main", ImportState.DISCARDED, "shard-2"),
     ]
     assert (await case.importer().discard(apply=False)).reports == []
-    for table, column in (("tenants", "id"), ("imports", "tenant_id"), ("resources", "id")):
+    for table, column in (("tenants", "id"), ("transfers", "tenant_id"), ("resources", "id")):
         left = {row[column] for row in await case.fetch(f"SELECT DISTINCT {column} FROM {table}")}
         assert left == {"1-main", "3-main", "4-main", "6-main"}
     assert await case.routed.gateway.find("2-main") is Absence.NOT_HERE
@@ -449,7 +449,7 @@ async def test_each_tenant_is_imported_by_one_of_two_runs_at_once(case: Case) ->
 @slow
 async def test_import_of_a_source_with_another_identity_is_discarded_by_its_name(case: Case) -> None:
     await follow(case, "SELECT 1")
-    await case.fetch("UPDATE imports SET source = 'pos of 7' WHERE tenant_id IN ('1-main', '4-main')")
+    await case.fetch("UPDATE transfers SET place = 'pos of 7' WHERE tenant_id IN ('1-main', '4-main')")
 
     refused = report_of(await case.importer().plan(), "1 main")
     result = await case.importer().discard(apply=True, identity="pos of 7")

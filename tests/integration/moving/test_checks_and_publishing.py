@@ -76,7 +76,7 @@ async def test_move_writes_nothing_while_citrus_is_away(world: CitrusWorld, caps
     result = await world.move(capsys)
     assert result["outcome"] == "failed"
     assert "Citrus" in result["error"]
-    assert await fetch(world.case("a").pool, "SELECT FROM moves") == []
+    assert await fetch(world.case("a").pool, "SELECT FROM transfers") == []
     assert await fetch(world.case("b").pool, "SELECT FROM tenants") == []
 
     world.set_away(is_away=False)
@@ -125,7 +125,7 @@ async def test_target_without_the_business_type_is_refused_before_anything_is_wr
         await plan_request(world.shards, MoveRequest(*TENANT, "b"))
     result = await world.move(capsys)
     assert (result["outcome"], result["error"][: len(error)]) == ("failed", error)
-    assert await fetch(world.case("a").pool, "SELECT FROM moves") == []
+    assert await fetch(world.case("a").pool, "SELECT FROM transfers") == []
     assert await fetch(pool, "SELECT FROM tenants") == []
 
     await fetch(pool, "UPDATE business_types SET name = 'dental' WHERE name = 'another'")

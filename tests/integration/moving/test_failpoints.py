@@ -72,9 +72,9 @@ class Struck:
         assert (await self.cases["b"].resources(), await self.cases["b"].log()) == self.expected
         for case in self.cases.values():
             assert await fetch(case.pool, "SELECT FROM tenants WHERE fenced_until IS NOT NULL") == []
-        assert await fetch(self.cases["a"].pool, "SELECT step, detail->>'verdict' AS verdict FROM moves") == [
-            {"step": "done", "verdict": "equal"}
-        ]
+        assert await fetch(
+            self.cases["a"].pool, "SELECT step, detail->>'verdict' AS verdict FROM transfers WHERE kind = 'departure'"
+        ) == [{"step": "done", "verdict": "equal"}]
         assert json.loads(self.path.read_text())["tenants"].get(TENANT_ID, "b") == "b"
 
 

@@ -186,7 +186,7 @@ async def test_cleanup_deletes_what_the_tenant_left_and_the_way_back_copies_ever
     assert await list_left_behind(world.shard_pools["a"], timedelta(hours=1)) == []
     left = [LeftBehind(TENANT_ID, "b", differs=False)]
     assert await list_left_behind(world.shard_pools["a"], timedelta()) == left
-    await fetch(world.shard_pools["a"], "UPDATE moves SET step = 'cleaning'")  # as by a command that was killed
+    await fetch(world.shard_pools["a"], "UPDATE transfers SET step = 'cleaning'")  # as by a command that was killed
     assert await list_left_behind(world.shard_pools["a"], timedelta(hours=1)) == left
     assert await clean_up(world.pools, world.commits, TENANT_ID, "a", "b") == 3500
 
@@ -351,7 +351,7 @@ async def test_target_that_lost_the_tenant_after_the_commit_gets_it_again_as_of_
         await fetch(world.shard_pools[shard_id], position, pending_from)
     before = await world.case("a").resources()
     await world.move()
-    for table in ("tenants", "resources", "log_batches", "log_rows", "arrivals"):
+    for table in ("tenants", "resources", "log_batches", "log_rows", "transfers"):
         await fetch(world.shard_pools["b"], f"DELETE FROM {table}")
     for pool in world.shard_pools.values():
         await fetch(pool, "UPDATE stream_positions SET pending_from = '150/0'")
@@ -369,7 +369,7 @@ async def test_target_that_lost_the_tenant_after_the_commit_gets_it_again_as_of_
 async def test_target_that_lost_the_tenant_after_a_cleanup_is_not_filled_with_nothing(world: World) -> None:
     await world.move()
     assert await clean_up(world.pools, world.commits, TENANT_ID, "a", "b") == 3500
-    for table in ("tenants", "resources", "log_batches", "log_rows", "arrivals"):
+    for table in ("tenants", "resources", "log_batches", "log_rows", "transfers"):
         await fetch(world.shard_pools["b"], f"DELETE FROM {table}")
 
     with pytest.raises(PermanentError, match="cleanup"):

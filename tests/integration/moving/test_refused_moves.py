@@ -27,7 +27,7 @@ async def test_mover_gives_up_with_the_state_of_the_tenant_and_goes_on_later(
 ) -> None:
     monkeypatch.setattr("simplu_worker.transfers.patience.PATIENCE_S", 0.0)
     monkeypatch.setattr("simplu_worker.transfers.patience.PAUSE_S", 0.05)
-    table = "resources" if shard_id == "b" else "moves"
+    table = "resources" if shard_id == "b" else "transfers"
     pool = world.shard_pools[shard_id]
     await fetch(
         pool,
@@ -132,7 +132,7 @@ async def test_standbys_are_looked_at_before_a_move_begins(world: World) -> None
 
     class WatchedCommits(ReplicationWaiter):
         async def wait_for_transaction(self, shard_id: str, server: Server, *, within_s: float | None = None) -> None:
-            seen.append((shard_id, len(await fetch(world.shard_pools["a"], "SELECT FROM moves"))))
+            seen.append((shard_id, len(await fetch(world.shard_pools["a"], "SELECT FROM transfers"))))
             await super().wait_for_transaction(shard_id, server, within_s=within_s)
 
     world.commits = WatchedCommits(world.pools)
@@ -145,5 +145,5 @@ async def test_plan_counts_the_rows_and_writes_nothing(world: World) -> None:
     plan = await plan_move(world.pools, Move(TENANT_ID, "a", "b"))
     (counted,) = await fetch(world.shard_pools["a"], "SELECT count(*) FROM resources")
     assert (plan.resources, (plan.byte_count or 0) > 0) == (counted["count"], True)
-    assert await fetch(world.shard_pools["a"], "SELECT FROM moves") == []
+    assert await fetch(world.shard_pools["a"], "SELECT FROM transfers") == []
     assert await fetch(world.shard_pools["b"], "SELECT FROM tenants") == []

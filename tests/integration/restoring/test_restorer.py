@@ -32,9 +32,9 @@ from simplu_worker.transfers.restoring import (
     RestoreMode,
     Restorer,
     RestoreStatus,
-    RestoreStep,
     RestoreTakenError,
 )
+from simplu_worker.vocabulary import TransferStep
 
 pytestmark = pytest.mark.slow
 
@@ -120,7 +120,9 @@ async def test_tenant_is_as_of_the_backup_and_what_came_since_stays_undone(world
     assert await world.other.everything() == others
     assert await world.ask("SELECT * FROM stream_positions ORDER BY 2") == positions
     assert (certificate.rows_restored, certificate.resources_before, certificate.epoch) == (3, 3, 2)
-    assert await world.ask("SELECT step, mode FROM restores") == [{"step": "done", "mode": "as-of-backup"}]
+    assert await world.ask("SELECT step, detail->>'mode' AS mode FROM transfers") == [
+        {"step": "done", "mode": "as-of-backup"}
+    ]
 
 
 async def test_log_gets_what_only_the_backup_has(world: World) -> None:
@@ -291,7 +293,7 @@ async def test_restorer_does_not_trust_its_memory_of_a_shard_that_has_lost_commi
         times += 1
         if times == 1:
             await world.ask("DELETE FROM resources WHERE id = $1", TENANT_ID)  # and never again
-            await world.ask("UPDATE restores SET step = 'replacing', writes = writes - 2")
+            await world.ask("UPDATE transfers SET step = 'replacing', writes = writes - 2")
         await original()
 
     monkeypatch.setattr(restorer, "_release", lose_first)
@@ -333,7 +335,7 @@ async def test_release_that_is_never_confirmed_is_told_as_one(
     async def release() -> None:
         await original()
         if not has_answer:
-            restorer._step = RestoreStep.COPIED
+            restorer._step = TransferStep.COPIED
             raise RetryableError("no answer")
 
     async def never(*_: Any) -> None:
@@ -354,10 +356,11 @@ def _files(world: World) -> list[Path]:
 
 async def test_rows_that_the_tenant_has_left_elsewhere_do_not_count_as_its_own_any_more(world: World) -> None:
     await world.ask(
-        "INSERT INTO arrivals (tenant_id, source_shard_id, move_token, progress) VALUES ($1, 'z', 1, '{}')", TENANT_ID
+        "INSERT INTO transfers (tenant_id, kind, place, token, step) VALUES ($1, 'arrival', 'z', '1', 'ready')",
+        TENANT_ID,
     )
     await world.restore(RestoreMode.AS_OF_BACKUP)
-    assert await world.ask("SELECT FROM arrivals") == []
+    assert await world.ask("SELECT FROM transfers WHERE kind = 'arrival'") == []
 
 
 async def test_tenant_that_is_being_moved_is_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,8 +35,8 @@ DATA = {
     ("smile-center", "patient", "p2"): '{"name": "Cleo"}',
 }
 TABLES = (
-    "resources, operations, tenants, moves, stream_positions, message_failures, rejections, unplaced_rejections,"
-    " imports, dental_patients"
+    "resources, operations, tenants, transfers, stream_positions, message_failures, rejections, unplaced_rejections,"
+    " dental_patients"
 )
 
 RoleMaker = Callable[..., Awaitable[str]]  # (*statements with {role}) -> the role's connection string
@@ -57,11 +57,10 @@ async def shard(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
     for tenant, one in zip(TENANTS, (first, operation("read", "nobody", tenant=TENANTS[1])), strict=True):
         await add_tenant(pool, tenant)
         await writer_of(pool).apply([one])
-        await fetch(pool, "INSERT INTO moves VALUES ($1, 'elsewhere', 1, 'copy')", "-".join(tenant))
         await fetch(pool, "INSERT INTO message_failures VALUES ($1, 'm', 1, now())", "-".join(tenant))
         rejection = "INSERT INTO rejections VALUES ($1, 'r', 'too_large', 'e', 'q', 's', '1', NULL, now())"
         await fetch(pool, rejection, "-".join(tenant))
-        journal = "INSERT INTO imports VALUES ($1, 'old', 'activated', gen_random_uuid())"
+        journal = "INSERT INTO transfers VALUES ($1, 'departure', 'elsewhere', '1', 'open')"
         await fetch(pool, journal, "-".join(tenant))
     for key, data in DATA.items():
         await fetch(
@@ -117,11 +116,10 @@ async def seen(url: str, query: str, *, tenant: str | None = None) -> list[Any]:
         ("SELECT id FROM tenants", ["clinic-main"]),
         ("SELECT id FROM dental_patients", ["clinic-main"]),
         ("SELECT other.id FROM tenants JOIN resources AS other ON other.id <> tenants.id", []),
-        ("SELECT tenant_id FROM moves", []),
+        ("SELECT tenant_id FROM transfers", []),
         ("SELECT stream FROM stream_positions", []),
         ("SELECT tenant_id FROM message_failures", []),
         ("SELECT tenant_id FROM rejections", []),
-        ("SELECT tenant_id FROM imports", []),
     ],
 )
 async def test_reader_sees_one_tenant_when_it_names_that(
@@ -202,7 +200,7 @@ async def test_worker_does_all_when_it_owns_no_table(shard: ShardPool, make_role
 
         assert outcomes == [SUCCEEDED, failed(Failure.ALREADY_EXISTS), *[SUCCEEDED] * 3]
         assert [item["resourceId"] for item in (await tenant.result(listing))["items"]] == [*others, "p9"]
-    assert await seen(url, "SELECT tenant_id FROM moves") == ["clinic-main", "smile-center"]
+    assert await seen(url, "SELECT tenant_id FROM transfers") == ["clinic-main", "smile-center"]
     await pool.close()
 
 

@@ -23,11 +23,12 @@ from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
-from simplu_worker.shards.settling import Arrival, read_arrival
+from simplu_worker.shards.settling import Transfer, read_transfer
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 from simplu_worker.shards.types import ChangeResult, ResourceRename
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions, MoveStatus
+from simplu_worker.vocabulary import TransferKind
 
 OPTIONS = MoveOptions(log_kept=timedelta(days=1), max_pause_s=10)  # no test of pauses fails on a busy machine
 TENANT_ID = "clinic-main"
@@ -92,9 +93,9 @@ class World:
         assert probe.moves is not None
         return list(probe.moves)
 
-    async def arrival(self, shard_id: str) -> Arrival:
+    async def arrival(self, shard_id: str) -> Transfer:
         async with self.shard_pools[shard_id].connection() as connection:
-            arrival = await read_arrival(connection, TENANT_ID)
+            arrival = await read_transfer(connection, TENANT_ID, TransferKind.ARRIVAL)
         assert arrival is not None
         return arrival
 

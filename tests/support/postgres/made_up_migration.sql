@@ -5,7 +5,7 @@
 
 -- In the order in which a batch takes its tables.
 ALTER TABLE public.tenants ADD COLUMN IF NOT EXISTS note pg_catalog.text;
-ALTER TABLE public.moves ADD COLUMN IF NOT EXISTS note pg_catalog.text;
+ALTER TABLE public.transfers ADD COLUMN IF NOT EXISTS note pg_catalog.text;
 
 CREATE TABLE IF NOT EXISTS public.notes (
     tenant_id pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,

@@ -68,7 +68,9 @@ async def unfinished(*addresses: ShardAddress) -> list[Any]:
     found = []
     for address in addresses:
         found += await ask(address, "SELECT id, state FROM tenants WHERE state IN ('incoming', 'ready', 'fenced')")
-        found += await ask(address, "SELECT tenant_id, step FROM moves WHERE step NOT IN ('done', 'undone')")
+        found += await ask(
+            address, "SELECT tenant_id, step FROM transfers WHERE kind = 'departure' AND step NOT IN ('done', 'undone')"
+        )
     return found
 
 

@@ -406,69 +406,33 @@ BEGIN
 END
 $$;
 
--- Journal of moves, on the source (docs/adr/0007-moving-tenants.md).
-CREATE TABLE public.moves (
-    tenant_id pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
-    target_shard_id pg_catalog.text NOT NULL,
-    move_token bigint NOT NULL,
+-- The journal of transfers: of a move a row on its source (`departure`) and one on its target (`arrival`), of an import and
+-- of a restore one on the shard of the tenant (docs/adr/0007-moving-tenants.md, 0008-restoring-one-tenant.md). Only the
+-- command with the token writes the tenant's rows. The last row of each kind stays, in the end with the certificate.
+CREATE TABLE public.transfers (
+    tenant_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    kind pg_catalog.text COLLATE pg_catalog."C" NOT NULL
+        CHECK (kind IN ('departure', 'arrival', 'import', 'restore')),
+    place pg_catalog.text NOT NULL, -- the other shard of a move; the database that an import or a restore reads
+    -- The `move_token` of the tenant's row. That alone comes twice on a shard that lost commits: of imports and restores a
+    -- slash follows, and the id of a run.
+    token pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
     step pg_catalog.text NOT NULL,
-    detail pg_catalog.jsonb NOT NULL DEFAULT '{}',
+    writes bigint NOT NULL DEFAULT 0, -- one more with each note of the command with the token
+    detail pg_catalog.jsonb NOT NULL DEFAULT '{}', -- of an arrival how far the copy is, written with the rows that it counts
+    -- Of an arrival that is `ready`: the transactions before that one, which is the last that wrote this row.
+    ready_snapshot pg_catalog.pg_snapshot,
     started_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+    updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (tenant_id, kind)
 );
 -- Every replica lists the moves that have not ended, and the last ones that have, with each probe.
-CREATE INDEX moves_updated_at ON public.moves (updated_at);
-CREATE INDEX moves_unfinished ON public.moves (updated_at)
-WHERE step IN ('open', 'committed', 'undoing', 'cleaning');
-CREATE POLICY simplu_writer ON public.moves
-    USING ((SELECT pg_catalog.has_table_privilege('public.moves'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.moves ENABLE ROW LEVEL SECURITY;
-
--- Journal of moves, on the target. Of no tenant any more once the rows on the source are deleted.
-CREATE TABLE public.arrivals (
-    tenant_id pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
-    source_shard_id pg_catalog.text NOT NULL,
-    move_token bigint NOT NULL, -- of the mover that wrote last
-    progress pg_catalog.jsonb NOT NULL, -- of the copy; written with the rows that it counts
-    ready_at pg_catalog.timestamptz, -- when all rows were here: everything since then was written here
-    ready_snapshot pg_catalog.pg_snapshot, -- the transactions before that one, which is the last that wrote this row
-    started_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
-);
-CREATE POLICY simplu_writer ON public.arrivals
-    USING ((SELECT pg_catalog.has_table_privilege('public.arrivals'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.arrivals ENABLE ROW LEVEL SECURITY;
-
--- Journal of imports, on the shard of the tenant. While it is `copying` or `following` the tenant is `incoming`, and
--- only the run with the token writes its rows. Afterwards the row is the certificate.
-CREATE TABLE public.imports (
-    tenant_id pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
-    source pg_catalog.text NOT NULL, -- the name of the database, and the identity of its server
-    step pg_catalog.text NOT NULL CHECK (step IN ('copying', 'following', 'activated')),
-    token pg_catalog.uuid NOT NULL,
-    detail pg_catalog.jsonb NOT NULL DEFAULT '{}',
-    started_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
-);
-CREATE POLICY simplu_writer ON public.imports
-    USING ((SELECT pg_catalog.has_table_privilege('public.imports'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.imports ENABLE ROW LEVEL SECURITY;
-
--- Journal of restores of single tenants, on the shard of the tenant (docs/adr/0008-restoring-one-tenant.md).
-CREATE TABLE public.restores (
-    tenant_id pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
-    run pg_catalog.uuid NOT NULL, -- which restorer writes: `move_token` alone comes twice on a shard that lost commits
-    move_token bigint NOT NULL, -- that of the tenant's row while it is fenced for this restore
-    mode pg_catalog.text NOT NULL,
-    step pg_catalog.text NOT NULL CHECK (step IN ('exporting', 'replacing', 'copied', 'done')),
-    writes bigint NOT NULL DEFAULT 0, -- one more with each transaction of the restorer
-    detail pg_catalog.jsonb NOT NULL DEFAULT '{}',
-    started_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
-);
-CREATE POLICY simplu_writer ON public.restores
-    USING ((SELECT pg_catalog.has_table_privilege('public.restores'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.restores ENABLE ROW LEVEL SECURITY;
+CREATE INDEX transfers_departed ON public.transfers (updated_at) WHERE kind = 'departure';
+CREATE INDEX transfers_unfinished ON public.transfers (updated_at)
+WHERE kind = 'departure' AND step IN ('open', 'committed', 'undoing', 'cleaning');
+CREATE POLICY simplu_writer ON public.transfers
+    USING ((SELECT pg_catalog.has_table_privilege('public.transfers'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.transfers ENABLE ROW LEVEL SECURITY;
 
 -- Whether a JSON text can be stored: no U+0000, no number beyond numeric, not nested beyond the server's stack. Its
 -- inner transaction cannot begin in a parallel query before PostgreSQL 17.

@@ -20,19 +20,15 @@ WITH locked AS MATERIALIZED (SELECT * FROM public.tenants WHERE id = $1 FOR UPDA
 SELECT :moving_columns
 FROM locked;
 
--- name: find_move
--- The journal of the tenant $1 on its source.
-SELECT target_shard_id, move_token, step, detail::pg_catalog.text AS detail FROM public.moves WHERE tenant_id = $1;
+-- fragment: transfer_columns
+transfers.place, transfers.token, transfers.step, transfers.writes, transfers.detail::pg_catalog.text AS detail,
+transfers.updated_at, pg_catalog.clock_timestamp() AS read_at
 
--- fragment: arrival_columns
-arrivals.source_shard_id, arrivals.move_token, arrivals.progress::pg_catalog.text AS progress, arrivals.ready_at,
-pg_catalog.clock_timestamp() AS read_at
-
--- name: find_arrival
--- The journal of the tenant $1 on its target.
-SELECT :arrival_columns
-FROM public.arrivals
-WHERE tenant_id = $1;
+-- name: find_transfer
+-- The row of the tenant $1 and the kind $2 in the journal of this shard.
+SELECT :transfer_columns
+FROM public.transfers
+WHERE tenant_id = $1 AND kind = $2;
 
 -- name: take_move_token
 -- From now on no earlier mover of the tenant $1 can fence it or commit. Not while a restore replaces the tenant's rows:
@@ -47,7 +43,7 @@ WHERE
 -- The moves from this shard that have not ended, those without a note for longest first, and the last ones that ended
 -- within ten minutes: a probe of a shard comes more often than that.
 SELECT
-    tenant_id, target_shard_id, move_token, step, started_at, updated_at,
+    tenant_id, place AS target_shard_id, token::bigint AS move_token, step, started_at, updated_at,
     (SELECT tenants.business_id FROM public.tenants WHERE tenants.id = listed.tenant_id) AS business_id,
     (SELECT tenants.location_id FROM public.tenants WHERE tenants.id = listed.tenant_id) AS location_id,
     pg_catalog.clock_timestamp() AS read_at,
@@ -62,15 +58,15 @@ SELECT
     pg_catalog.jsonb_extract_path_text(detail, 'certificate', 'rowsCopied')::pg_catalog.int8 AS rows_copied
 FROM (
     (
-        SELECT * FROM public.moves
-        WHERE step IN ('open', 'committed', 'undoing', 'cleaning')
+        SELECT * FROM public.transfers
+        WHERE kind = 'departure' AND step IN ('open', 'committed', 'undoing', 'cleaning')
         ORDER BY updated_at LIMIT 100
     )
     UNION ALL
     (
-        SELECT * FROM public.moves
+        SELECT * FROM public.transfers
         WHERE
-            step IN ('done', 'undone')
+            kind = 'departure' AND step IN ('done', 'undone')
             AND updated_at > pg_catalog.clock_timestamp() - interval '10 minutes'
         ORDER BY updated_at DESC LIMIT 500
     )
@@ -150,9 +146,9 @@ WITH activated AS (
     INSERT INTO public.log_batches (batch_id, completed_at, row_count, kind, tenants, types, origins, epoch)
     SELECT
         :own_batch, pg_catalog.clock_timestamp(), 0, 'a', ARRAY[number], '{}',
-        ARRAY(SELECT arrivals.source_shard_id FROM public.arrivals WHERE arrivals.tenant_id = $1), epoch
+        ARRAY(SELECT place FROM public.transfers WHERE transfers.tenant_id = $1 AND kind = 'arrival'), epoch
     FROM activated
 )
-SELECT :arrival_columns
+SELECT :transfer_columns
 FROM activated
-LEFT JOIN public.arrivals ON arrivals.tenant_id = $1;
+LEFT JOIN public.transfers ON transfers.tenant_id = $1 AND transfers.kind = 'arrival';

@@ -6,15 +6,15 @@
 SELECT
     business_id, location_id, state, epoch, move_token,
     EXISTS (
-        SELECT FROM public.moves
+        SELECT FROM public.transfers
         WHERE
-            moves.tenant_id = tenants.id AND moves.step IN ('open', 'undoing')
-            AND moves.updated_at > pg_catalog.clock_timestamp() - interval '1 minute'
+            transfers.tenant_id = tenants.id AND transfers.kind = 'departure'
+            AND transfers.step IN ('open', 'undoing') AND transfers.updated_at > pg_catalog.clock_timestamp() - interval '1 minute'
     ) AS is_leaving,
     (
-        SELECT pg_catalog.jsonb_extract_path_text(restores.detail, 'export')
-        FROM public.restores
-        WHERE restores.tenant_id = tenants.id
+        SELECT pg_catalog.jsonb_extract_path_text(transfers.detail, 'export')
+        FROM public.transfers
+        WHERE transfers.tenant_id = tenants.id AND transfers.kind = 'restore'
     ) AS export,
     EXISTS (
         SELECT FROM public.resources
@@ -36,10 +36,6 @@ WHERE id = $1;
 -- name: has_old_table
 -- Whether the shard was adopted, and still has the other program's table.
 SELECT pg_catalog.to_regclass('public.resources_before_adoption') IS NOT NULL;
-
--- name: lock_erased
--- Begins each further transaction of an erasure: no mover and no restorer has come since, or comes before the commit.
-SELECT true FROM public.tenants WHERE id = $1 AND state = $2 AND epoch = $3 AND move_token = $4 FOR SHARE;
 
 -- fragment: results_with_resource
 -- Of $5 rows of the log of $1 behind the key $4: the results with the resource of the names $2 and the id $3. With

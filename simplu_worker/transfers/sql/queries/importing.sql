@@ -1,14 +1,15 @@
 -- The import of tenants from another database. A tenant is `incoming` while its rows are written, so that its
 -- operations are held. Only the run with the token of the journal's row writes: each transaction begins with
--- `fence_import` or `lock_import`.
+-- `lock_import`.
 
 -- name: find_imports
 -- The rows of the tenants $1, each with its import; not with that of a tenant that was destroyed and made again.
 SELECT
     tenants.id AS tenant_id, tenants.business_id, tenants.location_id, tenants.state,
-    imports.source, imports.step, imports.detail::pg_catalog.text AS detail
+    transfers.place AS source, transfers.step, transfers.detail::pg_catalog.text AS detail
 FROM public.tenants
-LEFT JOIN public.imports ON imports.tenant_id = tenants.id AND imports.updated_at >= tenants.created_at
+LEFT JOIN public.transfers ON
+    transfers.tenant_id = tenants.id AND transfers.kind = 'import' AND transfers.updated_at >= tenants.created_at
 WHERE tenants.id = ANY($1::pg_catalog.text[]);
 
 -- name: make_incoming_tenants
@@ -30,42 +31,20 @@ WITH made AS (
     ON CONFLICT (id) DO NOTHING
     RETURNING id
 )
-INSERT INTO public.imports (tenant_id, source, step, token)
-SELECT made.id, $5, 'copying', $6::pg_catalog.text::pg_catalog.uuid FROM made
-ON CONFLICT (tenant_id) DO UPDATE
+INSERT INTO public.transfers (tenant_id, kind, place, step, token)
+SELECT made.id, 'import', $5, 'open', $6 FROM made
+ON CONFLICT (tenant_id, kind) DO UPDATE
 SET
-    source = excluded.source, step = 'copying', token = excluded.token, detail = '{}',
+    place = excluded.place, step = excluded.step, token = excluded.token, detail = '{}',
     started_at = pg_catalog.clock_timestamp(), updated_at = pg_catalog.clock_timestamp()
 RETURNING tenant_id;
 
--- name: take_import
--- Leave the token $2 in the row, so that the run before writes no more; waits for its transaction. The row stays that
--- of the tenant for `find_imports`, also where the clock has gone back.
-UPDATE public.imports
-SET
-    token = $2::pg_catalog.text::pg_catalog.uuid,
-    updated_at = greatest(
-        pg_catalog.clock_timestamp(), (SELECT tenants.created_at FROM public.tenants WHERE tenants.id = imports.tenant_id)
-    )
-WHERE tenant_id = $1 AND step <> 'activated'
-RETURNING step, detail::pg_catalog.text AS detail;
-
--- name: fence_import
--- Return a row while the run $2 may write; none can take it over before the commit.
-SELECT imports.started_at
-FROM public.imports
-JOIN public.tenants ON tenants.id = imports.tenant_id
-WHERE
-    imports.tenant_id = $1 AND imports.token = $2::pg_catalog.text::pg_catalog.uuid AND tenants.state = 'incoming'
-FOR SHARE OF imports;
-
 -- name: lock_import
--- The same for the last transaction of an import.
+-- Begins each transaction of an import: no other run has come, or comes before the commit. Waits for activations.
 SELECT tenants.business_type
-FROM public.imports
-JOIN public.tenants ON tenants.id = imports.tenant_id
-WHERE
-    imports.tenant_id = $1 AND imports.token = $2::pg_catalog.text::pg_catalog.uuid AND tenants.state = 'incoming'
+FROM public.transfers
+JOIN public.tenants ON tenants.id = transfers.tenant_id
+WHERE transfers.tenant_id = $1 AND transfers.kind = 'import' AND transfers.token = $2 AND tenants.state = 'incoming'
 FOR UPDATE;
 
 -- name: write_imported
@@ -143,22 +122,12 @@ SET
     state_changed_at = greatest(pg_catalog.clock_timestamp(), created_at + interval '1 microsecond')
 WHERE id = $1 AND state = 'incoming';
 
--- name: note_import
--- In a transaction that has fenced or locked the import.
-UPDATE public.imports
-SET
-    step = $3, detail = $4::pg_catalog.text::pg_catalog.jsonb,
-    updated_at = greatest(
-        pg_catalog.clock_timestamp(), (SELECT tenants.created_at FROM public.tenants WHERE tenants.id = imports.tenant_id)
-    )
-WHERE tenant_id = $1 AND token = $2::pg_catalog.text::pg_catalog.uuid;
-
 -- name: find_open_imports
 -- The tenants that an import from the source $1 has not activated.
 SELECT tenants.id, tenants.business_id, tenants.location_id, tenants.business_type
 FROM public.tenants
-JOIN public.imports ON imports.tenant_id = tenants.id
-WHERE tenants.state = 'incoming' AND imports.step <> 'activated' AND imports.source = $1
+JOIN public.transfers ON transfers.tenant_id = tenants.id AND transfers.kind = 'import'
+WHERE tenants.state = 'incoming' AND transfers.step <> 'done' AND transfers.place = $1
 ORDER BY tenants.id;
 
 -- name: delete_incoming_tenant
@@ -167,7 +136,3 @@ DELETE FROM public.tenants
 WHERE
     id = $1 AND state = 'incoming' AND epoch = 1
     AND NOT EXISTS (SELECT FROM public.resources WHERE resources.id = $1);
-
--- name: delete_import
-DELETE FROM public.imports
-WHERE tenant_id = $1 AND NOT EXISTS (SELECT FROM public.tenants WHERE tenants.id = $1);

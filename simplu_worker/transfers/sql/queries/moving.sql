@@ -1,64 +1,16 @@
 -- Moves of tenants between shards (docs/adr/0007-moving-tenants.md). A mover writes only where a tenant's row has its
 -- token.
 
--- name: open_move
--- The time of an open move to the same shard stays, and the detail of one that has committed.
-INSERT INTO public.moves AS known (tenant_id, target_shard_id, move_token, step)
-VALUES ($1, $2, $3, $4)
-ON CONFLICT (tenant_id) DO UPDATE SET
-    target_shard_id = excluded.target_shard_id,
-    move_token = excluded.move_token,
-    step = excluded.step,
-    detail = CASE
-        WHEN excluded.step = 'committed'
-        THEN pg_catalog.jsonb_delete(known.detail, VARIADIC '{error,stopped,seenAt}'::pg_catalog.text[])
-        ELSE '{}'
-    END,
-    started_at = CASE
-        WHEN known.step IN ('open', 'committed') AND known.target_shard_id = excluded.target_shard_id THEN known.started_at
-        ELSE pg_catalog.clock_timestamp()
-    END,
-    updated_at = pg_catalog.clock_timestamp();
-
--- name: note_move
-UPDATE public.moves
-SET
-    step = $3, detail = coalesce($4::pg_catalog.text::pg_catalog.jsonb, detail),
-    updated_at = pg_catalog.clock_timestamp()
-WHERE tenant_id = $1 AND move_token = $2;
-
--- name: note_failed_move
--- How far a move that has not ended got, and why its mover gave up.
-UPDATE public.moves
-SET
-    detail = pg_catalog.jsonb_concat(detail, $3::pg_catalog.text::pg_catalog.jsonb),
-    updated_at = pg_catalog.clock_timestamp()
-WHERE tenant_id = $1 AND move_token = $2 AND step IN ('open', 'committed');
-
--- name: note_mover
--- The command with this token runs. Never sets the step: a commit that this statement has waited for stays.
-UPDATE public.moves
-SET detail = pg_catalog.jsonb_concat(
-    detail, pg_catalog.jsonb_build_object('seenAt'::pg_catalog.text, pg_catalog.clock_timestamp())
-)
-WHERE tenant_id = $1 AND move_token = $2 AND step IN ('open', 'committed', 'undoing');
-
--- name: note_stopped_mover
--- The command with this token has ended before its move.
-UPDATE public.moves
-SET detail = pg_catalog.jsonb_concat(detail, '{"stopped": true}'::pg_catalog.jsonb)
-WHERE tenant_id = $1 AND move_token = $2 AND step IN ('open', 'committed', 'undoing');
-
 -- name: list_begun_moves
 -- The moves from this shard that have not ended, and how long ago their commands wrote, unless these have ended.
 SELECT
-    tenant_id, target_shard_id, step,
+    tenant_id, place AS target_shard_id, step,
     CASE WHEN NOT pg_catalog.jsonb_exists_any(detail, '{error,stopped}'::pg_catalog.text[]) THEN extract(
         epoch FROM pg_catalog.clock_timestamp()
         - greatest(updated_at, (detail ->> 'seenAt'::pg_catalog.text)::pg_catalog.timestamptz)
     )::pg_catalog.float8 END AS noted_s_ago
-FROM public.moves
-WHERE step IN ('open', 'committed', 'undoing');
+FROM public.transfers
+WHERE kind = 'departure' AND step IN ('open', 'committed', 'undoing');
 
 -- name: note_drain
 -- The shard is drained, or without $1 takes tenants again.
@@ -93,11 +45,13 @@ WITH
         SELECT :own_batch, pg_catalog.clock_timestamp(), 0, 'l', ARRAY[number], '{}', '{}', $4 FROM committed
     ),
     noted AS (
-        UPDATE public.moves
+        UPDATE public.transfers
         SET
             step = 'committed', detail = $5::pg_catalog.text::pg_catalog.jsonb,
             updated_at = pg_catalog.clock_timestamp()
-        WHERE tenant_id = $1 AND move_token = $2 AND EXISTS (SELECT FROM committed)
+        WHERE
+            tenant_id = $1 AND kind = 'departure' AND token = $2::bigint::pg_catalog.text
+            AND EXISTS (SELECT FROM committed)
     )
 SELECT :committing_server FROM committed;
 
@@ -114,37 +68,12 @@ ON CONFLICT (id) DO UPDATE SET
     control_at = excluded.control_at, created_at = excluded.created_at, deletion_began_at = NULL
 WHERE known.state IN ('incoming', 'ready', 'moved', 'destroyed') AND known.move_token < excluded.move_token;
 
--- name: open_arrival
-INSERT INTO public.arrivals AS known (tenant_id, source_shard_id, move_token, progress)
-VALUES ($1, $2, $3, $4::pg_catalog.text::pg_catalog.jsonb)
-ON CONFLICT (tenant_id) DO UPDATE SET
-    source_shard_id = excluded.source_shard_id, move_token = excluded.move_token, progress = excluded.progress,
-    ready_at = NULL, ready_snapshot = NULL, updated_at = pg_catalog.clock_timestamp();
-
--- name: lock_incoming
--- Begins each other transaction that writes to the target: no other mover has come.
-SELECT true, :server_run FROM public.tenants WHERE id = $1 AND state = 'incoming' AND move_token = $2 FOR SHARE;
-
--- name: note_arrival
--- In the transaction of the rows that it counts.
-UPDATE public.arrivals
-SET progress = $3::pg_catalog.text::pg_catalog.jsonb, updated_at = pg_catalog.clock_timestamp()
-WHERE tenant_id = $1 AND move_token = $2;
-
 -- name: make_ready
 -- With what was changed on the source since the row was copied. Begins the last transaction that writes to the target.
 UPDATE public.tenants
 SET state = 'ready', business_type = $3, control_at = $4, created_at = $5, paused_until = $6, weight = $7
 WHERE id = $1 AND state = 'incoming' AND move_token = $2
 RETURNING :committing_server;
-
--- name: note_ready
-UPDATE public.arrivals
-SET
-    progress = $3::pg_catalog.text::pg_catalog.jsonb, ready_at = pg_catalog.clock_timestamp(),
-    ready_snapshot = pg_catalog.pg_current_snapshot(),
-    updated_at = pg_catalog.clock_timestamp()
-WHERE tenant_id = $1 AND move_token = $2;
 
 -- name: take_incoming
 -- Take over what an earlier mover has left, for a rollback, with a higher token.
@@ -155,29 +84,17 @@ WHERE id = $1 AND state IN ('incoming', 'ready') AND move_token < $2;
 -- name: drop_incoming
 DELETE FROM public.tenants WHERE id = $1 AND state = 'incoming' AND move_token = $2;
 
--- name: lock_left
--- Begins each transaction that deletes what a tenant has left: it has not come back, and no mover is coming.
-SELECT true FROM public.tenants WHERE id = $1 AND state = 'moved' AND move_token = $2 FOR SHARE;
-
--- name: retake_move
-UPDATE public.moves
-SET move_token = $2, step = $3, updated_at = pg_catalog.clock_timestamp()
-WHERE tenant_id = $1;
-
 -- name: find_left_behind
 -- The tenants that left at least $1 ago and have rows here, or whose deletion has begun. `differs`: the target had
 -- other rows.
 SELECT
-    tenant_id, target_shard_id,
+    tenant_id, place AS target_shard_id,
     step = 'done' AND pg_catalog.jsonb_extract_path_text(detail, 'verdict') IS DISTINCT FROM 'equal' AS differs
-FROM public.moves
+FROM public.transfers
 WHERE
-    step = 'cleaning'
-    OR step = 'done' AND updated_at < pg_catalog.clock_timestamp() - $1::pg_catalog.interval
+    kind = 'departure'
+    AND (step = 'cleaning' OR step = 'done' AND updated_at < pg_catalog.clock_timestamp() - $1::pg_catalog.interval)
 ORDER BY updated_at, tenant_id;
-
--- name: close_arrival
-DELETE FROM public.arrivals WHERE tenant_id = $1;
 
 -- name: has_unread_changes
 -- Whether a running destination has yet to read a change of the tenant $1 here: one in the publisher's file, or without
@@ -519,16 +436,16 @@ JOIN public.resources ON :are_named;
 SELECT named.resource_type, named.resource_id
 FROM named
 JOIN public.resources ON :are_named
-JOIN public.arrivals ON arrivals.tenant_id = named.tenant_id
+JOIN public.transfers ON transfers.tenant_id = named.tenant_id AND transfers.kind = 'arrival'
 CROSS JOIN (
     SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8 - 1 AS number
 ) AS newest
 WHERE
-    resources.xmin <> arrivals.xmin
+    resources.xmin <> transfers.xmin
     AND pg_catalog.pg_visible_in_snapshot(
         (newest.number - ((newest.number - resources.xmin::pg_catalog.text::pg_catalog.int8) & 4294967295))
         ::pg_catalog.text::pg_catalog.xid8,
-        arrivals.ready_snapshot
+        transfers.ready_snapshot
     ) IS NOT true;
 
 -- name: write_resources

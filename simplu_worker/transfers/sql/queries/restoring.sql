@@ -1,14 +1,6 @@
 -- The restore of one tenant from a backup (docs/adr/0008-restoring-one-tenant.md). Each transaction adds one to the
 -- writes in the journal, while that has its run and the tenant's row its token.
 
--- name: find_restore
--- The journal, and how long ago it was written, by the shard's clock.
-SELECT
-    run::pg_catalog.text AS run, move_token, mode, step, writes, detail::pg_catalog.text AS detail, started_at,
-    extract(EPOCH FROM pg_catalog.clock_timestamp() - updated_at)::pg_catalog.float8 AS written_s_ago
-FROM public.restores
-WHERE tenant_id = $1;
-
 -- name: fence_to_restore
 -- Keep operations waiting for $3 seconds, with the token $2, in a transaction that has locked the row: no batch is in
 -- flight.
@@ -23,30 +15,6 @@ WHERE id = $1 AND state IN ('active', 'fenced') AND move_token < $2::pg_catalog.
 UPDATE public.tenants
 SET move_token = $2::pg_catalog.int8
 WHERE id = $1 AND state = 'fenced' AND fenced_until IS NULL AND move_token < $2::pg_catalog.int8;
-
--- name: open_restore
-INSERT INTO public.restores (tenant_id, run, move_token, mode, step, detail)
-VALUES (
-    $1, $2::pg_catalog.text::pg_catalog.uuid, $3, $4, $5::pg_catalog.text,
-    $6::pg_catalog.text::pg_catalog.jsonb
-)
-ON CONFLICT (tenant_id) DO UPDATE SET
-    run = excluded.run, move_token = excluded.move_token, mode = excluded.mode, step = excluded.step, writes = 0,
-    detail = excluded.detail,
-    started_at = CASE WHEN excluded.step = 'exporting' THEN excluded.started_at ELSE restores.started_at END,
-    updated_at = excluded.updated_at;
-
--- name: note_restore
--- Begin a transaction of the run $2, after $3 writes, with the step $4 and the detail $5 unless null. The row stays
--- locked.
-UPDATE public.restores
-SET
-    step = $4, writes = writes + 1, detail = coalesce($5::pg_catalog.text::pg_catalog.jsonb, detail),
-    updated_at = pg_catalog.clock_timestamp()
-FROM public.tenants
-WHERE
-    restores.tenant_id = $1 AND restores.run = $2::pg_catalog.text::pg_catalog.uuid AND restores.writes = $3
-    AND tenants.id = $1 AND tenants.state = 'fenced' AND tenants.move_token = restores.move_token;
 
 -- name: set_restore_deadline
 -- $3 seconds from now; null: only a restorer ends the fence.

@@ -27,9 +27,10 @@ from simplu_worker.commands.tenants.rules import (
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.stream.client import StreamShard
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange, Position
+from simplu_worker.shards.settling import Transfer
 from simplu_worker.shards.types import StreamPosition
-from simplu_worker.transfers.restoring import Journal, RestoreMode, RestoreStep
-from simplu_worker.vocabulary import TenantState
+from simplu_worker.transfers.restoring import RestoreMode
+from simplu_worker.vocabulary import TenantState, TransferStep
 
 DENTAL, CLOSED, SPA = BusinessListing("dental"), BusinessListing("dental", is_active=False), BusinessListing("spa")
 TYPES = ("dental", "gym")
@@ -289,18 +290,19 @@ def test_backup_is_a_database_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("step", "mode", "hours", "export", "is_refused"),
     [
-        (RestoreStep.DONE, RestoreMode.AS_OF_BACKUP, 0.1, "/first", True),
-        (RestoreStep.DONE, RestoreMode.AS_OF_BACKUP, 23.9, None, True),
-        (RestoreStep.DONE, RestoreMode.AS_OF_BACKUP, 24.1, None, False),
-        (RestoreStep.DONE, RestoreMode.AS_OF_BACKUP, 0.1, "/second", False),
-        (RestoreStep.DONE, RestoreMode.CATCH_UP, 0.1, None, False),
-        (RestoreStep.COPIED, RestoreMode.AS_OF_BACKUP, 0.1, None, False),
+        (TransferStep.DONE, RestoreMode.AS_OF_BACKUP, 0.1, "/first", True),
+        (TransferStep.DONE, RestoreMode.AS_OF_BACKUP, 23.9, None, True),
+        (TransferStep.DONE, RestoreMode.AS_OF_BACKUP, 24.1, None, False),
+        (TransferStep.DONE, RestoreMode.AS_OF_BACKUP, 0.1, "/second", False),
+        (TransferStep.DONE, RestoreMode.CATCH_UP, 0.1, None, False),
+        (TransferStep.COPIED, RestoreMode.AS_OF_BACKUP, 0.1, None, False),
     ],
 )
 def test_restore_is_repeated_only_with_another_file(
-    step: RestoreStep, mode: RestoreMode, hours: float, export: str | None, *, is_refused: bool
+    step: TransferStep, mode: RestoreMode, hours: float, export: str | None, *, is_refused: bool
 ) -> None:
-    journal = Journal("run", 1, RestoreMode.AS_OF_BACKUP, step, 4, {"export": "/first"}, NOW, hours * 3600)
+    detail = {"mode": RestoreMode.AS_OF_BACKUP, "export": "/first"}
+    journal = Transfer("backup", "1/run", step, 4, detail, NOW - timedelta(hours=hours), NOW)
     found = refusal_of_repetition(journal, mode, None if export is None else Path(export))
     assert (found is not None) == is_refused
     assert refusal_of_repetition(None, mode, None) is None

@@ -215,7 +215,7 @@ def test_tables_are_those_up_to_the_version_of_the_shard() -> None:
 @pytest.mark.parametrize(
     ("missing", "named"),
     [
-        ([MissingPart("table", "moves")], "without the table moves; restore"),
+        ([MissingPart("table", "transfers")], "without the table transfers; restore"),
         ([MissingPart("right", "a", "INSERT")], "one without the right to INSERT on a; as the owner"),
         ([MissingPart("right", "a", "INSERT"), MissingPart("table", "t")], "the table t; restore"),
         ([MissingPart("table", str(number)) for number in range(NAMED_MAX)], f"table {NAMED_MAX - 1}; restore"),

@@ -133,37 +133,37 @@ def home(state: TenantState, source: str | None = None, step: str | None = None,
 
 ACTIVE, INCOMING, MOVED = TenantState.ACTIVE, TenantState.INCOMING, TenantState.MOVED
 OTHER_PAIR = msgspec.structs.replace(home(ACTIVE), business_id="b-l")
-OTHER_IMPORTED = msgspec.structs.replace(home(ACTIVE, "db", "activated"), business_id="b-l")
+OTHER_IMPORTED = msgspec.structs.replace(home(ACTIVE, "db", "done"), business_id="b-l")
 
 
 @pytest.mark.parametrize(
     ("homes", "step", "problem"),
     [
         ([], ImportState.IMPORT, None),
-        ([home(INCOMING, "db", "copying")], ImportState.CONTINUE, None),
+        ([home(INCOMING, "db", "open")], ImportState.CONTINUE, None),
         ([home(INCOMING, "db", "following")], ImportState.CONTINUE, None),
         (
-            [home(INCOMING, "pos of 7", "copying")],
+            [home(INCOMING, "pos of 7", "open")],
             ImportState.REFUSED,
             "shard s1 has it from the database pos of 7; discard that import first, by --discard --source 'pos of 7'",
         ),
         ([home(INCOMING)], ImportState.REFUSED, "shard s1 has it already, incoming"),
-        ([home(ACTIVE, "db", "activated")], ImportState.THERE, None),
-        ([home(TenantState.FENCED, "db", "activated")], ImportState.THERE, None),
-        ([home(MOVED, "db", "activated"), home(ACTIVE, shard_id="s2")], ImportState.THERE, None),
-        ([home(ACTIVE, "db", "activated"), home(INCOMING, shard_id="s2")], ImportState.THERE, None),
+        ([home(ACTIVE, "db", "done")], ImportState.THERE, None),
+        ([home(TenantState.FENCED, "db", "done")], ImportState.THERE, None),
+        ([home(MOVED, "db", "done"), home(ACTIVE, shard_id="s2")], ImportState.THERE, None),
+        ([home(ACTIVE, "db", "done"), home(INCOMING, shard_id="s2")], ImportState.THERE, None),
         (
-            [home(ACTIVE, "db", "activated"), home(ACTIVE, shard_id="s2")],
+            [home(ACTIVE, "db", "done"), home(ACTIVE, shard_id="s2")],
             ImportState.REFUSED,
             "the shards s1 and s2 have it",
         ),
-        ([home(TenantState.DESTROYING, "db", "activated")], ImportState.REFUSED, "shard s1 has it already, destroying"),
-        ([home(TenantState.DESTROYED, "db", "activated")], ImportState.REFUSED, "shard s1 has it already, destroyed"),
-        ([home(ACTIVE, "db", "copying")], ImportState.REFUSED, "shard s1 has it already, active"),
-        ([home(ACTIVE, "other", "activated")], ImportState.REFUSED, "shard s1 has it already, active"),
+        ([home(TenantState.DESTROYING, "db", "done")], ImportState.REFUSED, "shard s1 has it already, destroying"),
+        ([home(TenantState.DESTROYED, "db", "done")], ImportState.REFUSED, "shard s1 has it already, destroyed"),
+        ([home(ACTIVE, "db", "open")], ImportState.REFUSED, "shard s1 has it already, active"),
+        ([home(ACTIVE, "other", "done")], ImportState.REFUSED, "shard s1 has it already, active"),
         ([home(ACTIVE)], ImportState.REFUSED, "shard s1 has it already, active"),
         ([home(MOVED), home(ACTIVE, shard_id="s2")], ImportState.REFUSED, "shard s2 has it already, active"),
-        ([home(ACTIVE), home(INCOMING, "db", "copying", "s2")], ImportState.REFUSED, "the shards s1 and s2 have it"),
+        ([home(ACTIVE), home(INCOMING, "db", "open", "s2")], ImportState.REFUSED, "the shards s1 and s2 have it"),
         ([OTHER_PAIR], ImportState.REFUSED, "shard s1 has its id for business b-l, location l"),
         ([OTHER_IMPORTED], ImportState.REFUSED, "shard s1 has its id for business b-l, location l"),
     ],
@@ -207,7 +207,7 @@ def test_certificate_is_read_as_it_was_written() -> None:
     ("step", "detail", "expected"),
     [
         ("following", DETAIL, MOMENT - OVERLAP),
-        ("copying", DETAIL, None),
+        ("open", DETAIL, None),
         ("following", DETAIL | {"queries": "other"}, None),
         ("following", {}, None),
         ("following", {"queries": "digest", "followedTo": "yesterday"}, None),

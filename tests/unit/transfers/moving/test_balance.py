@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
-from simplu_worker.shards.settling import Departure
+from simplu_worker.shards.settling import Transfer
 from simplu_worker.transfers.moving.balance import (
     EVEN_RATIO,
     NO_LIMIT,
@@ -33,7 +34,7 @@ from simplu_worker.transfers.moving.balance import (
     sort_begun_moves,
     way_back,
 )
-from simplu_worker.vocabulary import MoveStep, TenantState
+from simplu_worker.vocabulary import TenantState, TransferStep
 
 SHARDS = ["a", "b", "c"]
 ALIKE = [ShardRoom(name) for name in SHARDS]
@@ -255,7 +256,9 @@ def test_homes_are_those_after_the_moves_that_have_begun() -> None:
         (WeighedTenant("b", "4", "a", 1), TenantState.DESTROYED),
     ]
     begun, _ = sort_begun_moves(
-        rows, [BegunMove("b-l", "a", "b", MoveStep.COMMITTED), BegunMove("b-3", "a", "b", MoveStep.OPEN)], {"a", "b"}
+        rows,
+        [BegunMove("b-l", "a", "b", TransferStep.COMMITTED), BegunMove("b-3", "a", "b", TransferStep.OPEN)],
+        {"a", "b"},
     )
     assert [(one.tenant_id, one.shard_id) for one in homes_of(rows)] == [("b-2", "a"), ("b-3", "a")]
     after = homes_after(homes_of(rows), begun)
@@ -268,14 +271,17 @@ def test_homes_are_those_after_the_moves_that_have_begun() -> None:
 
 def test_tenant_that_moves_twice_is_last_where_the_second_move_goes() -> None:
     rows = found(a="moved", b="active", c="incoming")
-    moves = [BegunMove("b-l", "b", "c", MoveStep.OPEN), BegunMove("b-l", "a", "b", MoveStep.COMMITTED)]
+    moves = [BegunMove("b-l", "b", "c", TransferStep.OPEN), BegunMove("b-l", "a", "b", TransferStep.COMMITTED)]
     begun, stuck = sort_begun_moves(rows, moves, {"a", "b", "c"})
     assert (begun, stuck) == ([transfer("a", "b", 10), transfer("b", "c", 20)], [])
     assert [one.shard_id for one in homes_after(homes_of(rows), begun)] == ["c"]
 
 
-def journal(target_id: str, step: str) -> Departure:
-    return Departure(target_id, 1, step, {})
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+def journal(target_id: str, step: str) -> Transfer:
+    return Transfer(target_id, "1", step, 1, {}, NOW, NOW)
 
 
 @pytest.mark.parametrize(
@@ -311,8 +317,8 @@ def journal(target_id: str, step: str) -> Departure:
 def test_steps(
     copies: tuple[str, ...],
     came_from: str | None,
-    last_departure: Departure | None,
-    last_move: Departure | None,
+    last_departure: Transfer | None,
+    last_move: Transfer | None,
     way: WayBack,
 ) -> None:
     found = way_back(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.settling import Arrival, Departure, MovingTenant, Progress
+from simplu_worker.shards.settling import MovingTenant, Progress, Transfer
 from simplu_worker.transfers.moving.types import (
     Move,
     Situation,
@@ -18,7 +19,7 @@ from simplu_worker.transfers.moving.types import (
     situation_of,
     warm_progress,
 )
-from simplu_worker.vocabulary import MovePhase, MoveStep, TenantState
+from simplu_worker.vocabulary import MovePhase, TenantState, TransferStep
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SERVER, OTHER_SERVER = Server("1", NOW), Server("2", NOW)
@@ -62,7 +63,13 @@ def test_situation(source: MovingTenant | None, target: MovingTenant | None, exp
 
 
 PROGRESS = Progress(SERVER, 1, NOW - timedelta(minutes=30), cursors={"resources": ("a", "b")})
-ARRIVAL = Arrival("source", 2, PROGRESS, None, NOW)
+
+
+def arrival_of(place: str, token: int, step: TransferStep, progress: Progress, at: datetime = NOW) -> Transfer:
+    return Transfer(place, str(token), step, 1, msgspec.to_builtins(progress), at, NOW)
+
+
+ARRIVAL = arrival_of("source", 2, TransferStep.OPEN, PROGRESS)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +80,7 @@ ARRIVAL = Arrival("source", 2, PROGRESS, None, NOW)
         (tenant("moved"), ARRIVAL, tenant("active"), False),
         (None, ARRIVAL, tenant("active"), False),
         (tenant("incoming"), None, tenant("active"), False),
-        (tenant("incoming"), replace(ARRIVAL, source_shard_id="third"), tenant("active"), False),
+        (tenant("incoming"), replace(ARRIVAL, place="third"), tenant("active"), False),
         (tenant("incoming"), ARRIVAL, tenant("active", server=OTHER_SERVER), False),  # promoted, or started again
         (tenant("incoming"), ARRIVAL, tenant("active", epoch=2), False),  # it was away since
         (tenant("incoming"), ARRIVAL, tenant("active", read_at=NOW + KEEPS), False),  # the log may lack rows
@@ -82,15 +89,16 @@ ARRIVAL = Arrival("source", 2, PROGRESS, None, NOW)
 )
 def test_copy_is_continued(
     target: MovingTenant | None,
-    arrival: Arrival | None,
+    arrival: Transfer | None,
     source: MovingTenant,
     is_kept: bool,  # noqa: FBT001
 ) -> None:
     assert continued_progress(source, "source", target, arrival, KEEPS) == (PROGRESS if is_kept else None)
 
 
-CAME = Arrival("target", 5, replace(PROGRESS, target_server=SERVER), NOW - timedelta(minutes=10), NOW)
-LEFT = Departure("source", 5, MoveStep.DONE, {})
+AT_TARGET = replace(PROGRESS, target_server=SERVER)
+CAME = arrival_of("target", 5, TransferStep.READY, AT_TARGET, NOW - timedelta(minutes=10))
+LEFT = Transfer("source", "5", TransferStep.DONE, 1, {}, NOW, NOW)
 WHOLE = tenant("moved", 5, moved_to="source")
 
 
@@ -102,10 +110,10 @@ WHOLE = tenant("moved", 5, moved_to="source")
         (None, LEFT, CAME, tenant("active", 6), False),
         (WHOLE, None, CAME, tenant("active", 6), False),
         (WHOLE, LEFT, None, tenant("active", 6), False),
-        (WHOLE, replace(LEFT, step="cleaning", move_token=6), CAME, tenant("active", 6), False),
+        (WHOLE, replace(LEFT, step="cleaning", token="6"), CAME, tenant("active", 6), False),
         (replace(WHOLE, move_token=6), LEFT, CAME, tenant("active", 6), False),  # a cleanup has begun
-        (WHOLE, LEFT, replace(CAME, move_token=4), tenant("active", 6), False),  # another move
-        (WHOLE, LEFT, replace(CAME, ready_at=None), tenant("active", 6), False),
+        (WHOLE, LEFT, replace(CAME, token="4"), tenant("active", 6), False),  # another move
+        (WHOLE, LEFT, replace(CAME, step="open"), tenant("active", 6), False),
         (WHOLE, LEFT, CAME, tenant("active", 6, server=OTHER_SERVER), False),
         (WHOLE, LEFT, CAME, tenant("active", 6, epoch=2), False),
         (WHOLE, LEFT, CAME, tenant("active", 6, read_at=NOW + KEEPS), False),
@@ -113,8 +121,8 @@ WHOLE = tenant("moved", 5, moved_to="source")
 )
 def test_way_back_is_warm(
     target: MovingTenant | None,
-    departure: Departure | None,
-    arrival: Arrival | None,
+    departure: Transfer | None,
+    arrival: Transfer | None,
     source: MovingTenant,
     is_warm: bool,  # noqa: FBT001
 ) -> None:
