@@ -59,9 +59,9 @@ class Journal(msgspec.Struct, frozen=True):
                     QUERIES["note_command"], self.tenant_id, self.kind, self.token, _encoded(facts)
                 )
 
-    async def note_failure(self, shard: ShardPool, error: str) -> None:
-        """Write why the command gives up, if the transfer has not ended."""
-        await self.note_command(shard, error=scrub_text(error))
+    async def note_failure(self, shard: ShardPool, status: object, error: str) -> None:
+        """Write how far the command got, and why it gives up, if the transfer has not ended."""
+        await self.note_command(shard, **msgspec.to_builtins(status), error=scrub_text(error))
 
 
 def _encoded(value: object) -> str | None:

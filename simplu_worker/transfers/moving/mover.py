@@ -154,10 +154,10 @@ class Mover:
             )
         except (PermanentError, ValueRefusedError) as exc:
             stated = exc if isinstance(exc, MoveRefusedError) else MoveRefusedError(f"{exc}; {self.describe_state()}")
-            await self._departure.note_failure(self._source, str(stated))
+            await self._departure.note_failure(self._source, self._status, str(stated))
             raise stated from (None if stated is exc else exc)
         except (LostRaceError, RetryableError) as exc:
-            await self._departure.note_failure(self._source, str(exc))
+            await self._departure.note_failure(self._source, self._status, str(exc))
             raise RetryableError(f"{self._move.tenant_id}: {exc}; {self.describe_state()}") from exc
 
     @property

@@ -441,7 +441,7 @@ async def test_adopt_does_not_overwrite_the_default_row_when_the_other_program_h
     ("statement", "says"),
     [
         ("CREATE TABLE tenants (id int)", "there is tenants already"),
-        ("CREATE TYPE moves AS ENUM ('a')", "there is moves already"),
+        ("CREATE TYPE transfers AS ENUM ('a')", "there is transfers already"),
         ("CREATE TABLE resources_before_adoption (id int)", "there is resources_before_adoption already"),
     ],
 )
