@@ -56,8 +56,8 @@ SELECT
     extract(epoch FROM (
         SELECT min(completed_at) FROM operations WHERE tenant_id = $1 AND completed_at > fenced_at
     ) - fenced_at)::float8 AS pause_s
-FROM tenants, arrivals, LATERAL (SELECT (progress->>'fenced_at')::timestamptz AS fenced_at) AS fence
-WHERE id = $1 AND tenant_id = $1
+FROM tenants, transfers, LATERAL (SELECT (detail->>'fenced_at')::timestamptz AS fenced_at) AS fence
+WHERE id = $1 AND tenant_id = $1 AND kind = 'arrival'
 """
 BEGUN_SQL = "SELECT EXISTS (SELECT FROM operations WHERE tenant_id = $1 AND source = 'kinesis')"
 TYPES = 64  # of the tenant that moves, so that all stream shards have operations of it
