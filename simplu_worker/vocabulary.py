@@ -331,7 +331,7 @@ class LeaseTake(StrEnum):
     EXPIRED = "expired"  # its owner went away
     STOLEN = "stolen"  # for balance
     ASSIGNED = "assigned"  # by the leader of a KCL 3.x
-    RELEASED = "released"  # a person asked its owner to release it
+    RELEASED = "released"  # its owner can do nothing
 
 
 class StreamReader(StrEnum):

@@ -185,7 +185,6 @@ class Fleet(Members):
     at: str
     stream: str | None
     replicas: list[Replica]
-    gone_replicas: list[Json]
     stream_shards: list[StreamShard]
     counts: Json
     replica: str | UnsetType = UNSET
@@ -224,13 +223,6 @@ class FleetHistory(Members):
     stream_shards: list[StreamPoints]
     hour: FleetPoints
     day: FleetPoints
-
-
-class Release(Members):
-    """How a lease was released."""
-
-    stream_shard: str
-    how: Literal["handed over"]
 
 
 class Retry(Members):

@@ -156,12 +156,6 @@ CAUSES: Final[dict[ProblemCause, Cause]] = {
         ("ShardNearlyFull", "ShardConnectionsNearlyUsed", "ShardReplicationLagging", "ShardsSlow", "ClocksApart"),
         "docs/shards.md#probes-of-shards",
     ),
-    ProblemCause.REPLICA_GONE: Cause(
-        WARNING,
-        "Replica gone",
-        "Other replicas read its stream shards. See why it ended without a drain: exit status, memory, machine.",
-        page="docs/monitoring.md#workerabsent",
-    ),
     ProblemCause.CACHE_FAILING: Cause(
         WARNING,
         "Redis does not answer",
@@ -328,7 +322,6 @@ def find_problems(state: Json, fleet: Json, now: datetime) -> list[FoundProblem]
         *_each(ProblemCause.REPLICA_UNABLE, _unable(fleet["replicas"])),
         *_of_shards(state["shards"]),
         *_of_stream(fleet["streamShards"], state["streamShards"]),
-        *_gone_replicas(fleet["goneReplicas"], now),
         *_of_held(state["held"], fleet["replicas"], lost, now),
         *_of_moves(state["moves"], now),
         *_of_feed((state["feed"] or {}).get("destinations", ()), now),
@@ -436,12 +429,6 @@ def _of_stream(stream_shards: Iterable[Json], own: Iterable[Json]) -> Iterator[F
     yield from _each(ProblemCause.REPLICA_SILENT, (f"replica {one['owner']}" for one in silent))
     yield from _each(ProblemCause.STREAM_FAILING, _streams_named(unanswered))
     yield from _each(ProblemCause.STREAM_LAG, _streams_named(late))
-
-
-def _gone_replicas(gone: Iterable[Json], now: datetime) -> Iterator[FoundProblem]:
-    for one in gone:
-        since = now - timedelta(seconds=one["seenSecondsAgo"])
-        yield FoundProblem(ProblemCause.REPLICA_GONE, f"replica {one['replica']}", since=since)
 
 
 def _streams_named(stream_shards: Iterable[Json]) -> Iterator[str]:

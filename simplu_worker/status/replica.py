@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 import msgspec
 
 from simplu_worker import __version__, instruments
 from simplu_worker.aws.clients import credential_source
 from simplu_worker.bulkheads import current_troubles
-from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, LeaseRelease
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, lone_report
 from simplu_worker.consumers.kinesis.leases.lease import TOP_MAX, HoldRetry, ReplicaFigures, TopTenant
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
@@ -360,25 +360,6 @@ class ReplicaStatus:
 
     def _advice(self, reasons: Iterable[str]) -> dict[str, dict[str, str]]:
         return {reason: advice_members(reason, self.runbook_url) for reason in sorted(reasons)}
-
-    async def release_lease(self, stream_shard_id: str) -> HttpAnswer:
-        """Answer `POST /leases/{streamShard}/release`."""
-        if self.fleet is None or not self.fleet.is_set_up:
-            return 503, {"error": "this replica reads no stream"}
-        result = await self.fleet.release_lease(stream_shard_id)
-        match result:
-            case LeaseRelease.HANDED_OVER:
-                return 202, answers.Release(stream_shard_id, "handed over").json()
-            case LeaseRelease.UNKNOWN:
-                return 404, {"error": "expected a stream shard with a lease, as /fleet lists them"}
-            case LeaseRelease.ALONE:
-                return 409, {"error": "expected another replica to take this lease, none did; its owner reads on"}
-            case LeaseRelease.UNOWNED:
-                return 409, {"error": "no replica owns this lease"}
-            case LeaseRelease.FOREIGN:
-                return 409, {"error": "a KCL owns or assigns this lease: release it there"}
-            case _:
-                assert_never(result)
 
     async def retry_held(self, target: str | None) -> HttpAnswer:
         """Answer `POST /held/retry`."""

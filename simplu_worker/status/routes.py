@@ -189,12 +189,6 @@ ROUTES: Final = (
         TAP,
     ),
     Route(
-        *("POST /leases/{streamShard}/release", "release_lease", OPERATORS, IN_TURNS),
-        "Have the owner of a stream shard's lease release it.",
-        {202: answers.Release, 404: answers.Error, 409: answers.Error},
-        (_id("streamShard", "The stream shard."),),
-    ),
-    Route(
         *("POST /held/retry", "retry_held", OPERATORS, IN_TURNS, "Try the held targets of all replicas now."),
         {200: answers.Retry},
         body=request_bodies.RetryRequest,

@@ -346,11 +346,6 @@ class _Endpoints:
             log_call(request, "/readyz")
         return _health_response(unready.reason, detail=unready.text if is_shown else None)
 
-    async def release_lease(self, request: web.Request) -> HttpAnswer:
-        stream_shard_id = request.match_info["streamShard"]
-        releasing = self._replica.release_lease(stream_shard_id)
-        return await _act(request, "release_lease", releasing, streamShard=stream_shard_id)
-
     async def retry_held(self, request: web.Request) -> HttpAnswer:
         body = await read_body(request, RetryRequest)
         return await _act(request, "retry_held", self._replica.retry_held(body.target), target=body.target)

@@ -40,7 +40,6 @@ class ProblemCause(StrEnum):
     MOVE_FAILED = "move_failed"
     TARGET_HELD = "target_held"
     SHARD_DEGRADED = "shard_degraded"
-    REPLICA_GONE = "replica_gone"
     CACHE_FAILING = "cache_failing"
     CERTIFICATE_EXPIRES = "certificate_expires"  # that of the worker's own HTTPS
     FEED_STOPPED = "feed_stopped"

@@ -29,8 +29,8 @@ class Rules:
     )
     keeps_checkpoint_owner: bool = False  # a take changes the owner alone
     leaves_hand_overs: bool = False  # a hand-over of a lease that its worker has lost is left to the leader
-    asks_any_owner: bool = False  # a request to take the lease, of a person or its owner, is for whoever owns it
-    keeps_requests: bool = False  # a take leaves such a request in the row
+    asks_any_owner: bool = False  # that an owner gives the lease away is taken as a word of whoever owns it
+    keeps_requests: bool = False  # a take leaves that in the row
 
 
 AGREED = Rules()
@@ -51,7 +51,7 @@ class Row(StatePart, frozen=True):
     owner: str = NOBODY
     checkpoint_owner: str = NOBODY
     checkpoint: int = 0
-    # Whom a person has asked to release the lease, or who gives it away as it can do nothing: another worker takes it.
+    # Who gives the lease away, as it can do nothing: another worker takes it.
     release_of: str = NOBODY
 
     @property
@@ -130,7 +130,7 @@ class LeaseModel:
             yield f"leader begins to hand over to {begun.owner}", _less(replace(state, row=begun), 1)
         if requests and row.actual_owner != NOBODY:
             asked = replace(row, release_of=row.actual_owner)
-            yield f"a person asks {row.actual_owner} to release", _less(replace(state, row=asked), 5)
+            yield f"{row.actual_owner} can do nothing", _less(replace(state, row=asked), 5)
         if leader_deaths and state.is_led:
             yield "leader dies", _less(replace(state, is_led=False), 4)
 
@@ -155,7 +155,7 @@ class LeaseModel:
         if row.actual_owner == NOBODY:
             yield f"{name} takes the free lease", self._taken(state, place)
         elif row.actual_owner != name and self._is_to_be_released(row):
-            yield f"{name} takes what {row.actual_owner} is to release", self._taken_by_request(state, place)
+            yield f"{name} takes what {row.actual_owner} gives away", self._taken_by_request(state, place)
         elif row.checkpoint_owner == name and not self._rules.leaves_hand_overs:
             yield f"{name} ends the hand-over", replace(state, row=_moved(row, row.owner))
         elif is_assigned and name == "b":

@@ -196,7 +196,7 @@ SLOW_REGISTRATION: Final = (
 ONLY_ITS_OWN: Final = (
     "integration/tenants/test_provisioning.py::test_provision_waits_for_no_shard_but_its_own_in_a_marked_map"
 )
-ASKED: Final = "integration/kinesis/test_lease_table.py::test_lease_is_released_once_when_its_owner_is_asked"
+ASKED: Final = "integration/kinesis/test_lease_table.py::test_lease_is_given_away_until_it_is_taken_or_kept"
 FOLLOWER: Final = "simulation/test_kcl_follower.py::"
 
 ELSEWHERE: Final = (

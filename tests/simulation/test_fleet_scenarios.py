@@ -25,9 +25,9 @@ from simulation.simulated_world import FleetMaker, Plan, ViolationError, World, 
 from simulation.simulation import produce, settle_down, stop_all
 
 from simplu_local.kinesis.model import KinesisOptions
-from simplu_worker.consumers.kinesis.fleet.fleet import CLEANUP_INTERVAL_S, Fleet, LeaseRelease
+from simplu_worker.consumers.kinesis.fleet.fleet import CLEANUP_INTERVAL_S, Fleet
 from simplu_worker.consumers.kinesis.leases.balancing import PATIENCE_S
-from simplu_worker.consumers.kinesis.leases.lease import RELEASE, HoldRetry
+from simplu_worker.consumers.kinesis.leases.lease import HoldRetry
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.vocabulary import Inability
 
@@ -580,21 +580,6 @@ def test_request_to_retry_is_carried_out_once_by_each_replica_that_holds_a_targe
         assert later == []
 
     play(replace(CALM, stream_shard_count=8, tenant_wait_s=300.0), work, tenants_wait=True)
-
-
-def test_request_to_release_is_withdrawn_after_errors_too() -> None:
-    async def work(world: World) -> None:
-        await until_well(world)
-        (replica,) = world.alive()
-        asked = asyncio.ensure_future(replica.fleet.release_lease("shardId-000000000000"))
-        await asyncio.sleep(0.3)
-        world.network.trouble = Trouble(throttled=1.0)
-        await asyncio.sleep(0.5)
-        world.network.trouble = Trouble()
-        assert await asked is LeaseRelease.ALONE
-        assert [key for key, row in world.table.rows.items() if RELEASE in row] == []
-
-    play(replace(CALM, replica_count=1), work)
 
 
 def give_troubles(world: World, trouble: Inability | None, *numbers: int) -> None:

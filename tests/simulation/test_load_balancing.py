@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from simplu_worker.consumers.kinesis.leases.balancing import FIXED_KBPS, loads_of, measured_loads, plan_move
+from simplu_worker.consumers.kinesis.leases.balancing import FIXED_KBPS, loads_of, plan_move
 from simplu_worker.consumers.kinesis.leases.lease import KILOBYTE, Lease, Observation, ThroughputMeter, observe
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
 
@@ -73,15 +73,16 @@ class Fleet:
             self._move()
 
     def _move(self) -> None:
-        measured = measured_loads(self._observations)
-        assert measured is not None
-        loads = loads_of(self._observations, measured)
+        loads = loads_of(self._observations)
+        held: dict[str, list[str]] = {}
+        for key, one in self._observations.items():
+            held.setdefault(one.lease.owner or "", []).append(key)
         taken: set[str] = set()
         for me in self._draws.sample(self.replicas, len(self.replicas)):
             move = plan_move(
                 loads,
                 self._observations,
-                held=loads.leases.get(me, ()),
+                held=held.get(me, ()),
                 me=me,
                 draw=self._draws.random(),
             )

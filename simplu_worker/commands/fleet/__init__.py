@@ -6,7 +6,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, OneTenant, OneWord
+from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions, Flag, OneTenant, OneWord
+from simplu_worker.commands.command_line import Apply as Apply
 from simplu_worker.vocabulary import OperationKind, OperationOutcome
 
 fleet = App(name="fleet")
@@ -23,22 +24,6 @@ def show_fleet(*, url: Url = None, common: CommonOptions = NO_OPTIONS) -> int:
     from simplu_worker.commands.fleet.actions import show_fleet
 
     return common.run(show_fleet, url)
-
-
-@fleet.command(name="release")
-def release_lease(
-    stream_shard: str, /, *, apply: Apply = False, url: Url = None, common: CommonOptions = NO_OPTIONS
-) -> int:
-    """Have another replica take the lease of a stream shard; its owner reads until then.
-
-    Parameters
-    ----------
-    stream_shard
-        The stream shard.
-    """
-    from simplu_worker.commands.fleet.actions import release_lease
-
-    return common.run(release_lease, url, stream_shard, apply=apply)
 
 
 @fleet.command(name="retry")

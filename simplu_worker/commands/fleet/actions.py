@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -12,7 +12,6 @@ from simplu_worker.commands.fleet.replica_client import open_replica
 from simplu_worker.commands.fleet.top_screen import draw
 from simplu_worker.commands.output import Answer, Line, print_json_line, print_line, print_note, table_of
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError
 from simplu_worker.vocabulary import StreamShardState
 
 
@@ -104,23 +103,6 @@ async def show_fleet(settings: Settings, url: str | None) -> Answer:
     held = named_held(fleet)
     lines = held_lines(fleet, lease_duration_s=settings.kinesis_lease_duration_seconds)
     return Answer(fleet, [draw(fleet, expand=False), table_of(HELD_COLUMNS, held) if held else None, *map(Line, lines)])
-
-
-async def release_lease(settings: Settings, url: str | None, stream_shard_id: str, *, apply: bool) -> Answer:
-    """Have another replica take a lease; without *apply* return its owner."""
-    async with open_replica(settings, url, acts=True) as replica:
-        fleet = await replica.ask("GET", "/fleet")
-        found = [row for row in fleet["streamShards"] if row["streamShard"] == stream_shard_id]
-        if not found:
-            known = ", ".join(row["streamShard"] for row in fleet["streamShards"]) or "none"
-            raise PermanentError(f"expected a stream shard with a lease, out of: {known}; got {stream_shard_id!r}")
-        answer: dict[str, Any] = {"applied": apply, "streamShard": stream_shard_id, "owner": found[0]["owner"]}
-        if apply:
-            answer |= await replica.ask("POST", f"/leases/{quote(stream_shard_id, safe='')}/release")
-    owner = answer["owner"]
-    if apply:
-        return Answer(answer, [f"{stream_shard_id}, which {owner} owned: {answer['how']}"])
-    return Answer(answer, [f"{stream_shard_id} is owned by {owner}; --apply has another replica take it"])
 
 
 async def retry_held(settings: Settings, url: str | None, target: str | None) -> Answer:

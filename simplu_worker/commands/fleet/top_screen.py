@@ -83,7 +83,7 @@ def draw(fleet: Json, notice: str = "", *, expand: bool = True) -> Group:
 
 
 def _summary(fleet: Json, problem_count: int) -> Text:
-    replicas, gone_count = fleet["replicas"], len(fleet["goneReplicas"])
+    replicas = fleet["replicas"]
     lag_s = max(_known(fleet["streamShards"], "lagSeconds"), default=None)
     latency_s = max(_known(replicas, "latencyP99Seconds"), default=None)
     held, letters = sum(_known(replicas, "heldTargets")), sum(_known(replicas, "deadLetters"))
@@ -94,7 +94,7 @@ def _summary(fleet: Json, problem_count: int) -> Text:
         (f"lag {duration_text(lag_s)}", lag_style(lag_s)),
         (f"p99 {_latency_text(latency_s)}", ""),
         (f"dead letters {letters:,.0f}/h", WARN if letters else GOOD),
-        (f"{len(replicas)} replicas, {gone_count} gone", WARN if gone_count else GOOD),
+        (f"{len(replicas)} replicas", ""),
         (f"{sum(rates):,.0f} records/s" if rates else f"{UNKNOWN} records/s", ""),
         (fleet["stream"] or "no stream", ""),
     ]

@@ -108,14 +108,6 @@ function actionsOf({ role }) {
         note: "Each replica that holds it tries it at once. What still cannot be applied is held again; nothing is lost.",
       }, "held/retry", { target: held.target }),
     }),
-    release: (one) => (!one.owner || one.state === "ended" ? null : {
-      title: "Release", subject: one.streamShard,
-      act: () => act({
-        title: `Have ${one.streamShard} released?`, button: "Release it",
-        facts: withoutNothing({ streamShard: one.streamShard, owner: one.owner, lagSeconds: one.lagSeconds, heldTargets: one.heldTargets, seenAgoSeconds: one.seenSecondsAgo }),
-        note: "Another replica takes the lease with its next scan; the owner reads on until then. Its held targets are read again.",
-      }, `leases/${encodeURIComponent(one.streamShard)}/release`),
-    }),
   };
 }
 

@@ -84,11 +84,6 @@ export const overItems = (fleet) => (fleet?.problems ?? []).filter(({ isOver }) 
   facts: { Began: time(one.since), Ended: time(one.at), Took: one.at === one.since ? "a moment" : duration((new Date(one.at) - new Date(one.since)) / 1000) },
 }));
 
-function goneOf({ replicas, goneReplicas }, since) {
-  const all = replicas.length + goneReplicas.length;
-  return `${goneReplicas.length} of ${plural(all, "replica")} gone since ${time(since)}`;
-}
-
 // One sentence on how it is, with its tone.
 export function verdictOf({ status, fleet, ages, unreachableSince }) {
   if (isStale(ages.status) || (unreachableSince && !fleet)) {
@@ -107,7 +102,7 @@ export function verdictOf({ status, fleet, ages, unreachableSince }) {
     return {
       tone: critical.length ? "bad" : "warn",
       title: critical.length ? `${plural(critical.length, "thing")} ${critical.length === 1 ? "needs" : "need"} you` : "It works; look at this",
-      text: `${worst.cause === "replica_gone" ? goneOf(fleet, worst.since) : `${titleOf(worst)}${subjects}`}: ${worst.advice.replace(/`/g, "")}${others}`,
+      text: `${titleOf(worst)}${subjects}: ${worst.advice.replace(/`/g, "")}${others}`,
     };
   }
   const replicas = fleet.replicas?.length ?? 0;
@@ -127,7 +122,6 @@ export function tilesOf(all) {
   const fresh = streamShards.filter((one) => !one.isGrey);
   const replicas = fleet?.replicas ?? [];
   const freshReplicas = replicas.filter((one) => !one.isSilent);
-  const gone = fleet?.goneReplicas?.length ?? 0;
   const shards = status.shards ?? [];
   const sick = shards.filter(({ state }) => state !== "healthy");
   const lost = sick.filter(({ state }) => state === "lost");
@@ -154,9 +148,7 @@ export function tilesOf(all) {
   );
   const silent = replicas.length - freshReplicas.length;
   return [
-    replicas.length && tile("stream", "fleet", gone ? `${freshReplicas.length} of ${replicas.length + gone}` : count(freshReplicas.length), [
-      noun(replicas.length + gone, "replica"), gone && `${gone} gone`, silent && `${silent} silent`,
-    ].filter(Boolean).join(", "), silent ? "bad" : gone && "warn"),
+    replicas.length && tile("stream", "fleet", count(freshReplicas.length), `${noun(replicas.length, "replica")}${silent ? `, ${silent} silent` : ""}`, silent && "bad"),
     streamShards.length && tile("stream", "fleet", count(streamShards.length), unowned ? `stream shards, ${unowned} without owner` : "stream shards", unowned && "bad"),
     streamShards.length && (lag === null
       ? unknown("stream", "highest lag", seen ? `last seen ${duration(seen)} ago` : "not known")

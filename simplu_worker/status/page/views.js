@@ -127,7 +127,7 @@ const SHARD_COLUMNS = columnsOf("shardId:shard:Shard", "state:badge", "problems:
   "replicationLagSeconds:seconds", "schemaVersion:number:Schema", "role");
 const STREAM_COLUMNS = columnsOf("streamShard:stream:Stream shard", "state:badge", "trouble:long", "lagSeconds:lag",
   "held", "recordsPerSecond:rate:Records", "owner", "lagChart:chart:Lag, last hour", "rateChart:chart:Records, last hour",
-  "release:action:Action", "seenSecondsAgo:seconds:Seen ago", "pendingBytes:bytes");
+  "seenSecondsAgo:seconds:Seen ago", "pendingBytes:bytes");
 const REPLICA_COLUMNS = columnsOf("replica", "version", "unable", "leases:number", "lagSeconds:lag",
   "recordsPerSecond:rate:Records", "readKBps:kbps:Read, mean", "latencyP99Seconds:latency:p99",
   "deadLetters:number:Dead letters/h", "heldTargets:number:Held",
@@ -174,7 +174,7 @@ const SECTIONS = {
   stream: (known) => [
     {
       id: "stream", source: "fleet", title: "Stream shards", note: streamShardsOf(known).length ? "" : "This worker reads no stream.",
-      rows: streamShardsOf(known).map((one) => ({ ...one, release: known.actions?.release(one) })), columns: STREAM_COLUMNS,
+      rows: streamShardsOf(known), columns: STREAM_COLUMNS,
     },
     {
       id: "replicas", source: "fleet", title: "Replicas", columns: REPLICA_COLUMNS,
@@ -221,7 +221,7 @@ const withAges = (sections, ages) => sections.map((one) => ({ ...one, age: ages[
 
 export const sectionsOf = (view, known) => withAges(SECTIONS[view](known), known.ages);
 
-const hidden = new Set(["isGrey", "isSilent", "lagChart", "rateChart", "isDead", "release", "healthy", "shardId", "lastCheckAt"]);
+const hidden = new Set(["isGrey", "isSilent", "lagChart", "rateChart", "isDead", "healthy", "shardId", "lastCheckAt"]);
 const factsOf = ({ usage, ...row }) => withoutNothing({
   ...Object.fromEntries(Object.entries(row).filter(([name]) => !hidden.has(name))), businessesOfCapacity: isNothing(usage) ? null : text(usage, "ratio"),
 });

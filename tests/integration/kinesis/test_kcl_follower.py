@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from support.aws.kcl3_peer import Kcl3Peer, migration_row, table_migration_row
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import CpuShare, KclFollower, KclLeaderWatch, KclTables
+from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclFollower, KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable, TableRequests
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
@@ -28,8 +28,7 @@ class Following:
         self.table = LeaseTable(client, f"leases-{uuid4()}")
         self.tables = KclTables.of(self.table.name)
         self.watch = KclLeaderWatch(client, self.table, self.tables, follows=True)
-        cpu = CpuShare(cores=1.0, cpu_s=lambda: 0.0, wall_s=lambda: 0.0)
-        self.follower = KclFollower(TableRequests(client), self.watch, me=ME, utc=lambda: NOW, cpu=cpu)
+        self.follower = KclFollower(TableRequests(client), self.watch, me=ME, utc=lambda: NOW)
 
     async def put(self, row: dict[str, Any]) -> None:
         await self.client.put_item(TableName=self.table.name, Item=row)

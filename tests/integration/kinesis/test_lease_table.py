@@ -157,22 +157,6 @@ async def test_request_reaches_the_owner_with_its_next_renewal(table: LeaseTable
     assert renewed.counter == taken.counter + 1
 
 
-async def test_lease_is_released_once_when_its_owner_is_asked(table: LeaseTable, taken: Lease) -> None:
-    assert await table.ask_to_release(taken)
-    asked = await table.renew(taken, ME)
-    assert asked is not None
-    by_other = await table.take(asked, OTHER)
-    assert by_other is not None
-    assert not await table.ask_to_release(asked)
-    assert not await table.withdraw_release(asked)
-    by_me = await table.take(by_other, ME)
-    assert by_me is not None
-
-    assert [lease.is_to_be_released for lease in (taken, asked, by_other, by_me)] == [False, True, False, False]
-    assert [lease.released_by for lease in (asked, by_other, by_me)] == [None, ME, None]
-    assert (asked.counter, by_me.release_of) == (taken.counter + 1, None)
-
-
 async def test_lease_is_given_away_until_it_is_taken_or_kept(table: LeaseTable, taken: Lease) -> None:
     given = await table.renew(taken, ME, is_given_away=True)
     assert given is not None
@@ -185,8 +169,9 @@ async def test_lease_is_given_away_until_it_is_taken_or_kept(table: LeaseTable, 
     by_me = await table.take(by_other, ME)
     assert by_me is not None
 
-    assert [one.is_offered for one in (taken, given, kept, again, by_other, by_me)] == [False, True] * 2 + [False] * 2
-    assert by_other.released_by is None
+    assert [one.is_given_away for one in (taken, given, kept, again, by_other, by_me)] == [False, True] * 2 + [
+        False
+    ] * 2
 
 
 async def test_renewal_and_checkpoint_are_one_write(table: LeaseTable, taken: Lease) -> None:

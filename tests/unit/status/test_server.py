@@ -116,7 +116,6 @@ ANSWERS: dict[str, HttpAnswer] = {
     "find_operation": (404, {"status": "unknown", "lagSeconds": 0.5}),
     "find_tenant": (200, {"big": msgspec.Raw(b"123456789012345678901234567890")}),
     "purge": (429, {"error": "once in 60 s", "retryAfterSeconds": 60}),
-    "release_lease": (202, {"streamShard": "s 1", "how": "handed over"}),
     "retry_held": (200, {"retried": 1, "asked": [], "notAsked": []}),
     "set_controls": (200, {"shardId": "shard-1", "pausedUntil": None, "weight": 0.5}),
     "clear_cache": (200, {"cleared": 2}),
@@ -410,7 +409,6 @@ async def test_each_call_of_an_operator_is_logged(daemon: Daemon) -> None:
 
 
 ACTIONS = [
-    ("/leases/shardId%2F1/release", None, ("release_lease", "shardId/1")),
     ("/held/retry", None, ("retry_held", None)),
     ("/held/retry", b'{"target": "shard s 1"}', ("retry_held", "shard s 1")),
     ("/tenants/b%2F1/l/pause", None, ("set_controls", "b/1", "l", TenantControls(pause_s=4 * 3600.0))),

@@ -6,7 +6,6 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from enum import StrEnum
 from functools import partial
 from typing import Any, Final
 
@@ -21,14 +20,13 @@ from simplu_worker.consumers.kinesis.fleet.lease_coordinator import LeaseCleanup
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry, LeaseHolder, LeaseRenewer, StreamShardEnd
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases import kcl_leader_watch
-from simplu_worker.consumers.kinesis.leases.balancing import Ability, LostOwners, next_expiry
+from simplu_worker.consumers.kinesis.leases.balancing import Ability, next_expiry
 from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import REPORT_INTERVAL_S, KclFollower, KclLeaderWatch
 from simplu_worker.consumers.kinesis.leases.lease import HoldRetry, Lease, ReplicaFigures, StreamView
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseSyncer, LeaseTable
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderServices, ReaderSettings, StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.reader_progress import ReaderAssignment, ReaderLease
 from simplu_worker.consumers.kinesis.stream.client import Stream
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.consumers.rejection_notes import DeadLetterStore
 from simplu_worker.errors import PermanentError, RetryableError
@@ -48,19 +46,6 @@ TROUBLE_PAUSE_S: Final = 1.0
 UNREAD_S: Final = 10.0  # longer than Kinesis throttles a reader
 DEFECT_PAUSE_MAX_S: Final = 15.0  # leases of other replicas may expire in the meantime
 EXPIRY_MARGIN_S: Final = 0.01
-RELEASE_SCANS: Final = 3  # of the other replicas, one of which takes a lease that is to be released
-RELEASE_POLL_S: Final = 0.1
-RELEASE_MAX_S: Final = 45.0  # the answer has a minute
-
-
-class LeaseRelease(StrEnum):
-    """The result of a person's request to release a lease."""
-
-    HANDED_OVER = "handed over"  # another replica has taken it
-    ALONE = "alone"  # no other replica has taken it in time: its owner reads on
-    UNKNOWN = "unknown"
-    UNOWNED = "unowned"
-    FOREIGN = "foreign"  # a KCL owns it, or assigns it
 
 
 class FleetServices(msgspec.Struct, frozen=True):
@@ -107,7 +92,6 @@ class Fleet:
         stream, table = services.stream, services.table
         self._read_schedule = ReadSchedule(draw())
         self._view = StreamView()
-        self._lost = LostOwners(settings.lease_duration_s)
         self._syncer = LeaseSyncer(stream, table, settings.initial_position, utc=utc)
         self._ancestry = LeaseAncestry(table, self._view)
         self.kcl_leader = services.kcl_leader
@@ -126,9 +110,7 @@ class Fleet:
             utc=utc,
         )
         self._position_sync = PositionSync(services.gateway, stream.name, self.readers, draw=draw)
-        cleanup = LeaseCleanup(
-            stream, table, self._view, self._ancestry, self._coordinator, self._position_sync, draw=draw
-        )
+        cleanup = LeaseCleanup(stream, table, self._view, self._ancestry, self._coordinator, self._position_sync)
         self._chores: tuple[_Chore, ...] = (
             _Chore("audit", self._audit, AUDIT_INTERVAL_S, draw),
             _Chore("cleanup", cleanup.run, CLEANUP_INTERVAL_S, draw),
@@ -214,39 +196,6 @@ class Fleet:
             asked[lease.report.by] = asked.get(lease.report.by, True) and is_written
         return asked
 
-    async def release_lease(self, lease_key: str) -> LeaseRelease:
-        """Have another replica take a lease, for a person. Raises as the lease table.
-
-        Its owner reads on until then. A lease of another program stays as it is.
-        """
-        table = self._services.table
-        lease = await table.find(lease_key)
-        if lease is None:
-            return LeaseRelease.UNKNOWN
-        if lease.actual_owner is None or lease.checkpoint == SHARD_END:
-            return LeaseRelease.UNOWNED
-        if not lease.is_metered or self.kcl_leader.is_leading:
-            return LeaseRelease.FOREIGN
-        if not await table.ask_to_release(lease):
-            return LeaseRelease.UNOWNED
-        ends_at = loop_time() + min(RELEASE_SCANS * self._scan_pause_s(), RELEASE_MAX_S)
-        while await self._is_kept(lease):
-            await asyncio.sleep(RELEASE_POLL_S)
-            if loop_time() >= ends_at:
-                if await table.withdraw_release(lease):
-                    return LeaseRelease.ALONE
-                break  # taken, or released by its owner, just now
-        self._coordinator.check(lease_key)
-        log.warning("lease.taken_away", stream_shard_id=lease_key, owner_before=lease.actual_owner)
-        return LeaseRelease.HANDED_OVER
-
-    async def _is_kept(self, lease: Lease) -> bool:
-        try:
-            row = await self._services.table.find(lease.lease_key)
-        except RetryableError:
-            return True
-        return row is not None and row.actual_owner in {None, lease.actual_owner}
-
     @property
     def retention(self) -> timedelta | None:
         """For how long the stream keeps records; None while that is unknown."""
@@ -261,7 +210,6 @@ class Fleet:
             states,
             self._coordinator.own_readers(),
             KnownReplica(self._me, __version__, self.own_figures()),
-            gone=self._lost.gone(now=now),
             silent_after_s=max(SILENT_S, self._settings.lease_duration_s),
             now=now,
         )
@@ -310,7 +258,6 @@ class Fleet:
         now = loop_time()
         self._view.update(leases, now=now)
         self._note_ability(now)
-        self._lost.note(self._view.observations, now=now)
         for chore in self._chores:
             await chore.run_if_due(now)
         await self._coordinator.release_from_parents()

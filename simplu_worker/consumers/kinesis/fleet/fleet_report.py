@@ -45,7 +45,6 @@ def fleet_report(
     own: Mapping[str, OwnReader],
     me: KnownReplica,
     *,
-    gone: Iterable[tuple[str, float]] = (),
     silent_after_s: float = SILENT_S,
     now: float,
 ) -> dict[str, Any]:
@@ -68,7 +67,6 @@ def fleet_report(
     held = [one for key, lease in sorted(observations.items()) for one in _held(lease, own.get(key), now=now)]
     return {
         "replicas": _replicas(rows, known, held, me.owner),
-        "goneReplicas": [{"replica": owner, "seenSecondsAgo": _rounded(age_s)} for owner, age_s in gone],
         "streamShards": rows,
         "counts": {
             "replicas": len(owners - {None}),

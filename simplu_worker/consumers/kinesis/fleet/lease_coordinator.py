@@ -120,12 +120,6 @@ class LeaseCoordinator:
             for lease_key, one in sorted(self._view.observations.items())
         ]
 
-    def check(self, lease_key: str) -> None:
-        """Renew a lease at once, so that another owner is noticed."""
-        holder = self._holders.get(lease_key)
-        if holder is not None:
-            holder.check()
-
     def own_readers(self) -> dict[str, OwnReader]:
         """Return the readers of this replica by lease key, as they are now."""
         return {
@@ -235,7 +229,7 @@ class LeaseCoordinator:
     def _how(self, lease: Lease) -> LeaseTake:
         if lease.actual_owner in {None, self._me}:
             return LeaseTake.FREE
-        if lease.is_offered:
+        if lease.is_given_away:
             return LeaseTake.RELEASED
         unchanged_for_s = loop_time() - self._view.observations[lease.lease_key].unchanged_since
         return LeaseTake.EXPIRED if unchanged_for_s > self._lease_duration_s else LeaseTake.STOLEN
@@ -431,7 +425,7 @@ async def _is_lease_held(locked: LockedPosition) -> bool:
     return await locked.positions.confirm_lease()
 
 
-REMOVED_MAX: Final = 100  # of one run: no lease is taken meanwhile, and other replicas remove others
+REMOVED_MAX: Final = 100  # of one run: no lease is taken meanwhile
 
 
 class LeaseCleanup:
@@ -445,8 +439,6 @@ class LeaseCleanup:
         ancestry: LeaseAncestry,
         coordinator: LeaseCoordinator,
         position_sync: PositionSync,
-        *,
-        draw: Callable[[], float],
     ) -> None:
         self._stream = stream
         self._table = table
@@ -454,7 +446,6 @@ class LeaseCleanup:
         self._ancestry = ancestry
         self._coordinator = coordinator
         self._position_sync = position_sync
-        self._draw = draw
 
     async def run(self) -> None:
         """List the stream, and delete leases that are not needed; add hash ranges to rows of KCL 1.x."""
@@ -481,11 +472,7 @@ class LeaseCleanup:
                 reader.abandon()
 
     async def _remove_leases(self, leases: dict[str, Lease]) -> None:
-        removable = removable_leases(leases, self._view.gone)
-        if len(removable) > REMOVED_MAX:
-            first = int(self._draw() * len(removable))
-            removable = (removable[first:] + removable[:first])[:REMOVED_MAX]
-        for lease in removable:
+        for lease in removable_leases(leases, self._view.gone)[:REMOVED_MAX]:
             if await self._table.delete(lease):
                 log.info("lease.removed", stream_shard_id=lease.lease_key)
                 self._position_sync.remove_rows(lease.lease_key)

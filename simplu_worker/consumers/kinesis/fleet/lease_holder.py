@@ -404,10 +404,6 @@ class LeaseHolder:
         except* LeaseLostError:
             log.info("lease.lost", stream_shard_id=self.lease_key)
 
-    def check(self) -> None:
-        """Renew the lease at once; when another worker has taken it, reading ends."""
-        self._renewer.request()
-
     def fail(self, exc: Exception) -> None:
         """End the reader for *exc*, which was raised where other tasks use it."""
         self._defect = exc

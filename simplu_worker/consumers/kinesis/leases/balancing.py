@@ -1,4 +1,4 @@
-"""Which leases a replica takes, whether it can do anything for them, and which owners are gone. Pure.
+"""Which leases a replica takes, and whether it can do anything for them. Pure.
 
 As the KCL's DynamoDBLeaseTaker: first the leases that no replica holds, up to an even share; if there are none, one
 lease of an owner that has too much. Where all owners measure, a share is one of the load, else of the number of leases.
@@ -16,12 +16,10 @@ PATIENCE_S each.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from enum import Enum, auto
 from typing import Final
-
-import msgspec
 
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, takeable_leases
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
@@ -34,19 +32,11 @@ LIGHT: Final = 0.9  # of the mean: below it a replica takes leases, also from ow
 GAIN: Final = 0.05  # of the mean, by which a move lowers the greater of the two loads at least
 
 
-class Loads(msgspec.Struct, frozen=True):
-    """The loads of the unfinished leases, and of the replicas that own some of them, in KB/s."""
-
-    by_lease: Mapping[str, float]
-    by_owner: Mapping[str, float]
-    leases: Mapping[str, Sequence[str]]  # keys by owner
-
-
-def measured_loads(unfinished: Mapping[str, Observation]) -> Mapping[str, float] | None:
-    """Return the load of each lease; None where an owner does not measure, as a KCL does not."""
+def loads_of(unfinished: Mapping[str, Observation]) -> Mapping[str, float]:
+    """Return the load of each lease in KB/s; 1 for each where an owner does not measure, as a KCL does not."""
     leases = [one.lease for one in unfinished.values()]
     if any(not lease.is_metered for lease in leases if lease.actual_owner is not None):
-        return None
+        return dict.fromkeys(unfinished, 1.0)
     known = [lease.throughput_kbps for lease in leases if lease.throughput_kbps is not None]
     mean = sum(known) / len(known) if known else 0.0
     return {
@@ -55,17 +45,8 @@ def measured_loads(unfinished: Mapping[str, Observation]) -> Mapping[str, float]
     }
 
 
-def loads_of(unfinished: Mapping[str, Observation], by_lease: Mapping[str, float]) -> Loads:
-    """Return the loads by owner, of leases with the loads *by_lease*."""
-    leases: defaultdict[str, list[str]] = defaultdict(list)
-    for key, one in unfinished.items():
-        if one.lease.actual_owner is not None:
-            leases[one.lease.actual_owner].append(key)
-    return Loads(by_lease, {owner: sum(map(by_lease.__getitem__, keys)) for owner, keys in leases.items()}, leases)
-
-
 def plan_move(
-    loads: Loads,
+    loads: Mapping[str, float],
     unfinished: Mapping[str, Observation],
     *,
     held: Collection[str],
@@ -73,8 +54,12 @@ def plan_move(
     draw: float,
 ) -> Lease | None:
     """Return the lease to take now from another owner; None when none should move to this replica."""
-    by_owner = {owner: load for owner, load in loads.by_owner.items() if owner != me}
-    mine = sum(loads.by_lease[key] for key in held if key in loads.by_lease)
+    owned: defaultdict[str, list[str]] = defaultdict(list)
+    for key, one in unfinished.items():
+        if one.lease.actual_owner not in (None, me) and key not in held:
+            owned[one.lease.actual_owner or me].append(key)
+    by_owner = {owner: sum(map(loads.__getitem__, keys)) for owner, keys in owned.items()}
+    mine = sum(loads[key] for key in held if key in loads)
     mean = (sum(by_owner.values()) + mine) / (len(by_owner) + 1)
     if mine >= mean:
         return None
@@ -82,13 +67,7 @@ def plan_move(
     if giver is None:
         return None
     gap = by_owner[giver] - mine
-    movable = [
-        (load * (gap - load), key)
-        for key in loads.leases[giver]
-        if (load := loads.by_lease[key]) <= gap - GAIN * mean
-        and key not in held
-        and unfinished[key].lease.released_by != me
-    ]
+    movable = [(load * (gap - load), key) for key in owned[giver] if (load := loads[key]) <= gap - GAIN * mean]
     return unfinished[max(movable)[1]].lease if movable else None
 
 
@@ -172,25 +151,24 @@ def plan_takes(
         return [lease for lease in free if unchanged_s[lease.lease_key] > UNTAKEN_DURATIONS * lease_duration_s]
     if reach is Reach.FREE:
         free = [one for one in free if not one.is_given_away or unchanged_s[one.lease_key] > lease_duration_s]
-    measured = measured_loads(unfinished)
+    loads = loads_of(unfinished)
     if free:
-        by_lease = dict.fromkeys(unfinished, 1.0) if measured is None else measured
         urgent = {
             lease.lease_key
             for lease in free
-            if lease.is_offered
+            if lease.is_given_away
             or (lease.actual_owner is not None and unchanged_s[lease.lease_key] > VERY_OLD_DURATIONS * lease_duration_s)
         }
         free_keys = {lease.lease_key for lease in free}
         others = {one.lease.actual_owner for key, one in unfinished.items() if key not in free_keys and key not in held}
-        share = sum(by_lease.values()) / (len(others - {None}) + 1)
-        mine = sum(by_lease[key] for key in held if key in unfinished)
-        return _plan_free(_rotated(free, draw), by_lease, room=share - mine, urgent=urgent)
-    if reach is Reach.FREE:
-        return []
-    if measured is None:
-        return _plan_steal(unfinished, held=held, me=me, draw=draw)
-    move = plan_move(loads_of(unfinished, measured), unfinished, held=held, me=me, draw=draw)
+        room = sum(loads.values()) / (len(others - {None}) + 1) - sum(loads[key] for key in held if key in loads)
+        start, wanted = int(draw * len(free)), []
+        for lease in free[start:] + free[:start]:
+            if room > ROUNDING or lease.lease_key in urgent:
+                wanted.append(lease)
+            room -= loads[lease.lease_key]
+        return wanted
+    move = None if reach is Reach.FREE else plan_move(loads, unfinished, held=held, me=me, draw=draw)
     return [] if move is None else [move]
 
 
@@ -206,82 +184,3 @@ def next_expiry(
         ),
         default=None,
     )
-
-
-def _plan_free(
-    free: Iterable[Lease], by_lease: Mapping[str, float], *, room: float, urgent: Collection[str]
-) -> list[Lease]:
-    wanted: list[Lease] = []
-    for lease in free:
-        if room > ROUNDING or lease.lease_key in urgent:
-            wanted.append(lease)
-        room -= by_lease[lease.lease_key]
-    return wanted
-
-
-def _plan_steal(unfinished: Mapping[str, Observation], *, held: Collection[str], me: str, draw: float) -> list[Lease]:
-    counts = Counter(
-        one.lease.actual_owner for key, one in unfinished.items() if key not in held and one.lease.actual_owner
-    )
-    mine = sum(1 for key in held if key in unfinished)
-    if not counts:
-        return []
-    fullest, count = max(counts.items(), key=lambda pair: (pair[1], pair[0]))
-    if count < mine + 2:
-        return []
-    victims = [
-        one.lease
-        for key, one in sorted(unfinished.items())
-        if one.lease.actual_owner == fullest and key not in held and one.lease.released_by != me
-    ]
-    return [victims[int(draw * len(victims))]] if victims else []
-
-
-def _rotated(leases: list[Lease], draw: float) -> list[Lease]:
-    start = int(draw * len(leases))
-    return leases[start:] + leases[:start]
-
-
-EXPIRED_SHARE: Final = 0.75  # of the lease duration: replicas see a renewal up to a scan apart
-TOLD_FOR_S: Final = 86400.0
-
-
-class LostOwners:
-    """The owners that are gone; each newcomer takes the place of one."""
-
-    def __init__(self, lease_duration_s: float) -> None:
-        self._expired_after_s = EXPIRED_SHARE * lease_duration_s
-        self._before: Mapping[str, Observation] = {}
-        self._noted_at = float("-inf")
-        self._came_at: dict[str, float] = {}  # by owner; those that were there before take nobody's place
-        self._gone_since: dict[str, float] = {}  # by owner, the last renewal
-
-    def note(self, observations: Mapping[str, Observation], *, now: float) -> None:
-        """Take over a scan; scans that are far apart tell nothing."""
-        owners = {owner for one in observations.values() if (owner := one.lease.actual_owner) is not None}
-        is_first = not self._before
-        if now - self._noted_at < self._expired_after_s:
-            self._note_lost(observations, owners, now=now)
-        for owner in owners:
-            self._gone_since.pop(owner, None)
-        known = self._came_at
-        self._came_at = {owner: known.get(owner, float("-inf") if is_first else now) for owner in owners}
-        for owner, came_at in sorted(self._came_at.items(), key=lambda pair: pair[1]):
-            replaced = min(self._gone_since, key=self._gone_since.__getitem__, default=None)
-            if replaced is not None and self._gone_since[replaced] < came_at:
-                del self._gone_since[replaced]
-                self._came_at[owner] = float("-inf")
-        self._before, self._noted_at = observations, now
-
-    def _note_lost(self, observations: Mapping[str, Observation], owners: set[str], *, now: float) -> None:
-        for key, one in self._before.items():
-            owner = one.lease.actual_owner
-            if owner is None or owner in owners or key not in observations or one.lease.checkpoint == SHARD_END:
-                continue
-            if now - one.unchanged_since > self._expired_after_s and not one.lease.is_to_be_released:
-                self._gone_since.setdefault(owner, one.unchanged_since)
-
-    def gone(self, *, now: float) -> list[tuple[str, float]]:
-        """Return those of the last day, the first one first, each with the seconds since its last renewal."""
-        ages = sorted(((owner, now - since) for owner, since in self._gone_since.items()), key=lambda pair: -pair[1])
-        return [(owner, age_s) for owner, age_s in ages if age_s <= TOLD_FOR_S]

@@ -138,6 +138,12 @@ SINGLE_TABLE_SUPPORT: Final = 1  # "sup": this worker knows that the rows move i
 MOVED_STATES: Final = frozenset({"TABLE_MIGRATION_STATUS_PENDING", "TABLE_MIGRATION_STATUS_COMPLETE"})
 
 
+def cpu_percent(before: tuple[float, float], now: tuple[float, float]) -> float:
+    """Return how much of a core was used, 0 to 100, between two readings of the processor's time and a clock."""
+    passed_s = now[1] - before[1]
+    return min(max(100 * (now[0] - before[0]) / passed_s, 0.0), 100.0) if passed_s > 0 else 0.0
+
+
 def is_reporting_wanted(state: KclState) -> bool:
     """Return whether the leader assigns leases, or waits for the metrics of all."""
     return state.is_version_leading or UPGRADING_VERSION in state.client_versions

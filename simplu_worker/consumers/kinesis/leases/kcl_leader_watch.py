@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -150,47 +149,6 @@ class KclLeaderWatch:
             page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
 
 
-QUOTA_FILE: Final = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "max 100000", or "50000 100000" for half a core
-
-
-class CpuShare:
-    """Measures the processor time between two calls of `read_percent`."""
-
-    def __init__(
-        self,
-        *,
-        cores: float | None = None,
-        cpu_s: Callable[[], float] = time.process_time,
-        wall_s: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """*cores* are those that one thread may use; None reads the quota."""
-        self._cores = usable_cores(_read_quota()) if cores is None else cores
-        self._cpu_s, self._wall_s = cpu_s, wall_s
-        self._last = cpu_s(), wall_s()
-
-    def read_percent(self) -> float:
-        """Return the percentage used since the last call, 0 to 100; 0 when no time has passed."""
-        cpu_s, wall_s = self._cpu_s(), self._wall_s()
-        used_s, passed_s = cpu_s - self._last[0], (wall_s - self._last[1]) * self._cores
-        self._last = cpu_s, wall_s
-        return min(max(100 * used_s / passed_s, 0.0), 100.0) if passed_s > 0 else 0.0
-
-
-def _read_quota() -> str:
-    try:
-        return QUOTA_FILE.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):  # no cgroup, or one of version 1
-        return ""
-
-
-def usable_cores(quota: str) -> float:
-    """Return the cores that one thread may use, by the contents of `cpu.max`."""
-    limit, _, period = quota.strip().partition(" ")
-    if not limit.isdecimal() or not period.isdecimal() or int(period) == 0:
-        return 1.0
-    return min(max(int(limit) / int(period), 0.01), 1.0)
-
-
 REPORT_INTERVAL_S: Final = 10.0  # the KCL reports every 30 s by default, and calls a worker dead after two intervals
 METRICS_KEY: Final = "wid"  # of the table that only has worker metrics
 
@@ -198,21 +156,20 @@ METRICS_KEY: Final = "wid"  # of the table that only has worker metrics
 class KclFollower:
     """The row of this replica's metrics: a leader of the KCL 3.x gives leases to workers with a fresh one only."""
 
-    def __init__(
-        self, requests: TableRequests, watch: KclLeaderWatch, *, me: str, utc: UtcClock, cpu: CpuShare | None = None
-    ) -> None:
+    def __init__(self, requests: TableRequests, watch: KclLeaderWatch, *, me: str, utc: UtcClock) -> None:
         self._requests = requests
         self._watch = watch
         self._me = me
         self._utc = utc
-        self._cpu = CpuShare() if cpu is None else cpu
+        self._measured = time.process_time(), time.monotonic()
         self._percents: deque[float] = deque(maxlen=kcl_leader.VALUES_MAX)
         self._written: tuple[str, str] | None = None  # the table with the row, and its key
         self.trouble: str | None = None
 
     async def report(self) -> None:
         """Write the metrics where the KCL reads them. A failure is `trouble`."""
-        self._percents.append(self._cpu.read_percent())
+        before, self._measured = self._measured, (time.process_time(), time.monotonic())
+        self._percents.append(kcl_leader.cpu_percent(before, self._measured))
         state = self._watch.state
         if state is None or not kcl_leader.is_reporting_wanted(state):
             self.trouble = None

@@ -103,7 +103,7 @@ class RecordRate:
 
 
 def encode_report(report: LeaseReport) -> str:
-    """Return the text of a report, with the tenants and targets that it has room for."""
+    """Return the text of a report."""
     rounded = msgspec.structs.replace(
         report,
         lag_s=_rounded_if_known(report.lag_s),
@@ -112,12 +112,7 @@ def encode_report(report: LeaseReport) -> str:
         held=tuple(msgspec.structs.replace(one, age_s=_rounded(one.age_s)) for one in report.held),
         top=tuple(msgspec.structs.replace(one, took_s=_rounded(one.took_s)) for one in report.top),
     )
-    text = msgspec.json.encode(rounded).decode()
-    while len(text) > TEXT_MAX_LENGTH and (rounded.top or rounded.held):
-        shorter = {"top": rounded.top[:-1]} if rounded.top else {"held": rounded.held[:-1]}
-        rounded = msgspec.structs.replace(rounded, **shorter)
-        text = msgspec.json.encode(rounded).decode()
-    return text
+    return msgspec.json.encode(rounded).decode()
 
 
 def first_held(targets: Iterable[HeldTarget]) -> tuple[HeldTarget, ...]:
@@ -170,8 +165,6 @@ READ_UP_TO = "simpluReadUpTo"
 THROUGHPUT = "throughputKBps"  # the KCL 3.x writes and reads it, too
 METERED_BY = "simpluMeteredBy"
 SWITCHES = "ownerSwitchesSinceCheckpoint"
-RELEASE = "simpluRelease"
-RELEASED_BY = "simpluReleasedBy"
 UNABLE = "simpluUnable"
 
 
@@ -195,9 +188,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     *started_at* is the instant from which the stream shard is read, until there is a checkpoint. *pending_tenants* are
     those of a stream shard that is read to its end. Before *read_up_to* no record arrived that is pending, but for the
     tenants in *ahead*; None unless the actual owner has written it. *last_read_up_to* is that of whoever wrote it last.
-
-    *release_of* is the owner whom a person has asked to release the lease; *released_by* the one whose lease was taken
-    for that, and who does not take it back. *unable_of* is the owner that can do nothing.
+    *unable_of* is the owner that can do nothing.
     """
 
     lease_key: str
@@ -219,8 +210,6 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     metered_by: str | None = None
     report: LeaseReport | None = None
     retry: HoldRetry | None = None
-    release_of: str | None = None
-    released_by: str | None = None
     unable_of: str | None = None
 
     @property
@@ -234,19 +223,9 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
         return self.metered_by is not None and self.metered_by == self.actual_owner
 
     @property
-    def is_to_be_released(self) -> bool:
-        """Whether a person wants another worker to take it."""
-        return self.release_of is not None and self.release_of == self.actual_owner
-
-    @property
     def is_given_away(self) -> bool:
-        """Whether its owner can do nothing for it."""
+        """Whether another worker is to take it: its owner, who renews it, can do nothing for it."""
         return self.unable_of is not None and self.unable_of == self.actual_owner
-
-    @property
-    def is_offered(self) -> bool:
-        """Whether another worker is to take it, though its owner renews it."""
-        return self.is_to_be_released or self.is_given_away
 
 
 class Observation(msgspec.Struct, frozen=True, gc=False):
@@ -281,15 +260,15 @@ def takeable_leases(
 ) -> list[Lease]:
     """Return the leases that may be taken now: free ones first, then those unchanged for longest.
 
-    Free are those without an owner, those offered, and those of *me* that this process does not hold: the answer to a
-    take was lost.
+    Free are those without an owner, those given away, and those of *me* that this process does not hold: the answer to
+    a take was lost.
     """
     candidates = [
         observation
         for lease_key, observation in observations.items()
         if lease_key not in held and observation.lease.checkpoint != SHARD_END
     ]
-    free = [one.lease for one in candidates if one.lease.actual_owner in (None, me) or one.lease.is_offered]
+    free = [one.lease for one in candidates if one.lease.actual_owner in (None, me) or one.lease.is_given_away]
     free_keys = {lease.lease_key for lease in free}
     expired = [
         one
@@ -362,8 +341,6 @@ def lease_of(row: LeaseRow) -> Lease | None:
             metered_by=_optional(row, METERED_BY, "S"),
             report=decode_report(_text(row, REPORT), reader or None),
             retry=decode_retry(_text(row, RETRY)),
-            release_of=_optional(row, RELEASE, "S"),
-            released_by=_optional(row, RELEASED_BY, "S"),
             unable_of=_optional(row, UNABLE, "S"),
         )
     except UnreadableLeaseError:

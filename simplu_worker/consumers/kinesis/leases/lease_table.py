@@ -22,8 +22,6 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     PENDING_TENANTS,
     READ_TO,
     READ_UP_TO,
-    RELEASE,
-    RELEASED_BY,
     REPORT,
     RETRY,
     STARTED_AT,
@@ -238,11 +236,7 @@ class LeaseTable:
         changes = _Changes(me, counter=_number(lease.counter), switch=_number(0 if lease.actual_owner == me else 1))
         changes.sets += ["leaseOwner = :me", f"{METERED_BY} = :me"]
         changes.set(leaseCounter=_number(lease.counter + 1))
-        changes.removes += ["checkpointOwner", RELEASE, UNABLE]
-        if lease.is_to_be_released:
-            changes.set(**{RELEASED_BY: {"S": lease.actual_owner}})
-        else:
-            changes.removes.append(RELEASED_BY)
+        changes.removes += ["checkpointOwner", UNABLE]
         if start_at is not None:
             changes.sets.append(f"{STARTED_AT} = if_not_exists({STARTED_AT}, :started)")
             changes.values[":started"] = {"S": start_at.isoformat()}
@@ -363,20 +357,9 @@ class LeaseTable:
 
     async def write_retry(self, lease: Lease, retry: HoldRetry) -> bool:
         """Write a request to the owner of *lease*; return False when that is another now."""
-        return await self._ask_owner(lease, f"SET {RETRY} = :retry", {":retry": {"S": encode_retry(retry)}})
-
-    async def ask_to_release(self, lease: Lease) -> bool:
-        """Have another worker take *lease*; return False when its owner is another now."""
-        return await self._ask_owner(lease, f"SET {RELEASE} = :me", {})
-
-    async def withdraw_release(self, lease: Lease) -> bool:
-        """Take `ask_to_release` back; return False when another worker has taken *lease* before."""
-        return await self._ask_owner(lease, f"REMOVE {RELEASE}", {})
-
-    async def _ask_owner(self, lease: Lease, update: str, values: dict[str, Any]) -> bool:
-        values[":me"] = {"S": lease.actual_owner}
+        values = {":retry": {"S": encode_retry(retry)}, ":me": {"S": lease.actual_owner}}
         try:
-            await self._update(lease, update, self._held_condition(lease), values)
+            await self._update(lease, f"SET {RETRY} = :retry", self._held_condition(lease), values)
         except ConditionFailedError:
             return False
         return True

@@ -17,7 +17,7 @@ FLEET: dict[str, Any] = {
     "problems": [
         PROBLEM
         | {"problem": "Held", "reason": "gap", "subject": "shard b\x1b[0m", "since": "2026-11-30T10:00:00+00:00"},
-        PROBLEM | {"problem": "Replica gone", "subject": "r9", "since": "2026-11-30T10:00:00+00:00", "isOver": True},
+        PROBLEM | {"problem": "Replica silent", "subject": "r9", "since": "2026-11-30T10:00:00+00:00", "isOver": True},
     ],
     "replicas": [
         REPLICA
@@ -25,7 +25,6 @@ FLEET: dict[str, Any] = {
         | {"latencyP99Seconds": 2.5},
         REPLICA | {"replica": "kcl"},
     ],
-    "goneReplicas": [{"replica": "r9", "seenSecondsAgo": 60.0}],
     "streamShards": [
         MEASURED | {"streamShard": "s0", "state": "reading", "owner": "host:1", "lagSeconds": 0.25},
         MEASURED | {"streamShard": "s1", "state": "elsewhere", "owner": None, "lagSeconds": 90.0},
@@ -43,7 +42,7 @@ def lines_of(fleet: dict[str, Any], notice: str = "") -> list[str]:
 def test_screen_has_what_is_wrong_first_and_nothing_that_is_over() -> None:
     lines = lines_of(FLEET, "no answer")
     measured = "lag 1 min 30 s p99 under 2.5 s dead letters 3/h"
-    assert lines[0] == f"problems 1 held 1 {measured} 2 replicas, 1 gone 1,234 records/s operations"
+    assert lines[0] == f"problems 1 held 1 {measured} 2 replicas 1,234 records/s operations"
     assert [line for line in lines[1:] if line] == [
         "no answer",
         *("Problems", "Problem Reason Subject Since Advice", "Held gap shard b\\x1b[0m 1 min 30 s Look."),

@@ -32,10 +32,9 @@ def stream_shard(name: str = "s", **members: Any) -> dict[str, Any]:
 
 
 def fleet(*stream_shards: dict[str, Any], **others: Any) -> dict[str, Any]:
-    gone = others.pop("gone", [])
     me = {"replica": "me", "isThis": True, "held": [], "deadLetters": 0, "unable": None}
     other = me | {"replica": "b", "isThis": False, "deadLetters": None} | others
-    return {"streamShards": stream_shards or [stream_shard()], "replicas": [me, other], "goneReplicas": gone}
+    return {"streamShards": stream_shards or [stream_shard()], "replicas": [me, other]}
 
 
 def view(problems: Problems, now: datetime, site: str | None = None) -> list[dict[str, Any]]:

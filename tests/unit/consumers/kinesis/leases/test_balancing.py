@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from simplu_worker.consumers.kinesis.leases.balancing import Reach, next_expiry, plan_takes
+from simplu_worker.consumers.kinesis.leases.balancing import HEAVY, Reach, next_expiry, plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON
 
@@ -80,9 +81,8 @@ def test_no_steal_when_off_by_one() -> None:
     assert takes(seen([ME, ME, ME, BAR])) == []
 
 
-@pytest.mark.parametrize(("draw", "expected"), [(0.0, "001"), (0.5, "003"), (0.999, "005")])
-def test_steal(draw: float, expected: str) -> None:
-    assert takes(seen([BAR, BAZ, BAZ, BAZ, BAZ, BAZ]), draw=draw) == [expected]
+def test_steal() -> None:
+    assert takes(seen([BAR, BAZ, BAZ, BAZ, BAZ, BAZ])) == ["005"]
 
 
 def test_replicas_that_start_together_try_different_leases_first() -> None:
@@ -118,7 +118,7 @@ def test_counts_become_even_with_few_moves_and_stay_so(
     counts = Counter(table.values())
 
     assert set(table.values()) <= set(alive)
-    assert max(counts[me] for me in alive) - min(counts[me] for me in alive) <= 1
+    assert max(counts[me] for me in alive) <= max(math.ceil(len(owners) / count), HEAVY * len(owners) / count)
 
 
 def _scan(table: Mapping[int, str | None], alive: Iterable[str]) -> dict[str, Observation]:
@@ -142,33 +142,9 @@ def test_next_expiry_is_that_of_the_first_lease_of_another() -> None:
     assert next_expiry(observations, held={"000"}, lease_duration_s=DURATION_S) == NOW + 5.0
 
 
-def test_steal_is_from_the_last_by_name_of_the_fullest_and_never_what_is_held() -> None:
-    assert takes(seen([BAR] * 3 + [BAZ] * 3)) == ["003"]
-    wanted = plan_takes(seen([BAZ] * 4), held=["000"], now=NOW, lease_duration_s=DURATION_S, me=ME, draw=0.0)
-    assert [lease.lease_key for lease in wanted] == ["001"]
-
-
-def test_lease_to_be_released_is_taken_beyond_the_share() -> None:
-    observations = seen([ME, ME, BAR, BAR])
-    asked = observations["002"]
-    lease = replace(asked.lease, release_of=BAR)
-    observations["002"] = Observation(lease, asked.unchanged_since)
-    assert takes(observations) == ["002"]
-    assert takes(observations, me=BAR) == []
-
-    observations["002"] = Observation(replace(lease, owner=BAZ), asked.unchanged_since)  # asked was an owner before
-    assert takes(observations) == []
-
-
-def test_lease_that_was_released_is_not_stolen_back() -> None:
-    observations = seen([BAR, BAR])
-    for key in observations:
-        one = observations[key]
-        observations[key] = Observation(replace(one.lease, released_by=ME), one.unchanged_since)
-    assert takes(observations) == []
-    assert takes(observations | seen([BAR], first=2), draw=0.0) == ["002"]
-    assert takes(observations, me=BAZ) == ["000"]
-    assert takes({key: replace(one, unchanged_since=EXPIRED) for key, one in observations.items()}) == ["000", "001"]
+def test_steal_is_never_of_what_is_held() -> None:
+    wanted = plan_takes(seen([BAZ] * 4), held=["003"], now=NOW, lease_duration_s=DURATION_S, me=ME, draw=0.0)
+    assert [lease.lease_key for lease in wanted] == ["002"]
 
 
 def test_replica_in_trouble_takes_only_what_nobody_else_takes() -> None:

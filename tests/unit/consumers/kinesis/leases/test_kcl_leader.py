@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from simplu_worker.consumers.kinesis.leases.kcl_leader import (
     KclState,
+    cpu_percent,
     leading_owners,
     new_leaders,
     outlook_of,
@@ -134,3 +135,10 @@ def test_outlook_is_the_next_thing_that_the_application_does_by_itself(versions:
 
 def test_lock_without_a_version_is_none() -> None:
     assert state_of([("table", [{"key": {"S": "Leader"}, "ownerName": {"S": "worker-1"}}])]) == KclState()
+
+
+@pytest.mark.parametrize(
+    ("used_s", "passed_s", "expected"), [(2.5, 10.0, 25.0), (12.0, 10.0, 100.0), (1.0, 0.0, 0.0), (0.0, 5.0, 0.0)]
+)
+def test_share_of_a_core_is_that_between_two_readings(used_s: float, passed_s: float, expected: float) -> None:
+    assert cpu_percent((100.0, 1000.0), (100.0 + used_s, 1000.0 + passed_s)) == pytest.approx(expected)
