@@ -167,19 +167,6 @@ BOMBS: Final[Mapping[str, Bomb]] = {
         lambda maker: [maker.record("update", "n", repeated("1e131071", SMALL_BYTES)) for _ in range(8)],
         {"n": lambda: "{}"},
     ),
-    "stored": Bomb(
-        "63 KB of 1e131071 that is stored, read, listed and patched",
-        lambda maker: [
-            one
-            for _ in range(4)
-            for one in (
-                maker.record("read", "old"),
-                maker.record("list", None),
-                maker.record("patch", "old", '{"b": 1}'),
-            )
-        ],
-        {"old": lambda: repeated("1e131071", SMALL_BYTES)},
-    ),
     "numbers-10m": Bomb("10 MiB of 1e999", lambda maker: [maker.record("update", "n", repeated("1e999", LARGE_BYTES))]),
     "beyond-10m": Bomb(
         "10 MiB of 1e131071", lambda maker: [maker.record("update", "n", repeated("1e131071", LARGE_BYTES))]

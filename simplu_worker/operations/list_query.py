@@ -263,25 +263,28 @@ NO_LIST_RULES: Final = ListRules()
 
 
 def resolved(query: ListQuery, rules: ListRules) -> ListQuery:
-    """Return *query* with what it `asked` by the *rules* of its type; its `days` only if they are of creation."""
+    """Return *query* with what it `asked` by the *rules* of its type: the argument of `:wanted` in `applying.sql`."""
     days, own_date = query.days, None
     if not days.is_open:
         own_date = rules.date or (("date",) if days.is_one else None)
-    if not (query.path or query.sort or query.after or query.has_total or own_date):
-        return query
-    asked: dict[str, Any] = {"path": query.path, "values": msgspec.Raw(query.values.encode())}
+    asked: dict[str, Any] = {"page": query.page, "limit": query.limit, "listId": query.list_id, "names": query.names}
+    if query.path:
+        asked |= {"path": query.path, "values": msgspec.Raw(query.values.encode())}
     if own_date is not None:
         asked |= {"date": own_date, "orCreation": rules.date is None, "first": days.first, "last": days.last}
+    else:
+        asked |= {
+            "madeFrom": f"{days.first}T00:00:00Z" if days.first else None,
+            "madeTo": f"{days.last}T23:59:59.999999Z" if days.last else None,
+        }
     if query.sort is not None:
         asked |= {"isSorted": True, "by": query.sort.path}
     if query.after is not None:
         asked["after"] = msgspec.Raw(query.after.encode())
     asked |= {"hasTotal": query.has_total, "isDescending": query.sort is not None and query.sort.is_descending}
-    asked["names"] = query.names
     if rules.date is not None and own_date is not None:
         if rules.date in rules.filtered:
             asked["index"] = {"path": rules.date, "isTime": True}
     elif index := next((one for one in query.indexes if one.path in rules.filtered - {rules.date}), None):
         asked["index"] = {"path": index.path, "isTime": False, "low": index.low, "high": index.high}
-    asked_text = msgspec.json.encode(asked).decode()
-    return msgspec.structs.replace(query, asked=asked_text, days=days if own_date is None else Days())
+    return msgspec.structs.replace(query, asked=msgspec.json.encode(asked).decode())

@@ -88,7 +88,7 @@ class ListQuery(msgspec.Struct, frozen=True, gc=False):
 
     Each of *members*, a JSON object, must equal the row's member of that name. *path* is a JSON path with the *values*
     of its variables. *after* is where the page begins (`list_query.py`), *list_id* what cursors of the list have in
-    common. *names* are those of its filters, *asked* what it asks for beyond equality, days of creation and pages.
+    common. *names* are those of its filters, *asked* all of it by the rules of its type, as JSON.
     """
 
     members: str = "{}"

@@ -355,21 +355,15 @@ async def _merge(data: str | None, patch: str) -> str:
 RESULT_MAX_BYTES: Final = 1024 * 1024  # docs/outcomes.md: a list over 1 MiB is result_too_large
 LIST: Final = OperationKind.LIST  # looked up once: access to an enum member is slow
 READ: Final = OperationKind.READ
-OF_LISTS: Final = ("apply_wave", "apply_lists")  # statements that apply a `list`; these take more arguments
+OF_LISTS: Final = "apply_lists"  # the statements that apply a `list`, which take more arguments
 
 
-def statement_for(
-    reading_kinds: Collection[OperationKind], *, has_asked: bool = False, creates_new: bool = False
-) -> str:
+def statement_for(reading_kinds: Collection[OperationKind], *, creates_new: bool = False) -> str:
     """Return the name of the statement for waves with reads of *reading_kinds*.
 
-    *has_asked*: with lists by `ListQuery.asked`. With *creates_new* it fails at a created resource that exists.
+    With *creates_new* it fails at a created resource that exists.
     """
-    has_reads = READ in reading_kinds
-    if LIST in reading_kinds:
-        query = "apply_wave" if has_asked or has_reads else "apply_lists"
-    else:
-        query = "apply_reads" if has_reads else "apply_writes"
+    query = OF_LISTS if LIST in reading_kinds else "apply_reads" if READ in reading_kinds else "apply_writes"
     return f"{query}_new" if creates_new else query
 
 
@@ -395,28 +389,15 @@ def wave_arguments(
     statement: str, places: Sequence[int], wave: Sequence[Operation], tenants: Mapping[str, TenantRow]
 ) -> tuple[object, ...]:
     """Return the arguments of *statement* for a wave, reads first, with these *places* in the batch."""
-    has_lists = statement.startswith(OF_LISTS)
-    queries = [operation.query for operation in wave if operation.kind in READING_KINDS] if has_lists else []
     separator, *keys, packed_places, requested_at = pack_columns(
         wave_columns(wave, tenants),
         [[PLACES[place] for place in places], [operation.requested_at for operation in wave]],
     )
-    columns: list[object] = [packed_places, *keys, pack_documents(wave, separator), requested_at]
-    if not has_lists:
-        return separator, *columns
-    columns += [
-        separator.join(column)
-        for column in (
-            [f"{query.days.first}T00:00:00Z" if query and query.days.first else "" for query in queries],
-            [f"{query.days.last}T23:59:59.999999Z" if query and query.days.last else "" for query in queries],
-            [str(query.page) if query else "" for query in queries],
-            [str(query.limit) if query else "" for query in queries],
-            [query.asked if query else "" for query in queries],
-            [query.list_id if query else "" for query in queries],
-        )
-    ]
-    *columns, asked, list_ids = columns
-    return separator, *columns, RESULT_MAX_BYTES, asked, list_ids
+    columns = (separator, packed_places, *keys, pack_documents(wave, separator), requested_at)
+    if not statement.startswith(OF_LISTS):
+        return columns
+    asked = [operation.query.asked if operation.query else "" for operation in wave if operation.kind in READING_KINDS]
+    return *columns, separator.join(asked), RESULT_MAX_BYTES
 
 
 class WaveRun:

@@ -302,7 +302,6 @@ class WriteAttempt:
         waves = isolate([(*wave.reads, *wave.writes) for wave in planned], laborious)
         statement = wave_run.statement_for(
             [operations[index].kind for wave in planned for index in wave.reads],
-            has_asked=any(one.query is not None and one.query.asked for one in operations),
             creates_new=not self.is_careful,
         )
         run = wave_run.WaveRun(connection, statement, tenants, judges)

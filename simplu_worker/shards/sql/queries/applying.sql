@@ -11,104 +11,17 @@
 -- fragment: members_match
 -- Whether every wanted member equals the resource's: then it changes nothing to replace them all. Linear in both
 -- documents. `@>`, which takes the product of the lengths of two arrays and cannot be interrupted, is only for scalars:
--- there it takes less time where a resource does not match. A resource much smaller than the members cannot match.
+-- there it takes less time where a resource does not match.
 CASE
-    WHEN
-        wanted.size > 4096 AND wanted.size > 4 * pg_catalog.pg_column_size(resources.data || '{}'::pg_catalog.jsonb)
-    THEN false
     WHEN NOT wanted.has_scalars_only OR resources.data @> wanted.members
     THEN (resources.data || wanted.members) = resources.data
     ELSE false
 END
 
--- fragment: numbers_of_document
--- The numbers of `checked.document`. From an array: the rows of `jsonb_path_query` take quadratic time for their number.
-pg_catalog.jsonb_array_elements(
-    pg_catalog.jsonb_path_query_array(checked.document, 'strict $.** ? (@.type() == "number")'::pg_catalog.jsonpath)
-) AS element
-
--- fragment: has_long_number
--- Whether `checked.document` has a number that takes more than 1,000 digits to write out. Builds no text of a number
--- that is much longer.
-EXISTS (
-    SELECT FROM :numbers_of_document
-    WHERE CASE
-        WHEN pg_catalog.abs(element::numeric) < 1e100 AND pg_catalog.scale(element::numeric) < 100 THEN false
-        WHEN pg_catalog.abs(element::numeric) >= 1e1000 OR pg_catalog.scale(element::numeric) > 1000 THEN true
-        ELSE
-            pg_catalog.octet_length(pg_catalog.abs(element::numeric)::pg_catalog.text)
-            - (pg_catalog.scale(element::numeric) > 0)::integer > 1000
-    END
-)
-
--- fragment: extreme_numbers
--- The numbers that may take far more bytes as text than as jsonb: large ones, tiny ones, and zeros, of which only the
--- text has the scale. The first filter drops nearly all others after two comparisons.
-strict $.** ? (@ < 1e-30 || @ >= 1e30) ? (@ >= 1e30 || @ <= -1e30 || @ > -1e-30)
-
--- fragment: has_bounded_text
--- Whether the text of `checked.document` has no more than 32 MiB, as far as its numbers decide: 250 of these make it no
--- longer, and 3,000 bytes have no more of them, since a number takes 12 at least. The estimate is at most twice as much.
-CASE
-    WHEN
-        pg_catalog.pg_column_size(checked.document) <= 3000
-        OR pg_catalog.jsonb_array_length(
-            pg_catalog.jsonb_path_query_array(checked.document, ':extreme_numbers'::pg_catalog.jsonpath)
-        ) <= 250
-    THEN true
-    ELSE (
-        SELECT
-            pg_catalog.sum(
-                pg_catalog.scale(element::numeric) + CASE
-                    WHEN pg_catalog.abs(element::numeric) < 1e1000 THEN 0
-                    WHEN pg_catalog.abs(element::numeric) < 1e2000 THEN 2000
-                    WHEN pg_catalog.abs(element::numeric) < 1e4000 THEN 4000
-                    WHEN pg_catalog.abs(element::numeric) < 1e8000 THEN 8000
-                    WHEN pg_catalog.abs(element::numeric) < 1e16000 THEN 16000
-                    WHEN pg_catalog.abs(element::numeric) < 1e32000 THEN 32000
-                    WHEN pg_catalog.abs(element::numeric) < 1e64000 THEN 64000
-                    ELSE 131072
-                END
-            ) <= 33554432
-        FROM :numbers_of_document
-    )
-END
-
--- fragment: text_bytes
--- The length of the text of `checked.document`; of one that is much too long, which is not built, more than 32 MiB.
-CASE WHEN :has_bounded_text THEN pg_catalog.octet_length(checked.document::pg_catalog.text) ELSE 33554433 END
-
--- fragment: least_text_bytes
--- A bound below the length of the text of `counted.document`, for less work than the length. The text has an eighth of
--- the stored bytes at least, and 31 for each number from 1e30 on or nearer to zero than 1e-30.
-CASE
-    WHEN counted.stored_bytes > 8 * $14::bigint THEN $14::bigint + 1
-    WHEN pg_catalog.pg_column_size(counted.document) <= 2000 THEN 0
-    ELSE 31 * pg_catalog.jsonb_array_length(
-        pg_catalog.jsonb_path_query_array(
-            counted.document,
-            'strict $.** ? (@ >= 1e30 || @ <= -1e30 || (@ > 0 && @ < 1e-30) || (@ < 0 && @ > -1e-30))'::pg_catalog.jsonpath
-        )
-    )
-END
-
 -- fragment: patch_fits
--- Whether patched data may certainly be stored, and are merged here. The patch itself may, as it is applied. Small data
--- without an extreme number stay so: 32,000 bytes have no room for too many values or too much text. A zero is too long
--- only with about as many zeros behind its point.
-CASE
-    WHEN
-        pg_catalog.pg_column_size(resources.data || '{}'::pg_catalog.jsonb) <= 300
-        AND pg_catalog.pg_column_size(wave.data) <= 32000
-    THEN pg_catalog.octet_length(resources.data::pg_catalog.text) <= 1000
-    WHEN
-        pg_catalog.pg_column_size(resources.data || '{}'::pg_catalog.jsonb) + pg_catalog.pg_column_size(wave.data)
-        > 32000
-    THEN false
-    WHEN NOT pg_catalog.jsonb_path_exists(resources.data, ':extreme_numbers'::pg_catalog.jsonpath) THEN true
-    WHEN pg_catalog.jsonb_path_exists(resources.data, ':extreme_numbers ? (@ != 0)'::pg_catalog.jsonpath) THEN false
-    ELSE pg_catalog.strpos(resources.data::pg_catalog.text, pg_catalog.repeat('0'::pg_catalog.text, 900)) = 0
-END
+-- Whether patched data are merged here: then they are within the bounds of documents, as both parts are, for 64,000
+-- bytes have no room for too many values or too much text.
+pg_catalog.pg_column_size(resources.data || '{}'::pg_catalog.jsonb) + pg_catalog.pg_column_size(wave.data) <= 64000
 
 -- name: lock_tenants
 -- The rows of the tenants $1. The share lock blocks a mover's fence and a destruction until the batch has committed;
@@ -287,20 +200,11 @@ wave AS MATERIALIZED (
 -- fragment: reading_wave
 wave AS MATERIALIZED (
     SELECT
-        :wave_values,
-        nullif(first_date, '')::pg_catalog.timestamptz AS first_date,
-        nullif(last_date, '')::pg_catalog.timestamptz AS last_date,
-        nullif(page, '')::bigint AS page, nullif(page_size, '')::bigint AS page_size,
-        nullif(asked, '')::pg_catalog.jsonb AS asked, list_id
+        :wave_values, nullif(asked, '')::pg_catalog.jsonb AS asked
     FROM (
         SELECT
             :wave_columns,
-            pg_catalog.unnest(pg_catalog.string_to_array($10, $1)) AS first_date,
-            pg_catalog.unnest(pg_catalog.string_to_array($11, $1)) AS last_date,
-            pg_catalog.unnest(pg_catalog.string_to_array($12, $1)) AS page,
-            pg_catalog.unnest(pg_catalog.string_to_array($13, $1)) AS page_size,
-            pg_catalog.unnest(pg_catalog.string_to_array($15, $1)) AS asked,
-            pg_catalog.unnest(pg_catalog.string_to_array($16, $1)) AS list_id
+            pg_catalog.unnest(pg_catalog.string_to_array($10, $1)) AS asked
     ) AS sent
 )
 
@@ -429,12 +333,8 @@ undone AS (
 -- fragment: found
 found AS (
     SELECT
-        wave.place, wave.tenant_id,
-        CASE
-            WHEN resources.id IS NULL THEN 'not_found'
-            WHEN NOT measured.fits THEN 'result_too_large'
-        END AS error,
-        CASE WHEN measured.fits THEN pg_catalog.jsonb_build_object(
+        wave.place, wave.tenant_id, CASE WHEN resources.id IS NULL THEN 'not_found' END AS error,
+        CASE WHEN resources.id IS NOT NULL THEN pg_catalog.jsonb_build_object(
             'resourceId', resources."resourceId",
             'data', resources.data,
             'date', pg_catalog.to_char(resources.date AT TIME ZONE 'UTC', :utc_format),
@@ -444,74 +344,22 @@ found AS (
     LEFT JOIN public.resources ON
         resources.id = wave.tenant_id AND resources."resourceName" = wave.resource_type
         AND resources."resourceId" = wave.resource_id
-    CROSS JOIN LATERAL (
-        SELECT
-            CASE
-                WHEN pg_catalog.pg_column_size(checked.document) <= 1500 THEN true
-                ELSE coalesce(:text_bytes <= 16977216, false)
-            END AS fits
-        FROM (SELECT resources.data || '{}'::pg_catalog.jsonb AS document OFFSET 0) AS checked
-        OFFSET 0
-    ) AS measured
     WHERE wave.operation = 'read'
 )
 
--- fragment: plain_rows
--- The resources of a list that asks for equality, days of creation and pages alone. It reads in order of id until the page
--- is full, and no more than 100,000: then a row `is_beyond`. A list of days, a month at most, reads by date and sorts
--- afterwards: few of a type's resources are of one month, and a scan by id would read all the others too. `is_short`
--- selects one of the two. Without the CASE the planner, which has no statistics of the filters, would expect hardly
--- any row to pass; it would read all resources of the type and sort them.
-(
-    SELECT
-        "resourceId", data, date, "lastUpdated", 0::bigint AS list_row, seen > 100000 AS is_beyond,
-        seen > 100000 AS is_extra, NULL::bigint AS total, NULL::pg_catalog.text AS cursor
-    FROM (
-        SELECT
-            resources."resourceId", resources.data, resources.date, resources."lastUpdated",
-            pg_catalog.row_number() OVER (ORDER BY resources."resourceId") AS seen
-        FROM public.resources
-        WHERE
-            NOT wanted.is_short AND wanted.asked IS NULL AND resources.id = wanted.tenant_id
-            AND resources."resourceName" = wanted.resource_type
-        ORDER BY resources."resourceId"
-        LIMIT 100001
-    ) AS resources
-    WHERE CASE
-        WHEN seen > 100000 THEN true
-        WHEN resources.date < wanted.first_date OR resources.date > wanted.last_date THEN false
-        ELSE :members_match
-    END
-    ORDER BY "resourceId"
-    LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
-)
-UNION ALL
-(
-    SELECT
-        "resourceId", data, date, "lastUpdated", 0::bigint AS list_row, false AS is_beyond,
-        false AS is_extra, NULL::bigint AS total, NULL::pg_catalog.text AS cursor
-    FROM public.resources
-    WHERE
-        wanted.is_short AND wanted.asked IS NULL AND resources.id = wanted.tenant_id
-        AND resources."resourceName" = wanted.resource_type
-        AND resources.date BETWEEN wanted.first_date AND wanted.last_date
-        AND :members_match
-    ORDER BY "resourceId"
-    LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
-)
-
--- fragment: asked_rows
--- The resources of a list that asks for more (`asked_of` in operations/list_query.py). Where it is sorted, counted or
--- found by an index, all that match are read; the others end with their page. Sorted by the type of the value (numbers,
--- texts, true and false; all else last in both directions), the value, and the id. Beside those of the page are two that
--- are `is_extra`: one that `is_beyond` the 100,000 that a list may look through, and the first one, for its total.
+-- fragment: matching_rows
+-- The resources of a list, by what it asks (`resolved` in operations/list_query.py). Read in order of id until the page
+-- is full; a list of days, a month at most, by date (`is_short`): few of a type's resources are of one month, and a
+-- scan by id would read all the others too. Where it is sorted, counted or found by an index, all that match are read.
+-- `row_max` is no constant: the planner would expect to read all rows, and sort them. Sorted by the type of the value
+-- (numbers, texts, true and false; all else last in both directions), the value, and the id. Beside those of the page
+-- are two that are `is_extra`: one that `is_beyond` the 100,000 that a list may look through, and the first one, for
+-- its total.
 (
     SELECT
         "resourceId", data, date, "lastUpdated", list_row, is_beyond,
-        NOT (is_behind AND list_row > (wanted.page - 1) * wanted.page_size) AS is_extra, total,
-        pg_catalog.json_build_array(
-            wanted.list_id, is_last, sort_rank, sort_number::pg_catalog.text, sort_text, "resourceId"
-        )::pg_catalog.text AS cursor
+        NOT (is_behind AND list_row > (wanted.page - 1) * wanted.page_size) AS is_extra, total, is_last, sort_rank,
+        sort_number, sort_text
     FROM (
         SELECT
             placed.*,
@@ -558,11 +406,24 @@ UNION ALL
                                     resources."resourceId", resources.data, resources.date, resources."lastUpdated"
                                 FROM public.resources
                                 WHERE
-                                    wanted.asked -> 'index'::pg_catalog.text IS NULL AND resources.id = wanted.tenant_id
+                                    wanted.is_plain AND NOT wanted.is_short AND resources.id = wanted.tenant_id
                                     AND resources."resourceName" = wanted.resource_type
                                     AND resources."resourceId" > wanted.from_id
                                 ORDER BY resources."resourceId"
-                                LIMIT 100001
+                                LIMIT wanted.row_max
+                            )
+                            UNION ALL
+                            (
+                                SELECT
+                                    resources."resourceId", resources.data, resources.date, resources."lastUpdated"
+                                FROM public.resources
+                                WHERE
+                                    wanted.is_plain AND wanted.is_short AND resources.id = wanted.tenant_id
+                                    AND resources."resourceName" = wanted.resource_type
+                                    AND resources.date BETWEEN wanted.first_date AND wanted.last_date
+                                    AND resources."resourceId" > wanted.from_id
+                                ORDER BY resources."resourceId"
+                                LIMIT wanted.row_max
                             )
                             UNION ALL
                             (
@@ -647,7 +508,7 @@ UNION ALL
         ) AS placed
     ) AS numbered
     WHERE
-        wanted.asked IS NOT NULL AND wanted.zone IS NOT NULL
+        wanted.zone IS NOT NULL
         AND (
             is_beyond AND wanted.is_whole
             OR is_first AND total IS NOT NULL
@@ -656,47 +517,38 @@ UNION ALL
         )
 )
 
--- fragment: wanted_lists
-SELECT
-    place, tenant_id, resource_type, data AS members, first_date, last_date, page, page_size, list_id, asked,
-    NOT pg_catalog.jsonb_path_exists(
-        data, 'strict $.* ? (@.type() == "array" || @.type() == "object")'::pg_catalog.jsonpath
-    ) AS has_scalars_only,
-    pg_catalog.pg_column_size(data) AS size,
-    coalesce(last_date - first_date < interval '32 days', false) AS is_short,
-    'UTC'::pg_catalog.text AS zone
-FROM wave
-WHERE operation = 'list'
-
 -- fragment: wanted
-wanted AS MATERIALIZED (
-    :wanted_lists
-)
-
--- fragment: wanted_asked
--- The same with what `asked_rows` needs. The days of a resource type that names its date are those of the tenant's time
--- zone; `zone` is NULL where the tenant's settings name none that there is.
+-- The lists of a wave. The days of a resource type that names its date are those of the tenant's time zone; `zone` is
+-- NULL where the tenant's settings name none that there is.
 zoned AS MATERIALIZED (
     SELECT
-        plain.*,
+        place, tenant_id, resource_type, data AS members, asked,
+        (asked ->> 'page'::pg_catalog.text)::bigint AS page, (asked ->> 'limit'::pg_catalog.text)::bigint AS page_size,
+        (asked ->> 'madeFrom'::pg_catalog.text)::pg_catalog.timestamptz AS first_date,
+        (asked ->> 'madeTo'::pg_catalog.text)::pg_catalog.timestamptz AS last_date,
+        NOT pg_catalog.jsonb_path_exists(
+            data, 'strict $.* ? (@.type() == "array" || @.type() == "object")'::pg_catalog.jsonpath
+        ) AS has_scalars_only,
         coalesce(
             (
                 SELECT resources.data ->> 'timezone'::pg_catalog.text
                 FROM public.resources
                 WHERE
-                    plain.asked ->> 'orCreation'::pg_catalog.text = 'false' AND resources.id = plain.tenant_id
+                    wave.asked ->> 'orCreation'::pg_catalog.text = 'false' AND resources.id = wave.tenant_id
                     AND resources."resourceName" = 'settings' AND resources."resourceId" = 'default'
             ),
-            plain.zone
-        ) AS own_zone,
-        coalesce(plain.asked ->> 'isSorted'::pg_catalog.text, plain.asked ->> 'index'::pg_catalog.text) IS NOT NULL
-        OR coalesce((plain.asked ->> 'hasTotal'::pg_catalog.text)::boolean, false) AS is_whole
-    FROM (:wanted_lists) AS plain
+            'UTC'
+        ) AS own_zone
+    FROM wave
+    WHERE operation = 'list'
 ), wanted AS MATERIALIZED (
     SELECT
-        place, tenant_id, resource_type, members, first_date, last_date, page, page_size, list_id, asked,
-        has_scalars_only, size, is_short, is_whole,
-        CASE WHEN public.simplu_day('2000-01-01'::pg_catalog.text, own_zone) IS NOT NULL THEN own_zone END AS zone,
+        zoned.*, whole.is_whole, asked -> 'index'::pg_catalog.text IS NULL AS is_plain,
+        coalesce(last_date - first_date < interval '32 days', false) AS is_short, 100001 AS row_max,
+        CASE
+            WHEN own_zone = 'UTC' OR public.simplu_day('2000-01-01'::pg_catalog.text, own_zone) IS NOT NULL
+            THEN own_zone
+        END AS zone,
         public.simplu_day(asked ->> 'first'::pg_catalog.text, own_zone) AS first_moment,
         public.simplu_day(
             ((asked ->> 'last'::pg_catalog.text)::pg_catalog.date + 1)::pg_catalog.text, own_zone
@@ -713,14 +565,18 @@ zoned AS MATERIALIZED (
         asked -> 'after'::pg_catalog.text AS after,
         CASE WHEN is_whole THEN '' ELSE coalesce(asked -> 'after'::pg_catalog.text ->> 5, '') END COLLATE "C" AS from_id
     FROM zoned
+    CROSS JOIN LATERAL (
+        SELECT
+            coalesce(asked ->> 'isSorted'::pg_catalog.text, asked ->> 'index'::pg_catalog.text) IS NOT NULL
+            OR coalesce((asked ->> 'hasTotal'::pg_catalog.text)::boolean, false) AS is_whole
+    ) AS whole
 )
 
--- fragment: list_head
--- A `list` selects by containment (`@>`), which equality implies, and then compares member by member. Once the bytes
--- of the page exceed the bound ($14), its further items are not built, and not measured where a lower bound is enough.
--- The page is built as the text that jsonb has, and parsed once: functions of jsonb would copy each document for the
--- item, for the items and for the page, which takes longer. So its length is that of the result too. A text that is
--- much longer than its document is not kept until then, but built again: a window keeps its rows in temporary files.
+-- fragment: listed
+-- A `list` selects by containment (`@>`), which equality implies, and then compares member by member. The page is built
+-- as the text that jsonb has, and parsed once: functions of jsonb would copy each document for the item, for the items
+-- and for the page, which takes longer. No text is built of a page with more than eight times its bound ($11) as
+-- stored: a text has an eighth of the stored bytes at least.
 listed AS (
     SELECT
         wanted.place, wanted.tenant_id,
@@ -737,26 +593,17 @@ listed AS (
             WHEN answer.is_beyond
             THEN pg_catalog.jsonb_build_object(
                 'expected', 'at most 100000 resources to look through',
-                'indexWouldHelp', coalesce(
-                    wanted.asked -> 'names'::pg_catalog.text,
-                    (SELECT pg_catalog.jsonb_agg(name) FROM pg_catalog.jsonb_object_keys(wanted.members) AS name), '[]'
-                )
+                'indexWouldHelp', wanted.asked -> 'names'::pg_catalog.text
             )
-            WHEN answer.fits THEN answer.result
+            WHEN answer.fits THEN answer.result::pg_catalog.jsonb
         END AS result
     FROM wanted
     CROSS JOIN LATERAL (
-        SELECT
-            result::pg_catalog.jsonb AS result, is_beyond,
-            page_bytes <= $14::bigint AND pg_catalog.octet_length(result) <= $14::bigint AS fits
+        SELECT result, is_beyond, has_texts AND pg_catalog.octet_length(result) <= $11::bigint AS fits
         FROM (
             SELECT
                 '{"page": ' || wanted.page::pg_catalog.text || ', "items": ['
-                || coalesce(
-                    pg_catalog.string_agg(item, ', ' ORDER BY page_row) FILTER (
-                        WHERE page_row <= wanted.page_size AND NOT is_extra
-                    ), ''
-                )
+                || coalesce(pg_catalog.string_agg(item, ', ' ORDER BY page_row), '')
                 || '], "limit": ' || wanted.page_size::pg_catalog.text
                 || ', "hasMore": '
                 || (pg_catalog.count(*) FILTER (WHERE NOT is_extra) > wanted.page_size)::pg_catalog.text
@@ -767,106 +614,54 @@ listed AS (
                 END
                 || CASE
                     WHEN pg_catalog.count(*) FILTER (WHERE NOT is_extra) > wanted.page_size
-                    THEN ', "next": "' || pg_catalog.translate(
-                        pg_catalog.encode(
-                            pg_catalog.convert_to(
-                                pg_catalog.max(cursor) FILTER (WHERE page_row = wanted.page_size), 'UTF8'
-                            ),
-                            'base64'
-                        ),
-                        e'\n', ''
-                    ) || '"'
+                    THEN ', "next": "' || pg_catalog.max(cursor) || '"'
                     ELSE ''
                 END
                 || '}' AS result,
                 coalesce(pg_catalog.bool_or(is_beyond), false) AS is_beyond,
-                coalesce(
-                    pg_catalog.max(bytes_so_far) FILTER (WHERE page_row <= wanted.page_size AND NOT is_extra), 0
-                ) AS page_bytes
+                coalesce(pg_catalog.bool_and(item IS NOT NULL OR NOT is_shown), true) AS has_texts
             FROM (
                 SELECT
-                    page_row,
-                    bytes_so_far,
-                    is_beyond,
-                    is_extra,
-                    total,
-                    CASE
-                        WHEN page_row = wanted.page_size
-                        THEN coalesce(
-                            cursor,
-                            pg_catalog.json_build_array(wanted.list_id, false, 0, '0', '', "resourceId")::pg_catalog.text
-                        )
-                    END AS cursor,
-                    CASE WHEN bytes_so_far <= $14::bigint THEN
-                        '{"data": ' || coalesce(text, document::pg_catalog.text)
-                        || ', "date": '
-                        || coalesce('"' || pg_catalog.to_char(date AT TIME ZONE 'UTC', :utc_format) || '"', 'null')
-                        || ', "resourceId": ' || pg_catalog.to_json("resourceId")::pg_catalog.text
-                        || ', "lastUpdated": '
-                        || coalesce(
-                            '"' || pg_catalog.to_char("lastUpdated" AT TIME ZONE 'UTC', :utc_format) || '"', 'null'
-                        )
-                        || '}'
+                    counted.*,
+                    CASE WHEN page_row = wanted.page_size THEN pg_catalog.translate(
+                        pg_catalog.encode(
+                            pg_catalog.convert_to(
+                                pg_catalog.json_build_array(
+                                    wanted.asked ->> 'listId'::pg_catalog.text, is_last, sort_rank,
+                                    sort_number::pg_catalog.text, sort_text, "resourceId"
+                                )::pg_catalog.text, 'UTF8'
+                            ),
+                            'base64'
+                        ),
+                        e'\n', ''
+                    ) END AS cursor,
+                    CASE WHEN is_shown AND stored_bytes <= 8 * $11::bigint THEN
+                        '{"data": ' || document::pg_catalog.text
+                        || ', "date": "' || pg_catalog.to_char(date AT TIME ZONE 'UTC', :utc_format)
+                        || '", "resourceId": ' || pg_catalog.to_json("resourceId")::pg_catalog.text
+                        || ', "lastUpdated": "' || pg_catalog.to_char("lastUpdated" AT TIME ZONE 'UTC', :utc_format)
+                        || '"}'
                     END AS item
                 FROM (
                     SELECT
-                        "resourceId", document, date, "lastUpdated", page_row, list_row, is_beyond, is_extra, total,
-                        cursor, text,
-                        CASE
-                            WHEN least_bytes > $14::bigint THEN least_bytes
-                            ELSE (pg_catalog.sum(text_bytes) OVER in_order)::bigint
-                        END AS bytes_so_far
-                    FROM (
-                        SELECT
-                            checked.*,
-                            coalesce(pg_catalog.octet_length(whole.text)::bigint, $14::bigint + 1) AS text_bytes,
-                            CASE
-                                WHEN
-                                    pg_catalog.octet_length(whole.text)
-                                    <= 4 * pg_catalog.pg_column_size(checked.document)
-                                THEN whole.text
-                            END AS text
-                        FROM (
-                            SELECT counted.*, (pg_catalog.sum(:least_text_bytes) OVER in_order)::bigint AS least_bytes
-                            FROM (
-                                SELECT
-                                    "resourceId", date, "lastUpdated", list_row, is_beyond, is_extra, total,
-                                    cursor, stored.document,
-                                    pg_catalog.row_number() OVER in_order AS page_row,
-                                    pg_catalog.sum(
-                                        pg_catalog.pg_column_size(stored.document)
-                                    ) OVER in_order AS stored_bytes
-                                FROM (
-
--- fragment: list_tail
--- The rest of it, behind the rows.
-                                ) AS matching
-                                CROSS JOIN LATERAL (
-                                    SELECT matching.data || '{}'::pg_catalog.jsonb AS document OFFSET 0
-                                ) AS stored
-                                WINDOW in_order AS (ORDER BY is_extra, list_row, "resourceId")
-                            ) AS counted
-                            WINDOW in_order AS (ORDER BY is_extra, list_row, "resourceId")
-                        ) AS checked
-                        CROSS JOIN LATERAL (
-                            SELECT
-                                CASE
-                                    WHEN checked.least_bytes <= $14::bigint AND :has_bounded_text
-                                    THEN checked.document::pg_catalog.text
-                                END AS text
-                            OFFSET 0
-                        ) AS whole
-                    ) AS worded
+                        "resourceId", date, "lastUpdated", is_beyond, is_extra, total, is_last, sort_rank, sort_number,
+                        sort_text, stored.document, pg_catalog.row_number() OVER in_order AS page_row,
+                        pg_catalog.row_number() OVER in_order <= wanted.page_size AND NOT is_extra AS is_shown,
+                        pg_catalog.sum(pg_catalog.pg_column_size(stored.document)) OVER in_order AS stored_bytes
+                    FROM :matching_rows AS matching
+                    CROSS JOIN LATERAL (
+                        SELECT matching.data || '{}'::pg_catalog.jsonb AS document OFFSET 0
+                    ) AS stored
                     WINDOW in_order AS (ORDER BY is_extra, list_row, "resourceId")
-                ) AS measured
+                ) AS counted
             ) AS items
         ) AS page
     ) AS answer
 )
 
 -- fragment: noted
--- The outcomes of a wave: in the log, and returned where an operation has failed. An operation is of one kind, so that it
--- has one at most.
+-- The outcomes of a wave: in the log, and returned where an operation has failed. An operation is of one kind, so that
+-- it has one at most.
 noted AS (
     INSERT INTO public.log_outcomes (batch_id, position, tenant_no, error, result)
     SELECT
@@ -888,35 +683,21 @@ noted AS (
 )
 SELECT position AS place, error FROM noted WHERE error IS NOT NULL
 
--- name: apply_wave
--- Apply one wave: it writes each resource at most once, and its reads see the state before it. Operations without
--- effect or without an answer have failed; these are returned, by their places in the batch.
--- No part of a wave is joined with another (`NOT IN` is by hash): the plan is made once, for arrays of any length, and a
--- join would be in nested loops.
--- This is for all waves. A server prepares all parts of a plan again at each run, which takes as long as a few
--- operations. So the texts below, with the same first arguments, leave out parts that most waves do not need. The text
--- with `_new` behind the name of each is for a wave of which every created resource is expected to be new.
-WITH :reading_wave, :created, :changed, :deleted, :undone, :found, :wanted_asked,
-:list_head :plain_rows UNION ALL :asked_rows :list_tail, :noted
-:or_found
-:or_listed
-:returned;
-
--- name: apply_wave_new
-WITH :reading_wave, :created_new, :changed, :deleted, :undone_new, :found, :wanted_asked,
-:list_head :plain_rows UNION ALL :asked_rows :list_tail, :noted
-:or_found
-:or_listed
-:returned;
-
 -- name: apply_lists
--- The same for waves without `read`, and with lists by equality, days of creation and pages alone.
-WITH :reading_wave, :created, :changed, :deleted, :undone, :wanted, :list_head :plain_rows :list_tail, :noted
+-- Apply one wave: it writes each resource at most once, and its reads see the state before it. Operations without
+-- effect or without an answer have failed; these are returned, by their places in the batch. No part of a wave is
+-- joined with another (`NOT IN` is by hash): the plan is made once, for arrays of any length, and a join would be in
+-- nested loops. This is for all waves. A server prepares all parts of a plan again at each run, which takes as long as
+-- a few operations. So the texts below, with the same first arguments, leave out parts that most waves do not need. The
+-- text with `_new` behind the name of each is for a wave of which every created resource is expected to be new.
+WITH :reading_wave, :created, :changed, :deleted, :undone, :found, :wanted, :listed, :noted
+:or_found
 :or_listed
 :returned;
 
 -- name: apply_lists_new
-WITH :reading_wave, :created_new, :changed, :deleted, :undone_new, :wanted, :list_head :plain_rows :list_tail, :noted
+WITH :reading_wave, :created_new, :changed, :deleted, :undone_new, :found, :wanted, :listed, :noted
+:or_found
 :or_listed
 :returned;
 
@@ -943,9 +724,8 @@ WITH :wave, :created_new, :changed, :deleted, :undone_new, :noted
 -- name: lock_targets
 -- The data of the resources $3 of types $2 of the tenants $1, by their numbers from 0 on, locked until the batch has
 -- committed, so that the worker can merge patches into them; nothing of a resource that does not exist. NULL if one has
--- more than $4 bytes, or a number with more than 1,000 digits: then its text may be any number of times as long. In the
--- order of the key, against deadlocks. Locked first: beside the lock, a subquery of a row would keep the data from
--- before the wait for it.
+-- more than $4 bytes. In the order of the key, against deadlocks. Locked first: beside the lock, a subquery of a row
+-- would keep the data from before the wait for it.
 WITH locked AS MATERIALIZED (
     SELECT (sent.number - 1)::integer AS number, resources.data || '{}'::pg_catalog.jsonb AS document
     FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) WITH ORDINALITY
@@ -957,17 +737,14 @@ WITH locked AS MATERIALIZED (
     FOR UPDATE OF resources
 )
 SELECT
-    checked.number,
-    CASE
-        WHEN pg_catalog.pg_column_size(checked.document) <= $4::bigint AND NOT :has_long_number
-        THEN checked.document::pg_catalog.text
-    END AS data
-FROM locked AS checked;
+    number,
+    CASE WHEN pg_catalog.pg_column_size(document) <= $4::bigint THEN document::pg_catalog.text END AS data
+FROM locked;
 
 -- fragment: batch_columns
--- The columns of a wave, and those of the log beside them. As texts: no data are parsed here. The numbers of the rows are
--- an array too: of `generate_subscripts` the planner expects a thousand rows, and would read tables of which it has few
--- statistics as a whole.
+-- The columns of a wave, and those of the log beside them. As texts: no data are parsed here. The numbers of the rows
+-- are an array too: of `generate_subscripts` the planner expects a thousand rows, and would read tables of which it has
+-- few statistics as a whole.
 sent AS MATERIALIZED (
     SELECT
         :wave_columns,
@@ -1078,10 +855,10 @@ written AS (
 )
 
 -- name: fast_path
--- Apply a batch of one wave in one round trip, where all is expected to be as usual: the tenants' rows are as the writer
--- remembers them, and all rows of the log and all created resources are new. Otherwise the row 'unconfirmed' is returned,
--- or the statement fails (23505), and the transaction is repeated step by step. The operations without effect are
--- returned. The locks are taken in the order of the single steps. For waves without reads.
+-- Apply a batch of one wave in one round trip, where all is expected to be as usual: the tenants' rows are as the
+-- writer remembers them, and all rows of the log and all created resources are new. Otherwise the row 'unconfirmed' is
+-- returned, or the statement fails (23505), and the transaction is repeated step by step. The operations without effect
+-- are returned. The locks are taken in the order of the single steps. For waves without reads.
 WITH :batch_columns, :known_tenants, :confirmed_tenants, :logged_fast, :changed, :deleted, :missed_fast;
 
 -- name: fast_path_claimed

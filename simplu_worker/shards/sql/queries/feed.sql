@@ -255,10 +255,7 @@ WITH found AS MATERIALIZED (
         pg_catalog.sum(pg_catalog.octet_length(fitting.text)) OVER (ORDER BY found.number)
         - pg_catalog.octet_length(fitting.text) AS bytes_before
     FROM found
-    CROSS JOIN LATERAL (SELECT found.data || '{}'::pg_catalog.jsonb AS document OFFSET 0) AS checked
-    CROSS JOIN LATERAL (
-        SELECT CASE WHEN :has_bounded_text THEN checked.document::pg_catalog.text END AS text OFFSET 0
-    ) AS whole
+    CROSS JOIN LATERAL (SELECT found.data::pg_catalog.text AS text OFFSET 0) AS whole
     CROSS JOIN LATERAL (
         SELECT CASE WHEN pg_catalog.octet_length(whole.text) <= $4::integer THEN whole.text ELSE '' END AS text OFFSET 0
     ) AS fitting

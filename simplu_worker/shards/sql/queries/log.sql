@@ -10,11 +10,11 @@ received_at, completed_at
 (
     SELECT
         CASE
-            WHEN checked.document IS NULL THEN NULL
-            WHEN :text_bytes <= 1100000 THEN checked.document::pg_catalog.text
-            ELSE '{"omitted": "the result has more than 1 MiB of text"}'
+            WHEN pg_catalog.octet_length(whole.text) > 1100000
+            THEN '{"omitted": "the result has more than 1 MiB of text"}'
+            ELSE whole.text
         END
-    FROM (SELECT operations.result || '{}'::pg_catalog.jsonb AS document OFFSET 0) AS checked
+    FROM (SELECT operations.result::pg_catalog.text AS text OFFSET 0) AS whole
 )
 
 -- name: find_operation
