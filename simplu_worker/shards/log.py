@@ -38,32 +38,24 @@ from simplu_worker.timing.waits import repeat_every
 from simplu_worker.vocabulary import OperationKind, TargetKind
 
 
-async def note_rejections(pool: ShardPool, dead_letter_queue: str, rejections: Sequence[Rejection]) -> dict[str, str]:
-    """Write the rows of *rejections* of tenants that live on the shard.
+async def note_rejections(
+    pool: ShardPool, dead_letter_queue: str, rejections: Sequence[Rejection], *, are_homeless: bool = False
+) -> dict[str, str]:
+    """Write the rows of *rejections* of tenants that live on the shard, or of all if these *are_homeless*.
 
-    Return the businesses of these, by tenant id.
+    Return the businesses of these, by tenant id; nothing where the shard has no room for more without a home.
     """
+    rows = [(one.tenant_id, one.business_id, one.request_id, one.reason, one.error, *_place(one)) for one in rejections]
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
             return {}
-        own = await connection.fetch(QUERIES["note_rejections"], dead_letter_queue, *_columns(rejections))
+        columns = map(list, zip(*rows, strict=True))
+        own = await connection.fetch(QUERIES["note_rejections"], dead_letter_queue, *columns, are_homeless)
     return {row["id"]: row["business_id"] for row in own}
 
 
-async def note_unplaced_rejections(pool: ShardPool, dead_letter_queue: str, rejections: Sequence[Rejection]) -> bool:
-    """Write the rows of *rejections* of tenants without a home; return False where the shard has no room for them."""
-    async with pool.connection() as connection:
-        if not await has_schema(connection, pool):
-            return False
-        return bool(
-            await connection.fetch(QUERIES["note_unplaced_rejections"], dead_letter_queue, *_columns(rejections))
-        )
-
-
-def _columns(rejections: Sequence[Rejection]) -> list[list[str | None]]:
-    rows = {(one.tenant_id, one.business_id, one.request_id): one for one in rejections}.values()
-    names = ("tenant_id", "business_id", "request_id", "reason", "error", "source", "sequence_number", "message_id")
-    return [[getattr(row, name) for row in rows] for name in names]
+def _place(rejection: Rejection) -> tuple[str, str | None, str | None]:
+    return rejection.source, rejection.sequence_number, rejection.message_id
 
 
 async def find_rejections(pool: ShardPool, query: str, *arguments: object) -> list[dict[str, Any]]:
@@ -107,7 +99,7 @@ async def forget_failures_of_tenant(connection: Connection, tenant_id: str) -> N
 TURN_S: Final = 60.0
 STATEMENT_ROWS: Final = 2000
 SHARDS_AT_ONCE: Final = 8
-BESIDE: Final = ("forget_old_rejections", "forget_old_unplaced_rejections", "forget_old_refusals")
+BESIDE: Final = ("forget_old_rejections", "forget_old_refusals")
 LATE_TURNS: Final = 10  # with old rows left, until a warning, and between two
 EVER: Final = datetime(1, 1, 2, tzinfo=UTC)  # before the time of every row
 

@@ -13,7 +13,7 @@ from simplu_worker.bulkheads import of_shard, of_tenant
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.operation import ABSENCE_MAX_AGE_S, is_storable, tenant_id_of
 from simplu_worker.shards.listing import ListedOperation, ListRequest, OperationLister, OperationPage, listed_members
-from simplu_worker.shards.log import find_rejections, key_of_id, note_rejections, note_unplaced_rejections
+from simplu_worker.shards.log import find_rejections, key_of_id, note_rejections
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -175,9 +175,7 @@ class ShardLookups:
             found = await self._find_rejections_of(tenant_id, [request_id], names)
             return found if isinstance(found, Absence) else found.get(request_id)
         known = await self._locator.list_shards()
-        queries = ("find_rejection_of_any_tenant", "find_unplaced_rejections_of_any_tenant")
-        of_any = [one for query in queries for one in await self._newest_rejections(known, query, request_id)]
-        return max(of_any, key=lambda one: one.rejected_at, default=None)
+        return next(iter(await self._newest_rejections(known, "find_rejection_of_any_tenant", request_id)), None)
 
     async def _newest_rejections(
         self, shards: Sequence[ShardAddress], query: str, *arguments: object
@@ -198,7 +196,8 @@ class ShardLookups:
         error: WorkerError = RetryableError("no shard is known")
         for shard in await self._unplaced_shards():
             try:
-                return await note_unplaced_rejections(self._pools.ensure_pool(shard), dead_letter_queue, rejections)
+                pool = self._pools.ensure_pool(shard)
+                return bool(await note_rejections(pool, dead_letter_queue, rejections, are_homeless=True))
             except WorkerError as exc:
                 error = exc
         raise RetryableError(str(error))
@@ -319,5 +318,5 @@ def _positions_in(document: str | None) -> ShardPositionRows:
 
 
 def _rejected_request_of(shard_id: str, row: dict[str, Any]) -> RejectedRequest:
-    members = {name: value for name, value in row.items() if name not in {"tenant_id", "business_id"}}
+    members = {name: value for name, value in row.items() if name != "business_id"}
     return RejectedRequest(**members, shard_id=shard_id)

@@ -24,7 +24,6 @@ TENANT_COLUMNS = {
     "transfers": "tenant_id",
     "message_failures": "tenant_id",
     "rejections": "tenant_id",
-    "unplaced_rejections": "tenant_id",
 }
 # Of views, and of rows that belong to a row of another table.
 OTHER_COLUMNS = {"operations": ("tenant_id",), "log_outcomes": ("tenant_no", "position")}
@@ -73,9 +72,6 @@ NOT_OF_ONE_TENANT = {
     "raise_offset": "a number alone, above the highest of any tenant's",
     "read_tenant_arrivals": "times alone, of the first and of the last that was moved here",
     "forget_old_failures": "rows go by their age, whosever they are",
-    "find_unplaced_rejections_of_any_tenant": "docs/outcomes.md: without the tenant all shards are asked",
-    "forget_old_unplaced_rejections": "rows go by their age, whosever they are",
-    "note_unplaced_rejections": "the count alone, to bound them",
     "forget_old_rejections": "rows go by their age, whosever they are",
     "forget_batches": "rows go by their age, whosever they are",
     "list_tenants": "docs/commands.md: `tenants list`",

@@ -93,7 +93,6 @@ async def test_retention_forgets_rows_by_completion_and_keeps_the_rest(pools: Po
 BESIDE = [
     ("message_failures", "'b-l', $1, 2", "message_id"),
     ("rejections", "'b-l', $1, 'r', 'e', 'q', 's', '1', NULL", "request_id"),
-    ("unplaced_rejections", "$1, 'b-l', 'b', 'r', 'e', 'q', 's', '1', NULL", "request_id"),
     ("feed_refusals", "'crm', $1, '{}', '400'", "event_id"),
 ]
 

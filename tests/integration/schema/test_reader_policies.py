@@ -35,7 +35,7 @@ DATA = {
     ("smile-center", "patient", "p2"): '{"name": "Cleo"}',
 }
 TABLES = (
-    "resources, operations, tenants, transfers, stream_positions, message_failures, rejections, unplaced_rejections,"
+    "resources, operations, tenants, transfers, stream_positions, message_failures, rejections,"
     " dental_patients"
 )
 

@@ -100,7 +100,6 @@ EMPTYING = "".join(
         "transfers",
         "message_failures",
         "rejections",
-        "unplaced_rejections",
         "position_merges",
         "feed_shards",
         "feed_cursors",

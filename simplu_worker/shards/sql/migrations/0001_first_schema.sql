@@ -134,8 +134,8 @@ CREATE INDEX log_batches_moves ON public.log_batches ((tenants[1]), epoch)
 -- A row for each operation, and for each change by a control message. The order of the columns leaves no gaps. Keys
 -- begin with a byte that says what follows: 1: the 16 bytes of a UUID; 2: a text; 3: the key of an operation that
 -- another one took the place of, with its time and position, so that it is kept and the id is free again; 4: no
--- operation. The retention deletes as many rows as are written: by the defaults autovacuum waits for a fifth of the log,
--- and rests so often that a pass takes minutes, in which the log grows.
+-- operation. The retention deletes as many rows as are written: by the defaults autovacuum waits for a fifth of the
+-- log, and rests so often that a pass takes minutes, in which the log grows.
 CREATE TABLE public.log_rows (
     batch_id bigint NOT NULL,
     requested_at pg_catalog.timestamptz NOT NULL,
@@ -310,6 +310,8 @@ CREATE TABLE public.message_failures (
 -- What became of records that are no operations, for `GET /operations/{requestId}`. Apart from the log, so that no row
 -- here hides an operation, or makes a record that was corrected a duplicate. Deleted with the log's rows of its time.
 CREATE TABLE public.rejections (
+    -- '' of a record without a home for it: its tenant does not exist, another pair of ids has its id, or it names none. Such
+    -- rows are on the first shards by name, of a bounded number, and move nowhere.
     tenant_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
     request_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
     reason pg_catalog.text NOT NULL, -- of the dead letter
@@ -319,28 +321,12 @@ CREATE TABLE public.rejections (
     sequence_number pg_catalog.text, -- of a record of a stream
     message_id pg_catalog.text, -- of a message of a queue
     rejected_at pg_catalog.timestamptz NOT NULL, -- the last time
+    named_tenant_id pg_catalog.text COLLATE pg_catalog."C", -- without a home alone
+    named_business_id pg_catalog.text COLLATE pg_catalog."C",
     PRIMARY KEY (tenant_id, request_id)
 );
 -- For the deletion of old rows: a producer may send bad records only, so there may be as many as operations.
 CREATE INDEX rejections_rejected_at ON public.rejections (rejected_at);
-
--- The same of records whose tenants have no home, as they do not exist or another pair of ids has theirs, and of those that
--- name no tenant, which have the tenant ''. On the first shards by name; at most as many as the query that writes them
--- counts. They move nowhere.
-CREATE TABLE public.unplaced_rejections (
-    request_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
-    tenant_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
-    business_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
-    reason pg_catalog.text NOT NULL,
-    error pg_catalog.text NOT NULL,
-    dead_letter_queue pg_catalog.text NOT NULL,
-    source pg_catalog.text NOT NULL,
-    sequence_number pg_catalog.text,
-    message_id pg_catalog.text,
-    rejected_at pg_catalog.timestamptz NOT NULL,
-    PRIMARY KEY (request_id, tenant_id, business_id)
-);
-CREATE INDEX unplaced_rejections_rejected_at ON public.unplaced_rejections (rejected_at);
 
 -- The feed of changes to other systems (docs/adr/0017-the-feed.md). Its tables are empty where no feed is set.
 
@@ -451,8 +437,8 @@ $$;
 -- document fails no query. They decide before they cast, and catch no error: that would take a transaction of its own
 -- for every value, and no parallel query before PostgreSQL 17 may begin one.
 
--- An ISO 8601 time; without an offset it is UTC, a date alone is midnight. One at the ends of the years 1 to 9999 is the
--- nearest instant that is in these years in every time zone: drivers fail at others, and with them a query.
+-- An ISO 8601 time; without an offset it is UTC, a date alone is midnight. One at the ends of the years 1 to 9999 is
+-- the nearest instant that is in these years in every time zone: drivers fail at others, and with them a query.
 CREATE FUNCTION public.simplu_timestamptz(value pg_catalog.jsonb) RETURNS pg_catalog.timestamptz
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 AS $$
