@@ -288,7 +288,10 @@ class _Columns:
                 digests_of(self.kinds, resource_types, self.sent_ids, self.documents, self.filters, self.paginations),
                 self.origins,
                 map(len, self.records),
-                [form.has_data and exceeds_bounds(one) for form, one in zip(forms, self.documents, strict=True)],
+                [
+                    exceeds_bounds(filters if form.is_list else document if form.has_data else b"")
+                    for form, document, filters in zip(forms, self.documents, self.filters, strict=True)
+                ],
             )
         )
         for index, error in self.errors.items():

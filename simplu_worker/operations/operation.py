@@ -106,11 +106,6 @@ class ListQuery(msgspec.Struct, frozen=True, gc=False):
     asked: str = ""
     problem: ListProblem | None = None
 
-    @property
-    def text(self) -> str:
-        """What Postgres is to take as JSON."""
-        return f"[{self.members}, {self.values}]"
-
 
 class Operation(msgspec.Struct, frozen=True, gc=False):
     """A decoded, valid record: the kind of operation, the tenant and the resource.
@@ -118,8 +113,8 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     *resource_id* and *request_id* are the effective ones; only a `list` has no *resource_id*. *data* is the JSON text
     as received. *digest* distinguishes a redelivery from another operation with its request id. Of an order event, one
     that was sent before *window_start* is another event. *sent_type* is the record's name of the type, where it is
-    stored under another. *exceeds_bounds*: its *data* may not be stored; a worker with other bounds may have applied
-    it.
+    stored under another. *exceeds_bounds*: its *data*, or its filters, may not be stored; a worker with other bounds
+    may have applied it.
     """
 
     kind: OperationKind

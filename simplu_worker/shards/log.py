@@ -45,7 +45,8 @@ async def note_rejections(
 
     Return the businesses of these, by tenant id; nothing where the shard has no room for more without a home.
     """
-    rows = [(one.tenant_id, one.business_id, one.request_id, one.reason, one.error, *_place(one)) for one in rejections]
+    last = {(one.tenant_id, one.business_id, one.request_id): one for one in rejections}
+    rows = [(*key, one.reason, one.error, *_place(one)) for key, one in last.items()]
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
             return {}

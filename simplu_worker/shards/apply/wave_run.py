@@ -37,7 +37,7 @@ from simplu_worker.shards.postgres.errors import (
     RolledBackError,
     StatementFailedError,
 )
-from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count, pack_columns
 from simplu_worker.shards.types import PositionClaim
 from simplu_worker.vocabulary import READING_KINDS, Failure, OperationKind
@@ -468,21 +468,6 @@ class WaveRun:
             arguments = (wave_arguments(self._statement, *wave, self._tenants) for wave in waiting)
             rows: list[Any] = await self._connection.fetchmany(QUERIES[self._statement], arguments)
             self.failures += [(row["place"], row["error"]) for row in rows]
-
-
-async def find_unstorable(pool: ShardPool, texts: Sequence[str | None]) -> list[int]:
-    """Return the indexes of the texts that cannot be stored as jsonb in any table.
-
-    None where the statement fails as a whole.
-    """
-    try:
-        async with pool.connection() as connection:
-            rows = await connection.fetch(QUERIES["find_unstorable"], texts)
-    except StatementFailedError as exc:
-        if exc.is_timeout:
-            raise
-        return []
-    return [row["position"] for row in rows]
 
 
 FAST_MAX_COUNT: Final = 100  # operations; larger batches have several waves in most cases

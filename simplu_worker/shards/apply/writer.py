@@ -14,8 +14,6 @@ from datetime import timedelta
 from itertools import islice, pairwise
 from typing import Final, TypeVar
 
-import structlog
-
 from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.schema_judge import Finding
@@ -29,7 +27,6 @@ from simplu_worker.shards.apply.wave_run import (
     ResourceId,
     TenantMemory,
     fast_path_error,
-    find_unstorable,
 )
 from simplu_worker.shards.postgres import errors
 from simplu_worker.shards.postgres.pool import PROBE_FAILED_FRESH_S, PROBE_FRESH_S, Connection, ShardPool
@@ -54,7 +51,6 @@ LOCKED = Outcome(disposition=Disposition.LOCKED)
 GIVEN_UP = Outcome(disposition=Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
 
 KeyT = TypeVar("KeyT", bound=tuple[str, ...] | str)
-log = structlog.get_logger(__name__)
 
 
 class ShardWriter:
@@ -281,17 +277,6 @@ class ShardWriter:
         budgets = [budget, *[StatementBudget.PART] * (len(parts) - 1)]
         return await self._apply_parts(attempt, parts, budgets, waits_max=LOCK_WAITS_MAX)
 
-    async def _find_refused(
-        self, attempt: write_attempt.WriteAttempt, exc: errors.StatementFailedError
-    ) -> dict[int, Outcome]:
-        operations = attempt.batch.operations
-        texts = [one.text if one.query is None else one.query.text for one in operations]
-        found = set(await find_unstorable(self._pool, texts)).difference(attempt.known_outcomes)
-        for index in sorted(found):
-            shard_id = self._pool.address.shard_id
-            log.info("operation.refused", shard_id=shard_id, error=exc.error, **_ids_of(operations[index]))
-        return dict.fromkeys(found, write_attempt.INVALID_DATA)
-
     async def _find_culprits(
         self, attempt: write_attempt.WriteAttempt, exc: errors.StatementFailedError, budget: StatementBudget
     ) -> dict[int, Outcome]:
@@ -302,8 +287,6 @@ class ShardWriter:
         """
         if not attempt.suspects:
             raise exc
-        if isinstance(exc, errors.ValueRefusedError) and (refused := await self._find_refused(attempt, exc)):
-            return refused
         if len(attempt.suspects) > 1:
             return {}
         (index,) = attempt.suspects
@@ -384,11 +367,3 @@ class Course:
         self.lock_wait_count = 0  # waits for locks that are of no tenant's rows
         self.large: set[ResourceId] = set()  # resources of which the worker merges every patch
         self.is_careful = False  # a row existed that was expected to be new
-
-
-def _ids_of(operation: Operation) -> dict[str, str]:
-    return {
-        "business_id": operation.business_id,
-        "location_id": operation.location_id,
-        "request_id": operation.request_id,
-    }

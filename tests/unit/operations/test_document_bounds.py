@@ -56,6 +56,10 @@ def plain_digits(literal: str) -> int:
         ('{"a":' + "[" * 512 + "]" * 512 + "}", True),
         ('{"a":1e10,"b":' + '{"a":' * 511 + "{}" + "}" * 512, True),
         ('{"a":"' + "[" * 5000 + '"}', False),
+        ('{"a": "x\\u0000y"}', True),
+        ('{"a\\\\\\u0000": 1}', True),
+        ('{"a": "\\\\u0000 \\u00000\\\\"}'.replace("u00000", "ud83d\\ude00"), False),
+        ('{"a": ["\\uDc00"]}', True),
     ],
     ids=itertools.count(),
 )

@@ -420,19 +420,6 @@ CREATE POLICY simplu_writer ON public.transfers
     USING ((SELECT pg_catalog.has_table_privilege('public.transfers'::pg_catalog.regclass, 'INSERT')));
 ALTER TABLE public.transfers ENABLE ROW LEVEL SECURITY;
 
--- Whether a JSON text can be stored: no U+0000, no number beyond numeric, not nested beyond the server's stack. Its
--- inner transaction cannot begin in a parallel query before PostgreSQL 17.
-CREATE FUNCTION public.simplu_is_storable(document pg_catalog.text) RETURNS boolean
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM document::jsonb;
-    RETURN true;
-EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
-    RETURN false;
-END
-$$;
-
 -- A member of `data` as a type, for the views of business types: null for what is no such value, so that one odd
 -- document fails no query. They decide before they cast, and catch no error: that would take a transaction of its own
 -- for every value, and no parallel query before PostgreSQL 17 may begin one.

@@ -888,9 +888,3 @@ SELECT EXISTS (
         )
         AND mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
 );
-
--- name: find_unstorable
--- The indexes of the texts that cannot be stored as jsonb. Reads no table; the function catches a text's error.
-SELECT position - 1 AS position
-FROM pg_catalog.unnest($1::pg_catalog.text[]) WITH ORDINALITY AS sent (document, position)
-WHERE NOT public.simplu_is_storable(document);
