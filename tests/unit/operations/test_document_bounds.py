@@ -58,7 +58,7 @@ def plain_digits(literal: str) -> int:
         ('{"a":"' + "[" * 5000 + '"}', False),
         ('{"a": "x\\u0000y"}', True),
         ('{"a\\\\\\u0000": 1}', True),
-        ('{"a": "\\\\u0000 \\u00000\\\\"}'.replace("u00000", "ud83d\\ude00"), False),
+        ('{"a": "\\\\u0000 \\ud83d\\ude00"}', False),
         ('{"a": ["\\uDc00"]}', True),
     ],
     ids=itertools.count(),
