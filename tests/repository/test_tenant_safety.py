@@ -72,6 +72,8 @@ NOT_OF_ONE_TENANT = {
     "raise_offset": "a number alone, above the highest of any tenant's",
     "read_tenant_arrivals": "times alone, of the first and of the last that was moved here",
     "forget_old_failures": "rows go by their age, whosever they are",
+    "find_unplaced_rejections": "rows of tenants without a home, by the names in their records",
+    "note_rejections": "the count alone of such rows, to bound them",
     "forget_old_rejections": "rows go by their age, whosever they are",
     "forget_batches": "rows go by their age, whosever they are",
     "list_tenants": "docs/commands.md: `tenants list`",
