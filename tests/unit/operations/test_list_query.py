@@ -268,12 +268,22 @@ DATED = ListRules(date=("when",), filtered=frozenset({("when",), ("a",)}))
 @pytest.mark.parametrize("rules", [PLAIN, DATED])
 def test_plain_equality_asks_for_nothing_more(rules: ListRules) -> None:
     query = decoded({"status": "open"}, {"page": 2})
-    assert resolved(query, rules) is query
+    assert asked(query, rules) == {
+        "page": 2,
+        "limit": query.limit,
+        "listId": query.list_id,
+        "names": ["status"],
+        "madeFrom": None,
+        "madeTo": None,
+        "hasTotal": False,
+        "isDescending": False,
+    }
 
 
 def test_days_of_creation_are_asked_without_a_date() -> None:
-    query = decoded({"startDate": "2026-01-01"})
-    assert resolved(query, PLAIN) is query
+    found = asked(decoded({"startDate": "2026-01-01", "endDate": "2026-01-03"}), PLAIN)
+    assert (found["madeFrom"], found["madeTo"]) == ("2026-01-01T00:00:00Z", "2026-01-03T23:59:59.999999Z")
+    assert "date" not in found
 
 
 @pytest.mark.parametrize(
@@ -287,7 +297,7 @@ def test_days_of_creation_are_asked_without_a_date() -> None:
 def test_days_of_the_own_date(filters: object, rules: ListRules, expected: dict[str, Any]) -> None:
     query = resolved(decoded(filters), rules)
     found = json.loads(query.asked)
-    assert query.days == Days()
+    assert "madeFrom" not in found
     assert {name: found[name] for name in expected} == expected
     assert (found["first"], found["last"], "isSorted" in found) == ("2026-01-05", "2026-01-05", False)
     is_indexed = {"path": ["when"], "isTime": True} if rules is DATED else None
@@ -318,8 +328,13 @@ def test_what_is_asked_beyond_equality() -> None:
     list_id = decoded({"a": {"from": 1}}, {"sort": {"by": "b", "descending": True}}).list_id
     pagination = {"sort": {"by": "b", "descending": True}, "after": cursor(list_id), "total": True}
     query = decoded({"a": {"from": 1}}, pagination)
-    assert query.text == '[{}, {"v0":1}]'
+    assert (query.members, query.values) == ("{}", '{"v0":1}')
     assert asked(query, PLAIN) == {
+        "page": 1,
+        "limit": query.limit,
+        "listId": list_id,
+        "madeFrom": None,
+        "madeTo": None,
         "path": query.path,
         "values": {"v0": 1},
         "isSorted": True,
@@ -336,4 +351,4 @@ def test_what_is_asked_beyond_equality() -> None:
             "total" in alone,
             "after" in alone,
         )
-        assert (found["isDescending"], found["path"], found["values"], found["names"]) == (False, "", {}, [])
+        assert (found["isDescending"], "path" in found, "values" in found, found["names"]) == (False, False, False, [])
