@@ -381,7 +381,7 @@ DECLARE
 BEGIN
     FOREACH named IN ARRAY '{
         tenants,resources,log_batches,log_rows,log_outcomes,stream_positions,position_merges,message_failures,
-        rejections,unplaced_rejections,feed_shards,feed_cursors,feed_refusals,log_forgotten
+        rejections,feed_shards,feed_cursors,feed_refusals,log_forgotten
     }'::pg_catalog.text[] LOOP
         EXECUTE pg_catalog.format(
             'CREATE POLICY simplu_writer ON public.%1$I '
