@@ -34,9 +34,7 @@ DATA = {
     ("smile-center", "patient", "p1"): '{"name": "Ben"}',
     ("smile-center", "patient", "p2"): '{"name": "Cleo"}',
 }
-TABLES = (
-    "resources, operations, tenants, transfers, stream_positions, message_failures, rejections, dental_patients"
-)
+TABLES = "resources, operations, tenants, transfers, stream_positions, message_failures, rejections, dental_patients"
 
 RoleMaker = Callable[..., Awaitable[str]]  # (*statements with {role}) -> the role's connection string
 
