@@ -336,11 +336,6 @@ def test_what_people_have_to_act_on_is_told() -> None:
     assert causes_of({"certificateEnd": NOW + timedelta(days=4)}) == []
 
 
-def test_replica_that_is_gone_was_seen_last_then() -> None:
-    found = find_problems(QUIET, fleet(gone=[{"replica": "old", "seenSecondsAgo": 90.0}]), NOW)
-    assert found == [FoundProblem(ProblemCause.REPLICA_GONE, "replica old", since=NOW - timedelta(seconds=90))]
-
-
 def test_shard_that_takes_nothing_is_lost_whatever_its_state() -> None:
     shards = [
         {"shardId": name, "state": "healthy", "takesOperations": takes} for name, takes in (("a", False), ("b", True))
