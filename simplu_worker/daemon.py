@@ -17,7 +17,6 @@ from typing import Any, Final, NamedTuple
 import structlog
 
 from simplu_worker import __version__, instruments
-from simplu_worker.assembly.shards import Shards
 from simplu_worker.assembly.worker import Consumers, Parts, open_parts
 from simplu_worker.bulkheads import contain, keep_running
 from simplu_worker.config.settings import TLS_FILES, Settings, unset_sources
@@ -31,7 +30,7 @@ from simplu_worker.shards.health.prober import Prober
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.log import LogRetention
 from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
-from simplu_worker.shards.routing.shard_watch import ShardMapReloader, ShardWatch, log_unused_reloads
+from simplu_worker.shards.routing.shard_watch import ShardMapReloader, ShardWatch
 from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.shards.tenants.home_confirmation import ConfirmationSweep
 from simplu_worker.status.history import INTERVAL_S
@@ -187,9 +186,12 @@ def _background_tasks(settings: Settings, parts: Parts, health: HealthRegistry, 
         "shards": ShardWatch(shards.directory, shards.locator, shards.pools).run,
         "dead-letters": consumers.dead_letters.read_limits,
         "rejections": consumers.rejections.run,
-        "shard-map": partial(_reload_map, settings, shards, signals.hung_up),
         "prober": Prober(shards.pools, health, shards.commits, known=shards.locator.known_shards).run,
     }
+    if settings.shard_map_file is not None and isinstance(shards.locator, StaticMap):
+        read = partial(read_shard_map, settings.shard_map_file, settings.database_allowed_hosts)
+        reloader = ShardMapReloader(read, shards.locator, shards.directory, shards.pools)
+        tasks["shard-map"] = partial(reloader.run, signals.hung_up)
     if parts.feed is not None:
         tasks["feed-file"] = partial(parts.feed.reloader.run, signals.feed_hung_up)
     if parts.cache is not None:
@@ -210,15 +212,6 @@ TARGETS: Final = {  # of the background tasks that work for one thing; the other
 def _effective_retention(settings: Settings, consumers: Consumers) -> EffectiveRetention:
     configured = timedelta(hours=settings.operation_retention_hours)
     return EffectiveRetention(configured, stream=consumers.stream, queues=list(consumers.queues.values()))
-
-
-async def _reload_map(settings: Settings, shards: Shards, wanted: asyncio.Event) -> None:
-    path = settings.shard_map_file
-    if path is None or not isinstance(shards.locator, StaticMap):
-        await log_unused_reloads(wanted)
-        return
-    read = partial(read_shard_map, path, settings.database_allowed_hosts)
-    await ShardMapReloader(read, shards.locator, shards.directory, shards.pools).run(wanted)
 
 
 async def _send_heartbeats(notifier: SystemdNotifier, replica: ReplicaStatus) -> None:

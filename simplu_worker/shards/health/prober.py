@@ -7,7 +7,6 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, Final
 
@@ -53,32 +52,10 @@ class _EndProbeError(WorkerError):
 
 async def probe_shard(pool: ShardPool, *, counts_tenants: bool = True, within_s: float = PROBE_S) -> ShardProbe:
     """Probe a shard beside its pool; facts not read within *within_s* are left out. Raises `ShardUnavailableError`."""
-    try:
-        return await _probe_over(pool, pool.fresh_connection(), counts_tenants=counts_tenants, within_s=within_s)
-    except ShardUnavailableError as exc:
-        if not pool.has_idle_beside_full_server(exc):
-            raise
-        try:
-            async with asyncio.timeout(2 * within_s):
-                return await _probe_over(
-                    pool, pool.connection(), counts_tenants=counts_tenants, within_s=within_s, is_used=True
-                )
-        except TimeoutError:
-            raise exc from None
-
-
-async def _probe_over(
-    pool: ShardPool,
-    opening: AbstractAsyncContextManager[Connection],
-    *,
-    counts_tenants: bool,
-    within_s: float,
-    is_used: bool = False,
-) -> ShardProbe:
     started = time.perf_counter()
     facts: dict[str, Any] = {}
     with contextlib.suppress(_EndProbeError):
-        async with opening as connection:
+        async with pool.fresh_connection() as connection:
             facts |= await _read_server(connection, pool.clock)
             try:
                 async with asyncio.timeout(max(0.0, started + within_s - time.perf_counter())):
@@ -86,7 +63,7 @@ async def _probe_over(
                 facts["refusal"] = facts.get("refusal") or shard_problem(facts["skew_s"])
             except TimeoutError:
                 facts["is_cut_short"] = True
-            if facts.get("is_cut_short") or facts["is_read_only"] or not (is_used or pool.is_healthy):
+            if facts.get("is_cut_short") or facts["is_read_only"] or not pool.is_healthy:
                 raise _EndProbeError
     return ShardProbe(**facts)
 

@@ -84,12 +84,11 @@ class ShardConnection(asyncpg.Connection):
     Behind a pooler a statement outside a transaction gets one of its own, opened by `begin_single`.
     """
 
-    __slots__ = ("begin_single", "generation", "home", "is_read_only", "opened_at", "place", "settings")
+    __slots__ = ("begin_single", "generation", "home", "opened_at", "place", "settings")
 
     begin_single: str | None  # None: the session is its own, or the caller runs its statements as they are
-    generation: int
+    generation: int | None  # of a pool; None beside one
     home: str
-    is_read_only: bool
     opened_at: float
     place: HostPort
     settings: str  # the statements that make the settings which its session lacks, for each transaction
@@ -97,6 +96,7 @@ class ShardConnection(asyncpg.Connection):
     def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
         super().__init__(protocol, transport, *rest)
         self.begin_single = None
+        self.generation = None
         self.home = DEFAULT_HOME
         self.settings = ""
         enable_keepalive(transport.get_extra_info("socket"))
@@ -203,7 +203,6 @@ class Connector:
         except BaseException:
             connection.terminate()
             raise
-        connection.is_read_only = server["is_read_only"]
         return connection
 
     async def _open(self, place: HostPort) -> ShardConnection:

@@ -97,10 +97,6 @@ class ShardPool(ShardAvailability):
         """Return how many connections are open and idle, and how many callers wait."""
         return self._lender.counts()
 
-    def has_idle_beside_full_server(self, exc: ShardUnavailableError) -> bool:
-        """Return whether *exc* is of a full server, and the pool has an idle connection."""
-        return is_of_full_server(exc.__cause__) and self.counts()["idle"] > 0
-
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[ShardConnection]:
         """Lend a connection; a cancelled use ends it, and the server is asked to stop the statement.
@@ -176,18 +172,30 @@ class ShardPool(ShardAvailability):
 
     @contextlib.asynccontextmanager
     async def fresh_connection(self) -> AsyncIterator[ShardConnection]:
-        """Open a connection for a probe beside the pool's and its budget, within `ShardTimeouts.probe_s`."""
+        """Open a connection for a probe beside the pool's and its budget, within `ShardTimeouts.probe_s`.
+
+        Where the server has no room for one, an idle one of the pool is lent.
+        """
         if self.is_retired:
             raise retired_error(self._address.shard_id)
         asked_at = loop_time()
-        connection = await self._open_connection(within_s=self._timeouts.probe_s)
+        fresh: ShardConnection | None = None
+        try:
+            fresh = await self._open_connection(within_s=self._timeouts.probe_s)
+        except ShardUnavailableError as exc:
+            if not is_of_full_server(exc.__cause__) or not self.counts()["idle"]:
+                raise
         with self.translate_errors(asked_at=asked_at, is_probe=True):
-            try:
-                async with asyncio.timeout_at(asked_at + self._timeouts.probe_s):
-                    yield connection
-                    await connection.close()
-            finally:
-                connection.terminate()
+            async with asyncio.timeout_at(asked_at + self._timeouts.probe_s):
+                if fresh is None:
+                    async with self._lend(None) as connection:
+                        yield connection
+                    return
+                try:
+                    yield fresh
+                    await fresh.close()
+                finally:
+                    fresh.terminate()
 
     async def probe(self) -> None:
         """Check, with a shared probe, that the server answers and takes writes, else raise `RetryableError`."""
@@ -196,22 +204,13 @@ class ShardPool(ShardAvailability):
     async def _probe_once(self) -> None:
         self._check_refusal()
         was_healthy = self.is_healthy
-        try:
-            async with self.fresh_connection() as connection:
-                if connection.is_read_only:
-                    raise asyncpg.ReadOnlySQLTransactionError("as a write would")
-                await connection.execute(QUERIES["take_transaction_id"])
-        except ShardUnavailableError as exc:
-            if not self.has_idle_beside_full_server(exc):
-                raise
-            async with self._lend(None) as connection:  # the server has no room for another connection
-                if await connection.fetchval(QUERIES["is_read_only"]):
-                    raise asyncpg.ReadOnlySQLTransactionError("as a write would") from None
-                await connection.execute(QUERIES["take_transaction_id"])
-            self.record_writable()
-            return
+        async with self.fresh_connection() as connection:
+            if await connection.fetchval(QUERIES["is_read_only"]):
+                raise asyncpg.ReadOnlySQLTransactionError("as a write would")
+            await connection.execute(QUERIES["take_transaction_id"])
+            is_of_pool = connection.generation is not None
         self.record_writable()
-        if not was_healthy:
+        if not was_healthy and not is_of_pool:
             # The old connections may lead to a dead server, and hang for as long as a reply may take.
             self._lender.expire()
 

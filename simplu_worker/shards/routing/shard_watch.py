@@ -99,14 +99,6 @@ class ShardWatch:
         return backoff_s(self._lists_in_trouble, draw=self._draw, base_s=TROUBLE_BASE_S, max_s=TROUBLE_MAX_S)
 
 
-async def log_unused_reloads(wanted: asyncio.Event) -> None:
-    """Log at each *wanted* reload that there is no map file."""
-    while True:
-        await wanted.wait()
-        wanted.clear()
-        log.info("shard_map.unused")
-
-
 class ShardMapReloader:
     """Replaces the map of *static_map* by the one that *read* returns."""
 

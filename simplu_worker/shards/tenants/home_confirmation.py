@@ -30,7 +30,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import fetch_from_shard, group_by_shard
-from simplu_worker.shards.routing.tenant_homes import MOVES_MAX, QUERIES_AT_ONCE, TenantHomes
+from simplu_worker.shards.routing.tenant_homes import QUERIES_AT_ONCE, TenantHomes
 from simplu_worker.shards.tenants.control_rules import DEFAULT_ROW, HomeCandidate, resolve_homes, timestamp_text
 from simplu_worker.timing.sharing import Coalescer
 from simplu_worker.timing.waits import repeat_every
@@ -66,7 +66,6 @@ class _RivalSearch(msgspec.Struct):
     placed: PlacedTenant
     home: HomeCandidate
     shards: dict[str, ShardAddress]  # to query, by shard id
-    queried: set[str]
     rivals: list[HomeCandidate] = msgspec.field(default_factory=list)
     error: WorkerError | None = None  # of a shard that may have the tenant
 
@@ -95,7 +94,7 @@ class HomeConfirmer:
         errors: dict[str, WorkerError] = {}
         homes = await self._fetch_unconfirmed(placed, errors)
         searches = await self._begin_searches([one for one in placed if one.tenant_id in homes], homes, errors)
-        await self._find_rivals(searches, errors)
+        await self._find_rivals(searches)
         async with asyncio.TaskGroup() as tasks:
             for search in searches.values():
                 if any(rival.is_home for rival in search.rivals):
@@ -152,7 +151,7 @@ class HomeConfirmer:
                 # After a changed answer the tenant is not new any more: another replica may have made it there.
                 one = msgspec.structs.replace(one, is_new=False)
             shards = {} if named is None else {named.shard_id: named}
-            searches[one.tenant_id] = _RivalSearch(one, homes[one.tenant_id], shards, {one.shard.shard_id})
+            searches[one.tenant_id] = _RivalSearch(one, homes[one.tenant_id], shards)
 
         async with asyncio.TaskGroup() as tasks:
             for one in placed:
@@ -175,46 +174,29 @@ class HomeConfirmer:
             return None
         return named
 
-    async def _find_rivals(self, searches: Mapping[str, _RivalSearch], errors: dict[str, WorkerError]) -> None:
-        for _ in range(MOVES_MAX):
-            groups = group_by_shard(
-                (shard, search)
-                for search in searches.values()
-                for shard_id, shard in search.shards.items()
-                if shard_id not in search.queried
-            )
-            if not groups:
-                return
-            async with asyncio.TaskGroup() as tasks:
-                for shard, some in groups:
-                    tasks.create_task(self._query_rivals(shard, some), name=f"rivals:{shard.shard_id}")
-        errors |= {
-            tenant_id: RetryableError(f"expected at most {MOVES_MAX} moves of a tenant, got more")
-            for tenant_id, search in searches.items()
-            if search.shards.keys() - search.queried
-        }
+    async def _find_rivals(self, searches: Mapping[str, _RivalSearch]) -> None:
+        groups = group_by_shard(
+            (shard, search)
+            for search in searches.values()
+            for shard_id, shard in search.shards.items()
+            if shard_id != search.placed.shard.shard_id
+        )
+        async with asyncio.TaskGroup() as tasks:
+            for shard, some in groups:
+                tasks.create_task(self._query_rivals(shard, some), name=f"rivals:{shard.shard_id}")
 
     async def _query_rivals(self, shard: ShardAddress, searches: Sequence[_RivalSearch]) -> None:
         answer = await self._fetch_candidates(shard, [search.placed.tenant_id for search in searches])
         for search in searches:
-            search.queried.add(shard.shard_id)
             if isinstance(answer, WorkerError):
                 search.error = answer
             elif (candidate := answer.get(search.placed.tenant_id)) is not None:
                 search.rivals.append(candidate)
-                if candidate.state == TenantState.MOVED and candidate.moved_to not in search.queried:
-                    await self._follow_move(candidate, search)
-
-    async def _follow_move(self, moved: HomeCandidate, search: _RivalSearch) -> None:
-        try:
-            target = await self._homes.find_address(moved.moved_to)
-        except (RetryableError, PermanentError) as exc:
-            search.error = exc
-            return
-        if target is None:
-            search.error = RetryableError(f"a tenant moved to shard {moved.moved_to}: expected a known shard")
-        else:
-            search.shards[target.shard_id] = target
+                if candidate.state == TenantState.MOVED and candidate.moved_to not in {
+                    search.placed.shard.shard_id,
+                    *search.shards,
+                }:
+                    search.error = RetryableError(f"a tenant moved to shard {candidate.moved_to}, which was not asked")
 
     async def _resolve(self, search: _RivalSearch, errors: dict[str, WorkerError]) -> None:
         one = search.placed

@@ -11,14 +11,11 @@ from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker
 from support.postgres.other_settings import isolate
-from support.postgres.tenant_cases import TENANT, add_tenant, fetch
+from support.postgres.tenant_cases import TENANT, add_tenant
 from support.postgres.trouble import waiters
 from support.postgres.unfinished_tenants import AT, TENANT_ID, address_of, homes, make_unfinished, pool_of
 
 from simplu_worker.shards.postgres.errors import LostRaceError
-from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.shards.routing.locator import StaticMap
-from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.tenants.home_confirmation import (
     ConfirmationSweep,
     HomeConfirmer,
@@ -104,35 +101,6 @@ async def test_confirm_waits_for_a_batch_and_keeps_what_it_wrote(routed: RoutedS
     assert list(await homes(routed)) == ["shard-1", "shard-2"]
     assert isinstance(await confirmed(routed, "shard-1"), HomeUndoneError)
     assert await homes(routed) == {"shard-2": ("active", False, 2)}
-
-
-async def test_confirm_follows_a_move_to_another_shard(make_shard: ShardMaker) -> None:
-    shards = [await make_shard(f"shard-{number}") for number in (1, 2, 3)]
-    mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
-    shard_map = ShardMap(shards=mapped)
-    names = {
-        tuple(shard.shard_id for shard in shard_map.possible_homes(f"b-{number}")): number for number in range(200)
-    }
-    tenant = ("b", str(names["shard-2", "shard-1"]))
-    locator = StaticMap(shard_map)
-    async with Pools(size=1) as pools:
-        for shard, state, moved_to in (
-            (shards[0], "moved", "shard-3"),
-            (shards[2], "active", None),
-        ):
-            await add_tenant(pools.ensure_pool(shard), tenant, state=state, moved_to=moved_to)
-        second = pools.ensure_pool(shards[1])
-        await fetch(
-            second,
-            "INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at,"
-            " state_changed_at) SELECT $1, $2, $3, 'gym', 'active', now(), now(), now()",
-            "-".join(tenant),
-            *tenant,
-        )
-        troubles = await HomeConfirmer(locator, pools).confirm([PlacedTenant(*tenant, "gym", shards[1])])
-
-        assert isinstance(troubles["-".join(tenant)], HomeUndoneError)
-        assert await fetch(second, "SELECT * FROM tenants") == []
 
 
 async def test_sweep_confirms_what_was_made_beside_a_silent_shard(make_shard: ShardMaker) -> None:
