@@ -4,8 +4,9 @@ Messages arrive in any order and more than once. The timestamp of each is compar
 a creation and a destruction of one instant the destruction is newer. So a tenant ends in the same state whatever the
 order. The exception: `destroy_all` ends the locations that exist when it is applied.
 
-Several replicas may resolve one conflict of homes at once, yet never undo all: a home is undone only if, under the
-lock of its row, it is untouched and as far confirmed as it was read. Both only grow until then.
+Several replicas may resolve one conflict of homes at once, yet never undo all. A home is undone only if, under the
+lock of its row, it is untouched and as far confirmed as it was read, and one that is kept before another only where
+that one is touched. Both only grow until then.
 """
 
 from __future__ import annotations
@@ -184,28 +185,18 @@ HOME_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.FENCED, TenantSt
 
 
 class HomeCandidate(msgspec.Struct, frozen=True):
-    """A tenant's row on one shard. *is_touched*: it has other writes than those of provisioning."""
+    """A tenant's row on one shard."""
 
     shard_id: str
     state: TenantState
     created_at: datetime
-    epoch: int = 1
     moved_to: str | None = None
     is_confirmed: bool = False
-    is_touched: bool = False
 
     @classmethod
     def from_row(cls, shard_id: str, row: Mapping[str, Any]) -> HomeCandidate:
         """Return the candidate of a row of `find_home_candidates`."""
-        return cls(
-            shard_id=shard_id,
-            state=TenantState(row["state"]),
-            created_at=row["created_at"],
-            epoch=row["epoch"],
-            moved_to=row["moved_to"],
-            is_confirmed=row["is_confirmed"],
-            is_touched=row["is_touched"],
-        )
+        return cls(shard_id, TenantState(row["state"]), row["created_at"], row["moved_to"], row["is_confirmed"])
 
     @property
     def is_home(self) -> bool:
@@ -217,30 +208,8 @@ class HomeCandidate(msgspec.Struct, frozen=True):
         """Whether the last step of provisioning is missing."""
         return self.state == TenantState.ACTIVE and not self.is_confirmed
 
-    @property
-    def may_be_undone(self) -> bool:
-        """Whether undoing this home loses no data."""
-        return self.state == TenantState.ACTIVE and not self.is_touched
 
-
-class HomeResolution(msgspec.Struct, frozen=True):
-    """The home that stays, and those to undo; none of either if two homes have data to lose."""
-
-    kept: HomeCandidate | None
-    undone: tuple[HomeCandidate, ...] = ()
-
-
-def resolve_homes(candidates: Sequence[HomeCandidate]) -> HomeResolution:
-    """Return the home that stays: the touched one, else a confirmed one, else the first by time and shard id.
-
-    If two homes have data to lose, none is undone: a person has to decide.
-    """
-    homes = [claimant for claimant in candidates if claimant.is_home]
-    if sum(not home.may_be_undone for home in homes) > 1:
-        return HomeResolution(None)
-    ranked = sorted(homes, key=_rank)
-    return HomeResolution(ranked[0] if ranked else None, tuple(ranked[1:]))
-
-
-def _rank(home: HomeCandidate) -> tuple[bool, bool, datetime, str]:
-    return home.may_be_undone, not home.is_confirmed, home.created_at, home.shard_id
+def rank_homes(candidates: Sequence[HomeCandidate]) -> list[HomeCandidate]:
+    """Return the homes in the order in which they are kept: confirmed ones, then the first by time and shard id."""
+    homes = [candidate for candidate in candidates if candidate.is_home]
+    return sorted(homes, key=lambda home: (not home.is_confirmed, home.created_at, home.shard_id))

@@ -25,13 +25,13 @@ from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.log import mark_changes
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import LostRaceError
+from simplu_worker.shards.postgres.errors import LostRaceError, RolledBackError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import fetch_from_shard, group_by_shard
 from simplu_worker.shards.routing.tenant_homes import QUERIES_AT_ONCE, TenantHomes
-from simplu_worker.shards.tenants.control_rules import DEFAULT_ROW, HomeCandidate, resolve_homes, timestamp_text
+from simplu_worker.shards.tenants.control_rules import DEFAULT_ROW, HomeCandidate, rank_homes, timestamp_text
 from simplu_worker.timing.sharing import Coalescer
 from simplu_worker.timing.waits import repeat_every
 from simplu_worker.vocabulary import ProvisioningOutcome, TargetKind, TenantState
@@ -200,24 +200,28 @@ class HomeConfirmer:
 
     async def _resolve(self, search: _RivalSearch, errors: dict[str, WorkerError]) -> None:
         one = search.placed
-        resolution = resolve_homes([search.home, *search.rivals])
         shards = {**search.shards, one.shard.shard_id: one.shard}
-        if resolution.kept is None:
-            split = sorted(home.shard_id for home in [search.home, *search.rivals] if home.is_home)
-            log.error("tenant.split", business_id=one.business_id, location_id=one.location_id, shard_ids=split)
-            errors[one.tenant_id] = TenantSplitError(f"the tenant has rows on the shards {', '.join(split)}")
-            return
-        for home in resolution.undone:
+        left = rank_homes([search.home, *search.rivals])
+        for home in reversed(left.copy()):
+            if len(left) == 1:
+                break
             try:
-                await self._undo(
-                    self._pools.ensure_pool(shards[home.shard_id]), one, home, kept=resolution.kept.shard_id
-                )
+                await self._undo(self._pools.ensure_pool(shards[home.shard_id]), one, home)
+                left.remove(home)
+            except RolledBackError:
+                continue  # it has data to lose
             except WorkerError as exc:
                 errors[one.tenant_id] = exc
-        if search.home in resolution.undone:
-            errors.setdefault(one.tenant_id, _undone_error(one.shard.shard_id))
+                return
+        if len(left) > 1:
+            split = sorted(home.shard_id for home in left)
+            log.error("tenant.split", business_id=one.business_id, location_id=one.location_id, shard_ids=split)
+            errors[one.tenant_id] = TenantSplitError(f"the tenant has rows on the shards {', '.join(split)}")
+        elif search.home not in left:
+            errors[one.tenant_id] = _undone_error(one.shard.shard_id)
 
-    async def _undo(self, pool: ShardPool, one: PlacedTenant, home: HomeCandidate, *, kept: str) -> None:
+    async def _undo(self, pool: ShardPool, one: PlacedTenant, home: HomeCandidate) -> None:
+        """Undo a home that was just made. Raises `RolledBackError` where it has data to lose."""
         async with pool.transaction() as connection:
             # Locked first and read then, so that the read sees a batch that was being applied.
             await connection.fetch(QUERIES["lock_tenants_for_control"], [one.tenant_id])
@@ -227,15 +231,9 @@ class HomeConfirmer:
             if HomeCandidate.from_row(home.shard_id, dict(row)) != home:
                 raise LostRaceError("a tenant's home changed since it was read; it is not undone")
             await mark_changes(connection, [(one.tenant_id, *DEFAULT_ROW)])
-            for query in ("delete_default_row", "delete_tenant_made", "destroy_tenant_remade"):
-                await connection.execute(QUERIES[query], one.tenant_id)
-        log.warning(
-            "tenant.undone",
-            business_id=one.business_id,
-            location_id=one.location_id,
-            shard_id=home.shard_id,
-            kept_shard_id=kept,
-        )
+            if await connection.fetchval(QUERIES["undo_tenant"], one.tenant_id) is None:
+                raise RolledBackError
+        log.warning("tenant.undone", business_id=one.business_id, location_id=one.location_id, shard_id=home.shard_id)
         instruments.PROVISIONING.labels(ProvisioningOutcome.UNDONE).inc()
         self._on_undone(one.tenant_id)
         self._on_change([ResourceKey(one.tenant_id, *DEFAULT_ROW)])

@@ -76,7 +76,7 @@ async def test_provision_keeps_one_home_when_citrus_changed_its_answer(routed: R
     assert await homes(routed) == {kept: ("active", True, 1)}
     assert result is (ProvisionResult.EXISTED if age_s > 0 else ProvisionResult.PROVISIONED)
     (entry,) = [entry for entry in logs if entry["event"] == "tenant.undone"]
-    assert (entry["shard_id"], entry["kept_shard_id"], entry["log_level"]) == (undone, kept, "warning")
+    assert (entry["shard_id"], entry["log_level"]) == (undone, "warning")
     assert changed.count(SETTINGS) == (3 if age_s > 0 else 2)  # made, undone, found
     assert await routed.gateway.find(TENANT_ID) == kept
 

@@ -110,50 +110,8 @@ ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING
 RETURNING id;
 
 -- name: find_home_candidates
--- The rows of the tenants $1 here: whether they are confirmed, and whether they have other writes than those of
--- provisioning since they were made. Control messages and operations write resources; operations also write the log. One
--- that was just made may have been destroyed before, with a log of millions of rows: it is looked for in the batches
--- since then. Later these are more than a tenant's own rows. Both in the order of an index: a search for the first of many
--- would read the whole table.
-SELECT
-    id, state, epoch, moved_to, created_at,
-    NOT :is_unconfirmed AS is_confirmed,
-    EXISTS (
-        SELECT FROM public.resources
-        LEFT JOIN public.business_types ON business_types.name = tenants.business_type
-        WHERE
-            resources.id = tenants.id
-            AND (
-                (resources."resourceName", resources."resourceId") <> ('settings', 'default')
-                OR resources.data IS DISTINCT FROM business_types.default_settings
-                OR resources.date <> resources."lastUpdated"
-            )
-    )
-    OR CASE
-        WHEN tenants.created_at > pg_catalog.now() - interval '1 hour' THEN EXISTS (
-            SELECT
-            FROM (
-                SELECT log_batches.batch_id
-                FROM public.log_batches
-                WHERE
-                    log_batches.completed_at >= tenants.created_at AND tenants.number = ANY(log_batches.tenants)
-                ORDER BY log_batches.completed_at
-            ) AS recent
-            JOIN public.log_rows USING (batch_id)
-            WHERE log_rows.tenant_no = tenants.number AND log_rows.kind <> 'm'
-        )
-        ELSE EXISTS (
-            SELECT
-            FROM (
-                SELECT log_rows.batch_id
-                FROM public.log_rows
-                WHERE log_rows.tenant_no = tenants.number AND log_rows.kind <> 'm'
-                ORDER BY log_rows.request
-            ) AS own
-            JOIN public.log_batches USING (batch_id)
-            WHERE log_batches.completed_at >= tenants.created_at
-        )
-    END AS is_touched
+-- The rows of the tenants $1 here, and whether they are confirmed.
+SELECT id, state, moved_to, created_at, NOT :is_unconfirmed AS is_confirmed
 FROM public.tenants
 WHERE id = ANY($1::pg_catalog.text[]);
 
@@ -182,20 +140,27 @@ WHERE
 ORDER BY created_at, id
 LIMIT $2;
 
--- name: delete_default_row
--- Undo `add_default_rows` for the tenant $1. In a transaction that has locked the tenant's row, and read that it has no
--- writes but those of provisioning; the next two queries as well.
-DELETE FROM public.resources WHERE id = $1 AND "resourceName" = 'settings' AND "resourceId" = 'default';
-
--- name: delete_tenant_made
--- Undo `make_tenants`.
-DELETE FROM public.tenants WHERE id = $1 AND state = 'active' AND epoch = 1;
-
--- name: destroy_tenant_remade
--- Undo `remake_tenants`: the tenant is destroyed again.
-UPDATE public.tenants
-SET state = 'destroyed', state_changed_at = pg_catalog.clock_timestamp()
-WHERE id = $1 AND state = 'active' AND epoch > 1;
+-- name: undo_tenant
+-- Undo `make_tenants` and `add_default_rows` for the tenant $1, unless it was remade, or has other writes: control
+-- messages write resources, and operations the log. In a transaction that has locked the tenant's row.
+WITH undone AS (
+    DELETE FROM public.tenants
+    WHERE
+        id = $1 AND state = 'active' AND epoch = 1
+        AND NOT EXISTS (
+            SELECT FROM public.log_rows WHERE log_rows.tenant_no = tenants.number AND log_rows.kind <> 'm'
+        )
+        AND NOT EXISTS (
+            SELECT FROM public.resources
+            WHERE
+                resources.id = $1 AND (resources."resourceName", resources."resourceId") <> ('settings', 'default')
+        )
+    RETURNING id
+),
+emptied AS (
+    DELETE FROM public.resources WHERE id = $1 AND EXISTS (SELECT FROM undone)
+)
+SELECT undone.id FROM undone;
 
 -- name: find_stored_name
 -- The name under which the tenant $1 has the resources that are sent as $2.

@@ -21,30 +21,15 @@ SELECT
     pg_catalog.clock_timestamp() AS clock;
 
 -- name: probe_connections
--- The connections in use, and the most that there may be, by the nearest limit: the server's less those reserved for
--- superusers, the database's, the role's. A role with few rights sees no backend_type, but every backend.
-WITH clients AS (
-    SELECT datid, usesysid
-    FROM pg_catalog.pg_stat_activity
-    WHERE backend_type = 'client backend' OR (backend_type IS NULL AND datid IS NOT NULL)
-),
-limits AS (
-    SELECT
-        (SELECT pg_catalog.count(*) FROM clients) AS used,
-        pg_catalog.current_setting('max_connections')::integer
-        - pg_catalog.current_setting('superuser_reserved_connections')::integer
-        - coalesce(pg_catalog.current_setting('reserved_connections', true)::integer, 0) AS room
-    UNION ALL
-    SELECT (SELECT pg_catalog.count(*) FROM clients WHERE clients.datid = pg_database.oid), datconnlimit
-    FROM pg_catalog.pg_database
-    WHERE datname = pg_catalog.current_database() AND datconnlimit >= 0
-    UNION ALL
-    SELECT (SELECT pg_catalog.count(*) FROM clients WHERE clients.usesysid = pg_roles.oid), rolconnlimit
-    FROM pg_catalog.pg_roles
-    WHERE rolname = session_user AND rolconnlimit >= 0 AND NOT rolsuper
-)
-SELECT used AS connections_used, room AS connections_max FROM limits
-ORDER BY used::pg_catalog.float8 / greatest(room, 1)::pg_catalog.float8 DESC LIMIT 1;
+-- The connections in use, and the most that there may be: the server's less those reserved for superusers. A role with
+-- few rights sees no backend_type, but every backend.
+SELECT
+    pg_catalog.count(*) AS connections_used,
+    pg_catalog.current_setting('max_connections')::integer
+    - pg_catalog.current_setting('superuser_reserved_connections')::integer
+    - coalesce(pg_catalog.current_setting('reserved_connections', true)::integer, 0) AS connections_max
+FROM pg_catalog.pg_stat_activity
+WHERE backend_type = 'client backend' OR (backend_type IS NULL AND datid IS NOT NULL);
 
 -- name: probe_upgrade
 -- Whether a session holds the lock under which the schema is made and upgraded (`schema_lock`). Every role may see it.
