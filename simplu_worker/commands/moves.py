@@ -82,6 +82,16 @@ class MoveResult(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     warning: str | None = None
 
 
+async def find_home(shards: Shards, tenant_id: str, places: TenantPlaces | None = None) -> str:
+    """Return the shard with a tenant's home. Raises as `TenantPlaces.home`, and `RetryableError` between two shards."""
+    known = places or await find_places(shards.locator, shards.pools, tenant_id)
+    if (home := known.home()) is None:
+        raise RetryableError(
+            f"{tenant_id}: the tenant has left its shard; workers activate it within seconds: run the command again"
+        )
+    return home
+
+
 async def find_move(
     shards: Shards, request: MoveRequest, places: TenantPlaces | None = None
 ) -> FoundMove | Certificate:

@@ -26,6 +26,7 @@ from simplu_worker.errors import ConfigurationError, PermanentError, UsageError,
 from simplu_worker.memory_tuning import end_start, widen_threads
 from simplu_worker.operations.operation import ID_MAX, is_id, tenant_id_of
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import register_secret_of
 from simplu_worker.telemetry.log import configure_logging, flush_logging, scrub_text
 
 log = structlog.get_logger(__name__)
@@ -171,6 +172,18 @@ def parse_tenant_id(business_id: str, location_id: str) -> str:
         if not is_id(value):
             raise PermanentError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8, got {len(value)}")
     return tenant_id_of(business_id, location_id)
+
+
+def given_address(settings: Settings, variable: str, what: str, shard_id: str | None = None) -> ShardAddress:
+    """Return the address of the database that *variable* names. Raises `ConfigurationError`, `PermanentError`."""
+    url = getattr(settings, variable.lower())
+    if url is None:
+        raise ConfigurationError(
+            f"{variable}: expected the connection string of {what}, got nothing; set it, or {variable}_FILE"
+        )
+    address = ShardAddress(shard_id or variable, url.get_secret_value())
+    register_secret_of(address)
+    return address.validate(settings.database_allowed_hosts)
 
 
 def known_shard(shards: Iterable[ShardAddress], shard_id: str) -> ShardAddress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import msgspec
 
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import Answer, Line, Part, ProgressLine, first_rows, shorten
+from simplu_worker.commands.output import Answer, Line, Part, ProgressLine, first_rows
 from simplu_worker.commands.running import known_shard
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
@@ -18,7 +18,16 @@ from simplu_worker.shards.postgres.pool import ShardPool, register_secret_of
 from simplu_worker.transfers.adoption.adopter import ADOPTION_TIMEOUTS, Adopter, AdoptionProgress, AdoptionResult
 from simplu_worker.transfers.adoption.plan import AdoptionChoices, AdoptionPlan, Layout, Owner
 
-CELL_MAX: Final = 80
+TENANTS: Final = {"businessId": "business", "locationId": "location", "businessType": "type", "rows": "rows"}
+UNRESOLVED: Final = {"name": "unresolved", "rows": "rows", "reason": "why"}
+DUPLICATES: Final = {
+    "tenant": "several rows of",
+    "resourceType": "type",
+    "resourceId": "id",
+    "rows": "rows",
+    "oldIds": "old ids, oldest first",
+}
+FAULTY: Final = {"oldId": "old id", "reason": "cannot be adopted, because"}
 REPORT_INTERVAL_S: Final = 10.0  # between two lines of progress, where there is no terminal
 LAYOUTS: Final = {
     Layout.JOINED_IDS: "business and location in one column",
@@ -136,7 +145,7 @@ def describe_plan(plan: AdoptionPlan, refusals: list[str], state: AdoptMode) -> 
         f"shard {plan.shard_id}: a table resources of another program, {LAYOUTS[plan.layout]}; "
         f"{plan.row_count} rows of {len(plan.resolved)} tenants can be adopted"
     )
-    yield from _tables(plan)
+    yield from _tables(plan_members(plan, refusals))
     if plan.is_begun:
         yield "an earlier copy was interrupted; it is continued"
     for refusal in refusals:
@@ -149,25 +158,12 @@ def describe_plan(plan: AdoptionPlan, refusals: list[str], state: AdoptMode) -> 
         yield "nothing was changed; --prepare copies while the other program runs, --apply adopts the shard"
 
 
-def _tables(plan: AdoptionPlan) -> Iterator[Part]:
-    found = plan.contents
-    tenants = [
-        (one.business_id, one.location_id, one.business_type, found.row_counts[one.source.key]) for one in plan.resolved
-    ]
-    unresolved = [(one.name, found.row_counts[one.source.key], one.problem) for one in plan.unresolved]
-    duplicates = [
-        (
-            plan.owners[rows.source_key].name,
-            rows.resource_type,
-            rows.resource_id,
-            rows.row_count,
-            shorten(", ".join(map(str, rows.old_ids)), CELL_MAX),
-        )
-        for rows in found.duplicates
-    ]
-    faulty = [(row.old_id, shorten(row.fault, CELL_MAX)) for row in found.faulty]
-    yield from first_rows(("business", "location", "type", "rows"), tenants)
-    yield from first_rows(("unresolved", "rows", "why"), unresolved)
-    columns = ("several rows of", "type", "id", "rows", "old ids, oldest first")
-    yield from first_rows(columns, duplicates, count=found.duplicate_counts.total())
-    yield from first_rows(("old id", "cannot be adopted, because"), faulty, count=found.fault_counts.total())
+def _tables(members: Mapping[str, Any]) -> Iterator[Part]:
+    duplicates, faulty = members["duplicates"], members["faulty"]
+    for columns, rows, count in (
+        (TENANTS, members["tenants"], None),
+        (UNRESOLVED, members["unresolved"], None),
+        (DUPLICATES, duplicates["first"], duplicates["count"]),
+        (FAULTY, faulty["first"], faulty["count"]),
+    ):
+        yield from first_rows([*columns.values()], [[row.get(name) for name in columns] for row in rows], count=count)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -53,13 +53,18 @@ class UpgradeStatus(StrEnum):
 BAD: Final = {UpgradeStatus.REFUSED, UpgradeStatus.FAILED}
 
 
-class UpgradeReport(msgspec.Struct, frozen=True):
+class UpgradeReport(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """One shard, the upgrade that it needs or got, and the error."""
 
-    address: ShardAddress
-    status: UpgradeStatus
-    upgrade: Upgrade | None = None
+    shard_id: str
+    place: str
+    state: UpgradeStatus
     error: str | None = None
+    schema_version: int | None = None
+    target_version: int | None = None
+    migrations: list[str] | None = None
+    business_types: list[str] | None = None
+    works_from: int | None = None
 
 
 async def upgrade_shards(settings: Settings, shard_ids: Sequence[str], *, apply: bool, timeout_s: float) -> Answer:
@@ -73,39 +78,38 @@ async def upgrade_shards(settings: Settings, shard_ids: Sequence[str], *, apply:
     async with Pools(size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS) as pools:
         reports = await _read_upgrades(pools, addresses)
         if apply:
-            reports = await _upgrade_shards(pools, reports, timeout_s=timeout_s)
-            if shard_ids:
-                reports = [await _create_schema(pools, report) for report in reports]
-    is_plan = not apply and any(report.status is UpgradeStatus.BEHIND for report in reports)
-    empty = [report.address.shard_id for report in reports if report.status is UpgradeStatus.EMPTY]
-    rows = [_members(report) for report in reports]
+            reports |= await _upgrade_shards(pools, reports, addresses, timeout_s=timeout_s)
+            for address in addresses if shard_ids else ():
+                if reports[address.shard_id].state is UpgradeStatus.EMPTY:
+                    reports[address.shard_id] = await _reported(address, _create_schema(pools, address))
+    rows = [reports[address.shard_id] for address in addresses]
+    is_plan = not apply and any(report.state is UpgradeStatus.BEHIND for report in rows)
+    empty = [report.shard_id for report in rows if report.state is UpgradeStatus.EMPTY]
     parts = [
-        table_of(COLUMNS, rows),
+        table_of(COLUMNS, msgspec.to_builtins(rows)),
         "nothing was changed; --apply upgrades the shards, while workers run" if is_plan else None,
         *(f"shard {one} has no schema; to create it: simplu-worker shards upgrade {one} --apply" for one in empty),
     ]
     members = {"schemaVersion": SCHEMA_VERSION, "applied": apply, "shards": rows}
-    return Answer(members, parts, is_failed=any(report.status in BAD for report in reports))
+    return Answer(members, parts, is_failed=any(report.state in BAD for report in rows))
 
 
-async def _read_upgrades(pools: Pools, addresses: Sequence[ShardAddress]) -> list[UpgradeReport]:
+async def _read_upgrades(pools: Pools, addresses: Sequence[ShardAddress]) -> dict[str, UpgradeReport]:
 
-    async def ask(address: ShardAddress) -> UpgradeReport:
-        try:
-            async with pools.ensure_pool(address).connection() as connection:
-                return _report(address, await read_upgrade(connection, address.shard_id))
-        except WorkerError as exc:
-            return _failure(address, exc)
+    async def read(address: ShardAddress) -> UpgradeReport:
+        async with pools.ensure_pool(address).connection() as connection:
+            return _report(address, await read_upgrade(connection, address.shard_id))
 
-    answers = await query_all_shards(addresses, ask)
+    answers = await query_all_shards(addresses, lambda address: _reported(address, read(address)))
     late = f"no answer within {LIMITS.answer_s:g} s"
-    return [
-        answers.get(address.shard_id, UpgradeReport(address, UpgradeStatus.FAILED, error=late)) for address in addresses
-    ]
+    silent = {one.shard_id: UpgradeReport(one.shard_id, one.place, UpgradeStatus.FAILED, late) for one in addresses}
+    return silent | answers
 
 
-async def _upgrade_shards(pools: Pools, reports: Sequence[UpgradeReport], *, timeout_s: float) -> list[UpgradeReport]:
-    behind = [report.address for report in reports if report.status is UpgradeStatus.BEHIND]
+async def _upgrade_shards(
+    pools: Pools, reports: Mapping[str, UpgradeReport], addresses: Sequence[ShardAddress], *, timeout_s: float
+) -> dict[str, UpgradeReport]:
+    behind = [address for address in addresses if reports[address.shard_id].state is UpgradeStatus.BEHIND]
     done: dict[str, UpgradeReport] = {}
 
     async def upgrade(address: ShardAddress) -> None:
@@ -115,64 +119,51 @@ async def _upgrade_shards(pools: Pools, reports: Sequence[UpgradeReport], *, tim
             if line.is_live or activity.waits_for:  # a line now and then would tell what each try begins with
                 line.tell(f"{len(done)} of {len(behind)} shards are done; {shard_id}: {_describe_activity(activity)}")
 
-        try:
+        async def run() -> UpgradeReport:
             upgrader = Upgrader(pools.ensure_pool(address), report=show, patience_s=timeout_s)
-            report = _report(address, await upgrader.run(), is_done=True)
-        except WorkerError as exc:
-            report = _failure(address, exc)
-        done[shard_id] = report
-        print_note(f"{shard_id}: {report.status} ({len(done)} of {len(behind)})")
+            return _report(address, await upgrader.run(), done=UpgradeStatus.UPGRADED)
+
+        done[shard_id] = report = await _reported(address, run())
+        print_note(f"{shard_id}: {report.state} ({len(done)} of {len(behind)})")
 
     with ProgressLine(f"0 of {len(behind)} shards are done", every_s=REPORT_INTERVAL_S) as line:
         await run_at_once(upgrade, behind, most=SHARDS_AT_ONCE)
-    return [done.get(report.address.shard_id, report) for report in reports]
+    return done
 
 
-async def _create_schema(pools: Pools, report: UpgradeReport) -> UpgradeReport:
-    if report.status is not UpgradeStatus.EMPTY:
-        return report
-    address = report.address
+async def _create_schema(pools: Pools, address: ShardAddress) -> UpgradeReport:
     pool = pools.ensure_pool(address)
+    await ensure_schema(pool)
+    async with pool.connection() as connection:
+        upgrade = await read_upgrade(connection, address.shard_id)
+    return msgspec.structs.replace(_report(address, upgrade), state=UpgradeStatus.CREATED)
+
+
+async def _reported(address: ShardAddress, running: Awaitable[UpgradeReport]) -> UpgradeReport:
     try:
-        await ensure_schema(pool)
-        async with pool.connection() as connection:
-            upgrade = await read_upgrade(connection, address.shard_id)
+        return await running
     except WorkerError as exc:
-        return _failure(address, exc)
-    return UpgradeReport(address, UpgradeStatus.CREATED, upgrade)
+        error = address.without_name(scrub_text(str(exc)))
+        return UpgradeReport(address.shard_id, address.place, UpgradeStatus.FAILED, error)
 
 
-def _report(address: ShardAddress, upgrade: Upgrade | None, *, is_done: bool = False) -> UpgradeReport:
+def _report(
+    address: ShardAddress, upgrade: Upgrade | None, *, done: UpgradeStatus = UpgradeStatus.BEHIND
+) -> UpgradeReport:
     if upgrade is None:
-        return UpgradeReport(address, UpgradeStatus.EMPTY)
-    if upgrade.refusal is not None:
-        return UpgradeReport(address, UpgradeStatus.REFUSED, upgrade, upgrade.refusal)
-    if not upgrade.is_needed:
-        return UpgradeReport(address, UpgradeStatus.CURRENT, upgrade)
-    return UpgradeReport(address, UpgradeStatus.UPGRADED if is_done else UpgradeStatus.BEHIND, upgrade)
-
-
-def _failure(address: ShardAddress, exc: WorkerError) -> UpgradeReport:
-    error = address.without_name(scrub_text(str(exc)))
-    return UpgradeReport(address, UpgradeStatus.FAILED, error=error)
-
-
-def _members(report: UpgradeReport) -> dict[str, Any]:
-    members: dict[str, Any] = {
-        "shardId": report.address.shard_id,
-        "place": report.address.place,
-        "state": report.status,
-        "error": report.error,
-    }
-    if (upgrade := report.upgrade) is not None:
-        members |= {
-            "schemaVersion": upgrade.schema.version,
-            "targetVersion": upgrade.version,
-            "migrations": [f"{one.version:04} {one.name}" for one in upgrade.migrations],
-            "businessTypes": list(upgrade.business_types),
-            "worksFrom": upgrade.works_from,
-        }
-    return {name: value for name, value in members.items() if value is not None}
+        return UpgradeReport(address.shard_id, address.place, UpgradeStatus.EMPTY)
+    state = done if upgrade.is_needed else UpgradeStatus.CURRENT
+    return UpgradeReport(
+        address.shard_id,
+        address.place,
+        state if upgrade.refusal is None else UpgradeStatus.REFUSED,
+        upgrade.refusal,
+        upgrade.schema.version,
+        upgrade.version,
+        [f"{one.version:04} {one.name}" for one in upgrade.migrations],
+        list(upgrade.business_types),
+        upgrade.works_from,
+    )
 
 
 def _describe_activity(activity: UpgradeActivity) -> str:

@@ -25,11 +25,10 @@ from simplu_worker.commands.output import (
     print_note,
     shorten,
 )
-from simplu_worker.commands.running import require_settings
+from simplu_worker.commands.running import given_address, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import register_secret_of
 from simplu_worker.transfers.importing.copying import INTERVAL_S, CopyCallbacks, FollowRound
 from simplu_worker.transfers.importing.importer import (
     Importer,
@@ -68,7 +67,7 @@ async def import_tenants(settings: Settings, command: ImportCommand) -> Answer:
         refused_count += 1
         refused.extend([row] if refused_count <= TABLE_MAX else ())
 
-    queries, address = read_queries(command.queries), source_address(settings)
+    queries, address = read_queries(command.queries), given_address(settings, SOURCE, "the database to import")
     with CountProgress("rows copied" if command.apply else "rows read", 0) as progress:
         callbacks = CopyCallbacks(refuse, progress.begin, progress.add)
         async with _opened_importer(settings, address, queries, command.options, callbacks) as importer:
@@ -92,7 +91,7 @@ async def import_tenants(settings: Settings, command: ImportCommand) -> Answer:
 async def discard_imports(settings: Settings, source: str | None, *, apply: bool) -> Answer:
     """Return the tenants of a source that are not active yet; with *apply* delete them. It fails if one is left."""
     require_settings(settings, routes=True)
-    address = source_address(settings)
+    address = given_address(settings, SOURCE, "the database to import")
     async with _opened_importer(settings, address, (), ImportOptions(), CopyCallbacks()) as importer:
         result = await importer.discard(apply=apply, identity=source)
     rows = [(one.name, one.business_type, one.shard_id, one.rows, one.state, one.detail) for one in result.reports]
@@ -151,17 +150,6 @@ async def _opened_importer(
             business_info = await stack.enter_async_context(opening)
         access = ImportShards(shards.locator, shards.pools, business_info)
         yield Importer(ImportSource(address), queries, access, options, callbacks)
-
-
-def source_address(settings: Settings) -> ShardAddress:
-    """Return the address of the source. Raises `ConfigurationError` without one, `PermanentError` if it is invalid."""
-    if settings.import_source_url is None:
-        raise ConfigurationError(
-            f"{SOURCE}: expected the connection string of the database to import, got nothing; set it, or {SOURCE}_FILE"
-        )
-    address = ShardAddress(SOURCE, settings.import_source_url.get_secret_value())
-    register_secret_of(address)
-    return address.validate(settings.database_allowed_hosts)
 
 
 def read_queries(path: Path) -> list[SourceQuery]:

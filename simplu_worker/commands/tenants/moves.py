@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-import msgspec
-
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.command_line import DEFAULT_BOUNDS, MoveBounds, parse_duration
-from simplu_worker.commands.moves import SUM_COLUMNS, MoveRequest, MoveRunner, Planned, plan_request, sum_rows
+from simplu_worker.commands.moves import (
+    SUM_COLUMNS,
+    MoveRequest,
+    MoveRunner,
+    Planned,
+    find_home,
+    plan_request,
+    sum_rows,
+)
 from simplu_worker.commands.output import Answer, Line, Part, Table, print_note, table_of
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings
@@ -30,7 +36,7 @@ from simplu_worker.transfers.moving.checksums import (
     describe_difference,
     repair_resources,
 )
-from simplu_worker.transfers.moving.places import TenantPlaces, find_places
+from simplu_worker.transfers.moving.places import find_places
 from simplu_worker.transfers.moving.types import GONE
 from simplu_worker.transfers.moving.undoing import (
     LeftBehind,
@@ -61,17 +67,6 @@ async def move_tenant(
     return Answer(planned, [*planned.describe(), note])
 
 
-class RollbackPlan(msgspec.Struct, frozen=True, rename="camel"):
-    """What a rollback does, in the order of its members. *shard* has its home, or its row if it was destroyed."""
-
-    tenant: str
-    shard: str
-    deletes_copies_on: tuple[str, ...] = ()
-    rows_deleted: int = 0
-    ends_last_move: bool = False
-    back_to: str | None = None
-
-
 async def rollback_tenant(
     settings: Settings,
     tenant: tuple[str, str],
@@ -94,7 +89,7 @@ async def rollback_tenant(
             home, state = destroyed_on, f"was destroyed on shard {destroyed_on}"
             way = WayBack(tuple(copies))
         else:
-            home = _home_of(places)
+            home = await find_home(shards, tenant_id, places)
             state = f"stays on shard {home}"
             way = await _find_way_back(shards, tenant_id, home, copies, stay=stay)
         if not way.undone and stay:
@@ -117,16 +112,6 @@ async def rollback_tenant(
     return status
 
 
-def _home_of(places: TenantPlaces) -> str:
-    home = places.home()
-    if home is None:
-        raise RetryableError(
-            f"{places.tenant_id}: expected a home, got a tenant that has left its shard; workers activate it within "
-            "seconds: run the command again"
-        )
-    return home
-
-
 def _note_return(tenant: tuple[str, str], home: str, way: WayBack) -> None:
     if way.returned_from is not None:
         print_note(
@@ -138,24 +123,27 @@ def _note_return(tenant: tuple[str, str], home: str, way: WayBack) -> None:
 async def _plan(shards: Shards, tenant: tuple[str, str], home: str, way: WayBack) -> Answer:
     tenant_id = parse_tenant_id(*tenant)
     count = sum([await count_copied(shards.pools, tenant_id, copy) for copy in way.undone])
-    plan = RollbackPlan(tenant_id, home, way.undone, count, way.ends_last_move, way.back_to)
     planned = Planned()
     if way.back_to is not None and not way.undone:  # beside another copy a move is refused, and that goes first
         planned = await plan_request(shards, MoveRequest(*tenant, way.back_to))
-    return Answer({"rollback": plan, "plan": planned.plan}, _describe_plan(plan, planned))
-
-
-def _describe_plan(plan: RollbackPlan, planned: Planned) -> Iterator[Part]:
-    for copy in plan.deletes_copies_on:
-        yield Line(f"{plan.tenant}: the copy on shard {copy} is deleted; the tenant is on shard {plan.shard}")
-    if plan.deletes_copies_on:
-        yield Line(f"{plan.tenant}: {plan.rows_deleted} rows of the copy")
-    if plan.ends_last_move:
-        yield Line(f"{plan.tenant}: the last move, to shard {plan.shard}, is ended: its rows are compared")
-    if plan.back_to is not None:
-        yield Line(f"{plan.tenant}: moves back from shard {plan.shard} to shard {plan.back_to}")
-    yield from planned.describe()
-    yield "nothing was changed; with --apply this is done"
+    steps = [f"the copy on shard {copy} is deleted; the tenant is on shard {home}" for copy in way.undone]
+    steps += [f"{count} rows of the copy"] if way.undone else []
+    steps += [f"the last move, to shard {home}, is ended: its rows are compared"] if way.ends_last_move else []
+    steps += [] if way.back_to is None else [f"moves back from shard {home} to shard {way.back_to}"]
+    plan = {
+        "tenant": tenant_id,
+        "shard": home,
+        "deletesCopiesOn": way.undone,
+        "rowsDeleted": count,
+        "endsLastMove": way.ends_last_move,
+        "backTo": way.back_to,
+    }
+    parts = [
+        *(Line(f"{tenant_id}: {step}") for step in steps),
+        *planned.describe(),
+        "nothing was changed; with --apply this is done",
+    ]
+    return Answer({"rollback": plan, "plan": planned.plan}, parts)
 
 
 async def _find_way_back(shards: Shards, tenant_id: str, home: str, copies: Sequence[str], *, stay: bool) -> WayBack:
@@ -251,10 +239,7 @@ def _describe_comparison(tenant_id: str, comparison: Comparison, done: Repair, *
 
 async def _find_move(shards: Shards, tenant_id: str) -> tuple[ShardPool, ShardPool, Transfer]:
     """Return the shard that a tenant left, its home, and the journal of the move there."""
-    places = await find_places(shards.locator, shards.pools, tenant_id)
-    home = places.home()
-    if home is None:
-        raise RetryableError(f"{tenant_id}: expected a home, got a tenant on its way; run tenants move again")
+    home = await find_home(shards, tenant_id)
     target = shards.pools.pool_of(home)
     async with target.connection() as connection:
         arrival = await read_transfer(connection, tenant_id, TransferKind.ARRIVAL)
@@ -293,8 +278,15 @@ async def clean_up_tenants(settings: Settings, older_than: str, *, differing: bo
                 if one.differs and not differing:
                     raise PermanentError(DIFFERS)
                 if home_id not in known_ids:  # it has left the map or Citrus since
-                    home_id = await _find_home(shards, one.tenant_id)
-                found = await _clean_up_one(shards, one, shard_id, home_id, silent, apply=apply)
+                    home_id = await _find_last_home(shards, one.tenant_id)
+                if home_id in silent:  # each try would take as long as its deadline
+                    raise RetryableError(f"no answer from shard {home_id}, where its home is")
+                way = one.tenant_id, shard_id, one.target_id
+                if apply:
+                    count = await clean_up(shards.pools, shards.commits, *way, home_id=home_id)
+                else:
+                    count = await count_left(shards.pools, *way, home_id=home_id)
+                found: dict[str, Any] = {"rows": count}
             except WorkerError as exc:
                 found = {"error": str(exc)}
             return {"tenant": one.tenant_id, "left": shard_id, "home": home_id} | found
@@ -312,22 +304,8 @@ async def clean_up_tenants(settings: Settings, older_than: str, *, differing: bo
     return Answer({"applied": apply, "tenants": found}, parts, {one: causes.get(one, "") for one in silent}, is_failed)
 
 
-async def _find_home(shards: Shards, tenant_id: str) -> str:
+async def _find_last_home(shards: Shards, tenant_id: str) -> str:
+    """Return the shard with the tenant's home, or the one on which it was destroyed."""
     places = await find_places(shards.locator, shards.pools, tenant_id)
-    if (home_id := places.home()) is not None:
-        return home_id
     gone = [shard_id for shard_id, state in places.states.items() if state in GONE]
-    if len(gone) != 1:
-        raise RetryableError("expected a home, got a tenant on its way; run: simplu-worker tenants show")
-    return gone[0]
-
-
-async def _clean_up_one(
-    shards: Shards, one: LeftBehind, shard_id: str, home_id: str, silent: Collection[str], *, apply: bool
-) -> dict[str, Any]:
-    if home_id in silent:  # each try would take as long as its deadline
-        raise RetryableError(f"no answer from shard {home_id}, where its home is")
-    way = one.tenant_id, shard_id, one.target_id
-    if not apply:
-        return {"rows": await count_left(shards.pools, *way, home_id=home_id)}
-    return {"rows": await clean_up(shards.pools, shards.commits, *way, home_id=home_id)}
+    return gone[0] if len(gone) == 1 and places.home() is None else await find_home(shards, tenant_id, places)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,10 +13,10 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.assembly.aws import open_leases, open_stream
-from simplu_worker.assembly.shards import Shards, open_shards
-from simplu_worker.commands.moves import clear_cache
+from simplu_worker.assembly.shards import open_shards
+from simplu_worker.commands.moves import clear_cache, find_home
 from simplu_worker.commands.output import Answer, Facts, Line, Part, TransferProgress, print_note
-from simplu_worker.commands.running import parse_tenant_id, require_settings
+from simplu_worker.commands.running import given_address, parse_tenant_id, require_settings
 from simplu_worker.commands.tenants.rules import (
     BackupFacts,
     missing_ages,
@@ -26,9 +26,8 @@ from simplu_worker.commands.tenants.rules import (
     refusal_of_rows,
 )
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.positions import read_position_rows
-from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.schema.migrations import ShardSchema, refusal_of
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION, read_schema
@@ -36,7 +35,6 @@ from simplu_worker.shards.settling import Transfer, read_transfer
 from simplu_worker.shards.types import StreamPosition
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.transfers import QUERIES
-from simplu_worker.transfers.moving.places import find_places
 from simplu_worker.transfers.moving.readiness import check_copy, require_schema
 from simplu_worker.transfers.restoring import (
     Restore,
@@ -63,41 +61,25 @@ class RestoreCommand:
     apply: bool
 
 
-class RestorePlan(msgspec.Struct, frozen=True, rename="camel"):
-    """What a restore would do; None is what takes long to count. *repeats* says why `--apply` is refused."""
-
-    tenant: str
-    shard: str
-    mode: RestoreMode
-    backup: str
-    last_operation_in_backup: datetime | None
-    resources_in_backup: int | None
-    resources_now: int | None
-    since_backup: dict[str, int] | None
-    erased_since_backup: list[str]
-    read_again_seconds: float | None
-    export: str
-    goes_on: bool
-    repeats: str | None
-
-
 async def restore_tenant(settings: Settings, command: RestoreCommand) -> Answer:
     """Return what a restore would do; with `apply`, do it and return a certificate. Raises `PermanentError`."""
     require_settings(settings, routes=True, stream=command.mode is RestoreMode.CATCH_UP)
     tenant_id = parse_tenant_id(command.business, command.location)
     async with AsyncExitStack() as stack:
         shards = await stack.enter_async_context(open_shards(settings))
-        live = await _find_home(shards, tenant_id)
+        live = shards.pools.pool_of(await find_home(shards, tenant_id))
+        await require_schema(live)
+        await check_copy(live)
         backups = await stack.enter_async_context(Pools(size=BACKUP_CONNECTIONS))
-        backup = backups.ensure_pool(backup_address(settings, live.address.shard_id))
+        backup = backups.ensure_pool(given_address(settings, "BACKUP_URL", "a restored backup", live.address.shard_id))
         try:
             plan = await _plan(settings, command, tenant_id, live, backup)
             if not command.apply:
                 return Answer({"plan": plan}, _describe_plan(plan))
-            if plan.repeats is not None:
-                raise PermanentError(f"{tenant_id}: {plan.repeats}")
+            if plan["repeats"] is not None:
+                raise PermanentError(f"{tenant_id}: {plan['repeats']}")
             kept = timedelta(hours=settings.operation_retention_hours)
-            restore = Restore(tenant_id, plan.shard, command.mode, Path(plan.export), kept)
+            restore = Restore(tenant_id, plan["shard"], command.mode, Path(plan["export"]), kept)
             with TransferProgress() as progress:
 
                 def show(status: RestoreStatus) -> None:
@@ -130,61 +112,49 @@ async def _run(settings: Settings, restorer: Restorer) -> RestoreCertificate:
         raise
 
 
-async def _find_home(shards: Shards, tenant_id: str) -> ShardPool:
-    places = await find_places(shards.locator, shards.pools, tenant_id)
-    shard_id = places.home()
-    if shard_id is None:
-        raise RetryableError(f"{tenant_id}: expected a home, got a tenant on its way; run the command again")
-    live = shards.pools.pool_of(shard_id)
-    await require_schema(live)
-    await check_copy(live)
-    return live
-
-
 async def _plan(
     settings: Settings, command: RestoreCommand, tenant_id: str, live: ShardPool, backup: ShardPool
-) -> RestorePlan:
+) -> dict[str, Any]:
+    """Return what a restore would do; None is what takes long to count. `repeats` says why `--apply` is refused."""
     stream_name = settings.kinesis_stream_name
     content = await read_backup(backup, stream_name and stream_name.rpartition("/")[2])
     if content is None:
         raise PermanentError("BACKUP_URL: expected a shard, got an empty database; restore the backup again")
     refusal = refusal_of(content.schema, worker_version=SCHEMA_VERSION)
-    async with backup.connection() as there, live.connection() as here:
-        databases = [dict(await one.fetchrow(QUERIES["describe_database"]) or {}) for one in (there, here)]
+    async with backup.connection() as of_backup, live.connection() as of_live:
+        databases = [dict(await one.fetchrow(QUERIES["describe_database"]) or {}) for one in (of_backup, of_live)]
         if (wrong := refusal_of_database(*databases)) is not None:
             raise PermanentError(f"BACKUP_URL: {wrong}")
-        in_backup, now = await _read_tenant(there, tenant_id), await _read_tenant(here, tenant_id)
+        in_backup, now = await _read_tenant(of_backup, tenant_id), await _read_tenant(of_live, tenant_id)
         if now is None:
             raise RetryableError(f"{tenant_id}: its row has gone from shard {live.address.shard_id}")
         refusal = refusal or refusal_of_rows(in_backup, now, command.mode)
         if refusal is not None:
             raise PermanentError(f"{tenant_id}: {refusal}")
-        journal = await read_transfer(here, tenant_id, TransferKind.RESTORE)
-    size_there = await backup.count(QUERIES["describe_tenant_log"], tenant_id)
-    size_here = await live.count(QUERIES["describe_tenant_log"], tenant_id)
-    last_at = content.last_applied_at and content.last_applied_at - IN_DOUBT
-    if size_there is not None:
-        last_at = size_there[0]["last_applied_at"]
+        journal = await read_transfer(of_live, tenant_id, TransferKind.RESTORE)
+    counted = [await one.count(QUERIES["describe_tenant_log"], tenant_id) for one in (backup, live)]
+    there, here = [{} if rows is None else dict(rows[0]) for rows in counted]
+    last_at = there.get("last_applied_at", content.last_applied_at and content.last_applied_at - IN_DOUBT)
     since = await live.count(QUERIES["count_logged_since"], tenant_id, last_at)
-    async with live.connection() as here:
-        erased = await here.fetch(QUERIES["find_erased_since"], tenant_id, last_at)
+    async with live.connection() as connection:
+        erased = await connection.fetch(QUERIES["find_erased_since"], tenant_id, last_at)
     has_begun = journal is not None and journal.step in {TransferStep.REPLACING, TransferStep.COPIED}
     goes_on = has_begun and now["state"] == TenantState.FENCED
-    return RestorePlan(
-        tenant=tenant_id,
-        shard=live.address.shard_id,
-        mode=command.mode,
-        backup=backup.address.place,
-        last_operation_in_backup=None if size_there is None else size_there[0]["last_applied_at"],
-        resources_in_backup=None if size_there is None else size_there[0]["resource_count"],
-        resources_now=None if size_here is None else size_here[0]["resource_count"],
-        since_backup=None if since is None else {row["source"]: row["operation_count"] for row in since},
-        erased_since_backup=[f"{row['resource_type']} {row['resource_id']}" for row in erased],
-        read_again_seconds=await _judge_stream(settings, command, tenant_id, content, goes_on=goes_on),
-        export=str(_export_path(command.export, tenant_id, journal if goes_on else None)),
-        goes_on=goes_on,
-        repeats=refusal_of_repetition(journal, command.mode, command.export),
-    )
+    return {
+        "tenant": tenant_id,
+        "shard": live.address.shard_id,
+        "mode": command.mode,
+        "backup": backup.address.place,
+        "lastOperationInBackup": there.get("last_applied_at"),
+        "resourcesInBackup": there.get("resource_count"),
+        "resourcesNow": here.get("resource_count"),
+        "sinceBackup": None if since is None else {row["source"]: row["operation_count"] for row in since},
+        "erasedSinceBackup": [f"{row['resource_type']} {row['resource_id']}" for row in erased],
+        "readAgainSeconds": await _judge_stream(settings, command, tenant_id, content, goes_on=goes_on),
+        "export": str(_export_path(command.export, tenant_id, journal if goes_on else None)),
+        "goesOn": goes_on,
+        "repeats": refusal_of_repetition(journal, command.mode, command.export),
+    }
 
 
 async def _judge_stream(
@@ -228,41 +198,31 @@ def _export_path(chosen: Path | None, tenant_id: str, journal: Transfer | None) 
     return (chosen or Path(f"restore-{name}-{utc_now():%Y%m%dT%H%M%SZ}.jsonl")).absolute()
 
 
-def backup_address(settings: Settings, shard_id: str) -> ShardAddress:
-    """Return the address at BACKUP_URL. Raises `ConfigurationError` without one."""
-    if settings.backup_url is None:
-        raise ConfigurationError(
-            "BACKUP_URL: expected the connection string of a restored backup, got nothing; set it, or BACKUP_URL_FILE"
-        )
-    url = settings.backup_url.get_secret_value()
-    return ShardAddress(shard_id, url).validate(settings.database_allowed_hosts)
-
-
 FACTS: Final = {
     "tenant": "tenant",
     "shard": "shard",
     "mode": "mode",
     "backup": "backup",
-    "last_operation_in_backup": "last operation in it",
-    "resources_in_backup": "resources in it",
-    "resources_now": "resources now",
-    "since_backup": "operations since",
-    "read_again_seconds": "read again, seconds",
+    "lastOperationInBackup": "last operation in it",
+    "resourcesInBackup": "resources in it",
+    "resourcesNow": "resources now",
+    "sinceBackup": "operations since",
+    "readAgainSeconds": "read again, seconds",
     "export": "overwritten rows",
 }
 
 
-def _describe_plan(plan: RestorePlan) -> Iterator[Part]:
-    yield Facts({title: getattr(plan, name) for name, title in FACTS.items()})
-    for erased in plan.erased_since_backup:
+def _describe_plan(plan: Mapping[str, Any]) -> Iterator[Part]:
+    yield Facts({title: plan[name] for name, title in FACTS.items()})
+    for erased in plan["erasedSinceBackup"]:
         yield (
             f"{erased} was erased since the backup and may come back; "
             "after the restore run: simplu-worker tenants erase-resource"
         )
-    if plan.goes_on:
+    if plan["goesOn"]:
         yield "an earlier command has begun to overwrite the tenant's rows; the restore goes on"
-    if plan.repeats is not None:
-        yield f"--apply is refused: {plan.repeats}"
+    if plan["repeats"] is not None:
+        yield f"--apply is refused: {plan['repeats']}"
 
 
 def _describe_certificate(certificate: RestoreCertificate) -> Line:

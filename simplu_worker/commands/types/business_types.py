@@ -316,12 +316,8 @@ class SchemaFinding(msgspec.Struct, frozen=True, rename="camel"):
     schema_path: str
 
 
-class CheckedRows(msgspec.Struct, frozen=True):
-    """What the files say of the rows of one shard; *others* are left under names of before."""
-
-    unknown: Sequence[UnknownName]
-    findings: Sequence[SchemaFinding]
-    others: Sequence[OtherName]
+Checked: TypeAlias = tuple[list[UnknownName], list[SchemaFinding], list[OtherName]]
+"""What the files say of the rows of one shard; those of `OtherName` are left under names of before."""
 
 
 async def check_types(settings: Settings, folder: Path) -> Answer:
@@ -334,15 +330,15 @@ async def check_types(settings: Settings, folder: Path) -> Answer:
     async with open_shards(settings) as shards:
         known = sorted(await shards.locator.list_shards(), key=lambda shard: shard.shard_id)
 
-        async def ask(address: ShardAddress) -> CheckedRows:
+        async def ask(address: ShardAddress) -> Checked:
             return await _check_rows(shards.pools.ensure_pool(address), files, schemas)
 
         answers = await query_all_shards(known, ask, limits=LIMITS)
     silent = [shard.shard_id for shard in known if shard.shard_id not in answers]
     checked = [answers[shard.shard_id] for shard in known if shard.shard_id in answers]
-    unknown = [one for rows in checked for one in rows.unknown]
-    findings = [one for rows in checked for one in rows.findings]
-    others = [one for rows in checked for one in rows.others]
+    unknown = [one for found, _, _ in checked for one in found]
+    findings = [one for _, found, _ in checked for one in found]
+    others = [one for _, _, found in checked for one in found]
     tables: list[tuple[Sequence[str], Sequence[msgspec.Struct]]] = [
         (UNKNOWN_COLUMNS, unknown),
         (FINDING_COLUMNS, findings),
@@ -358,7 +354,7 @@ def _schemas_of(file: TypeFile) -> Schemas:
     return [(one, Schema(one.schema)) for one in file.type.resource_types if one.schema is not None]
 
 
-async def _check_rows(pool: ShardPool, files: Mapping[str, TypeFile], schemas: Mapping[str, Schemas]) -> CheckedRows:
+async def _check_rows(pool: ShardPool, files: Mapping[str, TypeFile], schemas: Mapping[str, Schemas]) -> Checked:
     unknown: list[UnknownName] = []
     findings: list[SchemaFinding] = []
     for name, file in files.items():
@@ -367,7 +363,7 @@ async def _check_rows(pool: ShardPool, files: Mapping[str, TypeFile], schemas: M
         rows = await fetch_from_shard(pool, QUERIES["count_unknown_names"], name, names)
         unknown += [UnknownName(pool.address.shard_id, name, *_counts(row)) for row in rows]
         findings += await _judge_rows(pool, name, schemas[name])
-    return CheckedRows(unknown, findings, await find_other_names(pool, files))
+    return unknown, findings, list(await find_other_names(pool, files))
 
 
 def _counts(row: Mapping[str, Any]) -> tuple[str, int, int]:
