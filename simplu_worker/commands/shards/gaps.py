@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output import Answer, Facts, table_of
 from simplu_worker.commands.running import known_shard
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import WorkerError
 from simplu_worker.shards import positions
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.shards.routing.shard_query import query_all_shards
+from simplu_worker.shards.routing.shard_query import query_with_causes
 from simplu_worker.shards.schema import schema_check
-from simplu_worker.telemetry.log import scrub_text
 
 COLUMNS: Final = {
     "shardId": "shard",
@@ -35,26 +34,13 @@ async def accept_gaps(settings: Settings, shard_id: str | None, *, apply: bool) 
     async with open_shards(settings) as shards:
         known = await shards.locator.list_shards()
         chosen = known if shard_id is None else [known_shard(known, shard_id)]
-        refusals: dict[str, str] = {}
-
-        async def ask(address: ShardAddress) -> list[dict[str, Any]]:
-            try:
-                return await _find(shards.pools, address, apply=apply)
-            except WorkerError as exc:
-                refusals[address.shard_id] = address.without_name(scrub_text(str(exc)))
-                return []
-
-        answers = await query_all_shards(chosen, ask)
-    silent = sorted({address.shard_id for address in chosen} - answers.keys())
+        answers, silent = await query_with_causes(chosen, partial(_find, shards.pools, apply=apply))
     gaps = [gap for _, found in sorted(answers.items()) for gap in found]
     parts = [
         table_of(COLUMNS, gaps) if gaps else None,
-        (ACCEPTED if apply else PLANNED) if gaps else None if refusals or silent else NONE_FOUND,
-        *(f"{shard_id}: {error}" for shard_id, error in sorted(refusals.items())),
+        (ACCEPTED if apply else PLANNED) if gaps else None if silent else NONE_FOUND,
     ]
-    is_failed = bool(refusals) or (shard_id is not None and not gaps)
-    members = {"applied": apply, "gaps": gaps, "errors": dict(sorted(refusals.items()))}
-    return Answer(members, parts, silent, is_failed)
+    return Answer({"applied": apply, "gaps": gaps}, parts, silent, is_failed=shard_id is not None and not gaps)
 
 
 async def _find(pools: Pools, address: ShardAddress, *, apply: bool) -> list[dict[str, Any]]:

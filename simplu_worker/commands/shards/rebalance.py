@@ -11,10 +11,9 @@ import msgspec
 
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.command_line import MoveTerms
-from simplu_worker.commands.moves import MoveRequest, MoveRunner, find_refused, with_tenant
+from simplu_worker.commands.moves import MoveRequest, MoveRunner, find_refused, locate_all, with_tenant
 from simplu_worker.commands.output import Answer, print_json_line, print_line, print_note, print_table, table_of
 from simplu_worker.commands.running import known_shard
-from simplu_worker.commands.shards.show import locate_all
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.postgres.address import ShardAddress

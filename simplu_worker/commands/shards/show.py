@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from simplu_worker.assembly.shards import open_shards
+from simplu_worker.commands.moves import locate_all
 from simplu_worker.commands.output import Answer, Table, first_rows
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import PermanentError
 from simplu_worker.shards.health.assessment import Health
 from simplu_worker.shards.health.prober import InspectedShard, inspect_all_shards
-from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator, StaticMap
 from simplu_worker.shards.routing.shard_map import ShardMap
 from simplu_worker.shards.routing.shard_query import fetch_from_all_shards
 from simplu_worker.status.views import shard_view
 from simplu_worker.telemetry.log import scrub_text
-from simplu_worker.transfers.patience import run_at_once
 
 COLUMNS: Final = (
     "shard",
@@ -89,9 +88,6 @@ def _format_lag(view: dict[str, Any]) -> str | None:
     return ", ".join(parts) or None
 
 
-REQUESTS_AT_ONCE: Final = 16
-
-
 class KeyRoute(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """The shard of one key; *retired* are the retired shards to which it was hashed first."""
 
@@ -157,20 +153,3 @@ async def _locate_keys(locator: Locator, keys: Sequence[str]) -> list[KeyRoute]:
         return KeyRoute(key, shard_id=address.shard_id, inactive=not address.is_active)
 
     return [route(key) for key in keys]
-
-
-async def locate_all(
-    locator: Locator, tenant_ids: Iterable[str]
-) -> tuple[dict[str, ShardAddress | None], dict[str, str]]:
-    """Return the shards that the locator names by tenant, and the errors of those for which it names none."""
-    named: dict[str, ShardAddress | None] = {}
-    errors: dict[str, str] = {}
-
-    async def locate(tenant_id: str) -> None:
-        try:
-            named[tenant_id] = await locator.locate(tenant_id)
-        except (RetryableError, PermanentError) as exc:
-            errors[tenant_id] = str(exc)
-
-    await run_at_once(locate, tenant_ids, most=REQUESTS_AT_ONCE)
-    return named, errors

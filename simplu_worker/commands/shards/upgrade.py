@@ -15,7 +15,7 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.shards.routing.shard_query import LIMITS, query_all_shards
+from simplu_worker.shards.routing.shard_query import LIMITS, query_with_causes
 from simplu_worker.shards.schema.migrations import Upgrade
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION, ensure_schema
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, UpgradeActivity, Upgrader, read_upgrade
@@ -100,10 +100,12 @@ async def _read_upgrades(pools: Pools, addresses: Sequence[ShardAddress]) -> dic
         async with pools.ensure_pool(address).connection() as connection:
             return _report(address, await read_upgrade(connection, address.shard_id))
 
-    answers = await query_all_shards(addresses, lambda address: _reported(address, read(address)))
-    late = f"no answer within {LIMITS.answer_s:g} s"
-    silent = {one.shard_id: UpgradeReport(one.shard_id, one.place, UpgradeStatus.FAILED, late) for one in addresses}
-    return silent | answers
+    answers, silent = await query_with_causes(addresses, read)
+    late, places = f"no answer within {LIMITS.answer_s:g} s", {one.shard_id: one.place for one in addresses}
+    return answers | {
+        shard_id: UpgradeReport(shard_id, places[shard_id], UpgradeStatus.FAILED, cause or late)
+        for shard_id, cause in silent.items()
+    }
 
 
 async def _upgrade_shards(

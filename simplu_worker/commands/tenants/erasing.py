@@ -141,8 +141,7 @@ async def _find(shards: Shards, erasure: Erasure) -> tuple[dict[str, Standing], 
         return await find_standing(pool, erasure), await has_old_table(pool)
 
     known = await shards.locator.list_shards()
-    answers, causes = await query_with_causes(known, ask)
-    silent = {one.shard_id: causes.get(one.shard_id, "") for one in known if one.shard_id not in answers}
+    answers, silent = await query_with_causes(known, ask)
     standings = {shard_id: one for shard_id, (one, _) in answers.items() if one is not None}
     if (obstacle := obstacle_to(erasure, standings)) is not None:
         raise RetryableError(obstacle)

@@ -11,9 +11,9 @@ import msgspec
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.business_info.table import BusinessInfo, UnreadableBusiness
+from simplu_worker.commands.moves import locate_all
 from simplu_worker.commands.output import Answer, Line, Part, first_rows
 from simplu_worker.commands.running import parse_tenant_id
-from simplu_worker.commands.shards.show import locate_all
 from simplu_worker.commands.tenants.rules import (
     LIVING_STATES,
     AuditedRow,

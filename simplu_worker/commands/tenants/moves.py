@@ -268,9 +268,8 @@ async def clean_up_tenants(settings: Settings, older_than: str, *, differing: bo
             return await list_left_behind(shards.pools.ensure_pool(address), age)
 
         known = await shards.locator.list_shards()
-        left, causes = await query_with_causes(known, ask)
+        left, silent = await query_with_causes(known, ask)
         known_ids = {one.shard_id for one in known}
-        silent = sorted(known_ids - left.keys())
 
         async def look(rows: tuple[str, LeftBehind]) -> dict[str, Any]:
             (shard_id, one), home_id = rows, rows[1].target_id
@@ -301,7 +300,7 @@ async def clean_up_tenants(settings: Settings, older_than: str, *, differing: bo
         f"nothing was deleted; with --apply these {count} rows are" if found and not apply else None,
     ]
     is_failed = any("error" in one for one in found)
-    return Answer({"applied": apply, "tenants": found}, parts, {one: causes.get(one, "") for one in silent}, is_failed)
+    return Answer({"applied": apply, "tenants": found}, parts, silent, is_failed)
 
 
 async def _find_last_home(shards: Shards, tenant_id: str) -> str:

@@ -15,7 +15,7 @@ from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.moves import clear_cache
 from simplu_worker.commands.output import Answer, Line, Part, Table, table_of
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import ConfigurationError, WorkerError
+from simplu_worker.errors import ConfigurationError
 from simplu_worker.operations.business_types import ResourceType
 from simplu_worker.operations.schema_judge import Schema, count_findings
 from simplu_worker.shards.apply import judging
@@ -27,7 +27,7 @@ from simplu_worker.shards.routing.shard_query import (
     QueryLimits,
     fetch_from_all_shards,
     fetch_from_shard,
-    query_all_shards,
+    query_with_causes,
 )
 from simplu_worker.shards.schema.type_files import (
     FILE_MAX_BYTES,
@@ -40,7 +40,6 @@ from simplu_worker.shards.schema.type_files import (
 )
 from simplu_worker.shards.schema.upgrade import UPGRADE_TIMEOUTS, Upgrader, plan_on
 from simplu_worker.shards.tenants.resource_changes import OtherName, find_other_names, store_under_names
-from simplu_worker.telemetry.log import scrub_text
 
 COLUMNS: Final = ("type", "written by", "digest", "tenants", "shards", "shards without it")
 DIGEST_SHOWN: Final = 12
@@ -203,11 +202,10 @@ async def apply_types(
             await asyncio.sleep(REREAD_S)
             reports = await _move_all(pools, reports, known, files)
     warning = await clear_cache(settings) if any(report.moved for report in reports) else None
-    silent = sorted({shard.shard_id for shard in known} - {report.shard_id for report in reports})
     is_left = apply and any(report.other_names for report in reports)
     is_failed = warning is not None or is_left or any(report.state in BAD for report in reports)
     members = {"applied": apply, "shards": reports, "warning": warning}
-    return Answer(members, [*_describe(reports, apply=apply), warning], silent, is_failed)
+    return Answer(members, [*_describe(reports, apply=apply), warning], is_failed=is_failed)
 
 
 async def _ask_all(
@@ -220,21 +218,19 @@ async def _ask_all(
     timeout_s: float,
 ) -> list[ApplyReport]:
     async def ask(address: ShardAddress) -> ApplyReport:
-        shard_id = address.shard_id
-        try:
-            pool = pools.ensure_pool(address)
-            if apply:
-                plan = await Upgrader(pool, patience_s=timeout_s).apply_types(files, remove=remove)
-            else:
-                plan = await plan_on(pool, files, remove=remove)
-            others = [] if plan is None or plan.refusals else await find_other_names(pool, files)
-        except WorkerError as exc:
-            return ApplyReport(shard_id, ApplyStatus.FAILED, problems=[address.without_name(scrub_text(str(exc)))])
-        return msgspec.structs.replace(_report(shard_id, plan, apply=apply), other_names=others)
+        pool = pools.ensure_pool(address)
+        if apply:
+            plan = await Upgrader(pool, patience_s=timeout_s).apply_types(files, remove=remove)
+        else:
+            plan = await plan_on(pool, files, remove=remove)
+        others = [] if plan is None or plan.refusals else await find_other_names(pool, files)
+        return msgspec.structs.replace(_report(address.shard_id, plan, apply=apply), other_names=others)
 
     limits = QueryLimits(answer_s=timeout_s + ANSWER_LIMITS.all_s, all_s=2 * (timeout_s + ANSWER_LIMITS.all_s))
-    answers = await query_all_shards(known, ask, limits=limits)
-    return [answers[address.shard_id] for address in known if address.shard_id in answers]
+    answers, silent = await query_with_causes(known, ask, limits=limits)
+    late = f"no answer within {limits.answer_s:g} s"
+    failed = {one: ApplyReport(one, ApplyStatus.FAILED, problems=[cause or late]) for one, cause in silent.items()}
+    return [*dict(sorted((answers | failed).items())).values()]
 
 
 async def _move_all(
@@ -243,16 +239,18 @@ async def _move_all(
     by_id = {report.shard_id: report for report in reports}
 
     async def move(address: ShardAddress) -> ApplyReport:
-        report, pool = by_id[address.shard_id], pools.ensure_pool(address)
-        try:
-            moved = await store_under_names(pool, files)
-            return msgspec.structs.replace(report, moved=moved, other_names=await find_other_names(pool, files))
-        except WorkerError as exc:
-            problem = address.without_name(scrub_text(str(exc)))
-            return msgspec.structs.replace(report, state=ApplyStatus.FAILED, problems=[problem])
+        pool = pools.ensure_pool(address)
+        moved = await store_under_names(pool, files)
+        others = await find_other_names(pool, files)
+        return msgspec.structs.replace(by_id[address.shard_id], moved=moved, other_names=others)
 
-    due = [address for address in known if address.shard_id in by_id and by_id[address.shard_id].other_names]
-    return [*(by_id | await query_all_shards(due, move, limits=MOVE_LIMITS)).values()]
+    due = [address for address in known if by_id[address.shard_id].other_names]
+    answers, silent = await query_with_causes(due, move, limits=MOVE_LIMITS)
+    failed = {
+        one: msgspec.structs.replace(by_id[one], state=ApplyStatus.FAILED, problems=[cause])
+        for one, cause in silent.items()
+    }
+    return [*(by_id | answers | failed).values()]
 
 
 def _report(shard_id: str, plan: TypesPlan | None, *, apply: bool) -> ApplyReport:
@@ -333,8 +331,7 @@ async def check_types(settings: Settings, folder: Path) -> Answer:
         async def ask(address: ShardAddress) -> Checked:
             return await _check_rows(shards.pools.ensure_pool(address), files, schemas)
 
-        answers = await query_all_shards(known, ask, limits=LIMITS)
-    silent = [shard.shard_id for shard in known if shard.shard_id not in answers]
+        answers, silent = await query_with_causes(known, ask, limits=LIMITS)
     checked = [answers[shard.shard_id] for shard in known if shard.shard_id in answers]
     unknown = [one for found, _, _ in checked for one in found]
     findings = [one for _, found, _ in checked for one in found]

@@ -15,6 +15,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import has_schema
+from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import TargetKind
 
 Item = TypeVar("Item")
@@ -91,19 +92,20 @@ async def query_all_shards(
 
 
 async def query_with_causes(
-    shards: Sequence[ShardAddress], query: Callable[[ShardAddress], Awaitable[Result]]
+    shards: Sequence[ShardAddress], query: Callable[[ShardAddress], Awaitable[Result]], *, limits: QueryLimits = LIMITS
 ) -> tuple[dict[str, Result], dict[str, str]]:
-    """Return what `query_all_shards` does, and why shards gave no answer."""
-    causes: dict[str, str] = {}
+    """Return what `query_all_shards` does, and the shards without an answer, with the cause where there is one."""
+    causes = dict.fromkeys(sorted(shard.shard_id for shard in shards), "")
 
     async def ask(shard: ShardAddress) -> Result:
         try:
             return await query(shard)
-        except RetryableError as exc:
-            causes[shard.shard_id] = shard.without_name(str(exc))
-            raise
+        except WorkerError as exc:
+            causes[shard.shard_id] = shard.without_name(scrub_text(str(exc)))
+            raise RetryableError(causes[shard.shard_id]) from exc
 
-    return await query_all_shards(shards, ask), causes
+    answers = await query_all_shards(shards, ask, limits=limits)
+    return answers, {shard_id: cause for shard_id, cause in causes.items() if shard_id not in answers}
 
 
 def group_by_shard(pairs: Iterable[tuple[ShardAddress, Item]]) -> list[tuple[ShardAddress, list[Item]]]:
