@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ssl
+from typing import Any
 
 import asyncpg
 import pytest
 
-from simplu_worker.network_errors import NO_SERVER
+from simplu_worker.network_errors import NO_SERVER, UNEXPLAINED
 from simplu_worker.shards.postgres import errors
 from simplu_worker.shards.postgres.errors import state_words
 
@@ -35,6 +36,12 @@ def test_each_code_with_a_reaction_has_words() -> None:
     assert errors._MEANING_BY_CODE.keys() - errors._BY_CODE.keys() <= {"0A000", "40001", "XX000"}  # as their class
 
 
+def certificate_of_another_ca() -> ssl.SSLCertVerificationError:
+    error: Any = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_code = 18
+    return error  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     ("exc", "words"),
     [
@@ -44,6 +51,14 @@ def test_each_code_with_a_reaction_has_words() -> None:
         (asyncpg.ClientConfigurationError("invalid port"), errors.WRONG_ADDRESS),
         (ValueError("postgresql://u:secret@h"), errors.WRONG_ADDRESS),
         (FileNotFoundError(2, "No such file or directory", "/ca.pem"), "expected to use the file /ca.pem, got No such"),
+        (OSError(5, "Input/output error"), "expected a connection, got none to any of its addresses"),
+        (certificate_of_another_ca(), "expected a certificate of a CA that is trusted here, got one of another; name "),
+        (RuntimeError("a bug"), UNEXPLAINED),
+        (asyncpg.OutdatedSchemaCacheError("x"), errors.OUTDATED),
+        (asyncpg.TargetServerAttributeNotMatched("expected a primary"), "expected a primary"),
+        (asyncpg.PostgresError(), "an error of Postgres (no SQLSTATE)"),
+        (asyncpg.DeadlockDetectedError("row of a person"), "two transactions wait for each other (40P01)"),
+        (KeyError("port"), errors.WRONG_ADDRESS),
         (ssl.SSLCertVerificationError(1, "certificate verify failed"), "expected TLS that both sides accept"),
     ],
 )
@@ -64,3 +79,29 @@ def test_notes_are_appended() -> None:
     error = ConnectionRefusedError()
     error.add_note("expected the passfile")
     assert errors.error_words(error) == f"{NO_SERVER}; expected the passfile"
+
+
+def test_ca_of_a_shard_is_named_in_its_address() -> None:
+    chained = RuntimeError("a library's")
+    chained.__cause__ = certificate_of_another_ca()
+    for error in (certificate_of_another_ca(), chained):
+        assert "name the CA in sslrootcert" in errors.error_words(error)
+
+
+@pytest.mark.parametrize(
+    ("is_timeout", "limit", "fewer"),
+    [(True, 5000, 500), (True, 11, 1), (True, 9, 1), (True, 2, 1), (True, 1, None), (False, 5000, None)],
+)
+def test_fewer_rows_are_tried_after_a_timeout_alone(*, is_timeout: bool, limit: int, fewer: int | None) -> None:
+    error = errors.StatementFailedError("took too long", error="57014", is_timeout=is_timeout)
+    if fewer is not None:
+        assert errors.fewer_after(error, limit) == fewer
+        return
+    with pytest.raises(errors.StatementFailedError, match="took too long") as caught:
+        errors.fewer_after(error, limit)
+    assert caught.value is error
+
+
+def test_duplicate_key_has_its_table() -> None:
+    error = errors.DuplicateKeyError("a key exists", error="23505", table="resources")
+    assert (str(error), error.error, error.table, error.is_timeout) == ("a key exists", "23505", "resources", False)

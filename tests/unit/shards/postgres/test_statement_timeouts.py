@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.shards.postgres.statement_timeouts import Isolation, ShardTimeouts, StatementBudget
+from simplu_worker.shards.postgres.statement_timeouts import FORMATS, Isolation, ShardTimeouts, StatementBudget
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,15 @@ def test_transaction_has_the_timeouts_of_its_budget(budget: StatementBudget, sta
     begin = ShardTimeouts().begin(budget)
     assert f"SET LOCAL statement_timeout = {statement_ms};" in begin
     assert f"SET LOCAL lock_timeout = {lock_ms};" in begin
-    assert ShardTimeouts().limits_of(budget).statement_s * 1000 == statement_ms
+    limits = ShardTimeouts().limits_of(budget)
+    assert (limits.statement_s * 1000, limits.lock_s * 1000) == (statement_ms, lock_ms)
+    assert begin.startswith("BEGIN ISOLATION LEVEL READ COMMITTED;\nSET LOCAL lock_timeout")
+    assert begin.endswith(f"SET LOCAL statement_timeout = {statement_ms};\n{limits.plans}")
+
+
+@pytest.mark.parametrize("budget", set(StatementBudget) - {StatementBudget.PAUSE})
+def test_wait_for_a_lock_is_never_longer_than_for_any(budget: StatementBudget) -> None:
+    assert ShardTimeouts(lock_s=0.05).limits_of(budget).lock_s == 0.05
 
 
 @pytest.mark.parametrize("budget", StatementBudget)
@@ -47,6 +55,8 @@ def test_settings_are_those_that_the_server_knows(version: int, is_known: bool) 
     settings = ShardTimeouts().settings(version, is_own_session=False)
     assert ("SET LOCAL transaction_timeout = 0;" in settings) is is_known
     assert all(line.startswith("SET LOCAL ") for line in settings.splitlines())
+    assert {f"SET LOCAL {name} = {value};" for name, value in FORMATS.items()} < {*settings.splitlines()}
+    assert "SET LOCAL idle_in_transaction_session_timeout = 30000;" in settings
 
 
 def test_session_of_its_own_has_what_statements_outside_transactions_need() -> None:
@@ -55,5 +65,8 @@ def test_session_of_its_own_has_what_statements_outside_transactions_need() -> N
         "SET default_transaction_isolation = 'READ COMMITTED';",
         "SET lock_timeout = 5000;",
         "SET statement_timeout = 25000;",
+        "SET TimeZone = 'UTC';",
+        "SET idle_in_transaction_session_timeout = 30000;",
+        "SET transaction_timeout = 0;",
     } <= {*lines}
     assert not any("LOCAL" in line for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from simplu_worker.operations.business_types import BusinessType, ResourceType, ViewColumn
 from simplu_worker.shards.schema.type_files import (
     FILE_MAX_BYTES,
+    INDEX_PREFIX,
     TypeFile,
     TypeFileError,
+    index_statements,
     is_type_name,
     problems_between,
     read_type,
@@ -94,6 +97,10 @@ def with_resource(**members: Any) -> str:
             "staffResourceType: loaves is another name of loaf",
         ),
         (with_resource(alsoNamed=["settings"]), "the worker itself makes resources named settings"),
+        (with_resource(date=".".join("a" * 9)), "date, filtered: expected 1 to 8 members"),
+        (with_resource(idColumn="a'b"), "idColumn: expected resourceId, or a-z or _"),
+        (with_resource(columns=RESOURCE["columns"] * 2), "column price: expected a name that the view does not have"),
+        (json.dumps(json.loads(text_of()) | {"name": "ä" * (FILE_MAX_BYTES // 2)}), "expected at most"),
     ],
 )
 def test_file_is_refused_when_a_shard_could_not_have_it(text: str, problem: str) -> None:
@@ -108,6 +115,25 @@ def test_file_is_refused_with_all_of_its_problems() -> None:
         read_type(with_resource(view="A", validation="warn"))
 
     assert len(caught.value.problems) == 2
+    assert str(caught.value) == "\n".join(caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        text_of(resourceTypes=[{"name": "a"}, {"name": "b"}]),  # without views
+        with_resource(columns=[{"name": f"c{n}", "path": ["a"] * 8} for n in range(200)]),
+        with_resource(date=".".join("a" * 8), filtered=["a.b", "c", "d", "e"]),
+        with_resource(tenantColumn="tenant", idColumn="loaf_id"),
+        with_resource(name="settings", validation="warn", schema={"required": ["a"]}),
+        with_resource(name="settings", validation="enforce", schema={"required": []}),
+        with_resource(name="loaf", validation="enforce", schema={"required": ["a"]}),
+        text_of() + " " * (FILE_MAX_BYTES - len(text_of())),
+    ],
+)
+def test_file_at_the_bounds_is_accepted(text: str) -> None:
+    file = read_type(text)
+    assert set(file.views) == {one.view for one in file.type.resource_types if one.view is not None}
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
@@ -165,6 +191,36 @@ def test_view_has_the_base_columns_then_its_own() -> None:
         "FROM public.resources",
         "WHERE \"businessType\" = 'bakery' AND \"resourceName\" = 'loaf'",
     ]
+
+
+def test_view_keeps_the_columns_that_its_file_has_no_more() -> None:
+    own = ResourceType("loaf", (), "loaves", [ViewColumn("name", ["name"])], tenant_column="tenant")
+    business_type = BusinessType("bakery's", {}, "baker", [ResourceType("dough"), own])
+    there = [("tenant", "text"), ("resourceId", "text"), ("data", "jsonb"), ("date", "t"), ("lastUpdated", "t")]
+    there += [("name", "text"), ("price", "numeric"), ("extra", "jsonb")]
+    (statement,) = view_statements(business_type, server_version=15, there={"loaves": there})
+    assert statement.splitlines()[2:] == [
+        '    "id" AS "tenant", "resourceId", "data", "date", "lastUpdated",',
+        "    data ->> 'name'::pg_catalog.text AS \"name\",",
+        '    NULL::numeric AS "price",',
+        '    NULL::pg_catalog.jsonb AS "extra"',
+        "FROM public.resources",
+        "WHERE \"businessType\" = 'bakery''s' AND \"resourceName\" = 'loaf'",
+    ]
+
+
+def test_members_in_lists_have_an_index_for_texts_or_times() -> None:
+    one = ResourceType("loaf", date="baked.at", filtered=["baked.at", "city"])
+    other = ResourceType("roll", filtered=["city"])
+    statements = index_statements(BusinessType("bakery", {}, "baker", [one, other]))
+    time = "public.simplu_timestamptz(data #> '{baked,at}'::pg_catalog.text[])"
+    text = "pg_catalog.left(data #>> '{city}'::pg_catalog.text[], 200) COLLATE \"C\""
+    names = [INDEX_PREFIX + hashlib.sha256(value.encode()).hexdigest()[:16] for value in (time, text)]
+    assert statements == {
+        name: f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON public.resources\n"
+        f'(id, "resourceName", ({value})) WHERE ({value}) IS NOT NULL'
+        for name, value in zip(names, (time, text), strict=True)
+    }
 
 
 def test_view_of_an_older_server_has_no_security_invoker() -> None:
