@@ -128,7 +128,11 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
             ]
         )
     answers.insert(0, await checks.check_credentials())  # by now AWS has said what it thinks of them
-    dependencies = [dependency for answer in answers for dependency in answer] + describe_unset_sources(settings)
+    dependencies = [dependency for answer in answers for dependency in answer]
+    dependencies += [
+        CheckedDependency(one.name, one.variable, CheckStatus.OFF, f"not configured, no {one.brings} are read", 0.0)
+        for one in unset_sources(settings)
+    ]
     odd = find_oddities(checks.facts, settings, misspellings)
     return CheckReport(
         dependencies, [Finding(scrub_text(one.about), scrub_text(one.problem), one.advice) for one in odd]
@@ -236,15 +240,18 @@ class DependencyChecks:
 
     async def check_queues(self, client: Client) -> list[CheckedDependency]:
         """Check every configured queue."""
-        checks = []
-        for name, url in (
-            ("control queue", self._settings.sqs_shard_creation_queue_url),
-            ("order events", self._settings.sqs_order_events_queue_url),
-            ("priority order events", self._settings.sqs_priority_queue_url),
-        ):
-            if url is not None:
-                checks.append(check_dependency(name, url, partial(self._check_source_queue, Queue(client, url))))
-        if (url := self._settings.dead_letter_queue_url) is not None:
+        settings = self._settings
+        sources = {
+            "control queue": settings.sqs_shard_creation_queue_url,
+            "order events": settings.sqs_order_events_queue_url,
+            "priority order events": settings.sqs_priority_queue_url,
+        }
+        checks = [
+            check_dependency(name, url, partial(self._check_source_queue, Queue(client, url)))
+            for name, url in sources.items()
+            if url is not None
+        ]
+        if (url := settings.dead_letter_queue_url) is not None:
             checks.append(check_dependency("dead letters", url, partial(self._check_dead_letter_queue, client, url)))
         return await run_all(checks)
 
@@ -333,13 +340,3 @@ class DependencyChecks:
 
         async with self._shard_turns:
             return await check_dependency(name, address.place, ask)
-
-
-def describe_unset_sources(settings: Settings) -> list[CheckedDependency]:
-    """Return a line for each source that is not configured."""
-    return [
-        CheckedDependency(
-            source.name, source.variable, CheckStatus.OFF, f"not configured, the worker reads no {source.brings}", 0.0
-        )
-        for source in unset_sources(settings)
-    ]

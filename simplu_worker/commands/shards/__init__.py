@@ -94,20 +94,18 @@ def upgrade_shards(
 
 
 @shards.command(name="route")
-def route_keys(*keys: Annotated[str, Parameter(allow_leading_hyphen=True)], common: CommonOptions = NO_OPTIONS) -> int:
+def route_keys(*keys: str, common: CommonOptions = NO_OPTIONS) -> int:
     """Print on which shard the shard map or Citrus places tenants; exit with 1 if one has none.
 
     Parameters
     ----------
     keys
-        The tenants, each as businessId-locationId; `-` reads them from stdin, one a line.
+        The tenants, each as businessId-locationId.
     """
     from simplu_worker.commands.shards.show import route_keys
 
-    unknown = next((key for key in keys if key.startswith("--")), None)
-    if unknown is not None or not keys:
-        got = "none" if unknown is None else f"the option {unknown}, which is unknown"
-        raise UsageError(f"KEY: expected at least one, or - for stdin, got {got}")
+    if not keys:
+        raise UsageError("KEY: expected at least one, got none")
     return common.run(route_keys, keys)
 
 

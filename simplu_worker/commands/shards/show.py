@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
@@ -12,7 +11,6 @@ from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.moves import locate_all
 from simplu_worker.commands.output import Answer, Table, first_rows
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError
 from simplu_worker.shards.health.assessment import Health
 from simplu_worker.shards.health.prober import InspectedShard, inspect_all_shards
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -107,23 +105,9 @@ class KeyRoute(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
         return "; ".join([*parts, self.odd] if self.odd else parts)
 
 
-def read_keys(words: Sequence[str]) -> list[str]:
-    """Return the keys in *words*, each once; `-` stands for the lines of stdin."""
-    keys: dict[str, None] = {}
-    for word in words:
-        lines = (line.rstrip("\r\n") for line in sys.stdin) if word == "-" else [word]
-        keys.update(dict.fromkeys(line for line in lines if line))
-    for key in keys:
-        if any("\ud800" <= character <= "\udfff" for character in key):
-            raise PermanentError("key: expected UTF-8, got other bytes")
-    return list(keys)
-
-
 async def route_keys(settings: Settings, words: Sequence[str]) -> Answer:
-    """Return the shards of keys; it fails if the shard of a key is unknown."""
-    keys = read_keys(words)
-    if not keys:
-        raise PermanentError("KEY: expected at least one, got none on stdin")
+    """Return the shards of keys, each once; it fails if the shard of a key is unknown."""
+    keys = list(dict.fromkeys(words))
     async with open_shards(settings) as shards:
         locator = shards.locator
         if isinstance(locator, StaticMap):
@@ -143,13 +127,10 @@ def _place(shard_map: ShardMap, key: str) -> KeyRoute:
 
 async def _locate_keys(locator: Locator, keys: Sequence[str]) -> list[KeyRoute]:
     found, errors = await locate_all(locator, keys)
-
-    def route(key: str) -> KeyRoute:
-        if key in errors:
-            return KeyRoute(key, odd=scrub_text(errors[key]))
-        address = found[key]
-        if address is None:
-            return KeyRoute(key, odd="not registered")
-        return KeyRoute(key, shard_id=address.shard_id, inactive=not address.is_active)
-
-    return [route(key) for key in keys]
+    routes = []
+    for key in keys:
+        if (address := found.get(key)) is None:
+            routes.append(KeyRoute(key, odd=scrub_text(errors.get(key, "not registered"))))
+        else:
+            routes.append(KeyRoute(key, shard_id=address.shard_id, inactive=not address.is_active))
+    return routes

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.commands.output import describe_silent
 from simplu_worker.commands.stream.input_lines import InputLine, LineReport, names_in
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import RejectedRecord
@@ -50,15 +49,6 @@ class LastPoll:
 
     silent_shard_ids: list[str] = field(default_factory=list)
     error: str | None = None
-
-
-def describe_poll(poll: LastPoll, errors: Mapping[str, str]) -> str:
-    """Return for what a command waits; *errors* are those of unusable shards, by id."""
-    if poll.error is not None:
-        return f"the shards were not listed: {poll.error}"
-    if silent := sorted({*poll.silent_shard_ids, *errors}):
-        return describe_silent({one: errors.get(one, "") for one in silent})
-    return "the shards answer, and no worker has applied the others yet: see /status of the workers"
 
 
 async def wait_for_outcomes(

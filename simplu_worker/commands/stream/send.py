@@ -31,7 +31,6 @@ from simplu_worker.commands.stream.outcomes import (
     OperationKey,
     SendOutcome,
     SendStatus,
-    describe_poll,
     find_operations,
     interrupted_outcomes,
     send_outcomes,
@@ -176,12 +175,8 @@ async def _wait(
 ) -> tuple[list[SendOutcome], dict[str, str]]:
     poll = LastPoll()
     async with open_shards(settings) as shards:
-        with output.ProgressLine(f"in the log: 0 of {len(sent)}") as line:
-
-            def show(found: int) -> None:
-                line.tell(f"in the log: {found} of {len(sent)}; {describe_poll(poll, pool_errors(shards.pools))}")
-
-            rows = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, show, poll)
+        with output.CountProgress("in the log", len(sent)) as progress:
+            rows = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, progress.show, poll)
         errors = pool_errors(shards.pools)
     if poll.error is not None:
         output.print_note(f"the shards were not listed: {poll.error}")

@@ -28,8 +28,6 @@ def apply_types(
 
     Parameters
     ----------
-    folder
-        The folder with the files.
     remove
         Remove a type that no tenant has, with its views; may be given again.
     timeout
@@ -42,13 +40,7 @@ def apply_types(
 
 @types.command(name="show")
 def show_types(name: str | None = None, /, *, common: CommonOptions = NO_OPTIONS) -> int:
-    """Print the business types of all shards, and where they differ; or the files of one type.
-
-    Parameters
-    ----------
-    name
-        The type to print.
-    """
+    """Print the business types of all shards, and where they differ; or the files of one type."""
     from simplu_worker.commands.types.business_types import show_types
 
     return common.run(show_types, name)
@@ -56,13 +48,7 @@ def show_types(name: str | None = None, /, *, common: CommonOptions = NO_OPTIONS
 
 @types.command(name="check")
 def check_types(folder: Path, /, *, common: CommonOptions = NO_OPTIONS) -> int:
-    """Check the files of a folder, and count the resources on all shards that they do not know or would refuse.
-
-    Parameters
-    ----------
-    folder
-        The folder with the files, each NAME.json.
-    """
+    """Check the files of a folder, and count the resources on all shards that they do not know or would refuse."""
     from simplu_worker.commands.types.business_types import check_types
 
     return common.run(check_types, folder)

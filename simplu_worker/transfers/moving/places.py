@@ -141,18 +141,17 @@ def room_of(capacity: Capacity) -> int | None:
     return max(1 if capacity.accepts_new else 0, capacity.business_max - capacity.business_count)
 
 
-def check_room(shard_id: str, answer: CapacityAnswer, *, coming_count: int = 0, is_counted: bool = False) -> None:
-    """Raise `PermanentError` unless a shard takes another business beside *coming_count*, or *is_counted* there.
+def check_room(shard_id: str, answer: CapacityAnswer, *, is_counted: bool = False) -> None:
+    """Raise `PermanentError` unless a shard takes another business, or *is_counted* there.
 
     Raises the error where Citrus has not answered. Pure.
     """
     if isinstance(answer, RetryableError | PermanentError):
         raise answer
     room = None if answer is None else room_of(answer)
-    if is_counted or answer is None or room is None or room > coming_count:
+    if is_counted or answer is None or room is None or room > 0:
         return
-    coming = f", and {coming_count} are to move there before" if coming_count else ""
     raise PermanentError(
-        f"shard {shard_id} is full ({answer.business_count} of {answer.business_max}{coming}); raise maxBusinesses in "
+        f"shard {shard_id} is full ({answer.business_count} of {answer.business_max}); raise maxBusinesses in "
         "Citrus, or choose another"
     )

@@ -3,8 +3,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
-import sys
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -597,38 +595,3 @@ async def test_replay_stops_by_name_when_the_stream_is_in_trouble(
     assert (done.status, done.json["sent"]) == (1, 0)
     assert {outcome["why"] for outcome in done.json["letters"]} == {"not_reached"}
     assert await bench.count() == (3, 0)
-
-
-@pytest.mark.slow(10)
-async def test_commands_work_as_processes(bench: Bench) -> None:
-    await bench.store(
-        letter(bench, record("create", "a-x", 1)),
-        letter(bench, b"{", "2", reason=INVALID),
-    )
-    env = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "PATH"))}
-    env |= {
-        "AWS_REGION": REGION,
-        "KINESIS_STREAM_NAME": bench.world.stream.name,
-        "SQS_DEAD_LETTER_QUEUE_URL": bench.world.queue_url,
-    }
-
-    async def run(*words: str, **more: str) -> tuple[int | None, str, str]:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "simplu_worker", "dead-letters", *words),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=env | more,
-        )
-        out, err = await process.communicate()
-        assert b"Traceback" not in err
-        return process.returncode, out.decode(), err.decode()
-
-    status, out, _ = await run("list", "--json", "--reason", "invalid_json", "--reason", "too_large", "--records")
-    assert (status, [row["record"] for row in json.loads(out)["letters"]]) == (0, ["{"])
-    assert (await run("list", SQS_DEAD_LETTER_QUEUE_URL=""))[0] == 78
-    status, out, err = await run("replay", "--apply", "--tenant", "a", "x", "--until", "2026-01-03", LOG_FORMAT="json")
-    assert (status, "sent" in out, "hidden from other readers" in err) == (0, True, True)
-    lines = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
-    acted = next(line for line in lines if line["event"] == "operator.acted")
-    assert (acted["role"], acted["action"], acted["apply"]) == ("command", "replay_letters", True)
-    assert (acted["asked"]["businessId"], acted["outcome"]["sent"]) == ("a", 1)

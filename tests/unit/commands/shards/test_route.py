@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ from support.settings import settings_in
 from simplu_local.processes.loopback import HOST
 from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.commands.output import show
-from simplu_worker.commands.shards.show import read_keys, route_keys
+from simplu_worker.commands.shards.show import route_keys
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError
 from simplu_worker.shards.routing.shard_map import hash_of, jump_hash
 
 URL = "postgresql://user:correct-horse@db{}.internal:5432/shard"
@@ -65,14 +63,6 @@ async def test_route_names_the_shard_of_each_key_and_the_way_there(
         else:
             *passed, shard_id = read_by_hand(route["key"], 5, retired)
             assert (route["shardId"], route.get("retired", [])) == (shard_id, list(dict.fromkeys(passed)))
-
-
-def test_keys_are_read_from_stdin_where_a_dash_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("b-1\r\n\nc-1\na-1\n"))
-
-    assert read_keys(["a-1", "-", "d-1"]) == ["a-1", "b-1", "c-1", "d-1"]
-    with pytest.raises(PermanentError, match="UTF-8"):
-        read_keys(["\udcff"])
 
 
 def citrus_settings(url: str) -> Settings:

@@ -58,66 +58,42 @@ OTHER = ("a-b", "c")
 @pytest.mark.parametrize(
     ("tenant", "kinds"),
     [
-        pytest.param(subject(DENTAL, row()), [], id="all agree"),
-        pytest.param(subject(DENTAL, row(state="fenced")), [], id="on the move"),
-        pytest.param(subject(DENTAL, row(state="moved"), row("s2"), named="s2"), [], id="moved"),
-        pytest.param(subject(DENTAL, row(), row("s2", "incoming")), [], id="coming"),
-        pytest.param(subject(DENTAL, row("s2", "destroyed"), row()), [], id="an old row elsewhere"),
-        pytest.param(subject(DENTAL), [DifferenceKind.NO_ROW], id="registered, not made"),
-        pytest.param(
-            subject(DENTAL, named=None), [DifferenceKind.NO_ROW, DifferenceKind.NOT_IN_CITRUS], id="listed only"
-        ),
-        pytest.param(subject(DENTAL, row(), named=None), [DifferenceKind.NOT_IN_CITRUS], id="forgotten by Citrus"),
-        pytest.param(subject(DENTAL, row("s2")), [DifferenceKind.SHARD_DIFFERS], id="lives elsewhere"),
-        pytest.param(subject(DENTAL, row(), row("s2")), [DifferenceKind.TWO_HOMES], id="split"),
-        pytest.param(
-            subject(DENTAL, row("s2"), row("s3")),
-            [DifferenceKind.TWO_HOMES, DifferenceKind.SHARD_DIFFERS],
-            id="split elsewhere",
-        ),
-        pytest.param(subject(DENTAL, row(kind="gym")), [DifferenceKind.TYPE_DIFFERS], id="another type"),
-        pytest.param(subject(SPA, row(kind="spa")), [DifferenceKind.UNKNOWN_TYPE], id="an unknown type"),
-        pytest.param(subject(DENTAL, row(state="destroyed")), [DifferenceKind.DESTROYED], id="destroyed and listed"),
-        pytest.param(
-            subject(DENTAL, row(state="destroying")), [DifferenceKind.DESTROYED], id="being destroyed and listed"
-        ),
-        pytest.param(subject(DENTAL, row(state="moved")), [DifferenceKind.NO_ROW], id="moved to nowhere"),
-        pytest.param(subject(DENTAL, row(name=OTHER)), [DifferenceKind.ID_TAKEN], id="taken"),
-        pytest.param(subject(CLOSED, row(name=OTHER)), [], id="taken and closed"),
-        pytest.param(
-            subject(CLOSED, row(), row("s2", name=OTHER)),
-            [DifferenceKind.ID_TAKEN, DifferenceKind.LOCATION_INACTIVE],
-            id="taken, closed and alive",
-        ),
-        pytest.param(subject(None), [], id="nowhere"),
-        pytest.param(subject(None, row(name=OTHER)), [], id="another's, not listed"),
-        pytest.param(subject(None, row(state="destroying")), [], id="not listed and ending"),
-        pytest.param(
-            subject(DENTAL, row(state="destroyed"), named=None),
-            [DifferenceKind.DESTROYED],
-            id="destroyed, forgotten",
-        ),
-        pytest.param(
-            subject(DENTAL, row(state="destroyed"), row("s2")), [DifferenceKind.SHARD_DIFFERS], id="alive elsewhere"
-        ),
-        pytest.param(subject(CLOSED, row()), [DifferenceKind.LOCATION_INACTIVE], id="closed and alive"),
-        pytest.param(subject(CLOSED, named=None), [], id="closed"),
-        pytest.param(subject(CLOSED, row(state="destroying")), [], id="closed and ending"),
-        pytest.param(subject(None, row()), [DifferenceKind.NOT_IN_BUSINESS_INFO], id="not listed"),
-        pytest.param(
-            subject(None, row(), named=None),
-            [DifferenceKind.NOT_IN_BUSINESS_INFO, DifferenceKind.NOT_IN_CITRUS],
-            id="not listed, not registered",
-        ),
-        pytest.param(
-            subject(DENTAL, row(), named=None, refusal="host x"), [DifferenceKind.ADDRESS_REFUSED], id="a bad address"
-        ),
-        pytest.param(subject(DENTAL, silent=("s2",)), [], id="perhaps on a silent shard"),
+        (subject(DENTAL, row()), ""),
+        (subject(DENTAL, row(state="fenced")), ""),
+        (subject(DENTAL, row(state="moved"), row("s2"), named="s2"), ""),
+        (subject(DENTAL, row(), row("s2", "incoming")), ""),
+        (subject(DENTAL, row("s2", "destroyed"), row()), ""),
+        (subject(DENTAL), "no_row"),
+        (subject(DENTAL, named=None), "no_row not_in_citrus"),
+        (subject(DENTAL, row(), named=None), "not_in_citrus"),
+        (subject(DENTAL, row("s2")), "shard_differs"),
+        (subject(DENTAL, row(), row("s2")), "two_homes"),
+        (subject(DENTAL, row("s2"), row("s3")), "two_homes shard_differs"),
+        (subject(DENTAL, row(kind="gym")), "type_differs"),
+        (subject(SPA, row(kind="spa")), "unknown_type"),
+        (subject(DENTAL, row(state="destroyed")), "destroyed"),
+        (subject(DENTAL, row(state="destroying")), "destroyed"),
+        (subject(DENTAL, row(state="moved")), "no_row"),
+        (subject(DENTAL, row(name=OTHER)), "id_taken"),
+        (subject(CLOSED, row(name=OTHER)), ""),
+        (subject(CLOSED, row(), row("s2", name=OTHER)), "id_taken location_inactive"),
+        (subject(None), ""),
+        (subject(None, row(name=OTHER)), ""),
+        (subject(None, row(state="destroying")), ""),
+        (subject(DENTAL, row(state="destroyed"), named=None), "destroyed"),
+        (subject(DENTAL, row(state="destroyed"), row("s2")), "shard_differs"),
+        (subject(CLOSED, row()), "location_inactive"),
+        (subject(CLOSED, named=None), ""),
+        (subject(CLOSED, row(state="destroying")), ""),
+        (subject(None, row()), "not_in_business_info"),
+        (subject(None, row(), named=None), "not_in_business_info not_in_citrus"),
+        (subject(DENTAL, row(), named=None, refusal="host x"), "address_refused"),
+        (subject(DENTAL, silent=("s2",)), ""),
     ],
 )
-def test_differences_name_what_differs(tenant: AuditSubject, kinds: list[DifferenceKind]) -> None:
+def test_differences_name_what_differs(tenant: AuditSubject, kinds: str) -> None:
     found = find_differences(tenant, known_types=TYPES)
-    assert [difference.kind for difference in found] == kinds
+    assert " ".join(difference.kind for difference in found) == kinds
     assert {(one.business_id, one.location_id) for one in found} <= {("a", "b-c")}
     assert all(difference.detail for difference in found)
 
@@ -135,21 +111,21 @@ def test_differences_tell_where_and_whose() -> None:
 @pytest.mark.parametrize(
     ("tenant", "kinds"),
     [
-        pytest.param(subject(DENTAL, named=None), ["create"], id="nowhere"),
-        pytest.param(subject(DENTAL, row()), [], id="there"),
-        pytest.param(subject(DENTAL, row("s2")), [], id="there, elsewhere"),
-        pytest.param(subject(DENTAL, row(), silent=("s2",)), [], id="there, with a silent shard"),
-        pytest.param(subject(DENTAL, silent=("s2",)), ["no_row"], id="perhaps there"),
-        pytest.param(subject(DENTAL, row(state="destroyed")), ["destroyed"], id="destroyed"),
-        pytest.param(subject(DENTAL, row("s2", "destroyed")), ["destroyed"], id="destroyed elsewhere"),
-        pytest.param(subject(DENTAL, row(state="destroying")), ["destroyed"], id="being destroyed"),
-        pytest.param(subject(DENTAL, row(state="incoming")), ["no_row"], id="on its way"),
-        pytest.param(subject(DENTAL, row(name=OTHER)), ["id_taken"], id="taken"),
-        pytest.param(subject(SPA), ["unknown_type", "no_row"], id="an unknown type"),
+        (subject(DENTAL, named=None), "create"),
+        (subject(DENTAL, row()), ""),
+        (subject(DENTAL, row("s2")), ""),
+        (subject(DENTAL, row(), silent=("s2",)), ""),
+        (subject(DENTAL, silent=("s2",)), "no_row"),
+        (subject(DENTAL, row(state="destroyed")), "destroyed"),
+        (subject(DENTAL, row("s2", "destroyed")), "destroyed"),
+        (subject(DENTAL, row(state="destroying")), "destroyed"),
+        (subject(DENTAL, row(state="incoming")), "no_row"),
+        (subject(DENTAL, row(name=OTHER)), "id_taken"),
+        (subject(SPA), "unknown_type no_row"),
     ],
 )
-def test_plan_creates_only_what_no_shard_has(tenant: AuditSubject, kinds: list[str]) -> None:
-    assert [one.kind for one in plan_tenant(tenant, known_types=TYPES)] == kinds
+def test_plan_creates_only_what_no_shard_has(tenant: AuditSubject, kinds: str) -> None:
+    assert " ".join(one.kind for one in plan_tenant(tenant, known_types=TYPES)) == kinds
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,9 @@ def test_room_is_by_the_answer_and_else_by_the_numbers(capacity: Capacity, room:
     assert room_of(capacity) == room
 
 
-def test_tenants_that_are_to_come_take_room() -> None:
-    check_room("b", None, coming_count=9)
-    check_room("b", Capacity(1, 4, accepts_new=True), coming_count=2)
-    with pytest.raises(PermanentError, match=r"b is full \(1 of 4, and 3 are to move there before\); raise"):
-        check_room("b", Capacity(1, 4, accepts_new=True), coming_count=3)
+def test_shard_that_is_full_is_refused_but_to_its_own() -> None:
+    check_room("b", None)
+    check_room("b", Capacity(1, 4, accepts_new=True))
+    check_room("b", Capacity(4, 4, accepts_new=False), is_counted=True)
     with pytest.raises(PermanentError, match=r"b is full \(4 of 4\); raise"):
         check_room("b", Capacity(4, 4, accepts_new=False))
