@@ -175,6 +175,17 @@ RESTORER: Final = "integration/restoring/test_restorer.py::"
 CATCHES_UP: Final = f"{RESTORER}test_tenant_catches_up_from_the_log_and_the_positions_of_the_backup"
 UNDONE_SINCE: Final = f"{RESTORER}test_tenant_is_as_of_the_backup_and_what_came_since_stays_undone"
 FENCED: Final = f"{RESTORER}test_operations_wait_and_no_mover_or_worker_ends_the_fence_while_rows_are_replaced"
+IMPORTER: Final = "integration/importing/test_importer.py::"
+INCOMING: Final = "integration/importing/test_hold.py::test_operations_of_an_incoming_tenant_are_never_overdue"
+SAFE_BEFORE: Final = f"{IMPORTER}test_rows_are_safe_before_the_tenant_is_active_and_before_the_report"
+ANY_CHANGES: Final = (
+    "integration/adoption/test_adopter_properties.py::"
+    "test_copy_comes_to_what_the_old_table_is_whatever_is_done_to_it"
+)
+KILLED_ADOPTER: Final = (
+    "integration/adoption/test_adopter.py::test_adopt_goes_on_where_it_was_when_it_was_killed_anywhere"
+)
+ERASER: Final = "integration/commands/test_erase_resource.py::"
 FEED: Final = "integration/feed/test_feed.py::"
 LOST_COMMITS: Final = "integration/feed/test_lost_commits.py::test_events_of_lost_commits_are_taken_back_and_come_again"
 GAP: Final = f"{FEED}test_feed_tells_of_a_gap_when_the_log_has_lost_what_it_did_not_read"
@@ -281,6 +292,30 @@ ELSEWHERE: Final = (
             "restore: the end is reported before the replica has it": (
                 f"{RESTORER}test_end_without_an_answer_is_no_new_beginning"
             ),
+        },
+    ),
+    Elsewhere(
+        "importers, adopters and erasers are commands, which the simulation does not have",
+        {
+            "import: only what change columns name is compared": (
+                f"{IMPORTER}test_changes_that_cannot_be_followed_are_found_at_the_cut_over"
+            ),
+            "import: writes do not check the run": f"{IMPORTER}test_each_tenant_is_imported_by_one_of_two_runs_at_once",
+            "import: rows are activated that another server has": INCOMING,
+            "import: rows are activated that the replica lacks": SAFE_BEFORE,
+            "import: the end is reported before the replica has it": SAFE_BEFORE,
+            "import: nothing is read again for incoming tenants": INCOMING,
+            "import: what is active is discarded": f"{IMPORTER}test_discard_deletes_the_tenants_that_are_not_active",
+            "adopt: rows are copied before triggers watch them": ANY_CHANGES,
+            "adopt: the last changes are copied before the swap": ANY_CHANGES,
+            "adopt: changes are noted as done before they are": KILLED_ADOPTER,
+            "adopt: an adopter trusts its memory of the copy": KILLED_ADOPTER,
+            "erase: a mover has read the row": f"{ERASER}test_move_that_has_begun_ends_first",
+            "erase: the token is not checked": f"{ERASER}test_erasure_ends_where_a_mover_has_come_meanwhile",
+            "erase: results before the row": f"{ERASER}test_batch_in_flight_leaves_no_result",
+            "erase: the row beside batches": f"{ERASER}test_batch_in_flight_leaves_no_result",
+            "erase: at the tenant's home alone": f"{ERASER}test_former_home_loses_it_too_before_a_rollback",
+            "erase: the end is reported before the replica has it": f"{SAFETY}ERASED",
         },
     ),
     Elsewhere(

@@ -9,7 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from model import test_models, test_moves, test_ownership, test_put_back, test_restores
+from model import test_models, test_ownership, test_put_back, test_transfers
 from simulation.campaign import CAMPAIGNS, FLOOR
 from simulation.left_out_rules import BY_DESIGN
 from simulation.noticing import histories_of, histories_until_noticed
@@ -17,7 +17,7 @@ from simulation.test_simulation import KCL_SEEDS
 from support.campaigns import read_campaigns
 from support.requires import ROOT
 
-MODELS = (test_models, test_ownership, test_moves, test_restores, test_put_back)
+MODELS = (test_models, test_ownership, test_transfers, test_put_back)
 SAFE = {name: found for one in MODELS for name, found in (one.SAFE | one.SAFE_AND_LARGE).items()}
 WRONG = [name for one in MODELS for name in one.WRONG]
 REAL_CAMPAIGNS = ROOT / "tests" / "faults" / "campaigns.json"
@@ -40,6 +40,9 @@ SUBJECTS = {
     "move": "a tenant that moves, with two movers, rollbacks and cleanups",
     "move and failover": "a tenant that moves between shards that lose commits",
     "restore": "a tenant that is put back to a backup, with two restorers, on a shard that loses commits",
+    "import": "a tenant whose source goes on while it is copied and followed, on a shard that loses commits",
+    "adopt": "a table of another program, which goes on while it is copied, on a shard that loses commits",
+    "erase": "a person's rows and results that are erased beside batches, movers and failovers",
     "put back": "messages of a FIFO group that return to their queue, on two shards that lose commits",
     "shared lane": "a stream and a queue for one shard, each in trouble of its own",
 }

@@ -12,7 +12,7 @@ rows shows it, if all of this holds:
 
 **Moves.** When a tenant comes to a shard, the rows there get lower positions and new tokens (architecture, idea 8). A
 reader need read nothing again if it knew the former token, wrote the carried token itself and has adopted no row since,
-and knows the token that the source's row has now (`tests/model/move_failover_model.py`).
+and knows the token that the source's row has now (`tests/model/transfer_reader.py`).
 """
 
 from __future__ import annotations

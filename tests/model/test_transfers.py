@@ -1,0 +1,451 @@
+"""Transfers of a tenant, searched: the agreed way breaks no promise, and each deviation is found.
+
+The numbers of states are exact, as in `test_models.py`.
+"""
+
+from __future__ import annotations
+
+import pytest
+from model.search import search
+from model.transfer_model import TransferModel
+from model.transfer_state import AGREED, Budget, Rules, Setting
+from model.violations import assert_is_violated
+from support.slow import nightly_ones, slow_ones
+
+
+def move(count: int = 1, rules: Rules = AGREED, *, keeps: bool = False, moves: int = 1, **budget: int) -> TransferModel:
+    """Return a model of movers on shards that lose nothing; with *keeps* they go on from earlier copies."""
+    return TransferModel(Setting(count, keeps_copies=keeps), Budget(moves=moves, **budget), rules)
+
+
+def failing(
+    count: int = 1,
+    rules: Rules = AGREED,
+    *,
+    source: int = 0,
+    target: int = 0,
+    rows: str = "AB",
+    at_once: int = 1,
+    **budget: int,
+) -> TransferModel:
+    setting = Setting(count, is_split=False, has_positions=True, rows=rows, at_once=at_once)
+    budget = {"moves": 1, **budget}
+    return TransferModel(setting, Budget(failovers=source, failovers_of_target=target, **budget), rules)
+
+
+def restore(count: int = 3, rules: Rules = AGREED, *, catches_up: bool, **budget: int) -> TransferModel:
+    setting = Setting(
+        count,
+        shard_count=1,
+        is_split=rules.fences_beside_batches,
+        has_positions=True,
+        has_neighbour=True,
+        catches_up=catches_up,
+    )
+    return TransferModel(setting, Budget(**{"restores": 1, **budget}), rules)
+
+
+def catch_up(count: int = 3, rules: Rules = AGREED, **budget: int) -> TransferModel:
+    return restore(count, rules, catches_up=True, **budget)
+
+
+def as_of_backup(count: int = 3, rules: Rules = AGREED, **budget: int) -> TransferModel:
+    return restore(count, rules, catches_up=False, **budget)
+
+
+def arrive(count: int = 1, rules: Rules = AGREED, **budget: int) -> TransferModel:
+    """Return a model of imports and adoptions."""
+    setting = Setting(count, home="none", shard_count=1, is_split=False, has_positions=True)
+    return TransferModel(setting, Budget(**budget), rules)
+
+
+def erase(count: int = 1, rules: Rules = AGREED, *, shards: int = 2, **budget: int) -> TransferModel:
+    return TransferModel(Setting(count, shard_count=shards), Budget(**{"erasures": 1, **budget}), rules)
+
+
+SAFE: dict[str, tuple[TransferModel, int]] = {
+    "move: crash, zombie": (move(2, crashes=1, takes=1), 7_059),
+    "move: two movers": (move(2, moves=2), 7_805),
+    "move: two movers, zombie": (move(2, moves=2, takes=1), 48_922),
+    "move: two movers, rename": (move(2, moves=2, renames=1), 25_951),
+    "move: two movers, one copy": (move(2, keeps=True, moves=2), 5_442),
+    "move: two movers, one copy, rename": (move(1, keeps=True, moves=2, renames=1), 5_395),
+    "move: two movers, one copy, rolled back": (move(1, keeps=True, moves=2, rollbacks=1), 9_025),
+    "move: two movers, orders": (move(1, moves=2, messages=2), 15_039),
+    "move: two movers, one copy, orders": (move(1, keeps=True, moves=2, messages=2), 11_785),
+    "move: and back, orders": (move(1, moves_back=1, messages=2), 3734),
+    "move: one copy, rolled back, orders": (move(0, keeps=True, moves=2, rollbacks=1, messages=2), 9769),
+    "move: orders, repair by the newest rows": (
+        move(1, rules=Rules(repairs_by_newest_rows=True), messages=2, repairs=1),
+        782,
+    ),
+    "move: rolled back beside the mover": (move(2, rollbacks=1), 2_732),
+    "move: and back": (move(2, moves_back=1), 2_462),
+    "move: and back, cleanup": (move(2, moves_back=1, cleanups=1), 6_194),
+    "move and failover: of the source": (failing(2, source=1), 59_012),
+    "move and failover: of the target": (failing(2, target=1), 31_072),
+    "move and failover: of the target, message": (failing(0, moves=2, target=1, messages=1), 8_802),
+    "move and failover: of the target, without a wait for its replica": (
+        failing(0, Rules(skips_target_wait=True), moves=2, target=1, messages=1),
+        13_544,
+    ),
+    "move and failover: of the source, message": (failing(1, source=1, messages=1), 68_632),
+    "move and failover: of the source, target without a row": (failing(1, source=1, rows="A"), 32_295),
+    "move and failover: of the source, source without a row": (failing(1, source=1, rows="B"), 15_583),
+    "restore: catch up": (catch_up(expiries=1), 1_835),
+    "restore: as of the backup": (as_of_backup(expiries=1), 1_411),
+    "restore: catch up, crash of the reader": (catch_up(crashes=1), 4_336),
+    "restore: as of the backup, crash of the reader": (as_of_backup(crashes=1), 3_436),
+    "restore: catch up, failover": (catch_up(failovers=1), 36_164),
+    "restore: as of the backup, failover": (as_of_backup(failovers=1), 22_082),
+    "restore: catch up, two restorers": (catch_up(2, restores=2, expiries=1), 77_567),
+    "restore: as of the backup, two restorers": (as_of_backup(2, restores=2, expiries=1), 36_727),
+    "import: changes, failover": (arrive(1, imports=1, changes=2, failovers=1), 1),
+    "import: two at once, changes": (arrive(1, imports=2, changes=2), 1),
+    "import: followed, changes, a loss of the source": (arrive(1, follows=1, imports=1, changes=2, losses=1), 1),
+    "import: followed, discarded": (arrive(1, follows=1, imports=1, discards=1, changes=1), 1),
+    "import: followed, failover": (arrive(1, follows=1, imports=1, changes=1, failovers=1), 1),
+    "adopt: two at once, changes": (arrive(1, adoptions=2, changes=4), 1),
+    "adopt: failover, changes": (arrive(0, adoptions=1, changes=3, failovers=1), 1),
+    "erase: beside a mover": (erase(1, moves=1), 1),
+    "erase: failover": (erase(0, failovers=1, shards=1), 1),
+    "erase: beside a mover, rolled back": (erase(0, moves=1, rollbacks=1), 1),
+}
+
+SAFE_AND_LARGE: dict[str, tuple[TransferModel, int]] = {
+    "move and failover: of the source, all read again": (
+        failing(2, Rules(never_follows=True), source=1),
+        56_513,
+    ),
+    "move: two movers, late commit": (move(2, moves=2, late_commits=1), 68_340),
+    "move: two movers, late commit, rollback": (move(1, moves=2, late_commits=1, rollbacks=1), 90_815),
+    "move: two movers, rename, crash, zombie": (move(1, moves=2, renames=1, crashes=1, takes=1), 69_782),
+    "move: two movers, one copy, late commit": (move(2, keeps=True, moves=2, late_commits=1), 40_701),
+    "move: two movers, one copy, and back, zombie": (move(1, keeps=True, moves=2, moves_back=1, takes=1), 28_397),
+    "move: and back twice, cleanup": (move(1, moves=2, moves_back=2, cleanups=1), 121_805),
+    "move: and back twice, cleanup, orders, repair": (
+        move(0, moves=2, moves_back=2, cleanups=1, messages=2, repairs=1),
+        158_469,
+    ),
+    "move: and back, rename, zombie, cleanup": (move(1, moves_back=1, renames=1, takes=1, cleanups=1), 18_460),
+    "move and failover: of the source, two movers": (failing(1, moves=2, source=1), 74_386),
+    "move and failover: of the source, two at once": (failing(1, moves=2, source=1, at_once=2), 372_362),
+    "move and failover: of the target, two movers": (failing(1, moves=2, target=1), 47_280),
+    "move and failover: of the target, two at once": (failing(1, moves=2, target=1, at_once=2), 201_669),
+    "move and failover: of both": (failing(1, source=1, target=1), 135_614),
+    "move and failover: of both, message": (failing(0, moves=2, source=1, target=1, messages=1), 88_074),
+    "move and failover: of both, message, two at once": (
+        failing(0, moves=2, source=1, target=1, messages=1, at_once=2),
+        88_074,
+    ),
+    "move and failover: of the source, crash": (failing(1, source=1, crashes=1), 54_523),
+    "move and failover: of the source, crash, 2 operations": (failing(2, source=1, crashes=1), 305_565),
+    "move and failover: of the source, no rows": (failing(2, source=1, rows=""), 142_571),
+    "restore: catch up, failover and crash": (catch_up(crashes=1, failovers=1), 162_154),
+    "restore: as of the backup, failover and crash": (as_of_backup(crashes=1, failovers=1), 122_338),
+    "restore: catch up, two restorers, failover": (catch_up(1, restores=2, failovers=1), 353_362),
+}
+
+WRONG: dict[str, tuple[TransferModel, str, int]] = {
+    "move: an expired fence is read as active": (move(rules=Rules(reads_expired_fence_as_active=True)), "lost", 13),
+    "move: a commit by the token alone": (
+        move(rules=Rules(commits_without_fence=True, expiry_keeps_token=True)),
+        "lost",
+        14,
+    ),
+    "move: no token": (move(rules=Rules(has_no_token=True), moves=2), "lost", 13),
+    "move: the token is taken at the fence": (
+        move(2, rules=Rules(takes_token_at_fence=True), moves=2),
+        "unsettled",
+        14,
+    ),
+    "move: writes to the target do not check the token": (
+        move(2, rules=Rules(writes_without_token=True), moves=2),
+        "lost",
+        18,
+    ),
+    "move: the end of a fence keeps the token": (
+        move(2, rules=Rules(expiry_keeps_token=True), late_commits=1),
+        "lost",
+        16,
+    ),
+    "move: the fence does not wait for batches": (move(rules=Rules(fences_beside_batches=True)), "lost", 13),
+    "move: the delta misses batches in flight": (move(rules=Rules(misses_batches_in_flight=True)), "lost", 13),
+    "move: the log stays": (move(rules=Rules(leaves_log=True), crashes=1), "twice", 15),
+    "move: renames are not in the delta": (move(rules=Rules(ignores_renames=True), renames=1), "lost", 11),
+    "move: the delta has of an id the newest row alone": (
+        move(0, rules=Rules(ignores_older_rows=True), messages=2),
+        "lost",
+        12,
+    ),
+    "move: a repair goes by the newest row of an id": (
+        move(0, rules=Rules(repairs_by_newest_rows=True, repairs_newer_rows=True), messages=2, repairs=1),
+        "lost",
+        13,
+    ),
+    "move: activated without the last delta": (move(rules=Rules(skips_last_delta=True)), "lost", 10),
+    "move: activated by the present token of the source": (
+        move(rules=Rules(activates_by_present_token=True), moves=2, moves_back=1),
+        "homes",
+        26,
+    ),
+    "move: a rollback drops rows without a token": (
+        move(rules=Rules(drops_without_token=True), rollbacks=1),
+        "unsettled",
+        12,
+    ),
+    "move: a rollback after the commit makes the source active": (
+        move(rules=Rules(rolls_back_in_place=True), rollbacks=1),
+        "lost",
+        15,
+    ),
+    "move: the delta to an earlier copy begins with the mover": (
+        move(rules=Rules(continues_from_own_start=True), keeps=True, moves=2),
+        "lost",
+        16,
+    ),
+    "move: the delta of the way back begins with it": (
+        move(rules=Rules(rolls_back_by_old_copy=True), moves_back=1),
+        "lost",
+        21,
+    ),
+    "move: the way back trusts cleaned rows": (
+        move(rules=Rules(trusts_cleaned_rows=True), moves_back=1, cleanups=1),
+        "lost",
+        20,
+    ),
+    "move: a cleanup deletes what has come back": (
+        move(rules=Rules(cleans_up_unchecked=True), moves_back=1, cleanups=1),
+        "lost",
+        22,
+    ),
+    "move and failover: any incoming row is activated": (
+        failing(rules=Rules(activates_any_incoming=True, skips_target_wait=True), target=1),
+        "lost",
+        10,
+    ),
+    "move and failover: ready without a token": (
+        failing(0, Rules(ready_without_token=True, skips_target_wait=True), moves=2, target=1, messages=1),
+        "lost",
+        18,
+    ),
+    "move and failover: no wait for the source's replica": (
+        failing(rules=Rules(skips_source_wait=True), source=1),
+        "homes",
+        10,
+    ),
+    "move and failover: no second copy": (
+        failing(rules=Rules(never_copies_again=True, skips_target_wait=True), moves=2, target=1),
+        "unsettled",
+        11,
+    ),
+    "move and failover: positions are not carried": (
+        failing(rules=Rules(carries_no_position=True), source=1),
+        "claims",
+        14,
+    ),
+    "move and failover: positions are merged before the commit": (
+        failing(rules=Rules(merges_before_commit=True), source=1),
+        "claims",
+        14,
+    ),
+    "move and failover: positions are merged before the commit, and a ready tenant is read again": (
+        failing(rules=Rules(merges_before_commit=True, counts_ready_as_resident=True), source=1),
+        "claims",
+        15,
+    ),
+    "move and failover: the target's row stays though the source has none": (
+        failing(2, Rules(keeps_row_if_source_has_none=True), source=1, rows="B"),
+        "claims",
+        14,
+    ),
+    "move and failover: a reader makes a row beside the move": (
+        failing(2, Rules(makes_row_beside_move=True), source=1, rows="A"),
+        "order",
+        14,
+    ),
+    "move and failover: the mover trusts its memory of the copy": (
+        failing(rules=Rules(trusts_own_progress=True), target=1),
+        "lost",
+        10,
+    ),
+    "move and failover: a reader follows a move from any token": (
+        failing(2, Rules(follows_from_any_token=True), target=1),
+        "claims",
+        19,
+    ),
+    "move and failover: a reader follows without the carried token": (
+        failing(rules=Rules(follows_without_carried=True), source=1),
+        "claims",
+        18,
+    ),
+    "move and failover: a reader follows without a look at the source": (
+        failing(2, Rules(follows_without_source=True), source=1),
+        "claims",
+        17,
+    ),
+    "move and failover: a reader follows from a token that it has found": (
+        failing(rules=Rules(follows_adopted_token=True), source=1),
+        "claims",
+        18,
+    ),
+    "move and failover: a reader follows from a token that is older than a loss of the source": (
+        failing(2, Rules(keeps_written_if_source_lost=True), source=1),
+        "claims",
+        19,
+    ),
+    "move and failover: a reader follows from a token that is older than a loss of the target": (
+        failing(2, Rules(keeps_written_if_target_lost=True), target=1),
+        "claims",
+        21,
+    ),
+    "move and failover: messages are deleted early": (
+        failing(rules=Rules(deletes_messages_early=True), source=1, messages=1),
+        "lost",
+        4,
+    ),
+    "restore: the live log is kept to catch up": (catch_up(1, Rules(keeps_live_log=True)), "lost", 16),
+    "restore: the log of all tenants becomes the backup's": (
+        catch_up(2, Rules(replaces_log_of_shard=True)),
+        "twice",
+        15,
+    ),
+    "restore: the position stays": (catch_up(1, Rules(lowers_nothing=True)), "lost", 13),
+    "restore: the lower position keeps its token": (catch_up(1, Rules(keeps_token=True)), "lost", 13),
+    "restore: the position is lowered after the release": (catch_up(3, Rules(lowers_apart=True)), "order", 12),
+    "restore: the log is the backup's as of the backup": (
+        as_of_backup(1, Rules(takes_log_of_backup=True), crashes=1),
+        "came back",
+        14,
+    ),
+    "restore: the log is emptied as of the backup": (as_of_backup(1, Rules(empties_log=True), crashes=1), "twice", 13),
+    "restore: the log lacks what only the backup has": (
+        as_of_backup(1, Rules(leaves_out_log_of_backup=True), failovers=1),
+        "twice",
+        15,
+    ),
+    "restore: no fence": (catch_up(1, Rules(has_no_fence=True)), "lost", 6),
+    "restore: the fence does not wait for batches": (as_of_backup(1, Rules(fences_beside_batches=True)), "export", 12),
+    "restore: a worker ends the fence while rows are replaced": (
+        catch_up(1, Rules(ends_every_fence=True), expiries=1),
+        "lost",
+        7,
+    ),
+    "restore: writes do not check the token": (
+        as_of_backup(1, Rules(writes_without_token=True), restores=2),
+        "export",
+        14,
+    ),
+    "restore: runs differ by the token alone": (
+        catch_up(1, Rules(counts_runs=True), restores=2, failovers=1),
+        "export",
+        15,
+    ),
+    "restore: a restorer trusts its memory of the copy": (
+        catch_up(1, Rules(trusts_own_progress=True), failovers=1),
+        "lost",
+        10,
+    ),
+    "restore: what is half replaced is exported again": (
+        as_of_backup(1, Rules(exports_again=True), restores=2),
+        "export",
+        15,
+    ),
+    "restore: the end is reported before the replica has it": (
+        as_of_backup(1, Rules(reports_early=True), failovers=1),
+        "came back",
+        13,
+    ),
+    "import: only what change columns name is compared": (
+        arrive(0, Rules(trusts_change_columns=True), follows=1, imports=1, changes=2),
+        "differs",
+        1,
+    ),
+    "import: writes do not check the run": (
+        arrive(0, Rules(writes_without_token=True), imports=2, changes=1),
+        "lost",
+        1,
+    ),
+    "import: rows are activated that another server has": (
+        arrive(0, Rules(trusts_own_progress=True, activates_unsafe_rows=True), imports=1, failovers=1),
+        "lost",
+        1,
+    ),
+    "import: rows are activated that the replica lacks": (
+        arrive(1, Rules(activates_unsafe_rows=True), imports=1, failovers=1),
+        "claims",
+        1,
+    ),
+    "import: nothing is read again for incoming tenants": (
+        arrive(1, Rules(reads_nothing_for_incoming=True), imports=1, failovers=1),
+        "claims",
+        1,
+    ),
+    "import: the end is reported before the replica has it": (
+        arrive(0, Rules(reports_early=True), imports=1, failovers=1),
+        "lost",
+        1,
+    ),
+    "import: what is active is discarded": (
+        arrive(0, Rules(discards_activated=True), imports=1, discards=1),
+        "lost",
+        1,
+    ),
+    "adopt: rows are copied before triggers watch them": (
+        arrive(0, Rules(copies_before_triggers=True), adoptions=1, changes=1),
+        "lost",
+        1,
+    ),
+    "adopt: the last changes are copied before the swap": (
+        arrive(0, Rules(swaps_without_lock=True), adoptions=1, changes=1),
+        "lost",
+        1,
+    ),
+    "adopt: changes are noted as done before they are": (
+        arrive(0, Rules(notes_changes_first=True), adoptions=2, changes=1),
+        "lost",
+        1,
+    ),
+    "adopt: an adopter trusts its memory of the copy": (
+        arrive(0, Rules(trusts_own_progress=True), adoptions=1, changes=1, failovers=1),
+        "lost",
+        1,
+    ),
+    "erase: a mover has read the row": (erase(0, Rules(erases_beside_movers=True), moves=1), "came back", 1),
+    "erase: the token is not checked": (erase(0, Rules(writes_without_token=True), moves=1), "came back", 1),
+    "erase: results before the row": (erase(1, Rules(erases_results_first=True), shards=1), "came back", 1),
+    "erase: the row beside batches": (erase(1, Rules(fences_beside_batches=True), shards=1), "came back", 1),
+    "erase: at the tenant's home alone": (erase(0, Rules(erases_at_home_alone=True), moves=1), "came back", 1),
+    "erase: the end is reported before the replica has it": (
+        erase(0, Rules(reports_early=True), failovers=1, shards=1),
+        "came back",
+        1,
+    ),
+}
+
+
+# Of the same rules and troubles as a smaller one.
+NIGHTLY = {
+    "move and failover: of the source, two at once",
+    "move and failover: of the target, two at once",
+    "move and failover: of the source, crash, 2 operations",
+}
+# What takes more than half a second of processor time.
+SAFE_BUT_SLOW: set[str] = set()
+
+
+@pytest.mark.parametrize(("model", "state_count"), slow_ones(SAFE_BUT_SLOW, SAFE))
+def test_every_state_keeps_the_promises(model: TransferModel, state_count: int) -> None:
+    assert state_count == search(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "state_count"), nightly_ones(NIGHTLY, SAFE_AND_LARGE))
+def test_every_state_keeps_the_promises_in_a_larger_model(model: TransferModel, state_count: int) -> None:
+    assert state_count == search(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "promise", "length"), WRONG.values(), ids=WRONG)
+def test_search_finds_the_violation_when_a_rule_is_left_out(model: TransferModel, promise: str, length: int) -> None:
+    assert_is_violated(model, promise, length)
