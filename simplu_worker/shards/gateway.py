@@ -254,7 +254,10 @@ class ShardGateway:
 
     @of_shard
     async def find_resident_tenants(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
-        """Return which of the tenants live on a shard, and drop their cached routes."""
+        """Return which of the tenants live on a shard, or may again, and drop their cached routes.
+
+        A shard may have lost an activation with what was applied after it: then the tenant is `incoming` again.
+        """
         if self._pools.is_retired(shard_id):
             return set()
         pool = self._pools.pool_of(shard_id)
@@ -262,7 +265,8 @@ class ShardGateway:
             if not await has_schema(connection, pool):
                 return set()
             rows = await connection.fetch(QUERIES["find_tenants"], list(tenant_ids))
-        here = {row["id"] for row in rows if row["state"] in {TenantState.ACTIVE, TenantState.FENCED}}
+        resident = {TenantState.ACTIVE, TenantState.FENCED, TenantState.INCOMING}
+        here = {row["id"] for row in rows if row["state"] in resident}
         for tenant_id in here:
             self._directory.forget(tenant_id)
         return here

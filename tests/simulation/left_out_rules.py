@@ -177,10 +177,9 @@ UNDONE_SINCE: Final = f"{RESTORER}test_tenant_is_as_of_the_backup_and_what_came_
 FENCED: Final = f"{RESTORER}test_operations_wait_and_no_mover_or_worker_ends_the_fence_while_rows_are_replaced"
 IMPORTER: Final = "integration/importing/test_importer.py::"
 INCOMING: Final = "integration/importing/test_hold.py::test_operations_of_an_incoming_tenant_are_never_overdue"
-SAFE_BEFORE: Final = f"{IMPORTER}test_rows_are_safe_before_the_tenant_is_active_and_before_the_report"
+SAFE_BEFORE: Final = f"{IMPORTER}test_tenant_is_safe_before_it_is_active_and_before_the_report"
 ANY_CHANGES: Final = (
-    "integration/adoption/test_adopter_properties.py::"
-    "test_copy_comes_to_what_the_old_table_is_whatever_is_done_to_it"
+    "integration/adoption/test_adopter_properties.py::test_copy_comes_to_what_the_old_table_is_whatever_is_done_to_it"
 )
 KILLED_ADOPTER: Final = (
     "integration/adoption/test_adopter.py::test_adopt_goes_on_where_it_was_when_it_was_killed_anywhere"
@@ -315,7 +314,7 @@ ELSEWHERE: Final = (
             "erase: results before the row": f"{ERASER}test_batch_in_flight_leaves_no_result",
             "erase: the row beside batches": f"{ERASER}test_batch_in_flight_leaves_no_result",
             "erase: at the tenant's home alone": f"{ERASER}test_former_home_loses_it_too_before_a_rollback",
-            "erase: the end is reported before the replica has it": f"{SAFETY}ERASED",
+            "erase: the end is reported before the replica has it": f"{ERASER}test_erasure_is_reported_when_it_is_safe",
         },
     ),
     Elsewhere(

@@ -439,6 +439,9 @@ class Importer:
             return _report(placed, ImportState.LEFT, taken, detail=LEFT_DETAIL)
         if (rival := await run.placer.find_rivals(placed)) is not None:
             raise RetryableError(rival)
+        if taken.verified_on is not None:
+            # A shard that loses the activation has the tenant `incoming` then, and what was applied is read again.
+            await self._commits.wait_for_transaction(shard_id, taken.verified_on)
         certificate = _certify(run, taken)
         server = await target.activate(certificate, datetime.now(UTC), verified_on=taken.verified_on)
         await self._commits.wait_for_transaction(shard_id, server)

@@ -329,6 +329,24 @@ async def test_erasure_ends_where_a_mover_has_come_meanwhile(make_shard: ShardMa
 
 
 @pytest.mark.slow(0.4)
+async def test_erasure_is_reported_when_it_is_safe(make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Pools(size=2) as pools:
+        pool = pools.ensure_pool(await make_shard("a"))
+        await plant(pool.address)
+        standing = await eraser.find_standing(pool, ERASURE)
+        assert standing is not None
+
+        async def lose(*_: object) -> None:
+            assert await planted(pool.address) == {}
+            raise RetryableError("lost")
+
+        commits = ReplicationWaiter(pools)
+        monkeypatch.setattr(commits, "wait_for_transaction", lose)
+        with pytest.raises(RetryableError, match="lost"):
+            await eraser.erase_on_shard(pool, commits, ERASURE, standing)
+
+
+@pytest.mark.slow(0.4)
 async def test_batch_in_flight_leaves_no_result(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
     address = await make_shard("a")
     await plant(address)

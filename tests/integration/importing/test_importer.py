@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,8 @@ from support.restaurants import make_restaurants, queries_text, row_count
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.business_info import Business
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.transfers.importing.copying import CopyCallbacks, FollowRound
@@ -444,6 +447,22 @@ async def test_each_tenant_is_imported_by_one_of_two_runs_at_once(case: Case) ->
     assert all("another run has taken over" in (detail or "") for detail in details)
     counts = await case.fetch("SELECT id, count(*) FROM resources WHERE \"resourceName\" <> 'settings' GROUP BY id")
     assert {row["count"] for row in counts} == {row_count(1, ORDERS)}
+
+
+@slow
+async def test_tenant_is_safe_before_it_is_active_and_before_the_report(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait, found = ReplicationWaiter.wait_for_transaction, Counter[str]()
+
+    async def note_and_wait(commits: ReplicationWaiter, shard_id: str, server: Server) -> None:
+        found.update(row["state"] for row in await case.fetch("SELECT state FROM tenants"))
+        await wait(commits, shard_id, server)
+
+    monkeypatch.setattr(ReplicationWaiter, "wait_for_transaction", note_and_wait)
+    await case.importer(parallel=1).apply()
+    # One after the other, and before and after the activation of each.
+    assert found == {"incoming": RESTAURANTS**2, "active": RESTAURANTS**2}
 
 
 @slow
