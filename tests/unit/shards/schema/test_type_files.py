@@ -99,7 +99,10 @@ def with_resource(**members: Any) -> str:
         (with_resource(alsoNamed=["settings"]), "the worker itself makes resources named settings"),
         (with_resource(date=".".join("a" * 9)), "date, filtered: expected 1 to 8 members"),
         (with_resource(idColumn="a'b"), "idColumn: expected resourceId, or a-z or _"),
-        (with_resource(columns=RESOURCE["columns"] * 2), "column price: expected a name that the view does not have"),
+        (
+            with_resource(columns=[{"name": "price", "path": ["price"]}] * 2),
+            "column price: expected a name that the view does not have",
+        ),
         (json.dumps(json.loads(text_of()) | {"name": "ä" * (FILE_MAX_BYTES // 2)}), "expected at most"),
     ],
 )
