@@ -28,14 +28,6 @@ class OperationKind(StrEnum):
     LIST = "list"
     READ = "read"
 
-    @property
-    def writes(self) -> bool:
-        """Whether the operation changes rows of `resources`."""
-        return self not in READING_KINDS
-
-
-READING_KINDS: Final = frozenset({OperationKind.LIST, OperationKind.READ})
-
 
 class PartitionKeyRule(StrEnum):
     """Which partition key an operation has to have (docs/sending.md)."""

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Final, NamedTuple, TypeAlias
 
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.verbs import READING_KINDS
 
 PREFIX: Final = "simplu:"
 ENTRY_PREFIX: Final = f"{PREFIX}resource:"
@@ -70,7 +71,7 @@ def changed_keys(
 ) -> Iterator[ResourceKey]:
     """Yield the resources that *operations* changed, now or, for duplicates, before, by all their stored names."""
     for operation, outcome in zip(operations, outcomes, strict=True):
-        if operation.resource_id is None or not operation.kind.writes:
+        if operation.resource_id is None or operation.kind in READING_KINDS:
             continue
         is_applied = outcome.disposition is Disposition.APPLIED and outcome.failure is None
         if is_applied or outcome.disposition is Disposition.DUPLICATE:

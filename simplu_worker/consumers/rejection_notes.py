@@ -21,7 +21,7 @@ from simplu_worker.consumers.operation_taps import TAPS
 from simplu_worker.errors import WorkerError
 from simplu_worker.instruments import REJECTIONS_UNNOTED
 from simplu_worker.operations.dead_letter import DeadLetter
-from simplu_worker.operations.operation import Origin, RejectedRecord, control_request_id, is_storable, tenant_id_of
+from simplu_worker.operations.operation import RejectedRecord, control_request_id, is_storable, tenant_id_of
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import HOMELESS, Rejection
 from simplu_worker.timing.clock import loop_time
@@ -186,7 +186,8 @@ def rejections_of(letters: Iterable[DeadLetter]) -> list[Rejection]:
         for one in rejected:
             key = _key_of(one)
             if key is not None and all(map(is_storable, key)) and sum(len(part.encode()) for part in key) <= KEY_MAX:
-                noted.append(_rejection(*key, one.reason, one.error, one.origin))
+                error = one.error[:ERROR_MAX] if is_storable(one.error) else one.reason
+                noted.append(Rejection(*key, one.reason, error, one.origin))
     return noted
 
 
@@ -202,16 +203,3 @@ def _key_of(one: DeadLetter | RejectedRecord) -> tuple[str, str, str] | None:
     if request_id is None:
         return None
     return tenant_id_of(one.business_id, one.location_id), one.business_id, request_id
-
-
-def _rejection(tenant_id: str, business_id: str, request_id: str, reason: str, error: str, origin: Origin) -> Rejection:
-    return Rejection(
-        tenant_id=tenant_id,
-        business_id=business_id,
-        request_id=request_id,
-        reason=reason,
-        error=error[:ERROR_MAX] if is_storable(error) else reason,
-        source=origin.name,
-        sequence_number=origin.sequence_number,
-        message_id=origin.message_id,
-    )

@@ -6,11 +6,14 @@ A type is one JSON file (`types apply`), and one row on each shard, which holds 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from simplu_worker.vocabulary import ColumnType, Validation
+
+# As `resource_columns` (shards/sql/queries/resources.sql), and in their order.
+RESOURCE_COLUMNS: Final = ("id", "businessType", "resourceName", "resourceId", "data", "date", "lastUpdated")
 
 
 class ViewColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):

@@ -46,6 +46,7 @@ from simplu_worker.operations.operation import (
     is_replayed,
     tenant_id_of,
 )
+from simplu_worker.operations.verbs import VERBS, Verb
 from simplu_worker.vocabulary import DeadLetterReason, OperationKind
 
 READ_MAX_BYTES: Final = 16 * 1024  # ids come first, if anything can be read at all
@@ -157,30 +158,7 @@ class RecordMembers(msgspec.Struct, rename="camel", gc=False):
 
 _message_decoder = msgspec.json.Decoder(RecordMembers)
 
-KINDS_WITH_DATA = frozenset({OperationKind.CREATE, OperationKind.UPDATE, OperationKind.PATCH})
-KINDS_WITH_ID = frozenset({OperationKind.UPDATE, OperationKind.PATCH, OperationKind.DELETE, OperationKind.READ})
-
-
-class _Form(msgspec.Struct, frozen=True, gc=False):
-    kind: OperationKind
-    needs_id: bool
-    has_data: bool
-    is_create: bool
-    is_list: bool
-
-
-def _form_of(kind: OperationKind) -> _Form:
-    return _Form(
-        kind=kind,
-        needs_id=kind in KINDS_WITH_ID,
-        has_data=kind in KINDS_WITH_DATA,
-        is_create=kind is OperationKind.CREATE,
-        is_list=kind is OperationKind.LIST,
-    )
-
-
-_FORMS: Final = {kind.value: _form_of(kind) for kind in OperationKind}
-_UNKNOWN: Final = _form_of(OperationKind.READ)  # in place of the form of an unknown kind
+_UNKNOWN: Final = VERBS[OperationKind.READ]  # in place of the verb of an unknown kind
 
 
 def decode_operation(record: bytes, origin: Origin, max_bytes: int, list_limit: int) -> Operation | RejectedRecord:
@@ -233,7 +211,7 @@ class _Columns:
         self.origins = origins
         self.errors: dict[int, str] = {}
         self.kinds = [message.operation for message in messages]
-        self.forms = self._forms()
+        self.verbs = self._verbs()
         self.request_ids = [message.request_id or "" for message in messages]
         self.sent_ids = [message.resource_id for message in messages]
         self.resource_ids = self.sent_ids.copy()
@@ -243,14 +221,14 @@ class _Columns:
         self.queries: list[ListQuery | None] = [None] * len(messages)
 
     def operations(self, list_limit: int) -> list[Operation | RejectedRecord]:
-        messages, forms = self.messages, self.forms
+        messages, verbs = self.messages, self.verbs
         self._check_texts()
         if DERIVED_REQUEST_ID_PREFIX in "\0".join(self.request_ids):
             self._amend(self.request_ids, range(len(messages)), self._sent_request_id)
         apart = [
             index
-            for index, (message, form, document) in enumerate(zip(messages, forms, self.documents, strict=True))
-            if not form.has_data
+            for index, (message, verb, document) in enumerate(zip(messages, verbs, self.documents, strict=True))
+            if not verb.has_data
             or document[:1] != b"{"
             or message.resource_id is None
             or message.request_id is None
@@ -264,7 +242,7 @@ class _Columns:
         self._amend(self.paginations, apart, lambda index: object_member(messages[index].pagination, "pagination"))
 
         def query_of(index: int) -> ListQuery | None:
-            if not forms[index].is_list:
+            if not verbs[index].has_query:
                 return None
             filters, resource_type = self.filters[index], messages[index].resource_type
             return decode_list_query(filters, self.paginations[index], resource_type, list_limit)
@@ -275,22 +253,22 @@ class _Columns:
         decoded: list[Any] = list(
             map(
                 Operation,
-                [form.kind for form in forms],
+                [verb.kind for verb in verbs],
                 business_ids,
                 location_ids,
                 tenant_ids,
                 resource_types,
                 self.resource_ids,
                 self.request_ids,
-                [message.data if form.has_data else None for message, form in zip(messages, forms, strict=True)],
+                [message.data if verb.has_data else None for message, verb in zip(messages, verbs, strict=True)],
                 self.queries,
                 [utc_text(message.timestamp) for message in messages],
                 digests_of(self.kinds, resource_types, self.sent_ids, self.documents, self.filters, self.paginations),
                 self.origins,
                 map(len, self.records),
                 [
-                    exceeds_bounds(filters if form.is_list else document if form.has_data else b"")
-                    for form, document, filters in zip(forms, self.documents, self.filters, strict=True)
+                    exceeds_bounds(filters if verb.has_query else document if verb.has_data else b"")
+                    for verb, document, filters in zip(verbs, self.documents, self.filters, strict=True)
                 ],
             )
         )
@@ -305,13 +283,13 @@ class _Columns:
             except InvalidRecordError as exc:
                 self.errors.setdefault(index, str(exc))
 
-    def _forms(self) -> list[_Form]:
+    def _verbs(self) -> list[Verb]:
         try:
-            return [_FORMS[kind] for kind in self.kinds]
+            return [VERBS[kind] for kind in self.kinds]
         except KeyError:
-            forms = [_FORMS.get(kind, _UNKNOWN) for kind in self.kinds]
-            self._amend(forms, range(len(forms)), lambda index: _known_form(self.kinds[index]))
-            return forms
+            verbs = [VERBS.get(kind, _UNKNOWN) for kind in self.kinds]
+            self._amend(verbs, range(len(verbs)), lambda index: _known_verb(self.kinds[index]))
+            return verbs
 
     def _check_texts(self) -> None:
         if True in [BACKSLASH in record for record in self.records]:  # in two steps: the first one is much faster
@@ -330,13 +308,13 @@ class _Columns:
         return self.request_ids[index] or derived_request_id(self.origins[index])
 
     def _resource_id(self, index: int) -> str | None:
-        form, sent_id = self.forms[index], self.sent_ids[index]
-        if form.needs_id and sent_id is None:
-            raise InvalidRecordError("resourceId", f"text, for {form.kind}", NOTHING)
-        return None if form.is_list else self.request_ids[index] if form.is_create and sent_id is None else sent_id
+        verb, sent_id = self.verbs[index], self.sent_ids[index]
+        if verb.needs_id and sent_id is None:
+            raise InvalidRecordError("resourceId", f"text, for {verb.kind}", NOTHING)
+        return None if verb.has_query else self.request_ids[index] if sent_id is None else sent_id
 
     def _document(self, index: int) -> bytes:
-        return object_member(self.messages[index].data, "data", required=self.forms[index].has_data)
+        return object_member(self.messages[index].data, "data", required=self.verbs[index].has_data)
 
     def _tenants(self) -> Iterable[tuple[str, ...]]:
         business_ids = [message.business_id for message in self.messages]
@@ -344,12 +322,12 @@ class _Columns:
         return zip(*map(_shared_ids, business_ids, location_ids), strict=True)
 
 
-def _known_form(kind: str) -> _Form:
-    if kind not in _FORMS:
-        known = ", ".join(_FORMS)
+def _known_verb(kind: str) -> Verb:
+    if kind not in VERBS:
+        known = ", ".join(VERBS)
         came = f"another text of {len(kind)} characters"  # not the text: errors are logged
         raise InvalidRecordError("operation", f"one of {known}", came)
-    return _FORMS[kind]
+    return VERBS[kind]
 
 
 def _ids_of(message: RecordMembers) -> dict[str, str | None]:

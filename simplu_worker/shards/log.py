@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -35,7 +35,7 @@ from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.types import Rejection
 from simplu_worker.timing.waits import repeat_every
-from simplu_worker.vocabulary import OperationKind, TargetKind
+from simplu_worker.vocabulary import TargetKind
 
 
 async def note_rejections(
@@ -46,17 +46,16 @@ async def note_rejections(
     Return the businesses of these, by tenant id; nothing where the shard has no room for more without a home.
     """
     last = {(one.tenant_id, one.business_id, one.request_id): one for one in rejections}
-    rows = [(*key, one.reason, one.error, *_place(one)) for key, one in last.items()]
+    rows = [
+        (*key, one.reason, one.error, one.origin.name, one.origin.sequence_number, one.origin.message_id)
+        for key, one in last.items()
+    ]
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
             return {}
         columns = map(list, zip(*rows, strict=True))
         own = await connection.fetch(QUERIES["note_rejections"], dead_letter_queue, *columns, are_homeless)
     return {row["id"]: row["business_id"] for row in own}
-
-
-def _place(rejection: Rejection) -> tuple[str, str | None, str | None]:
-    return rejection.source, rejection.sequence_number, rejection.message_id
 
 
 async def find_rejections(pool: ShardPool, query: str, *arguments: object) -> list[dict[str, Any]]:
@@ -226,8 +225,6 @@ class LogRetention:
             await asyncio.sleep(deletion_pause_s(busy_s))
 
 
-# In the column `kind`; in capitals, of a row whose key another operation took.
-KIND_CODES: Final[Mapping[str, str]] = {kind: kind[0] for kind in OperationKind}
 _is_uuid: Final = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
 _LINE_LENGTH: Final = 37
 _KEPT: Final = "03"  # of a key whose place another operation took: then the key, and 10 bytes of its own

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from simplu_worker.errors import RetryableError, WorkerError
-from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.operations.operation import Origin, tenant_id_of
 from simplu_worker.vocabulary import Absence
 
 UUID_LENGTH: Final = 36  # as text
@@ -169,7 +169,7 @@ class PositionMerge(msgspec.Struct, frozen=True):
 class Rejection(msgspec.Struct, frozen=True):
     """A record that is no operation, and has the ids of its tenant and its request. *error* does not quote it.
 
-    *business_id* tells pairs of ids with the id *tenant_id* apart; the rest is the record's origin.
+    *business_id* tells pairs of ids with the id *tenant_id* apart.
     """
 
     tenant_id: str
@@ -177,9 +177,7 @@ class Rejection(msgspec.Struct, frozen=True):
     request_id: str
     reason: str
     error: str
-    source: str
-    sequence_number: str | None = None
-    message_id: str | None = None
+    origin: Origin
 
 
 class PositionClaim(msgspec.Struct):

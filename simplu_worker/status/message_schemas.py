@@ -18,9 +18,10 @@ from simplu_worker.dead_letters.letter import LetterMembers
 from simplu_worker.feed.cloud_events import TYPE_PREFIX, CloudEventMembers, Notification
 from simplu_worker.feed.feed_file import DESTINATIONS_MAX, DestinationMembers
 from simplu_worker.feed.types import EventBounds
-from simplu_worker.operations.decode import KINDS_WITH_DATA, KINDS_WITH_ID, RecordMembers
+from simplu_worker.operations.decode import RecordMembers
 from simplu_worker.operations.list_query import Pagination
 from simplu_worker.operations.operation import DERIVED_REQUEST_ID_PREFIX
+from simplu_worker.operations.verbs import KINDS_WITH_DATA, KINDS_WITH_ID
 from simplu_worker.status.answers import Error
 from simplu_worker.status.routes import CONTENT_TYPES, ROUTES, Access, Answer, Parameter, Route
 from simplu_worker.vocabulary import DestinationKind, FeedBeginning, FeedKind, OperationKind

@@ -83,26 +83,23 @@ class LoggedRow(msgspec.Struct, frozen=True, gc=False):
 
     digest: bytes
     error: str | None
-    source: str
-    sequence_number: str | None
+    origin: Origin
     requested_at: datetime
 
     @classmethod
     def from_operation(cls, operation: Operation, failure: Failure | None) -> LoggedRow:
         """Return the row that *operation* leaves."""
-        origin = operation.origin
-        requested_at = datetime.fromisoformat(operation.requested_at)
-        return cls(operation.digest, failure, origin.source, origin.sequence_number, requested_at)
+        return cls(operation.digest, failure, operation.origin, datetime.fromisoformat(operation.requested_at))
 
 
 def match_row(operation: Operation, row: LoggedRow) -> LogMatch:
     """Return how *operation* matches *row*, which has its tenant and request id."""
-    is_order_event = row.source == operation.origin.source == Source.SQS
+    is_order_event = row.origin.source == operation.origin.source == Source.SQS
     if is_order_event and _is_another_event(operation, row):
         return LogMatch.ANOTHER_EVENT
     if operation.digest != row.digest:
         return LogMatch.REUSE
-    if row.error == Failure.RETRIES_EXHAUSTED and _is_resent(operation.origin, row):
+    if row.error == Failure.RETRIES_EXHAUSTED and _is_resent(operation.origin, row.origin):
         return LogMatch.REPLAY
     if is_order_event and datetime.fromisoformat(operation.requested_at) - row.requested_at > LATE_AFTER:
         return LogMatch.LATE_REPETITION
@@ -113,15 +110,15 @@ def _is_another_event(operation: Operation, row: LoggedRow) -> bool:
     return operation.window_start is not None and row.requested_at < datetime.fromisoformat(operation.window_start)
 
 
-def _is_resent(origin: Origin, row: LoggedRow) -> bool:
-    """Return whether *origin* is in another source than the row's, or later in the same one.
+def _is_resent(origin: Origin, logged: Origin) -> bool:
+    """Return whether *origin* is in another source than the *logged* one, or later in the same one.
 
     Across stream shards too: a replay after a reshard is in a child, with higher numbers. A FIFO queue is another
     source than a standard one, whose messages have times for numbers.
     """
-    own, before = _order_of(origin.sequence_number), _order_of(row.sequence_number)
+    own, before = _order_of(origin.sequence_number), _order_of(logged.sequence_number)
     is_of_fifo = [origin.source is Source.SQS and digit_count > SENT_AT_DIGITS for digit_count, _ in (own, before)]
-    return origin.source != row.source or is_of_fifo[0] is not is_of_fifo[1] or own > before
+    return origin.source != logged.source or is_of_fifo[0] is not is_of_fifo[1] or own > before
 
 
 def _order_of(sequence_number: str | None) -> tuple[int, str]:

@@ -20,6 +20,7 @@ from simplu_worker.operations.business_types import BusinessType
 from simplu_worker.operations.list_query import NO_LIST_RULES, ListRules, resolved
 from simplu_worker.operations.operation import Operation
 from simplu_worker.operations.schema_judge import Finding, InvalidSchemaError, Judge, Judges, judges_of
+from simplu_worker.operations.verbs import VERBS
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -28,9 +29,7 @@ from simplu_worker.vocabulary import OperationKind, TargetKind
 
 REREAD_S: Final = 5.0
 
-CREATE: Final = OperationKind.CREATE  # looked up once: access to an enum member is slow
-UPDATE: Final = OperationKind.UPDATE
-PATCH: Final = OperationKind.PATCH
+PATCH: Final = OperationKind.PATCH  # looked up once: access to an enum member is slow
 
 log = structlog.get_logger(__name__)
 
@@ -222,7 +221,7 @@ class BatchJudges:
         return {
             index: found
             for index, operation in enumerate(operations)
-            if (operation.kind is CREATE or operation.kind is UPDATE) and not operation.exceeds_bounds
+            if VERBS[operation.kind].has_document and not operation.exceeds_bounds
             if (found := self.judge(operation, operation.data)) is not None
         }
 

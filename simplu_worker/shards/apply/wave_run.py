@@ -24,11 +24,12 @@ import msgspec
 
 from simplu_worker.errors import PermanentError
 from simplu_worker.operations.json_record import BOUNDS_TEXT, exceeds_bounds, is_laborious, merge_texts
-from simplu_worker.operations.operation import Operation
+from simplu_worker.operations.operation import Operation, Origin
+from simplu_worker.operations.verbs import READING_KINDS, VERBS
 from simplu_worker.operations.waves import TenantRow, admits_all
 from simplu_worker.shards.apply.duplicates import LoggedRow, LogMatch, match_row
 from simplu_worker.shards.apply.judging import PATCH, BatchJudges, Found
-from simplu_worker.shards.log import KIND_CODES, keys_of_ids
+from simplu_worker.shards.log import keys_of_ids
 from simplu_worker.shards.positions import position_arguments
 from simplu_worker.shards.postgres.errors import (
     DuplicateKeyError,
@@ -40,7 +41,7 @@ from simplu_worker.shards.postgres.errors import (
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count, pack_columns
 from simplu_worker.shards.types import PositionClaim
-from simplu_worker.vocabulary import READING_KINDS, Failure, OperationKind
+from simplu_worker.vocabulary import Failure, OperationKind, Source
 
 # Matches of an operation that is applied, and takes the key of the row.
 REPLACING: Final = frozenset({LogMatch.REPLAY, LogMatch.ANOTHER_EVENT})
@@ -97,7 +98,7 @@ def log_columns_of(operations: Sequence[Operation], tenants: Mapping[str, Tenant
     return LogColumns(
         tenant_numbers,
         keys_of_ids([operation.request_id for operation in operations]),
-        [KIND_CODES[operation.kind] for operation in operations],
+        [VERBS[operation.kind].code for operation in operations],
         [type_places[one] for one in types],
         keys_of_ids([operation.resource_id or "" for operation in operations]),
         [source_places[one] for one in sources],
@@ -224,13 +225,8 @@ def _match_rows(
 
 
 def _logged_row(row: Any) -> LoggedRow:
-    return LoggedRow(
-        digest=row["digest"],
-        error=row["error"],
-        source=row["source"],
-        sequence_number=row["sequence_number"],
-        requested_at=row["requested_at"],
-    )
+    origin = Origin(Source(row["source"]), "", row["received_at"], sequence_number=row["sequence_number"])
+    return LoggedRow(row["digest"], row["error"], origin, row["requested_at"])
 
 
 async def _replace(

@@ -11,6 +11,7 @@ import msgspec
 
 from simplu_worker.operations.decode import decode_operations
 from simplu_worker.operations.operation import Operation, Origin
+from simplu_worker.operations.verbs import VERBS
 from simplu_worker.shards.apply.group_commit import CommitBatch
 from simplu_worker.shards.apply.write_attempt import WriteAttempt
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -19,17 +20,18 @@ from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import has_schema, make_schema
 from simplu_worker.shards.types import PositionClaim, StreamPosition
 from simplu_worker.timing.clock import utc_now
-from simplu_worker.vocabulary import OperationKind, Source
+from simplu_worker.vocabulary import Source
 
 NAME: Final = "simplu-check"
 EVER: Final = timedelta(days=36500)  # a tenant of this moment is not too young, whatever the shard's clock says
 RECORD_MAX_BYTES: Final = 1000
-STEPS: Final[tuple[dict[str, Any], ...]] = (
-    {"operation": OperationKind.CREATE, "resourceId": NAME, "data": {"a": 1}},
-    {"operation": OperationKind.UPDATE, "resourceId": NAME, "data": {"a": 2}},
-    {"operation": OperationKind.PATCH, "resourceId": NAME, "data": {"b": 1}},
-    {"operation": OperationKind.LIST},
-    {"operation": OperationKind.DELETE, "resourceId": NAME},
+STEPS: Final[tuple[dict[str, Any], ...]] = tuple(
+    {
+        "operation": verb.kind,
+        "resourceId": None if verb.has_query else NAME,
+        "data": {"a": 1} if verb.has_data else None,
+    }
+    for verb in VERBS.values()
 )
 
 

@@ -44,7 +44,6 @@ _LOG_COLUMNS: Final = (
 )
 _REJECTION_COLUMNS: Final = REJECTIONS.parts[0].columns[1:]  # without the tenant
 _FAILURE_COLUMNS: Final = FAILURES.parts[0].columns[1:]
-_RESOURCE_COLUMNS: Final = ("business_type", "resource_type", "resource_id", "data", "date", "last_updated")
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -190,9 +189,7 @@ async def write_changes(connection: Connection, tenant_id: str, changes: Changes
     if changes.gone:
         await connection.execute(QUERIES["delete_resources_named"], tenant_id, *_columns(sorted(changes.gone)))
     if changes.resources:
-        await connection.execute(
-            QUERIES["write_resources"], tenant_id, *_columns(_values(changes.resources, _RESOURCE_COLUMNS))
-        )
+        await connection.execute(QUERIES["write_resources"], tenant_id, [row["whole"] for row in changes.resources])
     if operations := [row for row in changes.log if row["kind"] != MARK]:
         columns = _columns(_values(operations, _LOG_COLUMNS))
         identities = _columns(_values(operations, ("key", "completed_at", "position")))

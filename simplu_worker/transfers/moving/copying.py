@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from simplu_worker.operations.business_types import RESOURCE_COLUMNS
 from simplu_worker.shards.log import BulkChange, mark_bulk_change
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
@@ -107,7 +108,7 @@ RESOURCES: Final = CopiedTable(
     (
         _CopiedColumns(
             "resources",
-            ("id", "businessType", "resourceName", "resourceId", "data", "date", "lastUpdated"),
+            RESOURCE_COLUMNS,
             "copy_resources",
         ),
     ),

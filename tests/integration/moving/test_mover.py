@@ -13,7 +13,7 @@ from support.moves.failpoints import set_failpoint
 from support.moves.world import OPTIONS, ROWS, TENANT_ID, World
 from support.postgres.databases import ShardMaker
 from support.postgres.plans import plan_of
-from support.postgres.tenant_cases import fetch
+from support.postgres.tenant_cases import fetch, operation
 from support.postgres.trouble import waiters
 
 from simplu_local.processes.loopback import poll_until
@@ -146,9 +146,9 @@ async def test_notes_beside_the_log_are_moved_though_they_come_after_the_copy(
 ) -> None:
     async def note(shard_id: str, request_id: str, tries: int) -> None:
         pool = world.shard_pools[shard_id]
-        rejection = Rejection(
-            TENANT_ID, TENANT_ID.partition("-")[0], request_id, "invalid_json", "no JSON", "stream", "17", None
-        )
+        business_id = TENANT_ID.partition("-")[0]
+        origin = operation("read").origin
+        rejection = Rejection(TENANT_ID, business_id, request_id, "invalid_json", "no JSON", origin)
         assert await note_rejections(pool, "dead-letters", [rejection]) == {TENANT_ID: rejection.business_id}
         for _ in range(tries):
             await count_failures(pool, [(TENANT_ID, "message-1")])

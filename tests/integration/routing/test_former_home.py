@@ -14,7 +14,7 @@ import pytest
 from support.citrus.cases import RoutedShards, routed_shards
 from support.moves.world import OPTIONS
 from support.postgres.databases import ShardMaker
-from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_tenant, fetch
+from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_tenant, fetch, operation
 
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.leases.lease import Lease
@@ -36,7 +36,7 @@ from simplu_worker.transfers.moving.types import Move
 
 TENANT_ID = "-".join(TENANT)
 SEEN_AT = datetime(2026, 3, 1, tzinfo=UTC)
-REJECTION = Rejection(TENANT_ID, TENANT[0], "bad", "invalid_message", "expected an object", "operations")
+REJECTION = Rejection(TENANT_ID, TENANT[0], "bad", "invalid_message", "expected an object", operation("read").origin)
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,8 @@ LETTER = DeadLetter(
     business_id="clinic",
     location_id="main",
 )
-NOTE = Rejection("clinic-main", "clinic", "r-1", "invalid_message", "data: expected an object", "operations", "7")
-NOTE_OF_MESSAGE = msgspec.structs.replace(NOTE, source="orders.fifo", sequence_number=None, message_id="m-1")
-
+NOTE = Rejection("clinic-main", "clinic", "r-1", "invalid_message", "data: expected an object", OF_STREAM)
+NOTE_OF_MESSAGE = msgspec.structs.replace(NOTE, origin=OF_QUEUE)
 NOTE_OF_CONTROL = msgspec.structs.replace(NOTE_OF_MESSAGE, request_id="simplu:control:clinic/main")
 
 

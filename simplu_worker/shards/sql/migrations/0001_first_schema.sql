@@ -212,7 +212,7 @@ SELECT
         WHEN 'p' THEN 'patch'
         WHEN 'd' THEN 'delete'
         WHEN 'r' THEN 'read'
-        ELSE 'list'
+        WHEN 'l' THEN 'list'
     END AS operation,
     coalesce( -- as it was sent
         nullif(pg_catalog.split_part(log_batches.origins[log_rows.origin_at], '/', 3), ''::pg_catalog.text),

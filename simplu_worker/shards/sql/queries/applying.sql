@@ -4,10 +4,6 @@
 -- a shorter one with NULL; in FROM each column would first be stored as a table of its own, which takes half as long
 -- again.
 
--- fragment: utc_format
--- Of times in results (docs/sending.md), for times at UTC.
-'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'
-
 -- fragment: members_match
 -- Whether every wanted member equals the resource's: then it changes nothing to replace them all. Linear in both
 -- documents. `@>`, which takes the product of the lengths of two arrays and cannot be interrupted, is only for scalars:
@@ -105,6 +101,7 @@ ON CONFLICT (tenant_no, request) DO NOTHING;
 SELECT
     (sent.number - 1)::integer AS index, log_rows.digest, log_outcomes.error, log_outcomes.sequence_number,
     pg_catalog.split_part(log_batches.origins[log_rows.origin_at], '/', 1) AS source, log_rows.requested_at,
+    log_rows.received_at,
     log_rows.batch_id, log_rows.position, log_rows.batch_id = :own_batch AS is_fresh
 FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) WITH ORDINALITY AS sent (tenant_no, request, number)
 JOIN public.log_rows
@@ -209,7 +206,7 @@ wave AS MATERIALIZED (
 )
 
 -- fragment: created_rows
-INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+:into_resources
 SELECT tenant_id, business_type, resource_type, resource_id, data, requested_at, requested_at
 FROM wave
 WHERE operation = 'create'
@@ -334,12 +331,7 @@ undone AS (
 found AS (
     SELECT
         wave.place, wave.tenant_id, CASE WHEN resources.id IS NULL THEN 'not_found' END AS error,
-        CASE WHEN resources.id IS NOT NULL THEN pg_catalog.jsonb_build_object(
-            'resourceId', resources."resourceId",
-            'data', resources.data,
-            'date', pg_catalog.to_char(resources.date AT TIME ZONE 'UTC', :utc_format),
-            'lastUpdated', pg_catalog.to_char(resources."lastUpdated" AT TIME ZONE 'UTC', :utc_format)
-        ) END AS result
+        CASE WHEN resources.id IS NOT NULL THEN (:shown_resource)::pg_catalog.jsonb END AS result
     FROM wave
     LEFT JOIN public.resources ON
         resources.id = wave.tenant_id AND resources."resourceName" = wave.resource_type
@@ -356,10 +348,7 @@ found AS (
 -- are two that are `is_extra`: one that `is_beyond` the 100,000 that a list may look through, and the first one, for
 -- its total.
 (
-    SELECT
-        "resourceId", data, date, "lastUpdated", list_row, is_beyond,
-        NOT (is_behind AND list_row > (wanted.page - 1) * wanted.page_size) AS is_extra, total, is_last, sort_rank,
-        sort_number, sort_text
+    SELECT numbered.*, NOT (is_behind AND list_row > (wanted.page - 1) * wanted.page_size) AS is_extra
     FROM (
         SELECT
             placed.*,
@@ -396,14 +385,12 @@ found AS (
                     END AS total
                 FROM (
                     SELECT
-                        resources."resourceId", resources.data, resources.date, resources."lastUpdated",
-                        resources.seen > 100000 AS is_beyond
+                        resources.*, resources.seen > 100000 AS is_beyond
                     FROM (
                         SELECT candidates.*, pg_catalog.row_number() OVER () AS seen
                         FROM (
                             (
-                                SELECT
-                                    resources."resourceId", resources.data, resources.date, resources."lastUpdated"
+                                SELECT resources.*
                                 FROM public.resources
                                 WHERE
                                     wanted.is_plain AND NOT wanted.is_short AND resources.id = wanted.tenant_id
@@ -414,8 +401,7 @@ found AS (
                             )
                             UNION ALL
                             (
-                                SELECT
-                                    resources."resourceId", resources.data, resources.date, resources."lastUpdated"
+                                SELECT resources.*
                                 FROM public.resources
                                 WHERE
                                     wanted.is_plain AND wanted.is_short AND resources.id = wanted.tenant_id
@@ -427,7 +413,7 @@ found AS (
                             )
                             UNION ALL
                             (
-                                SELECT indexed."resourceId", indexed.data, indexed.date, indexed."lastUpdated"
+                                SELECT indexed.*
                                 FROM public.simplu_indexed(
                                     wanted.tenant_id, wanted.resource_type, wanted.asked -> 'index'::pg_catalog.text,
                                     wanted.first_moment, wanted.moment_behind, 100001
@@ -574,8 +560,7 @@ zoned AS MATERIALIZED (
 
 -- fragment: listed
 -- A `list` selects by containment (`@>`), which equality implies, and then compares member by member. The page is built
--- as the text that jsonb has, and parsed once: functions of jsonb would copy each document for the item, for the items
--- and for the page, which takes longer. No text is built of a page with more than eight times its bound ($11) as
+-- as the text that jsonb has, and parsed once. No text is built of a page with more than eight times its bound ($11) as
 -- stored: a text has an eighth of the stored bytes at least.
 listed AS (
     SELECT
@@ -622,7 +607,7 @@ listed AS (
                 coalesce(pg_catalog.bool_and(item IS NOT NULL OR NOT is_shown), true) AS has_texts
             FROM (
                 SELECT
-                    counted.*,
+                    resources.*,
                     CASE WHEN page_row = wanted.page_size THEN pg_catalog.translate(
                         pg_catalog.encode(
                             pg_catalog.convert_to(
@@ -635,25 +620,17 @@ listed AS (
                         ),
                         e'\n', ''
                     ) END AS cursor,
-                    CASE WHEN is_shown AND stored_bytes <= 8 * $11::bigint THEN
-                        '{"data": ' || document::pg_catalog.text
-                        || ', "date": "' || pg_catalog.to_char(date AT TIME ZONE 'UTC', :utc_format)
-                        || '", "resourceId": ' || pg_catalog.to_json("resourceId")::pg_catalog.text
-                        || ', "lastUpdated": "' || pg_catalog.to_char("lastUpdated" AT TIME ZONE 'UTC', :utc_format)
-                        || '"}'
-                    END AS item
+                    CASE WHEN is_shown AND stored_bytes <= 8 * $11::bigint THEN :shown_resource END AS item
                 FROM (
                     SELECT
-                        "resourceId", date, "lastUpdated", is_beyond, is_extra, total, is_last, sort_rank, sort_number,
-                        sort_text, stored.document, pg_catalog.row_number() OVER in_order AS page_row,
+                        matching.*, pg_catalog.row_number() OVER in_order AS page_row,
                         pg_catalog.row_number() OVER in_order <= wanted.page_size AND NOT is_extra AS is_shown,
-                        pg_catalog.sum(pg_catalog.pg_column_size(stored.document)) OVER in_order AS stored_bytes
+                        pg_catalog.sum(
+                            pg_catalog.pg_column_size(matching.data || '{}'::pg_catalog.jsonb)
+                        ) OVER in_order AS stored_bytes
                     FROM :matching_rows AS matching
-                    CROSS JOIN LATERAL (
-                        SELECT matching.data || '{}'::pg_catalog.jsonb AS document OFFSET 0
-                    ) AS stored
                     WINDOW in_order AS (ORDER BY is_extra, list_row, "resourceId")
-                ) AS counted
+                ) AS resources
             ) AS items
         ) AS page
     ) AS answer

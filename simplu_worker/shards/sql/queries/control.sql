@@ -98,7 +98,7 @@ WHERE id = $1 AND state = 'active';
 
 -- name: add_default_rows
 -- Add the default row of each tenant. Never overwrites a row that operations have changed.
-INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+:into_resources
 SELECT
     sent.id, business_types.name, 'settings', 'default', business_types.default_settings,
     sent.requested_at::pg_catalog.timestamptz, sent.requested_at::pg_catalog.timestamptz
@@ -210,7 +210,7 @@ WHERE id = $1 AND "resourceName" = $2 AND "resourceId" = ANY($3::pg_catalog.text
 -- name: add_admin
 -- Add the role of a tenant's first administrator, and the person's own resource, of the staff type of the tenant's
 -- business type. Never overwrites an existing row: idempotent.
-INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+:into_resources
 SELECT
     tenants.id, tenants.business_type, made.resource_type, $2::pg_catalog.text, made.data,
     $4::pg_catalog.text::pg_catalog.timestamptz, $4::pg_catalog.text::pg_catalog.timestamptz

@@ -264,7 +264,7 @@ WITH wanted AS (
                 AND chosen.resource_id = wanted.resource_id
         )
 )
-INSERT INTO simplu_adoption.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+INSERT INTO simplu_adoption.resources (:made_columns)
 SELECT
     chosen.tenant_id, sources.business_type, chosen.resource_type, chosen.resource_id,
     old_rows.data, old_rows.created_at, old_rows.updated_at
@@ -272,11 +272,7 @@ FROM chosen
 JOIN simplu_adoption_log.sources ON sources.tenant_id = chosen.tenant_id
 JOIN simplu_adoption_log.old_rows ON old_rows.id = chosen.old_id AND old_rows.fault IS NULL
 ORDER BY chosen.tenant_id, chosen.resource_type, chosen.resource_id
-ON CONFLICT (id, "resourceName", "resourceId") DO UPDATE SET
-    "businessType" = excluded."businessType",
-    data = excluded.data,
-    date = excluded.date,
-    "lastUpdated" = excluded."lastUpdated";
+:or_replaced;
 
 -- name: find_taken_duplicates
 SELECT taken.tenant_id, taken.resource_type, taken.resource_id
@@ -305,7 +301,7 @@ ORDER BY sources.tenant_id;
 
 -- name: add_adopted_default_rows
 -- Unless the other program has one.
-INSERT INTO simplu_adoption.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+INSERT INTO simplu_adoption.resources (:made_columns)
 SELECT
     tenants.id, tenants.business_type, 'settings', 'default', business_types.default_settings,
     tenants.created_at, tenants.created_at

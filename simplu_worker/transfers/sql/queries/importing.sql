@@ -49,7 +49,7 @@ FOR UPDATE;
 
 -- name: write_imported
 -- Write resources of the tenant $7 from the columns $2 to $6, each packed with the separator $1.
-INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+:into_resources
 SELECT
     tenants.id, tenants.business_type, sent.resource_type, sent.resource_id,
     sent.data::pg_catalog.jsonb, sent.created::pg_catalog.timestamptz, sent.changed::pg_catalog.timestamptz
@@ -63,8 +63,7 @@ CROSS JOIN (
         pg_catalog.unnest(pg_catalog.string_to_array($6, $1)) AS changed
 ) AS sent
 WHERE tenants.id = $7
-ON CONFLICT (id, "resourceName", "resourceId") DO UPDATE
-SET data = excluded.data, date = excluded.date, "lastUpdated" = excluded."lastUpdated";
+:or_replaced;
 
 -- name: delete_imported
 -- Delete the resources with the types $2 and the ids $3.

@@ -232,7 +232,7 @@ FROM (
 ) AS resources
 
 -- name: copy_resources
-SELECT id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated"
+SELECT :resource_columns
 :resources_in_range;
 
 -- name: find_copied_place
@@ -424,8 +424,8 @@ AND resources."resourceId" = named.resource_id
 -- name: read_resources
 :keys_named
 SELECT
-    "businessType" AS business_type, "resourceName" AS resource_type, "resourceId" AS resource_id,
-    data::pg_catalog.text AS data, date, "lastUpdated" AS last_updated
+    "resourceName" AS resource_type, "resourceId" AS resource_id,
+    pg_catalog.to_jsonb(resources.*)::pg_catalog.text AS whole
 FROM named
 JOIN public.resources ON :are_named;
 
@@ -449,17 +449,13 @@ WHERE
     ) IS NOT true;
 
 -- name: write_resources
-INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
-SELECT
-    $1, sent.business_type, sent.resource_type, sent.resource_id, sent.data::pg_catalog.jsonb,
-    sent.date::pg_catalog.timestamptz, sent.updated::pg_catalog.timestamptz
-FROM unnest(
-    $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[],
-    $7::pg_catalog.text[]
-) AS sent (business_type, resource_type, resource_id, data, date, updated)
-ON CONFLICT (id, "resourceName", "resourceId") DO UPDATE SET
-    "businessType" = excluded."businessType", data = excluded.data, date = excluded.date,
-    "lastUpdated" = excluded."lastUpdated";
+-- Rows of the tenant $1, each as the JSON of all its columns.
+INSERT INTO public.resources (:resource_columns)
+SELECT whole.*
+FROM pg_catalog.unnest($2::pg_catalog.text[]) AS sent (document)
+CROSS JOIN LATERAL pg_catalog.jsonb_populate_record(NULL::public.resources, sent.document::pg_catalog.jsonb) AS whole
+WHERE whole.id = $1::pg_catalog.text
+:or_replaced;
 
 -- name: delete_resources_named
 :keys_named

@@ -24,7 +24,8 @@ def row(
     sequence_number: str | None = "99",
     requested_at: datetime = FIRST,
 ) -> LoggedRow:
-    return LoggedRow(digest, error, source, sequence_number, requested_at)
+    origin = operation("delete", source=source, sequence_number=sequence_number).origin
+    return LoggedRow(digest, error, msgspec.structs.replace(origin, sequence_number=sequence_number), requested_at)
 
 
 OF_FIFO, SENT_AT = "18849496460467696128", "1767225600000"

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.log import KIND_CODES, are_uuids, id_of_key, key_of_id, keys_of_ids
-from simplu_worker.vocabulary import OperationKind
+from simplu_worker.shards.log import are_uuids, id_of_key, key_of_id, keys_of_ids
 
 ID = "0123abcd-89ab-cdef-0123-456789abcdef"
 DIGITS = "0123abcd89abcdef0123456789abcdef"
@@ -73,10 +72,3 @@ def test_batch_of_uuids_alone_is_recognised() -> None:
     for others in [*moved, [ID.replace("0", "g", 1)], [ID.replace("0", "X", 1)], [ID[:30], ID[30:] + ID], [ID, "0"]]:
         assert not are_uuids("".join(f"{text}\n" for text in [ID, *others]).encode(), 1 + len(others))
         assert keys_of_ids(others) == [key_of_id(text) for text in others]
-
-
-def test_kinds_have_codes_of_one_letter() -> None:
-    codes = list(KIND_CODES.values())
-    assert KIND_CODES.keys() == set(OperationKind)
-    assert len({*codes, "m"}) == len(OperationKind) + 1
-    assert all(len(code) == 1 and code.islower() for code in codes)
