@@ -196,14 +196,11 @@ def _background_tasks(settings: Settings, parts: Parts, health: HealthRegistry, 
         tasks["feed-file"] = partial(parts.feed.reloader.run, signals.feed_hung_up)
     if parts.cache is not None:
         tasks["cache"] = parts.cache.run
-    if parts.cache_admin is not None:
-        tasks["cache-reads"] = parts.cache_admin.watch_reads
     return tasks
 
 
 TARGETS: Final = {  # of the background tasks that work for one thing; the others are chores of the replica
     "cache": TargetKind.CACHE,
-    "cache-reads": TargetKind.CACHE,
     "dead-letters": TargetKind.QUEUE,
     "rejections": TargetKind.QUEUE,
 }

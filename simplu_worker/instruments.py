@@ -17,7 +17,6 @@ from prometheus_client.registry import Collector
 
 from simplu_worker.vocabulary import (
     CacheOutcome,
-    CacheRead,
     CitrusEndpoint,
     CitrusOutcome,
     DeadLetterReason,
@@ -340,13 +339,6 @@ MOVE_STANDING = Gauge(
 CACHE_INVALIDATIONS = Counter(
     "simplu_cache_invalidations_total", "Changed resources to be invalidated in Redis.", ["outcome"]
 )
-# Every replica counts the reads of all clients of Redis: add nothing up over replicas.
-CACHE_READS = Counter(
-    "simplu_cache_reads_total",
-    "Reads of keys by all clients of Redis, as Redis counts them. Every replica counts the same reads: use max, not "
-    "sum.",
-    ["outcome"],
-)
 CACHE_WAITING = Gauge("simplu_cache_waiting", "Changed resources not yet invalidated in Redis.")
 CACHE_UNREACHABLE = Gauge(
     "simplu_cache_unreachable_seconds", "Time since Redis became unreachable; 0 while it is reachable or not used."
@@ -523,7 +515,6 @@ _start_at_zero(PROVISIONING, ProvisioningOutcome)
 _start_at_zero(SHARD_MAP_RELOADS, ShardMapOutcome)
 _start_at_zero(FEED_FILE_RELOADS, FeedFileOutcome)
 _start_at_zero(CACHE_INVALIDATIONS, CacheOutcome)
-_start_at_zero(CACHE_READS, CacheRead)
 _start_at_zero(MOVES, MoveOutcome)
 _start_at_zero(LOG_LINES_DROPPED, LOG_STREAMS)
 _start_at_zero(INTERNAL_ERRORS, TargetKind)

@@ -415,13 +415,6 @@ class CacheOutcome(StrEnum):
     DROPPED = "dropped"  # no room; the next epoch covers it
 
 
-class CacheRead(StrEnum):
-    """What a read of a key found in Redis."""
-
-    HIT = "hit"
-    MISS = "miss"
-
-
 class StreamRetry(StrEnum):
     """Why a read, or a batch of the stream, was tried again."""
 

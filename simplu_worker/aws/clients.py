@@ -31,7 +31,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import EnvProvider
 from botocore.parsers import ResponseParserError
 
-from simplu_worker.aws.credentials import CredentialSource, end_programs_in_time, unanswered_text
+from simplu_worker.aws.credentials import CredentialSource, unanswered_text
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
 
 Decode: TypeAlias = Callable[[bytes], dict[str, Any]]
@@ -366,9 +366,7 @@ def _new_chain(region: str | None) -> AioCredentialResolver:
     session = AioSession()
     session.register_component("data_loader", _session().get_component("data_loader"))
     session.set_default_client_config(_config(read_timeout_s=3.0, connect_timeout_s=2.0, max_attempts=2, pool_size=1))
-    chain = create_credential_resolver(session, region_name=region)
-    end_programs_in_time(chain, session)
-    return chain
+    return create_credential_resolver(session, region_name=region)
 
 
 def _judge_credentials(parsed: dict[str, Any], **_: object) -> None:

@@ -13,8 +13,7 @@ from typing import Any, Final
 
 import botocore.session
 import structlog
-from aiobotocore.credentials import AioCredentialResolver, AioProcessProvider
-from aiobotocore.session import AioSession
+from aiobotocore.credentials import AioCredentialResolver
 from botocore import exceptions as botocore_errors
 from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, ProfileNotFound
@@ -159,35 +158,6 @@ class CredentialSource:
         if problem is None and self.problem is not None:
             log.info("credentials.available", source=self.method)
         self._frozen, self.problem, self._answered_at = frozen, problem, loop_time()
-
-
-def end_programs_in_time(chain: AioCredentialResolver, session: AioSession) -> None:
-    """Have *chain* kill a `credential_process` that nobody waits for any longer."""
-    method = AioProcessProvider.METHOD
-    profile_name = session.get_config_variable("profile") or "default"
-    chain.insert_after(method, AioProcessProvider(profile_name, lambda: session.full_config, popen=_start_program))
-    chain.remove(method)  # the first one, which is botocore's
-
-
-async def _start_program(*arguments: str, **options: Any) -> _Program:
-    return _Program(await asyncio.create_subprocess_exec(*arguments, **options))
-
-
-class _Program:
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-
-    @property
-    def returncode(self) -> int | None:
-        return self._process.returncode
-
-    async def communicate(self) -> tuple[bytes, bytes]:
-        try:
-            return await self._process.communicate()
-        finally:
-            if self._process.returncode is None:
-                self._process.kill()
-                await self._process.wait()  # at once: nothing is left of it when this returns
 
 
 def describe(exc: Exception) -> str:

@@ -1,20 +1,17 @@
 """The door to SQS: the calls of one queue, with our types and our errors.
 
-Batch calls return the entries that failed, and raise only when the whole call failed. A member of a message that is
-missing or of another type has a default; only a message that could never be deleted is skipped.
+Batch calls return the entries that failed, and raise only when the whole call failed.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, Final, TypeVar
 
 import msgspec
-import structlog
 
 from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate, translate_errors
 from simplu_worker.errors import RetryableError
@@ -61,8 +58,6 @@ RETRY_BASE_S, RETRY_MAX_S = 0.2, 2.0
 MISSING_QUEUE_CODES: Final = frozenset({"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"})
 
 T = TypeVar("T")
-
-log = structlog.get_logger(__name__)
 
 
 class FifoIds(msgspec.Struct, frozen=True):
@@ -203,10 +198,7 @@ class Queue:
                 **options,
             )
             span.note_records(len(answer.get("Messages") or []))
-        messages = [parse_message(item) for item in answer.get("Messages") or []]
-        if None in messages:
-            log.warning("message.malformed", queue=self.name, count=messages.count(None))
-        return [message for message in messages if message is not None]
+        return [parse_message(item) for item in answer.get("Messages") or []]
 
     async def send(self, entries: Sequence[OutgoingMessage]) -> list[UnsentMessage]:
         """Send up to BATCH_MAX_COUNT messages; return those that SQS did not accept."""
@@ -227,11 +219,14 @@ class Queue:
         ]
 
     async def delete(self, messages: Sequence[Message]) -> list[Message]:
-        """Delete *messages*, each once, with retries where SQS itself failed; return the messages not deleted."""
+        """Delete *messages*, each once, in calls with retries; return the messages not deleted."""
         left: list[Message] = []
         newest = {message.message_id: message for message in messages}
         for batch in batches(newest.values()):
-            left += await self._delete_with_retries(batch)
+            async for attempt in attempts(RetryableError, count=DELETE_TRIES, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S):
+                with attempt:
+                    failures = await self.delete_batch(batch)
+            left += [failure.message for failure in failures]
         return left
 
     async def change_visibility(self, messages: Sequence[Message], visibility_s: int) -> list[Message]:
@@ -267,22 +262,6 @@ class Queue:
         with translate_errors():
             await self._client.purge_queue(QueueUrl=self.url)
 
-    async def _delete_with_retries(self, messages: list[Message]) -> list[Message]:
-        refused: list[Message] = []
-        with suppress(_UndeletedError):
-            async for attempt in attempts(RetryableError, count=DELETE_TRIES, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S):
-                with attempt:
-                    failures = await self.delete_batch(messages)
-                    refused += [failure.message for failure in failures if failure.is_sender_fault]
-                    messages = [failure.message for failure in failures if not failure.is_sender_fault]
-                    if messages:
-                        raise _UndeletedError("DeleteMessageBatch: some messages are not deleted")
-        return refused + messages
-
-
-class _UndeletedError(RetryableError):
-    """SQS itself failed on some messages of a call."""
-
 
 async def find_queue_url(client: Client, name: str) -> str | None:
     """Return the URL of the queue named *name* of the client's account; None when there is none."""
@@ -308,27 +287,22 @@ async def create_queue(client: Client, name: str, *, retention_s: int) -> str:
     return str(answer["QueueUrl"])
 
 
-def parse_message(item: Mapping[str, Any]) -> Message | None:
-    """Parse a message of a receive's answer; None without an id or a receipt handle: it could not be deleted."""
-    message_id, receipt_handle = _text(item, "MessageId"), _text(item, "ReceiptHandle")
-    if not message_id or not receipt_handle:
-        return None
-    system = _mapping(item.get("Attributes"))
-    texts = {
-        name: _text(_mapping(value), "StringValue") for name, value in _mapping(item.get("MessageAttributes")).items()
-    }
-    own = {name: text for name, text in texts.items() if text is not None}
-    body, attributes = unwrap(_text(item, "Body") or "", own)
+def parse_message(item: Mapping[str, Any]) -> Message:
+    """Parse a message of a receive's answer."""
+    system = item.get("Attributes", {})
+    sent_by_name = item.get("MessageAttributes", {}).items()
+    own = {name: value["StringValue"] for name, value in sent_by_name if "StringValue" in value}
+    body, attributes = unwrap(item.get("Body", ""), own)
     return Message(
-        message_id=message_id,
-        receipt_handle=receipt_handle,
+        message_id=item["MessageId"],
+        receipt_handle=item["ReceiptHandle"],
         body=body,
         attributes=attributes,
-        sent_at=_parse_time(system, "SentTimestamp"),
-        receive_count=max(_parse_number(system, "ApproximateReceiveCount", 1), 1),
-        group_id=_text(system, "MessageGroupId"),
-        deduplication_id=_text(system, "MessageDeduplicationId"),
-        sequence_number=_text(system, "SequenceNumber"),
+        sent_at=datetime.fromtimestamp(int(system["SentTimestamp"]) / 1000, UTC),
+        receive_count=max(int(system.get("ApproximateReceiveCount", 1)), 1),
+        group_id=system.get("MessageGroupId"),
+        deduplication_id=system.get("MessageDeduplicationId"),
+        sequence_number=system.get("SequenceNumber"),
     )
 
 
@@ -345,15 +319,16 @@ def batches(items: Iterable[T]) -> Iterator[list[T]]:
 
 
 def _parse_attributes(answer: Mapping[str, Any]) -> QueueAttributes:
-    found = _mapping(answer.get("Attributes"))
+    found: Mapping[str, str] = answer.get("Attributes", {})
+    limit, retention = found.get("MaximumMessageSize"), found.get("MessageRetentionPeriod")
     return QueueAttributes(
-        visibility_timeout_s=_parse_number(found, "VisibilityTimeout", VISIBILITY_DEFAULT_S),
-        max_message_bytes=_parse_number(found, "MaximumMessageSize", None),
-        retention_s=_parse_number(found, "MessageRetentionPeriod", None),
-        visible_count=_parse_number(found, "ApproximateNumberOfMessages", 0),
-        in_flight_count=_parse_number(found, "ApproximateNumberOfMessagesNotVisible", 0),
-        delayed_count=_parse_number(found, "ApproximateNumberOfMessagesDelayed", 0),
-        redrive_policy=_text(found, "RedrivePolicy"),
+        visibility_timeout_s=int(found.get("VisibilityTimeout", VISIBILITY_DEFAULT_S)),
+        max_message_bytes=None if limit is None else int(limit),
+        retention_s=None if retention is None else int(retention),
+        visible_count=int(found.get("ApproximateNumberOfMessages", 0)),
+        in_flight_count=int(found.get("ApproximateNumberOfMessagesNotVisible", 0)),
+        delayed_count=int(found.get("ApproximateNumberOfMessagesDelayed", 0)),
+        redrive_policy=found.get("RedrivePolicy"),
     )
 
 
@@ -372,26 +347,3 @@ def _fifo_members(ids: FifoIds) -> dict[str, str]:
 
 def _text_attributes(attributes: Mapping[str, str]) -> dict[str, dict[str, str]]:
     return {name: {"DataType": "String", "StringValue": text} for name, text in attributes.items()}
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _text(found: Mapping[str, Any], name: str) -> str | None:
-    value = found.get(name)
-    return value if isinstance(value, str) else None
-
-
-def _parse_number(found: Mapping[str, Any], name: str, default: T) -> int | T:
-    try:
-        return int(found[name])
-    except (KeyError, ValueError, TypeError, OverflowError):
-        return default
-
-
-def _parse_time(found: Mapping[str, Any], name: str) -> datetime:
-    try:
-        return datetime.fromtimestamp(int(found[name]) / 1000, UTC)
-    except (KeyError, ValueError, TypeError, OverflowError, OSError):
-        return datetime.now(UTC)

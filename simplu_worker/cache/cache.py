@@ -22,8 +22,8 @@ from simplu_worker.bulkheads import note_trouble, translate
 from simplu_worker.cache import invalidations
 from simplu_worker.errors import ConfigurationError, InternalError, RetryableError
 from simplu_worker.timing.clock import utc_now
-from simplu_worker.timing.waits import backoff_s, repeat_every
-from simplu_worker.vocabulary import CacheOutcome, CacheRead, TargetKind
+from simplu_worker.timing.waits import backoff_s
+from simplu_worker.vocabulary import CacheOutcome, TargetKind
 
 if TYPE_CHECKING:
     from simplu_worker.cache.redis_commands import InvalidationReply, RedisCommands
@@ -34,8 +34,6 @@ BACKOFF_BASE_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
 COUNT_MAX_S: Final = 5.0  # for counting keys
 CLEAR_MAX_S: Final = 30.0
-READS_INTERVAL_S: Final = 15.0  # Prometheus seldom scrapes more often
-READ_COUNTS: Final = {CacheRead.HIT: "keyspace_hits", CacheRead.MISS: "keyspace_misses"}
 
 log = structlog.get_logger(__name__)
 
@@ -253,21 +251,6 @@ class CacheAdmin:
     def __init__(self, cache: Cache, redis: RedisCommands) -> None:
         self._cache = cache
         self._redis = redis
-        self._read_counts: dict[CacheRead, int] = {}  # as Redis last had them
-
-    async def watch_reads(self, interval_s: float = READS_INTERVAL_S) -> None:
-        """Keep the metric of hits and misses up to date until cancelled."""
-        await repeat_every(interval_s, self.count_reads)
-
-    async def count_reads(self) -> None:
-        """Count the reads since the last answer of Redis, if it gives one."""
-        with contextlib.suppress(RetryableError):
-            about = await self._redis.read_counts()
-            for outcome, member in READ_COUNTS.items():
-                count = about.get(member)
-                if isinstance(count, int):
-                    instruments.CACHE_READS.labels(outcome).inc(increase(count, self._read_counts.get(outcome)))
-                    self._read_counts[outcome] = count
 
     async def read_stats(self) -> dict[str, Any]:
         """Return the state of this process and that of a reachable Redis, with the hits of all clients."""
@@ -344,13 +327,6 @@ class CacheAdmin:
                 return
             cursor, keys = await self._redis.scan(cursor, invalidations.PREFIX)
             yield keys
-
-
-def increase(count: int, before: int | None) -> int:
-    """Return how much was counted since *count* was *before*; all after a restart."""
-    if before is None:
-        return 0
-    return count - before if count >= before else count
 
 
 def hit_ratio(hits: object, misses: object) -> float | None:

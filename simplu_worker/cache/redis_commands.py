@@ -127,12 +127,6 @@ class RedisCommands:
             epoch = await self._client.get(EPOCH_KEY)
             return info | {"epoch": None if epoch is None else _decode(epoch)}
 
-    async def read_counts(self) -> dict[str, Any]:
-        """Return the part of Redis's INFO that counts reads of all clients."""
-        async with self._translate_errors():
-            counts: dict[str, Any] = await self._client.info("stats")
-            return {**counts}
-
     @contextlib.asynccontextmanager
     async def _translate_errors(self) -> AsyncIterator[None]:
         try:

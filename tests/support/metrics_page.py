@@ -59,7 +59,6 @@ WORDS: Final[dict[str, tuple[type[StrEnum], ...]]] = {
     "simplu_provisioning_total outcome": (vocabulary.ProvisioningOutcome,),
     "simplu_moves_total outcome": (vocabulary.MoveOutcome,),
     "simplu_cache_invalidations_total outcome": (vocabulary.CacheOutcome,),
-    "simplu_cache_reads_total outcome": (vocabulary.CacheRead,),
     "simplu_feed_deliveries_total outcome": (vocabulary.FeedDelivery,),
     "simplu_internal_errors_total target": (vocabulary.TargetKind,),
     "simplu_targets_in_trouble target": (vocabulary.TargetKind,),

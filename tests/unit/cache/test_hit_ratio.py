@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.cache.cache import hit_ratio, increase
+from simplu_worker.cache.cache import hit_ratio
 
 
 @pytest.mark.parametrize(
@@ -23,12 +23,3 @@ from simplu_worker.cache.cache import hit_ratio, increase
 )
 def test_hit_ratio_is_unknown_only_without_reads(hits: object, misses: object, expected: float | None) -> None:
     assert hit_ratio(hits, misses) == expected
-
-
-@pytest.mark.parametrize(
-    ("count", "before", "expected"),
-    [(7, None, 0), (7, 7, 0), (9, 7, 2), (2, 7, 2), (0, 7, 0)],
-    ids=["first", "same", "more", "restarted", "restarted-unread"],
-)
-def test_increase_is_what_was_counted_since(count: int, before: int | None, expected: int) -> None:
-    assert increase(count, before) == expected
