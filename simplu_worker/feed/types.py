@@ -161,7 +161,7 @@ class Place(NamedTuple):
 END: Final = Place(2**63 - 1, POSITION_MAX)
 
 
-class Arrival(msgspec.Struct, frozen=True):
+class Arrival(msgspec.Struct, frozen=True, rename="camel"):
     """A tenant that came in *epoch*; what is behind that waits until the feed of *source* has passed its departure."""
 
     tenant_id: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import groupby
 from typing import Any, Final, assert_never
 
 import msgspec
@@ -16,7 +17,6 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.feed.cloud_events import TYPE_PREFIX
 from simplu_worker.feed.cursors import (
-    REFUSALS_SHOWN,
     ForgetPlan,
     ShardDestination,
     forget,
@@ -25,6 +25,7 @@ from simplu_worker.feed.cursors import (
     skip,
 )
 from simplu_worker.feed.events import PassEvent, Resume
+from simplu_worker.feed.types import Arrival
 from simplu_worker.shards.routing.shard_query import query_all_shards, query_with_causes
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import FeedStop
@@ -153,117 +154,55 @@ def _unused(destination: str, answers: Mapping[str, ForgetPlan | None]) -> dict[
     return plans
 
 
-BEHIND_S: Final = 10.0  # a killed publisher is replaced within that
-
-
-class StoppedShard(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """A shard that sends the destination nothing any more."""
-
-    shard_id: str
-    reason: FeedStop
-    error: str
-    refused_event: str | None = None
-
-
-class WaitingTenant(msgspec.Struct, frozen=True, rename="camel"):
-    """A tenant that has moved to *shard_id*, where all that is behind its arrival waits for its source."""
-
-    tenant_id: str
-    shard_id: str
-    source_shard_id: str
-
-
-class Refusal(msgspec.Struct, frozen=True, rename="camel"):
-    """An event that the destination refused for good. It has no data."""
-
-    shard_id: str
-    event_id: str
-    type: str
-    subject: str
-    error: str
-    since: datetime
-
-
-class DestinationSummary(msgspec.Struct, frozen=True, rename="camel"):
-    """A destination over all shards that answered. One that no publisher has in its file waits for nothing."""
-
-    name: str
-    lag_seconds: float  # of the shard that is the furthest behind
-    shard_count: int
-    shards_behind: tuple[str, ...]
-    shards_without_publisher: tuple[str, ...]
-    stopped: tuple[StoppedShard, ...]
-    waiting_tenants: tuple[WaitingTenant, ...]
-    refusal_count: int
-    refusals: tuple[Refusal, ...] = ()  # the latest REFUSALS_SHOWN, the newest first
-    is_in_file: bool = True
-
-
-def summarise(answers: Mapping[str, Sequence[ShardDestination]]) -> list[DestinationSummary]:
-    """Return the destinations by name, of the answers by shard id."""
-    found: defaultdict[str, list[tuple[str, ShardDestination]]] = defaultdict(list)
-    for shard_id, destinations in sorted(answers.items()):
-        for one in destinations:
-            found[one.destination].append((shard_id, one))
-    return [_summary(name, found[name]) for name in sorted(found)]
-
-
-def _summary(name: str, found: Sequence[tuple[str, ShardDestination]]) -> DestinationSummary:
-    is_in_file = any(one.is_in_file for _, one in found)
-    shards = found if is_in_file else ()
-    return DestinationSummary(
-        name=name,
-        lag_seconds=max((one.lag_s or 0.0 for _, one in shards), default=0.0),
-        shard_count=len(found),
-        shards_behind=tuple(shard_id for shard_id, one in shards if (one.lag_s or 0.0) >= BEHIND_S),
-        shards_without_publisher=tuple(shard_id for shard_id, one in shards if one.publisher is None),
-        stopped=tuple(
-            StoppedShard(shard_id, one.stopped, scrub_text(one.error or ""), one.refused_event)
-            for shard_id, one in shards
-            if one.stopped is not None
-        ),
-        waiting_tenants=tuple(
-            WaitingTenant(one.waits_for.tenant_id, shard_id, one.waits_for.source)
-            for shard_id, one in shards
-            if one.waits_for is not None
-        ),
-        refusal_count=sum(one.refusal_count for _, one in found),
-        refusals=_latest_refusals(found),
-        is_in_file=is_in_file,
-    )
-
-
-def _latest_refusals(shards: Sequence[tuple[str, ShardDestination]]) -> tuple[Refusal, ...]:
-    found = [
-        Refusal(
-            shard_id,
-            one.event.id,
-            f"{TYPE_PREFIX}{one.event.kind}",
-            one.event.subject,
-            scrub_text(one.error),
-            one.since,
-        )
-        for shard_id, destination in shards
-        for one in destination.refusals
-    ]
-    return tuple(sorted(found, key=lambda one: one.since, reverse=True)[:REFUSALS_SHOWN])
-
-
-SHOW_COLUMNS: Final = (
-    "destination",
-    "lag",
-    "shards",
-    "behind",
-    "without publisher",
-    "stopped",
-    "waiting tenants",
-    "refused",
-)
+SHOW_COLUMNS: Final = ("destination", "lag", "shards", "stopped", "waiting", "without publisher", "refused")
 SHOWN_MAX: Final = 20  # lines of one kind for people; --json has all
 
 
+class ShownShard(msgspec.Struct, frozen=True, rename="camel"):
+    """A destination on one shard. One that no publisher has in its file waits for nothing."""
+
+    name: str
+    shard_id: str
+    lag_seconds: float
+    publisher: str | None
+    is_in_file: bool
+    stopped: FeedStop | None
+    error: str
+    refused_event: str | None
+    waits_for: Arrival | None
+    refusal_count: int
+    refusals: tuple[dict[str, Any], ...] = ()  # the latest ones, the newest first, without data
+
+
+def shown_shard(shard_id: str, one: ShardDestination) -> ShownShard:
+    """Return what people see of a destination on a shard."""
+    refusals = tuple(
+        {
+            "eventId": refusal.event.id,
+            "type": f"{TYPE_PREFIX}{refusal.event.kind}",
+            "subject": refusal.event.subject,
+            "error": scrub_text(refusal.error),
+            "since": refusal.since,
+        }
+        for refusal in one.refusals
+    )
+    return ShownShard(
+        name=one.destination,
+        shard_id=shard_id,
+        lag_seconds=(one.lag_s or 0.0) if one.is_in_file else 0.0,
+        publisher=one.publisher,
+        is_in_file=one.is_in_file,
+        stopped=one.stopped if one.is_in_file else None,
+        error=scrub_text(one.error or ""),
+        refused_event=one.refused_event,
+        waits_for=one.waits_for if one.is_in_file else None,
+        refusal_count=one.refusal_count,
+        refusals=refusals,
+    )
+
+
 async def show_feed(settings: Settings, destination: str | None) -> Answer:
-    """Return the destinations that the shards know, or the one that is named.
+    """Return what the shards know of their destinations, or of the one that is named.
 
     It fails if a shard did not answer, or none has the named destination.
     """
@@ -274,46 +213,55 @@ async def show_feed(settings: Settings, destination: str | None) -> Answer:
             known, lambda address: read_destinations(shards.pools.ensure_pool(address))
         )
     silent = {one: scrub_text(causes.get(one, "")) for one in sorted({one.shard_id for one in known} - answers.keys())}
-    found = [one for one in summarise(answers) if destination in {None, one.name}]
+    shown = [shown_shard(shard_id, one) for shard_id, found in answers.items() for one in found]
+    found = sorted((one for one in shown if destination in {None, one.name}), key=lambda one: (one.name, one.shard_id))
     is_failed = destination is not None and not found
-    return Answer({"destinations": found}, _describe(found, destination), silent, is_failed)
+    return Answer({"destinations": found}, describe(found, destination), silent, is_failed)
 
 
-def _describe(found: Sequence[DestinationSummary], destination: str | None) -> Iterator[Part]:
+def describe(found: Sequence[ShownShard], destination: str | None) -> Iterator[Part]:
+    """Yield a table of the destinations, and a line for each thing that a person may have to do."""
     if not found:
         wanted = "a destination" if destination is None else f"the destination {destination}"
         yield f"no shard that answered has {wanted}: it has one once a worker with FEED_FILE publishes the shard"
         return
-    yield Table(SHOW_COLUMNS, map(_row, found))
-    notes: defaultdict[str, list[str]] = defaultdict(list)
-    for one in found:
-        for stop in one.stopped:
-            at = "" if stop.refused_event is None else f" at the event {stop.refused_event}"
-            notes["stopped"].append(f"{one.name}, {stop.shard_id}: stopped{at} ({stop.reason}): {stop.error}")
-        for wait in one.waiting_tenants:
-            waits = f"waits at the arrival of {wait.tenant_id} for the feed of its source, {wait.source_shard_id}"
-            notes["waiting"].append(f"{one.name}, {wait.shard_id}: {waits}")
-        for refusal in one.refusals:
-            refused = f"refused {refusal.type} of {refusal.subject} at {refusal.since:%Y-%m-%d %H:%M:%S}"
-            notes["refused"].append(f"{one.name}, {refusal.shard_id}: {refused}, {refusal.event_id}: {refusal.error}")
-        if not one.is_in_file:
-            command = f"`simplu-worker feed forget {one.name}`"
-            notes["left"].append(f"{one.name}: no replica has it in FEED_FILE; {command} deletes its places")
+    by_name = {name: list(own) for name, own in groupby(found, key=lambda one: one.name)}
+    yield Table(SHOW_COLUMNS, [_row(name, own) for name, own in by_name.items()])
+    notes = _notes(found)
+    for name, own in by_name.items():
+        if not any(one.is_in_file for one in own):
+            command = f"`simplu-worker feed forget {name}`"
+            notes["left"].append(f"{name}: no replica has it in FEED_FILE; {command} deletes its places")
     for _, lines in sorted(notes.items()):
-        for line in lines[:SHOWN_MAX]:
-            yield Line(line)
+        yield from map(Line, lines[:SHOWN_MAX])
         if len(lines) > SHOWN_MAX:
             yield Line(f"and {len(lines) - SHOWN_MAX} more; --json has all")
 
 
-def _row(summary: DestinationSummary) -> tuple[object, ...]:
+def _notes(found: Iterable[ShownShard]) -> defaultdict[str, list[str]]:
+    notes: defaultdict[str, list[str]] = defaultdict(list)
+    for one in found:
+        place = f"{one.name}, {one.shard_id}"
+        if one.stopped is not None:
+            at = "" if one.refused_event is None else f" at the event {one.refused_event}"
+            notes["stopped"].append(f"{place}: stopped{at} ({one.stopped}): {one.error}")
+        if (arrival := one.waits_for) is not None:
+            notes["waiting"].append(
+                f"{place}: waits at the arrival of {arrival.tenant_id} for the feed of its source, {arrival.source}"
+            )
+        for refusal in one.refusals:
+            refused = f"refused {refusal['type']} of {refusal['subject']} at {refusal['since']:%Y-%m-%d %H:%M:%S}"
+            notes["refused"].append(f"{place}: {refused}, {refusal['eventId']}: {refusal['error']}")
+    return notes
+
+
+def _row(name: str, own: Sequence[ShownShard]) -> tuple[object, ...]:
     return (
-        summary.name,
-        f"{summary.lag_seconds:.1f} s",
-        summary.shard_count,
-        len(summary.shards_behind),
-        len(summary.shards_without_publisher),
-        len(summary.stopped),
-        len(summary.waiting_tenants),
-        summary.refusal_count,
+        name,
+        f"{max(one.lag_seconds for one in own):.1f} s",
+        len(own),
+        sum(one.stopped is not None for one in own),
+        sum(one.waits_for is not None for one in own),
+        sum(one.is_in_file and one.publisher is None for one in own),
+        sum(one.refusal_count for one in own),
     )

@@ -1,4 +1,4 @@
-"""Destinations over all shards."""
+"""Destinations over all shards, for people."""
 
 from __future__ import annotations
 
@@ -6,53 +6,46 @@ from datetime import UTC, datetime
 
 from support.feed.events import feed_event
 
-from simplu_worker.commands.feed.destinations import DestinationSummary, StoppedShard, WaitingTenant, summarise
+from simplu_worker.commands.feed.destinations import SHOWN_MAX, describe, shown_shard
+from simplu_worker.commands.output import Line, Table
 from simplu_worker.feed.cursors import RefusedEvent, ShardDestination
 from simplu_worker.feed.types import Arrival
 from simplu_worker.vocabulary import FeedStop
 
 ARRIVAL = Arrival("smile-berlin", 2, "c")
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def told(*found: ShardDestination) -> tuple[list[object], list[str]]:
+    table, *lines = describe([shown_shard(f"s{number}", one) for number, one in enumerate(found)], None)
+    assert isinstance(table, Table)
+    return list(table.rows), [line.text for line in lines if isinstance(line, Line)]
 
 
 def test_summary_has_each_destination_with_what_is_odd() -> None:
-    answers = {
-        "b": [
-            ShardDestination("crm", ARRIVAL, "one", lag_s=10.0, refusal_count=2),
-            ShardDestination("bus"),
-        ],
-        "a": [
-            ShardDestination("crm", None, "two", FeedStop.REFUSED, "why", "id-1", lag_s=90.5, refusal_count=1),
-            ShardDestination("bus", None, "two", lag_s=9.9),
-        ],
-        "empty": [],
-    }
-    bus, crm = summarise(answers)
-    assert bus == DestinationSummary("bus", 9.9, 2, (), ("b",), (), (), 0)
-    assert crm == DestinationSummary(
-        "crm",
-        90.5,
-        2,
-        ("a", "b"),
-        (),
-        (StoppedShard("a", FeedStop.REFUSED, "why", "id-1"),),
-        (WaitingTenant("smile-berlin", "b", "c"),),
-        3,
+    refusals = (RefusedEvent(feed_event(), "422", AT),)
+    rows, lines = told(
+        ShardDestination("bus", publisher="one", lag_s=9.9),
+        ShardDestination("crm", ARRIVAL, "one", lag_s=10.0, refusal_count=2, refusals=refusals),
+        ShardDestination("crm", None, None, FeedStop.REFUSED, "why", "id-1", lag_s=90.5, refusal_count=1),
     )
-    assert summarise({}) == []
+    assert rows == [("bus", "9.9 s", 1, 0, 0, 0, 0), ("crm", "90.5 s", 2, 1, 1, 1, 3)]
+    event = "refused simplu.resource.patched of smile-berlin/patient/p-1 at 2026-01-01 00:00:00, token-7-0: 422"
+    assert lines == [
+        f"crm, s1: {event}",
+        "crm, s2: stopped at the event id-1 (refused): why",
+        "crm, s1: waits at the arrival of smile-berlin for the feed of its source, c",
+    ]
 
 
 def test_summary_counts_nothing_of_a_destination_of_no_publisher() -> None:
     late = ShardDestination("crm", ARRIVAL, None, FeedStop.REFUSED, lag_s=90.5, refusal_count=2, is_in_file=False)
-    (left,) = summarise({"a": [late], "b": [late]})
-    assert left == DestinationSummary("crm", 0.0, 2, (), (), (), (), 4, is_in_file=False)
-    (crm,) = summarise({"a": [late], "b": [ShardDestination("crm", None, "one")]})
-    assert (crm.is_in_file, crm.shards_behind, crm.shards_without_publisher) == (True, ("a",), ("a",))
+    rows, lines = told(late, late)
+    assert rows == [("crm", "0.0 s", 2, 0, 0, 0, 4)]
+    assert lines == ["crm: no replica has it in FEED_FILE; `simplu-worker feed forget crm` deletes its places"]
 
 
-def test_summary_has_the_latest_refusals_of_all_shards() -> None:
-    def refused(*days: int) -> ShardDestination:
-        found = tuple(RefusedEvent(feed_event(day), f"{day}", datetime(2026, 1, day, tzinfo=UTC)) for day in days)
-        return ShardDestination("crm", refusals=found)
-
-    (crm,) = summarise({"a": [refused(9, 4, 3, 2, 1)], "b": [refused(8, 7, 6, 5)]})
-    assert [(one.shard_id, one.error) for one in crm.refusals] == [("a", "9"), *(("b", day) for day in "8765")]
+def test_summary_has_no_more_lines_than_people_read() -> None:
+    stopped = ShardDestination("crm", publisher="one", stopped=FeedStop.DISABLED, error="410")
+    _, lines = told(*[stopped] * (SHOWN_MAX + 2))
+    assert (len(lines), lines[-1]) == (SHOWN_MAX + 1, "and 2 more; --json has all")
