@@ -3,10 +3,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
-from support.aws.endpoints import REGION, ScriptedAws, client_of
+from support.aws.endpoints import REGION, client_of
 from support.aws.receiver_settings import receiver_settings
 
 from simplu_local.sqs.server import SqsServer
@@ -82,29 +81,6 @@ async def test_queue_refuses_when_it_does_not_exist(client: Client, server_url: 
     async with client_of("sqs", "http://127.0.0.1:1") as nowhere:
         with pytest.raises(RetryableError):
             await Queue(nowhere, "http://127.0.0.1:1/1/q").read_attributes()
-
-
-async def test_queue_deletes_again_only_what_sqs_had_trouble_with() -> None:
-    aws = ScriptedAws()
-    async with aws.running() as url, client_of("sqs", url) as client:
-        queue = Queue(client, f"{url}/1/q")
-        aws.answer({"Messages": [received(name) for name in ("a", "b", "c")]})
-        trouble = {"Id": "0", "SenderFault": False, "Code": "InternalError"}
-        at_fault = {"Id": "2", "SenderFault": True, "Code": "ReceiptHandleIsInvalid"}
-        aws.answer({"Successful": [{"Id": "1"}], "Failed": [trouble, at_fault]})
-        aws.answer({"Successful": [{"Id": "0"}], "Failed": []})
-        left = await queue.delete(await queue.receive(wait_s=0, max_messages=10))
-    handles = [[entry["ReceiptHandle"] for entry in body["Entries"]] for _, body in aws.requests[1:]]
-    assert ([message.message_id for message in left], handles) == (["c"], [["h-a", "h-b", "h-c"], ["h-a"]])
-
-
-def received(message_id: str, *, handle: str | None = None) -> dict[str, Any]:
-    return {
-        "MessageId": message_id,
-        "ReceiptHandle": handle or f"h-{message_id}",
-        "Body": "x",
-        "Attributes": {"ApproximateReceiveCount": "many"},
-    }
 
 
 # The receiver

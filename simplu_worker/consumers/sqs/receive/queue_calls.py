@@ -25,7 +25,6 @@ IDS_MAX: Final = 20
 EXTENSIONS_AT_ONCE: Final = 8  # calls; each is for ten messages, so that thousands in flight are extended in seconds
 EXTENSION_MIN_S: Final = 0.5  # for one call
 RETURN_S: Final = 3.0  # for one call; messages of a failed one become visible after their visibility timeout
-RETURN_TRIES: Final = 3
 VISIBILITY_MAX_S: Final = 43_200  # SQS API reference, ChangeMessageVisibility
 
 log = structlog.get_logger(__name__)
@@ -256,25 +255,13 @@ class QueueCalls:
         self._on_removed()
 
     async def _return_batch(self, changes: Sequence[tuple[Message, int]]) -> str:
-        error = ""
-        for attempt in range(1, RETURN_TRIES + 1):
-            try:
-                async with asyncio.timeout(RETURN_S):
-                    failures = await self._queue.change_visibility_batch(changes)
-            except (RetryableError, TimeoutError) as exc:
-                error = str(exc) or "no answer"
-            except PermanentError as exc:
-                return str(exc)
-            else:
-                self._count_stale(sum(failure.is_sender_fault for failure in failures))
-                again = {failure.message.message_id: failure for failure in failures if not failure.is_sender_fault}
-                changes = [change for change in changes if change[0].message_id in again]
-                error = next((failure.code for failure in again.values()), "")
-            if not changes:
-                return ""
-            if attempt < RETURN_TRIES:
-                await asyncio.sleep(backoff_s(attempt, draw=self._draw(), base_s=0.1, max_s=1.0))
-        return error or "no answer"
+        try:
+            async with asyncio.timeout(RETURN_S):
+                failures = await self._queue.change_visibility_batch(changes)
+        except (RetryableError, PermanentError, TimeoutError) as exc:
+            return str(exc) or "no answer"
+        self._count_stale(sum(failure.is_sender_fault for failure in failures))
+        return next((failure.code for failure in failures if not failure.is_sender_fault), "")
 
     def _count_stale(self, count: int) -> None:
         if count:
