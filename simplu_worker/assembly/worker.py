@@ -89,7 +89,7 @@ def make_feed(settings: Settings, shards: Shards, replica_name: str) -> FeedPart
     def use(new: FeedFile) -> None:
         feed.replace(_configured(settings, new))
 
-    return FeedParts(feed, FeedFileReloader(file, read=read, use=use))
+    return FeedParts(feed, FeedFileReloader(read=read, use=use))
 
 
 def _configured(settings: Settings, file: FeedFile) -> list[ConfiguredDestination]:

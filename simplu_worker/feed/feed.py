@@ -205,8 +205,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
 class FeedFileReloader:
     """Gives *use* the file that *read* returns, whenever it has become another one."""
 
-    def __init__(self, current: FeedFile, *, read: Callable[[], FeedFile], use: Callable[[FeedFile], None]) -> None:
-        self._current = current
+    def __init__(self, *, read: Callable[[], FeedFile], use: Callable[[FeedFile], None]) -> None:
         self._read = read
         self._use = use
 
@@ -225,14 +224,6 @@ class FeedFileReloader:
             FEED_FILE_RELOADS.labels(FeedFileOutcome.REFUSED).inc()
             log.error("feed_file.refused", problems=list(exc.problems))  # noqa: TRY400 - the problems tell it all
             return
-        old = {destination.name: destination for destination in self._current.destinations}
-        names = {destination.name for destination in new.destinations}
         self._use(new)
-        self._current = new
         FEED_FILE_RELOADS.labels(FeedFileOutcome.APPLIED).inc()
-        log.info(
-            "feed_file.reloaded",
-            added=sorted(names - old.keys()),
-            changed=[one.name for one in new.destinations if one.name in old and old[one.name] != one],
-            removed=sorted(old.keys() - names),
-        )
+        log.info("feed_file.reloaded", destinations=[one.name for one in new.destinations])

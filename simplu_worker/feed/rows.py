@@ -20,8 +20,6 @@ from simplu_worker.shards.schema.schema_check import has_schema
 
 NEW_S: Final = 300.0  # a shard whose log began later is new; it takes a minute until the feed knows it
 
-_views: Final = msgspec.json.Decoder(tuple[types.ShardView, ...])
-
 
 class NotPublisherError(Exception):
     """The row of the publisher has another token: of another replica, or because a person took it."""
@@ -75,13 +73,10 @@ async def find_publisher(pool: ShardPool) -> OtherPublisher | None:
         if not await has_schema(connection, pool):
             return None
         row = await connection.fetchrow(QUERIES["find_feed_publisher"])
-    if row is None:
-        return OtherPublisher(0.0)
-    views = _views.decode(row["destinations"] or "[]")
-    shard_id, free_in_s = pool.address.shard_id, row["expires_in_s"]
-    if free_in_s > 2 * events.LEASE_S:  # as `claim_feed` has it
-        free_in_s = 0.0
-    return OtherPublisher(free_in_s, tuple(msgspec.structs.replace(one, shard_id=shard_id) for one in views))
+        cursors = await connection.fetch(QUERIES["read_feed_cursors"])
+    names = "destination", "behind_since", "is_waiting", "stopped", "error"
+    views = tuple(types.ShardView(pool.address.shard_id, *(one[name] for name in names)) for one in cursors)
+    return OtherPublisher(0.0 if row is None else row["expires_in_s"], views)
 
 
 async def claim(pool: ShardPool, *, token: str, publisher: str) -> bool:

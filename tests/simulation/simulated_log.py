@@ -89,6 +89,7 @@ class SentCursor(msgspec.Struct, frozen=True):
 
 class Cursor(SentCursor, frozen=True):
     is_in_file: bool = True
+    is_waiting: bool = False
 
 
 class FeedTables(msgspec.Struct, frozen=True):
@@ -308,13 +309,13 @@ class Server:
         if tables.publisher is None:
             return tables, []
         left = (tables.publisher.expires_at - self._now).total_seconds()
-        return tables, [Record(expires_in_s=left, destinations=None)]
+        return tables, [Record(expires_in_s=left)]
 
     def _claim_feed(self, tables: FeedTables, token: str, publisher: str, lease_s: float) -> tuple[FeedTables, Answer]:
         known, until = tables.publisher, self._now + timedelta(seconds=lease_s)
         if known is None:
             known = Publisher(token, publisher, until)
-        elif not self._now <= known.expires_at <= self._now + timedelta(seconds=2 * lease_s):
+        elif known.expires_at < self._now:
             known = replace(known, token=token, publisher=publisher, expires_at=until)
         else:
             return tables, []

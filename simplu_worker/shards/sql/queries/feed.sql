@@ -26,30 +26,17 @@ pg_catalog.clock_timestamp() AS read_at
 pg_catalog.set_config('synchronous_commit', 'off', true)
 
 -- name: find_feed_publisher
--- For how long the shard has a publisher yet, in seconds, and what the cursors tell people; no row if it never had one.
-SELECT
-    extract(EPOCH FROM feed_shards.expires_at - pg_catalog.clock_timestamp())::pg_catalog.float8 AS expires_in_s,
-    (
-        SELECT
-            pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
-                'destination', feed_cursors.destination, 'behind_since', feed_cursors.behind_since,
-                'is_waiting', feed_cursors.waits_for IS NOT NULL, 'stopped', feed_cursors.stopped,
-                'error', feed_cursors.error, 'shard_id', ''
-            ))::pg_catalog.text
-        FROM public.feed_cursors
-    ) AS destinations
+-- For how long the shard has a publisher yet, in seconds; no row if it never had one.
+SELECT extract(EPOCH FROM feed_shards.expires_at - pg_catalog.clock_timestamp())::pg_catalog.float8 AS expires_in_s
 FROM public.feed_shards;
 
 -- name: claim_feed
--- Take the row for the replica $2 with the token $1 for $3 seconds, if it is free. A row whose time ends later than a
--- publisher can have said is free too: that clock has gone back.
+-- Take the row for the replica $2 with the token $1 for $3 seconds, if it is free.
 INSERT INTO public.feed_shards AS known (token, publisher, expires_at)
 VALUES ($1::pg_catalog.uuid, $2, pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $3))
 ON CONFLICT (only_row) DO UPDATE
 SET token = excluded.token, publisher = excluded.publisher, expires_at = excluded.expires_at
-WHERE
-    known.expires_at NOT BETWEEN pg_catalog.clock_timestamp()
-    AND pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => 2::pg_catalog.float8 * $3)
+WHERE known.expires_at < pg_catalog.clock_timestamp()
 RETURNING publisher;
 
 -- name: renew_feed
@@ -129,7 +116,9 @@ SELECT
 FROM wanted;
 
 -- name: read_feed_cursors
-SELECT destination, batch_id, position, incarnation, stopped, error, refused_event, passed_event, behind_since
+SELECT
+    destination, batch_id, position, incarnation, waits_for IS NOT NULL AS is_waiting, stopped, error, refused_event,
+    passed_event, behind_since
 FROM public.feed_cursors;
 
 -- name: note_feed_file
