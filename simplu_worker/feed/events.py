@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
 from struct import unpack
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, cast
 
 import msgspec
 
@@ -45,6 +45,9 @@ OPERATIONS: Final = {
     "p": FeedKind.RESOURCE_PATCHED,
     "d": FeedKind.RESOURCE_DELETED,
 }
+
+
+_Columns: TypeAlias = tuple[bytes, bytes, str, bytes, bytes, Sequence[str | None], Sequence[str]]
 
 
 class LogBatch(NamedTuple):
@@ -90,7 +93,8 @@ class LogBatch(NamedTuple):
             return [LogRow(self, place, self.tenant_no, tenant, origin=self.origins[0] if self.origins else None)]
         failed = frozenset(map(int, self.failed))
         stored_names = {int(one[0]): one[-1] for one in self.tenants}
-        small, large = f">{len(self.kinds)}h", f">{len(self.kinds)}i"
+        positions, tenant_nos, kinds, types_at, origins_at, resources, requests = cast(_Columns, self[-7:])
+        small, large = f">{len(kinds)}h", f">{len(kinds)}i"
         return [
             LogRow(
                 self,
@@ -106,13 +110,13 @@ class LogBatch(NamedTuple):
                 _other_names(stored_names.get(number, "{}"), self.types[type_at - 1]),
             )
             for position, number, kind, type_at, origin_at, resource, request in zip(
-                unpack(small, self.positions or b""),
-                unpack(large, self.row_tenant_nos or b""),
-                self.kinds,
-                unpack(small, self.types_at or b""),
-                unpack(small, self.origins_at or b""),
-                self.resources or (),
-                self.requests or (),
+                unpack(small, positions),
+                unpack(large, tenant_nos),
+                kinds,
+                unpack(small, types_at),
+                unpack(small, origins_at),
+                resources,
+                requests,
                 strict=True,
             )
         ]

@@ -39,6 +39,10 @@ def test_each_document_is_read_once_where_a_destination_wants_it() -> None:
     assert [resource_id for _, _, resource_id in wanted.resources] == ["a", "b", "c"]
     assert wanted.by_event({0: b"A", 2: b""}) == {"e3": b"A", "e6": b"A", "e7": b""}
     assert not WantedDocuments(ROWS, TERMS[1:]).resources
+    odd = [feed_event(tenant=None), feed_event(resource_type=None), feed_event(resource_id=None)]
+    deleted, last = feed_event(kind=FeedKind.RESOURCE_DELETED), feed_event(resource_id="last")
+    several = ReadRow(Place(1, 0), (*odd, deleted, last))
+    assert WantedDocuments([several], TERMS[:1]).resources == [("smile-berlin", "patient", "last")]
 
 
 def test_rows_before_the_first_that_wants_a_document_that_is_left_need_no_other() -> None:

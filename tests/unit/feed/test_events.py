@@ -86,8 +86,9 @@ def test_row_of_an_operation_is_the_event_of_its_resource() -> None:
     assert read_row(log_row(tenants=[]), PUBLICATION) == ReadRow(Place(7, 3))  # unmade
     named = log_row(tenants=[["4", "smile-berlin", "smile", "berlin", "dental", '{"patients": "patient", "a": "b"}']])
     assert read_row(named, PUBLICATION).events == (msgspec.structs.replace(event, other_types=("patients",)),)
-    of_before = log_row(tenants=named.batch.tenants, types=["patients"])
+    of_before = log_row(tenants=named.batch.tenants, types=["patients", "room"])
     assert of_before.other_types == ("patient",)
+    assert [one.resource_id for one in read_row(log_row(resources=[None]), PUBLICATION).events] == [None]
     assert log_batch().facts == ReplicationFacts(Server("1", AT), 10, "on", "", fsync=True)
 
 
@@ -121,6 +122,7 @@ def test_row_gives_the_events_of_its_kind() -> None:
         for one in events:
             assert one.shard_id == "shard-1"
             assert (one.resource_type is None) == (one.resource_id is None) == one.kind.value.startswith("tenant.")
+            assert (one.other_types, one.request_id is None) == ((), columns.get("kinds", "m") in {"m", None})
 
 
 def test_rows_of_a_batch_are_each_of_its_own_tenant_type_and_origin() -> None:
@@ -161,6 +163,7 @@ def test_rows_of_a_batch_are_each_of_its_own_tenant_type_and_origin() -> None:
 
 def test_arrival_of_a_tenant_names_its_source_and_epoch() -> None:
     arrival = BULK | {"kind": "a", "origins": ["shard-2"]}
+    assert (log_row(**arrival).place, log_row(**arrival).tenant_no) == (Place(7, 0), 4)
     assert read_row(log_row(**arrival), PUBLICATION).arrival == Arrival("smile-berlin", 2, "shard-2")
     without: list[dict[str, Any]] = [{"kind": "r"}, {"origins": []}, {"tenants": []}, {"epoch": None}]
     for missing in without:

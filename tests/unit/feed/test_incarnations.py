@@ -24,6 +24,7 @@ def test_id_of_an_incarnation_is_greater_than_all_that_are_known() -> None:
         at + timedelta(seconds=60, milliseconds=1), "0000"
     )
     assert incarnation_id(at, "0000", [""]) == incarnation_id(at, "0000")
+    assert incarnation_id(datetime(1970, 1, 1, tzinfo=UTC), "ffff") == "000000000000ffff"
 
 
 def test_replica_waits_longer_the_more_shards_it_publishes() -> None:
