@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.feed.events import PassEvent, Resume, choose_skip
+from simplu_worker.feed.events import skip_problem
 from simplu_worker.feed.types import Arrival, FeedEvent
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -45,6 +45,14 @@ class ShardDestination(msgspec.Struct, frozen=True):
     is_in_file: bool = True  # of the replica that publishes the shard, or that did so last
 
 
+class Stopped(msgspec.Struct, frozen=True):
+    """Where a destination has stopped on a shard, if it has."""
+
+    why: FeedStop | None
+    error: str | None
+    refused_event: str | None
+
+
 class ForgetPlan(msgspec.Struct, frozen=True):
     """What a shard has of a destination; *user* is the replica that has the destination in its file, if any."""
 
@@ -54,9 +62,9 @@ class ForgetPlan(msgspec.Struct, frozen=True):
 
 
 class ReplayPlan(msgspec.Struct, frozen=True):
-    """What a replay of a shard sends again: *change_count* changes, None if none of them was sent yet."""
+    """What a replay of a shard sends again."""
 
-    change_count: int | None
+    change_count: int
     begins_at: datetime | None = None  # later than asked for: the log keeps nothing older
     stopped: FeedStop | None = None
 
@@ -99,7 +107,7 @@ async def replay(pool: ShardPool, destination: str, since: datetime, *, apply: b
         return ReplayPlan(row["change_count"], row["begins_at"], _stop(row["stopped"]))
 
 
-async def skip(pool: ShardPool, destination: str, event_id: str | None = None, *, apply: bool) -> Resume | PassEvent:
+async def skip(pool: ShardPool, destination: str, event_id: str | None = None, *, apply: bool) -> Stopped:
     """Return what a skip passes on the shard; with *apply* pass it. Raises `PermanentError` if there is nothing."""
     async with pool.transaction() as connection:
         row = None
@@ -109,10 +117,12 @@ async def skip(pool: ShardPool, destination: str, event_id: str | None = None, *
             row = await connection.fetchrow(QUERIES["read_feed_cursor"], destination)
         if row is None:
             raise PermanentError(f"{destination} has not begun on this shard; run: simplu-worker feed show")
-        choice = choose_skip(_stop(row["stopped"]), row["error"], row["refused_event"], event_id)
+        stopped = Stopped(_stop(row["stopped"]), row["error"], row["refused_event"])
+        if (problem := skip_problem(stopped.why, event_id)) is not None:
+            raise PermanentError(problem)
         if apply:
             await connection.execute(QUERIES["skip_in_feed"], destination, event_id)
-        return choice
+        return stopped
 
 
 async def forget(pool: ShardPool, destination: str, *, apply: bool) -> ForgetPlan | None:

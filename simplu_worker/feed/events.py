@@ -20,7 +20,6 @@ from typing import Final, NamedTuple, TypeAlias, cast
 
 import msgspec
 
-from simplu_worker.errors import PermanentError
 from simplu_worker.feed.types import (
     Arrival,
     DestinationTerms,
@@ -334,28 +333,8 @@ def run_of_server(timeline: str, started_at: datetime, batch_offset: int) -> str
     return f"{timeline}/{started_at.timestamp():.6f}/{batch_offset}"
 
 
-class Resume(msgspec.Struct, frozen=True):
-    """Let a stopped destination go on; the event that it refused is tried once more."""
-
-    stopped: FeedStop
-    error: str | None
-    refused_event: str | None
-
-
-class PassEvent(msgspec.Struct, frozen=True):
-    """Try an event once more, then keep it as refused, whatever the reason."""
-
-    event_id: str
-
-
-def choose_skip(
-    stopped: FeedStop | None, error: str | None, refused_event: str | None, event_id: str | None = None
-) -> Resume | PassEvent:
-    """Return what a skip passes, *event_id* if given. Raises `PermanentError` if there is nothing."""
+def skip_problem(stopped: FeedStop | None, event_id: str | None) -> str | None:
+    """Return why a skip, of *event_id* if given, has nothing to pass."""
     if event_id is not None:
-        if stopped is not None:
-            raise PermanentError("the destination has stopped: leave out --event")
-        return PassEvent(event_id)
-    if stopped is None:
-        raise PermanentError("the destination has not stopped: nothing is to be passed")
-    return Resume(stopped, error, refused_event)
+        return None if stopped is None else "the destination has stopped: leave out --event"
+    return "the destination has not stopped: nothing is to be passed" if stopped is None else None

@@ -163,12 +163,13 @@ class ShardFeed:
         if self._is_publisher():
             return True
         self._token = None
-        free_in_s = await self._seconds_until_free()
-        if free_in_s is None:
+        publisher = await find_publisher(self._pool)
+        self._others = () if publisher is None else publisher.destinations
+        if publisher is None:
             await wait_any(ending, within_s=jittered(EMPTY_S, ratio=0.2, draw=self._draw()))
             return False
-        if free_in_s > 0:
-            await wait_any(ending, within_s=min(free_in_s, events.LEASE_S) + 0.05)
+        if publisher.free_in_s > 0:
+            await wait_any(ending, within_s=min(publisher.free_in_s, events.LEASE_S) + 0.05)
             return False
         await wait_any(ending, within_s=events.claim_delay_s(self._published_count(), self._draw()))
         if ending.is_set():
@@ -179,11 +180,6 @@ class ShardFeed:
         self._token, self._lease_until = token, asked_at + events.LEASE_S - events.MARGIN_S
         log.info("feed.claimed", shard_id=self.shard_id)
         return True
-
-    async def _seconds_until_free(self) -> float | None:
-        publisher = await find_publisher(self._pool)
-        self._others = () if publisher is None else publisher.destinations
-        return None if publisher is None else publisher.free_in_s
 
     async def _publish(self, destinations: Destinations, ending: asyncio.Event) -> None:
         if not await self._begin(destinations, ending):
@@ -220,10 +216,6 @@ class ShardFeed:
         if failure is not None:
             raise failure
 
-    @property
-    def _noise(self) -> str:
-        return f"{int(self._draw() * 0x10000):04x}"
-
     async def _begin(self, destinations: Destinations, ending: asyncio.Event) -> bool:
         """Load the cursors; a new incarnation begins only once it is safe. Return False at *ending*."""
         state, rows = await load(
@@ -231,7 +223,7 @@ class ShardFeed:
             self._required_token,
             [terms for terms, _ in destinations.values()],
             last_incarnation="" if self._state is None else self._state.incarnation,
-            noise=self._noise,
+            noise=f"{int(self._draw() * 0x10000):04x}",
         )
         if state.noted_run != state.run:
             if not await run_until(ending, self._commits.wait_for_transaction(self.shard_id, state.server)):

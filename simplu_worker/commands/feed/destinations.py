@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 import msgspec
 
@@ -24,7 +24,6 @@ from simplu_worker.feed.cursors import (
     replay,
     skip,
 )
-from simplu_worker.feed.events import PassEvent, Resume
 from simplu_worker.feed.types import Arrival
 from simplu_worker.shards.routing.shard_query import query_all_shards, query_with_causes
 from simplu_worker.telemetry.log import scrub_text
@@ -56,7 +55,7 @@ async def replay_feed(
     found = [
         {
             "shardId": shard_id,
-            "changeCount": plan.change_count or 0,
+            "changeCount": plan.change_count,
             "beginsAt": plan.begins_at,
             "stopped": plan.stopped,
         }
@@ -94,17 +93,18 @@ async def skip_feed(
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         address = known_shard(await shards.locator.list_shards(), shard_id)
-        choice = await skip(shards.pools.ensure_pool(address), destination, event_id, apply=apply)
-    members: dict[str, Any] = {"destination": destination, "shardId": shard_id}
-    match choice:
-        case Resume(stopped, error, refused_event):
-            members |= {"stopped": stopped, "error": scrub_text(error or ""), "refusedEvent": refused_event}
-            effect = "the feed goes on where it was; an event that it refused is tried once more, then kept as refused"
-        case PassEvent(event_id):
-            members |= {"eventId": event_id}
-            effect = "the event is tried once more, kept as refused if that fails for any reason, and the feed goes on"
-        case _:
-            assert_never(choice)
+        stopped = await skip(shards.pools.ensure_pool(address), destination, event_id, apply=apply)
+    effect = "the feed goes on where it was; an event that it refused is tried once more, then kept as refused"
+    if event_id is not None:
+        effect = "the event is tried once more, kept as refused if that fails for any reason, and the feed goes on"
+    members: dict[str, Any] = {
+        "destination": destination,
+        "shardId": shard_id,
+        "stopped": stopped.why,
+        "error": scrub_text(stopped.error or "") if event_id is None else None,
+        "refusedEvent": stopped.refused_event,
+        "eventId": event_id,
+    }
     note = f"{'done' if apply else 'nothing was changed; with --apply'}: {effect}"
     facts = Facts({name: value for name, value in members.items() if value})
     return Answer(members | {"applied": apply}, [facts, note])

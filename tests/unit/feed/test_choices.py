@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.errors import PermanentError
-from simplu_worker.feed.events import PassEvent, Resume, choose_skip
+from simplu_worker.feed.events import skip_problem
 from simplu_worker.vocabulary import FeedStop
 
 
 @pytest.mark.parametrize(
-    ("stopped", "event_id", "expected"),
+    ("stopped", "event_id", "problem"),
     [
-        (FeedStop.REFUSED, None, Resume(FeedStop.REFUSED, "why", "id-1")),
-        (FeedStop.DISABLED, None, Resume(FeedStop.DISABLED, "why", "id-1")),
-        (None, "id-2", PassEvent("id-2")),
-        (None, None, "the destination has not stopped"),
-        (FeedStop.REFUSED, "id-2", "leave out --event"),
+        (FeedStop.REFUSED, None, None),
+        (FeedStop.DISABLED, None, None),
+        (None, "id-2", None),
+        (None, None, "the destination has not stopped: nothing is to be passed"),
+        (FeedStop.REFUSED, "id-2", "the destination has stopped: leave out --event"),
     ],
 )
 def test_skip_passes_what_is_named_and_nothing_else(
-    stopped: FeedStop | None, event_id: str | None, expected: Resume | PassEvent | str
+    stopped: FeedStop | None, event_id: str | None, problem: str | None
 ) -> None:
-    if isinstance(expected, str):
-        with pytest.raises(PermanentError, match=expected):
-            choose_skip(stopped, "why", "id-1", event_id)
-    else:
-        assert choose_skip(stopped, "why", "id-1", event_id) == expected
+    assert skip_problem(stopped, event_id) == problem

@@ -357,18 +357,16 @@ UPDATE public.feed_shards SET token = pg_catalog.gen_random_uuid();
 SELECT
     replay.behind, feed_cursors.stopped,
     CASE WHEN forgotten.completed_at > $2::pg_catalog.timestamptz THEN forgotten.completed_at END AS begins_at,
-    CASE WHEN replay.behind IS NOT NULL THEN
-        (
-            SELECT coalesce(pg_catalog.sum(again.row_count), 0::bigint)::bigint
-            FROM (
-                SELECT log_batches.row_count
-                FROM public.log_batches
-                WHERE log_batches.batch_id > replay.behind AND log_batches.batch_id <= feed_cursors.batch_id
-                ORDER BY log_batches.batch_id
-                LIMIT 100000
-            ) AS again
-        )
-    END AS change_count
+    (
+        SELECT coalesce(pg_catalog.sum(again.row_count), 0::bigint)::bigint
+        FROM (
+            SELECT log_batches.row_count
+            FROM public.log_batches
+            WHERE log_batches.batch_id > replay.behind AND log_batches.batch_id <= feed_cursors.batch_id
+            ORDER BY log_batches.batch_id
+            LIMIT 100000
+        ) AS again
+    ) AS change_count
 FROM public.feed_cursors
 LEFT JOIN public.log_forgotten AS forgotten ON true
 LEFT JOIN LATERAL (
