@@ -125,3 +125,23 @@ def test_documents_in_the_windows_of_a_process_share_one_budget() -> None:
             window.settle(events, [Delivered()] * len(events), rules=RULES, now=0, draw=0)
     assert windows[0].has_room
     assert budget.part == DOCUMENTS_MAX_BYTES
+
+
+def test_event_that_is_not_taken_is_due_later_each_time() -> None:
+    window, one = window_from(), event(1)
+    window.add([one], Place(1, 0))
+    waits_s = []
+    for _ in range(3):
+        assert window.settle([one], [RetryLater("x", 60.0)], rules=RULES, now=100, draw=0) == []
+        waits_s.append(one.due_at - 100)
+    assert waits_s == [0.5, 1.0, 2.0]
+
+
+def test_all_that_is_finished_is_returned_in_order() -> None:
+    window, events = window_from(), [event(number, str(number)) for number in range(4)]
+    window.add(events, Place(4, 0))
+    rules = RetryRules((), timedelta())
+    events[2].is_passed = True
+    deliveries = [Delivered(), Refused("400"), RetryLater("503"), Delivered()]
+    finished = window.settle(events, deliveries, rules=rules, now=0, draw=0)
+    assert finished == [events[0], RefusedForGood(events[1], "400"), RefusedForGood(events[2], "503"), events[3]]
