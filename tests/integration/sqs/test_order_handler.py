@@ -14,11 +14,13 @@ from typing import Any
 import asyncpg
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker, copy_shard
-from support.postgres.tenant_cases import TENANT_WAIT, add_tenant, fetch
+from support.postgres.tenant_cases import NO_CHECKS, TENANT_WAIT, add_tenant, fetch
 from support.postgres.trouble import calm, make_touchy, shut_gate
 
 from simplu_local.postgres.server import PostgresServer
@@ -42,6 +44,7 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WINDOW = timedelta(minutes=10)  # how long an id is one event, on one desk
 RETRY_DELAYS_S = (1.0, 5.0)
 HOMES = {"ann": "shard-1", "bob": "shard-2", "cat": "shard-1"}  # by business id
+UNDECIDED = (ReturnToQueue, RetryHeld)
 BAD = {"raise": "P0001"}
 
 _numbers = itertools.count(1)
@@ -504,3 +507,56 @@ async def test_orders_are_applied_when_their_shard_is_back(
         await breakable_server.start()
         await desk.done(*chain)
         assert await desk.orders("bob") == {"first": {}, "o1": {"n": 2}}
+
+
+class Group:
+    def __init__(self, name: str, business_ids: Sequence[str], poison: Sequence[bool]) -> None:
+        self.name = name
+        self.places = list(enumerate(business_ids))
+        self.left: list[Message] = []
+        for (place, business_id), is_poisoned in zip(self.places, poison, strict=True):
+            self.left.append(message(business_id, f"{name}-{place}", data={"n": place}, group=name))
+            if is_poisoned:
+                self.left.append(message(business_id, "x", body="{", group=name))
+
+    def settle(self, verdicts: dict[str, Verdict]) -> None:
+        undecided = [one for one in self.left if isinstance(verdicts.get(one.message_id, ReturnToQueue(0)), UNDECIDED)]
+        self.left = [received_again(one) for one in undecided]
+
+    async def applied_count(self, desk: Desk) -> int:
+        orders = {business_id: await desk.orders(business_id) for business_id in HOMES}
+        is_applied = [f"{self.name}-{place}" in orders[business_id] for place, business_id in self.places]
+        assert is_applied == sorted(is_applied, reverse=True)
+        return sum(is_applied)
+
+
+TENANTS = st.lists(st.sampled_from(sorted(HOMES)), min_size=6, max_size=6)
+POISON = st.lists(st.booleans(), min_size=6, max_size=6)
+
+
+@pytest.mark.slow
+@given(
+    st.lists(st.tuples(TENANTS, POISON), min_size=1, max_size=3),
+    st.lists(
+        st.tuples(st.sampled_from([None, "shard-1", "shard-2"]), st.lists(st.integers(0, 6), min_size=3, max_size=3)),
+        max_size=6,
+    ),
+)
+@settings(max_examples=10, suppress_health_check=NO_CHECKS)
+async def test_groups_keep_their_order_whatever_happens_to_them(
+    desk: Desk, plans: list[tuple[list[str], list[bool]]], calls: list[tuple[str | None, list[int]]]
+) -> None:
+    groups = [Group(f"group-{next(_numbers)}", *plan) for plan in plans]
+    for fenced, counts in [*calls, *[(None, [12] * 3)] * 2]:
+        if fenced is not None:
+            await fetch(desk.pool(fenced), "UPDATE tenants SET state = 'fenced'")
+        call = [one for group, count in zip(groups, counts, strict=False) for one in group.left[:count]]
+        verdicts = await desk.handle(*call)
+        if fenced is not None:
+            await fetch(desk.pool(fenced), "UPDATE tenants SET state = 'active'")
+        by_id = {one.message_id: verdict for one, verdict in zip(call, verdicts, strict=True)}
+        for group in groups:
+            group.settle(by_id)
+            await group.applied_count(desk)
+    assert [group.left for group in groups] == [[]] * len(groups)
+    assert [await group.applied_count(desk) for group in groups] == [6] * len(groups)
