@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from support.feed.events import feed_event
 
-from simplu_worker.feed.types import Delivered, Disabled, Place, Refused, RetryLater
+from simplu_worker.feed.types import Delivered, Delivery, Disabled, Place, Refused, RetryLater
 from simplu_worker.feed.window import (
     DOCUMENTS_MAX_BYTES,
     DOCUMENTS_MIN_BYTES,
@@ -142,6 +142,6 @@ def test_all_that_is_finished_is_returned_in_order() -> None:
     window.add(events, Place(4, 0))
     rules = RetryRules((), timedelta())
     events[2].is_passed = True
-    deliveries = [Delivered(), Refused("400"), RetryLater("503"), Delivered()]
+    deliveries: list[Delivery] = [Delivered(), Refused("400"), RetryLater("503"), Delivered()]
     finished = window.settle(events, deliveries, rules=rules, now=0, draw=0)
     assert finished == [events[0], RefusedForGood(events[1], "400"), RefusedForGood(events[2], "503"), events[3]]
