@@ -13,13 +13,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.processor_time import least_cpu_s
 
-from simplu_worker.operations.json_record import DOCUMENT_MAX_VALUES, NUMBER_MAX_DIGITS, exceeds_bounds
+from simplu_worker.operations.json_record import (
+    DOCUMENT_MAX_BYTES,
+    DOCUMENT_MAX_VALUES,
+    NUMBER_MAX_DIGITS,
+    exceeds_bounds,
+)
 
 BOMB = "1e131071"
 
 
 def array_of(count: int, text: str, *, separator: str = ",") -> str:
     return f'{{"a":[{separator.join([text] * count)}]}}'
+
+
+def sized(members: str, more: int) -> str:
+    """Return a document of so many bytes more than a document may have."""
+    text = "x" * (DOCUMENT_MAX_BYTES + more - 8 - len(members))
+    return f'{{"a":"{text}"{members}}}'
 
 
 def plain_digits(literal: str) -> int:
@@ -60,6 +71,15 @@ def plain_digits(literal: str) -> int:
         ('{"a\\\\\\u0000": 1}', True),
         ('{"a": "\\\\u0000 \\ud83d\\ude00"}', False),
         ('{"a": ["\\uDc00"]}', True),
+        ('{"a": -1e999, "b": "x"}', False),
+        (f'{{"a": -{"7" * NUMBER_MAX_DIGITS}, "b": 1e10}}', False),
+        (f'{{"a": -{"7" * NUMBER_MAX_DIGITS}.5, "b": 1e10}}', True),
+        ('{"a": 0e-999}', False),
+        ('{"a": 0.00e1}', False),
+        ('{"a": 10e-9}', False),
+        ('{"a": 1e99999}', True),
+        ('{"a": 1e999999}', True),
+        ('{"a": 1e9999999}', True),
     ],
     ids=itertools.count(),
 )
@@ -86,6 +106,13 @@ def test_document_exceeds_the_bounds(document: str, *, expected: bool) -> None:
         (lambda: json.dumps({"a": 'a, "quoted" [word] {and}, ' * 50_000}), False),
         (lambda: json.dumps({"a": "x" * 16_777_205}), False),
         (lambda: json.dumps({"a": "x" * 16_777_209}), True),
+        (lambda: sized("", 0), False),
+        (lambda: sized("", 1), True),
+        (lambda: sized(',"b":-1.5E+2', 3), False),  # -150 is three characters shorter
+        (lambda: sized(',"b":-1.5E+2', 4), True),
+        (lambda: sized(',"b":1e10,"c":-1e-9', -14), False),  # 7 characters longer each
+        (lambda: sized(',"b":1e10,"c":-1e-9', -13), True),
+        (lambda: '{"a":"%s"}' % ('\\"' * 500_000), False),
     ],
     ids=itertools.count(),
 )

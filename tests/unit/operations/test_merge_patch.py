@@ -64,6 +64,12 @@ def test_merge_refuses_a_lone_surrogate(text: str) -> None:
         ({"a": LONG, "b": None}, True),
         ({"a": LONG, "b": {}}, True),
         ({"a": WIDE}, False),
+        ({"a": "x" * (SMALL_PATCH_MAX_CHARS - 20), "b": None}, False),
+        ({"a": "x" * (SMALL_PATCH_MAX_CHARS - 19), "b": None}, True),
+        ({"a": [[{}] * (SMALL_PATCH_MAX_OBJECTS - 2)], "b": {}}, False),
+        ({"a": [[{}] * (SMALL_PATCH_MAX_OBJECTS - 1)], "b": {}}, True),
+        ({"a": [{"b": None}], "c": {"d": 1, "e": 2}}, False),
+        ({"a": {"b": 1, "c": None}}, True),
         ({"a": WIDE, "b": {}}, True),
     ],
 )

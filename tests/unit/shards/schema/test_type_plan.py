@@ -15,6 +15,7 @@ from simplu_worker.shards.schema.type_files import (
     StoredType,
     TypeChange,
     TypeFile,
+    index_statements,
     plan_types,
     read_type,
 )
@@ -142,3 +143,29 @@ def test_type_is_removed_when_no_tenant_has_it(tenant_count: int, refusal_count:
     assert (plan.to_remove, plan.dropped_views) == (["bakery"], ["bakery_loaves"])
     assert len(plan.refusals) == refusal_count
     assert all("got 1; move or destroy them first" in refusal for refusal in plan.refusals)
+
+
+def with_lists(name: str, *filtered: str) -> TypeFile:
+    resources = [{"name": "loaf", "filtered": filtered}]
+    members = {"name": name, "defaultSettings": {}, "staffResourceType": "baker", "resourceTypes": resources}
+    return read_type(json.dumps(members))
+
+
+def test_indexes_are_built_once_and_go_with_the_last_type_that_wants_them() -> None:
+    city, price = with_lists("bakery", "city"), with_lists("deli", "city", "price")
+    ((built, statement),) = index_statements(city.type).items()
+    both = index_statements(price.type)
+    assert plan_types(shard(), {"bakery": city}).index_statements == [statement]
+    assert plan_types(shard(), {"bakery": city}, by_upgrade=True).index_statements == []
+    assert plan_types(shard(), {"bakery": city, "deli": price}).index_statements == [both[one] for one in sorted(both)]
+
+    there = ShardTypes({"bakery": StoredType("bakery", city.digest, True, indexes={built: statement})}, {}, [built])
+    plan = plan_types(there, {"bakery": city})
+    assert (plan.index_statements, plan.is_needed) == ([], False)
+    plan = plan_types(there, {"bakery": with_lists("bakery")})
+    assert plan.index_statements == [f"DROP INDEX CONCURRENTLY IF EXISTS public.{built}"]
+    plan = plan_types(there, {"deli": price})
+    assert plan.index_statements == [text for name, text in sorted(both.items()) if name != built]
+    plan = plan_types(ShardTypes({}, {}, ["simplu_list_old"]), {})
+    assert (plan.to_write, plan.to_remove, plan.is_needed) == ([], [], True)
+    assert plan_types(there, {}, remove=["bakery"]).is_needed

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.aws.kpl_aggregates import Packed, aggregate, bytes_field, number_field, packed_record, sealed
+from support.aws.kpl_aggregates import Packed, aggregate, bytes_field, number_field, packed_record, sealed, varint
 
 from simplu_worker.consumers.kinesis.stream.aggregation import (
     AggregatePacker,
@@ -155,3 +155,69 @@ def test_deaggregation_stops_at_the_most_parts(count: int, *, is_too_many: bool)
             deaggregate(data, parts_max=3)
     else:
         assert len(deaggregate(data, parts_max=3) or ()) == count
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        number_field(4, 1),
+        number_field(9, 300),
+        bytes_field(4, b"tag"),
+        bytes_field(200, b"x" * 300),
+        varint(5 << 3 | 1) + b"\xff" * 8,
+        varint(5 << 3 | 5) + b"\xff" * 4,
+        varint((1 << 32) - 8) + b"\x00",
+    ],
+)
+def test_field_that_is_unknown_is_passed_over(field: bytes) -> None:
+    for message in (field + KEYS + ONE, KEYS + field + ONE, KEYS + ONE + field):
+        assert taken_apart(sealed(message)) == [SubRecord("k0", None, b"one", 0)]
+    record = packed_record(0, None, b"one", field)
+    assert taken_apart(sealed(KEYS + record)) == [SubRecord("k0", None, b"one", 0)]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"\x00\x00",  # field 0
+        b"\x07\x00",
+        varint(1 << 32) + b"\x00",
+        varint(4 << 3 | 3),
+        varint(4 << 3 | 4),
+        varint(4 << 3 | 6),
+        varint(4 << 3 | 2) + b"\x05abc",
+        varint(4 << 3) + b"\x80",
+        varint(5 << 3 | 1) + b"\xff" * 7,
+        varint(5 << 3 | 5) + b"\xff" * 3,
+        varint(4 << 3) + b"\xff" * 9 + b"\x02",
+        varint(4 << 3) + b"\x80" * 10 + b"\x00",
+    ],
+)
+def test_field_of_no_protobuf_makes_it_an_ordinary_record(field: bytes) -> None:
+    assert taken_apart(sealed(KEYS + ONE + field)) is None
+    assert taken_apart(sealed(KEYS + packed_record(0, None, b"one", field))) is None
+
+
+@pytest.mark.parametrize(
+    ("hash_key", "is_one"),
+    [
+        (str(HASH_KEY_MAX), True),
+        (str(HASH_KEY_MAX + 1), False),
+        ("9" * 39, False),
+        ("0" * 39, True),
+        ("0" * 40, False),
+        ("0x7", False),
+        ("-1", False),
+        ("", False),
+    ],
+)
+def test_hash_key_is_a_number_of_128_bits(hash_key: str, *, is_one: bool) -> None:
+    found = taken_apart(aggregate([("k", hash_key, b"x")]))
+    assert found == ([SubRecord("k", hash_key, b"x", 0)] if is_one else None)
+
+
+@pytest.mark.parametrize("length", [127, 128, 129, 16_383, 16_384])
+def test_packer_writes_lengths_as_protobuf_does(length: int) -> None:
+    packer = AggregatePacker()
+    packer.add("k", b"x" * length)
+    assert packer.seal() == aggregate([("k", None, b"x" * length)])

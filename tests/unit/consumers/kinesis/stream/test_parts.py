@@ -16,6 +16,7 @@ from simplu_worker.consumers.kinesis.stream.aggregation import (
     parts_of_record,
     unpack,
 )
+from simplu_worker.operations.json_record import RECORD_MAX_DEPTH
 
 ONE, TWO = b'{"operation":"read"}', b'{"operation": "list"}'
 BOM = b"\xef\xbb\xbf"
@@ -137,6 +138,23 @@ def test_array_has_the_parts_that_a_json_parser_finds(
             record.decode()
     else:
         assert [json.loads(part) for part in parts] == found
+
+
+def test_record_without_an_aggregate_has_the_key_and_number_of_its_record() -> None:
+    for number, args in ((0, ()), (7, (7,))):
+        parts = unpack(b"[%b,%b]" % (ONE, TWO), "key", *args)
+        assert parts is not None
+        assert [(part.partition_key, part.number) for part in parts] == [("key", (number, 0)), ("key", (number, 1))]
+        many = unpack(b"\n".join([ONE] * (PARTS_OF_RECORD_MAX + 1)), "key", *args)
+        assert many is not None
+        assert [(part.partition_key, part.number) for part in many] == [("key", number)]
+    assert unpack(ONE, "key") is None
+
+
+def test_array_deeper_than_a_record_may_be_is_none() -> None:
+    deepest = b"[" * RECORD_MAX_DEPTH + b"]" * RECORD_MAX_DEPTH
+    assert texts(b"[%b]" % deepest) == [deepest]
+    assert texts(b"[[%b]]" % deepest) is None
 
 
 def test_all_parts_of_an_aggregate_are_counted() -> None:
