@@ -29,7 +29,6 @@ PATTERNS_MAX: Final = 100  # a compiled pattern takes up to a megabyte
 SIZE_MAX: Final = 10_000  # subschemas, with all references followed
 REFERENCES_MAX: Final = 100  # one behind the other
 VISITS_MAX: Final = 10 * SIZE_MAX
-CONSTANT_SIZE: Final = 10  # an object or array of `enum` or `const` takes as long as ten subschemas
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -61,7 +60,6 @@ _ANCHORS: Final = frozenset({"$anchor", "$dynamicAnchor"})
 
 class _Subschema:
     def __init__(self) -> None:
-        self.size = 1  # of its own
         self.inner: list[str] = []  # pointers
         self.references: list[tuple[str, str]] = []  # keyword and target
 
@@ -129,7 +127,6 @@ class _Survey:
             self._pattern_count += len(value) if isinstance(value, dict) else 1
             if self._pattern_count > PATTERNS_MAX:
                 raise InvalidSchemaError(f"#{pointer}: expected at most {PATTERNS_MAX} patterns in a schema, got more")
-        subschema.size += _size_of(keyword, value)
 
     def measure(self, pointer: str, behind: Sequence[str]) -> int:
         """Return how many subschemas a value may be compared with; *behind* are those that lead to this one."""
@@ -146,12 +143,11 @@ class _Survey:
         way_count = self.way_count
         subschema, behind = self.subschemas[pointer], [*behind, pointer]
         targets = [self._target_of(pointer, *reference) for reference in subschema.references]
-        size = subschema.size + sum(self.measure(one, behind) for one in [*subschema.inner, *targets])
+        size = 1 + sum(self.measure(one, behind) for one in [*subschema.inner, *targets])
         if size > SIZE_MAX:
             raise InvalidSchemaError(
                 f"#{pointer}: expected at most {SIZE_MAX} subschemas with all references followed, got {size}; have"
-                f" fewer references, and fewer objects and arrays in enum and const (each counts as {CONSTANT_SIZE}),"
-                " numbers in enum, and names in dependentRequired (as 1)"
+                " fewer references"
             )
         if way_count == self.way_count:  # the ways back from here depend on what leads here
             self._sizes[pointer] = size
@@ -177,22 +173,6 @@ class _Survey:
                 " got another reference; nothing is fetched"
             )
         return target
-
-
-def _size_of(keyword: str, value: Any) -> int:
-    match keyword, value:
-        case "enum", list():
-            return sum(CONSTANT_SIZE if isinstance(one, dict | list) else _is_number(one) for one in value)
-        case "const", dict() | list():
-            return CONSTANT_SIZE
-        case "dependentRequired" | "dependencies", dict():
-            return sum(isinstance(names, list) for names in value.values())
-        case _:
-            return 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _items(value: Any) -> Iterator[tuple[str | int, Any]]:

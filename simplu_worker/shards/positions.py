@@ -105,25 +105,20 @@ async def read_stored_positions(
 ) -> StoredPositions:
     """Return the stored positions of stream shards, and when the tenants came if that may matter."""
     if not is_first:
-        rows = await _read_positions(connection, stream, stream_shard_ids)
+        rows = await read_position_rows(connection, stream, stream_shard_ids)
         if len(rows) == len(stream_shard_ids) and all(row.parents_done for row in rows.values()):
             return StoredPositions(rows, None)
     (arrivals,) = await connection.fetch(QUERIES["read_tenant_arrivals"])
-    rows = await _read_positions(connection, stream, stream_shard_ids)  # read last: not older than the move token
+    rows = await read_position_rows(connection, stream, stream_shard_ids)  # read last: not older than the move token
     move_age_s = arrivals["last_move_age_s"]
     return StoredPositions(rows, arrivals["first_at"], move_age_s, arrivals["move_token"])
 
 
-async def read_position_rows(connection: Connection, stream: str) -> dict[str, StreamPosition]:
-    """Return all stored positions of a stream, by stream shard."""
-    rows = await connection.fetch(QUERIES["read_positions_of_all_stream_shards"], stream)
-    return {row["stream_shard_id"]: _position(row) for row in rows}
-
-
-async def _read_positions(
-    connection: Connection, stream: str, stream_shard_ids: Sequence[str]
+async def read_position_rows(
+    connection: Connection, stream: str, stream_shard_ids: Sequence[str] | None = None
 ) -> dict[str, StreamPosition]:
-    rows = await connection.fetch(QUERIES["read_positions"], stream, list(stream_shard_ids))
+    """Return the stored positions of stream shards, all of the stream's without ids, by stream shard."""
+    rows = await connection.fetch(QUERIES["read_positions"], stream, stream_shard_ids)
     return {row["stream_shard_id"]: _position(row) for row in rows}
 
 

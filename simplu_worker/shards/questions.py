@@ -31,35 +31,14 @@ from simplu_worker.shards.types import ShardUnavailableError
 
 KEYWORDS: Final = ("SELECT", "VALUES", "TABLE", "WITH")
 _BLANKS: Final = " \t\n\r\f\v"  # PostgreSQL manual, lexical structure
-_COMMENT: Final = re.compile(r"--[^\n\r]*")
-_COMMENT_BOUND: Final = re.compile(r"/\*|\*/")
-_NOT_OF_WORD: Final = re.compile(r"[^\w$]")
+_QUESTION: Final = re.compile(
+    rf"(?:[\s(]|--[^\n\r]*[\n\r]|/\*.*?\*/)*(?:{'|'.join(KEYWORDS)})(?![\w$])", re.DOTALL | re.IGNORECASE
+)
 
 
 def is_question(text: str) -> bool:
     """Return whether *text* begins, after comments and opening parentheses, as a statement that only reads."""
-    return first_word(text).upper() in KEYWORDS
-
-
-def first_word(statement: str) -> str:
-    """Return the first word behind blanks, comments and opening parentheses; "" where there is none."""
-    while True:
-        statement = statement.lstrip(f"{_BLANKS}(")
-        if (comment := _COMMENT.match(statement)) is not None:
-            statement = statement[comment.end() :]
-        elif statement.startswith("/*"):
-            statement = _behind_comment(statement)
-        else:
-            return _NOT_OF_WORD.split(statement, maxsplit=1)[0]
-
-
-def _behind_comment(text: str) -> str:
-    depth = 0
-    for bound in _COMMENT_BOUND.finditer(text):
-        depth += 1 if bound[0] == "/*" else -1
-        if not depth:
-            return text[bound.end() :]
-    return ""
+    return _QUESTION.match(text) is not None
 
 
 def column_problem(columns: Sequence[str], *, as_json: bool) -> str | None:

@@ -20,19 +20,14 @@ import msgspec
 from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.vocabulary import Failure, Source
 
-CAREFUL_LEAST: Final = 4  # batches in the form with `ON CONFLICT` after a row that existed
-CAREFUL_MAX: Final = 1024  # the same, where every short run of plain inserts has failed
-SHORT_RUN: Final = 64  # plain batches between two failures; in fewer of them their gain is about that of a failure
+CAREFUL_COUNT: Final = 32  # batches in the form with `ON CONFLICT` from a row that existed on
 
 
 class DuplicateMemory:
     """When the batches of a shard last had a row that existed; at first such rows are expected."""
 
-    def __init__(self, *, careful_least: int = CAREFUL_LEAST) -> None:
-        self._least = careful_least
-        self._wait = careful_least  # batches in the form with `ON CONFLICT` from a row that existed on
-        self._careful_left = careful_least
-        self._plain_run = 0  # batches since the last such failure
+    def __init__(self, *, careful_count: int = CAREFUL_COUNT) -> None:
+        self._count = self._careful_left = careful_count
 
     @property
     def is_careful(self) -> bool:
@@ -40,26 +35,12 @@ class DuplicateMemory:
         return self._careful_left > 0
 
     def expect_duplicates(self) -> None:
-        """Use the form with `ON CONFLICT` for a while: a batch may have been committed."""
-        self._careful_left = max(self._careful_left, self._wait)
+        """Use the form with `ON CONFLICT` for a while: a row existed, or a batch may have been committed."""
+        self._careful_left = self._count
 
-    def note_applied(self, *, was_careful: bool, has_duplicates: bool) -> None:
-        """Note a batch that was applied in the form with `ON CONFLICT`, or not."""
-        if has_duplicates:
-            self._careful_left = self._wait
-        elif was_careful:
-            self._careful_left = max(0, self._careful_left - 1)
-        else:
-            self._plain_run += 1
-            if self._plain_run >= SHORT_RUN:
-                self._wait = self._least
-
-    def note_failed(self) -> None:
-        """Note a plain insert that failed at a row that exists."""
-        if self._plain_run < SHORT_RUN:
-            self._wait = min(2 * self._wait, CAREFUL_MAX)
-        self._plain_run = 0
-        self._careful_left = self._wait
+    def note_applied(self, *, has_duplicates: bool) -> None:
+        """Note a batch that was applied."""
+        self._careful_left = self._count if has_duplicates else max(0, self._careful_left - 1)
 
 
 # SQS's own window. A repetition within it is a producer that tries again.

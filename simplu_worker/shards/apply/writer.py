@@ -137,11 +137,10 @@ class ShardWriter:
                 if (decided := await self._change_course(attempt, course, exc)) is not None:
                     return decided
             except errors.StatementFailedError as exc:
+                self._duplicates.expect_duplicates()
                 if isinstance(exc, errors.DuplicateKeyError) and not attempt.is_careful:
-                    self._duplicates.note_failed()
                     course.is_careful = True
                     continue
-                self._duplicates.expect_duplicates()
                 found = await self._find_culprits(attempt, exc, course.budget)
                 if not found:
                     points = cut_points(attempt.suspects, is_timeout=exc.is_timeout)
@@ -184,7 +183,7 @@ class ShardWriter:
                 course.may_be_fast = False
                 course.budget = StatementBudget.PART if exc.is_timeout else course.budget
                 if exc.has_duplicates:
-                    self._duplicates.note_failed()
+                    self._duplicates.expect_duplicates()
                     course.is_careful = True
                 self._tenants.forget({operation.tenant_id for operation in attempt.batch.operations})
             case _:
@@ -239,7 +238,7 @@ class ShardWriter:
         Raises `ShardUnavailableError` after several waits for another lock than that of a tenant's row.
         """
         self._duplicates.expect_duplicates()
-        if not attempt.lock_suspects or await self._are_tables_locked():
+        if not attempt.lock_suspects:
             course.lock_wait_count += 1
             if course.lock_wait_count > RACES_MAX:
                 raise ShardUnavailableError(f"shard {self._pool.address.shard_id}: {RACES_LOST}") from exc
@@ -256,10 +255,6 @@ class ShardWriter:
         self._locked.pop(tenant_ids[0], None)  # to be the last one that is tried again
         remember(self._locked, tenant_ids, LOCKED_MAX_COUNT)
         return [LOCKED] * len(batch.operations)
-
-    async def _are_tables_locked(self) -> bool:
-        async with self._pool.connection() as connection:
-            return bool(await connection.fetchval(QUERIES["are_tables_locked"]))
 
     async def _apply_beside_locked(
         self, attempt: write_attempt.WriteAttempt, tenant_ids: Sequence[str], budget: StatementBudget
@@ -301,7 +296,7 @@ class ShardWriter:
         return {index: Outcome(disposition=Disposition.UNEXPECTED, error=exc.error)}
 
     def _note_applied(self, attempt: write_attempt.WriteAttempt) -> None:
-        self._duplicates.note_applied(was_careful=attempt.is_careful, has_duplicates=attempt.has_duplicates)
+        self._duplicates.note_applied(has_duplicates=attempt.has_duplicates)
         count_found(attempt.found)
         self._tenants.remember(attempt.tenants)
         self._time.note_weights({tenant_id: row.weight for tenant_id, row in attempt.tenants.items()})

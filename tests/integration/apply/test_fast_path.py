@@ -113,7 +113,7 @@ async def test_rows_of_the_log_are_those_of_the_steps(case: TenantCase, writer: 
     def at(microseconds: int) -> datetime:
         return ARRIVED_AT + timedelta(microseconds=microseconds)
 
-    other = writer_of(case.pool, careful_least=16)  # expects duplicates, and so goes step by step
+    other = writer_of(case.pool, careful_count=16)  # expects duplicates, and so goes step by step
     for number, one in enumerate((writer, other)):
         batch = [
             case.operation("create", f"c{number}", {"v": 1}, request_id=f"a{number}", arrived_at=at(1)),

@@ -1,11 +1,10 @@
-"""Work is bounded: no operation takes the shard more than little over linear time, whatever its size and shape."""
+"""Patches that the worker merges keep their place, and lose nothing that was written before."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import asyncpg
@@ -22,9 +21,6 @@ from simplu_worker.vocabulary import Failure
 pytestmark = pytest.mark.slow
 
 
-SMALL, LARGE = 2_500, 10_000
-ROUNDS_MAX = 6
-RATIO_MAX = 9  # for four times the members: 4 in linear time, 16 in quadratic time
 LABORIOUS = {f"n{number}": None for number in range(1000)}
 
 
@@ -34,58 +30,6 @@ async def tenant(tenant: TenantCase) -> AsyncIterator[TenantCase]:
     pool = ShardPool(tenant.pool.address, size=4, timeouts=ShardTimeouts(row_lock_s=60.0))
     yield TenantCase(pool, tenant.ids)
     await pool.close()
-
-
-def members(count: int, prefix: str = "m") -> dict[str, Any]:
-    return {f"{prefix}{number}": number for number in range(count)}
-
-
-def nested(depth: int, value: Any) -> Any:
-    for _ in range(depth):
-        value = {"a": value}
-    return value
-
-
-async def assert_is_linear(acts: Sequence[Callable[[], Awaitable[Any]]]) -> None:
-    """Run *acts*, of which the second has four times the work, until their shortest times show that it is linear."""
-    shortest = [float("inf")] * len(acts)
-    for _ in range(ROUNDS_MAX):
-        for number, act in enumerate(acts):
-            began_at = time.perf_counter()
-            await act()
-            shortest[number] = min(shortest[number], time.perf_counter() - began_at)
-        if shortest[1] < RATIO_MAX * shortest[0]:
-            return
-    raise AssertionError(
-        f"expected linear time, got {shortest[1] / shortest[0]:.1f} times as long for four times as much"
-    )
-
-
-PATCHES: dict[str, Callable[[int], tuple[Any, Any]]] = {
-    "nulls": lambda count: (members(count), dict.fromkeys(members(count, "n"))),
-    "nulls within an object": lambda count: (nested(1, members(count)), nested(1, dict.fromkeys(members(count, "n")))),
-    "objects": lambda count: (
-        {name: {"x": 1} for name in members(count)},
-        {name: {"y": None} for name in members(count)},
-    ),
-    "deep": lambda count: (nested(100, members(count)), nested(100, dict.fromkeys(members(count, "n")))),
-}
-
-
-@pytest.mark.parametrize("shape", PATCHES)
-async def test_patch_takes_linear_time_whatever_its_shape(tenant: TenantCase, shape: str) -> None:
-    acts = []
-    for count in (SMALL, LARGE):
-        document, patch = PATCHES[shape](count)
-        resource_id = f"{shape}-{count}"
-        assert await tenant.apply(tenant.operation("create", resource_id, document)) == [SUCCEEDED]
-
-        async def act(patch: Any = patch, resource_id: str = resource_id) -> None:
-            assert await tenant.apply(tenant.operation("patch", resource_id, patch)) == [SUCCEEDED]
-
-        acts.append(act)
-
-    await assert_is_linear(acts)
 
 
 async def test_laborious_patches_keep_their_place_in_the_batch(tenant: TenantCase) -> None:

@@ -17,9 +17,9 @@ async def stored_names(tenant: TenantCase) -> set[str]:
     return {name for name, _ in await tenant.resources()}
 
 
-@pytest.mark.parametrize("careful_least", [0, 1], ids=["fast", "careful"])
-async def test_operations_under_both_names_are_of_one_resource(tenant: TenantCase, careful_least: int) -> None:
-    writer = writer_of(tenant.pool, careful_least=careful_least)
+@pytest.mark.parametrize("careful_count", [0, 1], ids=["fast", "careful"])
+async def test_operations_under_both_names_are_of_one_resource(tenant: TenantCase, careful_count: int) -> None:
+    writer = writer_of(tenant.pool, careful_count=careful_count)
     created = tenant.operation("create", "r1", {"v": 1}, resource_type=SENT)
     again = tenant.operation("create", "r1", {"v": 2})
     patched = tenant.operation("patch", "r1", {"w": {"x": 2}})

@@ -13,7 +13,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch,
 from support.postgres.trouble import waiters
 
 from simplu_worker.operations.operation import Disposition, Outcome
-from simplu_worker.shards.apply.duplicates import CAREFUL_LEAST
+from simplu_worker.shards.apply.duplicates import CAREFUL_COUNT
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -47,12 +47,12 @@ async def test_writer_waits_for_another_writer_of_the_same_row(case: TenantCase,
     assert await case.resources() == ({} if end == "COMMIT" else {("patient", "r1"): {"v": 1}})
 
 
-@pytest.mark.parametrize("careful_least", [0, CAREFUL_LEAST])
-async def test_operation_is_blamed_that_an_owners_constraint_refuses(case: TenantCase, careful_least: int) -> None:
+@pytest.mark.parametrize("careful_count", [0, CAREFUL_COUNT])
+async def test_operation_is_blamed_that_an_owners_constraint_refuses(case: TenantCase, careful_count: int) -> None:
     await fetch(case.pool, "CREATE UNIQUE INDEX ON resources ((data ->> 'email'))")
     other = TenantCase(case.pool, (TENANT[0], "other"))
     await add_tenant(case.pool, other.ids)
-    writer = writer_of(case.pool, careful_least=careful_least)
+    writer = writer_of(case.pool, careful_count=careful_count)
     await writer.apply([case.operation("create", "r1", {"email": "a"})])
 
     outcomes = await writer.apply(
@@ -64,10 +64,10 @@ async def test_operation_is_blamed_that_an_owners_constraint_refuses(case: Tenan
     assert case.pool.is_healthy
 
 
-@pytest.mark.parametrize("careful_least", [0, CAREFUL_LEAST])
-async def test_batch_of_redeliveries_alone_leaves_nothing(case: TenantCase, careful_least: int) -> None:
+@pytest.mark.parametrize("careful_count", [0, CAREFUL_COUNT])
+async def test_batch_of_redeliveries_alone_leaves_nothing(case: TenantCase, careful_count: int) -> None:
     operations = [case.operation("create", f"r{number}", {}) for number in range(3)]
-    writer = writer_of(case.pool, careful_least=careful_least)
+    writer = writer_of(case.pool, careful_count=careful_count)
     await writer.apply(operations)
     for _ in range(3):
         assert await writer.apply(operations) == [DUPLICATE] * 3

@@ -84,12 +84,12 @@ def batch_of(case: TenantCase, other: TenantCase) -> list[Operation]:
 @pytest.mark.slow
 @pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS)
 @pytest.mark.parametrize("is_claimed", [True, False], ids=["with a position", "without"])
-@pytest.mark.parametrize("careful_least", [0, 9], ids=["plain", "careful"])
+@pytest.mark.parametrize("careful_count", [0, 9], ids=["plain", "careful"])
 async def test_all_others_are_applied_when_a_tenants_row_is_locked(
-    pool: ShardPool, rival: Rival, lock: str, careful_least: int, *, is_claimed: bool
+    pool: ShardPool, rival: Rival, lock: str, careful_count: int, *, is_claimed: bool
 ) -> None:
     case, other = await case_on(pool, "locked"), await case_on(pool, "other")
-    writer, batch, before = writer_of(pool, careful_least=careful_least), batch_of(case, other), waits(pool)
+    writer, batch, before = writer_of(pool, careful_count=careful_count), batch_of(case, other), waits(pool)
     claim = PositionClaim(STREAM, STREAM_SHARD_ID, StreamPosition("7/0")) if is_claimed else None
     await rival.lock(lock)
 

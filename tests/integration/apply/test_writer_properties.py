@@ -184,7 +184,7 @@ async def test_writer_equals_the_model_whatever_the_batches(
     example = Example(tenant.pool)
     both = await example.prepare(drawn)
     expected = [example.expected(request) for request, _ in both]
-    writer = writer_of(tenant.pool, careful_least=careful)
+    writer = writer_of(tenant.pool, careful_count=careful)
 
     outcomes = [
         outcome for batch in in_batches([sent for _, sent in both], sizes) for outcome in await writer.apply(batch)
@@ -207,7 +207,7 @@ async def test_operations_of_two_readers_are_applied_once(
     operations = [sent for _, sent in both]
 
     async def read(batches: list[list[Operation]]) -> list[Outcome]:
-        writer = writer_of(tenant.pool, careful_least=careful)
+        writer = writer_of(tenant.pool, careful_count=careful)
         return [outcome for batch in batches for outcome in await writer.apply(batch)]
 
     async with asyncio.TaskGroup() as tasks:

@@ -87,12 +87,12 @@ def operation(
     return decoded
 
 
-def writer_of(pool: ShardPool, *, careful_least: int = 0) -> ShardWriter:
+def writer_of(pool: ShardPool, *, careful_count: int = 0) -> ShardWriter:
     """Return a writer that hardly rests between two races.
 
-    It tries every batch by plain inserts, and goes the way back at every duplicate, unless there is a *careful_least*.
+    It tries every batch by plain inserts, and goes the way back at every duplicate, unless there is a *careful_count*.
     """
-    duplicates = DuplicateMemory(careful_least=careful_least)
+    duplicates = DuplicateMemory(careful_count=careful_count)
     return ShardWriter(pool, tenant_wait=TENANT_WAIT, draw=lambda: 0.01, duplicates=duplicates)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from simplu_worker.operations.schema_judge import (
-    CONSTANT_SIZE,
     PATTERNS_MAX,
     SCHEMA_MAX_BYTES,
     SIZE_MAX,
@@ -18,8 +17,6 @@ from simplu_worker.operations.schema_judge import (
 ROOT = {"$ref": "#"}
 A = {"$ref": "#/$defs/a"}
 TREE = {"properties": {"name": {"type": "string"}, "children": {"items": ROOT}}, "required": ["name"]}
-OBJECTS = [{"a": number} for number in range(SIZE_MAX // CONSTANT_SIZE)]
-NAMES = {f"n{number}": ["a"] for number in range(SIZE_MAX)}
 
 
 def chain(length: int) -> dict[str, Any]:
@@ -49,9 +46,6 @@ def deep(levels: int) -> dict[str, Any]:
         {"const": {"$ref": "http://simplu.example/x"}},  # a value
         {"properties": {"a": {"anyOf": [{} for _ in range(SIZE_MAX - 3)]}}},
         {"properties": {f"p{number}": {"pattern": "a"} for number in range(PATTERNS_MAX)}},
-        {"enum": OBJECTS[1:]},
-        {"enum": [*map(str, range(10_000)), None, True]},
-        {"dependentRequired": dict(list(NAMES.items())[1:])},
         {"enum": "no array", "dependentRequired": []},  # the library refuses them
         TREE,
         {"properties": {"a": {"$ref": "#here"}}, "$anchor": "here"},
@@ -88,12 +82,6 @@ def test_schema_is_accepted_when_it_has_few_subschemas(schema: dict[str, Any]) -
         ("#/$defs/a", {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"not": {"$ref": "#/$defs/a"}}]}}}),
         ("#/$defs/d14", chain(25)),
         ("#/properties/a", {"properties": {"a": {"anyOf": [{} for _ in range(SIZE_MAX)]}}}),
-        ("#/items", {"items": {"enum": OBJECTS}}),
-        ("#/items", {"items": {"enum": [[number] for number in range(SIZE_MAX // CONSTANT_SIZE)]}}),
-        ("#", {"enum": [number / 2 for number in range(SIZE_MAX)]}),
-        ("#", {"oneOf": [{"const": one} for one in OBJECTS]}),
-        ("#/items", {"items": {"dependentRequired": NAMES}}),
-        ("#/items", {"items": {"dependencies": NAMES}}),
         ("#/patternProperties", {"patternProperties": {f"p{number}": {} for number in range(PATTERNS_MAX + 1)}}),
         ("#", {"enum": ["x" * SCHEMA_MAX_BYTES]}),
         ("#", deep(101)),
@@ -107,8 +95,8 @@ def test_schema_is_refused_with_its_place(place: str, schema: dict[str, Any]) ->
 
 
 def test_refusal_says_what_came_and_what_to_do() -> None:
-    with pytest.raises(InvalidSchemaError, match=r"at most 10000 subschemas .* got 10001; have fewer .* in enum"):
-        check_bounds({"enum": OBJECTS})
+    with pytest.raises(InvalidSchemaError, match=r"at most 10000 subschemas .* got 10001; have fewer"):
+        check_bounds({"anyOf": [{} for _ in range(SIZE_MAX)]})
 
 
 def test_names_are_those_of_properties_at_every_depth() -> None:

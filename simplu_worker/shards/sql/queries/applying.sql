@@ -848,20 +848,3 @@ INSERT INTO public.log_outcomes (batch_id, position, tenant_no, error, result)
 SELECT :own_batch, $2::smallint, tenants.number, $3, $4::pg_catalog.text::pg_catalog.jsonb
 FROM public.tenants
 WHERE tenants.id = $1;
-
--- name: are_tables_locked
--- Whether a table as a whole is locked against batches, or is about to be, for example by ALTER TABLE.
-SELECT EXISTS (
-    SELECT FROM pg_catalog.pg_locks
-    WHERE
-        locktype = 'relation'
-        AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-        AND relation IN (
-            'public.tenants'::pg_catalog.regclass::pg_catalog.oid,
-            'public.log_batches'::pg_catalog.regclass::pg_catalog.oid,
-            'public.log_rows'::pg_catalog.regclass::pg_catalog.oid,
-            'public.log_outcomes'::pg_catalog.regclass::pg_catalog.oid,
-            'public.resources'::pg_catalog.regclass::pg_catalog.oid
-        )
-        AND mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
-);

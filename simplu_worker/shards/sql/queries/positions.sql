@@ -9,14 +9,6 @@ pg_catalog.concat_ws(
     extract(epoch FROM pg_catalog.max(state_changed_at) FILTER (WHERE epoch > 1))
 ) AS move_token
 
--- fragment: stored_positions
--- The rows of the stream $1.
-SELECT
-    stream_shard_id, pending_from, pending_since, read_to, held, parents_done, token::pg_catalog.text AS token, gap_from,
-    gap_accepted_at IS NOT NULL AS is_gap_accepted
-FROM public.stream_positions
-WHERE stream = $1
-
 -- fragment: positions_document
 -- The rows of the stream $1 and its stream shards $2, as JSON by stream shard; null without any.
 (
@@ -33,11 +25,13 @@ WHERE stream = $1
 SELECT :positions_document FROM public.tenants WHERE tenants.id = $3 AND :lives_here;
 
 -- name: read_positions
--- The rows of the stream shards $2.
-:stored_positions AND stream_shard_id = ANY($2::pg_catalog.text[]);
-
--- name: read_positions_of_all_stream_shards
-:stored_positions ORDER BY stream_shard_id;
+-- The rows of the stream $1 and its stream shards $2, all of them for null.
+SELECT
+    stream_shard_id, pending_from, pending_since, read_to, held, parents_done, token::pg_catalog.text AS token, gap_from,
+    gap_accepted_at IS NOT NULL AS is_gap_accepted
+FROM public.stream_positions
+WHERE stream = $1 AND ($2::pg_catalog.text[] IS NULL OR stream_shard_id = ANY($2))
+ORDER BY stream_shard_id;
 
 -- name: read_tenant_arrivals
 -- When the first of this shard's tenants was made: no operation was ever applied here that arrived long before. And
