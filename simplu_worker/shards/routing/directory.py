@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, Protocol, TypeAlias, TypeVar
 
 import structlog
@@ -119,7 +119,6 @@ SERVED_STATES: Final = DESTROYED_STATES | {TenantState.ACTIVE}
 FENCED_STATES: Final = frozenset({TenantState.FENCED})
 HOME_STATES: Final = SERVED_STATES | FENCED_STATES  # as `lives_here` in sql/queries/tenants.sql
 MOVED_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.FENCED, *ARRIVING_STATES})
-SEARCH_FRESH_S: Final = 5.0  # how long the result "no other shard has the tenant" is used again
 
 Answer = TypeVar("Answer")
 FoundHome: TypeAlias = TenantHome | WorkerError | None
@@ -140,7 +139,7 @@ class Directory:
         self._pools = pools
         self._settler = settler
         self._clock = clock
-        self._homes = TenantHomes(locator, pools)
+        self.homes = TenantHomes(locator, pools)
         self.routes = RouteCache()
         self.address_changer = AddressChanger(locator.address_book, pools, clock=clock)
         self._absences = AbsenceCache()
@@ -181,7 +180,7 @@ class Directory:
         not answer, and `PermanentError` if the named address may not be used.
         """
         since = self._clock() - absence_max_age_s
-        if absence_max_age_s and self._absences.reason(tenant_id, since=since) == Absence.UNREGISTERED:
+        if absence_max_age_s and self._absences.get(tenant_id, since=since) is Absence.UNREGISTERED:
             return Absence.UNREGISTERED
 
         def cached() -> ShardAddress | None:
@@ -211,15 +210,15 @@ class Directory:
 
     async def _look_up(self, tenant_id: str) -> ShardAddress | Absence:
         asked_at = self._clock()
-        found = await self._look_up_route(tenant_id, asked_at)
+        found = await self._look_up_route(tenant_id)
         if isinstance(found, ShardAddress):
             self._absences.remove(tenant_id)
         else:
             self.routes.invalidate(tenant_id)
-            self._absences.put(tenant_id, found, asked_at=asked_at, searched_at=self._absences.searched_at(tenant_id))
+            self._absences.put(tenant_id, found, asked_at=asked_at)
         return found
 
-    async def _look_up_route(self, tenant_id: str, asked_at: float) -> ShardAddress | Absence:
+    async def _look_up_route(self, tenant_id: str) -> ShardAddress | Absence:
         home: TenantHome | None
         if (home := await self._find_moving_home(tenant_id)) is not None:
             return await self._route_to(tenant_id, home)
@@ -239,7 +238,7 @@ class Directory:
             if not self.address_changer.is_healthy(named.shard_id):
                 await self.address_changer.try_candidate(named.shard_id)
                 named = self._locator.address_book.known_address(named.shard_id) or named
-            if (home := await self._find_home_unless_searched(tenant_id, named, asked_at)) is None:
+            if (home := await self._find_home_from(tenant_id, named)) is None:
                 return Absence.NOT_HERE
         if named is None or home.address.shard_id != named.shard_id:
             _log_conflict(named, home.address.shard_id)
@@ -266,7 +265,7 @@ class Directory:
     async def _find_moving_home(self, tenant_id: str) -> TenantHome | None:
         """Return the home of a tenant that its last shard has fenced, or that has moved from there; else None."""
         shard_id = self.routes.last_shard_id(tenant_id)
-        is_waiting = self._absences.reason(tenant_id, since=float("-inf")) in {None, Absence.MOVING}
+        is_waiting = self._absences.get(tenant_id) in {None, Absence.MOVING}
         if shard_id is None or not is_waiting or not self.address_changer.is_healthy(shard_id):
             return None
         with contextlib.suppress(RetryableError):
@@ -280,34 +279,23 @@ class Directory:
         if shard_id is None or shard_id not in self._pools.by_shard_id():
             return None
         address = self._pools.pool_of(shard_id).address
-        row = await self._homes.fetch_row(address, tenant_id)
-        return None if row is None else await self._homes.follow_moves(TenantHome(address, row), tenant_id)
+        row = await self.homes.fetch_row(address, tenant_id)
+        return None if row is None else await self.homes.follow_moves(TenantHome(address, row), tenant_id)
 
-    async def _find_home_unless_searched(
-        self, tenant_id: str, named: ShardAddress, asked_at: float
-    ) -> TenantHome | None:
-        row = await self._homes.fetch_row(named, tenant_id)
+    async def _find_home_from(self, tenant_id: str, named: ShardAddress) -> TenantHome | None:
+        row = await self.homes.fetch_row(named, tenant_id)
         if row is not None and row["state"] not in ARRIVING_STATES:
-            return await self._homes.follow_moves(TenantHome(named, row), tenant_id)
-        if row is None and self._absences.searched_at(tenant_id) > asked_at - SEARCH_FRESH_S:
-            return None
-        searched_at = self._clock()
+            return await self.homes.follow_moves(TenantHome(named, row), tenant_id)
         (home,) = await self._searches.submit(None, [(tenant_id, named)])
-        if home is None:
-            self._absences.put(tenant_id, Absence.NOT_HERE, asked_at=asked_at, searched_at=searched_at)
         return _home_or_raise(home)
 
     async def _search(self, _: None, named: Sequence[tuple[str, ShardAddress]]) -> list[FoundHome]:
-        homes = await self.find_homes(dict(named))
+        homes = await self.homes.find_homes(dict(named))
         return [homes[tenant_id] for tenant_id, _ in named]
 
     async def find_home(self, tenant_id: str, named: ShardAddress) -> TenantHome | None:
-        """Return the home of one tenant, as `find_homes` does, or raise its error."""
-        return _home_or_raise((await self.find_homes({tenant_id: named}))[tenant_id])
-
-    async def find_homes(self, named: Mapping[str, ShardAddress]) -> dict[str, TenantHome | WorkerError | None]:
-        """Return the home of each tenant, see `TenantHomes.find_homes`."""
-        return await self._homes.find_homes(named)
+        """Return the home of one tenant, as `TenantHomes.find_homes` does, or raise its error."""
+        return _home_or_raise((await self.homes.find_homes({tenant_id: named}))[tenant_id])
 
 
 def _home_or_raise(home: TenantHome | WorkerError | None) -> TenantHome | None:

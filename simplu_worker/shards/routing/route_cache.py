@@ -17,6 +17,7 @@ import msgspec
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.timing.waits import backoff_s
+from simplu_worker.vocabulary import Absence
 
 ROUTES_MAX: Final = 100_000
 ABSENCES_MAX: Final = 10_000
@@ -80,40 +81,23 @@ class RouteCache:
             self._routes = {key: route for key, route in self._routes.items() if route.shard_id not in shard_ids}
 
 
-class _CachedAbsence(msgspec.Struct, gc=False):
-    """Why a tenant had no shard, when that was looked up, and when all shards last answered that they have no row."""
-
-    reason: str
-    asked_at: float
-    searched_at: float
-
-
 class AbsenceCache:
-    """Tenants without a shard, at most *max_count*, each with the time of its lookup."""
+    """Tenants without a shard, at most *max_count*: why, and the time of the lookup."""
 
     def __init__(self, *, max_count: int = ABSENCES_MAX) -> None:
         self._max_count = max_count
-        self._absences: dict[str, _CachedAbsence] = {}
+        self._absences: dict[str, tuple[Absence, float]] = {}
 
-    def __len__(self) -> int:
-        """Return the number of absences."""
-        return len(self._absences)
-
-    def put(self, tenant_id: str, reason: str, *, asked_at: float, searched_at: float = -math.inf) -> None:
+    def put(self, tenant_id: str, absence: Absence, *, asked_at: float) -> None:
         """Store that a tenant had no shard."""
         self._absences.pop(tenant_id, None)
         _make_room(self._absences, self._max_count)
-        self._absences[tenant_id] = _CachedAbsence(reason, asked_at, searched_at)
+        self._absences[tenant_id] = absence, asked_at
 
-    def reason(self, tenant_id: str, *, since: float) -> str | None:
+    def get(self, tenant_id: str, *, since: float = -math.inf) -> Absence | None:
         """Return why a tenant had no shard, looked up at *since* or later."""
-        absence = self._absences.get(tenant_id)
-        return None if absence is None or absence.asked_at < since else absence.reason
-
-    def searched_at(self, tenant_id: str) -> float:
-        """Return when all shards last answered that they have no row of the tenant."""
-        absence = self._absences.get(tenant_id)
-        return -math.inf if absence is None else absence.searched_at
+        absence, asked_at = self._absences.get(tenant_id, (None, math.inf))
+        return absence if asked_at >= since else None
 
     def remove(self, tenant_id: str) -> None:
         """Forget an absence: the tenant may have a shard now."""

@@ -88,7 +88,6 @@ async def write_types(
         await connection.execute(statement)
     for name in plan.to_remove:
         await connection.execute(QUERIES["remove_business_type"], name)
-    there = {view: relation.columns for view, relation in shard.relations.items()}
     version = connection.get_server_version().major
     for name in plan.to_write:
         file = files[name]
@@ -102,7 +101,7 @@ async def write_types(
             file.digest,
             not by_upgrade,
         )
-        for statement in view_statements(file.type, server_version=version, there=there):
+        for statement in view_statements(file.type, server_version=version):
             await connection.execute(statement)
     return plan
 

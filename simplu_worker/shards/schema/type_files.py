@@ -4,8 +4,8 @@ No SQL comes from a file. Names have few characters, and texts become literals o
 
 A list finds an index only by its own expression, which `simplu_indexed` (migrations) puts together as here.
 
-A view is replaced, never dropped: those who may read it still may. So its columns stay, new ones come last, and the
-last ones may end as null; every other change is refused.
+A view is replaced, never dropped: those who may read it still may. So its columns stay, and new ones come last; every
+other change is refused.
 """
 
 from __future__ import annotations
@@ -204,7 +204,6 @@ def _column_problems(column: ViewColumn) -> Iterator[str]:
 
 Columns: TypeAlias = Sequence[tuple[str, str]]  # name and type
 
-NOTHING_THERE: Final[Mapping[str, Columns]] = {}
 SECURITY_INVOKER_SINCE: Final = 15  # who reads a view sees of it what the policies of `resources` let that role see
 
 _FUNCTIONS: Final = {
@@ -223,24 +222,16 @@ SQL_TYPES: Final = {
     ColumnType.BOOLEAN: "boolean",
     ColumnType.TIMESTAMP: TIMESTAMP,
 }
-_NAMES: Final = {"text": "pg_catalog.text", "jsonb": "pg_catalog.jsonb"}  # of types that are no words of SQL
 
 
-def view_statements(
-    business_type: BusinessType, *, server_version: int, there: Mapping[str, Columns] = NOTHING_THERE
-) -> list[str]:
-    """Return the statements that make or replace the views of a type that `read_type` accepted.
-
-    *there* are their columns.
-    """
+def view_statements(business_type: BusinessType, *, server_version: int) -> list[str]:
+    """Return the statements that make or replace the views of a type that `read_type` accepted."""
     options = " WITH (security_invoker = true)" if server_version >= SECURITY_INVOKER_SINCE else ""
     statements = []
     for resource in business_type.resource_types:
         if resource.view is None:
             continue
         columns = "".join(f",\n    {_expression(one)} AS {quote_name(one.name)}" for one in resource.columns)
-        kept = there.get(resource.view, ())[len(resource.base_columns) + len(resource.columns) :]
-        columns += "".join(f",\n    NULL::{_NAMES.get(of, of)} AS {quote_name(name)}" for name, of in kept)
         base = ", ".join(
             quote_name(stored) if stored == name else f"{quote_name(stored)} AS {quote_name(name)}"
             for stored, name in zip(STORED_COLUMNS, resource.base_columns, strict=True)
@@ -333,7 +324,6 @@ class TypeChange(StrEnum):
 
     NEW = "new"
     CHANGED = "changed"
-    TAKEN_OVER = "taken over"  # the same file, which no upgrade overwrites from now on
     CURRENT = "current"
     REMOVED = "removed"
     ABSENT = "absent"  # to be removed, and not there
@@ -350,11 +340,7 @@ class TypesPlan(msgspec.Struct, frozen=True):
     @property
     def to_write(self) -> list[str]:
         """The types to write."""
-        return [
-            name
-            for name, change in self.changes.items()
-            if change in {TypeChange.NEW, TypeChange.CHANGED, TypeChange.TAKEN_OVER}
-        ]
+        return [name for name, change in self.changes.items() if change in {TypeChange.NEW, TypeChange.CHANGED}]
 
     @property
     def to_remove(self) -> list[str]:
@@ -376,7 +362,7 @@ def plan_types(
         for name, file in sorted(files.items())
         if not (by_upgrade and name in shard.types and shard.types[name].is_applied)
     }
-    changes = {name: _change(shard.types.get(name), file, by_upgrade=by_upgrade) for name, file in owned.items()}
+    changes = {name: _change(shard.types.get(name), file) for name, file in owned.items()}
     changes |= {name: TypeChange.REMOVED if name in shard.types else TypeChange.ABSENT for name in sorted(remove)}
     kept = [one for name, one in shard.types.items() if changes.get(name) in {None, TypeChange.CURRENT}]
     written = {name: owned[name] for name in changes if changes[name] in {TypeChange.NEW, TypeChange.CHANGED}}
@@ -393,12 +379,10 @@ def plan_types(
     )
 
 
-def _change(stored: StoredType | None, file: TypeFile, *, by_upgrade: bool) -> TypeChange:
+def _change(stored: StoredType | None, file: TypeFile) -> TypeChange:
     if stored is None:
         return TypeChange.NEW
-    if stored.digest != file.digest:
-        return TypeChange.CHANGED
-    return TypeChange.CURRENT if by_upgrade or stored.is_applied else TypeChange.TAKEN_OVER
+    return TypeChange.CURRENT if stored.digest == file.digest else TypeChange.CHANGED
 
 
 def _refusals(
@@ -427,10 +411,12 @@ def _view_problem(relation: Relation, resource: ResourceType) -> str | None:
         *zip(resource.base_columns, BASE_TYPES, strict=True),
         *((one.name, SQL_TYPES[one.type]) for one in resource.columns),
     ]
-    for index, ((name, sql_type), got) in enumerate(zip(relation.columns, wanted, strict=False)):
+    for index, (name, sql_type) in enumerate(relation.columns):
+        got = wanted[index] if index < len(wanted) else None
         if got != (name, sql_type):
+            came = "none" if got is None else ", ".join(got)
             return (
-                f"expected {name}, {sql_type}, as column {index + 1}, got {got[0]}, {got[1]}; a view keeps its "
-                "columns, and new ones come last: put it back, or give the view another name, which makes it anew"
+                f"expected {name}, {sql_type}, as column {index + 1}, got {came}; a view keeps its columns, and new "
+                "ones come last: put it back, or give the view another name, which makes it anew"
             )
     return None

@@ -350,7 +350,7 @@ class Provisioner:
         async with asyncio.TaskGroup() as tasks:
             for request in requests:
                 tasks.create_task(register(request), name=f"register:{request.tenant_id}")
-        homes = await self._directory.find_homes(
+        homes = await self._directory.homes.find_homes(
             {tenant_id: registration.address for tenant_id, registration in named.items()}
         )
         placed = {}

@@ -138,7 +138,7 @@ async def test_homes_answers_for_each_of_many_tenants(make_shard: ShardMaker) ->
         names = ("here", "there", "gone", "ended", "moved", "nowhere")
         before = requests_to("shards_health")
 
-        homes = await routed.directory.find_homes({f"b-{name}": first for name in names} | {"b-silent": third})
+        homes = await routed.directory.homes.find_homes({f"b-{name}": first for name in names} | {"b-silent": third})
 
         assert requests_to("shards_health") == before + 1  # for earlier homes; by then all are known
         found = {
@@ -151,7 +151,7 @@ async def test_homes_answers_for_each_of_many_tenants(make_shard: ShardMaker) ->
         assert silent_ones == {"b-gone", "b-ended", "b-nowhere"}
         assert type(homes["b-silent"]) is ShardUnavailableError  # the one that is named
         del routed.citrus.registry.shards["shard-3"]
-        homes = await routed.directory.find_homes({f"b-{name}": first for name in ("gone", "ended", "nowhere")})
+        homes = await routed.directory.homes.find_homes({f"b-{name}": first for name in ("gone", "ended", "nowhere")})
         ended = homes.pop("b-ended")
         assert isinstance(ended, TenantHome)
         assert ended.tenant["state"] == "destroyed"
@@ -164,7 +164,7 @@ async def test_homes_prefers_a_living_row_when_the_named_shard_has_a_destroyed_o
         await add_tenant(routed.pools.ensure_pool(first), state="destroyed")
         await add_tenant(routed.pools.ensure_pool(second))
 
-        home = (await routed.directory.find_homes({TENANT_ID: first}))[TENANT_ID]
+        home = (await routed.directory.homes.find_homes({TENANT_ID: first}))[TENANT_ID]
 
         assert isinstance(home, TenantHome)
         assert home.address == second

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.shards.routing.route_cache import AbsenceCache, RouteCache
+from simplu_worker.vocabulary import Absence
 
 
 def put(routes: RouteCache, *tenant_ids: str, shard_id: str = "shard-1") -> None:
@@ -42,50 +41,43 @@ def test_routes_are_bounded_and_keep_those_in_use(tenants: list[int], most: int)
     routes, absences = RouteCache(max_count=most), AbsenceCache(max_count=most)
     for number in tenants:
         put(routes, str(number))
-        absences.put(str(number), "unregistered", asked_at=0.0)
+        absences.put(str(number), Absence.UNREGISTERED, asked_at=0.0)
         assert routes.get(str(number)) == "shard-1"
-        assert absences.reason(str(number), since=0.0) == "unregistered"
+        assert absences.get(str(number)) is Absence.UNREGISTERED
         assert len(routes._routes) <= most
-        assert len(absences) <= most
+        assert len(absences._absences) <= most
         routes.invalidate(str(number // 2))
 
 
 def test_oldest_lookup_is_dropped_first() -> None:
     routes, absences = RouteCache(max_count=4), AbsenceCache(max_count=4)
-    for name in ("one", "two", "three", "one", "four"):
+    for name in ("one", "two", "three", "one", "four", "two", "five"):
         put(routes, name)
-        absences.put(name, "unregistered", asked_at=0.0)
-    put(routes, "two")
-    absences.put("two", "unregistered", asked_at=0.0)
-    put(routes, "five")
-    absences.put("five", "unregistered", asked_at=0.0)
+        absences.put(name, Absence.UNREGISTERED, asked_at=0.0)
     names = ("one", "two", "three", "four", "five")
-    assert [routes.get(name) is None for name in names] == [False, False, True, False, False]
-    assert [absences.reason(name, since=0.0) is None for name in names] == [False, False, True, False, False]
+    for get in (routes.get, absences.get):
+        assert [get(name) is None for name in names] == [False, False, True, False, False]
 
 
 @pytest.mark.parametrize(("max_count", "left"), [(1, 1), (127, 127), (128, 127), (191, 190), (192, 190)])
 def test_full_cache_drops_a_sixty_fourth_at_once(max_count: int, left: int) -> None:
     absences = AbsenceCache(max_count=max_count)
     for number in range(max_count + 1):
-        absences.put(str(number), "unregistered", asked_at=0.0)
-    assert len(absences) == left
+        absences.put(str(number), Absence.UNREGISTERED, asked_at=0.0)
+    assert len(absences._absences) == left
 
 
 def test_absences_are_as_old_as_the_question() -> None:
     absences = AbsenceCache()
-    absences.put("tenant", "not_here", asked_at=10.0, searched_at=9.0)
-    assert absences.reason("tenant", since=10.0) == "not_here"
-    assert absences.reason("tenant", since=10.1) is None
-    assert absences.searched_at("tenant") == 9.0
-    absences.put("another", "not_here", asked_at=10.0)
+    absences.put("tenant", Absence.NOT_HERE, asked_at=10.0)
+    assert [absences.get("tenant", since=since) for since in (10.0, 10.1)] == [Absence.NOT_HERE, None]
+    absences.put("another", Absence.NOT_HERE, asked_at=10.0)
     for tenant_id in ("tenant", "nobody"):
         absences.remove(tenant_id)
-        assert absences.reason(tenant_id, since=0.0) is None
-        assert absences.searched_at(tenant_id) == -math.inf
-    assert len(absences) == 1
+        assert absences.get(tenant_id) is None
+    assert absences.get("another") is Absence.NOT_HERE
     absences.clear()
-    assert len(absences) == 0
+    assert absences.get("another") is None
 
 
 def test_pause_lasts_as_its_row_said() -> None:
