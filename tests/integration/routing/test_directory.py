@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from structlog.testing import capture_logs
@@ -20,13 +19,6 @@ from simplu_worker.shards.routing.tenant_homes import TenantHome
 from simplu_worker.shards.types import HomeUnknownError, ShardUnavailableError
 
 TENANT_ID = "-".join(TENANT)
-
-
-@pytest.fixture
-async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
-    shards = [await make_shard("shard-1"), await make_shard("shard-2")]
-    async with routed_shards(shards) as routed:
-        yield routed
 
 
 async def put(routed: RoutedShards, shard_id: str, state: str = "active", moved_to: str | None = None) -> None:

@@ -25,8 +25,7 @@ from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.listing import ListRequest, OperationPage
 from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.lookups import RejectedRequest
-from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.types import Rejection
 from simplu_worker.status.replica import ReplicaStatus
@@ -46,11 +45,7 @@ class MovedTenant:
     replica: ReplicaStatus
 
     def case(self, shard_id: str) -> TenantCase:
-        return TenantCase(self.pool(shard_id), TENANT)
-
-    def pool(self, shard_id: str) -> ShardPool:
-        shard = self.routed.citrus.registry.shards[shard_id]
-        return self.routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
+        return TenantCase(self.routed.pool(shard_id), TENANT)
 
     async def move(self, source: str = "shard-1", target: str = "shard-2") -> None:
         pools = self.routed.pools
@@ -60,7 +55,7 @@ class MovedTenant:
 
     async def noted_on(self, shard_id: str) -> list[str]:
         both = "SELECT request_id AS id FROM rejections UNION ALL SELECT message_id FROM message_failures ORDER BY id"
-        return [row["id"] for row in await fetch(self.pool(shard_id), both)]
+        return [row["id"] for row in await fetch(self.routed.pool(shard_id), both)]
 
     async def ask(self, request_id: str, *, is_tenant_named: bool = True) -> tuple[int, dict[str, Any]]:
         names: tuple[str | None, str | None] = TENANT if is_tenant_named else (None, None)
@@ -79,8 +74,8 @@ async def moved_tenant(make_shard: ShardMaker) -> AsyncIterator[MovedTenant]:
         fleet = cast("Fleet", SimpleNamespace(readers=list, leases=lambda: [lease], stream_name="s"))
         replica.start(late, pools, routed.locator, fleet=fleet)
         moved = MovedTenant(routed, late, replica)
-        moved.pool("shard-2")
-        await add_tenant(moved.pool("shard-1"))
+        moved.routed.pool("shard-2")
+        await add_tenant(moved.routed.pool("shard-1"))
         routed.register(TENANT, "shard-1")
         assert await late.find(TENANT_ID) == "shard-1"
         yield moved

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -17,29 +16,20 @@ from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards import lookups
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.lookups import FoundOperation, LoggedOperation
-from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.vocabulary import Absence, Inability
 
 TENANT_ID = "-".join(TENANT)
 
 
 @pytest.fixture
-async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
-    shards = [await make_shard("shard-1"), await make_shard("shard-2")]
-    async with routed_shards(shards) as routed:
-        await add_tenant(pool_of(routed, "shard-1"))
-        routed.register(TENANT, "shard-1")
-        yield routed
-
-
-def pool_of(routed: RoutedShards, shard_id: str) -> ShardPool:
-    shard = routed.citrus.registry.shards[shard_id]
-    return routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
+async def routed(routed: RoutedShards) -> RoutedShards:
+    await add_tenant(routed.pool())
+    routed.register(TENANT, "shard-1")
+    return routed
 
 
 def case_of(routed: RoutedShards) -> TenantCase:
-    return TenantCase(pool_of(routed, "shard-1"), TENANT)
+    return TenantCase(routed.pool(), TENANT)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +52,7 @@ async def test_gateway_knows_that_it_can_do_nothing_at_its_start(faults: dict[st
 async def test_gateway_forgets_the_route_when_the_shard_holds_the_tenant(routed: RoutedShards) -> None:
     case = case_of(routed)
     await routed.gateway.find(TENANT_ID)
-    await add_tenant(pool_of(routed, "shard-2"))
+    await add_tenant(routed.pool("shard-2"))
     await fetch(case.pool, "UPDATE tenants SET state = 'moved', moved_to = 'shard-2'")
     create = case.operation("create", data={"a": 1})
 
@@ -102,9 +92,9 @@ async def test_gateway_returns_an_operation_of_a_tenant(routed: RoutedShards) ->
 
 
 async def test_gateway_finds_no_operation_of_another_pair_with_the_same_tenant_id(routed: RoutedShards) -> None:
-    await add_tenant(pool_of(routed, "shard-1"), ("a", "b-c"))
+    await add_tenant(routed.pool(), ("a", "b-c"))
     routed.register(("a", "b-c"), "shard-1")
-    case = TenantCase(pool_of(routed, "shard-1"), ("a", "b-c"))
+    case = TenantCase(routed.pool(), ("a", "b-c"))
     assert await case.apply(case.operation("create", data={}, request_id="own")) == [SUCCEEDED]
 
     own, _, _ = await routed.gateway.lookups.find_operation("own", "a-b-c", names=("a", "b-c"))
@@ -117,9 +107,9 @@ async def test_gateway_tells_what_is_decided(make_shard: ShardMaker) -> None:
     shards = [await make_shard("shard-1"), await make_shard("shard-2")]
     async with routed_shards([*shards, silent("shard-4")]) as routed:
         for shard_id, business_id in (("shard-1", "b1"), ("shard-2", "b2"), ("shard-2", "gone")):
-            await add_tenant(pool_of(routed, shard_id), (business_id, "l"))
+            await add_tenant(routed.pool(shard_id), (business_id, "l"))
             routed.register((business_id, "l"), shard_id)
-            case = TenantCase(pool_of(routed, shard_id), (business_id, "l"))
+            case = TenantCase(routed.pool(shard_id), (business_id, "l"))
             assert await case.apply(case.operation("create", data={}, request_id="own")) == [SUCCEEDED]
         routed.register(("b4", "l"), "shard-4")
         keys = [(f"{one}-l", one, request) for one in ("b1", "b2", "nobody", "gone", "\0") for request in ("own", "x")]
@@ -145,7 +135,7 @@ async def test_gateway_asks_all_shards_for_an_operation_when_the_tenant_is_not_g
     shards = [await make_shard("shard-1"), await make_shard("shard-2"), await make_shard("shard-3", is_empty=True)]
     async with routed_shards([*shards, silent("shard-4")]) as routed:
         for shard_id, tenant in (("shard-2", ("b", "1")), ("shard-1", ("b", "2"))):
-            pool = pool_of(routed, shard_id)
+            pool = routed.pool(shard_id)
             await add_tenant(pool, tenant)
             case = TenantCase(pool, tenant)
             assert await case.apply(case.operation("create", data={}, request_id="same")) == [SUCCEEDED]

@@ -17,8 +17,6 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, add_te
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
-from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.routing.shard_watch import CALM_S, TROUBLE_MAX_S, ShardWatch
 from simplu_worker.vocabulary import Absence, Inability
 
@@ -39,10 +37,6 @@ class World:
     routed: RoutedShards
     clock: Clock
 
-    def pool(self, shard_id: str) -> ShardPool:
-        shard = self.routed.citrus.registry.shards[shard_id]
-        return self.routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
-
     async def later(self, seconds: float) -> int:
         before, self.clock.now = requests_to("shards_health"), self.clock.now + seconds
         await self.routed.watch.list_when_due()
@@ -59,7 +53,7 @@ async def world(make_shard: ShardMaker) -> AsyncIterator[World]:
     async with routed_shards(shards, clock=clock) as routed:
         world = World(routed, clock)
         routed.register(TENANT, "shard-1")
-        await add_tenant(world.pool("shard-1"))
+        await add_tenant(world.routed.pool("shard-1"))
         assert await routed.gateway.find(TENANT_ID) == "shard-1"
         await world.later(0)
         yield world
@@ -101,7 +95,7 @@ async def test_shards_are_listed_often_while_one_is_silent_or_citrus_was(world: 
     world.routed.citrus.faults.is_unreachable = False
     assert [await world.later(1), await world.later(0)] == [1, 0]
     assert [*inabilities, world.routed.locator.inability] == [Inability.CITRUS_UNREACHABLE, None]
-    world.pool("shard-1").is_healthy = False
+    world.routed.pool("shard-1").is_healthy = False
     assert [await world.later(TROUBLE_MAX_S) for _ in range(3)] == [1, 1, 1]
 
 
@@ -118,7 +112,7 @@ async def test_known_tenants_are_served_and_new_ones_held_while_citrus_is_away_f
 @pytest.mark.slow
 async def test_a_tenant_in_doubt_is_found_by_its_last_shard_while_citrus_is_away(world: World) -> None:
     world.routed.citrus.faults.is_unreachable = True
-    pool = world.pool("shard-1")
+    pool = world.routed.pool("shard-1")
     assert await world.found() == "shard-1"
     await fetch(pool, "UPDATE tenants SET state = 'fenced'")
     assert await world.found() == Absence.MOVING
@@ -129,11 +123,11 @@ async def test_a_tenant_in_doubt_is_found_by_its_last_shard_while_citrus_is_away
     world.routed.citrus.faults.is_unreachable = False
     await world.routed.locator.list_shards()
     world.routed.citrus.faults.is_unreachable = True
-    await add_tenant(world.pool("shard-2"))
+    await add_tenant(world.routed.pool("shard-2"))
     await fetch(pool, "UPDATE tenants SET state = 'moved', moved_to = 'shard-2'")
     assert await world.found() == "shard-2"
 
-    await fetch(world.pool("shard-2"), "DELETE FROM tenants")
+    await fetch(world.routed.pool("shard-2"), "DELETE FROM tenants")
     with pytest.raises(RetryableError, match="Citrus"):
         await world.found()
 
@@ -159,7 +153,7 @@ async def test_a_wrong_address_does_nothing_to_a_shard_that_works(world: World, 
     )
     database = standby.connection_string.rpartition("/")[2]
     await execute(standby.connection_string, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
-    case, errors = TenantCase(world.pool("shard-1"), TENANT), []
+    case, errors = TenantCase(world.routed.pool("shard-1"), TENANT), []
     for number, wrong in enumerate((other, empty, silent("shard-1"), standby)):
         shard.connection_string = wrong.connection_string
         with capture_logs() as logs:

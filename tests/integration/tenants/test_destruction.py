@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,8 +16,6 @@ from support.postgres.trouble import waiters
 
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
-from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.shards.types import DestructionResult, ProvisionRequest, ProvisionResult, ShardUnavailableError
@@ -35,22 +32,15 @@ SELECT $1, 'dental', 'patient', number::text, '{}', now(), now() FROM generate_s
 
 
 @pytest.fixture
-async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
-    shards = [await make_shard("shard-1"), await make_shard("shard-2")]
-    async with routed_shards(shards) as routed:
-        routed.register(TENANT, "shard-1")
-        await add_tenant(pool_of(routed))
-        await fetch(pool_of(routed), ADD_RESOURCES, "clinic-main", 3)
-        yield routed
-
-
-def pool_of(routed: RoutedShards, shard_id: str = "shard-1") -> ShardPool:
-    shard = routed.citrus.registry.shards[shard_id]
-    return routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
+async def routed(routed: RoutedShards) -> RoutedShards:
+    routed.register(TENANT, "shard-1")
+    await add_tenant(routed.pool())
+    await fetch(routed.pool(), ADD_RESOURCES, "clinic-main", 3)
+    return routed
 
 
 async def states(routed: RoutedShards, shard_id: str = "shard-1") -> dict[str, str]:
-    return {row["id"]: row["state"] for row in await fetch(pool_of(routed, shard_id), "SELECT id, state FROM tenants")}
+    return {row["id"]: row["state"] for row in await fetch(routed.pool(shard_id), "SELECT id, state FROM tenants")}
 
 
 async def destroy(
@@ -67,7 +57,7 @@ def deletion(routed: RoutedShards, grace: timedelta = NO_GRACE, **options: Any) 
 
 
 async def test_destroy_ends_operations_at_once_and_keeps_the_rows(routed: RoutedShards) -> None:
-    case = TenantCase(pool_of(routed), TENANT)
+    case = TenantCase(routed.pool(), TENANT)
     with capture_logs() as logs:
         assert await destroy(routed) is DestructionResult.DESTROYING
 
@@ -85,9 +75,9 @@ async def test_destroy_finds_the_home_that_citrus_does_not_name(routed: RoutedSh
     away, moved, lost = ("a", "way"), ("mo", "ved"), ("lo", "st")
     routed.register(away, "shard-1")
     routed.register(moved, "shard-1")
-    await add_tenant(pool_of(routed), moved, state="moved", moved_to="shard-2")
+    await add_tenant(routed.pool(), moved, state="moved", moved_to="shard-2")
     for tenant in (away, moved, lost):
-        await add_tenant(pool_of(routed, "shard-2"), tenant)
+        await add_tenant(routed.pool("shard-2"), tenant)
 
     assert [await destroy(routed, tenant) for tenant in (away, moved, lost)] == [DestructionResult.DESTROYING] * 3
 
@@ -110,7 +100,7 @@ async def test_destroy_waits_when_somebody_who_must_be_asked_is_silent(make_shar
 async def test_destroy_waits_for_a_batch_under_way_alone(make_shard: ShardMaker) -> None:
     async with routed_shards([await make_shard("shard-1")], timeouts=PATIENT) as routed:
         routed.register(TENANT, "shard-1")
-        case = TenantCase(pool_of(routed), TENANT)
+        case = TenantCase(routed.pool(), TENANT)
         await add_tenant(case.pool)
         batch = await asyncpg.connect(case.pool.address.connection_string)
         watcher = await asyncpg.connect(case.pool.address.connection_string)
@@ -132,12 +122,12 @@ async def test_destroy_waits_for_a_batch_under_way_alone(make_shard: ShardMaker)
 
 
 async def test_destroy_all_destroys_every_location_on_every_shard(routed: RoutedShards) -> None:
-    await add_tenant(pool_of(routed), ("clinic", "newer"), created_at=DESTROYED_AT + timedelta(days=1))
-    await add_tenant(pool_of(routed), ("clinic", "moved"), state="moved", moved_to="shard-2")
-    await add_tenant(pool_of(routed), ("clinic", "again"), state="destroyed")
-    await add_tenant(pool_of(routed), ("clinic-a", "b"))
+    await add_tenant(routed.pool(), ("clinic", "newer"), created_at=DESTROYED_AT + timedelta(days=1))
+    await add_tenant(routed.pool(), ("clinic", "moved"), state="moved", moved_to="shard-2")
+    await add_tenant(routed.pool(), ("clinic", "again"), state="destroyed")
+    await add_tenant(routed.pool(), ("clinic-a", "b"))
     for location in ("moved", "second", "again"):
-        await add_tenant(pool_of(routed, "shard-2"), ("clinic", location))
+        await add_tenant(routed.pool("shard-2"), ("clinic", location))
 
     results = await routed.destroyer.destroy_all("clinic", DESTROYED_AT)
 
@@ -164,7 +154,7 @@ async def test_destroy_all_destroys_every_location_on_every_shard(routed: Routed
 async def test_destroy_all_begins_nothing_when_a_shard_is_silent(make_shard: ShardMaker) -> None:
     shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True), silent("shard-3")]
     async with routed_shards(shards) as routed:
-        await add_tenant(pool_of(routed))
+        await add_tenant(routed.pool())
         with pytest.raises(ShardUnavailableError, match="shard shard-3"):
             await routed.destroyer.destroy_all("clinic", DESTROYED_AT)
         assert await states(routed) == {"clinic-main": "active"}
@@ -177,26 +167,26 @@ async def test_destroy_all_begins_nothing_when_a_shard_is_silent(make_shard: Sha
 
 
 async def test_deletion_deletes_nothing_before_the_grace_time_is_over(routed: RoutedShards) -> None:
-    await add_tenant(pool_of(routed), ("still", "there"))
-    await fetch(pool_of(routed), ADD_RESOURCES, "still-there", 2)
+    await add_tenant(routed.pool(), ("still", "there"))
+    await fetch(routed.pool(), ADD_RESOURCES, "still-there", 2)
     await destroy(routed)
     age = "UPDATE tenants SET state_changed_at = now() - $1::interval WHERE id = 'clinic-main'"
 
-    await fetch(pool_of(routed), age, GRACE - timedelta(minutes=1))
+    await fetch(routed.pool(), age, GRACE - timedelta(minutes=1))
     assert await deletion(routed, GRACE).delete_due() == 0
-    assert await fetch(pool_of(routed), "SELECT count(*) FROM resources") == [{"count": 5}]
+    assert await fetch(routed.pool(), "SELECT count(*) FROM resources") == [{"count": 5}]
 
-    await fetch(pool_of(routed), age, GRACE + timedelta(minutes=1))
+    await fetch(routed.pool(), age, GRACE + timedelta(minutes=1))
     with capture_logs() as logs:
         assert await deletion(routed, GRACE).delete_due() == 1
     assert await states(routed) == {"clinic-main": "destroyed", "still-there": "active"}
-    assert await fetch(pool_of(routed), "SELECT DISTINCT id FROM resources") == [{"id": "still-there"}]
+    assert await fetch(routed.pool(), "SELECT DISTINCT id FROM resources") == [{"id": "still-there"}]
     (entry,) = [entry for entry in logs if entry["event"] == "tenant.destroyed"]
     assert (entry["location_id"], entry["shard_id"], entry["resource_count"]) == ("main", "shard-1", 3)
 
 
 async def test_deletion_keeps_what_makes_the_tenant_again(routed: RoutedShards) -> None:
-    case = TenantCase(pool_of(routed), TENANT)
+    case = TenantCase(routed.pool(), TENANT)
     applied = case.operation("create", "r9", {})
     assert await case.apply(applied) == [SUCCEEDED]
     await destroy(routed)
@@ -215,10 +205,10 @@ async def test_deletion_keeps_what_makes_the_tenant_again(routed: RoutedShards) 
 
 @pytest.mark.slow
 async def test_deletion_goes_in_small_statements(routed: RoutedShards) -> None:
-    await fetch(pool_of(routed), ADD_RESOURCES.replace("number::text", "'more-' || number"), "clinic-main", 25)
+    await fetch(routed.pool(), ADD_RESOURCES.replace("number::text", "'more-' || number"), "clinic-main", 25)
     await destroy(routed)
     assert await deletion(routed, turn_s=0.001, statement_max_rows=10).delete_due() == 0
-    left = (await fetch(pool_of(routed), "SELECT count(*) FROM resources"))[0]["count"]
+    left = (await fetch(routed.pool(), "SELECT count(*) FROM resources"))[0]["count"]
     assert left in {18, 28}  # no statement, or one
     again = ProvisionRequest(*TENANT, "dental", DESTROYED_AT + timedelta(days=1))
     with pytest.raises(RetryableError, match="rows are being deleted"):
@@ -232,11 +222,11 @@ async def test_deletion_goes_in_small_statements(routed: RoutedShards) -> None:
 async def test_deletion_leaves_a_tenant_that_was_made_again(routed: RoutedShards) -> None:
     late = deletion(routed)
     await destroy(routed)
-    (due,) = await late._begin_due(pool_of(routed))
+    (due,) = await late._begin_due(routed.pool())
     assert await deletion(routed).delete_due() == 1
     again = ProvisionRequest(*TENANT, "dental", DESTROYED_AT + timedelta(days=1))
     assert await routed.provisioner.provision(again) is ProvisionResult.PROVISIONED
 
-    assert await late._delete(pool_of(routed), due, within_s=60.0) is False
+    assert await late._delete(routed.pool(), due, within_s=60.0) is False
     assert await states(routed) == {"clinic-main": "active"}
-    assert await fetch(pool_of(routed), "SELECT count(*) FROM resources") == [{"count": 1}]
+    assert await fetch(routed.pool(), "SELECT count(*) FROM resources") == [{"count": 1}]

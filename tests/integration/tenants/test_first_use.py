@@ -19,7 +19,6 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.tenants.provisioning import BEFORE_ANY_CONTROL, FirstUse
 from simplu_worker.shards.types import TenantNotMadeError
 from simplu_worker.vocabulary import Absence
@@ -52,13 +51,9 @@ class World:
     businesses: Businesses
     gateway: ShardGateway
 
-    def pool(self, shard_id: str) -> ShardPool:
-        shard = self.routed.citrus.registry.shards[shard_id]
-        return self.routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
-
     async def tenants(self, shard_id: str) -> list[dict[str, Any]]:
         query = "SELECT id, business_id, business_type, state, control_at FROM tenants ORDER BY id"
-        return await fetch(self.pool(shard_id), query)
+        return await fetch(self.routed.pool(shard_id), query)
 
     async def use(self, *names: tuple[str, str]) -> str | Absence:
         tenant_id = "-".join(names[0])
@@ -135,7 +130,7 @@ async def test_nothing_is_made_when_business_info_gives_no_reason(
 
 
 async def test_nothing_is_made_of_a_tenant_destroyed_elsewhere(world: World) -> None:
-    await add_tenant(world.pool("shard-2"), NAME, state="destroyed")
+    await add_tenant(world.routed.pool("shard-2"), NAME, state="destroyed")
     world.routed.register(NAME, "shard-1")
 
     assert await why(world, NAME) == "it was destroyed on shard shard-2; only a SHARD_CREATION makes it again"

@@ -13,7 +13,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.other_settings import isolate
 from support.postgres.tenant_cases import TENANT, add_tenant
 from support.postgres.trouble import waiters
-from support.postgres.unfinished_tenants import AT, TENANT_ID, address_of, homes, make_unfinished, pool_of
+from support.postgres.unfinished_tenants import AT, TENANT_ID, homes, make_unfinished
 
 from simplu_worker.shards.tenants.home_confirmation import (
     ConfirmationSweep,
@@ -32,7 +32,7 @@ REQUEST = ProvisionRequest(*TENANT, "dental", AT)
 
 async def confirmed(routed: RoutedShards, shard_id: str) -> Exception | None:
     confirmer = HomeConfirmer(routed.locator, routed.pools)
-    place = PlacedTenant(*TENANT, "dental", address_of(routed, shard_id))
+    place = PlacedTenant(*TENANT, "dental", routed.pool(shard_id).address)
     return (await confirmer.confirm([place])).get(TENANT_ID)
 
 
@@ -51,8 +51,8 @@ async def test_confirm_comes_to_the_same_from_either_home(
     routed: RoutedShards, first: dict[str, bool], second: dict[str, bool], kept: str, asked_on: str
 ) -> None:
     routed.register(TENANT, "shard-1")
-    await make_unfinished(pool_of(routed, "shard-1"), age_s=60.0, **first)
-    await make_unfinished(pool_of(routed, "shard-2"), **second)
+    await make_unfinished(routed.pool(), age_s=60.0, **first)
+    await make_unfinished(routed.pool("shard-2"), **second)
 
     trouble = await confirmed(routed, asked_on)
 
@@ -68,7 +68,7 @@ async def test_confirm_comes_to_the_same_from_either_home(
 async def test_confirm_undoes_nothing_when_both_have_data_to_lose(routed: RoutedShards) -> None:
     routed.register(TENANT, "shard-1")
     for shard_id in ("shard-1", "shard-2"):
-        await make_unfinished(pool_of(routed, shard_id), touched=True)
+        await make_unfinished(routed.pool(shard_id), touched=True)
     before = await homes(routed)
 
     for _ in range(2):
@@ -82,10 +82,10 @@ async def test_confirm_undoes_nothing_when_both_have_data_to_lose(routed: Routed
 @pytest.mark.parametrize("level", ["read committed", "repeatable read"])
 async def test_confirm_waits_for_a_batch_and_keeps_what_it_wrote(routed: RoutedShards, level: str) -> None:
     routed.register(TENANT, "shard-1")
-    await isolate(address_of(routed, "shard-2"), level)
-    await make_unfinished(pool_of(routed, "shard-1"), age_s=60.0)
-    await make_unfinished(pool_of(routed, "shard-2"))
-    batch = await asyncpg.connect(address_of(routed, "shard-2").connection_string)
+    await isolate(routed.pool("shard-2").address, level)
+    await make_unfinished(routed.pool(), age_s=60.0)
+    await make_unfinished(routed.pool("shard-2"))
+    batch = await asyncpg.connect(routed.pool("shard-2").address.connection_string)
     await batch.execute("BEGIN")
     await batch.execute("SELECT FROM tenants FOR SHARE")
     task = asyncio.create_task(confirmed(routed, "shard-1"))

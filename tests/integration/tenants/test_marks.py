@@ -5,18 +5,15 @@ What follows a tenant's changes finds the marks beside the operations; nobody el
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from support.citrus.cases import RoutedShards, routed_shards
-from support.postgres.databases import ShardMaker
+from support.citrus.cases import RoutedShards
 from support.postgres.tenant_cases import TENANT, TenantCase, fetch
 
 from simplu_worker.shards.listing import ListRequest, OperationPage
 from simplu_worker.shards.log import key_of_id
-from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.types import AdminAccount, ChangeResult, ProvisionRequest, ResourceRename
@@ -37,15 +34,8 @@ SETTINGS = ("settings", "default")
 
 
 @pytest.fixture
-async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
-    async with routed_shards([await make_shard("shard-1")]) as routed:
-        yield routed
-
-
-@pytest.fixture
 def pool(routed: RoutedShards) -> ShardPool:
-    address = routed.citrus.registry.shards["shard-1"]
-    return routed.pools.ensure_pool(ShardAddress("shard-1", address.connection_string))
+    return routed.pool()
 
 
 async def provision(routed: RoutedShards, *tenants: tuple[str, str], business_type: str = "dental") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -18,8 +17,7 @@ from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TenantCase, ad
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
-from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
@@ -47,22 +45,8 @@ def request(
     return ProvisionRequest(*tenant, business_type, at)
 
 
-@pytest.fixture
-async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
-    shards = [await make_shard("shard-1"), await make_shard("shard-2")]
-    async with routed_shards(shards) as routed:
-        yield routed
-
-
-def pool_of(routed: RoutedShards, shard_id: str) -> ShardPool:
-    shard = routed.citrus.registry.shards[shard_id]
-    return routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
-
-
 async def tenants(routed: RoutedShards, shard_id: str) -> list[dict[str, Any]]:
-    return await fetch(
-        pool_of(routed, shard_id), "SELECT id, business_type, state, control_at FROM tenants ORDER BY id"
-    )
+    return await fetch(routed.pool(shard_id), "SELECT id, business_type, state, control_at FROM tenants ORDER BY id")
 
 
 def provisioned(outcome: str) -> float:
@@ -76,7 +60,7 @@ async def test_provision_makes_tenant_and_default_row(routed: RoutedShards, busi
         result = await routed.provisioner.provision(request(business_type=business_type))
 
     assert result is ProvisionResult.PROVISIONED
-    (row,) = await fetch(pool_of(routed, "shard-1"), "SELECT * FROM tenants")
+    (row,) = await fetch(routed.pool(), "SELECT * FROM tenants")
     assert abs(datetime.now(UTC) - row.pop("created_at")) < timedelta(minutes=1)
     assert abs(datetime.now(UTC) - row.pop("state_changed_at")) < timedelta(minutes=1)
     assert row.pop("number") > 0
@@ -95,7 +79,7 @@ async def test_provision_makes_tenant_and_default_row(routed: RoutedShards, busi
         "paused_until": None,
         "weight": 1.0,
     }
-    (default,) = await fetch(pool_of(routed, "shard-1"), "SELECT *, data::text FROM resources")
+    (default,) = await fetch(routed.pool(), "SELECT *, data::text FROM resources")
     assert (default["resourceName"], default["resourceId"]) == SETTINGS
     assert (default["businessType"], default["date"], default["lastUpdated"]) == (
         business_type,
@@ -106,15 +90,15 @@ async def test_provision_makes_tenant_and_default_row(routed: RoutedShards, busi
     assert provisioned("succeeded") == before + 1
     (entry,) = [entry for entry in logs if entry["event"] == "tenant.provisioned"]
     assert (entry["business_id"], entry["location_id"], entry["shard_id"]) == ("clinic", "main", "shard-1")
-    assert await fetch(pool_of(routed, "shard-1"), "SELECT * FROM operations") == []  # only operations write there
-    case = TenantCase(pool_of(routed, "shard-1"), TENANT)
+    assert await fetch(routed.pool(), "SELECT * FROM operations") == []  # only operations write there
+    case = TenantCase(routed.pool(), TENANT)
     fresh = case.operation("read", "default", resource_type="settings", arrived_at=datetime.now(UTC))
     assert await case.apply(fresh) == [SUCCEEDED]
 
 
 async def test_provision_changes_nothing_when_it_is_redelivered(routed: RoutedShards) -> None:
     await routed.provisioner.provision(request())
-    case = TenantCase(pool_of(routed, "shard-1"), TENANT)
+    case = TenantCase(routed.pool(), TENANT)
     before = provisioned("existed")
 
     def now(kind: str, data: Any = None) -> Operation:
@@ -141,7 +125,7 @@ async def test_provision_of_two_makes_the_schema_once(make_shard: ShardMaker) ->
                 tasks.create_task(replica.provisioner.provision(request(tenant)))
 
         assert [row["id"] for row in await tenants(one, "shard-1")] == ["-".join(tenant) for tenant in made]
-        pool = pool_of(one, "shard-1")
+        pool = one.pool("shard-1")
         assert await fetch(pool, "SELECT count(*) FROM schema_migrations") == [{"count": len(MIGRATIONS)}]
         assert await fetch(pool, "SELECT count(*) FROM resources") == [{"count": len(made)}]
 
@@ -158,7 +142,7 @@ async def test_provision_goes_on_when_it_was_killed_after_the_registration(route
 async def test_provision_makes_nothing_when_the_tenant_lives_elsewhere(
     routed: RoutedShards, *, is_registered: bool
 ) -> None:
-    await add_tenant(pool_of(routed, "shard-2"))
+    await add_tenant(routed.pool("shard-2"))
     if is_registered:
         routed.register(TENANT, "shard-1")
 
@@ -191,12 +175,12 @@ async def test_provision_is_undone_when_its_transaction_took_too_long(
             await routed.provisioner.provision(request())
 
         assert await tenants(routed, "shard-1") == []
-        assert await fetch(pool_of(routed, "shard-1"), "SELECT * FROM resources") == []
+        assert await fetch(routed.pool(), "SELECT * FROM resources") == []
 
 
 async def test_provision_takes_a_destruction_back_when_it_is_newer(routed: RoutedShards) -> None:
     routed.register(TENANT, "shard-1")
-    case = TenantCase(pool_of(routed, "shard-1"), TENANT)
+    case = TenantCase(routed.pool(), TENANT)
     await add_tenant(case.pool)
     assert await case.apply(case.operation("create", "r1", {"n": 1})) == [SUCCEEDED]
     await case.set_state("destroying")
@@ -213,7 +197,7 @@ async def test_provision_takes_a_destruction_back_when_it_is_newer(routed: Route
 
 async def test_provision_all_makes_the_others_when_some_cannot_be_made(make_shard: ShardMaker) -> None:
     async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
-        pool = pool_of(routed, "shard-1")
+        pool = routed.pool()
         await fetch(pool, "ALTER TABLE tenants ADD CONSTRAINT picky CHECK (location_id <> 'bad')")
         await add_tenant(pool, ("a-b", "c"))
         routed.register(("far", "away"), "shard-2")

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, fetch
-from support.postgres.unfinished_tenants import AT, TENANT_ID, homes, make_unfinished, pool_of
+from support.postgres.unfinished_tenants import AT, TENANT_ID, homes, make_unfinished
 
 from simplu_worker.cache.invalidations import ResourceKey
 from simplu_worker.errors import RetryableError
@@ -67,7 +67,7 @@ async def test_provision_keeps_one_home_when_citrus_changed_its_answer(routed: R
     async def make_elsewhere() -> None:
         if routed.citrus.registry.homes[TENANT_ID].shard_id == "shard-1":
             routed.register(TENANT, "shard-2")
-            await make_unfinished(pool_of(routed, "shard-2"), age_s=age_s)
+            await make_unfinished(routed.pool("shard-2"), age_s=age_s)
 
     with capture_logs() as logs:
         result = await meddled(routed, make_elsewhere, changed).provision(REQUEST)
@@ -102,7 +102,7 @@ async def test_provision_all_leaves_one_home_of_two_replicas(
         assert all(isinstance(answer, ProvisionResult) for task in both for answer in task.result())
 
         query = "SELECT id, state_changed_at <> created_at AS is_confirmed FROM tenants"
-        rows = [row for shard_id in ("shard-1", "shard-2") for row in await fetch(pool_of(one, shard_id), query)]
+        rows = [row for shard_id in ("shard-1", "shard-2") for row in await fetch(one.pool(shard_id), query)]
         assert sorted(row["id"] for row in rows) == [request.tenant_id for request in requests]
         assert all(row["is_confirmed"] for row in rows)
 
@@ -115,14 +115,14 @@ async def test_provision_all_puts_single_calls_into_few_transactions(make_shard:
             tasks.create_task(routed.provisioner.provision(ProvisionRequest("b", str(number), "gym", AT)))
     async with routed_shards([address]) as routed:
         counts = "count(*), count(DISTINCT created_at) AS made, count(DISTINCT xmin::text) AS confirmed"
-        (row,) = await fetch(pool_of(routed, "shard-1"), f"SELECT {counts} FROM tenants")
+        (row,) = await fetch(routed.pool(), f"SELECT {counts} FROM tenants")
         assert row["count"] == 60
         assert row["made"] <= 15
         assert row["confirmed"] <= 30
 
 
 async def test_provision_waits_when_the_shard_lacks_the_business_type(routed: RoutedShards) -> None:
-    pool = pool_of(routed, "shard-1")
+    pool = routed.pool()
     requests = [ProvisionRequest("b", name, kind, AT) for name, kind in (("1", "spa"), ("2", "hotel"), ("3", "spa"))]
 
     answers = await routed.provisioner.provision_all(requests)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from itertools import product
 from typing import Any
@@ -19,7 +18,6 @@ from support.postgres.trouble import waiters
 from simplu_worker.cache.invalidations import ResourceKey
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
-from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 from simplu_worker.shards.types import AdminAccount, ChangeResult, ResourceRename, UnknownBusinessTypeError
 from simplu_worker.vocabulary import Failure
@@ -31,16 +29,14 @@ REQUESTED_AT = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
-    async with routed_shards([await make_shard("shard-1")]) as routed:
-        routed.register(TENANT, "shard-1")
-        await add_tenant(case_of(routed).pool)
-        yield routed
+async def routed(routed: RoutedShards) -> RoutedShards:
+    routed.register(TENANT, "shard-1")
+    await add_tenant(routed.pool())
+    return routed
 
 
 def case_of(routed: RoutedShards, tenant: tuple[str, str] = TENANT) -> TenantCase:
-    shard = routed.citrus.registry.shards["shard-1"]
-    return TenantCase(routed.pools.ensure_pool(ShardAddress("shard-1", shard.connection_string)), tenant)
+    return TenantCase(routed.pool(), tenant)
 
 
 async def rename(

@@ -18,7 +18,7 @@ from simplu_local.processes.loopback import HOST, free_port
 from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.citrus import CitrusClient, open_citrus
 from simplu_worker.shards.routing.directory import Directory
@@ -140,6 +140,10 @@ class RoutedShards:
     changes: ResourceChanges
     gateway: ShardGateway
     watch: ShardWatch
+
+    def pool(self, shard_id: str = "shard-1") -> ShardPool:
+        shard = self.citrus.registry.shards[shard_id]
+        return self.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
 
     def register(self, tenant: tuple[str, str], shard_id: str) -> None:
         self.citrus.registry.place("-".join(tenant), self.citrus.registry.shards[shard_id])

@@ -8,19 +8,10 @@ from support.citrus.cases import RoutedShards
 from support.postgres.tenant_cases import TENANT, TenantCase, fetch
 
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
-from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 
 TENANT_ID = "clinic-main"
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
-
-
-def address_of(routed: RoutedShards, shard_id: str) -> ShardAddress:
-    return ShardAddress(shard_id, routed.citrus.registry.shards[shard_id].connection_string)
-
-
-def pool_of(routed: RoutedShards, shard_id: str) -> ShardPool:
-    return routed.pools.ensure_pool(address_of(routed, shard_id))
 
 
 async def make_unfinished(
@@ -59,6 +50,6 @@ async def homes(routed: RoutedShards) -> dict[str, tuple[str, bool, int]]:
     )
     found = {}
     for shard_id in routed.citrus.registry.shards:
-        for row in await fetch(pool_of(routed, shard_id), query):
+        for row in await fetch(routed.pool(shard_id), query):
             found[shard_id] = (row["state"], row["is_confirmed"], row["count"])
     return found
