@@ -57,12 +57,6 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
         self._changed: list[PoolConnections[ConnectionT, RequestT]] = []  # with a request or connection to assign
         self.open_count = 0
 
-    def __repr__(self) -> str:
-        return (
-            f"ConnectionBudget({self.open_count}/{self._max} open, {len(self._idle)} idle, "
-            f"{len(self._queue)} in the queue)"
-        )
-
     @property
     def has_idle(self) -> bool:
         """Whether a connection is idle."""

@@ -62,17 +62,19 @@ _ShardId = Annotated[str, msgspec.Meta(min_length=1, max_length=SHARD_ID_MAX, pa
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
-class _ShardFacts(msgspec.Struct, rename="camel", kw_only=True):
+class _ShardReply(msgspec.Struct, rename="camel", kw_only=True):
     shard_id: _ShardId
+    connection_string: str | None = None  # an entry of a list without one must not hide the others
     is_active: bool = True
     business_count: _Count | None = None
     max_businesses: _Count | None = None
     last_health_check: msgspec.Raw = msgspec.Raw(b"null")  # for people: another value than a time must hold nothing up
 
-    def at(self, connection_string: str) -> ShardAddress:
+    @property
+    def address(self) -> ShardAddress:
         return ShardAddress(
             shard_id=self.shard_id,
-            connection_string=connection_string,
+            connection_string=self.connection_string or "",
             is_active=self.is_active,
             business_count=self.business_count,
             business_max=self.max_businesses,
@@ -80,15 +82,7 @@ class _ShardFacts(msgspec.Struct, rename="camel", kw_only=True):
         )
 
 
-class _ShardReply(_ShardFacts, rename="camel", kw_only=True):
-    connection_string: str
-
-
-class _ListedShard(_ShardFacts, rename="camel", kw_only=True):
-    connection_string: str | None = None  # an entry without one must not hide the others
-
-
-_ShardReplies = Annotated[list[_ListedShard], msgspec.Meta(max_length=SHARDS_MAX)]
+_ShardReplies = Annotated[list[_ShardReply], msgspec.Meta(max_length=SHARDS_MAX)]
 
 
 class _CapacityReply(msgspec.Struct, rename="camel"):
@@ -173,10 +167,10 @@ class CitrusClient:
             raise CitrusUnavailableError("Citrus shards_health: expected 200, got 404")
         shards: dict[str, ShardAddress] = {}
         for reply in replies:  # of two entries for one shard the first counts
-            known = None if reply.connection_string else self.address_book.known_address(reply.shard_id)
-            string = known.connection_string if known else reply.connection_string or ""
-            address = reply.at(string)
-            shards.setdefault(reply.shard_id, address.validate_or_refuse(self._allowed_hosts, may_name_files=False))
+            if not reply.connection_string and (known := self.address_book.known_address(reply.shard_id)) is not None:
+                reply.connection_string = known.connection_string
+            address = reply.address.validate_or_refuse(self._allowed_hosts, may_name_files=False)
+            shards.setdefault(reply.shard_id, address)
         self._listed = [self.address_book.resolve(shard) for shard in shards.values()]
         return self._listed
 
@@ -199,8 +193,7 @@ class CitrusClient:
         return Capacity(reply.business_count, reply.max_businesses, reply.can_accept_new_business)
 
     def _resolve(self, reply: _ShardReply) -> ShardAddress:
-        address = reply.at(reply.connection_string)
-        return self.address_book.resolve(address.validate(self._allowed_hosts, may_name_files=False))
+        return self.address_book.resolve(reply.address.validate(self._allowed_hosts, may_name_files=False))
 
     async def _request(self, endpoint: str, method: str, path: str, type_: Any, message: Any = None) -> tuple[int, Any]:
         breaker = self._breakers[endpoint]

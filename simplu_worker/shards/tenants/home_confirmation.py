@@ -167,12 +167,9 @@ class HomeConfirmer:
 
     async def _locate(self, one: PlacedTenant) -> ShardAddress | None:
         try:
-            named = await self._locator.locate(one.tenant_id)
-            if named is None:
-                named = (await self._locator.register(one.business_id, one.location_id, one.business_type)).address
+            return await self._locator.locate(one.tenant_id)
         except PermanentError:  # an address that may not be used, so not that of the shard where the tenant was made
             return None
-        return named
 
     async def _find_rivals(self, searches: Mapping[str, _RivalSearch]) -> None:
         groups = group_by_shard(

@@ -217,19 +217,7 @@ async def test_pool_translates_errors_of_the_server(shard: ShardPool, statement:
     assert await ask(shard) == 1
 
 
-BAD_PLACES = [
-    "127.0.0.1:99999/d",
-    "127.0.0.1:x/d",
-    "127.0.0.1:1,/d",
-    "127.0.0.1:1/d?sslmode=bogus",
-    "127.0.0.1:1/d?sslmode=verify-full&sslrootcert=/nowhere/root.crt",
-    "127.0.0.1:1/d?target_session_attrs=bogus",
-    "nowhere.invalid/d",
-    f"{'a' * 70}.invalid/d",
-    "[::1:1/d",
-    "\u2100/d",
-    "127.0.0.1:1",
-]
+BAD_PLACES = ["127.0.0.1:1/d?sslmode=verify-full&sslrootcert=/nowhere/root.crt", f"{'a' * 70}.invalid/d", "\u2100/d"]
 
 
 @pytest.mark.parametrize("place", BAD_PLACES)

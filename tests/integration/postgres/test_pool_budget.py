@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
-from collections.abc import AsyncIterator, Callable
-from functools import partial
+from collections.abc import AsyncIterator
 
 import asyncpg
 import msgspec
 import pytest
-from support.postgres.databases import QUICK, ShardMaker
+from support.postgres.databases import ShardMaker
 from support.postgres.pool_trouble import AT_ONCE_S, UNHURRIED
-from support.postgres.shard_line import TOO_MANY, ShardLine
+from support.postgres.shard_line import ShardLine
 
-from simplu_local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
@@ -37,13 +34,6 @@ def shards(pools: Pools, address: ShardAddress, count: int) -> list[ShardPool]:
 async def use(pool: ShardPool, seconds: float = 0.0) -> None:
     async with pool.connection() as connection:
         await connection.execute("SELECT pg_sleep($1)", seconds)
-
-
-async def all_come_back(pooled: list[ShardPool]) -> bool:
-    async def have_come_back() -> bool:
-        return all(count["open"] == count["idle"] and not count["waiting"] for count in map(ShardPool.counts, pooled))
-
-    return await poll_until(have_come_back, within_s=60)
 
 
 @contextlib.asynccontextmanager
@@ -115,50 +105,3 @@ async def test_pools_give_the_places_of_a_shard_that_hangs_to_others(empty: Shar
                 assert ended_count == 2  # not behind all the others that wait for the shard
                 for task in waiting:
                     task.cancel()
-
-
-async def test_pools_keep_count_whatever_happens_to_their_lines(empty: ShardAddress) -> None:
-    draw = random.Random(1)
-    timeouts = msgspec.structs.replace(QUICK, connect_s=0.2, acquire_s=0.5, reply_s=0.2, cancel_s=0.1, probe_s=0.2)
-    async with ShardLine(empty) as line, Pools(size=2, max_connections=3, timeouts=timeouts) as pools:
-        pooled = [
-            *shards(pools, empty, 2),
-            *(pools.ensure_pool(ShardAddress(f"far-{n}", line.address.connection_string)) for n in range(3)),
-        ]
-
-        async def try_to_use(pool: ShardPool) -> None:
-            with contextlib.suppress(ShardUnavailableError):
-                await use(pool, draw.choice([0.0, 0.001, 0.02]))
-
-        for _ in range(12):
-            async with asyncio.TaskGroup() as tasks:
-                using = [tasks.create_task(try_to_use(draw.choice(pooled))) for _ in range(12)]
-                await asyncio.sleep(draw.random() * 0.02)
-                faults: list[Callable[[], contextlib.AbstractContextManager[None]]]
-                faults = [
-                    line.blackhole,
-                    partial(line.add_latency, 0.05),
-                    partial(line.saying, TOO_MANY),
-                    contextlib.nullcontext,
-                ]
-                with draw.choice(faults)():
-                    await asyncio.sleep(draw.random() * 0.1)
-                    if draw.random() < 0.5:
-                        line.cut()
-                    for task in draw.sample(using, 3):
-                        task.cancel()
-                    await asyncio.sleep(draw.random() * 0.2)
-
-        counts = [pool.counts() for pool in pooled]
-        assert sum(count["open"] for count in counts) == pools._budget.open_count <= 3
-        assert await all_come_back(pooled)
-        for pool in pooled:
-            assert await poll_until(partial(is_served, pool), within_s=60)
-
-
-async def is_served(pool: ShardPool) -> bool:
-    with contextlib.suppress(ShardUnavailableError):
-        await pool.probe()
-        await use(pool)
-        return True
-    return False

@@ -47,19 +47,6 @@ def meddled(routed: RoutedShards, before: Callable[[], Awaitable[None]], changed
     return Provisioner(locator, routed.directory, routed.pools, on_change=changed.extend)
 
 
-async def test_provision_registers_again_what_citrus_has_forgotten(routed: RoutedShards) -> None:
-    async def forget() -> None:
-        routed.citrus.registry.homes.pop(TENANT_ID, None)
-        routed.citrus.registry.shards["shard-1"].is_active = False  # so that it names the other one
-
-    provisioner = meddled(routed, forget, [])
-    assert await provisioner.provision(REQUEST) is ProvisionResult.PROVISIONED
-
-    assert await homes(routed) == {"shard-1": ("active", True, 1)}
-    assert routed.citrus.registry.homes[TENANT_ID].shard_id == "shard-2"
-    assert await routed.provisioner.provision(REQUEST) is ProvisionResult.EXISTED
-
-
 @pytest.mark.parametrize("age_s", [3600.0, -3600.0])
 async def test_provision_keeps_one_home_when_citrus_changed_its_answer(routed: RoutedShards, age_s: float) -> None:
     changed: list[ResourceKey] = []

@@ -77,7 +77,7 @@ NO_ANSWERS: dict[str, tuple[Reply, str]] = {
     "html that says it is json": (reply(HTML), "expected JSON"),
     "nothing": (reply(b""), "expected JSON"),
     "not utf-8": (reply(b'{"shardId": "\xff", "connectionString": ""}'), "expected JSON"),
-    "a member missing": (reply({"shardId": "shard-a"}), "missing required field `connectionString`"),
+    "a member missing": (reply({"connectionString": CONNECTION_STRING}), "missing required field `shardId`"),
     "nested without end": (reply(b"[" * 100_000), "expected JSON"),
     "too long": (reply(b'"' + b"x" * REPLY_MAX_BYTES + b'"'), f"at most {REPLY_MAX_BYTES} bytes"),
     "half of it": (half_a_reply(b'{"shardId": "shard-a", '), "expected a whole answer"),
