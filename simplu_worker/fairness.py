@@ -5,9 +5,7 @@ long a transaction took, against what was expected of it, corrects each of these
 expected. So a tenant with lists that take as long as a thousand creates is soon charged for them, and nobody who shared
 a transaction with it. Tenants too small for a cost of their own have that of the kind, which they alone correct.
 
-Memory is bounded, whatever the number of tenants. Each slot of a window counts the largest tenants alone; one that is
-counted from now on may have had as many seconds before as the largest that was dropped (space saving: Metwally and
-others, 2005). These are at most a 26th of the seconds of all tenants.
+Memory is bounded, whatever the number of tenants: each slot of a window, for people, keeps the largest alone.
 """
 
 from __future__ import annotations
@@ -68,9 +66,6 @@ class TenantUsage:
         self._minute = _Window(MINUTE_SLOT_S)
         self._hour = _Window(HOUR_SLOT_S)
 
-    def __repr__(self) -> str:
-        return f"TenantUsage({self._minute}, {self._hour})"
-
     def note(self, uses: Mapping[str, TenantUse], now: float) -> None:
         """Add what tenants took, as of *now* (monotonic)."""
         for window in (self._minute, self._hour):
@@ -96,29 +91,18 @@ class _Slot:
         self.began_at = began_at
         self.total_s = 0.0
         self.by_tenant: dict[str, TenantUse] = {}
-        self._unseen_s: dict[str, float] = {}  # of each tenant, at most, before it was counted
-        self._dropped_s = 0.0  # of a dropped tenant, at most
 
     def add(self, uses: Mapping[str, TenantUse]) -> None:
         for tenant_id, use in uses.items():
-            own = self.by_tenant.get(tenant_id)
-            if own is None:
-                own = self.by_tenant[tenant_id] = TenantUse()
-                self._unseen_s[tenant_id] = self._dropped_s
-            own.add(use)
+            self.by_tenant.setdefault(tenant_id, TenantUse()).add(use)
             self.total_s += use.took_s
         if len(self.by_tenant) > 2 * COUNTED_MAX:
             self.cut()
 
     def cut(self) -> None:
         """Drop all tenants but the largest."""
-        most_s = {one: use.took_s + self._unseen_s[one] for one, use in self.by_tenant.items()}
-        largest = sorted(most_s, key=most_s.__getitem__, reverse=True)
-        kept, dropped = largest[:COUNTED_MAX], largest[COUNTED_MAX:]
-        if dropped:
-            self._dropped_s = most_s[dropped[0]]
-            self.by_tenant = {one: self.by_tenant[one] for one in kept}  # a dict that only loses keys keeps its size
-            self._unseen_s = {one: self._unseen_s[one] for one in kept}
+        largest = sorted(self.by_tenant, key=lambda one: self.by_tenant[one].took_s, reverse=True)[:COUNTED_MAX]
+        self.by_tenant = {one: self.by_tenant[one] for one in largest}  # a dict that only loses keys keeps its size
 
 
 class _Window:
@@ -127,9 +111,6 @@ class _Window:
     def __init__(self, slot_s: float) -> None:
         self._slot_s = slot_s
         self._slots: deque[_Slot] = deque(maxlen=SLOT_COUNT)
-
-    def __repr__(self) -> str:
-        return f"{[len(slot.by_tenant) for slot in self._slots]} tenants"
 
     def slot(self, now: float) -> _Slot:
         """Return the slot of *now*; the ones before are cut."""

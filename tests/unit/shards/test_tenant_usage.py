@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from simplu_worker import fairness
 from simplu_worker.fairness import (
     COUNTED_MAX,
     HOUR_SLOT_S,
@@ -86,8 +81,7 @@ def test_window_keeps_no_slot_that_is_over() -> None:
     usage = TenantUsage()
     for number in range(2 * SLOT_COUNT):
         usage.note(took(a=1.0), NOW + number * HOUR_SLOT_S)
-    kept = f"{[1] * SLOT_COUNT} tenants"
-    assert repr(usage) == f"TenantUsage({kept}, {kept})"
+    assert [len(window._slots) for window in (usage._minute, usage._hour)] == [SLOT_COUNT] * 2
 
 
 def test_ten_are_shown_and_none_that_only_waited() -> None:
@@ -100,46 +94,6 @@ def test_ten_are_shown_and_none_that_only_waited() -> None:
     quiet = TenantUsage()
     quiet.note_waits({"idle": 1.0}, NOW)
     assert quiet.last_minute(NOW).largest() == []
-
-
-def test_last_tenant_is_found_behind_many_larger_ones() -> None:
-    usage = TenantUsage()
-    usage.note(took(**{f"early{number}": 1.0 for number in range(3 * COUNTED_MAX)}), NOW)
-    for turn in range(400):
-        usage.note(took(late=0.5, **{f"small{turn}-{number}": 0.001 for number in range(20)}), NOW + 1)
-
-    use = usage.last_minute(NOW + 1)
-    assert use.largest()[0] == "late"
-    assert use.by_tenant["late"].took_s == pytest.approx(200.0, abs=use.total_s / COUNTED_MAX)
-
-
-notes = st.lists(
-    st.tuples(
-        st.floats(0, 8),  # seconds since the one before
-        st.dictionaries(st.sampled_from([f"t{number}" for number in range(12)]), st.floats(0, 10), max_size=12),
-    ),
-    max_size=40,
-)
-
-
-@pytest.mark.slow
-@given(notes)
-def test_seconds_lack_a_known_part_of_all_at_most(transactions: list[tuple[float, dict[str, float]]]) -> None:
-    counted = 3
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fairness, "COUNTED_MAX", counted)
-        usage, now, true_s = TenantUsage(), NOW, Counter[str]()
-        for passed_s, seconds in transactions:
-            now += passed_s
-            usage.note({tenant_id: TenantUse(took_s, 1, 1) for tenant_id, took_s in seconds.items()}, now)
-            true_s.update(seconds)  # all of them are within the hour, in one or two slots
-        use = usage.last_hour(now)
-
-    assert use.total_s == pytest.approx(sum(true_s.values()))
-    assert len(use.by_tenant) <= 2 * counted * SLOT_COUNT
-    for tenant_id, all_s in true_s.items():
-        known_s = use.by_tenant[tenant_id].took_s if tenant_id in use.by_tenant else 0.0
-        assert all_s + 1e-9 >= known_s >= all_s - use.total_s / (counted + 1) - 1e-9
 
 
 def test_use_is_added_to_another() -> None:
