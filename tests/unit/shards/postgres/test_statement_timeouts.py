@@ -29,7 +29,7 @@ def test_transaction_has_the_timeouts_of_its_budget(budget: StatementBudget, sta
     assert begin.endswith(f"SET LOCAL statement_timeout = {statement_ms};\n{limits.plans}")
 
 
-@pytest.mark.parametrize("budget", set(StatementBudget) - {StatementBudget.PAUSE})
+@pytest.mark.parametrize("budget", [one for one in StatementBudget if one is not StatementBudget.PAUSE])
 def test_wait_for_a_lock_is_never_longer_than_for_any(budget: StatementBudget) -> None:
     assert ShardTimeouts(lock_s=0.05).limits_of(budget).lock_s == 0.05
 
