@@ -458,9 +458,10 @@ _OF_STREAM_SHARD = (
     *(KINESIS_LAG, KINESIS_LAG_RETENTION, HELD_RETENTION, CATCH_UP_LAG),
     *(KINESIS_STREAM_SHARD_BYTES, KINESIS_STREAM_SHARD_RECORDS),
 )
-_USE_OF_SHARD = (
+_OF_SHARD = (
     *(SHARD_RESPONSE, SHARD_HEALTHY, SHARD_CONNECTIONS_RATIO, SHARD_REPLICATION_LAG, SHARD_CONNECTIONS, SHARD_ERRORS),
     *(SHARD_TENANT_SECONDS, SHARD_BACKFILLS, SHARD_COMMIT_SAFETY, SHARD_COMMIT_WAIT),
+    *(SHARD_USAGE, SHARD_TENANTS),
 )
 
 
@@ -472,14 +473,7 @@ def remove_stream_shard(stream_shard_id: str) -> None:
 
 def remove_shard(shard_id: str) -> None:
     """Remove every series of a Postgres shard. Idempotent."""
-    remove_shard_use(shard_id)
-    for gauge in (SHARD_USAGE, SHARD_TENANTS):
-        gauge.remove(shard_id)
-
-
-def remove_shard_use(shard_id: str) -> None:
-    """Remove the series that use and probes of a Postgres shard set. Idempotent."""
-    for metric in _USE_OF_SHARD:
+    for metric in _OF_SHARD:
         metric.remove_by_labels({"shard_id": shard_id})
 
 

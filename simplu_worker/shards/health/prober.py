@@ -138,7 +138,6 @@ class Prober:
         self._commits = commits
         self._known = known
         self._known_at = float("-inf")
-        self._refused: set[str] = set()
         self._schedule = ProbeSchedule()
         self._clock = clock
         self._draw = draw
@@ -172,19 +171,17 @@ class Prober:
                 self._schedule.bring_forward(shard_id, now=now)
 
     def _notice_known(self) -> None:
-        pools = self._pools.by_shard_id()
-        known = {shard.shard_id: shard for shard in self._known()}
-        self._registry.note_usages({shard_id: usage_of(shard) for shard_id, shard in known.items()})
-        refused = {shard_id for shard_id, shard in known.items() if shard.refusal is not None} - pools.keys()
-        for shard_id in self._refused - refused - pools.keys():
+        known, pools = {shard.shard_id: shard for shard in self._known()}, self._pools.by_shard_id()
+        for shard_id in self._registry.by_shard_id.keys() - known.keys() - pools.keys():
             self._registry.end(shard_id)
-        for shard_id in sorted(refused):
+        for shard_id in sorted(known.keys() - pools.keys()):
             self._registry.begin(shard_id)
-            self._registry.note_probe(shard_id, ShardSilence(known[shard_id].refusal or "", is_refusal=True))
-        self._refused = refused
-        for shard_id in known.keys() - refused - pools.keys():
+            if (refusal := known[shard_id].refusal) is not None:
+                self._registry.note_probe(shard_id, ShardSilence(refusal, is_refusal=True))
+                continue
             with contextlib.suppress(ShardUnavailableError):  # retired since
                 self._pools.ensure_pool(known[shard_id])
+        self._registry.note_usages({shard_id: usage_of(shard) for shard_id, shard in known.items()})
 
     def _show_connections(self, shard_id: str) -> None:
 

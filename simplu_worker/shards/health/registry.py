@@ -30,12 +30,10 @@ log = structlog.get_logger(__name__)
 
 
 class HealthRegistry:
-    """One entry for each shard that is probed or that Citrus lists."""
+    """One entry for each shard that is probed, or may not be used."""
 
     def __init__(self) -> None:
         self._health: dict[str, Health] = {}
-        self._probed: set[str] = set()
-        self._listed: set[str] = set()
         self._problem_counts = dict.fromkeys(ShardProblem, 0)
         self._ended_moves: dict[str, frozenset[MoveKey]] = {}
 
@@ -45,25 +43,22 @@ class HealthRegistry:
         return self._health
 
     def begin(self, shard_id: str) -> None:
-        """Start to keep the probes of a shard."""
-        self._probed.add(shard_id)
+        """Start to keep the health of a shard."""
         self._health.setdefault(shard_id, Health())
 
     def end(self, shard_id: str) -> None:
-        """Drop the probes of a shard that is not probed any more."""
-        if shard_id not in self._probed:
+        """Forget a shard."""
+        if (health := self._health.pop(shard_id, None)) is None:
             return
-        self._probed.discard(shard_id)
         self._ended_moves.pop(shard_id, None)
-        self._learn(shard_id, ShardObservation(usage=self._entry(shard_id).observation.usage))
-        instruments.remove_shard_use(shard_id)
-        self._drop_if_unknown(shard_id)
+        self._count(health, Health())
+        instruments.remove_shard(shard_id)
 
     def note_probe(self, shard_id: str, probe: ShardProbe | ShardSilence) -> None:
         """Note a probe; facts that it lacks stay as they were. Does nothing before `begin` and after `end`."""
-        if shard_id not in self._probed:
+        if shard_id not in self._health:
             return
-        before, now = self._entry(shard_id).observation, utc_now()
+        before, now = self._health[shard_id].observation, utc_now()
         if isinstance(probe, ShardSilence):
             self._learn(shard_id, replace(before, error=probe.error, is_refusal=probe.is_refusal, checked_at=now))
             return
@@ -80,33 +75,19 @@ class HealthRegistry:
         )
 
     def note_usages(self, usages: Mapping[str, Usage]) -> None:
-        """Note the usage of all shards that Citrus lists."""
-        for shard_id in self._listed - usages.keys():
-            self._listed.discard(shard_id)
-            self._learn(shard_id, replace(self._entry(shard_id).observation, usage=Usage()))
-            self._drop_if_unknown(shard_id)
-        self._listed |= usages.keys()
-        for shard_id, usage in usages.items():
-            observation = self._entry(shard_id).observation
-            if usage != observation.usage:
-                self._learn(shard_id, replace(observation, usage=usage))
-
-    def _entry(self, shard_id: str) -> Health:
-        return self._health.get(shard_id, Health())
+        """Note how full the shards are, by the shard manager's last list."""
+        for shard_id, health in self._health.items():
+            usage = usages.get(shard_id, Usage())
+            if usage != health.observation.usage:
+                self._learn(shard_id, replace(health.observation, usage=usage))
 
     def _learn(self, shard_id: str, observation: ShardObservation) -> None:
-        before = self._entry(shard_id)
+        before = self._health[shard_id]
         now = assess(observation, before.problems)
         self._health[shard_id] = now
         self._count(before, now)
         self._set_gauges(shard_id, now)
         _log_change(shard_id, before, now)
-
-    def _drop_if_unknown(self, shard_id: str) -> None:
-        if shard_id in self._probed or shard_id in self._listed:
-            return
-        self._count(self._health.pop(shard_id, Health()), Health())
-        instruments.remove_shard(shard_id)
 
     def _count(self, before: Health, now: Health) -> None:
         for problem in before.problems ^ now.problems:

@@ -126,11 +126,17 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
         """Serve the requests that can be served now."""
         while self._changed:
             pool = self._changed.pop()
-            if pool.requests and pool.idle:
-                if self._must_yield(pool, now - pool.idle[-1].opened_at):
-                    self.end(pool.idle[-1])
-                else:
-                    self._take_request(pool).grant(self._lend(pool, now))
+            if not (pool.requests and pool.idle):
+                continue
+            if self._must_yield(pool, now - pool.idle[-1].opened_at):
+                self.end(pool.idle[-1])
+                self._open(now)
+            else:
+                self._take_request(pool).grant(self._lend(pool, now))
+            self._changed.append(pool)  # it may have more of both
+        self._open(now)
+
+    def _open(self, now: float) -> None:
         while self._queue and (needy := self._neediest_pool()) is not None and self._make_room(needy, now):
             needy.open_count += 1
             self.open_count += 1

@@ -13,7 +13,7 @@ from unit.shards.health.test_moves import entry
 
 from simplu_worker.shards.health.assessment import ShardSilence, Usage
 from simplu_worker.shards.health.registry import HealthRegistry
-from simplu_worker.vocabulary import ShardProblem, ShardState
+from simplu_worker.vocabulary import ShardProblem
 
 SHARD = "book-test-1"
 SILENCE = ShardSilence("TimeoutError")
@@ -24,7 +24,6 @@ def book() -> Iterator[HealthRegistry]:
     book = HealthRegistry()
     book.begin(SHARD)
     yield book
-    book.note_usages({})
     for shard_id in list(book.by_shard_id):
         book.end(shard_id)
 
@@ -95,17 +94,10 @@ def test_book_takes_nothing_of_a_look_that_ends_after_its_shard_went(book: Healt
     assert SHARD not in generate_latest().decode()
 
 
-def test_book_has_the_shards_that_citrus_lists_now() -> None:
-    book = HealthRegistry()
-    book.begin("last")
-    book.note_usages({"one": Usage(1, 2), "last": Usage(1, 2)})
-    assert book.by_shard_id["last"].observation.usage == Usage(1, 2)
-    assert book.by_shard_id["one"].state is ShardState.UNKNOWN
-    book.note_usages({"another": Usage(1, 2)})
-    assert sorted(book.by_shard_id) == ["another", "last"]
-    book.note_usages({})
-    book.end("last")
-    assert dict(book.by_shard_id) == {}
+def test_book_has_the_usage_that_citrus_lists_now(book: HealthRegistry) -> None:
+    for usages, usage in (({"other": Usage(1, 2), SHARD: Usage(1, 2)}, Usage(1, 2)), ({}, Usage())):
+        book.note_usages(usages)
+        assert {one: health.observation.usage for one, health in book.by_shard_id.items()} == {SHARD: usage}
 
 
 def test_book_counts_the_moves_that_end_while_it_looks(book: HealthRegistry) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from simplu_worker.shards.postgres.assignment import ROUND_S, TURN_MAX_S, ConnectionBudget, PoolConnections
@@ -219,6 +219,7 @@ def test_connection_that_ends_while_idle_frees_its_slot() -> None:
 
 
 @given(st.integers(1, 6), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32))
+@example(5, 3, 3, 92)  # a pool gives way, and has another idle connection
 def test_budget_is_kept_and_nobody_starves(max_connections: int, pool_count: int, size: int, seed: int) -> None:
     draw = random.Random(seed)
     one, pools = world(max_connections, *[size] * pool_count)
