@@ -95,7 +95,6 @@ def test_orders_leave_no_dead_letter_in_a_rolling_restart(tmp_path: Path) -> Non
 
 # Each with its options, and a pattern of what it prints.
 PROGRAMS = {
-    "fleet": ("--operations 1200 --stream-shards 2 --rate 30 --lease-duration 2", ""),
     "moving": ("--rows 5000 --moves 2 --kill --seed 3 --control 5", "mover killed"),
     "upgrading": ("--shards 2 --rate 100 --seconds 1.5", ""),
     "adopting": ("--rows 10000 --kills 1", ""),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from model.reader_model import AGREED, FREE, CatchUp, Move, Reader, ReaderModel, Scene
+from model.reader_model import FREE, CatchUp, Move, Reader, ReaderModel, Scene
+from model.search import Memory
 from msgspec.structs import replace
 
 A = 0  # the shard that fails over
@@ -37,10 +38,19 @@ class Readers(Protocol):
 
 class WholeReaders(ReaderModel):
     def __init__(self, scene: Scene) -> None:
-        super().__init__(scene, AGREED, end=len(scene.tenants))
+        super().__init__(scene)
+        # A reader is in many states of a model.
+        self._moves: Memory[tuple[Reader, bool, tuple[int, ...]], tuple[Move, ...]] = Memory()
+
+    def moves(self, reader: Reader, *, is_troubled: bool, barred: tuple[int, ...]) -> Sequence[Move]:
+        key = (reader, is_troubled, barred)
+        moves = self._moves.get(key)
+        if moves is None:
+            moves = self._moves[key] = tuple(self._moves_of(reader, barred, is_troubled=is_troubled))
+        return moves
 
     def _moves_of(self, reader: Reader, barred: Collection[int], *, is_troubled: bool) -> Iterator[Move]:
-        if reader.dispatch < self.end:
+        if reader.dispatch < len(self.scene.tenants):
             yield self._dispatch(reader)
         for number, operation in ((number, lane[0]) for number, lane in enumerate(reader.lanes) if lane):
             if number != A and is_troubled and self.scene.tenants[operation] in self.scene.troubled:
@@ -76,8 +86,7 @@ class WholeReaders(ReaderModel):
         )
 
     def pending(self, reader: Reader, tenants: Collection[int] | None = None) -> int:
-        if tenants is None:
-            return super().pending(reader)
+        tenants = range(len(self.scene.shards)) if tenants is None else tenants
         sent = (one for lane in reader.lanes for one in lane if self.scene.tenants[one] in tenants)
         at = (one.position for one in reader.catch_ups if not {*one.tenants}.isdisjoint(tenants))
         return min((reader.dispatch, *sent, *at, *(reader.held[tenant] for tenant in tenants)))

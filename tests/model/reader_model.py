@@ -6,11 +6,10 @@ in flight. A batch is one operation: a larger one is the same with an atomic gro
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from model.search import Memory, StatePart
+from model.search import StatePart
 from msgspec.structs import replace
 
 FREE = 99  # in place of the start of a hold: the tenant is not held
@@ -43,13 +42,13 @@ class Scene(NamedTuple):
             is_shard_trouble=trouble.isupper(),
         )
 
-    def take_effect(self, applied: int, operation: int, *, has_log: bool = True) -> tuple[int, str]:
+    def take_effect(self, applied: int, operation: int) -> tuple[int, str]:
         """Return the bits of what is applied after one more commit, and the promise that this breaks.
 
         The log drops what is applied already.
         """
         if applied >> operation & 1:
-            return applied, "" if has_log else f"twice: {operation} took effect again"
+            return applied, ""
         if missing := self.earlier[operation] & ~applied:
             earliest = (missing & -missing).bit_length() - 1
             return applied, f"order: {operation} took effect before {earliest}, of the same tenant"
@@ -58,23 +57,6 @@ class Scene(NamedTuple):
     def lost_before(self, checkpoint: int, applied: int) -> str:
         missing = ((1 << checkpoint) - 1) & ~applied
         return f"lost: the checkpoint is {checkpoint} and passes over operations not applied" if missing else ""
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How a reader goes about it; each switch is a deviation from the agreed way."""
-
-    two_in_flight: bool = False  # for one target
-    merges_at_applied: bool = False  # where the main reader has applied everything, not where it dispatches
-    lifts_holds: bool = False  # when the target answers again
-    separate_lanes: bool = False  # for catch-ups: right, as long as they are drained before the merge
-    merges_undrained: bool = False
-    checkpoint_ignores_holds: bool = False
-    holds_from_catch_up: bool = False  # after a failure in catch-up: from where it is, not from what it sent
-    applies_without_log: bool = False
-
-
-AGREED = Rules()
 
 
 class CatchUp(StatePart, frozen=True):
@@ -96,61 +78,11 @@ class Move(NamedTuple):
 
 
 class ReaderModel:
-    def __init__(self, scene: Scene, rules: Rules, *, end: int) -> None:
+    def __init__(self, scene: Scene) -> None:
         self.scene = scene
-        self.rules = rules
-        self.end = end
-        self._lane_count = scene.shard_count * (2 if rules.separate_lanes else 1)
-        self._in_flight_max = 2 if rules.two_in_flight else 1
-        # A reader is in many states of a model.
-        self._moves: Memory[tuple[Reader, bool, tuple[int, ...]], tuple[Move, ...]] = Memory()
-        self._pending: Memory[Reader, int] = Memory()
 
-    def start(self, checkpoint: int, *, held: Collection[int] = ()) -> Reader:
-        holds = tuple(checkpoint if tenant in held else FREE for tenant in range(len(self.scene.shards)))
-        return Reader(checkpoint, ((),) * self._lane_count, holds)
-
-    def moves(self, reader: Reader, *, is_troubled: bool, barred: tuple[int, ...] = ()) -> Sequence[Move]:
-        key = (reader, is_troubled, barred)
-        moves = self._moves.get(key)
-        if moves is None:
-            moves = self._moves[key] = tuple(self._moves_of(reader, barred, is_troubled=is_troubled))
-        return moves
-
-    def _moves_of(self, reader: Reader, barred: Collection[int], *, is_troubled: bool) -> Iterator[Move]:
-        if reader.dispatch < self.end:
-            yield self._dispatch(reader)
-        for number, lane in enumerate(reader.lanes):
-            for operation in lane[: self._in_flight_max]:
-                if is_troubled and self.scene.tenants[operation] in self.scene.troubled:
-                    yield self._fail(reader, operation, number)
-                else:
-                    yield Move(f"commit {operation}", _without(reader, operation, number), operation)
-        if any(before != FREE for before in reader.held):
-            yield from self._lift(reader, barred, is_troubled=is_troubled)
-            for catch_up in reader.catch_ups:
-                yield from self._catch_up(reader, catch_up)
-
-    def pending(self, reader: Reader) -> int:
-        pending = self._pending.get(reader)
-        if pending is None:
-            pending = self._pending[reader] = self._pending_of(reader)
-        return pending
-
-    def _pending_of(self, reader: Reader) -> int:
-        pending = min((reader.dispatch, *(operation for lane in reader.lanes for operation in lane)))
-        if self.rules.checkpoint_ignores_holds:
-            return pending
-        return min((pending, *reader.held, *(catch_up.position for catch_up in reader.catch_ups)))
-
-    def owes(self, reader: Reader, tenant: int) -> bool:
-        if reader.held[tenant] != FREE:
-            return True
-        return any(self.scene.tenants[operation] == tenant for lane in reader.lanes for operation in lane)
-
-    def in_flight(self, reader: Reader) -> Iterator[int]:
-        for lane in reader.lanes:
-            yield from lane[: self._in_flight_max]
+    def start(self, checkpoint: int) -> Reader:
+        return Reader(checkpoint, ((),) * self.scene.shard_count, (FREE,) * len(self.scene.shards))
 
     def _dispatch(self, reader: Reader) -> Move:
         operation = reader.dispatch
@@ -164,14 +96,12 @@ class ReaderModel:
         scene = self.scene
         refused = {scene.tenants[operation]}
         if scene.is_shard_trouble:
-            shard = number % scene.shard_count
-            refused = {tenant for tenant, its_shard in enumerate(scene.shards) if its_shard == shard}
+            refused = {tenant for tenant, its_shard in enumerate(scene.shards) if its_shard == number}
         before = min(one for lane in reader.lanes for one in lane if scene.tenants[one] in refused)
         held = list(reader.held)
         for tenant in refused:
             reached = [one.position for one in reader.catch_ups if tenant in one.tenants]
-            forgotten = reached and self.rules.holds_from_catch_up
-            held[tenant] = reached[0] if forgotten else min((held[tenant], before, *reached))
+            held[tenant] = min((held[tenant], before, *reached))
         left = ((one.position, tuple(t for t in one.tenants if t not in refused)) for one in reader.catch_ups)
         following = replace(
             reader,
@@ -189,10 +119,7 @@ class ReaderModel:
         ]
         for tenants in {(*ready,), *((tenant,) for tenant in ready)} - {()}:
             start = min(reader.held[tenant] for tenant in tenants)
-            if self.rules.lifts_holds:
-                label = f"lift the hold of {_names(tenants)} from {start}"
-                yield Move(label, replace(reader, held=_set(reader.held, tenants, FREE)))
-            elif len(reader.catch_ups) < CATCH_UPS_MAX:
+            if len(reader.catch_ups) < CATCH_UPS_MAX:
                 catch_ups = tuple(sorted((*reader.catch_ups, CatchUp(start, tenants))))
                 held = _set(reader.held, tenants, CAUGHT)
                 yield Move(f"catch up {_names(tenants)} from {start}", replace(reader, held=held, catch_ups=catch_ups))
@@ -203,30 +130,13 @@ class ReaderModel:
         if operation < reader.dispatch:
             verb, lanes, tenant = "passes", reader.lanes, self.scene.tenants[operation]
             if tenant in catch_up.tenants:
-                first = self.scene.shard_count if self.rules.separate_lanes else 0
-                verb, lanes = "sends", _put(lanes, first + self.scene.shards[tenant], operation)
+                verb, lanes = "sends", _put(lanes, self.scene.shards[tenant], operation)
             catch_ups = tuple(sorted((*others, replace(catch_up, position=operation + 1))))
             yield Move(f"catch-up {verb} {operation}", replace(reader, lanes=lanes, catch_ups=catch_ups))
-        if self._meets(reader, catch_up):
+        if operation == reader.dispatch:
             held = _set(reader.held, catch_up.tenants, FREE)
             label = f"catch-up of {_names(catch_up.tenants)} meets the main reader at {operation}"
             yield Move(label, replace(reader, held=held, catch_ups=others))
-
-    def _meets(self, reader: Reader, catch_up: CatchUp) -> bool:
-        main_lanes, other_lanes = reader.lanes[: self.scene.shard_count], reader.lanes[self.scene.shard_count :]
-        if self.rules.merges_at_applied:
-            applied = min((reader.dispatch, *(operation for lane in main_lanes for operation in lane)))
-            return catch_up.position >= applied
-        is_drained = self.rules.merges_undrained or not any(
-            self.scene.tenants[operation] in catch_up.tenants for lane in other_lanes for operation in lane
-        )
-        return is_drained and catch_up.position == reader.dispatch
-
-
-def _without(reader: Reader, operation: int, number: int) -> Reader:
-    lane = list(reader.lanes[number])
-    lane.remove(operation)
-    return replace(reader, lanes=(*reader.lanes[:number], tuple(lane), *reader.lanes[number + 1 :]))
 
 
 def _put(lanes: tuple[tuple[int, ...], ...], number: int, operation: int) -> tuple[tuple[int, ...], ...]:

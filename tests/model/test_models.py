@@ -13,12 +13,9 @@ from model import (
     gap_model,
     giving_up_model,
     group_commit_model,
-    hold_model,
     lease_model,
     letters_model,
-    reader_model,
     reshard_failover_model,
-    reshard_model,
 )
 from model.failover_model import FailoverModel
 from model.failover_model import Rules as RowRules
@@ -30,7 +27,6 @@ from model.gap_model import GapModel
 from model.giving_up_model import GivingUpModel
 from model.group_commit_model import GroupCommitModel
 from model.group_commit_model import Rules as GroupRules
-from model.hold_model import HoldModel
 from model.home_model import HomeModel
 from model.home_model import Rules as HomeRules
 from model.lease_model import LeaseModel
@@ -43,7 +39,6 @@ from model.order_window_model import Rules as OrderRules
 from model.reader_model import Scene
 from model.reshard_failover_model import ReshardFailoverModel
 from model.reshard_failover_model import Rules as ChildRules
-from model.reshard_model import ReshardModel
 from model.search import Model, search
 from model.violations import assert_is_violated
 from support.slow import nightly_ones, slow_ones
@@ -55,39 +50,11 @@ ONLY_SHARD_DOWN = {"shards": "AA", "trouble": "A"}
 ONLY_TENANT_REFUSED = {"shards": "AA", "trouble": "a"}
 
 
-ALL_TROUBLE = reshard_model.Budget()
-ONLY_TAKES = reshard_model.Budget(parent_takes=1, child_crashes=0)
-ONLY_PARENT_CRASHES = reshard_model.Budget(parent_takes=0, parent_crashes=1, child_crashes=0)
 ALL_OF_A_LEASE = lease_model.Budget()
 ALL_OF_A_LEASE_TWICE = lease_model.Budget(takes=2, hand_overs=2, lost_answers=2, stops=2)
 LEADER_DIES = lease_model.Budget(takes=1, hand_overs=2, lost_answers=1, stops=1, leader_deaths=1)
 RELEASED = lease_model.Budget(leader_deaths=1, requests=1)
 HANDED_OVER_TWICE = lease_model.Budget(takes=0, hand_overs=2, lost_answers=0, stops=1)
-CHILD_TAKES = reshard_model.Budget(parent_takes=0, parent_crashes=1, child_crashes=0, child_takes=1)
-
-
-def hold(
-    operations: str,
-    trouble: dict[str, str],
-    rules: reader_model.Rules = reader_model.AGREED,
-    *,
-    troubles: int = 1,
-    crashes: int = 1,
-    takes: int = 1,
-    lost_acks: int = 0,
-) -> HoldModel:
-    budget = hold_model.Budget(troubles=troubles, crashes=crashes, takes=takes, lost_acks=lost_acks)
-    return HoldModel(Scene.of(operations, **trouble), budget, rules)
-
-
-def reshard(
-    parent: str,
-    child: str,
-    trouble: dict[str, str],
-    rules: reshard_model.Rules = reshard_model.AGREED,
-    budget: reshard_model.Budget = ALL_TROUBLE,
-) -> ReshardModel:
-    return ReshardModel(Scene.of(parent + child, **trouble), budget, rules, end=len(parent))
 
 
 def failover(
@@ -151,8 +118,6 @@ def group(**faults: int) -> group_commit_model.Budget:
     return group_commit_model.Budget(**{"takes": 0, **faults})
 
 
-SEPARATE_LANES = reader_model.Rules(separate_lanes=True)
-WAITING_CHILD = reshard_model.Rules(child_waits_for_shard_end=True)
 NAMES_HELD = RowRules(names_held=True)
 CLAIMS_EARLY = RowRules(claims_early=True)
 WAITING_CHILD_BACKFILLS = ChildRules(child_waits_for_shard_end=True)
@@ -165,16 +130,8 @@ SAFE = {
     "home: a map like any": (HomeModel(is_marked=False), 1_104),
     "home: a map with all in place": (HomeModel(is_marked=True), 1_428),
     "home: a map with all in place, a shard lost for good": (HomeModel(is_marked=True, lost=0), 224),
-    "hold: shard down": (hold("bab", SHARD_DOWN), 18_121),
-    "hold: tenant refused": (hold("abb", TENANT_REFUSED), 5_477),
-    "hold: only shard down": (hold("ab", ONLY_SHARD_DOWN, crashes=0), 15_262),
-    "hold: lost acknowledgement": (hold("bab", SHARD_DOWN, crashes=0, lost_acks=1), 26_731),
-    "hold: separate lanes, drained": (hold("bab", SHARD_DOWN, SEPARATE_LANES), 18_121),
     "letters: crash, readers' clocks ahead": (LettersModel(2, takes=0, skew=1), 27_328),
     "letters: zombie": (LettersModel(2, crashes=0), 131_017),
-    "reshard: early child": (reshard("ba", "b", TENANT_REFUSED, budget=ONLY_TAKES), 27_867),
-    "reshard: early child, only shard down": (reshard("ba", "b", ONLY_SHARD_DOWN, budget=ONLY_PARENT_CRASHES), 14_802),
-    "reshard: waiting child": (reshard("ba", "b", SHARD_DOWN, WAITING_CHILD), 7_143),
     "lease: hand-over": (LeaseModel(ALL_OF_A_LEASE), 1_510),
     "lease: hand-over, twice": (LeaseModel(ALL_OF_A_LEASE_TWICE), 44_269),
     "lease: hand-over is loss": (LeaseModel(ALL_OF_A_LEASE_TWICE, LeaseRules(hand_over_is_loss=True)), 29_598),
@@ -241,18 +198,8 @@ SAFE_AND_LARGE = {
     "log order: an idle transaction, a rollback, a move": (LogOrderModel(idle=1, rollbacks=1, moves=1), 83_706),
     "log order: a promotion beside an idle transaction": (LogOrderModel((2, 2), idle=1, promotions=1), 199_365),
     "log order: a promotion and a move": (LogOrderModel(promotions=1, moves=1), 41_237),
-    "hold: lost acknowledgement, 4 operations": (hold("babb", SHARD_DOWN, crashes=0, lost_acks=1), 104_343),
-    "hold: tenant refused twice": (hold("babb", TENANT_REFUSED, troubles=2, crashes=0), 43_492),
-    "hold: shard down twice": (hold("babb", SHARD_DOWN, troubles=2, crashes=0), 46_081),
-    "hold: only shard down, 3 operations": (hold("abb", ONLY_SHARD_DOWN, crashes=0), 114_300),
-    "hold: separate lanes, drained, 4 operations": (hold("babb", SHARD_DOWN, SEPARATE_LANES), 73_294),
-    "hold: 5 operations": (hold("babbb", SHARD_DOWN, crashes=0), 48_439),
     "letters: crash and zombie, clocks ahead": (LettersModel(2, skew=1), 355_594),
     "letters: 3 operations": (LettersModel(3, takes=0), 105_602),
-    "reshard: early child crashes": (reshard("ba", "b", SHARD_DOWN), 59_599),
-    "reshard: zombie of the early child": (reshard("ba", "b", SHARD_DOWN, budget=CHILD_TAKES), 162_848),
-    "reshard: early child, 4 operations": (reshard("ba", "bb", TENANT_REFUSED, budget=ONLY_TAKES), 67_576),
-    "reshard: early child, both tenants go on": (reshard("ab", "ab", SHARD_DOWN, budget=ONLY_TAKES), 55_755),
     "failover: 3 operations": (failover("aab"), 60_078),
     "failover: tenant refused, crash": (failover("ab", troubles=1), 39_664),
     "failover: only shard down": (failover("ab", trouble=ONLY_SHARD_DOWN, troubles=1, crashes=0), 10_346),
@@ -454,30 +401,6 @@ WRONG = {
         "lost",
         11,
     ),
-    "hold: pipelined": (hold("bb", SHARD_DOWN, reader_model.Rules(two_in_flight=True)), "order", 3),
-    "hold: merge at applied": (hold("babb", SHARD_DOWN, reader_model.Rules(merges_at_applied=True)), "order", 11),
-    "hold: merge at applied, last of its tenant": (
-        hold("ab", SHARD_DOWN, reader_model.Rules(merges_at_applied=True)),
-        "lost",
-        9,
-    ),
-    "hold: not sticky": (hold("ba", SHARD_DOWN, reader_model.Rules(lifts_holds=True)), "lost", 6),
-    "hold: separate lanes, not drained": (
-        hold("bab", SHARD_DOWN, reader_model.Rules(separate_lanes=True, merges_undrained=True)),
-        "order",
-        10,
-    ),
-    "hold: ignored by the checkpoint": (
-        hold("ba", SHARD_DOWN, reader_model.Rules(checkpoint_ignores_holds=True)),
-        "lost",
-        4,
-    ),
-    "hold: forgets what its catch-up sent": (
-        hold("ba", SHARD_DOWN, reader_model.Rules(holds_from_catch_up=True), troubles=2),
-        "lost",
-        9,
-    ),
-    "hold: no log": (hold("ba", SHARD_DOWN, reader_model.Rules(applies_without_log=True)), "twice", 5),
     "home: a silent shard that may have it is ignored": (
         HomeModel(is_marked=False, rules=HomeRules(ignores_silent=True)),
         "homes",
@@ -526,31 +449,6 @@ WRONG = {
     "orders: earlier ones are other events": (OrderWindowModel(2, rules=OrderRules(any_other_time=True)), "twice", 8),
     "orders: the first row stays": (OrderWindowModel(2, rules=OrderRules(keeps_row=True)), "twice", 8),
     "orders: effect before its row": (OrderWindowModel(1, rules=OrderRules(row_after_effect=True)), "twice", 3),
-    "reshard: SHARD_END at the end of reading": (
-        reshard("ba", "b", TENANT_REFUSED, reshard_model.Rules(shard_end_ignores_holds=True)),
-        "lost",
-        3,
-    ),
-    "reshard: child at the end of reading": (
-        reshard("ba", "b", TENANT_REFUSED, reshard_model.Rules(child_starts_at_end_of_reading=True)),
-        "order",
-        5,
-    ),
-    "reshard: list without the unregistered": (
-        reshard("ba", "b", TENANT_REFUSED, reshard_model.Rules(list_omits_unregistered=True)),
-        "order",
-        9,
-    ),
-    "reshard: list without what is in lanes": (
-        reshard("ba", "b", TENANT_REFUSED, reshard_model.Rules(list_omits_lanes=True)),
-        "order",
-        6,
-    ),
-    "reshard: list before the end of reading": (
-        reshard("ba", "b", TENANT_REFUSED, reshard_model.Rules(list_before_end=True)),
-        "order",
-        4,
-    ),
     "lease: renewed by the counter, under the name in the row": (
         LeaseModel(ALL_OF_A_LEASE, LeaseRules(counter_alone=True, owner_of_the_row=True)),
         "owners",
@@ -729,13 +627,10 @@ NIGHTLY = {
     "log order: a promotion beside an idle transaction",
     "letters: crash and zombie, clocks ahead",
     "gap: two records",
-    "reshard: zombie of the early child",
 }
 # What takes more than half a second of processor time.
 SAFE_BUT_SLOW = {
-    "hold: lost acknowledgement",
     "letters: zombie",
-    "reshard: early child",
     "orders: window, FIFO",
     "gap: failovers alone",
     "gap: four records in three ticks",

@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import pytest
-from model import put_back_model, shared_lane_model
+from model import put_back_model
 from model.put_back_model import Budget, PutBackModel, Rules
 from model.search import Model, search
-from model.shared_lane_model import SharedLaneModel, Trouble
 from model.violations import assert_is_violated
 from support.slow import slow_ones
 
@@ -25,10 +24,6 @@ def put_back(
     tenants: str, homes: str, rules: Rules = put_back_model.AGREED, failing: int | None = None, **budget: int
 ) -> PutBackModel:
     return PutBackModel(tenants, homes, Budget(**budget), rules, failing=failing)
-
-
-def shared(*troubles: Trouble, **rules: bool) -> SharedLaneModel:
-    return SharedLaneModel(troubles, shared_lane_model.Rules(**rules))
 
 
 SAFE: dict[str, tuple[AnyModel, int]] = {
@@ -47,8 +42,6 @@ SAFE: dict[str, tuple[AnyModel, int]] = {
         put_back("aab", "AB", CHECKS_FORMER, failovers=1, no_answers=1, losses=1),
         11_818,
     ),
-    "shared lane: none, row behind, lease": (shared(Trouble.TOKEN, Trouble.LOSS, Trouble.LEASE), 2_934),
-    "shared lane: none, row locked, standby": (shared(Trouble.LOCK, Trouble.STANDBY, Trouble.PUT_BACK), 2_682),
 }
 
 SAFE_AND_LARGE: dict[str, tuple[AnyModel, int]] = {
@@ -86,7 +79,6 @@ SAFE_AND_LARGE: dict[str, tuple[AnyModel, int]] = {
         put_back("aaa", "A", CHECKS_FORMER, failovers=1, moves=1, no_answers=1),
         39_502,
     ),
-    "shared lane: none, all trouble": (shared(*Trouble), 52_812),
 }
 
 WRONG: dict[str, tuple[AnyModel, str, int]] = {
@@ -158,16 +150,6 @@ WRONG: dict[str, tuple[AnyModel, str, int]] = {
         13,
     ),
     "put back: no log": (put_back("a", "A", Rules(has_no_log=True), losses=1), "twice", 10),
-    "shared lane: the lease cannot be confirmed": (
-        shared(Trouble.TOKEN, Trouble.LEASE, one_lane=True),
-        "queue waits",
-        6,
-    ),
-    "shared lane: the standby is behind": (shared(Trouble.STANDBY, one_lane=True), "stream waits", 7),
-    "shared lane: a row behind takes out all": (shared(Trouble.LOSS, empties_lane=True), "taken out", 6),
-    "shared lane: a put-back takes out all": (shared(Trouble.PUT_BACK, empties_lane=True), "taken out", 3),
-    "shared lane: one batch in flight": (shared(Trouble.LOCK, one_in_flight=True), "queue waits", 6),
-    "shared lane: one transaction": (shared(Trouble.LOCK, one_transaction=True), "queue waits", 6),
 }
 
 # What takes more than half a second of processor time.

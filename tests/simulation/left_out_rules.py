@@ -24,21 +24,9 @@ IGNORED: Final = "the checkpoint ignores holds"
 TOKEN_BEFORE_LOSS: Final = "a reader follows a move from a token that is older than a loss"
 
 BY_DESIGN: Final[dict[str, str]] = {
-    "hold: pipelined": "two batches of a lane are in flight",
-    "hold: merge at applied": AT_APPLIED,
-    "hold: merge at applied, last of its tenant": AT_APPLIED,
-    "hold: not sticky": NOT_STICKY,
-    "hold: ignored by the checkpoint": IGNORED,
-    "hold: forgets what its catch-up sent": "a hold forgets what its catch-up has sent",
-    "hold: no log": "the log does not drop operations that were applied",
     "letters: by the clock": "an operation that may be a dead letter is applied once its tenant is registered",
     "letters: no margin": "a dead letter of an unknown tenant has no margin",
     "letters: clocks further apart than the margin allows": "clocks are further apart than the margin of a dead letter",
-    "reshard: SHARD_END at the end of reading": "SHARD_END is written at the end of reading",
-    "reshard: child at the end of reading": "children do not hold the tenants pending at their parents",
-    "reshard: list without the unregistered": "the list of pending tenants leaves out the unregistered",
-    "reshard: list without what is in lanes": "the list of pending tenants leaves out those in lanes",
-    "reshard: list before the end of reading": "the list of pending tenants is made before the end of reading",
     "lease: renewed by the counter, under the name in the row": (
         "a renewal expects the counter alone, and knows itself by the owner in the row"
     ),
@@ -430,14 +418,7 @@ ELSEWHERE: Final = (
     Elsewhere(
         "it would be another structure: here each source has one lane for a shard, with one batch in flight",
         {
-            "hold: separate lanes, not drained": "",
             "ownership: lanes of each owner": "",
-            "shared lane: the lease cannot be confirmed": "",
-            "shared lane: the standby is behind": "",
-            "shared lane: a row behind takes out all": "",
-            "shared lane: a put-back takes out all": "",
-            "shared lane: one batch in flight": "",
-            "shared lane: one transaction": "",
         },
     ),
     Elsewhere(

@@ -24,10 +24,8 @@ REAL_CAMPAIGNS = ROOT / "tests" / "faults" / "campaigns.json"
 PAGE = ROOT / "docs" / "correctness.md"
 REGION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SUBJECTS = {
-    "hold": "holding and catching up of one stream shard",
     "home": "the home of a tenant while a static map changes",
     "letters": "dead letters of a tenant that is not registered",
-    "reshard": "a child stream shard beside the holds of its parent",
     "lease": "one lease, its hand-over, and a leader of the KCL 3.x",
     "group": "batches of several stream shards in one transaction",
     "giving up": "an operation that is given up, and its replay",
@@ -44,7 +42,6 @@ SUBJECTS = {
     "adopt": "a table of another program, which goes on while it is copied, on a shard that loses commits",
     "erase": "a person's rows and results that are erased beside batches, movers and failovers",
     "put back": "messages of a FIFO group that return to their queue, on two shards that lose commits",
-    "shared lane": "a stream and a queue for one shard, each in trouble of its own",
 }
 
 

@@ -36,5 +36,5 @@ What always holds, and why it keeps the order of each chain:
 A checkpoint trusts a commit, because a shard that lost some is read for again. A message is deleted only after
 `commit_safety`, since a queue cannot be read again.
 
-Sources do not share a lane: `tests/model/shared_lane_model.py` shows who would wait for whom.
+Sources do not share a lane: what waits for the trouble of one would wait for that of the other.
 """
