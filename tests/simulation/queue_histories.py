@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 from simulation.sqs_world import Letters, World, virtually
-from typing_extensions import override
 
 from simplu_local.sqs.faults import SqsFault
 from simplu_worker.aws.sqs_queue import Message, Queue
@@ -191,7 +190,6 @@ def are_queues_wrong(seed: int, wrong: WrongAboutQueues) -> bool:
 
 
 class _LooseTable(MessageTable):
-    @override
     def apply_verdicts(self, call: Sequence[Message], verdicts: Sequence[Verdict], **more: Any) -> CallDecision:
         decision = super().apply_verdicts(call, verdicts, **more)
         at_fault = {id(one) for one, verdict in zip(call, verdicts, strict=True) if isinstance(verdict, RetryHeld)}
@@ -203,7 +201,6 @@ class _LooseTable(MessageTable):
 
 
 class _HastyReceiver(QueueReceiver):
-    @override
     async def _store_dead_letters(self, pairs: Sequence[tuple[Message, ToDeadLetter]]) -> None:
         messages = [message for message, _ in pairs]
         self._table.finish(messages)

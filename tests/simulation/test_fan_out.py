@@ -6,7 +6,6 @@ SIMULATION_FAN_OUT_SEED=17 runs one seed, and 100:200 some of them.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import os
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from random import Random
 import pytest
 import structlog
 from msgspec.structs import replace
-from simulation import wrong_fan_out
 from simulation.simulated_network import Trouble
 from simulation.simulated_push import PushFaults
 from simulation.simulated_world import FleetMaker, Plan, ViolationError, Weather, World, a_world
@@ -24,7 +22,6 @@ from simulation.wrong_fan_out import WRONG_ABOUT_FAN_OUT, WrongAboutFanOut
 from support.slow import slow_after
 
 from simplu_local.kinesis.model import KinesisOptions
-from simplu_worker.consumers.kinesis.fetch.cursor import PushedCursor
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.stream.positions import Position
 
@@ -32,11 +29,6 @@ VARIABLE = "SIMULATION_FAN_OUT_SEED"
 SEEDS = 12
 PUT_COUNT = 330  # records
 SEEDS_UNTIL_FOUND = 20
-DESIGNS = [
-    one
-    for one in vars(wrong_fan_out).values()
-    if inspect.isclass(one) and issubclass(one, PushedCursor) and one is not PushedCursor
-]
 
 
 @pytest.fixture(autouse=True)
@@ -123,10 +115,3 @@ def test_simulation_notices_when_reading_by_push_is_wrong(design: str) -> None:
     found = next((seed for seed in range(SEEDS_UNTIL_FOUND) if is_noticed(seed, wrong.make_fleet, wrong)), None)
     assert found is not None
     assert not is_noticed(found, Fleet, wrong)
-
-
-@pytest.mark.parametrize("design", DESIGNS)
-def test_wrong_design_overrides_methods_of_its_base_only(design: type) -> None:
-    own = {name for name, value in vars(design).items() if inspect.isfunction(value) or isinstance(value, property)}
-    assert own
-    assert own <= {name for base in design.__mro__[1:-1] for name in vars(base)}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 
-from simulation import wrong_designs, wrong_holding, wrong_positions, wrong_whole
+import msgspec
+from simulation import queue_histories, wrong_designs, wrong_fan_out, wrong_holding, wrong_positions, wrong_whole
 
 DESIGNS = [
     one
-    for module in (wrong_designs, wrong_holding, wrong_positions, wrong_whole)
+    for module in (queue_histories, wrong_designs, wrong_fan_out, wrong_holding, wrong_positions, wrong_whole)
     for one in vars(module).values()
-    if inspect.isclass(one) and one.__module__ == module.__name__ and one is not wrong_designs.WrongDesign
+    if inspect.isclass(one) and one.__module__ == module.__name__ and one.__base__ not in {object, msgspec.Struct}
 ]
 
 

@@ -1,6 +1,6 @@
 """Designs that must not be: each leaves out one thing that the worker does, and a simulation has to notice.
 
-With `@override`, mypy notices when a method of the worker gets another name: a design that overrides nothing is right.
+A design that overrides nothing is right: `test_wrong_designs.py` notices when a method of the worker gets another name.
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ from simulation.wrong_positions import (
     WelcomingPositions,
 )
 from support.queued_operations import UnclaimedBatches
-from typing_extensions import override
 
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord
@@ -108,14 +107,12 @@ class WrongDesign(msgspec.Struct, frozen=True):
 
 
 class _EagerProgress(ReaderProgress):
-    @override
     @property
     def checkpoint(self) -> Position | None:
         return None if self.read_to is None else self.read_to.position
 
 
 class _ForgetfulProgress(ReaderProgress):
-    @override
     @property
     def checkpoint(self) -> Position | None:
         checkpoint = self.tracker.checkpoint
@@ -123,7 +120,6 @@ class _ForgetfulProgress(ReaderProgress):
 
 
 class _RoundingProgress(ReaderProgress):
-    @override
     @property
     def checkpoint(self) -> Position | None:
         position = self.ownership.floor(self.tracker.checkpoint)
@@ -131,14 +127,12 @@ class _RoundingProgress(ReaderProgress):
 
 
 class _CarelessProgress(ReaderProgress):
-    @override
     @property
     def is_finished(self) -> bool:
         return self.is_at_end
 
 
 class _GullibleAccess(StreamShardAccess):
-    @override
     def open_parent(self, stream_shard_id: str, hash_range: HashRange | None) -> StreamShardAccess:
         access = super().open_parent(stream_shard_id, hash_range)
         access.stream = copy(access.stream)
@@ -147,7 +141,6 @@ class _GullibleAccess(StreamShardAccess):
 
 
 class _StreamOfNamedEnds(Stream):
-    @override
     async def get_records(self, iterator: str, *, limit: int) -> Reply:
         reply = await super().get_records(iterator, limit=limit)
         is_end = reply.next_iterator is None
@@ -155,7 +148,6 @@ class _StreamOfNamedEnds(Stream):
 
 
 class _SecretiveProgress(ReaderProgress):
-    @override
     def pending_tenants(self) -> TenantSet | None:
         pending = super().pending_tenants()
         if pending is None:
@@ -164,7 +156,6 @@ class _SecretiveProgress(ReaderProgress):
 
 
 class _BoastfulProgress(ReaderProgress):
-    @override
     @property
     def ahead(self) -> ReadAhead | None:
         ahead = super().ahead
@@ -172,20 +163,17 @@ class _BoastfulProgress(ReaderProgress):
 
 
 class _ProudProgress(ReaderProgress):
-    @override
     def read_up_to(self, ahead: ReadAhead | None) -> datetime | None:
         return None if self.cursor.millis_behind is None else self._fully_read_to()
 
 
 class _HastyDispatcher(Dispatcher):
-    @override
     async def _finish_stored(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
         self._finish(entries)
         await super()._finish_stored((), letters)
 
 
 class _LooseDispatcher(Dispatcher):
-    @override
     async def settle(self, lane: StreamLane, batch: BatchDecided[QueuedOperation]) -> None:
         left = [entry for tenant in batch.not_here for entry in lane.take_tenant(tenant)]
         for entries in batch.not_here.values():
@@ -196,7 +184,6 @@ class _LooseDispatcher(Dispatcher):
 
 
 class _SkippingDispatcher(Dispatcher):
-    @override
     def hold_shard(
         self, shard_id: str, entries: Sequence[QueuedOperation], reason: HoldReason = HoldReason.SHARD_UNAVAILABLE
     ) -> None:
@@ -207,14 +194,12 @@ class _SkippingDispatcher(Dispatcher):
 
 
 class _OldestHeldDispatcher(Dispatcher):
-    @override
     def _hold_newest(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
         own = [entry for entry in lane.queued if entry.operation.tenant_id == newest[0].operation.tenant_id]
         super()._hold_newest(lane, own[: len(newest)])
 
 
 class _HeldAtMainDispatcher(Dispatcher):
-    @override
     def _hold_newest(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
         tenant_id, arrived_at = newest[0].operation.tenant_id, newest[0].operation.origin.arrived_at
         self._drop(newest)
@@ -223,40 +208,34 @@ class _HeldAtMainDispatcher(Dispatcher):
 
 
 class _InFlightDroppedDispatcher(Dispatcher):
-    @override
     def _hold_newest(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
         super()._hold_newest(lane, newest)
         self._drop([one for one in lane.entries() if one.operation.tenant_id == newest[0].operation.tenant_id])
 
 
 class _ShareOfNothingDispatcher(Dispatcher):
-    @override
     def _make_ready(self, hold: Hold) -> None:
         if not hold.is_paced:
             super()._make_ready(hold)
 
 
 class _PatientDispatcher(Dispatcher):
-    @override
     def must_end_pause(self, paused: Paused[QueuedOperation]) -> bool:
         return False
 
 
 class _TwiceReadingCatchUp(CatchUpReader):
-    @override
     def _may_send(self, tenant_id: str, in_memory: dict[str, list[QueuedOperation]]) -> bool:
         owner = self._dispatcher.ownership.owner_of(tenant_id)
         return (owner is not None and owner.is_paced) or super()._may_send(tenant_id, in_memory)
 
 
 class _TrustingRenewer(LeaseRenewer):
-    @override
     async def release_unchanged(self) -> None:
         await self.release(is_ended=False)
 
 
 class _TrustingFleet(Fleet):
-    @override
     def create_holder(self, lease: Lease) -> LeaseHolder:
         holder = super().create_holder(lease)
         holder._renewer.__class__ = _TrustingRenewer
@@ -264,7 +243,6 @@ class _TrustingFleet(Fleet):
 
 
 class _UngatedDispatcher(Dispatcher):
-    @override
     def _admitted_beside_backfill(
         self, lane: StreamLane, hold: Hold, entries: Sequence[QueuedOperation]
     ) -> Sequence[QueuedOperation]:
@@ -272,13 +250,11 @@ class _UngatedDispatcher(Dispatcher):
 
 
 class _ParentlessOwnership(Ownership):
-    @override
     def split(self, tenant_id: str, hold: Hold, in_memory: Iterable[Unread], arrived_at: datetime) -> None:
         super().split(tenant_id, hold, [Unread(unread.after) for unread in in_memory], arrived_at)
 
 
 class _GreedyOwnership(Ownership):
-    @override
     def meet_resident(self, tenant_id: str, backfill: Hold, in_memory: Iterable[Unread]) -> Meeting:
         meeting = super().meet_resident(tenant_id, backfill, in_memory)
         if meeting is Meeting.LEFT and self.owner_of(tenant_id) is not backfill:
@@ -288,7 +264,6 @@ class _GreedyOwnership(Ownership):
 
 
 class _SteadyOwnership(Ownership):
-    @override
     def open_backfill(self, shard_id: str, unread: Unread, arrived_at: datetime, *, now: float) -> Hold:
         hold = self.shard_hold(shard_id)
         if hold is not None and hold.is_backfill:
@@ -297,13 +272,11 @@ class _SteadyOwnership(Ownership):
 
 
 class _NarrowCatchUp(CatchUpReader):
-    @override
     def _backfills(self) -> list[Hold]:
         return []
 
 
 class _RoutedCatchUp(CatchUpReader):
-    @override
     async def _ask_for_residents(self, decoded: Iterable[DecodedRecord], ending: asyncio.Event) -> bool:
         for hold in self._backfills():
             answers = self._residents.setdefault(hold.name, {})
@@ -313,7 +286,6 @@ class _RoutedCatchUp(CatchUpReader):
 
 
 class _HastyCatchUp(CatchUpReader):
-    @override
     async def _ask_for_residents(self, decoded: Iterable[DecodedRecord], ending: asyncio.Event) -> bool:
         unknown = [self._residents.setdefault(hold.name, {}) for hold in self._backfills()]
         for answers in unknown:
@@ -325,7 +297,6 @@ class _HastyCatchUp(CatchUpReader):
 
 
 class _SettledPositions(ShardPositions):
-    @override
     async def reconcile_with(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Unread | None:
@@ -333,7 +304,6 @@ class _SettledPositions(ShardPositions):
 
 
 class _UnwaryPositions(ShardPositions):
-    @override
     async def reconcile_with(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Unread | None:
@@ -341,19 +311,16 @@ class _UnwaryPositions(ShardPositions):
 
 
 class _CreditingPositions(ShardPositions):
-    @override
     async def _has_all_from(self, merge: PositionMerge) -> bool:
         return True
 
 
 class _SourcelessPositions(ShardPositions):
-    @override
     async def _has_all_from(self, merge: PositionMerge) -> bool:
         return merge.carried_token in self.position_on(merge.source_shard_id).claim.written
 
 
 class _TokenlessPositions(ShardPositions):
-    @override
     async def _has_all_from(self, merge: PositionMerge) -> bool:
         claim = self.position_on(merge.source_shard_id).claim
         stored = await self._gateway.positions.read_positions(
@@ -364,14 +331,12 @@ class _TokenlessPositions(ShardPositions):
 
 
 class _EndlessPositions(ShardPositions):
-    @override
     def prepare_claim(self, shard_position: ShardPosition) -> PositionClaim:
         shard_position.era = self._era  # no row was adopted
         return super().prepare_claim(shard_position)
 
 
 class _ForwardPositions(ShardPositions):
-    @override
     async def reconcile_with(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Unread | None:
@@ -380,7 +345,6 @@ class _ForwardPositions(ShardPositions):
 
 
 class _LowPositions(ShardPositions):
-    @override
     async def reconcile_with(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Unread | None:
@@ -389,7 +353,6 @@ class _LowPositions(ShardPositions):
 
 
 class _RashPositions(ShardPositions):
-    @override
     async def reconcile_with(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Unread | None:
@@ -399,13 +362,11 @@ class _RashPositions(ShardPositions):
 
 
 class _ContentPositions(ShardPositions):
-    @override
     def invalidate_parent_rows(self) -> list[ShardPosition]:
         return []
 
 
 class _BlindPositions(ShardPositions):
-    @override
     async def _find_gap(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions, behind: ReplayStart
     ) -> Gap | None:
@@ -413,13 +374,11 @@ class _BlindPositions(ShardPositions):
 
 
 class _ForgetfulPositions(ShardPositions):
-    @override
     async def _mark_gap(self, shard_id: str, gap: Gap) -> None:
         return
 
 
 class _AgelessPositions(ShardPositions):
-    @override
     async def _find_gap(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions, behind: ReplayStart
     ) -> Gap | None:
@@ -428,7 +387,6 @@ class _AgelessPositions(ShardPositions):
 
 
 class _AloofPositions(ShardPositions):
-    @override
     async def _has_own_left(
         self,
         row: StreamPosition,
@@ -446,24 +404,20 @@ def _safe_checkpoint(positions: ShardPositions) -> RecordPosition | None:
 
 
 class _NoPositionSync(PositionSync):
-    @override
     async def run(self, stopping: asyncio.Event) -> None: ...
 
 
 class _SafeShards(PostgresShards):
-    @override
     def fail_over(self, shard_id: str, lost_count: int) -> None: ...
 
 
 class _SlackOwnership(Ownership):
-    @override
     def owner_of(self, tenant_id: str) -> Hold | None:
         hold = super().owner_of(tenant_id)
         return hold if hold is None or hold.is_waiting else None
 
 
 class _TardyOwnership(Ownership):
-    @override
     def split(self, tenant_id: str, hold: Hold, in_memory: Iterable[Unread], arrived_at: datetime) -> None:
         if hold.tenants:
             self._assign(tenant_id, hold)
@@ -472,7 +426,6 @@ class _TardyOwnership(Ownership):
 
 
 class _LaggardCatchUps(CatchUps):
-    @override
     def _start_ready(self, tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
         begun_before = len(self.running)
         super()._start_ready(tasks, ending)
@@ -481,7 +434,6 @@ class _LaggardCatchUps(CatchUps):
 
 
 class _OneParentEnd(StreamShardEnd):
-    @override
     async def check(self, lease: Lease, child_shards: Sequence[ChildShard]) -> bool:
         for child in child_leases(child_shards):
             await self._table.create(child)
@@ -489,25 +441,21 @@ class _OneParentEnd(StreamShardEnd):
 
 
 class _CredulousCursor(Cursor):
-    @override
     def _detect_end(self, reply: Reply) -> bool:
         return reply.next_iterator is None
 
 
 class _CredulousHolder(LeaseHolder):
-    @override
     async def is_end(self, child_shards: tuple[ChildShard, ...]) -> bool:
         return await super().is_end(child_shards) if child_shards else True
 
 
 class _CredulousFleet(Fleet):
-    @override
     def create_holder(self, lease: Lease) -> LeaseHolder:
         holder = super().create_holder(lease)
         holder.__class__ = _CredulousHolder
         return holder
 
-    @override
     def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
         reader = super().create_reader(lease, pending, held)
         reader.cursor.__class__ = _CredulousCursor
@@ -515,37 +463,31 @@ class _CredulousFleet(Fleet):
 
 
 class _HopefulAncestry(LeaseAncestry):
-    @override
     async def find_pending_at_parents(self, lease: Lease) -> TenantSet | None:
         pending = await super().find_pending_at_parents(lease)
         return None if pending is None else TenantSet()
 
 
 class _OrphanAncestry(LeaseAncestry):
-    @override
     async def find_pending_at_parents(self, lease: Lease) -> TenantSet | None:
         return TenantSet()
 
 
 class _TrustingAncestry(LeaseAncestry):
-    @override
     async def find_pending_at_parents(self, lease: Lease) -> TenantSet | None:
         pending = pending_at_parents(lease, self._view.leases(), self._view.gone)
         return None if self.unfinished_parents(lease) else TenantSet.decode(pending)
 
 
 class _FatherlessAncestry(LeaseAncestry):
-    @override
     def lineage(self, lease: Lease) -> Lineage:
         return Lineage()
 
 
 class _NamelessTable(LeaseTable):
-    @override
     def _held_condition(self, lease: Lease) -> str:
         return "attribute_exists(leaseKey)"
 
-    @override
     async def renew(self, lease: Lease, me: str, *arguments: Any, **more: Any) -> Lease | None:
         return await super().renew(lease, lease.owner or me, *arguments, **more)
 
@@ -593,7 +535,6 @@ def _with_reader(
     access_class: type[StreamShardAccess] = StreamShardAccess,
 ) -> FleetMaker:
     class WrongFleet(Fleet):
-        @override
         def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
             reader = super().create_reader(lease, pending, held)
             reader.progress.__class__ = progress_class
@@ -629,7 +570,6 @@ def _create_as(
 
 def _with_end(end_class: type[StreamShardEnd]) -> FleetMaker:
     class WrongFleet(Fleet):
-        @override
         def create_holder(self, lease: Lease) -> LeaseHolder:
             holder = super().create_holder(lease)
             holder._end.__class__ = end_class

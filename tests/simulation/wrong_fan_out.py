@@ -11,7 +11,6 @@ from datetime import datetime
 import msgspec
 from simulation.simulated_push import PushFaults
 from simulation.simulated_world import FleetMaker
-from typing_extensions import override
 
 from simplu_worker.consumers.kinesis.fetch.cursor import PushedCursor
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
@@ -25,25 +24,21 @@ from simplu_worker.timing.waits import sleep_or_event
 
 
 class _PatientCursor(PushedCursor):
-    @override
     def _silent_at(self, heard_at: float) -> float:
         return heard_at + 3600.0
 
 
 class _ForgetfulCursor(PushedCursor):
-    @override
     def _next_start(self) -> Start:
         return Latest() if self._had_event else super()._next_start()
 
 
 class _RepetitiveCursor(PushedCursor):
-    @override
     def _drop_repeats(self, records: list[Record]) -> list[Record]:
         return records
 
 
 class _ResignedCursor(PushedCursor):
-    @override
     async def read(self, stopping: asyncio.Event) -> Reply | None:
         if "another call" in (self.push_trouble or ""):
             await sleep_or_event(0.5, until=stopping)
@@ -52,21 +47,18 @@ class _ResignedCursor(PushedCursor):
 
 
 class _WaitingCursor(PushedCursor):
-    @override
     async def _poll(self, stopping: asyncio.Event) -> Reply | None:
         await sleep_or_event(0.5, until=stopping)
         return None
 
 
 class _PromptCursor(PushedCursor):
-    @override
     def _note_time(self, arrived_before: datetime | None, now: float, *, has_records: bool) -> None:
         self.asked_at = now
 
 
 def _with_cursor(cursor_class: type[PushedCursor]) -> FleetMaker:
     class WrongFleet(Fleet):
-        @override
         def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
             reader = super().create_reader(lease, pending, held)
             reader.cursor.__class__ = cursor_class

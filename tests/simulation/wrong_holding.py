@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 from support.queued_operations import UnclaimedBatches
-from typing_extensions import override
 
 from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread, union
@@ -27,7 +26,6 @@ from simplu_worker.vocabulary import Failure, HoldState
 
 
 class PipeliningBatches(UnclaimedBatches):
-    @override
     async def send(self, shard_id: str, entries: Sequence[QueuedOperation]) -> list[Outcome]:
         middle = len(entries) // 2
         if not middle:
@@ -38,13 +36,11 @@ class PipeliningBatches(UnclaimedBatches):
 
 
 class RowlessBatches(ClaimedBatches):
-    @override
     async def write_failure(self, shard_id: str, operation: Operation) -> Outcome:
         return Outcome(Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
 
 
 class LetterLastDispatcher(Dispatcher):
-    @override
     async def _give_up(self, lane: StreamLane, entry: QueuedOperation, given_up: GiveUp, hold: Hold) -> None:
         with suppress(RetryableError):
             await self._batches.write_failure(lane.shard_id, entry.operation)
@@ -52,7 +48,6 @@ class LetterLastDispatcher(Dispatcher):
 
 
 class PromptLookup(HomeLookup[QueuedOperation]):
-    @override
     def _find_overdue(
         self, tenant_id: str, tenant: WaitingTenant[QueuedOperation], asked_at: datetime
     ) -> Overdue[QueuedOperation] | None:
@@ -63,7 +58,6 @@ class PromptLookup(HomeLookup[QueuedOperation]):
 
 
 class AmnesicOwnership(Ownership):
-    @override
     def split(self, tenant_id: str, hold: Hold, in_memory: Iterable[Unread], arrived_at: datetime) -> None:
         owner = self.owner_of(tenant_id)
         is_caught_up = owner is not None and owner.catch_up is not None
@@ -71,13 +65,11 @@ class AmnesicOwnership(Ownership):
 
 
 class StartingOwnership(Ownership):
-    @override
     def split(self, tenant_id: str, hold: Hold, in_memory: Iterable[Unread], arrived_at: datetime) -> None:
         super().split(tenant_id, hold, () if self.owner_of(tenant_id) is None else in_memory, arrived_at)
 
 
 class JoiningOwnership(Ownership):
-    @override
     def join(self, hold: Hold, catch_up: CatchUp) -> bool:
         if not catch_up.holds or catch_up.parents:
             return False
@@ -86,7 +78,6 @@ class JoiningOwnership(Ownership):
 
 
 class ModestOwnership(Ownership):
-    @override
     def meet_resident(self, tenant_id: str, backfill: Hold, in_memory: Iterable[Unread]) -> Meeting:
         if self.owner_of(tenant_id) not in (None, backfill):
             return Meeting.LEFT
@@ -94,7 +85,6 @@ class ModestOwnership(Ownership):
 
 
 class LateOwnership(Ownership):
-    @override
     def meet_resident(self, tenant_id: str, backfill: Hold, in_memory: Iterable[Unread]) -> Meeting:
         if self.owner_of(tenant_id) not in (None, backfill):
             return super().meet_resident(tenant_id, backfill, in_memory)
@@ -103,33 +93,28 @@ class LateOwnership(Ownership):
 
 
 class PoliteOwnership(Ownership):
-    @override
     def meet_resident(self, tenant_id: str, backfill: Hold, in_memory: Iterable[Unread]) -> Meeting:
         meeting = super().meet_resident(tenant_id, backfill, in_memory)
         return Meeting.LEFT if meeting is Meeting.APART else meeting
 
 
 class ConfidentOwnership(Ownership):
-    @override
     def are_waiting_for_parents(self, tenant_ids: Any) -> bool:
         return True
 
 
 class DoneOwnership(Ownership):
-    @override
     @property
     def has_pending_parents(self) -> bool:
         return False
 
 
 class KeepingDispatcher(Dispatcher):
-    @override
     def drop_later_than(self, tenant_id: str, catch_up: CatchUp, in_memory: Sequence[QueuedOperation]) -> bool:
         return True
 
 
 class NarrowDispatcher(Dispatcher):
-    @override
     def _set_apart(self, tenant_id: str, unread: Unread, in_memory: Sequence[QueuedOperation]) -> None:
         own = [entry.unread for entry in in_memory]
         super()._set_apart(tenant_id, union(own) if own else unread, in_memory)
@@ -139,13 +124,11 @@ class NarrowDispatcher(Dispatcher):
 
 
 class LanelessProgress(ReaderProgress):
-    @override
     def all_pending_tenants(self) -> TenantSet:
         return self.ownership.held_tenants()
 
 
 class EarlyProgress(ReaderProgress):
-    @override
     def pending_tenants(self) -> TenantSet | None:
         return self.all_pending_tenants() if self.holds() else None
 
@@ -154,13 +137,11 @@ class EarlyProgress(ReaderProgress):
 
 
 class PresumptuousTable(LeaseTable):
-    @override
     async def renew(self, lease: Lease, me: str, *arguments: Any, **more: Any) -> Lease | None:
         return await super().renew(lease, lease.owner or me, *arguments, **more)
 
 
 class FreeingTable(LeaseTable):
-    @override
     async def _update(self, lease: Lease, update: str, condition: str, values: dict[str, Any]) -> Lease | None:
         if ":one" in values:  # a release
             update = update.replace("checkpointOwner", "leaseOwner, checkpointOwner")
@@ -168,7 +149,6 @@ class FreeingTable(LeaseTable):
 
 
 class HalfTakingTable(LeaseTable):
-    @override
     async def _update(self, lease: Lease, update: str, condition: str, values: dict[str, Any]) -> Lease | None:
         if ":switch" in values:  # a take
             update = update.replace("REMOVE checkpointOwner, ", "REMOVE ")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 from simulation.simulated_shards import PostgresShards, SimulatedGateway, Tenant, Transaction
-from typing_extensions import override
 
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAME_PREFIX, Unread
@@ -22,19 +21,16 @@ from simplu_worker.vocabulary import HeldTarget
 
 
 class NoPositions(ShardPositions):
-    @override
     def position_on(self, shard_id: str) -> ShardPosition:
         shard_position = super().position_on(shard_id)
         vars(shard_position.lock)["_locked"] = True  # for all others
         return shard_position
 
-    @override
     async def confirm_lease(self) -> bool:
         return True
 
 
 class NeverPositions(ShardPositions):
-    @override
     async def reconcile_with(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Unread | None:
@@ -43,7 +39,6 @@ class NeverPositions(ShardPositions):
 
 
 class WelcomingPositions(ShardPositions):
-    @override
     async def reconcile_with(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Unread | None:
@@ -53,7 +48,6 @@ class WelcomingPositions(ShardPositions):
 
 
 class RowlessPositions(ShardPositions):
-    @override
     async def reconcile_with(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Unread | None:
@@ -62,7 +56,6 @@ class RowlessPositions(ShardPositions):
 
 
 class AnyTokenPositions(ShardPositions):
-    @override
     async def follow_moves(self, shard_position: ShardPosition) -> bool:
         claim = shard_position.claim
         noted = await self._gateway.positions.read_merges(shard_position.shard_id, claim.stream, claim.stream_shard_id)
@@ -75,7 +68,6 @@ class AnyTokenPositions(ShardPositions):
 
 
 class FindingPositions(ShardPositions):
-    @override
     def prepare_claim(self, shard_position: ShardPosition) -> PositionClaim:
         claim = super().prepare_claim(shard_position)
         claim.written.extend(claim.fencing_tokens)
@@ -83,7 +75,6 @@ class FindingPositions(ShardPositions):
 
 
 class SelfTrustingPositions(ShardPositions):
-    @override
     async def _has_own_left(
         self, row: StreamPosition, behind: ReplayStart, is_old: Callable[[StreamPosition], bool], *, was_read: bool
     ) -> bool:
@@ -92,7 +83,6 @@ class SelfTrustingPositions(ShardPositions):
 
 
 class GrandparentlessAncestry(LeaseAncestry):
-    @override
     def lineage(self, lease: Lease) -> Lineage:
         lineage = super().lineage(lease)
         return replace(lineage, ancestors={key: lineage.ancestors[key] for key in lineage.parents})
@@ -102,7 +92,6 @@ class GrandparentlessAncestry(LeaseAncestry):
 
 
 class RoutedPositions(ShardPositions):
-    @override
     def _position_now(self, shard_position: ShardPosition) -> StreamPosition:
         now, ownership = super()._position_now(shard_position), self._ownership
         reached = [hold.reached for hold in ownership.holds() if hold.target is not HeldTarget.TENANT]
@@ -114,7 +103,6 @@ class RoutedPositions(ShardPositions):
 
 
 class ClaimingPositions(ShardPositions):
-    @override
     def _position_now(self, shard_position: ShardPosition) -> StreamPosition:
         now, read_to = super()._position_now(shard_position), self._progress.read_to
         if now.pending_from == SHARD_END.checkpoint or read_to is None:
@@ -124,7 +112,6 @@ class ClaimingPositions(ShardPositions):
 
 
 class StubbornPositions(ShardPositions):
-    @override
     def prepare_claim(self, shard_position: ShardPosition) -> PositionClaim:
         sent, is_adopted = shard_position.claim.position, shard_position.era != self._era
         claim = super().prepare_claim(shard_position)
@@ -133,7 +120,6 @@ class StubbornPositions(ShardPositions):
 
 
 class MixedPositions(ShardPositions):
-    @override
     def _recent_reach(self) -> Reach:
         ahead, read_up_to = super()._recent_reach()
         now = self._progress.row_ahead()
@@ -141,7 +127,6 @@ class MixedPositions(ShardPositions):
 
 
 class AcquaintedPositions(ShardPositions):
-    @override
     def _recent_reach(self) -> Reach:
         ahead, read_up_to = super()._recent_reach()
         if ahead is None:
@@ -156,7 +141,6 @@ class AcquaintedPositions(ShardPositions):
 
 
 class BlindShards(PostgresShards):
-    @override
     def _begin(self, shard_id: str, claim: PositionClaim | None) -> None:
         if claim is not None:
             row = self.positions.get((shard_id, claim.stream_shard_id))
@@ -166,7 +150,6 @@ class BlindShards(PostgresShards):
 
 
 class CountingShards(PostgresShards):
-    @override
     def _begin(self, shard_id: str, claim: PositionClaim | None) -> None:
         if claim is not None:
             numbers: dict[str, int] = self.__dict__.setdefault("numbers", {})
@@ -180,7 +163,6 @@ class CountingShards(PostgresShards):
 
 
 class TornShards(PostgresShards):
-    @override
     def transact(
         self, shard_id: str, operations: Sequence[Operation], claim: PositionClaim | None = None
     ) -> list[Outcome]:
@@ -192,7 +174,6 @@ class TornShards(PostgresShards):
 
 
 class UncarryingShards(PostgresShards):
-    @override
     def _activate(self, tenant: Tenant) -> None:
         rows = {place: row for place, row in self.positions.items() if place[0] == tenant.shard_id}
         super()._activate(tenant)
@@ -200,7 +181,6 @@ class UncarryingShards(PostgresShards):
 
 
 class KeepingShards(PostgresShards):
-    @override
     def _activate(self, tenant: Tenant) -> None:
         came_from = {} if tenant.came_with is None else tenant.came_with[1]
         rows = {place: row for place, row in self.positions.items() if place[0] == tenant.shard_id}
@@ -209,7 +189,6 @@ class KeepingShards(PostgresShards):
 
 
 class HoardingGateway(SimulatedGateway):
-    @override
     async def apply(
         self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
     ) -> list[Outcome]:
@@ -221,7 +200,6 @@ class HoardingGateway(SimulatedGateway):
 
 
 class GlancingGateway(SimulatedGateway):
-    @override
     async def fence_and_read_positions(
         self, shard_id: str, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions:

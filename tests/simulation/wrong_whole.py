@@ -14,7 +14,6 @@ from simulation.simulated_log import Answer, FeedTables, Server, ShardLog
 from simulation.simulated_shards import Backup, LogKey, PostgresShards, Tenant
 from simulation.simulated_world import Weather, World
 from simulation.wrong_designs import WrongDesign
-from typing_extensions import override
 
 from simplu_worker.feed.destination_feed import DestinationFeed
 from simplu_worker.feed.feed import Feed
@@ -30,27 +29,23 @@ Twist = Callable[[World], None]
 
 
 class _HastyCommits(ReplicationWaiter):
-    @override
     async def wait_for_operations(self, shard_id: str, operations: Sequence[Operation]) -> None:
         return
 
 
 class _HorizonlessLog(ShardLog):
-    @override
     @property
     def horizon(self) -> int:
         return self._next_number
 
 
 class _OneRunServer(Server):
-    @override
     @property
     def _run(self) -> dict[str, Any]:
         return {"timeline": "1", "started_at": datetime(2026, 1, 1, tzinfo=UTC)}
 
 
 class _NotingServer(Server):
-    @override
     def _begin_incarnation(
         self, tables: FeedTables, token: str, incarnation: str, run: str
     ) -> tuple[FeedTables, Answer]:
@@ -63,31 +58,26 @@ class _NotingServer(Server):
 
 
 class _CarelessServer(Server):
-    @override
     def _write_feed_cursors(self, tables: FeedTables, token: str, *arguments: Any) -> tuple[FeedTables, Answer]:
         return super()._write_feed_cursors(tables, token, *arguments[:-2], *self._run.values())
 
 
 class _EagerFeed(DestinationFeed):
-    @override
     def row(self) -> CursorRow:
         return replace(super().row(), place=self.window.head)
 
 
 class _SureFeed(DestinationFeed):
-    @override
     def row(self) -> CursorRow:
         return replace(super().row(), incarnation=self.publication.incarnation)
 
 
 class _LooseWindow(Window):
-    @override
     def due(self, max_events: int, *, now: float) -> list[WindowEvent]:
         return [one for one in self._events if not one.is_done and one.due_at <= now][:max_events]
 
 
 class _LooseFeed(DestinationFeed):
-    @override
     @property
     def is_reading(self) -> bool:
         self.window.__class__ = _LooseWindow
@@ -95,7 +85,6 @@ class _LooseFeed(DestinationFeed):
 
 
 class _UnsafeShardFeed(ShardFeed):
-    @override
     async def _becomes_safe(self, facts: Sequence[ReplicationFacts]) -> bool:
         if self._state is None or {one.server for one in facts} != {self._state.server}:
             raise RunChangedError
@@ -103,19 +92,16 @@ class _UnsafeShardFeed(ShardFeed):
 
 
 class _ImpatientShardFeed(ShardFeed):
-    @override
     async def _is_passed(self, name: str, arrival: Arrival) -> bool:
         return True
 
 
 class _CredulousShardFeed(ShardFeed):
-    @override
     async def _is_passed(self, name: str, arrival: Arrival) -> bool:
         return await find_passed(self._pools.pool_of(arrival.source), name, arrival) is not None
 
 
 class _HighShards(PostgresShards):
-    @override
     def restore_tenant(self, tenant: Tenant, backup: Backup) -> list[LogKey] | None:
         before = dict(self.positions)
         gone = super().restore_tenant(tenant, backup)
@@ -124,7 +110,6 @@ class _HighShards(PostgresShards):
 
 
 class _KnownShards(PostgresShards):
-    @override
     def restore_tenant(self, tenant: Tenant, backup: Backup) -> list[LogKey] | None:
         before = dict(self.positions)
         gone = super().restore_tenant(tenant, backup)
@@ -137,7 +122,6 @@ def _with_feed(
     shard_feed_class: type[ShardFeed] = ShardFeed, destination_feed_class: type[DestinationFeed] = DestinationFeed
 ) -> Twist:
     class WrongShardFeed(shard_feed_class):  # type: ignore[valid-type, misc]  # a class of this call
-        @override
         def _feeds_behind(self, *loaded: Any) -> dict[str, DestinationFeed]:
             feeds: dict[str, DestinationFeed] = super()._feeds_behind(*loaded)
             for feed in feeds.values():
@@ -145,7 +129,6 @@ def _with_feed(
             return feeds
 
     class WrongFeed(Feed):
-        @override
         def _shard_feed(self, shard_id: str) -> ShardFeed:
             feed = super()._shard_feed(shard_id)
             feed.__class__ = WrongShardFeed
