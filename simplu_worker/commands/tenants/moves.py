@@ -91,33 +91,20 @@ async def rollback_tenant(
         else:
             home = await find_home(shards, tenant_id, places)
             state = f"stays on shard {home}"
-            way = await _find_way_back(shards, tenant_id, home, copies, stay=stay)
+            way = await _find_way_back(shards, tenant, home, copies, stay=stay)
         if not way.undone and stay:
             raise PermanentError(f"{tenant_id}: expected a move that has not ended, got none: its home is shard {home}")
         if not apply:
             return await _plan(shards, tenant, home, way)
-        if way.undone:
-            count = sum([await undo_move(shards.pools, tenant_id, home, copy) for copy in way.undone])
-            if way.back_to is None:
-                members = {"tenant": tenant_id, "outcome": MoveOutcome.UNDONE, "rowsDeleted": count}
-                return Answer(members, [Line(f"{tenant_id}: {state}; {count} rows of the copy deleted")])
+        count = sum([await undo_move(shards.pools, tenant_id, home, copy) for copy in way.undone])
+        if way.back_to is None:
+            members = {"tenant": tenant_id, "outcome": MoveOutcome.UNDONE, "rowsDeleted": count}
+            return Answer(members, [Line(f"{tenant_id}: {state}; {count} rows of the copy deleted")])
         runner = MoveRunner(settings, shards, bounds, as_json=as_json)
-        status = await runner.run([MoveRequest(*tenant, home)]) if way.ends_last_move else 0
-        if way.back_to is not None:
-            status = await runner.run([MoveRequest(*tenant, way.back_to)])
-    if way.back_to is None:
-        _note_return(tenant, home, way)
-    elif status:
+        status = await runner.run([MoveRequest(*tenant, way.back_to)])
+    if status:
         print_note(f"{tenant_id}: run the command again to go on, or with --stay to leave the tenant on shard {home}")
     return status
-
-
-def _note_return(tenant: tuple[str, str], home: str, way: WayBack) -> None:
-    if way.returned_from is not None:
-        print_note(
-            f"{'-'.join(tenant)}: ended the last move, to shard {home}, which had been stopped; to move the tenant "
-            f"away from there, run: simplu-worker tenants move {shlex.join(tenant)} --to {way.returned_from} --apply"
-        )
 
 
 async def _plan(shards: Shards, tenant: tuple[str, str], home: str, way: WayBack) -> Answer:
@@ -128,14 +115,12 @@ async def _plan(shards: Shards, tenant: tuple[str, str], home: str, way: WayBack
         planned = await plan_request(shards, MoveRequest(*tenant, way.back_to))
     steps = [f"the copy on shard {copy} is deleted; the tenant is on shard {home}" for copy in way.undone]
     steps += [f"{count} rows of the copy"] if way.undone else []
-    steps += [f"the last move, to shard {home}, is ended: its rows are compared"] if way.ends_last_move else []
     steps += [] if way.back_to is None else [f"moves back from shard {home} to shard {way.back_to}"]
     plan = {
         "tenant": tenant_id,
         "shard": home,
         "deletesCopiesOn": way.undone,
         "rowsDeleted": count,
-        "endsLastMove": way.ends_last_move,
         "backTo": way.back_to,
     }
     parts = [
@@ -146,8 +131,10 @@ async def _plan(shards: Shards, tenant: tuple[str, str], home: str, way: WayBack
     return Answer({"rollback": plan, "plan": planned.plan}, parts)
 
 
-async def _find_way_back(shards: Shards, tenant_id: str, home: str, copies: Sequence[str], *, stay: bool) -> WayBack:
-    pools = shards.pools
+async def _find_way_back(
+    shards: Shards, tenant: tuple[str, str], home: str, copies: Sequence[str], *, stay: bool
+) -> WayBack:
+    pools, tenant_id = shards.pools, parse_tenant_id(*tenant)
     async with pools.pool_of(home).connection() as connection:
         arrival = await read_transfer(connection, tenant_id, TransferKind.ARRIVAL)
         departure = await read_transfer(connection, tenant_id, TransferKind.DEPARTURE)
@@ -166,6 +153,11 @@ async def _find_way_back(shards: Shards, tenant_id: str, home: str, copies: Sequ
         known=pools.by_shard_id(),
         stay=stay,
     )
+    if way.is_unended:
+        raise PermanentError(
+            f"{tenant_id}: its move to shard {home} has not ended; run: simplu-worker tenants move "
+            f"{shlex.join(tenant)} --to {home} --apply, and this again if the tenant is to leave the shard"
+        )
     if came_from is None and not way.undone and not stay:
         raise PermanentError(
             f"{tenant_id}: shard {home} knows of no move there, or the tenant was restored since; name the shard that "

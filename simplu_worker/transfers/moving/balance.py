@@ -261,16 +261,14 @@ def homes_after(homes: Iterable[WeighedTenant], expected: Iterable[PlannedTransf
 
 
 NOT_COMMITTED = frozenset({TransferStep.OPEN, TransferStep.UNDOING})  # steps of the journal
-NEVER_LEFT = NOT_COMMITTED | {TransferStep.UNDONE}
 
 
 class WayBack(msgspec.Struct, frozen=True):
     """The steps of a rollback, in this order; an empty one is left out."""
 
     undone: tuple[str, ...]  # the targets of moves that have not committed
-    ends_last_move: bool = False  # which has committed, and has no certificate
     back_to: str | None = None  # the shard to move the tenant to
-    returned_from: str | None = None  # the shard to which the tenant had moved from its home before it came back
+    is_unended: bool = False  # the move to its home has committed, and has no certificate: that has to end first
 
 
 def way_back(
@@ -298,14 +296,9 @@ def way_back(
         return WayBack(undone, back_to=came_from)
     if undone:
         return WayBack(undone)
-    ends_last_move = last_move is not None and last_move.step == TransferStep.COMMITTED and last_move.place == home_id
-    has_returned = (
-        last_departure is not None and last_departure.place == came_from and last_departure.step not in NEVER_LEFT
-    )
-    if ends_last_move and has_returned:  # an earlier rollback was stopped after its commit
-        return WayBack((), ends_last_move=True, returned_from=came_from)
-    returned_from = came_from if has_returned else None
-    return WayBack((), ends_last_move=ends_last_move, back_to=came_from, returned_from=returned_from)
+    if last_move is not None and last_move.step == TransferStep.COMMITTED and last_move.place == home_id:
+        return WayBack((), is_unended=True)
+    return WayBack((), back_to=came_from)
 
 
 def plan_by_map(
