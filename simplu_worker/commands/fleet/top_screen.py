@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -47,12 +46,6 @@ async def _follow(replica: ReplicaClient, console: Console, fleet: Json) -> None
     with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             live.update(draw(fleet, notice), refresh=True)
-            with contextlib.suppress(WorkerError):  # the request below has the reason
-                async with contextlib.aclosing(replica.listen("/events")) as events:
-                    async for name, _, answer in events:
-                        if name == "fleet":
-                            fleet = answer
-                            live.update(draw(fleet), refresh=True)
             await asyncio.sleep(POLL_EVERY_S)
             try:
                 fleet, notice = await replica.ask("GET", "/fleet"), ""

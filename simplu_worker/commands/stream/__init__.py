@@ -198,8 +198,6 @@ def replay(
     from simplu_worker.commands.stream.replay_rules import ReplayRange
     from simplu_worker.commands.stream.replaying import replay
 
-    begins, ends = parse_time("--since", since), None if until is None else parse_time("--until", until)
-    if ends is not None and ends <= begins:
-        raise UsageError(f"--until: expected a time after --since, {begins.isoformat()}, got {ends.isoformat()}")
+    begins, (_, ends) = parse_time("--since", since), parse_range(since, until)
     chosen = ReplayRange(begins, ends, None if tenant is None else parse_tenant_id(*tenant))
     return common.run(replay, chosen, apply=apply)

@@ -97,13 +97,6 @@ class AuditSubject(msgspec.Struct, frozen=True):
         return [row for row in self.own_rows if row.state in HOME_STATES]
 
     @property
-    def lacks_row(self) -> bool:
-        """Whether business-info wants it, and no shard has it or is to forget it, as all have answered."""
-        states = {row.state for row in self.own_rows}
-        is_ending = bool(states & {TenantState.DESTROYING, TenantState.DESTROYED})
-        return self.is_wanted and not (self.homes or is_ending or self.silent or self.id_taker)
-
-    @property
     def id_taker(self) -> AuditedRow | None:
         """A row of its id that belongs to another business and location."""
         return next((row for row in self.rows if row not in self.own_rows), None)
@@ -191,7 +184,7 @@ def _listing_differences(subject: AuditSubject, known_types: Collection[str]) ->
                 DifferenceKind.DESTROYED,
                 f"it is {ending[0].state} on shard {_shard_names(ending)}, and business-info lists it",
             )
-    elif subject.lacks_row:
+    elif not (homes or subject.silent or subject.id_taker):
         yield DifferenceKind.NO_ROW, _describe_missing_row(subject)
 
 
