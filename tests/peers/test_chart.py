@@ -21,7 +21,6 @@ from support.chart.render import (
     render,
     schema_problems,
 )
-from support.exported_metrics import METRIC, metric_names
 from support.requires import ROOT
 
 from simplu_worker.config.loading import KNOWN_VARIABLES
@@ -261,13 +260,6 @@ def test_pods_are_restricted(rendered: list[list[Manifest]]) -> None:
         assert {volume_kind for volume in pod.get("volumes", []) for volume_kind in volume} <= {
             *("name", "projected", "secret")
         }
-
-
-def test_queries_name_metrics_of_the_worker(rendered: list[list[Manifest]]) -> None:
-    scaled = [queries_of(one) for one in rendered if any(manifest["kind"] == "ScaledObject" for manifest in one)]
-    named = {name for queries in scaled for query in queries.values() for name in METRIC.findall(query)}
-    assert named
-    assert named <= metric_names()
 
 
 def test_queries_count_late_shards_messages_and_cpu(tmp_path: Path) -> None:

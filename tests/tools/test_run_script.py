@@ -1,4 +1,4 @@
-"""run.py finds a Python that really runs, and has uv install when something changed, and only then."""
+"""run.py finds a Python that really runs, and says what to do without one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -16,18 +15,6 @@ import pytest
 from support.requires import ROOT
 
 # In place of uv: it notes its certificates and arguments, and makes environments whose Python and programs say nothing.
-UV = """#!/bin/sh
-echo "$UV_SYSTEM_CERTS $*" >>"$CALLS"
-if [ "$1" = venv ]; then
-    for last; do :; done
-    mkdir -p "$last/bin" && cd "$last/bin"
-    printf '#!/bin/sh\\ncase $1 in -c) echo "$PYTHON_INSIDE";; *) echo "python $*" >>"$CALLS";; esac\\n' >python
-    printf '#!/bin/sh\\necho "demo $*"\\n' >simplu-worker
-    chmod +x python simplu-worker
-else
-    exit "$PIP_STATUS"
-fi
-"""
 
 
 @pytest.fixture
@@ -58,44 +45,6 @@ def shim(path: Path, *, says: str = "", exit_status: int = 0) -> str:
     path.write_text(f"#!/bin/sh\necho '{says}'\nexit {exit_status}\n")
     path.chmod(0o755)
     return str(path)
-
-
-class Shell:
-    """Runs the script of *project* with the stand-in for uv on the PATH."""
-
-    def __init__(self, project: Path) -> None:
-        folder = project.parent / "bin"
-        folder.mkdir()
-        (folder / "uv").write_text(UV)
-        (folder / "uv").chmod(0o755)
-        self._project = project
-        self._calls = project.parent / "calls"
-        self.environ = {"PATH": f"{folder}:/usr/bin:/bin", "CALLS": str(self._calls), "PIP_STATUS": "0"}
-        self.environ["PYTHON_INSIDE"] = "3.12"
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(self._project / "run.py"), *arguments]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, env=self.environ, cwd="/", stdout=pipe, stderr=pipe, text=True)
-
-    def run(self, *arguments: str) -> tuple[int, str, list[str]]:
-        """Run the script; return its status, what it printed, and the calls of uv and of the Python of `.venv`."""
-        self._calls.write_text("")
-        process = self.start(*arguments)
-        out, _ = process.communicate(timeout=60)
-        return process.returncode, out, self.calls()
-
-    def calls(self) -> list[str]:
-        return self._calls.read_text().splitlines()
-
-
-@pytest.fixture
-def shell(project: Path) -> Shell:
-    return Shell(project)
-
-
-def installed(calls: Sequence[str]) -> list[str]:
-    return [call.split()[-1] for call in calls if call.startswith("1 pip install ")]
 
 
 @pytest.mark.parametrize(
@@ -129,32 +78,6 @@ def test_script_ends_with_advice_when_no_python_suits(project: Path, tmp_path: P
     assert first == f"Passing over {path} (it does not run)"
     assert second == f"Passing over {os.path.realpath(sys.executable)} (3.9)"
     assert "apt-get install python3 python3-venv" in advice[1]
-
-
-def test_uv_installs_with_hashes_and_system_certificates(shell: Shell) -> None:
-    status, out, calls = shell.run("demo", "--hold")
-    assert (status, out) == (0, "demo demo --hold\n")
-    assert {call.split()[0] for call in calls} == {"1"}
-    assert installed(calls) == ["requirements/uv.txt", "requirements/local.txt", "."]
-    assert all("--require-hashes --only-binary :all:" in call for call in calls if call.endswith(".txt"))
-    assert shell.run("demo")[2] == []
-
-
-@pytest.mark.slow
-def test_environment_follows_its_pins(shell: Shell, project: Path) -> None:
-    shell.run("demo")
-    assert installed(shell.run("setup")[2]) == ["requirements/dev.txt", "."]
-    (project / "requirements" / "local.txt").write_text("# changed\n")
-    assert shell.run("demo")[2] == []
-    (project / "requirements" / "dev.txt").write_text("# changed\n")
-    assert installed(shell.run("demo")[2]) == ["requirements/dev.txt", "."]
-
-
-def test_pip_installs_what_uv_cannot(shell: Shell) -> None:
-    shell.environ["PIP_STATUS"] = "2"
-    status, _, calls = shell.run("setup")
-    assert status == 0
-    assert [call.split()[-1] for call in calls if call.startswith("python -m pip ")] == installed(calls)
 
 
 def test_script_has_the_syntax_of_python_3_6() -> None:

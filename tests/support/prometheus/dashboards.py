@@ -14,10 +14,3 @@ DASHBOARDS = ("fleet", "shard")
 def panels_of(name: str) -> list[dict[str, Any]]:
     panels = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["panels"]
     return [panel for panel in panels if panel["type"] != "row"]
-
-
-def query_of(target: dict[str, Any], *, shard_id: str, rate_interval: str = "10m") -> str:
-    expression: str = target["expr"]
-    for variable, value in {"$job": ".+", "$shard": shard_id, "$__rate_interval": rate_interval}.items():
-        expression = expression.replace(variable, value)
-    return expression
