@@ -13,8 +13,8 @@ queue. Order and one effect rest on these rules:
 
 They rest neither on visibility (a zombie may send, mark and delete messages: the log drops what is settled) nor on the
 order in which returned messages become visible. A transaction that nobody waits for may commit later, even after a
-failover. Not searched: two groups; the clock (`letters_model.py`); one `deduplicationId` for two messages
-(`order_window_model.py`). A standard queue is a group for each message.
+failover. Not searched: two groups; the clock (`letters_model.py`); one `deduplicationId` for two messages. A standard
+queue is a group for each message.
 """
 
 from __future__ import annotations

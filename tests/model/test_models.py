@@ -11,7 +11,6 @@ import pytest
 from model import (
     failover_model,
     gap_model,
-    giving_up_model,
     group_commit_model,
     lease_model,
     letters_model,
@@ -24,7 +23,6 @@ from model.feed_model import Rules as FeedRules
 from model.feed_retention_model import FeedRetentionModel
 from model.feed_retention_model import Rules as FeedRetentionRules
 from model.gap_model import GapModel
-from model.giving_up_model import GivingUpModel
 from model.group_commit_model import GroupCommitModel
 from model.group_commit_model import Rules as GroupRules
 from model.home_model import HomeModel
@@ -34,8 +32,6 @@ from model.lease_model import Rules as LeaseRules
 from model.letters_model import LettersModel
 from model.log_order_model import LogOrderModel
 from model.log_order_model import Rules as LogRules
-from model.order_window_model import OrderWindowModel
-from model.order_window_model import Rules as OrderRules
 from model.reader_model import Scene
 from model.reshard_failover_model import ReshardFailoverModel
 from model.reshard_failover_model import Rules as ChildRules
@@ -138,10 +134,6 @@ SAFE = {
     "lease: leader dies": (LeaseModel(LEADER_DIES), 14_094),
     "lease: a person asks for its release": (LeaseModel(RELEASED), 40_252),
     "lease: renewed by the counter, own name": (LeaseModel(ALL_OF_A_LEASE, LeaseRules(counter_alone=True)), 2_300),
-    "orders: window": (OrderWindowModel(2), 25_787),
-    "orders: window, FIFO": (OrderWindowModel(3, is_fifo=True), 78_842),
-    "giving up": (GivingUpModel(2), 2_060),
-    "giving up: three requests, two replays": (GivingUpModel(3, crashes=2, replays=2), 17_114),
     "failover: one reader": (failover("ab"), 12_863),
     "failover: tenant refused": (failover("ab", troubles=1, crashes=0), 9_470),
     "failover: other shard down": (failover("ba", trouble=SHARD_DOWN, troubles=1), 15_216),
@@ -268,10 +260,7 @@ SAFE_AND_LARGE = {
         GroupCommitModel(budget=group(takes=1, lost_answers=1, failovers=1, catch_ups=1)),
         21_303,
     ),
-    "group: three stream shards": (
-        GroupCommitModel(stream_shards=3, budget=group(takes=1, failovers=1)),
-        27_176,
-    ),
+    "group: three stream shards": (GroupCommitModel(stream_shards=3, budget=group(takes=1, failovers=1)), 27_176),
     "group: failover, a lease taken, two operations": (
         GroupCommitModel(count=2, budget=group(takes=1, failovers=1, catch_ups=1)),
         76_495,
@@ -337,11 +326,7 @@ WRONG = {
         "missed",
         14,
     ),
-    "feed: what was deleted is not told": (
-        FeedRetentionModel(rules=FeedRetentionRules(no_gap=True)),
-        "order",
-        6,
-    ),
+    "feed: what was deleted is not told": (FeedRetentionModel(rules=FeedRetentionRules(no_gap=True)), "order", 6),
     "feed: what was deleted is asked for before the read": (
         FeedRetentionModel(rules=FeedRetentionRules(gap_before_read=True)),
         "order",
@@ -391,11 +376,7 @@ WRONG = {
         "order",
         10,
     ),
-    "group: positions first": (
-        GroupCommitModel(budget=group(), rules=GroupRules(positions_first=True)),
-        "claims",
-        4,
-    ),
+    "group: positions first": (GroupCommitModel(budget=group(), rules=GroupRules(positions_first=True)), "claims", 4),
     "group: writes one row of many": (
         GroupCommitModel(budget=group(failovers=1), rules=GroupRules(first_position_alone=True)),
         "lost",
@@ -422,11 +403,7 @@ WRONG = {
         4,
     ),
     "home: a map like any, a shard lost for good": (HomeModel(is_marked=False, lost=0), "unsettled", 1),
-    "letters: by the clock": (
-        LettersModel(2, takes=0, rules=letters_model.Rules(letters_by_clock=True)),
-        "both",
-        8,
-    ),
+    "letters: by the clock": (LettersModel(2, takes=0, rules=letters_model.Rules(letters_by_clock=True)), "both", 8),
     "letters: created_at before a slow commit": (
         LettersModel(2, takes=0, rules=letters_model.Rules(forgets_margin=True, registers_slowly=True)),
         "both",
@@ -444,11 +421,6 @@ WRONG = {
         10,
     ),
     "letters: clocks further apart than the margin allows": (LettersModel(2, takes=0, skew=2), "both", 8),
-    "orders: by the clock": (OrderWindowModel(1, rules=OrderRules(by_the_clock=True)), "twice", 6),
-    "orders: replay with its own time": (OrderWindowModel(1, rules=OrderRules(replay_has_own_time=True)), "twice", 8),
-    "orders: earlier ones are other events": (OrderWindowModel(2, rules=OrderRules(any_other_time=True)), "twice", 8),
-    "orders: the first row stays": (OrderWindowModel(2, rules=OrderRules(keeps_row=True)), "twice", 8),
-    "orders: effect before its row": (OrderWindowModel(1, rules=OrderRules(row_after_effect=True)), "twice", 3),
     "lease: renewed by the counter, under the name in the row": (
         LeaseModel(ALL_OF_A_LEASE, LeaseRules(counter_alone=True, owner_of_the_row=True)),
         "owners",
@@ -464,11 +436,7 @@ WRONG = {
         "owners",
         4,
     ),
-    "lease: hand-over frees the lease": (
-        LeaseModel(ALL_OF_A_LEASE, LeaseRules(frees_at_hand_over=True)),
-        "owner",
-        3,
-    ),
+    "lease: hand-over frees the lease": (LeaseModel(ALL_OF_A_LEASE, LeaseRules(frees_at_hand_over=True)), "owner", 3),
     "lease: assigned lease taken by the counter alone": (
         LeaseModel(HANDED_OVER_TWICE, LeaseRules(begins_by_counter=True)),
         "owner",
@@ -484,37 +452,8 @@ WRONG = {
         "unsettled",
         5,
     ),
-    "lease: request to release is for any owner": (
-        LeaseModel(RELEASED, LeaseRules(asks_any_owner=True)),
-        "request",
-        5,
-    ),
-    "lease: take leaves the request to release": (
-        LeaseModel(RELEASED, LeaseRules(keeps_requests=True)),
-        "request",
-        6,
-    ),
-    "giving up: no row": (GivingUpModel(2, rules=giving_up_model.Rules(leaves_no_row=True)), "order", 6),
-    "giving up: plain failed row": (
-        GivingUpModel(2, rules=giving_up_model.Rules(leaves_plain_row=True)),
-        "replay dropped",
-        6,
-    ),
-    "giving up: row before the letter": (
-        GivingUpModel(2, rules=giving_up_model.Rules(row_before_letter=True)),
-        "lost",
-        4,
-    ),
-    "giving up: another stream shard replaces": (
-        GivingUpModel(2, rules=giving_up_model.Rules(other_stream_shard_replaces=True)),
-        "order",
-        9,
-    ),
-    "giving up: any other position replaces": (
-        GivingUpModel(2, rules=giving_up_model.Rules(any_other_position_replaces=True)),
-        "order",
-        9,
-    ),
+    "lease: request to release is for any owner": (LeaseModel(RELEASED, LeaseRules(asks_any_owner=True)), "request", 5),
+    "lease: take leaves the request to release": (LeaseModel(RELEASED, LeaseRules(keeps_requests=True)), "request", 6),
     "failover: no backfill": (harm("a", RowRules(never_backfills=True)), "lost", 9),
     "failover: batches do not compare": (harm("aa", RowRules(writes_blindly=True), crashes=0), "order", 7),
     "failover: compared only when there is a batch": (
@@ -631,7 +570,6 @@ NIGHTLY = {
 # What takes more than half a second of processor time.
 SAFE_BUT_SLOW = {
     "letters: zombie",
-    "orders: window, FIFO",
     "gap: failovers alone",
     "gap: four records in three ticks",
     "gap: no kill",

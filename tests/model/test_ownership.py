@@ -83,14 +83,8 @@ SAFE_AND_LARGE = {
     "ownership: failover, move onto it": (moves_a("aba", "BA", Budget(failovers=1, moves=1)), 78_383),
     "ownership: failover, move away": (moves_a("ab", "AA", Budget(failovers=1, moves=1)), 14_128),
     "ownership: two moves": (moves_a("ab", "AB", Budget(moves=2)), 10_907),
-    "ownership: successor ahead, shard down": (
-        on_a("ab", "AA", Budget(outages=1, crashes=1), ahead=True),
-        135_283,
-    ),
-    "ownership: successor ahead, failover": (
-        on_a("ab", "AA", Budget(failovers=1, crashes=1), ahead=True),
-        131_132,
-    ),
+    "ownership: successor ahead, shard down": (on_a("ab", "AA", Budget(outages=1, crashes=1), ahead=True), 135_283),
+    "ownership: successor ahead, failover": (on_a("ab", "AA", Budget(failovers=1, crashes=1), ahead=True), 131_132),
     "ownership: zombie": (zombie("ab", "AA"), 96_146),
     "ownership: zombie, failover": (zombie("a", "A", failovers=1), 12_722),
     "ownership: after parents, three tenants": (after_parents("abc", "ABA", parents="abc"), 45_050),
@@ -107,10 +101,7 @@ SAFE_AND_LARGE = {
     "ownership: slots, move": (moves_a("aba", "AB", Budget(moves=1), SLOTS), 7_960),
     "ownership: held for its share, failover": (on_a("aba", "AA", Budget(sheds=1, failovers=1)), 37_988),
     "ownership: held for its share, move": (moves_a("aba", "AB", Budget(sheds=1, moves=1)), 50_382),
-    "ownership: held for its share, zombie": (
-        OwnershipModel("aa", "A", Budget(sheds=1, takes=1), shards="A"),
-        124_806,
-    ),
+    "ownership: held for its share, zombie": (OwnershipModel("aa", "A", Budget(sheds=1, takes=1), shards="A"), 124_806),
     "ownership: held for its share, successor ahead": (
         on_a("ab", "AA", Budget(sheds=1, crashes=1), ahead=True),
         56_432,

@@ -88,11 +88,7 @@ WRONG: dict[str, tuple[AnyModel, str, int]] = {
         "order",
         10,
     ),
-    "put back: stays in its lane too": (
-        put_back("aa", "A", Rules(lane_keeps_returned=True), no_answers=1),
-        "order",
-        8,
-    ),
+    "put back: stays in its lane too": (put_back("aa", "A", Rules(lane_keeps_returned=True), no_answers=1), "order", 8),
     "put back: those behind are visible before it": (
         put_back("ab", "AB", Rules(delay_unlocks=True), outages=1),
         "order",
@@ -114,11 +110,7 @@ WRONG: dict[str, tuple[AnyModel, str, int]] = {
         "order",
         15,
     ),
-    "put back: two tenants in one transaction": (
-        put_back("ab", "AA", Rules(runs_by_shard=True), moves=1),
-        "order",
-        13,
-    ),
+    "put back: two tenants in one transaction": (put_back("ab", "AA", Rules(runs_by_shard=True), moves=1), "order", 13),
     "put back: goes on before the dead letter": (
         put_back("ab", "AA", Rules(next_before_letter=True), failing=FAILS, losses=1, cures=1),
         "order",

@@ -14,7 +14,6 @@ from simulation.wrong_designs import MORE_WRONG_DESIGNS, WRONG_ABOUT_GAPS, WRONG
 from simulation.wrong_whole import MORE_WRONG_IN_WHOLE, WRONG_IN_WHOLE
 
 LOSSES: Final = "what a shard has lost is not read again"
-AT_APPLIED: Final = "a catch-up ends where all is applied, not dispatched"
 NO_PARENTS: Final = "children do not read their parents' records again"
 GLANCE: Final = "children read the rows of their parents and do not write their own"
 LISTED: Final = "children leave to their parents what is listed there"
@@ -35,8 +34,6 @@ BY_DESIGN: Final[dict[str, str]] = {
     "lease: take keeps the checkpoint owner": "a take leaves the checkpoint owner",
     "group: applies without a token": "a batch is applied whatever token its row has",
     "group: positions first": "a row is written in a transaction before that of its batch",
-    "giving up: no row": "an operation that is given up leaves no row",
-    "giving up: row before the letter": "the row of an operation that is given up comes before its dead letter",
     "failover: no backfill": LOSSES,
     "failover: batches do not compare": "a batch is applied whatever token its row has",
     "failover: compared only when there is a batch": "the rows of idle shards are not kept fresh",
@@ -184,10 +181,6 @@ SAFETY: Final = "integration/sqs/test_commit_safety.py::"
 CHAIN: Final = "unit/consumers/sqs/orders/test_chain.py::"
 GROUPS: Final = "apply/test_group_commit.py::"
 POSITIONS: Final = "integration/apply/test_writer_positions.py::"
-LATER_PLACE: Final = (
-    "unit/shards/apply/test_redelivery.py::"
-    "test_encounter_is_a_replay_only_when_what_was_given_up_comes_from_a_later_place"
-)
 SLOW_REGISTRATION: Final = (
     "integration/tenants/test_provisioning.py::test_provision_is_undone_when_its_transaction_took_too_long"
 )
@@ -351,11 +344,6 @@ ELSEWHERE: Final = (
             "group: an error for all": f"unit/shards/{GROUPS}test_readers_that_are_behind_fail_alone",
             "group: drops the others": f"unit/shards/{GROUPS}test_readers_that_are_behind_fail_alone",
             "group: writes one row of many": f"integration/{GROUPS}test_batches_that_wait_go_in_one_transaction",
-            "giving up: plain failed row": (
-                "integration/apply/test_giving_up.py::test_replay_takes_the_place_of_what_was_given_up"
-            ),
-            "giving up: another stream shard replaces": LATER_PLACE,
-            "giving up: any other position replaces": LATER_PLACE,
             "home: a silent shard that may have it is ignored": ONLY_ITS_OWN,
             "home: the pin decides in a map like any": ONLY_ITS_OWN,
             "home: the mark stays when the tenant is not in place": (
@@ -369,15 +357,6 @@ ELSEWHERE: Final = (
                 "unit/consumers/pipeline/test_home_lookup.py::"
                 "test_tenant_is_asked_for_anew_before_something_is_given_up"
             ),
-            "orders: by the clock": f"{ORDERS}test_id_of_an_order_event_names_another_one_after_the_window",
-            "orders: replay with its own time": (
-                f"{ORDERS}test_replay_of_an_event_without_a_valid_time_is_a_repetition"
-            ),
-            "orders: earlier ones are other events": (
-                "unit/shards/apply/test_redelivery.py::test_id_of_an_order_event_names_one_event_for_the_window"
-            ),
-            "orders: the first row stays": (f"{ORDERS}test_events_with_one_id_are_applied_in_turn_in_one_batch"),
-            "orders: effect before its row": f"{ORDERS}test_order_is_applied_once_when_it_is_received_again",
         },
     ),
     Elsewhere(
