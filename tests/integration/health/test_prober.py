@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 import asyncpg
 import msgspec
 import pytest
-from support.clocks import APART, DAYS, clock_off_by
 from support.postgres.databases import QUICK, ShardMaker, copy_shard, execute
 from support.postgres.faults import frozen, killed, read_only, without_connections
 from support.postgres.standby import StandbyServer, can_copy
@@ -84,15 +83,6 @@ async def well(pools: Pools, address: ShardAddress) -> ShardProbe:
 
 def is_(state: ShardState) -> Sees:
     return lambda health: health.state is state
-
-
-async def test_look_tells_that_the_clock_of_a_shard_is_wrong(pools: Pools, make_shard: ShardMaker) -> None:
-    address = await make_shard()
-    pools.ensure_pool(address).clock = clock_off_by(-DAYS)
-    health = assess(ShardObservation(probe=await well(pools, address)))
-    assert [finding.problem for finding in health.findings] == [ShardProblem.REFUSED, ShardProblem.CLOCK]
-    assert health.findings[0].detail == f"its clock is 1728000 s ahead of this machine's; {APART}"
-    assert not health.takes_operations
 
 
 async def test_look_tells_what_a_shard_is(pools: Pools, make_shard: ShardMaker) -> None:

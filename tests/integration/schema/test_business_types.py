@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.postgres.databases import ShardMaker
 from support.postgres.sql_text import views_of
 from support.postgres.tenant_cases import NO_CHECKS, TenantCase, fetch
 
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
-from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, write_types
+from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES
 
 VIEWS = {name: views_of(file) for name, file in BUSINESS_TYPES.items()}
 VIEW_CASES = [pytest.param(name, *view, id=view[0]) for name, views in VIEWS.items() for view in views]
@@ -155,24 +154,3 @@ async def test_views_never_fail_whatever_the_documents_hold(tenant: TenantCase, 
                 own = BUSINESS_TYPES[name].views[view].tenant_column
                 rows = await connection.fetch(f"SELECT * FROM {view} WHERE {own} = $1", tenant.tenant_id)
                 assert len(rows) == len(values)
-
-
-async def test_packaged_types_written_again_change_nothing(make_shard: ShardMaker) -> None:
-    pool = ShardPool(await make_shard(), size=1)
-    role = f"reader_of_views_{next(_numbers)}"
-    await fetch(pool, f"CREATE ROLE {role}")
-    await fetch(pool, f"GRANT SELECT ON dental_patients TO {role}")
-    state = (
-        "SELECT oid, relname, relacl, reloptions FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1"
-    )
-    before = await fetch(pool, state)
-    await fetch(pool, "UPDATE business_types SET digest = NULL")
-
-    async with pool.transaction() as connection:
-        plan = await write_types(connection, BUSINESS_TYPES, by_upgrade=True)
-
-    assert (plan.to_write, plan.refusals) == (sorted(BUSINESS_TYPES), [])
-    assert await fetch(pool, state) == before
-    await fetch(pool, f"DROP OWNED BY {role}")
-    await fetch(pool, f"DROP ROLE {role}")
-    await pool.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator
@@ -12,7 +11,6 @@ import msgspec
 import pytest
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
-from support.postgres.trouble import waiters
 
 from simplu_worker.operations.business_types import BusinessType
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
@@ -21,7 +19,6 @@ from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES
 from simplu_worker.shards.schema.type_files import INDEX_PREFIX, TypeChange, TypeFile, TypesPlan, read_type
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, Upgrader, plan_on
-from simplu_worker.shards.types import ShardUnavailableError
 
 NAME = {"name": "name", "path": ["name"]}
 CITY = {"name": "city", "path": ["address", "city"]}
@@ -159,22 +156,3 @@ async def test_type_is_removed_with_its_views_when_no_tenant_has_it(pool: ShardP
         assert await rows_of(pool) == {}
         assert await fetch(pool, "SELECT to_regclass('bakery_loaves') AS name") == [{"name": None}]
         await applied(pool, file_of("bakery", NAME))
-
-
-@pytest.mark.slow
-async def test_apply_gives_up_when_a_reader_keeps_the_view(
-    pool: ShardPool,
-) -> None:
-    await applied(pool, file_of("bakery", NAME))
-    more = {"bakery": file_of("bakery", NAME, PRICE)}
-    async with pool.transaction() as reader:
-        await reader.fetch("SELECT * FROM bakery_loaves")
-        with pytest.raises(ShardUnavailableError, match="expected a lock within 0 s, got none for: business types"):
-            await Upgrader(pool, patience_s=0.0).apply_types(more, remove=())
-        patient = Upgrader(pool, patience_s=60.0, draw=lambda: 0.0)
-        applying = asyncio.create_task(patient.apply_types(more, remove=()))
-        await waiters(reader)
-    plan = await applying
-
-    assert plan is not None
-    assert plan.changes == {"bakery": TypeChange.CHANGED}

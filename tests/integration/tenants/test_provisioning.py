@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -18,12 +17,11 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, hash_of, jump_hash
 from simplu_worker.shards.schema import schema_check
-from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, MIGRATIONS
+from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.types import (
     HomeUnknownError,
@@ -112,22 +110,6 @@ async def test_provision_changes_nothing_when_it_is_redelivered(routed: RoutedSh
     assert await routed.provisioner.provision(request()) is ProvisionResult.EXISTED
     assert await case.resources() == {}
     assert provisioned("existed") == before + 2
-
-
-async def test_provision_of_two_makes_the_schema_once(make_shard: ShardMaker) -> None:
-    address = await make_shard("shard-1", is_empty=True)
-    made = [("b", str(number)) for number in range(4)]
-    patient = ShardTimeouts(lock_s=60.0, statement_s=60.0)  # one of them waits for the other's schema
-    async with routed_shards([address], timeouts=patient) as one, routed_shards([address], timeouts=patient) as other:
-        async with asyncio.TaskGroup() as tasks:
-            for number, tenant in enumerate(made * 2):
-                replica = (one, other)[number % 2]
-                tasks.create_task(replica.provisioner.provision(request(tenant)))
-
-        assert [row["id"] for row in await tenants(one, "shard-1")] == ["-".join(tenant) for tenant in made]
-        pool = one.pool("shard-1")
-        assert await fetch(pool, "SELECT count(*) FROM schema_migrations") == [{"count": len(MIGRATIONS)}]
-        assert await fetch(pool, "SELECT count(*) FROM resources") == [{"count": len(made)}]
 
 
 async def test_provision_goes_on_when_it_was_killed_after_the_registration(routed: RoutedShards) -> None:

@@ -7,8 +7,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.postgres.probes import WELL
 
 from simplu_worker.shards.health.assessment import (
@@ -132,20 +130,6 @@ def test_problem_goes_on_to_the_lower_mark(
     for members, expected in ((begins, {problem}), (goes_on, {problem}), (ends, set())):
         health = assess(ShardObservation(probe=with_(**members)), health.problems)
         assert health.problems == expected
-
-
-@given(
-    lags=st.lists(st.floats(min_value=0, max_value=60), max_size=30),
-)
-def test_problem_changes_only_when_a_mark_is_passed(lags: list[float]) -> None:
-    problems: frozenset[ShardProblem] = frozenset()
-    for lag_s in lags:
-        now = assess(ShardObservation(probe=with_(lag_s=lag_s)), problems).problems
-        if 15.0 < lag_s <= 30.0:
-            assert now == problems
-        else:
-            assert now == ({ShardProblem.LAGGING} if lag_s > 30.0 else frozenset())
-        problems = now
 
 
 def test_usage_is_of_the_newer_answer_where_it_says_something() -> None:

@@ -291,13 +291,6 @@ async def test_shards_lists_one_without_an_address_as_one_without_an_answer(memb
         assert known.business_count == 7
 
 
-async def test_media_type_that_no_proxy_sends_is_not_quoted() -> None:
-    citrus = ScriptedCitrus(reply(HTML, status=404, content_type='onString": "postgresql://user:secret@a/one"'))
-    async with citrus.opened() as client:
-        with pytest.raises(CitrusUnavailableError, match=r"got 404 with another type$"):
-            await client.locate("a-b")
-
-
 async def test_capacity_is_that_of_the_shard_that_was_asked_about() -> None:
     answer = {"shardId": "a/b", "businessCount": 3, "maxBusinesses": 10, "canAcceptNewBusiness": False}
     citrus = ScriptedCitrus(reply(answer), reply({**answer, "shardId": "c"}), reply(None, status=404))
