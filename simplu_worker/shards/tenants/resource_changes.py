@@ -131,31 +131,22 @@ class ResourceChanges:
         return await self._change(admin.business_id, admin.location_id, change, keys)
 
     async def _change(
-        self,
-        business_id: str,
-        location_id: str,
-        change: Change,
-        keys: Sequence[ResourceKey],
+        self, business_id: str, location_id: str, change: Change, keys: Sequence[ResourceKey]
     ) -> ChangeResult:
         tenant_id = tenant_id_of(business_id, location_id)
         pool = await self._find_pool(tenant_id)
         if pool is None:
             return ChangeResult.UNKNOWN_TENANT
-        with unforeseen_with_shard(pool.address.shard_id, tenant_id):
-            return await self._change_on(pool, business_id, location_id, change, keys)
-
-    async def _change_on(
-        self, pool: ShardPool, business_id: str, location_id: str, change: Change, keys: Sequence[ResourceKey]
-    ) -> ChangeResult:
-        slot = self._slots.take(pool.address.shard_id)
-        async with slot, pool.transaction(budget=StatementBudget.PAUSE) as connection:
-            if not await has_schema(connection, pool):
-                raise ShardUnavailableError(f"shard {pool.address.shard_id}: its database is empty")
-            result = await self._change_if_active(connection, business_id, location_id, change, pool.address.shard_id)
-            server = await note_server(connection)
-        if result in {ChangeResult.APPLIED, ChangeResult.EXISTED}:
-            self._on_change(keys)
-        await self._commits.wait_for_transaction(pool.address.shard_id, server, within_s=SAFE_WITHIN_S)
+        shard_id = pool.address.shard_id
+        with unforeseen_with_shard(shard_id, tenant_id):
+            async with self._slots.take(shard_id), pool.transaction(budget=StatementBudget.PAUSE) as connection:
+                if not await has_schema(connection, pool):
+                    raise ShardUnavailableError(f"shard {shard_id}: its database is empty")
+                result = await self._change_if_active(connection, business_id, location_id, change, shard_id)
+                server = await note_server(connection)
+            if result in {ChangeResult.APPLIED, ChangeResult.EXISTED}:
+                self._on_change(keys)
+            await self._commits.wait_for_transaction(shard_id, server, within_s=SAFE_WITHIN_S)
         return result
 
     async def _change_if_active(
