@@ -46,6 +46,7 @@ DIFFERS: Final = (
     "its rows differ from those on its former shard; if these are still there, run: simplu-worker tenants verify "
     "--repair --apply, then this move again"
 )
+GOES_ON: Final = "a command has begun this move, and not ended it: it goes on"
 TYPES_SHOWN: Final = 12  # resource types of a comparison on the screen; `--json` has all of them
 SUM_COLUMNS: Final = ("resource type", "rows", "bytes", "checksum")
 PLANNED_AT_ONCE: Final = 8  # tenants
@@ -266,9 +267,12 @@ class MoveRunner:
 
     async def _move(self, request: MoveRequest, show: Callable[[MoveStatus], None]) -> Certificate:
         found = await find_move(self._shards, request)
-        if isinstance(found, FoundMove) and found.goes_on and self._waits:
-            await wait_for_killed(self._shards, found.move.source_id, request.tenant_id)
-            found = await find_move(self._shards, request)  # a worker may have activated the tenant meanwhile
+        if isinstance(found, FoundMove) and found.goes_on:
+            if self._waits:
+                await wait_for_killed(self._shards, found.move.source_id, request.tenant_id)
+                found = await find_move(self._shards, request)  # a worker may have activated the tenant meanwhile
+            else:
+                print_note(f"{request.tenant_id}: {GOES_ON}")
         if isinstance(found, Certificate):
             return found
         return await Mover(self._shards.pools, self._shards.commits, found.move, self._options, show=show).run()
@@ -378,7 +382,7 @@ class Planned(msgspec.Struct, frozen=True):
             yield f"{describe(one)}; by an earlier command"
         for plan in self.plan:
             if plan.goes_on:
-                yield f"{plan.tenant}: a command has begun this move, and not ended it: it goes on"
+                yield f"{plan.tenant}: {GOES_ON}"
 
 
 async def plan_request(shards: Shards, request: MoveRequest) -> Planned:

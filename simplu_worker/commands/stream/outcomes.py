@@ -92,31 +92,24 @@ async def find_operations(
 
 
 def send_outcomes(
-    sent: Iterable[InputLine],
-    unsent: Iterable[InputLine],
-    rows: Mapping[OperationKey, Mapping[str, Any]],
-    *,
-    waited: bool,
+    lines: Sequence[InputLine],
+    done: int,
+    under_way: int = 0,
+    rows: Mapping[OperationKey, Mapping[str, Any]] | None = None,
 ) -> list[SendOutcome]:
-    """Return the outcome of each line, in order; *rows* are those of the logs."""
-    outcomes = [_outcome(line, rows.get(line.key) if line.key else None, waited=waited) for line in sent]
-    return outcomes + [_describe(line, SendStatus.NOT_SENT) for line in unsent]
+    """Return the outcomes of *lines*, of which so many were put, and others may be put or not.
+
+    *rows* are those of the logs; None without a wait.
+    """
+    outcomes = [_outcome(line, rows) for line in lines[:done]]
+    outcomes += [_describe(line, SendStatus.UNKNOWN) for line in lines[done : done + under_way]]
+    return outcomes + [_describe(line, SendStatus.NOT_SENT) for line in lines[done + under_way :]]
 
 
-def interrupted_outcomes(lines: Sequence[InputLine], *, sent_count: int, under_way_count: int) -> list[SendOutcome]:
-    """Return the outcomes of *lines* so far: those of the request under way may be on the stream or not."""
-    unknown_up_to = sent_count + under_way_count
-    return [
-        *(_describe(line, SendStatus.SENT) for line in lines[:sent_count]),
-        *(_describe(line, SendStatus.UNKNOWN) for line in lines[sent_count:unknown_up_to]),
-        *(_describe(line, SendStatus.NOT_SENT) for line in lines[unknown_up_to:]),
-    ]
-
-
-def _outcome(line: InputLine, row: Mapping[str, Any] | None, *, waited: bool) -> SendOutcome:
-    if isinstance(line.decoded, RejectedRecord) or not waited:
+def _outcome(line: InputLine, rows: Mapping[OperationKey, Mapping[str, Any]] | None) -> SendOutcome:
+    if isinstance(line.decoded, RejectedRecord) or rows is None:
         return _describe(line, SendStatus.SENT)
-    if row is None:
+    if (row := rows.get((line.decoded.tenant_id, line.decoded.request_id))) is None:
         return _describe(line, SendStatus.UNKNOWN)
     outcome = _describe(line, SendStatus(row["status"]), shard_id=row["shard_id"], error=row["error"])
     if bytes(row["digest"]) != line.decoded.digest:

@@ -32,7 +32,6 @@ from simplu_worker.commands.stream.outcomes import (
     SendOutcome,
     SendStatus,
     find_operations,
-    interrupted_outcomes,
     send_outcomes,
     wait_for_outcomes,
 )
@@ -110,8 +109,7 @@ async def send_operations(
         outcomes, silent = await _send(settings, lines, options, count)
     except BaseException:
         if count.done or count.under_way:
-            so_far = interrupted_outcomes(lines, sent_count=count.done, under_way_count=count.under_way)
-            _answer(so_far, {}).print(as_json=as_json)
+            _answer(send_outcomes(lines, count.done, count.under_way), {}).print(as_json=as_json)
         raise
     expected = SendStatus.SUCCEEDED if options.wait else SendStatus.SENT
     is_failed = bool(invalid) or any(outcome.status is not expected for outcome in outcomes)
@@ -129,10 +127,9 @@ async def _send(
         await _put_events(settings, lines, options, count)
     else:
         await _put(settings, lines, count)
-    sent, unsent = lines[: count.done], lines[count.done :]
-    if not options.wait or not sent:
-        return send_outcomes(sent, unsent, {}, waited=options.wait), {}
-    return await _wait(settings, sent, unsent, options)
+    if not options.wait or not count.done:
+        return send_outcomes(lines, count.done, count.under_way), {}
+    return await _wait(settings, lines, options, count)
 
 
 async def _put(settings: Settings, lines: Sequence[InputLine], count: PutCount) -> None:
@@ -171,16 +168,16 @@ async def _send_requests(producer: Producer[T], items: Sequence[T], count: PutCo
 
 
 async def _wait(
-    settings: Settings, sent: Sequence[InputLine], unsent: Sequence[InputLine], options: SendOptions
+    settings: Settings, lines: Sequence[InputLine], options: SendOptions, count: PutCount
 ) -> tuple[list[SendOutcome], dict[str, str]]:
-    poll = LastPoll()
+    poll, sent = LastPoll(), lines[: count.done]
     async with open_shards(settings) as shards:
         with output.CountProgress("in the log", len(sent)) as progress:
             rows = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, progress.show, poll)
         errors = pool_errors(shards.pools)
     if poll.error is not None:
         output.print_note(f"the shards were not listed: {poll.error}")
-    outcomes = send_outcomes(sent, unsent, rows, waited=True)
+    outcomes = send_outcomes(lines, count.done, count.under_way, rows)
     if any(one.status is SendStatus.UNKNOWN for one in outcomes):
         output.print_note("why operations are not decided: simplu-worker operations show REQUEST_ID --tenant B L")
     return outcomes, {shard_id: errors.get(shard_id, "") for shard_id in poll.silent_shard_ids}

@@ -141,7 +141,15 @@ APPLY_COLUMNS: Final = {
     "droppedViews": "views that go",
     "problems": "problem",
 }
-OTHER_COLUMNS: Final = ("shard", "type", "resource type", "stored as", "resources", "tenants", "ids under both")
+OTHER_COLUMNS: Final = {
+    "shardId": "shard",
+    "type": "type",
+    "resourceType": "resource type",
+    "storedAs": "stored as",
+    "resources": "resources",
+    "tenants": "tenants",
+    "underBoth": "ids under both",
+}
 MOVES: Final = (
     "resources under other names are not found by operations once the types are written; --apply then moves them, but "
     "for ids under both names: pause their tenants meanwhile"
@@ -275,7 +283,7 @@ def _describe(reports: Sequence[ApplyReport], *, apply: bool) -> Iterator[Part]:
                 "--apply, then run this again"
             )
     if others := [one for report in reports for one in report.other_names]:
-        yield Table(OTHER_COLUMNS, map(msgspec.structs.astuple, others))
+        yield table_of(OTHER_COLUMNS, msgspec.to_builtins(others))
         yield LEFT if apply else MOVES
     if count := sum(report.moved for report in reports):
         yield f"{count} resources were moved to the names of their types"
@@ -287,35 +295,18 @@ def _describe(reports: Sequence[ApplyReport], *, apply: bool) -> Iterator[Part]:
 LIMITS: Final = QueryLimits(answer_s=3600.0, all_s=3600.0)
 PAGE_ROWS: Final = 200
 PAGE_BYTES: Final = 1024 * 1024  # as they are stored, compressed perhaps
-UNKNOWN_COLUMNS: Final = ("shard", "type", "unknown resource type", "resources", "tenants")
-FINDING_COLUMNS: Final = ("shard", "type", "resource type", "resources that do not fit", "place in the schema")
+COUNTED: Final = {"shardId": "shard", "type": "type", "resourceType": "resource type", "resources": "resources"}
+CHECK_COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
+    "unknown": COUNTED | {"resourceType": "unknown resource type", "tenants": "tenants"},
+    "findings": COUNTED | {"resources": "resources that do not fit", "schemaPath": "place in the schema"},
+    "otherNames": OTHER_COLUMNS,
+}
 
 
 Schemas: TypeAlias = Sequence[tuple[ResourceType, Schema]]
-
-
-class UnknownName(msgspec.Struct, frozen=True, rename="camel"):
-    """Resources on a shard whose resource type the file of their business type does not know."""
-
-    shard_id: str
-    type: str
-    resource_type: str
-    resources: int
-    tenants: int
-
-
-class SchemaFinding(msgspec.Struct, frozen=True, rename="camel"):
-    """Resources on a shard that do not fit a schema, counted at the first place where each one fails."""
-
-    shard_id: str
-    type: str
-    resource_type: str
-    resources: int
-    schema_path: str
-
-
-Checked: TypeAlias = tuple[list[UnknownName], list[SchemaFinding], list[OtherName]]
-"""What the files say of the rows of one shard; those of `OtherName` are left under names of before."""
+Checked: TypeAlias = Mapping[str, list[dict[str, Any]]]
+"""The resources of one shard whose type the files do not know, those that do not fit a schema, counted at the first
+place where each one fails, and those that are left under names of before."""
 
 
 async def check_types(settings: Settings, folder: Path) -> Answer:
@@ -326,25 +317,16 @@ async def check_types(settings: Settings, folder: Path) -> Answer:
     files = read_folder(folder)
     schemas = {name: _schemas_of(file) for name, file in files.items()}
     async with open_shards(settings) as shards:
-        known = sorted(await shards.locator.list_shards(), key=lambda shard: shard.shard_id)
+        known = await shards.locator.list_shards()
 
         async def ask(address: ShardAddress) -> Checked:
             return await _check_rows(shards.pools.ensure_pool(address), files, schemas)
 
         answers, silent = await query_with_causes(known, ask, limits=LIMITS)
-    checked = [answers[shard.shard_id] for shard in known if shard.shard_id in answers]
-    unknown = [one for found, _, _ in checked for one in found]
-    findings = [one for _, found, _ in checked for one in found]
-    others = [one for _, _, found in checked for one in found]
-    tables: list[tuple[Sequence[str], Sequence[msgspec.Struct]]] = [
-        (UNKNOWN_COLUMNS, unknown),
-        (FINDING_COLUMNS, findings),
-        (OTHER_COLUMNS, others),
-    ]
+    found = {name: [row for _, checked in sorted(answers.items()) for row in checked[name]] for name in CHECK_COLUMNS}
     parts: list[Part] = [Line(f"valid: {', '.join(sorted(files)) or 'no file'}")]
-    parts += [Table(columns, map(msgspec.structs.astuple, rows)) for columns, rows in tables if rows]
-    members = {"types": sorted(files), "unknown": unknown, "findings": findings, "otherNames": others}
-    return Answer(members, parts, silent, is_failed=bool(unknown or findings or others))
+    parts += [table_of(CHECK_COLUMNS[name], rows) for name, rows in found.items() if rows]
+    return Answer({"types": sorted(files)} | found, parts, silent, is_failed=any(found.values()))
 
 
 def _schemas_of(file: TypeFile) -> Schemas:
@@ -352,36 +334,37 @@ def _schemas_of(file: TypeFile) -> Schemas:
 
 
 async def _check_rows(pool: ShardPool, files: Mapping[str, TypeFile], schemas: Mapping[str, Schemas]) -> Checked:
-    unknown: list[UnknownName] = []
-    findings: list[SchemaFinding] = []
+    unknown: list[dict[str, Any]] = []
+    findings: list[dict[str, Any]] = []
     for name, file in files.items():
+        about = {"shardId": pool.address.shard_id, "type": name}
         names = [*OWN_NAMES, file.type.staff_resource_type]
         names += [resource_name for one in file.type.resource_types for resource_name in one.names]
-        rows = await fetch_from_shard(pool, QUERIES["count_unknown_names"], name, names)
-        unknown += [UnknownName(pool.address.shard_id, name, *_counts(row)) for row in rows]
-        findings += await _judge_rows(pool, name, schemas[name])
-    return unknown, findings, list(await find_other_names(pool, files))
+        unknown += [
+            about | {"resourceType": row["name"], "resources": row["row_count"], "tenants": row["tenant_count"]}
+            for row in await fetch_from_shard(pool, QUERIES["count_unknown_names"], name, names)
+        ]
+        for resource_type, counts in await _judge_rows(pool, name, schemas[name]):
+            findings += [
+                about | {"resourceType": resource_type, "resources": count, "schemaPath": path}
+                for path, count in counts.most_common()
+            ]
+    others = msgspec.to_builtins(await find_other_names(pool, files))
+    return {"unknown": unknown, "findings": findings, "otherNames": others}
 
 
-def _counts(row: Mapping[str, Any]) -> tuple[str, int, int]:
-    return row["name"], row["row_count"], row["tenant_count"]
-
-
-async def _judge_rows(pool: ShardPool, name: str, schemas: Schemas) -> list[SchemaFinding]:
+async def _judge_rows(pool: ShardPool, name: str, schemas: Schemas) -> list[tuple[str, Counter[str]]]:
     if not schemas:
         return []
     tenants = [row["id"] for row in await fetch_from_shard(pool, QUERIES["list_tenants_of_type"], name)]
-    findings: list[SchemaFinding] = []
+    findings = []
     for resource_type, schema in schemas:
         counts: Counter[str] = Counter()
         for tenant_id in tenants:
             for stored_name in resource_type.names:
                 async for documents in _documents(pool, tenant_id, stored_name):
                     counts += count_findings(schema, documents)
-        findings += [
-            SchemaFinding(pool.address.shard_id, name, resource_type.name, count, path)
-            for path, count in counts.most_common()
-        ]
+        findings.append((resource_type.name, counts))
     return findings
 
 

@@ -51,7 +51,7 @@ def test_fates_of_says_of_each_line_what_became_of_it() -> None:
         row_of(lines[2], digest=b"another"),
     ]
     found = {key: row for key, row in zip(keys, rows, strict=True) if key is not None}
-    outcomes = send_outcomes(lines[:5], lines[5:], found, waited=True)
+    outcomes = send_outcomes(lines, 5, rows=found)
     assert [(outcome.line, outcome.status, outcome.error) for outcome in outcomes[:4]] == [
         (1, "succeeded", None),
         (2, "failed", "already_exists"),
