@@ -109,7 +109,7 @@ def log_batch(number: int) -> LogBatch:
     """Return a batch of the log with BATCH_ROWS patches."""
     at = datetime(2026, 3, 1, 9, 0, 0, 250_000, tzinfo=UTC)
     token, first = f"8a2c1f30-1d3b-4c5f-9a77-{number:012}", number * BATCH_ROWS
-    tenant, ones = ["7", "smile-berlin", "smile", "berlin", "dental"], b"\0\1" * BATCH_ROWS
+    tenant, ones = ["7", "smile-berlin", "smile", "berlin", "dental", "{}"], b"\0\1" * BATCH_ROWS
     return LogBatch(
         *("1", at, 0, "on", "", True, "[]", None, None, number + 1, at, token, "o"),
         *(None, 7, ["patient"], ["changes"], [tenant], []),
