@@ -24,7 +24,7 @@ from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import wait_any
 from simplu_worker.vocabulary import FeedDelivery, FeedStop, OnRefusal, TargetKind
 
-TRIES_NOTED: Final = 5  # of an event; the first five take half a minute, each further five up to five
+TRIES_NOTED: Final = 10  # of an event; the first ten take about a minute, each further ten five
 
 OUTCOMES: Final = {
     types.Delivered: FeedDelivery.DELIVERED,

@@ -121,6 +121,9 @@ class FeedFilter(msgspec.Struct, frozen=True):
     kinds: frozenset[FeedKind] | None = None
 
 
+NOT_NOW_S: Final = (0.2, 30.0)  # the shortest and the longest wait for a destination that cannot take an event now
+
+
 class DestinationTerms(msgspec.Struct, frozen=True):
     """What the feed keeps to for one destination, by its entry in `FEED_FILE`."""
 
@@ -133,9 +136,9 @@ class DestinationTerms(msgspec.Struct, frozen=True):
 
     @property
     def rules(self) -> RetryRules:
-        """When a refused event is tried again: after a second, and twice as long each time, up to a minute."""
+        """When an event is tried again: twice as long each time, after a refusal up to a minute."""
         delays_s = [min(WAIT_BASE_S * 2.0 ** min(number, 9), WAIT_MAX_S) for number in range(self.tries - 1)]
-        return RetryRules(delays_s, timedelta())
+        return RetryRules(delays_s, timedelta(), NOT_NOW_S)
 
 
 POSITION_MAX: Final = 32_767  # of a row in its batch: behind it is the next batch

@@ -19,9 +19,8 @@ from weakref import WeakSet
 
 import msgspec
 
-from simplu_worker.errors import RetryableError
 from simplu_worker.feed.types import Delivered, Delivery, Disabled, FeedEvent, Place, Refused, RetryLater
-from simplu_worker.operations.tries import WAIT_MAX_S, Failed, GiveUp, NextTry, RetryRules, next_try
+from simplu_worker.operations.tries import WAIT_MAX_S, Failed, GiveUp, Locked, NextTry, RetryRules, next_try
 
 EVENTS_MAX: Final = 1000
 DOCUMENTS_MAX_BYTES: Final = 4 * 1024 * 1024
@@ -132,7 +131,7 @@ class Window:
                     finished.append(one)
                 case RetryLater(error):
                     one.retry_count += 1
-                    following = next_try(RetryableError(error), one.retry_count, rules=rules, draw=draw)
+                    following = next_try(Locked(), one.retry_count, rules=rules, draw=draw)
                     finished += _after_failure(one, error, following, now)
                 case Refused(error):
                     one.refusal_count += 1

@@ -21,7 +21,7 @@ from simplu_worker.feed.window import (
 )
 from simplu_worker.operations.tries import RetryRules
 
-RULES = RetryRules((1.0, 5.0), timedelta())
+RULES = RetryRules((1.0, 5.0), timedelta(), (1.0, 60.0))
 
 
 def event(number: int, key: str = "r") -> WindowEvent:
@@ -140,7 +140,7 @@ def test_event_that_is_not_taken_is_due_later_each_time() -> None:
 def test_all_that_is_finished_is_returned_in_order() -> None:
     window, events = window_from(), [event(number, str(number)) for number in range(4)]
     window.add(events, Place(4, 0))
-    rules = RetryRules((), timedelta())
+    rules = RetryRules((), timedelta(), (1.0, 60.0))
     events[2].is_passed = True
     deliveries: list[Delivery] = [Delivered(), Refused("400"), RetryLater("503"), Delivered()]
     finished = window.settle(events, deliveries, rules=rules, now=0, draw=0)
