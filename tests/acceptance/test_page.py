@@ -13,12 +13,10 @@ from urllib.parse import quote
 import pytest
 import pytest_asyncio
 from support.browser.chromium import PHONE_WIDTH, BrowserTab, Scheme, open_browser, required_axe
-from support.browser.terminal import open_terminal
 from support.full_stack import Chain, FullStack, make_item, make_record, partition_key, poll_until_true
 from support.requires import ROOT
 
 from simplu_local.workload.workload import Tenant
-from simplu_worker.commands import EXIT_INTERRUPTED
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.operations.dead_letter import DeadLetter
@@ -37,7 +35,6 @@ PICTURE_LOAD_PAUSE_S = 2.0
 SEEN_WITHIN_S = 40.0
 HISTORY_WITHIN_S = 90.0  # a point comes each 30 s, and the page asks each 15 s
 STREAM_CHARTS = "document.querySelectorAll('#section-stream td svg').length"
-LEAVES_SCREEN = "\x1b[?1049l"
 VIEWER_TOKEN = "viewer-of-the-page"
 # Of 46 to 60 characters with their kinds, as people do name them; pictures have shorter ones.
 UNREGISTERED = ("smile-eve", "berlin") if WRITES_PICTURES else ("northern-dental-practices", "berlin-friedrichshain")
@@ -729,19 +726,6 @@ async def test_top_shows_the_same_without_a_terminal(world: PageWorld) -> None:
     assert "Postgres shard takes no operations" in shown
     assert "not the bearer token" in errors
     assert "another" not in errors
-
-
-async def test_top_follows_the_worker_in_a_terminal_of_any_size(world: PageWorld) -> None:
-    async with open_terminal(world.stack.stack.env, "top", rows=40, columns=150) as terminal:
-        await terminal.wait_for(lambda screen: "Stream shards" in screen, within_s=SEEN_WITHIN_S)
-        terminal.resize(rows=8, columns=60)
-        await terminal.wait_for(
-            lambda screen: "Problems" in screen and "Stream shards" not in screen, within_s=SEEN_WITHIN_S
-        )
-        assert terminal.screen.count("\n") < 8
-        terminal.send(b"\x03")
-        assert await terminal.wait(within_s=SEEN_WITHIN_S) == EXIT_INTERRUPTED
-    assert LEAVES_SCREEN in terminal.text
 
 
 async def test_fresh_page_shows_the_last_hour_of_each_stream_shard(world: PageWorld, page: BrowserTab) -> None:

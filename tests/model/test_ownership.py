@@ -5,57 +5,62 @@ The numbers of states are exact, as in `test_models.py`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from model import merge_model
-from model.ownership import AGREED, Rules
+from model.ownership import Rules
 from model.ownership_model import Budget, OwnershipModel
 from model.ownership_reader import UNBOUNDED, Bounds
 from model.ownership_walks import walk_all
 from model.search import Violation, search
-from model.violations import assert_is_violated
+from model.violations import assert_is_violated, but_for
 from support.slow import nightly_ones
 
 FAILOVER = Budget(failovers=1)
 OUTAGE = Budget(outages=1)
 FAILOVER_AND_OUTAGE = Budget(failovers=1, outages=1)
 SHED = Budget(sheds=1)
-SLOTS = Rules(slots=True)
+SLOTS = "slots"
 ONE_AT_A_TIME = Bounds(pipelines_reading=1, operations_in_memory=1)
 
 
-def on_a(operations: str, homes: str, budget: Budget, rules: Rules = AGREED, *, ahead: bool = False) -> OwnershipModel:
-    return OwnershipModel(operations, homes, budget, rules, falls="A", fails_over="A", continues_ahead=ahead)
+def owners(operations: str, homes: str, budget: Budget, rules: str = "", **more: Any) -> OwnershipModel:
+    return OwnershipModel(operations, homes, budget, but_for(Rules, rules), **more)
 
 
-def on_b(operations: str, homes: str, rules: Rules = AGREED) -> OwnershipModel:
-    return OwnershipModel(operations, homes, FAILOVER, rules, fails_over="B")
+def on_a(operations: str, homes: str, budget: Budget, rules: str = "", *, ahead: bool = False) -> OwnershipModel:
+    return owners(operations, homes, budget, rules, falls="A", fails_over="A", continues_ahead=ahead)
 
 
-def moves_a(operations: str, homes: str, budget: Budget, rules: Rules = AGREED) -> OwnershipModel:
-    return OwnershipModel(operations, homes, budget, rules, fails_over="A", moves="a")
+def on_b(operations: str, homes: str, rules: str = "") -> OwnershipModel:
+    return owners(operations, homes, FAILOVER, rules, fails_over="B")
 
 
-def zombie(operations: str, homes: str, rules: Rules = AGREED, *, failovers: int = 0) -> OwnershipModel:
+def moves_a(operations: str, homes: str, budget: Budget, rules: str = "") -> OwnershipModel:
+    return owners(operations, homes, budget, rules, fails_over="A", moves="a")
+
+
+def zombie(operations: str, homes: str, rules: str = "", *, failovers: int = 0) -> OwnershipModel:
     """Return a model of two readers on one shard: with a second shard there are over 1,300,000 states."""
-    return OwnershipModel(operations, homes, Budget(takes=1, failovers=failovers), rules, shards="A")
+    return owners(operations, homes, Budget(takes=1, failovers=failovers), rules, shards="A")
 
 
 def after_parents(
     operations: str,
     homes: str,
-    rules: Rules = AGREED,
+    rules: str = "",
     *,
     parents: str,
     crashes: int = 0,
     bounds: Bounds = UNBOUNDED,
 ) -> OwnershipModel:
     """Return a model in which both shards fail over, and lose what the parents have applied too."""
-    return OwnershipModel(operations, homes, Budget(crashes=crashes), rules, parents=parents, bounds=bounds)
+    return owners(operations, homes, Budget(crashes=crashes), rules, parents=parents, bounds=bounds)
 
 
-def bounded(operations: str, homes: str, budget: Budget, rules: Rules = AGREED) -> OwnershipModel:
+def bounded(operations: str, homes: str, budget: Budget, rules: str = "") -> OwnershipModel:
     """Return a model in which one pipeline reads at a time, and one operation is in memory."""
-    return OwnershipModel(operations, homes, budget, rules, fails_over="A", bounds=ONE_AT_A_TIME)
+    return owners(operations, homes, budget, rules, fails_over="A", bounds=ONE_AT_A_TIME)
 
 
 SAFE = {
@@ -74,9 +79,9 @@ SAFE = {
 
 SAFE_AND_LARGE = {
     "ownership: shard down, crash": (on_a("aba", "AA", Budget(outages=1, crashes=1)), 132_465),
-    "ownership: shard down, others on B": (OwnershipModel("aba", "AB", Budget(outages=1, crashes=1)), 93_349),
+    "ownership: shard down, others on B": (owners("aba", "AB", Budget(outages=1, crashes=1)), 93_349),
     "ownership: failover, crash": (on_a("ab", "AA", Budget(failovers=1, crashes=1)), 30_219),
-    "ownership: two shards fail over": (OwnershipModel("ab", "AB", Budget(failovers=2)), 12_718),
+    "ownership: two shards fail over": (owners("ab", "AB", Budget(failovers=2)), 12_718),
     "ownership: failover, late tenant": (on_a("ab", "A.", Budget(failovers=1, crashes=1)), 46_246),
     "ownership: late tenant, its shard fails over": (on_b("aba", "B."), 15_080),
     "ownership: move, shard down": (moves_a("ab", "AB", Budget(moves=1, outages=1)), 21_270),
@@ -95,13 +100,13 @@ SAFE_AND_LARGE = {
         31_439,
     ),
     "ownership: slots, failover, shard down": (on_a("ab", "AA", FAILOVER_AND_OUTAGE, SLOTS), 7_656),
-    "ownership: slots, two shards fail over": (OwnershipModel("ab", "AB", Budget(failovers=2), SLOTS), 12_657),
+    "ownership: slots, two shards fail over": (owners("ab", "AB", Budget(failovers=2), SLOTS), 12_657),
     "ownership: slots, late tenant, its shard fails over": (on_b("aba", "B.", SLOTS), 12_904),
     "ownership: slots, registered during the backfill of its shard": (on_b("baa", ".B", SLOTS), 11_244),
     "ownership: slots, move": (moves_a("aba", "AB", Budget(moves=1), SLOTS), 7_960),
     "ownership: held for its share, failover": (on_a("aba", "AA", Budget(sheds=1, failovers=1)), 37_988),
     "ownership: held for its share, move": (moves_a("aba", "AB", Budget(sheds=1, moves=1)), 50_382),
-    "ownership: held for its share, zombie": (OwnershipModel("aa", "A", Budget(sheds=1, takes=1), shards="A"), 124_806),
+    "ownership: held for its share, zombie": (owners("aa", "A", Budget(sheds=1, takes=1), shards="A"), 124_806),
     "ownership: held for its share, successor ahead": (
         on_a("ab", "AA", Budget(sheds=1, crashes=1), ahead=True),
         56_432,
@@ -112,107 +117,79 @@ SAFE_AND_LARGE = {
 NIGHTLY = {name for name, (_, state_count) in SAFE_AND_LARGE.items() if state_count > 60_000}
 
 WRONG = {
-    "ownership: a hold is lifted when its target answers": (
-        on_a("ab", "AA", OUTAGE, Rules(lifts_holds=True)),
-        "claims",
-        7,
-    ),
+    "ownership: a hold is lifted when its target answers": (on_a("ab", "AA", OUTAGE, "lifts_holds"), "claims", 7),
     "ownership: checkpoint and rows ignore holds": (
-        on_a("ab", "AA", Budget(outages=1, crashes=1), Rules(ignores_holds=True)),
+        on_a("ab", "AA", Budget(outages=1, crashes=1), "ignores_holds"),
         "claims",
         6,
     ),
-    "ownership: a split hold begins at the main reader": (
-        on_a("ab", "AA", OUTAGE, Rules(splits_at_main=True)),
-        "claims",
-        6,
-    ),
+    "ownership: a split hold begins at the main reader": (on_a("ab", "AA", OUTAGE, "splits_at_main"), "claims", 6),
     "ownership: a hold joins a catch-up that has passed it": (
-        OwnershipModel("aba", "AB", Budget(outages=2), Rules(joins_pipeline_ahead=True)),
+        owners("aba", "AB", Budget(outages=2), "joins_pipeline_ahead"),
         "claims",
         12,
     ),
     "ownership: sent without a look at the backfill of the shard": (
-        on_a("aa", "A", FAILOVER, Rules(sends_beside_backfill=True)),
+        on_a("aa", "A", FAILOVER, "sends_beside_backfill"),
         "order",
         10,
     ),
     "ownership: a backfill goes by remembered routes": (
-        on_a("ab", "AA", Budget(failovers=1, crashes=1), Rules(backfills_by_route=True)),
+        on_a("ab", "AA", Budget(failovers=1, crashes=1), "backfills_by_route"),
         "claims",
         11,
     ),
     "ownership: a backfill takes no tenant from another catch-up": (
-        on_a("aba", "AA", FAILOVER_AND_OUTAGE, Rules(leaves_held=True)),
+        on_a("aba", "AA", FAILOVER_AND_OUTAGE, "leaves_held"),
         "claims",
         16,
     ),
     "ownership: a backfill takes from an owner that is behind it": (
-        on_b("baa", ".B", Rules(takes_from_behind=True)),
+        on_b("baa", ".B", "takes_from_behind"),
         "order",
         19,
     ),
     "ownership: given to a backfill that has passed the operation": (
-        on_b("baa", ".B", Rules(gives_when_passed=True)),
+        on_b("baa", ".B", "gives_when_passed"),
         "claims",
         17,
     ),
     "ownership: a backfill goes on though its shard loses again": (
-        on_a("aa", "A", Budget(failovers=2), Rules(continues_after_loss=True)),
+        on_a("aa", "A", Budget(failovers=2), "continues_after_loss"),
         "claims",
         16,
     ),
     "ownership: operations of a given tenant stay in their lane": (
-        on_a("aa", "A", FAILOVER, Rules(keeps_given=True)),
+        on_a("aa", "A", FAILOVER, "keeps_given"),
         "order",
         10,
     ),
-    "ownership: a backfill goes on while it asks": (
-        on_a("aa", "A", FAILOVER, Rules(passes_before_answer=True)),
-        "claims",
-        10,
-    ),
-    "ownership: two pipelines hand a tenant to each other": (on_b("baa", ".B", Rules(hands_back=True)), "cycle", 17),
-    "ownership: lanes of each owner": (on_b("baa", ".B", Rules(own_lanes=True)), "cycle", 19),
-    "ownership: a backfill forgets the parents": (
-        after_parents("a", "A", Rules(forgets_parents=True), parents="a"),
-        "claims",
-        3,
-    ),
+    "ownership: a backfill goes on while it asks": (on_a("aa", "A", FAILOVER, "passes_before_answer"), "claims", 10),
+    "ownership: two pipelines hand a tenant to each other": (on_b("baa", ".B", "hands_back"), "cycle", 17),
+    "ownership: lanes of each owner": (on_b("baa", ".B", "own_lanes"), "cycle", 19),
+    "ownership: a backfill forgets the parents": (after_parents("a", "A", "forgets_parents", parents="a"), "claims", 3),
     "ownership: a child adopts without writing": (
-        after_parents("a", "A", Rules(adopts_without_writing=True), parents="a"),
+        after_parents("a", "A", "adopts_without_writing", parents="a"),
         "claims",
         3,
     ),
-    "ownership: parents done early": (after_parents("a", "A", Rules(done_early=True), parents="a"), "claims", 3),
-    "ownership: the bound on pipelines counts the held": (
-        bounded("ab", "AB", OUTAGE, Rules(bounds_held=True)),
-        "lost",
-        9,
-    ),
+    "ownership: parents done early": (after_parents("a", "A", "done_early", parents="a"), "claims", 3),
+    "ownership: the bound on pipelines counts the held": (bounded("ab", "AB", OUTAGE, "bounds_held"), "lost", 9),
     "ownership: a backfill owns its shard, no tenant individually": (
-        on_a("aab", "AA", FAILOVER_AND_OUTAGE, Rules(owns_by_route=True)),
+        on_a("aab", "AA", FAILOVER_AND_OUTAGE, "owns_by_route"),
         "claims",
         15,
     ),
-    "ownership: the oldest are shed in place of the newest": (
-        on_a("aa", "A", SHED, Rules(sheds_oldest=True)),
-        "order",
-        6,
-    ),
-    "ownership: a hold for a share begins at the main reader": (
-        on_a("aa", "A", SHED, Rules(sheds_at_main=True)),
-        "claims",
-        5,
-    ),
+    "ownership: the oldest are shed in place of the newest": (on_a("aa", "A", SHED, "sheds_oldest"), "order", 6),
+    "ownership: a hold for a share begins at the main reader": (on_a("aa", "A", SHED, "sheds_at_main"), "claims", 5),
     "ownership: a hold for a share forgets what is still to be read": (
-        on_a("aaa", "A", Budget(sheds=2), Rules(sheds_behind_all=True)),
+        on_a("aaa", "A", Budget(sheds=2), "sheds_behind_all"),
         "claims",
         5,
     ),
-    "ownership: a share of nothing": (on_a("aa", "A", SHED, Rules(never_resumes=True)), "lost", 6),
+    "ownership: a share of nothing": (on_a("aa", "A", SHED, "never_resumes"), "lost", 6),
     "ownership: two pipelines leave a tenant to each other": (
-        on_a("aba", "AA", FAILOVER_AND_OUTAGE, Rules(leaves_to_each_other=True)),
+        on_a("aba", "AA", FAILOVER_AND_OUTAGE, "leaves_to_each_other"),
         "claims",
         16,
     ),
@@ -249,11 +226,3 @@ def test_random_history_keeps_the_promises_in_many() -> None:
 def test_random_history_breaks_a_promise_when_a_rule_is_left_out(rules: Rules) -> None:
     with pytest.raises(Violation):
         walk_all(range(300), rules)
-
-
-def test_catch_up_need_not_end_when_it_has_lanes_of_its_own() -> None:
-    assert merge_model.fair_cycle(merge_model.own_lanes)
-
-
-def test_catch_up_ends_when_it_reaches_the_main_reader_with_shared_lanes() -> None:
-    assert not merge_model.fair_cycle(merge_model.shared_lanes)

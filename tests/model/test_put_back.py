@@ -9,21 +9,18 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import pytest
-from model import put_back_model
 from model.put_back_model import Budget, PutBackModel, Rules
 from model.search import Model, search
-from model.violations import assert_is_violated
+from model.violations import assert_is_violated, but_for
 from support.slow import slow_ones
 
 AnyModel: TypeAlias = Model[Any]
 FAILS = 0  # the first message
-CHECKS_FORMER = Rules(next_before_safe=True, checks_former=True)
+CHECKS_FORMER = "next_before_safe checks_former"
 
 
-def put_back(
-    tenants: str, homes: str, rules: Rules = put_back_model.AGREED, failing: int | None = None, **budget: int
-) -> PutBackModel:
-    return PutBackModel(tenants, homes, Budget(**budget), rules, failing=failing)
+def put_back(tenants: str, homes: str, rules: str = "", failing: int | None = None, **budget: int) -> PutBackModel:
+    return PutBackModel(tenants, homes, Budget(**budget), but_for(Rules, rules), failing=failing)
 
 
 SAFE: dict[str, tuple[AnyModel, int]] = {
@@ -82,66 +79,54 @@ SAFE_AND_LARGE: dict[str, tuple[AnyModel, int]] = {
 }
 
 WRONG: dict[str, tuple[AnyModel, str, int]] = {
-    "put back: the message at fault alone": (put_back("aa", "A", Rules(returns_one=True), no_answers=1), "order", 8),
-    "put back: the run of one tenant, the next goes on": (
-        put_back("ab", "AB", Rules(returns_run=True), outages=1),
-        "order",
-        10,
-    ),
-    "put back: stays in its lane too": (put_back("aa", "A", Rules(lane_keeps_returned=True), no_answers=1), "order", 8),
-    "put back: those behind are visible before it": (
-        put_back("ab", "AB", Rules(delay_unlocks=True), outages=1),
-        "order",
-        11,
-    ),
-    "put back: visible at once, its shard still down": (
-        put_back("a", "A", Rules(returns_at_once=True), outages=1),
-        "cycle",
-        5,
-    ),
-    "put back: deleted before it is safe": (put_back("a", "A", Rules(deletes_unsafe=True), failovers=1), "lost", 6),
+    "put back: the message at fault alone": (put_back("aa", "A", "returns_one", no_answers=1), "order", 8),
+    "put back: the run of one tenant, the next goes on": (put_back("ab", "AB", "returns_run", outages=1), "order", 10),
+    "put back: stays in its lane too": (put_back("aa", "A", "lane_keeps_returned", no_answers=1), "order", 8),
+    "put back: those behind are visible before it": (put_back("ab", "AB", "delay_unlocks", outages=1), "order", 11),
+    "put back: visible at once, its shard still down": (put_back("a", "A", "returns_at_once", outages=1), "cycle", 5),
+    "put back: deleted before it is safe": (put_back("a", "A", "deletes_unsafe", failovers=1), "lost", 6),
     "put back: next transaction to the shard before it is safe": (
-        put_back("aa", "A", Rules(next_before_safe=True), failovers=1),
+        put_back("aa", "A", "next_before_safe", failovers=1),
         "order",
         15,
     ),
     "put back: next run to another shard before it is safe": (
-        put_back("ab", "AB", Rules(next_run_before_safe=True), failovers=1),
+        put_back("ab", "AB", "next_run_before_safe", failovers=1),
         "order",
         15,
     ),
-    "put back: two tenants in one transaction": (put_back("ab", "AA", Rules(runs_by_shard=True), moves=1), "order", 13),
+    "put back: two tenants in one transaction": (put_back("ab", "AA", "runs_by_shard", moves=1), "order", 13),
     "put back: goes on before the dead letter": (
-        put_back("ab", "AA", Rules(next_before_letter=True), failing=FAILS, losses=1, cures=1),
+        put_back("ab", "AA", "next_before_letter", failing=FAILS, losses=1, cures=1),
         "order",
         17,
     ),
     "put back: a dead letter without a mark": (
-        put_back("aa", "A", Rules(leaves_no_mark=True), failing=FAILS, no_answers=1, cures=1),
+        put_back("aa", "A", "leaves_no_mark", failing=FAILS, no_answers=1, cures=1),
         "order",
         18,
     ),
     "put back: a mark that is not safe": (
-        put_back("aa", "A", Rules(marks_unsafe=True), failing=FAILS, no_answers=1, cures=1, failovers=1),
+        put_back("aa", "A", "marks_unsafe", failing=FAILS, no_answers=1, cures=1, failovers=1),
         "order",
         21,
     ),
     "put back: deletes what it lost, and leaves the mark to others": (
-        put_back("aa", "A", Rules(lost_unmarked=True), failing=FAILS, unnoticed=1, cures=1),
+        put_back("aa", "A", "lost_unmarked", failing=FAILS, unnoticed=1, cures=1),
         "order",
         20,
     ),
     "put back: overdue, lost, applied after all": (
-        put_back("ab", ".B", Rules(admits_late=True), registrations=1, losses=1),
+        put_back("ab", ".B", "admits_late", registrations=1, losses=1),
         "order",
         14,
     ),
     "put back: overdue, and a worker takes a lost message for its own": (
-        put_back("ab", ".B", Rules(admits_late=True), registrations=1, unnoticed=1),
+        put_back("ab", ".B", "admits_late", registrations=1, unnoticed=1),
         "order",
         13,
     ),
-    "put back: no log": (put_back("a", "A", Rules(has_no_log=True), losses=1), "twice", 10),
+    "put back: no log": (put_back("a", "A", "has_no_log", losses=1), "twice", 10),
 }
 
 # What takes more than half a second of processor time.

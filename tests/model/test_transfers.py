@@ -9,18 +9,15 @@ import pytest
 from model.search import search
 from model.transfer_model import TransferModel
 from model.transfer_state import Budget, Rules, Setting
-from model.violations import assert_is_violated
+from model.violations import assert_is_violated, but_for
 from support.slow import nightly_ones, slow_ones
-
-
-def but_for(names: tuple[str, ...]) -> Rules:
-    """Return the rules with a deviation of each name."""
-    return Rules(**dict.fromkeys(names, True))
 
 
 def move(count: int = 1, *rules: str, keeps: bool = False, moves: int = 1, **budget: int) -> TransferModel:
     """Return a model of movers on shards that lose nothing; with *keeps* they go on from earlier copies."""
-    return TransferModel(Setting(count, keeps_copies=keeps), Budget(moves=moves, **budget), but_for(rules))
+    return TransferModel(
+        Setting(count, keeps_copies=keeps), Budget(moves=moves, **budget), but_for(Rules, " ".join(rules))
+    )
 
 
 def failing(
@@ -34,7 +31,9 @@ def failing(
 ) -> TransferModel:
     setting = Setting(count, is_split=False, has_positions=True, rows=rows, at_once=at_once)
     budget = {"moves": 1, **budget}
-    return TransferModel(setting, Budget(failovers=source, failovers_of_target=target, **budget), but_for(rules))
+    return TransferModel(
+        setting, Budget(failovers=source, failovers_of_target=target, **budget), but_for(Rules, " ".join(rules))
+    )
 
 
 def restore(count: int = 3, *rules: str, catches_up: bool, **budget: int) -> TransferModel:
@@ -46,7 +45,7 @@ def restore(count: int = 3, *rules: str, catches_up: bool, **budget: int) -> Tra
         has_neighbour=True,
         catches_up=catches_up,
     )
-    return TransferModel(setting, Budget(**{"restores": 1, **budget}), but_for(rules))
+    return TransferModel(setting, Budget(**{"restores": 1, **budget}), but_for(Rules, " ".join(rules)))
 
 
 def catch_up(count: int = 3, *rules: str, **budget: int) -> TransferModel:
@@ -60,11 +59,13 @@ def as_of_backup(count: int = 3, *rules: str, **budget: int) -> TransferModel:
 def arrive(count: int = 1, *rules: str, **budget: int) -> TransferModel:
     """Return a model of imports and adoptions."""
     setting = Setting(count, home="none", shard_count=1, is_split=False, has_positions=True)
-    return TransferModel(setting, Budget(**budget), but_for(rules))
+    return TransferModel(setting, Budget(**budget), but_for(Rules, " ".join(rules)))
 
 
 def erase(count: int = 1, *rules: str, shards: int = 2, **budget: int) -> TransferModel:
-    return TransferModel(Setting(count, shard_count=shards), Budget(**{"erasures": 1, **budget}), but_for(rules))
+    return TransferModel(
+        Setting(count, shard_count=shards), Budget(**{"erasures": 1, **budget}), but_for(Rules, " ".join(rules))
+    )
 
 
 SAFE: dict[str, tuple[TransferModel, int]] = {
