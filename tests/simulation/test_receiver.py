@@ -391,17 +391,6 @@ async def test_t17_message_received_twice_is_handled_once_and_deleted_by_its_new
 
 
 @virtually
-async def test_t18_only_the_failed_entries_of_a_delete_are_tried_again(world: World) -> None:
-    queue, desk = world.queue(), Desk()
-    world.faults.add(SqsFault(action="DeleteMessageBatch", kind="entries", entries=3, count=2))
-    await world.send(queue, *bodies(10))
-    async with world.receiving(queue, desk) as running:
-        await world.emptied(queue)
-    sizes = [len(call["Entries"]) for _, call in world.called("DeleteMessageBatch")]
-    assert (sizes, len(desk.handled), outcomes(running.receiver)) == ([10, 3, 3], 10, {"deleted": 10})
-
-
-@virtually
 async def test_t18_entries_at_fault_are_not_tried_again(world: World) -> None:
     queue, desk = world.queue(VisibilityTimeout="20"), Desk()
     fault = SqsFault(
@@ -604,21 +593,6 @@ async def test_polls_become_more_under_load_and_one_again_when_idle(world: World
         await asyncio.sleep(12)
         assert running.receiver.stats()["polls"] == 1
     assert len(desk.handled) == 1000
-
-
-@virtually
-async def test_gate_is_awaited_before_each_poll(world: World) -> None:
-    queue, desk, gate = world.queue(), Desk(), asyncio.Event()
-
-    async def pass_gate() -> None:
-        await gate.wait()
-
-    await world.send(queue, "a")
-    async with world.receiving(queue, desk, gate=pass_gate):
-        await asyncio.sleep(50)
-        assert (world.called("ReceiveMessage"), desk.handled) == ([], [])
-        gate.set()
-        await world.emptied(queue)
 
 
 # Waiting
