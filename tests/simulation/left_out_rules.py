@@ -328,9 +328,7 @@ ELSEWHERE: Final = (
             "feed: the cursor passes an arrival that waits": IN_TURN,
             "log order: by number alone": LOST_COMMITS,
             "log order: only what is behind the newest is undone": LOST_COMMITS,
-            "log order: forgets what is not safe yet": (
-                "model/test_reading_order.py::test_batch_is_remembered_until_it_is_safe"
-            ),
+            "log order: forgets what is not safe yet": LOST_COMMITS,
             "log order: marker before the fence": IN_TURN,
         },
     ),
