@@ -90,8 +90,7 @@ class Bench:
 
     async def _run(self, command: Awaitable[int]) -> Ended:
         self._capfd.readouterr()
-        with capture_logs():  # which go to stderr when the command runs as a process
-            status = await command
+        status = await command
         return Ended(status, json.loads(self._capfd.readouterr().out))
 
     async def replay(self, options: ApplyOptions = APPLY, filters: DeadLetterFilter = ALL) -> Ended:

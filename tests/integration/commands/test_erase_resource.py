@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator, MutableMapping
+from collections.abc import AsyncIterator, MutableMapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -125,12 +125,6 @@ class Terminal:
 @pytest.fixture
 def terminal(capfd: pytest.CaptureFixture[str]) -> Terminal:
     return Terminal(capfd)
-
-
-@pytest.fixture(autouse=True)
-def _logs_are_not_printed() -> Iterator[None]:
-    with capture_logs():
-        yield
 
 
 @pytest.mark.parametrize("page_rows", [1, 1000])

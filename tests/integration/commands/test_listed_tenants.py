@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 from support.aws.endpoints import CREDENTIALS, REGION, client_of
 from support.citrus.cases import API_KEY
 from support.postgres.databases import ShardMaker
@@ -94,12 +93,6 @@ async def world(endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[Worl
         yield World(dynamodb, table, citrus, settings_in(env), pools)
     for pool in pools.values():
         await pool.close()
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with capture_logs():
-        yield
 
 
 async def audited(world: World, capsys: pytest.CaptureFixture[str]) -> tuple[int, set[tuple[Any, ...]], dict[str, Any]]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from pydantic import Secret
-from structlog.testing import capture_logs
 from support.citrus.for_commands import Lie, citrus_for_commands, refused
 from support.postgres.databases import ShardMaker
 from support.postgres.move_cases import ROWS, TENANT_ID, ask, fill, settings_of, stop_in_copy, unfinished
@@ -27,12 +26,6 @@ from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 
 ENTRY = f"simplu:resource:{TENANT_ID}:patient:7"
-
-
-@pytest.fixture(autouse=True)
-def _logs_are_not_printed() -> Iterator[None]:
-    with capture_logs():
-        yield
 
 
 @pytest.fixture
@@ -265,6 +258,10 @@ async def test_rollback_that_was_stopped_goes_on(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = settings_of(tmp_path, *shards)
+    assert await move(settings, "b") == 0
+    await ask(shards[0], "UPDATE transfers SET step = 'committed'")  # as if it was killed before its certificate
+    with pytest.raises(PermanentError, match="has not ended; run: simplu-worker tenants move clinic main --to b"):
+        await roll_back(settings)
     assert await move(settings, "b") == 0
     await stop_in_copy(roll_back(settings), shards[1], shards[0])
     capsys.readouterr()

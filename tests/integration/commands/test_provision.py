@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 from support.settings import settings_of
@@ -45,12 +44,6 @@ async def world(make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFi
     pool = ShardPool(shard, size=1)
     yield World(settings_of(tmp_path, shard), pool, capsys)
     await pool.close()
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with capture_logs():
-        yield
 
 
 async def test_provision_creates_a_tenant_once(world: World) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 from support.postgres.databases import ShardMaker
 from support.postgres.snapshots import copy_rows
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
@@ -36,10 +34,8 @@ def exports(folder: Path) -> list[Path]:
 
 
 @pytest.fixture(autouse=True)
-def _logs_are_not_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _exports_are_made_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with capture_logs():
-        yield
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 from support.citrus.cases import silent
 from support.postgres.databases import ShardMaker, execute
 from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
@@ -60,8 +59,7 @@ class Terminal:
 
     async def _run(self, command: Callable[[Settings], Awaitable[int]]) -> Answer:
         self._capfd.readouterr()
-        with capture_logs():
-            status = await command(self._settings)
+        status = await command(self._settings)
         return status, json.loads(self._capfd.readouterr().out)
 
 
