@@ -11,8 +11,7 @@ import pytest
 from model.ownership import Rules
 from model.ownership_model import Budget, OwnershipModel
 from model.ownership_reader import UNBOUNDED, Bounds
-from model.ownership_walks import walk_all
-from model.search import Violation, search
+from model.search import search
 from model.violations import assert_is_violated, but_for
 from support.slow import nightly_ones
 
@@ -211,18 +210,3 @@ def test_every_state_keeps_the_promises_in_a_larger_model(model: OwnershipModel,
 @pytest.mark.parametrize(("model", "promise", "length"), WRONG.values(), ids=WRONG)
 def test_search_finds_the_violation_when_a_rule_is_left_out(model: OwnershipModel, promise: str, length: int) -> None:
     assert_is_violated(model, promise, length, forbids_cycles=True)
-
-
-def test_random_history_keeps_the_promises() -> None:
-    walk_all(range(60))
-
-
-@pytest.mark.slow
-def test_random_history_keeps_the_promises_in_many() -> None:
-    walk_all(range(60, 400))
-
-
-@pytest.mark.parametrize("rules", [Rules(lifts_holds=True), Rules(leaves_held=True), Rules(keeps_given=True)])
-def test_random_history_breaks_a_promise_when_a_rule_is_left_out(rules: Rules) -> None:
-    with pytest.raises(Violation):
-        walk_all(range(300), rules)
