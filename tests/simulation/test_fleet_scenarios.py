@@ -523,23 +523,6 @@ def test_child_is_read_and_the_parent_forgotten_when_it_is_past_its_retention() 
     play(Plan(), work)
 
 
-def test_reshard_storm_leaves_no_stream_shard_unread() -> None:
-    async def work(world: World) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(produce(world))
-            for _ in range(60):
-                await asyncio.sleep(0.5)
-                world.draws.choice([split, merge])(world)
-        await settle_down(world)
-        await stop_all(world)
-        world.ledger.check_fates()
-
-        assert len(world.leases()) > 64
-
-    plan = Plan(replica_count=4, stream_shard_count=16, record_count=300, key_count=60, trouble_s=30.0)
-    play(plan, work)
-
-
 def test_idle_fleet_asks_little_of_dynamodb() -> None:
     async def work(world: World) -> None:
         await until_well(world)
