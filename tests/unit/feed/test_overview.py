@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from simplu_worker.feed.types import DestinationView, ShardView, destination_views
+import pytest
+
+from simplu_worker.feed.types import DestinationTerms, DestinationView, ShardView, destination_views
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -24,3 +26,12 @@ def test_views_add_up_the_shards_of_each_destination_of_the_file() -> None:
         DestinationView("new"),
         DestinationView("early", 0.0, 2, 0, ("b",), "busy"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("tries", "delays_s"),
+    [(1, []), (2, [1.0]), (4, [1.0, 2.0, 4.0]), (12, [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, *[60.0] * 5])],
+)
+def test_event_is_tried_again_twice_as_late_each_time(tries: int, delays_s: list[float]) -> None:
+    rules = DestinationTerms("crm", tries=tries).rules
+    assert (rules.delays_s, rules.tenant_wait) == (delays_s, timedelta())

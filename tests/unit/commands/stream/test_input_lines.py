@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from simplu_worker.aws.sqs_queue import FifoIds
-from simplu_worker.commands.stream.input_lines import InputLine, complete_record, message_of, parse_events, parse_lines
+from simplu_worker.commands.stream.input_lines import (
+    InputLine,
+    LineReport,
+    complete_record,
+    message_of,
+    parse_events,
+    parse_lines,
+)
 from simplu_worker.consumers.sqs.order_messages import OrderRules
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
 from simplu_worker.vocabulary import DeadLetterReason, Source
@@ -178,3 +185,18 @@ def test_bad_event_is_rejected_as_by_the_worker(bad: bytes, reason: DeadLetterRe
     assert isinstance(rejected.decoded, RejectedRecord)
     assert rejected.decoded.reason is reason
     assert fifo_of(rejected).group_id
+
+
+def test_event_without_its_own_names_is_one_of_its_order_or_of_its_line() -> None:
+    rules = OrderRules(10_000, None)
+    nameless = [{"type": "PAY", "orderId": "o"}, {"type": "DELETE"}, {"type": "DELETE", "orderId": "o", "groupId": ""}]
+    lines = parse_events(text_of(*nameless), now=NOW, new_id=lambda: "new", rules=rules)
+    assert [line.partition_key for line in lines] == ["--o", "line-2", "--o"]
+    assert all(isinstance(line.decoded, RejectedRecord) and line.decoded.origin.source is Source.SQS for line in lines)
+    assert message_of(lines[0], is_fifo=True, run_id="run").body == lines[0].record.decode()
+
+
+def test_report_names_the_tenant_and_the_resource() -> None:
+    report = LineReport(line=1, business_id="b", location_id="l", resource_type="order", resource_id="o")
+    assert (report.tenant, report.resource) == ("b l", "order o")
+    assert (LineReport(line=1, location_id="l").tenant, LineReport(line=1).resource) == ("l", "")

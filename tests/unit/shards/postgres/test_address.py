@@ -278,3 +278,10 @@ def test_address_from_citrus_may_not_name_files(option: str) -> None:
     assert one.validate(()) == one
     with pytest.raises(PermanentError, match=f"option {option}: Citrus may not name files"):
         one.validate((), may_name_files=False)
+
+
+@pytest.mark.parametrize(
+    ("string", "name"), [("postgresql://u:p@db/one", "one"), ("postgresql://db/a%20b", "a b"), ("postgresql://db", "")]
+)
+def test_database_is_the_path_of_the_address(string: str, name: str) -> None:
+    assert address(string).database == name

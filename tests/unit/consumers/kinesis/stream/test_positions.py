@@ -12,6 +12,7 @@ from simplu_worker.consumers.kinesis.stream.positions import (
     LATEST,
     SHARD_END,
     TRIM_HORIZON,
+    LazyPositions,
     Position,
     RecordPosition,
     is_after,
@@ -119,3 +120,15 @@ def test_lowest_is_the_beginning_when_one_of_them_is(found: list[RecordPosition 
     found.insert(place, None)
 
     assert lowest_position(found) is None
+
+
+def test_position_of_a_part_is_the_same_both_ways() -> None:
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    mark = RecordPosition("17", 3, at, 2)
+    assert RecordPosition.from_position(mark.position, at) == mark
+
+
+def test_positions_of_records_are_made_when_they_are_read() -> None:
+    marks = [RecordPosition(str(number), 2, datetime(2026, 1, 2, tzinfo=UTC), 1) for number in (5, 6)]
+    lazy = LazyPositions(marks)
+    assert (len(lazy), lazy[1]) == (2, marks[1])
