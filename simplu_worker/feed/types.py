@@ -121,9 +121,6 @@ class FeedFilter(msgspec.Struct, frozen=True):
     kinds: frozenset[FeedKind] | None = None
 
 
-NOT_NOW_S: Final = (0.2, 30.0)  # the shortest and the longest wait for a destination that cannot take an event now
-
-
 class DestinationTerms(msgspec.Struct, frozen=True):
     """What the feed keeps to for one destination, by its entry in `FEED_FILE`."""
 
@@ -141,6 +138,7 @@ class DestinationTerms(msgspec.Struct, frozen=True):
         return RetryRules(delays_s, timedelta(), NOT_NOW_S)
 
 
+NOT_NOW_S: Final = (0.2, 30.0)  # the shortest and the longest wait for a destination that cannot take an event now
 POSITION_MAX: Final = 32_767  # of a row in its batch: behind it is the next batch
 
 
