@@ -8,15 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from math import ceil, floor
 from random import Random
 from typing import NamedTuple
 
 import msgspec
 
-from simplu_worker.consumers.kinesis.fleet.fleet import EXPIRY_MARGIN_S, SCAN_CAPACITY_PER_S, SCANS_PER_DURATION
+from simplu_worker.consumers.kinesis.fleet.fleet import SCAN_CAPACITY_PER_S, SCANS_PER_DURATION
 from simplu_worker.consumers.kinesis.fleet.lease_coordinator import CONCURRENT_TAKES
 from simplu_worker.consumers.kinesis.fleet.lease_holder import RENEWALS_PER_DURATION
-from simplu_worker.consumers.kinesis.leases.balancing import next_expiry, plan_takes
+from simplu_worker.consumers.kinesis.leases.balancing import HEAVY, LIGHT, plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, observe
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
 
@@ -121,7 +122,9 @@ class LeaseWorld:
             return
         if result.all_held_s is None:
             result.all_held_s = after_s
-        if len(owners) == len(alive) and max(owners.values()) - min(owners.values()) <= 1:
+        mean = len(self.leases) / len(alive)
+        counts = owners.values()
+        if len(owners) == len(alive) and floor(LIGHT * mean) <= min(counts) and max(counts) <= ceil(HEAVY * mean):
             result.even_s = after_s
 
     def _schedule(self, after_s: float, event: Callable[[], None]) -> None:
@@ -143,11 +146,7 @@ class LeaseWorld:
         # Takes go one after the other; in between, other replicas scan, too.
         for place, lease in enumerate(wanted):
             self._schedule(TAKE_S * (1 + place // CONCURRENT_TAKES), partial(self._take, replica, lease))
-        expiry = next_expiry(replica.observations, held=replica.held, lease_duration_s=self._fleet.lease_duration_s)
-        pause_s = self._pause_s
-        if expiry is not None and expiry > self.now:
-            pause_s = min(pause_s, expiry - self.now + EXPIRY_MARGIN_S)
-        self._schedule(pause_s, partial(self._scan, replica))
+        self._schedule(self._pause_s, partial(self._scan, replica))
 
     def _take(self, replica: Replica, lease: Lease) -> None:
         if not replica.is_alive or self.leases[lease.lease_key].counter != lease.counter:  # another one was faster

@@ -27,7 +27,7 @@ from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSettings
 from simplu_worker.consumers.kinesis.stream import positions
-from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError, StreamShard, find_first_record
+from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError, StreamShard
 from simplu_worker.consumers.pipeline.lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Disposition, Operation
@@ -210,7 +210,8 @@ class _StreamReplay:
         quota = self.memory.open_quota()
         access = StreamShardAccess(self.stream, self._decoder_of(shard), quota, random.random)
         try:
-            cursor = Cursor(access, await self._find_start(shard), Pacing(access.budget), kind=StreamReader.MAIN)
+            start = await self._find_start(shard, access)
+            cursor = Cursor(access, start, Pacing(access.budget), kind=StreamReader.MAIN)
             while not await self._read_reply(cursor, access.decoder):
                 self.lags_s[shard.stream_shard_id] = (cursor.millis_behind or 0) / 1000
                 self._show_progress(cursor)
@@ -245,14 +246,14 @@ class _StreamReplay:
             hash_range=shard.hash_range,
         )
 
-    async def _find_start(self, shard: StreamShard) -> positions.Start:
+    async def _find_start(self, shard: StreamShard, access: StreamShardAccess) -> positions.Start:
         """Return the earlier of the requested time and the checkpoint, from which operations may be pending."""
         start = positions.AtTimestamp(self.chosen.start)
         lease = self.leases.get(shard.stream_shard_id)
         if lease is None or lease.checkpoint.is_sentinel:
             ended = lease is not None and lease.checkpoint == positions.SHARD_END
             return start if ended else positions.TrimHorizon()
-        first = await find_first_record(self.stream, shard.stream_shard_id, start)
+        first = await retry(access.find_first, shard.stream_shard_id, start)
         is_before = (
             first is not None and positions.Position.from_sequence_number(first.sequence_number) <= lease.checkpoint
         )

@@ -20,7 +20,7 @@ from simplu_worker.consumers.kinesis.fleet.lease_coordinator import LeaseCleanup
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry, LeaseHolder, LeaseRenewer, StreamShardEnd
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases import kcl_leader_watch
-from simplu_worker.consumers.kinesis.leases.balancing import Ability, next_expiry
+from simplu_worker.consumers.kinesis.leases.balancing import Ability
 from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import REPORT_INTERVAL_S, KclFollower, KclLeaderWatch
 from simplu_worker.consumers.kinesis.leases.lease import HoldRetry, Lease, ReplicaFigures, StreamView
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseSyncer, LeaseTable
@@ -32,20 +32,18 @@ from simplu_worker.consumers.rejection_notes import DeadLetterStore
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.timing.waits import jittered, sleep_or_event
+from simplu_worker.timing.waits import sleep_or_event
 from simplu_worker.vocabulary import Inability, TargetKind
 
 log = structlog.get_logger(__name__)
 
 SCANS_PER_DURATION: Final = 10
-LOST_RACE_PAUSE_S: Final = 0.2
 SCAN_CAPACITY_PER_S: Final = 50.0  # read capacity units that a replica spends on scans
 AUDIT_INTERVAL_S: Final = 10.0
 CLEANUP_INTERVAL_S: Final = 60.0
 TROUBLE_PAUSE_S: Final = 1.0
 UNREAD_S: Final = 10.0  # longer than Kinesis throttles a reader
 DEFECT_PAUSE_MAX_S: Final = 15.0  # leases of other replicas may expire in the meantime
-EXPIRY_MARGIN_S: Final = 0.01
 
 
 class FleetServices(msgspec.Struct, frozen=True):
@@ -109,17 +107,16 @@ class Fleet:
             draw=draw,
             utc=utc,
         )
-        self._position_sync = PositionSync(services.gateway, stream.name, self.readers, draw=draw)
+        self._position_sync = PositionSync(services.gateway, stream.name, self.readers)
         cleanup = LeaseCleanup(stream, table, self._view, self._ancestry, self._coordinator, self._position_sync)
         self._chores: tuple[_Chore, ...] = (
-            _Chore("audit", self._audit, AUDIT_INTERVAL_S, draw),
-            _Chore("cleanup", cleanup.run, CLEANUP_INTERVAL_S, draw),
-            _Chore("kcl leader", self.kcl_leader.check, kcl_leader_watch.CHECK_INTERVAL_S, draw),
+            _Chore("audit", self._audit, AUDIT_INTERVAL_S),
+            _Chore("cleanup", cleanup.run, CLEANUP_INTERVAL_S),
+            _Chore("kcl leader", self.kcl_leader.check, kcl_leader_watch.CHECK_INTERVAL_S),
         )
         if self._follower is not None:
             follow = partial(self._report_to_leader, self._follower)
-            self._chores += (_Chore("kcl follower", follow, REPORT_INTERVAL_S, draw),)
-        self._has_lost_race = False
+            self._chores += (_Chore("kcl follower", follow, REPORT_INTERVAL_S),)
         self.is_set_up = False
         self.trouble: str | None = None
         self.last_turn = float("inf")
@@ -208,7 +205,6 @@ class Fleet:
         return fleet_report(
             self._view.observations,
             states,
-            self._coordinator.own_readers(),
             KnownReplica(self._me, __version__, self.own_figures()),
             silent_after_s=max(SILENT_S, self._settings.lease_duration_s),
             now=now,
@@ -238,7 +234,7 @@ class Fleet:
                     self.trouble = self.kcl_leader.trouble or (
                         None if self._follower is None else self._follower.trouble
                     )
-                    pause_s = self._pause_s()
+                    pause_s = self._scan_pause_s()
                 except (RetryableError, PermanentError) as exc:
                     self.trouble = str(exc)
                     log.error("stream.unavailable", stream=self.stream_name, error=str(exc))  # noqa: TRY400  (theirs)
@@ -261,9 +257,8 @@ class Fleet:
         for chore in self._chores:
             await chore.run_if_due(now)
         await self._coordinator.release_from_parents()
-        self._has_lost_race = False
         if not self.kcl_leader.is_leading:
-            self._has_lost_race = await self._coordinator.take(tasks, stopping, self._ability.reach(now))
+            await self._coordinator.take(tasks, stopping, self._ability.reach(now))
         elif self._follower is not None:
             await self._coordinator.take_assigned(tasks, stopping)
 
@@ -295,18 +290,9 @@ class Fleet:
         self.is_set_up = True
         return leases
 
-    def _pause_s(self) -> float:
-        # Shorter when a lease expires before, or a race was lost; longer when scans are expensive.
-        duration_s = self._settings.lease_duration_s
-        pause_s = self._scan_pause_s(LOST_RACE_PAUSE_S if self._has_lost_race else None)
-        expiry = next_expiry(self._view.observations, held=self._coordinator.held, lease_duration_s=duration_s)
-        if expiry is None or expiry <= (now := loop_time()):
-            return pause_s
-        return min(pause_s, expiry - now + EXPIRY_MARGIN_S)
-
-    def _scan_pause_s(self, usual_s: float | None = None) -> float:
-        usual_s = self._settings.lease_duration_s / SCANS_PER_DURATION if usual_s is None else usual_s
-        return max(usual_s, self._services.table.scan_capacity / SCAN_CAPACITY_PER_S)
+    def _scan_pause_s(self) -> float:
+        expensive_s = self._services.table.scan_capacity / SCAN_CAPACITY_PER_S
+        return max(self._settings.lease_duration_s / SCANS_PER_DURATION, expensive_s)
 
     def create_holder(self, lease: Lease) -> LeaseHolder:
         """Return the holder of a lease that was taken."""
@@ -354,20 +340,17 @@ class Fleet:
 class _Chore:
     """A periodic chore, and when it is due next."""
 
-    def __init__(
-        self, name: str, run: Callable[[], Awaitable[None]], interval_s: float, draw: Callable[[], float]
-    ) -> None:
+    def __init__(self, name: str, run: Callable[[], Awaitable[None]], interval_s: float) -> None:
         self._name = name
         self._run = run
         self._interval_s = interval_s
-        self._draw = draw
         self._due_at = 0.0
 
     async def run_if_due(self, now: float) -> None:
         # A first run that fails is repeated at once: no lease may be taken before the first look for a KCL leader.
         if now >= self._due_at:
             is_first = self._due_at == 0.0
-            self._due_at = loop_time() + jittered(self._interval_s, ratio=0.1, draw=self._draw())
+            self._due_at = loop_time() + self._interval_s
             try:
                 await self._run()
             except (RetryableError, PermanentError):

@@ -1,6 +1,6 @@
 """What the rows of the leases tell: the fleet, how far a tenant is read, and where a reader starts. Pure.
 
-A replica is known by its leases alone. Numbers that nobody has renewed lately are None.
+A replica is known by its leases alone, as of their last renewal. Numbers that nobody has renewed lately are None.
 """
 
 from __future__ import annotations
@@ -13,22 +13,13 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.consumers.kinesis.holding.tenant_set import HORIZON, TenantSet
-from simplu_worker.consumers.kinesis.leases.lease import HELD_MAX, HeldTarget, Lease, Observation, ReplicaFigures
+from simplu_worker.consumers.kinesis.leases.lease import HELD_MAX, Lease, Observation, ReplicaFigures
 from simplu_worker.consumers.kinesis.leases.shard_tree import first_hole
 from simplu_worker.consumers.kinesis.stream import positions
 from simplu_worker.shards.types import ShardPositionRows, StreamPosition
 from simplu_worker.vocabulary import OTHER_REPLICA, Absence, HoldReason, StreamShardState
 
 SILENT_S: Final = 10.0  # since the last renewal of a lease, or the lease duration where that is longer
-
-
-class OwnReader(msgspec.Struct, frozen=True):
-    """The reader of a lease of this replica as it is now."""
-
-    lag_s: float | None
-    held_count: int
-    renewal_age_s: float
-    held: tuple[HeldTarget, ...] = ()
 
 
 class KnownReplica(msgspec.Struct, frozen=True):
@@ -42,7 +33,6 @@ class KnownReplica(msgspec.Struct, frozen=True):
 def fleet_report(
     observations: Mapping[str, Observation],
     states: Mapping[str, str],
-    own: Mapping[str, OwnReader],
     me: KnownReplica,
     *,
     silent_after_s: float = SILENT_S,
@@ -53,7 +43,6 @@ def fleet_report(
         _stream_shard(
             one.lease,
             states.get(key, StreamShardState.ELSEWHERE),
-            own.get(key),
             seen_s=now - one.unchanged_since,
             silent_after_s=silent_after_s,
         )
@@ -64,7 +53,7 @@ def fleet_report(
     owners = {row["owner"] for row in rows} | {me.owner}
     reports = [one.lease.report for one in latest_last if one.lease.report is not None]
     known = {report.by: KnownReplica(report.by, report.version, report.figures) for report in reports} | {me.owner: me}
-    held = [one for key, lease in sorted(observations.items()) for one in _held(lease, own.get(key), now=now)]
+    held = [one for _, lease in sorted(observations.items()) for one in _held(lease, now=now)]
     return {
         "replicas": _replicas(rows, known, held, me.owner),
         "streamShards": rows,
@@ -79,33 +68,25 @@ def fleet_report(
 
 def lone_report(me: KnownReplica) -> dict[str, Any]:
     """Return the report of a replica that reads no stream."""
-    return fleet_report({}, {}, {}, me, now=0.0)
+    return fleet_report({}, {}, me, now=0.0)
 
 
-def _stream_shard(
-    lease: Lease, state: str, own: OwnReader | None, *, seen_s: float, silent_after_s: float
-) -> dict[str, Any]:
+def _stream_shard(lease: Lease, state: str, *, seen_s: float, silent_after_s: float) -> dict[str, Any]:
     report, is_ended = lease.report, lease.checkpoint == positions.SHARD_END
     owner = None if is_ended else lease.actual_owner
-    if own is not None:
-        seen_s = own.renewal_age_s
     is_silent = owner is not None and seen_s > silent_after_s
     if is_silent:
         report = None
-    lag_s = None if report is None else report.lag_s
-    held_count = None if report is None else report.held_count
-    if own is not None:
-        lag_s, held_count = own.lag_s, own.held_count
     is_measured = owner is not None and lease.is_metered and not is_silent
     return {
         "streamShard": lease.lease_key,
         "owner": owner,
         "state": StreamShardState.ENDED if is_ended else state,
-        "lagSeconds": _rounded(lag_s),
+        "lagSeconds": None if report is None else _rounded(report.lag_s),
         "recordsPerSecond": None if report is None else _rounded(report.records_per_s),
         "recordsRead": None if report is None else report.read_count,
         "readKBps": _rounded(lease.throughput_kbps) if is_measured else None,
-        "heldTargets": held_count,
+        "heldTargets": None if report is None else report.held_count,
         "readUpTo": None if lease.read_up_to is None else lease.read_up_to.isoformat(timespec="milliseconds"),
         "checkpoint": lease.checkpoint.checkpoint,
         "seenSecondsAgo": _rounded(max(0.0, seen_s)),
@@ -113,13 +94,12 @@ def _stream_shard(
     }
 
 
-def _held(seen: Observation, own: OwnReader | None, *, now: float) -> Iterator[tuple[str, dict[str, Any]]]:
+def _held(seen: Observation, *, now: float) -> Iterator[tuple[str, dict[str, Any]]]:
     lease = seen.lease
     if lease.actual_owner is None or lease.checkpoint == positions.SHARD_END:
         return
-    reported = () if lease.report is None else lease.report.held
-    passed_s = 0.0 if own is not None else max(0.0, now - seen.unchanged_since)
-    for one in reported if own is None else own.held:
+    passed_s = max(0.0, now - seen.unchanged_since)
+    for one in () if lease.report is None else lease.report.held:
         members = {"target": one.target, "reason": one.reason, "ageSeconds": _rounded(one.age_s + passed_s)}
         yield lease.actual_owner, {"streamShard": lease.lease_key} | members
 

@@ -9,7 +9,6 @@ A stream shard that a listing lacks is past its retention, or new. Only its own 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack
@@ -20,7 +19,7 @@ import structlog
 
 from simplu_worker import instruments
 from simplu_worker.bulkheads import FailureCount, contain, translate
-from simplu_worker.consumers.kinesis.fleet.fleet_report import OwnReader, is_start_unknown, pinned_start
+from simplu_worker.consumers.kinesis.fleet.fleet_report import is_start_unknown, pinned_start
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry, LeaseHolder
 from simplu_worker.consumers.kinesis.leases.balancing import Reach, plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Lease, StreamView, assigned_leases, unfinished_hand_overs
@@ -36,7 +35,7 @@ from simplu_worker.instruments import KINESIS_EXPIRED
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import StoredPositions
 from simplu_worker.timing.clock import UtcClock, loop_time
-from simplu_worker.timing.waits import jittered, sleep_or_event, wait_any
+from simplu_worker.timing.waits import sleep_or_event, wait_any
 from simplu_worker.vocabulary import LeaseState, LeaseTake, StreamShardState, TargetKind
 
 CONCURRENT_TAKES: Final = 10  # connections of the client
@@ -120,14 +119,6 @@ class LeaseCoordinator:
             for lease_key, one in sorted(self._view.observations.items())
         ]
 
-    def own_readers(self) -> dict[str, OwnReader]:
-        """Return the readers of this replica by lease key, as they are now."""
-        return {
-            key: OwnReader(reader.view.lag_s, len(reader.holds()), holder.renewal_age_s, held=reader.view.first_held())
-            for key, holder in self._holders.items()
-            if (reader := holder.reader) is not None
-        }
-
     def update_gauges(self, *, is_blind: bool = False) -> None:
         """Set the gauges by the last scan; if *is_blind*, there was none."""
         counts = Counter(self._state_of(one.lease) for one in self._view.observations.values())
@@ -145,7 +136,7 @@ class LeaseCoordinator:
             except Exception as exc:  # noqa: BLE001  # of this reader's memory
                 holder.fail(exc)
 
-    async def take(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event, reach: Reach) -> bool:
+    async def take(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event, reach: Reach) -> None:
         """Take this replica's share and run the holders in *tasks* until *stopping*."""
         wanted = plan_takes(
             self._view.observations,
@@ -156,8 +147,7 @@ class LeaseCoordinator:
             draw=self._draw(),
             reach=reach,
         )
-        rested = self._without_resting(wanted)
-        return await self._take_all(rested, self._table.take, tasks, stopping)
+        await self._take_all(self._without_resting(wanted), self._table.take, tasks, stopping)
 
     async def take_assigned(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
         """Take only what a KCL 3.x leader has assigned to this replica.
@@ -184,20 +174,15 @@ class LeaseCoordinator:
 
     async def _take_all(
         self, wanted: Sequence[Lease], take: _Take, tasks: asyncio.TaskGroup, stopping: asyncio.Event
-    ) -> bool:
-        has_lost_race = False
+    ) -> None:
         keys = {lease.lease_key for lease in wanted}
         self._untaken = {key: error for key, error in self._untaken.items() if key in keys}
         for at in range(0, len(wanted), CONCURRENT_TAKES):
             async with asyncio.TaskGroup() as takes:
-                tries = [
+                for lease in wanted[at : at + CONCURRENT_TAKES]:
                     takes.create_task(self._take(lease, take, tasks, stopping), name=f"take:{lease.lease_key}")
-                    for lease in wanted[at : at + CONCURRENT_TAKES]
-                ]
-            has_lost_race = has_lost_race or any(one.result() for one in tries)
-        return has_lost_race
 
-    async def _take(self, lease: Lease, take: _Take, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> bool:
+    async def _take(self, lease: Lease, take: _Take, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
         try:
             with translate(TargetKind.LEASES, self._table.name, "take", WorkerError):
                 start_at = pinned_start(lease, self._initial_position, now=self._utc())
@@ -205,10 +190,10 @@ class LeaseCoordinator:
         except (RetryableError, PermanentError) as exc:
             log.warning("lease.untaken", stream_shard_id=lease.lease_key, error=str(exc))
             self._untaken[lease.lease_key] = str(exc)
-            return False
+            return
         self._untaken.pop(lease.lease_key, None)
         if taken is None:
-            return True
+            return
         if is_start_unknown(lease):
             log.warning("lease.start_unknown", stream_shard_id=lease.lease_key, started_at=str(taken.started_at))
         how = LeaseTake.ASSIGNED if take == self._table.begin else self._how(lease)
@@ -224,7 +209,6 @@ class LeaseCoordinator:
             self._on_expired()
         holder = self._holders[lease.lease_key] = self._create_holder(taken)
         tasks.create_task(self._run(holder, stopping), name=f"lease:{lease.lease_key}")
-        return False
 
     def _how(self, lease: Lease) -> LeaseTake:
         if lease.actual_owner in {None, self._me}:
@@ -289,13 +273,10 @@ class PositionSync:
         gateway: ShardGateway,
         stream_name: str,
         readers: Callable[[], Sequence[StreamShardReader]],
-        *,
-        draw: Callable[[], float] = random.random,
     ) -> None:
         self._gateway = gateway
         self._stream_name = stream_name
         self._readers = readers
-        self._draw = draw
         self._slots = asyncio.Semaphore(CONCURRENT_SHARDS)
         self._to_remove: set[str] = set()
         self._is_requested = asyncio.Event()
@@ -319,7 +300,7 @@ class PositionSync:
                     tasks.create_task(self._visit(shard_id, to_remove), name=f"position:{shard_id}")
                     if await sleep_or_event(1 / SHARDS_PER_S, until=stopping):
                         break
-            ends_at = loop_time() + jittered(INTERVAL_S, ratio=0.2, draw=self._draw())
+            ends_at = loop_time() + INTERVAL_S
             if not await sleep_or_event(min(MIN_PAUSE_S, INTERVAL_S), until=stopping):
                 await wait_any(self._is_requested, stopping, within_s=max(0.0, ends_at - loop_time()))
 

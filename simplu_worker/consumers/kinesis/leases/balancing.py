@@ -170,17 +170,3 @@ def plan_takes(
         return wanted
     move = None if reach is Reach.FREE else plan_move(loads, unfinished, held=held, me=me, draw=draw)
     return [] if move is None else [move]
-
-
-def next_expiry(
-    observations: Mapping[str, Observation], *, held: Collection[str], lease_duration_s: float
-) -> float | None:
-    """Return when the first lease of another owner expires; None without one."""
-    return min(
-        (
-            one.unchanged_since + lease_duration_s
-            for key, one in observations.items()
-            if key not in held and one.lease.actual_owner is not None and one.lease.checkpoint != SHARD_END
-        ),
-        default=None,
-    )

@@ -94,6 +94,8 @@ class ShardPosition:
         self.rewrite_after_s = 0.0  # since then, if it would have another content
         self.gap: recovery_plan.Gap | None = None  # nothing is written while a person has not accepted it
         self.era = 0  # `ShardPositions.era`, as of the first of the tokens in `claim.written`
+        self.is_merging = False  # a tenant has moved to the shard from another one
+        self.is_changed = False  # another reader, or a move, has written the row
 
     def __repr__(self) -> str:
         return f"ShardPosition({self.shard_id}, {self.state.name.lower()}, {self.claim.position})"
@@ -547,12 +549,10 @@ class ClaimedBatches:
         self._gateway = gateway
         self._ownership = ownership
         self._shard_positions = shard_positions
-        self._merging: set[str] = set()  # shards to which a tenant has moved from another one
-        self._changed: set[str] = set()  # shards of which another reader, or a move, has written the row
 
     def expect_merge(self, shard_id: str) -> None:
         """Take the new token of the row before the next batch, after a move."""
-        self._merging.add(shard_id)
+        self._shard_positions.position_on(shard_id).is_merging = True
 
     def forget(self, shard_id: str) -> None:
         """Have the row read before the next batch: nothing that is remembered counts."""
@@ -584,16 +584,16 @@ class ClaimedBatches:
         positions = self._shard_positions
         shard_position = positions.position_on(shard_id)
         async with shard_position.lock:
-            if shard_id in self._merging and shard_position.is_current:
+            if shard_position.is_merging and shard_position.is_current:
                 await positions.follow_moves(shard_position)
-            self._merging.discard(shard_id)
+            shard_position.is_merging = False
             if not shard_position.is_current:
                 await self._reconcile(shard_position)
             try:
                 yield shard_position
             except PositionChangedError:  # another reader or a move wrote the row, or commits are lost
                 shard_position.invalidate()
-                self._changed.add(shard_id)
+                shard_position.is_changed = True
                 raise
 
     def is_held(self, shard_id: str) -> bool:
@@ -605,10 +605,10 @@ class ClaimedBatches:
         # Raises `RowBehindError`.
         if await self._shard_positions.follow_moves(shard_position):
             return
-        if shard_position.shard_id in self._changed:
+        if shard_position.is_changed:
             await self._shard_positions.confirm_lease()
         unread = await self._shard_positions.reconcile(shard_position)
-        self._changed.discard(shard_position.shard_id)
+        shard_position.is_changed = False
         if unread is not None:
             raise RowBehindError(unread)
 

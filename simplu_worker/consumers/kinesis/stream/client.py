@@ -1,8 +1,6 @@
 """Access to Kinesis: one stream, its stream shards and their records.
 
 The consumers that are registered with a stream for enhanced fan-out.
-
-Find the first record from a position on, for commands.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ from simplu_worker.aws.clients import AWS_ERRORS, DECODERS, Client, ThrottledErr
 from simplu_worker.consumers.kinesis.stream import positions
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.instruments import KINESIS_GET_RECORDS, KINESIS_THROTTLED
-from simplu_worker.timing.waits import retry
 
 log = structlog.get_logger(__name__)
 
@@ -140,15 +137,10 @@ class Stream:
         self, at: positions.TrimHorizon | positions.Latest | positions.AtTimestamp | None = None
     ) -> list[StreamShard]:
         """Return the stream shards that hold records; with *at*, those open then."""
-        first_page = self._key | _shard_filter(at)
         found: list[StreamShard] = []
-        page: dict[str, Any] = first_page
+        page: dict[str, Any] = self._key | _shard_filter(at)
         while True:
-            try:
-                reply = await self._call("list_shards", **page)
-            except _ExpiredTokenError:
-                found, page = [], first_page  # a token is valid for 300 s
-                continue
+            reply = await self._call("list_shards", **page)
             found += [_stream_shard(raw) for raw in reply["Shards"]]
             if not reply.get("NextToken"):
                 return found
@@ -206,7 +198,7 @@ class Stream:
             case "ExpiredIteratorException":
                 return ExpiredIteratorError(f"stream {self.name}: the iterator expired")
             case "ExpiredNextTokenException":
-                return _ExpiredTokenError(f"stream {self.name}: the list of stream shards expired between two pages")
+                return RetryableError(f"stream {self.name}: the list of stream shards expired between two pages")
             case "ResourceInUseException":
                 return _InUseError(f"stream {self.name} is being created, changed or deleted")
             case "ResourceNotFoundException":
@@ -217,10 +209,6 @@ class Stream:
 def stream_name(name_or_arn: str) -> str:
     """Return the name of a stream."""
     return name_or_arn.rpartition("/")[2]  # arn:aws:kinesis:region:account:stream/name
-
-
-class _ExpiredTokenError(RetryableError):
-    """The token of the next page has expired."""
 
 
 class _InUseError(RetryableError):
@@ -374,24 +362,3 @@ class StreamConsumers:
 
 def _consumer(raw: dict[str, Any]) -> StreamConsumer:
     return StreamConsumer(raw["ConsumerName"], raw["ConsumerARN"], raw["ConsumerStatus"])
-
-
-POLL_INTERVAL_S: Final = 0.25
-
-
-async def find_first_record(stream: Stream, stream_shard_id: str, start: positions.Start) -> Record | None:
-    """Return the first record of a stream shard from *start* on; None without one."""
-
-    async def search() -> Record | None:
-        iterator: str | None = await stream.get_iterator(stream_shard_id, start)
-        while iterator is not None:
-            reply = await stream.get_records(iterator, limit=1)
-            if reply.records:
-                return reply.records[0]
-            if not reply.millis_behind:
-                return None
-            iterator = reply.next_iterator
-            await asyncio.sleep(POLL_INTERVAL_S)
-        return None
-
-    return await retry(search)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import struct
-import zlib
 from collections import deque
 from typing import Any, Final, Protocol
 
@@ -27,14 +26,8 @@ from simplu_worker.consumers.kinesis.stream.positions import Start
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.timing.waits import wait_any
 
-MESSAGE_MAX_BYTES: Final = 32 * 1024 * 1024  # as of any other answer; 10 MiB of records are 14 in base64
 PRELUDE_BYTES: Final = 12
 CHECKSUM_BYTES: Final = 4
-_STRING_TYPE: Final = 7
-
-
-class MessageError(ValueError):
-    """Bytes that are no message, or one that is too long."""
 
 
 class EventMessage(msgspec.Struct, frozen=True):
@@ -58,23 +51,16 @@ class MessageBuffer:
             self._held_bytes += len(part)
 
     def next_size(self) -> int | None:
-        """Return the size of the next message; None before its prelude. Raises MessageError."""
+        """Return the size of the next message; None before its prelude."""
         if self._held_bytes < PRELUDE_BYTES:
             return None
         while len(self._parts[0]) < PRELUDE_BYTES:
             first = self._parts.popleft()
             self._parts[0] = first + self._parts[0]
-        size_bytes, head_bytes, checksum = struct.unpack_from(">III", self._parts[0])
-        if zlib.crc32(self._parts[0][: PRELUDE_BYTES - CHECKSUM_BYTES]) != checksum:
-            raise MessageError("an event stream: expected a message, got a prelude with another checksum")
-        if not head_bytes + PRELUDE_BYTES + CHECKSUM_BYTES <= size_bytes <= MESSAGE_MAX_BYTES:
-            raise MessageError(
-                f"an event stream: expected a message of at most {MESSAGE_MAX_BYTES} bytes, got {size_bytes}"
-            )
-        return int(size_bytes)
+        return int.from_bytes(self._parts[0][:4])
 
     def take(self) -> EventMessage | None:
-        """Return the next message; None before all of it is there. Raises MessageError."""
+        """Return the next message; None before all of it is there."""
         size_bytes = self.next_size()
         if size_bytes is None or self._held_bytes < size_bytes:
             return None
@@ -92,31 +78,15 @@ class MessageBuffer:
 
 
 def _parse(message: bytes) -> EventMessage:
-    view = memoryview(message)
-    if zlib.crc32(view[:-CHECKSUM_BYTES]) != int.from_bytes(view[-CHECKSUM_BYTES:], "big"):
-        raise MessageError("an event stream: expected a message, got one with another checksum")
-    head_end = PRELUDE_BYTES + int.from_bytes(view[4:8], "big")
-    try:
-        headers = _parse_headers(message, head_end)
-    except (IndexError, KeyError, UnicodeDecodeError, struct.error) as exc:
-        raise MessageError(f"an event stream: expected headers, got something else ({type(exc).__name__})") from None
-    return EventMessage(headers, view[head_end:-CHECKSUM_BYTES])
-
-
-def _parse_headers(message: bytes, end: int) -> dict[str, str]:
+    head_end = PRELUDE_BYTES + int.from_bytes(message[4:8])
     headers: dict[str, str] = {}
     at = PRELUDE_BYTES
-    while at < end:
+    while at < head_end:  # each a length, a name, the type (AWS sends strings), a length, a text
         name_end = at + 1 + message[at]
-        name, kind = message[at + 1 : name_end].decode(), message[name_end]
-        if kind != _STRING_TYPE:
-            raise KeyError(kind)  # AWS sends no others
         (size_bytes,) = struct.unpack_from(">H", message, name_end + 1)
+        headers[message[at + 1 : name_end].decode()] = message[name_end + 3 : name_end + 3 + size_bytes].decode()
         at = name_end + 3 + size_bytes
-        headers[name] = message[name_end + 3 : at].decode()
-    if at != end:
-        raise IndexError
-    return headers
+    return EventMessage(headers, memoryview(message)[head_end:-CHECKSUM_BYTES])
 
 
 OPEN_TIMEOUT_S = 5.0  # until the answer begins; AWS answers within a few tenths
@@ -188,11 +158,8 @@ class Subscription:
         self._has_received = asyncio.Event()
 
     def next_size(self) -> int | None:
-        """Return the size of the next message, if known. Raises RetryableError."""
-        try:
-            return self._buffer.next_size()
-        except MessageError as exc:
-            raise RetryableError(f"SubscribeToShard: {exc}") from exc
+        """Return the size of the next message, if known."""
+        return self._buffer.next_size()
 
     async def receive(self, stopping: asyncio.Event, *, within_s: float) -> bool:
         """Wait for bytes, *stopping*, or *within_s*; return whether bytes came."""
@@ -219,18 +186,13 @@ class Subscription:
         self._has_received.set()
 
     def take(self) -> Reply | None:
-        """Return the next event as a reply of GetRecords; None before all of it is there."""
+        """Return the next event as a reply of GetRecords; None before all of it is there. Raises RetryableError."""
         try:
             while (message := self._buffer.take()) is not None:
                 if (reply := decode_event(message)) is not None:
                     return reply
-        except (MessageError, msgspec.DecodeError) as exc:
+        except msgspec.DecodeError as exc:
             raise RetryableError(f"SubscribeToShard: {exc}") from exc
-        # Child shards without a member, numbers that are none, JSON that is too deep.
-        except (ValueError, KeyError, TypeError, RecursionError) as exc:
-            raise RetryableError(
-                f"SubscribeToShard: expected an event of AWS, got another ({type(exc).__name__})"
-            ) from None
         return None
 
     def close(self) -> None:
@@ -268,19 +230,12 @@ def decode_event(message: EventMessage) -> Reply | None:
     if headers.get(":event-type") != "SubscribeToShardEvent":
         return None  # such as initial-response
     event = _event_decoder.decode(message.payload)
-    records = event.records
-    numbers = [record.sequence_number for record in records]
-    if event.continuation_sequence_number:
-        numbers.append(event.continuation_sequence_number)
-    # All at once, as bytes: one by one they take a third of the time in which an event is decoded.
-    if numbers and not ("".join(numbers).encode().isdigit() and all(numbers)):
-        raise ValueError("expected sequence numbers in decimal digits")
     return Reply(
-        records=records,
+        records=event.records,
         next_iterator=event.continuation_sequence_number or None,
         millis_behind=event.millis_behind_latest,
         child_shards=tuple(child_shard(child) for child in event.child_shards or ()),
-        size_bytes=sum([len(record.data) + len(record.partition_key) for record in records]),
+        size_bytes=sum([len(record.data) + len(record.partition_key) for record in event.records]),
     )
 
 

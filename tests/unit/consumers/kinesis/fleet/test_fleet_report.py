@@ -3,7 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, OwnReader, fleet_report
+from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, fleet_report
 from simplu_worker.consumers.kinesis.leases.lease import HeldTarget, Lease, LeaseReport, Observation, ReplicaFigures
 from simplu_worker.consumers.kinesis.stream.positions import Position
 from simplu_worker.vocabulary import HoldReason
@@ -19,21 +19,19 @@ def lease(key: str, owner: str | None, **more: Any) -> Lease:
 
 def report_of(
     *leases: tuple[Lease, float],
-    own: dict[str, OwnReader] | None = None,
     me: ReplicaFigures = ReplicaFigures(0.25, 2),  # noqa: B008  (frozen)
 ) -> dict[str, Any]:
     observations = {one.lease_key: Observation(one, seen_at) for one, seen_at in leases}
     replica = KnownReplica(ME, "2", me)
     states = {"a": "reading", "c": "unowned"}
-    return fleet_report(observations, states, own or {}, replica, now=100.0)
+    return fleet_report(observations, states, replica, now=100.0)
 
 
 def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
     found = report_of(
-        (lease("a", ME, report=LeaseReport(ME, "2", 9.0, 10.0, 9)), 99.0),
+        (lease("a", ME, report=LeaseReport(ME, "2", 0.25, 10.0, 2)), 99.0),
         (lease("b", OTHER, report=LeaseReport(OTHER, "1", 0.5, 20.0, 1, read_count=7), read_up_to=UP_TO), 97.5),
         (lease("d", OTHER, report=LeaseReport(OTHER, "1", 4.0, 30.0, 0, (), 0.75, 4)), 98.5),
-        own={"a": OwnReader(0.25, 2, 0.125)},
     )
     first, second = found["replicas"]
     assert first == {
@@ -107,13 +105,12 @@ def test_replica_has_its_oldest_held_targets() -> None:
         for key, age_s in (("b", 10.0), ("d", 30.0))
     }
     found = report_of(
-        (lease("a", ME, report=LeaseReport(ME, held=(HeldTarget("shard a", HoldReason.GAP, 9.0),))), 90.0),
+        (lease("a", ME, report=LeaseReport(ME, held=(HeldTarget("shard a", HoldReason.GAP, 5.0),))), 98.0),
         *((lease(key, OTHER, report=report), 98.0) for key, report in rows.items()),
         (lease("e", None, report=LeaseReport(OTHER, held=(HeldTarget("shard e", HoldReason.GAP, 99.0),))), 98.0),
-        own={"a": OwnReader(0.25, 1, 0.125, (HeldTarget("shard a", HoldReason.GAP, 5.0),))},
     )
     own, other = (one["held"] for one in found["replicas"])
-    assert own == [{"streamShard": "a", "target": "shard a", "reason": "gap", "ageSeconds": 5.0}]
+    assert own == [{"streamShard": "a", "target": "shard a", "reason": "gap", "ageSeconds": 7.0}]
     assert [(one["streamShard"], one["target"], one["ageSeconds"]) for one in other] == [
         ("d", "shard d", 32.0),
         ("b", "shard b", 12.0),

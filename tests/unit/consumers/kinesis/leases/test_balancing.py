@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from simplu_worker.consumers.kinesis.leases.balancing import HEAVY, Reach, next_expiry, plan_takes
+from simplu_worker.consumers.kinesis.leases.balancing import HEAVY, Reach, plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON
 
@@ -127,19 +127,6 @@ def _scan(table: Mapping[int, str | None], alive: Iterable[str]) -> dict[str, Ob
         since = FRESH if owner is None or owner in alive else EXPIRED
         found |= seen([owner], since=since, first=number)
     return found
-
-
-def test_next_expiry_is_that_of_the_first_lease_of_another() -> None:
-    finished = Observation(Lease("009", SHARD_END, owner=BAR), NOW - 9.0)
-    observations = (
-        seen([ME], since=NOW - 9.0)
-        | seen([None], since=NOW - 8.0, first=1)
-        | seen([BAR], since=NOW - 4.0, first=2)
-        | seen([BAZ], since=NOW - 5.0, first=3)
-        | {"009": finished}
-    )
-
-    assert next_expiry(observations, held={"000"}, lease_duration_s=DURATION_S) == NOW + 5.0
 
 
 def test_steal_is_never_of_what_is_held() -> None:

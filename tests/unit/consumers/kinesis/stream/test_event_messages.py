@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import struct
-import zlib
-
-import pytest
 from botocore.eventstream import EventStreamBuffer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_local.kinesis.fan_out.event_stream import encode_message
-from simplu_worker.consumers.kinesis.stream.subscriptions import MESSAGE_MAX_BYTES, MessageBuffer, MessageError
+from simplu_worker.consumers.kinesis.stream.subscriptions import MessageBuffer
 
 HEADERS = st.dictionaries(st.text("abc:-", min_size=1, max_size=20), st.text(max_size=30), max_size=3)
 MESSAGES = st.lists(st.tuples(HEADERS, st.binary(max_size=200)), max_size=5)
@@ -33,37 +29,7 @@ def test_messages_are_the_same_in_whatever_parts_they_come(
     assert found == messages == [(message.headers, message.payload) for message in other]
 
 
-def with_headers(head: bytes, payload: bytes = b"{}") -> bytes:
-    prelude = struct.pack(">II", len(head) + len(payload) + 16, len(head))
-    message = prelude + struct.pack(">I", zlib.crc32(prelude)) + head + payload
-    return message + struct.pack(">I", zlib.crc32(message))
-
-
-def flip(message: bytes, at: int) -> bytes:
-    return message[:at] + bytes([message[at] ^ 1]) + message[at + 1 :]
-
-
 GOOD = encode_message({"name": "text"}, b"payload")
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        *(flip(GOOD, at) for at in (0, 5, 8, 13, len(GOOD) - 6, len(GOOD) - 1)),
-        with_headers(b"\x04name\x0a"),
-        with_headers(b"\x04name\x07\xff\xff"),
-        with_headers(b"\x09name"),
-        with_headers(b"\x02\xff\xfe\x00"),
-        struct.pack(">II", MESSAGE_MAX_BYTES + 1, 0)
-        + struct.pack(">I", zlib.crc32(struct.pack(">II", MESSAGE_MAX_BYTES + 1, 0))),
-        struct.pack(">II", 20, 8) + struct.pack(">I", zlib.crc32(struct.pack(">II", 20, 8))),
-    ],
-)
-def test_broken_message_is_an_error(broken: bytes) -> None:
-    buffer = MessageBuffer()
-    buffer.add(broken + b"x" * 40)
-    with pytest.raises(MessageError):
-        buffer.take()
 
 
 def test_size_is_known_before_the_message_is_there() -> None:
