@@ -40,14 +40,9 @@ def uuid7(at: datetime, random: UUID) -> UUID:
 APART_MOST_S: Final = 60.0
 
 
-def are_apart(ahead_s: float) -> bool:
-    """Return whether one clock is too far ahead of another one, or behind it."""
-    return not -APART_MOST_S <= ahead_s <= APART_MOST_S
-
-
 def shard_problem(ahead_s: float) -> str | None:
     """Return why a shard is held whose clock is *ahead_s* before this machine's; None if it is not."""
-    if not are_apart(ahead_s):
+    if -APART_MOST_S <= ahead_s <= APART_MOST_S:
         return None
     direction = "ahead of" if ahead_s > 0 else "behind"
     return (

@@ -434,10 +434,9 @@ class _LaggardCatchUps(CatchUps):
 
 
 class _OneParentEnd(StreamShardEnd):
-    async def check(self, lease: Lease, child_shards: Sequence[ChildShard]) -> bool:
+    async def note(self, lease: Lease, child_shards: Sequence[ChildShard]) -> None:
         for child in child_leases(child_shards):
             await self._table.create(child)
-        return bool(child_shards) or await super().check(lease, child_shards)
 
 
 class _CredulousCursor(Cursor):

@@ -34,7 +34,10 @@ async def table(dynamodb: Client) -> LeaseTable:
 @pytest.fixture
 async def taken(table: LeaseTable) -> Lease:
     await table.create(NEW)
-    lease = await table.take(NEW, ME)
+    return sure(await table.take(NEW, ME))
+
+
+def sure(lease: Lease | None) -> Lease:
     assert lease is not None
     return lease
 
@@ -134,12 +137,9 @@ async def test_take_has_one_winner_when_many_try(table: LeaseTable) -> None:
 
 async def test_renewal_writes_the_report_of_its_owner(table: LeaseTable, taken: Lease) -> None:
     report = LeaseReport(ME, "1.0", lag_s=0.5, records_per_s=12.0, held_count=2)
-    first = await table.renew(taken, ME, report=report)
-    assert first is not None
-    second = await table.renew(first, ME)
-    assert second is not None
-    by_other = await table.take(second, OTHER)
-    assert by_other is not None
+    first = sure(await table.renew(taken, ME, report=report))
+    second = sure(await table.renew(first, ME))
+    by_other = sure(await table.take(second, OTHER))
 
     assert [lease.report for lease in (taken, first, second, by_other)] == [None, report, report, None]
     assert await table.scan() == [by_other]
@@ -148,8 +148,7 @@ async def test_renewal_writes_the_report_of_its_owner(table: LeaseTable, taken: 
 async def test_request_reaches_the_owner_with_its_next_renewal(table: LeaseTable, taken: Lease) -> None:
     retry = HoldRetry("1", "shard s-1")
     assert await table.write_retry(taken, retry)
-    renewed = await table.renew(taken, ME)
-    assert renewed is not None
+    renewed = sure(await table.renew(taken, ME))
     assert await table.take(renewed, OTHER) is not None
     assert not await table.write_retry(renewed, HoldRetry("2"))
 
@@ -158,16 +157,11 @@ async def test_request_reaches_the_owner_with_its_next_renewal(table: LeaseTable
 
 
 async def test_lease_is_given_away_until_it_is_taken_or_kept(table: LeaseTable, taken: Lease) -> None:
-    given = await table.renew(taken, ME, is_given_away=True)
-    assert given is not None
-    kept = await table.renew(given, ME)
-    assert kept is not None
-    again = await table.renew(kept, ME, is_given_away=True)
-    assert again is not None
-    by_other = await table.take(again, OTHER)
-    assert by_other is not None
-    by_me = await table.take(by_other, ME)
-    assert by_me is not None
+    given = sure(await table.renew(taken, ME, is_given_away=True))
+    kept = sure(await table.renew(given, ME))
+    again = sure(await table.renew(kept, ME, is_given_away=True))
+    by_other = sure(await table.take(again, OTHER))
+    by_me = sure(await table.take(by_other, ME))
 
     assert [one.is_given_away for one in (taken, given, kept, again, by_other, by_me)] == [False, True] * 2 + [
         False
@@ -175,8 +169,7 @@ async def test_lease_is_given_away_until_it_is_taken_or_kept(table: LeaseTable, 
 
 
 async def test_renewal_and_checkpoint_are_one_write(table: LeaseTable, taken: Lease) -> None:
-    renewed = await table.renew(taken, ME)
-    assert renewed is not None
+    renewed = sure(await table.renew(taken, ME))
     checkpointed = await table.renew(renewed, ME, Position(17, 3))
 
     assert renewed == replace(taken, counter=2)
@@ -290,21 +283,16 @@ def request_count(operation: str, outcome: str) -> float:
 async def test_renew_notes_how_far_the_reader_is_ahead_and_removes_it(table: LeaseTable) -> None:
     ahead = ReadAhead(Position(40, 2), frozenset({"tenant:a-x"}))
     await table.create(Lease("a", TRIM_HORIZON))
-    taken = await table.take(Lease("a", TRIM_HORIZON), ME)
-    assert taken is not None
-    noted = await table.renew(taken, ME, Position(17), ahead=ahead)
-    assert noted is not None
+    taken = sure(await table.take(Lease("a", TRIM_HORIZON), ME))
+    noted = sure(await table.renew(taken, ME, Position(17), ahead=ahead))
     kept = await table.renew(noted, ME)
     assert (noted.ahead, kept and kept.ahead) == (ahead, ahead)
     assert kept is not None
 
     assert await table.renew(noted, ME, Position(17), ahead=ahead) == kept  # an answer that was lost
     await table.release(kept, ME, Position(18), ahead=ahead)
-    found = await table.find("a")
-    assert found is not None
-    retaken = await table.take(found, ME)
-    assert retaken is not None
+    found = sure(await table.find("a"))
+    retaken = sure(await table.take(found, ME))
     assert (retaken.checkpoint, retaken.ahead) == (Position(18), ahead)
-    cleared = await table.renew(retaken, ME, Position(50), ahead=None)
-    assert cleared is not None
+    cleared = sure(await table.renew(retaken, ME, Position(50), ahead=None))
     assert (cleared.checkpoint, cleared.ahead) == (Position(50), None)

@@ -35,7 +35,7 @@ from simplu_worker.vocabulary import Source, StreamReader, StreamRetry, Subscrip
 
 READ_MAX_BYTES: Final = 512 * 1024  # five a second are more than the quota; larger replies only take more memory
 EXPIRY_MARGIN: Final = timedelta(minutes=1)
-BARE_ENDS_ACCEPTED: Final = 3
+OLDEST_LOOKS: Final = 3
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +66,7 @@ class StreamShardAccess:
 
         Raises RetryableError. A reply may look like the end by mistake, so the absence has to show several times.
         """
-        for _ in range(BARE_ENDS_ACCEPTED):
+        for _ in range(OLDEST_LOOKS):
             if (found := await self.find_first(stream_shard_id, positions.TrimHorizon())) is not None:
                 return found
         return None
@@ -123,15 +123,14 @@ class Cursor:
         self._expires_at = expires_at
         self._iterator: str | None = None
         self._held_bytes = 0
-        self._bare_ends = 0  # in a row, without a record between them
         self.read_bytes = 0
         self.read_records = 0
         self.millis_behind: int | None = None
         self.replied_at = loop_time()  # or it began then
         self.last_arrival: datetime | None = None  # of the records of the last reply; None if it had none
         self.asked_at = 0.0  # for the last reply, which shows the stream shard as it was at this time or later
-        self.is_at_end = False  # by the last reply; a further read may prove it wrong
-        self.is_closed = False  # the last reply has no iterator for another one; not every such end is accepted
+        self.is_at_end = False  # by the last reply
+        self.is_closed = False  # the last reply has no iterator for another one
         self.child_shards: tuple[client.ChildShard, ...] = ()
         self.trouble: str | None = None
         self.refusal: str | None = None  # the trouble, where only an operator can end it
@@ -223,12 +222,7 @@ class Cursor:
             instruments.KINESIS_STREAM_SHARD_RECORDS.labels(self._access.stream_shard_id).inc(len(reply.records))
 
     def _detect_end(self, reply: client.Reply) -> bool:
-        # The KCL reads again after an end without children. Some emulators never name them: several in a row count.
-        if reply.next_iterator is not None or reply.child_shards:
-            self._bare_ends = 0
-            return reply.next_iterator is None
-        self._bare_ends = 1 if reply.records else self._bare_ends + 1
-        return self._bare_ends >= BARE_ENDS_ACCEPTED
+        return reply.next_iterator is None and bool(reply.child_shards)  # else it is read again, as by the KCL
 
     def _end_trouble(self) -> None:
         self.trouble, self.refusal, self.is_gone = None, None, False

@@ -276,23 +276,20 @@ class LeaseAncestry:
 
 
 class StreamShardEnd:
-    """Decides whether a reply without an iterator is the end."""
+    """Prepares the end of a stream shard: the leases of its children."""
 
     def __init__(self, table: LeaseTable, syncer: LeaseSyncer, *, me: str) -> None:
         """*me* is the owner under which this process took the lease."""
         self._table = table
         self._me = me
         self._syncer = syncer
-        self._is_known_closed = False
 
-    async def check(self, lease: Lease, child_shards: Sequence[ChildShard]) -> bool:
-        """Create the leases of the children and list them in *lease*; return whether it has ended.
+    async def note(self, lease: Lease, child_shards: Sequence[ChildShard]) -> None:
+        """Create the leases of the children and list them in *lease*.
 
         The leases of both parents of a merge exist before that of their child, which would take one without for read.
         """
         children = child_leases(child_shards)
-        if not children:
-            return await self._check_bare_end(lease)
         other_parents = {parent for child in children for parent in child.parents} - {lease.lease_key}
         if None in [await self._table.find(parent) for parent in sorted(other_parents)]:
             await self._syncer.sync()
@@ -305,15 +302,6 @@ class StreamShardEnd:
                     checkpoint=child.checkpoint.checkpoint,
                 )
         await self._table.write_children(lease, self._me, [child.lease_key for child in children])
-        return True
-
-    async def _check_bare_end(self, lease: Lease) -> bool:
-        # A reply to an open stream shard may look like the end: only a read that began after the listing proves it.
-        if self._is_known_closed:
-            return True
-        listed = {shard.stream_shard_id: shard for shard in await self._syncer.sync()}
-        self._is_known_closed = lease.lease_key not in listed or not listed[lease.lease_key].is_open
-        return False
 
 
 PARENT_CHECKS_PER_DURATION: Final = 10
@@ -460,11 +448,10 @@ class LeaseHolder:
     async def is_end(self, child_shards: tuple[ChildShard, ...]) -> bool:
         """See `ReaderLease`."""
         try:
-            is_end = await self._end.check(self._renewer.lease, child_shards)
+            await self._end.note(self._renewer.lease, child_shards)
         except (RetryableError, PermanentError) as exc:
             log.warning("stream_shard.end_deferred", stream_shard_id=self.lease_key, error=str(exc))
-            is_end = False
-        if not is_end:
             await asyncio.sleep(END_RETRY_PAUSE_S)
+            return False
         self._renewer.request()
-        return is_end
+        return True

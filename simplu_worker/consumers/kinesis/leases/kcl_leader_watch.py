@@ -44,8 +44,8 @@ class KclLeaderWatch:
     def __init__(self, client: Client, table: LeaseTable, kcl_tables: KclTables, *, follows: bool = False) -> None:
         """With *follows* the replica takes what the leader assigns to it."""
         self._requests = TableRequests(client)
-        self._table = table
-        self._kcl_tables = kcl_tables
+        self.table = table
+        self.kcl_tables = kcl_tables
         self.follows = follows
         self._states: tuple[kcl_leader.KclState, ...] = ()  # at the last looks, newest first
         self._owners: list[str] = []
@@ -57,24 +57,8 @@ class KclLeaderWatch:
 
     @property
     def state(self) -> kcl_leader.KclState | None:
-        """The state at the last look, with the modes of the last scan; None before."""
-        looked, scanned = next(iter(self._states), None), self._scanned()
-        return looked and msgspec.structs.replace(
-            looked,
-            client_versions=scanned.client_versions or looked.client_versions,
-            table_states=scanned.table_states | looked.table_states,
-            version_tables=scanned.version_tables | looked.version_tables,
-        )
-
-    @property
-    def lease_table(self) -> str:
-        """The name of the lease table."""
-        return self._table.name
-
-    @property
-    def metrics_table(self) -> str:
-        """The name of the table of worker metrics, which need not exist."""
-        return self._kcl_tables.worker_metrics
+        """The state at the last look; None before."""
+        return next(iter(self._states), None)
 
     @property
     def leaders(self) -> str | None:
@@ -88,7 +72,7 @@ class KclLeaderWatch:
         if self.follows or (names := self.leaders) is None:
             return None
         return (
-            f"table {self._table.name}: the Kinesis Client Library 3.x at {names} assigns its leases; "
+            f"table {self.table.name}: the Kinesis Client Library 3.x at {names} assigns its leases; "
             "stop that application, set KINESIS_APPLICATION_NAME to another name, or KINESIS_KCL_FOLLOWER=true to be "
             "assigned leases by it"
         )
@@ -98,16 +82,16 @@ class KclLeaderWatch:
         """What the KCL's application is about to do; None when that is nothing, or it leads already."""
         state = self.state
         text = None if state is None or self.is_leading or self.follows else kcl_leader.outlook_of(state)
-        return text and f"table {self._table.name}: {text}"
+        return text and f"table {self.table.name}: {text}"
 
     async def check(self) -> None:
         """Look for a leader in the last scan of the lease table, and in the KCL's other tables.
 
         A table that may not be read counts as empty. Raises RetryableError, and keeps the last result then.
         """
-        coordinator, workers = self._kcl_tables.coordinator, self._kcl_tables.worker_metrics
+        coordinator, workers = self.kcl_tables.coordinator, self.kcl_tables.worker_metrics
         rows: list[tuple[str, Sequence[LeaseRow]]] = [
-            (self._table.name, self._table.other_rows),
+            (self.table.name, self.table.other_rows),
             (coordinator, await self._unless_missing(coordinator, self._find_coordinator_rows(coordinator))),
         ]
         if kcl_leader.state_of(rows).is_version_leading:  # else the workers do not matter
@@ -117,10 +101,8 @@ class KclLeaderWatch:
         self._states = (state, *self._states)[: kcl_leader.LOOKS]
 
     def _leading_owners(self) -> list[str]:
-        return self._owners or kcl_leader.new_leaders(self._scanned(), next(iter(self._states), None))
-
-    def _scanned(self) -> kcl_leader.KclState:
-        return kcl_leader.state_of([(self._table.name, self._table.other_rows)])
+        scanned = kcl_leader.state_of([(self.table.name, self.table.other_rows)])
+        return self._owners or kcl_leader.new_leaders(scanned, self.state)
 
     async def _unless_missing(self, table: str, reading: Awaitable[Sequence[LeaseRow]]) -> Sequence[LeaseRow]:
         try:
@@ -193,10 +175,10 @@ class KclFollower:
 
     async def _write(self, state: kcl_leader.KclState) -> None:
         # A KCL before 3.5 expects no such rows among the leases; an application that began with 3.5 has no other table.
-        lease_table, metrics_table = self._watch.lease_table, self._watch.metrics_table
+        lease_table = self._watch.table.name
         if not kcl_leader.has_moved_metrics(state):
             try:
-                return await self._put(metrics_table, METRICS_KEY)
+                return await self._put(self._watch.kcl_tables.worker_metrics, METRICS_KEY)
             except TableMissingError:
                 if lease_table not in state.version_tables:
                     raise

@@ -483,9 +483,6 @@ class _Changes:
         return " ".join(parts if self.removes else parts[:1])
 
 
-AUDITS_UNTIL_SYNC: Final = 3  # a reshard passes through a hole; the same hole so often in a row lacks a lease (KCL)
-
-
 class LeaseSyncer:
     """Creates leases from listings; raises RetryableError or PermanentError, as stream and table do."""
 
@@ -495,8 +492,6 @@ class LeaseSyncer:
         self._table = table
         self._position = position
         self._utc = utc
-        self._hole: positions.HashRange | None = None
-        self._seen_count = 0  # audits in a row that found this hole
 
     async def sync_at_start(self, leases: Sequence[Lease]) -> list[Lease]:
         """Create the leases missing at the start; return all."""
@@ -523,22 +518,15 @@ class LeaseSyncer:
             log.info("lease.created", stream_shard_id=lease.lease_key, parent=None, checkpoint=start)
         return created
 
-    async def sync(self) -> list[StreamShard]:
-        """List the stream and create the missing leases; return the listing."""
-        leases = await self._table.scan()
-        listing = await self._list_all()
-        await self._create(await self._find_missing(leases, listing))
-        return listing
+    async def sync(self) -> list[Lease]:
+        """List the stream and create the missing leases; return those."""
+        leases, listing = await self._table.scan(), await self._list_all()
+        return await self._create(await self._find_missing(leases, listing))
 
     async def audit(self, leases: Iterable[Lease]) -> None:
-        """Look for a hole in the *leases* of a scan; create the missing ones when it stays."""
-        hole = shard_tree.first_hole_in_leases(leases)
-        self._seen_count = self._seen_count + 1 if hole is not None and hole == self._hole else int(hole is not None)
-        self._hole = hole
-        if self._seen_count >= AUDITS_UNTIL_SYNC:
-            self._hole, self._seen_count = None, 0
+        """Look for a hole in the *leases* of a scan, which may be a stale one; create those that are missing."""
+        if shard_tree.first_hole_in_leases(leases) is not None and await self.sync():
             log.warning("leases.incomplete", stream=self._stream.name)
-            await self.sync()
 
     def _initial_position(self) -> shard_tree.InitialPosition:
         if isinstance(self._position, datetime):

@@ -93,7 +93,7 @@ class ReaderLease(Protocol):
         """Return the parents of the stream shard and their parents."""
 
     async def is_end(self, child_shards: tuple[ChildShard, ...]) -> bool:
-        """Return whether a reply without an iterator is the end of the stream shard."""
+        """Prepare the end of the stream shard, with these children; return whether that is done."""
 
 
 class ReaderProgress:

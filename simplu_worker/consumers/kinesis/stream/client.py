@@ -347,9 +347,7 @@ class StreamConsumers:
     async def _find_stream_arn(self) -> str:
         if self._stream_arn is None:
             reply = await self._call("describe_stream_summary", StreamName=self._name_or_arn)
-            self._stream_arn = reply["StreamDescriptionSummary"]["StreamARN"]
-        if self._stream_arn is None:
-            raise RetryableError(f"stream {self._name_or_arn}: expected its ARN in its description, got none")
+            self._stream_arn = str(reply["StreamDescriptionSummary"]["StreamARN"])
         return self._stream_arn
 
     async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
