@@ -154,9 +154,9 @@ def test_deaggregation_stops_at_the_most_parts(count: int, *, is_too_many: bool)
 )
 def test_field_that_is_unknown_is_passed_over(field: bytes) -> None:
     for message in (field + KEYS + ONE, KEYS + field + ONE, KEYS + ONE + field):
-        assert taken_apart(sealed(message)) == [SubRecord("k0", None, b"one", 0)]
+        assert deaggregate(sealed(message)) == [SubRecord("k0", None, b"one", 0)]
     record = packed_record(0, None, b"one", field)
-    assert taken_apart(sealed(KEYS + record)) == [SubRecord("k0", None, b"one", 0)]
+    assert deaggregate(sealed(KEYS + record)) == [SubRecord("k0", None, b"one", 0)]
 
 
 @pytest.mark.parametrize(
@@ -177,8 +177,8 @@ def test_field_that_is_unknown_is_passed_over(field: bytes) -> None:
     ],
 )
 def test_field_of_no_protobuf_makes_it_an_ordinary_record(field: bytes) -> None:
-    assert taken_apart(sealed(KEYS + ONE + field)) is None
-    assert taken_apart(sealed(KEYS + packed_record(0, None, b"one", field))) is None
+    assert deaggregate(sealed(KEYS + ONE + field)) is None
+    assert deaggregate(sealed(KEYS + packed_record(0, None, b"one", field))) is None
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_field_of_no_protobuf_makes_it_an_ordinary_record(field: bytes) -> None:
     ],
 )
 def test_hash_key_is_a_number_of_128_bits(hash_key: str, *, is_one: bool) -> None:
-    found = taken_apart(aggregate([("k", hash_key, b"x")]))
+    found = deaggregate(aggregate([("k", hash_key, b"x")]))
     assert found == ([SubRecord("k", hash_key, b"x", 0)] if is_one else None)
 
 
