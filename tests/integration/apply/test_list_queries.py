@@ -195,48 +195,19 @@ async def test_unknown_time_zone_is_the_outcome_of_the_list_alone(dated: TenantC
     assert (await dated.result(asked))["member"] == "settings.timezone"
 
 
-PROBLEMS: dict[str, tuple[Any, Any]] = {
-    "filters.v": ({"v": {"like": "a"}}, {}),
-    "filters.w": ({"w": {}}, {}),
-    "filters.x": ({"x": {"from": 1, "to": "b"}}, {}),
-    "filters.y": ({"y": {"from": [1]}}, {}),
-    "filters.z.in": ({"z": {"in": []}}, {}),
-    "filters.a.exists": ({"a": {"exists": 1}}, {}),
-    "filters.c.d.equals": ({"c.d": [1]}, {}),
-    "filters.c..d": ({"c..d": 1}, {}),
-    "filters.date": ({"date": "today"}, {}),
-    "filters": ({f"m{number}.n": 1 for number in range(21)}, {}),
-    "pagination.sort": ({}, {"sort": {"by": {"a": 1}}}),
-    "pagination.sort.by": ({}, {"sort": {"by": ""}}),
-    "pagination.after": ({}, {"after": "abc"}),
-    "pagination.total": ({}, {"total": "yes"}),
-}
-
-
 async def test_query_that_cannot_be_meant_has_an_outcome(tenant: TenantCase) -> None:
-    lists = [tenant.operation("list", None, filters=one, pagination=paging) for one, paging in PROBLEMS.values()]
+    await fill(tenant, 10)
+    after = (await listed(tenant, {}, limit=2))["next"]
+    lists = [
+        tenant.operation("list", None, filters={"v": {"like": "a"}}),
+        tenant.operation("list", None, filters={"v": 1}, pagination={"after": after}),
+    ]
 
     outcomes = await tenant.apply(*lists, tenant.operation("create", "r1", {}))
 
-    assert outcomes == [INVALID] * len(lists) + [SUCCEEDED]
-    assert [(await tenant.result(one))["member"] for one in lists] == list(PROBLEMS)
-
-
-async def test_cursor_of_another_list_is_refused(tenant: TenantCase) -> None:
-    await fill(tenant, 10)
-    after = (await listed(tenant, {}, limit=2))["next"]
-    others = [
-        tenant.operation("list", None, filters={"v": 1}, pagination={"after": after}),
-        tenant.operation("list", None, pagination={"after": after, "sort": {}}),
-        tenant.operation("list", None, pagination={"after": after}, resource_type="treatment"),
-    ]
-
-    assert await tenant.apply(*others) == [INVALID] * 3
-    list_id, *keys = json.loads(base64.b64decode(after))
-    assert keys[:4] == [False, 0, "0", ""]
-    for odd in ([False, 2**40, "0", ""], [False, 0, "--1", ""], [False, 0, "1e9", ""], [False, 0, "0", "\0"]):
-        cursor = base64.b64encode(json.dumps([list_id, *odd, "r1"]).encode()).decode()
-        assert await tenant.apply(tenant.operation("list", None, pagination={"after": cursor})) == [INVALID], odd
+    assert outcomes == [INVALID, INVALID, SUCCEEDED]
+    assert [(await tenant.result(one))["member"] for one in lists] == ["filters.v", "pagination.after"]
+    assert json.loads(base64.b64decode(after))[1:5] == [False, 0, "0", ""]
 
 
 @pytest.mark.slow(10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -21,7 +21,7 @@ from simplu_worker.operations.json_record import (
     short_text,
     utc_text,
 )
-from simplu_worker.operations.operation import Days, ListProblem, Operation, Origin, RejectedRecord, derived_request_id
+from simplu_worker.operations.operation import Operation, Origin, RejectedRecord, derived_request_id
 from simplu_worker.vocabulary import DeadLetterReason, OperationKind, Source
 
 MAX_BYTES = 20_000_000
@@ -362,64 +362,6 @@ def test_record_is_too_large_when_it_passes_the_bound() -> None:
         request_id="request-1",
         resource_id="a-1",
     )
-
-
-@pytest.mark.parametrize(
-    ("pagination", "expected"),
-    [
-        (..., (1, 100)),
-        ({}, (1, 100)),
-        ({"page": 3}, (3, 100)),
-        ({"limit": 7}, (1, 7)),
-        ({"page": None, "limit": None}, (1, 100)),
-        ({"page": 1, "limit": 1, "cursor": "x"}, (1, 1)),
-        ({"limit": LIST_LIMIT}, (1, LIST_LIMIT)),
-        ({"limit": LIST_LIMIT + 1}, (1, LIST_LIMIT)),
-        ({"page": 10**30, "limit": 10**30}, (2**31, LIST_LIMIT)),
-    ],
-)
-def test_pagination_has_defaults_and_bounds(pagination: Any, expected: tuple[int, int]) -> None:
-    query = decoded("list", pagination=pagination).query
-
-    assert query is not None
-    assert (query.page, query.limit) == expected
-
-
-def day_bounds(first: str | None, last: str | None, *, is_one: bool) -> Days:
-    first_day, last_day = (None if one is None else date.fromisoformat(one) for one in (first, last))
-    return Days(first_day, last_day, is_one=is_one)
-
-
-@pytest.mark.parametrize(
-    ("filters", "expected"),
-    [
-        ({"date": "2026-01-31"}, ("2026-01-31", "2026-01-31")),
-        ({"startDate": "2026-01-01"}, ("2026-01-01", None)),
-        ({"endDate": "2026-01-31"}, (None, "2026-01-31")),
-        ({"startDate": "2026-01-01", "endDate": "2026-01-31"}, ("2026-01-01", "2026-01-31")),
-        ({"date": "2026-01-15", "startDate": "2026-01-01", "endDate": "2026-01-31"}, ("2026-01-15", "2026-01-15")),
-        ({"date": "2026-01-15", "startDate": "2026-01-20"}, ("2026-01-20", "2026-01-15")),
-        ({"date": "2026-01-31T23:30:00-01:00"}, ("2026-02-01", "2026-02-01")),
-        ({"date": None, "startDate": None}, (None, None)),
-        ({"date": "0001-01-01"}, ("0001-01-01", "0001-01-01")),
-        ({"endDate": "9999-12-31"}, (None, "9999-12-31")),
-    ],
-)
-def test_day_filters_bound_the_date(filters: Any, expected: tuple[str | None, str | None]) -> None:
-    query = decoded("list", filters=filters | {"status": "open"}).query
-
-    assert query is not None
-    is_one = filters.get("date") is not None
-    assert (query.members, query.days) == ('{"status":"open"}', day_bounds(*expected, is_one=is_one))
-
-
-@pytest.mark.parametrize("value", ["", "soon", 20260131, True, [], {}, "2026-02-30", "\ud800", "\0", 1e9])
-@pytest.mark.parametrize("name", ["date", "startDate", "endDate"])
-def test_list_has_a_problem_when_a_day_filter_is_no_day(name: str, value: Any) -> None:
-    query = decoded("list", filters={name: value}).query
-
-    assert query is not None
-    assert query.problem == ListProblem(f"filters.{name}", EXPECTED_TIME)
 
 
 def test_filters_keep_the_text_of_their_values() -> None:
