@@ -20,7 +20,7 @@ import msgspec
 from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.vocabulary import Failure, Source
 
-CAREFUL_COUNT: Final = 32  # batches in the form with `ON CONFLICT` from a row that existed on
+CAREFUL_COUNT: Final = 8  # batches in the form with `ON CONFLICT` from a row that existed on
 
 
 class DuplicateMemory:
