@@ -3,9 +3,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, fleet_report
-from simplu_worker.consumers.kinesis.leases.lease import HeldTarget, Lease, LeaseReport, Observation, ReplicaFigures
-from simplu_worker.consumers.kinesis.stream.positions import Position
+from msgspec import structs
+
+from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, fleet_report, lone_report
+from simplu_worker.consumers.kinesis.leases.lease import (
+    HeldTarget,
+    Lease,
+    LeaseReport,
+    Observation,
+    ReplicaFigures,
+    TopTenant,
+)
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.vocabulary import HoldReason
 
 ME, OTHER, KCL = "me:1:a", "other:2:b", "kcl-worker"
@@ -116,3 +125,61 @@ def test_replica_has_its_oldest_held_targets() -> None:
         ("b", "shard b", 12.0),
         ("b", "tenant t", 3.0),
     ]
+
+
+def test_replica_without_a_stream_is_alone_in_its_report() -> None:
+    found = lone_report(KnownReplica(ME, "2"))
+    (one,) = found["replicas"]
+    assert (one["replica"], one["isThis"], one["version"], one["leases"], one["isSilent"]) == (ME, True, "2", 0, False)
+    assert (found["streamShards"], found["counts"]) == ([], {"replicas": 1, "leases": 0, "unowned": 0, "ended": 0})
+
+
+def test_states_are_those_of_the_replica_and_of_the_rows() -> None:
+    held = (HeldTarget("tenant t", HoldReason.GAP, 1.0),)
+    ended = structs.replace(lease("e", OTHER, report=LeaseReport(OTHER, "1", held=held)), checkpoint=SHARD_END)
+    found = report_of(
+        (lease("a", ME), 100.5),
+        (lease("b", OTHER), 90.0),
+        (lease("c", None, report=LeaseReport(OTHER, "1", held=held)), 10.0),
+        (lease("d", KCL), 100.0),
+        (ended, 10.0),
+    )
+    names = ("streamShard", "owner", "state", "readKBps", "isSilent", "seenSecondsAgo")
+    assert [tuple(one[name] for name in names) for one in found["streamShards"]] == [
+        ("a", ME, "reading", 2.5, False, 0.0),
+        ("b", OTHER, "elsewhere", 2.5, False, 10.0),
+        ("c", None, "unowned", None, False, 90.0),
+        ("d", KCL, "elsewhere", None, False, 0.0),
+        ("e", None, "ended", None, False, 90.0),
+    ]
+    assert found["counts"] == {"replicas": 3, "leases": 3, "unowned": 1, "ended": 1}
+    replicas = [(one["replica"], one["version"], one["held"], one["seenSecondsAgo"]) for one in found["replicas"]]
+    assert replicas == [(ME, "2", [], 0.0), (KCL, None, [], 0.0), (OTHER, "1", [], 10.0)]
+
+
+def test_replica_is_silent_once_all_of_its_leases_are() -> None:
+    found = report_of(
+        (lease("a", ME), 1.0), (lease("b", OTHER), 1.0), (lease("d", OTHER), 99.0), (lease("f", KCL), 1.0)
+    )
+    assert [(one["replica"], one["isSilent"]) for one in found["replicas"]] == [
+        (ME, False),
+        (KCL, True),
+        (OTHER, False),
+    ]
+
+
+def test_top_tenants_are_those_of_the_last_report_of_a_replica() -> None:
+    reports = [
+        LeaseReport(OTHER, "1", top=(TopTenant("t", shard, took_s),)) for shard, took_s in (("x", 1.0), ("y", 2.00049))
+    ]
+    found = report_of((lease("b", OTHER, report=reports[1]), 99.0), (lease("d", OTHER, report=reports[0]), 98.0))
+    assert found["replicas"][1]["topTenants"] == [{"shardId": "y", "tenant": "t", "lastMinute": {"seconds": 2.0}}]
+
+
+def test_age_of_a_hold_grows_since_it_was_told() -> None:
+    report = LeaseReport(OTHER, "1", held=(HeldTarget("tenant t", HoldReason.GAP, 1.0),))
+    ages = [
+        report_of((lease("b", OTHER, report=report), seen_at))["replicas"][1]["held"][0]["ageSeconds"]
+        for seen_at in (101.0, 99.5)
+    ]
+    assert ages == [1.0, 1.5]

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from simplu_worker.consumers.kinesis.fleet.fleet_report import read_status
+from simplu_worker.consumers.kinesis.fleet.fleet_report import hold_reason, read_status
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, HashRange, Position
 from simplu_worker.shards.types import StreamPosition
+from simplu_worker.vocabulary import Absence
 
 EARLY, LATE = datetime(2026, 1, 1, 8, tzinfo=UTC), datetime(2026, 1, 1, 9, tzinfo=UTC)
 HELD = TenantSet(["held-main"]).encode()
@@ -125,3 +126,36 @@ def test_time_in_the_row_counts_where_the_lease_has_none() -> None:
     assert read_status([structs.replace(CHILD, read_up_to=None)], "t").up_to([{"child": row}]) == EARLY
     fresh = structs.replace(CHILD, checkpoint=TRIM_HORIZON)
     assert read_status([fresh], "t").up_to([{"child": StreamPosition("TRIM_HORIZON", parents_done=True)}]) == LATE
+
+
+def test_stream_that_is_not_known_whole_has_no_stream_shards() -> None:
+    assert read_status([ROWS["low"]], "t").stream_shard_ids == ()
+
+
+def test_what_is_held_counts_only_where_the_row_is_read_ahead() -> None:
+    shards = [{"child": StreamPosition("5/3", held=tuple(HELD), parents_done=True, read_up_to=EARLY)}]
+    assert read_status([structs.replace(CHILD, read_up_to=None)], "other-main").up_to(shards) == EARLY
+    ahead = structs.replace(CHILD, ahead=ReadAhead(Position(7), HELD))
+    assert read_status([ahead], "other-main").up_to(shards) == EARLY
+    two = structs.replace(CHILD, parents=frozenset({"parent", "other"}))
+    rows = {"child": StreamPosition("5/3"), "parent": StreamPosition("SHARD_END")}
+    assert read_status([two], "other-main").up_to([rows]) is None
+    assert read_status([two], "other-main").up_to([rows | {"other": StreamPosition("SHARD_END")}]) == LATE
+
+
+@pytest.mark.parametrize(
+    ("home", "rows", "is_paused", "expected"),
+    [
+        (Absence.MOVING, "late holding", True, "moving"),
+        ("shard-1", "late holding", True, "paused"),
+        ("shard-1", "late holding", False, "other_replica"),
+        (None, "late holding", False, "other_replica"),
+        ("shard-1", "late", False, None),
+        ("shard-1", None, False, None),
+    ],
+)
+def test_reason_of_a_hold(
+    home: str | Absence | None, rows: str | None, expected: str | None, *, is_paused: bool
+) -> None:
+    status = None if rows is None else read_status([ROWS[name] for name in rows.split()], "held-main")
+    assert hold_reason(home, status, is_paused=is_paused) == expected
