@@ -647,7 +647,7 @@ async def test_old_numbers_are_no_numbers(page: BrowserTab) -> None:
     script = f"import('/page/overview.js').then(({{tilesOf}}) => tilesOf({json.dumps(known)}))"
     tiles = {one["label"]: (one["value"], one.get("isGrey", False)) for one in await page.evaluate(script)}
     assert tiles == {
-        "replicas, 1 silent": ("0", False),
+        "replica, 1 silent": ("0", False),
         "stream shards": ("1", False),
         "highest lag: last seen 42.0 s ago": ("–", True),
         "records, all replicas: not known": ("–", True),
