@@ -34,12 +34,12 @@ from simplu_worker.shards.routing.locator import Locator, StaticMap, pin_in_file
 from simplu_worker.shards.settling import Transfer, read_transfer
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
+from simplu_worker.transfers.engine import run_at_once
 from simplu_worker.transfers.moving.checksums import Comparison, TypeSum
 from simplu_worker.transfers.moving.mover import PAUSE, Mover
 from simplu_worker.transfers.moving.places import TenantPlaces, check_room, fetch_capacities, find_places, has_business
 from simplu_worker.transfers.moving.readiness import MovePlan, check_shards, plan_move
 from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions, MoveStatus
-from simplu_worker.transfers.patience import run_at_once
 from simplu_worker.vocabulary import MoveOutcome, TransferKind, TransferStep
 
 DIFFERS: Final = (

@@ -23,7 +23,7 @@ from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.settling import read_tenant
 from simplu_worker.transfers import QUERIES
-from simplu_worker.transfers.patience import run_in_pages, run_until_won
+from simplu_worker.transfers.engine import run_in_pages, run_until_won
 from simplu_worker.vocabulary import TenantState
 
 AT_REST: Final = frozenset({TenantState.ACTIVE, TenantState.MOVED, TenantState.DESTROYING, TenantState.DESTROYED})

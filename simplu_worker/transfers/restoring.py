@@ -32,7 +32,6 @@ from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import find_addresses
 from simplu_worker.shards.settling import (
-    FIRST,
     CarriedPosition,
     MovingTenant,
     RowKey,
@@ -44,20 +43,17 @@ from simplu_worker.shards.settling import (
 )
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
+from simplu_worker.transfers.engine import Chunk, ChunkPace, Walker, run_in_pages, run_patiently, run_until_won
 from simplu_worker.transfers.journal import Journal
 from simplu_worker.transfers.moving.changes import PAGE_ROWS, Changes, write_changes
 from simplu_worker.transfers.moving.copying import (
     OPERATIONS,
     RESOURCES,
-    ChunkPace,
     CopiedTable,
     copy_chunk,
     find_end,
-    next_pace,
-    slower_after,
 )
 from simplu_worker.transfers.moving.undoing import DROP_ROWS
-from simplu_worker.transfers.patience import run_in_pages, run_patiently, run_until_won
 from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
 
 
@@ -266,7 +262,7 @@ class Restorer:
         self._writes = 0
         self._step = TransferStep.OPEN
         self._detail: dict[str, Any] = {}
-        self._pace = ChunkPace(rest_share=0.0)  # the tenant waits for the whole time
+        self._walker = Walker(ChunkPace(rest_share=0.0))  # the tenant waits for the whole time
         self._fenced_at = 0.0
         self._row_count = 0
 
@@ -387,22 +383,21 @@ class Restorer:
         self._step = TransferStep.REPLACING
 
     async def _export_table(self, file: ExportFile, table: CopiedTable) -> None:
-        after: RowKey | None = FIRST
-        while after is not None:
+        async def export(after: RowKey, row_count: int) -> Chunk:
             began_at, end_of_file = loop_time(), file.byte_count
             try:
                 async with self._writing(TransferStep.OPEN, budget=StatementBudget.KEY_RANGE) as connection:
                     await self._set_deadline(connection, FENCE_S)
-                    answered_at = loop_time()
-                    end = await find_end(connection, table, self._restore.tenant_id, after, self._pace.row_count)
+                    answer_s = loop_time() - began_at
+                    end = await find_end(connection, table, self._restore.tenant_id, after, row_count)
                     count = await file.add(connection, table, self._restore.tenant_id, after, end)
-            except StatementFailedError as exc:
-                self._pace = slower_after(exc, self._pace)
+            except StatementFailedError:
                 file.cut(end_of_file)
-                continue
-            after = end
-            await self._keep_pace(count, began_at, answered_at)
+                raise
             self._show(RestoreStatus("export", sum(file.counts.values())))
+            return Chunk(end, count, answer_s)
+
+        await self._walker.walk(export)
 
     async def _set_deadline(self, connection: Connection, seconds: float | None) -> None:
         status = await connection.execute(
@@ -450,23 +445,19 @@ class Restorer:
 
     async def _copy(self, table: CopiedTable) -> None:
         tenant_id = self._restore.tenant_id
-        after: RowKey | None = FIRST
-        while after is not None:
-            began_at = loop_time()
+
+        async def copy(after: RowKey, row_count: int) -> Chunk:
             async with self._backup.transaction(budget=StatementBudget.KEY_RANGE) as connection:
-                end = await find_end(connection, table, tenant_id, after, self._pace.row_count)
+                end = await find_end(connection, table, tenant_id, after, row_count)
             found_at = loop_time()
-            try:
-                async with self._writing(TransferStep.REPLACING) as connection:
-                    answered_at = loop_time()
-                    chunk = await copy_chunk(self._backup, connection, table, tenant_id, after, end)
-            except StatementFailedError as exc:
-                self._pace = slower_after(exc, self._pace)
-                continue
-            after = end
+            async with self._writing(TransferStep.REPLACING) as connection:
+                answer_s = loop_time() - found_at
+                chunk = await copy_chunk(self._backup, connection, table, tenant_id, after, end)
             self._row_count += chunk.row_count
-            await self._keep_pace(chunk.row_count, began_at, began_at + answered_at - found_at)
             self._show(RestoreStatus("copy", self._row_count))
+            return Chunk(end, chunk.row_count, answer_s)
+
+        await self._walker.walk(copy)
 
     async def _add_log(self) -> None:
         """Add the rows of the log that only the backup has, as the stream may not have them."""
@@ -564,10 +555,3 @@ class Restorer:
         )
         if tenant is None or not await self._journal.note(connection, step, detail, writes=self._writes):
             raise LostRaceError("the journal on the shard is not as this command has left it")
-
-    async def _keep_pace(self, row_count: int, began_at: float, answered_at: float) -> None:
-        now = loop_time()
-        self._pace = next_pace(
-            self._pace, row_count=row_count, took_s=now - began_at, answer_s=max(0.0, answered_at - began_at)
-        )
-        await asyncio.sleep(self._pace.rest_s)

@@ -27,6 +27,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.routing.shard_query import query_with_causes
 from simplu_worker.shards.settling import Transfer, read_transfer
+from simplu_worker.transfers.engine import run_at_once
 from simplu_worker.transfers.moving.balance import WayBack, way_back
 from simplu_worker.transfers.moving.checksums import (
     Comparison,
@@ -46,7 +47,6 @@ from simplu_worker.transfers.moving.undoing import (
     list_left_behind,
     undo_move,
 )
-from simplu_worker.transfers.patience import run_at_once
 from simplu_worker.vocabulary import MoveOutcome, TransferKind
 
 

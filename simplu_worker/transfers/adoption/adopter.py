@@ -44,7 +44,7 @@ from simplu_worker.transfers.adoption.plan import (
     owner_of,
     without_collisions,
 )
-from simplu_worker.transfers.patience import run_at_once, run_until_won
+from simplu_worker.transfers.engine import run_at_once, run_until_won
 
 OURS: Final = "simplu_adoption"  # the namespace of our tables until the swap
 

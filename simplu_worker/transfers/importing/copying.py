@@ -39,7 +39,6 @@ from simplu_worker.transfers.importing.rules import (
     RefusedRow,
     SourceRow,
     SourceTenant,
-    hash_of,
     is_deleted,
     refusal_of_row,
 )
@@ -70,7 +69,8 @@ class TakenRows(msgspec.Struct):
 
     def add(self, resource_type: str, rows: TypeSum) -> None:
         """Add rows of one type."""
-        self.types[resource_type] = self.types.get(resource_type, TypeSum()) + rows
+        if rows.row_count:
+            self.types[resource_type] = self.types.get(resource_type, TypeSum()) + rows
 
     @property
     def total(self) -> TypeSum:
@@ -147,13 +147,12 @@ class TenantCopier:
         if selections := self._selections(source):
             async with self._snapshot.open_reader() as reader:
                 for row in await reader.fetch_all(sum_rows(selections)):
-                    checksum = hash_of(int(row["high"]), int(row["low"]))
-                    taken.add(row["resource_type"], TypeSum(row["row_count"], int(row["byte_count"]), checksum))
+                    rows = TypeSum(row["row_count"], int(row["byte_count"]), int(row["checksum"]))
+                    taken.add(row["resource_type"], rows)
                     taken.deleted += row["deleted_count"]
         self._callbacks.note_rows(source.row_count)
-        found = await target.sum_rows()
-        taken.verified_on = found.server
-        return taken if found.are(taken.total) else None
+        found, taken.verified_on = await target.sum_rows()
+        return taken if found == taken.types else None
 
     def _selections(self, source: SourceTenant, *, changed_since: datetime | None = None) -> list[RowSelection]:
         return [
@@ -161,6 +160,7 @@ class TenantCopier:
                 query,
                 source.stored_names.get(query.resource_type, query.resource_type),
                 source.key,
+                source.business_type or "",
                 changed_since=changed_since,
             )
             for query in self._queries

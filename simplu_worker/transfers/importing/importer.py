@@ -31,6 +31,7 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import group_by_shard, query_all_shards
 from simplu_worker.shards.tenants.resource_changes import find_known_types
 from simplu_worker.timing.waits import Pacer
+from simplu_worker.transfers.engine import run_at_once
 from simplu_worker.transfers.importing.copying import (
     INTERVAL_S,
     CopyCallbacks,
@@ -58,7 +59,6 @@ from simplu_worker.transfers.importing.rules import (
     RefusedRow,
     SourceTenant,
     TenantReport,
-    digest_of_rows,
     followed_since,
     name_tenant,
     parse_certificate,
@@ -73,7 +73,7 @@ from simplu_worker.transfers.importing.target import (
     read_homes,
     read_open_imports,
 )
-from simplu_worker.transfers.patience import run_at_once
+from simplu_worker.transfers.moving.checksums import Comparison, describe_difference
 from simplu_worker.vocabulary import TransferStep
 
 LOOKUPS_AT_ONCE: Final = 16
@@ -406,13 +406,12 @@ class Importer:
                 return taken
             log.warning("import.differs", tenant_id=placed.tenant.tenant_id, shard_id=placed.shard_id)
         taken = await run.copier.copy(placed.tenant, target)
-        found, total = await target.sum_rows(), taken.total
-        taken.verified_on = found.server
-        if not found.are(total):
+        found, taken.verified_on = await target.sum_rows()
+        if found != taken.types:
+            differing = describe_difference(Comparison(taken.types, found))
             raise RetryableError(
-                f"shard {placed.shard_id}: expected {total.row_count} rows with the checksum {digest_of_rows(total)},"
-                f" got {found.total.row_count} with {digest_of_rows(found.total)}; run this again, which copies the"
-                " tenant again"
+                f"shard {placed.shard_id}: its rows differ from those of the source: {differing}; run this again, which"
+                " copies the tenant again"
             )
         return taken
 
@@ -507,7 +506,7 @@ def _certify(run: _ImportRun, taken: TakenRows) -> ImportCertificate:
         queries=run.digest,
         rows=taken.total.row_count,
         bytes=taken.total.byte_count,
-        checksum=digest_of_rows(taken.total),
+        checksum=taken.total.digest,
         verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
         worker_version=__version__,
         types={name: one.row_count for name, one in taken.types.items()},

@@ -1,7 +1,8 @@
 """The queries of a user by which an import reads its source, and the statements around them. Pure.
 
 A query is a derived table of each statement. Values are arguments and have the types of the query's columns, so that
-the source can use its indexes. The source computes the checksum of each row.
+the source can use its indexes. The source computes the hash of each row,
+as our shards do (`hashes` in `moving.sql`).
 """
 
 from __future__ import annotations
@@ -148,6 +149,7 @@ class RowSelection(msgspec.Struct, frozen=True):
     query: SourceQuery
     resource_type: str
     tenant: tuple[str, str]
+    business_type: str = ""
     resource_id: str | None = None
     changed_since: datetime | None = None
 
@@ -189,7 +191,7 @@ def read_rows(selection: RowSelection, *, document_max_bytes: int) -> SourceStat
         "SELECT taken.resource_type, taken.resource_id, taken.created, taken.changed, "  # noqa: S608  # the query is the user's
         "pg_catalog.octet_length(taken.document) AS byte_count, "
         f"CASE WHEN pg_catalog.octet_length(taken.document) <= {document_max_bytes} THEN taken.document END "
-        f"AS document, {HIGH} AS high, {LOW} AS low FROM ({rows}) AS taken {_DIGEST}",
+        f"AS document, {_HASH} AS hash FROM ({rows}) AS taken",
         arguments,
     )
 
@@ -202,10 +204,9 @@ def sum_rows(selections: Sequence[RowSelection]) -> SourceStatement:
     return SourceStatement(
         "SELECT taken.resource_type, pg_catalog.count(taken.document) AS row_count, "  # noqa: S608  # the query is the user's
         "pg_catalog.count(*) - pg_catalog.count(taken.document) AS deleted_count, "
-        f"coalesce(pg_catalog.sum({HIGH}) {there}, 0)::pg_catalog.text AS high, "
-        f"coalesce(pg_catalog.sum({LOW}) {there}, 0)::pg_catalog.text AS low, "
+        f"coalesce(pg_catalog.sum({_HASH}) {there}, 0)::pg_catalog.text AS checksum, "
         "coalesce(pg_catalog.sum(pg_catalog.octet_length(taken.document)), 0)::pg_catalog.text AS byte_count "
-        f"FROM ({union}) AS taken {_DIGEST} GROUP BY 1",
+        f"FROM ({union}) AS taken GROUP BY 1",
         arguments,
     )
 
@@ -227,16 +228,12 @@ def list_duplicates(selections: Sequence[RowSelection]) -> SourceStatement:
 _TENANT: Final = (
     "source.business_id::pg_catalog.text AS business_id, source.location_id::pg_catalog.text AS location_id"
 )
-_CHECKSUM_PARTS: Final = ("resource_type", "resource_id", "document", "created", "changed")
-_DIGEST: Final = (
-    "CROSS JOIN LATERAL (SELECT pg_catalog.sha256(pg_catalog.convert_to(pg_catalog.concat_ws(pg_catalog.chr(31), "
-    + ", ".join(f"taken.{name}" for name in _CHECKSUM_PARTS)
-    + "), 'UTF8')) AS bytes OFFSET 0) AS digest"
+_HASHED: Final = ("business_type", "resource_type", "resource_id", "document", "created", "changed")
+_HASH: Final = (
+    "pg_catalog.hashtextextended(pg_catalog.concat_ws(pg_catalog.chr(1), "
+    + ", ".join(f"taken.{name}" for name in _HASHED)
+    + ') COLLATE pg_catalog."C", 0)'
 )
-_HEX: Final = "pg_catalog.encode(pg_catalog.substr(digest.bytes, {begin}, 8), 'hex')"
-_HALF: Final = f"('x' || {_HEX})::pg_catalog.bit(64)::pg_catalog.int8"
-HIGH: Final = _HALF.format(begin=1)
-LOW: Final = _HALF.format(begin=9)
 
 
 def _derived(query: SourceQuery) -> str:
@@ -246,8 +243,10 @@ def _derived(query: SourceQuery) -> str:
 
 def _rows(selection: RowSelection, arguments: list[str]) -> str:
     # OFFSET keeps the planner from computing each expression at each of its uses.
+    business_type = _argument(arguments, selection.business_type)
     return (
-        f"SELECT {_ids(selection, arguments)}, source.data::pg_catalog.text AS document, "  # noqa: S608  # the query is the user's
+        f"SELECT {business_type} AS business_type, {_ids(selection, arguments)}, "  # noqa: S608  # the query is the user's
+        "source.data::pg_catalog.text AS document, "
         "source.date::pg_catalog.timestamptz::pg_catalog.text AS created, "
         "source.updated::pg_catalog.timestamptz::pg_catalog.text AS changed "
         f"FROM {_derived(selection.query)} WHERE {_selected(selection, arguments)} OFFSET 0"

@@ -1,8 +1,4 @@
-"""The rules of an import: which rows and tenants can be taken, checksums, pace, certificates, following. Pure.
-
-The checksum of a set of rows is the sum of a hash of each row. Both servers compute the hashes, of type, id, the
-document as Postgres writes it, and both times; they return each in two halves of 64 bits.
-"""
+"""The rules of an import: which rows and tenants can be taken, certificates, following. Pure."""
 
 from __future__ import annotations
 
@@ -48,23 +44,12 @@ class SourceRow(msgspec.Struct, frozen=True):
     changed: str | None
     byte_count: int | None
     document: str | None
-    high: int
-    low: int
+    hash: int
 
     @property
     def sum(self) -> TypeSum:
         """The row alone as a sum."""
-        return TypeSum(1, self.byte_count or 0, hash_of(self.high, self.low))
-
-
-def hash_of(high: int, low: int) -> int:
-    """Return a hash, or a sum of hashes, of two halves."""
-    return (high << 64) + low
-
-
-def digest_of_rows(total: TypeSum) -> str:
-    """Return the hash of rows as 32 hexadecimal digits, without their number."""
-    return f"{total.checksum % (1 << 128):032x}"
+        return TypeSum(1, self.byte_count or 0, self.hash)
 
 
 class RefusedRow(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):

@@ -11,43 +11,31 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-import msgspec
-
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log import BulkChange, mark_bulk_change, mark_changes
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
-from simplu_worker.shards.postgres.queries import affected_count, pack_columns
+from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import check_registration, ensure_schema, has_schema
-from simplu_worker.shards.settling import Transfer
+from simplu_worker.shards.settling import RowKey, Transfer
 from simplu_worker.shards.tenants.control_rules import DEFAULT_ROW, timestamp_text
 from simplu_worker.shards.tenants.provisioning import describe_drained
+from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
-from simplu_worker.transfers.importing.rules import HomeFacts, SourceRow, SourceTenant, hash_of
+from simplu_worker.transfers.engine import Chunk, Walker, run_in_pages
+from simplu_worker.transfers.importing.rules import HomeFacts, SourceRow, SourceTenant
 from simplu_worker.transfers.journal import Journal
-from simplu_worker.transfers.moving.checksums import TypeSum
-from simplu_worker.transfers.patience import run_in_pages
+from simplu_worker.transfers.moving.checksums import Sums, TypeSum, sum_range
+from simplu_worker.transfers.moving.copying import RESOURCES, find_end
 from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
 
 CLEAR_MAX_ROWS: Final = 5000  # in one transaction
-SUM_MAX_ROWS: Final = 5000  # in one statement
 
 
 class ImportTakenError(RetryableError):
     """Another run has taken over the import of the tenant, or its row on the shard has changed."""
-
-
-class SummedRows(msgspec.Struct, frozen=True):
-    """The sum of a tenant's rows, without bytes, and the run of the server: after a failover it proves nothing."""
-
-    total: TypeSum
-    server: Server
-
-    def are(self, rows: TypeSum) -> bool:
-        """Return whether they are the same as *rows*."""
-        return (self.total.row_count, self.total.checksum) == (rows.row_count, rows.checksum)
 
 
 async def read_homes(pool: ShardPool, tenant_ids: Sequence[str]) -> list[HomeFacts]:
@@ -120,9 +108,9 @@ class TargetTenant:
         """Delete all rows of the tenant, and return their number."""
 
         async def delete(limit: int) -> int:
-            async with self._fenced() as connection:
-                deleted = len(await connection.fetch(QUERIES["delete_resources"], self._tenant_id, limit))
-                if deleted:
+            async with self._fenced(StatementBudget.KEY_RANGE) as connection:
+                dropped = await connection.execute(QUERIES["drop_resources"], self._tenant_id, limit)
+                if deleted := affected_count(dropped):
                     await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
             return deleted
 
@@ -130,44 +118,39 @@ class TargetTenant:
 
     async def write(self, rows: Sequence[SourceRow]) -> None:
         """Write rows that may be taken, in one statement."""
-        columns = pack_columns(
-            [[row.resource_type for row in rows], [row.resource_id or "" for row in rows]],
-            [
-                [row.document or "" for row in rows],
-                [row.created or "" for row in rows],
-                [row.changed or "" for row in rows],
-            ],
-        )
+        values = [(one.resource_type, one.resource_id, one.document, one.created, one.changed) for one in rows]
         async with self._fenced() as connection:
-            await connection.execute(QUERIES["write_imported"], *columns, self._tenant_id)
+            columns = [[self._business_type] * len(rows), *map(list, zip(*values, strict=True))]
+            await connection.execute(QUERIES["write_resources"], self._tenant_id, *columns)
             await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
 
     async def delete(self, keys: Sequence[tuple[str, str | None]]) -> None:
         """Delete the resources with these types and ids, if they are there."""
         kinds, ids = [kind for kind, _ in keys], [resource_id for _, resource_id in keys]
         async with self._fenced() as connection:
-            await connection.execute(QUERIES["delete_imported"], self._tenant_id, kinds, ids)
+            await connection.execute(QUERIES["delete_resources_named"], self._tenant_id, kinds, ids)
             await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
 
-    async def sum_rows(self) -> SummedRows:
-        """Return the checksum of the tenant's rows, as the shard computes it, in one run of one server."""
-        total, last = TypeSum(), ("", "")
+    async def sum_rows(self) -> tuple[Sums, Server]:
+        """Return the sums of the tenant's rows by type, as the shard computes them, in one run of one server."""
+        sums: Sums = {}
         servers: list[Server] = []
 
-        async def add(limit: int) -> int:
-            nonlocal total, last
+        async def add(after: RowKey, row_count: int) -> Chunk:
+            began_at = loop_time()
             async with self._fenced(StatementBudget.KEY_RANGE) as connection:
                 server = await note_server(connection)
-                row = await connection.fetchrow(QUERIES["sum_imported"], self._tenant_id, *last, limit)
+                answer_s = loop_time() - began_at
+                end = await find_end(connection, RESOURCES, self._tenant_id, after, row_count)
+                part = await sum_range(connection, self._tenant_id, after, end)
             servers.append(server)
             self._check_server(server, servers[0])
-            count = int(row["row_count"])
-            total += TypeSum(count, 0, hash_of(int(row["high"]), int(row["low"])))
-            last = row["last_type"], row["last_id"]
-            return count
+            for name, one in part.items():
+                sums[name] = sums.get(name, TypeSum()) + one
+            return Chunk(end, row_count, answer_s)
 
-        await run_in_pages(add, limit=SUM_MAX_ROWS)
-        return SummedRows(total, servers[0])
+        await Walker().walk(add)
+        return sums, servers[0]
 
     async def note(self, step: TransferStep, detail: object) -> None:
         """Store the step of the import, and its details."""
@@ -180,9 +163,9 @@ class TargetTenant:
         Raises `RetryableError` if the rows were verified in another run of the server.
         """
         async with self._pool.transaction() as connection:
-            business_type = await self._lock(connection)
+            await self._lock(connection)
             times = [timestamp_text(imported_at)]
-            added = await connection.fetch(QUERIES["add_default_rows"], [self._tenant_id], [business_type], times)
+            added = await connection.fetch(QUERIES["add_default_rows"], [self._tenant_id], [self._business_type], times)
             await mark_changes(connection, [(one["id"], *DEFAULT_ROW) for one in added])
             await connection.execute(QUERIES["activate_incoming"], self._tenant_id)
             await self._journal.note(connection, TransferStep.DONE, certificate)
@@ -205,11 +188,10 @@ class TargetTenant:
             await self._lock(connection)
             yield connection
 
-    async def _lock(self, connection: Connection) -> str:
-        business_type = await connection.fetchval(QUERIES["lock_import"], self._tenant_id, self._journal.token)
-        if business_type is None:
+    async def _lock(self, connection: Connection) -> None:
+        self._business_type = await connection.fetchval(QUERIES["lock_import"], self._tenant_id, self._journal.token)
+        if self._business_type is None:
             raise self._taken()
-        return str(business_type)
 
     def _check_server(self, server: Server, expected: Server | None) -> None:
         if server != expected:

@@ -11,15 +11,15 @@ import msgspec
 
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.transfers import QUERIES
-from simplu_worker.transfers.moving.copying import FAILURES, REJECTIONS, find_copied_place
+from simplu_worker.transfers.moving.copying import find_copied_place
 
 ResourceKey: TypeAlias = tuple[str, str]  # resource type and id
 LogKey: TypeAlias = tuple[str, datetime]  # the key of the log, as hexadecimal text, and when it was completed
 
 PAGE_ROWS: Final = 1000
 SCANNED_ROWS: Final = 50_000  # and batches of all tenants, by one statement: a tenth of a second in memory
-FEW_ROWS: Final = 5000  # of a tenant's log; these are read by primary key, if those of all tenants are too many
 LOG_ORDER: Final = ("completed_at", "key")
+FIRST_NOTE: Final = datetime(2000, 1, 1, tzinfo=UTC)
 AT_ANY_TIME: Final = datetime.max.replace(tzinfo=UTC)
 INSTANT: Final = timedelta(microseconds=1)  # the resolution of the shard's times
 # Rows of the log from so long before a barrier on are read again: for a server's clock that is set back a little.
@@ -42,8 +42,17 @@ _LOG_COLUMNS: Final = (
     "batch_id",
     "position",
 )
-_REJECTION_COLUMNS: Final = REJECTIONS.parts[0].columns[1:]  # without the tenant
-_FAILURE_COLUMNS: Final = FAILURES.parts[0].columns[1:]
+_REJECTION_COLUMNS: Final = (
+    "request_id",
+    "reason",
+    "error",
+    "dead_letter_queue",
+    "source",
+    "sequence_number",
+    "message_id",
+    "rejected_at",
+)
+_FAILURE_COLUMNS: Final = ("message_id", "failure_count", "failed_at")
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -88,7 +97,7 @@ async def read_changes(
     """
     async for log in _read_unknown(connection, tenant_id, since, known):
         yield await read_resources(connection, tenant_id, _changed_by(log), log)
-    async for notes in _read_notes(connection, tenant_id, since):
+    async for notes in read_notes(connection, tenant_id, since):
         yield notes
 
 
@@ -101,7 +110,7 @@ async def read_last_changes(
         pages.append(Changes(log))
         keys |= _changed_by(log)
     pages.append(await read_resources(connection, tenant_id, keys))
-    return [*pages, *[one async for one in _read_notes(connection, tenant_id, since)]]
+    return [*pages, *[one async for one in read_notes(connection, tenant_id, since)]]
 
 
 async def _read_unknown(
@@ -114,7 +123,8 @@ async def _read_unknown(
         yield [row for row in log if _key_of(row) not in known]
 
 
-async def _read_notes(connection: Connection, tenant_id: str, since: datetime) -> AsyncIterator[Changes]:
+async def read_notes(connection: Connection, tenant_id: str, since: datetime = FIRST_NOTE) -> AsyncIterator[Changes]:
+    """Yield the rejected records, and the tries of messages, since *since*."""
     start = since - CLOCK_MARGIN
     async for rows in _read_pages(connection, "read_new_rejections", tenant_id, start, ("rejected_at", "request_id")):
         yield Changes(rejections=rows)
@@ -134,23 +144,14 @@ async def read_changed_keys(
 
 
 async def read_log(
-    connection: Connection,
-    tenant_id: str,
-    start: datetime,
-    *,
-    scanned_rows: int = SCANNED_ROWS,
-    few_rows: int = FEW_ROWS,
+    connection: Connection, tenant_id: str, start: datetime, *, scanned_rows: int = SCANNED_ROWS
 ) -> AsyncIterator[Sequence[Any]]:
     """Yield the rows of a tenant's log from *start* on, in order of time, in pages of at most `PAGE_ROWS` rows.
 
-    A statement passes by about *scanned_rows*; a tenant with at most *few_rows* is read alone.
+    A statement passes by about *scanned_rows*.
     """
-    end = await connection.fetchval(QUERIES["find_logged_end"], tenant_id, start, scanned_rows)
-    if end is not None and await connection.fetchval(QUERIES["has_few_operations"], tenant_id, few_rows):
-        async for page in _read_pages(connection, "read_few_logged_changes", tenant_id, start, LOG_ORDER, AT_ANY_TIME):
-            yield page
-        return
     while True:
+        end = await connection.fetchval(QUERIES["find_logged_end"], tenant_id, start, scanned_rows)
         async for page in _read_pages(
             connection, "read_logged_changes", tenant_id, start, LOG_ORDER, end or AT_ANY_TIME
         ):
@@ -158,7 +159,6 @@ async def read_log(
         if end is None:
             return
         start = end + INSTANT
-        end = await connection.fetchval(QUERIES["find_logged_end"], tenant_id, start, scanned_rows)
 
 
 async def _read_pages(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeAlias, TypeVar
@@ -13,15 +13,15 @@ from typing import Any, Final, TypeAlias, TypeVar
 import msgspec
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.shards.log import KEPT_FOR, mark_changes
+from simplu_worker.shards.log import mark_changes
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import Isolation, StatementBudget
-from simplu_worker.shards.settling import FIRST, MovingTenant, RowKey, Transfer, read_tenant
+from simplu_worker.shards.settling import MovingTenant, RowKey, Transfer, read_tenant
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
+from simplu_worker.transfers.engine import Chunk, ChunkPace, Walker
 from simplu_worker.transfers.moving.changes import (
-    CLOCK_MARGIN,
     ResourceKey,
     find_written_since_ready,
     read_changed_keys,
@@ -31,11 +31,8 @@ from simplu_worker.transfers.moving.changes import (
 from simplu_worker.transfers.moving.copying import (
     OPERATIONS,
     RESOURCES,
-    ChunkPace,
     CopiedTable,
     find_end,
-    next_pace,
-    slower_after,
 )
 from simplu_worker.vocabulary import TenantState
 
@@ -45,12 +42,7 @@ Pair: TypeAlias = tuple[Connection, Connection]  # of the source and of the targ
 
 RANGE_S: Final = 0.02  # of both servers at once, for the rows that are compared by one statement
 DIFFERENCES_MAX: Final = 1000  # that are named
-# In place of a resource type, for the rows of the log, and for the notes beside it.
-LOG: Final = "operations"
-REJECTIONS: Final = "rejections"
-FAILURES: Final = "message failures"
-BESIDE_RESOURCES: Final = frozenset({LOG, REJECTIONS, FAILURES})
-FAILURES_KEPT: Final = KEPT_FOR / 2  # older ones may be deleted at different times
+LOG: Final = "operations"  # in place of a resource type, for the rows of the log
 
 
 class TypeSum(msgspec.Struct, frozen=True, rename="camel"):
@@ -95,7 +87,7 @@ class Comparison(msgspec.Struct, frozen=True, rename="camel"):
     @property
     def row_count(self) -> int:
         """The number of resources compared on the source."""
-        return sum(one.row_count for name, one in self.source.items() if name not in BESIDE_RESOURCES)
+        return sum(one.row_count for name, one in self.source.items() if name != LOG)
 
     @property
     def byte_count(self) -> int:
@@ -104,49 +96,11 @@ class Comparison(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class _ComparedLog(msgspec.Struct, frozen=True):
-    """The log from *since* until *until*, without *requests*; and of the notes beside it a part.
-
-    Rejections before *notes_until* without *rejected*, and the messages *failed*: a note may be made beside the fence.
-    """
+    """The log from *since* until *until*, without *requests*."""
 
     since: datetime
     until: datetime
     requests: Collection[str]
-    notes_until: datetime
-    rejected: Collection[str]
-    failed: Collection[str]
-
-
-class _PacedRanges:
-    """Ranges of as many rows as both shards compare in `RANGE_S`, with rests between them."""
-
-    def __init__(self) -> None:
-        self._pace = ChunkPace(chunk_s=RANGE_S)
-
-    async def of(self, table: CopiedTable, pair: Pair, tenant_id: str) -> AsyncIterator[tuple[RowKey, RowKey | None]]:
-        """Yield the keys before and at the end of each range, which takes until the next one is asked for."""
-        after: RowKey | None = FIRST
-        while after is not None:
-            await asyncio.sleep(self._pace.rest_s)
-            began_at = loop_time()
-            end, _ = await _of_both(
-                [
-                    find_end(pair[0], table, tenant_id, after, self._pace.row_count),
-                    pair[1].fetchval(QUERIES["read_clock"]),
-                ]
-            )
-            answered_at = loop_time()
-            yield after, end
-            self._pace = next_pace(
-                self._pace,
-                row_count=self._pace.row_count,
-                took_s=loop_time() - began_at,
-                answer_s=answered_at - began_at,
-            )
-            after = end
-
-    def slow_down(self, error: StatementFailedError) -> None:
-        self._pace = slower_after(error, self._pace)
 
 
 async def compare_shards(
@@ -163,7 +117,7 @@ async def compare_shards(
     The log from *log_kept* before that on: older rows may be deleted at different times.
     """
     live, other = (source, target) if live_on_source else (target, source)
-    ranges = _PacedRanges()
+    walker = Walker(ChunkPace(chunk_s=RANGE_S))
     while True:
         try:
             async with (
@@ -172,62 +126,35 @@ async def compare_shards(
             ):
                 keys, requests = await read_changed_keys(live_connection, tenant_id, since)
                 pair = (live_connection, other_connection) if live_on_source else (other_connection, live_connection)
-                compared_log = await _find_compared_log(
-                    live_connection, other_connection, tenant_id, since, log_kept, requests
-                )
-                return await compare(*pair, tenant_id, keys, compared_log, ranges)
-        except StatementFailedError as exc:
-            ranges.slow_down(exc)
-
-
-async def _find_compared_log(
-    live: Connection,
-    other: Connection,
-    tenant_id: str,
-    since: datetime,
-    log_kept: timedelta,
-    requests: Collection[str],
-) -> _ComparedLog:
-    # Notes do not wait for the barrier of a move: those of just before it are part of the next delta.
-    until = since - CLOCK_MARGIN
-    rejected: set[str] = set()
-    for connection in (live, other):
-        rows = await connection.fetch(QUERIES["find_later_rejections"], tenant_id, until)
-        rejected |= {row["request_id"] for row in rows}
-    failures_since = until - min(log_kept, FAILURES_KEPT)
-    failed = [row["message_id"] for row in await live.fetch(QUERIES["find_failures"], tenant_id, failures_since, until)]
-    later = {row["message_id"] for row in await other.fetch(QUERIES["find_later_failures"], tenant_id, failed, until)}
-    return _ComparedLog(since - log_kept, since, requests, until, rejected, [one for one in failed if one not in later])
+                log = _ComparedLog(since - log_kept, since, requests)
+                return await compare(pair, tenant_id, keys, log, walker)
+        except StatementFailedError:
+            continue  # in smaller ranges
 
 
 async def compare(
-    source: Connection,
-    target: Connection,
-    tenant_id: str,
-    changed: Collection[ResourceKey],
-    compared_log: _ComparedLog,
-    ranges: _PacedRanges,
+    pair: Pair, tenant_id: str, changed: Collection[ResourceKey], compared_log: _ComparedLog, walker: Walker
 ) -> Comparison:
     """Return the comparison of a tenant's rows, in ranges of keys; *changed* are left out."""
-    pair = (source, target)
-    sums, differing = await _compare_resources(pair, tenant_id, changed, ranges)
-    logs = await _sum_logs(pair, tenant_id, compared_log, ranges)
-    notes = await _of_both([_sum_notes(one, tenant_id, compared_log) for one in pair])
+    sums, differing = await _compare_resources(pair, tenant_id, changed, walker)
+    logs = await _sum_logs(pair, tenant_id, compared_log, walker)
     of_both = [
-        {name: one for name, one in {**resources, **beside}.items() if one.row_count} | {LOG: log}
-        for resources, beside, log in zip(sums, notes, logs, strict=True)
+        {name: one for name, one in resources.items() if one.row_count} | {LOG: log}
+        for resources, log in zip(sums, logs, strict=True)
     ]
     return Comparison(of_both[0], of_both[1], differing[:DIFFERENCES_MAX], len(changed))
 
 
 async def _compare_resources(
-    pair: Pair, tenant_id: str, changed: Collection[ResourceKey], ranges: _PacedRanges
+    pair: Pair, tenant_id: str, changed: Collection[ResourceKey], walker: Walker
 ) -> tuple[tuple[Sums, Sums], list[ResourceKey]]:
     sums: tuple[Sums, Sums] = ({}, {})
     differing: list[ResourceKey] = []
     excluded, excluded_count = sorted(changed), 0
-    async for after, end in ranges.of(RESOURCES, pair, tenant_id):
-        parts = await _of_both([_sum_range(one, tenant_id, after, end) for one in pair])
+
+    async def add(after: RowKey, end: RowKey | None) -> None:
+        nonlocal excluded_count
+        parts = await _of_both([sum_range(one, tenant_id, after, end) for one in pair])
         excluded_before, excluded_count = excluded_count, _count_up_to(end, excluded)
         if left_out := excluded[excluded_before:excluded_count]:
             for part, own in zip(
@@ -240,18 +167,45 @@ async def _compare_resources(
                 total[name] = total.get(name, TypeSum()) + one
         if parts[0] != parts[1] and len(differing) < DIFFERENCES_MAX:
             hashes = await _of_both([_hash_range(one, tenant_id, after, end) for one in pair])
-            differing += sorted({key for key, _ in set(hashes[0].items()) ^ set(hashes[1].items())} - set(changed))
+            differing.extend(sorted({key for key, _ in set(hashes[0].items()) ^ set(hashes[1].items())} - set(changed)))
+
+    await _walk_both(walker, RESOURCES, pair, tenant_id, add)
     return sums, differing
 
 
-async def _sum_logs(pair: Pair, tenant_id: str, compared: _ComparedLog, ranges: _PacedRanges) -> list[TypeSum]:
+async def _walk_both(
+    walker: Walker,
+    table: CopiedTable,
+    pair: Pair,
+    tenant_id: str,
+    add: Callable[[RowKey, RowKey | None], Awaitable[None]],
+) -> None:
+    """Call *add* with ranges of as many rows as both shards compare in `RANGE_S`: the keys before and at the end."""
+
+    async def handle(after: RowKey, row_count: int) -> Chunk:
+        began_at = loop_time()
+        end, _ = await _of_both(
+            [find_end(pair[0], table, tenant_id, after, row_count), pair[1].fetchval(QUERIES["read_clock"])]
+        )
+        answer_s = loop_time() - began_at
+        await add(after, end)
+        return Chunk(end, row_count, answer_s)
+
+    await walker.walk(handle, within_transaction=True)
+
+
+async def _sum_logs(pair: Pair, tenant_id: str, compared: _ComparedLog, walker: Walker) -> list[TypeSum]:
     sums = [TypeSum(), TypeSum()]
     excluded, excluded_count = sorted(compared.requests), 0
-    async for after, end in ranges.of(OPERATIONS, pair, tenant_id):
+
+    async def add(after: RowKey, end: RowKey | None) -> None:
+        nonlocal sums, excluded_count
         excluded_before, excluded_count = excluded_count, _count_up_to(None if end is None else end[0], excluded)
         left_out = excluded[excluded_before:excluded_count]
         parts = await _of_both([_sum_log(one, tenant_id, after, end, compared, left_out) for one in pair])
         sums = [total + part for total, part in zip(sums, parts, strict=True)]
+
+    await _walk_both(walker, OPERATIONS, pair, tenant_id, add)
     return sums
 
 
@@ -269,9 +223,10 @@ async def _of_both(statements: Iterable[Coroutine[Any, Any, AnswerT]]) -> list[A
     return [one.result() for one in both]
 
 
-async def _sum_range(
+async def sum_range(
     connection: Connection, tenant_id: str, after: RowKey, end: RowKey | None
 ) -> defaultdict[str, TypeSum]:
+    """Return the sums of the resources behind *after* up to *end*, by type."""
     rows = await connection.fetch(QUERIES["checksum_resources"], tenant_id, *after, *(end or (None, None)))
     sums = {row["resource_type"]: TypeSum(row["row_count"], row["byte_count"], int(row["checksum"])) for row in rows}
     return defaultdict(TypeSum, sums)
@@ -298,22 +253,9 @@ async def _sum_log(
     left_out: Sequence[str],
 ) -> TypeSum:
     keys = (*after, *(end or (None, None)))
-    return _sum_of(
-        await connection.fetchrow(
-            QUERIES["checksum_log"], tenant_id, *keys, compared.since, compared.until, list(left_out)
-        )
+    row = await connection.fetchrow(
+        QUERIES["checksum_log"], tenant_id, *keys, compared.since, compared.until, list(left_out)
     )
-
-
-async def _sum_notes(connection: Connection, tenant_id: str, compared: _ComparedLog) -> dict[str, TypeSum]:
-    bounds = (compared.since, compared.notes_until, list(compared.rejected))
-    return {
-        REJECTIONS: _sum_of(await connection.fetchrow(QUERIES["checksum_rejections"], tenant_id, *bounds)),
-        FAILURES: _sum_of(await connection.fetchrow(QUERIES["checksum_failures"], tenant_id, list(compared.failed))),
-    }
-
-
-def _sum_of(row: Any) -> TypeSum:
     return TypeSum(row["row_count"], 0, int(row["checksum"]))
 
 

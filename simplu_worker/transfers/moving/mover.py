@@ -21,7 +21,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server, server_of
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log import BulkChange, mark_bulk_change
-from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError, ValueRefusedError
+from simplu_worker.shards.postgres.errors import LostRaceError, ValueRefusedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -41,6 +41,14 @@ from simplu_worker.shards.settling import (
 )
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
+from simplu_worker.transfers.engine import (
+    REST_SHARE,
+    Chunk,
+    Walker,
+    is_last_round,
+    run_patiently,
+    run_until_won,
+)
 from simplu_worker.transfers.journal import NOTE_INTERVAL_S, Journal, noted_as_running
 from simplu_worker.transfers.moving.changes import (
     CLOCK_MARGIN,
@@ -50,19 +58,15 @@ from simplu_worker.transfers.moving.changes import (
     keys_of,
     read_changes,
     read_last_changes,
+    read_notes,
     write_changes,
 )
 from simplu_worker.transfers.moving.checksums import compare_shards, describe_difference
 from simplu_worker.transfers.moving.copying import (
-    REST_SHARE,
     TABLES,
-    ChunkPace,
     CopiedTable,
     copy_chunk,
     find_end,
-    is_last_round,
-    next_pace,
-    slower_after,
 )
 from simplu_worker.transfers.moving.readiness import time_standbys
 from simplu_worker.transfers.moving.types import (
@@ -80,9 +84,9 @@ from simplu_worker.transfers.moving.types import (
     warm_progress,
 )
 from simplu_worker.transfers.moving.undoing import drop_rows
-from simplu_worker.transfers.patience import run_patiently, run_until_won
 from simplu_worker.vocabulary import MovePhase, TenantState, TransferKind, TransferStep
 
+NOTES: Final = "notes"  # in the cursors: what is beside the log
 FENCE_S: Final = 2.0  # until any worker may end it
 FENCE_TRIES: Final = 10
 ROUNDS_MAX: Final = 20
@@ -122,7 +126,7 @@ class Mover:
         self._epoch = 0
         self._source_epoch = 0
         self._step = TransferStep.OPEN  # in the journal
-        self._pace = ChunkPace()
+        self._walker = Walker(max_rows_per_s=options.max_rows_per_s, clock=clock)
         self._noted_at = float("-inf")
         self._last_barrier: tuple[float, datetime] | None = None  # by our clock, and by the source's
         self._target_server: Server | None = None  # that has all that this mover has written there
@@ -307,24 +311,34 @@ class Mover:
         if any(progress.cursors.get(table.name, FIRST) is not None for table in TABLES):
             self._status = msgspec.structs.replace(self._status, row_total=await self._count_rows())
         for table in TABLES:
-            after = progress.cursors.get(table.name, FIRST)
-            while after is not None:
-                await asyncio.sleep(self._pace.rest_s)
-                try:
-                    progress = await self._copy_chunk(progress, table, after)
-                except StatementFailedError as exc:
-                    self._pace = slower_after(exc, self._pace)
-                    continue
-                after = progress.cursors[table.name]
+
+            async def copy(after: RowKey, row_count: int, table: CopiedTable = table) -> Chunk:
+                nonlocal progress
+                progress, chunk = await self._copy_chunk(progress, table, after, row_count)
                 await self._show_progress(progress)
+                return chunk
+
+            await self._walker.walk(copy, progress.cursors.get(table.name, FIRST))
+        return progress if NOTES in progress.cursors else await self._copy_notes(progress)
+
+    async def _copy_notes(self, progress: Progress) -> Progress:
+        async with self._source.connection() as connection:
+            async for notes in read_notes(connection, self._move.tenant_id):
+                await self._write(notes)
+        progress = msgspec.structs.replace(progress, cursors={**progress.cursors, NOTES: None})
+        async with self._target.transaction() as connection:
+            await self._check_token(connection)
+            await self._note_progress(connection, progress)
         return progress
 
-    async def _copy_chunk(self, progress: Progress, table: CopiedTable, after: RowKey) -> Progress:
+    async def _copy_chunk(
+        self, progress: Progress, table: CopiedTable, after: RowKey, row_count: int
+    ) -> tuple[Progress, Chunk]:
         began_at = self._clock()
         async with self._source.transaction(budget=StatementBudget.KEY_RANGE) as connection:
             await read_tenant(connection, self._move.tenant_id)
             answered_at = self._clock()
-            end = await find_end(connection, table, self._move.tenant_id, after, self._pace.row_count)
+            end = await find_end(connection, table, self._move.tenant_id, after, row_count)
         found_at = self._clock()
         async with self._target.transaction() as connection:
             await self._check_token(connection)
@@ -337,14 +351,7 @@ class Mover:
                 byte_count=progress.byte_count + chunk.byte_count,
             )
             await self._note_progress(connection, copied)
-        self._pace = next_pace(
-            self._pace,
-            row_count=chunk.row_count,
-            took_s=self._clock() - began_at,
-            answer_s=answer_s,
-            max_rows_per_s=self._options.max_rows_per_s,
-        )
-        return copied
+        return copied, Chunk(end, chunk.row_count, answer_s)
 
     async def _count_rows(self) -> int:
         counts = await self._source.count(QUERIES["count_tenant_rows"], self._move.tenant_id)

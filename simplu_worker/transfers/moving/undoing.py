@@ -24,9 +24,9 @@ from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.settling import MovingTenant, read_tenant, read_transfer, take_token
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
+from simplu_worker.transfers.engine import run_in_pages
 from simplu_worker.transfers.journal import Journal, noted_as_running
 from simplu_worker.transfers.moving.types import GONE, LEAVING, ON_THE_WAY
-from simplu_worker.transfers.patience import run_in_pages
 from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
 
 DROP_ROWS: Final = 5_000  # deleted by one statement

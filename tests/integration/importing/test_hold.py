@@ -47,13 +47,13 @@ async def test_operations_of_an_incoming_tenant_are_never_overdue(make_shard: Sh
         assert await routed.gateway.find_resident_tenants(pool.address.shard_id, [TENANT, "b-other"]) == {TENANT}
 
         target = TargetTenant(pool, TENANT, token=TOKEN)
-        summed = await target.sum_rows()
-        other = msgspec.structs.replace(summed.server, timeline="2")
+        _, server = await target.sum_rows()
+        other = msgspec.structs.replace(server, timeline="2")
         with pytest.raises(RetryableError, match="the rows of b-l were verified on another server"):
-            await target.activate(b"{}", NOW, verified_on=other)
+            await target.activate({}, NOW, verified_on=other)
         assert await lookup_of(routed).look_up(TENANT) is None
 
-        await target.activate(b"{}", NOW, verified_on=summed.server)
+        await target.activate({}, NOW, verified_on=server)
         found = await lookup_of(routed).look_up(TENANT)
         assert isinstance(found, Found)
         rows = await fetch(pool, 'SELECT "resourceName" AS kind FROM resources WHERE id = $1', TENANT)

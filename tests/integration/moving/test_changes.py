@@ -52,18 +52,10 @@ async def shard(make_shard: ShardMaker) -> AsyncIterator[Connection]:
 
 
 @pytest.mark.parametrize(
-    ("scanned_rows", "few_rows"),
-    [
-        (3, 0),
-        (700, ROW_COUNT),
-        pytest.param(50_000, 0, marks=pytest.mark.slow),
-        pytest.param(3000, 0, marks=pytest.mark.slow),
-        pytest.param(700, 0, marks=pytest.mark.slow),
-        pytest.param(50_000, ROW_COUNT, marks=pytest.mark.slow),
-    ],
+    "scanned_rows", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (50_000, 3000, 700))]
 )
 async def test_log_of_a_tenant_is_read_completely_and_once_however_it_is_cut(
-    shard: Connection, scanned_rows: int, few_rows: int
+    shard: Connection, scanned_rows: int
 ) -> None:
     start = BEGIN + timedelta(seconds=11.5 if scanned_rows == 3 else 0.5)
     expected = [
@@ -74,10 +66,7 @@ async def test_log_of_a_tenant_is_read_completely_and_once_however_it_is_cut(
             start,
         )
     ]
-    pages = [
-        [row["key"] for row in page]
-        async for page in read_log(shard, "own", start, scanned_rows=scanned_rows, few_rows=few_rows)
-    ]
+    pages = [[row["key"] for row in page] async for page in read_log(shard, "own", start, scanned_rows=scanned_rows)]
     assert [key for page in pages for key in page] == expected
     assert all(0 < len(page) <= PAGE_ROWS for page in pages)
 

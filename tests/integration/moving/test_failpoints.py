@@ -142,7 +142,7 @@ async def test_mover_goes_on_when_a_server_was_killed_and_started_again(
     killed: str,
     point: str,
 ) -> None:
-    monkeypatch.setattr("simplu_worker.transfers.patience.PAUSE_S", 0.05)
+    monkeypatch.setattr("simplu_worker.transfers.engine.PAUSE_S", 0.05)
     addresses = [
         await (copy_shard(breakable_server, shard_id) if shard_id == killed else make_shard(shard_id))
         for shard_id in ("a", "b")

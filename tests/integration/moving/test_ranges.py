@@ -40,7 +40,6 @@ FROM generate_series(1, 100) AS number
         ("hash_resources", RANGE),
         ("export_resources", RANGE),
         ("resource_boundary", LIMITED),
-        ("sum_imported", LIMITED),
     ],
 )
 async def test_range_is_read_by_its_key_whatever_the_statistics_are(

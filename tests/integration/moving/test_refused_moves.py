@@ -25,8 +25,8 @@ from simplu_worker.transfers.moving.types import Move, PauseTooLongError
 async def test_mover_gives_up_with_the_state_of_the_tenant_and_goes_on_later(
     world: World, monkeypatch: pytest.MonkeyPatch, shard_id: str, trouble: str
 ) -> None:
-    monkeypatch.setattr("simplu_worker.transfers.patience.PATIENCE_S", 0.0)
-    monkeypatch.setattr("simplu_worker.transfers.patience.PAUSE_S", 0.05)
+    monkeypatch.setattr("simplu_worker.transfers.engine.PATIENCE_S", 0.0)
+    monkeypatch.setattr("simplu_worker.transfers.engine.PAUSE_S", 0.05)
     table = "resources" if shard_id == "b" else "transfers"
     pool = world.shard_pools[shard_id]
     await fetch(

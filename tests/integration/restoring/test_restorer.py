@@ -21,7 +21,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.settling import MoveSettler
-from simplu_worker.transfers import patience
+from simplu_worker.transfers import engine
 from simplu_worker.transfers import restoring as module
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.types import Move, MoveOptions
@@ -297,7 +297,7 @@ async def test_restorer_does_not_trust_its_memory_of_a_shard_that_has_lost_commi
         await original()
 
     monkeypatch.setattr(restorer, "_release", lose_first)
-    monkeypatch.setattr(patience, "PAUSE_S", 0.01)
+    monkeypatch.setattr(engine, "PAUSE_S", 0.01)
     await restorer.run()
 
     assert times == module.RELEASE_TRIES + 1
@@ -305,7 +305,7 @@ async def test_restorer_does_not_trust_its_memory_of_a_shard_that_has_lost_commi
 
 
 async def test_end_without_an_answer_is_no_new_beginning(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "PAUSE_S", 0.01)
+    monkeypatch.setattr(engine, "PAUSE_S", 0.01)
     original, times = world.commits.wait_for_transaction, 0
 
     async def wait(*arguments: Any) -> None:
@@ -327,8 +327,8 @@ async def test_end_without_an_answer_is_no_new_beginning(world: World, monkeypat
 async def test_release_that_is_never_confirmed_is_told_as_one(
     world: World, monkeypatch: pytest.MonkeyPatch, *, has_answer: bool
 ) -> None:
-    monkeypatch.setattr(patience, "PATIENCE_S", 0.1)
-    monkeypatch.setattr(patience, "PAUSE_S", 0.01)
+    monkeypatch.setattr(engine, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(engine, "PAUSE_S", 0.01)
     restorer = world.restorer(RestoreMode.AS_OF_BACKUP)
     original = restorer._release
 
@@ -364,8 +364,8 @@ async def test_rows_that_the_tenant_has_left_elsewhere_do_not_count_as_its_own_a
 
 
 async def test_tenant_that_is_being_moved_is_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "PATIENCE_S", 0.0)
-    monkeypatch.setattr(patience, "PAUSE_S", 0.01)
+    monkeypatch.setattr(engine, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(engine, "PAUSE_S", 0.01)
     until = datetime.now(UTC) + timedelta(minutes=1)
     await world.ask("UPDATE tenants SET state = 'fenced', fenced_until = $2 WHERE id = $1", TENANT_ID, until)
 

@@ -201,20 +201,6 @@ WHERE
 ORDER BY request
 OFFSET $4 - 1 LIMIT 1;
 
--- name: rejection_boundary
-SELECT request_id AS first, '' AS second
-FROM public.rejections
-WHERE tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
-ORDER BY request_id
-OFFSET $4 - 1 LIMIT 1;
-
--- name: failure_boundary
-SELECT message_id AS first, '' AS second
-FROM public.message_failures
-WHERE tenant_id = $1 AND message_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
-ORDER BY message_id
-OFFSET $4 - 1 LIMIT 1;
-
 -- fragment: resources_in_range
 -- The resources of $1 behind the key $2, $3, up to $4, $5 if given, in the order of their keys. With
 -- `StatementBudget.KEY_RANGE`, so that only this part of the index is read.
@@ -283,23 +269,6 @@ SELECT
     copied_id AS batch_id, requested_at, received_at, $7::integer AS tenant_no, position,
     copied_type_at AS type_at, copied_origin_at AS origin_at, kind, digest, request, resource
 :batches_in_range;
-
--- name: copy_rejections
-SELECT
-    tenant_id, request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at
-FROM public.rejections
-WHERE
-    tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
-    AND ($4::pg_catalog.text IS NULL OR (request_id <= $4::pg_catalog.text AND $5::pg_catalog.text = ''))
-ORDER BY request_id;
-
--- name: copy_failures
-SELECT tenant_id, message_id, failure_count, failed_at
-FROM public.message_failures
-WHERE
-    tenant_id = $1 AND message_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
-    AND ($4::pg_catalog.text IS NULL OR (message_id <= $4::pg_catalog.text AND $5::pg_catalog.text = ''))
-ORDER BY message_id;
 
 -- name: may_copy_into
 -- Whether COPY may write the tables: with policies in force for this role only INSERT may.
@@ -372,22 +341,6 @@ FROM (
     :beside_log_rows
 ) AS own
 WHERE (own.completed_at, own.key COLLATE "C") > ($3::pg_catalog.timestamptz, $4::pg_catalog.text COLLATE "C")
-ORDER BY own.completed_at, own.key COLLATE "C"
-LIMIT $5;
-
--- name: read_few_logged_changes
--- The same of a tenant with few operations (`has_few_operations`). OFFSET 0: by primary key, not by time.
-SELECT own.*
-FROM (
-    SELECT
-        :log_to_write
-    FROM (SELECT * FROM public.log_rows WHERE log_rows.tenant_no = :number_of_tenant OFFSET 0) AS log_rows
-    :beside_log_rows
-) AS own
-WHERE
-    own.completed_at >= $2
-    AND own.completed_at <= $6
-    AND (own.completed_at, own.key COLLATE "C") > ($3::pg_catalog.timestamptz, $4::pg_catalog.text COLLATE "C")
 ORDER BY own.completed_at, own.key COLLATE "C"
 LIMIT $5;
 
@@ -639,15 +592,12 @@ SELECT "resourceName" AS resource_type, "resourceId" AS resource_id, hashed.hash
 :resources_in_range
 :hashes;
 
--- fragment: sum_of_texts
--- The number of rows, and the sum of the hashes of their texts.
-pg_catalog.count(*) AS row_count,
-coalesce(pg_catalog.sum(pg_catalog.hashtextextended(hashed.text, 0)), 0)::pg_catalog.text AS checksum
-
 -- name: checksum_log
 -- Of the operations in a range of keys completed from $6 on and before $7, without the requests $8, with all columns
 -- that are copied. Not of rows that gave their keys to others: one shard may have done so, and the other not.
-SELECT :sum_of_texts
+SELECT
+    pg_catalog.count(*) AS row_count,
+    coalesce(pg_catalog.sum(pg_catalog.hashtextextended(hashed.text, 0)), 0)::pg_catalog.text AS checksum
 FROM (
     SELECT
         pg_catalog.concat_ws(
@@ -667,47 +617,6 @@ FROM (
             SELECT FROM pg_catalog.unnest($8::pg_catalog.text[]) AS left_out (key)
             WHERE pg_catalog.decode(left_out.key, 'hex') = log_rows.request
         )
-) AS hashed;
-
--- name: find_later_rejections
-SELECT request_id FROM public.rejections WHERE tenant_id = $1 AND rejected_at >= $2;
-
--- name: checksum_rejections
--- Of the records rejected from $2 on and before $3, without the requests $4.
-SELECT :sum_of_texts
-FROM (
-    SELECT
-        pg_catalog.concat_ws(
-            e'\x01', request_id, reason, error, dead_letter_queue, source, coalesce(sequence_number, e'\x02'),
-            coalesce(message_id, e'\x02'), rejected_at::pg_catalog.text
-        ) AS text
-    FROM public.rejections
-    WHERE
-        tenant_id = $1 AND rejected_at >= $2 AND rejected_at < $3
-        AND NOT EXISTS (
-            SELECT FROM pg_catalog.unnest($4::pg_catalog.text[]) AS left_out (request_id)
-            WHERE left_out.request_id = rejections.request_id
-        )
-) AS hashed;
-
--- name: find_failures
--- The messages with their last failure from $2 on and before $3.
-SELECT message_id FROM public.message_failures WHERE tenant_id = $1 AND failed_at >= $2 AND failed_at < $3;
-
--- name: find_later_failures
--- Those of the messages $2 that have failed from $3 on.
-SELECT message_id
-FROM public.message_failures
-WHERE tenant_id = $1 AND message_id = ANY($2::pg_catalog.text[]) AND failed_at >= $3;
-
--- name: checksum_failures
--- Of the tries of the messages $2.
-SELECT :sum_of_texts
-FROM (
-    SELECT
-        pg_catalog.concat_ws(e'\x01', message_id, failure_count::pg_catalog.text, failed_at::pg_catalog.text) AS text
-    FROM public.message_failures
-    WHERE tenant_id = $1 AND message_id = ANY($2::pg_catalog.text[])
 ) AS hashed;
 
 -- name: count_tenant_rows

@@ -37,7 +37,7 @@ TYPES = {
 }
 QUERY = SourceQuery("order", "SELECT 1 -- all", TYPES)
 SINCE = datetime(2026, 1, 2, tzinfo=UTC)
-ONE = RowSelection(QUERY, "orders", ("it's", "main"), "o'1", SINCE)
+ONE = RowSelection(QUERY, "orders", ("it's", "main"), "bar", "o'1", SINCE)
 
 
 def test_queries_of_the_page_have_names_and_no_semicolons() -> None:
@@ -141,14 +141,14 @@ WHERE = (
 OF_ONE = " AND source.resource_id = ${2}::pg_catalog.text::pg_catalog.uuid"
 IDS = "${0}::pg_catalog.text AS resource_type, source.resource_id::pg_catalog.text AS resource_id"
 ROWS = (
-    f"SELECT {IDS}, source.data::pg_catalog.text AS document, source.date::pg_catalog.timestamptz::pg_catalog.text"
-    f" AS created, source.updated::pg_catalog.timestamptz::pg_catalog.text AS changed {FROM} "
+    "SELECT ${0}::pg_catalog.text AS business_type, ${1}::pg_catalog.text AS resource_type, "
+    "source.resource_id::pg_catalog.text AS resource_id, source.data::pg_catalog.text AS document, "
+    "source.date::pg_catalog.timestamptz::pg_catalog.text AS created, "
+    f"source.updated::pg_catalog.timestamptz::pg_catalog.text AS changed {FROM} "
 )
-HALF = "('x' || pg_catalog.encode(pg_catalog.substr(digest.bytes, {0}, 8), 'hex'))::pg_catalog.bit(64)::pg_catalog.int8"
-DIGEST = (
-    "CROSS JOIN LATERAL (SELECT pg_catalog.sha256(pg_catalog.convert_to(pg_catalog.concat_ws(pg_catalog.chr(31), "
-    "taken.resource_type, taken.resource_id, taken.document, taken.created, taken.changed), 'UTF8')) AS bytes OFFSET 0)"
-    " AS digest"
+HASH = (
+    "pg_catalog.hashtextextended(pg_catalog.concat_ws(pg_catalog.chr(1), taken.business_type, taken.resource_type, "
+    'taken.resource_id, taken.document, taken.created, taken.changed) COLLATE pg_catalog."C", 0)'
 )
 THERE = "FILTER (WHERE taken.document IS NOT NULL)"
 CHANGED = "source.updated >= ${0}::pg_catalog.text::pg_catalog.timestamptz::pg_catalog.timestamp"
@@ -173,26 +173,27 @@ def test_statements_about_rows_have_values_as_arguments() -> None:
     one, several, twice = read_rows(ONE, document_max_bytes=100), sum_rows([ONE, all_rows]), list_duplicates([ONE, ONE])
     values = ["orders", "it's", "main", "o'1", "2026-01-02T00:00:00+00:00"]
 
-    where = f"{WHERE.format(2, 3)}{OF_ONE.format(0, 0, 4)} AND {CHANGED.format(5)}"
+    where = f"{WHERE.format(3, 4)}{OF_ONE.format(0, 0, 5)} AND {CHANGED.format(6)}"
     assert one.sql == (
         "SELECT taken.resource_type, taken.resource_id, taken.created, taken.changed, "
         "pg_catalog.octet_length(taken.document) AS byte_count, "
         "CASE WHEN pg_catalog.octet_length(taken.document) <= 100 THEN taken.document END AS document, "
-        f"{HALF.format(1)} AS high, {HALF.format(9)} AS low FROM ({ROWS.format(1)}{where} OFFSET 0) AS taken {DIGEST}"
+        f"{HASH} AS hash FROM ({ROWS.format(1, 2)}{where} OFFSET 0) AS taken"
     )
     assert several.sql == (
         "SELECT taken.resource_type, pg_catalog.count(taken.document) AS row_count, "
         "pg_catalog.count(*) - pg_catalog.count(taken.document) AS deleted_count, "
-        f"coalesce(pg_catalog.sum({HALF.format(1)}) {THERE}, 0)::pg_catalog.text AS high, "
-        f"coalesce(pg_catalog.sum({HALF.format(9)}) {THERE}, 0)::pg_catalog.text AS low, "
+        f"coalesce(pg_catalog.sum({HASH}) {THERE}, 0)::pg_catalog.text AS checksum, "
         "coalesce(pg_catalog.sum(pg_catalog.octet_length(taken.document)), 0)::pg_catalog.text AS byte_count FROM ("
-        f"({ROWS.format(1)}{where} OFFSET 0) UNION ALL ({ROWS.format(6)}{WHERE.format(7, 8)} OFFSET 0)"
-        f") AS taken {DIGEST} GROUP BY 1"
+        f"({ROWS.format(1, 2)}{where} OFFSET 0) UNION ALL ({ROWS.format(7, 8)}{WHERE.format(9, 10)} OFFSET 0)"
+        f") AS taken GROUP BY 1"
     )
+    once = f"{WHERE.format(2, 3)}{OF_ONE.format(0, 0, 4)} AND {CHANGED.format(5)}"
     again = f"{WHERE.format(7, 8)}{OF_ONE.format(0, 0, 9)} AND {CHANGED.format(10)}"
     assert twice.sql == (
-        f"SELECT resource_type, resource_id FROM ((SELECT {IDS.format(1)} {FROM} {where}) UNION ALL "
+        f"SELECT resource_type, resource_id FROM ((SELECT {IDS.format(1)} {FROM} {once}) UNION ALL "
         f"(SELECT {IDS.format(6)} {FROM} {again})) AS taken WHERE resource_id IS NOT NULL GROUP BY 1, 2"
         " HAVING pg_catalog.count(*) > 1 LIMIT 100001"
     )
-    assert [one.arguments, several.arguments, twice.arguments] == [values, values + values[:3], values * 2]
+    hashed = ["bar", *values]
+    assert [one.arguments, several.arguments, twice.arguments] == [hashed, hashed + hashed[:4], values * 2]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from simplu_worker.transfers.moving.copying import (
+from simplu_worker.transfers.engine import (
     CHUNK_S,
     REST_MAX_S,
     ROWS_MAX,
