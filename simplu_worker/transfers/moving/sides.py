@@ -1,0 +1,291 @@
+"""The two shards of a move, with what a mover writes there. Each transaction checks its token, and the server's run.
+
+Another run may lack what the mover has read or written, and connects as if it had it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.errors import RetryableError
+from simplu_worker.shards.apply.commit_safety import note_server, server_of
+from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.log import BulkChange, mark_bulk_change
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.queries import affected_count
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
+from simplu_worker.shards.settling import (
+    MoveRefusedError,
+    MovingTenant,
+    Progress,
+    read_positions,
+    read_tenant,
+    read_transfer,
+    take_token,
+    tenant_of,
+)
+from simplu_worker.transfers import QUERIES
+from simplu_worker.transfers.journal import Journal
+from simplu_worker.transfers.moving.changes import Changes, LogKey, read_last_changes, write_changes
+from simplu_worker.transfers.moving.types import Move, SupersededError, continued_progress, warm_progress
+from simplu_worker.transfers.moving.undoing import drop_rows
+from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
+
+FENCE_S: Final = 2.0  # until any worker may end it
+NO_TOKEN: Final = -1  # a statement with it finds no row
+CLOCK_STEP_MAX_S: Final = 1.0  # below the margin of the changes that are read again
+CLEANUP_STEPS: Final = frozenset({TransferStep.CLEANING, TransferStep.CLEANED})  # rows of the tenant are deleted
+
+
+class Fenced(msgspec.Struct, frozen=True):
+    """What a mover has found in the transaction of its fence, at *began_at* by its own clock."""
+
+    began_at: float
+    source: MovingTenant
+    progress: Progress
+    changes: Sequence[Changes]
+
+
+class MoveSource:
+    """The shard that the tenant leaves; *token* is that of this mover."""
+
+    def __init__(self, shard: ShardPool, move: Move, clock: Callable[[], float]) -> None:
+        self.shard = shard
+        self.token = 0
+        self.epoch = 0
+        self.step = TransferStep.OPEN  # in the journal
+        self._move = move
+        self._clock = clock
+        self._last_barrier: tuple[float, datetime] | None = None  # by our clock, and by the shard's
+
+    @property
+    def journal(self) -> Journal:
+        """The row of this mover."""
+        return Journal(self._move.tenant_id, TransferKind.DEPARTURE, str(self.token))
+
+    async def read(self) -> MovingTenant | None:
+        """Return the tenant's row; its state tells whether the move has committed."""
+        async with self.shard.connection() as connection:
+            source = await read_tenant(connection, self._move.tenant_id)
+        self.step = _step_of(source)
+        return source
+
+    async def take_token(self, states: AbstractSet[TenantState], token_of_target: int) -> MovingTenant:
+        """Take a token above both shards', so that no earlier mover can commit."""
+        tenant_id = self._move.tenant_id
+        async with self.shard.transaction() as connection:
+            source = await read_tenant(connection, tenant_id, locked=True)
+            if source is None or source.state not in states:
+                raise RetryableError(f"the tenant is {'not here' if source is None else source.state} now")
+            departure = await read_transfer(connection, tenant_id, TransferKind.DEPARTURE)
+            if source.state is TenantState.MOVED and departure is not None and departure.step in CLEANUP_STEPS:
+                raise MoveRefusedError(
+                    f"{tenant_id}: shard {self._move.target_id} has lost the tenant, after a cleanup of its former "
+                    f"rows on shard {self._move.source_id}; restore shard {self._move.target_id} from a newer backup"
+                )
+            self.token = max(source.move_token, token_of_target) + 1
+            await take_token(connection, tenant_id, self.token)
+            self.step = _step_of(source)
+            detail: Any = None if self.step is TransferStep.COMMITTED else {}
+            await self.journal.open(connection, self.step, place=self._move.target_id, detail=detail)
+        self._last_barrier = (self._clock(), source.read_at)
+        self.epoch = source.epoch
+        return source
+
+    async def set_barrier(self, progress: Progress) -> MovingTenant:
+        """Wait for all batches in flight: their rows of the log are from before `read_at`."""
+        async with self.shard.transaction() as connection:
+            source = await read_tenant(connection, self._move.tenant_id, locked=True)
+        if source is None or source.state not in {TenantState.ACTIVE, TenantState.MOVED}:
+            raise RetryableError(f"the tenant is {None if source is None else source.state}")
+        if source.move_token != self.token:
+            raise _superseded(self._move)
+        self.check(source, progress)
+        return source
+
+    def check(self, source: MovingTenant, progress: Progress) -> None:
+        """Raise if another server answers, or the clock was set back: later rows may be from before the barrier."""
+        if source.server != progress.server:
+            raise RetryableError(f"shard {self._move.source_id} has another server now, or was restarted")
+        now, before = self._clock(), self._last_barrier
+        self._last_barrier = (now, source.read_at)
+        if before is None or (now - before[0]) - (source.read_at - before[1]).total_seconds() <= CLOCK_STEP_MAX_S:
+            return
+        self._last_barrier = None
+        raise MoveRefusedError(
+            f"{self._move.tenant_id}: the clock of shard {self._move.source_id} was set back, and the move "
+            f"was stopped; the tenant goes on on shard {self._move.source_id}; "
+            "run: simplu-worker tenants rollback --stay --apply, and then move the tenant again"
+        )
+
+    async def fence(self, progress: Progress, known: AbstractSet[LogKey]) -> Fenced:
+        """Fence the tenant, and read the remaining changes, all in one transaction."""
+        tenant_id = self._move.tenant_id
+        async with self.shard.transaction(budget=StatementBudget.PAUSE) as connection:
+            row = await connection.fetchrow(QUERIES["fence_tenant"], tenant_id, self.token, FENCE_S)
+            began_at = self._clock()
+            if row is None:
+                raise _superseded(self._move)
+            source = tenant_of(row)
+            if source.epoch != self.epoch:  # the copy is of the tenant before that
+                raise RetryableError("the tenant was destroyed, and made again")
+            self.check(source, progress)
+            positions = await read_positions(connection)
+            changes = await read_last_changes(connection, tenant_id, progress.barrier, known)
+        fenced = msgspec.structs.replace(
+            progress, barrier=source.read_at, fenced_at=source.read_at, positions=positions
+        )
+        return Fenced(began_at, source, fenced, changes)
+
+    async def rehearse(self, progress: Progress, known: AbstractSet[LogKey], epoch: int) -> Fenced:
+        """Send the statements of `fence` and `commit_in` without any effect: each is planned the first time."""
+        tenant_id = self._move.tenant_id
+        async with self.shard.transaction(is_rehearsal=True) as connection:
+            await connection.fetchrow(QUERIES["fence_tenant"], tenant_id, NO_TOKEN, FENCE_S)
+            source = await read_tenant(connection, tenant_id)
+            if source is None:
+                raise RetryableError("the tenant's row has gone from its shard")
+            progress = msgspec.structs.replace(progress, positions=await read_positions(connection))
+            await read_last_changes(connection, tenant_id, progress.barrier, known)
+            await self.commit_in(connection, NO_TOKEN, progress, epoch)
+        return Fenced(self._clock(), source, progress, ())
+
+    async def commit_in(self, connection: Connection, token: int, progress: Progress, epoch: int) -> Server | None:
+        """Commit the move; return the server, None if a worker has ended the fence.
+
+        The positions as of the fence stay here: if the target loses the copy, later ones count for nothing.
+        """
+        detail = msgspec.json.encode({"positions": progress.positions, "epochBefore": self.epoch}).decode()
+        row = await connection.fetchrow(
+            QUERIES["commit_move"], self._move.tenant_id, token, self._move.target_id, epoch, detail
+        )
+        return None if row is None else server_of(row)
+
+    async def end_fence(self) -> None:
+        """Make the tenant active again, with the next token."""
+        async with self.shard.transaction() as connection:
+            await connection.execute(QUERIES["end_own_fence"], self._move.tenant_id, self.token)
+
+
+class MoveTarget:
+    """The shard that the tenant comes to, *epoch* the tenant's there."""
+
+    def __init__(self, shard: ShardPool, move: Move, source: MoveSource) -> None:
+        self.shard = shard
+        self.epoch = 0
+        self._move = move
+        self._source = source
+        self._server: Server | None = None  # that has all that this mover has written
+
+    @property
+    def journal(self) -> Journal:
+        """The row of this mover."""
+        return Journal(self._move.tenant_id, TransferKind.ARRIVAL, str(self._source.token))
+
+    async def read(self) -> MovingTenant | None:
+        """Return the tenant's row."""
+        async with self.shard.connection() as connection:
+            return await read_tenant(connection, self._move.tenant_id)
+
+    async def prepare(self, source: MovingTenant, keeps: timedelta) -> Progress:
+        """Make the tenant `incoming`; return how far an earlier mover has copied it, less than *keeps* ago."""
+        tenant_id, token = self._move.tenant_id, self._source.token
+        async with self._source.shard.connection() as connection:
+            arrival_on_source = await read_transfer(connection, tenant_id, TransferKind.ARRIVAL)
+        async with self.shard.transaction() as connection:
+            target = await read_tenant(connection, tenant_id, locked=True)
+            _check_names(self._move, source, target)
+            arrival = await read_transfer(connection, tenant_id, TransferKind.ARRIVAL)
+            departure = await read_transfer(connection, tenant_id, TransferKind.DEPARTURE)
+            kept = continued_progress(source, self._move.source_id, target, arrival, keeps) or warm_progress(
+                source, target, departure, arrival_on_source, keeps
+            )
+            # Without a chunk in it: an earlier mover may have been killed before it had emptied the target.
+            progress = kept or Progress(source.server, source.epoch, source.read_at)
+            self.epoch = _epoch_of(source, target)
+            columns = (source.business_id, source.location_id, source.business_type)
+            times = (source.control_at, source.created_at)
+            status = await connection.execute(QUERIES["make_incoming"], tenant_id, *columns, self.epoch, token, *times)
+            if affected_count(status) != 1:
+                raise _superseded(self._move)
+            await self.journal.open(connection, TransferStep.OPEN, place=self._move.source_id, detail=progress)
+            self._server = await note_server(connection)
+        if not progress.cursors and await drop_rows(self.shard, tenant_id, token, TenantState.INCOMING) is None:
+            raise _superseded(self._move)
+        return progress
+
+    async def check_token(self, connection: Connection) -> None:
+        """Begin a transaction that writes: raise if another mover has come, or the server is another one."""
+        self._check(
+            await connection.fetchrow(
+                QUERIES["lock_tenant_for"], self._move.tenant_id, TenantState.INCOMING, self._source.token
+            )
+        )
+
+    def _check(self, row: Any) -> Server:
+        if row is None:
+            raise _superseded(self._move)
+        server = server_of(row)
+        if server != self._server:
+            raise RetryableError(f"shard {self._move.target_id} has another server now, or was restarted")
+        return server
+
+    async def write(self, changes: Changes) -> None:
+        """Write what has changed on the source."""
+        async with self.shard.transaction() as connection:
+            await self.check_token(connection)
+            if changes.resources or changes.gone:
+                await mark_bulk_change(connection, BulkChange.COPIED, self._move.tenant_id)
+            await write_changes(connection, self._move.tenant_id, changes)
+
+    async def note(self, progress: Progress) -> None:
+        """Note how far the copy is."""
+        async with self.shard.transaction() as connection:
+            await self.check_token(connection)
+            await self.journal.note(connection, TransferStep.OPEN, progress)
+
+    async def make_ready(self, connection: Connection, fenced: Fenced) -> Server:
+        """Write the last changes, and make the tenant ready; return the server."""
+        tenant_id, source = self._move.tenant_id, fenced.source
+        times = (source.control_at, source.created_at, source.paused_until)
+        row = await connection.fetchrow(
+            QUERIES["make_ready"], tenant_id, self._source.token, source.business_type, *times, source.weight
+        )
+        server = self._check(row)
+        if fenced.changes:
+            await mark_bulk_change(connection, BulkChange.COPIED, tenant_id)
+        for one in fenced.changes:
+            await write_changes(connection, tenant_id, one)
+        progress = msgspec.structs.replace(fenced.progress, target_server=server)
+        await self.journal.note(connection, TransferStep.READY, progress)
+        return server
+
+
+def _superseded(move: Move) -> SupersededError:
+    return SupersededError(f"{move.tenant_id}: another mover has begun since")
+
+
+def _check_names(move: Move, source: MovingTenant, target: MovingTenant | None) -> None:
+    if target is None or (target.business_id, target.location_id) == (source.business_id, source.location_id):
+        return
+    raise MoveRefusedError(
+        f"{move.tenant_id}: shard {move.target_id} has this id for business {target.business_id} at location "
+        f"{target.location_id}; the tenant stays on shard {move.source_id}; run: simplu-worker tenants move, to "
+        "another shard"
+    )
+
+
+def _step_of(source: MovingTenant | None) -> TransferStep:
+    return TransferStep.COMMITTED if source is not None and source.state is TenantState.MOVED else TransferStep.OPEN
+
+
+def _epoch_of(source: MovingTenant, target: MovingTenant | None) -> int:
+    """Return an epoch above all that the tenant had on either shard before this move."""
+    if source.state is TenantState.MOVED:  # its commit has raised it
+        return source.epoch
+    return max(source.epoch, 0 if target is None else target.epoch) + 1
