@@ -290,9 +290,7 @@ class Commands:
         return differences
 
     async def killed(self, *, after_s: float) -> None:
-        process = await self._started(
-            "exec simplu-worker shards adopt shard-1 --prepare --duplicates oldest --env-file worker.env"
-        )
+        process = await self._started("exec simplu-worker shards adopt shard-1 --prepare --env-file worker.env")
         with suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), after_s)
         with suppress(ProcessLookupError):

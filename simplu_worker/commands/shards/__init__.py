@@ -199,7 +199,6 @@ def adopt_shard(
     *,
     prepare: Flag = False,
     apply: Flag = False,
-    duplicates: Literal["newest", "oldest"] | None = None,
     leave_unresolved: Flag = False,
     leave_faulty: Flag = False,
     common: CommonOptions = NO_OPTIONS,
@@ -212,20 +211,18 @@ def adopt_shard(
         Copy all rows, and keep the copy up to date while the other program runs; do not swap the tables.
     apply
         Carry out the adoption; stop the other program first. Without this option and --prepare the plan is printed.
-    duplicates
-        The row to take where a resource has several.
     leave_unresolved
         Leave rows in the old table if business-info and the map or Citrus do not identify their tenant.
     leave_faulty
         Leave rows in the old table that cannot be resources.
     """
     from simplu_worker.commands.shards.adopt import AdoptMode, AdoptOptions, adopt_shard
-    from simplu_worker.transfers.adoption.plan import AdoptionChoices, Duplicates
+    from simplu_worker.transfers.adoption.plan import AdoptionChoices
 
     if prepare and apply:
         raise UsageError("shards adopt: expected --prepare or --apply, got both")
     options = AdoptOptions(
         mode=AdoptMode.ALL if apply else AdoptMode.COPY if prepare else AdoptMode.NOTHING,
-        choices=AdoptionChoices(None if duplicates is None else Duplicates(duplicates), leave_unresolved, leave_faulty),
+        choices=AdoptionChoices(leave_unresolved, leave_faulty),
     )
     return common.run(adopt_shard, shard, options)

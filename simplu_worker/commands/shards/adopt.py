@@ -25,7 +25,7 @@ DUPLICATES: Final = {
     "resourceType": "type",
     "resourceId": "id",
     "rows": "rows",
-    "oldIds": "old ids, oldest first",
+    "oldIds": "old ids; the last one, the newest, is taken",
 }
 FAULTY: Final = {"oldId": "old id", "reason": "cannot be adopted, because"}
 REPORT_INTERVAL_S: Final = 10.0  # between two lines of progress, where there is no terminal
@@ -73,7 +73,7 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions) 
                 if options.mode is AdoptMode.ALL and not refusals:
                     return _describe_adopted(await adopter.adopt(plan, options.choices), "now")
                 if options.mode is AdoptMode.COPY and not plan.contents.conflicting_names:
-                    await adopter.copy(plan, options.choices)
+                    await adopter.copy(plan)
                     state = AdoptMode.COPY
                 else:
                     state = AdoptMode.NOTHING

@@ -33,7 +33,6 @@ from simplu_worker.transfers.adoption.plan import (
     AdoptionChoices,
     AdoptionPlan,
     DuplicateRows,
-    Duplicates,
     FaultyRow,
     Layout,
     OldContents,
@@ -248,10 +247,6 @@ class Adopter:
         contents = await self._rehearse(read, is_begun=is_begun)
         return AdoptionPlan(self._shard_id, old_table.layout, contents, self._owners, is_begun=is_begun)
 
-    async def copy(self, plan: AdoptionPlan, choices: AdoptionChoices) -> None:
-        """Copy all rows, and all changes until now; the other program may go on writing. Raises as `make_plan`."""
-        await self._copy(plan, choices)
-
     async def adopt(self, plan: AdoptionPlan, choices: AdoptionChoices) -> AdoptionResult:
         """Copy the rest, and swap the tables' names; the other program must be stopped.
 
@@ -259,7 +254,7 @@ class Adopter:
         """
         if refusals := plan.refusals(choices):
             raise self._refused(*refusals)
-        is_pending = await self._copy(plan, choices) and await self._complete(self._analyze, self._catch_up_some)
+        is_pending = await self.copy(plan) and await self._complete(self._analyze, self._catch_up_some)
         if is_pending:
             await self._check_for_writes()
             if await self._swap_names(choices):
@@ -269,13 +264,13 @@ class Adopter:
     def _refused(self, *problems: str) -> PermanentError:
         return AdoptionRefusedError(self._shard_id, *problems)
 
-    async def _copy(self, plan: AdoptionPlan, choices: AdoptionChoices) -> bool:
+    async def copy(self, plan: AdoptionPlan) -> bool:
+        """Copy all rows, and all changes until now; the other program may go on writing. Raises as `make_plan`."""
         if plan.contents.conflicting_names:
             raise self._refused(*plan.refusals(AdoptionChoices(leave_unresolved=True, leave_faulty=True)))
         await self._run(self._begin)
         return await self._complete(
             partial(self._write_owners, owners=plan.owners.values()),
-            partial(self._choose, duplicates=choices.duplicates),
             self._watch,
             self._copy_some,
             self._catch_up_some,
@@ -292,18 +287,9 @@ class Adopter:
             return await run_until_won(once, tries=self._attempts)
         raise ShardUnavailableError(
             f"shard {self._shard_id}: others kept the old table locked in {self._attempts} tries; "
-            f"end the transactions that use it ({await self._describe_users()}) and run this again; "
+            "end the transactions that use it (pg_stat_activity has them), and run this again; "
             "it continues where it stopped"
         )
-
-    async def _describe_users(self) -> str:
-        async with self._pool.connection() as connection:
-            rows = await connection.fetch(QUERIES["find_users_of_old_table"])
-        users = [
-            f"pid {row['pid']}: " + ", ".join(filter(None, (row["application_name"], row["role"], row["state"])))
-            for row in rows
-        ]
-        return "; ".join(users) or "none is left now"
 
     async def _run_locked(self, step: _Step) -> _Result:
         async def run(connection: Connection) -> _Result:
@@ -364,11 +350,6 @@ class Adopter:
             await connection.execute(QUERIES["copy_sources_again"], [row["key"] for row in changed])
         return _StepResult.DONE
 
-    async def _choose(self, connection: Connection, _: Any, *, duplicates: Duplicates | None) -> _Result:
-        if duplicates is not None:
-            await connection.execute(QUERIES["choose_duplicates"], duplicates is Duplicates.NEWEST)
-        return _StepResult.DONE
-
     async def _watch(self, connection: Connection, adoption: Any) -> _Result:
         if adoption["copy_to"] is None:
             await connection.execute(ADOPTION["watch"])
@@ -384,37 +365,34 @@ class Adopter:
             return _StepResult.DONE
         if unknown := await self._find_unknown_sources(connection, ids):
             return unknown
-        await self._copy_rows(connection, adoption, ids)
+        await self._copy_rows(connection, ids)
         await connection.execute(QUERIES["record_copied"], ids[-1])
         return _StepResult.MORE
 
-    async def _catch_up_some(self, connection: Connection, adoption: Any) -> _Result:
+    async def _catch_up_some(self, connection: Connection, _: Any) -> _Result:
         self._report(AdoptionProgress(AdoptionStep.CATCHING_UP))
-        return await self._catch_up(connection, adoption, self._copy_max_rows)
+        return await self._catch_up(connection, self._copy_max_rows)
 
-    async def _catch_up(self, connection: Connection, adoption: Any, limit: int) -> _Result:
+    async def _catch_up(self, connection: Connection, limit: int) -> _Result:
         changes = await connection.fetch(QUERIES["next_changes"], limit)
         ids = sorted({change["old_id"] for change in changes})
         if ids:
             if unknown := await self._find_unknown_sources(connection, ids):
                 return unknown
             await connection.execute(QUERIES["delete_changes"], _texts(change["number"] for change in changes))
-            keys = await self._copy_rows(connection, adoption, ids)
+            await self._copy_rows(connection, ids)
             faulty = await connection.fetch(QUERIES["find_faults"], _texts(ids))
             self._late.fault_counts.update(row["fault"] for row in faulty)
-            if await connection.fetch(QUERIES["find_taken_duplicates"], *keys):
-                self._late.duplicate_counts[self._shard_id] += 1
         return _StepResult.MORE if len(changes) == limit else _StepResult.DONE
 
     async def _find_unknown_sources(self, connection: Connection, ids: Sequence[int]) -> _UnknownSources | None:
         rows = await connection.fetch(QUERIES["find_unknown_sources"], _texts(ids))
         return _UnknownSources([source for row in rows if (source := source_of(row)) is not None]) if rows else None
 
-    async def _copy_rows(self, connection: Connection, adoption: Any, ids: Sequence[int]) -> list[list[str]]:
+    async def _copy_rows(self, connection: Connection, ids: Sequence[int]) -> None:
         rows = await connection.fetch(QUERIES["take_rows"], _texts(ids))
         keys = [[row[name] for row in rows] for name in ("tenant_id", "resource_type", "resource_id")]
-        await connection.execute(QUERIES["make_resources"], *keys, adoption["newest_wins"])
-        return keys
+        await connection.execute(QUERIES["make_resources"], *keys)
 
     # The swap
 
@@ -444,10 +422,10 @@ class Adopter:
             if result is _StepResult.ADOPTED or not await self._complete(self._catch_up_some):
                 return False
 
-    async def _swap(self, connection: Connection, adoption: Any, *, choices: AdoptionChoices) -> _Result:
+    async def _swap(self, connection: Connection, _: Any, *, choices: AdoptionChoices) -> _Result:
         """Swap the names; MORE if there were too many changes to apply under the lock."""
         await connection.execute(ADOPTION["lock_old_table"])
-        result = await self._catch_up(connection, adoption, SWAP_MAX_CHANGES)
+        result = await self._catch_up(connection, SWAP_MAX_CHANGES)
         if result is not _StepResult.DONE:
             return result
         if await connection.fetch(QUERIES["find_conflicting_names"]) or not self._allow_late(choices):
@@ -460,10 +438,8 @@ class Adopter:
 
     def _allow_late(self, choices: AdoptionChoices) -> bool:
         late = self._late
-        return (
-            (choices.leave_faulty or not late.fault_counts)
-            and (choices.duplicates is not None or not late.duplicate_counts)
-            and (choices.leave_unresolved or all(self._owners[key].problem is None for key in late.sources))
+        return (choices.leave_faulty or not late.fault_counts) and (
+            choices.leave_unresolved or all(self._owners[key].problem is None for key in late.sources)
         )
 
     async def _read_result(self) -> AdoptionResult:

@@ -35,13 +35,6 @@ class Layout(StrEnum):
     TWO_IDS = "rows_of_two_ids"
 
 
-class Duplicates(StrEnum):
-    """The choice of one of several rows of a resource."""
-
-    NEWEST = "newest"
-    OLDEST = "oldest"
-
-
 class OldTenant(msgspec.Struct, frozen=True):
     """A tenant as the old table names it: by *key* alone, or by business and location too."""
 
@@ -109,7 +102,6 @@ class FaultyRow(msgspec.Struct, frozen=True):
 class AdoptionChoices(msgspec.Struct, frozen=True):
     """The decisions that a person has to make."""
 
-    duplicates: Duplicates | None = None
     leave_unresolved: bool = False
     leave_faulty: bool = False
 
@@ -182,11 +174,6 @@ class AdoptionPlan(msgspec.Struct, frozen=True):
             refusals.append(
                 f"unresolved tenants: {len(self.unresolved)}, with {row_count} rows; correct the reasons listed, "
                 "or leave their rows in the old table with --leave-unresolved"
-            )
-        if self.duplicate_count and choices.duplicates is None:
-            refusals.append(
-                f"resources with several rows: {self.duplicate_count}; delete all rows but one, "
-                "or choose the row that is copied with --duplicates newest or --duplicates oldest"
             )
         if (fault_count := self.contents.fault_counts.total()) and not choices.leave_faulty:
             refusals.append(

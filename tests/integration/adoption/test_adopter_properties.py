@@ -20,14 +20,14 @@ from simplu_worker.business_info import Business
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.transfers.adoption.adopter import ADOPTION_TIMEOUTS, Adopter, _Step, _UnknownSources
-from simplu_worker.transfers.adoption.plan import AdoptionChoices, AdoptionPlan, Duplicates
+from simplu_worker.transfers.adoption.plan import AdoptionPlan
 
 pytestmark = pytest.mark.slow(2.5)
 
 AS_BEGUN = """
 TRUNCATE resources RESTART IDENTITY;
 TRUNCATE simplu_adoption.resources, simplu_adoption_log.taken, simplu_adoption_log.changes, simplu_adoption_log.sources;
-UPDATE simplu_adoption_log.adoption SET copied_to = -1, copy_to = NULL, newest_wins = true;
+UPDATE simplu_adoption_log.adoption SET copied_to = -1, copy_to = NULL;
 """
 OLD_SQL = """
 SELECT id, business_location_id, resource_type, resource_id, data, updated_at FROM resources ORDER BY updated_at, id
@@ -101,7 +101,7 @@ async def begun(make_shard: ShardMaker) -> AsyncIterator[tuple[Adopter, ShardPoo
     adopter = Adopter(pool, names, names, copy_max_rows=2)  # type: ignore[arg-type]  # all that is asked of a locator
     plan = await adopter.make_plan()
     assert isinstance(plan, AdoptionPlan)
-    await adopter.copy(plan, AdoptionChoices())
+    await adopter.copy(plan)
     yield adopter, pool
     await pool.close()
 
@@ -120,10 +120,10 @@ def as_object(text: str) -> Any:
     return document if isinstance(document, dict) and "\\u0000" not in text else None
 
 
-@given(seed=st.integers(0, 2**32), newest=st.booleans())
+@given(seed=st.integers(0, 2**32))
 @settings(max_examples=30, suppress_health_check=NO_CHECKS)
 async def test_copy_comes_to_what_the_old_table_is_whatever_is_done_to_it(
-    begun: tuple[Adopter, ShardPool], seed: int, *, newest: bool
+    begun: tuple[Adopter, ShardPool], seed: int
 ) -> None:
     adopter, pool = begun
     random = Random(seed)
@@ -147,13 +147,13 @@ async def test_copy_comes_to_what_the_old_table_is_whatever_is_done_to_it(
     plan = await adopter.make_plan()
     assert isinstance(plan, AdoptionPlan)
 
-    await adopter.copy(plan, AdoptionChoices(duplicates=Duplicates.NEWEST if newest else Duplicates.OLDEST))
+    await adopter.copy(plan)
 
     expected: dict[tuple[str, ...], Any] = {}
     for row in await fetch(pool, OLD_SQL):
         key = (row["business_location_id"], row["resource_type"], row["resource_id"])
         document = as_object(row["data"])
-        if key[0] != "who-knows" and key[2] and document is not None and (newest or key not in expected):
+        if key[0] != "who-knows" and key[2] and document is not None:
             expected[key] = document
     got = {tuple(row.values())[:3]: json.loads(row["data"]) for row in await fetch(pool, OURS_SQL)}
     assert expected == got

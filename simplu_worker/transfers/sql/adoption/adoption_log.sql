@@ -9,7 +9,6 @@ CREATE TABLE simplu_adoption_log.adoption (
     shard_id text NOT NULL,
     old_table regclass NOT NULL, -- also after its name has changed
     home text NOT NULL, -- the namespace of the old table, to which ours move
-    newest_wins boolean NOT NULL DEFAULT true, -- of duplicates
     copied_to bigint NOT NULL DEFAULT (-9223372036854775808), -- rows up to this id are copied; the minimum of bigint
     copy_to bigint, -- the last id when the triggers were made, which record all changes since; null: not made yet
     written_at timestamptz, -- the newest time in any copied row
@@ -28,7 +27,7 @@ CREATE TABLE simplu_adoption_log.sources (
     CHECK ((tenant_id IS NULL) = (problem IS NOT NULL))
 );
 
--- Each old row that is copied, and its resource; several old rows may be one resource.
+-- Each old row that is copied, and its resource; several old rows may be one resource, the newest of which counts.
 CREATE TABLE simplu_adoption_log.taken (
     old_id bigint PRIMARY KEY,
     tenant_id text COLLATE "C" NOT NULL,

@@ -29,18 +29,6 @@ FROM pg_catalog.pg_class
 JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
 WHERE pg_class.relname = 'resources' AND pg_namespace.nspname = $1::pg_catalog.name;
 
--- name: find_users_of_old_table
--- The sessions that use the old table, as far as this role may see them.
-SELECT DISTINCT pid, usename::pg_catalog.text AS role, application_name, state
-FROM pg_catalog.pg_locks
-JOIN pg_catalog.pg_stat_activity USING (pid)
-WHERE
-    pg_locks.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-    AND pg_locks.relation = pg_catalog.to_regclass('public.resources')::pg_catalog.oid AND pg_locks.granted
-    AND pid <> pg_catalog.pg_backend_pid()
-ORDER BY pid
-LIMIT 10;
-
 -- name: has_adoption
 -- From the catalog: `to_regclass` may answer from its session's cache, which misses a namespace just made.
 SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'simplu_adoption_log');
@@ -49,7 +37,7 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'simplu_adopt
 SELECT shard_id, adopted_at FROM simplu_adoption_log.adoption;
 
 -- name: lock_adoption
-SELECT newest_wins, copied_to, copy_to, adopted_at FROM simplu_adoption_log.adoption FOR UPDATE;
+SELECT copied_to, copy_to, adopted_at FROM simplu_adoption_log.adoption FOR UPDATE;
 
 -- name: begin_adoption
 -- Store the shard $1, the oid $2 of the adopted table, and its namespace $3.
@@ -57,7 +45,7 @@ INSERT INTO simplu_adoption_log.adoption (shard_id, old_table, home)
 VALUES ($1, $2::pg_catalog.oid::pg_catalog.regclass, $3);
 
 -- name: find_conflicting_names
--- Our names that others than the old table have in its namespace: relations, types, and functions. No lock.
+-- Our names of relations that others than the old table have in its namespace. No lock.
 WITH old_table AS (
     SELECT pg_class.oid, pg_class.relnamespace AS home
     FROM simplu_adoption_log.adoption
@@ -71,20 +59,6 @@ JOIN pg_catalog.pg_class AS ours ON
 WHERE
     there.oid <> old_table.oid
     AND NOT EXISTS (SELECT FROM pg_catalog.pg_index WHERE indexrelid = there.oid AND indrelid = old_table.oid)
-UNION
-SELECT there.typname::pg_catalog.text
-FROM old_table
-JOIN pg_catalog.pg_type AS there ON there.typnamespace = old_table.home
-JOIN pg_catalog.pg_type AS ours ON
-    ours.typname = there.typname AND ours.typnamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid
-WHERE there.typrelid = 0::pg_catalog.oid AND there.typelem = 0::pg_catalog.oid
-UNION
-SELECT there.proname::pg_catalog.text
-FROM old_table
-JOIN pg_catalog.pg_proc AS there ON there.pronamespace = old_table.home
-JOIN pg_catalog.pg_proc AS ours ON
-    ours.proname = there.proname AND ours.proargtypes = there.proargtypes
-    AND ours.pronamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid
 UNION
 SELECT there.relname::pg_catalog.text
 FROM old_table
@@ -148,18 +122,6 @@ SELECT key FROM before;
 -- name: copy_sources_again
 INSERT INTO simplu_adoption_log.changes (old_id, changed_at)
 SELECT id, '-infinity' FROM simplu_adoption_log.old_rows WHERE source = ANY($1::pg_catalog.text[]);
-
--- name: choose_duplicates
--- Store which of several rows is copied; if that has changed, add these resources to the changes.
-WITH chosen AS (
-    UPDATE simplu_adoption_log.adoption SET newest_wins = $1 WHERE newest_wins <> $1 RETURNING newest_wins
-)
-INSERT INTO simplu_adoption_log.changes (old_id, changed_at)
-SELECT pg_catalog.min(old_id), '-infinity'
-FROM simplu_adoption_log.taken
-WHERE EXISTS (SELECT FROM chosen)
-GROUP BY tenant_id, resource_type, resource_id
-HAVING pg_catalog.count(*) > 1;
 
 -- name: begin_copy
 -- Store the last id to copy; the triggers record later rows, and changes of these.
@@ -237,8 +199,8 @@ UNION
 SELECT tenant_id, resource_type, resource_id FROM present;
 
 -- name: make_resources
--- Make each of the resources $1, $2, $3 as its old row is, of several the newest ($4) or the oldest; delete one without
--- an old row. Idempotent; in key order.
+-- Make each of the resources $1, $2, $3 as its old row is, of several the newest; delete one without an
+-- old row. Idempotent; in key order.
 WITH wanted AS (
     SELECT tenant_id, resource_type, resource_id
     FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
@@ -248,9 +210,7 @@ WITH wanted AS (
     FROM wanted
     JOIN simplu_adoption_log.taken USING (tenant_id, resource_type, resource_id)
     ORDER BY
-        taken.tenant_id, taken.resource_type, taken.resource_id,
-        CASE WHEN $4::boolean THEN taken.updated_at END DESC, CASE WHEN $4::boolean THEN taken.old_id END DESC,
-        taken.updated_at, taken.old_id
+        taken.tenant_id, taken.resource_type, taken.resource_id, taken.updated_at DESC, taken.old_id DESC
 ), removed AS (
     DELETE FROM simplu_adoption.resources
     USING wanted
@@ -273,15 +233,6 @@ JOIN simplu_adoption_log.sources ON sources.tenant_id = chosen.tenant_id
 JOIN simplu_adoption_log.old_rows ON old_rows.id = chosen.old_id AND old_rows.fault IS NULL
 ORDER BY chosen.tenant_id, chosen.resource_type, chosen.resource_id
 :or_replaced;
-
--- name: find_taken_duplicates
-SELECT taken.tenant_id, taken.resource_type, taken.resource_id
-FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
-    AS sent (tenant_id, resource_type, resource_id)
-JOIN simplu_adoption_log.taken USING (tenant_id, resource_type, resource_id)
-GROUP BY taken.tenant_id, taken.resource_type, taken.resource_id
-HAVING pg_catalog.count(*) > 1
-ORDER BY taken.tenant_id, taken.resource_type, taken.resource_id;
 
 -- name: analyze_adopted
 -- So that the planner has statistics for the first operations.

@@ -12,7 +12,6 @@ from simplu_worker.transfers.adoption.plan import (
     AdoptionChoices,
     AdoptionPlan,
     DuplicateRows,
-    Duplicates,
     Layout,
     OldContents,
     OldTenant,
@@ -171,17 +170,10 @@ def test_plan_refuses_only_what_was_not_chosen() -> None:
     made = plan(found, owner(OldTenant("clinic-main"), CLINIC), owner(OldTenant("who-knows")))
     assert (made.row_count, made.duplicate_count) == (1, 1)
     _, unresolved, *others = made.refusals(AdoptionChoices())
-    assert ("unresolved tenants: 1, with 42 rows" in unresolved, len(others)) == (True, 2)
-    assert [text.split()[0] for text in made.refusals(AdoptionChoices(Duplicates.OLDEST, True, True))] == ["beside"]
-    assert len(made.refusals(AdoptionChoices(leave_unresolved=True, leave_faulty=True))) == 2
+    assert ("unresolved tenants: 1, with 42 rows" in unresolved, len(others)) == (True, 1)
+    (left,) = made.refusals(AdoptionChoices(leave_unresolved=True, leave_faulty=True))
+    assert left.startswith("beside")
     assert plan(OldContents(), owner(OldTenant("clinic-main"), CLINIC)).refusals(AdoptionChoices()) == []
-
-
-def test_plan_needs_no_choice_for_duplicates_of_tenants_that_are_left() -> None:
-    found = OldContents()
-    found.add_duplicate(DuplicateRows("who-knows", "patient", "p-1", 2, [3, 4]))
-    made = plan(found, owner(OldTenant("clinic-main"), CLINIC), owner(OldTenant("who-knows")))
-    assert made.refusals(AdoptionChoices(leave_unresolved=True)) == []
 
 
 def test_plan_lists_owners_by_name() -> None:
