@@ -101,7 +101,7 @@ class Case:
     async def adopt(self, choices: AdoptionChoices = TAKE_ALL) -> AdoptionResult:
         adopter = self.adopter()
         plan = await adopter.make_plan()
-        return plan if isinstance(plan, AdoptionResult) else await adopter.adopt(plan, AdoptionChoices())
+        return plan if isinstance(plan, AdoptionResult) else await adopter.adopt(plan, choices)
 
     async def resources(self) -> dict[tuple[str, str, str], Any]:
         rows = await fetch(
