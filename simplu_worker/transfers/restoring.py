@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -25,7 +25,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log import BulkChange, BulkOrigin, mark_bulk_change
-from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
+from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -121,7 +121,6 @@ class ExportFile:
         self._header = header
         self._is_finished = False
         self.counts = dict.fromkeys(EXPORT_QUERIES, 0)
-        self.byte_count = 0
 
     def __enter__(self) -> Self:
         try:
@@ -139,36 +138,11 @@ class ExportFile:
         if not self._is_finished:
             self._path.unlink(missing_ok=True)
 
-    async def add(
-        self, connection: Connection, table: CopiedTable, tenant_id: str, after: RowKey, end: RowKey | None
-    ) -> int:
-        """Write the rows of a range of keys, and return their number. Raises the shard's errors, `PermanentError`."""
-
-        async def write(part: bytes) -> None:
+    def add(self, table: CopiedTable, parts: Iterable[bytes], count: int) -> None:
+        """Write *count* rows of a table. Raises `PermanentError`."""
+        for part in parts:
             self._write(part)
-
-        status = await connection.copy_from_query(
-            QUERIES[EXPORT_QUERIES[table.name]].removesuffix(";"),
-            tenant_id,
-            *after,
-            *(end or (None, None)),
-            output=write,
-            format="csv",
-            delimiter=DELIMITER,
-            quote=QUOTE,
-        )
-        count = affected_count(status)
         self.counts[table.name] += count
-        return count
-
-    def cut(self, byte_count: int) -> None:
-        """Keep the first *byte_count* bytes: what follows is a part of a chunk. Raises `PermanentError`."""
-        try:
-            self._file.seek(byte_count)
-            self._file.truncate()
-        except OSError as exc:
-            raise self._write_error(exc) from exc
-        self.byte_count = byte_count
 
     def finish(self) -> None:
         """Write the counts, and wait for the disk. Raises `PermanentError`."""
@@ -186,7 +160,6 @@ class ExportFile:
         self._is_finished = True
 
     def _write(self, part: bytes) -> None:
-        self.byte_count += len(part)
         try:
             self._file.write(part)
         except OSError as exc:
@@ -194,6 +167,28 @@ class ExportFile:
 
     def _write_error(self, exc: OSError) -> PermanentError:
         return PermanentError(f"--export: expected room for the tenant's rows at {self._path}, got: {exc.strerror}")
+
+
+async def _read_rows(
+    connection: Connection, table: CopiedTable, tenant_id: str, after: RowKey, end: RowKey | None
+) -> tuple[list[bytes], int]:
+    """Return the rows of a range of keys as lines of JSON, in parts, and their number."""
+    parts: list[bytes] = []
+
+    async def add(part: bytes) -> None:
+        parts.append(part)
+
+    status = await connection.copy_from_query(
+        QUERIES[EXPORT_QUERIES[table.name]].removesuffix(";"),
+        tenant_id,
+        *after,
+        *(end or (None, None)),
+        output=add,
+        format="csv",
+        delimiter=DELIMITER,
+        quote=QUOTE,
+    )
+    return parts, affected_count(status)
 
 
 FENCE_S: Final = 30.0  # until any worker may end it, while nothing is overwritten; set again with each chunk
@@ -384,16 +379,13 @@ class Restorer:
 
     async def _export_table(self, file: ExportFile, table: CopiedTable) -> None:
         async def export(after: RowKey, row_count: int) -> Chunk:
-            began_at, end_of_file = loop_time(), file.byte_count
-            try:
-                async with self._writing(TransferStep.OPEN, budget=StatementBudget.KEY_RANGE) as connection:
-                    await self._set_deadline(connection, FENCE_S)
-                    answer_s = loop_time() - began_at
-                    end = await find_end(connection, table, self._restore.tenant_id, after, row_count)
-                    count = await file.add(connection, table, self._restore.tenant_id, after, end)
-            except StatementFailedError:
-                file.cut(end_of_file)
-                raise
+            began_at = loop_time()
+            async with self._writing(TransferStep.OPEN, budget=StatementBudget.KEY_RANGE) as connection:
+                await self._set_deadline(connection, FENCE_S)
+                answer_s = loop_time() - began_at
+                end = await find_end(connection, table, self._restore.tenant_id, after, row_count)
+                parts, count = await _read_rows(connection, table, self._restore.tenant_id, after, end)
+            file.add(table, parts, count)
             self._show(RestoreStatus("export", sum(file.counts.values())))
             return Chunk(end, count, answer_s)
 

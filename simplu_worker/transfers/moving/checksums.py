@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
@@ -60,11 +60,6 @@ class TypeSum(msgspec.Struct, frozen=True, rename="camel"):
     def __add__(self, other: TypeSum) -> TypeSum:
         return TypeSum(
             self.row_count + other.row_count, self.byte_count + other.byte_count, self.checksum + other.checksum
-        )
-
-    def __sub__(self, other: TypeSum) -> TypeSum:
-        return TypeSum(
-            self.row_count - other.row_count, self.byte_count - other.byte_count, self.checksum - other.checksum
         )
 
 
@@ -154,20 +149,15 @@ async def _compare_resources(
 
     async def add(after: RowKey, end: RowKey | None) -> None:
         nonlocal excluded_count
-        parts = await _of_both([sum_range(one, tenant_id, after, end) for one in pair])
         excluded_before, excluded_count = excluded_count, _count_up_to(end, excluded)
-        if left_out := excluded[excluded_before:excluded_count]:
-            for part, own in zip(
-                parts, await _of_both([_sum_each(one, tenant_id, left_out) for one in pair]), strict=True
-            ):
-                for resource_type, one in own:
-                    part[resource_type] -= one
+        left_out = excluded[excluded_before:excluded_count]
+        parts = await _of_both([sum_range(one, tenant_id, after, end, left_out) for one in pair])
         for total, part in zip(sums, parts, strict=True):
             for name, one in part.items():
                 total[name] = total.get(name, TypeSum()) + one
         if parts[0] != parts[1] and len(differing) < DIFFERENCES_MAX:
-            hashes = await _of_both([_hash_range(one, tenant_id, after, end) for one in pair])
-            differing.extend(sorted({key for key, _ in set(hashes[0].items()) ^ set(hashes[1].items())} - set(changed)))
+            hashes = await _of_both([_hash_range(one, tenant_id, after, end, left_out) for one in pair])
+            differing.extend(sorted({key for key, _ in hashes[0] ^ hashes[1]}))
 
     await _walk_both(walker, RESOURCES, pair, tenant_id, add)
     return sums, differing
@@ -224,24 +214,24 @@ async def _of_both(statements: Iterable[Coroutine[Any, Any, AnswerT]]) -> list[A
 
 
 async def sum_range(
-    connection: Connection, tenant_id: str, after: RowKey, end: RowKey | None
-) -> defaultdict[str, TypeSum]:
-    """Return the sums of the resources behind *after* up to *end*, by type."""
-    rows = await connection.fetch(QUERIES["checksum_resources"], tenant_id, *after, *(end or (None, None)))
-    sums = {row["resource_type"]: TypeSum(row["row_count"], row["byte_count"], int(row["checksum"])) for row in rows}
-    return defaultdict(TypeSum, sums)
-
-
-async def _sum_each(connection: Connection, tenant_id: str, keys: Collection[ResourceKey]) -> list[tuple[str, TypeSum]]:
-    rows = await connection.fetch(QUERIES["checksum_each"], tenant_id, *_columns(keys))
-    return [(row["resource_type"], TypeSum(1, row["byte_count"], int(row["checksum"]))) for row in rows]
+    connection: Connection,
+    tenant_id: str,
+    after: RowKey,
+    end: RowKey | None,
+    left_out: Sequence[ResourceKey] = (),
+) -> Sums:
+    """Return the sums of the resources behind *after* up to *end*, by type, without *left_out*."""
+    keys = (*after, *(end or (None, None)), *_columns(left_out))
+    rows = await connection.fetch(QUERIES["checksum_resources"], tenant_id, *keys)
+    return {row["resource_type"]: TypeSum(row["row_count"], row["byte_count"], int(row["checksum"])) for row in rows}
 
 
 async def _hash_range(
-    connection: Connection, tenant_id: str, after: RowKey, end: RowKey | None
-) -> dict[ResourceKey, str]:
-    rows = await connection.fetch(QUERIES["hash_resources"], tenant_id, *after, *(end or (None, None)))
-    return {(row["resource_type"], row["resource_id"]): row["checksum"] for row in rows}
+    connection: Connection, tenant_id: str, after: RowKey, end: RowKey | None, left_out: Sequence[ResourceKey]
+) -> set[tuple[ResourceKey, str]]:
+    keys = (*after, *(end or (None, None)), *_columns(left_out))
+    rows = await connection.fetch(QUERIES["hash_resources"], tenant_id, *keys)
+    return {((row["resource_type"], row["resource_id"]), row["checksum"]) for row in rows}
 
 
 async def _sum_log(
@@ -259,9 +249,8 @@ async def _sum_log(
     return TypeSum(row["row_count"], 0, int(row["checksum"]))
 
 
-def _columns(keys: Iterable[ResourceKey]) -> tuple[list[str], list[str]]:
-    in_order = sorted(keys)
-    return [one for one, _ in in_order], [one for _, one in in_order]
+def _columns(keys: Sequence[ResourceKey]) -> tuple[list[str], list[str]]:
+    return [one for one, _ in keys], [one for _, one in keys]
 
 
 def describe_difference(comparison: Comparison) -> str:

@@ -549,7 +549,7 @@ ON CONFLICT (tenant_id, message_id) DO UPDATE SET
     failure_count = excluded.failure_count, failed_at = excluded.failed_at;
 
 -- fragment: hashes
--- A hash of the data of each of `resources`, as text, which is made once.
+-- A hash of the data of each of `resources`, as text, which is made once; not of those with the types $6 and the ids $7.
 CROSS JOIN LATERAL (SELECT resources.data::pg_catalog.text AS text OFFSET 0) AS document
 CROSS JOIN LATERAL (
     SELECT pg_catalog.hashtextextended(
@@ -561,6 +561,11 @@ CROSS JOIN LATERAL (
     ) AS hash
     OFFSET 0
 ) AS hashed
+WHERE NOT EXISTS (
+    SELECT FROM unnest($6::pg_catalog.text[], $7::pg_catalog.text[]) AS left_out (resource_type, resource_id)
+    WHERE
+        left_out.resource_type = resources."resourceName" AND left_out.resource_id = resources."resourceId"
+)
 
 -- name: checksum_resources
 -- Of each resource type in a range: the number, the bytes as text, and the sum of hashes.
@@ -572,20 +577,6 @@ SELECT
 :hashes
 GROUP BY "resourceName"
 ORDER BY "resourceName";
-
--- name: checksum_each
--- The same of each named resource. OFFSET 0: these are found before anything is hashed.
-:keys_named
-SELECT
-    "resourceName" AS resource_type, pg_catalog.octet_length(document.text) AS byte_count,
-    hashed.hash::pg_catalog.text AS checksum
-FROM (
-    SELECT resources.*
-    FROM named
-    JOIN public.resources ON :are_named
-    OFFSET 0
-) AS resources
-:hashes;
 
 -- name: hash_resources
 SELECT "resourceName" AS resource_type, "resourceId" AS resource_id, hashed.hash::pg_catalog.text AS checksum

@@ -94,13 +94,3 @@ def test_full_disk_is_an_error_that_names_the_file(tmp_path: Path, monkeypatch: 
     with pytest.raises(PermanentError, match="expected room for the tenant's rows at"), ExportFile(path, {}) as file:
         file.finish()
     assert not path.exists()
-
-
-def test_part_of_a_chunk_is_cut_off(tmp_path: Path) -> None:
-    path = tmp_path / "export.jsonl"
-    with ExportFile(path, {"tenant": "clinic-main"}) as file:
-        end = file.byte_count
-        file._write(b"a part")
-        file.cut(end)
-        file.finish()
-    assert path.read_text() == '{"tenant":"clinic-main"}\n{"end":{"resources":0,"operations":0}}\n'
