@@ -196,7 +196,7 @@ class Mover:
         await time_standbys(self._pools, self._commits, self._move)
         target = await self._target.read()
         source = await self._source.take_token(states, 0 if target is None else target.move_token)
-        return await self._target.prepare(source, self._options.log_kept * LOG_KEPT_SHARE)
+        return await self._target.make_incoming(source, self._options.log_kept * LOG_KEPT_SHARE)
 
     async def _copy(self, progress: Progress) -> Progress:
         self._enter(MovePhase.COPY)

@@ -192,7 +192,7 @@ class MoveTarget:
         async with self.shard.connection() as connection:
             return await read_tenant(connection, self._move.tenant_id)
 
-    async def prepare(self, source: MovingTenant, keeps: timedelta) -> Progress:
+    async def make_incoming(self, source: MovingTenant, keeps: timedelta) -> Progress:
         """Make the tenant `incoming`; return how far an earlier mover has copied it, less than *keeps* ago."""
         tenant_id, token = self._move.tenant_id, self._source.token
         async with self._source.shard.connection() as connection:
