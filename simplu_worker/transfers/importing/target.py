@@ -120,8 +120,8 @@ class TargetTenant:
         """Write rows that may be taken, in one statement."""
         values = [(one.resource_type, one.resource_id, one.document, one.created, one.changed) for one in rows]
         async with self._fenced() as connection:
-            columns = [[self._business_type] * len(rows), *map(list, zip(*values, strict=True))]
-            await connection.execute(QUERIES["write_resources"], self._tenant_id, *columns)
+            columns = map(list, zip(*values, strict=True))
+            await connection.execute(QUERIES["write_imported"], self._tenant_id, self._business_type, *columns)
             await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
 
     async def delete(self, keys: Sequence[tuple[str, str | None]]) -> None:

@@ -47,6 +47,17 @@ JOIN public.tenants ON tenants.id = transfers.tenant_id
 WHERE transfers.tenant_id = $1 AND transfers.kind = 'import' AND transfers.token = $2 AND tenants.state = 'incoming'
 FOR UPDATE;
 
+-- name: write_imported
+-- Rows of the tenant $1 of the type $2.
+:into_resources
+SELECT
+    $1::pg_catalog.text, $2::pg_catalog.text, sent.resource_type, sent.resource_id, sent.data::pg_catalog.jsonb,
+    sent.created::pg_catalog.timestamptz, sent.changed::pg_catalog.timestamptz
+FROM unnest(
+    $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[]
+) AS sent (resource_type, resource_id, data, created, changed)
+:or_replaced;
+
 -- name: activate_incoming
 -- Needs no confirmation: the tenant's other homes were looked for.
 UPDATE public.tenants
