@@ -100,7 +100,7 @@ PROGRAMS = {
     "adopting": ("--rows 10000 --kills 1", ""),
     "importing": (
         "--restaurants 5 --orders 20 --follow",
-        r"rows that differ, operations lost, done twice or dead: nothing[^$]*cut over in",
+        r"cut over in[^$]*rows that differ, operations lost, done twice or dead: nothing",
     ),
 }
 FOR_THE_NIGHT = {"adopting", "importing"}
