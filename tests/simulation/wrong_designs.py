@@ -668,17 +668,19 @@ WRONG_DESIGNS = {
     "a record is finished before its dead letter is stored": WrongDesign(
         _with_reader(dispatcher_class=_HastyDispatcher), seed=1
     ),
-    "one operation waits and not those behind it": WrongDesign(_with_reader(dispatcher_class=_LooseDispatcher), seed=7),
+    "one operation waits and not those behind it": WrongDesign(
+        _with_reader(dispatcher_class=_LooseDispatcher), seed=78
+    ),
     "a hold is not sticky": WrongDesign(_with_reader(ownership_class=_SlackOwnership), seed=1),
     "a hold is not lowered": WrongDesign(_with_reader(ownership_class=_TardyOwnership), seed=5),
     "a catch-up ends where all is applied, not dispatched": WrongDesign(
-        _with_reader(catch_ups_class=_LaggardCatchUps), seed=150
+        _with_reader(catch_ups_class=_LaggardCatchUps), seed=110
     ),
     # The next owner, or the children, would notice by the rows, where a shard has all of them.
     "the next owner starts where the last one read, not where it had applied": WrongDesign(
         _without_rows(_BoastfulProgress),
         _lose_nothing,
-        seed=20,
+        seed=81,
     ),
     "the list of pending tenants leaves out the unregistered": WrongDesign(
         _without_rows(_SecretiveProgress),
@@ -705,7 +707,7 @@ WRONG_DESIGNS = {
     "a backfill reads only for tenants known by name": WrongDesign(
         _with_reader(catch_up_class=_NarrowCatchUp), seed=33
     ),
-    "a backfill goes by remembered routes": WrongDesign(_with_reader(catch_up_class=_RoutedCatchUp), seed=103),
+    "a backfill goes by remembered routes": WrongDesign(_with_reader(catch_up_class=_RoutedCatchUp), seed=417),
     "a backfill goes on while it asks": WrongDesign(_with_reader(catch_up_class=_HastyCatchUp), seed=33),
     "a backfill takes tenants from an owner that is behind it": WrongDesign(
         _with_reader(ownership_class=_GreedyOwnership), seed=5
@@ -714,23 +716,21 @@ WRONG_DESIGNS = {
         _with_reader(ownership_class=_SteadyOwnership), seed=2901
     ),
     "rows are not read again when tenants are released from the parents": WrongDesign(
-        _with_reader(positions_class=_ContentPositions), _lose_all_behind_splits, seed=11
+        _with_reader(positions_class=_ContentPositions), _lose_all_behind_splits, seed=188
     ),
     "dropped operations of parents are read again as own ones": WrongDesign(
-        _with_reader(ownership_class=_ParentlessOwnership), _lose_all_behind_splits, seed=382
+        _with_reader(ownership_class=_ParentlessOwnership), _lose_all_behind_splits, seed=56
     ),
     "a backfill starts at the reader's checkpoint": WrongDesign(
         _with_reader(positions_class=_ForwardPositions), seed=33
     ),
-    "a row is compared with the reader's checkpoint": WrongDesign(
-        _with_reader(positions_class=_LowPositions), seed=395
-    ),
-    "children do not read their parents' records again": WrongDesign(_with_ancestry(_FatherlessAncestry), seed=103),
+    "a row is compared with the reader's checkpoint": WrongDesign(_with_reader(positions_class=_LowPositions), seed=77),
+    "children do not read their parents' records again": WrongDesign(_with_ancestry(_FatherlessAncestry), seed=172),
     "the parents are noted as done when re-reading them starts": WrongDesign(
         _with_reader(positions_class=_RashPositions), seed=860
     ),
     "lost operations of a moved tenant are looked for on its old shard": WrongDesign(
-        _with_reader(positions_class=_SettledPositions), twist=_move_after_a_loss, seed=95
+        _with_reader(positions_class=_SettledPositions), twist=_move_after_a_loss, seed=113
     ),
     "a reader makes its row though a tenant was moved in since it found none": WrongDesign(
         _with_reader(positions_class=_UnwaryPositions), _move_after_a_loss, seed=121
@@ -742,7 +742,7 @@ WRONG_DESIGNS = {
         _with_reader(positions_class=_SourcelessPositions), weather=Weather.MOVES, seed=23
     ),
     "a reader follows a move from any token of the source": WrongDesign(
-        _with_reader(positions_class=_TokenlessPositions), weather=Weather.MOVES, seed=60
+        _with_reader(positions_class=_TokenlessPositions), weather=Weather.MOVES, seed=157
     ),
     "a reader follows a move from a token that is older than a loss": WrongDesign(
         _with_reader(positions_class=_EndlessPositions), weather=Weather.MOVES, seed=1008
