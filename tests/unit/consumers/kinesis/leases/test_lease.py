@@ -9,12 +9,18 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from simplu_worker.consumers.kinesis.leases.lease import (
+    READ_UP_TO,
+    REPORT,
+    UNABLE,
     HoldRetry,
     Lease,
+    LeaseReport,
     Observation,
     ReadAhead,
+    StreamView,
     UnreadableLeaseError,
     assigned_leases,
+    encode_report,
     has_hand_over_begun,
     is_own_landed_write,
     lease_of,
@@ -365,3 +371,41 @@ def test_follower_begins_what_it_is_assigned_once_its_last_owner_has_left(
 ) -> None:
     assert bool(assigned_leases([lease], me=ME)) == is_assigned
     assert bool(unfinished_hand_overs([lease], me=ME)) == is_to_be_handed_over
+
+
+@pytest.mark.parametrize("writer", [ME, "host:2:other"])
+def test_report_and_time_of_a_row_are_those_of_its_reader(writer: str) -> None:
+    report = LeaseReport(writer, "2", 0.5, 10.0, 1, unable="citrus_unreachable")
+    lease = Lease("a", Position(17), owner=ME, report=report, unable_of=writer)
+    row = row_of(lease) | {REPORT: {"S": encode_report(report)}, UNABLE: {"S": writer}}
+    row |= {READ_UP_TO: {"S": f"2026-01-01T08:00:00+00:00 {writer}"}}
+    found = lease_of(row)
+    assert found is not None
+    assert (found.report is not None, found.read_up_to is not None, found.is_given_away) == (writer == ME,) * 3
+    assert found.report is None or found.report.figures.unable == "citrus_unreachable"
+    without_reader = lease_of({name: value for name, value in row.items() if name != "leaseOwner"})
+    assert without_reader is not None
+    assert (without_reader.read_up_to, without_reader.is_given_away) == (None, False)
+
+
+def test_row_without_a_usable_number_names_it() -> None:
+    for name, value in (("leaseCounter", {"N": "x"}), ("endingHashKey", {"S": "x"})):
+        with pytest.raises(UnreadableLeaseError, match=name):
+            lease_of(KCL_ROW | {name: value})
+
+
+def test_attribute_that_is_null_is_absent() -> None:
+    lease = lease_of(KCL_ROW | {"leaseOwner": {"NULL": True}, "checkpointOwner": {"NULL": True}})
+    assert lease is not None
+    assert (lease.owner, lease.checkpoint_owner) == (None, None)
+
+
+def test_view_of_a_stream_is_its_last_scan() -> None:
+    view = StreamView()
+    assert (view.observations, view.leases(), view.gone, view.retention) == ({}, {}, frozenset(), None)
+    lease = Lease("a", Position(17), counter=1, owner=ME)
+    view.update([lease], now=10.0)
+    view.update([lease], now=14.0)
+    assert (view.leases(), view.unchanged_for_s("a")) == ({"a": lease}, 4.0)
+    view.update([replace(lease, counter=2)], now=15.0)
+    assert view.unchanged_for_s("a") == 0.0

@@ -24,3 +24,16 @@ def test_throughput_begins_with_the_estimate_of_the_last_owner_and_follows_in_th
 
     assert once.kbps == pytest.approx(100 / math.e)
     assert often.kbps == pytest.approx(100 / math.e)
+
+
+def test_throughput_is_of_the_bytes_since_the_last_note() -> None:
+    meter = ThroughputMeter(None, now=0.0)
+    meter.note(1024, now=0.5)
+    assert meter.kbps == 2.0
+    meter.note(2048, now=1e6)  # so late that the mean is the new rate
+    assert meter.kbps == pytest.approx(1 / (1e6 - 0.5))
+    meter = ThroughputMeter(0.0, now=0.0)
+    meter.note(0, now=1.0)
+    assert meter.kbps == 0.0
+    meter.note(1024, now=1.0 + TIME_CONSTANT_S)
+    assert meter.kbps == pytest.approx((1 - 1 / math.e) / TIME_CONSTANT_S)
