@@ -31,12 +31,11 @@ from simplu_worker.vocabulary import (
     OperationOutcome,
     ProvisioningOutcome,
     QueueCall,
-    QueueRetry,
+    Retry,
     ShardMapOutcome,
     ShardProblem,
     Source,
     StreamReader,
-    StreamRetry,
     SubscriptionEvent,
     TargetKind,
 )
@@ -491,8 +490,7 @@ def _start_at_zero(metric: Counter | Gauge | Histogram, *label_values: Iterable[
 
 
 _start_at_zero(OPERATIONS, Source, OperationKind, OperationOutcome)
-_start_at_zero(RETRIES, [Source.KINESIS], StreamRetry)
-_start_at_zero(RETRIES, [Source.SQS], QueueRetry)
+_start_at_zero(RETRIES, Source, Retry)
 _start_at_zero(RETRIES, ["citrus"], CitrusEndpoint)
 _start_at_zero(DEAD_LETTERS, DeadLetterReason)
 _start_at_zero(HELD_TARGETS, HoldReason)

@@ -415,22 +415,14 @@ class CacheOutcome(StrEnum):
     DROPPED = "dropped"  # no room; the next epoch covers it
 
 
-class StreamRetry(StrEnum):
-    """Why a read, or a batch of the stream, was tried again."""
+class Retry(StrEnum):
+    """Why a read, a batch, an operation or a message was tried again."""
 
-    READ_FAILED = "read_failed"  # of Kinesis
-    SHARD_UNAVAILABLE = HoldReason.SHARD_UNAVAILABLE
+    READ_FAILED = "read_failed"  # of the stream or a queue
+    SHARD_UNAVAILABLE = HoldReason.SHARD_UNAVAILABLE  # or Citrus
     FAILING = HoldReason.FAILING
     LOCKED = HoldReason.LOCKED
-
-
-class QueueRetry(StrEnum):
-    """Why a receive, or a message of a queue, was tried again."""
-
-    RECEIVE = "receive"
-    DEPENDENCY = "dependency"  # a shard or Citrus gives no answer
-    BLOCKED = "blocked"  # until a person acts
-    UNEXPECTED = "unexpected"  # a defect
+    BLOCKED = "blocked"  # a control message, until a person acts
 
 
 class FeedKind(StrEnum):

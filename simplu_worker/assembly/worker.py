@@ -236,10 +236,14 @@ def reader_settings(settings: Settings) -> ReaderSettings:
     return ReaderSettings(
         operation_max_bytes=settings.operation_max_bytes,
         list_result_limit=settings.list_result_limit,
-        tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
+        retries=_retry_rules(settings),
         partition_key=PartitionKeyRule(settings.kinesis_partition_key),
         drain_s=DRAIN_SHARE * settings.shutdown_grace_seconds,
     )
+
+
+def _retry_rules(settings: Settings) -> RetryRules:
+    return RetryRules(settings.sqs_retry_delays_seconds, timedelta(seconds=settings.tenant_wait_seconds))
 
 
 def _fleet_settings(settings: Settings) -> FleetSettings:
@@ -306,11 +310,11 @@ async def _open_receivers(
     stack: AsyncExitStack, settings: Settings, shards: Shards, consumers: Consumers, sqs: Client, polls: Client
 ) -> None:
     control_url, priority_url, orders_url = _queue_urls(settings)
-    retries = RetryRules(settings.sqs_retry_delays_seconds, timedelta(seconds=settings.tenant_wait_seconds))
+    retries = _retry_rules(settings)
     if control_url is not None:
         queue = Queue(sqs, control_url, poll_client=polls)
         control = ControlHandler(
-            shards.provisioner, shards.destroyer, shards.changes, shards.gateway, queue, retries=retries, clock=utc_now
+            shards.provisioner, shards.destroyer, shards.changes, queue, retries=retries, clock=utc_now
         )
         consumers.add(queue, control, _receiver(settings, queue, control, consumers.rejections))
     order_rules = OrderRules(settings.operation_max_bytes, settings.order_tenant, settings.order_window)

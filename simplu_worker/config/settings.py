@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     """Queue that dead letters are sent to. Unset: the control queue's name with `-dead-letters`, created at the start
     with 14 days' retention; required without a control queue."""
     sqs_retry_delays_seconds: values.Delays = (1, 5, 15)
-    """Delay after each failure of a message's own operation; after one more it is a dead letter."""
+    """Delay after each failure of an operation itself, of the stream's too; after one more it is a dead letter."""
 
     citrus_server_url: values.ServerUrl | None = None
     """Address of the shard manager."""

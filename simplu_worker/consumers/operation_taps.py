@@ -173,7 +173,7 @@ def count_outcomes(operations: Sequence[Operation], outcomes: Sequence[Outcome],
     for outcome, own in group_by_outcome(operations, outcomes).items():
         source = own[0].origin.source
         match outcome.disposition:
-            case Disposition.HOLD | Disposition.UNEXPECTED | Disposition.LOCKED:
+            case Disposition.HOLD | Disposition.FAILING | Disposition.LOCKED:
                 continue
             case Disposition.APPLIED:
                 result: str = outcome.failure or "succeeded"

@@ -177,7 +177,7 @@ class Disposition(StrEnum):
     HOLD = "hold"  # the tenant is not on this shard now; look up its route again
     DEAD_LETTER = "dead_letter"  # to be stored as a dead letter, then skipped
     # The operation alone failed, for an unforeseen reason, on a healthy shard: to be retried later, then given up.
-    UNEXPECTED = "unexpected"
+    FAILING = "failing"
     LOCKED = "locked"  # another transaction keeps rows of the tenant locked: to be retried until that ends
 
 

@@ -11,17 +11,16 @@ from typing import Final, TypeAlias
 
 from simplu_worker.bulkheads import note_trouble, of_shard, of_tenant
 from simplu_worker.cache.invalidations import OnChange, changed_keys, ignore_changes
-from simplu_worker.errors import PermanentError, RetryableError, WorkerError, place_of
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.dead_letter import defect_text
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.schema_judge import Finding
 from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.apply.write_attempt import STOPPING, key_of
+from simplu_worker.shards.apply.write_attempt import STOPPING
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.health.trial_write import try_write
-from simplu_worker.shards.log import count_failures, forget_failures
 from simplu_worker.shards.lookups import ShardLookups
 from simplu_worker.shards.positions import ShardPositions
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -37,8 +36,6 @@ from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import Absence, DeadLetterReason, Inability, TargetKind, TenantState
 
 LOOK_AROUND_S: Final = 5.0
-TRIES_MAX: Final = 4
-REMEMBERED_MAX: Final = 1000  # operations that raised, of which the last are remembered
 
 Apply: TypeAlias = Callable[[Sequence[Operation]], Awaitable[list[Outcome]]]
 
@@ -222,23 +219,6 @@ class ShardGateway:
         await try_write(self._pools.pool_of(shard_id))
 
     @of_shard
-    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
-        """Count one failure more of each message, by tenant and message id; return their numbers.
-
-        A message has no number if its tenant does not live on the shard: its cached route is dropped.
-        """
-        counts = await count_failures(self._pools.pool_of(shard_id), failed)
-        for (tenant_id, _), count in zip(failed, counts, strict=True):
-            if count is None:
-                self._directory.forget(tenant_id)
-        return counts
-
-    @of_shard
-    async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
-        """Forget the failures of a message. Raises as `count_failures` does."""
-        await forget_failures(self._pools.pool_of(shard_id), (tenant_id, message_id))
-
-    @of_shard
     async def probe(self, shard_id: str) -> None:
         """Check, within seconds, that a shard can apply operations now; raise `RetryableError` when it cannot.
 
@@ -287,15 +267,13 @@ class ShardGateway:
 
 
 class CrashedBatches:
-    """The operations at which the worker's own code raised alone, and how often.
+    """The batches at which the worker's own code raised: finds the operations at which it does alone.
 
-    Such a one is tried again as one that its shard refuses, then it is a dead letter, without a row in the log. Where
-    nothing was ever applied, no operation is at fault.
+    Such a one fails as one that its shard refuses. Where nothing was ever applied, no operation is at fault.
     """
 
     def __init__(self) -> None:
         self.has_applied = False
-        self._tries: dict[tuple[str, str], int] = {}
 
     async def apply_apart(self, apply: Apply, operations: Sequence[Operation]) -> list[Outcome]:
         """Return the outcomes of *operations*, by *apply* for those of each tenant.
@@ -329,20 +307,10 @@ class CrashedBatches:
             except Exception as exc:
                 if not self.has_applied or isinstance(exc, MemoryError):
                     raise
-                outcomes[index] = self._count(operation, exc)
+                reason = DeadLetterReason.INTERNAL_ERROR
+                outcomes[index] = Outcome(Disposition.FAILING, reason=reason, error=defect_text(exc))
             else:
                 self.has_applied = True
             if outcomes[index].disposition in STOPPING:
                 break
         return outcomes
-
-    def _count(self, operation: Operation, exc: Exception) -> Outcome:
-        key = key_of(operation)
-        tries = self._tries.pop(key, 0) + 1
-        if tries >= TRIES_MAX:
-            reason = DeadLetterReason.INTERNAL_ERROR
-            return Outcome(disposition=Disposition.DEAD_LETTER, reason=reason, error=defect_text(exc))
-        self._tries[key] = tries
-        if len(self._tries) > REMEMBERED_MAX:
-            del self._tries[next(iter(self._tries))]
-        return Outcome(disposition=Disposition.UNEXPECTED, error=place_of(exc))

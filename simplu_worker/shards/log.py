@@ -1,4 +1,4 @@
-"""The operation log: its keys, marks of changes by no operation, rejections, failures of messages, and retention.
+"""The operation log: its keys, marks of changes by no operation, rejections, and retention.
 
 Old batches are deleted in small statements with long pauses, never on an unhealthy shard; with them old counts,
 rejections and refused events of the feed. Safe because no source can still have their records: `window` is that time,
@@ -6,7 +6,6 @@ None while it is unknown. Replicas skip batches that another one has locked.
 
 A rejected record's row is written once, beside its dead letter, and decides about no operation.
 
-A count of failures is exact: its row is made after the failed try. A killed process loses nothing.
 
 A key is a byte that says what follows, then a UUID's 16 bytes or an id's UTF-8, as `simplu_key` of migration 0001.
 It is sent as hexadecimal text.
@@ -69,31 +68,6 @@ async def find_rejections(pool: ShardPool, query: str, *arguments: object) -> li
 async def forget_rejections_of_tenant(connection: Connection, tenant_id: str, max_rows: int) -> None:
     """Delete at most *max_rows* rows of a tenant."""
     await connection.execute(QUERIES["forget_rejections_of_tenant"], tenant_id, max_rows)
-
-
-KEPT_FOR: Final = timedelta(days=15)  # SQS keeps a message for 14 days at most
-
-MessageKey: TypeAlias = tuple[str, str]  # the tenant's id and the message's id
-
-
-async def count_failures(pool: ShardPool, failed: Sequence[MessageKey]) -> list[int | None]:
-    """Count one failure more of each message; return their numbers, None for one of a tenant that lives elsewhere."""
-    async with pool.connection() as connection:
-        tenant_ids, message_ids = zip(*failed, strict=True)
-        rows = await connection.fetch(QUERIES["count_failures"], list(tenant_ids), list(message_ids))
-    counts = {(row["tenant_id"], row["message_id"]): int(row["failure_count"]) for row in rows}
-    return [counts.get(key) for key in failed]
-
-
-async def forget_failures(pool: ShardPool, message: MessageKey) -> None:
-    """Delete the count of one message. Raises `RetryableError` when the shard does not answer."""
-    async with pool.connection() as connection:
-        await connection.execute(QUERIES["forget_failures"], *message)
-
-
-async def forget_failures_of_tenant(connection: Connection, tenant_id: str) -> None:
-    """Delete the counts of all messages of a tenant."""
-    await connection.execute(QUERIES["forget_failures_of_tenant"], tenant_id)
 
 
 TURN_S: Final = 60.0
@@ -216,8 +190,8 @@ class LogRetention:
                     return
                 started = time.monotonic()
                 count = 0
-                for query, kept_for in {"forget_old_failures": KEPT_FOR, **dict.fromkeys(BESIDE, retention)}.items():
-                    status = await connection.execute(QUERIES[query], kept_for.total_seconds(), self._statement_rows)
+                for query in BESIDE:
+                    status = await connection.execute(QUERIES[query], retention.total_seconds(), self._statement_rows)
                     count = max(count, affected_count(status))
                 busy_s = time.monotonic() - started
             if count < self._statement_rows or time.monotonic() >= end:

@@ -43,7 +43,7 @@ from simplu_worker.status.views import Unreadiness, feed_state, trouble_view
 from simplu_worker.status.words import DependencyState, UnreadyReason
 from simplu_worker.telemetry.log import recent_errors, scrub_text
 from simplu_worker.timing.clock import loop_time, utc_now
-from simplu_worker.vocabulary import HoldReason, QueueRetry, SourceState, TargetKind
+from simplu_worker.vocabulary import HoldReason, Retry, SourceState, TargetKind
 
 HEALTH_SUMMARY: Final = (
     *("state", "takesOperations", "role", "responseMs", "tenantCount", "usage", "connectionsUsed", "connectionsMax"),
@@ -322,7 +322,7 @@ class ReplicaStatus:
             "counts": {
                 "tenantsSplit": instruments.total_of(instruments.TENANTS_SPLIT),
                 "recordsLost": instruments.total_of(instruments.KINESIS_EXPIRED),
-                "controlBlocked": instruments.totals_by(instruments.RETRIES, "reason").get(QueueRetry.BLOCKED, 0),
+                "controlBlocked": instruments.totals_by(instruments.RETRIES, "reason").get(Retry.BLOCKED, 0),
             },
             "retentionSeconds": self.fleet and self.fleet.retention and self.fleet.retention.total_seconds(),
             "certificateEnd": self.certificate_end,

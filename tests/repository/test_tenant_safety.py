@@ -22,7 +22,6 @@ TENANT_COLUMNS = {
     "log_rows": "tenant_no",
     "log_outcomes": "tenant_no",
     "transfers": "tenant_id",
-    "message_failures": "tenant_id",
     "rejections": "tenant_id",
 }
 # Of views, and of rows that belong to a row of another table.
@@ -71,7 +70,6 @@ NOT_OF_ONE_TENANT = {
     "read_offset": "a number alone, beside the highest of any tenant's",
     "raise_offset": "a number alone, above the highest of any tenant's",
     "read_tenant_arrivals": "times alone, of the first and of the last that was moved here",
-    "forget_old_failures": "rows go by their age, whosever they are",
     "find_unplaced_rejections": "rows of tenants without a home, by the names in their records",
     "note_rejections": "the count alone of such rows, to bound them",
     "forget_old_rejections": "rows go by their age, whosever they are",

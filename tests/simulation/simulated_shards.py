@@ -51,7 +51,7 @@ RecordKey: TypeAlias = tuple[str, str, PartNumber]  # stream shard, sequence num
 
 APPLIED = Outcome(Disposition.APPLIED)
 GIVEN_UP = Outcome(Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
-FAILED_BY_ITSELF = Outcome(Disposition.UNEXPECTED, error="it fails by itself")
+FAILED_BY_ITSELF = Outcome(Disposition.FAILING, error="it fails by itself")
 DUPLICATE = Outcome(Disposition.DUPLICATE)
 REUSED = Outcome(Disposition.DEAD_LETTER, reason=DeadLetterReason.REQUEST_ID_REUSED, error="used before")
 SHARD_IDS = ("shard-1", "shard-2")
@@ -122,7 +122,6 @@ class PostgresShards:
         self.logs: dict[str, ShardLog] = {}
         self.servers: dict[str, Server] = {}
         self._waiting_since: dict[tuple[str, int], float] = {}  # by tenant and epoch: to come back
-        self.message_failures: Counter[str] = Counter()
         self.on_lost: Callable[[Sequence[LogKey]], None] = lambda _keys: None
         self.letters: dict[RecordKey, DeadLetterReason] = {}
         self.poison: set[str] = set()  # request ids of operations that fail by themselves
@@ -428,11 +427,6 @@ class PostgresShards:
         self._end(shard_id)
         return GIVEN_UP
 
-    def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
-        here = self.find_resident_tenants(shard_id, [tenant_id for tenant_id, _ in failed])
-        self.message_failures.update(message_id for tenant_id, message_id in failed if tenant_id in here)
-        return [self.message_failures[message_id] if tenant_id in here else None for tenant_id, message_id in failed]
-
     def store(self, letters: Sequence[DeadLetter]) -> None:
         for letter in letters:
             numbers = (letter.origin.part_number,) if letter.parts is None else letter.parts.numbers or ()
@@ -573,18 +567,6 @@ class SimulatedGateway(ShardGateway, ShardPositions):
     async def wait_until_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
         assert self._safety is not None
         await self._safety.wait_for_operations(shard_id, operations)
-
-    @of_shard
-    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
-        return await self._shards.network.ask(
-            shard_id, lambda: self._shards.count_failures(shard_id, failed), lost=_lost
-        )
-
-    @of_shard
-    async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
-        await self._shards.network.ask(
-            shard_id, lambda: self._shards.message_failures.pop(message_id, None), lost=_lost
-        )
 
     async def list_shard_ids(self) -> list[str]:
         return list(SHARD_IDS)

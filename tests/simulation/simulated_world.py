@@ -39,6 +39,7 @@ from simplu_worker.consumers.kinesis.stream.client import Stream, StreamConsumer
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.feed.feed import ConfiguredDestination, Feed
+from simplu_worker.operations.tries import RetryRules
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.pool import Pools
@@ -47,6 +48,8 @@ from simplu_worker.vocabulary import Source, TargetKind
 
 APPLICATION = "simplu"
 LOOK_EVERY_S = 0.25
+RETRY_DELAYS_S = (1.0, 5.0, 15.0)
+retry_delays_s: Sequence[float] = RETRY_DELAYS_S  # of stream readers, in this history
 
 FleetMaker: TypeAlias = Callable[..., Fleet]
 
@@ -134,7 +137,7 @@ class Replica:
             reader=ReaderSettings(
                 operation_max_bytes=100_000,
                 list_result_limit=100,
-                tenant_wait=timedelta(seconds=plan.tenant_wait_s),
+                retries=RetryRules(retry_delays_s, timedelta(seconds=plan.tenant_wait_s)),
                 ahead_from_s=plan.ahead_from_s,
             ),
         )

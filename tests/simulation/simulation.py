@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from random import Random
 
 from msgspec.structs import replace
+from simulation import simulated_world
 from simulation.defects import a_defect
 from simulation.disasters import STORMS, draw_trouble, storm, strike
 from simulation.feeds import keep_publishing, with_room_for_feeds
@@ -20,13 +21,11 @@ from simulation.reshards import keep_resharding, with_room_for_reshards
 from simulation.simulated_faults import Fault
 from simulation.simulated_network import Trouble
 from simulation.simulated_push import PushFaults
-from simulation.simulated_world import FleetMaker, Plan, ViolationError, Weather, World, a_world
+from simulation.simulated_world import RETRY_DELAYS_S, FleetMaker, Plan, ViolationError, Weather, World, a_world
 from simulation.whole import bounded_reads, end_faults_of_feed, live, whole_plan
 
 from simplu_local.kinesis.model import KinesisOptions
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
-from simplu_worker.consumers.kinesis.reader import dispatcher
-from simplu_worker.consumers.kinesis.reader.dispatcher import FAILING_RETRIES_S, FAILING_TENANTS_MAX
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 
 WELL_WITHIN_S = 60.0
@@ -35,6 +34,7 @@ UNKNOWN_AFTER_S = 330.0  # for records of tenants that never come: 60 s, and a f
 BACKFILLED_AFTER_S = 240.0
 BACKFILLED_IN_GREAT_STORM_S = 400.0
 QUICK_RETRIES_S = (0.1, 0.2, 0.3)
+POISONED_TENANTS_MAX = 3
 GIVEN_UP_AFTER_S = 30.0  # for an operation that fails by itself: its tries are 21 s apart
 STOPPED_WITHIN_S = 10.0
 STATUS_PAUSE_S = 0.5
@@ -85,11 +85,11 @@ def simulate(
 
 @contextmanager
 def _retrying(seed: int) -> Iterator[None]:
-    dispatcher.FAILING_RETRIES_S = Random(f"retries {seed}").choice([FAILING_RETRIES_S, QUICK_RETRIES_S])  # type: ignore[misc]  # Final elsewhere
+    simulated_world.retry_delays_s = Random(f"retries {seed}").choice([RETRY_DELAYS_S, QUICK_RETRIES_S])
     try:
         yield
     finally:
-        dispatcher.FAILING_RETRIES_S = FAILING_RETRIES_S  # type: ignore[misc]
+        simulated_world.retry_delays_s = RETRY_DELAYS_S
 
 
 def draw_plan(draws: Random) -> Plan:
@@ -181,7 +181,7 @@ async def produce(world: World) -> None:
     """Put the records of the plan, some of them in aggregates, bad, without or with a reused request id, or twice."""
     plan, draws = world.plan, world.draws
     put_before: list[tuple[str, list[bytes]]] = []
-    spared = set(list(world.shards.tenants)[FAILING_TENANTS_MAX:])  # failures of more are a fault of the shard
+    spared = set(list(world.shards.tenants)[POISONED_TENANTS_MAX:])
     for number in range(plan.record_count):
         if draws.random() >= AT_ONCE:
             await asyncio.sleep(draws.uniform(0, 2 * plan.trouble_s / plan.record_count))

@@ -88,8 +88,8 @@ from simplu_worker.consumers.kinesis.stream.client import ChildShard, Reply, Str
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.results import BatchDecided, Paused
-from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import UNKNOWN_TENANT_MARGIN, Operation, Outcome
+from simplu_worker.operations.tries import GiveUp
 from simplu_worker.shards.types import PositionClaim, PositionMerge, ShardPositionRows, StoredPositions, StreamPosition
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import HeldTarget, HoldReason
@@ -168,9 +168,11 @@ class _ProudProgress(ReaderProgress):
 
 
 class _HastyDispatcher(Dispatcher):
-    async def _finish_stored(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
+    async def _finish_stored(
+        self, entries: Sequence[QueuedOperation], given_up: Sequence[tuple[QueuedOperation, GiveUp]]
+    ) -> None:
         self._finish(entries)
-        await super()._finish_stored((), letters)
+        await super()._finish_stored((), given_up)
 
 
 class _LooseDispatcher(Dispatcher):
@@ -194,33 +196,33 @@ class _SkippingDispatcher(Dispatcher):
 
 
 class _OldestHeldDispatcher(Dispatcher):
-    def _hold_newest(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
+    def hold_newest(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
         own = [entry for entry in lane.queued if entry.operation.tenant_id == newest[0].operation.tenant_id]
-        super()._hold_newest(lane, own[: len(newest)])
+        super().hold_newest(lane, own[: len(newest)])
 
 
 class _HeldAtMainDispatcher(Dispatcher):
-    def _hold_newest(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
+    def hold_newest(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
         tenant_id, arrived_at = newest[0].operation.tenant_id, newest[0].operation.origin.arrived_at
         self._drop(newest)
         reason = HoldReason.OVER_SHARE
-        self._make_ready(self.ownership.hold_tenant(tenant_id, reason, [], arrived_at, now=loop_time()))
+        self.make_ready(self.ownership.hold_tenant(tenant_id, reason, [], arrived_at, now=loop_time()))
 
 
 class _InFlightDroppedDispatcher(Dispatcher):
-    def _hold_newest(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
-        super()._hold_newest(lane, newest)
+    def hold_newest(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
+        super().hold_newest(lane, newest)
         self._drop([one for one in lane.entries() if one.operation.tenant_id == newest[0].operation.tenant_id])
 
 
 class _ShareOfNothingDispatcher(Dispatcher):
-    def _make_ready(self, hold: Hold) -> None:
+    def make_ready(self, hold: Hold) -> None:
         if not hold.is_paced:
-            super()._make_ready(hold)
+            super().make_ready(hold)
 
 
 class _PatientDispatcher(Dispatcher):
-    def must_end_pause(self, paused: Paused[QueuedOperation]) -> bool:
+    def _must_end_pause(self, paused: Paused[QueuedOperation], hold: Hold | None) -> bool:
         return False
 
 
@@ -243,7 +245,7 @@ class _TrustingFleet(Fleet):
 
 
 class _UngatedDispatcher(Dispatcher):
-    def _admitted_beside_backfill(
+    def _admit_beside_backfill(
         self, lane: StreamLane, hold: Hold, entries: Sequence[QueuedOperation]
     ) -> Sequence[QueuedOperation]:
         return entries

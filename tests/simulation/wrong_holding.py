@@ -12,7 +12,7 @@ from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Mee
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread, union
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher, StreamLane
+from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderProgress
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ClaimedBatches
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup, WaitingTenant
@@ -41,10 +41,10 @@ class RowlessBatches(ClaimedBatches):
 
 
 class LetterLastDispatcher(Dispatcher):
-    async def _give_up(self, lane: StreamLane, entry: QueuedOperation, given_up: GiveUp, hold: Hold) -> None:
+    async def _give_up(self, shard_id: str, entry: QueuedOperation, given_up: GiveUp, hold: Hold) -> None:
         with suppress(RetryableError):
-            await self._batches.write_failure(lane.shard_id, entry.operation)
-        await super()._give_up(lane, entry, given_up, hold)
+            await self._batches.write_failure(shard_id, entry.operation)
+        await super()._give_up(shard_id, entry, given_up, hold)
 
 
 class PromptLookup(HomeLookup[QueuedOperation]):

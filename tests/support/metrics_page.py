@@ -35,7 +35,7 @@ WORDS: Final[dict[str, tuple[type[StrEnum], ...]]] = {
     "simplu_operations_total operation": (vocabulary.OperationKind,),
     "simplu_operations_total outcome": (vocabulary.OperationOutcome,),
     "simplu_operation_latency_seconds source": (vocabulary.Source,),
-    "simplu_retries_total reason": (vocabulary.StreamRetry, vocabulary.QueueRetry, vocabulary.CitrusEndpoint),
+    "simplu_retries_total reason": (vocabulary.Retry, vocabulary.CitrusEndpoint),
     "simplu_dead_letters_total reason": (vocabulary.DeadLetterReason,),
     "simplu_held_targets reason": (vocabulary.HoldReason,),
     "simplu_held_age_seconds reason": (vocabulary.HoldReason,),

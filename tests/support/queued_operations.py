@@ -14,6 +14,7 @@ from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOpera
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ClaimedBatches
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.operations.operation import Operation, Origin, Outcome
+from simplu_worker.timing.clock import UtcClock, utc_now
 from simplu_worker.vocabulary import OperationKind, Source
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -45,10 +46,16 @@ def queued_operation(
     return QueuedOperation(tracker.start(RecordPosition.before_record(str(number), NOW)), operation, b"", tracker)
 
 
-def progress_of(main: CheckpointTracker[RecordPosition], *, retention: timedelta | None = None) -> SimpleNamespace:
+def progress_of(
+    main: CheckpointTracker[RecordPosition], *, retention: timedelta | None = None, utc: UtcClock = utc_now
+) -> SimpleNamespace:
     """Return the progress of a reader as its dispatcher uses it."""
     return SimpleNamespace(
-        stream_shard_id="shard-1", retention=retention, checkpoint_at_start=None, ownership=Ownership(main)
+        stream_shard_id="shard-1",
+        retention=retention,
+        checkpoint_at_start=None,
+        ownership=Ownership(main),
+        is_half_over=lambda arrived_at: retention is not None and arrived_at < utc() - retention / 2,
     )
 
 

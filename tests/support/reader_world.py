@@ -27,6 +27,7 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Stream
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, Start, TrimHorizon
 from simplu_worker.dead_letters.queue import DeadLetterQueue
+from simplu_worker.operations.tries import RetryRules
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -42,7 +43,7 @@ WAIT = timedelta(seconds=900)
 MARGIN = timedelta(seconds=60)
 PATIENCE_S = 60.0
 PREFETCH_MAX_BYTES = 64 * 1024 * 1024
-SETTINGS = ReaderSettings(operation_max_bytes=100_000, list_result_limit=1000, tenant_wait=WAIT)
+SETTINGS = ReaderSettings(operation_max_bytes=100_000, list_result_limit=1000, retries=RetryRules((1, 5, 15), WAIT))
 ONLY = "shardId-000000000000"
 
 

@@ -102,7 +102,7 @@ class ReplayTotals:
                 self.outcomes[Disposition.DUPLICATE] += 1
             case Disposition.DEAD_LETTER:
                 self.count_dead_letter(outcome.reason or DeadLetterReason.INVALID_MESSAGE)
-            case Disposition.HOLD | Disposition.UNEXPECTED | Disposition.LOCKED:
+            case Disposition.HOLD | Disposition.FAILING | Disposition.LOCKED:
                 raise AssertionError(f"expected a decided operation, got {outcome.disposition}")
 
     def count_logged(self, operation: Operation, row: Mapping[str, Any]) -> None:

@@ -120,7 +120,7 @@ class ReplaySink:
             return
         for operation, outcome in zip(batch, outcomes, strict=True):
             match outcome.disposition:
-                case Disposition.UNEXPECTED:
+                case Disposition.FAILING:
                     self._totals.leave([operation], outcome.error or "it fails on its shard")
                 case Disposition.LOCKED:
                     left = f"another transaction keeps rows of the tenant locked on shard {shard_id}"
@@ -146,7 +146,7 @@ async def replay(settings: Settings, chosen: replay_rules.ReplayRange, *, apply:
         stream = await stack.enter_async_context(open_stream(settings))
         table, _ = await stack.enter_async_context(open_leases(settings))
         rules = reader_settings(settings)
-        sink = ReplaySink(shards.gateway, totals, tenant_wait=rules.tenant_wait, apply=apply)
+        sink = ReplaySink(shards.gateway, totals, tenant_wait=rules.retries.tenant_wait, apply=apply)
         leases = {lease.lease_key: lease for lease in await table.scan()}
         totals.left |= _left_the_stream(chosen, (await stream.describe()).retention)
         memory = PrefetchMemory(settings.prefetch_max_bytes)

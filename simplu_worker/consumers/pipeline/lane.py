@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from enum import Enum, auto
@@ -16,13 +16,15 @@ from simplu_worker import instruments
 from simplu_worker.bulkheads import translate
 from simplu_worker.consumers.operation_taps import count_outcomes, group_by_outcome
 from simplu_worker.consumers.pipeline import results
+from simplu_worker.consumers.pipeline.failing import FailingOperations
 from simplu_worker.errors import InternalError, RetryableError, WorkerError
-from simplu_worker.fairness import SHARE_S, ShardTime, find_over_share, turns_of
+from simplu_worker.fairness import SHARE_S, find_over_share, turns_of
 from simplu_worker.operations.operation import Disposition, Outcome
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import PositionChangedError
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import backoff_s, move_deadline, sleep_or_event, wait_any
-from simplu_worker.vocabulary import QueueRetry, Source, StreamRetry, TargetKind
+from simplu_worker.vocabulary import Retry, Source, TargetKind
 
 BATCH_MAX_COUNT: Final = 2000
 BATCH_MAX_BYTES: Final = 1024 * 1024  # more only where one operation is larger
@@ -33,9 +35,7 @@ LATE_AFTER_S: Final = 1.0
 ACTIVE_S: Final = 10.0  # so long, at least, a tenant that has sent an operation counts as one of a lane
 STUCK_AFTER_S: Final = 2.0  # a batch that is in flight for longer may never be answered
 
-RETRY_REASONS: Final = {Source.KINESIS: StreamRetry.SHARD_UNAVAILABLE, Source.SQS: QueueRetry.DEPENDENCY}
 DONE: Final = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
-UNEXPECTED: Final = Disposition.UNEXPECTED
 
 log = structlog.get_logger(__name__)
 
@@ -63,22 +63,22 @@ class Lane(Generic[results.EntryT]):
         shard_id: str,
         source: Source,
         sender: results.BatchSender[results.EntryT],
+        gateway: ShardGateway,
+        failing: FailingOperations,
         *,
-        last_applied_at: Callable[[str], float],
-        time: ShardTime,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """*last_applied_at* returns when a shard took a batch of any lane last (monotonic)."""
         self.shard_id = shard_id
         self.state = LaneState.WAITING
+        self._source = source
         self._sender = sender
-        self._last_applied_at = last_applied_at
-        self._retries = instruments.RETRIES.labels(source, RETRY_REASONS[source])
+        self._gateway = gateway
+        self._failing = failing
         self._draw = draw
         self._utc = utc
-        self._time = time
-        self._queue: results.FairQueue[results.EntryT] = results.FairQueue(time)
+        self._time = gateway.times[shard_id]
+        self._queue: results.FairQueue[results.EntryT] = results.FairQueue(self._time)
         self._active: set[str] = set()  # tenants that came before the last ones
         self._active_since = loop_time()
         self._batch: list[results.EntryT] = []  # in flight, or with outcomes that are being settled
@@ -106,7 +106,7 @@ class Lane(Generic[results.EntryT]):
         """Whether the batch may never be answered, though the shard takes no batches of other lanes."""
         if self.state is not LaneState.IN_FLIGHT:
             return False
-        return loop_time() - max(self._sent_at, self._last_applied_at(self.shard_id)) > STUCK_AFTER_S
+        return loop_time() - max(self._sent_at, self._gateway.last_applied_at(self.shard_id)) > STUCK_AFTER_S
 
     @property
     def is_late(self) -> bool:
@@ -227,15 +227,14 @@ class Lane(Generic[results.EntryT]):
                 with translate(TargetKind.SHARD, self.shard_id, "lane", WorkerError):
                     async with self._flight():
                         outcomes = await self._sender.send(self.shard_id, self._batch)
-                    result = self._decide(outcomes)
+                        groups = group_by_outcome(self._batch, outcomes)
+                        tries = await self._failing.find_next_tries(self.shard_id, self._batch, outcomes, groups)
+                    result = self._decide(outcomes, groups, tries)
             except PositionChangedError:
                 log.warning("position.changed", shard_id=self.shard_id, operations=len(self._batch))
                 self._requeue()
-            except results.LaneStopError as exc:
-                return results.LaneEmptied(self.take_all(), exc)
-            except InternalError as exc:
-                self._enter(LaneState.DECIDED)
-                return results.BatchCrashed(self._own_batch(), exc)
+            except (results.LaneStopError, InternalError) as exc:
+                return self._emptied(exc)
             except RetryableError as exc:
                 if (emptied := await self._defer(exc, stopping)) is not None:
                     return emptied
@@ -289,45 +288,26 @@ class Lane(Generic[results.EntryT]):
     async def _defer(self, exc: RetryableError, stopping: asyncio.Event) -> results.LaneEmptied[results.EntryT] | None:
         self._failing_since = self._failing_since or self._sent_at
         self._failure_count += 1
-        self._retries.inc()
-        if self._sender.is_held(self.shard_id) or loop_time() - self._failing_since >= HOLD_AFTER_S:
-            return results.LaneEmptied(self.take_all(), exc)
+        instruments.RETRIES.labels(self._source, Retry.SHARD_UNAVAILABLE).inc()
+        if loop_time() - self._failing_since >= HOLD_AFTER_S:
+            return self._emptied(exc)
         self._requeue()
         delay_s = backoff_s(self._failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
         log.warning("batch.deferred", shard_id=self.shard_id, retry_in_s=round(delay_s, 2), error=str(exc))
         await sleep_or_event(delay_s, until=stopping)
         return None
 
-    def _decide(self, outcomes: Sequence[Outcome]) -> results.BatchDecided[results.EntryT]:
+    def _emptied(self, cause: WorkerError) -> results.LaneEmptied[results.EntryT]:
+        return results.LaneEmptied(self.shard_id, self.take_all(), cause)
+
+    def _decide(
+        self, outcomes: Sequence[Outcome], groups: Iterable[Outcome], tries: results.NextTries
+    ) -> results.BatchDecided[results.EntryT]:
         count_outcomes([entry.operation for entry in self._batch], outcomes, now=self._utc())
-        groups = group_by_outcome(self._batch, outcomes)
         if all(outcome.disposition in DONE and not outcome.is_late for outcome in groups):
             return results.BatchDecided(self._own_batch())
         pairs = [pair for pair in zip(self._batch, outcomes, strict=True) if id(pair[0]) not in self._dropped]
-        failing = [(one, outcome.error or "") for one, outcome in pairs if outcome.disposition is UNEXPECTED]
-        failing_tenants = {one.operation.tenant_id for one, _ in failing}
-        failing_chains = {one.chain for one, _ in failing}
-        late: list[results.EntryT] = []
-        again: list[results.EntryT] = []
-        decided: results.BatchDecided[results.EntryT] = results.BatchDecided([], late, failing=failing)
-        for entry, outcome in pairs:
-            match outcome.disposition:
-                case Disposition.APPLIED | Disposition.DUPLICATE:
-                    decided.applied.append(entry)
-                    if outcome.is_late:
-                        late.append(entry)
-                case Disposition.DEAD_LETTER:
-                    decided.refused.append((entry, outcome))
-                case Disposition.HOLD | Disposition.LOCKED as why:
-                    if entry.operation.tenant_id in failing_tenants and entry.chain not in failing_chains:
-                        again.append(entry)  # stopped by another chain of its tenant
-                        continue
-                    by_tenant = decided.not_here if why is Disposition.HOLD else decided.locked
-                    by_tenant.setdefault(entry.operation.tenant_id, []).append(entry)
-                case Disposition.UNEXPECTED:
-                    pass
-                case _:
-                    assert_never(outcome.disposition)
+        decided, again = results.decide(pairs, tries)
         if again:
             ids = {id(entry) for entry in again}
             self._batch = [entry for entry in self._batch if id(entry) not in ids]

@@ -6,14 +6,16 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Generic, Protocol, assert_never
+from typing import Final, Generic, Protocol
 
 import structlog
 
 from simplu_worker.consumers.pipeline import results
+from simplu_worker.consumers.pipeline.failing import FailingOperations
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.lane import Lane
-from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.operations.tries import RetryRules
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import UtcClock, utc_now
 from simplu_worker.vocabulary import Source
@@ -24,14 +26,10 @@ log = structlog.get_logger(__name__)
 
 
 class EntrySource(Protocol[results.EntryT]):
-    """What the pipeline asks of the source of its entries."""
+    """What the pipeline asks of the source of its entries, beside `results.BatchSender.send`."""
 
-    def without_held(self, entries: Sequence[results.EntryT]) -> Sequence[results.EntryT]:
-        """Return those of a tenant's entries that are still to be applied."""
-        return entries
-
-    def admitted(self, lane: Lane[results.EntryT], entries: Sequence[results.EntryT]) -> Sequence[results.EntryT]:
-        """Return those of *entries* that may join a lane; the source has put back the others."""
+    def admit(self, lane: Lane[results.EntryT], entries: Sequence[results.EntryT]) -> Sequence[results.EntryT]:
+        """Return those of *entries* that may join a lane; the source has put back the others, or reads them again."""
 
     async def settle(self, lane: Lane[results.EntryT], batch: results.BatchDecided[results.EntryT]) -> None:
         """Settle a batch that its shard took.
@@ -40,29 +38,14 @@ class EntrySource(Protocol[results.EntryT]):
         chain behind it, or in the lookup (`Pipeline.look_up_again`).
         """
 
-    def put_back_lane(self, shard_id: str, entries: Sequence[results.EntryT], cause: WorkerError) -> None:
-        """Put back *entries*, all of a shard's lane, until *cause* is over."""
+    def put_back(self, returned: results.PutBack[results.EntryT]) -> None:
+        """Put back all of a shard's lane, until its cause is over, or all of a tenant, until it has a home."""
 
-    def crash(self, lane: Lane[results.EntryT], crashed: results.BatchCrashed[results.EntryT]) -> None:
-        """Put back the lane, have the batch sent one by one, or count a try of its only entry."""
-        self.put_back_lane(lane.shard_id, lane.take_all(), crashed.error)
+    async def on_home(self, answer: results.LookupResult[results.EntryT]) -> None:
+        """Go on with a tenant that was put back, give up its overdue entries, or end its pause.
 
-    def put_back_tenant(self, waited: results.Waited[results.EntryT]) -> None:
-        """Put back a tenant's entries, until it has a home."""
-
-    def on_home_found(self, tenant_id: str) -> None:  # noqa: ARG002
-        """Go on with a tenant that was put back; nothing where it comes again by itself."""
-        return
-
-    def on_unregistered(self, unregistered: results.Unregistered) -> None:  # noqa: ARG002
-        """Note that a tenant that was put back has no home; nothing where it comes again by itself."""
-        return
-
-    def must_end_pause(self, paused: results.Paused[results.EntryT]) -> bool:
-        """Return whether what waits has half of its source's retention behind it."""
-
-    async def give_up(self, overdue: results.Overdue[results.EntryT]) -> None:
-        """Give up entries whose tenant was not registered in time."""
+        Nothing without an `await` before where it has a home.
+        """
 
 
 class Pipeline(Generic[results.EntryT]):
@@ -77,6 +60,7 @@ class Pipeline(Generic[results.EntryT]):
         sender: results.BatchSender[results.EntryT],
         lookup: HomeLookup[results.EntryT],
         *,
+        rules: RetryRules,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
@@ -88,6 +72,7 @@ class Pipeline(Generic[results.EntryT]):
         self.lookup = lookup
         self._draw = draw
         self._utc = utc
+        self._failing = FailingOperations(kind, gateway, rules, draw)
         self._lanes: dict[str, Lane[results.EntryT]] = {}
         self._lane_by_tenant: dict[
             str, Lane[results.EntryT]
@@ -119,6 +104,18 @@ class Pipeline(Generic[results.EntryT]):
     def lanes(self) -> list[Lane[results.EntryT]]:
         """Return all lanes."""
         return list(self._lanes.values())
+
+    def is_idle_to(self, shard_id: str) -> bool:
+        """Return whether no batch to a shard is in flight."""
+        lane = self._lanes.get(shard_id)
+        return lane is None or lane.is_idle
+
+    def request_turn(self, shard_id: str) -> bool:
+        """Have the lane to a shard send its next batch now, even an empty one; return False without a lane."""
+        lane = self._lanes.get(shard_id)
+        if lane is not None:
+            lane.request_turn()
+        return lane is not None
 
     def lane_to(self, shard_id: str) -> Lane[results.EntryT] | None:
         """Return the lane of a shard, if there is one."""
@@ -165,7 +162,7 @@ class Pipeline(Generic[results.EntryT]):
             else:
                 by_lane[lane].append(entry)
         for lane, own in by_lane.items():
-            lane.enqueue(self._source.admitted(lane, own))
+            lane.enqueue(self._source.admit(lane, own))
         for tenant_id, own in without_lane.items():
             if tenant_id in waiting:
                 self._look_up_home(tenant_id, own)
@@ -176,7 +173,7 @@ class Pipeline(Generic[results.EntryT]):
 
     def _look_up_home(self, tenant_id: str, entries: Sequence[results.EntryT], *, left: str | None = None) -> None:
         if (waited := self.lookup.add(tenant_id, entries, left=left)) is not None:
-            self._source.put_back_tenant(waited)
+            self._source.put_back(waited)
 
     def look_up_again(self, lane: Lane[results.EntryT], not_here: dict[str, list[results.EntryT]]) -> None:
         """Look up the homes of tenants that do not live on a lane's shard, with all of their entries behind."""
@@ -185,9 +182,8 @@ class Pipeline(Generic[results.EntryT]):
             self._look_up_home(tenant_id, [*entries, *lane.take_tenant(tenant_id)], left=lane.shard_id)
 
     def _send_home(self, tenant_id: str, shard_id: str, entries: Sequence[results.EntryT]) -> None:
-        if wanted := self._source.without_held(entries):
-            lane = self.remember_home(tenant_id, shard_id)
-            lane.enqueue(self._source.admitted(lane, wanted))
+        lane = self.remember_home(tenant_id, shard_id)
+        lane.enqueue(self._source.admit(lane, entries))
 
     def remember_home(self, tenant_id: str, shard_id: str) -> Lane[results.EntryT]:
         """Return the lane of a shard, into which a tenant's later entries go."""
@@ -215,8 +211,8 @@ class Pipeline(Generic[results.EntryT]):
                 shard_id,
                 self._kind,
                 self._sender,
-                last_applied_at=self._gateway.last_applied_at,
-                time=self._gateway.times[shard_id],
+                self._gateway,
+                self._failing,
                 draw=self._draw,
                 utc=self._utc,
             )
@@ -225,15 +221,10 @@ class Pipeline(Generic[results.EntryT]):
 
     async def _run_lane(self, lane: Lane[results.EntryT]) -> None:
         while (result := await lane.next_result(self._ending)) is not None:
-            match result:
-                case results.BatchDecided():
-                    await self._source.settle(lane, result)
-                case results.LaneEmptied():
-                    self._source.put_back_lane(lane.shard_id, result.entries, result.cause)
-                case results.BatchCrashed():
-                    self._source.crash(lane, result)
-                case _:
-                    assert_never(result)
+            if isinstance(result, results.BatchDecided):
+                await self._source.settle(lane, result)
+            else:
+                self._source.put_back(result)
             del result  # else the memory of its entries would be free only after the next batch
 
     async def _run_lookups(self) -> None:
@@ -242,11 +233,12 @@ class Pipeline(Generic[results.EntryT]):
             running: set[asyncio.Task[None]] = set()
             while not self._ending.is_set():
                 for waited in self.lookup.take_long_waiting():
-                    self._source.put_back_tenant(waited)
+                    self._source.put_back(waited)
                 for tenant_id in self.lookup.take_due():
                     shard_id = self._gateway.cached_shard_id(tenant_id)
                     if shard_id is not None:  # found for another source since it was sent
-                        self._on_found(self.lookup.take_found(tenant_id, shard_id))
+                        if (found := self.lookup.take_found(tenant_id, shard_id)) is not None:
+                            await self._on_found(found)
                         continue
                     self.lookup.begin(tenant_id)
                     task = tasks.create_task(self._look_up(tenant_id), name=f"ask:{tenant_id}")
@@ -259,20 +251,19 @@ class Pipeline(Generic[results.EntryT]):
     async def _look_up(self, tenant_id: str) -> None:
         try:
             match await self.lookup.look_up(tenant_id):
+                case None:
+                    pass
                 case results.Found() as found:
-                    self._on_found(found)
-                case results.Unregistered() as unregistered if not self._ending.is_set():
-                    self._source.on_unregistered(unregistered)
-                case results.Paused(tenant_id=tenant_id) as paused:
-                    if self._source.must_end_pause(paused):
-                        await self._end_pause(tenant_id)
-                case results.Overdue() as overdue if not self._ending.is_set():
-                    await self._source.give_up(overdue)
-                    self.lookup.remove_overdue(overdue)
+                    await self._on_found(found)
+                case answer if not self._ending.is_set():
+                    await self._source.on_home(answer)
+                    if isinstance(answer, results.Overdue):
+                        self.lookup.remove_overdue(answer)
         finally:
             self.lookup.end(tenant_id)
 
-    async def _end_pause(self, tenant_id: str) -> None:
+    async def end_pause(self, tenant_id: str) -> None:
+        """Have a tenant that a person has paused go on."""
         try:
             await self._gateway.end_pause(tenant_id)
         except (RetryableError, PermanentError) as exc:
@@ -280,11 +271,7 @@ class Pipeline(Generic[results.EntryT]):
         else:
             log.warning("tenant.pause_ended", tenant_id=tenant_id)
 
-    def _on_found(self, found: results.Found[results.EntryT] | None) -> None:
-        if found is None:
-            return
+    async def _on_found(self, found: results.Found[results.EntryT]) -> None:
         if found.entries:
-            if found.has_moved:
-                self._sender.expect_merge(found.shard_id)
             self._send_home(found.tenant_id, found.shard_id, found.entries)
-        self._source.on_home_found(found.tenant_id)  # may be put back too: these may have come for its shard's hold
+        await self._source.on_home(found)  # may be put back too: these may have come for its shard's hold

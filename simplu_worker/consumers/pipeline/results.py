@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
 from itertools import accumulate
-from typing import Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar, assert_never
 
 import msgspec
 
-from simplu_worker.errors import InternalError, WorkerError
+from simplu_worker.errors import WorkerError
 from simplu_worker.fairness import Demand, ShardTime
-from simplu_worker.operations.operation import Operation, Outcome
-from simplu_worker.vocabulary import HoldReason
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.tries import GiveUp, RetryAfter
+from simplu_worker.vocabulary import DeadLetterReason, HoldReason
 
 
 class Entry(Protocol):
@@ -54,46 +55,74 @@ class BatchSender(Protocol[SentT_contra]):
         `LaneStopError` where the shard must not get it.
         """
 
-    def is_held(self, shard_id: str) -> bool:
-        """Return whether a failing shard gets nothing more at once."""
-
-    def expect_merge(self, shard_id: str) -> None:  # noqa: ARG002
-        """Expect that tenants have moved to a shard from another one; nothing without a row there."""
-        return
-
 
 class BatchDecided(msgspec.Struct, Generic[EntryT], frozen=True):
     """A batch that its shard took, by outcome; its entries stay in the lane until the next one.
 
     - *applied*: in the log, by this batch or an earlier one; *late* are those that repeat an operation of long before.
-    - *not_here*, *locked*: by tenant, those of tenants that do not live on the shard, or whose rows are locked.
-    - *failing*: failed on the healthy shard, each with its error, at most one of a tenant. Later ones of a locked one,
-      and of its chain, are in *not_here*.
+    - *refused*: to be dead letters, without a row in the log.
+    - *not_here*: by tenant, those of tenants that do not live on the shard, or that are behind a failing one.
+    - *locked*: those of each tenant whose rows are locked, and the seconds to wait.
+    - *failing*: failed on the healthy shard, at most one of a tenant; to be tried again, or given up with a row in the
+      log. Later ones of its chain are in *not_here*.
     """
 
     applied: list[EntryT]
     late: Sequence[EntryT] = ()
-    refused: list[tuple[EntryT, Outcome]] = []
+    refused: list[tuple[EntryT, GiveUp]] = []
     not_here: dict[str, list[EntryT]] = {}
+    locked: list[tuple[list[EntryT], float]] = []
+    failing: list[tuple[EntryT, RetryAfter | GiveUp]] = []
+
+
+class NextTries(msgspec.Struct, frozen=True):
+    """What becomes of the failing operations of a batch, by object id, and how long its locked tenants wait."""
+
+    failing: dict[int, RetryAfter | GiveUp]
+    locked_s: dict[str, float]
+
+
+def decide(pairs: Sequence[tuple[EntryT, Outcome]], tries: NextTries) -> tuple[BatchDecided[EntryT], list[EntryT]]:
+    """Return the entries of a batch by outcome, and those to be sent again: another chain of their tenant failed."""
+    failing = [entry for entry, outcome in pairs if outcome.disposition is Disposition.FAILING]
+    failing_tenants = {entry.operation.tenant_id for entry in failing}
+    failing_chains = {entry.chain for entry in failing}
+    again: list[EntryT] = []
     locked: dict[str, list[EntryT]] = {}
-    failing: Sequence[tuple[EntryT, str]] = ()
+    late = [entry for entry, outcome in pairs if outcome.is_late]
+    decided: BatchDecided[EntryT] = BatchDecided([], late, [], {}, [], [])
+    for entry, outcome in pairs:
+        tenant_id = entry.operation.tenant_id
+        match outcome.disposition:
+            case Disposition.APPLIED | Disposition.DUPLICATE:
+                decided.applied.append(entry)
+            case Disposition.DEAD_LETTER:
+                reason = outcome.reason or DeadLetterReason.INVALID_MESSAGE
+                decided.refused.append((entry, GiveUp(reason, outcome.error or "")))
+            case Disposition.FAILING:
+                following = tries.failing[id(entry)]
+                if isinstance(following, GiveUp) and following.reason is DeadLetterReason.INTERNAL_ERROR:
+                    decided.refused.append((entry, following))
+                else:
+                    decided.failing.append((entry, following))
+            case Disposition.HOLD | Disposition.LOCKED as why:
+                if tenant_id in failing_tenants and entry.chain not in failing_chains:
+                    again.append(entry)
+                else:
+                    by_tenant = decided.not_here if why is Disposition.HOLD else locked
+                    by_tenant.setdefault(tenant_id, []).append(entry)
+            case _:
+                assert_never(outcome.disposition)
+    decided.locked.extend((own, tries.locked_s[tenant_id]) for tenant_id, own in locked.items())
+    return decided, again
 
 
 class LaneEmptied(msgspec.Struct, Generic[EntryT], frozen=True):
-    """The shard gets no operations now; *entries* were all of the lane, in order."""
+    """The shard gets no operations until *cause* is over; *entries* were all of its lane, in order."""
 
+    shard_id: str
     entries: list[EntryT]
     cause: WorkerError
-
-
-class BatchCrashed(msgspec.Struct, Generic[EntryT], frozen=True):
-    """Sending raised what nobody foresaw; the *entries* are still in the lane."""
-
-    entries: list[EntryT]
-    error: InternalError
-
-
-LaneResult: TypeAlias = BatchDecided[EntryT] | LaneEmptied[EntryT] | BatchCrashed[EntryT]
 
 
 class Waited(msgspec.Struct, Generic[EntryT], frozen=True):
@@ -130,12 +159,14 @@ class Paused(msgspec.Struct, Generic[EntryT], frozen=True):
 
 
 class Overdue(msgspec.Struct, Generic[EntryT], frozen=True):
-    """Entries that have waited too long for their tenant's registration."""
+    """Entries to be dead letters: they have waited too long for their tenant's registration."""
 
     tenant_id: str
     entries: list[EntryT]
 
 
+LaneResult: TypeAlias = BatchDecided[EntryT] | LaneEmptied[EntryT]
+PutBack: TypeAlias = LaneEmptied[EntryT] | Waited[EntryT]
 LookupResult: TypeAlias = Found[EntryT] | Unregistered | Paused[EntryT] | Overdue[EntryT]
 
 

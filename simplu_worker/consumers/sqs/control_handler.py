@@ -7,7 +7,6 @@ the other, and none behind an undecided one. A message is given up for failures 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -36,11 +35,10 @@ from simplu_worker.errors import PermanentError, RetryableError, places_of
 from simplu_worker.instruments import RETRIES
 from simplu_worker.operations.dead_letter import decode_or_reject
 from simplu_worker.operations.operation import Disposition, RejectedRecord
-from simplu_worker.operations.tries import Absent, Failed, NotApplied, RetryRules
+from simplu_worker.operations.tries import Absent, Attempts, Failed, NotApplied, RetryRules
 from simplu_worker.shards import types
-from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.telemetry.spans import TracedBatch, process_span
-from simplu_worker.vocabulary import DeadLetterReason, QueueRetry, Source
+from simplu_worker.vocabulary import DeadLetterReason, Retry, Source
 
 log = structlog.get_logger(__name__)
 
@@ -90,7 +88,6 @@ class ControlHandler:
         provisioner: TenantProvisioner,
         destroyer: TenantDestroyer,
         changer: ResourceChanger,
-        gateway: ShardGateway,
         queue: Queue,
         *,
         retries: RetryRules,
@@ -100,9 +97,9 @@ class ControlHandler:
         self._provisioner = provisioner
         self._destroyer = destroyer
         self._changer = changer
-        self._gateway = gateway
         self._queue = queue
         self._retries = retries
+        self._attempts = Attempts()
         self._draw = draw
         self._clock = clock
 
@@ -134,7 +131,7 @@ class ControlHandler:
                 else:
                     items[index] = _Item(messages[index], control)
             handled = await self._carry_out(list(items.values()))
-            verdicts |= dict(zip(items, await self._decide(handled), strict=True))
+            verdicts |= dict(zip(items, self._decide(handled), strict=True))
         return [verdicts[index] for index in range(len(messages))]
 
     def _decode(self, message: Message) -> control_messages.Control | RejectedRecord:
@@ -209,21 +206,19 @@ class ControlHandler:
         order = (types.DestructionResult.DESTROYING, types.DestructionResult.EXISTED, types.DestructionResult.STALE)
         return next((result for result in order if counts[result]), types.DestructionResult.UNKNOWN)
 
-    async def _decide(self, handled: Sequence[_HandledItem]) -> list[Verdict]:
-        async with asyncio.TaskGroup() as tasks:
-            deciding = [tasks.create_task(self._verdict_on(item, result)) for item, result in handled]
-        verdicts = [one.result() for one in deciding]
+    def _decide(self, handled: Sequence[_HandledItem]) -> list[Verdict]:
+        verdicts = [self._verdict_on(item, result) for item, result in handled]
         self._log_deferred(handled, verdicts)
         return verdicts
 
-    async def _verdict_on(self, item: _Item, result: Result | Exception) -> Verdict:
+    def _verdict_on(self, item: _Item, result: Result | Exception) -> Verdict:
         match result:
             case types.UnknownBusinessTypeError():
                 return self._verdict_on_absence(item, DeadLetterReason.INVALID_MESSAGE, result.given_up)
             case RetryableError() | PermanentError():
                 return self._verdict_after(item, result)
             case Exception():
-                return await self._verdict_on_unforeseen(item, result)
+                return self._verdict_on_unforeseen(item, result)
             case types.DestructionResult.UNKNOWN | types.ChangeResult.UNKNOWN_TENANT:
                 return self._verdict_on_absence(item, DeadLetterReason.UNKNOWN_TENANT, "no shard had the tenant")
             case types.ChangeResult.MISSING:
@@ -240,14 +235,12 @@ class ControlHandler:
                 log.info("control.applied", **self._facts(item.message, item.control), result=result)
                 return Done()
 
-    async def _verdict_on_unforeseen(self, item: _Item, error: Exception) -> Verdict:
+    def _verdict_on_unforeseen(self, item: _Item, error: Exception) -> Verdict:
         """Count and log a failure on a known shard; without a count the message is held."""
-        RETRIES.labels(Source.SQS, QueueRetry.UNEXPECTED).inc()
+        RETRIES.labels(Source.SQS, Retry.FAILING).inc()
         failure_count = None
         if isinstance(error, types.FailedOnShardError):
-            with contextlib.suppress(RetryableError):  # an outage now
-                key = error.tenant_id, item.message.message_id
-                (failure_count,) = await self._gateway.count_failures(error.shard_id, [key])
+            failure_count = self._attempts.count(item.message.message_id)
         log.error(
             "control.failed",
             **self._facts(item.message, item.control),
@@ -259,14 +252,7 @@ class ControlHandler:
         if not isinstance(error, types.FailedOnShardError) or failure_count is None:
             return RetryHeld(message_backoff_s(item.message, draw=self._draw()))
         verdict = verdict_on(Failed(error.error), failure_count, _ids_of(item), rules=self._retries)
-        if isinstance(verdict, RetryHeld):
-            return verdict
-        forget = partial(self._forget, error.shard_id, error.tenant_id, item.message.message_id)
-        return self._refuse(item, msgspec.structs.replace(verdict, before_delete=forget))
-
-    async def _forget(self, shard_id: str, tenant_id: str, message_id: str) -> None:
-        with contextlib.suppress(RetryableError):  # else the retention does it
-            await self._gateway.forget_failures(shard_id, tenant_id, message_id)
+        return self._refuse(item, verdict) if isinstance(verdict, ToDeadLetter) else verdict
 
     def _verdict_on_absence(self, item: _Item, reason: DeadLetterReason, error: str) -> Verdict:
         left = item.message.sent_at + self._retries.tenant_wait - self._clock()
@@ -299,7 +285,7 @@ class ControlHandler:
         for error, deferred in by_error.items():
             item, result, _ = deferred[0]
             is_blocked = isinstance(result, types.ShardNotAllowedError | types.CitrusDeniedError)
-            RETRIES.labels(Source.SQS, QueueRetry.BLOCKED if is_blocked else QueueRetry.DEPENDENCY).inc(len(deferred))
+            RETRIES.labels(Source.SQS, Retry.BLOCKED if is_blocked else Retry.SHARD_UNAVAILABLE).inc(len(deferred))
             facts = self._facts(item.message, item.control) | {
                 "message_count": len(deferred),
                 "receive_count": item.message.receive_count,

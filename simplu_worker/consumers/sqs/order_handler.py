@@ -15,23 +15,33 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from math import ceil, inf
-from typing import Final
+from typing import Final, assert_never
 
 import msgspec
 import structlog
 
 from simplu_worker.aws.sqs_queue import Message, Queue, batches
 from simplu_worker.bulkheads import keep_running, translate
-from simplu_worker.consumers.operation_taps import count_outcomes
+from simplu_worker.consumers.pipeline.failing import note_given_up
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.lane import Lane, LaneState
 from simplu_worker.consumers.pipeline.pipeline import EntrySource, Pipeline
-from simplu_worker.consumers.pipeline.results import BatchDecided, BatchSender, Overdue, Paused, Waited
+from simplu_worker.consumers.pipeline.results import (
+    BatchDecided,
+    BatchSender,
+    Found,
+    LaneEmptied,
+    LookupResult,
+    Overdue,
+    Paused,
+    PutBack,
+    Unregistered,
+)
 from simplu_worker.consumers.producer_traces import traceparents_of_messages
 from simplu_worker.consumers.sqs import order_messages
 from simplu_worker.consumers.sqs.receive import verdicts
 from simplu_worker.consumers.sqs.receive.redrive_rules import RETURNED_AFTER_S, PausedMessages
-from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.instruments import REPETITIONS_LATE, RETRIES
 from simplu_worker.operations.dead_letter import decode_or_reject
 from simplu_worker.operations.operation import (
@@ -42,12 +52,12 @@ from simplu_worker.operations.operation import (
     RejectedRecord,
     unknown_tenant_error,
 )
-from simplu_worker.operations.tries import Absent, Failed, Locked, NotApplied, RetryRules
+from simplu_worker.operations.tries import Absent, GiveUp, Locked, NotApplied, RetryRules
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.telemetry.spans import TracedBatch, process_span
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import wait_any
-from simplu_worker.vocabulary import DeadLetterReason, HoldReason, QueueRetry, Source, TargetKind
+from simplu_worker.vocabulary import DeadLetterReason, HoldReason, Retry, Source, TargetKind
 
 # Of one call: its undecided messages are held then, and delay no other message. Longer than a part of a batch may take
 # (`ShardTimeouts.part_s`): else an operation that is always too slow fails for nobody.
@@ -165,7 +175,6 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
         utc: UtcClock = utc_now,
     ) -> None:
         self._gateway = gateway
-        self._failures = verdicts.FailureMemory()
         self._queue = queue
         self._rules = rules
         self._retries = retries
@@ -186,7 +195,15 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
             utc=self._utc,
         )
         self._pipeline: Pipeline[order_messages.OrderMessage] = Pipeline(
-            self._queue.name, Source.SQS, self._gateway, self, self, lookup, draw=self._draw, utc=self._utc
+            self._queue.name,
+            Source.SQS,
+            self._gateway,
+            self,
+            self,
+            lookup,
+            rules=self._retries,
+            draw=self._draw,
+            utc=self._utc,
         )
         self._outages: dict[str, int] = {}  # by shard: how often in a row it did not answer
         self._awaiting_replication: dict[asyncio.Task[None], _AwaitingReplication] = {}
@@ -284,7 +301,7 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
 
     # The source of the pipeline
 
-    def admitted(
+    def admit(
         self, lane: OrderLane, entries: Sequence[order_messages.OrderMessage]
     ) -> Sequence[order_messages.OrderMessage]:
         """Return all, unless the shard is late with its batch."""
@@ -310,25 +327,23 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
             span.note_outcomes(outcome.disposition for outcome in outcomes)
             return outcomes
 
-    def is_held(self, shard_id: str) -> bool:
-        """Return whether a shard has not answered lately."""
-        return shard_id in self._outages
-
     async def settle(self, lane: OrderLane, batch: BatchDecided[order_messages.OrderMessage]) -> None:
         """Decide the messages of a batch; the applied ones once that is safe."""
         shard_id = lane.shard_id
         self._outages.pop(shard_id, None)
         _note_late(self._queue.name, shard_id, batch.late)
-        for one, outcome in batch.refused:
-            reason = outcome.reason or DeadLetterReason.INVALID_MESSAGE
-            self._decide(one, verdicts.ToDeadLetter(reason, outcome.error or "", _ids_of(one.operation)))
-        for one in (one for own in batch.locked.values() for one in own):
-            text = f"another transaction keeps rows of its tenant locked on shard {shard_id}"
-            self._hold(one, _deferral_of(one, text))
-        for one, _ in batch.failing:
-            self._pipeline.remove(one.members.stop_behind(one))
-        if batch.failing:
-            self._tasks.create_task(self._count_failures(shard_id, batch.failing))
+        for one, given_up in batch.refused:
+            self._decide(one, verdicts.verdict_of(given_up, _ids_of(one.operation)))
+        for own, delay_s in batch.locked:
+            for one in own:
+                text = f"another transaction keeps rows of its tenant locked on shard {shard_id}"
+                self._decide(one, verdicts.RetryHeld(delay_s), _deferral_of(one, text))
+        for one, following in batch.failing:
+            verdict = verdicts.verdict_of(following, _ids_of(one.operation))
+            if isinstance(following, GiveUp) and isinstance(verdict, verdicts.ToDeadLetter):
+                give_up = partial(_give_up, self._gateway, shard_id, one.operation, following)
+                verdict = msgspec.structs.replace(verdict, before_delete=give_up)
+            self._decide(one, verdict)
         applied_chains = {one.chain for one in batch.applied}
         behind = lane.take_chains(applied_chains) if lane.queued else []
         for tenant_id, own in list(batch.not_here.items()):
@@ -358,38 +373,17 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
         if behind := [one for one in committed.behind if one.verdict is None]:
             self._pipeline.send(behind)
 
-    async def _count_failures(self, shard_id: str, failed: Sequence[tuple[order_messages.OrderMessage, str]]) -> None:
-        keys = [(one.operation.tenant_id, one.message.message_id) for one, _ in failed]
-        try:
-            with translate(TargetKind.SHARD, shard_id, "orders", RetryableError):
-                counts = await self._gateway.count_failures(shard_id, keys)
-        except InternalError:  # the count of this replica stands in for the shard's
-            counts = [self._failures.add(message_id) for _, message_id in keys]
-        except RetryableError as exc:
-            for one, _ in failed:
-                self._hold_for_outage(one, exc)
+    def put_back(self, returned: PutBack[order_messages.OrderMessage]) -> None:
+        """Hold the messages of a lane whose shard does not answer, or of a tenant without a home."""
+        if isinstance(returned, LaneEmptied):
+            self._outages[returned.shard_id] = self._outages.get(returned.shard_id, 0) + 1
+            self._pipeline.forget_homes({one.operation.tenant_id for one in returned.entries})
+            for one in returned.entries:
+                self._hold_for_outage(one, returned.cause)
             return
-        for (one, error), count in zip(failed, counts, strict=True):
-            if count is None:
-                self._hold(one, _deferral_of(one, f"its tenant does not live on shard {shard_id} now"))
-            else:
-                self._decide_failed(one, shard_id, error, count)
-
-    def put_back_lane(self, shard_id: str, entries: Sequence[order_messages.OrderMessage], cause: WorkerError) -> None:
-        """Hold the messages of a lane whose shard does not answer."""
-        self._outages[shard_id] = self._outages.get(shard_id, 0) + 1
-        self._pipeline.forget_homes({one.operation.tenant_id for one in entries})
-        for one in entries:
-            self._hold_for_outage(one, cause)
-
-    def put_back_tenant(self, waited: Waited[order_messages.OrderMessage]) -> None:
-        """Hold a tenant's messages, or count a try where the lookup crashed."""
-        self._pipeline.lookup.forget(waited.tenant_id)
-        for one in waited.entries:
-            match waited.reason, waited.cause:
-                case HoldReason.INTERNAL_ERROR, Exception() as cause:
-                    count = self._failures.add(one.message.message_id)
-                    self._decide_failed(one, None, type(cause.__cause__).__name__, count)
+        self._pipeline.lookup.forget(returned.tenant_id)
+        for one in returned.entries:
+            match returned.reason, returned.cause:
                 case HoldReason.PAUSED, _:
                     if one.verdict is None:  # else its call has ended: it may be in hand
                         hidden_s = self.paused.hide(one.message, one.operation.tenant_id)
@@ -400,22 +394,28 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
                     rest = one.message.sent_at + self._retries.tenant_wait + UNKNOWN_TENANT_MARGIN - self._utc()
                     text = unknown_tenant_error(self._retries.tenant_wait)
                     absent = Absent(DeadLetterReason.UNKNOWN_TENANT, text, rest.total_seconds())
-                    self._hold(one, _deferral_of(one, f"its tenant is {waited.reason}"), absent)
+                    self._hold(one, _deferral_of(one, f"its tenant is {returned.reason}"), absent)
                 case _, RetryableError() | PermanentError() as cause:
                     self._hold_for_outage(one, cause)
                 case reason, cause:
                     why = "" if cause is None else f": {cause}"
                     self._hold(one, _deferral_of(one, f"its tenant is {reason}{why}"))
 
-    async def give_up(self, overdue: Overdue[order_messages.OrderMessage]) -> None:
-        """Decide messages whose tenant was not registered in time."""
-        error = unknown_tenant_error(self._retries.tenant_wait)
-        for one in reversed(overdue.entries):  # those behind another one are given up with it
-            self._decide(one, verdicts.ToDeadLetter(DeadLetterReason.UNKNOWN_TENANT, error, _ids_of(one.operation)))
-
-    def must_end_pause(self, paused: Paused[order_messages.OrderMessage]) -> bool:
-        """Return whether half of the queue's retention is over for a message."""
-        return any(self.paused.half_retention_s(one.message) <= 0 for one in paused.entries)
+    async def on_home(self, answer: LookupResult[order_messages.OrderMessage]) -> None:
+        """Decide messages whose tenant was not registered in time; end a pause of half of the queue's retention."""
+        match answer:
+            case Paused():
+                if any(self.paused.half_retention_s(one.message) <= 0 for one in answer.entries):
+                    await self._pipeline.end_pause(answer.tenant_id)
+            case Overdue():
+                error = unknown_tenant_error(self._retries.tenant_wait)
+                for one in reversed(answer.entries):  # those behind another one are given up with it
+                    ids = _ids_of(one.operation)
+                    self._decide(one, verdicts.ToDeadLetter(DeadLetterReason.UNKNOWN_TENANT, error, ids))
+            case Found() | Unregistered():
+                pass  # a message that was put back comes again by itself
+            case _:
+                assert_never(answer)
 
     # Verdicts
 
@@ -429,24 +429,6 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
     ) -> None:
         ids, tries = _ids_of(one.operation), one.message.try_count
         self._decide(one, verdicts.verdict_on(error, tries, ids, rules=self._retries, draw=self._draw()), deferral)
-
-    def _decide_failed(self, one: order_messages.OrderMessage, shard_id: str | None, error: str, count: int) -> None:
-        operation = one.operation
-        verdict: verdicts.Verdict = verdicts.verdict_on(Failed(error), count, _ids_of(operation), rules=self._retries)
-        if isinstance(verdict, verdicts.RetryHeld):
-            log.warning(
-                "operation.failing",
-                queue=self._queue.name,
-                shard_id=shard_id,
-                attempts=count,
-                error=error,
-                business_id=operation.business_id,
-                location_id=operation.location_id,
-            )
-        elif isinstance(verdict, verdicts.ToDeadLetter) and shard_id is not None:
-            give_up = partial(_give_up, self._gateway, shard_id, one, verdict)
-            verdict = msgspec.structs.replace(verdict, before_delete=give_up)
-        self._decide(one, verdict)
 
 
 def _deferral_of(one: order_messages.OrderMessage, text: str) -> order_messages.Deferral:
@@ -471,27 +453,13 @@ async def _check_shard(gateway: ShardGateway, shard_id: str, tenant_id: str) -> 
         raise
 
 
-async def _give_up(
-    gateway: ShardGateway, shard_id: str, one: order_messages.OrderMessage, verdict: verdicts.ToDeadLetter
-) -> None:
+async def _give_up(gateway: ShardGateway, shard_id: str, operation: Operation, given_up: GiveUp) -> None:
     """Log an operation as given up on its shard, once its dead letter is stored."""
-    operation = one.operation
     outcome = await gateway.give_up(shard_id, operation)
     if outcome.disposition is Disposition.HOLD:
         raise RetryableError(f"a tenant does not live on shard {shard_id} now, where its operation failed")
-    count_outcomes([operation], [outcome], now=utc_now())
     await gateway.wait_until_safe(shard_id, [operation])
-    log.error(
-        "operation.given_up",
-        queue=operation.origin.name,
-        shard_id=shard_id,
-        attempts=verdict.attempts,
-        error=verdict.error,
-        business_id=operation.business_id,
-        location_id=operation.location_id,
-    )
-    with contextlib.suppress(RetryableError):  # else the retention does it
-        await gateway.forget_failures(shard_id, operation.tenant_id, one.message.message_id)
+    note_given_up(operation, outcome, given_up, shard_id=shard_id, now=utc_now())
 
 
 def _describe(queue: str, shard_id: str, entries: Sequence[order_messages.OrderMessage]) -> TracedBatch:
@@ -519,7 +487,7 @@ def _log_deferred(queue: str, call: Sequence[order_messages.OrderMessage]) -> No
         if one.deferral is not None and isinstance(one.verdict, verdicts.ReturnToQueue | verdicts.RetryHeld):
             by_cause[one.deferral].append(one.verdict.delay_s)
     for deferral, delays_s in by_cause.items():
-        RETRIES.labels(Source.SQS, QueueRetry.DEPENDENCY).inc(len(delays_s))
+        RETRIES.labels(Source.SQS, Retry.SHARD_UNAVAILABLE).inc(len(delays_s))
         log.warning(
             "orders.deferred",
             queue=queue,

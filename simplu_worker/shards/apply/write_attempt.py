@@ -49,7 +49,7 @@ OUTCOME_BY_MATCH = {
     LogMatch.REUSE: REUSED,
 }
 STOPPING = frozenset(
-    {Disposition.HOLD, Disposition.UNEXPECTED, Disposition.LOCKED}
+    {Disposition.HOLD, Disposition.FAILING, Disposition.LOCKED}
 )  # no later operation of the tenant may be applied
 
 STATES: Final = {state.value: state for state in TenantState}  # looked up once: access to an enum member is slow

@@ -89,7 +89,7 @@ class ShardWriter:
 
         With *claim*, every transaction also writes the claim into the reader's row, and is rolled back with
         `PositionChangedError` if another reader has written the row. Operations with a value that no table can store
-        fail alone; one that only this shard does not take is UNEXPECTED, and its tenant's later ones are held. Those of
+        fail alone; one that only this shard does not take is FAILING, and its tenant's later ones are held. Those of
         a tenant with locked rows are LOCKED. Raises `ShardUnavailableError`: the caller may retry the same batch.
         """
         await self._check(self._pool.connection)
@@ -293,7 +293,7 @@ class ShardWriter:
             return {index: write_attempt.QUERY_TOO_LARGE}
         if exc.is_timeout:  # its next tries must not delay others that long
             remember(self._slow, [write_attempt.key_of(operation)], SLOW_MAX_COUNT)
-        return {index: Outcome(disposition=Disposition.UNEXPECTED, error=exc.error)}
+        return {index: Outcome(disposition=Disposition.FAILING, error=exc.error)}
 
     def _note_applied(self, attempt: write_attempt.WriteAttempt) -> None:
         self._duplicates.note_applied(has_duplicates=attempt.has_duplicates)

@@ -27,7 +27,6 @@ from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log import (
     BulkChange,
     BulkOrigin,
-    forget_failures_of_tenant,
     forget_rejections_of_tenant,
     mark_bulk_change,
 )
@@ -176,7 +175,6 @@ class TenantDeleter:
             status: str = await connection.execute(QUERIES["end_deletion"], tenant_id)
             if status == "UPDATE 1":
                 await mark_bulk_change(connection, BulkChange.DESTROYED, tenant_id, BulkOrigin.END)
-                await forget_failures_of_tenant(connection, tenant_id)
                 await forget_rejections_of_tenant(connection, tenant_id, self._statement_max_rows)
         return status == "UPDATE 1"
 

@@ -52,7 +52,6 @@ _REJECTION_COLUMNS: Final = (
     "message_id",
     "rejected_at",
 )
-_FAILURE_COLUMNS: Final = ("message_id", "failure_count", "failed_at")
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -62,12 +61,11 @@ class Changes(msgspec.Struct, frozen=True):
     resources: Sequence[Any] = ()
     gone: Collection[ResourceKey] = ()
     rejections: Sequence[Any] = ()
-    failures: Sequence[Any] = ()
 
     @property
     def count(self) -> int:
         """The number of rows."""
-        return sum(map(len, (self.log, self.resources, self.gone, self.rejections, self.failures)))
+        return sum(map(len, (self.log, self.resources, self.gone, self.rejections)))
 
     @property
     def keys(self) -> set[ResourceKey]:
@@ -128,8 +126,6 @@ async def read_notes(connection: Connection, tenant_id: str, since: datetime = F
     start = since - CLOCK_MARGIN
     async for rows in _read_pages(connection, "read_new_rejections", tenant_id, start, ("rejected_at", "request_id")):
         yield Changes(rejections=rows)
-    async for rows in _read_pages(connection, "read_new_failures", tenant_id, start, ("failed_at", "message_id")):
-        yield Changes(failures=rows)
 
 
 async def read_changed_keys(
@@ -199,9 +195,6 @@ async def write_changes(connection: Connection, tenant_id: str, changes: Changes
     if changes.rejections:
         columns = _columns(_values(changes.rejections, _REJECTION_COLUMNS))
         await connection.execute(QUERIES["write_rejections"], tenant_id, *columns)
-    if changes.failures:
-        columns = _columns(_values(changes.failures, _FAILURE_COLUMNS))
-        await connection.execute(QUERIES["write_failures"], tenant_id, *columns)
 
 
 async def read_resources(

@@ -32,7 +32,7 @@ from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
 DROP_ROWS: Final = 5_000  # deleted by one statement
 UNREAD_S: Final = 10.0  # for a destination of the feed that is not down
 UNREAD_POLL_S: Final = 0.2
-DROPS: Final = ("drop_resources", "drop_operations", "drop_batches", "drop_rejections", "drop_failures")
+DROPS: Final = ("drop_resources", "drop_operations", "drop_batches", "drop_rejections")
 
 log = structlog.get_logger(__name__)
 

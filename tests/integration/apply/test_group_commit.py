@@ -88,7 +88,7 @@ async def test_failing_operation_holds_its_tenant_in_all_batches(case: TenantCas
 
     assert (first, fourth) == ([SUCCEEDED] * 3, [SUCCEEDED] * 3)
     assert isinstance(second, list)
-    assert second[0].disposition is Disposition.UNEXPECTED
+    assert second[0].disposition is Disposition.FAILING
     assert isinstance(third, list)
     assert {one.disposition for one in third} == {Disposition.HOLD}
 

@@ -91,7 +91,6 @@ async def test_retention_forgets_rows_by_completion_and_keeps_the_rest(pools: Po
 
 # Beside the log: a table, the columns up to its time, and the name of the column that $1 is in.
 BESIDE = [
-    ("message_failures", "'b-l', $1, 2", "message_id"),
     ("rejections", "'b-l', $1, 'r', 'e', 'q', 's', '1', NULL", "request_id"),
     ("feed_refusals", "'crm', $1, '{}', '400'", "event_id"),
 ]

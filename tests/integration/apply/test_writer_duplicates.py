@@ -59,7 +59,7 @@ async def test_operation_is_blamed_that_an_owners_constraint_refuses(case: Tenan
         [case.operation("create", "r2", {"email": "a"}), other.operation("create", "r3", {"email": "b"})]
     )
 
-    refused = Outcome(disposition=Disposition.UNEXPECTED, error=state_words("23505"))
+    refused = Outcome(disposition=Disposition.FAILING, error=state_words("23505"))
     assert outcomes == [refused, SUCCEEDED]
     assert case.pool.is_healthy
 

@@ -25,8 +25,8 @@ from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, Stat
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.vocabulary import Failure
 
-RAISED = Outcome(disposition=Disposition.UNEXPECTED, error=state_words("P0001"))
-TIMED_OUT = Outcome(disposition=Disposition.UNEXPECTED, error=state_words("57014"))
+RAISED = Outcome(disposition=Disposition.FAILING, error=state_words("P0001"))
+TIMED_OUT = Outcome(disposition=Disposition.FAILING, error=state_words("57014"))
 INVALID_DATA = failed(Failure.INVALID_DATA)
 BAD = {"raise": "P0001"}
 SLOW = {"sleep": 5}
@@ -95,7 +95,7 @@ async def test_writer_blames_an_operation_when_it_fails_by_itself(
 
     (outcome,) = await case.apply(case.operation(kind, data={"raise": code}))
 
-    assert outcome == Outcome(disposition=Disposition.UNEXPECTED, error=error)
+    assert outcome == Outcome(disposition=Disposition.FAILING, error=error)
     assert await case.everything() == before
     assert touchy.is_healthy
     labels = {"shard_id": touchy.address.shard_id, "kind": "statement"}
@@ -221,7 +221,7 @@ async def test_value_is_not_invalid_when_an_owners_index_refuses_it(shard: Shard
         case.operation("create", "r3", {}),
         other.operation("create", "r2", {}),
     ]
-    refused = Outcome(disposition=Disposition.UNEXPECTED, error=state_words("22P02"))
+    refused = Outcome(disposition=Disposition.FAILING, error=state_words("22P02"))
 
     assert await case.apply(*batch) == [SUCCEEDED, refused, INVALID_DATA, HOLD, SUCCEEDED]
 

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 
 PARENT = "shardId-000000000001"
-UNEXPECTED = Outcome(disposition=Disposition.UNEXPECTED, error=state_words("P0001"))
+UNEXPECTED = Outcome(disposition=Disposition.FAILING, error=state_words("P0001"))
 GIVEN_UP = Outcome(disposition=Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
 
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 INVALID_DATA = failed(Failure.INVALID_DATA)
-REFUSED = Outcome(disposition=Disposition.UNEXPECTED, error=state_words("22000"))
+REFUSED = Outcome(disposition=Disposition.FAILING, error=state_words("22000"))
 R1 = ("patient", "r1")
 TENANT = ("clinic", "main")
 

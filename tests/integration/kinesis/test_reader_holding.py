@@ -1,15 +1,31 @@
 from __future__ import annotations
 
 import asyncpg
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 from support.postgres.tenant_cases import fetch
 from support.postgres.trouble import calm, make_touchy
-from support.reader_world import World, chain, eventually, held_targets, logs, mixed, outcomes, reaches, record
+from support.reader_world import (
+    SETTINGS,
+    WAIT,
+    World,
+    chain,
+    eventually,
+    held_targets,
+    logs,
+    mixed,
+    outcomes,
+    reaches,
+    record,
+)
 
 from simplu_worker.consumers.kinesis.reader import dispatcher
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSettings
 from simplu_worker.consumers.pipeline import home_lookup
 from simplu_worker.instruments import RETRIES
+from simplu_worker.operations import tries
+from simplu_worker.operations.tries import RetryRules
 
 pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(2)]
 
@@ -19,10 +35,12 @@ def _quick_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(home_lookup, "RETRY_MAX_S", 0.25)
 
 
-async def test_operation_that_fails_by_itself_is_given_up_and_may_be_sent_again(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dispatcher, "FAILING_RETRIES_S", (0.3, 0.4, 3600.0))  # the last one when the test says so
+def tried_after(*delays_s: float) -> ReaderSettings:
+    return msgspec.structs.replace(SETTINGS, retries=RetryRules(delays_s, WAIT))
+
+
+async def test_operation_that_fails_by_itself_is_given_up_and_may_be_sent_again(world: World) -> None:
+    settings = tried_after(0.3, 0.4, 3600.0)  # the last one when the test says so
     for tenant in ("a-x", "b-x"):
         await world.provision(tenant, "shard-1")
     shard = await world.shard("shard-1")
@@ -33,14 +51,13 @@ async def test_operation_that_fails_by_itself_is_given_up_and_may_be_sent_again(
     before = retries._value.get()
     await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)), bad)
 
-    async with world.reading() as reader:
+    async with world.reading(settings=settings) as reader:
         await eventually(lambda: ("tenant a-x", "failing", "held") in held_targets(reader))
         await world.put(*mixed(later, chain("b-x", 3, first=3)))
         await logs(shard, "b-x", 6)
         assert await outcomes(shard, "a-x") == ["succeeded"] * 3
         numbers = await world.put(record("list", "a-x", 7))
         await eventually(lambda: retries._value.get() - before >= 3)
-        monkeypatch.setattr(dispatcher, "FAILING_RETRIES_S", (0.3, 0.4, 0.5))
         await eventually(lambda: reader.retry_holds("tenant a-x") == 1)
         await reaches(reader, numbers[-1])
         assert await outcomes(shard, "a-x") == [*["succeeded"] * 3, "retries_exhausted", *["succeeded"] * 4]
@@ -60,7 +77,7 @@ async def test_operation_that_fails_by_itself_is_given_up_and_may_be_sent_again(
 async def test_operation_whose_mark_the_shard_refuses_has_one_dead_letter_and_a_name_in_the_log(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher, "FAILING_RETRIES_S", (0.1,) * 3)
+    monkeypatch.setattr(dispatcher, "MARKED_AGAIN_S", 0.1)
     await world.provision("a-x", "shard-1")
     shard = await world.shard("shard-1")
     await make_touchy(shard)
@@ -68,7 +85,7 @@ async def test_operation_whose_mark_the_shard_refuses_has_one_dead_letter_and_a_
     numbers = await world.put(record("create", "a-x", 0, data={"raise": "P0001"}), record("create", "a-x", 1))
 
     with capture_logs() as events:
-        async with world.reading() as reader:
+        async with world.reading(settings=tried_after(0.1, 0.1, 0.1)) as reader:
             await eventually(lambda: [one["event"] for one in events].count("operation.not_marked") >= 3)
             assert await outcomes(shard, "a-x") == []
             await fetch(shard, "ALTER TABLE log_outcomes DROP CONSTRAINT markless")
@@ -114,10 +131,7 @@ async def test_others_go_on_when_another_program_keeps_rows_of_a_tenant_locked(w
     assert await world.letters() == []
 
 
-async def test_failures_of_many_tenants_are_given_up_on_a_shard_that_works(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dispatcher, "FAILING_RETRIES_S", (0.1,) * 3)
+async def test_failures_of_many_tenants_are_given_up_on_a_shard_that_works(world: World) -> None:
     tenants = [f"t{number}-x" for number in range(20)]
     for tenant in tenants:
         await world.provision(tenant, "shard-1")
@@ -125,7 +139,7 @@ async def test_failures_of_many_tenants_are_given_up_on_a_shard_that_works(
     bad = [record("create", tenant, 0, data={"raise": "P0001"}) for tenant in tenants]
     numbers = await world.put(*bad, *(record("create", tenant, 1) for tenant in tenants))
 
-    async with world.reading() as reader:
+    async with world.reading(settings=tried_after(0.1, 0.1, 0.1)) as reader:
         await reaches(reader, numbers[-1])
 
     letters = await world.letters()
@@ -136,8 +150,7 @@ async def test_failures_of_many_tenants_are_given_up_on_a_shard_that_works(
 async def test_failures_of_many_tenants_are_those_of_a_shard_that_refuses_all(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher, "FAILING_RETRIES_S", (0.1,) * 3)
-    tenants = ["a-x", "b-x", "c-x", "d-x"]
+    tenants = ["a-x", "b-x"]
     for tenant in tenants:
         await world.provision(tenant, "shard-1")
     await fetch(await world.shard("shard-1"), "ALTER TABLE resources ADD CONSTRAINT no CHECK (data IS NULL) NOT VALID")
@@ -146,10 +159,10 @@ async def test_failures_of_many_tenants_are_those_of_a_shard_that_refuses_all(
     numbers = await world.put(*(record("create", tenant, 0) for tenant in tenants))
 
     with capture_logs() as events:
-        async with world.reading() as reader:
-            await eventually(lambda: retries._value.get() - before >= 8 * len(tenants))
+        async with world.reading(settings=tried_after(0.1, 0.1)) as reader:
+            await eventually(lambda: retries._value.get() - before >= 4 * len(tenants))
             assert await world.letters() == []
-            monkeypatch.setattr(dispatcher, "FAILING_FOR_MANY_S", 0.0)
+            monkeypatch.setattr(tries, "REFUSING_S", 0.0)
             await reaches(reader, numbers[-1])
 
     (refusing, *_) = [one for one in events if one["event"] == "shard.refusing"]

@@ -34,7 +34,7 @@ DATA = {
     ("smile-center", "patient", "p1"): '{"name": "Ben"}',
     ("smile-center", "patient", "p2"): '{"name": "Cleo"}',
 }
-TABLES = "resources, operations, tenants, transfers, stream_positions, message_failures, rejections, dental_patients"
+TABLES = "resources, operations, tenants, transfers, stream_positions, rejections, dental_patients"
 
 RoleMaker = Callable[..., Awaitable[str]]  # (*statements with {role}) -> the role's connection string
 
@@ -54,7 +54,6 @@ async def shard(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
     for tenant, one in zip(TENANTS, (first, operation("read", "nobody", tenant=TENANTS[1])), strict=True):
         await add_tenant(pool, tenant)
         await writer_of(pool).apply([one])
-        await fetch(pool, "INSERT INTO message_failures VALUES ($1, 'm', 1, now())", "-".join(tenant))
         rejection = "INSERT INTO rejections VALUES ($1, 'r', 'too_large', 'e', 'q', 's', '1', NULL, now())"
         await fetch(pool, rejection, "-".join(tenant))
         journal = "INSERT INTO transfers VALUES ($1, 'departure', 'elsewhere', '1', 'open')"
@@ -115,7 +114,6 @@ async def seen(url: str, query: str, *, tenant: str | None = None) -> list[Any]:
         ("SELECT other.id FROM tenants JOIN resources AS other ON other.id <> tenants.id", []),
         ("SELECT tenant_id FROM transfers", []),
         ("SELECT stream FROM stream_positions", []),
-        ("SELECT tenant_id FROM message_failures", []),
         ("SELECT tenant_id FROM rejections", []),
     ],
 )

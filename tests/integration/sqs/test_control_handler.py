@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -129,24 +129,11 @@ class Desk:
         return script.popleft() if script else well
 
 
-class Counts:
-    def __init__(self) -> None:
-        self._counts: Counter[tuple[str, str]] = Counter()
-
-    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
-        self._counts.update(failed)
-        return [self._counts[key] for key in failed]
-
-    async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
-        del self._counts[tenant_id, message_id]
-
-
 def handler(desk: Any = None, *, fifo: bool = False, routed: RoutedShards | None = None) -> ControlHandler:
     return ControlHandler(
         routed.provisioner if routed else desk,
         routed.destroyer if routed else desk,
         routed.changes if routed else desk,
-        routed.gateway if routed else cast("Any", Counts()),
         Queue(None, "http://sqs/000/control" + (".fifo" if fifo else "")),
         retries=RetryRules((1, 5), WAIT),
         draw=lambda: 0.0,
@@ -382,7 +369,7 @@ async def test_life_of_a_tenant_from_creation_to_destruction_and_back(make_shard
         assert await fetch(case.pool, "SELECT * FROM operations") == []
 
 
-async def test_bug_on_a_known_shard_is_counted_there_and_given_up(make_shard: ShardMaker) -> None:
+async def test_bug_on_a_known_shard_is_counted_and_given_up(make_shard: ShardMaker) -> None:
     def bug(_: object) -> None:
         raise ZeroDivisionError("a secret")
 
@@ -392,7 +379,6 @@ async def test_bug_on_a_known_shard_is_counted_there_and_given_up(make_shard: Sh
 
     address = await make_shard("shard-1")
     async with routed_shards([address]) as routed:
-        pool = routed.pools.ensure_pool(address)
         assert await handler(routed=routed).handle([message("create")]) == [Done()]
         buggy = replace(
             routed,
@@ -402,19 +388,14 @@ async def test_bug_on_a_known_shard_is_counted_there_and_given_up(make_shard: Sh
         )
         for what in ("create", "admin", "destroy", "destroy_all"):
             failing = message(what, minute=1)
-            verdicts = []
+            verdicts, control = [], handler(routed=buggy)
             for tries in (7, 8, 9):
                 again = msgspec.structs.replace(failing, receive_count=tries)
                 with capture_logs():
-                    verdicts += await handler(routed=buggy).handle([again])
+                    verdicts += await control.handle([again])
             assert verdicts[:2] == [RetryHeld(1), RetryHeld(5)]
             assert isinstance(verdicts[2], ToDeadLetter)
             assert (verdicts[2].error, verdicts[2].attempts) == ("it failed 3 times: ZeroDivisionError", 3)
-            counts = await fetch(pool, "SELECT tenant_id, message_id, failure_count FROM message_failures")
-            assert [tuple(row.values()) for row in counts] == [("b-1", failing.message_id, 3)]
-            assert verdicts[2].before_delete is not None
-            await verdicts[2].before_delete()
-            assert await fetch(pool, "SELECT FROM message_failures") == []
 
 
 @pytest.mark.slow(2)
@@ -438,7 +419,6 @@ async def test_message_of_a_locked_tenant_waits_alone(make_shard: ShardMaker, wh
 
         await rival.close()
         assert kinds(await control.handle(messages[:1])) != [ToDeadLetter]
-        assert await fetch(routed.pools.ensure_pool(address), "SELECT FROM message_failures") == []
 
 
 async def states(case: TenantCase) -> dict[str, str]:

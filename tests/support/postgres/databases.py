@@ -98,7 +98,6 @@ EMPTYING = "".join(
         "log_outcomes",
         "stream_positions",
         "transfers",
-        "message_failures",
         "rejections",
         "position_merges",
         "feed_shards",

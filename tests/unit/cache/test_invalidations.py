@@ -23,7 +23,7 @@ from simplu_worker.vocabulary import DeadLetterReason, Failure
 
 HOLD = Outcome(disposition=Disposition.HOLD)
 LETTER = Outcome(disposition=Disposition.DEAD_LETTER, reason=DeadLetterReason.REQUEST_ID_REUSED)
-UNEXPECTED = Outcome(disposition=Disposition.UNEXPECTED, error="?")
+UNEXPECTED = Outcome(disposition=Disposition.FAILING, error="?")
 
 
 def key(number: int, resource_type: str = "patient") -> ResourceKey:

@@ -18,6 +18,7 @@ from simplu_worker.consumers.operation_taps import (
 )
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.tries import GiveUp
 from simplu_worker.vocabulary import DeadLetterReason, Failure
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -42,7 +43,7 @@ def test_event_has_the_outcome_and_no_content() -> None:
         Outcome(Disposition.APPLIED, failure=Failure.NOT_FOUND),
         Outcome(Disposition.DUPLICATE),
         Outcome(Disposition.HOLD),
-        Outcome(Disposition.UNEXPECTED, error="x"),
+        Outcome(Disposition.FAILING, error="x"),
         Outcome(Disposition.DEAD_LETTER, reason=DeadLetterReason.TOO_LARGE),
     ]
     events = taken(OperationTaps(), TapFilter(), *((one, outcome) for outcome in outcomes))
@@ -84,7 +85,7 @@ def test_dead_letter_is_an_event_with_its_reason() -> None:
     entry = queued_operation()
     taps = OperationTaps()
     tap = taps.add(TapFilter(outcome="dead_letter"))
-    letter: DeadLetter = entry.dead_letter(DeadLetterReason.UNKNOWN_TENANT, "not registered", failed_at=NOW)
+    letter: DeadLetter = entry.dead_letter(GiveUp(DeadLetterReason.UNKNOWN_TENANT, "not registered"), failed_at=NOW)
     taps.publish_letters([letter])
     (event,) = map(json.loads, tap.take())
     assert (event["outcome"], event["reason"]) == ("dead_letter", "unknown_tenant")

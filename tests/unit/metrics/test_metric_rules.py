@@ -33,7 +33,7 @@ LABEL_VALUES_MAX = {
     **dict.fromkeys(("version", "python", *BY_INSTANCE), 1),
     "rank": RANK_COUNT,
     "stream": len(instruments.LOG_STREAMS),
-    "simplu_retries_total source": 1,  # each reason has one
+    "simplu_retries_total source": 2,  # those of Citrus have one
     "simplu_dynamodb_request_seconds operation": 8,
     "simplu_dynamodb_request_seconds outcome": 4,
     # Of all four labels together.

@@ -20,7 +20,7 @@ from simplu_worker.operations.tries import (
 )
 from simplu_worker.vocabulary import DeadLetterReason, HoldReason
 
-RULES = RetryRules((1.0, 5.0, 15.5), timedelta(), (0.25, 10.0))
+RULES = RetryRules((1.0, 5.0, 15.5), timedelta())
 LOCKED, DOWN, ABSENT = HoldReason.LOCKED, HoldReason.SHARD_UNAVAILABLE, HoldReason.UNREGISTERED
 UNKNOWN, INTERNAL = DeadLetterReason.UNKNOWN_TENANT, DeadLetterReason.INTERNAL_ERROR
 EXHAUSTED = DeadLetterReason.RETRIES_EXHAUSTED
@@ -39,9 +39,9 @@ EXHAUSTED = DeadLetterReason.RETRIES_EXHAUSTED
         (Failed("P0001", refuses_all=True), 3, 0.0, RetryAfter(15.5)),
         (Failed("P0001", refuses_all=True), 235, 0.0, RetryAfter(15.5)),
         (Failed("P0001", refuses_all=True), 236, 0.0, GiveUp(EXHAUSTED, "it failed 236 times: P0001", 236)),
-        (Locked(), 1, 0.0, HoldFor(0.125, LOCKED)),
-        (Locked(), 3, 1.0, HoldFor(1.0, LOCKED)),
-        (Locked(HoldReason.MOVING), 500, 1.0, HoldFor(10.0, HoldReason.MOVING)),
+        (Locked(), 1, 0.0, HoldFor(0.25, LOCKED)),
+        (Locked(), 3, 1.0, HoldFor(2.0, LOCKED)),
+        (Locked(HoldReason.MOVING), 500, 1.0, HoldFor(5.0, HoldReason.MOVING)),
         (RetryableError("down"), 1, 0.0, HoldFor(0.5, DOWN)),
         (RetryableError("down"), 3, 0.5, HoldFor(3.0, DOWN)),
         (InternalError("down"), 500, 1.0, HoldFor(60.0, DOWN)),

@@ -31,7 +31,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.telemetry.spans import receive_span
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
-from simplu_worker.vocabulary import Source, StreamReader, StreamRetry, SubscriptionEvent, SubscriptionLoss
+from simplu_worker.vocabulary import Retry, Source, StreamReader, SubscriptionEvent, SubscriptionLoss
 
 READ_MAX_BYTES: Final = 512 * 1024  # five a second are more than the quota; larger replies only take more memory
 EXPIRY_MARGIN: Final = timedelta(minutes=1)
@@ -232,7 +232,7 @@ class Cursor:
         self.refusal = self.trouble if isinstance(exc, PermanentError) else None
         self.is_gone = isinstance(exc, client.StreamGoneError)
         self._pacing.note_failure(loop_time(), self._access.draw())
-        instruments.RETRIES.labels(Source.KINESIS, StreamRetry.READ_FAILED).inc()
+        instruments.RETRIES.labels(Source.KINESIS, Retry.READ_FAILED).inc()
         if self.refusal is None:
             log.warning("stream_shard.unread", stream_shard_id=self._access.stream_shard_id, error=str(exc))
         else:

@@ -21,6 +21,7 @@ from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord
 from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.reader.tenant_shares import TenantShares
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderProgress
 from simplu_worker.consumers.kinesis.stream.client import Reply
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, Position, RecordPosition, Start, is_after
@@ -51,6 +52,7 @@ PROBE_BASE_S: Final = 0.25
 PROBE_MAX_S: Final = 0.7  # a shard that is back is used within two seconds, including the probe and the first read
 INTERNAL_ERROR_MAX_S: Final = 60.0  # between two tries where the worker itself fails
 GAP_CHECK_S: Final = 3.0  # until a person accepts a gap, which the stream cannot close
+RETRIED: Final = frozenset({HoldReason.FAILING, HoldReason.LOCKED})  # holds of tenants that are caught up after a time
 RELAPSE_S: Final = 5.0  # a shard that is held again so soon after its return answers probes, but takes no writes
 
 Group = TypeVar("Group")
@@ -67,12 +69,14 @@ class CatchUpReader:
         progress: ReaderProgress,
         access: StreamShardAccess,
         dispatcher: Dispatcher,
+        shares: TenantShares,
         gateway: ShardGateway,
     ) -> None:
         self.catch_up = catch_up
         self._access = access
         self._progress = progress
         self._dispatcher = dispatcher
+        self._shares = shares
         self._gateway = gateway
         self._started_at = loop_time()
         self._record_count = 0
@@ -146,7 +150,7 @@ class CatchUpReader:
         count = len(self.catch_up.tracker)
         has_sent_enough = count >= SENT_MAX_COUNT or self._access.budget.expected_bytes(count) >= SENT_MAX_BYTES
         if has_sent_enough or access.memory.is_short:
-            self._dispatcher.hold_over_share()
+            self._shares.hold_over_share()
             await self._wait_for_settled(ending)
             return None
         return await cursor.read(ending)
@@ -160,7 +164,7 @@ class CatchUpReader:
         return not self.catch_up.parents and (main is None or not is_after(main, self.catch_up.tracker.last_read))
 
     def _keeps_up(self) -> bool:
-        return self._dispatcher.paced_s(self.catch_up.holds) < KEPT_UP_S
+        return self._shares.paced_s(self.catch_up.holds) < KEPT_UP_S
 
     def _meet(self) -> None:
         # In the same step as the check of the main reader's position: no await in between.
@@ -180,7 +184,7 @@ class CatchUpReader:
             if not decoded:
                 return
             # What is decoded beyond the main reader's position is kept: it may go on before the lane keeps up.
-            if self._has_caught_up() or self._dispatcher.paced_s(self.catch_up.holds) >= PACED_S:
+            if self._has_caught_up() or self._shares.paced_s(self.catch_up.holds) >= PACED_S:
                 await self._wait_for_settled(ending)
             elif await self._ask_for_residents(decoded, ending):
                 self._send_decoded(decoded)
@@ -251,7 +255,9 @@ class CatchUpReader:
         self._silent_since = self._silent_since or now
         if now - self._silent_since >= SILENT_S and len(self.catch_up.holds) > 1:
             self._silent_since = None
-            self._dispatcher.set_backfill_apart(hold)
+            lane = self._dispatcher.pipeline.lane_to(hold.name)
+            if lane is None or not len(lane):  # it waits for its shard apart from the others
+                self._dispatcher.ownership.open_shard_hold(hold.name, hold.first_arrival, now=now)
 
 
 def _tenants_of(decoded: Iterable[DecodedRecord]) -> set[str]:
@@ -286,11 +292,13 @@ class CatchUps:
         self,
         gateway: ShardGateway,
         dispatcher: Dispatcher,
+        shares: TenantShares,
         access: StreamShardAccess,
         progress: ReaderProgress,
     ) -> None:
         self._gateway = gateway
         self._dispatcher = dispatcher
+        self._shares = shares
         self._access = access
         self._progress = progress
         self._probes: dict[str, asyncio.Task[None]] = {}  # by Postgres shard
@@ -302,9 +310,9 @@ class CatchUps:
         has_ready, has_arrivals = self._dispatcher.has_ready, self._dispatcher.has_arrivals
         async with asyncio.TaskGroup() as tasks:
             while not ending.is_set():
-                self._dispatcher.shed_stuck_lanes(is_memory_short=self._access.memory.is_short)
-                self._dispatcher.ready_due_holds()
-                self._dispatcher.look_after_paced()
+                self._shares.shed_stuck_lanes(is_memory_short=self._access.memory.is_short)
+                self._ready_due_holds()
+                self._shares.look_after_paced()
                 is_probing = self._start_probes(tasks)
                 self._start_ready(tasks, ending)
                 has_ready.clear()
@@ -316,6 +324,26 @@ class CatchUps:
                     await wait_any(has_ready, ending, within_s=interval_s)
             for probe in self._probes.values():
                 probe.cancel()
+
+    def retry_holds(self, target: str | None) -> int:
+        """Try held targets now: all, or *target* as people see it; return how many."""
+        now, count = loop_time(), 0
+        for hold in self._dispatcher.ownership.holds():
+            is_tried = hold.target not in (HeldTarget.PARENTS, HeldTarget.PREDECESSOR)
+            if hold.is_waiting and is_tried and target in (None, hold.title):
+                count += 1
+                hold.next_attempt_at = now
+                if hold.target is HeldTarget.TENANT:
+                    self._dispatcher.pipeline.lookup.retry(hold.name)
+        self._dispatcher.has_ready.set()
+        return count
+
+    def _ready_due_holds(self) -> None:
+        now = loop_time()
+        for hold in self._dispatcher.ownership.holds():
+            is_by_time = hold.reason in RETRIED or hold.target is HeldTarget.OVERFLOW
+            if is_by_time and hold.is_waiting and now >= hold.next_attempt_at:
+                self._dispatcher.make_ready(hold)
 
     def _start_probes(self, tasks: asyncio.TaskGroup) -> bool:
         is_any_held = False
@@ -347,17 +375,24 @@ class CatchUps:
         is_gap = False
         try:
             await self._gateway.probe(hold.name)
-            is_gap = await self._dispatcher.is_held_for_gap(hold)
+            is_gap = await self._is_held_for_gap(hold)
         except (RetryableError, PermanentError):
             await self._find_moved_tenant(hold)
         else:
-            if not is_gap and hold.catch_up is None and self._dispatcher.is_lane_idle(hold.name):
-                hold.enter(HoldState.READY)
+            if not is_gap and hold.catch_up is None and self._dispatcher.pipeline.is_idle_to(hold.name):
                 self._probe_history[hold.name].ready_at = loop_time()
-                self._dispatcher.has_ready.set()
+                self._dispatcher.make_ready(hold)
         finally:
             hold.next_attempt_at = loop_time() + (GAP_CHECK_S if is_gap else self._delay_s(hold))
             del self._probes[hold.name]
+
+    async def _is_held_for_gap(self, hold: Hold) -> bool:
+        if hold.reason != HoldReason.GAP:
+            return False
+        is_open = await self._dispatcher.shard_positions.has_open_gap(hold.name)
+        if not is_open and hold.is_waiting:
+            hold.reason = HoldReason.SHARD_UNAVAILABLE  # whatever keeps it from now on
+        return is_open
 
     async def _find_moved_tenant(self, hold: Hold) -> None:
         names = sorted(hold.tenants.names) or [hold.sample_tenant]
@@ -420,7 +455,7 @@ class CatchUps:
         tasks.create_task(self._run_reader(reader, ending), name=f"catch-up:{self._access.stream_shard_id}")
 
     def _create_reader(self, catch_up: CatchUp) -> CatchUpReader:
-        return CatchUpReader(catch_up, self._progress, self._access, self._dispatcher, self._gateway)
+        return CatchUpReader(catch_up, self._progress, self._access, self._dispatcher, self._shares, self._gateway)
 
     async def _run_reader(self, reader: CatchUpReader, ending: asyncio.Event) -> None:
         try:

@@ -33,6 +33,7 @@ from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread
 from simplu_worker.consumers.kinesis.leases.lease import HeldTarget, first_held
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUps
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.reader.tenant_shares import TenantShares
 from simplu_worker.consumers.kinesis.recovery.reader_progress import (
     QueuedOperation,
     ReaderAssignment,
@@ -48,6 +49,7 @@ from simplu_worker.consumers.rejection_notes import DeadLetterStore
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Operation
+from simplu_worker.operations.tries import RetryRules
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event
@@ -193,7 +195,7 @@ class ReaderSettings(msgspec.Struct, frozen=True):
 
     operation_max_bytes: int
     list_result_limit: int
-    tenant_wait: timedelta
+    retries: RetryRules
     partition_key: PartitionKeyRule = PartitionKeyRule.RESOURCE_TYPE
     ahead_from_s: float = 30.0  # the lease row gets a read-ahead when the held records are so much older than the read
     drain_s: float = 20.0  # less than SHUTDOWN_GRACE_SECONDS: the leases are released after it
@@ -240,11 +242,12 @@ class StreamShardReader:
             services.gateway,
             self._access,
             self._store,
-            tenant_wait=settings.tenant_wait,
+            rules=settings.retries,
             draw=draw,
             utc=utc,
         )
-        self._catch_ups = CatchUps(services.gateway, self._dispatcher, self._access, progress)
+        self._shares = TenantShares(progress, self._dispatcher)
+        self._catch_ups = CatchUps(services.gateway, self._dispatcher, self._shares, self._access, progress)
         self.view = ReaderView(progress, self._dispatcher, self._catch_ups, utc=utc)
 
     def holds(self) -> list[Hold]:
@@ -253,7 +256,7 @@ class StreamShardReader:
 
     def retry_holds(self, target: str | None) -> int:
         """Try held targets now: all of them, or *target*; return how many."""
-        return self._dispatcher.retry_holds(target)
+        return self._catch_ups.retry_holds(target)
 
     def status(self) -> dict[str, Any]:
         """Return the progress, for the status."""
@@ -285,7 +288,7 @@ class StreamShardReader:
         if not self.progress.ownership.release_from_parents(pending, now=loop_time()):
             return
         for shard_position in self.shard_positions.invalidate_parent_rows():
-            self._dispatcher.request_row_read(shard_position.shard_id)
+            self._dispatcher.pipeline.request_turn(shard_position.shard_id)
         self._dispatcher.has_ready.set()
 
     @property
@@ -302,8 +305,8 @@ class StreamShardReader:
         return (hold := self.progress.ownership.shard_hold(shard_id)) is not None and hold.is_backfill
 
     def request_row_read(self, shard_id: str) -> bool:
-        """See `Dispatcher.request_row_read`."""
-        return self._dispatcher.request_row_read(shard_id)
+        """Make the lane to a Postgres shard read its row; return False without a lane."""
+        return self._dispatcher.pipeline.request_turn(shard_id)
 
     def abandon(self) -> None:
         """Treat the stream shard as read to its end."""
@@ -376,7 +379,7 @@ class StreamShardReader:
     async def _read(self) -> None:
         while not self._stopping.is_set() and not self.progress.is_at_end:
             if self._memory.is_short or self._dispatcher.pipeline.lookup.is_crowded:
-                self._dispatcher.hold_over_share()
+                self._shares.hold_over_share()
                 await self._wait_for_settled()
                 continue
             reply = await self.cursor.read(self._stopping)
@@ -444,7 +447,7 @@ class StreamShardReader:
         # Undecoded records take half the memory, and those decoded together go to the lane as one batch.
         # Objects created alternately with those of other readers would be scattered in memory.
         decoded = list(islice(arrivals, 1))  # shows whether there are more
-        while decoded and not self._dispatcher.may_read_on() and not self._stopping.is_set():
+        while decoded and not self._shares.may_read_on() and not self._stopping.is_set():
             await self._wait_for_settled()
         decoded += islice(arrivals, BATCH_MAX_COUNT - len(decoded))
         return decoded

@@ -17,9 +17,10 @@ from simplu_worker.consumers.kinesis.stream.client import ChildShard
 from simplu_worker.consumers.pipeline.pipeline import Pipeline
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Operation
+from simplu_worker.operations.tries import GiveUp
 from simplu_worker.shards.types import StreamPosition
 from simplu_worker.timing.clock import UtcClock, loop_time
-from simplu_worker.vocabulary import DeadLetterReason, HeldTarget
+from simplu_worker.vocabulary import HeldTarget
 
 VISIBLE_AFTER: Final = timedelta(seconds=2)  # a reply may lack a record that was put so shortly before
 
@@ -43,16 +44,14 @@ class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
         """The records from the operation on."""
         return Unread(self.tracker.position_before(self.ticket), self.parents)
 
-    def dead_letter(
-        self, reason: DeadLetterReason, error: str, *, failed_at: datetime, attempts: int = 1
-    ) -> DeadLetter:
+    def dead_letter(self, given_up: GiveUp, *, failed_at: datetime) -> DeadLetter:
         """Return the dead letter of the operation."""
         return DeadLetter(
-            reason=reason,
-            error=error,
+            reason=given_up.reason,
+            error=given_up.error,
             origin=self.operation.origin,
             failed_at=failed_at,
-            attempts=attempts,
+            attempts=given_up.attempts,
             record=self.record,
             request_id=self.operation.request_id,
             resource_id=self.operation.resource_id,
@@ -151,6 +150,10 @@ class ReaderProgress:
     def is_finished(self) -> bool:
         """Whether it is read to its end, with no record pending."""
         return self.is_at_end and not len(self.tracker) and self.ownership.is_settled()
+
+    def is_half_over(self, arrived_at: datetime) -> bool:
+        """Return whether a record is past half of the retention."""
+        return self.retention is not None and arrived_at < self._utc() - self.retention / 2
 
     def holds(self) -> list[Hold]:
         """Return all holds, the oldest first."""

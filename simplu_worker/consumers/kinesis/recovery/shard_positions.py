@@ -19,7 +19,6 @@ import structlog
 from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.fetch.cursor import StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import OPERATION_OVERHEAD_BYTES
-from simplu_worker.consumers.kinesis.holding.ownership import Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAME_PREFIX, ParentRecords, Unread
 from simplu_worker.consumers.kinesis.recovery import recovery_plan
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderProgress
@@ -545,9 +544,8 @@ class RowBehindError(LaneStopError):
 class ClaimedBatches:
     """The batches of one reader."""
 
-    def __init__(self, gateway: ShardGateway, ownership: Ownership, shard_positions: ShardPositions) -> None:
+    def __init__(self, gateway: ShardGateway, shard_positions: ShardPositions) -> None:
         self._gateway = gateway
-        self._ownership = ownership
         self._shard_positions = shard_positions
 
     def expect_merge(self, shard_id: str) -> None:
@@ -595,10 +593,6 @@ class ClaimedBatches:
                 shard_position.invalidate()
                 shard_position.is_changed = True
                 raise
-
-    def is_held(self, shard_id: str) -> bool:
-        """Return whether a shard has a hold that waits for it."""
-        return self._ownership.is_blocked(shard_id)
 
     async def _reconcile(self, shard_position: ShardPosition) -> None:
         # Confirms the lease where another reader may have written the row: each would make the other read again.

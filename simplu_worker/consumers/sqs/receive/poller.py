@@ -19,7 +19,7 @@ from simplu_worker.consumers.sqs.receive.slot_share import PollPlan
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.instruments import RETRIES, SQS_POLLS
 from simplu_worker.timing.waits import backoff_s, move_deadline, sleep_or_event
-from simplu_worker.vocabulary import QueueRetry, Source
+from simplu_worker.vocabulary import Retry, Source
 
 POLL_WAIT_S: Final = 5  # a stop waits for it to end; a longer one would save a few cheap requests and slow down stops
 STOP_WAIT_S: Final = POLL_WAIT_S + 1.0  # after this a poll that is under way at a stop is cut: the server is silent
@@ -160,7 +160,7 @@ class Poller:
 
 def back_off(queue: Queue, exc: Exception, failure_count: int, *, draw: float) -> float:
     """Count a failed call, and log the 1st, 2nd, 4th, 8th … one; return the pause before the next."""
-    RETRIES.labels(Source.SQS, QueueRetry.RECEIVE).inc()
+    RETRIES.labels(Source.SQS, Retry.READ_FAILED).inc()
     delay_s = backoff_s(failure_count, draw=draw, base_s=RETRY_BASE_S, max_s=longest_pause_s(exc, RETRY_MAX_S))
     if failure_count.bit_count() == 1:
         level = log.error if isinstance(exc, PermanentError) else log.warning

@@ -71,13 +71,18 @@ def verdict_on(
     error: tries.NotApplied, attempts: int, ids: MessageIds, *, rules: tries.RetryRules, draw: float = 0.0
 ) -> RetryHeld | ToDeadLetter:
     """Return the verdict on a message whose operation was not applied."""
-    match tries.next_try(error, attempts, rules=rules, draw=draw):
+    return verdict_of(tries.next_try(error, attempts, rules=rules, draw=draw), ids)
+
+
+def verdict_of(following: tries.NextTry, ids: MessageIds) -> RetryHeld | ToDeadLetter:
+    """Return the verdict on a message by what becomes of its operation."""
+    match following:
         case tries.RetryAfter(delay_s=delay_s) | tries.HoldFor(delay_s=delay_s):
             return RetryHeld(delay_s)
-        case tries.GiveUp() as given_up:
-            return ToDeadLetter(given_up.reason, given_up.error, ids, given_up.attempts)
-        case other:
-            assert_never(other)
+        case tries.GiveUp():
+            return ToDeadLetter(following.reason, following.error, ids, following.attempts)
+        case _:
+            assert_never(following)
 
 
 def verdicts_after_defect(messages: Sequence[Message], *, is_fifo: bool, draw: float) -> list[Verdict]:
@@ -101,24 +106,6 @@ def verdict_on_rejected(rejected: RejectedRecord) -> ToDeadLetter:
 def message_backoff_s(message: Message, *, draw: float) -> float:
     """Return the back-off of *message* by its own tries, at most a minute."""
     return backoff_s(message.try_count, draw=draw, base_s=tries.WAIT_BASE_S, max_s=tries.WAIT_MAX_S)
-
-
-class FailureMemory:
-    """How often the operations of messages have failed without a shard to count it: never too often.
-
-    Beyond *max_count* messages, the one with the oldest failure is forgotten.
-    """
-
-    def __init__(self, max_count: int = 4096) -> None:
-        self._max_count = max_count
-        self._counts: dict[str, int] = {}  # by message id, the oldest failure first
-
-    def add(self, message_id: str) -> int:
-        """Count one failure more of a message; return their number."""
-        count = self._counts[message_id] = self._counts.pop(message_id, 0) + 1
-        if len(self._counts) > self._max_count:
-            del self._counts[next(iter(self._counts))]
-        return count
 
 
 class UnknownTypeError(Exception):

@@ -297,16 +297,6 @@ CREATE TABLE public.position_merges (
     PRIMARY KEY (stream, stream_shard_id, token)
 );
 
--- How often the operation of each message of a queue has failed. A row is made by the first failure, and
--- deleted with the message's dead letter, with its tenant, or when no queue can still have the message.
-CREATE TABLE public.message_failures (
-    tenant_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
-    message_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
-    failure_count integer NOT NULL,
-    failed_at pg_catalog.timestamptz NOT NULL, -- the last time
-    PRIMARY KEY (tenant_id, message_id)
-);
-
 -- What became of records that are no operations, for `GET /operations/{requestId}`. Apart from the log, so that no row
 -- here hides an operation, or makes a record that was corrected a duplicate. Deleted with the log's rows of its time.
 CREATE TABLE public.rejections (
@@ -380,7 +370,7 @@ DECLARE
     named pg_catalog.text;
 BEGIN
     FOREACH named IN ARRAY '{
-        tenants,resources,log_batches,log_rows,log_outcomes,stream_positions,position_merges,message_failures,
+        tenants,resources,log_batches,log_rows,log_outcomes,stream_positions,position_merges,
         rejections,feed_shards,feed_cursors,feed_refusals,log_forgotten
     }'::pg_catalog.text[] LOOP
         EXECUTE pg_catalog.format(

@@ -144,10 +144,6 @@ WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM public.log_batches WHERE batch_id < 0 AND tenants[1] = :number_of_tenant LIMIT $2
 ));
 
--- name: drop_failures
-DELETE FROM public.message_failures
-WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.message_failures WHERE tenant_id = $1 LIMIT $2));
-
 -- name: drop_rejections
 DELETE FROM public.rejections
 WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.rejections WHERE tenant_id = $1 LIMIT $2));
@@ -162,8 +158,7 @@ SELECT
         FROM public.log_batches
         WHERE log_batches.batch_id < 0 AND log_batches.tenants[1] = :number_of_tenant
     )
-    + (SELECT pg_catalog.count(*) FROM public.rejections WHERE rejections.tenant_id = $1)
-    + (SELECT pg_catalog.count(*) FROM public.message_failures WHERE message_failures.tenant_id = $1) AS row_count;
+    + (SELECT pg_catalog.count(*) FROM public.rejections WHERE rejections.tenant_id = $1) AS row_count;
 
 -- name: resource_boundary
 -- The key of the $4-th resource after the key $2, $3: the end of the next chunk. NULL if there are fewer.
@@ -529,24 +524,6 @@ ON CONFLICT (tenant_id, request_id) DO UPDATE SET
     reason = excluded.reason, error = excluded.error, dead_letter_queue = excluded.dead_letter_queue,
     source = excluded.source, sequence_number = excluded.sequence_number, message_id = excluded.message_id,
     rejected_at = excluded.rejected_at;
-
--- name: read_new_failures
-SELECT message_id, failure_count::pg_catalog.text AS failure_count, failed_at
-FROM public.message_failures
-WHERE
-    tenant_id = $1 AND failed_at >= $2
-    AND (failed_at, message_id) > ($3::pg_catalog.timestamptz, $4::pg_catalog.text)
-ORDER BY failed_at, message_id
-LIMIT $5;
-
--- name: write_failures
-INSERT INTO public.message_failures (tenant_id, message_id, failure_count, failed_at)
-SELECT
-    $1, sent.message_id, sent.failure_count::pg_catalog.int4, sent.failed_at::pg_catalog.timestamptz
-FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[])
-    AS sent (message_id, failure_count, failed_at)
-ON CONFLICT (tenant_id, message_id) DO UPDATE SET
-    failure_count = excluded.failure_count, failed_at = excluded.failed_at;
 
 -- fragment: hashes
 -- A hash of the data of each of `resources`, as text, which is made once; not of those with the types $6 and the ids $7.

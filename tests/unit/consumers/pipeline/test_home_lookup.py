@@ -21,6 +21,7 @@ from simplu_worker.consumers.pipeline.home_lookup import MOVING_RETRY_S, WAIT_MA
 from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import ABSENCE_MAX_AGE_S, UNKNOWN_TENANT_MARGIN, Operation, Outcome
+from simplu_worker.operations.tries import RetryRules
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.types import TenantNotMadeError
 from simplu_worker.timing.clock import loop_time
@@ -74,7 +75,7 @@ async def running(gateway: NoTenant, letters: list[DeadLetter] | None = None) ->
         cast("Any", gateway),
         cast("Any", SimpleNamespace(memory=PrefetchMemory(2**20).open_quota())),
         store,
-        tenant_wait=WAIT,
+        rules=RetryRules((), WAIT),
         draw=lambda: 0.0,
         utc=lambda: NOW,
     )

@@ -2,25 +2,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
 import msgspec
 import pytest
 from support.queued_operations import queued_operation
 
+from simplu_worker.consumers.pipeline.failing import FailingOperations
 from simplu_worker.consumers.pipeline.lane import Lane
-from simplu_worker.consumers.pipeline.results import BatchCrashed, BatchDecided, LaneEmptied, LaneStopError
+from simplu_worker.consumers.pipeline.results import BatchDecided, LaneEmptied, LaneStopError
 from simplu_worker.errors import RetryableError
 from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
-from simplu_worker.vocabulary import Source
+from simplu_worker.operations.tries import GiveUp, RetryAfter, RetryRules
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 APPLIED, NOT_HERE, LOCKED = Outcome(Disposition.APPLIED), Outcome(Disposition.HOLD), Outcome(Disposition.LOCKED)
-FAILING, LATE = Outcome(Disposition.UNEXPECTED, error="no"), Outcome(Disposition.DUPLICATE, is_late=True)
+FAILING, LATE = Outcome(Disposition.FAILING, error="no"), Outcome(Disposition.DUPLICATE, is_late=True)
 REFUSED = Outcome(Disposition.DEAD_LETTER, error="no")
 OUTCOMES = {"applied": APPLIED, "not here": NOT_HERE, "a dead letter": REFUSED, "an error": FAILING, "locked": LOCKED}
-DOWN = RetryableError("shard-1 is down")
+DOWN, RULES = RetryableError("shard-1 is down"), RetryRules((1.0, 5.0), timedelta())
 
 
 class Entry(msgspec.Struct, eq=False):
@@ -37,7 +40,8 @@ def entry_of(chain: str, tenant_id: str | None = None) -> Entry:
 
 class Answering:
     def __init__(self, *answers: Sequence[Outcome] | Outcome | Exception) -> None:
-        self.answers, self.held = list(answers), False
+        self.answers = list(answers)
+        self.times, self.trials, self.refuses = {"shard-1": ShardTime()}, 0, False
         self.sent: list[list[str]] = []  # the chains of each batch
         self.is_asked, self.may_answer = asyncio.Event(), asyncio.Event()
 
@@ -51,22 +55,18 @@ class Answering:
             raise answer
         return [answer] * len(entries) if isinstance(answer, Outcome) else list(answer)
 
-    def is_held(self, _shard_id: str) -> bool:
-        return self.held
+    def last_applied_at(self, _shard_id: str) -> float:
+        return 0.0
 
-    def expect_merge(self, _shard_id: str) -> None: ...
+    async def try_write(self, _shard_id: str) -> None:
+        self.trials += 1
+        if self.refuses:
+            raise DOWN
 
-    def lane(self, entries: Sequence[Entry], *, held: bool = False, time: ShardTime | None = None) -> Lane[Entry]:
-        self.held = held
-        lane: Lane[Entry] = Lane(
-            "shard-1",
-            Source.KINESIS,
-            self,
-            last_applied_at=lambda _: 0.0,
-            time=time or ShardTime(),
-            draw=lambda: 0.0,
-            utc=lambda: NOW,
-        )
+    def lane(self, entries: Sequence[Entry]) -> Lane[Entry]:
+        gateway = cast("Any", self)
+        failing = FailingOperations(Source.KINESIS, gateway, RULES, lambda: 0.0)
+        lane: Lane[Entry] = Lane("shard-1", Source.KINESIS, self, gateway, failing, draw=lambda: 0.0, utc=lambda: NOW)
         lane.enqueue(entries)
         return lane
 
@@ -91,10 +91,10 @@ async def test_outcome_of_what_was_taken_in_flight_counts_no_longer(outcome: str
     decided = await flight
 
     assert isinstance(decided, BatchDecided)
-    by_chain = {**decided.not_here, **decided.locked}
     pairs = [*decided.failing, *decided.refused]
-    found = [*decided.applied, *by_chain.get("b-x", []), *(one for one, _ in pairs)]
-    assert (found, "a-x" in by_chain) == ([other], False)
+    locked = [one for own, _ in decided.locked for one in own]
+    not_here = [one for own in decided.not_here.values() for one in own]
+    assert [*decided.applied, *not_here, *locked, *(one for one, _ in pairs)] == [other]
     assert lane.entries() == [other]  # until the next batch is asked for
     assert lane.take_chains({"b-x"}) == []  # being settled
 
@@ -114,15 +114,16 @@ async def test_what_was_taken_in_flight_is_not_sent_again() -> None:
 
 
 async def test_what_was_taken_in_flight_does_not_leave_with_the_others() -> None:
-    source = Answering(DOWN)
+    stop = LaneStopError("it is held")
+    source = Answering(stop)
     entries = [entry_of("a-x"), entry_of("b-x")]
-    lane = source.lane(entries, held=True)
+    lane = source.lane(entries)
     flight = asyncio.create_task(lane.next_result(asyncio.Event()))
     await source.is_asked.wait()
     lane.take_chains({"a-x"})
     source.may_answer.set()
 
-    assert (await flight, len(lane)) == (LaneEmptied(entries[1:], DOWN), 0)
+    assert (await flight, len(lane)) == (LaneEmptied("shard-1", entries[1:], stop), 0)
 
 
 async def test_source_that_stops_a_batch_gets_all_of_the_lane() -> None:
@@ -132,12 +133,12 @@ async def test_source_that_stops_a_batch_gets_all_of_the_lane() -> None:
     entries = [entry_of("a-x"), entry_of("b-x")]
     lane = source.lane(entries)
 
-    assert await result_of(lane) == LaneEmptied(entries, stop)
+    assert await result_of(lane) == LaneEmptied("shard-1", entries, stop)
     lane.request_turn()
     assert (await result_of(lane), source.sent) == (BatchDecided([]), [["a-x", "b-x"], []])
 
 
-async def test_crash_keeps_its_batch_in_the_lane() -> None:
+async def test_source_gets_all_of_the_lane_after_a_crash() -> None:
     source = Answering(ZeroDivisionError("a secret"), APPLIED)
     source.may_answer.set()
     entries = [entry_of(chain) for chain in ("a-x", "b-x", "c-x")]
@@ -145,8 +146,8 @@ async def test_crash_keeps_its_batch_in_the_lane() -> None:
 
     crashed = await result_of(lane)
 
-    assert isinstance(crashed, BatchCrashed)
-    assert (crashed.entries, lane.entries(), "secret" in str(crashed.error)) == (entries, entries, False)
+    assert isinstance(crashed, LaneEmptied)
+    assert (crashed.entries, lane.entries(), "secret" in str(crashed.cause)) == (entries, [], False)
 
 
 async def test_failing_chain_does_not_stop_other_chains_of_its_tenant() -> None:
@@ -158,7 +159,31 @@ async def test_failing_chain_does_not_stop_other_chains_of_its_tenant() -> None:
 
     decided = await result_of(lane)
     assert isinstance(decided, BatchDecided)
-    assert (decided.failing, decided.not_here) == ([(entries[0], "no")], {"ann-main": [entries[2]]})
+    assert (decided.failing, decided.not_here) == ([(entries[0], RetryAfter(1.0))], {"ann-main": [entries[2]]})
     assert (decided.applied, lane.queued) == ([entries[4]], [entries[1], entries[3]])
     assert lane.take_chains({"bad"}) == []
     assert await result_of(lane) == BatchDecided([entries[1], entries[3]])
+
+
+@pytest.mark.parametrize(("reason", "refuses"), [(None, False), (None, True), (DeadLetterReason.INTERNAL_ERROR, True)])
+async def test_operation_is_given_up_after_its_tries_unless_its_shard_refuses_all(
+    reason: DeadLetterReason | None, *, refuses: bool
+) -> None:
+    failing = Outcome(Disposition.FAILING, reason=reason, error="no")
+    source, entry = Answering(*[failing] * 3), entry_of("a-x")
+    source.refuses = refuses
+    source.may_answer.set()
+    lane = source.lane([])
+    found, refused_count = [], 0
+    for _ in range(3):
+        lane.enqueue([entry])
+        decided = await result_of(lane)
+        assert isinstance(decided, BatchDecided)
+        found += [following for _, following in (*decided.failing, *decided.refused)]
+        refused_count += len(decided.refused)
+    if reason is None and refuses:
+        assert found == [RetryAfter(1.0), RetryAfter(5.0), RetryAfter(5.0)]
+    else:
+        given_up = GiveUp(reason or DeadLetterReason.RETRIES_EXHAUSTED, "it failed 3 times: no", 3)
+        assert found == [RetryAfter(1.0), RetryAfter(5.0), given_up]
+    assert (source.trials, refused_count) == (int(reason is None), int(reason is not None))

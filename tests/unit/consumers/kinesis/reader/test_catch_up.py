@@ -45,7 +45,8 @@ class Waiting:
         self.now = 100.0
         self.way = Way()
         monkeypatch.setattr(catch_up, "loop_time", lambda: self.now)
-        self.catch_ups = CatchUps(cast("Any", self.way), cast("Any", None), cast("Any", self.way), cast("Any", None))
+        none = cast("Any", None)
+        self.catch_ups = CatchUps(cast("Any", self.way), none, none, cast("Any", self.way), none)
         self.hold_again()
 
     def hold_again(self) -> None:

@@ -12,11 +12,14 @@ from support.queued_operations import progress_of, queued_operation
 from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.tenant_set import Unread
+from simplu_worker.consumers.kinesis.reader.catch_up import CatchUps
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.reader.tenant_shares import TenantShares
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.fairness import Demand, ShardTime
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.tries import RetryRules
 from simplu_worker.timing.clock import UtcClock, utc_now
 from simplu_worker.vocabulary import HeldTarget, HoldReason, HoldState
 
@@ -61,33 +64,13 @@ def make_dispatcher(
     utc: UtcClock = utc_now,
 ) -> Dispatcher:
     return Dispatcher(
-        cast("Any", progress_of(main, retention=retention)),
+        cast("Any", progress_of(main, retention=retention, utc=utc)),
         cast("Any", gateway or Lost()),
         cast("Any", SimpleNamespace(memory=PrefetchMemory(2**20).open_quota())),
         cast("Any", None),
-        tenant_wait=timedelta(seconds=900),
+        rules=RetryRules((), timedelta(seconds=900)),
         utc=utc,
     )
-
-
-async def test_held_targets_are_tried_now_by_name_or_all() -> None:
-    dispatcher = make_dispatcher(CheckpointTracker(mark(0)))
-    tenant = dispatcher.ownership.hold_tenant("b-l", HoldReason.NOT_HERE, [Unread(mark(0))], NOW, now=0.0)
-    failing = dispatcher.ownership.hold_tenant("c-l", HoldReason.FAILING, [Unread(mark(1))], NOW, now=0.0)
-    parents = dispatcher.ownership.hold_tenant("d-l", HoldReason.RESHARD, [Unread(mark(2))], NOW, now=0.0)
-    parents.target = HeldTarget.PARENTS
-    for hold in (tenant, failing, parents):
-        hold.next_attempt_at = float("inf")
-
-    assert dispatcher.retry_holds("tenant other") == 0
-    dispatcher.ready_due_holds()
-    assert failing.state is HoldState.HELD
-    assert dispatcher.retry_holds("tenant c-l") == 1
-    dispatcher.ready_due_holds()
-    assert (failing.state, tenant.next_attempt_at) == (HoldState.READY, float("inf"))
-    assert dispatcher.has_ready.is_set()
-    assert dispatcher.retry_holds(None) == 1
-    assert tenant.next_attempt_at < float("inf") == parents.next_attempt_at
 
 
 def sent(dispatcher: Dispatcher, main: CheckpointTracker[RecordPosition], tenants: str) -> list[QueuedOperation]:
@@ -110,10 +93,32 @@ async def test_tenant_over_its_share_goes_first_before_its_records_are_lost(
     async with asyncio.TaskGroup() as tasks:
         dispatcher.pipeline.start(tasks, ending := asyncio.Event())
         sent(dispatcher, main, "c" + "b" * 9)
-        dispatcher.hold_over_share()
+        shares = TenantShares(dispatcher._progress, dispatcher)
+        shares.hold_over_share()
         (lane,) = dispatcher.pipeline.lanes()
-        dispatcher.look_after_paced()
+        shares.look_after_paced()
         hurried = lane._queue.hurried
         ending.set()
 
     assert hurried == ({"b-l"} if is_first else set())
+
+
+async def test_held_targets_are_tried_now_by_name_or_all() -> None:
+    dispatcher = make_dispatcher(CheckpointTracker(mark(0)))
+    catch_ups = CatchUps(cast("Any", None), dispatcher, cast("Any", None), cast("Any", None), cast("Any", None))
+    tenant = dispatcher.ownership.hold_tenant("b-l", HoldReason.NOT_HERE, [Unread(mark(0))], NOW, now=0.0)
+    failing = dispatcher.ownership.hold_tenant("c-l", HoldReason.FAILING, [Unread(mark(1))], NOW, now=0.0)
+    parents = dispatcher.ownership.hold_tenant("d-l", HoldReason.RESHARD, [Unread(mark(2))], NOW, now=0.0)
+    parents.target = HeldTarget.PARENTS
+    for hold in (tenant, failing, parents):
+        hold.next_attempt_at = float("inf")
+
+    assert catch_ups.retry_holds("tenant other") == 0
+    catch_ups._ready_due_holds()
+    assert failing.state is HoldState.HELD
+    assert catch_ups.retry_holds("tenant c-l") == 1
+    catch_ups._ready_due_holds()
+    assert (failing.state, tenant.next_attempt_at) == (HoldState.READY, float("inf"))
+    assert dispatcher.has_ready.is_set()
+    assert catch_ups.retry_holds(None) == 1
+    assert tenant.next_attempt_at < float("inf") == parents.next_attempt_at

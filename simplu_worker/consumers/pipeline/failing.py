@@ -1,0 +1,117 @@
+"""Find out what becomes of the operations of a batch that failed by themselves, or met a lock, for every source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Final
+
+import msgspec
+import structlog
+
+from simplu_worker import instruments
+from simplu_worker.consumers.operation_taps import count_outcomes
+from simplu_worker.consumers.pipeline.results import Entry, NextTries
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.tries import (
+    Attempts,
+    Failed,
+    GiveUp,
+    Locked,
+    RetryAfter,
+    RetryRules,
+    next_try,
+)
+from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import DeadLetterReason, Retry, Source
+
+TRIAL_COUNTS_S: Final = 5.0  # of a trial write
+COUNTED: Final = frozenset({Disposition.FAILING, Disposition.LOCKED})
+
+log = structlog.get_logger(__name__)
+
+
+class FailingOperations:
+    """The failing operations of one source on all shards."""
+
+    def __init__(self, source: Source, gateway: ShardGateway, rules: RetryRules, draw: Callable[[], float]) -> None:
+        self._source = source
+        self._gateway = gateway
+        self._rules = rules
+        self._draw = draw
+        self._attempts = Attempts()
+        self._trials: dict[str, tuple[float, bool]] = {}  # by shard: when it was last tried, and whether it refused
+
+    async def find_next_tries(
+        self, shard_id: str, batch: Sequence[Entry], outcomes: Sequence[Outcome], kinds: Iterable[Outcome]
+    ) -> NextTries:
+        """Count the failures of a batch, and its locked tenants; *kinds* are the different ones of *outcomes*."""
+        tries = NextTries({}, {})
+        if not any(outcome.disposition in COUNTED for outcome in kinds):
+            return tries
+        for entry, outcome in zip(batch, outcomes, strict=True):
+            operation, why = entry.operation, outcome.disposition
+            if why not in COUNTED or operation.tenant_id in tries.locked_s:
+                continue
+            attempts = self._attempts.count((why, operation.tenant_id, operation.request_id))
+            facts = {
+                "queue": _queue_of(operation),
+                "shard_id": shard_id,
+                "attempts": attempts,
+                "business_id": operation.business_id,
+                "location_id": operation.location_id,
+            }
+            if why is Disposition.LOCKED:
+                delay_s = next_try(Locked(), attempts, rules=self._rules, draw=self._draw()).delay_s
+                tries.locked_s[operation.tenant_id] = delay_s
+                instruments.RETRIES.labels(self._source, Retry.LOCKED).inc()
+                log.warning("tenant.locked", retry_in_s=round(delay_s, 2), **facts)
+                continue
+            following = tries.failing[id(entry)] = await self._next_try(shard_id, outcome, attempts)
+            if isinstance(following, RetryAfter):
+                instruments.RETRIES.labels(self._source, Retry.FAILING).inc()
+                log.warning("operation.failing", error=outcome.error, **facts)
+            elif self._attempts.count((GiveUp, operation.tenant_id, operation.request_id)) > 1:
+                tries.failing[id(entry)] = msgspec.structs.replace(following, is_repeated=True)
+        return tries
+
+    async def _next_try(self, shard_id: str, outcome: Outcome, attempts: int) -> RetryAfter | GiveUp:
+        failed = Failed(outcome.error or "", outcome.reason or DeadLetterReason.RETRIES_EXHAUSTED)
+        following = next_try(failed, attempts, rules=self._rules)
+        is_exhausted = isinstance(following, GiveUp) and following.reason is DeadLetterReason.RETRIES_EXHAUSTED
+        if is_exhausted and await self._refuses_all(shard_id):
+            return next_try(msgspec.structs.replace(failed, refuses_all=True), attempts, rules=self._rules)
+        return following
+
+    async def _refuses_all(self, shard_id: str) -> bool:
+        tried_at, is_refusing = self._trials.get(shard_id, (float("-inf"), False))
+        if loop_time() - tried_at > TRIAL_COUNTS_S:
+            try:
+                await self._gateway.try_write(shard_id)
+            except (RetryableError, PermanentError) as exc:
+                log.error("shard.refusing", shard_id=shard_id, error=str(exc))  # noqa: TRY400  (the shard's)
+                is_refusing = True
+            else:
+                is_refusing = False
+            self._trials[shard_id] = loop_time(), is_refusing
+        return is_refusing
+
+
+def _queue_of(operation: Operation) -> str | None:
+    return operation.origin.name if operation.origin.source is Source.SQS else None
+
+
+def note_given_up(operation: Operation, outcome: Outcome, given_up: GiveUp, *, shard_id: str, now: datetime) -> None:
+    """Count and log an operation that is given up, and has its row."""
+    count_outcomes([operation], [outcome], now=now)
+    log.error(
+        "operation.given_up",
+        queue=_queue_of(operation),
+        shard_id=shard_id,
+        attempts=given_up.attempts,
+        error=given_up.error,
+        business_id=operation.business_id,
+        location_id=operation.location_id,
+    )
