@@ -115,7 +115,7 @@ class State(StatePart, frozen=True):
     zombie: Hand
     log: tuple[Log, ...]
     letters: int  # bits of the messages with a stored dead letter
-    failures: int  # counted, of the operation that fails
+    failures: int  # of the operation that fails, counted by the worker that has the messages
     is_failing: bool
     homes: tuple[int, ...]
     is_up: tuple[bool, ...]
@@ -213,10 +213,11 @@ class PutBackModel:
             queue = tuple(BACK + FOR_NOW if place == OURS else place for place in state.queue)
             if state.left[Trouble.LOSS]:
                 lost = self._to_air(_spend(state, Trouble.LOSS), state.owner)
-                yield "lost", replace(lost, queue=queue, owner=self._nothing)
+                yield "lost", replace(lost, queue=queue, owner=self._nothing, failures=0)
             if state.left[Trouble.UNNOTICED]:
                 lost = self._to_air(_spend(state, Trouble.UNNOTICED), state.zombie)
-                yield "lost, unnoticed", replace(lost, queue=queue, owner=self._nothing, zombie=state.owner)
+                following = replace(lost, queue=queue, owner=self._nothing, zombie=state.owner, failures=0)
+                yield "lost, unnoticed", following
         sent = [message for message, stage in enumerate(state.owner) if _shard_in(stage, FLIGHT) is not None]
         if state.left[Trouble.NO_ANSWER] and sent:
             after, hand = self._put_back(_spend(state, Trouble.NO_ANSWER), state.owner, sent[0], FOR_NOW, is_ours=True)

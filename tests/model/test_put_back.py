@@ -28,10 +28,10 @@ SAFE: dict[str, tuple[AnyModel, int]] = {
     "put back: failover": (put_back("aab", "AB", failovers=1, losses=1), 2_059),
     "put back: no answer, failover": (put_back("aab", "AB", no_answers=1, failovers=1), 1_305),
     "put back: move": (put_back("aba", "AB", moves=1, losses=1), 4_423),
-    "put back: given up, no answer": (put_back("aab", "AA", failing=FAILS, no_answers=1, cures=1, losses=1), 17_064),
+    "put back: given up, no answer": (put_back("aab", "AA", failing=FAILS, no_answers=1, cures=1, losses=1), 16_865),
     "put back: given up, failover, zombie": (
         put_back("ab", "AB", failing=FAILS, unnoticed=1, failovers=1, cures=1),
-        8_546,
+        15_502,
     ),
     "put back: zombie, failover": (put_back("aab", "AB", unnoticed=1, failovers=1), 15_747),
     "put back: overdue, zombie": (put_back("ab", ".B", registrations=1, unnoticed=1), 1_062),
@@ -51,17 +51,17 @@ SAFE_AND_LARGE: dict[str, tuple[AnyModel, int]] = {
     "put back: zombie, failover, no answer": (put_back("ab", "AB", unnoticed=1, failovers=1, no_answers=1), 6_029),
     "put back: given up behind another": (
         put_back("aab", "AB", failing=1, no_answers=1, cures=1, losses=1, failovers=1),
-        38_116,
+        34_279,
     ),
     "put back: given up, 3 messages, failover, zombie": (
         put_back("aab", "AB", failing=FAILS, unnoticed=1, cures=1, failovers=1),
-        79_397,
+        147_833,
     ),
-    "put back: given up, move": (put_back("aab", "AB", failing=FAILS, moves=1, cures=1, losses=1), 26_445),
-    "put back: given up, move, zombie": (put_back("ab", "AB", failing=FAILS, moves=1, cures=1, unnoticed=1), 24_147),
+    "put back: given up, move": (put_back("aab", "AB", failing=FAILS, moves=1, cures=1, losses=1), 25_425),
+    "put back: given up, move, zombie": (put_back("ab", "AB", failing=FAILS, moves=1, cures=1, unnoticed=1), 42_505),
     "put back: given up, shard down, zombie": (
         put_back("ab", "AB", failing=FAILS, outages=1, cures=1, unnoticed=1),
-        26_759,
+        47_367,
     ),
     "put back: overdue, 3 messages, no answer, zombie": (
         put_back("aab", ".B", registrations=1, unnoticed=1, no_answers=1),
