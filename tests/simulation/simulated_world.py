@@ -29,7 +29,7 @@ from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, Fl
 from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus, read_status
 from simplu_worker.consumers.kinesis.holding import ownership, tenant_set
 from simplu_worker.consumers.kinesis.holding.ownership import TENANT_HOLDS_MAX
-from simplu_worker.consumers.kinesis.holding.tenant_set import NAMES_MAX
+from simplu_worker.consumers.kinesis.holding.tenant_set import ENCODED_NAMES_MAX
 from simplu_worker.consumers.kinesis.leases.balancing import FIXED_KBPS, GAIN, HEAVY, LIGHT
 from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease import Lease, lease_of, worker_id
@@ -87,7 +87,7 @@ class Plan(msgspec.Struct, frozen=True):
     has_pauses: bool = False  # whether people pause tenants
     has_strangers: bool = False  # whether a tenant is never registered
     has_poison: bool = False  # whether some operations fail by themselves
-    names_max: int = NAMES_MAX  # tenants in a set by name
+    names_max: int = ENCODED_NAMES_MAX  # tenants in a lease row by name
     tenant_holds_max: int = TENANT_HOLDS_MAX
     prefetch_max_bytes: int = 64 * 1024 * 1024
     operation_cost_s: float = 100e-6  # as expected; a tenth of a second of it makes a batch
@@ -407,7 +407,7 @@ def _subscriptions(world: World) -> Subscriptions:
 
 def bound_sets(names_max: int, tenant_holds_max: int) -> None:
     """Bound the sets of held tenants: a world has too few tenants for the constants of the worker."""
-    tenant_set.NAMES_MAX, ownership.TENANT_HOLDS_MAX = names_max, tenant_holds_max  # type: ignore[misc]  # Final elsewhere
+    tenant_set.ENCODED_NAMES_MAX, ownership.TENANT_HOLDS_MAX = names_max, tenant_holds_max  # type: ignore[misc]  # Final elsewhere
 
 
 @contextmanager
@@ -421,7 +421,7 @@ def a_world(draws: Random, plan: Plan, *, make_fleet: FleetMaker = Fleet) -> Ite
         finally:
             world.end()
     finally:
-        bound_sets(NAMES_MAX, TENANT_HOLDS_MAX)
+        bound_sets(ENCODED_NAMES_MAX, TENANT_HOLDS_MAX)
         loop.close()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final, Generic, Protocol
 
 import structlog
@@ -129,11 +130,14 @@ class Pipeline(Generic[results.EntryT]):
         """Return all entries in memory."""
         return [entry for lane in self._lanes.values() for entry in lane.entries()] + self.lookup.entries()
 
-    def undecided(self, lanes: Iterable[Lane[results.EntryT]] | None = None) -> list[results.EntryT]:
-        """Return the entries without a known outcome, of *lanes* or of all."""
-        if lanes is None:
-            return self.undecided(self._lanes.values()) + self.lookup.in_memory()
-        return [entry for lane in lanes for entry in lane.in_memory()]
+    def undecided_of(
+        self, tenant_ids: AbstractSet[str], lanes: Iterable[Lane[results.EntryT]] | None = None
+    ) -> dict[str, list[results.EntryT]]:
+        """Return the entries of tenants without a known outcome, in *lanes*; by default in all, and in the lookup."""
+        found = self.lookup.in_memory() if lanes is None else []
+        for lane in self._lanes.values() if lanes is None else lanes:
+            found += lane.in_memory()
+        return grouped_by_tenant(entry for entry in found if entry.operation.tenant_id in tenant_ids)
 
     def remove(self, entries: Iterable[results.EntryT]) -> None:
         """Remove entries, wherever they are. In flight, their outcome counts no longer."""
@@ -275,3 +279,11 @@ class Pipeline(Generic[results.EntryT]):
         if found.entries:
             self._send_home(found.tenant_id, found.shard_id, found.entries)
         await self._source.on_home(found)  # may be put back too: these may have come for its shard's hold
+
+
+def grouped_by_tenant(entries: Iterable[results.EntryT]) -> dict[str, list[results.EntryT]]:
+    """Return *entries* by tenant, in their order."""
+    found: defaultdict[str, list[results.EntryT]] = defaultdict(list)
+    for entry in entries:
+        found[entry.operation.tenant_id].append(entry)
+    return found

@@ -15,8 +15,8 @@ names, does not.
 
 The operations of a tenant are sent by one cursor: the main reader, or the catch-up of the hold that owns the tenant.
 
-- *unique*: the sets of tenants of the holds are disjoint. A name goes before its slot, and a slot belongs to its oldest
-  hold; all other tenants are the main reader's;
+- *unique*: the sets of tenants of the holds are disjoint. A name goes before its slot, which holds inherited by a lease
+  row may have; all other tenants are the main reader's;
 - *handed in*: of all operations of a tenant, its owner still reads those that are not settled, or they are in memory:
   in one lane or in the lookup of homes, in the order of the stream.
 

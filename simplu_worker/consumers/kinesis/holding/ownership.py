@@ -181,7 +181,6 @@ class Hold:
         self.arrived_at = arrived_at
         self.since = now  # monotonic
         self.tenants = TenantSet() if tenants is None else tenants
-        self.more_names: set[str] = set()  # its tenants in slots that belong to an older hold
         self.sample_tenant = name  # of a shard's hold: one of its tenants
         self.is_backfill = False  # its catch-up also takes the tenants that the Postgres shard names
         self.state = HoldState.HELD
@@ -302,7 +301,8 @@ class CatchUp:
 
 
 TENANT_HOLDS_MAX: Final = 1000  # tenants with a hold of their own; the others share the overflow hold
-LIVE_TENANTS_MAX: Final = 10_000  # tenants known to be the main reader's
+HELD_NAMES_MAX: Final = 100_000  # about 25 MB; with more held tenants nothing is read but by catch-ups
+OVERFLOW_INTERVAL_S: Final = 30.0  # before the overflow hold is caught up
 
 
 class Meeting(Enum):
@@ -321,8 +321,7 @@ class Ownership:
         self._main = main
         self._holds: dict[tuple[HeldTarget, str], Hold] = {}
         self._by_name: dict[str, Hold] = {}
-        self._bitmap_holds: list[Hold] = []  # with slots in place of names; a slot belongs to the first with it
-        self._live_tenants: set[str] = set()  # the main reader's, whatever their slots
+        self._inherited: list[Hold] = []  # with slots, from a lease row; a slot belongs to the first with it
         self._catch_ups: list[CatchUp] = []  # that run, or have ended with pending operations
         self._tenant_count = 0  # holds with the target TENANT
         self._overflow_count = 0
@@ -339,8 +338,8 @@ class Ownership:
     def owner_of(self, tenant_id: str) -> Hold | None:
         """Return the hold that owns a tenant; None for the main reader."""
         found = self._by_name.get(tenant_id)
-        if found is None and self._bitmap_holds and tenant_id not in self._live_tenants:
-            return self._owner_of_slot(tenant_id)
+        if found is None and self._inherited:
+            return next((hold for hold in self._inherited if tenant_id in hold.tenants), None)
         return found
 
     def has_own_hold(self, tenant_id: str) -> bool:
@@ -352,35 +351,19 @@ class Ownership:
         """Whether one more tenant can have a hold of its own."""
         return self._tenant_count < TENANT_HOLDS_MAX
 
+    @property
+    def is_full(self) -> bool:
+        """Whether so many tenants are held that nothing more should be read."""
+        return len(self._by_name) >= HELD_NAMES_MAX
+
     def needs_lookup(self, tenant_id: str) -> bool:
         """Return whether a tenant is held because it has no shard."""
         owner = self.owner_of(tenant_id)
         return owner is not None and owner.target is HeldTarget.TENANT and owner.is_waiting
 
-    def mark_live(self, tenant_ids: AbstractSet[str]) -> None:
-        """Keep tenants the main reader's when their slot gets a hold."""
-        if len(self._live_tenants) >= LIVE_TENANTS_MAX:
-            self._live_tenants.clear()
-        self._live_tenants |= tenant_ids
-
     def shard_hold(self, shard_id: str) -> Hold | None:
         """Return the hold of a Postgres shard, caught up or not."""
         return self._holds.get((HeldTarget.SHARD, shard_id)) if self._holds else None
-
-    def is_blocked(self, shard_id: str) -> bool:
-        """Return whether no operation may be sent to a Postgres shard now."""
-        hold = self.shard_hold(shard_id)
-        return hold is not None and hold.is_waiting
-
-    @property
-    def has_backfill(self) -> bool:
-        """Whether a Postgres shard may lack operations of tenants that are not known."""
-        return any(hold.is_backfill for hold in self._holds.values())
-
-    @property
-    def has_paced_hold(self) -> bool:
-        """Whether a tenant is held because it sends more than its share."""
-        return any(hold.is_paced for hold in self._holds.values())
 
     @property
     def has_pending_parents(self) -> bool:
@@ -405,8 +388,9 @@ class Ownership:
     def split(self, tenant_id: str, hold: Hold, in_memory: Iterable[Unread], arrived_at: datetime) -> None:
         """Give a tenant to *hold*, which reads again the operations *in_memory*; the caller drops them."""
         owner = self.owner_of(tenant_id)
-        unread = union([self._unread_of(owner), *in_memory])
-        hold.lower(unread, arrived_at if owner is None else min(arrived_at, owner.first_arrival))
+        hold.lower(
+            self._undone(owner, in_memory), arrived_at if owner is None else min(arrived_at, owner.first_arrival)
+        )
         self._assign(tenant_id, hold)
 
     def open_shard_hold(self, shard_id: str, arrived_at: datetime, *, now: float) -> Hold:
@@ -429,21 +413,25 @@ class Ownership:
             hold = self._open(HeldTarget.TENANT, tenant_id, reason, arrived_at, now=now)
             hold.reason = reason
         else:
-            hold = self._open(HeldTarget.OVERFLOW, self._overflow_name(), reason, arrived_at, now=now)
+            last = self._holds.get((HeldTarget.OVERFLOW, str(self._overflow_count)))
+            self._overflow_count += last is not None and last.catch_up is not None
+            hold = self._open(HeldTarget.OVERFLOW, str(self._overflow_count), reason, arrived_at, now=now)
+            if not hold.tenants:
+                hold.next_attempt_at = now + OVERFLOW_INTERVAL_S
         self.split(tenant_id, hold, in_memory, arrived_at)
         return hold
 
     def meet_resident(self, tenant_id: str, backfill: Hold, in_memory: Iterable[Unread]) -> Meeting:
         """Decide about a tenant that *backfill* meets on its shard; give it where it can.
 
-        A tenant may be the backfill's by its slot alone: its operations in memory are then the main reader's.
+        A tenant may be the backfill's already: its operations in memory are then the main reader's.
         """
         owner, catch_up = self.owner_of(tenant_id), backfill.catch_up
         if owner is backfill:
             owner = None
         elif owner is not None and owner.is_waiting_for_parents:
             return Meeting.LEFT
-        undone = union([self._unread_of(owner), *in_memory])
+        undone = self._undone(owner, in_memory)
         if backfill.unread.includes(undone) if catch_up is None else catch_up.comes_to(undone):
             self._assign(tenant_id, backfill)
             return Meeting.TAKEN
@@ -471,32 +459,28 @@ class Ownership:
             self.remove(hold)
 
     def remove(self, hold: Hold) -> None:
-        """End a hold: its tenants are the main reader's."""
-        self._unregister(hold)
-        if self._bitmap_holds:
-            self.mark_live(hold.tenants.names | hold.more_names)
+        """End a hold: its tenants are the main reader's, or that one's from which they came."""
+        del self._holds[hold.target, hold.name]
+        self._tenant_count -= hold.target is HeldTarget.TENANT
+        if hold in self._inherited:
+            self._inherited.remove(hold)
+        for tenant_id in hold.tenants.names:
+            if self._by_name.get(tenant_id) is hold:
+                del self._by_name[tenant_id]
         hold.enter(HoldState.HELD)  # nothing reads for it any more
 
     # The tenants of the last owner of the lease, and of the parents
 
-    def hold_predecessors(self, tenants: TenantSet, unread: Unread, arrived_at: datetime, *, now: float) -> None:
-        """Hold the tenants that the last owner of the lease held."""
-        hold = self._inherit(HeldTarget.PREDECESSOR, "", tenants, unread, arrived_at, now)
-        hold.enter(HoldState.READY)
-
-    def hold_parents(self, tenants: TenantSet, unread: Unread, arrived_at: datetime, *, now: float) -> None:
-        """Hold the tenants with pending operations at the parents, after `hold_predecessors`."""
-        for tenant_id in [one for one in self._by_name if one in tenants]:
-            self._by_name.pop(tenant_id).tenants.discard(tenant_id)
-        self._inherit(HeldTarget.PARENTS, "", tenants, unread, arrived_at, now)
-
-    def _inherit(
-        self, target: HeldTarget, name: str, tenants: TenantSet, unread: Unread, arrived_at: datetime, now: float
-    ) -> Hold:
-        reason = HoldReason.TAKEN_OVER if target is HeldTarget.PREDECESSOR else HoldReason.RESHARD
-        hold = Hold(target, name, reason, unread=unread, arrived_at=arrived_at, now=now, tenants=tenants)
-        self._register(hold)
-        return hold
+    def inherit(
+        self, held: TenantSet | None, pending: TenantSet, unread: Unread, arrived_at: datetime, *, now: float
+    ) -> None:
+        """Hold the tenants that the last owner of the lease *held*, if any, and those *pending* at the parents."""
+        if held is not None:
+            tenants, reason = held.difference(pending), HoldReason.TAKEN_OVER
+            hold = self._add(HeldTarget.PREDECESSOR, "", reason, unread, arrived_at, now, tenants)
+            hold.enter(HoldState.READY)
+        if pending:
+            self._add(HeldTarget.PARENTS, "", HoldReason.RESHARD, unread, arrived_at, now, pending)
 
     def release_from_parents(self, pending: TenantSet, *, now: float) -> bool:
         """Make ready the tenants with no operation *pending* at the parents; return whether any."""
@@ -506,14 +490,15 @@ class Ownership:
         released, kept = hold.tenants.difference(pending), hold.tenants.intersection(pending)
         if not released:
             return False
-        self._unregister(hold)
+        self.remove(hold)
         self._released_count += 1
         for name, tenants in ((str(self._released_count), released), ("", kept)):
             for tenant_id in [one for one in tenants.names if one in self._by_name]:
                 tenants.discard(tenant_id)  # has another hold, and so no operation that the parents have
             if tenants:
                 since = now if name else hold.since
-                part = self._inherit(HeldTarget.PARENTS, name, tenants, hold.unread, hold.arrived_at, since)
+                reason, unread = HoldReason.RESHARD, hold.unread
+                part = self._add(HeldTarget.PARENTS, name, reason, unread, hold.arrived_at, since, tenants)
                 if name:
                     part.enter(HoldState.READY)
         return True
@@ -522,108 +507,62 @@ class Ownership:
 
     def floor(self, main: RecordPosition | None) -> RecordPosition | None:
         """Return the position up to which nothing is pending, given the main reader's checkpoint."""
-        self._forget_finished_catch_ups()
-        return lowest_position(
-            [
-                main,
-                *(hold.reached for hold in self._holds.values()),
-                *(catch_up.tracker.checkpoint for catch_up in self._catch_ups),
-            ]
-        )
+        held = [hold.reached for hold in self._holds.values()]
+        return lowest_position([main, *held, *(one.tracker.checkpoint for one in self._pending_catch_ups())])
 
     def is_settled(self) -> bool:
         """Return whether there is no hold, and no catch-up with a pending operation."""
-        self._forget_finished_catch_ups()
-        return not self._holds and not self._catch_ups
+        return not self._holds and not self._pending_catch_ups()
 
     def held_tenants(self) -> TenantSet:
         """Return all held tenants."""
         found = TenantSet(self._by_name)
-        for hold in self._bitmap_holds:
+        for hold in self._inherited:
             found.update(hold.tenants)
         return found
 
-    def _forget_finished_catch_ups(self) -> None:
+    def _pending_catch_ups(self) -> list[CatchUp]:
         self._catch_ups = [one for one in self._catch_ups if one.holds or len(one.tracker)]
+        return self._catch_ups
 
-    def _unread_of(self, owner: Hold | None) -> Unread:
-        return Unread(self._main.last_read) if owner is None else owner.unread
-
-    # Names and slots
+    def _undone(self, owner: Hold | None, in_memory: Iterable[Unread]) -> Unread:
+        return union([Unread(self._main.last_read) if owner is None else owner.unread, *in_memory])
 
     def _assign(self, tenant_id: str, hold: Hold) -> None:
-        self._live_tenants.discard(tenant_id)
         owner = self._by_name.get(tenant_id)
         if owner is hold:
             return
         if owner is not None:
-            self._take_name(tenant_id, owner)
-        if hold.tenants.has_names:
-            names = hold.tenants.names
-            hold.tenants.add(tenant_id)
-            self._by_name[tenant_id] = hold
-            if not hold.tenants.names:  # has turned them into slots
-                self._register_slots(hold, [*names, tenant_id])
-        elif self._owner_of_slot(tenant_id) in (None, hold):
-            hold.tenants.add(tenant_id)
-        else:
-            self._add_name(tenant_id, hold)
-
-    def _take_name(self, tenant_id: str, owner: Hold) -> None:
-        del self._by_name[tenant_id]
-        owner.tenants.discard(tenant_id)
-        owner.more_names.discard(tenant_id)
-        if not owner.tenants and not owner.is_backfill:
-            self.remove(owner)
-
-    def _add_name(self, tenant_id: str, hold: Hold) -> None:
-        hold.more_names.add(tenant_id)
+            owner.tenants.discard(tenant_id)
+            if not owner.tenants and not owner.is_backfill:
+                self.remove(owner)
+        hold.tenants.add(tenant_id)
         self._by_name[tenant_id] = hold
-
-    def _owner_of_slot(self, tenant_id: str) -> Hold | None:
-        return next((hold for hold in self._bitmap_holds if tenant_id in hold.tenants), None)
-
-    def _register_slots(self, hold: Hold, names: Iterable[str]) -> None:
-        for tenant_id in names:
-            if self._owner_of_slot(tenant_id) is None:
-                self._by_name.pop(tenant_id, None)
-            else:
-                self._add_name(tenant_id, hold)
-        self._bitmap_holds.append(hold)
-
-    def _overflow_name(self) -> str:
-        name = str(self._overflow_count)
-        overflow = self._holds.get((HeldTarget.OVERFLOW, name))
-        if overflow is not None and overflow.catch_up is not None:
-            self._overflow_count += 1
-        return str(self._overflow_count)
 
     def _open(self, target: HeldTarget, name: str, reason: HoldReason, arrived_at: datetime, *, now: float) -> Hold:
         hold = self._holds.get((target, name))
         if hold is None:
-            unread = Unread(self._main.last_read)
-            hold = Hold(target, name, reason, unread=unread, arrived_at=arrived_at, now=now)
-            self._register(hold)
-        else:
-            hold.lower(hold.unread, arrived_at)
+            return self._add(target, name, reason, Unread(self._main.last_read), arrived_at, now, TenantSet())
+        hold.lower(hold.unread, arrived_at)
         return hold
 
-    def _register(self, hold: Hold) -> None:
-        self._holds[hold.target, hold.name] = hold
-        self._tenant_count += hold.target is HeldTarget.TENANT
-        if hold.tenants.has_names:
-            for tenant_id in hold.tenants.names:
-                self._by_name[tenant_id] = hold
-        elif hold.target is HeldTarget.PARENTS:  # before the slots of the last owner
-            self._bitmap_holds.insert(0, hold)
+    def _add(
+        self,
+        target: HeldTarget,
+        name: str,
+        reason: HoldReason,
+        unread: Unread,
+        arrived_at: datetime,
+        now: float,
+        tenants: TenantSet,
+    ) -> Hold:
+        hold = Hold(target, name, reason, unread=unread, arrived_at=arrived_at, now=now, tenants=tenants)
+        self._holds[target, name] = hold
+        self._tenant_count += target is HeldTarget.TENANT
+        if tenants.has_names:
+            self._by_name |= dict.fromkeys(tenants.names, hold)
+        elif target is HeldTarget.PARENTS:  # before the slots of the last owner
+            self._inherited.insert(0, hold)
         else:
-            self._bitmap_holds.append(hold)
-
-    def _unregister(self, hold: Hold) -> None:
-        del self._holds[hold.target, hold.name]
-        self._tenant_count -= hold.target is HeldTarget.TENANT
-        if hold in self._bitmap_holds:
-            self._bitmap_holds.remove(hold)
-        for tenant_id in hold.tenants.names | hold.more_names:
-            if self._by_name.get(tenant_id) is hold:
-                del self._by_name[tenant_id]
+            self._inherited.append(hold)
+        return hold

@@ -198,7 +198,7 @@ class CatchUpReader:
 
     def _send_decoded(self, decoded: deque[DecodedRecord]) -> None:
         # No await in between: all homes were asked for.
-        in_memory = self._dispatcher.in_memory_of(_tenants_of(decoded))
+        in_memory = self._dispatcher.pipeline.undecided_of(_tenants_of(decoded))
         lookup = self._dispatcher.pipeline.lookup
         while decoded and self.catch_up.holds and not self._has_caught_up() and not lookup.is_busy:
             origin, record, operation = decoded.popleft()
@@ -316,7 +316,7 @@ class CatchUps:
                 is_probing = self._start_probes(tasks)
                 self._start_ready(tasks, ending)
                 has_ready.clear()
-                if self._dispatcher.is_idle:
+                if not len(self._dispatcher.ownership) and self._dispatcher.pipeline.is_empty:
                     has_arrivals.clear()
                     await wait_any(has_ready, has_arrivals, ending)
                 else:

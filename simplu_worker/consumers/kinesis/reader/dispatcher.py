@@ -30,7 +30,7 @@ from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.consumers.pipeline.failing import note_given_up
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.lane import Lane
-from simplu_worker.consumers.pipeline.pipeline import Pipeline
+from simplu_worker.consumers.pipeline.pipeline import Pipeline, grouped_by_tenant
 from simplu_worker.consumers.pipeline.results import (
     BatchDecided,
     Found,
@@ -97,11 +97,6 @@ class Dispatcher:
         self.has_ready = asyncio.Event()  # a hold is ready for its catch-up
         self.has_arrivals = asyncio.Event()  # an operation was sent; the waiting task clears it
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether there is nothing to check periodically; `has_arrivals` is set when that changes."""
-        return not len(self.ownership) and self.pipeline.is_empty
-
     def send(self, entries: Sequence[QueuedOperation]) -> None:
         """Send operations read by one cursor, each behind those of its tenant that are in memory.
 
@@ -117,8 +112,8 @@ class Dispatcher:
         """Return all that their holds have not still to come to, and none while the shard's hold waits."""
         if not len(self.ownership):
             return entries
-        reread = [one for one in entries if self._is_to_be_reread(one)]
-        if reread:
+        owners = [(one, self.ownership.owner_of(one.operation.tenant_id)) for one in entries]
+        if reread := [one for one, owner in owners if owner is not None and owner.unread.includes(one.unread)]:
             self._finish(reread)
             ids = {id(one) for one in reread}
             entries = [one for one in entries if id(one) not in ids]
@@ -129,10 +124,6 @@ class Dispatcher:
             self.hold_shard(lane.shard_id, entries)
             return ()
         return self._admit_beside_backfill(lane, hold, entries) if hold.is_backfill else entries
-
-    def _is_to_be_reread(self, entry: QueuedOperation) -> bool:
-        owner = self.ownership.owner_of(entry.operation.tenant_id)
-        return owner is not None and owner.unread.includes(entry.unread)
 
     async def settle(self, lane: StreamLane, batch: BatchDecided[QueuedOperation]) -> None:
         """Settle, hold or look up each operation, with those of its tenant behind it.
@@ -155,8 +146,15 @@ class Dispatcher:
     def put_back(self, returned: PutBack[QueuedOperation]) -> None:
         """Hold a shard or a tenant: its entries are read again later."""
         match returned:
-            case Waited():
-                self._hold_waited(returned)
+            case Waited(tenant_id=tenant_id, entries=entries, reason=reason, cause=why):
+                operation, error = entries[0].operation, None if why is None else str(why)
+                ids = {"business_id": operation.business_id, "location_id": operation.location_id}
+                log.warning("tenant.held", reason=reason, error=error, **ids)
+                if returned.shard_id is not None:
+                    self.hold_shard(returned.shard_id, entries)
+                    self.pipeline.lookup.forget(tenant_id)
+                elif self._hold_tenant(entries, reason).target is not HeldTarget.TENANT:
+                    self.pipeline.lookup.forget(tenant_id)
             case LaneEmptied(shard_id=shard_id, entries=entries, cause=RowBehindError() as behind):
                 self.start_backfill(shard_id, behind.unread, entries)
             case LaneEmptied(shard_id=shard_id, entries=entries, cause=cause):
@@ -169,16 +167,6 @@ class Dispatcher:
                 if entries:
                     log.warning("shard.held", shard_id=shard_id, operations=len(entries), error=str(cause))
                     self.hold_shard(shard_id, entries, reason)
-
-    def _hold_waited(self, waited: Waited[QueuedOperation]) -> None:
-        operation, error = waited.entries[0].operation, None if waited.cause is None else str(waited.cause)
-        ids = {"business_id": operation.business_id, "location_id": operation.location_id}
-        log.warning("tenant.held", reason=waited.reason, error=error, **ids)
-        if waited.shard_id is not None:
-            self.hold_shard(waited.shard_id, waited.entries)
-            self.pipeline.lookup.forget(waited.tenant_id)
-        elif self._hold_tenant(waited.entries, waited.reason).target is not HeldTarget.TENANT:
-            self.pipeline.lookup.forget(waited.tenant_id)
 
     async def on_home(self, answer: LookupResult[QueuedOperation]) -> None:
         """Catch up a held tenant that has a shard now, or overdue operations, which become dead letters."""
@@ -246,7 +234,7 @@ class Dispatcher:
     def _admit_beside_backfill(
         self, lane: StreamLane, hold: Hold, entries: Sequence[QueuedOperation]
     ) -> Sequence[QueuedOperation]:
-        by_tenant = _by_tenant(entries)
+        by_tenant = grouped_by_tenant(entries)
         queued: dict[str, list[QueuedOperation]] | None = None  # found only if needed: a backfill sends one by one
         admitted: list[QueuedOperation] = []
         for tenant_id, own in by_tenant.items():
@@ -257,7 +245,7 @@ class Dispatcher:
                 admitted += own
                 continue
             if queued is None:
-                queued = self.in_memory_of(by_tenant.keys(), [lane])
+                queued = self.pipeline.undecided_of(by_tenant.keys(), [lane])
             if self._meet(tenant_id, hold, [*queued.get(tenant_id, ()), *own]) is Meeting.LEFT:
                 admitted += own
             else:
@@ -304,13 +292,6 @@ class Dispatcher:
         if hold.target is HeldTarget.TENANT:
             self.make_ready(hold)
 
-    def in_memory_of(
-        self, tenant_ids: AbstractSet[str], lanes: Iterable[StreamLane] | None = None
-    ) -> dict[str, list[QueuedOperation]]:
-        """Return the operations of tenants in *lanes* that are not being settled; by default also in the lookup."""
-        found = self.pipeline.undecided(lanes)
-        return _by_tenant(entry for entry in found if entry.operation.tenant_id in tenant_ids)
-
     def start_backfill(self, shard_id: str, unread: Unread, entries: Sequence[QueuedOperation]) -> None:
         """Have *unread* read again for all tenants of a Postgres shard; drop *entries*, all of its lane.
 
@@ -324,12 +305,12 @@ class Dispatcher:
         self.make_ready(hold)
 
     def _split(self, hold: Hold, entries: Sequence[QueuedOperation]) -> None:
-        for tenant_id, own in _by_tenant(entries).items():
+        for tenant_id, own in grouped_by_tenant(entries).items():
             self.ownership.split(tenant_id, hold, [entry.unread for entry in own], _first_arrival(own))
         self._finish(entries)
 
     def _take(self, tenant_ids: AbstractSet[str]) -> list[QueuedOperation]:
-        entries = [entry for own in self.in_memory_of(tenant_ids).values() for entry in own]
+        entries = [entry for own in self.pipeline.undecided_of(tenant_ids).values() for entry in own]
         self.pipeline.remove(entries)
         return entries
 
@@ -395,13 +376,6 @@ class Dispatcher:
         """Have a hold caught up as soon as a catch-up is free."""
         hold.enter(HoldState.READY)
         self.has_ready.set()
-
-
-def _by_tenant(entries: Iterable[QueuedOperation]) -> dict[str, list[QueuedOperation]]:
-    found: defaultdict[str, list[QueuedOperation]] = defaultdict(list)
-    for entry in entries:
-        found[entry.operation.tenant_id].append(entry)
-    return found
 
 
 def _first_arrival(entries: Iterable[QueuedOperation]) -> datetime:

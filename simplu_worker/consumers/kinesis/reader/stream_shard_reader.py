@@ -378,7 +378,8 @@ class StreamShardReader:
 
     async def _read(self) -> None:
         while not self._stopping.is_set() and not self.progress.is_at_end:
-            if self._memory.is_short or self._dispatcher.pipeline.lookup.is_crowded:
+            is_crowded = self._dispatcher.pipeline.lookup.is_crowded or self.progress.ownership.is_full
+            if self._memory.is_short or is_crowded:
                 self._shares.hold_over_share()
                 await self._wait_for_settled()
                 continue
@@ -416,7 +417,6 @@ class StreamShardReader:
             self._check_partition_keys([one for _, _, one in decoded if isinstance(one, Operation)])
             rejected.append(rejected_now)
             tracker.finish(held)
-            ownership.mark_live({entry.operation.tenant_id for entry in entries})
             self._dispatcher.send(entries)
             is_full = len(decoded) == BATCH_MAX_COUNT
             del decoded, entries  # else their memory would be free only after the next batch is decoded

@@ -123,12 +123,11 @@ class ReaderProgress:
         )
         self.began_behind = self.tracker.last_read  # the position after which the main reading began
         self.ownership = Ownership(self.tracker)
-        unread, held = Unread(self.checkpoint_at_start), TenantSet() if ahead is None else TenantSet.decode(ahead.held)
-        self.predecessor_tenants = held.names  # held from *checkpoint_at_start* on when it began
-        if ahead is not None:
-            self.ownership.hold_predecessors(held, unread, utc(), now=loop_time())
-        if assignment.pending_at_parents:
-            self.ownership.hold_parents(assignment.pending_at_parents, unread, utc(), now=loop_time())
+        unread, held = Unread(self.checkpoint_at_start), None if ahead is None else TenantSet.decode(ahead.held)
+        # Held from *checkpoint_at_start* on when it began.
+        self.predecessor_tenants = frozenset() if held is None else held.names
+        pending = assignment.pending_at_parents or TenantSet()
+        self.ownership.inherit(held, pending, unread, utc(), now=loop_time())
         self._ahead_from_s = ahead_from_s
         self._utc = utc
         self.is_at_end = False

@@ -508,7 +508,7 @@ class ShardPositions:
         return invalidated
 
     def _recent_reach(self) -> Reach:
-        if self._ownership.has_backfill:
+        if any(hold.is_backfill for hold in self._ownership.holds()):
             return None, None  # not all of its tenants are known by name
         good_until, reach = self._reach
         if loop_time() >= good_until:

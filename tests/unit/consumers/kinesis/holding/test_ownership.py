@@ -19,12 +19,6 @@ PARENTS = (ParentRecords("parent", AtSequenceNumber("2"), Position(2), None),)
 LATER_PARENTS = (ParentRecords("parent", AtSequenceNumber("5"), Position(5), None),)
 
 
-@pytest.fixture
-def _small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("NAMES_MAX", 1), ("SLOT_COUNT", 8), ("ROW_SLOT_COUNT", 8)):
-        monkeypatch.setattr(tenant_set, name, value)
-
-
 def mark(number: int) -> RecordPosition | None:
     return RecordPosition(str(number), 0, START + timedelta(seconds=number)) if number else None
 
@@ -67,6 +61,10 @@ def read_on(catch_up: CatchUp | None, *, to: int) -> None:
     catch_up.tracker.skip(position)
 
 
+def in_slots(*tenants: str) -> TenantSet:
+    return TenantSet.decode(TenantSet(tenants).encode(limit=0))
+
+
 def owners(ownership: Ownership) -> Iterator[str]:
     for tenant in TENANTS:
         hold = ownership.owner_of(tenant)
@@ -107,7 +105,7 @@ def test_split_takes_along_the_parents_records_of_the_owner_and_of_what_is_dropp
     ownership = new()
     ownership.split("a-x", backfill(ownership, 6, *LATER_PARENTS), [], START)
     hold = ownership.hold_tenant("a-x", HoldReason.FAILING, [unread(6, *PARENTS)], START, now=0.0)
-    assert (hold.unread, hold.reason, ownership.has_backfill) == (unread(6, *PARENTS), "failing", True)
+    assert (hold.unread, hold.reason) == (unread(6, *PARENTS), "failing")
 
 
 def test_hold_that_is_split_to_again_leaves_its_catch_up_where_that_was() -> None:
@@ -115,15 +113,15 @@ def test_hold_that_is_split_to_again_leaves_its_catch_up_where_that_was() -> Non
     hold, other = hold_shard(ownership, "shard-1", ["a-x"], 2), hold_tenant(ownership, "b-w", 2)
     catch_up = start(ownership, hold, other)
     read_on(catch_up, to=6)
-    assert not ownership.is_blocked("shard-1")
+    assert not hold.is_waiting
     hold_shard(ownership, "shard-1", ["a-x"], 7)
     assert (hold.reached, hold.catch_up, catch_up.holds) == (mark(6), None, [other])
-    assert (ownership.is_blocked("shard-1"), ownership.is_blocked("shard-2")) == (True, False)
+    assert hold.is_waiting
 
 
 def test_backfill_leaves_tenants_that_wait_for_the_parents() -> None:
     ownership = new()
-    ownership.hold_parents(TenantSet(["a-x"]), unread(3), START, now=0.0)
+    ownership.inherit(None, TenantSet(["a-x"]), unread(3), START, now=0.0)
     before, hold = ownership.owner_of("a-x"), backfill(ownership, 2)
     assert (ownership.meet_resident("a-x", hold, []), ownership.owner_of("a-x")) == (Meeting.LEFT, before)
 
@@ -256,7 +254,7 @@ def test_parents_are_pending_until_the_last_operation_of_them_is_settled() -> No
 def test_parents_release_those_that_they_have_not_pending_any_more(*, is_by_slot: bool) -> None:
     ownership, limit = new(), 0 if is_by_slot else 200
     held, pending = (TenantSet.decode(TenantSet(one).encode(limit=limit)) for one in (["a-x", "d-p"], ["d-p"]))
-    ownership.hold_parents(held, unread(3), START, now=1.0)
+    ownership.inherit(None, held, unread(3), START, now=1.0)
     assert ownership.are_waiting_for_parents({"a-x", "d-p"})
     assert not ownership.are_waiting_for_parents({"a-x", "f-t"})
     assert [ownership.release_from_parents(pending, now=7.0) for _ in range(2)] == [True, False]
@@ -278,12 +276,12 @@ def test_backfill_that_waits_leaves_a_tenant_with_earlier_operations_in_memory_a
 
 def test_parents_release_nobody_who_has_another_hold() -> None:
     ownership = new()
-    ownership.hold_parents(TenantSet(["a-x", "b-w", "c-y"]), unread(0), START, now=0.0)
+    ownership.inherit(None, TenantSet(["a-x", "b-w", "c-y"]), unread(0), START, now=0.0)
     own = hold_tenant(ownership, "a-x", 3)
     assert (own.unread, ownership.release_from_parents(TenantSet(["c-y"]), now=1.0)) == (unread(0), True)
     assert list(owners(ownership))[:3] == ["a-x", "1", ""]
     ownership = new()
-    ownership.hold_parents(TenantSet.decode(TenantSet(["a-x", "b-w"]).encode(limit=0)), unread(0), START, now=0.0)
+    ownership.inherit(None, in_slots("a-x", "b-w"), unread(0), START, now=0.0)
     assert {hold.reason for hold in ownership.holds()} == {HoldReason.RESHARD}
     own = hold_tenant(ownership, "a-x", 3)
     assert ownership.release_from_parents(TenantSet(["a-x"]), now=1.0)
@@ -294,7 +292,7 @@ def test_parents_release_nobody_who_has_another_hold() -> None:
 
 def test_hold_of_the_tenants_that_the_last_owner_held_is_ready() -> None:
     ownership = new()
-    ownership.hold_predecessors(TenantSet(["a-x"]), unread(5), START, now=3.0)
+    ownership.inherit(TenantSet(["a-x"]), TenantSet(), unread(5), START, now=3.0)
     (hold,) = ownership.holds()
     assert (hold.title, hold.reason, hold.state) == ("predecessor", HoldReason.TAKEN_OVER, HoldState.READY)
     assert (hold.arrived_at, hold.since, hold.unread) == (START, 3.0, unread(5))
@@ -307,8 +305,7 @@ def test_tenant_that_the_last_owner_held_and_the_parents_have_is_the_parents() -
             TenantSet.decode(TenantSet(one).encode(limit=limit))
             for one, limit in zip((["a-x", "d-p"], ["a-x"]), limits, strict=True)
         )
-        ownership.hold_predecessors(next(lists), unread(3), START, now=7.0)
-        ownership.hold_parents(next(lists), unread(3), START, now=7.0)
+        ownership.inherit(next(lists), next(lists), unread(3), START, now=7.0)
         found = [ownership.owner_of(tenant) for tenant in ("a-x", "d-p")]
         assert [hold and hold.target for hold in found] == [HeldTarget.PARENTS, HeldTarget.PREDECESSOR]
         assert found[1] is not None
@@ -317,36 +314,27 @@ def test_tenant_that_the_last_owner_held_and_the_parents_have_is_the_parents() -
         assert found[1].tenants.names <= {"d-p"}
 
 
-@pytest.mark.usefixtures("_small_sets")
-def test_slot_belongs_to_its_oldest_hold_and_a_name_goes_before_it() -> None:
+def test_tenant_goes_back_to_the_inherited_hold_with_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenant_set, "SLOT_COUNT", 8)
     ownership = new()
-    hold_shard(ownership, "shard-1", ["a-x", "d-p", "c-y"], 3)
-    assert list(owners(ownership)) == [*["shard-1"] * 5, "-"]  # with those that share the two slots
-    hold_shard(ownership, "shard-2", ["b-w", "f-t", "e-u"], 3)
-    assert list(owners(ownership)) == ["shard-1", "shard-2", "shard-1", "shard-1", "shard-2", "shard-2"]
-    names = {hold.name: set(hold.more_names) for hold in ownership.holds()}
-    assert names == {"shard-1": set(), "shard-2": {"b-w", "e-u"}}  # by name where need be alone
-    assert all(tenant in ownership.held_tenants() for tenant in TENANTS)
-    hold_tenant(ownership, "f-t", 3)
-    hold_tenant(ownership, "e-u", 3)
-    assert list(owners(ownership))[4:] == ["e-u", "f-t"]
-    assert [hold.more_names for hold in ownership.holds()][:2] == [set(), {"b-w"}]
-    ownership.remove(ownership.holds()[0])
-    assert list(owners(ownership)) == ["shard-2", "shard-2", "shard-2", "-", "e-u", "f-t"]
-    ownership.remove(ownership.holds()[0])
-    assert list(owners(ownership)) == ["-", "-", "-", "-", "e-u", "f-t"]
-
-
-@pytest.mark.usefixtures("_small_sets")
-def test_tenant_of_the_main_reader_stays_there_when_its_slot_gets_a_hold() -> None:
-    ownership = new()
-    ownership.mark_live({"b-w"})
-    hold_shard(ownership, "shard-1", ["a-x", "d-p"], 3)
-    own = hold_tenant(ownership, "c-y", 3)
+    ownership.inherit(in_slots("a-x"), TenantSet(), unread(3), START, now=0.0)
+    assert list(owners(ownership)) == [*[""] * 3, *"---"]  # with those that share its slot
+    own = hold_tenant(ownership, "a-x", 5)
+    assert (own.unread, list(owners(ownership))[:2]) == (unread(3), ["a-x", ""])
     ownership.remove(own)
-    assert list(owners(ownership))[:3] == ["shard-1", "-", "-"]
-    hold_shard(ownership, "shard-1", ["b-w"], 3)
-    assert list(owners(ownership))[:3] == ["shard-1", "shard-1", "-"]
+    assert list(owners(ownership))[:2] == ["", ""]
+    assert all(tenant in ownership.held_tenants() for tenant in TENANTS[:3])
+    ownership.remove(ownership.holds()[0])
+    assert set(owners(ownership)) == {"-"}
+
+
+def test_nothing_is_read_when_too_many_tenants_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership_module, "HELD_NAMES_MAX", 2)
+    ownership, found = new(), []
+    for tenant in ("a-x", "b-w"):
+        hold_shard(ownership, "shard-1", [tenant], 3)
+        found.append(ownership.is_full)
+    assert found == [False, True]
 
 
 def test_tenants_beyond_those_with_a_hold_of_their_own_share_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,14 +378,6 @@ def test_hold_knows_why_and_since_when_it_holds(monkeypatch: pytest.MonkeyPatch)
     assert (shard.is_waiting, shard.since) == (True, 1.0)
 
 
-def test_one_hold_of_a_tenant_over_its_share_is_paced() -> None:
-    ownership = new()
-    hold_tenant(ownership, "a-x", 5)
-    assert not ownership.has_paced_hold
-    ownership.hold_tenant("b-w", HoldReason.OVER_SHARE, [unread(5)], START, now=0.0)
-    assert ownership.has_paced_hold
-
-
 def test_backfill_stays_when_its_last_known_tenant_leaves_it_and_when_its_shard_fails() -> None:
     ownership = new()
     hold = backfill(ownership, 5)
@@ -405,13 +385,4 @@ def test_backfill_stays_when_its_last_known_tenant_leaves_it_and_when_its_shard_
     hold_tenant(ownership, "a-x")
     assert (ownership.shard_hold("shard-1"), hold.tenants.names) == (hold, frozenset())
     assert hold_shard(ownership, "shard-1", ["b-w"], 7) is hold
-    assert (hold.is_backfill, hold.is_waiting, hold.unread, ownership.has_backfill) == (True, True, unread(5), True)
-
-
-def test_live_tenants_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ownership_module, "LIVE_TENANTS_MAX", 2)
-    ownership, remembered = new(), []
-    for tenant in TENANTS[:4]:
-        ownership.mark_live({tenant})
-        remembered.append(len(ownership._live_tenants))
-    assert remembered == [1, 2, 1, 2]
+    assert (hold.is_backfill, hold.is_waiting, hold.unread) == (True, True, unread(5))
