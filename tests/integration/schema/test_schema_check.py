@@ -129,8 +129,8 @@ async def test_all_tables_and_their_keys_are_checked(make_shard: ShardMaker, ver
     ("statement", "missing"),
     [
         (
-            "DROP TABLE rejections, unplaced_rejections",
-            "without the table rejections, the table unplaced_rejections; re",
+            "DROP TABLE rejections, feed_refusals",
+            "without the table feed_refusals, the table rejections; re",
         ),
     ],
 )
