@@ -131,7 +131,7 @@ class Window:
                     finished.append(one)
                 case RetryLater(error):
                     one.retry_count += 1
-                    following = next_try(Locked(), one.retry_count, rules=rules, draw=draw)
+                    following: NextTry = next_try(Locked(), one.retry_count, rules=rules, draw=draw)
                     finished += _after_failure(one, error, following, now)
                 case Refused(error):
                     one.refusal_count += 1

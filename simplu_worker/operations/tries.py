@@ -25,8 +25,6 @@ from simplu_worker.vocabulary import DeadLetterReason, HoldReason
 
 WAIT_BASE_S: Final = 1.0
 WAIT_MAX_S: Final = 60.0
-LOCKED_BASE_S: Final = 0.5  # before the first retry of a tenant with locked rows; each costs other tenants a tenth
-LOCKED_MAX_S: Final = 5.0
 # For so long operations are not given up on a shard that refuses all. The alert for what is held comes after half of
 # it. Then each is given up, as the shard may have refused no more than these and the trial.
 REFUSING_S: Final = 3600.0
@@ -65,11 +63,13 @@ class RetryRules(msgspec.Struct, frozen=True):
     """What a worker sets.
 
     *delays_s* are the delays after failures of an operation itself, one for each retry. *tenant_wait* is how long an
-    operation waits, from when it was sent, for a tenant or a resource that does not exist yet.
+    operation waits, from when it was sent, for a tenant or a resource that does not exist yet. *locked_s* are the
+    shortest and the longest wait for a lock: each try of a tenant with locked rows costs others a tenth.
     """
 
     delays_s: Sequence[float]
     tenant_wait: timedelta
+    locked_s: tuple[float, float] = (0.5, 5.0)
 
 
 class RetryAfter(msgspec.Struct, frozen=True):
@@ -115,7 +115,8 @@ def next_try(error: NotApplied, attempts: int, *, rules: RetryRules, draw: float
         case Failed():
             return _next_try_of_failed(error, attempts, rules.delays_s)
         case Locked():
-            return HoldFor(backoff_s(attempts, draw=draw, base_s=LOCKED_BASE_S, max_s=LOCKED_MAX_S), error.reason)
+            base_s, max_s = rules.locked_s
+            return HoldFor(backoff_s(attempts, draw=draw, base_s=base_s, max_s=max_s), error.reason)
         case Absent():
             if error.left_s <= 0:
                 return GiveUp(error.reason, error.error)
