@@ -698,7 +698,7 @@ WRONG_DESIGNS = {
     ),
     "the child of a merge has its lease from one parent": WrongDesign(_with_end(_OneParentEnd), seed=2099),
     "children do not wait for their parents": WrongDesign(_with_ancestry(_OrphanAncestry), seed=14),
-    "a lease that a scan does not show does not exist": WrongDesign(_with_ancestry(_TrustingAncestry), seed=162),
+    "a lease that a scan does not show does not exist": WrongDesign(_with_ancestry(_TrustingAncestry), seed=175),
     "a take ignores the counter": WrongDesign(twist=_take_whatever_the_counter, seed=3),
     "a renewal expects the counter alone, and knows itself by the owner in the row": WrongDesign(
         _with_table(_NamelessTable), hand_leases_over, seed=21
@@ -759,7 +759,7 @@ WRONG_DESIGNS = {
         _with_reader(dispatcher_class=_HeldAtMainDispatcher), seed=5
     ),
     "a hold for a share forgets what is in flight": WrongDesign(
-        _with_reader(dispatcher_class=_InFlightDroppedDispatcher), seed=28
+        _with_reader(dispatcher_class=_InFlightDroppedDispatcher), seed=87
     ),
     "a tenant over its share is never read again": WrongDesign(
         _with_reader(dispatcher_class=_ShareOfNothingDispatcher), seed=5
