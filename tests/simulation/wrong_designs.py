@@ -666,7 +666,7 @@ WRONG_DESIGNS = {
     "SHARD_END is written at the end of reading": WrongDesign(_with_reader(_CarelessProgress), seed=1),
     "the checkpoint ignores holds": WrongDesign(_with_reader(_ForgetfulProgress)),
     "read up to a time is what is not decided": WrongDesign(_with_reader(_ProudProgress), seed=7),
-    "a shard that lost operations has what the lease table says": WrongDesign(twist=_ask_leases_alone, seed=33),
+    "a shard that lost operations has what the lease table says": WrongDesign(twist=_ask_leases_alone, seed=51),
     "a record is finished before its dead letter is stored": WrongDesign(
         _with_reader(dispatcher_class=_HastyDispatcher), seed=1
     ),
@@ -676,7 +676,7 @@ WRONG_DESIGNS = {
     "a hold is not sticky": WrongDesign(_with_reader(ownership_class=_SlackOwnership), seed=1),
     "a hold is not lowered": WrongDesign(_with_reader(ownership_class=_TardyOwnership), seed=5),
     "a catch-up ends where all is applied, not dispatched": WrongDesign(
-        _with_reader(catch_ups_class=_LaggardCatchUps), seed=110
+        _with_reader(catch_ups_class=_LaggardCatchUps), seed=114
     ),
     # The next owner, or the children, would notice by the rows, where a shard has all of them.
     "the next owner starts where the last one read, not where it had applied": WrongDesign(
@@ -705,17 +705,17 @@ WRONG_DESIGNS = {
     ),
     "the log does not drop operations that were applied": WrongDesign(twist=_log_nothing),
     "rows are neither read nor written": WrongDesign(_without_rows(), seed=33),
-    "the rows of idle shards are not kept fresh": WrongDesign(_without_position_sync, seed=34),
+    "the rows of idle shards are not kept fresh": WrongDesign(_without_position_sync, seed=51),
     "a backfill reads only for tenants known by name": WrongDesign(
-        _with_reader(catch_up_class=_NarrowCatchUp), seed=33
+        _with_reader(catch_up_class=_NarrowCatchUp), seed=51
     ),
     "a backfill goes by remembered routes": WrongDesign(_with_reader(catch_up_class=_RoutedCatchUp), seed=417),
-    "a backfill goes on while it asks": WrongDesign(_with_reader(catch_up_class=_HastyCatchUp), seed=33),
+    "a backfill goes on while it asks": WrongDesign(_with_reader(catch_up_class=_HastyCatchUp), seed=51),
     "a backfill takes tenants from an owner that is behind it": WrongDesign(
         _with_reader(ownership_class=_GreedyOwnership), seed=5
     ),
     "a backfill that loses again goes on where it is": WrongDesign(
-        _with_reader(ownership_class=_SteadyOwnership), seed=2901
+        _with_reader(ownership_class=_SteadyOwnership), weather=Weather.FEEDS, seed=0
     ),
     "rows are not read again when tenants are released from the parents": WrongDesign(
         _with_reader(positions_class=_ContentPositions), _lose_all_behind_splits, seed=188
@@ -724,7 +724,7 @@ WRONG_DESIGNS = {
         _with_reader(ownership_class=_ParentlessOwnership), _lose_all_behind_splits, seed=56
     ),
     "a backfill starts at the reader's checkpoint": WrongDesign(
-        _with_reader(positions_class=_ForwardPositions), seed=33
+        _with_reader(positions_class=_ForwardPositions), seed=51
     ),
     "a row is compared with the reader's checkpoint": WrongDesign(_with_reader(positions_class=_LowPositions), seed=77),
     "children do not read their parents' records again": WrongDesign(_with_ancestry(_FatherlessAncestry), seed=172),
@@ -735,7 +735,7 @@ WRONG_DESIGNS = {
         _with_reader(positions_class=_SettledPositions), twist=_move_after_a_loss, seed=113
     ),
     "a reader makes its row though a tenant was moved in since it found none": WrongDesign(
-        _with_reader(positions_class=_UnwaryPositions), _move_after_a_loss, seed=121
+        _with_reader(positions_class=_UnwaryPositions), _move_after_a_loss, weather=Weather.RESHARDS, seed=17
     ),
     "a reader follows a move though the source has lost operations": WrongDesign(
         _with_reader(positions_class=_CreditingPositions), weather=Weather.MOVES, seed=8
@@ -750,7 +750,7 @@ WRONG_DESIGNS = {
         _with_reader(positions_class=_EndlessPositions), weather=Weather.MOVES, seed=1008
     ),
     "a lane skips its operations after an error that nobody foresaw": WrongDesign(
-        _with_reader(dispatcher_class=_SkippingDispatcher), weather=Weather.DEFECTS, seed=3
+        _with_reader(dispatcher_class=_SkippingDispatcher), weather=Weather.DEFECTS, seed=9
     ),
     "the oldest operations of a tenant over its share leave memory": WrongDesign(
         _with_reader(dispatcher_class=_OldestHeldDispatcher), seed=153
@@ -759,12 +759,14 @@ WRONG_DESIGNS = {
         _with_reader(dispatcher_class=_HeldAtMainDispatcher), seed=5
     ),
     "a hold for a share forgets what is in flight": WrongDesign(
-        _with_reader(dispatcher_class=_InFlightDroppedDispatcher), seed=87
+        _with_reader(dispatcher_class=_InFlightDroppedDispatcher), seed=5
     ),
     "a tenant over its share is never read again": WrongDesign(
         _with_reader(dispatcher_class=_ShareOfNothingDispatcher), seed=5
     ),
-    "other operations overtake re-read ones": WrongDesign(_with_reader(dispatcher_class=_UngatedDispatcher), seed=2232),
+    "other operations overtake re-read ones": WrongDesign(
+        _with_reader(dispatcher_class=_UngatedDispatcher), weather=Weather.FEEDS, seed=1
+    ),
 }
 
 # Of these `noticed.json` has the seeds (`noticing.py`), and `.ci/nightly` runs them.
