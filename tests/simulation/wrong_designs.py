@@ -696,7 +696,9 @@ WRONG_DESIGNS = {
     "every reply without an iterator is the end of a parent": WrongDesign(
         _with_reader(access_class=_GullibleAccess), _lose_all_behind_splits, seed=4
     ),
-    "the child of a merge has its lease from one parent": WrongDesign(_with_end(_OneParentEnd), seed=2099),
+    "the child of a merge has its lease from one parent": WrongDesign(
+        _with_end(_OneParentEnd), weather=Weather.RESHARDS, seed=63
+    ),
     "children do not wait for their parents": WrongDesign(_with_ancestry(_OrphanAncestry), seed=14),
     "a lease that a scan does not show does not exist": WrongDesign(_with_ancestry(_TrustingAncestry), seed=175),
     "a take ignores the counter": WrongDesign(twist=_take_whatever_the_counter, seed=3),
@@ -729,7 +731,7 @@ WRONG_DESIGNS = {
     "a row is compared with the reader's checkpoint": WrongDesign(_with_reader(positions_class=_LowPositions), seed=77),
     "children do not read their parents' records again": WrongDesign(_with_ancestry(_FatherlessAncestry), seed=172),
     "the parents are noted as done when re-reading them starts": WrongDesign(
-        _with_reader(positions_class=_RashPositions), seed=860
+        _with_reader(positions_class=_RashPositions), weather=Weather.RESHARDS, seed=22
     ),
     "lost operations of a moved tenant are looked for on its old shard": WrongDesign(
         _with_reader(positions_class=_SettledPositions), twist=_move_after_a_loss, seed=113
