@@ -749,7 +749,7 @@ WRONG_DESIGNS = {
         _with_reader(positions_class=_TokenlessPositions), weather=Weather.MOVES, seed=157
     ),
     "a reader follows a move from a token that is older than a loss": WrongDesign(
-        _with_reader(positions_class=_EndlessPositions), weather=Weather.MOVES, seed=1008
+        _with_reader(positions_class=_EndlessPositions), weather=Weather.MOVES, seed=985
     ),
     "a lane skips its operations after an error that nobody foresaw": WrongDesign(
         _with_reader(dispatcher_class=_SkippingDispatcher), weather=Weather.DEFECTS, seed=9
