@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Final
@@ -28,13 +28,12 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.health import assessment
-from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
-from simplu_worker.shards.routing.locator import Locator, StaticMap, pin_in_file
+from simplu_worker.shards.routing.locator import StaticMap, pin_in_file
 from simplu_worker.shards.settling import Transfer, read_transfer
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.waits import run_at_once
 from simplu_worker.transfers import QUERIES
-from simplu_worker.transfers.engine import run_at_once
 from simplu_worker.transfers.moving.checksums import Comparison, TypeSum
 from simplu_worker.transfers.moving.mover import PAUSE, Mover
 from simplu_worker.transfers.moving.places import TenantPlaces, check_room, fetch_capacities, find_places, has_business
@@ -50,7 +49,6 @@ GOES_ON: Final = "a command has begun this move, and not ended it: it goes on"
 TYPES_SHOWN: Final = 12  # resource types of a comparison on the screen; `--json` has all of them
 SUM_COLUMNS: Final = ("resource type", "rows", "bytes", "checksum")
 PLANNED_AT_ONCE: Final = 8  # tenants
-LOCATED_AT_ONCE: Final = 16
 POLL_S: Final = 1.0
 log = structlog.get_logger(__name__)
 
@@ -175,23 +173,6 @@ async def wait_for_killed(shards: Shards, shard_id: str, tenant_id: str) -> None
             )
             is_told = True
         await asyncio.sleep(POLL_S)
-
-
-async def locate_all(
-    locator: Locator, tenant_ids: Iterable[str]
-) -> tuple[dict[str, ShardAddress | None], dict[str, str]]:
-    """Return the shards that the locator names by tenant, and the errors of those for which it names none."""
-    named: dict[str, ShardAddress | None] = {}
-    errors: dict[str, str] = {}
-
-    async def locate(tenant_id: str) -> None:
-        try:
-            named[tenant_id] = await locator.locate(tenant_id)
-        except (RetryableError, PermanentError) as exc:
-            errors[tenant_id] = str(exc)
-
-    await run_at_once(locate, tenant_ids, most=LOCATED_AT_ONCE)
-    return named, errors
 
 
 async def clear_cache(settings: Settings) -> str | None:

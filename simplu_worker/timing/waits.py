@@ -1,6 +1,6 @@
 """Waits that an event ends early, deadlines that move, and repetition: the door to stamina.
 
-How long to wait before the next try, the pace of work, and times on a grid for work of many objects.
+How long to wait before the next try, the pace of work, some of it at a time, and times on a grid for many objects.
 
 Work done together, right after one sleep of the process, takes two thirds of the processor time.
 """
@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable
 from math import floor, isinf
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import stamina
 from stamina.instrumentation import set_on_retry_hooks
 
 from simplu_worker.errors import RetryableError
+
+T = TypeVar("T")
+ItemT = TypeVar("ItemT")
 
 
 async def run_until(event: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
@@ -149,3 +152,19 @@ class Pacer:
             return 0.0
         self.free_at = max(self.free_at, now) + count / self._per_s
         return self.free_at - now
+
+
+async def run_at_once(run: Callable[[ItemT], Awaitable[T]], items: Iterable[ItemT], *, most: int) -> list[T]:
+    """Run *run* for each of *items*, *most* at a time; return the results in order. Raises the first error."""
+    slots = asyncio.Semaphore(most)
+
+    async def run_one(item: ItemT) -> T:
+        async with slots:
+            return await run(item)
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(run_one(item)) for item in items]
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return [one.result() for one in running]

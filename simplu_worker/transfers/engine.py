@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import msgspec
@@ -19,7 +19,6 @@ from simplu_worker.shards.settling import FIRST, RowKey
 from simplu_worker.timing.clock import loop_time
 
 T = TypeVar("T")
-ItemT = TypeVar("ItemT")
 
 PATIENCE_S: Final = 60.0  # in which a shard that does not answer may come back
 PAUSE_S: Final = 0.5  # before each new try
@@ -70,22 +69,6 @@ async def run_in_pages(run: Callable[[int], Awaitable[int]], *, limit: int) -> i
         total += count
         if count < limit:
             return total
-
-
-async def run_at_once(run: Callable[[ItemT], Awaitable[T]], items: Iterable[ItemT], *, most: int) -> list[T]:
-    """Run *run* for each of *items*, *most* at a time; return the results in order. Raises the first error."""
-    slots = asyncio.Semaphore(most)
-
-    async def run_one(item: ItemT) -> T:
-        async with slots:
-            return await run(item)
-
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(run_one(item)) for item in items]
-    except ExceptionGroup as group:
-        raise group.exceptions[0] from None
-    return [one.result() for one in running]
 
 
 ROWS_FIRST: Final = 200  # they may be of some MB each

@@ -24,7 +24,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import TargetSessionAttrs
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.telemetry.log import scrub_text
-from simplu_worker.transfers.engine import run_at_once
+from simplu_worker.timing.waits import run_at_once
 from simplu_worker.vocabulary import Absence, TargetKind
 
 CELL_MAX: Final = 200  # characters of a cell in a table

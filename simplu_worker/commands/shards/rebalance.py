@@ -11,7 +11,7 @@ import msgspec
 
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.command_line import MoveTerms
-from simplu_worker.commands.moves import MoveRequest, MoveRunner, find_refused, locate_all, with_tenant
+from simplu_worker.commands.moves import MoveRequest, MoveRunner, find_refused, with_tenant
 from simplu_worker.commands.output import Answer, print_json_line, print_line, print_note, print_table, table_of
 from simplu_worker.commands.running import known_shard
 from simplu_worker.config.settings import Settings
@@ -19,7 +19,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.queries import QUERIES as SHARD_QUERIES
 from simplu_worker.shards.routing.locator import Capacity, Locator, StaticMap, read_shard_map
-from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, ShardRows, fetch_from_all_shards
+from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, ShardRows, fetch_from_all_shards, locate_all
 from simplu_worker.shards.tenants.provisioning import describe_drained
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving import balance

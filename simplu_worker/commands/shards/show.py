@@ -8,7 +8,6 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.moves import locate_all
 from simplu_worker.commands.output import Answer, Table, first_rows
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.health.assessment import Health
@@ -16,7 +15,7 @@ from simplu_worker.shards.health.prober import InspectedShard, inspect_all_shard
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator, StaticMap
 from simplu_worker.shards.routing.shard_map import ShardMap
-from simplu_worker.shards.routing.shard_query import fetch_from_all_shards
+from simplu_worker.shards.routing.shard_query import fetch_from_all_shards, locate_all
 from simplu_worker.status.views import shard_view
 from simplu_worker.telemetry.log import scrub_text
 

@@ -20,7 +20,7 @@ from simplu_worker.shards.schema.migrations import Upgrade
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION, ensure_schema
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, UpgradeActivity, Upgrader, read_upgrade
 from simplu_worker.telemetry.log import scrub_text
-from simplu_worker.transfers.engine import run_at_once
+from simplu_worker.timing.waits import run_at_once
 
 SHARDS_AT_ONCE: Final = 4
 REPORT_INTERVAL_S: Final = 10.0  # between two lines, where there is no terminal

@@ -11,7 +11,6 @@ import msgspec
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.business_info.table import BusinessInfo, UnreadableBusiness
-from simplu_worker.commands.moves import locate_all
 from simplu_worker.commands.output import Answer, Line, Part, first_rows
 from simplu_worker.commands.running import parse_tenant_id
 from simplu_worker.commands.tenants.rules import (
@@ -27,6 +26,7 @@ from simplu_worker.commands.tenants.rules import (
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.routing.directory import DESTROYED_STATES
+from simplu_worker.shards.routing.shard_query import locate_all
 from simplu_worker.shards.tenants.provisioning import BEFORE_ANY_CONTROL, Provisioner
 from simplu_worker.shards.tenants.resource_changes import find_known_types
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult

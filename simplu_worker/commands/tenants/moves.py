@@ -27,7 +27,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.routing.shard_query import query_with_causes
 from simplu_worker.shards.settling import Transfer, read_transfer
-from simplu_worker.transfers.engine import run_at_once
+from simplu_worker.timing.waits import run_at_once
 from simplu_worker.transfers.moving.balance import WayBack, way_back
 from simplu_worker.transfers.moving.checksums import (
     Comparison,

@@ -10,12 +10,13 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from simplu_worker.bulkheads import translate
-from simplu_worker.errors import RetryableError, WorkerError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.timing.waits import run_at_once
 from simplu_worker.vocabulary import TargetKind
 
 Item = TypeVar("Item")
@@ -114,3 +115,23 @@ def group_by_shard(pairs: Iterable[tuple[ShardAddress, Item]]) -> list[tuple[Sha
     for shard, item in pairs:
         groups.setdefault(shard.shard_id, (shard, []))[1].append(item)
     return list(groups.values())
+
+
+LOCATED_AT_ONCE: Final = 16
+
+
+async def locate_all(
+    locator: Locator, tenant_ids: Iterable[str]
+) -> tuple[dict[str, ShardAddress | None], dict[str, str]]:
+    """Return the shards that the locator names by tenant, and the errors of those for which it names none."""
+    named: dict[str, ShardAddress | None] = {}
+    errors: dict[str, str] = {}
+
+    async def locate(tenant_id: str) -> None:
+        try:
+            named[tenant_id] = await locator.locate(tenant_id)
+        except (RetryableError, PermanentError) as exc:
+            errors[tenant_id] = str(exc)
+
+    await run_at_once(locate, tenant_ids, most=LOCATED_AT_ONCE)
+    return named, errors

@@ -27,6 +27,7 @@ from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, make_schema
 from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.timing.waits import run_at_once
 from simplu_worker.transfers import ADOPTION, QUERIES
 from simplu_worker.transfers.adoption.plan import (
     NAMED_MAX,
@@ -43,7 +44,7 @@ from simplu_worker.transfers.adoption.plan import (
     owner_of,
     without_collisions,
 )
-from simplu_worker.transfers.engine import run_at_once, run_until_won
+from simplu_worker.transfers.engine import run_until_won
 
 OURS: Final = "simplu_adoption"  # the namespace of our tables until the swap
 

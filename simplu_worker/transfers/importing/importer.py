@@ -30,8 +30,7 @@ from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import group_by_shard, query_all_shards
 from simplu_worker.shards.tenants.resource_changes import find_known_types
-from simplu_worker.timing.waits import Pacer
-from simplu_worker.transfers.engine import run_at_once
+from simplu_worker.timing.waits import Pacer, run_at_once
 from simplu_worker.transfers.importing.copying import (
     INTERVAL_S,
     CopyCallbacks,

@@ -12,7 +12,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Capacity, Locator
 from simplu_worker.shards.routing.shard_query import fetch_from_all_shards
-from simplu_worker.transfers.engine import run_at_once
+from simplu_worker.timing.waits import run_at_once
 from simplu_worker.transfers.moving.types import GONE, LEAVING, ON_THE_WAY
 from simplu_worker.vocabulary import TenantState
 

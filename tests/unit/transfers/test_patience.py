@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.transfers.engine import run_at_once
+from simplu_worker.timing.waits import run_at_once
 
 
 async def test_some_run_at_once_and_their_results_keep_the_order() -> None:
