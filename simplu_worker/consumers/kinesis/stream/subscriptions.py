@@ -191,8 +191,8 @@ class Subscription:
             while (message := self._buffer.take()) is not None:
                 if (reply := decode_event(message)) is not None:
                     return reply
-        except msgspec.DecodeError as exc:
-            raise RetryableError(f"SubscribeToShard: {exc}") from exc
+        except (msgspec.DecodeError, struct.error, LookupError, RecursionError, TypeError, ValueError) as exc:
+            raise RetryableError("SubscribeToShard: expected a message of an event stream, got other bytes") from exc
         return None
 
     def close(self) -> None:
