@@ -77,7 +77,6 @@ ROWS_MAX: Final = 100_000
 CHUNK_S: Final = 0.1  # a chunk is a transaction on the target
 REST_SHARE: Final = 0.5  # of the time that a chunk took: others find both shards at rest then
 GROWTH: Final = 4
-SHRINKING: Final = 10  # after a chunk that ran into its timeout
 SLOW_RATIO: Final = 4.0  # an answer that takes so many times the usual time shows that a shard is busy
 SLOW_MIN_S: Final = 0.05
 REST_MAX_S: Final = 2.0
@@ -94,14 +93,6 @@ class ChunkPace(msgspec.Struct, frozen=True):
     most: int = ROWS_MAX
     chunk_s: float = CHUNK_S
     rest_share: float = REST_SHARE
-
-
-def smaller_pace(pace: ChunkPace) -> ChunkPace | None:
-    """Return the pace after a chunk that ran into its timeout; None if it had one row."""
-    size = min(pace.row_count, pace.most) // SHRINKING
-    if min(pace.row_count, pace.most) == 1:
-        return None
-    return msgspec.structs.replace(pace, row_count=max(1, size), most=max(1, size))
 
 
 def next_pace(
@@ -136,10 +127,8 @@ def is_last_round(row_count: int, took_s: float, max_pause_s: float) -> bool:
 
 def slower_after(error: StatementFailedError, pace: ChunkPace) -> ChunkPace:
     """Return the pace after a chunk that failed. Raises *error* unless fewer rows may avoid it."""
-    slower = smaller_pace(pace) if error.is_timeout else None
-    if slower is None:
-        raise error
-    return slower
+    size = fewer_after(error, min(pace.row_count, pace.most))
+    return msgspec.structs.replace(pace, row_count=size, most=size)
 
 
 class Chunk(msgspec.Struct, frozen=True):

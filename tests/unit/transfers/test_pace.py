@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.transfers.engine import (
     CHUNK_S,
     REST_MAX_S,
@@ -15,7 +18,7 @@ from simplu_worker.transfers.engine import (
     ChunkPace,
     is_last_round,
     next_pace,
-    smaller_pace,
+    slower_after,
 )
 
 
@@ -69,14 +72,17 @@ def test_rate_is_kept(rate: float, size: int, copied: int, took_s: float, answer
 
 
 def test_chunk_that_took_too_long_is_tried_with_fewer_rows_until_some_fit() -> None:
-    pace: ChunkPace | None = ChunkPace(100_000)
-    sizes = []
-    while pace is not None:
+    pace, sizes = ChunkPace(100_000), []
+    timeout = StatementFailedError("took too long", error="57014", is_timeout=True)
+    while pace.row_count not in sizes:
         sizes.append(pace.row_count)
-        last, pace = pace, smaller_pace(pace)
+        with contextlib.suppress(StatementFailedError):  # of one row
+            pace = slower_after(timeout, pace)
     assert sizes == [100_000, 10_000, 1_000, 100, 10, 1]
+    with pytest.raises(StatementFailedError):
+        slower_after(timeout, pace)
 
-    slow = next_pace(last, row_count=1, took_s=CHUNK_S * 2, answer_s=0.001)
+    slow = next_pace(pace, row_count=1, took_s=CHUNK_S * 2, answer_s=0.001)
     assert slow.row_count == 1
     quick = next_pace(slow, row_count=1, took_s=CHUNK_S / 10, answer_s=0.001)
     assert quick.row_count == 4
