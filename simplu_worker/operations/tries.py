@@ -86,12 +86,11 @@ class HoldFor(msgspec.Struct, frozen=True):
 
 
 class GiveUp(msgspec.Struct, frozen=True):
-    """The operation becomes a dead letter. *is_repeated*: it has one, and its shard did not take its row since."""
+    """The operation becomes a dead letter."""
 
     reason: DeadLetterReason
     error: str
     attempts: int = 1
-    is_repeated: bool = False
 
 
 NextTry: TypeAlias = RetryAfter | HoldFor | GiveUp
@@ -156,3 +155,11 @@ class Attempts:
         if len(self._counts) > COUNTS_MAX:
             del self._counts[next(iter(self._counts))]
         return count
+
+    def __contains__(self, key: Hashable) -> bool:
+        """Return whether it was counted, and not forgotten."""
+        return key in self._counts
+
+    def forget(self, key: Hashable) -> None:
+        """Begin anew for what was decided: it may be sent again."""
+        self._counts.pop(key, None)

@@ -42,6 +42,7 @@ class FailingOperations:
         self._rules = rules
         self._draw = draw
         self._attempts = Attempts()
+        self._letters = Attempts()  # dead letters of operations whose shard has not taken their row yet
         self._trials: dict[str, tuple[float, bool]] = {}  # by shard: when it was last tried, and whether it refused
 
     async def find_next_tries(
@@ -55,14 +56,8 @@ class FailingOperations:
             operation, why = entry.operation, outcome.disposition
             if why not in COUNTED or operation.tenant_id in tries.locked_s:
                 continue
-            attempts = self._attempts.count((why, operation.tenant_id, operation.request_id))
-            facts = {
-                "queue": _queue_of(operation),
-                "shard_id": shard_id,
-                "attempts": attempts,
-                "business_id": operation.business_id,
-                "location_id": operation.location_id,
-            }
+            attempts = self._attempts.count((why, *_key_of(operation)))
+            facts = _facts_of(operation, shard_id, attempts)
             if why is Disposition.LOCKED:
                 delay_s = next_try(Locked(), attempts, rules=self._rules, draw=self._draw()).delay_s
                 tries.locked_s[operation.tenant_id] = delay_s
@@ -73,9 +68,24 @@ class FailingOperations:
             if isinstance(following, RetryAfter):
                 instruments.RETRIES.labels(self._source, Retry.FAILING).inc()
                 log.warning("operation.failing", error=outcome.error, **facts)
-            elif self._attempts.count((GiveUp, operation.tenant_id, operation.request_id)) > 1:
-                tries.failing[id(entry)] = msgspec.structs.replace(following, is_repeated=True)
         return tries
+
+    def has_letter(self, operation: Operation) -> bool:
+        """Return whether an operation that is given up needs no other dead letter, only its row."""
+        return _key_of(operation) in self._letters
+
+    def note_letter(self, operation: Operation) -> None:
+        """Note that an operation that is given up has its dead letter, and no row yet."""
+        self._letters.count(_key_of(operation))
+
+    def note_given_up(
+        self, operation: Operation, outcome: Outcome, given_up: GiveUp, *, shard_id: str, now: datetime
+    ) -> None:
+        """Count and log an operation that is given up, and has its row; one that is sent again begins anew."""
+        self._letters.forget(_key_of(operation))
+        self._attempts.forget((Disposition.FAILING, *_key_of(operation)))
+        count_outcomes([operation], [outcome], now=now)
+        log.error("operation.given_up", error=given_up.error, **_facts_of(operation, shard_id, given_up.attempts))
 
     async def _next_try(self, shard_id: str, outcome: Outcome, attempts: int) -> RetryAfter | GiveUp:
         failed = Failed(outcome.error or "", outcome.reason or DeadLetterReason.RETRIES_EXHAUSTED)
@@ -99,19 +109,15 @@ class FailingOperations:
         return is_refusing
 
 
-def _queue_of(operation: Operation) -> str | None:
-    return operation.origin.name if operation.origin.source is Source.SQS else None
+def _key_of(operation: Operation) -> tuple[str, str]:
+    return operation.tenant_id, operation.request_id
 
 
-def note_given_up(operation: Operation, outcome: Outcome, given_up: GiveUp, *, shard_id: str, now: datetime) -> None:
-    """Count and log an operation that is given up, and has its row."""
-    count_outcomes([operation], [outcome], now=now)
-    log.error(
-        "operation.given_up",
-        queue=_queue_of(operation),
-        shard_id=shard_id,
-        attempts=given_up.attempts,
-        error=given_up.error,
-        business_id=operation.business_id,
-        location_id=operation.location_id,
-    )
+def _facts_of(operation: Operation, shard_id: str, attempts: int) -> dict[str, object]:
+    return {
+        "queue": operation.origin.name if operation.origin.source is Source.SQS else None,
+        "shard_id": shard_id,
+        "attempts": attempts,
+        "business_id": operation.business_id,
+        "location_id": operation.location_id,
+    }

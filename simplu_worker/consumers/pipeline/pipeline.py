@@ -73,7 +73,7 @@ class Pipeline(Generic[results.EntryT]):
         self.lookup = lookup
         self._draw = draw
         self._utc = utc
-        self._failing = FailingOperations(kind, gateway, rules, draw)
+        self.failing = FailingOperations(kind, gateway, rules, draw)
         self._lanes: dict[str, Lane[results.EntryT]] = {}
         self._lane_by_tenant: dict[
             str, Lane[results.EntryT]
@@ -216,7 +216,7 @@ class Pipeline(Generic[results.EntryT]):
                 self._kind,
                 self._sender,
                 self._gateway,
-                self._failing,
+                self.failing,
                 draw=self._draw,
                 utc=self._utc,
             )

@@ -22,7 +22,7 @@ import structlog
 
 from simplu_worker.aws.sqs_queue import Message, Queue, batches
 from simplu_worker.bulkheads import keep_running, translate
-from simplu_worker.consumers.pipeline.failing import note_given_up
+from simplu_worker.consumers.pipeline.failing import FailingOperations
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.lane import Lane, LaneState
 from simplu_worker.consumers.pipeline.pipeline import EntrySource, Pipeline
@@ -341,7 +341,7 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
         for one, following in batch.failing:
             verdict = verdicts.verdict_of(following, _ids_of(one.operation))
             if isinstance(following, GiveUp) and isinstance(verdict, verdicts.ToDeadLetter):
-                give_up = partial(_give_up, self._gateway, shard_id, one.operation, following)
+                give_up = partial(_give_up, self._gateway, self._pipeline.failing, shard_id, one.operation, following)
                 verdict = msgspec.structs.replace(verdict, before_delete=give_up)
             self._decide(one, verdict)
         applied_chains = {one.chain for one in batch.applied}
@@ -453,13 +453,15 @@ async def _check_shard(gateway: ShardGateway, shard_id: str, tenant_id: str) -> 
         raise
 
 
-async def _give_up(gateway: ShardGateway, shard_id: str, operation: Operation, given_up: GiveUp) -> None:
+async def _give_up(
+    gateway: ShardGateway, failing: FailingOperations, shard_id: str, operation: Operation, given_up: GiveUp
+) -> None:
     """Log an operation as given up on its shard, once its dead letter is stored."""
     outcome = await gateway.give_up(shard_id, operation)
     if outcome.disposition is Disposition.HOLD:
         raise RetryableError(f"a tenant does not live on shard {shard_id} now, where its operation failed")
     await gateway.wait_until_safe(shard_id, [operation])
-    note_given_up(operation, outcome, given_up, shard_id=shard_id, now=utc_now())
+    failing.note_given_up(operation, outcome, given_up, shard_id=shard_id, now=utc_now())
 
 
 def _describe(queue: str, shard_id: str, entries: Sequence[order_messages.OrderMessage]) -> TracedBatch:

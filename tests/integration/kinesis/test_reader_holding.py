@@ -99,6 +99,18 @@ async def test_operation_whose_mark_the_shard_refuses_has_one_dead_letter_and_a_
     assert [one["event"] for one in events].count("operation.given_up") == 1
 
 
+async def test_operation_that_is_sent_again_has_its_own_tries_and_dead_letter(world: World) -> None:
+    await world.provision("a-x", "shard-1")
+    await make_touchy(await world.shard("shard-1"))
+    bad = record("create", "a-x", 0, data={"raise": "P0001"})
+
+    async with world.reading(settings=tried_after(0.1, 0.1)) as reader:
+        for _ in range(2):
+            (number,) = await world.put(bad)
+            await reaches(reader, number)
+            assert [(one["requestId"], one["attempts"]) for one in await world.letters()] == [("a-x-0", 3)]
+
+
 @pytest.mark.parametrize(
     "lock",
     ["SELECT FROM tenants WHERE id = 'a-x' FOR UPDATE", "SELECT FROM resources WHERE id = 'a-x' FOR UPDATE"],

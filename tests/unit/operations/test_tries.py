@@ -74,3 +74,12 @@ def test_attempts_are_counted_in_a_row_and_the_oldest_forgotten(monkeypatch: pyt
     monkeypatch.setattr(tries, "COUNTS_MAX", 2)
     attempts = Attempts()
     assert [attempts.count(one) for one in "aabacba"] == [1, 2, 1, 3, 1, 1, 1]
+
+
+def test_attempts_begin_anew_for_what_was_decided() -> None:
+    attempts = Attempts()
+    counts = [attempts.count(one) for one in "aab"]
+    attempts.forget("a")
+    attempts.forget("c")
+    assert (counts, "a" in attempts, "b" in attempts) == ([1, 2, 1], False, True)
+    assert (attempts.count("a"), attempts.count("b")) == (1, 2)

@@ -27,7 +27,6 @@ from simplu_worker.consumers.kinesis.recovery.shard_positions import (
     cost_bytes_of,
 )
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
-from simplu_worker.consumers.pipeline.failing import note_given_up
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.lane import Lane
 from simplu_worker.consumers.pipeline.pipeline import Pipeline, grouped_by_tenant
@@ -201,14 +200,17 @@ class Dispatcher:
 
     async def _give_up(self, shard_id: str, entry: QueuedOperation, given_up: GiveUp, hold: Hold) -> None:
         # Where the shard does not take the row, the operation is tried again, and gets no other dead letter.
-        await self._finish_stored([], [] if given_up.is_repeated else [(entry, given_up)])
+        failing = self.pipeline.failing
+        if not failing.has_letter(entry.operation):
+            await self._finish_stored([], [(entry, given_up)])
         try:
             outcome = await self._batches.write_failure(shard_id, entry.operation)
         except RetryableError as exc:
+            failing.note_letter(entry.operation)
             ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
             log.warning("operation.not_marked", shard_id=shard_id, error=str(exc), **ids)
             return
-        note_given_up(entry.operation, outcome, given_up, shard_id=shard_id, now=self._utc())
+        failing.note_given_up(entry.operation, outcome, given_up, shard_id=shard_id, now=self._utc())
         if hold.is_waiting:
             self.make_ready(hold)
 

@@ -65,8 +65,10 @@ class Answering:
 
     def lane(self, entries: Sequence[Entry]) -> Lane[Entry]:
         gateway = cast("Any", self)
-        failing = FailingOperations(Source.KINESIS, gateway, RULES, lambda: 0.0)
-        lane: Lane[Entry] = Lane("shard-1", Source.KINESIS, self, gateway, failing, draw=lambda: 0.0, utc=lambda: NOW)
+        self.failing = FailingOperations(Source.KINESIS, gateway, RULES, lambda: 0.0)
+        lane: Lane[Entry] = Lane(
+            "shard-1", Source.KINESIS, self, gateway, self.failing, draw=lambda: 0.0, utc=lambda: NOW
+        )
         lane.enqueue(entries)
         return lane
 
@@ -187,3 +189,38 @@ async def test_operation_is_given_up_after_its_tries_unless_its_shard_refuses_al
         given_up = GiveUp(reason or DeadLetterReason.RETRIES_EXHAUSTED, "it failed 3 times: no", 3)
         assert found == [RetryAfter(1.0), RetryAfter(5.0), given_up]
     assert (source.trials, refused_count) == (int(reason is None), int(reason is not None))
+
+
+async def test_letter_counts_from_when_it_is_stored_until_the_row_is_written() -> None:
+    source, entry, other = Answering(*[FAILING] * 5), entry_of("a-x"), entry_of("b-x")
+    lane = source.lane([])
+    failing = source.failing
+    source.may_answer.set()
+    for _ in range(2):
+        lane.enqueue([entry])
+        await result_of(lane)
+
+    source.is_asked.clear()
+    source.may_answer.clear()
+    lane.enqueue([entry])
+    flight = asyncio.create_task(lane.next_result(asyncio.Event()))
+    await source.is_asked.wait()
+    assert lane.take_chains({"a-x"}) == [entry]  # nobody hears that it is given up
+    source.may_answer.set()
+    dropped = await flight
+    assert isinstance(dropped, BatchDecided)
+    assert (dropped.failing, failing.has_letter(entry.operation)) == ([], False)
+
+    failing.note_letter(entry.operation)
+    assert (failing.has_letter(entry.operation), failing.has_letter(other.operation)) == (True, False)
+    lane.enqueue([entry])
+    decided = await result_of(lane)
+    assert isinstance(decided, BatchDecided)
+    ((_, given_up),) = decided.failing
+    assert isinstance(given_up, GiveUp)
+    failing.note_given_up(entry.operation, FAILING, given_up, shard_id="shard-1", now=NOW)
+    assert not failing.has_letter(entry.operation)
+    lane.enqueue([entry])
+    again = await result_of(lane)
+    assert isinstance(again, BatchDecided)
+    assert again.failing == [(entry, RetryAfter(1.0))]
