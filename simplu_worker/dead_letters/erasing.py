@@ -16,7 +16,7 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.aggregation import deaggregate
 from simplu_worker.consumers.sqs.order_messages import RESOURCE_TYPE as ORDER
 from simplu_worker.dead_letters.letter import ParsedDeadLetter
-from simplu_worker.dead_letters.plan import DeadLetterFilter
+from simplu_worker.dead_letters.plan import LettersRequest
 from simplu_worker.dead_letters.queue import DeadLetterBrowser, Narration
 from simplu_worker.dead_letters.service import open_browser
 from simplu_worker.operations.dead_letter import DeadLetter, tenant_of
@@ -147,7 +147,7 @@ async def erase_letters(
 
 async def _find(browser: DeadLetterBrowser, target: LetterTarget, erased: ErasedLetters) -> list[str]:
     found: list[str] = []
-    async with aclosing(browser.read(DeadLetterFilter())) as letters:
+    async with aclosing(browser.read(LettersRequest())) as letters:
         async for message, parsed in letters:
             if isinstance(parsed, ParsedDeadLetter):
                 relation = judge_letter(parsed.letter, target)

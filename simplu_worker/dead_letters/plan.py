@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from simplu_worker.aws.sending import REQUEST_MAX_BYTES, REQUEST_MAX_COUNT, PutRecord
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, SEND_MAX_BYTES, FifoIds, OutgoingMessage, unwrap
@@ -19,6 +21,7 @@ from simplu_worker.dead_letters.letter import ParsedDeadLetter
 from simplu_worker.operations.dead_letter import BadParts, DeadLetter, origin_of_part, tenant_of
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import (
+    ID_MAX,
     KEY_MAX,
     Operation,
     Origin,
@@ -37,6 +40,11 @@ REQUEST_LIMITS: Final = {
     Source.KINESIS: (REQUEST_MAX_COUNT, REQUEST_MAX_BYTES),
     Source.SQS: (BATCH_MAX_COUNT, SEND_MAX_BYTES),
 }
+LETTERS_DEFAULT: Final = 1000
+LETTERS_MAX: Final = 10_000  # in one answer over HTTP
+ALL_LETTERS: Final = sys.maxsize  # the limit of a command without one
+CHOSEN_MAX: Final = 1000  # of letters that a request names
+MESSAGE_ID_MAX: Final = 100  # characters: SQS
 REPLAY_MEMBER: Final = "simpluReplay"  # names the position of a record that is replayed under its own id
 
 # Faults of a control message itself: they recur when it is sent again.
@@ -49,6 +57,9 @@ LASTING_REASONS: Final = frozenset(
         DeadLetterReason.REQUEST_ID_REUSED,
     }
 )
+
+MessageId: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MESSAGE_ID_MAX)]
+Time: TypeAlias = Annotated[datetime, Meta(tz=True)]
 
 _members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -67,11 +78,13 @@ class LeftReason(StrEnum):
     NOT_DELETED = "not_deleted"  # sent, but the letter is still in the queue
 
 
-class LeftLetter(msgspec.Struct, frozen=True):
-    """A letter that is left in the queue; *detail* has no content."""
+class LetterLeftError(Exception):
+    """The letter is left in the queue; *detail* has no content."""
 
-    why: LeftReason
-    detail: str
+    def __init__(self, why: LeftReason, detail: str) -> None:
+        super().__init__(detail)
+        self.why = why
+        self.detail = detail
 
 
 class Resend(msgspec.Struct, frozen=True):
@@ -94,49 +107,71 @@ class Resend(msgspec.Struct, frozen=True):
         return sum(sizes)
 
 
-class DeadLetterFilter(msgspec.Struct, frozen=True):
-    """A filter of dead letters: all given criteria must be met. *since* is inclusive, *until* is not."""
+class LettersRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Criteria of dead letters, which all must be met, and what to do with those that match.
+
+    *since* is inclusive, *until* is not, by `failedAt`. *newest*: of all that match, not the first that SQS shows.
+    """
 
     reasons: frozenset[DeadLetterReason] = frozenset()
     source: Source | None = None
-    tenant: tuple[str, str] | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-    message_ids: frozenset[str] = frozenset()
+    business_id: str | None = None
+    location_id: str | None = None
+    since: Time | None = None
+    until: Time | None = None
+    message_ids: Annotated[frozenset[MessageId], Meta(max_length=CHOSEN_MAX)] = frozenset()
+    limit: Annotated[int, Meta(ge=1, le=LETTERS_MAX)] = LETTERS_DEFAULT
+    records: bool = False
+    newest: bool = False
+    apply: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse half a tenant."""
+        if (self.business_id is None) != (self.location_id is None):
+            raise ValueError("expected businessId and locationId together, or neither of them")
 
     @property
     def is_all(self) -> bool:
-        """Whether the filter matches every letter."""
-        return self == DeadLetterFilter()
+        """Whether every letter matches."""
+        criteria = (self.reasons, self.source, self.business_id, self.since, self.until, self.message_ids)
+        return not any(criteria)
 
     def facts(self) -> dict[str, Any]:
-        """Return the criteria for the log; of the message ids their number."""
-        business_id, location_id = self.tenant or (None, None)
-        return {
-            "reasons": sorted(self.reasons),
-            "source": self.source,
-            "businessId": business_id,
-            "locationId": location_id,
-            "since": self.since,
-            "until": self.until,
-            "messageIds": len(self.message_ids),
-        }
+        """Return what is asked for the log; of the message ids their number."""
+        members: dict[str, Any] = msgspec.to_builtins(self, builtin_types=(datetime,))
+        del members["apply"]
+        limit = None if self.limit == ALL_LETTERS else self.limit
+        return members | {"reasons": sorted(self.reasons), "messageIds": len(self.message_ids), "limit": limit}
 
     def is_complete(self, count: int) -> bool:
         """Return whether no more than *count* letters can match."""
         return 0 < len(self.message_ids) <= count
 
     def match(self, letter: DeadLetter, message_id: str) -> bool:
-        """Return whether the filter matches *letter*, which the message *message_id* has."""
+        """Return whether the criteria match *letter*, which the message *message_id* has."""
         reasons = {letter.reason, *(letter.parts.reasons if letter.parts is not None else ())}
         return (
             (not self.reasons or not self.reasons.isdisjoint(reasons))
             and (self.source is None or letter.origin.source is self.source)
             and (self.since is None or letter.failed_at >= self.since)
             and (self.until is None or letter.failed_at < self.until)
-            and (self.tenant is None or tenant_of(letter) == self.tenant)
+            and (self.business_id is None or tenant_of(letter) == (self.business_id, self.location_id))
             and (not self.message_ids or message_id in self.message_ids)
         )
+
+
+class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """A dead letter, the text in place of its record, and the new request id."""
+
+    message_id: MessageId
+    record: str
+    request_id: Annotated[str, Meta(min_length=1, max_length=ID_MAX)] | None = None
+    apply: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is asked for the log, without content."""
+        return {"messageId": self.message_id, "requestId": self.request_id}
 
 
 class ReplayRules(msgspec.Struct, frozen=True):
@@ -183,34 +218,33 @@ def visibility_timeout_s(count: int) -> int:
     return min(HIDDEN_MAX_S, HIDDEN_MIN_S + count * HIDDEN_PER_1000_S // 1000)
 
 
-def unknown_source(letter: DeadLetter, rules: ReplayRules) -> LeftLetter | None:
-    """Return why *letter* cannot be sent to its source, if so."""
+def require_source(letter: DeadLetter, rules: ReplayRules) -> None:
+    """Raise LetterLeftError where *letter* cannot be sent to its source."""
     origin = letter.origin
     if origin.source is Source.KINESIS:
         if origin.name == rules.stream:
-            return None
+            return
         expected = f"KINESIS_STREAM_NAME to be {origin.name!r}, got {rules.stream!r}"
     elif origin.name in rules.queues:
-        return None
+        return
     else:
         expected = f"one of SQS_*_QUEUE_URL to be of queue {origin.name!r}, got {sorted(rules.queues)}"
-    return LeftLetter(LeftReason.SOURCE_NOT_CONFIGURED, f"expected {expected}")
+    raise LetterLeftError(LeftReason.SOURCE_NOT_CONFIGURED, f"expected {expected}")
 
 
-def plan_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter:
-    """Return what to send for *letter*, with its whole record, or why it is left."""
-    if (left := unknown_source(letter, rules)) is not None:
-        return left
+def plan_resend(letter: DeadLetter, rules: ReplayRules) -> Resend:
+    """Return what to send for *letter*, with its whole record. Raises LetterLeftError if it is left."""
+    require_source(letter, rules)
     origin = letter.origin
     if origin.source is Source.SQS:
         return _queue_resend(letter, rules)
     if letter.parts is not None:
-        return _parts_resend(letter, letter.parts, rules)
+        return _stream_resend(letter, _bad_parts(letter, letter.parts, rules))
     if origin.part_index is None:
         parts = unpack(letter.record, order_group(letter), origin.sub_sequence_number)
         if parts is not None:
-            return _unpacked_resend(letter, parts, rules)
-    return _record_resend(letter, rules)
+            return _stream_resend(letter, _parts(letter, parts, rules))
+    return _stream_resend(letter, [_record(letter, rules)])
 
 
 class ResendRequest:
@@ -245,68 +279,71 @@ class ResendRequest:
         self._size_bytes += resend.size_bytes
 
 
-def _record_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter:
-    record = _ensure_request_id(letter.record, letter.origin, rules)
-    if letter.reason is DeadLetterReason.REQUEST_ID_REUSED and not rules.force:
-        return _left_returning("another operation has its requestId")
-    if isinstance(record, LeftLetter):
+def _record(letter: DeadLetter, rules: ReplayRules) -> PutRecord:
+    try:
+        record = _ensure_request_id(letter.record, letter.origin, rules)
+    except LetterLeftError:
         if not rules.force:
-            return record
+            raise
         record = letter.record
-    return _stream_resend(letter, [PutRecord(record, order_group(letter))])
+    if letter.reason is DeadLetterReason.REQUEST_ID_REUSED and not rules.force:
+        raise _returning("another operation has its requestId")
+    return PutRecord(record, order_group(letter))
 
 
-def _unpacked_resend(letter: DeadLetter, parts: Sequence[Part], rules: ReplayRules) -> Resend | LeftLetter:
-    """Send the operations of a whole record one by one; an invalid one becomes a dead letter of its own."""
+def _parts(letter: DeadLetter, parts: Sequence[Part], rules: ReplayRules) -> Sequence[PutRecord]:
+    """Return the operations of a whole record one by one; an invalid one becomes a dead letter of its own."""
     refusal = next((part.refusal for part in parts if part.refusal is not None), None)
     if len(parts) > PARTS_MAX:
         refusal = TOO_MANY
     if refusal is not None and not rules.force:
-        return _left_returning(f"{DeadLetterReason.TOO_LARGE}: {refusal}")
+        raise _returning(f"{DeadLetterReason.TOO_LARGE}: {refusal}")
     split = _Split(rules)
     for part in parts:
         split.add(part.partition_key, part.data, origin_of_part(letter.origin, part.number))
     if split.has_new_ids and not rules.force:
-        return LeftLetter(
+        raise LetterLeftError(
             LeftReason.WITHOUT_REQUEST_IDS,
             "operations of this record have no requestId: if their producer sent them again, as the Kinesis "
             "Producer Library does, they would be applied twice; --force sends them",
         )
-    return _stream_resend(letter, split.records)
+    return split.records
 
 
-def _parts_resend(letter: DeadLetter, bad: BadParts, rules: ReplayRules) -> Resend | LeftLetter:
-    """Send bad parts one by one, each with its effective request id; without *force* all of them or none."""
+def _bad_parts(letter: DeadLetter, bad: BadParts, rules: ReplayRules) -> Sequence[PutRecord]:
+    """Return bad parts one by one, each with its effective request id; without *force* all of them or none."""
     parts = deaggregate(letter.record)
     if parts is None or len(parts) != bad.bad_count:
-        return LeftLetter(LeftReason.NOT_A_LETTER, f"expected an aggregate of {bad.bad_count} bad parts as its record")
+        detail = f"expected an aggregate of {bad.bad_count} bad parts as its record"
+        raise LetterLeftError(LeftReason.NOT_A_LETTER, detail)
     split = _Split(rules)
     for index, part in enumerate(parts):
         origin = letter.origin if bad.numbers is None else origin_of_part(letter.origin, bad.numbers[index])
         split.add(part.partition_key, part.data, origin)
     if split.has_new_ids and bad.numbers is None:
-        return LeftLetter(
+        raise LetterLeftError(
             LeftReason.WITHOUT_REQUEST_IDS,
             "the letter had no room for the numbers of its parts, from which their request ids are derived",
         )
     if split.returning and not rules.force:
-        detail = f"{len(split.returning)} of {len(parts)} bad parts: {split.returning[0].detail}"
-        return LeftLetter(LeftReason.WOULD_COME_BACK, detail)
-    return _stream_resend(letter, split.records)
+        detail = f"{len(split.returning)} of {len(parts)} bad parts: {split.returning[0]}"
+        raise LetterLeftError(LeftReason.WOULD_COME_BACK, detail)
+    return split.records
 
 
 class _Split:
     def __init__(self, rules: ReplayRules) -> None:
         self._rules = rules
         self.records: list[PutRecord] = []
-        self.returning: list[LeftLetter] = []  # of parts that would come back
+        self.returning: list[LetterLeftError] = []  # of parts that would come back
         self.has_new_ids = False
 
     def add(self, partition_key: str, data: bytes, origin: Origin) -> None:
-        record = _ensure_request_id(data, origin, self._rules)
-        if isinstance(record, LeftLetter):
-            self.returning.append(record)
-            record = data
+        record = data
+        try:
+            record = _ensure_request_id(data, origin, self._rules)
+        except LetterLeftError as exc:
+            self.returning.append(exc)
         self.has_new_ids |= record != data
         self.records.append(PutRecord(record, partition_key))
 
@@ -315,56 +352,49 @@ def _stream_resend(letter: DeadLetter, records: Sequence[PutRecord]) -> Resend:
     return Resend(source=Source.KINESIS, name=letter.origin.name, group=order_group(letter), records=records)
 
 
-def _ensure_request_id(record: bytes, origin: Origin, rules: ReplayRules) -> bytes | LeftLetter:
+def _ensure_request_id(record: bytes, origin: Origin, rules: ReplayRules) -> bytes:
     decoded = rules.decode(record, origin)
     if isinstance(decoded, RejectedRecord):
-        return _left_returning(f"{decoded.reason}: {decoded.error}")
+        raise _returning(f"{decoded.reason}: {decoded.error}")
     if decoded.request_id != derived_request_id(origin):
         return record
     record = with_request_id(record, origin)
     again = rules.decode(record, origin)
     if isinstance(again, RejectedRecord):
-        return _left_returning(f"with its request id, {again.reason}: {again.error}")
+        raise _returning(f"with its request id, {again.reason}: {again.error}")
     return record
 
 
-def _left_returning(error: str) -> LeftLetter:
-    return LeftLetter(
+def _returning(error: str) -> LetterLeftError:
+    return LetterLeftError(
         LeftReason.WOULD_COME_BACK, f"the record would come back as a dead letter ({error}); --force sends it unchanged"
     )
 
 
-def _queue_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter:
+def _queue_resend(letter: DeadLetter, rules: ReplayRules) -> Resend:
     origin = letter.origin
     try:
         body = letter.record.decode()
     except UnicodeDecodeError:
-        return LeftLetter(LeftReason.SEND_REFUSED, "expected UTF-8, as SQS messages are text, got other bytes")
+        detail = "expected UTF-8, as SQS messages are text, got other bytes"
+        raise LetterLeftError(LeftReason.SEND_REFUSED, detail) from None
     attributes = dict(letter.message_attributes or {})
     if rules.queues[origin.name]:
-        event = _prepare_order_event(letter, body, attributes, rules)
-        if isinstance(event, LeftLetter):
-            return event
-        body, attributes = event
+        body, attributes = _order_event(letter, body, attributes, rules)
     elif letter.reason in LASTING_REASONS and not rules.force:
-        return _left_returning(letter.reason)
+        raise _returning(letter.reason)
     else:
         body = with_timestamp(body, attributes, origin)
     # A new id: under the old one SQS would drop a message sent within five minutes, and the letter would be deleted.
     # The same one for every letter of this message, so that SQS drops a message that is sent again after a kill.
     again = hashlib.sha256(f"replay\0{origin.name}\0{origin.message_id}".encode()).hexdigest()
-    fifo = FifoIds(group_id=origin.group_id or "replay", deduplication_id=again)
-    return Resend(
-        source=Source.SQS,
-        name=origin.name,
-        group=order_group(letter),
-        message=OutgoingMessage(body, fifo, attributes),
-    )
+    message = OutgoingMessage(body, FifoIds(origin.group_id or "replay", again), attributes)
+    return Resend(Source.SQS, origin.name, order_group(letter), message=message)
 
 
-def _prepare_order_event(
-    letter: DeadLetter, body: str, attributes: Mapping[str, str], rules: ReplayRules
-) -> tuple[str, dict[str, str]] | LeftLetter:
+def _order_event(
+    letter: DeadLetter, body: str, attributes: dict[str, str], rules: ReplayRules
+) -> tuple[str, dict[str, str]]:
     """Return an order event without its SNS envelope, with the tenant that it had, request id and time of sending."""
     event, found = unwrap(body, attributes)
     tenant = rules.order_tenant
@@ -374,33 +404,20 @@ def _prepare_order_event(
     order_rules = OrderRules(rules.operation_max_bytes, tenant)
     decoded = decode_order(event, found, letter.origin, order_rules, deduplication_id=own_id)
     if isinstance(decoded, RejectedRecord):
-        refused = _left_returning(f"{decoded.reason}: {decoded.error}")
-        return (body, dict(attributes)) if rules.force else refused
+        if not rules.force:
+            raise _returning(f"{decoded.reason}: {decoded.error}")
+        return body, attributes
     if letter.reason is DeadLetterReason.REQUEST_ID_REUSED and not rules.force:
-        return _left_returning("another operation has its deduplicationId")
+        raise _returning("another operation has its deduplicationId")
     return with_members_of_message(event, found, decoded), found
 
 
-class EditedRecord(msgspec.Struct, frozen=True):
+class EditedRecord(NamedTuple):
     """The record to send in place of a dead letter's, and its old request id."""
 
     record: PutRecord
     operation: Operation
     old_request_id: str
-
-    def facts(self) -> dict[str, Any]:
-        """Return the members of the plan, without content."""
-        one = self.operation
-        return {
-            "operation": one.kind,
-            "businessId": one.business_id,
-            "locationId": one.location_id,
-            "resourceType": one.resource_type,
-            "resourceId": one.resource_id,
-            "requestId": one.request_id,
-            "oldRequestId": self.old_request_id,
-            "partitionKey": self.record.partition_key,
-        }
 
 
 class NotEditableError(Exception):
@@ -441,8 +458,10 @@ def _check_editable(parsed: ParsedDeadLetter, rules: ReplayRules) -> None:
         raise NotEditableError(
             "expected a record of the stream, got a message of a queue: have its producer correct it"
         )
-    if (unknown := unknown_source(letter, rules)) is not None:
-        raise NotEditableError(unknown.detail)
+    try:
+        require_source(letter, rules)
+    except LetterLeftError as exc:
+        raise NotEditableError(exc.detail) from None
     is_of_several = origin.part_index is None and unpack(letter.record, "") is not None
     if letter.parts is not None or is_of_several:
         raise NotEditableError("the record has several operations, of which one text would replace all: replay it")

@@ -34,7 +34,7 @@ from simplu_worker.dead_letters.letter import (
     fifo_ids_of,
     parse_dead_letter,
 )
-from simplu_worker.dead_letters.plan import DeadLetterFilter, visibility_timeout_s
+from simplu_worker.dead_letters.plan import LettersRequest, visibility_timeout_s
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
 from simplu_worker.instruments import DEAD_LETTERS
 from simplu_worker.operations.dead_letter import DeadLetter
@@ -256,7 +256,7 @@ class DeadLetterBrowser:
         await self._return_all()
 
     async def read(
-        self, filters: DeadLetterFilter, *, to_act: bool = True, within_s: float = math.inf
+        self, filters: LettersRequest, *, to_act: bool = True, within_s: float = math.inf
     ) -> AsyncGenerator[tuple[sqs_queue.Message, ParsedDeadLetter | NotADeadLetterError], None]:
         """Yield the letters that *filters* match and that were not read before; without a filter other messages too.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import heapq
 import math
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
@@ -25,19 +26,20 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, unpack
 from simplu_worker.consumers.kinesis.stream.client import Record, Stream, stream_name
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber
-from simplu_worker.dead_letters.letter import NotADeadLetterError, ParsedDeadLetter, parse_dead_letter
+from simplu_worker.dead_letters.letter import NotADeadLetterError, ParsedDeadLetter, WholeRecord, parse_dead_letter
 from simplu_worker.dead_letters.plan import (
-    DeadLetterFilter,
-    LeftLetter,
+    EditRequest,
     LeftReason,
+    LetterLeftError,
+    LettersRequest,
     OrderKey,
     ReplayRules,
     Resend,
     ResendRequest,
     edit_record,
     plan_resend,
+    require_source,
     sort_key,
-    unknown_source,
 )
 from simplu_worker.dead_letters.queue import Counted, DeadLetterBrowser, Narration
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError
@@ -62,24 +64,6 @@ class LettersAction(StrEnum):
     REPLAY = "replay_letters"
     DISCARD = "discard_letters"
     EDIT = "edit_letter"
-
-
-class ListOptions(NamedTuple):
-    """Which of the letters that match are listed."""
-
-    limit: int | None
-    records: bool
-    room_bytes: int = SHOWN_RECORDS_MAX_BYTES  # of records
-    newest: bool = False  # of all that match: the whole queue is read, as SQS shows messages in no order
-    read_s: float = math.inf  # until the reading ends, with what was found
-
-
-class ApplyOptions(NamedTuple):
-    """Whether to do it or to plan it; *force* counts for a replay alone."""
-
-    apply: bool
-    limit: int | None
-    force: bool = False
 
 
 class ReplayStatus(StrEnum):
@@ -127,18 +111,25 @@ class DeadLetterService:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    async def list(self, filters: DeadLetterFilter, options: ListOptions, narration: Narration) -> dict[str, Any]:
-        """Return dead letters that *filters* match, and leave them in the queue.
+    async def list(
+        self,
+        request: LettersRequest,
+        narration: Narration,
+        *,
+        room_bytes: int = SHOWN_RECORDS_MAX_BYTES,
+        read_s: float = math.inf,
+    ) -> dict[str, Any]:
+        """Return the dead letters of a request, with at most *room_bytes* of records, and leave them in the queue.
 
         They are the first that SQS shows, or with `newest` the newest of the whole queue, as far as it was read in
-        time. `matched` counts those that were seen, `isCut`: there may be more than are listed.
+        *read_s*. `matched` counts those that were seen, `isCut`: there may be more than are listed.
         """
-        shelf = _Shelf(options)
+        shelf = _Shelf(request, room_bytes)
         foreign: list[dict[str, str]] = []
         is_cut = False
         async with (
             open_browser(self._settings, narration) as browser,
-            aclosing(browser.read(filters, to_act=False, within_s=options.read_s)) as letters,
+            aclosing(browser.read(request, to_act=False, within_s=read_s)) as letters,
         ):
             async for message, parsed in letters:
                 if isinstance(parsed, NotADeadLetterError):
@@ -146,9 +137,9 @@ class DeadLetterService:
                 elif is_cut := shelf.is_full:
                     break
                 else:
-                    shelf.add(_members(message, parsed, with_record=options.records), len(message.body))
+                    shelf.add(_members(message, parsed, with_record=request.records), len(message.body))
             is_cut |= browser.ended_early
-            is_complete = filters.is_complete(shelf.matched)
+            is_complete = request.is_complete(shelf.matched)
             hidden = 0 if is_cut or is_complete else browser.warn_of_hidden()
             behind = 0 if is_complete else await browser.count_behind()
         rows = shelf.rows()
@@ -161,90 +152,97 @@ class DeadLetterService:
             "behind": behind,
         }
 
-    async def replay(self, filters: DeadLetterFilter, options: ApplyOptions, narration: Narration) -> dict[str, Any]:
-        """Send the records of letters that *filters* match to their source, and delete them; or plan it.
+    async def replay(self, request: LettersRequest, narration: Narration) -> dict[str, Any]:
+        """Send the records of the letters of a request to their source, and delete them; or plan it.
 
         In rounds: a FIFO queue shows more letters of a group once the first are deleted.
         """
         outcomes: list[ReplayOutcome] = []
         async with AsyncExitStack() as stack:
             browser = await stack.enter_async_context(open_browser(self._settings, narration))
-            sources = await _open_sources(stack, self._settings, force=options.force)
+            sources = await _open_sources(stack, self._settings, force=request.force)
             while True:
-                limit = None if options.limit is None else options.limit - _letter_count(outcomes)
                 with SpooledTemporaryFile(max_size=KEPT_IN_MEMORY_BYTES) as file:
-                    replay = _Replay(browser, sources, file, apply=options.apply)
-                    await replay.read(filters)
-                    found = await replay.run(limit)
+                    replay = _Replay(browser, sources, file, apply=request.apply)
+                    await replay.read(request)
+                    found = await replay.run(request.limit - _letter_count(outcomes))
                 outcomes += found
                 may_show_more = browser.queue.is_fifo and any(one.status is ReplayStatus.SENT for one in found)
-                is_complete = filters.is_complete(len(outcomes))
-                if not may_show_more or is_complete:
+                if not may_show_more or request.is_complete(len(outcomes)):
                     break
-            hidden, behind = (0, 0) if is_complete else await _unseen(browser, options, _letter_count(outcomes))
+            unseen = await _unseen(browser, request, _letter_count(outcomes))
         counts = Counter(outcome.status for outcome in outcomes)
         return {
-            "applied": options.apply,
+            "applied": request.apply,
             "sent": counts[ReplayStatus.SENT],
             "wouldSend": counts[ReplayStatus.WOULD_SEND],
             "left": counts[ReplayStatus.LEFT],
-            "hidden": hidden,
-            "behind": behind,
+            **unseen,
             "letters": outcomes,
         }
 
-    async def discard(self, filters: DeadLetterFilter, options: ApplyOptions, narration: Narration) -> dict[str, Any]:
-        """Delete the dead letters that *filters* match, and with them their records; or return the plan."""
+    async def discard(self, request: LettersRequest, narration: Narration) -> dict[str, Any]:
+        """Delete the dead letters of a request, and with them their records; or return the plan."""
         alike: Counter[tuple[str, str, str]] = Counter()
         count = left_count = 0
         async with open_browser(self._settings, narration) as browser:
             while True:
                 found: list[str] = []
-                async with aclosing(browser.read(filters)) as letters:
+                async with aclosing(browser.read(request)) as letters:
                     async for message, parsed in letters:
-                        if count + len(found) == options.limit:
+                        if count + len(found) == request.limit:
                             break
                         if isinstance(parsed, ParsedDeadLetter):
                             alike[parsed.letter.reason, *(tenant_of(parsed.letter) or ("", ""))] += 1
                             found.append(message.message_id)
                 count += len(found)
-                left_count += len(await browser.delete(found)) if options.apply else 0
-                is_complete = filters.is_complete(count)
-                may_show_more = options.apply and browser.queue.is_fifo and found
-                if not may_show_more or is_complete or count == options.limit:
+                left_count += len(await browser.delete(found)) if request.apply else 0
+                may_show_more = request.apply and browser.queue.is_fifo and found
+                if not may_show_more or request.is_complete(count) or count == request.limit:
                     break
-            hidden, behind = (0, 0) if is_complete else await _unseen(browser, options, count)
+            unseen = await _unseen(browser, request, count)
         return {
-            "applied": options.apply,
-            "discarded": count - left_count if options.apply else 0,
-            "wouldDiscard": 0 if options.apply else count,
+            "applied": request.apply,
+            "discarded": count - left_count if request.apply else 0,
+            "wouldDiscard": 0 if request.apply else count,
             "left": left_count,
-            "hidden": hidden,
-            "behind": behind,
+            **unseen,
             "letters": [
                 {"reason": reason, "businessId": business_id, "locationId": location_id, "count": number}
                 for (reason, business_id, location_id), number in sorted(alike.items())
             ],
         }
 
-    async def edit(
-        self, message_id: str, text: str, request_id: str, narration: Narration, *, apply: bool
-    ) -> dict[str, Any] | None:
-        """Send *text* in place of a letter's record under a new request id, and delete the letter; or return the plan.
+    async def edit(self, request: EditRequest, narration: Narration) -> dict[str, Any] | None:
+        """Send a text in place of a letter's record under a new request id, and delete the letter; or return the plan.
 
         None where the queue shows no such letter. A record that is sent again is dropped. Raises as `edit_record`.
         """
+        request_id = request.request_id or str(uuid.uuid4())
         async with open_browser(self._settings, NoteList()) as browser:
-            parsed = await _find_letter(browser, message_id)
+            parsed = await _find_letter(browser, request.message_id)
             if parsed is None:
                 return None
-            edited = edit_record(parsed, text, request_id, _rules_of(self._settings))
-            if apply:
+            edited = edit_record(parsed, request.record, request_id, _rules_of(self._settings))
+            if request.apply:
                 async with _open_stream(self._settings) as (_, producer):
                     await producer.send([edited.record])
-                if await browser.delete([message_id]):
+                if await browser.delete([request.message_id]):
                     narration.note("the record was sent, but its dead letter was not deleted: discard it")
-        return {"applied": apply, "sent": int(apply), "arrivedAt": parsed.letter.origin.arrived_at} | edited.facts()
+        operation = edited.operation
+        return {
+            "applied": request.apply,
+            "sent": int(request.apply),
+            "arrivedAt": parsed.letter.origin.arrived_at,
+            "operation": operation.kind,
+            "businessId": operation.business_id,
+            "locationId": operation.location_id,
+            "resourceType": operation.resource_type,
+            "resourceId": operation.resource_id,
+            "requestId": request_id,
+            "oldRequestId": edited.old_request_id,
+            "partitionKey": edited.record.partition_key,
+        }
 
 
 @asynccontextmanager
@@ -283,34 +281,37 @@ def _rules_of(settings: Settings, queues: Mapping[str, bool] | None = None, *, f
     )
 
 
-async def _unseen(browser: DeadLetterBrowser, options: ApplyOptions, count: int) -> tuple[int, int]:
-    hidden = browser.warn_of_hidden()
-    return hidden, await browser.count_behind(is_plan=not options.apply, has_reached_limit=count == options.limit)
+async def _unseen(browser: DeadLetterBrowser, request: LettersRequest, count: int) -> dict[str, int]:
+    if request.is_complete(count):
+        return {"hidden": 0, "behind": 0}
+    hidden, has_reached_limit = browser.warn_of_hidden(), count == request.limit
+    behind = await browser.count_behind(is_plan=not request.apply, has_reached_limit=has_reached_limit)
+    return {"hidden": hidden, "behind": behind}
 
 
 class _Shelf:
-    def __init__(self, options: ListOptions) -> None:
-        self._options = options
+    def __init__(self, request: LettersRequest, room_bytes: int) -> None:
+        self._request = request
         self._heap: list[tuple[datetime, str, int, dict[str, Any]]] = []
-        self._room_bytes = options.room_bytes
+        self._room_bytes = room_bytes
         self.matched = 0
 
     @property
     def is_full(self) -> bool:
-        return not self._options.newest and (len(self._heap) == self._options.limit or self._room_bytes < 0)
+        return not self._request.newest and (len(self._heap) == self._request.limit or self._room_bytes < 0)
 
     def add(self, row: dict[str, Any], size_bytes: int) -> None:
         self.matched += 1
-        size_bytes = size_bytes if self._options.records else 0
+        size_bytes = size_bytes if self._request.records else 0
         heapq.heappush(self._heap, (row["failedAt"], row["messageId"], size_bytes, row))
         self._room_bytes -= size_bytes
-        while self._options.newest and (
-            len(self._heap) > (self._options.limit or math.inf) or (self._room_bytes < 0 and len(self._heap) > 1)
+        while self._request.newest and (
+            len(self._heap) > self._request.limit or (self._room_bytes < 0 and len(self._heap) > 1)
         ):
             self._room_bytes += heapq.heappop(self._heap)[2]
 
     def rows(self) -> list[dict[str, Any]]:
-        return [row for *_, row in sorted(self._heap, reverse=self._options.newest, key=lambda one: one[:2])]
+        return [row for *_, row in sorted(self._heap, reverse=self._request.newest, key=lambda one: one[:2])]
 
 
 def _letter_count(outcomes: Sequence[ReplayOutcome]) -> int:
@@ -318,7 +319,7 @@ def _letter_count(outcomes: Sequence[ReplayOutcome]) -> int:
 
 
 async def _find_letter(browser: DeadLetterBrowser, message_id: str) -> ParsedDeadLetter | None:
-    chosen = DeadLetterFilter(message_ids=frozenset({message_id}))
+    chosen = LettersRequest(message_ids=frozenset({message_id}))
     async with aclosing(browser.read(chosen, to_act=False)) as letters:
         async for _, parsed in letters:
             return parsed if isinstance(parsed, ParsedDeadLetter) else None
@@ -344,8 +345,8 @@ class _Replay:
         self._outcomes: list[ReplayOutcome] = []
         self._blocked: set[tuple[str, str]] = set()  # source and group of each letter that was not sent
 
-    async def read(self, filters: DeadLetterFilter) -> None:
-        async with aclosing(self._browser.read(filters)) as letters:
+    async def read(self, request: LettersRequest) -> None:
+        async with aclosing(self._browser.read(request)) as letters:
             async for message, parsed in letters:
                 if isinstance(parsed, NotADeadLetterError):
                     why = LeftReason.NOT_A_LETTER
@@ -364,15 +365,16 @@ class _Replay:
                 text = message.body.encode("utf-8", "surrogatepass")
                 self._chosen.append(_Chosen(outcome, sort_key(letter), self._file.seek(0, 2), self._file.write(text)))
 
-    async def run(self, limit: int | None) -> list[ReplayOutcome]:
+    async def run(self, limit: int) -> list[ReplayOutcome]:
         chosen = sorted(self._chosen, key=lambda one: one.order)[:limit]
         request, requested, done = ResendRequest(), list[ReplayOutcome](), 0
         with self._browser.narration.count("sent" if self._apply else "planned", len(chosen)) as progress:
             try:
                 for one in chosen:
-                    resend = await self._sources.plan(self._parse(one))
-                    if isinstance(resend, LeftLetter):
-                        self._leave(one.outcome, resend.why, resend.detail)
+                    try:
+                        resend = await self._sources.plan(self._parse(one))
+                    except LetterLeftError as exc:
+                        self._leave(one.outcome, exc.why, exc.detail)
                         continue
                     if not request.has_room_for(resend):
                         await self._send(request, requested)
@@ -446,16 +448,12 @@ class _Sources:
         self._queues = queues
         self._rules = rules
 
-    async def plan(self, parsed: ParsedDeadLetter) -> Resend | LeftLetter:
+    async def plan(self, parsed: ParsedDeadLetter) -> Resend:
+        """Return what to send for a letter. Raises LetterLeftError."""
         letter = parsed.letter
-        if (left := unknown_source(letter, self._rules)) is not None:
-            return left
+        require_source(letter, self._rules)
         if parsed.whole is not None:
-            record = await self._fetch_record(parsed)
-            if isinstance(record, str):
-                detail = f"the letter has only the beginning of the record; {record}"
-                return LeftLetter(LeftReason.RECORD_GONE, detail)
-            letter = msgspec.structs.replace(letter, record=record)
+            letter = msgspec.structs.replace(letter, record=await self._fetch_record(letter, parsed.whole))
         return plan_resend(letter, self._rules)
 
     async def send(self, resends: Sequence[Resend]) -> dict[int, str]:
@@ -486,21 +484,21 @@ class _Sources:
             messages = [msgspec.structs.replace(message, fifo=None) for message in messages]
         await queue_producer(queue).send(messages)
 
-    async def _fetch_record(self, parsed: ParsedDeadLetter) -> bytes | str:
-        letter, whole = parsed.letter, parsed.whole
-        if letter.origin.source is Source.SQS or self._stream is None or whole is None:
-            return "a message that was too long for its letter is stored nowhere else"
+    async def _fetch_record(self, letter: DeadLetter, whole: WholeRecord) -> bytes:
+        if letter.origin.source is Source.SQS or self._stream is None:
+            raise _gone("a message that was too long for its letter is stored nowhere else")
         record = await self._read_record(self._stream, letter)
         if record is None:
-            return f"the stream {self._stream.name} no longer has the record"
+            raise _gone(f"the stream {self._stream.name} no longer has the record")
         numbers = {letter.origin.part_number} if letter.parts is None else set(letter.parts.numbers or ())
         parts = [one for one in unpack(record.data, record.partition_key) or () if one.number in numbers]
         packer = AggregatePacker()
         for part in parts:
             packer.add(part.partition_key, part.data)
-        candidates = [record.data, *(part.data for part in parts), packer.seal()]
-        found = (data for data in candidates if whole.matches(data))
-        return next(found, "the stream has another record at its position")
+        for data in (record.data, *(part.data for part in parts), packer.seal()):
+            if whole.matches(data):
+                return data
+        raise _gone("the stream has another record at its position")
 
     async def _read_record(self, stream: Stream, letter: DeadLetter) -> Record | None:
         origin = letter.origin
@@ -518,6 +516,10 @@ class _Sources:
         except PermanentError:
             return None  # past the retention of the stream, or of its shard
         return None
+
+
+def _gone(why: str) -> LetterLeftError:
+    return LetterLeftError(LeftReason.RECORD_GONE, f"the letter has only the beginning of the record; {why}")
 
 
 def _members(message: Message, parsed: ParsedDeadLetter, *, with_record: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ A listener uses `fetch` with the header `Authorization`, so no token is in an ad
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import Final
@@ -15,11 +15,9 @@ import msgspec
 from aiohttp import web
 
 from simplu_worker.consumers.operation_taps import TAPS, OperationTaps, TapFilter
-from simplu_worker.status.request_bodies import COMMON_HEADERS, read_query
-from simplu_worker.status.words import BadRequestError
+from simplu_worker.status.request_bodies import COMMON_HEADERS
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event, wait_any
-from simplu_worker.vocabulary import OperationKind, OperationOutcome
 
 EVENT_EVERY_S: Final = 2.0
 ALIVE_EVERY_S: Final = 15.0
@@ -73,26 +71,6 @@ async def send_events(request: web.Request, events: AsyncGenerator[bytes, None])
 
 
 TAP_MAX_S: Final = 900.0
-PARAMETERS: Final = {
-    "businessId": "business_id",
-    "locationId": "location_id",
-    "resourceType": "resource_type",
-    "operation": "kind",
-    "outcome": "outcome",
-    "content": "shows_content",
-}
-
-
-def parse_tap_query(pairs: Iterable[tuple[str, str]]) -> TapFilter:
-    """Return the filter of a query; an empty value counts as absent. Raises BadRequestError."""
-    given = {PARAMETERS[name]: value for name, value in read_query(pairs, PARAMETERS).items()}
-    _require_word("operation", given.get("kind"), list(OperationKind))
-    _require_word("outcome", given.get("outcome"), list(OperationOutcome))
-    _require_word("content", given.get("shows_content"), ("true", "false"))
-    if ("business_id" in given) != ("location_id" in given):
-        raise BadRequestError("expected businessId and locationId together, or neither of them")
-    shows_content = given.pop("shows_content", "") == "true"
-    return TapFilter(**given, shows_content=shows_content)
 
 
 async def tapped(
@@ -120,8 +98,3 @@ async def tapped(
             yield events or ALIVE
     finally:
         taps.remove(tap)
-
-
-def _require_word(name: str, value: str | None, words: Collection[str]) -> None:
-    if value is not None and value not in words:
-        raise BadRequestError(f"{name}: expected {' or '.join(words)}, got another text")

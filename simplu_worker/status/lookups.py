@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -22,28 +20,22 @@ from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus, hold_
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderView, StreamShardReader
 from simplu_worker.consumers.rejection_notes import KEPT_S
 from simplu_worker.consumers.sqs.order_handler import OrderHandler
-from simplu_worker.dead_letters.plan import DeadLetterFilter, NotEditableError
-from simplu_worker.dead_letters.service import ApplyOptions, DeadLetterService, LettersAction, ListOptions, NoteList
+from simplu_worker.dead_letters.plan import EditRequest, LettersRequest, NotEditableError
+from simplu_worker.dead_letters.service import DeadLetterService, LettersAction, NoteList
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import control_request_id, tenant_id_of
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.health.prober import InspectedShard
+from simplu_worker.shards.listing import ListRequest
 from simplu_worker.shards.lookups import NO_STREAM_SHARDS, LoggedOperation, RejectedRequest
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import StreamShards, TenantControls
-from simplu_worker.status.answers import NoTenant, Resource
+from simplu_worker.status.answers import Json, NoTenant, Resource
 from simplu_worker.status.guard import Actor, logged_action
-from simplu_worker.status.problems import advice_members
+from simplu_worker.status.causes import advice_members
 from simplu_worker.status.queues import Monitoring
-from simplu_worker.status.request_bodies import EditRequest, HttpAnswer, LettersRequest
-from simplu_worker.status.views import (
-    OperationListQuery,
-    controls_error,
-    controls_view,
-    refused_view,
-    shard_view,
-    tenant_view,
-)
+from simplu_worker.status.request_bodies import HttpAnswer
+from simplu_worker.status.views import controls_error, controls_view, refused_view, shard_view, tenant_view
 from simplu_worker.status.words import RequestStatus, Role
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import loop_time, utc_now
@@ -188,9 +180,8 @@ class Lookups:
         ]
         return any(handler.is_pending(request_id, names) for handler in handlers)
 
-    async def list_operations(self, query: OperationListQuery) -> HttpAnswer:
+    async def list_operations(self, business_id: str, location_id: str, request: ListRequest) -> HttpAnswer:
         """Answer `GET /operations`."""
-        business_id, location_id, request = query
         page = await self._gateway.lookups.list_operations(business_id, location_id, request)
         if isinstance(page, Absence):
             state = self._gateway.lookups.absence_of((business_id, location_id), page)
@@ -305,97 +296,49 @@ class LetterRequests:
         self._service = DeadLetterService(settings)
         self._turn = asyncio.Lock()
 
-    async def list(self, request: LettersRequest, actor: Actor) -> HttpAnswer:
-        """Answer `POST /dead-letters/list`."""
-        options = ListOptions(request.limit, request.records, ROOM_BYTES, request.newest, LIST_READ_S)
-        act = partial(self._service.list, options=options)
-        return await self._answer(LettersAction.LIST, request, actor, act, {"records": request.records})
+    async def act(self, action: LettersAction, request: LettersRequest | EditRequest, actor: Actor) -> HttpAnswer:
+        """Answer `POST /dead-letters/…`. The log links the new request id of an edit to the old one."""
+        if request.apply and (needed := _needed(request)) is not None:
+            return 400, {"error": needed}
+        if self._turn.locked():
+            return 409, {"error": BUSY}
+        asked = request.facts()
+        async with self._turn:
+            try:
+                with logged_action(action, actor, asked, apply=request.apply) as acted:
+                    if isinstance(request, EditRequest):
+                        status, answer = await self._edit(request)
+                        asked |= {name: answer[name] for name in ("requestId", "oldRequestId") if name in answer}
+                    else:
+                        status, answer = 200, await self._choose(action, request)
+                    acted.answer = answer
+            except WorkerError as exc:
+                return 503, {"error": scrub_text(str(exc))}
+        return status, answer
 
-    async def replay(self, request: LettersRequest, actor: Actor) -> HttpAnswer:
-        """Answer `POST /dead-letters/replay`."""
-        act = partial(self._service.replay, options=ApplyOptions(request.apply, request.limit, request.force))
-        return await self._answer(LettersAction.REPLAY, request, actor, act, {"force": request.force})
-
-    async def discard(self, request: LettersRequest, actor: Actor) -> HttpAnswer:
-        """Answer `POST /dead-letters/discard`."""
-        act = partial(self._service.discard, options=ApplyOptions(request.apply, request.limit))
-        return await self._answer(LettersAction.DISCARD, request, actor, act, {})
-
-    async def edit(self, request: EditRequest, actor: Actor) -> HttpAnswer:
-        """Answer `POST /dead-letters/edit`. The log links the new request id to the old one."""
-        if request.apply and request.request_id is None:
-            return 400, {"error": NEEDS_REQUEST_ID}
-        request_id = request.request_id or str(uuid.uuid4())
-        asked: dict[str, Any] = {"messageId": request.message_id, "requestId": request_id}
-
-        async def edit() -> HttpAnswer:
-            status, answer = await self._edit(request, request_id)
-            asked["oldRequestId"] = answer.get("oldRequestId")
-            return status, answer
-
-        return await self._act(LettersAction.EDIT, actor, asked, edit, apply=request.apply)
-
-    async def _edit(self, request: EditRequest, request_id: str) -> HttpAnswer:
+    async def _edit(self, request: EditRequest) -> HttpAnswer:
         notes = NoteList()
         try:
-            answer = await self._service.edit(
-                request.message_id, request.record, request_id, notes, apply=request.apply
-            )
+            answer = await self._service.edit(request, notes)
         except ValueError as exc:
             return 400, {"error": str(exc)}
         except NotEditableError as exc:
             return 409, {"error": str(exc)}
         return (404, {"error": NO_LETTER}) if answer is None else (200, answer | {"notes": notes.texts})
 
-    async def _answer(
-        self,
-        action: LettersAction,
-        request: LettersRequest,
-        actor: Actor,
-        act: Callable[..., Awaitable[dict[str, Any]]],
-        asked: dict[str, Any],
-    ) -> HttpAnswer:
-        request = request.in_utc()
-        if request.apply and request.until is None:
-            return 400, {"error": NEEDS_UNTIL}
-        filters = filter_of(request, until := request.until or utc_now())
-
-        async def answer() -> HttpAnswer:
-            notes = NoteList()
-            found = await act(filters, narration=notes)
-            return 200, found | {"until": until.isoformat(), "notes": notes.texts}
-
-        asked = filters.facts() | {"limit": request.limit} | asked
-        return await self._act(action, actor, asked, answer, apply=request.apply)
-
-    async def _act(
-        self,
-        action: LettersAction,
-        actor: Actor,
-        asked: dict[str, Any],
-        act: Callable[[], Awaitable[HttpAnswer]],
-        *,
-        apply: bool,
-    ) -> HttpAnswer:
-        if self._turn.locked():
-            return 409, {"error": BUSY}
-        async with self._turn:
-            try:
-                with logged_action(action, actor, asked, apply=apply) as acted:
-                    status, acted.answer = await act()
-            except WorkerError as exc:
-                return 503, {"error": scrub_text(str(exc))}
-        return status, dict(acted.answer)
+    async def _choose(self, action: LettersAction, request: LettersRequest) -> Json:
+        until = request.until or utc_now()
+        request, notes = msgspec.structs.replace(request, until=until), NoteList()
+        if action is LettersAction.LIST:
+            answer = await self._service.list(request, notes, room_bytes=ROOM_BYTES, read_s=LIST_READ_S)
+        else:
+            act = self._service.replay if action is LettersAction.REPLAY else self._service.discard
+            answer = await act(request, notes)
+        return answer | {"until": until.isoformat(), "notes": notes.texts}
 
 
-def filter_of(request: LettersRequest, until: datetime) -> DeadLetterFilter:
-    """Return the filter of a request."""
-    business_id, location_id = request.business_id, request.location_id
-    return DeadLetterFilter(
-        reasons=frozenset(request.reasons),
-        source=request.source,
-        tenant=None if business_id is None or location_id is None else (business_id, location_id),
-        since=request.since,
-        until=until,
-        message_ids=frozenset(request.message_ids),
-    )
+def _needed(request: LettersRequest | EditRequest) -> str | None:
+    """Return what a request that acts lacks of its plan, if anything."""
+    if isinstance(request, EditRequest):
+        return NEEDS_REQUEST_ID if request.request_id is None else None
+    return NEEDS_UNTIL if request.until is None else None

@@ -7,7 +7,7 @@ The interface as OpenAPI 3.1, made from the table of routes and its types.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -23,13 +23,13 @@ from simplu_worker.operations.list_query import Pagination
 from simplu_worker.operations.operation import DERIVED_REQUEST_ID_PREFIX
 from simplu_worker.operations.verbs import KINDS_WITH_DATA, KINDS_WITH_ID
 from simplu_worker.status.answers import Error
-from simplu_worker.status.routes import CONTENT_TYPES, ROUTES, Access, Answer, Parameter, Route
+from simplu_worker.status.request_bodies import STORABLE
+from simplu_worker.status.routes import CONTENT_TYPES, PLACES, ROUTES, Access, Answer, Route
 from simplu_worker.vocabulary import DestinationKind, FeedBeginning, FeedKind, OperationKind
 
 Schema = dict[str, Any]
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
-STORABLE: Final = r"^[^\u0000\ud800-\udfff]*$"  # no lone surrogates; those of a pair are one character
 OWN_REQUEST_ID: Final = STORABLE.replace("^", f"^(?!{DERIVED_REQUEST_ID_PREFIX})", 1)
 OBJECT_OR_NULL: Final[Schema] = {"type": ["object", "null"]}
 OBJECT: Final[Schema] = {"type": "object"}
@@ -311,8 +311,8 @@ def _operation(route: Route) -> dict[str, Any]:
     }
     if route.access is not Access.ALL:
         operation["security"] = [{"token": []}, {}] if route.access is Access.COUNTS else [{"token": []}]
-    if route.parameters:
-        operation["parameters"] = [_parameter(one) for one in route.parameters]
+    if parameters := [*_parameters(route)]:
+        operation["parameters"] = parameters
     if route.body is not None:
         content = {"application/json": {"schema": _REFERENCE_OF[route.body]}}
         operation["requestBody"] = {"content": content, "required": False}
@@ -325,7 +325,7 @@ def _answers(route: Route) -> dict[int, type | str]:
         statuses |= {503}
     if route.access is not Access.ALL:
         statuses |= {401, 403}
-    if route.parameters or route.body:
+    if route.places or route.query or route.body:
         statuses |= {400}
     if route.body:
         statuses |= {413}
@@ -344,11 +344,17 @@ def _response(status: int, kind: type | str) -> dict[str, Any]:
     return response
 
 
-def _parameter(parameter: Parameter) -> dict[str, Any]:
-    return {
-        "name": parameter.name,
-        "in": parameter.place,
-        "required": parameter.is_required,
-        "description": parameter.text,
-        "schema": dict(parameter.schema),
-    }
+def _parameters(route: Route) -> Iterator[dict[str, Any]]:
+    for name in route.places:
+        text, length_max = PLACES[name]
+        schema = {"type": "string", "minLength": 1, "maxLength": length_max}
+        yield {"name": name, "in": "path", "required": True, "description": text, "schema": schema}
+    for one in () if route.query is None else msgspec.structs.fields(route.query):
+        schema = schema_of(one.type)
+        yield {
+            "name": one.encode_name,
+            "in": "query",
+            "required": one.required,
+            "description": one.type.__metadata__[-1].description,
+            "schema": schema.get("anyOf", [schema])[0],  # without null: a parameter is there, or not
+        }

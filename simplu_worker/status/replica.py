@@ -35,7 +35,8 @@ from simplu_worker.status import answers
 from simplu_worker.status.answers import Json
 from simplu_worker.status.history import INTERVAL_S, Figures, FleetHistory, StreamHistory, fleet_point
 from simplu_worker.status.lookups import Lookups, pool_view
-from simplu_worker.status.problems import Problems, advice_members, find_problems
+from simplu_worker.status.causes import advice_members
+from simplu_worker.status.problems import Problems, find_problems
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.request_bodies import HttpAnswer
 from simplu_worker.status.tls import WatchedFiles

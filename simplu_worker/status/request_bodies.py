@@ -1,44 +1,52 @@
-"""The bodies of requests that act, and queries.
+"""What requests ask: their queries and bodies as types, from which `/openapi.json` is made too; and responses.
 
 Responses: JSON, errors included, with common headers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 from aiohttp import web
+from msgspec import Meta
 
+from simplu_worker.consumers.operation_taps import TapFilter
 from simplu_worker.operations.operation import ID_MAX
+from simplu_worker.shards.listing import DEFAULT_LIMIT, LIMIT_MAX, TEXT_MAX, ListRequest, SearchPosition, check_request
+from simplu_worker.shards.listing import decode_cursor
 from simplu_worker.shards.types import PAUSE_MAX_S, WEIGHT_MAX, WEIGHT_MIN, TenantControls
 from simplu_worker.status.words import BadRequestError
-from simplu_worker.vocabulary import DeadLetterReason, Source
+from simplu_worker.vocabulary import Failure, OperationKind, OperationOutcome, OperationStatus
 
 PAUSE_DEFAULT_S: Final = 4 * 3600.0
-LETTERS_DEFAULT: Final = 1000
-LETTERS_MAX: Final = 10_000  # in one answer
-CHOSEN_MAX: Final = 1000  # of letters that a request names
-MESSAGE_ID_MAX: Final = 100  # characters: SQS
-NAME_SHOWN_MAX: Final = 40
+WAIT_MAX_S: Final = 20.0
+STORABLE: Final = r"^[^\u0000\ud800-\udfff]*$"  # no lone surrogates; those of a pair are one character
 
-MessageId: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MESSAGE_ID_MAX)]
-Body = TypeVar("Body", bound=msgspec.Struct)
+Id: TypeAlias = Annotated[str, Meta(min_length=1, max_length=ID_MAX, pattern=STORABLE)]
+Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=TEXT_MAX, pattern=STORABLE)]
+Time: TypeAlias = Annotated[datetime, Meta(tz=True)]
+Wait: TypeAlias = Annotated[float, Meta(ge=0, le=WAIT_MAX_S)]
+Asked = TypeVar("Asked", bound=msgspec.Struct)
 
 
-class RetryRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """A request, of which every member is known."""
+
+
+class RetryRequest(Strict, frozen=True):
     """A target as `/status` shows it, or none for all."""
 
     target: str | None = None
 
 
-class PauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PauseRequest(Strict, frozen=True):
     """The body of `POST /tenants/…/pause`: for how many seconds."""
 
-    seconds: Annotated[float, msgspec.Meta(gt=0, le=PAUSE_MAX_S)] = PAUSE_DEFAULT_S
+    seconds: Annotated[float, Meta(gt=0, le=PAUSE_MAX_S)] = PAUSE_DEFAULT_S
 
     @property
     def controls(self) -> TenantControls:
@@ -46,7 +54,7 @@ class PauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return TenantControls(pause_s=self.seconds)
 
 
-class ResumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ResumeRequest(Strict, frozen=True):
     """The body of `POST /tenants/…/resume`: empty."""
 
     @property
@@ -55,10 +63,10 @@ class ResumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return TenantControls(pause_s=0.0)
 
 
-class WeightRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class WeightRequest(Strict, frozen=True):
     """The body of `POST /tenants/…/weight`."""
 
-    weight: Annotated[float, msgspec.Meta(ge=WEIGHT_MIN, le=WEIGHT_MAX)]
+    weight: Annotated[float, Meta(ge=WEIGHT_MIN, le=WEIGHT_MAX)]
 
     @property
     def controls(self) -> TenantControls:
@@ -66,52 +74,81 @@ class WeightRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return TenantControls(weight=self.weight)
 
 
-ControlsRequest: TypeAlias = PauseRequest | ResumeRequest | WeightRequest
+class PurgeQuery(Strict, frozen=True):
+    """The query of `DELETE /sqs/purge`."""
+
+    queue: Annotated[
+        str | None, Meta(description="The name of the queue; with one source queue it may be left out.")
+    ] = None
 
 
-class LettersRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """A filter of dead letters, and what to do.
+class OperationQuery(Strict, frozen=True):
+    """The query of `GET /operations/{requestId}`."""
 
-    *since* is inclusive, *until* is not; by `failedAt`, without an offset in UTC.
-    """
+    business_id: Annotated[Id | None, Meta(description="The business of the tenant.")] = None
+    location_id: Annotated[Id | None, Meta(description="The location of the tenant.")] = None
+    wait: Annotated[
+        Wait | None, Meta(description="So many seconds the answer may wait until it is decided or held; with its tenant.")
+    ] = None
 
-    reasons: tuple[DeadLetterReason, ...] = ()
-    source: Source | None = None
-    business_id: str | None = None
-    location_id: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-    message_ids: Annotated[tuple[MessageId, ...], msgspec.Meta(max_length=CHOSEN_MAX)] = ()
-    limit: Annotated[int, msgspec.Meta(ge=1, le=LETTERS_MAX)] = LETTERS_DEFAULT
-    records: bool = False
-    newest: bool = False
-    apply: bool = False
-    force: bool = False
+    def __post_init__(self) -> None:
+        """Refuse half a tenant, and a wait that would ask all shards."""
+        _require_both(self.business_id, self.location_id)
+        if self.wait is not None and self.business_id is None:
+            raise ValueError("wait: expected businessId and locationId too, as each look would ask all shards")
+
+
+class ListQuery(Strict, frozen=True):
+    """The query of `GET /operations` (docs/outcomes.md)."""
+
+    business_id: Annotated[Id, Meta(description="The business of the tenant.")]
+    location_id: Annotated[Id, Meta(description="The location of the tenant.")]
+    resource_type: Annotated[Text | None, Meta(description="Only operations on resources of this type.")] = None
+    resource_id: Annotated[Text | None, Meta(description="Only operations on the resource with this id.")] = None
+    since: Annotated[Time | None, Meta(description="Only operations completed at this time or later.")] = None
+    until: Annotated[Time | None, Meta(description="Only operations completed before this time.")] = None
+    status: Annotated[OperationStatus | None, Meta(description="Only operations with this status.")] = None
+    error: Annotated[Failure | None, Meta(description="Only operations with this error.")] = None
+    limit: Annotated[int, Meta(ge=1, le=LIMIT_MAX, description="At most so many operations.")] = DEFAULT_LIMIT
+    after: Annotated[str | None, Meta(description="The `next` of the page before.")] = None
+
+    def request(self) -> ListRequest:
+        """Return the request for a page. Raises BadRequestError."""
+        about = self.resource_type, self.resource_id, self.since, self.until, self.status, self.error, self.limit
+        try:
+            after = SearchPosition() if self.after is None else decode_cursor(self.after)
+            return check_request(ListRequest(*about, after))
+        except ValueError as exc:
+            raise BadRequestError(str(exc)) from None
+
+
+class TapQuery(Strict, frozen=True):
+    """The query of `GET /tap`."""
+
+    business_id: Annotated[str | None, Meta(description="The business of the tenant.")] = None
+    location_id: Annotated[str | None, Meta(description="The location of the tenant.")] = None
+    resource_type: Annotated[str | None, Meta(description="Only operations on resources of this type.")] = None
+    operation: Annotated[OperationKind | None, Meta(description="Only operations of this kind.")] = None
+    outcome: Annotated[OperationOutcome | None, Meta(description="Only operations with this outcome.")] = None
+    content: Annotated[bool, Meta(description="`true` shows the data, to operators.")] = False
 
     def __post_init__(self) -> None:
         """Refuse half a tenant."""
-        if (self.business_id is None) != (self.location_id is None):
-            raise ValueError("expected businessId and locationId together, or neither of them")
+        _require_both(self.business_id, self.location_id)
 
-    def in_utc(self) -> LettersRequest:
-        """Return the request with offsets in its times."""
-        return msgspec.structs.replace(self, since=_in_utc(self.since), until=_in_utc(self.until))
-
-
-class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """A dead letter, the text in place of its record, and the new request id."""
-
-    message_id: MessageId
-    record: str
-    request_id: Annotated[str, msgspec.Meta(min_length=1, max_length=ID_MAX)] | None = None
-    apply: bool = False
+    @property
+    def chosen(self) -> TapFilter:
+        """The operations to show."""
+        tenant = self.business_id, self.location_id
+        return TapFilter(*tenant, self.resource_type, self.operation, self.outcome, self.content)
 
 
-def _in_utc(time: datetime | None) -> datetime | None:
-    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
+def _require_both(business_id: str | None, location_id: str | None) -> None:
+    if (business_id is None) != (location_id is None):
+        raise ValueError("expected businessId and locationId together, or neither of them")
 
 
-async def read_body(request: web.Request, kind: type[Body]) -> Body:
+async def read_body(request: web.Request, kind: type[Asked]) -> Asked:
     """Return the body of *request*; an empty one is an empty object. Raises BadRequestError."""
     try:
         text = await request.read()
@@ -125,15 +162,18 @@ async def read_body(request: web.Request, kind: type[Body]) -> Body:
         raise BadRequestError("expected a JSON object as the body, got other bytes") from None
 
 
-def read_query(pairs: Iterable[tuple[str, str]], names: Collection[str]) -> dict[str, str]:
-    """Return the parameters of a query, out of *names*; an empty value counts as absent. Raises BadRequestError."""
+def read_query(pairs: Iterable[tuple[str, str]], kind: type[Asked]) -> Asked:
+    """Return a query; an empty value counts as absent. Raises BadRequestError."""
     given: dict[str, str] = {}
     for name, value in pairs:
-        if name not in names:
-            raise BadRequestError(f"expected the parameters {', '.join(names)}, got {name[:NAME_SHOWN_MAX]!r}")
         if value and given.setdefault(name, value) != value:
-            raise BadRequestError(f"{name}: expected one value, got several")
-    return given
+            raise BadRequestError(f"{name!r}: expected one value, got several")
+    try:
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as exc:
+        raise BadRequestError(str(exc)) from None
+    except UnicodeError:
+        raise BadRequestError("expected parameters of UTF-8, got other bytes") from None
 
 
 COMMON_HEADERS: Final = {

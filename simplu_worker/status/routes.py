@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
 
+from simplu_worker.dead_letters.plan import EditRequest, LettersRequest
 from simplu_worker.operations.operation import ID_MAX
-from simplu_worker.shards.listing import LIMIT_MAX, TEXT_MAX
+from simplu_worker.shards.listing import TEXT_MAX
 from simplu_worker.status import answers, request_bodies
 from simplu_worker.status.words import Role
-from simplu_worker.vocabulary import Failure, OperationKind, OperationStatus
 
 CONTENT_TYPES: Final = {"html": "text/html", "file": "text/*", "metrics": "text/plain", "events": "text/event-stream"}
 # An id may contain any character, an encoded slash and braces too; aiohttp decodes it after matching the path.
 ANY_ID: Final = "[^/]+"
-WAIT_MAX_S: Final = 20.0
+PLACES: Final = {  # the parameters of paths, with the most characters
+    "file": ("The name of the file.", ID_MAX),
+    "name": ("The kind of message.", ID_MAX),
+    "requestId": ("The operation's `requestId`.", ID_MAX),
+    "businessId": ("The business of the tenant.", ID_MAX),
+    "locationId": ("Its location.", ID_MAX),
+    "tenantId": ("Its business id and its location id, joined by a hyphen.", 2 * ID_MAX + 1),
+    "resourceType": ("The type of the resource.", ID_MAX),
+    "resourceId": ("Its id.", TEXT_MAX),
+}
 
 
 class Access(StrEnum):
@@ -53,16 +62,6 @@ class Answer(StrEnum):
     STREAM = "stream"  # it lasts
 
 
-class Parameter(msgspec.Struct, frozen=True):
-    """A parameter of the path or of the query, with its JSON schema."""
-
-    name: str
-    text: str
-    place: str = "query"
-    is_required: bool = False
-    schema: Mapping[str, Any] = MappingProxyType({"type": "string"})
-
-
 class Route(msgspec.Struct, frozen=True):
     """One *request*, a method with a path; *name* is that of its endpoint.
 
@@ -75,8 +74,8 @@ class Route(msgspec.Struct, frozen=True):
     answer: Answer
     summary: str
     answers: Mapping[int, type | str]
-    parameters: tuple[Parameter, ...] = ()
-    body: type | None = None
+    query: type[msgspec.Struct] | None = None
+    body: type[msgspec.Struct] | None = None
 
     @property
     def method(self) -> str:
@@ -93,57 +92,11 @@ class Route(msgspec.Struct, frozen=True):
         """The path for the router."""
         return self.path.replace("}", f":{ANY_ID}}}")
 
+    @property
+    def places(self) -> list[str]:
+        """The names of the parameters of the path."""
+        return re.findall(r"{(\w+)}", self.path)
 
-def _id(name: str, text: str, length_max: int = ID_MAX) -> Parameter:
-    schema = {"type": "string", "minLength": 1, "maxLength": length_max}
-    return Parameter(name, text, "path", is_required=True, schema=schema)
-
-
-def _time(name: str, text: str) -> Parameter:
-    return Parameter(name, text, schema={"type": "string", "format": "date-time"})
-
-
-def _words(name: str, text: str, words: type[StrEnum]) -> Parameter:
-    return Parameter(name, text, schema={"type": "string", "enum": [str(word) for word in words]})
-
-
-BUSINESS: Final = Parameter("businessId", "The business of the tenant.")
-LOCATION: Final = Parameter("locationId", "Its location.")
-TENANT_LISTED: Final = tuple(
-    msgspec.structs.replace(
-        one, is_required=True, schema={"type": "string", "minLength": 1, "maxLength": ID_MAX, "pattern": "^[^\\x00]*$"}
-    )
-    for one in (BUSINESS, LOCATION)
-)
-LIST: Final = (
-    *TENANT_LISTED,
-    Parameter("resourceType", "Only operations on resources of this type."),
-    Parameter("resourceId", "Only operations on the resource with this id."),
-    _time("since", "Only operations completed at this time or later; no offset means UTC."),
-    _time("until", "Only operations completed before this time."),
-    _words("status", "Only operations with this status.", OperationStatus),
-    _words("error", "Only operations with this error.", Failure),
-    Parameter("limit", "At most so many operations.", schema={"type": "integer", "minimum": 1, "maximum": LIMIT_MAX}),
-    Parameter("after", "The `next` of the page before."),
-)
-TAP: Final = (
-    BUSINESS,
-    LOCATION,
-    Parameter("resourceType", "Only operations on resources of this type."),
-    _words("operation", "Only operations of this kind.", OperationKind),
-    Parameter("outcome", "Only operations with this outcome: `succeeded`, an error, `duplicate` or `dead_letter`."),
-    Parameter("content", "`true` shows the data, to operators.", schema={"type": "string", "enum": ["true", "false"]}),
-)
-WAIT: Final = Parameter(
-    "wait",
-    "So many seconds the answer may wait until the operation is decided or held; with its tenant.",
-    schema={"type": "number", "minimum": 0, "maximum": WAIT_MAX_S},
-)
-QUEUE: Final = Parameter("queue", "The name of the queue; with one source queue it may be left out.")
-
-TENANT: Final = (_id("businessId", "The business of the tenant."), _id("locationId", "Its location."))
-RESOURCE: Final = (*TENANT, _id("resourceType", "The type of the resource."), _id("resourceId", "Its id.", TEXT_MAX))
-TENANT_ID: Final = _id("tenantId", "Its business id and its location id, joined by a hyphen.", 2 * ID_MAX + 1)
 
 ALL, COUNTS, VIEWERS, PRODUCERS, OPERATORS, DESTROYERS = Access
 AT_ONCE, SHARED, IN_TURNS, STREAM = Answer
@@ -152,10 +105,8 @@ HEALTH: Final = {200: answers.Health, 503: answers.Health}
 ROUTES: Final = (
     Route("GET /", "page", ALL, AT_ONCE, "The status page.", {200: "html"}),
     Route(
-        *("GET /page/{file}", "page_file", ALL, AT_ONCE),
-        "A style or a script of the status page.",
+        *("GET /page/{file}", "page_file", ALL, AT_ONCE, "A style or a script of the status page."),
         {200: "file", 404: answers.Error},
-        (Parameter("file", "The name of the file.", "path", is_required=True),),
     ),
     Route("GET /openapi.json", "description", ALL, AT_ONCE, "This description.", {200: dict}),
     Route(
@@ -166,7 +117,6 @@ ROUTES: Final = (
     Route(
         *("GET /schemas/{name}.json", "message_schema", ALL, AT_ONCE, "The JSON Schema of one kind of message."),
         {200: dict, 404: answers.Error},
-        (Parameter("name", "The kind of message.", "path", is_required=True),),
     ),
     Route("GET /livez", "live", ALL, AT_ONCE, "Whether the loops of the worker turn.", HEALTH),
     Route("GET /healthz", "healthy", ALL, AT_ONCE, "The same as /livez.", HEALTH),
@@ -186,7 +136,7 @@ ROUTES: Final = (
     Route(
         *("GET /tap", "tap", VIEWERS, STREAM, "Operations as they are decided, as server-sent events, for 15 minutes."),
         {200: "events"},
-        TAP,
+        query=request_bodies.TapQuery,
     ),
     Route(
         *("POST /held/retry", "retry_held", OPERATORS, IN_TURNS, "Try the held targets of all replicas now."),
@@ -197,70 +147,62 @@ ROUTES: Final = (
         *("POST /dead-letters/list", "list_letters", OPERATORS, IN_TURNS),
         "Look at dead letters, which are hidden from other receivers for that time.",
         {200: answers.Letters, 409: answers.Error},
-        body=request_bodies.LettersRequest,
+        body=LettersRequest,
     ),
     Route(
         *("POST /dead-letters/replay", "replay_letters", OPERATORS, IN_TURNS),
         "Send the records of dead letters to their source again; without `apply` the plan.",
         {200: answers.ActedOnLetters, 409: answers.Error},
-        body=request_bodies.LettersRequest,
+        body=LettersRequest,
     ),
     Route(
         *("POST /dead-letters/discard", "discard_letters", OPERATORS, IN_TURNS),
         "Delete dead letters and their records; without `apply` the plan.",
         {200: answers.ActedOnLetters, 409: answers.Error},
-        body=request_bodies.LettersRequest,
+        body=LettersRequest,
     ),
     Route(
         *("POST /dead-letters/edit", "edit_letter", OPERATORS, IN_TURNS),
         "Send a corrected record in place of a dead letter's, under a new request id; without `apply` the plan.",
         {200: answers.Edit, 404: answers.Error, 409: answers.Error},
-        body=request_bodies.EditRequest,
+        body=EditRequest,
     ),
     Route("GET /shards", "shards", COUNTS, SHARED, "Every known shard now.", {200: answers.Shards}),
     Route(
         *("GET /operations", "operations", PRODUCERS, IN_TURNS),
         "The operations of a tenant, those completed last first.",
         {200: answers.Operations, 404: answers.NoTenant},
-        LIST,
+        query=request_bodies.ListQuery,
     ),
     Route(
-        *("GET /operations/{requestId}", "operation", PRODUCERS, IN_TURNS),
-        "The outcome of one operation.",
+        *("GET /operations/{requestId}", "operation", PRODUCERS, IN_TURNS, "The outcome of one operation."),
         {200: answers.Operation, 404: answers.Operation},
-        (_id("requestId", "The operation's `requestId`."), BUSINESS, LOCATION, WAIT),
+        query=request_bodies.OperationQuery,
     ),
     Route(
         *("GET /tenants/{businessId}/{locationId}", "tenant", PRODUCERS, IN_TURNS),
         "One tenant, with the numbers of its rows.",
         {200: answers.Tenant, 404: answers.NoTenant, 503: answers.Error},
-        TENANT,
     ),
     Route(
         *("GET /tenants/{tenantId}", "tenant_by_id", VIEWERS, IN_TURNS),
         "One tenant by the id that held targets and moves have.",
         {200: answers.Tenant, 404: answers.NoTenant, 503: answers.Error},
-        (TENANT_ID,),
     ),
     Route(
         *("GET /resources/{businessId}/{locationId}/{resourceType}/{resourceId}", "resource", OPERATORS, IN_TURNS),
         "One resource as its row is now.",
         {200: answers.Resource, 404: answers.NoTenant},
-        RESOURCE,
     ),
     *(
         Route(
-            *(f"POST /tenants/{{businessId}}/{{locationId}}/{word}", name, OPERATORS, IN_TURNS),
-            summary,
+            *(f"POST /tenants/{{businessId}}/{{locationId}}/{word}", name, OPERATORS, IN_TURNS, summary),
             {200: answers.Controls, 404: answers.Error, 409: answers.Error},
-            TENANT,
             body=body,
         )
         for word, name, body, summary in (
             (
-                "pause",
-                "pause_tenant",
-                request_bodies.PauseRequest,
+                *("pause", "pause_tenant", request_bodies.PauseRequest),
                 "Have a tenant's operations and order events wait, for a time.",
             ),
             ("resume", "resume_tenant", request_bodies.ResumeRequest, "End the pause of a tenant."),
@@ -271,7 +213,7 @@ ROUTES: Final = (
     Route(
         *("DELETE /sqs/purge", "purge", DESTROYERS, IN_TURNS, "Empty a queue."),
         {202: answers.Purge, 404: answers.Error, 429: answers.Error},
-        (QUEUE,),
+        query=request_bodies.PurgeQuery,
     ),
     Route(
         *("GET /handler/status", "handler_status", COUNTS, SHARED, "The state of the worker and of its sources."),

@@ -13,7 +13,7 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 import structlog
@@ -24,8 +24,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encode
 
 from simplu_worker import __version__
 from simplu_worker.consumers.operation_taps import TAPS, TAPS_MAX
+from simplu_worker.dead_letters.service import LettersAction
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.status.event_stream import changes, parse_tap_query, send_events, tapped
+from simplu_worker.status.event_stream import changes, send_events, tapped
 from simplu_worker.status.guard import Actor, Guard, Respond, log_call, logged_action
 from simplu_worker.status.lookups import LetterRequests
 from simplu_worker.status.message_schemas import FEED_SCHEMAS, SCHEMAS, describe
@@ -33,23 +34,19 @@ from simplu_worker.status.page.files import PageFiles
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.request_bodies import (
     COMMON_HEADERS,
-    ControlsRequest,
-    EditRequest,
     HttpAnswer,
-    LettersRequest,
-    PauseRequest,
-    ResumeRequest,
-    RetryRequest,
-    WeightRequest,
+    ListQuery,
+    OperationQuery,
+    TapQuery,
     busy_response,
     encoded_response,
     error_response,
     json_response,
     read_body,
+    read_query,
 )
 from simplu_worker.status.roles import Tokens, counts_and_states, for_producers, for_viewers
-from simplu_worker.status.routes import ROUTES, WAIT_MAX_S, Access, Answer, Route
-from simplu_worker.status.views import controls_action, controls_members, parse_listing_request
+from simplu_worker.status.routes import ROUTES, Access, Answer, Route
 from simplu_worker.status.words import BadRequestError, Role
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.sharing import SharedAnswer
@@ -67,7 +64,36 @@ ANSWER_WITHIN_S: Final = 60.0  # more than the limits that the views themselves 
 BODY_MAX_BYTES: Final = 65_536
 WITH_ROLE: Final = frozenset({"status", "fleet"})  # answers that name the caller's role
 EncodedAnswer = tuple[int, bytes]
-View = Callable[[web.Request], Awaitable[HttpAnswer]]
+
+
+class Call(NamedTuple):
+    """A request to a route by a caller with *role*; *asked* is its query or body."""
+
+    route: Route
+    request: web.Request
+    role: Role
+    asked: Any
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The parameters of the path, in their order."""
+        return tuple(self.request.match_info.values())
+
+    @property
+    def actor(self) -> Actor:
+        """The operator."""
+        return Actor(self.role, self.request.remote)
+
+    async def act(self, acting: Awaitable[HttpAnswer]) -> HttpAnswer:
+        """Return what *acting* answers, and log it."""
+        asked = {**self.request.match_info, **(msgspec.to_builtins(self.asked) or {})}
+        with logged_action(self.route.name, self.actor, asked) as acted:
+            answer = await acting
+            acted.answer = answer[1]
+        return answer
+
+
+View = Callable[[Call], Awaitable[HttpAnswer]]
 
 
 @contextlib.asynccontextmanager
@@ -201,11 +227,17 @@ class _Handlers:
         async def respond(request: web.Request, role: Role | None) -> web.StreamResponse:
             if any("\0" in value for value in request.match_info.values()):
                 raise BadRequestError("expected ids without the character U+0000")
+            asked: Any = None
+            if route.query is not None:
+                asked = read_query(request.query.items(), route.query)
+            elif route.body is not None:
+                asked = await read_body(request, route.body)
+            call = Call(route, request, role or Role.PRODUCER, asked)
             if route.name == "operation":  # it may wait, and takes no turn meanwhile
-                await self._endpoints.wait_for_operation(request, self._closing)
+                await self._endpoints.wait_for_operation(call, self._closing)
             try:
                 async with turns:
-                    status, answer = shown_to(role, route, *await _answer(view(request)))
+                    status, answer = shown_to(role, route, *await _answer(view(call)))
             finally:
                 if route.method != "GET":  # it may have changed what the shared answers show
                     for shared in self._shared.values():
@@ -230,7 +262,7 @@ class _Handlers:
         return changes({name: self._shared[name, role] for name in ("status", "fleet")}, self._closing)
 
     def _open_tap(self, request: web.Request, role: Role | None) -> AsyncGenerator[bytes, None] | web.Response:
-        chosen = parse_tap_query(request.query.items())
+        chosen = read_query(request.query.items(), TapQuery).chosen
         if chosen.shows_content and role is not Role.OPERATOR:
             return error_response(HTTPStatus.FORBIDDEN, "content is shown to the token in API_TOKEN alone")
         return busy_response() if len(TAPS.open) >= TAPS_MAX else tapped(chosen, self._closing)
@@ -319,14 +351,6 @@ class _Endpoints:
         self.message_schemas = _answer_handler({"schemas": [f"{name}.json" for name in schemas]})
         self._message_schemas = {name: msgspec.json.encode(schema) for name, schema in schemas.items()}
         self.metrics = _metrics_handler(replica.refresh_gauges)
-        self.healthy = self.live
-        self.pause_tenant = partial(self._set_controls, kind=PauseRequest)
-        self.resume_tenant = partial(self._set_controls, kind=ResumeRequest)
-        self.weigh_tenant = partial(self._set_controls, kind=WeightRequest)
-        self.list_letters = partial(self._ask_desk, action="list")
-        self.replay_letters = partial(self._ask_desk, action="replay")
-        self.discard_letters = partial(self._ask_desk, action="discard")
-        self.edit_letter = partial(self._ask_desk, action="edit", kind=EditRequest)
 
     async def message_schema(self, request: web.Request) -> web.Response:
         schema = self._message_schemas.get(request.match_info["name"])
@@ -337,6 +361,8 @@ class _Endpoints:
     async def live(self, _: web.Request) -> web.Response:
         return _health_response(self._replica.liveness_problem())
 
+    healthy = live
+
     async def ready(self, request: web.Request) -> web.Response:
         unready = self._replica.readiness_problem()
         if unready is None:
@@ -346,105 +372,50 @@ class _Endpoints:
             log_call(request, "/readyz")
         return _health_response(unready.reason, detail=unready.text if is_shown else None)
 
-    async def retry_held(self, request: web.Request) -> HttpAnswer:
-        body = await read_body(request, RetryRequest)
-        return await _act(request, "retry_held", self._replica.retry_held(body.target), target=body.target)
+    async def retry_held(self, call: Call) -> HttpAnswer:
+        return await call.act(self._replica.retry_held(call.asked.target))
 
-    async def _set_controls(self, request: web.Request, kind: type[ControlsRequest]) -> HttpAnswer:
-        business_id, location_id = request.match_info["businessId"], request.match_info["locationId"]
-        controls = (await read_body(request, kind)).controls
-        acting = self._replica.started.set_controls(business_id, location_id, controls)
-        asked = {"businessId": business_id, "locationId": location_id} | controls_members(controls)
-        return await _act(request, controls_action(controls), acting, **asked)
+    async def pause_tenant(self, call: Call) -> HttpAnswer:
+        return await call.act(self._replica.started.set_controls(*call.ids, call.asked.controls))
 
-    async def _ask_desk(
-        self,
-        request: web.Request,
-        action: Literal["list", "replay", "discard", "edit"],
-        kind: type[EditRequest | LettersRequest] = LettersRequest,
-    ) -> HttpAnswer:
+    resume_tenant = weigh_tenant = pause_tenant
+
+    async def list_letters(self, call: Call) -> HttpAnswer:
         if self._letters is None:
-            return HTTPStatus.SERVICE_UNAVAILABLE, {"error": "this process does not act on dead letters"}
-        body = await read_body(request, kind)
-        act: Callable[[Any, Actor], Awaitable[HttpAnswer]] = getattr(self._letters, action)
-        return await act(body, _actor_of(request))
+            raise RetryableError("this process does not act on dead letters")
+        return await self._letters.act(LettersAction(call.route.name), call.asked, call.actor)
 
-    async def clear_cache(self, request: web.Request) -> HttpAnswer:
-        return await _act(request, "clear_cache", self._replica.started.monitoring.clear_cache())
+    replay_letters = discard_letters = edit_letter = list_letters
 
-    async def purge(self, request: web.Request) -> HttpAnswer:
-        names = [name for name in request.query.getall("queue", []) if name]
-        if len(names) > 1:
-            raise BadRequestError("expected the name of one queue, as ?queue=NAME, got several")
-        name = names[0] if names else None
-        return await _act(request, "purge", self._replica.started.monitoring.purge(name), queue=name)
+    async def clear_cache(self, call: Call) -> HttpAnswer:
+        return await call.act(self._replica.started.monitoring.clear_cache())
 
-    async def wait_for_operation(self, request: web.Request, closing: asyncio.Event) -> None:
-        if (wait := parse_wait(request)) is not None:
+    async def purge(self, call: Call) -> HttpAnswer:
+        return await call.act(self._replica.started.monitoring.purge(call.asked.queue))
+
+    async def wait_for_operation(self, call: Call, closing: asyncio.Event) -> None:
+        asked: OperationQuery = call.asked
+        if asked.wait is not None and asked.business_id is not None and asked.location_id is not None:
             with contextlib.suppress(RetryableError):  # it starts, as the answer says
-                await self._replica.started.wait_for_operation(*wait, closing)
+                tenant = asked.business_id, asked.location_id
+                await self._replica.started.wait_for_operation(*call.ids, *tenant, asked.wait, closing)
 
-    async def operation(self, request: web.Request) -> HttpAnswer:
-        business_id, location_id = _named_tenant(request)
-        if (business_id is None) != (location_id is None):
-            raise BadRequestError("expected businessId and locationId together, or neither of them")
-        if any("\0" in one for one in (business_id, location_id) if one):
-            raise BadRequestError("expected ids without the character U+0000")
-        role = self._role_of(request)
-        return await self._replica.started.find_operation(
-            request.match_info["requestId"], business_id, location_id, role
-        )
+    async def operation(self, call: Call) -> HttpAnswer:
+        tenant = call.asked.business_id, call.asked.location_id
+        return await self._replica.started.find_operation(*call.ids, *tenant, call.role)
 
-    async def operations(self, request: web.Request) -> HttpAnswer:
-        return await self._replica.started.list_operations(parse_listing_request(request.query.items()))
+    async def operations(self, call: Call) -> HttpAnswer:
+        query: ListQuery = call.asked
+        return await self._replica.started.list_operations(query.business_id, query.location_id, query.request())
 
-    async def tenant(self, request: web.Request) -> HttpAnswer:
-        business_id, location_id = request.match_info["businessId"], request.match_info["locationId"]
-        return await self._replica.started.find_tenant(business_id, location_id, self._role_of(request))
+    async def tenant(self, call: Call) -> HttpAnswer:
+        return await self._replica.started.find_tenant(*call.ids, call.role)
 
-    def _role_of(self, request: web.Request) -> Role:
-        caller = self._guard.caller_of(request)
-        return Role.PRODUCER if caller is None else caller.role  # None: taken away meanwhile
+    async def tenant_by_id(self, call: Call) -> HttpAnswer:
+        return await self._replica.started.find_tenant_by_id(*call.ids)
 
-    async def tenant_by_id(self, request: web.Request) -> HttpAnswer:
-        return await self._replica.started.find_tenant_by_id(request.match_info["tenantId"])
-
-    async def resource(self, request: web.Request) -> HttpAnswer:
-        names = [request.match_info[name] for name in ("businessId", "locationId", "resourceType", "resourceId")]
-        return await self._replica.started.find_resource(*names)
-
-
-def _named_tenant(request: web.Request) -> tuple[str | None, str | None]:
-    return request.query.get("businessId") or None, request.query.get("locationId") or None
-
-
-def parse_wait(request: web.Request) -> tuple[str, str, str, float] | None:
-    """Return request id, tenant and seconds of a request that waits, else None. Raises BadRequestError."""
-    texts = [text for text in request.query.getall("wait", []) if text]
-    if not texts:
-        return None
-    try:
-        within_s = float(texts[0])
-    except ValueError:
-        within_s = -1.0
-    if len(texts) > 1 or not 0 <= within_s <= WAIT_MAX_S:
-        got = "several" if len(texts) > 1 else "another text or number"
-        raise BadRequestError(f"wait: expected a number of seconds up to {WAIT_MAX_S:g}, got {got}")
-    business_id, location_id = _named_tenant(request)
-    if business_id is None or location_id is None:
-        raise BadRequestError("wait: expected businessId and locationId too, as each look would ask all shards")
-    return request.match_info["requestId"], business_id, location_id, within_s
-
-
-def _actor_of(request: web.Request) -> Actor:
-    return Actor(Role.OPERATOR, request.remote)
-
-
-async def _act(request: web.Request, action: str, acting: Awaitable[HttpAnswer], **asked: Any) -> HttpAnswer:
-    with logged_action(action, _actor_of(request), asked) as acted:
-        answer = await acting
-        acted.answer = answer[1]
-    return answer
+    async def resource(self, call: Call) -> HttpAnswer:
+        return await self._replica.started.find_resource(*call.ids)
 
 
 @web.middleware

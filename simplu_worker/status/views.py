@@ -1,27 +1,20 @@
-"""Rows of tenants and shards as JSON members, for HTTP and commands. Pure.
-
-Read the query of `GET /operations` (docs/outcomes.md).
-"""
+"""Rows of tenants and shards as JSON members, for HTTP and commands. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from enum import StrEnum
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from simplu_worker.bulkheads import Trouble
 from simplu_worker.feed.types import DestinationView
-from simplu_worker.operations.json_record import parse_timestamp
-from simplu_worker.operations.operation import ID_MAX, is_id
 from simplu_worker.shards.health.assessment import health_view
 from simplu_worker.shards.health.prober import InspectedShard
-from simplu_worker.shards.listing import InvalidRequestError, ListRequest, check_request, decode_cursor
 from simplu_worker.shards.lookups import RejectedRequest
 from simplu_worker.shards.types import TenantControls
 from simplu_worker.status.answers import Controls, FeedDestination, FeedState, Json, Refusal, Tenant
-from simplu_worker.status.words import BadRequestError, UnreadyReason
+from simplu_worker.status.words import UnreadyReason
 from simplu_worker.telemetry.log import scrub_text
-from simplu_worker.vocabulary import Absence, Failure, OperationStatus, TenantState
+from simplu_worker.vocabulary import Absence, TenantState
 
 
 def trouble_view(trouble: Trouble) -> dict[str, Any]:
@@ -128,68 +121,3 @@ class Unreadiness(NamedTuple):
 
     reason: UnreadyReason
     text: str | None = None
-
-
-LIMIT_DIGITS_MAX: Final = 6
-
-Choice = TypeVar("Choice", bound=StrEnum)
-
-
-class OperationListQuery(NamedTuple):
-    """A tenant, and the request for a page of its operations."""
-
-    business_id: str
-    location_id: str
-    request: ListRequest
-
-
-def parse_listing_request(pairs: Iterable[tuple[str, str]]) -> OperationListQuery:
-    """Return the request of a query; an empty value counts as absent. Raises `BadRequestError`."""
-    from simplu_worker.status.request_bodies import read_query  # noqa: PLC0415  # aiohttp, which commands do without
-
-    given = read_query(pairs, [*_TENANT, *_PARSERS])
-    for name in _TENANT:
-        if not is_id(given.get(name, "")):
-            raise BadRequestError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8, without U+0000")
-    members: dict[str, Any] = {}
-    for name, (member, parse) in _PARSERS.items():
-        if name in given:
-            try:
-                members[member] = parse(given[name])
-            except ValueError as exc:
-                raise BadRequestError(f"{name}: {exc}") from None
-    try:
-        request = check_request(ListRequest(**members))
-    except InvalidRequestError as exc:
-        names = {member: name for name, (member, _) in _PARSERS.items()}
-        raise BadRequestError(f"{names[exc.member]}: {exc.problem}") from None
-    return OperationListQuery(given["businessId"], given["locationId"], request)
-
-
-def _parse_limit(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= LIMIT_DIGITS_MAX):
-        raise ValueError("expected a number of operations, got another text")
-    return int(text)
-
-
-def _one_of(choices: type[Choice]) -> Callable[[str], Choice]:
-    def parse(text: str) -> Choice:
-        try:
-            return choices(text)
-        except ValueError:
-            raise ValueError(f"expected {' or '.join(choices)}, got another text") from None
-
-    return parse
-
-
-_TENANT: Final = ("businessId", "locationId")
-_PARSERS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
-    "resourceType": ("resource_type", str),
-    "resourceId": ("resource_id", str),
-    "since": ("since", parse_timestamp),
-    "until": ("until", parse_timestamp),
-    "status": ("status", _one_of(OperationStatus)),
-    "error": ("error", _one_of(Failure)),
-    "limit": ("limit", _parse_limit),
-    "after": ("after", decode_cursor),
-}

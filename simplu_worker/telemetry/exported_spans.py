@@ -7,14 +7,11 @@ fixed size, and the oldest are dropped while it is full.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextvars import Token
-from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 import structlog
@@ -29,14 +26,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from simplu_worker import __version__
-from simplu_worker.telemetry.spans import (
-    CURRENT,
-    BatchSpan,
-    ReceiveSpan,
-    TracedBatch,
-    TracedTransaction,
-    TransactionSpan,
-)
+from simplu_worker.telemetry import spans
+from simplu_worker.telemetry.spans import CURRENT, TracedBatch, TracedTransaction
 
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 _NOWHERE: Final = Context()
@@ -56,14 +47,14 @@ def choose_links(texts: Iterable[str], max_count: int) -> ChosenLinks:
     Sampled ones go first: a link to a span that was not recorded leads nowhere.
     """
     malformed_count = 0
-    spans: dict[tuple[int, int, bool], SpanContext] = {}
+    found: dict[tuple[int, int, bool], SpanContext] = {}
     for text, count in Counter(texts).items():
         span = get_current_span(_PROPAGATOR.extract({"traceparent": text}, _NOWHERE)).get_span_context()
         if span.is_valid:
-            spans.setdefault((span.trace_id, span.span_id, span.trace_flags.sampled), span)
+            found.setdefault((span.trace_id, span.span_id, span.trace_flags.sampled), span)
         else:
             malformed_count += count
-    in_turn = sorted(spans.values(), key=lambda span: not span.trace_flags.sampled)  # stable
+    in_turn = sorted(found.values(), key=lambda span: not span.trace_flags.sampled)  # stable
     return ChosenLinks(in_turn[:max_count], max(0, len(in_turn) - max_count), malformed_count)
 
 
@@ -80,24 +71,21 @@ log = structlog.get_logger(__name__)
 Attributes = dict[str, AttributeValue]
 
 
-class ExportedBatch(BatchSpan):
+class ExportedBatch(spans.Span):
     """A span `process`; one that is not sampled records nothing."""
 
     __slots__ = ("_token", "span")
 
     def __init__(self, span: Span) -> None:
         self.span = span
-        self._token: Token[BatchSpan | None] | None = None
 
     def __enter__(self) -> Self:
         self._token = CURRENT.set(self)
         return self
 
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
-    ) -> None:
-        if self._token is not None:
-            CURRENT.reset(self._token)
+    def end(self, error: BaseException | None) -> None:
+        """End."""
+        CURRENT.reset(self._token)
         _end(self.span, error)
 
     def note_outcomes(self, outcomes: Iterable[str]) -> None:
@@ -106,7 +94,7 @@ class ExportedBatch(BatchSpan):
             self.span.set_attributes({f"simplu.outcomes.{name}": count for name, count in Counter(outcomes).items()})
 
 
-class ExportedTransaction(TransactionSpan):
+class ExportedTransaction(spans.Span):
     """A child of the first batch of a transaction, linked to the others."""
 
     __slots__ = ("_begun_ns", "_place", "_tracer", "_transaction")
@@ -122,29 +110,25 @@ class ExportedTransaction(TransactionSpan):
         self._begun_ns = time.time_ns()
         self._place = {"server.address": host, "server.port": POSTGRES_PORT if port is None else port}
 
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
-    ) -> None:
-        work = self._transaction.work
+    def end(self, error: BaseException | None) -> None:
+        """Make the span."""
+        work, database = self._transaction.work, self._transaction.database
         batches = [one.span for one in work.spans if isinstance(one, ExportedBatch) and one.span.is_recording()]
         if self._begun_ns is None or not batches:
             return
-        database = self._transaction.database
         first, *others = batches
+        attributes: Attributes = {
+            "db.system.name": "postgresql",
+            "db.namespace": database,
+            "db.operation.name": "transaction",
+            **_batch_size("db.operation.batch.size", len(work.operations)),
+            **self._place,
+            "simplu.shard.id": self._transaction.shard_id,
+        }
+        links = [Link(one.get_span_context()) for one in others[:LINKS_MAX]]
+        parent = trace.set_span_in_context(first)
         span = self._tracer.start_span(
-            f"transaction {database}",
-            trace.set_span_in_context(first),
-            SpanKind.CLIENT,
-            {
-                "db.system.name": "postgresql",
-                "db.namespace": database,
-                "db.operation.name": "transaction",
-                **_batch_size("db.operation.batch.size", len(work.operations)),
-                **self._place,
-                "simplu.shard.id": self._transaction.shard_id,
-            },
-            [Link(one.get_span_context()) for one in others[:LINKS_MAX]],
-            self._begun_ns,
+            f"transaction {database}", parent, SpanKind.CLIENT, attributes, links, self._begun_ns
         )
         for one in others:
             one.add_link(span.get_span_context())
@@ -153,7 +137,7 @@ class ExportedTransaction(TransactionSpan):
         _end(span, error)
 
 
-class ExportedReceive(ReceiveSpan):
+class ExportedReceive(spans.Span):
     """A span `receive`."""
 
     __slots__ = ("_attributes", "_count", "_name", "_started_ns", "_tracer")
@@ -169,9 +153,8 @@ class ExportedReceive(ReceiveSpan):
         """Note the number of records."""
         self._count = count
 
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
-    ) -> None:
+    def end(self, error: BaseException | None) -> None:
+        """Make the span."""
         if not self._count and not isinstance(error, Exception):
             return
         attributes = self._attributes | ({"messaging.batch.message_count": self._count} if self._count else {})
@@ -192,7 +175,7 @@ class SpanExport:
         self._tracer = provider.get_tracer("simplu_worker", __version__)
         self._group_name = group_name
 
-    def process(self, batch: TracedBatch) -> BatchSpan:
+    def process(self, batch: TracedBatch) -> spans.Span:
         """Start the span of *batch*, with links to its producers."""
         attributes = self._messaging("process", batch.source, batch.name, batch.stream_shard_id)
         attributes |= _batch_size("messaging.batch.message_count", batch.message_count)
@@ -203,29 +186,21 @@ class SpanExport:
             _link_producers(span, choose_links(batch.traceparents(), self._links_max))
         return ExportedBatch(span)
 
-    def transact(self, transaction: TracedTransaction) -> TransactionSpan:
+    def transact(self, transaction: TracedTransaction) -> spans.Span:
         """Return the span of *transaction*."""
         return ExportedTransaction(self._tracer, transaction)
 
-    def receive(self, source: str, name: str, stream_shard_id: str | None) -> ReceiveSpan:
+    def receive(self, source: str, name: str, stream_shard_id: str | None) -> spans.Span:
         """Return the span of a request, made at its end."""
         return ExportedReceive(self._tracer, name, self._messaging("receive", source, name, stream_shard_id))
 
     async def close(self, *, within_s: float) -> None:
         """Export the queued spans *within_s*; the rest is lost. Idempotent."""
-        loop, is_done = asyncio.get_running_loop(), asyncio.Event()
-
-        def shut_down() -> None:
-            self._provider.shutdown()
-            with contextlib.suppress(RuntimeError):  # the loop is closed: this took longer than *within_s*
-                loop.call_soon_threadsafe(is_done.set)
-
-        # A thread of its own that ends with the process: the loop waits for those of its executor.
-        threading.Thread(target=shut_down, name="span export end", daemon=True).start()
-        try:
-            async with asyncio.timeout(within_s):
-                await is_done.wait()
-        except TimeoutError:
+        # A thread of its own, which ends with the process: the loop waits for those of its executor.
+        ending = threading.Thread(target=self._provider.shutdown, name="span export end", daemon=True)
+        ending.start()
+        await asyncio.to_thread(ending.join, within_s)
+        if ending.is_alive():
             log.warning("tracing.not_flushed", after_s=round(within_s, 2))
 
     def _messaging(self, operation: str, source: str, name: str, stream_shard_id: str | None) -> Attributes:

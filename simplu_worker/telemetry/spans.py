@@ -41,11 +41,13 @@ class TracedWork(Protocol):
         """The operations."""
 
     @property
-    def spans(self) -> Sequence[BatchSpan]:
+    def spans(self) -> Sequence[Span]:
         """The spans of traced batches."""
 
 
-class _Span:
+class Span:
+    """A span from its `with` to its end; this one does nothing."""
+
     __slots__ = ()
 
     def __enter__(self) -> Self:
@@ -54,46 +56,31 @@ class _Span:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
     ) -> None:
-        return None
+        self.end(error)
 
-
-class BatchSpan(_Span):
-    """The span of a batch; within it `current_batch` returns it."""
-
-    __slots__ = ()
+    def end(self, error: BaseException | None) -> None:
+        """End, with the error if any."""
 
     def note_outcomes(self, outcomes: Iterable[str]) -> None:
-        """Note the outcome of each record."""
-
-
-class TransactionSpan(_Span):
-    """The span of a transaction, from `note_begun` on."""
-
-    __slots__ = ()
+        """Note the outcome of each record of a batch."""
 
     def note_begun(self, host: str, port: int | None) -> None:
-        """Note that the server has begun."""
-
-
-class ReceiveSpan(_Span):
-    """The span of a request for records; none for an empty reply."""
-
-    __slots__ = ()
+        """Note that the server has begun a transaction, the span of which begins here."""
 
     def note_records(self, count: int) -> None:
-        """Note the number of records in the reply."""
+        """Note the number of records in a reply; an empty one has no span."""
 
 
 class Tracer(Protocol):
     """Makes spans."""
 
-    def process(self, batch: TracedBatch) -> BatchSpan:
+    def process(self, batch: TracedBatch) -> Span:
         """Return the span of *batch*."""
 
-    def transact(self, transaction: TracedTransaction) -> TransactionSpan:
+    def transact(self, transaction: TracedTransaction) -> Span:
         """Return the span of *transaction*."""
 
-    def receive(self, source: str, name: str, stream_shard_id: str | None) -> ReceiveSpan:
+    def receive(self, source: str, name: str, stream_shard_id: str | None) -> Span:
         """Return the span of a request for records."""
 
 
@@ -105,30 +92,25 @@ class Tracing:
 
 
 TRACING: Final = Tracing()  # of the process, as the metrics are
-_NO_BATCH: Final = BatchSpan()
-_NO_TRANSACTION: Final = TransactionSpan()
-_NO_RECEIVE: Final = ReceiveSpan()
-CURRENT: Final[ContextVar[BatchSpan | None]] = ContextVar("simplu_batch_span", default=None)
+_NOTHING: Final = Span()
+CURRENT: Final[ContextVar[Span | None]] = ContextVar("simplu_batch_span", default=None)
 
 
-def process_span(describe: Callable[[], TracedBatch]) -> BatchSpan:
-    """Return the span of a batch; *describe* is called if this process traces."""
-    tracer = TRACING.tracer
-    return _NO_BATCH if tracer is None else tracer.process(describe())
+def process_span(describe: Callable[[], TracedBatch]) -> Span:
+    """Return the span of a batch, for `current_batch` within it; *describe* is called if this process traces."""
+    return _NOTHING if TRACING.tracer is None else TRACING.tracer.process(describe())
 
 
-def transaction_span(describe: Callable[[], TracedTransaction]) -> TransactionSpan:
+def transaction_span(describe: Callable[[], TracedTransaction]) -> Span:
     """Return the span of a transaction, as `process_span`."""
-    tracer = TRACING.tracer
-    return _NO_TRANSACTION if tracer is None else tracer.transact(describe())
+    return _NOTHING if TRACING.tracer is None else TRACING.tracer.transact(describe())
 
 
-def receive_span(source: str, name: str, stream_shard_id: str | None = None) -> ReceiveSpan:
+def receive_span(source: str, name: str, stream_shard_id: str | None = None) -> Span:
     """Return the span of a request for records."""
-    tracer = TRACING.tracer
-    return _NO_RECEIVE if tracer is None else tracer.receive(source, name, stream_shard_id)
+    return _NOTHING if TRACING.tracer is None else TRACING.tracer.receive(source, name, stream_shard_id)
 
 
-def current_batch() -> BatchSpan | None:
+def current_batch() -> Span | None:
     """Return the span of the batch within which the caller runs, if any."""
     return CURRENT.get()

@@ -8,7 +8,7 @@ import yaml
 from support.requires import ROOT
 
 from simplu_worker.status import problems
-from simplu_worker.status.problems import CAUSES, HELD
+from simplu_worker.status.causes import CAUSES, HELD
 from simplu_worker.status.words import ProblemCause, Severity
 from simplu_worker.vocabulary import HoldReason
 

@@ -10,7 +10,7 @@ from support.commands_page import PAGE, program_commands, render_page
 from support.requires import ROOT
 
 from simplu_worker.shards.routing.citrus import REPLY_MAX_BYTES
-from simplu_worker.status.problems import CAUSES, HELD
+from simplu_worker.status.causes import CAUSES, HELD
 from simplu_worker.vocabulary import CitrusEndpoint
 
 PACKAGE = ROOT / "simplu_worker"

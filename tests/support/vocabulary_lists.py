@@ -17,7 +17,7 @@ from support.requires import ROOT
 
 from simplu_worker import vocabulary
 from simplu_worker.status import words
-from simplu_worker.status.problems import CAUSES
+from simplu_worker.status.causes import CAUSES
 
 _MADE: Final = re.compile(r"<!-- ([A-Z]\w+) -->(.*?)<!-- end -->", re.DOTALL)
 _EACH: Final = re.compile(r"<!-- each (\w+) -->\n?")

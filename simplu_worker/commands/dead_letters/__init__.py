@@ -12,7 +12,7 @@ from simplu_worker.errors import UsageError
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 if TYPE_CHECKING:
-    from simplu_worker.dead_letters.plan import DeadLetterFilter
+    from simplu_worker.dead_letters.plan import LettersRequest
 
 dead_letters = App(name="dead-letters")
 
@@ -45,12 +45,13 @@ class FilterOptions:
     until: str | None = None
     message: Annotated[tuple[str, ...], Parameter(negative="")] = ()
 
-    def parse(self) -> DeadLetterFilter:
-        """Return the filter. Raises UsageError."""
-        from simplu_worker.dead_letters.plan import DeadLetterFilter
+    def request(self, limit: int | None, **how: bool) -> LettersRequest:
+        """Return what is asked for. Raises UsageError."""
+        from simplu_worker.dead_letters.plan import ALL_LETTERS, LettersRequest
 
-        reasons, message_ids = frozenset(self.reason), frozenset(self.message)
-        return DeadLetterFilter(reasons, self.source, self.tenant, *parse_range(self.since, self.until), message_ids)
+        tenant, time = self.tenant or (None, None), parse_range(self.since, self.until)
+        about = frozenset(self.reason), self.source, *tenant, *time, frozenset(self.message)
+        return LettersRequest(*about, limit or ALL_LETTERS, **how)
 
 
 NO_FILTER: Final = FilterOptions()
@@ -74,10 +75,8 @@ def list_dead_letters(
         Print the content of the records too.
     """
     from simplu_worker.commands.dead_letters.command import list_dead_letters
-    from simplu_worker.dead_letters.service import ListOptions
 
-    chosen, options = filters.parse(), ListOptions(limit=limit, records=records)
-    return common.run(list_dead_letters, chosen, options)
+    return common.run(list_dead_letters, filters.request(limit, records=records))
 
 
 @dead_letters.command(name="replay")
@@ -99,10 +98,8 @@ def replay_dead_letters(
         Also send records that would come back as dead letters.
     """
     from simplu_worker.commands.dead_letters.command import replay_dead_letters
-    from simplu_worker.dead_letters.service import ApplyOptions
 
-    chosen, options = filters.parse(), ApplyOptions(apply=apply, force=force, limit=limit)
-    return common.run(replay_dead_letters, chosen, options)
+    return common.run(replay_dead_letters, filters.request(limit, apply=apply, force=force))
 
 
 @dead_letters.command(name="discard")
@@ -124,10 +121,8 @@ def discard_dead_letters(
         Delete at most this many.
     """
     from simplu_worker.commands.dead_letters.command import discard_dead_letters
-    from simplu_worker.dead_letters.service import ApplyOptions
 
-    chosen = filters.parse()
-    if chosen.is_all != every:
+    request = filters.request(limit, apply=apply)
+    if request.is_all != every:
         raise UsageError("expected a filter, such as --reason or --tenant, or --all in place of filters")
-    options = ApplyOptions(apply=apply, limit=limit)
-    return common.run(discard_dead_letters, chosen, options)
+    return common.run(discard_dead_letters, request)

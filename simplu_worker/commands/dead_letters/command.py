@@ -11,24 +11,24 @@ from typing import Any, Final
 from simplu_worker.commands.output import Answer, Part, StderrNarration, Table, shorten
 from simplu_worker.config.settings import Settings
 from simplu_worker.dead_letters import service
-from simplu_worker.dead_letters.plan import DeadLetterFilter
+from simplu_worker.dead_letters.plan import LettersRequest
 from simplu_worker.status.guard import COMMAND, Acted, Actor, logged_action
 
 ERROR_SHOWN_LENGTH: Final = 80
 RECORD_SHOWN_LENGTH: Final = 200
 
 
-async def list_dead_letters(settings: Settings, filters: DeadLetterFilter, options: service.ListOptions) -> Answer:
+async def list_dead_letters(settings: Settings, request: LettersRequest) -> Answer:
     """Return dead letters; it fails if others may match: hidden, behind those that were read, or beyond the room."""
-    answer = await service.DeadLetterService(settings).list(filters, options, StderrNarration())
+    answer = await service.DeadLetterService(settings).list(request, StderrNarration())
     letters: list[dict[str, Any]] = answer["letters"]
     columns = ["failed", "reason", "source", "position", "tenant", "request id", "bytes", "error"]
-    columns += ["record"] if options.records else []
+    columns += ["record"] if request.records else []
     counts = Counter(row["reason"] for row in letters)
-    is_full = len(letters) == options.limit
+    is_full = len(letters) == request.limit
     more = "see --limit" if is_full else "narrow the time with --since and --until"
     parts: list[Part] = [
-        Table(columns, (list(_cells(row, with_record=options.records)) for row in letters)),
+        Table(columns, (list(_cells(row, with_record=request.records)) for row in letters)),
         ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no dead letters",
         *(f"message {one['messageId']} is no dead letter: {one['problem']}" for one in answer["notLetters"]),
     ]
@@ -37,38 +37,35 @@ async def list_dead_letters(settings: Settings, filters: DeadLetterFilter, optio
     return Answer(answer, parts, is_failed=not is_whole, notes=notes)
 
 
-async def replay_dead_letters(settings: Settings, filters: DeadLetterFilter, options: service.ApplyOptions) -> Answer:
+async def replay_dead_letters(settings: Settings, request: LettersRequest) -> Answer:
     """Replay dead letters, or return the plan; it fails unless all go."""
-    with _logged(service.LettersAction.REPLAY, filters, options, force=options.force) as acted:
-        acted.answer = answer = await service.DeadLetterService(settings).replay(filters, options, StderrNarration())
-    return Answer(answer, _describe_outcomes(answer["letters"], options), is_failed=_is_failed(answer, options))
+    with _logged(service.LettersAction.REPLAY, request) as acted:
+        acted.answer = answer = await service.DeadLetterService(settings).replay(request, StderrNarration())
+    return Answer(answer, _describe_outcomes(answer["letters"], request), is_failed=_is_failed(answer, request))
 
 
-async def discard_dead_letters(settings: Settings, filters: DeadLetterFilter, options: service.ApplyOptions) -> Answer:
+async def discard_dead_letters(settings: Settings, request: LettersRequest) -> Answer:
     """Discard dead letters, or return the plan; it fails unless all that match go."""
-    with _logged(service.LettersAction.DISCARD, filters, options) as acted:
-        acted.answer = answer = await service.DeadLetterService(settings).discard(filters, options, StderrNarration())
+    with _logged(service.LettersAction.DISCARD, request) as acted:
+        acted.answer = answer = await service.DeadLetterService(settings).discard(request, StderrNarration())
     rows = [(one["count"], one["reason"], _tenant_cell(one)) for one in answer["letters"]]
     note = (
         f"{answer['discarded']} dead letters were deleted, with their records"
-        if options.apply
+        if request.apply
         else "nothing was deleted; --apply deletes these letters, and their records are then nowhere else"
     )
     table = Table(("letters", "reason", "tenant"), rows)
-    return Answer(answer, [table, note], is_failed=_is_failed(answer, options))
+    return Answer(answer, [table, note], is_failed=_is_failed(answer, request))
 
 
-def _is_failed(answer: Mapping[str, Any], options: service.ApplyOptions) -> bool:
-    return bool(answer["left"] or answer["hidden"] or (options.apply and answer["behind"]))
+def _is_failed(answer: Mapping[str, Any], request: LettersRequest) -> bool:
+    return bool(answer["left"] or answer["hidden"] or (request.apply and answer["behind"]))
 
 
-def _logged(
-    action: service.LettersAction, filters: DeadLetterFilter, options: service.ApplyOptions, **asked: bool
-) -> AbstractContextManager[Acted]:
-    if not options.apply:
+def _logged(action: service.LettersAction, request: LettersRequest) -> AbstractContextManager[Acted]:
+    if not request.apply:
         return nullcontext(Acted())
-    actor = Actor(COMMAND, socket.gethostname())
-    return logged_action(action, actor, filters.facts() | {"limit": options.limit} | asked)
+    return logged_action(action, Actor(COMMAND, socket.gethostname()), request.facts())
 
 
 def _cells(row: Mapping[str, Any], *, with_record: bool) -> Iterator[object]:
@@ -89,7 +86,7 @@ def _tenant_cell(row: Mapping[str, Any]) -> str:
     return " ".join(part for part in (row["businessId"], row["locationId"]) if part)
 
 
-def _describe_outcomes(outcomes: Sequence[service.ReplayOutcome], options: service.ApplyOptions) -> list[Part]:
+def _describe_outcomes(outcomes: Sequence[service.ReplayOutcome], request: LettersRequest) -> list[Part]:
     alike = Counter((outcome.status, outcome.source, outcome.name, outcome.reason, outcome.why) for outcome in outcomes)
     details = {(outcome.reason, outcome.why): outcome.detail for outcome in reversed(outcomes)}
     rows = [
@@ -103,8 +100,8 @@ def _describe_outcomes(outcomes: Sequence[service.ReplayOutcome], options: servi
         )
         for (status, source, name, reason, why), count in alike.items()
     ]
-    table = Table(("letters", "reason", "source", "outcome" if options.apply else "plan", "why", ""), rows)
-    if options.apply:
+    table = Table(("letters", "reason", "source", "outcome" if request.apply else "plan", "why", ""), rows)
+    if request.apply:
         return [table]
     can_send = any(outcome.status is service.ReplayStatus.WOULD_SEND for outcome in outcomes)
     return [

@@ -15,7 +15,7 @@ from typing import Final
 from simplu_worker.fairness import Demand, ShardTime
 from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.types import PositionChangedError, PositionClaim
-from simplu_worker.telemetry.spans import BatchSpan, current_batch
+from simplu_worker.telemetry.spans import Span, current_batch
 from simplu_worker.timing.clock import loop_time
 
 GROUP_MAX_COUNT: Final = 7500  # operations that may share a transaction; more only in one batch
@@ -39,7 +39,7 @@ class CommitBatch:
         self,
         operations: Sequence[Operation],
         claims: Sequence[PositionClaim] = (),
-        spans: Sequence[BatchSpan] = (),
+        spans: Sequence[Span] = (),
         lock_waits: LockWaits | None = None,
     ) -> None:
         self.operations = operations

@@ -28,26 +28,21 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import TrimHorizon
 from simplu_worker.dead_letters import queue
-from simplu_worker.dead_letters.plan import DeadLetterFilter
+from simplu_worker.dead_letters.plan import ALL_LETTERS, EditRequest, LettersRequest
 from simplu_worker.dead_letters.queue import DeadLetterBrowser, DeadLetterQueue
-from simplu_worker.dead_letters.service import ApplyOptions, ListOptions
+from simplu_worker.dead_letters.service import DeadLetterService, LettersAction, NoteList
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Origin
 from simplu_worker.status.guard import Actor
 from simplu_worker.status.lookups import LetterRequests
-from simplu_worker.status.request_bodies import EditRequest, LettersRequest
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(1.5)]
 
-APPLY = ApplyOptions(apply=True, force=False, limit=None)
-FORCE = ApplyOptions(apply=True, force=True, limit=None)
-PLAN = ApplyOptions(apply=False, force=False, limit=None)
-LIST = ListOptions(limit=1000, records=False)
-LIST_IN_ONE_BYTE = ListOptions(limit=None, records=True, room_bytes=1)
+APPLY = LettersRequest(apply=True, limit=ALL_LETTERS)
+PLAN = LettersRequest(limit=ALL_LETTERS)
 OPERATOR = Actor("operator", "10.0.0.1")
-ALL = DeadLetterFilter()
 INVALID = DeadLetterReason.INVALID_JSON
 GIVEN_UP = DeadLetterReason.RETRIES_EXHAUSTED
 
@@ -93,15 +88,14 @@ class Bench:
         status = await command
         return Ended(status, json.loads(self._capfd.readouterr().out))
 
-    async def replay(self, options: ApplyOptions = APPLY, filters: DeadLetterFilter = ALL) -> Ended:
-        return await self._run(show(replay_dead_letters(self.settings, filters, options), as_json=True))
+    async def replay(self, request: LettersRequest = APPLY) -> Ended:
+        return await self._run(show(replay_dead_letters(self.settings, request), as_json=True))
 
-    async def discard(self, filters: DeadLetterFilter, *, apply: bool, limit: int | None = None) -> Ended:
-        options = ApplyOptions(apply=apply, limit=limit)
-        return await self._run(show(discard_dead_letters(self.settings, filters, options), as_json=True))
+    async def discard(self, request: LettersRequest) -> Ended:
+        return await self._run(show(discard_dead_letters(self.settings, request), as_json=True))
 
-    async def shown(self, options: ListOptions = LIST, filters: DeadLetterFilter = ALL) -> Ended:
-        return await self._run(show(list_dead_letters(self.settings, filters, options), as_json=True))
+    async def shown(self, request: LettersRequest = PLAN) -> Ended:
+        return await self._run(show(list_dead_letters(self.settings, request), as_json=True))
 
     async def store(self, *letters: DeadLetter, url: str | None = None) -> None:
         await DeadLetterQueue(self.world.sqs, url or self.world.queue_url).store(letters, stopping=asyncio.Event())
@@ -280,22 +274,22 @@ async def test_list_prints_what_is_meant_and_leaves_all_of_it(bench: Bench) -> N
         assert (listed.status, len(listed.json["notLetters"]), listed.json["isCut"]) == (0, 1, False)
         assert "private" not in json.dumps(listed.json)
         assert await bench.count() == (5, 0)
+    tenant = {"business_id": "t1", "location_id": "x"}
     some = await bench.shown(
-        ListOptions(limit=10, records=True),
-        DeadLetterFilter(tenant=("t1", "x"), since=moments[1], until=moments[2], source=Source.KINESIS),
+        LettersRequest(**tenant, since=moments[1], until=moments[2], source=Source.KINESIS, limit=10, records=True)
     )
     (row,) = some.json["letters"]
     assert json.loads(row["record"])["data"] == secret
     assert (row["businessId"], row["streamShard"], some.json["notLetters"]) == ("t1", "shardId-000000000000", [])
-    (named,) = (await bench.shown(filters=DeadLetterFilter(message_ids=frozenset({row["messageId"], "another"})))).json[
-        "letters"
-    ]
+    (named,) = (await bench.shown(LettersRequest(message_ids=frozenset({row["messageId"], "another"})))).json["letters"]
     assert named["messageId"] == row["messageId"]
-    invalid = await bench.shown(ListOptions(10, records=True), DeadLetterFilter(reasons=frozenset({INVALID})))
+    invalid = await bench.shown(LettersRequest(frozenset({INVALID}), limit=10, records=True))
     assert [row["recordBase64"] for row in invalid.json["letters"]] == ["/3ByaXZhdGU="]
-    for options, expected in ((ListOptions(limit=2, records=False), (0, 2, True)), (LIST_IN_ONE_BYTE, (1, 1, True))):
-        cut = await bench.shown(options)
-        assert (cut.status, len(cut.json["letters"]), cut.json["isCut"]) == expected
+    cut = await bench.shown(LettersRequest(limit=2))
+    assert (cut.status, len(cut.json["letters"]), cut.json["isCut"]) == (0, 2, True)
+    service = DeadLetterService(bench.settings)
+    in_a_byte = await service.list(LettersRequest(records=True), NoteList(), room_bytes=1)
+    assert (len(in_a_byte["letters"]), in_a_byte["isCut"]) == (1, True)
     assert await bench.count() == (5, 0)
 
 
@@ -318,17 +312,17 @@ async def test_replay_leaves_by_name_what_is_not_meant_or_cannot_go(bench: Bench
         letter(bench, record("create", "b-x", 4), "4"),
     )
     await bench.world.sqs.send_message(QueueUrl=bench.world.queue_url, MessageBody="nonsense")
-    done = await bench.replay(filters=DeadLetterFilter(tenant=("a", "x")))
+    done = await bench.replay(msgspec.structs.replace(APPLY, business_id="a", location_id="x"))
     assert (done.status, done.json["sent"], done.json["left"]) == (1, 1, 1)
-    rest = await bench.replay(ApplyOptions(apply=False, force=False, limit=None))
+    rest = await bench.replay(PLAN)
     why = sorted(outcome.get("why", outcome["status"]) for outcome in rest.json["letters"])
     assert (rest.status, why) == (1, ["not_a_letter", "source_not_configured", "would send", "would_come_back"])
-    forced = await bench.replay(FORCE, DeadLetterFilter(reasons=frozenset({DeadLetterReason.INVALID_JSON})))
+    forced = await bench.replay(LettersRequest(frozenset({INVALID}), apply=True, force=True))
     assert (forced.status, forced.json["sent"]) == (0, 1)
     assert (await bench.records())[-1] == b"{"
-    one = await bench.replay(ApplyOptions(apply=True, force=False, limit=1))
+    one = await bench.replay(LettersRequest(apply=True, limit=1))
     assert one.json["sent"] + one.json["left"] == 2  # the first of the letters, and a message that is none
-    nothing = await bench.replay(filters=DeadLetterFilter(tenant=("nobody", "x")))
+    nothing = await bench.replay(LettersRequest(business_id="nobody", location_id="x", apply=True))
     assert (nothing.status, nothing.json["letters"]) == (0, [])
 
 
@@ -472,15 +466,15 @@ async def test_discard_deletes_the_letters_of_its_plan_alone(bench: Bench, name:
     await bench.store(*wanted, *kept, url=url)
     fifo = {"MessageGroupId": "g", "MessageDeduplicationId": "d"} if is_fifo else {}
     await bench.world.sqs.send_message(QueueUrl=url, MessageBody="no letter", **fifo)
-    chosen = DeadLetterFilter(reasons=frozenset({INVALID}))
+    chosen = LettersRequest(frozenset({INVALID}), limit=ALL_LETTERS)
 
-    planned = await bench.discard(chosen, apply=False)
+    planned = await bench.discard(chosen)
     assert (planned.status, planned.json["applied"], planned.json["discarded"]) == (0, False, 0)
     assert planned.json["wouldDiscard"] + planned.json["behind"] == 25
     assert (await bench.count(url))[0] == 29
-    few = await bench.discard(chosen, apply=True, limit=4)
+    few = await bench.discard(msgspec.structs.replace(chosen, apply=True, limit=4))
     assert (few.status, few.json["discarded"], [one["count"] for one in few.json["letters"]]) == (0, 4, [4])
-    done = await bench.discard(chosen, apply=True)
+    done = await bench.discard(msgspec.structs.replace(chosen, apply=True))
     assert (done.status, done.json["discarded"], done.json["left"]) == (0, 21, 0)
     assert await bench.count(url) == (4, 0)
     shown = await bench.shown()
@@ -495,13 +489,13 @@ async def test_letters_that_are_too_many_for_a_run_are_told(bench: Bench, monkey
     valid = record("create", "late-x", 1)
     await bench.store(*(letter(bench, valid, str(number), partition_key=str(number)) for number in range(25)), url=url)
 
-    planned = await bench.discard(ALL, apply=False)
+    planned = await bench.discard(PLAN)
     assert (planned.status, planned.json["wouldDiscard"] + planned.json["behind"]) == (0, 25)
     sent = await bench.replay()
     assert (sent.status, sent.json["sent"] + sent.json["behind"]) == (1, 25)
-    discarded = await bench.discard(ALL, apply=True)
+    discarded = await bench.discard(APPLY)
     assert (discarded.status, discarded.json["discarded"] + discarded.json["behind"]) == (1, sent.json["behind"])
-    last = await bench.discard(ALL, apply=True)
+    last = await bench.discard(APPLY)
     assert (last.status, last.json["discarded"], last.json["behind"]) == (0, discarded.json["behind"], 0)
 
 
@@ -514,17 +508,17 @@ async def test_letters_are_looked_at_replayed_and_discarded_over_http(bench: Ben
         letter(bench, b"{", "2", reason=INVALID, failed_at=early),
         letter(bench, b"{", "3", reason=INVALID, failed_at=late),
     )
-    status, listed = await desk.list(LettersRequest(reasons=(GIVEN_UP,), records=True), OPERATOR)
+    status, listed = await desk.act(LettersAction.LIST, LettersRequest(frozenset({GIVEN_UP}), records=True), OPERATOR)
     assert (status, [one["record"] for one in listed["letters"]]) == (200, [valid.decode()])
     assert any("hidden from other readers" in note for note in listed["notes"])
-    assert "record" not in (await desk.list(LettersRequest(reasons=(GIVEN_UP,)), OPERATOR))[1]["letters"][0]
+    assert "record" not in (await desk.act(LettersAction.LIST, LettersRequest(frozenset({GIVEN_UP})), OPERATOR))[1]["letters"][0]
 
-    _, planned = await desk.replay(LettersRequest(reasons=(GIVEN_UP,)), OPERATOR)
+    _, planned = await desk.act(LettersAction.REPLAY, LettersRequest(frozenset({GIVEN_UP})), OPERATOR)
     assert (planned["applied"], planned["wouldSend"]) == (False, 1)
-    assert (await desk.replay(LettersRequest(reasons=(GIVEN_UP,), apply=True), OPERATOR))[0] == 400
+    assert (await desk.act(LettersAction.REPLAY, LettersRequest(frozenset({GIVEN_UP}), apply=True), OPERATOR))[0] == 400
     until = datetime.fromisoformat(planned["until"])
     with capture_logs() as logs:
-        _, sent = await desk.replay(LettersRequest(reasons=(GIVEN_UP,), until=until, apply=True), OPERATOR)
+        _, sent = await desk.act(LettersAction.REPLAY, LettersRequest(frozenset({GIVEN_UP}), until=until, apply=True), OPERATOR)
     assert (sent["sent"], await bench.records()) == (1, [valid])
 
     (line,) = [one for one in logs if one["event"] == "operator.acted"]
@@ -534,29 +528,27 @@ async def test_letters_are_looked_at_replayed_and_discarded_over_http(bench: Ben
     assert valid.decode() not in str(logs)
 
     (_, plan), (busy, _) = await asyncio.gather(
-        desk.discard(LettersRequest(), OPERATOR), desk.discard(LettersRequest(), OPERATOR)
+        desk.act(LettersAction.DISCARD, LettersRequest(), OPERATOR), desk.act(LettersAction.DISCARD, LettersRequest(), OPERATOR)
     )
     assert (plan["wouldDiscard"], busy) == (1, 409)
     request = LettersRequest(until=datetime.fromisoformat(plan["until"]), apply=True)
-    _, done = await desk.discard(request, OPERATOR)
+    _, done = await desk.act(LettersAction.DISCARD, request, OPERATOR)
     assert (done["discarded"], done["left"], await bench.count()) == (1, 0, (1, 0))
-    naive = LettersRequest(until=datetime(2027, 1, 1), apply=True)  # noqa: DTZ001  (as a client sends it)
-    assert (await desk.discard(naive, OPERATOR))[0] == 200
 
 
 async def test_corrected_letter_has_a_new_id_linked_to_the_old_one(bench: Bench) -> None:
     desk = LetterRequests(bench.settings)
     valid = record("create", "late-x", 1)
     await bench.store(letter(bench, b"{", "1", reason=INVALID), letter(bench, valid, "2"))
-    (row,) = (await desk.list(LettersRequest(reasons=(INVALID,)), OPERATOR))[1]["letters"]
-    status, plan = await desk.edit(EditRequest(row["messageId"], valid.decode()), OPERATOR)
+    (row,) = (await desk.act(LettersAction.LIST, LettersRequest(frozenset({INVALID})), OPERATOR))[1]["letters"]
+    status, plan = await desk.act(LettersAction.EDIT, EditRequest(row["messageId"], valid.decode()), OPERATOR)
     assert (status, plan["applied"], plan["sent"], await bench.records()) == (200, False, 0, [])
     assert (plan["operation"], plan["requestId"] != plan["oldRequestId"]) == ("create", True)
     wanted = EditRequest(row["messageId"], valid.decode(), apply=True)
-    assert (await desk.edit(wanted, OPERATOR))[0] == 400  # without the id of the plan
-    assert (await desk.edit(EditRequest(row["messageId"], "{"), OPERATOR))[0] == 400
+    assert (await desk.act(LettersAction.EDIT, wanted, OPERATOR))[0] == 400  # without the id of the plan
+    assert (await desk.act(LettersAction.EDIT, EditRequest(row["messageId"], "{"), OPERATOR))[0] == 400
     with capture_logs() as logs:
-        status, done = await desk.edit(msgspec.structs.replace(wanted, request_id=plan["requestId"]), OPERATOR)
+        status, done = await desk.act(LettersAction.EDIT, msgspec.structs.replace(wanted, request_id=plan["requestId"]), OPERATOR)
     (sent,) = await bench.records()
     assert (status, done["sent"], json.loads(sent)["requestId"]) == (200, 1, plan["requestId"])
     assert await bench.count() == (1, 0)
@@ -568,7 +560,7 @@ async def test_corrected_letter_has_a_new_id_linked_to_the_old_one(bench: Bench)
         "oldRequestId": plan["oldRequestId"],
     }
     assert "late-x" not in str(line)
-    assert (await desk.edit(EditRequest("gone", valid.decode()), OPERATOR))[0] == 404
+    assert (await desk.act(LettersAction.EDIT, EditRequest("gone", valid.decode()), OPERATOR))[0] == 404
 
 
 async def test_newest_letters_are_those_of_the_whole_queue(bench: Bench) -> None:
@@ -576,11 +568,11 @@ async def test_newest_letters_are_those_of_the_whole_queue(bench: Bench) -> None
     times = [datetime(2026, 1, day, tzinfo=UTC) for day in (3, 9, 1, 7, 5, 8, 2, 6, 4)] * 3
     valid = record("create", "late-x", 1)
     await bench.store(*(letter(bench, valid, str(n), failed_at=at) for n, at in enumerate(times)))
-    _, found = await desk.list(LettersRequest(limit=4, newest=True, records=True), OPERATOR)
+    _, found = await desk.act(LettersAction.LIST, LettersRequest(limit=4, newest=True, records=True), OPERATOR)
     assert [one["failedAt"].day for one in found["letters"]] == [9, 9, 9, 8]
     assert (found["matched"], found["isCut"]) == (27, True)
     before = LettersRequest(limit=4, newest=True, until=datetime(2026, 1, 3, tzinfo=UTC))
-    _, older = await desk.list(before, OPERATOR)
+    _, older = await desk.act(LettersAction.LIST, before, OPERATOR)
     assert [one["failedAt"].day for one in older["letters"]] == [2, 2, 2, 1]
 
 

@@ -281,7 +281,7 @@ async def test_view_is_asked_with_the_decoded_ids(site: Site, daemon: Daemon, pa
 async def test_request_is_refused_when_it_cannot_be_meant(site: Site, daemon: Daemon, path: str) -> None:
     status, _, body = await site.ask(path, **AUTHORIZED)
     assert (status, daemon.asked) == (400, [])
-    assert "expected" in msgspec.json.decode(body)["error"]
+    assert list(msgspec.json.decode(body)) == ["error"]
 
 
 async def test_unknown_paths_and_methods_are_told_in_json(loose_site: Site, daemon: Daemon) -> None:
@@ -308,10 +308,11 @@ async def test_nothing_is_emptied_unless_that_is_allowed(daemon: Daemon) -> None
                 assert (await loose_site.ask(path, "DELETE", **headers))[0] == 401
         assert daemon.asked == []
         assert (await loose_site.ask("/cache/clear", "DELETE", **AUTHORIZED))[2] == b'{"cleared":2}'
-        for query, name in (("?queue=a%2Fb%20c.fifo", "a/b c.fifo"), ("?queue=", None), ("?name=a", None)):
+        for query, name in (("?queue=a%2Fb%20c.fifo", "a/b c.fifo"), ("?queue=", None)):
             status, answered, _ = await loose_site.ask(f"/sqs/purge{query}", "DELETE", **AUTHORIZED)
             assert (status, answered["Retry-After"], daemon.asked[-1]) == (429, "60", ("purge", name))
-        assert (await loose_site.ask("/sqs/purge?queue=a&queue=b", "DELETE", **AUTHORIZED))[0] == 400
+        for query in ("?queue=a&queue=b", "?name=a"):
+            assert (await loose_site.ask(f"/sqs/purge{query}", "DELETE", **AUTHORIZED))[0] == 400
 
 
 async def test_reads_are_open_only_where_that_is_allowed(daemon: Daemon) -> None:
@@ -467,18 +468,16 @@ async def test_bodies_are_read_strictly(daemon: Daemon, path: str, body: bytes, 
     asked: list[tuple[str, Actor]] = []
 
     class Desk:
-        def __getattr__(self, name: str) -> Any:
-            async def note(_: object, actor: Actor) -> HttpAnswer:
-                asked.append((name, actor))
-                return 200, {}
-
-            return note
+        async def act(self, action: str, _: object, actor: Actor) -> HttpAnswer:
+            asked.append((action, actor))
+            return 200, {}
 
     async with serving(daemon, BOTH_TOKENS, letters=cast("Any", Desk())) as site:
         assert (await site.post(path, body, **VIEWING))[0] == 403
         status, answer = await site.post(path, body, **AUTHORIZED)
-    calls = [(path.removeprefix(LETTERS), Actor("operator", "127.0.0.1"))] if expected == 200 else []
-    assert (status, list(answer), asked, daemon.asked) == (expected, [] if calls else ["error"], calls, [])
+    actors = [Actor("operator", "127.0.0.1")] if expected == 200 else []
+    assert (status, list(answer), daemon.asked) == (expected, [] if actors else ["error"], [])
+    assert ([actor for _, actor in asked], all(path[14:] in action for action, _ in asked)) == (actors, True)
 
 
 async def read_events(site: Site, count: int, **headers: str) -> list[tuple[str, Any]]:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from simplu_worker.status.problems import CAUSES, HELD, advice_members, cause_of
+from simplu_worker.status.causes import CAUSES, HELD, advice_members, cause_of
 from simplu_worker.status.words import ProblemCause
 from simplu_worker.vocabulary import HoldReason
 

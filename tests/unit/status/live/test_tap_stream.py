@@ -10,39 +10,9 @@ from support.queued_operations import queued_operation
 
 from simplu_worker.consumers.operation_taps import EVENTS_MAX, OperationTaps, TapFilter
 from simplu_worker.operations.operation import Disposition, Outcome
-from simplu_worker.status.event_stream import ALIVE, parse_tap_query, tapped
+from simplu_worker.status.event_stream import ALIVE, tapped
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
-
-
-@pytest.mark.parametrize(
-    ("pairs", "expected"),
-    [
-        ([], TapFilter()),
-        ([("businessId", "b"), ("locationId", "l"), ("outcome", "")], TapFilter(business_id="b", location_id="l")),
-        ([("operation", "create"), ("outcome", "dead_letter")], TapFilter(kind="create", outcome="dead_letter")),
-        ([("resourceType", "t"), ("content", "true")], TapFilter(resource_type="t", shows_content=True)),
-        ([("content", "false")], TapFilter()),
-    ],
-)
-def test_query_is_a_filter(pairs: list[tuple[str, str]], expected: TapFilter) -> None:
-    assert parse_tap_query(pairs) == expected
-
-
-@pytest.mark.parametrize(
-    "pairs",
-    [
-        [("businessId", "b")],
-        [("tenant", "b")],
-        [("operation", "upsert")],
-        [("outcome", "fine")],
-        [("content", "yes")],
-        [("outcome", "succeeded"), ("outcome", "duplicate")],
-    ],
-)
-def test_query_that_cannot_be_meant_is_refused(pairs: list[tuple[str, str]]) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        parse_tap_query(pairs)
 
 
 async def test_operations_come_as_events_until_the_end() -> None:
